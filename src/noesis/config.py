@@ -1,0 +1,279 @@
+"""The two YAML files as frozen models: `data/training/lora_config.yaml` and `data/training/training_config.yaml`.
+
+People write sparse YAML; each run writes its resolved configuration to `config.json`. Unknown keys are refused with the
+nearest known one; contradictions between the files are refused too. Command-line options arrive as `overrides`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from noesis.errors import ConfigError, UsageError
+from noesis.files import sha256_json
+from noesis.yaml_file import read_yaml
+
+Language = Literal["pt", "en", "both"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False, protected_namespaces=())
+
+
+class Quantization(_Frozen):
+    """How bitsandbytes stores the frozen base."""
+
+    load_in_4bit: bool = True
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    bnb_4bit_use_double_quant: bool = True
+    bnb_4bit_compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+
+
+class LoraFile(_Frozen):
+    """`lora_config.yaml`; names as in `peft.LoraConfig`."""
+
+    r: Count = 64
+    lora_alpha: Count = 128
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    bias: Literal["none"] = "none"
+    task_type: Literal["CAUSAL_LM"] = "CAUSAL_LM"
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)]
+    quantization: Quantization = Quantization()
+
+
+class DataSection(_Frozen):
+    """What is trained on and what is held out."""
+
+    language: Language = "pt"
+    eval_examples: Count = 13
+    categories: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class ConstitutionalSection(_Frozen):
+    """How the critique enters the training text."""
+
+    include_critique: bool = False
+
+
+class JudgeWeights(_Frozen):
+    """Weight of each judge in the mean; they add up to 1."""
+
+    veritas: Fraction = 0.40
+    sophia: Fraction = 0.30
+    dike: Fraction = 0.30
+
+
+class TribunalSection(_Frozen):
+    """The court's bands, and how much the base and the tuned model answer."""
+
+    weights: JudgeWeights = JudgeWeights()
+    approval_threshold: Fraction = 0.70
+    conditional_threshold: Fraction = 0.50
+    judge_floor: Fraction = 0.50
+    answers: Annotated[int, Field(ge=0)] = 6
+    max_new_tokens: Count = 240
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TribunalSection:
+        total = self.weights.veritas + self.weights.sophia + self.weights.dike
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"tribunal.weights add up to {total:g}; they must add up to 1")
+        if self.conditional_threshold > self.approval_threshold:
+            raise ValueError("tribunal.conditional_threshold is above tribunal.approval_threshold")
+        return self
+
+
+class GgufSection(_Frozen):
+    """Which GGUF files an export writes."""
+
+    quantizations: Annotated[tuple[Literal["f32", "f16", "q8_0"], ...], Field(min_length=1)] = ("f16", "q8_0")
+
+
+class DemoSection(_Frozen):
+    """What `noesis demo` changes so that the pipeline takes minutes on two cores."""
+
+    model: str = "smollm2"
+    language: Language = "en"
+    r: Annotated[tuple[Count, ...], Field(min_length=1)] = (64, 32, 16)
+    max_epochs: Count = 3
+    train_minutes: Annotated[float, Field(gt=0)] = 5.0
+    quick_examples: Count = 16
+
+
+class ModalSection(_Frozen):
+    """Names and machines on Modal.com."""
+
+    model: str = "meta-llama/Llama-3.1-8B-Instruct"
+    app: str = "noesis-philosophical-training"
+    volume: str = "noesis-training-data"
+    secret: str = "huggingface-token"  # noqa: S105  (its name on Modal)
+    train_gpu: Annotated[tuple[str, ...], Field(min_length=1)] = ("L40S", "A100-80GB")
+    judge_gpu: Annotated[tuple[str, ...], Field(min_length=1)] = ("A10",)
+    timeout_hours: Annotated[float, Field(gt=0, le=24)] = 12.0
+
+
+class TrainingFile(_Frozen):
+    """`training_config.yaml`; training keys as in `transformers.TrainingArguments`."""
+
+    model: str = "smollm2"
+    revision: str | None = None
+    output_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "noesis-philosopher-v1"
+    num_train_epochs: Count = 3
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-4
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    warmup_ratio: Fraction = 0.03
+    per_device_train_batch_size: Count = 2
+    gradient_accumulation_steps: Count = 4
+    max_length: Annotated[int, Field(ge=64)] = 2048
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    seed: Annotated[int, Field(ge=0)] = 42
+    data: DataSection
+    constitutional_ai: ConstitutionalSection = ConstitutionalSection()
+    tribunal: TribunalSection = TribunalSection()
+    gguf: GgufSection = GgufSection()
+    demo: DemoSection = DemoSection()
+    modal: ModalSection = ModalSection()
+
+
+class Config(_Frozen):
+    """Both files together: everything that a run is made of."""
+
+    lora: LoraFile
+    training: TrainingFile
+    max_examples: Annotated[int, Field(ge=1)] | None = None  # train on the first N of the shuffled set; None: all
+
+    def digest(self) -> str:
+        """SHA-256 of the settings that decide the adapter; those of the demo profile, GGUF, Tribunal and Modal do not."""
+        settings = self.model_dump(mode="json")
+        for section in ("demo", "gguf", "tribunal", "modal", "output_name"):
+            settings["training"].pop(section)
+        return sha256_json(settings)
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with a constitution, two YAML files and examples; `noesis init` makes one."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def training(self) -> Path:
+        return self.data / "training"
+
+    @property
+    def exports(self) -> Path:
+        return self.training / "exports"
+
+    @property
+    def constitution(self) -> Path:
+        return self.data / "constitution.yaml"
+
+    @property
+    def lora_yaml(self) -> Path:
+        return self.training / "lora_config.yaml"
+
+    @property
+    def training_yaml(self) -> Path:
+        return self.training / "training_config.yaml"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    def sources(self, language: Language) -> list[Path]:
+        """The folders of hand-written examples in `language`."""
+        folders = {"pt": ["philosophical"], "en": ["philosophical_en"], "both": ["philosophical", "philosophical_en"]}
+        return [self.training / name for name in folders[language]]
+
+
+def find_project(path: Path | None = None) -> Project:
+    """The project at `path`, or the nearest one at or above the working directory."""
+    if path is not None:
+        if not Project(path).training_yaml.is_file():
+            raise UsageError(f"no project in {path}: {Project(path).training_yaml} is missing; make one with  noesis init {path}")
+        return Project(path)
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if Project(folder).training_yaml.is_file():
+            return Project(folder)
+    raise UsageError(f"no project at or above {here}: go to one, name one with --project DIR, or make one with  noesis init DIR")
+
+
+def load_config(project: Project, overrides: dict[str, Any] | None = None) -> Config:
+    """Read both files, lay `overrides` over them, validate.
+
+    Args:
+        overrides: dotted keys as in the files' own nesting, `lora.r` or `training.num_train_epochs`; None values are skipped.
+
+    Raises:
+        ConfigError: naming the file, the key and the nearest known key.
+    """
+    raw: dict[str, Any] = {"lora": _read_yaml(project.lora_yaml), "training": _read_yaml(project.training_yaml)}
+    lora = _validate(LoraFile, raw["lora"], project.lora_yaml)
+    training = _validate(TrainingFile, raw["training"], project.training_yaml)
+    merged: dict[str, Any] = {"lora": lora.model_dump(), "training": training.model_dump(), "max_examples": None}
+    for dotted, value in (overrides or {}).items():
+        if value is not None:
+            target = merged
+            *folders, key = dotted.split(".")
+            for folder in folders:
+                target = target[folder]
+            target[key] = value
+    return _validate(Config, merged, Path("the command line"))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        value = read_yaml(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing: copy it from the project, or make a new project with  noesis init DIR") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected keys and values, found {type(value).__name__}")
+    return value
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def _validate(model: type[M], raw: dict[str, Any], path: Path) -> M:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(_explain(model, error, path)) from None
+
+
+def _explain(model: type[BaseModel], error: ValidationError, path: Path) -> str:
+    """The first complaint of pydantic in the words of this project."""
+    first = error.errors()[0]
+    dotted = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(model, first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
+        return f"{path}: unknown key {dotted!r}; {hint}"
+    if first["type"] == "missing":
+        return f"{path}: the key {dotted!r} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{path}: {dotted + ' = ' + repr(first['input']) + ': ' if dotted else ''}{message}"
+
+
+def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    for part in location:
+        inner = model.model_fields[str(part)].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)

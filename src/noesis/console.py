@@ -1,0 +1,89 @@
+"""What long work prints: stage headings, plain lines, and progress with rate and time left.
+
+On a terminal a progress line is redrawn in place; elsewhere (CI, `modal app logs`) it is a plain line now and then.
+Everything goes to stderr when the command's result on stdout is meant for a script (`--json`).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+_stream: TextIO | None = None
+
+
+def use_stderr() -> None:
+    """Send all talk to stderr from now on, so that stdout holds nothing but the result."""
+    global _stream
+    _stream = sys.stderr
+
+
+def say(text: str = "") -> None:
+    """Print one line of talk, at once (never held back in a pipe)."""
+    print(_printable(text), file=_stream or sys.stdout, flush=True)
+
+
+def heading(number: int, total: int, name: str, what: str) -> None:
+    """Announce a stage: `[3/7] train — …`."""
+    say(f"\n[{number}/{total}] {name} — {what}")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: `8.4 s`, `3 min 05 s`, `2 h 10 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
+
+
+def size(count: float) -> str:
+    """Bytes as a person reads them: `512 kB`, `1.4 GB` (powers of ten)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit in ("B", "kB") else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+class Progress:
+    """A counter with rate and time left: `with Progress("train", total=52_000, unit="tok") as p: p.advance(400)`."""
+
+    def __init__(self, what: str, total: int, unit: str, every_s: float = 10.0) -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self.done = 0
+        self.started = self.last_shown = time.monotonic()
+        self.out = _stream or sys.stdout
+        self.live = self.out.isatty()
+        self.every_s = 0.2 if self.live else every_s
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def advance(self, count: int, note: str = "") -> None:
+        """Count `count` more units and show the line if it is time to."""
+        self.done += count
+        now = time.monotonic()
+        if now - self.last_shown >= self.every_s or self.done >= self.total:
+            self.last_shown = now
+            self._show(now, note)
+
+    def _show(self, now: float, note: str) -> None:
+        rate = self.done / max(now - self.started, 1e-9)
+        left = max(self.total - self.done, 0) / max(rate, 1e-9)
+        line = f"  {self.what} {self.done:,}/{self.total:,} {self.unit} · {rate:,.0f} {self.unit}/s · {duration(left)} left"
+        line += f" · {note}" if note else ""
+        if self.live:
+            print("\r\x1b[K" + line, end="", file=self.out, flush=True)
+        else:
+            print(line, file=self.out, flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            print(file=self.out, flush=True)
+
+
+def _printable(text: str) -> str:
+    """Text from files and models is hostile: control characters (a terminal would obey them) are shown, not sent."""
+    return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -1,0 +1,1 @@
+"""Examples: record schema → validate → split → export; and the loss-mask view. Never imports torch or transformers."""

@@ -1,0 +1,79 @@
+"""One tree of errors. Each message says what failed, on which value, and what to do about it.
+
+    NoesisError                       exit 1   anything that a user can cause or that the surroundings did
+    ├── UsageError (ValueError)       exit 2   a wrong argument, a file or folder that was named and is not there
+    │   └── ConfigError               exit 2   a YAML file: unknown key, wrong type, contradiction
+    ├── ConstitutionError             exit 2   data/constitution.yaml does not hold together
+    ├── DataError (ValueError)        exit 1   examples that must not be trained on
+    ├── ModelError (RuntimeError)     exit 1   a model that can't be found, loaded, converted or run
+    │   └── ParityError               exit 1   an export that does not behave like the model that was trained
+    ├── TrainingError (RuntimeError)  exit 1   training can't start or must stop
+    ├── RunError (RuntimeError)       exit 1   a run directory: locked, incomplete, or of another kind
+    └── MissingExtra (ImportError)    exit 1   an optional package that is not installed
+
+A new class is added only when a caller would handle it differently; otherwise raise an existing one with a better message.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigError",
+    "ConstitutionError",
+    "DataError",
+    "MissingExtra",
+    "ModelError",
+    "NoesisError",
+    "ParityError",
+    "RunError",
+    "TrainingError",
+    "UsageError",
+]
+
+
+class NoesisError(Exception):
+    """Base of all errors that end in one message instead of a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(NoesisError, ValueError):
+    """The command was called with something that can't work."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration file is wrong; the message names the file and the key."""
+
+
+class ConstitutionError(NoesisError, ValueError):
+    """The constitution does not hold together; the message names the entry."""
+
+    exit_code = 2
+
+
+class DataError(NoesisError, ValueError):
+    """Examples that must not be trained on; the message names file and line."""
+
+
+class ModelError(NoesisError, RuntimeError):
+    """A model can't be found, loaded, converted or run."""
+
+
+class ParityError(ModelError):
+    """An exported model does not behave like the model that was trained."""
+
+
+class TrainingError(NoesisError, RuntimeError):
+    """Training can't start or must stop; the message names the row or the setting."""
+
+
+class RunError(NoesisError, RuntimeError):
+    """A run directory is locked, incomplete, or of another configuration."""
+
+
+class MissingExtra(NoesisError, ImportError):
+    """An optional package is missing; the message holds the install command."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"this command needs the package {package!r}, which is not installed: run  make setup  or  pip install 'noesis[{extra}]'")

@@ -1,0 +1,413 @@
+"""The whole pipeline, a function a stage: export → plan → train → judge → merge → gguf → report.
+
+`noesis demo`, the single commands and Modal's functions all call these. A stage finds what it needs in the run directory.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from noesis.config import Config, Project, load_config
+from noesis.console import Progress, duration, heading, say, size
+from noesis.constitution.conversation import opening, render
+from noesis.constitution.document import Constitution, load_constitution
+from noesis.constitution.tokenizer import load_tokenizer
+from noesis.data.export import check_sources, describe
+from noesis.data.read import read_examples
+from noesis.data.split import split
+from noesis.device import Device, detect
+from noesis.errors import RunError
+from noesis.files import sha256_json, write_json, write_jsonl
+from noesis.models import Model, cache_folder, find_model
+from noesis.run import Run, load_run, open_run
+from noesis.train.plan import Plan, choose_for_demo, compute_dtype, make_plan, read_shape
+from noesis.train.rows import answer_rows, training_rows
+
+Records = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run with what its stages share."""
+
+    run: Run
+    config: Config
+    constitution: Constitution
+    model: Model
+    device: Device
+
+    def examples(self, part: str) -> Records:
+        """The run's own copy of `train` or `eval`."""
+        return read_examples(self.run.data / f"{part}.jsonl", self.constitution)
+
+
+# --- opening a run
+
+
+def from_sources(project: Project, config: Config) -> tuple[Records, Records]:
+    """Validate the hand-written examples and split them (train, held out)."""
+    constitution = load_constitution(project.constitution)
+    sources = project.sources(config.training.data.language)
+    report = check_sources(sources, constitution, config)
+    say(f"  {report.rows} examples in {report.files} files: no errors, {len(report.warnings)} warnings")
+    return split(report.records, eval_examples=config.training.data.eval_examples, seed=config.training.seed)
+
+
+def from_exports(folder: Path, project: Project) -> tuple[Records, Records]:
+    """Read files that were exported before (train, held out)."""
+    constitution = load_constitution(project.constitution)
+    return read_examples(folder / "train.jsonl", constitution), read_examples(folder / "eval.jsonl", constitution)
+
+
+def new_session(project: Project, config: Config, path: Path, data: tuple[Records, Records], *, fresh: bool = False, archive_to: Path | None = None) -> Session:
+    """Open the run at `path` for these settings and data; its copy of data and constitution is written if it is new."""
+    train, held_out = data
+    constitution = load_constitution(project.constitution)
+    model = find_model(config.training.model, config.training.revision)
+    if config.max_examples is not None:
+        train = sorted(train, key=lambda r: hashlib.sha256(f"{config.training.seed}:{r['id']}".encode()).hexdigest())[: config.max_examples]
+    identity = {
+        "config_sha256": config.digest(),
+        "dataset_sha256": sha256_json([train, held_out]),
+        "constitution_sha256": constitution.digest(),
+        "base_model": config.training.model,
+        "revision": model.revision,
+    }
+    run = open_run(path, identity, config, fresh=fresh, archive_to=archive_to)
+
+    def work() -> dict[str, Any]:
+        write_jsonl(run.data / "train.jsonl", train)
+        write_jsonl(run.data / "eval.jsonl", held_out)
+        run.data.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(project.constitution, run.data / "constitution.yaml")
+        statistics = describe(run.data / "train.jsonl", run.data / "eval.jsonl", train, held_out, constitution)
+        write_json(run.data / "statistics.json", statistics)
+        return statistics
+
+    statistics = run.perform("export", work, lambda: sorted(run.data.iterdir()))
+    say(f"  {statistics['train']['examples']} to train on, {statistics['eval']['examples']} held out → {run.data}")
+    return Session(run, config, constitution, model, detect())
+
+
+def session_of(path: Path) -> Session:
+    """The session of an existing run, from what lies in it."""
+    run = load_run(path)
+    config = run.config()
+    constitution = load_constitution(run.data / "constitution.yaml")
+    return Session(run, config, constitution, find_model(config.training.model, config.training.revision), detect())
+
+
+# --- the stages
+
+
+def plan(s: Session, *, again: bool = False) -> dict[str, Any]:
+    """What will be trained, in how many tokens, and what it is expected to take."""
+
+    def work() -> dict[str, Any]:
+        return planned(s.config, s.model, s.examples("train"), s.constitution, s.device).as_json()
+
+    result = s.run.perform("plan", work, list, again=again)
+    show_plan(result)
+    return result
+
+
+def planned(config: Config, model: Model, train: Records, constitution: Constitution, device: Device) -> Plan:
+    """The plan of a run that need not exist yet."""
+    rows = training_rows(
+        train,
+        load_tokenizer(model.path),
+        constitution,
+        include_critique=config.training.constitutional_ai.include_critique,
+        max_length=config.training.max_length,
+    )
+    return make_plan(config, config.training.model, read_shape(model.path), rows, device)
+
+
+def show_plan(p: dict[str, Any]) -> None:
+    """Print a plan."""
+    say(f"  {p['model']}: {p['parameters'] / 1e6:,.0f} M parameters, adapter of rank {p['r']} with {p['adapter_parameters'] / 1e6:.1f} M; {p['precision']}")
+    say(f"  on {p['device']['name']} ({p['device']['kind']}, {p['device']['threads']} threads, {size(p['device']['memory_bytes'])} free)")
+    say(
+        f"  {p['rows']} examples, {p['tokens_per_epoch']:,} tokens an epoch ({p['trained_tokens_per_epoch']:,} trained on), longest {p['longest_row']}; "
+        f"{p['epochs']} epoch(s), {p['steps']} steps of {p['micro_batch']} × {p['accumulation']}"
+    )
+    say(f"  expected: {p['tokens_per_s']:,.0f} tokens/s, {duration(p['seconds'])}, {size(p['memory_bytes'])} of memory, 0.00 USD here")
+
+
+def train(s: Session) -> dict[str, Any]:
+    """QLoRA; one adapter an epoch."""
+    from noesis.train.trainer import train as train_adapter
+
+    p = Plan(**s.run.manifest["stages"]["plan"]["result"])
+
+    def work() -> dict[str, Any]:
+        rows = training_rows(
+            s.examples("train"),
+            load_tokenizer(s.model.path),
+            s.constitution,
+            include_critique=s.config.training.constitutional_ai.include_critique,
+            max_length=s.config.training.max_length,
+        )
+        if not (s.run.checkpoints / "resume").is_dir():
+            s.run.metrics.unlink(missing_ok=True)
+        return train_adapter(s.model.path, rows, s.config, p, s.device, checkpoints=s.run.checkpoints, metrics=s.run.metrics)
+
+    result = s.run.perform("train", work, lambda: [*s.run.checkpoints.glob("epoch_*/*"), s.run.metrics])
+    gc.collect()
+    say(
+        f"  {result['steps']} steps in {duration(result['seconds'])} ({result['tokens_per_s']:,.0f} tokens/s); "
+        f"loss {result['first_loss']:.3f} → {result['final_loss']:.3f}; → {s.run.adapter()}"
+    )
+    return result
+
+
+def judge(s: Session, *, again: bool = False) -> dict[str, Any]:
+    """Base against tuned on the held-out examples: probabilities, answers, the offline screen; and the court's empty bench."""
+    from noesis.tribunal.court import empty_bench
+    from noesis.tribunal.preference import compare
+    from noesis.tribunal.screen import NAME, screen, tally
+
+    def work() -> dict[str, Any]:
+        held_out = s.examples("eval")
+        preference = compare([r["id"] for r in held_out], *_probabilities(s, held_out))
+        asked = _spread(held_out, s.config.training.tribunal.answers)
+        answers = _answers(s, asked)
+        rows = []
+        for record, base, tuned in zip(asked, answers["base"], answers["tuned"], strict=True):
+            rows.append(
+                {
+                    "id": record["id"],
+                    "language": record.get("language", "pt"),
+                    "category": record["category"],
+                    "prompt": record["prompt"],
+                    "turns": record.get("turns") or [],
+                    "base": {"answer": base, "flags": screen(base, record, s.constitution)},
+                    "tuned": {"answer": tuned, "flags": screen(tuned, record, s.constitution)},
+                    "written": record["response_revised"],
+                }
+            )
+        write_jsonl(s.run.tribunal / "answers.jsonl", rows)
+        summary = {
+            "preference": preference,
+            "screen": {"name": NAME, **{who: tally([row[who]["flags"] for row in rows]) for who in ("base", "tuned")}},
+            "court": empty_bench(s.config.training.tribunal),
+        }
+        write_json(s.run.tribunal / "summary.json", summary)
+        return summary
+
+    result = s.run.perform("judge", work, lambda: sorted(s.run.tribunal.glob("*.json*")), again=again)
+    show_judgement(result)
+    return result
+
+
+def show_judgement(result: dict[str, Any]) -> None:
+    """Print what the judge stage found."""
+    preference = result["preference"]
+    b, t, n = preference["base"], preference["tuned"], preference["examples"]
+    say(f"  held-out loss          {b['held_out_loss']:.4f} → {t['held_out_loss']:.4f}")
+    say(f"  preference accuracy    {b['preferred']}/{n} → {t['preferred']}/{n} (95% interval now {t['interval_95'][0]:.2f} to {t['interval_95'][1]:.2f})")
+    found = result["screen"]
+    say(f"  {found['name']}: {found['base']['flagged']} → {found['tuned']['flagged']} of {found['tuned']['answers']} answers flagged")
+    say(f"  Tribunal (Veritas, Sophia, Dikē): {result['court']['verdict']}: {result['court']['reason']}")
+
+
+def merge(s: Session, *, again: bool = False) -> dict[str, Any]:
+    """Adapter + base → a standalone model."""
+    from noesis.release.card import model_card
+    from noesis.release.merge import merge as merge_weights
+
+    def work() -> dict[str, Any]:
+        card = model_card(s.run.merged.name, s.config.training.model, s.model.licence, s.run.manifest)
+        return merge_weights(
+            s.model.path, s.run.adapter(), s.run.merged, quantization=s.config.lora.quantization, dtype=compute_dtype(s.config, s.device), card=card
+        )
+
+    result = s.run.perform("merge", work, lambda: [p for p in s.run.merged.iterdir() if p.is_file()], again=again)
+    say(f"  {result['merged_tensors']} of {result['tensors']} tensors merged into {result['into']}; {size(result['bytes'])} → {s.run.merged}")
+    return result
+
+
+def gguf(s: Session, *, kinds: tuple[str, ...] | None = None, again: bool = False) -> dict[str, Any]:
+    """GGUF files of the merged model, and the proof that they behave like it."""
+    from noesis.release.gguf import write_gguf
+    from noesis.release.parity import check_parity, require
+
+    if not s.run.is_done("merge"):
+        raise RunError(f"{s.run.path} holds no merged model: run  noesis merge {s.run.path}  first")
+    wanted = kinds or s.config.training.gguf.quantizations
+    files = {kind: s.run.gguf / f"{s.run.merged.name}-{kind}.gguf" for kind in wanted}
+
+    def work() -> dict[str, Any]:
+        for kind, file in files.items():
+            write_gguf(s.run.merged, file, kind, name=s.run.merged.name, licence=s.model.licence)
+            say(f"  {file.name}: {size(file.stat().st_size)}")
+        tokenizer = load_tokenizer(s.run.merged)
+        parity = check_parity(s.run.merged, files, _parity_texts(s, tokenizer), tokenizer)
+        write_json(s.run.gguf / "parity.json", parity)
+        require(parity)
+        return parity
+
+    changed = set(wanted) != set((s.run.result("gguf") or {}).get("files", {}))
+    result = s.run.perform("gguf", work, lambda: [*files.values(), s.run.gguf / "parity.json"], again=again or changed)
+    for kind, figure in result["files"].items():
+        say(
+            f"  {kind}: mean KL {figure['kl_mean']:.1e}, same first choice {figure['top1']:.3f} at {result['positions']:,} positions, "
+            f"token ids equal on {figure['strings']} strings"
+        )
+    return result
+
+
+def report(s: Session) -> Path:
+    """One self-contained page."""
+    from noesis.report.page import write_report
+
+    s.run.perform("report", lambda: write_report(s.run, s.config, s.constitution), lambda: [s.run.report], again=True)
+    say(f"  → {s.run.report}")
+    return s.run.report
+
+
+# --- the demo
+
+
+def demo(project: Project, path: Path, *, quick: bool = False, fresh: bool = False) -> Session:
+    """The whole pipeline on the embedded model, in minutes on two cores."""
+    base = load_config(project)
+    d = base.training.demo
+    wanted = {"training.model": d.model, "training.revision": None, "training.data.language": d.language, "training.num_train_epochs": 1 if quick else None}
+    config = load_config(project, {k: v for k, v in wanted.items() if v is not None} | {"max_examples": d.quick_examples if quick else None})
+
+    heading(1, 7, "validate and export", "every example checked, some held out")
+    _check_other_languages(project, config)
+    data = from_sources(project, config)
+    with Run(path, {}).locked():
+        config, choice = _demo_choice(config, data, project, path, quick=quick, fresh=fresh)
+        s = new_session(project, config, path, data, fresh=fresh)
+        write_json(path / "demo.json", choice)
+        run_stages(s, first=2, total=7)
+    return s
+
+
+def run_stages(s: Session, *, first: int, total: int) -> None:
+    """Every stage after the export, in order, each announced."""
+    court = "base against tuned on the held-out examples"
+    stages: list[tuple[str, str, Callable[[Session], Any]]] = [
+        ("plan", "what will be trained, and what it should take", plan),
+        ("train", "QLoRA, loss on the answers only", train),
+        ("judge", court, judge),
+        ("merge", "adapter and base into one model", merge),
+        ("gguf", "for llama.cpp, and does it behave alike?", gguf),
+        ("report", "one page", report),
+    ]
+    for offset, (name, what, work) in enumerate(stages):
+        heading(first + offset, total, name, what)
+        work(s)
+
+
+def _check_other_languages(project: Project, config: Config) -> None:
+    """The examples that this run does not use are checked all the same."""
+    for language in ("pt", "en"):
+        if language != config.training.data.language and all(any(folder.glob("*.jsonl")) for folder in project.sources(language)):
+            report = check_sources(project.sources(language), load_constitution(project.constitution), config)
+            say(f"  {language}: {report.rows} examples in {report.files} files: no errors, {len(report.warnings)} warnings")
+
+
+def _demo_choice(config: Config, data: tuple[Records, Records], project: Project, path: Path, *, quick: bool, fresh: bool) -> tuple[Config, dict[str, Any]]:
+    """Rank and epochs by the plan; once chosen they stay, so that a second `noesis demo` finds its stages done."""
+    request = sha256_json([config.digest(), sha256_json([*data]), config.training.demo.model_dump(), quick])
+    stored = path / "demo.json"
+    if stored.is_file() and not fresh:
+        choice = dict(json.loads(stored.read_text(encoding="utf-8")))
+        if choice.get("request") == request:
+            return _with_choice(config, int(choice["r"]), int(choice["epochs"])), choice
+    constitution = load_constitution(project.constitution)
+    model = find_model(config.training.model, config.training.revision)
+    rows = training_rows(
+        data[0],
+        load_tokenizer(model.path),
+        constitution,
+        include_critique=config.training.constitutional_ai.include_critique,
+        max_length=config.training.max_length,
+    )
+    r, epochs = choose_for_demo(config, read_shape(model.path), rows, detect())
+    choice = {"request": request, "r": r, "epochs": 1 if quick else epochs}
+    return _with_choice(config, r, int(choice["epochs"])), choice
+
+
+def _with_choice(config: Config, r: int, epochs: int) -> Config:
+    """`config` with another rank and number of epochs; alpha keeps its ratio to the rank."""
+    alpha = max(1, round(config.lora.lora_alpha * r / config.lora.r))
+    return config.model_copy(
+        update={
+            "lora": config.lora.model_copy(update={"r": r, "lora_alpha": alpha}),
+            "training": config.training.model_copy(update={"num_train_epochs": epochs}),
+        }
+    )
+
+
+# --- what the stages need of each other
+
+
+def _probabilities(s: Session, held_out: Records) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Scores of both answers to each held-out prompt, by the base (adapter off) and by the tuned model."""
+    from noesis.train.base import load_base, with_adapter
+    from noesis.train.score import log_likelihoods
+
+    tokenizer = load_tokenizer(s.model.path)
+    rows = {part: answer_rows(held_out, f"response_{part}", tokenizer, s.constitution) for part in ("revised", "initial")}
+    model = with_adapter(load_base(s.model.path, s.config, s.device), s.run.adapter())
+    scores: dict[bool, dict[str, Any]] = {}
+    for on in (False, True):
+        who = "tuned" if on else "base"
+        scores[on] = {part: log_likelihoods(model, rows[part], adapter=on, what=f"score {part} by the {who} model") for part in rows}
+    del model
+    gc.collect()
+    return scores[False], scores[True]
+
+
+def _answers(s: Session, asked: Records) -> dict[str, list[str]]:
+    """Greedy answers in llama.cpp, from one process: the base that was trained on, with the adapter off and on."""
+    if not asked:
+        return {"base": [], "tuned": []}
+    from noesis.release.gguf import write_adapter_gguf, write_gguf
+    from noesis.serve.engine import Engine
+
+    quantization, dtype = s.config.lora.quantization, compute_dtype(s.config, s.device)
+    key = sha256_json([s.model.revision, quantization.model_dump(), dtype, 1])[:12]
+    base = cache_folder() / "models" / f"base-{key}-f16.gguf"
+    if not base.is_file():
+        say("  writing the base as it was trained on to GGUF, once …")
+        write_gguf(s.model.path, base, "f16", name="base", licence=s.model.licence, quantization=quantization, dtype=dtype)
+    adapter = s.run.gguf / f"{s.run.merged.name}-adapter.gguf"
+    write_adapter_gguf(s.run.adapter(), s.model.path, adapter)
+    conversations = [opening(s.constitution, record) for record in asked]
+    engine = Engine(base, adapter=adapter, parallel=min(4, len(asked)), context=2048)
+    answers = {}
+    for who, on in (("base", False), ("tuned", True)):
+        with Progress(f"answer ({who})", len(asked), "prompts") as progress:
+            answers[who] = engine.answer_all(conversations, max_tokens=s.config.training.tribunal.max_new_tokens, adapter=on, progress=progress)
+    return answers
+
+
+def _spread(records: Records, count: int) -> Records:
+    """`count` of `records`, evenly spread over them (they are sorted by category)."""
+    count = min(count, len(records))
+    return [records[i * len(records) // count] for i in range(count)]
+
+
+def _parity_texts(s: Session, tokenizer: Any) -> list[str]:
+    """Rendered conversations for the comparison: the held-out examples, and the constitution's principles in both languages."""
+    texts = [
+        render(tokenizer, [*opening(s.constitution, r), {"role": "assistant", "content": r["response_revised"]}], add_generation_prompt=False)
+        for r in s.examples("eval")
+    ]
+    for principle in s.constitution.principles[:6]:
+        for text in (principle.pt, principle.en):
+            texts.append(render(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True))
+    return texts

@@ -1,0 +1,1 @@
+"""From adapter to files that others can run: merge → GGUF → parity → model card."""

@@ -1,0 +1,80 @@
+"""`runs/<name>/report.html`: one page that works offline and escapes every string that it shows.
+
+Text in it comes from data sets and models and is hostile: Jinja's autoescaping is on, no script is in the page, and its
+Content-Security-Policy lets nothing be fetched.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from noesis.config import Config
+from noesis.console import duration, size
+from noesis.constitution.document import Constitution
+from noesis.files import write_text
+from noesis.run import STAGES, Run, now
+from noesis.train.trainer import read_metrics
+
+TEMPLATE = Path(__file__).with_name("page.html")
+
+
+def write_report(run: Run, config: Config, constitution: Constitution) -> dict[str, Any]:
+    """Write the page from what lies in the run directory; a stage that has not run is shown as missing."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(duration=duration, size=size, signed=lambda x: f"{x:+.4f}")
+    metrics = read_metrics(run.metrics)
+    answers = run.tribunal / "answers.jsonl"
+    plan, train = run.result("plan"), run.result("train")
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        run=run.manifest,
+        name=run.path.name,
+        made=now(),
+        constitution=constitution,
+        config=config,
+        data=run.result("export"),
+        plan=plan,
+        train=train,
+        judge=run.result("judge"),
+        merge=run.result("merge"),
+        gguf=run.result("gguf"),
+        answers=[json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()] if answers.is_file() else [],
+        curve=loss_curve([(m["step"], m["loss"]) for m in metrics]),
+        stages=[(name, run.manifest["stages"].get(name)) for name in STAGES if name != "report"],
+        outputs=[(path, o) for name in STAGES for path, o in run.manifest["stages"].get(name, {}).get("outputs", {}).items() if name != "report"],
+    )
+    write_text(run.report, page)
+    return {"stages_shown": sum(run.result(name) is not None for name in STAGES if name != "report")}
+
+
+def loss_curve(points: list[tuple[int, float]], width: int = 640, height: int = 200) -> dict[str, Any] | None:
+    """Coordinates of a line chart in pixels, with axis labels; None with fewer than two points."""
+    if len(points) < 2:
+        return None
+    left, right, top, bottom = 46, 10, 10, 26
+    steps, losses = [p[0] for p in points], [p[1] for p in points]
+    low, high = min(losses), max(losses)
+    margin = (high - low or 1) * 0.08
+    low, high = low - margin, high + margin
+
+    def x(step: float) -> float:
+        return left + (step - steps[0]) / max(steps[-1] - steps[0], 1) * (width - left - right)
+
+    def y(loss: float) -> float:
+        return top + (high - loss) / (high - low) * (height - top - bottom)
+
+    ticks = [low + (high - low) * i / 4 for i in range(5)]
+    return {
+        "width": width,
+        "height": height,
+        "path": " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in points),
+        "points": [(round(x(s), 1), round(y(v), 1), s, round(v, 3)) for s, v in points],
+        "y_ticks": [(round(y(v), 1), f"{v:.2f}") for v in ticks],
+        "x_ticks": [(round(x(s), 1), s) for s in sorted({steps[0], steps[len(steps) // 2], steps[-1]})],
+        "left": left,
+        "right": width - right,
+        "floor": height - bottom,
+    }

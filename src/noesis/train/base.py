@@ -1,0 +1,60 @@
+"""The frozen base, quantised as configured, and the adapter on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from noesis.config import Config
+from noesis.device import Device
+from noesis.errors import ModelError
+from noesis.quiet import quiet_libraries
+from noesis.train.plan import compute_dtype
+
+
+def load_base(folder: Path, config: Config, device: Device) -> Any:
+    """The base model from safetensors, in NF4 by bitsandbytes if configured; nothing in it requires a gradient.
+
+    Raises:
+        ModelError: the weights can't be read.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    quiet_libraries()
+    dtype = getattr(torch, compute_dtype(config, device))
+    quantization = config.lora.quantization
+    arguments: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
+    if quantization.load_in_4bit:
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
+            bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    if device.kind == "cuda":
+        arguments["device_map"] = {"": 0}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, **arguments)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"can't load {folder}: {' '.join(str(error).split())[:300]}") from None
+    model.requires_grad_(False)
+    return model
+
+
+def with_adapter(base: Any, adapter: Path) -> Any:
+    """The base with a trained adapter on it, for scoring. Only safetensors are read."""
+    from peft import PeftModel
+
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{adapter} holds no adapter_model.safetensors; adapters in other formats are not loaded, since they can run code")
+    return PeftModel.from_pretrained(base, adapter, is_trainable=False, use_safetensors=True).eval()
+
+
+def lora(config: Config) -> Any:
+    """`peft.LoraConfig` from lora_config.yaml."""
+    from peft import LoraConfig
+
+    settings = config.lora.model_dump(exclude={"quantization"})
+    settings["target_modules"] = list(settings["target_modules"])
+    return LoraConfig(**settings)

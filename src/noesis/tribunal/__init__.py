@@ -1,0 +1,1 @@
+"""Judgement. What needs a model is handed in as a function; nothing here imports torch."""
