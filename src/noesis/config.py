@@ -102,6 +102,7 @@ class DemoSection(_Frozen):
     language: Language = "en"
     r: Annotated[tuple[Count, ...], Field(min_length=1)] = (64, 32, 16)
     max_epochs: Count = 3
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-3
     train_minutes: Annotated[float, Field(gt=0)] = 5.0
     quick_examples: Count = 16
 
@@ -257,7 +258,7 @@ def _validate(model: type[M], raw: dict[str, Any], path: Path) -> M:
 
 def _explain(model: type[BaseModel], error: ValidationError, path: Path) -> str:
     """The first complaint of pydantic in the words of this project."""
-    first = error.errors()[0]
+    first = min(error.errors(), key=lambda e: e["type"] == "missing")  # a misspelt key explains a missing one
     dotted = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = _keys_at(model, first["loc"][:-1])

@@ -280,8 +280,16 @@ def demo(project: Project, path: Path, *, quick: bool = False, fresh: bool = Fal
     """The whole pipeline on the embedded model, in minutes on two cores."""
     base = load_config(project)
     d = base.training.demo
-    wanted = {"training.model": d.model, "training.revision": None, "training.data.language": d.language, "training.num_train_epochs": 1 if quick else None}
-    config = load_config(project, {k: v for k, v in wanted.items() if v is not None} | {"max_examples": d.quick_examples if quick else None})
+    config = load_config(
+        project,
+        {
+            "training.model": d.model,
+            "training.data.language": d.language,
+            "training.learning_rate": d.learning_rate,
+            "training.num_train_epochs": 1 if quick else None,
+            "max_examples": d.quick_examples if quick else None,
+        },
+    )
 
     heading(1, 7, "validate and export", "every example checked, some held out")
     _check_other_languages(project, config)

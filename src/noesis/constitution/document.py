@@ -116,9 +116,9 @@ def load_constitution(path: Path) -> Constitution:
     try:
         return Constitution.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = _name_of(raw, first["loc"])
-        raise ConstitutionError(f"{path}: {where}{first['msg'].removeprefix('Value error, ')}") from None
+        first = min(error.errors(), key=lambda e: e["type"] == "missing")  # a misspelt key explains a missing one
+        said = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+        raise ConstitutionError(f"{path}: {_name_of(raw, first['loc'])}{said}") from None
 
 
 def _name_of(raw: object, location: tuple[int | str, ...]) -> str:

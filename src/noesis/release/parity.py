@@ -54,7 +54,7 @@ HARD_STRINGS = [
 ]
 
 
-def check_parity(merged: Path, files: dict[str, Path], texts: list[str], tokenizer: Any, *, max_tokens: int = 160) -> dict[str, Any]:
+def check_parity(merged: Path, files: dict[str, Path], texts: list[str], tokenizer: Any, *, max_tokens: int = 96) -> dict[str, Any]:
     """Compare each GGUF with the merged model.
 
     Args:

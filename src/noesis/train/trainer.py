@@ -58,6 +58,10 @@ def train(folder: Path, rows: list[Encoded], config: Config, plan: Plan, device:
     )
     trainer.remove_callback(PrinterCallback)
     recorder.trainer = trainer
+    # TRL casts the adapter on a quantised base to bfloat16, in which steps of 2e-4 round away; the update is kept in float32.
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     if device.kind == "cpu":
         use_byte_dropout(trainer.model)
     last = last_saved(checkpoints / "resume")

@@ -1,0 +1,85 @@
+"""The command line: `noesis …`. Every command imports its stage only when it is called, so that `--help` costs nothing.
+
+This is the one boundary where errors become messages and exit codes: 0 done, 1 failed, 2 usage, 4 undecided (`noesis judge`),
+130 and 143 interrupted.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from noesis import __version__
+from noesis.cli import data_commands, pipeline_commands, upkeep_commands
+
+app = typer.Typer(
+    help="From a constitution and about a hundred examples to a small model that can be trusted to speak by them.\n\nExample: noesis demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(pipeline_commands.app)
+app.add_typer(upkeep_commands.app)
+app.add_typer(data_commands.app, name="data")
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    if version:
+        print(f"noesis {__version__}")
+        raise typer.Exit()
+
+
+def main() -> None:
+    """Run the command line; every foreseeable failure ends in one message and an exit code."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run one command and return its exit code."""
+    import click
+
+    from noesis.errors import NoesisError
+
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        code = app(arguments, standalone_mode=False)
+        return int(code) if isinstance(code, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        print("\nstopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        return 130
+    except _Terminated:
+        print("\nstopped by SIGTERM; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        return 143
+    except NoesisError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        return 0
+    except OSError as error:
+        from noesis.files import explain_os_error
+
+        print(f"error: {explain_os_error(error)}", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print("error: out of memory: choose a smaller --model, or lower max_length in training_config.yaml", file=sys.stderr)
+        return 1
+
+
+class _Terminated(BaseException):
+    pass
+
+
+def _terminated(number: int, frame: object) -> None:
+    raise _Terminated

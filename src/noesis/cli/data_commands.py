@@ -1,0 +1,88 @@
+"""`noesis data validate|export|inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from noesis.cli.options import JsonOption, ProjectOption, print_result, talk
+
+app = typer.Typer(help="Examples: check, split and look at them.\n\nExample: noesis data validate", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command("validate")
+def data_validate(
+    paths: Annotated[list[Path] | None, typer.Argument(metavar="[PATHS]", help="JSONL files or folders; default: the project's examples.")] = None,
+    project: ProjectOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check examples by file and line. Exit code 0: no errors (warnings allowed), 1: errors.
+
+    Example: noesis data validate data/training/philosophical
+    """
+    from noesis.config import find_project, load_config
+    from noesis.console import say
+    from noesis.constitution.document import load_constitution
+    from noesis.data.validate import validate
+
+    talk(as_json)
+    found = find_project(project)
+    config = load_config(found)
+    sources = paths or [folder for language in ("pt", "en") for folder in found.sources(language) if any(folder.glob("*.jsonl"))]
+    result = validate(sources or found.sources("pt"), load_constitution(found.constitution), config.training.data.categories)
+    for problem in result.problems:
+        say(str(problem))
+    say(f"{result.rows} rows in {result.files} files: {len(result.records)} valid, {len(result.errors)} errors, {len(result.warnings)} warnings")
+    for name in ("language", "category", "difficulty", "stance", "value"):
+        if result.counts[name]:
+            say(f"  {name}: " + ", ".join(f"{k} {v}" for k, v in sorted(result.counts[name].items())))
+    print_result(result.summary(), as_json)
+    if result.errors:
+        raise typer.Exit(1)
+
+
+@app.command("export")
+def data_export(
+    source: Annotated[list[Path] | None, typer.Option("--source", metavar="PATH", help="JSONL files or folders; default: the project's examples.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to; default: data/training/exports.")] = None,
+    language: Annotated[str | None, typer.Option(help="pt, en or both; default: as in training_config.yaml.")] = None,
+    project: ProjectOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write train.jsonl, eval.jsonl and statistics.json: the same bytes for the same input and settings.
+
+    Example: noesis data export --language both --out /tmp/exports
+    """
+    from noesis.config import find_project, load_config
+    from noesis.console import say
+    from noesis.constitution.document import load_constitution
+    from noesis.data.export import export
+
+    talk(as_json)
+    found = find_project(project)
+    config = load_config(found, {"training.data.language": language})
+    target = out or found.exports
+    statistics = export(source or found.sources(config.training.data.language), target, load_constitution(found.constitution), config)
+    for part in ("train", "eval"):
+        say(f"  {target / statistics[part]['file']}: {statistics[part]['examples']} examples")
+    say(f"  {target / 'statistics.json'}")
+    print_result(statistics, as_json)
+
+
+@app.command("inspect")
+def data_inspect(
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Examples to show; default: the first three.")] = None,
+    model: Annotated[str | None, typer.Option(help="Whose tokenizer and template; default: as in training_config.yaml.")] = None,
+    project: ProjectOption = None,
+) -> None:
+    """Exactly what the model is trained on: the rendered conversation, trained tokens coloured (or between « ») and counted.
+
+    Example: noesis data inspect maieutica_001
+    """
+    from noesis.config import find_project, load_config
+    from noesis.data.inspect import show
+
+    found = find_project(project)
+    show(found, load_config(found, {"training.model": model}), ids or [])

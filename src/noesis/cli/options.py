@@ -1,0 +1,42 @@
+"""Options and small helpers that the commands share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ProjectOption = Annotated[Path | None, typer.Option("--project", metavar="DIR", help="Project folder; default: the nearest one at or above here.")]
+RunOption = Annotated[Path | None, typer.Option("--run", metavar="DIR", help="Run directory; default: runs/<output_name> of the project.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, for example runs/demo.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout; talk goes to stderr.")]
+AgainOption = Annotated[bool, typer.Option("--again", help="Do it again though it is done.")]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Start anew; the old run is moved to .archive/, nothing is deleted.")]
+
+
+def configured(project: Path | None, model: str | None, epochs: int | None, max_examples: int | None, as_json: bool) -> tuple[Any, Any]:
+    """The project, and its configuration with the options laid over it."""
+    from noesis.config import find_project, load_config
+
+    talk(as_json)
+    found = find_project(project)
+    return found, load_config(found, {"training.model": model, "training.num_train_epochs": epochs, "max_examples": max_examples})
+
+
+def talk(as_json: bool) -> None:
+    if as_json:
+        from noesis.console import use_stderr
+
+        use_stderr()
+
+
+def print_result(value: Any, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+
+
+def shown(path: Path) -> str:
+    """A path as one would type it from here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,190 @@
+"""`noesis demo|plan|train|judge|merge|gguf|chat|report`: each imports its stage only when it is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from noesis.cli.options import AgainOption, FreshOption, JsonOption, ProjectOption, RunArgument, RunOption, configured, print_result, shown, talk
+
+app = typer.Typer()
+
+
+@app.command()
+def demo(
+    project: ProjectOption = None,
+    run: Annotated[Path | None, typer.Option("--run", metavar="DIR", help="Run directory; default: runs/demo of the project.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One epoch on a few examples: is everything in place?")] = False,
+    fresh: FreshOption = False,
+) -> None:
+    """The whole pipeline on the embedded model: validate, plan, train, judge, merge, GGUF, report.
+
+    Example: noesis demo --quick
+    """
+    from noesis.config import find_project
+    from noesis.console import duration, say
+    from noesis.pipeline import demo as run_demo
+
+    found = find_project(project)
+    s = run_demo(found, run or found.runs / "demo", quick=quick, fresh=fresh)
+    result = s.run.result("judge") or {}
+    b, t, n = result["preference"]["base"], result["preference"]["tuned"], result["preference"]["examples"]
+    seconds = sum(stage["seconds"] for stage in s.run.manifest["stages"].values())
+    say("\nBase → tuned")
+    say(f"  held-out loss        {b['held_out_loss']:.4f} → {t['held_out_loss']:.4f}")
+    say(f"  preference accuracy  {b['preferred']}/{n} → {t['preferred']}/{n}   mean margin {b['mean_margin']:+.4f} → {t['mean_margin']:+.4f}")
+    say(f"  Tribunal             {result['court']['verdict']}: no judge is seated")
+    say(f"Stages took {duration(seconds)} in all.")
+    say(f"Report   {s.run.report}\nModel    {s.run.merged}\nGGUF     {s.run.gguf}\nAdapter  {s.run.adapter()}")
+    say(f"Next:    noesis chat {shown(s.run.path)}")
+
+
+@app.command()
+def plan(
+    project: ProjectOption = None,
+    model: Annotated[str | None, typer.Option(help="smollm2, a folder, or a Hub name.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the examples.")] = None,
+    max_examples: Annotated[int | None, typer.Option(min=1, help="Train on this many only.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a training run would do: tokens, device, precision, expected time and memory. Trains nothing.
+
+    Example: noesis plan --epochs 3
+    """
+    from noesis.pipeline import from_exports, planned, show_plan
+
+    found, config = configured(project, model, epochs, max_examples, as_json)
+    from noesis.constitution.document import load_constitution
+    from noesis.device import detect
+    from noesis.models import find_model
+
+    train, _ = from_exports(found.exports, found)
+    known = find_model(config.training.model, config.training.revision)
+    result = planned(config, known, train[: config.max_examples], load_constitution(found.constitution), detect()).as_json()
+    print_result(result, as_json) if as_json else show_plan(result)
+
+
+@app.command()
+def train(
+    project: ProjectOption = None,
+    run: RunOption = None,
+    model: Annotated[str | None, typer.Option(help="smollm2, a folder, or a Hub name.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the examples.")] = None,
+    max_examples: Annotated[int | None, typer.Option(min=1, help="Train on this many only.")] = None,
+    dataset: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder with train.jsonl and eval.jsonl; default: data/training/exports.")] = None,
+    fresh: FreshOption = False,
+) -> None:
+    """Train an adapter on the exported examples. The same command goes on where it was interrupted.
+
+    Example: noesis train --model smollm2 --epochs 3 --run runs/mine
+    """
+    from noesis import pipeline
+    from noesis.console import heading, say
+    from noesis.run import Run
+
+    found, config = configured(project, model, epochs, max_examples, False)
+    path = run or found.runs / config.training.output_name
+    with Run(path, {}).locked():
+        heading(1, 3, "data", "the exported examples, checked again")
+        s = pipeline.new_session(found, config, path, pipeline.from_exports(dataset or found.exports, found), fresh=fresh)
+        heading(2, 3, "plan", "what will be trained, and what it should take")
+        pipeline.plan(s)
+        heading(3, 3, "train", "QLoRA, loss on the answers only")
+        pipeline.train(s)
+    say(f"Next: noesis judge {shown(path)}")
+
+
+@app.command()
+def judge(run: RunArgument, again: AgainOption = False, as_json: JsonOption = False) -> None:
+    """Base against tuned on the held-out examples. Exit code 4: UNDECIDED, while no judge is seated.
+
+    Example: noesis judge runs/demo
+    """
+    from noesis import pipeline
+
+    talk(as_json)
+    s = pipeline.session_of(run)
+    with s.run.locked():
+        result = pipeline.judge(s, again=again)
+    print_result(result, as_json)
+    raise typer.Exit(4)
+
+
+@app.command()
+def merge(run: RunArgument, again: AgainOption = False) -> None:
+    """Adapter and base into one standalone model (safetensors).
+
+    Example: noesis merge runs/demo
+    """
+    from noesis import pipeline
+
+    s = pipeline.session_of(run)
+    with s.run.locked():
+        pipeline.merge(s, again=again)
+
+
+@app.command()
+def gguf(
+    run: RunArgument,
+    quant: Annotated[str | None, typer.Option(help="Comma-separated: f32, f16, q8_0; default: as in training_config.yaml.")] = None,
+    again: AgainOption = False,
+) -> None:
+    """GGUF files for llama.cpp, and the proof that they behave like the merged model.
+
+    Example: noesis gguf runs/demo --quant f16,q8_0
+    """
+    from noesis import pipeline
+    from noesis.errors import UsageError
+    from noesis.release.parity import TOLERANCES
+
+    kinds = tuple(dict.fromkeys(quant.split(","))) if quant else None
+    for kind in kinds or ():
+        if kind not in TOLERANCES:
+            raise UsageError(f"--quant {kind!r} is not known; choose from {', '.join(TOLERANCES)}")
+    s = pipeline.session_of(run)
+    with s.run.locked():
+        pipeline.gguf(s, kinds=kinds, again=again)
+
+
+@app.command()
+def chat(
+    run: RunArgument,
+    language: Annotated[str | None, typer.Option(help="Language of the system prompt, pt or en; default: the run's.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, max=2048, help="Most tokens of an answer.")] = 400,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 is greedy.")] = 0.7,
+) -> None:
+    """Talk to the tuned model in the terminal; tokens stream from llama.cpp.
+
+    Example: noesis chat runs/demo
+    """
+    from noesis.errors import RunError, UsageError
+    from noesis.run import load_run
+    from noesis.serve.chat import chat as talk
+
+    loaded = load_run(run)
+    if language not in (None, "pt", "en"):
+        raise UsageError(f"--language {language!r}: choose pt or en")
+    done = (loaded.result("gguf") or {}).get("files", {})
+    best = next((k for k in ("f16", "q8_0", "f32") if done.get(k, {}).get("passed")), None)
+    if best is None:
+        raise RunError(f"{run} holds no GGUF file that was shown to behave like the model: run  noesis gguf {run}  first")
+    from noesis.constitution.document import load_constitution
+
+    system = load_constitution(loaded.data / "constitution.yaml").system_prompt
+    spoken = language or loaded.config().training.data.language
+    talk(loaded.gguf / f"{loaded.merged.name}-{best}.gguf", system.en if spoken == "en" else system.pt, max_tokens=max_tokens, temperature=temperature)
+
+
+@app.command()
+def report(run: RunArgument) -> None:
+    """Write the run's report again: one page that works offline.
+
+    Example: noesis report runs/demo
+    """
+    from noesis import pipeline
+
+    s = pipeline.session_of(run)
+    with s.run.locked():
+        pipeline.report(s)

@@ -1,0 +1,120 @@
+"""Shared by all tests: a small project, and a tiny Llama with a tokenizer of SmolLM2's build, made here in seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a hub
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same figures on every machine
+
+ROOT = Path(__file__).resolve().parents[1]
+TEMPLATE = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.fixture
+def record() -> dict:
+    """A valid example with the nine required fields and nothing else."""
+    return {
+        "id": "x_001",
+        "category": "maieutica",
+        "prompt": "O que é a coragem, afinal?",
+        "response_initial": "Coragem é não ter medo de nada.",
+        "critique": "Veritas: falso, quem não teme nada é temerário.",
+        "response_revised": "Quem nada teme não precisa de coragem; ela aparece quando o medo existe e a razão decide mesmo assim.",
+        "reasoning": "A revisão distingue coragem de ausência de medo.",
+        "values_applied": ["verdade", "sabedoria"],
+        "difficulty": "easy",
+    }
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of this checkout's project with its 124 examples, in a folder of its own."""
+    shutil.copytree(ROOT / "data", tmp_path / "project" / "data")
+    return tmp_path / "project"
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path):
+    """Write rows (dicts, or raw bytes) as a JSONL file and return its path."""
+
+    def write(*rows: dict | bytes, name: str = "rows.jsonl") -> Path:
+        file = tmp_path / name
+        file.write_bytes(b"".join((r if isinstance(r, bytes) else json.dumps(r, ensure_ascii=False).encode()) + b"\n" for r in rows))
+        return file
+
+    return write
+
+
+def make_tokenizer_files(folder: Path) -> None:
+    """A byte-level BPE tokenizer cut as SmolLM2's (digits apart), trained on the constitution, with a ChatML template."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(vocab_size=512, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator((ROOT / "data" / "constitution.yaml").read_text(encoding="utf-8").splitlines(), trainer)
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "TokenizersBackend",
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|im_end|>",
+        "unk_token": "<|endoftext|>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 2048}), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model's tokenizer alone; needs neither torch nor transformers."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer_files(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of 2 layers and width 64, whole on disk."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny") / "tiny-llama"
+    make_tokenizer_files(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def quiet_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of this test's own."""
+    monkeypatch.setenv("NOESIS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"

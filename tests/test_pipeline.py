@@ -1,0 +1,143 @@
+"""The whole pipeline on a tiny Llama: every stage with its real components, the report, Modal's functions, and going on after a stop."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from noesis.config import Project, load_config
+
+pytestmark = pytest.mark.slow
+OVERRIDES = {
+    "lora.r": 4,
+    "lora.lora_alpha": 8,
+    "training.num_train_epochs": 1,
+    "max_examples": 8,
+    "training.tribunal.answers": 2,
+    "training.tribunal.max_new_tokens": 8,
+}
+
+
+@pytest.fixture
+def small_project(project: Path) -> Project:
+    """The project with 40 of its examples' rows, so that scoring stays short."""
+    for folder in (project / "data" / "training").glob("philosophical*"):
+        for file in folder.glob("*.jsonl"):
+            lines = file.read_text(encoding="utf-8").splitlines()[:2]
+            file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return Project(project)
+
+
+def run_all(project: Project, model: Path, path: Path, **overrides: object):
+    from noesis import pipeline
+
+    config = load_config(project, OVERRIDES | {"training.model": str(model), "training.data.language": "en"} | overrides)
+    s = pipeline.new_session(project, config, path, pipeline.from_sources(project, config))
+    pipeline.run_stages(s, first=1, total=6)
+    return s
+
+
+def test_every_stage_runs_and_a_second_time_none_does(
+    small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path, capsys: pytest.CaptureFixture[str]
+):
+    s = run_all(small_project, tiny_model, tmp_path / "run")
+    stages = s.run.manifest["stages"]
+    assert {name: entry["status"] for name, entry in stages.items()} == dict.fromkeys(("export", "plan", "train", "judge", "merge", "gguf", "report"), "done")
+    judged = s.run.result("judge")
+    assert judged["preference"]["tuned"]["held_out_loss"] < judged["preference"]["base"]["held_out_loss"]
+    assert judged["court"]["verdict"] == "UNDECIDED"
+    assert s.run.result("gguf")["files"]["f16"]["passed"]
+    assert s.run.result("merge")["merged_tensors"] == 14
+    answers = [json.loads(line) for line in (s.run.tribunal / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(answers) == 2
+    assert s.constitution.digest()[:16] in (s.run.merged / "README.md").read_text(encoding="utf-8")
+    hashes = {name: o["sha256"] for entry in stages.values() for name, o in entry["outputs"].items()}
+    assert "checkpoints/epoch_0/adapter_model.safetensors" in hashes
+
+    capsys.readouterr()
+    again = run_all(small_project, tiny_model, tmp_path / "run")
+    assert capsys.readouterr().out.count("already done") == 6  # all but the report
+    assert {n: o["sha256"] for e in again.run.manifest["stages"].values() for n, o in e["outputs"].items() if n != "report.html"} == {
+        n: h for n, h in hashes.items() if n != "report.html"
+    }
+
+
+def test_other_epochs_archive_the_old_run(small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path):
+    run_all(small_project, tiny_model, tmp_path / "run")
+    s = run_all(small_project, tiny_model, tmp_path / "run", **{"training.num_train_epochs": 2})
+    assert [p.name for p in sorted(s.run.checkpoints.iterdir())] == ["epoch_0", "epoch_1"]
+    (archived,) = (tmp_path / ".archive").iterdir()
+    assert (archived / "checkpoints" / "epoch_0" / "adapter_model.safetensors").is_file()
+
+
+def test_the_report_escapes_what_it_shows_and_loads_nothing(small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path):
+    from noesis import pipeline
+
+    s = run_all(small_project, tiny_model, tmp_path / "run")
+    evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+    file = s.run.tribunal / "answers.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows[0]["tuned"]["answer"] = rows[0]["prompt"] = rows[0]["id"] = evil
+    rows[0]["tuned"]["flags"] = [evil]
+    file.write_text("\n".join(json.dumps(r) for r in rows), encoding="utf-8")
+    pipeline.report(s)
+    page = s.run.report.read_text(encoding="utf-8")
+    assert page.count("&lt;script&gt;") == 4
+    assert not re.search(r"<script|<img|https?://|<link|@import|url\(", page)
+    assert "default-src 'none'" in page
+    for shown in ("held-out loss", "Tribunal", "UNDECIDED", "offline screen (not a judge)", "polyline", s.run.manifest["identity"]["dataset_sha256"]):
+        assert shown in page
+
+
+def test_modal_functions_do_the_same_on_a_volume(small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path, monkeypatch: pytest.MonkeyPatch):
+    from noesis.cli import run_command
+
+    text = small_project.training_yaml.read_text(encoding="utf-8")
+    text = text.replace("answers: 6", "answers: 2").replace("max_new_tokens: 240", "max_new_tokens: 8")
+    text = text.replace("model: meta-llama/Llama-3.1-8B-Instruct", f"model: {tiny_model}")
+    small_project.training_yaml.write_text(text, encoding="utf-8")
+    volume = tmp_path / "volume"
+    assert run_command(["data", "export", "--project", str(small_project.root), "--out", str(volume / "dataset")]) == 0
+    monkeypatch.setenv("NOESIS_PROJECT", str(small_project.root))
+    monkeypatch.setenv("NOESIS_VOLUME_ROOT", str(volume))
+    for name in [n for n in sys.modules if n.startswith("noesis.cloud")]:
+        del sys.modules[name]
+    from noesis.cloud import app as cloud
+
+    assert (cloud.app.name, cloud.settings.modal.volume, cloud.settings.modal.secret) == (
+        "noesis-philosophical-training",
+        "noesis-training-data",
+        "huggingface-token",
+    )
+    assert cloud.train.local(epochs=1, max_examples=8)["epochs"] == 1
+    assert cloud.judge.local()["court"]["verdict"] == "UNDECIDED"
+    assert cloud.merge.local()["merged_tensors"] == 14
+    for file in (
+        "dataset/train.jsonl",
+        "checkpoints/epoch_0/adapter_model.safetensors",
+        "merged/noesis-philosopher-v1/model.safetensors",
+        "gguf/parity.json",
+        "report.html",
+    ):
+        assert (volume / file).is_file(), file
+    cloud.train.local(epochs=2, max_examples=8)
+    assert (volume / "checkpoints" / "epoch_1").is_dir()
+    assert len(list((volume / "runs").iterdir())) == 1
+    assert (volume / "dataset" / "train.jsonl").is_file()
+    shutil.rmtree(volume / "dataset")
+    with pytest.raises(SystemExit, match="Dataset not found"):
+        cloud.train.local(epochs=1)
+
+
+def test_chat_streams_from_the_gguf(small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path, capsys: pytest.CaptureFixture[str]):
+    from noesis.serve.chat import chat
+
+    s = run_all(small_project, tiny_model, tmp_path / "run")
+    said = iter(["what is courage?", "/reset", "and fear?", "/quit"])
+    chat(s.run.gguf / f"{s.run.merged.name}-f16.gguf", "Be brief.", max_tokens=8, temperature=0.0, read=lambda prompt: next(said))
+    assert capsys.readouterr().out.count("noesis ›") == 2
