@@ -35,7 +35,7 @@ def edit(project: Path, file: str, old: str, new: str) -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new", "said"),
     [
-        ("training_config.yaml", "learning_rate:", "lerning_rate:", ["training_config.yaml", "'lerning_rate'", "'learning_rate'"]),
+        ("training_config.yaml", "\nlearning_rate:", "\nlerning_rate:", ["training_config.yaml", "'lerning_rate'", "'learning_rate'"]),
         ("lora_config.yaml", "lora_alpha:", "alpha_lora:", ["lora_config.yaml", "'alpha_lora'", "'lora_alpha'"]),
         ("training_config.yaml", "  judge_floor:", "  judge_flor:", ["'tribunal.judge_flor'", "'judge_floor'"]),
         ("training_config.yaml", "veritas: 0.40", "veritas: 0.50", ["tribunal", "add up to 1.1"]),

@@ -98,7 +98,7 @@ def test_modal_functions_do_the_same_on_a_volume(small_project: Project, tiny_mo
     from noesis.cli import run_command
 
     text = small_project.training_yaml.read_text(encoding="utf-8")
-    text = text.replace("answers: 6", "answers: 2").replace("max_new_tokens: 240", "max_new_tokens: 8")
+    text = text.replace("answers: 6", "answers: 2").replace("max_new_tokens: 200", "max_new_tokens: 8")
     text = text.replace("model: meta-llama/Llama-3.1-8B-Instruct", f"model: {tiny_model}")
     small_project.training_yaml.write_text(text, encoding="utf-8")
     volume = tmp_path / "volume"

@@ -77,7 +77,7 @@ class TribunalSection(_Frozen):
     conditional_threshold: Fraction = 0.50
     judge_floor: Fraction = 0.50
     answers: Annotated[int, Field(ge=0)] = 6
-    max_new_tokens: Count = 240
+    max_new_tokens: Count = 200
 
     @model_validator(mode="after")
     def _consistent(self) -> TribunalSection:
@@ -100,10 +100,10 @@ class DemoSection(_Frozen):
 
     model: str = "smollm2"
     language: Language = "en"
-    r: Annotated[tuple[Count, ...], Field(min_length=1)] = (64, 32, 16)
+    r: Annotated[tuple[Count, ...], Field(min_length=1)] = (64, 32, 16, 8)
     max_epochs: Count = 3
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-3
-    train_minutes: Annotated[float, Field(gt=0)] = 5.0
+    train_minutes: Annotated[float, Field(gt=0)] = 5.5
     quick_examples: Count = 16
 
 

@@ -11,6 +11,7 @@ import sys
 from typing import Annotated
 
 import typer
+from typer.exceptions import TyperException
 
 from noesis import __version__
 from noesis.cli import data_commands, pipeline_commands, upkeep_commands
@@ -42,23 +43,18 @@ def main() -> None:
 
 def run_command(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
-    import click
-
     from noesis.errors import NoesisError
 
     signal.signal(signal.SIGTERM, _terminated)
     try:
         code = app(arguments, standalone_mode=False)
         return int(code) if isinstance(code, int) else 0
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
-        return 2
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("\nstopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
         return 130
+    except TyperException as error:  # a wrong command, option or value
+        error.show()  # type: ignore[attr-defined]
+        return 2
     except _Terminated:
         print("\nstopped by SIGTERM; what was finished is kept, and the same command goes on from there", file=sys.stderr)
         return 143

@@ -25,7 +25,7 @@ def demo(
     """
     from noesis.config import find_project
     from noesis.console import duration, say
-    from noesis.pipeline import demo as run_demo
+    from noesis.demo import demo as run_demo
 
     found = find_project(project)
     s = run_demo(found, run or found.runs / "demo", quick=quick, fresh=fresh)

@@ -111,8 +111,14 @@ def peak_memory(device: Device) -> int:
         import torch
 
         return int(torch.cuda.max_memory_allocated())
-    import resource  # POSIX
     import sys
+
+    import psutil
+
+    memory = psutil.Process().memory_info()
+    if (windows := getattr(memory, "peak_wset", None)) is not None:
+        return int(windows)
+    import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
@@ -128,7 +134,7 @@ def _arguments(config: Config, plan: Plan, device: Device, folder: Path) -> Any:
         num_train_epochs=t.num_train_epochs,
         learning_rate=t.learning_rate,
         lr_scheduler_type=t.lr_scheduler_type,
-        warmup_steps=math.ceil(t.warmup_ratio * plan.steps),
+        warmup_steps=round(t.warmup_ratio * plan.steps),  # rounded up, a run of a few steps would spend its first at rate 0
         per_device_train_batch_size=plan.micro_batch,
         gradient_accumulation_steps=plan.accumulation,
         weight_decay=t.weight_decay,

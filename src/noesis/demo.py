@@ -1,0 +1,87 @@
+"""`noesis demo`: the whole pipeline on the embedded model, in minutes on two cores. What it changes is in training_config.yaml, `demo:`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from noesis.config import Config, Project, load_config
+from noesis.console import heading, say
+from noesis.constitution.document import load_constitution
+from noesis.constitution.tokenizer import load_tokenizer
+from noesis.data.export import check_sources
+from noesis.device import detect
+from noesis.files import sha256_json, write_json
+from noesis.models import find_model
+from noesis.pipeline import Records, Session, from_sources, new_session, run_stages
+from noesis.run import Run
+from noesis.train.plan import choose_for_demo, read_shape
+from noesis.train.rows import training_rows
+
+
+def demo(project: Project, path: Path, *, quick: bool = False, fresh: bool = False) -> Session:
+    """The whole pipeline on the embedded model, in minutes on two cores."""
+    base = load_config(project)
+    d = base.training.demo
+    config = load_config(
+        project,
+        {
+            "training.model": d.model,
+            "training.data.language": d.language,
+            "training.learning_rate": d.learning_rate,
+            "training.num_train_epochs": 1 if quick else None,
+            "max_examples": d.quick_examples if quick else None,
+        },
+    )
+
+    heading(1, 7, "validate and export", "every example checked, some held out")
+    _check_other_languages(project, config)
+    data = from_sources(project, config)
+    with Run(path, {}).locked():
+        config, choice = _demo_choice(config, data, project, path, quick=quick, fresh=fresh)
+        s = new_session(project, config, path, data, fresh=fresh)
+        write_json(path / "demo.json", choice)
+        run_stages(s, first=2, total=7)
+    return s
+
+
+def _check_other_languages(project: Project, config: Config) -> None:
+    """The examples that this run does not use are checked all the same."""
+    for language in ("pt", "en"):
+        if language != config.training.data.language and all(any(folder.glob("*.jsonl")) for folder in project.sources(language)):
+            report = check_sources(project.sources(language), load_constitution(project.constitution), config)
+            say(f"  {language}: {report.rows} examples in {report.files} files: no errors, {len(report.warnings)} warnings")
+
+
+def _demo_choice(config: Config, data: tuple[Records, Records], project: Project, path: Path, *, quick: bool, fresh: bool) -> tuple[Config, dict[str, Any]]:
+    """Rank and epochs by the plan; once chosen they stay, so that a second `noesis demo` finds its stages done."""
+    request = sha256_json([config.digest(), sha256_json([*data]), config.training.demo.model_dump(), quick])
+    stored = path / "demo.json"
+    if stored.is_file() and not fresh:
+        choice = dict(json.loads(stored.read_text(encoding="utf-8")))
+        if choice.get("request") == request:
+            return _with_choice(config, int(choice["r"]), int(choice["epochs"])), choice
+    constitution = load_constitution(project.constitution)
+    model = find_model(config.training.model, config.training.revision)
+    rows = training_rows(
+        data[0],
+        load_tokenizer(model.path),
+        constitution,
+        include_critique=config.training.constitutional_ai.include_critique,
+        max_length=config.training.max_length,
+    )
+    r, epochs = choose_for_demo(config, read_shape(model.path), rows, detect())
+    choice = {"request": request, "r": r, "epochs": 1 if quick else epochs}
+    return _with_choice(config, r, int(choice["epochs"])), choice
+
+
+def _with_choice(config: Config, r: int, epochs: int) -> Config:
+    """`config` with another rank and number of epochs; alpha keeps its ratio to the rank."""
+    alpha = max(1, round(config.lora.lora_alpha * r / config.lora.r))
+    return config.model_copy(
+        update={
+            "lora": config.lora.model_copy(update={"r": r, "lora_alpha": alpha}),
+            "training": config.training.model_copy(update={"num_train_epochs": epochs}),
+        }
+    )
