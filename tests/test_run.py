@@ -10,8 +10,8 @@ import pytest
 
 from conftest import ROOT
 from noesis.config import Project, load_config
-from noesis.errors import RunError, UsageError
-from noesis.files import atomic, explain_os_error, write_json
+from noesis.errors import NoesisError, RunError, UsageError
+from noesis.files import atomic, explain_os_error, require_space, write_json
 from noesis.run import Run, load_run, open_run
 
 CONFIG = load_config(Project(ROOT))
@@ -116,3 +116,9 @@ def test_a_full_disk_is_one_message_with_a_remedy():
         assert "noesis clean" in str(explain_os_error(error))
     else:
         pytest.fail("/dev/full took a byte")
+
+
+def test_space_is_asked_for_before_work_begins(tmp_path: Path):
+    require_space(tmp_path, 1000, "a little")
+    with pytest.raises(NoesisError, match=r"the model needs 1000000\.0 TB and .* has .* free: make room with  noesis clean"):
+        require_space(tmp_path, 1e18, "the model")

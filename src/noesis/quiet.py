@@ -8,8 +8,7 @@ import warnings
 
 
 def quiet_libraries() -> None:
-    """No progress bars, no warnings that a user can't act on, no telemetry."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    """No bars of local work, no warnings that a user can't act on, no telemetry. A download from a hub keeps its bar."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")

@@ -71,6 +71,12 @@ def run_command(arguments: list[str]) -> int:
     except MemoryError:
         print("error: out of memory: choose a smaller --model, or lower max_length in training_config.yaml", file=sys.stderr)
         return 1
+    except Exception as error:
+        # safetensors wraps the operating system's error in a class of its own
+        if "os error 28" not in str(error):
+            raise
+        print("error: no space left on the disk: free some with  noesis clean  and run the same command again; nothing finished is lost", file=sys.stderr)
+        return 1
 
 
 class _Terminated(BaseException):

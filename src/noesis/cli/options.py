@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +37,11 @@ def talk(as_json: bool) -> None:
 def print_result(value: Any, as_json: bool) -> None:
     if as_json:
         print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+
+
+def program() -> str:
+    """This program as one would type it here: its path where the environment is not activated."""
+    return "noesis" if shutil.which("noesis") else shown(Path(sys.argv[0]).absolute())
 
 
 def shown(path: Path) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from noesis.cli.options import AgainOption, FreshOption, JsonOption, ProjectOption, RunArgument, RunOption, configured, print_result, shown, talk
+from noesis.cli.options import AgainOption, FreshOption, JsonOption, ProjectOption, RunArgument, RunOption, configured, print_result, program, shown, talk
 
 app = typer.Typer()
 
@@ -38,7 +38,7 @@ def demo(
     say(f"  Tribunal             {result['court']['verdict']}: no judge is seated")
     say(f"Stages took {duration(seconds)} in all.")
     say(f"Report   {s.run.report}\nModel    {s.run.merged}\nGGUF     {s.run.gguf}\nAdapter  {s.run.adapter()}")
-    say(f"Next:    noesis chat {shown(s.run.path)}")
+    say(f"Next:    {program()} chat {shown(s.run.path)}")
 
 
 @app.command()
@@ -53,7 +53,7 @@ def plan(
 
     Example: noesis plan --epochs 3
     """
-    from noesis.pipeline import from_exports, planned, show_plan
+    from noesis.pipeline import from_exports, planned, show_plan, subset
 
     found, config = configured(project, model, epochs, max_examples, as_json)
     from noesis.constitution.document import load_constitution
@@ -62,7 +62,7 @@ def plan(
 
     train, _ = from_exports(found.exports, found)
     known = find_model(config.training.model, config.training.revision)
-    result = planned(config, known, train[: config.max_examples], load_constitution(found.constitution), detect()).as_json()
+    result = planned(config, known, subset(train, config), load_constitution(found.constitution), detect()).as_json()
     print_result(result, as_json) if as_json else show_plan(result)
 
 
@@ -93,7 +93,7 @@ def train(
         pipeline.plan(s)
         heading(3, 3, "train", "QLoRA, loss on the answers only")
         pipeline.train(s)
-    say(f"Next: noesis judge {shown(path)}")
+    say(f"Next: {program()} judge {shown(path)}")
 
 
 @app.command()

@@ -15,7 +15,7 @@ from typing import Any
 from noesis.config import Quantization
 from noesis.constitution.tokenizer import load_tokenizer
 from noesis.errors import MissingExtra, ModelError
-from noesis.files import sync_folder
+from noesis.files import require_space, sync_folder
 from noesis.release.weights import AdapterFile, read_adapter, shards, tensors
 
 ARCHITECTURES = ("LlamaForCausalLM",)
@@ -37,7 +37,8 @@ def write_gguf(model: Path, target: Path, kind: str, *, name: str, licence: str,
         raise MissingExtra("gguf", "gguf") from None
     config = _config(model)
     part = target.with_name(f".{target.name}.part")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    weights = sum(f.stat().st_size for f in shards(model)) / 2  # stored in 16 bits
+    require_space(target.parent, weights * {"f32": 4, "f16": 2, "q8_0": 1.07}[kind], target.name)
     writer = gguf.GGUFWriter(part, "llama")
     try:
         _hyperparameters(writer, config, kind, name, licence)

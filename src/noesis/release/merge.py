@@ -10,7 +10,7 @@ from typing import Any
 
 from noesis.config import Quantization
 from noesis.errors import ModelError
-from noesis.files import sync_folder
+from noesis.files import require_space, sync_folder
 from noesis.release.weights import read_adapter, shards, tensors
 
 COPIED = ("*.json", "*.jinja", "*.model", "LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -35,7 +35,7 @@ def merge(base: Path, adapter_folder: Path, target: Path, *, quantization: Quant
 
     adapter = read_adapter(adapter_folder)
     files = shards(base)
-    _check_disk(files, target)
+    require_space(target.parent, sum(f.stat().st_size for f in files), "the merged model")
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -71,11 +71,3 @@ def merge(base: Path, adapter_folder: Path, target: Path, *, quantization: Quant
         "bytes": total,
         "into": f"dequantised {quantization.bnb_4bit_quant_type} weights, as trained against" if quantization.load_in_4bit else "the original weights",
     }
-
-
-def _check_disk(files: list[Path], target: Path) -> None:
-    needed = sum(f.stat().st_size for f in files)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(target.parent).free
-    if free < needed * 1.05:
-        raise ModelError(f"the merged model needs {needed / 1e9:.1f} GB and {target.parent} has {free / 1e9:.1f} GB free: make room with  noesis clean")

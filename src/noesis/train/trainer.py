@@ -18,7 +18,7 @@ from noesis.console import Progress, say
 from noesis.constitution.conversation import Encoded
 from noesis.device import Device
 from noesis.errors import TrainingError
-from noesis.files import sync_folder
+from noesis.files import require_space, sync_folder
 from noesis.quiet import quiet_libraries
 from noesis.train.base import load_base, lora
 from noesis.train.loss import answer_loss
@@ -41,6 +41,8 @@ def train(folder: Path, rows: list[Encoded], config: Config, plan: Plan, device:
 
     from noesis.train.dropout import use_byte_dropout
 
+    # adapters of each epoch in 4 bytes a weight, and two saved states with Adam's moments
+    require_space(checkpoints, plan.adapter_parameters * 4 * (plan.epochs + 2 * 3) + 20e6, "training's checkpoints")
     quiet_libraries()
     dataset = Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
     base = load_base(folder, config, device)
