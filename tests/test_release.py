@@ -71,7 +71,7 @@ def test_the_round_trip_is_what_bitsandbytes_trains_against(tiny_model: Path):
     from noesis.train.base import load_base
 
     config = load_config(Project(ROOT), {"lora.quantization": {"bnb_4bit_compute_dtype": "bfloat16"}})
-    base = load_base(tiny_model, config, detect())
+    base = load_base(tiny_model, config, detect(), longest=500)
     weight = base.model.layers[1].mlp.down_proj.weight
     used = dequantize_4bit(weight.data, weight.quant_state)
     with safe_open(tiny_model / "model.safetensors", framework="pt") as f:

@@ -186,9 +186,9 @@ def test_scores_are_log_probabilities_and_the_adapter_can_be_switched_off(tiny_m
     train_tiny(tiny_model, tmp_path, record, small())
     row = rows_of(tiny_model, 1, record)[0]
     config = small(**{"lora.quantization": {"load_in_4bit": False, "bnb_4bit_compute_dtype": "float32"}})
-    model = with_adapter(load_base(tiny_model, config, detect()), tmp_path / "checkpoints" / "epoch_0")
-    ((off, count),) = log_likelihoods(model, [row], adapter=False, what="score")
-    ((on, _),) = log_likelihoods(model, [row], adapter=True, what="score")
+    model = with_adapter(load_base(tiny_model, config, detect(), longest=500), tmp_path / "checkpoints" / "epoch_0")
+    ((off, count),) = log_likelihoods(model, [row], config, detect(), adapter=False, what="score")
+    ((on, _),) = log_likelihoods(model, [row], config, detect(), adapter=True, what="score")
     plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     expected = -float(plain(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels])).loss)
     assert off / count == pytest.approx(expected, rel=1e-4)

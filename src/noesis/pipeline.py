@@ -304,11 +304,12 @@ def _probabilities(s: Session, held_out: Records) -> tuple[dict[str, Any], dict[
 
     tokenizer = load_tokenizer(s.model.path)
     rows = {part: answer_rows(held_out, f"response_{part}", tokenizer, s.constitution) for part in ("revised", "initial")}
-    model = with_adapter(load_base(s.model.path, s.config, s.device), s.run.adapter())
+    longest = max(len(row.input_ids) for part in rows.values() for row in part)
+    model = with_adapter(load_base(s.model.path, s.config, s.device, longest=longest), s.run.adapter())
     scores: dict[bool, dict[str, Any]] = {}
     for on in (False, True):
         who = "tuned" if on else "base"
-        scores[on] = {part: log_likelihoods(model, rows[part], adapter=on, what=f"score {part} by the {who} model") for part in rows}
+        scores[on] = {part: log_likelihoods(model, rows[part], s.config, s.device, adapter=on, what=f"score {part} by the {who} model") for part in rows}
     del model
     gc.collect()
     return scores[False], scores[True]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,14 @@ from noesis.errors import ModelError
 from noesis.quiet import quiet_libraries
 from noesis.train.plan import compute_dtype
 
+EAGER_TOKENS = 1024  # on a processor, rows up to this long are faster with plain matrix products than with torch's fused attention
 
-def load_base(folder: Path, config: Config, device: Device) -> Any:
+
+def load_base(folder: Path, config: Config, device: Device, *, longest: int) -> Any:
     """The base model from safetensors, in NF4 by bitsandbytes if configured; nothing in it requires a gradient.
+
+    Args:
+        longest: tokens of the longest row that will be run.
 
     Raises:
         ModelError: the weights can't be read.
@@ -34,12 +41,28 @@ def load_base(folder: Path, config: Config, device: Device) -> Any:
         )
     if device.kind == "cuda":
         arguments["device_map"] = {"": 0}
+    elif longest <= EAGER_TOKENS:
+        arguments["attn_implementation"] = "eager"
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, **arguments)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"can't load {folder}: {' '.join(str(error).split())[:300]}") from None
     model.requires_grad_(False)
     return model
+
+
+@contextmanager
+def arithmetic(model: Any, config: Config, device: Device) -> Iterator[None]:
+    """Run an adapted model's forward pass in the configured type on a processor: the float32 adapter is cast, not its wide inputs."""
+    import torch
+    from peft.helpers import disable_input_dtype_casting
+
+    dtype = compute_dtype(config, device)
+    if device.kind != "cpu" or dtype == "float32":
+        yield
+        return
+    with torch.autocast("cpu", dtype=getattr(torch, dtype)), disable_input_dtype_casting(model):
+        yield
 
 
 def with_adapter(base: Any, adapter: Path) -> Any:

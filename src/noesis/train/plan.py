@@ -17,8 +17,8 @@ from noesis.device import Device, measure_cpu_flops
 from noesis.errors import ModelError, TrainingError
 
 # What a training step reaches of the rate that is known beforehand. The processor's was fitted to SmolLM2 on 2 cores (AMD EPYC
-# with AVX512-bf16: 143 tokens/s at rank 64 where numpy reached 150 GFLOP/s in single precision).
-CPU_EFFICIENCY = {True: 0.50, False: 0.30}  # with and without bfloat16 in hardware
+# with AVX512-bf16: 174 tokens/s at rank 64 where numpy reached 100 to 130 GFLOP/s in single precision).
+CPU_EFFICIENCY = {True: 0.95, False: 0.45}  # with and without bfloat16 in hardware
 GPU_EFFICIENCY = 0.30
 GPU_BF16_FLOPS = {"H200": 790e12, "H100": 790e12, "A100": 312e12, "L40S": 181e12, "A10": 70e12, "L4": 60e12, "T4": 30e12, "4090": 165e12}
 START_SECONDS = 25.0  # imports, loading and quantising the base, the first step's warm-up

@@ -5,11 +5,14 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any
 
+from noesis.config import Config
 from noesis.console import Progress
 from noesis.constitution.conversation import Encoded
+from noesis.device import Device
+from noesis.train.base import arithmetic
 
 
-def log_likelihoods(model: Any, rows: list[Encoded], *, adapter: bool, what: str) -> list[tuple[float, int]]:
+def log_likelihoods(model: Any, rows: list[Encoded], config: Config, device: Device, *, adapter: bool, what: str) -> list[tuple[float, int]]:
     """Sum of log-probabilities of each row's labelled tokens, and how many they are.
 
     Args:
@@ -22,7 +25,8 @@ def log_likelihoods(model: Any, rows: list[Encoded], *, adapter: bool, what: str
 
     scores = []
     model.eval()
-    with torch.inference_mode(), nullcontext() if adapter else model.disable_adapter(), Progress(what, sum(len(r.input_ids) for r in rows), "tok") as progress:
+    switch = nullcontext() if adapter else model.disable_adapter()
+    with torch.inference_mode(), switch, arithmetic(model, config, device), Progress(what, sum(len(r.input_ids) for r in rows), "tok") as progress:
         for row in rows:
             ids = torch.tensor([row.input_ids], device=model.device)
             labels = torch.tensor(row.labels, device=model.device)

@@ -20,7 +20,7 @@ from noesis.device import Device
 from noesis.errors import TrainingError
 from noesis.files import require_space, sync_folder
 from noesis.quiet import quiet_libraries
-from noesis.train.base import load_base, lora
+from noesis.train.base import arithmetic, load_base, lora
 from noesis.train.loss import answer_loss
 from noesis.train.plan import Plan
 
@@ -36,6 +36,7 @@ def train(folder: Path, rows: list[Encoded], config: Config, plan: Plan, device:
     Raises:
         TrainingError: a loss that is not finite; nothing of that step was applied.
     """
+    quiet_libraries()  # before anything imports bitsandbytes
     from datasets import Dataset
     from transformers import AutoTokenizer, PrinterCallback
 
@@ -43,14 +44,13 @@ def train(folder: Path, rows: list[Encoded], config: Config, plan: Plan, device:
 
     # adapters of each epoch in 4 bytes a weight, and two saved states with Adam's moments
     require_space(checkpoints, plan.adapter_parameters * 4 * (plan.epochs + 2 * 3) + 20e6, "training's checkpoints")
-    quiet_libraries()
     dataset = Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
-    base = load_base(folder, config, device)
+    base = load_base(folder, config, device, longest=plan.longest_row)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     recorder = _recorder(checkpoints, metrics, tokenizer, plan, device, sum(len(row.input_ids) for row in rows))
-    trainer = _trainer_class()(
+    trainer = _trainer_class(config, device)(
         model=base,
         args=_arguments(config, plan, device, checkpoints / "resume"),
         train_dataset=dataset,
@@ -157,7 +157,7 @@ def _arguments(config: Config, plan: Plan, device: Device, folder: Path) -> Any:
     )
 
 
-def _trainer_class() -> Any:
+def _trainer_class(config: Config, device: Device) -> Any:
     """SFTTrainer with the loss of the trained tokens only, which stops before a loss that is not finite is applied."""
     import torch
     from trl import SFTTrainer
@@ -167,7 +167,9 @@ def _trainer_class() -> Any:
 
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
             self.tokens_seen += int(inputs["attention_mask"].sum())
-            return answer_loss(self.accelerator.unwrap_model(model).get_base_model(), inputs, num_items_in_batch)
+            adapted = self.accelerator.unwrap_model(model)
+            with arithmetic(adapted, config, device):
+                return answer_loss(adapted.get_base_model(), inputs, num_items_in_batch)
 
         def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             loss = super().training_step(model, inputs, *args, **kwargs)
