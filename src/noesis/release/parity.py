@@ -15,7 +15,7 @@ from noesis.errors import ParityError
 from noesis.release.llama import LlamaModel
 
 # kind → (largest mean KL in nats, smallest share of equal first choices)
-TOLERANCES = {"f32": (1e-5, 0.99), "f16": (2e-5, 0.99), "q8_0": (2e-2, 0.90)}
+TOLERANCES = {"f32": (1e-5, 0.99), "f16": (2e-5, 0.99), "q8_0": (2e-2, 0.85)}
 
 # Where tokenizers part ways: digits, accents, spaces, code, emoji, other scripts, joined marks.
 HARD_STRINGS = [
