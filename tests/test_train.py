@@ -40,16 +40,16 @@ def test_a_row_that_is_too_long_is_refused_by_name(tiny_tokenizer_folder: Path, 
         training_rows([record], load_tokenizer(tiny_tokenizer_folder), CONSTITUTION, include_critique=False, max_length=100)
 
 
-def test_a_plan_counts_tokens_and_refuses_what_does_not_fit(tiny_model: Path, record: dict):
-    rows = rows_of(tiny_model, 20, record)
-    plan = make_plan(small(), "tiny", read_shape(tiny_model), rows, CPU)
+def test_a_plan_counts_tokens_and_refuses_what_does_not_fit(tiny_shape: Path, record: dict):
+    rows = rows_of(tiny_shape, 20, record)
+    plan = make_plan(small(), "tiny", read_shape(tiny_shape), rows, CPU)
     assert plan.tokens_per_epoch == sum(len(r.input_ids) for r in rows)
     assert plan.trained_tokens_per_epoch == sum(sum(label != IGNORED for label in r.labels) for r in rows)
     assert (plan.steps, plan.micro_batch, plan.accumulation) == (3, 1, 8)
     # counted by hand: 2 layers of q 64×64, k and v 64×32, o 64×64, gate, up and down 64×128; rank 4
     assert plan.adapter_parameters == 2 * 4 * (128 + 96 + 96 + 128 + 192 + 192 + 192)
     with pytest.raises(TrainingError, match="per_device_train_batch_size: 1"):
-        make_plan(small(), "tiny", read_shape(tiny_model), rows, Device("cpu", "test", 10**8, 2, True))
+        make_plan(small(), "tiny", read_shape(tiny_shape), rows, Device("cpu", "test", 10**8, 2, True))
 
 
 def test_smollm2_is_counted_right(tmp_path: Path):
@@ -61,10 +61,10 @@ def test_smollm2_is_counted_right(tmp_path: Path):
     assert shape.adapter_weights(64, load_config(Project(ROOT)).lora.target_modules) == 19_537_920
 
 
-def test_the_demo_trains_at_least_one_epoch_however_slow_the_machine(tiny_model: Path, record: dict):
-    rows = rows_of(tiny_model, 8, record) * 4000
-    assert choose_for_demo(small(**{"training.demo.train_minutes": 0.0001}), read_shape(tiny_model), rows, CPU) == (8, 1)
-    assert choose_for_demo(small(**{"training.demo.train_minutes": 1e9}), read_shape(tiny_model), rows, CPU) == (64, 3)
+def test_the_demo_trains_at_least_one_epoch_however_slow_the_machine(tiny_shape: Path, record: dict):
+    rows = rows_of(tiny_shape, 8, record) * 4000
+    assert choose_for_demo(small(**{"training.demo.train_minutes": 0.0001}), read_shape(tiny_shape), rows, CPU) == (8, 1)
+    assert choose_for_demo(small(**{"training.demo.train_minutes": 1e9}), read_shape(tiny_shape), rows, CPU) == (64, 3)
 
 
 @pytest.mark.parametrize("name", ["nonsense", "/no/such/folder", "../up", "a/b/c", ""])
