@@ -17,6 +17,7 @@ from noesis.console import duration, size
 from noesis.constitution.document import Constitution
 from noesis.files import write_text
 from noesis.run import STAGES, Run, now
+from noesis.serve.engine import REPEAT_PENALTY
 from noesis.train.trainer import read_metrics
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -33,6 +34,7 @@ def write_report(run: Run, config: Config, constitution: Constitution) -> dict[s
         run=run.manifest,
         name=run.path.name,
         made=now(),
+        repeat_penalty=REPEAT_PENALTY,
         constitution=constitution,
         config=config,
         data=run.result("export"),
