@@ -32,7 +32,7 @@ def test_figures_by_hand():
 
 @pytest.mark.parametrize(
     ("successes", "trials", "low", "high"),
-    # from the closed form worked with 50 digits; 0 of 30 is the well-known 11%
+    # 0 of 30 is the well-known 11%
     [(0, 30, 0.0, 0.1135), (13, 13, 0.7719, 1.0), (7, 10, 0.3968, 0.8922)],
 )
 def test_wilson_interval(successes: int, trials: int, low: float, high: float):
