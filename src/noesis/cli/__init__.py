@@ -48,6 +48,8 @@ def run_command(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, _terminated)
     try:
         code = app(arguments, standalone_mode=False)
+        if code == 130:  # typer turns Ctrl-C into this code without a word
+            raise KeyboardInterrupt
         return int(code) if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         print("\nstopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
