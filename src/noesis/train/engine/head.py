@@ -1,0 +1,44 @@
+"""Last norm, output layer and cross-entropy in one: only the trained tokens, a chunk at a time, so the vocabulary-wide logits never exist whole.
+
+The gradient to the hidden states is computed with the loss; backward only hands it on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from noesis.train.engine import ops
+
+Tensor = Any
+
+
+class Loss(torch.autograd.Function):
+    """h: (T, H), positions and targets: (trained tokens,), divisor: float32 scalar → summed loss / divisor."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, norm: Tensor, eps: float, head: Tensor, positions: Tensor, targets: Tensor, divisor: Tensor, chunk: int) -> Tensor:
+        whole = len(positions) == len(h)  # every token is trained: nothing to pick out
+        some = h if whole else h.index_select(0, positions)
+        if len(some) == 0:
+            ctx.gradient = torch.zeros_like(h)
+            return torch.zeros((), dtype=torch.float32, device=h.device)
+        factor = (1.0 / divisor).reshape(1)
+        x, rstd = ops.norm(some, norm, eps, ops.Dropout(0), fp8=False)
+        total = torch.zeros((), dtype=torch.float32, device=h.device)
+        dx = torch.empty_like(x.plain)
+        for start in range(0, len(some), chunk):
+            part = slice(start, start + chunk)
+            logits = x.plain[part] @ head.T  # (chunk, vocabulary)
+            total += ops.cross_entropy(logits, targets[part], factor).sum()
+            dx[part] = logits @ head
+        dh = ops.norm_backward(dx, some, rstd, norm, torch.zeros_like(some), fp8=False).plain
+        ctx.gradient = dh if whole else torch.zeros_like(h).index_copy_(0, positions, dh)
+        return total * factor[0]
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:  # type: ignore[override]
+        gradient = ctx.gradient.mul_(upstream)
+        ctx.gradient = None
+        return (gradient, None, None, None, None, None, None, None)

@@ -1,0 +1,192 @@
+"""The steps between matrix products: a Triton kernel on a card, plain torch (`reference`) on a processor. Same results within rounding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from noesis.train.engine import reference
+
+Tensor = Any
+BM, BN = 64, 128  # tile of the kernels that hold a small matrix product
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """One dropout mask: elements whose hashed byte is below `threshold` are dropped. No randomness is stored, only the seed."""
+
+    threshold: int  # of 256; 0: nothing is dropped
+    seed: int = 0
+
+    @property
+    def scale(self) -> float:
+        return 256 / (256 - self.threshold)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """In plain torch."""
+        if self.threshold == 0:
+            return x
+        return torch.where(reference.keep_mask(x.shape, self.seed, self.threshold, x.device), x * self.scale, 0)
+
+
+@dataclass
+class Inputs:
+    """A tensor (T, N) as the next product needs it: as it is, in FP8 with row scales, and with dropout for the adapter."""
+
+    plain: Tensor | None
+    dropped: Tensor  # `plain` itself where nothing is dropped
+    q: Tensor | None = None
+    scale: Tensor | None = None
+
+
+def _power_of_two(n: int) -> int:
+    return max(16, 1 << (n - 1).bit_length())
+
+
+def _kernels() -> Any:
+    from noesis.train.engine import kernels
+
+    return kernels
+
+
+def _grid(tokens: int, width: int) -> tuple[int, int]:
+    return (-(-width // BN), -(-tokens // BM))
+
+
+def norm(h: Tensor, weight: Tensor, eps: float, drop: Dropout, *, fp8: bool) -> tuple[Inputs, Tensor]:
+    """RMSNorm of h: (T, H). Returns its results and 1/root-mean-square: (T,)."""
+    if not h.is_cuda:
+        y, rstd = reference.rms_norm(h, weight, eps)
+        q, scale = reference.quantise_rows(y) if fp8 else (None, None)
+        return Inputs(y, drop.apply(y), q, scale), rstd
+    tokens, width = h.shape
+    plain = not fp8 or drop.threshold == 0
+    x = torch.empty_like(h) if plain else None
+    dropped = torch.empty_like(h) if drop.threshold else x
+    q = torch.empty(h.shape, dtype=torch.float8_e4m3fn, device=h.device) if fp8 else None
+    scale = torch.empty((tokens, 1), dtype=torch.float32, device=h.device) if fp8 else None
+    rstd = torch.empty(tokens, dtype=torch.float32, device=h.device)
+    _kernels().norm_forward[(tokens,)](
+        h, weight, x if plain else h, dropped, q if fp8 else h, scale if fp8 else rstd, rstd, drop.seed, drop.threshold, drop.scale, width, eps,
+        BLOCK=_power_of_two(width), PLAIN=plain, DROP=drop.threshold > 0, FP8=fp8, num_warps=8,
+    )  # fmt: skip
+    return Inputs(x, dropped, q, scale), rstd
+
+
+def norm_backward(dx: Tensor, h: Tensor, rstd: Tensor, weight: Tensor, residual: Tensor, *, fp8: bool) -> Inputs:
+    """Gradient to h through the norm, plus `residual`; in FP8 too if asked."""
+    if not h.is_cuda:
+        dh = reference.rms_norm_backward(dx, h, rstd, weight, residual)
+        q, scale = reference.quantise_rows(dh) if fp8 else (None, None)
+        return Inputs(dh, dh, q, scale)
+    tokens, width = h.shape
+    dh = torch.empty_like(h)
+    q = torch.empty(h.shape, dtype=torch.float8_e4m3fn, device=h.device) if fp8 else None
+    scale = torch.empty((tokens, 1), dtype=torch.float32, device=h.device) if fp8 else None
+    _kernels().norm_backward[(tokens,)](
+        dx, h, rstd, weight, residual, dh, q if fp8 else dh, scale if fp8 else rstd, width, BLOCK=_power_of_two(width), FP8=fp8, num_warps=8
+    )  # fmt: skip
+    return Inputs(dh, dh, q, scale)
+
+
+def prepare(x: Tensor, drop: Dropout, *, fp8: bool) -> Inputs:
+    """x: (T, N) in FP8 with row scales if asked, and with dropout."""
+    if not fp8 and drop.threshold == 0:
+        return Inputs(x, x)
+    if not x.is_cuda:
+        q, scale = reference.quantise_rows(x) if fp8 else (None, None)
+        return Inputs(x, drop.apply(x), q, scale)
+    tokens, width = x.shape
+    dropped = torch.empty_like(x) if drop.threshold else x
+    q = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device) if fp8 else None
+    scale = torch.empty((tokens, 1), dtype=torch.float32, device=x.device) if fp8 else None
+    _kernels().quantise[(tokens,)](
+        x, dropped, q if fp8 else x, scale if fp8 else x, drop.seed, drop.threshold, drop.scale, width,
+        BLOCK=min(4096, _power_of_two(width)), DROP=drop.threshold > 0, FP8=fp8, num_warps=8,
+    )  # fmt: skip
+    return Inputs(x, dropped, q, scale)
+
+
+def add_low_rank(y: Tensor, u: Tensor, b: Tensor, *, drop: Dropout, residual: Tensor | None = None) -> Tensor:
+    """y + dropout(Σ_g u_g · b_gᵀ) + residual, written over y. u: (T, G·R), b: (G, N, R), y: (T, N)."""
+    groups, width, r = b.shape
+    if not y.is_cuda:
+        low = sum(u[:, g * r : (g + 1) * r] @ b[g].T for g in range(groups))
+        out = y.float() + drop.apply(low).float()
+        return (out if residual is None else out + residual.float()).to(y.dtype)
+    tokens = y.shape[0]
+    _kernels().add_low_rank[_grid(tokens, width)](
+        y, u, b, y if residual is None else residual, y, drop.seed, drop.threshold, drop.scale, tokens, width, u.stride(0),
+        G=groups, R=r, RP=_power_of_two(r), BM=BM, BN=BN, DROP=drop.threshold > 0, RESIDUAL=residual is not None, num_warps=8,
+    )  # fmt: skip
+    return y
+
+
+def rotate(qkv: Tensor, u: Tensor, b: Tensor, cos: Tensor, sin: Tensor, heads: tuple[int, int]) -> Tensor:
+    """Adapters' part of q, k, v added, q and k rotated; in place on a card. qkv: (T, (Q + 2K)·D), u: (T, 3R), b: ((Q + 2K)·D, R)."""
+    (tokens, width), (qh, kh), r, half = qkv.shape, heads, b.shape[1], cos.shape[1]
+    if not qkv.is_cuda:
+        sizes = [qh * 2 * half, kh * 2 * half, kh * 2 * half]
+        low = torch.cat([u[:, i * r : (i + 1) * r] @ part.T for i, part in enumerate(b.split(sizes))], dim=1)
+        y = (qkv.float() + low.float()).view(tokens, -1, 2 * half)
+        turned = reference.rotate(y[:, : qh + kh], cos, sin)
+        return torch.cat([turned, y[:, qh + kh :]], dim=1).reshape(tokens, width).to(qkv.dtype)
+    _kernels().rotate_forward[(qh + 2 * kh, -(-tokens // 128))](
+        qkv, u, b, cos, sin, tokens, width, u.stride(0), qh, kh, D2=half, R=r, RP=_power_of_two(r), BM=128, LOW=True, num_warps=8
+    )
+    return qkv
+
+
+def rotate_backward(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(T, heads, D) gradients of rotated q, of rotated k and of v → (T, (Q + 2K)·D)."""
+    (tokens, qh, d), kh = dq.shape, dk.shape[1]
+    if not dq.is_cuda:
+        parts = [reference.rotate(dq, cos, sin, back=True), reference.rotate(dk, cos, sin, back=True), dv]
+        return torch.cat([part.reshape(tokens, -1) for part in parts], dim=1)
+    width = (qh + 2 * kh) * d
+    out = torch.empty((tokens, width), dtype=dq.dtype, device=dq.device)
+    _kernels().rotate_backward[(qh + 2 * kh, -(-tokens // 128))](
+        dq.contiguous(), dk.contiguous(), dv.contiguous(), out, cos, sin, tokens, width, qh, kh, D2=d // 2, BM=128, num_warps=8
+    )
+    return out
+
+
+def swiglu(gu: Tensor, u: Tensor, b: Tensor) -> Tensor:
+    """silu(gate) · up with the adapters' parts. gu: (T, 2I), u: (T, 2R), b: (2I, R) → (T, I)."""
+    if not gu.is_cuda:
+        return reference.swiglu_forward(gu, u, b)
+    tokens, width = gu.shape[0], gu.shape[1] // 2
+    act = torch.empty((tokens, width), dtype=gu.dtype, device=gu.device)
+    r = b.shape[1]
+    _kernels().swiglu_forward[_grid(tokens, width)](
+        gu, u, b, act, tokens, width, u.stride(0), R=r, RP=_power_of_two(r), BM=BM, BN=BN, num_warps=8
+    )
+    return act
+
+
+def swiglu_backward(gu: Tensor, u: Tensor, b: Tensor, dact: Tensor, du: Tensor, a: Tensor, drop: Dropout) -> Tensor:
+    """Gradients of gate and up: (T, 2I), written over gu on a card. du: (T, R), a: (I, R)."""
+    if not gu.is_cuda:
+        return reference.swiglu_backward(gu, u, b, dact.float() + drop.apply(du @ a.T).float())
+    tokens, width, r = gu.shape[0], gu.shape[1] // 2, b.shape[1]
+    _kernels().swiglu_backward[_grid(tokens, width)](
+        gu, u, b, dact, du, a, gu, drop.seed, drop.threshold, drop.scale, tokens, width, u.stride(0),
+        R=r, RP=_power_of_two(r), BM=BM, BN=BN, DROP=drop.threshold > 0, num_warps=8,
+    )  # fmt: skip
+    return gu
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, factor: Tensor) -> Tensor:
+    """Losses (rows,) of logits (rows, V), which become their gradient times `factor` (a float32 scalar on the device)."""
+    if not logits.is_cuda:
+        probabilities = torch.log_softmax(logits.float(), dim=-1)
+        loss = -probabilities.gather(1, labels[:, None])[:, 0]
+        gradient = probabilities.exp()
+        gradient[torch.arange(len(labels)), labels] -= 1
+        logits.copy_(gradient * factor)
+        return loss
+    loss = torch.empty(len(labels), dtype=torch.float32, device=logits.device)
+    _kernels().cross_entropy[(len(labels),)](logits, labels, loss, factor, logits.shape[1], BLOCK=4096, num_warps=8)
+    return loss

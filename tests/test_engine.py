@@ -1,0 +1,226 @@
+"""The training engine against transformers and PEFT on a tiny Llama: losses, gradients, packing, precisions, checkpointing, dropout."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from noesis.constitution.conversation import IGNORED
+from noesis.train.packing import fill, pack, rows_of_step, share
+from noesis.train.setup import Setup
+
+FP32 = Setup("noesis", "fp32", "float32", "none", False, True, 64, 8, 1, "adamw", 0)
+
+
+def toy(count: int = 6, seed: int = 0) -> list[tuple[list[int], list[int]]]:
+    """Sequences of 7 to 40 tokens; the first part of each is not trained on."""
+    import random
+
+    draw = random.Random(seed)
+    made = []
+    for _ in range(count):
+        ids = [draw.randrange(3, 500) for _ in range(draw.randrange(7, 40))]
+        cut = draw.randrange(1, len(ids) - 3)
+        made.append((ids, [IGNORED] * cut + ids[cut:]))
+    return made
+
+
+def test_cards_share_a_step_evenly_and_lose_nothing():
+    shares = share([900, 100, 500, 400, 30, 70], 2)
+    assert sorted(sum(shares, [])) == [0, 1, 2, 3, 4, 5]
+    assert [sum([900, 100, 500, 400, 30, 70][i] for i in part) for part in shares] == [1000, 1000]
+
+
+def test_rows_are_filled_first_fit_decreasing():
+    assert fill([5, 9, 3, 7, 12], 10) == [[4], [1], [3, 2], [0]]
+
+
+def test_a_packed_row_trains_what_its_sequences_train():
+    row = pack([([1, 2, 3], [IGNORED, 2, 3]), ([4, 5], [IGNORED, 5])], [7, 9], multiple=8)
+    assert row.input_ids == [1, 2, 3, 4, 5, 0, 0, 0]
+    assert row.position_ids == [0, 1, 2, 0, 1, 0, 1, 2]
+    assert (row.lengths, row.positions, row.targets, row.members, row.tokens) == ([3, 2, 3], [0, 1, 3], [2, 3, 5], [7, 9], 5)
+
+
+@pytest.mark.parametrize("cards", [1, 2, 3, 8])
+@pytest.mark.parametrize("pack_length", [0, 64])
+def test_a_step_holds_the_same_sequences_on_any_number_of_cards(cards: int, pack_length: int):
+    step = toy(6)
+    rows = [r for card in range(cards) for r in rows_of_step(step, list(range(6)), cards=cards, card=card, pack_length=pack_length, micro_batch=2)]
+    assert sorted(m for row in rows for m in row.members) == list(range(6))
+    assert sorted(t for row in rows for t in row.targets) == sorted(t for _, labels in step for t in labels[1:] if t != IGNORED)
+    assert all(len(row.input_ids) % 64 == 0 and sum(row.lengths) == len(row.input_ids) for row in rows)
+
+
+def lora_of(r: int = 4, dropout: float = 0.0, targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")):
+    from peft import LoraConfig
+
+    return LoraConfig(r=r, lora_alpha=2 * r, lora_dropout=dropout, target_modules=list(targets), task_type="CAUSAL_LM", bias="none")
+
+
+def engine_of(folder: Path, setup: Setup, lora=None):
+    """The engine's model with an adapter that is not zero, the same for every setup."""
+    import torch
+
+    from noesis.train.engine.model import build
+
+    model = build(folder, setup, lora or lora_of(), "cpu")
+    draw = torch.Generator().manual_seed(1)
+    for _, parameter in sorted(model.named_parameters()):
+        if parameter.requires_grad:
+            parameter.data.copy_(torch.randn(parameter.shape, generator=draw) * 0.05)
+    return model
+
+
+def gradients(model, rows, divisor: float, seed: int = 0) -> tuple[float, dict]:
+    """Loss and gradients of a whole step."""
+    import torch
+
+    torch.manual_seed(seed)
+    model.zero_grad()
+    model.engine.begin_step()
+    total = 0.0
+    for row in rows:
+        loss = model(row, torch.tensor(float(divisor)))
+        loss.backward()
+        total += float(loss.detach())
+    return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def reference_gradients(folder: Path, like, step, divisor: float) -> tuple[float, dict]:
+    """The same by transformers and PEFT in float32, a sequence at a time."""
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model = get_peft_model(base, like.peft_config["default"])
+    adapter = {name: p for name, p in like.named_parameters() if p.requires_grad}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data.copy_(adapter[name].data)
+    total = 0.0
+    for ids, labels in step:
+        logits = model(input_ids=torch.tensor([ids])).logits[0, :-1]
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels[1:]), reduction="sum", ignore_index=IGNORED) / divisor
+        loss.backward()
+        total += float(loss.detach())
+    return total, {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+
+def rows(step, pack_length: int = 64):
+    return rows_of_step(step, list(range(len(step))), cards=1, card=0, pack_length=pack_length, micro_batch=1)
+
+
+def trained(step) -> int:
+    return sum(label != IGNORED for _, labels in step for label in labels[1:])
+
+
+def worst(got: dict, wanted: dict) -> float:
+    assert set(got) == set(wanted)
+    return max(float((got[n] - wanted[n]).norm() / wanted[n].norm()) for n in wanted)
+
+
+@pytest.mark.slow
+def test_packed_losses_and_gradients_are_those_of_transformers_and_peft(tiny_model: Path):
+    step = toy()
+    model = engine_of(tiny_model, FP32)
+    loss, got = gradients(model, rows(step), trained(step))
+    expected, wanted = reference_gradients(tiny_model, model, step, trained(step))
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert worst(got, wanted) < 1e-4
+    unpacked, each = gradients(model, rows(step, pack_length=0), trained(step))
+    assert unpacked == pytest.approx(expected, rel=1e-5)
+    assert worst(each, wanted) < 1e-4
+
+
+@pytest.mark.slow
+def test_sequences_of_a_row_do_not_see_each_other(tiny_model: Path):
+    first, second, other = toy(3, seed=3)
+    model = engine_of(tiny_model, FP32)
+    together = [float(model(pack([first, x], [0, 1]), 1.0 * _one())) - float(model(pack([x], [1]), _one())) for x in (second, other)]
+    alone = float(model(pack([first], [0]), _one()))
+    assert together == pytest.approx([alone, alone], rel=1e-4)
+
+
+def _one():
+    import torch
+
+    return torch.tensor(1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("checkpointing", ["selective", "full"])
+def test_recomputing_changes_nothing(tiny_model: Path, checkpointing: str, dropout: float):
+    step, lora = toy(), lora_of(dropout=dropout)
+    loss, wanted = gradients(engine_of(tiny_model, FP32, lora), rows(step), trained(step))
+    again, got = gradients(engine_of(tiny_model, replace(FP32, gradient_checkpointing=checkpointing), lora), rows(step), trained(step))
+    assert again == loss
+    assert worst(got, wanted) < 1e-6
+
+
+@pytest.mark.slow
+def test_gradients_with_dropout_are_those_of_finite_differences(tiny_model: Path):
+    import torch
+
+    step, lora = toy(2), lora_of(dropout=0.3)
+    model = engine_of(tiny_model, FP32, lora)
+    _, got = gradients(model, rows(step), trained(step))
+    for name in ("self_attn.v_proj.lora_A", "mlp.down_proj.lora_A", "self_attn.o_proj.lora_A", "mlp.up_proj.lora_A"):
+        full = next(n for n in got if name in n)
+        parameter = dict(model.named_parameters())[full]
+        direction = got[full] / got[full].norm()
+        ends = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter += sign * 1e-2 * direction
+            ends.append(gradients(model, rows(step), trained(step))[0])
+            with torch.no_grad():
+                parameter -= sign * 1e-2 * direction
+        assert (ends[0] - ends[1]) / 2e-2 == pytest.approx(float(got[full].norm()), rel=2e-2)
+
+
+@pytest.mark.slow
+def test_only_the_chosen_modules_get_an_adapter(tiny_model: Path):
+    step = toy()
+    model = engine_of(tiny_model, FP32, lora_of(targets=("q_proj", "v_proj")))
+    loss, got = gradients(model, rows(step), trained(step))
+    expected, wanted = reference_gradients(tiny_model, model, step, trained(step))
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert worst(got, wanted) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "limit"), [("bf16", 4e-2), ("fp8", 0.16)])
+def test_low_precision_gradients_stay_near_float32(tiny_model: Path, precision: str, limit: float):
+    """Far looser than on a real model: this one is 64 wide and random, so rounding averages out less."""
+    step = toy(12)
+    model = engine_of(tiny_model, replace(FP32, precision=precision, compute_dtype="bfloat16"))
+    loss, got = gradients(model, rows(step), trained(step))
+    expected, wanted = gradients(engine_of(tiny_model, FP32), rows(step), trained(step))
+    assert loss == pytest.approx(expected, rel=1e-2)
+    assert worst(got, wanted) < limit
+
+
+@pytest.mark.slow
+def test_nf4_is_exact_on_its_own_dequantised_weights(tiny_model: Path, tmp_path: Path):
+    import shutil
+
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(tiny_model / "model.safetensors")
+    for name, weight in weights.items():
+        if "_proj" in name:
+            packed, state = quantize_4bit(weight.float(), quant_type="nf4", compress_statistics=True)
+            weights[name] = dequantize_4bit(packed, state)
+    shutil.copytree(tiny_model, tmp_path / "dequantised")
+    save_file(weights, tmp_path / "dequantised" / "model.safetensors", metadata={"format": "pt"})
+    step = toy()
+    loss, got = gradients(engine_of(tiny_model, replace(FP32, precision="nf4")), rows(step), trained(step))
+    expected, wanted = gradients(engine_of(tmp_path / "dequantised", FP32), rows(step), trained(step))
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert worst(got, wanted) < 1e-4
