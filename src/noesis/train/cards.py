@@ -15,7 +15,7 @@ from noesis.errors import UsageError
 
 FILE = Path(__file__).with_name("cards.yaml")
 GIB = 2**30
-UNKNOWN_BF16, UNKNOWN_GBS = 50e12, 600e9  # a card that the file does not list is taken for a slow one
+UNKNOWN_HALF, UNKNOWN_GBS = 50e12, 600e9  # a card that the file does not list is taken for a slow one
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,12 @@ class Card:
 
     name: str
     memory_bytes: int
-    bf16: float  # FLOP/s as reached by a large matrix product; 0: not in hardware
-    fp8: float
+    half: float  # FLOP/s as reached by a large matrix product in 16 bits
+    fp8: float  # 0: not in hardware
     bandwidth: float  # bytes/s
     usd_per_s: float | None  # None: not rented out by the file's source
     measured: bool
+    bf16: bool = True  # bfloat16 in hardware
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,11 @@ def prices() -> Prices:
 def _read() -> tuple[dict[str, Card], Prices]:
     raw: dict[str, Any] = yaml.load(FILE.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
     found = {
-        name: Card(name, int(c["gib"] * GIB), c["bf16"] * 1e12, c["fp8"] * 1e12, c["gbs"] * 1e9, c["usd_per_s"], c["rates"] == "measured")
+        name: Card(name, int(c["gib"] * GIB), c["half"] * 1e12, c["fp8"] * 1e12, c["gbs"] * 1e9, c["usd_per_s"], c["rates"] == "measured", c.get("bf16", True))
         for name, c in raw["cards"].items()
     }
-    return found, Prices(**{key: str(value) if key == "date" else value for key, value in raw["prices"].items()})
+    p = raw["prices"]
+    return found, Prices(str(p["date"]), str(p["source"]), float(p["cpu_core_per_s"]), float(p["memory_gib_per_s"]))
 
 
 def card_of(device: Device) -> Card:
@@ -69,7 +71,7 @@ def card_of(device: Device) -> Card:
     words = set(re.split(r"[^A-Z0-9]+", device.name.upper()))
     fits = [c for c in cards().values() if set(c.name.split("-")) <= words or c.name.upper() == device.name.upper()]
     if not fits:
-        return Card(device.name, device.memory_bytes, UNKNOWN_BF16, UNKNOWN_BF16 if device.fp8 else 0, UNKNOWN_GBS, None, False)
+        return Card(device.name, device.memory_bytes, UNKNOWN_HALF, UNKNOWN_HALF if device.fp8 else 0, UNKNOWN_GBS, None, False)
     return max(fits, key=lambda c: len(c.name))
 
 
@@ -83,4 +85,4 @@ def rented(name: str, count: int = 1) -> Device:
     card = cards().get(wanted)
     if card is None:
         raise UsageError(f"--gpu {name!r} is not in {FILE.name}; choose from {', '.join(cards())}")
-    return Device("cuda", card.name, card.memory_bytes, usable_threads(), card.bf16 > 0, card.fp8 > 0, count)
+    return Device("cuda", card.name, card.memory_bytes, usable_threads(), card.bf16, card.fp8 > 0, count)

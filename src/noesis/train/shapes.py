@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -93,9 +93,10 @@ def known_model(name: str) -> Known | None:
 def _known() -> dict[str, Known]:
     raw: dict[str, Any] = yaml.load(FILE.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
     found = {}
+    names = [field.name for field in fields(Shape)]
     for entry in raw["models"]:
-        *sizes, tied = entry["size"]
-        shape, ratio = Shape(*sizes, tied=bool(tied)), TokenRatio(**raw["tokenizers"][entry["tokenizer"]])
+        sizes = dict(zip(names, entry["size"], strict=True))
+        shape, ratio = Shape(**{**sizes, "tied": bool(sizes["tied"])}), TokenRatio(**raw["tokenizers"][entry["tokenizer"]])
         for name in entry["names"]:
             found[name.casefold()] = Known(name, shape, entry["gated"], ratio)
     return found

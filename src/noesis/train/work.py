@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,15 +38,7 @@ class Work:
     def padded(self, together: int) -> float:
         """Tokens of an epoch computed when `together` rows at random are padded to the longest of them."""
         n = len(self.lengths)
-        together = min(together, n)
-        ways, whole = 0.0, math.comb(n, together) if n < 1000 else None
-        if whole is None:  # the share of draws whose maximum is the i-th: as with replacement
-            for i, length in enumerate(sorted(self.lengths), 1):
-                ways += length * ((i / n) ** together - ((i - 1) / n) ** together)
-            return ways * n
-        for i, length in enumerate(sorted(self.lengths), 1):
-            ways += length * (math.comb(i - 1, together - 1) / whole)
-        return ways * n
+        return sum(n * length * ((i / n) ** together - ((i - 1) / n) ** together) for i, length in enumerate(sorted(self.lengths), 1))
 
     def packed_rows(self, pack_length: int, sequences: int) -> float:
         """Rows of `pack_length` tokens that a step of `sequences` sequences fills on average, packed first-fit-decreasing."""
