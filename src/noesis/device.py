@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,8 +46,9 @@ def usable_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@cache
 def measure_cpu_flops(seconds: float = 0.12) -> float:
-    """Single-precision matrix multiplication rate of this processor, FLOP/s, by a short run of numpy's own.
+    """Single-precision matrix multiplication rate of this processor, FLOP/s, by a short run of numpy's own; asked once a process.
 
     It is taken per second of processor time and multiplied by the threads, so that other programs that run for the moment do not count.
     """

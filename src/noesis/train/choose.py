@@ -24,6 +24,7 @@ from noesis.train.work import Work
 
 PACK_LENGTHS = (1024, 2048, 3072, 4096, 6144, 8192)
 FINEST = ("fp32", "bf16", "fp8", "nf4")  # from the least rounding of the base to the most
+KEEPING = ("none", "selective", "full")
 STEP_DOWN = 0.92  # a smaller plan needs at most this share of the memory
 
 
@@ -75,11 +76,11 @@ class Task:
 
 
 def options(task: Task) -> list[Option]:
-    """Every allowed setup with its costs, fastest first; of equals the one that rounds the base least and needs least memory."""
+    """Every allowed setup with its costs, fastest first; of equals the one that rounds the base least, recomputes least, needs least memory."""
     found = list(_on_processor(task) if task.device.kind == "cpu" else _on_cards(task))
     if task.cards > 1 and task.config.training.engine == "noesis":
         found += list(_on_cards(task, sharded=True))
-    return sorted(found, key=lambda o: (o.seconds, FINEST.index(o.setup.precision), o.memory.total))
+    return sorted(found, key=lambda o: (o.seconds, FINEST.index(o.setup.precision), KEEPING.index(o.setup.gradient_checkpointing), o.memory.total))
 
 
 def best(found: list[Option]) -> Option:
