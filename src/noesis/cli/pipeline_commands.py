@@ -56,13 +56,15 @@ def plan(
     Example: noesis plan --model meta-llama/Llama-3.1-8B-Instruct --gpu L40S --epochs 3
     """
     from noesis.constitution.document import load_constitution
-    from noesis.pipeline import from_exports, subset
+    from noesis.data.read import read_examples
+    from noesis.pipeline import subset
     from noesis.train.ahead import plan_ahead
     from noesis.train.show import show_plan
 
     found, config = configured(project, model, epochs, max_examples, as_json)
-    train, _ = from_exports(found.exports, found)
-    result, require_fit = plan_ahead(config, subset(train, config), load_constitution(found.constitution), gpu=gpu, gpus=gpus)
+    constitution = load_constitution(found.constitution)
+    examples = subset(read_examples(found.exports / "train.jsonl", constitution), config)
+    result, require_fit = plan_ahead(config, examples, constitution, gpu=gpu, gpus=gpus)
     print_result(result.as_json(), as_json) if as_json else show_plan(result.as_json(), everything=True)
     require_fit()
 

@@ -15,9 +15,9 @@ from noesis.train.setup import Setup
 from noesis.train.shapes import Shape
 
 # What a training step reaches of the rate that is known beforehand. The processor's was fitted to SmolLM2 on 2 cores (AMD EPYC
-# with AVX512-bf16: five runs at rank 64 between 142 and 178 tokens/s, where numpy reaches 165 to 190 GFLOP/s in single precision).
-CPU_EFFICIENCY = {True: 0.62, False: 0.31}  # with and without bfloat16 in hardware (the latter an estimate)
-CPU_START_SECONDS = 15.0  # imports, loading and quantising the base, the first step's warm-up
+# with AVX512-bf16: five runs at rank 64 between 142 and 178 tokens/s, where `measure_cpu_flops` finds 190 to 205 GFLOP/s).
+CPU_EFFICIENCY = {True: 0.57, False: 0.28}  # with and without bfloat16 in hardware (the latter an estimate)
+CPU_START_SECONDS = 12.0  # imports, loading and quantising the base, the first step's warm-up
 
 MATMUL_SHARE = 0.72  # of the rate of a large matrix product
 TRAFFIC_EAGER, TRAFFIC_COMPILED, TRAFFIC_UNSLOTH = 20.7, 11.0, 21.2  # bytes moved for each byte that is kept for the backward pass
