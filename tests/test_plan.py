@@ -283,6 +283,8 @@ def test_tokens_of_a_gated_model_are_an_estimate_and_its_own_tokenizer_replaces_
     name = "meta-llama/Llama-3.1-8B-Instruct"
     config, constitution = settings(**{"training.model": name}), load_constitution(Project(ROOT).constitution)
     records = [record | {"id": f"x_{i}"} for i in range(20)]
+    with pytest.raises(ModelError, match="meta-llama"):
+        plan_ahead(config, records, constitution, gpu="H100", exactly=True)  # no network, and nothing is guessed
     plan, _ = plan_ahead(config, records, constitution, gpu="H100")
     assert plan.tokens_plus_minus == 0.15
     assert "± 15%" in "\n".join(plan_lines(plan.as_json(), everything=True))

@@ -36,13 +36,14 @@ def planned(config: Config, folder: Path, train: Records, constitution: Constitu
 
 
 def plan_ahead(
-    config: Config, train: Records, constitution: Constitution, *, gpu: str | None = None, gpus: int | None = None
+    config: Config, train: Records, constitution: Constitution, *, gpu: str | None = None, gpus: int | None = None, exactly: bool = False
 ) -> tuple[Plan, Callable[[], None]]:
-    """The plan of a run that need not exist. Where the model is not on this machine but known, nothing is fetched.
+    """The plan of a run that need not exist. Where the model is not on this machine but known, nothing is fetched unless `exactly`.
 
     Args:
         gpu: a card of cards.yaml; None: what this machine has.
         gpus: how many of them; None: all that are here, or 1.
+        exactly: fetch the model's tokenizer (not its weights) rather than estimate tokens; for a quote before a rented card starts.
 
     Returns:
         the plan, and what raises a TrainingError if it does not fit.
@@ -51,7 +52,7 @@ def plan_ahead(
     device = _device(gpu, gpus)
     folder, known = local_folder(name, revision), known_model(name)
     work: Work | list[Encoded]
-    if folder is None and known is not None:
+    if folder is None and known is not None and not exactly:
         shape = known.shape
         work = estimate(train, constitution, known.ratio, include_critique=config.training.constitutional_ai.include_critique)
     else:
