@@ -177,8 +177,12 @@ def _bytes(special: list[str], *, bos: str | None = None, plain: tuple[str, ...]
     return tokenizer
 
 
-def _pieces(special: list[str], *, prefix: bool) -> Tokenizer:
-    """Pieces of text with `▁` for a space and single bytes for the rest (Mistral, Gemma); with `prefix`, a space before the first."""
+def _pieces(special: list[str], *, prefix: str) -> Tokenizer:
+    """Pieces of text with `▁` for a space and single bytes for the rest (Mistral, Gemma).
+
+    Args:
+        prefix: where a space is put before a text: "always" after a control token too, "first" only at the very beginning, "never".
+    """
     trained = Tokenizer(models.BPE())
     replace = normalizers.Replace(" ", "▁")
     trained.normalizer = replace
@@ -188,8 +192,11 @@ def _pieces(special: list[str], *, prefix: bool) -> Tokenizer:
     names = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *raw["vocab"]]
     merges = [tuple(m) for m in raw["merges"]]
     tokenizer = Tokenizer(models.BPE({n: i for i, n in enumerate(names)}, merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace]) if prefix else replace
-    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
+    if prefix == "first":
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    else:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace]) if prefix == "always" else replace
+    strip = [decoders.Strip(" ", 1, 0)] if prefix != "never" else []
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     return tokenizer
@@ -197,28 +204,32 @@ def _pieces(special: list[str], *, prefix: bool) -> Tokenizer:
 
 IM = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 HEADERS = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+PHI_ROLES = ["<unk>", "<s>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
 TURNS = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
 
-# name: (tokenizer, template, bos, eos, the token that ends a turn)
+# Some classes of transformers 5 build a tokenizer anew from its vocabulary, with another first space or without its rule for digits;
+# this one takes tokenizer.json as it is. The others below are the real models' own.
+AS_IT_IS = {"tokenizer_class": "TokenizersBackend"}
+# name: (tokenizer, template, bos, eos, the token that ends a turn, what its tokenizer_config.json says besides)
 STANDINS = {
-    "smollm2": (lambda: _bytes(IM), CHATML, "<|im_start|>", "<|im_end|>", "<|im_end|>"),
-    "llama-3.1": (lambda: _bytes(HEADERS, bos=HEADERS[0]), LLAMA, "<|begin_of_text|>", "<|eot_id|>", "<|eot_id|>"),
-    "llama-3.2": (lambda: _bytes(HEADERS, bos=HEADERS[0]), LLAMA_DATED, "<|begin_of_text|>", "<|eot_id|>", "<|eot_id|>"),
-    "qwen2.5": (lambda: _bytes(IM), QWEN, None, "<|im_end|>", "<|im_end|>"),
-    "qwen3": (lambda: _bytes(IM, plain=("<think>", "</think>")), QWEN_THINKING.replace("THINK", ""), None, "<|im_end|>", "<|im_end|>"),
-    "mistral-0.2": (lambda: _pieces(["<unk>", "<s>", "</s>"], prefix=True), MISTRAL_FIRST, "<s>", "</s>", "</s>"),
-    "mistral-0.3": (lambda: _pieces(["<unk>", "<s>", "</s>", "[INST]", "[/INST]"], prefix=True), MISTRAL_LAST, "<s>", "</s>", "</s>"),
-    "gemma-2": (lambda: _pieces(TURNS, prefix=False), GEMMA, "<bos>", "<eos>", "<end_of_turn>"),
-    "phi-3": (lambda: _pieces(["<unk>", "<s>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"], prefix=True), PHI, None, "<|endoftext|>", "<|end|>"),
+    "smollm2": (lambda: _bytes(IM), CHATML, "<|im_start|>", "<|im_end|>", "<|im_end|>", AS_IT_IS),
+    "llama-3.1": (lambda: _bytes(HEADERS, bos=HEADERS[0]), LLAMA, "<|begin_of_text|>", "<|eot_id|>", "<|eot_id|>", {"tokenizer_class": "PreTrainedTokenizerFast"}),
+    "llama-3.2": (lambda: _bytes(HEADERS, bos=HEADERS[0]), LLAMA_DATED, "<|begin_of_text|>", "<|eot_id|>", "<|eot_id|>", {"tokenizer_class": "PreTrainedTokenizerFast"}),
+    "qwen2.5": (lambda: _bytes(IM), QWEN, None, "<|im_end|>", "<|im_end|>", {"tokenizer_class": "Qwen2Tokenizer"}),
+    "qwen3": (lambda: _bytes(IM, plain=("<think>", "</think>")), QWEN_THINKING.replace("THINK", ""), None, "<|im_end|>", "<|im_end|>", {"tokenizer_class": "Qwen2Tokenizer"}),
+    "mistral-0.2": (lambda: _pieces(["<unk>", "<s>", "</s>"], prefix="always"), MISTRAL_FIRST, "<s>", "</s>", "</s>", AS_IT_IS),
+    "mistral-0.3": (lambda: _pieces(["<unk>", "<s>", "</s>", "[INST]", "[/INST]"], prefix="first"), MISTRAL_LAST, "<s>", "</s>", "</s>", {"tokenizer_class": "LlamaTokenizer", "legacy": False}),
+    "gemma-2": (lambda: _pieces(TURNS, prefix="never"), GEMMA, "<bos>", "<eos>", "<end_of_turn>", {"tokenizer_class": "GemmaTokenizer"}),
+    "phi-3": (lambda: _pieces(PHI_ROLES, prefix="always"), PHI, None, "<|endoftext|>", "<|end|>", AS_IT_IS),
 }  # fmt: skip
 
 
 def write_standin(folder: Path, name: str, *, template: str | None = None) -> Path:
     """The tokenizer files of a stand-in, with another `template` if given."""
-    build, own, bos, eos, _ = STANDINS[name]
+    build, own, bos, eos, _, besides = STANDINS[name]
     folder.mkdir(parents=True, exist_ok=True)
     build().save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "TokenizersBackend", "bos_token": bos, "eos_token": eos, "model_max_length": 2048}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    settings = {"bos_token": bos, "eos_token": eos, "unk_token": "<unk>" if "<unk>" in (folder / "tokenizer.json").read_text(encoding="utf-8") else None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | besides | {"model_max_length": 2048}), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(template or own, encoding="utf-8")
     return folder
