@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from conftest import ROOT
-from noesis.constitution.conversation import IGNORED, PROBE, Encoded, encode, end_of_turn, fold_system, objection, opening, render, takes_system
+from noesis.constitution.conversation import IGNORED, Encoded, encode, end_of_turn, fold_system, objection, opening, render, takes_system
 from noesis.constitution.document import load_constitution
 from noesis.constitution.tokenizer import ChatTokenizer, load_tokenizer
 from noesis.errors import ModelError, TrainingError
@@ -221,4 +220,3 @@ def test_our_rendering_and_tokens_equal_those_of_transformers(name: str, tmp_pat
     if name == "gemma-2":
         with pytest.raises(Exception, match="System role not supported"):
             theirs.apply_chat_template([SYSTEM, QUESTION], tokenize=False)
-    assert PROBE not in json.dumps(STANDINS[name][1])
