@@ -91,10 +91,15 @@ def data_export(
 @app.command("inspect")
 def data_inspect(
     ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Examples to show; default: the first three.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Show all examples.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained page; the terminal gets the counts only.")] = None,
     model: Annotated[str | None, typer.Option(help="Whose tokenizer and template; default: as in training_config.yaml.")] = None,
+    language: Annotated[str | None, typer.Option(help="pt, en or both; default: as in training_config.yaml.")] = None,
     project: ProjectOption = None,
 ) -> None:
-    """Exactly what the model is trained on: the rendered conversation, trained tokens coloured (or between « ») and counted.
+    """Exactly what the model is trained on: the rendered conversation token by token, trained tokens marked and counted.
+
+    Exit code 0: training takes the rows shown, 1: it would refuse one, and the reason is shown.
 
     Example: noesis data inspect maieutica_001
     """
@@ -102,4 +107,6 @@ def data_inspect(
     from noesis.data.inspect import show
 
     found = find_project(project)
-    show(found, load_config(found, {"training.model": model}), ids or [])
+    config = load_config(found, {"training.model": model, "training.data.language": language})
+    if any(row.refusal for row in show(found, config, ids or [], everything=everything, html=html)):
+        raise typer.Exit(1)
