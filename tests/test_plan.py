@@ -19,7 +19,7 @@ from noesis.constitution.document import load_constitution
 from noesis.device import Device, read_cards
 from noesis.errors import ConfigError, ModelError, TrainingError, UsageError
 from noesis.files import write_jsonl
-from noesis.models import Model, find_description, local_folder
+from noesis.models import Model, find_description, find_tokenizer
 from noesis.run import open_run
 from noesis.train import choose
 from noesis.train.ahead import plan_ahead
@@ -293,13 +293,13 @@ def test_tokens_of_a_gated_model_are_an_estimate_and_its_own_tokenizer_replaces_
     snapshot.symlink_to(tiny_shape)
     (snapshot.parent.parent / "refs").mkdir()
     (snapshot.parent.parent / "refs" / "main").write_text("abc")
-    assert local_folder(name) == snapshot
+    assert find_tokenizer(name) == snapshot
     assert plan_ahead(config, records, constitution, gpu="H100")[0].tokens_plus_minus == 0
 
 
 def test_an_unknown_model_without_network_is_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    assert local_folder("some-org/some-model") is None
+    assert find_tokenizer("some-org/some-model") is None
     with pytest.raises(ModelError):
         find_description("some-org/some-model")
 

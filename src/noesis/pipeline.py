@@ -18,9 +18,8 @@ from noesis.console import Progress, duration, heading, say, size
 from noesis.constitution.conversation import opening, render
 from noesis.constitution.document import Constitution, load_constitution
 from noesis.constitution.tokenizer import load_tokenizer
-from noesis.data.export import check_sources, describe
-from noesis.data.read import read_examples
-from noesis.data.split import split
+from noesis.data.load import read_examples, read_exports, split_sources
+from noesis.data.statistics import describe
 from noesis.device import Device, detect
 from noesis.errors import RunError
 from noesis.files import sha256_json, write_json, write_jsonl
@@ -65,17 +64,12 @@ class Session:
 
 def from_sources(project: Project, config: Config) -> tuple[Records, Records]:
     """Validate the hand-written examples and split them (train, held out)."""
-    constitution = load_constitution(project.constitution)
-    sources = project.sources(config.training.data.language)
-    report = check_sources(sources, constitution, config)
-    say(f"  {report.rows} examples in {report.files} files: no errors, {len(report.warnings)} warnings")
-    return split(report.records, eval_examples=config.training.data.eval_examples, seed=config.training.seed)
+    return split_sources(project.sources(config.training.data.language), load_constitution(project.constitution), config)
 
 
 def from_exports(folder: Path, project: Project) -> tuple[Records, Records]:
     """Read files that were exported before (train, held out)."""
-    constitution = load_constitution(project.constitution)
-    return read_examples(folder / "train.jsonl", constitution), read_examples(folder / "eval.jsonl", constitution)
+    return read_exports(folder, load_constitution(project.constitution))
 
 
 def new_session(project: Project, config: Config, path: Path, data: tuple[Records, Records], *, fresh: bool = False, archive_to: Path | None = None) -> Session:
@@ -98,7 +92,7 @@ def new_session(project: Project, config: Config, path: Path, data: tuple[Record
         write_jsonl(run.data / "eval.jsonl", held_out)
         run.data.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(project.constitution, run.data / "constitution.yaml")
-        statistics = describe(run.data / "train.jsonl", run.data / "eval.jsonl", train, held_out, constitution)
+        statistics = describe(run.data / "train.jsonl", run.data / "eval.jsonl", constitution, config)
         write_json(run.data / "statistics.json", statistics)
         return statistics
 

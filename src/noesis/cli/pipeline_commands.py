@@ -56,7 +56,7 @@ def plan(
     Example: noesis plan --model meta-llama/Llama-3.1-8B-Instruct --gpu L40S --epochs 3
     """
     from noesis.constitution.document import load_constitution
-    from noesis.data.read import read_examples
+    from noesis.data.load import read_examples
     from noesis.pipeline import subset
     from noesis.train.ahead import plan_ahead
     from noesis.train.show import show_plan

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from noesis.config import Config
 from noesis.constitution.conversation import Encoded
@@ -14,11 +14,11 @@ from noesis.constitution.document import Constitution
 from noesis.constitution.tokenizer import load_tokenizer
 from noesis.device import Device, detect
 from noesis.errors import UsageError
-from noesis.models import find_description, local_folder
+from noesis.models import find_description, find_tokenizer
 from noesis.train.cards import rented
 from noesis.train.plan import Plan, draft, make_plan, read_shape, require_fit
 from noesis.train.rows import training_rows
-from noesis.train.shapes import known_model
+from noesis.train.shapes import Known, known_model
 from noesis.train.work import Work, estimate
 
 Records = list[dict[str, Any]]
@@ -50,16 +50,21 @@ def plan_ahead(
     """
     name, revision = config.training.model, config.training.revision
     device = _device(gpu, gpus)
-    folder, known = local_folder(name, revision), known_model(name)
+    folder, known = find_tokenizer(name, revision), known_model(name)
+    if (folder is None and exactly) or (known is None and not _has_config(folder)):
+        folder = find_description(name, revision)
+    shape = known.shape if known is not None and not _has_config(folder) else read_shape(cast(Path, folder))
     work: Work | list[Encoded]
-    if folder is None and known is not None and not exactly:
-        shape = known.shape
-        work = estimate(train, constitution, known.ratio, include_critique=config.training.constitutional_ai.include_critique)
+    if folder is None:
+        work = estimate(train, constitution, cast(Known, known).ratio, include_critique=config.training.constitutional_ai.include_critique)
     else:
-        folder = folder or find_description(name, revision)
-        shape, work = read_shape(folder), rows_of(config, folder, train, constitution)
+        work = rows_of(config, folder, train, constitution)
     plan = draft(config, name, shape, work, device, rented=gpu is not None)
     return plan, lambda: require_fit(plan, config, shape, work, device)
+
+
+def _has_config(folder: Path | None) -> bool:
+    return folder is not None and (folder / "config.json").is_file()
 
 
 def rows_of(config: Config, folder: Path, train: Records, constitution: Constitution) -> list[Encoded]:

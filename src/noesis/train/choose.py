@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from itertools import product
 
@@ -56,7 +56,7 @@ class Task:
     rented: bool = False
     cpu_flops: float | None = None  # FLOP/s of this processor; None: measure it
 
-    @property
+    @cached_property
     def adapter(self) -> int:
         return self.shape.adapter_weights(self.config.lora.r, self.config.lora.target_modules)
 
