@@ -17,10 +17,11 @@ from noesis.console import _printable, say
 from noesis.constitution.conversation import IGNORED, Encoded, answer_text, encode, end_of_turn, objection, opening, takes_system
 from noesis.constitution.document import Constitution, load_constitution
 from noesis.constitution.tokenizer import ChatTokenizer, load_tokenizer
-from noesis.data.export import check_sources
+from noesis.data.export import refuse
+from noesis.data.validate import validate
 from noesis.errors import TrainingError, UsageError
 from noesis.files import write_text
-from noesis.models import find_model
+from noesis.models import find_model, find_tokenizer
 
 TEMPLATE = Path(__file__).with_name("inspect.html")
 FIRST = 3  # rows shown where none is named
@@ -86,7 +87,9 @@ def show(project: Project, config: Config, ids: list[str], *, everything: bool =
     if ids and everything:
         raise UsageError("give ids or --all, not both")
     constitution = load_constitution(project.constitution)
-    records = check_sources(project.sources(config.training.data.language), constitution, config).records
+    report = validate(project.sources(config.training.data.language), constitution, config.training.data.categories, whole=False)
+    refuse(report, "nothing can be shown")
+    records = report.records
     if missing := [i for i in ids if i not in {r["id"] for r in records}]:
         raise UsageError(f"no example with the id {missing[0]!r} in {config.training.data.language}; ids look like {records[0]['id']!r}")
     chosen = records if everything else [r for r in records if r["id"] in ids] if ids else records[:FIRST]
@@ -189,11 +192,9 @@ def _tokens(tokenizer: ChatTokenizer, row: Encoded) -> tuple[Token, ...]:
 
 
 def _tokenizer(config: Config) -> ChatTokenizer:
-    """The tokenizer of the configured model; a folder that holds no more than the tokenizer's files is enough."""
-    folder = Path(config.training.model)
-    if (folder / "tokenizer.json").is_file():
-        return load_tokenizer(folder)
-    return load_tokenizer(find_model(config.training.model, config.training.revision).path)
+    """The tokenizer of the configured model; its weights are fetched only where the tokenizer can't be had without."""
+    folder = find_tokenizer(config.training.model, config.training.revision) or find_model(config.training.model, config.training.revision).path
+    return load_tokenizer(folder)
 
 
 def _notes(tokenizer: ChatTokenizer, config: Config) -> list[str]:

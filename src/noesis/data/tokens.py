@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,7 +63,12 @@ def find_ruler(config: Config, constitution: Constitution) -> Ruler | None:
     folder = find_tokenizer(t.model, t.revision)
     if folder is None:
         return None
-    return Ruler(t.model, load_tokenizer(folder), constitution, t.constitutional_ai.include_critique, t.max_length)
+    return Ruler(t.model, _tokenizer(folder), constitution, t.constitutional_ai.include_critique, t.max_length)
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(folder: Path) -> ChatTokenizer:
+    return load_tokenizer(folder)
 
 
 def too_long(ruler: Ruler, table: Table, reader: LineReader) -> Iterator[tuple[int, str]]:
