@@ -33,6 +33,7 @@ lint: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python docs/make_cli.py
+	$(BIN)/python docs/make_croissant.py
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/startup.py

@@ -76,7 +76,7 @@ def test_validate_names_file_and_line_and_exits_1(write_rows, record: dict):
 
 
 def test_json_is_all_that_stands_on_stdout(write_rows, record: dict):
-    done = noesis("data", "validate", write_rows(record), "--json")
+    done = noesis("data", "validate", write_rows(record), "--json", "-")
     assert json.loads(done.stdout)["valid"] == 1
     assert "1 rows in 1 files" in done.stderr
 

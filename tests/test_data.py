@@ -15,10 +15,10 @@ from conftest import ROOT
 from noesis.config import Project, load_config
 from noesis.constitution.document import load_constitution
 from noesis.data.export import export
-from noesis.data.read import read_examples
-from noesis.data.split import split
+from noesis.data.load import read_examples, split_sources
 from noesis.data.validate import validate
 from noesis.errors import DataError, UsageError
+from noesis.models import find_tokenizer
 
 PROJECT = Project(ROOT)
 CONFIG = load_config(PROJECT)
@@ -77,34 +77,42 @@ def test_what_the_set_as_a_whole_teaches():
 def test_the_committed_exports_are_those_of_the_committed_examples(tmp_path: Path):
     statistics = export(PROJECT.sources("pt"), tmp_path, CONSTITUTION, CONFIG)
     assert (statistics["train"]["examples"], statistics["eval"]["examples"]) == (111, 13)
-    for name in ("train.jsonl", "eval.jsonl", "statistics.json"):
+    names = ["train.jsonl", "eval.jsonl"]
+    if find_tokenizer(CONFIG.training.model) is not None:  # else lengths in tokens are missing
+        names.append("statistics.json")
+    for name in names:
         assert (tmp_path / name).read_bytes() == (PROJECT.exports / name).read_bytes(), f"run  python scripts/export_for_modal.py: {name} is stale"
     assert read_examples(tmp_path / "eval.jsonl", CONSTITUTION)
 
 
 def test_both_languages_hold_out_the_same_ids_one_of_each_category():
-    train, held_out = split([*committed("pt"), *committed("en")], eval_examples=13, seed=42)
+    train, held_out = split_sources(PROJECT.sources("both"), CONSTITUTION, CONFIG)
     assert (len(train), len(held_out)) == (222, 26)
     per_id = Counter(r["id"] for r in held_out)
     assert set(per_id.values()) == {2}
     assert {r["category"] for r in held_out} == set(COUNTS)
     assert not {r["id"] for r in train} & set(per_id)
+    assert set(per_id) == {r["id"] for r in split_sources(PROJECT.sources("en"), CONSTITUTION, CONFIG)[1]}
 
 
-def test_the_split_does_not_depend_on_the_order_of_rows():
+def test_the_split_is_near_to_proportional_in_difficulty_and_value():
+    train, held_out = split_sources(PROJECT.sources("pt"), CONSTITUTION, CONFIG)
+    rows = [*train, *held_out]
+    for level in ("easy", "medium", "hard"):
+        share = sum(r["difficulty"] == level for r in rows) / len(rows)
+        assert abs(sum(r["difficulty"] == level for r in held_out) - 13 * share) <= 1, level
+    for value in CONSTITUTION.value_ids:
+        share = sum(value in r["values_applied"] for r in rows) / len(rows)
+        assert abs(sum(value in r["values_applied"] for r in held_out) - 13 * share) <= 2, value
+
+
+def test_the_split_does_not_depend_on_the_order_of_rows(write_rows):
     records = committed("pt")
     shuffled = random.Random(1).sample(records, len(records))
-    assert split(records, eval_examples=13, seed=42) == split(shuffled, eval_examples=13, seed=42)
-    assert split(records, eval_examples=13, seed=42)[1] != split(records, eval_examples=13, seed=43)[1]
-
-
-def test_rows_with_the_same_answer_stay_on_one_side(record: dict):
-    records = [
-        record | {"id": f"x_{i}", "prompt": f"Pergunta número {i}, qual é?", "response_revised": f"{record['response_revised']} {i // 2}"} for i in range(40)
-    ]
-    train, held_out = split(records, eval_examples=31, seed=0)
-    assert held_out
-    assert not {r["response_revised"] for r in train} & {r["response_revised"] for r in held_out}
+    first, second = (split_sources([write_rows(*rows, name=name)], CONSTITUTION, CONFIG) for rows, name in ((records, "a.jsonl"), (shuffled, "b.jsonl")))
+    assert first == second
+    other = load_config(PROJECT, {"training.seed": 43})
+    assert split_sources([write_rows(*records)], CONSTITUTION, other)[1] != first[1]
 
 
 def test_a_file_with_the_nine_fields_loads_unchanged(write_rows, record: dict):
@@ -160,8 +168,10 @@ def test_chat_rows_are_recognised(write_rows):
 
 
 def test_the_same_text_twice(write_rows, record: dict):
-    report = check(write_rows(record, record, {**record, "id": "x_9"}, {**record, "language": "en", "prompt": "What is courage, after all?"}))
-    assert [(p.line, p.code) for p in report.errors] == [(2, "duplicate-id"), (2, "duplicate-prompt"), (3, "duplicate-prompt")]
+    report = check(write_rows(record, record, {**record, "id": "x_9"}))
+    assert [(p.line, p.code) for p in report.errors] == [(2, "duplicate-id")]
+    assert "rows.jsonl:1" in report.errors[0].message
+    assert len(report.table) == 2
 
 
 def test_an_unrevised_answer(write_rows, record: dict):
@@ -197,7 +207,7 @@ def test_any_bytes_end_in_a_report(tmp_path: Path, data: bytes):
     file = tmp_path / "fuzz.jsonl"
     file.write_bytes(data)
     report = check(file)
-    assert report.rows >= len(report.records)
+    assert report.rows >= len(report.table)
 
 
 json_values = st.recursive(
@@ -211,7 +221,7 @@ json_values = st.recursive(
 def test_any_fields_end_in_a_report(write_rows, record: dict, change: dict):
     report = check(write_rows({**record, **change}))
     assert report.rows == 1
-    assert bool(report.errors) != bool(report.records)
+    assert bool(report.errors) != bool(len(report.table))
 
 
 def test_export_refuses_errors_and_writes_nothing(tmp_path: Path, write_rows, record: dict):

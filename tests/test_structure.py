@@ -85,7 +85,7 @@ def test_the_docstring_of_errors_draws_every_class():
 def test_help_and_data_commands_load_nothing_heavy():
     for arguments, banned in (
         (["--help"], {"torch", "transformers", "pydantic", "datasets", "rich.console"}),
-        (["data", "validate", "--json"], {"torch", "transformers", "datasets"}),
+        (["data", "validate", "--json", "-"], {"torch", "transformers", "datasets"}),
         (["data", "export", "--out", "unused-because-of-a-wrong-language", "--language", "xx"], {"torch", "transformers"}),
     ):
         code = f"import sys; from noesis.cli import run_command; run_command({arguments!r}); print('LOADED', *sorted({banned!r} & set(sys.modules)), file=sys.stderr)"

@@ -54,6 +54,7 @@ class Progress:
         self.what, self.total, self.unit = what, total, unit
         self.done = 0
         self.started = self.last_shown = time.monotonic()
+        self.shown = self.finished = False
         self.out = _stream or sys.stdout
         self.live = self.out.isatty()
         self.every_s = 0.2 if self.live else every_s
@@ -62,11 +63,12 @@ class Progress:
         return self
 
     def advance(self, count: int, note: str = "") -> None:
-        """Count `count` more units and show the line if it is time to."""
+        """Count `count` more units and show the line if it is time to; work of under a second shows none."""
         self.done += count
         now = time.monotonic()
-        if now - self.last_shown >= self.every_s or self.done >= self.total:
-            self.last_shown = now
+        finished = self.done >= self.total
+        if not self.finished and (now - self.last_shown >= self.every_s or (finished and now - self.started >= 1.0)):
+            self.last_shown, self.shown, self.finished = now, True, finished
             self._show(now, note)
 
     def _show(self, now: float, note: str) -> None:
@@ -80,7 +82,7 @@ class Progress:
             print(line, file=self.out, flush=True)
 
     def __exit__(self, *_: object) -> None:
-        if self.live:
+        if self.live and self.shown:
             print(file=self.out, flush=True)
 
 

@@ -16,30 +16,45 @@ app = typer.Typer(help="Examples: check, split and look at them.\n\nExample: noe
 def data_validate(
     paths: Annotated[list[Path] | None, typer.Argument(metavar="[PATHS]", help="JSONL files or folders; default: the project's examples.")] = None,
     project: ProjectOption = None,
-    as_json: JsonOption = False,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON; - for stdout, talk going to stderr.")] = None,
 ) -> None:
     """Check examples by file and line. Exit code 0: no errors (warnings allowed), 1: errors.
 
     Example: noesis data validate data/training/philosophical
     """
     from noesis.config import find_project, load_config
-    from noesis.console import say
+    from noesis.console import say, use_stderr
     from noesis.constitution.document import load_constitution
+    from noesis.data.tokens import find_ruler
     from noesis.data.validate import validate
+    from noesis.files import write_json
 
-    talk(as_json)
+    if json_file == Path("-"):
+        use_stderr()
     found = find_project(project)
     config = load_config(found)
+    constitution = load_constitution(found.constitution)
     sources = paths or [folder for language in ("pt", "en") for folder in found.sources(language) if any(folder.glob("*.jsonl"))]
-    result = validate(sources or found.sources("pt"), load_constitution(found.constitution), config.training.data.categories)
+    ruler = find_ruler(config, constitution)
+    result = validate(sources or found.sources("pt"), constitution, config.training.data.categories, ruler=ruler)
     for problem in result.problems:
         say(str(problem))
-    say(f"{result.rows} rows in {result.files} files: {len(result.records)} valid, {len(result.errors)} errors, {len(result.warnings)} warnings")
-    for name in ("language", "category", "difficulty", "stance", "value"):
-        if result.counts[name]:
-            say(f"  {name}: " + ", ".join(f"{k} {v}" for k, v in sorted(result.counts[name].items())))
-    print_result(result.summary(), as_json)
-    if result.errors:
+    for (severity, code), count in sorted(result.found.items()):
+        if count > (shown_here := sum(p.code == code and p.severity == severity for p in result.problems)):
+            say(f"{count:,} {severity}s [{code}], {shown_here} of them shown")
+    say(result.window or f"lengths in tokens were not checked: the tokenizer of {config.training.model} is not on this machine")
+    say(
+        f"{result.rows:,} rows in {len(result.files)} files: {len(result.table):,} valid, "
+        f"{result.total('error'):,} errors, {result.total('warning'):,} warnings"
+    )
+    for name, counts in result.counts().items():
+        say(f"  {name}: " + ", ".join(f"{k} {v:,}" for k, v in sorted(counts.items())))
+    if json_file == Path("-"):
+        print_result(result.summary(), True)
+    elif json_file is not None:
+        write_json(json_file, result.summary())
+        say(f"  → {json_file}")
+    if result.total("error"):
         raise typer.Exit(1)
 
 
@@ -48,6 +63,7 @@ def data_export(
     source: Annotated[list[Path] | None, typer.Option("--source", metavar="PATH", help="JSONL files or folders; default: the project's examples.")] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to; default: data/training/exports.")] = None,
     language: Annotated[str | None, typer.Option(help="pt, en or both; default: as in training_config.yaml.")] = None,
+    dedupe: Annotated[bool, typer.Option("--dedupe", help="Keep one of each cluster of rows that say the same; dropped.jsonl names the others.")] = False,
     project: ProjectOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -64,7 +80,8 @@ def data_export(
     found = find_project(project)
     config = load_config(found, {"training.data.language": language})
     target = out or found.exports
-    statistics = export(source or found.sources(config.training.data.language), target, load_constitution(found.constitution), config)
+    sources = source or found.sources(config.training.data.language)
+    statistics = export(sources, target, load_constitution(found.constitution), config, dedupe=dedupe, tribunal=found.data / "tribunal")
     for part in ("train", "eval"):
         say(f"  {target / statistics[part]['file']}: {statistics[part]['examples']} examples")
     say(f"  {target / 'statistics.json'}")
@@ -74,10 +91,15 @@ def data_export(
 @app.command("inspect")
 def data_inspect(
     ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Examples to show; default: the first three.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Show all examples.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained page; the terminal gets the counts only.")] = None,
     model: Annotated[str | None, typer.Option(help="Whose tokenizer and template; default: as in training_config.yaml.")] = None,
+    language: Annotated[str | None, typer.Option(help="pt, en or both; default: as in training_config.yaml.")] = None,
     project: ProjectOption = None,
 ) -> None:
-    """Exactly what the model is trained on: the rendered conversation, trained tokens coloured (or between « ») and counted.
+    """Exactly what the model is trained on: the rendered conversation token by token, trained tokens marked and counted.
+
+    Exit code 0: training takes the rows shown, 1: it would refuse one, and the reason is shown.
 
     Example: noesis data inspect maieutica_001
     """
@@ -85,4 +107,6 @@ def data_inspect(
     from noesis.data.inspect import show
 
     found = find_project(project)
-    show(found, load_config(found, {"training.model": model}), ids or [])
+    config = load_config(found, {"training.model": model, "training.data.language": language})
+    if any(row.refusal for row in show(found, config, ids or [], everything=everything, html=html)):
+        raise typer.Exit(1)

@@ -1,32 +1,31 @@
-"""`noesis data validate [PATHS]`: stream JSONL files, report by file and line, summary last.
+"""`noesis data validate [PATHS]`: every line checked, then the set as a whole. Errors are what must not be trained on.
 
-Errors are what must not be trained on. Users' own files with the nine required fields load as they are.
+Users' own files with the nine required fields load as they are.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+import numpy as np
 
 from noesis.constitution.document import Constitution
-from noesis.data.record import ALIASES, Record
-from noesis.data.text import CONTROL_TOKEN, PLACEHOLDER, invisible, normalised
-from noesis.errors import UsageError
+from noesis.data.check import Finding, Rules
+from noesis.data.read import LineReader, find_files
+from noesis.data.scan import DIFFICULTIES, LANGUAGES, STANCES, Table, join, scan
+from noesis.data.similar import Cluster, find_clusters
+from noesis.data.survey import survey
+from noesis.data.tokens import Ruler, too_long
 
-MAX_LINE = 4_000_000  # characters; a longer line is reported, not parsed
-TEXT_FIELDS = ("prompt", "response_initial", "critique", "response_revised", "reasoning")
-JUDGES = ("[VERITAS]", "[SOPHIA]", "[DIKE]")
+SHOWN = 20  # problems of one kind whose place and words are kept; of the others, the number is
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with one line."""
+    """Something wrong with one line, or with the set (then `line` is that of an example, or 0)."""
 
     file: str
     line: int
@@ -35,18 +34,21 @@ class Problem:
     severity: str = "error"
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.severity}: {self.message} [{self.code}]"
+        place = f"{self.file}:{self.line}: " if self.line else ""
+        return f"{place}{self.severity}: {self.message} [{self.code}]"
 
 
 @dataclass
 class Report:
     """What validation found."""
 
-    files: int = 0
+    files: list[Path]
+    table: Table  # the rows without an error
     rows: int = 0
-    records: list[dict[str, Any]] = field(default_factory=list)  # the rows without an error, in order
-    problems: list[Problem] = field(default_factory=list)
-    counts: dict[str, Counter[str]] = field(default_factory=lambda: {k: Counter() for k in ("language", "category", "difficulty", "value", "stance")})
+    problems: list[Problem] = field(default_factory=list)  # at most SHOWN of a kind, in order of place
+    found: Counter[tuple[str, str]] = field(default_factory=Counter)  # all of them, by (severity, code)
+    clusters: list[Cluster] = field(default_factory=list)
+    window: str = ""  # what was or was not measured in tokens
 
     @property
     def errors(self) -> list[Problem]:
@@ -56,177 +58,125 @@ class Report:
     def warnings(self) -> list[Problem]:
         return [p for p in self.problems if p.severity == "warning"]
 
+    def total(self, severity: str) -> int:
+        """How many errors or warnings there are, shown or not."""
+        return sum(n for (kind, _), n in self.found.items() if kind == severity)
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The rows without an error, read again: for data that fits into memory."""
+        t = self.table
+        with LineReader(self.files) as reader:
+            return [reader.record(f, o, n) for f, o, n in zip(t.file, t.offset, t.length, strict=True)]
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Rows by language, category, difficulty, stance."""
+        t = self.table
+        columns = {
+            "language": (t.language, LANGUAGES),
+            "category": (t.category, t.categories),
+            "difficulty": (t.difficulty, DIFFICULTIES),
+            "stance": (t.stance, STANCES),
+        }
+        return {name: {labels[i]: int(n) for i, n in enumerate(np.bincount(column)) if n} for name, (column, labels) in columns.items()}
+
     def summary(self) -> dict[str, Any]:
         """The report as JSON would hold it."""
         return {
-            "files": self.files,
+            "files": [str(file) for file in self.files],
             "rows": self.rows,
-            "valid": len(self.records),
-            "errors": len(self.errors),
-            "warnings": len(self.warnings),
+            "valid": len(self.table),
+            "errors": self.total("error"),
+            "warnings": self.total("warning"),
+            "found": {f"{severity}:{code}": count for (severity, code), count in sorted(self.found.items())},
             "problems": [vars(p) for p in self.problems],
-            "counts": {name: dict(sorted(counter.items())) for name, counter in self.counts.items()},
+            "counts": self.counts(),
+            "clusters": [self.cluster_summary(c) for c in self.clusters[:100]],
+            "window": self.window,
         }
 
-
-def find_files(paths: list[Path]) -> list[Path]:
-    """JSONL files named by `paths`: files as they are, folders by their `*.jsonl`, sorted.
-
-    Raises:
-        UsageError: a path does not exist, or a folder holds no JSONL file.
-    """
-    files: list[Path] = []
-    for path in paths:
-        if path.is_file():
-            files.append(path)
-        elif path.is_dir():
-            inside = sorted(path.glob("*.jsonl"))
-            if not inside:
-                raise UsageError(f"{path} holds no .jsonl file: put examples there, one JSON object a line")
-            files.extend(inside)
-        else:
-            raise UsageError(f"{path} does not exist: name a .jsonl file or a folder of them")
-    return files
+    def cluster_summary(self, cluster: Cluster) -> dict[str, Any]:
+        t = self.table
+        sample = [{"id": t.ids[i], "file": str(self.files[t.file[i]]), "line": int(t.line[i])} for i in cluster.rows[:3]]
+        return {"kind": cluster.kind, "field": cluster.field, "rows": len(cluster.rows), "sample": sample}
 
 
-def validate(paths: list[Path], constitution: Constitution, categories: tuple[str, ...]) -> Report:
-    """Check every line of every file.
+def validate(paths: list[Path], constitution: Constitution, categories: tuple[str, ...], *, ruler: Ruler | None = None, whole: bool = True) -> Report:
+    """Check every line of every file, then the set.
 
     Args:
-        categories: the known ones; another is a warning, since categories are configuration.
+        categories: the known ones; another is a warning, since categories are configuration. () accepts any.
+        ruler: measures rows in tokens; None: nothing is measured.
+        whole: also look at the set (likeness, balance, leaks between files), and for language, accents and personal data.
     """
-    report = Report()
-    seen: dict[tuple[str, str], str] = {}
-    prompts: dict[str, str] = {}
-    for file in find_files(paths):
-        report.files += 1
-        for number, line in _lines(file):
-            report.rows += 1
-            found = list(_check_line(line, constitution, categories))
-            record = found.pop() if found and isinstance(found[-1], dict) else None
-            problems = [Problem(str(file), number, *p) for p in found if isinstance(p, tuple)]
-            if isinstance(record, dict):
-                problems += _check_against_others(record, f"{file}:{number}", seen, prompts, str(file), number)
-            report.problems += problems
-            if isinstance(record, dict) and not any(p.severity == "error" for p in problems):
-                report.records.append(record)
-                _count(report, record)
+    files = find_files(paths)
+    special = ruler.special_tokens if ruler else None
+    rules = Rules(tuple(sorted(constitution.value_ids)), constitution.principle_ids, categories, special, doubts=whole)
+    report = _check_lines(files, rules)
+    _check_ids(report)
+    with LineReader(files) as reader:
+        if ruler is not None:
+            _check_window(report, ruler, reader)
+        if whole:
+            report.clusters = find_clusters(report.table)
+            for row, finding in survey(report.table, report.clusters, files, rules.values, reader):
+                _add(report, finding, row)
+    report.problems.sort(key=lambda p: (p.line == 0, p.file, p.line))
     return report
 
 
-def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered non-empty lines, never more than MAX_LINE of one in memory."""
-    with open(file, "rb") as f:
-        number = 0
-        while line := f.readline(MAX_LINE + 1):
-            number += 1
-            while len(line) > MAX_LINE and not line.endswith(b"\n"):
-                if not (rest := f.readline(MAX_LINE)):
-                    break
-                if rest.endswith(b"\n"):
-                    break
-            if line.strip():
-                yield number, line
+def _check_lines(files: list[Path], rules: Rules) -> Report:
+    tables, report = [], Report(files, _EMPTY)
+    first_line: Counter[Path] = Counter()
+    for part in scan(files, rules):
+        base = first_line[part.piece.file] + 1
+        first_line[part.piece.file] += part.lines
+        part.table.line += base
+        tables.append(part.table)
+        report.rows += part.rows
+        shown: Counter[str] = Counter()
+        for line, finding in part.findings:
+            shown[finding.code] += 1
+            _add(report, finding, place=(str(part.piece.file), base + line))
+        for (code, warning), count in part.counts.items():
+            report.found["warning" if warning else "error", code] += count - shown[code]
+    report.table = join(tables) if tables else _EMPTY
+    return report
 
 
-Finding = tuple[str, str] | tuple[str, str, str] | dict[str, Any]
+def _check_ids(report: Report) -> None:
+    """An id is unique within its language; the later row is the error."""
+    table = report.table
+    first: dict[tuple[str, int], int] = {}
+    good = np.ones(len(table), bool)
+    for row, key in enumerate(zip(table.ids, table.language.tolist(), strict=True)):
+        if first.setdefault(key, row) != row:
+            there = first[key]
+            place = f"{report.files[table.file[there]]}:{table.line[there]}"
+            _add(report, Finding("duplicate-id", f"the id {key[0][:80]!r} ({LANGUAGES[key[1]]}) was already used at {place}"), row)
+            good[row] = False
+    if not good.all():
+        report.table = table.keep(good)
 
 
-def _check_line(line: bytes, constitution: Constitution, categories: tuple[str, ...]) -> Iterator[Finding]:
-    """Problems as (code, message[, severity]); last, if the line is a record, the record itself."""
-    if len(line) > MAX_LINE:
-        yield "too-long", f"the line is longer than {MAX_LINE:,} bytes"
-        return
-    try:
-        row = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant)
-    except UnicodeDecodeError as error:
-        yield "not-utf8", f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}; save the file as UTF-8"
-        return
-    except (ValueError, RecursionError) as error:
-        yield "not-json", f"not JSON: {error if not isinstance(error, RecursionError) else 'nested too deeply'}"
-        return
-    if not isinstance(row, dict):
-        yield "not-an-object", f"expected a JSON object, found {type(row).__name__}"
-        return
-    if "messages" in row and "prompt" not in row:
-        yield (
-            "messages-row",
-            "a chat row (`messages`): it has no weak answer and no critique; write it as a record with prompt, response_initial, critique, response_revised",
-        )
-        return
-    wrong = list(_check_fields(row))
-    yield from wrong
-    if wrong:
-        return
-    yield from _check_content(row, constitution, categories)
-    yield row
+def _check_window(report: Report, ruler: Ruler, reader: LineReader) -> None:
+    good = np.ones(len(report.table), bool)
+    for row, message in too_long(ruler, report.table, reader):
+        _add(report, Finding("window", message), row)
+        good[row] = False
+    report.window = f"every row fits into {ruler.max_length} tokens of {ruler.model}" if good.all() else f"{(~good).sum()} rows do not fit {ruler.model}"
+    if not good.all():
+        report.table = report.table.keep(good)
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+def _add(report: Report, finding: Finding, row: int | None = None, place: tuple[str, int] | None = None) -> None:
+    """Note a finding at a row of the table, at a place, or of the set."""
+    severity = "warning" if finding.warning else "error"
+    report.found[severity, finding.code] += 1
+    if report.found[severity, finding.code] <= SHOWN:
+        if row is not None:
+            place = (str(report.files[report.table.file[row]]), int(report.table.line[row]))
+        report.problems.append(Problem(*(place or ("", 0)), finding.code, finding.message, severity))
 
 
-def _check_fields(row: dict[str, Any]) -> Iterator[Finding]:
-    try:
-        Record.model_validate(row)
-    except ValidationError as error:
-        for item in error.errors()[:5]:
-            name = ".".join(str(part) for part in item["loc"]) or "record"
-            if item["type"] == "missing":
-                other = next((k for k in row if ALIASES.get(k) == name), None)
-                yield "missing-field", f"the field {name!r} is missing" + (f"; {other!r} is there: rename it" if other else "")
-            elif item["type"] == "extra_forbidden":
-                if ALIASES.get(name) not in row and name in ALIASES:
-                    continue  # already said with the missing field
-                yield "unknown-field", f"unknown field {name!r}"
-            else:
-                yield "bad-field", f"{name}: {item['msg'].removeprefix('Value error, ')}"
-
-
-def _check_content(row: dict[str, Any], constitution: Constitution, categories: tuple[str, ...]) -> Iterator[Finding]:
-    texts = [(name, row[name]) for name in TEXT_FIELDS]
-    texts += [(f"turns[{i}]", turn["content"]) for i, turn in enumerate(row.get("turns") or [])]
-    for name, text in texts:
-        if match := CONTROL_TOKEN.search(text):
-            yield "forged-turn", f"{name} holds {match.group()!r}, a control token of chat templates: it would forge a turn"
-        if match := PLACEHOLDER.search(text):
-            yield "placeholder", f"{name} holds the unfilled placeholder {match.group()!r}"
-        if character := invisible(text):
-            yield "invisible", f"{name} holds an invisible character ({character})"
-    if normalised(row["response_initial"]) == normalised(row["response_revised"]):
-        yield "no-revision", "response_revised says the same as response_initial"
-    if row["category"] == "tribunal" and (absent := [judge for judge in JUDGES if judge not in row["critique"]]):
-        yield "judges", f"a tribunal example's critique needs a paragraph of each judge; missing: {', '.join(absent)}"
-    for value in row["values_applied"]:
-        if value not in constitution.value_ids:
-            yield "unknown-value", f"values_applied names {value!r}; the constitution has {', '.join(sorted(constitution.value_ids))}"
-    for principle in row.get("principles") or []:
-        if principle not in constitution.principle_ids:
-            yield "unknown-principle", f"principles names {principle!r}, which the constitution does not have"
-    if row["category"] not in categories:
-        yield "unknown-category", f"category {row['category']!r} is not in training_config.yaml (data.categories)", "warning"
-
-
-def _check_against_others(
-    record: dict[str, Any], here: str, seen: dict[tuple[str, str], str], prompts: dict[str, str], file: str, number: int
-) -> list[Problem]:
-    problems = []
-    key = (record["id"], record.get("language", "pt"))
-    if key in seen:
-        problems.append(Problem(file, number, "duplicate-id", f"the id {key[0]!r} ({key[1]}) was already used at {seen[key]}"))
-    seen.setdefault(key, here)
-    turns = " ".join(turn["content"] for turn in record.get("turns") or [])
-    prompt = normalised(turns + " " + record["prompt"])
-    if prompt in prompts:
-        problems.append(Problem(file, number, "duplicate-prompt", f"the same prompt stands at {prompts[prompt]}"))
-    prompts.setdefault(prompt, here)
-    return problems
-
-
-def _count(report: Report, record: dict[str, Any]) -> None:
-    report.counts["language"][record.get("language", "pt")] += 1
-    report.counts["category"][record["category"]] += 1
-    report.counts["difficulty"][record["difficulty"]] += 1
-    report.counts["stance"][record.get("stance") or "unlabelled"] += 1
-    for value in record["values_applied"]:
-        report.counts["value"][value] += 1
+_EMPTY = Table.empty()

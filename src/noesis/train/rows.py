@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from noesis.constitution.conversation import Encoded, Tokenizer, answer_text, encode, end_of_turn, opening
+from noesis.constitution.conversation import Encoded, Tokenizer, answer_text, encode, end_of_turn, objection, opening
 from noesis.constitution.document import Constitution
 from noesis.errors import TrainingError
 
@@ -15,18 +15,13 @@ def training_rows(records: list[dict[str, Any]], tokenizer: Tokenizer, constitut
     Raises:
         TrainingError: a row is longer than `max_length`, trains no token, or does not train its end of turn; the message names it.
     """
-    stop = end_of_turn(tokenizer)
+    names = [f"{record['id']} ({record.get('language', 'pt')})" for record in records]
+    stop = end_of_turn(tokenizer, name=names[0])
     rows = []
-    for record in records:
-        name = f"{record['id']} ({record.get('language', 'pt')})"
+    for name, record in zip(names, records, strict=True):
         row = encode(tokenizer, opening(constitution, record), answer_text(record, include_critique=include_critique), name=name)
-        if len(row.input_ids) > max_length:
-            raise TrainingError(
-                f"row {name} has {len(row.input_ids)} tokens, more than max_length {max_length} in training_config.yaml: "
-                "raise it or shorten the example; answers are never cut"
-            )
-        if row.labels[-1] != stop:
-            raise TrainingError(f"row {name}: its end-of-turn token is not trained, so the model would never stop; look at it with  noesis data inspect")
+        if wrong := objection(row, stop=stop, max_length=max_length):
+            raise TrainingError(f"row {name} {wrong}")
         rows.append(row)
     return rows
 

@@ -1,0 +1,69 @@
+"""The gate between training data and what judges ask: no question of the Tribunal, nor of its judges' benchmark, may be trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from noesis.data.fingerprint import fingerprint
+from noesis.data.read import Piece, lines
+from noesis.data.scan import Table
+from noesis.data.similar import NEAR
+from noesis.errors import DataError
+
+SHOWN = 5
+
+
+def refuse_known_questions(table: Table, files: list[Path], tribunal: Path) -> None:
+    """Compare every training prompt with every question under `tribunal`, read alike or nearly so.
+
+    Raises:
+        DataError: the pairs, by file and line.
+    """
+    pairs = list(known_questions(table, files, tribunal))
+    if pairs:
+        more = f"\n  … and {len(pairs) - SHOWN:,} more" if len(pairs) > SHOWN else ""
+        raise DataError(
+            f"{len(pairs)} training prompt(s) are questions that the Tribunal asks, so its verdict would be worth nothing; take them out:\n  "
+            + "\n  ".join(pairs[:SHOWN])
+            + more
+        )
+
+
+def known_questions(table: Table, files: list[Path], tribunal: Path) -> Iterator[str]:
+    """Pairs as text, `data.jsonl:3 (id) asks what prompts/facts.jsonl:7 asks`."""
+    places, texts = [], []
+    for file in sorted(tribunal.rglob("*.jsonl")):
+        for number, text in _questions(file):
+            places.append(f"{file}:{number}")
+            texts.append(text)
+    if not texts or not len(table):
+        return
+    asked = fingerprint(texts)
+    digests = asked.minhash()
+    by_key = dict(zip(asked.key.tolist(), places, strict=True))
+    close = np.zeros(len(table), bool)
+    nearest = np.zeros(len(table), np.int64)
+    for question in range(len(texts)):  # some hundred questions against all rows, a column at a time
+        candidates = np.flatnonzero((table.prompt_digest[:, :21] == digests[question, :21]).sum(axis=1) >= 4)
+        alike = candidates[(table.prompt_digest[candidates] == digests[question]).mean(axis=1) >= NEAR]
+        close[alike], nearest[alike] = True, question
+    for row, key in enumerate(table.prompt_key.tolist()):
+        place = by_key.get(key) or (places[nearest[row]] if close[row] else None)
+        if place:
+            yield f"{files[table.file[row]]}:{table.line[row]} ({table.ids[row][:80]}) asks what {place} asks"
+
+
+def _questions(file: Path) -> Iterator[tuple[int, str]]:
+    """The prompts in a file of the Tribunal: `prompt`, with the user's earlier turns; and each user turn of a dialogue."""
+    size = file.stat().st_size
+    for number, _, line in lines(Piece(file, 0, size)):
+        row = json.loads(line)
+        turns = [turn["content"] for turn in row.get("turns") or () if isinstance(turn, dict)]
+        if isinstance(row.get("prompt"), str):
+            yield number + 1, " ".join([*turns, row["prompt"]])
+            if turns:
+                yield number + 1, row["prompt"]

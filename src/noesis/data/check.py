@@ -1,0 +1,167 @@
+"""One line of a JSONL file → the record in it, and what is wrong with it. What only the whole set can tell is in `validate.py`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from noesis.data.language import missing_accents, other_language
+from noesis.data.privacy import find_personal
+from noesis.data.read import MAX_LINE
+from noesis.data.record import ALIASES, Record
+from noesis.data.text import control_token, invisible, normalised, placeholder
+
+TEXT_FIELDS = ("prompt", "response_initial", "critique", "response_revised", "reasoning")
+LABEL_FIELDS = ("id", "category", "key")
+JUDGES = ("[VERITAS]", "[SOPHIA]", "[DIKE]")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a record may name."""
+
+    values: tuple[str, ...]  # in rank order
+    principles: frozenset[str]
+    categories: tuple[str, ...]  # () accepts any
+    special: re.Pattern[str] | None = None  # special tokens of the model that is to be trained
+    doubts: bool = True  # also look for what a person should look at; it takes a language model that is loaded in 0.2 s
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong with one line; an error must not be trained on."""
+
+    code: str
+    message: str
+    warning: bool = False
+
+
+def check_line(line: bytes, rules: Rules) -> tuple[dict[str, Any] | None, list[Finding]]:
+    """The record in `line` (None if it holds none that could be trained on) and the findings."""
+    row = _parse(line)
+    if isinstance(row, Finding):
+        return None, [row]
+    findings = list(_fields(row)) or list(_content(row, rules))
+    if any(not finding.warning for finding in findings):
+        return None, findings
+    return row, [*findings, *(_doubts(row) if rules.doubts else ())]
+
+
+class _DuplicateKeyError(ValueError):
+    pass
+
+
+def _parse(line: bytes) -> dict[str, Any] | Finding:
+    if len(line) > MAX_LINE:
+        return Finding("too-long", f"the line is longer than {MAX_LINE:,} bytes")
+    try:
+        row = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant, object_pairs_hook=_unique)
+    except UnicodeDecodeError as error:
+        utf16 = " (it looks like UTF-16)" if b"\x00" in line[:4] or line[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        return Finding("not-utf8", f"not UTF-8{utf16}: byte 0x{line[error.start]:02x} at column {error.start + 1}; save the file as UTF-8")
+    except RecursionError:
+        return Finding("not-json", "not JSON that can be read: nested too deeply")
+    except _DuplicateKeyError as error:
+        return Finding("duplicate-field", f"the field {str(error)!r} stands twice in one object; which one is meant?")
+    except ValueError as error:
+        return Finding("not-json", f"not JSON: {error}")
+    if not isinstance(row, dict):
+        return Finding("not-an-object", f"expected a JSON object, found {type(row).__name__}")
+    if "messages" in row and "prompt" not in row:
+        advice = "write it as a record with prompt, response_initial, critique, response_revised"
+        return Finding("messages-row", f"a chat row (`messages`): it has no weak answer and no critique; {advice}")
+    return row
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys are all different: of two equal ones, each reader would take another."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _DuplicateKeyError(next(name for name in names if names.count(name) > 1)[:80])
+    return made
+
+
+def _fields(row: dict[str, Any]) -> Iterator[Finding]:
+    """Errors of missing, unknown or mistyped fields, at most five."""
+    try:
+        Record.model_validate(row)
+    except ValidationError as error:
+        for item in error.errors(include_input=False, include_url=False)[:5]:
+            name = ".".join(str(part) for part in item["loc"])[:80] or "record"
+            if item["type"] == "missing":
+                other = next((k for k in row if ALIASES.get(k) == name), None)
+                yield Finding("missing-field", f"the field {name!r} is missing" + (f"; {other!r} is there: rename it" if other else ""))
+            elif item["type"] != "extra_forbidden":
+                yield Finding("bad-field", f"{name}: {item['msg'].removeprefix('Value error, ')}")
+            elif name not in ALIASES or ALIASES[name] in row:  # else it was named with the missing field
+                yield Finding("unknown-field", f"unknown field {name!r}")
+
+
+def _content(row: dict[str, Any], rules: Rules) -> Iterator[Finding]:
+    """Errors in what the fields say, and a category that is not configured."""
+    whole = "\n".join(text for _, text in _texts(row))
+    if control_token(whole, rules.special) or placeholder(whole) or invisible(whole):
+        yield from _traps(row, rules)
+    initial, revised = row["response_initial"], row["response_revised"]
+    if abs(len(initial) - len(revised)) < 0.2 * len(revised) and normalised(initial) == normalised(revised):
+        yield Finding("no-revision", "response_revised says the same as response_initial")
+    if row["category"] == "tribunal" and (absent := [judge for judge in JUDGES if judge not in row["critique"]]):
+        yield Finding("judges", f"a tribunal example's critique needs a paragraph of each judge; missing: {', '.join(absent)}")
+    for value in row["values_applied"]:
+        if value not in rules.values:
+            yield Finding("unknown-value", f"values_applied names {value[:80]!r}; the constitution has {', '.join(sorted(rules.values))}")
+    for principle in row.get("principles") or ():
+        if principle not in rules.principles:
+            yield Finding("unknown-principle", f"principles names {principle[:80]!r}, which the constitution does not have")
+    if rules.categories and row["category"] not in rules.categories:
+        yield Finding("unknown-category", f"category {row['category'][:80]!r} is not in training_config.yaml (data.categories)", warning=True)
+
+
+def _traps(row: dict[str, Any], rules: Rules) -> Iterator[Finding]:
+    for name, text in _texts(row):
+        if token := control_token(text, rules.special):
+            yield Finding("forged-turn", f"{name} holds {token!r}, a control token of chat templates: it would forge a turn")
+        if unfilled := placeholder(text):
+            yield Finding("placeholder", f"{name} holds the unfilled placeholder {unfilled!r}")
+        if character := invisible(text):
+            yield Finding("invisible", f"{name} holds an invisible character ({character})")
+
+
+def _texts(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name in TEXT_FIELDS:
+        yield name, row[name]
+    for name in LABEL_FIELDS:
+        if row.get(name):
+            yield name, row[name]
+    for i, turn in enumerate(row.get("turns") or ()):
+        yield f"turns[{i}]", turn["content"]
+    for i, source in enumerate(row.get("sources") or ()):
+        yield f"sources[{i}]", " ".join(source.values())
+
+
+def _doubts(row: dict[str, Any]) -> Iterator[Finding]:
+    """Warnings: what a person should look at."""
+    label = row.get("language", "pt")
+    revised = row["response_revised"]
+    if (code := other_language(revised, label)) is not None:
+        yield Finding("language", f"response_revised is in {code!r}, its label says {label!r}", warning=True)
+    elif label == "pt" and (words := missing_accents(f"{row['prompt']} {revised}")):
+        yield Finding("accents", f"Portuguese without its accents: {', '.join(words[:4])}", warning=True)
+    if not find_personal("\n".join(text for _, text in _texts(row))):
+        return
+    seen = set()
+    for name, text in _texts(row):
+        for kind, masked in find_personal(text):
+            if kind not in seen:
+                seen.add(kind)
+                yield Finding("personal", f"{name} seems to hold a {kind}: {masked}", warning=True)
