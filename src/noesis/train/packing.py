@@ -80,21 +80,26 @@ def pack(sequences: list[tuple[list[int], list[int]]], members: list[int], *, fi
 
 
 def rows_of_step(
-    sequences: list[tuple[list[int], list[int]]], members: list[int], *, cards: int, card: int, pack_length: int, micro_batch: int
+    sequences: list[tuple[list[int], list[int]]], members: list[int], *, cards: int, card: int, pack_length: int, micro_batch: int, level: bool = False
 ) -> list[PackedRow]:
     """This card's rows of a step; never none, since cards add up their gradients together: an idle card gets a row that trains nothing.
 
     Args:
         pack_length: tokens of a row at most; 0: `micro_batch` sequences a row, in their order.
+        level: give every card the same number of rows, by rows that train nothing.
     """
     lengths = [len(s[0]) for s in sequences]
-    mine = share(lengths, cards)[card] if cards > 1 else list(range(len(sequences)))
-    if not mine:
-        shortest = min(range(len(sequences)), key=lengths.__getitem__)
-        ids = sequences[shortest][0]
-        return [pack([(ids, [IGNORED] * len(ids))], [])]
+    shares = share(lengths, cards) if cards > 1 else [list(range(len(sequences)))]
+    groups = [_grouped(mine, lengths, pack_length, micro_batch) for mine in shares]
+    rows = [pack([sequences[i] for i in group], [members[i] for i in group]) for group in groups[card]]
+    wanted = max(len(g) for g in groups) if level else 1
+    if len(rows) < wanted:
+        ids = sequences[min(range(len(sequences)), key=lengths.__getitem__)][0]
+        rows += [pack([(ids, [IGNORED] * len(ids))], [])] * (wanted - len(rows))
+    return rows
+
+
+def _grouped(mine: list[int], lengths: list[int], pack_length: int, micro_batch: int) -> list[list[int]]:
     if pack_length:
-        groups = [[mine[i] for i in row] for row in fill([lengths[i] for i in mine], pack_length)]
-    else:
-        groups = [mine[i : i + micro_batch] for i in range(0, len(mine), micro_batch)]
-    return [pack([sequences[i] for i in group], [members[i] for i in group]) for group in groups]
+        return [[mine[i] for i in row] for row in fill([lengths[i] for i in mine], pack_length)]
+    return [mine[i : i + micro_batch] for i in range(0, len(mine), micro_batch)]

@@ -34,7 +34,7 @@ class Attended:
 
     out: Tensor
     lse: Tensor | None
-    rng: tuple[Tensor, Tensor] | None
+    rng: tuple[Any, Any] | None
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, backend: Backend) -> Attended:
@@ -44,12 +44,14 @@ def forward(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, b
         out, lse, state, unused, _ = torch.ops.aten._flash_attention_forward(q, k, v, b, b, n, n, 0.0, True, False, scale=scale)
         return Attended(out, lse, (state, unused))
     if backend == "cudnn":
-        done = torch.ops.aten._cudnn_attention_forward(q, k, v, None, b, b, n, n, True, 0.0, True, False, scale=scale)
-        return Attended(done[0], done[1], (done[6], done[7]))
+        inputs = tuple(x.detach().requires_grad_() for x in (q, k, v))
+        with torch.enable_grad():
+            out = torch.ops.aten._cudnn_attention_forward(*inputs, None, b, b, n, n, True, 0.0, True, False, scale=scale)[0]
+        return Attended(out.detach(), None, (out, inputs))
     return Attended(torch.cat([_one(*part, scale) for part in _split(segments, q, k, v)]), None, None)
 
 
-def backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Attended, segments: Segments, scale: float, backend: Backend) -> tuple[Tensor, ...]:
+def backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Attended, segments: Segments, scale: float, backend: Backend, *, retain: bool = False) -> tuple[Tensor, ...]:
     """Gradients of q, k, v in their shapes."""
     b, n = segments.bounds, segments.longest
     if backend == "flash":
@@ -57,11 +59,10 @@ def backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Attended, segm
             torch.ops.aten._flash_attention_backward(dout, q, k, v, kept.out, kept.lse, b, b, n, n, 0.0, True, kept.rng[0], kept.rng[1], scale=scale)  # type: ignore[index]
         )
     if backend == "cudnn":
-        seed, offset = kept.rng  # type: ignore[misc]
-        bias = torch.empty(0, device=q.device)
-        return tuple(torch.ops.aten._cudnn_attention_backward(dout, q, k, v, kept.out, kept.lse, seed, offset, bias, b, b, n, n, 0.0, True, scale=scale))
+        out, inputs = kept.rng  # type: ignore[misc]
+        return tuple(torch.autograd.grad(out, inputs, dout, retain_graph=retain))
     gradients = []
-    for (*part, d) in _split(segments, q, k, v, dout):
+    for *part, d in _split(segments, q, k, v, dout):
         inputs = [x.detach().requires_grad_() for x in part]
         with torch.enable_grad():
             gradients.append(torch.autograd.grad(_one(*inputs, scale), inputs, d))

@@ -33,6 +33,31 @@ class Dense:
         """Nothing was unpacked."""
 
 
+class ShardedDense(Dense):
+    """The same, each card holding an equal part; gathered for a product. Every card runs the same products in the same order."""
+
+    def __init__(self, parts: list[Tensor]) -> None:
+        super().__init__(parts)
+        self.shape, self.whole = self.weight.shape, None
+        self.part = own_part(self.weight.reshape(-1))
+        del self.weight
+
+    def forward(self, x: Inputs) -> Tensor:
+        return x.plain @ self._gathered().T
+
+    def backward(self, dy: Inputs) -> Tensor:
+        return dy.plain @ self._gathered()
+
+    def _gathered(self) -> Tensor:
+        if self.whole is None:
+            self.whole = gather(self.part)[: self.shape.numel()].view(self.shape)
+        return self.whole
+
+    def release(self) -> None:
+        """Give the gathered weights back."""
+        self.whole = None
+
+
 class Fp8:
     """Float8 e4m3 with a scale a row, stored once for each direction; what comes in is quantised row by row."""
 
@@ -71,15 +96,16 @@ class Nf4:
 
     fp8 = False
 
-    def __init__(self, parts: list[Tensor], *, quant_type: str = "nf4", nested: bool = True) -> None:
+    def __init__(self, parts: list[Tensor], *, sharded: bool = False) -> None:
         from bitsandbytes.functional import quantize_4bit
 
         self.shapes = [tuple(part.shape) for part in parts]
         self.dtype, self.device = parts[0].dtype, parts[0].device
         self.parts = []
         for part in parts:
-            packed, state = quantize_4bit(part.contiguous(), quant_type=quant_type, compress_statistics=nested)
-            self.parts.append((packed.view(-1), state))
+            packed, state = quantize_4bit(part.contiguous(), quant_type="nf4", compress_statistics=True)
+            self.parts.append((own_part(packed.view(-1)) if sharded else packed.view(-1), state))
+        self.sharded = sharded
         self.unpacked: Tensor | None = None
 
     def weight(self) -> Tensor:
@@ -89,7 +115,8 @@ class Nf4:
             out = torch.empty((rows, columns), dtype=self.dtype, device=self.device)
             at = 0
             for (packed, state), shape in zip(self.parts, self.shapes, strict=True):
-                dequantise(packed, state, out[at : at + shape[0]])
+                whole = gather(packed)[: shape[0] * shape[1] // 2] if self.sharded else packed
+                dequantise(whole, state, out[at : at + shape[0]])
                 at += shape[0]
             self.unpacked = out
         return self.unpacked
@@ -105,7 +132,7 @@ class Nf4:
         self.unpacked = None
 
 
-FAST_ACCUMULATION = False  # of the FP8 products: see docs/decisions
+FAST_ACCUMULATION = True  # of the FP8 products: see docs/decisions
 
 
 def dequantise(packed: Tensor, state: Any, out: Tensor) -> None:
@@ -126,10 +153,27 @@ def dequantise(packed: Tensor, state: Any, out: Tensor) -> None:
     )  # fmt: skip
 
 
-def store(precision: str, parts: list[Tensor]) -> Dense | Fp8 | Nf4:
-    """Weights of projections with one input, each (outputs, inputs), as `precision` says."""
+def own_part(flat: Tensor) -> Tensor:
+    """This card's equal part of a flat tensor, the last one filled up with zeros."""
+    cards, card = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    size = -(-flat.numel() // cards)
+    part = flat.new_zeros(size)
+    mine = flat[card * size : (card + 1) * size]
+    part[: mine.numel()] = mine
+    return part
+
+
+def gather(part: Tensor) -> Tensor:
+    """All cards' parts, one after another."""
+    whole = part.new_empty(part.numel() * torch.distributed.get_world_size())
+    torch.distributed.all_gather_into_tensor(whole, part)
+    return whole
+
+
+def store(precision: str, parts: list[Tensor], *, sharded: bool = False) -> Dense | Fp8 | Nf4:
+    """Weights of projections with one input, each (outputs, inputs), as `precision` says; `sharded`: spread over the cards."""
     if precision == "fp8":
         return Fp8(parts)
     if precision == "nf4":
-        return Nf4(parts)
-    return Dense(parts)
+        return Nf4(parts, sharded=sharded)
+    return ShardedDense(parts) if sharded else Dense(parts)

@@ -10,7 +10,9 @@ import torch
 from noesis.train.engine import reference
 
 Tensor = Any
-BM, BN = 64, 128  # tile of the kernels that hold a small matrix product
+# rows, columns and warps of a tile of the kernels that hold a small matrix product
+TILES = {"add_low_rank": (64, 128, 8), "swiglu": (64, 128, 8), "swiglu_backward": (64, 128, 8), "rotate": (128, 0, 8)}
+QUANTISE = (4096, 8)  # columns at a time, warps
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ def _kernels() -> Any:
     return kernels
 
 
-def _grid(tokens: int, width: int) -> tuple[int, int]:
-    return (-(-width // BN), -(-tokens // BM))
+def _grid(tokens: int, width: int, rows: int, columns: int) -> tuple[int, int]:
+    return (-(-width // columns), -(-tokens // rows))
 
 
 def norm(h: Tensor, weight: Tensor, eps: float, drop: Dropout, *, fp8: bool) -> tuple[Inputs, Tensor]:
@@ -104,7 +106,7 @@ def prepare(x: Tensor, drop: Dropout, *, fp8: bool) -> Inputs:
     scale = torch.empty((tokens, 1), dtype=torch.float32, device=x.device) if fp8 else None
     _kernels().quantise[(tokens,)](
         x, dropped, q if fp8 else x, scale if fp8 else x, drop.seed, drop.threshold, drop.scale, width,
-        BLOCK=min(4096, _power_of_two(width)), DROP=drop.threshold > 0, FP8=fp8, num_warps=8,
+        BLOCK=min(QUANTISE[0], _power_of_two(width)), DROP=drop.threshold > 0, FP8=fp8, num_warps=QUANTISE[1],
     )  # fmt: skip
     return Inputs(x, dropped, q, scale)
 
@@ -117,9 +119,10 @@ def add_low_rank(y: Tensor, u: Tensor, b: Tensor, *, drop: Dropout, residual: Te
         out = y.float() + drop.apply(low).float()
         return (out if residual is None else out + residual.float()).to(y.dtype)
     tokens = y.shape[0]
-    _kernels().add_low_rank[_grid(tokens, width)](
+    bm, bn, warps = TILES["add_low_rank"]
+    _kernels().add_low_rank[_grid(tokens, width, bm, bn)](
         y, u, b, y if residual is None else residual, y, drop.seed, drop.threshold, drop.scale, tokens, width, u.stride(0),
-        G=groups, R=r, RP=_power_of_two(r), BM=BM, BN=BN, DROP=drop.threshold > 0, RESIDUAL=residual is not None, num_warps=8,
+        G=groups, R=r, RP=_power_of_two(r), BM=bm, BN=bn, DROP=drop.threshold > 0, RESIDUAL=residual is not None, num_warps=warps,
     )  # fmt: skip
     return y
 
@@ -133,8 +136,9 @@ def rotate(qkv: Tensor, u: Tensor, b: Tensor, cos: Tensor, sin: Tensor, heads: t
         y = (qkv.float() + low.float()).view(tokens, -1, 2 * half)
         turned = reference.rotate(y[:, : qh + kh], cos, sin)
         return torch.cat([turned, y[:, qh + kh :]], dim=1).reshape(tokens, width).to(qkv.dtype)
-    _kernels().rotate_forward[(qh + 2 * kh, -(-tokens // 128))](
-        qkv, u, b, cos, sin, tokens, width, u.stride(0), qh, kh, D2=half, R=r, RP=_power_of_two(r), BM=128, LOW=True, num_warps=8
+    bm, _, warps = TILES["rotate"]
+    _kernels().rotate_forward[(qh + 2 * kh, -(-tokens // bm))](
+        qkv, u, b, cos, sin, tokens, width, u.stride(0), qh, kh, D2=half, R=r, RP=_power_of_two(r), BM=bm, LOW=True, num_warps=warps
     )
     return qkv
 
@@ -160,9 +164,8 @@ def swiglu(gu: Tensor, u: Tensor, b: Tensor) -> Tensor:
     tokens, width = gu.shape[0], gu.shape[1] // 2
     act = torch.empty((tokens, width), dtype=gu.dtype, device=gu.device)
     r = b.shape[1]
-    _kernels().swiglu_forward[_grid(tokens, width)](
-        gu, u, b, act, tokens, width, u.stride(0), R=r, RP=_power_of_two(r), BM=BM, BN=BN, num_warps=8
-    )
+    bm, bn, warps = TILES["swiglu"]
+    _kernels().swiglu_forward[_grid(tokens, width, bm, bn)](gu, u, b, act, tokens, width, u.stride(0), R=r, RP=_power_of_two(r), BM=bm, BN=bn, num_warps=warps)
     return act
 
 
@@ -171,9 +174,10 @@ def swiglu_backward(gu: Tensor, u: Tensor, b: Tensor, dact: Tensor, du: Tensor, 
     if not gu.is_cuda:
         return reference.swiglu_backward(gu, u, b, dact.float() + drop.apply(du @ a.T).float())
     tokens, width, r = gu.shape[0], gu.shape[1] // 2, b.shape[1]
-    _kernels().swiglu_backward[_grid(tokens, width)](
+    bm, bn, warps = TILES["swiglu_backward"]
+    _kernels().swiglu_backward[_grid(tokens, width, bm, bn)](
         gu, u, b, dact, du, a, gu, drop.seed, drop.threshold, drop.scale, tokens, width, u.stride(0),
-        R=r, RP=_power_of_two(r), BM=BM, BN=BN, DROP=drop.threshold > 0, num_warps=8,
+        R=r, RP=_power_of_two(r), BM=bm, BN=bn, DROP=drop.threshold > 0, num_warps=warps,
     )  # fmt: skip
     return gu
 

@@ -1,0 +1,92 @@
+"""Training on every card of this host: one process a card by torchrun, started and ended by the command that the user ran.
+
+python -m torch.distributed.run --standalone --nproc-per-node 2 -m noesis.train.launch JOB.json     (what `on_all_cards` runs)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from noesis.config import Config
+from noesis.constitution.conversation import Encoded
+from noesis.device import Device
+from noesis.errors import NoesisError, TrainingError
+from noesis.train.plan import Plan
+
+
+def is_worker() -> bool:
+    """Whether this process is one of torchrun's."""
+    return "LOCAL_RANK" in os.environ
+
+
+def on_all_cards(folder: Path, rows: list[Encoded], config: Config, plan: Plan, device: Device, *, checkpoints: Path, metrics: Path) -> dict[str, Any]:
+    """`train` in one process a card; returns what the first of them returned.
+
+    Raises:
+        TrainingError: a process failed; its own message if it had one.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        job, answer = Path(place) / "job.json", Path(place) / "answer.json"
+        job.write_text(
+            json.dumps(
+                {
+                    "folder": str(folder),
+                    "rows": [asdict(row) for row in rows],
+                    "config": config.model_dump(mode="json"),
+                    "plan": plan.as_json(),
+                    "device": device.as_json(),
+                    "checkpoints": str(checkpoints),
+                    "metrics": str(metrics),
+                    "answer": str(answer),
+                }
+            ),
+            encoding="utf-8",
+        )
+        cards = str(plan.setup.cards)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", cards, "-m", "noesis.train.launch", str(job)]
+        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "4")})
+        try:
+            process.wait()
+        except BaseException:  # Ctrl-C and the like: the processes end with this one
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            raise
+        found = json.loads(answer.read_text(encoding="utf-8")) if answer.is_file() else {"error": f"a process ended with code {process.returncode}; see above"}
+    if "error" in found:
+        raise TrainingError(f"training on {cards} cards failed: {found['error']}")
+    return dict(found)
+
+
+def work(job: Path) -> None:
+    """One process's part."""
+    from noesis.train.trainer import train
+
+    raw = json.loads(job.read_text(encoding="utf-8"))
+    answer = Path(raw["answer"])
+    try:
+        result = train(
+            Path(raw["folder"]),
+            [Encoded(**row) for row in raw["rows"]],
+            Config.model_validate(raw["config"]),
+            Plan.from_json(raw["plan"]),
+            Device(**raw["device"]),
+            checkpoints=Path(raw["checkpoints"]),
+            metrics=Path(raw["metrics"]),
+        )
+    except NoesisError as error:
+        answer.write_text(json.dumps({"error": str(error)}), encoding="utf-8")
+        raise SystemExit(1) from None
+    if os.environ["RANK"] == "0":
+        answer.write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))

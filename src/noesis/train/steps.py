@@ -1,0 +1,164 @@
+"""SFTTrainer on the engine: a step is one batch, packed into rows, each run forward and backward; nothing waits for the card.
+
+The loss and the gradient's norm of a step are read while the next one computes. A step whose gradient is not finite is skipped by the
+optimizer on the card itself (`found_inf`), and training stops when the number arrives, before the next update.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from trl import SFTTrainer
+
+from noesis.constitution.conversation import IGNORED, Encoded
+from noesis.errors import TrainingError
+from noesis.train.packing import rows_of_step
+from noesis.train.recorder import Metrics
+from noesis.train.setup import Setup
+
+Tensor = Any
+
+
+class Steps:
+    """Batch sampler: indices of each step's sequences, in an order that depends on seed and epoch only."""
+
+    def __init__(self, count: int, per_step: int, seed: int) -> None:
+        self.count, self.per_step, self.seed, self.epoch = count, per_step, seed, 0
+
+    def __len__(self) -> int:
+        return -(-self.count // self.per_step)
+
+    def __iter__(self) -> Any:
+        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)).tolist()
+        return (order[i : i + self.per_step] for i in range(0, self.count, self.per_step))
+
+
+@dataclass
+class Pending:
+    """A step whose figures are still on their way from the card."""
+
+    figures: Tensor  # (2 + rows,): loss, gradient norm, loss of each row
+    ready: Any  # the event of the copy, or None
+    members: list[list[int]]
+    tokens: int
+    step: int = 0
+    epoch: float = 0.0
+    lr: float = 0.0
+
+
+class EngineTrainer(SFTTrainer):  # type: ignore[misc]
+    """`model` is one of `engine.model.build`."""
+
+    writes_itself = True
+
+    def __init__(self, *args: Any, rows: list[Encoded], setup: Setup, metrics: Metrics, sharded: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.rows, self.setup, self.metrics, self.sharded = rows, setup, metrics, sharded
+        self.steps = Steps(len(rows), setup.sequences_per_step, self.args.seed)
+        self.current: Pending | None = None  # of this step, before the optimizer's
+        self.pending: Pending | None = None  # of the last one
+        self.engine = self.model.engine
+
+    def get_train_dataloader(self) -> Any:
+        """Every card sees every step whole and takes its share in `training_step`: so a step is the same on any number of cards."""
+        return DataLoader(range(len(self.rows)), batch_sampler=self.steps, collate_fn=lambda indices: {"indices": list(indices)})
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.steps.epoch = epoch
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        model.train()
+        indices: list[int] = inputs["indices"]
+        sequences = [(self.rows[i].input_ids, self.rows[i].labels) for i in indices]
+        cards, card = self.accelerator.num_processes, self.accelerator.process_index
+        setup = self.setup
+        packed = rows_of_step(
+            sequences,
+            indices,
+            cards=cards,
+            card=card,
+            pack_length=setup.pack_length if setup.packing else 0,
+            micro_batch=setup.micro_batch,
+            level=self.sharded,
+        )
+        trained = sum(label != IGNORED for _, labels in sequences for label in labels[1:])
+        divisor = torch.tensor(float(trained), device=self.engine.device)
+        self.engine.begin_step()
+        losses = []
+        for i, row in enumerate(packed):
+            last = i == len(packed) - 1
+            with nullcontext() if cards == 1 or last else model.no_sync():
+                loss = model(row, divisor)
+                (loss * cards if cards > 1 else loss).backward()  # several cards take the mean of their gradients, the step wants the sum
+            losses.append(loss.detach())
+        parts = torch.stack(losses)
+        total = parts.sum()
+        if cards > 1:
+            torch.distributed.all_reduce(total)
+        self.current = Pending(torch.cat([total[None], total[None], parts]), None, [row.members for row in packed], sum(len(ids) for ids, _ in sequences))
+        return total
+
+    def _clip_grad_norm(self, model: Any) -> Tensor:
+        self.settle()
+        norm = super()._clip_grad_norm(model)
+        current = self.current
+        assert current is not None
+        current.figures[1] = norm
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        if norm.is_cuda and optimizer.param_groups[0].get("fused"):
+            optimizer.found_inf = (~torch.isfinite(current.figures[:2]).all()).float()
+            host = torch.empty(current.figures.shape, dtype=torch.float32, pin_memory=True)
+            host.copy_(current.figures, non_blocking=True)
+            current.ready = torch.cuda.Event()
+            current.ready.record()
+            current.figures = host
+        else:
+            current.figures = current.figures.cpu()
+            self._require_finite(current)
+        current.step, current.lr = self.state.global_step + 1, float(self.lr_scheduler.get_last_lr()[0])
+        current.epoch = current.step / len(self.steps)
+        self.pending, self.current = current, None
+        return norm
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        return grad_norm  # a tensor: reading it would wait for the card
+
+    def settle(self) -> None:
+        """Write the last step's figures.
+
+        Raises:
+            TrainingError: they are not finite; that step was not applied.
+        """
+        pending, self.pending = self.pending, None
+        if pending is None:
+            return
+        if pending.ready is not None:
+            pending.ready.synchronize()
+        self._require_finite(pending)
+        loss, norm = (float(x) for x in pending.figures[:2])
+        if self.accelerator.is_main_process:
+            self.metrics.write(
+                step=pending.step, steps=self.state.max_steps, epoch=pending.epoch, loss=loss, lr=pending.lr, grad_norm=norm, tokens=pending.tokens
+            )
+
+    def _require_finite(self, pending: Pending) -> None:
+        if bool(torch.isfinite(pending.figures[:2]).all()):
+            return
+        bad = [m for value, members in zip(pending.figures[2:], pending.members, strict=True) if not torch.isfinite(value) for m in members]
+        named = sorted(bad or [m for members in pending.members for m in members])
+        raise TrainingError(
+            f"the loss is {float(pending.figures[0])} and the gradient's norm {float(pending.figures[1])} at step {pending.step or self.state.global_step + 1}; "
+            f"nothing of this step was applied. Its examples are those on lines {', '.join(str(m + 1) for m in named)} of the run's data/train.jsonl: look at them "
+            "with  noesis data inspect, or lower learning_rate in training_config.yaml"
+        )
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.settle()
+        super()._save_checkpoint(*args, **kwargs)
