@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,8 @@ def check_line(line: bytes, rules: Rules) -> tuple[dict[str, Any] | None, list[F
     row = _parse(line)
     if isinstance(row, Finding):
         return None, [row]
-    findings = list(_fields(row)) or list(_content(row, rules))
+    findings = list(_fields(row))
+    findings += _content(row, rules) if not findings else _traps([(k[:80], v) for k, v in row.items() if isinstance(v, str)], rules)
     if any(not finding.warning for finding in findings):
         return None, findings
     return row, [*findings, *_doubts(row)]
@@ -100,6 +101,8 @@ def _fields(row: dict[str, Any]) -> Iterator[Finding]:
             if item["type"] == "missing":
                 other = next((k for k in row if ALIASES.get(k) == name), None)
                 yield Finding("missing-field", f"the field {name!r} is missing" + (f"; {other!r} is there: rename it" if other else ""))
+            elif item["type"] == "string_too_short":
+                yield Finding("bad-field", f"{name} is too short: at least {item['ctx']['min_length']} characters are needed")
             elif item["type"] != "extra_forbidden":
                 yield Finding("bad-field", f"{name}: {item['msg'].removeprefix('Value error, ')}")
             elif name not in ALIASES or ALIASES[name] in row:  # else it was named with the missing field
@@ -110,7 +113,7 @@ def _content(row: dict[str, Any], rules: Rules) -> Iterator[Finding]:
     """Errors in what the fields say, and a category that is not configured."""
     whole = "\n".join(text for _, text in _texts(row))
     if control_token(whole, rules.special) or placeholder(whole) or invisible(whole):
-        yield from _traps(row, rules)
+        yield from _traps(_texts(row), rules)
     initial, revised = row["response_initial"], row["response_revised"]
     if abs(len(initial) - len(revised)) < 0.2 * len(revised) and normalised(initial) == normalised(revised):
         yield Finding("no-revision", "response_revised says the same as response_initial")
@@ -126,8 +129,8 @@ def _content(row: dict[str, Any], rules: Rules) -> Iterator[Finding]:
         yield Finding("unknown-category", f"category {row['category'][:80]!r} is not in training_config.yaml (data.categories)", warning=True)
 
 
-def _traps(row: dict[str, Any], rules: Rules) -> Iterator[Finding]:
-    for name, text in _texts(row):
+def _traps(texts: Iterable[tuple[str, str]], rules: Rules) -> Iterator[Finding]:
+    for name, text in texts:
         if token := control_token(text, rules.special):
             yield Finding("forged-turn", f"{name} holds {token!r}, a control token of chat templates: it would forge a turn")
         if unfilled := placeholder(text):
