@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from pydantic import ValidationError
@@ -111,8 +112,7 @@ def _fields(row: dict[str, Any]) -> Iterator[Finding]:
 
 def _content(row: dict[str, Any], rules: Rules) -> Iterator[Finding]:
     """Errors in what the fields say, and a category that is not configured."""
-    whole = "\n".join(text for _, text in _texts(row))
-    if control_token(whole, rules.special) or placeholder(whole) or invisible(whole):
+    if any(_trapped(text, rules.special) for text in _halves(row)):
         yield from _traps(_texts(row), rules)
     initial, revised = row["response_initial"], row["response_revised"]
     if abs(len(initial) - len(revised)) < 0.2 * len(revised) and normalised(initial) == normalised(revised):
@@ -127,6 +127,29 @@ def _content(row: dict[str, Any], rules: Rules) -> Iterator[Finding]:
             yield Finding("unknown-principle", f"principles names {principle[:80]!r}, which the constitution does not have")
     if rules.categories and row["category"] not in rules.categories:
         yield Finding("unknown-category", f"category {row['category'][:80]!r} is not in training_config.yaml (data.categories)", warning=True)
+
+
+def _halves(row: dict[str, Any]) -> tuple[str, str]:
+    """All texts of a record in two: what is often the same in many rows, and what is not."""
+    shared = ("response_initial", "critique", "response_revised")
+    return "\n".join(row[name] for name in shared), "\n".join(text for name, text in _texts(row) if name not in shared)
+
+
+# Generated sets repeat a few answers thousands of times: what was found in one is remembered.
+@lru_cache(maxsize=2048)
+def _trapped(text: str, special: re.Pattern[str] | None) -> bool:
+    return bool(control_token(text, special) or placeholder(text) or invisible(text))
+
+
+@lru_cache(maxsize=2048)
+def _personal(text: str) -> bool:
+    return bool(find_personal(text))
+
+
+@lru_cache(maxsize=2048)
+def _speech(text: str, label: str) -> tuple[str | None, list[str]]:
+    """(another language than the label's, words without their accents)"""
+    return other_language(text, label), missing_accents(text) if label == "pt" else []
 
 
 def _traps(texts: Iterable[tuple[str, str]], rules: Rules) -> Iterator[Finding]:
@@ -154,12 +177,12 @@ def _texts(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _doubts(row: dict[str, Any]) -> Iterator[Finding]:
     """Warnings: what a person should look at."""
     label = row.get("language", "pt")
-    revised = row["response_revised"]
-    if (code := other_language(revised, label)) is not None:
-        yield Finding("language", f"response_revised is in {code!r}, its label says {label!r}", warning=True)
-    elif label == "pt" and (words := missing_accents(f"{row['prompt']} {revised}")):
+    language, accents = _speech(row["response_revised"], label)
+    if language is not None:
+        yield Finding("language", f"response_revised is in {language!r}, its label says {label!r}", warning=True)
+    elif label == "pt" and (words := accents or missing_accents(row["prompt"])):
         yield Finding("accents", f"Portuguese without its accents: {', '.join(words[:4])}", warning=True)
-    if not find_personal("\n".join(text for _, text in _texts(row))):
+    if not any(_personal(text) for text in _halves(row)):
         return
     seen = set()
     for name, text in _texts(row):
