@@ -69,7 +69,7 @@ class ChatTokenizer:
         return {"input_ids": list(self._encode(text, add_special_tokens))}
 
     def _encode_anew(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
-        return tuple(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        return tuple(self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)  # without offsets
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
         return [self.backend.id_to_token(i) for i in ids]
