@@ -20,6 +20,7 @@ from noesis.yaml_file import read_yaml
 Language = Literal["pt", "en", "both"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+AutoOrBool = Literal["auto", True, False]
 
 
 class _Frozen(BaseModel):
@@ -27,9 +28,9 @@ class _Frozen(BaseModel):
 
 
 class Quantization(_Frozen):
-    """How bitsandbytes stores the frozen base."""
+    """How bitsandbytes stores the frozen base where it is stored in 4 bits."""
 
-    load_in_4bit: bool = True
+    load_in_4bit: bool = True  # with `precision: auto`: may be stored in 4 bits; false: never
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
     bnb_4bit_use_double_quant: bool = True
     bnb_4bit_compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
@@ -135,6 +136,11 @@ class TrainingFile(_Frozen):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     seed: Annotated[int, Field(ge=0)] = 42
+    engine: Literal["noesis", "unsloth"] = "noesis"
+    precision: Literal["auto", "fp8", "bf16", "nf4", "fp32"] = "auto"
+    gradient_checkpointing: Literal["auto", "none", "selective", "full"] = "auto"
+    compile: AutoOrBool = "auto"
+    packing: AutoOrBool = "auto"
     data: DataSection
     constitutional_ai: ConstitutionalSection = ConstitutionalSection()
     tribunal: TribunalSection = TribunalSection()
@@ -150,11 +156,29 @@ class Config(_Frozen):
     training: TrainingFile
     max_examples: Annotated[int, Field(ge=1)] | None = None  # train on the first N of the shuffled set; None: all
 
+    @model_validator(mode="after")
+    def _one_precision(self) -> Config:
+        precision, quantization = self.training.precision, self.lora.quantization
+        if precision != "auto" and (precision == "nf4") != quantization.load_in_4bit:
+            other = "true" if precision == "nf4" else "false"
+            raise ValueError(
+                f"training_config.yaml says precision: {precision} and lora_config.yaml says load_in_4bit: {str(quantization.load_in_4bit).lower()}; "
+                f"set load_in_4bit: {other}, or precision: auto"
+            )
+        if precision == "nf4" and quantization.bnb_4bit_quant_type != "nf4":
+            raise ValueError(
+                f"training_config.yaml says precision: nf4 and lora_config.yaml says bnb_4bit_quant_type: {quantization.bnb_4bit_quant_type}; "
+                "set bnb_4bit_quant_type: nf4, or precision: auto"
+            )
+        return self
+
     def digest(self) -> str:
-        """SHA-256 of the settings that decide the adapter; those of the demo profile, GGUF, Tribunal and Modal do not."""
+        """SHA-256 of the settings that decide the adapter; those of the demo profile, GGUF, Tribunal and Modal do not, nor how it is computed."""
         settings = self.model_dump(mode="json")
-        for section in ("demo", "gguf", "tribunal", "modal", "output_name"):
-            settings["training"].pop(section)
+        for key in ("demo", "gguf", "tribunal", "modal", "output_name", "engine", "gradient_checkpointing", "compile", "packing"):
+            settings["training"].pop(key)
+        if self.training.precision == "auto":  # the plan's choice, recorded there
+            settings["training"].pop("precision")
         return sha256_json(settings)
 
 
@@ -224,6 +248,8 @@ def load_config(project: Project, overrides: dict[str, Any] | None = None) -> Co
     lora = _validate(LoraFile, raw["lora"], project.lora_yaml)
     training = _validate(TrainingFile, raw["training"], project.training_yaml)
     merged: dict[str, Any] = {"lora": lora.model_dump(), "training": training.model_dump(), "max_examples": None}
+    given = {dotted for dotted, value in (overrides or {}).items() if value is not None}
+    word_on_4bit = "load_in_4bit" in lora.quantization.model_fields_set and "training.precision" not in given
     for dotted, value in (overrides or {}).items():
         if value is not None:
             target = merged
@@ -231,7 +257,11 @@ def load_config(project: Project, overrides: dict[str, Any] | None = None) -> Co
             for folder in folders:
                 target = target[folder]
             target[key] = value
-    return _validate(Config, merged, Path("the command line"))
+            word_on_4bit |= dotted == "lora.quantization.load_in_4bit" or (dotted == "lora.quantization" and "load_in_4bit" in value)
+    precision = merged["training"]["precision"]
+    if precision != "auto" and not word_on_4bit:  # one word is enough; two must agree
+        merged["lora"]["quantization"]["load_in_4bit"] = precision == "nf4"
+    return _validate(Config, merged, Path("the command line" if given else "the settings together"))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -28,6 +28,8 @@ EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110d
 CONVERSION = 1  # raise it when the conversion below changes, so that old caches are not used
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "LICENSE*", "NOTICE*"]
 
+DESCRIPTION_FILES = ["*.json", "*.jinja"]
+
 
 @dataclass(frozen=True)
 class Model:
@@ -75,12 +77,24 @@ def find_tokenizer(name: str, revision: str | None = None) -> Path | None:
             return None
         return _embedded_tokenizer()
     path = Path(name)
-    if not path.is_dir() and importlib.util.find_spec("huggingface_hub") is not None:
-        from huggingface_hub import try_to_load_from_cache
-
-        found = try_to_load_from_cache(name, "tokenizer.json", revision=revision) if name.count("/") == 1 else None
-        path = Path(found).parent if isinstance(found, str) else path
+    if not path.is_dir() and name.count("/") == 1:
+        # where huggingface_hub keeps its snapshots, looked up without importing it (0.3 s)
+        home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+        repository = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"models--{name.replace('/', '--')}"
+        reference = repository / "refs" / (revision or "main")
+        path = repository / "snapshots" / (reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision or "none")
     return path if (path / "tokenizer.json").is_file() else None
+
+
+def find_description(name: str, revision: str | None = None) -> Path:
+    """The folder with config and tokenizer of a model; from the Hub without its weights.
+
+    Raises:
+        ModelError: as `find_model`.
+    """
+    if Path(name).is_dir() or "/" not in name:
+        return find_model(name, revision).path
+    return _from_hub(name, revision, weights=False).path
 
 
 def embedded_gguf() -> Path:
@@ -192,12 +206,12 @@ def _folder_revision(path: Path) -> str:
     return sha256_json([sha256_file(path / "config.json"), shards])[:12]
 
 
-def _from_hub(name: str, revision: str | None) -> Model:
+def _from_hub(name: str, revision: str | None, *, weights: bool = True) -> Model:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
     page = f"https://huggingface.co/{name}"
-    arguments: dict[str, Any] = {"repo_id": name, "revision": revision, "allow_patterns": HUB_FILES}
+    arguments: dict[str, Any] = {"repo_id": name, "revision": revision, "allow_patterns": HUB_FILES if weights else DESCRIPTION_FILES}
     try:
         path = Path(snapshot_download(**arguments))
     except GatedRepoError:
@@ -213,6 +227,6 @@ def _from_hub(name: str, revision: str | None) -> Model:
         raise ModelError(
             f"can't fetch {name}: {reason}. What was downloaded is kept; run the same command again when the network is back, or use --model smollm2"
         ) from None
-    if not list(path.glob("*.safetensors")):
+    if weights and not list(path.glob("*.safetensors")):
         raise ModelError(f"{name} has no .safetensors file: weights in other formats are not loaded, since they can run code")
     return Model(name, path, path.name, "see the model's page")

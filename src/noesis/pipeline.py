@@ -25,8 +25,10 @@ from noesis.errors import RunError
 from noesis.files import sha256_json, write_json, write_jsonl
 from noesis.models import Model, cache_folder, find_model
 from noesis.run import Run, load_run, open_run
-from noesis.train.plan import Plan, compute_dtype, make_plan, read_shape
-from noesis.train.rows import answer_rows, training_rows
+from noesis.train.ahead import planned, rows_of
+from noesis.train.plan import Plan, as_planned, compute_dtype
+from noesis.train.rows import answer_rows
+from noesis.train.show import show_plan
 
 Records = list[dict[str, Any]]
 
@@ -44,6 +46,17 @@ class Session:
     def examples(self, part: str) -> Records:
         """The run's own copy of `train` or `eval`."""
         return read_examples(self.run.data / f"{part}.jsonl", self.constitution)
+
+    @property
+    def as_trained(self) -> Config:
+        """The configuration with the base's storage that the plan settled on; what merges and scores must read."""
+        return as_planned(self.config, self.run.result("plan"))
+
+    @property
+    def arithmetic(self) -> str:
+        """The type that training computed in, whatever this machine would choose."""
+        stored = self.run.result("plan") or {}
+        return str(stored["setup"]["compute_dtype"]) if "setup" in stored else compute_dtype(self.config, self.device)
 
 
 # --- opening a run
@@ -108,55 +121,32 @@ def session_of(path: Path) -> Session:
 
 def plan(s: Session, *, again: bool = False) -> dict[str, Any]:
     """What will be trained, in how many tokens, and what it is expected to take."""
+    stored = s.run.result("plan")
+    config = s.config
+    if stored is not None and not s.run.is_done("train"):
+        same = "setup" in stored and (stored["device"]["name"], stored["device"]["cards"]) == (s.device.name, s.device.cards)
+        again = again or not same  # a run that goes on elsewhere is planned anew, but on the base that it began on
+        if (s.run.checkpoints / "resume").is_dir():
+            config = as_planned(config, stored)
 
     def work() -> dict[str, Any]:
-        return planned(s.config, s.model, s.examples("train"), s.constitution, s.device).as_json()
+        return planned(config, s.model.path, s.examples("train"), s.constitution, s.device).as_json()
 
     result = s.run.perform("plan", work, list, again=again)
     show_plan(result)
     return result
 
 
-def planned(config: Config, model: Model, train: Records, constitution: Constitution, device: Device) -> Plan:
-    """The plan of a run that need not exist yet."""
-    rows = training_rows(
-        train,
-        load_tokenizer(model.path),
-        constitution,
-        include_critique=config.training.constitutional_ai.include_critique,
-        max_length=config.training.max_length,
-    )
-    return make_plan(config, config.training.model, read_shape(model.path), rows, device)
-
-
-def show_plan(p: dict[str, Any]) -> None:
-    """Print a plan."""
-    say(f"  {p['model']}: {p['parameters'] / 1e6:,.0f} M parameters, adapter of rank {p['r']} with {p['adapter_parameters'] / 1e6:.1f} M; {p['precision']}")
-    say(f"  on {p['device']['name']} ({p['device']['kind']}, {p['device']['threads']} threads, {size(p['device']['memory_bytes'])} free)")
-    say(
-        f"  {p['rows']} examples, {p['tokens_per_epoch']:,} tokens an epoch ({p['trained_tokens_per_epoch']:,} trained on), longest {p['longest_row']}; "
-        f"{p['epochs']} epoch(s), {p['steps']} steps of {p['micro_batch']} × {p['accumulation']}"
-    )
-    say(f"  expected: {p['tokens_per_s']:,.0f} tokens/s, {duration(p['seconds'])}, {size(p['memory_bytes'])} of memory, 0.00 USD here")
-
-
 def train(s: Session) -> dict[str, Any]:
     """QLoRA; one adapter an epoch."""
     from noesis.train.trainer import train as train_adapter
 
-    p = Plan(**s.run.manifest["stages"]["plan"]["result"])
-
     def work() -> dict[str, Any]:
-        rows = training_rows(
-            s.examples("train"),
-            load_tokenizer(s.model.path),
-            s.constitution,
-            include_critique=s.config.training.constitutional_ai.include_critique,
-            max_length=s.config.training.max_length,
-        )
+        p = Plan.from_json(s.run.manifest["stages"]["plan"]["result"])
+        rows = rows_of(s.config, s.model.path, s.examples("train"), s.constitution)
         if not (s.run.checkpoints / "resume").is_dir():
             s.run.metrics.unlink(missing_ok=True)
-        return train_adapter(s.model.path, rows, s.config, p, s.device, checkpoints=s.run.checkpoints, metrics=s.run.metrics)
+        return train_adapter(s.model.path, rows, s.as_trained, p, s.device, checkpoints=s.run.checkpoints, metrics=s.run.metrics)
 
     result = s.run.perform("train", work, lambda: [*s.run.checkpoints.glob("epoch_*/*"), s.run.metrics])
     gc.collect()
@@ -224,9 +214,7 @@ def merge(s: Session, *, again: bool = False) -> dict[str, Any]:
 
     def work() -> dict[str, Any]:
         card = model_card(s.run.merged.name, s.config.training.model, s.model.licence, s.run.manifest)
-        return merge_weights(
-            s.model.path, s.run.adapter(), s.run.merged, quantization=s.config.lora.quantization, dtype=compute_dtype(s.config, s.device), card=card
-        )
+        return merge_weights(s.model.path, s.run.adapter(), s.run.merged, quantization=s.as_trained.lora.quantization, dtype=s.arithmetic, card=card)
 
     result = s.run.perform("merge", work, lambda: [p for p in s.run.merged.iterdir() if p.is_file()], again=again)
     say(f"  {result['merged_tensors']} of {result['tensors']} tensors merged into {result['into']}; {size(result['bytes'])} → {s.run.merged}")
@@ -299,11 +287,11 @@ def _probabilities(s: Session, held_out: Records) -> tuple[dict[str, Any], dict[
     tokenizer = load_tokenizer(s.model.path)
     rows = {part: answer_rows(held_out, f"response_{part}", tokenizer, s.constitution) for part in ("revised", "initial")}
     longest = max(len(row.input_ids) for part in rows.values() for row in part)
-    model = with_adapter(load_base(s.model.path, s.config, s.device, longest=longest), s.run.adapter())
+    model = with_adapter(load_base(s.model.path, s.as_trained, s.device, longest=longest), s.run.adapter())
     scores: dict[bool, dict[str, Any]] = {}
     for on in (False, True):
         who = "tuned" if on else "base"
-        scores[on] = {part: log_likelihoods(model, rows[part], s.config, s.device, adapter=on, what=f"score {part} by the {who} model") for part in rows}
+        scores[on] = {part: log_likelihoods(model, rows[part], s.as_trained, s.device, adapter=on, what=f"score {part} by the {who} model") for part in rows}
     del model
     gc.collect()
     return scores[False], scores[True]
@@ -316,7 +304,7 @@ def _answers(s: Session, asked: Records) -> dict[str, list[str]]:
     from noesis.release.gguf import write_adapter_gguf, write_gguf
     from noesis.serve.engine import Engine
 
-    quantization, dtype = s.config.lora.quantization, compute_dtype(s.config, s.device)
+    quantization, dtype = s.as_trained.lora.quantization, s.arithmetic
     key = sha256_json([s.model.revision, quantization.model_dump(), dtype, 1])[:12]
     base = cache_folder() / "models" / f"base-{key}-f16.gguf"
     if not base.is_file():

@@ -47,23 +47,26 @@ def plan(
     model: Annotated[str | None, typer.Option(help="smollm2, a folder, or a Hub name.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the examples.")] = None,
     max_examples: Annotated[int | None, typer.Option(min=1, help="Train on this many only.")] = None,
+    gpu: Annotated[str | None, typer.Option(metavar="NAME", help="A card that need not be here: L40S, A100-80GB, H100 …; default: this machine.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, metavar="N", help="Cards of one machine; default: all that are here, or 1.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What a training run would do: tokens, device, precision, expected time and memory. Trains nothing.
+    """Does it fit, how, in what time, for how many USD, and what would it be elsewhere? Trains nothing.
 
-    Example: noesis plan --epochs 3
+    Example: noesis plan --model meta-llama/Llama-3.1-8B-Instruct --gpu L40S --epochs 3
     """
-    from noesis.pipeline import from_exports, planned, show_plan, subset
+    from noesis.constitution.document import load_constitution
+    from noesis.data.load import read_examples
+    from noesis.pipeline import subset
+    from noesis.train.ahead import plan_ahead
+    from noesis.train.show import show_plan
 
     found, config = configured(project, model, epochs, max_examples, as_json)
-    from noesis.constitution.document import load_constitution
-    from noesis.device import detect
-    from noesis.models import find_model
-
-    train, _ = from_exports(found.exports, found)
-    known = find_model(config.training.model, config.training.revision)
-    result = planned(config, known, subset(train, config), load_constitution(found.constitution), detect()).as_json()
-    print_result(result, as_json) if as_json else show_plan(result)
+    constitution = load_constitution(found.constitution)
+    examples = subset(read_examples(found.exports / "train.jsonl", constitution), config)
+    result, require_fit = plan_ahead(config, examples, constitution, gpu=gpu, gpus=gpus)
+    print_result(result.as_json(), as_json) if as_json else show_plan(result.as_json(), everything=True)
+    require_fit()
 
 
 @app.command()

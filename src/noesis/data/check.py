@@ -30,6 +30,7 @@ class Rules:
     principles: frozenset[str]
     categories: tuple[str, ...]  # () accepts any
     special: re.Pattern[str] | None = None  # special tokens of the model that is to be trained
+    doubts: bool = True  # also look for what a person should look at; it takes a language model that is loaded in 0.2 s
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def check_line(line: bytes, rules: Rules) -> tuple[dict[str, Any] | None, list[F
     findings += _content(row, rules) if not findings else _traps([(k[:80], v) for k, v in row.items() if isinstance(v, str)], rules)
     if any(not finding.warning for finding in findings):
         return None, findings
-    return row, [*findings, *_doubts(row)]
+    return row, [*findings, *(_doubts(row) if rules.doubts else ())]
 
 
 class _DuplicateKeyError(ValueError):

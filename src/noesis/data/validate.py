@@ -107,11 +107,11 @@ def validate(paths: list[Path], constitution: Constitution, categories: tuple[st
     Args:
         categories: the known ones; another is a warning, since categories are configuration. () accepts any.
         ruler: measures rows in tokens; None: nothing is measured.
-        whole: also look at the set: likeness, balance, leaks between files.
+        whole: also look at the set (likeness, balance, leaks between files), and for language, accents and personal data.
     """
     files = find_files(paths)
     special = ruler.special_tokens if ruler else None
-    rules = Rules(tuple(sorted(constitution.value_ids)), constitution.principle_ids, categories, special)
+    rules = Rules(tuple(sorted(constitution.value_ids)), constitution.principle_ids, categories, special, doubts=whole)
     report = _check_lines(files, rules)
     _check_ids(report)
     with LineReader(files) as reader:

@@ -1,59 +1,31 @@
-"""`noesis plan`: what will be trained, on which device, in which precision; tokens exactly; time and memory as expected.
+"""`noesis plan`: does it fit, in which precision and with what else; tokens, memory, time and USD by stage, here and elsewhere.
 
-Torch-free. Time comes from a FLOP count and a rate: on a processor measured for 0.15 s, on a card from its data sheet. LoRA on a frozen
-base costs 4 FLOPs a token for each frozen weight (forward, and backward to the activations) and 6 for each adapter weight.
+Torch-free, and made before anything is loaded or paid for. Training starts from the plan, obeys its `setup`, and leaves what happened
+beside it. `choose.py` picks the setup, `memory.py` and `speed.py` cost it, `quote.py` prices it, `reasons.py` says why.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from noesis.config import Config
+from noesis.console import duration, size
 from noesis.constitution.conversation import Encoded
 from noesis.device import Device, measure_cpu_flops
-from noesis.errors import ModelError, TrainingError
+from noesis.errors import TrainingError
+from noesis.train.cards import prices
+from noesis.train.choose import Option, Task, best, compute_dtype, options, smaller_ones
+from noesis.train.quote import alternatives, stages
+from noesis.train.reasons import reasons
+from noesis.train.setup import Setup
+from noesis.train.shapes import Shape, read_shape
+from noesis.train.work import Work, count
 
-# What a training step reaches of the rate that is known beforehand. The processor's was fitted to SmolLM2 on 2 cores (AMD EPYC
-# with AVX512-bf16: 178 tokens/s at rank 64 where numpy reached 165 GFLOP/s in single precision).
-CPU_EFFICIENCY = {True: 0.70, False: 0.35}  # with and without bfloat16 in hardware
-GPU_EFFICIENCY = 0.30
-GPU_BF16_FLOPS = {"H200": 790e12, "H100": 790e12, "A100": 312e12, "L40S": 181e12, "A10": 70e12, "L4": 60e12, "T4": 30e12, "4090": 165e12}
-START_SECONDS = 25.0  # imports, loading and quantising the base, the first step's warm-up
-RUNTIME_BYTES = 1.6e9  # Python, torch, transformers, and what the allocator keeps
+__all__ = ["Plan", "as_planned", "choose_for_demo", "compute_dtype", "draft", "make_plan", "read_shape", "require_fit", "smaller"]
 
-
-@dataclass(frozen=True)
-class Shape:
-    """A Llama-like model's size, from its config.json."""
-
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    tied: bool
-
-    def linear(self) -> dict[str, tuple[int, int]]:
-        """(inputs, outputs) of each projection of one layer."""
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        h, i = self.hidden, self.intermediate
-        return {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (q, h), "gate_proj": (h, i), "up_proj": (h, i), "down_proj": (i, h)}
-
-    @property
-    def linear_weights(self) -> int:
-        return self.layers * sum(a * b for a, b in self.linear().values())
-
-    @property
-    def embedding_weights(self) -> int:
-        return self.vocabulary * self.hidden
-
-    def adapter_weights(self, r: int, modules: tuple[str, ...]) -> int:
-        return self.layers * sum(r * (a + b) for name, (a, b) in self.linear().items() if name in modules)
+SWITCHES_OFF: dict[str, Any] = {"precision": "auto", "gradient_checkpointing": "auto", "compile": "auto", "packing": "auto"}
 
 
 @dataclass(frozen=True)
@@ -64,129 +36,179 @@ class Plan:
     parameters: int
     adapter_parameters: int
     r: int
-    precision: str
     device: dict[str, Any]
+    rented: bool  # the device is paid for by the second
     rows: int
     tokens_per_epoch: int
     trained_tokens_per_epoch: int
+    tokens_plus_minus: float  # relative error of the counts; 0: counted with the model's own tokenizer
     longest_row: int
     epochs: int
-    micro_batch: int  # rows at a time
-    accumulation: int  # micro-batches in a step of the optimizer
     steps: int
+    setup: Setup
+    sharded: bool  # the frozen base is spread over the cards
+    precision: str  # in words
+    micro_batch: int  # rows at a time
+    accumulation: int  # micro-batches of each card in a step of the optimizer
     tokens_per_s: float
-    seconds: float
-    memory_bytes: float
+    start_seconds: float  # to the first step, compiling included
+    seconds: float  # of training, start included
+    memory: dict[str, float]  # bytes by term
+    memory_bytes: float  # expected peak, as the run will measure it
+    needed_bytes: float  # free memory that it takes, with what the measurement does not see
+    fits: bool
+    reasons: list[str]
+    stages: list[dict[str, Any]]
+    usd: float
+    prices: dict[str, str]
+    alternatives: list[dict[str, Any]]
+    fallbacks: list[dict[str, Any]]  # what `smaller` goes through
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
-
-def read_shape(folder: Path) -> Shape:
-    """The shape of the model in `folder`.
-
-    Raises:
-        ModelError: config.json is missing or describes no Llama-like model.
-    """
-    try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        heads, hidden = int(raw["num_attention_heads"]), int(raw["hidden_size"])
-        return Shape(
-            layers=int(raw["num_hidden_layers"]),
-            hidden=hidden,
-            intermediate=int(raw["intermediate_size"]),
-            heads=heads,
-            kv_heads=int(raw.get("num_key_value_heads") or heads),
-            head_dim=int(raw.get("head_dim") or hidden // heads),
-            vocabulary=int(raw["vocab_size"]),
-            tied=bool(raw.get("tie_word_embeddings", False)),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder / 'config.json'} does not describe a Llama-like model: {error!r}") from None
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Plan:
+        return cls(**{**value, "setup": Setup(**value["setup"])})
 
 
-def make_plan(config: Config, model: str, shape: Shape, rows: list[Encoded], device: Device) -> Plan:
+def make_plan(config: Config, model: str, shape: Shape, rows: Sequence[Encoded] | Work, device: Device, *, rented: bool = False) -> Plan:
     """The plan of one run.
 
+    Args:
+        rows: token rows, or their estimate.
+        rented: the device is not here but paid for by the second.
+
     Raises:
-        TrainingError: it does not fit into the device's memory; the message says what would.
+        TrainingError: it does not fit into the device's memory; the message names the nearest plan that does.
     """
-    per_step = config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps
-    # On a processor one row at a time wastes nothing on padding and is as fast; the optimizer's step is the same.
-    micro = 1 if device.kind == "cpu" else config.training.per_device_train_batch_size
-    accumulation = -(-per_step // micro)
-    tokens = sum(len(row.input_ids) for row in rows)
-    longest = max(len(row.input_ids) for row in rows)
-    adapter = shape.adapter_weights(config.lora.r, config.lora.target_modules)
-    rate = tokens_per_second(shape, adapter, device)
-    steps_per_epoch = -(-len(rows) // per_step)
-    plan = Plan(
-        model=model,
-        parameters=shape.linear_weights + shape.embedding_weights * (1 if shape.tied else 2),
-        adapter_parameters=adapter,
-        r=config.lora.r,
-        precision=precision(config, device),
-        device=device.as_json(),
-        rows=len(rows),
-        tokens_per_epoch=tokens,
-        trained_tokens_per_epoch=sum(row.trained for row in rows),
-        longest_row=longest,
-        epochs=config.training.num_train_epochs,
-        micro_batch=micro,
-        accumulation=accumulation,
-        steps=steps_per_epoch * config.training.num_train_epochs,
-        tokens_per_s=round(rate, 1),
-        seconds=round(START_SECONDS + tokens * config.training.num_train_epochs / rate, 1),
-        memory_bytes=round(memory_bytes(config, shape, adapter, micro * longest)),
-    )
-    if plan.memory_bytes > device.memory_bytes:
-        raise TrainingError(
-            f"not enough memory: the plan needs {plan.memory_bytes / 1e9:.1f} GB and {device.name} has {device.memory_bytes / 1e9:.1f} GB free; "
-            "in training_config.yaml set per_device_train_batch_size: 1 and gradient_accumulation_steps: 8, lower max_length, or choose a smaller --model"
-        )
+    plan = draft(config, model, shape, rows, device, rented=rented)
+    require_fit(plan, config, shape, rows, device)
     return plan
 
 
-def precision(config: Config, device: Device) -> str:
-    """How the frozen base is stored and computed, in words."""
-    store = config.lora.quantization.bnb_4bit_quant_type if config.lora.quantization.load_in_4bit else "unquantised"
-    return f"{store} base, {compute_dtype(config, device)} arithmetic, float32 adapter"
+def draft(config: Config, model: str, shape: Shape, rows: Sequence[Encoded] | Work, device: Device, *, rented: bool = False) -> Plan:
+    """The plan of one run, whether it fits or not."""
+    work = rows if isinstance(rows, Work) else count(rows)
+    task = Task(config, shape, work, device, rented, measure_cpu_flops())
+    found = options(task)
+    chosen = best(found)
+    priced = stages(task, chosen)
+    p = prices()
+    plan = Plan(
+        model=model,
+        parameters=shape.parameters,
+        adapter_parameters=task.adapter,
+        r=config.lora.r,
+        device=device.as_json(),
+        rented=rented,
+        rows=len(work.lengths),
+        tokens_per_epoch=work.tokens,
+        trained_tokens_per_epoch=work.trained,
+        tokens_plus_minus=work.plus_minus,
+        longest_row=work.longest,
+        epochs=config.training.num_train_epochs,
+        steps=task.steps,
+        **_of(chosen, device),
+        reasons=reasons(task, found, chosen),
+        stages=[asdict(stage) for stage in priced],
+        usd=round(sum(stage.usd for stage in priced), 4),
+        prices={"date": p.date, "source": p.source},
+        alternatives=alternatives(task),
+        fallbacks=[],
+    )
+    return replace(plan, fallbacks=[_stored(option, device) for option in smaller_ones(found, chosen)])
 
 
-def compute_dtype(config: Config, device: Device) -> str:
-    """The arithmetic's type: as configured, but float32 where bfloat16 would only be emulated."""
-    wanted = config.lora.quantization.bnb_4bit_compute_dtype
-    return "float32" if device.kind == "cpu" and (wanted == "float16" or not device.bf16) else wanted
+def require_fit(plan: Plan, config: Config, shape: Shape, rows: Sequence[Encoded] | Work, device: Device) -> None:
+    """Refuse a plan that does not fit.
+
+    Raises:
+        TrainingError: naming the nearest plan that does, here with other settings or on another machine.
+    """
+    if plan.fits:
+        return
+    work = rows if isinstance(rows, Work) else count(rows)
+    quantization = config.lora.quantization.model_copy(update={"load_in_4bit": True})
+    one_by_one = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": plan.setup.sequences_per_step}
+    training = config.training.model_copy(update=SWITCHES_OFF | one_by_one)
+    free = config.model_copy(update={"lora": config.lora.model_copy(update={"quantization": quantization}), "training": training})
+    here = best(options(Task(free, shape, work, device, plan.rented, 1e11)))
+    elsewhere = min((a for a in plan.alternatives if a["fits"] and a["usd"] > 0), key=lambda a: a["usd"], default=None)
+    if here.fits:
+        s = here.setup
+        hint = (
+            f"the nearest plan that fits needs {size(here.memory.needed(card=device.kind == 'cuda'))}: "
+            f"in lora_config.yaml load_in_4bit: {'true' if s.precision == 'nf4' else 'false'}; "
+            "in training_config.yaml precision, compile and packing: auto, "
+            f"gradient_checkpointing: {s.gradient_checkpointing}, per_device_train_batch_size: 1, gradient_accumulation_steps: {s.sequences_per_step}"
+        )
+    else:
+        hint = "in training_config.yaml set per_device_train_batch_size: 1 and "
+        hint += f"gradient_accumulation_steps: {plan.setup.sequences_per_step}, lower max_length, or choose a smaller --model"
+    if elsewhere is not None:
+        hint += f"; or --gpu {elsewhere['device']}: {elsewhere['precision']}, {duration(elsewhere['seconds'])}, {elsewhere['usd']:.2f} USD"
+    raise TrainingError(f"not enough memory: the plan needs {size(plan.needed_bytes)} and {device.name} has {size(device.memory_bytes)} free; {hint}")
 
 
-def tokens_per_second(shape: Shape, adapter: int, device: Device) -> float:
-    """Expected training rate, tokens of the whole row (prompt and answer) a second."""
-    flops_per_token = 4 * (shape.linear_weights + shape.embedding_weights) + 6 * adapter
-    if device.kind == "cpu":
-        return measure_cpu_flops() * CPU_EFFICIENCY[device.bf16] / flops_per_token
-    known = next((rate for name, rate in GPU_BF16_FLOPS.items() if name in device.name), 50e12)
-    return known * GPU_EFFICIENCY / flops_per_token
+def smaller(plan: Plan) -> Plan | None:
+    """The next plan down, for a run that ran out of memory in spite of its plan; None when nothing smaller is left.
+
+    A step holds the same sequences. The precision stays the same as long as it can; whoever trains on stores the plan that was used.
+    """
+    if not plan.fallbacks:
+        return None
+    first, *rest = plan.fallbacks
+    return replace(plan, **{**first, "setup": Setup(**first["setup"])}, fallbacks=rest)
 
 
-def memory_bytes(config: Config, shape: Shape, adapter: int, tokens: int) -> float:
-    """Expected peak, bytes: base, adapter with gradients and Adam's two moments, activations of `tokens` tokens, runtime."""
-    base = shape.linear_weights * (0.52 if config.lora.quantization.load_in_4bit else 2) + shape.embedding_weights * (2 if shape.tied else 4)
-    # Kept for the backward pass, per token and layer: about 14 vectors of the hidden and 6 of the intermediate width in bfloat16, and
-    # the adapter's float32 copies of its inputs (7 projections).
-    activations = tokens * shape.layers * (2 * (14 * shape.hidden + 6 * shape.intermediate) + 4 * (6 * shape.hidden + shape.intermediate))
-    scores = shape.layers * shape.heads * tokens**2 * 10 if tokens <= 1024 else 0  # plain attention keeps its matrices
-    logits = min(tokens, 1024) * shape.vocabulary * 4 * 2
-    return RUNTIME_BYTES + base + adapter * 16 + activations + scores + logits
+def as_planned(config: Config, plan: dict[str, Any] | None) -> Config:
+    """`config` with the storage and arithmetic of the base that `plan` settled on, so that later stages read what was trained against."""
+    if plan is None or "setup" not in plan:
+        return config
+    chosen = {"load_in_4bit": plan["setup"]["precision"] == "nf4", "bnb_4bit_compute_dtype": plan["setup"]["compute_dtype"]}
+    training = config.training.model_copy(update={"precision": plan["setup"]["precision"]})
+    lora = config.lora.model_copy(update={"quantization": config.lora.quantization.model_copy(update=chosen)})
+    return config.model_copy(update={"lora": lora, "training": training})
+
+
+def _of(option: Option, device: Device) -> dict[str, Any]:
+    """The fields of a plan that are its option's."""
+    setup = option.setup
+    return {
+        "setup": setup,
+        "sharded": option.sharded,
+        "precision": _words(setup),
+        "micro_batch": setup.micro_batch,
+        "accumulation": setup.sequences_per_step // max(setup.cards, 1) // setup.micro_batch,
+        "tokens_per_s": round(option.tokens_per_s, 1),
+        "start_seconds": round(option.start_seconds, 1),
+        "seconds": round(option.seconds, 1),
+        "memory": {name: float(round(value)) for name, value in asdict(option.memory).items()},
+        "memory_bytes": round(option.memory.total),
+        "needed_bytes": round(option.memory.needed(card=device.kind == "cuda")),
+        "fits": option.fits,
+    }
+
+
+def _stored(option: Option, device: Device) -> dict[str, Any]:
+    return {**_of(option, device), "setup": asdict(option.setup)}
+
+
+def _words(setup: Setup) -> str:
+    return f"{setup.precision} base, {setup.compute_dtype} arithmetic, float32 adapter"
 
 
 def choose_for_demo(config: Config, shape: Shape, rows: list[Encoded], device: Device) -> tuple[int, int]:
     """(rank, epochs) for `noesis demo`: the largest rank whose single epoch fits the time, then as many epochs as fit."""
-    demo = config.training.demo
+    demo, work = config.training.demo, count(rows)
     budget = demo.train_minutes * 60
-    tokens = sum(len(row.input_ids) for row in rows)
+    flops = measure_cpu_flops()
 
     def seconds(r: int, epochs: int) -> float:
-        return START_SECONDS + tokens * epochs / tokens_per_second(shape, shape.adapter_weights(r, config.lora.target_modules), device)
+        lora = config.lora.model_copy(update={"r": r})
+        training = config.training.model_copy(update={"num_train_epochs": epochs})
+        return best(options(Task(config.model_copy(update={"lora": lora, "training": training}), shape, work, device, cpu_flops=flops))).seconds
 
     r = next((r for r in demo.r if seconds(r, 1) <= budget), min(demo.r))
     epochs = max((e for e in range(1, demo.max_epochs + 1) if seconds(r, e) <= budget), default=1)

@@ -1,0 +1,27 @@
+"""`Setup`: how a run computes. The planner (`noesis plan`) chooses it, the run's plan stores it, the engine obeys it. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Engine = Literal["noesis", "unsloth"]
+Precision = Literal["fp8", "bf16", "nf4", "fp32"]
+Checkpointing = Literal["none", "selective", "full"]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a run computes: chosen by the planner, stored in the plan, obeyed by the engine."""
+
+    engine: Engine
+    precision: Precision  # how the frozen base is stored and multiplied
+    compute_dtype: Literal["bfloat16", "float16", "float32"]  # of activations
+    gradient_checkpointing: Checkpointing
+    compile: bool  # each decoder layer, torch.compile
+    packing: bool
+    pack_length: int  # tokens of a packed row (0: not packed)
+    sequences_per_step: int  # of one optimizer step over all cards: per_device_train_batch_size × gradient_accumulation_steps
+    micro_batch: int  # sequences at a time when not packed
+    optimizer: Literal["adamw", "adamw_8bit"]
+    cards: int  # GPUs of this host (0: processor)
