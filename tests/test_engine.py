@@ -250,7 +250,7 @@ def train_packed(tiny_model: Path, folder: Path, record: dict, **overrides: obje
     from noesis.train.trainer import train
     from test_train import rows_of, small
 
-    config = small(**{"training.packing": True, "lora.lora_dropout": 0.1, "training.num_train_epochs": 2} | overrides)
+    config = small(**{"training.packing": True, "lora.lora_dropout": 0.1, "training.num_train_epochs": 2, "training.save_every": "1 step"} | overrides)
     examples = rows_of(tiny_model, 20, record)
     plan = make_plan(config, "tiny", read_shape(tiny_model), examples, detect())
     assert plan.setup.packing
@@ -280,10 +280,10 @@ def test_a_packed_run_leaves_metrics_and_plain_peft_adapters(tiny_model: Path, t
 
 @pytest.mark.slow
 def test_a_packed_run_that_was_stopped_ends_with_the_same_adapter(tiny_model: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch):
-    from transformers import Trainer
+    from noesis.train.resumable import Resumable
 
     train_packed(tiny_model, tmp_path / "whole", record)
-    original, calls = Trainer._save_checkpoint, []
+    original, calls = Resumable._save_checkpoint, []
 
     def stop_in_mid_epoch(self, *args, **kwargs):
         original(self, *args, **kwargs)
@@ -291,8 +291,7 @@ def test_a_packed_run_that_was_stopped_ends_with_the_same_adapter(tiny_model: Pa
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("noesis.train.trainer.SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(Trainer, "_save_checkpoint", stop_in_mid_epoch)
+    monkeypatch.setattr(Resumable, "_save_checkpoint", stop_in_mid_epoch)
     with pytest.raises(KeyboardInterrupt):
         train_packed(tiny_model, tmp_path / "broken", record)
     monkeypatch.undo()

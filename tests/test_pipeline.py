@@ -70,7 +70,7 @@ def test_every_stage_runs_and_a_second_time_none_does(
 def test_other_epochs_archive_the_old_run(small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path):
     run_all(small_project, tiny_model, tmp_path / "run")
     s = run_all(small_project, tiny_model, tmp_path / "run", **{"training.num_train_epochs": 2})
-    assert [p.name for p in sorted(s.run.checkpoints.iterdir())] == ["epoch_0", "epoch_1"]
+    assert [p.name for p in sorted(s.run.checkpoints.iterdir())] == ["epoch_0", "epoch_1", "resume"]
     (archived,) = (tmp_path / ".archive").iterdir()
     assert (archived / "checkpoints" / "epoch_0" / "adapter_model.safetensors").is_file()
 

@@ -127,7 +127,7 @@ def test_training_lowers_the_loss_and_leaves_plain_peft_adapters(tiny_model: Pat
 
     result = train_tiny(tiny_model, tmp_path, record, small(**{"training.num_train_epochs": 3}))
     assert result["final_loss"] < result["first_loss"] - 0.5
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["epoch_0", "epoch_1", "epoch_2"]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["epoch_0", "epoch_1", "epoch_2", "resume"]
     metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in metrics] == list(range(1, 10))
     assert set(metrics[0]) == {"step", "epoch", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "peak_memory_bytes", "usd"}
@@ -140,11 +140,11 @@ def test_training_lowers_the_loss_and_leaves_plain_peft_adapters(tiny_model: Pat
 
 @pytest.mark.slow
 def test_a_run_stopped_by_ctrl_c_ends_with_the_same_adapter(tiny_model: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch):
-    from transformers import Trainer
+    from noesis.train.resumable import Resumable
 
-    config = small(**{"training.num_train_epochs": 2})
+    config = small(**{"training.num_train_epochs": 2, "training.save_every": "1 step"})
     train_tiny(tiny_model, tmp_path / "whole", record, config)
-    original, calls = Trainer._save_checkpoint, []
+    original, calls = Resumable._save_checkpoint, []
 
     def stop_in_mid_epoch(self, *args, **kwargs):
         original(self, *args, **kwargs)
@@ -152,8 +152,7 @@ def test_a_run_stopped_by_ctrl_c_ends_with_the_same_adapter(tiny_model: Path, tm
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("noesis.train.trainer.SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(Trainer, "_save_checkpoint", stop_in_mid_epoch)
+    monkeypatch.setattr(Resumable, "_save_checkpoint", stop_in_mid_epoch)
     with pytest.raises(KeyboardInterrupt):
         train_tiny(tiny_model, tmp_path / "broken", record, config)
     monkeypatch.undo()
@@ -161,7 +160,7 @@ def test_a_run_stopped_by_ctrl_c_ends_with_the_same_adapter(tiny_model: Path, tm
     assert result["steps"] == 6
     name = "checkpoints/epoch_1/adapter_model.safetensors"
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
-    assert not (tmp_path / "broken" / "checkpoints" / "resume").exists()
+    assert (tmp_path / "whole" / "metrics.jsonl").read_text().count("\n") == (tmp_path / "broken" / "metrics.jsonl").read_text().count("\n") == 6
 
 
 @pytest.mark.slow

@@ -48,6 +48,22 @@ class LoraFile(_Frozen):
     quantization: Quantization = Quantization()
 
 
+@dataclass(frozen=True)
+class SaveEvery:
+    """How often the trainer's state is saved; neither: as the plan and the disk's speed allow."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+
+class BudgetSection(_Frozen):
+    """The most that a run may take in all, across restarts, and what this machine costs."""
+
+    max_usd: Annotated[float, Field(gt=0)] | None = 90.0
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    usd_per_hour: Annotated[float, Field(ge=0)] | None = None  # None: 0 on a machine of your own, Modal's prices there
+
+
 class DataSection(_Frozen):
     """What is trained on and what is held out."""
 
@@ -136,6 +152,8 @@ class TrainingFile(_Frozen):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     seed: Annotated[int, Field(ge=0)] = 42
+    save_every: Annotated[str, Field(pattern=r"^(auto|[1-9]\d* steps?|\d+(\.\d+)? min(utes?)?)$")] = "auto"
+    budget: BudgetSection = BudgetSection()
     engine: Literal["noesis", "unsloth"] = "noesis"
     precision: Literal["auto", "fp8", "bf16", "nf4", "fp32"] = "auto"
     gradient_checkpointing: Literal["auto", "none", "selective", "full"] = "auto"
@@ -147,6 +165,14 @@ class TrainingFile(_Frozen):
     gguf: GgufSection = GgufSection()
     demo: DemoSection = DemoSection()
     modal: ModalSection = ModalSection()
+
+    @property
+    def saving(self) -> SaveEvery:
+        """`save_every`, read."""
+        if self.save_every == "auto":
+            return SaveEvery()
+        number, unit = self.save_every.split()
+        return SaveEvery(steps=int(number)) if unit.startswith("step") else SaveEvery(seconds=float(number) * 60)
 
 
 class Config(_Frozen):
@@ -173,13 +199,17 @@ class Config(_Frozen):
         return self
 
     def digest(self) -> str:
-        """SHA-256 of the settings that decide the adapter; those of the demo profile, GGUF, Tribunal and Modal do not, nor how it is computed."""
+        """SHA-256 of the settings that decide the adapter."""
+        return sha256_json(self.deciding())
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide the adapter; those of the demo profile, GGUF, Tribunal, Modal and budget do not, nor how it is computed."""
         settings = self.model_dump(mode="json")
-        for key in ("demo", "gguf", "tribunal", "modal", "output_name", "engine", "gradient_checkpointing", "compile", "packing"):
+        for key in ("demo", "gguf", "tribunal", "modal", "output_name", "engine", "gradient_checkpointing", "compile", "packing", "save_every", "budget"):
             settings["training"].pop(key)
         if self.training.precision == "auto":  # the plan's choice, recorded there
             settings["training"].pop("precision")
-        return sha256_json(settings)
+        return settings
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from noesis.train.plan import choose_for_demo, read_shape
 from noesis.train.rows import training_rows
 
 
-def demo(project: Project, path: Path, *, quick: bool = False, fresh: bool = False) -> Session:
+def demo(project: Project, path: Path, *, quick: bool = False, fresh: bool = False, max_usd: float | None = None, max_minutes: float | None = None) -> Session:
     """The whole pipeline on the embedded model, in minutes on two cores."""
     base = load_config(project)
     d = base.training.demo
@@ -32,6 +32,8 @@ def demo(project: Project, path: Path, *, quick: bool = False, fresh: bool = Fal
             "training.learning_rate": d.learning_rate,
             "training.num_train_epochs": 1 if quick else None,
             "max_examples": d.quick_examples if quick else None,
+            "training.budget.max_usd": max_usd,
+            "training.budget.max_minutes": max_minutes,
         },
     )
 

@@ -8,6 +8,7 @@
     ├── ModelError (RuntimeError)     exit 1   a model that can't be found, loaded, converted or run
     │   └── ParityError               exit 1   an export that does not behave like the model that was trained
     ├── TrainingError (RuntimeError)  exit 1   training can't start or must stop
+    ├── CapError (RuntimeError)       exit 5   the agreed USD or minutes would be passed; what was finished is kept
     ├── RunError (RuntimeError)       exit 1   a run directory: locked, incomplete, or of another kind
     └── MissingExtra (ImportError)    exit 1   an optional package that is not installed
 
@@ -17,6 +18,7 @@ A new class is added only when a caller would handle it differently; otherwise r
 from __future__ import annotations
 
 __all__ = [
+    "CapError",
     "ConfigError",
     "ConstitutionError",
     "DataError",
@@ -66,6 +68,12 @@ class ParityError(ModelError):
 
 class TrainingError(NoesisError, RuntimeError):
     """Training can't start or must stop; the message names the row or the setting."""
+
+
+class CapError(NoesisError, RuntimeError):
+    """Going on would cost more than was agreed; the message says what was spent and what to do."""
+
+    exit_code = 5
 
 
 class RunError(NoesisError, RuntimeError):

@@ -47,6 +47,34 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def sync_tree(folder: Path) -> None:
+    """Flush every file of a folder, and the folders themselves, to the disk."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            sync_file(Path(place) / name)
+        sync_folder(Path(place))
+
+
+def sync_file(file: Path) -> None:
+    """Flush one file that something else wrote."""
+    handle = os.open(file, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def replace_folder(part: Path, target: Path) -> None:
+    """Give a flushed folder its name; what had that name before goes. Killed in between, the name is missing and nothing is half there."""
+    old = target.with_name(f".{target.name}.old.part")
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(target, old)
+    os.replace(part, target)
+    sync_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` whole or not at all."""
     with atomic(path) as f:

@@ -23,10 +23,15 @@ from noesis.data.statistics import describe
 from noesis.device import Device, detect
 from noesis.errors import RunError
 from noesis.files import sha256_json, write_json, write_jsonl
+from noesis.lineage import adopt, parent_of
+from noesis.lineage import resume as resume_run
 from noesis.models import Model, cache_folder, find_model
 from noesis.run import Run, load_run, open_run
 from noesis.train.ahead import planned, rows_of
+from noesis.train.budget import Budget, budget_of, quote, require_affordable, require_left
+from noesis.train.checkpoint import saved, step_of
 from noesis.train.plan import Plan, as_planned, compute_dtype
+from noesis.train.quote import rate
 from noesis.train.rows import answer_rows
 from noesis.train.show import show_plan
 
@@ -42,6 +47,14 @@ class Session:
     constitution: Constitution
     model: Model
     device: Device
+
+    def __post_init__(self) -> None:
+        self.run.usd_per_s = rate(self.device, self.config.training.budget.usd_per_hour)
+
+    def budget(self) -> Budget:
+        """What is left to spend, from now."""
+        spent, seconds = self.run.spent()
+        return budget_of(self.config.training.budget, usd_per_s=self.run.usd_per_s, spent_usd=spent, spent_seconds=seconds)
 
     def examples(self, part: str) -> Records:
         """The run's own copy of `train` or `eval`."""
@@ -72,8 +85,23 @@ def from_exports(folder: Path, project: Project) -> tuple[Records, Records]:
     return read_exports(folder, load_constitution(project.constitution))
 
 
-def new_session(project: Project, config: Config, path: Path, data: tuple[Records, Records], *, fresh: bool = False, archive_to: Path | None = None) -> Session:
-    """Open the run at `path` for these settings and data; its copy of data and constitution is written if it is new."""
+def new_session(
+    project: Project,
+    config: Config,
+    path: Path,
+    data: tuple[Records, Records],
+    *,
+    fresh: bool = False,
+    archive_to: Path | None = None,
+    resume: bool = False,
+    fork: Path | None = None,
+) -> Session:
+    """Open the run at `path` for these settings and data; its copy of data and constitution is written if it is new.
+
+    Args:
+        resume: refuse if another run lies there, instead of archiving it; more epochs are added to it.
+        fork: begin with the adapter of this run.
+    """
     train, held_out = data
     constitution = load_constitution(project.constitution)
     model = find_model(config.training.model, config.training.revision)
@@ -85,7 +113,16 @@ def new_session(project: Project, config: Config, path: Path, data: tuple[Record
         "base_model": config.training.model,
         "revision": model.revision,
     }
+    parent = parent_of(fork, path) if fork else None
+    if parent:
+        identity["parent_sha256"] = parent["adapter_sha256"]
+    if resume:
+        resume_run(path, identity, config)
     run = open_run(path, identity, config, fresh=fresh, archive_to=archive_to)
+    if parent and fork:
+        adopt(run, fork, parent)
+    if run.config() != config:  # what does not decide the adapter, such as the budget, holds as asked for last
+        write_json(run.path / "config.json", config.model_dump(mode="json"))
 
     def work() -> dict[str, Any]:
         write_jsonl(run.data / "train.jsonl", train)
@@ -126,7 +163,7 @@ def plan(s: Session, *, again: bool = False) -> dict[str, Any]:
     if stored is not None and not s.run.is_done("train"):
         same = "setup" in stored and (stored["device"]["name"], stored["device"]["cards"]) == (s.device.name, s.device.cards)
         again = again or not same  # a run that goes on elsewhere is planned anew, but on the base that it began on
-        if (s.run.checkpoints / "resume").is_dir():
+        if saved(s.run.checkpoints / "resume"):
             config = as_planned(config, stored)
 
     def work() -> dict[str, Any]:
@@ -144,15 +181,26 @@ def train(s: Session) -> dict[str, Any]:
     def work() -> dict[str, Any]:
         p = Plan.from_json(s.run.manifest["stages"]["plan"]["result"])
         rows = rows_of(s.config, s.model.path, s.examples("train"), s.constitution)
-        if not (s.run.checkpoints / "resume").is_dir():
+        states, budget = saved(s.run.checkpoints / "resume"), s.budget()
+        if not states:
             s.run.metrics.unlink(missing_ok=True)
-        return train_adapter(s.model.path, rows, s.as_trained, p, s.device, checkpoints=s.run.checkpoints, metrics=s.run.metrics)
+        for line in quote(p.as_json(), budget):
+            say(line)
+        require_affordable(p.as_json(), budget, done=min(step_of(states[-1]) / p.steps, 1) if states else 0.0)
+        parent = s.run.path / "parent" if "parent" in s.run.manifest else None
+        places = {"checkpoints": s.run.checkpoints, "metrics": s.run.metrics}
+        return train_adapter(s.model.path, rows, s.as_trained, p, s.device, **places, budget=budget, parent=parent)
 
     result = s.run.perform("train", work, lambda: [*s.run.checkpoints.glob("epoch_*/*"), s.run.metrics])
     gc.collect()
     say(
         f"  {result['steps']} steps in {duration(result['seconds'])} ({result['tokens_per_s']:,.0f} tokens/s); "
-        f"loss {result['first_loss']:.3f} → {result['final_loss']:.3f}; → {s.run.adapter()}"
+        f"loss {result['first_loss']:.3f} → {result['final_loss']:.3f}; saving took {result['save_share']:.1%} of it; → {s.run.adapter()}"
+    )
+    chosen = result["choice"]
+    say(
+        f"  {chosen['adapter']} is used: {chosen['by']}; mean training loss "
+        + ", ".join(f"{k} {v:.3f}" for k, v in chosen["mean_training_loss"].items() if v is not None)
     )
     return result
 
@@ -164,6 +212,7 @@ def judge(s: Session, *, again: bool = False) -> dict[str, Any]:
     from noesis.tribunal.screen import NAME, screen, tally
 
     def work() -> dict[str, Any]:
+        require_left(s.budget(), "judging")
         held_out = s.examples("eval")
         preference = compare([r["id"] for r in held_out], *_probabilities(s, held_out))
         asked = _spread(held_out, s.config.training.tribunal.answers)
@@ -213,6 +262,7 @@ def merge(s: Session, *, again: bool = False) -> dict[str, Any]:
     from noesis.release.merge import merge as merge_weights
 
     def work() -> dict[str, Any]:
+        require_left(s.budget(), "merging")
         card = model_card(s.run.merged.name, s.config.training.model, s.model.licence, s.run.manifest)
         return merge_weights(s.model.path, s.run.adapter(), s.run.merged, quantization=s.as_trained.lora.quantization, dtype=s.arithmetic, card=card)
 
@@ -232,6 +282,7 @@ def gguf(s: Session, *, kinds: tuple[str, ...] | None = None, again: bool = Fals
     files = {kind: s.run.gguf / f"{s.run.merged.name}-{kind}.gguf" for kind in wanted}
 
     def work() -> dict[str, Any]:
+        require_left(s.budget(), "writing GGUF")
         for kind, file in files.items():
             write_gguf(s.run.merged, file, kind, name=s.run.merged.name, licence=s.model.licence)
             say(f"  {file.name}: {size(file.stat().st_size)}")

@@ -3,6 +3,8 @@
 runs/<name>/manifest.json   what this run is made of, and the state of every stage
 runs/<name>/config.json     the resolved configuration
 runs/.archive/<name>-<id>   where a run goes, whole, when another configuration takes its name
+
+A stage is `done` when its outputs are on the disk with the hashes that its entry lists, and not before.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,13 +23,23 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from noesis import __version__
+from noesis.archive import OWN, archive, finish_archiving
 from noesis.config import Config
 from noesis.console import say
-from noesis.errors import RunError, UsageError
-from noesis.files import sha256_file, sha256_json, write_json
+from noesis.errors import CapError, RunError, UsageError
+from noesis.files import sha256_file, sha256_json, sync_file, write_json
+from noesis.meter import Meter, total, unbooked
 
 STAGES = ("export", "plan", "train", "judge", "merge", "gguf", "report")
-OWN = ("manifest.json", "config.json", "demo.json", "data", "checkpoints", "metrics.jsonl", "tribunal", "merged", "gguf", "report.html")
+# whose results a stage reads; what they were is recorded with it
+NEEDS = {
+    "plan": ("export",),
+    "train": ("export", "plan"),
+    "judge": ("export", "train"),
+    "merge": ("train",),
+    "gguf": ("export", "merge"),
+    "report": ("export", "train", "judge", "merge", "gguf"),
+}
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "tokenizers", "safetensors", "gguf", "xllamacpp", "numpy")
 
 
@@ -38,6 +49,8 @@ class Run:
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
+        self.usd_per_s = 0.0  # of this machine
+        self.metering = False  # `.meter` is of this process
 
     # --- where things are
     @property
@@ -86,11 +99,31 @@ class Run:
 
     # --- stages
     def is_done(self, stage: str) -> bool:
-        """Whether `stage` ran to its end and its outputs are still there, with the sizes recorded."""
+        """Whether `stage` ran to its end and its outputs are still those that it left."""
         entry = self.manifest["stages"].get(stage, {})
-        return entry.get("status") == "done" and all(
-            (self.path / name).is_file() and (self.path / name).stat().st_size == output["bytes"] for name, output in entry["outputs"].items()
-        )
+        return entry.get("status") == "done" and not self.changed(stage)
+
+    def changed(self, stage: str, *, thoroughly: bool = False) -> list[str]:
+        """What is wrong with the outputs of a stage: `name: missing` or `name: changed`.
+
+        Args:
+            thoroughly: hash every file; otherwise one whose size and time are as recorded is taken for unchanged.
+        """
+        wrong = []
+        for name, output in self.manifest["stages"].get(stage, {}).get("outputs", {}).items():
+            file = self.path / name
+            if not file.is_file():
+                wrong.append(f"{name}: missing")
+                continue
+            found = file.stat()
+            known = not thoroughly and found.st_mtime_ns == output.get("mtime_ns")
+            if found.st_size != output["bytes"] or not (known or sha256_file(file) == output["sha256"]):
+                wrong.append(f"{name}: changed")
+        return wrong
+
+    def inputs(self, stage: str) -> dict[str, str]:
+        """What a stage reads: of each stage before it the hash of its outputs, or of its result where it leaves no file."""
+        return {name: digest(self.manifest["stages"][name]) for name in NEEDS.get(stage, ()) if "result" in self.manifest["stages"].get(name, {})}
 
     def perform(self, stage: str, work: Callable[[], dict[str, Any]], outputs: Callable[[], list[Path]], *, again: bool = False) -> dict[str, Any]:
         """Run a stage unless it is done; record its result, time and outputs. Later stages are marked stale.
@@ -109,19 +142,46 @@ class Run:
             float(self.manifest["stages"].get(stage, {}).get("seconds", 0)) if self.manifest["stages"].get(stage, {}).get("status") == "interrupted" else 0.0
         )
         started = time.monotonic()
-        entry: dict[str, Any] = {"status": "running", "started": now(), "seconds": before, "outputs": {}}
+        entry: dict[str, Any] = {"status": "running", "started": now(), "seconds": before, "inputs": self.inputs(stage), "outputs": {}}
         self.manifest["stages"][stage] = entry
+        self.book(unbooked(self.path, self.manifest.get("ledger", [])))
         self.save()
+        meter = Meter(self.path, stage, entry["started"], self.usd_per_s)
+        self.metering = True
         try:
             result = work()
+            files = {str(p.relative_to(self.path).as_posix()): self._recorded(p) for p in sorted(outputs())}
         except BaseException as error:
-            entry.update(status="failed" if isinstance(error, Exception) else "interrupted", seconds=round(before + time.monotonic() - started, 2))
+            # a stop at the cap is no failure: the stage goes on when more was agreed
+            status = "failed" if isinstance(error, Exception) and not isinstance(error, CapError) else "interrupted"
+            entry.update(status=status, seconds=round(before + time.monotonic() - started, 2))
+            self.book(meter.stop(status))
             self.save()
             raise
-        files = {str(p.relative_to(self.path).as_posix()): {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in sorted(outputs())}
         entry.update(status="done", seconds=round(before + time.monotonic() - started, 2), outputs=files, result=result)
+        self.book(meter.stop("done"))
         self.save()
         return result
+
+    def _recorded(self, file: Path) -> dict[str, Any]:
+        """A file's entry, once it is on the disk."""
+        sync_file(file)
+        found = file.stat()
+        return {"bytes": found.st_size, "sha256": sha256_file(file), "mtime_ns": found.st_mtime_ns}
+
+    def spent(self) -> tuple[float, float]:
+        """(USD, seconds) in the ledger, with those of a process that was killed."""
+        ledger = self.manifest.get("ledger", [])
+        killed = unbooked(self.path, ledger)
+        return total(ledger if killed is None or self.metering else [*ledger, killed])
+
+    def book(self, entry: dict[str, Any] | None) -> None:
+        """Add an entry to the ledger; `cost_usd` and `worked_seconds` are its sums."""
+        self.metering = False
+        ledger = self.manifest.setdefault("ledger", [])
+        if entry is not None:
+            ledger.append(entry)
+        self.manifest["cost_usd"], self.manifest["worked_seconds"] = total(ledger)
 
     def result(self, stage: str) -> dict[str, Any] | None:
         """What a finished stage reported, None if it has not run."""
@@ -161,12 +221,17 @@ def open_run(path: Path, identity: dict[str, Any], config: Config, *, fresh: boo
         identity: what decides the adapter: hashes of configuration, data and constitution, base model and revision.
         archive_to: where an old run goes; default `.archive/` beside `path` (on a volume, whose root is the run, a folder in it).
     """
+    finish_archiving(path)
     old = _read_manifest(path)
-    if old is not None and old["identity"] == identity and not fresh:
+    if old is not None and old["identity"] == identity and not fresh and not foreign_libraries(old):
         return Run(path, old)
     if old is not None or any((path / name).exists() for name in OWN):
         moved = archive(path, old, archive_to or path.parent / ".archive")
-        why = "it held no manifest" if old is None else ", ".join(_differences(old, identity)) or "asked for with --fresh"
+        why = (
+            "it held no manifest"
+            if old is None
+            else ", ".join([f"another {name}" for name in differing(old["identity"], identity)] + foreign_libraries(old)) or "asked for with --fresh"
+        )
         say(f"  the old run was moved to {moved} ({why})")
     manifest = {
         "noesis": __version__,
@@ -177,6 +242,7 @@ def open_run(path: Path, identity: dict[str, Any], config: Config, *, fresh: boo
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cost_usd": 0.0,
+        "ledger": [],
         "stages": {},
     }
     run = Run(path, manifest)
@@ -191,20 +257,35 @@ def load_run(path: Path) -> Run:
     Raises:
         UsageError: there is none at `path`.
     """
+    finish_archiving(path)
     manifest = _read_manifest(path)
     if manifest is None:
         raise UsageError(f"no run in {path}: {path / 'manifest.json'} is missing; make one with  noesis train --run {path}  or  noesis demo")
     return Run(path, manifest)
 
 
-def archive(path: Path, manifest: dict[str, Any] | None, folder: Path) -> Path:
-    """Move what belongs to the run at `path` into a folder of its own under `folder`; nothing is deleted."""
-    target = folder / f"{path.name or 'run'}-{sha256_json([manifest, time.time_ns()])[:8]}"
-    target.mkdir(parents=True)
-    for name in OWN:
-        if (path / name).exists():
-            shutil.move(str(path / name), target / name)
-    return target
+def digest(entry: dict[str, Any]) -> str:
+    """What a stage left, in one hash: of its files, or of its result where there are none."""
+    files = {name: output["sha256"] for name, output in entry.get("outputs", {}).items()}
+    return sha256_json(files or entry.get("result"))
+
+
+def foreign_libraries(manifest: dict[str, Any], *, always: bool = False) -> list[str]:
+    """Libraries whose major version changed while training was under way (or `always`): what goes on would not be the same run."""
+    if not always and manifest["stages"].get("train", {}).get("status", "done") == "done":
+        return []
+    here = library_versions()
+    return [
+        f"another {name}: {here[name]} instead of {old}"
+        for name, old in manifest.get("libraries", {}).items()
+        if name in here and _major(old) != _major(here[name])
+    ]
+
+
+def _major(version: str) -> list[str]:
+    """`5.23.0` → 5; below 1.0 the second number counts."""
+    parts = version.split(".")
+    return parts[:2] if parts[0] == "0" else parts[:1]
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
@@ -220,9 +301,9 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def _differences(old: dict[str, Any], identity: dict[str, Any]) -> list[str]:
-    names = [key.removesuffix("_sha256") for key in identity if old["identity"].get(key) != identity[key]]
-    return [f"another {name.replace('_', ' ')}" for name in names]
+def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What two identities differ in, in words."""
+    return [key.removesuffix("_sha256").replace("_", " ") for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
 
 
 def library_versions() -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The command line: `noesis …`. Every command imports its stage only when it is called, so that `--help` costs nothing.
 
 This is the one boundary where errors become messages and exit codes: 0 done, 1 failed, 2 usage, 4 undecided (`noesis judge`),
-130 and 143 interrupted.
+5 stopped at the agreed cap, 130 and 143 interrupted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import typer
 from typer.exceptions import TyperException
 
 from noesis import __version__
-from noesis.cli import data_commands, pipeline_commands, upkeep_commands
+from noesis.cli import data_commands, pipeline_commands, trust_commands, upkeep_commands
 
 app = typer.Typer(
     help="From a constitution and about a hundred examples to a small model that can be trusted to speak by them.\n\nExample: noesis demo",
@@ -25,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(pipeline_commands.app)
+app.add_typer(trust_commands.app)
 app.add_typer(upkeep_commands.app)
 app.add_typer(data_commands.app, name="data")
 
@@ -44,6 +45,7 @@ def main() -> None:
 def run_command(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
     from noesis.errors import NoesisError
+    from noesis.interrupt import Terminated
 
     signal.signal(signal.SIGTERM, _terminated)
     try:
@@ -57,7 +59,7 @@ def run_command(arguments: list[str]) -> int:
     except TyperException as error:  # a wrong command, option or value
         error.show()  # type: ignore[attr-defined]
         return 2
-    except _Terminated:
+    except Terminated:
         print("\nstopped by SIGTERM; what was finished is kept, and the same command goes on from there", file=sys.stderr)
         return 143
     except NoesisError as error:
@@ -81,9 +83,7 @@ def run_command(arguments: list[str]) -> int:
         return 1
 
 
-class _Terminated(BaseException):
-    pass
-
-
 def _terminated(number: int, frame: object) -> None:
-    raise _Terminated
+    from noesis.interrupt import Terminated
+
+    raise Terminated

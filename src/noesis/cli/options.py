@@ -15,16 +15,28 @@ RunOption = Annotated[Path | None, typer.Option("--run", metavar="DIR", help="Ru
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, for example runs/demo.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout; talk goes to stderr.")]
 AgainOption = Annotated[bool, typer.Option("--again", help="Do it again though it is done.")]
+MaxUsdOption = Annotated[float | None, typer.Option(min=0.01, metavar="USD", help="The run may cost this much in all, across restarts; default: 90.")]
+MaxMinutesOption = Annotated[float | None, typer.Option(min=0.01, metavar="N", help="The run may take this long in all, across restarts.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Start anew; the old run is moved to .archive/, nothing is deleted.")]
 
 
-def configured(project: Path | None, model: str | None, epochs: int | None, max_examples: int | None, as_json: bool) -> tuple[Any, Any]:
+def configured(
+    project: Path | None,
+    model: str | None,
+    epochs: int | None,
+    max_examples: int | None,
+    as_json: bool,
+    *,
+    max_usd: float | None = None,
+    max_minutes: float | None = None,
+) -> tuple[Any, Any]:
     """The project, and its configuration with the options laid over it."""
     from noesis.config import find_project, load_config
 
     talk(as_json)
     found = find_project(project)
-    return found, load_config(found, {"training.model": model, "training.num_train_epochs": epochs, "max_examples": max_examples})
+    overrides = {"training.model": model, "training.num_train_epochs": epochs, "max_examples": max_examples}
+    return found, load_config(found, overrides | {"training.budget.max_usd": max_usd, "training.budget.max_minutes": max_minutes})
 
 
 def talk(as_json: bool) -> None:

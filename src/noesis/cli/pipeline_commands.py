@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-from noesis.cli.options import AgainOption, FreshOption, JsonOption, ProjectOption, RunArgument, RunOption, configured, print_result, program, shown, talk
+from noesis.cli.options import (
+    AgainOption,
+    FreshOption,
+    JsonOption,
+    MaxMinutesOption,
+    MaxUsdOption,
+    ProjectOption,
+    RunArgument,
+    RunOption,
+    configured,
+    print_result,
+    program,
+    shown,
+    talk,
+)
 
 app = typer.Typer()
 
@@ -18,6 +32,8 @@ def demo(
     run: Annotated[Path | None, typer.Option("--run", metavar="DIR", help="Run directory; default: runs/demo of the project.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="One epoch on a few examples: is everything in place?")] = False,
     fresh: FreshOption = False,
+    max_usd: MaxUsdOption = None,
+    max_minutes: MaxMinutesOption = None,
 ) -> None:
     """The whole pipeline on the embedded model: validate, plan, train, judge, merge, GGUF, report.
 
@@ -28,7 +44,7 @@ def demo(
     from noesis.demo import demo as run_demo
 
     found = find_project(project)
-    s = run_demo(found, run or found.runs / "demo", quick=quick, fresh=fresh)
+    s = run_demo(found, run or found.runs / "demo", quick=quick, fresh=fresh, max_usd=max_usd, max_minutes=max_minutes)
     result = s.run.result("judge") or {}
     b, t, n = result["preference"]["base"], result["preference"]["tuned"], result["preference"]["examples"]
     seconds = sum(stage["seconds"] for stage in s.run.manifest["stages"].values())
@@ -78,20 +94,27 @@ def train(
     max_examples: Annotated[int | None, typer.Option(min=1, help="Train on this many only.")] = None,
     dataset: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder with train.jsonl and eval.jsonl; default: data/training/exports.")] = None,
     fresh: FreshOption = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that lies there, or refuse and say what differs; may add epochs.")] = False,
+    fork: Annotated[Path | None, typer.Option(metavar="RUN", help="Begin a new run with the adapter of this one.")] = None,
+    max_usd: MaxUsdOption = None,
+    max_minutes: MaxMinutesOption = None,
 ) -> None:
-    """Train an adapter on the exported examples. The same command goes on where it was interrupted.
+    """Train an adapter on the exported examples. The same command goes on where it was interrupted. Exit code 5: stopped at the cap.
 
     Example: noesis train --model smollm2 --epochs 3 --run runs/mine
     """
     from noesis import pipeline
     from noesis.console import heading, say
+    from noesis.errors import UsageError
     from noesis.run import Run
 
-    found, config = configured(project, model, epochs, max_examples, False)
+    if resume and (fresh or fork):
+        raise UsageError("--resume goes on with a run; --fresh and --fork begin one: give one of them")
+    found, config = configured(project, model, epochs, max_examples, False, max_usd=max_usd, max_minutes=max_minutes)
     path = run or found.runs / config.training.output_name
     with Run(path, {}).locked():
         heading(1, 3, "data", "the exported examples, checked again")
-        s = pipeline.new_session(found, config, path, pipeline.from_exports(dataset or found.exports, found), fresh=fresh)
+        s = pipeline.new_session(found, config, path, pipeline.from_exports(dataset or found.exports, found), fresh=fresh, resume=resume, fork=fork)
         heading(2, 3, "plan", "what will be trained, and what it should take")
         pipeline.plan(s)
         heading(3, 3, "train", "QLoRA, loss on the answers only")

@@ -18,7 +18,7 @@ from noesis.constitution.document import Constitution
 from noesis.files import write_text
 from noesis.run import STAGES, Run, now
 from noesis.serve.engine import REPEAT_PENALTY
-from noesis.train.trainer import read_metrics
+from noesis.train.recorder import read_metrics
 
 TEMPLATE = Path(__file__).with_name("page.html")
 

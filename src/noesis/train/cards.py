@@ -40,6 +40,7 @@ class Prices:
     source: str
     cpu_core_per_s: float  # USD
     memory_gib_per_s: float  # USD
+    free_usd_per_month: float  # that the source gives everybody
 
 
 def cards() -> dict[str, Card]:
@@ -60,7 +61,7 @@ def _read() -> tuple[dict[str, Card], Prices]:
         for name, c in raw["cards"].items()
     }
     p = raw["prices"]
-    return found, Prices(str(p["date"]), str(p["source"]), float(p["cpu_core_per_s"]), float(p["memory_gib_per_s"]))
+    return found, Prices(str(p["date"]), str(p["source"]), float(p["cpu_core_per_s"]), float(p["memory_gib_per_s"]), float(p["free_usd_per_month"]))
 
 
 def card_of(device: Device) -> Card:

@@ -18,7 +18,8 @@ from typing import Any
 from noesis.config import Config
 from noesis.constitution.conversation import Encoded
 from noesis.device import Device
-from noesis.errors import NoesisError, TrainingError
+from noesis.errors import CapError, NoesisError, TrainingError
+from noesis.train.budget import Budget
 from noesis.train.plan import Plan
 
 
@@ -27,11 +28,23 @@ def is_worker() -> bool:
     return "LOCAL_RANK" in os.environ
 
 
-def on_all_cards(folder: Path, rows: list[Encoded], config: Config, plan: Plan, device: Device, *, checkpoints: Path, metrics: Path) -> dict[str, Any]:
+def on_all_cards(
+    folder: Path,
+    rows: list[Encoded],
+    config: Config,
+    plan: Plan,
+    device: Device,
+    *,
+    checkpoints: Path,
+    metrics: Path,
+    budget: Budget | None = None,
+    parent: Path | None = None,
+) -> dict[str, Any]:
     """`train` in one process a card; returns what the first of them returned.
 
     Raises:
         TrainingError: a process failed; its own message if it had one.
+        CapError: the processes stopped at the budget.
     """
     with tempfile.TemporaryDirectory() as place:
         job, answer = Path(place) / "job.json", Path(place) / "answer.json"
@@ -45,6 +58,8 @@ def on_all_cards(folder: Path, rows: list[Encoded], config: Config, plan: Plan, 
                     "device": device.as_json(),
                     "checkpoints": str(checkpoints),
                     "metrics": str(metrics),
+                    "budget": budget.as_json() if budget else None,
+                    "parent": str(parent) if parent else None,
                     "answer": str(answer),
                 }
             ),
@@ -55,11 +70,13 @@ def on_all_cards(folder: Path, rows: list[Encoded], config: Config, plan: Plan, 
         process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "4")})
         try:
             process.wait()
-        except BaseException:  # Ctrl-C and the like: the processes end with this one
+        except BaseException:  # Ctrl-C and the like: the processes save their last whole step and end before this one
             process.send_signal(signal.SIGINT)
             process.wait()
             raise
         found = json.loads(answer.read_text(encoding="utf-8")) if answer.is_file() else {"error": f"a process ended with code {process.returncode}; see above"}
+    if found.get("capped"):
+        raise CapError(found["error"])
     if "error" in found:
         raise TrainingError(f"training on {cards} cards failed: {found['error']}")
     return dict(found)
@@ -80,9 +97,11 @@ def work(job: Path) -> None:
             Device(**raw["device"]),
             checkpoints=Path(raw["checkpoints"]),
             metrics=Path(raw["metrics"]),
+            budget=Budget(**raw["budget"]) if raw["budget"] else None,
+            parent=Path(raw["parent"]) if raw["parent"] else None,
         )
     except NoesisError as error:
-        answer.write_text(json.dumps({"error": str(error)}), encoding="utf-8")
+        answer.write_text(json.dumps({"error": str(error), "capped": isinstance(error, CapError)}), encoding="utf-8")
         raise SystemExit(1) from None
     if os.environ["RANK"] == "0":
         answer.write_text(json.dumps(result), encoding="utf-8")

@@ -6,6 +6,7 @@ merge and GGUF 46 s for a model of 134.5 M parameters), so take them for the rig
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,6 +72,15 @@ def alternatives(task: Task) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def rate(device: Device, usd_per_hour: float | None) -> float:
+    """USD a second of this machine: as given, else Modal's prices in one of its containers, else 0."""
+    if usd_per_hour is not None:
+        return usd_per_hour / 3600
+    if "MODAL_TASK_ID" not in os.environ:
+        return 0.0
+    return _usd(device, 1.0, device.cards, TRAIN_MACHINE) if device.kind == "cuda" else _usd(None, 1.0, 0, MERGE_MACHINE)
 
 
 def hourly(device: Device) -> float | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import sys
 import time
@@ -13,14 +12,9 @@ from typing import Any
 
 from noesis.console import Progress
 from noesis.device import Device
-from noesis.files import sync_folder
+from noesis.files import replace_folder, sync_file, sync_tree, write_jsonl
+from noesis.train.budget import Budget
 from noesis.train.plan import Plan
-
-
-def last_saved(folder: Path) -> Path | None:
-    """The newest whole trainer state under `folder` (`trainer_state.json` is the last file that a save writes)."""
-    whole = [p for p in folder.glob("checkpoint-[0-9]*") if (p / "trainer_state.json").is_file()]
-    return max(whole, key=lambda p: int(p.name.removeprefix("checkpoint-")), default=None)
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
@@ -55,10 +49,11 @@ def peak_memory(device: Device) -> int:
 
 
 class Metrics:
-    """Appends a line a step, and moves the progress bar."""
+    """Appends a line a step, and moves the progress bar. Lines of steps after `step`, where training goes on from, are dropped: they come again."""
 
-    def __init__(self, file: Path, plan: Plan, device: Device, tokens_per_epoch: int) -> None:
-        self.file, self.device = file, device
+    def __init__(self, file: Path, plan: Plan, device: Device, tokens_per_epoch: int, *, step: int = 0, budget: Budget | None = None) -> None:
+        self.file, self.device, self.budget = file, device, budget
+        self.kept = [line for line in read_metrics(file) if line["step"] <= step]
         self.total = tokens_per_epoch * plan.epochs
         self.progress = Progress("train", self.total, "tok", every_s=15)
         self.tokens_here = 0  # since this process began
@@ -67,7 +62,10 @@ class Metrics:
 
     def begin(self, done: float) -> None:
         """Training starts, with this share of it done before."""
-        self.earlier = round(self.total * done)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        if self.file.is_file():
+            write_jsonl(self.file, self.kept)
+        self.earlier = int(self.kept[-1]["tokens"]) if self.kept else round(self.total * done)
         self.progress.total -= self.earlier
         self.progress.started = self.started = time.monotonic()
 
@@ -83,12 +81,20 @@ class Metrics:
             "tokens": self.earlier + self.tokens_here,
             "tokens_per_s": round(self.tokens_here / max(time.monotonic() - self.started, 1e-9), 1),
             "peak_memory_bytes": peak_memory(self.device),
-            "usd": 0.0,
+            "usd": round(self.budget.usd(), 6) if self.budget else 0.0,
         }
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         with open(self.file, "a", encoding="utf-8") as f:
             f.write(json.dumps(line, allow_nan=False) + "\n")
-        self.progress.advance(tokens, f"step {step}/{steps} · loss {loss:.3f}")
+        self.progress.advance(tokens, f"step {step}/{steps} · loss {loss:.3f}{self._cost(steps - step)}")
+
+    def sync(self) -> None:
+        """Flush the lines so far to the disk: those of a saved step must not be younger than it."""
+        if self.file.is_file():
+            sync_file(self.file)
+
+    def _cost(self, steps_left: int) -> str:
+        here = (time.monotonic() - self.started) / max(self.progress.done, 1)
+        return self.budget.projected(here * (self.progress.total - self.progress.done) if steps_left else 0.0) if self.budget else ""
 
 
 def recorder(checkpoints: Path, metrics: Metrics, tokenizer: Any) -> Any:
@@ -98,8 +104,23 @@ def recorder(checkpoints: Path, metrics: Metrics, tokenizer: Any) -> Any:
     class Recorder(TrainerCallback):  # type: ignore[misc]
         trainer: Any = None
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            metrics.begin(state.global_step / max(state.max_steps, 1))
+        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            self.trainer.pace.begin()
+            if state.is_world_process_zero:
+                metrics.begin(state.global_step / max(state.max_steps, 1))
+                self.repair(state, model)
+
+        def repair(self, state: Any, model: Any) -> None:
+            """Write the adapter of an epoch that was saved and killed before its adapter was written."""
+            per_epoch = state.max_steps // state.num_train_epochs
+            done, rest = divmod(state.global_step, per_epoch)
+            target = checkpoints / f"epoch_{done - 1}"
+            if done and not rest and not target.is_dir():
+                save_adapter(model, tokenizer, target)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.trainer.step_ended()
+            control.should_save = self.trainer.pace.due(state.global_step)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
             if logs is None or "loss" not in logs or self.trainer.writes_itself:
@@ -132,7 +153,22 @@ def save_adapter(model: Any, tokenizer: Any, target: Path) -> None:
     getattr(model, "module", model).save_pretrained(part, safe_serialization=True)
     tokenizer.save_pretrained(part)
     (part / "README.md").unlink(missing_ok=True)  # PEFT's card template; the run has its own
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(part, target)
-    sync_folder(target.parent)
+    _forget_places(part / "adapter_config.json")
+    sync_tree(part)
+    replace_folder(part, target)
+
+
+def _forget_places(file: Path) -> None:
+    """The base by its folder's name: where that lies on this machine, under whose home, is nobody's business."""
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = Path(str(settings.get("base_model_name_or_path"))).name
+    file.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def choice(lines: list[dict[str, Any]], epochs: int) -> dict[str, Any]:
+    """Which epoch's adapter the later stages take, by which rule, and the training loss of each."""
+    losses = {}
+    for epoch in range(epochs):
+        of_epoch = [line["loss"] for line in lines if epoch < line["epoch"] <= epoch + 1]
+        losses[f"epoch_{epoch}"] = round(sum(of_epoch) / len(of_epoch), 6) if of_epoch else None
+    return {"adapter": f"epoch_{epochs - 1}", "by": "the last epoch; nothing stops early", "mean_training_loss": losses}

@@ -18,6 +18,7 @@ from noesis.constitution.conversation import IGNORED, Encoded
 from noesis.errors import TrainingError
 from noesis.train.packing import rows_of_step
 from noesis.train.recorder import Metrics
+from noesis.train.resumable import Resumable
 from noesis.train.setup import Setup
 
 Tensor = Any
@@ -50,7 +51,7 @@ class Pending:
     lr: float = 0.0
 
 
-class EngineTrainer(SFTTrainer):  # type: ignore[misc]
+class EngineTrainer(Resumable, SFTTrainer):  # type: ignore[misc]
     """`model` is one of `engine.model.build`."""
 
     writes_itself = True
@@ -74,6 +75,7 @@ class EngineTrainer(SFTTrainer):  # type: ignore[misc]
         return 0
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        self.check(between_steps=True)
         model.train()
         indices: list[int] = inputs["indices"]
         sequences = [(self.rows[i].input_ids, self.rows[i].labels) for i in indices]
@@ -98,6 +100,7 @@ class EngineTrainer(SFTTrainer):  # type: ignore[misc]
                 loss = model(row, divisor)
                 (loss * cards if cards > 1 else loss).backward()  # several cards take the mean of their gradients, the step wants the sum
             losses.append(loss.detach())
+            self.check()
         parts = torch.stack(losses)
         total = parts.sum()
         if cards > 1:
@@ -158,7 +161,3 @@ class EngineTrainer(SFTTrainer):  # type: ignore[misc]
             f"nothing of this step was applied. Its examples are those on lines {', '.join(str(m + 1) for m in named)} of the run's data/train.jsonl: look at them "
             "with  noesis data inspect, or lower learning_rate in training_config.yaml"
         )
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        self.settle()
-        super()._save_checkpoint(*args, **kwargs)

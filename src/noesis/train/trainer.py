@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import os
-import shutil
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,37 +16,55 @@ from noesis.config import Config
 from noesis.console import say
 from noesis.constitution.conversation import Encoded
 from noesis.device import Device
-from noesis.errors import TrainingError
+from noesis.errors import CapError, TrainingError
 from noesis.files import require_space
+from noesis.interrupt import deferred
 from noesis.quiet import quiet_libraries
 from noesis.train import launch
 from noesis.train.base import arithmetic, load_base, lora
+from noesis.train.budget import Budget
+from noesis.train.checkpoint import newest_whole, step_of
 from noesis.train.loss import answer_loss
+from noesis.train.pace import Pace
 from noesis.train.plan import Plan, smaller
-from noesis.train.recorder import Metrics, last_saved, peak_memory, read_metrics, recorder, save_adapter
+from noesis.train.recorder import Metrics, choice, peak_memory, read_metrics, recorder, save_adapter
 
-__all__ = ["last_saved", "read_metrics", "save_adapter", "train"]
-
-SAVE_SECONDS = 40.0  # about this often the trainer's state is saved
-CARD_SAVE_SECONDS = 300.0  # on a card: an hour of one costs dollars, but each save holds up training
+__all__ = ["read_metrics", "save_adapter", "train"]
 
 
-def train(folder: Path, rows: list[Encoded], config: Config, plan: Plan, device: Device, *, checkpoints: Path, metrics: Path) -> dict[str, Any]:
-    """Train and leave `checkpoints/epoch_0 …`; goes on from `checkpoints/resume/` if an earlier attempt left something there.
+def train(
+    folder: Path,
+    rows: list[Encoded],
+    config: Config,
+    plan: Plan,
+    device: Device,
+    *,
+    checkpoints: Path,
+    metrics: Path,
+    budget: Budget | None = None,
+    parent: Path | None = None,
+) -> dict[str, Any]:
+    """Train and leave `checkpoints/epoch_0 …`; goes on from the newest whole state in `checkpoints/resume/`.
+
+    Args:
+        budget: what may be spent; None: anything.
+        parent: folder of an adapter to begin with, where the run is a fork.
 
     Returns:
         figures of the run: steps, tokens, seconds, tokens/s, final loss, peak memory.
 
     Raises:
         TrainingError: a loss that is not finite (nothing of that step was applied), or too little memory for this plan and the next smaller one.
+        CapError: another step would pass the budget; the last one is saved.
+        KeyboardInterrupt, Terminated: asked to stop; the last whole step is saved.
     """
     if plan.setup.engine == "unsloth":
         from noesis.train.unsloth import train_with_unsloth
 
         return train_with_unsloth(folder, rows, config, plan, checkpoints=checkpoints, metrics=metrics)
     if plan.setup.cards > 1 and not launch.is_worker() and _why_not_the_engine(folder, config, plan, device) is None:
-        return launch.on_all_cards(folder, rows, config, plan, device, checkpoints=checkpoints, metrics=metrics)
-    work = (folder, rows, config, device, checkpoints, metrics)
+        return launch.on_all_cards(folder, rows, config, plan, device, checkpoints=checkpoints, metrics=metrics, budget=budget, parent=parent)
+    work = (folder, rows, config, device, checkpoints, metrics, budget, parent)
     found = _attempt(plan, *work)
     if found is not None:
         return found
@@ -76,16 +93,32 @@ def _attempt(plan: Plan, *work: Any) -> dict[str, Any] | None:
     return None
 
 
-def _run(plan: Plan, folder: Path, rows: list[Encoded], config: Config, device: Device, checkpoints: Path, metrics: Path) -> dict[str, Any]:
+def _run(
+    plan: Plan,
+    folder: Path,
+    rows: list[Encoded],
+    config: Config,
+    device: Device,
+    checkpoints: Path,
+    metrics: Path,
+    budget: Budget | None,
+    parent: Path | None,
+) -> dict[str, Any]:
     quiet_libraries()  # before anything imports bitsandbytes
+    import torch
     from transformers import AutoTokenizer, PrinterCallback
 
-    # adapters of each epoch in 4 bytes a weight, and two saved states with Adam's moments
-    require_space(checkpoints, plan.adapter_parameters * 4 * (plan.epochs + 2 * 3) + 20e6, "training's checkpoints")
+    from noesis.train.fork import begin_with
+    from noesis.train.resumable import Stopped
+
+    # adapters of each epoch in 4 bytes a weight, and saved states with Adam's moments: two that stay and the one being written
+    state_bytes = plan.adapter_parameters * 4 * 3 + 1e6
+    require_space(checkpoints, plan.adapter_parameters * 4 * plan.epochs + 3 * state_bytes + 20e6, "training's checkpoints")
+    last = newest_whole(checkpoints / "resume", set_aside=os.environ.get("RANK", "0") == "0")
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    lines = Metrics(metrics, plan, device, sum(len(row.input_ids) for row in rows))
+    lines = Metrics(metrics, plan, device, sum(len(row.input_ids) for row in rows), step=step_of(last) if last else 0, budget=budget)
     callback = recorder(checkpoints, lines, tokenizer)
     why_not = _why_not_the_engine(folder, config, plan, device)
     build = _plain_trainer if why_not else _engine_trainer
@@ -93,17 +126,38 @@ def _run(plan: Plan, folder: Path, rows: list[Encoded], config: Config, device: 
         say(f"  trained by the plain path, not the fast one: {why_not}")
     trainer = build(folder, rows, config, plan, device, tokenizer, callback, lines, checkpoints / "resume")
     trainer.remove_callback(PrinterCallback)
-    callback.trainer = trainer
-    last = last_saved(checkpoints / "resume")
+    callback.trainer, trainer.flush = trainer, lines.sync
+    if parent is not None and last is None:
+        begin_with(trainer.model, parent)
     if last is not None:
-        say(f"  going on from step {last.name.removeprefix('checkpoint-')}")
+        say(f"  going on from step {step_of(last)}")
     started = time.monotonic()
-    with lines.progress:
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    with lines.progress, deferred() as interrupt:
+        step_seconds = plan.tokens_per_epoch / plan.rows * plan.setup.sequences_per_step / plan.tokens_per_s
+        trainer.pace = pace = Pace(
+            config.training.saving,
+            card=device.kind == "cuda",
+            step_seconds=step_seconds,
+            state_bytes=state_bytes,
+            steps=plan.steps,
+            cards=trainer.accelerator.num_processes,
+            budget=budget,
+            interrupt=interrupt,
+        )
+        try:
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+        except Stopped:
+            trainer.save_last_step()
+            say(f"  stopped after step {trainer.state.global_step} of {trainer.state.max_steps}, which is saved")
+            if pace.interrupted:
+                interrupt.leave()
+            assert budget is not None
+            raise CapError(
+                f"stopped at what was agreed: {budget.words()}; the same command with a higher --max-usd or --max-minutes goes on from there"
+            ) from None
     seconds = time.monotonic() - started
-    losses = [line["loss"] for line in read_metrics(metrics)]
-    if trainer.accelerator.is_main_process:
-        shutil.rmtree(checkpoints / "resume", ignore_errors=True)
+    read = read_metrics(metrics)
+    losses = [line["loss"] for line in read]
     return {
         "steps": trainer.state.global_step,
         "epochs": config.training.num_train_epochs,
@@ -113,6 +167,11 @@ def _run(plan: Plan, folder: Path, rows: list[Encoded], config: Config, device: 
         "first_loss": losses[0] if losses else None,
         "final_loss": losses[-1] if losses else None,
         "peak_memory_bytes": peak_memory(device),
+        "saves": pace.saves,
+        "save_seconds": round(pace.in_saves, 3),
+        "save_share": round(pace.share(), 4),
+        "threads": torch.get_num_threads(),
+        "choice": choice(read, config.training.num_train_epochs),
     }
 
 
@@ -187,8 +246,6 @@ def _arguments(config: Config, plan: Plan, device: Device, folder: Path, *, engi
     from trl import SFTConfig
 
     t, setup, cuda = config.training, plan.setup, device.kind == "cuda"
-    step_seconds = plan.tokens_per_epoch / plan.rows * setup.sequences_per_step / plan.tokens_per_s
-    save_seconds = CARD_SAVE_SECONDS if cuda else SAVE_SECONDS
     fast = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_8bit"}[setup.optimizer]
     # The engine takes a step at once and makes rows of it itself; it keeps and recomputes as planned, and its types are explicit.
     batch = max(1, setup.sequences_per_step // max(setup.cards, 1)) if engine else setup.micro_batch
@@ -211,9 +268,7 @@ def _arguments(config: Config, plan: Plan, device: Device, folder: Path, *, engi
         gradient_checkpointing=not engine and setup.gradient_checkpointing != "none",
         logging_steps=10**9 if engine else 1,
         logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=max(1, round(save_seconds / step_seconds)),
-        save_total_limit=2,
+        save_strategy="no",  # `Pace` says when
         report_to=[],
         disable_tqdm=True,
         dataloader_pin_memory=cuda,
@@ -225,8 +280,11 @@ def _trainer_class(config: Config, device: Device) -> Any:
     import torch
     from trl import SFTTrainer
 
-    class Trainer(SFTTrainer):  # type: ignore[misc]
+    from noesis.train.resumable import Resumable
+
+    class Trainer(Resumable, SFTTrainer):  # type: ignore[misc]
         writes_itself = False
+        micro_batches_done = 0  # of the step under way
         tokens_seen = 0  # of the rows trained on in this process, padding not counted
 
         def begin_epoch(self, epoch: int) -> None:
@@ -242,12 +300,19 @@ def _trainer_class(config: Config, device: Device) -> Any:
                 return answer_loss(adapted.get_base_model(), inputs, num_items_in_batch)
 
         def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            self.check(between_steps=self.micro_batches_done == 0)
             loss = super().training_step(model, inputs, *args, **kwargs)
             if not torch.isfinite(loss):
                 raise TrainingError(
                     f"the loss is {float(loss)} at step {self.state.global_step + 1}; nothing of this step was applied. "
                     "Lower learning_rate in training_config.yaml, or look for odd examples with  noesis data validate"
                 )
+            self.check()
+            self.micro_batches_done += 1
             return loss
+
+        def step_ended(self) -> None:
+            self.micro_batches_done = 0
+            super().step_ended()
 
     return Trainer

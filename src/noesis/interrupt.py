@@ -1,0 +1,54 @@
+"""SIGTERM and SIGINT (Ctrl-C) while work goes on that wants to end at a whole step: the first is kept until asked for, a second ends at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Terminated(BaseException):
+    """SIGTERM, where Ctrl-C would be KeyboardInterrupt; exit code 143."""
+
+
+class Interrupt:
+    """What was asked for so far."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def arrived(self, number: int, frame: FrameType | None) -> None:
+        """The handler. It writes by file descriptor: a print that was under way must not be entered again."""
+        if self.number is not None:
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"\nstopped at once; the last saved step is kept\n")
+            os._exit(128 + number)
+        self.number = number
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"\nstopping after this micro-batch; once more to stop at once\n")
+
+    def leave(self) -> None:
+        """Raise what the signal means.
+
+        Raises:
+            KeyboardInterrupt: SIGINT.
+            Terminated: SIGTERM.
+        """
+        raise Terminated if self.number == signal.SIGTERM else KeyboardInterrupt
+
+
+@contextmanager
+def deferred() -> Iterator[Interrupt]:
+    """Keep the first signal in `Interrupt.number` instead of raising it. Outside the main thread, where none arrives, nothing changes."""
+    interrupt = Interrupt()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
+    before = {number: signal.signal(number, interrupt.arrived) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupt
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
