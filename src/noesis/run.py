@@ -227,11 +227,9 @@ def open_run(path: Path, identity: dict[str, Any], config: Config, *, fresh: boo
         return Run(path, old)
     if old is not None or any((path / name).exists() for name in OWN):
         moved = archive(path, old, archive_to or path.parent / ".archive")
-        why = (
-            "it held no manifest"
-            if old is None
-            else ", ".join([f"another {name}" for name in differing(old["identity"], identity)] + foreign_libraries(old)) or "asked for with --fresh"
-        )
+        why = "it held no manifest"
+        if old is not None:
+            why = ", ".join([f"another {name}" for name in differing(old["identity"], identity)] + foreign_libraries(old)) or "asked for with --fresh"
         say(f"  the old run was moved to {moved} ({why})")
     manifest = {
         "noesis": __version__,
