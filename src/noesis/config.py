@@ -288,10 +288,17 @@ def load_config(project: Project, overrides: dict[str, Any] | None = None) -> Co
                 target = target[folder]
             target[key] = value
             word_on_4bit |= dotted == "lora.quantization.load_in_4bit" or (dotted == "lora.quantization" and "load_in_4bit" in value)
+    merged["training"]["model"] = _without_home(merged["training"]["model"])
     precision = merged["training"]["precision"]
     if precision != "auto" and not word_on_4bit:  # one word is enough; two must agree
         merged["lora"]["quantization"]["load_in_4bit"] = precision == "nf4"
     return _validate(Config, merged, Path("the command line" if given else "the settings together"))
+
+
+def _without_home(model: str) -> str:
+    """A folder below the user's home as `~/…`: what is recorded must not name the home."""
+    home = str(Path.home())
+    return "~" + model[len(home) :] if home != "/" and model.startswith(home + "/") else model
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

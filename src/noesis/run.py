@@ -27,7 +27,7 @@ from noesis.archive import OWN, archive, finish_archiving
 from noesis.config import Config
 from noesis.console import say
 from noesis.errors import CapError, RunError, UsageError
-from noesis.files import sha256_file, sha256_json, sync_file, write_json
+from noesis.files import sha256_file, sha256_json, sweep, sync_file, write_json
 from noesis.meter import Meter, total, unbooked
 
 STAGES = ("export", "plan", "train", "judge", "merge", "gguf", "report")
@@ -145,12 +145,13 @@ class Run:
         entry: dict[str, Any] = {"status": "running", "started": now(), "seconds": before, "inputs": self.inputs(stage), "outputs": {}}
         self.manifest["stages"][stage] = entry
         self.book(unbooked(self.path, self.manifest.get("ledger", [])))
+        sweep(self.path)
         self.save()
         meter = Meter(self.path, stage, entry["started"], self.usd_per_s)
         self.metering = True
         try:
             result = work()
-            files = {str(p.relative_to(self.path).as_posix()): self._recorded(p) for p in sorted(outputs())}
+            files = {str(p.relative_to(self.path).as_posix()): self._recorded(p) for p in sorted(outputs()) if not p.name.startswith(".")}
         except BaseException as error:
             # a stop at the cap is no failure: the stage goes on when more was agreed
             status = "failed" if isinstance(error, Exception) and not isinstance(error, CapError) else "interrupted"
