@@ -1,12 +1,13 @@
 """Kill a run at every kind of moment, start it again with the same call, and compare it with one that was never stopped.
 
 python benchmarks/faults.py --kills 240              (Linux; needs strace: apt install strace)
-python benchmarks/faults.py --kills 24 --seed 7      (shorter)
+python benchmarks/faults.py --kills 24 --seed 7 --only train,merge      (shorter; what CI does)
 
 Each attempt is a process forked from this one, whose imports it shares. A point is drawn by stage and then by moment: a system call of that
 stage (SIGKILL by strace before the n-th write, fsync, rename, …, Python's or a library's), or a moment inside a training step (before the
 n-th micro-batch, in its backward pass, in the optimizer's update). A run is killed again and again, a few times a stage, until it ends; then
-its adapters, merged model and GGUF files must have the hashes of the reference run, and metrics.jsonl the same line for each step.
+its adapters, merged model and GGUF files must have the hashes of the reference run, and metrics.jsonl the same line for each step. Where strace
+is missing, Python's own calls (open, rename, remove, mkdir, rmdir, fsync) and the moments of training take the system calls' place.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 CALLS = ("write", "pwrite64", "writev", "fsync", "fdatasync", "rename", "renameat", "renameat2", "unlink", "unlinkat", "rmdir", "mkdir", "mkdirat", "openat", "ftruncate", "copy_file_range", "sendfile", "close")  # fmt: skip
 MISSED = 7
+SKIPPED = ("judge", "gguf", "report")  # no later stage needs them
+STRACE = shutil.which("strace") is not None
+PYTHON_CALLS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
 MOMENTS = ("forward", "backward", "optimizer")
 STAGES = ("export", "plan", "train", "judge", "merge", "gguf", "report")
 OVERRIDES: dict[str, Any] = {
@@ -64,8 +68,8 @@ class Point:
 # --- one attempt, in a forked process
 
 
-def child(project: Any, config: Any, path: Path, point: Point | None, gate: int, told: int) -> None:
-    """Run the pipeline; at the beginning of the point's stage wait until strace has been attached."""
+def child(project: Any, config: Any, path: Path, point: Point | None, gate: int, told: int, only: tuple[str, ...]) -> None:
+    """Run the pipeline up to the last stage of `only`; at the beginning of the point's stage wait until strace has been attached."""
     from noesis import pipeline
     from noesis.run import Run
 
@@ -88,13 +92,16 @@ def child(project: Any, config: Any, path: Path, point: Point | None, gate: int,
         return plain(run, stage, *args, **kwargs)
 
     Run.perform = perform  # type: ignore[method-assign]
-    if point is None or point.what in MOMENTS:
+    if point is None or point.what in MOMENTS or not STRACE:
         count_moments(point, told, lambda: current)
     announce("export")
     with Run(path, {}).locked():
         s = pipeline.new_session(project, config, path, pipeline.from_sources(project, config))
-        for stage in (pipeline.plan, pipeline.train, pipeline.judge, pipeline.merge, pipeline.gguf, pipeline.report):
-            stage(s)
+        for stage in STAGES[1:]:
+            if any(STAGES.index(stage) <= STAGES.index(last) for last in only) and (stage not in SKIPPED or stage in only):
+                getattr(pipeline, stage)(s)
+    if point is not None and current == point.stage:
+        os._exit(MISSED)
 
 
 def count_moments(point: Point | None, told: int, stage: Any) -> None:
@@ -104,14 +111,20 @@ def count_moments(point: Point | None, told: int, stage: Any) -> None:
     seen: collections.Counter[str] = collections.Counter()
 
     def moment(what: str) -> None:
-        if stage() != "train":
+        if what in MOMENTS and stage() != "train":
+            return
+        if point is not None and stage() != point.stage:
             return
         seen[what] += 1
         if point is None:
-            os.write(told, f"moment {what}\n".encode())
+            os.write(told, f"moment {what} {stage()}\n".encode())
         elif point.what == what and seen[what] == point.n:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    if not STRACE:
+        fsync = os.fsync
+        os.fsync = lambda fd: (moment("fsync"), fsync(fd))[1]
+        sys.addaudithook(lambda event, _: moment(event) if event in PYTHON_CALLS else None)
     from noesis.train.resumable import Resumable
 
     check, backward, step = Resumable.check, torch.Tensor.backward, torch.optim.AdamW.step
@@ -134,7 +147,7 @@ def count_moments(point: Point | None, told: int, stage: Any) -> None:
     Resumable.check, torch.Tensor.backward, torch.optim.AdamW.step = on_check, on_backward, on_step  # type: ignore[method-assign]
 
 
-def attempt(project: Any, config: Any, path: Path, point: Point | None, log: Path | None = None) -> tuple[int, list[str]]:
+def attempt(project: Any, config: Any, path: Path, point: Point | None, only: tuple[str, ...], log: Path | None = None) -> tuple[int, list[str]]:
     """Run until it ends or is killed; returns the wait status's exit code (negative: the signal), and what the child told."""
     gate_r, gate_w = os.pipe()
     told_r, told_w = os.pipe()
@@ -149,7 +162,7 @@ def attempt(project: Any, config: Any, path: Path, point: Point | None, log: Pat
             sys.stdout = sys.stderr = open(output, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
             if point is None:
                 os.read(gate_r, 1)
-            child(project, config, path, point, gate_r, told_w)
+            child(project, config, path, point, gate_r, told_w, only)
             code = 0
         except BaseException:
             traceback.print_exc()
@@ -161,13 +174,13 @@ def attempt(project: Any, config: Any, path: Path, point: Point | None, log: Pat
     tracer = None
     lines: list[str] = []
     if point is None:
-        if log is not None:
+        if log is not None and STRACE:
             tracer = trace(pid, ["-e", "trace=" + known_calls(), "-o", str(log)])
         os.write(gate_w, b"x")
     for line in reading(told_r):
         lines.append(line)
         if line == "here" and point is not None:
-            if point.what not in MOMENTS:
+            if STRACE and point.what not in MOMENTS:
                 tracer = trace(pid, ["-e", f"trace={point.what}", "-e", f"inject={point.what}:signal=KILL:when={point.n}", "-o", "/dev/null"])
             os.write(gate_w, b"x")
     _, status = os.waitpid(pid, 0)
@@ -209,16 +222,16 @@ def counts(log: Path, told: list[str]) -> dict[str, collections.Counter[str]]:
     """Of each stage, how many calls and moments there are in a run that nothing happens to."""
     found: dict[str, collections.Counter[str]] = {stage: collections.Counter() for stage in STAGES}
     stage = "export"
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else ():
         if marker := re.match(r'write\(\d+, "(\w+)\\n", ', line):
             stage = marker[1] if marker[1] in STAGES else stage
-        elif (call := re.match(r"(\w+)\(", line)) and not line.startswith('write(') | ("moment" in line):
+        elif (call := re.match(r"(\w+)\(", line)) and not line.startswith("write(") | ("moment" in line):
             found[stage][call[1]] += 1
         elif call and "moment" not in line:
             found[stage]["write"] += 1
     for line in told:
         if line.startswith("moment "):
-            found["train"][line.split()[1]] += 1
+            found[line.split()[2]][line.split()[1]] += 1
     return found
 
 
@@ -252,10 +265,12 @@ def sound(path: Path) -> list[str]:
     return [f"{what}: {wrong}" for what, wrong in verify(load_run(path)) if wrong]
 
 
-def matrix(project: Any, config: Any, place: Path, *, kills: int, dice: random.Random, per_run: dict[str, int], what: str) -> dict[str, Any]:
+def matrix(
+    project: Any, config: Any, place: Path, *, kills: int, dice: random.Random, per_run: dict[str, int], what: str, only: tuple[str, ...]
+) -> dict[str, Any]:
     """`kills` kills, over as many runs as it takes."""
     reference, log = place / f"{what}-reference", place / f"{what}.strace"
-    code, told = attempt(project, config, reference, None, log)
+    code, told = attempt(project, config, reference, None, only, log)
     if code != 0:
         raise SystemExit(f"error: the reference run ended with {code}; see {reference}.log")
     seen, expected = counts(log, told), products(reference)
@@ -264,9 +279,9 @@ def matrix(project: Any, config: Any, place: Path, *, kills: int, dice: random.R
     while sum(tally["kills"].values()) < kills:
         path = place / f"{what}-{tally['runs']}"
         mine = 0
-        points = [draw(dice, seen, stage) for stage in STAGES for _ in range(per_run[stage])]
+        points = [draw(dice, seen, stage) for stage in only for _ in range(per_run[stage])]
         for point in [*points, None]:
-            code, told = attempt(project, config, path, point)
+            code, told = attempt(project, config, path, point, only)
             if code == -signal.SIGKILL and point is not None:
                 tally["kills"][point.stage] += 1
                 tally["calls"][point.what] += 1
@@ -332,9 +347,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=240)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keep", type=Path, help="work here and keep what goes wrong")
+    parser.add_argument("--only", default=",".join(STAGES), help="kill in these stages only")
     arguments = parser.parse_args()
-    if shutil.which("strace") is None:
-        raise SystemExit("error: strace is not installed: apt install strace")
+    only = tuple(stage for stage in STAGES if stage in arguments.only.split(","))
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
     place = Path(arguments.keep or tempfile.mkdtemp(prefix="noesis-faults-"))
     place.mkdir(parents=True, exist_ok=True)
@@ -348,11 +363,12 @@ def main() -> int:
     tallies = {}
     for what, packing in (("not packed", False), ("packed", True)):
         config = load_config(project, OVERRIDES | {"training.model": str(model), "training.packing": packing})
-        tallies[what] = matrix(project, config, place, kills=arguments.kills // 2, dice=dice, per_run=per_run, what=what.replace(" ", "-"))
+        tallies[what] = matrix(project, config, place, kills=arguments.kills // 2, dice=dice, per_run=per_run, what=what.replace(" ", "-"), only=only)
     kills: collections.Counter[str] = sum((t["kills"] for t in tallies.values()), collections.Counter())
     calls: collections.Counter[str] = sum((t["calls"] for t in tallies.values()), collections.Counter())
     lost = [line for t in tallies.values() for line in t["lost"]]
-    print("\nby stage      " + ", ".join(f"{stage} {kills[stage]}" for stage in STAGES))
+    print("\nkilled by     " + ("strace, before a system call" if STRACE else "itself, before a call of Python (strace is not installed)"))
+    print("by stage      " + ", ".join(f"{stage} {kills[stage]}" for stage in STAGES))
     print("by moment     " + ", ".join(f"{name} {count}" for name, count in calls.most_common()))
     print(f"tried         {sum(kills.values())} kills in {sum(t['runs'] for t in tallies.values())} runs")
     print(f"survived      {sum(t['survived'] for t in tallies.values())}")
