@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -178,8 +178,6 @@ def test_a_change_that_keeps_size_and_time_is_seen_by_verify(run: Run, capsys: p
 def test_a_lie_in_the_manifest_is_named(run: Run, lie, named: str):
     lie(run.manifest)
     run.save()
-    import re
-
     assert re.search(named, "\n".join(wrong(run)))
 
 

@@ -128,6 +128,10 @@ def test_modal_functions_do_the_same_on_a_volume(small_project: Project, tiny_mo
     cloud.train.local(epochs=2, max_examples=8)
     assert (volume / "checkpoints" / "epoch_1").is_dir()
     assert len(list((volume / "runs").iterdir())) == 1
+    assert "what would fit" in cloud.train.local(epochs=3, max_examples=8, max_minutes=0.01)["stopped"]
+    with pytest.raises(SystemExit) as stopped:
+        cloud._go_on({"stopped": "at the cap"})
+    assert stopped.value.code == 5
     assert (volume / "dataset" / "train.jsonl").is_file()
     shutil.rmtree(volume / "dataset")
     with pytest.raises(SystemExit, match="Dataset not found"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,19 @@ def test_a_second_process_is_refused_and_told_who_holds_it(tmp_path: Path):
         pass
     with Run(tmp_path, {}).locked():
         assert (tmp_path / ".holder").is_file()  # free again, and held by the new owner
+
+
+def test_the_lock_of_a_process_that_was_killed_is_taken_over(tmp_path: Path):
+    code = "import sys, time; from pathlib import Path; from noesis.run import Run\nwith Run(Path(sys.argv[1]), {}).locked(): print('held', flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout and holder.stdout.readline() == "held\n"
+    with pytest.raises(RunError, match=f"process {holder.pid}"), Run(tmp_path, {}).locked():
+        pass
+    holder.kill()
+    holder.communicate()
+    assert (tmp_path / ".holder").is_file()  # it had no time to take it away
+    with Run(tmp_path, {}).locked():
+        assert f"process {os.getpid()}" in (tmp_path / ".holder").read_text()
 
 
 def test_a_run_that_is_not_there_or_not_one(tmp_path: Path):

@@ -101,6 +101,8 @@ def garbage(project: Project) -> list[Garbage]:
     """Archived runs, parts of files that a killed process left, and converted models, which are made again when needed."""
     items = [Garbage(p, _bytes(p), "archived run") for p in sorted((project.runs / ".archive").glob("*"))]
     items += [Garbage(p, _bytes(p), "half-written") for p in sorted(project.runs.rglob(".*.part"))]
+    items += [Garbage(p, _bytes(p), "torn state, set aside") for p in sorted(project.runs.rglob("checkpoints/resume/torn-*"))]
+    items += [Garbage(p, _bytes(p), "made again by noesis replay") for p in sorted((project.runs / ".replay").glob("*"))]
     items += [Garbage(p, _bytes(p), "converted model, made again when needed") for p in sorted((cache_folder() / "models").glob("*")) if p.suffix != ".lock"]
     return items
 

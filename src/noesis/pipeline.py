@@ -52,9 +52,10 @@ class Session:
         self.run.usd_per_s = rate(self.device, self.config.training.budget.usd_per_hour)
 
     def budget(self) -> Budget:
-        """What is left to spend, from now."""
+        """What is left to spend, counted from the beginning of the stage that is at work."""
         spent, seconds = self.run.spent()
-        return budget_of(self.config.training.budget, usd_per_s=self.run.usd_per_s, spent_usd=spent, spent_seconds=seconds)
+        section, rate_, since = self.config.training.budget, self.run.usd_per_s, self.run.metering
+        return budget_of(section, usd_per_s=rate_, spent_usd=spent, spent_seconds=seconds, since=since)
 
     def examples(self, part: str) -> Records:
         """The run's own copy of `train` or `eval`."""

@@ -20,6 +20,7 @@ from noesis.errors import RunError
 from noesis.files import sha256_file
 from noesis.lineage import resume
 from noesis.run import Run, library_versions, load_run, open_run
+from noesis.train.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,12 @@ def replay(path: Path, target: Path | None = None) -> Replay:
     return Replay(place, expected, sha256_file(last.adapter() / "adapter_model.safetensors"), surroundings(run))
 
 
+def _plan(run: Run, epochs: int) -> dict[str, Any]:
+    """The run's own plan: made anew it might compute in another order."""
+    plan = Plan.from_json(run.manifest["stages"]["plan"]["result"])
+    return replace(plan, epochs=epochs, steps=plan.steps // plan.epochs * epochs).as_json()
+
+
 def _train(run: Run, place: Path, config: Config) -> Run:
     """One of the trainings that the run is made of, on copies of its data."""
     identity: dict[str, Any] = run.manifest["identity"] | {"config_sha256": config.digest()}
@@ -94,6 +101,6 @@ def _train(run: Run, place: Path, config: Config) -> Run:
     s = replace(pipeline.session_of(place), run=new)
     if s.model.revision != identity["revision"]:
         raise RunError(f"the base model here is {s.model.revision}, the run's {identity['revision']}: replaying would train on another one")
-    pipeline.plan(s)
+    new.perform("plan", lambda: _plan(run, config.training.num_train_epochs), list)
     pipeline.train(s)
     return new

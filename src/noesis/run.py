@@ -50,7 +50,7 @@ class Run:
         self.path = path
         self.manifest = manifest
         self.usd_per_s = 0.0  # of this machine
-        self.metering = False  # `.meter` is of this process
+        self.metering: float | None = None  # since when on the monotonic clock a stage of this process is at work
 
     # --- where things are
     @property
@@ -148,7 +148,7 @@ class Run:
         sweep(self.path)
         self.save()
         meter = Meter(self.path, stage, entry["started"], self.usd_per_s)
-        self.metering = True
+        self.metering = meter.began
         try:
             result = work()
             files = {str(p.relative_to(self.path).as_posix()): self._recorded(p) for p in sorted(outputs()) if not p.name.startswith(".")}
@@ -174,11 +174,11 @@ class Run:
         """(USD, seconds) in the ledger, with those of a process that was killed."""
         ledger = self.manifest.get("ledger", [])
         killed = unbooked(self.path, ledger)
-        return total(ledger if killed is None or self.metering else [*ledger, killed])
+        return total(ledger if killed is None or self.metering is not None else [*ledger, killed])
 
     def book(self, entry: dict[str, Any] | None) -> None:
         """Add an entry to the ledger; `cost_usd` and `worked_seconds` are its sums."""
-        self.metering = False
+        self.metering = None
         ledger = self.manifest.setdefault("ledger", [])
         if entry is not None:
             ledger.append(entry)

@@ -7,7 +7,8 @@ only call the pipeline's stages.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import modal
 
 from noesis.config import Project, TrainingFile, load_config
-from noesis.errors import NoesisError
+from noesis.errors import CapError, NoesisError
 
 MINUTES = 60
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -57,17 +58,28 @@ common: dict[str, Any] = {
 
 
 @app.function(gpu=list(settings.modal.train_gpu), secrets=[secret], **common)
-def train(epochs: int | None = None, model: str | None = None, max_examples: int | None = None) -> dict[str, Any]:
-    """Plan and train on /data/dataset; another run that lies on the volume is moved to /data/runs/."""
+def train(
+    epochs: int | None = None,
+    model: str | None = None,
+    max_examples: int | None = None,
+    max_usd: float | None = None,
+    max_minutes: float | None = None,
+) -> dict[str, Any]:
+    """Plan and train on /data/dataset; another run that lies on the volume is moved to /data/runs/.
+
+    Returns:
+        training's figures, or `{"stopped": why}` at the cap.
+    """
     from noesis import pipeline
 
     project = Project(PROJECT)
-    overrides = {"training.model": model or settings.modal.model, "training.num_train_epochs": epochs, "max_examples": max_examples}
+    overrides: dict[str, Any] = {"training.model": model or settings.modal.model, "training.num_train_epochs": epochs, "max_examples": max_examples}
+    overrides |= {"training.budget.max_usd": max_usd, "training.budget.max_minutes": max_minutes}
     with _on_volume():
         data = pipeline.from_exports(ROOT / "dataset", project)
         s = pipeline.new_session(project, load_config(project, overrides), ROOT, data, archive_to=ROOT / "runs")
         pipeline.plan(s)
-        return pipeline.train(s)
+        return _or_stopped(lambda: pipeline.train(s))
 
 
 @app.function(gpu=list(settings.modal.judge_gpu), secrets=[secret], **common)
@@ -76,7 +88,7 @@ def judge(again: bool = False) -> dict[str, Any]:
     from noesis import pipeline
 
     with _on_volume():
-        return pipeline.judge(pipeline.session_of(ROOT), again=again)
+        return _or_stopped(lambda: pipeline.judge(pipeline.session_of(ROOT), again=again))
 
 
 @app.function(cpu=4, memory=24 * 1024, ephemeral_disk=512 * 1024, secrets=[secret], **common)
@@ -86,23 +98,50 @@ def merge(again: bool = False) -> dict[str, Any]:
 
     with _on_volume():
         s = pipeline.session_of(ROOT)
-        result = pipeline.merge(s, again=again)
-        pipeline.gguf(s, again=again)
-        pipeline.report(s)
-        return result
+
+        def release() -> dict[str, Any]:
+            result = pipeline.merge(s, again=again)
+            pipeline.gguf(s, again=again)
+            pipeline.report(s)
+            return result
+
+        return _or_stopped(release)
 
 
 @app.local_entrypoint()
-def main(epochs: int = 3, test_only: bool = False, merge_only: bool = False, model: str = "", max_examples: int = 0) -> None:
-    """Train, judge and merge; or only one of the last two."""
+def main(
+    epochs: int = 3,
+    test_only: bool = False,
+    merge_only: bool = False,
+    model: str = "",
+    max_examples: int = 0,
+    max_usd: float = 0.0,
+    max_minutes: float = 0.0,
+) -> None:
+    """Train, judge and merge; or only one of the last two. Exit code 5: stopped at the cap (90 USD, or --max-usd)."""
     if test_only and merge_only:
         raise SystemExit("error: --test-only and --merge-only exclude each other")
     if not (test_only or merge_only):
-        train.remote(epochs=epochs, model=model or None, max_examples=max_examples or None)
+        limits = {"max_usd": max_usd or None, "max_minutes": max_minutes or None}
+        _go_on(train.remote(epochs=epochs, model=model or None, max_examples=max_examples or None, **limits))
     if not merge_only:
-        judge.remote(again=test_only)
+        _go_on(judge.remote(again=test_only))
     if not test_only:
-        merge.remote(again=merge_only)
+        _go_on(merge.remote(again=merge_only))
+
+
+def _or_stopped(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A stop at the cap as a result: as an exception Modal would try again, at a price."""
+    try:
+        return work()
+    except CapError as error:
+        return {"stopped": str(error)}
+
+
+def _go_on(result: dict[str, Any]) -> None:
+    if "stopped" in result:
+        print(f"error: {result['stopped']}", file=sys.stderr)
+        raise SystemExit(CapError.exit_code)
 
 
 @contextmanager

@@ -70,10 +70,10 @@ class Budget:
         return {key: getattr(self, key) for key in ("usd_per_s", "spent_usd", "spent_seconds", "max_usd", "max_seconds", "started")}
 
 
-def budget_of(section: BudgetSection, *, usd_per_s: float, spent_usd: float, spent_seconds: float) -> Budget:
-    """The budget of a run that goes on now."""
+def budget_of(section: BudgetSection, *, usd_per_s: float, spent_usd: float, spent_seconds: float, since: float | None = None) -> Budget:
+    """The budget of a run that goes on now, or that has been at work `since` then."""
     minutes = section.max_minutes
-    return Budget(usd_per_s, spent_usd, spent_seconds, section.max_usd, None if minutes is None else minutes * 60, time.monotonic())
+    return Budget(usd_per_s, spent_usd, spent_seconds, section.max_usd, None if minutes is None else minutes * 60, time.monotonic() if since is None else since)
 
 
 def quote(plan: dict[str, Any], budget: Budget) -> list[str]:
