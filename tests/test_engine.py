@@ -338,3 +338,29 @@ def test_out_of_memory_tries_the_next_smaller_plan_once(tiny_model: Path, tmp_pa
     monkeypatch.setattr(Engine, "loss", lambda *_: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("out of memory")))
     with pytest.raises(TrainingError, match="per_device_train_batch_size: 1 and gradient_accumulation_steps: 8"):
         train_packed(tiny_model, tmp_path / "again", record)
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(tiny_model: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch):
+    """DistributedDataParallel over two processes on the processor: the adapter is that of one process within rounding."""
+    from dataclasses import asdict
+
+    from safetensors.torch import load_file
+
+    from noesis.device import detect
+    from noesis.train.launch import on_all_cards
+    from noesis.train.plan import make_plan, read_shape
+    from test_train import rows_of, small
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    config = small(**{"training.packing": True, "lora.lora_dropout": 0.0, "lora.quantization": {"load_in_4bit": False, "bnb_4bit_compute_dtype": "float32"}})
+    train_packed(tiny_model, tmp_path / "one", record, **{"training.num_train_epochs": 1, "lora.lora_dropout": 0.0, "lora.quantization": config.lora.quantization.model_dump()})
+    examples = rows_of(tiny_model, 20, record)
+    plan = make_plan(config, "tiny", read_shape(tiny_model), examples, detect())
+    plan = replace(plan, setup=replace(plan.setup, cards=2))
+    assert asdict(plan.setup)["precision"] == "fp32"
+    on_all_cards(tiny_model, examples, config, plan, detect(), checkpoints=tmp_path / "two" / "checkpoints", metrics=tmp_path / "two" / "metrics.jsonl")
+    one, two = (load_file(tmp_path / name / "checkpoints" / "epoch_0" / "adapter_model.safetensors") for name in ("one", "two"))
+    assert set(one) == set(two)
+    for name, weights in one.items():
+        assert float((weights - two[name]).norm()) <= 2e-3 * float(weights.norm()) + 1e-6, name

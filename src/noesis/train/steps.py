@@ -62,6 +62,7 @@ class EngineTrainer(SFTTrainer):  # type: ignore[misc]
         self.current: Pending | None = None  # of this step, before the optimizer's
         self.pending: Pending | None = None  # of the last one
         self.engine = self.model.engine
+        self.began: Any = None  # an event on the card: the clock of the steps
 
     def get_train_dataloader(self) -> Any:
         """Every card sees every step whole and takes its share in `training_step`: so a step is the same on any number of cards."""
@@ -69,6 +70,10 @@ class EngineTrainer(SFTTrainer):  # type: ignore[misc]
 
     def begin_epoch(self, epoch: int) -> None:
         self.steps.epoch = epoch
+        if self.began is None and self.engine.device.type == "cuda":
+            torch.cuda.synchronize()
+            self.began = torch.cuda.Event(enable_timing=True)
+            self.began.record()
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0
@@ -116,7 +121,7 @@ class EngineTrainer(SFTTrainer):  # type: ignore[misc]
             optimizer.found_inf = (~torch.isfinite(current.figures[:2]).all()).float()
             host = torch.empty(current.figures.shape, dtype=torch.float32, pin_memory=True)
             host.copy_(current.figures, non_blocking=True)
-            current.ready = torch.cuda.Event()
+            current.ready = torch.cuda.Event(enable_timing=True)
             current.ready.record()
             current.figures = host
         else:
@@ -143,9 +148,17 @@ class EngineTrainer(SFTTrainer):  # type: ignore[misc]
             pending.ready.synchronize()
         self._require_finite(pending)
         loss, norm = (float(x) for x in pending.figures[:2])
+        seconds = self.began.elapsed_time(pending.ready) / 1000 if pending.ready is not None else None
         if self.accelerator.is_main_process:
             self.metrics.write(
-                step=pending.step, steps=self.state.max_steps, epoch=pending.epoch, loss=loss, lr=pending.lr, grad_norm=norm, tokens=pending.tokens
+                seconds=seconds,
+                step=pending.step,
+                steps=self.state.max_steps,
+                epoch=pending.epoch,
+                loss=loss,
+                lr=pending.lr,
+                grad_norm=norm,
+                tokens=pending.tokens,
             )
 
     def _require_finite(self, pending: Pending) -> None:
