@@ -42,9 +42,10 @@ class Pending:
     """A step whose figures are still on their way from the card."""
 
     figures: Tensor  # (2 + rows,): loss, gradient norm, loss of each row
-    ready: Any  # the event of the copy, or None
+    ready: Any  # an event at the step's end, or None on a processor
     members: list[list[int]]
     tokens: int
+    copied: Any = None  # an event when `figures` are in main memory
     step: int = 0
     epoch: float = 0.0
     lr: float = 0.0
@@ -117,12 +118,15 @@ class EngineTrainer(SFTTrainer):  # type: ignore[misc]
         assert current is not None
         current.figures[1] = norm
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        if norm.is_cuda:
+            current.ready = torch.cuda.Event(enable_timing=True)
+            current.ready.record()
         if norm.is_cuda and optimizer.param_groups[0].get("fused"):
             optimizer.found_inf = (~torch.isfinite(current.figures[:2]).all()).float()
             host = torch.empty(current.figures.shape, dtype=torch.float32, pin_memory=True)
             host.copy_(current.figures, non_blocking=True)
-            current.ready = torch.cuda.Event(enable_timing=True)
-            current.ready.record()
+            current.copied = torch.cuda.Event()
+            current.copied.record()
             current.figures = host
         else:
             current.figures = current.figures.cpu()
@@ -144,8 +148,8 @@ class EngineTrainer(SFTTrainer):  # type: ignore[misc]
         pending, self.pending = self.pending, None
         if pending is None:
             return
-        if pending.ready is not None:
-            pending.ready.synchronize()
+        if pending.copied is not None:
+            pending.copied.synchronize()
         self._require_finite(pending)
         loss, norm = (float(x) for x in pending.figures[:2])
         seconds = self.began.elapsed_time(pending.ready) / 1000 if pending.ready is not None else None
