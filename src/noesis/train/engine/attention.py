@@ -43,7 +43,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, b
     if backend == "flash":
         out, lse, state, unused, _ = torch.ops.aten._flash_attention_forward(q, k, v, b, b, n, n, 0.0, True, False, scale=scale)
         return Attended(out, lse, (state, unused))
-    return Attended(torch.cat([_one(*part, scale) for part in _split(segments, q, k, v)]), None, None)
+    return Attended(torch.cat([_one(*part, scale=scale) for part in _split(segments, q, k, v)]), None, None)
 
 
 def backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Attended, segments: Segments, scale: float, backend: Backend) -> tuple[Tensor, ...]:
@@ -57,7 +57,7 @@ def backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Attended, segm
     for *part, d in _split(segments, q, k, v, dout):
         inputs = [x.detach().requires_grad_() for x in part]
         with torch.enable_grad():
-            gradients.append(torch.autograd.grad(_one(*inputs, scale), inputs, d))
+            gradients.append(torch.autograd.grad(_one(*inputs, scale=scale), inputs, d))
     return tuple(torch.cat(g) for g in zip(*gradients, strict=True))
 
 
@@ -65,7 +65,7 @@ def _split(segments: Segments, *tensors: Tensor) -> Any:
     return zip(*(t.split(list(segments.lengths)) for t in tensors), strict=True)
 
 
-def _one(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def _one(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
     parts = (x.transpose(0, 1)[None] for x in (q, k, v))
     return torch.nn.functional.scaled_dot_product_attention(*parts, is_causal=True, scale=scale, enable_gqa=True)[0].transpose(0, 1)
 
