@@ -117,6 +117,8 @@ def _run(plan: Plan, folder: Path, rows: list[Encoded], config: Config, device: 
 
 def _why_not_the_engine(folder: Path, config: Config, plan: Plan, device: Device) -> str | None:
     """Why this run takes the plain path (transformers' own layers), or None."""
+    if plan.setup.precision == "nf4" and config.lora.quantization.bnb_4bit_quant_type != "nf4":
+        return f"bnb_4bit_quant_type in lora_config.yaml is {config.lora.quantization.bnb_4bit_quant_type}"
     if device.kind == "cpu":
         return None if plan.setup.packing else "sequences are not packed"
     if plan.setup.compute_dtype != "bfloat16":
@@ -144,7 +146,7 @@ def _engine_trainer(
     arguments = _arguments(config, plan, device, state, engine=True)  # first: with several cards it joins their group
     smallest = plan.setup.precision == "nf4" and plan.setup.gradient_checkpointing == "full"
     where = f"cuda:{card}" if device.kind == "cuda" else "cpu"
-    model = build(folder, plan.setup, lora(config), where, offload=smallest, sharded=plan.sharded)
+    model = build(folder, plan.setup, lora(config), where, offload=smallest, sharded=plan.sharded, nested=config.lora.quantization.bnb_4bit_use_double_quant)
     return EngineTrainer(
         model=model,
         args=arguments,
