@@ -29,13 +29,16 @@ LOGITS_BYTES = 512 * 2**20  # of one chunk of logits, where memory is no concern
 SMALL_LOGITS_BYTES = 128 * 2**20
 
 
-def supported(folder: Path, target_modules: tuple[str, ...]) -> str | None:
-    """Why the engine can't train this model, or None where it can."""
+def supported(folder: Path, target_modules: tuple[str, ...], *, kernels: bool) -> str | None:
+    """Why the engine can't train this model, or None where it can; `kernels`: on a card, where widths must suit them."""
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if raw.get("model_type") not in ("llama", "mistral"):
         return f"its layers are of type {raw.get('model_type')!r}; known are llama and mistral"
     if raw.get("sliding_window") or raw.get("attention_bias") or raw.get("mlp_bias") or raw.get("hidden_act", "silu") != "silu":
         return "it has a sliding window, biases, or an activation other than silu"
+    head = raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"]
+    if kernels and (head not in (32, 64, 128, 256) or raw["hidden_size"] % 64 or raw["intermediate_size"] % 64):
+        return f"its heads are {head} wide, or a width is no multiple of 64; the kernels take heads of 32, 64, 128 or 256"
     if "quantization_config" in raw:
         return "its weights are quantised already"
     other = set(target_modules) - {name for names in GROUPS.values() for name in names}
