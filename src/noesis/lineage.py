@@ -11,6 +11,7 @@ from noesis.config import Config
 from noesis.errors import RunError, UsageError
 from noesis.files import replace_folder, sha256_file, sync_tree, write_json
 from noesis.run import Run, differing, foreign_libraries, load_run
+from noesis.train.checkpoint import saved
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 EPOCHS = "training.num_train_epochs"
@@ -30,6 +31,8 @@ def resume(path: Path, identity: dict[str, Any], config: Config) -> None:
     wrong += foreign_libraries(run.manifest, always=epochs != old.training.num_train_epochs)
     done = run.result("train")
     trained = int(done["epochs"]) if done else 0
+    if done and epochs > trained and not saved(run.checkpoints / "resume"):
+        wrong.append("it was too short to keep a state beside its adapter, so epochs can't be added")
     if epochs < trained:
         wrong.append(f"{EPOCHS}: {trained} are trained already, {epochs} asked for")
     if wrong:

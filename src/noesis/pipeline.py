@@ -196,13 +196,14 @@ def train(s: Session) -> dict[str, Any]:
     gc.collect()
     say(
         f"  {result['steps']} steps in {duration(result['seconds'])} ({result['tokens_per_s']:,.0f} tokens/s); "
-        f"loss {result['first_loss']:.3f} → {result['final_loss']:.3f}; saving took {result['save_share']:.1%} of it; → {s.run.adapter()}"
+        f"loss {result['first_loss']:.3f} → {result['final_loss']:.3f}; → {s.run.adapter()}"
     )
-    chosen = result["choice"]
-    say(
-        f"  {chosen['adapter']} is used: {chosen['by']}; mean training loss "
-        + ", ".join(f"{k} {v:.3f}" for k, v in chosen["mean_training_loss"].items() if v is not None)
-    )
+    if "choice" in result:
+        chosen = result["choice"]
+        losses = ", ".join(f"{name} {loss:.3f}" for name, loss in chosen["mean_training_loss"].items() if loss is not None)
+        say(
+            f"  {result['saves']} states saved in {result['save_share']:.1%} of the time; {chosen['adapter']} is used: {chosen['by']}; mean training loss {losses}"
+        )
     return result
 
 

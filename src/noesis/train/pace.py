@@ -52,6 +52,9 @@ class Pace:
         self.started = self.last_step = self.last_save = clock()
         seconds = every.seconds or (CARD_SECONDS if card else SECONDS)
         self.interval = seconds
+        # After the last step the state is only for adding epochs, seconds before the adapter is saved anyway: where that is cheap. As planned, so
+        # that several cards decide alike.
+        self.save_last = self.save_seconds <= SHARE * step_seconds * steps
         self.every_steps = every.steps or (max(1, round(seconds / step_seconds)) if cards > 1 else None)
 
     def begin(self) -> None:
@@ -70,10 +73,12 @@ class Pace:
 
     def due(self, step: int) -> bool:
         """Whether to save after this step."""
-        if step >= self.steps:
+        if self.every_steps and step % self.every_steps == 0:
             return True
+        if step >= self.steps:
+            return self.save_last
         if self.every_steps:
-            return step % self.every_steps == 0
+            return False
         rest = self.save_seconds / SHARE if self.saves else 0.0
         return self.clock() - self.last_save >= max(self.interval, rest)
 

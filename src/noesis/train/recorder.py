@@ -69,8 +69,8 @@ class Metrics:
         self.progress.total -= self.earlier
         self.progress.started = self.started = time.monotonic()
 
-    def write(self, *, step: int, steps: int, epoch: float, loss: float, lr: float, grad_norm: float, tokens: int) -> None:
-        """One step; tokens: of this step, padding not counted."""
+    def write(self, *, step: int, steps: int, epoch: float, loss: float, lr: float, grad_norm: float, tokens: int, seconds: float | None = None) -> None:
+        """One step; tokens: of this step, padding not counted; seconds: from the beginning to its end, by the card's clock if it has one."""
         self.tokens_here += tokens
         line = {
             "step": step,
@@ -79,7 +79,7 @@ class Metrics:
             "lr": lr,
             "grad_norm": grad_norm,
             "tokens": self.earlier + self.tokens_here,
-            "tokens_per_s": round(self.tokens_here / max(time.monotonic() - self.started, 1e-9), 1),
+            "tokens_per_s": round(self.tokens_here / max(seconds or time.monotonic() - self.started, 1e-9), 1),
             "peak_memory_bytes": peak_memory(self.device),
             "usd": round(self.budget.usd(), 6) if self.budget else 0.0,
         }

@@ -28,6 +28,7 @@ from noesis.train.loss import answer_loss
 from noesis.train.pace import Pace
 from noesis.train.plan import Plan, smaller
 from noesis.train.recorder import Metrics, choice, peak_memory, read_metrics, recorder, save_adapter
+from noesis.train.unsloth import train_with_unsloth
 
 __all__ = ["read_metrics", "save_adapter", "train"]
 
@@ -59,13 +60,11 @@ def train(
         KeyboardInterrupt, Terminated: asked to stop; the last whole step is saved.
     """
     if plan.setup.engine == "unsloth":
-        from noesis.train.unsloth import train_with_unsloth
-
-        return train_with_unsloth(folder, rows, config, plan, checkpoints=checkpoints, metrics=metrics)
+        return train_with_unsloth(folder, rows, config, plan, checkpoints=checkpoints, metrics=metrics, budget=budget)
     if plan.setup.cards > 1 and not launch.is_worker() and _why_not_the_engine(folder, config, plan, device) is None:
         return launch.on_all_cards(folder, rows, config, plan, device, checkpoints=checkpoints, metrics=metrics, budget=budget, parent=parent)
     work = (folder, rows, config, device, checkpoints, metrics, budget, parent)
-    found = _attempt(plan, *work)
+    found: dict[str, Any] | None = _attempt(plan, *work)
     if found is not None:
         return found
     next_plan = smaller(plan)
@@ -177,15 +176,17 @@ def _run(
 
 def _why_not_the_engine(folder: Path, config: Config, plan: Plan, device: Device) -> str | None:
     """Why this run takes the plain path (transformers' own layers), or None."""
-    if device.kind == "cpu":
-        return None if plan.setup.packing else "sequences are not packed"
-    if plan.setup.compute_dtype != "bfloat16":
+    if plan.setup.precision == "nf4" and config.lora.quantization.bnb_4bit_quant_type != "nf4":
+        return f"bnb_4bit_quant_type in lora_config.yaml is {config.lora.quantization.bnb_4bit_quant_type}"
+    if device.kind == "cpu" and not plan.setup.packing:
+        return "sequences are not packed"
+    if device.kind == "cuda" and plan.setup.compute_dtype != "bfloat16":
         return f"it computes in bfloat16, this plan in {plan.setup.compute_dtype}"
-    if find_spec("triton") is None:
+    if device.kind == "cuda" and find_spec("triton") is None:
         return "the package triton is not installed"
     from noesis.train.engine.model import supported
 
-    return supported(folder, config.lora.target_modules)
+    return supported(folder, config.lora.target_modules, kernels=device.kind == "cuda")
 
 
 def _engine_trainer(
@@ -204,7 +205,7 @@ def _engine_trainer(
     arguments = _arguments(config, plan, device, state, engine=True)  # first: with several cards it joins their group
     smallest = plan.setup.precision == "nf4" and plan.setup.gradient_checkpointing == "full"
     where = f"cuda:{card}" if device.kind == "cuda" else "cpu"
-    model = build(folder, plan.setup, lora(config), where, offload=smallest, sharded=plan.sharded)
+    model = build(folder, plan.setup, lora(config), where, offload=smallest, sharded=plan.sharded, nested=config.lora.quantization.bnb_4bit_use_double_quant)
     return EngineTrainer(
         model=model,
         args=arguments,
@@ -249,7 +250,7 @@ def _arguments(config: Config, plan: Plan, device: Device, folder: Path, *, engi
     fast = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_8bit"}[setup.optimizer]
     # The engine takes a step at once and makes rows of it itself; it keeps and recomputes as planned, and its types are explicit.
     batch = max(1, setup.sequences_per_step // max(setup.cards, 1)) if engine else setup.micro_batch
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(folder),
         num_train_epochs=t.num_train_epochs,
         learning_rate=t.learning_rate,
@@ -273,6 +274,9 @@ def _arguments(config: Config, plan: Plan, device: Device, folder: Path, *, engi
         disable_tqdm=True,
         dataloader_pin_memory=cuda,
     )
+    if cuda and not launch.is_worker():
+        arguments._n_gpu = 1  # transformers would spread one process over every card that it sees
+    return arguments
 
 
 def _trainer_class(config: Config, device: Device) -> Any:

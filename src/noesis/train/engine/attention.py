@@ -1,6 +1,6 @@
 """Causal attention within the sequences of one packed row: the boundaries are cumulative lengths, no token sees another sequence.
 
-On a card FlashAttention or cuDNN through torch's own operators; on a processor torch's fused attention, a sequence at a time.
+On a card FlashAttention through torch's own operator; on a processor torch's fused attention, a sequence at a time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 Tensor = Any
-Backend = Literal["flash", "cudnn", "torch"]
+Backend = Literal["flash", "torch"]
 
 
 @dataclass(frozen=True)
@@ -43,29 +43,21 @@ def forward(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, b
     if backend == "flash":
         out, lse, state, unused, _ = torch.ops.aten._flash_attention_forward(q, k, v, b, b, n, n, 0.0, True, False, scale=scale)
         return Attended(out, lse, (state, unused))
-    if backend == "cudnn":
-        inputs = tuple(x.detach().requires_grad_() for x in (q, k, v))
-        with torch.enable_grad():
-            out = torch.ops.aten._cudnn_attention_forward(*inputs, None, b, b, n, n, True, 0.0, True, False, scale=scale)[0]
-        return Attended(out.detach(), None, (out, inputs))
-    return Attended(torch.cat([_one(*part, scale) for part in _split(segments, q, k, v)]), None, None)
+    return Attended(torch.cat([_one(*part, scale=scale) for part in _split(segments, q, k, v)]), None, None)
 
 
-def backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Attended, segments: Segments, scale: float, backend: Backend, *, retain: bool = False) -> tuple[Tensor, ...]:
+def backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Attended, segments: Segments, scale: float, backend: Backend) -> tuple[Tensor, ...]:
     """Gradients of q, k, v in their shapes."""
     b, n = segments.bounds, segments.longest
     if backend == "flash":
         return tuple(
             torch.ops.aten._flash_attention_backward(dout, q, k, v, kept.out, kept.lse, b, b, n, n, 0.0, True, kept.rng[0], kept.rng[1], scale=scale)  # type: ignore[index]
         )
-    if backend == "cudnn":
-        out, inputs = kept.rng  # type: ignore[misc]
-        return tuple(torch.autograd.grad(out, inputs, dout, retain_graph=retain))
     gradients = []
     for *part, d in _split(segments, q, k, v, dout):
         inputs = [x.detach().requires_grad_() for x in part]
         with torch.enable_grad():
-            gradients.append(torch.autograd.grad(_one(*inputs, scale), inputs, d))
+            gradients.append(torch.autograd.grad(_one(*inputs, scale=scale), inputs, d))
     return tuple(torch.cat(g) for g in zip(*gradients, strict=True))
 
 
@@ -73,7 +65,7 @@ def _split(segments: Segments, *tensors: Tensor) -> Any:
     return zip(*(t.split(list(segments.lengths)) for t in tensors), strict=True)
 
 
-def _one(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def _one(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
     parts = (x.transpose(0, 1)[None] for x in (q, k, v))
     return torch.nn.functional.scaled_dot_product_attention(*parts, is_causal=True, scale=scale, enable_gqa=True)[0].transpose(0, 1)
 
