@@ -354,6 +354,7 @@ def main() -> int:
     arguments = parser.parse_args()
     only = tuple(stage for stage in STAGES if stage in arguments.only.split(","))
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # threads that load weights trip over torch's pool in a forked process
     place = Path(arguments.keep or tempfile.mkdtemp(prefix="noesis-faults-"))
     place.mkdir(parents=True, exist_ok=True)
     os.environ["NOESIS_CACHE"] = str(place / "cache")

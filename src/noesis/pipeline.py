@@ -201,9 +201,8 @@ def train(s: Session) -> dict[str, Any]:
     if "choice" in result:
         chosen = result["choice"]
         losses = ", ".join(f"{name} {loss:.3f}" for name, loss in chosen["mean_training_loss"].items() if loss is not None)
-        say(
-            f"  {result['saves']} states saved in {result['save_share']:.1%} of the time; {chosen['adapter']} is used: {chosen['by']}; mean training loss {losses}"
-        )
+        say(f"  {result['saves']} states saved in {result['save_share']:.1%} of the time")
+        say(f"  {chosen['adapter']} is used: {chosen['by']}; mean training loss {losses}")
     return result
 
 

@@ -52,9 +52,9 @@ class Pace:
         self.started = self.last_step = self.last_save = clock()
         seconds = every.seconds or (CARD_SECONDS if card else SECONDS)
         self.interval = seconds
-        # After the last step the state is only for adding epochs, seconds before the adapter is saved anyway: where that is cheap. As planned, so
-        # that several cards decide alike.
-        self.save_last = self.save_seconds <= SHARE * step_seconds * steps
+        # After the last step the state is only for adding epochs, seconds before the adapter is saved anyway: on a card only
+        # where that is cheap, by the plan's figures, so that several cards decide alike.
+        self.save_last = not card or self.save_seconds <= SHARE * step_seconds * steps
         self.every_steps = every.steps or (max(1, round(seconds / step_seconds)) if cards > 1 else None)
 
     def begin(self) -> None:
