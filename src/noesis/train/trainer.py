@@ -118,14 +118,15 @@ def _run(plan: Plan, folder: Path, rows: list[Encoded], config: Config, device: 
 
 def _why_not_the_engine(folder: Path, config: Config, plan: Plan, device: Device) -> str | None:
     """Why this run takes the plain path (transformers' own layers), or None."""
-    if device.kind == "cpu":
-        return None if plan.setup.packing else "sequences are not packed"
-    if plan.setup.compute_dtype != "bfloat16":
-        return f"it computes in bfloat16, this plan in {plan.setup.compute_dtype}"
-    if find_spec("triton") is None:
-        return "the package triton is not installed"
     from noesis.train.engine.model import supported
 
+    quantization = config.lora.quantization
+    if plan.setup.precision == "nf4" and (quantization.bnb_4bit_quant_type != "nf4" or not quantization.bnb_4bit_use_double_quant):
+        return "it knows NF4 with double quantisation only"
+    if device.kind == "cuda" and plan.setup.compute_dtype != "bfloat16":
+        return f"it computes in bfloat16, this plan in {plan.setup.compute_dtype}"
+    if device.kind == "cuda" and find_spec("triton") is None:
+        return "the package triton is not installed"
     return supported(folder, config.lora.target_modules)
 
 
