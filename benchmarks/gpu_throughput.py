@@ -245,7 +245,7 @@ def other_tool(tool: str, *words: str) -> None:
     seconds, tokens = times[3] - times[2], sum(lengths())
     logs = [line for line in trainer.state.log_history if "loss" in line]
     report(
-        mode=" ".join((tool, *words)), tok_s=round(tokens / seconds), rows=len(trainer.train_dataset), 
+        mode=" ".join((tool, *words)), tok_s=round(tokens / seconds), rows=len(trainer.train_dataset),
         peak_gib=round(torch.cuda.max_memory_allocated() / 2**30, 2),
         first_epoch_s=round(times[1] - times[0], 1), model_tflops=round(tokens / seconds * FLOPS / 1e12), loss=[logs[0]["loss"], logs[-1]["loss"]],
         grad_norm=[logs[0].get("grad_norm"), logs[-1].get("grad_norm")],

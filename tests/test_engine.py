@@ -266,7 +266,7 @@ def test_a_packed_run_leaves_metrics_and_plain_peft_adapters(tiny_model: Path, t
     from transformers import AutoModelForCausalLM
 
     result = train_packed(tiny_model, tmp_path, record)
-    assert (result["steps"], result["smaller_plan"] if "smaller_plan" in result else None) == (6, None)
+    assert result["steps"] == 6 and "smaller_plan" not in result
     assert result["final_loss"] < result["first_loss"] - 0.3
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
@@ -354,7 +354,12 @@ def test_two_processes_train_what_one_trains(tiny_model: Path, tmp_path: Path, r
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     config = small(**{"training.packing": True, "lora.lora_dropout": 0.0, "lora.quantization": {"load_in_4bit": False, "bnb_4bit_compute_dtype": "float32"}})
-    train_packed(tiny_model, tmp_path / "one", record, **{"training.num_train_epochs": 1, "lora.lora_dropout": 0.0, "lora.quantization": config.lora.quantization.model_dump()})
+    train_packed(
+        tiny_model,
+        tmp_path / "one",
+        record,
+        **{"training.num_train_epochs": 1, "lora.lora_dropout": 0.0, "lora.quantization": config.lora.quantization.model_dump()},
+    )
     examples = rows_of(tiny_model, 20, record)
     plan = make_plan(config, "tiny", read_shape(tiny_model), examples, detect())
     plan = replace(plan, setup=replace(plan.setup, cards=2))
@@ -364,3 +369,22 @@ def test_two_processes_train_what_one_trains(tiny_model: Path, tmp_path: Path, r
     assert set(one) == set(two)
     for name, weights in one.items():
         assert float((weights - two[name]).norm()) <= 2e-3 * float(weights.norm()) + 1e-6, name
+
+
+def test_unsloth_without_its_environment_is_one_message(tiny_shape: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch):
+    import sys
+
+    from noesis.device import Device
+    from noesis.errors import TrainingError
+    from noesis.train.plan import draft, read_shape
+    from noesis.train.unsloth import PYTHON, train_with_unsloth
+    from test_train import rows_of, small
+
+    examples, config = rows_of(tiny_shape, 8, record), small(**{"training.engine": "unsloth"})
+    plan = draft(config, "tiny", read_shape(tiny_shape), examples, Device("cuda", "NVIDIA H100", 80 * 10**9, 8, True, True, 1))
+    for value, message in ((None, "needs an environment of its own"), ("/no/such/python", "is no program"), (sys.executable, "has no package unsloth")):
+        monkeypatch.delenv(PYTHON, raising=False)
+        if value:
+            monkeypatch.setenv(PYTHON, value)
+        with pytest.raises(TrainingError, match=message):
+            train_with_unsloth(tiny_shape, examples, config, plan, checkpoints=tmp_path / "c", metrics=tmp_path / "m.jsonl")

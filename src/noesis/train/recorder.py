@@ -114,6 +114,11 @@ def recorder(checkpoints: Path, metrics: Metrics, tokenizer: Any) -> Any:
                 tokens=self.trainer.tokens_seen - metrics.tokens_here,
             )
 
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            # After the very last step transformers would save optimizer and all, seconds before the epoch's adapter is saved anyway.
+            if self.trainer.writes_itself and state.global_step >= state.max_steps:
+                control.should_save = False
+
         def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.trainer.begin_epoch(int((state.epoch or 0) + 1e-6))
 

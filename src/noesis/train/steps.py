@@ -30,7 +30,7 @@ class Steps:
         self.count, self.per_step, self.seed, self.epoch = count, per_step, seed, 0
 
     def __len__(self) -> int:
-        return -(-self.count // self.per_step)
+        return (self.count + self.per_step - 1) // self.per_step
 
     def __iter__(self) -> Any:
         order = torch.randperm(self.count, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)).tolist()
@@ -42,9 +42,10 @@ class Pending:
     """A step whose figures are still on their way from the card."""
 
     figures: Tensor  # (2 + rows,): loss, gradient norm, loss of each row
-    ready: Any  # the event of the copy, or None
+    ready: Any  # an event at the step's end, or None on a processor
     members: list[list[int]]
     tokens: int
+    copied: Any = None  # an event when `figures` are in main memory
     step: int = 0
     epoch: float = 0.0
     lr: float = 0.0
@@ -116,13 +117,16 @@ class EngineTrainer(SFTTrainer):  # type: ignore[misc]
         current = self.current
         assert current is not None
         current.figures[1] = norm
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)
+        if norm.is_cuda:
+            current.ready = torch.cuda.Event(enable_timing=True)
+            current.ready.record()
         if norm.is_cuda and optimizer.param_groups[0].get("fused"):
             optimizer.found_inf = (~torch.isfinite(current.figures[:2]).all()).float()
             host = torch.empty(current.figures.shape, dtype=torch.float32, pin_memory=True)
             host.copy_(current.figures, non_blocking=True)
-            current.ready = torch.cuda.Event(enable_timing=True)
-            current.ready.record()
+            current.copied = torch.cuda.Event()
+            current.copied.record()
             current.figures = host
         else:
             current.figures = current.figures.cpu()
@@ -144,8 +148,8 @@ class EngineTrainer(SFTTrainer):  # type: ignore[misc]
         pending, self.pending = self.pending, None
         if pending is None:
             return
-        if pending.ready is not None:
-            pending.ready.synchronize()
+        if pending.copied is not None:
+            pending.copied.synchronize()
         self._require_finite(pending)
         loss, norm = (float(x) for x in pending.figures[:2])
         seconds = self.began.elapsed_time(pending.ready) / 1000 if pending.ready is not None else None
@@ -166,10 +170,12 @@ class EngineTrainer(SFTTrainer):  # type: ignore[misc]
             return
         bad = [m for value, members in zip(pending.figures[2:], pending.members, strict=True) if not torch.isfinite(value) for m in members]
         named = sorted(bad or [m for members in pending.members for m in members])
+        loss, norm = (float(x) for x in pending.figures[:2])
+        lines = ", ".join(str(m + 1) for m in named)
         raise TrainingError(
-            f"the loss is {float(pending.figures[0])} and the gradient's norm {float(pending.figures[1])} at step {pending.step or self.state.global_step + 1}; "
-            f"nothing of this step was applied. Its examples are those on lines {', '.join(str(m + 1) for m in named)} of the run's data/train.jsonl: look at them "
-            "with  noesis data inspect, or lower learning_rate in training_config.yaml"
+            f"the loss is {loss} and the gradient's norm {norm} at step {pending.step or self.state.global_step + 1}; nothing of this step was applied. "
+            f"Its examples are those on lines {lines} of the run's data/train.jsonl: look at them with  noesis data inspect, "
+            "or lower learning_rate in training_config.yaml"
         )
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:

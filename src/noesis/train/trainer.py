@@ -25,6 +25,7 @@ from noesis.train.base import arithmetic, load_base, lora
 from noesis.train.loss import answer_loss
 from noesis.train.plan import Plan, smaller
 from noesis.train.recorder import Metrics, last_saved, peak_memory, read_metrics, recorder, save_adapter
+from noesis.train.unsloth import train_with_unsloth
 
 __all__ = ["last_saved", "read_metrics", "save_adapter", "train"]
 
@@ -42,13 +43,11 @@ def train(folder: Path, rows: list[Encoded], config: Config, plan: Plan, device:
         TrainingError: a loss that is not finite (nothing of that step was applied), or too little memory for this plan and the next smaller one.
     """
     if plan.setup.engine == "unsloth":
-        from noesis.train.unsloth import train_with_unsloth
-
         return train_with_unsloth(folder, rows, config, plan, checkpoints=checkpoints, metrics=metrics)
     if plan.setup.cards > 1 and not launch.is_worker() and _why_not_the_engine(folder, config, plan, device) is None:
         return launch.on_all_cards(folder, rows, config, plan, device, checkpoints=checkpoints, metrics=metrics)
     work = (folder, rows, config, device, checkpoints, metrics)
-    found = _attempt(plan, *work)
+    found: dict[str, Any] | None = _attempt(plan, *work)
     if found is not None:
         return found
     next_plan = smaller(plan)
@@ -193,7 +192,7 @@ def _arguments(config: Config, plan: Plan, device: Device, folder: Path, *, engi
     fast = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_8bit"}[setup.optimizer]
     # The engine takes a step at once and makes rows of it itself; it keeps and recomputes as planned, and its types are explicit.
     batch = max(1, setup.sequences_per_step // max(setup.cards, 1)) if engine else setup.micro_batch
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(folder),
         num_train_epochs=t.num_train_epochs,
         learning_rate=t.learning_rate,
@@ -219,6 +218,9 @@ def _arguments(config: Config, plan: Plan, device: Device, folder: Path, *, engi
         disable_tqdm=True,
         dataloader_pin_memory=cuda,
     )
+    if cuda and not launch.is_worker():
+        arguments._n_gpu = 1  # transformers would spread one process over every card that it sees
+    return arguments
 
 
 def _trainer_class(config: Config, device: Device) -> Any:

@@ -35,10 +35,10 @@ class Dropout:
 class Inputs:
     """A tensor (T, N) as the next product needs it: as it is, in FP8 with row scales, and with dropout for the adapter."""
 
-    plain: Tensor | None
+    plain: Tensor  # None where FP8 and dropout take its place
     dropped: Tensor  # `plain` itself where nothing is dropped
-    q: Tensor | None = None
-    scale: Tensor | None = None
+    q: Tensor = None
+    scale: Tensor = None
 
 
 def _power_of_two(n: int) -> int:
