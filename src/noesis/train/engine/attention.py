@@ -43,7 +43,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, b
     if backend == "flash":
         out, lse, state, unused, _ = torch.ops.aten._flash_attention_forward(q, k, v, b, b, n, n, 0.0, True, False, scale=scale)
         return Attended(out, lse, (state, unused))
-    parts = [_host_forward(*part, scale) for part in _split(segments, q, k, v)]
+    parts = [_host_forward(x, y, z, scale) for x, y, z in _split(segments, q, k, v)]
     return Attended(torch.cat([out for out, _ in parts]), None, parts)
 
 
@@ -54,7 +54,7 @@ def backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Attended, segm
         return tuple(
             torch.ops.aten._flash_attention_backward(dout, q, k, v, kept.out, kept.lse, b, b, n, n, 0.0, True, kept.rng[0], kept.rng[1], scale=scale)  # type: ignore[index]
         )
-    gradients = [_host_backward(*part, *saved, scale) for part, saved in zip(_split(segments, dout, q, k, v), kept.rng, strict=True)]  # type: ignore[arg-type]
+    gradients = [_host_backward(d, x, y, z, out, lse, scale) for (d, x, y, z), (out, lse) in zip(_split(segments, dout, q, k, v), kept.rng, strict=True)]
     return tuple(torch.cat(g) for g in zip(*gradients, strict=True))
 
 
