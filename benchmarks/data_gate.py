@@ -1,6 +1,7 @@
 """How fast, and in how much memory, the data gate takes 30,000 to 1,000,000 records: `python benchmarks/data_gate.py [--rows 30000 …]`.
 
-Two sets are made: distinct records of about 1 kB (words drawn from the project's own examples), and records that share 24 answers.
+Two sets are made: distinct records of about 1 kB (words drawn from the project's own examples), and records
+with a prompt each that share 24 replies (weak answer, critique, revision).
 Each is validated, clustered, split and exported by the command line in a process of its own; beside it, in the same run, a naive script that
 loads, shuffles, splits and writes, and finds nothing. Memory is that of all processes together, sampled every 0.1 s.
 """
@@ -52,16 +53,18 @@ def make(file: Path, rows: int, answers: int | None) -> None:
     def text(length: int) -> str:
         return " ".join(generator.choices(words, k=length))
 
-    shared = [text(85) for _ in range(answers or 0)]
+    def reply() -> dict[str, str]:
+        critique = f"[VERITAS] {text(4)} [SOPHIA] {text(4)} [DIKE] {text(4)}"
+        return {"response_initial": text(25), "critique": critique, "response_revised": text(85)}
+
+    shared = [reply() for _ in range(answers or 0)]
     with open(file, "w", encoding="utf-8") as f:
         for i in range(rows):
             record = {
                 "id": f"made_{i:07d}",
                 "category": categories[i % len(categories)],
                 "prompt": text(18) + "?",
-                "response_initial": text(25),
-                "critique": f"[VERITAS] {text(4)} [SOPHIA] {text(4)} [DIKE] {text(4)}",
-                "response_revised": shared[i % answers] if answers else text(85),
+                **(shared[i % answers] if answers else reply()),
                 "reasoning": text(5),
                 "values_applied": generator.sample(values, 2),
                 "difficulty": generator.choice(["easy", "medium", "medium", "hard"]),

@@ -27,7 +27,7 @@ def small(**overrides: object) -> Config:
     return load_config(Project(ROOT), base | overrides)
 
 
-PLAIN = {"lora.quantization.bnb_4bit_use_double_quant": False}  # what the engine does not know is trained by transformers' own layers
+PLAIN = {"lora.quantization.bnb_4bit_quant_type": "fp4"}  # what the engine does not know is trained by transformers' own layers
 
 
 def records(count: int, record: dict) -> list[dict]:

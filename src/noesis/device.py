@@ -47,7 +47,7 @@ def usable_threads() -> int:
 
 
 @cache
-def measure_cpu_flops(seconds: float = 0.08) -> float:
+def measure_cpu_flops(seconds: float = 0.06) -> float:
     """Single-precision matrix multiplication rate of this processor, FLOP/s, by a short run of numpy's own; asked once a process.
 
     It is taken per second of processor time and multiplied by the threads, so that other programs that run for the moment do not count;

@@ -60,6 +60,7 @@ def data_validate(
 
 @app.command("export")
 def data_export(
+    more: Annotated[list[Path] | None, typer.Argument(metavar="[PATH]...", help="More sources, after --source.")] = None,
     source: Annotated[list[Path] | None, typer.Option("--source", metavar="PATH", help="JSONL files or folders; default: the project's examples.")] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to; default: data/training/exports.")] = None,
     language: Annotated[str | None, typer.Option(help="pt, en or both; default: as in training_config.yaml.")] = None,
@@ -80,7 +81,7 @@ def data_export(
     found = find_project(project)
     config = load_config(found, {"training.data.language": language})
     target = out or found.exports
-    sources = source or found.sources(config.training.data.language)
+    sources = [*(source or ()), *(more or ())] or found.sources(config.training.data.language)
     statistics = export(sources, target, load_constitution(found.constitution), config, dedupe=dedupe, tribunal=found.data / "tribunal")
     for part in ("train", "eval"):
         say(f"  {target / statistics[part]['file']}: {statistics[part]['examples']} examples")

@@ -9,7 +9,9 @@ newline). What can't be masked safely is refused, by the row's name.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 from noesis.constitution.document import Constitution
@@ -28,6 +30,8 @@ class Tokenizer(Protocol):
 
     bos_token_id: int | None
     control_ids: frozenset[int]
+
+    def __hash__(self) -> int: ...
 
     def apply_chat_template(self, conversation: list[Message], *, tokenize: bool, add_generation_prompt: bool) -> Any: ...
 
@@ -79,6 +83,7 @@ def render(tokenizer: Tokenizer, messages: list[Message], *, add_generation_prom
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
 
 
+@lru_cache(maxsize=8)
 def takes_system(tokenizer: Tokenizer) -> bool:
     """Whether the template has a place for a system prompt: it neither refuses one nor drops it."""
     probe = [{"role": "system", "content": PROBE}, {"role": "user", "content": "a"}]
@@ -106,9 +111,8 @@ def encode(tokenizer: Tokenizer, messages: list[Message], answer: str, *, name: 
         TrainingError: the template refuses the conversation or rewrites it, or its text holds one of the model's control tokens.
     """
     for role, text in [*((m["role"], m["content"]) for m in messages), ("answer", answer)]:
-        if forged := _controls(tokenizer, text):
-            token = tokenizer.convert_ids_to_tokens(forged[:1])[0]
-            raise TrainingError(f"row {name}: the {role} text holds {token!r}, a control token of this model: take it out or write it otherwise")
+        if forged := _controls(tokenizer).search(text):
+            raise TrainingError(f"row {name}: the {role} text holds {forged.group()!r}, a control token of this model: take it out or write it otherwise")
     if not answer.strip():
         raise TrainingError(f"row {name} has no trained token: its answer is empty; write one, or take the example out")
     try:
@@ -120,12 +124,12 @@ def encode(tokenizer: Tokenizer, messages: list[Message], answer: str, *, name: 
     start = _ids(tokenizer, prompt)
     if start[:2] == [tokenizer.bos_token_id] * 2:
         raise TrainingError(f"row {name}: this model's chat template begins with two {tokenizer.convert_ids_to_tokens(start[:1])[0]} tokens: mend the template")
-    head = _head(tokenizer, messages)
+    head = _head(tokenizer, tuple(m["role"] for m in messages))
     if rest and not (rest.startswith(head) and rest[len(head) :].lstrip().startswith(answer.strip())):
         raise TrainingError(f"row {name}: this model's chat template changes the text of the answer, so what would be trained on is not what was written")
     ids = _join(tokenizer, prompt, start, rest, name)
     # The turn ends with the first control token after the answer; what a template writes behind it is not for the model to say.
-    framing = len(_controls(tokenizer, head))
+    framing = len(_controls(tokenizer).findall(head))
     controls = [i for i in range(len(start), len(ids)) if ids[i] in tokenizer.control_ids]
     if len(controls) > framing:
         ids = ids[: controls[framing] + 1]
@@ -187,9 +191,10 @@ def _prompt_and_rest(tokenizer: Tokenizer, messages: list[Message], answer: str)
     return prompt, after[len(before) :] if after.startswith(before) else None
 
 
-def _head(tokenizer: Tokenizer, messages: list[Message]) -> str:
+@lru_cache(maxsize=64)
+def _head(tokenizer: Tokenizer, roles: tuple[str, ...]) -> str:
     """What the template writes between the generation prompt and an answer (an empty block of thoughts, say); learnt from a known answer."""
-    _, rest = _prompt_and_rest(tokenizer, messages, PROBE)
+    _, rest = _prompt_and_rest(tokenizer, [{"role": role, "content": "a"} for role in roles], PROBE)
     head, found, _ = (rest or "").partition(PROBE)
     return head if found else ""
 
@@ -209,8 +214,11 @@ def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _controls(tokenizer: Tokenizer, text: str) -> list[int]:
-    return [i for i in _ids(tokenizer, text) if i in tokenizer.control_ids]
+@lru_cache(maxsize=8)
+def _controls(tokenizer: Tokenizer) -> re.Pattern[str]:
+    """What becomes a control token of this model wherever it stands in a text."""
+    tokens = tokenizer.convert_ids_to_tokens(sorted(tokenizer.control_ids))
+    return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) or r"(?!)")
 
 
 def hide_analysis(text: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class ChatTokenizer:
 
     def __init__(self, backend: Any, template: str, special: dict[str, str]) -> None:
         self.backend = backend
+        self._encode = lru_cache(maxsize=16)(self._encode_anew)  # the system prompt stands in every row
         self.special = special
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
         environment.filters["tojson"] = _tojson
@@ -64,7 +66,10 @@ class ChatTokenizer:
             raise ModelError(f"the model's chat template refuses this conversation: {error}") from None
 
     def __call__(self, text: str, *, add_special_tokens: bool = False) -> dict[str, list[int]]:
-        return {"input_ids": self.backend.encode(text, add_special_tokens=add_special_tokens).ids}
+        return {"input_ids": list(self._encode(text, add_special_tokens))}
+
+    def _encode_anew(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
+        return tuple(self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)  # without offsets
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
         return [self.backend.id_to_token(i) for i in ids]

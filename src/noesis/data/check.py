@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from pydantic import ValidationError
@@ -46,7 +47,8 @@ def check_line(line: bytes, rules: Rules) -> tuple[dict[str, Any] | None, list[F
     row = _parse(line)
     if isinstance(row, Finding):
         return None, [row]
-    findings = list(_fields(row)) or list(_content(row, rules))
+    findings = list(_fields(row))
+    findings += _content(row, rules) if not findings else _traps([(k[:80], v) for k, v in row.items() if isinstance(v, str)], rules)
     if any(not finding.warning for finding in findings):
         return None, findings
     return row, [*findings, *(_doubts(row) if rules.doubts else ())]
@@ -101,6 +103,8 @@ def _fields(row: dict[str, Any]) -> Iterator[Finding]:
             if item["type"] == "missing":
                 other = next((k for k in row if ALIASES.get(k) == name), None)
                 yield Finding("missing-field", f"the field {name!r} is missing" + (f"; {other!r} is there: rename it" if other else ""))
+            elif item["type"] == "string_too_short":
+                yield Finding("bad-field", f"{name} is too short: at least {item['ctx']['min_length']} characters are needed")
             elif item["type"] != "extra_forbidden":
                 yield Finding("bad-field", f"{name}: {item['msg'].removeprefix('Value error, ')}")
             elif name not in ALIASES or ALIASES[name] in row:  # else it was named with the missing field
@@ -109,9 +113,8 @@ def _fields(row: dict[str, Any]) -> Iterator[Finding]:
 
 def _content(row: dict[str, Any], rules: Rules) -> Iterator[Finding]:
     """Errors in what the fields say, and a category that is not configured."""
-    whole = "\n".join(text for _, text in _texts(row))
-    if control_token(whole, rules.special) or placeholder(whole) or invisible(whole):
-        yield from _traps(row, rules)
+    if any(_trapped(text, rules.special) for text in _halves(row)):
+        yield from _traps(_texts(row), rules)
     initial, revised = row["response_initial"], row["response_revised"]
     if abs(len(initial) - len(revised)) < 0.2 * len(revised) and normalised(initial) == normalised(revised):
         yield Finding("no-revision", "response_revised says the same as response_initial")
@@ -127,8 +130,31 @@ def _content(row: dict[str, Any], rules: Rules) -> Iterator[Finding]:
         yield Finding("unknown-category", f"category {row['category'][:80]!r} is not in training_config.yaml (data.categories)", warning=True)
 
 
-def _traps(row: dict[str, Any], rules: Rules) -> Iterator[Finding]:
-    for name, text in _texts(row):
+def _halves(row: dict[str, Any]) -> tuple[str, str]:
+    """All texts of a record in two: what is often the same in many rows, and what is not."""
+    shared = ("response_initial", "critique", "response_revised")
+    return "\n".join(row[name] for name in shared), "\n".join(text for name, text in _texts(row) if name not in shared)
+
+
+# Generated sets repeat a few answers thousands of times: what was found in one is remembered.
+@lru_cache(maxsize=2048)
+def _trapped(text: str, special: re.Pattern[str] | None) -> bool:
+    return bool(control_token(text, special) or placeholder(text) or invisible(text))
+
+
+@lru_cache(maxsize=2048)
+def _personal(text: str) -> bool:
+    return bool(find_personal(text))
+
+
+@lru_cache(maxsize=2048)
+def _speech(text: str, label: str) -> tuple[str | None, list[str]]:
+    """(another language than the label's, words without their accents)"""
+    return other_language(text, label), missing_accents(text) if label == "pt" else []
+
+
+def _traps(texts: Iterable[tuple[str, str]], rules: Rules) -> Iterator[Finding]:
+    for name, text in texts:
         if token := control_token(text, rules.special):
             yield Finding("forged-turn", f"{name} holds {token!r}, a control token of chat templates: it would forge a turn")
         if unfilled := placeholder(text):
@@ -152,12 +178,12 @@ def _texts(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _doubts(row: dict[str, Any]) -> Iterator[Finding]:
     """Warnings: what a person should look at."""
     label = row.get("language", "pt")
-    revised = row["response_revised"]
-    if (code := other_language(revised, label)) is not None:
-        yield Finding("language", f"response_revised is in {code!r}, its label says {label!r}", warning=True)
-    elif label == "pt" and (words := missing_accents(f"{row['prompt']} {revised}")):
+    language, accents = _speech(row["response_revised"], label)
+    if language is not None:
+        yield Finding("language", f"response_revised is in {language!r}, its label says {label!r}", warning=True)
+    elif label == "pt" and (words := accents or missing_accents(row["prompt"])):
         yield Finding("accents", f"Portuguese without its accents: {', '.join(words[:4])}", warning=True)
-    if not find_personal("\n".join(text for _, text in _texts(row))):
+    if not any(_personal(text) for text in _halves(row)):
         return
     seen = set()
     for name, text in _texts(row):

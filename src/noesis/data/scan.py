@@ -172,12 +172,15 @@ def _table(records: list[tuple[int, int, int, dict[str, Any]]], file: int, rules
     """The records' columns, and for each record whether its revision only changes the length."""
     made = [record for *_, record in records]
     prompts = [" ".join([*(turn["content"] for turn in r.get("turns") or ()), r["prompt"]]) for r in made]
-    answers = [r["response_revised"] for r in made]
-    endings = [closing(answer) for answer in answers]
-    prompt, answer, initial, critique = (
-        fingerprint(texts) for texts in (prompts, answers, [r["response_initial"] for r in made], [r["critique"] for r in made])
-    )
-    closings = np.where([bool(e) for e in endings], fingerprint(endings).key, np.uint64(0)) if made else np.zeros(0, np.uint64)
+    # Generated sets repeat a few answers thousands of times: each is looked at once a piece.
+    replies = [(r["response_initial"], r["critique"], r["response_revised"]) for r in made]
+    distinct = {reply: i for i, reply in enumerate(dict.fromkeys(replies))}
+    which = np.array([distinct[reply] for reply in replies], np.int64)
+    initial, critique, answer = (fingerprint([reply[i] for reply in distinct]) for i in range(3))
+    endings = [closing(reply[2]) for reply in distinct]
+    closings = np.where([bool(ending) for ending in endings], fingerprint(endings).key, np.uint64(0)).astype(np.uint64)
+    bytes_of_answers = np.array([len(reply[2].encode()) for reply in distinct], np.int32)
+    prompt = fingerprint(prompts)
     categories = sorted({r["category"] for r in made})
     category = {name: i for i, name in enumerate(categories)}
     bit = {value: 1 << i for i, value in enumerate(rules.values)}
@@ -192,19 +195,19 @@ def _table(records: list[tuple[int, int, int, dict[str, Any]]], file: int, rules
         stance=np.array([STANCES.index(r.get("stance") or "unlabelled") for r in made], np.uint8),
         values=np.array([sum({bit[v] for v in r["values_applied"]}) for r in made], np.uint64),
         turns=np.array([len(r.get("turns") or ()) for r in made], np.int32),
-        words=np.stack([initial.words, critique.words, answer.words], axis=1).astype(np.int32),
-        text_bytes=np.array([len(p.encode()) + len(a.encode()) for p, a in zip(prompts, answers, strict=True)], np.int32),
+        words=np.stack([initial.words, critique.words, answer.words], axis=1)[which].astype(np.int32),
+        text_bytes=np.array([len(p.encode()) for p in prompts], np.int32) + bytes_of_answers[which],
         prompt_key=prompt.key,
-        answer_key=answer.key,
-        closing_key=closings,
+        answer_key=answer.key[which],
+        closing_key=closings[which],
         prompt_digest=prompt.minhash(),
-        answer_digest=answer.minhash(),
+        answer_digest=answer.minhash()[which],
         prompt_grams=prompt.first_grams(PROMPT_GRAMS),
-        answer_grams=answer.first_grams(ANSWER_GRAMS),
+        answer_grams=answer.first_grams(ANSWER_GRAMS)[which],
         ids=[r["id"] for r in made],
         categories=categories,
     )
-    return table, initial.overlap(answer) >= COPIED
+    return table, initial.overlap(answer)[which] >= COPIED
 
 
 def join(tables: list[Table]) -> Table:

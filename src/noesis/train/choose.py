@@ -15,7 +15,7 @@ from itertools import product
 
 from noesis.config import Config
 from noesis.device import Device
-from noesis.train.cards import card_of
+from noesis.train.cards import Card, card_of
 from noesis.train.memory import Memory, card_memory, cpu_memory
 from noesis.train.setup import Checkpointing, Precision, Setup
 from noesis.train.shapes import Shape
@@ -59,6 +59,10 @@ class Task:
     @cached_property
     def adapter(self) -> int:
         return self.shape.adapter_weights(self.config.lora.r, self.config.lora.target_modules)
+
+    @cached_property
+    def card(self) -> Card:
+        return card_of(self.device)
 
     @property
     def per_step(self) -> int:
@@ -222,7 +226,7 @@ def packs(task: Task) -> bool:
 
 
 def _cost(task: Task, setup: Setup, sharded: bool) -> Option:
-    t, work, card = task.config.training, task.work, card_of(task.device)
+    t, work, card = task.config.training, task.work, task.card
     share = task.per_step // setup.cards
     mean = work.tokens / len(work.lengths)
     if setup.packing:

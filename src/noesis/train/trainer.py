@@ -117,16 +117,15 @@ def _run(plan: Plan, folder: Path, rows: list[Encoded], config: Config, device: 
 
 def _why_not_the_engine(folder: Path, config: Config, plan: Plan, device: Device) -> str | None:
     """Why this run takes the plain path (transformers' own layers), or None."""
-    from noesis.train.engine.model import supported
-
-    quantization = config.lora.quantization
-    if plan.setup.precision == "nf4" and (quantization.bnb_4bit_quant_type != "nf4" or not quantization.bnb_4bit_use_double_quant):
-        return "it knows NF4 with double quantisation only"
+    if plan.setup.precision == "nf4" and config.lora.quantization.bnb_4bit_quant_type != "nf4":
+        return f"bnb_4bit_quant_type in lora_config.yaml is {config.lora.quantization.bnb_4bit_quant_type}"
     if device.kind == "cuda" and plan.setup.compute_dtype != "bfloat16":
         return f"it computes in bfloat16, this plan in {plan.setup.compute_dtype}"
     if device.kind == "cuda" and find_spec("triton") is None:
         return "the package triton is not installed"
-    return supported(folder, config.lora.target_modules)
+    from noesis.train.engine.model import supported
+
+    return supported(folder, config.lora.target_modules, kernels=device.kind == "cuda")
 
 
 def _engine_trainer(
@@ -145,7 +144,7 @@ def _engine_trainer(
     arguments = _arguments(config, plan, device, state, engine=True)  # first: with several cards it joins their group
     smallest = plan.setup.precision == "nf4" and plan.setup.gradient_checkpointing == "full"
     where = f"cuda:{card}" if device.kind == "cuda" else "cpu"
-    model = build(folder, plan.setup, lora(config), where, offload=smallest, sharded=plan.sharded)
+    model = build(folder, plan.setup, lora(config), where, offload=smallest, sharded=plan.sharded, nested=config.lora.quantization.bnb_4bit_use_double_quant)
     return EngineTrainer(
         model=model,
         args=arguments,

@@ -92,18 +92,18 @@ class Fp8:
 
 
 class Nf4:
-    """bitsandbytes' NF4 (blocks of 64 weights, double-quantised scales), unpacked for a product and kept until `release`."""
+    """bitsandbytes' NF4 (blocks of 64 weights, their scales quantised too if `nested`), unpacked for a product and kept until `release`."""
 
     fp8 = False
 
-    def __init__(self, parts: list[Tensor], *, sharded: bool = False) -> None:
+    def __init__(self, parts: list[Tensor], *, sharded: bool = False, nested: bool = True) -> None:
         from bitsandbytes.functional import quantize_4bit
 
         self.shapes = [tuple(part.shape) for part in parts]
         self.dtype, self.device = parts[0].dtype, parts[0].device
         self.parts = []
         for part in parts:
-            packed, state = quantize_4bit(part.contiguous(), quant_type="nf4", compress_statistics=True)
+            packed, state = quantize_4bit(part.contiguous(), quant_type="nf4", compress_statistics=nested)
             self.parts.append((own_part(packed.view(-1)) if sharded else packed.view(-1), state))
         self.sharded = sharded
         self.unpacked: Tensor | None = None
@@ -171,10 +171,10 @@ def gather(part: Tensor) -> Tensor:
     return whole
 
 
-def store(precision: str, parts: list[Tensor], *, sharded: bool = False) -> Dense | Fp8 | Nf4:
-    """Weights of projections with one input, each (outputs, inputs), as `precision` says; `sharded`: spread over the cards."""
+def store(precision: str, parts: list[Tensor], *, sharded: bool = False, nested: bool = True) -> Dense | Fp8 | Nf4:
+    """Weights (outputs, inputs) of projections with one input, as `precision` says; `sharded`: over the cards; `nested`: NF4's scales quantised too."""
     if precision == "fp8":
         return Fp8(parts)
     if precision == "nf4":
-        return Nf4(parts, sharded=sharded)
+        return Nf4(parts, sharded=sharded, nested=nested)
     return ShardedDense(parts) if sharded else Dense(parts)

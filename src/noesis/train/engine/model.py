@@ -29,26 +29,30 @@ LOGITS_BYTES = 512 * 2**20  # of one chunk of logits, where memory is no concern
 SMALL_LOGITS_BYTES = 128 * 2**20
 
 
-def supported(folder: Path, target_modules: tuple[str, ...]) -> str | None:
-    """Why the engine can't train this model, or None where it can."""
+def supported(folder: Path, target_modules: tuple[str, ...], *, kernels: bool) -> str | None:
+    """Why the engine can't train this model, or None where it can; `kernels`: on a card, where widths must suit them."""
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if raw.get("model_type") not in ("llama", "mistral"):
         return f"its layers are of type {raw.get('model_type')!r}; known are llama and mistral"
     if raw.get("sliding_window") or raw.get("attention_bias") or raw.get("mlp_bias") or raw.get("hidden_act", "silu") != "silu":
         return "it has a sliding window, biases, or an activation other than silu"
+    head = raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"]
+    if kernels and (head not in (32, 64, 128, 256) or raw["hidden_size"] % 64 or raw["intermediate_size"] % 64):
+        return f"its heads are {head} wide, or a width is no multiple of 64; the kernels take heads of 32, 64, 128 or 256"
     if "quantization_config" in raw:
         return "its weights are quantised already"
     other = set(target_modules) - {name for names in GROUPS.values() for name in names}
     return f"the adapter has other target_modules: {', '.join(sorted(other))}" if other else None
 
 
-def build(folder: Path, setup: Setup, lora: Any, device: Any, *, offload: bool = False, sharded: bool = False) -> Any:
+def build(folder: Path, setup: Setup, lora: Any, device: Any, *, offload: bool = False, sharded: bool = False, nested: bool = True) -> Any:
     """The PEFT model, its frozen base loaded in `setup.precision`. Its forward takes a `PackedRow` and a divisor, and returns the loss.
 
     Args:
         lora: `peft.LoraConfig`.
         offload: keep the embedding and, with full checkpointing, the layers' inputs in main memory.
         sharded: spread the projections' frozen weights over the cards.
+        nested: quantise NF4's scales too (`bnb_4bit_use_double_quant`).
     """
     from peft import get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -68,7 +72,7 @@ def build(folder: Path, setup: Setup, lora: Any, device: Any, *, offload: bool =
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     with Reader(folder, dtype, device) as reader:
-        engine = Engine(base, setup, lora, reader, device, offload=offload, sharded=sharded)
+        engine = Engine(base, setup, lora, reader, device, offload=offload, sharded=sharded, nested=nested)
     # DistributedDataParallel would send the frozen base from card to card
     model._ddp_params_and_buffers_to_ignore = [n for n, p in model.named_parameters() if not p.requires_grad] + [n for n, _ in model.named_buffers()]
     model.forward = engine.loss
@@ -79,7 +83,7 @@ def build(folder: Path, setup: Setup, lora: Any, device: Any, *, offload: bool =
 class Engine:
     """The layers with their weights, and the forward pass of a packed row."""
 
-    def __init__(self, base: Any, setup: Setup, lora: Any, reader: Reader, device: Any, *, offload: bool, sharded: bool) -> None:
+    def __init__(self, base: Any, setup: Setup, lora: Any, reader: Reader, device: Any, *, offload: bool, sharded: bool, nested: bool) -> None:
         config = base.config
         self.base, self.setup, self.device = base, setup, device
         self.threshold = round(lora.lora_dropout * 256)
@@ -105,7 +109,7 @@ class Engine:
             for group, members in GROUPS.items():
                 parts = [by_name.pop(name) for name in members]
                 adapters[group] = _adapters(module, members, parts, lora, dtype=parts[0].dtype, device=device)
-                frozen[group] = store(setup.precision, parts, sharded=sharded)
+                frozen[group] = store(setup.precision, parts, sharded=sharded, nested=nested)
                 del parts
             self.layers.append(
                 Layer(

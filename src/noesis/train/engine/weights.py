@@ -48,7 +48,7 @@ def read_index(folder: Path) -> dict[str, Entry]:
                 length = int.from_bytes(f.read(8), "little")
                 header = json.loads(f.read(length))
             for name, item in header.items():
-                if name != "__metadata__":
+                if name != "__metadata__" and item["dtype"] in TYPES:
                     begin, end = item["data_offsets"]
                     entries[name] = Entry(file, 8 + length + begin, end - begin, tuple(item["shape"]), TYPES[item["dtype"]])
                     if 8 + length + end > file.stat().st_size:
