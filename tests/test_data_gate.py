@@ -18,6 +18,7 @@ from conftest import ROOT
 from noesis.config import Project, load_config
 from noesis.constitution.document import load_constitution
 from noesis.data import scan
+from noesis.data.benchmarks import known_questions
 from noesis.data.export import export
 from noesis.data.fingerprint import fingerprint
 from noesis.data.language import missing_accents, other_language
@@ -181,6 +182,11 @@ def test_questions_of_the_tribunal_are_not_trained_on(write_rows, tmp_path: Path
         export([write_rows(*BARE)], tmp_path / "out", CONSTITUTION, CONFIG, tribunal=tmp_path / "tribunal")
     assert not (tmp_path / "out").exists()
     assert export([write_rows(*BARE[:10], *BARE[11:])], tmp_path / "out", CONSTITUTION, CONFIG, tribunal=tmp_path / "tribunal")["train"]["examples"] > 100
+
+
+def test_no_committed_example_asks_what_the_tribunal_asks():
+    report = check(*PROJECT.sources("both"))
+    assert list(known_questions(report.table, report.files, PROJECT.data / "tribunal")) == []
 
 
 # --- what a line may hide

@@ -195,12 +195,12 @@ def test_only_the_chosen_modules_get_an_adapter(tiny_model: Path):
 
 @pytest.mark.slow
 def test_bfloat16_gradients_stay_near_float32(tiny_model: Path):
-    """Looser than on a real model: this one is 64 wide and random, so rounding averages out less."""
+    """Looser than on a real model: this one is 64 wide and random, so rounding averages out less; and a processor rounds sums once more."""
     step = toy(12)
     loss, got = gradients(engine_of(tiny_model, replace(FP32, precision="bf16", compute_dtype="bfloat16")), rows(step), trained(step))
     expected, wanted = gradients(engine_of(tiny_model, FP32), rows(step), trained(step))
     assert loss == pytest.approx(expected, rel=1e-2)
-    assert worst(got, wanted) < 4e-2
+    assert worst(got, wanted) < 6e-2
 
 
 @pytest.mark.slow

@@ -27,6 +27,9 @@ def small(**overrides: object) -> Config:
     return load_config(Project(ROOT), base | overrides)
 
 
+PLAIN = {"lora.quantization.bnb_4bit_quant_type": "fp4"}  # what the engine does not know is trained by transformers' own layers
+
+
 def records(count: int, record: dict) -> list[dict]:
     return [record | {"id": f"x_{i:03}", "prompt": f"Pergunta {i}: o que é a coragem?"} for i in range(count)]
 
@@ -170,7 +173,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_applied(tiny_model: Path, 
     real = trainer.answer_loss
     monkeypatch.setattr(trainer, "answer_loss", lambda *a: real(*a) * float("nan"))
     with pytest.raises(TrainingError, match="the loss is nan at step 1; nothing of this step was applied"):
-        train_tiny(tiny_model, tmp_path, record, small(), count=4)
+        train_tiny(tiny_model, tmp_path, record, small(**PLAIN), count=4)
     assert not (tmp_path / "metrics.jsonl").exists()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from noesis.data.fingerprint import fingerprint
 from noesis.data.read import Piece, lines
 from noesis.data.scan import Table
-from noesis.data.similar import NEAR
+from noesis.data.similar import NEAR, bands, mix
 from noesis.errors import DataError
 
 SHOWN = 5
@@ -45,14 +45,12 @@ def known_questions(table: Table, files: list[Path], tribunal: Path) -> Iterator
     asked = fingerprint(texts)
     digests = asked.minhash()
     by_key = dict(zip(asked.key.tolist(), places, strict=True))
-    close = np.zeros(len(table), bool)
-    nearest = np.zeros(len(table), np.int64)
-    for question in range(len(texts)):  # some hundred questions against all rows, a column at a time
-        candidates = np.flatnonzero((table.prompt_digest[:, :21] == digests[question, :21]).sum(axis=1) >= 4)
-        alike = candidates[(table.prompt_digest[candidates] == digests[question]).mean(axis=1) >= NEAR]
-        close[alike], nearest[alike] = True, question
-    for row, key in enumerate(table.prompt_key.tolist()):
-        place = by_key.get(key) or (places[nearest[row]] if close[row] else None)
+    candidates = np.isin(table.prompt_key, asked.key)
+    for columns in bands():
+        candidates |= np.isin(mix(table.prompt_digest[:, columns]), mix(digests[:, columns]))
+    for row in np.flatnonzero(candidates):
+        likeness = (digests == table.prompt_digest[row]).mean(axis=1)
+        place = by_key.get(int(table.prompt_key[row])) or (places[likeness.argmax()] if likeness.max() >= NEAR else None)
         if place:
             yield f"{files[table.file[row]]}:{table.line[row]} ({table.ids[row][:80]}) asks what {place} asks"
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from noesis.data.fingerprint import PERMUTATIONS
 from noesis.data.scan import Column, Table
 
 NEAR = 0.40  # estimated Jaccard similarity of two texts' 3-grams from which they are near-duplicates
@@ -101,8 +102,8 @@ def _members(labels: Column) -> Iterator[Column]:
 def _near(digest: Column) -> Iterator[Column]:
     """Groups of near-duplicate rows: (rows, columns) digests in, indices out."""
     left, right = [], []
-    for start in range(0, digest.shape[1], BAND):
-        band = _mix(digest[:, start : start + BAND])
+    for columns in bands():
+        band = mix(digest[:, columns])
         order = np.argsort(band, kind="stable")  # stable: the same groups on every processor
         same = band[order[1:]] == band[order[:-1]]
         # Neighbours in the sorted band, and each with the first of its run.
@@ -119,7 +120,12 @@ def _near(digest: Column) -> Iterator[Column]:
     yield from _members(components(len(digest), pairs[:, 0], pairs[:, 1]))
 
 
-def _mix(columns: Column) -> Column:
+def bands() -> list[slice]:
+    """Columns of a digest that are compared together: near-duplicates agree in one of them at least."""
+    return [slice(start, start + BAND) for start in range(0, PERMUTATIONS, BAND)]
+
+
+def mix(columns: Column) -> Column:
     """(rows, n) numbers → (rows,) one hash of each row."""
     mixed = np.zeros(len(columns), np.uint64)
     for column in columns.T:

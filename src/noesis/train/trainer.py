@@ -178,8 +178,6 @@ def _why_not_the_engine(folder: Path, config: Config, plan: Plan, device: Device
     """Why this run takes the plain path (transformers' own layers), or None."""
     if plan.setup.precision == "nf4" and config.lora.quantization.bnb_4bit_quant_type != "nf4":
         return f"bnb_4bit_quant_type in lora_config.yaml is {config.lora.quantization.bnb_4bit_quant_type}"
-    if device.kind == "cpu" and not plan.setup.packing:
-        return "sequences are not packed"
     if device.kind == "cuda" and plan.setup.compute_dtype != "bfloat16":
         return f"it computes in bfloat16, this plan in {plan.setup.compute_dtype}"
     if device.kind == "cuda" and find_spec("triton") is None:

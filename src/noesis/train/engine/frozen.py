@@ -128,8 +128,9 @@ class Nf4:
         return dy.plain @ self.weight()
 
     def release(self) -> None:
-        """Give the unpacked weights back."""
-        self.unpacked = None
+        """Give the unpacked weights back; on a processor they are kept, since unpacking there takes as long as the product."""
+        if self.device.type != "cpu":
+            self.unpacked = None
 
 
 FAST_ACCUMULATION = True  # of the FP8 products: see docs/decisions

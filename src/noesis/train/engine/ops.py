@@ -1,4 +1,4 @@
-"""The steps between matrix products: a Triton kernel on a card, plain torch (`reference`) on a processor. Same results within rounding."""
+"""The steps between matrix products: a Triton kernel on a card, `host` on a processor. Same results within rounding (`reference`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from noesis.train.engine import reference
+from noesis.train.engine import host, reference
 
 Tensor = Any
 # rows, columns and warps of a tile of the kernels that hold a small matrix product
@@ -27,10 +27,8 @@ class Dropout:
         return 256 / (256 - self.threshold)
 
     def apply(self, x: Tensor) -> Tensor:
-        """In plain torch."""
-        if self.threshold == 0:
-            return x
-        return torch.where(reference.keep_mask(x.shape, self.seed, self.threshold, x.device), x * self.scale, 0)
+        """On a processor."""
+        return host.drop(x, self.threshold, self.seed)
 
 
 @dataclass
@@ -60,7 +58,7 @@ def _grid(tokens: int, width: int, rows: int, columns: int) -> tuple[int, int]:
 def norm(h: Tensor, weight: Tensor, eps: float, drop: Dropout, *, fp8: bool) -> tuple[Inputs, Tensor]:
     """RMSNorm of h: (T, H). Returns its results and 1/root-mean-square: (T,)."""
     if not h.is_cuda:
-        y, rstd = reference.rms_norm(h, weight, eps)
+        y, rstd = host.rms_norm(h, weight, eps)
         q, scale = reference.quantise_rows(y) if fp8 else (None, None)
         return Inputs(y, drop.apply(y), q, scale), rstd
     tokens, width = h.shape
@@ -80,7 +78,7 @@ def norm(h: Tensor, weight: Tensor, eps: float, drop: Dropout, *, fp8: bool) -> 
 def norm_backward(dx: Tensor, h: Tensor, rstd: Tensor, weight: Tensor, residual: Tensor, *, fp8: bool) -> Inputs:
     """Gradient to h through the norm, plus `residual`; in FP8 too if asked."""
     if not h.is_cuda:
-        dh = reference.rms_norm_backward(dx, h, rstd, weight, residual)
+        dh = host.rms_norm_backward(dx, h, rstd, weight, residual)
         q, scale = reference.quantise_rows(dh) if fp8 else (None, None)
         return Inputs(dh, dh, q, scale)
     tokens, width = h.shape
@@ -115,9 +113,7 @@ def add_low_rank(y: Tensor, u: Tensor, b: Tensor, *, drop: Dropout, residual: Te
     """y + dropout(Σ_g u_g · b_gᵀ) + residual, written over y. u: (T, G·R), b: (G, N, R), y: (T, N)."""
     groups, width, r = b.shape
     if not y.is_cuda:
-        low = sum(u[:, g * r : (g + 1) * r] @ b[g].T for g in range(groups))
-        out = y.float() + drop.apply(low).float()
-        return (out if residual is None else out + residual.float()).to(y.dtype)
+        return host.add_low_rank(y, u, b, threshold=drop.threshold, seed=drop.seed, residual=residual)
     tokens = y.shape[0]
     bm, bn, warps = TILES["add_low_rank"]
     _kernels().add_low_rank[_grid(tokens, width, bm, bn)](
@@ -131,11 +127,7 @@ def rotate(qkv: Tensor, u: Tensor, b: Tensor, cos: Tensor, sin: Tensor, heads: t
     """Adapters' part of q, k, v added, q and k rotated; in place on a card. qkv: (T, (Q + 2K)·D), u: (T, 3R), b: ((Q + 2K)·D, R)."""
     (tokens, width), (qh, kh), r, half = qkv.shape, heads, b.shape[1], cos.shape[1]
     if not qkv.is_cuda:
-        sizes = [qh * 2 * half, kh * 2 * half, kh * 2 * half]
-        low = torch.cat([u[:, i * r : (i + 1) * r] @ part.T for i, part in enumerate(b.split(sizes))], dim=1)
-        y = (qkv.float() + low.float()).view(tokens, -1, 2 * half)
-        turned = reference.rotate(y[:, : qh + kh], cos, sin)
-        return torch.cat([turned, y[:, qh + kh :]], dim=1).reshape(tokens, width).to(qkv.dtype)
+        return host.rotate(qkv, u, b, cos, sin, heads)
     bm, _, warps = TILES["rotate"]
     _kernels().rotate_forward[(qh + 2 * kh, -(-tokens // bm))](
         qkv, u, b, cos, sin, tokens, width, u.stride(0), qh, kh, D2=half, R=r, RP=_power_of_two(r), BM=bm, LOW=True, num_warps=warps
@@ -147,8 +139,7 @@ def rotate_backward(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor
     """(T, heads, D) gradients of rotated q, of rotated k and of v → (T, (Q + 2K)·D)."""
     (tokens, qh, d), kh = dq.shape, dk.shape[1]
     if not dq.is_cuda:
-        parts = [reference.rotate(dq, cos, sin, back=True), reference.rotate(dk, cos, sin, back=True), dv]
-        return torch.cat([part.reshape(tokens, -1) for part in parts], dim=1)
+        return host.rotate_backward(dq, dk, dv, cos, sin)
     width = (qh + 2 * kh) * d
     out = torch.empty((tokens, width), dtype=dq.dtype, device=dq.device)
     _kernels().rotate_backward[(qh + 2 * kh, -(-tokens // 128))](
@@ -160,7 +151,7 @@ def rotate_backward(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor
 def swiglu(gu: Tensor, u: Tensor, b: Tensor) -> Tensor:
     """silu(gate) · up with the adapters' parts. gu: (T, 2I), u: (T, 2R), b: (2I, R) → (T, I)."""
     if not gu.is_cuda:
-        return reference.swiglu_forward(gu, u, b)
+        return host.swiglu(gu, u, b)
     tokens, width = gu.shape[0], gu.shape[1] // 2
     act = torch.empty((tokens, width), dtype=gu.dtype, device=gu.device)
     r = b.shape[1]
@@ -172,7 +163,7 @@ def swiglu(gu: Tensor, u: Tensor, b: Tensor) -> Tensor:
 def swiglu_backward(gu: Tensor, u: Tensor, b: Tensor, dact: Tensor, du: Tensor, a: Tensor, drop: Dropout) -> Tensor:
     """Gradients of gate and up: (T, 2I), written over gu on a card. du: (T, R), a: (I, R)."""
     if not gu.is_cuda:
-        return reference.swiglu_backward(gu, u, b, dact.float() + drop.apply(du @ a.T).float())
+        return host.swiglu_backward(gu, dact, du, a, threshold=drop.threshold, seed=drop.seed)
     tokens, width, r = gu.shape[0], gu.shape[1] // 2, b.shape[1]
     bm, bn, warps = TILES["swiglu_backward"]
     _kernels().swiglu_backward[_grid(tokens, width, bm, bn)](

@@ -1,0 +1,101 @@
+"""The steps between matrix products on a processor: few passes over memory, in place, in the activations' own type.
+
+`reference` says what they compute; here sums are rounded to bfloat16 once more than there. No compiler is needed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.functional import silu
+
+Tensor = Any
+
+
+def drop(x: Tensor, threshold: int, seed: int) -> Tensor:
+    """x with dropout: an element is dropped when its random byte is below `threshold`; eight elements share a 64-bit draw."""
+    if threshold == 0:
+        return x
+    count = x.numel()
+    words = torch.empty((count + 7) // 8, dtype=torch.int64).random_(-(2**63), None, generator=torch.Generator().manual_seed(seed))
+    keep = words.view(torch.uint8)[:count].view(x.shape) >= threshold
+    return x * keep.to(x.dtype).mul_(256 / (256 - threshold))
+
+
+def rms_norm(h: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(normed: (T, H), 1/root-mean-square: (T,))."""
+    v = h.float()
+    rstd = torch.linalg.vector_norm(v, dim=-1).square_().div_(h.shape[-1]).add_(eps).rsqrt_()
+    return (h * rstd[:, None]).to(h.dtype).mul_(weight), rstd
+
+
+def rms_norm_backward(dx: Tensor, h: Tensor, rstd: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
+    """Gradient to h: through the norm, plus `residual`."""
+    g = (dx * weight).float()
+    inner = (g * h).sum(-1).mul_(rstd**3).div_(h.shape[-1])
+    return g.mul_(rstd[:, None]).addcmul_(h, inner[:, None].expand_as(g), value=-1).add_(residual).to(h.dtype)
+
+
+def add_low_rank(y: Tensor, u: Tensor, b: Tensor, *, threshold: int, seed: int, residual: Tensor | None) -> Tensor:
+    """y + dropout(Σ_g u_g · b_gᵀ) + residual, written over y."""
+    r = b.shape[2]
+    if threshold == 0:
+        for g, matrix in enumerate(b):
+            y.addmm_(u[:, g * r : (g + 1) * r], matrix.T)
+    else:
+        low = u[:, :r] @ b[0].T
+        for g, matrix in enumerate(b[1:], start=1):
+            low.addmm_(u[:, g * r : (g + 1) * r], matrix.T)
+        y.add_(drop(low, threshold, seed))
+    return y if residual is None else y.add_(residual)
+
+
+def rotate(qkv: Tensor, u: Tensor, b: Tensor, cos: Tensor, sin: Tensor, heads: tuple[int, int]) -> Tensor:
+    """Adapters' part of q, k, v added, q and k rotated, in place."""
+    (qh, kh), r, half = heads, b.shape[1], cos.shape[1]
+    at = 0
+    for i, size in enumerate((qh * 2 * half, kh * 2 * half, kh * 2 * half)):
+        qkv[:, at : at + size].addmm_(u[:, i * r : (i + 1) * r], b[at : at + size].T)
+        at += size
+    turning = qkv[:, : (qh + kh) * 2 * half].view(len(qkv), qh + kh, 2, half)
+    _turn(turning, turning, cos, sin)
+    return qkv
+
+
+def rotate_backward(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(T, heads, D) gradients of rotated q, of rotated k and of v → (T, (Q + 2K)·D)."""
+    (tokens, qh, d), kh = dq.shape, dk.shape[1]
+    out = torch.empty((tokens, qh + 2 * kh, 2, d // 2), dtype=dq.dtype)
+    for part, at in ((dq, 0), (dk, qh)):
+        _turn(part.reshape(tokens, -1, 2, d // 2), out[:, at : at + part.shape[1]], cos, -sin)
+    out[:, qh + kh :] = dv.reshape(tokens, kh, 2, d // 2)
+    return out.view(tokens, -1)
+
+
+def _turn(x: Tensor, out: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Rotate pairs by an angle. x, out: (T, heads, 2, D/2), may be the same; cos, sin: (T, D/2)."""
+    c, s = cos.to(x.dtype)[:, None], sin.to(x.dtype)[:, None]
+    first, second = x[:, :, 0], x[:, :, 1]
+    turned = (first * c).addcmul_(second, s, value=-1)
+    torch.addcmul(first * s, second, c, out=out[:, :, 1])
+    out[:, :, 0] = turned
+
+
+def swiglu(gu: Tensor, u: Tensor, b: Tensor) -> Tensor:
+    """silu(gate) · up. The adapters' part is added to `gu` in place, and stays there for `swiglu_backward`."""
+    r, width = b.shape[1], b.shape[0] // 2
+    gu[:, :width].addmm_(u[:, :r], b[:width].T)
+    gu[:, width:].addmm_(u[:, r:], b[width:].T)
+    return silu(gu[:, :width]).mul_(gu[:, width:])
+
+
+def swiglu_backward(gu: Tensor, dact: Tensor, du: Tensor, a: Tensor, *, threshold: int, seed: int) -> Tensor:
+    """Gradients of gate and up: (T, 2I)."""
+    width = gu.shape[1] // 2
+    gate, up = gu[:, :width], gu[:, width:]
+    d = dact.addmm_(du, a.T) if threshold == 0 else dact.add_(drop(du @ a.T, threshold, seed))
+    out = torch.empty_like(gu)
+    torch.mul(d, silu(gate), out=out[:, width:])
+    out[:, :width] = torch.ops.aten.silu_backward(d.mul_(up), gate)
+    return out
