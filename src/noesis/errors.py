@@ -9,6 +9,7 @@
     │   └── ParityError               exit 1   an export that does not behave like the model that was trained
     ├── TrainingError (RuntimeError)  exit 1   training can't start or must stop
     ├── RunError (RuntimeError)       exit 1   a run directory: locked, incomplete, or of another kind
+    ├── CapError (RuntimeError)       exit 5   stopped at the agreed cap of USD; the same command goes on from there
     └── MissingExtra (ImportError)    exit 1   an optional package that is not installed
 
 A new class is added only when a caller would handle it differently; otherwise raise an existing one with a better message.
@@ -17,6 +18,7 @@ A new class is added only when a caller would handle it differently; otherwise r
 from __future__ import annotations
 
 __all__ = [
+    "CapError",
     "ConfigError",
     "ConstitutionError",
     "DataError",
@@ -70,6 +72,12 @@ class TrainingError(NoesisError, RuntimeError):
 
 class RunError(NoesisError, RuntimeError):
     """A run directory is locked, incomplete, or of another configuration."""
+
+
+class CapError(NoesisError, RuntimeError):
+    """Stopped at the agreed cap; what was finished is kept and the same command, with a higher cap, goes on from there."""
+
+    exit_code = 5
 
 
 class MissingExtra(NoesisError, ImportError):
