@@ -44,14 +44,21 @@ class Spending:
     unpriced: int = 0
     reserved: float = field(default=0.0, repr=False)
 
-    def reserve(self, usd: float) -> None:
-        """Raises CapError before a request could go over the cap."""
+    def reserve(self, usd: float) -> bool:
+        """Put `usd` aside for a request; False where that must wait for requests under way.
+
+        Raises:
+            CapError: the request could go over the cap.
+        """
         if self.max_usd is not None and self.usd + self.reserved + usd > self.max_usd:
+            if self.reserved > 1e-9:
+                return False
             raise CapError(
                 f"stopped before the cap of {self.max_usd:.2f} USD: {self.usd:.4f} spent, and the next request may cost {usd:.4f}; "
                 "what was judged is kept, and the same command with a higher --max-usd goes on from there"
             )
         self.reserved += usd
+        return True
 
     def settle(self, reserved: float, reply: Reply) -> None:
         self.reserved -= reserved
@@ -78,7 +85,7 @@ def key_for(url: str) -> str | None:
     host = parts.hostname or ""
     if parts.scheme != "https" and host not in ("localhost", "127.0.0.1", "::1"):
         return None
-    return os.environ.get("NOESIS_KEY_" + re.sub(r"\W", "_", host).upper()) or os.environ.get(KEYS.get(host, ""), None)
+    return os.environ.get(own_variable(host)) or os.environ.get(KEYS.get(host, ""))
 
 
 class Endpoint:
@@ -122,7 +129,8 @@ class Endpoint:
             if self._failed_in_a_row >= DEAD_AFTER:
                 raise Unanswered(f"{self.name} is out: {self._failed_in_a_row} requests in a row failed")
             most = self._usd(sum(len(text) for _, text in request.messages), request.max_tokens)  # a token is a character or more
-            self._spending.reserve(most)
+            while not self._spending.reserve(most):
+                await asyncio.sleep(0.05)  # what is under way may cost less than it could
             reply = Reply("")
             try:
                 reply = await self._with_back_off(request)
@@ -206,7 +214,12 @@ class Endpoint:
 
     def _key_hint(self) -> str:
         host = urlsplit(self._url).hostname or ""
-        return f"put the key into the environment variable {KEYS.get(host) or 'NOESIS_KEY_' + re.sub(r'[^A-Za-z0-9]', '_', host).upper()}, or name another model"
+        return f"put the key into the environment variable {KEYS.get(host) or own_variable(host)}, or name another model"
+
+
+def own_variable(host: str) -> str:
+    """The environment variable for a host without one of its own: `NOESIS_KEY_OPENROUTER_AI`."""
+    return "NOESIS_KEY_" + re.sub(r"[^A-Za-z0-9]", "_", host).upper()
 
 
 def retry_after(value: str | None) -> float | None:

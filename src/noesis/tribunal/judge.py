@@ -118,7 +118,7 @@ async def judge(client: Client, bench: Bench, rubric: Rubric, case: Case, cache:
     """
     request, items = build_request(bench, rubric, case, seed=seed, backwards=backwards)
     who = {"case": case.id, "judge": rubric.id, "model": client.name, "rubric_sha256": bench.digest(rubric.id)}
-    usage = [0, 0, 0.0]
+    prompt, made, usd = 0, 0, 0.0
     problem = ""
     for attempt in (0, 1):
         if attempt:
@@ -132,12 +132,13 @@ async def judge(client: Client, bench: Bench, rubric: Rubric, case: Case, cache:
             except Unanswered as error:
                 return Unscored(**who, reason=str(error))
             cache.keep(key, reply)
-        usage = [usage[0] + reply.prompt_tokens, usage[1] + reply.completion_tokens, usage[2] + (reply.usd or 0.0)]
+        prompt, made, usd = prompt + reply.prompt_tokens, made + reply.completion_tokens, usd + (reply.usd or 0.0)
         read = parse(reply, items)
         if not isinstance(read, str):
             scored = tuple(_item(item, read, case.answer) for item in items)
-            veto = next((VETOES[rubric.id] for item, s in zip(items, scored, strict=True) if item.veto and s.score == 0 and s.span_found), None)
-            return Verdict(**who, items=scored, veto=veto, reasoning=read["reasoning"], prompt_tokens=int(usage[0]), completion_tokens=int(usage[1]), usd=usage[2])
+            seen = any(item.veto and s.score == 0 and s.span_found for item, s in zip(items, scored, strict=True))
+            veto = VETOES.get(rubric.id) if seen else None
+            return Verdict(**who, items=scored, veto=veto, reasoning=read["reasoning"], prompt_tokens=prompt, completion_tokens=made, usd=usd)
         problem = read
     return Unscored(**who, reason=f"reply could not be read, twice: {problem}")
 

@@ -209,4 +209,6 @@ def _require_seal(tribunal: Path, part: Part) -> None:
     sealed, found = json.loads(file.read_text(encoding="utf-8")), seal(tribunal)
     for name in sorted(sealed.keys() | found.keys()):
         if sealed.get(name) != found.get(name):
-            raise DataError(f"{tribunal / name}: its locked part is not the one that {file} was written for; restore it, or seal the new one with  noesis tribunal lock")
+            raise DataError(
+                f"{tribunal / name}: its locked part is not the one that {file} was written for; restore it, or seal the new one with  noesis tribunal lock"
+            )
