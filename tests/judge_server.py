@@ -65,14 +65,14 @@ Part = Callable[[Asked], "str | Raw"]
 
 
 def verdict(asked: Asked, quality: float, *, span: str | None = None) -> str:
-    """A well-formed reply whose points are `quality` of all, with a true span for each."""
+    """A well-formed reply whose points are `quality` of all, with a true span for each above 0."""
     names = asked.fields
     points = round(quality * 2 * len(names))
     scores = [min(2, max(0, points - 2 * i)) for i in range(len(names))]
     evidence = " ".join(asked.answer.split()[:6]) if span is None else span
     reply = {"reasoning": "as scripted"}
     for name, score in zip(names, scores, strict=True):
-        reply |= {f"{name}_span": evidence, name: str(score)}
+        reply |= {f"{name}_span": evidence if score else "", name: str(score)}  # a 0 with evidence could be a veto
     return json.dumps(reply, ensure_ascii=False)
 
 
@@ -154,6 +154,7 @@ class JudgeServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = -1  # headers and body in one packet
 
             def log_message(self, *_: object) -> None: ...
 
@@ -185,6 +186,7 @@ class JudgeServer:
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
+                self.wfile.flush()
 
         class Server(ThreadingHTTPServer):
             request_queue_size = 64

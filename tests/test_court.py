@@ -53,7 +53,7 @@ def test_a_good_judge_scores_by_quality_with_evidence(tmp_path: Path):
     (verdicts,), server = hear(play.good(), [case()], tmp_path)
     assert [v.judge for v in verdicts] == list(JUDGES)
     assert all(isinstance(v, Verdict) and v.score == pytest.approx(0.8, abs=0.05) for v in verdicts)
-    assert all(item.span_found for v in verdicts for item in v.items)
+    assert all(item.span_found for v in verdicts for item in v.items if item.score)
     assert {v.rubric_sha256 for v in verdicts} == {BENCH.digest(j) for j in JUDGES}
     body = server.requests[0].body
     assert body["response_format"]["type"] == "json_schema"

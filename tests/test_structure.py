@@ -23,6 +23,7 @@ LAYERS = [
     {"train", "tribunal", "release", "serve"},
     {"report"},
     {"pipeline", "scaffold", "housekeeping"},
+    {"judging"},
     {"demo"},
     {"cloud"},
     {"cli"},
@@ -36,7 +37,8 @@ HEAVY = {
     "bitsandbytes": {"train", "release"},
     "datasets": {"train", "quiet"},
     "modal": {"cloud"},
-    "xllamacpp": {"serve", "release"},
+    "xllamacpp": {"serve", "release", "tribunal"},
+    "inspect_ai": {"tribunal"},
 }
 
 

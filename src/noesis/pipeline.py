@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from noesis.config import Config, Project
 from noesis.console import Progress, duration, heading, say, size
@@ -29,6 +29,9 @@ from noesis.train.ahead import planned, rows_of
 from noesis.train.plan import Plan, as_planned, compute_dtype
 from noesis.train.rows import answer_rows
 from noesis.train.show import show_plan
+
+if TYPE_CHECKING:
+    from noesis.serve.engine import Engine
 
 Records = list[dict[str, Any]]
 
@@ -298,11 +301,21 @@ def _probabilities(s: Session, held_out: Records) -> tuple[dict[str, Any], dict[
 
 
 def _answers(s: Session, asked: Records) -> dict[str, list[str]]:
-    """Greedy answers in llama.cpp, from one process: the base that was trained on, with the adapter off and on."""
+    """Greedy answers of both models, for the report."""
     if not asked:
         return {"base": [], "tuned": []}
-    from noesis.release.gguf import write_adapter_gguf, write_gguf
-    from noesis.serve.engine import Engine
+    conversations = [opening(s.constitution, record) for record in asked]
+    engine = both_models(s, parallel=min(4, len(asked)), context=2048)
+    answers = {}
+    for who, on in (("base", False), ("tuned", True)):
+        with Progress(f"answer ({who})", len(asked), "prompts") as progress:
+            answers[who] = engine.answer_all(conversations, max_tokens=s.config.training.tribunal.max_new_tokens, adapter=on, progress=progress)
+    return answers
+
+
+def base_gguf(s: Session) -> Path:
+    """The base as it was trained on (stored in 4 bits, if it was), as a GGUF file; written once and cached."""
+    from noesis.release.gguf import write_gguf
 
     quantization, dtype = s.as_trained.lora.quantization, s.arithmetic
     key = sha256_json([s.model.revision, quantization.model_dump(), dtype, 1])[:12]
@@ -310,15 +323,17 @@ def _answers(s: Session, asked: Records) -> dict[str, list[str]]:
     if not base.is_file():
         say("  writing the base as it was trained on to GGUF, once …")
         write_gguf(s.model.path, base, "f16", name="base", licence=s.model.licence, quantization=quantization, dtype=dtype)
+    return base
+
+
+def both_models(s: Session, *, parallel: int, context: int) -> Engine:
+    """Base and tuned model in one llama.cpp process: the adapter is switched off and on."""
+    from noesis.release.gguf import write_adapter_gguf
+    from noesis.serve.engine import Engine
+
     adapter = s.run.gguf / f"{s.run.merged.name}-adapter.gguf"
     write_adapter_gguf(s.run.adapter(), s.model.path, adapter)
-    conversations = [opening(s.constitution, record) for record in asked]
-    engine = Engine(base, adapter=adapter, parallel=min(4, len(asked)), context=2048)
-    answers = {}
-    for who, on in (("base", False), ("tuned", True)):
-        with Progress(f"answer ({who})", len(asked), "prompts") as progress:
-            answers[who] = engine.answer_all(conversations, max_tokens=s.config.training.tribunal.max_new_tokens, adapter=on, progress=progress)
-    return answers
+    return Engine(base_gguf(s), adapter=adapter, parallel=parallel, context=context)
 
 
 def _spread(records: Records, count: int) -> Records:

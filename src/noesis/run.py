@@ -27,7 +27,7 @@ from noesis.console import say
 from noesis.errors import RunError, UsageError
 from noesis.files import sha256_file, sha256_json, write_json
 
-STAGES = ("export", "plan", "train", "judge", "merge", "gguf", "report")
+STAGES = ("export", "plan", "train", "judge", "merge", "gguf", "trial", "report")  # a trial makes no earlier stage stale
 OWN = ("manifest.json", "config.json", "demo.json", "data", "checkpoints", "metrics.jsonl", "tribunal", "merged", "gguf", "report.html")
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "tokenizers", "safetensors", "gguf", "xllamacpp", "numpy")
 

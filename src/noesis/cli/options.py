@@ -17,6 +17,24 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 AgainOption = Annotated[bool, typer.Option("--again", help="Do it again though it is done.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Start anew; the old run is moved to .archive/, nothing is deleted.")]
 
+JudgeOption = Annotated[
+    list[str] | None,
+    typer.Option("--judge", metavar="SPEC", help="openai:BASE_URL:MODEL, gguf:PATH, or self (the run's own base); may be given several times."),
+]
+PartOption = Annotated[str, typer.Option("--part", help="dev, locked or all; each use of the locked part is logged.")]
+MaxUsdOption = Annotated[
+    float | None, typer.Option("--max-usd", min=0, help="Stop before judges cost more than this; needs tribunal: prices in training_config.yaml.")
+]
+
+
+def checked_part(part: str) -> Any:
+    """`part`, if there is such a one."""
+    from noesis.errors import UsageError
+
+    if part not in ("dev", "locked", "all"):
+        raise UsageError(f"--part {part!r}: choose dev, locked or all")
+    return part
+
 
 def configured(project: Path | None, model: str | None, epochs: int | None, max_examples: int | None, as_json: bool) -> tuple[Any, Any]:
     """The project, and its configuration with the options laid over it."""

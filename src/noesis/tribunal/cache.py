@@ -16,11 +16,13 @@ from noesis.tribunal.client import Reply
 
 
 class Cache:
-    """A key-value store that survives a kill: each `put` is a transaction of its own."""
+    """A key-value store; each `put` is a transaction of its own."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(path, isolation_level=None, timeout=30, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")  # whole after a kill or a power cut, though a cut may take the last few replies
         self._db.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
 
     def get(self, key: str) -> Any | None:

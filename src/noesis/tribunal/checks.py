@@ -40,6 +40,7 @@ _NAMES: dict[str, str] = {
     "survivorship bias": r"surviv\w+ bias|viés d[eo] sobreviv\w+",
     "simpson's paradox": r"simpson",
     "conjunction fallacy": r"conjunction|conjunção",
+    "prosecutor's fallacy": r"prosecutor|falácia d[oa] (?:promotor|acusador|acusação)|transposed conditional|condicional transpost",
 }
 _VALID = re.compile(r"(?<!in)(?<!not )(?<!não é )(?<!isn't )\b(?:logically )?(?:valid|válid[oa]|follows|decorre|se segue)\b", re.IGNORECASE)
 _INVALID = re.compile(
@@ -140,8 +141,10 @@ def right(item: Item, answer: str) -> bool | None:
         if re.search(pattern, answer, re.IGNORECASE):
             return True
         return False if named or (_VALID.search(answer) and not _INVALID.search(answer)) else None
-    said = normalised(answer)
-    return True if re.search(rf"\b{re.escape(key)}\b", said) else None
+    words = [w for w in key.split() if w not in ("a", "o", "as", "os", "the", "an")]
+    if len(words) > 3:
+        return None  # a sentence: whether an answer says it is for a judge to tell
+    return re.search(rf"\b{re.escape(' '.join(words))}\b", normalised(answer)) is not None
 
 
 def refuses(answer: str) -> bool:

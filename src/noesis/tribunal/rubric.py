@@ -6,6 +6,7 @@ and decides which calibration belongs to it: a changed word is another judge.
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -154,8 +155,12 @@ class Bench(_Frozen):
 
     def digest(self, judge: str | None = None) -> str:
         """SHA-256 of one judge's rubric with the prompt, or of the whole bench."""
-        rubrics = [self.rubrics[judge]] if judge else [self.rubrics[name] for name in sorted(self.rubrics)]
-        return sha256_json([self.prompt.model_dump(mode="json"), *(r.model_dump(mode="json") for r in rubrics)])
+        return self._digests[judge]
+
+    @cached_property
+    def _digests(self) -> dict[str | None, str]:
+        prompt, each = self.prompt.model_dump(mode="json"), {name: rubric.model_dump(mode="json") for name, rubric in sorted(self.rubrics.items())}
+        return {None: sha256_json([prompt, *each.values()])} | {name: sha256_json([prompt, rubric]) for name, rubric in each.items()}
 
 
 def load_bench(folder: Path) -> Bench:
