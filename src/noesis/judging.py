@@ -154,7 +154,7 @@ def show(result: dict[str, Any]) -> None:
     if result["self_judged"]:
         say("  the model under judgement sits among its judges, as asked for with --judge self")
     for name in ("mean", *JUDGES):
-        if name in base and name in tuned:
+        if name in base and name in tuned and difference[name]["clusters"]:
             b, t, d = base[name], tuned[name], difference[name]
             low, high = t["interval_95"]
             say(f"  {name:<8} {b['mean']:.3f} → {t['mean']:.3f} [{low:.3f}, {high:.3f}]   difference {d['mean']:+.3f} {d['interval_95']}, p {d['p']:.3f}")
