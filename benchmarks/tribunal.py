@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from noesis.config import TribunalSection, find_project
 from noesis.constitution.document import load_constitution
@@ -50,32 +52,39 @@ def bench() -> None:
 
 
 def throughput() -> None:
-    """Tokens a second of the embedded model, greedy answers to prompts of the suite, one slot against many."""
+    """Tokens a second of the embedded model, one conversation at a time against many, by the clock and by processor time (others may be at work)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
     from noesis.constitution.conversation import opening
+    from noesis.constitution.tokenizer import load_tokenizer
     from noesis.models import cache_folder, find_model
     from noesis.release.gguf import write_gguf
+    from noesis.serve.batch import answer_packed
     from noesis.serve.engine import Engine
 
+    found = find_model("smollm2")
+    constitution, tokenizer = load_constitution(PROJECT.constitution), load_tokenizer(found.path)
+    talks = [opening(constitution, {"language": "en", "prompt": f"What would you say to someone who asks why {i} is a number?"}) for i in range(PROMPTS)]
+
+    def timed(name: str, count: int, work: Callable[[list[Any]], list[str]]) -> None:
+        work(talks[:1])
+        clock, processor = time.perf_counter(), time.process_time()
+        tokens = sum(len(tokenizer(text)["input_ids"]) for text in work(talks[:count]))
+        clock, processor = time.perf_counter() - clock, time.process_time() - processor
+        print(f"{name}: {tokens / clock:.0f} tokens/s, {tokens / processor:.0f} a processor second", flush=True)
+
+    model = AutoModelForCausalLM.from_pretrained(found.path, dtype=torch.bfloat16).eval()
+    timed("torch, bfloat16, one by one", 3, lambda some: answer_packed(model, tokenizer, some, max_tokens=TOKENS, batch=1))
+    for size in (8, 32):
+        timed(f"torch, bfloat16, {size} packed", PROMPTS, lambda some, size=size: answer_packed(model, tokenizer, some, max_tokens=TOKENS, batch=size))  # type: ignore[misc]
     file = cache_folder() / "models" / "smollm2-plain-f16.gguf"
-    model = find_model("smollm2")
     if not file.is_file():
-        write_gguf(model.path, file, "f16", name="smollm2", licence=model.licence)
-    constitution = load_constitution(PROJECT.constitution)
-    conversations = [
-        opening(constitution, {"language": "en", "prompt": f"What would you say to someone who asks why {i} is a number?"}) for i in range(PROMPTS)
-    ]
-    single = 0.0
-    for parallel in (1, 4, 8, 16, 32):
+        write_gguf(found.path, file, "f16", name="smollm2", licence=found.licence)
+    for parallel in (1, 16):
         engine = Engine(file, parallel=parallel, context=512)
-        engine.answer_all(conversations[:1], max_tokens=8, adapter=False)
-        some = conversations if parallel > 1 else conversations[:6]
-        started = time.perf_counter()
-        answers = engine.answer_all(some, max_tokens=TOKENS, adapter=False)
-        seconds = time.perf_counter() - started
+        timed(f"llama.cpp, F16, {parallel} slots", 3 if parallel == 1 else PROMPTS, lambda some, e=engine: e.answer_all(some, max_tokens=TOKENS, adapter=False))  # type: ignore[misc]
         del engine
-        rate = len(answers) / seconds
-        single = single or rate
-        print(f"{parallel} at once: {rate:.2f} answers/s of at most {TOKENS} tokens, {rate / single:.1f} times one by one")
 
 
 if __name__ == "__main__":

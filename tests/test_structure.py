@@ -30,8 +30,8 @@ LAYERS = [
     {"__main__"},
 ]
 HEAVY = {
-    "torch": {"train", "release", "models"},
-    "transformers": {"train", "release", "models", "quiet"},
+    "torch": {"train", "release", "serve", "models"},
+    "transformers": {"train", "release", "serve", "models", "quiet"},
     "trl": {"train"},
     "peft": {"train"},
     "bitsandbytes": {"train", "release"},

@@ -1,5 +1,5 @@
 """The Tribunal's commands: `noesis judge RUN --judge SPEC` (the trial) and `noesis tribunal calibrate`. Brings the stages together:
-answers come from `serve`, the court from `tribunal`, and both leave their files in the run directory.
+answers come from `release` and `serve`, the court from `tribunal`, and both leave their files in the run directory.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Any
 from noesis.config import Project, TribunalSection
 from noesis.console import say
 from noesis.constitution.conversation import Message
+from noesis.constitution.tokenizer import load_tokenizer
 from noesis.errors import UsageError
 from noesis.files import sha256_file, sha256_json, write_json, write_jsonl, write_text
 from noesis.models import cache_folder
-from noesis.pipeline import Session, base_gguf, both_models
+from noesis.pipeline import Session, base_gguf
 from noesis.run import now
 from noesis.tribunal.cache import opened
 from noesis.tribunal.calibrate import Benchmark, error_counts, keep, measure, stored, unfit
@@ -27,9 +28,7 @@ from noesis.tribunal.endpoint import Endpoint, Spending
 from noesis.tribunal.results import summarise
 from noesis.tribunal.rubric import JUDGES, load_bench
 from noesis.tribunal.suite import Part, read_benchmark, read_suite, seal, spread
-from noesis.tribunal.trial import hold, verdict_rows
-
-PARALLEL, CONTEXT = 16, 4096  # conversations at once, and tokens of each, in the trial
+from noesis.tribunal.trial import Generate, hold, verdict_rows
 
 
 @dataclass(frozen=True)
@@ -89,15 +88,8 @@ def trial(s: Session, project: Project, ask: Ask, *, again: bool = False) -> dic
         if ask.part != "dev":
             _log_locked(s.run.tribunal, folder, "trial")
         with opened(s.run.tribunal / "replies.sqlite") as cache:
-            engine = None
-
-            def generate(who: str, conversations: list[list[Message]], seeds: list[int]) -> list[str]:
-                nonlocal engine
-                engine = engine or both_models(s, parallel=PARALLEL, context=CONTEXT)
-                return engine.answer_all(conversations, max_tokens=section.trial_tokens, adapter=who == "tuned", temperature=section.temperature, seeds=seeds)
-
             seats = Seats(bench, clients, cache)
-            heard = hold(items, s.constitution, generate, seats, section, identity=identity, seed=s.config.training.seed)
+            heard = hold(items, s.constitution, _answering(s), seats, section, identity=identity, seed=s.config.training.seed)
         names = [client.name for client in clients]
         summary = summarise(heard, section, unfit=unfit(calibrations, names), errors=error_counts(calibrations))
         result = {
@@ -196,6 +188,24 @@ def calibrate(
             file = keep(calibrations_folder(project), calibration, bench, now())
             say(f"  → {file}")
     return found
+
+
+def _answering(s: Session) -> Generate:
+    """Answers of base and tuned model, packed, from the weights that a merge would write; one of the two in memory at a time."""
+    from noesis.release.merge import loaded
+    from noesis.serve.batch import answer_packed
+
+    section, tokenizer = s.config.training.tribunal, load_tokenizer(s.model.path)
+    held: dict[str, Any] = {}
+
+    def generate(who: str, conversations: list[list[Message]], seeds: list[int]) -> list[str]:
+        if who not in held:
+            held.clear()
+            adapter = s.run.adapter() if who == "tuned" else None
+            held[who] = loaded(s.model.path, adapter, quantization=s.as_trained.lora.quantization, dtype=s.arithmetic, device=s.device.kind)
+        return answer_packed(held[who], tokenizer, conversations, max_tokens=section.trial_tokens, temperature=section.temperature, seeds=seeds)
+
+    return generate
 
 
 def _own_judge(s: Session, specs: Sequence[Spec]) -> Path | None:

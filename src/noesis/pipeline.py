@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from noesis.config import Config, Project
 from noesis.console import Progress, duration, heading, say, size
@@ -29,9 +29,6 @@ from noesis.train.ahead import planned, rows_of
 from noesis.train.plan import Plan, as_planned, compute_dtype
 from noesis.train.rows import answer_rows
 from noesis.train.show import show_plan
-
-if TYPE_CHECKING:
-    from noesis.serve.engine import Engine
 
 Records = list[dict[str, Any]]
 
@@ -301,11 +298,16 @@ def _probabilities(s: Session, held_out: Records) -> tuple[dict[str, Any], dict[
 
 
 def _answers(s: Session, asked: Records) -> dict[str, list[str]]:
-    """Greedy answers of both models, for the report."""
+    """Greedy answers in llama.cpp, from one process: the base that was trained on, with the adapter off and on."""
     if not asked:
         return {"base": [], "tuned": []}
+    from noesis.release.gguf import write_adapter_gguf
+    from noesis.serve.engine import Engine
+
+    adapter = s.run.gguf / f"{s.run.merged.name}-adapter.gguf"
+    write_adapter_gguf(s.run.adapter(), s.model.path, adapter)
     conversations = [opening(s.constitution, record) for record in asked]
-    engine = both_models(s, parallel=min(4, len(asked)), context=2048)
+    engine = Engine(base_gguf(s), adapter=adapter, parallel=min(4, len(asked)), context=2048)
     answers = {}
     for who, on in (("base", False), ("tuned", True)):
         with Progress(f"answer ({who})", len(asked), "prompts") as progress:
@@ -324,16 +326,6 @@ def base_gguf(s: Session) -> Path:
         say("  writing the base as it was trained on to GGUF, once …")
         write_gguf(s.model.path, base, "f16", name="base", licence=s.model.licence, quantization=quantization, dtype=dtype)
     return base
-
-
-def both_models(s: Session, *, parallel: int, context: int) -> Engine:
-    """Base and tuned model in one llama.cpp process: the adapter is switched off and on."""
-    from noesis.release.gguf import write_adapter_gguf
-    from noesis.serve.engine import Engine
-
-    adapter = s.run.gguf / f"{s.run.merged.name}-adapter.gguf"
-    write_adapter_gguf(s.run.adapter(), s.model.path, adapter)
-    return Engine(base_gguf(s), adapter=adapter, parallel=parallel, context=context)
 
 
 def _spread(records: Records, count: int) -> Records:

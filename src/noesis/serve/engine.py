@@ -104,30 +104,17 @@ class Engine:
         _raise_on_error(answer)
         return str(answer["choices"][0]["message"]["content"])
 
-    def answer_all(
-        self,
-        conversations: list[list[Message]],
-        *,
-        max_tokens: int,
-        adapter: bool,
-        progress: Progress | None = None,
-        temperature: float = 0.0,
-        seeds: list[int] | None = None,
-    ) -> list[str]:
-        """One answer to each conversation, in order; `parallel` at a time share each pass through the weights (continuous batching).
+    def answer_all(self, conversations: list[list[Message]], *, max_tokens: int, adapter: bool, progress: Progress | None = None) -> list[str]:
+        """One greedy answer to each conversation, `parallel` at a time, in order."""
 
-        Args:
-            seeds: one a conversation, for a temperature above 0.
-        """
-
-        def one(messages: list[Message], seed: int) -> str:
-            text = self.chat(messages, max_tokens=max_tokens, temperature=temperature, seed=seed, adapter=adapter)
+        def one(messages: list[Message]) -> str:
+            text = self.chat(messages, max_tokens=max_tokens, adapter=adapter)
             if progress is not None:
                 progress.advance(1)
             return text
 
         with ThreadPoolExecutor(self.parallel) as pool:
-            return list(pool.map(one, conversations, seeds or [0] * len(conversations)))
+            return list(pool.map(one, conversations))
 
 
 def _raise_on_error(answer: Any) -> None:
