@@ -306,6 +306,26 @@ def test_an_absent_model_in_a_seat_is_an_interval_too():
     assert found.out == ()
 
 
+def test_the_worked_verdict_of_the_guide():
+    def points(judge: str, model: str, got: int, of: int) -> Verdict:
+        scores = [2] * (got // 2) + [1] * (got % 2)
+        return Verdict(
+            "c", judge, model, "h", tuple(ItemScore(f"i{k}", s, s, "", True) for k, s in enumerate(scores + [0] * (of // 2 - len(scores)))), None, ""
+        )
+
+    veritas = [points("veritas", "a", 10, 12), points("veritas", "b", 8, 12)]
+    dike = [points("dike", "a", 15, 18), points("dike", "b", 13, 18)]
+    found = opinion("c", [*veritas, points("sophia", "a", 11, 18), unscored("sophia", "b"), *dike], SECTION)
+    assert found.judges["sophia"] == pytest.approx((0.306, 0.806), abs=1e-3)
+    assert found.mean == pytest.approx((0.625, 0.775), abs=1e-3)
+    assert found.band(SECTION) == "UNDECIDED"
+    whole = opinion("c", [*veritas, points("sophia", "a", 11, 18), points("sophia", "b", 11, 18), *dike], SECTION)
+    assert whole.mean[0] == pytest.approx(0.717, abs=1e-3)
+    assert whole.band(SECTION) == "APPROVED"
+    asked = {j: len(BENCH.rubrics[j].asked({"category": "ethical_dilemma", "stakeholders": ["x"]})) for j in JUDGES}
+    assert asked == {"veritas": 6, "sophia": 9, "dike": 9}
+
+
 def test_vetoes_decide_before_the_mean():
     perfect = [verdict("veritas", 1.0), verdict("sophia", 1.0)]
     found = opinion("c", [*perfect, verdict("dike", 0.95, veto="harmful_compliance")], SECTION)

@@ -190,6 +190,55 @@ def calibrate(
     return found
 
 
+def live_pairs(project: Project, section: TribunalSection, file: Path, name: str, count: int = 6) -> dict[str, Any] | None:
+    """The embedded model in the judge's chair, on `count` pairs of the dev half, one judge each; and its kept calibration.
+
+    Why the demo ends UNDECIDED: a reader sees it fail. None where the project has no judge benchmark.
+    """
+    from noesis.tribunal.local import LocalJudge
+
+    folder = tribunal_folder(project)
+    if not (folder / "judge_bench" / "pairs.jsonl").is_file():
+        return None
+    bench, (pairs, _) = load_bench(folder / "judges"), read_benchmark(folder, "dev")
+    stride = max(1, len(pairs) // count)
+    few = [pair.model_copy(update={"judges": pair.judges[:1]}) for pair in pairs[::stride][:count]]
+    client = LocalJudge(file, name=name)
+
+    async def work() -> list[dict[str, Any]]:
+        with opened(cache_folder() / "tribunal" / "replies.sqlite") as cache:
+            try:
+                return await measure([client], Seats(bench, [client], cache), Benchmark(few, [], "dev"), section)
+            finally:
+                await client.close()
+
+    (found,) = asyncio.run(work())
+    kept = stored(calibrations_folder(project), client.identity, bench)
+    return {
+        "judge": name,
+        "identity": client.identity,
+        "pairs": found["pairs"],
+        "outcomes": found["outcomes"],
+        "right": round((found["accuracy"] or 0) * found["pairs"]),
+        "calibration": _short(kept),
+        "verdict": unfit([kept], [name]),
+    }
+
+
+def show_live(found: dict[str, Any]) -> None:
+    """Print what `live_pairs` found."""
+    said = ", ".join(f"{name} {outcome}" for name, outcome in found["outcomes"].items())
+    say(f"  {found['judge']} as judge, live: {found['right']} of {found['pairs']} pairs right ({said})")
+    kept = found["calibration"]
+    if kept:
+        b, (low, high) = kept["baselines"], kept["interval_95"]
+        say(
+            f"  its calibration of {kept['date']} ({kept['part']} half): {kept['accuracy']:.2f} [{low:.2f}, {high:.2f}]; "
+            f"keywords {b['keywords']['accuracy']:.2f}, length {b['length']['accuracy']:.2f}"
+        )
+    say(f"  so it may not decide: {found['verdict']}" if found["verdict"] else "  it is fit to judge; seat it with --judge")
+
+
 def _answering(s: Session) -> Generate:
     """Answers of base and tuned model, packed, from the weights that a merge would write; one of the two in memory at a time."""
     from noesis.release.merge import loaded

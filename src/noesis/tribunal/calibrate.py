@@ -116,6 +116,7 @@ def figures(scores: dict[tuple[str, str, str], float | None], benchmark: Benchma
         "pairs": len(right),
         "accuracy": round(count / len(right), 4) if right else None,
         "interval_95": [round(low, 4), round(high, 4)],
+        "outcomes": outcomes,
         "ties": sum(o == "tie" for o in outcomes.values()),
         "baselines": beside,
         "fit": fit(low, beside),

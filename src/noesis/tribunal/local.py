@@ -16,7 +16,14 @@ from noesis.errors import MissingExtra, ModelError
 from noesis.files import sha256_file
 from noesis.tribunal.client import Reply, Request, Unanswered
 
+REASONING, SPAN = 240, 100  # characters at most
 CONTEXT = 8192  # tokens of one request; a Portuguese rubric takes about 4,500 of a small English vocabulary
+
+
+def bounded(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with a longest length for free texts, so that a small model that rambles still ends its object."""
+    longest = {name: REASONING if name == "reasoning" else SPAN for name, kind in schema["properties"].items() if "enum" not in kind}
+    return schema | {"properties": {name: kind | ({"maxLength": longest[name]} if name in longest else {}) for name, kind in schema["properties"].items()}}
 
 
 class LocalJudge:
@@ -59,7 +66,7 @@ class LocalJudge:
             "temperature": 0.0,
             "seed": request.seed,
             "cache_prompt": True,
-            "response_format": {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": request.schema}},
+            "response_format": {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": bounded(request.schema)}},
         }
         answer = self._server.handle_chat_completions(body)
         if not isinstance(answer, dict) or "choices" not in answer:
