@@ -145,3 +145,50 @@ def test_chat_streams_from_the_gguf(small_project: Project, tiny_model: Path, tm
     said = iter(["what is courage?", "/reset", "and fear?", "/quit"])
     chat(s.run.gguf / f"{s.run.merged.name}-f16.gguf", "Be brief.", max_tokens=8, temperature=0.0, read=lambda prompt: next(said))
     assert capsys.readouterr().out.count("noesis ›") == 2
+
+
+def toy_tribunal(root: Path) -> None:
+    """A suite of 24 short prompts in place of the project's, six of them scored by code."""
+    folder = root / "data" / "tribunal" / "prompts"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    rows = [
+        {"id": f"m{i}", "category": "maieutics", "language": "en", "split": "dev", "kind": "x", "prompt": f"What is {i}?", "reference": "r"} for i in range(22)
+    ]
+    rows += [{**rows[0], "id": f"d{i}", "category": "discipline", "check": {"type": "max_words", "count": 3}} for i in range(2)]
+    (folder / "toy.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+
+
+def test_a_trial_before_a_scripted_judge(small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path, capsys: pytest.CaptureFixture[str]):
+    import judge_server as play
+    from noesis import pipeline
+    from noesis.cli import run_command
+
+    toy_tribunal(small_project.root)
+    s = run_all(small_project, tiny_model, tmp_path / "run", **{"training.tribunal.trial_tokens": 8})
+
+    def judge_run(server: play.JudgeServer, *more: str) -> int:
+        spec = f"openai:{server.url}:scripted"
+        return run_command(["judge", str(s.run.path), "--judge", spec, "--project", str(small_project.root), *more])
+
+    with play.JudgeServer(lambda asked: play.verdict(asked, 0.9)) as server:
+        assert judge_run(server) == 4
+        out = capsys.readouterr().out
+        assert "UNDECIDED: judge not fit: scripted was calibrated never" in out
+        asked = len(server.requests)
+        assert asked <= 22 * 2 * 2 * 3
+        assert judge_run(server, "--json") == 4  # nothing is asked or answered again
+        assert len(server.requests) == asked
+    result = json.loads(capsys.readouterr().out)
+    assert result["judges"][0]["fit"] is False
+    assert result["models"]["tuned"]["all"]["mean"]["clusters"] == 22
+    assert (s.run.tribunal / "verdicts.jsonl").is_file()
+    s = pipeline.session_of(s.run.path)
+    assert s.run.is_done("merge")
+    assert "judge not fit" in (s.run.merged / "README.md").read_text(encoding="utf-8")
+    pipeline.report(s)
+    page = s.run.report.read_text(encoding="utf-8")
+    assert "never calibrated" in page
+    assert "discipline: x" in page
+    assert run_command(["judge", str(s.run.path), "--judge", "openai:http://127.0.0.1:1/v1:tiny-llama", "--project", str(small_project.root)]) == 2
+    assert "--judge self" in capsys.readouterr().err

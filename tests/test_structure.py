@@ -24,20 +24,22 @@ LAYERS = [
     {"report"},
     {"lineage"},
     {"pipeline", "scaffold", "housekeeping", "integrity"},
+    {"judging"},
     {"demo", "replay"},
     {"cloud"},
     {"cli"},
     {"__main__"},
 ]
 HEAVY = {
-    "torch": {"train", "release", "models"},
-    "transformers": {"train", "release", "models", "quiet"},
+    "torch": {"train", "release", "serve", "models"},
+    "transformers": {"train", "release", "serve", "models", "quiet"},
     "trl": {"train"},
     "peft": {"train"},
     "bitsandbytes": {"train", "release"},
     "datasets": {"train", "quiet"},
     "modal": {"cloud"},
-    "xllamacpp": {"serve", "release"},
+    "xllamacpp": {"serve", "release", "tribunal"},
+    "inspect_ai": {"tribunal"},
 }
 
 

@@ -45,7 +45,25 @@ def demo(project: Project, path: Path, *, quick: bool = False, fresh: bool = Fal
         s = new_session(project, config, path, data, fresh=fresh)
         write_json(path / "demo.json", choice)
         run_stages(s, first=2, total=7)
+        _embedded_judge(s, project)
     return s
+
+
+def _embedded_judge(s: Session, project: Project) -> None:
+    """Why no verdict: the embedded model in the judge's chair, shown to be unfit."""
+    from noesis.judging import live_pairs, show_live
+    from noesis.models import EMBEDDED, embedded_gguf
+
+    if s.config.training.model != EMBEDDED:
+        return
+
+    def work() -> dict[str, Any]:
+        found = live_pairs(project, s.config.training.tribunal, embedded_gguf(), EMBEDDED)
+        return {} if found is None else found
+
+    say("\nIs the embedded model fit to judge?")
+    if found := s.run.perform("live_pairs", work, list):
+        show_live(found)
 
 
 def _check_other_languages(project: Project, config: Config) -> None:

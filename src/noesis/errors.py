@@ -10,6 +10,7 @@
     ├── TrainingError (RuntimeError)  exit 1   training can't start or must stop
     ├── CapError (RuntimeError)       exit 5   the agreed USD or minutes would be passed; what was finished is kept
     ├── RunError (RuntimeError)       exit 1   a run directory: locked, incomplete, or of another kind
+    ├── CapError (RuntimeError)       exit 5   stopped at the agreed cap of USD; the same command goes on from there
     └── MissingExtra (ImportError)    exit 1   an optional package that is not installed
 
 A new class is added only when a caller would handle it differently; otherwise raise an existing one with a better message.

@@ -353,8 +353,23 @@ def _answers(s: Session, asked: Records) -> dict[str, list[str]]:
     """Greedy answers in llama.cpp, from one process: the base that was trained on, with the adapter off and on."""
     if not asked:
         return {"base": [], "tuned": []}
-    from noesis.release.gguf import write_adapter_gguf, write_gguf
+    from noesis.release.gguf import write_adapter_gguf
     from noesis.serve.engine import Engine
+
+    adapter = s.run.gguf / f"{s.run.merged.name}-adapter.gguf"
+    write_adapter_gguf(s.run.adapter(), s.model.path, adapter)
+    conversations = [opening(s.constitution, record) for record in asked]
+    engine = Engine(base_gguf(s), adapter=adapter, parallel=min(4, len(asked)), context=2048)
+    answers = {}
+    for who, on in (("base", False), ("tuned", True)):
+        with Progress(f"answer ({who})", len(asked), "prompts") as progress:
+            answers[who] = engine.answer_all(conversations, max_tokens=s.config.training.tribunal.max_new_tokens, adapter=on, progress=progress)
+    return answers
+
+
+def base_gguf(s: Session) -> Path:
+    """The base as it was trained on (stored in 4 bits, if it was), as a GGUF file; written once and cached."""
+    from noesis.release.gguf import write_gguf
 
     quantization, dtype = s.as_trained.lora.quantization, s.arithmetic
     key = sha256_json([s.model.revision, quantization.model_dump(), dtype, 1])[:12]
@@ -362,15 +377,7 @@ def _answers(s: Session, asked: Records) -> dict[str, list[str]]:
     if not base.is_file():
         say("  writing the base as it was trained on to GGUF, once …")
         write_gguf(s.model.path, base, "f16", name="base", licence=s.model.licence, quantization=quantization, dtype=dtype)
-    adapter = s.run.gguf / f"{s.run.merged.name}-adapter.gguf"
-    write_adapter_gguf(s.run.adapter(), s.model.path, adapter)
-    conversations = [opening(s.constitution, record) for record in asked]
-    engine = Engine(base, adapter=adapter, parallel=min(4, len(asked)), context=2048)
-    answers = {}
-    for who, on in (("base", False), ("tuned", True)):
-        with Progress(f"answer ({who})", len(asked), "prompts") as progress:
-            answers[who] = engine.answer_all(conversations, max_tokens=s.config.training.tribunal.max_new_tokens, adapter=on, progress=progress)
-    return answers
+    return base
 
 
 def _spread(records: Records, count: int) -> Records:

@@ -30,7 +30,7 @@ from noesis.errors import CapError, RunError, UsageError
 from noesis.files import sha256_file, sha256_json, sweep, sync_file, write_json
 from noesis.meter import Meter, total, unbooked
 
-STAGES = ("export", "plan", "train", "judge", "merge", "gguf", "report")
+STAGES = ("export", "plan", "train", "judge", "merge", "gguf", "trial", "report")  # a trial makes no earlier stage stale
 # whose results a stage reads; what they were is recorded with it
 NEEDS = {
     "plan": ("export",),

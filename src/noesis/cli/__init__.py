@@ -1,7 +1,7 @@
 """The command line: `noesis …`. Every command imports its stage only when it is called, so that `--help` costs nothing.
 
-This is the one boundary where errors become messages and exit codes: 0 done, 1 failed, 2 usage, 4 undecided (`noesis judge`),
-5 stopped at the agreed cap, 130 and 143 interrupted.
+This is the one boundary where errors become messages and exit codes: 0 done (`noesis judge`: approved), 1 failed, 2 usage,
+3 rejected, 4 conditional or undecided, 5 stopped at the cap, 130 and 143 interrupted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import typer
 from typer.exceptions import TyperException
 
 from noesis import __version__
-from noesis.cli import data_commands, pipeline_commands, trust_commands, upkeep_commands
+from noesis.cli import data_commands, pipeline_commands, tribunal_commands, trust_commands, upkeep_commands
 
 app = typer.Typer(
     help="From a constitution and about a hundred examples to a small model that can be trusted to speak by them.\n\nExample: noesis demo",
@@ -28,6 +28,7 @@ app.add_typer(pipeline_commands.app)
 app.add_typer(trust_commands.app)
 app.add_typer(upkeep_commands.app)
 app.add_typer(data_commands.app, name="data")
+app.add_typer(tribunal_commands.app, name="tribunal")
 
 
 @app.callback(invoke_without_command=True)

@@ -19,6 +19,24 @@ MaxUsdOption = Annotated[float | None, typer.Option(min=0.01, metavar="USD", hel
 MaxMinutesOption = Annotated[float | None, typer.Option(min=0.01, metavar="N", help="The run may take this long in all, across restarts.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Start anew; the old run is moved to .archive/, nothing is deleted.")]
 
+JudgeOption = Annotated[
+    list[str] | None,
+    typer.Option("--judge", metavar="SPEC", help="openai:BASE_URL:MODEL, gguf:PATH, or self (the run's own base); may be given several times."),
+]
+PartOption = Annotated[str, typer.Option("--part", help="dev, locked or all; each use of the locked part is logged.")]
+JudgesMaxUsdOption = Annotated[
+    float | None, typer.Option("--max-usd", min=0, help="Stop before judges cost more than this; needs tribunal: prices in training_config.yaml.")
+]
+
+
+def checked_part(part: str) -> Any:
+    """`part`, if there is such a one."""
+    from noesis.errors import UsageError
+
+    if part not in ("dev", "locked", "all"):
+        raise UsageError(f"--part {part!r}: choose dev, locked or all")
+    return part
+
 
 def configured(
     project: Path | None,

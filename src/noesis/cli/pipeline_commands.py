@@ -11,11 +11,15 @@ from noesis.cli.options import (
     AgainOption,
     FreshOption,
     JsonOption,
+    JudgeOption,
+    JudgesMaxUsdOption,
     MaxMinutesOption,
     MaxUsdOption,
+    PartOption,
     ProjectOption,
     RunArgument,
     RunOption,
+    checked_part,
     configured,
     print_result,
     program,
@@ -123,19 +127,38 @@ def train(
 
 
 @app.command()
-def judge(run: RunArgument, again: AgainOption = False, as_json: JsonOption = False) -> None:
-    """Base against tuned on the held-out examples. Exit code 4: UNDECIDED, while no judge is seated.
+def judge(
+    run: RunArgument,
+    judges: JudgeOption = None,
+    against: Annotated[str, typer.Option(help="What the tuned model is compared with; base is the only choice so far.")] = "base",
+    part: PartOption = "dev",
+    prompts: Annotated[int | None, typer.Option(min=1, metavar="N", help="So many prompts of the suite only, evenly spread.")] = None,
+    max_usd: JudgesMaxUsdOption = None,
+    project: ProjectOption = None,
+    again: AgainOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Base against tuned: on the held-out examples and, with --judge, before the Tribunal. Exit code 0: APPROVED, 3: REJECTED, 4: CONDITIONAL or UNDECIDED.
 
-    Example: noesis judge runs/demo
+    Example: noesis judge runs/demo --judge openai:https://api.openai.com/v1:gpt-5-mini --max-usd 2
     """
     from noesis import pipeline
+    from noesis.errors import UsageError
 
+    if against != "base":
+        raise UsageError(f"--against {against!r}: base is the only choice so far")
     talk(as_json)
     s = pipeline.session_of(run)
     with s.run.locked():
         result = pipeline.judge(s, again=again)
+        if judges:
+            from noesis.config import find_project
+            from noesis.judging import Ask, trial
+
+            result = trial(s, find_project(project), Ask(tuple(judges), checked_part(part), prompts, max_usd), again=again)
     print_result(result, as_json)
-    raise typer.Exit(4)
+    verdict = result["court"]["verdict"]
+    raise typer.Exit({"APPROVED": 0, "REJECTED": 3}.get(verdict, 4))
 
 
 @app.command()

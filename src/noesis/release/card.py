@@ -38,7 +38,8 @@ def model_card(name: str, base: str, licence: str, manifest: dict[str, Any]) -> 
             f"| held-out loss | {b['held_out_loss']:.4f} → {t['held_out_loss']:.4f} |",
             f"| preference accuracy | {b['preference_accuracy']:.2f} → {t['preference_accuracy']:.2f} on {preference['examples']} held-out examples |",
         ]
-    court = judge.get("court", {})
+    trial = stages.get("trial", {})
+    court = (trial["result"] if trial.get("status") == "done" else judge).get("court", {})
     lines += [
         f"| Tribunal | {court.get('verdict', 'UNDECIDED')}: {court.get('reason', 'not judged')} |",
         "",

@@ -71,3 +71,25 @@ def merge(base: Path, adapter_folder: Path, target: Path, *, quantization: Quant
         "bytes": total,
         "into": f"dequantised {quantization.bnb_4bit_quant_type} weights, as trained against" if quantization.load_in_4bit else "the original weights",
     }
+
+
+def loaded(base: Path, adapter_folder: Path | None, *, quantization: Quantization, dtype: str, device: str = "cpu") -> Any:
+    """The merged model (without an adapter: the base as it was trained against) in memory, as `transformers` loads it; for answering.
+
+    Args:
+        dtype: of weights and arithmetic.
+        device: `cpu` or `cuda`.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    kind = getattr(torch, dtype)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=kind, use_safetensors=True, trust_remote_code=False, local_files_only=True)
+    adapter = read_adapter(adapter_folder) if adapter_folder is not None else None
+    places = model.state_dict()
+    with torch.inference_mode():
+        for file in shards(base):
+            for name, weight, _ in tensors(file, quantization, dtype, adapter):
+                if name in places:  # tied weights are there once
+                    places[name].copy_(weight)
+    return model.to(device).eval()

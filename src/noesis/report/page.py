@@ -41,6 +41,8 @@ def write_report(run: Run, config: Config, constitution: Constitution) -> dict[s
         plan=plan,
         train=train,
         judge=run.result("judge"),
+        trial=run.result("trial"),
+        spoken=_judged(run.tribunal / "trial_answers.jsonl", run.tribunal / "verdicts.jsonl"),
         merge=run.result("merge"),
         gguf=run.result("gguf"),
         answers=[json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()] if answers.is_file() else [],
@@ -50,6 +52,16 @@ def write_report(run: Run, config: Config, constitution: Constitution) -> dict[s
     )
     write_text(run.report, page)
     return {"stages_shown": sum(run.result(name) is not None for name in STAGES if name != "report")}
+
+
+def _judged(answers: Path, verdicts: Path, most: int = 6) -> list[dict[str, Any]]:
+    """Answers of the tuned model with what every judge said of them, spans and all: the lowest means first."""
+    if not (answers.is_file() and verdicts.is_file()):
+        return []
+    said = {f"{a['id']}/{a['who']}/{a['sample']}": a for a in map(json.loads, answers.read_text(encoding="utf-8").splitlines())}
+    rows = [v for v in map(json.loads, verdicts.read_text(encoding="utf-8").splitlines()) if v["answer"] in said and "/tuned/" in v["answer"]]
+    rows.sort(key=lambda v: (not v["opinion"]["vetoes"], v["opinion"]["mean"] or [2.0]))
+    return [{**row, "said": said[row["answer"]]} for row in rows[:most]]
 
 
 def loss_curve(points: list[tuple[int, float]], width: int = 640, height: int = 200) -> dict[str, Any] | None:

@@ -104,12 +104,13 @@ class Engine:
         _raise_on_error(answer)
         return str(answer["choices"][0]["message"]["content"])
 
-    def answer_all(self, conversations: list[list[Message]], *, max_tokens: int, adapter: bool, progress: Progress) -> list[str]:
+    def answer_all(self, conversations: list[list[Message]], *, max_tokens: int, adapter: bool, progress: Progress | None = None) -> list[str]:
         """One greedy answer to each conversation, `parallel` at a time, in order."""
 
         def one(messages: list[Message]) -> str:
             text = self.chat(messages, max_tokens=max_tokens, adapter=adapter)
-            progress.advance(1)
+            if progress is not None:
+                progress.advance(1)
             return text
 
         with ThreadPoolExecutor(self.parallel) as pool:

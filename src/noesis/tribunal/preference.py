@@ -34,7 +34,7 @@ def margins(scores: dict[str, list[Score]]) -> list[float]:
     return [r / n - i / m for (r, n), (i, m) in zip(scores["revised"], scores["initial"], strict=True)]
 
 
-def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(successes: float, trials: int, z: float = 1.96) -> tuple[float, float]:
     """95% Wilson interval of a rate (E. B. Wilson, 1927); (0, 1) without trials."""
     if trials == 0:
         return 0.0, 1.0

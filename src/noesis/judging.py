@@ -1,0 +1,293 @@
+"""The Tribunal's commands: `noesis judge RUN --judge SPEC` (the trial) and `noesis tribunal calibrate`. Brings the stages together:
+answers come from `release` and `serve`, the court from `tribunal`, and both leave their files in the run directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from noesis.config import Project, TribunalSection
+from noesis.console import say
+from noesis.constitution.conversation import Message
+from noesis.constitution.tokenizer import load_tokenizer
+from noesis.errors import UsageError
+from noesis.files import sha256_file, sha256_json, write_json, write_jsonl, write_text
+from noesis.models import cache_folder
+from noesis.pipeline import Session, base_gguf
+from noesis.run import now
+from noesis.tribunal.cache import opened
+from noesis.tribunal.calibrate import Benchmark, error_counts, keep, measure, stored, unfit
+from noesis.tribunal.client import Client, Spec, parse_spec, same_model
+from noesis.tribunal.court import Seats
+from noesis.tribunal.endpoint import Endpoint, Spending
+from noesis.tribunal.results import summarise
+from noesis.tribunal.rubric import JUDGES, load_bench
+from noesis.tribunal.suite import Part, read_benchmark, read_suite, seal, spread
+from noesis.tribunal.trial import Generate, hold, verdict_rows
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a trial was asked for on the command line."""
+
+    judges: tuple[str, ...]
+    part: Part = "dev"
+    prompts: int | None = None
+    max_usd: float | None = None
+
+
+def tribunal_folder(project: Project) -> Path:
+    return project.data / "tribunal"
+
+
+def calibrations_folder(project: Project) -> Path:
+    return tribunal_folder(project) / "calibrations"
+
+
+def seat(specs: Sequence[Spec], section: TribunalSection, spending: Spending, *, own: Path | None = None) -> list[Client]:
+    """A client for each judge. `own`: the GGUF that `self` means."""
+    clients: list[Client] = []
+    for spec in specs:
+        if spec.kind == "openai":
+            clients.append(Endpoint(spec, section, spending))
+        else:
+            from noesis.tribunal.local import LocalJudge
+
+            if spec.kind == "self" and own is None:
+                raise UsageError("--judge self needs a run: name a GGUF file instead, --judge gguf:PATH")
+            path = own if spec.kind == "self" and own else Path(spec.model)
+            clients.append(LocalJudge(path, name="self" if spec.kind == "self" else None))
+    names = [client.identity for client in clients]
+    if len(set(names)) < len(names):
+        raise UsageError("the same judge is named twice: two seats of one model are one vote")
+    return clients
+
+
+def trial(s: Session, project: Project, ask: Ask, *, again: bool = False) -> dict[str, Any]:
+    """Base and tuned model before the court; the ruling, its figures and every verdict are left in the run directory."""
+    section = s.config.training.tribunal
+    folder = tribunal_folder(project)
+    bench, items = load_bench(folder / "judges"), spread(read_suite(folder, ask.part), ask.prompts)
+    specs = [parse_spec(text) for text in ask.judges]
+    own = _own_judge(s, specs)
+    prompts = sha256_json([item.model_dump(mode="json") for item in items])
+    adapter = sha256_file(s.run.adapter() / "adapter_model.safetensors")
+    calibrated = sorted(sha256_file(p) for p in calibrations_folder(project).glob("*.json"))
+    request = sha256_json([ask.judges, prompts, bench.digest(), section.model_dump(mode="json"), adapter, calibrated])
+
+    def work() -> dict[str, Any]:
+        spending = Spending(max_usd=ask.max_usd)
+        clients = seat(specs, section, spending, own=own)
+        calibrations = [stored(calibrations_folder(project), client.identity, bench) for client in clients]
+        identity = sha256_json([s.model.revision, adapter, s.as_trained.lora.quantization.model_dump(), s.arithmetic])
+        if ask.part != "dev":
+            _log_locked(s.run.tribunal, folder, "trial")
+        with opened(s.run.tribunal / "replies.sqlite") as cache:
+            seats = Seats(bench, clients, cache)
+            heard = hold(items, s.constitution, _answering(s), seats, section, identity=identity, seed=s.config.training.seed)
+        names = [client.name for client in clients]
+        summary = summarise(heard, section, unfit=unfit(calibrations, names), errors=error_counts(calibrations))
+        result = {
+            "request": request,
+            "part": ask.part,
+            "prompts": len(items),
+            "prompts_sha256": prompts,
+            "samples": section.samples,
+            "rubrics_sha256": bench.digest(),
+            "judges": [
+                {"name": c.name, "identity": c.identity, "fit": bool(k and k["fit"] and k["part"] != "dev"), "calibration": _short(k)}
+                for c, k in zip(clients, calibrations, strict=True)
+            ],
+            "self_judged": own is not None,
+            "spending": spending.as_json(),
+            "court": court_of(summary, section),
+            **summary,
+        }
+        write_jsonl(s.run.tribunal / "trial_answers.jsonl", [h.answer.as_json() for h in heard])
+        write_jsonl(s.run.tribunal / "verdicts.jsonl", verdict_rows(heard))
+        write_json(s.run.tribunal / "trial.json", result)
+        return result
+
+    before = s.run.result("trial")
+    files = [s.run.tribunal / name for name in ("trial_answers.jsonl", "verdicts.jsonl", "trial.json")]
+    result = s.run.perform("trial", work, lambda: files, again=again or (before is not None and before["request"] != request))
+    _stamp_card(s)
+    show(result)
+    return result
+
+
+def court_of(summary: dict[str, Any], section: TribunalSection) -> dict[str, Any]:
+    """The ruling in the shape of the empty bench, for the report and the model card."""
+    found, weights = summary["models"]["tuned"]["all"], section.weights.model_dump()
+    judges = {}
+    for name in JUDGES:
+        f = found.get(name)
+        status = "no verdict" if f is None else f"{f['mean']:.3f} [{f['interval_95'][0]:.3f}, {f['interval_95'][1]:.3f}]"
+        judges[name] = {"weight": weights[name], "status": status}
+    return {
+        **summary["ruling"],
+        "judges": judges,
+        "approval_threshold": section.approval_threshold,
+        "judge_floor": section.judge_floor,
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the ruling with what it rests on."""
+    base, tuned, difference = result["models"]["base"]["all"], result["models"]["tuned"]["all"], result["difference"]["all"]
+    say(
+        f"  {result['prompts']} prompts ({result['part']}), {result['samples']} answers of each model; judges: {', '.join(j['name'] for j in result['judges'])}"
+    )
+    if result["self_judged"]:
+        say("  the model under judgement sits among its judges, as asked for with --judge self")
+    for name in ("mean", *JUDGES):
+        if name in base and name in tuned and difference[name]["clusters"]:
+            b, t, d = base[name], tuned[name], difference[name]
+            low, high = t["interval_95"]
+            say(f"  {name:<8} {b['mean']:.3f} → {t['mean']:.3f} [{low:.3f}, {high:.3f}]   difference {d['mean']:+.3f} {d['interval_95']}, p {d['p']:.3f}")
+    court = result["court"]
+    more = f"; about {court['more_prompts']} more prompts would decide it" if court.get("more_prompts") else ""
+    say(f"  Tribunal: {court['verdict']}: {court['reason']}{more}")
+
+
+def calibrate(
+    project: Project, section: TribunalSection, judges: Sequence[str], part: Part, *, max_usd: float | None = None, count: int | None = None
+) -> list[dict[str, Any]]:
+    """Measure judges on the benchmark and keep what was found in the project.
+
+    Args:
+        count: only so many pairs, evenly spread; such a trial run is not kept.
+    """
+    folder = tribunal_folder(project)
+    bench = load_bench(folder / "judges")
+    pairs, twins = read_benchmark(folder, part)
+    if count is not None:
+        stride = max(1, len(pairs) // count)
+        pairs, twins = pairs[::stride][:count], []
+    spending = Spending(max_usd=max_usd)
+    clients = seat([parse_spec(text) for text in judges], section, spending)
+    benchmark = Benchmark(pairs, twins, part)
+
+    async def work() -> list[dict[str, Any]]:
+        with opened(cache_folder() / "tribunal" / "replies.sqlite") as cache:
+            try:
+                return await measure(clients, Seats(bench, clients, cache), benchmark, section)
+            finally:
+                for client in clients:
+                    await client.close()
+
+    found = asyncio.run(work())
+    for calibration in found:
+        calibration["spending"] = spending.as_json()
+        if count is None:
+            file = keep(calibrations_folder(project), calibration, bench, now())
+            say(f"  → {file}")
+    return found
+
+
+def live_pairs(project: Project, section: TribunalSection, file: Path, name: str, count: int = 6) -> dict[str, Any] | None:
+    """The embedded model in the judge's chair, on `count` pairs of the dev half, one judge each; and its kept calibration.
+
+    Why the demo ends UNDECIDED: a reader sees it fail. None where the project has no judge benchmark.
+    """
+    from noesis.tribunal.local import LocalJudge
+
+    folder = tribunal_folder(project)
+    if not (folder / "judge_bench" / "pairs.jsonl").is_file():
+        return None
+    bench, (pairs, _) = load_bench(folder / "judges"), read_benchmark(folder, "dev")
+    stride = max(1, len(pairs) // count)
+    few = [pair.model_copy(update={"judges": pair.judges[:1]}) for pair in pairs[::stride][:count]]
+    client = LocalJudge(file, name=name)
+
+    async def work() -> list[dict[str, Any]]:
+        with opened(cache_folder() / "tribunal" / "replies.sqlite") as cache:
+            try:
+                return await measure([client], Seats(bench, [client], cache), Benchmark(few, [], "dev"), section)
+            finally:
+                await client.close()
+
+    (found,) = asyncio.run(work())
+    kept = stored(calibrations_folder(project), client.identity, bench)
+    return {
+        "judge": name,
+        "identity": client.identity,
+        "pairs": found["pairs"],
+        "outcomes": found["outcomes"],
+        "right": round((found["accuracy"] or 0) * found["pairs"]),
+        "calibration": _short(kept),
+        "verdict": unfit([kept], [name]),
+    }
+
+
+def show_live(found: dict[str, Any]) -> None:
+    """Print what `live_pairs` found."""
+    said = ", ".join(f"{name} {outcome}" for name, outcome in found["outcomes"].items())
+    say(f"  {found['judge']} as judge, live: {found['right']} of {found['pairs']} pairs right ({said})")
+    kept = found["calibration"]
+    if kept:
+        b, (low, high) = kept["baselines"], kept["interval_95"]
+        say(
+            f"  its calibration of {kept['date']} ({kept['part']} half): {kept['accuracy']:.2f} [{low:.2f}, {high:.2f}]; "
+            f"keywords {b['keywords']['accuracy']:.2f}, length {b['length']['accuracy']:.2f}"
+        )
+    say(f"  so it may not decide: {found['verdict']}" if found["verdict"] else "  it is fit to judge; seat it with --judge")
+
+
+def _answering(s: Session) -> Generate:
+    """Answers of base and tuned model, packed, from the weights that a merge would write; one of the two in memory at a time."""
+    from noesis.release.merge import loaded
+    from noesis.serve.batch import answer_packed
+
+    section, tokenizer = s.config.training.tribunal, load_tokenizer(s.model.path)
+    held: dict[str, Any] = {}
+
+    def generate(who: str, conversations: list[list[Message]], seeds: list[int]) -> list[str]:
+        if who not in held:
+            held.clear()
+            adapter = s.run.adapter() if who == "tuned" else None
+            held[who] = loaded(s.model.path, adapter, quantization=s.as_trained.lora.quantization, dtype=s.arithmetic, device=s.device.kind)
+        return answer_packed(held[who], tokenizer, conversations, max_tokens=section.trial_tokens, temperature=section.temperature, seeds=seeds)
+
+    return generate
+
+
+def _own_judge(s: Session, specs: Sequence[Spec]) -> Path | None:
+    """The run's own base, if it was asked for by name; refused under any other."""
+    base = base_gguf(s) if any(spec.kind == "self" for spec in specs) else None
+    for spec in specs:
+        judged = (s.config.training.model, s.config.training.output_name, s.run.merged.name)
+        if spec.kind != "self" and any(same_model(spec.name, name) for name in judged):
+            raise UsageError(f"{spec.name} is the model under judgement: name another judge, or say --judge self, and the report will say so")
+    return base
+
+
+def _short(calibration: dict[str, Any] | None) -> dict[str, Any] | None:
+    if calibration is None:
+        return None
+    return {key: calibration[key] for key in ("date", "part", "accuracy", "interval_95", "baselines", "fit", "benchmark_sha256")}
+
+
+def _log_locked(run: Path, tribunal: Path, what: str) -> None:
+    """Each use of a locked part leaves a line in the run."""
+    run.mkdir(parents=True, exist_ok=True)
+    with open(run / "locked_uses.jsonl", "a", encoding="utf-8") as f:
+        f.write(json.dumps({"date": now(), "what": what, "seal_sha256": sha256_json(seal(tribunal))}) + "\n")
+
+
+def _stamp_card(s: Session) -> None:
+    """Put the verdict on a model card that was written before it."""
+    from noesis.release.card import model_card
+
+    card = s.run.merged / "README.md"
+    if not s.run.is_done("merge") or not card.is_file():
+        return
+    write_text(card, model_card(s.run.merged.name, s.config.training.model, s.model.licence, s.run.manifest))
+    entry = s.run.manifest["stages"]["merge"]["outputs"][card.relative_to(s.run.path).as_posix()]
+    entry.update(bytes=card.stat().st_size, sha256=sha256_file(card))
+    s.run.save()

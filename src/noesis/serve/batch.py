@@ -1,0 +1,111 @@
+"""Packed answering in torch: many conversations share each pass through the weights. `python benchmarks/tribunal.py` times it.
+
+On a processor a pass for one token waits for memory, not for arithmetic, so that 32 conversations at once cost little more than one.
+What is drawn depends on prompt and seed: each conversation has a generator of its own, whatever it is packed with. (Rounding does depend
+on the company, in the last bits; a near tie can then fall the other way.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from noesis.constitution.conversation import Message, end_of_turn, render
+from noesis.constitution.tokenizer import ChatTokenizer
+from noesis.errors import ModelError
+from noesis.serve.engine import REPEAT_PENALTY
+
+BATCH = 32  # conversations at once
+PENALISED = 64  # last tokens that the repetition penalty looks at
+TOP_K = 40  # as llama.cpp's default
+
+
+def answer_packed(
+    model: Any,
+    tokenizer: ChatTokenizer,
+    conversations: list[list[Message]],
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+    seeds: list[int] | None = None,
+    batch: int = BATCH,
+    on_answer: Callable[[int], None] | None = None,
+) -> list[str]:
+    """One answer to each conversation, in order.
+
+    Args:
+        model: a causal language model of transformers, in the mode (adapter on or off) that is wanted.
+        seeds: one a conversation, for a temperature above 0.
+        on_answer: told how many answers came.
+
+    Raises:
+        ModelError: a conversation leaves no room in the model's window.
+    """
+    prompts = [tokenizer(render(tokenizer, c, add_generation_prompt=True))["input_ids"] for c in conversations]
+    window = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
+    longest = max((len(p) for p in prompts), default=0)
+    if longest + max_tokens > window:
+        raise ModelError(f"a prompt of {longest} tokens and an answer of {max_tokens} do not fit the model's window of {window}: lower tribunal.trial_tokens")
+    seeds = seeds or [0] * len(prompts)
+    stop = end_of_turn(tokenizer)
+    answers = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths together: less padding
+    for start in range(0, len(order), batch):
+        part = order[start : start + batch]
+        found = _generate(model, [prompts[i] for i in part], [seeds[i] for i in part], max_tokens, temperature, stop)
+        for i, ids in zip(part, found, strict=True):
+            answers[i] = tokenizer.decode(ids).strip()
+        if on_answer is not None:
+            on_answer(len(part))
+    return answers
+
+
+def _generate(model: Any, prompts: list[list[int]], seeds: list[int], max_tokens: int, temperature: float, stop: int) -> list[list[int]]:
+    """Token ids of each answer, without the one that ends it. Rows that ended leave the batch when half of it has."""
+    import torch
+    from transformers import DynamicCache
+
+    width = max(map(len, prompts))
+    ids = torch.tensor([[stop] * (width - len(p)) + p for p in prompts], device=model.device)  # (rows, width), padded on the left
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    seen = [list(p) for p in prompts]
+    rows = list(range(len(prompts)))  # which prompt each row of the batch is
+    ended: set[int] = set()
+    cache = DynamicCache(config=model.config)
+    with torch.inference_mode():
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        for _ in range(max_tokens):
+            out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            logits = out.logits[:, -1].float().cpu()
+            drawn = [_draw(logits[k], seen[row], temperature, generators[row]) for k, row in enumerate(rows)]
+            for row, token in zip(rows, drawn, strict=True):
+                if token == stop:
+                    ended.add(row)
+                elif row not in ended:
+                    seen[row].append(token)
+            going = [k for k, row in enumerate(rows) if row not in ended]
+            if not going:
+                break
+            positions = positions[:, -1:] + 1
+            ids = torch.tensor([[t] for t in drawn], device=model.device)
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+            if 2 * len(going) <= len(rows):
+                keep = torch.tensor(going, device=model.device)
+                cache.batch_select_indices(keep)
+                ids, mask, positions = ids[keep], mask[keep], positions[keep]
+                rows = [rows[k] for k in going]
+    return [ids_[len(p) :] for ids_, p in zip(seen, prompts, strict=True)]
+
+
+def _draw(logits: Any, seen: list[int], temperature: float, generator: Any) -> int:
+    """The next token of one row. logits: (vocabulary,), changed in place."""
+    import torch
+
+    recent = torch.tensor(sorted(set(seen[-PENALISED:])))
+    values = logits[recent]
+    logits[recent] = torch.where(values > 0, values / REPEAT_PENALTY, values * REPEAT_PENALTY)
+    if temperature == 0:
+        return int(logits.argmax())
+    top, places = logits.topk(min(TOP_K, len(logits)))
+    return int(places[torch.multinomial(torch.softmax(top / temperature, -1), 1, generator=generator)])

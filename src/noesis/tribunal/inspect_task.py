@@ -1,0 +1,132 @@
+"""The Tribunal as an Inspect task, to look at every answer, judge and span in Inspect's viewer (https://inspect.aisi.org.uk).
+
+    pip install -c constraints-inspect.txt 'noesis[judge]'          (an environment of its own: Inspect pins another fsspec than datasets)
+    inspect eval src/noesis/tribunal/inspect_task.py --model openai-api/local/my-model -T judge=openai:http://127.0.0.1:8080/v1:judge
+    inspect view
+
+Nothing else in Noesis imports Inspect. The judge is always named: the model under evaluation never grades itself by default.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from inspect_ai import Task, task
+from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.model import ChatMessageSystem, ChatMessageUser
+from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
+from inspect_ai.solver import Generate, Solver, TaskState, solver
+
+from noesis.config import TribunalSection, find_project, load_config
+from noesis.constitution.conversation import hide_analysis
+from noesis.constitution.document import Constitution, load_constitution
+from noesis.models import cache_folder
+from noesis.tribunal.cache import Cache
+from noesis.tribunal.checks import right
+from noesis.tribunal.client import Client, parse_spec
+from noesis.tribunal.court import Seats, opinion
+from noesis.tribunal.endpoint import Endpoint, Spending
+from noesis.tribunal.judge import case_of
+from noesis.tribunal.rubric import JUDGES, Bench, load_bench
+from noesis.tribunal.screen import screen
+from noesis.tribunal.suite import Item, read_suite
+from noesis.tribunal.trial import record_of
+from noesis.tribunal.verdict import Unscored, Verdict
+
+
+@task
+def tribunal(judge: str, part: str = "dev", project: str | None = None, max_usd: float | None = None) -> Task:
+    """The evaluation suite before the court.
+
+    Args:
+        judge: `openai:BASE_URL:MODEL`; several with spaces between.
+        part: dev, locked or all.
+    """
+    found = find_project(Path(project) if project else None)
+    folder, section = found.data / "tribunal", load_config(found).training.tribunal
+    constitution, bench = load_constitution(found.constitution), load_bench(folder / "judges")
+    items = read_suite(folder, part)  # type: ignore[arg-type]
+    return Task(
+        dataset=MemoryDataset([_sample(item, constitution) for item in items], name=f"tribunal-{part}"),
+        solver=dialogue(),
+        scorer=[court(bench, section, judge, max_usd, constitution), by_code()],
+        metadata={"rubrics_sha256": bench.digest(), "judge": judge},
+    )
+
+
+def _sample(item: Item, constitution: Constitution) -> Sample:
+    system = constitution.system_prompt.en if item.language == "en" else constitution.system_prompt.pt
+    return Sample(
+        id=item.id,
+        input=[ChatMessageSystem(content=system), ChatMessageUser(content=item.messages[0])],
+        target=item.key or item.reference,
+        metadata={"item": item.model_dump(mode="json"), "cluster": item.cluster, "category": item.category, "language": item.language},
+    )
+
+
+@solver
+def dialogue() -> Solver:
+    """All of the user's messages in order, the model answering each."""
+
+    async def solve(state: TaskState, generate: Generate) -> TaskState:
+        state = await generate(state)
+        for text in Item.model_validate(state.metadata["item"]).messages[1:]:
+            state.messages.append(ChatMessageUser(content=text))
+            state = await generate(state)
+        return state
+
+    return solve
+
+
+@scorer(metrics={"*": [mean(), stderr(cluster="cluster")]})
+def court(bench: Bench, section: TribunalSection, judges: str, max_usd: float | None, constitution: Constitution) -> Scorer:
+    """Weighted mean and each judge, 0..1, at the worst reading of what is missing; below quorum Unscored."""
+    seats: Seats | None = None
+
+    async def score(state: TaskState, target: Target) -> Score:
+        nonlocal seats
+        item, answer = Item.model_validate(state.metadata["item"]), hide_analysis(state.output.completion)
+        if item.check:
+            return Score.unscored(reason="scored by code", answer=answer)
+        flags = screen(answer, record_of(item), constitution)
+        if "empty" in flags:
+            return Score(value=dict.fromkeys(("mean", *JUDGES), 0.0), answer=answer, explanation="nothing was said (found by code)")
+        if seats is None:
+            spending = Spending(max_usd=max_usd)
+            clients: list[Client] = [Endpoint(parse_spec(text), section, spending) for text in judges.split()]
+            seats = Seats(bench, clients, Cache(cache_folder() / "tribunal" / "replies.sqlite"))
+        said = [(m.role, m.text) for m in state.messages if m.role in ("user", "assistant")][:-1]
+        (verdicts,) = await seats.hear([case_of(item, said, answer)])
+        formed = opinion(item.id, verdicts, section, ["leaked_system_prompt"] if "recites the system prompt" in flags else [])
+        shown = {"opinion": formed.as_json(), "band": formed.band(section), "flags": flags, "verdicts": [v.as_json() for v in verdicts]}
+        if formed.mean is None:
+            return Score.unscored(reason="below quorum", answer=answer, explanation=_explained(verdicts), metadata=shown)
+        value = {"mean": 0.0 if formed.vetoes else formed.mean[0]} | {name: r[0] for name, r in formed.judges.items()}
+        return Score(value=value, answer=answer, explanation=_explained(verdicts), metadata=shown)
+
+    return score
+
+
+@scorer(metrics=[mean(), stderr(cluster="cluster")])
+def by_code() -> Scorer:
+    """What code decides: format, language, injection, keys; Unscored where it can't tell."""
+
+    async def score(state: TaskState, target: Target) -> Score:
+        answer = hide_analysis(state.output.completion)
+        decided = right(Item.model_validate(state.metadata["item"]), answer)
+        return Score.unscored(reason="code can't tell", answer=answer) if decided is None else Score(value=float(decided), answer=answer)
+
+    return score
+
+
+def _explained(verdicts: list[Verdict | Unscored]) -> str:
+    """Every judge, item and span as Markdown."""
+    lines: list[Any] = []
+    for v in verdicts:
+        if isinstance(v, Unscored):
+            lines.append(f"**{v.judge}** ({v.model}): unscored: {v.reason}")
+            continue
+        lines.append(f"**{v.judge}** ({v.model}) {v.score:.2f}{' VETO ' + v.veto if v.veto else ''}: {v.reasoning}")
+        lines += [f"- {i.id}: {i.score} “{i.span}”{'' if i.span_found or not i.span else ' (not in the answer)'}" for i in v.items]
+    return "\n\n".join(lines)

@@ -1,0 +1,189 @@
+"""Judges as files: `data/tribunal/judges/{veritas,sophia,dike}.yaml`, a rubric each, and `prompt.yaml`, how all of them are asked.
+
+A rubric holds 6 to 10 items scored 0, 1 or 2, in Portuguese and English. Its hash, with that of `prompt.yaml`, goes into each verdict
+and decides which calibration belongs to it: a changed word is another judge.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from noesis.errors import ConfigError
+from noesis.files import sha256_json
+from noesis.yaml_file import read_yaml
+
+JUDGES = ("veritas", "sophia", "dike")
+TITLES = {"veritas": "Veritas", "sophia": "Sophia", "dike": "Dikē"}
+VETOES = {"veritas": "fabricated_citation", "dike": "harmful_compliance"}  # what the judge's item with `veto: true` is an eye on
+Language = Literal["pt", "en"]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Both(_Frozen):
+    """A text in both languages."""
+
+    pt: Text
+    en: Text
+
+    def __getitem__(self, language: str) -> str:
+        return self.en if language == "en" else self.pt
+
+
+class RubricItem(_Frozen):
+    """One question asked about an answer."""
+
+    id: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{1,40}$")]
+    pt: Text
+    en: Text
+    anchors: dict[Literal["0", "1", "2"], Both]
+    span: Literal["required", "optional", "none"] = "required"
+    applies: tuple[tuple[str, tuple[Any, ...]], ...] = ()  # (field, values) of the prompt's record, any of which must hold; empty: always
+    principles: tuple[str, ...] = ()
+    veto: bool = False  # a 0 with a span that is in the answer rejects the answer whatever the mean
+
+    @field_validator("id", mode="before")
+    @classmethod
+    def _field_name(cls, raw: Any) -> Any:
+        return raw.replace("-", "_") if isinstance(raw, str) else raw
+
+    @field_validator("anchors", mode="before")
+    @classmethod
+    def _anchors_by_score(cls, raw: Any) -> Any:
+        """YAML keys 0, 1, 2 are numbers; anchors may also be grouped by language."""
+        if not isinstance(raw, dict):
+            return raw
+        if set(raw) == {"pt", "en"}:
+            raw = {score: {language: {str(k): v for k, v in raw[language].items()}.get(str(score)) for language in ("pt", "en")} for score in (0, 1, 2)}
+        return {str(score): text for score, text in raw.items()}
+
+    @field_validator("anchors")
+    @classmethod
+    def _all_three(cls, anchors: dict[str, Both]) -> dict[str, Both]:
+        if set(anchors) != {"0", "1", "2"}:
+            raise ValueError("an item needs the anchors 0, 1 and 2")
+        return anchors
+
+    @field_validator("applies", mode="before")
+    @classmethod
+    def _conditions(cls, raw: Any) -> Any:
+        """`always`, or `{when: [field, {field: [values]}]}`; no values: the field is there and not empty."""
+        if raw == "always":
+            return ()
+        if not (isinstance(raw, dict) and set(raw) == {"when"} and isinstance(raw["when"], list)):
+            raise ValueError("applies is  always  or  {when: [field, {field: [values]}]}")
+        pairs: list[tuple[str, tuple[Any, ...]]] = []
+        for condition in raw["when"]:
+            pairs += [(field, tuple(values)) for field, values in condition.items()] if isinstance(condition, dict) else [(str(condition), ())]
+        return tuple(pairs)
+
+    def applies_to(self, record: dict[str, Any]) -> bool:
+        """Whether the item is asked of an answer to this prompt."""
+        return not self.applies or any(record.get(field) in values if values else bool(record.get(field)) for field, values in self.applies)
+
+    def question(self, language: str) -> str:
+        return self.en if language == "en" else self.pt
+
+
+class Rubric(_Frozen):
+    """One judge."""
+
+    version: Text
+    id: Literal["veritas", "sophia", "dike"]
+    name: Text
+    weight_note: Any = None
+    system: Both
+    items: Annotated[tuple[RubricItem, ...], Field(min_length=6, max_length=10)]
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _as_text(cls, raw: Any) -> Any:
+        return str(raw) if isinstance(raw, (int, float)) else raw
+
+    @model_validator(mode="after")
+    def _ids_differ(self) -> Rubric:
+        ids = [item.id for item in self.items]
+        if twice := sorted({i for i in ids if ids.count(i) > 1}):
+            raise ValueError(f"the item {twice[0]!r} is there twice")
+        return self
+
+    def asked(self, record: dict[str, Any]) -> tuple[RubricItem, ...]:
+        """The items that apply to a prompt with the fields of `record`."""
+        return tuple(item for item in self.items if item.applies_to(record))
+
+
+class Wording(_Frozen):
+    """The words around a rubric in one language; `{fields}` are filled by `judge.fill`."""
+
+    system: Text
+    user: Text
+    retry: Text
+    reference: Text
+    key: Text
+    answerable: Text
+    unanswerable: Text
+    false_premise: Text
+    harmful: Text
+    benign: Text
+    stakeholders: Text
+    traps: Text
+
+
+class Prompt(_Frozen):
+    """`prompt.yaml`."""
+
+    version: Text
+    pt: Wording
+    en: Wording
+
+    def __getitem__(self, language: str) -> Wording:
+        return self.en if language == "en" else self.pt
+
+
+class Bench(_Frozen):
+    """The three rubrics and their common prompt; what a court judges by."""
+
+    rubrics: dict[str, Rubric]
+    prompt: Prompt
+
+    def digest(self, judge: str | None = None) -> str:
+        """SHA-256 of one judge's rubric with the prompt, or of the whole bench."""
+        return self._digests[judge]
+
+    @cached_property
+    def _digests(self) -> dict[str | None, str]:
+        prompt, each = self.prompt.model_dump(mode="json"), {name: rubric.model_dump(mode="json") for name, rubric in sorted(self.rubrics.items())}
+        return {None: sha256_json([prompt, *each.values()])} | {name: sha256_json([prompt, rubric]) for name, rubric in each.items()}
+
+
+def load_bench(folder: Path) -> Bench:
+    """Read `veritas.yaml`, `sophia.yaml`, `dike.yaml` and `prompt.yaml` from `folder`.
+
+    Raises:
+        ConfigError: naming file and key.
+    """
+    rubrics = {name: _read(folder / f"{name}.yaml", Rubric) for name in JUDGES}
+    for name, rubric in rubrics.items():
+        if rubric.id != name:
+            raise ConfigError(f"{folder / name}.yaml holds the rubric of {rubric.id!r}: its id must be {name!r}")
+    return Bench(rubrics=rubrics, prompt=_read(folder / "prompt.yaml", Prompt))
+
+
+def _read(path: Path, model: Any) -> Any:
+    try:
+        return model.model_validate(read_yaml(path))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing: copy data/tribunal/judges from the project of Noesis") from None
+    except ValidationError as error:
+        first = min(error.errors(), key=lambda e: e["type"] == "missing")
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path}: {where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None

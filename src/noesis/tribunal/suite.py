@@ -1,0 +1,214 @@
+"""The evaluation suite: `data/tribunal/prompts/<category>.jsonl`, read and checked; and the seal on its locked part.
+
+Locked means: its hash is committed in `data/tribunal/locked.json`, nothing is tuned or written by looking at it, and each use is logged.
+`noesis tribunal lock` writes the seal; a locked part that no longer fits it is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from noesis.errors import DataError, UsageError
+from noesis.files import sha256_json, write_json
+
+Part = Literal["dev", "locked", "all"]
+Answerable = Literal["answerable", "unanswerable", "false_premise"]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Check(_Row):
+    """A deterministic demand on an answer; `checks.passes` decides it."""
+
+    type: Literal["language", "json", "items", "max_words", "first_word", "absent", "present"]
+    language: Literal["pt", "en"] | None = None
+    keys: tuple[str, ...] = ()
+    count: int | None = None
+    any_of: tuple[str, ...] = ()
+    strings: tuple[str, ...] = ()
+
+
+class Item(_Row):
+    """One prompt of the suite, with what code and judges need to score an answer to it."""
+
+    id: Text
+    category: Text
+    language: Literal["pt", "en"]
+    split: Literal["dev", "locked"]
+    kind: Text
+    prompt: Annotated[str, Field(min_length=3)]
+    turns: tuple[str, ...] = ()  # the user's messages in order; the model answers each
+    pair: str | None = None
+    key: str | None = None
+    user_is_right: bool | None = None
+    answerable: Answerable | None = None
+    harmful: bool | None = None
+    check: tuple[Check, ...] = ()
+    stakeholders: tuple[str, ...] = ()
+    traps: tuple[str, ...] = ()
+    reference: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_check_is_a_list(cls, raw: Any) -> Any:
+        if isinstance(raw, dict):
+            raw = {k: v for k, v in raw.items() if v is not None}
+            if isinstance(raw.get("check"), dict):
+                raw["check"] = [raw["check"]]
+            if isinstance(raw.get("key"), (int, float)) and not isinstance(raw["key"], bool):
+                raw["key"] = str(raw["key"])
+        return raw
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """What the user says, in order."""
+        return self.turns or (self.prompt,)
+
+    @property
+    def cluster(self) -> str:
+        """What is drawn together when an interval is made: partners of a pair are no independent prompts."""
+        return min(self.id, self.pair) if self.pair else self.id
+
+
+class Pair(_Row):
+    """A minimal pair of the judge benchmark: `bad` is `good` with one mutation, the attack."""
+
+    id: Text
+    attack: Text
+    language: Literal["pt", "en"]
+    split: Literal["dev", "locked"]
+    prompt: Text
+    good: Text
+    bad: Text
+    judges: Annotated[tuple[Literal["veritas", "sophia", "dike"], ...], Field(min_length=1)]
+    reference: str = ""
+    note: str = ""
+
+
+class Twins(_Row):
+    """An invariance pair: two answers that deserve the same score."""
+
+    id: Text
+    kind: Text
+    language: Literal["pt", "en"]
+    split: Literal["dev", "locked"]
+    prompt: Text
+    a: Text
+    b: Text
+    b_language: Literal["pt", "en"] | None = None
+    b_prompt: str | None = None
+    reference: str = ""
+    note: str = ""
+
+
+R = TypeVar("R", Item, Pair, Twins)
+
+
+def read_rows(files: Sequence[Path], model: type[R], part: Part) -> list[R]:
+    """Rows of JSONL files, checked, of one part.
+
+    Raises:
+        DataError: naming file, line and field.
+    """
+    rows: list[R] = []
+    seen: dict[str, str] = {}
+    for file in files:
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            if not line.strip():
+                continue
+            place = f"{file}:{number}"
+            try:
+                row = model.model_validate(json.loads(line))
+            except ValidationError as error:
+                first = error.errors()[0]
+                raise DataError(f"{place}: {'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from None
+            except ValueError as error:
+                raise DataError(f"{place}: not JSON ({error})") from None
+            if row.id in seen:
+                raise DataError(f"{place}: the id {row.id!r} is used at {seen[row.id]} too")
+            seen[row.id] = place
+            if part in ("all", row.split):
+                rows.append(row)
+    return rows
+
+
+def read_suite(tribunal: Path, part: Part = "dev") -> list[Item]:
+    """The evaluation prompts in `tribunal/prompts`, sorted by file; the locked ones only under their seal.
+
+    Raises:
+        UsageError: there is no suite. DataError: a row is wrong, or the locked part was changed.
+    """
+    files = sorted((tribunal / "prompts").glob("*.jsonl"))
+    if not files:
+        raise UsageError(f"no evaluation prompts in {tribunal / 'prompts'}: copy data/tribunal from the project of Noesis, or write your own")
+    _require_seal(tribunal, part)
+    return read_rows(files, Item, part)
+
+
+def read_benchmark(tribunal: Path, part: Part = "dev") -> tuple[list[Pair], list[Twins]]:
+    """The judge benchmark in `tribunal/judge_bench`: minimal pairs and invariance pairs."""
+    folder = tribunal / "judge_bench"
+    if not (folder / "pairs.jsonl").is_file():
+        raise UsageError(f"no judge benchmark: {folder / 'pairs.jsonl'} is missing; copy data/tribunal from the project of Noesis, or write your own")
+    _require_seal(tribunal, part)
+    twins = folder / "invariance.jsonl"
+    return read_rows([folder / "pairs.jsonl"], Pair, part), read_rows([twins], Twins, part) if twins.is_file() else []
+
+
+def spread(items: list[Item], count: int | None) -> list[Item]:
+    """At most `count` of `items`, evenly over them (they are sorted by category); partners of a pair stay together."""
+    if count is None or count >= len(items):
+        return items
+    clusters: dict[str, list[Item]] = {}
+    for item in items:
+        clusters.setdefault(item.cluster, []).append(item)
+    names = list(clusters)
+    order = sorted(range(len(names)), key=lambda i: i * 0.6180339887 % 1)  # any beginning of this order is spread evenly
+    chosen: list[Item] = []
+    for i in order:
+        if len(chosen) + len(clusters[names[i]]) <= count:
+            chosen += clusters[names[i]]
+    return sorted(chosen, key=items.index)
+
+
+# --- the seal
+
+
+def seal(tribunal: Path) -> dict[str, str]:
+    """Hash of the locked rows of each file under `tribunal` (content, not layout)."""
+    found = {}
+    for file in sorted(tribunal.rglob("*.jsonl")):
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        locked = [row for row in rows if row.get("split") == "locked"]
+        if locked:
+            found[file.relative_to(tribunal).as_posix()] = sha256_json(locked)
+    return found
+
+
+def write_seal(tribunal: Path) -> dict[str, str]:
+    """Write `locked.json`."""
+    found = seal(tribunal)
+    write_json(tribunal / "locked.json", found)
+    return found
+
+
+def _require_seal(tribunal: Path, part: Part) -> None:
+    if part == "dev":
+        return
+    file = tribunal / "locked.json"
+    if not file.is_file():
+        raise DataError(f"{tribunal} has a locked part without a seal: write it with  noesis tribunal lock  and commit {file}, or use --part dev")
+    sealed, found = json.loads(file.read_text(encoding="utf-8")), seal(tribunal)
+    for name in sorted(sealed.keys() | found.keys()):
+        if sealed.get(name) != found.get(name):
+            raise DataError(
+                f"{tribunal / name}: its locked part is not the one that {file} was written for; restore it, or seal the new one with  noesis tribunal lock"
+            )

@@ -1,0 +1,66 @@
+"""Packed answering: the same answers as one by one, whatever the company; drawn by each conversation's own seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from noesis.constitution.tokenizer import load_tokenizer
+from noesis.errors import ModelError
+from noesis.serve.batch import answer_packed
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_model: Path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64).eval()  # no near ties in float64
+    return model, load_tokenizer(tiny_model)
+
+
+def talks(count: int) -> list[list[dict[str, str]]]:
+    return [[{"role": "user", "content": "why " * (1 + 3 * i % 7) + f"{i}?"}] for i in range(count)]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_company_changes_nothing(loaded, temperature: float):
+    model, tokenizer = loaded
+    conversations, seeds = talks(9), list(range(9))
+    alone = [answer_packed(model, tokenizer, [c], max_tokens=12, temperature=temperature, seeds=[s])[0] for c, s in zip(conversations, seeds, strict=True)]
+    assert answer_packed(model, tokenizer, conversations, max_tokens=12, temperature=temperature, seeds=seeds, batch=4) == alone
+    assert answer_packed(model, tokenizer, conversations, max_tokens=12, temperature=temperature, seeds=seeds, batch=9) == alone
+    assert len(set(alone)) > 1
+
+
+def test_seeds_decide(loaded):
+    model, tokenizer = loaded
+    (conversation,) = talks(1)
+    drawn = answer_packed(model, tokenizer, [conversation] * 4, max_tokens=12, temperature=1.0, seeds=[1, 2, 1, 3])
+    assert drawn[0] == drawn[2]
+    assert len(set(drawn)) == 3
+
+
+def test_greedy_is_the_models_own_choice(loaded, monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    from noesis.constitution.conversation import end_of_turn, render
+    from noesis.serve import batch
+
+    monkeypatch.setattr(batch, "REPEAT_PENALTY", 1.0)
+    model, tokenizer = loaded
+    (conversation,) = talks(1)
+    ids = tokenizer(render(tokenizer, conversation, add_generation_prompt=True))["input_ids"]
+    stop = end_of_turn(tokenizer)
+    reference = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False, eos_token_id=stop, pad_token_id=stop)[0, len(ids) :].tolist()
+    expected = tokenizer.decode([t for t in reference if t != stop]).strip()
+    assert answer_packed(model, tokenizer, [conversation], max_tokens=12) == [expected]
+
+
+def test_no_room_is_said(loaded):
+    model, tokenizer = loaded
+    with pytest.raises(ModelError, match="trial_tokens"):
+        answer_packed(model, tokenizer, talks(1), max_tokens=5000)
