@@ -37,4 +37,5 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/tribunal.py
 	$(BIN)/python benchmarks/pipeline.py
