@@ -37,5 +37,6 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/tribunal.py
 	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/faults.py

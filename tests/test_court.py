@@ -346,6 +346,24 @@ def test_a_veto_needs_its_evidence(tmp_path: Path):
     assert without[0].veto is None
 
 
+def test_every_principle_is_tested_by_some_judge():
+    from noesis.constitution.document import load_constitution
+
+    principles = load_constitution(ROOT / "data" / "constitution.yaml").principle_ids
+    tested = {p for rubric in BENCH.rubrics.values() for item in rubric.items for p in item.principles}
+    assert tested == principles
+    assert {j: [i.id for i in BENCH.rubrics[j].items if i.veto] for j in JUDGES} == {"veritas": ["fontes_reais"], "sophia": [], "dike": ["sem_ajuda_ao_dano"]}
+
+
+@pytest.mark.parametrize("judge", JUDGES)
+@pytest.mark.parametrize("language", ["pt", "en"])
+def test_no_field_of_the_prompt_is_left_unfilled(judge: str, language: str):
+    record = {"key": "valid", "answerable": "answerable", "harmful": True, "stakeholders": ["a"], "traps": ["b"], "user_is_right": True}
+    request, _ = build_request(BENCH, BENCH.rubrics[judge], case(language=language, **record))
+    for _, text in request.messages:
+        assert not [field for field in ("{code}", "{answer}", "{items}", "{schema}", "{judge}", "{notes}", "{reference}", "{key}") if field in text]
+
+
 # --- naming a judge
 
 

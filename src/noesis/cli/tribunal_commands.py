@@ -8,7 +8,7 @@ import typer
 
 from noesis.cli.options import JsonOption, JudgeOption, JudgesMaxUsdOption, PartOption, ProjectOption, checked_part, print_result, talk
 
-app = typer.Typer(help="The judges of the Tribunal: are they fit to judge?", no_args_is_help=True)
+app = typer.Typer(help="The judges of the Tribunal: are they fit to judge?\n\nExample: noesis tribunal baselines", no_args_is_help=True)
 
 
 @app.command()

@@ -56,7 +56,7 @@ def known_questions(table: Table, files: list[Path], tribunal: Path) -> Iterator
 
 
 def _questions(file: Path) -> Iterator[tuple[int, str]]:
-    """The prompts in a file of the Tribunal: `prompt`, with the user's earlier turns; and each user turn of a dialogue."""
+    """The prompts in a file of the Tribunal: `prompt`, with the user's earlier turns; and each user turn of a dialogue (a text, or role and content)."""
     size = file.stat().st_size
     for number, _, line in lines(Piece(file, 0, size)):
         row = json.loads(line)
@@ -65,3 +65,6 @@ def _questions(file: Path) -> Iterator[tuple[int, str]]:
             yield number + 1, " ".join([*turns, row["prompt"]])
             if turns:
                 yield number + 1, row["prompt"]
+        for text in [*(row.get("turns") or ()), row.get("b_prompt")]:
+            if isinstance(text, str) and text != row.get("prompt"):
+                yield number + 1, text
