@@ -146,7 +146,10 @@ def train(s: Session) -> dict[str, Any]:
         rows = rows_of(s.config, s.model.path, s.examples("train"), s.constitution)
         if not (s.run.checkpoints / "resume").is_dir():
             s.run.metrics.unlink(missing_ok=True)
-        return train_adapter(s.model.path, rows, s.as_trained, p, s.device, checkpoints=s.run.checkpoints, metrics=s.run.metrics)
+        done = train_adapter(s.model.path, rows, s.as_trained, p, s.device, checkpoints=s.run.checkpoints, metrics=s.run.metrics)
+        if (smaller := done.pop("smaller_plan", None)) is not None:
+            s.run.manifest["stages"]["plan"]["result"] = smaller  # later stages read from it what was trained
+        return done | {"out_of_memory_once": smaller is not None}
 
     result = s.run.perform("train", work, lambda: [*s.run.checkpoints.glob("epoch_*/*"), s.run.metrics])
     gc.collect()
