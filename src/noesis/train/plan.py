@@ -159,10 +159,10 @@ def smaller(plan: Plan) -> Plan | None:
     if not plan.fallbacks:
         return None
     first, *rest = plan.fallbacks
+    lower = replace(plan, **{**first, "setup": Setup(**first["setup"])}, fallbacks=rest)
     training, *others = plan.stages
-    training = training | {"seconds": first["seconds"], "usd": training["usd"] * first["seconds"] / training["seconds"]}
-    usd = round(sum(stage["usd"] for stage in (training, *others)), 4)
-    return replace(plan, **{**first, "setup": Setup(**first["setup"])}, fallbacks=rest, stages=[training, *others], usd=usd)
+    training = training | {"seconds": lower.seconds, "usd": training["usd"] * lower.seconds / training["seconds"]}
+    return replace(lower, stages=[training, *others], usd=round(sum(stage["usd"] for stage in (training, *others)), 4))
 
 
 def as_planned(config: Config, plan: dict[str, Any] | None) -> Config:
