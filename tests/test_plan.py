@@ -15,21 +15,22 @@ import yaml
 from conftest import ROOT
 from noesis import pipeline
 from noesis.config import Config, Project, load_config
+from noesis.console import duration, size
 from noesis.constitution.document import load_constitution
 from noesis.device import Device, read_cards
 from noesis.errors import ConfigError, ModelError, TrainingError, UsageError
 from noesis.files import write_jsonl
 from noesis.models import Model, find_description, find_tokenizer
-from noesis.run import open_run
+from noesis.run import load_run, open_run
 from noesis.train import choose
 from noesis.train.ahead import plan_ahead
 from noesis.train.cards import GIB, card_of, cards, prices, rented
 from noesis.train.memory import card_memory, cpu_memory
-from noesis.train.plan import Plan, as_planned, draft, make_plan, smaller
+from noesis.train.plan import Plan, as_planned, draft, make_plan, read_shape, smaller
 from noesis.train.setup import Setup
 from noesis.train.shapes import FILE, Shape, known_model
 from noesis.train.show import plan_lines
-from noesis.train.speed import cpu_tokens_per_second, row_seconds, start_seconds
+from noesis.train.speed import cards_share, cpu_tokens_per_second, row_seconds
 from noesis.train.work import Work, estimate, first_fit
 
 CPU = Device("cpu", "test", 16 * 10**9, 2, True)
@@ -52,47 +53,76 @@ LLAMA = shape_of("meta-llama/Llama-3.1-8B-Instruct")
 SMOL = shape_of("smollm2")
 
 
-def setup(engine: str, precision: str, checkpointing: str, compiled: bool, length: int = 8192) -> Setup:
-    optimizer = "adamw_8bit" if engine == "unsloth" else "adamw"
-    return Setup(engine, precision, "bfloat16", checkpointing, compiled, True, length, 8, 1, optimizer, 1)
+def setup(engine: str, precision: str, checkpointing: str, cards: int = 1) -> Setup:
+    eight_bit = engine == "unsloth" or (precision, checkpointing) == ("nf4", "full")
+    return Setup(engine, precision, "bfloat16", checkpointing, False, True, 8192, 8, 1, "adamw_8bit" if eight_bit else "adamw", cards)
 
 
-# Measured on an H100 with Llama-3.1-8B's shape, rank 64, rows of 8192 tokens. The first peak is also that of loading the weights in
-# bfloat16 (14.96 GiB), so training itself needed at most so much. The prototypes kept adapter and moments in bfloat16 (1.25 GiB less).
-H100_ROWS = [
-    ("noesis", "nf4", "full", False, 7_401, 15.0),
-    ("noesis", "nf4", "none", False, 10_526, 55.3),
-    ("noesis", "bf16", "none", False, 10_914, 64.9),
-    ("noesis", "bf16", "none", True, 14_281, 54.2),
-    ("noesis", "fp8", "none", True, 17_222, 54.2),
-    ("noesis", "fp8", "none", True, 18_824, 51.2),
-    ("unsloth", "nf4", "full", False, 8_236, 8.7),
-    ("unsloth", "nf4", "none", False, 11_474, 37.6),
-    ("unsloth", "bf16", "none", False, 12_000, 47.1),
+# Tokens/s and peak GiB of Llama-3.1-8B's shape at rank 64 on H200s, rows of 8192 tokens: benchmarks/results/gpu_2026-11-22.jsonl. NF4's rate
+# on one card is from the engine in a loop of its own, its peak from the trainer. The last has 8 sequences a step, 4918 tokens a row, and dropout.
+ENGINE_ROWS = [
+    ("fp8", "none", 1, False, 8192, False, 23_595, 53.57),
+    ("bf16", "none", 1, False, 8192, False, 16_831, 53.53),
+    ("nf4", "full", 1, False, 8192, False, 11_179, 8.79),
+    ("fp8", "none", 2, False, 8192, False, 45_109, 54.20),
+    ("nf4", "full", 2, True, 8192, False, 20_892, 7.79),
+    ("fp8", "none", 1, False, 4918, True, 21_667, 48.86),
 ]
 
 
-@pytest.mark.parametrize(("engine", "precision", "checkpointing", "compiled", "tokens_per_s", "peak_gib"), H100_ROWS)
-def test_the_models_meet_what_was_measured_on_an_h100(engine: str, precision: str, checkpointing: str, compiled: bool, tokens_per_s: int, peak_gib: float):
-    how, adapter = setup(engine, precision, checkpointing, compiled), LLAMA.adapter_weights(64, ALL)
+@pytest.mark.parametrize(("precision", "checkpointing", "count", "sharded", "tokens", "dropout", "tokens_per_s", "peak_gib"), ENGINE_ROWS)
+def test_the_models_meet_what_the_engine_was_measured_at(
+    precision: str, checkpointing: str, count: int, sharded: bool, tokens: int, dropout: bool, tokens_per_s: int, peak_gib: float
+):
+    how, adapter = setup("noesis", precision, checkpointing, count), LLAMA.adapter_weights(64, ALL)
+    assert card_memory(LLAMA, adapter, how, 8192, sharded=sharded).total / GIB == pytest.approx(peak_gib, rel=0.15)
+    expected = tokens / row_seconds(LLAMA, adapter, how, cards()["H200"], tokens, dropout=dropout)
+    if count > 1:
+        expected *= count * cards_share(sharded=sharded)
+    assert expected == pytest.approx(tokens_per_s, rel=0.10)
+
+
+# The same shape through Unsloth: an H100 (an earlier version of it, in rows of 8192 tokens), and the H200.
+UNSLOTH_ROWS = [
+    ("H100", "nf4", "full", 8_236, 8.7),
+    ("H100", "nf4", "none", 11_474, 37.6),
+    ("H100", "bf16", "none", 12_000, 47.1),
+    ("H200", "nf4", "full", 9_395, 8.7),
+    ("H200", "bf16", "none", 12_893, 47.1),
+]
+
+
+@pytest.mark.parametrize(("card", "precision", "checkpointing", "tokens_per_s", "peak_gib"), UNSLOTH_ROWS)
+def test_the_models_meet_what_unsloth_was_measured_at(card: str, precision: str, checkpointing: str, tokens_per_s: int, peak_gib: float):
+    how, adapter = setup("unsloth", precision, checkpointing), LLAMA.adapter_weights(64, ALL)
     assert card_memory(LLAMA, adapter, how, 8192).total / GIB == pytest.approx(peak_gib, rel=0.15)
-    assert 8192 / row_seconds(LLAMA, adapter, how, cards()["H100"], 8192) == pytest.approx(tokens_per_s, rel=0.25)
+    assert 8192 / row_seconds(LLAMA, adapter, how, cards()[card], 8192) == pytest.approx(tokens_per_s, rel=0.10)
 
 
-@pytest.mark.parametrize(
-    ("longest", "passes", "peak_gb"), [(608, 111, 4.64), (608, 111, 4.84), (608, 24, 3.69), (608, 56, 4.13), (888, 8, 4.78), (866, 16, 5.64)]
-)
-def test_the_memory_model_meets_what_was_measured_on_two_cores(longest: int, passes: int, peak_gb: float):
-    """SmolLM2, NF4, rank 64: whole demo runs, two of their earlier steps, and one and two steps of Portuguese examples."""
-    how = Setup("noesis", "nf4", "bfloat16", "none", False, False, 0, 8, 1, "adamw", 0)
-    assert cpu_memory(SMOL, SMOL.adapter_weights(64, ALL), how, longest, passes).total / 1e9 == pytest.approx(peak_gb, rel=0.15)
+@pytest.mark.parametrize(("longest", "peak_gb", "moments"), [(576, 1.998, False), (608, 2.058, True)])
+def test_the_memory_model_meets_what_was_measured_on_two_cores(longest: int, peak_gb: float, moments: bool):
+    """SmolLM2, NF4, rank 64: 15 rows in a loop of their own without an optimizer's moments (8 bytes a weight), and one step of 8 through the trainer.
+
+    What the allocator adds in longer runs was not measured; in the loop the peak stood still from the 10th row to the 15th.
+    """
+    how, adapter = Setup("noesis", "nf4", "bfloat16", "none", False, False, 0, 8, 1, "adamw", 0), SMOL.adapter_weights(64, ALL)
+    assert (cpu_memory(SMOL, adapter, how, longest).total - (0 if moments else 8 * adapter)) / 1e9 == pytest.approx(peak_gb, rel=0.15)
 
 
-@pytest.mark.parametrize(("tokens", "took"), [(50_104, 286), (50_104, 325), (50_104, 358), (50_104, 361), (10_405, 73), (2_181, 25), (2_181, 22)])
-def test_the_speed_model_meets_what_was_measured_on_two_cores(tokens: int, took: float):
-    """Stage times of SmolLM2 at rank 64, start included, on a machine where numpy reaches about 195 GFLOP/s."""
-    expected = start_seconds(SMOL, CPU, rented=False) + tokens / cpu_tokens_per_second(SMOL, SMOL.adapter_weights(64, ALL), CPU, 195e9)
-    assert expected == pytest.approx(took, rel=0.25)
+def test_the_speed_model_meets_what_was_measured_on_two_cores():
+    """The engine in its own loop, SmolLM2 at rank 64, where numpy reaches about 195 GFLOP/s because nothing else runs.
+
+    On the same machine with five other programs (numpy: 91) it went at 60 to 83 tokens/s by the clock and 240 by processor time.
+    """
+    adapter = SMOL.adapter_weights(64, ALL)
+    assert cpu_tokens_per_second(SMOL, adapter, CPU, 195e9) == pytest.approx(270, rel=0.10)
+    assert 83 < cpu_tokens_per_second(SMOL, adapter, CPU, 91e9) < 240
+
+
+def test_four_bits_save_nothing_on_a_processor_where_the_weights_are_kept_unpacked():
+    adapter = SMOL.adapter_weights(64, ALL)
+    nf4, bf16 = (cpu_memory(SMOL, adapter, Setup("noesis", p, "bfloat16", "none", False, False, 0, 8, 1, "adamw", 0), 576).base for p in ("nf4", "bf16"))
+    assert nf4 > bf16
 
 
 def test_bundled_sizes_have_the_published_parameter_counts():
@@ -141,6 +171,7 @@ def test_every_setup_holds_the_same_sequences_and_smaller_ones_need_less(device:
     assert plan.micro_batch * plan.accumulation * max(plan.setup.cards, 1) == batch * accumulate
     while (lower := smaller(plan)) is not None:
         assert lower.memory_bytes < plan.memory_bytes
+        assert lower.stages[0]["seconds"] == lower.seconds
         assert (lower.steps, lower.setup.sequences_per_step, lower.rows) == (steps, batch * accumulate, plan.rows)
         assert lower == Plan.from_json(json.loads(json.dumps(lower.as_json())))
         plan, seen = lower, seen + 1
@@ -150,20 +181,44 @@ def test_every_setup_holds_the_same_sequences_and_smaller_ones_need_less(device:
 def test_smaller_keeps_the_precision_while_it_can():
     plan = draft(settings(), "m", LLAMA, WORK, rented("H100"), rented=True)
     names = [plan.setup.precision, *(f["setup"]["precision"] for f in plan.fallbacks)]
-    assert names[0] == "fp8"
+    assert names[0] == "bf16"
     assert names[-1] == "nf4"
     assert names.index("nf4") >= 3
     assert len(set(names)) == sum(a != b for a, b in pairwise(names)) + 1  # never back
 
 
-def test_compiling_is_a_question_of_tokens():
-    def plan(epochs: int) -> Plan:
-        return draft(settings(**{"training.num_train_epochs": epochs}), "m", LLAMA, WORK, rented("L40S"), rented=True)
+def test_nothing_is_compiled_and_a_plan_that_was_asked_to_says_so():
+    for device in (rented("L40S"), CPU):
+        shape = LLAMA if device.kind == "cuda" else SMOL
+        plain, asked = (draft(settings(**{"training.compile": c}), "m", shape, WORK, device, rented=device.kind == "cuda") for c in ("auto", True))
+        assert not asked.setup.compile
+        assert (asked.setup, asked.seconds) == (plain.setup, plain.seconds)
+        assert not any(r.startswith("compile:") for r in plain.reasons)
+        assert sum("nothing is compiled" in r for r in asked.reasons) == 1
 
-    short, long = plan(3), plan(100)
-    assert (short.setup.compile, long.setup.compile) == (False, True)
-    assert any(r.startswith("compile: no, ") and f"{3 * WORK.tokens:,} tokens" in r for r in short.reasons)
-    assert any(r.startswith("compile: yes, ") and "compiling costs 25 s" in r for r in long.reasons)
+
+def test_fp8_is_taken_only_when_asked_for_and_the_plan_says_what_it_would_save():
+    """Its gradients missed the limit that was set for them (docs/decisions/0013)."""
+    config = {"training.num_train_epochs": 50}
+    for name in ("H100", "H200", "L40S", "RTX-4090"):
+        found = choose.options(choose.Task(settings(**config), LLAMA, WORK, rented(name), rented=True))
+        assert {o.setup.precision for o in found} == {"bf16", "nf4"}
+    plan = draft(settings(**config), "m", LLAMA, WORK, rented("H100"), rented=True)
+    fast = draft(settings(**config, **{"training.precision": "fp8"}), "m", LLAMA, WORK, rented("H100"), rented=True)
+    assert (plan.setup.precision, fast.setup.precision) == ("bf16", "fp8")
+    best = [
+        choose.best(choose.options(choose.Task(settings(**config, **wish), LLAMA, WORK, rented("H100"), rented=True))).seconds
+        for wish in ({}, {"training.precision": "fp8"})
+    ]
+    saved = duration(best[0] - best[1])
+    assert any(r.startswith("fp8: not chosen") and r.endswith(f"would save {saved}") for r in plan.reasons)
+    assert any(r.startswith("fp8: its gradients are 0.16 from float32's") for r in fast.reasons)
+
+
+def test_cards_without_bfloat16_are_planned_for_transformers_own_layers():
+    found = choose.options(choose.Task(settings(), LLAMA, WORK, rented("T4", 4), rented=True))
+    assert {(o.setup.fused, o.setup.cards, o.sharded) for o in found} == {(False, 1, False)}
+    assert "selective" not in {o.setup.gradient_checkpointing for o in found}
 
 
 @pytest.mark.parametrize(
@@ -176,7 +231,7 @@ def test_compiling_is_a_question_of_tokens():
         ("fp32", CPU, "fp32", "as configured"),
         ("nf4", rented("H100"), "nf4", "as configured"),
         ("auto", CPU, "nf4", "nf4"),
-        ("auto", rented("H100"), "fp8", "bf16 would take"),
+        ("auto", rented("H100"), "bf16", "nf4 would take"),
         ("auto", rented("A100-80GB"), "bf16", "has no FP8"),
         ("auto", rented("T4"), "nf4", "fp32 would need"),
     ],
@@ -429,9 +484,45 @@ def test_a_run_that_goes_on_on_another_card_is_planned_anew_on_the_base_it_began
     assert not moved.as_trained.lora.quantization.load_in_4bit
 
 
+def test_a_run_that_went_on_with_a_smaller_plan_stores_it_and_the_report_compares_with_it(
+    tmp_path: Path, tiny_shape: Path, record: dict, monkeypatch: pytest.MonkeyPatch
+):
+    """Merging read the first plan's precision, which was not what had been trained."""
+    from noesis.report.page import compared
+    from noesis.train import trainer
+
+    h100 = replace(rented("H100"), name="NVIDIA H100 80GB HBM3")
+    s = session(tmp_path / "run", tiny_shape, h100, record)
+    first = pipeline.plan(s)
+    lower = draft(settings(**{"training.precision": "nf4"}), "tiny", read_shape(tiny_shape), WORK, h100)
+    assert (first["setup"]["precision"], lower.setup.precision) == ("bf16", "nf4")
+    figures = {"steps": 9, "seconds": 12.5, "tokens_per_s": 3456.7, "first_loss": 3.0, "final_loss": 2.0, "peak_memory_bytes": 7 * 10**9}
+
+    def trained(*_: object, **places: Path) -> dict:
+        adapter = places["checkpoints"] / "epoch_0" / "adapter_model.safetensors"
+        adapter.parent.mkdir(parents=True)
+        adapter.write_bytes(b"")
+        places["metrics"].write_text("", encoding="utf-8")
+        return {**figures, "smaller_plan": lower.as_json()}
+
+    monkeypatch.setattr(trainer, "train", trained)
+    result = pipeline.train(s)
+    assert result["out_of_memory_once"] and "smaller_plan" not in result
+    again = load_run(s.run.path)
+    assert Plan.from_json(again.result("plan")) == lower
+    assert replace(s, run=again).as_trained.lora.quantization.load_in_4bit
+    rows = {label: (expected, happened) for label, expected, happened in compared(again)}
+    assert rows["training time"] == (f"{duration(lower.seconds)} with start", duration(12.5))
+    assert rows["tokens a second"] == (f"{lower.tokens_per_s:,.0f}", "3,457")
+    assert rows["peak memory"] == (size(lower.memory_bytes), "7.0 GB")
+    assert rows["stage train"][0] == duration(lower.seconds)
+    assert rows["stage judge"][1] == rows["stage merge and gguf"][1] == "–"
+    assert rows["USD"] == ("0.00", "0.00")
+
+
 def test_later_stages_read_the_base_that_the_plan_settled_on():
     plan = draft(settings(), "m", LLAMA, WORK, rented("H100"), rented=True).as_json()
-    assert plan["setup"]["precision"] == "fp8"
+    assert plan["setup"]["precision"] == "bf16"
     assert settings().lora.quantization.load_in_4bit
     assert not as_planned(settings(), plan).lora.quantization.load_in_4bit
     assert as_planned(settings(), None) == settings()

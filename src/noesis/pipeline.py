@@ -190,7 +190,10 @@ def train(s: Session) -> dict[str, Any]:
         require_affordable(p.as_json(), budget, done=min(step_of(states[-1]) / p.steps, 1) if states else 0.0)
         parent = s.run.path / "parent" if "parent" in s.run.manifest else None
         places = {"checkpoints": s.run.checkpoints, "metrics": s.run.metrics}
-        return train_adapter(s.model.path, rows, s.as_trained, p, s.device, **places, budget=budget, parent=parent)
+        done = train_adapter(s.model.path, rows, s.as_trained, p, s.device, **places, budget=budget, parent=parent)
+        if (smaller := done.pop("smaller_plan", None)) is not None:
+            s.run.manifest["stages"]["plan"]["result"] = smaller  # later stages read from it what was trained
+        return done | {"out_of_memory_once": smaller is not None}
 
     result = s.run.perform("train", work, lambda: [*s.run.checkpoints.glob("epoch_*/*"), s.run.metrics])
     gc.collect()

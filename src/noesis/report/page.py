@@ -39,6 +39,7 @@ def write_report(run: Run, config: Config, constitution: Constitution) -> dict[s
         config=config,
         data=run.result("export"),
         plan=plan,
+        compared=compared(run) if plan else [],
         train=train,
         judge=run.result("judge"),
         trial=run.result("trial"),
@@ -62,6 +63,26 @@ def _judged(answers: Path, verdicts: Path, most: int = 6) -> list[dict[str, Any]
     rows = [v for v in map(json.loads, verdicts.read_text(encoding="utf-8").splitlines()) if v["answer"] in said and "/tuned/" in v["answer"]]
     rows.sort(key=lambda v: (not v["opinion"]["vetoes"], v["opinion"]["mean"] or [2.0]))
     return [{**row, "said": said[row["answer"]]} for row in rows[:most]]
+
+
+def compared(run: Run) -> list[tuple[str, str, str]]:
+    """What the plan expected and what happened, in words: (label, expected, happened); '–' where nothing is known."""
+    plan, train = run.result("plan") or {}, run.result("train")
+    unknown = "–"
+    rows = [
+        ("training time", f"{duration(plan['seconds'])} with start", duration(train["seconds"]) if train else unknown),
+        ("tokens a second", f"{plan['tokens_per_s']:,.0f}", f"{train['tokens_per_s']:,.0f}" if train else unknown),
+        ("peak memory", size(plan["memory_bytes"]), size(train["peak_memory_bytes"]) if train else unknown),
+        ("steps", str(plan["steps"]), str(train["steps"]) if train else unknown),
+    ]
+    for stage in plan.get("stages", []):
+        took = [run.manifest["stages"][name]["seconds"] for name in stage["name"].split(" and ") if run.result(name) is not None]
+        price = f", {stage['usd']:.2f} USD" if stage["usd"] else ""
+        rows.append((f"stage {stage['name']}", duration(stage["seconds"]) + price, duration(sum(took)) if took else unknown))
+    # nothing is paid for a machine of one's own; what a rented one cost is known where it was recorded
+    paid = run.manifest["cost_usd"] or (unknown if plan.get("rented") else 0.0)
+    rows.append(("USD", f"{plan.get('usd', 0):.2f}", paid if isinstance(paid, str) else f"{paid:.2f}"))
+    return rows
 
 
 def loss_curve(points: list[tuple[int, float]], width: int = 640, height: int = 200) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from noesis.train.cards import Card, card_of
 from noesis.train.memory import Memory, card_memory, cpu_memory
 from noesis.train.setup import Checkpointing, Precision, Setup
 from noesis.train.shapes import Shape
-from noesis.train.speed import COMPILE_SECONDS, EIGHT_BIT_SECONDS, SHARDED, TWO_CARDS, cpu_tokens_per_second, row_seconds, start_seconds
+from noesis.train.speed import EIGHT_BIT_SECONDS, cards_share, cpu_tokens_per_second, row_seconds, start_seconds
 from noesis.train.work import Work
 
 PACK_LENGTHS = (1024, 2048, 3072, 4096, 6144, 8192)
@@ -33,7 +33,7 @@ class Option:
     """A setup with what it should take.
 
     sharded: the frozen base is spread over the cards, since one does not hold it
-    seconds: from start to saved adapter; tokens_per_s: without start and compiling, padding not counted
+    seconds: from start to saved adapter; tokens_per_s: without start, padding not counted
     """
 
     setup: Setup
@@ -74,15 +74,22 @@ class Task:
         return math.ceil(len(self.work.lengths) / self.per_step) * self.config.training.num_train_epochs
 
     @property
+    def fused(self) -> bool:
+        """Whether the engine's kernels can run, which know bfloat16 only; without them one card is used, and nothing is kept selectively."""
+        return self.device.cards > 0 and self.config.training.engine == "noesis" and compute_dtype(self.config, self.device) == "bfloat16"
+
+    @property
     def cards(self) -> int:
         """Cards that are used: as many as share a step's sequences evenly."""
-        return max(n for n in range(1, self.device.cards + 1) if self.per_step % n == 0) if self.device.cards else 0
+        if not self.fused:
+            return min(self.device.cards, 1)
+        return max(n for n in range(1, self.device.cards + 1) if self.per_step % n == 0)
 
 
 def options(task: Task) -> list[Option]:
     """Every allowed setup with its costs, fastest first; of equals the one that rounds the base least, recomputes least, needs least memory."""
     found = list(_on_processor(task) if task.device.kind == "cpu" else _on_cards(task))
-    if task.cards > 1 and task.config.training.engine == "noesis":
+    if task.cards > 1:
         found += list(_on_cards(task, sharded=True))
     return sorted(found, key=lambda o: (o.seconds, FINEST.index(o.setup.precision), KEEPING.index(o.setup.gradient_checkpointing), o.memory.total))
 
@@ -101,7 +108,7 @@ def smaller_ones(found: list[Option], start: Option) -> list[Option]:
     current = start
     while True:
         less = [o for o in found if o.memory.total <= current.memory.total * STEP_DOWN]
-        same = [o for o in less if o.setup.precision == current.setup.precision and o.setup.compile <= current.setup.compile]
+        same = [o for o in less if o.setup.precision == current.setup.precision]
         if not less:
             return chain
         current = (same or less)[0]
@@ -130,7 +137,8 @@ def precisions(config: Config, device: Device, *, here: bool = True) -> tuple[tu
         return (wide,), f"{wanted} was asked for, which {device.name} can't compute in: {wide}"
     if device.kind == "cpu":
         return ("nf4" if four_bits else wide,), ""
-    automatic = tuple(p for p in able if p != "fp32" or wide == "fp32") if quantization.bnb_4bit_compute_dtype != "float32" else ("fp32",)
+    # not fp8: its gradients are too far from float32's (docs/decisions/0013)
+    automatic = tuple(p for p in able if p != "fp8" and (p != "fp32" or wide == "fp32")) if quantization.bnb_4bit_compute_dtype != "float32" else ("fp32",)
     return (*automatic, *(("nf4",) if four_bits else ())), ""  # type: ignore[return-value]
 
 
@@ -167,7 +175,7 @@ def _on_processor(task: Task) -> Iterator[Option]:
                 cards=0,
             )
             speed = rate * {"none": 1.0, "selective": 0.8, "full": 0.7}[recompute]
-            memory = cpu_memory(task.shape, task.adapter, setup, tokens, len(task.work.lengths) * t.num_train_epochs)
+            memory = cpu_memory(task.shape, task.adapter, setup, tokens)
             fits = memory.fits(task.device.memory_bytes, card=False)
             yield Option(setup, False, memory, speed, start, start + task.work.tokens * t.num_train_epochs / speed, fits)
 
@@ -179,13 +187,11 @@ def _on_cards(task: Task, *, sharded: bool = False) -> Iterator[Option]:
     if unsloth:
         allowed = tuple(p for p in allowed if p in ("nf4", "bf16")) or ("bf16",)
     recompute: tuple[Checkpointing, ...] = ("none", "selective", "full") if t.gradient_checkpointing == "auto" else (t.gradient_checkpointing,)
-    if unsloth:
+    if not task.fused:
         recompute = tuple("full" if c == "selective" else c for c in recompute)
-    compiled = (False,) if unsloth or not device.bf16 else (False, True) if t.compile == "auto" else (t.compile,)
     eight_bit = not task.rented and find_spec("bitsandbytes") is None
-    cards = 1 if unsloth else task.cards
-    for precision, again, compile_, optimizer in product(
-        allowed, dict.fromkeys(recompute), compiled, ("adamw_8bit",) if unsloth else ("adamw",) if eight_bit else ("adamw", "adamw_8bit")
+    for precision, again, optimizer in product(
+        allowed, dict.fromkeys(recompute), ("adamw_8bit",) if unsloth else ("adamw",) if eight_bit else ("adamw", "adamw_8bit")
     ):
         if sharded and precision not in ("nf4", "bf16"):
             continue
@@ -194,13 +200,13 @@ def _on_cards(task: Task, *, sharded: bool = False) -> Iterator[Option]:
             precision=precision,
             compute_dtype=compute_dtype(task.config, device, precision),  # type: ignore[arg-type]
             gradient_checkpointing=again,
-            compile=compile_,
+            compile=False,
             packing=True,
             pack_length=0,
             sequences_per_step=task.per_step,
             micro_batch=1,
             optimizer=optimizer,  # type: ignore[arg-type]
-            cards=cards,
+            cards=task.cards,
         )
         for setup in _rows(task, common):
             yield _cost(task, setup, sharded)
@@ -231,20 +237,19 @@ def _cost(task: Task, setup: Setup, sharded: bool) -> Option:
     mean = work.tokens / len(work.lengths)
     if setup.packing:
         rows = _packed_rows(work, setup.pack_length, share)
-        # Compiled kernels want one length, so a row is filled up with padding; eager ones take it as it is.
-        tokens = float(setup.pack_length) if setup.compile else min(mean * share / rows, setup.pack_length)
-        largest = setup.pack_length if setup.compile else min(setup.pack_length, work.step_tokens(share))
+        tokens = min(mean * share / rows, setup.pack_length)  # a row is as long as its sequences
+        largest = min(setup.pack_length, work.step_tokens(share))
     else:
         rows = share / setup.micro_batch
         tokens = work.padded(setup.micro_batch) / len(work.lengths) * setup.micro_batch
         largest = work.longest * setup.micro_batch
-    step = rows * row_seconds(task.shape, task.adapter, setup, card, tokens)
+    step = rows * row_seconds(task.shape, task.adapter, setup, card, tokens, dropout=task.config.lora.lora_dropout > 0)
     if setup.cards > 1:
-        step /= SHARDED if sharded else TWO_CARDS
+        step /= cards_share(sharded=sharded)
     if setup.optimizer == "adamw_8bit":
         step += EIGHT_BIT_SECONDS
     steps = len(work.lengths) * t.num_train_epochs / task.per_step  # the last step of an epoch may be short
-    start = start_seconds(task.shape, task.device, rented=task.rented) + (COMPILE_SECONDS if setup.compile else 0)
+    start = start_seconds(task.shape, task.device, rented=task.rented)
     double = task.config.lora.quantization.bnb_4bit_use_double_quant
     memory = card_memory(task.shape, task.adapter, setup, largest, double_quant=double, sharded=sharded)
     fits = memory.fits(task.device.memory_bytes, card=True)

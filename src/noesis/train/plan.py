@@ -25,7 +25,7 @@ from noesis.train.work import Work, count
 
 __all__ = ["Plan", "as_planned", "choose_for_demo", "compute_dtype", "draft", "make_plan", "read_shape", "require_fit", "smaller"]
 
-SWITCHES_OFF: dict[str, Any] = {"precision": "auto", "gradient_checkpointing": "auto", "compile": "auto", "packing": "auto"}
+SWITCHES_OFF: dict[str, Any] = {"precision": "auto", "gradient_checkpointing": "auto", "packing": "auto"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Plan:
     micro_batch: int  # rows at a time
     accumulation: int  # micro-batches of each card in a step of the optimizer
     tokens_per_s: float
-    start_seconds: float  # to the first step, compiling included
+    start_seconds: float  # to the first step
     seconds: float  # of training, start included
     memory: dict[str, float]  # bytes by term
     memory_bytes: float  # expected peak, as the run will measure it
@@ -140,7 +140,7 @@ def require_fit(plan: Plan, config: Config, shape: Shape, rows: Sequence[Encoded
         hint = (
             f"the nearest plan that fits needs {size(here.memory.needed(card=device.kind == 'cuda'))}: "
             f"in lora_config.yaml load_in_4bit: {'true' if s.precision == 'nf4' else 'false'}; "
-            "in training_config.yaml precision, compile and packing: auto, "
+            "in training_config.yaml precision and packing: auto, "
             f"gradient_checkpointing: {s.gradient_checkpointing}, per_device_train_batch_size: 1, gradient_accumulation_steps: {s.sequences_per_step}"
         )
     else:
@@ -159,7 +159,10 @@ def smaller(plan: Plan) -> Plan | None:
     if not plan.fallbacks:
         return None
     first, *rest = plan.fallbacks
-    return replace(plan, **{**first, "setup": Setup(**first["setup"])}, fallbacks=rest)
+    lower = replace(plan, **{**first, "setup": Setup(**first["setup"])}, fallbacks=rest)
+    training, *others = plan.stages
+    training = training | {"seconds": lower.seconds, "usd": training["usd"] * lower.seconds / training["seconds"]}
+    return replace(lower, stages=[training, *others], usd=round(sum(stage["usd"] for stage in (training, *others)), 4))
 
 
 def as_planned(config: Config, plan: dict[str, Any] | None) -> Config:

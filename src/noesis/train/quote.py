@@ -63,7 +63,6 @@ def alternatives(task: Task) -> list[dict[str, Any]]:
                 "device": device.name if hired else "this processor",
                 "precision": choice.setup.precision,
                 "gradient_checkpointing": choice.setup.gradient_checkpointing,
-                "compile": choice.setup.compile,
                 "memory_bytes": round(choice.memory.needed(card=hired)),
                 "fits": choice.fits,
                 "tokens_per_s": round(choice.tokens_per_s, 1),

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from noesis.console import duration, size
-from noesis.train.choose import Option, Task, packs, precisions
-from noesis.train.speed import COMPILE_SECONDS
+from noesis.train.choose import Option, Task, best, options, packs, precisions
 
 
 def reasons(task: Task, found: list[Option], chosen: Option) -> list[str]:
     """One line a choice."""
     lines = [_precision(task, found, chosen)]
     if task.device.kind == "cuda":
-        lines += [_checkpointing(task, found, chosen), _compile(task, found, chosen), _packing(task, chosen)]
+        lines += [*_fp8(task, chosen), _checkpointing(task, found, chosen), *_compile(task, chosen), _packing(task, chosen)]
         if chosen.setup.optimizer == "adamw_8bit" and chosen.setup.engine == "noesis":
             lines.append("optimizer: AdamW with 8-bit moments, since memory is short")
         lines += _cards(task, chosen)
@@ -39,7 +39,7 @@ def _precision(task: Task, found: list[Option], chosen: Option) -> str:
         return f"precision: {name}, as configured"
     if task.device.kind == "cpu":
         return (
-            "precision: nf4, as fast as bf16 on a processor and a quarter of its size"
+            "precision: nf4, as configured in load_in_4bit and as fast as bf16 on a processor"
             if name == "nf4"
             else f"precision: {name}, since load_in_4bit is false"
             if not task.config.lora.quantization.load_in_4bit
@@ -71,23 +71,28 @@ def _checkpointing(task: Task, found: list[Option], chosen: Option) -> str:
     return f"gradient checkpointing: {name} ({_against(task, same, chosen, 'none', lambda o: o.setup.gradient_checkpointing == 'none')})"
 
 
-def _compile(task: Task, found: list[Option], chosen: Option) -> str:
-    tokens = task.work.tokens * task.config.training.num_train_epochs
-    yes = chosen.setup.compile
-    if task.config.training.compile is yes:
-        return f"compile: {'yes' if yes else 'no'}, as configured"
-    if task.config.training.compile is True:
-        return "compile: no; it was asked for, and this engine and card can't"
-    other = next((o for o in found if o.fits and o.setup.compile != yes and o.setup.precision == chosen.setup.precision), None)
-    if other is None:
-        return "compile: yes, without it memory would not do" if yes else "compile: no, this engine or card can't"
-    working = [o.seconds - o.start_seconds for o in (other, chosen)]
-    if yes:
-        return f"compile: yes, {tokens:,} tokens take {duration(working[0] - working[1])} less and compiling costs {COMPILE_SECONDS:.0f} s"
-    gain = working[1] - working[0]
-    if gain <= 0:
-        return "compile: no, rows of one fixed length would need more padding than it saves"
-    return f"compile: no, {tokens:,} tokens would take {duration(gain)} less and compiling costs {COMPILE_SECONDS:.0f} s"
+def _fp8(task: Task, chosen: Option) -> list[str]:
+    """What FP8 would save where it is left out, and what it costs in exactness where it is not."""
+    t = task.config.training
+    inexact = "its gradients are 0.16 from float32's, where 0.06 was the aim (docs/decisions/0013)"
+    if chosen.setup.precision == "fp8":
+        return [f"fp8: {inexact}; held-out losses came out within 1%"]
+    if t.precision != "auto" or not task.device.fp8 or not task.fused:
+        return []
+    quantization = task.config.lora.quantization.model_copy(update={"load_in_4bit": False})
+    lora, training = task.config.lora.model_copy(update={"quantization": quantization}), t.model_copy(update={"precision": "fp8"})
+    other = best(options(replace(task, config=task.config.model_copy(update={"lora": lora, "training": training}))))
+    if not other.fits:
+        return []
+    return [f"fp8: not chosen, {inexact}; precision: fp8 would save {duration(max(chosen.seconds - other.seconds, 0))}"]
+
+
+def _compile(task: Task, chosen: Option) -> list[str]:
+    if task.config.training.compile is not True:
+        return []
+    if task.fused:
+        return ["compile: no; it was asked for, but the engine's kernels are fused already and nothing is compiled"]
+    return [f"compile: no; it was asked for, and {'Unsloth compiles by itself' if chosen.setup.engine == 'unsloth' else 'layers run as they are here'}"]
 
 
 def _packing(task: Task, chosen: Option) -> str:
@@ -102,7 +107,9 @@ def _packing(task: Task, chosen: Option) -> str:
 def _cards(task: Task, chosen: Option) -> list[str]:
     lines = []
     if task.device.cards > 1:
-        if chosen.setup.cards < task.device.cards:
+        if not task.fused:
+            lines.append(f"cards: 1 of {task.device.cards}; only the engine, in bfloat16, trains on several")
+        elif chosen.setup.cards < task.device.cards:
             lines.append(f"cards: {chosen.setup.cards} of {task.device.cards}, so that each gets the same part of a step's {task.per_step} sequences")
         if chosen.sharded:
             lines.append(f"the base is spread over {chosen.setup.cards} cards, since one does not hold it")
@@ -115,5 +122,5 @@ def _processor(task: Task, chosen: Option) -> list[str]:
     if setup.gradient_checkpointing != "none":
         lines.append(f"gradient checkpointing: {setup.gradient_checkpointing}, {'as configured' if t.gradient_checkpointing != 'auto' else 'memory is short'}")
     if t.compile is True:
-        lines.append("compile: no; it was asked for, and processors run the layers as they are")
+        lines.append("compile: no; it was asked for, but nothing is compiled on processors")
     return lines

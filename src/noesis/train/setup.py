@@ -18,10 +18,20 @@ class Setup:
     precision: Precision  # how the frozen base is stored and multiplied
     compute_dtype: Literal["bfloat16", "float16", "float32"]  # of activations
     gradient_checkpointing: Checkpointing
-    compile: bool  # each decoder layer, torch.compile
+    compile: bool  # always False: the engine's kernels are fused already, and Unsloth brings its own
     packing: bool
     pack_length: int  # tokens of a packed row (0: not packed)
     sequences_per_step: int  # of one optimizer step over all cards: per_device_train_batch_size × gradient_accumulation_steps
     micro_batch: int  # sequences at a time when not packed
     optimizer: Literal["adamw", "adamw_8bit"]
     cards: int  # GPUs of this host (0: processor)
+
+    @property
+    def fused(self) -> bool:
+        """Whether the engine's own kernels run: on cards, and they know bfloat16 only; elsewhere transformers' layers do."""
+        return self.engine == "noesis" and self.cards > 0 and self.compute_dtype == "bfloat16"
+
+    @property
+    def offloads(self) -> bool:
+        """The smallest setup: layers' inputs and the embedding lie in main memory."""
+        return self.fused and self.precision == "nf4" and self.gradient_checkpointing == "full"

@@ -31,7 +31,7 @@ def _what(p: dict[str, Any]) -> list[str]:
     where = f"{setup['cards']} × {device['name']}" if setup["cards"] > 1 else device["name"]
     kind = f"{device['threads']} threads" if device["kind"] == "cpu" else "rented" if p["rented"] else "here"
     rows = f"rows of up to {setup['pack_length']:,} tokens" if setup["packing"] else f"{setup['micro_batch']} sequence(s) at a time"
-    extras = [rows, f"checkpointing {setup['gradient_checkpointing']}", "compiled" if setup["compile"] else "not compiled"]
+    extras = [rows, f"checkpointing {setup['gradient_checkpointing']}"]
     extras += ["8-bit AdamW"] if setup["optimizer"] == "adamw_8bit" else []
     extras += ["through Unsloth"] if setup["engine"] == "unsloth" else []
     return [
@@ -70,7 +70,7 @@ def _reasons(p: dict[str, Any]) -> list[str]:
 def _alternatives(p: dict[str, Any]) -> list[str]:
     table = [HEAD]
     for a in p["alternatives"]:
-        how = a["precision"] + (", compiled" if a["compile"] else "") + ("" if a["gradient_checkpointing"] == "none" else f", {a['gradient_checkpointing']}")
+        how = a["precision"] + ("" if a["gradient_checkpointing"] == "none" else f", {a['gradient_checkpointing']}")
         costs = (duration(a["seconds"]), f"{a['usd']:.2f}") if a["fits"] else ("", "")
         table.append((a["device"], how, "yes" if a["fits"] else f"needs {size(a['memory_bytes'])}", *costs))
     widths = [max(len(row[i]) for row in table) for i in range(len(HEAD))]
