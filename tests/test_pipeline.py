@@ -159,11 +159,14 @@ def toy_tribunal(root: Path) -> None:
     (folder / "toy.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
 
 
-def test_a_trial_before_a_scripted_judge(small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_trial_before_a_scripted_judge(
+    small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     import judge_server as play
     from noesis import pipeline
     from noesis.cli import run_command
 
+    monkeypatch.setattr("noesis.console._stream", None)  # --json below sends all talk to stderr, for this test only
     toy_tribunal(small_project.root)
     s = run_all(small_project, tiny_model, tmp_path / "run", **{"training.tribunal.trial_tokens": 8})
 

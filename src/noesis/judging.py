@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from noesis.config import Project, TribunalSection
+from noesis.config import Project, TribunalSection, load_config
 from noesis.console import say
 from noesis.constitution.conversation import Message
 from noesis.constitution.tokenizer import load_tokenizer
@@ -29,6 +29,8 @@ from noesis.tribunal.results import summarise
 from noesis.tribunal.rubric import JUDGES, load_bench
 from noesis.tribunal.suite import Part, read_benchmark, read_suite, seal, spread
 from noesis.tribunal.trial import Generate, hold, verdict_rows
+
+ASKING = ("concurrency", "timeout_seconds", "attempts", "requests_per_minute", "prices")  # settings that change no verdict
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def seat(specs: Sequence[Spec], section: TribunalSection, spending: Spending, *,
 
 def trial(s: Session, project: Project, ask: Ask, *, again: bool = False) -> dict[str, Any]:
     """Base and tuned model before the court; the ruling, its figures and every verdict are left in the run directory."""
-    section = s.config.training.tribunal
+    section = _section(s, project)
     folder = tribunal_folder(project)
     bench, items = load_bench(folder / "judges"), spread(read_suite(folder, ask.part), ask.prompts)
     specs = [parse_spec(text) for text in ask.judges]
@@ -78,7 +80,7 @@ def trial(s: Session, project: Project, ask: Ask, *, again: bool = False) -> dic
     prompts = sha256_json([item.model_dump(mode="json") for item in items])
     adapter = sha256_file(s.run.adapter() / "adapter_model.safetensors")
     calibrated = sorted(sha256_file(p) for p in calibrations_folder(project).glob("*.json"))
-    request = sha256_json([ask.judges, prompts, bench.digest(), section.model_dump(mode="json"), adapter, calibrated])
+    request = sha256_json([ask.judges, prompts, bench.digest(), section.model_dump(mode="json", exclude=set(ASKING)), adapter, calibrated])
 
     def work() -> dict[str, Any]:
         spending = Spending(max_usd=ask.max_usd)
@@ -89,7 +91,7 @@ def trial(s: Session, project: Project, ask: Ask, *, again: bool = False) -> dic
             _log_locked(s.run.tribunal, folder, "trial")
         with opened(s.run.tribunal / "replies.sqlite") as cache:
             seats = Seats(bench, clients, cache)
-            heard = hold(items, s.constitution, _answering(s), seats, section, identity=identity, seed=s.config.training.seed)
+            heard = hold(items, s.constitution, _answering(s, section), seats, section, identity=identity, seed=s.config.training.seed)
         names = [client.name for client in clients]
         summary = summarise(heard, section, unfit=unfit(calibrations, names), errors=error_counts(calibrations))
         result = {
@@ -239,12 +241,18 @@ def show_live(found: dict[str, Any]) -> None:
     say(f"  so it may not decide: {found['verdict']}" if found["verdict"] else "  it is fit to judge; seat it with --judge")
 
 
-def _answering(s: Session) -> Generate:
+def _section(s: Session, project: Project) -> TribunalSection:
+    """What the run was made with; how judges are asked, and what they charge, as the project has it now."""
+    now_said = load_config(project).training.tribunal
+    return s.config.training.tribunal.model_copy(update={name: getattr(now_said, name) for name in ASKING})
+
+
+def _answering(s: Session, section: TribunalSection) -> Generate:
     """Answers of base and tuned model, packed, from the weights that a merge would write; one of the two in memory at a time."""
     from noesis.release.merge import loaded
     from noesis.serve.batch import answer_packed
 
-    section, tokenizer = s.config.training.tribunal, load_tokenizer(s.model.path)
+    tokenizer = load_tokenizer(s.model.path)
     held: dict[str, Any] = {}
 
     def generate(who: str, conversations: list[list[Message]], seeds: list[int]) -> list[str]:
