@@ -89,6 +89,29 @@ def test_a_signal_in_mid_step_saves_the_last_whole_step(
     assert same(whole[packed], tmp_path)
 
 
+def test_a_micro_batch_that_does_not_end_after_a_signal_is_given_up(tiny_model: Path, tmp_path: Path, whole: dict, monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    monkeypatch.setattr("noesis.interrupt.PATIENCE_S", 0.2)
+    real, calls = torch.Tensor.backward, []
+
+    def endless(self, *args: object, **kwargs: object) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            while True:
+                time.sleep(0.01)
+        real(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "backward", endless)
+    with pytest.raises(Terminated):
+        train(tiny_model, tmp_path, RECORD, settings(True, **{"training.save_every": "100 steps"}))
+    assert [p.name for p in (tmp_path / "checkpoints" / "resume").iterdir()] == ["checkpoint-1"]
+    monkeypatch.undo()
+    train(tiny_model, tmp_path, RECORD, settings(True))
+    assert same(whole[True], tmp_path)
+
+
 def test_a_torn_state_is_set_aside_and_the_one_before_it_used(tiny_model: Path, tmp_path: Path, whole: dict, capsys: pytest.CaptureFixture[str]):
     shutil.copytree(whole[True], tmp_path / "run")
     resume = tmp_path / "run" / "checkpoints" / "resume"

@@ -273,3 +273,31 @@ def test_a_signal_is_obeyed_at_a_whole_step_and_a_second_at_once(project: Path, 
     assert ("saved" in out, "stopped at once" in err) == (mode == "whole", mode == "twice")
     if mode == "whole":
         assert "the same command goes on from there" in err
+
+
+SWALLOWS = """
+import sys, time
+from noesis.cli import run_command
+import noesis.pipeline, noesis.cli.pipeline_commands
+class Slow:
+    def __del__(self):
+        print("ready", flush=True)
+        time.sleep(30)
+def work(*a, **k):
+    Slow()
+    time.sleep(30)
+noesis.pipeline.new_session = work
+sys.exit(run_command(["train", "--project", sys.argv[1], "--run", sys.argv[2]]))
+"""
+
+
+def test_a_signal_that_python_drops_is_obeyed_all_the_same(project: Path, tmp_path: Path):
+    """It used to be lost when it came while an object was cleared away: the next stage went on as if nothing had been asked."""
+    process = subprocess.Popen([sys.executable, "-c", SWALLOWS, str(project), str(tmp_path / "r")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout
+    for line in process.stdout:
+        if line == "ready\n":
+            break
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 143

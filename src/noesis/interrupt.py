@@ -15,11 +15,34 @@ class Terminated(BaseException):
     """SIGTERM, where Ctrl-C would be KeyboardInterrupt; exit code 143."""
 
 
+PATIENCE_S = 5.0  # after the first signal, before a micro-batch that does not end is given up
+
+
+class Overdue(Exception):
+    """A micro-batch took too long to end after a signal; it changes nothing, so it is dropped."""
+
+
 class Interrupt:
     """What was asked for so far."""
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self.breakable = False  # what is computed now may be given up at any point
+
+    @contextmanager
+    def may_break(self) -> Iterator[None]:
+        """What is computed inside only adds up gradients: nothing is lost with it."""
+        self.breakable = True
+        try:
+            yield
+        finally:
+            self.breakable = False
+
+    def overdue(self, number: int, frame: FrameType | None) -> None:
+        """The alarm's handler, called again and again until the work ends."""
+        if self.breakable:
+            self.breakable = False
+            raise Overdue
 
     def arrived(self, number: int, frame: FrameType | None) -> None:
         """The handler. It writes by file descriptor: a print that was under way must not be entered again."""
@@ -28,6 +51,13 @@ class Interrupt:
             os._exit(128 + number)
         self.number = number
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"\nstopping after this micro-batch; once more to stop at once\n")
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE_S, 0.5)
+
+    def rest(self) -> None:
+        """No more alarms: the work has ended, what is left is to save."""
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def leave(self) -> None:
         """Raise what the signal means.
@@ -47,8 +77,11 @@ def deferred() -> Iterator[Interrupt]:
         yield interrupt
         return
     before = {number: signal.signal(number, interrupt.arrived) for number in (signal.SIGINT, signal.SIGTERM)}
+    if hasattr(signal, "setitimer"):
+        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, interrupt.overdue)
     try:
         yield interrupt
     finally:
+        interrupt.rest()
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)

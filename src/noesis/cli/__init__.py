@@ -61,6 +61,8 @@ def run_command(arguments: list[str]) -> int:
         error.show()  # type: ignore[attr-defined]
         return 2
     except Terminated:
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
         print("\nstopped by SIGTERM; what was finished is kept, and the same command goes on from there", file=sys.stderr)
         return 143
     except NoesisError as error:
@@ -85,6 +87,10 @@ def run_command(arguments: list[str]) -> int:
 
 
 def _terminated(number: int, frame: object) -> None:
+    """Leave; and again 3 s later, since Python drops what is raised while it clears an object away (`__del__`)."""
     from noesis.interrupt import Terminated
 
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, _terminated)
+        signal.setitimer(signal.ITIMER_REAL, 3.0)
     raise Terminated

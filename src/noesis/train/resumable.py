@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,11 @@ class Resumable:
                 raise Stopped
         elif self.pace.interrupted or (between_steps and self.pace.cap_is_near()):
             raise Stopped
+
+    def giving_up(self) -> AbstractContextManager[None]:
+        """Around the passes of a step: after a signal they need not end. Several cards must, since they wait for one another."""
+        alone = self.accelerator.num_processes == 1  # type: ignore[attr-defined]
+        return self.pace.interrupt.may_break() if alone else nullcontext()
 
     def _any_card(self, mine: bool) -> bool:
         """Whether any card wants to stop: they must do it at the same step."""

@@ -100,13 +100,14 @@ class EngineTrainer(Resumable, SFTTrainer):  # type: ignore[misc]
         divisor = torch.tensor(float(trained), device=self.engine.device)
         self.engine.begin_step()
         losses = []
-        for i, row in enumerate(packed):
-            last = i == len(packed) - 1
-            with nullcontext() if cards == 1 or last else model.no_sync():
-                loss = model(row, divisor)
-                (loss * cards if cards > 1 else loss).backward()  # several cards take the mean of their gradients, the step wants the sum
-            losses.append(loss.detach())
-            self.check()
+        with self.giving_up():
+            for i, row in enumerate(packed):
+                last = i == len(packed) - 1
+                with nullcontext() if cards == 1 or last else model.no_sync():
+                    loss = model(row, divisor)
+                    (loss * cards if cards > 1 else loss).backward()  # several cards take the mean of their gradients, the step wants the sum
+                losses.append(loss.detach())
+                self.check()
         parts = torch.stack(losses)
         total = parts.sum()
         if cards > 1:

@@ -18,7 +18,7 @@ from noesis.constitution.conversation import Encoded
 from noesis.device import Device
 from noesis.errors import CapError, TrainingError
 from noesis.files import require_space
-from noesis.interrupt import deferred
+from noesis.interrupt import Overdue, deferred
 from noesis.quiet import quiet_libraries
 from noesis.train import launch
 from noesis.train.base import arithmetic, load_base, lora
@@ -145,7 +145,8 @@ def _run(
         )
         try:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
-        except Stopped:
+        except (Stopped, Overdue):
+            interrupt.rest()
             trainer.save_last_step()
             say(f"  stopped after step {trainer.state.global_step} of {trainer.state.max_steps}, which is saved")
             if pace.interrupted:
@@ -303,7 +304,8 @@ def _trainer_class(config: Config, device: Device) -> Any:
 
         def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             self.check(between_steps=self.micro_batches_done == 0)
-            loss = super().training_step(model, inputs, *args, **kwargs)
+            with self.giving_up():
+                loss = super().training_step(model, inputs, *args, **kwargs)
             if not torch.isfinite(loss):
                 raise TrainingError(
                     f"the loss is {float(loss)} at step {self.state.global_step + 1}; nothing of this step was applied. "
