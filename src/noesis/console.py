@@ -10,18 +10,23 @@ import sys
 import time
 from typing import TextIO
 
-_stream: TextIO | None = None
+_quiet_stdout = False
 
 
 def use_stderr() -> None:
     """Send all talk to stderr from now on, so that stdout holds nothing but the result."""
-    global _stream
-    _stream = sys.stderr
+    global _quiet_stdout
+    _quiet_stdout = True
+
+
+def _out() -> TextIO:
+    """Where talk goes now; asked each time, since whoever called may have put other streams in place."""
+    return sys.stderr if _quiet_stdout else sys.stdout
 
 
 def say(text: str = "") -> None:
     """Print one line of talk, at once (never held back in a pipe)."""
-    print(_printable(text), file=_stream or sys.stdout, flush=True)
+    print(_printable(text), file=_out(), flush=True)
 
 
 def heading(number: int, total: int, name: str, what: str) -> None:
@@ -55,7 +60,7 @@ class Progress:
         self.done = 0
         self.started = self.last_shown = time.monotonic()
         self.shown = self.finished = False
-        self.out = _stream or sys.stdout
+        self.out = _out()
         self.live = self.out.isatty()
         self.every_s = 0.2 if self.live else every_s
 
