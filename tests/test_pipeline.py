@@ -166,7 +166,7 @@ def test_a_trial_before_a_scripted_judge(
     from noesis import pipeline
     from noesis.cli import run_command
 
-    monkeypatch.setattr("noesis.console._stream", None)  # --json below sends all talk to stderr, for this test only
+    monkeypatch.setattr("noesis.console._quiet_stdout", False)  # --json below sends all talk to stderr, for this test only
     toy_tribunal(small_project.root)
     s = run_all(small_project, tiny_model, tmp_path / "run", **{"training.tribunal.trial_tokens": 8})
 
