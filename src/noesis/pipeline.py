@@ -18,7 +18,7 @@ from noesis.console import Progress, duration, heading, say, size
 from noesis.constitution.conversation import opening, render
 from noesis.constitution.document import Constitution, load_constitution
 from noesis.constitution.tokenizer import load_tokenizer
-from noesis.data.load import read_examples, read_exports, split_sources
+from noesis.data.load import evenly_spread, read_examples, read_exports, split_sources
 from noesis.data.statistics import describe
 from noesis.device import Device, detect
 from noesis.errors import RunError
@@ -219,7 +219,7 @@ def judge(s: Session, *, again: bool = False) -> dict[str, Any]:
         require_left(s.budget(), "judging")
         held_out = s.examples("eval")
         preference = compare([r["id"] for r in held_out], *_probabilities(s, held_out))
-        asked = _spread(held_out, s.config.training.tribunal.answers)
+        asked = evenly_spread(held_out, s.config.training.tribunal.answers)
         answers = _answers(s, asked)
         rows = []
         for record, base, tuned in zip(asked, answers["base"], answers["tuned"], strict=True):
@@ -381,12 +381,6 @@ def base_gguf(s: Session) -> Path:
         say("  writing the base as it was trained on to GGUF, once …")
         write_gguf(s.model.path, base, "f16", name="base", licence=s.model.licence, quantization=quantization, dtype=dtype)
     return base
-
-
-def _spread(records: Records, count: int) -> Records:
-    """`count` of `records`, evenly spread over them (they are sorted by category)."""
-    count = min(count, len(records))
-    return [records[i * len(records) // count] for i in range(count)]
 
 
 def _parity_texts(s: Session, tokenizer: Any) -> list[str]:

@@ -61,6 +61,12 @@ def read_examples(file: Path, constitution: Constitution) -> Records:
     return report.records
 
 
+def evenly_spread(records: Records, count: int) -> Records:
+    """`count` of `records`, evenly spread over them (they are sorted by category)."""
+    count = min(count, len(records))
+    return [records[i * len(records) // count] for i in range(count)]
+
+
 def _existing(file: Path) -> Path:
     if not file.is_file():
         raise UsageError(f"{file} is missing (Dataset not found): write it with  python scripts/export_for_modal.py")
