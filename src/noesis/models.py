@@ -11,7 +11,6 @@ import importlib.util
 import json
 import os
 import shutil
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,9 +154,12 @@ def _embedded_tokenizer() -> Path:
     settings = {name: tokens[value[f"ggml.{key}_token_id"]] for name, key in names.items()}
     (part / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
     (part / "chat_template.jinja").write_text(value["chat_template"], encoding="utf-8")
-    with suppress(OSError):  # another process was faster: its folder is as good
+    try:
         os.replace(part, target)
-    shutil.rmtree(part, ignore_errors=True)
+    except OSError:
+        shutil.rmtree(part, ignore_errors=True)
+        if not target.is_dir():  # else another process was faster: its folder is as good
+            raise
     return target
 
 
