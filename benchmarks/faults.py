@@ -73,7 +73,7 @@ class Point:
 
 def child(project: Any, config: Any, path: Path, point: Point | None, gate: int, told: int, only: tuple[str, ...]) -> None:
     """Run the pipeline up to the last stage of `only`; at the beginning of the point's stage wait until strace has been attached."""
-    from noesis import pipeline
+    from noesis import pipeline, sessions
     from noesis.run import Run
 
     plain = Run.perform
@@ -99,7 +99,7 @@ def child(project: Any, config: Any, path: Path, point: Point | None, gate: int,
         count_moments(point, told, lambda: current)
     announce("export")
     with Run(path, {}).locked():
-        s = pipeline.new_session(project, config, path, pipeline.from_sources(project, config))
+        s = sessions.new_session(project, config, path, sessions.from_sources(project, config))
         for stage in STAGES[1:]:
             if any(STAGES.index(stage) <= STAGES.index(last) for last in only) and (stage not in SKIPPED or stage in only):
                 getattr(pipeline, stage)(s)

@@ -263,7 +263,7 @@ def test_no_secret_and_no_home_reaches_any_file(
     project: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     """Runs the whole pipeline with secrets all around it, stops it once, and searches every byte that it left and printed."""
-    from noesis import pipeline
+    from noesis import pipeline, sessions
 
     planted = {
         name: f"sk-planted-{i:04}-do-not-store"
@@ -289,7 +289,7 @@ def test_no_secret_and_no_home_reaches_any_file(
     config = load_config(Project(project), overrides)
     assert config.training.model == "~/models/mine"
     monkeypatch.chdir(tmp_path)
-    s = pipeline.new_session(Project(project), config, Path("run"), pipeline.from_sources(Project(project), config))
+    s = sessions.new_session(Project(project), config, Path("run"), sessions.from_sources(Project(project), config))
     pipeline.run_stages(s, first=1, total=6)
     files = [p for p in (tmp_path / "run").rglob("*") if p.is_file()]
     assert {"manifest.json", "report.html", "trainer_state.json", "model.safetensors"} <= {p.name for p in files}

@@ -116,13 +116,13 @@ def test_an_archive_that_was_killed_half_way_ends_whole(tmp_path: Path, monkeypa
 
 def exported(project: Path, path: Path, model: Path, **overrides: object) -> Run:
     """A run with its data and its plan, by the pipeline's own stages."""
-    from noesis import pipeline
+    from noesis import pipeline, sessions
 
     if not list(model.glob("*.safetensors")):
         (model / "model.safetensors").write_bytes(b"stand-in: nothing here reads weights")
     config = settings(project, model, **overrides)
-    s = pipeline.new_session(
-        Project(project), config, path, pipeline.from_sources(Project(project), config), resume=bool(overrides.get("max_examples") == 8 and path.exists())
+    s = sessions.new_session(
+        Project(project), config, path, sessions.from_sources(Project(project), config), resume=bool(overrides.get("max_examples") == 8 and path.exists())
     )
     pipeline.plan(s)
     return s.run
@@ -187,11 +187,11 @@ def test_a_touched_file_with_its_old_content_is_still_done(run: Run):
 
 
 def test_resume_refuses_another_run_and_says_what_differs(project: Path, run: Run, tiny_shape: Path):
-    from noesis import pipeline
+    from noesis import sessions
 
     def again(**overrides: object) -> Run:
         config = settings(project, tiny_shape, **overrides)
-        return pipeline.new_session(Project(project), config, run.path, pipeline.from_sources(Project(project), config), resume=True).run
+        return sessions.new_session(Project(project), config, run.path, sessions.from_sources(Project(project), config), resume=True).run
 
     assert again().manifest["created"] == run.manifest["created"]
     with pytest.raises(RunError, match=r"training.learning_rate: 0.0002 there, 0.01 asked for.*Without --resume it is archived"):
@@ -247,7 +247,7 @@ def work(*a, **k):
                 print("saved", flush=True)
                 interrupt.leave()
             time.sleep(0.01)
-noesis.pipeline.new_session = work
+noesis.sessions.new_session = work
 sys.exit(run_command(["train", "--project", sys.argv[1], "--run", sys.argv[2]]))
 """
 
@@ -286,7 +286,7 @@ class Slow:
 def work(*a, **k):
     Slow()
     time.sleep(30)
-noesis.pipeline.new_session = work
+noesis.sessions.new_session = work
 sys.exit(run_command(["train", "--project", sys.argv[1], "--run", sys.argv[2]]))
 """
 

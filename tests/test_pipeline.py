@@ -34,10 +34,10 @@ def small_project(project: Path) -> Project:
 
 
 def run_all(project: Project, model: Path, path: Path, **overrides: object):
-    from noesis import pipeline
+    from noesis import pipeline, sessions
 
     config = load_config(project, OVERRIDES | {"training.model": str(model), "training.data.language": "en"} | overrides)
-    s = pipeline.new_session(project, config, path, pipeline.from_sources(project, config))
+    s = sessions.new_session(project, config, path, sessions.from_sources(project, config))
     pipeline.run_stages(s, first=1, total=6)
     return s
 
@@ -163,7 +163,7 @@ def test_a_trial_before_a_scripted_judge(
     small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     import judge_server as play
-    from noesis import pipeline
+    from noesis import pipeline, sessions
     from noesis.cli import run_command
 
     monkeypatch.setattr("noesis.console._quiet_stdout", False)  # --json below sends all talk to stderr, for this test only
@@ -186,7 +186,7 @@ def test_a_trial_before_a_scripted_judge(
     assert result["judges"][0]["fit"] is False
     assert result["models"]["tuned"]["all"]["mean"]["clusters"] == 22
     assert (s.run.tribunal / "verdicts.jsonl").is_file()
-    s = pipeline.session_of(s.run.path)
+    s = sessions.session_of(s.run.path)
     assert s.run.is_done("merge")
     assert "judge not fit" in (s.run.merged / "README.md").read_text(encoding="utf-8")
     pipeline.report(s)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from noesis import pipeline
+from noesis import pipeline, sessions
 from noesis.config import Config, Project, load_config
 from noesis.console import duration, size
 from noesis.constitution.document import load_constitution
@@ -325,7 +325,7 @@ def test_the_ratio_of_smollm2_is_that_of_its_tokenizer(language: str):
     from noesis.train.ahead import rows_of
 
     config, constitution = settings(**{"training.data.language": language}), load_constitution(Project(ROOT).constitution)
-    train, _ = pipeline.from_sources(Project(ROOT), config)
+    train, _ = sessions.from_sources(Project(ROOT), config)
     exact = rows_of(config, find_model("smollm2").path, train, constitution)
     ratio = known_model("smollm2").ratio
     guess = estimate(train, constitution, ratio, include_critique=False)
@@ -459,12 +459,12 @@ def test_a_wrong_switch_is_named(key: str):
 # --- a run
 
 
-def session(path: Path, folder: Path, device: Device, record: dict) -> pipeline.Session:
+def session(path: Path, folder: Path, device: Device, record: dict) -> sessions.Session:
     config = settings()
     run = open_run(path, {"base_model": "tiny", "revision": "0"}, config)
     write_jsonl(run.data / "train.jsonl", [record | {"id": f"x_{i:03}", "prompt": f"Pergunta {i}: o que é a coragem?"} for i in range(20)])
     constitution = load_constitution(Project(ROOT).constitution)
-    return pipeline.Session(run, config, constitution, Model("tiny", folder, "0", "none"), device)
+    return sessions.Session(run, config, constitution, Model("tiny", folder, "0", "none"), device)
 
 
 def test_a_run_that_goes_on_on_another_card_is_planned_anew_on_the_base_it_began_on(tmp_path: Path, tiny_shape: Path, record: dict):

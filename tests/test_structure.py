@@ -23,6 +23,7 @@ LAYERS = [
     {"train", "tribunal", "release", "serve"},
     {"report"},
     {"lineage"},
+    {"sessions"},
     {"pipeline", "scaffold", "housekeeping", "integrity"},
     {"judging"},
     {"demo", "replay"},

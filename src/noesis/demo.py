@@ -14,8 +14,9 @@ from noesis.data.export import check_sources
 from noesis.device import detect
 from noesis.files import sha256_json, write_json
 from noesis.models import find_model
-from noesis.pipeline import Records, Session, from_sources, new_session, run_stages
+from noesis.pipeline import run_stages
 from noesis.run import Run
+from noesis.sessions import Records, Session, from_sources, new_session
 from noesis.train.plan import choose_for_demo, read_shape
 from noesis.train.rows import training_rows
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from noesis import pipeline
+from noesis import pipeline, sessions
 from noesis.config import Config
 from noesis.device import detect
 from noesis.errors import RunError
@@ -98,7 +98,7 @@ def _train(run: Run, place: Path, config: Config) -> Run:
         return dict(run.manifest["stages"]["export"]["result"])
 
     new.perform("export", copy, lambda: sorted(new.data.iterdir()))
-    s = replace(pipeline.session_of(place), run=new)
+    s = replace(sessions.session_of(place), run=new)
     if s.model.revision != identity["revision"]:
         raise RunError(f"the base model here is {s.model.revision}, the run's {identity['revision']}: replaying would train on another one")
     new.perform("plan", lambda: _plan(run, config.training.num_train_epochs), list)

@@ -77,7 +77,7 @@ def plan(
     """
     from noesis.constitution.document import load_constitution
     from noesis.data.load import read_examples
-    from noesis.pipeline import subset
+    from noesis.sessions import subset
     from noesis.train.ahead import plan_ahead
     from noesis.train.show import show_plan
 
@@ -107,7 +107,7 @@ def train(
 
     Example: noesis train --model smollm2 --epochs 3 --run runs/mine
     """
-    from noesis import pipeline
+    from noesis import pipeline, sessions
     from noesis.console import heading, say
     from noesis.errors import UsageError
     from noesis.run import Run
@@ -118,7 +118,7 @@ def train(
     path = run or found.runs / config.training.output_name
     with Run(path, {}).locked():
         heading(1, 3, "data", "the exported examples, checked again")
-        s = pipeline.new_session(found, config, path, pipeline.from_exports(dataset or found.exports, found), fresh=fresh, resume=resume, fork=fork)
+        s = sessions.new_session(found, config, path, sessions.from_exports(dataset or found.exports, found), fresh=fresh, resume=resume, fork=fork)
         heading(2, 3, "plan", "what will be trained, and what it should take")
         pipeline.plan(s)
         heading(3, 3, "train", "QLoRA, loss on the answers only")
@@ -142,13 +142,13 @@ def judge(
 
     Example: noesis judge runs/demo --judge openai:https://api.openai.com/v1:gpt-5-mini --max-usd 2
     """
-    from noesis import pipeline
+    from noesis import pipeline, sessions
     from noesis.errors import UsageError
 
     if against != "base":
         raise UsageError(f"--against {against!r}: base is the only choice so far")
     talk(as_json)
-    s = pipeline.session_of(run)
+    s = sessions.session_of(run)
     with s.run.locked():
         result = pipeline.judge(s, again=again)
         if judges:
@@ -167,9 +167,9 @@ def merge(run: RunArgument, again: AgainOption = False) -> None:
 
     Example: noesis merge runs/demo
     """
-    from noesis import pipeline
+    from noesis import pipeline, sessions
 
-    s = pipeline.session_of(run)
+    s = sessions.session_of(run)
     with s.run.locked():
         pipeline.merge(s, again=again)
 
@@ -184,7 +184,7 @@ def gguf(
 
     Example: noesis gguf runs/demo --quant f16,q8_0
     """
-    from noesis import pipeline
+    from noesis import pipeline, sessions
     from noesis.errors import UsageError
     from noesis.release.parity import TOLERANCES
 
@@ -192,7 +192,7 @@ def gguf(
     for kind in kinds or ():
         if kind not in TOLERANCES:
             raise UsageError(f"--quant {kind!r} is not known; choose from {', '.join(TOLERANCES)}")
-    s = pipeline.session_of(run)
+    s = sessions.session_of(run)
     with s.run.locked():
         pipeline.gguf(s, kinds=kinds, again=again)
 
@@ -232,8 +232,8 @@ def report(run: RunArgument) -> None:
 
     Example: noesis report runs/demo
     """
-    from noesis import pipeline
+    from noesis import pipeline, sessions
 
-    s = pipeline.session_of(run)
+    s = sessions.session_of(run)
     with s.run.locked():
         pipeline.report(s)

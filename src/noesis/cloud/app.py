@@ -70,14 +70,14 @@ def train(
     Returns:
         training's figures, or `{"stopped": why}` at the cap.
     """
-    from noesis import pipeline
+    from noesis import pipeline, sessions
 
     project = Project(PROJECT)
     overrides: dict[str, Any] = {"training.model": model or settings.modal.model, "training.num_train_epochs": epochs, "max_examples": max_examples}
     overrides |= {"training.budget.max_usd": max_usd, "training.budget.max_minutes": max_minutes}
     with _on_volume():
-        data = pipeline.from_exports(ROOT / "dataset", project)
-        s = pipeline.new_session(project, load_config(project, overrides), ROOT, data, archive_to=ROOT / "runs")
+        data = sessions.from_exports(ROOT / "dataset", project)
+        s = sessions.new_session(project, load_config(project, overrides), ROOT, data, archive_to=ROOT / "runs")
         pipeline.plan(s)
         return _or_stopped(lambda: pipeline.train(s))
 
@@ -85,19 +85,19 @@ def train(
 @app.function(gpu=list(settings.modal.judge_gpu), secrets=[secret], **common)
 def judge(again: bool = False) -> dict[str, Any]:
     """Judge the newest checkpoint."""
-    from noesis import pipeline
+    from noesis import pipeline, sessions
 
     with _on_volume():
-        return _or_stopped(lambda: pipeline.judge(pipeline.session_of(ROOT), again=again))
+        return _or_stopped(lambda: pipeline.judge(sessions.session_of(ROOT), again=again))
 
 
 @app.function(cpu=4, memory=24 * 1024, ephemeral_disk=512 * 1024, secrets=[secret], **common)
 def merge(again: bool = False) -> dict[str, Any]:
     """Merge adapter and base, write GGUF and the report."""
-    from noesis import pipeline
+    from noesis import pipeline, sessions
 
     with _on_volume():
-        s = pipeline.session_of(ROOT)
+        s = sessions.session_of(ROOT)
 
         def release() -> dict[str, Any]:
             result = pipeline.merge(s, again=again)
