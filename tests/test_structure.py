@@ -24,6 +24,7 @@ LAYERS = [
     {"report"},
     {"lineage"},
     {"sessions"},
+    {"choosing"},
     {"pipeline", "scaffold", "housekeeping", "integrity"},
     {"judging"},
     {"demo", "replay"},

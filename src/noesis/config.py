@@ -107,6 +107,7 @@ class TribunalSection(_Frozen):
     )
     max_forgetting: Fraction = 0.05  # most that the share of right answers to keyed items may fall, base to tuned
     min_prompts: Count = 20  # below this no interval is trusted
+    judges: tuple[str, ...] = ()  # as --judge says them; those that choose the checkpoint and judge it where none is named
     answers: Annotated[int, Field(ge=0)] = 6
     max_new_tokens: Count = 200
     samples: Count = 2  # answers of each model to each prompt, at fixed seeds

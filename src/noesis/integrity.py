@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from noesis.choosing import BASE
 from noesis.constitution.document import load_constitution
 from noesis.data.load import read_examples
 from noesis.data.statistics import describe
@@ -20,7 +21,10 @@ from noesis.run import NEEDS, STAGES, Run, digest
 from noesis.train.ahead import rows_of
 from noesis.train.checkpoint import objection, saved
 from noesis.train.recorder import read_metrics
+from noesis.tribunal.court import opinion
+from noesis.tribunal.preference import compare
 from noesis.tribunal.screen import tally
+from noesis.tribunal.verdict import from_json
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,43 @@ def _judgement(run: Run) -> str | None:
     return None
 
 
+def _choice(run: Run) -> str | None:
+    result = run.result("choose")
+    if result is None:
+        return None
+    for name, figures in result["epochs"].items():
+        kept = {who: json.loads((run.tribunal / "checkpoints" / f"{who}.json").read_text(encoding="utf-8"))["scores"] for who in (BASE, name)}
+        ids = [str(i) for i in range(len(kept[name]["revised"]))]
+        tuned = compare(ids, kept[BASE], kept[name])["tuned"]
+        if any(tuned[key] != figures[key] for key in ("preferred", "mean_margin", "held_out_loss")):
+            return f"{name}'s figures do not follow from tribunal/checkpoints/"
+    return None
+
+
+def _trial(run: Run) -> str | None:
+    result = run.result("trial")
+    if result is None:
+        return None
+    if json.loads((run.tribunal / "trial.json").read_text(encoding="utf-8")) != result:
+        return "tribunal/trial.json and the manifest differ"
+    section = run.config().training.tribunal
+    means: dict[str, list[float]] = {"base": [], "tuned": []}
+    for line in (run.tribunal / "verdicts.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        said = row["opinion"]
+        if row["verdicts"]:
+            formed = opinion(row["answer"], [from_json(v) for v in row["verdicts"]], section).as_json()
+            if any(formed[key] != said[key] for key in ("judges", "mean", "out")):
+                return f"the court's opinion of {row['answer']} does not follow from its verdicts"
+        if said["mean"] is not None:
+            means[row["answer"].split("/")[1]].append(sum(said["mean"]) / 2)
+    for who, values in means.items():
+        told = result["models"][who]["all"].get("mean", {}).get("mean")
+        if values and (told is None or abs(sum(values) / len(values) - told) > 2e-4):  # both are rounded to four digits
+            return f"the {who} model's mean of {told} does not follow from tribunal/verdicts.jsonl ({sum(values) / len(values):.4f})"
+    return None
+
+
 def _parity(run: Run) -> str | None:
     result = run.result("gguf")
     same = result is None or json.loads((run.gguf / "parity.json").read_text(encoding="utf-8")) == result
@@ -171,6 +212,8 @@ CHECKS: dict[str, Callable[[Run], str | None]] = {
     "training's figures follow from metrics.jsonl": _training,
     "the saved states are whole": _states,
     "the judgement's totals follow from the answers": _judgement,
+    "the choice of the checkpoint follows from the scores": _choice,
+    "the trial's opinions and means follow from the verdicts": _trial,
     "the parity figures are those of the file": _parity,
     "the parent's adapter is the manifest's": _parent,
     "the ledger adds up": _ledger,

@@ -1,4 +1,4 @@
-"""The Tribunal's commands: `noesis judge RUN --judge SPEC` (the trial) and `noesis tribunal calibrate`. Brings the stages together:
+"""The Tribunal's commands: `noesis judge RUN --judge SPEC` (the trial), the hearing of each epoch, `noesis tribunal calibrate`. Brings stages together:
 answers come from `release` and `serve`, the court from `tribunal`, and both leave their files in the run directory.
 """
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from noesis.choosing import Hear, Hearing
 from noesis.config import Project, TribunalSection, load_config
 from noesis.console import say
 from noesis.constitution.conversation import Message
@@ -28,8 +29,8 @@ from noesis.tribunal.court import Seats
 from noesis.tribunal.endpoint import Endpoint, Spending
 from noesis.tribunal.results import summarise
 from noesis.tribunal.rubric import JUDGES, load_bench
-from noesis.tribunal.suite import Part, read_benchmark, read_suite, seal, spread
-from noesis.tribunal.trial import Generate, hold, verdict_rows
+from noesis.tribunal.suite import Item, Part, read_benchmark, read_suite, seal, spread
+from noesis.tribunal.trial import Generate, Heard, hold, verdict_rows
 
 ASKING = ("concurrency", "timeout_seconds", "attempts", "requests_per_minute", "prices")  # settings that change no verdict
 
@@ -87,12 +88,11 @@ def trial(s: Session, project: Project, ask: Ask, *, again: bool = False) -> dic
         spending = Spending(max_usd=ask.max_usd)
         clients = seat(specs, section, spending, own=own)
         calibrations = [stored(calibrations_folder(project), client.identity, bench) for client in clients]
-        identity = sha256_json([s.model.revision, adapter, s.as_trained.lora.quantization.model_dump(), s.arithmetic])
         if ask.part != "dev":
             _log_locked(s.run.tribunal, folder, "trial")
         with opened(s.run.tribunal / "replies.sqlite") as cache:
             seats = Seats(bench, clients, cache)
-            heard = hold(items, s.constitution, _answering(s, section), seats, section, identity=identity, seed=s.config.training.seed)
+            heard = _heard(s, section, items, seats, s.run.adapter())
         names = [client.name for client in clients]
         summary = summarise(heard, section, unfit=unfit(calibrations, names), errors=error_counts(calibrations))
         result = {
@@ -122,6 +122,56 @@ def trial(s: Session, project: Project, ask: Ask, *, again: bool = False) -> dic
     _stamp_card(s)
     show(result)
     return result
+
+
+def checkpoint_hearing(s: Session, project: Project, judges: Sequence[str] | None = None) -> Hear | None:
+    """Brings an epoch's adapter before the court on the dev prompts, to choose the checkpoint; None where no judge is set.
+
+    Nobody is asked where a judge is not fit. Answers and replies stay in the run, and `noesis judge` finds them there.
+
+    Args:
+        judges: as given with --judge; None: those in training_config.yaml (`tribunal: judges`).
+    """
+    section = _section(s, project)
+    named = section.judges if judges is None else tuple(judges)
+    if not named:
+        return None
+    folder = tribunal_folder(project)
+    bench, items = load_bench(folder / "judges"), read_suite(folder, "dev")
+    specs = [parse_spec(text) for text in named]
+    own = _own_judge(s, specs)
+
+    def hear(adapter: Path) -> Hearing:
+        clients = seat(specs, section, Spending(), own=own)
+        calibrations = [stored(calibrations_folder(project), client.identity, bench) for client in clients]
+        why = unfit(calibrations, [client.name for client in clients])
+        if why:
+            asyncio.run(_close(clients))
+            return Hearing(None, None, False, why)
+        say(f"  the court hears {adapter.name} on {len(items)} dev prompts")
+        with opened(s.run.tribunal / "replies.sqlite") as cache:
+            heard = _heard(s, section, items, Seats(bench, clients, cache), adapter)
+        summary = summarise(heard, section, unfit=None)
+        found = summary["models"]["tuned"]["all"]
+        return Hearing(found["mean"]["mean"] if "mean" in found else None, summary["keyed"]["fall"], bool(_vetoed(summary)), None)
+
+    return hear
+
+
+def _vetoed(summary: dict[str, Any]) -> list[str]:
+    return [v["answer"] for v in summary["vetoes"] if "/tuned/" in v["answer"]]
+
+
+async def _close(clients: Sequence[Client]) -> None:
+    for client in clients:
+        await client.close()
+
+
+def _heard(s: Session, section: TribunalSection, items: Sequence[Item], seats: Seats, adapter: Path) -> list[Heard]:
+    """Base and tuned answers to `items` with the court's opinion of each."""
+    base = sha256_json([s.model.revision, s.as_trained.lora.quantization.model_dump(), s.arithmetic])
+    identity = {"base": base, "tuned": sha256_json([base, sha256_file(adapter / "adapter_model.safetensors")])}
+    return hold(items, s.constitution, _answering(s, section, adapter), seats, section, identity=identity, seed=s.config.training.seed)
 
 
 def court_of(summary: dict[str, Any], section: TribunalSection) -> dict[str, Any]:
@@ -181,8 +231,7 @@ def calibrate(
             try:
                 return await measure(clients, Seats(bench, clients, cache), benchmark, section)
             finally:
-                for client in clients:
-                    await client.close()
+                await _close(clients)
 
     found = asyncio.run(work())
     for calibration in found:
@@ -248,7 +297,7 @@ def _section(s: Session, project: Project) -> TribunalSection:
     return s.config.training.tribunal.model_copy(update={name: getattr(now_said, name) for name in ASKING})
 
 
-def _answering(s: Session, section: TribunalSection) -> Generate:
+def _answering(s: Session, section: TribunalSection, tuned: Path) -> Generate:
     """Answers of base and tuned model, packed, from the weights that a merge would write; one of the two in memory at a time."""
     from noesis.release.merge import loaded
     from noesis.serve.batch import answer_packed
@@ -259,7 +308,7 @@ def _answering(s: Session, section: TribunalSection) -> Generate:
     def generate(who: str, conversations: list[list[Message]], seeds: list[int]) -> list[str]:
         if who not in held:
             held.clear()
-            adapter = s.run.adapter() if who == "tuned" else None
+            adapter = tuned if who == "tuned" else None
             held[who] = loaded(s.model.path, adapter, quantization=s.as_trained.lora.quantization, dtype=s.arithmetic, device=s.device.kind)
         return answer_packed(held[who], tokenizer, conversations, max_tokens=section.trial_tokens, temperature=section.temperature, seeds=seeds)
 

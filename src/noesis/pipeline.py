@@ -1,4 +1,4 @@
-"""The whole pipeline, a function a stage: export → plan → train → judge → merge → gguf → report.
+"""The whole pipeline, a function a stage: export → plan → train → choose → judge → merge → gguf → report.
 
 `noesis demo`, the single commands and Modal's functions all call these. A stage finds what it needs in the run directory.
 """
@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from noesis.choosing import BASE, Hear, score
+from noesis.choosing import choose as choose_adapter
 from noesis.console import Progress, duration, heading, say, size
 from noesis.constitution.conversation import opening, render
 from noesis.constitution.tokenizer import load_tokenizer
@@ -22,7 +24,6 @@ from noesis.train.ahead import planned, rows_of
 from noesis.train.budget import quote, require_affordable, require_left
 from noesis.train.checkpoint import saved, step_of
 from noesis.train.plan import Plan, as_planned
-from noesis.train.rows import answer_rows
 from noesis.train.show import show_plan
 
 
@@ -68,13 +69,30 @@ def train(s: Session) -> dict[str, Any]:
     gc.collect()
     say(
         f"  {result['steps']} steps in {duration(result['seconds'])} ({result['tokens_per_s']:,.0f} tokens/s); "
-        f"loss {result['first_loss']:.3f} → {result['final_loss']:.3f}; → {s.run.adapter()}"
+        f"loss {result['first_loss']:.3f} → {result['final_loss']:.3f}; → {s.run.epochs()[-1]}"
     )
-    if "choice" in result:
-        chosen = result["choice"]
-        losses = ", ".join(f"{name} {loss:.3f}" for name, loss in chosen["mean_training_loss"].items() if loss is not None)
-        say(f"  {result['saves']} states saved in {result['save_share']:.1%} of the time")
-        say(f"  {chosen['adapter']} is used: {chosen['by']}; mean training loss {losses}")
+    if "mean_training_loss" in result:
+        losses = ", ".join(f"{name} {loss:.3f}" for name, loss in result["mean_training_loss"].items() if loss is not None)
+        say(f"  {result['saves']} states saved in {result['save_share']:.1%} of the time; mean training loss {losses}")
+    return result
+
+
+def choose(s: Session, hear: Hear | None = None) -> dict[str, Any]:
+    """Which epoch's adapter the later stages take.
+
+    Args:
+        hear: brings an adapter before the court on its dev prompts; None where no judge is set.
+    """
+
+    def work() -> dict[str, Any]:
+        require_left(s.budget(), "choosing the checkpoint")
+        return choose_adapter(s, hear)
+
+    result = s.run.perform("choose", work, lambda: sorted((s.run.tribunal / "checkpoints").glob("*.json")))
+    for name, f in result["epochs"].items():
+        court = f"; the Tribunal's mean {f['court']['mean']:.3f}" if f.get("court", {}).get("mean") is not None else ""
+        say(f"  {name}: prefers {f['preferred']} of {f['examples']} revisions, margin {f['mean_margin']:+.4f}, held-out loss {f['held_out_loss']:.4f}{court}")
+    say(f"  {result['adapter']} is used: {result['by']}")
     return result
 
 
@@ -87,7 +105,9 @@ def judge(s: Session, *, again: bool = False) -> dict[str, Any]:
     def work() -> dict[str, Any]:
         require_left(s.budget(), "judging")
         held_out = s.examples("eval")
-        preference = compare([r["id"] for r in held_out], *_probabilities(s, held_out))
+        chosen = s.run.adapter().name
+        scores = score(s, [chosen])
+        preference = compare([r["id"] for r in held_out], scores[BASE], scores[chosen]) | {"adapter": chosen}
         asked = evenly_spread(held_out, s.config.training.tribunal.answers)
         answers = _answers(s, asked)
         rows = []
@@ -113,7 +133,7 @@ def judge(s: Session, *, again: bool = False) -> dict[str, Any]:
         write_json(s.run.tribunal / "summary.json", summary)
         return summary
 
-    result = s.run.perform("judge", work, lambda: sorted(s.run.tribunal.glob("*.json*")), again=again)
+    result = s.run.perform("judge", work, lambda: [s.run.tribunal / "answers.jsonl", s.run.tribunal / "summary.json"], again=again)
     show_judgement(result)
     return result
 
@@ -184,12 +204,13 @@ def report(s: Session) -> Path:
     return s.run.report
 
 
-def run_stages(s: Session, *, first: int, total: int) -> None:
-    """Every stage after the export, in order, each announced."""
+def run_stages(s: Session, *, first: int, total: int, hear: Hear | None = None) -> None:
+    """Every stage after the export, in order, each announced. `hear`: as in `choose`."""
     court = "base against tuned on the held-out examples"
     stages: list[tuple[str, str, Callable[[Session], Any]]] = [
         ("plan", "what will be trained, and what it should take", plan),
         ("train", "QLoRA, loss on the answers only", train),
+        ("choose", "which epoch's adapter is used", lambda s: choose(s, hear)),
         ("judge", court, judge),
         ("merge", "adapter and base into one model", merge),
         ("gguf", "for llama.cpp, and does it behave alike?", gguf),
@@ -201,24 +222,6 @@ def run_stages(s: Session, *, first: int, total: int) -> None:
 
 
 # --- what the stages need of each other
-
-
-def _probabilities(s: Session, held_out: Records) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Scores of both answers to each held-out prompt, by the base (adapter off) and by the tuned model."""
-    from noesis.train.base import load_base, with_adapter
-    from noesis.train.score import log_likelihoods
-
-    tokenizer = load_tokenizer(s.model.path)
-    rows = {part: answer_rows(held_out, f"response_{part}", tokenizer, s.constitution) for part in ("revised", "initial")}
-    longest = max(len(row.input_ids) for part in rows.values() for row in part)
-    model = with_adapter(load_base(s.model.path, s.as_trained, s.device, longest=longest), s.run.adapter())
-    scores: dict[bool, dict[str, Any]] = {}
-    for on in (False, True):
-        who = "tuned" if on else "base"
-        scores[on] = {part: log_likelihoods(model, rows[part], s.as_trained, s.device, adapter=on, what=f"score {part} by the {who} model") for part in rows}
-    del model
-    gc.collect()
-    return scores[False], scores[True]
 
 
 def _answers(s: Session, asked: Records) -> dict[str, list[str]]:

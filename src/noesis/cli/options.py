@@ -23,10 +23,16 @@ JudgeOption = Annotated[
     list[str] | None,
     typer.Option("--judge", metavar="SPEC", help="openai:BASE_URL:MODEL, gguf:PATH, or self (the run's own base); may be given several times."),
 ]
+GateOption = Annotated[bool, typer.Option("--gate", help="End with the verdict's exit code: 0 APPROVED, 3 REJECTED, 4 CONDITIONAL or UNDECIDED.")]
 PartOption = Annotated[str, typer.Option("--part", help="dev, locked or all; each use of the locked part is logged.")]
 JudgesMaxUsdOption = Annotated[
     float | None, typer.Option("--max-usd", min=0, help="Stop before judges cost more than this; needs tribunal: prices in training_config.yaml.")
 ]
+
+
+def verdict_code(verdict: str) -> int:
+    """The exit code of a verdict."""
+    return {"APPROVED": 0, "REJECTED": 3}.get(verdict, 4)
 
 
 def checked_part(part: str) -> Any:

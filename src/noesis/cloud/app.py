@@ -88,7 +88,13 @@ def judge(again: bool = False) -> dict[str, Any]:
     from noesis import pipeline, sessions
 
     with _on_volume():
-        return _or_stopped(lambda: pipeline.judge(sessions.session_of(ROOT), again=again))
+        s = sessions.session_of(ROOT)
+
+        def work() -> dict[str, Any]:
+            pipeline.choose(s)
+            return pipeline.judge(s, again=again)
+
+        return _or_stopped(work)
 
 
 @app.function(cpu=4, memory=24 * 1024, ephemeral_disk=512 * 1024, secrets=[secret], **common)

@@ -165,10 +165,10 @@ def _forget_places(file: Path) -> None:
     file.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def choice(lines: list[dict[str, Any]], epochs: int) -> dict[str, Any]:
-    """Which epoch's adapter the later stages take, by which rule, and the training loss of each."""
+def losses_by_epoch(lines: list[dict[str, Any]], epochs: int) -> dict[str, float | None]:
+    """The mean training loss of each epoch; None for one without a step."""
     losses = {}
     for epoch in range(epochs):
         of_epoch = [line["loss"] for line in lines if epoch < line["epoch"] <= epoch + 1]
         losses[f"epoch_{epoch}"] = round(sum(of_epoch) / len(of_epoch), 6) if of_epoch else None
-    return {"adapter": f"epoch_{epochs - 1}", "by": "the last epoch; nothing stops early", "mean_training_loss": losses}
+    return losses

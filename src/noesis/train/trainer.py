@@ -27,7 +27,7 @@ from noesis.train.checkpoint import newest_whole, step_of
 from noesis.train.loss import answer_loss
 from noesis.train.pace import Pace
 from noesis.train.plan import Plan, smaller
-from noesis.train.recorder import Metrics, choice, peak_memory, read_metrics, recorder, save_adapter
+from noesis.train.recorder import Metrics, losses_by_epoch, peak_memory, read_metrics, recorder, save_adapter
 from noesis.train.unsloth import train_with_unsloth
 
 __all__ = ["read_metrics", "save_adapter", "train"]
@@ -171,7 +171,7 @@ def _run(
         "save_seconds": round(pace.in_saves, 3),
         "save_share": round(pace.share(), 4),
         "threads": torch.get_num_threads(),
-        "choice": choice(read, config.training.num_train_epochs),
+        "mean_training_loss": losses_by_epoch(read, config.training.num_train_epochs),
     }
 
 
