@@ -73,7 +73,7 @@ def _kept(file: Path, key: str) -> Scores | None:
 
 
 def _scored(s: Session, held_out: list[dict[str, Any]], adapters: dict[str, Path], missing: list[str]) -> list[tuple[str, Scores]]:
-    from noesis.train.base import swap_adapter, load_base, with_adapter
+    from noesis.train.base import load_base, swap_adapter, with_adapter
     from noesis.train.score import log_likelihoods
 
     tokenizer = load_tokenizer(s.model.path)
