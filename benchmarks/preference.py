@@ -166,7 +166,7 @@ def train_cell(options: argparse.Namespace, folder: Path, device: Any, place: Pa
     from noesis.constitution.document import load_constitution
     from noesis.constitution.tokenizer import load_tokenizer
     from noesis.train.pairs import Preferences, example_pairs
-    from noesis.train.phases import preference_plan
+    from noesis.train.phases import Material, preference_plan
     from noesis.train.plan import make_plan, read_shape
     from noesis.train.rows import training_rows
     from noesis.train.trainer import train as train_adapter
@@ -180,7 +180,7 @@ def train_cell(options: argparse.Namespace, folder: Path, device: Any, place: Pa
         plan = make_plan(config, options.model, shape, rows, device)
     else:
         rows = Preferences(*(example_pairs(part, tokenizer, constitution, **how) for part in (train, held_out)))
-        plan = preference_plan(config, options.model, shape, rows, device)
+        plan = preference_plan(config, options.model, shape, Material(pairs=rows), device)
     result = train_adapter(folder, rows, config, plan, device, checkpoints=place, metrics=place / "metrics.jsonl", parent=start)
     shutil.rmtree(place / "resume", ignore_errors=True)
     keep = ("steps", "tokens", "seconds", "tokens_per_s", "first_loss", "final_loss", "peak_memory_bytes", "held_out")

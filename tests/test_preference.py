@@ -12,7 +12,7 @@ from noesis.config import Config
 from noesis.constitution.tokenizer import load_tokenizer
 from noesis.device import detect
 from noesis.train.pairs import Preferences, example_pairs, soft_pairs
-from noesis.train.phases import preference_plan
+from noesis.train.phases import Material, preference_plan
 from noesis.train.plan import read_shape
 from test_train import CONSTITUTION, PLAIN, records, small
 
@@ -34,7 +34,7 @@ def configured(**overrides: object) -> Config:
 def prefer(tiny_model: Path, folder: Path, data: Preferences, config: Config, start: Path | None = None) -> dict:
     from noesis.train.trainer import train
 
-    plan = preference_plan(config, "tiny", read_shape(tiny_model), data, detect())
+    plan = preference_plan(config, "tiny", read_shape(tiny_model), Material(pairs=data), detect())
     return train(tiny_model, data, config, plan, detect(), checkpoints=folder / "checkpoints", metrics=folder / "metrics.jsonl", parent=start)
 
 
@@ -64,7 +64,7 @@ def test_the_first_step_is_that_of_trl(tiny_model: Path, tmp_path: Path, record:
 
     config = configured(**{"lora.quantization": {"load_in_4bit": False, "bnb_4bit_compute_dtype": "float32"}, "lora.lora_dropout": 0.0})
     data = preferences(tiny_model, record, 4, 0)
-    plan = preference_plan(config, "tiny", read_shape(tiny_model), data, detect())
+    plan = preference_plan(config, "tiny", read_shape(tiny_model), Material(pairs=data), detect())
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     ours = trainer_of(tiny_model, data, config, plan, detect(), tokenizer, TrainerCallback(), None, tmp_path, engine=engine)  # type: ignore[arg-type]
     scorer = scorer_of(ours, config, detect(), engine=engine)
@@ -169,3 +169,110 @@ def test_preference_training_that_was_stopped_ends_with_the_same_adapter(
     for a, b in zip(lines_of(tmp_path / "whole"), lines_of(tmp_path / "broken"), strict=True):
         changing = ("tokens_per_s", "peak_memory_bytes", "usd")
         assert {k: v for k, v in a.items() if k not in changing} == {k: v for k, v in b.items() if k not in changing}
+
+
+def project_of(tmp_path: Path) -> Path:
+    """A project with 12 examples exported, 3 of them held out, a file of pairs and one of general rows."""
+    from conftest import ROOT
+
+    root = tmp_path / "project"
+    (root / "data" / "training" / "exports").mkdir(parents=True)
+    for name in ("constitution.yaml", "training/lora_config.yaml", "training/training_config.yaml"):
+        (root / "data" / name).write_bytes((ROOT / "data" / name).read_bytes())
+    for part, count in (("train", 9), ("eval", 3)):
+        rows = (ROOT / "data" / "training" / "exports" / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+        (root / "data" / "training" / "exports" / f"{part}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    (root / "pairs.jsonl").write_text(
+        "\n".join(json.dumps(PAIR | {"id": f"p{i}", "prompt": f"Pergunta {i}: e a prudência?"}) for i in range(3)), encoding="utf-8"
+    )
+    (root / "general.jsonl").write_text("\n".join(json.dumps({"prompt": f"Say {i}.", "response": f"{i} it is."}) for i in range(5)), encoding="utf-8")
+    return root
+
+
+def settings(**more: object) -> dict:
+    return {
+        "lora.r": 4, "lora.lora_alpha": 8, "training.learning_rate": 1e-2, "training.dpo.learning_rate": 1e-2, "training.dpo.epochs": 1,
+        "training.num_train_epochs": 1, "training.save_every": "1 step", "training.dpo.pairs": "pairs.jsonl", "training.per_device_train_batch_size": 1, "training.max_length": 8192,
+    } | more  # fmt: skip
+
+
+def run_of(root: Path, tiny_model: Path, path: Path, **more: object):
+    from noesis import pipeline, sessions
+    from noesis.config import Project, load_config
+
+    project = Project(root)
+    config = load_config(project, settings(**{"training.model": str(tiny_model)} | more))
+    s = sessions.new_session(project, config, path, sessions.from_exports(project.exports, project))
+    pipeline.plan(s)
+    pipeline.train(s)
+    return s
+
+
+@pytest.mark.slow
+def test_a_whole_run_of_both_parts_goes_on_after_a_kill_and_can_be_verified_and_replayed(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from noesis.files import sha256_file
+    from noesis.integrity import verify
+    from noesis.replay import replay
+    from noesis.train.resumable import Resumable
+
+    root = project_of(tmp_path)
+    both = {"training.method": "sft+dpo", "training.replay.file": "general.jsonl", "training.replay.share": 0.25}
+    whole = run_of(root, tiny_model, tmp_path / "runs" / "whole", **both)
+    result = whole.run.result("train")
+    assert (result["sft"]["steps"], result["steps"]) == (3, 3)  # 9 examples and 3 general rows; 9 examples and 3 pairs; 4 a step
+    assert len((whole.run.data / "replay.jsonl").read_text().splitlines()) == 3
+    assert result["held_out"]["pairs"] == 3
+    assert {what for what, wrong in verify(whole.run) if wrong} == set()
+    original = Resumable._save_checkpoint
+    for part, step in (("sft", 2), ("checkpoints", 1)):
+
+        def stops(self, *args, part=part, step=step, **kwargs):
+            original(self, *args, **kwargs)
+            if Path(self.args.output_dir).parent.name == part and self.state.global_step == step:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Resumable, "_save_checkpoint", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run_of(root, tiny_model, tmp_path / "runs" / "broken", **both)
+        monkeypatch.undo()
+    broken = run_of(root, tiny_model, tmp_path / "runs" / "broken", **both)
+    adapters = [sha256_file(s.run.adapter() / "adapter_model.safetensors") for s in (whole, broken)]
+    assert adapters[0] == adapters[1] != sha256_file(whole.run.checkpoints / "sft" / "epoch_0" / "adapter_model.safetensors")
+    assert replay(whole.run.path).identical
+    again = (whole.run.data / "pairs.jsonl").read_text().replace("0.75", "0.95", 1)
+    (whole.run.data / "pairs.jsonl").write_text(again)
+    assert any("other examples" in (wrong or "") for _, wrong in verify(whole.run))
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (PAIR | {"p_chosen": 0.4}, "p_chosen: .*greater than or equal to 0.5"),
+        ({k: v for k, v in PAIR.items() if k != "p_chosen"}, "p_chosen: Field required"),
+        (PAIR | {"rejected": PAIR["chosen"] + " "}, "the same answer"),
+        (PAIR | {"prompt": "O que é a coragem, afinal?"}, "of a held-out example"),
+        (PAIR | {"p_chosen": float("nan")}, "p_chosen"),
+        ("not JSON", "not JSON"),
+    ],
+)
+def test_a_wrong_pair_is_refused_by_line(write_rows, record: dict, line: dict | str, why: str):
+    from noesis.data.preferences import read_pairs
+    from noesis.errors import DataError
+
+    file = write_rows(PAIR | {"id": "first"}, line if isinstance(line, dict) else line.encode())
+    with pytest.raises(DataError, match=rf"rows.jsonl:2: .*{why}"):
+        read_pairs(file, [record])
+
+
+def test_replayed_rows_are_the_share_that_was_asked_for(write_rows):
+    from noesis.data.preferences import drawn, read_replay
+    from noesis.errors import DataError
+
+    short = [{"prompt": f"Say {i}.", "response": str(i)} for i in range(30)]
+    chat = {"messages": [{"role": "system", "content": "Brief."}, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+    rows = read_replay(write_rows(*short, chat))
+    assert rows[-1] == chat and rows[0]["messages"][1]["content"] == "0"
+    assert len(drawn(rows, 90, 0.1, 0)) == 10 and drawn(rows, 90, 0.1, 0) == drawn(rows[::-1], 90, 0.1, 0) != drawn(rows, 90, 0.1, 1)
+    assert len(drawn(rows, 90, 0.5, 0)) == 31
+    with pytest.raises(DataError, match=r"rows.jsonl:1: .*must alternate"):
+        read_replay(write_rows({"messages": [{"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Hi"}]}))

@@ -20,6 +20,7 @@ from noesis.data.read import MAX_LINE, Piece, lines
 from noesis.data.record import Turn
 from noesis.data.text import normalised
 from noesis.errors import DataError, UsageError
+from noesis.files import sha256_json
 
 Records = list[dict[str, Any]]
 Text = Annotated[str, Field(min_length=1)]
@@ -130,6 +131,21 @@ def besides(project: Project, config: Config, train: Records, held_out: Records)
     if t.method != "dpo" and t.replay.file is not None:
         found["replay"] = drawn(read_replay(project.root / t.replay.file), len(train), t.replay.share, t.seed)
     return found
+
+
+def stored(folder: Path) -> dict[str, Records]:
+    """What `besides` found, read again from a run's data folder and checked."""
+    found: dict[str, Records] = {}
+    if (folder / "pairs.jsonl").is_file():
+        found["pairs"] = read_pairs(folder / "pairs.jsonl", [])
+    if (folder / "replay.jsonl").is_file():
+        found["replay"] = read_replay(folder / "replay.jsonl")
+    return found
+
+
+def data_hash(train: Records, held_out: Records, more: dict[str, Records]) -> str:
+    """Of all that a run takes."""
+    return sha256_json([train, held_out, more] if more else [train, held_out])
 
 
 def _read(file: Path, model: type[R], key: str) -> list[tuple[str, R]]:
