@@ -223,6 +223,10 @@ def test_a_whole_run_of_both_parts_goes_on_after_a_kill_and_can_be_verified_and_
     assert len((whole.run.data / "replay.jsonl").read_text().splitlines()) == 3
     assert result["held_out"]["pairs"] == 3
     assert {what for what, wrong in verify(whole.run) if wrong} == set()
+    from noesis import pipeline
+
+    page = pipeline.report(whole).read_text(encoding="utf-8")
+    assert "3 held-out pairs after" in page and "Method sft+dpo" in page
     original = Resumable._save_checkpoint
     for part, step in (("sft", 2), ("checkpoints", 1)):
 

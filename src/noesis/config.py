@@ -6,7 +6,6 @@ nearest known one; contradictions between the files are refused too. Command-lin
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from noesis.errors import ConfigError, UsageError
 from noesis.files import sha256_json
-from noesis.yaml_file import read_yaml
+from noesis.yaml_file import complaint, read_yaml
 
 Language = Literal["pt", "en", "both"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -383,28 +382,4 @@ def _validate(model: type[M], raw: dict[str, Any], path: Path) -> M:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(_explain(model, error, path)) from None
-
-
-def _explain(model: type[BaseModel], error: ValidationError, path: Path) -> str:
-    """The first complaint of pydantic in the words of this project."""
-    first = min(error.errors(), key=lambda e: e["type"] == "missing")  # a misspelt key explains a missing one
-    dotted = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = _keys_at(model, first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
-        return f"{path}: unknown key {dotted!r}; {hint}"
-    if first["type"] == "missing":
-        return f"{path}: the key {dotted!r} is missing"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{path}: {dotted + ' = ' + repr(first['input']) + ': ' if dotted else ''}{message}"
-
-
-def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    for part in location:
-        inner = model.model_fields[str(part)].annotation
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        model = inner
-    return list(model.model_fields)
+        raise ConfigError(complaint(model, error, path)) from None
