@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from noesis.choosing import BASE
 from noesis.constitution.document import load_constitution
 from noesis.data.load import read_examples
+from noesis.data.preferences import data_hash, stored
 from noesis.data.statistics import describe
 from noesis.errors import NoesisError
-from noesis.files import sha256_file, sha256_json
+from noesis.files import sha256_file
 from noesis.meter import total
 from noesis.models import find_model, find_tokenizer
 from noesis.run import NEEDS, STAGES, Run, digest
-from noesis.train.ahead import rows_of
-from noesis.train.checkpoint import objection, saved
+from noesis.train.checkpoint import objection
+from noesis.train.phases import material_of, states
 from noesis.train.recorder import read_metrics
 from noesis.tribunal.court import opinion
 from noesis.tribunal.preference import compare
@@ -87,7 +88,7 @@ def _data(run: Run) -> str | None:
     if constitution.digest() != run.manifest["identity"]["constitution_sha256"]:
         return "data/constitution.yaml is another constitution than the manifest's"
     records = [read_examples(run.data / f"{part}.jsonl", constitution) for part in ("train", "eval")]
-    same = sha256_json(records) == run.manifest["identity"]["dataset_sha256"]
+    same = data_hash(records[0], records[1], stored(run.data)) == run.manifest["identity"]["dataset_sha256"]
     return None if same else "data/train.jsonl and eval.jsonl are other examples than the manifest's"
 
 
@@ -115,8 +116,7 @@ def _tokens(run: Run) -> str | None:
     if plan is None or folder is None:
         return None
     constitution = load_constitution(run.data / "constitution.yaml")
-    rows = rows_of(config, folder, read_examples(run.data / "train.jsonl", constitution), constitution)
-    tokens = sum(len(row.input_ids) for row in rows)
+    tokens = material_of(config, folder, read_examples(run.data / "train.jsonl", constitution), constitution, besides=stored(run.data)).tokens
     return None if tokens == plan["tokens_per_epoch"] else f"the examples have {tokens} tokens, the plan says {plan['tokens_per_epoch']}"
 
 
@@ -124,6 +124,11 @@ def _training(run: Run) -> str | None:
     result = run.result("train")
     if result is None or run.manifest["stages"]["train"]["status"] != "done":
         return None
+    first = result.get("sft")
+    if first is not None:
+        steps = len(read_metrics(run.checkpoints / "sft" / "metrics.jsonl"))
+        if steps != first["steps"]:
+            return f"checkpoints/sft/metrics.jsonl has {steps} steps, the manifest {first['steps']}"
     lines = read_metrics(run.metrics)
     told = (result["steps"], result["first_loss"], result["final_loss"])
     found = (len(lines), lines[0]["loss"], lines[-1]["loss"]) if lines else (0, None, None)
@@ -131,7 +136,7 @@ def _training(run: Run) -> str | None:
 
 
 def _states(run: Run) -> str | None:
-    wrong = [f"{p.name}: {why}" for p in saved(run.checkpoints / "resume") if (why := objection(p))]
+    wrong = [f"{p.name}: {why}" for p in states(run.checkpoints) if (why := objection(p))]
     return "; ".join(wrong) or None
 
 

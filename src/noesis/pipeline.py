@@ -20,9 +20,9 @@ from noesis.errors import RunError
 from noesis.files import sha256_json, write_json, write_jsonl
 from noesis.models import cache_folder
 from noesis.sessions import Records, Session
-from noesis.train.ahead import planned, rows_of
+from noesis.train.ahead import planned
 from noesis.train.budget import quote, require_affordable, require_left
-from noesis.train.checkpoint import saved, step_of
+from noesis.train.phases import left, outputs, states, train_run
 from noesis.train.plan import Plan, as_planned
 from noesis.train.show import show_plan
 
@@ -34,11 +34,11 @@ def plan(s: Session, *, again: bool = False) -> dict[str, Any]:
     if stored is not None and not s.run.is_done("train"):
         same = "setup" in stored and (stored["device"]["name"], stored["device"]["cards"]) == (s.device.name, s.device.cards)
         again = again or not same  # a run that goes on elsewhere is planned anew, but on the base that it began on
-        if saved(s.run.checkpoints / "resume"):
+        if states(s.run.checkpoints):
             config = as_planned(config, stored)
 
     def work() -> dict[str, Any]:
-        return planned(config, s.model.path, s.examples("train"), s.constitution, s.device).as_json()
+        return planned(config, s.model.path, s.material(), s.device).as_json()
 
     result = s.run.perform("plan", work, list, again=again)
     show_plan(result)
@@ -46,31 +46,33 @@ def plan(s: Session, *, again: bool = False) -> dict[str, Any]:
 
 
 def train(s: Session) -> dict[str, Any]:
-    """QLoRA; one adapter an epoch."""
-    from noesis.train.trainer import train as train_adapter
+    """QLoRA, by SFT, DPO or both in turn; one adapter an epoch."""
 
     def work() -> dict[str, Any]:
         p = Plan.from_json(s.run.manifest["stages"]["plan"]["result"])
-        rows = rows_of(s.config, s.model.path, s.examples("train"), s.constitution)
-        states, budget = saved(s.run.checkpoints / "resume"), s.budget()
-        if not states:
+        material, budget = s.material(), s.budget()
+        if not states(s.run.checkpoints):
             s.run.metrics.unlink(missing_ok=True)
         for line in quote(p.as_json(), budget):
             say(line)
-        require_affordable(p.as_json(), budget, done=min(step_of(states[-1]) / p.steps, 1) if states else 0.0)
+        still, done_share = left(p, s.run.checkpoints)
+        require_affordable(still, budget, done=done_share)
         parent = s.run.path / "parent" if "parent" in s.run.manifest else None
         places = {"checkpoints": s.run.checkpoints, "metrics": s.run.metrics}
-        done = train_adapter(s.model.path, rows, s.as_trained, p, s.device, **places, budget=budget, parent=parent)
+        done = train_run(s.model.path, material, s.as_trained, p, s.device, **places, budget=budget, parent=parent)
         if (smaller := done.pop("smaller_plan", None)) is not None:
             s.run.manifest["stages"]["plan"]["result"] = smaller  # later stages read from it what was trained
         return done | {"out_of_memory_once": smaller is not None}
 
-    result = s.run.perform("train", work, lambda: [*s.run.checkpoints.glob("epoch_*/*"), s.run.metrics])
+    result = s.run.perform("train", work, lambda: [*outputs(s.run.checkpoints), s.run.metrics])
     gc.collect()
     say(
         f"  {result['steps']} steps in {duration(result['seconds'])} ({result['tokens_per_s']:,.0f} tokens/s); "
         f"loss {result['first_loss']:.3f} → {result['final_loss']:.3f}; → {s.run.epochs()[-1]}"
     )
+    if result.get("held_out", {}).get("by_epoch"):
+        last, pairs = result["held_out"]["by_epoch"][-1], result["held_out"]["pairs"]
+        say(f"  held-out pairs: chosen above rejected in {last['reward_accuracy'] * pairs:.0f} of {pairs}, mean margin {last['reward_margin']:+.3f}")
     if "mean_training_loss" in result:
         losses = ", ".join(f"{name} {loss:.3f}" for name, loss in result["mean_training_loss"].items() if loss is not None)
         say(f"  {result['saves']} states saved in {result['save_share']:.1%} of the time; mean training loss {losses}")

@@ -16,6 +16,7 @@ from noesis.cli.options import (
     JudgesMaxUsdOption,
     MaxMinutesOption,
     MaxUsdOption,
+    MethodOption,
     PartOption,
     ProjectOption,
     RunArgument,
@@ -74,6 +75,7 @@ def plan(
     model: Annotated[str | None, typer.Option(help="smollm2, a folder, or a Hub name.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the examples.")] = None,
     max_examples: Annotated[int | None, typer.Option(min=1, help="Train on this many only.")] = None,
+    method: MethodOption = None,
     gpu: Annotated[str | None, typer.Option(metavar="NAME", help="A card that need not be here: L40S, A100-80GB, H100 …; default: this machine.")] = None,
     gpus: Annotated[int | None, typer.Option(min=1, metavar="N", help="Cards of one machine; default: all that are here, or 1.")] = None,
     as_json: JsonOption = False,
@@ -84,14 +86,15 @@ def plan(
     """
     from noesis.constitution.document import load_constitution
     from noesis.data.load import read_examples
+    from noesis.data.preferences import besides
     from noesis.sessions import subset
     from noesis.train.ahead import plan_ahead
     from noesis.train.show import show_plan
 
-    found, config = configured(project, model, epochs, max_examples, as_json)
+    found, config = configured(project, model, epochs, max_examples, as_json, method=method)
     constitution = load_constitution(found.constitution)
     examples = subset(read_examples(found.exports / "train.jsonl", constitution), config)
-    result, require_fit = plan_ahead(config, examples, constitution, gpu=gpu, gpus=gpus)
+    result, require_fit = plan_ahead(config, examples, constitution, besides=besides(found, config, examples, []), gpu=gpu, gpus=gpus)
     print_result(result.as_json(), as_json) if as_json else show_plan(result.as_json(), everything=True)
     require_fit()
 
@@ -103,6 +106,7 @@ def train(
     model: Annotated[str | None, typer.Option(help="smollm2, a folder, or a Hub name.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the examples.")] = None,
     max_examples: Annotated[int | None, typer.Option(min=1, help="Train on this many only.")] = None,
+    method: MethodOption = None,
     dataset: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder with train.jsonl and eval.jsonl; default: data/training/exports.")] = None,
     fresh: FreshOption = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that lies there, or refuse and say what differs; may add epochs.")] = False,
@@ -123,14 +127,14 @@ def train(
 
     if resume and (fresh or fork):
         raise UsageError("--resume goes on with a run; --fresh and --fork begin one: give one of them")
-    found, config = configured(project, model, epochs, max_examples, False, max_usd=max_usd, max_minutes=max_minutes)
+    found, config = configured(project, model, epochs, max_examples, False, max_usd=max_usd, max_minutes=max_minutes, method=method)
     path = run or found.runs / config.training.output_name
     with Run(path, {}).locked():
         heading(1, 4, "data", "the exported examples, checked again")
         s = sessions.new_session(found, config, path, sessions.from_exports(dataset or found.exports, found), fresh=fresh, resume=resume, fork=fork)
         heading(2, 4, "plan", "what will be trained, and what it should take")
         pipeline.plan(s)
-        heading(3, 4, "train", "QLoRA, loss on the answers only")
+        heading(3, 4, "train", f"QLoRA by {config.training.method}, loss on the answers only")
         pipeline.train(s)
         heading(4, 4, "choose", "which epoch's adapter is used")
         pipeline.choose(s, checkpoint_hearing(s, found, judges))
