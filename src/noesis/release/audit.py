@@ -37,6 +37,21 @@ def open_gguf(file: Path) -> Any:
         raise ModelError(f"{file} is no whole GGUF file ({' '.join(str(error).split())[:120]}): make it anew with  noesis gguf RUN --again") from None
 
 
+def require_gguf(file: Path) -> None:
+    """A quick look at a file's first bytes, before anything costly is done with it.
+
+    Raises:
+        ModelError: it is missing, or no GGUF file.
+    """
+    try:
+        with open(file, "rb") as f:
+            magic = f.read(4)
+    except FileNotFoundError:
+        raise ModelError(f"{file} does not exist: make it with  noesis gguf RUN") from None
+    if magic != b"GGUF":
+        raise ModelError(f"{file} is no GGUF file (it begins with {magic!r}): make it anew with  noesis gguf RUN --again")
+
+
 def audit_merge(base: Path, adapter_folder: Path, merged: Path, quantization: Quantization | None, dtype: str) -> list[Finding]:
     """How often the adapter is in the merged weights; once is right."""
     adapter = read_adapter(adapter_folder)

@@ -30,16 +30,21 @@ class Figures:
 
     def add(self, reference: Any, logits: Any) -> None:
         """Count one row; both (length, vocabulary) float32."""
-        import numpy as np
+        import torch
 
-        logits = logits[:, : reference.shape[1]]
-        if not np.isfinite(logits).all():
+        ours, theirs = torch.from_numpy(reference), torch.from_numpy(logits[:, : reference.shape[1]])
+        if not torch.isfinite(theirs).all():
             self.finite = False
             return
-        p, q = _log_softmax(reference), _log_softmax(logits)
-        self.kl += [max(0.0, float(k)) for k in (np.exp(p) * (p - q)).sum(axis=-1)]
-        self.same += int((reference.argmax(-1) == logits.argmax(-1)).sum())
-        self.largest = max(self.largest, float(np.abs(reference - logits).max()))
+        p, difference = torch.softmax(ours, -1), ours - theirs
+        # KL = log Σ p e^-d once Σ p d = 0: in this form float32 keeps the small values that a difference of two logarithms would lose
+        centred = difference - (p * difference).sum(-1, keepdim=True)
+        kl = torch.log1p((p * torch.expm1(-centred.clamp(min=-40))).sum(-1))
+        far = centred.amin(-1) < -40
+        kl[far] = torch.logsumexp(torch.log_softmax(ours[far], -1) - centred[far], -1)
+        self.kl += kl.clamp(min=0).tolist()
+        self.same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+        self.largest = max(self.largest, float(difference.abs().max()))
 
     def as_json(self) -> dict[str, Any]:
         """Mean and largest KL (nats), share of equal first choices, largest difference of a logit; None where nothing finite was computed."""
@@ -69,10 +74,3 @@ def agreement(reference: list[list[int]], other: list[list[int]]) -> dict[str, A
         "identical": sum(share == 1.0 for share in shares),
         "shared": round(sum(shares) / len(shares), 4) if shares else 1.0,
     }
-
-
-def _log_softmax(logits: Any) -> Any:
-    import numpy as np
-
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

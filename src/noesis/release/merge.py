@@ -19,7 +19,19 @@ from noesis.console import Progress
 from noesis.errors import ModelError
 from noesis.files import replace_folder, require_space, sync_tree
 from noesis.release.shard import verify_shards, write_shard
-from noesis.release.weights import AdapterFile, Stored, as_trained, inventory, is_quantised, read_adapter, read_tensor, released, require_fit, rounded_to, update
+from noesis.release.weights import (
+    AdapterFile,
+    Stored,
+    as_trained,
+    inventory,
+    is_quantised,
+    read_adapter,
+    read_tensor,
+    released,
+    require_fit,
+    rounded_to,
+    update,
+)
 
 COPIED = ("*.json", "*.jinja", "*.model", "LICENSE*", "NOTICE*", "USE_POLICY*")
 NOT_COPIED = ("model.safetensors.index.json", "adapter_config.json", "noesis.json")

@@ -22,7 +22,7 @@ from noesis.config import Quantization
 from noesis.console import Progress
 from noesis.errors import ModelError, ParityError
 from noesis.files import require_space, sha256_file
-from noesis.release.audit import Finding, audit_gguf, audit_merge, open_gguf
+from noesis.release.audit import Finding, audit_gguf, audit_merge, require_gguf
 from noesis.release.families import read_config
 from noesis.release.figures import Figures, Tolerance, agreement, within
 from noesis.release.llama import LlamaModel
@@ -85,7 +85,7 @@ def certify(subject: Subject, tokenizer: Any) -> dict[str, Any]:
 
     started = time.monotonic()
     for file in subject.files.values():
-        open_gguf(file)
+        require_gguf(file)
     rows = [ids for text in subject.texts if (ids := tokenizer(text, add_special_tokens=False)["input_ids"][:CONTEXT])]
     asked = [tokenizer(text, add_special_tokens=False)["input_ids"][-CONTEXT:] for text in subject.prompts]
     stop = {tokenizer.eos_token_id} - {None}
@@ -215,7 +215,11 @@ def _identity(file: Path) -> dict[str, Any]:
 
 def failures(certificate: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """(what, its entry) of each part that is outside its tolerance, in the order of the stages."""
-    parts = [("merged model", certificate["merge"]), *((f"{kind} GGUF", f) for kind, f in certificate["files"].items()), ("adapter GGUF", certificate["adapter"])]
+    parts = [
+        ("merged model", certificate["merge"]),
+        *((f"{kind} GGUF", f) for kind, f in certificate["files"].items()),
+        ("adapter GGUF", certificate["adapter"]),
+    ]
     return [(what, entry) for what, entry in parts if entry is not None and not entry["passed"]]
 
 
@@ -241,7 +245,8 @@ def require(certificate: dict[str, Any], where: str = "gguf/parity.json") -> Non
         if entry["kl_mean"] is None:
             figures = "its numbers are not finite"
         else:
-            figures = f"mean KL {entry['kl_mean']:.2g} of at most {entry['tolerance']['kl_mean']:.2g}, same first choice {entry['top1']:.3f} of at least {entry['tolerance']['top1']}"
+            allowed = entry["tolerance"]
+            figures = f"mean KL {entry['kl_mean']:.2g} of at most {allowed['kl_mean']:.2g}, same first choice {entry['top1']:.3f} of at least {allowed['top1']}"
         raise ParityError(f"the {what} must not be used: broken by the stage {entry['broken_by']}: {entry['why']} ({figures}); all figures are in {where}")
 
 

@@ -16,7 +16,8 @@ HARD_STRINGS = [
     "000123", "e.g., i.e.", "%%##@@",
 ]  # fmt: skip
 _WORDS = (
-    "verdade", "razão", "ciência", "às", "avô", "avó", "pão", "três", "conseqüência", "Übermut", "façade", "the", "truth", "knowledge", "Wahrheit", "λόγος", "истина", "真理",
+    "verdade", "razão", "ciência", "às", "avô", "avó", "pão", "três", "conseqüência", "Übermut", "façade", "the", "truth", "knowledge", "Wahrheit",
+    "λόγος", "истина", "真理",
 )  # fmt: skip
 _NUMBERS = ("0", "7", "12", "365", "2024", "65536", "1000000", "3,14", "1.000,50", "6.02e23", "0x1F", "1/2", "12:30", "99%")
 _CODE = (

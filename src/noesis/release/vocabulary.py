@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from noesis.constitution.tokenizer import load_tokenizer
-from noesis.errors import ModelError
 from noesis.release.families import refused
 
 PROBE = (
     "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶\u200d🌫️ (multiple emojis concatenated) ✅ 🦙🦙 3 33 333 3333 33333 333333 3333333 33333333 "
-    "3.3 3..3 3...3 កាន់តែពិសេសអាច😁 ?我想在apple工作1314151天～ ------======= нещо на Български ''''''```````\"\"\"\"......!!!!!!?????? I've been 'told he's there, "
-    "'RE you sure? 'M not sure I'll make it, 'D you like some tea? We'Ve a'lL"
+    "3.3 3..3 3...3 កាន់តែពិសេសអាច😁 ?我想在apple工作1314151天～ ------======= нещо на Български ''''''```````\"\"\"\"......!!!!!!?????? "
+    "I've been 'told he's there, 'RE you sure? 'M not sure I'll make it, 'D you like some tea? We'Ve a'lL"
 )
 # Of the four families only; without a post-processor that adds BOS Llama 3's ids, and so its hash, are others.
 HASHES = {
@@ -119,7 +118,7 @@ def _pieces(writer: Any, raw: dict[str, Any], config: dict[str, Any]) -> None:
     import gguf
 
     texts, kinds = _tokens(raw, int(config["vocab_size"]))
-    rank = {}
+    rank: dict[str, int] = {}
     for i, merge in enumerate(raw["model"]["merges"]):
         rank.setdefault("".join(merge.split(" ") if isinstance(merge, str) else merge), i)
     scores = [float(-rank[text] - 1) if text in rank else -1e6 for text in texts]
