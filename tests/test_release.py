@@ -277,7 +277,9 @@ def test_a_gguf_says_what_it_is_made_of(tiny_merged: Path, tiny_model: Path, tin
     write_gguf(tiny_merged, tmp_path / "m.gguf", "f16", name="tiny", licence="unknown", about=about)
     write_adapter_gguf(tiny_adapter, tiny_model, tmp_path / "a.gguf", about=about)
     for file in ("m.gguf", "a.gguf"):
-        fields = {name: field.contents() for name, field in open_gguf(tmp_path / file).fields.items() if name.startswith(("general.", "noesis.", "tokenizer.chat"))}
+        fields = {
+            name: field.contents() for name, field in open_gguf(tmp_path / file).fields.items() if name.startswith(("general.", "noesis.", "tokenizer.chat"))
+        }
         assert fields["general.license"] == "Apache-2.0"
         assert (fields["general.base_model.0.name"], fields["general.base_model.0.version"]) == ("someone/a-base", "abc")
         assert fields["general.base_model.0.repo_url"] == "https://huggingface.co/someone/a-base"

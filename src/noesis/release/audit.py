@@ -6,7 +6,6 @@ breaking an export; a file with none of them can still fail the figures.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from noesis.config import Quantization
 from noesis.constitution.tokenizer import load_tokenizer
 from noesis.errors import ModelError
 from noesis.release.families import family_of, permuted, read_config, rope_factors
-from noesis.release.vocabulary import chat_template, pre_tokenizer
+from noesis.release.vocabulary import chat_template, pre_tokenizer, read_tokenizer
 from noesis.release.weights import Stored, as_trained, inventory, read_adapter, read_tensor, update
 
 Finding = tuple[str, str]  # (stage, what is wrong): the stage is merge, tokenizer, template or conversion
@@ -78,7 +77,7 @@ def audit_gguf(model: Path, file: Path) -> list[Finding]:
     arch = family_of(config).arch
     if (found := _field(reader, "general.architecture")) != arch:
         return [("conversion", f"it is written as {found}, the model is {arch}")]
-    raw = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
+    raw = read_tokenizer(model)
     findings = []
     if not raw["model"].get("byte_fallback"):
         own, pre = pre_tokenizer(raw, load_tokenizer(model).backend, model), _field(reader, "tokenizer.ggml.pre")

@@ -29,6 +29,7 @@ from noesis.release.llama import LlamaModel
 from noesis.release.reference import adapted_model, merged_model
 from noesis.release.strings import HARD_STRINGS, hard_strings
 from noesis.release.templates import different_renderings
+from noesis.release.vocabulary import comparable, read_tokenizer
 from noesis.release.weights import inventory
 from noesis.run import library_versions
 
@@ -141,7 +142,8 @@ def certify(subject: Subject, tokenizer: Any) -> dict[str, Any]:
 
 def _files(subject: Subject, tokenizer: Any, rows: list[list[int]], asked: list[list[int]], stop: set[int], first: Any, second: Any) -> dict[str, Any]:
     """Each GGUF file against the merged model, the adapter's against the adapter in PEFT."""
-    texts = [*hard_strings(), *subject.texts]
+    raw, bos = read_tokenizer(subject.merged), tokenizer.special.get("bos_token")
+    texts = [comparable(text, raw, bos) for text in (*hard_strings(), *subject.texts)]
     wanted = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     large = sum(s.size / (4 if s.dtype == "F32" else 2) for s in inventory(subject.merged).values()) > BILLIONS
     rendered: tuple[int, list[dict[str, str]]] | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,12 @@ HASHES = {
     "b3f499bb4255f8ca19fccd664443283318f2fd2414d5e0b040fbdd0cc195d6c5": "deepseek-r1-qwen",
     "63b97e4253352e6f357cc59ea5b583e3a680eaeaf2632188c2b952de2588485e": "tekken",
 }
-DIGITS3, CONTRACTIONS = r"\p{N}{1,3}", r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+# The patterns of Llama 3 and Qwen2, which differ in how many digits stay together.
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+PATTERNS = {
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _REST: "llama-bpe",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _REST: "qwen2",
+}
 
 
 def write_vocabulary(writer: Any, model: Path, config: dict[str, Any]) -> None:
@@ -39,7 +45,7 @@ def write_vocabulary(writer: Any, model: Path, config: dict[str, Any]) -> None:
     Raises:
         ModelError: a kind of tokenizer that is not supported.
     """
-    raw = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
+    raw = read_tokenizer(model)
     if raw["model"]["type"] != "BPE":
         raise refused(model, f"a {raw['model']['type']} tokenizer can't be converted here")
     tokenizer = load_tokenizer(model)
@@ -95,8 +101,8 @@ def pre_tokenizer(raw: dict[str, Any], backend: Any, model: Path) -> str:
         return "gpt-2"
     if kinds == ["Split", "ByteLevel"]:
         pattern = str(steps[0].get("pattern", {}).get("Regex", ""))
-        if CONTRACTIONS in pattern:
-            return "llama-bpe" if DIGITS3 in pattern else "qwen2"
+        if pattern in PATTERNS:
+            return PATTERNS[pattern]
     raise refused(model, f"this tokenizer's pre-tokenizer ({', '.join(map(str, kinds))}) is not known here")
 
 
@@ -139,11 +145,32 @@ def _pieces(writer: Any, raw: dict[str, Any], config: dict[str, Any]) -> None:
 
 
 def _space_prefix(raw: dict[str, Any]) -> bool:
-    """Whether the tokenizer puts a space before a text."""
-    steps = raw.get("normalizer") or {}
-    prepends = any(step.get("type") == "Prepend" for step in steps.get("normalizers", [steps]))
+    """Whether the tokenizer puts a space before a text, and after each control token, as llama.cpp would."""
     cut = raw.get("pre_tokenizer") or {}
-    return prepends or (cut.get("type") == "Metaspace" and cut.get("prepend_scheme", "always") != "never")
+    return any(step.get("type") == "Prepend" for step in _normalizers(raw)) or (cut.get("type") == "Metaspace" and cut.get("prepend_scheme") == "always")
+
+
+def comparable(text: str, raw: dict[str, Any], bos: str | None) -> str:
+    """`text` as both tokenizers must read it alike: two things llama.cpp leaves out by design, and no chat is touched by the second.
+
+    Qwen2's tokenizer composes characters first (NFC), llama.cpp takes them as they come. Mistral 0.3's puts a space before the first
+    word of a text that begins without a control token, which no rendered conversation does.
+    """
+    for step in _normalizers(raw):
+        if step.get("type") in ("NFC", "NFKC"):
+            text = unicodedata.normalize(step["type"], text)
+    cut = raw.get("pre_tokenizer") or {}
+    return f"{bos}{text}" if bos and cut.get("type") == "Metaspace" and cut.get("prepend_scheme") == "first" else text
+
+
+def read_tokenizer(model: Path) -> dict[str, Any]:
+    """tokenizer.json, as it is."""
+    return dict(json.loads((model / "tokenizer.json").read_text(encoding="utf-8")))
+
+
+def _normalizers(raw: dict[str, Any]) -> list[dict[str, Any]]:
+    steps = raw.get("normalizer") or {}
+    return list(steps.get("normalizers", [steps]))
 
 
 def _tokens(raw: dict[str, Any], size: int) -> tuple[list[str], list[Any]]:
