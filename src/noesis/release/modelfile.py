@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from noesis.constitution.conversation import render
+from noesis.constitution.conversation import Message, render
 from noesis.errors import ModelError
 
-SYSTEM, USER, ASSISTANT = "\ue000SYSTEM\ue000", "\ue000USER\ue000", "\ue000ASSISTANT\ue000"
+SYSTEM, USER, ASSISTANT, NEXT = (f"\ue000{word}\ue000" for word in ("SYSTEM", "USER", "ASSISTANT", "NEXT"))
 
 
 def modelfile(file: str, tokenizer: Any, *, system: str, context: int, licence: str = "") -> str:
@@ -36,24 +36,20 @@ def go_template(tokenizer: Any) -> str:
     Raises:
         ModelError: the model's template moves or drops a message, so that no such template says the same.
     """
-    with_system = _cut(tokenizer, [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}], (SYSTEM, USER))
-    alone = _cut(tokenizer, [{"role": "user", "content": USER}], (USER,))
-    turns = _cut(
-        tokenizer,
-        [{"role": "user", "content": USER}, {"role": "assistant", "content": ASSISTANT}, {"role": "user", "content": "\ue001"}],
-        (USER, ASSISTANT, "\ue001"),
-    )
-    bos = tokenizer.special.get("bos_token") or "\0"
-    opening = with_system[0].removeprefix(bos)  # Ollama adds the BOS of itself
-    between, first, generation = with_system[1], alone[0].removeprefix(bos), with_system[2]
-    # what ends an answer also begins the next question
-    user = first if turns[2].endswith(first) and first else ""
-    after = turns[2].removesuffix(user)
-    if between.endswith(user) and user:
-        system_part = f"{opening}{{{{ .System }}}}{between.removesuffix(user)}"
-        head = f"{{{{ if .System }}}}{system_part}{{{{ end }}}}{user}"
-    else:
-        head = f"{{{{ if .System }}}}{opening}{{{{ .System }}}}{between}{{{{ else }}}}{first}{{{{ end }}}}"
+    question: Message = {"role": "user", "content": USER}
+    answer: Message = {"role": "assistant", "content": ASSISTANT}
+    opening, between, generation = _cut(tokenizer, [{"role": "system", "content": SYSTEM}, question], (SYSTEM, USER))
+    onward = _cut(tokenizer, [question, answer, {"role": "user", "content": NEXT}], (USER, ASSISTANT, NEXT))[2]
+    # what stands between an answer and the next question: the end of the one, which is there also when nothing follows, and the beginning of the other
+    alone = _cut(tokenizer, [question, answer], (USER, ASSISTANT), generation=False)[2]
+    shared = next((i for i, (a, b) in enumerate(zip(onward, alone, strict=False)) if a != b), min(len(onward), len(alone)))
+    after = onward[:shared]
+    user = onward[len(after) :]
+    opening = opening.removeprefix(tokenizer.special.get("bos_token") or "\0")  # Ollama adds the BOS of itself
+    if user and between.endswith(user):
+        head = f"{{{{ if .System }}}}{opening}{{{{ .System }}}}{between.removesuffix(user)}{{{{ end }}}}{user}"
+    else:  # the system prompt stands in the first question
+        head = f"{{{{ if .System }}}}{opening}{{{{ .System }}}}{between}{{{{ else }}}}{user}{{{{ end }}}}"
     return f"{head}{{{{ .Prompt }}}}{generation}{{{{ .Response }}}}{after}"
 
 

@@ -22,7 +22,7 @@ from noesis.config import Quantization
 from noesis.console import Progress
 from noesis.errors import ModelError, ParityError
 from noesis.files import require_space, sha256_file
-from noesis.release.audit import Finding, audit_gguf, audit_merge, require_gguf
+from noesis.release.audit import Finding, audit_gguf, audit_merge, require_gguf, update_kept
 from noesis.release.families import read_config
 from noesis.release.figures import Figures, Tolerance, agreement, within
 from noesis.release.llama import LlamaModel
@@ -122,7 +122,8 @@ def certify(subject: Subject, tokenizer: Any) -> dict[str, Any]:
             for ours, theirs in zip(_cut(first[0], rows), _cut(second[0], rows), strict=True):
                 figures.add(ours, theirs)
             merge = _entry(figures.as_json(), TOLERANCES["merge"], agreement(first[1], second[1]))
-            findings = audit_merge(a.base, a.folder, subject.merged, a.quantization, a.dtype)
+            merge["update_kept"] = update_kept(a.base, a.folder, subject.merged, a.quantization, a.dtype)
+            findings = [] if merge["passed"] else audit_merge(merge["update_kept"])
             _judge(merge, findings, "merge", "the merged model does not behave like the adapter on its base")
         files = _files(subject, tokenizer, rows, asked, stop, first, second)
     adapter = files.pop("adapter", None)
