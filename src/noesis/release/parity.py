@@ -91,8 +91,8 @@ def certify(subject: Subject, tokenizer: Any) -> dict[str, Any]:
     asked = [tokenizer(text, add_special_tokens=False)["input_ids"][-CONTEXT:] for text in subject.prompts]
     stop = {tokenizer.eos_token_id} - {None}
     width, positions = int(read_config(subject.merged)["vocab_size"]), sum(map(len, rows))
-    require_space(subject.merged.parent, 2 * positions * width * 4, "the certificate's reference logits")
-    with tempfile.TemporaryDirectory(prefix=".parity", suffix=".part", dir=subject.merged.parent) as scratch:
+    require_space(Path(tempfile.gettempdir()), 2 * positions * width * 4, "the certificate's reference logits")
+    with tempfile.TemporaryDirectory(prefix="noesis-parity-") as scratch:
 
         def store(name: str, logits: Iterable[Any], what: str) -> Any:
             kept, place = np.memmap(Path(scratch) / name, dtype=np.float32, mode="w+", shape=(positions, width)), 0
