@@ -74,6 +74,11 @@ def test_a_quantised_base_is_compared_as_it_was_trained_against(tiny_model: Path
     require(certificate(tmp_path / "nf4", tmp_path, adapter=own_adapter(tiny_model, tiny_adapter, quantization=Quantization())))
     other = certificate(tmp_path / "plain", tmp_path, adapter=own_adapter(tiny_model, tiny_adapter, quantization=Quantization()))
     assert other["merge"]["broken_by"] == "merge"
+    from noesis.release.parity import Subject, certify
+
+    subject = Subject(tmp_path / "nf4", {}, own_adapter(tiny_model, tiny_adapter, quantization=Quantization()), TEXTS, [], originals=True)
+    elsewhere = certify(subject, load_tokenizer(tiny_model))["merge"]["on_original_weights"]
+    assert elsewhere["kl_mean"] == pytest.approx(other["merge"]["kl_mean"], rel=0.1)  # but for the merge's rounding
     assert other["files"]["f32"]["passed"]
 
 

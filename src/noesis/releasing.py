@@ -138,12 +138,12 @@ def parity(s: Session) -> dict[str, Any]:
     def outputs() -> list[Path]:
         return [*files.values(), s.run.gguf / "parity.json", s.run.gguf / "Modelfile", *([adapter_file(s)] if with_adapter else [])]
 
-    result = s.run.perform("gguf", lambda: certified(s, files, with_adapter=with_adapter), outputs, again=True)
+    result = s.run.perform("gguf", lambda: certified(s, files, with_adapter=with_adapter, originals=True), outputs, again=True)
     show(result)
     return result
 
 
-def certified(s: Session, files: dict[str, Path], *, with_adapter: bool) -> dict[str, Any]:
+def certified(s: Session, files: dict[str, Path], *, with_adapter: bool, originals: bool = False) -> dict[str, Any]:
     """The certificate of `files`, written to gguf/parity.json; what is outside its tolerance is renamed and the stage fails."""
     from noesis.release.families import read_config
     from noesis.release.modelfile import modelfile
@@ -155,7 +155,7 @@ def certified(s: Session, files: dict[str, Path], *, with_adapter: bool) -> dict
         own = Adapter(own.folder, own.base, own.quantization, own.dtype, write_adapter(s), base_gguf(s))
     tokenizer = load_tokenizer(s.run.merged)
     texts, prompts, source = _compared(s, tokenizer)
-    certificate = certify(Subject(s.run.merged, files, own, texts, prompts), tokenizer) | {"prompts_from": source}
+    certificate = certify(Subject(s.run.merged, files, own, texts, prompts, originals=originals), tokenizer) | {"prompts_from": source}
     reject(certificate, s.run.gguf)
     write_json(s.run.gguf / "parity.json", certificate)
     require(certificate)
@@ -179,6 +179,8 @@ def show(certificate: dict[str, Any]) -> None:
                 f"  {what}: mean KL {figure['kl_mean']:.1e}, same first choice {figure['top1']:.3f} at {certificate['positions']:,} positions, "
                 f"greedy answers equal for {answers['shared']:.0%} of their length"
             )
+    if other := (certificate.get("merge") or {}).get("on_original_weights"):
+        say(f"  the adapter on the base's original weights instead: mean KL {other['kl_mean']:.1e}, same first choice {other['top1']:.3f}")
     say(f"  token ids equal on {certificate['strings']} strings, chat templates rendered alike")
 
 

@@ -71,6 +71,7 @@ class Subject:
     texts: list[str] = field(default_factory=list)  # rendered conversations, compared at every position
     prompts: list[str] = field(default_factory=list)  # rendered prompts, answered greedily
     answer_tokens: int = 24
+    originals: bool = False  # also say how the adapter would behave on the base's original weights
 
 
 def certify(subject: Subject, tokenizer: Any) -> dict[str, Any]:
@@ -107,12 +108,19 @@ def certify(subject: Subject, tokenizer: Any) -> dict[str, Any]:
             return [model.answer(ids, subject.answer_tokens, stop) for ids in asked]
 
         merge: dict[str, Any] | None = None
+        elsewhere: dict[str, Any] | None = None
         first: tuple[Any, list[list[int]]] | None = None
         if subject.adapter:
             a = subject.adapter
             model = adapted_model(a.base, a.folder, a.quantization, a.dtype)
             first = store("adapted", model.logits(rows), "adapter on its base"), said_by(model)
             del model
+            if subject.originals and a.quantization is not None and a.quantization.load_in_4bit:
+                model, figures = adapted_model(a.base, a.folder, None, a.dtype), Figures()
+                for ours, theirs in zip(_cut(first[0], rows), model.logits(rows), strict=True):
+                    figures.add(ours, theirs[:, :width])
+                elsewhere = figures.as_json()
+                del model
         model = merged_model(subject.merged)
         second = store("merged", model.logits(rows), "merged model"), said_by(model)
         del model
@@ -123,6 +131,8 @@ def certify(subject: Subject, tokenizer: Any) -> dict[str, Any]:
                 figures.add(ours, theirs)
             merge = _entry(figures.as_json(), TOLERANCES["merge"], agreement(first[1], second[1]))
             merge["update_kept"] = update_kept(a.base, a.folder, subject.merged, a.quantization, a.dtype)
+            if elsewhere is not None:
+                merge["on_original_weights"] = elsewhere  # no error: what the choice of weights is worth
             findings = [] if merge["passed"] else audit_merge(merge["update_kept"])
             _judge(merge, findings, "merge", "the merged model does not behave like the adapter on its base")
         files = _files(subject, tokenizer, rows, asked, stop, first, second)
