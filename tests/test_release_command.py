@@ -14,6 +14,7 @@ from noesis.constitution.tokenizer import load_tokenizer
 from noesis.errors import ModelError
 from noesis.release.card import display_name, llama_release, model_card
 from noesis.release.modelfile import go_template, modelfile, stops
+from noesis.release.vocabulary import adds_bos
 from standins import STANDINS, write_standin
 
 MANIFEST = {
@@ -88,15 +89,15 @@ def as_ollama(template: str, turns: list[tuple[str, str]], system: str) -> str:
 @pytest.mark.parametrize("name", ["smollm2", "qwen2.5", "llama-3.1", "mistral-0.2", "gemma-2"])
 def test_ollamas_template_says_what_the_models_own_does(name: str, tmp_path: Path):
     tokenizer = load_tokenizer(write_standin(tmp_path, name))
-    template, bos = go_template(tokenizer), tokenizer.special.get("bos_token")
+    template, bos = go_template(tokenizer), tokenizer.special["bos_token"] if adds_bos(tokenizer) else ""
     conversation = [{"role": "system", "content": "Diga a verdade."}, {"role": "user", "content": "O que é o bem?"}]
     ours = render(tokenizer, conversation, add_generation_prompt=True)
-    assert as_ollama(template, [("O que é o bem?", "")], "Diga a verdade.") == (ours.removeprefix(bos) if bos else ours)
+    assert as_ollama(template, [("O que é o bem?", "")], "Diga a verdade.") == ours.removeprefix(bos)
     longer = [*conversation, {"role": "assistant", "content": "Ninguém sabe."}, {"role": "user", "content": "E o mal?"}]
     ours = render(tokenizer, longer, add_generation_prompt=True)
     said = " Ninguém sabe." if name.startswith("mistral") else "Ninguém sabe."  # Mistral's model says the space itself
     theirs = as_ollama(template, [("O que é o bem?", said), ("E o mal?", "")], "Diga a verdade.")
-    assert theirs == (ours.removeprefix(bos) if bos else ours)
+    assert theirs == ours.removeprefix(bos)
     assert stops(tokenizer)[0] == STANDINS[name][4]
 
 

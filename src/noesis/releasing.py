@@ -21,7 +21,7 @@ from noesis.train.budget import require_left
 
 PROMPTS = 10  # of each language, compared at every position
 ANSWERED = 3  # of each language, answered greedily
-MOST_CHARACTERS = 240  # of a prompt: enough for a question, and the figures of 20 cost no more than they must
+MOST_CHARACTERS = 160  # of a prompt: enough for a question, and the figures of 20 cost no more than they must
 
 
 def merge(s: Session, *, again: bool = False, original: bool = False) -> dict[str, Any]:

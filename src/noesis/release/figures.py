@@ -32,6 +32,8 @@ class Figures:
         """Count one row; both (length, vocabulary) float32."""
         import torch
 
+        if not len(reference):
+            return
         ours, theirs = torch.from_numpy(reference), torch.from_numpy(logits[:, : reference.shape[1]])
         if not torch.isfinite(theirs).all():
             self.finite = False

@@ -10,6 +10,7 @@ from typing import Any
 
 from noesis.constitution.conversation import Message, render
 from noesis.errors import ModelError
+from noesis.release.vocabulary import adds_bos
 
 SYSTEM, USER, ASSISTANT, NEXT = (f"\ue000{word}\ue000" for word in ("SYSTEM", "USER", "ASSISTANT", "NEXT"))
 
@@ -45,7 +46,8 @@ def go_template(tokenizer: Any) -> str:
     shared = next((i for i, (a, b) in enumerate(zip(onward, alone, strict=False)) if a != b), min(len(onward), len(alone)))
     after = onward[:shared]
     user = onward[len(after) :]
-    opening = opening.removeprefix(tokenizer.special.get("bos_token") or "\0")  # Ollama adds the BOS of itself
+    if adds_bos(tokenizer):
+        opening = opening.removeprefix(tokenizer.special["bos_token"])  # Ollama adds it of itself
     if user and between.endswith(user):
         head = f"{{{{ if .System }}}}{opening}{{{{ .System }}}}{between.removesuffix(user)}{{{{ end }}}}{user}"
     else:  # the system prompt stands in the first question

@@ -12,6 +12,7 @@ from typing import Any
 
 from noesis.constitution.tokenizer import DATE
 from noesis.errors import MissingExtra, ModelError
+from noesis.release.vocabulary import adds_bos
 
 SYSTEM = "Você é Noesis. Diga a verdade.\n"
 CONVERSATIONS: list[list[dict[str, str]]] = [
@@ -51,7 +52,7 @@ def different_renderings(file: Path, tokenizer: Any) -> tuple[int, list[dict[str
         server = xllamacpp.Server(params)
     except RuntimeError as error:
         raise ModelError(f"llama.cpp can't serve {file}: {error}") from None
-    bos, wrong, compared = tokenizer.special.get("bos_token") or "", [], 0
+    bos, wrong, compared = tokenizer.special["bos_token"] if adds_bos(tokenizer) else "", [], 0
     today, fixed = datetime.now().strftime("%d %b %Y"), DATE.strftime("%d %b %Y")
     for conversation in CONVERSATIONS:
         try:
