@@ -21,7 +21,6 @@ from noesis.train.budget import require_left
 
 PROMPTS = 10  # of each language, compared at every position
 ANSWERED = 3  # of each language, answered greedily
-MOST_CHARACTERS = 160  # of a prompt: enough for a question, and the figures of 20 cost no more than they must
 
 
 def merge(s: Session, *, again: bool = False, original: bool = False) -> dict[str, Any]:
@@ -251,8 +250,9 @@ def _prompts(s: Session) -> tuple[dict[str, list[str]], str]:
     found: dict[str, list[str]] = {"pt": [], "en": []}
     if project is not None and (project.data / "tribunal" / "prompts").is_dir():
         for item in read_suite(project.data / "tribunal", "dev"):
-            if not item.turns and len(item.prompt) <= MOST_CHARACTERS:
+            if not item.turns:
                 found[item.language].append(item.prompt)
+        found = {language: sorted(texts, key=len)[:PROMPTS] for language, texts in found.items()}  # the shortest: the figures cost no more than they must
     if min(map(len, found.values())) >= PROMPTS:
         return found, "the Tribunal's open prompts"
     principles = s.constitution.principles
