@@ -38,11 +38,11 @@ __all__ = ["HARD_STRINGS", "TOLERANCES", "Adapter", "Subject", "certify", "rejec
 # F32 and F16 prove the conversion; the quants are a quality budget. Merging rounds to 16 bits once.
 TOLERANCES = {
     "merge": Tolerance(1e-3, 0.97, 0.6),
-    "f32": Tolerance(5e-5, 0.99, 0.8),
-    "f16": Tolerance(1e-4, 0.99, 0.8),
-    "q8_0": Tolerance(5e-2, 0.85),
-    "q4_k_m": Tolerance(0.6, 0.60),
-    "adapter": Tolerance(2e-4, 0.96, 0.6),
+    "f32": Tolerance(2e-5, 0.985, 0.8),
+    "f16": Tolerance(4e-5, 0.985, 0.8),
+    "q8_0": Tolerance(3e-2, 0.85),
+    "q4_k_m": Tolerance(0.4, 0.65),
+    "adapter": Tolerance(1e-4, 0.96, 0.6),
 }
 LARGE = {"q8_0": Tolerance(5e-3, 0.93), "q4_k_m": Tolerance(6e-2, 0.85)}  # models of billions of weights are less easily disturbed
 BILLIONS = 3e9
