@@ -20,7 +20,7 @@ def test_version_and_help():
     assert noesis("--version").stdout.startswith("noesis 0.")
     done = noesis("--help")
     assert done.returncode == 0
-    for command in ("demo", "plan", "train", "judge", "merge", "gguf", "chat", "report", "init", "clean", "doctor", "data"):
+    for command in ("demo", "plan", "train", "judge", "merge", "gguf", "parity", "chat", "report", "init", "clean", "doctor", "data"):
         assert f"\n  {command} " in done.stdout
 
 

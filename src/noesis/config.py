@@ -149,7 +149,7 @@ class TribunalSection(_Frozen):
 class GgufSection(_Frozen):
     """Which GGUF files an export writes."""
 
-    quantizations: Annotated[tuple[Literal["f32", "f16", "q8_0"], ...], Field(min_length=1)] = ("f16", "q8_0")
+    quantizations: Annotated[tuple[Literal["f32", "f16", "q8_0", "q4_k_m"], ...], Field(min_length=1)] = ("f16", "q8_0")
 
 
 class DemoSection(_Frozen):

@@ -99,6 +99,17 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
             f.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """A copy of a file, whole or not at all.
+
+    Raises:
+        NoesisError: the disk has no room for it.
+    """
+    require_space(target.absolute().parent, source.stat().st_size, target.name)
+    with open(source, "rb") as f, atomic(target, "wb") as out:
+        shutil.copyfileobj(f, out, 1 << 20)
+
+
 def sha256_file(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with open(path, "rb") as f:

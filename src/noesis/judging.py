@@ -19,7 +19,7 @@ from noesis.constitution.tokenizer import load_tokenizer
 from noesis.errors import UsageError
 from noesis.files import sha256_file, sha256_json, write_json, write_jsonl, write_text
 from noesis.models import cache_folder
-from noesis.pipeline import base_gguf
+from noesis.releasing import base_gguf
 from noesis.run import now
 from noesis.sessions import Session
 from noesis.tribunal.cache import opened

@@ -12,19 +12,19 @@ from typing import Any
 
 from noesis.choosing import BASE, Hear, score
 from noesis.choosing import choose as choose_adapter
-from noesis.console import Progress, duration, heading, say, size
-from noesis.constitution.conversation import opening, render
-from noesis.constitution.tokenizer import load_tokenizer
+from noesis.console import Progress, duration, heading, say
+from noesis.constitution.conversation import opening
 from noesis.data.load import evenly_spread
-from noesis.errors import RunError
-from noesis.files import sha256_json, write_json, write_jsonl
-from noesis.models import cache_folder
+from noesis.files import write_json, write_jsonl
+from noesis.releasing import base_gguf, gguf, merge, write_adapter
 from noesis.sessions import Records, Session
 from noesis.train.ahead import planned
 from noesis.train.budget import quote, require_affordable, require_left
 from noesis.train.phases import left, outputs, states, train_run
 from noesis.train.plan import Plan, as_planned
 from noesis.train.show import show_plan
+
+__all__ = ["choose", "gguf", "judge", "merge", "plan", "report", "run_stages", "show_judgement", "train"]
 
 
 def plan(s: Session, *, again: bool = False) -> dict[str, Any]:
@@ -151,52 +151,6 @@ def show_judgement(result: dict[str, Any]) -> None:
     say(f"  Tribunal (Veritas, Sophia, Dikē): {result['court']['verdict']}: {result['court']['reason']}")
 
 
-def merge(s: Session, *, again: bool = False) -> dict[str, Any]:
-    """Adapter + base → a standalone model."""
-    from noesis.release.card import model_card
-    from noesis.release.merge import merge as merge_weights
-
-    def work() -> dict[str, Any]:
-        require_left(s.budget(), "merging")
-        card = model_card(s.run.merged.name, s.config.training.model, s.model.licence, s.run.manifest)
-        return merge_weights(s.model.path, s.run.adapter(), s.run.merged, quantization=s.as_trained.lora.quantization, dtype=s.arithmetic, card=card)
-
-    result = s.run.perform("merge", work, lambda: [p for p in s.run.merged.iterdir() if p.is_file()], again=again)
-    say(f"  {result['merged_tensors']} of {result['tensors']} tensors merged into {result['into']}; {size(result['bytes'])} → {s.run.merged}")
-    return result
-
-
-def gguf(s: Session, *, kinds: tuple[str, ...] | None = None, again: bool = False) -> dict[str, Any]:
-    """GGUF files of the merged model, and the proof that they behave like it."""
-    from noesis.release.gguf import write_gguf
-    from noesis.release.parity import check_parity, require
-
-    if not s.run.is_done("merge"):
-        raise RunError(f"{s.run.path} holds no merged model: run  noesis merge {s.run.path}  first")
-    wanted = kinds or s.config.training.gguf.quantizations
-    files = {kind: s.run.gguf / f"{s.run.merged.name}-{kind}.gguf" for kind in wanted}
-
-    def work() -> dict[str, Any]:
-        require_left(s.budget(), "writing GGUF")
-        for kind, file in files.items():
-            write_gguf(s.run.merged, file, kind, name=s.run.merged.name, licence=s.model.licence)
-            say(f"  {file.name}: {size(file.stat().st_size)}")
-        tokenizer = load_tokenizer(s.run.merged)
-        parity = check_parity(s.run.merged, files, _parity_texts(s, tokenizer), tokenizer)
-        write_json(s.run.gguf / "parity.json", parity)
-        require(parity)
-        return parity
-
-    changed = set(wanted) != set((s.run.result("gguf") or {}).get("files", {}))
-    result = s.run.perform("gguf", work, lambda: [*files.values(), s.run.gguf / "parity.json"], again=again or changed)
-    for kind, figure in result["files"].items():
-        say(
-            f"  {kind}: mean KL {figure['kl_mean']:.1e}, same first choice {figure['top1']:.3f} at {result['positions']:,} positions, "
-            f"token ids equal on {figure['strings']} strings"
-        )
-    return result
-
-
 def report(s: Session) -> Path:
     """One self-contained page."""
     from noesis.report.page import write_report
@@ -230,11 +184,9 @@ def _answers(s: Session, asked: Records) -> dict[str, list[str]]:
     """Greedy answers in llama.cpp, from one process: the base that was trained on, with the adapter off and on."""
     if not asked:
         return {"base": [], "tuned": []}
-    from noesis.release.gguf import write_adapter_gguf
     from noesis.serve.engine import Engine
 
-    adapter = s.run.gguf / f"{s.run.merged.name}-adapter.gguf"
-    write_adapter_gguf(s.run.adapter(), s.model.path, adapter)
+    adapter = write_adapter(s)
     conversations = [opening(s.constitution, record) for record in asked]
     engine = Engine(base_gguf(s), adapter=adapter, parallel=min(4, len(asked)), context=2048)
     answers = {}
@@ -242,28 +194,3 @@ def _answers(s: Session, asked: Records) -> dict[str, list[str]]:
         with Progress(f"answer ({who})", len(asked), "prompts") as progress:
             answers[who] = engine.answer_all(conversations, max_tokens=s.config.training.tribunal.max_new_tokens, adapter=on, progress=progress)
     return answers
-
-
-def base_gguf(s: Session) -> Path:
-    """The base as it was trained on (stored in 4 bits, if it was), as a GGUF file; written once and cached."""
-    from noesis.release.gguf import write_gguf
-
-    quantization, dtype = s.as_trained.lora.quantization, s.arithmetic
-    key = sha256_json([s.model.revision, quantization.model_dump(), dtype, 1])[:12]
-    base = cache_folder() / "models" / f"base-{key}-f16.gguf"
-    if not base.is_file():
-        say("  writing the base as it was trained on to GGUF, once …")
-        write_gguf(s.model.path, base, "f16", name="base", licence=s.model.licence, quantization=quantization, dtype=dtype)
-    return base
-
-
-def _parity_texts(s: Session, tokenizer: Any) -> list[str]:
-    """Rendered conversations for the comparison: the held-out examples, and the constitution's principles in both languages."""
-    texts = [
-        render(tokenizer, [*opening(s.constitution, r), {"role": "assistant", "content": r["response_revised"]}], add_generation_prompt=False)
-        for r in s.examples("eval")
-    ]
-    for principle in s.constitution.principles[:6]:
-        for text in (principle.pt, principle.en):
-            texts.append(render(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True))
-    return texts

@@ -1,4 +1,4 @@
-"""`noesis demo|plan|train|judge|merge|gguf|chat|report`: each imports its stage only when it is called."""
+"""`noesis demo|plan|train|judge|chat|report`: each imports its stage only when it is called."""
 
 from __future__ import annotations
 
@@ -174,42 +174,6 @@ def judge(
             result = trial(s, find_project(project), Ask(named, checked_part(part), prompts, max_usd), again=again)
     print_result(result, as_json)
     raise typer.Exit(verdict_code(result["court"]["verdict"]))
-
-
-@app.command()
-def merge(run: RunArgument, again: AgainOption = False) -> None:
-    """Adapter and base into one standalone model (safetensors).
-
-    Example: noesis merge runs/demo
-    """
-    from noesis import pipeline, sessions
-
-    s = sessions.session_of(run)
-    with s.run.locked():
-        pipeline.merge(s, again=again)
-
-
-@app.command()
-def gguf(
-    run: RunArgument,
-    quant: Annotated[str | None, typer.Option(help="Comma-separated: f32, f16, q8_0; default: as in training_config.yaml.")] = None,
-    again: AgainOption = False,
-) -> None:
-    """GGUF files for llama.cpp, and the proof that they behave like the merged model.
-
-    Example: noesis gguf runs/demo --quant f16,q8_0
-    """
-    from noesis import pipeline, sessions
-    from noesis.errors import UsageError
-    from noesis.release.parity import TOLERANCES
-
-    kinds = tuple(dict.fromkeys(quant.split(","))) if quant else None
-    for kind in kinds or ():
-        if kind not in TOLERANCES:
-            raise UsageError(f"--quant {kind!r} is not known; choose from {', '.join(TOLERANCES)}")
-    s = sessions.session_of(run)
-    with s.run.locked():
-        pipeline.gguf(s, kinds=kinds, again=again)
 
 
 @app.command()

@@ -70,6 +70,18 @@ class LlamaModel:
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.vocabulary = int(lib.llama_vocab_n_tokens(self._vocab))
 
+    def use_adapter(self, file: Path) -> None:
+        """Add a LoRA adapter at scale 1, for everything that is computed from here on.
+
+        Raises:
+            ModelError: it is of another base, damaged, or no adapter.
+        """
+        adapter = self._lib.llama_adapter_lora_init(self._model, str(file).encode())
+        if not adapter:
+            raise ModelError(f"llama.cpp can't put the adapter {file} on this model: it is of another base, or damaged")
+        if self._lib.llama_set_adapters_lora(self._ctx, (c.c_void_p * 1)(adapter), 1, (c.c_float * 1)(1.0)) != 0:
+            raise ModelError(f"llama.cpp refuses the adapter {file}")
+
     def tokenize(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of `text`, nothing added; with `special` control tokens in it are taken as such."""
         raw = text.encode()
@@ -82,23 +94,38 @@ class LlamaModel:
 
     def logits(self, ids: list[int]) -> Any:
         """Logits after each token: float32 (len(ids), vocabulary)."""
-        import numpy as np
-
         if len(ids) > min(self.context, 2048):
             raise ValueError(f"{len(ids)} tokens in a context of {self.context}")
+        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._ctx), True)
+        return self._decode(ids)
+
+    def _decode(self, ids: list[int], *, start: int = 0) -> Any:
+        """Logits after each of `ids`, which follow `start` tokens that were decoded before."""
+        import numpy as np
+
         lib = self._lib
         batch = lib.llama_batch_init(len(ids), 0, 1)
         try:
             batch.n_tokens = len(ids)
             for i, token in enumerate(ids):
-                batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = token, i, 1, 0, 1
-            lib.llama_memory_clear(lib.llama_get_memory(self._ctx), True)
+                batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = token, start + i, 1, 0, 1
             if lib.llama_decode(self._ctx, batch) != 0:
                 raise ModelError("llama.cpp could not run the model")
             rows = [np.ctypeslib.as_array(lib.llama_get_logits_ith(self._ctx, i), shape=(self.vocabulary,)).copy() for i in range(len(ids))]
             return np.stack(rows)
         finally:
             lib.llama_batch_free(batch)
+
+    def answer(self, ids: list[int], count: int, stop: set[int]) -> list[int]:
+        """Greedy continuation of `ids`: at most `count` tokens, the one in `stop` not among them."""
+        said: list[int] = []
+        chosen = int(self.logits(ids)[-1].argmax())
+        while len(said) < count and chosen not in stop:
+            said.append(chosen)
+            if len(said) == count:
+                break
+            chosen = int(self._decode([chosen], start=len(ids) + len(said) - 1)[-1].argmax())
+        return said
 
     def __enter__(self) -> LlamaModel:
         return self
@@ -128,6 +155,8 @@ def _declare(lib: Any) -> Any:
         "llama_memory_clear": (None, [void, c.c_bool]),
         "llama_decode": (i32, [void, _Batch]),
         "llama_get_logits_ith": (c.POINTER(c.c_float), [void, i32]),
+        "llama_adapter_lora_init": (void, [void, c.c_char_p]),
+        "llama_set_adapters_lora": (i32, [void, c.POINTER(void), c.c_size_t, c.POINTER(c.c_float)]),
         "llama_free": (None, [void]),
         "llama_model_free": (None, [void]),
     }

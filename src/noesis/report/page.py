@@ -7,6 +7,7 @@ Content-Security-Policy lets nothing be fetched.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def write_report(run: Run, config: Config, constitution: Constitution) -> dict[s
         trial=run.result("trial"),
         spoken=_judged(run.tribunal / "trial_answers.jsonl", run.tribunal / "verdicts.jsonl"),
         merge=run.result("merge"),
-        gguf=run.result("gguf"),
+        gguf=(certificate := certificate_of(run)),
+        parity_chart=parity_chart(certificate) if certificate else None,
         answers=[json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()] if answers.is_file() else [],
         curve=loss_curve([(m["step"], m["loss"]) for m in metrics]),
         stages=[(name, run.manifest["stages"].get(name)) for name in STAGES if name != "report"],
@@ -54,6 +56,44 @@ def write_report(run: Run, config: Config, constitution: Constitution) -> dict[s
     )
     write_text(run.report, page)
     return {"stages_shown": sum(run.result(name) is not None for name in STAGES if name != "report")}
+
+
+def certificate_of(run: Run) -> dict[str, Any] | None:
+    """The parity certificate: the stage's result, or the one that made it fail."""
+    result, file = run.result("gguf"), run.gguf / "parity.json"
+    if result is None and run.manifest["stages"].get("gguf", {}).get("status") == "failed" and file.is_file():
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    return result
+
+
+def parity_chart(certificate: dict[str, Any], width: int = 640) -> dict[str, Any] | None:
+    """Bars of the mean KL of each export beside its tolerance, in pixels on a logarithmic scale; None where nothing finite is known."""
+    parts = [("merged model", certificate.get("merge")), *certificate["files"].items(), ("adapter", certificate.get("adapter"))]
+    known = [(name, f) for name, f in parts if f is not None and f["kl_mean"] is not None]
+    if not known:
+        return None
+    left, right, lowest = 110, 20, 1e-9
+    values = [max(v, lowest) for _, f in known for v in (f["kl_mean"], f["tolerance"]["kl_mean"])]
+    low, high = math.floor(math.log10(min(values))) - 0.5, math.ceil(math.log10(max(values))) + 0.2
+
+    def x(value: float) -> float:
+        return round(left + (math.log10(max(value, lowest)) - low) / (high - low) * (width - left - right), 1)
+
+    bars = [
+        {
+            "name": name,
+            "y": 16 + 28 * i,
+            "width": round(x(f["kl_mean"]) - left, 1),
+            "limit": x(f["tolerance"]["kl_mean"]),
+            "kl": f"{f['kl_mean']:.1e}",
+            "tolerance": f"{f['tolerance']['kl_mean']:.0e}",
+            "passed": f["passed"],
+        }
+        for i, (name, f) in enumerate(known)
+    ]
+    floor = 16 + 28 * len(bars)
+    ticks = [(x(10.0**e), f"1e{e}") for e in range(math.ceil(low), math.floor(high) + 1)]
+    return {"width": width, "height": floor + 24, "left": left, "floor": floor, "bars": bars, "ticks": ticks}
 
 
 def _judged(answers: Path, verdicts: Path, most: int = 6) -> list[dict[str, Any]]:

@@ -1,0 +1,51 @@
+"""SmolLM2's certificate: an adapter on the quantised base, merged, F32, F16, Q8_0, Q4_K_M and the adapter's GGUF, within the tolerances."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from noesis.config import Quantization
+from noesis.constitution.conversation import render
+from noesis.constitution.tokenizer import load_tokenizer
+
+pytestmark = pytest.mark.slow
+
+
+def test_smollm2_is_served_as_it_was_trained(tmp_path: Path):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from noesis.models import find_model
+    from noesis.release.gguf import write_adapter_gguf, write_gguf
+    from noesis.release.merge import merge
+    from noesis.release.parity import Adapter, Subject, certify, require
+    from noesis.releasing import QUESTIONS
+
+    base, nf4 = find_model("smollm2").path, Quantization()
+    torch.manual_seed(0)
+    modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=8, lora_alpha=16, target_modules=modules, task_type="CAUSAL_LM"))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.002)  # a nudge, as training gives; noise would make another model
+    model.save_pretrained(tmp_path / "adapter")
+    del model
+    result = merge(base, tmp_path / "adapter", tmp_path / "m", quantization=nf4, dtype="bfloat16", card="")
+    assert result["merged_tensors"] == 210
+    files = {kind: tmp_path / f"m-{kind}.gguf" for kind in ("f32", "f16", "q8_0", "q4_k_m")}
+    for kind, file in files.items():
+        write_gguf(tmp_path / "m", file, kind, name="m", licence="Apache-2.0")
+    write_gguf(base, tmp_path / "base.gguf", "f16", name="base", licence="Apache-2.0", quantization=nf4)
+    write_adapter_gguf(tmp_path / "adapter", base, tmp_path / "adapter.gguf")
+    tokenizer = load_tokenizer(tmp_path / "m")
+    texts = [render(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True) for text in QUESTIONS]
+    own = Adapter(tmp_path / "adapter", base, nf4, "bfloat16", tmp_path / "adapter.gguf", tmp_path / "base.gguf")
+    found = certify(Subject(tmp_path / "m", files, own, texts, texts[5::10], answer_tokens=16), tokenizer)
+    for kind, figures in [("merge", found["merge"]), *found["files"].items(), ("adapter", found["adapter"])]:
+        print(kind, figures["kl_mean"], figures["kl_max"], figures["top1"], figures["answers"])  # pytest -s shows them
+    require(found)
+    assert (found["texts"], found["strings"]) == (20, 500)
+    assert found["files"]["q4_k_m"]["bytes"] < found["files"]["q8_0"]["bytes"] < found["files"]["f16"]["bytes"]
