@@ -26,7 +26,7 @@ LAYERS = [
     {"sessions"},
     {"pipeline", "scaffold", "housekeeping", "integrity"},
     {"judging"},
-    {"demo", "replay"},
+    {"demo", "replay", "serving"},
     {"cloud"},
     {"cli"},
     {"__main__"},
@@ -41,6 +41,7 @@ HEAVY = {
     "modal": {"cloud"},
     "xllamacpp": {"serve", "release", "tribunal"},
     "inspect_ai": {"tribunal"},
+    "aiohttp": {"serve"},
 }
 
 
