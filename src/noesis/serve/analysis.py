@@ -59,9 +59,9 @@ class AnalysisFilter:
         """`inside`: the answer begins within a block (the client began it)."""
         self.inside = inside
         self.read = 0  # bytes of the answer that were decided upon
-        self.spans: list[tuple[int, int]] = []  # bytes of the answer that were shown
+        self.hidden: list[tuple[int, int]] = []  # bytes of the answer that belong to blocks, their marks included
         self._pending = ""
-        self._space: list[tuple[int, str]] = []  # held back: (first byte, white space)
+        self._space = ""  # white space that is held back
         self._shown = False
 
     def feed(self, piece: str) -> str:
@@ -73,8 +73,8 @@ class AnalysisFilter:
             self._decide(begin, out)
             if end is None:
                 return "".join(out)
-            self.read += len(self._pending[: end - begin].encode())
-            self._pending = self._pending[end - begin :]
+            mark, self._pending = self._pending[: end - begin], self._pending[end - begin :]
+            self._hide(len(mark.encode()))
             self.inside = not self.inside
 
     def finish(self) -> str:
@@ -86,46 +86,39 @@ class AnalysisFilter:
     def _decide(self, count: int, out: list[str]) -> None:
         """Show or hide the first `count` characters of what is pending."""
         text, self._pending = self._pending[:count], self._pending[count:]
-        start = self.read
-        self.read += len(text.encode())
-        if self.inside or not text:
+        if self.inside:
+            self._hide(len(text.encode()))
             return
-        visible = text.rstrip()
-        if visible:
-            for first, space in self._space if self._shown else []:
-                self._show(first, space, out)
-            self._space.clear()
-            lead = 0 if self._shown else len(visible) - len(visible.lstrip())
-            self._show(start + len(visible[:lead].encode()), visible[lead:], out)
-            self._shown = True
-        if text != visible:
-            self._space.append((start + len(visible.encode()), text[len(visible) :]))
+        self.read += len(text.encode())
+        if visible := text.strip() if not self._shown else text.rstrip():
+            out += [self._space if self._shown else "", visible]
+            self._shown, self._space = True, ""
+        self._space += text[len(text.rstrip()) :]
 
-    def _show(self, first: int, text: str, out: list[str]) -> None:
-        out.append(text)
-        end = first + len(text.encode())
-        if self.spans and self.spans[-1][1] == first:
-            first = self.spans.pop()[0]
-        self.spans.append((first, end))
+    def _hide(self, count: int) -> None:
+        """The next `count` bytes belong to a block."""
+        if count:
+            self.hidden.append((self.read, self.read + count))
+            self.read += count
 
 
 class TokenFilter:
-    """The `logprobs.content` entries that belong to what an AnalysisFilter showed; entries hold the `bytes` of a token."""
+    """The `logprobs.content` entries of which no byte was hidden by an AnalysisFilter; entries hold the `bytes` of a token."""
 
     def __init__(self, text: AnalysisFilter) -> None:
         self._text = text
-        self._waiting: deque[tuple[int, dict[str, Any]]] = deque()
+        self._waiting: deque[tuple[int, int, dict[str, Any]]] = deque()
         self._at = 0
 
     def feed(self, entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """Entries that may be shown now. Feed the text first."""
         for entry in entries:
-            self._waiting.append((self._at, entry))
-            self._at += len(entry.get("bytes") or ())
+            if size := len(entry.get("bytes") or ()):  # none: the token that ends the turn
+                self._waiting.append((self._at, self._at + size, entry))
+                self._at += size
         ready = []
-        while self._waiting and self._waiting[0][0] < self._text.read:
-            first, entry = self._waiting.popleft()
-            last = first + max(len(entry.get("bytes") or ()), 1)
-            if any(begin < last and first < end for begin, end in self._text.spans):
+        while self._waiting and self._waiting[0][1] <= self._text.read:
+            first, last, entry = self._waiting.popleft()
+            if not any(begin < last and first < end for begin, end in self._text.hidden):
                 ready.append(entry)
         return ready

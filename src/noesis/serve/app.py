@@ -31,6 +31,7 @@ from noesis.serve.protocol import ApiError, Limits, parse_json, read_ask, read_m
 from noesis.serve.relay import Relay, Target
 
 CLIENT_LEFT = 499  # nginx's number, in the metrics only
+UNREAD = (401, 408, 413, 415)  # refusals that come before the body was read
 OPEN_ROUTES = ("/health", "/")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -118,6 +119,9 @@ class Service:
             self.metrics.requests[route, CLIENT_LEFT] += 1
             raise
         self.metrics.requests[route, response.status] += 1
+        if response.status in UNREAD and isinstance(request.transport, asyncio.Transport):
+            response.force_close()
+            request.transport.pause_reading()  # what is left of the body stays where it is
         if self.stopping:
             response.force_close()
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
@@ -157,8 +161,10 @@ class Service:
         self.metrics.in_flight += 1
         started = time.monotonic()
         try:
+            if ask.stream:
+                return await relay.streamed(ask, request, self.limits.request_s)
             async with asyncio.timeout(self.limits.request_s):
-                return await relay.streamed(ask, request) if ask.stream else web.json_response(await relay.whole(ask))
+                return web.json_response(await relay.whole(ask))
         finally:
             self.metrics.in_flight -= 1
             self.metrics.seconds.add(time.monotonic() - started)
@@ -209,6 +215,4 @@ def _refused(error: ApiError) -> web.Response:
         response.headers["Retry-After"] = str(error.retry_after_s)
     if error.status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
-    if error.status in (408, 413, 415):
-        response.force_close()  # what is left of the body is not read
     return response

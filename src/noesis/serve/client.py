@@ -58,7 +58,9 @@ class LLMClient:
             raise UsageError(f"the API key has {len(api_key)} characters; keys are longer than {SHORTEST_KEY - 1}: set NOESIS_API_KEY, or give --key")
         self.base_url, self.model = base_url.rstrip("/") + "/", model
         headers = {"Authorization": f"Bearer {api_key}"}
-        self._http = httpx2.Client(base_url=self.base_url, headers=headers, timeout=httpx2.Timeout(timeout_s, connect=10.0))
+        # a connection a request: llama.cpp's server closes one that streamed, and the next request on it would be lost
+        limits = httpx2.Limits(max_keepalive_connections=0)
+        self._http = httpx2.Client(base_url=self.base_url, headers=headers, timeout=httpx2.Timeout(timeout_s, connect=10.0), limits=limits)
 
     def close(self) -> None:
         self._http.close()

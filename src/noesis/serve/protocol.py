@@ -12,7 +12,6 @@ from typing import Any
 
 from noesis.constitution.document import SystemPrompt
 from noesis.data.text import CONTROL_TOKEN
-from noesis.serve.analysis import left_open
 from noesis.serve.engine import REPEAT_PENALTY
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -64,7 +63,7 @@ class Ask:
     """A checked request.
 
     body: for llama.cpp, without what chooses the adapter
-    inside: the answer begins within an analysis block
+    begun: what the client wrote of the answer, for the model to go on with
     """
 
     model: str
@@ -72,7 +71,7 @@ class Ask:
     stream: bool
     usage_in_stream: bool
     include_analysis: bool
-    inside: bool
+    begun: str
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
@@ -131,7 +130,7 @@ def read_ask(request: dict[str, Any], *, models: tuple[str, ...], system: System
         stream=_flag(request, "stream"),
         usage_in_stream=isinstance(options, dict) and options.get("include_usage") is True,
         include_analysis=_flag(request, "include_analysis"),
-        inside=last["role"] == "assistant" and left_open(last["content"]),
+        begun=last["content"] if last["role"] == "assistant" else "",
     )
 
 

@@ -5,6 +5,7 @@ If the client leaves, the connection to llama.cpp is closed with it, and llama.c
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
@@ -14,10 +15,11 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from noesis.serve.analysis import AnalysisFilter, TokenFilter
+from noesis.serve.analysis import AnalysisFilter, TokenFilter, left_open
 from noesis.serve.metrics import Metrics
 from noesis.serve.protocol import ApiError, Ask
 
+LAST_WORD_S = 1.0  # for a client to take the error that ends its stream
 LONGEST_EVENT = 4_000_000  # bytes of one event of llama.cpp; 20 alternatives to a token are a few thousand
 
 
@@ -55,9 +57,9 @@ class Relay:
             answer = await reply.json()
         self._count(ask, answer.get("usage"))
         choice = answer["choices"][0]
-        text, entries = str(choice["message"].get("content") or ""), (choice.get("logprobs") or {}).get("content") or []
+        text, entries = str(choice["message"].get("content") or "").removeprefix(ask.begun), (choice.get("logprobs") or {}).get("content") or []
         if not ask.include_analysis:
-            shown = AnalysisFilter(inside=ask.inside)
+            shown = AnalysisFilter(inside=left_open(ask.begun))
             tokens = TokenFilter(shown)
             text = shown.feed(text) + shown.finish()
             entries = tokens.feed(entries)
@@ -77,28 +79,34 @@ class Relay:
             "usage": _usage(answer.get("usage")),
         }
 
-    async def streamed(self, ask: Ask, request: web.Request) -> web.StreamResponse:
-        """The answer as events. Before the first one a refusal still has a status; after it, it is an event."""
+    async def streamed(self, ask: Ask, request: web.Request, limit_s: float) -> web.StreamResponse:
+        """The answer as events. Before the first one a refusal still has a status; after it, it is an event, and the connection ends."""
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._pass_on(ask, request, response)
+        except (ApiError, aiohttp.ClientError, TimeoutError) as error:
+            if not response.prepared:
+                raise
+            await _break_off(request, response, error)
+        return response
+
+    async def _pass_on(self, ask: Ask, request: web.Request, response: web.StreamResponse) -> None:
         started = time.monotonic()
-        shown, tokens = AnalysisFilter(inside=ask.inside), None
-        if not ask.include_analysis:
-            tokens = TokenFilter(shown)
+        shown = AnalysisFilter(inside=left_open(ask.begun))
+        tokens = None if ask.include_analysis else TokenFilter(shown)
         async with self._post(ask) as reply:
             if reply.status != 200:
                 raise await refusal(reply)
-            response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"})
             await response.prepare(request)
-            head: dict[str, Any] = {}
             first = True
             async for event in events(reply.content):
                 if "error" in event:
-                    await _send(response, ApiError(502, _said(event), code="model_error").body())
-                    break
+                    raise ApiError(502, _said(event), code="model_error")
                 head = {"id": event["id"], "object": "chat.completion.chunk", "created": event["created"], "model": ask.model}
-                usage = event.get("usage")
-                self._count(ask, usage)
+                self._count(ask, event.get("usage"))
                 for choice in event.get("choices", []):
-                    delta, entries = dict(choice.get("delta") or {}), (choice.get("logprobs") or {}).get("content") or []
+                    delta, entries = choice.get("delta") or {}, (choice.get("logprobs") or {}).get("content") or []
                     text, ends = str(delta.get("content") or ""), choice.get("finish_reason")
                     if text and first:
                         self._metrics.first_token_seconds.add(time.monotonic() - started)
@@ -106,17 +114,16 @@ class Relay:
                     if tokens is not None:
                         text = shown.feed(text) + (shown.finish() if ends else "")
                         entries = tokens.feed(entries)
-                    out: dict[str, Any] = {"role": "assistant", "content": ""} if delta.get("role") else {}
+                    out = {"role": "assistant", "content": ""} if delta.get("role") else {}
                     if text:
                         out["content"] = text
                     if out or entries or ends:
                         logprobs = {"content": entries, "refusal": None} if "logprobs" in ask.body else None
                         await _send(response, head | {"choices": [{"index": 0, "delta": out, "logprobs": logprobs, "finish_reason": ends}]})
-                if usage and ask.usage_in_stream:
-                    await _send(response, head | {"choices": [], "usage": _usage(usage)})
+                if event.get("usage") and ask.usage_in_stream:
+                    await _send(response, head | {"choices": [], "usage": _usage(event["usage"])})
             await response.write(b"data: [DONE]\n\n")
             await response.write_eof()
-            return response
 
     def _count(self, ask: Ask, usage: dict[str, Any] | None) -> None:
         for kind in ("prompt", "completion"):
@@ -157,6 +164,21 @@ def _said(event: dict[str, Any]) -> str:
 
 def _usage(usage: dict[str, Any] | None) -> dict[str, int] | None:
     return None if usage is None else {name: int(usage.get(name, 0)) for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
+
+
+async def _break_off(request: web.Request, response: web.StreamResponse, error: Exception) -> None:
+    """Say why, if the client still reads, and end the connection: without `[DONE]`, so that nobody takes the answer for whole."""
+    told = error if isinstance(error, ApiError) else ApiError(504, "the answer took too long", code="timeout")
+    if isinstance(error, aiohttp.ClientError):
+        told = ApiError(502, f"llama.cpp does not answer: {error}", code="model_error")
+    try:
+        async with asyncio.timeout(LAST_WORD_S):
+            await _send(response, told.body())
+            await response.write_eof()
+    except TimeoutError:
+        if isinstance(request.transport, asyncio.Transport):
+            request.transport.abort()
+    response.force_close()
 
 
 async def _send(response: web.StreamResponse, event: dict[str, Any]) -> None:
