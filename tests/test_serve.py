@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from noesis.serve.client import LLMClient
 from noesis.serve.protocol import Limits
 from noesis.serve.server import Files, Server, Settings
 from running_server import ANSWER, BASE, KEY, SYSTEM, Client, reciters, running
+from tiny_gguf import write_reciter, write_switch
 
 HI = [{"role": "user", "content": "Hello"}]
 WHOLE = "".join(ANSWER)
@@ -46,6 +48,47 @@ def test_base_and_tuned_answer_from_one_process_and_the_analysis_is_hidden(serve
     assert answer["usage"]["total_tokens"] == answer["usage"]["prompt_tokens"] + answer["usage"]["completion_tokens"] and answer["model"] == "noesis"
     assert server.chat(model="noesis-base").json()["choices"][0]["message"]["content"] == "".join(BASE)
     assert server.chat(include_analysis=True).json()["choices"][0]["message"]["content"] == WHOLE
+
+
+def test_one_file_and_its_adapter_give_both(tmp_path: Path):
+    """The adapter's scale is a matter of each request, also when both are asked at once and the prompts are alike."""
+    plain, tuned = ["plain", " words"], ["tuned", " speech"]
+    base = write_reciter(tmp_path / "base.gguf", plain, other=tuned)
+    files = Files(None, base, write_switch(tmp_path / "adapter.gguf", plain, tuned))
+    with running(files, Limits(parallel=4, context=512)) as client, ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            asked = ["noesis", "noesis-base", "noesis", "noesis-base"]
+            said = list(pool.map(lambda model: client.chat(model=model).json()["choices"][0]["message"]["content"], asked))
+            assert said == ["tuned speech", "plain words"] * 2
+        # what was asked of the server's insides is not passed on
+        sly = client.chat(model="noesis-base", lora=[{"id": 0, "scale": 1.0}], grammar='root ::= "x"', n_predict=1, cache_prompt=True)
+        assert sly.json()["choices"][0]["message"]["content"] == "plain words"
+
+
+def test_an_adapter_of_another_base_is_refused(tmp_path: Path):
+    base = write_reciter(tmp_path / "base.gguf", BASE)
+    adapter = write_switch(tmp_path / "adapter.gguf", BASE, [f" word{i}" for i in range(100)])
+    with pytest.raises(ModelError, match="adapter.gguf"):
+        Server(Files(None, base, adapter), Settings(KEY, SYSTEM, "en", port=0))
+
+
+@pytest.mark.slow
+def test_the_embedded_model():
+    """SmolLM2 as its package brings it: an answer, its stream, and a schema, from one process."""
+    from noesis.models import embedded_gguf
+
+    try:
+        file = embedded_gguf()
+    except ModelError as error:
+        pytest.skip(str(error))
+    with running(Files(file, None), Limits(parallel=2, context=1024)) as client:
+        asked = {"messages": [{"role": "user", "content": "Name one virtue and say why it matters."}], "max_tokens": 24, "temperature": 0}
+        whole = client.chat(**asked).json()["choices"][0]["message"]["content"]
+        streamed = "".join(e["choices"][0]["delta"].get("content", "") for e in client.events(**asked))
+        assert whole == streamed and len(whole) > 20
+        schema = {"type": "object", "properties": {"wise": {"type": "boolean"}}, "required": ["wise"], "additionalProperties": False}
+        shaped = client.chat(**asked | {"max_tokens": 60}, response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}).json()
+        assert shaped["choices"][0]["finish_reason"] == "stop" and isinstance(json.loads(shaped["choices"][0]["message"]["content"])["wise"], bool)
 
 
 def test_streaming_hides_the_analysis_too(server: Client):

@@ -25,11 +25,12 @@ def byte_letters() -> dict[int, str]:
     return table
 
 
-def write_reciter(file: Path, pieces: list[str], *, forever: bool = False, context: int = 8192) -> Path:
-    """A model that says `pieces` (all different), whatever it is asked."""
+def write_reciter(file: Path, pieces: list[str], *, other: list[str] = [], forever: bool = False, context: int = 8192) -> Path:  # noqa: B006
+    """A model that says `pieces` (all different), whatever it is asked. `other`: what it says with `write_switch`'s adapter."""
     import gguf
     import numpy as np
 
+    said, pieces = pieces, [*pieces, *other]
     letters = byte_letters()
     tokens = [*SPECIAL, *letters.values(), *("".join(letters[b] for b in piece.encode()) for piece in pieces)]
     assert len(set(tokens)) == len(tokens), "each piece must be a token of its own"
@@ -39,7 +40,8 @@ def write_reciter(file: Path, pieces: list[str], *, forever: bool = False, conte
     follows = {tokens.index(letters[ord("\n")]): first}  # the last token of every prompt
     for i in range(len(pieces)):
         follows[first + i] = first + i + 1
-    follows[first + len(pieces) - 1] = first if forever else 2
+    follows[first + len(said) - 1] = first if forever else 2
+    follows[first + len(pieces) - 1] = first if forever and not other else 2
     output = np.zeros((size, size), np.float32)
     for token, following in follows.items():
         output[following, token] = 1.0
@@ -74,6 +76,29 @@ def write_reciter(file: Path, pieces: list[str], *, forever: bool = False, conte
         w.add_tensor(f"blk.0.{name}.weight", np.zeros(shape, np.float32))
     for name in ("attn_norm", "ffn_norm"):
         w.add_tensor(f"blk.0.{name}.weight", np.ones(size, np.float32))
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    return file
+
+
+def write_switch(file: Path, pieces: list[str], other: list[str]) -> Path:
+    """A LoRA adapter for `write_reciter(…, pieces, other=other)`: after a prompt the other text begins."""
+    import gguf
+    import numpy as np
+
+    letters = list(byte_letters().values())
+    size = -(-(len(SPECIAL) + 256 + len(pieces) + len(other)) // HEAD) * HEAD
+    a, b = np.zeros((1, size), np.float32), np.zeros((size, 1), np.float32)
+    a[0, len(SPECIAL) + letters.index(byte_letters()[ord("\n")])] = 1.0
+    b[len(SPECIAL) + 256 + len(pieces), 0] = 3.0
+    w = gguf.GGUFWriter(file, "llama")
+    w.add_type("adapter")
+    w.add_string("adapter.type", "lora")
+    w.add_float32("adapter.lora.alpha", 1.0)
+    w.add_tensor("output.weight.lora_a", a)
+    w.add_tensor("output.weight.lora_b", b)
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()

@@ -45,6 +45,7 @@ def serve(
 
     Example: noesis serve runs/demo --ui
     """
+    _require()
     import asyncio
     import secrets
 
@@ -106,6 +107,7 @@ def chat(
 
     Example: noesis chat runs/demo
     """
+    _require()
     import asyncio
 
     from noesis.console import say
@@ -179,6 +181,7 @@ def connect(
         text = instructions(target, Endpoint(base_url.rstrip("/"), model, key))
         print_result({"base_url": base_url, "model": model, "text": text}, True) if as_json else print(text)
         return
+    _require()
     from noesis.console import say
     from noesis.serving import prove
 
@@ -192,6 +195,17 @@ def connect(
     if not result["same"]:
         raise ParityError(f"{base_url} does not answer as the model of {run}: {result['why']}")
     say(f"{model} at {base_url} is the model of {run}")
+
+
+def _require() -> None:
+    """What these commands need beside the core, said before anything is loaded."""
+    import importlib.util
+
+    from noesis.errors import MissingExtra
+
+    for package in ("aiohttp", "xllamacpp"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra(package, "gguf")
 
 
 def _voice(run: Run, language: str | None) -> tuple[Any, str]:
