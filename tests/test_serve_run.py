@@ -67,7 +67,7 @@ def test_base_and_adapter_are_preferred_where_the_adapter_was_certified(run: Pat
     base, adapter = tmp_path / "base.gguf", run / "gguf" / f"{NAME}-adapter.gguf"
     adapter.write_bytes(b"GGUF")
     assert files_of(load_run(run), base=base).adapter is None  # it has no certificate
-    change(run, lambda stage: stage["result"]["files"].update(adapter={"passed": True}))
+    change(run, lambda stage: stage["result"].update(adapter={"passed": True}))
     files = files_of(load_run(run), base=base)
     assert (files.tuned, files.base, files.adapter) == (None, base, adapter)
     assert files_of(load_run(run), base=base, quant="f16").tuned is not None
@@ -203,6 +203,37 @@ def test_without_a_judge_the_screen_speaks_and_says_so(run: Path):
     assert "not a judge" in lines[0] and "never approves" in lines[1]
     with pytest.raises(UsageError, match="no answer"):
         asyncio.run(bar.hear([{"role": "user", "content": "x"}], " ", "en"))
+
+
+def test_a_judge_is_heard_on_one_answer(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import asyncio
+
+    from judge_server import JudgeServer, good, malformed
+    from noesis.constitution.document import load_constitution
+
+    monkeypatch.setenv("NOESIS_CACHE", str(tmp_path / "cache"))
+    said = [{"role": "user", "content": "O que é a coragem?"}]
+    answer = "quality9 Coragem é decidir com razão diante do medo, e não a falta dele; por isso pergunto de que medo você fala."
+
+    def heard(part) -> dict:
+        with JudgeServer(part) as server:
+            bar = Bar(load_run(run), Project(ROOT), load_constitution(run / "data" / "constitution.yaml"), [f"openai:{server.url}:scripted"])
+
+            async def hear() -> dict:
+                try:
+                    return await bar.hear(said, answer, "pt")
+                finally:
+                    await bar.close()
+
+            return asyncio.run(hear())
+
+    found = heard(good())
+    assert found["verdict"] == "APPROVED" and found["mean"][0] > 0.7 and len(found["said"]) == 3
+    assert spoken(found)[0].startswith("APPROVED (") and "an impression, not a trial" in spoken(found)[0]
+    silent = heard(malformed())
+    assert silent["verdict"] == "UNDECIDED" and silent["mean"] is None and "no verdict" in spoken(silent)[1]
+    with pytest.raises(UsageError, match="not understood"):
+        Bar(load_run(run), Project(ROOT), load_constitution(run / "data" / "constitution.yaml"), ["nobody"])
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -60,7 +60,7 @@ def files_of(run: Run, *, quant: str | None = None, base: Path | None = None, la
         lazily: look for the base only if the adapter needs it.
     """
     adapter = run.gguf / f"{run.merged.name}-adapter.gguf"
-    passed = (run.result("gguf") or {}).get("files", {}).get("adapter", {}).get("passed")
+    passed = ((run.result("gguf") or {}).get("adapter") or {}).get("passed")
     sound = quant is None and passed and adapter.is_file() and not any(adapter.name in name for name in run.changed("gguf"))
     if not (lazily and not sound):
         base = base or known_base(run)
