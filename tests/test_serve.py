@@ -21,6 +21,8 @@ WHOLE = "".join(ANSWER)
 
 
 async def hear(said: list[dict[str, str]], answer: str, language: str) -> dict:
+    if answer == "dead":
+        raise ModelError("the judge is out")
     return {"verdict": "APPROVED", "heard": [said, answer, language]}
 
 
@@ -221,6 +223,8 @@ def test_the_court(server: Client):
     reply = server.http.post("/noesis/court", json={"messages": [{"role": "system", "content": "s"}, *HI], "answer": "Yes.", "language": "en"})
     assert reply.json() == {"verdict": "APPROVED", "heard": [HI, "Yes.", "en"]}
     assert server.http.post("/noesis/court", json={"messages": HI, "answer": 7}).status_code == 400
+    dead = server.http.post("/noesis/court", json={"messages": HI, "answer": "dead"})
+    assert (dead.status_code, dead.json()["error"]["message"]) == (503, "the judge is out")
     assert server.http.get("/noesis/about").json()["judge"] == "a judge"
 
 

@@ -106,6 +106,7 @@ def test_a_thousand_connections(server: Client):
     assert server.metric("noesis_refused_connections_total") >= 100
 
 
+@pytest.mark.slow
 def test_connections_that_say_nothing_or_too_slowly_are_closed(server: Client):
     for beginning in (b"", b"POST /v1/chat/completions HTTP/1.1\r\nHo"):
         sock = server.raw(beginning)
@@ -116,6 +117,7 @@ def test_connections_that_say_nothing_or_too_slowly_are_closed(server: Client):
     slow.close()
 
 
+@pytest.mark.slow
 def test_an_answer_has_a_time_limit(tmp_path: Path):
     with running(endless(tmp_path), Limits(parallel=1, context=60_000, max_tokens=50_000, request_s=2.0)) as server:
         assert (reply := server.chat()).status_code == 504 and reply.json()["error"]["code"] == "timeout"
@@ -144,6 +146,7 @@ def test_stopping_finishes_what_is_under_way(tmp_path: Path):
     assert b'"finish_reason":"length"' in finished[0] and b"[DONE]" in finished[0]
 
 
+@pytest.mark.slow
 def test_stopping_does_not_wait_for_ever(tmp_path: Path):
     with running(endless(tmp_path), Limits(parallel=1, context=100_000, max_tokens=90_000, grace_s=0.2)) as server:
         sock = server.begin_stream(90_000)
@@ -165,6 +168,7 @@ print("stopped", flush=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "again"), [(signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGTERM, True)])
 def test_signals(tmp_path: Path, first: int, again: bool):
     """One signal: what is under way is finished. A second one: it is cut short. Both end with 0 and in time."""

@@ -55,7 +55,7 @@ def serve(
     from noesis.serve.app import Court
     from noesis.serve.page import load_page
     from noesis.serve.protocol import Limits
-    from noesis.serve.server import LOOPBACK, Server, Settings
+    from noesis.serve.server import LOOPBACK, Server, Settings, claim
     from noesis.serving import files_of
 
     loaded = load_run(run)
@@ -66,8 +66,10 @@ def serve(
     constitution, spoken = _voice(loaded, language)
     limits = Limits(parallel=parallel, context=context, max_tokens=max_tokens, request_s=timeout)
     settings = Settings(used, constitution.system_prompt, spoken, host, port, limits)
+    taken = claim(host, port)  # before anything is loaded
     bar = _bar(loaded, project, constitution, judges, max_usd) if judges else None
-    server = Server(files_of(loaded, quant=quant, base=base), settings, court=Court(bar.name, bar.hear) if bar else None, page=load_page() if ui else None)
+    court, page = Court(bar.name, bar.hear) if bar else None, load_page() if ui else None
+    server = Server(files_of(loaded, quant=quant, base=base), settings, court=court, page=page, port=taken)
 
     def ready() -> None:
         say(f"Serving {', '.join(server.models)} at {server.url}/v1")

@@ -25,6 +25,7 @@ import aiohttp
 from aiohttp import web
 
 from noesis.constitution.document import SystemPrompt
+from noesis.errors import NoesisError, UsageError
 from noesis.serve.metrics import Metrics
 from noesis.serve.page import Page
 from noesis.serve.protocol import ApiError, Limits, parse_json, read_ask, read_messages
@@ -67,6 +68,11 @@ class Service:
         self._started = int(time.time())
         self._hearing = asyncio.Lock()
         self._http: aiohttp.ClientSession | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer or a hearing is under way."""
+        return self.metrics.in_flight > 0 or self._hearing.locked()
 
     def application(self) -> web.Application:
         app = web.Application(client_max_size=self.limits.body_bytes, middlewares=[self._boundary])
@@ -115,6 +121,8 @@ class Service:
             response = _refused(ApiError(504, "the answer took too long", code="timeout"))
         except aiohttp.ClientError as error:
             response = _refused(ApiError(502, f"llama.cpp does not answer: {error}", code="model_error"))
+        except NoesisError as error:  # of a judge: no answer to judge, out of reach, at its cap
+            response = _refused(ApiError(400 if isinstance(error, UsageError) else 503, str(error), code="no_verdict"))
         except (asyncio.CancelledError, ConnectionResetError):
             self.metrics.requests[route, CLIENT_LEFT] += 1
             raise

@@ -60,8 +60,8 @@ class Settings:
 class Server:
     """One running server."""
 
-    def __init__(self, files: Files, settings: Settings, *, court: Court | None = None, page: Page | None = None) -> None:
-        """Take the port and load the models.
+    def __init__(self, files: Files, settings: Settings, *, court: Court | None = None, page: Page | None = None, port: socket.socket | None = None) -> None:
+        """Take the port, unless it is given as `claim` took it, and load the models.
 
         Raises:
             UsageError: the port is taken, or the key is too short.
@@ -70,7 +70,7 @@ class Server:
         if len(settings.key) < SHORTEST_KEY:
             raise UsageError(f"the key has {len(settings.key)} characters: at least {SHORTEST_KEY} are needed; leave it out to have one made")
         self.settings, self._court, self._page = settings, court, page
-        self._socket = _taken(settings.host, settings.port)
+        self._socket = port or claim(settings.host, settings.port)
         self.port = int(self._socket.getsockname()[1])
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self.url = f"http://{host}:{self.port}"
@@ -137,8 +137,12 @@ class Server:
                 os._exit(1)
 
 
-def _taken(host: str, port: int) -> socket.socket:
-    """A socket bound to host and port, not listening yet. Port 0: any free one."""
+def claim(host: str, port: int) -> socket.socket:
+    """A socket that listens on host and port; who connects waits until the server runs. Port 0: any free one.
+
+    Raises:
+        UsageError: the port is taken, or there is no such host.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except socket.gaierror as error:
@@ -172,7 +176,7 @@ def _on_signals(stop: asyncio.Event, hurry: asyncio.Event) -> None:
 
 
 async def _idle(service: Service) -> None:
-    while service.metrics.in_flight:
+    while service.busy:
         await asyncio.sleep(0.05)
 
 
