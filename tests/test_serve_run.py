@@ -138,6 +138,40 @@ def test_chat_as_a_command(run: Path, tmp_path: Path):
     assert saved.read_text().count("## ") == 3 and "The base" not in saved.read_text()
 
 
+@pytest.mark.slow
+def test_ctrl_c_in_a_real_terminal(run: Path, tmp_path: Path):
+    """A pseudo-terminal turns the key into a signal while llama.cpp streams; the next answer comes as if nothing had been."""
+    import pty
+
+    file = run / "gguf" / f"{NAME}-f16.gguf"
+    write_reciter(file, [f" word{i}" for i in range(40)], forever=True)
+    change(run, lambda stage: stage.update(outputs={f"gguf/{file.name}": {"bytes": file.stat().st_size, "sha256": sha256_file(file)}}))
+    command = [sys.executable, "-m", "noesis", "chat", str(run), "--max-tokens", "2048"]
+    process, screen = pty.fork()
+    if process == 0:
+        os.execve(sys.executable, command, environment(tmp_path))
+    seen = ""
+
+    def until(text: str) -> None:
+        nonlocal seen
+        while text not in seen:
+            seen += os.read(screen, 65536).decode(errors="replace")
+        seen = seen.split(text, 1)[1]
+
+    try:
+        until("you › ")
+        for _ in range(2):
+            os.write(screen, b"hello\n")
+            until("word3")
+            os.write(screen, b"\x03")
+            until("(stopped)")
+            until("you › ")
+        os.write(screen, b"/quit\n")
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    finally:
+        os.close(screen)
+
+
 def talk(answer=None, judge=None) -> Talk:
     def say(messages, base, show):
         show("yes")
