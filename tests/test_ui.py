@@ -44,11 +44,11 @@ def test_the_page_asks_both_models_and_shows_the_court(tmp_path: Path):
             assert await tab.evaluate("document.activeElement.id") == "question"
             await tab.write("O que é a coragem?")
             await tab.press("Enter", CTRL)
-            await tab.until(f"{TEXT}.split('CONDITIONAL (0.50–0.60)').length === 3")  # the court on both answers
+            await tab.until(f"{TEXT}.split('CONDITIONAL (0,50–0,60)').length === 3")  # the court on both answers
             text = await tab.evaluate(TEXT)
             assert "O que é a coragem?" in text and "Courage is to know what to fear." in text and "secret" not in text
             assert "".join(HOSTILE) in text and await tab.evaluate("document.title") == "Noesis"  # text, not markup
-            assert "O parecer do tribunal" in text and "Dikē 0.50 — weighed Courage after 1" in text
+            assert "O parecer do tribunal" in text and "Dikē 0,50 — weighed Courage after 1" in text
             tops = "[...document.querySelectorAll('.card')].map((c) => c.getBoundingClientRect().top)"
             assert len(set(await tab.evaluate(tops))) == 1  # side by side
             await tab.write("E a justiça?")
