@@ -18,13 +18,14 @@ from noesis.config import Project, load_config
 from noesis.errors import RunError, UsageError
 from noesis.files import sha256_file
 from noesis.run import load_run
-from noesis.serve.chat import Talk, chat, fitting
-from noesis.serve.client import Completion
+from noesis.serve.backend import Backend
+from noesis.serve.chat import Talk, chat, fitting, from_clients
+from noesis.serve.client import Completion, LLMClient
 from noesis.serve.connect import TARGETS, Endpoint, instructions
 from noesis.serve.probe import distance, judgement
 from noesis.serving import Bar, certified, files_of, spoken
 from running_server import ANSWER, BASE, KEY
-from tiny_gguf import write_reciter
+from tiny_gguf import write_reciter, write_switch
 
 NAME = "noesis-philosopher-v1"
 
@@ -170,6 +171,20 @@ def test_ctrl_c_in_a_real_terminal(run: Path, tmp_path: Path):
         assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
     finally:
         os.close(screen)
+
+
+def test_base_and_tuned_of_one_file_in_the_chat(tmp_path: Path):
+    plain, tuned = ["plain", " words"], ["[ANÁLISE INTERNA]", " hm ", "[FIM DA ANÁLISE]", "tuned", " speech"]
+    base = write_reciter(tmp_path / "base.gguf", plain, other=tuned)
+    backend = Backend(base, adapter=write_switch(tmp_path / "adapter.gguf", plain, tuned), parallel=1, context=512)
+    client = LLMClient(backend.url + "/v1", backend.key, "noesis")
+    answer = from_clients(client, lambda: client, max_tokens=40, temperature=0.0, scales=True)
+    shown: list[str] = []
+    messages = [{"role": "user", "content": "Hello"}]
+    assert [answer(messages, of_base, shown.append) for of_base in (False, True, False)] == ["tuned speech", "plain words", "tuned speech"]
+    assert "".join(shown) == "tuned speechplain wordstuned speech"
+    client.close()
+    assert backend.stop(5.0)
 
 
 def talk(answer=None, judge=None) -> Talk:
