@@ -140,13 +140,18 @@ def test_modal_functions_do_the_same_on_a_volume(small_project: Project, tiny_mo
         cloud.train.local(epochs=1)
 
 
-def test_chat_streams_from_the_gguf(small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path, capsys: pytest.CaptureFixture[str]):
-    from noesis.serve.chat import chat
+def test_chat_streams_from_the_gguf(
+    small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    import io
+
+    from noesis.cli import run_command
 
     s = run_all(small_project, tiny_model, tmp_path / "run")
-    said = iter(["what is courage?", "/reset", "and fear?", "/quit"])
-    chat(s.run.gguf / f"{s.run.merged.name}-f16.gguf", "Be brief.", max_tokens=8, temperature=0.0, read=lambda prompt: next(said))
-    assert capsys.readouterr().out.count("noesis ›") == 2
+    monkeypatch.setattr("sys.stdin", io.StringIO("what is courage?\n/base\n/reset\nand fear?\n/judge\n/quit\n"))
+    assert run_command(["chat", str(s.run.path), "--max-tokens", "8", "--temperature", "0"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("noesis ›") == 2 and said.count("base ›") == 1 and "not a judge" in said
 
 
 def toy_tribunal(root: Path) -> None:

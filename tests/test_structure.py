@@ -27,7 +27,7 @@ LAYERS = [
     {"choosing", "releasing"},
     {"pipeline", "scaffold", "housekeeping", "integrity"},
     {"judging"},
-    {"demo", "replay"},
+    {"demo", "replay", "serving"},
     {"cloud"},
     {"cli"},
     {"__main__"},
@@ -42,6 +42,7 @@ HEAVY = {
     "modal": {"cloud"},
     "xllamacpp": {"serve", "release", "tribunal"},
     "inspect_ai": {"tribunal"},
+    "aiohttp": {"serve"},
 }
 
 

@@ -14,7 +14,7 @@ import typer
 from typer.exceptions import TyperException
 
 from noesis import __version__
-from noesis.cli import data_commands, pipeline_commands, release_commands, tribunal_commands, trust_commands, upkeep_commands
+from noesis.cli import data_commands, pipeline_commands, release_commands, serve_commands, tribunal_commands, trust_commands, upkeep_commands
 
 app = typer.Typer(
     help="From a constitution and about a hundred examples to a small model that can be trusted to speak by them.\n\nExample: noesis demo",
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(pipeline_commands.app)
 app.add_typer(release_commands.app)
+app.add_typer(serve_commands.app)
 app.add_typer(trust_commands.app)
 app.add_typer(upkeep_commands.app)
 app.add_typer(data_commands.app, name="data")

@@ -1,4 +1,4 @@
-"""`noesis demo|plan|train|judge|chat|report`: each imports its stage only when it is called."""
+"""`noesis demo|plan|train|judge|report`: each imports its stage only when it is called."""
 
 from __future__ import annotations
 
@@ -174,35 +174,6 @@ def judge(
             result = trial(s, find_project(project), Ask(named, checked_part(part), prompts, max_usd), again=again)
     print_result(result, as_json)
     raise typer.Exit(verdict_code(result["court"]["verdict"]))
-
-
-@app.command()
-def chat(
-    run: RunArgument,
-    language: Annotated[str | None, typer.Option(help="Language of the system prompt, pt or en; default: the run's.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, max=2048, help="Most tokens of an answer.")] = 400,
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 is greedy.")] = 0.7,
-) -> None:
-    """Talk to the tuned model in the terminal; tokens stream from llama.cpp.
-
-    Example: noesis chat runs/demo
-    """
-    from noesis.errors import RunError, UsageError
-    from noesis.run import load_run
-    from noesis.serve.chat import chat as talk
-
-    loaded = load_run(run)
-    if language not in (None, "pt", "en"):
-        raise UsageError(f"--language {language!r}: choose pt or en")
-    done = (loaded.result("gguf") or {}).get("files", {})
-    best = next((k for k in ("f16", "q8_0", "f32") if done.get(k, {}).get("passed")), None)
-    if best is None:
-        raise RunError(f"{run} holds no GGUF file that was shown to behave like the model: run  noesis gguf {run}  first")
-    from noesis.constitution.document import load_constitution
-
-    system = load_constitution(loaded.data / "constitution.yaml").system_prompt
-    spoken = language or loaded.config().training.data.language
-    talk(loaded.gguf / f"{loaded.merged.name}-{best}.gguf", system.en if spoken == "en" else system.pt, max_tokens=max_tokens, temperature=temperature)
 
 
 @app.command()

@@ -13,8 +13,8 @@ from typing import Any
 
 from noesis.console import Progress
 from noesis.constitution.conversation import Message
-from noesis.device import usable_threads
-from noesis.errors import MissingExtra, ModelError
+from noesis.errors import ModelError
+from noesis.serve.backend import load
 
 # Small models fall into loops under greedy decoding; the same mild penalty for every model and answer.
 REPEAT_PENALTY = 1.1
@@ -34,32 +34,9 @@ class Engine:
         Raises:
             ModelError: the file can't be loaded.
         """
-        try:
-            import xllamacpp
-        except ImportError:
-            raise MissingExtra("xllamacpp", "gguf") from None
-        for file in (model, adapter):
-            if file is not None and not file.is_file():
-                raise ModelError(f"{file} does not exist: make it with  noesis gguf RUN")
-        params = xllamacpp.CommonParams()
-        params.model.path = str(model)
-        params.n_ctx = context * parallel
-        params.n_parallel = parallel
-        params.cpuparams.n_threads = usable_threads()
-        params.cpuparams_batch.n_threads = usable_threads()
-        params.hostnames, params.port = ["127.0.0.1"], 0
-        params.api_keys = [secrets.token_urlsafe(24)]
-        params.offline, params.ui, params.verbosity = True, False, 0
-        if adapter is not None:
-            lora = xllamacpp.CommonAdapterLoraInfo()
-            lora.path, lora.scale = str(adapter), 1.0
-            params.lora_adapters = [lora]
         self._adapted = adapter is not None
         self.parallel = parallel
-        try:
-            self._server = xllamacpp.Server(params)
-        except RuntimeError as error:
-            raise ModelError(f"llama.cpp can't load {model}: {error}; make it anew with  noesis gguf RUN --again") from None
+        self._server = load(model, key=secrets.token_urlsafe(24), adapter=adapter, parallel=parallel, context=context)
 
     def chat(
         self,

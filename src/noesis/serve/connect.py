@@ -1,0 +1,63 @@
+"""What an application needs to use the model: `noesis connect RUN --target env|python|docker`."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+TARGETS = ("env", "python", "docker")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where the model answers. key: None where it is in NOESIS_API_KEY already, and then it is not printed."""
+
+    base_url: str
+    model: str
+    key: str | None
+
+
+def instructions(target: str, endpoint: Endpoint) -> str:
+    """Lines to put into a shell, a program, or a container's command line. Values are quoted for where they go."""
+    return {"env": _env, "python": _python, "docker": _docker}[target](endpoint)
+
+
+def _env(e: Endpoint) -> str:
+    key = shlex.quote(e.key) if e.key else '"$NOESIS_API_KEY"'
+    url = shlex.quote(e.base_url)
+    return "\n".join(
+        [
+            f"export OPENAI_BASE_URL={url}",
+            f"export OPENAI_API_KEY={key}",
+            f"export NOESIS_BASE_URL={url}",
+            f"export NOESIS_API_KEY={key}",
+            f"export NOESIS_MODEL={shlex.quote(e.model)}",
+        ]
+    )
+
+
+def _python(e: Endpoint) -> str:
+    key = repr(e.key) if e.key else 'os.environ["NOESIS_API_KEY"]'
+    return f"""import os
+
+from openai import OpenAI
+
+client = OpenAI(base_url={e.base_url!r}, api_key={key})
+answer = client.chat.completions.create(model={e.model!r}, messages=[{{"role": "user", "content": "O que é a coragem?"}}])
+print(answer.choices[0].message.content)"""
+
+
+def _docker(e: Endpoint) -> str:
+    """The container reaches the machine that it runs on by a name of its own, so the server must listen there: `--host 0.0.0.0`."""
+    url = e.base_url
+    for loopback in ("//127.0.0.1", "//localhost", "//[::1]"):
+        url = url.replace(loopback, "//host.docker.internal", 1)
+    values = {"OPENAI_BASE_URL": url, "NOESIS_BASE_URL": url, "NOESIS_MODEL": e.model}
+    flags = [f"  -e {name}={shlex.quote(value)} \\" for name, value in values.items()]
+    key = f"={shlex.quote(e.key)}" if e.key else ""
+    if not e.key:
+        keys = ["  -e NOESIS_API_KEY \\", '  -e OPENAI_API_KEY="$NOESIS_API_KEY" \\']
+    else:
+        keys = [f"  -e NOESIS_API_KEY{key} \\", f"  -e OPENAI_API_KEY{key} \\"]
+    note = ["# the server must listen beyond this machine's loopback:  noesis serve RUN --host 0.0.0.0"] if url != e.base_url else []
+    return "\n".join([*note, "docker run --rm \\", "  --add-host=host.docker.internal:host-gateway \\", *flags, *keys, "  YOUR_IMAGE"])

@@ -1,0 +1,69 @@
+"""What the server counts, as Prometheus reads it: https://prometheus.io/docs/instrumenting/exposition_formats/ . `GET /metrics`."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+
+import psutil
+
+BUCKETS_S = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+
+@dataclass
+class Histogram:
+    """How long something took: counts up to each of `BUCKETS_S`, and the sum in seconds."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_S) + 1))
+    total_s: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[sum(seconds > bound for bound in BUCKETS_S)] += 1
+        self.total_s += seconds
+
+    def lines(self, name: str) -> list[str]:
+        out, so_far = [], 0
+        for bound, count in zip((*map(str, BUCKETS_S), "+Inf"), self.counts, strict=True):
+            so_far += count
+            out.append(f'{name}_bucket{{le="{bound}"}} {so_far}')
+        return [*out, f"{name}_sum {self.total_s:.6f}", f"{name}_count {so_far}"]
+
+
+@dataclass
+class Metrics:
+    """Counters since the start. Labels come from fixed sets only: a client can't make new ones.
+
+    requests: (route, status) → count; 499 is a client that left
+    tokens: (model, prompt or completion) → count
+    """
+
+    requests: Counter[tuple[str, int]] = field(default_factory=Counter)
+    tokens: Counter[tuple[str, str]] = field(default_factory=Counter)
+    seconds: Histogram = field(default_factory=Histogram)
+    first_token_seconds: Histogram = field(default_factory=Histogram)
+    in_flight: int = 0
+    refused_connections: int = 0
+
+    def text(self, connections: int) -> str:
+        """The page. connections: open now."""
+        own = psutil.Process(os.getpid())
+        out = ["# HELP noesis_requests_total Requests by route and HTTP status.", "# TYPE noesis_requests_total counter"]
+        out += [f'noesis_requests_total{{route="{route}",status="{status}"}} {n}' for (route, status), n in sorted(self.requests.items())]
+        out += ["# HELP noesis_tokens_total Tokens read and written.", "# TYPE noesis_tokens_total counter"]
+        out += [f'noesis_tokens_total{{model="{model}",kind="{kind}"}} {n}' for (model, kind), n in sorted(self.tokens.items())]
+        for name, help_, histogram in (
+            ("noesis_request_seconds", "From a chat request to the end of its answer.", self.seconds),
+            ("noesis_first_token_seconds", "From a chat request to its first token.", self.first_token_seconds),
+        ):
+            out += [f"# HELP {name} {help_}", f"# TYPE {name} histogram", *histogram.lines(name)]
+        gauges = {
+            "noesis_in_flight": ("Chat requests under way.", self.in_flight),
+            "noesis_connections": ("Open connections.", connections),
+            "noesis_resident_bytes": ("Memory of the process.", own.memory_info().rss),
+        }
+        for name, (help_, value) in gauges.items():
+            out += [f"# HELP {name} {help_}", f"# TYPE {name} gauge", f"{name} {value}"]
+        name = "noesis_refused_connections_total"
+        out += [f"# HELP {name} Connections above the limit.", f"# TYPE {name} counter", f"{name} {self.refused_connections}"]
+        return "\n".join(out) + "\n"

@@ -1,0 +1,36 @@
+"""The page of `noesis serve --ui`: one file without a build step, allowed to run its own script and to talk to its own server, nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+FILE = Path(__file__).with_name("ui.html")
+
+
+@dataclass(frozen=True)
+class Page:
+    """The page and the headers that it goes with."""
+
+    html: str
+    headers: dict[str, str]
+
+
+def load_page(file: Path = FILE) -> Page:
+    """Read the page; its Content-Security-Policy names its one script and its one style sheet by their hashes."""
+    html = file.read_text(encoding="utf-8")
+    script, style = (_hash(html, tag) for tag in ("script", "style"))
+    policy = (
+        f"default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    headers = {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer", "Cache-Control": "no-store", "X-Frame-Options": "DENY"}
+    return Page(html, headers)
+
+
+def _hash(html: str, tag: str) -> str:
+    (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
