@@ -41,6 +41,12 @@ def find_files(paths: list[Path]) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
+def is_hand_written(path: Path) -> bool:
+    """Whether a file or folder lies in `training/philosophical` or `training/philosophical_en`, which only people write to."""
+    parts = path.resolve().parts
+    return any(above == "training" and name in ("philosophical", "philosophical_en") for above, name in zip(parts, parts[1:], strict=False))
+
+
 def pieces(file: Path, size: int) -> Iterator[Piece]:
     """Cut `file` into runs of lines of about `size` bytes; only the cuts are looked at."""
     total = file.stat().st_size
