@@ -146,7 +146,7 @@ def fails(status: int) -> Part:
 class JudgeServer:
     """Serves one part on a port of its own until the block ends; `requests` holds what came."""
 
-    def __init__(self, part: Part, *, usage: bool = True) -> None:
+    def __init__(self, part: Part, *, usage: bool = True, port: int = 0) -> None:
         self.requests: list[Asked] = []
         self.most_at_once = self._now = 0
         lock = threading.Lock()
@@ -193,7 +193,7 @@ class JudgeServer:
 
             def handle_error(self, *_: object) -> None: ...  # a client that hangs up is part of the play
 
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server = Server(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -44,7 +45,7 @@ def find_files(paths: list[Path]) -> list[Path]:
 def is_hand_written(path: Path) -> bool:
     """Whether a file or folder lies in `training/philosophical` or `training/philosophical_en`, which only people write to."""
     parts = path.resolve().parts
-    return any(above == "training" and name in ("philosophical", "philosophical_en") for above, name in zip(parts, parts[1:], strict=False))
+    return any(above == "training" and name in ("philosophical", "philosophical_en") for above, name in pairwise(parts))
 
 
 def pieces(file: Path, size: int) -> Iterator[Piece]:
