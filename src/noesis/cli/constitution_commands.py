@@ -1,4 +1,4 @@
-"""`noesis constitution show|check|prompts|revise|prefer|diff`: the document, and the data that is made from it."""
+"""`noesis constitution show|check|diff`: the document. The commands that make data from it are in `making_commands.py`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,10 @@ app = typer.Typer(
 )
 
 SPEC = "openai:BASE_URL:MODEL, gguf:PATH, or torch:NAME (smollm2, a model folder, a Hub name)"
-ModelSpec = Annotated[str, typer.Option("--model", metavar="SPEC", help=f"Whose answers are revised: {SPEC}.")]
-CriticSpec = Annotated[str | None, typer.Option("--critic", metavar="SPEC", help="Who criticises and revises; default: the model itself.")]
 CapOption = Annotated[
     float | None, typer.Option("--max-usd", min=0, help="Stop before endpoints cost more than this; needs tribunal: prices in training_config.yaml.")
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of all draws; recorded.")]
-CountOption = Annotated[int | None, typer.Option("--count", min=1, metavar="N", help="Only the first N.")]
 
 
 @app.command()
@@ -103,65 +100,59 @@ def check(project: ProjectOption = None, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def revise(
-    model: ModelSpec,
-    prompts: Annotated[Path, typer.Option("--prompts", metavar="FILE", help="JSONL with id and prompt; made by  noesis constitution prompts  or your own.")],
-    critic: CriticSpec = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Where to; default: data/generated/revisions. The same command goes on there.")
-    ] = None,
-    rounds: Annotated[int, typer.Option(min=1, max=4, help="Critiques and revisions of each answer, each by another principle.")] = 1,
-    shots: Annotated[int, typer.Option(min=0, max=8, help="Hand-written examples shown before each request.")] = 2,
-    reviser: Annotated[str, typer.Option(help="Who writes the revisions: critic or model.")] = "critic",
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="Of all replies.")] = 0.7,
-    attempts: Annotated[int, typer.Option(min=1, max=10, help="Of each step, before an example is left out.")] = 3,
-    tokens: Annotated[int, typer.Option(min=32, help="Longest answer; a critique may have three quarters of it.")] = 400,
+def diff(
+    old: Annotated[Path | None, typer.Argument(metavar="[OLD]", help="A constitution's YAML file.")] = None,
+    new: Annotated[Path | None, typer.Argument(metavar="[NEW]", help="Another; default: the project's.")] = None,
+    runs: Annotated[tuple[Path, Path] | None, typer.Option("--runs", metavar="A B", help="Two judged runs: how behaviour differs by principle.")] = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Make the dependent critiques anew, into a new file.")] = False,
+    critic: Annotated[str | None, typer.Option("--critic", metavar="SPEC", help=f"Who writes them: {SPEC}.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to; default: data/generated/critiques.")] = None,
     seed: SeedOption = 0,
-    judges: Annotated[list[str] | None, typer.Option("--judge", metavar="SPEC", help="A Tribunal that revisions go before, if it is fit.")] = None,
-    count: CountOption = None,
     max_usd: CapOption = None,
     project: ProjectOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Initial answer, critique by a drawn principle, revision: examples marked as generated, with their lineage. Resumable after a kill.
+    """What changed in the text and what hangs on it; with --runs, how two models behave, principle by principle.
 
-    Example: noesis constitution revise --model torch:smollm2 --prompts prompts.jsonl --count 8
+    Example: noesis constitution diff before.yaml data/constitution.yaml --runs runs/before runs/after
     """
     from noesis.config import find_project
     from noesis.console import say
+    from noesis.constitution.document import load_constitution
     from noesis.errors import UsageError
-    from noesis.revising.chain import Settings
-    from noesis.revising.revise import Ask
-    from noesis.revising.revise import revise as make
 
     talk(as_json)
-    if reviser not in ("critic", "model"):
-        raise UsageError(f"--reviser {reviser!r}: choose critic or model")
     found = find_project(project)
-    settings = Settings(rounds, shots, seed, attempts, temperature, tokens, max(32, tokens * 3 // 4), reviser)
-    folder = out or found.data / "generated" / "revisions"
-    ask = Ask(model, critic or model, prompts, folder, settings, tuple(judges or ()), max_usd, count)
-    _show_report(make(found, ask))
-    say(f"  → {folder / 'examples.jsonl'}; left out: {folder / 'left_out.jsonl'}")
-    if as_json:
-        print_result(_report(folder), True)
+    result: dict[str, Any] = {}
+    if old is None and runs is None:
+        raise UsageError("name an OLD constitution to compare with the project's, or two runs with --runs A B")
+    if apply and (old is None or critic is None):
+        raise UsageError("--apply needs an OLD constitution and --critic SPEC")
+    if old is not None:
+        from noesis.revising.chain import Settings
+        from noesis.revising.changes import AskApply, compare, dependents, renew
 
+        before, after = load_constitution(old), load_constitution(new or found.constitution)
+        changes = compare(before, after)
+        hanging = dependents(found, before, after, changes)
+        for change in changes:
+            say(f"  {change}")
+        for d in hanging:
+            counts = ", ".join(f"{len(names)} in {code}" for code, names in d.examples.items()) or "none"
+            say(f"  on {d.principle} hang: examples {counts}; generated {len(d.generated)}; items {', '.join(d.items) or 'none'}; prompts {len(d.prompts)}")
+        say(f"{len(changes)} changes, {len(hanging)} principles touched")
+        result = {"changes": [vars(c) for c in changes], "dependents": [vars(d) for d in hanging]}
+        if apply and critic:
+            settings = Settings(shots=0, seed=seed)
+            made = renew(found, after, changes, AskApply(critic, out or found.data / "generated" / "critiques", settings, max_usd))
+            say(f"{made['made']} of {made['of']} critiques made anew → {made['file']}")
+            result["applied"] = made
+    if runs is not None:
+        from noesis.revising.behaviour import compare_runs
 
-def _report(folder: Path) -> Any:
-    import json
-
-    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
-
-
-def _show_report(report: dict[str, Any]) -> None:
-    from noesis.console import duration, say
-
-    say(f"{report['kept']} examples kept of {report['prompts']} prompts ({report['made']} made), {duration(report['seconds'])}")
-    for name, f in report["by_principle"].items():
-        low, high = f["interval_95"]
-        say(f"  {name:<28} {f['kept']}/{f['drawn']} kept: {f['rate']:.2f} [{low:.2f}, {high:.2f}]")
-    for title, counts in (("left out", report["left_out"]), ("replies not used", report["failures"])):
-        if counts:
-            say(f"  {title}: " + ", ".join(f"{why} {n}" for why, n in counts.items()))
-    spent = report["spending"]
-    say(f"  {report['court']}; {spent['requests']} requests to endpoints, {'price unknown' if spent['usd'] is None else str(spent['usd']) + ' USD'}")
+        behaviour = compare_runs(found, *runs)
+        say(f"  {'principle':<28} {'prompts':>7} {'A':>6} {'B':>6}   B − A")
+        for name, f in behaviour["by_principle"].items():
+            say(f"  {name:<28} {f['prompts']:>7} {f['a']:>6.3f} {f['b']:>6.3f}   {f['difference']:+.3f} {f['interval_95'] or ''}, p {f['p']:.3f}")
+        result["runs"] = behaviour
+    print_result(result, as_json)
