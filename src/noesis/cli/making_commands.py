@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from noesis.cli.constitution_commands import SPEC, CapOption, SeedOption, app
+from noesis.cli.constitution_commands import SPEC, CapOption, SeedOption
+from noesis.cli.constitution_commands import app as app  # one group of commands
 from noesis.cli.options import JsonOption, ProjectOption, print_result, talk
 
 ModelSpec = Annotated[str, typer.Option("--model", metavar="SPEC", help=f"Whose answers are revised: {SPEC}.")]
@@ -84,9 +85,8 @@ def prefer(
     say(f"{report['labelled']} of {report['pairs']} pairs labelled by {report['critic']}")
     if report["labelled"]:
         place = report["first_place"]
-        say(
-            f"  mean p_chosen {report['mean_p_chosen']:.3f}; both orders agree on {report['both_orders_agree']:.2f}; first place {place['mean']:.2f} {place['interval_95'] or ''}"
-        )
+        say(f"  mean p_chosen {report['mean_p_chosen']:.3f}; both orders agree on {report['both_orders_agree']:.2f}")
+        say(f"  probability of whatever stands first {place['mean']:.2f} {place['interval_95'] or ''}")
     if "revised_preferred" in report:
         say(f"  the revision is preferred in {report['revised_preferred']['count']} of {report['revised_preferred']['of']}")
     if report["left_out"]:

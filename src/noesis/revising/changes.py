@@ -165,7 +165,7 @@ def renew(project: Project, new: Constitution, changes: list[Change], ask: AskAp
         raise UsageError("nothing to make anew: no changed principle whose text or critique request a hand-written example depends on")
     spending = Spending(max_usd=ask.max_usd)
     (critic,) = open_voices([("--critic", ask.critic)], load_config(project).training.tribunal, spending)
-    plan = {"command": "diff", "critic": critic.identity, "constitution": new.requests_digest(), "wording": wording_digest()}
+    plan: dict[str, Any] = {"command": "diff", "critic": critic.identity, "constitution": new.requests_digest(), "wording": wording_digest()}
     plan |= {"settings": ask.settings.as_json(), "rows": sha256_json([[row["id"], row.get("language", "pt"), name] for row, name in work])}
     with open_folder(ask.out, plan) as folder, opened(folder.replies) as cache:
         maker = Maker(new, critic, critic, {"pt": Shots(), "en": Shots()}, cache, ask.settings)

@@ -188,7 +188,12 @@ def make_prompts(project: Project, ask: AskPrompts) -> dict[str, Any]:
         return {"asked": len(seeds), "kept": len(rows), "file": str(ask.out / "instructions.jsonl"), "left_out": {}, "of": lists.combinations}
     spending = Spending(max_usd=ask.max_usd)
     (voice,) = open_voices([("--model", ask.model)], section, spending)
-    plan = {"command": "prompts", "model": voice.identity, "lists": sha256_json(lists.model_dump(mode="json")), "languages": list(ask.languages)}
+    plan: dict[str, Any] = {
+        "command": "prompts",
+        "model": voice.identity,
+        "lists": sha256_json(lists.model_dump(mode="json")),
+        "languages": list(ask.languages),
+    }
     plan |= {"count": ask.count, "seed": ask.seed, "temperature": ask.temperature, "attempts": ask.attempts, "wording": sha256_json(INSTRUCTION)}
     with open_folder(ask.out, plan) as folder, opened(folder.replies) as cache:
         phraser = _Phraser(constitution, lists, voice, cache, ask)
