@@ -87,6 +87,8 @@ def prefer(
         place = report["first_place"]
         say(f"  mean p_chosen {report['mean_p_chosen']:.3f}; both orders agree on {report['both_orders_agree']:.2f}")
         say(f"  probability of whatever stands first {place['mean']:.2f} {place['interval_95'] or ''}")
+        if report["both_orders_agree"] < 0.6:
+            say("  the critic goes by the place of an answer more than by what it says: such labels teach little; name a stronger one")
     if "revised_preferred" in report:
         say(f"  the revision is preferred in {report['revised_preferred']['count']} of {report['revised_preferred']['of']}")
     if report["left_out"]:

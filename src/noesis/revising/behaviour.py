@@ -36,8 +36,8 @@ def compare_runs(project: Project, a: Path, b: Path) -> dict[str, Any]:
     for principle in sorted(points_a.keys() & points_b.keys()):
         prompts = sorted(points_a[principle].keys() & points_b[principle].keys())
         if prompts:
-            sides = [[points[principle][p] for p in prompts] for points in (points_a, points_b)]
-            found[principle] = _figures(*sides, [clusters.get(p, p) for p in prompts])
+            side_a, side_b = ([points[principle][p] for p in prompts] for points in (points_a, points_b))
+            found[principle] = _figures(side_a, side_b, [clusters.get(p, p) for p in prompts])
     return {"a": str(a), "b": str(b), "judges": sorted({f"{judge} ({model})" for judge, model, _ in seats_a & seats_b}), "by_principle": found}
 
 
