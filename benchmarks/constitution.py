@@ -4,7 +4,7 @@ A chain is an initial answer, a critique and a revision, behind one hand-written
 the clock and by processor time (others may be at work). Loading the model is not counted. Both draw at the same seeds; on a processor
 the first is bound by reading the weights once a token, the second shares that reading and reads the common beginning once.
 
---chains N       how many are packed (default 32); --alone N: how many go one by one (default 3)
+--chains N       how many are packed (default 32); --alone N: how many go one by one (default 2)
 --gguf PATH      the same through llama.cpp, 1 slot against 8
 """
 
@@ -29,7 +29,7 @@ from noesis.tribunal.cache import opened
 from noesis.tribunal.client import Client
 
 PROJECT = find_project(Path(__file__).resolve().parents[1])
-SETTINGS = Settings(shots=1, answer_tokens=96, critique_tokens=96, attempts=1)
+SETTINGS = Settings(shots=1, answer_tokens=64, critique_tokens=64, attempts=1)
 
 
 def measure(name: str, voice: Client, count: int, window: int) -> float:
@@ -69,7 +69,7 @@ def measure(name: str, voice: Client, count: int, window: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--chains", type=int, default=32)
-    parser.add_argument("--alone", type=int, default=3)
+    parser.add_argument("--alone", type=int, default=2)
     parser.add_argument("--gguf", type=Path)
     asked = parser.parse_args()
     print("| how | chains | tokens written | tokens/s | tokens a processor second |\n|---|---|---|---|---|")

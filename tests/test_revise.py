@@ -198,7 +198,8 @@ def test_work_goes_on_where_a_dead_endpoint_ended_it(project: Path, tmp_path: Pa
         assert server.requests == []
 
 
-def test_a_killed_command_goes_on(project: Path, tmp_path: Path, prompts):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_killed_command_goes_on(project: Path, tmp_path: Path, prompts, number: signal.Signals, code: int):
     rows, out = prompts([prompt_row(i) for i in range(70)]), tmp_path / "out"
     with JudgeServer(lambda asked: Raw(text=good(asked), wait=0.02)) as server:
         command = ["constitution", "revise", "--model", f"openai:{server.url}:scripted", "--prompts", str(rows), "--out", str(out), "--project", str(project)]
@@ -206,8 +207,8 @@ def test_a_killed_command_goes_on(project: Path, tmp_path: Path, prompts):
         process = subprocess.Popen([sys.executable, "-m", "noesis", *command], env=environment, stdout=subprocess.DEVNULL)
         while len(server.requests) < 130:
             assert process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(number)
+        assert process.wait(timeout=30) == code
         before = len(server.requests)
         assert run_command(command) == 0
         assert len(server.requests) <= 210 + 16  # those under way when it was killed are asked again

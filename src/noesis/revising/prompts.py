@@ -35,7 +35,7 @@ from noesis.tribunal.client import Client, Gone, Request, Unanswered
 from noesis.tribunal.endpoint import Spending
 from noesis.yaml_file import line_of, read_yaml
 
-LONGEST = 1200  # characters of a prompt
+LONGEST, TOKENS = 1200, 240  # characters of a prompt, and how many tokens may be written
 Difficulty = Literal["easy", "medium", "hard"]
 
 
@@ -230,7 +230,7 @@ class _Phraser:
         failures: list[str] = []
         for attempt in range(self.ask.attempts):
             number = int(sha256_json([self.ask.seed, seed.id, attempt])[:8], 16) >> 1
-            request = Request((("user", seed.instruction(self.lists)),), {}, 300, number, attempt, self.ask.temperature)
+            request = Request((("user", seed.instruction(self.lists)),), {}, TOKENS, number, attempt, self.ask.temperature)
             key = request.key(self.voice.identity)
             reply = self.cache.reply(key)
             if reply is None:
