@@ -15,7 +15,7 @@ from noesis.constitution.document import load_constitution
 from noesis.data.validate import validate
 from noesis.models import embedded_gguf
 from noesis.revising.voices import PackedVoice
-from noesis.tribunal.client import Request
+from noesis.tribunal.client import Request, Unanswered
 
 pytestmark = pytest.mark.slow
 
@@ -73,6 +73,14 @@ def test_packed_requests_get_the_answers_that_they_get_alone():
     packed, single = asyncio.run(together()), asyncio.run(alone())
     assert sum(a == b for a, b in zip(packed, single, strict=True)) >= 3  # bfloat16: a near tie may fall the other way
     assert all(packed)
+
+    async def one_too_long() -> list[object]:
+        long = Request((("user", "why " * 9000),), {}, 12)
+        return await asyncio.gather(*(voice.ask(request) for request in (long, *requests[:2])), return_exceptions=True)
+
+    first, *others = asyncio.run(one_too_long())
+    assert isinstance(first, Unanswered)
+    assert [reply.text for reply in others] == single[:2]  # the others are answered all the same, alone
 
 
 def test_a_gguf_model_gives_the_letters_probabilities():

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from noesis.constitution.conversation import hide_analysis
 from noesis.constitution.document import Constitution
 from noesis.data.language import other_language
 from noesis.data.record import MIN_REVISED
@@ -30,6 +31,7 @@ _LABEL = re.compile(
     r"\W{0,3}:\W*",
     re.IGNORECASE,
 )
+_THOUGHT = re.compile(r"^\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
 _WRAPPING = re.compile(r"<{2,}[^<>\n]{0,60}>{2,}|‹{2,}[^‹›\n]{0,60}›{2,}")
 _SPEAKS_OF_WORK = re.compile(
     r"\b(?:the|this|your) critique\b|\b(?:revised|previous|original|old|new) (?:answer|response)\b|\bas (?:an? )?(?:revision|rewrite)\b|\bthe principle of\b"
@@ -52,7 +54,8 @@ class Work:
 
 
 def cleaned(text: str) -> str:
-    """A reply without the marks, labels and quotation marks that models wrap around it."""
+    """A reply without what models put around it: thoughts, an analysis block, marks, labels, quotation marks."""
+    text = hide_analysis(_THOUGHT.sub("", text))
     text = _WRAPPING.sub("", text).strip()
     text = _LABEL.sub("", text, count=1).strip()
     if len(text) > 2 and text[0] in '"“«' and text[-1] in '"”»' and not any(c in text[1:-1] for c in '"“”«»'):

@@ -102,16 +102,22 @@ class PackedVoice:
     async def _work(self) -> None:
         while self._waiting:
             await asyncio.sleep(GATHER_S)
-            batch = self._next()
-            try:
-                replies = await asyncio.to_thread(self._answer, [request for request, _ in batch])
-            except Exception as error:  # whoever waits must hear of it
-                for _, future in batch:
-                    future.set_exception(Unanswered(str(error)) if isinstance(error, ModelError) else error)
-                continue
-            for (_, future), reply in zip(batch, replies, strict=True):
-                if not future.done():
-                    future.set_result(reply)
+            await self._serve(self._next())
+
+    async def _serve(self, batch: list[tuple[Request, asyncio.Future[Reply]]]) -> None:
+        try:
+            replies = await asyncio.to_thread(self._answer, [request for request, _ in batch])
+        except Exception as error:  # whoever waits must hear of it
+            if isinstance(error, ModelError) and len(batch) > 1:  # one of them does not fit; the others must not suffer for it
+                for each in batch:
+                    await self._serve([each])
+                return
+            for _, future in batch:
+                future.set_exception(Unanswered(str(error)) if isinstance(error, ModelError) else error)
+            return
+        for (_, future), reply in zip(batch, replies, strict=True):
+            if not future.done():
+                future.set_result(reply)
 
     def _next(self) -> list[tuple[Request, asyncio.Future[Reply]]]:
         """The requests of the next pass: of one kind and one beginning, the kind of which most wait."""
