@@ -161,7 +161,7 @@ class Maker:
                 self.on_reply(reply.completion_tokens)
             text = cleaned(reply.text)
             if reply.finish == "length" and step != "revision" and (whole := up_to_a_sentence(text)):
-                reply, text = replace(reply, finish="stop"), whole  # only revisions are trained on to their end
+                reply, text = replace(reply, finish="stop"), whole  # a revision must end by itself
             found = fault(reply, text, work, self.constitution)
             outcome.trace.append(
                 {"step": step, "round": number, "principle": principle, "model": client.name, "seed": seed, "temperature": self.settings.temperature}
