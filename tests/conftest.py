@@ -54,6 +54,12 @@ def write_rows(tmp_path: Path):
     return write
 
 
+def constitution_lines() -> list[str]:
+    """What small tokenizers are trained on: the constitution without the requests, which grow with every edit."""
+    lines = (ROOT / "data" / "constitution.yaml").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if not line.startswith(("      pt: ", "      en: ", "    critique:", "    revision:"))]
+
+
 def make_tokenizer_files(folder: Path) -> None:
     """A byte-level BPE tokenizer cut as SmolLM2's (digits apart), trained on the constitution, with a ChatML template."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -63,7 +69,7 @@ def make_tokenizer_files(folder: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(vocab_size=512, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
-    tokenizer.train_from_iterator((ROOT / "data" / "constitution.yaml").read_text(encoding="utf-8").splitlines(), trainer)
+    tokenizer.train_from_iterator(constitution_lines(), trainer)
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))

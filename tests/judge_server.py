@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import re
 import threading
@@ -52,13 +53,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class Raw:
-    """An HTTP answer as it is; `wait` seconds first, `drop`: the connection is closed instead."""
+    """An HTTP answer as it is; `wait` seconds first, `drop`: the connection is closed instead; `letters`: probability of the first tokens."""
 
     status: int = 200
     text: str = ""
     headers: tuple = ()
     wait: float = 0.0
     drop: bool = False
+    letters: tuple = ()
 
 
 Part = Callable[[Asked], "str | Raw"]
@@ -146,7 +148,7 @@ def fails(status: int) -> Part:
 class JudgeServer:
     """Serves one part on a port of its own until the block ends; `requests` holds what came."""
 
-    def __init__(self, part: Part, *, usage: bool = True) -> None:
+    def __init__(self, part: Part, *, usage: bool = True, port: int = 0) -> None:
         self.requests: list[Asked] = []
         self.most_at_once = self._now = 0
         lock = threading.Lock()
@@ -178,6 +180,9 @@ class JudgeServer:
                 content = raw.text
                 if raw.status == 200:
                     reply = {"choices": [{"message": {"role": "assistant", "content": raw.text}, "finish_reason": finish}]}
+                    if raw.letters:
+                        tops = [{"token": token, "logprob": math.log(p)} for token, p in raw.letters]
+                        reply["choices"][0]["logprobs"] = {"content": [tops[0] | {"top_logprobs": tops}]}
                     content = json.dumps(reply | ({"usage": {"prompt_tokens": 1000, "completion_tokens": 200}} if usage else {}))
                 self.send_response(raw.status)
                 for name, value in raw.headers:
@@ -193,7 +198,7 @@ class JudgeServer:
 
             def handle_error(self, *_: object) -> None: ...  # a client that hangs up is part of the play
 
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server = Server(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from conftest import ROOT
+from conftest import constitution_lines
 
 CHATML = """
 {%- for message in messages %}
@@ -158,7 +158,7 @@ PHI = """
 @lru_cache(maxsize=1)
 def _text() -> tuple[str, ...]:
     """What the tokenizers learn from; the blank lines make two newlines one token, as in the real ones."""
-    return (*(ROOT / "data" / "constitution.yaml").read_text(encoding="utf-8").splitlines(), *["\n\n"] * 200)
+    return (*constitution_lines(), *["\n\n"] * 200)
 
 
 def _bytes(special: list[str], *, bos: str | None = None, plain: tuple[str, ...] = ()) -> Tokenizer:

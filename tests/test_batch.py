@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from noesis.constitution.conversation import render
 from noesis.constitution.tokenizer import load_tokenizer
 from noesis.errors import ModelError
-from noesis.serve.batch import answer_packed
+from noesis.serve.batch import answer_packed, next_tokens, shared_beginning
 
 pytestmark = pytest.mark.slow
 
@@ -34,6 +35,32 @@ def test_company_changes_nothing(loaded, temperature: float):
     assert answer_packed(model, tokenizer, conversations, max_tokens=12, temperature=temperature, seeds=seeds, batch=4) == alone
     assert answer_packed(model, tokenizer, conversations, max_tokens=12, temperature=temperature, seeds=seeds, batch=9) == alone
     assert len(set(alone)) > 1
+
+
+def test_a_common_beginning_is_read_once_and_changes_nothing(loaded):
+    model, tokenizer = loaded
+    system = {"role": "system", "content": "Be honest, be fair, ask before you answer, and help the person think. " * 4}
+    conversations = [[system, *talk] for talk in talks(7)]
+    alone = [answer_packed(model, tokenizer, [c], max_tokens=12, temperature=0.8, seeds=[i])[0] for i, c in enumerate(conversations)]
+    ids = [tokenizer(render(tokenizer, c, add_generation_prompt=True))["input_ids"] for c in conversations]
+    assert shared_beginning(ids) > 100
+    assert answer_packed(model, tokenizer, conversations, max_tokens=12, temperature=0.8, seeds=list(range(7))) == alone
+
+
+def test_the_common_beginning_leaves_each_prompt_a_token():
+    assert shared_beginning([list(range(50)), list(range(40)), list(range(45))]) == 39
+    assert shared_beginning([list(range(50)), [*range(36), 99, 98]]) == 36
+    assert shared_beginning([list(range(50))]) == shared_beginning([list(range(50)), list(range(9))]) == 0
+
+
+def test_next_tokens_are_the_models_distribution(loaded):
+    import math
+
+    model, tokenizer = loaded
+    talk = [{"role": "user", "content": "A or B?"}, {"role": "assistant", "content": "("}]
+    ((*top,),) = next_tokens(model, tokenizer, [talk], 10_000)
+    assert sum(math.exp(p) for _, p in top) == pytest.approx(1.0, abs=1e-4)
+    assert [p for _, p in top] == sorted((p for _, p in top), reverse=True)
 
 
 def test_seeds_decide(loaded):

@@ -21,7 +21,7 @@ LAYERS = [
     {"constitution"},
     {"data"},
     {"train", "tribunal", "release", "serve"},
-    {"report"},
+    {"report", "revising"},
     {"lineage"},
     {"sessions"},
     {"choosing", "releasing"},

@@ -26,7 +26,7 @@ def create_project(folder: Path) -> list[Path]:
         raise UsageError("the originals to copy are not here: install Noesis from a checkout (make setup)")
     project = Project(folder)
     written = []
-    for source in (CHECKOUT.constitution, CHECKOUT.lora_yaml, CHECKOUT.training_yaml):
+    for source in (CHECKOUT.constitution, CHECKOUT.data / "constitution_prompts.yaml", CHECKOUT.lora_yaml, CHECKOUT.training_yaml):
         target = folder / source.relative_to(CHECKOUT.root)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,3 +61,25 @@ def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[st
             return []
         model = inner
     return list(model.model_fields)
+
+
+def line_of(path: Path, location: Sequence[str | int]) -> int:
+    """The line, from 1, on which what `location` names begins; of what is missing, the line of what it is missing from.
+
+    Args:
+        location: keys and indices from the top, as pydantic gives them: `("principles", 3, "en")`.
+    """
+    node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+    line = 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == str(part)), None)
+            if found is None:
+                break
+            line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line

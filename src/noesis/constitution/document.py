@@ -1,7 +1,12 @@
-"""Read `data/constitution.yaml`: values in rank order, principles, system prompt. Its hash goes into every artefact."""
+"""Read `data/constitution.yaml`: values in rank order, principles, system prompt. Its hash goes into every artefact.
+
+What is wrong is told by its line: `noesis constitution check` lists all of it, every other command the first.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from noesis.errors import ConstitutionError
 from noesis.files import sha256_json
-from noesis.yaml_file import read_yaml
+from noesis.yaml_file import line_of, read_yaml
 
 Text = Annotated[str, Field(min_length=1)]
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
@@ -45,12 +50,30 @@ class Attitude(_Entry):
     en: Named
 
 
+class Both(_Frozen):
+    """A text in both languages."""
+
+    pt: Text
+    en: Text
+
+    def __getitem__(self, language: str) -> str:
+        return self.en if language == "en" else self.pt
+
+
 class Principle(_Entry):
-    """What a value asks for in conduct; positive and behavioural, so that it can be tested."""
+    """What a value asks for in conduct; positive and behavioural, so that it can be tested.
+
+    critique, revision: what a model is asked when data is made from the principle; None: in general words (`revising.wording`)
+    """
 
     value: Slug
     pt: Text
     en: Text
+    critique: Both | None = None
+    revision: Both | None = None
+
+    def text(self, language: str) -> str:
+        return self.en if language == "en" else self.pt
 
 
 class SystemPrompt(_Frozen):
@@ -58,6 +81,17 @@ class SystemPrompt(_Frozen):
 
     pt: Text
     en: Text
+
+
+Location = tuple[str | int, ...]
+
+
+class _Broken(ValueError):
+    """References that do not hold: (location, what is wrong) each."""
+
+    def __init__(self, found: list[tuple[Location, str]]) -> None:
+        super().__init__(found[0][1])
+        self.found = found
 
 
 class Constitution(_Frozen):
@@ -72,19 +106,28 @@ class Constitution(_Frozen):
 
     @model_validator(mode="after")
     def _references_exist(self) -> Constitution:
-        entries: tuple[_Entry, ...] = (*self.values, *self.attitudes, *self.principles)
-        ids = [entry.id for entry in entries]
-        twice = sorted({i for i in ids if ids.count(i) > 1})
-        if twice:
-            raise ValueError(f"the id {twice[0]!r} is used twice")
-        known = {value.id for value in self.values}
-        for principle in self.principles:
-            if principle.value not in known:
-                raise ValueError(f"principle {principle.id!r} serves the unknown value {principle.value!r}; values: {', '.join(sorted(known))}")
-        for value in self.values:
-            if not any(principle.value == value.id for principle in self.principles):
-                raise ValueError(f"no principle serves the value {value.id!r}")
+        if found := list(self._broken()):
+            raise _Broken(found)
         return self
+
+    def _broken(self) -> Iterator[tuple[Location, str]]:
+        seen: set[str] = set()
+        sections: tuple[tuple[str, tuple[_Entry, ...]], ...] = (("values", self.values), ("attitudes", self.attitudes), ("principles", self.principles))
+        for section, entries in sections:
+            for i, entry in enumerate(entries):
+                if entry.id in seen:
+                    yield (section, i, "id"), f"the id {entry.id!r} is used twice"
+                seen.add(entry.id)
+        known = {value.id for value in self.values}
+        for i, principle in enumerate(self.principles):
+            if principle.value not in known:
+                yield (
+                    ("principles", i, "value"),
+                    f"principle {principle.id!r} serves the unknown value {principle.value!r}; values: {', '.join(sorted(known))}",
+                )
+        for i, value in enumerate(self.values):
+            if not any(principle.value == value.id for principle in self.principles):
+                yield ("values", i), f"no principle serves the value {value.id!r}"
 
     @property
     def value_ids(self) -> frozenset[str]:
@@ -96,16 +139,48 @@ class Constitution(_Frozen):
     def principle_ids(self) -> frozenset[str]:
         return frozenset(principle.id for principle in self.principles)
 
+    def principle(self, name: str) -> Principle:
+        """The principle of this id. Raises KeyError."""
+        return {p.id: p for p in self.principles}[name]
+
     def digest(self) -> str:
-        """SHA-256 of the content (comments and layout do not count)."""
+        """SHA-256 of what a model is trained and judged by: comments and layout do not count, nor do the requests that make data."""
+        return sha256_json(self.model_dump(mode="json", exclude={"principles": {"__all__": {"critique", "revision"}}}))
+
+    def requests_digest(self) -> str:
+        """SHA-256 of everything, the requests too: what generated data was made by."""
         return sha256_json(self.model_dump(mode="json"))
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One thing wrong with a YAML file, at a line of it."""
+
+    file: Path
+    line: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.message}"
 
 
 def load_constitution(path: Path) -> Constitution:
     """Read and check the constitution.
 
     Raises:
-        ConstitutionError: naming the entry that is wrong.
+        ConstitutionError: naming line and entry of the first thing that is wrong.
+    """
+    constitution, mistakes = read_constitution(path)
+    if constitution is None:
+        raise ConstitutionError(str(mistakes[0]))
+    return constitution
+
+
+def read_constitution(path: Path) -> tuple[Constitution | None, list[Mistake]]:
+    """The constitution, or None and all that is wrong with it.
+
+    Raises:
+        ConstitutionError: it is not there, or not YAML at all.
     """
     try:
         raw = read_yaml(path)
@@ -114,11 +189,17 @@ def load_constitution(path: Path) -> Constitution:
     except ValueError as error:
         raise ConstitutionError(f"{path} is not valid YAML: {error}") from None
     try:
-        return Constitution.model_validate(raw)
+        return Constitution.model_validate(raw), []
     except ValidationError as error:
-        first = min(error.errors(), key=lambda e: e["type"] == "missing")  # a misspelt key explains a missing one
-        said = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
-        raise ConstitutionError(f"{path}: {_name_of(raw, first['loc'])}{said}") from None
+        found: list[tuple[Location, str]] = []
+        for each in sorted(error.errors(), key=lambda e: e["type"] == "missing"):  # a misspelt key explains a missing one
+            broken = each.get("ctx", {}).get("error")
+            if isinstance(broken, _Broken):
+                found += broken.found
+            else:
+                said = {"extra_forbidden": "unknown key", "missing": "it is missing"}.get(each["type"], each["msg"].removeprefix("Value error, "))
+                found.append((each["loc"], said))
+        return None, [Mistake(path, line_of(path, location), f"{_name_of(raw, location)}{said}") for location, said in found]
 
 
 def _name_of(raw: object, location: tuple[int | str, ...]) -> str:

@@ -14,12 +14,13 @@ from pydantic import ValidationError
 from noesis.data.language import missing_accents, other_language
 from noesis.data.privacy import find_personal
 from noesis.data.read import MAX_LINE
-from noesis.data.record import ALIASES, Record
+from noesis.data.record import ALIASES, Generated, Record
 from noesis.data.text import control_token, invisible, normalised, placeholder
 
 TEXT_FIELDS = ("prompt", "response_initial", "critique", "response_revised", "reasoning")
 LABEL_FIELDS = ("id", "category", "key")
 JUDGES = ("[VERITAS]", "[SOPHIA]", "[DIKE]")
+MARKS_OF_GENERATED = ("generated", "lineage")
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,17 @@ class Finding:
     warning: bool = False
 
 
-def check_line(line: bytes, rules: Rules) -> tuple[dict[str, Any] | None, list[Finding]]:
-    """The record in `line` (None if it holds none that could be trained on) and the findings."""
+def check_line(line: bytes, rules: Rules, *, hand_written: bool = False) -> tuple[dict[str, Any] | None, list[Finding]]:
+    """The record in `line` (None if it holds none that could be trained on) and the findings.
+
+    Args:
+        hand_written: the file is one of those that only people write; a generated example in it is an error.
+    """
     row = _parse(line)
     if isinstance(row, Finding):
         return None, [row]
+    if hand_written and any(name in row for name in MARKS_OF_GENERATED):
+        return None, [Finding("generated", "a generated example among the hand-written ones: keep it in a folder of its own, such as data/generated")]
     findings = list(_fields(row))
     findings += _content(row, rules) if not findings else _traps([(k[:80], v) for k, v in row.items() if isinstance(v, str)], rules)
     if any(not finding.warning for finding in findings):
@@ -95,8 +102,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _fields(row: dict[str, Any]) -> Iterator[Finding]:
     """Errors of missing, unknown or mistyped fields, at most five."""
+    kind = Generated if any(name in row for name in MARKS_OF_GENERATED) else Record
     try:
-        Record.model_validate(row)
+        kind.model_validate(row)
     except ValidationError as error:
         for item in error.errors(include_input=False, include_url=False)[:5]:
             name = ".".join(str(part) for part in item["loc"])[:80] or "record"

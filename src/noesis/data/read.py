@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -39,6 +40,12 @@ def find_files(paths: list[Path]) -> list[Path]:
         else:
             raise UsageError(f"{path} does not exist: name a .jsonl file or a folder of them")
     return list(dict.fromkeys(files))
+
+
+def is_hand_written(path: Path) -> bool:
+    """Whether a file or folder lies in `training/philosophical` or `training/philosophical_en`, which only people write to."""
+    parts = path.resolve().parts
+    return any(above == "training" and name in ("philosophical", "philosophical_en") for above, name in pairwise(parts))
 
 
 def pieces(file: Path, size: int) -> Iterator[Piece]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -76,3 +76,26 @@ class Record(_Strict):
         if self.turns and len(self.turns) % 2:
             raise ValueError("turns must end with the assistant; the last user message belongs in prompt")
         return self
+
+
+class Lineage(_Strict):
+    """Where a generated example comes from: enough to make it again with the same models.
+
+    settings: what the command was asked for; steps: what was asked and drawn, in order (principle, seed, hash of the messages)
+    """
+
+    method: Annotated[str, Field(min_length=1)]  # critique-revision, critique, preference
+    model: str
+    critic: str
+    source: str  # id of the prompt or of the hand-written example
+    constitution_sha256: str
+    seed: int
+    settings: dict[str, Any]
+    steps: list[dict[str, Any]]
+
+
+class Generated(Record):
+    """An example that a model wrote. It never stands in the folders of the hand-written ones."""
+
+    generated: Literal[True]
+    lineage: Lineage

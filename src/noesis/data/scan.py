@@ -19,7 +19,7 @@ import numpy as np
 from noesis.console import Progress
 from noesis.data.check import Finding, Rules, check_line
 from noesis.data.fingerprint import fingerprint
-from noesis.data.read import Piece, lines, pieces, total_size
+from noesis.data.read import Piece, is_hand_written, lines, pieces, total_size
 from noesis.data.text import closing
 from noesis.device import usable_threads
 
@@ -153,9 +153,10 @@ def _scan_piece(piece: Piece, number: dict[Path, int], rules: Rules) -> Part:
         if counts[finding.code, finding.warning] <= KEPT:
             findings.append((line, finding))
 
+    hand_written = is_hand_written(piece.file)
     for index, offset, line in lines(piece):
         rows, last = rows + 1, index
-        record, found = check_line(line, rules)
+        record, found = check_line(line, rules, hand_written=hand_written)
         for finding in found:
             note(index, finding)
         if record is not None:

@@ -2,7 +2,7 @@
 
 On a processor a pass for one token waits for memory, not for arithmetic, so that 32 conversations at once cost little more than one.
 What is drawn depends on prompt and seed: each conversation has a generator of its own, whatever it is packed with. (Rounding does depend
-on the company, in the last bits; a near tie can then fall the other way.)
+on the company, in the last bits; a near tie can then fall the other way.) What all of a batch begin with (a system prompt, examples) is read once.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from noesis.serve.engine import REPEAT_PENALTY
 BATCH = 32  # conversations at once
 PENALISED = 64  # last tokens that the repetition penalty looks at
 TOP_K = 40  # as llama.cpp's default
+SHARED_FROM = 32  # tokens of a common beginning from which reading it once pays
 
 
 def answer_packed(
@@ -65,16 +66,21 @@ def _generate(model: Any, prompts: list[list[int]], seeds: list[int], max_tokens
     import torch
     from transformers import DynamicCache
 
-    width = max(map(len, prompts))
-    ids = torch.tensor([[stop] * (width - len(p)) + p for p in prompts], device=model.device)  # (rows, width), padded on the left
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    common = shared_beginning(prompts)
+    width = max(map(len, prompts)) - common
+    ids = torch.tensor([[stop] * (width + common - len(p)) + p[common:] for p in prompts], device=model.device)  # (rows, width), padded on the left
+    mask = torch.tensor([[1] * common + [0] * (width + common - len(p)) + [1] * (len(p) - common) for p in prompts], device=model.device)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     seen = [list(p) for p in prompts]
     rows = list(range(len(prompts)))  # which prompt each row of the batch is
     ended: set[int] = set()
     cache = DynamicCache(config=model.config)
     with torch.inference_mode():
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        if common:
+            first = torch.tensor([prompts[0][:common]], device=model.device)
+            model(input_ids=first, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache.batch_repeat_interleave(len(prompts))
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, common:]
         for _ in range(max_tokens):
             out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
             logits = out.logits[:, -1].float().cpu()
@@ -96,6 +102,38 @@ def _generate(model: Any, prompts: list[list[int]], seeds: list[int], max_tokens
                 ids, mask, positions = ids[keep], mask[keep], positions[keep]
                 rows = [rows[k] for k in going]
     return [ids_[len(p) :] for ids_, p in zip(seen, prompts, strict=True)]
+
+
+def shared_beginning(prompts: list[list[int]]) -> int:
+    """How many tokens all prompts begin with, each keeping one of its own; 0 where there are too few to gain by it."""
+    if len(prompts) < 2:
+        return 0
+    low, high = min(prompts), max(prompts)  # the two that differ first, in the order of lists
+    most = min(map(len, prompts)) - 1
+    common = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), most)
+    return min(common, most) if min(common, most) >= SHARED_FROM else 0
+
+
+def next_tokens(model: Any, tokenizer: ChatTokenizer, conversations: list[list[Message]], count: int) -> list[list[tuple[str, float]]]:
+    """The likeliest next tokens of each conversation as (text, natural-log probability), the likeliest first.
+
+    An assistant's message that stands last is gone on from.
+
+    Args:
+        count: how many of them.
+    """
+    import torch
+
+    found = []
+    for talk in conversations:
+        said = talk[-1]["content"] if talk[-1]["role"] == "assistant" else ""
+        text = render(tokenizer, talk[:-1] if said else talk, add_generation_prompt=True) + said
+        ids = tokenizer(text)["input_ids"]
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1].float()
+        top = torch.log_softmax(logits, -1).topk(min(count, len(logits)))
+        found.append([(tokenizer.decode([int(i)]), float(p)) for p, i in zip(top.values, top.indices, strict=True)])
+    return found
 
 
 def _draw(logits: Any, seen: list[int], temperature: float, generator: Any) -> int:

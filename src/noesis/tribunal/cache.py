@@ -43,7 +43,10 @@ class Cache:
     def reply(self, key: str) -> Reply | None:
         """A stored reply, marked as cached; what it cost was paid before."""
         stored = self.get(key)
-        return None if stored is None else Reply(**stored, cached=True)
+        if stored is None:
+            return None
+        alternatives = tuple(tuple((token, p) for token, p in each) for each in stored.pop("alternatives", ()))
+        return Reply(**stored, cached=True, alternatives=alternatives)
 
     def keep(self, key: str, reply: Reply) -> None:
         self.put(
@@ -54,7 +57,8 @@ class Cache:
                 "prompt_tokens": reply.prompt_tokens,
                 "completion_tokens": reply.completion_tokens,
                 "usd": reply.usd,
-            },
+            }
+            | ({"alternatives": reply.alternatives} if reply.alternatives else {}),
         )
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from noesis.config import Price, TribunalSection
 from noesis.errors import CapError, ModelError
-from noesis.tribunal.client import Reply, Request, Spec, Unanswered
+from noesis.tribunal.client import Gone, Reply, Request, Spec, Unanswered, alternatives_of
 
 TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 NO_USE = {401: "the key is not accepted", 403: "the key may not use this model", 404: "there is no such model or address"}
@@ -127,7 +127,7 @@ class Endpoint:
         """
         async with self._slots:
             if self._failed_in_a_row >= DEAD_AFTER:
-                raise Unanswered(f"{self.name} is out: {self._failed_in_a_row} requests in a row failed")
+                raise Gone(f"{self.name} is out: {self._failed_in_a_row} requests in a row failed")
             most = self._usd(sum(len(text) for _, text in request.messages), request.max_tokens)  # a token is a character or more
             while not self._spending.reserve(most):
                 await asyncio.sleep(0.05)  # what is under way may cost less than it could
@@ -192,13 +192,22 @@ class Endpoint:
     def _body(self, request: Request) -> dict[str, Any]:
         room = "max_completion_tokens" if "max_tokens" in self._without else "max_tokens"
         body: dict[str, Any] = {"model": self._model, "messages": request.as_messages(), room: request.max_tokens}
-        structured = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": request.schema}}
-        optional = {"temperature": 0, "seed": request.seed, "response_format": structured}
+        optional: dict[str, Any] = {"temperature": request.temperature, "seed": request.seed}
+        if request.schema:
+            optional["response_format"] = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": request.schema}}
+        if request.logprobs and "logprobs" not in self._without:
+            optional |= {"logprobs": True, "top_logprobs": request.logprobs}
         return body | {name: value for name, value in optional.items() if name not in self._without}
 
     def _culprit(self, message: str) -> str | None:
         """Which optional part of a request an error 400 complains of, if any that was not dropped yet."""
-        names = {"response_format": r"response_format|json_schema", "max_tokens": "max_tokens", "temperature": "temperature", "seed": r"\bseed\b"}
+        names = {
+            "response_format": r"response_format|json_schema",
+            "max_tokens": "max_tokens",
+            "temperature": "temperature",
+            "seed": r"\bseed\b",
+            "logprobs": "logprobs",
+        }
         return next((name for name, pattern in names.items() if name not in self._without and re.search(pattern, message)), None)
 
     def _reply(self, body: dict[str, Any]) -> Reply:
@@ -207,7 +216,8 @@ class Endpoint:
         usd = usage.get("cost")
         if not isinstance(usd, (int, float)):
             usd = self._usd(prompt, completion) if self._price else None
-        return Reply(str(choice["message"]["content"] or ""), str(choice.get("finish_reason") or "stop"), prompt, completion, usd)
+        text, finish = str(choice["message"]["content"] or ""), str(choice.get("finish_reason") or "stop")
+        return Reply(text, finish, prompt, completion, usd, alternatives=alternatives_of(choice))
 
     def _usd(self, prompt: int, completion: int) -> float:
         return (prompt * self._price.prompt + completion * self._price.completion) / 1e6 if self._price else 0.0

@@ -1,4 +1,4 @@
-"""A judge from a GGUF file, in this process: xllamacpp with structured output (a grammar made from the schema), several requests at once.
+"""A judge (or a writer) from a GGUF file, in this process: xllamacpp, several requests at once, structured output by a grammar of the schema.
 
 llama.cpp does not show the schema to the model; the prompt repeats it. Prompts of one judge begin alike, and that beginning is kept.
 """
@@ -15,9 +15,10 @@ from noesis.device import usable_threads
 from noesis.errors import MissingExtra, ModelError
 from noesis.files import sha256_file
 from noesis.interrupt import native_request
-from noesis.tribunal.client import Reply, Request, Unanswered
+from noesis.tribunal.client import Reply, Request, Unanswered, alternatives_of
 
 REASONING, SPAN = 240, 100  # characters at most
+REPEAT_PENALTY = 1.1  # of free text: small models fall into loops
 CONTEXT = 8192  # tokens of one request; a Portuguese rubric takes about 4,500 of a small English vocabulary
 
 
@@ -28,10 +29,16 @@ def bounded(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 class LocalJudge:
-    """A loaded GGUF model that judges."""
+    """A loaded GGUF model that judges or writes. It goes on from an assistant's message that stands last."""
 
-    def __init__(self, path: Path, *, name: str | None = None, parallel: int = 2) -> None:
+    prefills = True
+
+    def __init__(self, path: Path, *, name: str | None = None, parallel: int = 2, context: int = CONTEXT) -> None:
         """Load `path`.
+
+        Args:
+            parallel: requests at once.
+            context: tokens of one request with its reply.
 
         Raises:
             ModelError: it can't be loaded.
@@ -42,7 +49,7 @@ class LocalJudge:
             raise MissingExtra("xllamacpp", "gguf") from None
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
-        params.n_ctx, params.n_parallel = CONTEXT * parallel, parallel
+        params.n_ctx, params.n_parallel = context * parallel, parallel
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = usable_threads()
         params.hostnames, params.port = ["127.0.0.1"], 0
         params.api_keys = [secrets.token_urlsafe(24)]
@@ -64,11 +71,16 @@ class LocalJudge:
         body: dict[str, Any] = {
             "messages": request.as_messages(),
             "max_tokens": request.max_tokens,
-            "temperature": 0.0,
+            "temperature": request.temperature,
             "seed": request.seed,
             "cache_prompt": True,
-            "response_format": {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": bounded(request.schema)}},
         }
+        if request.schema:
+            body["response_format"] = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": bounded(request.schema)}}
+        elif request.logprobs:
+            body |= {"logprobs": True, "top_logprobs": request.logprobs}
+        else:
+            body["repeat_penalty"] = REPEAT_PENALTY
         with native_request(self.name):
             answer = self._server.handle_chat_completions(body)
         if not isinstance(answer, dict) or "choices" not in answer:
@@ -81,6 +93,7 @@ class LocalJudge:
             int(usage.get("prompt_tokens", 0)),
             int(usage.get("completion_tokens", 0)),
             0.0,
+            alternatives=alternatives_of(choice),
         )
 
     async def close(self) -> None:

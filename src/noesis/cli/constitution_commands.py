@@ -1,0 +1,158 @@
+"""`noesis constitution show|check|diff`: the document. The commands that make data from it are in `making_commands.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from noesis.cli.options import JsonOption, ProjectOption, print_result, talk
+
+app = typer.Typer(
+    help="The constitution: what it says, what it reaches, and data made from it.\n\nExample: noesis constitution check",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+SPEC = "openai:BASE_URL:MODEL, gguf:PATH, or torch:NAME (smollm2, a model folder, a Hub name)"
+CapOption = Annotated[
+    float | None, typer.Option("--max-usd", min=0, help="Stop before endpoints cost more than this; needs tribunal: prices in training_config.yaml.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of all draws; recorded.")]
+
+
+@app.command()
+def show(
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Principles or values to show; default: all, without the requests.")] = None,
+    language: Annotated[str, typer.Option(help="pt or en.")] = "en",
+    project: ProjectOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Values in rank order with their principles; named ones with their requests, judges' items, prompts and examples.
+
+    Example: noesis constitution show fontes-reais
+    """
+    from noesis.config import find_project
+    from noesis.console import say
+    from noesis.constitution.document import load_constitution
+    from noesis.errors import UsageError
+    from noesis.revising.coverage import check as covered
+
+    talk(as_json)
+    if language not in ("pt", "en"):
+        raise UsageError(f"--language {language!r}: choose pt or en")
+    found = find_project(project)
+    constitution = load_constitution(found.constitution)
+    wanted = set(ids or ())
+    if unknown := sorted(wanted - constitution.principle_ids - constitution.value_ids):
+        raise UsageError(f"the constitution has no {unknown[0]!r}; principles: {', '.join(p.id for p in constitution.principles)}")
+    covers = {cover.principle: cover for cover in covered(found).covers} if wanted else {}
+    for rank, value in enumerate(constitution.values, 1):
+        named = getattr(value, language)
+        mine = [p for p in constitution.principles if p.value == value.id and (not wanted or p.id in wanted or value.id in wanted)]
+        if mine:
+            say(f"{rank}. {named.name} ({value.id}, {value.judge}): {named.text}")
+        for principle in mine:
+            say(f"   {principle.id}: {principle.text(language)}")
+            if principle.id in covers:
+                for name in ("critique", "revision"):
+                    request = getattr(principle, name)
+                    say(f"     {name}: {request[language] if request else '(general words)'}")
+                cover = covers[principle.id]
+                say(f"     items: {', '.join(cover.items) or 'none'}; prompts: {len(cover.prompts)}")
+                say("     examples: " + "; ".join(f"{code} {', '.join(names) or 'none'}" for code, names in cover.examples.items()))
+    for attitude in constitution.attitudes:
+        if not wanted or attitude.id in wanted:
+            named = getattr(attitude, language)
+            say(f"·  {named.name} ({attitude.id}): {named.text}")
+    if not wanted:
+        say(f"\nSystem prompt: {getattr(constitution.system_prompt, language)}")
+    print_result(constitution.model_dump(mode="json"), as_json)
+
+
+@app.command()
+def check(project: ProjectOption = None, as_json: JsonOption = False) -> None:
+    """Does the document hold together, and does each principle reach examples, judges' items and prompts? Exit code 1: mistakes; gaps are only listed.
+
+    Example: noesis constitution check
+    """
+    from noesis.config import find_project
+    from noesis.console import say
+    from noesis.revising.coverage import check as covered
+
+    talk(as_json)
+    result = covered(find_project(project))
+    for mistake in result.mistakes:
+        say(str(mistake))
+    if result.covers:
+        say(f"  {'principle':<28} {'examples pt':>11} {'en':>4} {'items':>6} {'prompts':>8}")
+    for cover in result.covers:
+        counts = {code: len(names) for code, names in cover.examples.items()}
+        say(f"  {cover.principle:<28} {counts['pt']:>11} {counts['en']:>4} {len(cover.items):>6} {len(cover.prompts):>8}")
+    gaps = [f"{cover.principle}: {gap}" for cover in result.covers for gap in cover.gaps]
+    for gap in gaps:
+        say(f"  gap: {gap}")
+    say(f"{len(result.covers)} principles, {len(result.mistakes)} mistakes, {len(gaps)} gaps")
+    print_result(result.as_json(), as_json)
+    if result.mistakes:
+        raise typer.Exit(1)
+
+
+@app.command()
+def diff(
+    old: Annotated[Path | None, typer.Argument(metavar="[OLD]", help="A constitution's YAML file.")] = None,
+    new: Annotated[Path | None, typer.Argument(metavar="[NEW]", help="Another; default: the project's.")] = None,
+    runs: Annotated[tuple[Path, Path] | None, typer.Option("--runs", metavar="A B", help="Two judged runs: how behaviour differs by principle.")] = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Make the dependent critiques anew, into a new file.")] = False,
+    critic: Annotated[str | None, typer.Option("--critic", metavar="SPEC", help=f"Who writes them: {SPEC}.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to; default: data/generated/critiques.")] = None,
+    seed: SeedOption = 0,
+    max_usd: CapOption = None,
+    project: ProjectOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What changed in the text and what hangs on it; with --runs, how two models behave, principle by principle.
+
+    Example: noesis constitution diff before.yaml data/constitution.yaml --runs runs/before runs/after
+    """
+    from noesis.config import find_project
+    from noesis.console import say
+    from noesis.constitution.document import load_constitution
+    from noesis.errors import UsageError
+
+    talk(as_json)
+    found = find_project(project)
+    result: dict[str, Any] = {}
+    if old is None and runs is None:
+        raise UsageError("name an OLD constitution to compare with the project's, or two runs with --runs A B")
+    if apply and (old is None or critic is None):
+        raise UsageError("--apply needs an OLD constitution and --critic SPEC")
+    if old is not None:
+        from noesis.revising.chain import Settings
+        from noesis.revising.changes import AskApply, compare, dependents, renew
+
+        before, after = load_constitution(old), load_constitution(new or found.constitution)
+        changes = compare(before, after)
+        hanging = dependents(found, before, after, changes)
+        for change in changes:
+            say(f"  {change}")
+        for d in hanging:
+            counts = ", ".join(f"{len(names)} in {code}" for code, names in d.examples.items()) or "none"
+            say(f"  on {d.principle} hang: examples {counts}; generated {len(d.generated)}; items {', '.join(d.items) or 'none'}; prompts {len(d.prompts)}")
+        say(f"{len(changes)} changes, {len(hanging)} principles touched")
+        result = {"changes": [vars(c) for c in changes], "dependents": [vars(d) for d in hanging]}
+        if apply and critic:
+            settings = Settings(shots=0, seed=seed)
+            made = renew(found, after, changes, AskApply(critic, out or found.data / "generated" / "critiques", settings, max_usd))
+            say(f"{made['made']} of {made['of']} critiques made anew → {made['file']}")
+            result["applied"] = made
+    if runs is not None:
+        from noesis.revising.behaviour import compare_runs
+
+        behaviour = compare_runs(found, *runs)
+        say(f"  {'principle':<28} {'prompts':>7} {'A':>6} {'B':>6}   B − A")
+        for name, f in behaviour["by_principle"].items():
+            say(f"  {name:<28} {f['prompts']:>7} {f['a']:>6.3f} {f['b']:>6.3f}   {f['difference']:+.3f} {f['interval_95'] or ''}, p {f['p']:.3f}")
+        result["runs"] = behaviour
+    print_result(result, as_json)
