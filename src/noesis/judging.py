@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from noesis.tribunal.endpoint import Endpoint, Spending
 from noesis.tribunal.results import summarise
 from noesis.tribunal.rubric import JUDGES, load_bench
 from noesis.tribunal.suite import Part, read_benchmark, read_suite, seal, spread
-from noesis.tribunal.trial import Generate, hold, verdict_rows
+from noesis.tribunal.trial import WHO, Generate, answers, hold, verdict_rows
 
 ASKING = ("concurrency", "timeout_seconds", "attempts", "requests_per_minute", "prices")  # settings that change no verdict
 
@@ -71,8 +72,12 @@ def seat(specs: Sequence[Spec], section: TribunalSection, spending: Spending, *,
     return clients
 
 
-def trial(s: Session, project: Project, ask: Ask, *, again: bool = False) -> dict[str, Any]:
-    """Base and tuned model before the court; the ruling, its figures and every verdict are left in the run directory."""
+def trial(s: Session, project: Project, ask: Ask, *, again: bool = False, seated: Callable[[], AbstractContextManager[None]] | None = None) -> dict[str, Any]:
+    """Base and tuned model before the court; the ruling, its figures and every verdict are left in the run directory.
+
+    Args:
+        seated: serves a judge that has no room beside the answering model; entered when all answers are kept and that model is gone.
+    """
     section = _section(s, project)
     folder = tribunal_folder(project)
     bench, items = load_bench(folder / "judges"), spread(read_suite(folder, ask.part), ask.prompts)
@@ -92,7 +97,15 @@ def trial(s: Session, project: Project, ask: Ask, *, again: bool = False) -> dic
             _log_locked(s.run.tribunal, folder, "trial")
         with opened(s.run.tribunal / "replies.sqlite") as cache:
             seats = Seats(bench, clients, cache)
-            heard = hold(items, s.constitution, _answering(s, section), seats, section, identity=identity, seed=s.config.training.seed)
+            held: dict[str, Any] = {}
+            options: dict[str, Any] = {"identity": identity, "seed": s.config.training.seed}
+            generate = _answering(s, section, held)
+            if seated is not None:
+                for who in WHO:
+                    answers(items, s.constitution, generate, cache, who=who, section=section, **options)
+                held.clear()
+            with seated() if seated is not None else nullcontext():
+                heard = hold(items, s.constitution, generate, seats, section, **options)
         names = [client.name for client in clients]
         summary = summarise(heard, section, unfit=unfit(calibrations, names), errors=error_counts(calibrations))
         result = {
@@ -248,13 +261,12 @@ def _section(s: Session, project: Project) -> TribunalSection:
     return s.config.training.tribunal.model_copy(update={name: getattr(now_said, name) for name in ASKING})
 
 
-def _answering(s: Session, section: TribunalSection) -> Generate:
-    """Answers of base and tuned model, packed, from the weights that a merge would write; one of the two in memory at a time."""
+def _answering(s: Session, section: TribunalSection, held: dict[str, Any]) -> Generate:
+    """Answers of base and tuned model, packed, from the weights that a merge would write; one of the two in memory at a time, in `held`."""
     from noesis.release.merge import loaded
     from noesis.serve.batch import answer_packed
 
     tokenizer = load_tokenizer(s.model.path)
-    held: dict[str, Any] = {}
 
     def generate(who: str, conversations: list[list[Message]], seeds: list[int]) -> list[str]:
         if who not in held:

@@ -1,0 +1,188 @@
+"""What each container does: bring the run, call the package's stages, publish. `app.py` wraps these in Modal's functions.
+
+The volume's root is the run directory. Training, and later judging and merging, write the manifest, one after the other; judging an epoch
+beside training writes one file of its own and nothing else.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from noesis.cloud.conduct import EPOCHS, OPENED, Result, failed
+from noesis.cloud.judges import judged_by
+from noesis.cloud.lease import FOLDER
+from noesis.cloud.request import Request
+from noesis.cloud.staging import HEAVY, Staging, published
+from noesis.cloud.summary import epochs_judged
+from noesis.cloud.upload import require_upload
+from noesis.config import Project, load_config
+from noesis.errors import NoesisError, RunError
+from noesis.files import sha256_file, write_json
+from noesis.run import Run, load_run
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a container works.
+
+    root: the mounted volume; reload, commit: of that volume
+    keep: commits the second volume, with the models' weights
+    """
+
+    root: Path
+    project: Project
+    reload: Callable[[], None]
+    commit: Callable[[], None]
+    keep: Callable[[], None]
+
+
+def train(place: Place, asked: dict[str, Any], ticket: str) -> Result:
+    """Open the run on the volume (another one that lies there is moved to /data/runs/), train in all epochs, publishing as it goes.
+
+    Returns:
+        training's figures.
+    """
+    from noesis import pipeline, sessions
+
+    request = Request.from_json(asked)
+
+    def work() -> Result:
+        config = load_config(place.project, request.overrides())
+        require_upload(place.root / "dataset", request.uploaded, config.training.modal.volume)
+        data = sessions.from_exports(place.root / "dataset", place.project)
+        options: dict[str, Any] = {"archive_to": place.root / "runs", "resume": request.resume, "fresh": request.fresh and not _opened_by(place, ticket)}
+        opened = sessions.new_session(place.project, config, place.root, data, **options)
+        write_json(place.root / FOLDER / OPENED, {"ticket": ticket, "epochs": request.epochs})
+        place.commit()
+        place.keep()  # the weights were fetched by now: judging an epoch, beside this, need not fetch them again
+        if opened.run.is_done("train"):
+            return dict(pipeline.train(opened))
+        with brought(place) as run:
+            s = sessions.session_of(run.path)
+            pipeline.plan(s)
+            return dict(pipeline.train(s))
+
+    return at_work(place, work)
+
+
+def _opened_by(place: Place, ticket: str) -> bool:
+    """Whether this very request opened the run that lies there, before its container was taken away: `--fresh` must not begin it again."""
+    note = place.root / FOLDER / OPENED
+    return note.is_file() and f'"{ticket}"' in note.read_text(encoding="utf-8")
+
+
+def judge_epoch(place: Place, epoch: int) -> Result:
+    """Held-out loss and preference after one epoch, into a file of its own, from a copy of the run with that epoch's adapter alone."""
+    from noesis import pipeline, sessions
+
+    name = f"epoch_{epoch}"
+
+    def work() -> Result:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / name
+            for part in ("manifest.json", "config.json"):
+                copy.mkdir(exist_ok=True)
+                shutil.copy2(place.root / part, copy / part)
+            shutil.copytree(place.root / "data", copy / "data")
+            shutil.copytree(place.root / "checkpoints" / name, copy / "checkpoints" / name)
+            adapter = sha256_file(copy / "checkpoints" / name / "adapter_model.safetensors")
+            s = sessions.session_of(copy)
+            known = {entry["id"] for entry in s.run.manifest.get("ledger", [])}
+            summary = pipeline.judge(s, again=True, answers=False)
+            entries = [entry for entry in s.run.manifest["ledger"] if entry["id"] not in known]
+        found = {"epoch": epoch, "adapter_sha256": adapter, "preference": summary["preference"], "ledger": entries}
+        write_json(place.root / EPOCHS / f"{name}.json", found)
+        return found
+
+    return at_work(place, work)
+
+
+def judge(place: Place, asked: dict[str, Any], again: bool) -> Result:
+    """Judge the checkpoint that the run chose: on the held-out examples, and before the Tribunal where judges are seated."""
+    from noesis import pipeline, sessions
+
+    request = Request.from_json(asked)
+
+    def work() -> Result:
+        _require_run(place)
+        with brought(place) as run:
+            s = sessions.session_of(run.path)
+            result = pipeline.judge(s, again=again)
+            if request.judges:
+                result = judged_by(s, place.project, request, again=again) or result
+            return dict(result)
+
+    return at_work(place, work)
+
+
+def merge(place: Place, asked: dict[str, Any], again: bool) -> Result:
+    """Merge adapter and base, write GGUF and the report; epochs judged beside training are booked here, where nobody else writes."""
+    from noesis import pipeline, sessions
+
+    request = Request.from_json(asked)
+
+    def work() -> Result:
+        _require_run(place)
+        with brought(place, link=() if again else HEAVY) as run:
+            s = sessions.session_of(run.path)
+            result = pipeline.merge(s, again=again)
+            pipeline.gguf(s, kinds=request.gguf or None, again=again)
+            _book_epochs(s.run)
+            pipeline.report(s)
+            return dict(result)
+
+    return at_work(place, work)
+
+
+def at_work(place: Place, work: Callable[[], Result]) -> Result:
+    """See what others committed, do the work, commit it whatever happens. An error comes back as a result.
+
+    As an exception Modal would try it again, ten times, each at the price of a card; what is taken away (KeyboardInterrupt) is tried again.
+    """
+    place.reload()
+    try:
+        return work()
+    except NoesisError as error:
+        return failed(error)
+    except Exception as error:
+        traceback.print_exc()
+        return failed(RunError(f"{type(error).__name__}: {error} (its traceback is in  modal app logs)"))
+    finally:
+        place.commit()
+        place.keep()
+
+
+@contextmanager
+def brought(place: Place, *, link: tuple[str, ...] = HEAVY) -> Iterator[Run]:
+    """The run on this container's own disk, published to the volume while it is worked on and at the end."""
+    name = load_run(place.root).manifest["output_name"]
+    with tempfile.TemporaryDirectory(prefix="noesis-") as folder:
+        staging = Staging(place.root, Path(folder) / name, place.commit)
+        staging.bring(link=link)
+        with published(staging):
+            yield load_run(staging.local)
+
+
+def _require_run(place: Place) -> None:
+    """Refuse to judge or merge what was never trained, in the words of the cloud."""
+    if not (place.root / "manifest.json").is_file():
+        raise RunError("the volume holds no run yet: type  modal run scripts/modal_train.py --epochs 3")
+    if not list((place.root / "checkpoints").glob("epoch_[0-9]*")):
+        raise RunError("the run on the volume has no finished epoch yet: type  modal run scripts/modal_train.py --epochs 3")
+
+
+def _book_epochs(run: Run) -> None:
+    """Add to the ledger what judging the epochs cost, once."""
+    known = {entry.get("id") for entry in run.manifest.get("ledger", [])}
+    for row in epochs_judged(run.path):
+        for entry in row["ledger"]:
+            if entry["id"] not in known:
+                run.book(entry | {"stage": "judge_epochs"})
+    run.save()
