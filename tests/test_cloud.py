@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from conftest import ROOT
 from noesis.cloud import conduct as order
+from noesis.cloud.far import Entry, safe_name
 from noesis.cloud.lease import FOLDER, LASTS_S, LEAVING_S, Lease
 from noesis.cloud.offer import offer
+from noesis.cloud.pull import pull
 from noesis.cloud.request import Request, card_to_rent, checked
+from noesis.cloud.shards import Shards, do_shard, map_shards
 from noesis.cloud.staging import Staging, published
 from noesis.cloud.summary import cost_lines, taken_away
 from noesis.cloud.upload import exported_hashes, require_upload
+from noesis.cloud.watch import lines_of, look
 from noesis.config import ModalSection, Project, load_config
 from noesis.errors import DataError, RunError, UsageError
 
@@ -321,3 +327,167 @@ def test_costs_by_stage_and_how_often_it_was_taken_away():
     assert "2.5000 USD   quoted 2.00" in lines[0]
     assert "3.0000 USD   quoted 2.10" in lines[-1]
     assert taken_away(manifest) == ["  training was taken away 3 times and went on each time"]
+
+
+# --- shards
+
+
+def test_shards_cover_every_item_once_and_survive_the_loss_of_any(tmp_path: Path):
+    items = list(range(11))
+    shards = Shards(tmp_path, "answers", {"model": "m"}, 4)
+    asked, lost = [], {1: 2, 3: 1}  # shard → times that its machine is lost
+
+    def spread(indices: list[int]) -> list[object]:
+        asked.append(indices)
+        done: list[object] = []
+        for index in indices:
+            if lost.get(index, 0):
+                lost[index] -= 1
+                done.append(RuntimeError("taken away"))
+            else:
+                done.append(do_shard(shards, index, items, lambda own: [i * i for i in own], lambda: None))
+        return done
+
+    assert map_shards(shards, items, spread, lambda: None) == [i * i for i in items]
+    assert asked == [[0, 1, 2, 3], [1, 3], [1]]
+    assert map_shards(shards, items, spread, lambda: None) == [i * i for i in items]
+    assert len(asked) == 3
+    shards.file(2).write_text("[1", encoding="utf-8")  # torn
+    assert map_shards(shards, items, spread, lambda: None) == [i * i for i in items]
+    assert asked[-1] == [2]
+    assert Shards(tmp_path, "answers", {"model": "other"}, 4).missing(items) == [0, 1, 2, 3]
+    assert map_shards(Shards(tmp_path, "few", 0, 4), [], spread, lambda: None) == []
+
+
+def test_a_shard_that_is_always_lost_ends_in_a_message_and_the_others_are_kept(tmp_path: Path):
+    shards = Shards(tmp_path, "answers", 0, 3)
+
+    def spread(indices: list[int]) -> list[object]:
+        return [RuntimeError("no card") if i == 1 else do_shard(shards, i, "abcdef", lambda own: [*own], lambda: None) for i in indices]
+
+    with pytest.raises(RunError, match="1 of 3 shards of answers were lost 3 times .1: RuntimeError: no card"):
+        map_shards(shards, "abcdef", spread, lambda: None)
+    assert shards.missing("abcdef") == [1]
+    with pytest.raises(RunError, match="1 results for 2 items"):
+        do_shard(shards, 1, "abcdef", lambda own: own[:1], lambda: None)
+
+
+# --- pulling
+
+
+class Folder:
+    """A volume that is a folder; `hostile` is listed beside what lies there."""
+
+    def __init__(self, root: Path, hostile: str = "") -> None:
+        self.root, self.hostile, self.read = root, hostile, []
+
+    def files(self, folder: str = "/") -> list[Entry]:
+        base = self.root / folder.strip("/")
+        found = [base] if base.is_file() else sorted(p for p in base.rglob("*") if p.is_file())
+        names = [p.relative_to(self.root).as_posix() for p in found]
+        if self.hostile and folder == "/data":
+            names.append(self.hostile)
+        return [Entry(safe_name(n), (self.root / n).stat().st_size if (self.root / n).is_file() else 1, 0.0) for n in names]
+
+    def chunks(self, path: str):
+        file = self.root / path.strip("/")
+        if not file.is_file():
+            raise FileNotFoundError(path)
+        self.read.append(path)
+        yield file.read_bytes()
+
+
+def a_pulled_run(root: Path) -> None:
+    import hashlib
+
+    a_run(root)
+    outputs = {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in ("data/train.jsonl", "checkpoints/epoch_0/adapter_model.safetensors")}
+    entry = {"status": "done", "outputs": {name: {"sha256": digest} for name, digest in outputs.items()}}
+    manifest = {"identity": {}, "created": "now", "output_name": "m", "stages": {"train": entry}}
+    (root / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def test_pulling_checks_hashes_goes_on_and_takes_only_the_run(tmp_path: Path):
+    far, target = Folder(tmp_path / "volume"), tmp_path / "run"
+    a_pulled_run(far.root)
+    for other in ("dataset/train.jsonl", "runs/old/manifest.json", ".cache/x"):
+        (far.root / other).parent.mkdir(parents=True, exist_ok=True)
+        (far.root / other).write_text("", encoding="utf-8")
+    pull(far, target)
+    got = sorted(p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file())
+    assert got == ["checkpoints/epoch_0/adapter_model.safetensors", "data/train.jsonl", "manifest.json", "metrics.jsonl"]
+    (target / "data" / "train.jsonl").unlink()
+    far.read.clear()
+    pull(far, target)
+    assert "/data/train.jsonl" in far.read
+    assert "/checkpoints/epoch_0/adapter_model.safetensors" not in far.read
+    (far.root / "data" / "train.jsonl").write_text("forged", encoding="utf-8")
+    (target / "data" / "train.jsonl").unlink()
+    with pytest.raises(RunError, match="its hash differs"):
+        pull(far, target)
+    assert not list(target.rglob("*train.jsonl*"))
+    manifest = json.loads((far.root / "manifest.json").read_text(encoding="utf-8"))
+    (far.root / "manifest.json").write_text(json.dumps(manifest | {"created": "later"}), encoding="utf-8")
+    with pytest.raises(RunError, match="holds another run"):
+        pull(far, target)
+
+
+@pytest.mark.parametrize("name", ["../x", "data/../../x", "data/./x", "data//x", "data\\x", "C:/x", "data/a\x1b[31m", "data/con.", ""])
+def test_hostile_names_on_a_volume_are_refused(name: str, tmp_path: Path):
+    with pytest.raises(RunError, match="not safe to copy"):
+        safe_name(name)
+    if name:
+        far = Folder(tmp_path / "volume", hostile=name)
+        a_pulled_run(far.root)
+        with pytest.raises(RunError, match="not safe to copy"):
+            pull(far, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_manifest_that_names_files_elsewhere_and_a_link_in_the_target_are_refused(tmp_path: Path):
+    far, target = Folder(tmp_path / "volume"), tmp_path / "run"
+    a_pulled_run(far.root)
+    target.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (target / "data").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match="leads out of"):
+        pull(far, target)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    manifest = json.loads((far.root / "manifest.json").read_text(encoding="utf-8"))
+    manifest["stages"]["train"]["outputs"]["dataset/x"] = {"sha256": ""}
+    (far.root / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(RunError, match="no part of a run"):
+        pull(far, tmp_path / "other")
+
+
+def test_watching_tells_step_loss_spent_and_who_is_there(tmp_path: Path):
+    far = Folder(tmp_path)
+    with pytest.raises(RunError, match="holds no run yet"):
+        look(far)
+    plan = {"status": "done", "result": {"steps": 42, "usd": 0.28, "stages": []}}
+    manifest = {"cost_usd": 0.1, "ledger": [], "stages": {"export": {"status": "done"}, "plan": plan, "train": {"status": "running"}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    line = {"step": 14, "epoch": 1.0, "loss": 2.5, "tokens": 63000, "tokens_per_s": 3600.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + '\n{"step": 15, "ep', encoding="utf-8")
+    (tmp_path / ".meter").write_text(json.dumps({"id": "x", "usd": 0.02}), encoding="utf-8")
+    (tmp_path / FOLDER).mkdir()
+    (tmp_path / FOLDER / "lease.json").write_text(json.dumps({"holder": "h", "until": 1000.0}), encoding="utf-8")
+    found = look(far, now=lambda: 900.0)
+    assert (found["stage"], found["step"], found["usd"], found["seconds_left"]) == ("train", 14, 0.12, 35.0)
+    text = "\n".join(lines_of(found))
+    for said in ("at work: train", "step 14/42", "loss 2.500", "3,600 tokens/s", "35.0 s of training left", "spent 0.12 USD of 0.28 quoted"):
+        assert said in text
+    gone = "\n".join(lines_of(look(far, now=lambda: 2000.0)))
+    assert "nobody is at work" in gone
+    assert "train stopped before its end" in gone
+
+
+def test_the_cost_tables_are_what_the_planner_says_now():
+    done = subprocess.run([sys.executable, ROOT / "docs" / "make_costs.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_vllm_s_image_installs_is_pinned():
+    lines = (ROOT / "constraints-vllm.txt").read_text(encoding="utf-8").splitlines()
+    assert any(line.startswith("vllm==") for line in lines)
+    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line)] == []
