@@ -31,7 +31,8 @@ WORDS = {
         "h": "h",
         "cores": "4 cores",
         "core": "1/4 core",
-        "note": "Planned for meta-llama/Llama-3.1-8B-Instruct on 111 examples ({tokens:,} tokens an epoch, ± {error:.0%}), prices of {date}, {source}; the trial is estimated from the card's data sheet. "
+        "note": "Planned for meta-llama/Llama-3.1-8B-Instruct on 111 examples ({tokens:,} tokens an epoch, ± {error:.0%}), prices of {date}, "
+        "{source}; the trial is estimated from the card's data sheet. "
         "The guide's own rows add up to 10 to 13 USD, not 90; that cap of 90 USD stays as the default of `--max-usd`.",
     },
     "pt": {
@@ -48,8 +49,10 @@ WORDS = {
         "h": "h",
         "cores": "4 núcleos",
         "core": "1/4 de núcleo",
-        "note": "Planejado para meta-llama/Llama-3.1-8B-Instruct com 111 exemplos ({tokens:,} tokens por época, ± {error:.0%}), preços de {date}, tabela do Modal; a sessão do Tribunal é "
-        "estimada pela ficha técnica da placa. As linhas do próprio guia somam de 10 a 13 dólares, não 90; o limite de 90 dólares continua como padrão de `--max-usd`.",
+        "note": "Planejado para meta-llama/Llama-3.1-8B-Instruct com 111 exemplos ({tokens:,} tokens por época, ± {error:.0%}), preços de {date}, "
+        "tabela do Modal; a sessão do Tribunal é "
+        "estimada pela ficha técnica da placa. As linhas do próprio guia somam de 10 a 13 dólares, não 90; "
+        "o limite de 90 dólares continua como padrão de `--max-usd`.",
     },
 }
 
