@@ -255,10 +255,11 @@ class Volumes:
 
     async def VolumeCommit(self, request: Any, task_id: str) -> Any:
         copy = self._mounted(request.volume_id, task_id)
-        await self.plane.faults_at_commit(task_id, copy)
+        task = self.plane.tasks[task_id]
+        await self.plane.faults.committing(task)
         changed = await asyncio.to_thread(copy.commit)
         copy.volume.commits += changed
-        self.plane.committed(task_id, copy)
+        self.plane.faults.committed(task)
         return api_pb2.VolumeCommitResponse(skip_reload=True)
 
     async def VolumeReload(self, request: Any, task_id: str) -> Any:
