@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -303,7 +304,8 @@ def test_the_quote_names_every_part_and_the_parts_add_up():
     text = "\n".join(lines)
     for part in ("train", "judge", "merge and gguf", "judge 2 epochs", "trial, estimated", "conductor", "cap 90.00 USD", "L40S"):
         assert part in text, part
-    costs = [float(line.split(" USD")[0].split()[-1]) for line in lines if line.endswith(" USD") and "in all" not in line]
+    begin = next(i for i, line in enumerate(lines) if line.strip().startswith("time"))
+    costs = [float(found[1]) for line in lines[begin:] if "in all" not in line and "cost" not in line and (found := re.search(r" ([0-9.]+) USD(  |$)", line))]
     whole = next(float(line.split("cost")[1].split()[0]) for line in lines if line.strip().startswith("cost"))
     assert whole == pytest.approx(sum(costs), abs=0.05)
     few = "\n".join(offer(project, load_config(project, asked(epochs=1, judge="none").overrides()), asked(epochs=1, judge="none"), SECTION))

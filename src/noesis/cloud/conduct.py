@@ -15,13 +15,12 @@ from typing import Any
 
 from noesis.cloud.lease import FOLDER, Lease
 from noesis.cloud.request import Request
-from noesis.cloud.summary import SUMMARY, summary_lines
+from noesis.cloud.summary import OPENED, SUMMARY, summary_lines
 from noesis.console import say
 from noesis.errors import CapError
 from noesis.files import write_text
 
 POLL_S = 10.0
-OPENED = "opened.json"  # which call opened the run that lies there: what lay there before is not its work
 EPOCHS = "tribunal/epochs"
 VERDICTS = {"APPROVED": 0, "REJECTED": 3}
 
@@ -68,6 +67,7 @@ def _work(request: Request, root: Path, hands: Hands, lease: Lease) -> Result:
         done = wait(hands, lease, "train", {"request": asked, "ticket": lease.holder}, meanwhile=beside.look)
         if "error" in done:
             return done
+        beside.look()  # what a short training left since
     verdict = None
     if request.what != "merge":
         done = wait(hands, lease, "judge", {"request": asked, "again": request.what == "test"}, meanwhile=beside.look)

@@ -6,7 +6,6 @@ that environment speaks OpenAI's protocol on 127.0.0.1, with a key made for it. 
 
 from __future__ import annotations
 
-import gc
 import os
 import secrets
 import socket
@@ -23,6 +22,7 @@ from noesis.config import Project
 from noesis.console import duration, say
 from noesis.errors import ModelError, UsageError
 from noesis.interrupt import Terminated
+from noesis.serve.card import leave_the_card
 from noesis.sessions import Session
 
 COMMAND = "NOESIS_VLLM"  # how vLLM is called: the program and what comes before `serve`
@@ -93,7 +93,7 @@ def serving(command: list[str], key: str, *, port: int = PORT, starts_s: float =
     Raises:
         ModelError: it ended, or did not answer in time, or something else listens on its port.
     """
-    _leave_the_card()
+    leave_the_card()
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise ModelError(f"port {port} is taken: something else listens where the judge should")
@@ -126,13 +126,3 @@ def _wait(process: subprocess.Popen[bytes], port: int, key: str, starts_s: float
                     return
         except (urllib.error.URLError, OSError):
             time.sleep(1.0)
-
-
-def _leave_the_card() -> None:
-    """Give the card's memory back, as far as this process can."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        say(f"  the answering model has left the card: {torch.cuda.memory_allocated() / 2**30:.1f} GiB still held")

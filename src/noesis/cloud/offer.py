@@ -28,6 +28,7 @@ REACHED = 0.5  # of a card's bandwidth and arithmetic, while it answers and judg
 BATCH = 32  # conversations that answer together
 JUDGE_PARAMETERS, JUDGE_LOADS_S = 7.6e9, 300.0  # of Qwen2.5-7B; its start with the download
 ASKED_TOKENS, REPLY_TOKENS = 2500, 350  # of one question to a judge
+CONDUCTOR_NAME = "conductor"
 CONDUCTOR = (0.25, 1.0)  # cores and GiB of the container that waits
 
 
@@ -46,7 +47,8 @@ def offer(project: Project, config: Config, request: Request, section: ModalSect
     require_fit()
     p = plan.as_json()
     extra = extras(project, config, request, plan)
-    usd, seconds = sum(cost for _, _, cost in extra), sum(s for _, s, _ in extra)
+    usd = sum(cost for _, _, cost in extra)
+    seconds = next(s for what, s, _ in extra if what == CONDUCTOR_NAME) - sum(stage["seconds"] for stage in plan.stages)  # the others go on beside
     lines = ["", *plan_lines(p, everything=True), ""]
     lines += [f"  {'beside' if i == 0 else '':9} {what:15} {duration(s):>13}  {cost:8.2f} USD" for i, (what, s, cost) in enumerate(extra)]
     budget = budget_of(config.training.budget, usd_per_s=0.0, spent_usd=0.0, spent_seconds=0.0)
@@ -66,7 +68,7 @@ def extras(project: Project, config: Config, request: Request, plan: Plan) -> li
         found.append(("trial, estimated", seconds, usd_for(rented("A10"), seconds, 1, JUDGE_MACHINE)))
     waits = sum(stage["seconds"] for stage in plan.stages) + sum(s for what, s, _ in found if what.startswith("trial"))
     p = prices()
-    return [*found, ("conductor", waits, waits * (CONDUCTOR[0] * p.cpu_core_per_s + CONDUCTOR[1] * p.memory_gib_per_s))]
+    return [*found, (CONDUCTOR_NAME, waits, waits * (CONDUCTOR[0] * p.cpu_core_per_s + CONDUCTOR[1] * p.memory_gib_per_s))]
 
 
 def trial_seconds(config: Config, plan: Plan, items: int) -> float:

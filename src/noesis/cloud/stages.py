@@ -6,6 +6,7 @@ beside training writes one file of its own and nothing else.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import traceback
@@ -15,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from noesis.cloud.conduct import EPOCHS, OPENED, Result, failed
+from noesis.cloud.conduct import EPOCHS, Result, failed
 from noesis.cloud.judges import judged_by
 from noesis.cloud.lease import FOLDER
 from noesis.cloud.request import Request
 from noesis.cloud.staging import HEAVY, Staging, published
-from noesis.cloud.summary import epochs_judged
+from noesis.cloud.summary import OPENED, epochs_judged
 from noesis.cloud.upload import require_upload
 from noesis.config import Project, load_config
 from noesis.errors import NoesisError, RunError
@@ -57,9 +58,10 @@ def train(place: Place, asked: dict[str, Any], ticket: str) -> Result:
         config = load_config(place.project, request.overrides())
         require_upload(place.root / "dataset", request.uploaded, config.training.modal.volume)
         data = sessions.from_exports(place.root / "dataset", place.project)
-        options: dict[str, Any] = {"archive_to": place.root / "runs", "resume": request.resume, "fresh": request.fresh and not _opened_by(place, ticket)}
+        starts = _starts(place, ticket)  # --fresh must not begin the run anew that this very call began
+        options: dict[str, Any] = {"archive_to": place.root / "runs", "resume": request.resume, "fresh": request.fresh and not starts}
         opened = sessions.new_session(place.project, config, place.root, data, **options)
-        write_json(place.root / FOLDER / OPENED, {"ticket": ticket, "epochs": request.epochs})
+        write_json(place.root / FOLDER / OPENED, {"ticket": ticket, "starts": starts + 1})
         place.commit()
         place.keep()  # the weights were fetched by now: judging an epoch, beside this, need not fetch them again
         if opened.run.is_done("train"):
@@ -72,10 +74,11 @@ def train(place: Place, asked: dict[str, Any], ticket: str) -> Result:
     return at_work(place, work)
 
 
-def _opened_by(place: Place, ticket: str) -> bool:
-    """Whether this very request opened the run that lies there, before its container was taken away: `--fresh` must not begin it again."""
+def _starts(place: Place, ticket: str) -> int:
+    """How often a container of this very call opened the run before: it was taken away as often."""
     note = place.root / FOLDER / OPENED
-    return note.is_file() and f'"{ticket}"' in note.read_text(encoding="utf-8")
+    found = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    return int(found["starts"]) if found.get("ticket") == ticket else 0
 
 
 def judge_epoch(place: Place, epoch: int) -> Result:

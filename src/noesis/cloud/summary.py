@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from noesis.cloud.lease import FOLDER
 from noesis.console import duration, size
 from noesis.run import Run, load_run
 
 SUMMARY = "summary.txt"
+OPENED = "opened.json"  # which call opened the run that lies there: what lay there before is not its work; and in how many containers
 NAMES = {"train": "training", "judge": "judging", "trial": "the trial", "merge": "merging", "gguf": "writing GGUF"}
 
 
@@ -24,7 +26,7 @@ def summary_lines(root: Path, *, volume: str | None = None) -> list[str]:
     lines = ["", "Where everything is on the volume", *_places(run)]
     lines += ["", *_epochs(root), *_verdict(run)]
     lines += ["", "What it cost", *cost_lines(run.manifest)]
-    lines += taken_away(run.manifest)
+    lines += taken_away(run.manifest, starts(root))
     if run.is_done("merge"):
         lines += ["", f"Next:    noesis cloud pull runs/{run.merged.name}", f"   or    modal volume get {volume} /merged/{run.merged.name} ./model_output"]
     return lines
@@ -88,10 +90,22 @@ def cost_lines(manifest: dict[str, Any]) -> list[str]:
     return [*lines, f"  {'in all':12} {duration(seconds):>13}  {usd:8.4f} USD   quoted {sum(quoted.values()):.2f}"]
 
 
-def taken_away(manifest: dict[str, Any]) -> list[str]:
-    """How often a stage's container was taken away before the stage had ended."""
+def starts(root: Path) -> int:
+    """How many containers the last training had, one after the other."""
+    note = root / FOLDER / OPENED
+    return int(json.loads(note.read_text(encoding="utf-8"))["starts"]) if note.is_file() else 1
+
+
+def taken_away(manifest: dict[str, Any], starts: int = 1) -> list[str]:
+    """How often a stage's container was taken away before the stage had ended.
+
+    Args:
+        starts: containers of the training; one that was killed before it could publish anything is in no ledger.
+    """
     counts: dict[str, int] = {}
     for entry in manifest.get("ledger", []):
         if entry.get("ended") in ("interrupted", "killed"):
             counts[entry["stage"]] = counts.get(entry["stage"], 0) + 1
+    if starts - 1 > counts.get("train", 0):
+        counts["train"] = starts - 1
     return [f"  {NAMES.get(stage, stage)} was taken away {n} time{'s' if n > 1 else ''} and went on each time" for stage, n in counts.items()]
