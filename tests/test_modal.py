@@ -95,6 +95,13 @@ class Cloud:
         assert done.returncode == code, f"exit {done.returncode}\n{said[-6000:]}"
         return said
 
+    def noesis(self, *words: str, code: int = 0, **env: str) -> str:
+        """`noesis cloud WORDS`, what it printed; it must end with `code`."""
+        command = [sys.executable, "-m", "noesis", "cloud", *words]
+        done = subprocess.run(command, cwd=self.clone, env=self.plane.env | self.env | env, capture_output=True, text=True)
+        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
     @property
     def volume(self) -> Path:
         return self.plane.volume(VOLUME)
@@ -180,6 +187,38 @@ def test_no_secret_is_kept(guide) -> None:
     cloud, _ = guide
     assert all(b"hf_accepted" not in p.read_bytes() for p in cloud.volume.rglob("*") if p.is_file())
     assert "hf_accepted" not in cloud.plane.text
+
+
+def test_doctor_watch_cost_and_pull_after_the_guide(guide, tmp_path: Path) -> None:
+    cloud, _ = guide
+    hub = {"HF_TOKEN": "hf_accepted", "HF_ENDPOINT": f"{cloud.plane.store.url}/hub", "HF_HUB_OFFLINE": "0"}
+    said = cloud.noesis("doctor", **hub)
+    assert "MISSING" not in said
+    for name in ("Modal token", f"volume {VOLUME}", "secret huggingface-token", "data set on the volume", f"licence of {LLAMA}"):
+        assert re.search(rf"^  ok +{name}", said, re.M), said
+    assert "hf_accepted" not in said
+    assert "summary" in cloud.noesis("watch", "--once") or "Where everything is" in cloud.noesis("watch", "--once")
+    refused = json.loads(cloud.noesis("cost", "--json").split("\n", 0)[0])
+    assert refused["billed_usd"] is None
+    assert {"train", "judge", "merge"} <= {row["stage"] for row in refused["stages"]}
+    assert refused["metered_usd"] > 0
+    target = tmp_path / "pulled"
+    cloud.noesis("pull", str(target))
+    for path in (f"checkpoints/epoch_2/{ADAPTER}", "merged/noesis-philosopher-v1/model.safetensors", "manifest.json", "report.html"):
+        assert (target / path).read_bytes() == (cloud.volume / path).read_bytes(), path
+
+
+def test_doctor_says_what_to_type(make_cloud) -> None:
+    cloud = make_cloud(ready=False)
+    said = cloud.noesis("doctor", code=1, MODAL_TOKEN_ID="")
+    assert "modal token new" in said
+    assert f"modal volume create {VOLUME}" in cloud.noesis("doctor", code=1)
+    cloud.plane.volume(VOLUME)
+    hub = {"HF_TOKEN": "hf_not_yet", "HF_ENDPOINT": f"{cloud.plane.store.url}/hub", "HF_HUB_OFFLINE": "0"}
+    said = cloud.noesis("doctor", code=1, **hub)
+    assert "modal secret create huggingface-token HF_TOKEN=" in said
+    assert f"modal volume put {VOLUME} data/training/exports /dataset" in said
+    assert f"accept it at https://huggingface.co/{LLAMA}" in said
 
 
 def test_what_the_functions_ask_of_modal(guide) -> None:

@@ -43,6 +43,7 @@ class Hub:
         api, file = "/hub/api/models/{org}/{name}", "/hub/{org}/{name}/resolve/{revision}/{path:.+}"
         return [
             web.get(api, self._describe),
+            web.get(api + "/auth-check", self._may_read),
             web.get(api + "/revision/{revision}", self._describe),
             web.get(api + "/tree/{revision}", self._tree),
             web.head(file, self._file),
@@ -54,6 +55,17 @@ class Hub:
         if name not in self.models:
             raise web.HTTPUnauthorized(headers={"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
         return name, self.models[name]
+
+    def _require_licence(self, request: web.Request, name: str, model: Model) -> None:
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if model.gated and token not in self.accepted:
+            refusal = web.HTTPForbidden if token else web.HTTPUnauthorized
+            said = f"Access to model {name} is restricted and you are not in the authorized list."
+            raise refusal(headers={"X-Error-Code": "GatedRepo", "X-Error-Message": said}, text=said)
+
+    async def _may_read(self, request: web.Request) -> web.Response:
+        self._require_licence(request, *self._find(request))
+        return web.json_response({})
 
     async def _describe(self, request: web.Request) -> web.Response:
         name, model = self._find(request)
@@ -67,11 +79,7 @@ class Hub:
 
     async def _file(self, request: web.Request) -> web.StreamResponse:
         name, model = self._find(request)
-        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if model.gated and token not in self.accepted:
-            refusal = web.HTTPForbidden if token else web.HTTPUnauthorized
-            said = f"Access to model {name} is restricted and you are not in the authorized list."
-            raise refusal(headers={"X-Error-Code": "GatedRepo", "X-Error-Message": said}, text=said)
+        self._require_licence(request, name, model)
         path = model.folder / request.match_info["path"]
         headers = {"X-Repo-Commit": model.commit}
         if not path.is_file():
