@@ -46,8 +46,6 @@ class Task:
     preempted: bool = False
     stopping: bool = False
     failed: bool = False
-    result: Any = None  # a failure while the app was imported
-    tail: str = ""
 
     @property
     def alive(self) -> bool:
