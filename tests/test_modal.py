@@ -337,6 +337,17 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(make_cloud) -> None:
     assert not (cloud.volume / "runs").exists()  # it went on: nothing was begun again
 
 
+@pytest.mark.full
+def test_the_embedded_model_trains_through_the_cloud(make_cloud) -> None:
+    cloud = make_cloud()
+    said = cloud.run("--model", "smollm2", "--epochs", "1", "--max-examples", "16")
+    assert "noesis-philosopher-v1-f16.gguf" in said
+    judged = json.loads((cloud.volume / "tribunal" / "summary.json").read_text())
+    before, after = (judged["preference"][who]["held_out_loss"] for who in ("base", "tuned"))
+    assert after < before
+    assert (cloud.volume / "merged" / "noesis-philosopher-v1" / "model.safetensors").stat().st_size > 100e6
+
+
 OUT_OF_MEMORY = '''"""As if the card were full: training's inner step raises what a card without memory raises."""
 
 import importlib.abc
