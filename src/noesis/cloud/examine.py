@@ -32,7 +32,7 @@ def examine(project: Project, section: ModalSection) -> list[Check]:
     checks = [_sdk(), _prices()]
     here = _here(project)
     checks.append(here)
-    token = _try("Modal token", lambda: str(modal.Client.from_env() and "accepted"), section)
+    token = _try("Modal token", lambda: str(modal.Client.from_env().hello() or "accepted"), section)
     checks.append(token)
     if token.ok:
         volume = _try(f"volume {section.volume}", lambda: str(modal.Volume.from_name(section.volume).hydrate() and "there"), section)
