@@ -14,10 +14,13 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .packages import OURS, allowed
+
 ENTER = Path(__file__).with_name("enter.py")
 CHECKOUT = Path(__file__).resolve().parents[2]
-HIDDEN = tuple(str(CHECKOUT / name) for name in ("src", "scripts", "data", "docs"))
-PROJECT_PACKAGES = ("noesis", "__editable__")
+HIDDEN = tuple(CHECKOUT / name for name in ("src", "scripts", "data", "docs"))
+# without `site`, which would find the editable install; what it does for sitecustomize is done here
+START = "import importlib.util as u, runpy; u.find_spec('sitecustomize') and __import__('sitecustomize'); runpy.run_module('modal._container_entrypoint', run_name='__main__', alter_sys=True)"
 SITES = [p for p in sys.path if p.endswith("site-packages") and Path(p).is_dir()]
 
 
@@ -29,7 +32,9 @@ class Box:
         folder: the container's own folder on this machine.
         files: the uploaded files, as a tree from the container's root.
         volumes: where a volume is mounted → its copy on this machine.
+        packages: what its image installs; empty: everything.
         visible: further paths of this machine that the body may read (a tiny model, a cache).
+        hidden: folders of this machine that it finds empty, beside the checkout's.
     """
 
     folder: Path
@@ -37,15 +42,31 @@ class Box:
     volumes: dict[str, Path]
     env: dict[str, str]
     cwd: str
+    packages: frozenset[str] = frozenset()
     visible: list[Path] = field(default_factory=list)
+    hidden: list[Path] = field(default_factory=list)
 
 
-def farm(folder: Path, site: str, target: str) -> None:
-    """Links to everything in `site` but the project itself; `target` is where the links find it."""
-    folder.mkdir(parents=True)
-    for name in os.listdir(site):
-        if not name.startswith(PROJECT_PACKAGES):
-            (folder / name).symlink_to(f"{target}/{name}")
+class Sites:
+    """Stand-ins for site-packages, one for each set of packages: links to what a container may import, and to nothing of the project."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.made: dict[frozenset[str], list[Path]] = {}
+
+    def of(self, packages: frozenset[str], places: list[str]) -> list[Path]:
+        """A folder for each of SITES, whose links look into `places`."""
+        if packages not in self.made:
+            entries, made = allowed(packages), []
+            for i, (site, place) in enumerate(zip(SITES, places, strict=True)):
+                folder = self.folder / f"{len(self.made)}-{i}"
+                folder.mkdir(parents=True)
+                for name in os.listdir(site):
+                    if not name.startswith(OURS) and (entries is None or name in entries):
+                        (folder / name).symlink_to(f"{place}/{name}")
+                made.append(folder)
+            self.made[packages] = made
+        return self.made[packages]
 
 
 class Namespace:
@@ -54,11 +75,7 @@ class Namespace:
     name = "namespace"
 
     def __init__(self, folder: Path, unshare: list[str]) -> None:
-        self.unshare = unshare
-        self.binds = []
-        for i, site in enumerate(SITES):
-            farm(folder / f"site{i}", site, f"/.site{i}")
-            self.binds += [(site, f"/.site{i}"), (str(folder / f"site{i}"), site)]
+        self.unshare, self.sites = unshare, Sites(folder)
 
     def command(self, box: Box) -> tuple[list[str], dict[str, str], str]:
         """The command that runs the container, its environment, and where to start it."""
@@ -67,11 +84,13 @@ class Namespace:
         for kept in (sys.prefix, sys.base_prefix, str(box.folder), *map(str, box.visible)):
             if Path(kept).parts[1] in own:
                 binds.append((kept, kept))
-        binds += self.binds + sorted(((str(copy), path) for path, copy in box.volumes.items()), key=lambda b: len(b[1]))
+        for i, (site, folder) in enumerate(zip(SITES, self.sites.of(box.packages, [f"/.site{i}" for i in range(len(SITES))]), strict=True)):
+            binds += [(site, f"/.site{i}"), (str(folder), site)]
+        binds += sorted(((str(copy), path) for path, copy in box.volumes.items()), key=lambda b: len(b[1]))
         root = box.folder / "rootfs"
         root.mkdir()
         argv = [sys.executable, "-m", "modal._container_entrypoint"]
-        empty = [h for h in HIDDEN if not any(str(v).startswith(h) for v in box.visible) and not sys.prefix.startswith(h)]
+        empty = [str(h) for h in (*HIDDEN, *box.hidden) if not sys.prefix.startswith(str(h))]
         plan = {"root": str(root), "own": sorted(own), "binds": binds, "empty": empty, "cwd": box.cwd, "argv": argv}
         file = box.folder / "plan.json"
         file.write_text(json.dumps(plan), encoding="utf-8")
@@ -85,10 +104,7 @@ class Plain:
     name = "plain"
 
     def __init__(self, folder: Path) -> None:
-        self.sites = []
-        for i, site in enumerate(SITES):
-            farm(folder / f"site{i}", site, site)
-            self.sites.append(str(folder / f"site{i}"))
+        self.sites = Sites(folder)
 
     def command(self, box: Box) -> tuple[list[str], dict[str, str], str]:
         """As `Namespace.command`."""
@@ -98,12 +114,12 @@ class Plain:
         for key, value in box.env.items():
             at = max((p for p in places if value == p or value.startswith(p + "/")), key=len, default="")
             env[key] = places[at] + value[len(at) :] if at else value
-        env |= {"PYTHONPATH": os.pathsep.join([home, *self.sites]), "HOME": home}
+        env |= {"PYTHONPATH": os.pathsep.join([home, *map(str, self.sites.of(box.packages, SITES))]), "HOME": home}
         if "/data" in places:
             env["NOESIS_VOLUME_ROOT"] = places["/data"]
         if "/project" in places:
             env["NOESIS_PROJECT"] = places["/project"]
-        return [sys.executable, "-S", "-m", "modal._container_entrypoint"], env, home
+        return [sys.executable, "-S", "-c", START], env, home
 
 
 def choose(folder: Path, wanted: str = "") -> Namespace | Plain:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fnmatch
 import os
 import secrets
 import shutil
@@ -14,7 +13,6 @@ import sys
 import tempfile
 import threading
 from collections import defaultdict, deque
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,41 +24,15 @@ from modal_proto import api_pb2
 from . import tasks as containers
 from .apps import App, Apps
 from .blobs import Mounts, Store
+from .faults import Fault, Faults
 from .functions import RESULT, Function, Functions, Input
+from .hub import Hub
 from .isolation import CHECKOUT, choose
 from .rpc import Call, Tokens, servicer
 from .tasks import Containers, Task
-from .volumes import Copy, Volumes
+from .volumes import Volumes
 
 ALPHABET = string.ascii_letters + string.digits
-
-
-@dataclass
-class Fault:
-    """Something bad that happens to a container of `function`, at the first of the given moments.
-
-    Attributes:
-        what: "preempt" (interrupt signal, time to go, the input runs again elsewhere) or "kill" (gone without a word; likewise).
-        after_commits: when the call's containers have committed so often, counted over all of its containers.
-        before_commit: as the commit of that number begins: nothing of it arrives.
-        after_seconds: so long after a container took its input.
-        log: when a printed line matches this regular expression.
-        file: when a file matching this pattern appears in a volume's copy in the container ("checkpoints/*/adapter_model*").
-        times: how often in all.
-    """
-
-    function: str
-    what: str = "preempt"
-    after_commits: int = 0
-    before_commit: int = 0
-    after_seconds: float = 0.0
-    log: str = ""
-    file: str = ""
-    times: int = 1
-    struck: int = 0
-
-    def applies(self, task: Task) -> bool:
-        return self.struck < self.times and fnmatch.fnmatch(task.function.name, self.function) and not task.preempted and task.alive
 
 
 class ControlPlane:
@@ -72,15 +44,28 @@ class ControlPlane:
         tasks: every container there was, by id.
         background_commits: also commit when a container ends, as the cloud does; off, so that a forgotten `commit()` shows.
         names_of_runs: `modal app logs NAME` finds apps of `modal run` too; off, since the service finds deployed apps only.
+        only_pinned: a container can import only what its image pins, what that requires, and what Modal brings.
+        extra_files: path in the container → text, beside what was uploaded ("/root/sitecustomize.py" runs before anything else).
+        hub: models that containers can download: `plane.hub.add("org/name", folder, gated=True)`, `plane.hub.accepted.add("hf_x")`.
         billing: rows for `modal billing report`, or None: refused, as on a Starter plan.
     """
 
-    def __init__(self, *, isolation: str = "", container_env: dict[str, str] | None = None, visible: list[Path] | None = None, keep: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        isolation: str = "",
+        container_env: dict[str, str] | None = None,
+        visible: list[Path] | None = None,
+        hidden: list[Path] | None = None,
+        keep: bool = False,
+    ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="modal-local-"))
         self.keep = keep
         self.isolation = choose(self.folder / "isolation", isolation)
         self.container_env = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | (container_env or {})
         self.visible = [Path(p) for p in visible or []]
+        self.hidden = [Path(p) for p in hidden or []]
+        self.only_pinned = True
         self.background_commits = False
         self.names_of_runs = False
         self.billing: list[dict[str, Any]] | None = None
@@ -88,7 +73,9 @@ class ControlPlane:
         self.max_containers = 4
         self.scaledown = 1.0  # seconds that an idle container waits for another input
         self.grace = 20.0  # seconds between the interrupt signal and SIGKILL
-        self.faults: list[Fault] = []
+        self.extra_files: dict[str, str] = {}
+        self.faults = Faults(self)
+        self.hub = Hub()
         self.calls: list[Call] = []
         self.empty = Empty()
         self.tokens = Tokens("ak-local", "as-local")
@@ -123,7 +110,7 @@ class ControlPlane:
     async def _main(self) -> None:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
         http = web.Application(client_max_size=2 * 1024**3)
-        http.add_routes(self.store.routes())
+        http.add_routes([*self.store.routes(), *self.hub.routes()])
         runner = web.AppRunner(http, access_log=None)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -189,7 +176,7 @@ class ControlPlane:
 
     def inject(self, fault: Fault) -> Fault:
         """Let this happen from now on."""
-        self.faults.append(fault)
+        self.faults.all.append(fault)
         return fault
 
     def definition(self, name: str) -> Function:
@@ -267,7 +254,7 @@ class ControlPlane:
         for task in self.tasks.values():
             if task.alive and waiting.id in task.inputs:
                 task.stopping = True
-                self.spawn(self._interrupt(task, self.grace))
+                self.spawn(self.faults.interrupt(task))
 
     async def _watch(self, task: Task, found: Input, attempt: int) -> None:
         """The time-out of an input, and faults that come by time or by file."""
@@ -275,11 +262,7 @@ class ControlPlane:
         began = loop.time()
         while task.alive and found.id in task.inputs and found.retry_count == attempt:
             elapsed = loop.time() - began
-            for fault in self.faults:
-                timed = fault.after_seconds and elapsed >= fault.after_seconds
-                seen = fault.file and any(any(c.folder.glob(fault.file)) for c in task.copies.values())
-                if (timed or seen) and fault.applies(task):
-                    self.strike(fault, task)
+            pause = self.faults.passing(task, elapsed)
             if elapsed >= task.function.timeout:
                 task.inputs.pop(found.id)
                 task.failed = task.stopping = True
@@ -287,44 +270,7 @@ class ControlPlane:
                 self.functions.finish(found, RESULT(status=RESULT.GENERIC_STATUS_TIMEOUT, exception=text), 0, task)
                 task.signal(signal.SIGKILL)
                 return
-            await asyncio.sleep(0.005 if any(f.file and f.applies(task) for f in self.faults) else 0.05)
-
-    # --- faults
-
-    def strike(self, fault: Fault, task: Task) -> None:
-        """Let the fault happen to this container."""
-        fault.struck += 1
-        task.preempted = True
-        if fault.what == "kill":
-            task.signal(signal.SIGKILL)
-        else:
-            self.spawn(self._interrupt(task, self.grace))
-
-    async def _interrupt(self, task: Task, grace: float) -> None:
-        task.signal(signal.SIGINT)
-        deadline = asyncio.get_running_loop().time() + grace
-        while task.alive and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.02)
-        task.signal(signal.SIGKILL)
-
-    async def faults_at_commit(self, task_id: str, copy: Copy) -> None:
-        """Called as a container begins to commit."""
-        task = self.tasks[task_id]
-        number = sum(t.commits for t in self.tasks_of(task.function.name)) + 1
-        for fault in self.faults:
-            if fault.before_commit and number >= fault.before_commit and fault.applies(task):
-                self.strike(fault, task)
-                if fault.what == "kill":
-                    await asyncio.sleep(3600)  # its process is gone; nothing of this commit arrives
-
-    def committed(self, task_id: str, copy: Copy) -> None:
-        """Called when a container has committed."""
-        task = self.tasks[task_id]
-        task.commits += 1
-        number = sum(t.commits for t in self.tasks_of(task.function.name))
-        for fault in self.faults:
-            if fault.after_commits and number >= fault.after_commits and fault.applies(task):
-                self.strike(fault, task)
+            await asyncio.sleep(pause)
 
     # --- ends
 
@@ -343,7 +289,7 @@ class ControlPlane:
         for task in self.running(app.id):
             task.stopping = True
             if task.inputs:
-                self.spawn(self._interrupt(task, self.grace))
+                self.spawn(self.faults.interrupt(task))
         self._settle(app)
 
     def stop_when_idle(self, app: App) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -18,6 +17,7 @@ from modal_proto import api_pb2
 
 from .functions import RESULT, Function, Input
 from .isolation import Box
+from .packages import named
 from .rpc import TASK_HEADER
 from .volumes import Copy
 
@@ -46,8 +46,6 @@ class Task:
     preempted: bool = False
     stopping: bool = False
     failed: bool = False
-    result: Any = None  # a failure while the app was imported
-    tail: str = ""
 
     @property
     def alive(self) -> bool:
@@ -83,7 +81,9 @@ class Task:
 def environment(plane: Any, task: Task) -> tuple[dict[str, str], str]:
     """The image's ENV, the secrets, and Modal's own variables; and the working folder."""
     definition = task.function.definition
-    env = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1", "TMPDIR": os.environ.get("TMPDIR", "/tmp")} | plane.container_env
+    env = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1", "TMPDIR": str(task.folder / "tmp")} | plane.container_env
+    if plane.hub.models:
+        env |= {"HF_ENDPOINT": f"{plane.store.url}/hub", "HF_HUB_OFFLINE": "0"}
     cwd = "/root"
     for line in plane.mounts.commands(definition.image_id):
         if line.startswith("ENV "):
@@ -115,11 +115,15 @@ def prepare(plane: Any, task: Task) -> tuple[list[str], dict[str, str], str]:
         mount.allow_background_commits = plane.background_commits
     files = task.folder / "files"
     (files / "root").mkdir(parents=True)
+    (task.folder / "tmp").mkdir()
     for path, (sha256_hex, mode) in plane.mounts.files_of(list(definition.mount_ids)).items():
         target = files / path.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(plane.store.path(sha256_hex), target)
         target.chmod(mode or 0o644)
+    for path, text in plane.extra_files.items():
+        (files / path.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
+        (files / path.lstrip("/")).write_text(text, encoding="utf-8")
     volumes = {}
     for mount in definition.volume_mounts:
         copy = Copy(plane.volumes.by_id[mount.volume_id], task.folder / "volumes" / mount.volume_id)
@@ -139,7 +143,8 @@ def prepare(plane: Any, task: Task) -> tuple[list[str], dict[str, str], str]:
     )
     (task.folder / "arguments.bin").write_bytes(arguments.SerializeToString())
     env, cwd = environment(plane, task)
-    return plane.isolation.command(Box(task.folder, files, volumes, env, cwd, plane.visible))
+    packages = named(plane.mounts.commands(definition.image_id)) if plane.only_pinned else frozenset()
+    return plane.isolation.command(Box(task.folder, files, volumes, env, cwd, packages, plane.visible, plane.hidden))
 
 
 async def run(plane: Any, task: Task) -> None:
@@ -198,9 +203,7 @@ def _log(plane: Any, app: Any, task: Task, text: str, descriptor: int) -> None:
     item = api_pb2.TaskLogs(data=text, timestamp=now, timestamp_ns=int(now * 1e9), file_descriptor=descriptor)
     app.logs.append(api_pb2.TaskLogsBatch(task_id=task.id, function_id=task.function.id, entry_id=str(len(app.logs) + 1), items=[item]))
     app.wake()
-    for fault in plane.faults:
-        if fault.log and fault.applies(task) and re.search(fault.log, text):
-            plane.strike(fault, task)
+    plane.faults.printed(task, text)
 
 
 class Containers:

@@ -1,5 +1,6 @@
 """A Modal app that uses what the project's uses, a line each: `modal run tests/modal_local/toy_app.py --what NAME`."""
 
+import importlib.util
 import os
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ secret = modal.Secret.from_name("toy-secret", required_keys=["TOY_KEY"])
 HERE = Path(__file__).resolve().parent
 image = (
     modal.Image.debian_slim(python_version="3.11")
-    .uv_pip_install("numpy==2.0")
+    .uv_pip_install("PyYAML==6.0.3")
     .env({"TOY_CACHE": "/cache/hub", "TOY_ENV": "a b"})
     .add_local_dir(HERE, "/project/toy")
 )
@@ -33,6 +34,7 @@ def look() -> dict:
         project = noesis.__file__
     except ImportError:
         project = ""
+    packages = {name: importlib.util.find_spec(name) is not None for name in ("yaml", "modal", "torch")}
     shipped = Path(os.environ.get("NOESIS_PROJECT", "/project")) / "toy" / "toy_app.py"
     files = sorted(p.relative_to(DATA).as_posix() for p in DATA.rglob("*"))
     return {
@@ -42,6 +44,7 @@ def look() -> dict:
         "shipped": shipped.is_file(),
         "files": files,
         "token": os.environ.get("MODAL_TOKEN_ID"),
+        "packages": packages,
     }
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
+import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -30,6 +32,7 @@ class Volume:
     folder: Path
     created_at: float = field(default_factory=time.time)
     commits: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)  # a commit is whole before anyone sees it
 
     def metadata(self) -> Any:
         return api_pb2.VolumeMetadata(version=self.version, name=self.name, creation_info=api_pb2.CreationInfo(created_at=self.created_at, created_by="tests"))
@@ -50,11 +53,12 @@ def signatures(folder: Path) -> dict[str, tuple[int, int, int]]:
     """Path → (inode, bytes, time of change in ns): what tells whether a file was written."""
     found = {}
     for path in folder.rglob("*"):
-        if not path.is_dir() or path.is_symlink():
-            stat = path.lstat()
-            found[path.relative_to(folder).as_posix()] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        elif not any(path.iterdir()):
-            found[path.relative_to(folder).as_posix() + "/"] = (0, 0, 0)
+        with contextlib.suppress(FileNotFoundError):  # the body goes on writing and removing meanwhile
+            if not path.is_dir() or path.is_symlink():
+                stat = path.lstat()
+                found[path.relative_to(folder).as_posix()] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+            elif not any(path.iterdir()):
+                found[path.relative_to(folder).as_posix() + "/"] = (0, 0, 0)
     return found
 
 
@@ -69,6 +73,10 @@ class Copy:
 
     def reload(self) -> None:
         """Show what is committed now; writes that were not committed are gone."""
+        with self.volume.lock:
+            self._show()
+
+    def _show(self) -> None:
         for entry in list(self.folder.iterdir()):
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         shutil.copytree(self.volume.folder, self.folder, symlinks=True, dirs_exist_ok=True)
@@ -80,6 +88,10 @@ class Copy:
         Returns:
             whether anything changed.
         """
+        with self.volume.lock:
+            return self._carry_over()
+
+    def _carry_over(self) -> bool:
         now = signatures(self.folder)
         changed = [path for path, signature in now.items() if self.base.get(path) != signature]
         gone = [path for path in self.base if path not in now]
@@ -96,7 +108,10 @@ class Copy:
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(f".{target.name}.commit")
-            shutil.copy2(source, part, follow_symlinks=False)
+            try:
+                shutil.copy2(source, part, follow_symlinks=False)
+            except FileNotFoundError:
+                continue  # removed since it was listed
             part.replace(target)
         for path in sorted((p.rpartition("/")[0] for p in gone), key=len, reverse=True):
             folder = self.volume.folder / path
@@ -255,10 +270,11 @@ class Volumes:
 
     async def VolumeCommit(self, request: Any, task_id: str) -> Any:
         copy = self._mounted(request.volume_id, task_id)
-        await self.plane.faults_at_commit(task_id, copy)
+        task = self.plane.tasks[task_id]
+        await self.plane.faults.committing(task)
         changed = await asyncio.to_thread(copy.commit)
         copy.volume.commits += changed
-        self.plane.committed(task_id, copy)
+        self.plane.faults.committed(task)
         return api_pb2.VolumeCommitResponse(skip_reload=True)
 
     async def VolumeReload(self, request: Any, task_id: str) -> Any:
