@@ -3,6 +3,6 @@
 App, volumes and functions are in src/noesis/cloud/app.py; they call the same stages as `noesis demo`.
 """
 
-from noesis.cloud.app import app, conduct, judge, judge_epoch, main, merge, train
+from noesis.cloud.app import answer_shard, app, conduct, judge, judge_epoch, main, merge, train
 
-__all__ = ["app", "conduct", "judge", "judge_epoch", "main", "merge", "train"]
+__all__ = ["answer_shard", "app", "conduct", "judge", "judge_epoch", "main", "merge", "train"]

@@ -28,7 +28,7 @@ from noesis.errors import DataError, RunError, UsageError
 
 GIVEN: dict = dict(  # noqa: C408  (as on the command line)
     epochs=3, test_only=False, merge_only=False, model="", method="", gpu="", gpus=0, max_usd=0.0, max_minutes=0.0, max_examples=0,
-    resume=False, fresh=False, gguf="", judge="", judge_secret="", gate=False,
+    resume=False, fresh=False, gguf="", judge="", judge_secret="", shards=0, gate=False,
 )  # fmt: skip
 SECTION = ModalSection()
 

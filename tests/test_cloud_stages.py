@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import judge_server as play
+from noesis.cloud import answering, judges, stages
 from noesis.cloud import conduct as order
-from noesis.cloud import judges, stages
 from noesis.cloud.request import Request
 from noesis.cloud.upload import exported_hashes
 from noesis.config import Project
@@ -50,6 +50,7 @@ def asked(place: stages.Place, tiny_model: Path, **more: object) -> dict:
 def in_process(place: stages.Place, calls: list[str]) -> order.Hands:
     """Calls that are done when they are started."""
     functions = {"train": stages.train, "judge": stages.judge, "judge_epoch": stages.judge_epoch, "merge": stages.merge}
+    functions["answer_shard"] = answering.answer_shard
     results: dict[str, dict] = {}
 
     def start(name: str, arguments: dict) -> str:
@@ -171,7 +172,13 @@ def test_all_answers_come_first_then_the_judge_is_served_and_ends(place: stages.
     monkeypatch.setenv(judges.COMMAND, f"{sys.executable} {double} {Path(play.__file__).parent}")
     assert "error" not in stages.train(place, asked(place, tiny_model, epochs=1), "call")
     request = asked(place, tiny_model, epochs=1, judges=("vllm:Qwen/Qwen2.5-7B-Instruct",))
-    result = stages.judge(place, request, False)
+    calls: list[str] = []
+    request |= {"shards": 3, "what": "test"}
+    done = order.conduct(Request.from_json(request), place.root, in_process(place, calls), "call-1", project=place.project)
+    assert ("error" in done, calls) == (False, ["answer_shard", "answer_shard", "judge"]), done  # 24 prompts are two chunks
+    stages_of_ledger = [entry["stage"] for entry in load_run(place.root).manifest["ledger"]]
+    assert stages_of_ledger.count("answers") == 2
+    result = load_run(place.root).result("trial")
     assert result["judges"][0]["name"] == "Qwen/Qwen2.5-7B-Instruct", result
     assert result["court"]["verdict"] == "UNDECIDED"  # it was never shown to be fit
     assert (place.root / "tribunal" / "verdicts.jsonl").is_file()

@@ -92,7 +92,7 @@ def trial(s: Session, project: Project, ask: Ask, *, again: bool = False, seated
         spending = Spending(max_usd=ask.max_usd)
         clients = seat(specs, section, spending, own=own)
         calibrations = [stored(calibrations_folder(project), client.identity, bench) for client in clients]
-        identity = sha256_json([s.model.revision, adapter, s.as_trained.lora.quantization.model_dump(), s.arithmetic])
+        identity = _identity(s, adapter)
         if ask.part != "dev":
             _log_locked(s.run.tribunal, folder, "trial")
         with opened(s.run.tribunal / "replies.sqlite") as cache:
@@ -135,6 +135,41 @@ def trial(s: Session, project: Project, ask: Ask, *, again: bool = False, seated
     _stamp_card(s)
     show(result)
     return result
+
+
+def answered(s: Session, project: Project, ask: Ask, prompts: Sequence[str]) -> dict[str, str]:
+    """What both models answer to some of a trial's prompts, as the trial keeps it; for machines that share a trial's answers."""
+    section, wanted = _section(s, project), set(prompts)
+    items = [item for item in spread(read_suite(tribunal_folder(project), ask.part), ask.prompts) if item.id in wanted]
+    kept = Kept()
+    identity = _identity(s, sha256_file(s.run.adapter() / "adapter_model.safetensors"))
+    generate = _answering(s, section, {})
+    for who in WHO:
+        answers(items, s.constitution, generate, kept, identity=identity, who=who, section=section, seed=s.config.training.seed)
+    return kept
+
+
+class Kept(dict[str, str]):
+    """Answers in memory, in the place of a trial's cache."""
+
+    def put_all(self, values: dict[str, str]) -> None:
+        self.update(values)
+
+
+def keep_answers(s: Session, found: dict[str, str]) -> None:
+    """Put answers that came from elsewhere where the trial of this run looks for them."""
+    with opened(s.run.tribunal / "replies.sqlite") as cache:
+        cache.put_all(found)
+
+
+def trial_prompts(project: Project, ask: Ask) -> list[str]:
+    """The ids of a trial's prompts, in order."""
+    return [item.id for item in spread(read_suite(tribunal_folder(project), ask.part), ask.prompts)]
+
+
+def _identity(s: Session, adapter: str) -> str:
+    """What decides the answers of both models, besides prompt and seed."""
+    return sha256_json([s.model.revision, adapter, s.as_trained.lora.quantization.model_dump(), s.arithmetic])
 
 
 def court_of(summary: dict[str, Any], section: TribunalSection) -> dict[str, Any]:

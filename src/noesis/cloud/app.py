@@ -13,8 +13,8 @@ from typing import Any
 
 import modal
 
+from noesis.cloud import answering, stages
 from noesis.cloud import conduct as order
-from noesis.cloud import stages
 from noesis.cloud.request import LOCAL_JUDGE, Request, card_to_rent
 from noesis.cloud.talk import begin
 from noesis.config import Project, TrainingFile, load_config
@@ -109,6 +109,12 @@ def judge(request: dict[str, Any], again: bool = False) -> dict[str, Any]:
     return stages.judge(_place(), request, again)
 
 
+@app.function(gpu=list(settings.modal.judge_gpu), **_machine(JUDGE_MACHINE))
+def answer_shard(request: dict[str, Any], index: int) -> dict[str, Any]:
+    """Every n-th prompt of the trial, answered by base and tuned model."""
+    return answering.answer_shard(_place(), request, index)
+
+
 @app.function(ephemeral_disk=512 * GIB, **_machine(MERGE_MACHINE))
 def merge(request: dict[str, Any], again: bool = False) -> dict[str, Any]:
     """One model, its GGUF files, the report."""
@@ -120,7 +126,7 @@ def conduct(request: dict[str, Any], secrets: list[str]) -> dict[str, Any]:
     """Everything, in order; `secrets`: names of those that the others need."""
     asked, place = Request.from_json(request), _place()
     gpu = card_to_rent(asked, settings.modal)
-    functions = {"train": train, "judge_epoch": judge_epoch, "judge": judge, "merge": merge}
+    functions = {"train": train, "judge_epoch": judge_epoch, "answer_shard": answer_shard, "judge": judge, "merge": merge}
     bound = {name: _bound(function, secrets, gpu if name == "train" else None) for name, function in functions.items()}
 
     def start(name: str, arguments: dict[str, Any]) -> str:
@@ -135,7 +141,7 @@ def conduct(request: dict[str, Any], secrets: list[str]) -> dict[str, Any]:
             return {"error": f"{type(error).__name__}: {error}; what was finished is kept, and the same command goes on from there", "code": 1}
 
     hands = order.Hands(start, result, place.reload, place.commit)
-    return stages.at_work(place, lambda: order.conduct(asked, ROOT, hands, modal.current_function_call_id() or "here"))
+    return stages.at_work(place, lambda: order.conduct(asked, ROOT, hands, modal.current_function_call_id() or "here", project=place.project))
 
 
 def _bound(function: Any, secrets: list[str], gpu: str | None = None) -> Any:
@@ -164,6 +170,7 @@ def main(
     gguf: str = "",
     judge: str = "",
     judge_secret: str = "",
+    shards: int = 0,
     gate: bool = False,
 ) -> None:
     """Plan, quote, train, judge after each epoch, merge. Exit code 5: stopped at the cap (90 USD, or --max-usd); with --gate also 3 and 4, the verdict's."""

@@ -16,8 +16,9 @@ from typing import Any
 from noesis.cloud.lease import FOLDER, Lease
 from noesis.cloud.request import Request
 from noesis.cloud.summary import OPENED, SUMMARY, summary_lines
+from noesis.config import Project
 from noesis.console import say
-from noesis.errors import CapError
+from noesis.errors import CapError, RunError
 from noesis.files import write_text
 
 POLL_S = 10.0
@@ -38,7 +39,7 @@ class Hands:
     sleep: Callable[[float], None] = time.sleep
 
 
-def conduct(request: Request, root: Path, hands: Hands, holder: str) -> Result:
+def conduct(request: Request, root: Path, hands: Hands, holder: str, *, project: Project | None = None) -> Result:
     """The whole of what was asked for.
 
     Returns:
@@ -49,7 +50,7 @@ def conduct(request: Request, root: Path, hands: Hands, holder: str) -> Result:
     lease.take()
     leaving = True
     try:
-        done = _work(request, root, hands, lease)
+        done = _work(request, root, hands, lease, project)
         hands.reload()
         if "error" not in done:
             done |= {"lines": summary_lines(root)}
@@ -60,7 +61,7 @@ def conduct(request: Request, root: Path, hands: Hands, holder: str) -> Result:
         lease.release(leaving=leaving)
 
 
-def _work(request: Request, root: Path, hands: Hands, lease: Lease) -> Result:
+def _work(request: Request, root: Path, hands: Hands, lease: Lease, project: Project | None) -> Result:
     asked = request.as_json()
     beside = Beside(root, hands, lease, request.epochs)
     if request.what == "all":
@@ -69,6 +70,8 @@ def _work(request: Request, root: Path, hands: Hands, lease: Lease) -> Result:
             return done
         beside.look()  # what a short training left since
     verdict = None
+    if request.what != "merge" and request.shards > 1 and request.judges and project is not None:
+        _answer_in_shards(request, root, project, hands, lease)
     if request.what != "merge":
         done = wait(hands, lease, "judge", {"request": asked, "again": request.what == "test"}, meanwhile=beside.look)
         if "error" in done:
@@ -80,6 +83,29 @@ def _work(request: Request, root: Path, hands: Hands, lease: Lease) -> Result:
         if "error" in done:
             return done
     return {"code": VERDICTS.get(verdict, 4) if request.gate and verdict is not None else 0, "verdict": verdict}
+
+
+def _answer_in_shards(request: Request, root: Path, project: Project, hands: Hands, lease: Lease) -> None:
+    """Base and tuned model answer the trial's prompts on so many machines; the judging container answers itself what is lost for good."""
+    from noesis.cloud.answering import trial_shards
+    from noesis.cloud.shards import map_shards
+
+    shards, chunks = trial_shards(root, project, request)
+    asked = request.as_json()
+
+    def spread(indices: list[int]) -> list[Any]:
+        for i in indices:  # all of them are started before any is waited for
+            if f"shard_{i}" not in lease.calls:
+                lease.note(f"shard_{i}", hands.start("answer_shard", {"request": asked, "index": i}))
+        found = [wait(hands, lease, f"shard_{i}", {}) for i in indices]
+        for i in indices:
+            lease.forget(f"shard_{i}")
+        return [RunError(str(result["error"])) if "error" in result else result for result in found]
+
+    try:
+        map_shards(shards, chunks, spread, hands.reload)
+    except RunError as error:
+        say(f"  {error}")
 
 
 def wait(hands: Hands, lease: Lease, name: str, arguments: dict[str, Any], *, meanwhile: Callable[[], None] = lambda: None) -> Result:

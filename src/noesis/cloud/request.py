@@ -33,6 +33,7 @@ class Request:
     gguf: tuple[str, ...] = ()
     judges: tuple[str, ...] = ()
     judge_secret: str | None = None
+    shards: int = 1  # machines that share the trial's answers
     gate: bool = False
     uploaded: dict[str, str] | None = None  # hashes of train and eval as exported here; None: there is no export here
 
@@ -73,6 +74,7 @@ def checked(
     gguf: str,
     judge: str,
     judge_secret: str,
+    shards: int,
     gate: bool,
 ) -> Request:
     """The options of the command line as a request; 0 and '' mean not given.
@@ -86,7 +88,7 @@ def checked(
         raise UsageError("--resume goes on with a run and --fresh begins one: give one of them")
     if epochs < 1:
         raise UsageError(f"--epochs {epochs}: at least 1")
-    for name, number in (("--gpus", gpus), ("--max-usd", max_usd), ("--max-minutes", max_minutes), ("--max-examples", max_examples)):
+    for name, number in (("--shards", shards), ("--gpus", gpus), ("--max-usd", max_usd), ("--max-minutes", max_minutes), ("--max-examples", max_examples)):
         if number < 0:
             raise UsageError(f"{name} {number:g} is below 0")
     if gpus > MOST_CARDS:
@@ -113,6 +115,7 @@ def checked(
         gguf=tuple(dict.fromkeys(gguf.split(","))) if gguf else (),
         judges=judges,
         judge_secret=judge_secret or section.judge_secret,
+        shards=max(shards, 1),
         gate=gate,
     )
 

@@ -1,6 +1,6 @@
 """A stage over many prompts on many machines at once, in shards that survive the loss of any of them.
 
-Shard i of n takes the items i, i + n, i + 2n, …, and leaves one file, written whole: `shards/<name>-<key>/i-of-n.json`. What is there is
+Shard i of n takes the items i, i + n, i + 2n, …, and leaves one file, written whole: `tribunal/shards/<name>-<key>/i-of-n.json`. What is there is
 not done again; a shard that was lost is tried again, alone. The key is a hash of what decides the results, so that other items or settings
 find nothing of this.
 """
@@ -17,12 +17,12 @@ from noesis.console import say
 from noesis.errors import RunError
 from noesis.files import sha256_json, write_json
 
-FOLDER = "shards"
+FOLDER = "tribunal/shards"
 ROUNDS = 3  # that a shard gets, its first included
 
 T = TypeVar("T")
 Rows = list[Any]
-# Runs a shard function for each index, on machines of its own (`Function.map(…, return_exceptions=True)`): results or exceptions, in order.
+# Runs a shard function for each index, on machines of its own: results or exceptions, in order (as `Function.map(…, return_exceptions=True)`).
 Spread = Callable[[list[int]], Iterable[Any]]
 
 

@@ -110,6 +110,7 @@ def judge_epoch(place: Place, epoch: int) -> Result:
 def judge(place: Place, asked: dict[str, Any], again: bool) -> Result:
     """Judge the checkpoint that the run chose: on the held-out examples, and before the Tribunal where judges are seated."""
     from noesis import pipeline, sessions
+    from noesis.cloud.answering import take_answers
 
     request = Request.from_json(asked)
 
@@ -119,6 +120,8 @@ def judge(place: Place, asked: dict[str, Any], again: bool) -> Result:
             s = sessions.session_of(run.path)
             result = pipeline.judge(s, again=again)
             if request.judges:
+                if request.shards > 1:
+                    take_answers(s, place.root, place.project, request)
                 result = judged_by(s, place.project, request, again=again) or result
             return dict(result)
 
