@@ -13,6 +13,7 @@ import pytest
 
 from conftest import ROOT
 from noesis.cloud import conduct as order
+from noesis.cloud import stages
 from noesis.cloud.far import Entry, safe_name
 from noesis.cloud.lease import FOLDER, LASTS_S, LEAVING_S, Lease
 from noesis.cloud.offer import offer
@@ -327,6 +328,30 @@ def test_costs_by_stage_and_how_often_it_was_taken_away():
     assert "2.5000 USD   quoted 2.00" in lines[0]
     assert "3.0000 USD   quoted 2.10" in lines[-1]
     assert taken_away(manifest) == ["  training was taken away 3 times and went on each time"]
+
+
+def test_what_goes_wrong_in_a_container_is_a_result_and_what_takes_it_away_is_not(tmp_path: Path):
+    done: list[str] = []
+    place = stages.Place(tmp_path, Project(ROOT), lambda: done.append("reload"), lambda: done.append("commit"), lambda: done.append("keep"))
+
+    def raises(error: BaseException):
+        def work() -> dict:
+            raise error
+
+        return work
+
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    for error in (MemoryError(), OutOfMemoryError("CUDA out of memory")):
+        said = stages.at_work(place, raises(error))["error"]
+        assert "per_device_train_batch_size: 1 and gradient_accumulation_steps: 8" in said
+    assert stages.at_work(place, raises(UsageError("x"))) == {"error": "x", "code": 2, "capped": False}
+    assert "modal app logs" in stages.at_work(place, raises(ZeroDivisionError("y")))["error"]
+    done.clear()
+    with pytest.raises(KeyboardInterrupt):
+        stages.at_work(place, raises(KeyboardInterrupt()))
+    assert done == ["reload", "commit", "keep"]
 
 
 # --- shards

@@ -24,9 +24,14 @@ from noesis.cloud.staging import HEAVY, Staging, published
 from noesis.cloud.summary import OPENED, epochs_judged
 from noesis.cloud.upload import require_upload
 from noesis.config import Project, load_config
-from noesis.errors import NoesisError, RunError
+from noesis.errors import NoesisError, RunError, TrainingError
 from noesis.files import sha256_file, write_json
 from noesis.run import Run, load_run
+
+NO_MEMORY = (
+    "Out of memory: in training_config.yaml set per_device_train_batch_size: 1 and gradient_accumulation_steps: 8, or take a larger card, "
+    "for example --gpu A100-80GB (modal: judge_gpu for judging)"
+)
 
 
 @dataclass(frozen=True)
@@ -159,6 +164,8 @@ def at_work(place: Place, work: Callable[[], Result]) -> Result:
         return failed(error)
     except Exception as error:
         traceback.print_exc()
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a card
+            return failed(TrainingError(NO_MEMORY))
         return failed(RunError(f"{type(error).__name__}: {error} (its traceback is in  modal app logs)"))
     finally:
         place.commit()
