@@ -49,6 +49,7 @@ SMALLER = {  # in training_config.yaml and lora_config.yaml of the clone: shorte
     r"^  max_new_tokens: \d+": "  max_new_tokens: 8",
     r"^  quantizations: .*": "  quantizations: [f16]",
     r"^  judges: .*": "  judges: []",
+    r"^save_every: \S+": "save_every: 1 steps",
     r"^  eval_examples: \d+": "  eval_examples: 3",
     r"^r: \d+": "r: 4",
     r"^lora_alpha: \d+": "lora_alpha: 8",
@@ -306,6 +307,7 @@ def test_too_little_memory_names_the_two_keys(make_cloud) -> None:
 
 def test_ctrl_c_then_the_cap_then_more_money_and_it_goes_on(make_cloud) -> None:
     cloud = make_cloud()
+    cloud.plane.extra_files["/root/sitecustomize.py"] = patch("noesis.cloud.lease", "module.LEAVING_S = 3.0")  # the next command waits so long
     first = cloud.plane.start(*RUN, "--epochs", "2", cwd=cloud.clone, env=cloud.env)
     wait(lambda: any(steps_taken(t) for t in cloud.plane.tasks_of("train")), 120)
     os.kill(first.pid, signal.SIGINT)

@@ -165,7 +165,7 @@ class Apps:
         answer = api_pb2.AppGetTimeRangeStatsResponse(since=request.since, until=request.until, lifecycle=app.lifecycle())
         for tag, function_id in app.function_ids.items():
             calls, failed = self.plane.functions.counts(function_id)
-            containers = [t for t in self.plane.tasks.values() if t.function.id == function_id]
+            containers = [t for t in self.plane.tasks.values() if function_id in (t.function.id, t.function.base_id)]
             one = answer.functions.by_name[tag]
             one.object_id = function_id
             for counts in (one.counts, answer.functions.total):
