@@ -244,7 +244,7 @@ class Plays:
     def start(self, name: str, arguments: dict) -> str:
         self.started.append(name if name != "judge_epoch" else f"judge epoch_{arguments['epoch']}")
         if name == "train":
-            (self.root / FOLDER / order.OPENED).write_text(json.dumps({"ticket": arguments["ticket"]}), encoding="utf-8")
+            (self.root / FOLDER / order.OPENED).write_text(json.dumps({"ticket": arguments["ticket"], "epochs": 3, "starts": 1}), encoding="utf-8")
         return f"{name}-{len(self.started)}"
 
     def result(self, call: str, seconds: float) -> dict | None:
