@@ -319,6 +319,12 @@ def test_the_quote_names_every_part_and_the_parts_add_up():
     assert "trial" not in few and "judge 1 epoch" not in few
 
 
+def test_cards_that_would_be_paid_for_and_not_used_are_refused():
+    request = asked(method="sft+dpo", gpus=2)
+    with pytest.raises(UsageError, match="runs on one card"):
+        offer(Project(ROOT), load_config(Project(ROOT), request.overrides()), request, SECTION)
+
+
 def test_costs_by_stage_and_how_often_it_was_taken_away():
     entry = {"usd": 0.5, "seconds": 900.0, "ended": "done"}
     ledger = [entry | {"stage": "train", "ended": e} for e in ("killed", "interrupted", "interrupted", "capped", "done")] + [entry | {"stage": "merge"}]
