@@ -44,7 +44,7 @@ SKIPPED = ("judge", "gguf", "report")  # no later stage needs them
 STRACE = shutil.which("strace") is not None
 PYTHON_CALLS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
 MOMENTS = ("forward", "backward", "optimizer")
-STAGES = ("export", "plan", "train", "judge", "merge", "gguf", "report")
+STAGES = ("export", "plan", "train", "choose", "judge", "merge", "gguf", "report")
 OVERRIDES: dict[str, Any] = {
     "lora.r": 4,
     "lora.lora_alpha": 8,

@@ -244,7 +244,7 @@ class Plays:
     def start(self, name: str, arguments: dict) -> str:
         self.started.append(name if name != "judge_epoch" else f"judge epoch_{arguments['epoch']}")
         if name == "train":
-            (self.root / FOLDER / order.OPENED).write_text(json.dumps({"ticket": arguments["ticket"]}), encoding="utf-8")
+            (self.root / FOLDER / order.OPENED).write_text(json.dumps({"ticket": arguments["ticket"], "epochs": 3, "starts": 1}), encoding="utf-8")
         return f"{name}-{len(self.started)}"
 
     def result(self, call: str, seconds: float) -> dict | None:
@@ -317,6 +317,12 @@ def test_the_quote_names_every_part_and_the_parts_add_up():
     assert whole == pytest.approx(sum(costs), abs=0.05)
     few = "\n".join(offer(project, load_config(project, asked(epochs=1, judge="none").overrides()), asked(epochs=1, judge="none"), SECTION))
     assert "trial" not in few and "judge 1 epoch" not in few
+
+
+def test_cards_that_would_be_paid_for_and_not_used_are_refused():
+    request = asked(method="sft+dpo", gpus=2)
+    with pytest.raises(UsageError, match="runs on one card"):
+        offer(Project(ROOT), load_config(Project(ROOT), request.overrides()), request, SECTION)
 
 
 def test_costs_by_stage_and_how_often_it_was_taken_away():

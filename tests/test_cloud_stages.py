@@ -64,7 +64,7 @@ def in_process(place: stages.Place, calls: list[str]) -> order.Hands:
 def test_a_whole_run_on_a_volume_and_a_longer_one_after_it(place: stages.Place, tiny_model: Path):
     calls: list[str] = []
     done = order.conduct(Request.from_json(asked(place, tiny_model)), place.root, in_process(place, calls), "call-1")
-    assert (done["code"], done["verdict"], calls) == (0, "UNDECIDED", ["train", "judge", "merge"]), done
+    assert (done["code"], done["verdict"], calls) == (0, "UNDECIDED", ["train", "judge_epoch", "judge", "merge"]), done
     for file in (
         "checkpoints/epoch_0/adapter_model.safetensors",
         "checkpoints/epoch_1/adapter_model.safetensors",
@@ -72,6 +72,7 @@ def test_a_whole_run_on_a_volume_and_a_longer_one_after_it(place: stages.Place, 
         "gguf/parity.json",
         "report.html",
         "tribunal/summary.json",
+        "tribunal/epochs/epoch_0.json",
         "summary.txt",
     ):
         assert (place.root / file).is_file(), file

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,25 @@ def test_a_file_that_is_no_model_is_said(tmp_path: Path):
     (tmp_path / "x.gguf").write_bytes(b"GGUF nothing")
     with pytest.raises(ModelError, match="can't load the judge"):
         LocalJudge(tmp_path / "x.gguf")
+
+
+STOPPED = """
+import os, signal, sys, threading, time
+from noesis import interrupt
+from noesis.cli import main
+def kill():
+    while not interrupt._native:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    print("in llama.cpp", flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=kill, daemon=True).start()
+sys.argv = ["noesis", "tribunal", "calibrate", "--pairs", "1", "--project", sys.argv[1], "--judge", "gguf:" + sys.argv[2]]
+main()
+"""
+
+
+def test_sigterm_does_not_wait_for_llama_cpp(tmp_path: Path):
+    """It hung: Python joined the thread that was in llama.cpp, for the minutes that a long prompt takes a slow processor."""
+    ended = subprocess.run([sys.executable, "-c", STOPPED, str(ROOT), str(embedded_gguf())], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, "in llama.cpp" in ended.stdout) == (143, True), ended.stderr[-500:]

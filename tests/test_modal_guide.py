@@ -73,7 +73,7 @@ def test_each_command_of_the_guide_works_in_its_order(tmp_path: Path, tiny_model
             assert words in trained, words
         assert "Close this terminal" not in trained
         assert "the one exported here" not in said["noesis cloud doctor"].split("data set on the volume")[0]
-        assert "done; done: export, plan, train, judge, merge, gguf, report" in said["noesis cloud watch --once"]
+        assert "done; done: export, plan, train, choose, judge, merge, gguf, report" in said["noesis cloud watch --once"]
         assert "metered" in said["noesis cloud cost"]
 
         # pulled again, only what no hash is known of is copied; a broken file is copied again

@@ -37,7 +37,7 @@ def run_all(project: Project, model: Path, path: Path, **overrides: object):
 
     config = load_config(project, OVERRIDES | {"training.model": str(model), "training.data.language": "en"} | overrides)
     s = sessions.new_session(project, config, path, sessions.from_sources(project, config))
-    pipeline.run_stages(s, first=1, total=6)
+    pipeline.run_stages(s, first=1, total=7)
     return s
 
 
@@ -46,7 +46,9 @@ def test_every_stage_runs_and_a_second_time_none_does(
 ):
     s = run_all(small_project, tiny_model, tmp_path / "run")
     stages = s.run.manifest["stages"]
-    assert {name: entry["status"] for name, entry in stages.items()} == dict.fromkeys(("export", "plan", "train", "judge", "merge", "gguf", "report"), "done")
+    assert {name: entry["status"] for name, entry in stages.items()} == dict.fromkeys(
+        ("export", "plan", "train", "choose", "judge", "merge", "gguf", "report"), "done"
+    )
     judged = s.run.result("judge")
     assert judged["preference"]["tuned"]["held_out_loss"] < judged["preference"]["base"]["held_out_loss"]
     assert judged["court"]["verdict"] == "UNDECIDED"
@@ -60,7 +62,7 @@ def test_every_stage_runs_and_a_second_time_none_does(
 
     capsys.readouterr()
     again = run_all(small_project, tiny_model, tmp_path / "run")
-    assert capsys.readouterr().out.count("already done") == 6  # all but the report
+    assert capsys.readouterr().out.count("already done") == 7  # all but the report
     assert {n: o["sha256"] for e in again.run.manifest["stages"].values() for n, o in e["outputs"].items() if n != "report.html"} == {
         n: h for n, h in hashes.items() if n != "report.html"
     }

@@ -322,11 +322,11 @@ def test_packing_and_padding_by_hand():
 @pytest.mark.parametrize("language", ["pt", "en"])
 def test_the_ratio_of_smollm2_is_that_of_its_tokenizer(language: str):
     from noesis.models import find_model
-    from noesis.train.ahead import rows_of
+    from noesis.train.phases import material_of
 
     config, constitution = settings(**{"training.data.language": language}), load_constitution(Project(ROOT).constitution)
     train, _ = sessions.from_sources(Project(ROOT), config)
-    exact = rows_of(config, find_model("smollm2").path, train, constitution)
+    exact = material_of(config, find_model("smollm2").path, train, constitution).rows
     ratio = known_model("smollm2").ratio
     guess = estimate(train, constitution, ratio, include_critique=False)
     assert guess.tokens == pytest.approx(sum(len(r.input_ids) for r in exact), rel=ratio.plus_minus)

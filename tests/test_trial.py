@@ -75,7 +75,7 @@ def run_trial(
     generate = generate or answers_of(quality)
     with play.JudgeServer(part or play.good()) as server, opened(folder / "r.sqlite") as cache:
         client = Endpoint(parse_spec(f"openai:{server.url}:scripted"), SECTION, Spending())
-        heard = hold(items or suite(), CONSTITUTION, generate, Seats(BENCH, [client], cache), SECTION, identity="x", seed=7)
+        heard = hold(items or suite(), CONSTITUTION, generate, Seats(BENCH, [client], cache), SECTION, identity={"base": "b", "tuned": "t"}, seed=7)
     return heard, summarise(heard, SECTION, unfit=unfit), generate, server
 
 

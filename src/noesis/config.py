@@ -6,7 +6,6 @@ nearest known one; contradictions between the files are refused too. Command-lin
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from noesis.errors import ConfigError, UsageError
 from noesis.files import sha256_json
-from noesis.yaml_file import read_yaml
+from noesis.yaml_file import complaint, read_yaml
 
 Language = Literal["pt", "en", "both"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -79,6 +78,24 @@ class ConstitutionalSection(_Frozen):
     include_critique: bool = False
 
 
+class DpoSection(_Frozen):
+    """Preference training (`method: dpo` and `sft+dpo`): Rafailov et al., arXiv 2305.18290, with a small likelihood term on the chosen answer."""
+
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 5e-5
+    epochs: Count = 2
+    nll_weight: Annotated[float, Field(ge=0)] = 0.1
+    reference: Literal["start", "base"] = "start"  # what rewards are measured against: the model as this training finds it, or the adapter switched off
+    pairs: str | None = None  # a JSONL file of pairs besides the hand-written ones, relative to the project
+
+
+class ReplaySection(_Frozen):
+    """General instruction rows among the examples of SFT, against forgetting."""
+
+    file: str | None = None  # JSONL, relative to the project
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of all rows trained on
+
+
 class JudgeWeights(_Frozen):
     """Weight of each judge in the mean; they add up to 1."""
 
@@ -108,6 +125,7 @@ class TribunalSection(_Frozen):
     )
     max_forgetting: Fraction = 0.05  # most that the share of right answers to keyed items may fall, base to tuned
     min_prompts: Count = 20  # below this no interval is trusted
+    judges: tuple[str, ...] = ()  # as --judge says them; those that choose the checkpoint and judge it where none is named
     answers: Annotated[int, Field(ge=0)] = 6
     max_new_tokens: Count = 200
     samples: Count = 2  # answers of each model to each prompt, at fixed seeds
@@ -172,6 +190,7 @@ class TrainingFile(_Frozen):
     model: str = "smollm2"
     revision: str | None = None
     output_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "noesis-philosopher-v1"
+    method: Literal["sft", "dpo", "sft+dpo"] = "sft"
     num_train_epochs: Count = 3
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-4
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
@@ -191,10 +210,25 @@ class TrainingFile(_Frozen):
     packing: AutoOrBool = "auto"
     data: DataSection
     constitutional_ai: ConstitutionalSection = ConstitutionalSection()
+    dpo: DpoSection = DpoSection()
+    replay: ReplaySection = ReplaySection()
     tribunal: TribunalSection = TribunalSection()
     gguf: GgufSection = GgufSection()
     demo: DemoSection = DemoSection()
     modal: ModalSection = ModalSection()
+
+    @property
+    def epochs(self) -> int:
+        """Of the training that leaves the run's adapters."""
+        return self.num_train_epochs if self.method == "sft" else self.dpo.epochs
+
+    @model_validator(mode="after")
+    def _method_fits(self) -> TrainingFile:
+        if self.method != "sft" and self.engine == "unsloth":
+            raise ValueError(f"method: {self.method} and engine: unsloth don't go together: Unsloth trains by method: sft only; set engine: noesis")
+        if self.method == "dpo" and self.replay.file is not None:
+            raise ValueError("replay.file belongs to SFT and method: dpo has none: set method: sft+dpo, or replay.file: null")
+        return self
 
     @property
     def saving(self) -> SaveEvery:
@@ -237,6 +271,13 @@ class Config(_Frozen):
         settings = self.model_dump(mode="json")
         for key in ("demo", "gguf", "tribunal", "modal", "output_name", "engine", "gradient_checkpointing", "compile", "packing", "save_every", "budget"):
             settings["training"].pop(key)
+        training = settings["training"]
+        if training["method"] == "sft":
+            del training["method"], training["dpo"]
+        else:
+            del training["dpo"]["pairs"]  # what is in the file decides, and is in the data's hash
+        if training["replay"].pop("file") is None or self.training.method == "dpo":
+            del training["replay"]
         if self.training.precision == "auto":  # the plan's choice, recorded there
             settings["training"].pop("precision")
         return settings
@@ -350,28 +391,4 @@ def _validate(model: type[M], raw: dict[str, Any], path: Path) -> M:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(_explain(model, error, path)) from None
-
-
-def _explain(model: type[BaseModel], error: ValidationError, path: Path) -> str:
-    """The first complaint of pydantic in the words of this project."""
-    first = min(error.errors(), key=lambda e: e["type"] == "missing")  # a misspelt key explains a missing one
-    dotted = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = _keys_at(model, first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
-        return f"{path}: unknown key {dotted!r}; {hint}"
-    if first["type"] == "missing":
-        return f"{path}: the key {dotted!r} is missing"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{path}: {dotted + ' = ' + repr(first['input']) + ': ' if dotted else ''}{message}"
-
-
-def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    for part in location:
-        inner = model.model_fields[str(part)].annotation
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        model = inner
-    return list(model.model_fields)
+        raise ConfigError(complaint(model, error, path)) from None

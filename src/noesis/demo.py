@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,25 @@ from noesis.constitution.tokenizer import load_tokenizer
 from noesis.data.export import check_sources
 from noesis.device import detect
 from noesis.files import sha256_json, write_json
+from noesis.judging import Ask, checkpoint_hearing, live_pairs, show_live, trial
 from noesis.models import find_model
-from noesis.pipeline import run_stages
+from noesis.pipeline import report, run_stages
 from noesis.run import Run
 from noesis.sessions import Records, Session, from_sources, new_session
 from noesis.train.plan import choose_for_demo, read_shape
 from noesis.train.rows import training_rows
 
 
-def demo(project: Project, path: Path, *, quick: bool = False, fresh: bool = False, max_usd: float | None = None, max_minutes: float | None = None) -> Session:
+def demo(
+    project: Project,
+    path: Path,
+    *,
+    quick: bool = False,
+    fresh: bool = False,
+    judges: Sequence[str] | None = None,
+    max_usd: float | None = None,
+    max_minutes: float | None = None,
+) -> Session:
     """The whole pipeline on the embedded model, in minutes on two cores."""
     base = load_config(project)
     d = base.training.demo
@@ -38,21 +49,24 @@ def demo(project: Project, path: Path, *, quick: bool = False, fresh: bool = Fal
         },
     )
 
-    heading(1, 7, "validate and export", "every example checked, some held out")
+    heading(1, 8, "validate and export", "every example checked, some held out")
     _check_other_languages(project, config)
     data = from_sources(project, config)
     with Run(path, {}).locked():
         config, choice = _demo_choice(config, data, project, path, quick=quick, fresh=fresh)
         s = new_session(project, config, path, data, fresh=fresh)
         write_json(path / "demo.json", choice)
-        run_stages(s, first=2, total=7)
+        hear = checkpoint_hearing(s, project, judges)
+        run_stages(s, first=2, total=8, hear=hear)
+        if hear:
+            trial(s, project, Ask(tuple(judges or s.config.training.tribunal.judges)))
+            report(s)
         _embedded_judge(s, project)
     return s
 
 
 def _embedded_judge(s: Session, project: Project) -> None:
     """Why no verdict: the embedded model in the judge's chair, shown to be unfit."""
-    from noesis.judging import live_pairs, show_live
     from noesis.models import EMBEDDED, embedded_gguf
 
     if s.config.training.model != EMBEDDED:

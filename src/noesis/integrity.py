@@ -9,18 +9,23 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from noesis.choosing import BASE
 from noesis.constitution.document import load_constitution
 from noesis.data.load import read_examples
+from noesis.data.preferences import data_hash, stored
 from noesis.data.statistics import describe
 from noesis.errors import NoesisError
-from noesis.files import sha256_file, sha256_json
+from noesis.files import sha256_file
 from noesis.meter import total
 from noesis.models import find_model, find_tokenizer
 from noesis.run import NEEDS, STAGES, Run, digest
-from noesis.train.ahead import rows_of
-from noesis.train.checkpoint import objection, saved
+from noesis.train.checkpoint import objection
+from noesis.train.phases import material_of, states
 from noesis.train.recorder import read_metrics
+from noesis.tribunal.court import opinion
+from noesis.tribunal.preference import compare
 from noesis.tribunal.screen import tally
+from noesis.tribunal.verdict import from_json
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def _data(run: Run) -> str | None:
     if constitution.digest() != run.manifest["identity"]["constitution_sha256"]:
         return "data/constitution.yaml is another constitution than the manifest's"
     records = [read_examples(run.data / f"{part}.jsonl", constitution) for part in ("train", "eval")]
-    same = sha256_json(records) == run.manifest["identity"]["dataset_sha256"]
+    same = data_hash(records[0], records[1], stored(run.data)) == run.manifest["identity"]["dataset_sha256"]
     return None if same else "data/train.jsonl and eval.jsonl are other examples than the manifest's"
 
 
@@ -111,8 +116,7 @@ def _tokens(run: Run) -> str | None:
     if plan is None or folder is None:
         return None
     constitution = load_constitution(run.data / "constitution.yaml")
-    rows = rows_of(config, folder, read_examples(run.data / "train.jsonl", constitution), constitution)
-    tokens = sum(len(row.input_ids) for row in rows)
+    tokens = material_of(config, folder, read_examples(run.data / "train.jsonl", constitution), constitution, besides=stored(run.data)).tokens
     return None if tokens == plan["tokens_per_epoch"] else f"the examples have {tokens} tokens, the plan says {plan['tokens_per_epoch']}"
 
 
@@ -120,6 +124,11 @@ def _training(run: Run) -> str | None:
     result = run.result("train")
     if result is None or run.manifest["stages"]["train"]["status"] != "done":
         return None
+    first = result.get("sft")
+    if first is not None:
+        steps = len(read_metrics(run.checkpoints / "sft" / "metrics.jsonl"))
+        if steps != first["steps"]:
+            return f"checkpoints/sft/metrics.jsonl has {steps} steps, the manifest {first['steps']}"
     lines = read_metrics(run.metrics)
     told = (result["steps"], result["first_loss"], result["final_loss"])
     found = (len(lines), lines[0]["loss"], lines[-1]["loss"]) if lines else (0, None, None)
@@ -127,7 +136,7 @@ def _training(run: Run) -> str | None:
 
 
 def _states(run: Run) -> str | None:
-    wrong = [f"{p.name}: {why}" for p in saved(run.checkpoints / "resume") if (why := objection(p))]
+    wrong = [f"{p.name}: {why}" for p in states(run.checkpoints) if (why := objection(p))]
     return "; ".join(wrong) or None
 
 
@@ -141,6 +150,43 @@ def _judgement(run: Run) -> str | None:
     for who in ("base", "tuned"):
         if json.loads(json.dumps(tally([row[who]["flags"] for row in rows]))) != result["screen"][who]:
             return f"the screen's totals for the {who} model do not follow from tribunal/answers.jsonl"
+    return None
+
+
+def _choice(run: Run) -> str | None:
+    result = run.result("choose")
+    if result is None:
+        return None
+    for name, figures in result["epochs"].items():
+        kept = {who: json.loads((run.tribunal / "checkpoints" / f"{who}.json").read_text(encoding="utf-8"))["scores"] for who in (BASE, name)}
+        ids = [str(i) for i in range(len(kept[name]["revised"]))]
+        tuned = compare(ids, kept[BASE], kept[name])["tuned"]
+        if any(tuned[key] != figures[key] for key in ("preferred", "mean_margin", "held_out_loss")):
+            return f"{name}'s figures do not follow from tribunal/checkpoints/"
+    return None
+
+
+def _trial(run: Run) -> str | None:
+    result = run.result("trial")
+    if result is None:
+        return None
+    if json.loads((run.tribunal / "trial.json").read_text(encoding="utf-8")) != result:
+        return "tribunal/trial.json and the manifest differ"
+    section = run.config().training.tribunal
+    means: dict[str, list[float]] = {"base": [], "tuned": []}
+    for line in (run.tribunal / "verdicts.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        said = row["opinion"]
+        if row["verdicts"]:
+            formed = opinion(row["answer"], [from_json(v) for v in row["verdicts"]], section).as_json()
+            if any(formed[key] != said[key] for key in ("judges", "mean", "out")):
+                return f"the court's opinion of {row['answer']} does not follow from its verdicts"
+        if said["mean"] is not None:
+            means[row["answer"].split("/")[1]].append(sum(said["mean"]) / 2)
+    for who, values in means.items():
+        told = result["models"][who]["all"].get("mean", {}).get("mean")
+        if values and (told is None or abs(sum(values) / len(values) - told) > 2e-4):  # both are rounded to four digits
+            return f"the {who} model's mean of {told} does not follow from tribunal/verdicts.jsonl ({sum(values) / len(values):.4f})"
     return None
 
 
@@ -171,6 +217,8 @@ CHECKS: dict[str, Callable[[Run], str | None]] = {
     "training's figures follow from metrics.jsonl": _training,
     "the saved states are whole": _states,
     "the judgement's totals follow from the answers": _judgement,
+    "the choice of the checkpoint follows from the scores": _choice,
+    "the trial's opinions and means follow from the verdicts": _trial,
     "the parity figures are those of the file": _parity,
     "the parent's adapter is the manifest's": _parent,
     "the ledger adds up": _ledger,

@@ -10,6 +10,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_native: list[str] = []  # requests that llama.cpp is working on
+
+
+@contextmanager
+def native_request(what: str) -> Iterator[None]:
+    """A call into llama.cpp that can't be broken off; `leave_process` does not wait for it."""
+    _native.append(what)
+    try:
+        yield
+    finally:
+        _native.remove(what)
+
+
+def leave_process(code: int) -> None:
+    """End the process. Python would wait for threads in llama.cpp, minutes long, and its server hangs when it is deleted at work."""
+    if _native:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
 
 class Terminated(BaseException):
     """SIGTERM, where Ctrl-C would be KeyboardInterrupt; exit code 143."""

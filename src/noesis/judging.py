@@ -1,4 +1,4 @@
-"""The Tribunal's commands: `noesis judge RUN --judge SPEC` (the trial) and `noesis tribunal calibrate`. Brings the stages together:
+"""The Tribunal's commands: `noesis judge RUN --judge SPEC` (the trial), the hearing of each epoch, `noesis tribunal calibrate`. Brings stages together:
 answers come from `release` and `serve`, the court from `tribunal`, and both leave their files in the run directory.
 """
 
@@ -7,15 +7,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from noesis.answers import answering, identity_of
+from noesis.choosing import Hear, Hearing
 from noesis.config import Project, TribunalSection, load_config
 from noesis.console import say
-from noesis.constitution.conversation import Message
-from noesis.constitution.tokenizer import load_tokenizer
 from noesis.errors import UsageError
 from noesis.files import sha256_file, sha256_json, write_json, write_jsonl, write_text
 from noesis.models import cache_folder
@@ -29,8 +29,8 @@ from noesis.tribunal.court import Seats
 from noesis.tribunal.endpoint import Endpoint, Spending
 from noesis.tribunal.results import summarise
 from noesis.tribunal.rubric import JUDGES, load_bench
-from noesis.tribunal.suite import Part, read_benchmark, read_suite, seal, spread
-from noesis.tribunal.trial import WHO, Generate, answers, hold, verdict_rows
+from noesis.tribunal.suite import Item, Part, read_benchmark, read_suite, seal, spread
+from noesis.tribunal.trial import WHO, Heard, answers, hold, verdict_rows
 
 ASKING = ("concurrency", "timeout_seconds", "attempts", "requests_per_minute", "prices")  # settings that change no verdict
 
@@ -78,9 +78,9 @@ def trial(s: Session, project: Project, ask: Ask, *, again: bool = False, seated
     Args:
         seated: serves a judge that has no room beside the answering model; entered when all answers are kept and that model is gone.
     """
-    section = _section(s, project)
+    section = section_of(s, project)
     folder = tribunal_folder(project)
-    bench, items = load_bench(folder / "judges"), spread(read_suite(folder, ask.part), ask.prompts)
+    bench, items = load_bench(folder / "judges"), trial_items(project, ask)
     specs = [parse_spec(text) for text in ask.judges]
     own = _own_judge(s, specs)
     prompts = sha256_json([item.model_dump(mode="json") for item in items])
@@ -92,20 +92,11 @@ def trial(s: Session, project: Project, ask: Ask, *, again: bool = False, seated
         spending = Spending(max_usd=ask.max_usd)
         clients = seat(specs, section, spending, own=own)
         calibrations = [stored(calibrations_folder(project), client.identity, bench) for client in clients]
-        identity = _identity(s, adapter)
         if ask.part != "dev":
             _log_locked(s.run.tribunal, folder, "trial")
         with opened(s.run.tribunal / "replies.sqlite") as cache:
             seats = Seats(bench, clients, cache)
-            held: dict[str, Any] = {}
-            options: dict[str, Any] = {"identity": identity, "seed": s.config.training.seed}
-            generate = _answering(s, section, held)
-            if seated is not None:
-                for who in WHO:
-                    answers(items, s.constitution, generate, cache, who=who, section=section, **options)
-                held.clear()
-            with seated() if seated is not None else nullcontext():
-                heard = hold(items, s.constitution, generate, seats, section, **options)
+            heard = _heard(s, section, items, seats, s.run.adapter(), seated)
         names = [client.name for client in clients]
         summary = summarise(heard, section, unfit=unfit(calibrations, names), errors=error_counts(calibrations))
         result = {
@@ -137,39 +128,72 @@ def trial(s: Session, project: Project, ask: Ask, *, again: bool = False, seated
     return result
 
 
-def answered(s: Session, project: Project, ask: Ask, prompts: Sequence[str]) -> dict[str, str]:
-    """What both models answer to some of a trial's prompts, as the trial keeps it; for machines that share a trial's answers."""
-    section, wanted = _section(s, project), set(prompts)
-    items = [item for item in spread(read_suite(tribunal_folder(project), ask.part), ask.prompts) if item.id in wanted]
-    kept = Kept()
-    identity = _identity(s, sha256_file(s.run.adapter() / "adapter_model.safetensors"))
-    generate = _answering(s, section, {})
+def trial_items(project: Project, ask: Ask) -> list[Item]:
+    """A trial's prompts, in order."""
+    return spread(read_suite(tribunal_folder(project), ask.part), ask.prompts)
+
+
+def checkpoint_hearing(s: Session, project: Project, judges: Sequence[str] | None = None) -> Hear | None:
+    """Brings an epoch's adapter before the court on the dev prompts, to choose the checkpoint; None where no judge is set.
+
+    Nobody is asked where a judge is not fit. Answers and replies stay in the run, and `noesis judge` finds them there.
+
+    Args:
+        judges: as given with --judge; None: those in training_config.yaml (`tribunal: judges`).
+    """
+    section = section_of(s, project)
+    named = section.judges if judges is None else tuple(judges)
+    if not named:
+        return None
+    folder = tribunal_folder(project)
+    bench, items = load_bench(folder / "judges"), read_suite(folder, "dev")
+    specs = [parse_spec(text) for text in named]
+    own = _own_judge(s, specs)
+
+    def hear(adapter: Path) -> Hearing:
+        clients = seat(specs, section, Spending(), own=own)
+        calibrations = [stored(calibrations_folder(project), client.identity, bench) for client in clients]
+        why = unfit(calibrations, [client.name for client in clients])
+        if why:
+            asyncio.run(_close(clients))
+            return Hearing(None, None, False, why)
+        say(f"  the court hears {adapter.name} on {len(items)} dev prompts")
+        with opened(s.run.tribunal / "replies.sqlite") as cache:
+            heard = _heard(s, section, items, Seats(bench, clients, cache), adapter)
+        summary = summarise(heard, section, unfit=None)
+        found = summary["models"]["tuned"]["all"]
+        return Hearing(found["mean"]["mean"] if "mean" in found else None, summary["keyed"]["fall"], bool(_vetoed(summary)), None)
+
+    return hear
+
+
+def _vetoed(summary: dict[str, Any]) -> list[str]:
+    return [v["answer"] for v in summary["vetoes"] if "/tuned/" in v["answer"]]
+
+
+async def _close(clients: Sequence[Client]) -> None:
+    for client in clients:
+        await client.close()
+
+
+def _heard(
+    s: Session,
+    section: TribunalSection,
+    items: Sequence[Item],
+    seats: Seats,
+    adapter: Path,
+    seated: Callable[[], AbstractContextManager[None]] | None = None,
+) -> list[Heard]:
+    """Base and tuned answers to `items` with the court's opinion of each."""
+    held: dict[str, Any] = {}
+    identity, seed, generate = identity_of(s, adapter), s.config.training.seed, answering(s, section, adapter, held)
+    if seated is None:
+        return hold(items, s.constitution, generate, seats, section, identity=identity, seed=seed)
     for who in WHO:
-        answers(items, s.constitution, generate, kept, identity=identity, who=who, section=section, seed=s.config.training.seed)
-    return kept
-
-
-class Kept(dict[str, str]):
-    """Answers in memory, in the place of a trial's cache."""
-
-    def put_all(self, values: dict[str, str]) -> None:
-        self.update(values)
-
-
-def keep_answers(s: Session, found: dict[str, str]) -> None:
-    """Put answers that came from elsewhere where the trial of this run looks for them."""
-    with opened(s.run.tribunal / "replies.sqlite") as cache:
-        cache.put_all(found)
-
-
-def trial_prompts(project: Project, ask: Ask) -> list[str]:
-    """The ids of a trial's prompts, in order."""
-    return [item.id for item in spread(read_suite(tribunal_folder(project), ask.part), ask.prompts)]
-
-
-def _identity(s: Session, adapter: str) -> str:
-    """What decides the answers of both models, besides prompt and seed."""
-    return sha256_json([s.model.revision, adapter, s.as_trained.lora.quantization.model_dump(), s.arithmetic])
+        answers(items, s.constitution, generate, seats.cache, identity=identity[who], who=who, section=section, seed=seed)
+    held.clear()
+    with seated():
+        return hold(items, s.constitution, generate, seats, section, identity=identity, seed=seed)
 
 
 def court_of(summary: dict[str, Any], section: TribunalSection) -> dict[str, Any]:
@@ -229,8 +253,7 @@ def calibrate(
             try:
                 return await measure(clients, Seats(bench, clients, cache), benchmark, section)
             finally:
-                for client in clients:
-                    await client.close()
+                await _close(clients)
 
     found = asyncio.run(work())
     for calibration in found:
@@ -290,27 +313,10 @@ def show_live(found: dict[str, Any]) -> None:
     say(f"  so it may not decide: {found['verdict']}" if found["verdict"] else "  it is fit to judge; seat it with --judge")
 
 
-def _section(s: Session, project: Project) -> TribunalSection:
+def section_of(s: Session, project: Project) -> TribunalSection:
     """What the run was made with; how judges are asked, and what they charge, as the project has it now."""
     now_said = load_config(project).training.tribunal
     return s.config.training.tribunal.model_copy(update={name: getattr(now_said, name) for name in ASKING})
-
-
-def _answering(s: Session, section: TribunalSection, held: dict[str, Any]) -> Generate:
-    """Answers of base and tuned model, packed, from the weights that a merge would write; one of the two in memory at a time, in `held`."""
-    from noesis.release.merge import loaded
-    from noesis.serve.batch import answer_packed
-
-    tokenizer = load_tokenizer(s.model.path)
-
-    def generate(who: str, conversations: list[list[Message]], seeds: list[int]) -> list[str]:
-        if who not in held:
-            held.clear()
-            adapter = s.run.adapter() if who == "tuned" else None
-            held[who] = loaded(s.model.path, adapter, quantization=s.as_trained.lora.quantization, dtype=s.arithmetic, device=s.device.kind)
-        return answer_packed(held[who], tokenizer, conversations, max_tokens=section.trial_tokens, temperature=section.temperature, seeds=seeds)
-
-    return generate
 
 
 def _own_judge(s: Session, specs: Sequence[Spec]) -> Path | None:

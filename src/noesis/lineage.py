@@ -25,10 +25,10 @@ def resume(path: Path, identity: dict[str, Any], config: Config) -> None:
         RunError: it is another run; the message names what differs.
     """
     run = load_run(path)
-    old, epochs = run.config(), config.training.num_train_epochs
-    wrong = [f"{key}: {was} there, {is_} asked for" for key, was, is_ in _differences(old, config) if key != EPOCHS]
+    old, epochs = run.config(), config.training.epochs
+    wrong = [f"{key}: {was} there, {is_} asked for" for key, was, is_ in _differences(old, config) if key != EPOCHS or config.training.method != "sft"]
     wrong += [f"another {name}" for name in differing(run.manifest["identity"], identity) if name != "config"]
-    wrong += foreign_libraries(run.manifest, always=epochs != old.training.num_train_epochs)
+    wrong += foreign_libraries(run.manifest, always=epochs != old.training.epochs)
     done = run.result("train")
     trained = int(done["epochs"]) if done else 0
     if done and epochs > trained and not saved(run.checkpoints / "resume"):

@@ -1,4 +1,4 @@
-"""The whole pipeline, a function a stage: export → plan → train → judge → merge → gguf → report.
+"""The whole pipeline, a function a stage: export → plan → train → choose → judge → merge → gguf → report.
 
 `noesis demo`, the single commands and Modal's functions all call these. A stage finds what it needs in the run directory.
 """
@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from noesis.choosing import BASE, Hear, score
+from noesis.choosing import choose as choose_adapter
 from noesis.console import Progress, duration, heading, say, size
 from noesis.constitution.conversation import opening, render
 from noesis.constitution.tokenizer import load_tokenizer
@@ -18,11 +20,10 @@ from noesis.errors import RunError
 from noesis.files import sha256_json, write_json, write_jsonl
 from noesis.models import cache_folder
 from noesis.sessions import Records, Session
-from noesis.train.ahead import planned, rows_of
+from noesis.train.ahead import planned
 from noesis.train.budget import quote, require_affordable, require_left
-from noesis.train.checkpoint import saved, step_of
+from noesis.train.phases import left, outputs, states, train_run
 from noesis.train.plan import Plan, as_planned
-from noesis.train.rows import answer_rows
 from noesis.train.show import show_plan
 
 
@@ -33,11 +34,11 @@ def plan(s: Session, *, again: bool = False) -> dict[str, Any]:
     if stored is not None and not s.run.is_done("train"):
         same = "setup" in stored and (stored["device"]["name"], stored["device"]["cards"]) == (s.device.name, s.device.cards)
         again = again or not same  # a run that goes on elsewhere is planned anew, but on the base that it began on
-        if saved(s.run.checkpoints / "resume"):
+        if states(s.run.checkpoints):
             config = as_planned(config, stored)
 
     def work() -> dict[str, Any]:
-        return planned(config, s.model.path, s.examples("train"), s.constitution, s.device).as_json()
+        return planned(config, s.model.path, s.material(), s.device).as_json()
 
     result = s.run.perform("plan", work, list, again=again)
     show_plan(result)
@@ -45,36 +46,55 @@ def plan(s: Session, *, again: bool = False) -> dict[str, Any]:
 
 
 def train(s: Session) -> dict[str, Any]:
-    """QLoRA; one adapter an epoch."""
-    from noesis.train.trainer import train as train_adapter
+    """QLoRA, by SFT, DPO or both in turn; one adapter an epoch."""
 
     def work() -> dict[str, Any]:
         p = Plan.from_json(s.run.manifest["stages"]["plan"]["result"])
-        rows = rows_of(s.config, s.model.path, s.examples("train"), s.constitution)
-        states, budget = saved(s.run.checkpoints / "resume"), s.budget()
-        if not states:
+        material, budget = s.material(), s.budget()
+        if not states(s.run.checkpoints):
             s.run.metrics.unlink(missing_ok=True)
         for line in quote(p.as_json(), budget):
             say(line)
-        require_affordable(p.as_json(), budget, done=min(step_of(states[-1]) / p.steps, 1) if states else 0.0)
+        still, done_share = left(p, s.run.checkpoints)
+        require_affordable(still, budget, done=done_share)
         parent = s.run.path / "parent" if "parent" in s.run.manifest else None
         places = {"checkpoints": s.run.checkpoints, "metrics": s.run.metrics}
-        done = train_adapter(s.model.path, rows, s.as_trained, p, s.device, **places, budget=budget, parent=parent)
+        done = train_run(s.model.path, material, s.as_trained, p, s.device, **places, budget=budget, parent=parent)
         if (smaller := done.pop("smaller_plan", None)) is not None:
             s.run.manifest["stages"]["plan"]["result"] = smaller  # later stages read from it what was trained
         return done | {"out_of_memory_once": smaller is not None}
 
-    result = s.run.perform("train", work, lambda: [*s.run.checkpoints.glob("epoch_*/*"), s.run.metrics])
+    result = s.run.perform("train", work, lambda: [*outputs(s.run.checkpoints), s.run.metrics])
     gc.collect()
     say(
         f"  {result['steps']} steps in {duration(result['seconds'])} ({result['tokens_per_s']:,.0f} tokens/s); "
-        f"loss {result['first_loss']:.3f} → {result['final_loss']:.3f}; → {s.run.adapter()}"
+        f"loss {result['first_loss']:.3f} → {result['final_loss']:.3f}; → {s.run.epochs()[-1]}"
     )
-    if "choice" in result:
-        chosen = result["choice"]
-        losses = ", ".join(f"{name} {loss:.3f}" for name, loss in chosen["mean_training_loss"].items() if loss is not None)
-        say(f"  {result['saves']} states saved in {result['save_share']:.1%} of the time")
-        say(f"  {chosen['adapter']} is used: {chosen['by']}; mean training loss {losses}")
+    if result.get("held_out", {}).get("by_epoch"):
+        last, pairs = result["held_out"]["by_epoch"][-1], result["held_out"]["pairs"]
+        say(f"  held-out pairs: chosen above rejected in {last['reward_accuracy'] * pairs:.0f} of {pairs}, mean margin {last['reward_margin']:+.3f}")
+    if "mean_training_loss" in result:
+        losses = ", ".join(f"{name} {loss:.3f}" for name, loss in result["mean_training_loss"].items() if loss is not None)
+        say(f"  {result['saves']} states saved in {result['save_share']:.1%} of the time; mean training loss {losses}")
+    return result
+
+
+def choose(s: Session, hear: Hear | None = None) -> dict[str, Any]:
+    """Which epoch's adapter the later stages take.
+
+    Args:
+        hear: brings an adapter before the court on its dev prompts; None where no judge is set.
+    """
+
+    def work() -> dict[str, Any]:
+        require_left(s.budget(), "choosing the checkpoint")
+        return choose_adapter(s, hear)
+
+    result = s.run.perform("choose", work, lambda: sorted((s.run.tribunal / "checkpoints").glob("*.json")))
+    for name, f in result["epochs"].items():
+        court = f"; the Tribunal's mean {f['court']['mean']:.3f}" if f.get("court", {}).get("mean") is not None else ""
+        say(f"  {name}: prefers {f['preferred']} of {f['examples']} revisions, margin {f['mean_margin']:+.4f}, held-out loss {f['held_out_loss']:.4f}{court}")
+    say(f"  {result['adapter']} is used: {result['by']}")
     return result
 
 
@@ -87,7 +107,9 @@ def judge(s: Session, *, again: bool = False, answers: bool = True) -> dict[str,
     def work() -> dict[str, Any]:
         require_left(s.budget(), "judging")
         held_out = s.examples("eval")
-        preference = compare([r["id"] for r in held_out], *_probabilities(s, held_out))
+        chosen = s.run.adapter().name
+        scores = score(s, [chosen])
+        preference = compare([r["id"] for r in held_out], scores[BASE], scores[chosen]) | {"adapter": chosen}
         asked = evenly_spread(held_out, s.config.training.tribunal.answers if answers else 0)
         said = _answers(s, asked)
         rows = []
@@ -113,7 +135,7 @@ def judge(s: Session, *, again: bool = False, answers: bool = True) -> dict[str,
         write_json(s.run.tribunal / "summary.json", summary)
         return summary
 
-    result = s.run.perform("judge", work, lambda: sorted(s.run.tribunal.glob("*.json*")), again=again)
+    result = s.run.perform("judge", work, lambda: [s.run.tribunal / "answers.jsonl", s.run.tribunal / "summary.json"], again=again)
     show_judgement(result)
     return result
 
@@ -184,12 +206,13 @@ def report(s: Session) -> Path:
     return s.run.report
 
 
-def run_stages(s: Session, *, first: int, total: int) -> None:
-    """Every stage after the export, in order, each announced."""
+def run_stages(s: Session, *, first: int, total: int, hear: Hear | None = None) -> None:
+    """Every stage after the export, in order, each announced. `hear`: as in `choose`."""
     court = "base against tuned on the held-out examples"
     stages: list[tuple[str, str, Callable[[Session], Any]]] = [
         ("plan", "what will be trained, and what it should take", plan),
         ("train", "QLoRA, loss on the answers only", train),
+        ("choose", "which epoch's adapter is used", lambda s: choose(s, hear)),
         ("judge", court, judge),
         ("merge", "adapter and base into one model", merge),
         ("gguf", "for llama.cpp, and does it behave alike?", gguf),
@@ -201,24 +224,6 @@ def run_stages(s: Session, *, first: int, total: int) -> None:
 
 
 # --- what the stages need of each other
-
-
-def _probabilities(s: Session, held_out: Records) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Scores of both answers to each held-out prompt, by the base (adapter off) and by the tuned model."""
-    from noesis.train.base import load_base, with_adapter
-    from noesis.train.score import log_likelihoods
-
-    tokenizer = load_tokenizer(s.model.path)
-    rows = {part: answer_rows(held_out, f"response_{part}", tokenizer, s.constitution) for part in ("revised", "initial")}
-    longest = max(len(row.input_ids) for part in rows.values() for row in part)
-    model = with_adapter(load_base(s.model.path, s.as_trained, s.device, longest=longest), s.run.adapter())
-    scores: dict[bool, dict[str, Any]] = {}
-    for on in (False, True):
-        who = "tuned" if on else "base"
-        scores[on] = {part: log_likelihoods(model, rows[part], s.as_trained, s.device, adapter=on, what=f"score {part} by the {who} model") for part in rows}
-    del model
-    gc.collect()
-    return scores[False], scores[True]
 
 
 def _answers(s: Session, asked: Records) -> dict[str, list[str]]:

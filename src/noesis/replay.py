@@ -67,18 +67,20 @@ def replay(path: Path, target: Path | None = None) -> Replay:
     history = run.manifest.get("history", [])
     if any(not entry["finished"] for entry in history):
         raise RunError(f"{path} was given more epochs while it was not finished: such a run can't be made again")
-    expected = sha256_file(run.adapter() / "adapter_model.safetensors")
+    expected = sha256_file(run.epochs()[-1] / "adapter_model.safetensors")
     place = target or path.parent / ".replay" / f"{path.resolve().name}-{expected[:8]}"
     config = run.config()
     with Run(place, {}).locked():
         for epochs in [entry["epochs"] for entry in history] + [config.training.num_train_epochs]:
             last = _train(run, place, config.model_copy(update={"training": config.training.model_copy(update={"num_train_epochs": epochs})}))
-    return Replay(place, expected, sha256_file(last.adapter() / "adapter_model.safetensors"), surroundings(run))
+    return Replay(place, expected, sha256_file(last.epochs()[-1] / "adapter_model.safetensors"), surroundings(run))
 
 
 def _plan(run: Run, epochs: int) -> dict[str, Any]:
     """The run's own plan: made anew it might compute in another order."""
     plan = Plan.from_json(run.manifest["stages"]["plan"]["result"])
+    if run.config().training.method != "sft":
+        return plan.as_json()
     return replace(plan, epochs=epochs, steps=plan.steps // plan.epochs * epochs).as_json()
 
 

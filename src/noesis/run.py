@@ -30,15 +30,16 @@ from noesis.errors import CapError, RunError, UsageError
 from noesis.files import sha256_file, sha256_json, sweep, sync_file, write_json
 from noesis.meter import Meter, total, unbooked
 
-STAGES = ("export", "plan", "train", "judge", "merge", "gguf", "trial", "report")  # a trial makes no earlier stage stale
+STAGES = ("export", "plan", "train", "choose", "judge", "merge", "gguf", "trial", "report")  # a trial makes no earlier stage stale
 # whose results a stage reads; what they were is recorded with it
 NEEDS = {
     "plan": ("export",),
     "train": ("export", "plan"),
-    "judge": ("export", "train"),
-    "merge": ("train",),
+    "choose": ("export", "train"),
+    "judge": ("export", "choose"),
+    "merge": ("choose",),
     "gguf": ("export", "merge"),
-    "report": ("export", "train", "judge", "merge", "gguf"),
+    "report": ("export", "train", "choose", "judge", "merge", "gguf"),
 }
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "tokenizers", "safetensors", "gguf", "xllamacpp", "numpy")
 
@@ -85,17 +86,27 @@ class Run:
         """The resolved configuration that this run was made with."""
         return Config.model_validate_json((self.path / "config.json").read_text(encoding="utf-8"))
 
-    def adapter(self) -> Path:
-        """The adapter of the last finished epoch.
+    def epochs(self) -> list[Path]:
+        """The adapters of the finished epochs, in order.
 
         Raises:
             RunError: nothing was trained yet.
         """
-        epochs = sorted(self.checkpoints.glob("epoch_[0-9]*"), key=lambda p: int(p.name.removeprefix("epoch_")))
-        whole = [p for p in epochs if (p / "adapter_model.safetensors").is_file()]
+        folders = sorted(self.checkpoints.glob("epoch_[0-9]*"), key=lambda p: int(p.name.removeprefix("epoch_")))
+        whole = [p for p in folders if (p / "adapter_model.safetensors").is_file()]
         if not whole:
             raise RunError(f"{self.path} holds no trained adapter: run  noesis train --run {self.path}  first")
-        return whole[-1]
+        return whole
+
+    def adapter(self) -> Path:
+        """The adapter that the stage `choose` settled on; before it, that of the last finished epoch.
+
+        Raises:
+            RunError: nothing was trained yet.
+        """
+        epochs, chosen = self.epochs(), self.manifest["stages"].get("choose", {})
+        named = chosen["result"]["adapter"] if chosen.get("status") == "done" else None
+        return next((p for p in epochs if p.name == named), epochs[-1])
 
     # --- stages
     def is_done(self, stage: str) -> bool:
@@ -188,6 +199,13 @@ class Run:
         """What a finished stage reported, None if it has not run."""
         entry = self.manifest["stages"].get(stage, {})
         return dict(entry["result"]) if entry.get("status") in ("done", "stale") and "result" in entry else None
+
+    def verdict(self) -> dict[str, Any]:
+        """The court's last word: of the trial, where there was one, else the empty bench's; {"verdict", "reason", …}."""
+        for stage in ("trial", "judge"):
+            if (found := self.result(stage)) is not None and "court" in found:
+                return dict(found["court"])
+        return {"verdict": "UNDECIDED", "reason": "not judged"}
 
     def save(self) -> None:
         """Write the manifest."""

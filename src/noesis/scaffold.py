@@ -31,6 +31,9 @@ def create_project(folder: Path) -> list[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
         written.append(target)
+    court = CHECKOUT.data / "tribunal"
+    shutil.copytree(court, project.data / "tribunal")
+    written.append(project.data / "tribunal")
     for language in ("pt", "en"):
         source_folder, target_folder = CHECKOUT.sources(language)[0], project.sources(language)[0]  # type: ignore[arg-type]
         lines = [_example(source_folder / f"{category}.jsonl", name) for category, name in EXAMPLES.items()]

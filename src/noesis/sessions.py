@@ -12,14 +12,16 @@ from noesis.config import Config, Project
 from noesis.console import say
 from noesis.constitution.document import Constitution, load_constitution
 from noesis.data.load import read_examples, read_exports, split_sources
+from noesis.data.preferences import besides, data_hash, stored
 from noesis.data.statistics import describe
 from noesis.device import Device, detect
-from noesis.files import sha256_json, write_json, write_jsonl
+from noesis.files import write_json, write_jsonl
 from noesis.lineage import adopt, parent_of
 from noesis.lineage import resume as resume_run
 from noesis.models import Model, find_model
 from noesis.run import Run, load_run, open_run
 from noesis.train.budget import Budget, budget_of
+from noesis.train.phases import Material, material_of
 from noesis.train.plan import as_planned, compute_dtype
 from noesis.train.quote import rate
 
@@ -48,6 +50,12 @@ class Session:
     def examples(self, part: str) -> Records:
         """The run's own copy of `train` or `eval`."""
         return read_examples(self.run.data / f"{part}.jsonl", self.constitution)
+
+    def material(self) -> Material:
+        """The token rows that the method trains on, from the run's own copies."""
+        besides = stored(self.run.data)
+        held_out = self.examples("eval") if self.config.training.method != "sft" else []
+        return material_of(self.config, self.model.path, self.examples("train"), self.constitution, held_out=held_out, besides=besides)
 
     @property
     def as_trained(self) -> Config:
@@ -92,9 +100,10 @@ def new_session(
     constitution = load_constitution(project.constitution)
     model = find_model(config.training.model, config.training.revision)
     train = subset(train, config)
+    more = besides(project, config, train, held_out)
     identity = {
         "config_sha256": config.digest(),
-        "dataset_sha256": sha256_json([train, held_out]),
+        "dataset_sha256": data_hash(train, held_out, more),
         "constitution_sha256": constitution.digest(),
         "base_model": config.training.model,
         "revision": model.revision,
@@ -113,6 +122,8 @@ def new_session(
     def work() -> dict[str, Any]:
         write_jsonl(run.data / "train.jsonl", train)
         write_jsonl(run.data / "eval.jsonl", held_out)
+        for name, rows in more.items():
+            write_jsonl(run.data / f"{name}.jsonl", rows)
         run.data.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(project.constitution, run.data / "constitution.yaml")
         statistics = describe(run.data / "train.jsonl", run.data / "eval.jsonl", constitution, config)

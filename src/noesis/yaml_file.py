@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
 
 
 class _Loader(yaml.SafeLoader):
@@ -30,3 +34,29 @@ def read_yaml(path: Path) -> Any:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  (a SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(" ".join(str(error).split())) from None
+
+
+def complaint(model: type[BaseModel], error: ValidationError, path: Path) -> str:
+    """The first complaint of pydantic in the words of this project."""
+    first = min(error.errors(), key=lambda e: e["type"] == "missing")  # a misspelt key explains a missing one
+    dotted = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(model, first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
+        return f"{path}: unknown key {dotted!r}; {hint}"
+    if first["type"] == "missing":
+        return f"{path}: the key {dotted!r} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{path}: {dotted + ' = ' + repr(first['input']) + ': ' if dotted else ''}{message}"
+
+
+def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    from pydantic import BaseModel  # here, so that commands without a configuration never load it
+
+    for part in location:
+        inner = model.model_fields[str(part)].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)

@@ -41,7 +41,9 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main() -> None:
     """Run the command line; every foreseeable failure ends in one message and an exit code."""
-    sys.exit(run_command(sys.argv[1:]))
+    from noesis.interrupt import leave_process
+
+    leave_process(run_command(sys.argv[1:]))
 
 
 def run_command(arguments: list[str]) -> int:

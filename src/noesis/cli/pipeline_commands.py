@@ -10,11 +10,13 @@ import typer
 from noesis.cli.options import (
     AgainOption,
     FreshOption,
+    GateOption,
     JsonOption,
     JudgeOption,
     JudgesMaxUsdOption,
     MaxMinutesOption,
     MaxUsdOption,
+    MethodOption,
     PartOption,
     ProjectOption,
     RunArgument,
@@ -25,6 +27,7 @@ from noesis.cli.options import (
     program,
     shown,
     talk,
+    verdict_code,
 )
 
 app = typer.Typer()
@@ -36,6 +39,8 @@ def demo(
     run: Annotated[Path | None, typer.Option("--run", metavar="DIR", help="Run directory; default: runs/demo of the project.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="One epoch on a few examples: is everything in place?")] = False,
     fresh: FreshOption = False,
+    judges: JudgeOption = None,
+    gate: GateOption = False,
     max_usd: MaxUsdOption = None,
     max_minutes: MaxMinutesOption = None,
 ) -> None:
@@ -48,17 +53,20 @@ def demo(
     from noesis.demo import demo as run_demo
 
     found = find_project(project)
-    s = run_demo(found, run or found.runs / "demo", quick=quick, fresh=fresh, max_usd=max_usd, max_minutes=max_minutes)
+    s = run_demo(found, run or found.runs / "demo", quick=quick, fresh=fresh, judges=judges, max_usd=max_usd, max_minutes=max_minutes)
     result = s.run.result("judge") or {}
+    court = s.run.verdict()
     b, t, n = result["preference"]["base"], result["preference"]["tuned"], result["preference"]["examples"]
     seconds = sum(stage["seconds"] for stage in s.run.manifest["stages"].values())
     say("\nBase → tuned")
     say(f"  held-out loss        {b['held_out_loss']:.4f} → {t['held_out_loss']:.4f}")
     say(f"  preference accuracy  {b['preferred']}/{n} → {t['preferred']}/{n}   mean margin {b['mean_margin']:+.4f} → {t['mean_margin']:+.4f}")
-    say(f"  Tribunal             {result['court']['verdict']}: no judge is seated")
+    say(f"  Tribunal             {court['verdict']}: {court['reason'].split(':')[0]}")
     say(f"Stages took {duration(seconds)} in all.")
     say(f"Report   {s.run.report}\nModel    {s.run.merged}\nGGUF     {s.run.gguf}\nAdapter  {s.run.adapter()}")
     say(f"Next:    {program()} chat {shown(s.run.path)}")
+    if gate:
+        raise typer.Exit(verdict_code(court["verdict"]))
 
 
 @app.command()
@@ -67,6 +75,7 @@ def plan(
     model: Annotated[str | None, typer.Option(help="smollm2, a folder, or a Hub name.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the examples.")] = None,
     max_examples: Annotated[int | None, typer.Option(min=1, help="Train on this many only.")] = None,
+    method: MethodOption = None,
     gpu: Annotated[str | None, typer.Option(metavar="NAME", help="A card that need not be here: L40S, A100-80GB, H100 …; default: this machine.")] = None,
     gpus: Annotated[int | None, typer.Option(min=1, metavar="N", help="Cards of one machine; default: all that are here, or 1.")] = None,
     as_json: JsonOption = False,
@@ -77,14 +86,15 @@ def plan(
     """
     from noesis.constitution.document import load_constitution
     from noesis.data.load import read_examples
+    from noesis.data.preferences import besides
     from noesis.sessions import subset
     from noesis.train.ahead import plan_ahead
     from noesis.train.show import show_plan
 
-    found, config = configured(project, model, epochs, max_examples, as_json)
+    found, config = configured(project, model, epochs, max_examples, as_json, method=method)
     constitution = load_constitution(found.constitution)
     examples = subset(read_examples(found.exports / "train.jsonl", constitution), config)
-    result, require_fit = plan_ahead(config, examples, constitution, gpu=gpu, gpus=gpus)
+    result, require_fit = plan_ahead(config, examples, constitution, besides=besides(found, config, examples, []), gpu=gpu, gpus=gpus)
     print_result(result.as_json(), as_json) if as_json else show_plan(result.as_json(), everything=True)
     require_fit()
 
@@ -96,33 +106,38 @@ def train(
     model: Annotated[str | None, typer.Option(help="smollm2, a folder, or a Hub name.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the examples.")] = None,
     max_examples: Annotated[int | None, typer.Option(min=1, help="Train on this many only.")] = None,
+    method: MethodOption = None,
     dataset: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder with train.jsonl and eval.jsonl; default: data/training/exports.")] = None,
     fresh: FreshOption = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that lies there, or refuse and say what differs; may add epochs.")] = False,
     fork: Annotated[Path | None, typer.Option(metavar="RUN", help="Begin a new run with the adapter of this one.")] = None,
+    judges: JudgeOption = None,
     max_usd: MaxUsdOption = None,
     max_minutes: MaxMinutesOption = None,
 ) -> None:
-    """Train an adapter on the exported examples. The same command goes on where it was interrupted. Exit code 5: stopped at the cap.
+    """Train on the exported examples and choose the epoch to use. The same command goes on where it was interrupted. Exit code 5: stopped at the cap.
 
     Example: noesis train --model smollm2 --epochs 3 --run runs/mine
     """
     from noesis import pipeline, sessions
     from noesis.console import heading, say
     from noesis.errors import UsageError
+    from noesis.judging import checkpoint_hearing
     from noesis.run import Run
 
     if resume and (fresh or fork):
         raise UsageError("--resume goes on with a run; --fresh and --fork begin one: give one of them")
-    found, config = configured(project, model, epochs, max_examples, False, max_usd=max_usd, max_minutes=max_minutes)
+    found, config = configured(project, model, epochs, max_examples, False, max_usd=max_usd, max_minutes=max_minutes, method=method)
     path = run or found.runs / config.training.output_name
     with Run(path, {}).locked():
-        heading(1, 3, "data", "the exported examples, checked again")
+        heading(1, 4, "data", "the exported examples, checked again")
         s = sessions.new_session(found, config, path, sessions.from_exports(dataset or found.exports, found), fresh=fresh, resume=resume, fork=fork)
-        heading(2, 3, "plan", "what will be trained, and what it should take")
+        heading(2, 4, "plan", "what will be trained, and what it should take")
         pipeline.plan(s)
-        heading(3, 3, "train", "QLoRA, loss on the answers only")
+        heading(3, 4, "train", f"QLoRA by {config.training.method}, loss on the answers only")
         pipeline.train(s)
+        heading(4, 4, "choose", "which epoch's adapter is used")
+        pipeline.choose(s, checkpoint_hearing(s, found, judges))
     say(f"Next: {program()} judge {shown(path)}")
 
 
@@ -151,14 +166,14 @@ def judge(
     s = sessions.session_of(run)
     with s.run.locked():
         result = pipeline.judge(s, again=again)
-        if judges:
+        named = tuple(judges) if judges else s.config.training.tribunal.judges
+        if named:
             from noesis.config import find_project
             from noesis.judging import Ask, trial
 
-            result = trial(s, find_project(project), Ask(tuple(judges), checked_part(part), prompts, max_usd), again=again)
+            result = trial(s, find_project(project), Ask(named, checked_part(part), prompts, max_usd), again=again)
     print_result(result, as_json)
-    verdict = result["court"]["verdict"]
-    raise typer.Exit({"APPROVED": 0, "REJECTED": 3}.get(verdict, 4))
+    raise typer.Exit(verdict_code(result["court"]["verdict"]))
 
 
 @app.command()

@@ -5,7 +5,6 @@ The judging container finds them where it looks for answers, so that the trial i
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from noesis.cloud.conduct import Result
 from noesis.cloud.request import Request
 from noesis.cloud.shards import Shards, do_shard, merged
-from noesis.cloud.stages import Place, at_work
+from noesis.cloud.stages import Place, at_work, copy_of_run
 from noesis.config import Project, load_config
 from noesis.files import sha256_file
 from noesis.run import load_run
@@ -24,9 +23,9 @@ CHUNK = 16  # prompts that are answered together
 
 def trial_shards(root: Path, project: Project, request: Request) -> tuple[Shards, list[list[str]]]:
     """How the trial's answers are split, and the chunks of prompts (their ids)."""
-    from noesis.judging import Ask, trial_prompts
+    from noesis.judging import Ask, trial_items
 
-    prompts = trial_prompts(project, Ask(request.judges))
+    prompts = [item.id for item in trial_items(project, Ask(request.judges))]
     run = load_run(root)
     adapter = sha256_file(run.adapter() / "adapter_model.safetensors")
     section = load_config(project).training.tribunal.model_dump(mode="json", include={"samples", "temperature", "trial_tokens"})
@@ -37,7 +36,8 @@ def trial_shards(root: Path, project: Project, request: Request) -> tuple[Shards
 def answer_shard(place: Place, asked: dict[str, Any], index: int) -> Result:
     """Answer this shard's chunks by base and tuned model, from a copy of the run."""
     from noesis import sessions
-    from noesis.judging import Ask, answered
+    from noesis.answers import answered
+    from noesis.judging import Ask, section_of, trial_items
 
     request = Request.from_json(asked)
 
@@ -48,7 +48,9 @@ def answer_shard(place: Place, asked: dict[str, Any], index: int) -> Result:
             with tempfile.TemporaryDirectory() as folder:
                 s = sessions.session_of(copy_of_run(place.root, Path(folder) / "run"))
                 known = {entry["id"] for entry in s.run.manifest.get("ledger", [])}
-                found = s.run.perform("answers", lambda: {"rows": [answered(s, place.project, Ask(request.judges), chunk) for chunk in own]}, list)
+                items = {item.id: item for item in trial_items(place.project, Ask(request.judges))}
+                section = section_of(s, place.project)
+                found = s.run.perform("answers", lambda: {"rows": [answered(s, section, [items[i] for i in chunk]) for chunk in own]}, list)
                 ledger = [entry for entry in s.run.manifest["ledger"] if entry["id"] not in known]
             return [{"answers": row, "ledger": ledger if i == 0 else []} for i, row in enumerate(found["rows"])]
 
@@ -57,20 +59,9 @@ def answer_shard(place: Place, asked: dict[str, Any], index: int) -> Result:
     return at_work(place, work)
 
 
-def copy_of_run(root: Path, target: Path) -> Path:
-    """What answering needs of the run, with the adapter that it chose and nothing else."""
-    target.mkdir()
-    for name in ("manifest.json", "config.json"):
-        shutil.copy2(root / name, target / name)
-    shutil.copytree(root / "data", target / "data")
-    adapter = load_run(root).adapter()
-    shutil.copytree(adapter, target / "checkpoints" / adapter.name)
-    return target
-
-
 def take_answers(s: Session, root: Path, project: Project, request: Request) -> None:
     """Put what the shards answered where the trial looks, and book what they cost, once."""
-    from noesis.judging import keep_answers
+    from noesis.answers import keep_answers
 
     shards, chunks = trial_shards(root, project, request)
     if shards.missing(chunks):

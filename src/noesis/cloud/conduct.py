@@ -63,7 +63,7 @@ def conduct(request: Request, root: Path, hands: Hands, holder: str, *, project:
 
 def _work(request: Request, root: Path, hands: Hands, lease: Lease, project: Project | None) -> Result:
     asked = request.as_json()
-    beside = Beside(root, hands, lease, request.epochs)
+    beside = Beside(root, hands, lease)
     if request.what == "all":
         done = wait(hands, lease, "train", {"request": asked, "ticket": lease.holder}, meanwhile=beside.look)
         if "error" in done:
@@ -126,14 +126,12 @@ def wait(hands: Hands, lease: Lease, name: str, arguments: dict[str, Any], *, me
 class Beside:
     """Judging of the epochs but the last while training goes on; each writes a file of its own, so that no two containers write one."""
 
-    def __init__(self, root: Path, hands: Hands, lease: Lease, epochs: int) -> None:
-        self.root, self.hands, self.lease, self.epochs = root, hands, lease, epochs
+    def __init__(self, root: Path, hands: Hands, lease: Lease) -> None:
+        self.root, self.hands, self.lease = root, hands, lease
 
     def look(self) -> None:
         """Start judging what training has left since the last look."""
-        if not self._is_opened():
-            return
-        for epoch in range(self.epochs - 1):  # the last one is judged as the run's own
+        for epoch in range(self._epochs() - 1):  # the last one is judged as the run's own
             name = f"epoch_{epoch}"
             whole = (self.root / "checkpoints" / name / "adapter_model.safetensors").is_file()
             if whole and name not in self.lease.calls and not (self.root / EPOCHS / f"{name}.json").is_file():
@@ -147,9 +145,11 @@ class Beside:
             if "error" in found:
                 say(f"  {name} was not judged: {found['error']}")
 
-    def _is_opened(self) -> bool:
+    def _epochs(self) -> int:
+        """Of the run, once training has opened it; 0 before."""
         note = self.root / FOLDER / OPENED
-        return note.is_file() and json.loads(note.read_text(encoding="utf-8")).get("ticket") == self.lease.holder
+        found = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+        return int(found["epochs"]) if found.get("ticket") == self.lease.holder else 0
 
 
 def failed(error: Exception) -> Result:

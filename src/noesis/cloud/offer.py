@@ -13,6 +13,8 @@ from noesis.config import Config, ModalSection, Project
 from noesis.console import duration
 from noesis.constitution.document import load_constitution
 from noesis.data.load import read_examples
+from noesis.data.preferences import besides
+from noesis.errors import UsageError
 from noesis.judging import tribunal_folder
 from noesis.sessions import subset
 from noesis.train.ahead import plan_ahead
@@ -37,13 +39,17 @@ def offer(project: Project, config: Config, request: Request, section: ModalSect
 
     Raises:
         TrainingError: it does not fit the card; the message names what does.
+        UsageError: more cards than this method uses.
     """
     file = project.exports / "train.jsonl"
     if not file.is_file():
         return ["  no data set was exported here, so there is no quote:  python scripts/export_for_modal.py  makes one"]
     name, _, count = (card_to_rent(request, section) or section.train_gpu[0]).partition(":")
+    if config.training.method != "sft" and int(count or 1) > 1:
+        raise UsageError(f"--gpus {count}: preference training (method: {config.training.method}) runs on one card, and all of them would be paid for")
     constitution = load_constitution(project.constitution)
-    plan, require_fit = plan_ahead(config, subset(read_examples(file, constitution), config), constitution, gpu=name, gpus=int(count or 1))
+    examples = subset(read_examples(file, constitution), config)
+    plan, require_fit = plan_ahead(config, examples, constitution, besides=besides(project, config, examples, []), gpu=name, gpus=int(count or 1))
     require_fit()
     p = plan.as_json()
     extra = extras(project, config, request, plan)

@@ -19,13 +19,13 @@ from typing import Any
 from noesis.cloud.conduct import EPOCHS, Result, failed
 from noesis.cloud.judges import judged_by
 from noesis.cloud.lease import FOLDER
-from noesis.cloud.request import Request
+from noesis.cloud.request import LOCAL_JUDGE, Request
 from noesis.cloud.staging import HEAVY, Staging, published
 from noesis.cloud.summary import OPENED, epochs_judged
 from noesis.cloud.upload import require_upload
 from noesis.config import Project, load_config
 from noesis.errors import NoesisError, RunError, TrainingError
-from noesis.files import sha256_file, write_json
+from noesis.files import write_json, write_text
 from noesis.run import Run, load_run
 
 NO_MEMORY = (
@@ -66,7 +66,7 @@ def train(place: Place, asked: dict[str, Any], ticket: str) -> Result:
         starts = _starts(place, ticket)  # --fresh must not begin the run anew that this very call began
         options: dict[str, Any] = {"archive_to": place.root / "runs", "resume": request.resume, "fresh": request.fresh and not starts}
         opened = sessions.new_session(place.project, config, place.root, data, **options)
-        write_json(place.root / FOLDER / OPENED, {"ticket": ticket, "starts": starts + 1})
+        write_json(place.root / FOLDER / OPENED, {"ticket": ticket, "starts": starts + 1, "epochs": config.training.epochs})
         place.commit()
         place.keep()  # the weights were fetched by now: judging an epoch, beside this, need not fetch them again
         if opened.run.is_done("train"):
@@ -87,29 +87,46 @@ def _starts(place: Place, ticket: str) -> int:
 
 
 def judge_epoch(place: Place, epoch: int) -> Result:
-    """Held-out loss and preference after one epoch, into a file of its own, from a copy of the run with that epoch's adapter alone."""
-    from noesis import pipeline, sessions
+    """Held-out loss and preference after one epoch, from a copy of the run; its scores are where the stage `choose` looks for them."""
+    from noesis import sessions
+    from noesis.choosing import BASE, score
+    from noesis.tribunal.preference import compare
 
     name = f"epoch_{epoch}"
 
     def work() -> Result:
         with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / name
-            for part in ("manifest.json", "config.json"):
-                copy.mkdir(exist_ok=True)
-                shutil.copy2(place.root / part, copy / part)
-            shutil.copytree(place.root / "data", copy / "data")
-            shutil.copytree(place.root / "checkpoints" / name, copy / "checkpoints" / name)
-            adapter = sha256_file(copy / "checkpoints" / name / "adapter_model.safetensors")
+            copy, scores = copy_of_run(place.root, Path(folder) / name, name), Path("tribunal/checkpoints")
+            if (place.root / scores).is_dir():
+                shutil.copytree(place.root / scores, copy / scores)
             s = sessions.session_of(copy)
             known = {entry["id"] for entry in s.run.manifest.get("ledger", [])}
-            summary = pipeline.judge(s, again=True, answers=False)
+
+            def measure() -> Result:
+                found = score(s, [name])
+                return {"preference": compare([record["id"] for record in s.examples("eval")], found[BASE], found[name])}
+
+            measured = s.run.perform("judge_epoch", measure, list)
             entries = [entry for entry in s.run.manifest["ledger"] if entry["id"] not in known]
-        found = {"epoch": epoch, "adapter_sha256": adapter, "preference": summary["preference"], "ledger": entries}
+            for file in (f"{name}.json", f"{BASE}.json"):  # the base's are the same, whoever measured them
+                if not (place.root / scores / file).is_file() or file != f"{BASE}.json":
+                    write_text(place.root / scores / file, (copy / scores / file).read_text(encoding="utf-8"))
+        found = {"epoch": epoch, "preference": measured["preference"], "ledger": entries}
         write_json(place.root / EPOCHS / f"{name}.json", found)
         return found
 
     return at_work(place, work)
+
+
+def copy_of_run(root: Path, target: Path, epoch: str | None = None) -> Path:
+    """What scoring and answering need of the run, with one adapter: that of `epoch`, or the one that the run uses."""
+    target.mkdir()
+    for name in ("manifest.json", "config.json"):
+        shutil.copy2(root / name, target / name)
+    shutil.copytree(root / "data", target / "data")
+    adapter = root / "checkpoints" / epoch if epoch else load_run(root).adapter()
+    shutil.copytree(adapter, target / "checkpoints" / adapter.name)
+    return target
 
 
 def judge(place: Place, asked: dict[str, Any], again: bool) -> Result:
@@ -123,6 +140,7 @@ def judge(place: Place, asked: dict[str, Any], again: bool) -> Result:
         _require_run(place)
         with brought(place) as run:
             s = sessions.session_of(run.path)
+            pipeline.choose(s, _hearing(s, place, request))
             result = pipeline.judge(s, again=again)
             if request.judges:
                 if request.shards > 1:
@@ -131,6 +149,14 @@ def judge(place: Place, asked: dict[str, Any], again: bool) -> Result:
             return dict(result)
 
     return at_work(place, work)
+
+
+def _hearing(s: Any, place: Place, request: Request) -> Any:
+    """Who may choose the checkpoint: judges at an address. One that is served on this card comes after all answers; it judges, and chooses nothing."""
+    from noesis.judging import checkpoint_hearing
+
+    reachable = tuple(judge for judge in request.judges if not judge.startswith(LOCAL_JUDGE))
+    return checkpoint_hearing(s, place.project, reachable) if reachable else None
 
 
 def merge(place: Place, asked: dict[str, Any], again: bool) -> Result:

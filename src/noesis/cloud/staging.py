@@ -67,7 +67,7 @@ class Staging:
                 if self._published.get(name) != now and self._copy(name, path):
                     self._published[name] = now
                     done.append(name)
-            gone = [name for name in self._published if name.startswith("checkpoints/resume/") and name not in things]
+            gone = [name for name in self._published if "/resume/checkpoint-" in name and name not in things]
             for name in gone:
                 shutil.rmtree(self.volume / name, ignore_errors=True)
                 del self._published[name]
@@ -86,8 +86,10 @@ class Staging:
             if path.is_symlink():
                 continue
             if name == "checkpoints":
-                folders = [*path.glob("epoch_[0-9]*"), *path.glob("resume/checkpoint-[0-9]*")]
-                yield from ((p.relative_to(self.local).as_posix(), p) for p in sorted(folders) if p.is_dir())
+                whole = [p for kind in ("epoch_[0-9]*", "checkpoint-[0-9]*") for p in sorted(path.rglob(kind)) if p.is_dir()]  # also of a first part
+                plain = [p for p in sorted(path.rglob("*")) if p.is_file() and not p.name.startswith(".") and not set(p.parents) & set(whole)]
+                beside = [p for p in plain if not any(part.startswith((".", "torn-")) for part in p.relative_to(path).parts)]
+                yield from ((p.relative_to(self.local).as_posix(), p) for p in (*whole, *beside))
             elif name == "merged":
                 yield from ((p.relative_to(self.local).as_posix(), p) for p in sorted(path.glob("[!.]*")) if p.is_dir())
             elif path.is_dir():

@@ -41,6 +41,7 @@ def write_report(run: Run, config: Config, constitution: Constitution) -> dict[s
         plan=plan,
         compared=compared(run) if plan else [],
         train=train,
+        choice=run.result("choose"),
         judge=run.result("judge"),
         trial=run.result("trial"),
         spoken=_judged(run.tribunal / "trial_answers.jsonl", run.tribunal / "verdicts.jsonl"),

@@ -9,38 +9,46 @@ from pathlib import Path
 from typing import Any, cast
 
 from noesis.config import Config
-from noesis.constitution.conversation import Encoded
 from noesis.constitution.document import Constitution
-from noesis.constitution.tokenizer import load_tokenizer
 from noesis.device import Device, detect
 from noesis.errors import UsageError
 from noesis.models import find_description, find_tokenizer
 from noesis.train.cards import rented
-from noesis.train.plan import Plan, draft, make_plan, read_shape, require_fit
-from noesis.train.rows import training_rows
-from noesis.train.shapes import Known, known_model
-from noesis.train.work import Work, estimate
+from noesis.train.phases import Material, estimated, material_of, pair_work, plan_of
+from noesis.train.plan import Plan, read_shape, require_fit
+from noesis.train.shapes import Known, Shape, known_model
 
 Records = list[dict[str, Any]]
 
 
-def planned(config: Config, folder: Path, train: Records, constitution: Constitution, device: Device) -> Plan:
-    """The plan of a run on `device`, which is this machine; tokens are counted with the tokenizer in `folder`.
+def planned(config: Config, folder: Path, material: Material, device: Device) -> Plan:
+    """The plan of a run on `device`, which is this machine; `folder`: of the model.
 
     Raises:
         TrainingError: it does not fit.
     """
     # MODAL_TASK_ID: this is one of Modal's containers, paid for by the second
     hired = device.kind == "cuda" and "MODAL_TASK_ID" in os.environ
-    return make_plan(config, config.training.model, read_shape(folder), rows_of(config, folder, train, constitution), device, rented=hired)
+    shape = read_shape(folder)
+    plan = plan_of(config, config.training.model, shape, material, device, rented=hired)
+    _require_fit(plan, config, shape, material, device)
+    return plan
 
 
 def plan_ahead(
-    config: Config, train: Records, constitution: Constitution, *, gpu: str | None = None, gpus: int | None = None, exactly: bool = False
+    config: Config,
+    train: Records,
+    constitution: Constitution,
+    *,
+    besides: dict[str, Records] | None = None,
+    gpu: str | None = None,
+    gpus: int | None = None,
+    exactly: bool = False,
 ) -> tuple[Plan, Callable[[], None]]:
     """The plan of a run that need not exist. Where the model is not on this machine but known, nothing is fetched unless `exactly`.
 
     Args:
+        besides: what the run takes besides its examples.
         gpu: a card of cards.yaml; None: what this machine has.
         gpus: how many of them; None: all that are here, or 1.
         exactly: fetch the model's tokenizer (not its weights) rather than estimate tokens; for a quote before a rented card starts.
@@ -54,23 +62,23 @@ def plan_ahead(
     if (folder is None and exactly) or (known is None and not _has_config(folder)):
         folder = find_description(name, revision)
     shape = known.shape if known is not None and not _has_config(folder) else read_shape(cast(Path, folder))
-    work: Work | list[Encoded]
     if folder is None:
-        work = estimate(train, constitution, cast(Known, known).ratio, include_critique=config.training.constitutional_ai.include_critique)
+        material = estimated(config, train, constitution, cast(Known, known).ratio, besides=besides)
     else:
-        work = rows_of(config, folder, train, constitution)
-    plan = draft(config, name, shape, work, device, rented=gpu is not None)
-    return plan, lambda: require_fit(plan, config, shape, work, device)
+        material = material_of(config, folder, train, constitution, besides=besides)
+    plan = plan_of(config, name, shape, material, device, rented=gpu is not None)
+    return plan, lambda: _require_fit(plan, config, shape, material, device)
+
+
+def _require_fit(plan: Plan, config: Config, shape: Shape, material: Material, device: Device) -> None:
+    """Of both parts, if there are two."""
+    if plan.first is not None:
+        require_fit(Plan.from_json(plan.first), config, shape, material.rows or [], device)
+    require_fit(plan, config, shape, material.rows or [] if material.pairs is None else pair_work(material.pairs), device)
 
 
 def _has_config(folder: Path | None) -> bool:
     return folder is not None and (folder / "config.json").is_file()
-
-
-def rows_of(config: Config, folder: Path, train: Records, constitution: Constitution) -> list[Encoded]:
-    """The token rows that are trained on, by the tokenizer in `folder`."""
-    t = config.training
-    return training_rows(train, load_tokenizer(folder), constitution, include_critique=t.constitutional_ai.include_critique, max_length=t.max_length)
 
 
 def _device(gpu: str | None, gpus: int | None) -> Device:

@@ -74,6 +74,23 @@ def with_adapter(base: Any, adapter: Path) -> Any:
     return PeftModel.from_pretrained(base, adapter, is_trainable=False, use_safetensors=True).eval()
 
 
+def swap_adapter(model: Any, adapter: Path) -> None:
+    """Another trained adapter of the same shape in the place of the one that `with_adapter` put on.
+
+    Copied tensor by tensor: `load_state_dict` would make bitsandbytes unpack the base for good, and its other kernel rounds otherwise.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    places = {name.replace(".default.", "."): parameter for name, parameter in model.named_parameters() if ".default." in name}
+    if odd := [name for name in places.keys() | tensors.keys() if name not in tensors or name not in places or places[name].shape != tensors[name].shape]:
+        raise ModelError(f"{adapter} is an adapter of another shape than the one loaded before it: {min(odd)} does not fit")
+    with torch.no_grad():
+        for name, parameter in places.items():
+            parameter.copy_(tensors[name])
+
+
 def lora(config: Config) -> Any:
     """`peft.LoraConfig` from lora_config.yaml."""
     from peft import LoraConfig

@@ -90,7 +90,7 @@ def rows_of_step(
     """
     lengths = [len(s[0]) for s in sequences]
     shares = share(lengths, cards) if cards > 1 else [list(range(len(sequences)))]
-    groups = [_grouped(mine, lengths, pack_length, micro_batch) for mine in shares]
+    groups = [grouped(mine, lengths, pack_length, micro_batch) for mine in shares]
     rows = [pack([sequences[i] for i in group], [members[i] for i in group]) for group in groups[card]]
     wanted = max(len(g) for g in groups) if level else 1
     if len(rows) < wanted:
@@ -99,7 +99,8 @@ def rows_of_step(
     return rows
 
 
-def _grouped(mine: list[int], lengths: list[int], pack_length: int, micro_batch: int) -> list[list[int]]:
+def grouped(mine: list[int], lengths: list[int], pack_length: int, micro_batch: int) -> list[list[int]]:
+    """`mine`, indices of `lengths`, by the row that each goes into."""
     if pack_length:
         return [[mine[i] for i in row] for row in fill([lengths[i] for i in mine], pack_length)]
     return [mine[i : i + micro_batch] for i in range(0, len(mine), micro_batch)]

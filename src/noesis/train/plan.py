@@ -63,6 +63,7 @@ class Plan:
     prices: dict[str, str]
     alternatives: list[dict[str, Any]]
     fallbacks: list[dict[str, Any]]  # what `smaller` goes through
+    first: dict[str, Any] | None = None  # of `method: sft+dpo`: the plan of its first part
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

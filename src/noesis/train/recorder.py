@@ -69,8 +69,24 @@ class Metrics:
         self.progress.total -= self.earlier
         self.progress.started = self.started = time.monotonic()
 
-    def write(self, *, step: int, steps: int, epoch: float, loss: float, lr: float, grad_norm: float, tokens: int, seconds: float | None = None) -> None:
-        """One step; tokens: of this step, padding not counted; seconds: from the beginning to its end, by the card's clock if it has one."""
+    def write(
+        self,
+        *,
+        step: int,
+        steps: int,
+        epoch: float,
+        loss: float,
+        lr: float,
+        grad_norm: float,
+        tokens: int,
+        seconds: float | None = None,
+        others: dict[str, float] | None = None,
+    ) -> None:
+        """One step; tokens: of this step, padding not counted; seconds: from the beginning to its end, by the card's clock if it has one.
+
+        Args:
+            others: figures that only some kinds of training have.
+        """
         self.tokens_here += tokens
         line = {
             "step": step,
@@ -82,7 +98,7 @@ class Metrics:
             "tokens_per_s": round(self.tokens_here / max(seconds or time.monotonic() - self.started, 1e-9), 1),
             "peak_memory_bytes": peak_memory(self.device),
             "usd": round(self.budget.usd(), 6) if self.budget else 0.0,
-        }
+        } | (others or {})
         with open(self.file, "a", encoding="utf-8") as f:
             f.write(json.dumps(line, allow_nan=False) + "\n")
         self.progress.advance(tokens, f"step {step}/{steps} · loss {loss:.3f}{self._cost(steps - step)}")
@@ -109,6 +125,7 @@ def recorder(checkpoints: Path, metrics: Metrics, tokenizer: Any) -> Any:
             if state.is_world_process_zero:
                 metrics.begin(state.global_step / max(state.max_steps, 1))
                 self.repair(state, model)
+                self.trainer.begun()
 
         def repair(self, state: Any, model: Any) -> None:
             """Write the adapter of an epoch that was saved and killed before its adapter was written."""
@@ -165,10 +182,17 @@ def _forget_places(file: Path) -> None:
     file.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def choice(lines: list[dict[str, Any]], epochs: int) -> dict[str, Any]:
-    """Which epoch's adapter the later stages take, by which rule, and the training loss of each."""
+def losses_by_epoch(lines: list[dict[str, Any]], epochs: int) -> dict[str, float | None]:
+    """The mean training loss of each epoch; None for one without a step."""
     losses = {}
     for epoch in range(epochs):
         of_epoch = [line["loss"] for line in lines if epoch < line["epoch"] <= epoch + 1]
         losses[f"epoch_{epoch}"] = round(sum(of_epoch) / len(of_epoch), 6) if of_epoch else None
-    return {"adapter": f"epoch_{epochs - 1}", "by": "the last epoch; nothing stops early", "mean_training_loss": losses}
+    return losses
+
+
+def held_out_figures(lines: list[dict[str, Any]], pairs: int) -> dict[str, Any]:
+    """Preference training's figures on the held-out pairs after each epoch, from its metrics."""
+    names = ("held_out_reward_accuracy", "held_out_reward_margin", "held_out_loss")
+    found = [{name.removeprefix("held_out_"): round(line[name], 6) for name in names} for line in lines if names[0] in line]
+    return {"pairs": pairs, "by_epoch": found}

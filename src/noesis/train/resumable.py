@@ -28,6 +28,9 @@ class Resumable:
     _generators: Any = None  # as they were after the last whole step
     _saved_step = -1
 
+    def begun(self) -> None:
+        """The saved state, if any, is loaded, and the first step comes next."""
+
     def step_ended(self) -> None:
         """A whole step was applied; called before anything else draws a random number."""
         self._generators = generators()

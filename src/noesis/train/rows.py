@@ -26,6 +26,23 @@ def training_rows(records: list[dict[str, Any]], tokenizer: Tokenizer, constitut
     return rows
 
 
+def replay_rows(rows: list[dict[str, Any]], tokenizer: Tokenizer, *, max_length: int) -> list[Encoded]:
+    """Rows of general conversations (`data.preferences.ReplayRow`), with their own system prompt or none; the last answer is trained on.
+
+    Raises:
+        TrainingError: as `training_rows`.
+    """
+    found = []
+    stop = end_of_turn(tokenizer, name="replay") if rows else -1
+    for number, row in enumerate(rows, 1):
+        *messages, answer = row["messages"]
+        encoded = encode(tokenizer, messages, answer["content"], name=f"replay {number}")
+        if wrong := objection(encoded, stop=stop, max_length=max_length):
+            raise TrainingError(f"row replay {number} {wrong}")
+        found.append(encoded)
+    return found
+
+
 def answer_rows(records: list[dict[str, Any]], field: str, tokenizer: Tokenizer, constitution: Constitution) -> list[Encoded]:
     """Rows whose scored part is `record[field]` (`response_initial` or `response_revised`), for comparing their likelihoods."""
     return [encode(tokenizer, opening(constitution, record), str(record[field]), name=record["id"]) for record in records]

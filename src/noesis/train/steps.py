@@ -1,4 +1,5 @@
-"""SFTTrainer on the engine: a step is one batch, packed into rows, each run forward and backward; nothing waits for the card.
+"""SFTTrainer on the engine (DPOTrainer: preference.py): a step is one batch, packed into rows, each run forward and backward; nothing waits
+for the card.
 
 The loss and the gradient's norm of a step are read while the next one computes. A step whose gradient is not finite is skipped by the
 optimizer on the card itself (`found_inf`), and training stops when the number arrives, before the next update.
@@ -7,14 +8,14 @@ optimizer on the card itself (`found_inf`), and training stops when the number a
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 from trl import SFTTrainer
 
-from noesis.constitution.conversation import IGNORED, Encoded
+from noesis.constitution.conversation import IGNORED
 from noesis.errors import TrainingError
 from noesis.train.packing import rows_of_step
 from noesis.train.recorder import Metrics
@@ -42,28 +43,35 @@ class Steps:
 class Pending:
     """A step whose figures are still on their way from the card."""
 
-    figures: Tensor  # (2 + rows,): loss, gradient norm, loss of each row
+    figures: Tensor  # (2 + rows + others,): loss, gradient norm, loss of each row, what `others` names
     ready: Any  # an event at the step's end, or None on a processor
     members: list[list[int]]
     tokens: int
+    others: list[str] = field(default_factory=list)
     copied: Any = None  # an event when `figures` are in main memory
     step: int = 0
     epoch: float = 0.0
     lr: float = 0.0
 
 
-class EngineTrainer(Resumable, SFTTrainer):  # type: ignore[misc]
-    """`model` is one of `engine.model.build`."""
+class Stepwise(Resumable):
+    """Mixed in before a trainer of TRL whose `training_step` takes a whole step and leaves its figures in `current`."""
 
     writes_itself = True
+    args: Any
+    state: Any
+    model: Any
+    accelerator: Any
+    optimizer: Any
+    lr_scheduler: Any
 
-    def __init__(self, *args: Any, rows: list[Encoded], setup: Setup, metrics: Metrics, sharded: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, rows: list[Any], setup: Setup, metrics: Metrics, sharded: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.rows, self.setup, self.metrics, self.sharded = rows, setup, metrics, sharded
         self.steps = Steps(len(rows), setup.sequences_per_step, self.args.seed)
         self.current: Pending | None = None  # of this step, before the optimizer's
         self.pending: Pending | None = None  # of the last one
-        self.engine = self.model.engine
+        self.device: Any = self.accelerator.device
         self.began: Any = None  # an event on the card: the clock of the steps
 
     def get_train_dataloader(self) -> Any:
@@ -72,7 +80,7 @@ class EngineTrainer(Resumable, SFTTrainer):  # type: ignore[misc]
 
     def begin_epoch(self, epoch: int) -> None:
         self.steps.epoch = epoch
-        if self.began is None and self.engine.device.type == "cuda":
+        if self.began is None and self.device.type == "cuda":
             torch.cuda.synchronize()
             self.began = torch.cuda.Event(enable_timing=True)
             self.began.record()
@@ -80,44 +88,9 @@ class EngineTrainer(Resumable, SFTTrainer):  # type: ignore[misc]
     def floating_point_ops(self, inputs: Any) -> int:
         return 0
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        self.check(between_steps=True)
-        model.train()
-        indices: list[int] = inputs["indices"]
-        sequences = [(self.rows[i].input_ids, self.rows[i].labels) for i in indices]
-        cards, card = self.accelerator.num_processes, self.accelerator.process_index
-        setup = self.setup
-        packed = rows_of_step(
-            sequences,
-            indices,
-            cards=cards,
-            card=card,
-            pack_length=setup.pack_length if setup.packing else 0,
-            micro_batch=setup.micro_batch,
-            level=self.sharded,
-        )
-        trained = sum(label != IGNORED for _, labels in sequences for label in labels[1:])
-        divisor = torch.tensor(float(trained), device=self.engine.device)
-        self.engine.begin_step()
-        losses = []
-        with self.giving_up():
-            for i, row in enumerate(packed):
-                last = i == len(packed) - 1
-                with nullcontext() if cards == 1 or last else model.no_sync():
-                    loss = model(row, divisor)
-                    (loss * cards if cards > 1 else loss).backward()  # several cards take the mean of their gradients, the step wants the sum
-                losses.append(loss.detach())
-                self.check()
-        parts = torch.stack(losses)
-        total = parts.sum()
-        if cards > 1:
-            torch.distributed.all_reduce(total)
-        self.current = Pending(torch.cat([total[None], total[None], parts]), None, [row.members for row in packed], sum(len(ids) for ids, _ in sequences))
-        return total
-
     def _clip_grad_norm(self, model: Any) -> Tensor:
         self.settle()
-        norm = super()._clip_grad_norm(model)
+        norm = super()._clip_grad_norm(model)  # type: ignore[misc]
         current = self.current
         assert current is not None
         current.figures[1] = norm
@@ -157,6 +130,7 @@ class EngineTrainer(Resumable, SFTTrainer):  # type: ignore[misc]
         self._require_finite(pending)
         loss, norm = (float(x) for x in pending.figures[:2])
         seconds = self.began.elapsed_time(pending.ready) / 1000 if pending.ready is not None else None
+        others = dict(zip(pending.others, pending.figures[2 + len(pending.members) :].tolist(), strict=True)) | self.after_step(pending.step)
         if self.accelerator.is_main_process:
             self.metrics.write(
                 seconds=seconds,
@@ -167,17 +141,69 @@ class EngineTrainer(Resumable, SFTTrainer):  # type: ignore[misc]
                 lr=pending.lr,
                 grad_norm=norm,
                 tokens=pending.tokens,
+                others=others,
             )
+
+    def after_step(self, step: int) -> dict[str, float]:
+        """More figures for the line of a step that was applied, measured with the model as it is now."""
+        return {}
+
+    def place(self, members: list[int]) -> str:
+        """Where the user finds the rows of these indices."""
+        return f"on lines {', '.join(str(m + 1) for m in members)} of the run's data/train.jsonl"
 
     def _require_finite(self, pending: Pending) -> None:
         if bool(torch.isfinite(pending.figures[:2]).all()):
             return
-        bad = [m for value, members in zip(pending.figures[2:], pending.members, strict=True) if not torch.isfinite(value) for m in members]
+        losses = pending.figures[2 : 2 + len(pending.members)]
+        bad = [m for value, members in zip(losses, pending.members, strict=True) if not torch.isfinite(value) for m in members]
         named = sorted(bad or [m for members in pending.members for m in members])
         loss, norm = (float(x) for x in pending.figures[:2])
-        lines = ", ".join(str(m + 1) for m in named)
         raise TrainingError(
             f"the loss is {loss} and the gradient's norm {norm} at step {pending.step or self.state.global_step + 1}; nothing of this step was applied. "
-            f"Its examples are those on lines {lines} of the run's data/train.jsonl: look at them with  noesis data inspect, "
+            f"Its examples are those {self.place(named)}: look at them with  noesis data inspect, "
             "or lower learning_rate in training_config.yaml"
         )
+
+
+class EngineTrainer(Stepwise, SFTTrainer):  # type: ignore[misc]
+    """`model` is one of `engine.model.build`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.engine = self.model.engine
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        self.check(between_steps=True)
+        model.train()
+        indices: list[int] = inputs["indices"]
+        sequences = [(self.rows[i].input_ids, self.rows[i].labels) for i in indices]
+        cards, card = self.accelerator.num_processes, self.accelerator.process_index
+        setup = self.setup
+        packed = rows_of_step(
+            sequences,
+            indices,
+            cards=cards,
+            card=card,
+            pack_length=setup.pack_length if setup.packing else 0,
+            micro_batch=setup.micro_batch,
+            level=self.sharded,
+        )
+        trained = sum(label != IGNORED for _, labels in sequences for label in labels[1:])
+        divisor = torch.tensor(float(trained), device=self.engine.device)
+        self.engine.begin_step()
+        losses = []
+        with self.giving_up():
+            for i, row in enumerate(packed):
+                last = i == len(packed) - 1
+                with nullcontext() if cards == 1 or last else model.no_sync():
+                    loss = model(row, divisor)
+                    (loss * cards if cards > 1 else loss).backward()  # several cards take the mean of their gradients, the step wants the sum
+                losses.append(loss.detach())
+                self.check()
+        parts = torch.stack(losses)
+        total = parts.sum()
+        if cards > 1:
+            torch.distributed.all_reduce(total)
+        self.current = Pending(torch.cat([total[None], total[None], parts]), None, [row.members for row in packed], sum(len(ids) for ids, _ in sequences))
+        return total

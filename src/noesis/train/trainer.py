@@ -1,4 +1,4 @@
-"""QLoRA by TRL's SFTTrainer: rows with labels in, one adapter an epoch out, resumable at any step that was saved.
+"""QLoRA by TRL's SFTTrainer or DPOTrainer: rows with labels in, one adapter an epoch out, resumable at any step that was saved.
 
 The trainer is given token rows (`input_ids`, `labels`), so what is trained on is exactly what `noesis data inspect` shows.
 """
@@ -21,13 +21,16 @@ from noesis.files import require_space
 from noesis.interrupt import Overdue, deferred
 from noesis.quiet import quiet_libraries
 from noesis.train import launch
+from noesis.train.arguments import arguments
 from noesis.train.base import arithmetic, load_base, lora
 from noesis.train.budget import Budget
 from noesis.train.checkpoint import newest_whole, step_of
 from noesis.train.loss import answer_loss
 from noesis.train.pace import Pace
+from noesis.train.pairs import Preferences
 from noesis.train.plan import Plan, smaller
-from noesis.train.recorder import Metrics, choice, peak_memory, read_metrics, recorder, save_adapter
+from noesis.train.recorder import Metrics, held_out_figures, losses_by_epoch, peak_memory, read_metrics, recorder, save_adapter
+from noesis.train.reference import keep_reference, known_reference
 from noesis.train.unsloth import train_with_unsloth
 
 __all__ = ["read_metrics", "save_adapter", "train"]
@@ -35,7 +38,7 @@ __all__ = ["read_metrics", "save_adapter", "train"]
 
 def train(
     folder: Path,
-    rows: list[Encoded],
+    rows: list[Encoded] | Preferences,
     config: Config,
     plan: Plan,
     device: Device,
@@ -48,6 +51,7 @@ def train(
     """Train and leave `checkpoints/epoch_0 …`; goes on from the newest whole state in `checkpoints/resume/`.
 
     Args:
+        rows: of SFT; or the pairs of preference training.
         budget: what may be spent; None: anything.
         parent: folder of an adapter to begin with, where the run is a fork.
 
@@ -59,9 +63,9 @@ def train(
         CapError: another step would pass the budget; the last one is saved.
         KeyboardInterrupt, Terminated: asked to stop; the last whole step is saved.
     """
-    if plan.setup.engine == "unsloth":
+    if not isinstance(rows, Preferences) and plan.setup.engine == "unsloth":
         return train_with_unsloth(folder, rows, config, plan, checkpoints=checkpoints, metrics=metrics, budget=budget)
-    if plan.setup.cards > 1 and not launch.is_worker() and _why_not_the_engine(folder, config, plan, device) is None:
+    if not isinstance(rows, Preferences) and plan.setup.cards > 1 and not launch.is_worker() and _why_not_the_engine(folder, config, plan, device) is None:
         return launch.on_all_cards(folder, rows, config, plan, device, checkpoints=checkpoints, metrics=metrics, budget=budget, parent=parent)
     work = (folder, rows, config, device, checkpoints, metrics, budget, parent)
     found: dict[str, Any] | None = _attempt(plan, *work)
@@ -95,7 +99,7 @@ def _attempt(plan: Plan, *work: Any) -> dict[str, Any] | None:
 def _run(
     plan: Plan,
     folder: Path,
-    rows: list[Encoded],
+    rows: list[Encoded] | Preferences,
     config: Config,
     device: Device,
     checkpoints: Path,
@@ -117,16 +121,20 @@ def _run(
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    lines = Metrics(metrics, plan, device, sum(len(row.input_ids) for row in rows), step=step_of(last) if last else 0, budget=budget)
+    tokens = rows.tokens if isinstance(rows, Preferences) else sum(len(row.input_ids) for row in rows)
+    lines = Metrics(metrics, plan, device, tokens, step=step_of(last) if last else 0, budget=budget)
     callback = recorder(checkpoints, lines, tokenizer)
     why_not = _why_not_the_engine(folder, config, plan, device)
-    build = _plain_trainer if why_not else _engine_trainer
     if why_not and device.kind == "cuda":
         say(f"  trained by the plain path, not the fast one: {why_not}")
-    trainer = build(folder, rows, config, plan, device, tokenizer, callback, lines, checkpoints / "resume")
+    parts = (config, plan, device, tokenizer, callback, lines, checkpoints / "resume")
+    if isinstance(rows, Preferences):
+        trainer = _preference_trainer(folder, rows, *parts, engine=not why_not, start=parent, budget=budget)
+    else:
+        trainer = (_plain_trainer if why_not else _engine_trainer)(folder, rows, *parts)
     trainer.remove_callback(PrinterCallback)
     callback.trainer, trainer.flush = trainer, lines.sync
-    if parent is not None and last is None:
+    if parent is not None and last is None and not isinstance(rows, Preferences):
         begin_with(trainer.model, parent)
     if last is not None:
         say(f"  going on from step {step_of(last)}")
@@ -160,7 +168,7 @@ def _run(
     losses = [line["loss"] for line in read]
     return {
         "steps": trainer.state.global_step,
-        "epochs": config.training.num_train_epochs,
+        "epochs": plan.epochs,
         "tokens": lines.tokens_here,
         "seconds": round(seconds, 2),
         "tokens_per_s": round(lines.tokens_here / seconds, 1),
@@ -171,8 +179,8 @@ def _run(
         "save_seconds": round(pace.in_saves, 3),
         "save_share": round(pace.share(), 4),
         "threads": torch.get_num_threads(),
-        "choice": choice(read, config.training.num_train_epochs),
-    }
+        "mean_training_loss": losses_by_epoch(read, plan.epochs),
+    } | ({"held_out": held_out_figures(read, len(rows.held_out))} if isinstance(rows, Preferences) and rows.held_out else {})
 
 
 def _why_not_the_engine(folder: Path, config: Config, plan: Plan, device: Device) -> str | None:
@@ -193,6 +201,7 @@ def _engine_trainer(
 ) -> Any:
     import torch
     from datasets import Dataset
+    from trl import SFTConfig
 
     from noesis.train.engine.model import build
     from noesis.train.steps import EngineTrainer
@@ -201,13 +210,13 @@ def _engine_trainer(
     if device.kind == "cuda":
         torch.cuda.set_device(card)
     torch.manual_seed(config.training.seed)
-    arguments = _arguments(config, plan, device, state, engine=True)  # first: with several cards it joins their group
+    made = arguments(SFTConfig, config, plan, device, state, engine=True, whole_steps=True)  # first: with several cards it joins their group
     smallest = plan.setup.precision == "nf4" and plan.setup.gradient_checkpointing == "full"
     where = f"cuda:{card}" if device.kind == "cuda" else "cpu"
     model = build(folder, plan.setup, lora(config), where, offload=smallest, sharded=plan.sharded, nested=config.lora.quantization.bnb_4bit_use_double_quant)
     return EngineTrainer(
         model=model,
-        args=arguments,
+        args=made,
         train_dataset=Dataset.from_list([{"input_ids": rows[0].input_ids, "labels": rows[0].labels}]),  # the engine feeds itself
         processing_class=tokenizer,
         callbacks=[callback],
@@ -218,16 +227,53 @@ def _engine_trainer(
     )
 
 
+def _preference_trainer(
+    folder: Path,
+    data: Preferences,
+    config: Config,
+    plan: Plan,
+    device: Device,
+    tokenizer: Any,
+    callback: Any,
+    lines: Metrics,
+    state: Path,
+    *,
+    engine: bool,
+    start: Path | None,
+    budget: Budget | None,
+) -> Any:
+    """A trainer with its reference, which a run that goes on finds beside its states; its adapter begins as `start`."""
+    from noesis.train import preference
+    from noesis.train.fork import begin_with
+
+    trainer = preference.trainer_of(folder, data, config, plan, device, tokenizer, callback, lines, state, engine=engine)
+    scorer = preference.scorer_of(trainer, config, device, engine=engine)
+    base = config.training.dpo.reference == "base"  # a new adapter adds nothing yet: as if it were switched off
+    if start is not None and not base:
+        begin_with(trainer.model, start)
+    file = state.with_name("reference.json")
+    against = None if base else start
+    found = known_reference(file, data, against, plan)
+    if found is None:
+        found = preference.reference_losses(scorer, data, plan.setup, budget)
+        keep_reference(file, data, against, plan, found)
+    if start is not None and base:
+        begin_with(trainer.model, start)
+    trainer.attach(scorer, config, data.held_out, found)
+    return trainer
+
+
 def _plain_trainer(
     folder: Path, rows: list[Encoded], config: Config, plan: Plan, device: Device, tokenizer: Any, callback: Any, lines: Metrics, state: Path
 ) -> Any:
     from datasets import Dataset
+    from trl import SFTConfig
 
     from noesis.train.dropout import use_byte_dropout
 
     trainer = _trainer_class(config, device)(
         model=load_base(folder, config, device, longest=plan.longest_row),
-        args=_arguments(config, plan, device, state, engine=False),
+        args=arguments(SFTConfig, config, plan, device, state, engine=False, whole_steps=False),
         train_dataset=Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows]),
         processing_class=tokenizer,
         peft_config=lora(config),
@@ -240,42 +286,6 @@ def _plain_trainer(
     if device.kind == "cpu":
         use_byte_dropout(trainer.model)
     return trainer
-
-
-def _arguments(config: Config, plan: Plan, device: Device, folder: Path, *, engine: bool) -> Any:
-    from trl import SFTConfig
-
-    t, setup, cuda = config.training, plan.setup, device.kind == "cuda"
-    fast = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_8bit"}[setup.optimizer]
-    # The engine takes a step at once and makes rows of it itself; it keeps and recomputes as planned, and its types are explicit.
-    batch = max(1, setup.sequences_per_step // max(setup.cards, 1)) if engine else setup.micro_batch
-    arguments = SFTConfig(
-        output_dir=str(folder),
-        num_train_epochs=t.num_train_epochs,
-        learning_rate=t.learning_rate,
-        lr_scheduler_type=t.lr_scheduler_type,
-        warmup_steps=round(t.warmup_ratio * plan.steps),  # rounded up, a run of a few steps would spend its first at rate 0
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=1 if engine else setup.sequences_per_step // batch,
-        weight_decay=t.weight_decay,
-        max_grad_norm=t.max_grad_norm,
-        seed=t.seed,
-        data_seed=t.seed,
-        optim=fast,
-        max_length=None,  # nothing is ever cut: longer rows were refused
-        bf16=cuda and device.bf16 and not engine,
-        use_cpu=not cuda,
-        gradient_checkpointing=not engine and setup.gradient_checkpointing != "none",
-        logging_steps=10**9 if engine else 1,
-        logging_nan_inf_filter=False,
-        save_strategy="no",  # `Pace` says when
-        report_to=[],
-        disable_tqdm=True,
-        dataloader_pin_memory=cuda,
-    )
-    if cuda and not launch.is_worker():
-        arguments._n_gpu = 1  # transformers would spread one process over every card that it sees
-    return arguments
 
 
 def _trainer_class(config: Config, device: Device) -> Any:

@@ -19,7 +19,7 @@ _NAMES: dict[str, str] = {
     "denying the antecedent": r"den(?:y|ies|ied|ying|ial of) (?:of )?the antecedent|nega\w*(?: d[oa])? (?:o )?antecedente",
     "ad hominem": r"ad hominem|contra a pessoa|attack\w* the person|ataque (?:pessoal|à pessoa)",
     "straw man": r"straw ?man|espantalho",
-    "slippery slope": r"slippery slope|ladeira escorregadia|bola de neve|declive escorregadio",
+    "slippery slope": r"slippery slope|(?:ladeira|rampa|encosta) escorregadia|bola de neve|declive escorregadio",
     "false dilemma": r"false (?:dilemma|dichotomy|choice)|fals[oa] (?:dilema|dicotomia)|either[- ]or fallacy",
     "begging the question": r"beg\w* the question|circular|petição de princípio|petitio principii|raciocínio em círculo",
     "circular reasoning": r"beg\w* the question|circular|petição de princípio|petitio principii|raciocínio em círculo",
@@ -31,7 +31,7 @@ _NAMES: dict[str, str] = {
     "appeal to ignorance": r"appeal to ignorance|argument from ignorance|ad ignorantiam|apelo à ignorância",
     "equivocation": r"equivocat\w+|equívoco|ambigu\w+|two (?:different )?(?:senses|meanings)|dois sentidos",
     "base rate neglect": r"base[- ]rates?|taxa[- ]base|taxa de base|prevalência|prevalence|prior probability|probabilidade a priori",
-    "gambler's fallacy": r"gambler'?s fallacy|falácia do (?:jogador|apostador)",
+    "gambler's fallacy": r"gambler'?s fallacy|falácia do (?:jogador|apostador)|falácia de monte carlo|monte carlo fallacy",
     "sunk cost": r"sunk[- ]costs?|custos? (?:afundad|irrecuper|perdid)\w+",
     "composition": r"(?:fallacy of )?composition|composição",
     "division": r"fallacy of division|falácia d[ae] divisão",
@@ -42,9 +42,13 @@ _NAMES: dict[str, str] = {
     "conjunction fallacy": r"conjunction|conjunção",
     "prosecutor's fallacy": r"prosecutor|falácia d[oa] (?:promotor|acusador|acusação)|transposed conditional|condicional transpost",
 }
-_VALID = re.compile(r"(?<!in)(?<!not )(?<!não é )(?<!isn't )\b(?:logically )?(?:valid|válid[oa]|follows|decorre|se segue)\b", re.IGNORECASE)
+_VALID = re.compile(
+    r"(?<!in)(?<!not )(?<!não é )(?<!isn't )\b(?:logically )?(?:valid|válid[oa]|follows|decorre|se segue|(?<!não )(?:raciocínio|argumento) vale)\b",
+    re.IGNORECASE,
+)
 _INVALID = re.compile(
-    r"\binvalid\b|\binválid[oa]\b|(?:not|isn't|n't) (?:\w+ ){0,2}(?:valid|follow)|não (?:\w+ ){0,2}(?:válid[oa]|se segue|decorre)|does not follow|non sequitur",
+    r"\binvalid\b|\binválid[oa]\b|(?:not|isn't|n't) (?:\w+ ){0,2}(?:valid|follow)|não (?:\w+ ){0,2}(?:válid[oa]|se segue|decorre)"
+    r"|(?:raciocínio|argumento) não vale|does not follow|non sequitur",
     re.IGNORECASE,
 )
 

@@ -109,6 +109,8 @@ class Seats:
             CapError: the cap is reached; what was judged is in the cache.
         """
         asked = [(i, client, name) for i in range(len(cases)) for name in (judges[i] if judges else JUDGES) for client in self.clients]
+        # one rubric in one language after the other: their prompts begin alike, and servers keep that beginning
+        asked.sort(key=lambda one: (JUDGES.index(one[2]), cases[one[0]].language))
         found: list[list[Verdict | Unscored]] = [[] for _ in cases]
         slots = {id(client): asyncio.Semaphore(2 * client.concurrency) for client in self.clients}
         with Progress(what, len(asked), "verdicts") as progress:

@@ -14,6 +14,7 @@ from typing import Any
 from noesis.device import usable_threads
 from noesis.errors import MissingExtra, ModelError
 from noesis.files import sha256_file
+from noesis.interrupt import native_request
 from noesis.tribunal.client import Reply, Request, Unanswered
 
 REASONING, SPAN = 240, 100  # characters at most
@@ -68,7 +69,8 @@ class LocalJudge:
             "cache_prompt": True,
             "response_format": {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": bounded(request.schema)}},
         }
-        answer = self._server.handle_chat_completions(body)
+        with native_request(self.name):
+            answer = self._server.handle_chat_completions(body)
         if not isinstance(answer, dict) or "choices" not in answer:
             error = answer.get("error", answer) if isinstance(answer, dict) else answer
             raise Unanswered(f"llama.cpp refuses the request: {error.get('message', error) if isinstance(error, dict) else error}")
@@ -82,4 +84,4 @@ class LocalJudge:
         )
 
     async def close(self) -> None:
-        self._pool.shutdown()
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -7,7 +7,7 @@ several turns goes on round by round, so that each round is one batch. What was 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -155,13 +155,13 @@ def hold(
     seats: Seats,
     section: TribunalSection,
     *,
-    identity: str,
+    identity: Mapping[str, str],
     seed: int,
 ) -> list[Heard]:
-    """Answers of both models, then the hearing of all of them."""
+    """Answers of both models, then the hearing of all of them. `identity`: of base and tuned, as in `answers`."""
     found: list[Answer] = []
     for who in WHO:
-        found += answers(items, constitution, generate, seats.cache, identity=identity, who=who, section=section, seed=seed)
+        found += answers(items, constitution, generate, seats.cache, identity=identity[who], who=who, section=section, seed=seed)
     return asyncio.run(_hear_and_close(found, seats, section, constitution))
 
 

@@ -58,3 +58,15 @@ class Unscored:
 
     def as_json(self) -> dict[str, Any]:
         return {"status": "unscored", **asdict(self)}
+
+
+def from_json(row: dict[str, Any]) -> Verdict | Unscored:
+    """What `as_json` wrote, as it was.
+
+    Raises:
+        KeyError, TypeError: the row is not of that kind.
+    """
+    fields = {key: value for key, value in row.items() if key not in ("status", "score", "items")}
+    if row["status"] == "unscored":
+        return Unscored(**fields)
+    return Verdict(items=tuple(ItemScore(**item) for item in row["items"]), **fields)

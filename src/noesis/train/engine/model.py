@@ -15,7 +15,7 @@ import torch
 from noesis.train.engine import attention
 from noesis.train.engine.attention import Segments
 from noesis.train.engine.frozen import store
-from noesis.train.engine.head import Loss
+from noesis.train.engine.head import Loss, TokenLosses
 from noesis.train.engine.layer import NO_DROP, Adapters, DecoderLayer, Layer, Row
 from noesis.train.engine.offload import Offload
 from noesis.train.engine.ops import Dropout
@@ -141,11 +141,21 @@ class Engine:
 
     def loss(self, packed: PackedRow, divisor: Tensor) -> Tensor:
         """Summed negative log-likelihood of the row's trained tokens divided by `divisor` (a float32 scalar on the device)."""
+        h = self._layers(packed)
+        positions, targets = self._move(packed.positions), self._move(packed.targets)
+        return Loss.apply(h, self.norm, self.eps, self.head, positions, targets, divisor, self.chunk)
+
+    def token_losses(self, packed: PackedRow) -> Tensor:
+        """Negative log-likelihood of each of the row's trained tokens: (trained tokens,) float32."""
+        h = self._layers(packed)
+        return TokenLosses.apply(h, self.norm, self.eps, self.head, self._move(packed.positions), self._move(packed.targets), self.chunk)
+
+    def _layers(self, packed: PackedRow) -> Tensor:
+        """Hidden states after the last layer: (T, H)."""
         h, row = self.open(packed)
         for layer, parameters in zip(self.layers, self.parameters, strict=True):
             h = DecoderLayer.apply(h, layer, row, *parameters)
-        positions, targets = self._move(packed.positions), self._move(packed.targets)
-        return Loss.apply(h, self.norm, self.eps, self.head, positions, targets, divisor, self.chunk)
+        return h
 
     def open(self, packed: PackedRow) -> tuple[Tensor, Row]:
         """Embedded tokens (T, H) and what the layers share."""
