@@ -22,6 +22,7 @@ import pytest
 
 from conftest import ROOT
 from modal_local import ControlPlane, Fault
+from modal_local.patches import OUT_OF_MEMORY, SLOW_SAVING, patch
 
 pytestmark = pytest.mark.slow
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
@@ -71,6 +72,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for pattern, line in SMALLER.items():
             text = re.sub(pattern, line, text, flags=re.M)
         file.write_text(text, encoding="utf-8")
+    subprocess.run(
+        [sys.executable, "scripts/export_for_modal.py"], cwd=folder, env=os.environ | {"PYTHONPATH": str(folder / "src")}, check=True, capture_output=True
+    )
     return folder
 
 
@@ -120,8 +124,6 @@ def make_cloud(clone: Path, tiny_model: Path) -> Iterator:
         plane.hub.accepted.add("hf_accepted")
         cloud = Cloud(plane, clone)
         if ready:
-            if not (clone / "data" / "training" / "exports").is_dir():
-                assert cloud.type("python scripts/export_for_modal.py").returncode == 0
             shutil.copytree(clone / "data" / "training" / "exports", cloud.volume / "dataset")
             plane.secret("huggingface-token", HF_TOKEN="hf_accepted")
         return cloud
@@ -345,60 +347,6 @@ def test_the_embedded_model_trains_through_the_cloud(make_cloud) -> None:
     before, after = (judged["preference"][who]["held_out_loss"] for who in ("base", "tuned"))
     assert after < before
     assert (cloud.volume / "merged" / "noesis-philosopher-v1" / "model.safetensors").stat().st_size > 100e6
-
-
-OUT_OF_MEMORY = """
-def full(*arguments):
-    import torch
-
-    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-
-module._run = full  # as if the card were full
-"""
-SLOW_SAVING = """
-import time
-
-write = module.write_tree
-
-
-def slowly(folder, name, tree):
-    if name == "optimizer":
-        print("SAVING", flush=True)
-        time.sleep(0.5)
-    return write(folder, name, tree)
-
-
-module.write_tree = slowly
-"""
-
-
-def patch(module: str, code: str) -> str:
-    """A sitecustomize.py for the containers that runs `code` as soon as `module` is imported."""
-    return f"""
-import importlib.abc
-import importlib.util
-import sys
-
-
-class Patch(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name != {module!r}:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        execute = spec.loader.exec_module
-
-        def exec_module(module):
-            execute(module)
-            exec({code!r}, {{"module": module}})
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-
-sys.meta_path.insert(0, Patch())
-"""
 
 
 def steps_taken(task) -> int:
