@@ -34,6 +34,7 @@ lint: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_croissant.py
+	$(BIN)/python docs/make_costs.py
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/startup.py

@@ -1,8 +1,8 @@
-"""Train in the cloud: `modal run scripts/modal_train.py --epochs 3`, `--test-only` to judge, `--merge-only` to merge.
+"""Train in the cloud: `modal run scripts/modal_train.py --epochs 3`, `--test-only` to judge, `--merge-only` to merge, `--dry-run` for the quote.
 
-App, volume, secret and functions are in src/noesis/cloud/app.py; they call the same stages as `noesis demo`.
+App, volumes and functions are in src/noesis/cloud/app.py; they call the same stages as `noesis demo`.
 """
 
-from noesis.cloud.app import app, judge, main, merge, train
+from noesis.cloud.app import answer_shard, app, conduct, judge, judge_epoch, main, merge, train
 
-__all__ = ["app", "judge", "main", "merge", "train"]
+__all__ = ["answer_shard", "app", "conduct", "judge", "judge_epoch", "main", "merge", "train"]

@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from modal_local import ControlPlane
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a hub
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same figures on every machine
+os.environ |= {"MODAL_SERVER_URL": "http://127.0.0.1:9", "MODAL_CONFIG_PATH": "/dev/null"}  # nor Modal's service: nothing listens there
+for name in ("MODAL_TOKEN_ID", "MODAL_TOKEN_SECRET", "MODAL_PROFILE", "MODAL_ENVIRONMENT"):
+    os.environ.pop(name, None)
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE = (
@@ -153,6 +161,15 @@ def tiny_merged(tiny_model: Path, tiny_adapter: Path, tmp_path_factory: pytest.T
     target = tmp_path_factory.mktemp("merged") / "m"
     merge(tiny_model, tiny_adapter, target, quantization=Quantization(load_in_4bit=False), dtype="bfloat16", card="# card")
     return target
+
+
+@pytest.fixture
+def control_plane() -> Iterator[ControlPlane]:
+    """Modal's service on loopback: see tests/modal_local/README.md."""
+    from modal_local import ControlPlane
+
+    with ControlPlane() as plane:
+        yield plane
 
 
 @pytest.fixture

@@ -1,11 +1,10 @@
-"""The whole pipeline on a tiny Llama: every stage with its real components, the report, Modal's functions, and going on after a stop."""
+"""The whole pipeline on a tiny Llama: every stage with its real components, the report, and going on after a stop."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -94,50 +93,6 @@ def test_the_report_escapes_what_it_shows_and_loads_nothing(small_project: Proje
     assert "default-src 'none'" in page
     for shown in ("held-out loss", "Tribunal", "UNDECIDED", "offline screen (not a judge)", "polyline", s.run.manifest["identity"]["dataset_sha256"]):
         assert shown in page
-
-
-def test_modal_functions_do_the_same_on_a_volume(small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path, monkeypatch: pytest.MonkeyPatch):
-    from noesis.cli import run_command
-
-    text = small_project.training_yaml.read_text(encoding="utf-8")
-    text = text.replace("answers: 6", "answers: 2").replace("max_new_tokens: 200", "max_new_tokens: 8")
-    text = text.replace("model: meta-llama/Llama-3.1-8B-Instruct", f"model: {tiny_model}")
-    small_project.training_yaml.write_text(text, encoding="utf-8")
-    volume = tmp_path / "volume"
-    assert run_command(["data", "export", "--project", str(small_project.root), "--out", str(volume / "dataset")]) == 0
-    monkeypatch.setenv("NOESIS_PROJECT", str(small_project.root))
-    monkeypatch.setenv("NOESIS_VOLUME_ROOT", str(volume))
-    for name in [n for n in sys.modules if n.startswith("noesis.cloud")]:
-        del sys.modules[name]
-    from noesis.cloud import app as cloud
-
-    assert (cloud.app.name, cloud.settings.modal.volume, cloud.settings.modal.secret) == (
-        "noesis-philosophical-training",
-        "noesis-training-data",
-        "huggingface-token",
-    )
-    assert cloud.train.local(epochs=1, max_examples=8)["epochs"] == 1
-    assert cloud.judge.local()["court"]["verdict"] == "UNDECIDED"
-    assert cloud.merge.local()["merged_tensors"] == 14
-    for file in (
-        "dataset/train.jsonl",
-        "checkpoints/epoch_0/adapter_model.safetensors",
-        "merged/noesis-philosopher-v1/model.safetensors",
-        "gguf/parity.json",
-        "report.html",
-    ):
-        assert (volume / file).is_file(), file
-    cloud.train.local(epochs=2, max_examples=8)
-    assert (volume / "checkpoints" / "epoch_1").is_dir()
-    assert len(list((volume / "runs").iterdir())) == 1
-    assert "what would fit" in cloud.train.local(epochs=3, max_examples=8, max_minutes=0.01)["stopped"]
-    with pytest.raises(SystemExit) as stopped:
-        cloud._go_on({"stopped": "at the cap"})
-    assert stopped.value.code == 5
-    assert (volume / "dataset" / "train.jsonl").is_file()
-    shutil.rmtree(volume / "dataset")
-    with pytest.raises(SystemExit, match="Dataset not found"):
-        cloud.train.local(epochs=1)
 
 
 def test_chat_streams_from_the_gguf(

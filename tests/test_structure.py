@@ -26,6 +26,7 @@ LAYERS = [
     {"sessions"},
     {"choosing", "releasing"},
     {"pipeline", "scaffold", "housekeeping", "integrity"},
+    {"answers"},
     {"judging"},
     {"demo", "replay", "serving"},
     {"cloud"},

@@ -6,11 +6,12 @@ nearest known one; contradictions between the files are refused too. Command-lin
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from noesis.errors import ConfigError, UsageError
 from noesis.files import sha256_json
@@ -174,6 +175,13 @@ class ModalSection(_Frozen):
     train_gpu: Annotated[tuple[str, ...], Field(min_length=1)] = ("L40S", "A100-80GB")
     judge_gpu: Annotated[tuple[str, ...], Field(min_length=1)] = ("A10",)
     timeout_hours: Annotated[float, Field(gt=0, le=24)] = 12.0
+    judges: tuple[str, ...] = ("vllm:Qwen/Qwen2.5-7B-Instruct",)
+    judge_secret: str | None = None
+
+    @field_validator("train_gpu", "judge_gpu")
+    @classmethod
+    def _todays_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(re.sub(r"(?i)^A10G\b", "A10", name) for name in names)  # A10G is its older name, which the service no longer lists
 
 
 class TrainingFile(_Frozen):

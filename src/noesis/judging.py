@@ -6,16 +6,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from noesis.answers import answering, identity_of
 from noesis.choosing import Hear, Hearing
 from noesis.config import Project, TribunalSection, load_config
 from noesis.console import say
-from noesis.constitution.conversation import Message
-from noesis.constitution.tokenizer import load_tokenizer
 from noesis.errors import UsageError
 from noesis.files import sha256_file, sha256_json, write_json, write_jsonl, write_text
 from noesis.models import cache_folder
@@ -30,7 +30,7 @@ from noesis.tribunal.endpoint import Endpoint, Spending
 from noesis.tribunal.results import summarise
 from noesis.tribunal.rubric import JUDGES, load_bench
 from noesis.tribunal.suite import Item, Part, read_benchmark, read_suite, seal, spread
-from noesis.tribunal.trial import Generate, Heard, hold, verdict_rows
+from noesis.tribunal.trial import WHO, Heard, answers, hold, verdict_rows
 
 ASKING = ("concurrency", "timeout_seconds", "attempts", "requests_per_minute", "prices")  # settings that change no verdict
 
@@ -72,11 +72,15 @@ def seat(specs: Sequence[Spec], section: TribunalSection, spending: Spending, *,
     return clients
 
 
-def trial(s: Session, project: Project, ask: Ask, *, again: bool = False) -> dict[str, Any]:
-    """Base and tuned model before the court; the ruling, its figures and every verdict are left in the run directory."""
-    section = _section(s, project)
+def trial(s: Session, project: Project, ask: Ask, *, again: bool = False, seated: Callable[[], AbstractContextManager[None]] | None = None) -> dict[str, Any]:
+    """Base and tuned model before the court; the ruling, its figures and every verdict are left in the run directory.
+
+    Args:
+        seated: serves a judge that has no room beside the answering model; entered when all answers are kept and that model is gone.
+    """
+    section = section_of(s, project)
     folder = tribunal_folder(project)
-    bench, items = load_bench(folder / "judges"), spread(read_suite(folder, ask.part), ask.prompts)
+    bench, items = load_bench(folder / "judges"), trial_items(project, ask)
     specs = [parse_spec(text) for text in ask.judges]
     own = _own_judge(s, specs)
     prompts = sha256_json([item.model_dump(mode="json") for item in items])
@@ -92,7 +96,7 @@ def trial(s: Session, project: Project, ask: Ask, *, again: bool = False) -> dic
             _log_locked(s.run.tribunal, folder, "trial")
         with opened(s.run.tribunal / "replies.sqlite") as cache:
             seats = Seats(bench, clients, cache)
-            heard = _heard(s, section, items, seats, s.run.adapter())
+            heard = _heard(s, section, items, seats, s.run.adapter(), seated)
         names = [client.name for client in clients]
         summary = summarise(heard, section, unfit=unfit(calibrations, names), errors=error_counts(calibrations))
         result = {
@@ -124,6 +128,11 @@ def trial(s: Session, project: Project, ask: Ask, *, again: bool = False) -> dic
     return result
 
 
+def trial_items(project: Project, ask: Ask) -> list[Item]:
+    """A trial's prompts, in order."""
+    return spread(read_suite(tribunal_folder(project), ask.part), ask.prompts)
+
+
 def checkpoint_hearing(s: Session, project: Project, judges: Sequence[str] | None = None) -> Hear | None:
     """Brings an epoch's adapter before the court on the dev prompts, to choose the checkpoint; None where no judge is set.
 
@@ -132,7 +141,7 @@ def checkpoint_hearing(s: Session, project: Project, judges: Sequence[str] | Non
     Args:
         judges: as given with --judge; None: those in training_config.yaml (`tribunal: judges`).
     """
-    section = _section(s, project)
+    section = section_of(s, project)
     named = section.judges if judges is None else tuple(judges)
     if not named:
         return None
@@ -167,11 +176,24 @@ async def _close(clients: Sequence[Client]) -> None:
         await client.close()
 
 
-def _heard(s: Session, section: TribunalSection, items: Sequence[Item], seats: Seats, adapter: Path) -> list[Heard]:
+def _heard(
+    s: Session,
+    section: TribunalSection,
+    items: Sequence[Item],
+    seats: Seats,
+    adapter: Path,
+    seated: Callable[[], AbstractContextManager[None]] | None = None,
+) -> list[Heard]:
     """Base and tuned answers to `items` with the court's opinion of each."""
-    base = sha256_json([s.model.revision, s.as_trained.lora.quantization.model_dump(), s.arithmetic])
-    identity = {"base": base, "tuned": sha256_json([base, sha256_file(adapter / "adapter_model.safetensors")])}
-    return hold(items, s.constitution, _answering(s, section, adapter), seats, section, identity=identity, seed=s.config.training.seed)
+    held: dict[str, Any] = {}
+    identity, seed, generate = identity_of(s, adapter), s.config.training.seed, answering(s, section, adapter, held)
+    if seated is None:
+        return hold(items, s.constitution, generate, seats, section, identity=identity, seed=seed)
+    for who in WHO:
+        answers(items, s.constitution, generate, seats.cache, identity=identity[who], who=who, section=section, seed=seed)
+    held.clear()
+    with seated():
+        return hold(items, s.constitution, generate, seats, section, identity=identity, seed=seed)
 
 
 def court_of(summary: dict[str, Any], section: TribunalSection) -> dict[str, Any]:
@@ -291,28 +313,10 @@ def show_live(found: dict[str, Any]) -> None:
     say(f"  so it may not decide: {found['verdict']}" if found["verdict"] else "  it is fit to judge; seat it with --judge")
 
 
-def _section(s: Session, project: Project) -> TribunalSection:
+def section_of(s: Session, project: Project) -> TribunalSection:
     """What the run was made with; how judges are asked, and what they charge, as the project has it now."""
     now_said = load_config(project).training.tribunal
     return s.config.training.tribunal.model_copy(update={name: getattr(now_said, name) for name in ASKING})
-
-
-def _answering(s: Session, section: TribunalSection, tuned: Path) -> Generate:
-    """Answers of base and tuned model, packed, from the weights that a merge would write; one of the two in memory at a time."""
-    from noesis.release.merge import loaded
-    from noesis.serve.batch import answer_packed
-
-    tokenizer = load_tokenizer(s.model.path)
-    held: dict[str, Any] = {}
-
-    def generate(who: str, conversations: list[list[Message]], seeds: list[int]) -> list[str]:
-        if who not in held:
-            held.clear()
-            adapter = tuned if who == "tuned" else None
-            held[who] = loaded(s.model.path, adapter, quantization=s.as_trained.lora.quantization, dtype=s.arithmetic, device=s.device.kind)
-        return answer_packed(held[who], tokenizer, conversations, max_tokens=section.trial_tokens, temperature=section.temperature, seeds=seeds)
-
-    return generate
 
 
 def _own_judge(s: Session, specs: Sequence[Spec]) -> Path | None:

@@ -33,7 +33,7 @@ class Meter:
         self.thread.start()
 
     def stop(self, ended: str) -> dict[str, Any]:
-        """The entry for the ledger; `ended` says how: done, failed, interrupted."""
+        """The entry for the ledger; `ended` says how: done, failed, interrupted, capped."""
         self.done.set()
         self.thread.join()
         return self._priced(time.monotonic() - self.began) | {"ended": ended}

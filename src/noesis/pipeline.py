@@ -14,6 +14,7 @@ from noesis.choosing import BASE, Hear, score
 from noesis.choosing import choose as choose_adapter
 from noesis.console import Progress, duration, heading, say
 from noesis.constitution.conversation import opening
+from noesis.constitution.tokenizer import load_tokenizer
 from noesis.data.load import evenly_spread
 from noesis.files import write_json, write_jsonl
 from noesis.releasing import base_gguf, gguf, merge, write_adapter
@@ -98,8 +99,8 @@ def choose(s: Session, hear: Hear | None = None) -> dict[str, Any]:
     return result
 
 
-def judge(s: Session, *, again: bool = False) -> dict[str, Any]:
-    """Base against tuned on the held-out examples: probabilities, answers, the offline screen; and the court's empty bench."""
+def judge(s: Session, *, again: bool = False, answers: bool = True) -> dict[str, Any]:
+    """Base against tuned on the held-out examples: probabilities, answers (unless they are not wanted), the offline screen; and the court's empty bench."""
     from noesis.tribunal.court import empty_bench
     from noesis.tribunal.preference import compare
     from noesis.tribunal.screen import NAME, screen, tally
@@ -110,10 +111,10 @@ def judge(s: Session, *, again: bool = False) -> dict[str, Any]:
         chosen = s.run.adapter().name
         scores = score(s, [chosen])
         preference = compare([r["id"] for r in held_out], scores[BASE], scores[chosen]) | {"adapter": chosen}
-        asked = evenly_spread(held_out, s.config.training.tribunal.answers)
-        answers = _answers(s, asked)
+        asked = evenly_spread(held_out, s.config.training.tribunal.answers if answers else 0)
+        said = _answers(s, asked)
         rows = []
-        for record, base, tuned in zip(asked, answers["base"], answers["tuned"], strict=True):
+        for record, base, tuned in zip(asked, said["base"], said["tuned"], strict=True):
             rows.append(
                 {
                     "id": record["id"],
@@ -181,9 +182,11 @@ def run_stages(s: Session, *, first: int, total: int, hear: Hear | None = None) 
 
 
 def _answers(s: Session, asked: Records) -> dict[str, list[str]]:
-    """Greedy answers in llama.cpp, from one process: the base that was trained on, with the adapter off and on."""
+    """Greedy answers in llama.cpp, from one process: the base that was trained on, with the adapter off and on. On a card by torch."""
     if not asked:
         return {"base": [], "tuned": []}
+    if s.device.kind == "cuda":
+        return _answers_on_card(s, asked)
     from noesis.serve.engine import Engine
 
     adapter = write_adapter(s)
@@ -193,4 +196,21 @@ def _answers(s: Session, asked: Records) -> dict[str, list[str]]:
     for who, on in (("base", False), ("tuned", True)):
         with Progress(f"answer ({who})", len(asked), "prompts") as progress:
             answers[who] = engine.answer_all(conversations, max_tokens=s.config.training.tribunal.max_new_tokens, adapter=on, progress=progress)
+    return answers
+
+
+def _answers_on_card(s: Session, asked: Records) -> dict[str, list[str]]:
+    """The same where a card is: all prompts in one batch, from the weights that a merge would write, one of the two models in memory at a time."""
+    from noesis.release.merge import loaded
+    from noesis.serve.batch import answer_packed
+
+    tokenizer, t = load_tokenizer(s.model.path), s.config.training.tribunal
+    answers = {}
+    for who, adapter in (("base", None), ("tuned", s.run.adapter())):
+        with Progress(f"answer ({who})", len(asked), "prompts") as progress:
+            model = loaded(s.model.path, adapter, quantization=s.as_trained.lora.quantization, dtype=s.arithmetic, device=s.device.kind)
+            conversations = [opening(s.constitution, record) for record in asked]
+            answers[who] = answer_packed(model, tokenizer, conversations, max_tokens=t.max_new_tokens, on_answer=progress.advance)
+            del model
+        gc.collect()
     return answers

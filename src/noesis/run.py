@@ -167,7 +167,7 @@ class Run:
             # a stop at the cap is no failure: the stage goes on when more was agreed
             status = "failed" if isinstance(error, Exception) and not isinstance(error, CapError) else "interrupted"
             entry.update(status=status, seconds=round(before + time.monotonic() - started, 2))
-            self.book(meter.stop(status))
+            self.book(meter.stop("capped" if isinstance(error, CapError) else status))
             self.save()
             raise
         entry.update(status="done", seconds=round(before + time.monotonic() - started, 2), outputs=files, result=result)

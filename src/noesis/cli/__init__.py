@@ -14,7 +14,17 @@ import typer
 from typer.exceptions import TyperException
 
 from noesis import __version__
-from noesis.cli import data_commands, making_commands, pipeline_commands, release_commands, serve_commands, tribunal_commands, trust_commands, upkeep_commands
+from noesis.cli import (
+    cloud_commands,
+    data_commands,
+    making_commands,
+    pipeline_commands,
+    release_commands,
+    serve_commands,
+    tribunal_commands,
+    trust_commands,
+    upkeep_commands,
+)
 
 app = typer.Typer(
     help="From a constitution and about a hundred examples to a small model that can be trusted to speak by them.\n\nExample: noesis demo",
@@ -32,6 +42,7 @@ app.add_typer(upkeep_commands.app)
 app.add_typer(data_commands.app, name="data")
 app.add_typer(tribunal_commands.app, name="tribunal")
 app.add_typer(making_commands.app, name="constitution")
+app.add_typer(cloud_commands.app, name="cloud")
 
 
 @app.callback(invoke_without_command=True)

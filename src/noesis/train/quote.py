@@ -1,7 +1,7 @@
 """What a run takes and costs, stage by stage, and what it would elsewhere.
 
 Training is costed by `choose.py`. Judging and releasing are scaled from what the demo took on two processor cores (2026-11: judging 99 s,
-merge and GGUF 46 s for a model of 134.5 M parameters), so take them for the right order of magnitude.
+merge and GGUF 46 s for a model of 134.5 M parameters), answering on a card from its bandwidth, so take them for the right order of magnitude.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def stages(task: Task, chosen: Option) -> list[Stage]:
     # the machine is rented with all its cards, used or not
     used, name = task.device.cards, task.device.name
     return [
-        Stage("train", f"{used} × {name}" if used > 1 else name, chosen.seconds, _usd(task.device, chosen.seconds, used, TRAIN_MACHINE)),
-        Stage("judge", JUDGED_CARD, judge, _usd(rented(JUDGED_CARD), judge, 1, JUDGE_MACHINE)),
-        Stage("merge and gguf", f"{cores} cores", merge, _usd(None, merge, 0, (cores, gib))),
+        Stage("train", f"{used} × {name}" if used > 1 else name, chosen.seconds, usd_for(task.device, chosen.seconds, used, TRAIN_MACHINE)),
+        Stage("judge", JUDGED_CARD, judge, usd_for(rented(JUDGED_CARD), judge, 1, JUDGE_MACHINE)),
+        Stage("merge and gguf", f"{cores} cores", merge, usd_for(None, merge, 0, (cores, gib))),
     ]
 
 
@@ -57,7 +57,7 @@ def alternatives(task: Task) -> list[dict[str, Any]]:
     for device, hired in [(processor(), False), *((rented(name), True) for name in ELSEWHERE)]:
         other = replace(task, device=device, rented=hired)
         choice = best(options(other))
-        usd = _usd(device, choice.seconds, 1, TRAIN_MACHINE) if hired else 0.0
+        usd = usd_for(device, choice.seconds, 1, TRAIN_MACHINE) if hired else 0.0
         found.append(
             {
                 "device": device.name if hired else "this processor",
@@ -79,7 +79,7 @@ def rate(device: Device, usd_per_hour: float | None) -> float:
         return usd_per_hour / 3600
     if "MODAL_TASK_ID" not in os.environ:
         return 0.0
-    return _usd(device, 1.0, device.cards, TRAIN_MACHINE) if device.kind == "cuda" else _usd(None, 1.0, 0, MERGE_MACHINE)
+    return usd_for(device, 1.0, device.cards, TRAIN_MACHINE) if device.kind == "cuda" else usd_for(None, 1.0, 0, MERGE_MACHINE)
 
 
 def hourly(device: Device) -> float | None:
@@ -88,7 +88,7 @@ def hourly(device: Device) -> float | None:
     return None if price is None else price * 3600
 
 
-def _usd(device: Device | None, seconds: float, cards: int, machine: tuple[int, int]) -> float:
+def usd_for(device: Device | None, seconds: float, cards: int, machine: tuple[int, int]) -> float:
     """Price of a machine for so long; a card without a price is counted as free, which the plan says."""
     p, (cores, gib) = prices(), machine
     card = (card_of(device).usd_per_s or 0.0) if device is not None else 0.0
@@ -103,6 +103,8 @@ def _judge_seconds(task: Task, *, here: bool) -> float:
     scoring = SCORE_SECONDS * millions * t.data.eval_examples
     if not here:
         scoring /= 50  # on the card, where a processor's two cores took the time above
+        if t.tribunal.answers:  # all prompts in one batch: each token of base and tuned model is a pass over the weights, at half the card's bandwidth
+            writing = 2 * t.tribunal.max_new_tokens * 2 * task.shape.parameters / (0.5 * card_of(rented(JUDGED_CARD)).bandwidth)
     load = 2 * task.shape.parameters / READ_BYTES_PER_S[not here]
     return IMPORT_SECONDS + load + scoring + writing + (0 if here else CONTAINER_SECONDS)
 

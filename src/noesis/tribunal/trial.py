@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from noesis.config import TribunalSection
 from noesis.console import Progress
 from noesis.constitution.conversation import Message, hide_analysis, opening
 from noesis.constitution.document import Constitution
 from noesis.files import sha256_json
-from noesis.tribunal.cache import Cache
 from noesis.tribunal.court import Opinion, Seats, opinion
 from noesis.tribunal.judge import Case, case_of
 from noesis.tribunal.rubric import JUDGES
@@ -28,6 +27,13 @@ from noesis.tribunal.verdict import Unscored, Verdict
 Generate = Callable[[str, list[list[Message]], list[int]], list[str]]
 CHUNK = 64  # conversations between two saves
 WHO = ("base", "tuned")
+
+
+class Keeps(Protocol):
+    """Where answers are kept: the trial's cache, or a place for those of one machine among several."""
+
+    def get(self, key: str, /) -> Any | None: ...
+    def put_all(self, values: dict[str, Any], /) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def answers(
     items: Sequence[Item],
     constitution: Constitution,
     generate: Generate,
-    cache: Cache,
+    cache: Keeps,
     *,
     identity: str,
     who: str,

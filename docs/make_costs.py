@@ -1,0 +1,135 @@
+"""Write the cost tables between `<!-- costs -->` and `<!-- /costs -->` from the planner: `make docs`; with --check only compare (a test does).
+
+    python docs/make_costs.py [--check] [FILE …]     default: both READMEs and both guides to Modal, those that hold the marks
+
+The plan is that of Llama-3.1-8B on the 111 exported examples, at the prices of cards.yaml; tokens are estimated, so that the table is
+the same on a machine that has Llama's tokenizer and on one that has not.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = ("README.md", "README.pt-BR.md", "docs/modal.md", "docs/modal.pt-BR.md")
+MARKS = re.compile(r"(<!-- costs -->\n).*?(<!-- /costs -->)", re.DOTALL)
+WORDS = {
+    "en": {
+        "head": ("operation", "machine", "the guide said", "the planner says"),
+        "train": "training, {n} epochs",
+        "train1": "training, 1 epoch",
+        "judge": "judging, once",
+        "beside": "judging 2 epochs beside",
+        "trial": "the Tribunal's trial",
+        "merge": "merge and GGUF",
+        "conductor": "the container that waits",
+        "all": "**3 epochs, everything**",
+        "min": "min",
+        "h": "h",
+        "cores": "4 cores",
+        "core": "1/4 core",
+        "note": "Planned for meta-llama/Llama-3.1-8B-Instruct on 111 examples ({tokens:,} tokens an epoch, ± {error:.0%}), prices of {date}, "
+        "{source}; the trial is estimated from the card's data sheet. "
+        "The guide's own rows add up to 10 to 13 USD, not 90; that cap of 90 USD stays as the default of `--max-usd`.",
+    },
+    "pt": {
+        "head": ("operação", "máquina", "o guia dizia", "o planejador diz"),
+        "train": "treino, {n} épocas",
+        "train1": "treino, 1 época",
+        "judge": "julgamento, uma vez",
+        "beside": "julgamento de 2 épocas em paralelo",
+        "trial": "a sessão do Tribunal",
+        "merge": "merge e GGUF",
+        "conductor": "o contêiner que espera",
+        "all": "**3 épocas, tudo**",
+        "min": "min",
+        "h": "h",
+        "cores": "4 núcleos",
+        "core": "1/4 de núcleo",
+        "note": "Planejado para meta-llama/Llama-3.1-8B-Instruct com 111 exemplos ({tokens:,} tokens por época, ± {error:.0%}), preços de {date}, "
+        "tabela do Modal; a sessão do Tribunal é "
+        "estimada pela ficha técnica da placa. As linhas do próprio guia somam de 10 a 13 dólares, não 90; "
+        "o limite de 90 dólares continua como padrão de `--max-usd`.",
+    },
+}
+
+
+def main() -> int:
+    """Write or compare."""
+    files = [Path(name) for name in sys.argv[1:] if not name.startswith("--")] or [ROOT / name for name in FILES]
+    stale = []
+    for file in files:
+        if not file.is_file():
+            continue
+        text = file.read_text(encoding="utf-8")
+        made = MARKS.sub(lambda m, f=file: m[1] + table("pt" if "pt-BR" in f.name else "en") + m[2], text)
+        if made != text:
+            stale.append(file)
+            if "--check" not in sys.argv:
+                file.write_text(made, encoding="utf-8")
+    if stale and "--check" in sys.argv:
+        print(f"the cost table is stale in {', '.join(map(str, stale))}: run  make docs", file=sys.stderr)
+        return 1
+    return 0
+
+
+def table(language: str) -> str:
+    """The table and the note under it, in Markdown."""
+    w, (three, one, extra) = WORDS[language], plans()
+    stages = {stage["name"]: stage for stage in three.stages}
+    beside = {name.split()[0]: (seconds, usd) for name, seconds, usd in extra}
+    total = three.usd + sum(usd for _, _, usd in extra)
+    waits = next(seconds for name, seconds, _ in extra if name == "conductor")
+
+    def cell(seconds: float, usd: float) -> str:
+        minutes = seconds / 60
+        took = f"{minutes:.0f} {w['min']}" if minutes < 100 else f"{minutes / 60:.1f} {w['h']}"
+        return comma(f"{took}, {max(usd, 0.01):.2f} USD")
+
+    def comma(text: str) -> str:
+        return text.replace(".", ",") if language == "pt" else text
+
+    rows = [
+        (w["train1"], "L40S", "~2 h, ~$3-4", cell(one.stages[0]["seconds"], one.stages[0]["usd"])),
+        (w["train"].format(n=3), "L40S", "", cell(stages["train"]["seconds"], stages["train"]["usd"])),
+        (w["judge"], "A10", "~30 min, ~$0.50", cell(stages["judge"]["seconds"], stages["judge"]["usd"])),
+        (w["beside"], "A10", "", cell(*beside["judge"])),
+        (w["trial"], "A10", "", cell(*beside["trial,"])),
+        (w["merge"], w["cores"], "~10 min, ~$0.10", cell(stages["merge and gguf"]["seconds"], stages["merge and gguf"]["usd"])),
+        (w["conductor"], w["core"], "", cell(*beside["conductor"])),
+        (w["all"], "", "~6-8 h, **~$90**", "**" + cell(waits, total) + "**"),
+    ]
+    lines = ["| " + " | ".join(w["head"]) + " |", "|---" * 4 + "|", *("| " + " | ".join(row) + " |" for row in rows)]
+    note = w["note"].format(tokens=round(three.tokens_per_epoch, -3), error=three.tokens_plus_minus, date=three.prices["date"], source=three.prices["source"])
+    if language == "pt":
+        note = re.sub(r"(\d),(\d{3})", r"\1.\2", note)
+    return "\n".join([*lines, "", note]) + "\n"
+
+
+def plans():
+    """Of three epochs, of one, and what the cloud does beside the three."""
+    os.environ["HF_HOME"] = os.environ["HF_HUB_CACHE"] = "/nonexistent"
+    from noesis.cloud.offer import extras
+    from noesis.cloud.request import Request
+    from noesis.config import Project, load_config
+    from noesis.constitution.document import load_constitution
+    from noesis.data.load import read_examples
+    from noesis.train.ahead import plan_ahead
+
+    project = Project(ROOT)
+    constitution = load_constitution(project.constitution)
+    examples = read_examples(project.exports / "train.jsonl", constitution)
+    modal = load_config(project).training.modal
+    found = []
+    for epochs in (3, 1):
+        config = load_config(project, {"training.model": modal.model, "training.num_train_epochs": epochs})
+        found.append((config, plan_ahead(config, examples, constitution, gpu="L40S", gpus=1)[0]))
+    request = Request(3, model=modal.model, judges=modal.judges)
+    return found[0][1], found[1][1], extras(project, found[0][0], request, found[0][1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,6 @@
+"""A small control plane on loopback under which the unmodified `modal` command runs function bodies in real subprocesses. See README.md."""
+
+from .faults import Fault
+from .plane import ControlPlane
+
+__all__ = ["ControlPlane", "Fault"]
