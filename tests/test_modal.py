@@ -93,9 +93,9 @@ class Cloud:
         command = [sys.executable if program == "python" else program, *words]
         return subprocess.run(command, cwd=self.clone, env=self.plane.env | self.env, capture_output=True, text=True)
 
-    def run(self, *options: str, code: int = 0, env: dict[str, str] | None = None) -> str:
+    def run(self, *options: str, code: int = 0, env: dict[str, str] | None = None, seconds: float = 280.0) -> str:
         """`modal run scripts/modal_train.py OPTIONS`, what it printed; it must end with `code`."""
-        done = self.plane.modal(*RUN, *options, cwd=self.clone, env=self.env | (env or {}))
+        done = self.plane.modal(*RUN, *options, cwd=self.clone, env=self.env | (env or {}), timeout=seconds)
         said = done.stdout + done.stderr
         assert done.returncode == code, f"exit {done.returncode}\n{said[-6000:]}"
         return said
@@ -341,7 +341,7 @@ def test_dry_run_starts_nothing(make_cloud) -> None:
 @pytest.mark.full
 def test_the_embedded_model_trains_through_the_cloud(make_cloud) -> None:
     cloud = make_cloud()
-    said = cloud.run("--model", "smollm2", "--epochs", "1", "--max-examples", "16")
+    said = cloud.run("--model", "smollm2", "--epochs", "1", "--max-examples", "16", seconds=1500)
     assert "noesis-philosopher-v1-f16.gguf" in said
     judged = json.loads((cloud.volume / "tribunal" / "summary.json").read_text())
     before, after = (judged["preference"][who]["held_out_loss"] for who in ("base", "tuned"))
