@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -156,6 +157,7 @@ def test_ctrl_c_in_a_real_terminal(run: Path, tmp_path: Path):
     def until(text: str) -> None:
         nonlocal seen
         while text not in seen:
+            assert select.select([screen], [], [], 60)[0], f"{text!r} did not come; last seen: {seen[-300:]!r}"
             seen += os.read(screen, 65536).decode(errors="replace")
         seen = seen.split(text, 1)[1]
 
