@@ -75,6 +75,7 @@ def test_a_family_converts(family: str, tmp_path: Path):
         write_gguf(model, file, k, name="tiny", licence="none")
     found = certify(Subject(model, files, None, TEXTS, TEXTS[:1], answer_tokens=4), load_tokenizer(model))
     require(found)
+    assert [found["files"][kind]["passed"] for kind in files] == [True, True]
 
 
 def test_gemmas_other_scale_of_queries_is_refused(tmp_path: Path):

@@ -144,7 +144,9 @@ def test_digits_joined_and_said_so_pass(tiny_merged: Path, tmp_path: Path):
     from noesis.release.parity import require
 
     joined_digits(tiny_merged, tmp_path / "joined")
-    require(certificate(tmp_path / "joined", tmp_path))
+    found = certificate(tmp_path / "joined", tmp_path)
+    require(found)
+    assert all(figures["passed"] for figures in found["files"].values())
 
 
 @pytest.mark.parametrize(
