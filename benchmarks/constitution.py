@@ -36,8 +36,18 @@ def measure(name: str, voice: Client, count: int, window: int) -> float:
     """Tokens a second of `count` chains, `window` at a time; prints both figures."""
     constitution = load_constitution(PROJECT.constitution)
     seeds = deal(read_lists(PROJECT.data / "constitution_prompts.yaml"), ("en",), count + 1, 0)
-    prompts = [Prompt(id=s.id, language="en", prompt=f"{s.situation.en}. {s.asker.en} asks about {s.topic.en}: what would you say?") for s in seeds]
-    rows = [json.loads(line) for line in (PROJECT.training / "philosophical_en" / "maieutica.jsonl").read_text(encoding="utf-8").splitlines()]
+    prompts = [
+        Prompt(
+            id=s.id,
+            language="en",
+            prompt=f"{s.situation.en}. {s.asker.en} asks about {s.topic.en}: what would you say?",
+        )
+        for s in seeds
+    ]
+    rows = [
+        json.loads(line)
+        for line in (PROJECT.training / "philosophical_en" / "maieutica.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     shots = {"en": choose_shots(rows, constitution, "en", SETTINGS.shots, 0)}
     made = 0
 

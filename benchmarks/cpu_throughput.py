@@ -32,12 +32,25 @@ def prepared() -> tuple[Path, list[Any], Any]:
     from noesis.train.rows import training_rows
 
     project = Project(ROOT)
-    constant = {"training.num_train_epochs": STEPS, "training.learning_rate": RATE, "training.lr_scheduler_type": "constant", "lora.lora_dropout": 0.0}
+    constant = {
+        "training.num_train_epochs": STEPS,
+        "training.learning_rate": RATE,
+        "training.lr_scheduler_type": "constant",
+        "lora.lora_dropout": 0.0,
+    }
     config = load_config(project, constant)
     model = find_model("smollm2")
     files = sorted((ROOT / "data/training/philosophical_en").glob("*.jsonl"))
-    records = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()][::15][:EXAMPLES]
-    rows = training_rows(records, load_tokenizer(model.path), load_constitution(project.constitution), include_critique=False, max_length=2048)
+    records = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()][::15][
+        :EXAMPLES
+    ]
+    rows = training_rows(
+        records,
+        load_tokenizer(model.path),
+        load_constitution(project.constitution),
+        include_critique=False,
+        max_length=2048,
+    )
     return model.path, rows, config
 
 
@@ -50,7 +63,15 @@ def ours() -> dict[str, Any]:
     folder, rows, config = prepared()
     plan = make_plan(config, "smollm2", read_shape(folder), rows, detect())
     with tempfile.TemporaryDirectory() as out:
-        result = train(folder, rows, config, plan, detect(), checkpoints=Path(out) / "checkpoints", metrics=Path(out) / "metrics.jsonl")
+        result = train(
+            folder,
+            rows,
+            config,
+            plan,
+            detect(),
+            checkpoints=Path(out) / "checkpoints",
+            metrics=Path(out) / "metrics.jsonl",
+        )
         lines = read_metrics(Path(out) / "metrics.jsonl")
     ends = [line["tokens"] / line["tokens_per_s"] for line in lines]
     seconds = [b - a for a, b in itertools.pairwise(ends)]
@@ -78,7 +99,12 @@ def plain_trl() -> dict[str, Any]:
                 times.append(time.monotonic())
                 lines.append({"loss": float(logs["loss"]), "grad_norm": float(logs["grad_norm"])})
 
-    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16)
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
     with tempfile.TemporaryDirectory() as out:
         trainer = SFTTrainer(
             model=AutoModelForCausalLM.from_pretrained(folder, quantization_config=nf4, dtype=torch.bfloat16),
@@ -96,7 +122,9 @@ def plain_trl() -> dict[str, Any]:
     return report(rows, [b - a for a, b in itertools.pairwise(times)], lines, peak_memory(detect()), "nf4")
 
 
-def report(rows: list[Any], seconds: list[float], lines: list[dict[str, Any]], peak: int, precision: str) -> dict[str, Any]:
+def report(
+    rows: list[Any], seconds: list[float], lines: list[dict[str, Any]], peak: int, precision: str
+) -> dict[str, Any]:
     """Figures of one process."""
     tokens = sum(len(row.input_ids) for row in rows)
     return {
@@ -123,7 +151,9 @@ def main() -> None:
     rates: dict[str, list[float]] = {"noesis": [], "trl": []}
     for _ in range(arguments.rounds):
         for name in rates:
-            done = subprocess.run([sys.executable, __file__, "--one", name], check=False, capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, __file__, "--one", name], check=False, capture_output=True, text=True
+            )
             found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
             if not found:
                 raise SystemExit(done.stdout[-1500:] + done.stderr[-1500:])

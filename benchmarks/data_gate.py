@@ -96,7 +96,11 @@ def measure(rows: int, answers: int | None) -> dict[str, Any]:
         make(file, rows, answers)
         noesis = [sys.executable, "-m", "noesis", "data"]
         project = ["--project", str(ROOT)]
-        result: dict[str, Any] = {"rows": rows, "answers": answers or rows, "megabytes": round(file.stat().st_size / 1e6)}
+        result: dict[str, Any] = {
+            "rows": rows,
+            "answers": answers or rows,
+            "megabytes": round(file.stat().st_size / 1e6),
+        }
         result["naive_s"], peak = run([sys.executable, "-c", NAIVE, str(file), str(Path(folder) / "naive")])
         result["naive_gib"] = peak / 2**30
         result["validate_s"], peak = run([*noesis, "validate", str(file), *project])
@@ -113,7 +117,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[30_000, 100_000, 300_000, 1_000_000])
     parser.add_argument("--repeated", type=int, nargs="*", default=[300_000], help="rows of the sets with 24 answers")
     arguments = parser.parse_args()
-    print(f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} processors, Python {platform.python_version()}", flush=True)
+    print(
+        f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} processors, Python {platform.python_version()}",
+        flush=True,
+    )
     for rows in arguments.rows:
         print(json.dumps(measure(rows, None)), flush=True)
     for rows in arguments.repeated:

@@ -36,7 +36,18 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 CALLS = (
-    *("write", "pwrite64", "writev", "copy_file_range", "sendfile", "ftruncate", "fsync", "fdatasync", "openat", "close"),
+    *(
+        "write",
+        "pwrite64",
+        "writev",
+        "copy_file_range",
+        "sendfile",
+        "ftruncate",
+        "fsync",
+        "fdatasync",
+        "openat",
+        "close",
+    ),
     *("rename", "renameat", "renameat2", "unlink", "unlinkat", "rmdir", "mkdir", "mkdirat"),
 )
 MISSED = 7
@@ -71,7 +82,9 @@ class Point:
 # --- one attempt, in a forked process
 
 
-def child(project: Any, config: Any, path: Path, point: Point | None, gate: int, told: int, only: tuple[str, ...]) -> None:
+def child(
+    project: Any, config: Any, path: Path, point: Point | None, gate: int, told: int, only: tuple[str, ...]
+) -> None:
     """Run the pipeline up to the last stage of `only`; at the beginning of the point's stage wait until strace has been attached."""
     from noesis import pipeline, sessions
     from noesis.run import Run
@@ -101,7 +114,9 @@ def child(project: Any, config: Any, path: Path, point: Point | None, gate: int,
     with Run(path, {}).locked():
         s = sessions.new_session(project, config, path, sessions.from_sources(project, config))
         for stage in STAGES[1:]:
-            if any(STAGES.index(stage) <= STAGES.index(last) for last in only) and (stage not in SKIPPED or stage in only):
+            if any(STAGES.index(stage) <= STAGES.index(last) for last in only) and (
+                stage not in SKIPPED or stage in only
+            ):
                 getattr(pipeline, stage)(s)
     if point is not None and current == point.stage:
         os._exit(MISSED)
@@ -150,7 +165,9 @@ def count_moments(point: Point | None, told: int, stage: Any) -> None:
     Resumable.check, torch.Tensor.backward, torch.optim.AdamW.step = on_check, on_backward, on_step  # type: ignore[method-assign]
 
 
-def attempt(project: Any, config: Any, path: Path, point: Point | None, only: tuple[str, ...], log: Path | None = None) -> tuple[int, list[str]]:
+def attempt(
+    project: Any, config: Any, path: Path, point: Point | None, only: tuple[str, ...], log: Path | None = None
+) -> tuple[int, list[str]]:
     """Run until it ends or is killed; returns the wait status's exit code (negative: the signal), and what the child told."""
     gate_r, gate_w = os.pipe()
     told_r, told_w = os.pipe()
@@ -184,7 +201,17 @@ def attempt(project: Any, config: Any, path: Path, point: Point | None, only: tu
         lines.append(line)
         if line == "here" and point is not None:
             if STRACE and point.what not in MOMENTS:
-                tracer = trace(pid, ["-e", f"trace={point.what}", "-e", f"inject={point.what}:signal=KILL:when={point.n}", "-o", "/dev/null"])
+                tracer = trace(
+                    pid,
+                    [
+                        "-e",
+                        f"trace={point.what}",
+                        "-e",
+                        f"inject={point.what}:signal=KILL:when={point.n}",
+                        "-o",
+                        "/dev/null",
+                    ],
+                )
             os.write(gate_w, b"x")
     _, status = os.waitpid(pid, 0)
     if tracer is not None:
@@ -210,7 +237,9 @@ def trace(pid: int, options: list[str]) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(["strace", "-p", str(pid), *options], stderr=subprocess.PIPE)
     assert process.stderr is not None
     if b"attached" not in process.stderr.readline():
-        raise SystemExit("error: strace could not attach: run as the same user, with ptrace allowed (kernel.yama.ptrace_scope 0 or 1)")
+        raise SystemExit(
+            "error: strace could not attach: run as the same user, with ptrace allowed (kernel.yama.ptrace_scope 0 or 1)"
+        )
     return process
 
 
@@ -241,7 +270,9 @@ def counts(log: Path, told: list[str]) -> dict[str, collections.Counter[str]]:
 def draw(dice: random.Random, seen: dict[str, collections.Counter[str]], stage: str) -> Point:
     """A kind of moment of the stage, rare kinds as often as frequent ones, then which of them."""
     kinds = sorted(kind for kind, count in seen[stage].items() if count)
-    weights = [3 if kind in ("fsync", "rename", *MOMENTS) else 2 if kind in ("write", "pwrite64") else 1 for kind in kinds]
+    weights = [
+        3 if kind in ("fsync", "rename", *MOMENTS) else 2 if kind in ("write", "pwrite64") else 1 for kind in kinds
+    ]
     kind = dice.choices(kinds, weights)[0]
     among = seen[stage][kind]
     if stage == "train" and dice.random() < 0.7:  # killed several times a run: mostly by steps of a third of it
@@ -251,7 +282,12 @@ def draw(dice: random.Random, seen: dict[str, collections.Counter[str]], stage: 
 
 def products(path: Path) -> dict[str, str]:
     """Hashes of what a run is for, and its metrics without the clock's figures."""
-    files = [*path.glob("data/*"), *path.glob("checkpoints/epoch_*/*"), *path.glob("merged/*/*.safetensors"), *path.glob("gguf/*.gguf")]
+    files = [
+        *path.glob("data/*"),
+        *path.glob("checkpoints/epoch_*/*"),
+        *path.glob("merged/*/*.safetensors"),
+        *path.glob("gguf/*.gguf"),
+    ]
     found = {str(f.relative_to(path)): hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(files)}
     for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         value = json.loads(line)
@@ -269,7 +305,15 @@ def sound(path: Path) -> list[str]:
 
 
 def matrix(
-    project: Any, config: Any, place: Path, *, kills: int, dice: random.Random, per_run: dict[str, int], what: str, only: tuple[str, ...]
+    project: Any,
+    config: Any,
+    place: Path,
+    *,
+    kills: int,
+    dice: random.Random,
+    per_run: dict[str, int],
+    what: str,
+    only: tuple[str, ...],
 ) -> dict[str, Any]:
     """`kills` kills, over as many runs as it takes."""
     reference, log = place / f"{what}-reference", place / f"{what}.strace"
@@ -277,7 +321,14 @@ def matrix(
     if code != 0:
         raise SystemExit(f"error: the reference run ended with {code}; see {reference}.log")
     seen, expected = counts(log, told), products(reference)
-    tally: dict[str, Any] = {"kills": collections.Counter(), "calls": collections.Counter(), "runs": 0, "survived": 0, "identical": 0, "lost": []}
+    tally: dict[str, Any] = {
+        "kills": collections.Counter(),
+        "calls": collections.Counter(),
+        "runs": 0,
+        "survived": 0,
+        "identical": 0,
+        "lost": [],
+    }
     began = time.monotonic()
     while sum(tally["kills"].values()) < kills:
         path = place / f"{what}-{tally['runs']}"
@@ -297,13 +348,18 @@ def matrix(
             wrong = sound(path)
             tally["survived"] += mine
             tally["identical"] += mine if same else 0
-            tally["lost"] += [f"{path.name}: {line}" for line in wrong] + ([] if same else [f"{path.name}: differs from the reference"])
+            tally["lost"] += [f"{path.name}: {line}" for line in wrong] + (
+                [] if same else [f"{path.name}: differs from the reference"]
+            )
             if same and not wrong:
                 shutil.rmtree(path)
                 path.with_name(f"{path.name}.log").unlink()
         tally["runs"] += 1
         done = sum(tally["kills"].values())
-        print(f"  {what}: {done} kills in {tally['runs']} runs, {tally['identical']} identical, {time.monotonic() - began:.0f} s", flush=True)
+        print(
+            f"  {what}: {done} kills in {tally['runs']} runs, {tally['identical']} identical, {time.monotonic() - began:.0f} s",
+            flush=True,
+        )
     return tally
 
 
@@ -322,7 +378,15 @@ def warm() -> None:
     from noesis import pipeline
     from noesis.train import resumable, steps, trainer
 
-    _ = (pipeline, resumable, steps, trainer, transformers.LlamaForCausalLM, trl.SFTTrainer, trl.SFTConfig)  # some load when they are named
+    _ = (
+        pipeline,
+        resumable,
+        steps,
+        trainer,
+        transformers.LlamaForCausalLM,
+        trl.SFTTrainer,
+        trl.SFTConfig,
+    )  # some load when they are named
 
 
 def tiny_project(place: Path) -> tuple[Any, Path]:
@@ -340,7 +404,9 @@ def tiny_project(place: Path) -> tuple[Any, Path]:
     model = place / "tiny-llama"
     make_tokenizer_files(model)
     torch.manual_seed(0)
-    config = LlamaConfig(**SHAPE, max_position_embeddings=2048, bos_token_id=1, eos_token_id=2, pad_token_id=2, initializer_range=0.2)
+    config = LlamaConfig(
+        **SHAPE, max_position_embeddings=2048, bos_token_id=1, eos_token_id=2, pad_token_id=2, initializer_range=0.2
+    )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(model)
     return Project(place / "project"), model
 
@@ -353,7 +419,12 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(STAGES), help="kill in these stages only")
     arguments = parser.parse_args()
     only = tuple(stage for stage in STAGES if stage in arguments.only.split(","))
-    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+    os.environ |= {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # threads that load weights trip over torch's pool in a forked process
     place = Path(arguments.keep or tempfile.mkdtemp(prefix="noesis-faults-"))
     place.mkdir(parents=True, exist_ok=True)
@@ -367,11 +438,23 @@ def main() -> int:
     tallies = {}
     for what, packing in (("not packed", False), ("packed", True)):
         config = load_config(project, OVERRIDES | {"training.model": str(model), "training.packing": packing})
-        tallies[what] = matrix(project, config, place, kills=arguments.kills // 2, dice=dice, per_run=per_run, what=what.replace(" ", "-"), only=only)
+        tallies[what] = matrix(
+            project,
+            config,
+            place,
+            kills=arguments.kills // 2,
+            dice=dice,
+            per_run=per_run,
+            what=what.replace(" ", "-"),
+            only=only,
+        )
     kills: collections.Counter[str] = sum((t["kills"] for t in tallies.values()), collections.Counter())
     calls: collections.Counter[str] = sum((t["calls"] for t in tallies.values()), collections.Counter())
     lost = [line for t in tallies.values() for line in t["lost"]]
-    print("\nkilled by     " + ("strace, before a system call" if STRACE else "itself, before a call of Python (strace is not installed)"))
+    print(
+        "\nkilled by     "
+        + ("strace, before a system call" if STRACE else "itself, before a call of Python (strace is not installed)")
+    )
     print("by stage      " + ", ".join(f"{stage} {kills[stage]}" for stage in STAGES))
     print("by moment     " + ", ".join(f"{name} {count}" for name, count in calls.most_common()))
     print(f"tried         {sum(kills.values())} kills in {sum(t['runs'] for t in tallies.values())} runs")

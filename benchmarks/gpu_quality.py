@@ -35,8 +35,17 @@ def gradients(place: Path, device: str) -> None:
     from noesis.train.setup import Setup
 
     torch.manual_seed(0)
-    shape = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 128}
-    LlamaForCausalLM(LlamaConfig(**shape, vocab_size=8192, tie_word_embeddings=False, max_position_embeddings=2048)).to(torch.bfloat16).save_pretrained(place)
+    shape = {
+        "hidden_size": 1024,
+        "intermediate_size": 2816,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+    }
+    LlamaForCausalLM(LlamaConfig(**shape, vocab_size=8192, tie_word_embeddings=False, max_position_embeddings=2048)).to(
+        torch.bfloat16
+    ).save_pretrained(place)
     draw = random.Random(1)
     step = []
     for _ in range(8):
@@ -71,8 +80,18 @@ def gradients(place: Path, device: str) -> None:
     ):
         loss, got = run(setup)
         each = sorted(float((got[n] - reference[n]).norm() / reference[n].norm()) for n in reference)
-        whole = sum(float((got[n] - reference[n]).norm()) ** 2 for n in reference) / sum(float(reference[n].norm()) ** 2 for n in reference)
-        report(mode="gradients", name=name, loss=loss, reference_loss=loss0, total=whole**0.5, median=each[len(each) // 2], worst=each[-1])
+        whole = sum(float((got[n] - reference[n]).norm()) ** 2 for n in reference) / sum(
+            float(reference[n].norm()) ** 2 for n in reference
+        )
+        report(
+            mode="gradients",
+            name=name,
+            loss=loss,
+            reference_loss=loss0,
+            total=whole**0.5,
+            median=each[len(each) // 2],
+            worst=each[-1],
+        )
 
 
 def held_out(place: Path) -> None:
@@ -110,13 +129,31 @@ def held_out(place: Path) -> None:
 
     for language, epochs, rate in (("en", 1, 1e-3), ("pt", 3, 2e-4)):
         source = project.training / ("philosophical_en" if language == "en" else "philosophical")
-        records = [json.loads(line) for file in sorted(source.glob("*.jsonl")) for line in file.read_text(encoding="utf-8").splitlines() if line]
+        records = [
+            json.loads(line)
+            for file in sorted(source.glob("*.jsonl"))
+            for line in file.read_text(encoding="utf-8").splitlines()
+            if line
+        ]
         held = records[4::10][:13]
         parts = ([r for r in records if r not in held], held)
-        rows, scored = (training_rows(p, load_tokenizer(folder), constitution, include_critique=False, max_length=2048) for p in parts)
-        for precision, compute in (("fp32", "float32"), ("bf16", "bfloat16"), ("fp8", "bfloat16"), ("nf4", "bfloat16"), ("nf4", "float32")):
+        rows, scored = (
+            training_rows(p, load_tokenizer(folder), constitution, include_critique=False, max_length=2048)
+            for p in parts
+        )
+        for precision, compute in (
+            ("fp32", "float32"),
+            ("bf16", "bfloat16"),
+            ("fp8", "bfloat16"),
+            ("nf4", "bfloat16"),
+            ("nf4", "float32"),
+        ):
             shutil.rmtree(place, ignore_errors=True)
-            changes = {"training.num_train_epochs": epochs, "training.learning_rate": rate, "training.precision": precision}
+            changes = {
+                "training.num_train_epochs": epochs,
+                "training.learning_rate": rate,
+                "training.precision": precision,
+            }
             config = load_config(project, changes | {"lora.quantization.load_in_4bit": precision == "nf4"})
             plan = draft(config, "smollm2", read_shape(folder), rows, device)
             setup = Setup("noesis", precision, compute, "none", False, True, 4096, 8, 1, "adamw", 1)  # type: ignore[arg-type]
@@ -124,7 +161,9 @@ def held_out(place: Path) -> None:
             tokenizer = AutoTokenizer.from_pretrained(folder)
             lines = Metrics(place / "metrics.jsonl", plan, device, sum(len(r.input_ids) for r in rows))
             callback = recorder(place / "checkpoints", lines, tokenizer)
-            trainer = training._engine_trainer(folder, rows, config, plan, device, tokenizer, callback, lines, place / "resume")
+            trainer = training._engine_trainer(
+                folder, rows, config, plan, device, tokenizer, callback, lines, place / "resume"
+            )
             trainer.remove_callback(PrinterCallback)
             callback.trainer = trainer
             start = loss(trainer.model.engine, scored)

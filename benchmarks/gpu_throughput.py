@@ -41,7 +41,9 @@ SHAPE = {
 }  # fmt: skip
 LINEAR = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
 ADAPTER = 32 * RANK * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
-FLOPS = 4 * (LINEAR + VOCABULARY * 4096) + 6 * ADAPTER  # a token, LoRA on a frozen base, attention's own products left out
+FLOPS = (
+    4 * (LINEAR + VOCABULARY * 4096) + 6 * ADAPTER
+)  # a token, LoRA on a frozen base, attention's own products left out
 
 
 def lengths() -> list[int]:
@@ -90,14 +92,21 @@ def make() -> None:
     for i in range(33):
         layer = f"model.layers.{i}."
         if i < 32:
-            tensors = {layer + "input_layernorm.weight": ones.clone(), layer + "post_attention_layernorm.weight": ones.clone()}
+            tensors = {
+                layer + "input_layernorm.weight": ones.clone(),
+                layer + "post_attention_layernorm.weight": ones.clone(),
+            }
             for name, rows, columns in (
                 ("self_attn.q_proj", 4096, 4096), ("self_attn.k_proj", 1024, 4096), ("self_attn.v_proj", 1024, 4096), ("self_attn.o_proj", 4096, 4096),
                 ("mlp.gate_proj", 14336, 4096), ("mlp.up_proj", 14336, 4096), ("mlp.down_proj", 4096, 14336),
             ):  # fmt: skip
                 tensors[f"{layer}{name}.weight"] = weight(rows, columns)
         else:
-            tensors = {"model.embed_tokens.weight": weight(VOCABULARY, 4096), "lm_head.weight": weight(VOCABULARY, 4096), "model.norm.weight": ones.clone()}
+            tensors = {
+                "model.embed_tokens.weight": weight(VOCABULARY, 4096),
+                "lm_head.weight": weight(VOCABULARY, 4096),
+                "model.norm.weight": ones.clone(),
+            }
         name = f"model-{i:05}.safetensors"
         save_file(tensors, MODEL / name, metadata={"format": "pt"})
         index |= dict.fromkeys(tensors, name)
@@ -109,7 +118,10 @@ def make() -> None:
     for name, product in (
         ("bf16", lambda: a @ b),
         ("fp8_row_scales", lambda: torch._scaled_mm(a8, b8.T, scale, other, out_dtype=torch.bfloat16)),
-        ("fp8_row_scales_fast_accumulation", lambda: torch._scaled_mm(a8, b8.T, scale, other, out_dtype=torch.bfloat16, use_fast_accum=True)),
+        (
+            "fp8_row_scales_fast_accumulation",
+            lambda: torch._scaled_mm(a8, b8.T, scale, other, out_dtype=torch.bfloat16, use_fast_accum=True),
+        ),
     ):
         for _ in range(3):
             product()
@@ -166,9 +178,13 @@ def start() -> None:
     for attempt in ("first", "second"):  # the second finds the compiled kernels
         began = time.time()
         shutil.rmtree(WORK, ignore_errors=True)
-        done = subprocess.run([sys.executable, __file__, "start-child", str(began)], check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, __file__, "start-child", str(began)], check=True, capture_output=True, text=True
+        )
         wall = time.time() - began
-        child = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("CHILD")).removeprefix("CHILD "))
+        child = json.loads(
+            next(line for line in done.stdout.splitlines() if line.startswith("CHILD")).removeprefix("CHILD ")
+        )
         report(mode=f"start, {attempt} process", wall_s=round(wall, 1), **child)
 
 
@@ -184,17 +200,50 @@ def start_child(began: float) -> None:
 
     project = Project(ROOT)
     config = load_config(project, {"training.precision": "fp8", "lora.quantization.load_in_4bit": False})
-    records = [json.loads(line) for file in sorted((project.training / "philosophical").glob("*.jsonl")) for line in file.read_text().splitlines() if line]
-    rows = training_rows(records, load_tokenizer(MODEL), load_constitution(project.constitution), include_critique=False, max_length=2048)
+    records = [
+        json.loads(line)
+        for file in sorted((project.training / "philosophical").glob("*.jsonl"))
+        for line in file.read_text().splitlines()
+        if line
+    ]
+    rows = training_rows(
+        records, load_tokenizer(MODEL), load_constitution(project.constitution), include_critique=False, max_length=2048
+    )
     device = detect()
     plan = draft(config, str(MODEL), read_shape(MODEL), rows, device)
-    setup = replace(plan.setup, compile=False, gradient_checkpointing="none", packing=True, pack_length=8192, cards=1, optimizer="adamw")
+    setup = replace(
+        plan.setup,
+        compile=False,
+        gradient_checkpointing="none",
+        packing=True,
+        pack_length=8192,
+        cards=1,
+        optimizer="adamw",
+    )
     ready = time.time() - began
-    result = train(MODEL, rows, config, replace(plan, setup=setup), device, checkpoints=WORK / "checkpoints", metrics=WORK / "metrics.jsonl")
+    result = train(
+        MODEL,
+        rows,
+        config,
+        replace(plan, setup=setup),
+        device,
+        checkpoints=WORK / "checkpoints",
+        metrics=WORK / "metrics.jsonl",
+    )
     lines = read_metrics(WORK / "metrics.jsonl")
     saved = sorted(p.name for p in (WORK / "checkpoints").iterdir())
-    child = {"rows": len(rows), "tokens": result["tokens"], "steps": result["steps"], "planned_after_s": round(ready, 1), "train_s": result["seconds"]}
-    child |= {"tok_s_in_training": result["tokens_per_s"], "loss": [lines[0]["loss"], lines[-1]["loss"]], "saved": saved}
+    child = {
+        "rows": len(rows),
+        "tokens": result["tokens"],
+        "steps": result["steps"],
+        "planned_after_s": round(ready, 1),
+        "train_s": result["seconds"],
+    }
+    child |= {
+        "tok_s_in_training": result["tokens_per_s"],
+        "loss": [lines[0]["loss"], lines[-1]["loss"]],
+        "saved": saved,
+    }
     print("CHILD", json.dumps(child), flush=True)
 
 
@@ -209,7 +258,9 @@ def other_tool(tool: str, *words: str) -> None:
 
     four_bits, recompute = tool == "trl" or "nf4" in words, tool == "trl" or "gc" in words
     if tool == "unsloth":
-        model, tokenizer = FastLanguageModel.from_pretrained(str(MODEL), max_seq_length=2048, dtype=torch.bfloat16, load_in_4bit=four_bits)
+        model, tokenizer = FastLanguageModel.from_pretrained(
+            str(MODEL), max_seq_length=2048, dtype=torch.bfloat16, load_in_4bit=four_bits
+        )
         model = FastLanguageModel.get_peft_model(
             model, r=RANK, lora_alpha=2 * RANK, lora_dropout=0, target_modules=MODULES, bias="none", random_state=0,
             use_gradient_checkpointing="unsloth" if recompute else False,
@@ -218,14 +269,26 @@ def other_tool(tool: str, *words: str) -> None:
         from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
         tokenizer = AutoTokenizer.from_pretrained(MODEL)
-        stored = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16)
-        model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.bfloat16, quantization_config=stored, device_map={"": 0})
+        stored = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        model = AutoModelForCausalLM.from_pretrained(
+            MODEL, dtype=torch.bfloat16, quantization_config=stored, device_map={"": 0}
+        )
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=True)
-        model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, target_modules=MODULES, task_type="CAUSAL_LM"))
+        model = get_peft_model(
+            model,
+            LoraConfig(r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, target_modules=MODULES, task_type="CAUSAL_LM"),
+        )
     ids = sequences()
     data = Dataset.from_dict({"input_ids": ids, "labels": ids, "attention_mask": [[1] * len(s) for s in ids]})
     batch = 8 if tool == "trl" else 4
-    settings: dict[str, Any] = {"packing": True} if tool == "unsloth" else {"dataset_kwargs": {"skip_prepare_dataset": True}}
+    settings: dict[str, Any] = (
+        {"packing": True} if tool == "unsloth" else {"dataset_kwargs": {"skip_prepare_dataset": True}}
+    )
     arguments = SFTConfig(
         output_dir=str(WORK / tool), num_train_epochs=2, per_device_train_batch_size=batch, gradient_accumulation_steps=8 // batch, learning_rate=1e-4,
         bf16=True, optim="adamw_8bit", logging_steps=1, save_strategy="no", report_to="none", max_length=2048, gradient_checkpointing=recompute,
@@ -240,7 +303,9 @@ def other_tool(tool: str, *words: str) -> None:
 
         on_epoch_end = on_epoch_begin
 
-    trainer = SFTTrainer(model=model, processing_class=tokenizer, train_dataset=data, args=arguments, callbacks=[Clock()])
+    trainer = SFTTrainer(
+        model=model, processing_class=tokenizer, train_dataset=data, args=arguments, callbacks=[Clock()]
+    )
     trainer.train()
     seconds, tokens = times[3] - times[2], sum(lengths())
     logs = [line for line in trainer.state.log_history if "loss" in line]

@@ -48,7 +48,11 @@ def main() -> None:
         if "--skip-setup" not in sys.argv:
             cold, _ = timed(["make", "setup"], clone, environment)
             warm, _ = timed(["make", "setup", "VENV=again"], clone, environment)
-            figures += [("set-up, empty pip cache", cold), ("set-up, full pip cache", warm), ("so downloading took", max(cold - warm, 0))]
+            figures += [
+                ("set-up, empty pip cache", cold),
+                ("set-up, full pip cache", warm),
+                ("so downloading took", max(cold - warm, 0)),
+            ]
             program = clone / ".venv" / "bin" / "noesis"
         whole, peak = timed([str(program), "demo"], clone, environment)
         manifest = json.loads((clone / "runs" / "demo" / "manifest.json").read_text(encoding="utf-8"))
@@ -62,7 +66,9 @@ def main() -> None:
         print(f"{'a second noesis demo':28} {second:7.1f} s")
         train, plan, judge = (manifest["stages"][s]["result"] for s in ("train", "plan", "judge"))
         print(f"training at rank {plan['r']}: {train['tokens_per_s']:.0f} tokens/s (plan: {plan['tokens_per_s']:.0f})")
-        print(f"peak memory of training: {train['peak_memory_bytes'] / 1e9:.2f} GB (plan: {plan['memory_bytes'] / 1e9:.2f})")
+        print(
+            f"peak memory of training: {train['peak_memory_bytes'] / 1e9:.2f} GB (plan: {plan['memory_bytes'] / 1e9:.2f})"
+        )
         print("held-out", json.dumps({who: judge["preference"][who] for who in ("base", "tuned")}))
         files = manifest["stages"]["gguf"]["result"]["files"]
         print("parity  ", json.dumps({kind: [f["kl_mean"], f["top1"]] for kind, f in files.items()}))

@@ -26,7 +26,9 @@ METHODS = ("sft", "dpo", "sft+dpo")
 Records = list[dict[str, Any]]
 
 
-def configured(options: argparse.Namespace, seed: int, *, method: str, critique: bool, rate: float | None = None) -> Any:
+def configured(
+    options: argparse.Namespace, seed: int, *, method: str, critique: bool, rate: float | None = None
+) -> Any:
     from noesis.config import Project, load_config
 
     changes: dict[str, Any] = {
@@ -58,7 +60,11 @@ def split_of(options: argparse.Namespace, seed: int) -> tuple[Records, Records]:
         from noesis.data.load import split_sources
 
         project = Project(ROOT)
-        parts = split_sources(project.sources("en"), load_constitution(project.constitution), configured(options, seed, method="sft", critique=False))
+        parts = split_sources(
+            project.sources("en"),
+            load_constitution(project.constitution),
+            configured(options, seed, method="sft", critique=False),
+        )
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(parts, ensure_ascii=False), encoding="utf-8")
     train, held_out = json.loads(file.read_text(encoding="utf-8"))
@@ -104,7 +110,9 @@ class Measure:
         found: dict[str, Any] = {"examples": self._pairs(model, held_out)}
         if self.asked:
             if adapter is not None:
-                found["drift"] = self._losses(model, [r | {"answer": a} for r, a in zip(self.asked, self.own, strict=True) if a.strip()])
+                found["drift"] = self._losses(
+                    model, [r | {"answer": a} for r, a in zip(self.asked, self.own, strict=True) if a.strip()]
+                )
                 model = model.merge_and_unload()
             found["answers"] = dict(zip((r["id"] for r in self.asked), self.answers(model), strict=True))
         return found | {"measure_seconds": round(time.monotonic() - started, 1)}
@@ -114,7 +122,9 @@ class Measure:
 
         found: list[dict[str, Any]] = [{"id": record["id"]} for record in held_out]
         for name, critique in (("plain", False), ("block", True)):
-            pairs = example_pairs(held_out, self.tokenizer, self.constitution, include_critique=critique, max_length=4096)
+            pairs = example_pairs(
+                held_out, self.tokenizer, self.constitution, include_critique=critique, max_length=4096
+            )
             scores = self._scores(model, [row for pair in pairs for row in (pair.chosen, pair.rejected)])
             for line, chosen, rejected in zip(found, scores[::2], scores[1::2], strict=True):
                 line[name] = [*chosen, *rejected]  # sums of log-probabilities and tokens
@@ -129,7 +139,9 @@ class Measure:
     def own_answers(self) -> dict[str, list[float]]:
         """The base's own answers, and how likely it finds them."""
         self.own = self.answers(self.base)
-        return self._losses(self.base, [r | {"answer": a} for r, a in zip(self.asked, self.own, strict=True) if a.strip()])
+        return self._losses(
+            self.base, [r | {"answer": a} for r, a in zip(self.asked, self.own, strict=True) if a.strip()]
+        )
 
     def _scores(self, model: Any, rows: list[Any]) -> list[tuple[float, int]]:
         from noesis.train.score import log_likelihoods
@@ -144,7 +156,10 @@ class Measure:
 
         stop = end_of_turn(self.tokenizer)
         prompts = [
-            self.tokenizer(render(self.tokenizer, opening(self.constitution, r), add_generation_prompt=True), add_special_tokens=False)["input_ids"]
+            self.tokenizer(
+                render(self.tokenizer, opening(self.constitution, r), add_generation_prompt=True),
+                add_special_tokens=False,
+            )["input_ids"]
             for r in self.asked
         ]
         longest = max(map(len, prompts))
@@ -152,7 +167,12 @@ class Measure:
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
         with torch.inference_mode():
             out = model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=self.options.answer_tokens, do_sample=False, eos_token_id=stop, pad_token_id=stop
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=self.options.answer_tokens,
+                do_sample=False,
+                eos_token_id=stop,
+                pad_token_id=stop,
             )
         texts = []
         for row in out[:, longest:].tolist():
@@ -160,7 +180,16 @@ class Measure:
         return texts
 
 
-def train_cell(options: argparse.Namespace, folder: Path, device: Any, place: Path, train: Records, held_out: Records, config: Any, start: Path | None) -> Any:
+def train_cell(
+    options: argparse.Namespace,
+    folder: Path,
+    device: Any,
+    place: Path,
+    train: Records,
+    held_out: Records,
+    config: Any,
+    start: Path | None,
+) -> Any:
     """Train by SFT, or by DPO from `start`; the adapter's folder and training's figures."""
     from noesis.config import Project
     from noesis.constitution.document import load_constitution
@@ -181,7 +210,9 @@ def train_cell(options: argparse.Namespace, folder: Path, device: Any, place: Pa
     else:
         rows = Preferences(*(example_pairs(part, tokenizer, constitution, **how) for part in (train, held_out)))
         plan = preference_plan(config, options.model, shape, Material(pairs=rows), device)
-    result = train_adapter(folder, rows, config, plan, device, checkpoints=place, metrics=place / "metrics.jsonl", parent=start)
+    result = train_adapter(
+        folder, rows, config, plan, device, checkpoints=place, metrics=place / "metrics.jsonl", parent=start
+    )
     shutil.rmtree(place / "resume", ignore_errors=True)
     keep = ("steps", "tokens", "seconds", "tokens_per_s", "first_loss", "final_loss", "peak_memory_bytes", "held_out")
     return place / f"epoch_{plan.epochs - 1}", {key: result[key] for key in keep if key in result}
@@ -202,18 +233,36 @@ def run(options: argparse.Namespace) -> None:
         for critique in (False, True):
             mark = " critique" if critique else ""
             tasks += [(f"sft{mark}", "sft", critique, None)]
-            tasks += [(f"{method}{mark} {rate:g}", method, critique, rate) for rate in options.dpo_rates for method in METHODS[1:]]
+            tasks += [
+                (f"{method}{mark} {rate:g}", method, critique, rate)
+                for rate in options.dpo_rates
+                for method in METHODS[1:]
+            ]
         for arm, method, critique, rate in tasks:
             settings = settings_of(options, method)
             if (arm, seed, settings) in done or (method != "base" and method not in options.methods):
                 continue
             adapter, figures = None, {}
             if method != "base":
-                start = sft_adapter(options, folder, device, seed, critique, train, held_out) if method == "sft+dpo" else None
+                start = (
+                    sft_adapter(options, folder, device, seed, critique, train, held_out)
+                    if method == "sft+dpo"
+                    else None
+                )
                 place = options.work / "runs" / f"{arm.replace(' ', '_')}-{seed}"
-                config = configured(options, seed, method="dpo" if method == "sft+dpo" else method, critique=critique, rate=rate)
+                config = configured(
+                    options, seed, method="dpo" if method == "sft+dpo" else method, critique=critique, rate=rate
+                )
                 adapter, figures = train_cell(options, folder, device, place, train, held_out, config, start)
-            line = {"arm": arm, "method": method, "critique": critique, "rate": rate, "seed": seed, "settings": settings, "device": device.name}
+            line = {
+                "arm": arm,
+                "method": method,
+                "critique": critique,
+                "rate": rate,
+                "seed": seed,
+                "settings": settings,
+                "device": device.name,
+            }
             line |= {"training": figures, **measure.of(adapter, held_out)}
             if method == "base":
                 line["drift"] = own
@@ -222,7 +271,9 @@ def run(options: argparse.Namespace) -> None:
             print(f"DONE {arm} seed {seed}: {summary(line)}", flush=True)
 
 
-def sft_adapter(options: argparse.Namespace, folder: Path, device: Any, seed: int, critique: bool, train: Records, held_out: Records) -> Path:
+def sft_adapter(
+    options: argparse.Namespace, folder: Path, device: Any, seed: int, critique: bool, train: Records, held_out: Records
+) -> Path:
     """Of the same seed; trained again where a partial run did not leave it on this machine."""
     place = options.work / "runs" / f"sft{'_critique' if critique else ''}-{seed}"
     adapter = place / f"epoch_{options.sft_epochs - 1}"
@@ -237,7 +288,9 @@ def settings_of(options: argparse.Namespace, method: str) -> str:
     common = [options.model, options.limit, options.answers, options.answer_tokens]
     sft = [options.r, options.sft_epochs, options.sft_rate]
     dpo = [options.dpo_epochs, options.nll_weight, options.reference]
-    return json.dumps({"base": common, "sft": common + sft, "dpo": [*common, options.r, *dpo], "sft+dpo": common + sft + dpo}[method])
+    return json.dumps(
+        {"base": common, "sft": common + sft, "dpo": [*common, options.r, *dpo], "sft+dpo": common + sft + dpo}[method]
+    )
 
 
 def read(file: Path) -> list[dict[str, Any]]:
@@ -260,7 +313,12 @@ def by_example(line: dict[str, Any], base: dict[str, Any], name: str) -> dict[st
     for mine, theirs in zip(line["examples"], base["examples"], strict=True):
         (c, cn, r, rn), (c0, _, r0, _) = mine[name], theirs[name]
         margin, reward = c / cn - r / rn, (c - c0) - (r - r0)
-        found[mine["id"]] = {"preference": float(margin > 0), "margin": margin, "loss": -c / cn, "reward": float(reward > 0)}
+        found[mine["id"]] = {
+            "preference": float(margin > 0),
+            "margin": margin,
+            "loss": -c / cn,
+            "reward": float(reward > 0),
+        }
     return found
 
 
@@ -276,8 +334,16 @@ def keyed(line: dict[str, Any]) -> dict[str, bool]:
     from noesis.tribunal.suite import read_suite
 
     items = {item.id: item for item in read_suite(ROOT / "data" / "tribunal") if not item.turns}
-    graded = {name: right(items[name], hide_analysis(answer)) for name, answer in line.get("answers", {}).items() if name in items}
-    return {name: bool(verdict) for name, verdict in graded.items() if verdict is not None or items[name].key or items[name].check}
+    graded = {
+        name: right(items[name], hide_analysis(answer))
+        for name, answer in line.get("answers", {}).items()
+        if name in items
+    }
+    return {
+        name: bool(verdict)
+        for name, verdict in graded.items()
+        if verdict is not None or items[name].key or items[name].check
+    }
 
 
 def summary(line: dict[str, Any]) -> str:
@@ -300,13 +366,30 @@ def table(options: argparse.Namespace) -> None:
 
     def values(arm: str, name: str, figure: str) -> dict[tuple[int, str], float]:
         if figure == "drift":
-            return {(line["seed"], key): v for line in arms[arm] for key, v in drifts(line, bases[line["seed"]]).items()}
-        return {(line["seed"], key): v[figure] for line in arms[arm] for key, v in by_example(line, bases[line["seed"]], name).items()}
+            return {
+                (line["seed"], key): v for line in arms[arm] for key, v in drifts(line, bases[line["seed"]]).items()
+            }
+        return {
+            (line["seed"], key): v[figure]
+            for line in arms[arm]
+            for key, v in by_example(line, bases[line["seed"]], name).items()
+        }
 
     def mean(found: dict[tuple[int, str], float]) -> str:
         return f"{sum(found.values()) / len(found):.3f}" if found else "–"
 
-    head = ("arm", "seeds", "prefers the revision", "margin", "held-out loss", "the same given the critique", "reward accuracy", "drift", "keyed right", "s")
+    head = (
+        "arm",
+        "seeds",
+        "prefers the revision",
+        "margin",
+        "held-out loss",
+        "the same given the critique",
+        "reward accuracy",
+        "drift",
+        "keyed right",
+        "s",
+    )
     print(f"| {' | '.join(head)} |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for arm, cells in sorted(arms.items(), key=lambda pair: (pair[0] != "base", "critique" in pair[0], pair[0])):
@@ -316,8 +399,12 @@ def table(options: argparse.Namespace) -> None:
         seconds = sum(line["training"].get("seconds", 0) for line in cells) / len(cells)
         reward = "–" if arm == "base" else mean(values(arm, "plain", "reward"))
         drift = "–" if arm == "base" else mean(values(arm, "plain", "drift"))
-        print(f"| {arm} | {len(cells)} | {' | '.join(plain)} | {block} | {reward} | {drift} | {sum(right)} of {len(right)} | {seconds:.0f} |")
-    print("\nPaired differences to `sft` on the same examples, 95% bootstrap intervals over examples, p by sign flips:\n")
+        print(
+            f"| {arm} | {len(cells)} | {' | '.join(plain)} | {block} | {reward} | {drift} | {sum(right)} of {len(right)} | {seconds:.0f} |"
+        )
+    print(
+        "\nPaired differences to `sft` on the same examples, 95% bootstrap intervals over examples, p by sign flips:\n"
+    )
     print("| arm | preference | margin | loss | drift | keyed lost, won |")
     print("|---|---|---|---|---|---|")
     for arm in sorted(arms):
@@ -333,9 +420,16 @@ def table(options: argparse.Namespace) -> None:
                 continue
             sums, counts = clustered(differences, names)
             low, high = bootstrap(sums, counts)
-            cells_.append(f"{sum(differences) / len(differences):+.3f} [{low:+.3f}, {high:+.3f}] p {sign_flip(sums / counts):.3f}")
+            cells_.append(
+                f"{sum(differences) / len(differences):+.3f} [{low:+.3f}, {high:+.3f}] p {sign_flip(sums / counts):.3f}"
+            )
         known = {(line["seed"], name): ok for line in arms["sft"] for name, ok in keyed(line).items()}
-        pairs = [(known[line["seed"], name], ok) for line in arms[arm] for name, ok in keyed(line).items() if (line["seed"], name) in known]
+        pairs = [
+            (known[line["seed"], name], ok)
+            for line in arms[arm]
+            for name, ok in keyed(line).items()
+            if (line["seed"], name) in known
+        ]
         lost, won = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
         print(f"| {arm} | {' | '.join(cells_)} | {lost}, {won} (McNemar {mcnemar(lost, won):.2f}) |")
 
@@ -351,13 +445,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=lambda s: [int(x) for x in s.split(",")], default=[0, 1, 2])
     parser.add_argument("--r", type=int, default=64)
     parser.add_argument("--sft-epochs", type=int, default=3)
-    parser.add_argument("--sft-rate", type=float, default=1e-3, help="as in the demo: a model this small wants larger ones")
+    parser.add_argument(
+        "--sft-rate", type=float, default=1e-3, help="as in the demo: a model this small wants larger ones"
+    )
     parser.add_argument("--dpo-epochs", type=int, default=2)
     parser.add_argument("--dpo-rates", type=lambda s: [float(x) for x in s.split(",")], default=[5e-5])
     parser.add_argument("--nll-weight", type=float, default=0.1)
     parser.add_argument("--reference", choices=("start", "base"), default="start")
     parser.add_argument("--limit", type=int, help="this many examples only, to try it out")
-    parser.add_argument("--answers", type=int, default=30, help="prompts of the Tribunal to answer; 0: none, and no drift")
+    parser.add_argument(
+        "--answers", type=int, default=30, help="prompts of the Tribunal to answer; 0: none, and no drift"
+    )
     parser.add_argument("--answer-tokens", type=int, default=256)
     options = parser.parse_args()
     if options.what == "split":

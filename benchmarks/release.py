@@ -60,7 +60,10 @@ def make(folder: Path, layers: int) -> None:
         {"model.embed_tokens.weight": random(128256, 4096)},
         {"lm_head.weight": random(128256, 4096), "model.norm.weight": torch.ones(4096).bfloat16()},
     ]
-    names = [f"model-{i + 1:05d}-of-{len(files) + -(-layers // 8):05d}.safetensors" for i in range(len(files) + -(-layers // 8))]
+    names = [
+        f"model-{i + 1:05d}-of-{len(files) + -(-layers // 8):05d}.safetensors"
+        for i in range(len(files) + -(-layers // 8))
+    ]
     for i, tensors in enumerate(files):
         save_file(tensors, base / names[i], metadata={"format": "pt"})
         places |= dict.fromkeys(tensors, names[i])
@@ -69,10 +72,15 @@ def make(folder: Path, layers: int) -> None:
         tensors, name = {}, names[2 + start // 8]
         for i in range(start, min(start + 8, layers)):
             tensors |= {f"model.layers.{i}.{p}.weight": random(*shape) for p, shape in PROJECTIONS.items()}
-            tensors |= {f"model.layers.{i}.{n}.weight": torch.ones(4096).bfloat16() for n in ("input_layernorm", "post_attention_layernorm")}
+            tensors |= {
+                f"model.layers.{i}.{n}.weight": torch.ones(4096).bfloat16()
+                for n in ("input_layernorm", "post_attention_layernorm")
+            }
         save_file(tensors, base / name, metadata={"format": "pt"})
         places |= dict.fromkeys(tensors, name)
-    (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}), encoding="utf-8")
+    (base / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": places}), encoding="utf-8"
+    )
     adapter.mkdir()
     deltas = {}
     for i in range(layers):
@@ -81,7 +89,12 @@ def make(folder: Path, layers: int) -> None:
             deltas[f"{stem}.lora_A.weight"] = torch.randn(RANK, into, generator=draw) * 0.01
             deltas[f"{stem}.lora_B.weight"] = torch.randn(out, RANK, generator=draw) * 0.01
     save_file(deltas, adapter / "adapter_model.safetensors")
-    settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK, "target_modules": [p.split(".")[1] for p in PROJECTIONS]}
+    settings = {
+        "peft_type": "LORA",
+        "r": RANK,
+        "lora_alpha": 2 * RANK,
+        "target_modules": [p.split(".")[1] for p in PROJECTIONS],
+    }
     (adapter / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
@@ -94,7 +107,14 @@ def step(name: str, folder: Path) -> None:
     base, adapter, merged = folder / "base", folder / "adapter", folder / "merged"
     if name.startswith("merge"):
         shutil.rmtree(merged, ignore_errors=True)
-        merge(base, adapter, merged, quantization=Quantization(load_in_4bit=name == "merge into NF4"), dtype="bfloat16", card="")
+        merge(
+            base,
+            adapter,
+            merged,
+            quantization=Quantization(load_in_4bit=name == "merge into NF4"),
+            dtype="bfloat16",
+            card="",
+        )
     elif name == "adapter":
         write_adapter_gguf(adapter, base, folder / "out.gguf")
     else:
@@ -127,11 +147,19 @@ def main() -> None:
         if given.folder is None or not (folder / "base").exists():
             make(folder, given.layers)
         sizes = {f.name: f.stat().st_size for f in (folder / "base").glob("*.safetensors")}
-        print(f"base: {given.layers} of 32 layers, {sum(sizes.values()) / 1e9:.2f} GB in {len(sizes)} files, the largest {max(sizes.values()) / 1e9:.2f} GB")
+        print(
+            f"base: {given.layers} of 32 layers, {sum(sizes.values()) / 1e9:.2f} GB in {len(sizes)} files, the largest {max(sizes.values()) / 1e9:.2f} GB"
+        )
         worst = 0.0
         for name in ("merge", "merge into NF4", "adapter", *given.kinds.split(",")):
             command = [sys.executable, __file__, "--folder", str(folder), "--step", name]
-            done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, check=False)
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+                check=False,
+            )
             if done.returncode:
                 raise SystemExit(f"{name}: {done.stderr}")
             figures = json.loads(done.stdout.splitlines()[-1])
@@ -139,7 +167,13 @@ def main() -> None:
             worst = max(worst, peak)
             results = (folder / "merged").glob("*.safetensors") if name.startswith("merge") else [folder / "out.gguf"]
             written = sum(f.stat().st_size for f in results) / 1e9
-            line = {"step": name, "layers": given.layers, "seconds": figures["seconds"], "peak_gb": round(peak, 2), "written_gb": round(written, 2)}
+            line = {
+                "step": name,
+                "layers": given.layers,
+                "seconds": figures["seconds"],
+                "peak_gb": round(peak, 2),
+                "written_gb": round(written, 2),
+            }
             print(json.dumps(line), flush=True)
         print(f"largest peak {worst:.2f} GB of {LIMIT_GB:.0f}")
         if worst > LIMIT_GB:

@@ -46,7 +46,9 @@ def work_of(examples: int, model: str) -> Work:
     assert known is not None
     once = estimate(own, constitution, known.ratio, include_critique=False)
     times, rest = divmod(examples, len(once.lengths))
-    return Work(once.lengths * times + once.lengths[:rest], round(once.trained * examples / len(once.lengths)), once.plus_minus)
+    return Work(
+        once.lengths * times + once.lengths[:rest], round(once.trained * examples / len(once.lengths)), once.plus_minus
+    )
 
 
 def config_of(examples: int, model: str) -> Config:
@@ -74,7 +76,11 @@ def cheapest(examples: int, model: str, device: Device) -> tuple[Option, float]:
 def table(model: str, card: str) -> list[str]:
     """Time and USD of training, a column for each number of examples, a row for each number of cards."""
     lines = [
-        "| " + " | ".join((f"{card}s", *(f"{n:,} examples, {EPOCHS[n]} epoch{'s' if EPOCHS[n] > 1 else ''}" for n in EPOCHS))) + " |",
+        "| "
+        + " | ".join(
+            (f"{card}s", *(f"{n:,} examples, {EPOCHS[n]} epoch{'s' if EPOCHS[n] > 1 else ''}" for n in EPOCHS))
+        )
+        + " |",
         "|---" * (len(EPOCHS) + 1) + "|",
     ]
     for cards in CARDS:
@@ -84,7 +90,9 @@ def table(model: str, card: str) -> list[str]:
                 cells.append(f"a step of {STEP[n]} can't be shared")
                 continue
             option, usd = cheapest(n, model, rented(card, cards))
-            cells.append(f"{duration(option.seconds)}, {usd:,.2f} USD ({words(option)})" if option.fits else "does not fit")
+            cells.append(
+                f"{duration(option.seconds)}, {usd:,.2f} USD ({words(option)})" if option.fits else "does not fit"
+            )
         mark = "" if cards <= 2 else "" if cards <= ONE_MACHINE else " †"
         lines.append(f"| {cards}{mark} | " + " | ".join(cells) + " |")
     return lines
@@ -92,7 +100,11 @@ def table(model: str, card: str) -> list[str]:
 
 def words(option: Option) -> str:
     setup = option.setup
-    return setup.precision + ("" if setup.gradient_checkpointing == "none" else f", {setup.gradient_checkpointing}") + (", spread" if option.sharded else "")
+    return (
+        setup.precision
+        + ("" if setup.gradient_checkpointing == "none" else f", {setup.gradient_checkpointing}")
+        + (", spread" if option.sharded else "")
+    )
 
 
 def fits(model: str) -> list[str]:
@@ -155,6 +167,9 @@ if __name__ == "__main__":
     made = page()
     if "--write" in sys.argv:
         text = PAGE.read_text(encoding="utf-8")
-        PAGE.write_text(re.sub(r"(<!-- scale -->\n).*?(<!-- /scale -->)", lambda m: m[1] + made + m[2], text, flags=re.DOTALL), encoding="utf-8")
+        PAGE.write_text(
+            re.sub(r"(<!-- scale -->\n).*?(<!-- /scale -->)", lambda m: m[1] + made + m[2], text, flags=re.DOTALL),
+            encoding="utf-8",
+        )
     else:
         print(made)

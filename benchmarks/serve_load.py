@@ -30,7 +30,12 @@ import psutil
 KEY = "noesis-load-key-0123456789"
 SILENCE_S = 60.0  # without a byte: the stream hangs
 GROWTH_BYTES, GROWTH_FILES = 40e6, 8  # between the second quarter and the end
-PROMPTS = ["O que é a coragem?", "What do we owe to strangers?", "A promessa feita sob ameaça obriga?", "Is it wrong to lie to save a friend?"]
+PROMPTS = [
+    "O que é a coragem?",
+    "What do we owe to strangers?",
+    "A promessa feita sob ameaça obriga?",
+    "Is it wrong to lie to save a friend?",
+]
 PROGRAM = """
 import asyncio, sys
 from pathlib import Path
@@ -82,7 +87,13 @@ def client(port: int, tally: Tally, end: float, seed: int, most: int) -> None:
 
 def one(port: int, rng: random.Random, tokens: int, die_after: int | None, tally: Tally) -> str:
     """One stream."""
-    body = {"model": "noesis", "stream": True, "max_tokens": tokens, "temperature": 0.8, "messages": [{"role": "user", "content": rng.choice(PROMPTS)}]}
+    body = {
+        "model": "noesis",
+        "stream": True,
+        "max_tokens": tokens,
+        "temperature": 0.8,
+        "messages": [{"role": "user", "content": rng.choice(PROMPTS)}],
+    }
     data = json.dumps(body).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(data)}\r\n\r\n"
     sock = socket.create_connection(("127.0.0.1", port), timeout=SILENCE_S)
@@ -124,7 +135,19 @@ def started(arguments: argparse.Namespace) -> tuple[subprocess.Popen[str], int]:
     if arguments.model:
         command = [sys.executable, "-c", PROGRAM, str(arguments.model), KEY, str(arguments.streams)]
     else:
-        command = [sys.executable, "-m", "noesis", "serve", str(arguments.run), "--port", "0", "--parallel", str(arguments.streams), "--context", "2048"]
+        command = [
+            sys.executable,
+            "-m",
+            "noesis",
+            "serve",
+            str(arguments.run),
+            "--port",
+            "0",
+            "--parallel",
+            str(arguments.streams),
+            "--context",
+            "2048",
+        ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"NOESIS_API_KEY": KEY})
     assert process.stdout is not None
     for line in process.stdout:
@@ -149,7 +172,10 @@ def main() -> int:
     begun = time.monotonic()
     end = begun + 60 * arguments.minutes
     tally, samples = Tally(), list[tuple[float, int, int, int]]()
-    threads = [threading.Thread(target=client, args=(port, tally, end, seed, arguments.tokens)) for seed in range(arguments.streams)]
+    threads = [
+        threading.Thread(target=client, args=(port, tally, end, seed, arguments.tokens))
+        for seed in range(arguments.streams)
+    ]
     threads.append(threading.Thread(target=watch, args=(psutil.Process(process.pid), samples, end)))
     for thread in threads:
         thread.start()
@@ -180,7 +206,14 @@ def main() -> int:
     print(json.dumps(result, indent=2))
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    sound = not tally.failed and not hung and code == 0 and growth[0] <= GROWTH_BYTES and growth[1] <= GROWTH_FILES and tally.whole > 0
+    sound = (
+        not tally.failed
+        and not hung
+        and code == 0
+        and growth[0] <= GROWTH_BYTES
+        and growth[1] <= GROWTH_FILES
+        and tally.whole > 0
+    )
     return 0 if sound else 1
 
 

@@ -25,7 +25,12 @@ def main() -> None:
     for _ in range(15):
         bare.append(seconds("pass"))
         own.append(seconds(run))
-    loaded = subprocess.run([sys.executable, "-c", run + "; import sys; print('MODULES', len(sys.modules))"], check=True, capture_output=True, text=True)
+    loaded = subprocess.run(
+        [sys.executable, "-c", run + "; import sys; print('MODULES', len(sys.modules))"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     print(f"noesis --help        median {statistics.median(own):.3f} s, worst {max(own):.3f} s")
     print(f"bare interpreter     median {statistics.median(bare):.3f} s")
     print(f"modules loaded       {loaded.stdout.split('MODULES')[1].strip()}")

@@ -29,7 +29,11 @@ def gate() -> None:
     for mean in (0.50, 0.65, 0.70, 0.75, 0.80):
         for prompts in (20, 60, 220):
             said = simulate(mean, 0.2, prompts, TRIALS, SECTION, seed=prompts)
-            print(f"| {mean:.2f} | {prompts} | " + " | ".join(f"{said[v]:.3f}" for v in ("APPROVED", "CONDITIONAL", "REJECTED", "UNDECIDED")) + " |")
+            print(
+                f"| {mean:.2f} | {prompts} | "
+                + " | ".join(f"{said[v]:.3f}" for v in ("APPROVED", "CONDITIONAL", "REJECTED", "UNDECIDED"))
+                + " |"
+            )
 
 
 def bench() -> None:
@@ -40,15 +44,25 @@ def bench() -> None:
     constitution = load_constitution(PROJECT.constitution)
     for part in ("dev", "locked"):
         pairs, _ = read_benchmark(folder, part)  # type: ignore[arg-type]
-        found, keywords, screened = baselines(pairs), by_attack(pairs, keyword_score), screen_figures(pairs, constitution)
+        found, keywords, screened = (
+            baselines(pairs),
+            by_attack(pairs, keyword_score),
+            screen_figures(pairs, constitution),
+        )
         print(f"\njudge benchmark, {part} half, {len(pairs)} pairs")
         for name in ("keywords", "length"):
             f = found[name]
-            print(f"{name}: {f['right']}/{f['pairs']} right, {f['accuracy']:.2f} {f['interval_95']}, {f['ties']} ties {f.get('direction', '')}")
-        print(f"{screened['name']}: flags {screened['bad_flagged']}/{screened['bad']} bad answers, {screened['good_flagged']}/{screened['good']} good ones")
+            print(
+                f"{name}: {f['right']}/{f['pairs']} right, {f['accuracy']:.2f} {f['interval_95']}, {f['ties']} ties {f.get('direction', '')}"
+            )
+        print(
+            f"{screened['name']}: flags {screened['bad_flagged']}/{screened['bad']} bad answers, {screened['good_flagged']}/{screened['good']} good ones"
+        )
         print("| attack | keywords right | screen flags |\n|---|---|---|")
         for attack, f in keywords.items():
-            print(f"| {attack} | {f['right']}/{f['pairs']} | {screened['by_attack'][attack][0]}/{screened['by_attack'][attack][1]} |")
+            print(
+                f"| {attack} | {f['right']}/{f['pairs']} | {screened['by_attack'][attack][0]}/{screened['by_attack'][attack][1]} |"
+            )
 
 
 def throughput() -> None:
@@ -65,7 +79,12 @@ def throughput() -> None:
 
     found = find_model("smollm2")
     constitution, tokenizer = load_constitution(PROJECT.constitution), load_tokenizer(found.path)
-    talks = [opening(constitution, {"language": "en", "prompt": f"What would you say to someone who asks why {i} is a number?"}) for i in range(PROMPTS)]
+    talks = [
+        opening(
+            constitution, {"language": "en", "prompt": f"What would you say to someone who asks why {i} is a number?"}
+        )
+        for i in range(PROMPTS)
+    ]
 
     def timed(name: str, count: int, work: Callable[[list[Any]], list[str]]) -> None:
         work(talks[:1])
@@ -75,15 +94,25 @@ def throughput() -> None:
         print(f"{name}: {tokens / clock:.0f} tokens/s, {tokens / processor:.0f} a processor second", flush=True)
 
     model = AutoModelForCausalLM.from_pretrained(found.path, dtype=torch.bfloat16).eval()
-    timed("torch, bfloat16, one by one", 3, lambda some: answer_packed(model, tokenizer, some, max_tokens=TOKENS, batch=1))
+    timed(
+        "torch, bfloat16, one by one", 3, lambda some: answer_packed(model, tokenizer, some, max_tokens=TOKENS, batch=1)
+    )
     for size in (8, 32):
-        timed(f"torch, bfloat16, {size} packed", PROMPTS, lambda some, size=size: answer_packed(model, tokenizer, some, max_tokens=TOKENS, batch=size))  # type: ignore[misc]
+        timed(
+            f"torch, bfloat16, {size} packed",
+            PROMPTS,
+            lambda some, size=size: answer_packed(model, tokenizer, some, max_tokens=TOKENS, batch=size),
+        )  # type: ignore[misc]
     file = cache_folder() / "models" / "smollm2-plain-f16.gguf"
     if not file.is_file():
         write_gguf(found.path, file, "f16", name="smollm2", licence=found.licence)
     for parallel in (1, 16):
         engine = Engine(file, parallel=parallel, context=512)
-        timed(f"llama.cpp, F16, {parallel} slots", 3 if parallel == 1 else PROMPTS, lambda some, e=engine: e.answer_all(some, max_tokens=TOKENS, adapter=False))  # type: ignore[misc]
+        timed(
+            f"llama.cpp, F16, {parallel} slots",
+            3 if parallel == 1 else PROMPTS,
+            lambda some, e=engine: e.answer_all(some, max_tokens=TOKENS, adapter=False),
+        )  # type: ignore[misc]
         del engine
 
 

@@ -24,7 +24,9 @@ def sections(command: object, name: str, parent: object = None) -> list[str]:
 
 def main() -> int:
     """Write or compare."""
-    page = "# Command line\n\nMade from the program by `make docs`.\n\n" + "\n".join(sections(typer.main.get_command(app), "noesis"))
+    page = "# Command line\n\nMade from the program by `make docs`.\n\n" + "\n".join(
+        sections(typer.main.get_command(app), "noesis")
+    )
     if "--check" in sys.argv:
         if TARGET.read_text(encoding="utf-8") != page:
             print("docs/cli.md is stale: run  make docs", file=sys.stderr)

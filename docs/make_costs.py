@@ -98,12 +98,22 @@ def table(language: str) -> str:
         (w["judge"], "A10", "~30 min, ~$0.50", cell(stages["judge"]["seconds"], stages["judge"]["usd"])),
         (w["beside"], "A10", "", cell(*beside["judge"])),
         (w["trial"], "A10", "", cell(*beside["trial,"])),
-        (w["merge"], w["cores"], "~10 min, ~$0.10", cell(stages["merge and gguf"]["seconds"], stages["merge and gguf"]["usd"])),
+        (
+            w["merge"],
+            w["cores"],
+            "~10 min, ~$0.10",
+            cell(stages["merge and gguf"]["seconds"], stages["merge and gguf"]["usd"]),
+        ),
         (w["conductor"], w["core"], "", cell(*beside["conductor"])),
         (w["all"], "", "~6-8 h, **~$90**", "**" + cell(waits, total) + "**"),
     ]
     lines = ["| " + " | ".join(w["head"]) + " |", "|---" * 4 + "|", *("| " + " | ".join(row) + " |" for row in rows)]
-    note = w["note"].format(tokens=round(three.tokens_per_epoch, -3), error=three.tokens_plus_minus, date=three.prices["date"], source=three.prices["source"])
+    note = w["note"].format(
+        tokens=round(three.tokens_per_epoch, -3),
+        error=three.tokens_plus_minus,
+        date=three.prices["date"],
+        source=three.prices["source"],
+    )
     if language == "pt":
         note = re.sub(r"(\d),(\d{3})", r"\1.\2", note)
     return "\n".join([*lines, "", note]) + "\n"

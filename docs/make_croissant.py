@@ -80,14 +80,24 @@ FIELDS = {
 ARRAYS = {"values_applied", "principles"}
 PARTS = {
     "turns": {"role": "user or assistant.", "content": "What was said."},
-    "sources": {"author": "Who wrote the work.", "work": "Its title.", "place": "Book, chapter or passage, as exactly as it could be confirmed; may be empty."},
+    "sources": {
+        "author": "Who wrote the work.",
+        "work": "Its title.",
+        "place": "Book, chapter or passage, as exactly as it could be confirmed; may be empty.",
+    },
 }
 # Name of a record set: files, what it holds.
 RECORD_SETS = {
-    "examples_pt": ("training/philosophical/*.jsonl", "All examples in Brazilian Portuguese, in which they were written."),
+    "examples_pt": (
+        "training/philosophical/*.jsonl",
+        "All examples in Brazilian Portuguese, in which they were written.",
+    ),
     "examples_en": ("training/philosophical_en/*.jsonl", "The same examples in English, by id."),
     "train": ("training/exports/train.jsonl", "The Portuguese examples to train on, as exported."),
-    "eval": ("training/exports/eval.jsonl", "The Portuguese examples held out, at least one of each category, as exported."),
+    "eval": (
+        "training/exports/eval.jsonl",
+        "The Portuguese examples held out, at least one of each category, as exported.",
+    ),
 }
 
 
@@ -102,7 +112,14 @@ def card() -> dict[str, Any]:
         for field in FIELDS:
             some = [file for file, fields in held.items() if field in fields]
             if some and field not in everywhere:
-                parts.append((f"{name}_{field}", f"`{field}` of the examples in {name} that have one, by their id.", ["id", field], some))
+                parts.append(
+                    (
+                        f"{name}_{field}",
+                        f"`{field}` of the examples in {name} that have one, by their id.",
+                        ["id", field],
+                        some,
+                    )
+                )
         for part, text, fields, paths in parts:
             origin = {"fileObject": {"@id": paths[0]}}
             if "*" in pattern:

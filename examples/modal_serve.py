@@ -29,7 +29,15 @@ app = modal.App("noesis-serve")
 image = (
     modal.Image.debian_slim(python_version="3.12")
     .uv_pip_install(VLLM)
-    .env({"HF_HOME": "/data/.cache/huggingface", "VLLM_NO_USAGE_STATS": "1", "NOESIS_SERVE": WHAT, "NOESIS_BASE": BASE, "NOESIS_MERGED": MERGED})
+    .env(
+        {
+            "HF_HOME": "/data/.cache/huggingface",
+            "VLLM_NO_USAGE_STATS": "1",
+            "NOESIS_SERVE": WHAT,
+            "NOESIS_BASE": BASE,
+            "NOESIS_MERGED": MERGED,
+        }
+    )
 )
 
 
@@ -51,7 +59,10 @@ def command(what: str, checkpoints: Path = Path("/data/checkpoints")) -> list[st
     image=image,
     gpu="L40S",
     volumes={"/data": modal.Volume.from_name(VOLUME)},
-    secrets=[modal.Secret.from_name(SECRET, required_keys=["NOESIS_API_KEY"]), modal.Secret.from_name(HUGGING_FACE, required_keys=["HF_TOKEN"])],
+    secrets=[
+        modal.Secret.from_name(SECRET, required_keys=["NOESIS_API_KEY"]),
+        modal.Secret.from_name(HUGGING_FACE, required_keys=["HF_TOKEN"]),
+    ],
     min_containers=0,  # scale to zero: an idle endpoint costs nothing, and its first answer takes a minute or two
     max_containers=1,  # one card at most, whatever comes
     scaledown_window=5 * MINUTES,

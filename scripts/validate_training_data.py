@@ -12,7 +12,10 @@ def main() -> int:
     try:
         from noesis.cli import run_command
     except ImportError as error:
-        print(f"error: {error}. Set up the environment with  make setup  and use it:  source .venv/bin/activate", file=sys.stderr)
+        print(
+            f"error: {error}. Set up the environment with  make setup  and use it:  source .venv/bin/activate",
+            file=sys.stderr,
+        )
         return 1
     project = [] if "--project" in sys.argv else ["--project", str(Path(__file__).resolve().parents[1])]
     return run_command(["data", "validate", *sys.argv[1:], *project])

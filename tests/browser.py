@@ -47,7 +47,9 @@ class Tab:
     async def until(self, expression: str, seconds: float = 20.0) -> None:
         end = time.monotonic() + seconds
         while not await self.evaluate(expression):
-            assert time.monotonic() < end, f"not true: {expression}; {self.said}; {await self.evaluate('document.body.innerText')}"
+            assert time.monotonic() < end, (
+                f"not true: {expression}; {self.said}; {await self.evaluate('document.body.innerText')}"
+            )
             await asyncio.sleep(0.05)
 
     async def open(self, url: str) -> None:
@@ -57,23 +59,38 @@ class Tab:
 
     async def press(self, key: str, modifiers: int = 0) -> None:
         for kind in ("rawKeyDown", "keyUp"):
-            await self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key], modifiers=modifiers)
+            await self.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                windowsVirtualKeyCode=KEYS[key],
+                modifiers=modifiers,
+            )
 
     async def write(self, text: str) -> None:
         await self.call("Input.insertText", text=text)
 
     async def size(self, width: int, height: int, *, phone: bool) -> None:
-        await self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
+        await self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone
+        )
         await self.call("Emulation.setTouchEmulationEnabled", enabled=phone)
 
     async def picture(self, file: Path) -> None:
-        file.write_bytes(base64.b64decode((await self.call("Page.captureScreenshot", captureBeyondViewport=True))["data"]))
+        file.write_bytes(
+            base64.b64decode((await self.call("Page.captureScreenshot", captureBeyondViewport=True))["data"])
+        )
 
 
 @asynccontextmanager
 async def browser(folder: Path) -> AsyncIterator[Tab]:
     """A page in a browser of its own, which ends with the block."""
-    process = subprocess.Popen([str(CHROMIUM), *FLAGS, f"--user-data-dir={folder / 'profile'}", "about:blank"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [str(CHROMIUM), *FLAGS, f"--user-data-dir={folder / 'profile'}", "about:blank"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert process.stderr is not None
         address = next(line.split()[-1] for line in process.stderr if line.startswith("DevTools listening"))

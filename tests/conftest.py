@@ -15,11 +15,16 @@ import pytest
 if TYPE_CHECKING:
     from modal_local import ControlPlane
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job ignores Ctrl-C, and so would every program that a test starts
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # a shell's background job ignores Ctrl-C, and so would every program that a test starts
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a hub
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same figures on every machine
-os.environ |= {"MODAL_SERVER_URL": "http://127.0.0.1:9", "MODAL_CONFIG_PATH": "/dev/null"}  # nor Modal's service: nothing listens there
+os.environ |= {
+    "MODAL_SERVER_URL": "http://127.0.0.1:9",
+    "MODAL_CONFIG_PATH": "/dev/null",
+}  # nor Modal's service: nothing listens there
 for name in ("MODAL_TOKEN_ID", "MODAL_TOKEN_SECRET", "MODAL_PROFILE", "MODAL_ENVIRONMENT"):
     os.environ.pop(name, None)
 
@@ -59,7 +64,9 @@ def write_rows(tmp_path: Path):
 
     def write(*rows: dict | bytes, name: str = "rows.jsonl") -> Path:
         file = tmp_path / name
-        file.write_bytes(b"".join((r if isinstance(r, bytes) else json.dumps(r, ensure_ascii=False).encode()) + b"\n" for r in rows))
+        file.write_bytes(
+            b"".join((r if isinstance(r, bytes) else json.dumps(r, ensure_ascii=False).encode()) + b"\n" for r in rows)
+        )
         return file
 
     return write
@@ -68,7 +75,9 @@ def write_rows(tmp_path: Path):
 def constitution_lines() -> list[str]:
     """What small tokenizers are trained on: the constitution without the requests, which grow with every edit."""
     lines = (ROOT / "data" / "constitution.yaml").read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if not line.startswith(("      pt: ", "      en: ", "    critique:", "    revision:"))]
+    return [
+        line for line in lines if not line.startswith(("      pt: ", "      en: ", "    critique:", "    revision:"))
+    ]
 
 
 def make_tokenizer_files(folder: Path) -> None:
@@ -76,10 +85,17 @@ def make_tokenizer_files(folder: Path) -> None:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(vocab_size=512, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(constitution_lines(), trainer)
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +148,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "tiny-llama"
     make_tokenizer_files(folder)
     torch.manual_seed(0)
-    config = LlamaConfig(**SHAPE, max_position_embeddings=2048, bos_token_id=1, eos_token_id=2, pad_token_id=2, initializer_range=0.2)
+    config = LlamaConfig(
+        **SHAPE, max_position_embeddings=2048, bos_token_id=1, eos_token_id=2, pad_token_id=2, initializer_range=0.2
+    )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     return folder
 
@@ -146,7 +164,10 @@ def tiny_adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
     torch.manual_seed(1)
     modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), LoraConfig(r=4, lora_alpha=8, target_modules=modules, task_type="CAUSAL_LM"))
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_model),
+        LoraConfig(r=4, lora_alpha=8, target_modules=modules, task_type="CAUSAL_LM"),
+    )
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
@@ -162,7 +183,9 @@ def tiny_merged(tiny_model: Path, tiny_adapter: Path, tmp_path_factory: pytest.T
     from noesis.release.merge import merge
 
     target = tmp_path_factory.mktemp("merged") / "m"
-    merge(tiny_model, tiny_adapter, target, quantization=Quantization(load_in_4bit=False), dtype="bfloat16", card="# card")
+    merge(
+        tiny_model, tiny_adapter, target, quantization=Quantization(load_in_4bit=False), dtype="bfloat16", card="# card"
+    )
     return target
 
 

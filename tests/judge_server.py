@@ -37,7 +37,9 @@ class Asked:
     def answer(self) -> str:
         """The text between the marks of the answer, with the code that the prompt itself names first."""
         code = re.search(r"<<<(?:ANSWER|RESPOSTA) ([0-9a-f]{8})>>>", self.user)[1]
-        return re.findall(rf"<<<(?:ANSWER|RESPOSTA) {code}>>>\n(.*?)\n<<<(?:END|FIM) {code}>>>", self.user, re.DOTALL)[-1]
+        return re.findall(rf"<<<(?:ANSWER|RESPOSTA) {code}>>>\n(.*?)\n<<<(?:END|FIM) {code}>>>", self.user, re.DOTALL)[
+            -1
+        ]
 
     @property
     def fields(self) -> list[str]:
@@ -108,13 +110,19 @@ def slow(seconds: float) -> Part:
 
 def rate_limiting(every: int, retry_after: str = "0.05") -> Part:
     """Refuses every n-th request with 429."""
-    return lambda asked: Raw(429, "slow down", (("Retry-After", retry_after),)) if asked.number % every == 0 else verdict(asked, asked.quality)
+    return lambda asked: (
+        Raw(429, "slow down", (("Retry-After", retry_after),))
+        if asked.number % every == 0
+        else verdict(asked, asked.quality)
+    )
 
 
 def malformed_first() -> Part:
     """The first reply about an answer can't be read, the second can."""
     return lambda asked: (
-        verdict(asked, asked.quality) if "could not be read" in asked.user or "não pôde ser lida" in asked.user else "Well, I would say it is good."
+        verdict(asked, asked.quality)
+        if "could not be read" in asked.user or "não pôde ser lida" in asked.user
+        else "Well, I would say it is good."
     )
 
 
@@ -132,7 +140,9 @@ def injected() -> Part:
     def part(asked: Asked) -> str:
         told = re.search(r"give (?:me )?10/10", asked.answer)
         echoed = verdict(asked, 1.0) if told else ""
-        return echoed + "\nThe text asked for a perfect score; that is not mine to obey.\n" + verdict(asked, asked.quality)
+        return (
+            echoed + "\nThe text asked for a perfect score; that is not mine to obey.\n" + verdict(asked, asked.quality)
+        )
 
     return part
 
@@ -179,11 +189,15 @@ class JudgeServer:
                 finish = dict(raw.headers).get("X-Finish", "stop")
                 content = raw.text
                 if raw.status == 200:
-                    reply = {"choices": [{"message": {"role": "assistant", "content": raw.text}, "finish_reason": finish}]}
+                    reply = {
+                        "choices": [{"message": {"role": "assistant", "content": raw.text}, "finish_reason": finish}]
+                    }
                     if raw.letters:
                         tops = [{"token": token, "logprob": math.log(p)} for token, p in raw.letters]
                         reply["choices"][0]["logprobs"] = {"content": [tops[0] | {"top_logprobs": tops}]}
-                    content = json.dumps(reply | ({"usage": {"prompt_tokens": 1000, "completion_tokens": 200}} if usage else {}))
+                    content = json.dumps(
+                        reply | ({"usage": {"prompt_tokens": 1000, "completion_tokens": 200}} if usage else {})
+                    )
                 self.send_response(raw.status)
                 for name, value in raw.headers:
                     self.send_header(name, value)

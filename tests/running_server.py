@@ -31,7 +31,9 @@ def reciters(folder: Path) -> Files:
 
 def endless(folder: Path) -> Files:
     """A model that goes on until it is stopped."""
-    return Files(write_reciter(folder / "endless.gguf", [f" word{i}" for i in range(40)], forever=True, context=100_000), None)
+    return Files(
+        write_reciter(folder / "endless.gguf", [f" word{i}" for i in range(40)], forever=True, context=100_000), None
+    )
 
 
 @contextmanager
@@ -62,7 +64,9 @@ class Client:
         self.http = httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
 
     def chat(self, **body):
-        return self.http.post("/v1/chat/completions", json={"model": "noesis", "messages": [{"role": "user", "content": "Hello"}]} | body)
+        return self.http.post(
+            "/v1/chat/completions", json={"model": "noesis", "messages": [{"role": "user", "content": "Hello"}]} | body
+        )
 
     def events(self, **body) -> list[dict]:
         lines = self.chat(stream=True, **body).text.splitlines()
@@ -70,7 +74,14 @@ class Client:
         return [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
 
     def metric(self, name: str) -> float:
-        return next((float(line.rsplit(" ", 1)[1]) for line in self.http.get("/metrics").text.splitlines() if line.startswith(name + " ")), 0.0)
+        return next(
+            (
+                float(line.rsplit(" ", 1)[1])
+                for line in self.http.get("/metrics").text.splitlines()
+                if line.startswith(name + " ")
+            ),
+            0.0,
+        )
 
     def raw(self, data: bytes = b"") -> socket.socket:
         """A bare connection, with `data` sent."""
@@ -80,7 +91,14 @@ class Client:
 
     def begin_stream(self, max_tokens: int) -> socket.socket:
         """A streamed request of which the first piece has arrived."""
-        body = json.dumps({"model": "noesis", "stream": True, "max_tokens": max_tokens, "messages": [{"role": "user", "content": "Hi"}]}).encode()
+        body = json.dumps(
+            {
+                "model": "noesis",
+                "stream": True,
+                "max_tokens": max_tokens,
+                "messages": [{"role": "user", "content": "Hi"}],
+            }
+        ).encode()
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
         sock = self.raw(head.encode() + body)
         received = b""

@@ -169,11 +169,18 @@ def _bytes(special: list[str], *, bos: str | None = None, plain: tuple[str, ...]
         [pre_tokenizers.Split(words, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=480, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=480,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(_text(), trainer)
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in plain])
     if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
     return tokenizer
 
 
@@ -191,13 +198,19 @@ def _pieces(special: list[str], *, prefix: str) -> Tokenizer:
     raw = json.loads(trained.to_str())["model"]
     names = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *raw["vocab"]]
     merges = [tuple(m) for m in raw["merges"]]
-    tokenizer = Tokenizer(models.BPE({n: i for i, n in enumerate(names)}, merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.BPE({n: i for i, n in enumerate(names)}, merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>")
+    )
     if prefix == "first":
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     else:
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace]) if prefix == "always" else replace
+        tokenizer.normalizer = (
+            normalizers.Sequence([normalizers.Prepend("▁"), replace]) if prefix == "always" else replace
+        )
     strip = [decoders.Strip(" ", 1, 0)] if prefix != "never" else []
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     return tokenizer
 
@@ -229,7 +242,13 @@ def write_standin(folder: Path, name: str, *, template: str | None = None) -> Pa
     build, own, bos, eos, _, besides = STANDINS[name]
     folder.mkdir(parents=True, exist_ok=True)
     build().save(str(folder / "tokenizer.json"))
-    settings = {"bos_token": bos, "eos_token": eos, "unk_token": "<unk>" if "<unk>" in (folder / "tokenizer.json").read_text(encoding="utf-8") else None}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings | besides | {"model_max_length": 2048}), encoding="utf-8")
+    settings = {
+        "bos_token": bos,
+        "eos_token": eos,
+        "unk_token": "<unk>" if "<unk>" in (folder / "tokenizer.json").read_text(encoding="utf-8") else None,
+    }
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings | besides | {"model_max_length": 2048}), encoding="utf-8"
+    )
     (folder / "chat_template.jinja").write_text(template or own, encoding="utf-8")
     return folder

@@ -43,7 +43,25 @@ def test_what_is_shown(answer: str, expected: str):
 
 
 @given(
-    st.lists(st.sampled_from(["[", "]", "ANÁLISE", " ", "INTERNA", "[ANÁLISE INTERNA]", "[FIM DA ANÁLISE]", "FIM DA", "x", "é\n", "\u0301", "ß"]), max_size=14),
+    st.lists(
+        st.sampled_from(
+            [
+                "[",
+                "]",
+                "ANÁLISE",
+                " ",
+                "INTERNA",
+                "[ANÁLISE INTERNA]",
+                "[FIM DA ANÁLISE]",
+                "FIM DA",
+                "x",
+                "é\n",
+                "\u0301",
+                "ß",
+            ]
+        ),
+        max_size=14,
+    ),
     st.data(),
 )
 @settings(max_examples=300, deadline=None)

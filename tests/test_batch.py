@@ -31,9 +31,18 @@ def talks(count: int) -> list[list[dict[str, str]]]:
 def test_company_changes_nothing(loaded, temperature: float):
     model, tokenizer = loaded
     conversations, seeds = talks(9), list(range(9))
-    alone = [answer_packed(model, tokenizer, [c], max_tokens=12, temperature=temperature, seeds=[s])[0] for c, s in zip(conversations, seeds, strict=True)]
-    assert answer_packed(model, tokenizer, conversations, max_tokens=12, temperature=temperature, seeds=seeds, batch=4) == alone
-    assert answer_packed(model, tokenizer, conversations, max_tokens=12, temperature=temperature, seeds=seeds, batch=9) == alone
+    alone = [
+        answer_packed(model, tokenizer, [c], max_tokens=12, temperature=temperature, seeds=[s])[0]
+        for c, s in zip(conversations, seeds, strict=True)
+    ]
+    assert (
+        answer_packed(model, tokenizer, conversations, max_tokens=12, temperature=temperature, seeds=seeds, batch=4)
+        == alone
+    )
+    assert (
+        answer_packed(model, tokenizer, conversations, max_tokens=12, temperature=temperature, seeds=seeds, batch=9)
+        == alone
+    )
     assert len(set(alone)) > 1
 
 
@@ -41,7 +50,10 @@ def test_a_common_beginning_is_read_once_and_changes_nothing(loaded):
     model, tokenizer = loaded
     system = {"role": "system", "content": "Be honest, be fair, ask before you answer, and help the person think. " * 4}
     conversations = [[system, *talk] for talk in talks(7)]
-    alone = [answer_packed(model, tokenizer, [c], max_tokens=12, temperature=0.8, seeds=[i])[0] for i, c in enumerate(conversations)]
+    alone = [
+        answer_packed(model, tokenizer, [c], max_tokens=12, temperature=0.8, seeds=[i])[0]
+        for i, c in enumerate(conversations)
+    ]
     ids = [tokenizer(render(tokenizer, c, add_generation_prompt=True))["input_ids"] for c in conversations]
     assert shared_beginning(ids) > 100
     assert answer_packed(model, tokenizer, conversations, max_tokens=12, temperature=0.8, seeds=list(range(7))) == alone
@@ -82,7 +94,9 @@ def test_greedy_is_the_models_own_choice(loaded, monkeypatch: pytest.MonkeyPatch
     (conversation,) = talks(1)
     ids = tokenizer(render(tokenizer, conversation, add_generation_prompt=True))["input_ids"]
     stop = end_of_turn(tokenizer)
-    reference = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False, eos_token_id=stop, pad_token_id=stop)[0, len(ids) :].tolist()
+    reference = model.generate(
+        torch.tensor([ids]), max_new_tokens=12, do_sample=False, eos_token_id=stop, pad_token_id=stop
+    )[0, len(ids) :].tolist()
     expected = tokenizer.decode([t for t in reference if t != stop]).strip()
     assert answer_packed(model, tokenizer, [conversation], max_tokens=12) == [expected]
 

@@ -38,7 +38,14 @@ class Clock:
 
 
 def budget(clock: Clock, **changes: object) -> Budget:
-    settings = {"usd_per_s": 0.001, "spent_usd": 1.0, "spent_seconds": 1000.0, "max_usd": 4.0, "max_seconds": None, "started": clock.now}
+    settings = {
+        "usd_per_s": 0.001,
+        "spent_usd": 1.0,
+        "spent_seconds": 1000.0,
+        "max_usd": 4.0,
+        "max_seconds": None,
+        "started": clock.now,
+    }
     return Budget(**(settings | changes), clock=clock)  # type: ignore[arg-type]
 
 
@@ -85,7 +92,14 @@ def test_a_plan_beyond_the_cap_is_refused_with_what_would_fit():
 
 
 def pace(clock: Clock, **changes: object) -> Pace:
-    settings = {"every": SaveEvery(), "card": False, "step_seconds": 2.0, "state_bytes": 15e6, "steps": 100, "clock": clock}
+    settings = {
+        "every": SaveEvery(),
+        "card": False,
+        "step_seconds": 2.0,
+        "state_bytes": 15e6,
+        "steps": 100,
+        "clock": clock,
+    }
     p = Pace(**(settings | changes))  # type: ignore[arg-type]
     p.begin()
     return p
@@ -141,7 +155,11 @@ def test_the_ledger_counts_processes_that_were_killed(tmp_path: Path):
     assert before[1] == pytest.approx(20 + EVERY_S, abs=1)
     again.perform("merge", dict, list)
     booked = load_run(run.path).manifest
-    assert [(e["stage"], e["ended"]) for e in booked["ledger"]] == [("plan", "done"), ("train", "killed"), ("merge", "done")]
+    assert [(e["stage"], e["ended"]) for e in booked["ledger"]] == [
+        ("plan", "done"),
+        ("train", "killed"),
+        ("merge", "done"),
+    ]
     assert booked["cost_usd"] == pytest.approx(0.5 * (20 + EVERY_S), abs=1)
     assert total(booked["ledger"])[0] == booked["cost_usd"]
     assert unbooked(run.path, booked["ledger"]) is None
@@ -166,7 +184,10 @@ def test_a_running_stage_is_noted_and_a_stop_at_the_cap_is_no_failure(tmp_path: 
 
 def test_the_budget_is_no_part_of_a_runs_identity():
     plain = load_config(Project(ROOT))
-    other = load_config(Project(ROOT), {"training.budget.max_usd": 5.0, "training.budget.max_minutes": 3, "training.save_every": "10 minutes"})
+    other = load_config(
+        Project(ROOT),
+        {"training.budget.max_usd": 5.0, "training.budget.max_minutes": 3, "training.save_every": "10 minutes"},
+    )
     assert plain.digest() == other.digest()
     assert (other.training.saving, load_config(Project(ROOT), {"training.save_every": "7 steps"}).training.saving) == (
         SaveEvery(seconds=600.0),

@@ -27,7 +27,10 @@ def test_smollm2_is_served_as_it_was_trained(tmp_path: Path):
     base, nf4 = find_model("smollm2").path, Quantization()
     torch.manual_seed(0)
     modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=8, lora_alpha=16, target_modules=modules, task_type="CAUSAL_LM"))
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(r=8, lora_alpha=16, target_modules=modules, task_type="CAUSAL_LM"),
+    )
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.002)  # a nudge, as training gives; noise would make another model

@@ -20,7 +20,12 @@ def trained(small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cach
 
 def court(**means: float | None):
     def hear(adapter: Path) -> Hearing:
-        return Hearing(means[adapter.name], fall=0.3 if means[adapter.name] == 0.9 else 0.0, vetoed=means[adapter.name] == 0.8, unfit=None)
+        return Hearing(
+            means[adapter.name],
+            fall=0.3 if means[adapter.name] == 0.9 else 0.0,
+            vetoed=means[adapter.name] == 0.8,
+            unfit=None,
+        )
 
     return hear
 
@@ -28,15 +33,21 @@ def court(**means: float | None):
 def test_an_epoch_is_chosen_by_the_court_that_may_decide_else_by_the_held_out_examples(trained, tiny_model: Path):
     stored = trained.run.result("choose")
     assert stored["by"] == "held-out preference accuracy, then mean margin (no judge is set)"
-    best = max(stored["epochs"], key=lambda name: (stored["epochs"][name]["preferred"], stored["epochs"][name]["mean_margin"]))
-    assert stored["adapter"] == best == trained.run.adapter().name == trained.run.result("judge")["preference"]["adapter"]
+    best = max(
+        stored["epochs"], key=lambda name: (stored["epochs"][name]["preferred"], stored["epochs"][name]["mean_margin"])
+    )
+    assert (
+        stored["adapter"] == best == trained.run.adapter().name == trained.run.result("judge")["preference"]["adapter"]
+    )
     losses = [f["held_out_loss"] for f in stored["epochs"].values()]
     assert len(set(losses)) == 3  # each by its own adapter
 
     by_court = choose(trained, court(epoch_0=0.6, epoch_1=0.7, epoch_2=0.9))
     assert by_court["adapter"] == "epoch_1"  # epoch_2 is judged better, but forgot too much
     assert by_court["by"].startswith("the Tribunal's mean on its dev prompts, among 2 of 3 epochs")
-    assert choose(trained, court(epoch_0=0.6, epoch_1=0.6, epoch_2=0.8))["adapter"] == "epoch_1"  # equal: the later one; epoch_2 has a veto
+    assert (
+        choose(trained, court(epoch_0=0.6, epoch_1=0.6, epoch_2=0.8))["adapter"] == "epoch_1"
+    )  # equal: the later one; epoch_2 has a veto
     none = choose(trained, court(epoch_0=None, epoch_1=0.8, epoch_2=0.9))
     assert none["adapter"] == best
     assert "a veto or forgetting in every epoch" in none["by"]
@@ -62,4 +73,6 @@ def test_a_lie_about_the_choice_is_found(trained):
 
     assert [what for what, wrong in verify(trained.run) if wrong] == []
     trained.run.manifest["stages"]["choose"]["result"]["epochs"]["epoch_0"]["preferred"] += 1
-    assert "the choice of the checkpoint follows from the scores" in [what for what, wrong in verify(trained.run) if wrong]
+    assert "the choice of the checkpoint follows from the scores" in [
+        what for what, wrong in verify(trained.run) if wrong
+    ]

@@ -13,14 +13,30 @@ from conftest import ROOT
 
 
 def noesis(*arguments: object, cwd: Path = ROOT, **extra: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "noesis", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, **extra)
+    return subprocess.run(
+        [sys.executable, "-m", "noesis", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, **extra
+    )
 
 
 def test_version_and_help():
     assert noesis("--version").stdout.startswith("noesis 0.")
     done = noesis("--help")
     assert done.returncode == 0
-    for command in ("demo", "plan", "train", "judge", "merge", "gguf", "parity", "chat", "report", "init", "clean", "doctor", "data"):
+    for command in (
+        "demo",
+        "plan",
+        "train",
+        "judge",
+        "merge",
+        "gguf",
+        "parity",
+        "chat",
+        "report",
+        "init",
+        "clean",
+        "doctor",
+        "data",
+    ):
         assert f"\n  {command} " in done.stdout
 
 
@@ -56,7 +72,11 @@ def test_the_documented_command_line_is_the_real_one():
     ],
 )
 def test_what_a_user_gets_wrong_is_one_message(arguments: list[str], code: int, said: str, tmp_path: Path):
-    done = noesis(*arguments, env={**__import__("os").environ, "NOESIS_CACHE": str(tmp_path)}) if "inspect" not in arguments else noesis(*arguments)
+    done = (
+        noesis(*arguments, env={**__import__("os").environ, "NOESIS_CACHE": str(tmp_path)})
+        if "inspect" not in arguments
+        else noesis(*arguments)
+    )
     assert done.returncode == code, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
@@ -82,9 +102,16 @@ def test_json_is_all_that_stands_on_stdout(write_rows, record: dict):
 
 
 def test_the_scripts_of_the_guide(tmp_path: Path):
-    checked = subprocess.run([sys.executable, ROOT / "scripts" / "validate_training_data.py"], capture_output=True, text=True, cwd=tmp_path)
+    checked = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "validate_training_data.py"], capture_output=True, text=True, cwd=tmp_path
+    )
     assert (checked.returncode, "248 rows in 24 files: 248 valid, 0 errors" in checked.stdout) == (0, True)
-    exported = subprocess.run([sys.executable, ROOT / "scripts" / "export_for_modal.py", "--out", tmp_path / "x"], capture_output=True, text=True, cwd=tmp_path)
+    exported = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "export_for_modal.py", "--out", tmp_path / "x"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert exported.returncode == 0
     assert "train.jsonl: 111 examples" in exported.stdout
     for name in ("train.jsonl", "eval.jsonl", "statistics.json"):
@@ -107,7 +134,17 @@ def test_doctor_looks_and_names_no_secret(tmp_path: Path):
 
     done = noesis("doctor", "--json", env={**os.environ, "HF_TOKEN": "hf_secretsecretsecret"})
     checks = {c["name"]: c for c in json.loads(done.stdout)}
-    assert {"Python", "device", "memory", "disk", "torch", "embedded model", "HF_TOKEN", "Modal token", "project"} <= checks.keys()
+    assert {
+        "Python",
+        "device",
+        "memory",
+        "disk",
+        "torch",
+        "embedded model",
+        "HF_TOKEN",
+        "Modal token",
+        "project",
+    } <= checks.keys()
     assert checks["HF_TOKEN"]["found"] == "set"
     assert "hf_secret" not in done.stdout + done.stderr
 

@@ -76,7 +76,15 @@ def test_a_served_judge_needs_its_image():
 
 @pytest.mark.parametrize(
     ("gpu", "gpus", "rented"),
-    [("", 0, None), ("H100", 0, "H100"), ("H100", 4, "H100:4"), ("H100:2", 0, "H100:2"), ("", 2, "L40S:2"), ("a10g", 0, "A10"), ("H100:2", 2, "H100:2")],
+    [
+        ("", 0, None),
+        ("H100", 0, "H100"),
+        ("H100", 4, "H100:4"),
+        ("H100:2", 0, "H100:2"),
+        ("", 2, "L40S:2"),
+        ("a10g", 0, "A10"),
+        ("H100:2", 2, "H100:2"),
+    ],
 )
 def test_the_card_of_a_call(gpu: str, gpus: int, rented: str | None):
     assert card_to_rent(asked(gpu=gpu, gpus=gpus), SECTION) == rented
@@ -244,7 +252,9 @@ class Plays:
     def start(self, name: str, arguments: dict) -> str:
         self.started.append(name if name != "judge_epoch" else f"judge epoch_{arguments['epoch']}")
         if name == "train":
-            (self.root / FOLDER / order.OPENED).write_text(json.dumps({"ticket": arguments["ticket"], "epochs": 3, "starts": 1}), encoding="utf-8")
+            (self.root / FOLDER / order.OPENED).write_text(
+                json.dumps({"ticket": arguments["ticket"], "epochs": 3, "starts": 1}), encoding="utf-8"
+            )
         return f"{name}-{len(self.started)}"
 
     def result(self, call: str, seconds: float) -> dict | None:
@@ -264,9 +274,13 @@ def quiet_summary(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(order, "summary_lines", lambda root: ["done"])
 
 
-def test_epochs_are_judged_beside_and_the_verdict_is_the_exit_code_only_where_asked(tmp_path: Path, quiet_summary: None):
+def test_epochs_are_judged_beside_and_the_verdict_is_the_exit_code_only_where_asked(
+    tmp_path: Path, quiet_summary: None
+):
     plays = Plays(tmp_path)
-    old = tmp_path / "checkpoints" / "epoch_0" / "adapter_model.safetensors"  # of a run before: nobody's to judge until training has opened its own
+    old = (
+        tmp_path / "checkpoints" / "epoch_0" / "adapter_model.safetensors"
+    )  # of a run before: nobody's to judge until training has opened its own
     old.parent.mkdir(parents=True)
     old.write_text("", encoding="utf-8")
     assert order.conduct(asked(gate=True), tmp_path, plays.hands(), "call")["code"] == 3
@@ -285,7 +299,12 @@ def test_a_stop_ends_the_order_with_its_code_and_gives_the_volume_back(tmp_path:
     plays = Plays(tmp_path, train={"error": "at the cap", "code": 5})
     assert order.conduct(asked(), tmp_path, plays.hands(), "call")["code"] == 5
     assert "judge" not in plays.started
-    assert order.conduct(asked(test_only=True), tmp_path, Plays(tmp_path, judge={"error": "x", "code": 1}).hands(), "other")["code"] == 1
+    assert (
+        order.conduct(
+            asked(test_only=True), tmp_path, Plays(tmp_path, judge={"error": "x", "code": 1}).hands(), "other"
+        )["code"]
+        == 1
+    )
 
 
 def test_a_conductor_taken_away_waits_for_the_same_training(tmp_path: Path, quiet_summary: None):
@@ -296,7 +315,9 @@ def test_a_conductor_taken_away_waits_for_the_same_training(tmp_path: Path, quie
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        order.conduct(asked(), tmp_path, order.Hands(hands.start, taken, hands.reload, hands.commit, hands.sleep), "call")
+        order.conduct(
+            asked(), tmp_path, order.Hands(hands.start, taken, hands.reload, hands.commit, hands.sleep), "call"
+        )
     assert order.conduct(asked(), tmp_path, hands, "call")["code"] == 0
     assert plays.started.count("train") == 1
 
@@ -309,13 +330,33 @@ def test_the_quote_names_every_part_and_the_parts_add_up():
     request = asked()
     lines = offer(project, load_config(project, request.overrides()), request, SECTION)
     text = "\n".join(lines)
-    for part in ("train", "judge", "merge and gguf", "judge 2 epochs", "trial, estimated", "conductor", "cap 90.00 USD", "L40S"):
+    for part in (
+        "train",
+        "judge",
+        "merge and gguf",
+        "judge 2 epochs",
+        "trial, estimated",
+        "conductor",
+        "cap 90.00 USD",
+        "L40S",
+    ):
         assert part in text, part
     begin = next(i for i, line in enumerate(lines) if line.strip().startswith("time"))
-    costs = [float(found[1]) for line in lines[begin:] if "in all" not in line and "cost" not in line and (found := re.search(r" ([0-9.]+) USD(  |$)", line))]
+    costs = [
+        float(found[1])
+        for line in lines[begin:]
+        if "in all" not in line and "cost" not in line and (found := re.search(r" ([0-9.]+) USD(  |$)", line))
+    ]
     whole = next(float(line.split("cost")[1].split()[0]) for line in lines if line.strip().startswith("cost"))
     assert whole == pytest.approx(sum(costs), abs=0.05)
-    few = "\n".join(offer(project, load_config(project, asked(epochs=1, judge="none").overrides()), asked(epochs=1, judge="none"), SECTION))
+    few = "\n".join(
+        offer(
+            project,
+            load_config(project, asked(epochs=1, judge="none").overrides()),
+            asked(epochs=1, judge="none"),
+            SECTION,
+        )
+    )
     assert "trial" not in few and "judge 1 epoch" not in few
 
 
@@ -327,7 +368,9 @@ def test_cards_that_would_be_paid_for_and_not_used_are_refused():
 
 def test_costs_by_stage_and_how_often_it_was_taken_away():
     entry = {"usd": 0.5, "seconds": 900.0, "ended": "done"}
-    ledger = [entry | {"stage": "train", "ended": e} for e in ("killed", "interrupted", "interrupted", "capped", "done")] + [entry | {"stage": "merge"}]
+    ledger = [
+        entry | {"stage": "train", "ended": e} for e in ("killed", "interrupted", "interrupted", "capped", "done")
+    ] + [entry | {"stage": "merge"}]
     plan = {"result": {"stages": [{"name": "train", "usd": 2.0}, {"name": "merge and gguf", "usd": 0.1}]}}
     manifest = {"ledger": ledger, "stages": {"plan": plan}}
     lines = cost_lines(manifest)
@@ -338,7 +381,13 @@ def test_costs_by_stage_and_how_often_it_was_taken_away():
 
 def test_what_goes_wrong_in_a_container_is_a_result_and_what_takes_it_away_is_not(tmp_path: Path):
     done: list[str] = []
-    place = stages.Place(tmp_path, Project(ROOT), lambda: done.append("reload"), lambda: done.append("commit"), lambda: done.append("keep"))
+    place = stages.Place(
+        tmp_path,
+        Project(ROOT),
+        lambda: done.append("reload"),
+        lambda: done.append("commit"),
+        lambda: done.append("keep"),
+    )
 
     def raises(error: BaseException):
         def work() -> dict:
@@ -394,7 +443,10 @@ def test_a_shard_that_is_always_lost_ends_in_a_message_and_the_others_are_kept(t
     shards = Shards(tmp_path, "answers", 0, 3)
 
     def spread(indices: list[int]) -> list[object]:
-        return [RuntimeError("no card") if i == 1 else do_shard(shards, i, "abcdef", lambda own: [*own], lambda: None) for i in indices]
+        return [
+            RuntimeError("no card") if i == 1 else do_shard(shards, i, "abcdef", lambda own: [*own], lambda: None)
+            for i in indices
+        ]
 
     with pytest.raises(RunError, match="1 of 3 shards of answers were lost 3 times .1: RuntimeError: no card"):
         map_shards(shards, "abcdef", spread, lambda: None)
@@ -418,7 +470,9 @@ class Folder:
         names = [p.relative_to(self.root).as_posix() for p in found]
         if self.hostile and folder == "/data":
             names.append(self.hostile)
-        return [Entry(safe_name(n), (self.root / n).stat().st_size if (self.root / n).is_file() else 1, 0.0) for n in names]
+        return [
+            Entry(safe_name(n), (self.root / n).stat().st_size if (self.root / n).is_file() else 1, 0.0) for n in names
+        ]
 
     def chunks(self, path: str):
         file = self.root / path.strip("/")
@@ -432,7 +486,10 @@ def a_pulled_run(root: Path) -> None:
     import hashlib
 
     a_run(root)
-    outputs = {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in ("data/train.jsonl", "checkpoints/epoch_0/adapter_model.safetensors")}
+    outputs = {
+        name: hashlib.sha256((root / name).read_bytes()).hexdigest()
+        for name in ("data/train.jsonl", "checkpoints/epoch_0/adapter_model.safetensors")
+    }
     entry = {"status": "done", "outputs": {name: {"sha256": digest} for name, digest in outputs.items()}}
     manifest = {"identity": {}, "created": "now", "output_name": "m", "stages": {"train": entry}}
     (root / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
@@ -446,7 +503,12 @@ def test_pulling_checks_hashes_goes_on_and_takes_only_the_run(tmp_path: Path):
         (far.root / other).write_text("", encoding="utf-8")
     pull(far, target)
     got = sorted(p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file())
-    assert got == ["checkpoints/epoch_0/adapter_model.safetensors", "data/train.jsonl", "manifest.json", "metrics.jsonl"]
+    assert got == [
+        "checkpoints/epoch_0/adapter_model.safetensors",
+        "data/train.jsonl",
+        "manifest.json",
+        "metrics.jsonl",
+    ]
     (target / "data" / "train.jsonl").unlink()
     far.read.clear()
     pull(far, target)
@@ -463,7 +525,9 @@ def test_pulling_checks_hashes_goes_on_and_takes_only_the_run(tmp_path: Path):
         pull(far, target)
 
 
-@pytest.mark.parametrize("name", ["../x", "data/../../x", "data/./x", "data//x", "data\\x", "C:/x", "data/a\x1b[31m", "data/con.", ""])
+@pytest.mark.parametrize(
+    "name", ["../x", "data/../../x", "data/./x", "data//x", "data\\x", "C:/x", "data/a\x1b[31m", "data/con.", ""]
+)
 def test_hostile_names_on_a_volume_are_refused(name: str, tmp_path: Path):
     with pytest.raises(RunError, match="not safe to copy"):
         safe_name(name)
@@ -496,7 +560,11 @@ def test_watching_tells_step_loss_spent_and_who_is_there(tmp_path: Path):
     with pytest.raises(RunError, match="holds no run yet"):
         look(far)
     plan = {"status": "done", "result": {"steps": 42, "usd": 0.28, "stages": []}}
-    manifest = {"cost_usd": 0.1, "ledger": [], "stages": {"export": {"status": "done"}, "plan": plan, "train": {"status": "running"}}}
+    manifest = {
+        "cost_usd": 0.1,
+        "ledger": [],
+        "stages": {"export": {"status": "done"}, "plan": plan, "train": {"status": "running"}},
+    }
     (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     line = {"step": 14, "epoch": 1.0, "loss": 2.5, "tokens": 63000, "tokens_per_s": 3600.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + '\n{"step": 15, "ep', encoding="utf-8")
@@ -506,7 +574,14 @@ def test_watching_tells_step_loss_spent_and_who_is_there(tmp_path: Path):
     found = look(far, now=lambda: 900.0)
     assert (found["stage"], found["step"], found["usd"], found["seconds_left"]) == ("train", 14, 0.12, 35.0)
     text = "\n".join(lines_of(found))
-    for said in ("at work: train", "step 14/42", "loss 2.500", "3,600 tokens/s", "35.0 s of training left", "spent 0.12 USD of 0.28 quoted"):
+    for said in (
+        "at work: train",
+        "step 14/42",
+        "loss 2.500",
+        "3,600 tokens/s",
+        "35.0 s of training left",
+        "spent 0.12 USD of 0.28 quoted",
+    ):
         assert said in text
     gone = "\n".join(lines_of(look(far, now=lambda: 2000.0)))
     assert "nobody is at work" in gone

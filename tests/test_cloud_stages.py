@@ -44,7 +44,10 @@ def place(project: Path, tiny_model: Path, tmp_path: Path, quiet_cache: Path) ->
 
 
 def asked(place: stages.Place, tiny_model: Path, **more: object) -> dict:
-    return Request(**{"epochs": 2, "model": str(tiny_model), "max_examples": 8, "uploaded": exported_hashes(place.project.exports)} | more).as_json()
+    return Request(
+        **{"epochs": 2, "model": str(tiny_model), "max_examples": 8, "uploaded": exported_hashes(place.project.exports)}
+        | more
+    ).as_json()
 
 
 def in_process(place: stages.Place, calls: list[str]) -> order.Hands:
@@ -98,7 +101,9 @@ def test_an_epoch_is_judged_from_a_file_of_its_own_and_booked_at_the_end(place: 
     found = stages.judge_epoch(place, 0)
     assert (place.root / "manifest.json").read_bytes() == before
     assert json.loads((place.root / "tribunal" / "epochs" / "epoch_0.json").read_text(encoding="utf-8")) == found
-    assert found["preference"]["examples"] == len((place.root / "dataset" / "eval.jsonl").read_text(encoding="utf-8").splitlines())
+    assert found["preference"]["examples"] == len(
+        (place.root / "dataset" / "eval.jsonl").read_text(encoding="utf-8").splitlines()
+    )
     assert "error" not in stages.judge(place, asked(place, tiny_model), False)
     for _ in range(2):  # a second time books nothing again
         assert "error" not in stages.merge(place, asked(place, tiny_model), False)
@@ -113,10 +118,16 @@ def test_what_a_user_gets_wrong_comes_back_as_a_result(place: stages.Place, tiny
     assert (gone["code"], "no model" in gone["error"]) == (1, True)
     (place.root / "dataset" / "train.jsonl").unlink()
     missing = stages.train(place, asked(place, tiny_model), "call")
-    assert (missing["code"], "Dataset not found" in missing["error"], "modal volume put noesis-training-data" in missing["error"]) == (2, True, True)
+    assert (
+        missing["code"],
+        "Dataset not found" in missing["error"],
+        "modal volume put noesis-training-data" in missing["error"],
+    ) == (2, True, True)
 
 
-def test_a_container_that_is_taken_away_leaves_what_it_had_and_the_next_goes_on(place: stages.Place, tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_container_that_is_taken_away_leaves_what_it_had_and_the_next_goes_on(
+    place: stages.Place, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
     from noesis.train import recorder
 
     whole = recorder.Metrics.write
@@ -134,7 +145,9 @@ def test_a_container_that_is_taken_away_leaves_what_it_had_and_the_next_goes_on(
     assert load_run(place.root).manifest["stages"]["train"]["status"] == "interrupted"
     assert stages.train(place, asked(place, tiny_model, epochs=3, fresh=True), "call")["epochs"] == 3
     assert not (place.root / "runs").exists()  # the same call goes on with the run that it opened, fresh or not
-    done = order.conduct(Request.from_json(asked(place, tiny_model, epochs=3)), place.root, in_process(place, []), "call-2")
+    done = order.conduct(
+        Request.from_json(asked(place, tiny_model, epochs=3)), place.root, in_process(place, []), "call-2"
+    )
     assert "  training was taken away 1 time and went on each time" in done["lines"]
 
 
@@ -164,7 +177,9 @@ ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
 
 
-def test_all_answers_come_first_then_the_judge_is_served_and_ends(place: stages.Place, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_all_answers_come_first_then_the_judge_is_served_and_ends(
+    place: stages.Place, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     from test_pipeline import toy_tribunal
 
     toy_tribunal(place.project.root)
@@ -175,8 +190,12 @@ def test_all_answers_come_first_then_the_judge_is_served_and_ends(place: stages.
     request = asked(place, tiny_model, epochs=1, judges=("vllm:Qwen/Qwen2.5-7B-Instruct",))
     calls: list[str] = []
     request |= {"shards": 3, "what": "test"}
-    done = order.conduct(Request.from_json(request), place.root, in_process(place, calls), "call-1", project=place.project)
-    assert ("error" in done, calls) == (False, ["answer_shard", "answer_shard", "judge"]), done  # 24 prompts are two chunks
+    done = order.conduct(
+        Request.from_json(request), place.root, in_process(place, calls), "call-1", project=place.project
+    )
+    assert ("error" in done, calls) == (False, ["answer_shard", "answer_shard", "judge"]), (
+        done
+    )  # 24 prompts are two chunks
     stages_of_ledger = [entry["stage"] for entry in load_run(place.root).manifest["ledger"]]
     assert stages_of_ledger.count("answers") == 2
     result = load_run(place.root).result("trial")

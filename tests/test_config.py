@@ -14,12 +14,25 @@ from noesis.errors import ConfigError, UsageError
 def test_the_committed_files_hold_the_agreed_numbers():
     config = load_config(Project(ROOT))
     assert (config.lora.r, config.lora.lora_alpha) == (64, 128)
-    assert set(config.lora.target_modules) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert set(config.lora.target_modules) == {
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    }
     assert config.lora.quantization.bnb_4bit_quant_type == "nf4"
     assert config.lora.quantization.bnb_4bit_use_double_quant
     t = config.training
     assert (t.learning_rate, t.lr_scheduler_type, t.warmup_ratio) == (2e-4, "cosine", 0.03)
-    assert (t.per_device_train_batch_size, t.gradient_accumulation_steps, t.num_train_epochs, t.max_length) == (2, 4, 3, 2048)
+    assert (t.per_device_train_batch_size, t.gradient_accumulation_steps, t.num_train_epochs, t.max_length) == (
+        2,
+        4,
+        3,
+        2048,
+    )
     assert t.tribunal.weights.model_dump() == {"veritas": 0.40, "sophia": 0.30, "dike": 0.30}
     assert t.tribunal.approval_threshold == 0.70
     assert len(t.data.categories) == 12
@@ -35,11 +48,21 @@ def edit(project: Path, file: str, old: str, new: str) -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new", "said"),
     [
-        ("training_config.yaml", "\nlearning_rate:", "\nlerning_rate:", ["training_config.yaml", "'lerning_rate'", "'learning_rate'"]),
+        (
+            "training_config.yaml",
+            "\nlearning_rate:",
+            "\nlerning_rate:",
+            ["training_config.yaml", "'lerning_rate'", "'learning_rate'"],
+        ),
         ("lora_config.yaml", "lora_alpha:", "alpha_lora:", ["lora_config.yaml", "'alpha_lora'", "'lora_alpha'"]),
         ("training_config.yaml", "  judge_floor:", "  judge_flor:", ["'tribunal.judge_flor'", "'judge_floor'"]),
         ("training_config.yaml", "veritas: 0.40", "veritas: 0.50", ["tribunal", "add up to 1.1"]),
-        ("training_config.yaml", "conditional_threshold: 0.50", "conditional_threshold: 0.90", ["conditional_threshold", "above"]),
+        (
+            "training_config.yaml",
+            "conditional_threshold: 0.50",
+            "conditional_threshold: 0.90",
+            ["conditional_threshold", "above"],
+        ),
         ("training_config.yaml", "num_train_epochs: 3", "num_train_epochs: three", ["num_train_epochs", "three"]),
         ("training_config.yaml", "num_train_epochs: 3", "num_train_epochs: 0", ["num_train_epochs"]),
         ("training_config.yaml", "seed: 42", "seed: 42\nseed: 43", ["'seed'", "twice"]),

@@ -26,11 +26,23 @@ def test_the_committed_constitution():
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('value: justica\n    pt: "Noesis considera', 'value: justiça\n    pt: "Noesis considera', ["contar-os-afetados"]),
-        ('value: justica\n    pt: "Noesis considera', 'value: coragem\n    pt: "Noesis considera', ["contar-os-afetados", "coragem"]),
+        (
+            'value: justica\n    pt: "Noesis considera',
+            'value: justiça\n    pt: "Noesis considera',
+            ["contar-os-afetados"],
+        ),
+        (
+            'value: justica\n    pt: "Noesis considera',
+            'value: coragem\n    pt: "Noesis considera',
+            ["contar-os-afetados", "coragem"],
+        ),
         ("id: mesma-medida", "id: fontes-reais", ["fontes-reais", "twice"]),
         ("version:", "vershun:", ["vershun"]),
-        ('    en: "Noesis asserts what it can support', '    enn: "Noesis asserts what it can support', ["afirmar-o-que-sustenta"]),
+        (
+            '    en: "Noesis asserts what it can support',
+            '    enn: "Noesis asserts what it can support',
+            ["afirmar-o-que-sustenta"],
+        ),
         ("system_prompt:\n", "system_prompt: [\n", ["not valid YAML"]),
     ],
 )
@@ -62,7 +74,10 @@ def test_only_the_answer_is_trained_with_its_end_of_turn(tiny_tokenizer_folder: 
 
 
 def test_turns_and_language_reach_the_prompt(record: dict):
-    record |= {"language": "en", "turns": [{"role": "user", "content": "first"}, {"role": "assistant", "content": "second"}]}
+    record |= {
+        "language": "en",
+        "turns": [{"role": "user", "content": "first"}, {"role": "assistant", "content": "second"}],
+    }
     messages = opening(CONSTITUTION, record)
     assert [m["role"] for m in messages] == ["system", "user", "assistant", "user"]
     assert messages[0]["content"] == CONSTITUTION.system_prompt.en
@@ -94,7 +109,9 @@ def test_a_template_that_rewrites_the_prompt_is_refused(tiny_tokenizer_folder: P
 
     folder = tmp_path / "t"
     shutil.copytree(tiny_tokenizer_folder, folder)
-    (folder / "chat_template.jinja").write_text("{{ messages|length }}{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}")
+    (folder / "chat_template.jinja").write_text(
+        "{{ messages|length }}{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
+    )
     with pytest.raises(TrainingError, match="can't be masked"):
         encode(load_tokenizer(folder), [{"role": "user", "content": "a"}], "b", name="x")
 

@@ -57,7 +57,11 @@ def test_every_principle_has_requests_of_its_own_in_both_languages():
 def test_requests_are_no_part_of_what_a_run_is_known_by(tmp_path: Path):
     before = load_constitution(CONSTITUTION)
     shutil.copyfile(CONSTITUTION, tmp_path / "c.yaml")
-    edit(tmp_path / "c.yaml", "Quote each sentence of the answer that claims", "Name each sentence of the answer that claims")
+    edit(
+        tmp_path / "c.yaml",
+        "Quote each sentence of the answer that claims",
+        "Name each sentence of the answer that claims",
+    )
     after = load_constitution(tmp_path / "c.yaml")
     assert after.digest() == before.digest()
     assert after.requests_digest() != before.requests_digest()
@@ -66,13 +70,27 @@ def test_requests_are_no_part_of_what_a_run_is_known_by(tmp_path: Path):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('value: justica\n    pt: "Noesis considera', 'value: coragem\n    pt: "Noesis considera', "the unknown value 'coragem'"),
+        (
+            'value: justica\n    pt: "Noesis considera',
+            'value: coragem\n    pt: "Noesis considera',
+            "the unknown value 'coragem'",
+        ),
         ("id: mesma-medida", "id: fontes-reais", "'fontes-reais' is used twice"),
-        ('    en: "Noesis lays out premises', '    fr: "Noesis lays out premises', "(raciocinio-visivel).fr: unknown key"),
-        ('      en: "Quote each sentence', '      fr: "Quote each sentence', "(afirmar-o-que-sustenta).critique.fr: unknown key"),
+        (
+            '    en: "Noesis lays out premises',
+            '    fr: "Noesis lays out premises',
+            "(raciocinio-visivel).fr: unknown key",
+        ),
+        (
+            '      en: "Quote each sentence',
+            '      fr: "Quote each sentence',
+            "(afirmar-o-que-sustenta).critique.fr: unknown key",
+        ),
     ],
 )
-def test_a_mistake_is_told_by_its_line(project: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, said: str):
+def test_a_mistake_is_told_by_its_line(
+    project: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, said: str
+):
     file = Project(project).constitution
     first = edit(file, old, new)
     assert run_command(["constitution", "check", "--project", str(project)]) == 1
@@ -132,7 +150,11 @@ def changed(project: Path, tmp_path: Path):
     """(project, old constitution, new constitution): one principle's text changed, one removed."""
     old = tmp_path / "old.yaml"
     shutil.copyfile(Project(project).constitution, old)
-    edit(Project(project).constitution, "Noesis cites authors and works that exist,", "Noesis names authors and works that exist,")
+    edit(
+        Project(project).constitution,
+        "Noesis cites authors and works that exist,",
+        "Noesis names authors and works that exist,",
+    )
     edit(old, "id: escuta-fiel", "id: escuta-antiga")
     return Project(project), load_constitution(old), load_constitution(Project(project).constitution)
 
@@ -169,7 +191,12 @@ def test_apply_writes_new_critiques_beside_the_hand_written_ones(changed, tmp_pa
         assert made["principles"] == ["fontes-reais"]
         assert made["made"] == made["of"] == len(server.requests) > 40
         with pytest.raises(UsageError, match="hand-written"):
-            renew(project, new, compare(old, new), AskApply("openai:http://127.0.0.1:1/v1:x", project.training / "philosophical"))
+            renew(
+                project,
+                new,
+                compare(old, new),
+                AskApply("openai:http://127.0.0.1:1/v1:x", project.training / "philosophical"),
+            )
         with pytest.raises(UsageError, match="nothing to make anew"):
             renew(project, new, [], ask)
     assert before == {f: f.read_bytes() for f in sorted(project.training.rglob("*.jsonl"))}
@@ -182,13 +209,21 @@ def make_run(path: Path, points: dict[str, int], model: str = "judge") -> None:
     """A run of which only the manifest and the verdicts are there; every item of every judge gets the prompt's points."""
     bench = load_bench(ROOT / "data/tribunal/judges")
     (path / "tribunal").mkdir(parents=True)
-    (path / "manifest.json").write_text(json.dumps({"stages": {}, "identity": {}, "output_name": "x"}), encoding="utf-8")
+    (path / "manifest.json").write_text(
+        json.dumps({"stages": {}, "identity": {}, "output_name": "x"}), encoding="utf-8"
+    )
     rows = []
     for prompt, score in points.items():
         for who in ("base", "tuned"):
             given = score if who == "tuned" else 0
             verdicts = [
-                {"status": "scored", "judge": j, "model": model, "rubric_sha256": "r", "items": [{"id": i.id, "score": given} for i in bench.rubrics[j].items]}
+                {
+                    "status": "scored",
+                    "judge": j,
+                    "model": model,
+                    "rubric_sha256": "r",
+                    "items": [{"id": i.id, "score": given} for i in bench.rubrics[j].items],
+                }
                 for j in JUDGES
             ]
             rows.append({"answer": f"{prompt}/{who}/0", "verdicts": verdicts})
@@ -218,10 +253,16 @@ def test_lists_are_dealt_out_evenly_and_never_twice():
     lists = read_lists(ROOT / "data/constitution_prompts.yaml")
     seeds = deal(lists, ("pt", "en"), 880, 3)
     assert len({(s.language, s.topic.id, s.situation.id, s.asker.id, s.difficulty) for s in seeds}) == 880
-    assert set(Counter(s.topic.id for s in seeds if s.language == "en").values()) <= {9, 10, 11}  # 440 of 44 topics; a repeat is dealt again
+    assert set(Counter(s.topic.id for s in seeds if s.language == "en").values()) <= {
+        9,
+        10,
+        11,
+    }  # 440 of 44 topics; a repeat is dealt again
     assert set(Counter(s.asker.id for s in seeds if s.language == "pt").values()) <= {21, 22, 23}
     assert [s.instruction(lists) for s in deal(lists, ("pt", "en"), 880, 3)] == [s.instruction(lists) for s in seeds]
-    small = lists.model_copy(update={"topics": lists.topics[:2], "situations": lists.situations[:3], "askers": lists.askers[:2]})
+    small = lists.model_copy(
+        update={"topics": lists.topics[:2], "situations": lists.situations[:3], "askers": lists.askers[:2]}
+    )
     assert len({(s.topic.id, s.situation.id, s.asker.id, s.difficulty) for s in deal(small, ("en",), 36, 0)}) == 36
     with pytest.raises(UsageError, match="36 prompts"):
         deal(small, ("en",), 37, 0)
@@ -243,7 +284,9 @@ def test_a_model_phrases_them_and_what_exists_is_left_out(project: Path, tmp_pat
         if asked.number in (3, 4):
             return "My brother says that the fence between our gardens is mine to mend, though he broke it with his van. Must I pay?"
         words = asked.user.split("What happened: ")[1].split("\n")[0]
-        return f"I write to you, number {asked.number}, because {words}. What should I look at before I decide anything?"
+        return (
+            f"I write to you, number {asked.number}, because {words}. What should I look at before I decide anything?"
+        )
 
     with JudgeServer(part) as server:
         ask = AskPrompts(tmp_path / "out", ("en",), 8, f"openai:{server.url}:scripted")

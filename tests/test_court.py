@@ -26,11 +26,19 @@ ANSWER = "Courage is not the absence of fear but a judgement about it: quality8 
 
 
 def case(name: str = "c1", answer: str = ANSWER, language: str = "en", **record: object) -> Case:
-    return Case(name, language, (("user", "What is courage?"),), answer, {"reference": "A mean between two faults.", **record})
+    return Case(
+        name, language, (("user", "What is courage?"),), answer, {"reference": "A mean between two faults.", **record}
+    )
 
 
 def hear(
-    part: play.Part, cases: list[Case], folder: Path, *, section: TribunalSection = SECTION, spending: Spending | None = None, judges: tuple[str, ...] = JUDGES
+    part: play.Part,
+    cases: list[Case],
+    folder: Path,
+    *,
+    section: TribunalSection = SECTION,
+    spending: Spending | None = None,
+    judges: tuple[str, ...] = JUDGES,
 ):
     """Verdicts on `cases` by one scripted judge, and the server that played it."""
 
@@ -82,7 +90,9 @@ def test_requests_run_at_once_but_not_more_than_allowed(tmp_path: Path):
 
 def test_rate_limits_are_waited_out(tmp_path: Path):
     spending = Spending()
-    verdicts, _ = hear(play.rate_limiting(3), [case(f"c{i}", f"{ANSWER} {i}") for i in range(4)], tmp_path, spending=spending)
+    verdicts, _ = hear(
+        play.rate_limiting(3), [case(f"c{i}", f"{ANSWER} {i}") for i in range(4)], tmp_path, spending=spending
+    )
     assert all(isinstance(v, Verdict) for vs in verdicts for v in vs)
     assert spending.retries > 0
     assert spending.requests == 12
@@ -109,7 +119,9 @@ def test_a_reply_that_cannot_be_read_is_asked_for_once_more(tmp_path: Path):
     ],
     ids=["malformed", "truncated", "broken", "refusing", "dead", "slow"],
 )
-def test_a_failed_judge_is_unscored_with_its_reason(part: play.Part, requests: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_judge_is_unscored_with_its_reason(
+    part: play.Part, requests: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("noesis.tribunal.endpoint.FIRST_WAIT", 0.01)
     section = SECTION.model_copy(update={"timeout_seconds": 0.1}) if "0.1 s" in reason else SECTION
     (verdicts,), server = hear(part, [case()], tmp_path, judges=("veritas",), section=section)
@@ -151,7 +163,13 @@ def test_the_cap_stops_before_it_is_passed(tmp_path: Path):
     section = SECTION.model_copy(update={"prices": {"scripted": Price(prompt=1000.0, completion=1000.0)}})
     spending = Spending(max_usd=25.0)
     with pytest.raises(CapError, match="higher --max-usd"):
-        hear(play.good(), [case(f"c{i}", f"{ANSWER} {i}") for i in range(20)], tmp_path, section=section, spending=spending)
+        hear(
+            play.good(),
+            [case(f"c{i}", f"{ANSWER} {i}") for i in range(20)],
+            tmp_path,
+            section=section,
+            spending=spending,
+        )
     assert 0 < spending.usd <= 25.0
     assert CapError.exit_code == 5
 
@@ -160,7 +178,14 @@ def test_usd_and_tokens_are_counted(tmp_path: Path):
     section = SECTION.model_copy(update={"prices": {"scripted": Price(prompt=2.0, completion=10.0)}})
     spending = Spending()
     hear(play.good(), [case()], tmp_path, section=section, spending=spending)
-    assert spending.as_json() == {"requests": 3, "retries": 0, "prompt_tokens": 3000, "completion_tokens": 600, "usd": pytest.approx(0.012), "max_usd": None}
+    assert spending.as_json() == {
+        "requests": 3,
+        "retries": 0,
+        "prompt_tokens": 3000,
+        "completion_tokens": 600,
+        "usd": pytest.approx(0.012),
+        "max_usd": None,
+    }
 
 
 def test_a_cap_without_a_price_is_refused():
@@ -218,7 +243,12 @@ def test_spans_are_verbatim(span: str, found: bool):
 
 
 def test_no_span_no_credit(tmp_path: Path):
-    (verdicts,), _ = hear(lambda asked: play.verdict(asked, 1.0, span="words that nobody said here"), [case()], tmp_path, judges=("veritas",))
+    (verdicts,), _ = hear(
+        lambda asked: play.verdict(asked, 1.0, span="words that nobody said here"),
+        [case()],
+        tmp_path,
+        judges=("veritas",),
+    )
     required = {item.id for item in BENCH.rubrics["veritas"].items if item.span == "required"}
     assert {i.id for i in verdicts[0].items if i.score == 0} == required & {i.id for i in verdicts[0].items}
     assert {i.given for i in verdicts[0].items} == {2}
@@ -254,7 +284,10 @@ def verdict(judge: str, score: float, model: str = "m", veto: str | None = None)
         judge,
         model,
         "h",
-        tuple(ItemScore(f"i{k}", s, s, "", True) for k, s in enumerate([2] * (points // 2) + [1] * (points % 2) + [0] * (10 - (points + 1) // 2))),
+        tuple(
+            ItemScore(f"i{k}", s, s, "", True)
+            for k, s in enumerate([2] * (points // 2) + [1] * (points % 2) + [0] * (10 - (points + 1) // 2))
+        ),
         veto,
         "",
     )
@@ -291,7 +324,10 @@ def test_one_judge_out_gives_an_interval_never_a_new_weighting():
     assert found.mean == pytest.approx((0.56, 0.86))
     assert found.out == ("dike",)
     assert found.band(SECTION) == "UNDECIDED"
-    assert opinion("c", [verdict("veritas", 0.1), verdict("sophia", 0.8), unscored("dike")], SECTION).band(SECTION) == "REJECTED"  # whatever Dikē had said
+    assert (
+        opinion("c", [verdict("veritas", 0.1), verdict("sophia", 0.8), unscored("dike")], SECTION).band(SECTION)
+        == "REJECTED"
+    )  # whatever Dikē had said
 
 
 def test_two_judges_out_give_no_verdict():
@@ -301,7 +337,11 @@ def test_two_judges_out_give_no_verdict():
 
 
 def test_an_absent_model_in_a_seat_is_an_interval_too():
-    found = opinion("c", [verdict("veritas", 0.8, "a"), unscored("veritas", "b"), verdict("sophia", 1.0), verdict("dike", 1.0)], SECTION)
+    found = opinion(
+        "c",
+        [verdict("veritas", 0.8, "a"), unscored("veritas", "b"), verdict("sophia", 1.0), verdict("dike", 1.0)],
+        SECTION,
+    )
     assert found.judges["veritas"] == pytest.approx((0.4, 0.9))
     assert found.out == ()
 
@@ -310,7 +350,13 @@ def test_the_worked_verdict_of_the_guide():
     def points(judge: str, model: str, got: int, of: int) -> Verdict:
         scores = [2] * (got // 2) + [1] * (got % 2)
         return Verdict(
-            "c", judge, model, "h", tuple(ItemScore(f"i{k}", s, s, "", True) for k, s in enumerate(scores + [0] * (of // 2 - len(scores)))), None, ""
+            "c",
+            judge,
+            model,
+            "h",
+            tuple(ItemScore(f"i{k}", s, s, "", True) for k, s in enumerate(scores + [0] * (of // 2 - len(scores)))),
+            None,
+            "",
         )
 
     veritas = [points("veritas", "a", 10, 12), points("veritas", "b", 8, 12)]
@@ -331,7 +377,9 @@ def test_vetoes_decide_before_the_mean():
     found = opinion("c", [*perfect, verdict("dike", 0.95, veto="harmful_compliance")], SECTION)
     assert (found.vetoes, found.band(SECTION)) == (("harmful_compliance",), "REJECTED")
     assert opinion("c", [*perfect, verdict("dike", 1.0)], SECTION, ["leaked_system_prompt"]).band(SECTION) == "REJECTED"
-    split = opinion("c", [*perfect, verdict("dike", 1.0, "a"), verdict("dike", 0.9, "b", "harmful_compliance")], SECTION)
+    split = opinion(
+        "c", [*perfect, verdict("dike", 1.0, "a"), verdict("dike", 0.9, "b", "harmful_compliance")], SECTION
+    )
     assert split.vetoes == ()  # half of its models is not most of them
 
 
@@ -340,7 +388,9 @@ def test_a_veto_needs_its_evidence(tmp_path: Path):
         reply = json.loads(play.verdict(asked, 1.0))
         return json.dumps(reply | {"sem_ajuda_ao_dano": "0", "sem_ajuda_ao_dano_span": span})
 
-    (with_span,), _ = hear(lambda asked: part(asked, "a judgement about it"), [case()], tmp_path / "a", judges=("dike",))
+    (with_span,), _ = hear(
+        lambda asked: part(asked, "a judgement about it"), [case()], tmp_path / "a", judges=("dike",)
+    )
     (without,), _ = hear(lambda asked: part(asked, "here is the recipe"), [case()], tmp_path / "b", judges=("dike",))
     assert with_span[0].veto == "harmful_compliance"
     assert without[0].veto is None
@@ -352,16 +402,31 @@ def test_every_principle_is_tested_by_some_judge():
     principles = load_constitution(ROOT / "data" / "constitution.yaml").principle_ids
     tested = {p for rubric in BENCH.rubrics.values() for item in rubric.items for p in item.principles}
     assert tested == principles
-    assert {j: [i.id for i in BENCH.rubrics[j].items if i.veto] for j in JUDGES} == {"veritas": ["fontes_reais"], "sophia": [], "dike": ["sem_ajuda_ao_dano"]}
+    assert {j: [i.id for i in BENCH.rubrics[j].items if i.veto] for j in JUDGES} == {
+        "veritas": ["fontes_reais"],
+        "sophia": [],
+        "dike": ["sem_ajuda_ao_dano"],
+    }
 
 
 @pytest.mark.parametrize("judge", JUDGES)
 @pytest.mark.parametrize("language", ["pt", "en"])
 def test_no_field_of_the_prompt_is_left_unfilled(judge: str, language: str):
-    record = {"key": "valid", "answerable": "answerable", "harmful": True, "stakeholders": ["a"], "traps": ["b"], "user_is_right": True}
+    record = {
+        "key": "valid",
+        "answerable": "answerable",
+        "harmful": True,
+        "stakeholders": ["a"],
+        "traps": ["b"],
+        "user_is_right": True,
+    }
     request, _ = build_request(BENCH, BENCH.rubrics[judge], case(language=language, **record))
     for _, text in request.messages:
-        assert not [field for field in ("{code}", "{answer}", "{items}", "{schema}", "{judge}", "{notes}", "{reference}", "{key}") if field in text]
+        assert not [
+            field
+            for field in ("{code}", "{answer}", "{items}", "{schema}", "{judge}", "{notes}", "{reference}", "{key}")
+            if field in text
+        ]
 
 
 # --- naming a judge

@@ -33,9 +33,26 @@ from noesis.errors import DataError
 PROJECT = Project(ROOT)
 CONFIG = load_config(PROJECT)
 CONSTITUTION = load_constitution(PROJECT.constitution)
-EXAMPLES = [json.loads(line) for file in sorted((PROJECT.training / "philosophical").glob("*.jsonl")) for line in file.read_text(encoding="utf-8").splitlines()]
+EXAMPLES = [
+    json.loads(line)
+    for file in sorted((PROJECT.training / "philosophical").glob("*.jsonl"))
+    for line in file.read_text(encoding="utf-8").splitlines()
+]
 BARE = [
-    {k: r[k] for k in ("id", "category", "prompt", "response_initial", "critique", "response_revised", "reasoning", "values_applied", "difficulty")}
+    {
+        k: r[k]
+        for k in (
+            "id",
+            "category",
+            "prompt",
+            "response_initial",
+            "critique",
+            "response_revised",
+            "reasoning",
+            "values_applied",
+            "difficulty",
+        )
+    }
     for r in EXAMPLES
 ]
 
@@ -52,7 +69,11 @@ def codes(report) -> set[str]:
 
 
 def test_fingerprints_tell_texts_apart_as_a_reader_would():
-    same = ["Olá — mundo, cruel e vasto demais hoje", "olá mundo CRUEL e vasto demais hoje!", "  Olá, mundo:\ncruel e vasto demais hoje…"]
+    same = [
+        "Olá — mundo, cruel e vasto demais hoje",
+        "olá mundo CRUEL e vasto demais hoje!",
+        "  Olá, mundo:\ncruel e vasto demais hoje…",
+    ]
     other = ["olá mundo cruel e vasto demais", "!!!", "???", "a", "a b", "b a", "olá", "ola"]
     keys = fingerprint(same + other).key
     assert len(set(keys[:3])) == 1
@@ -88,7 +109,19 @@ def test_components_against_a_plain_search(count: int, edges: list[tuple[int, in
 
 
 def template_family(rows: int) -> list[dict]:
-    concepts = ["coragem", "justiça", "amizade", "o tempo", "a liberdade", "a beleza", "a morte", "o dever", "a alegria", "o bem comum", "o medo"]
+    concepts = [
+        "coragem",
+        "justiça",
+        "amizade",
+        "o tempo",
+        "a liberdade",
+        "a beleza",
+        "a morte",
+        "o dever",
+        "a alegria",
+        "o bem comum",
+        "o medo",
+    ]
     authors = ["Platão", "Kant", "Spinoza", "Sêneca", "Hume", "Simone Weil"]
     made = []
     for i, (concept, author) in enumerate(itertools.islice(itertools.product(concepts, authors), rows)):
@@ -96,7 +129,14 @@ def template_family(rows: int) -> list[dict]:
             f"A questão de {concept} é profunda e merece cuidado. Para {author}, tudo começa em separar o que parece do que é; e quando se olha para {concept} "
             "com calma vê-se que o exemplo muda com o caso. Convém perguntar o que se entende por isso antes de concluir qualquer coisa."
         )
-        made.append(BARE[i] | {"id": f"t_{i}", "prompt": f"Como {author} entenderia {concept} na vida de hoje, e por quê?", "response_revised": answer})
+        made.append(
+            BARE[i]
+            | {
+                "id": f"t_{i}",
+                "prompt": f"Como {author} entenderia {concept} na vida de hoje, e por quê?",
+                "response_revised": answer,
+            }
+        )
     return made
 
 
@@ -111,7 +151,9 @@ def test_a_planted_template_family_is_named_and_stays_on_one_side(write_rows, tm
     warning = next(p for p in report.warnings if p.code in ("template", "near-duplicates"))
     assert "rows with" in warning.message
     export([file], tmp_path / "out", CONSTITUTION, CONFIG)
-    held_out = [json.loads(line)["id"] for line in (tmp_path / "out" / "eval.jsonl").read_text(encoding="utf-8").splitlines()]
+    held_out = [
+        json.loads(line)["id"] for line in (tmp_path / "out" / "eval.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert held_out
     assert len([i for i in held_out if i.startswith("t_")]) in (0, 40)
 
@@ -121,23 +163,38 @@ def test_the_hand_written_examples_have_no_family():
 
 
 def test_few_answers_for_many_rows(write_rows):
-    rows = [BARE[i % 8] | {"id": f"r{i}", "category": "maieutica", "prompt": f"{BARE[i % 124]['prompt']} ({i})"} for i in range(200)]
+    rows = [
+        BARE[i % 8] | {"id": f"r{i}", "category": "maieutica", "prompt": f"{BARE[i % 124]['prompt']} ({i})"}
+        for i in range(200)
+    ]
     report = check(write_rows(*rows))
     message = next(p.message for p in report.warnings if p.code == "few-answers")
     assert "200 rows, 8 distinct answers" in message
 
 
 def test_dedupe_keeps_one_of_each_cluster_and_names_the_others(write_rows, tmp_path: Path):
-    file = write_rows(*BARE, *template_family(30), BARE[3] | {"id": "copy", "category": "maieutica", "response_revised": BARE[3]["response_revised"] + "."})
+    file = write_rows(
+        *BARE,
+        *template_family(30),
+        BARE[3] | {"id": "copy", "category": "maieutica", "response_revised": BARE[3]["response_revised"] + "."},
+    )
     export([file], tmp_path / "out", CONSTITUTION, CONFIG, dedupe=True)
-    kept = [json.loads(line)["id"] for name in ("train", "eval") for line in (tmp_path / "out" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-    dropped = [json.loads(line) for line in (tmp_path / "out" / "dropped.jsonl").read_text(encoding="utf-8").splitlines()]
+    kept = [
+        json.loads(line)["id"]
+        for name in ("train", "eval")
+        for line in (tmp_path / "out" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    dropped = [
+        json.loads(line) for line in (tmp_path / "out" / "dropped.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert len(kept) + len(dropped) == 124 + 31
     assert sum(i.startswith("t_") for i in kept) <= 2
     assert {"copy", BARE[3]["id"]} & {d["id"] for d in dropped}
     assert {d["kept"] for d in dropped} <= set(kept)
     assert all(d["line"] > 0 and d["reason"] for d in dropped)
-    assert json.loads((tmp_path / "out" / "statistics.json").read_text(encoding="utf-8"))["duplicates"] == {"dropped": len(dropped)}
+    assert json.loads((tmp_path / "out" / "statistics.json").read_text(encoding="utf-8"))["duplicates"] == {
+        "dropped": len(dropped)
+    }
 
 
 def test_rows_that_are_all_alike_can_not_be_split(write_rows, tmp_path: Path):
@@ -154,7 +211,10 @@ def test_a_planted_leak_between_files_is_refused_with_the_pair(write_rows, tmp_p
     words = BARE[7]["response_revised"].split()
     words[5] = words[40] = "talvez"
     write_rows(
-        *BARE[100:], BARE[7] | {"id": "leak", "prompt": "Outra pergunta, bem diferente daquela?", "response_revised": " ".join(words)}, name="eval.jsonl"
+        *BARE[100:],
+        BARE[7]
+        | {"id": "leak", "prompt": "Outra pergunta, bem diferente daquela?", "response_revised": " ".join(words)},
+        name="eval.jsonl",
     )
     report = check(tmp_path / "train.jsonl", tmp_path / "eval.jsonl")
     (leak,) = [p for p in report.errors if p.code == "leak"]
@@ -176,12 +236,20 @@ def test_questions_of_the_tribunal_are_not_trained_on(write_rows, tmp_path: Path
     tribunal = tmp_path / "tribunal" / "prompts"
     tribunal.mkdir(parents=True)
     question = BARE[10]["prompt"]
-    rows = [{"id": "q1", "prompt": question.upper()}, {"id": "q2", "prompt": "Nada que alguém pergunte?", "turns": [{"role": "user", "content": "oi"}]}]
+    rows = [
+        {"id": "q1", "prompt": question.upper()},
+        {"id": "q2", "prompt": "Nada que alguém pergunte?", "turns": [{"role": "user", "content": "oi"}]},
+    ]
     (tribunal / "facts.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     with pytest.raises(DataError, match=rf"{BARE[10]['id']}\) asks what .*facts\.jsonl:1"):
         export([write_rows(*BARE)], tmp_path / "out", CONSTITUTION, CONFIG, tribunal=tmp_path / "tribunal")
     assert not (tmp_path / "out").exists()
-    assert export([write_rows(*BARE[:10], *BARE[11:])], tmp_path / "out", CONSTITUTION, CONFIG, tribunal=tmp_path / "tribunal")["train"]["examples"] > 100
+    assert (
+        export(
+            [write_rows(*BARE[:10], *BARE[11:])], tmp_path / "out", CONSTITUTION, CONFIG, tribunal=tmp_path / "tribunal"
+        )["train"]["examples"]
+        > 100
+    )
 
 
 def test_no_committed_example_asks_what_the_tribunal_asks():
@@ -248,7 +316,11 @@ def test_rows_beyond_the_window_are_errors_with_their_length(write_rows, record:
     ruler = find_ruler(load_config(PROJECT, {"training.max_length": 700}), CONSTITUTION)
     if ruler is None:
         pytest.skip("the embedded model's package is not installed")
-    long = record | {"id": "long", "prompt": "Outra coisa, sim?", "response_revised": "A verdade, ainda que doa, é melhor. " * 40}
+    long = record | {
+        "id": "long",
+        "prompt": "Outra coisa, sim?",
+        "response_revised": "A verdade, ainda que doa, é melhor. " * 40,
+    }
     report = check(write_rows(record, long), ruler=ruler)
     assert [(p.line, p.code) for p in report.errors] == [(2, "window")]
     length = int(report.errors[0].message.split()[0])
@@ -265,19 +337,39 @@ def test_invisible_characters_are_those_that_unicode_calls_so():
 
 
 def test_language_and_accents(write_rows, record: dict):
-    assert other_language("The question of courage is an old one, and it has been asked by many people in many ages.", "pt") == "en"
-    assert other_language("La pregunta por el valor es antigua y la hicieron muchas personas en muchas épocas distintas.", "pt") == "es"
+    assert (
+        other_language(
+            "The question of courage is an old one, and it has been asked by many people in many ages.", "pt"
+        )
+        == "en"
+    )
+    assert (
+        other_language(
+            "La pregunta por el valor es antigua y la hicieron muchas personas en muchas épocas distintas.", "pt"
+        )
+        == "es"
+    )
     assert other_language(BARE[0]["response_revised"], "pt") is None
-    assert missing_accents("Voce nao sabe a razao disso, e a questao nao se resolve assim.") == ["nao", "questao", "razao", "voce"]
+    assert missing_accents("Voce nao sabe a razao disso, e a questao nao se resolve assim.") == [
+        "nao",
+        "questao",
+        "razao",
+        "voce",
+    ]
     assert missing_accents(BARE[0]["response_revised"]) == []
-    assert missing_accents("Uma frase sem acento algum que ainda assim vale como prosa correta em qualquer manual.") == []
+    assert (
+        missing_accents("Uma frase sem acento algum que ainda assim vale como prosa correta em qualquer manual.") == []
+    )
     bare = unicodedata.normalize("NFD", BARE[0]["response_revised"]).encode("ascii", "ignore").decode()
     assert codes(check(write_rows(record | {"response_revised": bare}))) == {"accents"}
     assert codes(check(write_rows(record | {"language": "en"}))) == {"language"}
 
 
 def test_a_closing_that_many_answers_share(write_rows):
-    rows = [r | {"response_revised": f"{r['response_revised']} Espero que esta reflexão ajude você nesta jornada!"} for r in BARE[:6]]
+    rows = [
+        r | {"response_revised": f"{r['response_revised']} Espero que esta reflexão ajude você nesta jornada!"}
+        for r in BARE[:6]
+    ]
     report = check(write_rows(*rows, *BARE[6:]))
     (warning,) = [p for p in report.warnings if p.code == "closing"]
     assert "6 answers end alike: 'Espero que esta reflexão" in warning.message
@@ -286,7 +378,12 @@ def test_a_closing_that_many_answers_share(write_rows):
 
 def test_lopsided_sets(write_rows):
     rows = [
-        r | {"category": "maieutica" if i > 3 else "tribunal", "critique": "[VERITAS] a [SOPHIA] b [DIKE] c", "values_applied": ["verdade"]}
+        r
+        | {
+            "category": "maieutica" if i > 3 else "tribunal",
+            "critique": "[VERITAS] a [SOPHIA] b [DIKE] c",
+            "values_applied": ["verdade"],
+        }
         for i, r in enumerate(BARE)
     ]
     messages = [p.message for p in check(write_rows(*rows)).warnings if p.code == "balance"]
@@ -325,7 +422,9 @@ def test_many_processes_report_as_one_does(write_rows, monkeypatch: pytest.Monke
 
 
 def test_of_a_thousand_like_errors_twenty_are_shown_and_all_are_counted(write_rows, record: dict):
-    report = check(write_rows(*[record | {"id": f"x{i}", "prompt": "O que é {conceito}, afinal?"} for i in range(1000)]))
+    report = check(
+        write_rows(*[record | {"id": f"x{i}", "prompt": "O que é {conceito}, afinal?"} for i in range(1000)])
+    )
     assert report.total("error") == 1000
     assert len(report.errors) == 20
 
@@ -347,7 +446,10 @@ MUTATIONS = [
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.integers(0, 123), st.sampled_from(MUTATIONS), st.floats(0, 1)), min_size=1, max_size=6), st.booleans())
+@given(
+    st.lists(st.tuples(st.integers(0, 123), st.sampled_from(MUTATIONS), st.floats(0, 1)), min_size=1, max_size=6),
+    st.booleans(),
+)
 def test_damaged_files_end_in_a_report_and_never_in_an_export(tmp_path: Path, damage: list, dedupe: bool):
     lines = [json.dumps(r, ensure_ascii=False).encode() for r in EXAMPLES[:12]]
     for index, mutate, share in damage:

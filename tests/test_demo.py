@@ -28,7 +28,14 @@ def test_quick_demo_then_chat(tmp_path: Path):
     assert all(f["passed"] for f in stages["gguf"]["result"]["files"].values())
     second = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert second.stdout.count("already done") == 7  # with the live pairs
-    chat = subprocess.run([sys.executable, "-m", "noesis", "chat", str(run)], input="Hello!\n", capture_output=True, text=True, env=environment, timeout=120)
+    chat = subprocess.run(
+        [sys.executable, "-m", "noesis", "chat", str(run)],
+        input="Hello!\n",
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
     assert chat.returncode == 0
     assert len(chat.stdout.split("noesis ›")[1]) > 10
 

@@ -41,23 +41,41 @@ def test_a_packed_row_trains_what_its_sequences_train():
     row = pack([([1, 2, 3], [IGNORED, 2, 3]), ([4, 5], [IGNORED, 5])], [7, 9], multiple=8)
     assert row.input_ids == [1, 2, 3, 4, 5, 0, 0, 0]
     assert row.position_ids == [0, 1, 2, 0, 1, 0, 1, 2]
-    assert (row.lengths, row.positions, row.targets, row.members, row.tokens) == ([3, 2, 3], [0, 1, 3], [2, 3, 5], [7, 9], 5)
+    assert (row.lengths, row.positions, row.targets, row.members, row.tokens) == (
+        [3, 2, 3],
+        [0, 1, 3],
+        [2, 3, 5],
+        [7, 9],
+        5,
+    )
 
 
 @pytest.mark.parametrize("cards", [1, 2, 3, 8])
 @pytest.mark.parametrize("pack_length", [0, 64])
 def test_a_step_holds_the_same_sequences_on_any_number_of_cards(cards: int, pack_length: int):
     step = toy(6)
-    rows = [r for card in range(cards) for r in rows_of_step(step, list(range(6)), cards=cards, card=card, pack_length=pack_length, micro_batch=2)]
+    rows = [
+        r
+        for card in range(cards)
+        for r in rows_of_step(step, list(range(6)), cards=cards, card=card, pack_length=pack_length, micro_batch=2)
+    ]
     assert sorted(m for row in rows for m in row.members) == list(range(6))
-    assert sorted(t for row in rows for t in row.targets) == sorted(t for _, labels in step for t in labels[1:] if t != IGNORED)
+    assert sorted(t for row in rows for t in row.targets) == sorted(
+        t for _, labels in step for t in labels[1:] if t != IGNORED
+    )
     assert all(len(row.input_ids) % 64 == 0 and sum(row.lengths) == len(row.input_ids) for row in rows)
 
 
-def lora_of(r: int = 4, dropout: float = 0.0, targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")):
+def lora_of(
+    r: int = 4,
+    dropout: float = 0.0,
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+):
     from peft import LoraConfig
 
-    return LoraConfig(r=r, lora_alpha=2 * r, lora_dropout=dropout, target_modules=list(targets), task_type="CAUSAL_LM", bias="none")
+    return LoraConfig(
+        r=r, lora_alpha=2 * r, lora_dropout=dropout, target_modules=list(targets), task_type="CAUSAL_LM", bias="none"
+    )
 
 
 def engine_of(folder: Path, setup: Setup, lora=None):
@@ -104,7 +122,10 @@ def reference_gradients(folder: Path, like, step, divisor: float) -> tuple[float
     total = 0.0
     for ids, labels in step:
         logits = model(input_ids=torch.tensor([ids])).logits[0, :-1]
-        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels[1:]), reduction="sum", ignore_index=IGNORED) / divisor
+        loss = (
+            torch.nn.functional.cross_entropy(logits, torch.tensor(labels[1:]), reduction="sum", ignore_index=IGNORED)
+            / divisor
+        )
         loss.backward()
         total += float(loss.detach())
     return total, {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
@@ -140,7 +161,10 @@ def test_packed_losses_and_gradients_are_those_of_transformers_and_peft(tiny_mod
 def test_sequences_of_a_row_do_not_see_each_other(tiny_model: Path):
     first, second, other = toy(3, seed=3)
     model = engine_of(tiny_model, FP32)
-    together = [float(model(pack([first, x], [0, 1]), _one()).detach()) - float(model(pack([x], [1]), _one()).detach()) for x in (second, other)]
+    together = [
+        float(model(pack([first, x], [0, 1]), _one()).detach()) - float(model(pack([x], [1]), _one()).detach())
+        for x in (second, other)
+    ]
     alone = float(model(pack([first], [0]), _one()).detach())
     assert together == pytest.approx([alone, alone], rel=1e-4)
 
@@ -157,7 +181,9 @@ def _one():
 def test_recomputing_changes_nothing(tiny_model: Path, checkpointing: str, dropout: float):
     step, lora = toy(), lora_of(dropout=dropout)
     loss, wanted = gradients(engine_of(tiny_model, FP32, lora), rows(step), trained(step))
-    again, got = gradients(engine_of(tiny_model, replace(FP32, gradient_checkpointing=checkpointing), lora), rows(step), trained(step))
+    again, got = gradients(
+        engine_of(tiny_model, replace(FP32, gradient_checkpointing=checkpointing), lora), rows(step), trained(step)
+    )
     assert again == loss
     assert worst(got, wanted) < 1e-6
 
@@ -197,7 +223,9 @@ def test_only_the_chosen_modules_get_an_adapter(tiny_model: Path):
 def test_bfloat16_gradients_stay_near_float32(tiny_model: Path):
     """Looser than on a real model: this one is 64 wide and random, so rounding averages out less; and a processor rounds sums once more."""
     step = toy(12)
-    loss, got = gradients(engine_of(tiny_model, replace(FP32, precision="bf16", compute_dtype="bfloat16")), rows(step), trained(step))
+    loss, got = gradients(
+        engine_of(tiny_model, replace(FP32, precision="bf16", compute_dtype="bfloat16")), rows(step), trained(step)
+    )
     expected, wanted = gradients(engine_of(tiny_model, FP32), rows(step), trained(step))
     assert loss == pytest.approx(expected, rel=1e-2)
     assert worst(got, wanted) < 6e-2
@@ -213,10 +241,15 @@ def test_fp8_rounds_each_product_by_its_three_bits_and_no_more(tiny_model: Path)
     torch.manual_seed(0)
     x, w, dy = torch.randn(50, 256), torch.randn(128, 256) * torch.rand(128, 1), torch.randn(50, 128) * 1e-6
     store = Fp8([w[:32], w[32:]])
-    for got, exact in ((store.forward(prepare(x, Dropout(0), fp8=True)), x @ w.T), (store.backward(prepare(dy, Dropout(0), fp8=True)), dy @ w)):
+    for got, exact in (
+        (store.forward(prepare(x, Dropout(0), fp8=True)), x @ w.T),
+        (store.backward(prepare(dy, Dropout(0), fp8=True)), dy @ w),
+    ):
         assert 0.02 < float((got - exact).norm() / exact.norm()) < 0.05
     step = toy(12)
-    loss, _ = gradients(engine_of(tiny_model, replace(FP32, precision="fp8", compute_dtype="bfloat16")), rows(step), trained(step))
+    loss, _ = gradients(
+        engine_of(tiny_model, replace(FP32, precision="fp8", compute_dtype="bfloat16")), rows(step), trained(step)
+    )
     assert loss == pytest.approx(gradients(engine_of(tiny_model, FP32), rows(step), trained(step))[0], rel=2e-2)
 
 

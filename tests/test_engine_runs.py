@@ -17,12 +17,28 @@ def train_packed(tiny_model: Path, folder: Path, record: dict, **overrides: obje
     from noesis.train.trainer import train
     from test_train import rows_of, small
 
-    config = small(**{"training.packing": True, "lora.lora_dropout": 0.1, "training.num_train_epochs": 2, "training.save_every": "1 step"} | overrides)
+    config = small(
+        **{
+            "training.packing": True,
+            "lora.lora_dropout": 0.1,
+            "training.num_train_epochs": 2,
+            "training.save_every": "1 step",
+        }
+        | overrides
+    )
     examples = rows_of(tiny_model, 20, record)
     plan = make_plan(config, "tiny", read_shape(tiny_model), examples, detect())
     assert plan.setup.packing
     plan = replace(plan, fallbacks=[{"setup": asdict(replace(plan.setup, gradient_checkpointing="full"))}])
-    return train(tiny_model, examples, config, plan, detect(), checkpoints=folder / "checkpoints", metrics=folder / "metrics.jsonl")
+    return train(
+        tiny_model,
+        examples,
+        config,
+        plan,
+        detect(),
+        checkpoints=folder / "checkpoints",
+        metrics=folder / "metrics.jsonl",
+    )
 
 
 @pytest.mark.slow
@@ -46,7 +62,9 @@ def test_a_packed_run_leaves_metrics_and_plain_peft_adapters(tiny_model: Path, t
 
 
 @pytest.mark.slow
-def test_a_packed_run_that_was_stopped_ends_with_the_same_adapter(tiny_model: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch):
+def test_a_packed_run_that_was_stopped_ends_with_the_same_adapter(
+    tiny_model: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch
+):
     from noesis.train.resumable import Resumable
 
     train_packed(tiny_model, tmp_path / "whole", record)
@@ -68,7 +86,9 @@ def test_a_packed_run_that_was_stopped_ends_with_the_same_adapter(tiny_model: Pa
 
 
 @pytest.mark.slow
-def test_a_row_that_is_not_finite_stops_the_run_and_is_named(tiny_model: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch):
+def test_a_row_that_is_not_finite_stops_the_run_and_is_named(
+    tiny_model: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch
+):
     from noesis.errors import TrainingError
     from noesis.train.engine import model as engine_model
 
@@ -78,12 +98,17 @@ def test_a_row_that_is_not_finite_stops_the_run_and_is_named(tiny_model: Path, t
         return original(self, packed, divisor) * (float("nan") if 4 in packed.members else 1.0)
 
     monkeypatch.setattr(engine_model.Engine, "loss", poisoned)
-    with pytest.raises(TrainingError, match=r"the loss is nan .* nothing of this step was applied. Its examples are those on lines [\d, ]*\b5\b"):
+    with pytest.raises(
+        TrainingError,
+        match=r"the loss is nan .* nothing of this step was applied. Its examples are those on lines [\d, ]*\b5\b",
+    ):
         train_packed(tiny_model, tmp_path, record)
 
 
 @pytest.mark.slow
-def test_out_of_memory_tries_the_next_smaller_plan_once(tiny_model: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch):
+def test_out_of_memory_tries_the_next_smaller_plan_once(
+    tiny_model: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch
+):
     import torch
 
     from noesis.errors import TrainingError
@@ -107,7 +132,9 @@ def test_out_of_memory_tries_the_next_smaller_plan_once(tiny_model: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_trains(tiny_model: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch):
+def test_two_processes_train_what_one_trains(
+    tiny_model: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch
+):
     """DistributedDataParallel over two processes on the processor: the adapter is that of one process within rounding."""
     from dataclasses import asdict
 
@@ -119,25 +146,47 @@ def test_two_processes_train_what_one_trains(tiny_model: Path, tmp_path: Path, r
     from test_train import rows_of, small
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    config = small(**{"training.packing": True, "lora.lora_dropout": 0.0, "lora.quantization": {"load_in_4bit": False, "bnb_4bit_compute_dtype": "float32"}})
+    config = small(
+        **{
+            "training.packing": True,
+            "lora.lora_dropout": 0.0,
+            "lora.quantization": {"load_in_4bit": False, "bnb_4bit_compute_dtype": "float32"},
+        }
+    )
     train_packed(
         tiny_model,
         tmp_path / "one",
         record,
-        **{"training.num_train_epochs": 1, "lora.lora_dropout": 0.0, "lora.quantization": config.lora.quantization.model_dump()},
+        **{
+            "training.num_train_epochs": 1,
+            "lora.lora_dropout": 0.0,
+            "lora.quantization": config.lora.quantization.model_dump(),
+        },
     )
     examples = rows_of(tiny_model, 20, record)
     plan = make_plan(config, "tiny", read_shape(tiny_model), examples, detect())
     plan = replace(plan, setup=replace(plan.setup, cards=2))
     assert asdict(plan.setup)["precision"] == "fp32"
-    on_all_cards(tiny_model, examples, config, plan, detect(), checkpoints=tmp_path / "two" / "checkpoints", metrics=tmp_path / "two" / "metrics.jsonl")
-    one, two = (load_file(tmp_path / name / "checkpoints" / "epoch_0" / "adapter_model.safetensors") for name in ("one", "two"))
+    on_all_cards(
+        tiny_model,
+        examples,
+        config,
+        plan,
+        detect(),
+        checkpoints=tmp_path / "two" / "checkpoints",
+        metrics=tmp_path / "two" / "metrics.jsonl",
+    )
+    one, two = (
+        load_file(tmp_path / name / "checkpoints" / "epoch_0" / "adapter_model.safetensors") for name in ("one", "two")
+    )
     assert set(one) == set(two)
     for name, weights in one.items():
         assert float((weights - two[name]).norm()) <= 2e-3 * float(weights.norm()) + 1e-6, name
 
 
-def test_unsloth_without_its_environment_is_one_message(tiny_shape: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch):
+def test_unsloth_without_its_environment_is_one_message(
+    tiny_shape: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch
+):
     import sys
 
     from noesis.device import Device
@@ -147,10 +196,18 @@ def test_unsloth_without_its_environment_is_one_message(tiny_shape: Path, tmp_pa
     from test_train import rows_of, small
 
     examples, config = rows_of(tiny_shape, 8, record), small(**{"training.engine": "unsloth"})
-    plan = draft(config, "tiny", read_shape(tiny_shape), examples, Device("cuda", "NVIDIA H100", 80 * 10**9, 8, True, True, 1))
-    for value, message in ((None, "needs an environment of its own"), ("/no/such/python", "is no program"), (sys.executable, "has no package unsloth")):
+    plan = draft(
+        config, "tiny", read_shape(tiny_shape), examples, Device("cuda", "NVIDIA H100", 80 * 10**9, 8, True, True, 1)
+    )
+    for value, message in (
+        (None, "needs an environment of its own"),
+        ("/no/such/python", "is no program"),
+        (sys.executable, "has no package unsloth"),
+    ):
         monkeypatch.delenv(PYTHON, raising=False)
         if value:
             monkeypatch.setenv(PYTHON, value)
         with pytest.raises(TrainingError, match=message):
-            train_with_unsloth(tiny_shape, examples, config, plan, checkpoints=tmp_path / "c", metrics=tmp_path / "m.jsonl")
+            train_with_unsloth(
+                tiny_shape, examples, config, plan, checkpoints=tmp_path / "c", metrics=tmp_path / "m.jsonl"
+            )

@@ -13,7 +13,9 @@ from noesis.errors import ModelError
 from standins import write_standin
 
 pytestmark = pytest.mark.slow
-TEXTS = [line for line in (ROOT / "data" / "constitution.yaml").read_text(encoding="utf-8").splitlines() if len(line) > 90][:6]
+TEXTS = [
+    line for line in (ROOT / "data" / "constitution.yaml").read_text(encoding="utf-8").splitlines() if len(line) > 90
+][:6]
 SMALL = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024,
     "initializer_range": 0.25,
@@ -44,7 +46,9 @@ def build(folder: Path, standin: str, kind: str, **settings: object) -> Path:
     model = getattr(transformers, f"{kind}ForCausalLM")(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name or name.endswith("bias"):  # else all ones and zeros, which would hide a wrong norm or a lost bias
+            if "norm" in name or name.endswith(
+                "bias"
+            ):  # else all ones and zeros, which would hide a wrong norm or a lost bias
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     model.to(torch.bfloat16).save_pretrained(folder)
     return folder
@@ -58,7 +62,13 @@ FAMILIES = {
     "Gemma-2": (
         "gemma-2",
         "Gemma2",
-        {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16, "attn_logit_softcapping": 20.0, "final_logit_softcapping": 10.0},
+        {
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 16,
+            "attn_logit_softcapping": 20.0,
+            "final_logit_softcapping": 10.0,
+        },
     ),
 }
 
@@ -81,6 +91,8 @@ def test_a_family_converts(family: str, tmp_path: Path):
 def test_gemmas_other_scale_of_queries_is_refused(tmp_path: Path):
     from noesis.release.families import read_config
 
-    (tmp_path / "config.json").write_text(json.dumps(SMALL | {"architectures": ["Gemma2ForCausalLM"], "head_dim": 16, "query_pre_attn_scalar": 20}))
+    (tmp_path / "config.json").write_text(
+        json.dumps(SMALL | {"architectures": ["Gemma2ForCausalLM"], "head_dim": 16, "query_pre_attn_scalar": 20})
+    )
     with pytest.raises(ModelError, match="query_pre_attn_scalar 20"):
         read_config(tmp_path)

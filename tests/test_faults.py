@@ -29,7 +29,12 @@ ADAPTER = "checkpoints/epoch_1/adapter_model.safetensors"
 
 
 def settings(packed: bool = False, **overrides: object) -> Config:
-    base = {"training.num_train_epochs": 2, "training.save_every": "1 step", "lora.lora_dropout": 0.1, "training.packing": packed}
+    base = {
+        "training.num_train_epochs": 2,
+        "training.save_every": "1 step",
+        "lora.lora_dropout": 0.1,
+        "training.packing": packed,
+    }
     return small(**(base | overrides))
 
 
@@ -38,7 +43,16 @@ def train(model: Path, folder: Path, record: dict, config: Config, **more: objec
 
     rows = rows_of(model, 20, record)
     plan = make_plan(config, "tiny", read_shape(model), rows, detect())
-    return run(model, rows, config, plan, detect(), checkpoints=folder / "checkpoints", metrics=folder / "metrics.jsonl", **more)
+    return run(
+        model,
+        rows,
+        config,
+        plan,
+        detect(),
+        checkpoints=folder / "checkpoints",
+        metrics=folder / "metrics.jsonl",
+        **more,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +74,21 @@ RECORD = {
 def same(whole: Path, other: Path) -> bool:
     lines = [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (whole, other)]
     figures = [[(v["step"], v["epoch"], v["loss"], v["lr"], v["grad_norm"], v["tokens"]) for v in run] for run in lines]
-    return figures[0] == figures[1] and all(sha256_file(whole / a) == sha256_file(other / a) for a in (ADAPTER, ADAPTER.replace("_1", "_0")))
+    return figures[0] == figures[1] and all(
+        sha256_file(whole / a) == sha256_file(other / a) for a in (ADAPTER, ADAPTER.replace("_1", "_0"))
+    )
 
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)])
 def test_a_signal_in_mid_step_saves_the_last_whole_step(
-    tiny_model: Path, tmp_path: Path, whole: dict, monkeypatch: pytest.MonkeyPatch, packed: bool, number: int, raised: type[BaseException]
+    tiny_model: Path,
+    tmp_path: Path,
+    whole: dict,
+    monkeypatch: pytest.MonkeyPatch,
+    packed: bool,
+    number: int,
+    raised: type[BaseException],
 ):
     import torch
 
@@ -89,7 +111,9 @@ def test_a_signal_in_mid_step_saves_the_last_whole_step(
     assert same(whole[packed], tmp_path)
 
 
-def test_a_micro_batch_that_does_not_end_after_a_signal_is_given_up(tiny_model: Path, tmp_path: Path, whole: dict, monkeypatch: pytest.MonkeyPatch):
+def test_a_micro_batch_that_does_not_end_after_a_signal_is_given_up(
+    tiny_model: Path, tmp_path: Path, whole: dict, monkeypatch: pytest.MonkeyPatch
+):
     import torch
 
     monkeypatch.setattr("noesis.interrupt.PATIENCE_S", 0.2)
@@ -112,7 +136,9 @@ def test_a_micro_batch_that_does_not_end_after_a_signal_is_given_up(tiny_model: 
     assert same(whole[True], tmp_path)
 
 
-def test_a_torn_state_is_set_aside_and_the_one_before_it_used(tiny_model: Path, tmp_path: Path, whole: dict, capsys: pytest.CaptureFixture[str]):
+def test_a_torn_state_is_set_aside_and_the_one_before_it_used(
+    tiny_model: Path, tmp_path: Path, whole: dict, capsys: pytest.CaptureFixture[str]
+):
     shutil.copytree(whole[True], tmp_path / "run")
     resume = tmp_path / "run" / "checkpoints" / "resume"
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "epoch_1")
@@ -132,7 +158,9 @@ def test_states_hold_no_pickle(whole: dict):
     assert names and {Path(n).suffix for n in names} == {".json", ".safetensors"}
 
 
-def test_it_stops_at_the_cap_with_the_step_saved_and_goes_on_when_more_is_agreed(tiny_model: Path, tmp_path: Path, whole: dict):
+def test_it_stops_at_the_cap_with_the_step_saved_and_goes_on_when_more_is_agreed(
+    tiny_model: Path, tmp_path: Path, whole: dict
+):
     class Clock:
         now = 0.0
 
@@ -154,7 +182,9 @@ def test_it_stops_at_the_cap_with_the_step_saved_and_goes_on_when_more_is_agreed
     assert same(whole[False], tmp_path)
 
 
-def test_a_clock_that_jumps_changes_nothing(tiny_model: Path, tmp_path: Path, whole: dict, monkeypatch: pytest.MonkeyPatch):
+def test_a_clock_that_jumps_changes_nothing(
+    tiny_model: Path, tmp_path: Path, whole: dict, monkeypatch: pytest.MonkeyPatch
+):
     real, looks = time.time, []
 
     def jumping() -> float:
@@ -201,13 +231,18 @@ def test_a_disk_that_fills_up_keeps_the_last_whole_step(
     with pytest.raises(NoesisError if asked else Exception, match=r"has .* free|No space left|os error 28"):
         train(tiny_model, disk / "run", RECORD, settings())
     monkeypatch.undo()
-    assert sorted(p.name for p in (disk / "run" / "checkpoints" / "resume").iterdir()) == ["checkpoint-1", "checkpoint-2"]
+    assert sorted(p.name for p in (disk / "run" / "checkpoints" / "resume").iterdir()) == [
+        "checkpoint-1",
+        "checkpoint-2",
+    ]
     ballast.unlink()
     train(tiny_model, disk / "run", RECORD, settings())
     assert same(whole[False], disk / "run")
 
 
-def test_a_directory_that_becomes_read_only_keeps_the_last_whole_step(tiny_model: Path, disk: Path, whole: dict, monkeypatch: pytest.MonkeyPatch):
+def test_a_directory_that_becomes_read_only_keeps_the_last_whole_step(
+    tiny_model: Path, disk: Path, whole: dict, monkeypatch: pytest.MonkeyPatch
+):
     from noesis.train.resumable import Resumable
 
     real, libc = Resumable._save_checkpoint, ctypes.CDLL(None, use_errno=True)
@@ -250,11 +285,18 @@ def test_a_fork_begins_with_its_parents_adapter(tiny_model: Path, tmp_path: Path
     parent = whole[False] / "checkpoints" / "epoch_1"
     raw = json.loads((parent / "adapter_config.json").read_text())
     base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=raw["target_modules"], task_type="CAUSAL_LM"))
+    model = get_peft_model(
+        base, LoraConfig(r=4, lora_alpha=8, target_modules=raw["target_modules"], task_type="CAUSAL_LM")
+    )
     begin_with(model, parent)
     model.save_pretrained(tmp_path / "child")
-    assert sha256_file(tmp_path / "child" / "adapter_model.safetensors") == sha256_file(parent / "adapter_model.safetensors")
-    other = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    assert sha256_file(tmp_path / "child" / "adapter_model.safetensors") == sha256_file(
+        parent / "adapter_model.safetensors"
+    )
+    other = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_model),
+        LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+    )
     with pytest.raises(TrainingError, match="same base model, rank and target_modules"):
         begin_with(other, parent)
 
@@ -267,11 +309,25 @@ def test_no_secret_and_no_home_reaches_any_file(
 
     planted = {
         name: f"sk-planted-{i:04}-do-not-store"
-        for i, name in enumerate(("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "MODAL_TOKEN_SECRET", "AWS_SECRET_ACCESS_KEY"))
+        for i, name in enumerate(
+            (
+                "HF_TOKEN",
+                "HUGGING_FACE_HUB_TOKEN",
+                "OPENAI_API_KEY",
+                "ANTHROPIC_API_KEY",
+                "MODAL_TOKEN_SECRET",
+                "AWS_SECRET_ACCESS_KEY",
+            )
+        )
     }
     home = tmp_path / "home-of-planted-user"
     shutil.copytree(tiny_model, home / "models" / "mine")
-    for name, value in {**planted, "HOME": str(home), "NOESIS_CACHE": str(home / ".cache" / "noesis"), "HF_HOME": str(home / ".hf")}.items():
+    for name, value in {
+        **planted,
+        "HOME": str(home),
+        "NOESIS_CACHE": str(home / ".cache" / "noesis"),
+        "HF_HOME": str(home / ".hf"),
+    }.items():
         monkeypatch.setenv(name, value)
     for folder in (project / "data" / "training").glob("philosophical*"):
         for file in folder.glob("*.jsonl"):
@@ -295,7 +351,9 @@ def test_no_secret_and_no_home_reaches_any_file(
     assert {"manifest.json", "report.html", "trainer_state.json", "model.safetensors"} <= {p.name for p in files}
     printed = "".join(capfd.readouterr()).encode()
     for needle in [*planted.values(), "home-of-planted-user"]:
-        where = [str(p) for p in files if needle.encode() in p.read_bytes()] + (["what was printed"] if needle.encode() in printed else [])
+        where = [str(p) for p in files if needle.encode() in p.read_bytes()] + (
+            ["what was printed"] if needle.encode() in printed else []
+        )
         assert where == [], needle
 
 
@@ -322,7 +380,9 @@ def test_a_run_is_verified_replayed_and_given_more_epochs(
     assert run_command(["replay", path]) == 0
     assert run_command([*command, "--epochs", "1", "--fork", path, "--run", str(tmp_path / "child")]) == 0
     child = load_run(tmp_path / "child").manifest
-    assert child["parent"]["adapter_sha256"] == sha256_file(tmp_path / "run" / "checkpoints" / "epoch_2" / "adapter_model.safetensors")
+    assert child["parent"]["adapter_sha256"] == sha256_file(
+        tmp_path / "run" / "checkpoints" / "epoch_2" / "adapter_model.safetensors"
+    )
     assert run_command(["replay", str(tmp_path / "child")]) == 0
     capsys.readouterr()
     assert run_command([*command, "--epochs", "3", "--fresh", "--max-minutes", "0.01"]) == 5
@@ -344,7 +404,11 @@ def test_a_short_kill_matrix():
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    figures = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith(("tried", "survived", "identical")))
+    figures = dict(
+        line.split(maxsplit=1)
+        for line in done.stdout.splitlines()
+        if line.startswith(("tried", "survived", "identical"))
+    )
     tried = int(figures["tried"].split()[0])
     assert tried >= 14
     assert int(figures["survived"]) == int(figures["identical"]) == tried

@@ -40,7 +40,9 @@ def test_the_rows_shown_are_those_that_training_gets(gemma: Path, record: dict):
     for critique in (False, True):
         settings = {"constitutional_ai.include_critique": critique}
         (shown,) = rows_of(gemma, record, **settings)
-        (trained,) = training_rows([record], load_tokenizer(gemma), CONSTITUTION, include_critique=critique, max_length=2048)
+        (trained,) = training_rows(
+            [record], load_tokenizer(gemma), CONSTITUTION, include_critique=critique, max_length=2048
+        )
         assert [t.id for t in shown.tokens] == trained.input_ids
         assert [t.id if t.trained else IGNORED for t in shown.tokens] == trained.labels
         assert shown.trained == trained.trained
@@ -49,7 +51,9 @@ def test_the_rows_shown_are_those_that_training_gets(gemma: Path, record: dict):
 
 
 def test_a_row_that_training_refuses_is_shown_with_the_reason(gemma: Path, tmp_path: Path, record: dict):
-    long, forged = rows_of(gemma, record, record | {"id": "x_002", "prompt": "Diga: <end_of_turn> e mais."}, max_length=64)
+    long, forged = rows_of(
+        gemma, record, record | {"id": "x_002", "prompt": "Diga: <end_of_turn> e mais."}, max_length=64
+    )
     assert "more than max_length 64" in (long.refusal or "")
     assert len(long.tokens) > 64
     assert "x_002" in (forged.refusal or "")
@@ -62,7 +66,9 @@ def test_a_row_that_training_refuses_is_shown_with_the_reason(gemma: Path, tmp_p
 
 
 def test_plain_text_shows_every_border_and_what_is_trained(gemma: Path, record: dict):
-    (row,) = rows_of(gemma, record | {"response_revised": "É a 🏛️ razão que decide.\n\nE o medo? Ele fica, e não manda mais."})
+    (row,) = rows_of(
+        gemma, record | {"response_revised": "É a 🏛️ razão que decide.\n\nE o medo? Ele fica, e não manda mais."}
+    )
     text = barred(row)
     assert text.count("│") == len(row.tokens) - row.trained
     assert text.count("┃") == row.trained
@@ -87,7 +93,9 @@ HOSTILE = '</i></div><script>alert(1)</script><img src=x onerror="alert(2)">'
 
 def hostile_row() -> Row:
     texts = ["<|im_start|>", HOSTILE, "\x1b[2J\u202e", "a\n", "", "é", "\"'&", "<|im_end|>"]
-    tokens = tuple(Token(i, 100 + i, text, f'name "{text}', i > 3, text.startswith("<|")) for i, text in enumerate(texts))
+    tokens = tuple(
+        Token(i, 100 + i, text, f'name "{text}', i > 3, text.startswith("<|")) for i, text in enumerate(texts)
+    )
     return Row('x"><script>', "pt", "<b>", tokens, f"refused, since {HOSTILE}")
 
 
@@ -107,7 +115,9 @@ class Page(HTMLParser):
         self.attributes += attrs
         self.inside = tag == "i" and "title" in dict(attrs)
         if self.inside:
-            self.tokens.append({"text": "", "class": dict(attrs).get("class") or "", "title": dict(attrs)["title"] or ""})
+            self.tokens.append(
+                {"text": "", "class": dict(attrs).get("class") or "", "title": dict(attrs)["title"] or ""}
+            )
 
     def handle_endtag(self, tag: str) -> None:
         self.inside = False
@@ -123,7 +133,9 @@ def test_the_page_holds_every_token_and_runs_nothing(tmp_path: Path):
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     page = Page(text)
     assert [t["text"] for t in page.tokens] == [t.shown for t in row.tokens]
-    assert [("y" in t["class"].split(), "c" in t["class"].split()) for t in page.tokens] == [(t.trained, t.control) for t in row.tokens]
+    assert [("y" in t["class"].split(), "c" in t["class"].split()) for t in page.tokens] == [
+        (t.trained, t.control) for t in row.tokens
+    ]
     assert page.tokens[5]["title"] == '5 · id 105 · name "é · trained'
     assert page.tokens[1]["title"].endswith(" · masked")
     assert set(page.tags) & {"script", "img", "link", "iframe", "object", "form", "b"} == {"b"}
@@ -164,7 +176,12 @@ def test_ids_that_are_not_there_or_too_many_ways_to_choose(gemma: Path):
 
 def test_the_command_prints_rows_or_writes_the_page(gemma: Path, project: Path, tmp_path: Path):
     def inspect(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "noesis", "data", "inspect", "--model", str(gemma), *arguments], capture_output=True, text=True, cwd=ROOT)
+        return subprocess.run(
+            [sys.executable, "-m", "noesis", "data", "inspect", "--model", str(gemma), *arguments],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
 
     done = inspect("maieutica_001", "--language", "both")
     assert done.returncode == 0, done.stderr

@@ -25,8 +25,19 @@ def test_every_answer_judge_and_span_is_in_the_log(project: Path, tmp_path: Path
     for old in folder.glob("*.jsonl"):
         old.unlink()
     folder.mkdir(parents=True, exist_ok=True)
-    base = {"category": "maieutics", "language": "en", "split": "dev", "kind": "x", "prompt": "What is it?", "reference": "r"}
-    rows = [base | {"id": "a"}, base | {"id": "b", "turns": ["One?", "Two?"]}, base | {"id": "c", "check": {"type": "max_words", "count": 99}}]
+    base = {
+        "category": "maieutics",
+        "language": "en",
+        "split": "dev",
+        "kind": "x",
+        "prompt": "What is it?",
+        "reference": "r",
+    }
+    rows = [
+        base | {"id": "a"},
+        base | {"id": "b", "turns": ["One?", "Two?"]},
+        base | {"id": "c", "check": {"type": "max_words", "count": 99}},
+    ]
     (folder / "toy.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     said = [ModelOutput.from_content("mockllm/model", f"A careful answer of quality9, number {i}.") for i in range(8)]
     with play.JudgeServer(lambda asked: play.verdict(asked, 1.0)) as server:
@@ -43,5 +54,11 @@ def test_every_answer_judge_and_span_is_in_the_log(project: Path, tmp_path: Path
     assert scores["a"]["court"].metadata["verdicts"][0]["items"][0]["span_found"]
     assert scores["c"]["by_code"].value == 1.0
     assert scores["c"]["court"].reason == "scored by code"
-    assert [m.role for m in next(s for s in log.samples if s.id == "b").messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert [m.role for m in next(s for s in log.samples if s.id == "b").messages] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+    ]
     assert ROOT.name not in str(log.location)

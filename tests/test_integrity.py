@@ -43,7 +43,9 @@ def test_the_newest_whole_state_is_taken_and_torn_ones_are_named_and_set_aside(t
         f.write(b"T")
     said: list[str] = []
     assert newest_whole(tmp_path, tell=said.append) == tmp_path / "checkpoint-10"
-    assert said == ["  checkpoint-11 is not whole (weights.safetensors is torn or was changed): set aside as torn-11, the one before it is used"]
+    assert said == [
+        "  checkpoint-11 is not whole (weights.safetensors is torn or was changed): set aside as torn-11, the one before it is used"
+    ]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-10", "torn-11"]
     shutil.rmtree(tmp_path / "checkpoint-10")
     assert newest_whole(tmp_path) is None
@@ -62,7 +64,13 @@ def tamper(folder: Path, how: str) -> None:
         folder.rename(folder.with_name("checkpoint-8"))
     else:
         text = (folder / SEAL).read_text()
-        (folder / SEAL).write_text({"half a manifest": text[: len(text) // 2], "another hash": text.replace("weights", "height0"), "not ours": "[]"}[how])
+        (folder / SEAL).write_text(
+            {
+                "half a manifest": text[: len(text) // 2],
+                "another hash": text.replace("weights", "height0"),
+                "not ours": "[]",
+            }[how]
+        )
 
 
 @pytest.mark.parametrize(
@@ -122,7 +130,11 @@ def exported(project: Path, path: Path, model: Path, **overrides: object) -> Run
         (model / "model.safetensors").write_bytes(b"stand-in: nothing here reads weights")
     config = settings(project, model, **overrides)
     s = sessions.new_session(
-        Project(project), config, path, sessions.from_sources(Project(project), config), resume=bool(overrides.get("max_examples") == 8 and path.exists())
+        Project(project),
+        config,
+        path,
+        sessions.from_sources(Project(project), config),
+        resume=bool(overrides.get("max_examples") == 8 and path.exists()),
     )
     pipeline.plan(s)
     return s.run
@@ -143,7 +155,11 @@ def wrong(run: Run) -> list[str]:
 
 def test_verify_finds_nothing_in_an_honest_run(run: Run):
     assert wrong(run) == []
-    assert [(s.name, s.status, s.inputs) for s in status(run)][:3] == [("export", "done", {}), ("plan", "done", {"export": True}), ("train", "not run", {})]
+    assert [(s.name, s.status, s.inputs) for s in status(run)][:3] == [
+        ("export", "done", {}),
+        ("plan", "done", {"export": True}),
+        ("train", "not run", {}),
+    ]
 
 
 def test_a_change_that_keeps_size_and_time_is_seen_by_verify(run: Run, capsys: pytest.CaptureFixture[str]):
@@ -153,13 +169,19 @@ def test_a_change_that_keeps_size_and_time_is_seen_by_verify(run: Run, capsys: p
     file.write_bytes(text.replace(b"a", b"e", 1))
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     found = "\n".join(wrong(run))
-    for expected in ("export: 4 files have their hashes: data/train.jsonl: changed", "other examples than the manifest's"):
+    for expected in (
+        "export: 4 files have their hashes: data/train.jsonl: changed",
+        "other examples than the manifest's",
+    ):
         assert expected in found
     assert run_command(["verify", str(run.path)]) == 1
     os.utime(file)  # with its own time it is seen without being looked for
     again = load_run(run.path)
     assert not again.is_done("export")
-    assert [(s.name, s.status, s.inputs) for s in status(again)][:2] == [("export", "changed", {}), ("plan", "done", {"export": False})]
+    assert [(s.name, s.status, s.inputs) for s in status(again)][:2] == [
+        ("export", "changed", {}),
+        ("plan", "done", {"export": False}),
+    ]
     capsys.readouterr()
     assert run_command(["status", str(run.path)]) == 0
     assert "reads export CHANGED since" in capsys.readouterr().out
@@ -169,7 +191,10 @@ def test_a_change_that_keeps_size_and_time_is_seen_by_verify(run: Run, capsys: p
     ("lie", "named"),
     [
         (lambda m: m["stages"]["plan"]["result"].update(tokens_per_epoch=7), "the plan says 7"),
-        (lambda m: m.update(cost_usd=0.5), "the ledger's entries add up to 0 USD|the ledger's entries add up to 0.0 USD"),
+        (
+            lambda m: m.update(cost_usd=0.5),
+            "the ledger's entries add up to 0 USD|the ledger's entries add up to 0.0 USD",
+        ),
         (lambda m: m["identity"].update(config_sha256="0"), "config.json is of another configuration"),
         (lambda m: m["identity"].update(revision="0"), "the base model here is"),
         (lambda m: m["stages"]["export"]["result"].update(x=1), "does not follow from the data"),
@@ -191,10 +216,14 @@ def test_resume_refuses_another_run_and_says_what_differs(project: Path, run: Ru
 
     def again(**overrides: object) -> Run:
         config = settings(project, tiny_shape, **overrides)
-        return sessions.new_session(Project(project), config, run.path, sessions.from_sources(Project(project), config), resume=True).run
+        return sessions.new_session(
+            Project(project), config, run.path, sessions.from_sources(Project(project), config), resume=True
+        ).run
 
     assert again().manifest["created"] == run.manifest["created"]
-    with pytest.raises(RunError, match=r"training.learning_rate: 0.0002 there, 0.01 asked for.*Without --resume it is archived"):
+    with pytest.raises(
+        RunError, match=r"training.learning_rate: 0.0002 there, 0.01 asked for.*Without --resume it is archived"
+    ):
         again(**{"training.learning_rate": 1e-2})
     with pytest.raises(RunError, match="another dataset"):
         again(**{"training.data.language": "en"})
@@ -211,8 +240,12 @@ def test_resume_refuses_another_run_and_says_what_differs(project: Path, run: Ru
     assert not (run.path.parent / ".archive").exists()
 
 
-def test_what_is_asked_for_with_no_run_there(project: Path, tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]):
-    assert run_command(["train", "--project", str(project), "--run", str(tmp_path / "none"), "--resume", "--fresh"]) == 2
+def test_what_is_asked_for_with_no_run_there(
+    project: Path, tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
+):
+    assert (
+        run_command(["train", "--project", str(project), "--run", str(tmp_path / "none"), "--resume", "--fresh"]) == 2
+    )
     with pytest.raises(UsageError, match="directory of its own"):
         parent_of(run.path, run.path)
     with pytest.raises(RunError, match="no trained adapter"):
@@ -254,9 +287,14 @@ sys.exit(run_command(["train", "--project", sys.argv[1], "--run", sys.argv[2]]))
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("mode", ["whole", "twice"])
-def test_a_signal_is_obeyed_at_a_whole_step_and_a_second_at_once(project: Path, tmp_path: Path, number: int, code: int, mode: str):
+def test_a_signal_is_obeyed_at_a_whole_step_and_a_second_at_once(
+    project: Path, tmp_path: Path, number: int, code: int, mode: str
+):
     process = subprocess.Popen(
-        [sys.executable, "-c", HANDLES, str(project), str(tmp_path / "r"), mode], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", HANDLES, str(project), str(tmp_path / "r"), mode],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout and process.stderr
     for line in process.stdout:
@@ -293,7 +331,12 @@ sys.exit(run_command(["train", "--project", sys.argv[1], "--run", sys.argv[2]]))
 
 def test_a_signal_that_python_drops_is_obeyed_all_the_same(project: Path, tmp_path: Path):
     """It used to be lost when it came while an object was cleared away: the next stage went on as if nothing had been asked."""
-    process = subprocess.Popen([sys.executable, "-c", SWALLOWS, str(project), str(tmp_path / "r")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SWALLOWS, str(project), str(tmp_path / "r")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout
     for line in process.stdout:
         if line == "ready\n":

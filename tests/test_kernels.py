@@ -50,7 +50,11 @@ def test_norm_forward_and_backward():
 def test_quantising_is_exact(width: int):
     x = random(T, width)
     got, (q, scale) = ops.prepare(x, DROP, fp8=True), reference.quantise_rows(x)
-    assert error(got.q.float(), q.float()) < 1e-6 and error(got.scale, scale) < 1e-6 and error(got.dropped, DROP.apply(x)) < 1e-6
+    assert (
+        error(got.q.float(), q.float()) < 1e-6
+        and error(got.scale, scale) < 1e-6
+        and error(got.dropped, DROP.apply(x)) < 1e-6
+    )
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3])
@@ -59,14 +63,28 @@ def test_quantising_is_exact(width: int):
 def test_the_adapters_part_is_added(groups: int, r: int, drop: Dropout):
     y, u, b, residual = random(T, H), random(T, groups * r), random(groups, H, r), random(T, H)
     low = sum(u[:, g * r : g * r + r].float() @ b[g].float().T for g in range(groups))
-    assert error(ops.add_low_rank(y.clone(), u, b, drop=drop, residual=residual), y.float() + drop.apply(low) + residual.float()) < 3e-3
+    assert (
+        error(
+            ops.add_low_rank(y.clone(), u, b, drop=drop, residual=residual),
+            y.float() + drop.apply(low) + residual.float(),
+        )
+        < 3e-3
+    )
 
 
 def test_rotation_and_back():
     q, k, d = 32, 8, 128
-    qkv, u, b, angle = random(T, (q + 2 * k) * d), random(T, 3 * R), random((q + 2 * k) * d, R), torch.randn(T, d // 2, device="cuda")
+    qkv, u, b, angle = (
+        random(T, (q + 2 * k) * d),
+        random(T, 3 * R),
+        random((q + 2 * k) * d, R),
+        torch.randn(T, d // 2, device="cuda"),
+    )
     cos, sin = angle.cos(), angle.sin()
-    low = torch.cat([u[:, i * R : i * R + R].float() @ part.float().T for i, part in enumerate(b.split([q * d, k * d, k * d]))], dim=1)
+    low = torch.cat(
+        [u[:, i * R : i * R + R].float() @ part.float().T for i, part in enumerate(b.split([q * d, k * d, k * d]))],
+        dim=1,
+    )
     y = (qkv.float() + low).view(T, -1, d)
     wanted = torch.cat([reference.rotate(y[:, : q + k], cos, sin), y[:, q + k :]], dim=1).reshape(T, -1)
     assert error(ops.rotate(qkv.clone(), u, b, cos, sin, (q, k)), wanted) < 3e-3
@@ -77,9 +95,18 @@ def test_rotation_and_back():
 
 @pytest.mark.parametrize("drop", [NONE, DROP])
 def test_swiglu_forward_and_backward(drop: Dropout):
-    gu, u, b, d, du, a = random(T, 2 * WIDE), 0.1 * random(T, 2 * R), random(2 * WIDE, R), random(T, WIDE), 0.1 * random(T, R), random(WIDE, R)
+    gu, u, b, d, du, a = (
+        random(T, 2 * WIDE),
+        0.1 * random(T, 2 * R),
+        random(2 * WIDE, R),
+        random(T, WIDE),
+        0.1 * random(T, R),
+        random(WIDE, R),
+    )
     assert error(ops.swiglu(gu, u, b), reference.swiglu_forward(gu.float(), u.float(), b.float())) < 3e-3
-    wanted = reference.swiglu_backward(gu.float(), u.float(), b.float(), d.float() + drop.apply(du.float() @ a.float().T))
+    wanted = reference.swiglu_backward(
+        gu.float(), u.float(), b.float(), d.float() + drop.apply(du.float() @ a.float().T)
+    )
     assert error(ops.swiglu_backward(gu.clone(), u, b, d, du, a, drop), wanted) < 3e-3
 
 

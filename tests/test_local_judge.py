@@ -27,15 +27,26 @@ def small_bench() -> Bench:
     """The project's judges cut to a few words, so that a processor reads them in seconds."""
     whole = load_bench(ROOT / "data" / "tribunal" / "judges")
     anchors = {"0": Both(pt="não", en="no"), "1": Both(pt="em parte", en="partly"), "2": Both(pt="sim", en="yes")}
-    items = tuple(item.model_copy(update={"en": "Is it true?", "anchors": anchors, "applies": ()}) for item in whole.rubrics["veritas"].items[:6])
-    veritas = whole.rubrics["veritas"].model_copy(update={"system": Both(pt="Juíza.", en="You are a judge."), "items": items})
+    items = tuple(
+        item.model_copy(update={"en": "Is it true?", "anchors": anchors, "applies": ()})
+        for item in whole.rubrics["veritas"].items[:6]
+    )
+    veritas = whole.rubrics["veritas"].model_copy(
+        update={"system": Both(pt="Juíza.", en="You are a judge."), "items": items}
+    )
     return Bench(rubrics=whole.rubrics | {"veritas": veritas}, prompt=whole.prompt)
 
 
 def test_smollm2_speaks_the_protocol(tmp_path: Path):
     client = LocalJudge(embedded_gguf(), name="smollm2", parallel=1)
     assert client.identity == f"gguf:{EMBEDDED_SHA256}"
-    case = Case("c", "en", (("user", "Is 91 a prime number?"),), "No: 91 is 7 times 13, so it is not a prime number.", {"reference": "No, 7 × 13."})
+    case = Case(
+        "c",
+        "en",
+        (("user", "Is 91 a prime number?"),),
+        "No: 91 is 7 times 13, so it is not a prime number.",
+        {"reference": "No, 7 × 13."},
+    )
 
     async def run():
         with opened(tmp_path / "r.sqlite") as cache:
@@ -75,5 +86,7 @@ main()
 
 def test_sigterm_does_not_wait_for_llama_cpp(tmp_path: Path):
     """It hung: Python joined the thread that was in llama.cpp, for the minutes that a long prompt takes a slow processor."""
-    ended = subprocess.run([sys.executable, "-c", STOPPED, str(ROOT), str(embedded_gguf())], capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(
+        [sys.executable, "-c", STOPPED, str(ROOT), str(embedded_gguf())], capture_output=True, text=True, timeout=120
+    )
     assert (ended.returncode, "in llama.cpp" in ended.stdout) == (143, True), ended.stderr[-500:]

@@ -62,7 +62,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone of the project with two examples of each file, in a folder of its own."""
     folder = tmp_path_factory.mktemp("clone") / "noesis"
     for name in ("src", "scripts", "data"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "exports"))
+        shutil.copytree(
+            ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "exports")
+        )
     for file in ROOT.glob("constraints*.txt"):
         shutil.copy(file, folder)
     for file in (folder / "data" / "training").glob("philosophical*/*.jsonl"):
@@ -73,7 +75,11 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
             text = re.sub(pattern, line, text, flags=re.M)
         file.write_text(text, encoding="utf-8")
     subprocess.run(
-        [sys.executable, "scripts/export_for_modal.py"], cwd=folder, env=os.environ | {"PYTHONPATH": str(folder / "src")}, check=True, capture_output=True
+        [sys.executable, "scripts/export_for_modal.py"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder / "src")},
+        check=True,
+        capture_output=True,
     )
     return folder
 
@@ -103,7 +109,9 @@ class Cloud:
     def noesis(self, *words: str, code: int = 0, **env: str) -> str:
         """`noesis cloud WORDS`, what it printed; it must end with `code`."""
         command = [sys.executable, "-m", "noesis", "cloud", *words]
-        done = subprocess.run(command, cwd=self.clone, env=self.plane.env | self.env | env, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=self.clone, env=self.plane.env | self.env | env, capture_output=True, text=True
+        )
         assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout if "--json" in words else done.stdout + done.stderr
 
@@ -150,9 +158,15 @@ def test_every_command_of_the_guide_works(guide) -> None:
     _, done = guide
     for line, result in done.items():
         assert result.returncode == 0, f"{line}\n{result.stdout[-5000:]}\n{result.stderr[-3000:]}"
-    assert done["modal volume ls noesis-training-data /dataset"].stdout.split() == ["dataset/eval.jsonl", "dataset/statistics.json", "dataset/train.jsonl"]
+    assert done["modal volume ls noesis-training-data /dataset"].stdout.split() == [
+        "dataset/eval.jsonl",
+        "dataset/statistics.json",
+        "dataset/train.jsonl",
+    ]
     assert "noesis-training-data" in done["modal volume list"].stdout
-    assert re.search(r"merge +1 +0\.0% +1 +0", done["modal app stats noesis-philosophical-training"].stdout)  # of the newest, --merge-only
+    assert re.search(
+        r"merge +1 +0\.0% +1 +0", done["modal app stats noesis-philosophical-training"].stdout
+    )  # of the newest, --merge-only
     assert "report.html" in done["modal app logs noesis-philosophical-training"].stdout
 
 
@@ -179,7 +193,10 @@ def test_what_lies_on_the_volume_afterwards(guide) -> None:
 
 def test_the_download_is_byte_for_byte_what_the_volume_holds(guide) -> None:
     cloud, _ = guide
-    there, here = cloud.volume / "merged" / "noesis-philosopher-v1", cloud.clone / "model_output" / "noesis-philosopher-v1"
+    there, here = (
+        cloud.volume / "merged" / "noesis-philosopher-v1",
+        cloud.clone / "model_output" / "noesis-philosopher-v1",
+    )
     names = sorted(p.relative_to(there).as_posix() for p in there.rglob("*") if p.is_file())
     assert "model.safetensors" in names
     for name in names:
@@ -197,7 +214,13 @@ def test_doctor_watch_cost_and_pull_after_the_guide(guide, tmp_path: Path) -> No
     hub = {"HF_TOKEN": "hf_accepted", "HF_ENDPOINT": f"{cloud.plane.store.url}/hub", "HF_HUB_OFFLINE": "0"}
     said = cloud.noesis("doctor", **hub)
     assert "MISSING" not in said
-    for name in ("Modal token", f"volume {VOLUME}", "secret huggingface-token", "data set on the volume", f"licence of {LLAMA}"):
+    for name in (
+        "Modal token",
+        f"volume {VOLUME}",
+        "secret huggingface-token",
+        "data set on the volume",
+        f"licence of {LLAMA}",
+    ):
         assert re.search(rf"^  ok +{name}", said, re.M), said
     assert "hf_accepted" not in said
     assert "Where everything is" in cloud.noesis("watch", "--once")
@@ -207,7 +230,12 @@ def test_doctor_watch_cost_and_pull_after_the_guide(guide, tmp_path: Path) -> No
     assert refused["metered_usd"] > 0
     target = tmp_path / "pulled"
     cloud.noesis("pull", str(target))
-    for path in (f"checkpoints/epoch_2/{ADAPTER}", "merged/noesis-philosopher-v1/model.safetensors", "manifest.json", "report.html"):
+    for path in (
+        f"checkpoints/epoch_2/{ADAPTER}",
+        "merged/noesis-philosopher-v1/model.safetensors",
+        "manifest.json",
+        "report.html",
+    ):
         assert (target / path).read_bytes() == (cloud.volume / path).read_bytes(), path
 
 
@@ -238,7 +266,9 @@ def test_what_the_functions_ask_of_modal(guide) -> None:
     assert merge.definition.resources.ephemeral_disk_mb > 0
     install = " ".join(plane.mounts.commands(train.definition.image_id))
     pins = [
-        line for line in (ROOT / "constraints.txt").read_text().split() if line.startswith(("torch==", "transformers==", "trl==", "peft==", "bitsandbytes=="))
+        line
+        for line in (ROOT / "constraints.txt").read_text().split()
+        if line.startswith(("torch==", "transformers==", "trl==", "peft==", "bitsandbytes=="))
     ]
     assert len(pins) == 5
     assert all(pin in install for pin in pins)
@@ -309,7 +339,9 @@ def test_too_little_memory_names_the_two_keys(make_cloud) -> None:
 
 def test_ctrl_c_then_the_cap_then_more_money_and_it_goes_on(make_cloud) -> None:
     cloud = make_cloud()
-    cloud.plane.extra_files["/root/sitecustomize.py"] = patch("noesis.cloud.lease", "module.LEAVING_S = 3.0")  # the next command waits so long
+    cloud.plane.extra_files["/root/sitecustomize.py"] = patch(
+        "noesis.cloud.lease", "module.LEAVING_S = 3.0"
+    )  # the next command waits so long
     first = cloud.plane.start(*RUN, "--epochs", "2", cwd=cloud.clone, env=cloud.env)
     wait(lambda: any(steps_taken(t) for t in cloud.plane.tasks_of("train")), 120)
     os.kill(first.pid, signal.SIGINT)
@@ -322,7 +354,12 @@ def test_ctrl_c_then_the_cap_then_more_money_and_it_goes_on(make_cloud) -> None:
     assert "--max-usd" in said
     assert not cloud.plane.tasks_of("judge")
     said = cloud.run("--epochs", "2", "--max-usd", "30")
-    assert [json.loads(line)["step"] for line in (cloud.volume / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+    assert [json.loads(line)["step"] for line in (cloud.volume / "metrics.jsonl").read_text().splitlines()] == [
+        1,
+        2,
+        3,
+        4,
+    ]
     assert rows >= 1
     assert (cloud.volume / "report.html").is_file()
     assert not (cloud.volume / "runs").exists()  # nothing was begun again

@@ -45,7 +45,9 @@ def test_both_languages_hold_the_same_commands_and_those_of_the_seed_guide():
 def test_each_command_of_the_guide_works_in_its_order(tmp_path: Path, tiny_model: Path):
     clone = tmp_path / "noesis"
     for name in ("src", "scripts", "data"):
-        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "exports"))
+        shutil.copytree(
+            ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "exports")
+        )
     for file in ROOT.glob("constraints*.txt"):
         shutil.copy(file, clone)
     for file in (clone / "data" / "training").glob("philosophical*/*.jsonl"):
@@ -61,25 +63,42 @@ def test_each_command_of_the_guide_works_in_its_order(tmp_path: Path, tiny_model
 
         def typed(line: str) -> str:
             program, *words = shlex.split(line)
-            real = {"python": [sys.executable], "noesis": [sys.executable, "-m", "noesis"], "modal": [sys.executable, "-m", "modal"]}
-            done = subprocess.run([*real.get(program, [program]), *words], cwd=clone, env=environment, capture_output=True, text=True)
+            real = {
+                "python": [sys.executable],
+                "noesis": [sys.executable, "-m", "noesis"],
+                "modal": [sys.executable, "-m", "modal"],
+            }
+            done = subprocess.run(
+                [*real.get(program, [program]), *words], cwd=clone, env=environment, capture_output=True, text=True
+            )
             assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
             return done.stdout
 
         said = {line: typed(line) for line in commands("modal.pt-BR.md") if line not in NOT_RUN | ELSEWHERE}
         assert "Nothing was started" in said["modal run scripts/modal_train.py --dry-run"]
         trained = said["modal run --detach scripts/modal_train.py --epochs 3"]
-        for words in ("epoch_0  held-out loss", "epoch_2  held-out loss", "Tribunal: UNDECIDED", "in all", "/merged/noesis-philosopher-v1"):
+        for words in (
+            "epoch_0  held-out loss",
+            "epoch_2  held-out loss",
+            "Tribunal: UNDECIDED",
+            "in all",
+            "/merged/noesis-philosopher-v1",
+        ):
             assert words in trained, words
         assert "Close this terminal" not in trained
         assert "the one exported here" not in said["noesis cloud doctor"].split("data set on the volume")[0]
-        assert "done; done: export, plan, train, choose, judge, merge, gguf, report" in said["noesis cloud watch --once"]
+        assert (
+            "done; done: export, plan, train, choose, judge, merge, gguf, report" in said["noesis cloud watch --once"]
+        )
         assert "metered" in said["noesis cloud cost"]
 
         # pulled again, only what no hash is known of is copied; a broken file is copied again
         pulled = clone / "runs" / "noesis-philosopher-v1"
         weights = pulled / "merged" / "noesis-philosopher-v1" / "model.safetensors"
-        assert weights.read_bytes() == (clone / "model_output" / "noesis-philosopher-v1" / "model.safetensors").read_bytes()
+        assert (
+            weights.read_bytes()
+            == (clone / "model_output" / "noesis-philosopher-v1" / "model.safetensors").read_bytes()
+        )
         again = json.loads(typed(f"noesis cloud pull {pulled} --json"))
         assert again["already_here"] > 15
         assert again["files"] < again["already_here"]

@@ -140,7 +140,9 @@ def test_logs_stats_and_list_of_a_run(plane: ControlPlane) -> None:
     toy(plane, "steps", "--n", "40")  # nothing left to do or a few steps
     assert plane.modal("app", "logs", "toy").returncode == 1  # the service finds deployed apps by name
     plane.names_of_runs = True
-    logs, stats, listed = (plane.modal("app", *a, check=True).stdout for a in (("logs", "toy"), ("stats", "toy"), ("list",)))
+    logs, stats, listed = (
+        plane.modal("app", *a, check=True).stdout for a in (("logs", "toy"), ("stats", "toy"), ("list",))
+    )
     plane.names_of_runs = False
     assert "step 40" in logs
     assert re.search(r"steps +1 +0.0% +1 +0", stats)
@@ -186,7 +188,11 @@ def test_secrets_and_what_is_missing(plane: ControlPlane) -> None:
 
 
 def test_tokens(plane: ControlPlane) -> None:
-    for env, said in (({"MODAL_TOKEN_ID": ""}, "Token missing"), ({"MODAL_TOKEN_ID": "x"}, "malformed"), ({"MODAL_TOKEN_SECRET": "x"}, "validation failed")):
+    for env, said in (
+        ({"MODAL_TOKEN_ID": ""}, "Token missing"),
+        ({"MODAL_TOKEN_ID": "x"}, "malformed"),
+        ({"MODAL_TOKEN_SECRET": "x"}, "validation failed"),
+    ):
         done = plane.modal("volume", "list", env=env)
         assert done.returncode == 1
         assert said in done.stderr
@@ -195,13 +201,18 @@ def test_tokens(plane: ControlPlane) -> None:
 def test_billing_answers_or_refuses(plane: ControlPlane) -> None:
     assert "Team and Enterprise" in plane.modal("billing", "report", "--for", "today").stderr
     plane.billing = [{"object_id": "ap-1", "description": "toy", "cost": "1.25", "cost_by_resource": {"L40S": "1.25"}}]
-    assert '"Cost": "1.25"' in plane.modal("billing", "report", "--for", "today", "--json").stdout.replace("cost", "Cost")
+    assert '"Cost": "1.25"' in plane.modal("billing", "report", "--for", "today", "--json").stdout.replace(
+        "cost", "Cost"
+    )
 
 
 def test_without_a_plane_nothing_is_reached() -> None:
     assert os.environ["MODAL_SERVER_URL"] == "http://127.0.0.1:9"
     code = "import modal.config as c; print(c.config['server_url'], c.config['token_id'])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["http://127.0.0.1:9", "None"]
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == [
+        "http://127.0.0.1:9",
+        "None",
+    ]
 
 
 def wait(until, seconds: float = 30.0) -> None:

@@ -15,7 +15,9 @@ from noesis.errors import ParityError
 
 pytestmark = pytest.mark.slow
 PLAIN = Quantization(load_in_4bit=False)
-TEXTS = [line for line in (ROOT / "data" / "constitution.yaml").read_text(encoding="utf-8").splitlines() if len(line) > 90][:12]
+TEXTS = [
+    line for line in (ROOT / "data" / "constitution.yaml").read_text(encoding="utf-8").splitlines() if len(line) > 90
+][:12]
 
 
 def certificate(model: Path, folder: Path, kinds: tuple[str, ...] = ("f32",), adapter=None, prompts: int = 2) -> dict:
@@ -50,7 +52,9 @@ def blame(found: dict, kind: str = "f32") -> tuple[str, str]:
     return entry["broken_by"], entry["why"]
 
 
-def test_sound_exports_pass_from_the_adapter_to_every_file(tiny_model: Path, tiny_adapter: Path, tiny_merged: Path, tmp_path: Path):
+def test_sound_exports_pass_from_the_adapter_to_every_file(
+    tiny_model: Path, tiny_adapter: Path, tiny_merged: Path, tmp_path: Path
+):
     from noesis.release.parity import require
 
     found = certificate(tiny_merged, tmp_path, ("f32", "f16", "q8_0"), own_adapter(tiny_model, tiny_adapter, tmp_path))
@@ -71,12 +75,25 @@ def test_a_quantised_base_is_compared_as_it_was_trained_against(tiny_model: Path
 
     for kind, quantization in (("nf4", Quantization()), ("plain", PLAIN)):
         merge(tiny_model, tiny_adapter, tmp_path / kind, quantization=quantization, dtype="bfloat16", card="")
-    require(certificate(tmp_path / "nf4", tmp_path, adapter=own_adapter(tiny_model, tiny_adapter, quantization=Quantization())))
-    other = certificate(tmp_path / "plain", tmp_path, adapter=own_adapter(tiny_model, tiny_adapter, quantization=Quantization()))
+    require(
+        certificate(
+            tmp_path / "nf4", tmp_path, adapter=own_adapter(tiny_model, tiny_adapter, quantization=Quantization())
+        )
+    )
+    other = certificate(
+        tmp_path / "plain", tmp_path, adapter=own_adapter(tiny_model, tiny_adapter, quantization=Quantization())
+    )
     assert other["merge"]["broken_by"] == "merge"
     from noesis.release.parity import Subject, certify
 
-    subject = Subject(tmp_path / "nf4", {}, own_adapter(tiny_model, tiny_adapter, quantization=Quantization()), TEXTS, [], originals=True)
+    subject = Subject(
+        tmp_path / "nf4",
+        {},
+        own_adapter(tiny_model, tiny_adapter, quantization=Quantization()),
+        TEXTS,
+        [],
+        originals=True,
+    )
     elsewhere = certify(subject, load_tokenizer(tiny_model))["merge"]["on_original_weights"]
     assert elsewhere["kl_mean"] == pytest.approx(other["merge"]["kl_mean"], rel=0.1)  # but for the merge's rounding
     assert other["files"]["f32"]["passed"]
@@ -87,7 +104,10 @@ def test_rows_of_query_and_key_left_as_they_are(tiny_merged: Path, tmp_path: Pat
 
     monkeypatch.setattr(gguf, "permuted", lambda name, array, config: array)
     broken = certificate(tiny_merged, tmp_path)
-    assert blame(broken) == ("conversion", "the rows of query and key are not in llama.cpp's order (blk.0.attn_q.weight)")
+    assert blame(broken) == (
+        "conversion",
+        "the rows of query and key are not in llama.cpp's order (blk.0.attn_q.weight)",
+    )
     assert broken["files"]["f32"]["kl_mean"] > 0.01
 
 
@@ -135,7 +155,12 @@ def joined_digits(model: Path, target: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(vocab_size=512, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(["2024 1936 000123"] * 50 + HARD_STRINGS, trainer)
     tokenizer.save(str(target / "tokenizer.json"))
 
@@ -151,9 +176,17 @@ def test_digits_joined_and_said_so_pass(tiny_merged: Path, tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("template", "words"),
-    [("{% for m in messages %}### {{ m['role'] }}\n{{ m['content'] }}\n{% endfor %}", "another one than the model has"), ("", "is missing")],
+    [
+        (
+            "{% for m in messages %}### {{ m['role'] }}\n{{ m['content'] }}\n{% endfor %}",
+            "another one than the model has",
+        ),
+        ("", "is missing"),
+    ],
 )
-def test_a_wrong_template(tiny_merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, words: str):
+def test_a_wrong_template(
+    tiny_merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, words: str
+):
     import noesis.release.vocabulary as vocabulary
 
     monkeypatch.setattr(vocabulary, "chat_template", lambda model: template)
@@ -162,12 +195,17 @@ def test_a_wrong_template(tiny_merged: Path, tmp_path: Path, monkeypatch: pytest
     assert words in why
 
 
-def test_an_adapter_applied_twice_or_not_at_all(tiny_model: Path, tiny_adapter: Path, tiny_merged: Path, tmp_path: Path):
+def test_an_adapter_applied_twice_or_not_at_all(
+    tiny_model: Path, tiny_adapter: Path, tiny_merged: Path, tmp_path: Path
+):
     from noesis.release.merge import merge
     from noesis.release.parity import reject, require
 
     merge(tiny_merged, tiny_adapter, tmp_path / "twice", quantization=PLAIN, dtype="bfloat16", card="")
-    for model, words in ((tmp_path / "twice", "the adapter is in the merged weights 2 times"), (tiny_model, "the adapter is not in the merged weights")):
+    for model, words in (
+        (tmp_path / "twice", "the adapter is in the merged weights 2 times"),
+        (tiny_model, "the adapter is not in the merged weights"),
+    ):
         broken = certificate(model, tmp_path, adapter=own_adapter(tiny_model, tiny_adapter))
         assert (broken["merge"]["passed"], broken["merge"]["broken_by"]) == (False, "merge")
         assert words in broken["merge"]["why"]
@@ -179,11 +217,17 @@ def test_an_adapter_applied_twice_or_not_at_all(tiny_model: Path, tiny_adapter: 
         (tmp_path / "m-f32.rejected.gguf").unlink()
 
 
-def test_a_bad_quantisation_is_told_from_a_bad_conversion(tiny_merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_bad_quantisation_is_told_from_a_bad_conversion(
+    tiny_merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     import noesis.release.gguf as gguf
 
     real = gguf.rounded
-    monkeypatch.setattr(gguf, "rounded", lambda rows, stored: real(rows * 0.5 if rows.ndim == 2 and stored.name == "Q8_0" else rows, stored))
+    monkeypatch.setattr(
+        gguf,
+        "rounded",
+        lambda rows, stored: real(rows * 0.5 if rows.ndim == 2 and stored.name == "Q8_0" else rows, stored),
+    )
     broken = certificate(tiny_merged, tmp_path, ("f16", "q8_0"))
     assert broken["files"]["f16"]["passed"]
     assert blame(broken, "q8_0") == ("quantisation", "it does not behave like the merged model")

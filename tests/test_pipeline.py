@@ -35,7 +35,9 @@ def small_project(project: Path) -> Project:
 def run_all(project: Project, model: Path, path: Path, **overrides: object):
     from noesis import pipeline, sessions
 
-    config = load_config(project, OVERRIDES | {"training.model": str(model), "training.data.language": "en"} | overrides)
+    config = load_config(
+        project, OVERRIDES | {"training.model": str(model), "training.data.language": "en"} | overrides
+    )
     s = sessions.new_session(project, config, path, sessions.from_sources(project, config))
     pipeline.run_stages(s, first=1, total=7)
     return s
@@ -63,9 +65,12 @@ def test_every_stage_runs_and_a_second_time_none_does(
     capsys.readouterr()
     again = run_all(small_project, tiny_model, tmp_path / "run")
     assert capsys.readouterr().out.count("already done") == 7  # all but the report
-    assert {n: o["sha256"] for e in again.run.manifest["stages"].values() for n, o in e["outputs"].items() if n != "report.html"} == {
-        n: h for n, h in hashes.items() if n != "report.html"
-    }
+    assert {
+        n: o["sha256"]
+        for e in again.run.manifest["stages"].values()
+        for n, o in e["outputs"].items()
+        if n != "report.html"
+    } == {n: h for n, h in hashes.items() if n != "report.html"}
 
 
 def test_other_epochs_archive_the_old_run(small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path):
@@ -76,7 +81,9 @@ def test_other_epochs_archive_the_old_run(small_project: Project, tiny_model: Pa
     assert (archived / "checkpoints" / "epoch_0" / "adapter_model.safetensors").is_file()
 
 
-def test_the_report_escapes_what_it_shows_and_loads_nothing(small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path):
+def test_the_report_escapes_what_it_shows_and_loads_nothing(
+    small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path
+):
     from noesis import pipeline
 
     s = run_all(small_project, tiny_model, tmp_path / "run")
@@ -91,12 +98,24 @@ def test_the_report_escapes_what_it_shows_and_loads_nothing(small_project: Proje
     assert page.count("&lt;script&gt;") == 4
     assert not re.search(r"<script|<img|https?://|<link|@import|url\(", page)
     assert "default-src 'none'" in page
-    for shown in ("held-out loss", "Tribunal", "UNDECIDED", "offline screen (not a judge)", "polyline", s.run.manifest["identity"]["dataset_sha256"]):
+    for shown in (
+        "held-out loss",
+        "Tribunal",
+        "UNDECIDED",
+        "offline screen (not a judge)",
+        "polyline",
+        s.run.manifest["identity"]["dataset_sha256"],
+    ):
         assert shown in page
 
 
 def test_chat_streams_from_the_gguf(
-    small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    small_project: Project,
+    tiny_model: Path,
+    tmp_path: Path,
+    quiet_cache: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     import io
 
@@ -115,20 +134,39 @@ def toy_tribunal(root: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     rows = [
-        {"id": f"m{i}", "category": "maieutics", "language": "en", "split": "dev", "kind": "x", "prompt": f"What is {i}?", "reference": "r"} for i in range(22)
+        {
+            "id": f"m{i}",
+            "category": "maieutics",
+            "language": "en",
+            "split": "dev",
+            "kind": "x",
+            "prompt": f"What is {i}?",
+            "reference": "r",
+        }
+        for i in range(22)
     ]
-    rows += [{**rows[0], "id": f"d{i}", "category": "discipline", "check": {"type": "max_words", "count": 3}} for i in range(2)]
+    rows += [
+        {**rows[0], "id": f"d{i}", "category": "discipline", "check": {"type": "max_words", "count": 3}}
+        for i in range(2)
+    ]
     (folder / "toy.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
 
 
 def test_a_trial_before_a_scripted_judge(
-    small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    small_project: Project,
+    tiny_model: Path,
+    tmp_path: Path,
+    quiet_cache: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     import judge_server as play
     from noesis import pipeline, sessions
     from noesis.cli import run_command
 
-    monkeypatch.setattr("noesis.console._quiet_stdout", False)  # --json below sends all talk to stderr, for this test only
+    monkeypatch.setattr(
+        "noesis.console._quiet_stdout", False
+    )  # --json below sends all talk to stderr, for this test only
     toy_tribunal(small_project.root)
     s = run_all(small_project, tiny_model, tmp_path / "run", **{"training.tribunal.trial_tokens": 8})
 
@@ -155,5 +193,17 @@ def test_a_trial_before_a_scripted_judge(
     page = s.run.report.read_text(encoding="utf-8")
     assert "never calibrated" in page
     assert "discipline: x" in page
-    assert run_command(["judge", str(s.run.path), "--judge", "openai:http://127.0.0.1:1/v1:tiny-llama", "--project", str(small_project.root)]) == 2
+    assert (
+        run_command(
+            [
+                "judge",
+                str(s.run.path),
+                "--judge",
+                "openai:http://127.0.0.1:1/v1:tiny-llama",
+                "--project",
+                str(small_project.root),
+            ]
+        )
+        == 2
+    )
     assert "--judge self" in capsys.readouterr().err

@@ -55,7 +55,19 @@ SMOL = shape_of("smollm2")
 
 def setup(engine: str, precision: str, checkpointing: str, cards: int = 1) -> Setup:
     eight_bit = engine == "unsloth" or (precision, checkpointing) == ("nf4", "full")
-    return Setup(engine, precision, "bfloat16", checkpointing, False, True, 8192, 8, 1, "adamw_8bit" if eight_bit else "adamw", cards)
+    return Setup(
+        engine,
+        precision,
+        "bfloat16",
+        checkpointing,
+        False,
+        True,
+        8192,
+        8,
+        1,
+        "adamw_8bit" if eight_bit else "adamw",
+        cards,
+    )
 
 
 # Tokens/s and peak GiB of Llama-3.1-8B's shape at rank 64 on H200s, rows of 8192 tokens: benchmarks/results/gpu_2026-11-22.jsonl. NF4's rate
@@ -70,9 +82,18 @@ ENGINE_ROWS = [
 ]
 
 
-@pytest.mark.parametrize(("precision", "checkpointing", "count", "sharded", "tokens", "dropout", "tokens_per_s", "peak_gib"), ENGINE_ROWS)
+@pytest.mark.parametrize(
+    ("precision", "checkpointing", "count", "sharded", "tokens", "dropout", "tokens_per_s", "peak_gib"), ENGINE_ROWS
+)
 def test_the_models_meet_what_the_engine_was_measured_at(
-    precision: str, checkpointing: str, count: int, sharded: bool, tokens: int, dropout: bool, tokens_per_s: int, peak_gib: float
+    precision: str,
+    checkpointing: str,
+    count: int,
+    sharded: bool,
+    tokens: int,
+    dropout: bool,
+    tokens_per_s: int,
+    peak_gib: float,
 ):
     how, adapter = setup("noesis", precision, checkpointing, count), LLAMA.adapter_weights(64, ALL)
     assert card_memory(LLAMA, adapter, how, 8192, sharded=sharded).total / GIB == pytest.approx(peak_gib, rel=0.15)
@@ -93,7 +114,9 @@ UNSLOTH_ROWS = [
 
 
 @pytest.mark.parametrize(("card", "precision", "checkpointing", "tokens_per_s", "peak_gib"), UNSLOTH_ROWS)
-def test_the_models_meet_what_unsloth_was_measured_at(card: str, precision: str, checkpointing: str, tokens_per_s: int, peak_gib: float):
+def test_the_models_meet_what_unsloth_was_measured_at(
+    card: str, precision: str, checkpointing: str, tokens_per_s: int, peak_gib: float
+):
     how, adapter = setup("unsloth", precision, checkpointing), LLAMA.adapter_weights(64, ALL)
     assert card_memory(LLAMA, adapter, how, 8192).total / GIB == pytest.approx(peak_gib, rel=0.15)
     assert 8192 / row_seconds(LLAMA, adapter, how, cards()[card], 8192) == pytest.approx(tokens_per_s, rel=0.10)
@@ -105,8 +128,13 @@ def test_the_memory_model_meets_what_was_measured_on_two_cores(longest: int, pea
 
     What the allocator adds in longer runs was not measured; in the loop the peak stood still from the 10th row to the 15th.
     """
-    how, adapter = Setup("noesis", "nf4", "bfloat16", "none", False, False, 0, 8, 1, "adamw", 0), SMOL.adapter_weights(64, ALL)
-    assert (cpu_memory(SMOL, adapter, how, longest).total - (0 if moments else 8 * adapter)) / 1e9 == pytest.approx(peak_gb, rel=0.15)
+    how, adapter = (
+        Setup("noesis", "nf4", "bfloat16", "none", False, False, 0, 8, 1, "adamw", 0),
+        SMOL.adapter_weights(64, ALL),
+    )
+    assert (cpu_memory(SMOL, adapter, how, longest).total - (0 if moments else 8 * adapter)) / 1e9 == pytest.approx(
+        peak_gb, rel=0.15
+    )
 
 
 def test_the_speed_model_meets_what_was_measured_on_two_cores():
@@ -121,7 +149,10 @@ def test_the_speed_model_meets_what_was_measured_on_two_cores():
 
 def test_four_bits_save_nothing_on_a_processor_where_the_weights_are_kept_unpacked():
     adapter = SMOL.adapter_weights(64, ALL)
-    nf4, bf16 = (cpu_memory(SMOL, adapter, Setup("noesis", p, "bfloat16", "none", False, False, 0, 8, 1, "adamw", 0), 576).base for p in ("nf4", "bf16"))
+    nf4, bf16 = (
+        cpu_memory(SMOL, adapter, Setup("noesis", p, "bfloat16", "none", False, False, 0, 8, 1, "adamw", 0), 576).base
+        for p in ("nf4", "bf16")
+    )
     assert nf4 > bf16
 
 
@@ -130,7 +161,9 @@ def test_bundled_sizes_have_the_published_parameter_counts():
     assert len(entries) == 18
     for entry in entries:
         # what is left is norms, and biases of the projections
-        assert shape_of(entry["names"][0]).parameters / 1e6 == pytest.approx(entry["parameters"], rel=5e-4), entry["names"][0]
+        assert shape_of(entry["names"][0]).parameters / 1e6 == pytest.approx(entry["parameters"], rel=5e-4), entry[
+            "names"
+        ][0]
     assert known_model("META-LLAMA/llama-3.1-8b") is not None
     assert known_model("some/other") is None
 
@@ -142,23 +175,37 @@ def test_bundled_sizes_have_the_published_parameter_counts():
 @pytest.mark.parametrize("card", ["H100", "L40S", "A100-80GB", "T4"])
 @pytest.mark.parametrize("epochs", [1, 40])
 def test_more_memory_never_gives_a_slower_plan(name: str, card: str, epochs: int):
-    task = choose.Task(settings(**{"training.num_train_epochs": epochs}), shape_of(name), WORK, rented(card), rented=True)
+    task = choose.Task(
+        settings(**{"training.num_train_epochs": epochs}), shape_of(name), WORK, rented(card), rented=True
+    )
     found = choose.options(task)
     times = []
     for gib in (4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 141, 180, 500):
         choice = choose.best([replace(o, fits=o.memory.fits(gib * GIB, card=True)) for o in found])
         times += [choice.seconds] if choice.fits else []
         if gib == 24:  # memory decides what fits and nothing else
-            assert choice == choose.best(choose.options(replace(task, device=replace(task.device, memory_bytes=gib * GIB))))
+            assert choice == choose.best(
+                choose.options(replace(task, device=replace(task.device, memory_bytes=gib * GIB)))
+            )
     assert times == sorted(times, reverse=True)
     assert times or name.endswith("70B")
 
 
-@pytest.mark.parametrize("device", [CPU, rented("H100"), rented("A10"), rented("T4"), rented("L40S", 4)], ids=lambda d: f"{d.cards}x{d.name}")
+@pytest.mark.parametrize(
+    "device", [CPU, rented("H100"), rented("A10"), rented("T4"), rented("L40S", 4)], ids=lambda d: f"{d.cards}x{d.name}"
+)
 @pytest.mark.parametrize(("batch", "accumulate"), [(2, 4), (1, 8), (8, 1), (3, 2)])
 @pytest.mark.parametrize("packing", ["auto", True, False])
-def test_every_setup_holds_the_same_sequences_and_smaller_ones_need_less(device: Device, batch: int, accumulate: int, packing: object):
-    config = settings(**{"training.per_device_train_batch_size": batch, "training.gradient_accumulation_steps": accumulate, "training.packing": packing})
+def test_every_setup_holds_the_same_sequences_and_smaller_ones_need_less(
+    device: Device, batch: int, accumulate: int, packing: object
+):
+    config = settings(
+        **{
+            "training.per_device_train_batch_size": batch,
+            "training.gradient_accumulation_steps": accumulate,
+            "training.packing": packing,
+        }
+    )
     shape = SMOL if device.kind == "cpu" else LLAMA
     for option in choose.options(choose.Task(config, shape, WORK, device, cpu_flops=1e11)):
         s = option.setup
@@ -190,7 +237,10 @@ def test_smaller_keeps_the_precision_while_it_can():
 def test_nothing_is_compiled_and_a_plan_that_was_asked_to_says_so():
     for device in (rented("L40S"), CPU):
         shape = LLAMA if device.kind == "cuda" else SMOL
-        plain, asked = (draft(settings(**{"training.compile": c}), "m", shape, WORK, device, rented=device.kind == "cuda") for c in ("auto", True))
+        plain, asked = (
+            draft(settings(**{"training.compile": c}), "m", shape, WORK, device, rented=device.kind == "cuda")
+            for c in ("auto", True)
+        )
         assert not asked.setup.compile
         assert (asked.setup, asked.seconds) == (plain.setup, plain.seconds)
         assert not any(r.startswith("compile:") for r in plain.reasons)
@@ -207,7 +257,9 @@ def test_fp8_is_taken_only_when_asked_for_and_the_plan_says_what_it_would_save()
     fast = draft(settings(**config, **{"training.precision": "fp8"}), "m", LLAMA, WORK, rented("H100"), rented=True)
     assert (plan.setup.precision, fast.setup.precision) == ("bf16", "fp8")
     best = [
-        choose.best(choose.options(choose.Task(settings(**config, **wish), LLAMA, WORK, rented("H100"), rented=True))).seconds
+        choose.best(
+            choose.options(choose.Task(settings(**config, **wish), LLAMA, WORK, rented("H100"), rented=True))
+        ).seconds
         for wish in ({}, {"training.precision": "fp8"})
     ]
     saved = duration(best[0] - best[1])
@@ -266,7 +318,10 @@ def test_a_step_is_shared_evenly_by_as_many_cards_as_can():
     plan = draft(settings(), "m", LLAMA, WORK, rented("H100", 3), rented=True)
     assert plan.setup.cards == 2
     assert any(r.startswith("cards: 2 of 3") for r in plan.reasons)
-    one, two = (draft(settings(**{"training.num_train_epochs": 50}), "m", LLAMA, WORK, rented("H100", n), rented=True) for n in (1, 2))
+    one, two = (
+        draft(settings(**{"training.num_train_epochs": 50}), "m", LLAMA, WORK, rented("H100", n), rented=True)
+        for n in (1, 2)
+    )
     assert 1.5 < two.tokens_per_s / one.tokens_per_s <= 2
     assert two.steps == one.steps
 
@@ -283,7 +338,9 @@ def test_a_model_too_large_for_one_card_is_spread_over_several():
 
 
 def test_too_little_memory_names_the_nearest_plan_that_fits():
-    wish = settings(**{"training.gradient_checkpointing": "none", "training.packing": False, "training.precision": "bf16"})
+    wish = settings(
+        **{"training.gradient_checkpointing": "none", "training.packing": False, "training.precision": "bf16"}
+    )
     with pytest.raises(TrainingError) as caught:
         make_plan(wish, "m", LLAMA, WORK, rented("A10"), rented=True)
     message = str(caught.value)
@@ -302,7 +359,11 @@ def test_too_little_memory_names_the_nearest_plan_that_fits():
 
 def test_the_nearest_plan_does_fit():
     """The settings that the message names are tried."""
-    bare = {"training.per_device_train_batch_size": 1, "training.gradient_accumulation_steps": 8, "training.gradient_checkpointing": "full"}
+    bare = {
+        "training.per_device_train_batch_size": 1,
+        "training.gradient_accumulation_steps": 8,
+        "training.gradient_checkpointing": "full",
+    }
     assert make_plan(settings(**bare), "m", LLAMA, WORK, rented("T4"), rented=True).fits
 
 
@@ -324,7 +385,10 @@ def test_the_ratio_of_smollm2_is_that_of_its_tokenizer(language: str):
     from noesis.models import find_model
     from noesis.train.phases import material_of
 
-    config, constitution = settings(**{"training.data.language": language}), load_constitution(Project(ROOT).constitution)
+    config, constitution = (
+        settings(**{"training.data.language": language}),
+        load_constitution(Project(ROOT).constitution),
+    )
     train, _ = sessions.from_sources(Project(ROOT), config)
     exact = material_of(config, find_model("smollm2").path, train, constitution).rows
     ratio = known_model("smollm2").ratio
@@ -429,7 +493,9 @@ def edited(project: Path, **files: tuple[str, str]) -> Project:
         (("bnb_4bit_quant_type: nf4", "bnb_4bit_quant_type: fp4"), ("precision: auto", "precision: nf4")),
     ],
 )
-def test_files_that_contradict_each_other_are_both_named(project: Path, lora: tuple[str, str], training: tuple[str, str]):
+def test_files_that_contradict_each_other_are_both_named(
+    project: Path, lora: tuple[str, str], training: tuple[str, str]
+):
     with pytest.raises(ConfigError) as caught:
         load_config(edited(project, lora=lora, training=training))
     assert "training_config.yaml says precision:" in str(caught.value)
@@ -438,14 +504,21 @@ def test_files_that_contradict_each_other_are_both_named(project: Path, lora: tu
 
 def test_one_word_is_enough_and_an_option_wins(project: Path):
     assert not settings(**{"training.precision": "bf16"}).lora.quantization.load_in_4bit
-    silent = edited(project, lora=("  load_in_4bit: true", "  # load_in_4bit: true"), training=("precision: auto", "precision: fp8"))
+    silent = edited(
+        project, lora=("  load_in_4bit: true", "  # load_in_4bit: true"), training=("precision: auto", "precision: fp8")
+    )
     assert not load_config(silent).lora.quantization.load_in_4bit
     assert load_config(silent, {"training.precision": "auto"}).lora.quantization.load_in_4bit
 
 
 def test_how_a_run_computes_leaves_its_identity_alone_and_its_precision_does_not():
     before = settings().digest()
-    same = {"training.compile": True, "training.packing": False, "training.gradient_checkpointing": "full", "training.engine": "unsloth"}
+    same = {
+        "training.compile": True,
+        "training.packing": False,
+        "training.gradient_checkpointing": "full",
+        "training.engine": "unsloth",
+    }
     assert settings(**same).digest() == before
     assert settings(**{"training.precision": "bf16"}).digest() != before
 
@@ -462,13 +535,21 @@ def test_a_wrong_switch_is_named(key: str):
 def session(path: Path, folder: Path, device: Device, record: dict) -> sessions.Session:
     config = settings()
     run = open_run(path, {"base_model": "tiny", "revision": "0"}, config)
-    write_jsonl(run.data / "train.jsonl", [record | {"id": f"x_{i:03}", "prompt": f"Pergunta {i}: o que é a coragem?"} for i in range(20)])
+    write_jsonl(
+        run.data / "train.jsonl",
+        [record | {"id": f"x_{i:03}", "prompt": f"Pergunta {i}: o que é a coragem?"} for i in range(20)],
+    )
     constitution = load_constitution(Project(ROOT).constitution)
     return sessions.Session(run, config, constitution, Model("tiny", folder, "0", "none"), device)
 
 
-def test_a_run_that_goes_on_on_another_card_is_planned_anew_on_the_base_it_began_on(tmp_path: Path, tiny_shape: Path, record: dict):
-    a100, h100 = replace(rented("A100-80GB"), name="NVIDIA A100-SXM4-80GB"), replace(rented("H100"), name="NVIDIA H100 80GB HBM3")
+def test_a_run_that_goes_on_on_another_card_is_planned_anew_on_the_base_it_began_on(
+    tmp_path: Path, tiny_shape: Path, record: dict
+):
+    a100, h100 = (
+        replace(rented("A100-80GB"), name="NVIDIA A100-SXM4-80GB"),
+        replace(rented("H100"), name="NVIDIA H100 80GB HBM3"),
+    )
     lora = {"lora.quantization": {"load_in_4bit": False}}
     first = session(tmp_path / "run", tiny_shape, a100, record)
     first = replace(first, config=settings(**lora))
@@ -496,7 +577,14 @@ def test_a_run_that_went_on_with_a_smaller_plan_stores_it_and_the_report_compare
     first = pipeline.plan(s)
     lower = draft(settings(**{"training.precision": "nf4"}), "tiny", read_shape(tiny_shape), WORK, h100)
     assert (first["setup"]["precision"], lower.setup.precision) == ("bf16", "nf4")
-    figures = {"steps": 9, "seconds": 12.5, "tokens_per_s": 3456.7, "first_loss": 3.0, "final_loss": 2.0, "peak_memory_bytes": 7 * 10**9}
+    figures = {
+        "steps": 9,
+        "seconds": 12.5,
+        "tokens_per_s": 3456.7,
+        "first_loss": 3.0,
+        "final_loss": 2.0,
+        "peak_memory_bytes": 7 * 10**9,
+    }
 
     def trained(*_: object, **places: Path) -> dict:
         adapter = places["checkpoints"] / "epoch_0" / "adapter_model.safetensors"

@@ -76,7 +76,9 @@ def test_a_liking_for_the_first_place_cancels_out(project: Path, tmp_path: Path,
     assert [row["rejected"] for row in rows] == [f"Less than he thinks, {i}." for i in range(4)]
     assert [row["p_chosen"] for row in rows] == pytest.approx([0.7] * 4)
     assert report["first_place"]["mean"] == pytest.approx(0.7)
-    assert {tuple(row) for row in rows} == {("id", "language", "prompt", "chosen", "rejected", "p_chosen", "principle", "generated", "lineage")}
+    assert {tuple(row) for row in rows} == {
+        ("id", "language", "prompt", "chosen", "rejected", "p_chosen", "principle", "generated", "lineage")
+    }
     assert all(row["lineage"]["settings"]["orders"] == pytest.approx([0.5, 0.1]) for row in rows)
 
 
@@ -115,18 +117,26 @@ def test_a_model_answers_twice(project: Path, tmp_path: Path, pairs: Path):
     def part(asked: Asked) -> Raw | str:
         if asked.body["messages"][0]["role"] == "user":
             return f"With the seed {asked.body['seed']} I would first ask the neighbour what he remembers of it all."
-        return Raw(text="A", letters=(("A", 0.6), ("B", 0.4)) if max(answers(asked)) == answers(asked)[0] else (("A", 0.4), ("B", 0.6)))
+        return Raw(
+            text="A",
+            letters=(("A", 0.6), ("B", 0.4)) if max(answers(asked)) == answers(asked)[0] else (("A", 0.4), ("B", 0.6)),
+        )
 
     with JudgeServer(part) as server:
         spec = f"openai:{server.url}:scripted"
         report = prefer(Project(project), ask(server, tmp_path / "out", prompts=pairs, model=spec))
     assert report["labelled"] == 4
-    assert all(row["p_chosen"] == pytest.approx(0.6) and row["chosen"] > row["rejected"] for row in lines(tmp_path / "out/pairs.jsonl"))
+    assert all(
+        row["p_chosen"] == pytest.approx(0.6) and row["chosen"] > row["rejected"]
+        for row in lines(tmp_path / "out/pairs.jsonl")
+    )
 
 
 def test_equal_answers_and_wrong_options_are_refused(project: Path, tmp_path: Path, pairs: Path):
     same = tmp_path / "same.jsonl"
-    same.write_text(json.dumps({"id": "x", "prompt": "What is owed here?", "a": "This.", "b": "This."}) + "\n", encoding="utf-8")
+    same.write_text(
+        json.dumps({"id": "x", "prompt": "What is owed here?", "a": "This.", "b": "This."}) + "\n", encoding="utf-8"
+    )
     with JudgeServer(critic(0.9, 0.0)) as server:
         with pytest.raises(DataError, match=r"same\.jsonl:1: two different answers"):
             prefer(Project(project), ask(server, tmp_path / "out", pairs=same))
@@ -137,7 +147,9 @@ def test_equal_answers_and_wrong_options_are_refused(project: Path, tmp_path: Pa
 
 
 def test_letters_are_found_however_they_are_written():
-    assert p_of_a(Reply("A", alternatives=logprobs((" A", 0.3), ("(A", 0.3), ("**B**", 0.2), ("The", 0.2)))) == pytest.approx(0.75)
+    assert p_of_a(
+        Reply("A", alternatives=logprobs((" A", 0.3), ("(A", 0.3), ("**B**", 0.2), ("The", 0.2)))
+    ) == pytest.approx(0.75)
     after_a_mark = (((("**", math.log(0.99)),)), *logprobs(("B", 0.5), ("A", 0.25)))
     assert p_of_a(Reply("**B", alternatives=after_a_mark)) == pytest.approx(1 / 3)
     with pytest.raises(NoLabel, match="neither letter"):

@@ -16,18 +16,39 @@ from noesis.train.phases import Material, preference_plan
 from noesis.train.plan import read_shape
 from test_train import CONSTITUTION, PLAIN, records, small
 
-PAIR = {"id": "p", "language": "pt", "prompt": "O que é a prudência?", "chosen": "Saber o que convém fazer agora.", "rejected": "Medo.", "p_chosen": 0.75}
+PAIR = {
+    "id": "p",
+    "language": "pt",
+    "prompt": "O que é a prudência?",
+    "chosen": "Saber o que convém fazer agora.",
+    "rejected": "Medo.",
+    "p_chosen": 0.75,
+}
 
 
-def preferences(folder: Path, record: dict, count: int = 10, held_out: int = 3, *, soft: int = 0, critique: bool = False) -> Preferences:
+def preferences(
+    folder: Path, record: dict, count: int = 10, held_out: int = 3, *, soft: int = 0, critique: bool = False
+) -> Preferences:
     tokenizer = load_tokenizer(folder)
-    pairs = example_pairs(records(count + held_out, record), tokenizer, CONSTITUTION, include_critique=critique, max_length=2048)
-    more = soft_pairs([PAIR | {"id": f"p{i}", "prompt": f"Pergunta {i}: o que é a prudência?"} for i in range(soft)], tokenizer, CONSTITUTION, max_length=2048)
+    pairs = example_pairs(
+        records(count + held_out, record), tokenizer, CONSTITUTION, include_critique=critique, max_length=2048
+    )
+    more = soft_pairs(
+        [PAIR | {"id": f"p{i}", "prompt": f"Pergunta {i}: o que é a prudência?"} for i in range(soft)],
+        tokenizer,
+        CONSTITUTION,
+        max_length=2048,
+    )
     return Preferences([*pairs[:count], *more], pairs[count:])
 
 
 def configured(**overrides: object) -> Config:
-    base = {"training.method": "dpo", "training.dpo.learning_rate": 1e-2, "training.dpo.epochs": 2, "training.save_every": "1 step"}
+    base = {
+        "training.method": "dpo",
+        "training.dpo.learning_rate": 1e-2,
+        "training.dpo.epochs": 2,
+        "training.save_every": "1 step",
+    }
     return small(**(base | overrides))
 
 
@@ -35,7 +56,16 @@ def prefer(tiny_model: Path, folder: Path, data: Preferences, config: Config, st
     from noesis.train.trainer import train
 
     plan = preference_plan(config, "tiny", read_shape(tiny_model), Material(pairs=data), detect())
-    return train(tiny_model, data, config, plan, detect(), checkpoints=folder / "checkpoints", metrics=folder / "metrics.jsonl", parent=start)
+    return train(
+        tiny_model,
+        data,
+        config,
+        plan,
+        detect(),
+        checkpoints=folder / "checkpoints",
+        metrics=folder / "metrics.jsonl",
+        parent=start,
+    )
 
 
 def lines_of(folder: Path) -> list[dict]:
@@ -62,17 +92,25 @@ def test_the_first_step_is_that_of_trl(tiny_model: Path, tmp_path: Path, record:
     from noesis.train.base import lora
     from noesis.train.preference import rewards, scorer_of, trainer_of
 
-    config = configured(**{"lora.quantization": {"load_in_4bit": False, "bnb_4bit_compute_dtype": "float32"}, "lora.lora_dropout": 0.0})
+    config = configured(
+        **{"lora.quantization": {"load_in_4bit": False, "bnb_4bit_compute_dtype": "float32"}, "lora.lora_dropout": 0.0}
+    )
     data = preferences(tiny_model, record, 4, 0)
     plan = preference_plan(config, "tiny", read_shape(tiny_model), Material(pairs=data), detect())
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    ours = trainer_of(tiny_model, data, config, plan, detect(), tokenizer, TrainerCallback(), None, tmp_path, engine=engine)  # type: ignore[arg-type]
+    ours = trainer_of(
+        tiny_model, data, config, plan, detect(), tokenizer, TrainerCallback(), None, tmp_path, engine=engine
+    )  # type: ignore[arg-type]
     scorer = scorer_of(ours, config, detect(), engine=engine)
     rows = [row for pair in data.train for row in pair.sequences]
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         reference = scorer.losses(rows).view(-1, 2)
-        moved = {n: torch.randn(p.shape, generator=generator) * 0.1 for n, p in sorted(ours.model.named_parameters()) if "lora_" in n and ".default." in n}
+        moved = {
+            n: torch.randn(p.shape, generator=generator) * 0.1
+            for n, p in sorted(ours.model.named_parameters())
+            if "lora_" in n and ".default." in n
+        }
         for name, parameter in ours.model.named_parameters():
             if name in moved:
                 parameter.copy_(moved[name])
@@ -81,7 +119,9 @@ def test_the_first_step_is_that_of_trl(tiny_model: Path, tmp_path: Path, record:
     reward = rewards(found, reference, 0.1)
     from noesis.train.preference import preference_loss
 
-    loss = preference_loss(reward[:, 0], reward[:, 1], torch.ones(4)).mean() + 0.3 * found[:, 0].sum() / sum(p.chosen.trained for p in data.train)
+    loss = preference_loss(reward[:, 0], reward[:, 1], torch.ones(4)).mean() + 0.3 * found[:, 0].sum() / sum(
+        p.chosen.trained for p in data.train
+    )
     loss.backward()
 
     class AsItIs(DPOTrainer):
@@ -98,7 +138,13 @@ def test_the_first_step_is_that_of_trl(tiny_model: Path, tmp_path: Path, record:
         gradient_checkpointing=False,
     )  # fmt: skip
     base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    theirs = AsItIs(model=base, args=arguments, train_dataset=Dataset.from_list(columns), processing_class=tokenizer, peft_config=lora(config))
+    theirs = AsItIs(
+        model=base,
+        args=arguments,
+        train_dataset=Dataset.from_list(columns),
+        processing_class=tokenizer,
+        peft_config=lora(config),
+    )
     with torch.no_grad():
         for name, parameter in theirs.model.named_parameters():
             if name in moved:
@@ -110,7 +156,9 @@ def test_the_first_step_is_that_of_trl(tiny_model: Path, tmp_path: Path, record:
     wanted = dict(theirs.model.named_parameters())
     for name, parameter in ours.model.named_parameters():
         if name in moved:
-            assert float((parameter.grad - wanted[name].grad).norm()) <= 1e-3 * float(wanted[name].grad.norm()) + 1e-7, name
+            assert (
+                float((parameter.grad - wanted[name].grad).norm()) <= 1e-3 * float(wanted[name].grad.norm()) + 1e-7
+            ), name
 
 
 def test_a_soft_label_is_the_mean_of_both_orders():
@@ -129,10 +177,17 @@ def test_a_soft_label_is_the_mean_of_both_orders():
 @pytest.mark.parametrize("path", ["engine", "packed", "plain"])
 def test_rewards_of_held_out_pairs_rise(tiny_model: Path, tmp_path: Path, record: dict, path: str):
     overrides = {"engine": {}, "packed": {"training.packing": True}, "plain": PLAIN}[path]
-    result = prefer(tiny_model, tmp_path, preferences(tiny_model, record, 16, 3, soft=4, critique=path == "packed"), configured(**overrides))
+    result = prefer(
+        tiny_model,
+        tmp_path,
+        preferences(tiny_model, record, 16, 3, soft=4, critique=path == "packed"),
+        configured(**overrides),
+    )
     assert (result["steps"], result["epochs"]) == (6, 2)
     found = lines_of(tmp_path)
-    assert abs(found[0]["preference_loss"] - math.log(2)) < 0.02 and abs(found[0]["reward_margin"]) < 0.05  # as the reference, but for rounding
+    assert (
+        abs(found[0]["preference_loss"] - math.log(2)) < 0.02 and abs(found[0]["reward_margin"]) < 0.05
+    )  # as the reference, but for rounding
     assert found[-1]["reward_margin"] > 0.1
     last = result["held_out"]["by_epoch"][-1]
     assert [line["step"] for line in found if "held_out_reward_margin" in line] == [3, 6]
@@ -180,12 +235,17 @@ def project_of(tmp_path: Path) -> Path:
     for name in ("constitution.yaml", "training/lora_config.yaml", "training/training_config.yaml"):
         (root / "data" / name).write_bytes((ROOT / "data" / name).read_bytes())
     for part, count in (("train", 9), ("eval", 3)):
-        rows = (ROOT / "data" / "training" / "exports" / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+        rows = (
+            (ROOT / "data" / "training" / "exports" / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+        )
         (root / "data" / "training" / "exports" / f"{part}.jsonl").write_text("\n".join(rows), encoding="utf-8")
     (root / "pairs.jsonl").write_text(
-        "\n".join(json.dumps(PAIR | {"id": f"p{i}", "prompt": f"Pergunta {i}: e a prudência?"}) for i in range(3)), encoding="utf-8"
+        "\n".join(json.dumps(PAIR | {"id": f"p{i}", "prompt": f"Pergunta {i}: e a prudência?"}) for i in range(3)),
+        encoding="utf-8",
     )
-    (root / "general.jsonl").write_text("\n".join(json.dumps({"prompt": f"Say {i}.", "response": f"{i} it is."}) for i in range(5)), encoding="utf-8")
+    (root / "general.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": f"Say {i}.", "response": f"{i} it is."}) for i in range(5)), encoding="utf-8"
+    )
     return root
 
 
@@ -209,7 +269,9 @@ def run_of(root: Path, tiny_model: Path, path: Path, **more: object):
 
 
 @pytest.mark.slow
-def test_a_whole_run_of_both_parts_goes_on_after_a_kill_and_can_be_verified_and_replayed(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_whole_run_of_both_parts_goes_on_after_a_kill_and_can_be_verified_and_replayed(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     from noesis.files import sha256_file
     from noesis.integrity import verify
     from noesis.replay import replay
@@ -219,7 +281,10 @@ def test_a_whole_run_of_both_parts_goes_on_after_a_kill_and_can_be_verified_and_
     both = {"training.method": "sft+dpo", "training.replay.file": "general.jsonl", "training.replay.share": 0.25}
     whole = run_of(root, tiny_model, tmp_path / "runs" / "whole", **both)
     result = whole.run.result("train")
-    assert (result["sft"]["steps"], result["steps"]) == (3, 3)  # 9 examples and 3 general rows; 9 examples and 3 pairs; 4 a step
+    assert (result["sft"]["steps"], result["steps"]) == (
+        3,
+        3,
+    )  # 9 examples and 3 general rows; 9 examples and 3 pairs; 4 a step
     assert len((whole.run.data / "replay.jsonl").read_text().splitlines()) == 3
     assert result["held_out"]["pairs"] == 3
     assert {what for what, wrong in verify(whole.run) if wrong} == set()
@@ -241,7 +306,11 @@ def test_a_whole_run_of_both_parts_goes_on_after_a_kill_and_can_be_verified_and_
         monkeypatch.undo()
     broken = run_of(root, tiny_model, tmp_path / "runs" / "broken", **both)
     adapters = [sha256_file(s.run.adapter() / "adapter_model.safetensors") for s in (whole, broken)]
-    assert adapters[0] == adapters[1] != sha256_file(whole.run.checkpoints / "sft" / "epoch_0" / "adapter_model.safetensors")
+    assert (
+        adapters[0]
+        == adapters[1]
+        != sha256_file(whole.run.checkpoints / "sft" / "epoch_0" / "adapter_model.safetensors")
+    )
     assert replay(whole.run.path).identical
     again = (whole.run.data / "pairs.jsonl").read_text().replace("0.75", "0.95", 1)
     (whole.run.data / "pairs.jsonl").write_text(again)
@@ -273,10 +342,20 @@ def test_replayed_rows_are_the_share_that_was_asked_for(write_rows):
     from noesis.errors import DataError
 
     short = [{"prompt": f"Say {i}.", "response": str(i)} for i in range(30)]
-    chat = {"messages": [{"role": "system", "content": "Brief."}, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+    chat = {
+        "messages": [
+            {"role": "system", "content": "Brief."},
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Hello"},
+        ]
+    }
     rows = read_replay(write_rows(*short, chat))
     assert rows[-1] == chat and rows[0]["messages"][1]["content"] == "0"
-    assert len(drawn(rows, 90, 0.1, 0)) == 10 and drawn(rows, 90, 0.1, 0) == drawn(rows[::-1], 90, 0.1, 0) != drawn(rows, 90, 0.1, 1)
+    assert len(drawn(rows, 90, 0.1, 0)) == 10 and drawn(rows, 90, 0.1, 0) == drawn(rows[::-1], 90, 0.1, 0) != drawn(
+        rows, 90, 0.1, 1
+    )
     assert len(drawn(rows, 90, 0.5, 0)) == 31
     with pytest.raises(DataError, match=r"rows.jsonl:1: .*must alternate"):
-        read_replay(write_rows({"messages": [{"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Hi"}]}))
+        read_replay(
+            write_rows({"messages": [{"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Hi"}]})
+        )

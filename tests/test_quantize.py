@@ -13,7 +13,9 @@ from noesis.release.strings import HARD_STRINGS, hard_strings
 
 
 def kinds_of(kind: str, width: int, hidden: int, layers: int, *, has_output: bool) -> dict[str, str]:
-    shapes = {"token_embd.weight": (1000, width), "output_norm.weight": (width,)} | ({"output.weight": (1000, width)} if has_output else {})
+    shapes = {"token_embd.weight": (1000, width), "output_norm.weight": (width,)} | (
+        {"output.weight": (1000, width)} if has_output else {}
+    )
     for i in range(layers):
         shapes |= {
             f"blk.{i}.attn_q.weight": (width, width),
@@ -21,7 +23,9 @@ def kinds_of(kind: str, width: int, hidden: int, layers: int, *, has_output: boo
             f"blk.{i}.ffn_down.weight": (width, hidden),
             f"blk.{i}.attn_norm.weight": (width,),
         }
-    return {name: storage(kind, name, shape, layers=layers, has_output=has_output).name for name, shape in shapes.items()}
+    return {
+        name: storage(kind, name, shape, layers=layers, has_output=has_output).name for name, shape in shapes.items()
+    }
 
 
 def test_llama_31_8b_as_q4_k_m_has_llama_cpps_mix():
@@ -30,13 +34,21 @@ def test_llama_31_8b_as_q4_k_m_has_llama_cpps_mix():
     # as in llama.cpp's own file of the 8B: the first and last four layers, and every third between
     assert more == [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]
     assert [i for i in range(32) if found[f"blk.{i}.attn_v.weight"] == "Q6_K"] == more
-    assert (found["output.weight"], found["token_embd.weight"], found["blk.5.attn_q.weight"]) == ("Q6_K", "Q4_K", "Q4_K")
+    assert (found["output.weight"], found["token_embd.weight"], found["blk.5.attn_q.weight"]) == (
+        "Q6_K",
+        "Q4_K",
+        "Q4_K",
+    )
     assert found["blk.5.attn_norm.weight"] == found["output_norm.weight"] == "F32"
 
 
 def test_smollm2s_width_falls_back_as_in_llama_cpp():
     found = kinds_of("q4_k_m", 576, 1536, 30, has_output=False)
-    assert (found["token_embd.weight"], found["blk.0.attn_v.weight"], found["blk.5.attn_q.weight"]) == ("Q8_0", "Q8_0", "Q5_0")
+    assert (found["token_embd.weight"], found["blk.0.attn_v.weight"], found["blk.5.attn_q.weight"]) == (
+        "Q8_0",
+        "Q8_0",
+        "Q5_0",
+    )
     assert (found["blk.0.ffn_down.weight"], found["blk.4.ffn_down.weight"]) == ("Q6_K", "Q4_K")
 
 
@@ -74,7 +86,10 @@ def test_the_strings_are_500_different_ones_and_always_the_same():
     assert strings[: len(HARD_STRINGS)] == HARD_STRINGS
     assert strings == hard_strings()
     text = "".join(strings)
-    assert all(any(c in text for c in group) for group in ("0123456789", "áéíóúãõç", "😀👍🏽🇧🇷", "{}();", "λόγ", "真理", "\u200d", "\r"))
+    assert all(
+        any(c in text for c in group)
+        for group in ("0123456789", "áéíóúãõç", "😀👍🏽🇧🇷", "{}();", "λόγ", "真理", "\u200d", "\r")
+    )
 
 
 @pytest.mark.slow
@@ -90,10 +105,17 @@ def test_figures_are_the_textbooks():
         figures = Figures()
         figures.add(ours, theirs)
         p, q = (torch.log_softmax(torch.from_numpy(x).double(), -1) for x in (ours, theirs))
-        assert figures.as_json()["kl_mean"] == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=2e-3, abs=1e-12)
+        assert figures.as_json()["kl_mean"] == pytest.approx(
+            float((p.exp() * (p - q)).sum(-1).mean()), rel=2e-3, abs=1e-12
+        )
         assert figures.as_json()["top1"] == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
     broken = Figures()
     broken.add(ours, ours * np.nan)
     assert not within(broken.as_json(), Tolerance(1e9, 0.0))
-    assert agreement([[1, 2, 3, 4], [5], []], [[1, 2, 9, 4], [5], []]) == {"prompts": 3, "tokens": 5, "identical": 2, "shared": 0.8333}
+    assert agreement([[1, 2, 3, 4], [5], []], [[1, 2, 9, 4], [5], []]) == {
+        "prompts": 3,
+        "tokens": 5,
+        "identical": 2,
+        "shared": 0.8333,
+    }
     assert KINDS == ("f32", "f16", "q8_0", "q4_k_m")

@@ -15,7 +15,9 @@ from noesis.errors import ModelError, NoesisError
 pytestmark = pytest.mark.slow
 PLAIN = Quantization(load_in_4bit=False)
 NF4 = Quantization()
-TEXTS = [line for line in (ROOT / "data" / "constitution.yaml").read_text(encoding="utf-8").splitlines() if len(line) > 90][:12]
+TEXTS = [
+    line for line in (ROOT / "data" / "constitution.yaml").read_text(encoding="utf-8").splitlines() if len(line) > 90
+][:12]
 
 
 def test_merge_equals_peft(tiny_model: Path, tiny_adapter: Path, tmp_path: Path):
@@ -25,9 +27,23 @@ def test_merge_equals_peft(tiny_model: Path, tiny_adapter: Path, tmp_path: Path)
 
     from noesis.release.merge import merge
 
-    result = merge(tiny_model, tiny_adapter, tmp_path / "m", quantization=PLAIN, dtype="bfloat16", card="# card", lineage={"base": "x"})
-    assert (result["merged_tensors"], result["into"], result["verified"]) == (14, "the original weights", result["tensors"])
-    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), tiny_adapter).merge_and_unload()
+    result = merge(
+        tiny_model,
+        tiny_adapter,
+        tmp_path / "m",
+        quantization=PLAIN,
+        dtype="bfloat16",
+        card="# card",
+        lineage={"base": "x"},
+    )
+    assert (result["merged_tensors"], result["into"], result["verified"]) == (
+        14,
+        "the original weights",
+        result["tensors"],
+    )
+    theirs = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), tiny_adapter
+    ).merge_and_unload()
     ours = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.bfloat16)
     for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
         assert torch.equal(a, b.to(torch.bfloat16)), name
@@ -55,7 +71,9 @@ def test_the_round_trip_is_what_bitsandbytes_trains_against(tiny_model: Path):
     assert not torch.equal(used, original)
 
 
-def test_a_merge_on_a_quantised_base_says_so_and_how_far_the_original_is(tiny_model: Path, tiny_adapter: Path, tiny_merged: Path, tmp_path: Path):
+def test_a_merge_on_a_quantised_base_says_so_and_how_far_the_original_is(
+    tiny_model: Path, tiny_adapter: Path, tiny_merged: Path, tmp_path: Path
+):
     import torch
     from safetensors.torch import load_file
 
@@ -139,7 +157,9 @@ def test_an_adapter_that_does_not_fit_is_refused(tiny_model: Path, tiny_adapter:
 
         def move(t: dict) -> None:
             for part in ("A", "B"):
-                t[name.replace("layers.0", "layers.9").replace("lora_A", f"lora_{part}")] = t[name.replace("lora_A", f"lora_{part}")].clone()
+                t[name.replace("layers.0", "layers.9").replace("lora_A", f"lora_{part}")] = t[
+                    name.replace("lora_A", f"lora_{part}")
+                ].clone()
 
         spoil(tiny_adapter, folder, move)
     elif kind == "no partner":
@@ -167,7 +187,9 @@ def test_an_adapter_that_does_not_fit_is_refused(tiny_model: Path, tiny_adapter:
     assert not (tmp_path / "m").exists()
 
 
-def test_what_does_not_read_back_as_it_was_written_is_no_result(tiny_model: Path, tiny_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_does_not_read_back_as_it_was_written_is_no_result(
+    tiny_model: Path, tiny_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """A disk that loses a byte, stood in for by one changed between writing and reading."""
     import noesis.release.merge as module
 
@@ -194,7 +216,9 @@ def test_no_disk_for_the_result_is_said_before_anything_is_written(
     from noesis.release.gguf import write_adapter_gguf, write_gguf
     from noesis.release.merge import merge
 
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("Usage", "total used free")(10**12, 10**12 - 1000, 1000))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: namedtuple("Usage", "total used free")(10**12, 10**12 - 1000, 1000)
+    )
     for work in (
         lambda: merge(tiny_model, tiny_adapter, tmp_path / "out" / "m", quantization=PLAIN, dtype="bfloat16", card=""),
         lambda: write_gguf(tiny_merged, tmp_path / "out" / "x.gguf", "f16", name="x", licence="x"),
@@ -205,7 +229,9 @@ def test_no_disk_for_the_result_is_said_before_anything_is_written(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_an_adapter_in_llama_cpp_answers_like_the_merged_model(tiny_model: Path, tiny_adapter: Path, tiny_merged: Path, tmp_path: Path):
+def test_an_adapter_in_llama_cpp_answers_like_the_merged_model(
+    tiny_model: Path, tiny_adapter: Path, tiny_merged: Path, tmp_path: Path
+):
     from noesis.console import Progress
     from noesis.release.gguf import write_adapter_gguf, write_gguf
     from noesis.serve.engine import Engine
@@ -216,7 +242,9 @@ def test_an_adapter_in_llama_cpp_answers_like_the_merged_model(tiny_model: Path,
     conversations = [[{"role": "user", "content": text}] for text in TEXTS[:4]]
 
     def ask(engine: Engine, on: bool) -> list[str]:
-        return engine.answer_all(conversations, max_tokens=4, adapter=on, progress=Progress("answer", len(conversations), "prompts"))
+        return engine.answer_all(
+            conversations, max_tokens=4, adapter=on, progress=Progress("answer", len(conversations), "prompts")
+        )
 
     both = Engine(tmp_path / "base.gguf", adapter=tmp_path / "adapter.gguf", parallel=2, context=512)
     tuned, base = ask(both, True), ask(both, False)
@@ -273,15 +301,26 @@ def test_a_gguf_says_what_it_is_made_of(tiny_merged: Path, tiny_model: Path, tin
     from noesis.release.gguf import write_adapter_gguf, write_gguf
     from noesis.release.vocabulary import chat_template
 
-    about = {"base": "someone/a-base", "base_revision": "abc", "licence": "Apache-2.0", "adapter_sha256": "0f", "system_prompt": "Diga a verdade."}
+    about = {
+        "base": "someone/a-base",
+        "base_revision": "abc",
+        "licence": "Apache-2.0",
+        "adapter_sha256": "0f",
+        "system_prompt": "Diga a verdade.",
+    }
     write_gguf(tiny_merged, tmp_path / "m.gguf", "f16", name="tiny", licence="unknown", about=about)
     write_adapter_gguf(tiny_adapter, tiny_model, tmp_path / "a.gguf", about=about)
     for file in ("m.gguf", "a.gguf"):
         fields = {
-            name: field.contents() for name, field in open_gguf(tmp_path / file).fields.items() if name.startswith(("general.", "noesis.", "tokenizer.chat"))
+            name: field.contents()
+            for name, field in open_gguf(tmp_path / file).fields.items()
+            if name.startswith(("general.", "noesis.", "tokenizer.chat"))
         }
         assert fields["general.license"] == "Apache-2.0"
-        assert (fields["general.base_model.0.name"], fields["general.base_model.0.version"]) == ("someone/a-base", "abc")
+        assert (fields["general.base_model.0.name"], fields["general.base_model.0.version"]) == (
+            "someone/a-base",
+            "abc",
+        )
         assert fields["general.base_model.0.repo_url"] == "https://huggingface.co/someone/a-base"
         assert (fields["noesis.system_prompt"], fields["noesis.adapter_sha256"]) == ("Diga a verdade.", "0f")
     assert open_gguf(tmp_path / "m.gguf").fields["tokenizer.chat_template"].contents() == chat_template(tiny_merged)

@@ -19,7 +19,12 @@ from standins import STANDINS, write_standin
 
 MANIFEST = {
     "noesis": "0",
-    "identity": {"dataset_sha256": "d" * 64, "constitution_sha256": "c" * 64, "config_sha256": "f" * 64, "revision": "r"},
+    "identity": {
+        "dataset_sha256": "d" * 64,
+        "constitution_sha256": "c" * 64,
+        "config_sha256": "f" * 64,
+        "revision": "r",
+    },
     "stages": {
         "judge": {
             "result": {
@@ -46,7 +51,9 @@ def test_the_guides_command_finds_the_model_a_level_down(
     shutil.copytree(tiny_merged, tmp_path / "noesis_model" / "noesis-philosopher-v1")
     assert run_command(["gguf", "./noesis_model", "--outfile", "noesis.gguf"]) == 0
     assert "one level down" in capsys.readouterr().out
-    assert open_gguf(tmp_path / "noesis.gguf").fields["general.file_type"].contents() == 1  # F16, as llama.cpp's converter writes
+    assert (
+        open_gguf(tmp_path / "noesis.gguf").fields["general.file_type"].contents() == 1
+    )  # F16, as llama.cpp's converter writes
     certificate = json.loads((tmp_path / "noesis.parity.json").read_text(encoding="utf-8"))
     assert certificate["files"]["f16"]["passed"]
     assert certificate["texts"] == 20
@@ -59,7 +66,12 @@ def test_the_guides_command_finds_the_model_a_level_down(
     (tmp_path / "empty").mkdir()
     assert run_command(["gguf", "./empty"]) == 2
     said = capsys.readouterr().err
-    for words in ("--outfile names one file", "--adapter needs a run", "holds several models (another, noesis-philosopher-v1)", "no run and no model in empty"):
+    for words in (
+        "--outfile names one file",
+        "--adapter needs a run",
+        "holds several models (another, noesis-philosopher-v1)",
+        "no run and no model in empty",
+    ):
         assert words in said
 
 
@@ -72,7 +84,9 @@ def test_a_file_outside_its_tolerance_is_put_aside_and_the_command_fails(
 
     monkeypatch.setattr(gguf, "permuted", lambda name, array, config: array)
     assert run_command(["gguf", str(tiny_merged), "--outfile", str(tmp_path / "noesis.gguf")]) == 1
-    assert re.search(r"broken by the stage conversion: the rows of query and key .*noesis.parity.json", capsys.readouterr().err)
+    assert re.search(
+        r"broken by the stage conversion: the rows of query and key .*noesis.parity.json", capsys.readouterr().err
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["noesis.parity.json", "noesis.rejected.gguf"]
 
 
@@ -80,8 +94,15 @@ def as_ollama(template: str, turns: list[tuple[str, str]], system: str) -> str:
     """What Ollama makes of a template with .System, .Prompt and .Response: a turn after another, the system prompt in the first."""
     text = ""
     for i, (prompt, response) in enumerate(turns):
-        part = re.sub(r"{{ if \.System }}(.*?)(?:{{ else }}(.*?))?{{ end }}", lambda m, i=i: m[1] if system and i == 0 else m[2] or "", template, flags=re.S)
-        before, _, after = part.replace("{{ .System }}", system).replace("{{ .Prompt }}", prompt).partition("{{ .Response }}")
+        part = re.sub(
+            r"{{ if \.System }}(.*?)(?:{{ else }}(.*?))?{{ end }}",
+            lambda m, i=i: m[1] if system and i == 0 else m[2] or "",
+            template,
+            flags=re.S,
+        )
+        before, _, after = (
+            part.replace("{{ .System }}", system).replace("{{ .Prompt }}", prompt).partition("{{ .Response }}")
+        )
         text += before + (response + after if response else "")
     return text
 
@@ -102,7 +123,13 @@ def test_ollamas_template_says_what_the_models_own_does(name: str, tmp_path: Pat
 
 
 def test_a_modelfile_holds_what_ollama_needs(tmp_path: Path):
-    text = modelfile("m-q8_0.gguf", load_tokenizer(write_standin(tmp_path, "smollm2")), system='Diga """a verdade""".', context=8192, licence="Apache-2.0")
+    text = modelfile(
+        "m-q8_0.gguf",
+        load_tokenizer(write_standin(tmp_path, "smollm2")),
+        system='Diga """a verdade""".',
+        context=8192,
+        licence="Apache-2.0",
+    )
     assert text.startswith('FROM ./m-q8_0.gguf\nTEMPLATE """')
     assert "SYSTEM \"\"\"Diga '''a verdade'''.\"\"\"" in text
     for line in ("PARAMETER num_ctx 8192", 'PARAMETER stop "<|im_end|>"', 'LICENSE """Apache-2.0"""'):
@@ -110,7 +137,9 @@ def test_a_modelfile_holds_what_ollama_needs(tmp_path: Path):
 
 
 def test_a_template_that_drops_a_message_has_no_modelfile(tmp_path: Path):
-    tokenizer = load_tokenizer(write_standin(tmp_path, "smollm2", template="{% for m in messages %}{{ m['role'] }}{% endfor %}"))
+    tokenizer = load_tokenizer(
+        write_standin(tmp_path, "smollm2", template="{% for m in messages %}{{ m['role'] }}{% endfor %}")
+    )
     with pytest.raises(ModelError, match="moves or drops a message"):
         go_template(tokenizer)
 
@@ -119,7 +148,10 @@ def test_a_llamas_card_carries_its_name_and_notice():
     card = model_card("noesis-philosopher-v1", "meta-llama/Llama-3.1-8B-Instruct", "see the model's page", MANIFEST)
     assert "# Llama-noesis-philosopher-v1" in card
     assert "Built with Llama." in card
-    assert "Llama 3.1 is licensed under the Llama 3.1 Community License, Copyright © Meta Platforms, Inc. All Rights Reserved." in card
+    assert (
+        "Llama 3.1 is licensed under the Llama 3.1 Community License, Copyright © Meta Platforms, Inc. All Rights Reserved."
+        in card
+    )
     assert "license: llama3.1" in card
     assert "| preference accuracy | 0.20 → 0.50 [0.25, 0.75] on 13 held-out examples |" in card
     assert "UNDECIDED: no judge is seated" in card
@@ -132,7 +164,10 @@ def test_a_llamas_card_carries_its_name_and_notice():
 
 def test_a_trials_intervals_are_on_the_card():
     figures = {"mean": 0.71, "interval_95": [0.62, 0.8]}
-    trial = {"court": {"verdict": "CONDITIONAL", "reason": "the interval reaches below 0.7"}, "models": {"tuned": {"all": {"mean": figures, "dike": figures}}}}
+    trial = {
+        "court": {"verdict": "CONDITIONAL", "reason": "the interval reaches below 0.7"},
+        "models": {"tuned": {"all": {"mean": figures, "dike": figures}}},
+    }
     manifest = MANIFEST | {"stages": MANIFEST["stages"] | {"trial": {"status": "done", "result": trial}}}
     card = model_card("noesis", "smollm2", "Apache-2.0", manifest)
     assert "CONDITIONAL: the interval reaches below 0.7" in card

@@ -51,7 +51,11 @@ WORDS_OF_A_REVISION = [
 
 
 def prompt_row(i: int, **more) -> dict:
-    return {"id": f"p{i}", "language": "en", "prompt": f"In {PLACES[i % 6]} my cousin and I argue about {TOPICS[i % 6]}; who is right, number {i}?"} | more
+    return {
+        "id": f"p{i}",
+        "language": "en",
+        "prompt": f"In {PLACES[i % 6]} my cousin and I argue about {TOPICS[i % 6]}; who is right, number {i}?",
+    } | more
 
 
 def step(asked: Asked) -> str:
@@ -59,7 +63,9 @@ def step(asked: Asked) -> str:
     first = asked.body["messages"][0]
     if first["role"] != "system":
         return "initial"
-    return "critique" if "write a critique" in first["content"] or "escreve a crítica" in first["content"] else "revision"
+    return (
+        "critique" if "write a critique" in first["content"] or "escreve a crítica" in first["content"] else "revision"
+    )
 
 
 def subject(asked: Asked) -> tuple[str, str, int]:
@@ -74,10 +80,16 @@ def good(asked: Asked) -> str:
     if step(asked) == "critique":
         return f'The words "everybody in {place} knows that" claim what nobody counted, and the cousin, who is not here, is judged unheard.'
     again = "once more" in asked.user.rsplit("<<<CRITIQUE", 1)[0]  # a second round mends what the first one wrote
-    return (WORDS_OF_A_REVISION[i % 6] + f" {i}.") if again else f"Said once more about {topic}: {WORDS_OF_A_REVISION[(i + 1) % 6]}"
+    return (
+        (WORDS_OF_A_REVISION[i % 6] + f" {i}.")
+        if again
+        else f"Said once more about {topic}: {WORDS_OF_A_REVISION[(i + 1) % 6]}"
+    )
 
 
-def spoiled(what: str, reply: str | Raw, when: Callable[[Asked], bool] = lambda asked: True) -> Callable[[Asked], str | Raw]:
+def spoiled(
+    what: str, reply: str | Raw, when: Callable[[Asked], bool] = lambda asked: True
+) -> Callable[[Asked], str | Raw]:
     """Good, but for one step."""
     return lambda asked: reply if step(asked) == what and when(asked) else good(asked)
 
@@ -115,13 +127,21 @@ def test_good_models_give_examples_that_the_gate_lets_pass(project: Path, tmp_pa
         assert row["generated"] is True
         assert len(row["principles"]) == 2
         assert row["response_initial"].startswith("Your cousin is wrong")
-        assert [s["step"] for s in row["lineage"]["steps"]] == ["initial", "critique", "revision", "critique", "revision"]
+        assert [s["step"] for s in row["lineage"]["steps"]] == [
+            "initial",
+            "critique",
+            "revision",
+            "critique",
+            "revision",
+        ]
         assert len({s["seed"] for s in row["lineage"]["steps"]}) == 5
     assert sum(f["drawn"] for f in report["by_principle"].values()) == 12
     assert all(f["rate"] == 1.0 for f in report["by_principle"].values())
     assert server.most_at_once > 1
     trace = lines(next((out / "shards").glob("*.jsonl")))[0]["trace"]
-    assert trace[1]["messages"][0][0] == "system" and len(trace[1]["messages"]) == 2 + 2 * 2  # system, two examples, the request
+    assert (
+        trace[1]["messages"][0][0] == "system" and len(trace[1]["messages"]) == 2 + 2 * 2
+    )  # system, two examples, the request
 
 
 @pytest.mark.parametrize(
@@ -129,12 +149,17 @@ def test_good_models_give_examples_that_the_gate_lets_pass(project: Path, tmp_pa
     [
         ("", "critique: empty"),
         ("I'm sorry, but I can't help with that request.", "critique: refusal"),
-        ("A resposta não diz por que a pessoa está certa, e isso não é o que se pede dela quando há dúvida sobre o que aconteceu.", "critique: other language"),
+        (
+            "A resposta não diz por que a pessoa está certa, e isso não é o que se pede dela quando há dúvida sobre o que aconteceu.",
+            "critique: other language",
+        ),
         ("It claims too much here. " * 20, "critique: loops"),
         (Raw(text="The answer claims and claims and", headers=(("X-Finish", "length"),)), "critique: cut off"),
     ],
 )
-def test_a_bad_critic_is_retried_counted_and_listed(project: Path, tmp_path: Path, prompts, reply: str | Raw, reason: str):
+def test_a_bad_critic_is_retried_counted_and_listed(
+    project: Path, tmp_path: Path, prompts, reply: str | Raw, reason: str
+):
     out = tmp_path / "out"
     with JudgeServer(spoiled("critique", reply, lambda asked: subject(asked)[2] == 1)) as server:
         report = revise(Project(project), ask(server, prompts([prompt_row(i) for i in range(3)]), out))
@@ -167,9 +192,18 @@ def test_a_second_attempt_with_another_seed_makes_good(project: Path, tmp_path: 
             'The words "everybody in Leeds knows that" claim what nobody counted, and the cousin, who is not here, is judged unheard by all of us.',
             "copies the critique",
         ),
-        ("Following the critique, I would say that I cannot know who is right until your cousin has told me what happened too.", "speaks of the critique"),
-        ("I can't tell from here who is right; ask your cousin what happened first, and tell me then what they said 😀", "emojis"),
-        ("Your cousin is wrong about a borrowed ladder, everybody in Leeds knows that, so do not worry and carry on as you like.", "says the same as before"),
+        (
+            "Following the critique, I would say that I cannot know who is right until your cousin has told me what happened too.",
+            "speaks of the critique",
+        ),
+        (
+            "I can't tell from here who is right; ask your cousin what happened first, and tell me then what they said 😀",
+            "emojis",
+        ),
+        (
+            "Your cousin is wrong about a borrowed ladder, everybody in Leeds knows that, so do not worry and carry on as you like.",
+            "says the same as before",
+        ),
         ("Ask your cousin.", "empty"),
     ],
 )
@@ -202,9 +236,22 @@ def test_work_goes_on_where_a_dead_endpoint_ended_it(project: Path, tmp_path: Pa
 def test_a_killed_command_goes_on(project: Path, tmp_path: Path, prompts, number: signal.Signals, code: int):
     rows, out = prompts([prompt_row(i) for i in range(70)]), tmp_path / "out"
     with JudgeServer(lambda asked: Raw(text=good(asked), wait=0.02)) as server:
-        command = ["constitution", "revise", "--model", f"openai:{server.url}:scripted", "--prompts", str(rows), "--out", str(out), "--project", str(project)]
+        command = [
+            "constitution",
+            "revise",
+            "--model",
+            f"openai:{server.url}:scripted",
+            "--prompts",
+            str(rows),
+            "--out",
+            str(out),
+            "--project",
+            str(project),
+        ]
         environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-        process = subprocess.Popen([sys.executable, "-m", "noesis", *command], env=environment, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "noesis", *command], env=environment, stdout=subprocess.DEVNULL
+        )
         while len(server.requests) < 130:
             assert process.poll() is None
         process.send_signal(number)
@@ -240,7 +287,9 @@ def test_nothing_is_written_among_the_hand_written(project: Path, prompts):
 def test_the_cap_stops_before_it_is_passed(project: Path, tmp_path: Path, prompts):
     config = project / "data/training/training_config.yaml"
     text = config.read_text(encoding="utf-8")
-    config.write_text(text.replace("prices: {}", "prices: {scripted: {prompt: 1.0, completion: 10.0}}", 1), encoding="utf-8")
+    config.write_text(
+        text.replace("prices: {}", "prices: {scripted: {prompt: 1.0, completion: 10.0}}", 1), encoding="utf-8"
+    )
     assert config.read_text(encoding="utf-8") != text
     rows, out = prompts([prompt_row(i) for i in range(6)]), tmp_path / "out"
     with JudgeServer(good) as server:
@@ -256,7 +305,10 @@ def test_the_cap_stops_before_it_is_passed(project: Path, tmp_path: Path, prompt
 
 def test_an_unfit_court_is_not_heard(project: Path, tmp_path: Path, prompts):
     with JudgeServer(good) as server:
-        report = revise(Project(project), ask(server, prompts([prompt_row(0)]), tmp_path / "out", judges=(f"openai:{server.url}:judge",)))
+        report = revise(
+            Project(project),
+            ask(server, prompts([prompt_row(0)]), tmp_path / "out", judges=(f"openai:{server.url}:judge",)),
+        )
     assert report["court"].startswith("not heard: judge not fit: judge was calibrated never")
     assert all("JSON" not in asked.user for asked in server.requests)
 
@@ -264,7 +316,10 @@ def test_an_unfit_court_is_not_heard(project: Path, tmp_path: Path, prompts):
 def test_questions_of_the_tribunal_are_not_asked(project: Path, tmp_path: Path, prompts):
     question = lines(ROOT / "data/tribunal/prompts/maieutics.jsonl")[1]
     with JudgeServer(good) as server:
-        report = revise(Project(project), ask(server, prompts([prompt_row(0), prompt_row(1, prompt=question["prompt"])]), tmp_path / "out"))
+        report = revise(
+            Project(project),
+            ask(server, prompts([prompt_row(0), prompt_row(1, prompt=question["prompt"])]), tmp_path / "out"),
+        )
     assert report["kept"] == 1
     assert report["left_out"] == {"asks what the Tribunal asks": 1}
     assert all(question["prompt"] not in asked.user for asked in server.requests)
@@ -294,7 +349,16 @@ def test_a_spec_that_is_none_is_told_with_its_option():
 
 def test_the_gate_refuses_generated_rows_among_the_hand_written(project: Path, record: dict):
     folder = project / "data/training/philosophical"
-    lineage = {"method": "m", "model": "x", "critic": "y", "source": "s", "constitution_sha256": "0", "seed": 1, "settings": {}, "steps": []}
+    lineage = {
+        "method": "m",
+        "model": "x",
+        "critic": "y",
+        "source": "s",
+        "constitution_sha256": "0",
+        "seed": 1,
+        "settings": {},
+        "steps": [],
+    }
     row = record | {"generated": True, "lineage": lineage}
     rules = Rules(tuple(sorted(CONSTITUTION.value_ids)), CONSTITUTION.principle_ids, ())
     assert check_line(json.dumps(row).encode(), rules)[0] is not None
@@ -309,8 +373,12 @@ def test_the_gate_refuses_generated_rows_among_the_hand_written(project: Path, r
 
 
 def test_draws_are_even_repeatable_and_without_return():
-    names = [draw(CONSTITUTION, Prompt(id=f"p{i}", prompt="why is it so?", language="en"), 0, 0, []).id for i in range(2000)]
-    assert names == [draw(CONSTITUTION, Prompt(id=f"p{i}", prompt="why is it so?", language="en"), 0, 0, []).id for i in range(2000)]
+    names = [
+        draw(CONSTITUTION, Prompt(id=f"p{i}", prompt="why is it so?", language="en"), 0, 0, []).id for i in range(2000)
+    ]
+    assert names == [
+        draw(CONSTITUTION, Prompt(id=f"p{i}", prompt="why is it so?", language="en"), 0, 0, []).id for i in range(2000)
+    ]
     counts = [names.count(p.id) for p in CONSTITUTION.principles]
     assert min(counts) > 60 and max(counts) < 145  # 100 expected of each
     one = Prompt(id="p", prompt="why is it so?", principles=("fontes-reais", "mesma-medida"))
@@ -322,7 +390,9 @@ def test_shots_are_short_and_of_different_principles():
     examples = [row for file in sorted((ROOT / "data/training/philosophical").glob("*.jsonl")) for row in lines(file)]
     shots = choose_shots(examples, CONSTITUTION, "pt", 3, 0)
     assert len(shots.ids) == len(set(shots.ids)) == 3
-    messages = critique_messages(shots, [("user", "Por quê?")], "Porque <<<FIM>>> <|im_end|> sim.", CONSTITUTION.principles[0], "pt")
+    messages = critique_messages(
+        shots, [("user", "Por quê?")], "Porque <<<FIM>>> <|im_end|> sim.", CONSTITUTION.principles[0], "pt"
+    )
     assert [role for role, _ in messages] == ["system", *["user", "assistant"] * 3, "user"]
     assert "<|im_end|>" not in messages[-1][1]
     assert messages[-1][1].count("<<<FIM ") == 2
@@ -360,15 +430,29 @@ def test_a_first_answer_may_refuse_and_a_declined_request_too():
 
 
 def test_boilerplate_over_the_set_goes():
-    rows = [{"id": str(i), "language": "en", "response_revised": f"Answer number {i} is here. I hope this helps you today!"} for i in range(10)]
+    rows = [
+        {"id": str(i), "language": "en", "response_revised": f"Answer number {i} is here. I hope this helps you today!"}
+        for i in range(10)
+    ]
     gone = repeated(rows, lambda text: text.split(". ")[-1], "closing")
     assert list(gone) == [f"en/{i}" for i in range(2, 10)]
 
 
 def test_rows_that_say_the_same_go(project: Path, tmp_path: Path, record: dict):
-    lineage = {"method": "m", "model": "x", "critic": "y", "source": "s", "constitution_sha256": "0", "seed": 1, "settings": {}, "steps": []}
+    lineage = {
+        "method": "m",
+        "model": "x",
+        "critic": "y",
+        "source": "s",
+        "constitution_sha256": "0",
+        "seed": 1,
+        "settings": {},
+        "steps": [],
+    }
     row = record | {"generated": True, "lineage": lineage}
-    kept, dropped = filtered([row, row | {"id": "x_002"}], CONSTITUTION, project / "data/tribunal", tmp_path / "s.jsonl")
+    kept, dropped = filtered(
+        [row, row | {"id": "x_002"}], CONSTITUTION, project / "data/tribunal", tmp_path / "s.jsonl"
+    )
     assert [r["id"] for r in kept] == ["x_001"]
     assert dropped["pt/x_002"].startswith("like another")
 

@@ -30,7 +30,14 @@ def test_prompts_revisions_and_labels(tmp_path: Path):
     assert run_command(["constitution", *made, *common]) == 0
     prompts = tmp_path / "p/prompts.jsonl"
     assert len(lines(prompts)) + len(lines(tmp_path / "p/left_out.jsonl")) == 2
-    rows = [{"id": f"x{i}", "language": "en", "prompt": f"Is it fair that the oldest of {i + 3} sisters decides for all of them?"} for i in range(2)]
+    rows = [
+        {
+            "id": f"x{i}",
+            "language": "en",
+            "prompt": f"Is it fair that the oldest of {i + 3} sisters decides for all of them?",
+        }
+        for i in range(2)
+    ]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     revised = [
         "revise",
@@ -51,11 +58,26 @@ def test_prompts_revisions_and_labels(tmp_path: Path):
     examples, left_out = lines(tmp_path / "r/examples.jsonl"), lines(tmp_path / "r/left_out.jsonl")
     assert len(examples) + len(left_out) == 2
     if examples:
-        assert validate([tmp_path / "r/examples.jsonl"], load_constitution(ROOT / "data/constitution.yaml"), (), whole=False).total("error") == 0
+        assert (
+            validate(
+                [tmp_path / "r/examples.jsonl"], load_constitution(ROOT / "data/constitution.yaml"), (), whole=False
+            ).total("error")
+            == 0
+        )
     steps = [t for shard in (tmp_path / "r/shards").glob("*.jsonl") for row in lines(shard) for t in row["trace"]]
     assert "initial" in {t["step"] for t in steps}
     pairs = ROOT / "data/training/philosophical_en/maieutica.jsonl"
-    labels = ["prefer", "--critic", "torch:smollm2", "--pairs", str(pairs), "--count", "1", "--out", str(tmp_path / "l")]
+    labels = [
+        "prefer",
+        "--critic",
+        "torch:smollm2",
+        "--pairs",
+        str(pairs),
+        "--count",
+        "1",
+        "--out",
+        str(tmp_path / "l"),
+    ]
     assert run_command(["constitution", *labels, *common]) == 0
     assert all(0.5 <= row["p_chosen"] <= 1 and row["generated"] for row in lines(tmp_path / "l/pairs.jsonl"))
 

@@ -80,7 +80,11 @@ def test_fresh_archives_an_equal_run(tmp_path: Path):
 
 
 def test_a_second_process_is_refused_and_told_who_holds_it(tmp_path: Path):
-    with Run(tmp_path, {}).locked(), pytest.raises(RunError, match=f"process {os.getpid()}"), Run(tmp_path, {}).locked():
+    with (
+        Run(tmp_path, {}).locked(),
+        pytest.raises(RunError, match=f"process {os.getpid()}"),
+        Run(tmp_path, {}).locked(),
+    ):
         pass
     with Run(tmp_path, {}).locked():
         assert (tmp_path / ".holder").is_file()  # free again, and held by the new owner
@@ -135,5 +139,7 @@ def test_a_full_disk_is_one_message_with_a_remedy():
 
 def test_space_is_asked_for_before_work_begins(tmp_path: Path):
     require_space(tmp_path, 1000, "a little")
-    with pytest.raises(NoesisError, match=r"the model needs 1000000\.0 TB and .* has .* free: make room with  noesis clean"):
+    with pytest.raises(
+        NoesisError, match=r"the model needs 1000000\.0 TB and .* has .* free: make room with  noesis clean"
+    ):
         require_space(tmp_path, 1e18, "the model")

@@ -39,10 +39,21 @@ def run(tmp_path: Path) -> Path:
     (folder / "gguf").mkdir()
     shutil.copyfile(ROOT / "data" / "constitution.yaml", folder / "data" / "constitution.yaml")
     file = write_reciter(folder / "gguf" / f"{NAME}-f16.gguf", ANSWER)
-    (folder / "config.json").write_text(json.dumps(load_config(Project(ROOT), {"training.model": "someone/else"}).model_dump(mode="json")), encoding="utf-8")
+    (folder / "config.json").write_text(
+        json.dumps(load_config(Project(ROOT), {"training.model": "someone/else"}).model_dump(mode="json")),
+        encoding="utf-8",
+    )
     outputs = {f"gguf/{file.name}": {"bytes": file.stat().st_size, "sha256": sha256_file(file)}}
-    stage = {"status": "done", "result": {"files": {"f16": {"passed": True}, "q8_0": {"passed": False}}}, "outputs": outputs}
-    manifest = {"output_name": NAME, "identity": {"base_model": "someone/else", "revision": None}, "stages": {"gguf": stage}}
+    stage = {
+        "status": "done",
+        "result": {"files": {"f16": {"passed": True}, "q8_0": {"passed": False}}},
+        "outputs": outputs,
+    }
+    manifest = {
+        "output_name": NAME,
+        "identity": {"base_model": "someone/else", "revision": None},
+        "stages": {"gguf": stage},
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return folder
 
@@ -73,22 +84,38 @@ def test_base_and_adapter_are_preferred_where_the_adapter_was_certified(run: Pat
     files = files_of(load_run(run), base=base)
     assert (files.tuned, files.base, files.adapter) == (None, base, adapter)
     assert files_of(load_run(run), base=base, quant="f16").tuned is not None
-    assert files_of(load_run(run)).tuned is not None and "--base" in capsys.readouterr().out  # without the base the adapter is of no use
+    assert (
+        files_of(load_run(run)).tuned is not None and "--base" in capsys.readouterr().out
+    )  # without the base the adapter is of no use
 
 
 def environment(tmp_path: Path) -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT / "src"), "NOESIS_API_KEY": KEY, "NOESIS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    return os.environ | {
+        "PYTHONPATH": str(ROOT / "src"),
+        "NOESIS_API_KEY": KEY,
+        "NOESIS_CACHE": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 def noesis(tmp_path: Path, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "noesis", *arguments], capture_output=True, text=True, input=stdin, timeout=60, env=environment(tmp_path))
+    return subprocess.run(
+        [sys.executable, "-m", "noesis", *arguments],
+        capture_output=True,
+        text=True,
+        input=stdin,
+        timeout=60,
+        env=environment(tmp_path),
+    )
 
 
 @contextmanager
 def served(tmp_path: Path, run: Path, *more: str):
     """`noesis serve` as a process; its base URL and what it printed."""
     command = [sys.executable, "-m", "noesis", "serve", str(run), "--port", "0", *more]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(tmp_path))
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(tmp_path)
+    )
     lines = []
     try:
         for line in process.stdout:
@@ -116,8 +143,24 @@ def test_the_commands(run: Path, tmp_path: Path):
             proved = noesis(tmp_path, "connect", str(run), "--probe", "--base-url", address, "--base", str(base))
             assert proved.returncode == 0, proved.stderr
             assert "is the model of" in proved.stdout
-        other = noesis(tmp_path, "connect", str(run), "--probe", "--base-url", url, "--base", str(base), "--model", "noesis-base", "--json")
-        assert other.returncode == 1 and "does not answer as the model" in other.stderr and json.loads(other.stdout)["same"] is False
+        other = noesis(
+            tmp_path,
+            "connect",
+            str(run),
+            "--probe",
+            "--base-url",
+            url,
+            "--base",
+            str(base),
+            "--model",
+            "noesis-base",
+            "--json",
+        )
+        assert (
+            other.returncode == 1
+            and "does not answer as the model" in other.stderr
+            and json.loads(other.stdout)["same"] is False
+        )
     gone = noesis(tmp_path, "connect", str(run), "--probe", "--base-url", url)
     assert gone.returncode == 1 and "can't be reached" in gone.stderr and "Traceback" not in gone.stderr
     for arguments, code in (
@@ -147,7 +190,12 @@ def test_ctrl_c_in_a_real_terminal(run: Path, tmp_path: Path):
 
     file = run / "gguf" / f"{NAME}-f16.gguf"
     write_reciter(file, [f" word{i}" for i in range(40)], forever=True)
-    change(run, lambda stage: stage.update(outputs={f"gguf/{file.name}": {"bytes": file.stat().st_size, "sha256": sha256_file(file)}}))
+    change(
+        run,
+        lambda stage: stage.update(
+            outputs={f"gguf/{file.name}": {"bytes": file.stat().st_size, "sha256": sha256_file(file)}}
+        ),
+    )
     command = [sys.executable, "-m", "noesis", "chat", str(run), "--max-tokens", "2048"]
     process, screen = pty.fork()
     if process == 0:
@@ -183,7 +231,11 @@ def test_base_and_tuned_of_one_file_in_the_chat(tmp_path: Path):
     answer = from_clients(client, lambda: client, max_tokens=40, temperature=0.0, scales=True)
     shown: list[str] = []
     messages = [{"role": "user", "content": "Hello"}]
-    assert [answer(messages, of_base, shown.append) for of_base in (False, True, False)] == ["tuned speech", "plain words", "tuned speech"]
+    assert [answer(messages, of_base, shown.append) for of_base in (False, True, False)] == [
+        "tuned speech",
+        "plain words",
+        "tuned speech",
+    ]
     assert "".join(shown) == "tuned speechplain wordstuned speech"
     client.close()
     assert backend.stop(5.0)
@@ -237,7 +289,10 @@ def test_hostile_answers_do_not_command_the_terminal(capsys):
 
 
 def test_long_conversations_keep_the_system_prompt_and_the_end():
-    history = [{"role": "system", "content": "s"}, *[{"role": "user", "content": f"{i} " + "x" * 1000} for i in range(30)]]
+    history = [
+        {"role": "system", "content": "s"},
+        *[{"role": "user", "content": f"{i} " + "x" * 1000} for i in range(30)],
+    ]
     kept = fitting(history, 400)
     assert kept[0] == history[0] and kept[-1] == history[-1] and 1 < len(kept) < 10
 
@@ -268,7 +323,12 @@ def test_a_judge_is_heard_on_one_answer(run: Path, tmp_path: Path, monkeypatch: 
 
     def heard(part) -> dict:
         with JudgeServer(part) as server:
-            bar = Bar(load_run(run), Project(ROOT), load_constitution(run / "data" / "constitution.yaml"), [f"openai:{server.url}:scripted"])
+            bar = Bar(
+                load_run(run),
+                Project(ROOT),
+                load_constitution(run / "data" / "constitution.yaml"),
+                [f"openai:{server.url}:scripted"],
+            )
 
             async def hear() -> dict:
                 try:
@@ -294,7 +354,9 @@ def test_what_is_printed_can_be_used_and_no_value_breaks_out(target: str, tmp_pa
     if target == "python":
         assert compile(text, "x", "exec") and repr(evil) in text
         return
-    script = text + '\nprintf %s "$NOESIS_API_KEY"' if target == "env" else "docker() { printf '%s\\n' \"$@\"; }\n" + text
+    script = (
+        text + '\nprintf %s "$NOESIS_API_KEY"' if target == "env" else "docker() { printf '%s\\n' \"$@\"; }\n" + text
+    )
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=20)
     assert evil in done.stdout and not list(tmp_path.iterdir()), done.stderr
     if target == "docker":
@@ -338,8 +400,19 @@ def test_the_example_for_modal_says_what_vllm_is_started_with(tmp_path: Path):
     (tmp_path / "epoch_2").mkdir()
     (tmp_path / "epoch_10").mkdir()
     code = f"import pathlib, modal_serve as m; print(m.command('merged')); print(m.command('adapter', pathlib.Path({str(tmp_path)!r}))); print(m.app.name)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "examples", timeout=60, env=os.environ | {"PYTHONPATH": "."})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT / "examples",
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": "."},
+    )
     assert done.returncode == 0, done.stderr
     merged, adapter, name = done.stdout.splitlines()
-    assert "--served-model-name', 'noesis'" in merged and f"noesis={tmp_path}/epoch_10" in adapter and name == "noesis-serve"
+    assert (
+        "--served-model-name', 'noesis'" in merged
+        and f"noesis={tmp_path}/epoch_10" in adapter
+        and name == "noesis-serve"
+    )
     assert "NOESIS_API_KEY" not in merged + adapter

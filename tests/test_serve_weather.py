@@ -21,7 +21,9 @@ from noesis.serve.protocol import Limits
 from running_server import KEY, Client, endless, reciters, running
 
 LONG = 6000  # tokens: seconds for the tiny model
-LIMITS = Limits(parallel=2, context=8000, max_tokens=LONG, body_bytes=1_000_000, idle_s=1.0, body_s=1.0, connections=100)
+LIMITS = Limits(
+    parallel=2, context=8000, max_tokens=LONG, body_bytes=1_000_000, idle_s=1.0, body_s=1.0, connections=100
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,11 @@ def test_clients_that_vanish_in_mid_stream_free_their_places(server: Client):
 def test_requests_above_the_limit_are_asked_to_come_again(server: Client):
     socks = [server.begin_stream(LONG) for _ in range(LIMITS.parallel)]
     refused = server.chat(max_tokens=3)
-    assert (refused.status_code, refused.headers["retry-after"], refused.json()["error"]["type"]) == (429, "1", "rate_limit_error")
+    assert (refused.status_code, refused.headers["retry-after"], refused.json()["error"]["type"]) == (
+        429,
+        "1",
+        "rate_limit_error",
+    )
     for sock in socks:
         sock.close()
     until(lambda: idle(server))
@@ -79,7 +85,12 @@ def test_a_body_of_100_mb_is_refused_without_being_read(server: Client):
     assert sent < 60_000_000
     sock.close()
     assert psutil.Process().memory_info().rss - before < 50_000_000
-    assert server.http.post("/v1/chat/completions", content=b"\x1f\x8b" + b"0" * 100, headers={"Content-Encoding": "gzip"}).status_code == 415
+    assert (
+        server.http.post(
+            "/v1/chat/completions", content=b"\x1f\x8b" + b"0" * 100, headers={"Content-Encoding": "gzip"}
+        ).status_code
+        == 415
+    )
 
 
 def test_a_thousand_connections(server: Client):
@@ -112,7 +123,9 @@ def test_connections_that_say_nothing_or_too_slowly_are_closed(server: Client):
         sock = server.raw(beginning)
         sock.settimeout(8)
         assert sock.recv(10) == b""
-    slow = server.raw(f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 50\r\n\r\n{{".encode())
+    slow = server.raw(
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 50\r\n\r\n{{".encode()
+    )
     assert slow.recv(100).startswith(b"HTTP/1.1 408")
     slow.close()
 
@@ -173,7 +186,12 @@ print("stopped", flush=True)
 def test_signals(tmp_path: Path, first: int, again: bool):
     """One signal: what is under way is finished. A second one: it is cut short. Both end with 0 and in time."""
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(endless(tmp_path).tuned), KEY], stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(endless(tmp_path).tuned), KEY],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
     try:
         assert "loading" in process.stdout.readline()
         port = int(process.stdout.readline())

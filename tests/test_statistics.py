@@ -53,7 +53,9 @@ def test_mcnemar(lost: int, won: int):
 def test_sign_flips_exact_and_drawn():
     few, many = RNG.normal(0.3, 1, 12), RNG.normal(0.15, 1, 80)
     for values, tolerance in ((few, 1e-12), (many, 0.02)):
-        reference = stats.permutation_test((values,), np.mean, permutation_type="samples", n_resamples=np.inf if len(values) < 13 else 20_000, rng=0)
+        reference = stats.permutation_test(
+            (values,), np.mean, permutation_type="samples", n_resamples=np.inf if len(values) < 13 else 20_000, rng=0
+        )
         assert sign_flip(values) == pytest.approx(reference.pvalue, abs=tolerance)
     assert sign_flip(np.zeros(5)) == 1.0
 
@@ -91,7 +93,8 @@ def test_wilson_and_rogan_gladen_cover_at_their_rates():
     passed = rng.binomial(n, prevalence * se + (1 - prevalence) * (1 - sp), 2000)
     good, bad = rng.binomial(m, se, 2000), rng.binomial(m, sp, 2000)
     covered = [
-        (found := rogan_gladen(int(k), n, (int(g), m), (int(b), m))) is not None and found[1][0] <= prevalence <= found[1][1]
+        (found := rogan_gladen(int(k), n, (int(g), m), (int(b), m))) is not None
+        and found[1][0] <= prevalence <= found[1][1]
         for k, g, b in zip(passed, good, bad, strict=True)
     ]
     assert 0.93 <= np.mean(covered) <= 0.99
@@ -143,9 +146,10 @@ def test_prompts_needed_is_the_textbook_number():
 
 
 def opinions(scores: list[float]) -> tuple[list[Opinion], list[str]]:
-    return [Opinion(f"p{i}", dict.fromkeys(("veritas", "sophia", "dike"), (x, x)), (x, x), (), ()) for i, x in enumerate(scores)], [
-        f"p{i}" for i in range(len(scores))
-    ]
+    return [
+        Opinion(f"p{i}", dict.fromkeys(("veritas", "sophia", "dike"), (x, x)), (x, x), (), ())
+        for i, x in enumerate(scores)
+    ], [f"p{i}" for i in range(len(scores))]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +186,10 @@ def test_forgetting_bars_approval():
 
 def test_a_floor_on_both_sides_is_undecided():
     found, clusters = opinions([0.8] * 30)
-    low = [Opinion(o.case, o.judges | {"dike": (x, x)}, (0.8, 0.8), (), ()) for o, x in zip(found, [0.3, 0.6, 0.6] * 10, strict=True)]
+    low = [
+        Opinion(o.case, o.judges | {"dike": (x, x)}, (0.8, 0.8), (), ())
+        for o, x in zip(found, [0.3, 0.6, 0.6] * 10, strict=True)
+    ]
     ruling, _ = rule(low, clusters, SECTION)
     assert ruling.verdict == UNDECIDED
     assert "Dikē" in ruling.reason

@@ -70,7 +70,12 @@ def test_imports_point_down():
         for name in imports(file):
             if name.startswith("noesis."):
                 other = name.split(".")[1]
-                if other != own and other in level and level[other] >= level[own] and not (level[other] == level[own] == 1):
+                if (
+                    other != own
+                    and other in level
+                    and level[other] >= level[own]
+                    and not (level[other] == level[own] == 1)
+                ):
                     wrong.append(f"{file.relative_to(SRC)} imports {name}")
         assert own in level, f"{own} has no layer"
     assert wrong == []
@@ -93,7 +98,10 @@ def test_help_and_data_commands_load_nothing_heavy():
     for arguments, banned in (
         (["--help"], {"torch", "transformers", "pydantic", "datasets", "rich.console"}),
         (["data", "validate", "--json", "-"], {"torch", "transformers", "datasets"}),
-        (["data", "export", "--out", "unused-because-of-a-wrong-language", "--language", "xx"], {"torch", "transformers"}),
+        (
+            ["data", "export", "--out", "unused-because-of-a-wrong-language", "--language", "xx"],
+            {"torch", "transformers"},
+        ),
     ):
         code = f"import sys; from noesis.cli import run_command; run_command({arguments!r}); print('LOADED', *sorted({banned!r} & set(sys.modules)), file=sys.stderr)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
@@ -107,5 +115,9 @@ def test_constraints_hold_pins_and_nothing_else():
 
 
 def test_no_module_is_long():
-    long = {str(f.relative_to(SRC)): n for f in SRC.rglob("*.py") if (n := len(f.read_text(encoding="utf-8").splitlines())) > 400}
+    long = {
+        str(f.relative_to(SRC)): n
+        for f in SRC.rglob("*.py")
+        if (n := len(f.read_text(encoding="utf-8").splitlines())) > 400
+    }
     assert long == {}

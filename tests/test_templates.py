@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from noesis.constitution.conversation import IGNORED, Encoded, encode, end_of_turn, fold_system, objection, opening, render, takes_system
+from noesis.constitution.conversation import (
+    IGNORED,
+    Encoded,
+    encode,
+    end_of_turn,
+    fold_system,
+    objection,
+    opening,
+    render,
+    takes_system,
+)
 from noesis.constitution.document import load_constitution
 from noesis.constitution.tokenizer import ChatTokenizer, load_tokenizer
 from noesis.errors import ModelError, TrainingError
@@ -57,7 +67,9 @@ def test_the_answer_and_its_end_of_turn_are_trained_and_nothing_else(standin, na
     assert row.input_ids[: -row.trained] == tokenizer(served)["input_ids"]
     assert masked.count(SYSTEM["content"]) == 1
     assert all(masked.count(m["content"]) == 1 for m in [*turns, QUESTION])
-    assert row.input_ids.count(tokenizer.bos_token_id) == (len(messages) + 1 if name == "smollm2" else 0 if name in ("qwen2.5", "qwen3", "phi-3") else 1)
+    assert row.input_ids.count(tokenizer.bos_token_id) == (
+        len(messages) + 1 if name == "smollm2" else 0 if name in ("qwen2.5", "qwen3", "phi-3") else 1
+    )
 
 
 @pytest.mark.parametrize("name", STANDINS)
@@ -79,7 +91,10 @@ def test_answers_at_the_border_are_trained_whole(standin, name: str, answer: str
         return
     row = encode(tokenizer, [SYSTEM, QUESTION], answer, name="x")
     trained = parts(tokenizer, row)[1]
-    assert row.input_ids[: -row.trained] == tokenizer(render(tokenizer, [SYSTEM, QUESTION], add_generation_prompt=True))["input_ids"]
+    assert (
+        row.input_ids[: -row.trained]
+        == tokenizer(render(tokenizer, [SYSTEM, QUESTION], add_generation_prompt=True))["input_ids"]
+    )
     assert trained.removesuffix(STANDINS[name][4]).removeprefix("<think>\n\n</think>").strip() == answer.strip()
 
 
@@ -89,9 +104,16 @@ def test_a_system_prompt_that_a_template_refuses_opens_the_first_user_message(st
     with pytest.raises(ModelError, match="System role not supported"):
         gemma.apply_chat_template([SYSTEM, QUESTION])
     text = render(gemma, [SYSTEM, *EARLIER, QUESTION], add_generation_prompt=True)
-    assert text.startswith("<bos><start_of_turn>user\nVocê é Noesis.\n\nOlá.<end_of_turn>\n<start_of_turn>model\nBom dia.<end_of_turn>\n")
-    dropping = standin("smollm2", "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}")
-    assert render(dropping, [SYSTEM, QUESTION], add_generation_prompt=True) == "<|im_start|>Você é Noesis.\n\nO que é a coragem?<|im_end|>"
+    assert text.startswith(
+        "<bos><start_of_turn>user\nVocê é Noesis.\n\nOlá.<end_of_turn>\n<start_of_turn>model\nBom dia.<end_of_turn>\n"
+    )
+    dropping = standin(
+        "smollm2", "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    assert (
+        render(dropping, [SYSTEM, QUESTION], add_generation_prompt=True)
+        == "<|im_start|>Você é Noesis.\n\nO que é a coragem?<|im_end|>"
+    )
 
 
 def test_mistral_keeps_the_system_prompt_where_it_is_served(standin):
@@ -104,7 +126,11 @@ def test_mistral_keeps_the_system_prompt_where_it_is_served(standin):
 
 
 def test_what_follows_the_end_of_turn_is_not_in_the_row(standin):
-    for name, after in (("smollm2", "<|im_end|>\n"), ("gemma-2", "<end_of_turn>\n"), ("phi-3", "<|end|>\n<|endoftext|>")):
+    for name, after in (
+        ("smollm2", "<|im_end|>\n"),
+        ("gemma-2", "<end_of_turn>\n"),
+        ("phi-3", "<|end|>\n<|endoftext|>"),
+    ):
         tokenizer = standin(name)
         assert render(tokenizer, [QUESTION, EARLIER[1]], add_generation_prompt=False).endswith(after)
         assert parts(tokenizer, encode(tokenizer, [QUESTION], ANSWER, name="x"))[1].endswith(ANSWER + STANDINS[name][4])
@@ -122,9 +148,7 @@ def test_a_default_system_prompt_gives_way_to_ours(standin):
 
 
 THINKS_FIRST = CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\n<think>\n'")
-SPACE_LAST = (
-    "{{ bos_token }}{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
-)
+SPACE_LAST = "{{ bos_token }}{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 
 
 @pytest.mark.parametrize(
@@ -142,7 +166,9 @@ SPACE_LAST = (
         ("smollm2", "{{ messages[0].nothing + 1 }}", [QUESTION], ANSWER, "refuses this conversation"),
     ],
 )  # fmt: skip
-def test_what_can_not_be_masked_is_refused_by_name(standin, name: str, template: str | None, messages: list, answer: str, said: str):
+def test_what_can_not_be_masked_is_refused_by_name(
+    standin, name: str, template: str | None, messages: list, answer: str, said: str
+):
     with pytest.raises(TrainingError) as caught:
         encode(standin(name, template), messages, answer, name="x_001 (pt)")
     assert str(caught.value).startswith("row x_001 (pt)")
@@ -157,7 +183,9 @@ def train(tokenizer: ChatTokenizer, record: dict, max_length: int = 4000) -> lis
 def test_training_takes_a_row_that_just_fits_and_refuses_one_token_less(standin, name: str, record: dict):
     (row,) = train(standin(name), record)
     assert train(standin(name), record, len(row.input_ids)) == [row]
-    with pytest.raises(TrainingError, match=rf"row x_001 \(pt\) has {len(row.input_ids)} tokens, more than max_length .* never cut"):
+    with pytest.raises(
+        TrainingError, match=rf"row x_001 \(pt\) has {len(row.input_ids)} tokens, more than max_length .* never cut"
+    ):
         train(standin(name), record, len(row.input_ids) - 1)
 
 
@@ -196,9 +224,13 @@ def test_pieces_join_to_the_text_and_a_split_character_is_whole_in_its_last_toke
 
 
 def test_a_generation_block_in_a_template_is_let_through(standin):
-    marked = CHATML.replace("message['content'] +", "'' }}{% generation %}{{ message['content'] }}{% endgeneration %}{{ '' +")
+    marked = CHATML.replace(
+        "message['content'] +", "'' }}{% generation %}{{ message['content'] }}{% endgeneration %}{{ '' +"
+    )
     assert marked != CHATML
-    assert render(standin("smollm2", marked), [QUESTION], add_generation_prompt=True) == render(standin("smollm2"), [QUESTION], add_generation_prompt=True)
+    assert render(standin("smollm2", marked), [QUESTION], add_generation_prompt=True) == render(
+        standin("smollm2"), [QUESTION], add_generation_prompt=True
+    )
 
 
 @pytest.mark.slow
@@ -210,12 +242,19 @@ def test_our_rendering_and_tokens_equal_those_of_transformers(name: str, tmp_pat
     ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
     record = record | {"turns": EARLIER}
     answer = {"role": "assistant", "content": f"  {ANSWER} \n"}
-    for messages in ([QUESTION], [SYSTEM, QUESTION], opening(CONSTITUTION, record), [*opening(CONSTITUTION, record), answer]):
+    for messages in (
+        [QUESTION],
+        [SYSTEM, QUESTION],
+        opening(CONSTITUTION, record),
+        [*opening(CONSTITUTION, record), answer],
+    ):
         given = fold_system(messages) if name == "gemma-2" and messages[0]["role"] == "system" else messages
         for prompt in (True, False):
             text = render(ours, messages, add_generation_prompt=prompt)
             # the date is fixed here, and can be given to transformers
-            assert text == theirs.apply_chat_template(given, tokenize=False, add_generation_prompt=prompt, date_string="26 Jul 2024")
+            assert text == theirs.apply_chat_template(
+                given, tokenize=False, add_generation_prompt=prompt, date_string="26 Jul 2024"
+            )
             assert ours(text)["input_ids"] == theirs(text, add_special_tokens=False)["input_ids"]
     if name == "gemma-2":
         with pytest.raises(Exception, match="System role not supported"):

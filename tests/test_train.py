@@ -27,7 +27,9 @@ def small(**overrides: object) -> Config:
     return load_config(Project(ROOT), base | overrides)
 
 
-PLAIN = {"lora.quantization.bnb_4bit_quant_type": "fp4"}  # what the engine does not know is trained by transformers' own layers
+PLAIN = {
+    "lora.quantization.bnb_4bit_quant_type": "fp4"
+}  # what the engine does not know is trained by transformers' own layers
 
 
 def records(count: int, record: dict) -> list[dict]:
@@ -35,12 +37,16 @@ def records(count: int, record: dict) -> list[dict]:
 
 
 def rows_of(folder: Path, count: int, record: dict) -> list[Encoded]:
-    return training_rows(records(count, record), load_tokenizer(folder), CONSTITUTION, include_critique=False, max_length=2048)
+    return training_rows(
+        records(count, record), load_tokenizer(folder), CONSTITUTION, include_critique=False, max_length=2048
+    )
 
 
 def test_a_row_that_is_too_long_is_refused_by_name(tiny_tokenizer_folder: Path, record: dict):
     with pytest.raises(TrainingError, match=r"x_001 \(pt\) has \d+ tokens, more than max_length 100"):
-        training_rows([record], load_tokenizer(tiny_tokenizer_folder), CONSTITUTION, include_critique=False, max_length=100)
+        training_rows(
+            [record], load_tokenizer(tiny_tokenizer_folder), CONSTITUTION, include_critique=False, max_length=100
+        )
 
 
 def test_a_plan_counts_tokens_and_refuses_what_does_not_fit(tiny_shape: Path, record: dict):
@@ -57,7 +63,14 @@ def test_a_plan_counts_tokens_and_refuses_what_does_not_fit(tiny_shape: Path, re
 
 def test_smollm2_is_counted_right(tmp_path: Path):
     """Parameters as published: 134,515,008; adapter of rank 64 as PEFT counts it: 19,537,920."""
-    config = {"num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152}
+    config = {
+        "num_hidden_layers": 30,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
     shape = read_shape(tmp_path)
     assert shape.linear_weights + shape.embedding_weights + 61 * 576 == 134_515_008
@@ -66,7 +79,10 @@ def test_smollm2_is_counted_right(tmp_path: Path):
 
 def test_the_demo_trains_at_least_one_epoch_however_slow_the_machine(tiny_shape: Path, record: dict):
     rows = rows_of(tiny_shape, 8, record) * 4000
-    assert choose_for_demo(small(**{"training.demo.train_minutes": 0.0001}), read_shape(tiny_shape), rows, CPU) == (8, 1)
+    assert choose_for_demo(small(**{"training.demo.train_minutes": 0.0001}), read_shape(tiny_shape), rows, CPU) == (
+        8,
+        1,
+    )
     assert choose_for_demo(small(**{"training.demo.train_minutes": 1e9}), read_shape(tiny_shape), rows, CPU) == (64, 3)
 
 
@@ -120,7 +136,9 @@ def train_tiny(tiny_model: Path, folder: Path, record: dict, config: Config, cou
 
     rows = rows_of(tiny_model, count, record)
     plan = make_plan(config, "tiny", read_shape(tiny_model), rows, detect())
-    return train(tiny_model, rows, config, plan, detect(), checkpoints=folder / "checkpoints", metrics=folder / "metrics.jsonl")
+    return train(
+        tiny_model, rows, config, plan, detect(), checkpoints=folder / "checkpoints", metrics=folder / "metrics.jsonl"
+    )
 
 
 @pytest.mark.slow
@@ -133,8 +151,20 @@ def test_training_lowers_the_loss_and_leaves_plain_peft_adapters(tiny_model: Pat
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["epoch_0", "epoch_1", "epoch_2", "resume"]
     metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in metrics] == list(range(1, 10))
-    assert set(metrics[0]) == {"step", "epoch", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "peak_memory_bytes", "usd"}
-    assert metrics[-1]["tokens"] == result["tokens"] == 3 * sum(len(r.input_ids) for r in rows_of(tiny_model, 20, record))
+    assert set(metrics[0]) == {
+        "step",
+        "epoch",
+        "loss",
+        "lr",
+        "grad_norm",
+        "tokens",
+        "tokens_per_s",
+        "peak_memory_bytes",
+        "usd",
+    }
+    assert (
+        metrics[-1]["tokens"] == result["tokens"] == 3 * sum(len(r.input_ids) for r in rows_of(tiny_model, 20, record))
+    )
     adapter = tmp_path / "checkpoints" / "epoch_2"
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), adapter)
     assert {p.dtype.is_floating_point for n, p in model.named_parameters() if "lora_" in n} == {True}
@@ -142,7 +172,9 @@ def test_training_lowers_the_loss_and_leaves_plain_peft_adapters(tiny_model: Pat
 
 
 @pytest.mark.slow
-def test_a_run_stopped_by_ctrl_c_ends_with_the_same_adapter(tiny_model: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_stopped_by_ctrl_c_ends_with_the_same_adapter(
+    tiny_model: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch
+):
     from noesis.train.resumable import Resumable
 
     config = small(**{"training.num_train_epochs": 2, "training.save_every": "1 step"})
@@ -163,11 +195,17 @@ def test_a_run_stopped_by_ctrl_c_ends_with_the_same_adapter(tiny_model: Path, tm
     assert result["steps"] == 6
     name = "checkpoints/epoch_1/adapter_model.safetensors"
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
-    assert (tmp_path / "whole" / "metrics.jsonl").read_text().count("\n") == (tmp_path / "broken" / "metrics.jsonl").read_text().count("\n") == 6
+    assert (
+        (tmp_path / "whole" / "metrics.jsonl").read_text().count("\n")
+        == (tmp_path / "broken" / "metrics.jsonl").read_text().count("\n")
+        == 6
+    )
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_before_it_is_applied(tiny_model: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch):
+def test_a_loss_that_is_not_finite_stops_before_it_is_applied(
+    tiny_model: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch
+):
     import noesis.train.trainer as trainer
 
     real = trainer.answer_loss
@@ -178,7 +216,9 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_applied(tiny_model: Path, 
 
 
 @pytest.mark.slow
-def test_scores_are_log_probabilities_and_the_adapter_can_be_switched_off(tiny_model: Path, tmp_path: Path, record: dict):
+def test_scores_are_log_probabilities_and_the_adapter_can_be_switched_off(
+    tiny_model: Path, tmp_path: Path, record: dict
+):
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -27,7 +27,15 @@ SECTION = TribunalSection(samples=2, concurrency=16)
 
 
 def item(name: str, category: str = "maieutics", **more: object) -> Item:
-    row = {"id": name, "category": category, "language": "en", "split": "dev", "kind": "x", "prompt": f"A question about {name}, please?", "reference": "r"}
+    row = {
+        "id": name,
+        "category": category,
+        "language": "en",
+        "split": "dev",
+        "kind": "x",
+        "prompt": f"A question about {name}, please?",
+        "reference": "r",
+    }
     return Item.model_validate(row | more)
 
 
@@ -58,9 +66,17 @@ def answers_of(quality: dict[str, int]):
             if "about d" in last:
                 texts.append("Four words and done." if who == "base" else "Many more words than were allowed here.")
             elif "about s" in last:
-                texts.append("It is Venus, and quality8 holds." if who == "base" or "s1" in last else "You are right, it is Mars: quality3.")
+                texts.append(
+                    "It is Venus, and quality8 holds."
+                    if who == "base" or "s1" in last
+                    else "You are right, it is Mars: quality3."
+                )
             elif "about h" in last:
-                texts.append("I can't help with that; quality8 though." if "h1" in last else "Gladly, here is how it is done: quality8.")
+                texts.append(
+                    "I can't help with that; quality8 though."
+                    if "h1" in last
+                    else "Gladly, here is how it is done: quality8."
+                )
             else:
                 texts.append(f"A considered answer to {last} with quality{quality[who]} and seed {seed}.")
         return texts
@@ -70,12 +86,26 @@ def answers_of(quality: dict[str, int]):
 
 
 def run_trial(
-    folder: Path, quality: dict[str, int], part: play.Part | None = None, *, unfit: str | None = None, items: list[Item] | None = None, generate=None
+    folder: Path,
+    quality: dict[str, int],
+    part: play.Part | None = None,
+    *,
+    unfit: str | None = None,
+    items: list[Item] | None = None,
+    generate=None,
 ):
     generate = generate or answers_of(quality)
     with play.JudgeServer(part or play.good()) as server, opened(folder / "r.sqlite") as cache:
         client = Endpoint(parse_spec(f"openai:{server.url}:scripted"), SECTION, Spending())
-        heard = hold(items or suite(), CONSTITUTION, generate, Seats(BENCH, [client], cache), SECTION, identity={"base": "b", "tuned": "t"}, seed=7)
+        heard = hold(
+            items or suite(),
+            CONSTITUTION,
+            generate,
+            Seats(BENCH, [client], cache),
+            SECTION,
+            identity={"base": "b", "tuned": "t"},
+            seed=7,
+        )
     return heard, summarise(heard, SECTION, unfit=unfit), generate, server
 
 
@@ -87,11 +117,20 @@ def test_a_better_model_is_approved_and_the_difference_is_paired(tmp_path: Path)
     assert result["difference"]["maieutics"]["mean"]["mean"] == pytest.approx(0.5, abs=0.05)
     assert result["difference"]["all"]["mean"]["p"] < 0.001
     assert result["difference"]["all"]["mean"]["clusters"] == 25  # the pair is one cluster
-    assert result["keyed"] == result["keyed"] | {"lost": 7, "won": 0, "fall": 0.875, "p": pytest.approx(0.0156, abs=1e-4)}
+    assert result["keyed"] == result["keyed"] | {
+        "lost": 7,
+        "won": 0,
+        "fall": 0.875,
+        "p": pytest.approx(0.0156, abs=1e-4),
+    }
     assert result["discipline"]["tuned"]["format"]["rate"] == 0.0
     assert result["sycophancy"]["tuned"]["flipped_by_a_wrong_opinion"]["count"] == 1
     assert result["sycophancy"]["base"]["flipped_by_a_wrong_opinion"]["count"] == 0
-    assert result["refusal"]["tuned"]["harmful_declined"]["rate"] == result["refusal"]["tuned"]["benign_answered"]["rate"] == 1.0
+    assert (
+        result["refusal"]["tuned"]["harmful_declined"]["rate"]
+        == result["refusal"]["tuned"]["benign_answered"]["rate"]
+        == 1.0
+    )
     assert result["calibration"]["tuned"]["brier"] == pytest.approx(0.85**2)  # sounded sure of what can't be known
     assert set(result["models"]["tuned"]["by_language"]) == {"en", "pt"}
     assert len(verdict_rows(heard)) == 2 * 2 * 26
@@ -99,14 +138,20 @@ def test_a_better_model_is_approved_and_the_difference_is_paired(tmp_path: Path)
 
 
 def test_approved_when_nothing_was_forgotten(tmp_path: Path):
-    _, result, _, _ = run_trial(tmp_path, {"base": 4, "tuned": 9}, items=[i for i in suite() if i.category in ("maieutics", "pressure")])
+    _, result, _, _ = run_trial(
+        tmp_path, {"base": 4, "tuned": 9}, items=[i for i in suite() if i.category in ("maieutics", "pressure")]
+    )
     assert result["ruling"]["verdict"] == "APPROVED"
     assert result["keyed"]["fall"] is None
 
 
 def test_an_unfit_judge_decides_nothing(tmp_path: Path):
     _, result, _, _ = run_trial(tmp_path, {"base": 4, "tuned": 9}, unfit="judge not fit (accuracy 0.54 [0.45, 0.63])")
-    assert result["ruling"] == {"verdict": "UNDECIDED", "reason": "judge not fit (accuracy 0.54 [0.45, 0.63])", "more_prompts": None}
+    assert result["ruling"] == {
+        "verdict": "UNDECIDED",
+        "reason": "judge not fit (accuracy 0.54 [0.45, 0.63])",
+        "more_prompts": None,
+    }
     assert result["models"]["tuned"]["all"]["mean"]["mean"] > 0.7  # its figures are shown all the same
 
 
@@ -124,7 +169,9 @@ def test_one_dead_judge_gives_an_interval(tmp_path: Path):
         dike = "Dik" in asked.body["messages"][0]["content"]
         return play.Raw(422) if dike else play.verdict(asked, asked.quality)
 
-    _, result, _, _ = run_trial(tmp_path, {"base": 4, "tuned": 9}, part, items=[i for i in suite() if i.category == "maieutics"])
+    _, result, _, _ = run_trial(
+        tmp_path, {"base": 4, "tuned": 9}, part, items=[i for i in suite() if i.category == "maieutics"]
+    )
     mean = result["models"]["tuned"]["all"]["mean"]
     assert (mean["mean_low"], mean["mean_high"]) == (pytest.approx(0.63, abs=0.03), pytest.approx(0.93, abs=0.03))
     assert result["ruling"]["verdict"] == "UNDECIDED"
@@ -132,7 +179,9 @@ def test_one_dead_judge_gives_an_interval(tmp_path: Path):
 
 
 def test_dialogues_go_on_with_the_models_own_answers(tmp_path: Path):
-    _, _, generate, _ = run_trial(tmp_path, {"base": 5, "tuned": 5}, items=[item("p1", "pressure", turns=["one", "two", "three"]), item("m1")])
+    _, _, generate, _ = run_trial(
+        tmp_path, {"base": 5, "tuned": 5}, items=[item("p1", "pressure", turns=["one", "two", "three"]), item("m1")]
+    )
     rounds = [conversations for who, conversations, _ in generate.calls if who == "tuned"]
     assert [len(c) for c in rounds] == [4, 2, 2]  # two samples of each; then of the dialogue only
     last = rounds[2][0]
@@ -158,7 +207,9 @@ def test_a_stopped_trial_generates_nothing_twice(tmp_path: Path):
 
 
 def test_nothing_said_is_zero_without_asking(tmp_path: Path):
-    _, result, _, server = run_trial(tmp_path, {}, items=[item("m1")], generate=lambda who, cs, seeds: [":" for _ in cs])
+    _, result, _, server = run_trial(
+        tmp_path, {}, items=[item("m1")], generate=lambda who, cs, seeds: [":" for _ in cs]
+    )
     assert server.requests == []
     assert result["models"]["tuned"]["all"]["mean"]["mean"] == 0.0
 
@@ -180,7 +231,16 @@ def write_suite(folder: Path, rows: list[dict]) -> Path:
 
 
 def row(name: str, split: str = "dev", **more: object) -> dict:
-    return {"id": name, "category": "maieutics", "language": "en", "split": split, "kind": "x", "prompt": "What is it?", "reference": "r", **more}
+    return {
+        "id": name,
+        "category": "maieutics",
+        "language": "en",
+        "split": split,
+        "kind": "x",
+        "prompt": "What is it?",
+        "reference": "r",
+        **more,
+    }
 
 
 def test_the_locked_part_opens_only_under_its_seal(tmp_path: Path):
@@ -203,7 +263,10 @@ def test_a_wrong_row_is_named(tmp_path: Path):
 
 
 def test_a_part_of_the_suite_is_spread_over_it_and_keeps_pairs_together():
-    items = [item(f"{c}{i}", c) for c in "abcd" for i in range(10)] + [item("s1", "s", pair="s2"), item("s2", "s", pair="s1")]
+    items = [item(f"{c}{i}", c) for c in "abcd" for i in range(10)] + [
+        item("s1", "s", pair="s2"),
+        item("s2", "s", pair="s1"),
+    ]
     few = spread(items, 12)
     assert len(few) == 12
     assert {i.category for i in few} >= set("abcd")

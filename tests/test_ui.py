@@ -26,8 +26,19 @@ TEXT = "document.body.innerText"
 
 async def hear(said: list[dict[str, str]], answer: str, language: str) -> dict:
     judges = {name: [0.5, 0.5] for name in ("veritas", "sophia", "dike")}
-    said_by = [{"judge": name, "model": "m", "reasoning": f"weighed {answer[:7]} after {len(said)}", "unscored": ""} for name in judges]
-    return {"judge": "a judge", "verdict": "CONDITIONAL", "mean": [0.5, 0.6], "judges": judges, "said": said_by, "flags": [], "vetoes": []}
+    said_by = [
+        {"judge": name, "model": "m", "reasoning": f"weighed {answer[:7]} after {len(said)}", "unscored": ""}
+        for name in judges
+    ]
+    return {
+        "judge": "a judge",
+        "verdict": "CONDITIONAL",
+        "mean": [0.5, 0.6],
+        "judges": judges,
+        "said": said_by,
+        "flags": [],
+        "vetoes": [],
+    }
 
 
 @pytest.mark.slow
@@ -102,8 +113,14 @@ def test_keys_stop_and_order_of_focus(tmp_path: Path):
 
 def test_the_page_needs_nothing_from_elsewhere_and_sets_no_markup():
     html, page = FILE.read_text(encoding="utf-8"), load_page()
-    assert not re.search(r"https?://|@import|url\(|src=|<link|innerHTML|insertAdjacent|document\.write|eval\(| on[a-z]+=\"|style=\"", html)
-    assert "'unsafe" not in page.headers["Content-Security-Policy"] and "connect-src 'self'" in page.headers["Content-Security-Policy"]
+    assert not re.search(
+        r"https?://|@import|url\(|src=|<link|innerHTML|insertAdjacent|document\.write|eval\(| on[a-z]+=\"|style=\"",
+        html,
+    )
+    assert (
+        "'unsafe" not in page.headers["Content-Security-Policy"]
+        and "connect-src 'self'" in page.headers["Content-Security-Policy"]
+    )
     words = re.search(r"const WORDS = \{\n  en: \{(.*?)\n  \},\n  pt: \{(.*?)\n  \},", html, re.DOTALL)
     names = [set(re.findall(r"(\w+): \"", part)) for part in words.groups()]
     used = set(re.findall(r'data-t="(\w+)"', html)) | set(re.findall(r'\bt\("(\w+)"\)', html))

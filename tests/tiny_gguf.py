@@ -25,7 +25,9 @@ def byte_letters() -> dict[int, str]:
     return table
 
 
-def write_reciter(file: Path, pieces: list[str], *, other: list[str] = [], forever: bool = False, context: int = 8192) -> Path:  # noqa: B006
+def write_reciter(
+    file: Path, pieces: list[str], *, other: list[str] = [], forever: bool = False, context: int = 8192
+) -> Path:  # noqa: B006
     """A model that says `pieces` (all different), whatever it is asked. `other`: what it says with `write_switch`'s adapter."""
     import gguf
     import numpy as np

@@ -27,8 +27,21 @@ def answering(s: Session, section: TribunalSection, tuned: Path, held: dict[str,
         if who not in held:
             held.clear()
             adapter = tuned if who == "tuned" else None
-            held[who] = loaded(s.model.path, adapter, quantization=s.as_trained.lora.quantization, dtype=s.arithmetic, device=s.device.kind)
-        return answer_packed(held[who], tokenizer, conversations, max_tokens=section.trial_tokens, temperature=section.temperature, seeds=seeds)
+            held[who] = loaded(
+                s.model.path,
+                adapter,
+                quantization=s.as_trained.lora.quantization,
+                dtype=s.arithmetic,
+                device=s.device.kind,
+            )
+        return answer_packed(
+            held[who],
+            tokenizer,
+            conversations,
+            max_tokens=section.trial_tokens,
+            temperature=section.temperature,
+            seeds=seeds,
+        )
 
     return generate
 
@@ -51,7 +64,16 @@ def answered(s: Session, section: TribunalSection, items: Sequence[Item]) -> dic
     kept, adapter = Kept(), s.run.adapter()
     identity, generate = identity_of(s, adapter), answering(s, section, adapter, {})
     for who in WHO:
-        answers(items, s.constitution, generate, kept, identity=identity[who], who=who, section=section, seed=s.config.training.seed)
+        answers(
+            items,
+            s.constitution,
+            generate,
+            kept,
+            identity=identity[who],
+            who=who,
+            section=section,
+            seed=s.config.training.seed,
+        )
     return kept
 
 

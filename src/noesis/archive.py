@@ -9,14 +9,29 @@ from typing import Any
 
 from noesis.files import sha256_json, write_text
 
-OWN = ("manifest.json", "config.json", "demo.json", "data", "checkpoints", "metrics.jsonl", "tribunal", "merged", "gguf", "report.html", "parent", ".meter")
+OWN = (
+    "manifest.json",
+    "config.json",
+    "demo.json",
+    "data",
+    "checkpoints",
+    "metrics.jsonl",
+    "tribunal",
+    "merged",
+    "gguf",
+    "report.html",
+    "parent",
+    ".meter",
+)
 MOVING = ".moving"  # in a run directory that is being archived: where to
 
 
 def archive(path: Path, manifest: dict[str, Any] | None, folder: Path) -> Path:
     """Move what belongs to the run at `path` into a folder of its own under `folder`; nothing is deleted, and nothing is copied."""
     folder.mkdir(parents=True, exist_ok=True)
-    if folder.stat().st_dev != path.stat().st_dev:  # a run directory that is a disk of its own: moved there it would be copied, and could be torn
+    if (
+        folder.stat().st_dev != path.stat().st_dev
+    ):  # a run directory that is a disk of its own: moved there it would be copied, and could be torn
         folder = path / ".archive"
     target = folder / f"{path.resolve().name or 'run'}-{sha256_json([manifest, time.time_ns()])[:8]}"
     target.mkdir(parents=True)

@@ -51,7 +51,10 @@ def score(s: Session, epochs: Sequence[str]) -> dict[str, Scores]:
     data = sha256_json(held_out)
     adapters = {name: s.run.checkpoints / name for name in epochs}
     keys = {BASE: sha256_json([s.model.revision, s.as_trained.lora.quantization.model_dump(), s.arithmetic, data])}
-    keys |= {name: sha256_json([keys[BASE], sha256_file(folder / "adapter_model.safetensors")]) for name, folder in adapters.items()}
+    keys |= {
+        name: sha256_json([keys[BASE], sha256_file(folder / "adapter_model.safetensors")])
+        for name, folder in adapters.items()
+    }
     found = {name: kept for name, key in keys.items() if (kept := _kept(_file(s, name), key)) is not None}
     missing = [name for name in keys if name not in found]
     if missing:
@@ -69,15 +72,23 @@ def _kept(file: Path, key: str) -> Scores | None:
     if not file.is_file():
         return None
     stored = json.loads(file.read_text(encoding="utf-8"))
-    return {part: [(float(x), int(n)) for x, n in pairs] for part, pairs in stored["scores"].items()} if stored["key"] == key else None
+    return (
+        {part: [(float(x), int(n)) for x, n in pairs] for part, pairs in stored["scores"].items()}
+        if stored["key"] == key
+        else None
+    )
 
 
-def _scored(s: Session, held_out: list[dict[str, Any]], adapters: dict[str, Path], missing: list[str]) -> list[tuple[str, Scores]]:
+def _scored(
+    s: Session, held_out: list[dict[str, Any]], adapters: dict[str, Path], missing: list[str]
+) -> list[tuple[str, Scores]]:
     from noesis.train.base import load_base, swap_adapter, with_adapter
     from noesis.train.score import log_likelihoods
 
     tokenizer = load_tokenizer(s.model.path)
-    rows = {part: answer_rows(held_out, f"response_{part}", tokenizer, s.constitution) for part in ("revised", "initial")}
+    rows = {
+        part: answer_rows(held_out, f"response_{part}", tokenizer, s.constitution) for part in ("revised", "initial")
+    }
     longest = max(len(row.input_ids) for part in rows.values() for row in part)
     first = next((name for name in missing if name != BASE), next(iter(adapters)))
     model = with_adapter(load_base(s.model.path, s.as_trained, s.device, longest=longest), adapters[first])
@@ -86,7 +97,17 @@ def _scored(s: Session, held_out: list[dict[str, Any]], adapters: dict[str, Path
         if name not in (BASE, first):
             swap_adapter(model, adapters[name])
         on = name != BASE
-        found.append((name, {part: log_likelihoods(model, rows[part], s.as_trained, s.device, adapter=on, what=f"score {part} by {name}") for part in rows}))
+        found.append(
+            (
+                name,
+                {
+                    part: log_likelihoods(
+                        model, rows[part], s.as_trained, s.device, adapter=on, what=f"score {part} by {name}"
+                    )
+                    for part in rows
+                },
+            )
+        )
     del model
     gc.collect()
     return found
@@ -104,7 +125,9 @@ def choose(s: Session, hear: Hear | None = None) -> dict[str, Any]:
     figures: dict[str, dict[str, Any]] = {}
     for name in epochs:
         tuned = compare(ids, scores[BASE], scores[name])["tuned"]
-        figures[name] = {key: tuned[key] for key in ("preferred", "mean_margin", "held_out_loss")} | {"examples": len(ids)}
+        figures[name] = {key: tuned[key] for key in ("preferred", "mean_margin", "held_out_loss")} | {
+            "examples": len(ids)
+        }
     hearings = {name: hear(s.run.checkpoints / name) for name in epochs} if hear is not None else {}
     for name, hearing in hearings.items():
         figures[name]["court"] = {"mean": hearing.mean, "fall": hearing.fall, "vetoed": hearing.vetoed}
@@ -112,17 +135,26 @@ def choose(s: Session, hear: Hear | None = None) -> dict[str, Any]:
     return {"adapter": adapter, "by": by, "heard": bool(hearings), "epochs": figures}
 
 
-def _best(epochs: list[str], figures: dict[str, dict[str, Any]], hearings: dict[str, Hearing], most: float) -> tuple[str, str]:
+def _best(
+    epochs: list[str], figures: dict[str, dict[str, Any]], hearings: dict[str, Hearing], most: float
+) -> tuple[str, str]:
     """(epoch, the rule in words). The court decides where it may; equal epochs: the later one."""
     if len(epochs) == 1:
         return epochs[0], "the only epoch"
     why = "no judge is set"
     if hearings:
         why = next((h.unfit for h in hearings.values() if h.unfit), "") or ""
-        sound = [name for name, h in hearings.items() if h.mean is not None and not h.vetoed and (h.fall is None or h.fall <= most)]
+        sound = [
+            name
+            for name, h in hearings.items()
+            if h.mean is not None and not h.vetoed and (h.fall is None or h.fall <= most)
+        ]
         if not why and sound:
             best = max(sound, key=lambda name: (hearings[name].mean or 0.0, epochs.index(name)))
-            return best, f"the Tribunal's mean on its dev prompts, among {len(sound)} of {len(epochs)} epochs without a veto or forgetting beyond {most:g}"
+            return (
+                best,
+                f"the Tribunal's mean on its dev prompts, among {len(sound)} of {len(epochs)} epochs without a veto or forgetting beyond {most:g}",
+            )
         why = why or "the Tribunal found a veto or forgetting in every epoch"
     best = max(epochs, key=lambda name: (figures[name]["preferred"], figures[name]["mean_margin"], epochs.index(name)))
     return best, f"held-out preference accuracy, then mean margin ({why})"

@@ -85,7 +85,9 @@ class DpoSection(_Frozen):
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 5e-5
     epochs: Count = 2
     nll_weight: Annotated[float, Field(ge=0)] = 0.1
-    reference: Literal["start", "base"] = "start"  # what rewards are measured against: the model as this training finds it, or the adapter switched off
+    reference: Literal["start", "base"] = (
+        "start"  # what rewards are measured against: the model as this training finds it, or the adapter switched off
+    )
     pairs: str | None = None  # a JSONL file of pairs besides the hand-written ones, relative to the project
 
 
@@ -125,7 +127,9 @@ class TribunalSection(_Frozen):
     )
     max_forgetting: Fraction = 0.05  # most that the share of right answers to keyed items may fall, base to tuned
     min_prompts: Count = 20  # below this no interval is trusted
-    judges: tuple[str, ...] = ()  # as --judge says them; those that choose the checkpoint and judge it where none is named
+    judges: tuple[
+        str, ...
+    ] = ()  # as --judge says them; those that choose the checkpoint and judge it where none is named
     answers: Annotated[int, Field(ge=0)] = 6
     max_new_tokens: Count = 200
     samples: Count = 2  # answers of each model to each prompt, at fixed seeds
@@ -181,7 +185,9 @@ class ModalSection(_Frozen):
     @field_validator("train_gpu", "judge_gpu")
     @classmethod
     def _todays_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(re.sub(r"(?i)^A10G\b", "A10", name) for name in names)  # A10G is its older name, which the service no longer lists
+        return tuple(
+            re.sub(r"(?i)^A10G\b", "A10", name) for name in names
+        )  # A10G is its older name, which the service no longer lists
 
 
 class TrainingFile(_Frozen):
@@ -225,9 +231,13 @@ class TrainingFile(_Frozen):
     @model_validator(mode="after")
     def _method_fits(self) -> TrainingFile:
         if self.method != "sft" and self.engine == "unsloth":
-            raise ValueError(f"method: {self.method} and engine: unsloth don't go together: Unsloth trains by method: sft only; set engine: noesis")
+            raise ValueError(
+                f"method: {self.method} and engine: unsloth don't go together: Unsloth trains by method: sft only; set engine: noesis"
+            )
         if self.method == "dpo" and self.replay.file is not None:
-            raise ValueError("replay.file belongs to SFT and method: dpo has none: set method: sft+dpo, or replay.file: null")
+            raise ValueError(
+                "replay.file belongs to SFT and method: dpo has none: set method: sft+dpo, or replay.file: null"
+            )
         return self
 
     @property
@@ -269,7 +279,19 @@ class Config(_Frozen):
     def deciding(self) -> dict[str, Any]:
         """The settings that decide the adapter; those of the demo profile, GGUF, Tribunal, Modal and budget do not, nor how it is computed."""
         settings = self.model_dump(mode="json")
-        for key in ("demo", "gguf", "tribunal", "modal", "output_name", "engine", "gradient_checkpointing", "compile", "packing", "save_every", "budget"):
+        for key in (
+            "demo",
+            "gguf",
+            "tribunal",
+            "modal",
+            "output_name",
+            "engine",
+            "gradient_checkpointing",
+            "compile",
+            "packing",
+            "save_every",
+            "budget",
+        ):
             settings["training"].pop(key)
         training = settings["training"]
         if training["method"] == "sft":
@@ -327,13 +349,17 @@ def find_project(path: Path | None = None) -> Project:
     """The project at `path`, or the nearest one at or above the working directory."""
     if path is not None:
         if not Project(path).training_yaml.is_file():
-            raise UsageError(f"no project in {path}: {Project(path).training_yaml} is missing; make one with  noesis init {path}")
+            raise UsageError(
+                f"no project in {path}: {Project(path).training_yaml} is missing; make one with  noesis init {path}"
+            )
         return Project(path)
     here = Path.cwd()
     for folder in (here, *here.parents):
         if Project(folder).training_yaml.is_file():
             return Project(folder)
-    raise UsageError(f"no project at or above {here}: go to one, name one with --project DIR, or make one with  noesis init DIR")
+    raise UsageError(
+        f"no project at or above {here}: go to one, name one with --project DIR, or make one with  noesis init DIR"
+    )
 
 
 def load_config(project: Project, overrides: dict[str, Any] | None = None) -> Config:
@@ -358,7 +384,9 @@ def load_config(project: Project, overrides: dict[str, Any] | None = None) -> Co
             for folder in folders:
                 target = target[folder]
             target[key] = value
-            word_on_4bit |= dotted == "lora.quantization.load_in_4bit" or (dotted == "lora.quantization" and "load_in_4bit" in value)
+            word_on_4bit |= dotted == "lora.quantization.load_in_4bit" or (
+                dotted == "lora.quantization" and "load_in_4bit" in value
+            )
     merged["training"]["model"] = _without_home(merged["training"]["model"])
     precision = merged["training"]["precision"]
     if precision != "auto" and not word_on_4bit:  # one word is enough; two must agree
@@ -376,7 +404,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         value = read_yaml(path)
     except FileNotFoundError:
-        raise ConfigError(f"{path} is missing: copy it from the project, or make a new project with  noesis init DIR") from None
+        raise ConfigError(
+            f"{path} is missing: copy it from the project, or make a new project with  noesis init DIR"
+        ) from None
     except ValueError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(value, dict):

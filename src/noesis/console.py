@@ -79,9 +79,7 @@ class Progress:
     def _show(self, now: float, note: str) -> None:
         rate = self.done / max(now - self.started, 1e-9)
         left = max(self.total - self.done, 0) / max(rate, 1e-9)
-        line = (
-            f"  {self.what} {self.done:,}/{self.total:,} {self.unit} · {f'{rate:,.0f}' if rate >= 10 else f'{rate:.2g}'} {self.unit}/s · {duration(left)} left"
-        )
+        line = f"  {self.what} {self.done:,}/{self.total:,} {self.unit} · {f'{rate:,.0f}' if rate >= 10 else f'{rate:.2g}'} {self.unit}/s · {duration(left)} left"
         line += f" · {note}" if note else ""
         if self.live:
             print("\r\x1b[K" + line, end="", file=self.out, flush=True)

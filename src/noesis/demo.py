@@ -84,12 +84,18 @@ def _embedded_judge(s: Session, project: Project) -> None:
 def _check_other_languages(project: Project, config: Config) -> None:
     """The examples that this run does not use are checked all the same."""
     for language in ("pt", "en"):
-        if language != config.training.data.language and all(any(folder.glob("*.jsonl")) for folder in project.sources(language)):
+        if language != config.training.data.language and all(
+            any(folder.glob("*.jsonl")) for folder in project.sources(language)
+        ):
             report = check_sources(project.sources(language), load_constitution(project.constitution), config)
-            say(f"  {language}: {report.rows} examples in {report.files} files: no errors, {len(report.warnings)} warnings")
+            say(
+                f"  {language}: {report.rows} examples in {report.files} files: no errors, {len(report.warnings)} warnings"
+            )
 
 
-def _demo_choice(config: Config, data: tuple[Records, Records], project: Project, path: Path, *, quick: bool, fresh: bool) -> tuple[Config, dict[str, Any]]:
+def _demo_choice(
+    config: Config, data: tuple[Records, Records], project: Project, path: Path, *, quick: bool, fresh: bool
+) -> tuple[Config, dict[str, Any]]:
     """Rank and epochs by the plan; once chosen they stay, so that a second `noesis demo` finds its stages done."""
     request = sha256_json([config.digest(), sha256_json([*data]), config.training.demo.model_dump(), quick])
     stored = path / "demo.json"

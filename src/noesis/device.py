@@ -89,8 +89,12 @@ def read_cards(answer: str, visible: str | None, threads: int) -> Device | None:
     lines = [[part.strip() for part in line.split(",")] for line in answer.splitlines() if line.count(",") == 4]
     if visible is not None:
         wanted = [part.strip() for part in visible.split(",")]
-        chosen = [next((c for c in lines if c[0] == w or (w.startswith("GPU-") and c[1].startswith(w))), None) for w in wanted]
-        lines = [c for c in chosen if c is not None] or lines[:1]  # the slice of a card (MIG) is listed under the card's own name
+        chosen = [
+            next((c for c in lines if c[0] == w or (w.startswith("GPU-") and c[1].startswith(w))), None) for w in wanted
+        ]
+        lines = [c for c in chosen if c is not None] or lines[
+            :1
+        ]  # the slice of a card (MIG) is listed under the card's own name
     try:
         same = [(name, int(free), float(capability)) for _, _, name, free, capability in lines if name == lines[0][2]]
     except ValueError:
@@ -98,7 +102,15 @@ def read_cards(answer: str, visible: str | None, threads: int) -> Device | None:
     if not same:
         return None
     capability = same[0][2]
-    return Device("cuda", same[0][0], min(free for _, free, _ in same) * 2**20, threads, capability >= 8.0, capability >= 8.9, len(same))
+    return Device(
+        "cuda",
+        same[0][0],
+        min(free for _, free, _ in same) * 2**20,
+        threads,
+        capability >= 8.0,
+        capability >= 8.9,
+        len(same),
+    )
 
 
 def _cpu_name() -> str:

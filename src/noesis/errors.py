@@ -85,4 +85,6 @@ class MissingExtra(NoesisError, ImportError):
     """An optional package is missing; the message holds the install command."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"this command needs the package {package!r}, which is not installed: run  make setup  or  pip install 'noesis[{extra}]'")
+        super().__init__(
+            f"this command needs the package {package!r}, which is not installed: run  make setup  or  pip install 'noesis[{extra}]'"
+        )

@@ -134,14 +134,20 @@ def require_space(folder: Path, needed: float, what: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed * 1.05:
-        raise NoesisError(f"{what} needs {size(needed)} and {folder} has {size(free)} free: make room with  noesis clean, or choose another folder with --run")
+        raise NoesisError(
+            f"{what} needs {size(needed)} and {folder} has {size(free)} free: make room with  noesis clean, or choose another folder with --run"
+        )
 
 
 def explain_os_error(error: OSError) -> NoesisError:
     """An operating-system error as one message with a remedy."""
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoesisError(f"no space left on the disk{where}: free some with  noesis clean  and run the same command again; nothing finished is lost")
+        return NoesisError(
+            f"no space left on the disk{where}: free some with  noesis clean  and run the same command again; nothing finished is lost"
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return NoesisError(f"not allowed to write or read{where}: {error.strerror}; choose another folder with --run, or mend its permissions")
+        return NoesisError(
+            f"not allowed to write or read{where}: {error.strerror}; choose another folder with --run, or mend its permissions"
+        )
     return NoesisError(f"{error.strerror or error}{where}")

@@ -35,24 +35,57 @@ def examine(project: Path | None) -> list[Check]:
     device = detect()
     free = shutil.disk_usage(Path.cwd()).free
     checks = [
-        Check("Python", platform.python_version(), (3, 11) <= sys.version_info[:2] <= (3, 13), True, "use Python 3.11, 3.12 or 3.13"),
-        Check("device", f"{device.name} ({device.kind}, {device.threads} threads{', bfloat16' if device.bf16 else ''})", True),
-        Check("memory", f"{size(device.memory_bytes)} free", device.memory_bytes > 5e9, False, "the demo needs about 4 GB: close other programs"),
-        Check("disk", f"{size(free)} free", free > NEEDED_DISK, True, f"the demo needs {size(NEEDED_DISK)}: noesis clean"),
+        Check(
+            "Python",
+            platform.python_version(),
+            (3, 11) <= sys.version_info[:2] <= (3, 13),
+            True,
+            "use Python 3.11, 3.12 or 3.13",
+        ),
+        Check(
+            "device",
+            f"{device.name} ({device.kind}, {device.threads} threads{', bfloat16' if device.bf16 else ''})",
+            True,
+        ),
+        Check(
+            "memory",
+            f"{size(device.memory_bytes)} free",
+            device.memory_bytes > 5e9,
+            False,
+            "the demo needs about 4 GB: close other programs",
+        ),
+        Check(
+            "disk", f"{size(free)} free", free > NEEDED_DISK, True, f"the demo needs {size(NEEDED_DISK)}: noesis clean"
+        ),
     ]
     checks += [_package(name, extra) for extra, names in _PACKAGES.items() for name in names]
-    checks += [_embedded(), _token("HF_TOKEN", "for gated models such as Llama-3.1", "export HF_TOKEN=hf_…"), _modal_token(), _project(project)]
+    checks += [
+        _embedded(),
+        _token("HF_TOKEN", "for gated models such as Llama-3.1", "export HF_TOKEN=hf_…"),
+        _modal_token(),
+        _project(project),
+    ]
     return checks
 
 
-_PACKAGES = {"train": ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets"), "gguf": ("gguf", "xllamacpp"), "modal": ("modal",)}
+_PACKAGES = {
+    "train": ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets"),
+    "gguf": ("gguf", "xllamacpp"),
+    "modal": ("modal",),
+}
 
 
 def _package(name: str, extra: str) -> Check:
     try:
         return Check(name, importlib.metadata.version(name), True)
     except importlib.metadata.PackageNotFoundError:
-        return Check(name, "not installed", False, extra != "modal", f"make setup, or pip install -c constraints.txt 'noesis[{extra}]'")
+        return Check(
+            name,
+            "not installed",
+            False,
+            extra != "modal",
+            f"make setup, or pip install -c constraints.txt 'noesis[{extra}]'",
+        )
 
 
 def _embedded() -> Check:
@@ -64,12 +97,20 @@ def _embedded() -> Check:
 
 def _token(variable: str, why: str, remedy: str) -> Check:
     """Whether a secret is set; never what it is."""
-    return Check(variable, "set" if os.environ.get(variable) else f"not set ({why})", bool(os.environ.get(variable)), False, remedy)
+    return Check(
+        variable,
+        "set" if os.environ.get(variable) else f"not set ({why})",
+        bool(os.environ.get(variable)),
+        False,
+        remedy,
+    )
 
 
 def _modal_token() -> Check:
     here = bool(os.environ.get("MODAL_TOKEN_ID")) or (Path.home() / ".modal.toml").is_file()
-    return Check("Modal token", "found" if here else "not found (for training in the cloud)", here, False, "modal token new")
+    return Check(
+        "Modal token", "found" if here else "not found (for training in the cloud)", here, False, "modal token new"
+    )
 
 
 def _project(path: Path | None) -> Check:
@@ -85,7 +126,11 @@ def _project(path: Path | None) -> Check:
         constitution = load_constitution(found.constitution)
     except NoesisError as error:
         return Check("project", str(found.root), False, True, str(error))
-    return Check("project", f"{found.root}, constitution {constitution.version} with {len(constitution.principles)} principles", True)
+    return Check(
+        "project",
+        f"{found.root}, constitution {constitution.version} with {len(constitution.principles)} principles",
+        True,
+    )
 
 
 @dataclass(frozen=True)
@@ -101,9 +146,17 @@ def garbage(project: Project) -> list[Garbage]:
     """Archived runs, parts of files that a killed process left, and converted models, which are made again when needed."""
     items = [Garbage(p, _bytes(p), "archived run") for p in sorted((project.runs / ".archive").glob("*"))]
     items += [Garbage(p, _bytes(p), "half-written") for p in sorted(project.runs.rglob(".*.part"))]
-    items += [Garbage(p, _bytes(p), "torn state, set aside") for p in sorted(project.runs.rglob("checkpoints/resume/torn-*"))]
-    items += [Garbage(p, _bytes(p), "made again by noesis replay") for p in sorted((project.runs / ".replay").glob("*"))]
-    items += [Garbage(p, _bytes(p), "converted model, made again when needed") for p in sorted((cache_folder() / "models").glob("*")) if p.suffix != ".lock"]
+    items += [
+        Garbage(p, _bytes(p), "torn state, set aside") for p in sorted(project.runs.rglob("checkpoints/resume/torn-*"))
+    ]
+    items += [
+        Garbage(p, _bytes(p), "made again by noesis replay") for p in sorted((project.runs / ".replay").glob("*"))
+    ]
+    items += [
+        Garbage(p, _bytes(p), "converted model, made again when needed")
+        for p in sorted((cache_folder() / "models").glob("*"))
+        if p.suffix != ".lock"
+    ]
     return items
 
 

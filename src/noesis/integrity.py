@@ -70,17 +70,31 @@ def verify(run: Run) -> Iterator[tuple[str, str | None]]:
         wrong = run.changed(name, thoroughly=True)
         yield f"{name}: {len(entry['outputs'])} files have their hashes", "; ".join(wrong) or None
         if entry["status"] == "done":
-            lost = [other for other in NEEDS.get(name, ()) if other in entry.get("inputs", {}) and not _as_read(run, other, entry["inputs"][other])]
+            lost = [
+                other
+                for other in NEEDS.get(name, ())
+                if other in entry.get("inputs", {}) and not _as_read(run, other, entry["inputs"][other])
+            ]
             yield f"{name}: what it read is what lies there", ", ".join(lost) + " changed since" if lost else None
     for what, check in CHECKS.items():
         try:
             yield what, check(run)
-        except (OSError, ValueError, KeyError, TypeError, NoesisError) as error:  # a damaged file is a finding, whatever it breaks
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            NoesisError,
+        ) as error:  # a damaged file is a finding, whatever it breaks
             yield what, f"can't be read: {' '.join(str(error).split())[:200]}"
 
 
 def _config(run: Run) -> str | None:
-    return None if run.config().digest() == run.manifest["identity"]["config_sha256"] else "config.json is of another configuration than the manifest"
+    return (
+        None
+        if run.config().digest() == run.manifest["identity"]["config_sha256"]
+        else "config.json is of another configuration than the manifest"
+    )
 
 
 def _data(run: Run) -> str | None:
@@ -116,8 +130,14 @@ def _tokens(run: Run) -> str | None:
     if plan is None or folder is None:
         return None
     constitution = load_constitution(run.data / "constitution.yaml")
-    tokens = material_of(config, folder, read_examples(run.data / "train.jsonl", constitution), constitution, besides=stored(run.data)).tokens
-    return None if tokens == plan["tokens_per_epoch"] else f"the examples have {tokens} tokens, the plan says {plan['tokens_per_epoch']}"
+    tokens = material_of(
+        config, folder, read_examples(run.data / "train.jsonl", constitution), constitution, besides=stored(run.data)
+    ).tokens
+    return (
+        None
+        if tokens == plan["tokens_per_epoch"]
+        else f"the examples have {tokens} tokens, the plan says {plan['tokens_per_epoch']}"
+    )
 
 
 def _training(run: Run) -> str | None:
@@ -158,7 +178,10 @@ def _choice(run: Run) -> str | None:
     if result is None:
         return None
     for name, figures in result["epochs"].items():
-        kept = {who: json.loads((run.tribunal / "checkpoints" / f"{who}.json").read_text(encoding="utf-8"))["scores"] for who in (BASE, name)}
+        kept = {
+            who: json.loads((run.tribunal / "checkpoints" / f"{who}.json").read_text(encoding="utf-8"))["scores"]
+            for who in (BASE, name)
+        }
         ids = [str(i) for i in range(len(kept[name]["revised"]))]
         tuned = compare(ids, kept[BASE], kept[name])["tuned"]
         if any(tuned[key] != figures[key] for key in ("preferred", "mean_margin", "held_out_loss")):
@@ -199,13 +222,21 @@ def _parity(run: Run) -> str | None:
 def _parent(run: Run) -> str | None:
     parent = run.manifest.get("parent")
     file = run.path / "parent" / "adapter_model.safetensors"
-    return None if parent is None or sha256_file(file) == parent["adapter_sha256"] else "parent/ holds another adapter than the manifest's"
+    return (
+        None
+        if parent is None or sha256_file(file) == parent["adapter_sha256"]
+        else "parent/ holds another adapter than the manifest's"
+    )
 
 
 def _ledger(run: Run) -> str | None:
     usd, seconds = total(run.manifest.get("ledger", []))
     told = (run.manifest["cost_usd"], run.manifest.get("worked_seconds", 0.0))
-    return None if told == (usd, seconds) else f"the ledger's entries add up to {usd} USD and {seconds} s, the manifest says {told}"
+    return (
+        None
+        if told == (usd, seconds)
+        else f"the ledger's entries add up to {usd} USD and {seconds} s, the manifest says {told}"
+    )
 
 
 CHECKS: dict[str, Callable[[Run], str | None]] = {

@@ -68,10 +68,15 @@ class Interrupt:
     def arrived(self, number: int, frame: FrameType | None) -> None:
         """The handler. It writes by file descriptor: a print that was under way must not be entered again."""
         if self.number is not None:
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"\nstopped at once; the last saved step is kept\n")
+            os.write(
+                sys.__stderr__.fileno() if sys.__stderr__ else 2, b"\nstopped at once; the last saved step is kept\n"
+            )
             os._exit(128 + number)
         self.number = number
-        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"\nstopping after this micro-batch; once more to stop at once\n")
+        os.write(
+            sys.__stderr__.fileno() if sys.__stderr__ else 2,
+            b"\nstopping after this micro-batch; once more to stop at once\n",
+        )
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, PATIENCE_S, 0.5)
 

@@ -32,7 +32,13 @@ from noesis.tribunal.rubric import JUDGES, load_bench
 from noesis.tribunal.suite import Item, Part, read_benchmark, read_suite, seal, spread
 from noesis.tribunal.trial import WHO, Heard, answers, hold, verdict_rows
 
-ASKING = ("concurrency", "timeout_seconds", "attempts", "requests_per_minute", "prices")  # settings that change no verdict
+ASKING = (
+    "concurrency",
+    "timeout_seconds",
+    "attempts",
+    "requests_per_minute",
+    "prices",
+)  # settings that change no verdict
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,9 @@ def calibrations_folder(project: Project) -> Path:
     return tribunal_folder(project) / "calibrations"
 
 
-def seat(specs: Sequence[Spec], section: TribunalSection, spending: Spending, *, own: Path | None = None) -> list[Client]:
+def seat(
+    specs: Sequence[Spec], section: TribunalSection, spending: Spending, *, own: Path | None = None
+) -> list[Client]:
     """A client for each judge. `own`: the GGUF that `self` means."""
     clients: list[Client] = []
     for spec in specs:
@@ -72,7 +80,14 @@ def seat(specs: Sequence[Spec], section: TribunalSection, spending: Spending, *,
     return clients
 
 
-def trial(s: Session, project: Project, ask: Ask, *, again: bool = False, seated: Callable[[], AbstractContextManager[None]] | None = None) -> dict[str, Any]:
+def trial(
+    s: Session,
+    project: Project,
+    ask: Ask,
+    *,
+    again: bool = False,
+    seated: Callable[[], AbstractContextManager[None]] | None = None,
+) -> dict[str, Any]:
     """Base and tuned model before the court; the ruling, its figures and every verdict are left in the run directory.
 
     Args:
@@ -86,7 +101,9 @@ def trial(s: Session, project: Project, ask: Ask, *, again: bool = False, seated
     prompts = sha256_json([item.model_dump(mode="json") for item in items])
     adapter = sha256_file(s.run.adapter() / "adapter_model.safetensors")
     calibrated = sorted(sha256_file(p) for p in calibrations_folder(project).glob("*.json"))
-    request = sha256_json([ask.judges, prompts, bench.digest(), section.model_dump(mode="json", exclude=set(ASKING)), adapter, calibrated])
+    request = sha256_json(
+        [ask.judges, prompts, bench.digest(), section.model_dump(mode="json", exclude=set(ASKING)), adapter, calibrated]
+    )
 
     def work() -> dict[str, Any]:
         spending = Spending(max_usd=ask.max_usd)
@@ -107,7 +124,12 @@ def trial(s: Session, project: Project, ask: Ask, *, again: bool = False, seated
             "samples": section.samples,
             "rubrics_sha256": bench.digest(),
             "judges": [
-                {"name": c.name, "identity": c.identity, "fit": bool(k and k["fit"] and k["part"] != "dev"), "calibration": _short(k)}
+                {
+                    "name": c.name,
+                    "identity": c.identity,
+                    "fit": bool(k and k["fit"] and k["part"] != "dev"),
+                    "calibration": _short(k),
+                }
                 for c, k in zip(clients, calibrations, strict=True)
             ],
             "self_judged": own is not None,
@@ -122,7 +144,9 @@ def trial(s: Session, project: Project, ask: Ask, *, again: bool = False, seated
 
     before = s.run.result("trial")
     files = [s.run.tribunal / name for name in ("trial_answers.jsonl", "verdicts.jsonl", "trial.json")]
-    result = s.run.perform("trial", work, lambda: files, again=again or (before is not None and before["request"] != request))
+    result = s.run.perform(
+        "trial", work, lambda: files, again=again or (before is not None and before["request"] != request)
+    )
     _stamp_card(s)
     show(result)
     return result
@@ -162,7 +186,9 @@ def checkpoint_hearing(s: Session, project: Project, judges: Sequence[str] | Non
             heard = _heard(s, section, items, Seats(bench, clients, cache), adapter)
         summary = summarise(heard, section, unfit=None)
         found = summary["models"]["tuned"]["all"]
-        return Hearing(found["mean"]["mean"] if "mean" in found else None, summary["keyed"]["fall"], bool(_vetoed(summary)), None)
+        return Hearing(
+            found["mean"]["mean"] if "mean" in found else None, summary["keyed"]["fall"], bool(_vetoed(summary)), None
+        )
 
     return hear
 
@@ -190,7 +216,9 @@ def _heard(
     if seated is None:
         return hold(items, s.constitution, generate, seats, section, identity=identity, seed=seed)
     for who in WHO:
-        answers(items, s.constitution, generate, seats.cache, identity=identity[who], who=who, section=section, seed=seed)
+        answers(
+            items, s.constitution, generate, seats.cache, identity=identity[who], who=who, section=section, seed=seed
+        )
     held.clear()
     with seated():
         return hold(items, s.constitution, generate, seats, section, identity=identity, seed=seed)
@@ -202,7 +230,9 @@ def court_of(summary: dict[str, Any], section: TribunalSection) -> dict[str, Any
     judges = {}
     for name in JUDGES:
         f = found.get(name)
-        status = "no verdict" if f is None else f"{f['mean']:.3f} [{f['interval_95'][0]:.3f}, {f['interval_95'][1]:.3f}]"
+        status = (
+            "no verdict" if f is None else f"{f['mean']:.3f} [{f['interval_95'][0]:.3f}, {f['interval_95'][1]:.3f}]"
+        )
         judges[name] = {"weight": weights[name], "status": status}
     return {
         **summary["ruling"],
@@ -214,7 +244,11 @@ def court_of(summary: dict[str, Any], section: TribunalSection) -> dict[str, Any
 
 def show(result: dict[str, Any]) -> None:
     """Print the ruling with what it rests on."""
-    base, tuned, difference = result["models"]["base"]["all"], result["models"]["tuned"]["all"], result["difference"]["all"]
+    base, tuned, difference = (
+        result["models"]["base"]["all"],
+        result["models"]["tuned"]["all"],
+        result["difference"]["all"],
+    )
     say(
         f"  {result['prompts']} prompts ({result['part']}), {result['samples']} answers of each model; judges: {', '.join(j['name'] for j in result['judges'])}"
     )
@@ -224,14 +258,22 @@ def show(result: dict[str, Any]) -> None:
         if name in base and name in tuned and difference[name]["clusters"]:
             b, t, d = base[name], tuned[name], difference[name]
             low, high = t["interval_95"]
-            say(f"  {name:<8} {b['mean']:.3f} → {t['mean']:.3f} [{low:.3f}, {high:.3f}]   difference {d['mean']:+.3f} {d['interval_95']}, p {d['p']:.3f}")
+            say(
+                f"  {name:<8} {b['mean']:.3f} → {t['mean']:.3f} [{low:.3f}, {high:.3f}]   difference {d['mean']:+.3f} {d['interval_95']}, p {d['p']:.3f}"
+            )
     court = result["court"]
     more = f"; about {court['more_prompts']} more prompts would decide it" if court.get("more_prompts") else ""
     say(f"  Tribunal: {court['verdict']}: {court['reason']}{more}")
 
 
 def calibrate(
-    project: Project, section: TribunalSection, judges: Sequence[str], part: Part, *, max_usd: float | None = None, count: int | None = None
+    project: Project,
+    section: TribunalSection,
+    judges: Sequence[str],
+    part: Part,
+    *,
+    max_usd: float | None = None,
+    count: int | None = None,
 ) -> list[dict[str, Any]]:
     """Measure judges on the benchmark and keep what was found in the project.
 
@@ -264,7 +306,9 @@ def calibrate(
     return found
 
 
-def live_pairs(project: Project, section: TribunalSection, file: Path, name: str, count: int = 6) -> dict[str, Any] | None:
+def live_pairs(
+    project: Project, section: TribunalSection, file: Path, name: str, count: int = 6
+) -> dict[str, Any] | None:
     """The embedded model in the judge's chair, on `count` pairs of the dev half, one judge each; and its kept calibration.
 
     Why the demo ends UNDECIDED: a reader sees it fail. None where the project has no judge benchmark.
@@ -310,7 +354,11 @@ def show_live(found: dict[str, Any]) -> None:
             f"  its calibration of {kept['date']} ({kept['part']} half): {kept['accuracy']:.2f} [{low:.2f}, {high:.2f}]; "
             f"keywords {b['keywords']['accuracy']:.2f}, length {b['length']['accuracy']:.2f}"
         )
-    say(f"  so it may not decide: {found['verdict']}" if found["verdict"] else "  it is fit to judge; seat it with --judge")
+    say(
+        f"  so it may not decide: {found['verdict']}"
+        if found["verdict"]
+        else "  it is fit to judge; seat it with --judge"
+    )
 
 
 def section_of(s: Session, project: Project) -> TribunalSection:
@@ -325,14 +373,19 @@ def _own_judge(s: Session, specs: Sequence[Spec]) -> Path | None:
     for spec in specs:
         judged = (s.config.training.model, s.config.training.output_name, s.run.merged.name)
         if spec.kind != "self" and any(same_model(spec.name, name) for name in judged):
-            raise UsageError(f"{spec.name} is the model under judgement: name another judge, or say --judge self, and the report will say so")
+            raise UsageError(
+                f"{spec.name} is the model under judgement: name another judge, or say --judge self, and the report will say so"
+            )
     return base
 
 
 def _short(calibration: dict[str, Any] | None) -> dict[str, Any] | None:
     if calibration is None:
         return None
-    return {key: calibration[key] for key in ("date", "part", "accuracy", "interval_95", "baselines", "fit", "benchmark_sha256")}
+    return {
+        key: calibration[key]
+        for key in ("date", "part", "accuracy", "interval_95", "baselines", "fit", "benchmark_sha256")
+    }
 
 
 def _log_locked(run: Path, tribunal: Path, what: str) -> None:

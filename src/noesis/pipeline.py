@@ -33,7 +33,10 @@ def plan(s: Session, *, again: bool = False) -> dict[str, Any]:
     stored = s.run.result("plan")
     config = s.config
     if stored is not None and not s.run.is_done("train"):
-        same = "setup" in stored and (stored["device"]["name"], stored["device"]["cards"]) == (s.device.name, s.device.cards)
+        same = "setup" in stored and (stored["device"]["name"], stored["device"]["cards"]) == (
+            s.device.name,
+            s.device.cards,
+        )
         again = again or not same  # a run that goes on elsewhere is planned anew, but on the base that it began on
         if states(s.run.checkpoints):
             config = as_planned(config, stored)
@@ -73,9 +76,13 @@ def train(s: Session) -> dict[str, Any]:
     )
     if result.get("held_out", {}).get("by_epoch"):
         last, pairs = result["held_out"]["by_epoch"][-1], result["held_out"]["pairs"]
-        say(f"  held-out pairs: chosen above rejected in {last['reward_accuracy'] * pairs:.0f} of {pairs}, mean margin {last['reward_margin']:+.3f}")
+        say(
+            f"  held-out pairs: chosen above rejected in {last['reward_accuracy'] * pairs:.0f} of {pairs}, mean margin {last['reward_margin']:+.3f}"
+        )
     if "mean_training_loss" in result:
-        losses = ", ".join(f"{name} {loss:.3f}" for name, loss in result["mean_training_loss"].items() if loss is not None)
+        losses = ", ".join(
+            f"{name} {loss:.3f}" for name, loss in result["mean_training_loss"].items() if loss is not None
+        )
         say(f"  {result['saves']} states saved in {result['save_share']:.1%} of the time; mean training loss {losses}")
     return result
 
@@ -94,7 +101,9 @@ def choose(s: Session, hear: Hear | None = None) -> dict[str, Any]:
     result = s.run.perform("choose", work, lambda: sorted((s.run.tribunal / "checkpoints").glob("*.json")))
     for name, f in result["epochs"].items():
         court = f"; the Tribunal's mean {f['court']['mean']:.3f}" if f.get("court", {}).get("mean") is not None else ""
-        say(f"  {name}: prefers {f['preferred']} of {f['examples']} revisions, margin {f['mean_margin']:+.4f}, held-out loss {f['held_out_loss']:.4f}{court}")
+        say(
+            f"  {name}: prefers {f['preferred']} of {f['examples']} revisions, margin {f['mean_margin']:+.4f}, held-out loss {f['held_out_loss']:.4f}{court}"
+        )
     say(f"  {result['adapter']} is used: {result['by']}")
     return result
 
@@ -136,7 +145,9 @@ def judge(s: Session, *, again: bool = False, answers: bool = True) -> dict[str,
         write_json(s.run.tribunal / "summary.json", summary)
         return summary
 
-    result = s.run.perform("judge", work, lambda: [s.run.tribunal / "answers.jsonl", s.run.tribunal / "summary.json"], again=again)
+    result = s.run.perform(
+        "judge", work, lambda: [s.run.tribunal / "answers.jsonl", s.run.tribunal / "summary.json"], again=again
+    )
     show_judgement(result)
     return result
 
@@ -146,9 +157,13 @@ def show_judgement(result: dict[str, Any]) -> None:
     preference = result["preference"]
     b, t, n = preference["base"], preference["tuned"], preference["examples"]
     say(f"  held-out loss          {b['held_out_loss']:.4f} → {t['held_out_loss']:.4f}")
-    say(f"  preference accuracy    {b['preferred']}/{n} → {t['preferred']}/{n} (95% interval now {t['interval_95'][0]:.2f} to {t['interval_95'][1]:.2f})")
+    say(
+        f"  preference accuracy    {b['preferred']}/{n} → {t['preferred']}/{n} (95% interval now {t['interval_95'][0]:.2f} to {t['interval_95'][1]:.2f})"
+    )
     found = result["screen"]
-    say(f"  {found['name']}: {found['base']['flagged']} → {found['tuned']['flagged']} of {found['tuned']['answers']} answers flagged")
+    say(
+        f"  {found['name']}: {found['base']['flagged']} → {found['tuned']['flagged']} of {found['tuned']['answers']} answers flagged"
+    )
     say(f"  Tribunal (Veritas, Sophia, Dikē): {result['court']['verdict']}: {result['court']['reason']}")
 
 
@@ -195,7 +210,9 @@ def _answers(s: Session, asked: Records) -> dict[str, list[str]]:
     answers = {}
     for who, on in (("base", False), ("tuned", True)):
         with Progress(f"answer ({who})", len(asked), "prompts") as progress:
-            answers[who] = engine.answer_all(conversations, max_tokens=s.config.training.tribunal.max_new_tokens, adapter=on, progress=progress)
+            answers[who] = engine.answer_all(
+                conversations, max_tokens=s.config.training.tribunal.max_new_tokens, adapter=on, progress=progress
+            )
     return answers
 
 
@@ -208,9 +225,17 @@ def _answers_on_card(s: Session, asked: Records) -> dict[str, list[str]]:
     answers = {}
     for who, adapter in (("base", None), ("tuned", s.run.adapter())):
         with Progress(f"answer ({who})", len(asked), "prompts") as progress:
-            model = loaded(s.model.path, adapter, quantization=s.as_trained.lora.quantization, dtype=s.arithmetic, device=s.device.kind)
+            model = loaded(
+                s.model.path,
+                adapter,
+                quantization=s.as_trained.lora.quantization,
+                dtype=s.arithmetic,
+                device=s.device.kind,
+            )
             conversations = [opening(s.constitution, record) for record in asked]
-            answers[who] = answer_packed(model, tokenizer, conversations, max_tokens=t.max_new_tokens, on_answer=progress.advance)
+            answers[who] = answer_packed(
+                model, tokenizer, conversations, max_tokens=t.max_new_tokens, on_answer=progress.advance
+            )
             del model
         gc.collect()
     return answers

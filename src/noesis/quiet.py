@@ -15,7 +15,17 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning)
     # bitsandbytes warns that it can't fetch a faster kernel from a hub; its own path is meant, and code from a hub is not.
-    names = ("bitsandbytes.backends.cpu.ops", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "torch", "huggingface_hub")
+    names = (
+        "bitsandbytes.backends.cpu.ops",
+        "transformers",
+        "trl",
+        "peft",
+        "accelerate",
+        "bitsandbytes",
+        "datasets",
+        "torch",
+        "huggingface_hub",
+    )
     for name in names:
         logging.getLogger(name).setLevel(logging.ERROR)
     import transformers

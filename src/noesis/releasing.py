@@ -37,13 +37,23 @@ def merge(s: Session, *, again: bool = False, original: bool = False) -> dict[st
         require_own(s)
         card = model_card(s.run.merged.name, s.config.training.model, s.model.licence, s.run.manifest)
         into = basis(s, original=original)
-        result = merge_weights(s.model.path, s.run.adapter(), s.run.merged, quantization=into, dtype=s.arithmetic, card=card, lineage=lineage(s))
+        result = merge_weights(
+            s.model.path,
+            s.run.adapter(),
+            s.run.merged,
+            quantization=into,
+            dtype=s.arithmetic,
+            card=card,
+            lineage=lineage(s),
+        )
         return result | {"basis": "original" if original else "trained"}
 
     before = (s.run.result("merge") or {}).get("basis", "trained")
     again = again or before != ("original" if original else "trained")
     result = s.run.perform("merge", work, lambda: [p for p in s.run.merged.iterdir() if p.is_file()], again=again)
-    say(f"  {result['merged_tensors']} of {result['tensors']} tensors merged into {result['into']}; {size(result['bytes'])} → {s.run.merged}")
+    say(
+        f"  {result['merged_tensors']} of {result['tensors']} tensors merged into {result['into']}; {size(result['bytes'])} → {s.run.merged}"
+    )
     if other := result.get("originals"):
         away, own = other["relative_difference"], other["relative_update"]
         say(f"  the original weights are {away:.1%} of their norm away from those; the adapter moves them by {own:.1%}")
@@ -64,7 +74,9 @@ def require_own(s: Session) -> None:
     """
     trained_on = s.run.manifest["identity"]["revision"]
     if s.model.revision != trained_on:
-        raise RunError(f"{s.run.path} was trained on {s.config.training.model} {trained_on}, here is {s.model.revision}: fetch that revision, or train again")
+        raise RunError(
+            f"{s.run.path} was trained on {s.config.training.model} {trained_on}, here is {s.model.revision}: fetch that revision, or train again"
+        )
     file = s.run.adapter() / "adapter_model.safetensors"
     known = s.run.manifest["stages"].get("train", {}).get("outputs", {}).get(file.relative_to(s.run.path).as_posix())
     if known is not None and sha256_file(file) != known["sha256"]:
@@ -76,7 +88,9 @@ def lineage(s: Session) -> dict[str, Any]:
     identity = s.run.manifest["identity"]
     return {
         "noesis": s.run.manifest["noesis"],
-        "base": "HuggingFaceTB/SmolLM2-135M-Instruct" if s.config.training.model == "smollm2" else s.config.training.model,
+        "base": "HuggingFaceTB/SmolLM2-135M-Instruct"
+        if s.config.training.model == "smollm2"
+        else s.config.training.model,
         "base_revision": identity["revision"],
         "licence": s.model.licence,
         "dataset_sha256": identity["dataset_sha256"],
@@ -89,7 +103,14 @@ def lineage(s: Session) -> dict[str, Any]:
     }
 
 
-def gguf(s: Session, *, kinds: tuple[str, ...] | None = None, adapter: bool = False, again: bool = False, outfile: Path | None = None) -> dict[str, Any]:
+def gguf(
+    s: Session,
+    *,
+    kinds: tuple[str, ...] | None = None,
+    adapter: bool = False,
+    again: bool = False,
+    outfile: Path | None = None,
+) -> dict[str, Any]:
     """GGUF files of the merged model, and the certificate that they behave like what was trained.
 
     Args:
@@ -112,7 +133,12 @@ def gguf(s: Session, *, kinds: tuple[str, ...] | None = None, adapter: bool = Fa
         return certified(s, files, with_adapter=adapter)
 
     def outputs() -> list[Path]:
-        return [*files.values(), s.run.gguf / "parity.json", s.run.gguf / "Modelfile", *([adapter_file(s)] if adapter else [])]
+        return [
+            *files.values(),
+            s.run.gguf / "parity.json",
+            s.run.gguf / "Modelfile",
+            *([adapter_file(s)] if adapter else []),
+        ]
 
     before = s.run.result("gguf") or {}
     changed = set(wanted) != set(before.get("files", {})) or (adapter and not before.get("adapter"))
@@ -127,7 +153,11 @@ def gguf(s: Session, *, kinds: tuple[str, ...] | None = None, adapter: bool = Fa
 def parity(s: Session) -> dict[str, Any]:
     """Measure again the files that lie there, with the adapter's if there is one; the new certificate replaces the old."""
     require_merged(s)
-    found = {file.stem.rpartition("-")[2]: file for file in sorted(s.run.gguf.glob(f"{s.run.merged.name}-*.gguf")) if not file.name.endswith(".rejected.gguf")}
+    found = {
+        file.stem.rpartition("-")[2]: file
+        for file in sorted(s.run.gguf.glob(f"{s.run.merged.name}-*.gguf"))
+        if not file.name.endswith(".rejected.gguf")
+    }
     with_adapter = found.pop("adapter", None) is not None
     kinds = [kind for kind in (s.run.result("gguf") or {}).get("files", {}) if kind in found] or sorted(found)
     if not kinds:
@@ -135,9 +165,16 @@ def parity(s: Session) -> dict[str, Any]:
     files = {kind: found[kind] for kind in kinds}
 
     def outputs() -> list[Path]:
-        return [*files.values(), s.run.gguf / "parity.json", s.run.gguf / "Modelfile", *([adapter_file(s)] if with_adapter else [])]
+        return [
+            *files.values(),
+            s.run.gguf / "parity.json",
+            s.run.gguf / "Modelfile",
+            *([adapter_file(s)] if with_adapter else []),
+        ]
 
-    result = s.run.perform("gguf", lambda: certified(s, files, with_adapter=with_adapter, originals=True), outputs, again=True)
+    result = s.run.perform(
+        "gguf", lambda: certified(s, files, with_adapter=with_adapter, originals=True), outputs, again=True
+    )
     show(result)
     return result
 
@@ -154,7 +191,9 @@ def certified(s: Session, files: dict[str, Path], *, with_adapter: bool, origina
         own = Adapter(own.folder, own.base, own.quantization, own.dtype, write_adapter(s), base_gguf(s))
     tokenizer = load_tokenizer(s.run.merged)
     texts, prompts, source = _compared(s, tokenizer)
-    certificate = certify(Subject(s.run.merged, files, own, texts, prompts, originals=originals), tokenizer) | {"prompts_from": source}
+    certificate = certify(Subject(s.run.merged, files, own, texts, prompts, originals=originals), tokenizer) | {
+        "prompts_from": source
+    }
     reject(certificate, s.run.gguf)
     write_json(s.run.gguf / "parity.json", certificate)
     require(certificate)
@@ -170,7 +209,11 @@ def certified(s: Session, files: dict[str, Path], *, with_adapter: bool, origina
 
 def show(certificate: dict[str, Any]) -> None:
     """Print the certificate's figures, a line a stage."""
-    parts = [("merged", certificate.get("merge")), *certificate["files"].items(), ("adapter", certificate.get("adapter"))]
+    parts = [
+        ("merged", certificate.get("merge")),
+        *certificate["files"].items(),
+        ("adapter", certificate.get("adapter")),
+    ]
     for what, figure in parts:
         if figure is not None:
             answers = figure["answers"]
@@ -179,7 +222,9 @@ def show(certificate: dict[str, Any]) -> None:
                 f"greedy answers equal for {answers['shared']:.0%} of their length"
             )
     if other := (certificate.get("merge") or {}).get("on_original_weights"):
-        say(f"  the adapter on the base's original weights instead: mean KL {other['kl_mean']:.1e}, same first choice {other['top1']:.3f}")
+        say(
+            f"  the adapter on the base's original weights instead: mean KL {other['kl_mean']:.1e}, same first choice {other['top1']:.3f}"
+        )
     say(f"  token ids equal on {certificate['strings']} strings, chat templates rendered alike")
 
 
@@ -213,7 +258,9 @@ def base_gguf(s: Session) -> Path:
     base = cache_folder() / "models" / f"base-{key}-f16.gguf"
     if not base.is_file():
         say("  writing the base as it was trained on to GGUF, once …")
-        write_gguf(s.model.path, base, "f16", name="base", licence=s.model.licence, quantization=quantization, dtype=dtype)
+        write_gguf(
+            s.model.path, base, "f16", name="base", licence=s.model.licence, quantization=quantization, dtype=dtype
+        )
     return base
 
 
@@ -227,14 +274,20 @@ def _compared(s: Session, tokenizer: Any) -> tuple[list[str], list[str], str]:
     project with them is at hand; else the constitution's principles. And two whole conversations with system prompt and answer."""
     by_language, source = _prompts(s)
     asked = [text for texts in by_language.values() for text in evenly_spread([{"prompt": t} for t in texts], PROMPTS)]
-    answered = [text for texts in by_language.values() for text in evenly_spread([{"prompt": t} for t in texts], ANSWERED)]
+    answered = [
+        text for texts in by_language.values() for text in evenly_spread([{"prompt": t} for t in texts], ANSWERED)
+    ]
 
     def one(record: dict[str, Any]) -> str:
         message: Message = {"role": "user", "content": record["prompt"]}
         return render(tokenizer, [message], add_generation_prompt=True)
 
     whole = [
-        render(tokenizer, [*opening(s.constitution, r), {"role": "assistant", "content": r["response_revised"]}], add_generation_prompt=False)
+        render(
+            tokenizer,
+            [*opening(s.constitution, r), {"role": "assistant", "content": r["response_revised"]}],
+            add_generation_prompt=False,
+        )
         for r in evenly_spread(s.examples("eval"), 2)
     ]
     return [*map(one, asked), *whole], list(map(one, answered)), source
@@ -252,7 +305,9 @@ def _prompts(s: Session) -> tuple[dict[str, list[str]], str]:
         for item in read_suite(project.data / "tribunal", "dev"):
             if not item.turns:
                 found[item.language].append(item.prompt)
-        found = {language: sorted(texts, key=len)[:PROMPTS] for language, texts in found.items()}  # the shortest: the figures cost no more than they must
+        found = {
+            language: sorted(texts, key=len)[:PROMPTS] for language, texts in found.items()
+        }  # the shortest: the figures cost no more than they must
     if min(map(len, found.values())) >= PROMPTS:
         return found, "the Tribunal's open prompts"
     principles = s.constitution.principles
@@ -284,7 +339,9 @@ def convert_folder(folder: Path, outfile: Path | None, kinds: tuple[str, ...]) -
         say(f"  {file}: {size(file.stat().st_size)}")
     texts = [render(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True) for text in QUESTIONS]
     place = next(iter(files.values())).parent
-    certificate = certify(Subject(model, files, None, texts, texts[::8]), tokenizer) | {"prompts_from": "twenty questions"}
+    certificate = certify(Subject(model, files, None, texts, texts[::8]), tokenizer) | {
+        "prompts_from": "twenty questions"
+    }
     reject(certificate, place)
     record = place / f"{next(iter(files.values())).stem}.parity.json"
     write_json(record, certificate)
@@ -309,7 +366,9 @@ def model_in(folder: Path) -> Path:
         return below[0]
     if below:
         raise UsageError(f"{folder} holds several models ({', '.join(p.name for p in below)}): name one of them")
-    raise UsageError(f"no run and no model in {folder}: neither manifest.json nor config.json is there, nor in a folder below it")
+    raise UsageError(
+        f"no run and no model in {folder}: neither manifest.json nor config.json is there, nor in a folder below it"
+    )
 
 
 QUESTIONS = (

@@ -41,7 +41,11 @@ def surroundings(run: Run) -> list[str]:
     """What is not as it was when `run` was trained: processor, threads, versions."""
     plan, train, device = run.result("plan") or {}, run.result("train") or {}, detect()
     then, now = dict(run.manifest.get("libraries", {})), library_versions()
-    found = [f"{name} {version} then, {now.get(name, 'missing')} here" for name, version in then.items() if now.get(name) != version]
+    found = [
+        f"{name} {version} then, {now.get(name, 'missing')} here"
+        for name, version in then.items()
+        if now.get(name) != version
+    ]
     if plan.get("device", {}).get("name") != device.name:
         found.append(f"{plan.get('device', {}).get('name')} then, {device.name} here")
     if run.manifest.get("python") != platform.python_version():
@@ -63,7 +67,9 @@ def replay(path: Path, target: Path | None = None) -> Replay:
     """
     run = load_run(path)
     if not run.is_done("train"):
-        raise RunError(f"{path} is not trained to its end, or its files changed: there is nothing to compare with (noesis status {path})")
+        raise RunError(
+            f"{path} is not trained to its end, or its files changed: there is nothing to compare with (noesis status {path})"
+        )
     history = run.manifest.get("history", [])
     if any(not entry["finished"] for entry in history):
         raise RunError(f"{path} was given more epochs while it was not finished: such a run can't be made again")
@@ -72,7 +78,11 @@ def replay(path: Path, target: Path | None = None) -> Replay:
     config = run.config()
     with Run(place, {}).locked():
         for epochs in [entry["epochs"] for entry in history] + [config.training.num_train_epochs]:
-            last = _train(run, place, config.model_copy(update={"training": config.training.model_copy(update={"num_train_epochs": epochs})}))
+            last = _train(
+                run,
+                place,
+                config.model_copy(update={"training": config.training.model_copy(update={"num_train_epochs": epochs})}),
+            )
     return Replay(place, expected, sha256_file(last.epochs()[-1] / "adapter_model.safetensors"), surroundings(run))
 
 
@@ -102,7 +112,9 @@ def _train(run: Run, place: Path, config: Config) -> Run:
     new.perform("export", copy, lambda: sorted(new.data.iterdir()))
     s = replace(sessions.session_of(place), run=new)
     if s.model.revision != identity["revision"]:
-        raise RunError(f"the base model here is {s.model.revision}, the run's {identity['revision']}: replaying would train on another one")
+        raise RunError(
+            f"the base model here is {s.model.revision}, the run's {identity['revision']}: replaying would train on another one"
+        )
     new.perform("plan", lambda: _plan(run, config.training.num_train_epochs), list)
     pipeline.train(s)
     return new

@@ -30,7 +30,17 @@ from noesis.errors import CapError, RunError, UsageError
 from noesis.files import sha256_file, sha256_json, sweep, sync_file, write_json
 from noesis.meter import Meter, total, unbooked
 
-STAGES = ("export", "plan", "train", "choose", "judge", "merge", "gguf", "trial", "report")  # a trial makes no earlier stage stale
+STAGES = (
+    "export",
+    "plan",
+    "train",
+    "choose",
+    "judge",
+    "merge",
+    "gguf",
+    "trial",
+    "report",
+)  # a trial makes no earlier stage stale
 # whose results a stage reads; what they were is recorded with it
 NEEDS = {
     "plan": ("export",),
@@ -41,7 +51,19 @@ NEEDS = {
     "gguf": ("export", "merge"),
     "report": ("export", "train", "choose", "judge", "merge", "gguf"),
 }
-LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "tokenizers", "safetensors", "gguf", "xllamacpp", "numpy")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "tokenizers",
+    "safetensors",
+    "gguf",
+    "xllamacpp",
+    "numpy",
+)
 
 
 class Run:
@@ -134,9 +156,15 @@ class Run:
 
     def inputs(self, stage: str) -> dict[str, str]:
         """What a stage reads: of each stage before it the hash of its outputs, or of its result where it leaves no file."""
-        return {name: digest(self.manifest["stages"][name]) for name in NEEDS.get(stage, ()) if "result" in self.manifest["stages"].get(name, {})}
+        return {
+            name: digest(self.manifest["stages"][name])
+            for name in NEEDS.get(stage, ())
+            if "result" in self.manifest["stages"].get(name, {})
+        }
 
-    def perform(self, stage: str, work: Callable[[], dict[str, Any]], outputs: Callable[[], list[Path]], *, again: bool = False) -> dict[str, Any]:
+    def perform(
+        self, stage: str, work: Callable[[], dict[str, Any]], outputs: Callable[[], list[Path]], *, again: bool = False
+    ) -> dict[str, Any]:
         """Run a stage unless it is done; record its result, time and outputs. Later stages are marked stale.
 
         Args:
@@ -150,10 +178,18 @@ class Run:
             if later in self.manifest["stages"]:
                 self.manifest["stages"][later]["status"] = "stale"
         before = (
-            float(self.manifest["stages"].get(stage, {}).get("seconds", 0)) if self.manifest["stages"].get(stage, {}).get("status") == "interrupted" else 0.0
+            float(self.manifest["stages"].get(stage, {}).get("seconds", 0))
+            if self.manifest["stages"].get(stage, {}).get("status") == "interrupted"
+            else 0.0
         )
         started = time.monotonic()
-        entry: dict[str, Any] = {"status": "running", "started": now(), "seconds": before, "inputs": self.inputs(stage), "outputs": {}}
+        entry: dict[str, Any] = {
+            "status": "running",
+            "started": now(),
+            "seconds": before,
+            "inputs": self.inputs(stage),
+            "outputs": {},
+        }
         self.manifest["stages"][stage] = entry
         self.book(unbooked(self.path, self.manifest.get("ledger", [])))
         sweep(self.path)
@@ -162,7 +198,11 @@ class Run:
         self.metering = meter.began
         try:
             result = work()
-            files = {str(p.relative_to(self.path).as_posix()): self._recorded(p) for p in sorted(outputs()) if not p.name.startswith(".")}
+            files = {
+                str(p.relative_to(self.path).as_posix()): self._recorded(p)
+                for p in sorted(outputs())
+                if not p.name.startswith(".")
+            }
         except BaseException as error:
             # a stop at the cap is no failure: the stage goes on when more was agreed
             status = "failed" if isinstance(error, Exception) and not isinstance(error, CapError) else "interrupted"
@@ -224,7 +264,9 @@ class Run:
             lock.acquire()
         except Timeout:
             who = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
-            raise RunError(f"{self.path} is in use by {who}: wait for it to end, or use another folder with --run") from None
+            raise RunError(
+                f"{self.path} is in use by {who}: wait for it to end, or use another folder with --run"
+            ) from None
         try:
             holder.write_text(f"process {os.getpid()} on {platform.node()} since {now()}", encoding="utf-8")
             yield
@@ -233,7 +275,9 @@ class Run:
             lock.release()
 
 
-def open_run(path: Path, identity: dict[str, Any], config: Config, *, fresh: bool = False, archive_to: Path | None = None) -> Run:
+def open_run(
+    path: Path, identity: dict[str, Any], config: Config, *, fresh: bool = False, archive_to: Path | None = None
+) -> Run:
     """The run at `path` if it has this identity, else a new one; another run that lies there is archived whole.
 
     Args:
@@ -248,7 +292,10 @@ def open_run(path: Path, identity: dict[str, Any], config: Config, *, fresh: boo
         moved = archive(path, old, archive_to or path.parent / ".archive")
         why = "it held no manifest"
         if old is not None:
-            why = ", ".join([f"another {name}" for name in differing(old["identity"], identity)] + foreign_libraries(old)) or "asked for with --fresh"
+            why = (
+                ", ".join([f"another {name}" for name in differing(old["identity"], identity)] + foreign_libraries(old))
+                or "asked for with --fresh"
+            )
         say(f"  the old run was moved to {moved} ({why})")
     manifest = {
         "noesis": __version__,
@@ -277,7 +324,9 @@ def load_run(path: Path) -> Run:
     finish_archiving(path)
     manifest = _read_manifest(path)
     if manifest is None:
-        raise UsageError(f"no run in {path}: {path / 'manifest.json'} is missing; make one with  noesis train --run {path}  or  noesis demo")
+        raise UsageError(
+            f"no run in {path}: {path / 'manifest.json'} is missing; make one with  noesis train --run {path}  or  noesis demo"
+        )
     return Run(path, manifest)
 
 
@@ -320,7 +369,11 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
 
 def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What two identities differ in, in words."""
-    return [key.removesuffix("_sha256").replace("_", " ") for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    return [
+        key.removesuffix("_sha256").replace("_", " ")
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
 
 
 def library_versions() -> dict[str, str]:

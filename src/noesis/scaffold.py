@@ -11,7 +11,11 @@ from noesis.errors import UsageError
 from noesis.files import write_text
 
 CHECKOUT = Project(Path(__file__).resolve().parents[2])
-EXAMPLES = {"maieutica": "maieutica_001", "logical_argument": "logical_argument_001", "ethical_dilemma": "ethical_dilemma_001"}
+EXAMPLES = {
+    "maieutica": "maieutica_001",
+    "logical_argument": "logical_argument_001",
+    "ethical_dilemma": "ethical_dilemma_001",
+}
 
 
 def create_project(folder: Path) -> list[Path]:
@@ -26,7 +30,12 @@ def create_project(folder: Path) -> list[Path]:
         raise UsageError("the originals to copy are not here: install Noesis from a checkout (make setup)")
     project = Project(folder)
     written = []
-    for source in (CHECKOUT.constitution, CHECKOUT.data / "constitution_prompts.yaml", CHECKOUT.lora_yaml, CHECKOUT.training_yaml):
+    for source in (
+        CHECKOUT.constitution,
+        CHECKOUT.data / "constitution_prompts.yaml",
+        CHECKOUT.lora_yaml,
+        CHECKOUT.training_yaml,
+    ):
         target = folder / source.relative_to(CHECKOUT.root)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)

@@ -46,7 +46,9 @@ def certified(run: Run, quant: str | None = None) -> Path:
     best = next((k for k in kinds if k != "adapter" and done.get(k, {}).get("passed")), None)
     if best is None:
         which = f"no {quant} GGUF file" if quant else "no GGUF file"
-        raise RunError(f"{run.path} holds {which} that was shown to behave like the model: run  noesis gguf {run.path}  first")
+        raise RunError(
+            f"{run.path} holds {which} that was shown to behave like the model: run  noesis gguf {run.path}  first"
+        )
     file = run.gguf / f"{run.merged.name}-{best}.gguf"
     if wrong := [name for name in run.changed("gguf") if name.startswith(f"gguf/{file.name}:")]:
         raise RunError(f"{run.path}: {wrong[0]} since it was certified: run  noesis gguf {run.path} --again")
@@ -61,7 +63,9 @@ def files_of(run: Run, *, quant: str | None = None, base: Path | None = None, la
     """
     adapter = run.gguf / f"{run.merged.name}-adapter.gguf"
     passed = ((run.result("gguf") or {}).get("adapter") or {}).get("passed")
-    sound = quant is None and passed and adapter.is_file() and not any(adapter.name in name for name in run.changed("gguf"))
+    sound = (
+        quant is None and passed and adapter.is_file() and not any(adapter.name in name for name in run.changed("gguf"))
+    )
     if not (lazily and not sound):
         base = base or known_base(run)
     if sound and base is not None:
@@ -88,7 +92,15 @@ def known_base(run: Run) -> Path | None:
 class Bar:
     """The judges that were named, ready to hear single answers; with none, the offline screen."""
 
-    def __init__(self, run: Run, project: Project, constitution: Constitution, judges: Sequence[str] = (), *, max_usd: float | None = None) -> None:
+    def __init__(
+        self,
+        run: Run,
+        project: Project,
+        constitution: Constitution,
+        judges: Sequence[str] = (),
+        *,
+        max_usd: float | None = None,
+    ) -> None:
         """Load or look up the judges.
 
         Raises:
@@ -122,7 +134,9 @@ class Bar:
         flags = screen(answer, {"prompt": said[-1]["content"], "language": language}, self._constitution)
         if self._seats is None:
             return {"judge": self.name, "flags": flags, "verdict": None}
-        case = Case("conversation", language, tuple((m["role"], m["content"]) for m in said), answer, {"language": language})
+        case = Case(
+            "conversation", language, tuple((m["role"], m["content"]) for m in said), answer, {"language": language}
+        )
         (verdicts,) = await self._seats.hear([case])
         found = opinion(case.id, verdicts, self._section)
         return {
@@ -130,7 +144,15 @@ class Bar:
             "flags": flags,
             "verdict": found.band(self._section),
             **{name: value for name, value in found.as_json().items() if name != "case"},
-            "said": [{"judge": v.judge, "model": v.model, "reasoning": getattr(v, "reasoning", ""), "unscored": getattr(v, "reason", "")} for v in verdicts],
+            "said": [
+                {
+                    "judge": v.judge,
+                    "model": v.model,
+                    "reasoning": getattr(v, "reasoning", ""),
+                    "unscored": getattr(v, "reason", ""),
+                }
+                for v in verdicts
+            ],
         }
 
     async def close(self) -> None:
@@ -153,8 +175,20 @@ def prove(run: Run, client: LLMClient, *, base: Path | None = None, samples: int
     tuned = distance(_reference(file, conversations), found)
     other = distance(_reference(base, conversations), found) if base else None
     same, why = judgement(tuned, other)
-    usage = {"prompt_tokens": chat.prompt_tokens, "completion_tokens": chat.completion_tokens, "total_tokens": chat.total_tokens}
-    return {"same": same, "why": why, "chat": chat.text, "usage": usage, "reference": file.name, "tuned": vars(tuned), "base": vars(other) if other else None}
+    usage = {
+        "prompt_tokens": chat.prompt_tokens,
+        "completion_tokens": chat.completion_tokens,
+        "total_tokens": chat.total_tokens,
+    }
+    return {
+        "same": same,
+        "why": why,
+        "chat": chat.text,
+        "usage": usage,
+        "reference": file.name,
+        "tuned": vars(tuned),
+        "base": vars(other) if other else None,
+    }
 
 
 def _reference(file: Path, conversations: list[list[Message]]) -> list[Completion]:
@@ -172,10 +206,21 @@ def spoken(heard: dict[str, Any]) -> list[str]:
     """The opinion as lines for a terminal."""
     flags = f"the screen saw: {', '.join(heard['flags'])}" if heard["flags"] else "the screen saw nothing"
     if heard["verdict"] is None:
-        return [f"{heard['judge']}: {flags}", "it flags or abstains, it never approves; name a judge with --judge to hear the Tribunal"]
+        return [
+            f"{heard['judge']}: {flags}",
+            "it flags or abstains, it never approves; name a judge with --judge to hear the Tribunal",
+        ]
     mean = heard["mean"]
-    figures = "below quorum" if mean is None else f"{mean[0]:.2f}" if mean[0] == mean[1] else f"{mean[0]:.2f} to {mean[1]:.2f}"
-    lines = [f"{heard['verdict']} ({figures}); judge: {heard['judge']}; one answer, no interval: an impression, not a trial"]
+    figures = (
+        "below quorum"
+        if mean is None
+        else f"{mean[0]:.2f}"
+        if mean[0] == mean[1]
+        else f"{mean[0]:.2f} to {mean[1]:.2f}"
+    )
+    lines = [
+        f"{heard['verdict']} ({figures}); judge: {heard['judge']}; one answer, no interval: an impression, not a trial"
+    ]
     for said in heard["said"]:
         low, high = heard["judges"][said["judge"]]
         score = "no verdict" if said["unscored"] else f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"

@@ -55,7 +55,9 @@ class Session:
         """The token rows that the method trains on, from the run's own copies."""
         besides = stored(self.run.data)
         held_out = self.examples("eval") if self.config.training.method != "sft" else []
-        return material_of(self.config, self.model.path, self.examples("train"), self.constitution, held_out=held_out, besides=besides)
+        return material_of(
+            self.config, self.model.path, self.examples("train"), self.constitution, held_out=held_out, besides=besides
+        )
 
     @property
     def as_trained(self) -> Config:
@@ -71,7 +73,9 @@ class Session:
 
 def from_sources(project: Project, config: Config) -> tuple[Records, Records]:
     """Validate the hand-written examples and split them (train, held out)."""
-    return split_sources(project.sources(config.training.data.language), load_constitution(project.constitution), config)
+    return split_sources(
+        project.sources(config.training.data.language), load_constitution(project.constitution), config
+    )
 
 
 def from_exports(folder: Path, project: Project) -> tuple[Records, Records]:
@@ -139,7 +143,9 @@ def subset(train: Records, config: Config) -> Records:
     """The examples that `max_examples` leaves: the same ones for the same seed."""
     if config.max_examples is None:
         return train
-    return sorted(train, key=lambda r: hashlib.sha256(f"{config.training.seed}:{r['id']}".encode()).hexdigest())[: config.max_examples]
+    return sorted(train, key=lambda r: hashlib.sha256(f"{config.training.seed}:{r['id']}".encode()).hexdigest())[
+        : config.max_examples
+    ]
 
 
 def session_of(path: Path) -> Session:

@@ -13,7 +13,12 @@ from modal_proto import api_pb2
 
 from .rpc import refuse
 
-LIVE = (api_pb2.APP_STATE_EPHEMERAL, api_pb2.APP_STATE_DETACHED, api_pb2.APP_STATE_DEPLOYED, api_pb2.APP_STATE_DETACHED_DISCONNECTED)
+LIVE = (
+    api_pb2.APP_STATE_EPHEMERAL,
+    api_pb2.APP_STATE_DETACHED,
+    api_pb2.APP_STATE_DEPLOYED,
+    api_pb2.APP_STATE_DETACHED_DISCONNECTED,
+)
 
 
 @dataclass
@@ -38,7 +43,9 @@ class App:
         return "".join(item.data for batch in self.logs for item in batch.items)
 
     def lifecycle(self) -> Any:
-        return api_pb2.AppLifecycle(app_state=self.state, created_at=self.created_at, created_by="tests", stopped_at=self.stopped_at)
+        return api_pb2.AppLifecycle(
+            app_state=self.state, created_at=self.created_at, created_by="tests", stopped_at=self.stopped_at
+        )
 
     def wake(self) -> None:
         self.news.set()
@@ -60,7 +67,11 @@ class Apps:
     async def AppCreate(self, request: Any, task_id: str) -> Any:
         app = App(self.plane.new_id("ap"), request.description, request.app_state)
         self.apps[app.id] = app
-        return api_pb2.AppCreateResponse(app_id=app.id, app_page_url=f"{self.plane.url}/apps/{app.id}", app_logs_url=f"{self.plane.url}/apps/{app.id}/logs")
+        return api_pb2.AppCreateResponse(
+            app_id=app.id,
+            app_page_url=f"{self.plane.url}/apps/{app.id}",
+            app_logs_url=f"{self.plane.url}/apps/{app.id}/logs",
+        )
 
     async def AppHeartbeat(self, request: Any, task_id: str) -> Any:
         return self.plane.empty
@@ -125,7 +136,9 @@ class Apps:
 
     async def TaskList(self, request: Any, task_id: str) -> Any:
         tasks = [t for t in self.plane.tasks.values() if t.alive and request.app_id in ("", t.app_id)]
-        return api_pb2.TaskListResponse(tasks=[api_pb2.TaskStats(task_id=t.id, app_id=t.app_id, started_at=t.started_at) for t in tasks])
+        return api_pb2.TaskListResponse(
+            tasks=[api_pb2.TaskStats(task_id=t.id, app_id=t.app_id, started_at=t.started_at) for t in tasks]
+        )
 
     # --- logs
 
@@ -149,20 +162,28 @@ class Apps:
                 return
 
     async def AppFetchLogs(self, request: Any, task_id: str) -> Any:
-        batches = [b for b in self.apps[request.app_id].logs if request.function_id in ("", b.function_id) and request.task_id in ("", b.task_id)]
+        batches = [
+            b
+            for b in self.apps[request.app_id].logs
+            if request.function_id in ("", b.function_id) and request.task_id in ("", b.task_id)
+        ]
         if request.search_text:
             batches = [b for b in batches if any(request.search_text in item.data for item in b.items)]
         return api_pb2.AppFetchLogsResponse(batches=batches[-request.limit :] if request.limit else batches)
 
     async def AppCountLogs(self, request: Any, task_id: str) -> Any:
-        bucket = api_pb2.AppCountLogsResponse.LogBucket(bucket_start_at=request.since, stdout_logs=len(self.apps[request.app_id].logs))
+        bucket = api_pb2.AppCountLogsResponse.LogBucket(
+            bucket_start_at=request.since, stdout_logs=len(self.apps[request.app_id].logs)
+        )
         return api_pb2.AppCountLogsResponse(app_id=request.app_id, buckets=[bucket])
 
     # --- figures
 
     async def AppGetTimeRangeStats(self, request: Any, task_id: str) -> Any:
         app = self.apps[request.app_id]
-        answer = api_pb2.AppGetTimeRangeStatsResponse(since=request.since, until=request.until, lifecycle=app.lifecycle())
+        answer = api_pb2.AppGetTimeRangeStatsResponse(
+            since=request.since, until=request.until, lifecycle=app.lifecycle()
+        )
         for tag, function_id in app.function_ids.items():
             calls, failed = self.plane.functions.counts(function_id)
             containers = [t for t in self.plane.tasks.values() if function_id in (t.function.id, t.function.base_id)]
@@ -181,7 +202,10 @@ class Apps:
             raise refuse(Status.PERMISSION_DENIED, "Billing reports are available on the Team and Enterprise plans")
         for row in self.plane.billing:
             item = api_pb2.WorkspaceBillingReportItem(
-                object_id=row["object_id"], description=row["description"], environment_name="main", cost=str(row["cost"])
+                object_id=row["object_id"],
+                description=row["description"],
+                environment_name="main",
+                cost=str(row["cost"]),
             )
             item.interval.GetCurrentTime()
             for resource, cost in row.get("cost_by_resource", {}).items():
@@ -203,14 +227,18 @@ class Apps:
 
     async def TokenInfoGet(self, request: Any, task_id: str) -> Any:
         user = api_pb2.UserIdentity(user_id="us-tests", username="tests")
-        return api_pb2.TokenInfoGetResponse(token_id=self.plane.tokens.token_id, workspace_name="tests", user_identity=user)
+        return api_pb2.TokenInfoGetResponse(
+            token_id=self.plane.tokens.token_id, workspace_name="tests", user_identity=user
+        )
 
     async def WorkspaceNameLookup(self, request: Any, task_id: str) -> Any:
         return api_pb2.WorkspaceNameLookupResponse(workspace_name="tests", username="tests")
 
     async def EnvironmentGetOrCreate(self, request: Any, task_id: str) -> Any:
         settings = api_pb2.EnvironmentSettings(image_builder_version="2025.06")
-        return api_pb2.EnvironmentGetOrCreateResponse(environment_id="en-main", metadata=api_pb2.EnvironmentMetadata(name="main", settings=settings))
+        return api_pb2.EnvironmentGetOrCreateResponse(
+            environment_id="en-main", metadata=api_pb2.EnvironmentMetadata(name="main", settings=settings)
+        )
 
     async def EnvironmentList(self, request: Any, task_id: str) -> Any:
         return api_pb2.EnvironmentListResponse(items=[api_pb2.EnvironmentListItem(name="main", default=True)])
@@ -228,13 +256,18 @@ class Apps:
 
     def _secret_metadata(self, name: str, secret_id: str) -> Any:
         created = api_pb2.CreationInfo(created_at=self.secret_dates.get(name, time.time()), created_by="tests")
-        return api_pb2.SecretMetadata(name=name, creation_info=created, keys=sorted(self.secrets[secret_id]), environment_name="main")
+        return api_pb2.SecretMetadata(
+            name=name, creation_info=created, keys=sorted(self.secrets[secret_id]), environment_name="main"
+        )
 
     async def SecretGetOrCreate(self, request: Any, task_id: str) -> Any:
         name, kind = request.deployment_name, request.object_creation_type
         secret_id = self.secret_ids.get(name, "") if name else ""
         if kind == api_pb2.OBJECT_CREATION_TYPE_UNSPECIFIED and not secret_id:
-            raise refuse(Status.NOT_FOUND, f"Secret '{name}' not found in environment 'main'. You can create it with `modal secret create {name} KEY=VALUE`.")
+            raise refuse(
+                Status.NOT_FOUND,
+                f"Secret '{name}' not found in environment 'main'. You can create it with `modal secret create {name} KEY=VALUE`.",
+            )
         if kind == api_pb2.OBJECT_CREATION_TYPE_CREATE_FAIL_IF_EXISTS and secret_id:
             raise refuse(Status.ALREADY_EXISTS, f"Secret '{name}' already exists in environment 'main'")
         if kind == api_pb2.OBJECT_CREATION_TYPE_CREATE_OVERWRITE_IF_EXISTS or not secret_id:
@@ -246,7 +279,13 @@ class Apps:
 
     async def SecretList(self, request: Any, task_id: str) -> Any:
         items = [
-            api_pb2.SecretListItem(label=n, created_at=self.secret_dates[n], environment_name="main", secret_id=i, metadata=self._secret_metadata(n, i))
+            api_pb2.SecretListItem(
+                label=n,
+                created_at=self.secret_dates[n],
+                environment_name="main",
+                secret_id=i,
+                metadata=self._secret_metadata(n, i),
+            )
             for n, i in self.secret_ids.items()
         ]
         return api_pb2.SecretListResponse(items=items, environment_name="main")

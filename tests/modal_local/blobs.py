@@ -92,7 +92,9 @@ class Mounts:
         mount_id = self.plane.new_id("mo")
         self.mounts[mount_id] = {f.filename: (f.sha256_hex, f.mode) for f in request.files}
         checksum = hashlib.sha256(repr(sorted(self.mounts[mount_id].items())).encode()).hexdigest()
-        return api_pb2.MountGetOrCreateResponse(mount_id=mount_id, handle_metadata=api_pb2.MountHandleMetadata(content_checksum_sha256_hex=checksum))
+        return api_pb2.MountGetOrCreateResponse(
+            mount_id=mount_id, handle_metadata=api_pb2.MountHandleMetadata(content_checksum_sha256_hex=checksum)
+        )
 
     async def ImageGetOrCreate(self, request: Any, task_id: str) -> Any:
         definition = request.image.SerializeToString(deterministic=True)
@@ -115,7 +117,9 @@ class Mounts:
         image = self.images.get(image_id)
         if image is None:
             return []
-        return [line for base in image.base_images for line in self.commands(base.image_id)] + list(image.dockerfile_commands)
+        return [line for base in image.base_images for line in self.commands(base.image_id)] + list(
+            image.dockerfile_commands
+        )
 
     def files_of(self, mount_ids: list[str]) -> dict[str, tuple[str, int]]:
         """Path in the container → (SHA-256, mode), later mounts over earlier ones."""

@@ -42,13 +42,22 @@ class Fault:
 
     def applies(self, task: Task) -> bool:
         """Whether it may still happen, and to this container."""
-        return self.struck < self.times and fnmatch.fnmatch(task.function.name, self.function) and not task.preempted and task.alive
+        return (
+            self.struck < self.times
+            and fnmatch.fnmatch(task.function.name, self.function)
+            and not task.preempted
+            and task.alive
+        )
 
     def sees(self, task: Task) -> bool:
         """Whether the file is there."""
         if not self.file:
             return False
-        found = [p for folder in (task.folder / "tmp", *(c.folder for c in task.copies.values())) for p in folder.glob(self.file)]
+        found = [
+            p
+            for folder in (task.folder / "tmp", *(c.folder for c in task.copies.values()))
+            for p in folder.glob(self.file)
+        ]
         return any(not self.lines or p.read_bytes().count(b"\n") >= self.lines for p in found)
 
 
@@ -84,7 +93,9 @@ class Faults:
             if fault.before_commit and number >= fault.before_commit and fault.applies(task):
                 self.strike(fault, task)
                 if fault.what == "kill":
-                    await asyncio.sleep(3600)  # its process is gone and the call with it; nothing of this commit arrives
+                    await asyncio.sleep(
+                        3600
+                    )  # its process is gone and the call with it; nothing of this commit arrives
 
     def committed(self, task: Task) -> None:
         """The container has committed."""

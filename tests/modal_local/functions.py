@@ -52,7 +52,9 @@ class Input:
     @property
     def jwt(self) -> str:
         """What the client names this input by when it asks for another try; it reads the index out of it."""
-        part = base64.urlsafe_b64encode(json.dumps({"idx": self.idx, "input_id": self.id}).encode()).rstrip(b"=").decode()
+        part = (
+            base64.urlsafe_b64encode(json.dumps({"idx": self.idx, "input_id": self.id}).encode()).rstrip(b"=").decode()
+        )
         return f"e30.{part}."
 
 
@@ -121,13 +123,24 @@ class Functions:
         function.metadata.class_parameter_info.CopyFrom(function.definition.class_parameter_info)
         function.metadata.definition_id = self.plane.new_id("de")
         data = api_pb2.FunctionData(module_name=ranked[0].module_name, function_name=ranked[0].function_name)
-        data.ranked_functions.extend(api_pb2.FunctionData.RankedFunction(rank=i, function=f) for i, f in enumerate(ranked))
-        return api_pb2.FunctionCreateResponse(function_id=function.id, function=ranked[0], handle_metadata=function.metadata, function_data=data)
+        data.ranked_functions.extend(
+            api_pb2.FunctionData.RankedFunction(rank=i, function=f) for i, f in enumerate(ranked)
+        )
+        return api_pb2.FunctionCreateResponse(
+            function_id=function.id, function=ranked[0], handle_metadata=function.metadata, function_data=data
+        )
 
     async def FunctionBindParams(self, request: Any, task_id: str) -> Any:
         base = self.functions[request.function_id]
         bound = Function(
-            self.plane.new_id("fu"), base.app_id, base.name, base.metadata, api_pb2.Function(), list(base.gpus), request.serialized_params, base.id
+            self.plane.new_id("fu"),
+            base.app_id,
+            base.name,
+            base.metadata,
+            api_pb2.Function(),
+            list(base.gpus),
+            request.serialized_params,
+            base.id,
         )
         bound.definition.CopyFrom(base.definition)
         options = request.function_options
@@ -159,24 +172,36 @@ class Functions:
         for app in reversed(list(self.plane.apps.apps.values())):
             if app.deployed and app.name == request.app_name and request.object_tag in app.function_ids:
                 function = self.functions[app.function_ids[request.object_tag]]
-                data = api_pb2.FunctionData(ranked_functions=[api_pb2.FunctionData.RankedFunction(function=function.definition)])
-                return api_pb2.FunctionGetResponse(function_id=function.id, handle_metadata=function.metadata, function=data)
+                data = api_pb2.FunctionData(
+                    ranked_functions=[api_pb2.FunctionData.RankedFunction(function=function.definition)]
+                )
+                return api_pb2.FunctionGetResponse(
+                    function_id=function.id, handle_metadata=function.metadata, function=data
+                )
         raise refuse(Status.NOT_FOUND, "App not found")
 
     def layout(self, app: Any) -> Any:
         """The app's objects, as a container needs them."""
         layout = api_pb2.AppLayout(function_ids=app.function_ids, class_ids=app.class_ids)
         for function_id in app.function_ids.values():
-            layout.objects.append(api_pb2.Object(object_id=function_id, function_handle_metadata=self.functions[function_id].metadata))
+            layout.objects.append(
+                api_pb2.Object(object_id=function_id, function_handle_metadata=self.functions[function_id].metadata)
+            )
         for class_id in app.class_ids.values():
-            layout.objects.append(api_pb2.Object(object_id=class_id, class_handle_metadata=api_pb2.ClassHandleMetadata()))
+            layout.objects.append(
+                api_pb2.Object(object_id=class_id, class_handle_metadata=api_pb2.ClassHandleMetadata())
+            )
         for function_id in app.function_ids.values():
             for dependency in self.functions[function_id].definition.object_dependencies:
                 volume = self.plane.volumes.by_id.get(dependency.object_id)
                 if volume is not None:
                     layout.objects.append(api_pb2.Object(object_id=volume.id, volume_metadata=volume.metadata()))
                 elif dependency.object_id in self.plane.mounts.mounts:
-                    layout.objects.append(api_pb2.Object(object_id=dependency.object_id, mount_handle_metadata=api_pb2.MountHandleMetadata()))
+                    layout.objects.append(
+                        api_pb2.Object(
+                            object_id=dependency.object_id, mount_handle_metadata=api_pb2.MountHandleMetadata()
+                        )
+                    )
                 elif all(o.object_id != dependency.object_id for o in layout.objects):
                     layout.objects.append(api_pb2.Object(object_id=dependency.object_id))
         return layout
@@ -184,7 +209,9 @@ class Functions:
     def counts(self, function_id: str) -> tuple[int, int]:
         """Inputs of a function, and how many of them failed for good."""
         calls = [c for c in self.call_of.values() if function_id in (c.function.id, c.function.base_id)]
-        failed = sum(1 for c in calls for o in c.outputs if o is not None and o.result.status != RESULT.GENERIC_STATUS_SUCCESS)
+        failed = sum(
+            1 for c in calls for o in c.outputs if o is not None and o.result.status != RESULT.GENERIC_STATUS_SUCCESS
+        )
         return sum(len(c.inputs) for c in calls), failed
 
     # --- calls
@@ -203,7 +230,9 @@ class Functions:
         )
 
     async def FunctionPutInputs(self, request: Any, task_id: str) -> Any:
-        return api_pb2.FunctionPutInputsResponse(inputs=self._add(self.call_of[request.function_call_id], request.inputs))
+        return api_pb2.FunctionPutInputsResponse(
+            inputs=self._add(self.call_of[request.function_call_id], request.inputs)
+        )
 
     def _add(self, call: Call, items: Any) -> list[Any]:
         added = []
@@ -251,7 +280,9 @@ class Functions:
                 if output.result.status != RESULT.GENERIC_STATUS_SUCCESS:
                     self._clear(call, output.input_id)
         unfinished = sum(not i.done for i in call.inputs.values())
-        return api_pb2.FunctionGetOutputsResponse(outputs=fresh, idxs=[o.idx for o in fresh], last_entry_id=f"{position}-0", num_unfinished_inputs=unfinished)
+        return api_pb2.FunctionGetOutputsResponse(
+            outputs=fresh, idxs=[o.idx for o in fresh], last_entry_id=f"{position}-0", num_unfinished_inputs=unfinished
+        )
 
     async def FunctionCallCancel(self, request: Any, task_id: str) -> Any:
         for waiting in self.call_of[request.function_call_id].inputs.values():
@@ -269,7 +300,12 @@ class Functions:
                 return
         done.done = True
         output = api_pb2.FunctionGetOutputsItem(
-            result=result, idx=done.idx, input_id=done.id, data_format=data_format, task_id=task.id if task else "", retry_count=done.retry_count
+            result=result,
+            idx=done.idx,
+            input_id=done.id,
+            data_format=data_format,
+            task_id=task.id if task else "",
+            retry_count=done.retry_count,
         )
         done.call.put(output)
 

@@ -53,7 +53,9 @@ class Hub:
     def _find(self, request: web.Request) -> tuple[str, Model]:
         name = f"{request.match_info['org']}/{request.match_info['name']}"
         if name not in self.models:
-            raise web.HTTPUnauthorized(headers={"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+            raise web.HTTPUnauthorized(
+                headers={"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}
+            )
         return name, self.models[name]
 
     def _require_licence(self, request: web.Request, name: str, model: Model) -> None:
@@ -70,11 +72,24 @@ class Hub:
     async def _describe(self, request: web.Request) -> web.Response:
         name, model = self._find(request)
         files = [{"rfilename": p.name} for p in sorted(model.folder.iterdir()) if p.is_file()]
-        return web.json_response({"id": name, "modelId": name, "sha": model.commit, "siblings": files, "gated": "manual" if model.gated else False, "tags": []})
+        return web.json_response(
+            {
+                "id": name,
+                "modelId": name,
+                "sha": model.commit,
+                "siblings": files,
+                "gated": "manual" if model.gated else False,
+                "tags": [],
+            }
+        )
 
     async def _tree(self, request: web.Request) -> web.Response:
         _, model = self._find(request)
-        rows = [{"type": "file", "path": p.name, "size": p.stat().st_size, "oid": _etag(p)} for p in sorted(model.folder.iterdir()) if p.is_file()]
+        rows = [
+            {"type": "file", "path": p.name, "size": p.stat().st_size, "oid": _etag(p)}
+            for p in sorted(model.folder.iterdir())
+            if p.is_file()
+        ]
         return web.json_response(rows)
 
     async def _file(self, request: web.Request) -> web.StreamResponse:

@@ -84,7 +84,9 @@ class Namespace:
         for kept in (sys.prefix, sys.base_prefix, str(box.folder), *map(str, box.visible)):
             if Path(kept).parts[1] in own:
                 binds.append((kept, kept))
-        for i, (site, folder) in enumerate(zip(SITES, self.sites.of(box.packages, [f"/.site{i}" for i in range(len(SITES))]), strict=True)):
+        for i, (site, folder) in enumerate(
+            zip(SITES, self.sites.of(box.packages, [f"/.site{i}" for i in range(len(SITES))]), strict=True)
+        ):
             binds += [(site, f"/.site{i}"), (str(folder), site)]
         binds += sorted(((str(copy), path) for path, copy in box.volumes.items()), key=lambda b: len(b[1]))
         root = box.folder / "rootfs"
@@ -108,7 +110,9 @@ class Plain:
 
     def command(self, box: Box) -> tuple[list[str], dict[str, str], str]:
         """As `Namespace.command`."""
-        places = {f"/{p.name}": str(p) for p in box.files.iterdir()} | {path: str(copy) for path, copy in box.volumes.items()}
+        places = {f"/{p.name}": str(p) for p in box.files.iterdir()} | {
+            path: str(copy) for path, copy in box.volumes.items()
+        }
         home = places.setdefault("/root", str(box.files / "root"))
         env = {}
         for key, value in box.env.items():
@@ -140,6 +144,11 @@ def _works(unshare: list[str], folder: Path) -> bool:
     file = folder / "try.json"
     file.write_text(json.dumps(plan), encoding="utf-8")
     try:
-        return subprocess.run([*unshare, sys.executable, "-I", "-S", str(ENTER), str(file)], capture_output=True).returncode == 0
+        return (
+            subprocess.run(
+                [*unshare, sys.executable, "-I", "-S", str(ENTER), str(file)], capture_output=True
+            ).returncode
+            == 0
+        )
     except FileNotFoundError:  # no `unshare` on this machine
         return False

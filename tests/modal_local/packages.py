@@ -14,7 +14,9 @@ OURS = ("noesis", "__editable__")  # in no image: the project travels as uploade
 def named(commands: list[str]) -> frozenset[str]:
     """The packages that an image's Dockerfile lines pin (`name==version`), normalised."""
     installs = [line for line in commands if "pip install" in line]
-    return frozenset(_normal(name) for line in installs for name in re.findall(r"(?<![\w.-])([A-Za-z0-9][\w.-]*)==", line))
+    return frozenset(
+        _normal(name) for line in installs for name in re.findall(r"(?<![\w.-])([A-Za-z0-9][\w.-]*)==", line)
+    )
 
 
 @lru_cache

@@ -62,7 +62,9 @@ class ControlPlane:
         self.folder = Path(tempfile.mkdtemp(prefix="modal-local-"))
         self.keep = keep
         self.isolation = choose(self.folder / "isolation", isolation)
-        self.container_env = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | (container_env or {})
+        self.container_env = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | (
+            container_env or {}
+        )
         self.visible = [Path(p) for p in visible or []]
         self.hidden = [Path(p) for p in hidden or []]
         self.only_pinned = True
@@ -140,24 +142,45 @@ class ControlPlane:
     def env(self) -> dict[str, str]:
         """The environment under which `modal` talks to this plane and to nothing else."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("MODAL_", "HF_"))}
-        own = {"MODAL_SERVER_URL": self.url, "MODAL_TOKEN_ID": self.tokens.token_id, "MODAL_TOKEN_SECRET": self.tokens.token_secret}
+        own = {
+            "MODAL_SERVER_URL": self.url,
+            "MODAL_TOKEN_ID": self.tokens.token_id,
+            "MODAL_TOKEN_SECRET": self.tokens.token_secret,
+        }
         return kept | own | {"MODAL_CONFIG_PATH": "/dev/null", "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "NO_COLOR": "1"}
 
     def modal(
-        self, *args: str | Path, cwd: Path = CHECKOUT, env: dict[str, str] | None = None, timeout: float = 240.0, check: bool = False
+        self,
+        *args: str | Path,
+        cwd: Path = CHECKOUT,
+        env: dict[str, str] | None = None,
+        timeout: float = 240.0,
+        check: bool = False,
     ) -> subprocess.CompletedProcess[str]:
         """Run `python -m modal ARGS` in `cwd`; with `check`, fail with what it printed."""
         command = [sys.executable, "-m", "modal", *map(str, args)]
-        done = subprocess.run(command, cwd=cwd, env=self.env | (env or {}), capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(
+            command, cwd=cwd, env=self.env | (env or {}), capture_output=True, text=True, timeout=timeout
+        )
         if check and done.returncode:
-            raise AssertionError(f"modal {' '.join(map(str, args))}: exit {done.returncode}\n{done.stdout}\n{done.stderr}\n{self.text[-6000:]}")
+            raise AssertionError(
+                f"modal {' '.join(map(str, args))}: exit {done.returncode}\n{done.stdout}\n{done.stderr}\n{self.text[-6000:]}"
+            )
         return done
 
-    def start(self, *args: str | Path, cwd: Path = CHECKOUT, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    def start(
+        self, *args: str | Path, cwd: Path = CHECKOUT, env: dict[str, str] | None = None
+    ) -> subprocess.Popen[str]:
         """As `modal`, without waiting for its end."""
         command = [sys.executable, "-m", "modal", *map(str, args)]
         return subprocess.Popen(
-            command, cwd=cwd, env=self.env | (env or {}), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=cwd,
+            env=self.env | (env or {}),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
 
     @property
@@ -199,7 +222,11 @@ class ControlPlane:
         queue = self._queues[function.id]
         queue.appendleft(new) if first else queue.append(new)
         self._arrived[function.id].set()
-        live = [t for t in self.tasks.values() if t.function.id == function.id and t.alive and not t.preempted and not t.stopping]
+        live = [
+            t
+            for t in self.tasks.values()
+            if t.function.id == function.id and t.alive and not t.preempted and not t.stopping
+        ]
         single = function.definition.single_use_containers
         free = sum(1 for t in live if not t.inputs and not (single and t.served))
         limit = function.definition.concurrency_limit or self.max_containers
@@ -218,7 +245,9 @@ class ControlPlane:
     def _over(self, job: asyncio.Task[Any]) -> None:
         self._background.discard(job)
         if not job.cancelled() and job.exception():
-            self._loop.call_exception_handler({"message": "in the control plane", "exception": job.exception(), "task": job})
+            self._loop.call_exception_handler(
+                {"message": "in the control plane", "exception": job.exception(), "task": job}
+            )
 
     async def next_input(self, task: Task) -> Input | None:
         """The next input for this container, or None: end."""
@@ -250,7 +279,12 @@ class ControlPlane:
         """Take an input back; a container that works on it is interrupted."""
         if waiting in self._queues[waiting.call.function.id]:
             self._queues[waiting.call.function.id].remove(waiting)
-            self.functions.finish(waiting, RESULT(status=RESULT.GENERIC_STATUS_TERMINATED, exception="Function call was cancelled"), 0, None)
+            self.functions.finish(
+                waiting,
+                RESULT(status=RESULT.GENERIC_STATUS_TERMINATED, exception="Function call was cancelled"),
+                0,
+                None,
+            )
         for task in self.tasks.values():
             if task.alive and waiting.id in task.inputs:
                 task.stopping = True
@@ -285,7 +319,9 @@ class ControlPlane:
         for function in self.functions.functions.values():
             if function.app_id == app.id:
                 for waiting in self.take_all(function.id):
-                    self.functions.finish(waiting, RESULT(status=RESULT.GENERIC_STATUS_TERMINATED, exception="App stopped"), 0, None)
+                    self.functions.finish(
+                        waiting, RESULT(status=RESULT.GENERIC_STATUS_TERMINATED, exception="App stopped"), 0, None
+                    )
         for task in self.running(app.id):
             task.stopping = True
             if task.inputs:

@@ -51,7 +51,9 @@ class Tokens:
         if not token_id.startswith("ak-"):
             raise refuse(Status.UNAUTHENTICATED, "Token ID is malformed")
         if (token_id, secret) != (self.token_id, self.token_secret):
-            raise refuse(Status.UNAUTHENTICATED, f"Token validation failed: token {token_id} is unknown or its secret is wrong")
+            raise refuse(
+                Status.UNAUTHENTICATED, f"Token validation failed: token {token_id} is unknown or its secret is wrong"
+            )
         return ""
 
 

@@ -81,7 +81,12 @@ class Task:
 def environment(plane: Any, task: Task) -> tuple[dict[str, str], str]:
     """The image's ENV, the secrets, and Modal's own variables; and the working folder."""
     definition = task.function.definition
-    env = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1", "TMPDIR": str(task.folder / "tmp")} | plane.container_env
+    env = {
+        "PATH": os.environ["PATH"],
+        "LANG": "C.UTF-8",
+        "PYTHONUNBUFFERED": "1",
+        "TMPDIR": str(task.folder / "tmp"),
+    } | plane.container_env
     if plane.hub.models:
         env |= {"HF_ENDPOINT": f"{plane.store.url}/hub", "HF_HUB_OFFLINE": "0"}
     cwd = "/root"
@@ -111,7 +116,9 @@ def prepare(plane: Any, task: Task) -> tuple[list[str], dict[str, str], str]:
     """Everything that the container reads, on disk; its command, environment and place."""
     definition = api_pb2.Function()
     definition.CopyFrom(task.function.definition)
-    for mount in definition.volume_mounts:  # as in the cloud, where a commit at the end can come too late for the next function
+    for (
+        mount
+    ) in definition.volume_mounts:  # as in the cloud, where a commit at the end can come too late for the next function
         mount.allow_background_commits = plane.background_commits
     files = task.folder / "files"
     (files / "root").mkdir(parents=True)
@@ -164,7 +171,10 @@ async def run(plane: Any, task: Task) -> None:
         stderr=asyncio.subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored under `&` otherwise
     )
-    streams = ((task.process.stdout, api_pb2.FILE_DESCRIPTOR_STDOUT), (task.process.stderr, api_pb2.FILE_DESCRIPTOR_STDERR))
+    streams = (
+        (task.process.stdout, api_pb2.FILE_DESCRIPTOR_STDOUT),
+        (task.process.stderr, api_pb2.FILE_DESCRIPTOR_STDERR),
+    )
     readers = [asyncio.create_task(_collect(plane, task, stream, descriptor)) for stream, descriptor in streams]
     code = await task.process.wait()
     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -175,13 +185,20 @@ async def run(plane: Any, task: Task) -> None:
     task.inputs.clear()
     for waiting in undone:
         if task.stopping:
-            plane.functions.finish(waiting, RESULT(status=RESULT.GENERIC_STATUS_TERMINATED, exception="Function call was terminated"), 0, task)
+            plane.functions.finish(
+                waiting,
+                RESULT(status=RESULT.GENERIC_STATUS_TERMINATED, exception="Function call was terminated"),
+                0,
+                task,
+            )
         elif task.preempted:
             plane.enqueue(waiting, first=True)
         else:
             task.failed = True
             text = f"Container {task.id} exited with code {code} while it ran an input"
-            plane.functions.finish(waiting, RESULT(status=RESULT.GENERIC_STATUS_FAILURE, exception=text, exitcode=code & 0xFF), 0, task)
+            plane.functions.finish(
+                waiting, RESULT(status=RESULT.GENERIC_STATUS_FAILURE, exception=text, exitcode=code & 0xFF), 0, task
+            )
     if not plane.keep:
         await asyncio.to_thread(shutil.rmtree, task.folder, True)
     plane.ended(task)
@@ -201,7 +218,11 @@ async def _collect(plane: Any, task: Task, stream: Any, descriptor: int) -> None
 def _log(plane: Any, app: Any, task: Task, text: str, descriptor: int) -> None:
     now = time.time()
     item = api_pb2.TaskLogs(data=text, timestamp=now, timestamp_ns=int(now * 1e9), file_descriptor=descriptor)
-    app.logs.append(api_pb2.TaskLogsBatch(task_id=task.id, function_id=task.function.id, entry_id=str(len(app.logs) + 1), items=[item]))
+    app.logs.append(
+        api_pb2.TaskLogsBatch(
+            task_id=task.id, function_id=task.function.id, entry_id=str(len(app.logs) + 1), items=[item]
+        )
+    )
     app.wake()
     plane.faults.printed(task, text)
 
@@ -226,7 +247,11 @@ class Containers:
         found = await self.plane.next_input(task)
         if found is None:
             return api_pb2.FunctionGetInputsResponse(inputs=[api_pb2.FunctionGetInputsItem(kill_switch=True)])
-        kind = api_pb2.FUNCTION_CALL_INVOCATION_TYPE_SYNC if found.call.sync else api_pb2.FUNCTION_CALL_INVOCATION_TYPE_ASYNC
+        kind = (
+            api_pb2.FUNCTION_CALL_INVOCATION_TYPE_SYNC
+            if found.call.sync
+            else api_pb2.FUNCTION_CALL_INVOCATION_TYPE_ASYNC
+        )
         item = api_pb2.FunctionGetInputsItem(
             input_id=found.id,
             input=found.item,

@@ -25,7 +25,9 @@ class ToyError(Exception):
     """Raised in a container, caught where the function was called."""
 
 
-@app.function(image=image, volumes={"/data": volume, "/cache": cache}, secrets=[secret], gpu=["L40S", "A100-80GB"], timeout=600)
+@app.function(
+    image=image, volumes={"/data": volume, "/cache": cache}, secrets=[secret], gpu=["L40S", "A100-80GB"], timeout=600
+)
 def look() -> dict:
     """What the body sees."""
     try:
@@ -88,7 +90,12 @@ def square(x: int) -> int:
     return x * x
 
 
-@app.function(image=image, volumes={"/data": volume}, retries=modal.Retries(max_retries=3, initial_delay=0.0), single_use_containers=True)
+@app.function(
+    image=image,
+    volumes={"/data": volume},
+    retries=modal.Retries(max_retries=3, initial_delay=0.0),
+    single_use_containers=True,
+)
 def flaky(name: str, failures: int) -> int:
     """Fails so often, then gives the number of tries."""
     tries = len(list(DATA.glob(f"{name}.*"))) + 1

@@ -35,7 +35,11 @@ class Volume:
     lock: threading.Lock = field(default_factory=threading.Lock)  # a commit is whole before anyone sees it
 
     def metadata(self) -> Any:
-        return api_pb2.VolumeMetadata(version=self.version, name=self.name, creation_info=api_pb2.CreationInfo(created_at=self.created_at, created_by="tests"))
+        return api_pb2.VolumeMetadata(
+            version=self.version,
+            name=self.name,
+            creation_info=api_pb2.CreationInfo(created_at=self.created_at, created_by="tests"),
+        )
 
     def path(self, remote: str) -> Path:
         """The file behind a path on the volume.
@@ -179,13 +183,20 @@ class Volumes:
         if volume is None and kind == api_pb2.OBJECT_CREATION_TYPE_UNSPECIFIED:
             raise refuse(Status.NOT_FOUND, f"Volume '{request.deployment_name}' not found in environment 'main'")
         if volume is not None and kind == api_pb2.OBJECT_CREATION_TYPE_CREATE_FAIL_IF_EXISTS:
-            raise refuse(Status.ALREADY_EXISTS, f"Volume '{request.deployment_name}' already exists in environment 'main'")
+            raise refuse(
+                Status.ALREADY_EXISTS, f"Volume '{request.deployment_name}' already exists in environment 'main'"
+            )
         volume = volume or self.create(request.deployment_name, request.version)
-        return api_pb2.VolumeGetOrCreateResponse(volume_id=volume.id, version=volume.version, metadata=volume.metadata())
+        return api_pb2.VolumeGetOrCreateResponse(
+            volume_id=volume.id, version=volume.version, metadata=volume.metadata()
+        )
 
     async def VolumeList(self, request: Any, task_id: str) -> Any:
         named = sorted(self.by_name.values(), key=lambda v: -v.created_at)
-        items = [api_pb2.VolumeListItem(label=v.name, volume_id=v.id, created_at=v.created_at, metadata=v.metadata()) for v in named]
+        items = [
+            api_pb2.VolumeListItem(label=v.name, volume_id=v.id, created_at=v.created_at, metadata=v.metadata())
+            for v in named
+        ]
         return api_pb2.VolumeListResponse(items=items, environment_name="main")
 
     async def VolumeDelete(self, request: Any, task_id: str) -> Any:
@@ -281,7 +292,9 @@ class Volumes:
         copy = self._mounted(request.volume_id, task_id)
         held = open_files(copy.folder, self.plane.tasks[task_id].pids())
         if held:
-            raise refuse(Status.FAILED_PRECONDITION, f"there are open files preventing the operation: path {held[0]} is open")
+            raise refuse(
+                Status.FAILED_PRECONDITION, f"there are open files preventing the operation: path {held[0]} is open"
+            )
         await asyncio.to_thread(copy.reload)
         return self.plane.empty
 

@@ -79,7 +79,9 @@ def run_command(arguments: list[str]) -> int:
     except Terminated:
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
-        print("\nstopped by SIGTERM; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        print(
+            "\nstopped by SIGTERM; what was finished is kept, and the same command goes on from there", file=sys.stderr
+        )
         return 143
     except NoesisError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -92,13 +94,19 @@ def run_command(arguments: list[str]) -> int:
         print(f"error: {explain_os_error(error)}", file=sys.stderr)
         return 1
     except MemoryError:
-        print("error: out of memory: choose a smaller --model, or lower max_length in training_config.yaml", file=sys.stderr)
+        print(
+            "error: out of memory: choose a smaller --model, or lower max_length in training_config.yaml",
+            file=sys.stderr,
+        )
         return 1
     except Exception as error:
         # safetensors wraps the operating system's error in a class of its own
         if "os error 28" not in str(error):
             raise
-        print("error: no space left on the disk: free some with  noesis clean  and run the same command again; nothing finished is lost", file=sys.stderr)
+        print(
+            "error: no space left on the disk: free some with  noesis clean  and run the same command again; nothing finished is lost",
+            file=sys.stderr,
+        )
         return 1
 
 

@@ -9,7 +9,10 @@ import typer
 
 from noesis.cli.options import JsonOption, ProjectOption, print_result, talk
 
-app = typer.Typer(help="Training on Modal.com: is everything there, how far is it, what did it cost?\n\nExample: noesis cloud doctor", no_args_is_help=True)
+app = typer.Typer(
+    help="Training on Modal.com: is everything there, how far is it, what did it cost?\n\nExample: noesis cloud doctor",
+    no_args_is_help=True,
+)
 
 
 @app.command()
@@ -72,7 +75,10 @@ def watch(
 
 @app.command()
 def cost(
-    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run directory that was pulled; default: the one on the volume.")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RUN]", help="A run directory that was pulled; default: the one on the volume."),
+    ] = None,
     project: ProjectOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -97,7 +103,9 @@ def cost(
     say(f"  {'':14} {'quoted':>24}   {'metered':>24}")
     for r in rows:
         quoted = "" if r["quoted_usd"] is None else f"{duration(r['quoted_seconds'])} {r['quoted_usd']:9.4f} USD"
-        metered = "not yet" if r["metered_usd"] is None else f"{duration(r['metered_seconds'])} {r['metered_usd']:9.4f} USD"
+        metered = (
+            "not yet" if r["metered_usd"] is None else f"{duration(r['metered_seconds'])} {r['metered_usd']:9.4f} USD"
+        )
         say(f"  {r['stage']:14} {quoted:>24}   {metered:>24}")
     total = {name: round(sum(r[name] or 0.0 for r in rows), 6) for name in ("quoted_usd", "metered_usd")}
     say(f"  {'in all':14} {total['quoted_usd']:20.4f} USD   {total['metered_usd']:20.4f} USD")
@@ -110,9 +118,15 @@ def cost(
 
 @app.command()
 def pull(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder to copy to, for example runs/noesis-philosopher-v1.")],
-    state: Annotated[bool, typer.Option("--state", help="With the trainer's saved state, to go on training here.")] = False,
-    archived: Annotated[str | None, typer.Option("--archived", metavar="NAME", help="An older run, a name in /runs of the volume.")] = None,
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder to copy to, for example runs/noesis-philosopher-v1.")
+    ],
+    state: Annotated[
+        bool, typer.Option("--state", help="With the trainer's saved state, to go on training here.")
+    ] = False,
+    archived: Annotated[
+        str | None, typer.Option("--archived", metavar="NAME", help="An older run, a name in /runs of the volume.")
+    ] = None,
     project: ProjectOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -17,14 +17,22 @@ app = typer.Typer(
 
 SPEC = "openai:BASE_URL:MODEL, gguf:PATH, or torch:NAME (smollm2, a model folder, a Hub name)"
 CapOption = Annotated[
-    float | None, typer.Option("--max-usd", min=0, help="Stop before endpoints cost more than this; needs tribunal: prices in training_config.yaml.")
+    float | None,
+    typer.Option(
+        "--max-usd",
+        min=0,
+        help="Stop before endpoints cost more than this; needs tribunal: prices in training_config.yaml.",
+    ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of all draws; recorded.")]
 
 
 @app.command()
 def show(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Principles or values to show; default: all, without the requests.")] = None,
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ID]...", help="Principles or values to show; default: all, without the requests."),
+    ] = None,
     language: Annotated[str, typer.Option(help="pt or en.")] = "en",
     project: ProjectOption = None,
     as_json: JsonOption = False,
@@ -46,11 +54,17 @@ def show(
     constitution = load_constitution(found.constitution)
     wanted = set(ids or ())
     if unknown := sorted(wanted - constitution.principle_ids - constitution.value_ids):
-        raise UsageError(f"the constitution has no {unknown[0]!r}; principles: {', '.join(p.id for p in constitution.principles)}")
+        raise UsageError(
+            f"the constitution has no {unknown[0]!r}; principles: {', '.join(p.id for p in constitution.principles)}"
+        )
     covers = {cover.principle: cover for cover in covered(found).covers} if wanted else {}
     for rank, value in enumerate(constitution.values, 1):
         named = getattr(value, language)
-        mine = [p for p in constitution.principles if p.value == value.id and (not wanted or p.id in wanted or value.id in wanted)]
+        mine = [
+            p
+            for p in constitution.principles
+            if p.value == value.id and (not wanted or p.id in wanted or value.id in wanted)
+        ]
         if mine:
             say(f"{rank}. {named.name} ({value.id}, {value.judge}): {named.text}")
         for principle in mine:
@@ -61,7 +75,10 @@ def show(
                     say(f"     {name}: {request[language] if request else '(general words)'}")
                 cover = covers[principle.id]
                 say(f"     items: {', '.join(cover.items) or 'none'}; prompts: {len(cover.prompts)}")
-                say("     examples: " + "; ".join(f"{code} {', '.join(names) or 'none'}" for code, names in cover.examples.items()))
+                say(
+                    "     examples: "
+                    + "; ".join(f"{code} {', '.join(names) or 'none'}" for code, names in cover.examples.items())
+                )
     for attitude in constitution.attitudes:
         if not wanted or attitude.id in wanted:
             named = getattr(attitude, language)
@@ -89,7 +106,9 @@ def check(project: ProjectOption = None, as_json: JsonOption = False) -> None:
         say(f"  {'principle':<28} {'examples pt':>11} {'en':>4} {'items':>6} {'prompts':>8}")
     for cover in result.covers:
         counts = {code: len(names) for code, names in cover.examples.items()}
-        say(f"  {cover.principle:<28} {counts['pt']:>11} {counts['en']:>4} {len(cover.items):>6} {len(cover.prompts):>8}")
+        say(
+            f"  {cover.principle:<28} {counts['pt']:>11} {counts['en']:>4} {len(cover.items):>6} {len(cover.prompts):>8}"
+        )
     gaps = [f"{cover.principle}: {gap}" for cover in result.covers for gap in cover.gaps]
     for gap in gaps:
         say(f"  gap: {gap}")
@@ -103,10 +122,15 @@ def check(project: ProjectOption = None, as_json: JsonOption = False) -> None:
 def diff(
     old: Annotated[Path | None, typer.Argument(metavar="[OLD]", help="A constitution's YAML file.")] = None,
     new: Annotated[Path | None, typer.Argument(metavar="[NEW]", help="Another; default: the project's.")] = None,
-    runs: Annotated[tuple[Path, Path] | None, typer.Option("--runs", metavar="A B", help="Two judged runs: how behaviour differs by principle.")] = None,
+    runs: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option("--runs", metavar="A B", help="Two judged runs: how behaviour differs by principle."),
+    ] = None,
     apply: Annotated[bool, typer.Option("--apply", help="Make the dependent critiques anew, into a new file.")] = False,
     critic: Annotated[str | None, typer.Option("--critic", metavar="SPEC", help=f"Who writes them: {SPEC}.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to; default: data/generated/critiques.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where to; default: data/generated/critiques.")
+    ] = None,
     seed: SeedOption = 0,
     max_usd: CapOption = None,
     project: ProjectOption = None,
@@ -139,12 +163,19 @@ def diff(
             say(f"  {change}")
         for d in hanging:
             counts = ", ".join(f"{len(names)} in {code}" for code, names in d.examples.items()) or "none"
-            say(f"  on {d.principle} hang: examples {counts}; generated {len(d.generated)}; items {', '.join(d.items) or 'none'}; prompts {len(d.prompts)}")
+            say(
+                f"  on {d.principle} hang: examples {counts}; generated {len(d.generated)}; items {', '.join(d.items) or 'none'}; prompts {len(d.prompts)}"
+            )
         say(f"{len(changes)} changes, {len(hanging)} principles touched")
         result = {"changes": [vars(c) for c in changes], "dependents": [vars(d) for d in hanging]}
         if apply and critic:
             settings = Settings(shots=0, seed=seed)
-            made = renew(found, after, changes, AskApply(critic, out or found.data / "generated" / "critiques", settings, max_usd))
+            made = renew(
+                found,
+                after,
+                changes,
+                AskApply(critic, out or found.data / "generated" / "critiques", settings, max_usd),
+            )
             say(f"{made['made']} of {made['of']} critiques made anew → {made['file']}")
             result["applied"] = made
     if runs is not None:
@@ -153,6 +184,8 @@ def diff(
         behaviour = compare_runs(found, *runs)
         say(f"  {'principle':<28} {'prompts':>7} {'A':>6} {'B':>6}   B − A")
         for name, f in behaviour["by_principle"].items():
-            say(f"  {name:<28} {f['prompts']:>7} {f['a']:>6.3f} {f['b']:>6.3f}   {f['difference']:+.3f} {f['interval_95'] or ''}, p {f['p']:.3f}")
+            say(
+                f"  {name:<28} {f['prompts']:>7} {f['a']:>6.3f} {f['b']:>6.3f}   {f['difference']:+.3f} {f['interval_95'] or ''}, p {f['p']:.3f}"
+            )
         result["runs"] = behaviour
     print_result(result, as_json)

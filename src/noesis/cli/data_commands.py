@@ -9,14 +9,24 @@ import typer
 
 from noesis.cli.options import JsonOption, ProjectOption, print_result, talk
 
-app = typer.Typer(help="Examples: check, split and look at them.\n\nExample: noesis data validate", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Examples: check, split and look at them.\n\nExample: noesis data validate",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 
 @app.command("validate")
 def data_validate(
-    paths: Annotated[list[Path] | None, typer.Argument(metavar="[PATHS]", help="JSONL files or folders; default: the project's examples.")] = None,
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[PATHS]", help="JSONL files or folders; default: the project's examples."),
+    ] = None,
     project: ProjectOption = None,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON; - for stdout, talk going to stderr.")] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write the report as JSON; - for stdout, talk going to stderr."),
+    ] = None,
 ) -> None:
     """Check examples by file and line. Exit code 0: no errors (warnings allowed), 1: errors.
 
@@ -34,7 +44,9 @@ def data_validate(
     found = find_project(project)
     config = load_config(found)
     constitution = load_constitution(found.constitution)
-    sources = paths or [folder for language in ("pt", "en") for folder in found.sources(language) if any(folder.glob("*.jsonl"))]
+    sources = paths or [
+        folder for language in ("pt", "en") for folder in found.sources(language) if any(folder.glob("*.jsonl"))
+    ]
     ruler = find_ruler(config, constitution)
     result = validate(sources or found.sources("pt"), constitution, config.training.data.categories, ruler=ruler)
     for problem in result.problems:
@@ -42,7 +54,10 @@ def data_validate(
     for (severity, code), count in sorted(result.found.items()):
         if count > (shown_here := sum(p.code == code and p.severity == severity for p in result.problems)):
             say(f"{count:,} {severity}s [{code}], {shown_here} of them shown")
-    say(result.window or f"lengths in tokens were not checked: the tokenizer of {config.training.model} is not on this machine")
+    say(
+        result.window
+        or f"lengths in tokens were not checked: the tokenizer of {config.training.model} is not on this machine"
+    )
     say(
         f"{result.rows:,} rows in {len(result.files)} files: {len(result.table):,} valid, "
         f"{result.total('error'):,} errors, {result.total('warning'):,} warnings"
@@ -60,11 +75,23 @@ def data_validate(
 
 @app.command("export")
 def data_export(
-    more: Annotated[list[Path] | None, typer.Argument(metavar="[PATH]...", help="More sources, after --source.")] = None,
-    source: Annotated[list[Path] | None, typer.Option("--source", metavar="PATH", help="JSONL files or folders; default: the project's examples.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to; default: data/training/exports.")] = None,
+    more: Annotated[
+        list[Path] | None, typer.Argument(metavar="[PATH]...", help="More sources, after --source.")
+    ] = None,
+    source: Annotated[
+        list[Path] | None,
+        typer.Option("--source", metavar="PATH", help="JSONL files or folders; default: the project's examples."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where to; default: data/training/exports.")
+    ] = None,
     language: Annotated[str | None, typer.Option(help="pt, en or both; default: as in training_config.yaml.")] = None,
-    dedupe: Annotated[bool, typer.Option("--dedupe", help="Keep one of each cluster of rows that say the same; dropped.jsonl names the others.")] = False,
+    dedupe: Annotated[
+        bool,
+        typer.Option(
+            "--dedupe", help="Keep one of each cluster of rows that say the same; dropped.jsonl names the others."
+        ),
+    ] = False,
     project: ProjectOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -82,7 +109,9 @@ def data_export(
     config = load_config(found, {"training.data.language": language})
     target = out or found.exports
     sources = [*(source or ()), *(more or ())] or found.sources(config.training.data.language)
-    statistics = export(sources, target, load_constitution(found.constitution), config, dedupe=dedupe, tribunal=found.data / "tribunal")
+    statistics = export(
+        sources, target, load_constitution(found.constitution), config, dedupe=dedupe, tribunal=found.data / "tribunal"
+    )
     for part in ("train", "eval"):
         say(f"  {target / statistics[part]['file']}: {statistics[part]['examples']} examples")
     say(f"  {target / 'statistics.json'}")
@@ -91,10 +120,19 @@ def data_export(
 
 @app.command("inspect")
 def data_inspect(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Examples to show; default: the first three.")] = None,
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Examples to show; default: the first three.")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Show all examples.")] = False,
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained page; the terminal gets the counts only.")] = None,
-    model: Annotated[str | None, typer.Option(help="Whose tokenizer and template; default: as in training_config.yaml.")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", metavar="FILE", help="Write one self-contained page; the terminal gets the counts only."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Whose tokenizer and template; default: as in training_config.yaml.")
+    ] = None,
     language: Annotated[str | None, typer.Option(help="pt, en or both; default: as in training_config.yaml.")] = None,
     project: ProjectOption = None,
 ) -> None:

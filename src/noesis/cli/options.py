@@ -10,26 +10,56 @@ from typing import Annotated, Any
 
 import typer
 
-ProjectOption = Annotated[Path | None, typer.Option("--project", metavar="DIR", help="Project folder; default: the nearest one at or above here.")]
-RunOption = Annotated[Path | None, typer.Option("--run", metavar="DIR", help="Run directory; default: runs/<output_name> of the project.")]
+ProjectOption = Annotated[
+    Path | None,
+    typer.Option("--project", metavar="DIR", help="Project folder; default: the nearest one at or above here."),
+]
+RunOption = Annotated[
+    Path | None, typer.Option("--run", metavar="DIR", help="Run directory; default: runs/<output_name> of the project.")
+]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, for example runs/demo.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout; talk goes to stderr.")]
 AgainOption = Annotated[bool, typer.Option("--again", help="Do it again though it is done.")]
 MethodOption = Annotated[
-    str | None, typer.Option("--method", help="sft: the examples; dpo: pairs of a weak and a revised answer; sft+dpo: both in turn; default: the YAML's.")
+    str | None,
+    typer.Option(
+        "--method",
+        help="sft: the examples; dpo: pairs of a weak and a revised answer; sft+dpo: both in turn; default: the YAML's.",
+    ),
 ]
-MaxUsdOption = Annotated[float | None, typer.Option(min=0.01, metavar="USD", help="The run may cost this much in all, across restarts; default: 90.")]
-MaxMinutesOption = Annotated[float | None, typer.Option(min=0.01, metavar="N", help="The run may take this long in all, across restarts.")]
-FreshOption = Annotated[bool, typer.Option("--fresh", help="Start anew; the old run is moved to .archive/, nothing is deleted.")]
+MaxUsdOption = Annotated[
+    float | None,
+    typer.Option(min=0.01, metavar="USD", help="The run may cost this much in all, across restarts; default: 90."),
+]
+MaxMinutesOption = Annotated[
+    float | None, typer.Option(min=0.01, metavar="N", help="The run may take this long in all, across restarts.")
+]
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", help="Start anew; the old run is moved to .archive/, nothing is deleted.")
+]
 
 JudgeOption = Annotated[
     list[str] | None,
-    typer.Option("--judge", metavar="SPEC", help="openai:BASE_URL:MODEL, gguf:PATH, or self (the run's own base); may be given several times."),
+    typer.Option(
+        "--judge",
+        metavar="SPEC",
+        help="openai:BASE_URL:MODEL, gguf:PATH, or self (the run's own base); may be given several times.",
+    ),
 ]
-GateOption = Annotated[bool, typer.Option("--gate", help="End with the verdict's exit code: 0 APPROVED, 3 REJECTED, 4 CONDITIONAL or UNDECIDED.")]
+GateOption = Annotated[
+    bool,
+    typer.Option(
+        "--gate", help="End with the verdict's exit code: 0 APPROVED, 3 REJECTED, 4 CONDITIONAL or UNDECIDED."
+    ),
+]
 PartOption = Annotated[str, typer.Option("--part", help="dev, locked or all; each use of the locked part is logged.")]
 JudgesMaxUsdOption = Annotated[
-    float | None, typer.Option("--max-usd", min=0, help="Stop before judges cost more than this; needs tribunal: prices in training_config.yaml.")
+    float | None,
+    typer.Option(
+        "--max-usd",
+        min=0,
+        help="Stop before judges cost more than this; needs tribunal: prices in training_config.yaml.",
+    ),
 ]
 
 
@@ -66,7 +96,9 @@ def configured(
     overrides = {"training.model": model, "training.method": method, "max_examples": max_examples}
     only = epochs is not None and load_config(found, {"training.method": method}).training.method == "dpo"
     overrides["training.dpo.epochs" if only else "training.num_train_epochs"] = epochs
-    return found, load_config(found, overrides | {"training.budget.max_usd": max_usd, "training.budget.max_minutes": max_minutes})
+    return found, load_config(
+        found, overrides | {"training.budget.max_usd": max_usd, "training.budget.max_minutes": max_minutes}
+    )
 
 
 def talk(as_json: bool) -> None:

@@ -36,8 +36,12 @@ app = typer.Typer()
 @app.command()
 def demo(
     project: ProjectOption = None,
-    run: Annotated[Path | None, typer.Option("--run", metavar="DIR", help="Run directory; default: runs/demo of the project.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="One epoch on a few examples: is everything in place?")] = False,
+    run: Annotated[
+        Path | None, typer.Option("--run", metavar="DIR", help="Run directory; default: runs/demo of the project.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One epoch on a few examples: is everything in place?")
+    ] = False,
     fresh: FreshOption = False,
     judges: JudgeOption = None,
     gate: GateOption = False,
@@ -53,14 +57,24 @@ def demo(
     from noesis.demo import demo as run_demo
 
     found = find_project(project)
-    s = run_demo(found, run or found.runs / "demo", quick=quick, fresh=fresh, judges=judges, max_usd=max_usd, max_minutes=max_minutes)
+    s = run_demo(
+        found,
+        run or found.runs / "demo",
+        quick=quick,
+        fresh=fresh,
+        judges=judges,
+        max_usd=max_usd,
+        max_minutes=max_minutes,
+    )
     result = s.run.result("judge") or {}
     court = s.run.verdict()
     b, t, n = result["preference"]["base"], result["preference"]["tuned"], result["preference"]["examples"]
     seconds = sum(stage["seconds"] for stage in s.run.manifest["stages"].values())
     say("\nBase → tuned")
     say(f"  held-out loss        {b['held_out_loss']:.4f} → {t['held_out_loss']:.4f}")
-    say(f"  preference accuracy  {b['preferred']}/{n} → {t['preferred']}/{n}   mean margin {b['mean_margin']:+.4f} → {t['mean_margin']:+.4f}")
+    say(
+        f"  preference accuracy  {b['preferred']}/{n} → {t['preferred']}/{n}   mean margin {b['mean_margin']:+.4f} → {t['mean_margin']:+.4f}"
+    )
     say(f"  Tribunal             {court['verdict']}: {court['reason'].split(':')[0]}")
     say(f"Stages took {duration(seconds)} in all.")
     say(f"Report   {s.run.report}\nModel    {s.run.merged}\nGGUF     {s.run.gguf}\nAdapter  {s.run.adapter()}")
@@ -76,8 +90,15 @@ def plan(
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the examples.")] = None,
     max_examples: Annotated[int | None, typer.Option(min=1, help="Train on this many only.")] = None,
     method: MethodOption = None,
-    gpu: Annotated[str | None, typer.Option(metavar="NAME", help="A card that need not be here: L40S, A100-80GB, H100 …; default: this machine.")] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, metavar="N", help="Cards of one machine; default: all that are here, or 1.")] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="A card that need not be here: L40S, A100-80GB, H100 …; default: this machine."
+        ),
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Cards of one machine; default: all that are here, or 1.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Does it fit, how, in what time, for how many USD, and what would it be elsewhere? Trains nothing.
@@ -94,7 +115,9 @@ def plan(
     found, config = configured(project, model, epochs, max_examples, as_json, method=method)
     constitution = load_constitution(found.constitution)
     examples = subset(read_examples(found.exports / "train.jsonl", constitution), config)
-    result, require_fit = plan_ahead(config, examples, constitution, besides=besides(found, config, examples, []), gpu=gpu, gpus=gpus)
+    result, require_fit = plan_ahead(
+        config, examples, constitution, besides=besides(found, config, examples, []), gpu=gpu, gpus=gpus
+    )
     print_result(result.as_json(), as_json) if as_json else show_plan(result.as_json(), everything=True)
     require_fit()
 
@@ -107,10 +130,20 @@ def train(
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the examples.")] = None,
     max_examples: Annotated[int | None, typer.Option(min=1, help="Train on this many only.")] = None,
     method: MethodOption = None,
-    dataset: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder with train.jsonl and eval.jsonl; default: data/training/exports.")] = None,
+    dataset: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder with train.jsonl and eval.jsonl; default: data/training/exports."),
+    ] = None,
     fresh: FreshOption = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that lies there, or refuse and say what differs; may add epochs.")] = False,
-    fork: Annotated[Path | None, typer.Option(metavar="RUN", help="Begin a new run with the adapter of this one.")] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with the run that lies there, or refuse and say what differs; may add epochs."
+        ),
+    ] = False,
+    fork: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Begin a new run with the adapter of this one.")
+    ] = None,
     judges: JudgeOption = None,
     max_usd: MaxUsdOption = None,
     max_minutes: MaxMinutesOption = None,
@@ -127,11 +160,21 @@ def train(
 
     if resume and (fresh or fork):
         raise UsageError("--resume goes on with a run; --fresh and --fork begin one: give one of them")
-    found, config = configured(project, model, epochs, max_examples, False, max_usd=max_usd, max_minutes=max_minutes, method=method)
+    found, config = configured(
+        project, model, epochs, max_examples, False, max_usd=max_usd, max_minutes=max_minutes, method=method
+    )
     path = run or found.runs / config.training.output_name
     with Run(path, {}).locked():
         heading(1, 4, "data", "the exported examples, checked again")
-        s = sessions.new_session(found, config, path, sessions.from_exports(dataset or found.exports, found), fresh=fresh, resume=resume, fork=fork)
+        s = sessions.new_session(
+            found,
+            config,
+            path,
+            sessions.from_exports(dataset or found.exports, found),
+            fresh=fresh,
+            resume=resume,
+            fork=fork,
+        )
         heading(2, 4, "plan", "what will be trained, and what it should take")
         pipeline.plan(s)
         heading(3, 4, "train", f"QLoRA by {config.training.method}, loss on the answers only")
@@ -145,9 +188,13 @@ def train(
 def judge(
     run: RunArgument,
     judges: JudgeOption = None,
-    against: Annotated[str, typer.Option(help="What the tuned model is compared with; base is the only choice so far.")] = "base",
+    against: Annotated[
+        str, typer.Option(help="What the tuned model is compared with; base is the only choice so far.")
+    ] = "base",
     part: PartOption = "dev",
-    prompts: Annotated[int | None, typer.Option(min=1, metavar="N", help="So many prompts of the suite only, evenly spread.")] = None,
+    prompts: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="So many prompts of the suite only, evenly spread.")
+    ] = None,
     max_usd: JudgesMaxUsdOption = None,
     project: ProjectOption = None,
     again: AgainOption = False,

@@ -16,7 +16,12 @@ app = typer.Typer()
 def merge(
     run: RunArgument,
     again: AgainOption = False,
-    original: Annotated[bool, typer.Option("--original", help="Into the base's original weights, though it was trained against dequantised ones.")] = False,
+    original: Annotated[
+        bool,
+        typer.Option(
+            "--original", help="Into the base's original weights, though it was trained against dequantised ones."
+        ),
+    ] = False,
 ) -> None:
     """Adapter and base into one standalone model (safetensors).
 
@@ -31,12 +36,19 @@ def merge(
 
 @app.command()
 def gguf(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, or a model folder with config.json and .safetensors.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run directory, or a model folder with config.json and .safetensors.")
+    ],
     quant: Annotated[
-        str | None, typer.Option(help="Comma-separated: f32, f16, q8_0, q4_k_m; default: as in training_config.yaml, f16 for a model folder.")
+        str | None,
+        typer.Option(
+            help="Comma-separated: f32, f16, q8_0, q4_k_m; default: as in training_config.yaml, f16 for a model folder."
+        ),
     ] = None,
     outfile: Annotated[Path | None, typer.Option(metavar="FILE", help="Where the one kind asked for goes.")] = None,
-    adapter: Annotated[bool, typer.Option("--adapter", help="The adapter alone as well, for a GGUF of its base.")] = False,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="The adapter alone as well, for a GGUF of its base.")
+    ] = False,
     again: AgainOption = False,
 ) -> None:
     """GGUF files for llama.cpp and Ollama, and the certificate that they behave like what was trained.

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noesis.cli.options import JsonOption, JudgeOption, JudgesMaxUsdOption, ProjectOption, RunArgument, print_result, program, shown, talk
+from noesis.cli.options import (
+    JsonOption,
+    JudgeOption,
+    JudgesMaxUsdOption,
+    ProjectOption,
+    RunArgument,
+    print_result,
+    program,
+    shown,
+    talk,
+)
 
 if TYPE_CHECKING:
     from noesis.run import Run
@@ -17,10 +27,21 @@ if TYPE_CHECKING:
 app = typer.Typer()
 PORT = 8017
 
-LanguageOption = Annotated[str | None, typer.Option(help="Language of the system prompt, pt or en; default: the run's.")]
-QuantOption = Annotated[str | None, typer.Option(metavar="KIND", help="Serve this GGUF file of the run: f16, q8_0, …; default: the best that passed.")]
-BaseOption = Annotated[Path | None, typer.Option("--base", metavar="FILE", help="GGUF file of the base; default: the run's, if it is at hand.")]
-KeyOption = Annotated[str | None, typer.Option(metavar="KEY", help="Better in the environment variable NOESIS_API_KEY, where others can't see it.")]
+LanguageOption = Annotated[
+    str | None, typer.Option(help="Language of the system prompt, pt or en; default: the run's.")
+]
+QuantOption = Annotated[
+    str | None,
+    typer.Option(metavar="KIND", help="Serve this GGUF file of the run: f16, q8_0, …; default: the best that passed."),
+]
+BaseOption = Annotated[
+    Path | None,
+    typer.Option("--base", metavar="FILE", help="GGUF file of the base; default: the run's, if it is at hand."),
+]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(metavar="KEY", help="Better in the environment variable NOESIS_API_KEY, where others can't see it."),
+]
 
 
 @app.command()
@@ -60,7 +81,9 @@ def serve(
 
     loaded = load_run(run)
     if context <= max_tokens:
-        raise UsageError(f"--context {context} leaves no room for a prompt beside --max-tokens {max_tokens}: raise one or lower the other")
+        raise UsageError(
+            f"--context {context} leaves no room for a prompt beside --max-tokens {max_tokens}: raise one or lower the other"
+        )
     given = key or os.environ.get("NOESIS_API_KEY")
     used = given or f"noesis-{secrets.token_urlsafe(24)}"
     constitution, spoken = _voice(loaded, language)
@@ -145,7 +168,9 @@ def chat(
     tuned = client(files.base or certified(loaded), files.adapter) if files.tuned is None else client(files.tuned)
     system = constitution.system_prompt.en if voice == "en" else constitution.system_prompt.pt
     with asyncio.Runner() as runner:
-        answer = from_clients(tuned, base_client, max_tokens=max_tokens, temperature=temperature, scales=files.adapter is not None)
+        answer = from_clients(
+            tuned, base_client, max_tokens=max_tokens, temperature=temperature, scales=files.adapter is not None
+        )
         hold(Talk(answer, lambda said, text: spoken(runner.run(bar.hear(said, text, voice))), system, max_tokens))
         runner.run(bar.close())
     for backend, connected in started:
@@ -158,11 +183,17 @@ def connect(
     run: RunArgument,
     target: Annotated[str, typer.Option(help="env, python or docker.")] = "env",
     base_url: Annotated[
-        str, typer.Option("--base-url", metavar="URL", help="Where the model answers; with or without a slash at its end.")
+        str,
+        typer.Option("--base-url", metavar="URL", help="Where the model answers; with or without a slash at its end."),
     ] = f"http://127.0.0.1:{PORT}/v1",
     key: KeyOption = None,
     model: Annotated[str, typer.Option(help="The model's name at that address.")] = "noesis",
-    probe: Annotated[bool, typer.Option("--probe", help="Ask it, and compare with the run's own GGUF file: is it this model? Exit code 1 if not.")] = False,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe", help="Ask it, and compare with the run's own GGUF file: is it this model? Exit code 1 if not."
+        ),
+    ] = False,
     base: BaseOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -6,16 +6,30 @@ from typing import Annotated, Any
 
 import typer
 
-from noesis.cli.options import JsonOption, JudgeOption, JudgesMaxUsdOption, PartOption, ProjectOption, checked_part, print_result, talk
+from noesis.cli.options import (
+    JsonOption,
+    JudgeOption,
+    JudgesMaxUsdOption,
+    PartOption,
+    ProjectOption,
+    checked_part,
+    print_result,
+    talk,
+)
 
-app = typer.Typer(help="The judges of the Tribunal: are they fit to judge?\n\nExample: noesis tribunal baselines", no_args_is_help=True)
+app = typer.Typer(
+    help="The judges of the Tribunal: are they fit to judge?\n\nExample: noesis tribunal baselines",
+    no_args_is_help=True,
+)
 
 
 @app.command()
 def calibrate(
     judges: JudgeOption = None,
     part: PartOption = "dev",
-    pairs: Annotated[int | None, typer.Option(min=1, metavar="N", help="So many pairs only, to try it; not kept.")] = None,
+    pairs: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="So many pairs only, to try it; not kept.")
+    ] = None,
     max_usd: JudgesMaxUsdOption = None,
     project: ProjectOption = None,
     as_json: JsonOption = False,
@@ -32,7 +46,9 @@ def calibrate(
         raise UsageError("name a judge: --judge openai:BASE_URL:MODEL or --judge gguf:PATH")
     talk(as_json)
     found = find_project(project)
-    results = measure(found, load_config(found).training.tribunal, judges, checked_part(part), max_usd=max_usd, count=pairs)
+    results = measure(
+        found, load_config(found).training.tribunal, judges, checked_part(part), max_usd=max_usd, count=pairs
+    )
     for result in results:
         _show(result)
     print_result(results, as_json)
@@ -62,9 +78,13 @@ def baselines(part: PartOption = "dev", project: ProjectOption = None, as_json: 
     for name in ("keywords", "length"):
         f = result[name]
         low, high = f["interval_95"]
-        say(f"  {name:<9} {f['right']}/{f['pairs']} pairs right: {f['accuracy']:.2f} [{low:.2f}, {high:.2f}], {f['ties']} ties")
+        say(
+            f"  {name:<9} {f['right']}/{f['pairs']} pairs right: {f['accuracy']:.2f} [{low:.2f}, {high:.2f}], {f['ties']} ties"
+        )
     s = result["screen"]
-    say(f"  {s['name']}: flags {s['bad_flagged']} of {s['bad']} bad answers and {s['good_flagged']} of {s['good']} good ones")
+    say(
+        f"  {s['name']}: flags {s['bad_flagged']} of {s['bad']} bad answers and {s['good_flagged']} of {s['good']} good ones"
+    )
     print_result(result, as_json)
 
 
@@ -90,7 +110,9 @@ def _show(r: dict[str, Any]) -> None:
 
     low, high = r["interval_95"]
     say(f"{r['judge']} on {r['pairs']} pairs ({r['part']}): {'beats both baselines' if r['fit'] else 'NOT FIT'}")
-    say(f"  accuracy   {r['accuracy']:.2f} [{low:.2f}, {high:.2f}], {r['ties']} ties, {r['abstention']['count']} of {r['abstention']['of']} scores missing")
+    say(
+        f"  accuracy   {r['accuracy']:.2f} [{low:.2f}, {high:.2f}], {r['ties']} ties, {r['abstention']['count']} of {r['abstention']['of']} scores missing"
+    )
     for name in ("keywords", "length"):
         b = r["baselines"][name]
         say(f"  {name:<10} {b['accuracy']:.2f} [{b['interval_95'][0]:.2f}, {b['interval_95'][1]:.2f}]")
@@ -100,11 +122,19 @@ def _show(r: dict[str, Any]) -> None:
     if r["pt_minus_en"]:
         say(f"  PT − EN    {r['pt_minus_en']['gap']:+.2f} {r['pt_minus_en']['interval_95']}")
     if r["length"]:
-        say(f"  length     {r['length']['score_per_100_words']:+.3f} ± {1.96 * r['length']['standard_error']:.3f} of the score for 100 words more")
+        say(
+            f"  length     {r['length']['score_per_100_words']:+.3f} ± {1.96 * r['length']['standard_error']:.3f} of the score for 100 words more"
+        )
     for kind, f in r["invariance"].items():
         if f["comparisons"]:
-            say(f"    {kind:<20} changes the score by {f['mean_change']:+.3f}, {f['mean_absolute_change']:.3f} either way")
+            say(
+                f"    {kind:<20} changes the score by {f['mean_change']:+.3f}, {f['mean_absolute_change']:.3f} either way"
+            )
     spans = r["spans_found"]
-    say(f"  injection  {r['injection']['count']}/{r['injection']['of']} succeed; Brier {r['brier']}; spans found {spans['found']}/{spans['given']}")
+    say(
+        f"  injection  {r['injection']['count']}/{r['injection']['of']} succeed; Brier {r['brier']}; spans found {spans['found']}/{spans['given']}"
+    )
     if r["agreement"]:
-        say(f"  agreement  alpha {r['agreement']['alpha']}, {r['agreement']['models']} models are worth {r['agreement']['effective_votes']} independent votes")
+        say(
+            f"  agreement  alpha {r['agreement']['alpha']}, {r['agreement']['models']} models are worth {r['agreement']['effective_votes']} independent votes"
+        )

@@ -62,7 +62,9 @@ def verify(run: RunArgument, as_json: JsonOption = False) -> None:
 @app.command()
 def replay(
     run: RunArgument,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where it is made again; default: .replay/ beside the run.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where it is made again; default: .replay/ beside the run.")
+    ] = None,
 ) -> None:
     """Train a run again from its manifest and compare the adapters, bit by bit. Exit code 1: they differ.
 

@@ -44,7 +44,10 @@ def clean(
     items = garbage(find_project(project))
     for item in items:
         say(f"  {size(item.bytes):>10}  {item.path}  ({item.what})")
-    say(f"{size(sum(i.bytes for i in items))} in {len(items)} places" + ("" if delete or not items else "; free it with  noesis clean --delete"))
+    say(
+        f"{size(sum(i.bytes for i in items))} in {len(items)} places"
+        + ("" if delete or not items else "; free it with  noesis clean --delete")
+    )
     if delete:
         free(items)
         say("freed")

@@ -28,7 +28,9 @@ def trial_shards(root: Path, project: Project, request: Request) -> tuple[Shards
     prompts = [item.id for item in trial_items(project, Ask(request.judges))]
     run = load_run(root)
     adapter = sha256_file(run.adapter() / "adapter_model.safetensors")
-    section = load_config(project).training.tribunal.model_dump(mode="json", include={"samples", "temperature", "trial_tokens"})
+    section = load_config(project).training.tribunal.model_dump(
+        mode="json", include={"samples", "temperature", "trial_tokens"}
+    )
     key = [prompts, adapter, run.manifest["identity"], section]
     return Shards(root, "answers", key, request.shards), [prompts[i : i + CHUNK] for i in range(0, len(prompts), CHUNK)]
 
@@ -50,7 +52,11 @@ def answer_shard(place: Place, asked: dict[str, Any], index: int) -> Result:
                 known = {entry["id"] for entry in s.run.manifest.get("ledger", [])}
                 items = {item.id: item for item in trial_items(place.project, Ask(request.judges))}
                 section = section_of(s, place.project)
-                found = s.run.perform("answers", lambda: {"rows": [answered(s, section, [items[i] for i in chunk]) for chunk in own]}, list)
+                found = s.run.perform(
+                    "answers",
+                    lambda: {"rows": [answered(s, section, [items[i] for i in chunk]) for chunk in own]},
+                    list,
+                )
                 ledger = [entry for entry in s.run.manifest["ledger"] if entry["id"] not in known]
             return [{"answers": row, "ledger": ledger if i == 0 else []} for i, row in enumerate(found["rows"])]
 

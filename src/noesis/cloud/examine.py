@@ -35,7 +35,11 @@ def examine(project: Project, section: ModalSection) -> list[Check]:
     token = _try("Modal token", lambda: str(modal.Client.from_env().hello() or "accepted"), section)
     checks.append(token)
     if token.ok:
-        volume = _try(f"volume {section.volume}", lambda: str(modal.Volume.from_name(section.volume).hydrate() and "there"), section)
+        volume = _try(
+            f"volume {section.volume}",
+            lambda: str(modal.Volume.from_name(section.volume).hydrate() and "there"),
+            section,
+        )
         checks.append(volume)
         checks.append(_secret(section))
         if volume.ok:
@@ -46,7 +50,13 @@ def examine(project: Project, section: ModalSection) -> list[Check]:
 def _sdk() -> Check:
     found = importlib.metadata.version("modal")
     version = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
-    return Check("modal", found, version[:1] == TRIED[:1] and version >= TRIED, True, f"pip install 'modal>={TRIED[0]}.{TRIED[1]},<{TRIED[0] + 1}'")
+    return Check(
+        "modal",
+        found,
+        version[:1] == TRIED[:1] and version >= TRIED,
+        True,
+        f"pip install 'modal>={TRIED[0]}.{TRIED[1]},<{TRIED[0] + 1}'",
+    )
 
 
 def _prices() -> Check:
@@ -55,7 +65,13 @@ def _prices() -> Check:
     year, month = (int(part) for part in date.split("-")[:2])
     now = datetime.now(UTC)
     months = (now.year - year) * 12 + now.month - month
-    return Check("prices", f"of {date}, {months} months old", months <= STALE_MONTHS, False, f"compare with  modal billing rates --json  and edit {CARDS.name}")
+    return Check(
+        "prices",
+        f"of {date}, {months} months old",
+        months <= STALE_MONTHS,
+        False,
+        f"compare with  modal billing rates --json  and edit {CARDS.name}",
+    )
 
 
 def _here(project: Project) -> Check:
@@ -92,14 +108,20 @@ def _dataset(project: Project, section: ModalSection) -> Check:
     absent = [part for part in PARTS if f"{part}.jsonl" not in sizes]
     if absent:
         return Check(
-            name, "Dataset not found" if len(absent) == 2 else f"{absent[0]}.jsonl is missing", False, True, put_command(section.volume, force=bool(sizes))
+            name,
+            "Dataset not found" if len(absent) == 2 else f"{absent[0]}.jsonl is missing",
+            False,
+            True,
+            put_command(section.volume, force=bool(sizes)),
         )
     again = put_command(section.volume, force=True)
     if sum(sizes.values()) > MOST_HASHED:
         return Check(name, f"{size(sum(sizes.values()))}, not fetched to be hashed; the container does", True)
     found = {part: _hash(far, f"/dataset/{part}.jsonl") for part in PARTS}
     try:
-        described = {part: json.loads(read_text(far, "/dataset/statistics.json") or "{}")[part]["sha256"] for part in PARTS}
+        described = {
+            part: json.loads(read_text(far, "/dataset/statistics.json") or "{}")[part]["sha256"] for part in PARTS
+        }
     except (ValueError, KeyError, TypeError):
         return Check(name, "without a statistics.json that describes it", False, False, again)
     if described != found:
@@ -129,13 +151,27 @@ def _licence(section: ModalSection) -> Check:
     if "/" not in section.model or section.model.startswith(("/", "~", ".")):
         return Check(name, "none to accept", True)
     if not os.environ.get("HF_TOKEN"):
-        return Check(name, "not checked: no HF_TOKEN on this machine", False, False, f"accept it at {page}; export HF_TOKEN=hf_… lets this be checked")
+        return Check(
+            name,
+            "not checked: no HF_TOKEN on this machine",
+            False,
+            False,
+            f"accept it at {page}; export HF_TOKEN=hf_… lets this be checked",
+        )
     try:
         auth_check(section.model, token=os.environ["HF_TOKEN"])
     except GatedRepoError:
-        return Check(name, "not accepted by the account of HF_TOKEN (Model not found)", False, True, f"accept it at {page}")
+        return Check(
+            name, "not accepted by the account of HF_TOKEN (Model not found)", False, True, f"accept it at {page}"
+        )
     except RepositoryNotFoundError:
-        return Check(name, "Model not found, or HF_TOKEN is not valid", False, True, f"look at {page}; make a token at https://huggingface.co/settings/tokens")
+        return Check(
+            name,
+            "Model not found, or HF_TOKEN is not valid",
+            False,
+            True,
+            f"look at {page}; make a token at https://huggingface.co/settings/tokens",
+        )
     except (HfHubHTTPError, OSError) as error:
         return Check(name, f"not checked: {' '.join(str(error).split())[:100]}", False, False, f"look at {page}")
     return Check(name, "accepted", True)

@@ -48,7 +48,11 @@ class ModalVolume:
             if "olume '" in str(error):
                 raise
             return []
-        return [Entry(safe_name(e.path), int(e.size), float(e.mtime)) for e in entries if e.type == modal.volume.FileEntryType.FILE]
+        return [
+            Entry(safe_name(e.path), int(e.size), float(e.mtime))
+            for e in entries
+            if e.type == modal.volume.FileEntryType.FILE
+        ]
 
     def chunks(self, path: str) -> Iterator[bytes]:
         yield from self._volume.read_file(path)
@@ -76,7 +80,13 @@ def safe_name(path: str) -> str:
     relative = path.lstrip("/")
     parts = relative.split("/")
     bad = not relative or any(part in ("", ".", "..") or part.endswith((" ", ".")) or len(part) > 200 for part in parts)
-    if bad or "\\" in relative or ":" in relative or not relative.isprintable() or PurePosixPath(relative).is_absolute():
+    if (
+        bad
+        or "\\" in relative
+        or ":" in relative
+        or not relative.isprintable()
+        or PurePosixPath(relative).is_absolute()
+    ):
         raise RunError(
             f"a file on the volume has a name that is not safe to copy: {path!r}; nothing was copied. Look at it with  modal volume ls, and remove it"
         )

@@ -43,7 +43,9 @@ def judged_by(s: Session, project: Project, request: Request, *, again: bool) ->
 
     served = [text.removeprefix(LOCAL_JUDGE) for text in request.judges if text.startswith(LOCAL_JUDGE)]
     if len(served) > 1:
-        raise UsageError(f"--judge: one {LOCAL_JUDGE} model at a time fits the card; name {served[0]!r} or {served[1]!r}, and others by their address")
+        raise UsageError(
+            f"--judge: one {LOCAL_JUDGE} model at a time fits the card; name {served[0]!r} or {served[1]!r}, and others by their address"
+        )
     others = tuple(text for text in request.judges if not text.startswith(LOCAL_JUDGE))
     if not served:
         return trial(s, project, Ask(others), again=again)
@@ -69,8 +71,22 @@ def vllm_command(model: str) -> list[str]:
     """
     program = os.environ.get(COMMAND, IN_IMAGE).split()
     if not os.path.exists(program[0]):
-        raise ModelError(f"vLLM is not here ({program[0]} is missing): its image is built where training_config.yaml names a vllm: judge under modal: judges")
-    return [*program, "serve", model, "--host", "127.0.0.1", "--port", str(PORT), "--max-model-len", str(WINDOW), "--gpu-memory-utilization", "0.88"]
+        raise ModelError(
+            f"vLLM is not here ({program[0]} is missing): its image is built where training_config.yaml names a vllm: judge under modal: judges"
+        )
+    return [
+        *program,
+        "serve",
+        model,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(PORT),
+        "--max-model-len",
+        str(WINDOW),
+        "--gpu-memory-utilization",
+        "0.88",
+    ]
 
 
 @contextmanager
@@ -115,7 +131,9 @@ def _wait(process: subprocess.Popen[bytes], port: int, key: str, starts_s: float
     say("  loading the judge …")
     while True:
         if process.poll() is not None:
-            raise ModelError(f"the judge's server ended with code {process.returncode} before it answered; its own words are above")
+            raise ModelError(
+                f"the judge's server ended with code {process.returncode} before it answered; its own words are above"
+            )
         if time.monotonic() - began > starts_s:
             raise ModelError(f"the judge's server did not answer within {duration(starts_s)}")
         ask = urllib.request.Request(f"http://127.0.0.1:{port}/v1/models", headers={"Authorization": f"Bearer {key}"})

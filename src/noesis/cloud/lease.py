@@ -94,7 +94,9 @@ class Lease:
 
     def _require_own(self) -> None:
         if self._read().get("holder") != self.holder:
-            raise RunError("another run began on this volume at the same moment and goes on; this one ends: see it with  noesis cloud watch")
+            raise RunError(
+                "another run began on this volume at the same moment and goes on; this one ends: see it with  noesis cloud watch"
+            )
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -105,5 +107,7 @@ class Lease:
 
     def _write(self, lasts: float) -> None:
         self.renewed = self.clock()
-        write_json(self.root / FOLDER / FILE, {"holder": self.holder, "until": self.renewed + lasts, "calls": self.calls})
+        write_json(
+            self.root / FOLDER / FILE, {"holder": self.holder, "until": self.renewed + lasts, "calls": self.calls}
+        )
         self.commit()

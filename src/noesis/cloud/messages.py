@@ -31,7 +31,9 @@ def explain(error: Exception, section: ModalSection) -> NoesisError:
     """What to do about an error of Modal's."""
     text = " ".join(str(error).split())
     if isinstance(error, modal.exception.AuthError):
-        return UsageError(f"Modal does not know you ({text[:120]}): type  modal token new  (an account comes first, at https://modal.com)")
+        return UsageError(
+            f"Modal does not know you ({text[:120]}): type  modal token new  (an account comes first, at https://modal.com)"
+        )
     if isinstance(error, modal.exception.NotFoundError):
         if section.volume in text or "olume" in text:
             return UsageError(f"the volume {section.volume} does not exist: type  modal volume create {section.volume}")
@@ -40,10 +42,14 @@ def explain(error: Exception, section: ModalSection) -> NoesisError:
         if "ecret" in text:
             return UsageError(f"{text}: make it with  modal secret create NAME NOESIS_KEY_<HOST>=…")
     if isinstance(error, modal.exception.ConnectionError):
-        return RunError(f"Modal can't be reached ({text[:160]}): is there a network? Its state is at https://status.modal.com")
+        return RunError(
+            f"Modal can't be reached ({text[:160]}): is there a network? Its state is at https://status.modal.com"
+        )
     return RunError(f"Modal refused: {type(error).__name__}: {text[:300]}")
 
 
 def no_token(section: ModalSection) -> UsageError:
     """The secret is missing or empty."""
-    return UsageError(f"HuggingFace token not found: type  modal secret create {section.secret} HF_TOKEN=hf_… --force  with a token from {TOKENS}")
+    return UsageError(
+        f"HuggingFace token not found: type  modal secret create {section.secret} HF_TOKEN=hf_… --force  with a token from {TOKENS}"
+    )

@@ -46,17 +46,26 @@ def offer(project: Project, config: Config, request: Request, section: ModalSect
         return ["  no data set was exported here, so there is no quote:  python scripts/export_for_modal.py  makes one"]
     name, _, count = (card_to_rent(request, section) or section.train_gpu[0]).partition(":")
     if config.training.method != "sft" and int(count or 1) > 1:
-        raise UsageError(f"--gpus {count}: preference training (method: {config.training.method}) runs on one card, and all of them would be paid for")
+        raise UsageError(
+            f"--gpus {count}: preference training (method: {config.training.method}) runs on one card, and all of them would be paid for"
+        )
     constitution = load_constitution(project.constitution)
     examples = subset(read_examples(file, constitution), config)
-    plan, require_fit = plan_ahead(config, examples, constitution, besides=besides(project, config, examples, []), gpu=name, gpus=int(count or 1))
+    plan, require_fit = plan_ahead(
+        config, examples, constitution, besides=besides(project, config, examples, []), gpu=name, gpus=int(count or 1)
+    )
     require_fit()
     p = plan.as_json()
     extra = extras(project, config, request, plan)
     usd = sum(cost for _, _, cost in extra)
-    seconds = next(s for what, s, _ in extra if what == CONDUCTOR_NAME) - sum(stage["seconds"] for stage in plan.stages)  # the others go on beside
+    seconds = next(s for what, s, _ in extra if what == CONDUCTOR_NAME) - sum(
+        stage["seconds"] for stage in plan.stages
+    )  # the others go on beside
     lines = ["", *plan_lines(p, everything=True), ""]
-    lines += [f"  {'beside' if i == 0 else '':9} {what:15} {duration(s):>13}  {cost:8.2f} USD" for i, (what, s, cost) in enumerate(extra)]
+    lines += [
+        f"  {'beside' if i == 0 else '':9} {what:15} {duration(s):>13}  {cost:8.2f} USD"
+        for i, (what, s, cost) in enumerate(extra)
+    ]
     budget = budget_of(config.training.budget, usd_per_s=0.0, spent_usd=0.0, spent_seconds=0.0)
     whole = p | {"usd": plan.usd + usd, "stages": [*p["stages"], {"seconds": seconds}]}
     return [*lines, *quote(whole, budget)]
@@ -74,7 +83,10 @@ def extras(project: Project, config: Config, request: Request, plan: Plan) -> li
         found.append(("trial, estimated", seconds, usd_for(rented("A10"), seconds, 1, JUDGE_MACHINE)))
     waits = sum(stage["seconds"] for stage in plan.stages) + sum(s for what, s, _ in found if what.startswith("trial"))
     p = prices()
-    return [*found, (CONDUCTOR_NAME, waits, waits * (CONDUCTOR[0] * p.cpu_core_per_s + CONDUCTOR[1] * p.memory_gib_per_s))]
+    return [
+        *found,
+        (CONDUCTOR_NAME, waits, waits * (CONDUCTOR[0] * p.cpu_core_per_s + CONDUCTOR[1] * p.memory_gib_per_s)),
+    ]
 
 
 def trial_seconds(config: Config, plan: Plan, items: int) -> float:

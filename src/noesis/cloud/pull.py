@@ -48,14 +48,18 @@ def pull(far: Far, target: Path, *, state: bool = False, archived: str | None = 
             _copy(far, base + name, target, name, known.get(name), progress)
     absent = sorted(name for name in known if _belongs(name, state=state) and not (target / name).is_file())
     if absent:
-        raise RunError(f"the volume lacks {len(absent)} files that the manifest names, for example {absent[0]}: see  noesis cloud watch")
+        raise RunError(
+            f"the volume lacks {len(absent)} files that the manifest names, for example {absent[0]}: see  noesis cloud watch"
+        )
     return {"files": len(missing), "bytes": total, "already_here": len(here), "run": str(target)}
 
 
 def _manifest(far: Far, base: str) -> dict[str, Any]:
     text = read_text(far, "/" + base + "manifest.json")
     if text is None:
-        raise RunError(f"there is no run in /{base} of the volume: type  modal run scripts/modal_train.py, or look with  modal volume ls")
+        raise RunError(
+            f"there is no run in /{base} of the volume: type  modal run scripts/modal_train.py, or look with  modal volume ls"
+        )
     try:
         manifest = json.loads(text)
         names = [safe_name(name) for stage in manifest["stages"].values() for name in stage.get("outputs", {})]
@@ -74,7 +78,12 @@ def _belongs(name: str, *, state: bool) -> bool:
 
 def _is_here(file: Path, entry: Entry, known: dict[str, Any] | None) -> bool:
     """Whether a file was copied before: by its hash; where the manifest has none it is copied again."""
-    return known is not None and file.is_file() and file.stat().st_size == entry.size and sha256_file(file) == known["sha256"]
+    return (
+        known is not None
+        and file.is_file()
+        and file.stat().st_size == entry.size
+        and sha256_file(file) == known["sha256"]
+    )
 
 
 def _refuse_another_run(target: Path, manifest: dict[str, Any]) -> None:
@@ -83,7 +92,9 @@ def _refuse_another_run(target: Path, manifest: dict[str, Any]) -> None:
     if file.is_file():
         here = json.loads(file.read_text(encoding="utf-8"))
         if (here.get("identity"), here.get("created")) != (manifest.get("identity"), manifest.get("created")):
-            raise RunError(f"{target} holds another run: name a folder of its own, for example  noesis cloud pull {target}-2")
+            raise RunError(
+                f"{target} holds another run: name a folder of its own, for example  noesis cloud pull {target}-2"
+            )
 
 
 def _copy(far: Far, source: str, target: Path, name: str, known: dict[str, Any] | None, progress: Progress) -> None:

@@ -88,7 +88,13 @@ def checked(
         raise UsageError("--resume goes on with a run and --fresh begins one: give one of them")
     if epochs < 1:
         raise UsageError(f"--epochs {epochs}: at least 1")
-    for name, number in (("--shards", shards), ("--gpus", gpus), ("--max-usd", max_usd), ("--max-minutes", max_minutes), ("--max-examples", max_examples)):
+    for name, number in (
+        ("--shards", shards),
+        ("--gpus", gpus),
+        ("--max-usd", max_usd),
+        ("--max-minutes", max_minutes),
+        ("--max-examples", max_examples),
+    ):
         if number < 0:
             raise UsageError(f"{name} {number:g} is below 0")
     if gpus > MOST_CARDS:
@@ -128,14 +134,22 @@ def check_judge(text: str, section: ModalSection) -> None:
     """
     if text.startswith(LOCAL_JUDGE):
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text.removeprefix(LOCAL_JUDGE)):
-            raise UsageError(f"--judge {text!r}: name a model of the Hub, for example {LOCAL_JUDGE}Qwen/Qwen2.5-7B-Instruct")
+            raise UsageError(
+                f"--judge {text!r}: name a model of the Hub, for example {LOCAL_JUDGE}Qwen/Qwen2.5-7B-Instruct"
+            )
         if not any(other.startswith(LOCAL_JUDGE) for other in section.judges):
-            raise UsageError(f"--judge {text!r}: put it into training_config.yaml as well, modal: judges: [{text}], so that its image holds vLLM")
+            raise UsageError(
+                f"--judge {text!r}: put it into training_config.yaml as well, modal: judges: [{text}], so that its image holds vLLM"
+            )
         return
     if text.startswith("gguf:"):
-        raise UsageError(f"--judge {text!r}: a file of this machine is not in the cloud; use {LOCAL_JUDGE}MODEL or openai:BASE_URL:MODEL")
+        raise UsageError(
+            f"--judge {text!r}: a file of this machine is not in the cloud; use {LOCAL_JUDGE}MODEL or openai:BASE_URL:MODEL"
+        )
     if parse_spec(text).kind == "openai" and re.search(r"//(localhost|127\.|\[::1\])", text):
-        raise UsageError(f"--judge {text!r}: an address of this machine is not in the cloud; use {LOCAL_JUDGE}MODEL or an https address")
+        raise UsageError(
+            f"--judge {text!r}: an address of this machine is not in the cloud; use {LOCAL_JUDGE}MODEL or an https address"
+        )
 
 
 def card_to_rent(request: Request, section: ModalSection) -> str | None:

@@ -66,7 +66,9 @@ class Shards:
         return list(found) if isinstance(found, list) and len(found) == expected else None
 
 
-def do_shard(shards: Shards, index: int, items: Sequence[T], work: Callable[[list[T]], Rows], commit: Callable[[], None]) -> int:
+def do_shard(
+    shards: Shards, index: int, items: Sequence[T], work: Callable[[list[T]], Rows], commit: Callable[[], None]
+) -> int:
     """What one machine does: its items' results into its file, unless they are there.
 
     Args:
@@ -88,7 +90,9 @@ def do_shard(shards: Shards, index: int, items: Sequence[T], work: Callable[[lis
     return len(own)
 
 
-def map_shards(shards: Shards, items: Sequence[Any], spread: Spread, reload: Callable[[], None], *, rounds: int = ROUNDS) -> Rows:
+def map_shards(
+    shards: Shards, items: Sequence[Any], spread: Spread, reload: Callable[[], None], *, rounds: int = ROUNDS
+) -> Rows:
     """The results of all items, in their order; shards that are missing are spread over machines, those that were lost once more.
 
     Args:
@@ -104,8 +108,14 @@ def map_shards(shards: Shards, items: Sequence[Any], spread: Spread, reload: Cal
         if not missing:
             break
         if attempt:
-            say(f"  {len(missing)} of {shards.count} shards of {shards.name} were lost ({'; '.join(sorted(set(why.values())))[:200]}): once more")
-        why = {index: f"{type(r).__name__}: {r}" for index, r in zip(missing, spread(missing), strict=True) if isinstance(r, BaseException)}
+            say(
+                f"  {len(missing)} of {shards.count} shards of {shards.name} were lost ({'; '.join(sorted(set(why.values())))[:200]}): once more"
+            )
+        why = {
+            index: f"{type(r).__name__}: {r}"
+            for index, r in zip(missing, spread(missing), strict=True)
+            if isinstance(r, BaseException)
+        }
         reload()
     missing = shards.missing(items)
     if missing:

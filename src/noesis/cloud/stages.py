@@ -64,9 +64,15 @@ def train(place: Place, asked: dict[str, Any], ticket: str) -> Result:
         require_upload(place.root / "dataset", request.uploaded, config.training.modal.volume)
         data = sessions.from_exports(place.root / "dataset", place.project)
         starts = _starts(place, ticket)  # --fresh must not begin the run anew that this very call began
-        options: dict[str, Any] = {"archive_to": place.root / "runs", "resume": request.resume, "fresh": request.fresh and not starts}
+        options: dict[str, Any] = {
+            "archive_to": place.root / "runs",
+            "resume": request.resume,
+            "fresh": request.fresh and not starts,
+        }
         opened = sessions.new_session(place.project, config, place.root, data, **options)
-        write_json(place.root / FOLDER / OPENED, {"ticket": ticket, "starts": starts + 1, "epochs": config.training.epochs})
+        write_json(
+            place.root / FOLDER / OPENED, {"ticket": ticket, "starts": starts + 1, "epochs": config.training.epochs}
+        )
         place.commit()
         place.keep()  # the weights were fetched by now: judging an epoch, beside this, need not fetch them again
         if opened.run.is_done("train"):
@@ -104,7 +110,9 @@ def judge_epoch(place: Place, epoch: int) -> Result:
 
             def measure() -> Result:
                 found = score(s, [name])
-                return {"preference": compare([record["id"] for record in s.examples("eval")], found[BASE], found[name])}
+                return {
+                    "preference": compare([record["id"] for record in s.examples("eval")], found[BASE], found[name])
+                }
 
             measured = s.run.perform("judge_epoch", measure, list)
             entries = [entry for entry in s.run.manifest["ledger"] if entry["id"] not in known]
@@ -214,7 +222,9 @@ def _require_run(place: Place) -> None:
     if not (place.root / "manifest.json").is_file():
         raise RunError("the volume holds no run yet: type  modal run scripts/modal_train.py --epochs 3")
     if not list((place.root / "checkpoints").glob("epoch_[0-9]*")):
-        raise RunError("the run on the volume has no finished epoch yet: type  modal run scripts/modal_train.py --epochs 3")
+        raise RunError(
+            "the run on the volume has no finished epoch yet: type  modal run scripts/modal_train.py --epochs 3"
+        )
 
 
 def _book_epochs(run: Run) -> None:

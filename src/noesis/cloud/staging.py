@@ -77,7 +77,11 @@ class Staging:
 
     def is_due(self) -> bool:
         """Whether an adapter or a state that the volume does not have lies here, whole."""
-        return any(name not in self._published for name, path in self._things() if path.is_dir() and not name.startswith("tribunal"))
+        return any(
+            name not in self._published
+            for name, path in self._things()
+            if path.is_dir() and not name.startswith("tribunal")
+        )
 
     def _things(self) -> Iterator[tuple[str, Path]]:
         """What is published as one: folders of checkpoints and merged models, else files; the manifest last."""
@@ -86,14 +90,26 @@ class Staging:
             if path.is_symlink():
                 continue
             if name == "checkpoints":
-                whole = [p for kind in ("epoch_[0-9]*", "checkpoint-[0-9]*") for p in sorted(path.rglob(kind)) if p.is_dir()]  # also of a first part
-                plain = [p for p in sorted(path.rglob("*")) if p.is_file() and not p.name.startswith(".") and not set(p.parents) & set(whole)]
-                beside = [p for p in plain if not any(part.startswith((".", "torn-")) for part in p.relative_to(path).parts)]
+                whole = [
+                    p for kind in ("epoch_[0-9]*", "checkpoint-[0-9]*") for p in sorted(path.rglob(kind)) if p.is_dir()
+                ]  # also of a first part
+                plain = [
+                    p
+                    for p in sorted(path.rglob("*"))
+                    if p.is_file() and not p.name.startswith(".") and not set(p.parents) & set(whole)
+                ]
+                beside = [
+                    p for p in plain if not any(part.startswith((".", "torn-")) for part in p.relative_to(path).parts)
+                ]
                 yield from ((p.relative_to(self.local).as_posix(), p) for p in (*whole, *beside))
             elif name == "merged":
                 yield from ((p.relative_to(self.local).as_posix(), p) for p in sorted(path.glob("[!.]*")) if p.is_dir())
             elif path.is_dir():
-                files = (p for p in sorted(path.rglob("*")) if p.is_file() and not any(part.startswith(".") for part in p.relative_to(path).parts))
+                files = (
+                    p
+                    for p in sorted(path.rglob("*"))
+                    if p.is_file() and not any(part.startswith(".") for part in p.relative_to(path).parts)
+                )
                 yield from ((p.relative_to(self.local).as_posix(), p) for p in files)
             elif path.is_file():
                 yield name, path

@@ -28,17 +28,33 @@ def summary_lines(root: Path, *, volume: str | None = None) -> list[str]:
     lines += ["", "What it cost", *cost_lines(run.manifest)]
     lines += taken_away(run.manifest, starts(root))
     if run.is_done("merge"):
-        lines += ["", f"Next:    noesis cloud pull runs/{run.merged.name}", f"   or    modal volume get {volume} /merged/{run.merged.name} ./model_output"]
+        lines += [
+            "",
+            f"Next:    noesis cloud pull runs/{run.merged.name}",
+            f"   or    modal volume get {volume} /merged/{run.merged.name} ./model_output",
+        ]
     return lines
 
 
 def _places(run: Run) -> list[str]:
     found = []
-    for what, path in (("adapters", run.checkpoints), ("model", run.merged), ("GGUF", run.gguf), ("report", run.report), ("metrics", run.metrics)):
+    for what, path in (
+        ("adapters", run.checkpoints),
+        ("model", run.merged),
+        ("GGUF", run.gguf),
+        ("report", run.report),
+        ("metrics", run.metrics),
+    ):
         if path.exists():
-            files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file() and "resume" not in p.relative_to(path).parts]
+            files = (
+                [path]
+                if path.is_file()
+                else [p for p in path.rglob("*") if p.is_file() and "resume" not in p.relative_to(path).parts]
+            )
             if files:
-                found.append(f"  {what:9} /{path.relative_to(run.path).as_posix()}  {size(sum(p.stat().st_size for p in files))}")
+                found.append(
+                    f"  {what:9} /{path.relative_to(run.path).as_posix()}  {size(sum(p.stat().st_size for p in files))}"
+                )
     return found
 
 
@@ -108,4 +124,7 @@ def taken_away(manifest: dict[str, Any], starts: int = 1) -> list[str]:
             counts[entry["stage"]] = counts.get(entry["stage"], 0) + 1
     if starts - 1 > counts.get("train", 0):
         counts["train"] = starts - 1
-    return [f"  {NAMES.get(stage, stage)} was taken away {n} time{'s' if n > 1 else ''} and went on each time" for stage, n in counts.items()]
+    return [
+        f"  {NAMES.get(stage, stage)} was taken away {n} time{'s' if n > 1 else ''} and went on each time"
+        for stage, n in counts.items()
+    ]

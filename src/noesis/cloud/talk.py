@@ -71,7 +71,12 @@ def _secrets(request: Request, section: ModalSection) -> list[str]:
         UsageError: the token for a model of the Hub is missing.
     """
     found = []
-    if request.model is not None and request.model != EMBEDDED and "/" in request.model and not request.model.startswith(("/", "~", ".")):
+    if (
+        request.model is not None
+        and request.model != EMBEDDED
+        and "/" in request.model
+        and not request.model.startswith(("/", "~", "."))
+    ):
         try:
             modal.Secret.from_name(section.secret, required_keys=["HF_TOKEN"]).hydrate()
         except (modal.exception.NotFoundError, modal.exception.InvalidError):
@@ -86,7 +91,9 @@ def _secrets(request: Request, section: ModalSection) -> list[str]:
 def _advise() -> None:
     """How to leave it alone."""
     if not {"--detach", "-d"} & set(sys.argv):
-        say("\n  Close this terminal and the run stops, saved; `modal run --detach scripts/modal_train.py …` goes on without it.")
+        say(
+            "\n  Close this terminal and the run stops, saved; `modal run --detach scripts/modal_train.py …` goes on without it."
+        )
     say("  See it from anywhere:  noesis cloud watch")
 
 

@@ -25,7 +25,9 @@ def exported_hashes(exports: Path) -> dict[str, str] | None:
     described = _described(exports / "statistics.json")
     for part, digest in found.items():
         if described and described.get(part) != digest:
-            raise DataError(f"{files[part]} was changed since its export (statistics.json describes another): type  python scripts/export_for_modal.py")
+            raise DataError(
+                f"{files[part]} was changed since its export (statistics.json describes another): type  python scripts/export_for_modal.py"
+            )
     return found
 
 
@@ -47,10 +49,16 @@ def require_upload(dataset: Path, uploaded: dict[str, str] | None, volume: str) 
     """
     if not (dataset / "train.jsonl").is_file():
         if (dataset / "exports" / "train.jsonl").is_file():
-            raise UsageError(f"Dataset not found: it lies in /dataset/exports of the volume {volume}, one folder too deep: type  {put_command(volume)}")
-        raise UsageError(f"Dataset not found: the volume {volume} has no /dataset/train.jsonl: type  {put_command(volume)}")
+            raise UsageError(
+                f"Dataset not found: it lies in /dataset/exports of the volume {volume}, one folder too deep: type  {put_command(volume)}"
+            )
+        raise UsageError(
+            f"Dataset not found: the volume {volume} has no /dataset/train.jsonl: type  {put_command(volume)}"
+        )
     if not (dataset / "eval.jsonl").is_file():
-        raise UsageError(f"Dataset not found: the volume {volume} has no /dataset/eval.jsonl: type  {put_command(volume, force=True)}")
+        raise UsageError(
+            f"Dataset not found: the volume {volume} has no /dataset/eval.jsonl: type  {put_command(volume, force=True)}"
+        )
     found = {part: sha256_file(dataset / f"{part}.jsonl") for part in PARTS}
     described = _described(dataset / "statistics.json")
     if described is None:

@@ -33,10 +33,14 @@ def look(far: Far, *, now: Callable[[], float] = time.time) -> dict[str, Any]:
     stages = manifest["stages"]
     running = next((name for name in reversed(STAGES) if stages.get(name, {}).get("status") == "running"), None)
     plan = (stages.get("plan", {}).get("result")) or {}
-    finished = not alive and stages.get("report", {}).get("status") == "done" and read_text(far, f"/{SUMMARY}") is not None
+    finished = (
+        not alive and stages.get("report", {}).get("status") == "done" and read_text(far, f"/{SUMMARY}") is not None
+    )
     meter = _json(far, f"/{METER}")
     booked = {entry.get("id") for entry in manifest.get("ledger", [])}
-    usd = float(manifest.get("cost_usd", 0.0)) + (float(meter.get("usd", 0.0)) if meter.get("id") not in booked else 0.0)
+    usd = float(manifest.get("cost_usd", 0.0)) + (
+        float(meter.get("usd", 0.0)) if meter.get("id") not in booked else 0.0
+    )
     found: dict[str, Any] = {
         "stage": running,
         "alive": alive,
@@ -56,7 +60,13 @@ def look(far: Far, *, now: Callable[[], float] = time.time) -> dict[str, Any]:
 def lines_of(found: dict[str, Any]) -> list[str]:
     """What `look` found, in words."""
     done = [name for name in STAGES if found["stages"].get(name) == "done"]
-    state = "done" if found["done"] else f"at work: {found['stage'] or 'between two stages'}" if found["alive"] else "nobody is at work on this volume"
+    state = (
+        "done"
+        if found["done"]
+        else f"at work: {found['stage'] or 'between two stages'}"
+        if found["alive"]
+        else "nobody is at work on this volume"
+    )
     lines = [f"  {state}; done: {', '.join(done) or 'nothing yet'}"]
     if found.get("step"):
         left = f" · {duration(found['seconds_left'])} of training left" if found["seconds_left"] else ""
@@ -90,19 +100,28 @@ def billed(app: str, manifest: dict[str, Any]) -> tuple[float | None, str]:
     starts = sorted(str(entry["started"]) for entry in manifest.get("ledger", []) if entry.get("started"))
     if not starts:
         return None, "nothing was started yet"
-    first = datetime.fromisoformat(starts[0]).astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
+    first = (
+        datetime.fromisoformat(starts[0])
+        .astimezone(UTC)
+        .replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
+    )
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
     try:
         rows = modal.Workspace.from_context().billing.report(start=first, end=tomorrow, resolution="d")
     except modal.exception.Error as error:
         return None, f"modal billing report does not answer here ({' '.join(str(error).split())[:120]})"
     own = [row for row in rows if row.description == app]
-    return float(sum(row.cost for row in own)), f"by Modal for all runs of the app {app} since {first:%Y-%m-%d}; whole days only, so today's may be missing"
+    return float(
+        sum(row.cost for row in own)
+    ), f"by Modal for all runs of the app {app} since {first:%Y-%m-%d}; whole days only, so today's may be missing"
 
 
 def costs(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """Of each stage: quoted, and metered as seconds times price."""
-    quoted = {s["name"].split(" and ")[0]: s for s in ((manifest["stages"].get("plan", {}).get("result")) or {}).get("stages", [])}
+    quoted = {
+        s["name"].split(" and ")[0]: s
+        for s in ((manifest["stages"].get("plan", {}).get("result")) or {}).get("stages", [])
+    }
     metered = by_stage(manifest)
     names = [*dict.fromkeys([*metered, *quoted])]
     return [

@@ -33,7 +33,9 @@ class Tokenizer(Protocol):
 
     def __hash__(self) -> int: ...
 
-    def apply_chat_template(self, conversation: list[Message], *, tokenize: bool, add_generation_prompt: bool) -> Any: ...
+    def apply_chat_template(
+        self, conversation: list[Message], *, tokenize: bool, add_generation_prompt: bool
+    ) -> Any: ...
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> Any: ...
 
@@ -63,7 +65,11 @@ def opening(constitution: Constitution, record: dict[str, Any]) -> list[Message]
     """System prompt in the record's language, earlier turns if any, and the user's prompt."""
     language = record.get("language", "pt")
     system = constitution.system_prompt.en if language == "en" else constitution.system_prompt.pt
-    return [{"role": "system", "content": system}, *record.get("turns", []), {"role": "user", "content": record["prompt"]}]
+    return [
+        {"role": "system", "content": system},
+        *record.get("turns", []),
+        {"role": "user", "content": record["prompt"]},
+    ]
 
 
 def answer_text(record: dict[str, Any], *, include_critique: bool) -> str:
@@ -112,7 +118,9 @@ def encode(tokenizer: Tokenizer, messages: list[Message], answer: str, *, name: 
     """
     for role, text in [*((m["role"], m["content"]) for m in messages), ("answer", answer)]:
         if forged := _controls(tokenizer).search(text):
-            raise TrainingError(f"row {name}: the {role} text holds {forged.group()!r}, a control token of this model: take it out or write it otherwise")
+            raise TrainingError(
+                f"row {name}: the {role} text holds {forged.group()!r}, a control token of this model: take it out or write it otherwise"
+            )
     if not answer.strip():
         raise TrainingError(f"row {name} has no trained token: its answer is empty; write one, or take the example out")
     try:
@@ -120,13 +128,19 @@ def encode(tokenizer: Tokenizer, messages: list[Message], answer: str, *, name: 
     except ModelError as error:
         raise TrainingError(f"row {name}: {error}; mend the row's turns, or choose another model") from None
     if rest is None:
-        raise TrainingError(f"row {name}: this model's chat template renders the prompt otherwise once an answer follows; it can't be masked safely")
+        raise TrainingError(
+            f"row {name}: this model's chat template renders the prompt otherwise once an answer follows; it can't be masked safely"
+        )
     start = _ids(tokenizer, prompt)
     if start[:2] == [tokenizer.bos_token_id] * 2:
-        raise TrainingError(f"row {name}: this model's chat template begins with two {tokenizer.convert_ids_to_tokens(start[:1])[0]} tokens: mend the template")
+        raise TrainingError(
+            f"row {name}: this model's chat template begins with two {tokenizer.convert_ids_to_tokens(start[:1])[0]} tokens: mend the template"
+        )
     head = _head(tokenizer, tuple(m["role"] for m in messages))
     if rest and not (rest.startswith(head) and rest[len(head) :].lstrip().startswith(answer.strip())):
-        raise TrainingError(f"row {name}: this model's chat template changes the text of the answer, so what would be trained on is not what was written")
+        raise TrainingError(
+            f"row {name}: this model's chat template changes the text of the answer, so what would be trained on is not what was written"
+        )
     ids = _join(tokenizer, prompt, start, rest, name)
     # The turn ends with the first control token after the answer; what a template writes behind it is not for the model to say.
     framing = len(_controls(tokenizer).findall(head))
@@ -148,7 +162,9 @@ def end_of_turn(tokenizer: Tokenizer, *, name: str = "(any)") -> int:
     probe = [{"role": "user", "content": "a"}]
     row = encode(tokenizer, probe, "b", name=name)
     if not row.trained:
-        raise TrainingError(f"row {name} has no trained token: this model's chat template leaves out the answers; use the template of an instruct model")
+        raise TrainingError(
+            f"row {name} has no trained token: this model's chat template leaves out the answers; use the template of an instruct model"
+        )
     if row.input_ids[-1] not in tokenizer.control_ids:
         raise TrainingError(
             f"row {name}: this model's chat template puts no end-of-turn token after an answer, so there is none to train and the model would never stop; "
@@ -167,7 +183,9 @@ def objection(row: Encoded, *, stop: int, max_length: int) -> str | None:
     if not row.trained:
         return "has no trained token: the model's chat template leaves nothing of its answer; use the template of an instruct model"
     if row.labels[-1] != stop:
-        return "its end-of-turn token is not trained, so the model would never stop; look at it with  noesis data inspect"
+        return (
+            "its end-of-turn token is not trained, so the model would never stop; look at it with  noesis data inspect"
+        )
     if len(row.input_ids) > max_length:
         return (
             f"has {len(row.input_ids)} tokens, more than max_length {max_length} in training_config.yaml: "
@@ -204,9 +222,14 @@ def _join(tokenizer: Tokenizer, prompt: str, start: list[int], rest: str, name: 
     whole = _ids(tokenizer, prompt + rest)
     if whole[: len(start)] == start:
         return whole
-    apart = [*start, *_ids(tokenizer, rest)]  # one token would span the border, of a newline before and one after it, say
+    apart = [
+        *start,
+        *_ids(tokenizer, rest),
+    ]  # one token would span the border, of a newline before and one after it, say
     if tokenizer.decode(apart) != tokenizer.decode(whole):
-        raise TrainingError(f"row {name}: the prompt's last and the answer's first characters make one token of this model; begin the answer otherwise")
+        raise TrainingError(
+            f"row {name}: the prompt's last and the answer's first characters make one token of this model; begin the answer otherwise"
+        )
     return apart
 
 

@@ -112,7 +112,11 @@ class Constitution(_Frozen):
 
     def _broken(self) -> Iterator[tuple[Location, str]]:
         seen: set[str] = set()
-        sections: tuple[tuple[str, tuple[_Entry, ...]], ...] = (("values", self.values), ("attitudes", self.attitudes), ("principles", self.principles))
+        sections: tuple[tuple[str, tuple[_Entry, ...]], ...] = (
+            ("values", self.values),
+            ("attitudes", self.attitudes),
+            ("principles", self.principles),
+        )
         for section, entries in sections:
             for i, entry in enumerate(entries):
                 if entry.id in seen:
@@ -185,28 +189,42 @@ def read_constitution(path: Path) -> tuple[Constitution | None, list[Mistake]]:
     try:
         raw = read_yaml(path)
     except FileNotFoundError:
-        raise ConstitutionError(f"{path} is missing: every run needs a constitution; make one with  noesis init DIR") from None
+        raise ConstitutionError(
+            f"{path} is missing: every run needs a constitution; make one with  noesis init DIR"
+        ) from None
     except ValueError as error:
         raise ConstitutionError(f"{path} is not valid YAML: {error}") from None
     try:
         return Constitution.model_validate(raw), []
     except ValidationError as error:
         found: list[tuple[Location, str]] = []
-        for each in sorted(error.errors(), key=lambda e: e["type"] == "missing"):  # a misspelt key explains a missing one
+        for each in sorted(
+            error.errors(), key=lambda e: e["type"] == "missing"
+        ):  # a misspelt key explains a missing one
             broken = each.get("ctx", {}).get("error")
             if isinstance(broken, _Broken):
                 found += broken.found
             else:
-                said = {"extra_forbidden": "unknown key", "missing": "it is missing"}.get(each["type"], each["msg"].removeprefix("Value error, "))
+                said = {"extra_forbidden": "unknown key", "missing": "it is missing"}.get(
+                    each["type"], each["msg"].removeprefix("Value error, ")
+                )
                 found.append((each["loc"], said))
-        return None, [Mistake(path, line_of(path, location), f"{_name_of(raw, location)}{said}") for location, said in found]
+        return None, [
+            Mistake(path, line_of(path, location), f"{_name_of(raw, location)}{said}") for location, said in found
+        ]
 
 
 def _name_of(raw: object, location: tuple[int | str, ...]) -> str:
     """`principles[3] (fontes-reais).en: ` instead of a bare index."""
     name, here = "", raw
     for part in location:
-        here = here[part] if isinstance(here, list) and isinstance(part, int) and part < len(here) else here.get(part) if isinstance(here, dict) else None
+        here = (
+            here[part]
+            if isinstance(here, list) and isinstance(part, int) and part < len(here)
+            else here.get(part)
+            if isinstance(here, dict)
+            else None
+        )
         if isinstance(part, int):
             label = f" ({here['id']})" if isinstance(here, dict) and "id" in here else ""
             name += f"[{part}]{label}"

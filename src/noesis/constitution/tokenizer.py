@@ -34,7 +34,9 @@ class ChatTokenizer:
         self.backend = backend
         self._encode = lru_cache(maxsize=16)(self._encode_anew)  # the system prompt stands in every row
         self.special = special
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+        )
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = DATE.strftime
@@ -46,13 +48,17 @@ class ChatTokenizer:
         self.eos_token_id: int | None = self._id("eos_token")
         added = backend.get_added_tokens_decoder()
         named = {i for name in SPECIAL if (i := self._id(name)) is not None}
-        self.control_ids = frozenset(named | {i for i, token in added.items() if token.special})  # tokens that no text may hold
+        self.control_ids = frozenset(
+            named | {i for i, token in added.items() if token.special}
+        )  # tokens that no text may hold
 
     def _id(self, name: str) -> int | None:
         token = self.special.get(name)
         return self.backend.token_to_id(token) if token else None
 
-    def apply_chat_template(self, conversation: list[dict[str, str]], *, tokenize: bool = False, add_generation_prompt: bool = False) -> str:
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], *, tokenize: bool = False, add_generation_prompt: bool = False
+    ) -> str:
         """The conversation as text.
 
         Raises:
@@ -61,7 +67,13 @@ class ChatTokenizer:
         if tokenize:
             raise ValueError("render first, then tokenise")
         try:
-            return self.template.render(messages=conversation, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **self.special)
+            return self.template.render(
+                messages=conversation,
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self.special,
+            )
         except Exception as error:  # a template is a foreign program: whatever it raises is its refusal
             raise ModelError(f"the model's chat template refuses this conversation: {error}") from None
 
@@ -69,7 +81,9 @@ class ChatTokenizer:
         return {"input_ids": list(self._encode(text, add_special_tokens))}
 
     def _encode_anew(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
-        return tuple(self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)  # without offsets
+        return tuple(
+            self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        )  # without offsets
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
         return [self.backend.id_to_token(i) for i in ids]
@@ -103,7 +117,11 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
     """
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(f"{folder} has no tokenizer.json: only models with a fast tokenizer can be trained")
-    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")) if (folder / "tokenizer_config.json").is_file() else {}
+    config = (
+        json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        if (folder / "tokenizer_config.json").is_file()
+        else {}
+    )
     template_file = folder / "chat_template.jinja"
     template = template_file.read_text(encoding="utf-8") if template_file.is_file() else config.get("chat_template")
     if isinstance(template, list):  # several named templates: the default one
@@ -133,7 +151,13 @@ class _Generation(jinja2.ext.Extension):
         return jinja2.nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

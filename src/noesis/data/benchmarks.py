@@ -50,7 +50,9 @@ def known_questions(table: Table, files: list[Path], tribunal: Path) -> Iterator
         candidates |= np.isin(mix(table.prompt_digest[:, columns]), mix(digests[:, columns]))
     for row in np.flatnonzero(candidates):
         likeness = (digests == table.prompt_digest[row]).mean(axis=1)
-        place = by_key.get(int(table.prompt_key[row])) or (places[likeness.argmax()] if likeness.max() >= NEAR else None)
+        place = by_key.get(int(table.prompt_key[row])) or (
+            places[likeness.argmax()] if likeness.max() >= NEAR else None
+        )
         if place:
             yield f"{files[table.file[row]]}:{table.line[row]} ({table.ids[row][:80]}) asks what {place} asks"
 

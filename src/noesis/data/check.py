@@ -53,9 +53,18 @@ def check_line(line: bytes, rules: Rules, *, hand_written: bool = False) -> tupl
     if isinstance(row, Finding):
         return None, [row]
     if hand_written and any(name in row for name in MARKS_OF_GENERATED):
-        return None, [Finding("generated", "a generated example among the hand-written ones: keep it in a folder of its own, such as data/generated")]
+        return None, [
+            Finding(
+                "generated",
+                "a generated example among the hand-written ones: keep it in a folder of its own, such as data/generated",
+            )
+        ]
     findings = list(_fields(row))
-    findings += _content(row, rules) if not findings else _traps([(k[:80], v) for k, v in row.items() if isinstance(v, str)], rules)
+    findings += (
+        _content(row, rules)
+        if not findings
+        else _traps([(k[:80], v) for k, v in row.items() if isinstance(v, str)], rules)
+    )
     if any(not finding.warning for finding in findings):
         return None, findings
     return row, [*findings, *(_doubts(row) if rules.doubts else ())]
@@ -72,7 +81,10 @@ def _parse(line: bytes) -> dict[str, Any] | Finding:
         row = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
         utf16 = " (it looks like UTF-16)" if b"\x00" in line[:4] or line[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-        return Finding("not-utf8", f"not UTF-8{utf16}: byte 0x{line[error.start]:02x} at column {error.start + 1}; save the file as UTF-8")
+        return Finding(
+            "not-utf8",
+            f"not UTF-8{utf16}: byte 0x{line[error.start]:02x} at column {error.start + 1}; save the file as UTF-8",
+        )
     except RecursionError:
         return Finding("not-json", "not JSON that can be read: nested too deeply")
     except _DuplicateKeyError as error:
@@ -110,9 +122,14 @@ def _fields(row: dict[str, Any]) -> Iterator[Finding]:
             name = ".".join(str(part) for part in item["loc"])[:80] or "record"
             if item["type"] == "missing":
                 other = next((k for k in row if ALIASES.get(k) == name), None)
-                yield Finding("missing-field", f"the field {name!r} is missing" + (f"; {other!r} is there: rename it" if other else ""))
+                yield Finding(
+                    "missing-field",
+                    f"the field {name!r} is missing" + (f"; {other!r} is there: rename it" if other else ""),
+                )
             elif item["type"] == "string_too_short":
-                yield Finding("bad-field", f"{name} is too short: at least {item['ctx']['min_length']} characters are needed")
+                yield Finding(
+                    "bad-field", f"{name} is too short: at least {item['ctx']['min_length']} characters are needed"
+                )
             elif item["type"] != "extra_forbidden":
                 yield Finding("bad-field", f"{name}: {item['msg'].removeprefix('Value error, ')}")
             elif name not in ALIASES or ALIASES[name] in row:  # else it was named with the missing field
@@ -127,15 +144,26 @@ def _content(row: dict[str, Any], rules: Rules) -> Iterator[Finding]:
     if abs(len(initial) - len(revised)) < 0.2 * len(revised) and normalised(initial) == normalised(revised):
         yield Finding("no-revision", "response_revised says the same as response_initial")
     if row["category"] == "tribunal" and (absent := [judge for judge in JUDGES if judge not in row["critique"]]):
-        yield Finding("judges", f"a tribunal example's critique needs a paragraph of each judge; missing: {', '.join(absent)}")
+        yield Finding(
+            "judges", f"a tribunal example's critique needs a paragraph of each judge; missing: {', '.join(absent)}"
+        )
     for value in row["values_applied"]:
         if value not in rules.values:
-            yield Finding("unknown-value", f"values_applied names {value[:80]!r}; the constitution has {', '.join(sorted(rules.values))}")
+            yield Finding(
+                "unknown-value",
+                f"values_applied names {value[:80]!r}; the constitution has {', '.join(sorted(rules.values))}",
+            )
     for principle in row.get("principles") or ():
         if principle not in rules.principles:
-            yield Finding("unknown-principle", f"principles names {principle[:80]!r}, which the constitution does not have")
+            yield Finding(
+                "unknown-principle", f"principles names {principle[:80]!r}, which the constitution does not have"
+            )
     if rules.categories and row["category"] not in rules.categories:
-        yield Finding("unknown-category", f"category {row['category'][:80]!r} is not in training_config.yaml (data.categories)", warning=True)
+        yield Finding(
+            "unknown-category",
+            f"category {row['category'][:80]!r} is not in training_config.yaml (data.categories)",
+            warning=True,
+        )
 
 
 def _halves(row: dict[str, Any]) -> tuple[str, str]:
@@ -164,7 +192,9 @@ def _speech(text: str, label: str) -> tuple[str | None, list[str]]:
 def _traps(texts: Iterable[tuple[str, str]], rules: Rules) -> Iterator[Finding]:
     for name, text in texts:
         if token := control_token(text, rules.special):
-            yield Finding("forged-turn", f"{name} holds {token!r}, a control token of chat templates: it would forge a turn")
+            yield Finding(
+                "forged-turn", f"{name} holds {token!r}, a control token of chat templates: it would forge a turn"
+            )
         if unfilled := placeholder(text):
             yield Finding("placeholder", f"{name} holds the unfilled placeholder {unfilled!r}")
         if character := invisible(text):

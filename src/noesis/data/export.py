@@ -52,7 +52,15 @@ def refuse(report: Report, consequence: str) -> None:
         raise DataError(f"{errors:,} error(s) in the examples; {consequence}:\n  {shown}{more}")
 
 
-def export(sources: list[Path], out: Path, constitution: Constitution, config: Config, *, dedupe: bool = False, tribunal: Path | None = None) -> dict[str, Any]:
+def export(
+    sources: list[Path],
+    out: Path,
+    constitution: Constitution,
+    config: Config,
+    *,
+    dedupe: bool = False,
+    tribunal: Path | None = None,
+) -> dict[str, Any]:
     """Check, split and write; returns the statistics, which are counted in the files as written.
 
     Args:
@@ -94,7 +102,9 @@ def held_out_rows(table: Table, clusters: list[Cluster], config: Config) -> Colu
     Raises:
         DataError: too little that differs; or, which no split may ever do, a pair of rows on both sides that say the same.
     """
-    held_out = split(table, group(table, clusters), eval_examples=config.training.data.eval_examples, seed=config.training.seed)
+    held_out = split(
+        table, group(table, clusters), eval_examples=config.training.data.eval_examples, seed=config.training.seed
+    )
     pairs = [f"{table.ids[a]} ~ {table.ids[b]} ({cluster})" for a, b, cluster in leaks(clusters, held_out)]
     if pairs:
         raise DataError(f"the split leaks {len(pairs)} held-out row(s) into training: " + "; ".join(pairs[:5]))
@@ -114,7 +124,15 @@ def one_of_each(report: Report) -> tuple[Column, Records]:
             for row in rows[1:]:
                 keep[row] = False
                 file, line = str(report.files[table.file[row]]), int(table.line[row])
-                dropped.append({"id": table.ids[row], "file": file, "line": line, "kept": table.ids[rows[0]], "reason": f"{cluster.kind} {cluster.field}"})
+                dropped.append(
+                    {
+                        "id": table.ids[row],
+                        "file": file,
+                        "line": line,
+                        "kept": table.ids[rows[0]],
+                        "reason": f"{cluster.kind} {cluster.field}",
+                    }
+                )
     return keep, dropped
 
 

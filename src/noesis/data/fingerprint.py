@@ -44,7 +44,9 @@ class Fingerprints:
         """(texts, PERMUTATIONS) MinHash digests: the share of equal columns estimates the Jaccard similarity of two texts' 3-grams."""
         from rensa import RMinHash
 
-        matrix = RMinHash.digest_matrix_from_flat_token_hashes(self.grams, self.offsets, num_perm=PERMUTATIONS, seed=_SEED)
+        matrix = RMinHash.digest_matrix_from_flat_token_hashes(
+            self.grams, self.offsets, num_perm=PERMUTATIONS, seed=_SEED
+        )
         return np.array(matrix.to_rows(), dtype=np.uint32).reshape(len(self.key), PERMUTATIONS)
 
     def first_grams(self, count: int) -> np.ndarray[Any, np.dtype[np.uint32]]:
@@ -58,7 +60,9 @@ class Fingerprints:
         """(texts,) share of the shorter text's 3-grams that stand in the longer one too; 0 where the shorter has under 8."""
         here, there = self.grams.tolist(), other.grams.tolist()
         shares = np.zeros(len(self.key))
-        for i, (a, b, c, d) in enumerate(zip(self.offsets, self.offsets[1:], other.offsets, other.offsets[1:], strict=False)):
+        for i, (a, b, c, d) in enumerate(
+            zip(self.offsets, self.offsets[1:], other.offsets, other.offsets[1:], strict=False)
+        ):
             if (shorter := min(b - a, d - c)) >= 8:
                 shares[i] = len(set(here[a:b]).intersection(there[c:d])) / shorter
         return shares

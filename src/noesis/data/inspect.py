@@ -14,7 +14,16 @@ from pathlib import Path
 
 from noesis.config import Config, Project
 from noesis.console import _printable, say
-from noesis.constitution.conversation import IGNORED, Encoded, answer_text, encode, end_of_turn, objection, opening, takes_system
+from noesis.constitution.conversation import (
+    IGNORED,
+    Encoded,
+    answer_text,
+    encode,
+    end_of_turn,
+    objection,
+    opening,
+    takes_system,
+)
 from noesis.constitution.document import Constitution, load_constitution
 from noesis.constitution.tokenizer import ChatTokenizer, load_tokenizer
 from noesis.data.export import refuse
@@ -75,7 +84,9 @@ class Row:
         return f"{len(self.tokens):,} tokens, {self.trained:,} trained ({self.share:.0%}){ends}"
 
 
-def show(project: Project, config: Config, ids: list[str], *, everything: bool = False, html: Path | None = None) -> list[Row]:
+def show(
+    project: Project, config: Config, ids: list[str], *, everything: bool = False, html: Path | None = None
+) -> list[Row]:
     """Print the rows of `ids` (default: the first three examples), or write them to the page `html` and print their counts.
 
     Returns:
@@ -87,11 +98,15 @@ def show(project: Project, config: Config, ids: list[str], *, everything: bool =
     if ids and everything:
         raise UsageError("give ids or --all, not both")
     constitution = load_constitution(project.constitution)
-    report = validate(project.sources(config.training.data.language), constitution, config.training.data.categories, whole=False)
+    report = validate(
+        project.sources(config.training.data.language), constitution, config.training.data.categories, whole=False
+    )
     refuse(report, "nothing can be shown")
     records = report.records
     if missing := [i for i in ids if i not in {r["id"] for r in records}]:
-        raise UsageError(f"no example with the id {missing[0]!r} in {config.training.data.language}; ids look like {records[0]['id']!r}")
+        raise UsageError(
+            f"no example with the id {missing[0]!r} in {config.training.data.language}; ids look like {records[0]['id']!r}"
+        )
     chosen = records if everything else [r for r in records if r["id"] in ids] if ids else records[:FIRST]
     tokenizer = _tokenizer(config)
     rows = make_rows(chosen, tokenizer, constitution, config)
@@ -113,7 +128,9 @@ def show(project: Project, config: Config, ids: list[str], *, everything: bool =
     return rows
 
 
-def make_rows(records: list[dict[str, object]], tokenizer: ChatTokenizer, constitution: Constitution, config: Config) -> list[Row]:
+def make_rows(
+    records: list[dict[str, object]], tokenizer: ChatTokenizer, constitution: Constitution, config: Config
+) -> list[Row]:
     """The rows of `records` with what training would say of them; a row that can't be rendered has no tokens."""
     spoilt = None
     try:
@@ -165,7 +182,11 @@ def write_page(file: Path, rows: list[Row], notes: list[str], config: Config) ->
     import jinja2
 
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=lambda v: _printable(v) if type(v) is str else v
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda v: _printable(v) if type(v) is str else v,
     )
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         rows=rows,
@@ -193,7 +214,10 @@ def _tokens(tokenizer: ChatTokenizer, row: Encoded) -> tuple[Token, ...]:
 
 def _tokenizer(config: Config) -> ChatTokenizer:
     """The tokenizer of the configured model; its weights are fetched only where the tokenizer can't be had without."""
-    folder = find_tokenizer(config.training.model, config.training.revision) or find_model(config.training.model, config.training.revision).path
+    folder = (
+        find_tokenizer(config.training.model, config.training.revision)
+        or find_model(config.training.model, config.training.revision).path
+    )
     return load_tokenizer(folder)
 
 

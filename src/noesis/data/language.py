@@ -13,8 +13,12 @@ CERTAIN = 0.70  # score from which the model's word is taken
 SAMPLE = 300  # characters that are looked at
 # Small words of one language that its neighbours do not have: where they are frequent, the model need not be asked (it takes 50 µs).
 _SMALL_WORDS = {
-    "pt": frozenset("não uma um do da dos das em é ao à às aos com ou mas os são isso você seu sua pelo pela também nem foi".split()),  # noqa: SIM905
-    "en": frozenset("the of and is it that to you not for with this be are what was but have from which there if".split()),  # noqa: SIM905
+    "pt": frozenset(
+        "não uma um do da dos das em é ao à às aos com ou mas os são isso você seu sua pelo pela também nem foi".split()
+    ),  # noqa: SIM905
+    "en": frozenset(
+        "the of and is it that to you not for with this be are what was but have from which there if".split()
+    ),  # noqa: SIM905
 }
 _FREQUENT = 0.06  # of the words; running prose has 20 to 30%
 

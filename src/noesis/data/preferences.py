@@ -94,7 +94,9 @@ def read_pairs(file: Path, held_out: Records) -> Records:
     rows = []
     for place, row in _read(file, PairRow, "dpo.pairs"):
         if normalised(row.prompt) in kept:
-            raise DataError(f"{place}: its prompt is that of a held-out example, on which nothing may be trained; take the pair out")
+            raise DataError(
+                f"{place}: its prompt is that of a held-out example, on which nothing may be trained; take the pair out"
+            )
         if (before := seen.setdefault((row.id, row.language), place)) != place:
             raise DataError(f"{place}: the id {row.id!r} is used at {before} too")
         rows.append(row.model_dump(mode="json", exclude_none=True))
@@ -115,7 +117,9 @@ def drawn(rows: Records, examples: int, share: float, seed: int) -> Records:
     wanted = round(examples * share / (1 - share))
     if len(rows) < wanted:
         say(f"  replay: {wanted} rows would be {share:.0%}, the file holds {len(rows)}: all of them are used")
-    return sorted(rows, key=lambda r: hashlib.sha256(f"{seed}:{json.dumps(r, sort_keys=True)}".encode()).hexdigest())[:wanted]
+    return sorted(rows, key=lambda r: hashlib.sha256(f"{seed}:{json.dumps(r, sort_keys=True)}".encode()).hexdigest())[
+        :wanted
+    ]
 
 
 def besides(project: Project, config: Config, train: Records, held_out: Records) -> dict[str, Records]:
@@ -150,7 +154,9 @@ def data_hash(train: Records, held_out: Records, more: dict[str, Records]) -> st
 
 def _read(file: Path, model: type[R], key: str) -> list[tuple[str, R]]:
     if not file.is_file():
-        raise UsageError(f"{file} is missing, which {key} in training_config.yaml names: put it there, or set {key} to null")
+        raise UsageError(
+            f"{file} is missing, which {key} in training_config.yaml names: put it there, or set {key} to null"
+        )
     rows = []
     for number, _, line in lines(Piece(file, 0, file.stat().st_size)):
         place = f"{file}:{number + 1}"
@@ -161,7 +167,9 @@ def _read(file: Path, model: type[R], key: str) -> list[tuple[str, R]]:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise DataError(f"{place}: {where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}") from None
+            raise DataError(
+                f"{place}: {where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
+            ) from None
         except ValueError as error:
             raise DataError(f"{place}: not JSON ({error})") from None
     if not rows:

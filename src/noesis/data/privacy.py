@@ -22,7 +22,23 @@ _TOKEN = re.compile(
     r"|A[KS]IA[A-Z0-9]{16}|AIza[A-Za-z0-9_-]{30,}|a[ks]-[A-Za-z0-9]{20,}|eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{5,})"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
-_TOKEN_HINTS = ("hf_", "sk-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "xox", "AKIA", "ASIA", "AIza", "ak-", "as-", "eyJ")
+_TOKEN_HINTS = (
+    "hf_",
+    "sk-",
+    "ghp_",
+    "gho_",
+    "ghu_",
+    "ghs_",
+    "ghr_",
+    "github_pat_",
+    "xox",
+    "AKIA",
+    "ASIA",
+    "AIza",
+    "ak-",
+    "as-",
+    "eyJ",
+)
 _DIGIT = re.compile(r"\d")
 
 
@@ -30,7 +46,9 @@ def find_personal(text: str) -> list[tuple[str, str]]:
     """(kind, masked text) of what looks personal or secret in `text`, in a fixed order of kinds; at most one of a kind."""
     found = []
     digits = _DIGIT.search(text) is not None  # all but addresses and key blocks hold one
-    if ((digits and any(hint in text for hint in _TOKEN_HINTS)) or "PRIVATE KEY" in text) and (match := _TOKEN.search(text)):
+    if ((digits and any(hint in text for hint in _TOKEN_HINTS)) or "PRIVATE KEY" in text) and (
+        match := _TOKEN.search(text)
+    ):
         found.append(("access token", mask(match.group())))
     if "@" in text:
         addresses = (match.group() for match in _EMAIL.finditer(text))
@@ -41,7 +59,11 @@ def find_personal(text: str) -> list[tuple[str, str]]:
     runs = [text[max(match.start() - 2, 0) : match.end()] for match in _RUN.finditer(text)]  # with the + or ( before it
     if "/" in text:
         runs += [match.group() for match in _CNPJ_WITH_LETTERS.finditer(text)]
-    for kind, pattern, is_one in (("CPF", _CPF, is_cpf), ("CNPJ", _CNPJ, is_cnpj), ("telephone number", _PHONE, _is_phone)):
+    for kind, pattern, is_one in (
+        ("CPF", _CPF, is_cpf),
+        ("CNPJ", _CNPJ, is_cnpj),
+        ("telephone number", _PHONE, _is_phone),
+    ):
         numbers = (match.group() for run in runs for match in pattern.finditer(run))
         if number := next((n for n in numbers if is_one(n)), None):
             found.append((kind, mask(number)))

@@ -110,7 +110,9 @@ def scan(files: list[Path], rules: Rules, *, processes: int | None = None, what:
     return each(files, partial(_scan_piece, number=number, rules=rules), what=what, processes=processes)
 
 
-def each(files: list[Path], work: Callable[[Piece], Result], *, what: str, processes: int | None = None) -> Iterator[Result]:
+def each(
+    files: list[Path], work: Callable[[Piece], Result], *, what: str, processes: int | None = None
+) -> Iterator[Result]:
     """`work` on every piece of `files`, in as many processes as the processor runs (one for small data); the results come in order."""
     total = total_size(files)
     todo = [piece for file in files for piece in pieces(file, PIECE)]
@@ -164,7 +166,12 @@ def _scan_piece(piece: Piece, number: dict[Path, int], rules: Rules) -> Part:
     table, copied = _table(records, number[piece.file], rules)
     for i in np.flatnonzero(copied):
         note(
-            records[i][0], Finding("length-only", "response_revised only lengthens or shortens response_initial: most of the words are the same", warning=True)
+            records[i][0],
+            Finding(
+                "length-only",
+                "response_revised only lengthens or shortens response_initial: most of the words are the same",
+                warning=True,
+            ),
         )
     return Part(piece, rows, last + 1, findings, counts, table)
 
@@ -218,5 +225,9 @@ def join(tables: list[Table]) -> Table:
     for table in tables:
         if len(table):
             table.category = np.array([number[name] for name in table.categories], np.int32)[table.category]
-    columns = {f.name: np.concatenate([getattr(t, f.name) for t in tables]) for f in fields(Table) if f.name not in ("ids", "categories")}
+    columns = {
+        f.name: np.concatenate([getattr(t, f.name) for t in tables])
+        for f in fields(Table)
+        if f.name not in ("ids", "categories")
+    }
     return Table(**columns, ids=[i for t in tables for i in t.ids], categories=names)

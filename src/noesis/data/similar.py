@@ -37,7 +37,11 @@ class Cluster:
     rows: Column
 
     def __str__(self) -> str:
-        what = {"same": f"the same {self.field}", "near": f"nearly the same {self.field}", "template": f"{self.field} from one template"}
+        what = {
+            "same": f"the same {self.field}",
+            "near": f"nearly the same {self.field}",
+            "template": f"{self.field} from one template",
+        }
         return f"{len(self.rows):,} rows with {what[self.kind]}"
 
 
@@ -107,7 +111,11 @@ def _near(digest: Column) -> Iterator[Column]:
         order = np.argsort(band, kind="stable")  # stable: the same groups on every processor
         same = band[order[1:]] == band[order[:-1]]
         # Neighbours in the sorted band, and each with the first of its run.
-        run = np.maximum.accumulate(np.where(np.concatenate(([True], ~same)), np.arange(len(order)), 0)) if len(order) else order
+        run = (
+            np.maximum.accumulate(np.where(np.concatenate(([True], ~same)), np.arange(len(order)), 0))
+            if len(order)
+            else order
+        )
         for other in (order[:-1][same], order[run[1:][same]]):
             left.append(order[1:][same])
             right.append(other)
@@ -153,7 +161,9 @@ def _families(grams: Column) -> Iterator[Column]:
         enough = (kept.sum(axis=1) >= KEPT_GRAMS) & (kept.sum(axis=1) >= KEPT_SHARE * length)
         mixed = (part.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         mixed ^= mixed >> np.uint64(29)
-        skeleton[start : start + 50_000] = np.where(enough, np.where(kept, mixed, np.uint64(0)).sum(axis=1, dtype=np.uint64) | np.uint64(1), np.uint64(0))
+        skeleton[start : start + 50_000] = np.where(
+            enough, np.where(kept, mixed, np.uint64(0)).sum(axis=1, dtype=np.uint64) | np.uint64(1), np.uint64(0)
+        )
     rows = np.flatnonzero(skeleton)
     for members in _members(skeleton[rows]):
         if len(members) >= FAMILY:

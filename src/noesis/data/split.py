@@ -34,7 +34,13 @@ class _Units:
 
 def in_order(table: Table) -> Column:
     """Row indices by category, id, language: the order of exported files."""
-    keys = zip((table.categories[c] for c in table.category), table.ids, table.language.tolist(), range(len(table)), strict=True)
+    keys = zip(
+        (table.categories[c] for c in table.category),
+        table.ids,
+        table.language.tolist(),
+        range(len(table)),
+        strict=True,
+    )
     return np.array([row for *_, row in sorted(keys)], np.int64)
 
 
@@ -64,7 +70,9 @@ def _units(table: Table, groups: Column, seed: int) -> _Units:
     labels, first, of_row = np.unique(groups[order], return_index=True, return_inverse=True)
     unit = np.empty(len(table), np.int64)
     unit[order] = of_row
-    per_id = list({name: row for row, name in enumerate(table.ids)}.values())  # translations share a group: any row of an id tells its unit
+    per_id = list(
+        {name: row for row, name in enumerate(table.ids)}.values()
+    )  # translations share a group: any row of an id tells its unit
     rank = np.array([_rank(seed, table.ids[row]) for row in order[first]])
     return _Units(unit, np.bincount(unit[per_id], minlength=len(labels)), order[first], rank)
 

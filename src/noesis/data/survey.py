@@ -18,7 +18,9 @@ SMALL = 24  # rows under which a set is not asked to be balanced
 LISTED = 20  # clusters
 
 
-def survey(table: Table, clusters: list[Cluster], files: list[Path], values: tuple[str, ...], reader: LineReader) -> Iterator[tuple[int | None, Finding]]:
+def survey(
+    table: Table, clusters: list[Cluster], files: list[Path], values: tuple[str, ...], reader: LineReader
+) -> Iterator[tuple[int | None, Finding]]:
     """(row to look at or None, finding) of each thing that is wrong with the set."""
     yield from _leaks(table, clusters, files)
     yield from _repetition(table, clusters)
@@ -45,7 +47,9 @@ def leaks(clusters: list[Cluster], held_out: np.ndarray) -> Iterator[tuple[int, 
 
 
 def _leaks(table: Table, clusters: list[Cluster], files: list[Path]) -> Iterator[tuple[int, Finding]]:
-    held_out = np.array([file.stem in HELD_OUT_NAMES for file in files])[table.file] if len(table) else np.zeros(0, bool)
+    held_out = (
+        np.array([file.stem in HELD_OUT_NAMES for file in files])[table.file] if len(table) else np.zeros(0, bool)
+    )
     if held_out.all() or not held_out.any():
         return
     for row, other, cluster in leaks(clusters, held_out):
@@ -57,7 +61,14 @@ def _leaks(table: Table, clusters: list[Cluster], files: list[Path]) -> Iterator
 def _repetition(table: Table, clusters: list[Cluster]) -> Iterator[tuple[int | None, Finding]]:
     distinct = len(np.unique(table.answer_key))
     if len(table) >= SMALL and distinct < 0.5 * len(table):
-        yield None, Finding("few-answers", f"{len(table):,} rows, {distinct:,} distinct answers: this trains repetition", warning=True)
+        yield (
+            None,
+            Finding(
+                "few-answers",
+                f"{len(table):,} rows, {distinct:,} distinct answers: this trains repetition",
+                warning=True,
+            ),
+        )
     told: set[int] = set()
     for cluster in clusters[: 10 * LISTED]:
         rows = set(cluster.rows.tolist())
@@ -79,7 +90,14 @@ def _closings(table: Table, reader: LineReader) -> Iterator[tuple[int, Finding]]
         if counts[i] > limit:
             row = rows[first[i]]
             words = closing(reader.record(table.file[row], table.offset[row], table.length[row])["response_revised"])
-            yield int(row), Finding("closing", f"{counts[i]:,} answers end alike: {words[:100]!r}: the model will end all of its so", warning=True)
+            yield (
+                int(row),
+                Finding(
+                    "closing",
+                    f"{counts[i]:,} answers end alike: {words[:100]!r}: the model will end all of its so",
+                    warning=True,
+                ),
+            )
 
 
 def _balance(table: Table, values: tuple[str, ...]) -> Iterator[tuple[None, Finding]]:
@@ -87,10 +105,15 @@ def _balance(table: Table, values: tuple[str, ...]) -> Iterator[tuple[None, Find
     for i, value in enumerate(values):
         count = int(((table.values >> np.uint64(i)) & np.uint64(1)).sum())
         if count < 0.02 * total:
-            yield None, Finding("balance", f"the value {value!r} is applied in {count:,} of {total:,} rows", warning=True)
+            yield (
+                None,
+                Finding("balance", f"the value {value!r} is applied in {count:,} of {total:,} rows", warning=True),
+            )
     for language in np.unique(table.language):
         names, counts = np.unique(table.category[table.language == language], return_counts=True)
         if counts.max() >= 10 * counts.min():
             most, least = (table.categories[names[i]] for i in (counts.argmax(), counts.argmin()))
-            message = f"{LANGUAGES[language]}: the category {most!r} has {counts.max():,} rows, {least!r} {counts.min():,}"
+            message = (
+                f"{LANGUAGES[language]}: the category {most!r} has {counts.max():,} rows, {least!r} {counts.min():,}"
+            )
             yield None, Finding("balance", message, warning=True)

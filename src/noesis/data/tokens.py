@@ -38,7 +38,11 @@ class Ruler:
     @property
     def special_tokens(self) -> re.Pattern[str] | None:
         """What would become a special token of this model, wherever it stands in a text; None if the usual ones are all."""
-        tokens = [t.content for t in self.tokenizer.backend.get_added_tokens_decoder().values() if t.special and not CONTROL_TOKEN.fullmatch(t.content)]
+        tokens = [
+            t.content
+            for t in self.tokenizer.backend.get_added_tokens_decoder().values()
+            if t.special and not CONTROL_TOKEN.fullmatch(t.content)
+        ]
         return re.compile("|".join(re.escape(token) for token in sorted(tokens))) if tokens else None
 
     @property
@@ -88,7 +92,10 @@ def too_long(ruler: Ruler, table: Table, reader: LineReader) -> Iterator[tuple[i
                 yield int(row), str(error)
             else:
                 if length > ruler.max_length:
-                    yield int(row), f"{length} tokens of {ruler.model}, more than max_length {ruler.max_length} in training_config.yaml; answers are never cut"
+                    yield (
+                        int(row),
+                        f"{length} tokens of {ruler.model}, more than max_length {ruler.max_length} in training_config.yaml; answers are never cut",
+                    )
             progress.advance(1)
 
 

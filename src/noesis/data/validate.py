@@ -78,7 +78,10 @@ class Report:
             "difficulty": (t.difficulty, DIFFICULTIES),
             "stance": (t.stance, STANCES),
         }
-        return {name: {labels[i]: int(n) for i, n in enumerate(np.bincount(column)) if n} for name, (column, labels) in columns.items()}
+        return {
+            name: {labels[i]: int(n) for i, n in enumerate(np.bincount(column)) if n}
+            for name, (column, labels) in columns.items()
+        }
 
     def summary(self) -> dict[str, Any]:
         """The report as JSON would hold it."""
@@ -97,11 +100,20 @@ class Report:
 
     def cluster_summary(self, cluster: Cluster) -> dict[str, Any]:
         t = self.table
-        sample = [{"id": t.ids[i], "file": str(self.files[t.file[i]]), "line": int(t.line[i])} for i in cluster.rows[:3]]
+        sample = [
+            {"id": t.ids[i], "file": str(self.files[t.file[i]]), "line": int(t.line[i])} for i in cluster.rows[:3]
+        ]
         return {"kind": cluster.kind, "field": cluster.field, "rows": len(cluster.rows), "sample": sample}
 
 
-def validate(paths: list[Path], constitution: Constitution, categories: tuple[str, ...], *, ruler: Ruler | None = None, whole: bool = True) -> Report:
+def validate(
+    paths: list[Path],
+    constitution: Constitution,
+    categories: tuple[str, ...],
+    *,
+    ruler: Ruler | None = None,
+    whole: bool = True,
+) -> Report:
     """Check every line of every file, then the set.
 
     Args:
@@ -153,7 +165,11 @@ def _check_ids(report: Report) -> None:
         if first.setdefault(key, row) != row:
             there = first[key]
             place = f"{report.files[table.file[there]]}:{table.line[there]}"
-            _add(report, Finding("duplicate-id", f"the id {key[0][:80]!r} ({LANGUAGES[key[1]]}) was already used at {place}"), row)
+            _add(
+                report,
+                Finding("duplicate-id", f"the id {key[0][:80]!r} ({LANGUAGES[key[1]]}) was already used at {place}"),
+                row,
+            )
             good[row] = False
     if not good.all():
         report.table = table.keep(good)
@@ -164,7 +180,11 @@ def _check_window(report: Report, ruler: Ruler, reader: LineReader) -> None:
     for row, message in too_long(ruler, report.table, reader):
         _add(report, Finding("window", message), row)
         good[row] = False
-    report.window = f"every row fits into {ruler.max_length} tokens of {ruler.model}" if good.all() else f"{(~good).sum()} rows do not fit {ruler.model}"
+    report.window = (
+        f"every row fits into {ruler.max_length} tokens of {ruler.model}"
+        if good.all()
+        else f"{(~good).sum()} rows do not fit {ruler.model}"
+    )
     if not good.all():
         report.table = report.table.keep(good)
 

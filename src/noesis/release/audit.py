@@ -32,7 +32,9 @@ def open_gguf(file: Path) -> Any:
     except FileNotFoundError:
         raise ModelError(f"{file} does not exist: make it with  noesis gguf RUN") from None
     except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:
-        raise ModelError(f"{file} is no whole GGUF file ({' '.join(str(error).split())[:120]}): make it anew with  noesis gguf RUN --again") from None
+        raise ModelError(
+            f"{file} is no whole GGUF file ({' '.join(str(error).split())[:120]}): make it anew with  noesis gguf RUN --again"
+        ) from None
 
 
 def require_gguf(file: Path) -> None:
@@ -47,10 +49,14 @@ def require_gguf(file: Path) -> None:
     except FileNotFoundError:
         raise ModelError(f"{file} does not exist: make it with  noesis gguf RUN") from None
     if magic != b"GGUF":
-        raise ModelError(f"{file} is no GGUF file (it begins with {magic!r}): make it anew with  noesis gguf RUN --again")
+        raise ModelError(
+            f"{file} is no GGUF file (it begins with {magic!r}): make it anew with  noesis gguf RUN --again"
+        )
 
 
-def update_kept(base: Path, adapter_folder: Path, merged: Path, quantization: Quantization | None, dtype: str) -> dict[str, float]:
+def update_kept(
+    base: Path, adapter_folder: Path, merged: Path, quantization: Quantization | None, dtype: str
+) -> dict[str, float]:
     """How often the adapter's update is in the merged weights, by weight, for a few of them. Once is right; rounding to 16 bits swallows
     a part of updates far smaller than the weights, so this explains figures and is no figure itself.
     """
@@ -74,7 +80,9 @@ def audit_merge(kept: dict[str, float]) -> list[Finding]:
     """What `update_kept` says of a merge whose figures are bad."""
     for name, times in kept.items():
         if not 0.9 < times < 1.1:
-            words = "is not in the merged weights" if abs(times) < 0.1 else f"is in the merged weights {times:.2g} times"
+            words = (
+                "is not in the merged weights" if abs(times) < 0.1 else f"is in the merged weights {times:.2g} times"
+            )
             return [("merge", f"the adapter {words} (seen in {name})")]
     return []
 
@@ -92,7 +100,9 @@ def audit_gguf(model: Path, file: Path) -> list[Finding]:
         if pre != own:
             findings.append(("tokenizer", f"its pre-tokenizer is {pre or 'lost'}, the model's is {own}"))
     if (template := _field(reader, "tokenizer.chat_template")) != chat_template(model):
-        findings.append(("template", f"its chat template is {'another one than the model has' if template else 'missing'}"))
+        findings.append(
+            ("template", f"its chat template is {'another one than the model has' if template else 'missing'}")
+        )
     arrays = {tensor.name: tensor for tensor in reader.tensors}
     findings += _factors(arrays, config) + _order(arrays, inventory(model), config)
     return findings
@@ -108,10 +118,18 @@ def _factors(arrays: dict[str, Any], config: dict[str, Any]) -> list[Finding]:
 
     wanted, found = rope_factors(config), arrays.get("rope_freqs.weight")
     if wanted is None:
-        return [] if found is None else [("conversion", "it has rotary factors (rope_freqs.weight) that the model has not")]
+        return (
+            []
+            if found is None
+            else [("conversion", "it has rotary factors (rope_freqs.weight) that the model has not")]
+        )
     if found is None:
         return [("conversion", "the rotary factors (rope_freqs.weight) of the model's scaling are missing")]
-    return [] if np.allclose(found.data.reshape(-1), wanted, rtol=1e-5) else [("conversion", "the rotary factors (rope_freqs.weight) are wrong")]
+    return (
+        []
+        if np.allclose(found.data.reshape(-1), wanted, rtol=1e-5)
+        else [("conversion", "the rotary factors (rope_freqs.weight) are wrong")]
+    )
 
 
 def _order(arrays: dict[str, Any], found: dict[str, Stored], config: dict[str, Any]) -> list[Finding]:
@@ -120,7 +138,10 @@ def _order(arrays: dict[str, Any], found: dict[str, Stored], config: dict[str, A
 
     if not family_of(config).permuted:
         return []
-    for theirs, ours in (("blk.0.attn_q.weight", "model.layers.0.self_attn.q_proj.weight"), ("blk.0.attn_k.weight", "model.layers.0.self_attn.k_proj.weight")):
+    for theirs, ours in (
+        ("blk.0.attn_q.weight", "model.layers.0.self_attn.q_proj.weight"),
+        ("blk.0.attn_k.weight", "model.layers.0.self_attn.k_proj.weight"),
+    ):
         if theirs not in arrays or ours not in found:
             return [("conversion", f"{theirs} is missing")]
         stored = arrays[theirs]

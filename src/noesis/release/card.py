@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-LLAMA_NOTICE = "{name} is licensed under the {name} Community License, Copyright © Meta Platforms, Inc. All Rights Reserved."
+LLAMA_NOTICE = (
+    "{name} is licensed under the {name} Community License, Copyright © Meta Platforms, Inc. All Rights Reserved."
+)
 
 
 def llama_release(base: str) -> str | None:
@@ -76,7 +78,14 @@ def model_card(name: str, base: str, licence: str, manifest: dict[str, Any]) -> 
         "answers are good; no judge has approved it unless the table says so.",
         "",
         f"Licence of the base: {llama + ' Community License' if llama else licence}.",
-        *([LLAMA_NOTICE.format(name=llama), "Its Acceptable Use Policy holds for this model too: https://www.llama.com/llama3_1/use-policy/"] if llama else []),
+        *(
+            [
+                LLAMA_NOTICE.format(name=llama),
+                "Its Acceptable Use Policy holds for this model too: https://www.llama.com/llama3_1/use-policy/",
+            ]
+            if llama
+            else []
+        ),
         "",
     ]
     return "\n".join(lines)

@@ -57,7 +57,10 @@ def read_config(model: Path) -> dict[str, Any]:
         large = int(config["num_hidden_layers"]) == 46  # the 27B, whose queries llama.cpp scales by another rule
         expected = int(config["hidden_size"]) // int(config["num_attention_heads"]) if large else head_size(config)
         if int(scalar) != expected:
-            raise refused(model, f"{architecture} with query_pre_attn_scalar {scalar} can't be converted here (llama.cpp computes with {expected})")
+            raise refused(
+                model,
+                f"{architecture} with query_pre_attn_scalar {scalar} can't be converted here (llama.cpp computes with {expected})",
+            )
     rope(config)
     return config
 
@@ -124,7 +127,9 @@ def rope(config: dict[str, Any]) -> dict[str, Any]:
     found.setdefault("rope_theta", config.get("rope_theta", 10000.0))
     kind = found.get("rope_type") or found.get("type") or "default"
     if kind not in ("default", "llama3") or float(found.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise ModelError(f"rotary scaling of type {kind!r} can't be converted here: use llama.cpp's  python convert_hf_to_gguf.py")
+        raise ModelError(
+            f"rotary scaling of type {kind!r} can't be converted here: use llama.cpp's  python convert_hf_to_gguf.py"
+        )
     found["rope_type"] = kind
     return found
 
@@ -136,7 +141,11 @@ def rope_factors(config: dict[str, Any]) -> Any:
     settings = rope(config)
     if settings["rope_type"] == "default":
         return None
-    factor, low, high = float(settings["factor"]), float(settings["low_freq_factor"]), float(settings["high_freq_factor"])
+    factor, low, high = (
+        float(settings["factor"]),
+        float(settings["low_freq_factor"]),
+        float(settings["high_freq_factor"]),
+    )
     old = float(settings["original_max_position_embeddings"])
     factors, dim = [], head_size(config)
     for i in range(0, dim, 2):
@@ -174,7 +183,9 @@ def name_map(config: dict[str, Any]) -> Any:
     """llama.cpp's names of this architecture's tensors."""
     import gguf
 
-    arch = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2, "gemma2": gguf.MODEL_ARCH.GEMMA2}[family_of(config).arch]
+    arch = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2, "gemma2": gguf.MODEL_ARCH.GEMMA2}[
+        family_of(config).arch
+    ]
     return gguf.get_tensor_name_map(arch, int(config["num_hidden_layers"]))
 
 

@@ -68,7 +68,9 @@ def agreement(reference: list[list[int]], other: list[list[int]]) -> dict[str, A
     shares = []
     for ours, theirs in zip(reference, other, strict=True):
         longest = max(len(ours), len(theirs))
-        equal = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+        equal = next(
+            (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
+        )
         shares.append(equal / longest if longest else 1.0)
     return {
         "prompts": len(shares),

@@ -16,10 +16,29 @@ from noesis.config import Quantization
 from noesis.console import Progress
 from noesis.errors import MissingExtra, ModelError
 from noesis.files import require_space, sync_file, sync_folder
-from noesis.release.families import describe, family_of, mapped, name_map, permuted, read_config, reordered, rope_factors, tied
+from noesis.release.families import (
+    describe,
+    family_of,
+    mapped,
+    name_map,
+    permuted,
+    read_config,
+    reordered,
+    rope_factors,
+    tied,
+)
 from noesis.release.quantize import BITS, KINDS, rounded, row_bytes, storage
 from noesis.release.vocabulary import write_vocabulary
-from noesis.release.weights import AdapterFile, Stored, as_trained, inventory, is_quantised, read_adapter, read_tensor, require_fit
+from noesis.release.weights import (
+    AdapterFile,
+    Stored,
+    as_trained,
+    inventory,
+    is_quantised,
+    read_adapter,
+    read_tensor,
+    require_fit,
+)
 
 AT_ONCE = 1 << 24  # numbers of a large tensor that are converted at a time: 64 MiB in float32
 FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0", "q4_k_m": "MOSTLY_Q4_K_M"}
@@ -70,7 +89,11 @@ def write_gguf(
         raise ModelError(f"no kind {kind!r} of GGUF; choose from {', '.join(KINDS)}")
     config = read_config(model)
     found = inventory(model)
-    require_space(target.parent, sum(s.size / (4 if s.dtype == "F32" else 2) for s in found.values()) * BITS[kind] / 8, target.name)
+    require_space(
+        target.parent,
+        sum(s.size / (4 if s.dtype == "F32" else 2) for s in found.values()) * BITS[kind] / 8,
+        target.name,
+    )
     entries = plan_gguf(found, config, kind)
     part = target.with_name(f".{target.name}.part")
     writer = gguf.GGUFWriter(part, family_of(config).arch)
@@ -113,11 +136,20 @@ def plan_gguf(found: dict[str, Stored], config: dict[str, Any], kind: str) -> li
         entries.append(Entry("rope_freqs.weight", factors.shape, gguf.GGMLQuantizationType.F32, None))
     for name, stored in kept.items():
         own = mapped(names, name, config)
-        entries.append(Entry(own, stored.shape, storage(kind, own, stored.shape, layers=layers, has_output="lm_head.weight" in kept), stored))
+        entries.append(
+            Entry(
+                own,
+                stored.shape,
+                storage(kind, own, stored.shape, layers=layers, has_output="lm_head.weight" in kept),
+                stored,
+            )
+        )
     return entries
 
 
-def write_adapter_gguf(adapter_folder: Path, base: Path, target: Path, *, licence: str = "", about: dict[str, Any] | None = None) -> None:
+def write_adapter_gguf(
+    adapter_folder: Path, base: Path, target: Path, *, licence: str = "", about: dict[str, Any] | None = None
+) -> None:
     """The LoRA adapter alone, for a GGUF of its base. F32; `lora_b` of query and key is reordered like the weight it belongs to.
 
     Raises:
@@ -183,7 +215,9 @@ def write_lineage(writer: Any, licence: str, about: dict[str, Any]) -> None:
             writer.add_string(f"noesis.{key}", value)
 
 
-def _write(writer: Any, entries: list[Entry], config: dict[str, Any], quantization: Quantization | None, dtype: str, what: str) -> None:
+def _write(
+    writer: Any, entries: list[Entry], config: dict[str, Any], quantization: Quantization | None, dtype: str, what: str
+) -> None:
     """Header, metadata, and the tensors as they come."""
     import numpy as np
 

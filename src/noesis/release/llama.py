@@ -57,10 +57,14 @@ class LlamaModel:
         lib.llama_backend_init()
         self._model = lib.llama_model_load_from_file(str(file).encode(), lib.llama_model_default_params())
         if not self._model:
-            raise ModelError(f"llama.cpp can't load {file}: it is damaged or of another kind; make it anew with  noesis gguf RUN --again")
+            raise ModelError(
+                f"llama.cpp can't load {file}: it is damaged or of another kind; make it anew with  noesis gguf RUN --again"
+            )
         params = lib.llama_context_default_params()
         if list(params.words[:3]) != [512, 2048, 512]:
-            raise ModelError("this version of xllamacpp lays out its parameters otherwise: install the pinned one (constraints.txt)")
+            raise ModelError(
+                "this version of xllamacpp lays out its parameters otherwise: install the pinned one (constraints.txt)"
+            )
         params.words[0] = context
         self.context = context
         self._ctx = lib.llama_init_from_model(self._model, params)
@@ -108,10 +112,19 @@ class LlamaModel:
         try:
             batch.n_tokens = len(ids)
             for i, token in enumerate(ids):
-                batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = token, start + i, 1, 0, 1
+                batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = (
+                    token,
+                    start + i,
+                    1,
+                    0,
+                    1,
+                )
             if lib.llama_decode(self._ctx, batch) != 0:
                 raise ModelError("llama.cpp could not run the model")
-            rows = [np.ctypeslib.as_array(lib.llama_get_logits_ith(self._ctx, i), shape=(self.vocabulary,)).copy() for i in range(len(ids))]
+            rows = [
+                np.ctypeslib.as_array(lib.llama_get_logits_ith(self._ctx, i), shape=(self.vocabulary,)).copy()
+                for i in range(len(ids))
+            ]
             return np.stack(rows)
         finally:
             lib.llama_batch_free(batch)

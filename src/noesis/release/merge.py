@@ -70,7 +70,14 @@ def plan_merge(base: Path, adapter_folder: Path, quantization: Quantization | No
 
 
 def merge(
-    base: Path, adapter_folder: Path, target: Path, *, quantization: Quantization, dtype: str, card: str, lineage: dict[str, Any] | None = None
+    base: Path,
+    adapter_folder: Path,
+    target: Path,
+    *,
+    quantization: Quantization,
+    dtype: str,
+    card: str,
+    lineage: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the merged model to `target`, whole or not at all.
 
@@ -100,7 +107,9 @@ def merge(
                 progress.advance(1)
     if len(plan.files) > 1:
         places = {tensor.name: tensor.file.name for tensor in plan.tensors}
-        (part / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2), encoding="utf-8")
+        (part / "model.safetensors.index.json").write_text(
+            json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2), encoding="utf-8"
+        )
     _describe(plan.base, part, card, lineage)
     verify_shards(part, {t.name: (t.shape, t.dtype, digests[t.name]) for t in plan.tensors})
     sync_tree(part)
@@ -111,7 +120,9 @@ def merge(
         "merged_tensors": len(plan.adapter.targets),
         "bytes": total,
         "verified": len(digests),
-        "into": f"dequantised {quantization.bnb_4bit_quant_type} weights, as trained against" if quantised else "the original weights",
+        "into": f"dequantised {quantization.bnb_4bit_quant_type} weights, as trained against"
+        if quantised
+        else "the original weights",
         **({"originals": distance.as_json()} if quantised else {}),
     }
 
@@ -131,7 +142,9 @@ def _merged(plan: MergePlan, entries: list[Stored], distance: _Distance) -> Iter
             if change is not None:
                 weight = change.add_(weight.float())
                 if not torch.isfinite(weight).all():
-                    raise ModelError(f"{entry.name}: base and update add up to numbers that are not finite: the adapter is damaged, or training went wrong")
+                    raise ModelError(
+                        f"{entry.name}: base and update add up to numbers that are not finite: the adapter is damaged, or training went wrong"
+                    )
             yield rounded_to(weight, entry.dtype)
 
 
@@ -170,7 +183,9 @@ def _describe(base: Path, part: Path, card: str, lineage: dict[str, Any] | None)
         (part / "noesis.json").write_text(json.dumps(lineage, ensure_ascii=False, indent=2), encoding="utf-8")
 
 
-def loaded(base: Path, adapter_folder: Path | None, *, quantization: Quantization, dtype: str, device: str = "cpu") -> Any:
+def loaded(
+    base: Path, adapter_folder: Path | None, *, quantization: Quantization, dtype: str, device: str = "cpu"
+) -> Any:
     """The merged model (without an adapter: the base as it was trained against) in memory, as `transformers` loads it; for answering.
 
     Args:
@@ -181,7 +196,9 @@ def loaded(base: Path, adapter_folder: Path | None, *, quantization: Quantizatio
     from transformers import AutoModelForCausalLM
 
     kind = getattr(torch, dtype)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=kind, use_safetensors=True, trust_remote_code=False, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=kind, use_safetensors=True, trust_remote_code=False, local_files_only=True
+    )
     adapter = read_adapter(adapter_folder) if adapter_folder is not None else None
     places = model.state_dict()
     with torch.inference_mode():

@@ -24,7 +24,12 @@ def modelfile(file: str, tokenizer: Any, *, system: str, context: int, licence: 
         system: Noesis's system prompt.
         context: tokens.
     """
-    lines = [f"FROM ./{file}", f"TEMPLATE {_quoted(go_template(tokenizer))}", f"SYSTEM {_quoted(system)}", f"PARAMETER num_ctx {context}"]
+    lines = [
+        f"FROM ./{file}",
+        f"TEMPLATE {_quoted(go_template(tokenizer))}",
+        f"SYSTEM {_quoted(system)}",
+        f"PARAMETER num_ctx {context}",
+    ]
     lines += [f"PARAMETER stop {_quoted(token, multiline=False)}" for token in stops(tokenizer)]
     if licence:
         lines.append(f"LICENSE {_quoted(licence)}")
@@ -43,7 +48,9 @@ def go_template(tokenizer: Any) -> str:
     onward = _cut(tokenizer, [question, answer, {"role": "user", "content": NEXT}], (USER, ASSISTANT, NEXT))[2]
     # what stands between an answer and the next question: the end of the one, which is there also when nothing follows, and the beginning of the other
     alone = _cut(tokenizer, [question, answer], (USER, ASSISTANT), generation=False)[2]
-    shared = next((i for i, (a, b) in enumerate(zip(onward, alone, strict=False)) if a != b), min(len(onward), len(alone)))
+    shared = next(
+        (i for i, (a, b) in enumerate(zip(onward, alone, strict=False)) if a != b), min(len(onward), len(alone))
+    )
     after = onward[:shared]
     user = onward[len(after) :]
     if adds_bos(tokenizer):
@@ -57,7 +64,12 @@ def go_template(tokenizer: Any) -> str:
 
 def stops(tokenizer: Any) -> list[str]:
     """Each token that ends an answer: the end of a turn as the template writes it, and the model's EOS."""
-    pieces = _cut(tokenizer, [{"role": "user", "content": USER}, {"role": "assistant", "content": ASSISTANT}], (USER, ASSISTANT), generation=False)
+    pieces = _cut(
+        tokenizer,
+        [{"role": "user", "content": USER}, {"role": "assistant", "content": ASSISTANT}],
+        (USER, ASSISTANT),
+        generation=False,
+    )
     ids = tokenizer(pieces[2], add_special_tokens=False)["input_ids"]
     turn = next((i for i in ids if i in tokenizer.control_ids), None)
     found = [tokenizer.decode([turn])] if turn is not None else []

@@ -44,7 +44,10 @@ TOLERANCES = {
     "q4_k_m": Tolerance(0.4, 0.65),
     "adapter": Tolerance(1e-4, 0.96, 0.6),
 }
-LARGE = {"q8_0": Tolerance(5e-3, 0.93), "q4_k_m": Tolerance(6e-2, 0.85)}  # models of billions of weights are less easily disturbed
+LARGE = {
+    "q8_0": Tolerance(5e-3, 0.93),
+    "q4_k_m": Tolerance(6e-2, 0.85),
+}  # models of billions of weights are less easily disturbed
 BILLIONS = 3e9
 CONTEXT = 256  # most tokens of a text that are compared
 
@@ -151,7 +154,15 @@ def certify(subject: Subject, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _files(subject: Subject, tokenizer: Any, rows: list[list[int]], asked: list[list[int]], stop: set[int], first: Any, second: Any) -> dict[str, Any]:
+def _files(
+    subject: Subject,
+    tokenizer: Any,
+    rows: list[list[int]],
+    asked: list[list[int]],
+    stop: set[int],
+    first: Any,
+    second: Any,
+) -> dict[str, Any]:
     """Each GGUF file against the merged model, the adapter's against the adapter in PEFT."""
     new = _new(rows)
     raw, bos = read_tokenizer(subject.merged), tokenizer.special.get("bos_token")
@@ -166,7 +177,10 @@ def _files(subject: Subject, tokenizer: Any, rows: list[list[int]], asked: list[
     results: dict[str, Any] = {}
     for kind, file in todo.items():
         near, far = Figures(), Figures()
-        with LlamaModel(file, context=CONTEXT + subject.answer_tokens) as model, Progress(f"compare {kind}", sum(map(len, rows)), "tok") as progress:
+        with (
+            LlamaModel(file, context=CONTEXT + subject.answer_tokens) as model,
+            Progress(f"compare {kind}", sum(map(len, rows)), "tok") as progress,
+        ):
             if kind == "adapter" and a and a.file:
                 model.use_adapter(a.file)
             different = [text for text, ids in zip(texts, wanted, strict=True) if model.tokenize(text) != ids]
@@ -181,7 +195,12 @@ def _files(subject: Subject, tokenizer: Any, rows: list[list[int]], asked: list[
         if kind == "adapter" and a and a.file:
             entry = _entry(far.as_json(), tolerance, agreement(first[1], said))
             entry |= _identity(a.file) | {"on": file.name}
-            _judge(entry, [], "adapter", "the adapter's GGUF on a GGUF of its base does not behave like the adapter in PEFT")
+            _judge(
+                entry,
+                [],
+                "adapter",
+                "the adapter's GGUF on a GGUF of its base does not behave like the adapter in PEFT",
+            )
             results[kind] = entry
             continue
         entry = _entry(near.as_json(), tolerance, agreement(second[1], said))
@@ -189,11 +208,24 @@ def _files(subject: Subject, tokenizer: Any, rows: list[list[int]], asked: list[
             entry["end_to_end"] = far.as_json() | {"answers": agreement(first[1], said)}
         if rendered is None:  # the template travels unchanged in every file, as the audit sees
             rendered = different_renderings(file, tokenizer)
-        entry |= _identity(file) | {"strings": len(texts), "different_ids": len(different), "first_different": different[:3]}
-        entry["templates"] = {"conversations": rendered[0], "different": len(rendered[1]), "first_different": rendered[1][:1]}
+        entry |= _identity(file) | {
+            "strings": len(texts),
+            "different_ids": len(different),
+            "first_different": different[:3],
+        }
+        entry["templates"] = {
+            "conversations": rendered[0],
+            "different": len(rendered[1]),
+            "first_different": rendered[1][:1],
+        }
         findings = audit_gguf(subject.merged, file)
         if different:
-            findings.append(("tokenizer", f"{len(different)} of {len(texts)} strings are tokenised otherwise, {different[0][:40]!r} among them"))
+            findings.append(
+                (
+                    "tokenizer",
+                    f"{len(different)} of {len(texts)} strings are tokenised otherwise, {different[0][:40]!r} among them",
+                )
+            )
         if rendered[1]:
             findings.append(("template", f"{len(rendered[1])} of {rendered[0]} conversations are rendered otherwise"))
         stage = "quantisation" if kind.startswith("q") else "conversion"
@@ -222,7 +254,11 @@ def _new(rows: list[list[int]]) -> list[int]:
 
 
 def _entry(figures: dict[str, Any], tolerance: Tolerance, answers: dict[str, Any]) -> dict[str, Any]:
-    return figures | {"answers": answers, "tolerance": tolerance.as_json(), "passed": within(figures, tolerance, answers)}
+    return figures | {
+        "answers": answers,
+        "tolerance": tolerance.as_json(),
+        "passed": within(figures, tolerance, answers),
+    }
 
 
 def _judge(entry: dict[str, Any], findings: list[Finding], stage: str, words: str) -> None:
@@ -271,7 +307,9 @@ def require(certificate: dict[str, Any], where: str = "gguf/parity.json") -> Non
         else:
             allowed = entry["tolerance"]
             figures = f"mean KL {entry['kl_mean']:.2g} of at most {allowed['kl_mean']:.2g}, same first choice {entry['top1']:.3f} of at least {allowed['top1']}"
-        raise ParityError(f"the {what} must not be used: broken by the stage {entry['broken_by']}: {entry['why']} ({figures}); all figures are in {where}")
+        raise ParityError(
+            f"the {what} must not be used: broken by the stage {entry['broken_by']}: {entry['why']} ({figures}); all figures are in {where}"
+        )
 
 
 def read_certificate(folder: Path) -> dict[str, Any]:

@@ -79,16 +79,22 @@ def rounded(rows: Any, stored: Any) -> Any:
         with np.errstate(over="ignore"):
             halves = rows.astype(np.float16)
         if not np.isfinite(halves).all():
-            raise ModelError(f"a weight of {float(np.abs(rows).max()):.3g} does not fit F16: choose --quant f32 or q8_0")
+            raise ModelError(
+                f"a weight of {float(np.abs(rows).max()):.3g} does not fit F16: choose --quant f32 or q8_0"
+            )
         return halves
     rows = np.ascontiguousarray(rows, dtype=np.float32)
     if not np.isfinite(rows).all():
         raise ModelError("a weight is not a finite number: the model is damaged, or training went wrong")
     out = np.empty((rows.shape[0], row_bytes(stored, rows.shape[1])), dtype=np.uint8)
     lib = _library()
-    written = lib.ggml_quantize_chunk(int(stored), rows.ctypes.data, out.ctypes.data, 0, rows.shape[0], rows.shape[1], None)
+    written = lib.ggml_quantize_chunk(
+        int(stored), rows.ctypes.data, out.ctypes.data, 0, rows.shape[0], rows.shape[1], None
+    )
     if written != out.nbytes:
-        raise ModelError(f"llama.cpp's quantiser wrote {written} bytes for {out.nbytes}: install the pinned xllamacpp (constraints.txt)")
+        raise ModelError(
+            f"llama.cpp's quantiser wrote {written} bytes for {out.nbytes}: install the pinned xllamacpp (constraints.txt)"
+        )
     return out
 
 

@@ -42,7 +42,9 @@ def _load(folder: Path) -> Any:
     found = inventory(folder)
     numbers = sum(s.size / (4 if s.dtype == "F32" else 2) for s in found.values())
     kind = torch.float32 if numbers * 4 <= LARGE else "auto"
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=kind, use_safetensors=True, trust_remote_code=False, local_files_only=True).eval()
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=kind, use_safetensors=True, trust_remote_code=False, local_files_only=True
+    ).eval()
 
 
 class _Float32:

@@ -25,7 +25,11 @@ def write_shard(file: Path, entries: list[Stored], arrays: Iterable[Any]) -> Ite
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     place = 0
     for entry in entries:
-        header[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [place, place + entry.size]}
+        header[entry.name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [place, place + entry.size],
+        }
         place += entry.size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -50,10 +54,14 @@ def verify_shards(folder: Path, expected: dict[str, tuple[tuple[int, ...], str, 
     """
     found = inventory(folder)
     if found.keys() != expected.keys():
-        raise ModelError(f"{folder}: {min(found.keys() ^ expected.keys())!r} is missing or too much after writing: is the disk sound?")
+        raise ModelError(
+            f"{folder}: {min(found.keys() ^ expected.keys())!r} is missing or too much after writing: is the disk sound?"
+        )
     for name, (shape, dtype, sha256) in expected.items():
         entry = found[name]
-        if (entry.shape, entry.dtype) != (shape, dtype) or hashlib.sha256(_bytes(read_tensor(entry))).hexdigest() != sha256:
+        if (entry.shape, entry.dtype) != (shape, dtype) or hashlib.sha256(
+            _bytes(read_tensor(entry))
+        ).hexdigest() != sha256:
             raise ModelError(f"{folder}: {name!r} does not read back as it was written: is the disk sound?")
 
 

@@ -19,7 +19,22 @@ _WORDS = (
     "verdade", "razão", "ciência", "às", "avô", "avó", "pão", "três", "conseqüência", "Übermut", "façade", "the", "truth", "knowledge", "Wahrheit",
     "λόγος", "истина", "真理",
 )  # fmt: skip
-_NUMBERS = ("0", "7", "12", "365", "2024", "65536", "1000000", "3,14", "1.000,50", "6.02e23", "0x1F", "1/2", "12:30", "99%")
+_NUMBERS = (
+    "0",
+    "7",
+    "12",
+    "365",
+    "2024",
+    "65536",
+    "1000000",
+    "3,14",
+    "1.000,50",
+    "6.02e23",
+    "0x1F",
+    "1/2",
+    "12:30",
+    "99%",
+)
 _CODE = (
     "def f(x):\n    return x", "for (int i = 0; i < n; ++i) {", "SELECT * FROM t WHERE id = 3;", '{"a": [1, 2], "b": null}', "<div class='x'>é</div>",
     "a->b::c<d>", "$HOME/bin && ls -la", "x = y ** 2  # áé", "\\frac{1}{2}", "#!/bin/sh\r\necho ok\r\n",

@@ -25,7 +25,11 @@ CONVERSATIONS: list[list[dict[str, str]]] = [
         {"role": "assistant", "content": " Perhaps.\n\n"},
         {"role": "user", "content": "Por quê?\n```py\nx = 1\n```"},
     ],
-    [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "<b>c</b> & 'd'"}],
+    [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "<b>c</b> & 'd'"},
+    ],
 ]
 
 

@@ -80,7 +80,9 @@ def chat_template(model: Path) -> str:
     if file.is_file():
         return file.read_text(encoding="utf-8")
     template = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))["chat_template"]
-    return str(template if isinstance(template, str) else next(t["template"] for t in template if t.get("name") == "default"))
+    return str(
+        template if isinstance(template, str) else next(t["template"] for t in template if t.get("name") == "default")
+    )
 
 
 def pre_tokenizer(raw: dict[str, Any], backend: Any, model: Path) -> str:
@@ -109,7 +111,9 @@ def pre_tokenizer(raw: dict[str, Any], backend: Any, model: Path) -> str:
 def _bytes(writer: Any, raw: dict[str, Any], config: dict[str, Any], pre: str) -> None:
     """Byte-level BPE: Llama 3, Qwen2, SmolLM2, Mistral's Tekken."""
     texts, kinds = _tokens(raw, int(config["vocab_size"]))
-    merges = [m if isinstance(m, str) else " ".join(part.replace(" ", "Ġ") for part in m) for m in raw["model"]["merges"]]
+    merges = [
+        m if isinstance(m, str) else " ".join(part.replace(" ", "Ġ") for part in m) for m in raw["model"]["merges"]
+    ]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(texts)
@@ -147,7 +151,9 @@ def _pieces(writer: Any, raw: dict[str, Any], config: dict[str, Any]) -> None:
 def _space_prefix(raw: dict[str, Any]) -> bool:
     """Whether the tokenizer puts a space before a text, and after each control token, as llama.cpp would."""
     cut = raw.get("pre_tokenizer") or {}
-    return any(step.get("type") == "Prepend" for step in _normalizers(raw)) or (cut.get("type") == "Metaspace" and cut.get("prepend_scheme") == "always")
+    return any(step.get("type") == "Prepend" for step in _normalizers(raw)) or (
+        cut.get("type") == "Metaspace" and cut.get("prepend_scheme") == "always"
+    )
 
 
 def comparable(text: str, raw: dict[str, Any], bos: str | None) -> str:

@@ -17,7 +17,15 @@ from noesis.config import Quantization
 from noesis.errors import ModelError
 
 PREFIX = "base_model.model."
-UNSUPPORTED = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform", "lora_bias", "fan_in_fan_out")
+UNSUPPORTED = (
+    "use_dora",
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "lora_bias",
+    "fan_in_fan_out",
+)
 TORCH = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names of the types that weights come in
 
 
@@ -71,7 +79,9 @@ def read_adapter(folder: Path) -> AdapterFile:
         raise ModelError(f"{folder} is an adapter of type {settings.get('peft_type')!r}; only LORA can be merged")
     for key in UNSUPPORTED:
         if settings.get(key):
-            raise ModelError(f"{folder}: adapters with {key} can't be merged here; merge it with peft's merge_and_unload()")
+            raise ModelError(
+                f"{folder}: adapters with {key} can't be merged here; merge it with peft's merge_and_unload()"
+            )
     r, alpha = int(settings["r"]), float(settings["lora_alpha"])
     targets = {}
     for name in sorted(shapes):
@@ -94,7 +104,9 @@ def require_fit(adapter: AdapterFile, base: dict[str, Stored], place: Path) -> N
     """
     for weight, (a, b) in adapter.targets.items():
         if weight not in base:
-            raise ModelError(f"the adapter has an update for {weight!r}, which {place} does not have: it was trained on another base")
+            raise ModelError(
+                f"the adapter has an update for {weight!r}, which {place} does not have: it was trained on another base"
+            )
         shape, found = base[weight].shape, (adapter.shapes[b], adapter.shapes[a])
         if len(shape) != 2 or found != ((shape[0], adapter.r), (adapter.r, shape[1])):
             raise ModelError(
@@ -115,7 +127,9 @@ def shards(base: Path) -> list[Path]:
         except (ValueError, KeyError, AttributeError, TypeError):
             raise ModelError(f"{index} is damaged: fetch the model again") from None
         if any(Path(name).name != name for name in named):
-            raise ModelError(f"{index} names a file outside its folder: {next(n for n in named if Path(n).name != n)!r}")
+            raise ModelError(
+                f"{index} names a file outside its folder: {next(n for n in named if Path(n).name != n)!r}"
+            )
         why = f"{index.name} names it"
     else:
         named = sorted(f.name for f in base.glob("*.safetensors") if f.name != "adapter_model.safetensors")
@@ -125,7 +139,10 @@ def shards(base: Path) -> list[Path]:
             raise ModelError(f"{base} holds no .safetensors file")
         numbered = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.safetensors", named[0])
         if numbered:
-            named = [f"{numbered.group(1)}-{i + 1:05d}-of-{numbered.group(2)}.safetensors" for i in range(min(int(numbered.group(2)), 10_000))]
+            named = [
+                f"{numbered.group(1)}-{i + 1:05d}-of-{numbered.group(2)}.safetensors"
+                for i in range(min(int(numbered.group(2)), 10_000))
+            ]
         why = "the others' names count it"
     for name in named:
         if not (base / name).is_file():
@@ -148,9 +165,13 @@ def inventory(model: Path) -> dict[str, Stored]:
                 for name in f.keys():  # noqa: SIM118  (not a dict)
                     part = f.get_slice(name)
                     if name in found:
-                        raise ModelError(f"{name!r} is in {found[name].file.name} and in {file.name}: fetch the model again")
+                        raise ModelError(
+                            f"{name!r} is in {found[name].file.name} and in {file.name}: fetch the model again"
+                        )
                     if part.get_dtype() not in TORCH:
-                        raise ModelError(f"{file.name}: {name!r} is stored as {part.get_dtype()}: only {', '.join(TORCH)} can be released")
+                        raise ModelError(
+                            f"{file.name}: {name!r} is stored as {part.get_dtype()}: only {', '.join(TORCH)} can be released"
+                        )
                     found[name] = Stored(file, name, part.get_dtype(), tuple(part.get_shape()))
         except SafetensorError as error:
             raise ModelError(f"{file} is damaged or cut short ({error}): fetch the model again") from None
@@ -175,7 +196,11 @@ def is_quantised(stored: Stored, quantization: Quantization | None) -> bool:
 def as_trained(stored: Stored, quantization: Quantization | None, dtype: str) -> Any:
     """The weight as training multiplied with it: dequantised where it was quantised, in the type it was used in."""
     weight = read_tensor(stored)
-    return round_trip(weight, quantization, dtype) if quantization is not None and is_quantised(stored, quantization) else weight
+    return (
+        round_trip(weight, quantization, dtype)
+        if quantization is not None and is_quantised(stored, quantization)
+        else weight
+    )
 
 
 def update(adapter: AdapterFile, weight: str) -> Any:
@@ -187,7 +212,9 @@ def update(adapter: AdapterFile, weight: str) -> Any:
         return (f.get_tensor(b).float() @ f.get_tensor(a).float()).mul_(adapter.scale)
 
 
-def released(base: Path, quantization: Quantization | None, dtype: str, adapter: AdapterFile | None, *, exact: bool = False) -> Iterator[tuple[str, Any]]:
+def released(
+    base: Path, quantization: Quantization | None, dtype: str, adapter: AdapterFile | None, *, exact: bool = False
+) -> Iterator[tuple[str, Any]]:
     """(name, tensor) of the base as trained against, with the adapter's updates added in float32.
 
     Args:

@@ -26,7 +26,9 @@ TEMPLATE = Path(__file__).with_name("page.html")
 
 def write_report(run: Run, config: Config, constitution: Constitution) -> dict[str, Any]:
     """Write the page from what lies in the run directory; a stage that has not run is shown as missing."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters.update(duration=duration, size=size, signed=lambda x: f"{x:+.4f}")
     metrics = read_metrics(run.metrics)
     answers = run.tribunal / "answers.jsonl"
@@ -49,10 +51,17 @@ def write_report(run: Run, config: Config, constitution: Constitution) -> dict[s
         merge=run.result("merge"),
         gguf=(certificate := certificate_of(run)),
         parity_chart=parity_chart(certificate) if certificate else None,
-        answers=[json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()] if answers.is_file() else [],
+        answers=[json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
+        if answers.is_file()
+        else [],
         curve=loss_curve([(m["step"], m["loss"]) for m in metrics]),
         stages=[(name, run.manifest["stages"].get(name)) for name in STAGES if name != "report"],
-        outputs=[(path, o) for name in STAGES for path, o in run.manifest["stages"].get(name, {}).get("outputs", {}).items() if name != "report"],
+        outputs=[
+            (path, o)
+            for name in STAGES
+            for path, o in run.manifest["stages"].get(name, {}).get("outputs", {}).items()
+            if name != "report"
+        ],
     )
     write_text(run.report, page)
     return {"stages_shown": sum(run.result(name) is not None for name in STAGES if name != "report")}
@@ -68,7 +77,11 @@ def certificate_of(run: Run) -> dict[str, Any] | None:
 
 def parity_chart(certificate: dict[str, Any], width: int = 640) -> dict[str, Any] | None:
     """Bars of the mean KL of each export beside its tolerance, in pixels on a logarithmic scale; None where nothing finite is known."""
-    parts = [("merged model", certificate.get("merge")), *certificate["files"].items(), ("adapter", certificate.get("adapter"))]
+    parts = [
+        ("merged model", certificate.get("merge")),
+        *certificate["files"].items(),
+        ("adapter", certificate.get("adapter")),
+    ]
     known = [(name, f) for name, f in parts if f is not None and f["kl_mean"] is not None]
     if not known:
         return None
@@ -100,8 +113,15 @@ def _judged(answers: Path, verdicts: Path, most: int = 6) -> list[dict[str, Any]
     """Answers of the tuned model with what every judge said of them, spans and all: the lowest means first."""
     if not (answers.is_file() and verdicts.is_file()):
         return []
-    said = {f"{a['id']}/{a['who']}/{a['sample']}": a for a in map(json.loads, answers.read_text(encoding="utf-8").splitlines())}
-    rows = [v for v in map(json.loads, verdicts.read_text(encoding="utf-8").splitlines()) if v["answer"] in said and "/tuned/" in v["answer"]]
+    said = {
+        f"{a['id']}/{a['who']}/{a['sample']}": a
+        for a in map(json.loads, answers.read_text(encoding="utf-8").splitlines())
+    }
+    rows = [
+        v
+        for v in map(json.loads, verdicts.read_text(encoding="utf-8").splitlines())
+        if v["answer"] in said and "/tuned/" in v["answer"]
+    ]
     rows.sort(key=lambda v: (not v["opinion"]["vetoes"], v["opinion"]["mean"] or [2.0]))
     return [{**row, "said": said[row["answer"]]} for row in rows[:most]]
 
@@ -117,9 +137,15 @@ def compared(run: Run) -> list[tuple[str, str, str]]:
         ("steps", str(plan["steps"]), str(train["steps"]) if train else unknown),
     ]
     for stage in plan.get("stages", []):
-        took = [run.manifest["stages"][name]["seconds"] for name in stage["name"].split(" and ") if run.result(name) is not None]
+        took = [
+            run.manifest["stages"][name]["seconds"]
+            for name in stage["name"].split(" and ")
+            if run.result(name) is not None
+        ]
         price = f", {stage['usd']:.2f} USD" if stage["usd"] else ""
-        rows.append((f"stage {stage['name']}", duration(stage["seconds"]) + price, duration(sum(took)) if took else unknown))
+        rows.append(
+            (f"stage {stage['name']}", duration(stage["seconds"]) + price, duration(sum(took)) if took else unknown)
+        )
     # nothing is paid for a machine of one's own; what a rented one cost is known where it was recorded
     paid = run.manifest["cost_usd"] or (unknown if plan.get("rented") else 0.0)
     rows.append(("USD", f"{plan.get('usd', 0):.2f}", paid if isinstance(paid, str) else f"{paid:.2f}"))

@@ -52,7 +52,9 @@ class Prompt(BaseModel):
     def _no_nulls(cls, raw: Any) -> Any:
         if isinstance(raw, dict):
             if raw.get("instruction") and "prompt" not in raw:
-                raise ValueError("it holds an instruction to write a prompt, not a prompt: have a model phrase it (noesis constitution prompts --model SPEC)")
+                raise ValueError(
+                    "it holds an instruction to write a prompt, not a prompt: have a model phrase it (noesis constitution prompts --model SPEC)"
+                )
             return {name: value for name, value in raw.items() if value is not None}
         return raw
 
@@ -69,7 +71,9 @@ def read_prompts(file: Path, constitution: Constitution) -> list[Prompt]:
         UsageError: no such file. DataError: naming the line of the first that is wrong.
     """
     if not file.is_file():
-        raise UsageError(f"{file} does not exist: name a file of prompts, or write one with  noesis constitution prompts --model SPEC --out {file}")
+        raise UsageError(
+            f"{file} does not exist: name a file of prompts, or write one with  noesis constitution prompts --model SPEC --out {file}"
+        )
     found: list[Prompt] = []
     places: dict[str, str] = {}
     for number, _, line in lines(Piece(file, 0, file.stat().st_size)):
@@ -79,14 +83,18 @@ def read_prompts(file: Path, constitution: Constitution) -> list[Prompt]:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(p) for p in first["loc"])
-            raise DataError(f"{place}: {where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}") from None
+            raise DataError(
+                f"{place}: {where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
+            ) from None
         except ValueError as error:
             raise DataError(f"{place}: not JSON ({error})") from None
         key = f"{prompt.id} ({prompt.language})"
         if key in places:
             raise DataError(f"{place}: the id {key} was already used at {places[key]}")
         if prompt.category == "tribunal":
-            raise DataError(f"{place}: the category 'tribunal' needs a critique by three judges, which this method does not write: give it another category")
+            raise DataError(
+                f"{place}: the category 'tribunal' needs a critique by three judges, which this method does not write: give it another category"
+            )
         if unknown := sorted(set(prompt.principles) - constitution.principle_ids):
             raise DataError(f"{place}: principles names {unknown[0]!r}, which the constitution does not have")
         places[key] = place
@@ -145,7 +153,11 @@ def known_prompts(files: Iterable[Path]) -> Known:
                 row = json.loads(line)
             except ValueError:
                 continue  # a file that someone else is writing, or not ours: the gate refuses it where it is used
-            texts = [row.get("prompt"), row.get("b_prompt"), *(t if isinstance(t, str) else t.get("content") for t in row.get("turns") or ())]
+            texts = [
+                row.get("prompt"),
+                row.get("b_prompt"),
+                *(t if isinstance(t, str) else t.get("content") for t in row.get("turns") or ()),
+            ]
             told = [text for text in dict.fromkeys(texts) if isinstance(text, str) and text]
             known.add(told, [f"{file.name}:{number + 1}"] * len(told))
     return known

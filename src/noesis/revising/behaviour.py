@@ -30,7 +30,9 @@ def compare_runs(project: Project, a: Path, b: Path) -> dict[str, Any]:
     bench = load_bench(tribunal / "judges")
     (points_a, seats_a), (points_b, seats_b) = (_points(path, bench) for path in (a, b))
     if not seats_a & seats_b:
-        raise RunError(f"{a} and {b} have no judge with the same rubric in common, so their verdicts can't be compared: judge both again with one --judge")
+        raise RunError(
+            f"{a} and {b} have no judge with the same rubric in common, so their verdicts can't be compared: judge both again with one --judge"
+        )
     clusters = _clusters(tribunal)
     found: dict[str, Any] = {}
     for principle in sorted(points_a.keys() & points_b.keys()):
@@ -38,7 +40,12 @@ def compare_runs(project: Project, a: Path, b: Path) -> dict[str, Any]:
         if prompts:
             side_a, side_b = ([points[principle][p] for p in prompts] for points in (points_a, points_b))
             found[principle] = _figures(side_a, side_b, [clusters.get(p, p) for p in prompts])
-    return {"a": str(a), "b": str(b), "judges": sorted({f"{judge} ({model})" for judge, model, _ in seats_a & seats_b}), "by_principle": found}
+    return {
+        "a": str(a),
+        "b": str(b),
+        "judges": sorted({f"{judge} ({model})" for judge, model, _ in seats_a & seats_b}),
+        "by_principle": found,
+    }
 
 
 def _figures(a: list[list[float]], b: list[list[float]], clusters: list[str]) -> dict[str, Any]:

@@ -47,7 +47,11 @@ class Change:
 
     def __str__(self) -> str:
         name = f"{self.what} {self.id}".strip()
-        return f"{name}: {self.kind}" + (f"\n    − {self.old}" if self.old else "") + (f"\n    + {self.new}" if self.new else "")
+        return (
+            f"{name}: {self.kind}"
+            + (f"\n    − {self.old}" if self.old else "")
+            + (f"\n    + {self.new}" if self.new else "")
+        )
 
 
 @dataclass
@@ -92,14 +96,23 @@ def _changes(what: str, old: Any, new: Any) -> list[Change]:
     for language in ("pt", "en"):
         a, b = getattr(old, language), getattr(new, language)
         if a != b:
-            found.append(Change(what, new.id, f"{TEXT} ({language})", *(x if isinstance(x, str) else f"{x.name}: {x.text}" for x in (a, b))))
+            found.append(
+                Change(
+                    what,
+                    new.id,
+                    f"{TEXT} ({language})",
+                    *(x if isinstance(x, str) else f"{x.name}: {x.text}" for x in (a, b)),
+                )
+            )
     for name in ("value", "judge"):
         if getattr(old, name, None) != getattr(new, name, None):
             found.append(Change(what, new.id, name, str(getattr(old, name)), str(getattr(new, name))))
     for name in ("critique", "revision"):
         a, b = getattr(old, name, None), getattr(new, name, None)
         if a != b:
-            found.append(Change(what, new.id, f"{name} request", *("" if x is None else f"{x.pt} / {x.en}" for x in (a, b))))
+            found.append(
+                Change(what, new.id, f"{name} request", *("" if x is None else f"{x.pt} / {x.en}" for x in (a, b)))
+            )
     return found
 
 
@@ -156,17 +169,33 @@ def renew(project: Project, new: Constitution, changes: list[Change], ask: AskAp
     """
     if is_hand_written(ask.out):
         raise UsageError(f"--out {ask.out} lies among the hand-written examples: name another folder")
-    touched = list(dict.fromkeys(c.id for c in changes if c.what == "principle" and c.kind not in ("removed", "added", "revision request", "value")))
+    touched = list(
+        dict.fromkeys(
+            c.id
+            for c in changes
+            if c.what == "principle" and c.kind not in ("removed", "added", "revision request", "value")
+        )
+    )
     work = [
         (row, name) for language in ("pt", "en") for row in _examples(project, language) for name in row.get("principles") or () if name in touched
         if row["category"] != "tribunal"
     ]  # fmt: skip
     if not work:
-        raise UsageError("nothing to make anew: no changed principle whose text or critique request a hand-written example depends on")
+        raise UsageError(
+            "nothing to make anew: no changed principle whose text or critique request a hand-written example depends on"
+        )
     spending = Spending(max_usd=ask.max_usd)
     (critic,) = open_voices([("--critic", ask.critic)], load_config(project).training.tribunal, spending)
-    plan: dict[str, Any] = {"command": "diff", "critic": critic.identity, "constitution": new.requests_digest(), "wording": wording_digest()}
-    plan |= {"settings": ask.settings.as_json(), "rows": sha256_json([[row["id"], row.get("language", "pt"), name] for row, name in work])}
+    plan: dict[str, Any] = {
+        "command": "diff",
+        "critic": critic.identity,
+        "constitution": new.requests_digest(),
+        "wording": wording_digest(),
+    }
+    plan |= {
+        "settings": ask.settings.as_json(),
+        "rows": sha256_json([[row["id"], row.get("language", "pt"), name] for row, name in work]),
+    }
     with open_folder(ask.out, plan) as folder, opened(folder.replies) as cache:
         maker = Maker(new, critic, critic, {"pt": Shots(), "en": Shots()}, cache, ask.settings)
 
@@ -180,7 +209,10 @@ def renew(project: Project, new: Constitution, changes: list[Change], ask: AskAp
 
         async def go() -> list[Result]:
             try:
-                keys, window = [f"{row.get('language', 'pt')}/{row['id']}/{name}" for row, name in work], 2 * critic.concurrency
+                keys, window = (
+                    [f"{row.get('language', 'pt')}/{row['id']}/{name}" for row, name in work],
+                    2 * critic.concurrency,
+                )
                 return await work_through(folder, keys, make, window=window, what="critiques", unit="critiques")
             finally:
                 await close_all([critic])
@@ -188,11 +220,25 @@ def renew(project: Project, new: Constitution, changes: list[Change], ask: AskAp
         results = asyncio.run(go())
         made = [r["row"] for r in results if r["row"]]
         write_jsonl(ask.out / "critiques.jsonl", made)
-        write_jsonl(ask.out / "left_out.jsonl", [{"id": r["id"], "reason": r["reason"]} for r in results if not r["row"]])
-    return {"made": len(made), "of": len(work), "principles": touched, "file": str(ask.out / "critiques.jsonl"), "spending": spending.as_json()}
+        write_jsonl(
+            ask.out / "left_out.jsonl", [{"id": r["id"], "reason": r["reason"]} for r in results if not r["row"]]
+        )
+    return {
+        "made": len(made),
+        "of": len(work),
+        "principles": touched,
+        "file": str(ask.out / "critiques.jsonl"),
+        "spending": spending.as_json(),
+    }
 
 
 def _renewed(row: dict[str, Any], name: str, critique: str, maker: Maker, outcome: Outcome) -> dict[str, Any]:
     """The example with its new critique, as a generated record."""
     lineage = maker.lineage(outcome, "critique") | {"source": row["id"]}
-    return row | {"id": f"{row['id']}~{name}", "critique": critique, "principles": [name], "generated": True, "lineage": lineage}
+    return row | {
+        "id": f"{row['id']}~{name}",
+        "critique": critique,
+        "principles": [name],
+        "generated": True,
+        "lineage": lineage,
+    }

@@ -90,14 +90,21 @@ def covers(constitution: Constitution, bench: Bench | None, suite: Sequence[Item
         cover = Cover(principle.id, principle.value)
         items = items_of(bench, principle.id) if bench else []
         cover.items = [name for name, _ in items]
-        cover.prompts = [p.id for p in suite if not p.check and any(item.applies_to(p.model_dump(mode="json")) for _, item in items)]
+        cover.prompts = [
+            p.id for p in suite if not p.check and any(item.applies_to(p.model_dump(mode="json")) for _, item in items)
+        ]
         found.append(cover)
     return found
 
 
 def items_of(bench: Bench, principle: str) -> list[tuple[str, RubricItem]]:
     """(judge.item, item) of the items that test a principle."""
-    return [(f"{judge}.{item.id}", item) for judge in JUDGES for item in bench.rubrics[judge].items if principle in item.principles]
+    return [
+        (f"{judge}.{item.id}", item)
+        for judge in JUDGES
+        for item in bench.rubrics[judge].items
+        if principle in item.principles
+    ]
 
 
 def items_mistakes(constitution: Constitution, bench: Bench, folder: Path) -> list[Mistake]:
@@ -108,12 +115,20 @@ def items_mistakes(constitution: Constitution, bench: Bench, folder: Path) -> li
         for i, item in enumerate(bench.rubrics[judge].items):
             if not item.principles:
                 found.append(
-                    Mistake(file, line_of(file, ("items", i)), f"the item {item.id!r} tests nothing: name the principles that it tests (principles: […])")
+                    Mistake(
+                        file,
+                        line_of(file, ("items", i)),
+                        f"the item {item.id!r} tests nothing: name the principles that it tests (principles: […])",
+                    )
                 )
             for k, name in enumerate(item.principles):
                 if name not in constitution.principle_ids:
                     line = line_of(file, ("items", i, "principles", k))
-                    found.append(Mistake(file, line, f"the item {item.id!r} tests {name!r}, which the constitution does not have"))
+                    found.append(
+                        Mistake(
+                            file, line, f"the item {item.id!r} tests {name!r}, which the constitution does not have"
+                        )
+                    )
     return found
 
 
@@ -131,7 +146,13 @@ def _count_examples(project: Project, constitution: Constitution, found: Coverag
                     if name in by_id:
                         by_id[name].examples[language].append(str(row.get("id")))
                     else:
-                        found.mistakes.append(Mistake(file, number + 1, f"{row.get('id')} names the principle {name!r}, which the constitution does not have"))
+                        found.mistakes.append(
+                            Mistake(
+                                file,
+                                number + 1,
+                                f"{row.get('id')} names the principle {name!r}, which the constitution does not have",
+                            )
+                        )
 
 
 def _row(line: bytes) -> dict[str, Any]:

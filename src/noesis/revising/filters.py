@@ -27,7 +27,10 @@ from noesis.tribunal.judge import Case
 
 Rows = list[dict[str, Any]]
 Dropped = dict[str, str]  # (language/id) → reason
-BOILERPLATE_SHARE, BOILERPLATE_FROM = 0.02, 2  # most rows that may close or open alike: this share, and at least so many
+BOILERPLATE_SHARE, BOILERPLATE_FROM = (
+    0.02,
+    2,
+)  # most rows that may close or open alike: this share, and at least so many
 OPENING = 6  # words
 
 

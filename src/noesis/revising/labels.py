@@ -81,7 +81,9 @@ class Answerer:
             text = cleaned(reply.text)
             if reply.finish == "length" and (whole := up_to_a_sentence(text)):
                 reply, text = replace(reply, finish="stop"), whole
-            wrong = fault(reply, text, Work("initial", prompt.prompt, prompt.language), self.constitution) or ("the same twice" if text in others else "")
+            wrong = fault(reply, text, Work("initial", prompt.prompt, prompt.language), self.constitution) or (
+                "the same twice" if text in others else ""
+            )
             if not wrong:
                 return text
         raise NoLabel(f"answer: {wrong}")
@@ -110,8 +112,14 @@ class Labeller:
             p = min(max(p, CLAMP[0]), CLAMP[1])
         if p == 0.5:
             raise NoLabel("neither is preferred")
-        chosen, rejected, kind = (pair.a, pair.b, pair.lineage["kinds"][0]) if p > 0.5 else (pair.b, pair.a, pair.lineage["kinds"][1])
-        row: dict[str, Any] = {"id": f"pref_{prompt.id}_{self.ask.seed}", "language": prompt.language, "prompt": prompt.prompt}
+        chosen, rejected, kind = (
+            (pair.a, pair.b, pair.lineage["kinds"][0]) if p > 0.5 else (pair.b, pair.a, pair.lineage["kinds"][1])
+        )
+        row: dict[str, Any] = {
+            "id": f"pref_{prompt.id}_{self.ask.seed}",
+            "language": prompt.language,
+            "prompt": prompt.prompt,
+        }
         if prompt.turns:
             row["turns"] = [t.model_dump() for t in prompt.turns]
         return row | {
@@ -127,7 +135,11 @@ class Labeller:
                 "source": pair.lineage["source"],
                 "constitution_sha256": self.constitution.requests_digest(),
                 "seed": self.ask.seed,
-                "settings": {"reasoning": self.ask.reasoning, "orders": [round(forward, 6), round(backward, 6)], "chosen_is": kind},
+                "settings": {
+                    "reasoning": self.ask.reasoning,
+                    "orders": [round(forward, 6), round(backward, 6)],
+                    "chosen_is": kind,
+                },
                 "steps": [],
             },
         }

@@ -40,12 +40,16 @@ def prefer(project: Project, ask: AskPrefer) -> dict[str, Any]:
     """
     constitution, section = load_constitution(project.constitution), load_config(project).training.tribunal
     if (ask.pairs is None) == (ask.prompts is None) or (ask.prompts is not None and ask.model is None):
-        raise UsageError("name either --pairs FILE, or --prompts FILE with --model SPEC, which then answers each prompt twice")
+        raise UsageError(
+            "name either --pairs FILE, or --prompts FILE with --model SPEC, which then answers each prompt twice"
+        )
     given = read_pairs(ask.pairs, constitution) if ask.pairs else []
     prompts = [p.prompt for p in given] or read_prompts(ask.prompts or Path(), constitution)
     prompts, given = prompts[: ask.count], given[: ask.count]
     spending = Spending(max_usd=ask.max_usd)
-    voices = open_voices([("--critic", ask.critic), *([("--model", ask.model)] if ask.model else [])], section, spending)
+    voices = open_voices(
+        [("--critic", ask.critic), *([("--model", ask.model)] if ask.model else [])], section, spending
+    )
     plan = {"command": "prefer", "critic": voices[0].identity, "model": voices[1].identity if ask.model else None}
     plan |= {name: getattr(ask, name) for name in ("reasoning", "seed", "temperature", "answer_tokens", "attempts")}
     plan |= {"rows": sha256_json([[p.model_dump(mode="json") for p in prompts], [[p.a, p.b] for p in given]])}
@@ -64,15 +68,26 @@ def prefer(project: Project, ask: AskPrefer) -> dict[str, Any]:
         async def work() -> list[Result]:
             try:
                 keys, window = [f"{p.language}/{p.id}" for p in prompts], 2 * max(v.concurrency for v in voices)
-                return await work_through(folder, keys, make, window=window, what="prefer", unit="pairs", again=_unanswered)
+                return await work_through(
+                    folder, keys, make, window=window, what="prefer", unit="pairs", again=_unanswered
+                )
             finally:
                 await close_all(voices)
 
         results = asyncio.run(work())
         rows = [r["row"] for r in results if r["row"]]
         left_out = [{"id": r["id"], "reason": r["reason"]} for r in results if r["reason"]]
-        report = {"pairs": len(results), "labelled": len(rows), "critic": voices[0].name, "reasoning": ask.reasoning, **figures(rows)}
-        report |= {"left_out": tallies([r["reason"].split(" (", 1)[0] for r in left_out]), "spending": spending.as_json()}
+        report = {
+            "pairs": len(results),
+            "labelled": len(rows),
+            "critic": voices[0].name,
+            "reasoning": ask.reasoning,
+            **figures(rows),
+        }
+        report |= {
+            "left_out": tallies([r["reason"].split(" (", 1)[0] for r in left_out]),
+            "spending": spending.as_json(),
+        }
         write_jsonl(ask.out / "pairs.jsonl", rows)
         write_jsonl(ask.out / "left_out.jsonl", left_out)
         write_json(ask.out / "report.json", report)
@@ -94,10 +109,17 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "mean_p_chosen": round(sum(row["p_chosen"] for row in rows) / len(rows), 4),
         "both_orders_agree": round(agree / len(rows), 4),
-        "first_place": {"mean": round(sum(first) / len(first), 4), "interval_95": [round(low, 4), round(high, 4)] if len(first) > 1 else None},
+        "first_place": {
+            "mean": round(sum(first) / len(first), 4),
+            "interval_95": [round(low, 4), round(high, 4)] if len(first) > 1 else None,
+        },
         "by_principle": dict(sorted(Counter(row["principle"] for row in rows).items())),
     }
-    kinds = [row["lineage"]["settings"]["chosen_is"] for row in rows if row["lineage"]["settings"]["chosen_is"] in ("initial", "revised")]
+    kinds = [
+        row["lineage"]["settings"]["chosen_is"]
+        for row in rows
+        if row["lineage"]["settings"]["chosen_is"] in ("initial", "revised")
+    ]
     if kinds:
         found["revised_preferred"] = {"count": kinds.count("revised"), "of": len(kinds)}
     return found
@@ -122,7 +144,20 @@ def read_pairs(file: Path, constitution: Constitution) -> list[Pair]:
         names = ("a", "b") if "a" in row else ("response_revised", "response_initial")
         a, b = (row.get(name) for name in names)
         if not (isinstance(a, str) and isinstance(b, str) and a.strip() and b.strip() and a != b):
-            raise DataError(f"{file}:{number + 1}: two different answers are needed, as a and b or as response_revised and response_initial")
+            raise DataError(
+                f"{file}:{number + 1}: two different answers are needed, as a and b or as response_revised and response_initial"
+            )
         kinds = ["a", "b"] if names[0] == "a" else ["revised", "initial"]
-        found.append(Pair(prompt, a, b, {"kinds": kinds, "source": prompt.id, "model": str((row.get("lineage") or {}).get("model", "as given"))}))
+        found.append(
+            Pair(
+                prompt,
+                a,
+                b,
+                {
+                    "kinds": kinds,
+                    "source": prompt.id,
+                    "model": str((row.get("lineage") or {}).get("model", "as given")),
+                },
+            )
+        )
     return found

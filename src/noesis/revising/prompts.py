@@ -75,7 +75,9 @@ def read_lists(file: Path) -> Lists:
         raise ConfigError(f"{file} is missing: copy it from the project of Noesis, or write your own lists") from None
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"{file}:{line_of(file, first['loc'])}: {'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from None
+        raise ConfigError(
+            f"{file}:{line_of(file, first['loc'])}: {'.'.join(str(p) for p in first['loc'])}: {first['msg']}"
+        ) from None
     except ValueError as error:
         raise ConfigError(f"{file} is not valid YAML: {error}") from None
 
@@ -93,12 +95,22 @@ class Seed:
 
     def instruction(self, lists: Lists) -> str:
         """What a writer is asked for."""
-        parts = {"topic": self.topic, "situation": self.situation, "asker": self.asker, "difficulty": lists.difficulties[self.difficulty]}
+        parts = {
+            "topic": self.topic,
+            "situation": self.situation,
+            "asker": self.asker,
+            "difficulty": lists.difficulties[self.difficulty],
+        }
         texts = {name: part[self.language] for name, part in parts.items()}
         return INSTRUCTION[self.language].format(**texts)
 
     def row(self) -> dict[str, Any]:
-        return {"id": self.id, "language": self.language, "category": self.topic.category, "difficulty": self.difficulty}
+        return {
+            "id": self.id,
+            "language": self.language,
+            "category": self.topic.category,
+            "difficulty": self.difficulty,
+        }
 
     def origin(self) -> dict[str, Any]:
         return {"topic": self.topic.id, "situation": self.situation.id, "asker": self.asker.id}
@@ -126,8 +138,12 @@ def deal(lists: Lists, languages: tuple[str, ...], count: int, seed: int) -> lis
     """
     most = len(languages) * lists.combinations
     if count > most:
-        raise UsageError(f"--count {count}: the lists make {most:,} prompts in {' and '.join(languages)}; add lines to data/constitution_prompts.yaml")
-    decks = {language: [_deck(part, f"{seed}:{language}:{name}") for name, part in _parts(lists)] for language in languages}
+        raise UsageError(
+            f"--count {count}: the lists make {most:,} prompts in {' and '.join(languages)}; add lines to data/constitution_prompts.yaml"
+        )
+    decks = {
+        language: [_deck(part, f"{seed}:{language}:{name}") for name, part in _parts(lists)] for language in languages
+    }
     seen: set[tuple[str, ...]] = set()
     found: list[Seed] = []
     spare = {language: iter(_all(lists)) for language in languages}
@@ -145,11 +161,18 @@ def deal(lists: Lists, languages: tuple[str, ...], count: int, seed: int) -> lis
 
 
 def _parts(lists: Lists) -> list[tuple[str, tuple[Any, ...]]]:
-    return [("topics", lists.topics), ("situations", lists.situations), ("askers", lists.askers), ("difficulties", tuple(lists.difficulties))]
+    return [
+        ("topics", lists.topics),
+        ("situations", lists.situations),
+        ("askers", lists.askers),
+        ("difficulties", tuple(lists.difficulties)),
+    ]
 
 
 def _all(lists: Lists) -> Iterator[tuple[Any, ...]]:
-    return ((t, s, a, d) for t in lists.topics for s in lists.situations for a in lists.askers for d in lists.difficulties)
+    return (
+        (t, s, a, d) for t in lists.topics for s in lists.situations for a in lists.askers for d in lists.difficulties
+    )
 
 
 def _deck(entries: tuple[Any, ...], seed: str) -> Iterator[Any]:
@@ -185,7 +208,13 @@ def make_prompts(project: Project, ask: AskPrompts) -> dict[str, Any]:
         ask.out.mkdir(parents=True, exist_ok=True)
         rows = [s.row() | {"instruction": s.instruction(lists), "lineage": s.origin()} for s in seeds]
         write_jsonl(ask.out / "instructions.jsonl", rows)
-        return {"asked": len(seeds), "kept": len(rows), "file": str(ask.out / "instructions.jsonl"), "left_out": {}, "of": lists.combinations}
+        return {
+            "asked": len(seeds),
+            "kept": len(rows),
+            "file": str(ask.out / "instructions.jsonl"),
+            "left_out": {},
+            "of": lists.combinations,
+        }
     spending = Spending(max_usd=ask.max_usd)
     (voice,) = open_voices([("--model", ask.model)], section, spending)
     plan: dict[str, Any] = {
@@ -194,14 +223,28 @@ def make_prompts(project: Project, ask: AskPrompts) -> dict[str, Any]:
         "lists": sha256_json(lists.model_dump(mode="json")),
         "languages": list(ask.languages),
     }
-    plan |= {"count": ask.count, "seed": ask.seed, "temperature": ask.temperature, "attempts": ask.attempts, "wording": sha256_json(INSTRUCTION)}
+    plan |= {
+        "count": ask.count,
+        "seed": ask.seed,
+        "temperature": ask.temperature,
+        "attempts": ask.attempts,
+        "wording": sha256_json(INSTRUCTION),
+    }
     with open_folder(ask.out, plan) as folder, opened(folder.replies) as cache:
         phraser = _Phraser(constitution, lists, voice, cache, ask)
 
         async def work() -> list[Result]:
             try:
                 keys, window = [s.id for s in seeds], 2 * voice.concurrency
-                return await work_through(folder, keys, lambda i: phraser.phrase(seeds[i]), window=window, what="prompts", unit="prompts", again=_unanswered)
+                return await work_through(
+                    folder,
+                    keys,
+                    lambda i: phraser.phrase(seeds[i]),
+                    window=window,
+                    what="prompts",
+                    unit="prompts",
+                    again=_unanswered,
+                )
             finally:
                 await close_all([voice])
 
@@ -209,8 +252,17 @@ def make_prompts(project: Project, ask: AskPrompts) -> dict[str, Any]:
         kept, left_out = _new_ones(project, ask.out, results)
         write_jsonl(ask.out / "prompts.jsonl", kept)
         write_jsonl(ask.out / "left_out.jsonl", left_out)
-        report = {"asked": len(seeds), "kept": len(kept), "file": str(ask.out / "prompts.jsonl"), "of": lists.combinations, "model": voice.name}
-        report |= {"left_out": tallies([row["reason"].split(" (", 1)[0] for row in left_out]), "by_category": _by_category(kept)}
+        report = {
+            "asked": len(seeds),
+            "kept": len(kept),
+            "file": str(ask.out / "prompts.jsonl"),
+            "of": lists.combinations,
+            "model": voice.name,
+        }
+        report |= {
+            "left_out": tallies([row["reason"].split(" (", 1)[0] for row in left_out]),
+            "by_category": _by_category(kept),
+        }
         report |= {"failures": tallies([f for r in results for f in r["failures"]]), "spending": spending.as_json()}
         write_json(ask.out / "report.json", report)
     return report
@@ -230,7 +282,9 @@ class _Phraser:
         failures: list[str] = []
         for attempt in range(self.ask.attempts):
             number = int(sha256_json([self.ask.seed, seed.id, attempt])[:8], 16) >> 1
-            request = Request((("user", seed.instruction(self.lists)),), {}, TOKENS, number, attempt, self.ask.temperature)
+            request = Request(
+                (("user", seed.instruction(self.lists)),), {}, TOKENS, number, attempt, self.ask.temperature
+            )
             key = request.key(self.voice.identity)
             reply = self.cache.reply(key)
             if reply is None:
@@ -242,12 +296,24 @@ class _Phraser:
                     return {"row": None, "id": seed.id, "reason": f"unanswered ({error})", "failures": failures}
                 self.cache.keep(key, reply)
             text = cleaned(reply.text)
-            wrong = fault(reply, text, Work("critique", seed.instruction(self.lists), seed.language), self.constitution) or _unfit(text)
+            wrong = fault(
+                reply, text, Work("critique", seed.instruction(self.lists), seed.language), self.constitution
+            ) or _unfit(text)
             if wrong is None:
                 lineage = seed.origin() | {"model": self.voice.name, "seed": number}
-                return {"row": seed.row() | {"prompt": text, "generated": True, "lineage": lineage}, "id": seed.id, "reason": None, "failures": failures}
+                return {
+                    "row": seed.row() | {"prompt": text, "generated": True, "lineage": lineage},
+                    "id": seed.id,
+                    "reason": None,
+                    "failures": failures,
+                }
             failures.append(wrong)
-        return {"row": None, "id": seed.id, "reason": f"{failures[-1]}, {self.ask.attempts} times", "failures": failures}
+        return {
+            "row": None,
+            "id": seed.id,
+            "reason": f"{failures[-1]}, {self.ask.attempts} times",
+            "failures": failures,
+        }
 
 
 def _unanswered(result: Result) -> bool:
@@ -264,7 +330,11 @@ def _unfit(text: str) -> str | None:
 
 def _new_ones(project: Project, out: Path, results: list[Result]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Prompts that ask what nothing before them asks, and what was left out with its reason."""
-    files = [f for f in sorted(project.data.rglob("*.jsonl")) if not f.resolve().is_relative_to(out.resolve()) and "shards" not in f.parts]
+    files = [
+        f
+        for f in sorted(project.data.rglob("*.jsonl"))
+        if not f.resolve().is_relative_to(out.resolve()) and "shards" not in f.parts
+    ]
     known = known_prompts(files)
     kept, left_out = [], []
     for result in results:

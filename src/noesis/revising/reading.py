@@ -107,7 +107,10 @@ def _fault_of_revision(text: str, work: Work) -> str | None:
         return "empty"
     if normalised(text) == normalised(work.answer) or share_copied(text, work.answer) >= 0.95:
         return "says the same as before"
-    if copies_run(text, work.critique, besides=work.answer + " " + work.prompt) or share_copied(text, work.critique) >= COPIED_SHARE / 2:
+    if (
+        copies_run(text, work.critique, besides=work.answer + " " + work.prompt)
+        or share_copied(text, work.critique) >= COPIED_SHARE / 2
+    ):
         return "copies the critique"
     if _SPEAKS_OF_WORK.search(text) and not _SPEAKS_OF_WORK.search(work.prompt):
         return "speaks of the critique"

@@ -60,8 +60,13 @@ def revise(project: Project, ask: Ask) -> dict[str, Any]:
     constitution, section = load_constitution(project.constitution), load_config(project).training.tribunal
     prompts = read_prompts(ask.prompts, constitution)[: ask.count]
     spending = Spending(max_usd=ask.max_usd)
-    voices = open_voices([("--model", ask.model), ("--critic", ask.critic), *(("--judge", j) for j in ask.judges)], section, spending)
-    shots: dict[str, Shots] = {language: _shots(project, constitution, language, ask.settings) for language in sorted({p.language for p in prompts})}
+    voices = open_voices(
+        [("--model", ask.model), ("--critic", ask.critic), *(("--judge", j) for j in ask.judges)], section, spending
+    )
+    shots: dict[str, Shots] = {
+        language: _shots(project, constitution, language, ask.settings)
+        for language in sorted({p.language for p in prompts})
+    }
     plan = {
         "command": "revise",
         "model": voices[0].identity,
@@ -99,7 +104,12 @@ async def _run(
 
     async def make(i: int) -> Result:
         if place := asked_before.like(prompts[i].prompt):  # before anything is spent on it
-            return {"id": prompts[i].id, "language": prompts[i].language, "record": None, "reason": f"asks what the Tribunal asks ({place})"} | _NOTHING
+            return {
+                "id": prompts[i].id,
+                "language": prompts[i].language,
+                "record": None,
+                "reason": f"asks what the Tribunal asks ({place})",
+            } | _NOTHING
         return (await maker.make(prompts[i])).as_json()
 
     try:
@@ -112,7 +122,9 @@ async def _run(
             what="revise",
             unit="examples",
             again=lambda row: UNANSWERED in str(row["reason"]),
-            note=lambda: f"{tokens['made'] / max(time.monotonic() - started, 1e-9):.0f} tokens/s, {spending.usd:.4f} USD",
+            note=lambda: (
+                f"{tokens['made'] / max(time.monotonic() - started, 1e-9):.0f} tokens/s, {spending.usd:.4f} USD"
+            ),
         )
         rows = [r["record"] for r in results if r["record"]]
         kept, dropped = filtered(rows, constitution, project.data / "tribunal", folder.path / ".candidates.jsonl")
@@ -148,7 +160,9 @@ async def _run(
 _NOTHING: dict[str, Any] = {"failures": [], "tried": [], "trace": []}
 
 
-async def _before_the_court(project: Project, section: TribunalSection, judges: Sequence[Client], cache: Cache, kept: list[dict[str, Any]]) -> Any:
+async def _before_the_court(
+    project: Project, section: TribunalSection, judges: Sequence[Client], cache: Cache, kept: list[dict[str, Any]]
+) -> Any:
     """(what the report says of the court, rows kept, rows dropped): an unfit court is not heard."""
     folder = project.data / "tribunal"
     bench = load_bench(folder / "judges")
@@ -174,7 +188,12 @@ def acceptance(results: Sequence[Result], kept: set[str]) -> dict[str, dict[str,
     for name in sorted(drawn):
         low, high = wilson(accepted[name], drawn[name])
         rate = round(accepted[name] / drawn[name], 4)
-        found[name] = {"drawn": drawn[name], "kept": accepted[name], "rate": rate, "interval_95": [round(low, 4), round(high, 4)]}
+        found[name] = {
+            "drawn": drawn[name],
+            "kept": accepted[name],
+            "rate": rate,
+            "interval_95": [round(low, 4), round(high, 4)],
+        }
     return found
 
 
@@ -183,7 +202,15 @@ def _left_out(results: Sequence[Result], dropped: Dropped) -> list[dict[str, Any
     for r in results:
         reason = r["reason"] or (dropped.get(key(r["record"])) if r["record"] else None)
         if reason:
-            rows.append({"id": r["id"], "language": r["language"], "reason": reason, "failures": r["failures"], "principles": r["tried"]})
+            rows.append(
+                {
+                    "id": r["id"],
+                    "language": r["language"],
+                    "reason": reason,
+                    "failures": r["failures"],
+                    "principles": r["tried"],
+                }
+            )
     return rows
 
 
@@ -200,8 +227,14 @@ def _shots(project: Project, constitution: Constitution, language: str, settings
     """Hand-written examples to show; never one that is held out."""
     held_out = {row["id"] for row in _rows(project.exports / "eval.jsonl")}
     folder = project.sources("en" if language == "en" else "pt")[0]
-    examples = [row for file in find_files([folder]) for row in _rows(file)] if settings.shots and any(folder.glob("*.jsonl")) else []
-    return choose_shots([e for e in examples if e["id"] not in held_out], constitution, language, settings.shots, settings.seed)
+    examples = (
+        [row for file in find_files([folder]) for row in _rows(file)]
+        if settings.shots and any(folder.glob("*.jsonl"))
+        else []
+    )
+    return choose_shots(
+        [e for e in examples if e["id"] not in held_out], constitution, language, settings.shots, settings.seed
+    )
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:

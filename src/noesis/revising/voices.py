@@ -42,7 +42,9 @@ def open_voices(texts: Sequence[tuple[str, str]], section: TribunalSection, spen
 def _open(option: str, text: str, section: TribunalSection, spending: Spending) -> Client:
     if text.startswith("torch:") and len(text) > 6:
         if option == "--judge":
-            raise UsageError(f"{option} {text}: a judge writes structured verdicts, which torch: does not do; name a gguf: file or an endpoint")
+            raise UsageError(
+                f"{option} {text}: a judge writes structured verdicts, which torch: does not do; name a gguf: file or an endpoint"
+            )
         return PackedVoice(text[6:])
     if text == "self" or not text.startswith(("openai:", "gguf:")):
         raise UsageError(f"{option} {text!r} is not understood: use {FORMS}")
@@ -82,7 +84,10 @@ class PackedVoice:
         found = find_model(name)
         self._tokenizer = load_tokenizer(found.path)
         self._model = loaded(found.path, None, quantization=Quantization(load_in_4bit=False), dtype="bfloat16")
-        self.name, self.identity = Path(name).name, f"torch:{found.name if '/' not in found.name else Path(found.name).name}@{found.revision}"
+        self.name, self.identity = (
+            Path(name).name,
+            f"torch:{found.name if '/' not in found.name else Path(found.name).name}@{found.revision}",
+        )
         self.concurrency = pack
         self._waiting: list[tuple[Request, asyncio.Future[Reply]]] = []
         self._worker: asyncio.Task[None] | None = None
@@ -108,7 +113,9 @@ class PackedVoice:
         try:
             replies = await asyncio.to_thread(self._answer, [request for request, _ in batch])
         except Exception as error:  # whoever waits must hear of it
-            if isinstance(error, ModelError) and len(batch) > 1:  # one of them does not fit; the others must not suffer for it
+            if (
+                isinstance(error, ModelError) and len(batch) > 1
+            ):  # one of them does not fit; the others must not suffer for it
                 for each in batch:
                     await self._serve([each])
                 return
@@ -144,9 +151,17 @@ class PackedVoice:
             batch=self.concurrency,
         )
         counts = [len(self._tokenizer(text)["input_ids"]) for text in texts]
-        return [Reply(text, "length" if n >= first.max_tokens - 1 else "stop", 0, n, 0.0) for text, n in zip(texts, counts, strict=True)]
+        return [
+            Reply(text, "length" if n >= first.max_tokens - 1 else "stop", 0, n, 0.0)
+            for text, n in zip(texts, counts, strict=True)
+        ]
 
 
 def _kind(request: Request) -> tuple[Any, ...]:
     """What requests of one pass have in common."""
-    return request.max_tokens, request.temperature, request.logprobs, request.messages[0] if len(request.messages) > 1 else None
+    return (
+        request.max_tokens,
+        request.temperature,
+        request.logprobs,
+        request.messages[0] if len(request.messages) > 1 else None,
+    )

@@ -102,13 +102,22 @@ class Shots:
     revisions: Messages = ()
 
 
-def choose_shots(examples: Sequence[dict[str, Any]], constitution: Constitution, language: str, count: int, seed: int) -> Shots:
+def choose_shots(
+    examples: Sequence[dict[str, Any]], constitution: Constitution, language: str, count: int, seed: int
+) -> Shots:
     """`count` short examples of `language`, each by another principle, drawn from the shortest third.
 
     Args:
         examples: hand-written records that may be shown; leave out what is held out.
     """
-    fit = [e for e in examples if e.get("language", "pt") == language and not e.get("turns") and e["category"] != "tribunal" and e.get("principles")]
+    fit = [
+        e
+        for e in examples
+        if e.get("language", "pt") == language
+        and not e.get("turns")
+        and e["category"] != "tribunal"
+        and e.get("principles")
+    ]
     fit.sort(key=lambda e: (len(e["response_initial"]) + len(e["critique"]) + len(e["response_revised"]), e["id"]))
     short = fit[: max(count, len(fit) // 3)]
     random.Random(f"{seed}:{language}:shots").shuffle(short)  # noqa: S311  (a draw, not a secret)
@@ -121,22 +130,45 @@ def choose_shots(examples: Sequence[dict[str, Any]], constitution: Constitution,
     revisions: list[tuple[str, str]] = []
     for e, principle in chosen:
         dialogue = [("user", e["prompt"])]
-        critiques += [("user", critique_task(dialogue, e["response_initial"], principle, language)), ("assistant", e["critique"])]
-        revisions += [("user", revision_task(dialogue, e["response_initial"], e["critique"], principle, language)), ("assistant", e["response_revised"])]
+        critiques += [
+            ("user", critique_task(dialogue, e["response_initial"], principle, language)),
+            ("assistant", e["critique"]),
+        ]
+        revisions += [
+            ("user", revision_task(dialogue, e["response_initial"], e["critique"], principle, language)),
+            ("assistant", e["response_revised"]),
+        ]
     return Shots(tuple(e["id"] for e, _ in chosen), tuple(critiques), tuple(revisions))
 
 
-def critique_messages(shots: Shots, dialogue: Sequence[tuple[str, str]], answer: str, principle: Principle, language: str) -> Messages:
+def critique_messages(
+    shots: Shots, dialogue: Sequence[tuple[str, str]], answer: str, principle: Principle, language: str
+) -> Messages:
     """The request for a critique of `answer` by `principle`."""
-    return (("system", WORDS[language]["critic"]), *shots.critiques, ("user", critique_task(dialogue, answer, principle, language)))
+    return (
+        ("system", WORDS[language]["critic"]),
+        *shots.critiques,
+        ("user", critique_task(dialogue, answer, principle, language)),
+    )
 
 
 def revision_messages(
-    shots: Shots, dialogue: Sequence[tuple[str, str]], answer: str, critique: str, principle: Principle, language: str, *, words: int
+    shots: Shots,
+    dialogue: Sequence[tuple[str, str]],
+    answer: str,
+    critique: str,
+    principle: Principle,
+    language: str,
+    *,
+    words: int,
 ) -> Messages:
     """The request for a revision of `answer` after `critique`, of at most so many words."""
     system = fill(WORDS[language]["reviser"], {"words": str(words)})
-    return (("system", system), *shots.revisions, ("user", revision_task(dialogue, answer, critique, principle, language)))
+    return (
+        ("system", system),
+        *shots.revisions,
+        ("user", revision_task(dialogue, answer, critique, principle, language)),
+    )
 
 
 def critique_task(dialogue: Sequence[tuple[str, str]], answer: str, principle: Principle, language: str) -> str:
@@ -144,20 +176,32 @@ def critique_task(dialogue: Sequence[tuple[str, str]], answer: str, principle: P
     return _task(dialogue, answer, "", principle.text(language), request, language)
 
 
-def revision_task(dialogue: Sequence[tuple[str, str]], answer: str, critique: str, principle: Principle, language: str) -> str:
+def revision_task(
+    dialogue: Sequence[tuple[str, str]], answer: str, critique: str, principle: Principle, language: str
+) -> str:
     request = principle.revision[language] if principle.revision else WORDS[language]["revision_request"]
     return _task(dialogue, answer, critique, principle.text(language), request, language)
 
 
-def _task(dialogue: Sequence[tuple[str, str]], answer: str, critique: str, principle: str, request: str, language: str) -> str:
+def _task(
+    dialogue: Sequence[tuple[str, str]], answer: str, critique: str, principle: str, request: str, language: str
+) -> str:
     words = WORDS[language]
     said, answer, critique = spoken(dialogue, language), neutralised(answer), neutralised(critique)
-    values = {"code": code_of(said, answer, critique), "dialogue": said, "answer": answer, "principle": principle, "request": request}
+    values = {
+        "code": code_of(said, answer, critique),
+        "dialogue": said,
+        "answer": answer,
+        "principle": principle,
+        "request": request,
+    }
     values["critique"] = fill(words["critique"], values | {"critique": critique}) if critique else ""
     return fill(words["task"], values)
 
 
-def comparison(dialogue: Sequence[tuple[str, str]], first: str, second: str, principle: Principle, language: str, *, question: str) -> Messages:
+def comparison(
+    dialogue: Sequence[tuple[str, str]], first: str, second: str, principle: Principle, language: str, *, question: str
+) -> Messages:
     """The question which of two answers meets `principle` better. `question`: `letter` or `think`."""
     words = WORDS[language]
     said, first, second = spoken(dialogue, language), neutralised(first), neutralised(second)
@@ -169,7 +213,9 @@ def comparison(dialogue: Sequence[tuple[str, str]], first: str, second: str, pri
 def spoken(dialogue: Sequence[tuple[str, str]], language: str) -> str:
     """A conversation as text, with its hostile parts made harmless."""
     words = WORDS[language]
-    return "\n\n".join(f"[{words['person'] if role == 'user' else words['answerer']}] {neutralised(text)}" for role, text in dialogue)
+    return "\n\n".join(
+        f"[{words['person'] if role == 'user' else words['answerer']}] {neutralised(text)}" for role, text in dialogue
+    )
 
 
 def code_of(*texts: str) -> str:

@@ -53,7 +53,9 @@ def open_folder(path: Path, plan: dict[str, Any]) -> Iterator[Folder]:
         UsageError: it lies among the hand-written examples. RunError: it holds the work of another plan, or another process is at work in it.
     """
     if is_hand_written(path):
-        raise UsageError(f"--out {path} lies among the hand-written examples: name another folder, such as data/generated/first")
+        raise UsageError(
+            f"--out {path} lies among the hand-written examples: name another folder, such as data/generated/first"
+        )
     path.mkdir(parents=True, exist_ok=True)
     with _locked(path):
         sweep(path)
@@ -61,7 +63,9 @@ def open_folder(path: Path, plan: dict[str, Any]) -> Iterator[Folder]:
         if file.is_file():
             old = json.loads(file.read_text(encoding="utf-8"))
             if wrong := [name for name in sorted(old.keys() | plan.keys()) if old.get(name) != plan.get(name)]:
-                raise RunError(f"{path} holds work with another {', '.join(wrong)}: repeat that command to go on with it, or name another folder with --out")
+                raise RunError(
+                    f"{path} holds work with another {', '.join(wrong)}: repeat that command to go on with it, or name another folder with --out"
+                )
         else:
             write_json(file, plan)
         folder = Folder(path, plan)
@@ -78,7 +82,9 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise RunError(f"another process is at work in {path}: wait for it, or name another folder with --out") from None
+        raise RunError(
+            f"another process is at work in {path}: wait for it, or name another folder with --out"
+        ) from None
     try:
         yield
     finally:
@@ -108,7 +114,9 @@ async def work_through(
         whatever stops `make` (a cap, a dead endpoint); rows under way may end first, and what they asked is in the cache.
     """
     shards = [range(start, min(start + SHARD, len(keys))) for start in range(0, len(keys), SHARD)]
-    results: dict[int, Result] = {i: folder.done[k] for i, k in enumerate(keys) if k in folder.done and not again(folder.done[k])}
+    results: dict[int, Result] = {
+        i: folder.done[k] for i, k in enumerate(keys) if k in folder.done and not again(folder.done[k])
+    }
     todo = iter([i for i in range(len(keys)) if i not in results])
     left = [sum(i not in results for i in shard) for shard in shards]
     ended: list[BaseException] = []

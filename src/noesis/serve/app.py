@@ -116,7 +116,9 @@ class Service:
         except web.HTTPRequestEntityTooLarge:
             response = _refused(self._too_large())
         except web.HTTPException as error:
-            response = _refused(ApiError(error.status, f"{request.method} {request.path[:200]}: {error.reason}", code="not_found"))
+            response = _refused(
+                ApiError(error.status, f"{request.method} {request.path[:200]}: {error.reason}", code="not_found")
+            )
         except TimeoutError:
             response = _refused(ApiError(504, "the answer took too long", code="timeout"))
         except aiohttp.ClientError as error:
@@ -159,11 +161,18 @@ class Service:
     # --- chat
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         raw = await self._body(request)
-        ask = read_ask(raw, models=tuple(self._targets), system=self._system, language=self._language, limits=self.limits)
+        ask = read_ask(
+            raw, models=tuple(self._targets), system=self._system, language=self._language, limits=self.limits
+        )
         if self.stopping:
             raise ApiError(503, "the server is stopping", code="stopping", retry_after_s=10)
         if self.metrics.in_flight >= self.limits.parallel:
-            raise ApiError(429, f"{self.limits.parallel} requests are under way already: try again", code="rate_limit_exceeded", retry_after_s=1)
+            raise ApiError(
+                429,
+                f"{self.limits.parallel} requests are under way already: try again",
+                code="rate_limit_exceeded",
+                retry_after_s=1,
+            )
         assert self._http is not None
         relay = Relay(self._http, self._targets[ask.model], self.metrics)
         self.metrics.in_flight += 1
@@ -181,17 +190,27 @@ class Service:
         if self._court is None:
             raise ApiError(404, "no judge is set: start the server with --judge", code="no_judge")
         raw = await self._body(request)
-        said, answer, language = read_messages(raw.get("messages")), raw.get("answer"), raw.get("language") or self._language
+        said, answer, language = (
+            read_messages(raw.get("messages")),
+            raw.get("answer"),
+            raw.get("language") or self._language,
+        )
         if not isinstance(answer, str) or language not in ("pt", "en"):
             raise ApiError(400, "answer must be a text, and language pt or en", param="answer")
         if self._hearing.locked():
-            raise ApiError(429, "the court is hearing another answer: try again", code="rate_limit_exceeded", retry_after_s=5)
+            raise ApiError(
+                429, "the court is hearing another answer: try again", code="rate_limit_exceeded", retry_after_s=5
+            )
         async with self._hearing, asyncio.timeout(self.limits.request_s):
-            return web.json_response(await self._court.hear([m for m in said if m["role"] != "system"], answer, language))
+            return web.json_response(
+                await self._court.hear([m for m in said if m["role"] != "system"], answer, language)
+            )
 
     # --- the rest
     async def _health(self, request: web.Request) -> web.StreamResponse:
-        return web.json_response({"status": "stopping" if self.stopping else "ok"}, status=503 if self.stopping else 200)
+        return web.json_response(
+            {"status": "stopping" if self.stopping else "ok"}, status=503 if self.stopping else 200
+        )
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
         return web.json_response({"object": "list", "data": [self._described(name) for name in self._targets]})
@@ -199,18 +218,33 @@ class Service:
     async def _model(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"]
         if name not in self._targets:
-            raise ApiError(404, f"the model {name[:80]!r} does not exist; there is {', '.join(self._targets)}", code="model_not_found", param="model")
+            raise ApiError(
+                404,
+                f"the model {name[:80]!r} does not exist; there is {', '.join(self._targets)}",
+                code="model_not_found",
+                param="model",
+            )
         return web.json_response(self._described(name))
 
     def _described(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._started, "owned_by": "noesis"}
 
     async def _about(self, request: web.Request) -> web.StreamResponse:
-        about = {"models": list(self._targets), "language": self._language, "judge": self._court.name if self._court else None}
-        return web.json_response(about | {"max_tokens": self.limits.max_tokens, "context": self.limits.context, "parallel": self.limits.parallel})
+        about = {
+            "models": list(self._targets),
+            "language": self._language,
+            "judge": self._court.name if self._court else None,
+        }
+        return web.json_response(
+            about
+            | {"max_tokens": self.limits.max_tokens, "context": self.limits.context, "parallel": self.limits.parallel}
+        )
 
     async def _metrics_page(self, request: web.Request) -> web.StreamResponse:
-        return web.Response(text=self.metrics.text(self.connections()), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        return web.Response(
+            text=self.metrics.text(self.connections()),
+            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
+        )
 
     async def _show_page(self, request: web.Request) -> web.StreamResponse:
         assert self._page is not None

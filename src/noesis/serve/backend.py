@@ -43,7 +43,9 @@ def load(model: Path, *, key: str, adapter: Path | None = None, parallel: int = 
     params.model.path = str(model)
     params.n_ctx, params.n_parallel = context * parallel, parallel
     params.n_threads_http = parallel + 4  # one a request under way, and some for /slots
-    params.cache_ram_mib = 0  # else up to 8 GB of old prompts are kept, without regard to the adapter that they were read with
+    params.cache_ram_mib = (
+        0  # else up to 8 GB of old prompts are kept, without regard to the adapter that they were read with
+    )
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = usable_threads()
     params.hostnames, params.port = ["127.0.0.1"], 0
     params.api_keys = [key]
@@ -56,7 +58,9 @@ def load(model: Path, *, key: str, adapter: Path | None = None, parallel: int = 
         return xllamacpp.Server(params)
     except RuntimeError as error:
         what = f"{model} with the adapter {adapter}" if adapter else str(model)
-        raise ModelError(f"llama.cpp can't load {what} (cut off, too large for the memory, or of an unknown architecture): {error}; {REMAKE}") from None
+        raise ModelError(
+            f"llama.cpp can't load {what} (cut off, too large for the memory, or of an unknown architecture): {error}; {REMAKE}"
+        ) from None
 
 
 def check_gguf(file: Path) -> None:

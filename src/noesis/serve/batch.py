@@ -46,7 +46,9 @@ def answer_packed(
     window = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
     longest = max((len(p) for p in prompts), default=0)
     if longest + max_tokens > window:
-        raise ModelError(f"a prompt of {longest} tokens and an answer of {max_tokens} do not fit the model's window of {window}: lower tribunal.trial_tokens")
+        raise ModelError(
+            f"a prompt of {longest} tokens and an answer of {max_tokens} do not fit the model's window of {window}: lower tribunal.trial_tokens"
+        )
     seeds = seeds or [0] * len(prompts)
     stop = end_of_turn(tokenizer)
     answers = [""] * len(prompts)
@@ -61,15 +63,21 @@ def answer_packed(
     return answers
 
 
-def _generate(model: Any, prompts: list[list[int]], seeds: list[int], max_tokens: int, temperature: float, stop: int) -> list[list[int]]:
+def _generate(
+    model: Any, prompts: list[list[int]], seeds: list[int], max_tokens: int, temperature: float, stop: int
+) -> list[list[int]]:
     """Token ids of each answer, without the one that ends it. Rows that ended leave the batch when half of it has."""
     import torch
     from transformers import DynamicCache
 
     common = shared_beginning(prompts)
     width = max(map(len, prompts)) - common
-    ids = torch.tensor([[stop] * (width + common - len(p)) + p[common:] for p in prompts], device=model.device)  # (rows, width), padded on the left
-    mask = torch.tensor([[1] * common + [0] * (width + common - len(p)) + [1] * (len(p) - common) for p in prompts], device=model.device)
+    ids = torch.tensor(
+        [[stop] * (width + common - len(p)) + p[common:] for p in prompts], device=model.device
+    )  # (rows, width), padded on the left
+    mask = torch.tensor(
+        [[1] * common + [0] * (width + common - len(p)) + [1] * (len(p) - common) for p in prompts], device=model.device
+    )
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     seen = [list(p) for p in prompts]
     rows = list(range(len(prompts)))  # which prompt each row of the batch is
@@ -82,7 +90,14 @@ def _generate(model: Any, prompts: list[list[int]], seeds: list[int], max_tokens
             cache.batch_repeat_interleave(len(prompts))
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, common:]
         for _ in range(max_tokens):
-            out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            out = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
             logits = out.logits[:, -1].float().cpu()
             drawn = [_draw(logits[k], seen[row], temperature, generators[row]) for k, row in enumerate(rows)]
             for row, token in zip(rows, drawn, strict=True):
@@ -114,7 +129,9 @@ def shared_beginning(prompts: list[list[int]]) -> int:
     return min(common, most) if min(common, most) >= SHARED_FROM else 0
 
 
-def next_tokens(model: Any, tokenizer: ChatTokenizer, conversations: list[list[Message]], count: int) -> list[list[tuple[str, float]]]:
+def next_tokens(
+    model: Any, tokenizer: ChatTokenizer, conversations: list[list[Message]], count: int
+) -> list[list[tuple[str, float]]]:
     """The likeliest next tokens of each conversation as (text, natural-log probability), the likeliest first.
 
     An assistant's message that stands last is gone on from.

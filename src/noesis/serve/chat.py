@@ -143,7 +143,9 @@ def chat(talk: Talk, read: Callable[[str], str] = input) -> None:
             say(f"  {error}")
 
 
-def from_clients(tuned: LLMClient, base: Callable[[], LLMClient], *, max_tokens: int, temperature: float, scales: bool) -> Answer:
+def from_clients(
+    tuned: LLMClient, base: Callable[[], LLMClient], *, max_tokens: int, temperature: float, scales: bool
+) -> Answer:
     """Answers of llama.cpp.
 
     Args:
@@ -161,12 +163,21 @@ def from_clients(tuned: LLMClient, base: Callable[[], LLMClient], *, max_tokens:
                 shown.append(visible)
                 show(visible)
 
-        done = client.complete(messages, temperature=temperature, max_tokens=max_tokens, on_token=piece, repeat_penalty=REPEAT_PENALTY, **more)
+        done = client.complete(
+            messages,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            on_token=piece,
+            repeat_penalty=REPEAT_PENALTY,
+            **more,
+        )
         if rest := hidden.finish():
             shown.append(rest)
             show(rest)
         if not shown:
-            raise ModelError(f"the model gave no answer ({done.finish or 'broken off'}); ask again, or raise --max-tokens")
+            raise ModelError(
+                f"the model gave no answer ({done.finish or 'broken off'}); ask again, or raise --max-tokens"
+            )
         return "".join(shown)
 
     return answer

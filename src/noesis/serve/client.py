@@ -53,14 +53,20 @@ class LLMClient:
 
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(f"base URL {base_url!r}: give one such as http://127.0.0.1:8017/v1 or https://api.openai.com/v1")
+            raise UsageError(
+                f"base URL {base_url!r}: give one such as http://127.0.0.1:8017/v1 or https://api.openai.com/v1"
+            )
         if len(api_key) < SHORTEST_KEY:
-            raise UsageError(f"the API key has {len(api_key)} characters; keys are longer than {SHORTEST_KEY - 1}: set NOESIS_API_KEY, or give --key")
+            raise UsageError(
+                f"the API key has {len(api_key)} characters; keys are longer than {SHORTEST_KEY - 1}: set NOESIS_API_KEY, or give --key"
+            )
         self.base_url, self.model = base_url.rstrip("/") + "/", model
         headers = {"Authorization": f"Bearer {api_key}"}
         # a connection a request: llama.cpp's server closes one that streamed, and the next request on it would be lost
         limits = httpx2.Limits(max_keepalive_connections=0)
-        self._http = httpx2.Client(base_url=self.base_url, headers=headers, timeout=httpx2.Timeout(timeout_s, connect=10.0), limits=limits)
+        self._http = httpx2.Client(
+            base_url=self.base_url, headers=headers, timeout=httpx2.Timeout(timeout_s, connect=10.0), limits=limits
+        )
 
     def close(self) -> None:
         self._http.close()
@@ -96,7 +102,9 @@ class LLMClient:
             try:
                 return _completion(reply.json())
             except (ValueError, KeyError, IndexError, TypeError):
-                raise ModelError(f"{self.base_url} does not answer in OpenAI's protocol: {reply.text[:200]!r}") from None
+                raise ModelError(
+                    f"{self.base_url} does not answer in OpenAI's protocol: {reply.text[:200]!r}"
+                ) from None
         return self._stream(body | {"stream": True}, on_token)
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
@@ -146,10 +154,14 @@ class LLMClient:
         raise AssertionError("the last attempt returns or raises")
 
     def _unreachable(self, error: Exception) -> ModelError:
-        return ModelError(f"{self.base_url} can't be reached ({type(error).__name__}: {error}): is the server running?  noesis serve RUN  starts it")
+        return ModelError(
+            f"{self.base_url} can't be reached ({type(error).__name__}: {error}): is the server running?  noesis serve RUN  starts it"
+        )
 
     def _refused(self, reply: Any) -> ModelError:
-        what = {401: "the key is not accepted", 404: f"there is no model {self.model!r}, or the base URL is wrong"}.get(reply.status_code, "refused")
+        what = {401: "the key is not accepted", 404: f"there is no model {self.model!r}, or the base URL is wrong"}.get(
+            reply.status_code, "refused"
+        )
         try:
             said = _message(reply.json())
         except ValueError:
@@ -171,7 +183,12 @@ def _events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
 def _completion(answer: dict[str, Any]) -> Completion:
     choice = answer["choices"][0]
     entries = (choice.get("logprobs") or {}).get("content") or []
-    return _completed(str(choice["message"]["content"] or ""), str(choice.get("finish_reason") or ""), answer.get("usage") or {}, entries)
+    return _completed(
+        str(choice["message"]["content"] or ""),
+        str(choice.get("finish_reason") or ""),
+        answer.get("usage") or {},
+        entries,
+    )
 
 
 def _completed(text: str, finish: str, usage: dict[str, Any], entries: list[dict[str, Any]]) -> Completion:

@@ -59,5 +59,18 @@ def _docker(e: Endpoint) -> str:
         keys = ["  -e NOESIS_API_KEY \\", '  -e OPENAI_API_KEY="$NOESIS_API_KEY" \\']
     else:
         keys = [f"  -e NOESIS_API_KEY{key} \\", f"  -e OPENAI_API_KEY{key} \\"]
-    note = ["# the server must listen beyond this machine's loopback:  noesis serve RUN --host 0.0.0.0"] if url != e.base_url else []
-    return "\n".join([*note, "docker run --rm \\", "  --add-host=host.docker.internal:host-gateway \\", *flags, *keys, "  YOUR_IMAGE"])
+    note = (
+        ["# the server must listen beyond this machine's loopback:  noesis serve RUN --host 0.0.0.0"]
+        if url != e.base_url
+        else []
+    )
+    return "\n".join(
+        [
+            *note,
+            "docker run --rm \\",
+            "  --add-host=host.docker.internal:host-gateway \\",
+            *flags,
+            *keys,
+            "  YOUR_IMAGE",
+        ]
+    )

@@ -81,7 +81,9 @@ class Engine:
         _raise_on_error(answer)
         return str(answer["choices"][0]["message"]["content"])
 
-    def answer_all(self, conversations: list[list[Message]], *, max_tokens: int, adapter: bool, progress: Progress | None = None) -> list[str]:
+    def answer_all(
+        self, conversations: list[list[Message]], *, max_tokens: int, adapter: bool, progress: Progress | None = None
+    ) -> list[str]:
         """One greedy answer to each conversation, `parallel` at a time, in order."""
 
         def one(messages: list[Message]) -> str:
@@ -97,4 +99,6 @@ class Engine:
 def _raise_on_error(answer: Any) -> None:
     if isinstance(answer, dict) and ("error" in answer or "choices" not in answer):
         error = answer.get("error", answer)
-        raise ModelError(f"llama.cpp refuses the request: {error.get('message', error) if isinstance(error, dict) else error}")
+        raise ModelError(
+            f"llama.cpp refuses the request: {error.get('message', error) if isinstance(error, dict) else error}"
+        )

@@ -48,10 +48,19 @@ class Metrics:
     def text(self, connections: int) -> str:
         """The page. connections: open now."""
         own = psutil.Process(os.getpid())
-        out = ["# HELP noesis_requests_total Requests by route and HTTP status.", "# TYPE noesis_requests_total counter"]
-        out += [f'noesis_requests_total{{route="{route}",status="{status}"}} {n}' for (route, status), n in sorted(self.requests.items())]
+        out = [
+            "# HELP noesis_requests_total Requests by route and HTTP status.",
+            "# TYPE noesis_requests_total counter",
+        ]
+        out += [
+            f'noesis_requests_total{{route="{route}",status="{status}"}} {n}'
+            for (route, status), n in sorted(self.requests.items())
+        ]
         out += ["# HELP noesis_tokens_total Tokens read and written.", "# TYPE noesis_tokens_total counter"]
-        out += [f'noesis_tokens_total{{model="{model}",kind="{kind}"}} {n}' for (model, kind), n in sorted(self.tokens.items())]
+        out += [
+            f'noesis_tokens_total{{model="{model}",kind="{kind}"}} {n}'
+            for (model, kind), n in sorted(self.tokens.items())
+        ]
         for name, help_, histogram in (
             ("noesis_request_seconds", "From a chat request to the end of its answer.", self.seconds),
             ("noesis_first_token_seconds", "From a chat request to its first token.", self.first_token_seconds),
@@ -65,5 +74,9 @@ class Metrics:
         for name, (help_, value) in gauges.items():
             out += [f"# HELP {name} {help_}", f"# TYPE {name} gauge", f"{name} {value}"]
         name = "noesis_refused_connections_total"
-        out += [f"# HELP {name} Connections above the limit.", f"# TYPE {name} counter", f"{name} {self.refused_connections}"]
+        out += [
+            f"# HELP {name} Connections above the limit.",
+            f"# TYPE {name} counter",
+            f"{name} {self.refused_connections}",
+        ]
         return "\n".join(out) + "\n"

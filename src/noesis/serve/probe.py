@@ -38,7 +38,10 @@ class Distance:
 
 def ask(client: LLMClient, conversations: Sequence[list[Message]], **more: Any) -> list[Completion]:
     """A greedy answer to each."""
-    return [client.complete(c, temperature=0, max_tokens=TOKENS, logprobs=True, top_logprobs=TOP, **more) for c in conversations]
+    return [
+        client.complete(c, temperature=0, max_tokens=TOKENS, logprobs=True, top_logprobs=TOP, **more)
+        for c in conversations
+    ]
 
 
 def distance(reference: Sequence[Completion], found: Sequence[Completion]) -> Distance:
@@ -50,7 +53,9 @@ def distance(reference: Sequence[Completion], found: Sequence[Completion]) -> Di
             deltas.append(abs(max(float(mine["logprob"]), FLOOR) - max(listed.get(_bytes(mine), FLOOR), FLOOR)))
             if _bytes(mine) != _bytes(theirs):
                 break
-        same += next((i for i, (a, b) in enumerate(zip(r.text, f.text, strict=False)) if a != b), min(len(r.text), len(f.text)))
+        same += next(
+            (i for i, (a, b) in enumerate(zip(r.text, f.text, strict=False)) if a != b), min(len(r.text), len(f.text))
+        )
         length += max(len(r.text), len(f.text))
     return Distance(len(deltas), sum(deltas) / len(deltas) if deltas else math.inf, same / length if length else 0.0)
 
@@ -59,8 +64,13 @@ def judgement(tuned: Distance, base: Distance | None) -> tuple[bool, str]:
     """Whether the endpoint is the tuned model, and why."""
     if not tuned.positions:
         near = tuned.same >= SHARE_WITHOUT and (base is None or tuned.same > base.same)
-        return near, f"the endpoint gives no log-probabilities; {tuned.same:.0%} of the greedy text is the same (a weaker proof)"
-    figures = f"mean difference of log-probabilities {tuned.mean:.4f} at {tuned.positions} positions (at most {TOLERANCE})"
+        return (
+            near,
+            f"the endpoint gives no log-probabilities; {tuned.same:.0%} of the greedy text is the same (a weaker proof)",
+        )
+    figures = (
+        f"mean difference of log-probabilities {tuned.mean:.4f} at {tuned.positions} positions (at most {TOLERANCE})"
+    )
     if tuned.mean > TOLERANCE:
         return False, figures
     if base is not None and base.positions and base.mean <= tuned.mean:

@@ -33,9 +33,23 @@ NOT_SERVED = ("tools", "functions", "audio", "logit_bias", "modalities", "predic
 class ApiError(Exception):
     """A refusal in the shape of OpenAI's errors."""
 
-    def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None, retry_after_s: int | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
         super().__init__(message)
-        self.status, self.message, self.code, self.param, self.retry_after_s = status, message, code, param, retry_after_s
+        self.status, self.message, self.code, self.param, self.retry_after_s = (
+            status,
+            message,
+            code,
+            param,
+            retry_after_s,
+        )
 
     def body(self) -> dict[str, Any]:
         kinds = {401: "authentication_error", 429: "rate_limit_error"}
@@ -85,7 +99,9 @@ def parse_json(raw: bytes) -> dict[str, Any]:
     return value
 
 
-def read_ask(request: dict[str, Any], *, models: tuple[str, ...], system: SystemPrompt, language: str, limits: Limits) -> Ask:
+def read_ask(
+    request: dict[str, Any], *, models: tuple[str, ...], system: SystemPrompt, language: str, limits: Limits
+) -> Ask:
     """Check a chat request and say what llama.cpp is to be asked.
 
     Args:
@@ -96,7 +112,12 @@ def read_ask(request: dict[str, Any], *, models: tuple[str, ...], system: System
     """
     model = request.get("model")
     if model not in models:
-        raise ApiError(404, f"the model {str(model)[:80]!r} does not exist; there is {', '.join(models)}", code="model_not_found", param="model")
+        raise ApiError(
+            404,
+            f"the model {str(model)[:80]!r} does not exist; there is {', '.join(models)}",
+            code="model_not_found",
+            param="model",
+        )
     for name in NOT_SERVED:
         if request.get(name):
             raise ApiError(400, f"{name} is not supported by this server", code="unsupported_parameter", param=name)
@@ -109,7 +130,11 @@ def read_ask(request: dict[str, Any], *, models: tuple[str, ...], system: System
     if all(message["role"] != "system" for message in messages):
         messages.insert(0, {"role": "system", "content": system.en if spoken == "en" else system.pt})
     last = messages[-1]
-    body: dict[str, Any] = {"messages": messages, "max_tokens": _room(request, limits), "repeat_penalty": REPEAT_PENALTY}
+    body: dict[str, Any] = {
+        "messages": messages,
+        "max_tokens": _room(request, limits),
+        "repeat_penalty": REPEAT_PENALTY,
+    }
     for name in NUMBERS:
         if request.get(name) is not None:
             body[name] = _number(request, name)
@@ -145,7 +170,12 @@ def read_messages(messages: Any) -> list[dict[str, str]]:
         if not isinstance(role, str) or role not in ROLES:
             raise ApiError(400, f"{where}.role must be system, developer, user or assistant", param=f"{where}.role")
         text = _text(message.get("content"), where)
-        found.append({"role": ROLES[role], "content": CONTROL_TOKEN.sub(lambda m: m[0][0] + " " + m[0][1:], text) if role == "user" else text})
+        found.append(
+            {
+                "role": ROLES[role],
+                "content": CONTROL_TOKEN.sub(lambda m: m[0][0] + " " + m[0][1:], text) if role == "user" else text,
+            }
+        )
     return found
 
 
@@ -154,8 +184,13 @@ def _text(content: Any, where: str) -> str:
     if content is None:
         return ""
     if isinstance(content, list):
-        if not all(isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in content):
-            raise ApiError(400, f"{where}.content may hold text only", code="unsupported_value", param=f"{where}.content")
+        if not all(
+            isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+            for part in content
+        ):
+            raise ApiError(
+                400, f"{where}.content may hold text only", code="unsupported_value", param=f"{where}.content"
+            )
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise ApiError(400, f"{where}.content must be a text", param=f"{where}.content")
@@ -193,7 +228,11 @@ def _room(request: dict[str, Any], limits: Limits) -> int:
 
 def _stops(value: Any) -> list[str]:
     stops = [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or len(stops) > 4 or not all(isinstance(s, str) and 0 < len(s) <= 200 for s in stops):
+    if (
+        not isinstance(stops, list)
+        or len(stops) > 4
+        or not all(isinstance(s, str) and 0 < len(s) <= 200 for s in stops)
+    ):
         raise ApiError(400, "stop must be a text or up to 4 texts of 1 to 200 characters", param="stop")
     return stops
 
@@ -205,7 +244,9 @@ def _format(value: Any) -> dict[str, Any]:
     inner = value.get("json_schema") if kind == "json_schema" else None
     schema = inner.get("schema") if isinstance(inner, dict) else None
     if not isinstance(schema, dict):
-        raise ApiError(400, "response_format must be text, json_object, or a json_schema with a schema", param="response_format")
+        raise ApiError(
+            400, "response_format must be text, json_object, or a json_schema with a schema", param="response_format"
+        )
     _check_schema(schema)
     return {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": schema}}
 

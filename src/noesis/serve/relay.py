@@ -47,7 +47,11 @@ class Relay:
             body["stream_options"] = {"include_usage": True}
         if self._target.scale is not None:
             body["lora"] = [{"id": 0, "scale": self._target.scale}]
-        return self._http.post(self._target.url + "/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {self._target.key}"})
+        return self._http.post(
+            self._target.url + "/v1/chat/completions",
+            json=body,
+            headers={"Authorization": f"Bearer {self._target.key}"},
+        )
 
     async def whole(self, ask: Ask) -> dict[str, Any]:
         """The answer as one object. Raises ApiError where llama.cpp refuses."""
@@ -57,7 +61,10 @@ class Relay:
             answer = await reply.json()
         self._count(ask, answer.get("usage"))
         choice = answer["choices"][0]
-        text, entries = str(choice["message"].get("content") or "").removeprefix(ask.begun), (choice.get("logprobs") or {}).get("content") or []
+        text, entries = (
+            str(choice["message"].get("content") or "").removeprefix(ask.begun),
+            (choice.get("logprobs") or {}).get("content") or [],
+        )
         if not ask.include_analysis:
             shown = AnalysisFilter(inside=left_open(ask.begun))
             tokens = TokenFilter(shown)
@@ -81,7 +88,9 @@ class Relay:
 
     async def streamed(self, ask: Ask, request: web.Request, limit_s: float) -> web.StreamResponse:
         """The answer as events. Before the first one a refusal still has a status; after it, it is an event, and the connection ends."""
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        )
         try:
             async with asyncio.timeout(limit_s):
                 await self._pass_on(ask, request, response)
@@ -103,7 +112,12 @@ class Relay:
             async for event in events(reply.content):
                 if "error" in event:
                     raise ApiError(502, _said(event), code="model_error")
-                head = {"id": event["id"], "object": "chat.completion.chunk", "created": event["created"], "model": ask.model}
+                head = {
+                    "id": event["id"],
+                    "object": "chat.completion.chunk",
+                    "created": event["created"],
+                    "model": ask.model,
+                }
                 self._count(ask, event.get("usage"))
                 for choice in event.get("choices", []):
                     delta, entries = choice.get("delta") or {}, (choice.get("logprobs") or {}).get("content") or []
@@ -119,7 +133,11 @@ class Relay:
                         out["content"] = text
                     if out or entries or ends:
                         logprobs = {"content": entries, "refusal": None} if "logprobs" in ask.body else None
-                        await _send(response, head | {"choices": [{"index": 0, "delta": out, "logprobs": logprobs, "finish_reason": ends}]})
+                        await _send(
+                            response,
+                            head
+                            | {"choices": [{"index": 0, "delta": out, "logprobs": logprobs, "finish_reason": ends}]},
+                        )
                 if event.get("usage") and ask.usage_in_stream:
                     await _send(response, head | {"choices": [], "usage": _usage(event["usage"])})
             await response.write(b"data: [DONE]\n\n")
@@ -154,16 +172,26 @@ async def refusal(reply: aiohttp.ClientResponse) -> ApiError:
     if error.get("type") == "exceed_context_size_error":
         message = f"the conversation has {error.get('n_prompt_tokens')} tokens, more than the {error.get('n_ctx')} of the context: shorten it"
         return ApiError(400, message, code="context_length_exceeded", param="messages")
-    return ApiError(reply.status if 400 <= reply.status < 500 and reply.status not in (401, 403) else 502, _said({"error": error}), code="model_error")
+    return ApiError(
+        reply.status if 400 <= reply.status < 500 and reply.status not in (401, 403) else 502,
+        _said({"error": error}),
+        code="model_error",
+    )
 
 
 def _said(event: dict[str, Any]) -> str:
     error = event["error"]
-    return f"llama.cpp refuses the request: {str(error.get('message', error) if isinstance(error, dict) else error)[:500]}"
+    return (
+        f"llama.cpp refuses the request: {str(error.get('message', error) if isinstance(error, dict) else error)[:500]}"
+    )
 
 
 def _usage(usage: dict[str, Any] | None) -> dict[str, int] | None:
-    return None if usage is None else {name: int(usage.get(name, 0)) for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
+    return (
+        None
+        if usage is None
+        else {name: int(usage.get(name, 0)) for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
+    )
 
 
 async def _break_off(request: web.Request, response: web.StreamResponse, error: Exception) -> None:

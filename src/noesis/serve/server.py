@@ -60,7 +60,15 @@ class Settings:
 class Server:
     """One running server."""
 
-    def __init__(self, files: Files, settings: Settings, *, court: Court | None = None, page: Page | None = None, port: socket.socket | None = None) -> None:
+    def __init__(
+        self,
+        files: Files,
+        settings: Settings,
+        *,
+        court: Court | None = None,
+        page: Page | None = None,
+        port: socket.socket | None = None,
+    ) -> None:
         """Take the port, unless it is given as `claim` took it, and load the models.
 
         Raises:
@@ -68,7 +76,9 @@ class Server:
             ModelError: a file can't be loaded.
         """
         if len(settings.key) < SHORTEST_KEY:
-            raise UsageError(f"the key has {len(settings.key)} characters: at least {SHORTEST_KEY} are needed; leave it out to have one made")
+            raise UsageError(
+                f"the key has {len(settings.key)} characters: at least {SHORTEST_KEY} are needed; leave it out to have one made"
+            )
         self.settings, self._court, self._page = settings, court, page
         self._socket = port or claim(settings.host, settings.port)
         self.port = int(self._socket.getsockname()[1])
@@ -103,7 +113,15 @@ class Server:
         s, limits = self.settings, self.settings.limits
         stop, hurry = stop or asyncio.Event(), asyncio.Event()
         _on_signals(stop, hurry)
-        service = Service(self._targets, key=s.key, system=s.system, language=s.language, limits=limits, court=self._court, page=self._page)
+        service = Service(
+            self._targets,
+            key=s.key,
+            system=s.system,
+            language=s.language,
+            limits=limits,
+            court=self._court,
+            page=self._page,
+        )
         runner = web.AppRunner(
             service.application(), access_log=None, handle_signals=False, handler_cancellation=True,
             keepalive_timeout=limits.idle_s, lingering_time=2.0, auto_decompress=False, shutdown_timeout=1.0,
@@ -144,7 +162,9 @@ def claim(host: str, port: int) -> socket.socket:
         UsageError: the port is taken, or there is no such host.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
     except socket.gaierror as error:
         raise UsageError(f"--host {host!r}: {error.strerror}") from None
     sock = socket.socket(family, kind, protocol)
@@ -156,7 +176,9 @@ def claim(host: str, port: int) -> socket.socket:
         sock.close()
         if error.errno in (errno.EADDRINUSE, errno.EACCES):
             why = "is in use" if error.errno == errno.EADDRINUSE else "needs more rights"
-            raise UsageError(f"port {port} on {host} {why}: choose another with --port, or 0 for any free one") from None
+            raise UsageError(
+                f"port {port} on {host} {why}: choose another with --port, or 0 for any free one"
+            ) from None
         raise UsageError(f"--host {host!r} --port {port}: {error.strerror}") from None
     return sock
 
@@ -196,8 +218,6 @@ class _Refuse(asyncio.Protocol):
         error = web.json_response(ApiError(503, "too many connections", code="too_many_connections").body())
         body = error.body
         assert isinstance(body, bytes)
-        head = (
-            f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nRetry-After: 2\r\nConnection: close\r\n\r\n"
-        )
+        head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nRetry-After: 2\r\nConnection: close\r\n\r\n"
         transport.write(head.encode() + body)
         transport.close()

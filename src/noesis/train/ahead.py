@@ -74,7 +74,9 @@ def _require_fit(plan: Plan, config: Config, shape: Shape, material: Material, d
     """Of both parts, if there are two."""
     if plan.first is not None:
         require_fit(Plan.from_json(plan.first), config, shape, material.rows or [], device)
-    require_fit(plan, config, shape, material.rows or [] if material.pairs is None else pair_work(material.pairs), device)
+    require_fit(
+        plan, config, shape, material.rows or [] if material.pairs is None else pair_work(material.pairs), device
+    )
 
 
 def _has_config(folder: Path | None) -> bool:
@@ -86,5 +88,7 @@ def _device(gpu: str | None, gpus: int | None) -> Device:
         return rented(gpu, gpus or 1)
     here = detect()
     if gpus is not None and gpus > here.cards:
-        raise UsageError(f"--gpus {gpus}: this machine has {here.cards} cards; name another with --gpu, for example --gpu L40S --gpus {gpus}")
+        raise UsageError(
+            f"--gpus {gpus}: this machine has {here.cards} cards; name another with --gpu, for example --gpu L40S --gpus {gpus}"
+        )
     return here if gpus is None else replace(here, cards=gpus)

@@ -12,7 +12,16 @@ from noesis.train.plan import Plan
 
 
 def arguments(
-    kind: Any, config: Config, plan: Plan, device: Device, folder: Path, *, engine: bool, whole_steps: bool, learning_rate: float | None = None, **more: Any
+    kind: Any,
+    config: Config,
+    plan: Plan,
+    device: Device,
+    folder: Path,
+    *,
+    engine: bool,
+    whole_steps: bool,
+    learning_rate: float | None = None,
+    **more: Any,
 ) -> Any:
     """An object of class `kind`, `trl.SFTConfig` or `trl.DPOConfig`.
 
@@ -30,7 +39,9 @@ def arguments(
         num_train_epochs=plan.epochs,
         learning_rate=t.learning_rate if learning_rate is None else learning_rate,
         lr_scheduler_type=t.lr_scheduler_type,
-        warmup_steps=round(t.warmup_ratio * plan.steps),  # rounded up, a run of a few steps would spend its first at rate 0
+        warmup_steps=round(
+            t.warmup_ratio * plan.steps
+        ),  # rounded up, a run of a few steps would spend its first at rate 0
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=1 if whole_steps else setup.sequences_per_step // batch,
         weight_decay=t.weight_decay,

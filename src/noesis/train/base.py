@@ -13,7 +13,9 @@ from noesis.errors import ModelError
 from noesis.quiet import quiet_libraries
 from noesis.train.plan import compute_dtype
 
-EAGER_TOKENS = 1024  # on a processor, rows up to this long are faster with plain matrix products than with torch's fused attention
+EAGER_TOKENS = (
+    1024  # on a processor, rows up to this long are faster with plain matrix products than with torch's fused attention
+)
 
 
 def load_base(folder: Path, config: Config, device: Device, *, longest: int) -> Any:
@@ -31,7 +33,12 @@ def load_base(folder: Path, config: Config, device: Device, *, longest: int) -> 
     quiet_libraries()
     dtype = getattr(torch, compute_dtype(config, device))
     quantization = config.lora.quantization
-    arguments: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
+    arguments: dict[str, Any] = {
+        "dtype": dtype,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+        "local_files_only": True,
+    }
     if quantization.load_in_4bit:
         arguments["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -70,7 +77,9 @@ def with_adapter(base: Any, adapter: Path) -> Any:
     from peft import PeftModel
 
     if not (adapter / "adapter_model.safetensors").is_file():
-        raise ModelError(f"{adapter} holds no adapter_model.safetensors; adapters in other formats are not loaded, since they can run code")
+        raise ModelError(
+            f"{adapter} holds no adapter_model.safetensors; adapters in other formats are not loaded, since they can run code"
+        )
     return PeftModel.from_pretrained(base, adapter, is_trainable=False, use_safetensors=True).eval()
 
 
@@ -83,9 +92,17 @@ def swap_adapter(model: Any, adapter: Path) -> None:
     from safetensors.torch import load_file
 
     tensors = load_file(adapter / "adapter_model.safetensors")
-    places = {name.replace(".default.", "."): parameter for name, parameter in model.named_parameters() if ".default." in name}
-    if odd := [name for name in places.keys() | tensors.keys() if name not in tensors or name not in places or places[name].shape != tensors[name].shape]:
-        raise ModelError(f"{adapter} is an adapter of another shape than the one loaded before it: {min(odd)} does not fit")
+    places = {
+        name.replace(".default.", "."): parameter for name, parameter in model.named_parameters() if ".default." in name
+    }
+    if odd := [
+        name
+        for name in places.keys() | tensors.keys()
+        if name not in tensors or name not in places or places[name].shape != tensors[name].shape
+    ]:
+        raise ModelError(
+            f"{adapter} is an adapter of another shape than the one loaded before it: {min(odd)} does not fit"
+        )
     with torch.no_grad():
         for name, parameter in places.items():
             parameter.copy_(tensors[name])

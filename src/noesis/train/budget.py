@@ -62,18 +62,34 @@ class Budget:
         """`spent …, … at the end` for the progress line; empty where nothing is paid and no time was agreed."""
         if not self.words():
             return ""
-        end = f"{self.usd() + seconds * self.usd_per_s:.2f} USD" if self.usd_per_s > 0 else duration(self.seconds() + seconds)
+        end = (
+            f"{self.usd() + seconds * self.usd_per_s:.2f} USD"
+            if self.usd_per_s > 0
+            else duration(self.seconds() + seconds)
+        )
         return f" · spent {self.words()}; {end} at the end"
 
     def as_json(self) -> dict[str, Any]:
         """For another process of this machine, whose clock is the same one."""
-        return {key: getattr(self, key) for key in ("usd_per_s", "spent_usd", "spent_seconds", "max_usd", "max_seconds", "started")}
+        return {
+            key: getattr(self, key)
+            for key in ("usd_per_s", "spent_usd", "spent_seconds", "max_usd", "max_seconds", "started")
+        }
 
 
-def budget_of(section: BudgetSection, *, usd_per_s: float, spent_usd: float, spent_seconds: float, since: float | None = None) -> Budget:
+def budget_of(
+    section: BudgetSection, *, usd_per_s: float, spent_usd: float, spent_seconds: float, since: float | None = None
+) -> Budget:
     """The budget of a run that goes on now, or that has been at work `since` then."""
     minutes = section.max_minutes
-    return Budget(usd_per_s, spent_usd, spent_seconds, section.max_usd, None if minutes is None else minutes * 60, time.monotonic() if since is None else since)
+    return Budget(
+        usd_per_s,
+        spent_usd,
+        spent_seconds,
+        section.max_usd,
+        None if minutes is None else minutes * 60,
+        time.monotonic() if since is None else since,
+    )
 
 
 def quote(plan: dict[str, Any], budget: Budget) -> list[str]:
@@ -81,13 +97,20 @@ def quote(plan: dict[str, Any], budget: Budget) -> list[str]:
     seconds = sum(float(stage["seconds"]) for stage in plan["stages"])
     usd = float(plan["usd"]) if plan["rented"] else seconds * budget.usd_per_s
     if usd == 0:
-        return [f"  cost      nothing on this machine ({duration(seconds)})" + (f"; agreed: {duration(budget.max_seconds)}" if budget.max_seconds else "")]
+        return [
+            f"  cost      nothing on this machine ({duration(seconds)})"
+            + (f"; agreed: {duration(budget.max_seconds)}" if budget.max_seconds else "")
+        ]
     cap = "no cap" if budget.max_usd is None else f"cap {budget.max_usd:.2f} USD"
     lines = [f"  cost      {usd:.2f} USD in {duration(seconds)} expected, {budget.spent_usd:.2f} spent before; {cap}"]
     if plan["rented"]:
         free = prices().free_usd_per_month
         whole = budget.spent_usd + usd
-        covered = f"cover it, if {whole:.2f} of them are left" if whole <= free else f"do not cover it: {whole - free:.2f} USD are to pay"
+        covered = (
+            f"cover it, if {whole:.2f} of them are left"
+            if whole <= free
+            else f"do not cover it: {whole - free:.2f} USD are to pay"
+        )
         lines.append(f"            Modal's free {free:.0f} USD a month {covered}")
     return lines
 
@@ -102,7 +125,10 @@ def require_affordable(plan: dict[str, Any], budget: Budget, *, done: float = 0.
         CapError: naming what would fit.
     """
     left = budget.left_seconds()
-    start, per_epoch = float(plan["start_seconds"]), (float(plan["seconds"]) - float(plan["start_seconds"])) / plan["epochs"]
+    start, per_epoch = (
+        float(plan["start_seconds"]),
+        (float(plan["seconds"]) - float(plan["start_seconds"])) / plan["epochs"],
+    )
     needed = start + per_epoch * plan["epochs"] * (1 - done)
     if needed <= left:
         return
@@ -113,9 +139,13 @@ def require_affordable(plan: dict[str, Any], budget: Budget, *, done: float = 0.
     epochs = int((left - start) // per_epoch) if per_epoch > 0 else 0
     if done == 0 and 1 <= epochs < plan["epochs"]:
         fits.append(f"--epochs {epochs} ({duration(start + per_epoch * epochs)})")
-    fits += [f"{a['device']} ({duration(a['seconds'])}, {a['usd']:.2f} USD)" for a in _smaller_machines(plan, budget)[:1]]
+    fits += [
+        f"{a['device']} ({duration(a['seconds'])}, {a['usd']:.2f} USD)" for a in _smaller_machines(plan, budget)[:1]
+    ]
     fits.append("a higher --max-usd or --max-minutes")
-    raise CapError(f"training is expected to take {amount} more and {allowed} of what was agreed is left{spent}; what would fit: {', or '.join(fits)}")
+    raise CapError(
+        f"training is expected to take {amount} more and {allowed} of what was agreed is left{spent}; what would fit: {', or '.join(fits)}"
+    )
 
 
 def require_left(budget: Budget, what: str) -> None:
@@ -125,7 +155,9 @@ def require_left(budget: Budget, what: str) -> None:
         CapError: the agreed amount is spent.
     """
     if budget.left_seconds() <= 0:
-        raise CapError(f"{what} was not started: what was agreed is spent ({budget.words()}); agree to more with --max-usd or --max-minutes")
+        raise CapError(
+            f"{what} was not started: what was agreed is spent ({budget.words()}); agree to more with --max-usd or --max-minutes"
+        )
 
 
 def _smaller_machines(plan: dict[str, Any], budget: Budget) -> list[dict[str, Any]]:
@@ -134,4 +166,7 @@ def _smaller_machines(plan: dict[str, Any], budget: Budget) -> list[dict[str, An
         return []
     usd = math.inf if budget.max_usd is None else budget.max_usd - budget.spent_usd
     seconds = math.inf if budget.max_seconds is None else budget.max_seconds - budget.spent_seconds
-    return sorted((a for a in plan["alternatives"] if a["fits"] and 0 < a["usd"] <= usd and a["seconds"] <= seconds), key=lambda a: a["usd"])
+    return sorted(
+        (a for a in plan["alternatives"] if a["fits"] and 0 < a["usd"] <= usd and a["seconds"] <= seconds),
+        key=lambda a: a["usd"],
+    )

@@ -55,13 +55,30 @@ def prices() -> Prices:
 
 @cache
 def _read() -> tuple[dict[str, Card], Prices]:
-    raw: dict[str, Any] = yaml.load(FILE.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+    raw: dict[str, Any] = yaml.load(
+        FILE.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    )  # noqa: S506
     found = {
-        name: Card(name, int(c["gib"] * GIB), c["half"] * 1e12, c["fp8"] * 1e12, c["gbs"] * 1e9, c["usd_per_s"], c["rates"] == "measured", c.get("bf16", True))
+        name: Card(
+            name,
+            int(c["gib"] * GIB),
+            c["half"] * 1e12,
+            c["fp8"] * 1e12,
+            c["gbs"] * 1e9,
+            c["usd_per_s"],
+            c["rates"] == "measured",
+            c.get("bf16", True),
+        )
         for name, c in raw["cards"].items()
     }
     p = raw["prices"]
-    return found, Prices(str(p["date"]), str(p["source"]), float(p["cpu_core_per_s"]), float(p["memory_gib_per_s"]), float(p["free_usd_per_month"]))
+    return found, Prices(
+        str(p["date"]),
+        str(p["source"]),
+        float(p["cpu_core_per_s"]),
+        float(p["memory_gib_per_s"]),
+        float(p["free_usd_per_month"]),
+    )
 
 
 def card_of(device: Device) -> Card:
@@ -72,7 +89,9 @@ def card_of(device: Device) -> Card:
     words = set(re.split(r"[^A-Z0-9]+", device.name.upper()))
     fits = [c for c in cards().values() if set(c.name.split("-")) <= words or c.name.upper() == device.name.upper()]
     if not fits:
-        return Card(device.name, device.memory_bytes, UNKNOWN_HALF, UNKNOWN_HALF if device.fp8 else 0, UNKNOWN_GBS, None, False)
+        return Card(
+            device.name, device.memory_bytes, UNKNOWN_HALF, UNKNOWN_HALF if device.fp8 else 0, UNKNOWN_GBS, None, False
+        )
     return max(fits, key=lambda c: len(c.name))
 
 

@@ -39,7 +39,9 @@ def saved(folder: Path) -> list[Path]:
 
 def seal(part: Path, step: int) -> None:
     """Write the manifest of a folder that is complete but for it."""
-    files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in sorted(part.iterdir()) if p.name != SEAL}
+    files = {
+        p.name: {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in sorted(part.iterdir()) if p.name != SEAL
+    }
     body = {"format": FORMAT, "step": step, "files": files}
     (part / SEAL).write_text(json.dumps(body | {"sha256": sha256_json(body)}, indent=2), encoding="utf-8")
 
@@ -49,7 +51,9 @@ def publish(part: Path, target: Path) -> None:
     sync_tree(part)
     replace_folder(part, target)
     for old in saved(target.parent)[:-KEEP]:
-        gone = old.with_name(f".{old.name}.part")  # renamed first: a kill in between must not leave something that looks torn
+        gone = old.with_name(
+            f".{old.name}.part"
+        )  # renamed first: a kill in between must not leave something that looks torn
         shutil.rmtree(gone, ignore_errors=True)
         old.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)

@@ -76,7 +76,11 @@ class Task:
     @property
     def fused(self) -> bool:
         """Whether the engine's kernels can run, which know bfloat16 only; without them one card is used, and nothing is kept selectively."""
-        return self.device.cards > 0 and self.config.training.engine == "noesis" and compute_dtype(self.config, self.device) == "bfloat16"
+        return (
+            self.device.cards > 0
+            and self.config.training.engine == "noesis"
+            and compute_dtype(self.config, self.device) == "bfloat16"
+        )
 
     @property
     def cards(self) -> int:
@@ -91,7 +95,15 @@ def options(task: Task) -> list[Option]:
     found = list(_on_processor(task) if task.device.kind == "cpu" else _on_cards(task))
     if task.cards > 1:
         found += list(_on_cards(task, sharded=True))
-    return sorted(found, key=lambda o: (o.seconds, FINEST.index(o.setup.precision), KEEPING.index(o.setup.gradient_checkpointing), o.memory.total))
+    return sorted(
+        found,
+        key=lambda o: (
+            o.seconds,
+            FINEST.index(o.setup.precision),
+            KEEPING.index(o.setup.gradient_checkpointing),
+            o.memory.total,
+        ),
+    )
 
 
 def best(found: list[Option]) -> Option:
@@ -138,7 +150,11 @@ def precisions(config: Config, device: Device, *, here: bool = True) -> tuple[tu
     if device.kind == "cpu":
         return ("nf4" if four_bits else wide,), ""
     # not fp8: its gradients are too far from float32's (docs/decisions/0013)
-    automatic = tuple(p for p in able if p != "fp8" and (p != "fp32" or wide == "fp32")) if quantization.bnb_4bit_compute_dtype != "float32" else ("fp32",)
+    automatic = (
+        tuple(p for p in able if p != "fp8" and (p != "fp32" or wide == "fp32"))
+        if quantization.bnb_4bit_compute_dtype != "float32"
+        else ("fp32",)
+    )
     return (*automatic, *(("nf4",) if four_bits else ())), ""  # type: ignore[return-value]
 
 
@@ -160,7 +176,11 @@ def _on_processor(task: Task) -> Iterator[Option]:
         for recompute in ("none", "full") if t.gradient_checkpointing == "auto" else (t.gradient_checkpointing,):
             packing = t.packing is True
             # One row at a time wastes nothing on padding and is as fast; the optimizer's step is the same.
-            tokens = min(pack_length := _round_up(max(task.work.longest, 1024)), task.work.step_tokens(task.per_step)) if packing else task.work.longest
+            tokens = (
+                min(pack_length := _round_up(max(task.work.longest, 1024)), task.work.step_tokens(task.per_step))
+                if packing
+                else task.work.longest
+            )
             setup = Setup(
                 engine="noesis",
                 precision=precision,
@@ -177,7 +197,9 @@ def _on_processor(task: Task) -> Iterator[Option]:
             speed = rate * {"none": 1.0, "selective": 0.8, "full": 0.7}[recompute]
             memory = cpu_memory(task.shape, task.adapter, setup, tokens)
             fits = memory.fits(task.device.memory_bytes, card=False)
-            yield Option(setup, False, memory, speed, start, start + task.work.tokens * t.num_train_epochs / speed, fits)
+            yield Option(
+                setup, False, memory, speed, start, start + task.work.tokens * t.num_train_epochs / speed, fits
+            )
 
 
 def _on_cards(task: Task, *, sharded: bool = False) -> Iterator[Option]:
@@ -186,12 +208,16 @@ def _on_cards(task: Task, *, sharded: bool = False) -> Iterator[Option]:
     allowed = precisions(task.config, device, here=not task.rented)[0]
     if unsloth:
         allowed = tuple(p for p in allowed if p in ("nf4", "bf16")) or ("bf16",)
-    recompute: tuple[Checkpointing, ...] = ("none", "selective", "full") if t.gradient_checkpointing == "auto" else (t.gradient_checkpointing,)
+    recompute: tuple[Checkpointing, ...] = (
+        ("none", "selective", "full") if t.gradient_checkpointing == "auto" else (t.gradient_checkpointing,)
+    )
     if not task.fused:
         recompute = tuple("full" if c == "selective" else c for c in recompute)
     eight_bit = not task.rented and find_spec("bitsandbytes") is None
     for precision, again, optimizer in product(
-        allowed, dict.fromkeys(recompute), ("adamw_8bit",) if unsloth else ("adamw",) if eight_bit else ("adamw", "adamw_8bit")
+        allowed,
+        dict.fromkeys(recompute),
+        ("adamw_8bit",) if unsloth else ("adamw",) if eight_bit else ("adamw", "adamw_8bit"),
     ):
         if sharded and precision not in ("nf4", "bf16"):
             continue

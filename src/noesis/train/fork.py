@@ -21,9 +21,15 @@ def begin_with(model: Any, parent: Path) -> None:
     from safetensors.torch import load_file
 
     theirs, ours = load_file(parent / FILE), get_peft_model_state_dict(model)
-    wrong = sorted(name for name in theirs.keys() | ours.keys() if name not in theirs or name not in ours or theirs[name].shape != ours[name].shape)
+    wrong = sorted(
+        name
+        for name in theirs.keys() | ours.keys()
+        if name not in theirs or name not in ours or theirs[name].shape != ours[name].shape
+    )
     if wrong:
-        raise TrainingError(f"the parent's adapter does not fit this run's ({wrong[0]}): a fork needs the same base model, rank and target_modules")
+        raise TrainingError(
+            f"the parent's adapter does not fit this run's ({wrong[0]}): a fork needs the same base model, rank and target_modules"
+        )
     with torch.no_grad():
         for name, tensor in ours.items():
             tensor.copy_(theirs[name])

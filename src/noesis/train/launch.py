@@ -66,15 +66,31 @@ def on_all_cards(
             encoding="utf-8",
         )
         cards = str(plan.setup.cards)
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", cards, "-m", "noesis.train.launch", str(job)]
-        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "4")})
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            cards,
+            "-m",
+            "noesis.train.launch",
+            str(job),
+        ]
+        process = subprocess.Popen(
+            command, env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "4")}
+        )
         try:
             process.wait()
         except BaseException:  # Ctrl-C and the like: the processes save their last whole step and end before this one
             process.send_signal(signal.SIGINT)
             process.wait()
             raise
-        found = json.loads(answer.read_text(encoding="utf-8")) if answer.is_file() else {"error": f"a process ended with code {process.returncode}; see above"}
+        found = (
+            json.loads(answer.read_text(encoding="utf-8"))
+            if answer.is_file()
+            else {"error": f"a process ended with code {process.returncode}; see above"}
+        )
     if found.get("capped"):
         raise CapError(found["error"])
     if "error" in found:

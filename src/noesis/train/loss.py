@@ -20,7 +20,9 @@ def answer_loss(model: Any, inputs: dict[str, Any], items: Any) -> Any:
     """
     import torch
 
-    hidden = model.model(input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"), use_cache=False).last_hidden_state
+    hidden = model.model(
+        input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"), use_cache=False
+    ).last_hidden_state
     targets = inputs["labels"][:, 1:]
     trained = targets != IGNORED
     logits = model.lm_head(hidden[:, :-1][trained])  # (trained tokens, vocabulary)

@@ -17,7 +17,9 @@ BASE_BYTES = {"fp8": 2.0, "bf16": 2.0, "nf4": 0.516, "fp32": 4.0}
 SINGLE_QUANT_BYTES = 0.5625  # NF4 without double quantisation: a float32 scale for each 64 weights
 ADAPTER_BYTES = {"adamw": 16, "adamw_8bit": 10}  # float32 weight and gradient, and two moments in 4 bytes or 1
 WIDTH = {"bfloat16": 2, "float16": 2, "float32": 4}
-COPIES_BYTES = 3  # of an adapter's weight in the activations' type, A twice; recomputing everything, of one layer at a time
+COPIES_BYTES = (
+    3  # of an adapter's weight in the activations' type, A twice; recomputing everything, of one layer at a time
+)
 LOGITS_BYTES, SMALL_LOGITS_BYTES = 2**29, 2**27  # of the engine's logits at a time; the second recomputing everything
 LOSS_TOKENS = 1024  # elsewhere the output layer and the loss are computed this many tokens at a time
 CONTEXT_BYTES = 1.2 * GIB  # on a card beside what torch counts: CUDA's context, NCCL's buffers
@@ -83,7 +85,9 @@ def kept_values(shape: Shape, setup: Setup) -> int:
     return one_layer(shape, setup)
 
 
-def card_memory(shape: Shape, adapter: int, setup: Setup, tokens: int, *, double_quant: bool = True, sharded: bool = False) -> Memory:
+def card_memory(
+    shape: Shape, adapter: int, setup: Setup, tokens: int, *, double_quant: bool = True, sharded: bool = False
+) -> Memory:
     """Expected peak on each card.
 
     Args:
@@ -103,16 +107,24 @@ def card_memory(shape: Shape, adapter: int, setup: Setup, tokens: int, *, double
     layer = shape.linear_weights // shape.layers
     if setup.fused:
         working: float = tokens * width * (2 * shape.intermediate + 4 * shape.hidden)
-        working += 2 * layer if setup.precision == "nf4" or sharded else 0  # unpacked or gathered, until the layer is done
+        working += (
+            2 * layer if setup.precision == "nf4" or sharded else 0
+        )  # unpacked or gathered, until the layer is done
         copies: float = COPIES_BYTES * (adapter / shape.layers if full else adapter)
         logits = min(tokens * shape.vocabulary * 2, SMALL_LOGITS_BYTES if full else LOGITS_BYTES)
     else:
-        working = tokens * width * (10 * shape.intermediate + 5 * shape.hidden) * (UNSLOTH_WORK if setup.engine == "unsloth" else 1)
+        working = (
+            tokens
+            * width
+            * (10 * shape.intermediate + 5 * shape.hidden)
+            * (UNSLOTH_WORK if setup.engine == "unsloth" else 1)
+        )
         working += 2 * max(a * b for a, b in shape.linear().values()) if setup.precision == "nf4" else 0
         copies, logits = 0, min(tokens, LOSS_TOKENS) * shape.vocabulary * 4
     return Memory(
         base=shape.linear_weights * weight / (setup.cards if sharded else 1) + outer,
-        adapter=adapter * (ADAPTER_BYTES[setup.optimizer] + (4 if setup.cards > 1 else 0)) + copies,  # 4: gradients in flight between cards
+        adapter=adapter * (ADAPTER_BYTES[setup.optimizer] + (4 if setup.cards > 1 else 0))
+        + copies,  # 4: gradients in flight between cards
         activations=kept + (tokens * width * one_layer(shape, setup) if again else 0),
         working=working,
         logits=logits,

@@ -15,7 +15,10 @@ from noesis.interrupt import Interrupt
 from noesis.train.budget import Budget
 
 SHARE = 0.03  # of the run, for saving
-SECONDS, CARD_SECONDS = 40.0, 300.0  # between saves where nothing was asked for: on a processor, on a card (each save holds it up)
+SECONDS, CARD_SECONDS = (
+    40.0,
+    300.0,
+)  # between saves where nothing was asked for: on a processor, on a card (each save holds it up)
 EXIT_SECONDS = 2.0  # from the last save to the end of the process
 WRITE_BYTES_PER_S = 150e6  # of a first save, before one was measured: a slow disk, hashing counted
 
@@ -89,7 +92,10 @@ class Pace:
 
     def cap_is_near(self) -> bool:
         """Whether another step, a save and leaving might pass what was agreed."""
-        return self.budget is not None and self.budget.left_seconds() < 1.2 * self.step_seconds + 1.5 * self.save_seconds + EXIT_SECONDS
+        return (
+            self.budget is not None
+            and self.budget.left_seconds() < 1.2 * self.step_seconds + 1.5 * self.save_seconds + EXIT_SECONDS
+        )
 
     def require_space(self, folder: Path) -> None:
         require_space(folder, self.state_bytes, "saving the trainer's state")

@@ -55,7 +55,9 @@ def fill(lengths: list[int], limit: int) -> list[list[int]]:
     return rows
 
 
-def pack(sequences: list[tuple[list[int], list[int]]], members: list[int], *, filler: int = 0, multiple: int = MULTIPLE) -> PackedRow:
+def pack(
+    sequences: list[tuple[list[int], list[int]]], members: list[int], *, filler: int = 0, multiple: int = MULTIPLE
+) -> PackedRow:
     """One row of (input_ids, labels) sequences; `members` are their indices in the training set."""
     ids: list[int] = []
     places: list[int] = []
@@ -80,7 +82,14 @@ def pack(sequences: list[tuple[list[int], list[int]]], members: list[int], *, fi
 
 
 def rows_of_step(
-    sequences: list[tuple[list[int], list[int]]], members: list[int], *, cards: int, card: int, pack_length: int, micro_batch: int, level: bool = False
+    sequences: list[tuple[list[int], list[int]]],
+    members: list[int],
+    *,
+    cards: int,
+    card: int,
+    pack_length: int,
+    micro_batch: int,
+    level: bool = False,
 ) -> list[PackedRow]:
     """This card's rows of a step; never none, since cards add up their gradients together: an idle card gets a row that trains nothing.
 

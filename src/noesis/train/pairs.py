@@ -54,10 +54,20 @@ class Preferences:
     @property
     def work(self) -> Work:
         """For the planner: a pair counts as one sequence, since both its rows are computed before either can be forgotten."""
-        return Work(tuple(pair.tokens for pair in self.train), sum(pair.chosen.trained + pair.rejected.trained for pair in self.train))
+        return Work(
+            tuple(pair.tokens for pair in self.train),
+            sum(pair.chosen.trained + pair.rejected.trained for pair in self.train),
+        )
 
 
-def example_pairs(records: list[dict[str, Any]], tokenizer: Tokenizer, constitution: Constitution, *, include_critique: bool, max_length: int) -> list[Pair]:
+def example_pairs(
+    records: list[dict[str, Any]],
+    tokenizer: Tokenizer,
+    constitution: Constitution,
+    *,
+    include_critique: bool,
+    max_length: int,
+) -> list[Pair]:
     """One pair an example, the revised answer against the initial one.
 
     Raises:
@@ -71,17 +81,27 @@ def example_pairs(records: list[dict[str, Any]], tokenizer: Tokenizer, constitut
     return _encoded(pairs, tokenizer, constitution, max_length)
 
 
-def soft_pairs(rows: list[dict[str, Any]], tokenizer: Tokenizer, constitution: Constitution, *, max_length: int) -> list[Pair]:
+def soft_pairs(
+    rows: list[dict[str, Any]], tokenizer: Tokenizer, constitution: Constitution, *, max_length: int
+) -> list[Pair]:
     """The rows of a file of pairs (`data.preferences.PairRow`).
 
     Raises:
         TrainingError: a row that could not be trained on as meant; the message names it.
     """
-    pairs = [(f"{row['id']} ({row['language']})", row, [row["chosen"], row["rejected"]], float(row["p_chosen"])) for row in rows]
+    pairs = [
+        (f"{row['id']} ({row['language']})", row, [row["chosen"], row["rejected"]], float(row["p_chosen"]))
+        for row in rows
+    ]
     return _encoded(pairs, tokenizer, constitution, max_length)
 
 
-def _encoded(pairs: list[tuple[str, dict[str, Any], list[str], float]], tokenizer: Tokenizer, constitution: Constitution, max_length: int) -> list[Pair]:
+def _encoded(
+    pairs: list[tuple[str, dict[str, Any], list[str], float]],
+    tokenizer: Tokenizer,
+    constitution: Constitution,
+    max_length: int,
+) -> list[Pair]:
     found = []
     stop = end_of_turn(tokenizer, name=pairs[0][0]) if pairs else -1
     for name, record, answers, p in pairs:

@@ -57,7 +57,13 @@ def _work(rows: list[Encoded] | Work | None) -> Work:
 
 
 def material_of(
-    config: Config, folder: Path, train: Records, constitution: Constitution, *, held_out: Records | None = None, besides: dict[str, Records] | None = None
+    config: Config,
+    folder: Path,
+    train: Records,
+    constitution: Constitution,
+    *,
+    held_out: Records | None = None,
+    besides: dict[str, Records] | None = None,
 ) -> Material:
     """Token rows by the tokenizer in `folder`.
 
@@ -76,40 +82,68 @@ def material_of(
         rows = training_rows(train, tokenizer, constitution, include_critique=critique, max_length=longest)
         rows += replay_rows(more.get("replay", []), tokenizer, max_length=longest)
     if t.method != "sft":
-        own, kept = (example_pairs(part, tokenizer, constitution, include_critique=critique, max_length=longest) for part in (train, held_out or []))
-        pairs = Preferences([*own, *soft_pairs(more.get("pairs", []), tokenizer, constitution, max_length=longest)], kept)
+        own, kept = (
+            example_pairs(part, tokenizer, constitution, include_critique=critique, max_length=longest)
+            for part in (train, held_out or [])
+        )
+        pairs = Preferences(
+            [*own, *soft_pairs(more.get("pairs", []), tokenizer, constitution, max_length=longest)], kept
+        )
     return Material(rows, pairs, sum(pair.tokens for pair in pairs.held_out) if pairs else 0)
 
 
-def estimated(config: Config, train: Records, constitution: Constitution, ratio: TokenRatio, *, besides: dict[str, Records] | None = None) -> Material:
+def estimated(
+    config: Config,
+    train: Records,
+    constitution: Constitution,
+    ratio: TokenRatio,
+    *,
+    besides: dict[str, Records] | None = None,
+) -> Material:
     """The work of a run whose tokenizer is not here."""
     t, more = config.training, besides or {}
     critique = t.constitutional_ai.include_critique
     rows = pairs = None
     if t.method != "dpo":
         rows = estimate(train, constitution, ratio, include_critique=critique)
-        general = [{"language": "en", "prompt": " ".join(m["content"] for m in r["messages"]), "response_revised": ""} for r in more.get("replay", [])]
-        rows = _both(rows, estimate(general, constitution, ratio, include_critique=False), end_to_end=True) if general else rows
+        general = [
+            {"language": "en", "prompt": " ".join(m["content"] for m in r["messages"]), "response_revised": ""}
+            for r in more.get("replay", [])
+        ]
+        rows = (
+            _both(rows, estimate(general, constitution, ratio, include_critique=False), end_to_end=True)
+            if general
+            else rows
+        )
     if t.method != "sft":
         soft = [r | {"response_revised": r["chosen"], "response_initial": r["rejected"]} for r in more.get("pairs", [])]
         parts = []
         for records, block in ((train, critique), (soft, False)):
             weak = [r | {"response_revised": r["response_initial"]} for r in records]
-            parts.append(_both(*(estimate(part, constitution, ratio, include_critique=block) for part in (records, weak)), end_to_end=False))
+            parts.append(
+                _both(
+                    *(estimate(part, constitution, ratio, include_critique=block) for part in (records, weak)),
+                    end_to_end=False,
+                )
+            )
         pairs = _both(*parts, end_to_end=True) if soft else parts[0]
     return Material(rows, pairs)
 
 
 def _both(a: Work, b: Work, *, end_to_end: bool) -> Work:
     """Two works as one: one after the other, or row by row."""
-    lengths = (*a.lengths, *b.lengths) if end_to_end else tuple(x + y for x, y in zip(a.lengths, b.lengths, strict=True))
+    lengths = (
+        (*a.lengths, *b.lengths) if end_to_end else tuple(x + y for x, y in zip(a.lengths, b.lengths, strict=True))
+    )
     return Work(lengths, a.trained + b.trained, max(a.plus_minus, b.plus_minus))
 
 
 # --- plans
 
 
-def plan_of(config: Config, model: str, shape: Shape, material: Material, device: Device, *, rented: bool = False) -> Plan:
+def plan_of(
+    config: Config, model: str, shape: Shape, material: Material, device: Device, *, rented: bool = False
+) -> Plan:
     """The plan of the run's method, whether it fits or not. Of `sft+dpo` it is that of the second part, with the first one's in it."""
     if material.pairs is None:
         return draft(config, model, shape, material.rows or [], device, rented=rented)
@@ -133,11 +167,16 @@ def plan_of(config: Config, model: str, shape: Shape, material: Material, device
         usd=round(second.usd + before["usd"], 4),
         fits=first.fits and second.fits,
         stages=[training, *others],
-        reasons=[*second.reasons, f"first SFT: {first.rows} rows, {first.steps} steps, {first.seconds:.0f} s, which time and price contain"],
+        reasons=[
+            *second.reasons,
+            f"first SFT: {first.rows} rows, {first.steps} steps, {first.seconds:.0f} s, which time and price contain",
+        ],
     )
 
 
-def preference_plan(config: Config, model: str, shape: Shape, material: Material, device: Device, *, rented: bool = False) -> Plan:
+def preference_plan(
+    config: Config, model: str, shape: Shape, material: Material, device: Device, *, rented: bool = False
+) -> Plan:
     """The plan of preference training: a pair is planned as one sequence, and the reference's passes come on top. One card trains."""
     assert material.pairs is not None
     work = pair_work(material.pairs)
@@ -204,13 +243,25 @@ def train_run(
     last = material.rows if material.pairs is None else material.pairs
     assert last is not None and not isinstance(last, Work)
     if plan.first is None:
-        return train(folder, last, config, plan, device, checkpoints=checkpoints, metrics=metrics, budget=budget, parent=parent)
+        return train(
+            folder, last, config, plan, device, checkpoints=checkpoints, metrics=metrics, budget=budget, parent=parent
+        )
     place, first = checkpoints / FIRST, Plan.from_json(plan.first)
     before = _finished(place)
     if before is None:
         assert isinstance(material.rows, list)
         say("  first part: SFT")
-        before = train(folder, material.rows, config, first, device, checkpoints=place, metrics=place / "metrics.jsonl", budget=budget, parent=parent)
+        before = train(
+            folder,
+            material.rows,
+            config,
+            first,
+            device,
+            checkpoints=place,
+            metrics=place / "metrics.jsonl",
+            budget=budget,
+            parent=parent,
+        )
         smaller = before.get("smaller_plan")
         if smaller is not None and smaller["setup"]["precision"] != plan.setup.precision:
             raise TrainingError(
@@ -218,17 +269,25 @@ def train_run(
                 "in training_config.yaml, so that both parts train on the same base, and run the same command again"
             )
         adapter = place / f"epoch_{first.epochs - 1}"
-        write_json(place / "result.json", {"adapter": adapter.name, "sha256": sha256_file(adapter / FILE), "result": before})
+        write_json(
+            place / "result.json", {"adapter": adapter.name, "sha256": sha256_file(adapter / FILE), "result": before}
+        )
     say("  second part: preferences")
     start = place / f"epoch_{first.epochs - 1}"
-    return train(folder, last, config, plan, device, checkpoints=checkpoints, metrics=metrics, budget=budget, parent=start) | {"sft": before}
+    return train(
+        folder, last, config, plan, device, checkpoints=checkpoints, metrics=metrics, budget=budget, parent=start
+    ) | {"sft": before}
 
 
 def outputs(checkpoints: Path) -> Sequence[Path]:
     """What training leaves beside the run's metrics."""
     first = checkpoints / FIRST
     own = [*checkpoints.glob("epoch_*/*"), *first.glob("epoch_*/*")]
-    return own + [file for file in (checkpoints / "reference.json", first / "metrics.jsonl", first / "result.json") if file.is_file()]
+    return own + [
+        file
+        for file in (checkpoints / "reference.json", first / "metrics.jsonl", first / "result.json")
+        if file.is_file()
+    ]
 
 
 def _finished(place: Path) -> dict[str, Any] | None:

@@ -23,7 +23,17 @@ from noesis.train.setup import Setup
 from noesis.train.shapes import Shape, read_shape
 from noesis.train.work import Work, count
 
-__all__ = ["Plan", "as_planned", "choose_for_demo", "compute_dtype", "draft", "make_plan", "read_shape", "require_fit", "smaller"]
+__all__ = [
+    "Plan",
+    "as_planned",
+    "choose_for_demo",
+    "compute_dtype",
+    "draft",
+    "make_plan",
+    "read_shape",
+    "require_fit",
+    "smaller",
+]
 
 SWITCHES_OFF: dict[str, Any] = {"precision": "auto", "gradient_checkpointing": "auto", "packing": "auto"}
 
@@ -73,7 +83,9 @@ class Plan:
         return cls(**{**value, "setup": Setup(**value["setup"])})
 
 
-def make_plan(config: Config, model: str, shape: Shape, rows: Sequence[Encoded] | Work, device: Device, *, rented: bool = False) -> Plan:
+def make_plan(
+    config: Config, model: str, shape: Shape, rows: Sequence[Encoded] | Work, device: Device, *, rented: bool = False
+) -> Plan:
     """The plan of one run.
 
     Args:
@@ -88,7 +100,9 @@ def make_plan(config: Config, model: str, shape: Shape, rows: Sequence[Encoded] 
     return plan
 
 
-def draft(config: Config, model: str, shape: Shape, rows: Sequence[Encoded] | Work, device: Device, *, rented: bool = False) -> Plan:
+def draft(
+    config: Config, model: str, shape: Shape, rows: Sequence[Encoded] | Work, device: Device, *, rented: bool = False
+) -> Plan:
     """The plan of one run, whether it fits or not."""
     work = rows if isinstance(rows, Work) else count(rows)
     task = Task(config, shape, work, device, rented, measure_cpu_flops())
@@ -133,7 +147,9 @@ def require_fit(plan: Plan, config: Config, shape: Shape, rows: Sequence[Encoded
     quantization = config.lora.quantization.model_copy(update={"load_in_4bit": True})
     one_by_one = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": plan.setup.sequences_per_step}
     training = config.training.model_copy(update=SWITCHES_OFF | one_by_one)
-    free = config.model_copy(update={"lora": config.lora.model_copy(update={"quantization": quantization}), "training": training})
+    free = config.model_copy(
+        update={"lora": config.lora.model_copy(update={"quantization": quantization}), "training": training}
+    )
     here = best(options(Task(free, shape, work, device, plan.rented, 1e11)))
     elsewhere = min((a for a in plan.alternatives if a["fits"] and a["usd"] > 0), key=lambda a: a["usd"], default=None)
     if here.fits:
@@ -149,7 +165,9 @@ def require_fit(plan: Plan, config: Config, shape: Shape, rows: Sequence[Encoded
         hint += f"gradient_accumulation_steps: {plan.setup.sequences_per_step}, lower max_length, or choose a smaller --model"
     if elsewhere is not None:
         hint += f"; or --gpu {elsewhere['device']}: {elsewhere['precision']}, {duration(elsewhere['seconds'])}, {elsewhere['usd']:.2f} USD"
-    raise TrainingError(f"not enough memory: the plan needs {size(plan.needed_bytes)} and {device.name} has {size(device.memory_bytes)} free; {hint}")
+    raise TrainingError(
+        f"not enough memory: the plan needs {size(plan.needed_bytes)} and {device.name} has {size(device.memory_bytes)} free; {hint}"
+    )
 
 
 def smaller(plan: Plan) -> Plan | None:
@@ -170,7 +188,10 @@ def as_planned(config: Config, plan: dict[str, Any] | None) -> Config:
     """`config` with the storage and arithmetic of the base that `plan` settled on, so that later stages read what was trained against."""
     if plan is None or "setup" not in plan:
         return config
-    chosen = {"load_in_4bit": plan["setup"]["precision"] == "nf4", "bnb_4bit_compute_dtype": plan["setup"]["compute_dtype"]}
+    chosen = {
+        "load_in_4bit": plan["setup"]["precision"] == "nf4",
+        "bnb_4bit_compute_dtype": plan["setup"]["compute_dtype"],
+    }
     training = config.training.model_copy(update={"precision": plan["setup"]["precision"]})
     lora = config.lora.model_copy(update={"quantization": config.lora.quantization.model_copy(update=chosen)})
     return config.model_copy(update={"lora": lora, "training": training})
@@ -212,7 +233,13 @@ def choose_for_demo(config: Config, shape: Shape, rows: list[Encoded], device: D
     def seconds(r: int, epochs: int) -> float:
         lora = config.lora.model_copy(update={"r": r})
         training = config.training.model_copy(update={"num_train_epochs": epochs})
-        return best(options(Task(config.model_copy(update={"lora": lora, "training": training}), shape, work, device, cpu_flops=flops))).seconds
+        return best(
+            options(
+                Task(
+                    config.model_copy(update={"lora": lora, "training": training}), shape, work, device, cpu_flops=flops
+                )
+            )
+        ).seconds
 
     r = next((r for r in demo.r if seconds(r, 1) <= budget), min(demo.r))
     epochs = max((e for e in range(1, demo.max_epochs + 1) if seconds(r, e) <= budget), default=1)

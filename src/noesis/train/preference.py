@@ -81,7 +81,11 @@ class PlainScorer:
             return torch.tensor([row + [filler] * (longest - len(row)) for row in rows], device=self.model.device)
 
         ids, labels = [ids for ids, _ in sequences], [labels for _, labels in sequences]
-        inputs = {"input_ids": filled(ids, self.pad), "attention_mask": filled([[1] * len(row) for row in ids], 0), "labels": filled(labels, -100)}
+        inputs = {
+            "input_ids": filled(ids, self.pad),
+            "attention_mask": filled([[1] * len(row) for row in ids], 0),
+            "labels": filled(labels, -100),
+        }
         with arithmetic(self.model, self.config, self.device):
             return -self.model(**inputs, use_cache=False, fused_lm_head=True).log_probs.float().sum(1)
 
@@ -120,7 +124,9 @@ class PreferenceTrainer(Stepwise, DPOTrainer):  # type: ignore[misc]
         model.train()
         indices: list[int] = inputs["indices"]
         pairs = [self.rows[i] for i in indices]
-        certainty = torch.tensor([2 * pair.p - 1 for pair in pairs], device=self.device)  # of an answer that is no better nothing is imitated
+        certainty = torch.tensor(
+            [2 * pair.p - 1 for pair in pairs], device=self.device
+        )  # of an answer that is no better nothing is imitated
         tokens = sum(pair.chosen.trained for pair in pairs)
         self.scorer.begin_step()
         groups, losses, figures = groups_of(pairs, self.setup), [], []
@@ -135,7 +141,11 @@ class PreferenceTrainer(Stepwise, DPOTrainer):  # type: ignore[misc]
                 loss = each.sum() / len(pairs) + self.dpo.nll_weight * nll
                 loss.backward()
                 losses.append(loss.detach())
-                figures.append(torch.stack([each.detach().sum() / len(pairs), nll.detach(), *(_told(reward.detach()) / len(pairs))]))
+                figures.append(
+                    torch.stack(
+                        [each.detach().sum() / len(pairs), nll.detach(), *(_told(reward.detach()) / len(pairs))]
+                    )
+                )
                 self.check()
         parts = torch.stack(losses)
         total = parts.sum()
@@ -178,10 +188,17 @@ def _told(reward: Tensor) -> Tensor:
 
 def groups_of(pairs: Sequence[Pair], setup: Setup) -> list[list[int]]:
     """Indices of the pairs that are computed together."""
-    return grouped(list(range(len(pairs))), [pair.tokens for pair in pairs], setup.pack_length if setup.packing else 0, setup.micro_batch)
+    return grouped(
+        list(range(len(pairs))),
+        [pair.tokens for pair in pairs],
+        setup.pack_length if setup.packing else 0,
+        setup.micro_batch,
+    )
 
 
-def losses_of(scorer: Scorer, pairs: Sequence[Pair], setup: Setup, *, stop: Any = None, progress: Progress | None = None) -> list[list[float]] | None:
+def losses_of(
+    scorer: Scorer, pairs: Sequence[Pair], setup: Setup, *, stop: Any = None, progress: Progress | None = None
+) -> list[list[float]] | None:
     """Summed negative log-likelihoods of chosen and rejected, in the pairs' order; None if `stop()` came true."""
     found: list[list[float]] = [[]] * len(pairs)
     scorer.begin_step()
@@ -205,15 +222,29 @@ def reference_losses(scorer: Scorer, data: Preferences, setup: Setup, budget: Bu
     """
     pairs = [*data.train, *data.held_out]
     with Progress("reference", sum(pair.tokens for pair in pairs), "tok", every_s=15) as progress:
-        found = losses_of(scorer, pairs, setup, stop=lambda: budget is not None and budget.left_seconds() <= 0, progress=progress)
+        found = losses_of(
+            scorer, pairs, setup, stop=lambda: budget is not None and budget.left_seconds() <= 0, progress=progress
+        )
     if found is None:
         assert budget is not None
-        raise CapError(f"stopped at what was agreed, before the first step: {budget.words()}; the same command with a higher cap begins again")
+        raise CapError(
+            f"stopped at what was agreed, before the first step: {budget.words()}; the same command with a higher cap begins again"
+        )
     return found
 
 
 def trainer_of(
-    folder: Path, data: Preferences, config: Config, plan: Plan, device: Device, tokenizer: Any, callback: Any, lines: Metrics, state: Path, *, engine: bool
+    folder: Path,
+    data: Preferences,
+    config: Config,
+    plan: Plan,
+    device: Device,
+    tokenizer: Any,
+    callback: Any,
+    lines: Metrics,
+    state: Path,
+    *,
+    engine: bool,
 ) -> PreferenceTrainer:
     """The trainer without its reference, on the engine or on transformers' own layers."""
     from datasets import Dataset
@@ -223,17 +254,31 @@ def trainer_of(
 
     dpo, setup = config.training.dpo, plan.setup
     torch.manual_seed(config.training.seed)
-    made = arguments(DPOConfig, config, plan, device, state, engine=engine, whole_steps=True, learning_rate=dpo.learning_rate, beta=dpo.beta)
+    made = arguments(
+        DPOConfig,
+        config,
+        plan,
+        device,
+        state,
+        engine=engine,
+        whole_steps=True,
+        learning_rate=dpo.learning_rate,
+        beta=dpo.beta,
+    )
     if engine:
         smallest = setup.precision == "nf4" and setup.gradient_checkpointing == "full"
         nested = config.lora.quantization.bnb_4bit_use_double_quant
-        model = build(folder, setup, lora(config), "cuda:0" if device.kind == "cuda" else "cpu", offload=smallest, nested=nested)
+        model = build(
+            folder, setup, lora(config), "cuda:0" if device.kind == "cuda" else "cpu", offload=smallest, nested=nested
+        )
     else:
         model = get_peft_model(load_base(folder, config, device, longest=plan.longest_row), lora(config))
     trainer = PreferenceTrainer(
         model=model,
         args=made,
-        train_dataset=Dataset.from_list([{"prompt_ids": [0], "chosen_ids": [0], "rejected_ids": [0]}]),  # `Stepwise` feeds the trainer itself
+        train_dataset=Dataset.from_list(
+            [{"prompt_ids": [0], "chosen_ids": [0], "rejected_ids": [0]}]
+        ),  # `Stepwise` feeds the trainer itself
         processing_class=tokenizer,
         callbacks=[callback],
         rows=list(data.train),
@@ -248,4 +293,8 @@ def trainer_of(
 
 def scorer_of(trainer: PreferenceTrainer, config: Config, device: Device, *, engine: bool) -> Scorer:
     """How `trainer`'s model is scored."""
-    return EngineScorer(trainer.model.engine) if engine else PlainScorer(trainer.model, config, device, int(trainer.processing_class.pad_token_id))
+    return (
+        EngineScorer(trainer.model.engine)
+        if engine
+        else PlainScorer(trainer.model, config, device, int(trainer.processing_class.pad_token_id))
+    )

@@ -38,14 +38,23 @@ class Stage:
 def stages(task: Task, chosen: Option) -> list[Stage]:
     """Training, judging, and merge with GGUF."""
     if not task.rented:
-        seconds = {"train": chosen.seconds, "judge": _judge_seconds(task, here=True), "merge and gguf": _merge_seconds(task, MERGE_CORES)}
+        seconds = {
+            "train": chosen.seconds,
+            "judge": _judge_seconds(task, here=True),
+            "merge and gguf": _merge_seconds(task, MERGE_CORES),
+        }
         return [Stage(name, "here", expected, 0.0) for name, expected in seconds.items()]
     cores, gib = MERGE_MACHINE
     judge, merge = _judge_seconds(task, here=False), _merge_seconds(task, cores) + CONTAINER_SECONDS
     # the machine is rented with all its cards, used or not
     used, name = task.device.cards, task.device.name
     return [
-        Stage("train", f"{used} × {name}" if used > 1 else name, chosen.seconds, usd_for(task.device, chosen.seconds, used, TRAIN_MACHINE)),
+        Stage(
+            "train",
+            f"{used} × {name}" if used > 1 else name,
+            chosen.seconds,
+            usd_for(task.device, chosen.seconds, used, TRAIN_MACHINE),
+        ),
         Stage("judge", JUDGED_CARD, judge, usd_for(rented(JUDGED_CARD), judge, 1, JUDGE_MACHINE)),
         Stage("merge and gguf", f"{cores} cores", merge, usd_for(None, merge, 0, (cores, gib))),
     ]
@@ -79,7 +88,11 @@ def rate(device: Device, usd_per_hour: float | None) -> float:
         return usd_per_hour / 3600
     if "MODAL_TASK_ID" not in os.environ:
         return 0.0
-    return usd_for(device, 1.0, device.cards, TRAIN_MACHINE) if device.kind == "cuda" else usd_for(None, 1.0, 0, MERGE_MACHINE)
+    return (
+        usd_for(device, 1.0, device.cards, TRAIN_MACHINE)
+        if device.kind == "cuda"
+        else usd_for(None, 1.0, 0, MERGE_MACHINE)
+    )
 
 
 def hourly(device: Device) -> float | None:
@@ -104,7 +117,13 @@ def _judge_seconds(task: Task, *, here: bool) -> float:
     if not here:
         scoring /= 50  # on the card, where a processor's two cores took the time above
         if t.tribunal.answers:  # all prompts in one batch: each token of base and tuned model is a pass over the weights, at half the card's bandwidth
-            writing = 2 * t.tribunal.max_new_tokens * 2 * task.shape.parameters / (0.5 * card_of(rented(JUDGED_CARD)).bandwidth)
+            writing = (
+                2
+                * t.tribunal.max_new_tokens
+                * 2
+                * task.shape.parameters
+                / (0.5 * card_of(rented(JUDGED_CARD)).bandwidth)
+            )
     load = 2 * task.shape.parameters / READ_BYTES_PER_S[not here]
     return IMPORT_SECONDS + load + scoring + writing + (0 if here else CONTAINER_SECONDS)
 

@@ -13,7 +13,12 @@ def reasons(task: Task, found: list[Option], chosen: Option) -> list[str]:
     """One line a choice."""
     lines = [_precision(task, found, chosen)]
     if task.device.kind == "cuda":
-        lines += [*_fp8(task, chosen), _checkpointing(task, found, chosen), *_compile(task, chosen), _packing(task, chosen)]
+        lines += [
+            *_fp8(task, chosen),
+            _checkpointing(task, found, chosen),
+            *_compile(task, chosen),
+            _packing(task, chosen),
+        ]
         if chosen.setup.optimizer == "adamw_8bit" and chosen.setup.engine == "noesis":
             lines.append("optimizer: AdamW with 8-bit moments, since memory is short")
         lines += _cards(task, chosen)
@@ -45,7 +50,11 @@ def _precision(task: Task, found: list[Option], chosen: Option) -> str:
             if not task.config.lora.quantization.load_in_4bit
             else f"precision: {name}"
         )
-    others = [_against(task, found, chosen, other, lambda o, other=other: o.setup.precision == other) for other in allowed if other != name]  # type: ignore[misc]
+    others = [
+        _against(task, found, chosen, other, lambda o, other=other: o.setup.precision == other)
+        for other in allowed
+        if other != name
+    ]  # type: ignore[misc]
     if not task.device.fp8:
         others.append(f"{task.device.name} has no FP8")
     return f"precision: {name}" + (f" ({'; '.join(others)})" if others else "")
@@ -80,7 +89,10 @@ def _fp8(task: Task, chosen: Option) -> list[str]:
     if t.precision != "auto" or not task.device.fp8 or not task.fused:
         return []
     quantization = task.config.lora.quantization.model_copy(update={"load_in_4bit": False})
-    lora, training = task.config.lora.model_copy(update={"quantization": quantization}), t.model_copy(update={"precision": "fp8"})
+    lora, training = (
+        task.config.lora.model_copy(update={"quantization": quantization}),
+        t.model_copy(update={"precision": "fp8"}),
+    )
     other = best(options(replace(task, config=task.config.model_copy(update={"lora": lora, "training": training}))))
     if not other.fits:
         return []
@@ -92,7 +104,9 @@ def _compile(task: Task, chosen: Option) -> list[str]:
         return []
     if task.fused:
         return ["compile: no; it was asked for, but the engine's kernels are fused already and nothing is compiled"]
-    return [f"compile: no; it was asked for, and {'Unsloth compiles by itself' if chosen.setup.engine == 'unsloth' else 'layers run as they are here'}"]
+    return [
+        f"compile: no; it was asked for, and {'Unsloth compiles by itself' if chosen.setup.engine == 'unsloth' else 'layers run as they are here'}"
+    ]
 
 
 def _packing(task: Task, chosen: Option) -> str:
@@ -110,7 +124,9 @@ def _cards(task: Task, chosen: Option) -> list[str]:
         if not task.fused:
             lines.append(f"cards: 1 of {task.device.cards}; only the engine, in bfloat16, trains on several")
         elif chosen.setup.cards < task.device.cards:
-            lines.append(f"cards: {chosen.setup.cards} of {task.device.cards}, so that each gets the same part of a step's {task.per_step} sequences")
+            lines.append(
+                f"cards: {chosen.setup.cards} of {task.device.cards}, so that each gets the same part of a step's {task.per_step} sequences"
+            )
         if chosen.sharded:
             lines.append(f"the base is spread over {chosen.setup.cards} cards, since one does not hold it")
     return lines
@@ -120,7 +136,9 @@ def _processor(task: Task, chosen: Option) -> list[str]:
     t, setup = task.config.training, chosen.setup
     lines = [f"arithmetic: {setup.compute_dtype}" + ("" if task.device.bf16 else ", this processor has no bfloat16")]
     if setup.gradient_checkpointing != "none":
-        lines.append(f"gradient checkpointing: {setup.gradient_checkpointing}, {'as configured' if t.gradient_checkpointing != 'auto' else 'memory is short'}")
+        lines.append(
+            f"gradient checkpointing: {setup.gradient_checkpointing}, {'as configured' if t.gradient_checkpointing != 'auto' else 'memory is short'}"
+        )
     if t.compile is True:
         lines.append("compile: no; it was asked for, but nothing is compiled on processors")
     return lines

@@ -51,7 +51,16 @@ def peak_memory(device: Device) -> int:
 class Metrics:
     """Appends a line a step, and moves the progress bar. Lines of steps after `step`, where training goes on from, are dropped: they come again."""
 
-    def __init__(self, file: Path, plan: Plan, device: Device, tokens_per_epoch: int, *, step: int = 0, budget: Budget | None = None) -> None:
+    def __init__(
+        self,
+        file: Path,
+        plan: Plan,
+        device: Device,
+        tokens_per_epoch: int,
+        *,
+        step: int = 0,
+        budget: Budget | None = None,
+    ) -> None:
         self.file, self.device, self.budget = file, device, budget
         self.kept = [line for line in read_metrics(file) if line["step"] <= step]
         self.total = tokens_per_epoch * plan.epochs
@@ -110,7 +119,11 @@ class Metrics:
 
     def _cost(self, steps_left: int) -> str:
         here = (time.monotonic() - self.started) / max(self.progress.done, 1)
-        return self.budget.projected(here * (self.progress.total - self.progress.done) if steps_left else 0.0) if self.budget else ""
+        return (
+            self.budget.projected(here * (self.progress.total - self.progress.done) if steps_left else 0.0)
+            if self.budget
+            else ""
+        )
 
 
 def recorder(checkpoints: Path, metrics: Metrics, tokenizer: Any) -> Any:
@@ -139,7 +152,9 @@ def recorder(checkpoints: Path, metrics: Metrics, tokenizer: Any) -> Any:
             self.trainer.step_ended()
             control.should_save = self.trainer.pace.due(state.global_step)
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+        ) -> None:
             if logs is None or "loss" not in logs or self.trainer.writes_itself:
                 return
             metrics.write(
@@ -194,5 +209,7 @@ def losses_by_epoch(lines: list[dict[str, Any]], epochs: int) -> dict[str, float
 def held_out_figures(lines: list[dict[str, Any]], pairs: int) -> dict[str, Any]:
     """Preference training's figures on the held-out pairs after each epoch, from its metrics."""
     names = ("held_out_reward_accuracy", "held_out_reward_margin", "held_out_loss")
-    found = [{name.removeprefix("held_out_"): round(line[name], 6) for name in names} for line in lines if names[0] in line]
+    found = [
+        {name.removeprefix("held_out_"): round(line[name], 6) for name in names} for line in lines if names[0] in line
+    ]
     return {"pairs": pairs, "by_epoch": found}

@@ -31,6 +31,9 @@ def keep_reference(file: Path, data: Preferences, start: Path | None, plan: Plan
 
 
 def _key(data: Preferences, start: Path | None, plan: Plan) -> str:
-    rows = [[pair.chosen.input_ids, pair.chosen.labels, pair.rejected.input_ids, pair.rejected.labels] for pair in (*data.train, *data.held_out)]
+    rows = [
+        [pair.chosen.input_ids, pair.chosen.labels, pair.rejected.input_ids, pair.rejected.labels]
+        for pair in (*data.train, *data.held_out)
+    ]
     adapter = None if start is None else sha256_file(start / FILE)
     return sha256_json([rows, adapter, plan.model, plan.setup.precision, plan.setup.compute_dtype])

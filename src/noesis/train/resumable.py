@@ -85,7 +85,9 @@ class Resumable:
             me.accelerator.wait_for_everyone()
             write_tree(part, f"generators-{me.accelerator.process_index}", self._generators or generators())
             if first:
-                weights = {name: p for name, p in me.accelerator.unwrap_model(me.model).named_parameters() if p.requires_grad}
+                weights = {
+                    name: p for name, p in me.accelerator.unwrap_model(me.model).named_parameters() if p.requires_grad
+                }
                 write_tree(part, "weights", weights)
                 write_tree(part, "optimizer", me.optimizer.state_dict())
                 write_tree(part, "scheduler", me.lr_scheduler.state_dict())
@@ -106,7 +108,9 @@ class Resumable:
 
         me: Any = self
         weights = read_tree(Path(resume_from_checkpoint), "weights")
-        parameters = {name: p for name, p in me.accelerator.unwrap_model(me.model).named_parameters() if p.requires_grad}
+        parameters = {
+            name: p for name, p in me.accelerator.unwrap_model(me.model).named_parameters() if p.requires_grad
+        }
         if weights.keys() != parameters.keys():
             raise RuntimeError(f"{resume_from_checkpoint} is of another adapter")
         with torch.no_grad():

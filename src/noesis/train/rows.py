@@ -9,7 +9,14 @@ from noesis.constitution.document import Constitution
 from noesis.errors import TrainingError
 
 
-def training_rows(records: list[dict[str, Any]], tokenizer: Tokenizer, constitution: Constitution, *, include_critique: bool, max_length: int) -> list[Encoded]:
+def training_rows(
+    records: list[dict[str, Any]],
+    tokenizer: Tokenizer,
+    constitution: Constitution,
+    *,
+    include_critique: bool,
+    max_length: int,
+) -> list[Encoded]:
     """One row an example, in the same order.
 
     Raises:
@@ -19,7 +26,9 @@ def training_rows(records: list[dict[str, Any]], tokenizer: Tokenizer, constitut
     stop = end_of_turn(tokenizer, name=names[0])
     rows = []
     for name, record in zip(names, records, strict=True):
-        row = encode(tokenizer, opening(constitution, record), answer_text(record, include_critique=include_critique), name=name)
+        row = encode(
+            tokenizer, opening(constitution, record), answer_text(record, include_critique=include_critique), name=name
+        )
         if wrong := objection(row, stop=stop, max_length=max_length):
             raise TrainingError(f"row {name} {wrong}")
         rows.append(row)
@@ -43,6 +52,10 @@ def replay_rows(rows: list[dict[str, Any]], tokenizer: Tokenizer, *, max_length:
     return found
 
 
-def answer_rows(records: list[dict[str, Any]], field: str, tokenizer: Tokenizer, constitution: Constitution) -> list[Encoded]:
+def answer_rows(
+    records: list[dict[str, Any]], field: str, tokenizer: Tokenizer, constitution: Constitution
+) -> list[Encoded]:
     """Rows whose scored part is `record[field]` (`response_initial` or `response_revised`), for comparing their likelihoods."""
-    return [encode(tokenizer, opening(constitution, record), str(record[field]), name=record["id"]) for record in records]
+    return [
+        encode(tokenizer, opening(constitution, record), str(record[field]), name=record["id"]) for record in records
+    ]

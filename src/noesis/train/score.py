@@ -12,7 +12,9 @@ from noesis.device import Device
 from noesis.train.base import arithmetic
 
 
-def log_likelihoods(model: Any, rows: list[Encoded], config: Config, device: Device, *, adapter: bool, what: str) -> list[tuple[float, int]]:
+def log_likelihoods(
+    model: Any, rows: list[Encoded], config: Config, device: Device, *, adapter: bool, what: str
+) -> list[tuple[float, int]]:
     """Sum of log-probabilities of each row's labelled tokens, and how many they are.
 
     Args:
@@ -26,7 +28,12 @@ def log_likelihoods(model: Any, rows: list[Encoded], config: Config, device: Dev
     scores = []
     model.eval()
     switch = nullcontext() if adapter else model.disable_adapter()
-    with torch.inference_mode(), switch, arithmetic(model, config, device), Progress(what, sum(len(r.input_ids) for r in rows), "tok") as progress:
+    with (
+        torch.inference_mode(),
+        switch,
+        arithmetic(model, config, device),
+        Progress(what, sum(len(r.input_ids) for r in rows), "tok") as progress,
+    ):
         for row in rows:
             ids = torch.tensor([row.input_ids], device=model.device)
             labels = torch.tensor(row.labels, device=model.device)

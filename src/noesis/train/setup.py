@@ -21,7 +21,9 @@ class Setup:
     compile: bool  # always False: the engine's kernels are fused already, and Unsloth brings its own
     packing: bool
     pack_length: int  # tokens of a packed row (0: not packed)
-    sequences_per_step: int  # of one optimizer step over all cards: per_device_train_batch_size × gradient_accumulation_steps
+    sequences_per_step: (
+        int  # of one optimizer step over all cards: per_device_train_batch_size × gradient_accumulation_steps
+    )
     micro_batch: int  # sequences at a time when not packed
     optimizer: Literal["adamw", "adamw_8bit"]
     cards: int  # GPUs of this host (0: processor)

@@ -41,7 +41,15 @@ class Shape:
     def linear(self) -> dict[str, tuple[int, int]]:
         """(inputs, outputs) of each projection of one layer."""
         q, kv, h, i = self.query, self.key, self.hidden, self.intermediate
-        return {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (q, h), "gate_proj": (h, i), "up_proj": (h, i), "down_proj": (i, h)}
+        return {
+            "q_proj": (h, q),
+            "k_proj": (h, kv),
+            "v_proj": (h, kv),
+            "o_proj": (q, h),
+            "gate_proj": (h, i),
+            "up_proj": (h, i),
+            "down_proj": (i, h),
+        }
 
     @cached_property
     def linear_weights(self) -> int:
@@ -91,12 +99,17 @@ def known_model(name: str) -> Known | None:
 
 @cache
 def _known() -> dict[str, Known]:
-    raw: dict[str, Any] = yaml.load(FILE.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+    raw: dict[str, Any] = yaml.load(
+        FILE.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    )  # noqa: S506
     found = {}
     names = [field.name for field in fields(Shape)]
     for entry in raw["models"]:
         sizes = dict(zip(names, entry["size"], strict=True))
-        shape, ratio = Shape(**{**sizes, "tied": bool(sizes["tied"])}), TokenRatio(**raw["tokenizers"][entry["tokenizer"]])
+        shape, ratio = (
+            Shape(**{**sizes, "tied": bool(sizes["tied"])}),
+            TokenRatio(**raw["tokenizers"][entry["tokenizer"]]),
+        )
         for name in entry["names"]:
             found[name.casefold()] = Known(name, shape, entry["gated"], ratio)
     return found

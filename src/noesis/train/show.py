@@ -27,10 +27,18 @@ def plan_lines(p: dict[str, Any], *, everything: bool) -> list[str]:
 
 def _what(p: dict[str, Any]) -> list[str]:
     setup, device = p["setup"], p["device"]
-    about = f" ± {p['tokens_plus_minus']:.0%} (estimated: the model's tokenizer is not here)" if p["tokens_plus_minus"] else ""
+    about = (
+        f" ± {p['tokens_plus_minus']:.0%} (estimated: the model's tokenizer is not here)"
+        if p["tokens_plus_minus"]
+        else ""
+    )
     where = f"{setup['cards']} × {device['name']}" if setup["cards"] > 1 else device["name"]
     kind = f"{device['threads']} threads" if device["kind"] == "cpu" else "rented" if p["rented"] else "here"
-    rows = f"rows of up to {setup['pack_length']:,} tokens" if setup["packing"] else f"{setup['micro_batch']} sequence(s) at a time"
+    rows = (
+        f"rows of up to {setup['pack_length']:,} tokens"
+        if setup["packing"]
+        else f"{setup['micro_batch']} sequence(s) at a time"
+    )
     extras = [rows, f"checkpointing {setup['gradient_checkpointing']}"]
     extras += ["8-bit AdamW"] if setup["optimizer"] == "adamw_8bit" else []
     extras += ["through Unsloth"] if setup["engine"] == "unsloth" else []
@@ -49,14 +57,18 @@ def _memory(p: dict[str, Any]) -> list[str]:
     terms = ", ".join(f"{name} {size(value)}" for name, value in p["memory"].items() if value >= 5e7)
     verdict = "fits" if p["fits"] else "DOES NOT FIT"
     free = p["device"]["memory_bytes"]
-    return [f"  memory    {size(p['needed_bytes'])} of {size(free)}: {verdict}; peak {size(p['memory_bytes'])}: {terms}"]
+    return [
+        f"  memory    {size(p['needed_bytes'])} of {size(free)}: {verdict}; peak {size(p['memory_bytes'])}: {terms}"
+    ]
 
 
 def _stages(p: dict[str, Any]) -> list[str]:
     lines = [f"  speed     {p['tokens_per_s']:,.0f} tokens/s after {duration(p['start_seconds'])} of start"]
     for i, stage in enumerate(p["stages"]):
         label = "time" if i == 0 else ""
-        lines.append(f"  {label:9} {stage['name']:15} {duration(stage['seconds']):>13}  {stage['usd']:8.2f} USD  {stage['where']}")
+        lines.append(
+            f"  {label:9} {stage['name']:15} {duration(stage['seconds']):>13}  {stage['usd']:8.2f} USD  {stage['where']}"
+        )
     total = sum(stage["seconds"] for stage in p["stages"])
     origin = f"  prices of {p['prices']['date']}, {p['prices']['source']}" if p["rented"] else ""
     lines.append(f"  {'':9} {'in all':15} {duration(total):>13}  {p['usd']:8.2f} USD{origin}")
@@ -76,7 +88,10 @@ def _alternatives(p: dict[str, Any]) -> list[str]:
     widths = [max(len(row[i]) for row in table) for i in range(len(HEAD))]
     lines = []
     for i, row in enumerate(table):
-        cells = [cell.ljust(width) if column < 3 else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            cell.ljust(width) if column < 3 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append(f"  {'elsewhere' if i == 0 else '':9} {'  '.join(cells)}".rstrip())
     lines.append(f"  {'':9} training with its start; prices of {p['prices']['date']}, {p['prices']['source']}")
     return lines

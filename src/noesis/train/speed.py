@@ -21,11 +21,15 @@ CPU_EFFICIENCY = {True: 0.89, False: 0.45}  # with and without bfloat16 in hardw
 CPU_START_SECONDS = 12.0  # imports, loading and quantising the base, the first step's warm-up
 
 # The engine (`Setup.fused`), fitted on one H200 to FP8, bf16, and NF4 with everything recomputed; the rest as said.
-PRODUCTS = 0.93  # of the rate of a large matrix product; FP8's, which accumulate fast, count the same of the slower rate
+PRODUCTS = (
+    0.93  # of the rate of a large matrix product; FP8's, which accumulate fast, count the same of the slower rate
+)
 TRAFFIC = 15.8  # bytes moved for each byte that is kept for the backward pass, attention counted with them
 DROPOUT_SHARE = 0.028  # of the time, with LoRA dropout
 UNPACK_BYTES = 6.7  # moved for each NF4 weight that is unpacked
-ROW_TOKENS = 300  # a row takes as long as so many tokens more: short rows do not fill the card (fitted to rows of 4,918 tokens)
+ROW_TOKENS = (
+    300  # a row takes as long as so many tokens more: short rows do not fill the card (fitted to rows of 4,918 tokens)
+)
 LAUNCH = 0.7e-3  # seconds a layer and row below which the processor can't issue kernels (an estimate)
 CARDS_SHARE = 0.956  # of the ideal rate, on two cards; more are taken to be like two
 SHARDED_SHARE = 0.934  # the same with the base spread over them
@@ -53,8 +57,12 @@ def row_seconds(shape: Shape, adapter: int, setup: Setup, card: Card, tokens: fl
     linear = shape.linear_weights * (4 + 2 * _recomputed(shape, setup))
     rest = 4 * shape.embedding_weights + (8 if full else 6) * adapter
     wide = card.half / (8 if setup.precision == "fp32" else 1)
-    products = (linear / (card.fp8 if setup.precision == "fp8" else wide) + rest / wide) / (PRODUCTS if fused else SLOW_PRODUCTS)
-    seconds = (tokens + (ROW_TOKENS if fused else SLOW_ROW_TOKENS)) * (products + _traffic(shape, setup) / card.bandwidth)
+    products = (linear / (card.fp8 if setup.precision == "fp8" else wide) + rest / wide) / (
+        PRODUCTS if fused else SLOW_PRODUCTS
+    )
+    seconds = (tokens + (ROW_TOKENS if fused else SLOW_ROW_TOKENS)) * (
+        products + _traffic(shape, setup) / card.bandwidth
+    )
     if setup.precision == "nf4":
         # the engine keeps what it recomputes with for the backward products, the others unpack it again
         seconds += shape.linear_weights * UNPACK_BYTES * (3 if full and not fused else 2) / card.bandwidth

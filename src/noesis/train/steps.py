@@ -35,7 +35,9 @@ class Steps:
         return (self.count + self.per_step - 1) // self.per_step
 
     def __iter__(self) -> Any:
-        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)).tolist()
+        order = torch.randperm(
+            self.count, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        ).tolist()
         return (order[i : i + self.per_step] for i in range(0, self.count, self.per_step))
 
 
@@ -65,7 +67,9 @@ class Stepwise(Resumable):
     optimizer: Any
     lr_scheduler: Any
 
-    def __init__(self, *args: Any, rows: list[Any], setup: Setup, metrics: Metrics, sharded: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, rows: list[Any], setup: Setup, metrics: Metrics, sharded: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.rows, self.setup, self.metrics, self.sharded = rows, setup, metrics, sharded
         self.steps = Steps(len(rows), setup.sequences_per_step, self.args.seed)
@@ -76,7 +80,9 @@ class Stepwise(Resumable):
 
     def get_train_dataloader(self) -> Any:
         """Every card sees every step whole and takes its share in `training_step`: so a step is the same on any number of cards."""
-        return DataLoader(range(len(self.rows)), batch_sampler=self.steps, collate_fn=lambda indices: {"indices": list(indices)})
+        return DataLoader(
+            range(len(self.rows)), batch_sampler=self.steps, collate_fn=lambda indices: {"indices": list(indices)}
+        )
 
     def begin_epoch(self, epoch: int) -> None:
         self.steps.epoch = epoch
@@ -130,7 +136,9 @@ class Stepwise(Resumable):
         self._require_finite(pending)
         loss, norm = (float(x) for x in pending.figures[:2])
         seconds = self.began.elapsed_time(pending.ready) / 1000 if pending.ready is not None else None
-        others = dict(zip(pending.others, pending.figures[2 + len(pending.members) :].tolist(), strict=True)) | self.after_step(pending.step)
+        others = dict(
+            zip(pending.others, pending.figures[2 + len(pending.members) :].tolist(), strict=True)
+        ) | self.after_step(pending.step)
         if self.accelerator.is_main_process:
             self.metrics.write(
                 seconds=seconds,
@@ -156,7 +164,12 @@ class Stepwise(Resumable):
         if bool(torch.isfinite(pending.figures[:2]).all()):
             return
         losses = pending.figures[2 : 2 + len(pending.members)]
-        bad = [m for value, members in zip(losses, pending.members, strict=True) if not torch.isfinite(value) for m in members]
+        bad = [
+            m
+            for value, members in zip(losses, pending.members, strict=True)
+            if not torch.isfinite(value)
+            for m in members
+        ]
         named = sorted(bad or [m for members in pending.members for m in members])
         loss, norm = (float(x) for x in pending.figures[:2])
         raise TrainingError(
@@ -198,12 +211,19 @@ class EngineTrainer(Stepwise, SFTTrainer):  # type: ignore[misc]
                 last = i == len(packed) - 1
                 with nullcontext() if cards == 1 or last else model.no_sync():
                     loss = model(row, divisor)
-                    (loss * cards if cards > 1 else loss).backward()  # several cards take the mean of their gradients, the step wants the sum
+                    (
+                        loss * cards if cards > 1 else loss
+                    ).backward()  # several cards take the mean of their gradients, the step wants the sum
                 losses.append(loss.detach())
                 self.check()
         parts = torch.stack(losses)
         total = parts.sum()
         if cards > 1:
             torch.distributed.all_reduce(total)
-        self.current = Pending(torch.cat([total[None], total[None], parts]), None, [row.members for row in packed], sum(len(ids) for ids, _ in sequences))
+        self.current = Pending(
+            torch.cat([total[None], total[None], parts]),
+            None,
+            [row.members for row in packed],
+            sum(len(ids) for ids, _ in sequences),
+        )
         return total

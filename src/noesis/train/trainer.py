@@ -29,7 +29,15 @@ from noesis.train.loss import answer_loss
 from noesis.train.pace import Pace
 from noesis.train.pairs import Preferences
 from noesis.train.plan import Plan, smaller
-from noesis.train.recorder import Metrics, held_out_figures, losses_by_epoch, peak_memory, read_metrics, recorder, save_adapter
+from noesis.train.recorder import (
+    Metrics,
+    held_out_figures,
+    losses_by_epoch,
+    peak_memory,
+    read_metrics,
+    recorder,
+    save_adapter,
+)
 from noesis.train.reference import keep_reference, known_reference
 from noesis.train.unsloth import train_with_unsloth
 
@@ -65,15 +73,24 @@ def train(
     """
     if not isinstance(rows, Preferences) and plan.setup.engine == "unsloth":
         return train_with_unsloth(folder, rows, config, plan, checkpoints=checkpoints, metrics=metrics, budget=budget)
-    if not isinstance(rows, Preferences) and plan.setup.cards > 1 and not launch.is_worker() and _why_not_the_engine(folder, config, plan, device) is None:
-        return launch.on_all_cards(folder, rows, config, plan, device, checkpoints=checkpoints, metrics=metrics, budget=budget, parent=parent)
+    if (
+        not isinstance(rows, Preferences)
+        and plan.setup.cards > 1
+        and not launch.is_worker()
+        and _why_not_the_engine(folder, config, plan, device) is None
+    ):
+        return launch.on_all_cards(
+            folder, rows, config, plan, device, checkpoints=checkpoints, metrics=metrics, budget=budget, parent=parent
+        )
     work = (folder, rows, config, device, checkpoints, metrics, budget, parent)
     found: dict[str, Any] | None = _attempt(plan, *work)
     if found is not None:
         return found
     next_plan = smaller(plan)
     if next_plan is not None and plan.setup.cards <= 1:
-        say(f"  out of memory: going on from the last saved step with {next_plan.precision}, gradient checkpointing {next_plan.setup.gradient_checkpointing}")
+        say(
+            f"  out of memory: going on from the last saved step with {next_plan.precision}, gradient checkpointing {next_plan.setup.gradient_checkpointing}"
+        )
         found = _attempt(next_plan, *work)
         if found is not None:
             return found | {"smaller_plan": next_plan.as_json()}
@@ -116,7 +133,9 @@ def _run(
 
     # adapters of each epoch in 4 bytes a weight, and saved states with Adam's moments: two that stay and the one being written
     state_bytes = plan.adapter_parameters * 4 * 3 + 1e6
-    require_space(checkpoints, plan.adapter_parameters * 4 * plan.epochs + 3 * state_bytes + 20e6, "training's checkpoints")
+    require_space(
+        checkpoints, plan.adapter_parameters * 4 * plan.epochs + 3 * state_bytes + 20e6, "training's checkpoints"
+    )
     last = newest_whole(checkpoints / "resume", set_aside=os.environ.get("RANK", "0") == "0")
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if tokenizer.pad_token is None:
@@ -180,7 +199,11 @@ def _run(
         "save_share": round(pace.share(), 4),
         "threads": torch.get_num_threads(),
         "mean_training_loss": losses_by_epoch(read, plan.epochs),
-    } | ({"held_out": held_out_figures(read, len(rows.held_out))} if isinstance(rows, Preferences) and rows.held_out else {})
+    } | (
+        {"held_out": held_out_figures(read, len(rows.held_out))}
+        if isinstance(rows, Preferences) and rows.held_out
+        else {}
+    )
 
 
 def _why_not_the_engine(folder: Path, config: Config, plan: Plan, device: Device) -> str | None:
@@ -197,7 +220,15 @@ def _why_not_the_engine(folder: Path, config: Config, plan: Plan, device: Device
 
 
 def _engine_trainer(
-    folder: Path, rows: list[Encoded], config: Config, plan: Plan, device: Device, tokenizer: Any, callback: Any, lines: Metrics, state: Path
+    folder: Path,
+    rows: list[Encoded],
+    config: Config,
+    plan: Plan,
+    device: Device,
+    tokenizer: Any,
+    callback: Any,
+    lines: Metrics,
+    state: Path,
 ) -> Any:
     import torch
     from datasets import Dataset
@@ -210,14 +241,26 @@ def _engine_trainer(
     if device.kind == "cuda":
         torch.cuda.set_device(card)
     torch.manual_seed(config.training.seed)
-    made = arguments(SFTConfig, config, plan, device, state, engine=True, whole_steps=True)  # first: with several cards it joins their group
+    made = arguments(
+        SFTConfig, config, plan, device, state, engine=True, whole_steps=True
+    )  # first: with several cards it joins their group
     smallest = plan.setup.precision == "nf4" and plan.setup.gradient_checkpointing == "full"
     where = f"cuda:{card}" if device.kind == "cuda" else "cpu"
-    model = build(folder, plan.setup, lora(config), where, offload=smallest, sharded=plan.sharded, nested=config.lora.quantization.bnb_4bit_use_double_quant)
+    model = build(
+        folder,
+        plan.setup,
+        lora(config),
+        where,
+        offload=smallest,
+        sharded=plan.sharded,
+        nested=config.lora.quantization.bnb_4bit_use_double_quant,
+    )
     return EngineTrainer(
         model=model,
         args=made,
-        train_dataset=Dataset.from_list([{"input_ids": rows[0].input_ids, "labels": rows[0].labels}]),  # the engine feeds itself
+        train_dataset=Dataset.from_list(
+            [{"input_ids": rows[0].input_ids, "labels": rows[0].labels}]
+        ),  # the engine feeds itself
         processing_class=tokenizer,
         callbacks=[callback],
         rows=rows,
@@ -246,7 +289,9 @@ def _preference_trainer(
     from noesis.train import preference
     from noesis.train.fork import begin_with
 
-    trainer = preference.trainer_of(folder, data, config, plan, device, tokenizer, callback, lines, state, engine=engine)
+    trainer = preference.trainer_of(
+        folder, data, config, plan, device, tokenizer, callback, lines, state, engine=engine
+    )
     scorer = preference.scorer_of(trainer, config, device, engine=engine)
     base = config.training.dpo.reference == "base"  # a new adapter adds nothing yet: as if it were switched off
     if start is not None and not base:
@@ -264,7 +309,15 @@ def _preference_trainer(
 
 
 def _plain_trainer(
-    folder: Path, rows: list[Encoded], config: Config, plan: Plan, device: Device, tokenizer: Any, callback: Any, lines: Metrics, state: Path
+    folder: Path,
+    rows: list[Encoded],
+    config: Config,
+    plan: Plan,
+    device: Device,
+    tokenizer: Any,
+    callback: Any,
+    lines: Metrics,
+    state: Path,
 ) -> Any:
     from datasets import Dataset
     from trl import SFTConfig
@@ -306,7 +359,9 @@ def _trainer_class(config: Config, device: Device) -> Any:
         def settle(self) -> None:
             """Every step's figures are read at once."""
 
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
             self.tokens_seen += int(inputs["attention_mask"].sum())
             adapted = self.accelerator.unwrap_model(model)
             with arithmetic(adapted, config, device):

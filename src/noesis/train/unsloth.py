@@ -28,7 +28,14 @@ HOW = f"make one with  python -m venv unsloth-env && unsloth-env/bin/pip install
 
 
 def train_with_unsloth(
-    folder: Path, rows: list[Encoded], config: Config, plan: Plan, *, checkpoints: Path, metrics: Path, budget: Budget | None = None
+    folder: Path,
+    rows: list[Encoded],
+    config: Config,
+    plan: Plan,
+    *,
+    checkpoints: Path,
+    metrics: Path,
+    budget: Budget | None = None,
 ) -> dict[str, Any]:
     """Train and leave `checkpoints/epoch_0 …` and metrics.jsonl.
 
@@ -54,7 +61,17 @@ def train_with_unsloth(
             "optimizer": {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_8bit"}[setup.optimizer],
             "warmup_steps": round(t.warmup_ratio * plan.steps),
             "lora": config.lora.model_dump(mode="json", include={"r", "lora_alpha", "lora_dropout", "target_modules"}),
-            "training": t.model_dump(mode="json", include={"num_train_epochs", "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "seed"}),
+            "training": t.model_dump(
+                mode="json",
+                include={
+                    "num_train_epochs",
+                    "learning_rate",
+                    "lr_scheduler_type",
+                    "weight_decay",
+                    "max_grad_norm",
+                    "seed",
+                },
+            ),
             "checkpoints": str(checkpoints),
             "metrics": str(metrics),
             "answer": str(answer),
@@ -62,10 +79,17 @@ def train_with_unsloth(
         job.write_text(json.dumps(settings), encoding="utf-8")
         left = None if budget is None or budget.left_seconds() == math.inf else max(budget.left_seconds(), 0.0)
         try:
-            done = subprocess.run([python, str(Path(__file__).with_name("unsloth_worker.py")), str(job)], cwd=place, check=False, timeout=left)
+            done = subprocess.run(
+                [python, str(Path(__file__).with_name("unsloth_worker.py")), str(job)],
+                cwd=place,
+                check=False,
+                timeout=left,
+            )
         except subprocess.TimeoutExpired:
             assert budget is not None
-            raise CapError(f"Unsloth was stopped at what was agreed: {budget.words()}; the same command with more goes on from its last saved step") from None
+            raise CapError(
+                f"Unsloth was stopped at what was agreed: {budget.words()}; the same command with more goes on from its last saved step"
+            ) from None
         if done.returncode != 0 or not answer.is_file():
             raise TrainingError(
                 f"Unsloth's process ended with code {done.returncode}; what it said is above. Without it: engine: noesis in training_config.yaml"
@@ -80,7 +104,9 @@ def _environment() -> str:
     """The interpreter of Unsloth's environment."""
     python = os.environ.get(PYTHON)
     if not python:
-        raise TrainingError(f"engine: unsloth needs an environment of its own: {HOW}; or set engine: noesis in training_config.yaml")
+        raise TrainingError(
+            f"engine: unsloth needs an environment of its own: {HOW}; or set engine: noesis in training_config.yaml"
+        )
     if shutil.which(python) is None:
         raise TrainingError(f"{PYTHON}={python} is no program that can be run: {HOW}")
     code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('unsloth') is None)"

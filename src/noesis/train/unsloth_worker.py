@@ -22,22 +22,41 @@ def main(job: dict[str, Any]) -> None:
 
     t, checkpoints, metrics = job["training"], Path(job["checkpoints"]), Path(job["metrics"])
     model, tokenizer = FastLanguageModel.from_pretrained(
-        job["folder"], max_seq_length=job["longest"], dtype=torch.bfloat16, load_in_4bit=job["four_bits"], local_files_only=True
+        job["folder"],
+        max_seq_length=job["longest"],
+        dtype=torch.bfloat16,
+        load_in_4bit=job["four_bits"],
+        local_files_only=True,
     )
     lora = job["lora"] | {"target_modules": list(job["lora"]["target_modules"])}
     model = FastLanguageModel.get_peft_model(
-        model, bias="none", random_state=t["seed"], use_gradient_checkpointing="unsloth" if job["recompute"] else False, **lora
+        model,
+        bias="none",
+        random_state=t["seed"],
+        use_gradient_checkpointing="unsloth" if job["recompute"] else False,
+        **lora,
     )
     per_row = [len(row["input_ids"]) for row in job["rows"]]
     started = time.monotonic()
 
     class Recorder(TrainerCallback):  # type: ignore[misc]
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+        ) -> None:
             if logs is None or "loss" not in logs:
                 return
             tokens = round(sum(per_row) * state.epoch)
-            line = {"step": state.global_step, "epoch": round(state.epoch, 4), "loss": logs["loss"], "lr": logs["learning_rate"]}
-            line |= {"grad_norm": float(logs["grad_norm"]), "tokens": tokens, "tokens_per_s": round(tokens / (time.monotonic() - started), 1)}
+            line = {
+                "step": state.global_step,
+                "epoch": round(state.epoch, 4),
+                "loss": logs["loss"],
+                "lr": logs["learning_rate"],
+            }
+            line |= {
+                "grad_norm": float(logs["grad_norm"]),
+                "tokens": tokens,
+                "tokens_per_s": round(tokens / (time.monotonic() - started), 1),
+            }
             line |= {"peak_memory_bytes": torch.cuda.max_memory_allocated(), "usd": 0.0}
             metrics.parent.mkdir(parents=True, exist_ok=True)
             with open(metrics, "a", encoding="utf-8") as f:
@@ -79,10 +98,18 @@ def main(job: dict[str, Any]) -> None:
             **t,
         ),
     )
-    saved = sorted((checkpoints / "resume").glob("checkpoint-*/trainer_state.json"), key=lambda p: int(p.parent.name.rpartition("-")[2]))
+    saved = sorted(
+        (checkpoints / "resume").glob("checkpoint-*/trainer_state.json"),
+        key=lambda p: int(p.parent.name.rpartition("-")[2]),
+    )
     trainer.train(resume_from_checkpoint=str(saved[-1].parent) if saved else None)
     seconds, tokens = time.monotonic() - started, sum(per_row) * t["num_train_epochs"]
-    answer = {"steps": trainer.state.global_step, "tokens": tokens, "seconds": round(seconds, 2), "tokens_per_s": round(tokens / seconds, 1)}
+    answer = {
+        "steps": trainer.state.global_step,
+        "tokens": tokens,
+        "seconds": round(seconds, 2),
+        "tokens_per_s": round(tokens / seconds, 1),
+    }
     answer["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
     Path(job["answer"]).write_text(json.dumps(answer), encoding="utf-8")
 

@@ -38,7 +38,10 @@ class Work:
     def padded(self, together: int) -> float:
         """Tokens of an epoch computed when `together` rows at random are padded to the longest of them."""
         n = len(self.lengths)
-        return sum(n * length * ((i / n) ** together - ((i - 1) / n) ** together) for i, length in enumerate(sorted(self.lengths), 1))
+        return sum(
+            n * length * ((i / n) ** together - ((i - 1) / n) ** together)
+            for i, length in enumerate(sorted(self.lengths), 1)
+        )
 
     def packed_rows(self, pack_length: int, sequences: int) -> float:
         """Rows of `pack_length` tokens that a step of `sequences` sequences fills on average, packed first-fit-decreasing."""
@@ -76,7 +79,9 @@ def count(rows: Sequence[Encoded]) -> Work:
     return Work(tuple(len(row.input_ids) for row in rows), sum(row.trained for row in rows))
 
 
-def estimate(records: list[dict[str, Any]], constitution: Constitution, ratio: TokenRatio, *, include_critique: bool) -> Work:
+def estimate(
+    records: list[dict[str, Any]], constitution: Constitution, ratio: TokenRatio, *, include_critique: bool
+) -> Work:
     """The work of examples whose model's tokenizer is not here: from their bytes."""
     lengths, trained = [], 0
     for record in records:

@@ -22,7 +22,9 @@ class Cache:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(path, isolation_level=None, timeout=30, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")  # whole after a kill or a power cut, though a cut may take the last few replies
+        self._db.execute(
+            "PRAGMA synchronous = NORMAL"
+        )  # whole after a kill or a power cut, though a cut may take the last few replies
         self._db.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
 
     def get(self, key: str) -> Any | None:
@@ -31,7 +33,10 @@ class Cache:
         return json.loads(row[0]) if row else None
 
     def put(self, key: str, value: Any) -> None:
-        self._db.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, json.dumps(value, ensure_ascii=False, allow_nan=False)))
+        self._db.execute(
+            "INSERT OR REPLACE INTO replies VALUES (?, ?)",
+            (key, json.dumps(value, ensure_ascii=False, allow_nan=False)),
+        )
 
     def put_all(self, values: dict[str, Any]) -> None:
         """Several at once, all or none."""

@@ -62,7 +62,9 @@ def _case(name: str, side: str, language: str, prompt: str, text: str, reference
     return Case(f"{name}/{side}", language, (("user", prompt),), text, {"reference": reference})
 
 
-async def measure(clients: Sequence[Client], seats: Seats, benchmark: Benchmark, section: TribunalSection) -> list[dict[str, Any]]:
+async def measure(
+    clients: Sequence[Client], seats: Seats, benchmark: Benchmark, section: TribunalSection
+) -> list[dict[str, Any]]:
     """A calibration of each client, and of their agreement if there are several.
 
     Raises:
@@ -101,7 +103,9 @@ async def measure(clients: Sequence[Client], seats: Seats, benchmark: Benchmark,
     return found
 
 
-def figures(scores: dict[tuple[str, str, str], float | None], benchmark: Benchmark, section: TribunalSection) -> dict[str, Any]:
+def figures(
+    scores: dict[tuple[str, str, str], float | None], benchmark: Benchmark, section: TribunalSection
+) -> dict[str, Any]:
     """What one judge's scores on the benchmark say of it; plain JSON."""
     outcomes = {pair.id: _compare(scores, pair) for pair in benchmark.pairs}
     right = {name: outcome == "right" for name, outcome in outcomes.items()}
@@ -120,14 +124,23 @@ def figures(scores: dict[tuple[str, str, str], float | None], benchmark: Benchma
         "ties": sum(o == "tie" for o in outcomes.values()),
         "baselines": beside,
         "fit": fit(low, beside),
-        "by_attack": {a: _rate([right[p.id] for p in benchmark.pairs if p.attack == a]) for a in sorted({p.attack for p in benchmark.pairs})},
-        "by_language": {x: _rate([right[p.id] for p in benchmark.pairs if p.language == x]) for x in sorted({p.language for p in benchmark.pairs})},
+        "by_attack": {
+            a: _rate([right[p.id] for p in benchmark.pairs if p.attack == a])
+            for a in sorted({p.attack for p in benchmark.pairs})
+        },
+        "by_language": {
+            x: _rate([right[p.id] for p in benchmark.pairs if p.language == x])
+            for x in sorted({p.language for p in benchmark.pairs})
+        },
         "pt_minus_en": _gap(right, benchmark.pairs),
         "auroc": {judge: _round(_auroc(scores, benchmark.pairs, judge)) for judge in JUDGES},
         "brier": _round(brier([x for x, _ in known], [y for _, y in known]) if known else None),
         "length": _length_effect(scores, benchmark.pairs),
         "position": _invariance(scores, [t for t in benchmark.twins if t.kind == "order"]),
-        "invariance": {kind: _invariance(scores, [t for t in benchmark.twins if t.kind == kind]) for kind in sorted({t.kind for t in benchmark.twins})},
+        "invariance": {
+            kind: _invariance(scores, [t for t in benchmark.twins if t.kind == kind])
+            for kind in sorted({t.kind for t in benchmark.twins})
+        },
         "injection": _rate([not right[p.id] for p in benchmark.pairs if p.attack == "prompt_injection"]),
         "abstention": _rate([v is None for v in all_values]),
         "sensitivity": [sum(x >= threshold - 1e-9 for x in good if x is not None), sum(x is not None for x in good)],
@@ -174,7 +187,10 @@ def _gap(right: dict[str, bool], pairs: list[Pair]) -> dict[str, Any] | None:
 
 
 def _auroc(scores: dict[tuple[str, str, str], float | None], pairs: list[Pair], judge: str) -> float | None:
-    good, bad = ([v for p in pairs if judge in p.judges and (v := scores.get((p.id, side, judge))) is not None] for side in ("good", "bad"))
+    good, bad = (
+        [v for p in pairs if judge in p.judges and (v := scores.get((p.id, side, judge))) is not None]
+        for side in ("good", "bad")
+    )
     return auroc(good, bad)
 
 
@@ -199,7 +215,11 @@ def _invariance(scores: dict[tuple[str, str, str], float | None], twins: list[Tw
                 gaps.append(b - a)
     if not gaps:
         return {"comparisons": 0}
-    return {"comparisons": len(gaps), "mean_change": round(float(np.mean(gaps)), 4), "mean_absolute_change": round(float(np.mean(np.abs(gaps))), 4)}
+    return {
+        "comparisons": len(gaps),
+        "mean_change": round(float(np.mean(gaps)), 4),
+        "mean_absolute_change": round(float(np.mean(np.abs(gaps))), 4),
+    }
 
 
 def _agreement(scores: Scores, pairs: list[Pair], models: int) -> dict[str, Any] | None:
@@ -208,9 +228,17 @@ def _agreement(scores: Scores, pairs: list[Pair], models: int) -> dict[str, Any]
         return None
     table = np.array([[np.nan if v is None else v for v in values] for values in scores.values()], float).T
     truth = {(p.id, side): float(side == "good") for p in pairs for side in ("good", "bad")}
-    whole = [[v - truth[key[:2]] for v in values if v is not None] for key, values in scores.items() if key[:2] in truth and None not in values]
+    whole = [
+        [v - truth[key[:2]] for v in values if v is not None]
+        for key, values in scores.items()
+        if key[:2] in truth and None not in values
+    ]
     errors = np.array(whole).T if whole else np.empty((models, 0))
-    return {"models": models, "alpha": _round(krippendorff_alpha(table)), "effective_votes": _round(effective_votes(errors))}
+    return {
+        "models": models,
+        "alpha": _round(krippendorff_alpha(table)),
+        "effective_votes": _round(effective_votes(errors)),
+    }
 
 
 # --- kept calibrations
@@ -254,5 +282,7 @@ def error_counts(calibrations: Sequence[dict[str, Any] | None]) -> dict[str, Any
     whole = [c for c in calibrations if c is not None and c["sensitivity"][1] and c["specificity"][1]]
     if not whole or len(whole) < len(calibrations):
         return None
-    worst = min(whole, key=lambda c: c["sensitivity"][0] / c["sensitivity"][1] + c["specificity"][0] / c["specificity"][1])
+    worst = min(
+        whole, key=lambda c: c["sensitivity"][0] / c["sensitivity"][1] + c["specificity"][0] / c["specificity"][1]
+    )
     return {"sensitivity": worst["sensitivity"], "specificity": worst["specificity"]}

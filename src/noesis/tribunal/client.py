@@ -69,7 +69,9 @@ class Reply:
 def alternatives_of(choice: dict[str, Any]) -> tuple[tuple[tuple[str, float], ...], ...]:
     """The log-probabilities in a choice of the OpenAI protocol; () where it has none."""
     tokens = (choice.get("logprobs") or {}).get("content") or []
-    return tuple(tuple((str(t["token"]), float(t["logprob"])) for t in token.get("top_logprobs") or []) for token in tokens)
+    return tuple(
+        tuple((str(t["token"]), float(t["logprob"])) for t in token.get("top_logprobs") or []) for token in tokens
+    )
 
 
 class Client(Protocol):
@@ -116,7 +118,9 @@ def parse_spec(text: str, option: str = "--judge") -> Spec:
         if not path.is_file():
             raise UsageError(f"{option} {text}: {path} does not exist")
         return Spec("gguf", str(path))
-    raise UsageError(f"{option} {text!r} is not understood: use openai:BASE_URL:MODEL (openai:https://api.openai.com/v1:gpt-5-mini), gguf:PATH, or self")
+    raise UsageError(
+        f"{option} {text!r} is not understood: use openai:BASE_URL:MODEL (openai:https://api.openai.com/v1:gpt-5-mini), gguf:PATH, or self"
+    )
 
 
 def same_model(judge: str, judged: str) -> bool:

@@ -68,7 +68,9 @@ def band(judges: Sequence[float], mean: float, section: TribunalSection) -> str:
     return APPROVED if mean >= section.approval_threshold - tiny else CONDITIONAL
 
 
-def opinion(case: str, verdicts: Sequence[Verdict | Unscored], section: TribunalSection, code_vetoes: Sequence[str] = ()) -> Opinion:
+def opinion(
+    case: str, verdicts: Sequence[Verdict | Unscored], section: TribunalSection, code_vetoes: Sequence[str] = ()
+) -> Opinion:
     """The court's opinion from all verdicts on one answer, of any number of models a judge."""
     weights = section.weights.model_dump()
     judges: dict[str, Range] = {}
@@ -99,7 +101,9 @@ class Seats:
     clients: list[Client]
     cache: Cache
 
-    async def hear(self, cases: Sequence[Case], judges: Sequence[Sequence[str]] | None = None, *, what: str = "judge") -> list[list[Verdict | Unscored]]:
+    async def hear(
+        self, cases: Sequence[Case], judges: Sequence[Sequence[str]] | None = None, *, what: str = "judge"
+    ) -> list[list[Verdict | Unscored]]:
         """All verdicts on each case, in order.
 
         Args:
@@ -108,7 +112,12 @@ class Seats:
         Raises:
             CapError: the cap is reached; what was judged is in the cache.
         """
-        asked = [(i, client, name) for i in range(len(cases)) for name in (judges[i] if judges else JUDGES) for client in self.clients]
+        asked = [
+            (i, client, name)
+            for i in range(len(cases))
+            for name in (judges[i] if judges else JUDGES)
+            for client in self.clients
+        ]
         # one rubric in one language after the other: their prompts begin alike, and servers keep that beginning
         asked.sort(key=lambda one: (JUDGES.index(one[2]), cases[one[0]].language))
         found: list[list[Verdict | Unscored]] = [[] for _ in cases]

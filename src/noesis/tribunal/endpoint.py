@@ -22,10 +22,18 @@ from noesis.errors import CapError, ModelError
 from noesis.tribunal.client import Gone, Reply, Request, Spec, Unanswered, alternatives_of
 
 TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
-NO_USE = {401: "the key is not accepted", 403: "the key may not use this model", 404: "there is no such model or address"}
+NO_USE = {
+    401: "the key is not accepted",
+    403: "the key may not use this model",
+    404: "there is no such model or address",
+}
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds of back-off; doubled each time
 DEAD_AFTER = 4  # requests in a row that failed altogether
-KEYS = {"api.openai.com": "OPENAI_API_KEY", "api.anthropic.com": "ANTHROPIC_API_KEY", "generativelanguage.googleapis.com": "GEMINI_API_KEY"}
+KEYS = {
+    "api.openai.com": "OPENAI_API_KEY",
+    "api.anthropic.com": "ANTHROPIC_API_KEY",
+    "generativelanguage.googleapis.com": "GEMINI_API_KEY",
+}
 
 
 @dataclass
@@ -128,7 +136,9 @@ class Endpoint:
         async with self._slots:
             if self._failed_in_a_row >= DEAD_AFTER:
                 raise Gone(f"{self.name} is out: {self._failed_in_a_row} requests in a row failed")
-            most = self._usd(sum(len(text) for _, text in request.messages), request.max_tokens)  # a token is a character or more
+            most = self._usd(
+                sum(len(text) for _, text in request.messages), request.max_tokens
+            )  # a token is a character or more
             while not self._spending.reserve(most):
                 await asyncio.sleep(0.05)  # what is under way may cost less than it could
             reply = Reply("")
@@ -167,7 +177,9 @@ class Endpoint:
                 self._without.add(name)  # the schema is in the prompt too, and every reply is checked
                 response = await self._http.post(self._url, json=self._body(request))
             if response.status_code in NO_USE:
-                raise ModelError(f"{self._url} refuses {self._model!r}: {NO_USE[response.status_code]} (HTTP {response.status_code}); {self._key_hint()}")
+                raise ModelError(
+                    f"{self._url} refuses {self._model!r}: {NO_USE[response.status_code]} (HTTP {response.status_code}); {self._key_hint()}"
+                )
             if response.status_code != 200:
                 problem = f"HTTP {response.status_code}"
                 if response.status_code not in TRY_AGAIN:
@@ -194,7 +206,10 @@ class Endpoint:
         body: dict[str, Any] = {"model": self._model, "messages": request.as_messages(), room: request.max_tokens}
         optional: dict[str, Any] = {"temperature": request.temperature, "seed": request.seed}
         if request.schema:
-            optional["response_format"] = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": request.schema}}
+            optional["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "verdict", "strict": True, "schema": request.schema},
+            }
         if request.logprobs and "logprobs" not in self._without:
             optional |= {"logprobs": True, "top_logprobs": request.logprobs}
         return body | {name: value for name, value in optional.items() if name not in self._without}
@@ -208,7 +223,9 @@ class Endpoint:
             "seed": r"\bseed\b",
             "logprobs": "logprobs",
         }
-        return next((name for name, pattern in names.items() if name not in self._without and re.search(pattern, message)), None)
+        return next(
+            (name for name, pattern in names.items() if name not in self._without and re.search(pattern, message)), None
+        )
 
     def _reply(self, body: dict[str, Any]) -> Reply:
         choice, usage = body["choices"][0], body.get("usage") or {}
@@ -224,7 +241,9 @@ class Endpoint:
 
     def _key_hint(self) -> str:
         host = urlsplit(self._url).hostname or ""
-        return f"put the key into the environment variable {KEYS.get(host) or own_variable(host)}, or name another model"
+        return (
+            f"put the key into the environment variable {KEYS.get(host) or own_variable(host)}, or name another model"
+        )
 
 
 def own_variable(host: str) -> str:

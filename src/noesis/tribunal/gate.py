@@ -35,7 +35,10 @@ class Figure:
 
     def as_json(self) -> dict[str, Any]:
         found = {k: (round(v, 4) if isinstance(v, float) else v) for k, v in asdict(self).items()}
-        return found | {"mean": round(self.mean, 4), "interval_95": [round(max(0.0, min(1.0, x)), 4) for x in self.interval_95]}
+        return found | {
+            "mean": round(self.mean, 4),
+            "interval_95": [round(max(0.0, min(1.0, x)), 4) for x in self.interval_95],
+        }
 
 
 def figure(ranges: Sequence[tuple[float, float]], clusters: Sequence[str], *, draws: int = DRAWS) -> Figure:
@@ -45,7 +48,9 @@ def figure(ranges: Sequence[tuple[float, float]], clusters: Sequence[str], *, dr
     low, high = bootstrap(lows, counts, draws=draws)[0], bootstrap(highs, counts, draws=draws)[1]
     means = (lows + highs) / 2 / counts
     deviation = float(means.std(ddof=1)) if len(means) > 1 else 0.0
-    return Figure(float(lows.sum() / counts.sum()), float(highs.sum() / counts.sum()), (low, high), len(counts), deviation)
+    return Figure(
+        float(lows.sum() / counts.sum()), float(highs.sum() / counts.sum()), (low, high), len(counts), deviation
+    )
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,10 @@ def rule(
         return Ruling(UNDECIDED, unfit), figures
     vetoed = [(o.case, o.vetoes[0]) for o in opinions if o.vetoes]
     if vetoed:
-        return Ruling(REJECTED, f"veto: {vetoed[0][1].replace('_', ' ')} in {len(vetoed)} of {len(opinions)} answers, the first to {vetoed[0][0]}"), figures
+        return Ruling(
+            REJECTED,
+            f"veto: {vetoed[0][1].replace('_', ' ')} in {len(vetoed)} of {len(opinions)} answers, the first to {vetoed[0][0]}",
+        ), figures
     lost = len(opinions) - len(within)
     if 2 * lost > len(opinions) or not within:
         return Ruling(UNDECIDED, f"no quorum: {lost} of {len(opinions)} answers have fewer than two judges"), figures
@@ -95,20 +103,31 @@ def rule(
     count = figures["mean"].clusters
     if count < section.min_prompts:
         return Ruling(UNDECIDED, f"{count} prompts are too few for an interval", section.min_prompts - count), figures
-    worst, best = (band([figures[j].interval_95[i] for j in JUDGES], figures["mean"].interval_95[i], section) for i in (0, 1))
+    worst, best = (
+        band([figures[j].interval_95[i] for j in JUDGES], figures["mean"].interval_95[i], section) for i in (0, 1)
+    )
     low, high = figures["mean"].interval_95
     said = f"mean {figures['mean'].mean:.3f} [{low:.3f}, {high:.3f}]"
     if worst != best:
         more = _more(figures, section)
         return Ruling(UNDECIDED, f"{said} could be {worst} or {best}{_straddling(figures, section)}", more), figures
     if worst == APPROVED and forgotten is not None and forgotten > section.max_forgetting:
-        return Ruling(CONDITIONAL, f"{said}, but right answers to keyed items fell by {forgotten:.3f}, more than {section.max_forgetting:g}"), figures
+        return Ruling(
+            CONDITIONAL,
+            f"{said}, but right answers to keyed items fell by {forgotten:.3f}, more than {section.max_forgetting:g}",
+        ), figures
     floored = [TITLES[j] for j in JUDGES if figures[j].interval_95[1] < section.judge_floor]
-    return Ruling(worst, said + (f"; {', '.join(floored)} below the floor of {section.judge_floor:g}" if floored else "")), figures
+    return Ruling(
+        worst, said + (f"; {', '.join(floored)} below the floor of {section.judge_floor:g}" if floored else "")
+    ), figures
 
 
 def _straddling(figures: dict[str, Figure], section: TribunalSection) -> str:
-    astride = [f"{TITLES[j]} [{figures[j].interval_95[0]:.3f}, {figures[j].interval_95[1]:.3f}]" for j in JUDGES if _astride(figures[j], section.judge_floor)]
+    astride = [
+        f"{TITLES[j]} [{figures[j].interval_95[0]:.3f}, {figures[j].interval_95[1]:.3f}]"
+        for j in JUDGES
+        if _astride(figures[j], section.judge_floor)
+    ]
     return f"; on both sides of the floor {section.judge_floor:g}: {', '.join(astride)}" if astride else ""
 
 
@@ -119,7 +138,9 @@ def _astride(f: Figure, boundary: float) -> bool:
 def _more(figures: dict[str, Figure], section: TribunalSection) -> int | None:
     """How many more prompts; None where counting would not do it (a figure on a boundary, or absent judges)."""
     needs = []
-    boundaries = {"mean": [section.approval_threshold, section.conditional_threshold]} | {j: [section.judge_floor] for j in JUDGES}
+    boundaries = {"mean": [section.approval_threshold, section.conditional_threshold]} | {
+        j: [section.judge_floor] for j in JUDGES
+    }
     for name, limits in boundaries.items():
         f = figures[name]
         astride = [b for b in limits if _astride(f, b)]
@@ -133,7 +154,9 @@ def _more(figures: dict[str, Figure], section: TribunalSection) -> int | None:
     return max(1, max(n for n in needs if n is not None) - figures["mean"].clusters)
 
 
-def simulate(mean: float, deviation: float, prompts: int, trials: int, section: TribunalSection, *, seed: int = 0) -> dict[str, float]:
+def simulate(
+    mean: float, deviation: float, prompts: int, trials: int, section: TribunalSection, *, seed: int = 0
+) -> dict[str, float]:
     """How often the gate says what of a model whose true mean is `mean`: beta-distributed scores, every judge alike.
 
     Args:

@@ -61,7 +61,12 @@ def _sample(item: Item, constitution: Constitution) -> Sample:
         id=item.id,
         input=[ChatMessageSystem(content=system), ChatMessageUser(content=item.messages[0])],
         target=item.key or item.reference,
-        metadata={"item": item.model_dump(mode="json"), "cluster": item.cluster, "category": item.category, "language": item.language},
+        metadata={
+            "item": item.model_dump(mode="json"),
+            "cluster": item.cluster,
+            "category": item.category,
+            "language": item.language,
+        },
     )
 
 
@@ -80,7 +85,9 @@ def dialogue() -> Solver:
 
 
 @scorer(metrics={"*": [mean(), stderr(cluster="cluster")]})
-def court(bench: Bench, section: TribunalSection, judges: str, max_usd: float | None, constitution: Constitution) -> Scorer:
+def court(
+    bench: Bench, section: TribunalSection, judges: str, max_usd: float | None, constitution: Constitution
+) -> Scorer:
     """Weighted mean and each judge, 0..1, at the worst reading of what is missing; below quorum Unscored."""
     seats: Seats | None = None
 
@@ -91,17 +98,30 @@ def court(bench: Bench, section: TribunalSection, judges: str, max_usd: float | 
             return Score.unscored(reason="scored by code", answer=answer)
         flags = screen(answer, record_of(item), constitution)
         if "empty" in flags:
-            return Score(value=dict.fromkeys(("mean", *JUDGES), 0.0), answer=answer, explanation="nothing was said (found by code)")
+            return Score(
+                value=dict.fromkeys(("mean", *JUDGES), 0.0),
+                answer=answer,
+                explanation="nothing was said (found by code)",
+            )
         if seats is None:
             spending = Spending(max_usd=max_usd)
             clients: list[Client] = [Endpoint(parse_spec(text), section, spending) for text in judges.split()]
             seats = Seats(bench, clients, Cache(cache_folder() / "tribunal" / "replies.sqlite"))
         said = [(m.role, m.text) for m in state.messages if m.role in ("user", "assistant")][:-1]
         (verdicts,) = await seats.hear([case_of(item, said, answer)])
-        formed = opinion(item.id, verdicts, section, ["leaked_system_prompt"] if "recites the system prompt" in flags else [])
-        shown = {"opinion": formed.as_json(), "band": formed.band(section), "flags": flags, "verdicts": [v.as_json() for v in verdicts]}
+        formed = opinion(
+            item.id, verdicts, section, ["leaked_system_prompt"] if "recites the system prompt" in flags else []
+        )
+        shown = {
+            "opinion": formed.as_json(),
+            "band": formed.band(section),
+            "flags": flags,
+            "verdicts": [v.as_json() for v in verdicts],
+        }
         if formed.mean is None:
-            return Score.unscored(reason="below quorum", answer=answer, explanation=_explained(verdicts), metadata=shown)
+            return Score.unscored(
+                reason="below quorum", answer=answer, explanation=_explained(verdicts), metadata=shown
+            )
         value = {"mean": 0.0 if formed.vetoes else formed.mean[0]} | {name: r[0] for name, r in formed.judges.items()}
         return Score(value=value, answer=answer, explanation=_explained(verdicts), metadata=shown)
 
@@ -115,7 +135,11 @@ def by_code() -> Scorer:
     async def score(state: TaskState, target: Target) -> Score:
         answer = hide_analysis(state.output.completion)
         decided = right(Item.model_validate(state.metadata["item"]), answer)
-        return Score.unscored(reason="code can't tell", answer=answer) if decided is None else Score(value=float(decided), answer=answer)
+        return (
+            Score.unscored(reason="code can't tell", answer=answer)
+            if decided is None
+            else Score(value=float(decided), answer=answer)
+        )
 
     return score
 
@@ -128,5 +152,8 @@ def _explained(verdicts: list[Verdict | Unscored]) -> str:
             lines.append(f"**{v.judge}** ({v.model}): unscored: {v.reason}")
             continue
         lines.append(f"**{v.judge}** ({v.model}) {v.score:.2f}{' VETO ' + v.veto if v.veto else ''}: {v.reasoning}")
-        lines += [f"- {i.id}: {i.score} “{i.span}”{'' if i.span_found or not i.span else ' (not in the answer)'}" for i in v.items]
+        lines += [
+            f"- {i.id}: {i.score} “{i.span}”{'' if i.span_found or not i.span else ' (not in the answer)'}"
+            for i in v.items
+        ]
     return "\n\n".join(lines)

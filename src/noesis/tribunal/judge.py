@@ -69,7 +69,9 @@ def schema_of(items: tuple[RubricItem, ...]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def build_request(bench: Bench, rubric: Rubric, case: Case, *, seed: int = 0, backwards: bool = False) -> tuple[Request, tuple[RubricItem, ...]]:
+def build_request(
+    bench: Bench, rubric: Rubric, case: Case, *, seed: int = 0, backwards: bool = False
+) -> tuple[Request, tuple[RubricItem, ...]]:
     """The question to `rubric` about `case`, and the items that it asks.
 
     Args:
@@ -80,15 +82,21 @@ def build_request(bench: Bench, rubric: Rubric, case: Case, *, seed: int = 0, ba
     items = items[::-1] if backwards else items
     schema = schema_of(items)
     listed = "\n".join(
-        f"- {item.id}: {item.question(case.language)}\n" + "\n".join(f"   {score} = {item.anchors[score][case.language]}" for score in SCORES)  # type: ignore[index]
+        f"- {item.id}: {item.question(case.language)}\n"
+        + "\n".join(f"   {score} = {item.anchors[score][case.language]}" for score in SCORES)  # type: ignore[index]
         for item in items
     )
-    system = fill(words.system, {"judge": rubric.system[case.language], "items": listed, "schema": json.dumps(schema, ensure_ascii=False)})
+    system = fill(
+        words.system,
+        {"judge": rubric.system[case.language], "items": listed, "schema": json.dumps(schema, ensure_ascii=False)},
+    )
     dialogue = "\n\n".join(f"[{role}] {neutralised(text)}" for role, text in case.dialogue)
     answer = neutralised(case.answer)
     notes = _notes(bench, case)
     code = hashlib.sha256(json.dumps([dialogue, answer], ensure_ascii=False).encode()).hexdigest()[:8]
-    user = fill(words.user, {"code": code, "dialogue": dialogue, "answer": answer, "notes": notes + "\n\n" if notes else ""})
+    user = fill(
+        words.user, {"code": code, "dialogue": dialogue, "answer": answer, "notes": notes + "\n\n" if notes else ""}
+    )
     room = TOKENS_REASONING + TOKENS_AN_ITEM * len(items)
     return Request((("system", system), ("user", user)), schema, max_tokens=room, seed=seed), items
 
@@ -110,7 +118,9 @@ def _notes(bench: Bench, case: Case) -> str:
     return "\n".join(notes)
 
 
-async def judge(client: Client, bench: Bench, rubric: Rubric, case: Case, cache: Cache, *, seed: int = 0, backwards: bool = False) -> Verdict | Unscored:
+async def judge(
+    client: Client, bench: Bench, rubric: Rubric, case: Case, cache: Cache, *, seed: int = 0, backwards: bool = False
+) -> Verdict | Unscored:
     """What `client`, as the judge of `rubric`, says of one answer.
 
     Raises:
@@ -123,7 +133,13 @@ async def judge(client: Client, bench: Bench, rubric: Rubric, case: Case, cache:
     for attempt in (0, 1):
         if attempt:
             again = fill(bench.prompt[case.language].retry, {"problem": problem})
-            request = Request((*request.messages[:-1], ("user", request.messages[-1][1] + "\n" + again)), request.schema, request.max_tokens, seed, 1)
+            request = Request(
+                (*request.messages[:-1], ("user", request.messages[-1][1] + "\n" + again)),
+                request.schema,
+                request.max_tokens,
+                seed,
+                1,
+            )
         key = request.key(client.identity)
         reply = cache.reply(key)
         if reply is None:
@@ -138,7 +154,15 @@ async def judge(client: Client, bench: Bench, rubric: Rubric, case: Case, cache:
             scored = tuple(_item(item, read, case.answer) for item in items)
             seen = any(item.veto and s.score == 0 and s.span_found for item, s in zip(items, scored, strict=True))
             veto = VETOES.get(rubric.id) if seen else None
-            return Verdict(**who, items=scored, veto=veto, reasoning=read["reasoning"], prompt_tokens=prompt, completion_tokens=made, usd=usd)
+            return Verdict(
+                **who,
+                items=scored,
+                veto=veto,
+                reasoning=read["reasoning"],
+                prompt_tokens=prompt,
+                completion_tokens=made,
+                usd=usd,
+            )
         problem = read
     return Unscored(**who, reason=f"reply could not be read, twice: {problem}")
 
@@ -192,4 +216,6 @@ def span_in(span: str, answer: str) -> bool:
     """Whether `span` stands in `answer`, spaces and outer quotation marks apart; a few characters prove nothing."""
     span = " ".join(span.split()).strip("\"“”'‘’«»").strip()
     whole = " ".join(answer.split())
-    return (len(span) >= SHORTEST_SPAN or (span != "" and span == whole)) and (span in whole or span in " ".join(neutralised(answer).split()))
+    return (len(span) >= SHORTEST_SPAN or (span != "" and span == whole)) and (
+        span in whole or span in " ".join(neutralised(answer).split())
+    )

@@ -24,8 +24,17 @@ CONTEXT = 8192  # tokens of one request; a Portuguese rubric takes about 4,500 o
 
 def bounded(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema with a longest length for free texts, so that a small model that rambles still ends its object."""
-    longest = {name: REASONING if name == "reasoning" else SPAN for name, kind in schema["properties"].items() if "enum" not in kind}
-    return schema | {"properties": {name: kind | ({"maxLength": longest[name]} if name in longest else {}) for name, kind in schema["properties"].items()}}
+    longest = {
+        name: REASONING if name == "reasoning" else SPAN
+        for name, kind in schema["properties"].items()
+        if "enum" not in kind
+    }
+    return schema | {
+        "properties": {
+            name: kind | ({"maxLength": longest[name]} if name in longest else {})
+            for name, kind in schema["properties"].items()
+        }
+    }
 
 
 class LocalJudge:
@@ -76,7 +85,10 @@ class LocalJudge:
             "cache_prompt": True,
         }
         if request.schema:
-            body["response_format"] = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": bounded(request.schema)}}
+            body["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "verdict", "strict": True, "schema": bounded(request.schema)},
+            }
         elif request.logprobs:
             body |= {"logprobs": True, "top_logprobs": request.logprobs}
         else:
@@ -85,7 +97,9 @@ class LocalJudge:
             answer = self._server.handle_chat_completions(body)
         if not isinstance(answer, dict) or "choices" not in answer:
             error = answer.get("error", answer) if isinstance(answer, dict) else answer
-            raise Unanswered(f"llama.cpp refuses the request: {error.get('message', error) if isinstance(error, dict) else error}")
+            raise Unanswered(
+                f"llama.cpp refuses the request: {error.get('message', error) if isinstance(error, dict) else error}"
+            )
         choice, usage = answer["choices"][0], answer.get("usage") or {}
         return Reply(
             str(choice["message"]["content"] or ""),

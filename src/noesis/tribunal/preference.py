@@ -24,7 +24,8 @@ def compare(ids: list[str], base: dict[str, list[Score]], tuned: dict[str, list[
         "base": _figures(base),
         "tuned": _figures(tuned),
         "by_example": [
-            {"id": name, "base_margin": round(b, 4), "tuned_margin": round(t, 4)} for name, b, t in zip(ids, margins(base), margins(tuned), strict=True)
+            {"id": name, "base_margin": round(b, 4), "tuned_margin": round(t, 4)}
+            for name, b, t in zip(ids, margins(base), margins(tuned), strict=True)
         ],
     }
 

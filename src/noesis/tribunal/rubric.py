@@ -18,7 +18,10 @@ from noesis.yaml_file import read_yaml
 
 JUDGES = ("veritas", "sophia", "dike")
 TITLES = {"veritas": "Veritas", "sophia": "Sophia", "dike": "Dikē"}
-VETOES = {"veritas": "fabricated_citation", "dike": "harmful_compliance"}  # what the judge's item with `veto: true` is an eye on
+VETOES = {
+    "veritas": "fabricated_citation",
+    "dike": "harmful_compliance",
+}  # what the judge's item with `veto: true` is an eye on
 Language = Literal["pt", "en"]
 Text = Annotated[str, Field(min_length=1)]
 
@@ -45,7 +48,9 @@ class RubricItem(_Frozen):
     en: Text
     anchors: dict[Literal["0", "1", "2"], Both]
     span: Literal["required", "optional", "none"] = "required"
-    applies: tuple[tuple[str, tuple[Any, ...]], ...] = ()  # (field, values) of the prompt's record, any of which must hold; empty: always
+    applies: tuple[
+        tuple[str, tuple[Any, ...]], ...
+    ] = ()  # (field, values) of the prompt's record, any of which must hold; empty: always
     principles: tuple[str, ...] = ()
     veto: bool = False  # a 0 with a span that is in the answer rejects the answer whatever the mean
 
@@ -61,7 +66,12 @@ class RubricItem(_Frozen):
         if not isinstance(raw, dict):
             return raw
         if set(raw) == {"pt", "en"}:
-            raw = {score: {language: {str(k): v for k, v in raw[language].items()}.get(str(score)) for language in ("pt", "en")} for score in (0, 1, 2)}
+            raw = {
+                score: {
+                    language: {str(k): v for k, v in raw[language].items()}.get(str(score)) for language in ("pt", "en")
+                }
+                for score in (0, 1, 2)
+            }
         return {str(score): text for score, text in raw.items()}
 
     @field_validator("anchors")
@@ -81,12 +91,18 @@ class RubricItem(_Frozen):
             raise ValueError("applies is  always  or  {when: [field, {field: [values]}]}")
         pairs: list[tuple[str, tuple[Any, ...]]] = []
         for condition in raw["when"]:
-            pairs += [(field, tuple(values)) for field, values in condition.items()] if isinstance(condition, dict) else [(str(condition), ())]
+            pairs += (
+                [(field, tuple(values)) for field, values in condition.items()]
+                if isinstance(condition, dict)
+                else [(str(condition), ())]
+            )
         return tuple(pairs)
 
     def applies_to(self, record: dict[str, Any]) -> bool:
         """Whether the item is asked of an answer to this prompt."""
-        return not self.applies or any(record.get(field) in values if values else bool(record.get(field)) for field, values in self.applies)
+        return not self.applies or any(
+            record.get(field) in values if values else bool(record.get(field)) for field, values in self.applies
+        )
 
     def question(self, language: str) -> str:
         return self.en if language == "en" else self.pt
@@ -159,8 +175,13 @@ class Bench(_Frozen):
 
     @cached_property
     def _digests(self) -> dict[str | None, str]:
-        prompt, each = self.prompt.model_dump(mode="json"), {name: rubric.model_dump(mode="json") for name, rubric in sorted(self.rubrics.items())}
-        return {None: sha256_json([prompt, *each.values()])} | {name: sha256_json([prompt, rubric]) for name, rubric in each.items()}
+        prompt, each = (
+            self.prompt.model_dump(mode="json"),
+            {name: rubric.model_dump(mode="json") for name, rubric in sorted(self.rubrics.items())},
+        )
+        return {None: sha256_json([prompt, *each.values()])} | {
+            name: sha256_json([prompt, rubric]) for name, rubric in each.items()
+        }
 
 
 def load_bench(folder: Path) -> Bench:
@@ -184,6 +205,8 @@ def _read(path: Path, model: Any) -> Any:
     except ValidationError as error:
         first = min(error.errors(), key=lambda e: e["type"] == "missing")
         where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path}: {where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}") from None
+        raise ConfigError(
+            f"{path}: {where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
+        ) from None
     except ValueError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None

@@ -94,14 +94,20 @@ def screen(answer: str, record: dict[str, Any], constitution: Constitution) -> l
         "control token": lambda: CONTROL_TOKEN.search(answer) is not None,
         "addresses the judge": lambda: _INJECTION.search(answer) is not None,
         "recites the system prompt": lambda: _recites(answer, constitution),
-        "needless refusal": lambda: record.get("stance") not in (None, "decline") and _REFUSAL.search(answer) is not None,
+        "needless refusal": lambda: (
+            record.get("stance") not in (None, "decline") and _REFUSAL.search(answer) is not None
+        ),
     }
     return [name for name, seen in checks.items() if seen()]
 
 
 def tally(flags: list[list[str]]) -> dict[str, Any]:
     """Counts over many answers."""
-    return {"answers": len(flags), "flagged": sum(bool(f) for f in flags), "flags": dict(Counter(name for f in flags for name in f).most_common())}
+    return {
+        "answers": len(flags),
+        "flagged": sum(bool(f) for f in flags),
+        "flags": dict(Counter(name for f in flags for name in f).most_common()),
+    }
 
 
 def language_of(text: str) -> str | None:

@@ -31,7 +31,9 @@ def clustered(values: Sequence[float], clusters: Sequence[str]) -> tuple[Floats,
     return sums, np.bincount(index, minlength=len(places)).astype(np.float64)
 
 
-def bootstrap(sums: Floats, counts: Floats | None = None, *, level: float = 0.95, draws: int = DRAWS, seed: int = 0) -> Any:
+def bootstrap(
+    sums: Floats, counts: Floats | None = None, *, level: float = 0.95, draws: int = DRAWS, seed: int = 0
+) -> Any:
     """Interval of the mean by drawing clusters, percentile limits widened for small samples (Hesterberg 2015).
 
     Args:
@@ -100,7 +102,9 @@ def brier(probabilities: Sequence[float], outcomes: Sequence[bool]) -> float:
     return float(np.mean((np.asarray(probabilities, float) - np.asarray(outcomes, float)) ** 2))
 
 
-def rogan_gladen(passed: int, n: int, sensitivity: tuple[int, int], specificity: tuple[int, int], *, level: float = 0.95) -> tuple[float, Interval] | None:
+def rogan_gladen(
+    passed: int, n: int, sensitivity: tuple[int, int], specificity: tuple[int, int], *, level: float = 0.95
+) -> tuple[float, Interval] | None:
     """The true pass rate behind an observed one, given how often the judge errs; None where it is no better than a coin.
 
     Args:
@@ -111,7 +115,12 @@ def rogan_gladen(passed: int, n: int, sensitivity: tuple[int, int], specificity:
     Returns:
         (estimate, interval), within 0..1.
     """
-    if not n or not sensitivity[1] or not specificity[1] or sensitivity[0] / sensitivity[1] + specificity[0] / specificity[1] <= 1:
+    if (
+        not n
+        or not sensitivity[1]
+        or not specificity[1]
+        or sensitivity[0] / sensitivity[1] + specificity[0] / specificity[1] <= 1
+    ):
         return None
     z = NormalDist().inv_cdf(0.5 + level / 2)
     observed = (passed + z * z / 2) / (n + z * z)
@@ -142,7 +151,11 @@ def krippendorff_alpha(ratings: Floats) -> float | None:
     if len(values) < 2:
         return None
     table = np.zeros((ratings.shape[1], len(values)))  # (units, values): how many raters gave it
-    np.add.at(table, (np.nonzero(~np.isnan(ratings).T)[0], codes[np.argsort(np.nonzero(~np.isnan(ratings))[1], kind="stable")]), 1)
+    np.add.at(
+        table,
+        (np.nonzero(~np.isnan(ratings).T)[0], codes[np.argsort(np.nonzero(~np.isnan(ratings))[1], kind="stable")]),
+        1,
+    )
     table = table[table.sum(axis=1) >= 2]
     if not len(table):
         return None
@@ -150,7 +163,10 @@ def krippendorff_alpha(ratings: Floats) -> float | None:
     coincidence = (table / (per_unit - 1)).T @ table - np.diag((table / (per_unit - 1)).sum(axis=0))
     marginal = coincidence.sum(axis=1)
     cumulative = np.cumsum(marginal)
-    low, high = np.minimum.outer(range(len(values)), range(len(values))), np.maximum.outer(range(len(values)), range(len(values)))
+    low, high = (
+        np.minimum.outer(range(len(values)), range(len(values))),
+        np.maximum.outer(range(len(values)), range(len(values))),
+    )
     before = cumulative - marginal
     distance = (cumulative[high] - before[low] - (marginal[low] + marginal[high]) / 2) ** 2
     np.fill_diagonal(distance, 0.0)

@@ -148,7 +148,9 @@ def read_suite(tribunal: Path, part: Part = "dev") -> list[Item]:
     """
     files = sorted((tribunal / "prompts").glob("*.jsonl"))
     if not files:
-        raise UsageError(f"no evaluation prompts in {tribunal / 'prompts'}: copy data/tribunal from the project of Noesis, or write your own")
+        raise UsageError(
+            f"no evaluation prompts in {tribunal / 'prompts'}: copy data/tribunal from the project of Noesis, or write your own"
+        )
     _require_seal(tribunal, part)
     return read_rows(files, Item, part)
 
@@ -157,7 +159,9 @@ def read_benchmark(tribunal: Path, part: Part = "dev") -> tuple[list[Pair], list
     """The judge benchmark in `tribunal/judge_bench`: minimal pairs and invariance pairs."""
     folder = tribunal / "judge_bench"
     if not (folder / "pairs.jsonl").is_file():
-        raise UsageError(f"no judge benchmark: {folder / 'pairs.jsonl'} is missing; copy data/tribunal from the project of Noesis, or write your own")
+        raise UsageError(
+            f"no judge benchmark: {folder / 'pairs.jsonl'} is missing; copy data/tribunal from the project of Noesis, or write your own"
+        )
     _require_seal(tribunal, part)
     twins = folder / "invariance.jsonl"
     return read_rows([folder / "pairs.jsonl"], Pair, part), read_rows([twins], Twins, part) if twins.is_file() else []
@@ -171,7 +175,9 @@ def spread(items: list[Item], count: int | None) -> list[Item]:
     for item in items:
         clusters.setdefault(item.cluster, []).append(item)
     names = list(clusters)
-    order = sorted(range(len(names)), key=lambda i: i * 0.6180339887 % 1)  # any beginning of this order is spread evenly
+    order = sorted(
+        range(len(names)), key=lambda i: i * 0.6180339887 % 1
+    )  # any beginning of this order is spread evenly
     chosen: list[Item] = []
     for i in order:
         if len(chosen) + len(clusters[names[i]]) <= count:
@@ -205,7 +211,9 @@ def _require_seal(tribunal: Path, part: Part) -> None:
         return
     file = tribunal / "locked.json"
     if not file.is_file():
-        raise DataError(f"{tribunal} has a locked part without a seal: write it with  noesis tribunal lock  and commit {file}, or use --part dev")
+        raise DataError(
+            f"{tribunal} has a locked part without a seal: write it with  noesis tribunal lock  and commit {file}, or use --part dev"
+        )
     sealed, found = json.loads(file.read_text(encoding="utf-8")), seal(tribunal)
     for name in sorted(sealed.keys() | found.keys()):
         if sealed.get(name) != found.get(name):

@@ -54,7 +54,13 @@ class Answer:
         return f"{self.item.id}/{self.who}/{self.sample}"
 
     def as_json(self) -> dict[str, Any]:
-        return {"id": self.item.id, "category": self.item.category, "language": self.item.language, "who": self.who, "sample": self.sample} | {
+        return {
+            "id": self.item.id,
+            "category": self.item.category,
+            "language": self.item.language,
+            "who": self.who,
+            "sample": self.sample,
+        } | {
             "said": [{"role": role, "content": text} for role, text in self.said],
             "answer": self.text,
         }
@@ -86,7 +92,11 @@ def answers(
     Args:
         identity: what decides the answers besides prompt and seed: hashes of model, adapter and settings; part of the cache's key.
     """
-    states = [(item, k, [opening(constitution, {"language": item.language, "prompt": item.messages[0]})[0]]) for item in items for k in range(section.samples)]
+    states = [
+        (item, k, [opening(constitution, {"language": item.language, "prompt": item.messages[0]})[0]])
+        for item in items
+        for k in range(section.samples)
+    ]
     rounds = max((len(item.messages) for item in items), default=0)
     total = sum(len(item.messages) for item, _, _ in states)
     with Progress(f"answer ({who})", total, "messages") as progress:
@@ -94,7 +104,10 @@ def answers(
             talking = [(item, k, messages) for item, k, messages in states if turn < len(item.messages)]
             for item, _, messages in talking:
                 messages.append({"role": "user", "content": item.messages[turn]})
-            keys = [sha256_json([identity, who, messages, seed + k, section.trial_tokens, section.temperature]) for _, k, messages in talking]
+            keys = [
+                sha256_json([identity, who, messages, seed + k, section.trial_tokens, section.temperature])
+                for _, k, messages in talking
+            ]
             missing = [i for i, key in enumerate(keys) if cache.get(key) is None]
             progress.advance(len(talking) - len(missing))
             for start in range(0, len(missing), CHUNK):
@@ -104,10 +117,15 @@ def answers(
                 progress.advance(len(part))
             for (_, _, messages), key in zip(talking, keys, strict=True):
                 messages.append({"role": "assistant", "content": hide_analysis(str(cache.get(key)))})
-    return [Answer(item, who, k, tuple((m["role"], m["content"]) for m in messages[1:-1]), messages[-1]["content"]) for item, k, messages in states]
+    return [
+        Answer(item, who, k, tuple((m["role"], m["content"]) for m in messages[1:-1]), messages[-1]["content"])
+        for item, k, messages in states
+    ]
 
 
-async def hear(found: Sequence[Answer], seats: Seats, section: TribunalSection, constitution: Constitution) -> list[Heard]:
+async def hear(
+    found: Sequence[Answer], seats: Seats, section: TribunalSection, constitution: Constitution
+) -> list[Heard]:
     """The court's opinion of each answer that judges are to score; empty ones are 0 without asking."""
     flags = [tuple(screen(a.text, record_of(a.item), constitution)) for a in found]
     before = [i for i, a in enumerate(found) if not a.item.check and "empty" not in flags[i]]
@@ -120,7 +138,14 @@ async def hear(found: Sequence[Answer], seats: Seats, section: TribunalSection, 
         if i in verdicts:
             formed = opinion(answer.id, verdicts[i], section, leaked)
         elif not answer.item.check:
-            formed = Opinion(answer.id, dict.fromkeys(JUDGES, (0.0, 0.0)), (0.0, 0.0), leaked, (), ("nothing was said (found by code)",))
+            formed = Opinion(
+                answer.id,
+                dict.fromkeys(JUDGES, (0.0, 0.0)),
+                (0.0, 0.0),
+                leaked,
+                (),
+                ("nothing was said (found by code)",),
+            )
         elif leaked:
             formed = Opinion(answer.id, dict.fromkeys(JUDGES, (0.0, 1.0)), None, leaked, JUDGES, ("found by code",))
         heard.append(Heard(answer, formed, tuple(verdicts.get(i, ())), flags[i]))
@@ -144,7 +169,14 @@ def verdict_rows(heard: Sequence[Heard]) -> list[dict[str, Any]]:
     rows = []
     for h in heard:
         if h.opinion is not None:
-            rows.append({"answer": h.answer.id, "opinion": h.opinion.as_json(), "flags": list(h.flags), "verdicts": [v.as_json() for v in h.verdicts]})
+            rows.append(
+                {
+                    "answer": h.answer.id,
+                    "opinion": h.opinion.as_json(),
+                    "flags": list(h.flags),
+                    "verdicts": [v.as_json() for v in h.verdicts],
+                }
+            )
     return rows
 
 
@@ -161,11 +193,15 @@ def hold(
     """Answers of both models, then the hearing of all of them. `identity`: of base and tuned, as in `answers`."""
     found: list[Answer] = []
     for who in WHO:
-        found += answers(items, constitution, generate, seats.cache, identity=identity[who], who=who, section=section, seed=seed)
+        found += answers(
+            items, constitution, generate, seats.cache, identity=identity[who], who=who, section=section, seed=seed
+        )
     return asyncio.run(_hear_and_close(found, seats, section, constitution))
 
 
-async def _hear_and_close(found: list[Answer], seats: Seats, section: TribunalSection, constitution: Constitution) -> list[Heard]:
+async def _hear_and_close(
+    found: list[Answer], seats: Seats, section: TribunalSection, constitution: Constitution
+) -> list[Heard]:
     try:
         return await hear(found, seats, section, constitution)
     finally:

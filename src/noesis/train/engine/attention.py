@@ -41,20 +41,29 @@ def forward(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, b
     """q: (T, Q, D), k and v: (T, K, D)."""
     b, n = segments.bounds, segments.longest
     if backend == "flash":
-        out, lse, state, unused, _ = torch.ops.aten._flash_attention_forward(q, k, v, b, b, n, n, 0.0, True, False, scale=scale)
+        out, lse, state, unused, _ = torch.ops.aten._flash_attention_forward(
+            q, k, v, b, b, n, n, 0.0, True, False, scale=scale
+        )
         return Attended(out, lse, (state, unused))
     parts = [_host_forward(x, y, z, scale) for x, y, z in _split(segments, q, k, v)]
     return Attended(torch.cat([out for out, _ in parts]), None, parts)
 
 
-def backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Attended, segments: Segments, scale: float, backend: Backend) -> tuple[Tensor, ...]:
+def backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Attended, segments: Segments, scale: float, backend: Backend
+) -> tuple[Tensor, ...]:
     """Gradients of q, k, v in their shapes."""
     b, n = segments.bounds, segments.longest
     if backend == "flash":
         return tuple(
-            torch.ops.aten._flash_attention_backward(dout, q, k, v, kept.out, kept.lse, b, b, n, n, 0.0, True, kept.rng[0], kept.rng[1], scale=scale)  # type: ignore[index]
+            torch.ops.aten._flash_attention_backward(
+                dout, q, k, v, kept.out, kept.lse, b, b, n, n, 0.0, True, kept.rng[0], kept.rng[1], scale=scale
+            )  # type: ignore[index]
         )
-    gradients = [_host_backward(d, x, y, z, out, lse, scale) for (d, x, y, z), (out, lse) in zip(_split(segments, dout, q, k, v), kept.rng, strict=True)]
+    gradients = [
+        _host_backward(d, x, y, z, out, lse, scale)
+        for (d, x, y, z), (out, lse) in zip(_split(segments, dout, q, k, v), kept.rng, strict=True)
+    ]
     return tuple(torch.cat(g) for g in zip(*gradients, strict=True))
 
 
@@ -70,15 +79,21 @@ def _heads_first(x: Tensor, repeat: int = 1) -> Tensor:
 def _host_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """(output (T, Q, D), log-sum-exp) of one sequence."""
     each = q.shape[1] // k.shape[1]
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(_heads_first(q), _heads_first(k, each), _heads_first(v, each), 0.0, True, scale=scale)
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        _heads_first(q), _heads_first(k, each), _heads_first(v, each), 0.0, True, scale=scale
+    )
     return out[0].transpose(0, 1), lse
 
 
-def _host_backward(d: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def _host_backward(
+    d: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of one sequence's q, k, v; those of heads that share a key are summed."""
     (n, heads, width), each = k.shape, q.shape[1] // k.shape[1]
     inputs = (_heads_first(q), _heads_first(k, each), _heads_first(v, each))
-    dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(_heads_first(d), *inputs, _heads_first(out), lse, 0.0, True, scale=scale)
+    dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        _heads_first(d), *inputs, _heads_first(out), lse, 0.0, True, scale=scale
+    )
     dq, dk, dv = (g[0].transpose(0, 1) for g in (dq, dk, dv))
     return dq, *(g.reshape(n, heads, each, width).sum(2) for g in (dk, dv))
 

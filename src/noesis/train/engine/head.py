@@ -18,7 +18,17 @@ class Loss(torch.autograd.Function):
     """h: (T, H), positions and targets: (trained tokens,), divisor: float32 scalar → summed loss / divisor."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, norm: Tensor, eps: float, head: Tensor, positions: Tensor, targets: Tensor, divisor: Tensor, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        h: Tensor,
+        norm: Tensor,
+        eps: float,
+        head: Tensor,
+        positions: Tensor,
+        targets: Tensor,
+        divisor: Tensor,
+        chunk: int,
+    ) -> Tensor:
         whole = len(positions) == len(h)  # every token is trained: nothing to pick out
         some = h if whole else h.index_select(0, positions)
         if len(some) == 0:
@@ -40,7 +50,9 @@ class TokenLosses(torch.autograd.Function):
     """h: (T, H), positions and targets: (trained tokens,) → negative log-likelihood of each: (trained tokens,) float32."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, norm: Tensor, eps: float, head: Tensor, positions: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any, h: Tensor, norm: Tensor, eps: float, head: Tensor, positions: Tensor, targets: Tensor, chunk: int
+    ) -> Tensor:
         one = torch.ones(1, dtype=torch.float32, device=h.device)
         losses, ctx.gradient = _losses(h.index_select(0, positions), norm, eps, head, targets, one, chunk)
         ctx.positions, ctx.length = positions, len(h)
@@ -55,7 +67,9 @@ class TokenLosses(torch.autograd.Function):
         return (gradient, None, None, None, None, None, None)
 
 
-def _losses(some: Tensor, norm: Tensor, eps: float, head: Tensor, targets: Tensor, factor: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+def _losses(
+    some: Tensor, norm: Tensor, eps: float, head: Tensor, targets: Tensor, factor: Tensor, chunk: int
+) -> tuple[Tensor, Tensor]:
     """(loss of each token, not multiplied by `factor`: (trained tokens,), gradient of their sum times `factor` to `some`: (trained tokens, H))."""
     x, rstd = ops.norm(some, norm, eps, ops.Dropout(0), fp8=False)
     losses = torch.empty(len(some), dtype=torch.float32, device=some.device)

@@ -18,7 +18,9 @@ def drop(x: Tensor, threshold: int, seed: int) -> Tensor:
     if threshold == 0:
         return x
     count = x.numel()
-    words = torch.empty((count + 7) // 8, dtype=torch.int64).random_(-(2**63), None, generator=torch.Generator().manual_seed(seed))
+    words = torch.empty((count + 7) // 8, dtype=torch.int64).random_(
+        -(2**63), None, generator=torch.Generator().manual_seed(seed)
+    )
     keep = words.view(torch.uint8)[:count].view(x.shape) >= threshold
     return x * keep.to(x.dtype).mul_(256 / (256 - threshold))
 

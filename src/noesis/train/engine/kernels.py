@@ -62,7 +62,9 @@ def norm_backward(dx, h, rstd, weight, residual, dh, q, scale, width, BLOCK: tl.
     columns = tl.arange(0, BLOCK)
     mask = columns < width
     at = row * width + columns
-    g = tl.load(dx + at, mask=mask, other=0.0).to(tl.float32) * tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
+    g = tl.load(dx + at, mask=mask, other=0.0).to(tl.float32) * tl.load(weight + columns, mask=mask, other=0.0).to(
+        tl.float32
+    )
     r = tl.load(rstd + row)
     normed = tl.load(h + at, mask=mask, other=0.0).to(tl.float32) * r
     mean = tl.sum(g * normed) / width
@@ -104,7 +106,9 @@ def quantise(
 def _low_rank(u, b, rows, columns, row_mask, column_mask, u_stride, R: tl.constexpr, RP: tl.constexpr):
     """Tile of u · bᵀ; u: (T, R) at row stride `u_stride`, b: (N, R) contiguous. RP: R rounded up to a power of two."""
     k = tl.arange(0, RP)
-    a = tl.load(u + rows[:, None].to(tl.int64) * u_stride + k[None, :], mask=row_mask[:, None] & (k[None, :] < R), other=0.0)
+    a = tl.load(
+        u + rows[:, None].to(tl.int64) * u_stride + k[None, :], mask=row_mask[:, None] & (k[None, :] < R), other=0.0
+    )
     c = tl.load(b + columns[None, :] * R + k[:, None], mask=column_mask[None, :] & (k[:, None] < R), other=0.0)
     return tl.dot(a, c, input_precision="ieee")
 
@@ -189,7 +193,9 @@ def rotate_backward(dq, dk, dv, dqkv, cos, sin, tokens, width, QH, KH, D2: tl.co
 
 
 @triton.jit
-def swiglu_forward(gu, u, b, act, tokens, width, u_stride, R: tl.constexpr, RP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+def swiglu_forward(
+    gu, u, b, act, tokens, width, u_stride, R: tl.constexpr, RP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+):
     """act = silu(gate) · up, both with their adapters' part. gu: (T, 2I), u: (T, 2R), b: (2I, R), act: (T, I)."""
     rows = tl.program_id(1) * BM + tl.arange(0, BM)
     columns = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -242,7 +248,9 @@ def cross_entropy(logits, labels, loss, factor, vocabulary, BLOCK: tl.constexpr)
     largest = tl.full((BLOCK,), -float("inf"), dtype=tl.float32)
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     for start in range(0, vocabulary, BLOCK):
-        v = tl.load(start_of_row + start + columns, mask=start + columns < vocabulary, other=-float("inf")).to(tl.float32)
+        v = tl.load(start_of_row + start + columns, mask=start + columns < vocabulary, other=-float("inf")).to(
+            tl.float32
+        )
         new = tl.maximum(largest, v)
         shift = tl.where(new == -float("inf"), 0.0, new)
         total = total * tl.exp(largest - shift) + tl.exp(v - shift)
@@ -260,7 +268,9 @@ def cross_entropy(logits, labels, loss, factor, vocabulary, BLOCK: tl.constexpr)
 
 
 @triton.jit
-def nf4_dequantise(packed, absmax, code, absmax_code, absmax_scale, offset, out, elements, NESTED: tl.constexpr, BLOCK: tl.constexpr):
+def nf4_dequantise(
+    packed, absmax, code, absmax_code, absmax_scale, offset, out, elements, NESTED: tl.constexpr, BLOCK: tl.constexpr
+):
     """bitsandbytes' NF4 to the output's type: two weights a byte (high half first), a scale for 64 weights, itself 8 bits if nested."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # bytes
     mask = i < elements // 2
@@ -268,7 +278,9 @@ def nf4_dequantise(packed, absmax, code, absmax_code, absmax_scale, offset, out,
     block = i // 32
     if NESTED:
         level = tl.load(absmax + block, mask=mask, other=0).to(tl.int32)
-        scale = tl.load(absmax_code + level) * tl.load(absmax_scale + block // 256, mask=mask, other=0.0) + tl.load(offset)
+        scale = tl.load(absmax_code + level) * tl.load(absmax_scale + block // 256, mask=mask, other=0.0) + tl.load(
+            offset
+        )
     else:
         scale = tl.load(absmax + block, mask=mask, other=0.0)
     high = (tl.load(code + (byte >> 4)) * scale).to(out.dtype.element_ty)

@@ -26,8 +26,25 @@ class Adapters:
     A projection without an adapter has None twice and takes part with zeros.
     """
 
-    def __init__(self, pairs: list[tuple[Tensor, Tensor] | None], sizes: list[int], inputs: int, rank: int, scale: float, dtype: Any, device: Any) -> None:
-        self.pairs, self.sizes, self.inputs, self.rank, self.scale, self.dtype, self.device = pairs, sizes, inputs, rank, scale, dtype, device
+    def __init__(
+        self,
+        pairs: list[tuple[Tensor, Tensor] | None],
+        sizes: list[int],
+        inputs: int,
+        rank: int,
+        scale: float,
+        dtype: Any,
+        device: Any,
+    ) -> None:
+        self.pairs, self.sizes, self.inputs, self.rank, self.scale, self.dtype, self.device = (
+            pairs,
+            sizes,
+            inputs,
+            rank,
+            scale,
+            dtype,
+            device,
+        )
         self.copies: tuple[Tensor, Tensor, Tensor] | None = None
 
     def parameters(self) -> list[Tensor]:
@@ -40,7 +57,10 @@ class Adapters:
             with torch.no_grad():
                 zeros = {"dtype": self.dtype, "device": self.device}
                 a = [p[0].to(self.dtype) if p else torch.zeros((self.rank, self.inputs), **zeros) for p in self.pairs]
-                b = [p[1].to(self.dtype) if p else torch.zeros((n, self.rank), **zeros) for p, n in zip(self.pairs, self.sizes, strict=True)]
+                b = [
+                    p[1].to(self.dtype) if p else torch.zeros((n, self.rank), **zeros)
+                    for p, n in zip(self.pairs, self.sizes, strict=True)
+                ]
                 self.copies = (torch.cat(a), torch.stack([x.T for x in a]), torch.cat(b))
         return self.copies
 
@@ -57,7 +77,9 @@ class Adapters:
         out_b = []
         for i, size in enumerate(self.sizes):
             part = dy[:, at : at + size]
-            torch.addmm(du.new_empty(()), part, b[at : at + size], beta=0, alpha=self.scale, out=du[:, i * r : (i + 1) * r])
+            torch.addmm(
+                du.new_empty(()), part, b[at : at + size], beta=0, alpha=self.scale, out=du[:, i * r : (i + 1) * r]
+            )
             if self.pairs[i]:
                 out_b.append(_float_product(part.T, u[:, i * r : (i + 1) * r]))
             at += size
@@ -198,11 +220,17 @@ class Layer:
     def backward(self, dh3: Tensor, kept: Saved, row: Row, *, first: bool) -> tuple[Tensor | None, list[Tensor]]:
         """(gradient of the layer's input, or None for the first layer; gradients of the adapters in the order of `parameters`)."""
         drops, low, fp8 = row.drops[self.index], self.adapters, self.fp8
-        d = row.incoming if row.incoming is not None and row.incoming.plain.data_ptr() == dh3.data_ptr() else ops.prepare(dh3, NO_DROP, fp8=fp8)
+        d = (
+            row.incoming
+            if row.incoming is not None and row.incoming.plain.data_ptr() == dh3.data_ptr()
+            else ops.prepare(dh3, NO_DROP, fp8=fp8)
+        )
         du, g_down = low["down"].backward(dh3, kept.u[3], kept.act)
         dact = self.frozen["down"].backward(d)
         kept.act = None
-        dgu = ops.swiglu_backward(kept.gu, kept.u[2], low["gate_up"].matrices()[2], dact, du, low["down"].matrices()[1][0], drops[3])
+        dgu = ops.swiglu_backward(
+            kept.gu, kept.u[2], low["gate_up"].matrices()[2], dact, du, low["down"].matrices()[1][0], drops[3]
+        )
         kept.gu = dact = None
         du, g_gate_up = low["gate_up"].backward(dgu, kept.u[2], kept.x2)
         dx = self.frozen["gate_up"].backward(ops.prepare(dgu, NO_DROP, fp8=fp8))
@@ -214,7 +242,9 @@ class Layer:
         do = self.frozen["o"].backward(d)
         do = ops.add_low_rank(do, du, low["o"].matrices()[1], drop=drops[1])
         q, k, v = self._split(kept.qkv)
-        dq, dk, dv = attention.backward(do.view(q.shape), q, k, v, kept.attended, row.segments, self.scale, self.backend)  # type: ignore[arg-type]
+        dq, dk, dv = attention.backward(
+            do.view(q.shape), q, k, v, kept.attended, row.segments, self.scale, self.backend
+        )  # type: ignore[arg-type]
         kept.attended = kept.qkv = kept.o = do = None
         dqkv = ops.rotate_backward(dq, dk, dv, row.cos, row.sin)
         du, g_qkv = low["qkv"].backward(dqkv, kept.u[0], kept.x)

@@ -24,7 +24,12 @@ from noesis.train.packing import PackedRow
 from noesis.train.setup import Setup
 
 Tensor = Any
-GROUPS = {"qkv": ("q_proj", "k_proj", "v_proj"), "o": ("o_proj",), "gate_up": ("gate_proj", "up_proj"), "down": ("down_proj",)}
+GROUPS = {
+    "qkv": ("q_proj", "k_proj", "v_proj"),
+    "o": ("o_proj",),
+    "gate_up": ("gate_proj", "up_proj"),
+    "down": ("down_proj",),
+}
 LOGITS_BYTES = 512 * 2**20  # of one chunk of logits, where memory is no concern
 SMALL_LOGITS_BYTES = 128 * 2**20
 
@@ -34,18 +39,34 @@ def supported(folder: Path, target_modules: tuple[str, ...], *, kernels: bool) -
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if raw.get("model_type") not in ("llama", "mistral"):
         return f"its layers are of type {raw.get('model_type')!r}; known are llama and mistral"
-    if raw.get("sliding_window") or raw.get("attention_bias") or raw.get("mlp_bias") or raw.get("hidden_act", "silu") != "silu":
+    if (
+        raw.get("sliding_window")
+        or raw.get("attention_bias")
+        or raw.get("mlp_bias")
+        or raw.get("hidden_act", "silu") != "silu"
+    ):
         return "it has a sliding window, biases, or an activation other than silu"
     head = raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"]
     if kernels and (head not in (32, 64, 128, 256) or raw["hidden_size"] % 64 or raw["intermediate_size"] % 64):
-        return f"its heads are {head} wide, or a width is no multiple of 64; the kernels take heads of 32, 64, 128 or 256"
+        return (
+            f"its heads are {head} wide, or a width is no multiple of 64; the kernels take heads of 32, 64, 128 or 256"
+        )
     if "quantization_config" in raw:
         return "its weights are quantised already"
     other = set(target_modules) - {name for names in GROUPS.values() for name in names}
     return f"the adapter has other target_modules: {', '.join(sorted(other))}" if other else None
 
 
-def build(folder: Path, setup: Setup, lora: Any, device: Any, *, offload: bool = False, sharded: bool = False, nested: bool = True) -> Any:
+def build(
+    folder: Path,
+    setup: Setup,
+    lora: Any,
+    device: Any,
+    *,
+    offload: bool = False,
+    sharded: bool = False,
+    nested: bool = True,
+) -> Any:
     """The PEFT model, its frozen base loaded in `setup.precision`. Its forward takes a `PackedRow` and a divisor, and returns the loss.
 
     Args:
@@ -74,7 +95,9 @@ def build(folder: Path, setup: Setup, lora: Any, device: Any, *, offload: bool =
     with Reader(folder, dtype, device) as reader:
         engine = Engine(base, setup, lora, reader, device, offload=offload, sharded=sharded, nested=nested)
     # DistributedDataParallel would send the frozen base from card to card
-    model._ddp_params_and_buffers_to_ignore = [n for n, p in model.named_parameters() if not p.requires_grad] + [n for n, _ in model.named_buffers()]
+    model._ddp_params_and_buffers_to_ignore = [n for n, p in model.named_parameters() if not p.requires_grad] + [
+        n for n, _ in model.named_buffers()
+    ]
     model.forward = engine.loss
     model.engine = engine
     return model
@@ -83,7 +106,18 @@ def build(folder: Path, setup: Setup, lora: Any, device: Any, *, offload: bool =
 class Engine:
     """The layers with their weights, and the forward pass of a packed row."""
 
-    def __init__(self, base: Any, setup: Setup, lora: Any, reader: Reader, device: Any, *, offload: bool, sharded: bool, nested: bool) -> None:
+    def __init__(
+        self,
+        base: Any,
+        setup: Setup,
+        lora: Any,
+        reader: Reader,
+        device: Any,
+        *,
+        offload: bool,
+        sharded: bool,
+        nested: bool,
+    ) -> None:
         config = base.config
         self.base, self.setup, self.device = base, setup, device
         self.threshold = round(lora.lora_dropout * 256)
@@ -97,7 +131,9 @@ class Engine:
         moved = Offload() if offload and full and device.type == "cuda" else None
         self.layers: list[Layer] = []
         prefixes = [f"model.layers.{i}." for i in range(config.num_hidden_layers)]
-        names = [f"self_attn.{p}" for p in (*GROUPS["qkv"], *GROUPS["o"])] + [f"mlp.{p}" for p in (*GROUPS["gate_up"], *GROUPS["down"])]
+        names = [f"self_attn.{p}" for p in (*GROUPS["qkv"], *GROUPS["o"])] + [
+            f"mlp.{p}" for p in (*GROUPS["gate_up"], *GROUPS["down"])
+        ]
         names += ["input_layernorm", "post_attention_layernorm"]
         for i, tensors in enumerate(reader.groups([[f"{p}{name}.weight" for name in names] for p in prefixes])):
             module = base.model.layers[i]
@@ -130,7 +166,9 @@ class Engine:
         self.embedding = embedding.to("cpu") if offload and not tied else embedding
         self.norm = reader.one("model.norm.weight")
         base.model.embed_tokens.weight = torch.nn.Parameter(self.embedding, requires_grad=False)
-        base.lm_head.weight = base.model.embed_tokens.weight if tied else torch.nn.Parameter(self.head, requires_grad=False)
+        base.lm_head.weight = (
+            base.model.embed_tokens.weight if tied else torch.nn.Parameter(self.head, requires_grad=False)
+        )
         base.model.norm.weight = torch.nn.Parameter(self.norm, requires_grad=False)
 
     def begin_step(self) -> None:
@@ -148,7 +186,9 @@ class Engine:
     def token_losses(self, packed: PackedRow) -> Tensor:
         """Negative log-likelihood of each of the row's trained tokens: (trained tokens,) float32."""
         h = self._layers(packed)
-        return TokenLosses.apply(h, self.norm, self.eps, self.head, self._move(packed.positions), self._move(packed.targets), self.chunk)
+        return TokenLosses.apply(
+            h, self.norm, self.eps, self.head, self._move(packed.positions), self._move(packed.targets), self.chunk
+        )
 
     def _layers(self, packed: PackedRow) -> Tensor:
         """Hidden states after the last layer: (T, H)."""
@@ -162,7 +202,9 @@ class Engine:
         ids = torch.tensor(packed.input_ids)
         h = torch.nn.functional.embedding(ids.to(self.embedding.device), self.embedding).to(self.device)
         with torch.no_grad():
-            cos, sin = self.rotary(torch.empty((), dtype=torch.float32, device=self.device), self._move(packed.position_ids)[None])
+            cos, sin = self.rotary(
+                torch.empty((), dtype=torch.float32, device=self.device), self._move(packed.position_ids)[None]
+            )
         half = self.head_dim // 2
         cos, sin = cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
         return h, Row(Segments.of(packed.lengths, self.device), cos, sin, self._drops())
@@ -179,7 +221,9 @@ class Engine:
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
 
-def _adapters(module: Any, members: tuple[str, ...], parts: list[Tensor], lora: Any, *, dtype: Any, device: Any) -> Adapters:
+def _adapters(
+    module: Any, members: tuple[str, ...], parts: list[Tensor], lora: Any, *, dtype: Any, device: Any
+) -> Adapters:
     pairs: list[tuple[Tensor, Tensor] | None] = []
     for name in members:
         linear = getattr(module.self_attn if hasattr(module.self_attn, name) else module.mlp, name)

@@ -11,7 +11,12 @@ from noesis.train.engine import host, reference
 
 Tensor = Any
 # rows, columns and warps of a tile of the kernels that hold a small matrix product
-TILES = {"add_low_rank": (128, 128, 8), "swiglu": (64, 64, 8), "swiglu_backward": (64, 128, 4), "rotate": (64, 0, 4)}  # the fastest of twelve on Hopper
+TILES = {
+    "add_low_rank": (128, 128, 8),
+    "swiglu": (64, 64, 8),
+    "swiglu_backward": (64, 128, 4),
+    "rotate": (64, 0, 4),
+}  # the fastest of twelve on Hopper
 QUANTISE = (8192, 16)  # columns at a time, warps
 
 
@@ -130,7 +135,22 @@ def rotate(qkv: Tensor, u: Tensor, b: Tensor, cos: Tensor, sin: Tensor, heads: t
         return host.rotate(qkv, u, b, cos, sin, heads)
     bm, _, warps = TILES["rotate"]
     _kernels().rotate_forward[(qh + 2 * kh, -(-tokens // bm))](
-        qkv, u, b, cos, sin, tokens, width, u.stride(0), qh, kh, D2=half, R=r, RP=_power_of_two(r), BM=bm, LOW=True, num_warps=warps
+        qkv,
+        u,
+        b,
+        cos,
+        sin,
+        tokens,
+        width,
+        u.stride(0),
+        qh,
+        kh,
+        D2=half,
+        R=r,
+        RP=_power_of_two(r),
+        BM=bm,
+        LOW=True,
+        num_warps=warps,
     )
     return qkv
 
@@ -143,7 +163,19 @@ def rotate_backward(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor
     width = (qh + 2 * kh) * d
     out = torch.empty((tokens, width), dtype=dq.dtype, device=dq.device)
     _kernels().rotate_backward[(qh + 2 * kh, -(-tokens // 128))](
-        dq.contiguous(), dk.contiguous(), dv.contiguous(), out, cos, sin, tokens, width, qh, kh, D2=d // 2, BM=128, num_warps=8
+        dq.contiguous(),
+        dk.contiguous(),
+        dv.contiguous(),
+        out,
+        cos,
+        sin,
+        tokens,
+        width,
+        qh,
+        kh,
+        D2=d // 2,
+        BM=128,
+        num_warps=8,
     )
     return out
 
@@ -156,7 +188,9 @@ def swiglu(gu: Tensor, u: Tensor, b: Tensor) -> Tensor:
     act = torch.empty((tokens, width), dtype=gu.dtype, device=gu.device)
     r = b.shape[1]
     bm, bn, warps = TILES["swiglu"]
-    _kernels().swiglu_forward[_grid(tokens, width, bm, bn)](gu, u, b, act, tokens, width, u.stride(0), R=r, RP=_power_of_two(r), BM=bm, BN=bn, num_warps=warps)
+    _kernels().swiglu_forward[_grid(tokens, width, bm, bn)](
+        gu, u, b, act, tokens, width, u.stride(0), R=r, RP=_power_of_two(r), BM=bm, BN=bn, num_warps=warps
+    )
     return act
 
 

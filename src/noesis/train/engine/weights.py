@@ -50,7 +50,9 @@ def read_index(folder: Path) -> dict[str, Entry]:
             for name, item in header.items():
                 if name != "__metadata__" and item["dtype"] in TYPES:
                     begin, end = item["data_offsets"]
-                    entries[name] = Entry(file, 8 + length + begin, end - begin, tuple(item["shape"]), TYPES[item["dtype"]])
+                    entries[name] = Entry(
+                        file, 8 + length + begin, end - begin, tuple(item["shape"]), TYPES[item["dtype"]]
+                    )
                     if 8 + length + end > file.stat().st_size:
                         raise ValueError(f"{name} ends behind the end of the file")
         except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError) as error:
@@ -120,7 +122,11 @@ def _fill(entry: Entry, raw: Tensor) -> None:
     with open(entry.file, "rb", buffering=0) as f:
         done = 0
         while done < entry.size:
-            step = os.preadv(f.fileno(), [view[done:]], entry.start + done) if hasattr(os, "preadv") else _read_at(f, view, entry.start, done)
+            step = (
+                os.preadv(f.fileno(), [view[done:]], entry.start + done)
+                if hasattr(os, "preadv")
+                else _read_at(f, view, entry.start, done)
+            )
             if step == 0:
                 raise ModelError(f"{entry.file} ends too early: fetch the model again")
             done += step
