@@ -18,15 +18,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from noesis.config import find_project
 from noesis.constitution.document import load_constitution
-from noesis.revising.asked import Prompt
-from noesis.revising.chain import Maker, Settings
-from noesis.revising.prompts import deal, read_lists
-from noesis.revising.voices import PackedVoice
-from noesis.revising.wording import choose_shots
-from noesis.tribunal.cache import opened
-from noesis.tribunal.client import Client
+from noesis.core.project import find_project
+from noesis.llm.clients.protocol import Client
+from noesis.llm.clients.reply_cache import opened
+from noesis.llm.clients.torch_client import PackedVoice
+from noesis.synthesis.critique_revision import Maker, Settings
+from noesis.synthesis.make_prompts import deal, read_lists
+from noesis.synthesis.prompt_file import Prompt
+from noesis.synthesis.prompt_templates import choose_shots
 
 PROJECT = find_project(Path(__file__).resolve().parents[1])
 SETTINGS = Settings(shots=1, answer_tokens=64, critique_tokens=64, attempts=1)
@@ -87,7 +87,7 @@ def main() -> None:
     packed = measure("torch, packed by 32", PackedVoice("smollm2"), asked.chains, 64)
     print(f"\npacked is {packed / alone:.1f} times one by one by the clock")
     if asked.gguf:
-        from noesis.tribunal.local import LocalJudge
+        from noesis.llm.clients.gguf_client import LocalJudge
 
         alone = measure("llama.cpp, 1 slot", LocalJudge(asked.gguf, parallel=1, context=4096), asked.alone, 1)
         slots = measure("llama.cpp, 8 slots", LocalJudge(asked.gguf, parallel=8, context=4096), asked.chains, 16)

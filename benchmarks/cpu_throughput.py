@@ -25,11 +25,12 @@ EXAMPLES, STEPS, RATE = 8, 4, 2e-4
 
 def prepared() -> tuple[Path, list[Any], Any]:
     """(model folder, token rows, configuration)."""
-    from noesis.config import Project, load_config
     from noesis.constitution.document import load_constitution
-    from noesis.constitution.tokenizer import load_tokenizer
-    from noesis.models import find_model
-    from noesis.train.rows import training_rows
+    from noesis.core.config import load_config
+    from noesis.core.project import Project
+    from noesis.dataset.encode import training_rows
+    from noesis.llm.hub import find_model
+    from noesis.llm.tokenizer import load_tokenizer
 
     project = Project(ROOT)
     constant = {
@@ -56,12 +57,13 @@ def prepared() -> tuple[Path, list[Any], Any]:
 
 def ours() -> dict[str, Any]:
     """By the project's own trainer, as `noesis train` calls it."""
-    from noesis.device import detect
-    from noesis.train.plan import make_plan, read_shape
-    from noesis.train.trainer import read_metrics, train
+    from noesis.core.device import detect
+    from noesis.planning.plan import make_plan, read_shape
+    from noesis.training.job import count
+    from noesis.training.trainer import read_metrics, train
 
     folder, rows, config = prepared()
-    plan = make_plan(config, "smollm2", read_shape(folder), rows, detect())
+    plan = make_plan(config, "smollm2", read_shape(folder), count(rows), detect())
     with tempfile.TemporaryDirectory() as out:
         result = train(
             folder,
@@ -86,8 +88,8 @@ def plain_trl() -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from noesis.device import detect
-    from noesis.train.trainer import peak_memory
+    from noesis.core.device import detect
+    from noesis.training.trainer import peak_memory
 
     folder, rows, config = prepared()
     times: list[float] = []

@@ -86,8 +86,9 @@ def child(
     project: Any, config: Any, path: Path, point: Point | None, gate: int, told: int, only: tuple[str, ...]
 ) -> None:
     """Run the pipeline up to the last stage of `only`; at the beginning of the point's stage wait until strace has been attached."""
-    from noesis import pipeline, sessions
-    from noesis.run import Run
+    from noesis.pipeline.registry import STAGE_FUNCTIONS
+    from noesis.pipeline.start_run import from_sources, new_session
+    from noesis.run.directory import Run
 
     plain = Run.perform
     current = ""
@@ -112,12 +113,12 @@ def child(
         count_moments(point, told, lambda: current)
     announce("export")
     with Run(path, {}).locked():
-        s = sessions.new_session(project, config, path, sessions.from_sources(project, config))
+        s = new_session(project, config, path, from_sources(project, config))
         for stage in STAGES[1:]:
             if any(STAGES.index(stage) <= STAGES.index(last) for last in only) and (
                 stage not in SKIPPED or stage in only
             ):
-                getattr(pipeline, stage)(s)
+                STAGE_FUNCTIONS[stage](s)
     if point is not None and current == point.stage:
         os._exit(MISSED)
 
@@ -143,7 +144,7 @@ def count_moments(point: Point | None, told: int, stage: Any) -> None:
         fsync = os.fsync
         os.fsync = lambda fd: (moment("fsync"), fsync(fd))[1]
         sys.addaudithook(lambda event, _: moment(event) if event in PYTHON_CALLS else None)
-    from noesis.train.resumable import Resumable
+    from noesis.training.state.resumable import Resumable
 
     check, backward, step = Resumable.check, torch.Tensor.backward, torch.optim.AdamW.step
 
@@ -298,8 +299,8 @@ def products(path: Path) -> dict[str, str]:
 
 def sound(path: Path) -> list[str]:
     """What `noesis verify` finds wrong."""
-    from noesis.integrity import verify
-    from noesis.run import load_run
+    from noesis.pipeline.verify import verify
+    from noesis.run.directory import load_run
 
     return [f"{what}: {wrong}" for what, wrong in verify(load_run(path)) if wrong]
 
@@ -375,11 +376,13 @@ def warm() -> None:
     import transformers
     import trl
 
-    from noesis import pipeline
-    from noesis.train import resumable, steps, trainer
+    from noesis.pipeline import registry
+    from noesis.training import trainer
+    from noesis.training.backends import stepwise as steps
+    from noesis.training.state import resumable
 
     _ = (
-        pipeline,
+        registry,
         resumable,
         steps,
         trainer,
@@ -395,7 +398,7 @@ def tiny_project(place: Path) -> tuple[Any, Path]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from conftest import ROOT, SHAPE, make_tokenizer_files
-    from noesis.config import Project
+    from noesis.core.project import Project
 
     shutil.copytree(ROOT / "data", place / "project" / "data")
     for folder in (place / "project" / "data" / "training").glob("philosophical*"):
@@ -430,7 +433,7 @@ def main() -> int:
     place.mkdir(parents=True, exist_ok=True)
     os.environ["NOESIS_CACHE"] = str(place / "cache")
     warm()
-    from noesis.config import load_config
+    from noesis.core.config import load_config
 
     project, model = tiny_project(place)
     dice = random.Random(arguments.seed)

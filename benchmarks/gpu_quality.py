@@ -29,10 +29,10 @@ def gradients(place: Path, device: str) -> None:
     from peft import LoraConfig
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from noesis.constitution.conversation import IGNORED
-    from noesis.train.engine.model import build
-    from noesis.train.packing import rows_of_step
-    from noesis.train.setup import Setup
+    from noesis.llm.token_rows import IGNORED
+    from noesis.planning.setup import Setup
+    from noesis.training.engine.model import build
+    from noesis.training.packing import rows_of_step
 
     torch.manual_seed(0)
     shape = {
@@ -99,17 +99,19 @@ def held_out(place: Path) -> None:
     import torch
     from transformers import AutoTokenizer, PrinterCallback
 
-    from noesis.config import Project, load_config
     from noesis.constitution.document import load_constitution
-    from noesis.constitution.tokenizer import load_tokenizer
-    from noesis.device import detect
-    from noesis.models import find_model
-    from noesis.train import trainer as training
-    from noesis.train.packing import pack
-    from noesis.train.plan import draft, read_shape
-    from noesis.train.recorder import Metrics, recorder
-    from noesis.train.rows import training_rows
-    from noesis.train.setup import Setup
+    from noesis.core.config import load_config
+    from noesis.core.device import detect
+    from noesis.core.project import Project
+    from noesis.dataset.encode import training_rows
+    from noesis.llm.hub import find_model
+    from noesis.llm.tokenizer import load_tokenizer
+    from noesis.planning.plan import draft, read_shape
+    from noesis.planning.setup import Setup
+    from noesis.training import trainer as training
+    from noesis.training.job import count
+    from noesis.training.packing import pack
+    from noesis.training.recorder import Metrics, recorder
 
     folder, project, device = find_model("smollm2").path, Project(ROOT), detect()
     constitution = load_constitution(project.constitution)
@@ -155,7 +157,7 @@ def held_out(place: Path) -> None:
                 "training.precision": precision,
             }
             config = load_config(project, changes | {"lora.quantization.load_in_4bit": precision == "nf4"})
-            plan = draft(config, "smollm2", read_shape(folder), rows, device)
+            plan = draft(config, "smollm2", read_shape(folder), count(rows), device)
             setup = Setup("noesis", precision, compute, "none", False, True, 4096, 8, 1, "adamw", 1)  # type: ignore[arg-type]
             plan = replace(plan, setup=setup, sharded=False)
             tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -136,13 +136,15 @@ def make() -> None:
 
 def noesis(precision: str, *words: str) -> None:
     """The project's own training path; full rows: a step is 96 sequences, packed into rows of 8192 tokens (step8: the default 8 sequences)."""
-    from noesis.config import Project, load_config
-    from noesis.constitution.conversation import Encoded
-    from noesis.device import detect
-    from noesis.train.plan import draft, read_shape
-    from noesis.train.recorder import read_metrics
-    from noesis.train.setup import Setup
-    from noesis.train.trainer import train
+    from noesis.core.config import load_config
+    from noesis.core.device import detect
+    from noesis.core.project import Project
+    from noesis.llm.token_rows import Encoded
+    from noesis.planning.plan import draft, read_shape
+    from noesis.planning.setup import Setup
+    from noesis.run.metrics import read_metrics
+    from noesis.training.job import count
+    from noesis.training.trainer import train
 
     cards = next((int(w.removeprefix("cards=")) for w in words if w.startswith("cards=")), 1)
     recompute = next((w for w in words if w in ("none", "selective", "full")), "full" if precision == "nf4" else "none")
@@ -155,7 +157,7 @@ def noesis(precision: str, *words: str) -> None:
     }  # fmt: skip
     config = load_config(Project(ROOT), overrides)
     rows = [Encoded(ids, ids) for ids in sequences()] * 2
-    plan = draft(config, str(MODEL), read_shape(MODEL), rows, device)
+    plan = draft(config, str(MODEL), read_shape(MODEL), count(rows), device)
     optimizer = "adamw_8bit" if (precision, recompute) == ("nf4", "full") else "adamw"
     setup = Setup("noesis", precision, "bfloat16", recompute, False, True, 8192, per_step, 1, optimizer, cards)  # type: ignore[arg-type]
     plan = replace(plan, setup=setup, sharded="sharded" in words, fallbacks=[])
@@ -189,14 +191,16 @@ def start() -> None:
 
 
 def start_child(began: float) -> None:
-    from noesis.config import Project, load_config
     from noesis.constitution.document import load_constitution
-    from noesis.constitution.tokenizer import load_tokenizer
-    from noesis.device import detect
-    from noesis.train.plan import draft, read_shape
-    from noesis.train.recorder import read_metrics
-    from noesis.train.rows import training_rows
-    from noesis.train.trainer import train
+    from noesis.core.config import load_config
+    from noesis.core.device import detect
+    from noesis.core.project import Project
+    from noesis.dataset.encode import training_rows
+    from noesis.llm.tokenizer import load_tokenizer
+    from noesis.planning.plan import draft, read_shape
+    from noesis.run.metrics import read_metrics
+    from noesis.training.job import count
+    from noesis.training.trainer import train
 
     project = Project(ROOT)
     config = load_config(project, {"training.precision": "fp8", "lora.quantization.load_in_4bit": False})
@@ -210,7 +214,7 @@ def start_child(began: float) -> None:
         records, load_tokenizer(MODEL), load_constitution(project.constitution), include_critique=False, max_length=2048
     )
     device = detect()
-    plan = draft(config, str(MODEL), read_shape(MODEL), rows, device)
+    plan = draft(config, str(MODEL), read_shape(MODEL), count(rows), device)
     setup = replace(
         plan.setup,
         compile=False,

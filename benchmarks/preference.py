@@ -29,7 +29,8 @@ Records = list[dict[str, Any]]
 def configured(
     options: argparse.Namespace, seed: int, *, method: str, critique: bool, rate: float | None = None
 ) -> Any:
-    from noesis.config import Project, load_config
+    from noesis.core.config import load_config
+    from noesis.core.project import Project
 
     changes: dict[str, Any] = {
         "training.method": method,
@@ -52,12 +53,12 @@ def configured(
 
 def split_of(options: argparse.Namespace, seed: int) -> tuple[Records, Records]:
     """(train, held out) of a seed."""
-    from noesis.config import Project
     from noesis.constitution.document import load_constitution
+    from noesis.core.project import Project
 
     file = options.work / "splits" / f"{seed}.json"
     if not file.is_file():
-        from noesis.data.load import split_sources
+        from noesis.dataset.load import split_sources
 
         project = Project(ROOT)
         parts = split_sources(
@@ -72,7 +73,7 @@ def split_of(options: argparse.Namespace, seed: int) -> tuple[Records, Records]:
 
 
 def device_of(options: argparse.Namespace) -> Any:
-    from noesis.device import detect
+    from noesis.core.device import detect
 
     found = detect()
     if options.device is not None and found.kind != options.device:
@@ -84,10 +85,10 @@ class Measure:
     """The base in main memory or on the card, and what is measured of it with an adapter."""
 
     def __init__(self, options: argparse.Namespace, folder: Path, device: Any) -> None:
-        from noesis.config import Project
         from noesis.constitution.document import load_constitution
-        from noesis.constitution.tokenizer import load_tokenizer
-        from noesis.train.base import load_base
+        from noesis.core.project import Project
+        from noesis.llm.tokenizer import load_tokenizer
+        from noesis.training.base_model import load_base
         from noesis.tribunal.suite import read_suite
 
         self.options, self.folder, self.device = options, folder, device
@@ -118,7 +119,7 @@ class Measure:
         return found | {"measure_seconds": round(time.monotonic() - started, 1)}
 
     def _pairs(self, model: Any, held_out: Records) -> list[dict[str, Any]]:
-        from noesis.train.pairs import example_pairs
+        from noesis.dataset.encode import example_pairs
 
         found: list[dict[str, Any]] = [{"id": record["id"]} for record in held_out]
         for name, critique in (("plain", False), ("block", True)):
@@ -131,7 +132,8 @@ class Measure:
         return found
 
     def _losses(self, model: Any, records: Records) -> dict[str, list[float]]:
-        from noesis.constitution.conversation import encode, opening
+        from noesis.constitution.dialogue import opening
+        from noesis.llm.chat_template import encode
 
         rows = [encode(self.tokenizer, opening(self.constitution, r), r["answer"], name=r["id"]) for r in records]
         return {r["id"]: list(score) for r, score in zip(records, self._scores(model, rows), strict=True)}
@@ -144,7 +146,7 @@ class Measure:
         )
 
     def _scores(self, model: Any, rows: list[Any]) -> list[tuple[float, int]]:
-        from noesis.train.score import log_likelihoods
+        from noesis.training.likelihood import log_likelihoods
 
         return log_likelihoods(model, rows, self.config, self.device, adapter=True, what="score")
 
@@ -152,7 +154,8 @@ class Measure:
         """Greedy, all prompts in one batch."""
         import torch
 
-        from noesis.constitution.conversation import end_of_turn, opening, render
+        from noesis.constitution.dialogue import opening
+        from noesis.llm.chat_template import end_of_turn, render
 
         stop = end_of_turn(self.tokenizer)
         prompts = [
@@ -191,14 +194,14 @@ def train_cell(
     start: Path | None,
 ) -> Any:
     """Train by SFT, or by DPO from `start`; the adapter's folder and training's figures."""
-    from noesis.config import Project
     from noesis.constitution.document import load_constitution
-    from noesis.constitution.tokenizer import load_tokenizer
-    from noesis.train.pairs import Preferences, example_pairs
-    from noesis.train.phases import Material, preference_plan
-    from noesis.train.plan import make_plan, read_shape
-    from noesis.train.rows import training_rows
-    from noesis.train.trainer import train as train_adapter
+    from noesis.core.project import Project
+    from noesis.dataset.encode import example_pairs, training_rows
+    from noesis.llm.tokenizer import load_tokenizer
+    from noesis.planning.by_method import preference_plan
+    from noesis.planning.plan import make_plan, read_shape
+    from noesis.training.job import Material, Preferences, count
+    from noesis.training.trainer import train as train_adapter
 
     shutil.rmtree(place, ignore_errors=True)
     constitution, tokenizer = load_constitution(Project(ROOT).constitution), load_tokenizer(folder)
@@ -206,7 +209,7 @@ def train_cell(
     shape = read_shape(folder)
     if config.training.method == "sft":
         rows: Any = training_rows(train, tokenizer, constitution, **how)
-        plan = make_plan(config, options.model, shape, rows, device)
+        plan = make_plan(config, options.model, shape, count(rows), device)
     else:
         rows = Preferences(*(example_pairs(part, tokenizer, constitution, **how) for part in (train, held_out)))
         plan = preference_plan(config, options.model, shape, Material(pairs=rows), device)
@@ -219,7 +222,7 @@ def train_cell(
 
 
 def run(options: argparse.Namespace) -> None:
-    from noesis.models import find_model
+    from noesis.llm.hub import find_model
 
     folder, device = find_model(options.model).path, device_of(options)
     options.work.mkdir(parents=True, exist_ok=True)
@@ -329,8 +332,8 @@ def drifts(line: dict[str, Any], base: dict[str, Any]) -> dict[str, float]:
 
 def keyed(line: dict[str, Any]) -> dict[str, bool]:
     """Whether the answers that code can grade are right."""
-    from noesis.constitution.conversation import hide_analysis
-    from noesis.tribunal.checks import right
+    from noesis.constitution.dialogue import hide_analysis
+    from noesis.tribunal.code_checks import right
     from noesis.tribunal.suite import read_suite
 
     items = {item.id: item for item in read_suite(ROOT / "data" / "tribunal") if not item.turns}

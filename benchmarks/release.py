@@ -100,9 +100,9 @@ def make(folder: Path, layers: int) -> None:
 
 def step(name: str, folder: Path) -> None:
     """One step, in this process."""
-    from noesis.config import Quantization
-    from noesis.release.gguf import write_adapter_gguf, write_gguf
-    from noesis.release.merge import merge
+    from noesis.core.config import Quantization
+    from noesis.release.gguf.writer import write_adapter_gguf, write_gguf
+    from noesis.release.merge_weights import merge
 
     base, adapter, merged = folder / "base", folder / "adapter", folder / "merged"
     if name.startswith("merge"):
@@ -135,8 +135,8 @@ def main() -> None:
     parser.add_argument("--step", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.step:
-        import noesis.release.gguf
-        import noesis.release.merge  # noqa: F401
+        import noesis.release.gguf.writer
+        import noesis.release.merge_weights  # noqa: F401
 
         began = time.monotonic()
         step(given.step, given.folder)

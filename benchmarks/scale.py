@@ -15,18 +15,20 @@ from pathlib import Path
 
 os.environ["HF_HOME"] = os.environ["HF_HUB_CACHE"] = "/nonexistent"  # the same table with and without Llama's tokenizer
 
-from noesis.cloud.offer import trial_seconds
-from noesis.config import Config, Project, load_config
-from noesis.console import duration
+from noesis.cloud.quote import trial_seconds
 from noesis.constitution.document import load_constitution
-from noesis.data.load import read_examples
-from noesis.device import Device
-from noesis.train.cards import card_of, rented
-from noesis.train.choose import Option, Task, best, options
-from noesis.train.plan import draft
-from noesis.train.quote import MERGE_MACHINE, TRAIN_MACHINE, usd_for
-from noesis.train.shapes import known_model
-from noesis.train.work import Work, estimate
+from noesis.core.config import Config, load_config
+from noesis.core.console import duration
+from noesis.core.device import Device
+from noesis.core.project import Project
+from noesis.dataset.load import read_examples
+from noesis.pipeline.training_set import estimate
+from noesis.planning.gpus import card_of, rented
+from noesis.planning.model_shapes import known_model
+from noesis.planning.plan import draft
+from noesis.planning.pricing import MERGE_MACHINE, TRAIN_MACHINE, usd_for
+from noesis.planning.search import Option, Task, best, options
+from noesis.planning.workload import Work
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "scale.md"

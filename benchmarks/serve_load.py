@@ -40,8 +40,8 @@ PROGRAM = """
 import asyncio, sys
 from pathlib import Path
 from noesis.constitution.document import SystemPrompt
-from noesis.serve.protocol import Limits
-from noesis.serve.server import Files, Server, Settings
+from noesis.serving.protocol import Limits
+from noesis.serving.server import Files, Server, Settings
 limits = Limits(parallel=int(sys.argv[3]), context=2048, max_tokens=256)
 server = Server(Files(Path(sys.argv[1]), None), Settings(sys.argv[2], SystemPrompt(pt="Responda.", en="Answer."), "en", port=0, limits=limits))
 asyncio.run(server.run(lambda: print("Serving noesis at " + server.url + "/v1", flush=True)))

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from noesis.config import TribunalSection, find_project
 from noesis.constitution.document import load_constitution
-from noesis.tribunal.baselines import baselines, by_attack, keyword_score, screen_figures
+from noesis.core.config import TribunalSection
+from noesis.core.project import find_project
+from noesis.tribunal.calibration.baselines import baselines, by_attack, keyword_score, screen_figures
 from noesis.tribunal.gate import simulate
 from noesis.tribunal.suite import read_benchmark
 
@@ -70,12 +71,13 @@ def throughput() -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from noesis.constitution.conversation import opening
-    from noesis.constitution.tokenizer import load_tokenizer
-    from noesis.models import cache_folder, find_model
-    from noesis.release.gguf import write_gguf
-    from noesis.serve.batch import answer_packed
-    from noesis.serve.engine import Engine
+    from noesis.constitution.dialogue import opening
+    from noesis.core.project import cache_folder
+    from noesis.llm.hub import find_model
+    from noesis.llm.llama_cpp import Engine
+    from noesis.llm.tokenizer import load_tokenizer
+    from noesis.llm.torch_generate import answer_packed
+    from noesis.release.gguf.writer import write_gguf
 
     found = find_model("smollm2")
     constitution, tokenizer = load_constitution(PROJECT.constitution), load_tokenizer(found.path)

@@ -122,12 +122,13 @@ def table(language: str) -> str:
 def plans():
     """Of three epochs, of one, and what the cloud does beside the three."""
     os.environ["HF_HOME"] = os.environ["HF_HUB_CACHE"] = "/nonexistent"
-    from noesis.cloud.offer import extras
+    from noesis.cloud.quote import extras
     from noesis.cloud.request import Request
-    from noesis.config import Project, load_config
     from noesis.constitution.document import load_constitution
-    from noesis.data.load import read_examples
-    from noesis.train.ahead import plan_ahead
+    from noesis.core.config import load_config
+    from noesis.core.project import Project
+    from noesis.dataset.load import read_examples
+    from noesis.pipeline.stages.plan import plan_ahead
 
     project = Project(ROOT)
     constitution = load_constitution(project.constitution)

@@ -179,8 +179,8 @@ def tiny_adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def tiny_merged(tiny_model: Path, tiny_adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both merged."""
-    from noesis.config import Quantization
-    from noesis.release.merge import merge
+    from noesis.core.config import Quantization
+    from noesis.release.merge_weights import merge
 
     target = tmp_path_factory.mktemp("merged") / "m"
     merge(

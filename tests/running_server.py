@@ -13,10 +13,10 @@ from pathlib import Path
 import httpx2
 
 from noesis.constitution.document import SystemPrompt
-from noesis.serve.app import Court
-from noesis.serve.page import load_page
-from noesis.serve.protocol import Limits
-from noesis.serve.server import Files, Server, Settings
+from noesis.serving.app import Court
+from noesis.serving.page import load_page
+from noesis.serving.protocol import Limits
+from noesis.serving.server import Files, Server, Settings
 from tiny_gguf import write_reciter
 
 KEY = "noesis-test-key-of-the-tests"

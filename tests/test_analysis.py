@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from noesis.constitution.conversation import hide_analysis
-from noesis.serve.analysis import AnalysisFilter, TokenFilter, left_open
+from noesis.constitution.dialogue import hide_analysis
+from noesis.serving.analysis_filter import AnalysisFilter, TokenFilter, left_open
 
 BLOCK = "[ANÁLISE INTERNA]\nsegredo\n[FIM DA ANÁLISE]"
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from noesis.constitution.conversation import render
-from noesis.constitution.tokenizer import load_tokenizer
-from noesis.errors import ModelError
-from noesis.serve.batch import answer_packed, next_tokens, shared_beginning
+from noesis.core.errors import ModelError
+from noesis.llm.chat_template import render
+from noesis.llm.tokenizer import load_tokenizer
+from noesis.llm.torch_generate import answer_packed, next_tokens, shared_beginning
 
 pytestmark = pytest.mark.slow
 
@@ -86,8 +86,8 @@ def test_seeds_decide(loaded):
 def test_greedy_is_the_models_own_choice(loaded, monkeypatch: pytest.MonkeyPatch):
     import torch
 
-    from noesis.constitution.conversation import end_of_turn, render
-    from noesis.serve import batch
+    from noesis.llm import torch_generate as batch
+    from noesis.llm.chat_template import end_of_turn, render
 
     monkeypatch.setattr(batch, "REPEAT_PENALTY", 1.0)
     model, tokenizer = loaded

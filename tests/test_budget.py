@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from noesis.config import BudgetSection, Project, SaveEvery, load_config
-from noesis.errors import CapError
-from noesis.meter import EVERY_S, Meter, total, unbooked
-from noesis.run import Run, load_run, open_run
-from noesis.train.budget import Budget, budget_of, quote, require_affordable, require_left
-from noesis.train.pace import SHARE, Pace
+from noesis.core.config import BudgetSection, SaveEvery, load_config
+from noesis.core.errors import CapError
+from noesis.core.project import Project
+from noesis.planning.budget import Budget, budget_of, quote, require_affordable, require_left
+from noesis.run.directory import Run, load_run, open_run
+from noesis.run.ledger import EVERY_S, Meter, total, unbooked
+from noesis.training.state.save_schedule import SHARE, Pace
 
 PLAN = {
     "rented": True,
@@ -166,7 +167,7 @@ def test_the_ledger_counts_processes_that_were_killed(tmp_path: Path):
 
 
 def test_a_running_stage_is_noted_and_a_stop_at_the_cap_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("noesis.meter.EVERY_S", 0.02)
+    monkeypatch.setattr("noesis.run.ledger.EVERY_S", 0.02)
     meter = Meter(tmp_path, "train", "now", 1.0)
     first = json.loads((tmp_path / ".meter").read_text())["seconds"]
     while json.loads((tmp_path / ".meter").read_text())["seconds"] <= first:

@@ -10,15 +10,18 @@ import pytest
 
 import judge_server as play
 from conftest import ROOT
-from noesis.config import Project, TribunalSection
-from noesis.errors import DataError
-from noesis.judging import calibrate, calibrations_folder
-from noesis.tribunal.baselines import baselines, keyword_score, screen_figures
-from noesis.tribunal.cache import opened
-from noesis.tribunal.calibrate import Benchmark, error_counts, keep, measure, stored, unfit
-from noesis.tribunal.client import parse_spec
-from noesis.tribunal.court import Seats
-from noesis.tribunal.endpoint import Endpoint, Spending
+from noesis.core.config import TribunalSection
+from noesis.core.errors import DataError
+from noesis.core.project import Project, calibrations_folder
+from noesis.llm.clients.openai_client import Endpoint
+from noesis.llm.clients.reply_cache import opened
+from noesis.llm.clients.spec import parse_spec
+from noesis.llm.clients.spending import Spending
+from noesis.tribunal.calibration.baselines import baselines, keyword_score, screen_figures
+from noesis.tribunal.calibration.benchmark import Benchmark, measure
+from noesis.tribunal.calibration.calibrate import calibrate
+from noesis.tribunal.calibration_store import error_counts, keep, stored, unfit
+from noesis.tribunal.panel import Seats
 from noesis.tribunal.rubric import Bench, load_bench
 from noesis.tribunal.suite import Pair, Twins, write_seal
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from noesis.config import Quantization
-from noesis.constitution.conversation import render
-from noesis.constitution.tokenizer import load_tokenizer
+from noesis.core.config import Quantization
+from noesis.llm.chat_template import render
+from noesis.llm.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -18,11 +18,11 @@ def test_smollm2_is_served_as_it_was_trained(tmp_path: Path):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from noesis.models import find_model
-    from noesis.release.gguf import write_adapter_gguf, write_gguf
-    from noesis.release.merge import merge
-    from noesis.release.parity import Adapter, Subject, certify, require
-    from noesis.releasing import QUESTIONS
+    from noesis.llm.hub import find_model
+    from noesis.release.convert import QUESTIONS
+    from noesis.release.gguf.writer import write_adapter_gguf, write_gguf
+    from noesis.release.merge_weights import merge
+    from noesis.release.parity.certify import Adapter, Subject, certify, require
 
     base, nf4 = find_model("smollm2").path, Quantization()
     torch.manual_seed(0)

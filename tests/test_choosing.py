@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from noesis.choosing import Hearing, choose, score
-from noesis.config import Project
+from noesis.core.project import Project
+from noesis.pipeline.stages.choose import Hearing, choose, score
 from test_pipeline import run_all, small_project  # noqa: F401  (a fixture)
 
 pytestmark = pytest.mark.slow
@@ -64,12 +64,12 @@ def test_an_epoch_scored_alone_has_the_same_figures_and_is_not_scored_again(trai
     alone = score(trained, ["epoch_1"])
     for part in ("revised", "initial"):
         assert alone["epoch_1"][part] == [pytest.approx(pair) for pair in together["epoch_1"][part]]
-    monkeypatch.setattr("noesis.train.score.log_likelihoods", lambda *a, **k: pytest.fail("scored again"))
+    monkeypatch.setattr("noesis.training.likelihood.log_likelihoods", lambda *a, **k: pytest.fail("scored again"))
     assert score(trained, ["epoch_0", "epoch_1", "epoch_2"])["epoch_2"] == together["epoch_2"]
 
 
 def test_a_lie_about_the_choice_is_found(trained):
-    from noesis.integrity import verify
+    from noesis.pipeline.verify import verify
 
     assert [what for what, wrong in verify(trained.run) if wrong] == []
     trained.run.manifest["stages"]["choose"]["result"]["epochs"]["epoch_0"]["preferred"] += 1

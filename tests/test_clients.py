@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from noesis.serve.protocol import Limits
+from noesis.serving.protocol import Limits
 from running_server import ANSWER, BASE, KEY, Client, reciters, running
 
 pytestmark = pytest.mark.slow

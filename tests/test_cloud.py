@@ -12,20 +12,22 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from noesis.cloud import conduct as order
-from noesis.cloud import stages
-from noesis.cloud.far import Entry, safe_name
-from noesis.cloud.lease import FOLDER, LASTS_S, LEAVING_S, Lease
-from noesis.cloud.offer import offer
+from noesis.cloud.container import orchestrator as order
+from noesis.cloud.container import stages
+from noesis.cloud.container.shards import Shards, do_shard, map_shards
 from noesis.cloud.pull import pull
+from noesis.cloud.quote import offer
 from noesis.cloud.request import Request, card_to_rent, checked
-from noesis.cloud.shards import Shards, do_shard, map_shards
-from noesis.cloud.staging import Staging, published
-from noesis.cloud.summary import cost_lines, taken_away
-from noesis.cloud.upload import exported_hashes, require_upload
+from noesis.cloud.run_summary import cost_lines, taken_away
+from noesis.cloud.volume.layout import FOLDER
+from noesis.cloud.volume.lease import LASTS_S, LEAVING_S, Lease
+from noesis.cloud.volume.remote import Entry, safe_name
+from noesis.cloud.volume.sync import Staging, published
+from noesis.cloud.volume.uploaded_data import exported_hashes, require_upload
 from noesis.cloud.watch import lines_of, look
-from noesis.config import ModalSection, Project, load_config
-from noesis.errors import DataError, RunError, UsageError
+from noesis.core.config import ModalSection, load_config
+from noesis.core.errors import DataError, RunError, UsageError
+from noesis.core.project import Project
 
 GIVEN: dict = dict(  # noqa: C408  (as on the command line)
     epochs=3, test_only=False, merge_only=False, model="", method="", gpu="", gpus=0, max_usd=0.0, max_minutes=0.0, max_examples=0,

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 import judge_server as play
-from noesis.cloud import answering, judges, stages
-from noesis.cloud import conduct as order
+from noesis.cloud.container import answers as answering
+from noesis.cloud.container import orchestrator as order
+from noesis.cloud.container import stages
+from noesis.cloud.container import vllm_judge as judges
 from noesis.cloud.request import Request
-from noesis.cloud.upload import exported_hashes
-from noesis.config import Project
-from noesis.run import load_run
+from noesis.cloud.volume.uploaded_data import exported_hashes
+from noesis.core.project import Project
+from noesis.run.directory import load_run
 
 pytestmark = pytest.mark.slow
 
@@ -128,7 +130,7 @@ def test_what_a_user_gets_wrong_comes_back_as_a_result(place: stages.Place, tiny
 def test_a_container_that_is_taken_away_leaves_what_it_had_and_the_next_goes_on(
     place: stages.Place, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from noesis.train import recorder
+    from noesis.training import recorder
 
     whole = recorder.Metrics.write
 

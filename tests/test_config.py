@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from noesis.config import Config, Project, find_project, load_config
-from noesis.errors import ConfigError, UsageError
+from noesis.core.config import Config, load_config
+from noesis.core.errors import ConfigError, UsageError
+from noesis.core.project import Project, find_project
 
 
 def test_the_committed_files_hold_the_agreed_numbers():

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from noesis.constitution.conversation import IGNORED, answer_text, encode, end_of_turn, hide_analysis, opening, render
+from noesis.constitution.dialogue import hide_analysis, opening
 from noesis.constitution.document import load_constitution
-from noesis.constitution.tokenizer import load_tokenizer
-from noesis.errors import ConstitutionError, ModelError, TrainingError
+from noesis.core.errors import ConstitutionError, ModelError, TrainingError
+from noesis.dataset.encode import answer_text
+from noesis.llm.chat_template import encode, end_of_turn, render
+from noesis.llm.token_rows import IGNORED
+from noesis.llm.tokenizer import load_tokenizer
 
 CONSTITUTION = load_constitution(ROOT / "data" / "constitution.yaml")
 

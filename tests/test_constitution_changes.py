@@ -12,15 +12,16 @@ import pytest
 from conftest import ROOT
 from judge_server import Asked, JudgeServer
 from noesis.cli import run_command
-from noesis.config import Project
+from noesis.constitution.diff import compare
 from noesis.constitution.document import load_constitution, read_constitution
-from noesis.data.validate import validate
-from noesis.errors import ConfigError, RunError, UsageError
-from noesis.revising.behaviour import compare_runs
-from noesis.revising.chain import Settings
-from noesis.revising.changes import AskApply, compare, dependents, renew
-from noesis.revising.coverage import check
-from noesis.revising.prompts import AskPrompts, deal, make_prompts, read_lists
+from noesis.core.errors import ConfigError, RunError, UsageError
+from noesis.core.project import Project
+from noesis.dataset.checks.validate import validate
+from noesis.pipeline.compare_runs import compare_runs
+from noesis.synthesis.coverage import check
+from noesis.synthesis.critique_revision import Settings
+from noesis.synthesis.make_prompts import AskPrompts, deal, make_prompts, read_lists
+from noesis.synthesis.renewal import AskApply, dependents, renew
 from noesis.tribunal.rubric import JUDGES, load_bench
 
 CONSTITUTION = ROOT / "data" / "constitution.yaml"

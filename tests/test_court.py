@@ -10,13 +10,17 @@ import pytest
 
 import judge_server as play
 from conftest import ROOT
-from noesis.config import Price, TribunalSection
-from noesis.errors import CapError, ModelError, UsageError
-from noesis.tribunal.cache import opened
-from noesis.tribunal.client import Reply, parse_spec, same_model
-from noesis.tribunal.court import Opinion, Seats, opinion
-from noesis.tribunal.endpoint import Endpoint, Spending, key_for, retry_after
-from noesis.tribunal.judge import Case, build_request, fill, neutralised, parse, span_in
+from noesis.core.config import Price, TribunalSection
+from noesis.core.errors import CapError, ModelError, UsageError
+from noesis.core.text import fill, neutralised
+from noesis.llm.clients.openai_client import Endpoint, key_for, retry_after
+from noesis.llm.clients.protocol import Reply
+from noesis.llm.clients.reply_cache import opened
+from noesis.llm.clients.spec import parse_spec, same_model
+from noesis.llm.clients.spending import Spending
+from noesis.tribunal.court import Opinion, opinion
+from noesis.tribunal.judge import Case, build_request, parse, span_in
+from noesis.tribunal.panel import Seats
 from noesis.tribunal.rubric import JUDGES, load_bench
 from noesis.tribunal.verdict import ItemScore, Unscored, Verdict
 
@@ -122,7 +126,7 @@ def test_a_reply_that_cannot_be_read_is_asked_for_once_more(tmp_path: Path):
 def test_a_failed_judge_is_unscored_with_its_reason(
     part: play.Part, requests: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("noesis.tribunal.endpoint.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("noesis.llm.clients.openai_client.FIRST_WAIT", 0.01)
     section = SECTION.model_copy(update={"timeout_seconds": 0.1}) if "0.1 s" in reason else SECTION
     (verdicts,), server = hear(part, [case()], tmp_path, judges=("veritas",), section=section)
     assert isinstance(verdicts[0], Unscored)
@@ -131,7 +135,7 @@ def test_a_failed_judge_is_unscored_with_its_reason(
 
 
 def test_a_dead_judge_is_not_asked_a_thousand_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("noesis.tribunal.endpoint.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("noesis.llm.clients.openai_client.FIRST_WAIT", 0.01)
     verdicts, server = hear(play.dead(), [case(f"c{i}", f"{ANSWER} {i}") for i in range(30)], tmp_path)
     assert all(isinstance(v, Unscored) for vs in verdicts for v in vs)
     assert len(server.requests) <= 3 * (4 + SECTION.concurrency)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from conftest import ROOT
-from noesis.data.record import Record, Source, Turn
+from noesis.dataset.schema import Record, Source, Turn
 
 CARD = json.loads((ROOT / "data" / "croissant.json").read_text(encoding="utf-8"))
 FIELDS = {

@@ -12,13 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import ROOT
-from noesis.config import Project, load_config
 from noesis.constitution.document import load_constitution
-from noesis.data.export import export
-from noesis.data.load import read_examples, split_sources
-from noesis.data.validate import validate
-from noesis.errors import DataError, UsageError
-from noesis.models import find_tokenizer
+from noesis.core.config import load_config
+from noesis.core.errors import DataError, UsageError
+from noesis.core.project import Project
+from noesis.dataset.checks.validate import validate
+from noesis.dataset.export import export
+from noesis.dataset.load import read_examples, split_sources
+from noesis.llm.hub import find_tokenizer
 
 PROJECT = Project(ROOT)
 CONFIG = load_config(PROJECT)

@@ -15,20 +15,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import ROOT
-from noesis.config import Project, load_config
 from noesis.constitution.document import load_constitution
-from noesis.data import scan
-from noesis.data.benchmarks import known_questions
-from noesis.data.export import export
-from noesis.data.fingerprint import fingerprint
-from noesis.data.language import missing_accents, other_language
-from noesis.data.load import read_exports
-from noesis.data.privacy import find_personal
-from noesis.data.similar import components
-from noesis.data.text import INVISIBLE, closing
-from noesis.data.tokens import find_ruler
-from noesis.data.validate import validate
-from noesis.errors import DataError
+from noesis.core.config import load_config
+from noesis.core.errors import DataError
+from noesis.core.language import missing_accents, other_language
+from noesis.core.project import Project
+from noesis.core.text import INVISIBLE, closing
+from noesis.dataset.checks import scan
+from noesis.dataset.checks.contamination import known_questions
+from noesis.dataset.checks.fingerprint import fingerprint
+from noesis.dataset.checks.length import find_ruler
+from noesis.dataset.checks.near_duplicates import components
+from noesis.dataset.checks.privacy import find_personal
+from noesis.dataset.checks.validate import validate
+from noesis.dataset.export import export
+from noesis.dataset.load import read_exports
 
 PROJECT = Project(ROOT)
 CONFIG = load_config(PROJECT)

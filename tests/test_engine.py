@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from noesis.constitution.conversation import IGNORED
-from noesis.train.packing import fill, pack, rows_of_step, share
-from noesis.train.setup import Setup
+from noesis.llm.token_rows import IGNORED
+from noesis.planning.setup import Setup
+from noesis.training.packing import fill, pack, rows_of_step, share
 
 FP32 = Setup("noesis", "fp32", "float32", "none", False, True, 64, 8, 1, "adamw", 0)
 
@@ -82,7 +82,7 @@ def engine_of(folder: Path, setup: Setup, lora=None):
     """The engine's model with an adapter that is not zero, the same for every setup."""
     import torch
 
-    from noesis.train.engine.model import build
+    from noesis.training.engine.model import build
 
     model = build(folder, setup, lora or lora_of(), "cpu")
     draw = torch.Generator().manual_seed(1)
@@ -235,8 +235,8 @@ def test_bfloat16_gradients_stay_near_float32(tiny_model: Path):
 def test_fp8_rounds_each_product_by_its_three_bits_and_no_more(tiny_model: Path):
     import torch
 
-    from noesis.train.engine.frozen import Fp8
-    from noesis.train.engine.ops import Dropout, prepare
+    from noesis.training.engine.frozen import Fp8
+    from noesis.training.engine.ops import Dropout, prepare
 
     torch.manual_seed(0)
     x, w, dy = torch.randn(50, 256), torch.randn(128, 256) * torch.rand(128, 1), torch.randn(50, 128) * 1e-6
@@ -289,7 +289,7 @@ def test_nf4_is_exact_on_its_own_dequantised_weights(tiny_model: Path, tmp_path:
 def test_what_the_engine_can_not_train_is_known_before_it_starts(tmp_path: Path, change: dict, why: str | None):
     import json
 
-    from noesis.train.engine.model import supported
+    from noesis.training.engine.model import supported
 
     config = {"model_type": "llama", "hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8}
     (tmp_path / "config.json").write_text(json.dumps(config | change))
@@ -299,7 +299,7 @@ def test_what_the_engine_can_not_train_is_known_before_it_starts(tmp_path: Path,
 
 @pytest.mark.slow
 def test_an_adapter_on_other_modules_takes_the_plain_path(tiny_model: Path):
-    from noesis.train.engine.model import supported
+    from noesis.training.engine.model import supported
 
     assert supported(tiny_model, ("q_proj",), kernels=False) is None
     assert "lm_head" in str(supported(tiny_model, ("q_proj", "lm_head"), kernels=False))

@@ -12,9 +12,10 @@ def train_packed(tiny_model: Path, folder: Path, record: dict, **overrides: obje
     """A run of 20 examples by `train`, as `noesis train` makes it, on the engine; its plan has one smaller one, which recomputes."""
     from dataclasses import asdict
 
-    from noesis.device import detect
-    from noesis.train.plan import make_plan, read_shape
-    from noesis.train.trainer import train
+    from noesis.core.device import detect
+    from noesis.planning.plan import make_plan, read_shape
+    from noesis.training.job import count
+    from noesis.training.trainer import train
     from test_train import rows_of, small
 
     config = small(
@@ -27,7 +28,7 @@ def train_packed(tiny_model: Path, folder: Path, record: dict, **overrides: obje
         | overrides
     )
     examples = rows_of(tiny_model, 20, record)
-    plan = make_plan(config, "tiny", read_shape(tiny_model), examples, detect())
+    plan = make_plan(config, "tiny", read_shape(tiny_model), count(examples), detect())
     assert plan.setup.packing
     plan = replace(plan, fallbacks=[{"setup": asdict(replace(plan.setup, gradient_checkpointing="full"))}])
     return train(
@@ -65,7 +66,7 @@ def test_a_packed_run_leaves_metrics_and_plain_peft_adapters(tiny_model: Path, t
 def test_a_packed_run_that_was_stopped_ends_with_the_same_adapter(
     tiny_model: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch
 ):
-    from noesis.train.resumable import Resumable
+    from noesis.training.state.resumable import Resumable
 
     train_packed(tiny_model, tmp_path / "whole", record)
     original, calls = Resumable._save_checkpoint, []
@@ -89,8 +90,8 @@ def test_a_packed_run_that_was_stopped_ends_with_the_same_adapter(
 def test_a_row_that_is_not_finite_stops_the_run_and_is_named(
     tiny_model: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch
 ):
-    from noesis.errors import TrainingError
-    from noesis.train.engine import model as engine_model
+    from noesis.core.errors import TrainingError
+    from noesis.training.engine import model as engine_model
 
     original = engine_model.Engine.loss
 
@@ -111,8 +112,8 @@ def test_out_of_memory_tries_the_next_smaller_plan_once(
 ):
     import torch
 
-    from noesis.errors import TrainingError
-    from noesis.train.engine.model import Engine
+    from noesis.core.errors import TrainingError
+    from noesis.training.engine.model import Engine
 
     original, seen = Engine.loss, []
 
@@ -140,9 +141,10 @@ def test_two_processes_train_what_one_trains(
 
     from safetensors.torch import load_file
 
-    from noesis.device import detect
-    from noesis.train.launch import on_all_cards
-    from noesis.train.plan import make_plan, read_shape
+    from noesis.core.device import detect
+    from noesis.planning.plan import make_plan, read_shape
+    from noesis.training.backends.torchrun import on_all_cards
+    from noesis.training.job import count
     from test_train import rows_of, small
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -164,7 +166,7 @@ def test_two_processes_train_what_one_trains(
         },
     )
     examples = rows_of(tiny_model, 20, record)
-    plan = make_plan(config, "tiny", read_shape(tiny_model), examples, detect())
+    plan = make_plan(config, "tiny", read_shape(tiny_model), count(examples), detect())
     plan = replace(plan, setup=replace(plan.setup, cards=2))
     assert asdict(plan.setup)["precision"] == "fp32"
     on_all_cards(
@@ -189,15 +191,20 @@ def test_unsloth_without_its_environment_is_one_message(
 ):
     import sys
 
-    from noesis.device import Device
-    from noesis.errors import TrainingError
-    from noesis.train.plan import draft, read_shape
-    from noesis.train.unsloth import PYTHON, train_with_unsloth
+    from noesis.core.device import Device
+    from noesis.core.errors import TrainingError
+    from noesis.planning.plan import draft, read_shape
+    from noesis.training.backends.unsloth import PYTHON, train_with_unsloth
+    from noesis.training.job import count
     from test_train import rows_of, small
 
     examples, config = rows_of(tiny_shape, 8, record), small(**{"training.engine": "unsloth"})
     plan = draft(
-        config, "tiny", read_shape(tiny_shape), examples, Device("cuda", "NVIDIA H100", 80 * 10**9, 8, True, True, 1)
+        config,
+        "tiny",
+        read_shape(tiny_shape),
+        count(examples),
+        Device("cuda", "NVIDIA H100", 80 * 10**9, 8, True, True, 1),
     )
     for value, message in (
         (None, "needs an environment of its own"),

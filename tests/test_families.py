@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from noesis.constitution.tokenizer import load_tokenizer
-from noesis.errors import ModelError
+from noesis.core.errors import ModelError
+from noesis.llm.tokenizer import load_tokenizer
 from standins import write_standin
 
 pytestmark = pytest.mark.slow
@@ -75,8 +75,8 @@ FAMILIES = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_converts(family: str, tmp_path: Path):
-    from noesis.release.gguf import write_gguf
-    from noesis.release.parity import Subject, certify, require
+    from noesis.release.gguf.writer import write_gguf
+    from noesis.release.parity.certify import Subject, certify, require
 
     standin, kind, settings = FAMILIES[family]
     model = build(tmp_path / "model", standin, kind, **settings)
@@ -89,7 +89,7 @@ def test_a_family_converts(family: str, tmp_path: Path):
 
 
 def test_gemmas_other_scale_of_queries_is_refused(tmp_path: Path):
-    from noesis.release.families import read_config
+    from noesis.release.gguf.families import read_config
 
     (tmp_path / "config.json").write_text(
         json.dumps(SMALL | {"architectures": ["Gemma2ForCausalLM"], "head_dim": 16, "query_pre_attn_scalar": 20})

@@ -15,13 +15,15 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from noesis.config import Config, Project, load_config
-from noesis.device import detect
-from noesis.errors import CapError, NoesisError, TrainingError
-from noesis.files import sha256_file
-from noesis.interrupt import Terminated
-from noesis.train.budget import Budget
-from noesis.train.plan import make_plan, read_shape
+from noesis.core.config import Config, load_config
+from noesis.core.device import detect
+from noesis.core.errors import CapError, NoesisError, TrainingError
+from noesis.core.files import sha256_file
+from noesis.core.project import Project
+from noesis.core.signals import Terminated
+from noesis.planning.budget import Budget
+from noesis.planning.plan import make_plan, read_shape
+from noesis.training.job import count
 from test_train import rows_of, small
 
 pytestmark = pytest.mark.slow
@@ -39,10 +41,10 @@ def settings(packed: bool = False, **overrides: object) -> Config:
 
 
 def train(model: Path, folder: Path, record: dict, config: Config, **more: object) -> dict:
-    from noesis.train.trainer import train as run
+    from noesis.training.trainer import train as run
 
     rows = rows_of(model, 20, record)
-    plan = make_plan(config, "tiny", read_shape(model), rows, detect())
+    plan = make_plan(config, "tiny", read_shape(model), count(rows), detect())
     return run(
         model,
         rows,
@@ -116,7 +118,7 @@ def test_a_micro_batch_that_does_not_end_after_a_signal_is_given_up(
 ):
     import torch
 
-    monkeypatch.setattr("noesis.interrupt.PATIENCE_S", 0.2)
+    monkeypatch.setattr("noesis.core.signals.PATIENCE_S", 0.2)
     real, calls = torch.Tensor.backward, []
 
     def endless(self, *args: object, **kwargs: object) -> None:
@@ -214,8 +216,8 @@ def test_a_disk_that_fills_up_keeps_the_last_whole_step(
     tiny_model: Path, tmp_path: Path, disk: Path, whole: dict, monkeypatch: pytest.MonkeyPatch, asked: bool
 ):
     """asked: the space that is left is looked at before a save; not asked: the disk fills up in the middle of one."""
-    from noesis.train.pace import Pace
-    from noesis.train.resumable import Resumable
+    from noesis.training.state.resumable import Resumable
+    from noesis.training.state.save_schedule import Pace
 
     real, ballast = Resumable._save_checkpoint, disk / "ballast"
 
@@ -243,7 +245,7 @@ def test_a_disk_that_fills_up_keeps_the_last_whole_step(
 def test_a_directory_that_becomes_read_only_keeps_the_last_whole_step(
     tiny_model: Path, disk: Path, whole: dict, monkeypatch: pytest.MonkeyPatch
 ):
-    from noesis.train.resumable import Resumable
+    from noesis.training.state.resumable import Resumable
 
     real, libc = Resumable._save_checkpoint, ctypes.CDLL(None, use_errno=True)
 
@@ -265,7 +267,7 @@ def test_a_directory_that_becomes_read_only_keeps_the_last_whole_step(
 
 
 def test_an_old_run_on_a_disk_of_its_own_is_archived_on_that_disk(disk: Path):
-    from noesis.run import open_run
+    from noesis.run.directory import open_run
 
     config = load_config(Project(ROOT))
     open_run(disk, {"a": "1"}, config)
@@ -280,7 +282,7 @@ def test_a_fork_begins_with_its_parents_adapter(tiny_model: Path, tmp_path: Path
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from noesis.train.fork import begin_with
+    from noesis.training.state.adapter import begin_with
 
     parent = whole[False] / "checkpoints" / "epoch_1"
     raw = json.loads((parent / "adapter_config.json").read_text())
@@ -305,7 +307,8 @@ def test_no_secret_and_no_home_reaches_any_file(
     project: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     """Runs the whole pipeline with secrets all around it, stops it once, and searches every byte that it left and printed."""
-    from noesis import pipeline, sessions
+    from noesis.pipeline.registry import run_stages
+    from noesis.pipeline.start_run import from_sources, new_session
 
     planted = {
         name: f"sk-planted-{i:04}-do-not-store"
@@ -345,8 +348,8 @@ def test_no_secret_and_no_home_reaches_any_file(
     config = load_config(Project(project), overrides)
     assert config.training.model == "~/models/mine"
     monkeypatch.chdir(tmp_path)
-    s = sessions.new_session(Project(project), config, Path("run"), sessions.from_sources(Project(project), config))
-    pipeline.run_stages(s, first=1, total=6)
+    s = new_session(Project(project), config, Path("run"), from_sources(Project(project), config))
+    run_stages(s, first=1, total=6)
     files = [p for p in (tmp_path / "run").rglob("*") if p.is_file()]
     assert {"manifest.json", "report.html", "trainer_state.json", "model.safetensors"} <= {p.name for p in files}
     printed = "".join(capfd.readouterr()).encode()
@@ -361,7 +364,7 @@ def test_a_run_is_verified_replayed_and_given_more_epochs(
     project: Path, tiny_model: Path, tmp_path: Path, quiet_cache: Path, capsys: pytest.CaptureFixture[str]
 ):
     from noesis.cli import run_command
-    from noesis.run import load_run
+    from noesis.run.directory import load_run
 
     path = str(tmp_path / "run")
     text = (project / "data/training/lora_config.yaml").read_text().replace("r: 64", "r: 4", 1)

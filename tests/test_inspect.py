@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from noesis.config import Config, Project, load_config
-from noesis.constitution.conversation import IGNORED
 from noesis.constitution.document import load_constitution
-from noesis.constitution.tokenizer import load_tokenizer
-from noesis.data.inspect import NEWLINE, PART, Row, Token, barred, make_rows, painted, show, total, write_page
-from noesis.errors import UsageError
-from noesis.train.rows import training_rows
+from noesis.core.config import Config, load_config
+from noesis.core.errors import UsageError
+from noesis.core.project import Project
+from noesis.dataset.encode import training_rows
+from noesis.dataset.inspect import NEWLINE, PART, Row, Token, barred, make_rows, painted, show, total, write_page
+from noesis.llm.token_rows import IGNORED
+from noesis.llm.tokenizer import load_tokenizer
 from standins import MISTRAL_FIRST, write_standin
 
 CONSTITUTION = load_constitution(ROOT / "data" / "constitution.yaml")

@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from noesis import archive as archiving
 from noesis.cli import run_command
-from noesis.config import Config, Project, load_config
-from noesis.errors import RunError, UsageError
-from noesis.files import sha256_json, write_json
-from noesis.integrity import status, verify
-from noesis.lineage import parent_of
-from noesis.run import Run, load_run, open_run
-from noesis.train.checkpoint import KEEP, SEAL, newest_whole, objection, publish, saved, seal
+from noesis.core.config import Config, load_config
+from noesis.core.errors import RunError, UsageError
+from noesis.core.files import sha256_json, write_json
+from noesis.core.project import Project
+from noesis.pipeline.resume_fork import parent_of
+from noesis.pipeline.verify import status, verify
+from noesis.run import archive as archiving
+from noesis.run.directory import Run, load_run, open_run
+from noesis.training.state.checkpoint import KEEP, SEAL, newest_whole, objection, publish, saved, seal
 
 
 def state(folder: Path, step: int, text: str = "tensors") -> Path:
@@ -124,19 +125,20 @@ def test_an_archive_that_was_killed_half_way_ends_whole(tmp_path: Path, monkeypa
 
 def exported(project: Path, path: Path, model: Path, **overrides: object) -> Run:
     """A run with its data and its plan, by the pipeline's own stages."""
-    from noesis import pipeline, sessions
+    from noesis.pipeline.stages.plan import run_plan
+    from noesis.pipeline.start_run import from_sources, new_session
 
     if not list(model.glob("*.safetensors")):
         (model / "model.safetensors").write_bytes(b"stand-in: nothing here reads weights")
     config = settings(project, model, **overrides)
-    s = sessions.new_session(
+    s = new_session(
         Project(project),
         config,
         path,
-        sessions.from_sources(Project(project), config),
+        from_sources(Project(project), config),
         resume=bool(overrides.get("max_examples") == 8 and path.exists()),
     )
-    pipeline.plan(s)
+    run_plan(s)
     return s.run
 
 
@@ -212,13 +214,11 @@ def test_a_touched_file_with_its_old_content_is_still_done(run: Run):
 
 
 def test_resume_refuses_another_run_and_says_what_differs(project: Path, run: Run, tiny_shape: Path):
-    from noesis import sessions
+    from noesis.pipeline.start_run import from_sources, new_session
 
     def again(**overrides: object) -> Run:
         config = settings(project, tiny_shape, **overrides)
-        return sessions.new_session(
-            Project(project), config, run.path, sessions.from_sources(Project(project), config), resume=True
-        ).run
+        return new_session(Project(project), config, run.path, from_sources(Project(project), config), resume=True).run
 
     assert again().manifest["created"] == run.manifest["created"]
     with pytest.raises(
@@ -269,8 +269,8 @@ def test_two_runs_of_the_same_things_have_the_same_identity(run: Run, project: P
 HANDLES = """
 import os, sys, time
 from noesis.cli import run_command
-from noesis.interrupt import deferred
-import noesis.pipeline, noesis.cli.pipeline_commands as commands
+from noesis.core.signals import deferred
+import noesis.pipeline.start_run, noesis.cli.pipeline_commands
 def work(*a, **k):
     with deferred() as interrupt:
         print("ready", flush=True)
@@ -280,7 +280,7 @@ def work(*a, **k):
                 print("saved", flush=True)
                 interrupt.leave()
             time.sleep(0.01)
-noesis.sessions.new_session = work
+noesis.pipeline.start_run.new_session = work
 sys.exit(run_command(["train", "--project", sys.argv[1], "--run", sys.argv[2]]))
 """
 
@@ -316,7 +316,7 @@ def test_a_signal_is_obeyed_at_a_whole_step_and_a_second_at_once(
 SWALLOWS = """
 import sys, time
 from noesis.cli import run_command
-import noesis.pipeline, noesis.cli.pipeline_commands
+import noesis.pipeline.start_run, noesis.cli.pipeline_commands
 class Slow:
     def __del__(self):
         print("ready", flush=True)
@@ -324,7 +324,7 @@ class Slow:
 def work(*a, **k):
     Slow()
     time.sleep(30)
-noesis.sessions.new_session = work
+noesis.pipeline.start_run.new_session = work
 sys.exit(run_command(["train", "--project", sys.argv[1], "--run", sys.argv[2]]))
 """
 

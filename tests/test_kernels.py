@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch")
 if not torch.cuda.is_available():
     pytest.skip("needs an NVIDIA card", allow_module_level=True)
 
-from noesis.train.engine import attention, frozen, ops, reference  # noqa: E402
-from noesis.train.engine.ops import Dropout  # noqa: E402
+from noesis.training.engine import attention, frozen, ops, reference  # noqa: E402
+from noesis.training.engine.ops import Dropout  # noqa: E402
 
 T, H, WIDE, R = 704, 4096, 14336, 64
 NONE, DROP = Dropout(0), Dropout(77, 123456789)

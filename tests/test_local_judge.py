@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from noesis.config import TribunalSection
-from noesis.errors import ModelError
-from noesis.models import EMBEDDED_SHA256, embedded_gguf
-from noesis.tribunal.cache import opened
-from noesis.tribunal.court import Seats, opinion
+from noesis.core.config import TribunalSection
+from noesis.core.errors import ModelError
+from noesis.llm.clients.gguf_client import LocalJudge
+from noesis.llm.clients.reply_cache import opened
+from noesis.llm.embedded import EMBEDDED_SHA256, embedded_gguf
+from noesis.tribunal.court import opinion
 from noesis.tribunal.judge import Case
-from noesis.tribunal.local import LocalJudge
+from noesis.tribunal.panel import Seats
 from noesis.tribunal.rubric import Bench, Both, load_bench
 from noesis.tribunal.verdict import Verdict
 

@@ -279,7 +279,7 @@ def test_a_run_taken_away_again_and_again_ends_with_the_same_files(guide, make_c
     assert done["modal run scripts/modal_train.py --epochs 3"].returncode == 0
     cloud = make_cloud()
     plane = cloud.plane
-    plane.extra_files["/root/sitecustomize.py"] = patch("noesis.train.resumable", SLOW_SAVING)
+    plane.extra_files["/root/sitecustomize.py"] = patch("noesis.training.state.resumable", SLOW_SAVING)
     steps = "noesis-*/*/metrics.jsonl"  # in the container's temporary folder: 6 steps in all, 2 an epoch
     taken = [
         plane.inject(Fault("train", "kill", file=steps, lines=1)),  # in mid-epoch, without a word
@@ -330,7 +330,7 @@ def test_what_is_missing_is_said_with_what_to_type(make_cloud) -> None:
 
 def test_too_little_memory_names_the_two_keys(make_cloud) -> None:
     cloud = make_cloud()
-    cloud.plane.extra_files["/root/sitecustomize.py"] = patch("noesis.train.trainer", OUT_OF_MEMORY)
+    cloud.plane.extra_files["/root/sitecustomize.py"] = patch("noesis.training.trainer", OUT_OF_MEMORY)
     said = cloud.run("--epochs", "1", code=1)
     assert "per_device_train_batch_size: 1" in said
     assert "gradient_accumulation_steps: 8" in said
@@ -340,7 +340,7 @@ def test_too_little_memory_names_the_two_keys(make_cloud) -> None:
 def test_ctrl_c_then_the_cap_then_more_money_and_it_goes_on(make_cloud) -> None:
     cloud = make_cloud()
     cloud.plane.extra_files["/root/sitecustomize.py"] = patch(
-        "noesis.cloud.lease", "module.LEAVING_S = 3.0"
+        "noesis.cloud.volume.lease", "module.LEAVING_S = 3.0"
     )  # the next command waits so long
     first = cloud.plane.start(*RUN, "--epochs", "2", cwd=cloud.clone, env=cloud.env)
     wait(lambda: any(steps_taken(t) for t in cloud.plane.tasks_of("train")), 120)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from noesis.config import Quantization
-from noesis.constitution.tokenizer import load_tokenizer
-from noesis.errors import ParityError
+from noesis.core.config import Quantization
+from noesis.core.errors import ParityError
+from noesis.llm.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.slow
 PLAIN = Quantization(load_in_4bit=False)
@@ -21,8 +21,8 @@ TEXTS = [
 
 
 def certificate(model: Path, folder: Path, kinds: tuple[str, ...] = ("f32",), adapter=None, prompts: int = 2) -> dict:
-    from noesis.release.gguf import write_gguf
-    from noesis.release.parity import Subject, certify
+    from noesis.release.gguf.writer import write_gguf
+    from noesis.release.parity.certify import Subject, certify
 
     files = {kind: folder / f"m-{kind}.gguf" for kind in kinds}
     for kind, file in files.items():
@@ -31,8 +31,8 @@ def certificate(model: Path, folder: Path, kinds: tuple[str, ...] = ("f32",), ad
 
 
 def own_adapter(base: Path, folder: Path, place: Path | None = None, quantization: Quantization = PLAIN):
-    from noesis.release.gguf import write_adapter_gguf, write_gguf
-    from noesis.release.parity import Adapter
+    from noesis.release.gguf.writer import write_adapter_gguf, write_gguf
+    from noesis.release.parity.certify import Adapter
 
     if place is None:
         return Adapter(folder, base, quantization, "bfloat16")
@@ -43,7 +43,7 @@ def own_adapter(base: Path, folder: Path, place: Path | None = None, quantizatio
 
 def blame(found: dict, kind: str = "f32") -> tuple[str, str]:
     """(stage, why) of a file that must have failed."""
-    from noesis.release.parity import require
+    from noesis.release.parity.certify import require
 
     entry = found["files"][kind]
     assert not entry["passed"]
@@ -55,7 +55,7 @@ def blame(found: dict, kind: str = "f32") -> tuple[str, str]:
 def test_sound_exports_pass_from_the_adapter_to_every_file(
     tiny_model: Path, tiny_adapter: Path, tiny_merged: Path, tmp_path: Path
 ):
-    from noesis.release.parity import require
+    from noesis.release.parity.certify import require
 
     found = certificate(tiny_merged, tmp_path, ("f32", "f16", "q8_0"), own_adapter(tiny_model, tiny_adapter, tmp_path))
     require(found)
@@ -70,8 +70,8 @@ def test_sound_exports_pass_from_the_adapter_to_every_file(
 
 
 def test_a_quantised_base_is_compared_as_it_was_trained_against(tiny_model: Path, tiny_adapter: Path, tmp_path: Path):
-    from noesis.release.merge import merge
-    from noesis.release.parity import require
+    from noesis.release.merge_weights import merge
+    from noesis.release.parity.certify import require
 
     for kind, quantization in (("nf4", Quantization()), ("plain", PLAIN)):
         merge(tiny_model, tiny_adapter, tmp_path / kind, quantization=quantization, dtype="bfloat16", card="")
@@ -84,7 +84,7 @@ def test_a_quantised_base_is_compared_as_it_was_trained_against(tiny_model: Path
         tmp_path / "plain", tmp_path, adapter=own_adapter(tiny_model, tiny_adapter, quantization=Quantization())
     )
     assert other["merge"]["broken_by"] == "merge"
-    from noesis.release.parity import Subject, certify
+    from noesis.release.parity.certify import Subject, certify
 
     subject = Subject(
         tmp_path / "nf4",
@@ -100,7 +100,7 @@ def test_a_quantised_base_is_compared_as_it_was_trained_against(tiny_model: Path
 
 
 def test_rows_of_query_and_key_left_as_they_are(tiny_merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import noesis.release.gguf as gguf
+    import noesis.release.gguf.writer as gguf
 
     monkeypatch.setattr(gguf, "permuted", lambda name, array, config: array)
     broken = certificate(tiny_merged, tmp_path)
@@ -113,8 +113,8 @@ def test_rows_of_query_and_key_left_as_they_are(tiny_merged: Path, tmp_path: Pat
 
 def test_rotary_factors_left_out(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A model with Llama-3.1's frequency scaling: with the factors it passes."""
-    import noesis.release.gguf as gguf
-    from noesis.release.parity import require
+    import noesis.release.gguf.writer as gguf
+    from noesis.release.parity.certify import require
 
     model = tmp_path / "scaled"
     shutil.copytree(tiny_model, model)
@@ -132,7 +132,7 @@ def test_rotary_factors_left_out(tiny_model: Path, tmp_path: Path, monkeypatch: 
 
 def test_a_lost_pre_tokenizer(tiny_merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """transformers' round trip of SmolLM2's GGUF loses the splitting of digits in this way."""
-    import noesis.release.vocabulary as vocabulary
+    import noesis.release.gguf.vocabulary as vocabulary
 
     model = tmp_path / "joined"
     joined_digits(tiny_merged, model)
@@ -148,7 +148,7 @@ def joined_digits(model: Path, target: Path) -> None:
     """A model whose tokenizer joins digits, as SmolLM2's does when the round trip has lost the splitting."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    from noesis.release.strings import HARD_STRINGS
+    from noesis.release.parity.hard_strings import HARD_STRINGS
 
     shutil.copytree(model, target)
     tokenizer = Tokenizer(models.BPE())
@@ -166,7 +166,7 @@ def joined_digits(model: Path, target: Path) -> None:
 
 
 def test_digits_joined_and_said_so_pass(tiny_merged: Path, tmp_path: Path):
-    from noesis.release.parity import require
+    from noesis.release.parity.certify import require
 
     joined_digits(tiny_merged, tmp_path / "joined")
     found = certificate(tmp_path / "joined", tmp_path)
@@ -187,7 +187,7 @@ def test_digits_joined_and_said_so_pass(tiny_merged: Path, tmp_path: Path):
 def test_a_wrong_template(
     tiny_merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, words: str
 ):
-    import noesis.release.vocabulary as vocabulary
+    import noesis.release.gguf.vocabulary as vocabulary
 
     monkeypatch.setattr(vocabulary, "chat_template", lambda model: template)
     stage, why = blame(certificate(tiny_merged, tmp_path))
@@ -198,8 +198,8 @@ def test_a_wrong_template(
 def test_an_adapter_applied_twice_or_not_at_all(
     tiny_model: Path, tiny_adapter: Path, tiny_merged: Path, tmp_path: Path
 ):
-    from noesis.release.merge import merge
-    from noesis.release.parity import reject, require
+    from noesis.release.merge_weights import merge
+    from noesis.release.parity.certify import reject, require
 
     merge(tiny_merged, tiny_adapter, tmp_path / "twice", quantization=PLAIN, dtype="bfloat16", card="")
     for model, words in (
@@ -220,7 +220,7 @@ def test_an_adapter_applied_twice_or_not_at_all(
 def test_a_bad_quantisation_is_told_from_a_bad_conversion(
     tiny_merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    import noesis.release.gguf as gguf
+    import noesis.release.gguf.writer as gguf
 
     real = gguf.rounded
     monkeypatch.setattr(
@@ -238,7 +238,7 @@ def test_weights_too_large_to_hold_in_float32_are_widened_layer_by_layer(
 ):
     import torch
 
-    import noesis.release.reference as reference
+    import noesis.release.parity.reference as reference
 
     rows = [load_tokenizer(tiny_merged)(text)["input_ids"][:40] for text in TEXTS[:3]]
 

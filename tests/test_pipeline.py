@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from noesis.config import Project, load_config
+from noesis.core.config import load_config
+from noesis.core.project import Project
 
 pytestmark = pytest.mark.slow
 OVERRIDES = {
@@ -33,13 +34,14 @@ def small_project(project: Path) -> Project:
 
 
 def run_all(project: Project, model: Path, path: Path, **overrides: object):
-    from noesis import pipeline, sessions
+    from noesis.pipeline.registry import run_stages
+    from noesis.pipeline.start_run import from_sources, new_session
 
     config = load_config(
         project, OVERRIDES | {"training.model": str(model), "training.data.language": "en"} | overrides
     )
-    s = sessions.new_session(project, config, path, sessions.from_sources(project, config))
-    pipeline.run_stages(s, first=1, total=7)
+    s = new_session(project, config, path, from_sources(project, config))
+    run_stages(s, first=1, total=7)
     return s
 
 
@@ -84,7 +86,7 @@ def test_other_epochs_archive_the_old_run(small_project: Project, tiny_model: Pa
 def test_the_report_escapes_what_it_shows_and_loads_nothing(
     small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path
 ):
-    from noesis import pipeline
+    from noesis.pipeline.stages.report import run_report
 
     s = run_all(small_project, tiny_model, tmp_path / "run")
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -93,7 +95,7 @@ def test_the_report_escapes_what_it_shows_and_loads_nothing(
     rows[0]["tuned"]["answer"] = rows[0]["prompt"] = rows[0]["id"] = evil
     rows[0]["tuned"]["flags"] = [evil]
     file.write_text("\n".join(json.dumps(r) for r in rows), encoding="utf-8")
-    pipeline.report(s)
+    run_report(s)
     page = s.run.report.read_text(encoding="utf-8")
     assert page.count("&lt;script&gt;") == 4
     assert not re.search(r"<script|<img|https?://|<link|@import|url\(", page)
@@ -161,11 +163,12 @@ def test_a_trial_before_a_scripted_judge(
     monkeypatch: pytest.MonkeyPatch,
 ):
     import judge_server as play
-    from noesis import pipeline, sessions
     from noesis.cli import run_command
+    from noesis.pipeline.session import session_of
+    from noesis.pipeline.stages.report import run_report
 
     monkeypatch.setattr(
-        "noesis.console._quiet_stdout", False
+        "noesis.core.console._quiet_stdout", False
     )  # --json below sends all talk to stderr, for this test only
     toy_tribunal(small_project.root)
     s = run_all(small_project, tiny_model, tmp_path / "run", **{"training.tribunal.trial_tokens": 8})
@@ -186,10 +189,10 @@ def test_a_trial_before_a_scripted_judge(
     assert result["judges"][0]["fit"] is False
     assert result["models"]["tuned"]["all"]["mean"]["clusters"] == 22
     assert (s.run.tribunal / "verdicts.jsonl").is_file()
-    s = sessions.session_of(s.run.path)
+    s = session_of(s.run.path)
     assert s.run.is_done("merge")
     assert "judge not fit" in (s.run.merged / "README.md").read_text(encoding="utf-8")
-    pipeline.report(s)
+    run_report(s)
     page = s.run.report.read_text(encoding="utf-8")
     assert "never calibrated" in page
     assert "discipline: x" in page

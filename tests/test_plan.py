@@ -13,25 +13,30 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from noesis import pipeline, sessions
-from noesis.config import Config, Project, load_config
-from noesis.console import duration, size
 from noesis.constitution.document import load_constitution
-from noesis.device import Device, read_cards
-from noesis.errors import ConfigError, ModelError, TrainingError, UsageError
-from noesis.files import write_jsonl
-from noesis.models import Model, find_description, find_tokenizer
-from noesis.run import load_run, open_run
-from noesis.train import choose
-from noesis.train.ahead import plan_ahead
-from noesis.train.cards import GIB, card_of, cards, prices, rented
-from noesis.train.memory import card_memory, cpu_memory
-from noesis.train.plan import Plan, as_planned, draft, make_plan, read_shape, smaller
-from noesis.train.setup import Setup
-from noesis.train.shapes import FILE, Shape, known_model
-from noesis.train.show import plan_lines
-from noesis.train.speed import cards_share, cpu_tokens_per_second, row_seconds
-from noesis.train.work import Work, estimate, first_fit
+from noesis.core.config import Config, load_config
+from noesis.core.console import duration, size
+from noesis.core.device import Device, read_cards
+from noesis.core.errors import ConfigError, ModelError, TrainingError, UsageError
+from noesis.core.files import write_jsonl
+from noesis.core.project import Project
+from noesis.llm.embedded import Model
+from noesis.llm.hub import find_description, find_tokenizer
+from noesis.pipeline.session import Session
+from noesis.pipeline.stages.plan import plan_ahead, run_plan
+from noesis.pipeline.stages.train import run_train
+from noesis.pipeline.start_run import from_sources
+from noesis.pipeline.training_set import estimate
+from noesis.planning import search as choose
+from noesis.planning.display import plan_lines
+from noesis.planning.gpus import GIB, card_of, cards, prices, rented
+from noesis.planning.memory import card_memory, cpu_memory
+from noesis.planning.model_shapes import FILE, Shape, known_model
+from noesis.planning.plan import Plan, as_planned, draft, make_plan, read_shape, smaller
+from noesis.planning.setup import Setup
+from noesis.planning.speed import cards_share, cpu_tokens_per_second, row_seconds
+from noesis.planning.workload import Work, first_fit
+from noesis.run.directory import load_run, open_run
 
 CPU = Device("cpu", "test", 16 * 10**9, 2, True)
 LENGTHS = tuple(300 + 37 * i % 500 for i in range(111))
@@ -298,7 +303,8 @@ def test_a_wish_is_met_or_the_plan_says_why_not(wish: str, device: Device, preci
 
 
 def test_without_bitsandbytes_the_next_best_is_taken_and_said(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(choose, "find_spec", lambda name: None)
+    for module in ("precision", "search"):
+        monkeypatch.setattr(f"noesis.planning.{module}.find_spec", lambda name: None)
     plan = draft(settings(), "m", SMOL, WORK, CPU)
     assert plan.setup.precision == "bf16"
     assert "bitsandbytes" in plan.reasons[0]
@@ -382,14 +388,14 @@ def test_packing_and_padding_by_hand():
 @pytest.mark.slow
 @pytest.mark.parametrize("language", ["pt", "en"])
 def test_the_ratio_of_smollm2_is_that_of_its_tokenizer(language: str):
-    from noesis.models import find_model
-    from noesis.train.phases import material_of
+    from noesis.llm.hub import find_model
+    from noesis.pipeline.training_set import material_of
 
     config, constitution = (
         settings(**{"training.data.language": language}),
         load_constitution(Project(ROOT).constitution),
     )
-    train, _ = sessions.from_sources(Project(ROOT), config)
+    train, _ = from_sources(Project(ROOT), config)
     exact = material_of(config, find_model("smollm2").path, train, constitution).rows
     ratio = known_model("smollm2").ratio
     guess = estimate(train, constitution, ratio, include_critique=False)
@@ -532,7 +538,7 @@ def test_a_wrong_switch_is_named(key: str):
 # --- a run
 
 
-def session(path: Path, folder: Path, device: Device, record: dict) -> sessions.Session:
+def session(path: Path, folder: Path, device: Device, record: dict) -> Session:
     config = settings()
     run = open_run(path, {"base_model": "tiny", "revision": "0"}, config)
     write_jsonl(
@@ -540,7 +546,7 @@ def session(path: Path, folder: Path, device: Device, record: dict) -> sessions.
         [record | {"id": f"x_{i:03}", "prompt": f"Pergunta {i}: o que é a coragem?"} for i in range(20)],
     )
     constitution = load_constitution(Project(ROOT).constitution)
-    return sessions.Session(run, config, constitution, Model("tiny", folder, "0", "none"), device)
+    return Session(run, config, constitution, Model("tiny", folder, "0", "none"), device)
 
 
 def test_a_run_that_goes_on_on_another_card_is_planned_anew_on_the_base_it_began_on(
@@ -553,12 +559,12 @@ def test_a_run_that_goes_on_on_another_card_is_planned_anew_on_the_base_it_began
     lora = {"lora.quantization": {"load_in_4bit": False}}
     first = session(tmp_path / "run", tiny_shape, a100, record)
     first = replace(first, config=settings(**lora))
-    begun = pipeline.plan(first)
+    begun = run_plan(first)
     assert begun["setup"]["precision"] == "bf16"
-    assert pipeline.plan(first)["reasons"] == begun["reasons"]  # stored, not made again
+    assert run_plan(first)["reasons"] == begun["reasons"]  # stored, not made again
     moved = replace(first, device=h100)
     (first.run.checkpoints / "resume").mkdir(parents=True)
-    again = pipeline.plan(moved)
+    again = run_plan(moved)
     assert again["device"]["name"] == h100.name
     assert again["setup"]["precision"] == "bf16"
     assert moved.arithmetic == "bfloat16"
@@ -569,12 +575,12 @@ def test_a_run_that_went_on_with_a_smaller_plan_stores_it_and_the_report_compare
     tmp_path: Path, tiny_shape: Path, record: dict, monkeypatch: pytest.MonkeyPatch
 ):
     """Merging read the first plan's precision, which was not what had been trained."""
-    from noesis.report.page import compared
-    from noesis.train import trainer
+    from noesis.pipeline.stages.report import compared
+    from noesis.training import trainer
 
     h100 = replace(rented("H100"), name="NVIDIA H100 80GB HBM3")
     s = session(tmp_path / "run", tiny_shape, h100, record)
-    first = pipeline.plan(s)
+    first = run_plan(s)
     lower = draft(settings(**{"training.precision": "nf4"}), "tiny", read_shape(tiny_shape), WORK, h100)
     assert (first["setup"]["precision"], lower.setup.precision) == ("bf16", "nf4")
     figures = {
@@ -594,7 +600,7 @@ def test_a_run_that_went_on_with_a_smaller_plan_stores_it_and_the_report_compare
         return {**figures, "smaller_plan": lower.as_json()}
 
     monkeypatch.setattr(trainer, "train", trained)
-    result = pipeline.train(s)
+    result = run_train(s)
     assert result["out_of_memory_once"] and "smaller_plan" not in result
     again = load_run(s.run.path)
     assert Plan.from_json(again.result("plan")) == lower

@@ -11,11 +11,11 @@ import pytest
 
 from conftest import ROOT
 from judge_server import Asked, JudgeServer, Raw
-from noesis.config import Project
-from noesis.errors import DataError, ModelError, UsageError
-from noesis.revising.labels import AskPrefer, NoLabel, p_of_a
-from noesis.revising.prefer import prefer
-from noesis.tribunal.client import Reply
+from noesis.core.errors import DataError, ModelError, UsageError
+from noesis.core.project import Project
+from noesis.llm.clients.protocol import Reply
+from noesis.synthesis.make_preferences import prefer
+from noesis.synthesis.preference_labels import AskPrefer, NoLabel, p_of_a
 
 
 def logprobs(*tokens: tuple[str, float]) -> tuple[tuple[tuple[str, float], ...], ...]:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from noesis.config import Config
-from noesis.constitution.tokenizer import load_tokenizer
-from noesis.device import detect
-from noesis.train.pairs import Preferences, example_pairs, soft_pairs
-from noesis.train.phases import Material, preference_plan
-from noesis.train.plan import read_shape
+from noesis.core.config import Config
+from noesis.core.device import detect
+from noesis.dataset.encode import example_pairs, soft_pairs
+from noesis.llm.tokenizer import load_tokenizer
+from noesis.planning.by_method import preference_plan
+from noesis.planning.plan import read_shape
+from noesis.training.job import Material, Preferences
 from test_train import CONSTITUTION, PLAIN, records, small
 
 PAIR = {
@@ -53,7 +54,7 @@ def configured(**overrides: object) -> Config:
 
 
 def prefer(tiny_model: Path, folder: Path, data: Preferences, config: Config, start: Path | None = None) -> dict:
-    from noesis.train.trainer import train
+    from noesis.training.trainer import train
 
     plan = preference_plan(config, "tiny", read_shape(tiny_model), Material(pairs=data), detect())
     return train(
@@ -89,8 +90,8 @@ def test_the_first_step_is_that_of_trl(tiny_model: Path, tmp_path: Path, record:
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
-    from noesis.train.base import lora
-    from noesis.train.preference import rewards, scorer_of, trainer_of
+    from noesis.training.backends.preference import rewards, scorer_of, trainer_of
+    from noesis.training.base_model import lora
 
     config = configured(
         **{"lora.quantization": {"load_in_4bit": False, "bnb_4bit_compute_dtype": "float32"}, "lora.lora_dropout": 0.0}
@@ -117,7 +118,7 @@ def test_the_first_step_is_that_of_trl(tiny_model: Path, tmp_path: Path, record:
     scorer.begin_step()
     found = scorer.losses(rows).view(-1, 2)
     reward = rewards(found, reference, 0.1)
-    from noesis.train.preference import preference_loss
+    from noesis.training.backends.preference import preference_loss
 
     loss = preference_loss(reward[:, 0], reward[:, 1], torch.ones(4)).mean() + 0.3 * found[:, 0].sum() / sum(
         p.chosen.trained for p in data.train
@@ -164,7 +165,7 @@ def test_the_first_step_is_that_of_trl(tiny_model: Path, tmp_path: Path, record:
 def test_a_soft_label_is_the_mean_of_both_orders():
     import torch
 
-    from noesis.train.preference import preference_loss
+    from noesis.training.backends.preference import preference_loss
 
     chosen, rejected, one = torch.tensor([0.7, -0.2]), torch.tensor([0.1, 0.4]), torch.ones(2)
     p = torch.tensor([0.8, 0.5])
@@ -203,7 +204,7 @@ def test_rewards_of_held_out_pairs_rise(tiny_model: Path, tmp_path: Path, record
 def test_preference_training_that_was_stopped_ends_with_the_same_adapter(
     tiny_model: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch, stop: int
 ):
-    from noesis.train.resumable import Resumable
+    from noesis.training.state.resumable import Resumable
 
     data = preferences(tiny_model, record, 20)
     prefer(tiny_model, tmp_path / "whole", data, configured())
@@ -257,14 +258,17 @@ def settings(**more: object) -> dict:
 
 
 def run_of(root: Path, tiny_model: Path, path: Path, **more: object):
-    from noesis import pipeline, sessions
-    from noesis.config import Project, load_config
+    from noesis.core.config import load_config
+    from noesis.core.project import Project
+    from noesis.pipeline.stages.plan import run_plan
+    from noesis.pipeline.stages.train import run_train
+    from noesis.pipeline.start_run import from_exports, new_session
 
     project = Project(root)
     config = load_config(project, settings(**{"training.model": str(tiny_model)} | more))
-    s = sessions.new_session(project, config, path, sessions.from_exports(project.exports, project))
-    pipeline.plan(s)
-    pipeline.train(s)
+    s = new_session(project, config, path, from_exports(project.exports, project))
+    run_plan(s)
+    run_train(s)
     return s
 
 
@@ -272,10 +276,10 @@ def run_of(root: Path, tiny_model: Path, path: Path, **more: object):
 def test_a_whole_run_of_both_parts_goes_on_after_a_kill_and_can_be_verified_and_replayed(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from noesis.files import sha256_file
-    from noesis.integrity import verify
-    from noesis.replay import replay
-    from noesis.train.resumable import Resumable
+    from noesis.core.files import sha256_file
+    from noesis.pipeline.replay import replay
+    from noesis.pipeline.verify import verify
+    from noesis.training.state.resumable import Resumable
 
     root = project_of(tmp_path)
     both = {"training.method": "sft+dpo", "training.replay.file": "general.jsonl", "training.replay.share": 0.25}
@@ -288,9 +292,9 @@ def test_a_whole_run_of_both_parts_goes_on_after_a_kill_and_can_be_verified_and_
     assert len((whole.run.data / "replay.jsonl").read_text().splitlines()) == 3
     assert result["held_out"]["pairs"] == 3
     assert {what for what, wrong in verify(whole.run) if wrong} == set()
-    from noesis import pipeline
+    from noesis.pipeline.stages.report import run_report
 
-    page = pipeline.report(whole).read_text(encoding="utf-8")
+    page = run_report(whole).read_text(encoding="utf-8")
     assert "3 held-out pairs after" in page and "Method sft+dpo" in page
     original = Resumable._save_checkpoint
     for part, step in (("sft", 2), ("checkpoints", 1)):
@@ -329,8 +333,8 @@ def test_a_whole_run_of_both_parts_goes_on_after_a_kill_and_can_be_verified_and_
     ],
 )
 def test_a_wrong_pair_is_refused_by_line(write_rows, record: dict, line: dict | str, why: str):
-    from noesis.data.preferences import read_pairs
-    from noesis.errors import DataError
+    from noesis.core.errors import DataError
+    from noesis.dataset.auxiliary import read_pairs
 
     file = write_rows(PAIR | {"id": "first"}, line if isinstance(line, dict) else line.encode())
     with pytest.raises(DataError, match=rf"rows.jsonl:2: .*{why}"):
@@ -338,8 +342,8 @@ def test_a_wrong_pair_is_refused_by_line(write_rows, record: dict, line: dict | 
 
 
 def test_replayed_rows_are_the_share_that_was_asked_for(write_rows):
-    from noesis.data.preferences import drawn, read_replay
-    from noesis.errors import DataError
+    from noesis.core.errors import DataError
+    from noesis.dataset.auxiliary import drawn, read_replay
 
     short = [{"prompt": f"Say {i}.", "response": str(i)} for i in range(30)]
     chat = {

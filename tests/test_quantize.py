@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from noesis.errors import ModelError
-from noesis.release.quantize import KINDS, rounded, row_bytes, storage
-from noesis.release.strings import HARD_STRINGS, hard_strings
+from noesis.core.errors import ModelError
+from noesis.release.gguf.quantize import KINDS, rounded, row_bytes, storage
+from noesis.release.parity.hard_strings import HARD_STRINGS, hard_strings
 
 
 def kinds_of(kind: str, width: int, hidden: int, layers: int, *, has_output: bool) -> dict[str, str]:
@@ -96,7 +96,7 @@ def test_the_strings_are_500_different_ones_and_always_the_same():
 def test_figures_are_the_textbooks():
     import torch
 
-    from noesis.release.figures import Figures, Tolerance, agreement, within
+    from noesis.release.parity.figures import Figures, Tolerance, agreement, within
 
     draw = np.random.default_rng(0)
     ours = draw.normal(size=(20, 300)).astype(np.float32) * 8

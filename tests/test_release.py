@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from noesis.config import Quantization
-from noesis.errors import ModelError, NoesisError
+from noesis.core.config import Quantization
+from noesis.core.errors import ModelError, NoesisError
 
 pytestmark = pytest.mark.slow
 PLAIN = Quantization(load_in_4bit=False)
@@ -25,7 +25,7 @@ def test_merge_equals_peft(tiny_model: Path, tiny_adapter: Path, tmp_path: Path)
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from noesis.release.merge import merge
+    from noesis.release.merge_weights import merge
 
     result = merge(
         tiny_model,
@@ -56,10 +56,11 @@ def test_the_round_trip_is_what_bitsandbytes_trains_against(tiny_model: Path):
     from bitsandbytes.functional import dequantize_4bit
     from safetensors import safe_open
 
-    from noesis.config import Project, load_config
-    from noesis.device import detect
-    from noesis.release.weights import round_trip
-    from noesis.train.base import load_base
+    from noesis.core.config import load_config
+    from noesis.core.device import detect
+    from noesis.core.project import Project
+    from noesis.llm.weights import round_trip
+    from noesis.training.base_model import load_base
 
     config = load_config(Project(ROOT), {"lora.quantization": {"bnb_4bit_compute_dtype": "bfloat16"}})
     base = load_base(tiny_model, config, detect(), longest=500)
@@ -77,8 +78,8 @@ def test_a_merge_on_a_quantised_base_says_so_and_how_far_the_original_is(
     import torch
     from safetensors.torch import load_file
 
-    from noesis.release.merge import merge
-    from noesis.release.weights import round_trip
+    from noesis.llm.weights import round_trip
+    from noesis.release.merge_weights import merge
 
     result = merge(tiny_model, tiny_adapter, tmp_path / "m", quantization=NF4, dtype="bfloat16", card="")
     assert result["into"] == "dequantised nf4 weights, as trained against"
@@ -98,7 +99,7 @@ def test_a_model_in_several_files_merges_alike(tiny_model: Path, tiny_adapter: P
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    from noesis.release.merge import merge
+    from noesis.release.merge_weights import merge
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     model.save_pretrained(tmp_path / "split", max_shard_size="60KB")
@@ -149,7 +150,7 @@ REFUSED = {
 def test_an_adapter_that_does_not_fit_is_refused(tiny_model: Path, tiny_adapter: Path, tmp_path: Path, kind: str):
     import torch
 
-    from noesis.release.merge import merge
+    from noesis.release.merge_weights import merge
 
     folder = tmp_path / "a"
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
@@ -191,7 +192,7 @@ def test_what_does_not_read_back_as_it_was_written_is_no_result(
     tiny_model: Path, tiny_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A disk that loses a byte, stood in for by one changed between writing and reading."""
-    import noesis.release.merge as module
+    import noesis.release.merge_weights as module
 
     describe = module._describe
 
@@ -213,8 +214,8 @@ def test_no_disk_for_the_result_is_said_before_anything_is_written(
 ):
     from collections import namedtuple
 
-    from noesis.release.gguf import write_adapter_gguf, write_gguf
-    from noesis.release.merge import merge
+    from noesis.release.gguf.writer import write_adapter_gguf, write_gguf
+    from noesis.release.merge_weights import merge
 
     monkeypatch.setattr(
         shutil, "disk_usage", lambda _: namedtuple("Usage", "total used free")(10**12, 10**12 - 1000, 1000)
@@ -232,9 +233,9 @@ def test_no_disk_for_the_result_is_said_before_anything_is_written(
 def test_an_adapter_in_llama_cpp_answers_like_the_merged_model(
     tiny_model: Path, tiny_adapter: Path, tiny_merged: Path, tmp_path: Path
 ):
-    from noesis.console import Progress
-    from noesis.release.gguf import write_adapter_gguf, write_gguf
-    from noesis.serve.engine import Engine
+    from noesis.core.console import Progress
+    from noesis.llm.llama_cpp import Engine
+    from noesis.release.gguf.writer import write_adapter_gguf, write_gguf
 
     write_gguf(tiny_model, tmp_path / "base.gguf", "f32", name="base", licence="none")
     write_gguf(tiny_merged, tmp_path / "merged.gguf", "f32", name="merged", licence="none")
@@ -254,7 +255,7 @@ def test_an_adapter_in_llama_cpp_answers_like_the_merged_model(
 
 
 def test_other_architectures_are_refused_by_name(tiny_model: Path, tmp_path: Path):
-    from noesis.release.gguf import write_gguf
+    from noesis.release.gguf.writer import write_gguf
 
     model = tmp_path / "other"
     shutil.copytree(tiny_model, model)
@@ -273,10 +274,10 @@ def test_other_architectures_are_refused_by_name(tiny_model: Path, tmp_path: Pat
 
 
 def test_a_torn_or_foreign_gguf_is_one_message(tiny_merged: Path, tmp_path: Path):
-    from noesis.release.audit import open_gguf, require_gguf
-    from noesis.release.gguf import write_gguf
-    from noesis.release.llama import LlamaModel
-    from noesis.serve.engine import Engine
+    from noesis.llm.llama_cpp import Engine
+    from noesis.release.gguf.writer import write_gguf
+    from noesis.release.parity.audit import open_gguf, require_gguf
+    from noesis.release.parity.llama_logits import LlamaModel
 
     file = tmp_path / "x.gguf"
     write_gguf(tiny_merged, file, "f32", name="x", licence="x")
@@ -297,9 +298,9 @@ def test_a_torn_or_foreign_gguf_is_one_message(tiny_merged: Path, tmp_path: Path
 
 
 def test_a_gguf_says_what_it_is_made_of(tiny_merged: Path, tiny_model: Path, tiny_adapter: Path, tmp_path: Path):
-    from noesis.release.audit import open_gguf
-    from noesis.release.gguf import write_adapter_gguf, write_gguf
-    from noesis.release.vocabulary import chat_template
+    from noesis.release.gguf.vocabulary import chat_template
+    from noesis.release.gguf.writer import write_adapter_gguf, write_gguf
+    from noesis.release.parity.audit import open_gguf
 
     about = {
         "base": "someone/a-base",

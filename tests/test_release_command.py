@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from noesis.constitution.conversation import render
-from noesis.constitution.tokenizer import load_tokenizer
-from noesis.errors import ModelError
-from noesis.release.card import display_name, llama_release, model_card
-from noesis.release.modelfile import go_template, modelfile, stops
-from noesis.release.vocabulary import adds_bos
+from noesis.core.errors import ModelError
+from noesis.llm.chat_template import render
+from noesis.llm.tokenizer import load_tokenizer
+from noesis.release.gguf.modelfile import go_template, modelfile, stops
+from noesis.release.gguf.vocabulary import adds_bos
+from noesis.release.model_card import display_name, llama_release, model_card
 from standins import STANDINS, write_standin
 
 MANIFEST = {
@@ -45,7 +45,7 @@ def test_the_guides_command_finds_the_model_a_level_down(
     tiny_merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     from noesis.cli import run_command
-    from noesis.release.audit import open_gguf
+    from noesis.release.parity.audit import open_gguf
 
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_merged, tmp_path / "noesis_model" / "noesis-philosopher-v1")
@@ -79,7 +79,7 @@ def test_the_guides_command_finds_the_model_a_level_down(
 def test_a_file_outside_its_tolerance_is_put_aside_and_the_command_fails(
     tiny_merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    import noesis.release.gguf as gguf
+    import noesis.release.gguf.writer as gguf
     from noesis.cli import run_command
 
     monkeypatch.setattr(gguf, "permuted", lambda name, array, config: array)

@@ -16,19 +16,20 @@ import pytest
 from conftest import ROOT
 from judge_server import Asked, JudgeServer, Raw
 from noesis.cli import run_command
-from noesis.config import Project, TribunalSection
 from noesis.constitution.document import load_constitution
-from noesis.data.check import Rules, check_line
-from noesis.errors import CapError, DataError, ModelError, RunError, UsageError
-from noesis.revising.asked import Prompt, known_prompts
-from noesis.revising.chain import Settings, draw
-from noesis.revising.filters import filtered, repeated
-from noesis.revising.reading import Work, cleaned, copies_run, fault, up_to_a_sentence
-from noesis.revising.revise import Ask, revise
-from noesis.revising.voices import open_voices
-from noesis.revising.wording import choose_shots, critique_messages
-from noesis.tribunal.client import Reply
-from noesis.tribunal.endpoint import Spending
+from noesis.core.config import TribunalSection
+from noesis.core.errors import CapError, DataError, ModelError, RunError, UsageError
+from noesis.core.project import Project
+from noesis.dataset.checks.line import Rules, check_line
+from noesis.llm.clients.open import open_voices
+from noesis.llm.clients.protocol import Reply
+from noesis.llm.clients.spending import Spending
+from noesis.synthesis.critique_revision import Settings, draw
+from noesis.synthesis.filters import filtered, repeated
+from noesis.synthesis.make_examples import Ask, revise
+from noesis.synthesis.prompt_file import Prompt, known_prompts
+from noesis.synthesis.prompt_templates import choose_shots, critique_messages
+from noesis.synthesis.reply_checks import Work, cleaned, copies_run, fault, up_to_a_sentence
 
 CONSTITUTION = load_constitution(ROOT / "data" / "constitution.yaml")
 TOPICS = [

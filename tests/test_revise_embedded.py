@@ -12,10 +12,10 @@ import pytest
 from conftest import ROOT
 from noesis.cli import run_command
 from noesis.constitution.document import load_constitution
-from noesis.data.validate import validate
-from noesis.models import embedded_gguf
-from noesis.revising.voices import PackedVoice
-from noesis.tribunal.client import Request, Unanswered
+from noesis.dataset.checks.validate import validate
+from noesis.llm.clients.protocol import Request, Unanswered
+from noesis.llm.clients.torch_client import PackedVoice
+from noesis.llm.embedded import embedded_gguf
 
 pytestmark = pytest.mark.slow
 
@@ -106,7 +106,7 @@ def test_packed_requests_get_the_answers_that_they_get_alone():
 
 
 def test_a_gguf_model_gives_the_letters_probabilities():
-    from noesis.tribunal.local import LocalJudge
+    from noesis.llm.clients.gguf_client import LocalJudge
 
     voice = LocalJudge(embedded_gguf(), parallel=1, context=512)
     asked = (("user", "Which is a fruit? (A) a stone (B) an apple"), ("assistant", "The answer is ("))

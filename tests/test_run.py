@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from noesis.config import Project, load_config
-from noesis.errors import NoesisError, RunError, UsageError
-from noesis.files import atomic, explain_os_error, require_space, write_json
-from noesis.run import Run, load_run, open_run
+from noesis.core.config import load_config
+from noesis.core.errors import NoesisError, RunError, UsageError
+from noesis.core.files import atomic, explain_os_error, require_space, write_json
+from noesis.core.project import Project
+from noesis.run.directory import Run, load_run, open_run
 
 CONFIG = load_config(Project(ROOT))
 IDENTITY = {"config_sha256": "a", "dataset_sha256": "b", "constitution_sha256": "c", "base_model": "m", "revision": "r"}
@@ -91,7 +92,7 @@ def test_a_second_process_is_refused_and_told_who_holds_it(tmp_path: Path):
 
 
 def test_the_lock_of_a_process_that_was_killed_is_taken_over(tmp_path: Path):
-    code = "import sys, time; from pathlib import Path; from noesis.run import Run\nwith Run(Path(sys.argv[1]), {}).locked(): print('held', flush=True); time.sleep(60)"
+    code = "import sys, time; from pathlib import Path; from noesis.run.directory import Run\nwith Run(Path(sys.argv[1]), {}).locked(): print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout and holder.stdout.readline() == "held\n"
     with pytest.raises(RunError, match=f"process {holder.pid}"), Run(tmp_path, {}).locked():

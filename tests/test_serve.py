@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from noesis.errors import ModelError, UsageError
-from noesis.serve.app import Court
-from noesis.serve.client import LLMClient
-from noesis.serve.protocol import Limits
-from noesis.serve.server import Files, Server, Settings
+from noesis.core.errors import ModelError, UsageError
+from noesis.llm.clients.chat_client import LLMClient
+from noesis.serving.app import Court
+from noesis.serving.protocol import Limits
+from noesis.serving.server import Files, Server, Settings
 from running_server import ANSWER, BASE, KEY, SYSTEM, Client, reciters, running
 from tiny_gguf import write_reciter, write_switch
 
@@ -84,7 +84,7 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path):
 @pytest.mark.slow
 def test_the_embedded_model():
     """SmolLM2 as its package brings it: an answer, its stream, and a schema, from one process."""
-    from noesis.models import embedded_gguf
+    from noesis.llm.embedded import embedded_gguf
 
     try:
         file = embedded_gguf()

@@ -15,16 +15,18 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from noesis.config import Project, load_config
-from noesis.errors import RunError, UsageError
-from noesis.files import sha256_file
-from noesis.run import load_run
-from noesis.serve.backend import Backend
-from noesis.serve.chat import Talk, chat, fitting, from_clients
-from noesis.serve.client import Completion, LLMClient
-from noesis.serve.connect import TARGETS, Endpoint, instructions
-from noesis.serve.probe import distance, judgement
-from noesis.serving import Bar, certified, files_of, spoken
+from noesis.core.config import load_config
+from noesis.core.errors import RunError, UsageError
+from noesis.core.files import sha256_file
+from noesis.core.project import Project
+from noesis.llm.clients.chat_client import Completion, LLMClient
+from noesis.llm.llama_cpp import Backend
+from noesis.pipeline.live_judge import Bar, spoken
+from noesis.pipeline.served_files import certified, files_of
+from noesis.run.directory import load_run
+from noesis.serving.chat import Talk, chat, fitting, from_clients
+from noesis.serving.connect import TARGETS, Endpoint, instructions
+from noesis.serving.probe import distance, judgement
 from running_server import ANSWER, BASE, KEY
 from tiny_gguf import write_reciter, write_switch
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from conftest import ROOT
-from noesis.serve.protocol import Limits
+from noesis.serving.protocol import Limits
 from running_server import KEY, Client, endless, reciters, running
 
 LONG = 6000  # tokens: seconds for the tiny model
@@ -172,8 +172,8 @@ PROGRAM = """
 import asyncio, sys
 from pathlib import Path
 from noesis.constitution.document import SystemPrompt
-from noesis.serve.protocol import Limits
-from noesis.serve.server import Files, Server, Settings
+from noesis.serving.protocol import Limits
+from noesis.serving.server import Files, Server, Settings
 server = Server(Files(Path(sys.argv[1]), None), Settings(sys.argv[2], SystemPrompt(pt="x", en="x"), "en", port=0, limits=Limits(parallel=2, context=60000, max_tokens=50000)))
 asyncio.run(server.run(lambda: print(server.port, flush=True)))
 server.free()

@@ -11,7 +11,7 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from noesis.config import TribunalSection
+from noesis.core.config import TribunalSection
 from noesis.tribunal.court import APPROVED, CONDITIONAL, REJECTED, UNDECIDED, Opinion
 from noesis.tribunal.gate import rule, simulate
 from noesis.tribunal.statistics import (

@@ -8,42 +8,31 @@ import subprocess
 import sys
 from pathlib import Path
 
-import noesis.errors
+import noesis.core.errors
 from conftest import ROOT
 
 SRC = ROOT / "src" / "noesis"
 # A module may import from layers below its own, and within its own package.
 LAYERS = [
-    {"errors", "__init__"},
-    {"console", "files", "yaml_file", "quiet", "device", "interrupt", "meter", "archive"},
-    {"config"},
-    {"models", "run"},
-    {"constitution"},
-    {"data"},
-    {"train", "tribunal", "release", "serve"},
-    {"report", "revising"},
-    {"lineage"},
-    {"sessions"},
-    {"choosing", "releasing"},
-    {"pipeline", "scaffold", "housekeeping", "integrity"},
-    {"answers"},
-    {"judging"},
-    {"demo", "replay", "serving"},
+    {"core", "__init__"},
+    {"constitution", "llm", "planning", "run"},
+    {"dataset", "training", "tribunal", "release", "serving", "workspace"},
+    {"synthesis", "pipeline"},
     {"cloud"},
     {"cli"},
     {"__main__"},
 ]
 HEAVY = {
-    "torch": {"train", "release", "serve", "models"},
-    "transformers": {"train", "release", "serve", "models", "quiet"},
-    "trl": {"train"},
-    "peft": {"train", "release"},
-    "bitsandbytes": {"train", "release"},
-    "datasets": {"train", "quiet"},
+    "torch": {"llm", "training", "release"},
+    "transformers": {"core", "llm", "training", "release"},
+    "trl": {"training"},
+    "peft": {"training", "release"},
+    "bitsandbytes": {"llm", "training", "release"},
+    "datasets": {"core", "training"},
     "modal": {"cloud"},
-    "xllamacpp": {"serve", "release", "tribunal"},
+    "xllamacpp": {"llm", "release"},
     "inspect_ai": {"tribunal"},
-    "aiohttp": {"serve"},
+    "aiohttp": {"serving"},
 }
 
 
@@ -89,9 +78,12 @@ def test_heavy_packages_stay_where_the_work_is():
 
 
 def test_the_docstring_of_errors_draws_every_class():
-    drawn = set(re.findall(r"\b([A-Z]\w+(?:Error|Extra))\b", noesis.errors.__doc__ or ""))
-    assert set(noesis.errors.__all__) <= drawn
-    assert all(issubclass(getattr(noesis.errors, name), noesis.errors.NoesisError) for name in noesis.errors.__all__)
+    drawn = set(re.findall(r"\b([A-Z]\w+(?:Error|Extra))\b", noesis.core.errors.__doc__ or ""))
+    assert set(noesis.core.errors.__all__) <= drawn
+    assert all(
+        issubclass(getattr(noesis.core.errors, name), noesis.core.errors.NoesisError)
+        for name in noesis.core.errors.__all__
+    )
 
 
 def test_help_and_data_commands_load_nothing_heavy():

@@ -8,21 +8,13 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from noesis.constitution.conversation import (
-    IGNORED,
-    Encoded,
-    encode,
-    end_of_turn,
-    fold_system,
-    objection,
-    opening,
-    render,
-    takes_system,
-)
+from noesis.constitution.dialogue import opening
 from noesis.constitution.document import load_constitution
-from noesis.constitution.tokenizer import ChatTokenizer, load_tokenizer
-from noesis.errors import ModelError, TrainingError
-from noesis.train.rows import training_rows
+from noesis.core.errors import ModelError, TrainingError
+from noesis.dataset.encode import training_rows
+from noesis.llm.chat_template import encode, end_of_turn, fold_system, objection, render, takes_system
+from noesis.llm.token_rows import IGNORED, Encoded
+from noesis.llm.tokenizer import ChatTokenizer, load_tokenizer
 from standins import CHATML, LLAMA, MISTRAL_FIRST, MISTRAL_LAST, QWEN_THINKING, STANDINS, write_standin
 
 CONSTITUTION = load_constitution(ROOT / "data" / "constitution.yaml")

@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from noesis.config import Config, Project, load_config
-from noesis.constitution.conversation import IGNORED, Encoded
 from noesis.constitution.document import load_constitution
-from noesis.constitution.tokenizer import load_tokenizer
-from noesis.device import Device, detect
-from noesis.errors import ModelError, TrainingError
-from noesis.models import find_model
-from noesis.train.plan import choose_for_demo, make_plan, read_shape
-from noesis.train.rows import training_rows
+from noesis.core.config import Config, load_config
+from noesis.core.device import Device, detect
+from noesis.core.errors import ModelError, TrainingError
+from noesis.core.project import Project
+from noesis.dataset.encode import training_rows
+from noesis.llm.hub import find_model
+from noesis.llm.token_rows import IGNORED, Encoded
+from noesis.llm.tokenizer import load_tokenizer
+from noesis.planning.plan import choose_for_demo, make_plan, read_shape
+from noesis.training.job import count
 
 CONSTITUTION = load_constitution(ROOT / "data" / "constitution.yaml")
 CPU = Device("cpu", "test", 8 * 10**9, 2, True)
@@ -51,14 +53,14 @@ def test_a_row_that_is_too_long_is_refused_by_name(tiny_tokenizer_folder: Path, 
 
 def test_a_plan_counts_tokens_and_refuses_what_does_not_fit(tiny_shape: Path, record: dict):
     rows = rows_of(tiny_shape, 20, record)
-    plan = make_plan(small(), "tiny", read_shape(tiny_shape), rows, CPU)
+    plan = make_plan(small(), "tiny", read_shape(tiny_shape), count(rows), CPU)
     assert plan.tokens_per_epoch == sum(len(r.input_ids) for r in rows)
     assert plan.trained_tokens_per_epoch == sum(sum(label != IGNORED for label in r.labels) for r in rows)
     assert (plan.steps, plan.micro_batch, plan.accumulation) == (3, 1, 8)
     # counted by hand: 2 layers of q 64×64, k and v 64×32, o 64×64, gate, up and down 64×128; rank 4
     assert plan.adapter_parameters == 2 * 4 * (128 + 96 + 96 + 128 + 192 + 192 + 192)
     with pytest.raises(TrainingError, match="per_device_train_batch_size: 1"):
-        make_plan(small(), "tiny", read_shape(tiny_shape), rows, Device("cpu", "test", 10**8, 2, True))
+        make_plan(small(), "tiny", read_shape(tiny_shape), count(rows), Device("cpu", "test", 10**8, 2, True))
 
 
 def test_smollm2_is_counted_right(tmp_path: Path):
@@ -79,11 +81,16 @@ def test_smollm2_is_counted_right(tmp_path: Path):
 
 def test_the_demo_trains_at_least_one_epoch_however_slow_the_machine(tiny_shape: Path, record: dict):
     rows = rows_of(tiny_shape, 8, record) * 4000
-    assert choose_for_demo(small(**{"training.demo.train_minutes": 0.0001}), read_shape(tiny_shape), rows, CPU) == (
+    assert choose_for_demo(
+        small(**{"training.demo.train_minutes": 0.0001}), read_shape(tiny_shape), count(rows), CPU
+    ) == (
         8,
         1,
     )
-    assert choose_for_demo(small(**{"training.demo.train_minutes": 1e9}), read_shape(tiny_shape), rows, CPU) == (64, 3)
+    assert choose_for_demo(small(**{"training.demo.train_minutes": 1e9}), read_shape(tiny_shape), count(rows), CPU) == (
+        64,
+        3,
+    )
 
 
 @pytest.mark.parametrize("name", ["nonsense", "/no/such/folder", "../up", "a/b/c", ""])
@@ -103,7 +110,7 @@ def test_the_loss_is_that_of_transformers(tiny_model: Path, record: dict):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from noesis.train.loss import answer_loss
+    from noesis.training.loss import answer_loss
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     row = rows_of(tiny_model, 1, record)[0]
@@ -116,7 +123,7 @@ def test_the_loss_is_that_of_transformers(tiny_model: Path, record: dict):
 def test_byte_dropout_keeps_the_mean_and_rests_in_evaluation():
     import torch
 
-    from noesis.train.dropout import ByteDropout
+    from noesis.training.dropout import ByteDropout
 
     torch.manual_seed(0)
     dropout, x = ByteDropout(0.05), torch.ones(1000, 1001, requires_grad=True)
@@ -132,10 +139,10 @@ def test_byte_dropout_keeps_the_mean_and_rests_in_evaluation():
 
 
 def train_tiny(tiny_model: Path, folder: Path, record: dict, config: Config, count: int = 20) -> dict:
-    from noesis.train.trainer import train
+    from noesis.training.trainer import train
 
     rows = rows_of(tiny_model, count, record)
-    plan = make_plan(config, "tiny", read_shape(tiny_model), rows, detect())
+    plan = make_plan(config, "tiny", read_shape(tiny_model), count(rows), detect())
     return train(
         tiny_model, rows, config, plan, detect(), checkpoints=folder / "checkpoints", metrics=folder / "metrics.jsonl"
     )
@@ -175,7 +182,7 @@ def test_training_lowers_the_loss_and_leaves_plain_peft_adapters(tiny_model: Pat
 def test_a_run_stopped_by_ctrl_c_ends_with_the_same_adapter(
     tiny_model: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch
 ):
-    from noesis.train.resumable import Resumable
+    from noesis.training.state.resumable import Resumable
 
     config = small(**{"training.num_train_epochs": 2, "training.save_every": "1 step"})
     train_tiny(tiny_model, tmp_path / "whole", record, config)
@@ -206,7 +213,7 @@ def test_a_run_stopped_by_ctrl_c_ends_with_the_same_adapter(
 def test_a_loss_that_is_not_finite_stops_before_it_is_applied(
     tiny_model: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch
 ):
-    import noesis.train.trainer as trainer
+    import noesis.training.trainer as trainer
 
     real = trainer.answer_loss
     monkeypatch.setattr(trainer, "answer_loss", lambda *a: real(*a) * float("nan"))
@@ -222,8 +229,8 @@ def test_scores_are_log_probabilities_and_the_adapter_can_be_switched_off(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from noesis.train.base import load_base, with_adapter
-    from noesis.train.score import log_likelihoods
+    from noesis.training.base_model import load_base, with_adapter
+    from noesis.training.likelihood import log_likelihoods
 
     train_tiny(tiny_model, tmp_path, record, small())
     row = rows_of(tiny_model, 1, record)[0]

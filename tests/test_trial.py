@@ -9,17 +9,18 @@ import pytest
 
 import judge_server as play
 from conftest import ROOT
-from noesis.config import TribunalSection
 from noesis.constitution.document import load_constitution
-from noesis.errors import DataError
-from noesis.tribunal.cache import opened
-from noesis.tribunal.client import parse_spec
-from noesis.tribunal.court import Seats
-from noesis.tribunal.endpoint import Endpoint, Spending
-from noesis.tribunal.results import summarise
+from noesis.core.config import TribunalSection
+from noesis.core.errors import DataError
+from noesis.llm.clients.openai_client import Endpoint
+from noesis.llm.clients.reply_cache import opened
+from noesis.llm.clients.spec import parse_spec
+from noesis.llm.clients.spending import Spending
+from noesis.tribunal.panel import Seats
 from noesis.tribunal.rubric import load_bench
+from noesis.tribunal.scoring import hold, verdict_rows
 from noesis.tribunal.suite import Item, read_suite, spread, write_seal
-from noesis.tribunal.trial import hold, verdict_rows
+from noesis.tribunal.trial_summary import summarise
 
 CONSTITUTION = load_constitution(ROOT / "data" / "constitution.yaml")
 BENCH = load_bench(ROOT / "data" / "tribunal" / "judges")
@@ -156,7 +157,7 @@ def test_an_unfit_judge_decides_nothing(tmp_path: Path):
 
 
 def test_a_dead_judge_gives_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("noesis.tribunal.endpoint.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("noesis.llm.clients.openai_client.FIRST_WAIT", 0.01)
     _, result, _, _ = run_trial(tmp_path, {"base": 4, "tuned": 9}, play.dead())
     assert result["ruling"]["verdict"] == "UNDECIDED"
     assert "no quorum" in result["ruling"]["reason"]

@@ -7,11 +7,12 @@ import math
 import pytest
 
 from conftest import ROOT
-from noesis.config import TribunalSection
 from noesis.constitution.document import load_constitution
+from noesis.core.config import TribunalSection
 from noesis.tribunal.court import empty_bench
-from noesis.tribunal.preference import compare, margins, wilson
-from noesis.tribunal.screen import language_of, screen, tally
+from noesis.tribunal.heldout import compare, margins
+from noesis.tribunal.offline_screen import language_of, screen, tally
+from noesis.tribunal.statistics import wilson
 
 CONSTITUTION = load_constitution(ROOT / "data" / "constitution.yaml")
 

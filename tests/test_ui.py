@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from browser import CHROMIUM, CTRL, browser
-from noesis.serve.app import Court
-from noesis.serve.page import FILE, load_page
-from noesis.serve.protocol import Limits
-from noesis.serve.server import Files
+from noesis.serving.app import Court
+from noesis.serving.page import FILE, load_page
+from noesis.serving.protocol import Limits
+from noesis.serving.server import Files
 from running_server import KEY, endless, running
 from tiny_gguf import write_reciter
 

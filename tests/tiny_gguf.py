@@ -6,6 +6,7 @@ Whatever is asked, `write_reciter(file, pieces)` makes a model that answers with
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 TEMPLATE = (
@@ -26,8 +27,8 @@ def byte_letters() -> dict[int, str]:
 
 
 def write_reciter(
-    file: Path, pieces: list[str], *, other: list[str] = [], forever: bool = False, context: int = 8192
-) -> Path:  # noqa: B006
+    file: Path, pieces: list[str], *, other: Sequence[str] = (), forever: bool = False, context: int = 8192
+) -> Path:
     """A model that says `pieces` (all different), whatever it is asked. `other`: what it says with `write_switch`'s adapter."""
     import gguf
     import numpy as np

@@ -17,13 +17,13 @@ from noesis import __version__
 from noesis.cli import (
     cloud_commands,
     data_commands,
-    making_commands,
     pipeline_commands,
     release_commands,
-    serve_commands,
+    serving_commands,
+    synthesis_commands,
     tribunal_commands,
-    trust_commands,
-    upkeep_commands,
+    verify_commands,
+    workspace_commands,
 )
 
 app = typer.Typer(
@@ -36,12 +36,12 @@ app = typer.Typer(
 )
 app.add_typer(pipeline_commands.app)
 app.add_typer(release_commands.app)
-app.add_typer(serve_commands.app)
-app.add_typer(trust_commands.app)
-app.add_typer(upkeep_commands.app)
+app.add_typer(serving_commands.app)
+app.add_typer(verify_commands.app)
+app.add_typer(workspace_commands.app)
 app.add_typer(data_commands.app, name="data")
 app.add_typer(tribunal_commands.app, name="tribunal")
-app.add_typer(making_commands.app, name="constitution")
+app.add_typer(synthesis_commands.app, name="constitution")
 app.add_typer(cloud_commands.app, name="cloud")
 
 
@@ -54,15 +54,15 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main() -> None:
     """Run the command line; every foreseeable failure ends in one message and an exit code."""
-    from noesis.interrupt import leave_process
+    from noesis.core.signals import leave_process
 
     leave_process(run_command(sys.argv[1:]))
 
 
 def run_command(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
-    from noesis.errors import NoesisError
-    from noesis.interrupt import Terminated
+    from noesis.core.errors import NoesisError
+    from noesis.core.signals import Terminated
 
     signal.signal(signal.SIGTERM, _terminated)
     try:
@@ -89,7 +89,7 @@ def run_command(arguments: list[str]) -> int:
     except BrokenPipeError:
         return 0
     except OSError as error:
-        from noesis.files import explain_os_error
+        from noesis.core.files import explain_os_error
 
         print(f"error: {explain_os_error(error)}", file=sys.stderr)
         return 1
@@ -112,7 +112,7 @@ def run_command(arguments: list[str]) -> int:
 
 def _terminated(number: int, frame: object) -> None:
     """Leave; and again 3 s later, since Python drops what is raised while it clears an object away (`__del__`)."""
-    from noesis.interrupt import Terminated
+    from noesis.core.signals import Terminated
 
     if hasattr(signal, "setitimer"):
         signal.signal(signal.SIGALRM, _terminated)

@@ -21,11 +21,11 @@ def doctor(project: ProjectOption = None, as_json: JsonOption = False) -> None:
 
     Example: noesis cloud doctor
     """
-    from noesis.console import say
+    from noesis.core.console import say
 
     talk(as_json)
     found, section = _section(project)
-    from noesis.cloud.examine import examine
+    from noesis.cloud.doctor import examine
 
     checks = examine(found, section)
     for check in checks:
@@ -48,13 +48,13 @@ def watch(
     """
     import time
 
-    from noesis.console import say
+    from noesis.core.console import say
 
     talk(as_json)
     _, section = _section(project)
-    from noesis.cloud.far import ModalVolume, read_text
-    from noesis.cloud.messages import explained
-    from noesis.cloud.summary import SUMMARY
+    from noesis.cloud.modal_errors import explained
+    from noesis.cloud.volume.layout import SUMMARY
+    from noesis.cloud.volume.remote import ModalVolume, read_text
     from noesis.cloud.watch import EVERY_S, lines_of, look
 
     with explained(section):
@@ -86,15 +86,15 @@ def cost(
 
     Example: noesis cloud cost runs/noesis-philosopher-v1
     """
-    from noesis.console import duration, say
-    from noesis.run import load_run
+    from noesis.core.console import duration, say
+    from noesis.run.directory import load_run
 
     talk(as_json)
     _, section = _section(project)
-    from noesis.cloud.far import ModalVolume
-    from noesis.cloud.messages import explained
-    from noesis.cloud.summary import taken_away
-    from noesis.cloud.watch import billed, costs, manifest_of
+    from noesis.cloud.cost import billed, costs
+    from noesis.cloud.modal_errors import explained
+    from noesis.cloud.run_summary import taken_away
+    from noesis.cloud.volume.remote import ModalVolume, manifest_of
 
     with explained(section):
         manifest = load_run(run).manifest if run else manifest_of(ModalVolume(section))
@@ -135,13 +135,13 @@ def pull(
     Example: noesis cloud pull runs/noesis-philosopher-v1
     """
     from noesis.cli.options import program, shown
-    from noesis.console import say
+    from noesis.core.console import say
 
     talk(as_json)
     _, section = _section(project)
-    from noesis.cloud.far import ModalVolume
-    from noesis.cloud.messages import explained
+    from noesis.cloud.modal_errors import explained
     from noesis.cloud.pull import pull as copy
+    from noesis.cloud.volume.remote import ModalVolume
 
     with explained(section):
         result = copy(ModalVolume(section), run, state=state, archived=archived)
@@ -157,8 +157,9 @@ def _section(project: Path | None) -> tuple[Any, Any]:
     """
     import importlib.util
 
-    from noesis.config import find_project, load_config
-    from noesis.errors import MissingExtra
+    from noesis.core.config import load_config
+    from noesis.core.errors import MissingExtra
+    from noesis.core.project import find_project
 
     if importlib.util.find_spec("modal") is None:
         raise MissingExtra("modal", "modal")

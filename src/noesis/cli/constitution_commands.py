@@ -41,11 +41,11 @@ def show(
 
     Example: noesis constitution show fontes-reais
     """
-    from noesis.config import find_project
-    from noesis.console import say
     from noesis.constitution.document import load_constitution
-    from noesis.errors import UsageError
-    from noesis.revising.coverage import check as covered
+    from noesis.core.console import say
+    from noesis.core.errors import UsageError
+    from noesis.core.project import find_project
+    from noesis.synthesis.coverage import check as covered
 
     talk(as_json)
     if language not in ("pt", "en"):
@@ -94,9 +94,9 @@ def check(project: ProjectOption = None, as_json: JsonOption = False) -> None:
 
     Example: noesis constitution check
     """
-    from noesis.config import find_project
-    from noesis.console import say
-    from noesis.revising.coverage import check as covered
+    from noesis.core.console import say
+    from noesis.core.project import find_project
+    from noesis.synthesis.coverage import check as covered
 
     talk(as_json)
     result = covered(find_project(project))
@@ -140,10 +140,10 @@ def diff(
 
     Example: noesis constitution diff before.yaml data/constitution.yaml --runs runs/before runs/after
     """
-    from noesis.config import find_project
-    from noesis.console import say
     from noesis.constitution.document import load_constitution
-    from noesis.errors import UsageError
+    from noesis.core.console import say
+    from noesis.core.errors import UsageError
+    from noesis.core.project import find_project
 
     talk(as_json)
     found = find_project(project)
@@ -153,8 +153,9 @@ def diff(
     if apply and (old is None or critic is None):
         raise UsageError("--apply needs an OLD constitution and --critic SPEC")
     if old is not None:
-        from noesis.revising.chain import Settings
-        from noesis.revising.changes import AskApply, compare, dependents, renew
+        from noesis.constitution.diff import compare
+        from noesis.synthesis.critique_revision import Settings
+        from noesis.synthesis.renewal import AskApply, dependents, renew
 
         before, after = load_constitution(old), load_constitution(new or found.constitution)
         changes = compare(before, after)
@@ -179,7 +180,7 @@ def diff(
             say(f"{made['made']} of {made['of']} critiques made anew → {made['file']}")
             result["applied"] = made
     if runs is not None:
-        from noesis.revising.behaviour import compare_runs
+        from noesis.pipeline.compare_runs import compare_runs
 
         behaviour = compare_runs(found, *runs)
         say(f"  {'principle':<28} {'prompts':>7} {'A':>6} {'B':>6}   B − A")

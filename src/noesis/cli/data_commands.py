@@ -32,12 +32,13 @@ def data_validate(
 
     Example: noesis data validate data/training/philosophical
     """
-    from noesis.config import find_project, load_config
-    from noesis.console import say, use_stderr
     from noesis.constitution.document import load_constitution
-    from noesis.data.tokens import find_ruler
-    from noesis.data.validate import validate
-    from noesis.files import write_json
+    from noesis.core.config import load_config
+    from noesis.core.console import say, use_stderr
+    from noesis.core.files import write_json
+    from noesis.core.project import find_project
+    from noesis.dataset.checks.length import find_ruler
+    from noesis.dataset.checks.validate import validate
 
     if json_file == Path("-"):
         use_stderr()
@@ -99,10 +100,11 @@ def data_export(
 
     Example: noesis data export --language both --out /tmp/exports
     """
-    from noesis.config import find_project, load_config
-    from noesis.console import say
     from noesis.constitution.document import load_constitution
-    from noesis.data.export import export
+    from noesis.core.config import load_config
+    from noesis.core.console import say
+    from noesis.core.project import find_project
+    from noesis.dataset.export import export
 
     talk(as_json)
     found = find_project(project)
@@ -142,8 +144,9 @@ def data_inspect(
 
     Example: noesis data inspect maieutica_001
     """
-    from noesis.config import find_project, load_config
-    from noesis.data.inspect import show
+    from noesis.core.config import load_config
+    from noesis.core.project import find_project
+    from noesis.dataset.inspect import show
 
     found = find_project(project)
     config = load_config(found, {"training.model": model, "training.data.language": language})

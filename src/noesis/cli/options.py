@@ -70,7 +70,7 @@ def verdict_code(verdict: str) -> int:
 
 def checked_part(part: str) -> Any:
     """`part`, if there is such a one."""
-    from noesis.errors import UsageError
+    from noesis.core.errors import UsageError
 
     if part not in ("dev", "locked", "all"):
         raise UsageError(f"--part {part!r}: choose dev, locked or all")
@@ -89,7 +89,8 @@ def configured(
     method: str | None = None,
 ) -> tuple[Any, Any]:
     """The project, and its configuration with the options laid over it; epochs: of the only part, of `sft+dpo` the first."""
-    from noesis.config import find_project, load_config
+    from noesis.core.config import load_config
+    from noesis.core.project import find_project
 
     talk(as_json)
     found = find_project(project)
@@ -103,7 +104,7 @@ def configured(
 
 def talk(as_json: bool) -> None:
     if as_json:
-        from noesis.console import use_stderr
+        from noesis.core.console import use_stderr
 
         use_stderr()
 

@@ -52,9 +52,9 @@ def demo(
 
     Example: noesis demo --quick
     """
-    from noesis.config import find_project
-    from noesis.console import duration, say
-    from noesis.demo import demo as run_demo
+    from noesis.core.console import duration, say
+    from noesis.core.project import find_project
+    from noesis.pipeline.demo import demo as run_demo
 
     found = find_project(project)
     s = run_demo(
@@ -106,11 +106,11 @@ def plan(
     Example: noesis plan --model meta-llama/Llama-3.1-8B-Instruct --gpu L40S --epochs 3
     """
     from noesis.constitution.document import load_constitution
-    from noesis.data.load import read_examples
-    from noesis.data.preferences import besides
-    from noesis.sessions import subset
-    from noesis.train.ahead import plan_ahead
-    from noesis.train.show import show_plan
+    from noesis.dataset.auxiliary import besides
+    from noesis.dataset.load import read_examples
+    from noesis.pipeline.stages.plan import plan_ahead
+    from noesis.pipeline.start_run import subset
+    from noesis.planning.display import show_plan
 
     found, config = configured(project, model, epochs, max_examples, as_json, method=method)
     constitution = load_constitution(found.constitution)
@@ -152,11 +152,14 @@ def train(
 
     Example: noesis train --model smollm2 --epochs 3 --run runs/mine
     """
-    from noesis import pipeline, sessions
-    from noesis.console import heading, say
-    from noesis.errors import UsageError
-    from noesis.judging import checkpoint_hearing
-    from noesis.run import Run
+    from noesis.core.console import heading, say
+    from noesis.core.errors import UsageError
+    from noesis.pipeline.stages.choose import run_choose
+    from noesis.pipeline.stages.plan import run_plan
+    from noesis.pipeline.stages.train import run_train
+    from noesis.pipeline.stages.trial import checkpoint_hearing
+    from noesis.pipeline.start_run import from_exports, new_session
+    from noesis.run.directory import Run
 
     if resume and (fresh or fork):
         raise UsageError("--resume goes on with a run; --fresh and --fork begin one: give one of them")
@@ -166,21 +169,21 @@ def train(
     path = run or found.runs / config.training.output_name
     with Run(path, {}).locked():
         heading(1, 4, "data", "the exported examples, checked again")
-        s = sessions.new_session(
+        s = new_session(
             found,
             config,
             path,
-            sessions.from_exports(dataset or found.exports, found),
+            from_exports(dataset or found.exports, found),
             fresh=fresh,
             resume=resume,
             fork=fork,
         )
         heading(2, 4, "plan", "what will be trained, and what it should take")
-        pipeline.plan(s)
+        run_plan(s)
         heading(3, 4, "train", f"QLoRA by {config.training.method}, loss on the answers only")
-        pipeline.train(s)
+        run_train(s)
         heading(4, 4, "choose", "which epoch's adapter is used")
-        pipeline.choose(s, checkpoint_hearing(s, found, judges))
+        run_choose(s, checkpoint_hearing(s, found, judges))
     say(f"Next: {program()} judge {shown(path)}")
 
 
@@ -204,19 +207,21 @@ def judge(
 
     Example: noesis judge runs/demo --judge openai:https://api.openai.com/v1:gpt-5-mini --max-usd 2
     """
-    from noesis import pipeline, sessions
-    from noesis.errors import UsageError
+    from noesis.core.errors import UsageError
+    from noesis.pipeline.session import session_of
+    from noesis.pipeline.stages.judge import run_judge
 
     if against != "base":
         raise UsageError(f"--against {against!r}: base is the only choice so far")
     talk(as_json)
-    s = sessions.session_of(run)
+    s = session_of(run)
     with s.run.locked():
-        result = pipeline.judge(s, again=again)
+        result = run_judge(s, again=again)
         named = tuple(judges) if judges else s.config.training.tribunal.judges
         if named:
-            from noesis.config import find_project
-            from noesis.judging import Ask, trial
+            from noesis.core.project import find_project
+            from noesis.pipeline.stages.trial import Ask
+            from noesis.pipeline.stages.trial import run_trial as trial
 
             result = trial(s, find_project(project), Ask(named, checked_part(part), prompts, max_usd), again=again)
     print_result(result, as_json)
@@ -229,8 +234,9 @@ def report(run: RunArgument) -> None:
 
     Example: noesis report runs/demo
     """
-    from noesis import pipeline, sessions
+    from noesis.pipeline.session import session_of
+    from noesis.pipeline.stages.report import run_report
 
-    s = sessions.session_of(run)
+    s = session_of(run)
     with s.run.locked():
-        pipeline.report(s)
+        run_report(s)

@@ -27,11 +27,12 @@ def merge(
 
     Example: noesis merge runs/demo
     """
-    from noesis import releasing, sessions
+    from noesis.pipeline.session import session_of
+    from noesis.pipeline.stages.merge import run_merge
 
-    s = sessions.session_of(run)
+    s = session_of(run)
     with s.run.locked():
-        releasing.merge(s, again=again, original=original)
+        run_merge(s, again=again, original=original)
 
 
 @app.command()
@@ -55,9 +56,11 @@ def gguf(
 
     Example: noesis gguf runs/demo --quant f16,q8_0 · noesis gguf ./noesis_model --outfile noesis.gguf
     """
-    from noesis import releasing, sessions
-    from noesis.errors import UsageError
-    from noesis.release.quantize import KINDS
+    from noesis.core.errors import UsageError
+    from noesis.pipeline.session import session_of
+    from noesis.pipeline.stages.gguf import run_gguf
+    from noesis.release.convert import convert_folder
+    from noesis.release.gguf.quantize import KINDS
 
     kinds = tuple(dict.fromkeys(quant.split(","))) if quant else None
     for kind in kinds or ():
@@ -66,13 +69,13 @@ def gguf(
     if run.is_dir() and not (run / "manifest.json").is_file():
         if adapter:
             raise UsageError(f"--adapter needs a run, and {run} is none")
-        releasing.convert_folder(run, outfile, kinds or ("f16",))
+        convert_folder(run, outfile, kinds or ("f16",))
         return
-    s = sessions.session_of(run)
+    s = session_of(run)
     with s.run.locked():
         if outfile is not None and kinds is None:
             kinds = (s.config.training.gguf.quantizations[0],)
-        releasing.gguf(s, kinds=kinds, adapter=adapter, again=again, outfile=outfile)
+        run_gguf(s, kinds=kinds, adapter=adapter, again=again, outfile=outfile)
 
 
 @app.command()
@@ -81,10 +84,11 @@ def parity(run: RunArgument, as_json: JsonOption = False) -> None:
 
     Example: noesis parity runs/demo
     """
-    from noesis import releasing, sessions
+    from noesis.pipeline.session import session_of
+    from noesis.pipeline.stages.gguf import parity
 
     talk(as_json)
-    s = sessions.session_of(run)
+    s = session_of(run)
     with s.run.locked():
-        result = releasing.parity(s)
+        result = parity(s)
     print_result(result, as_json)

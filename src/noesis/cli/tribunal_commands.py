@@ -38,9 +38,10 @@ def calibrate(
 
     Example: noesis tribunal calibrate --judge gguf:judge.gguf --part locked
     """
-    from noesis.config import find_project, load_config
-    from noesis.errors import UsageError
-    from noesis.judging import calibrate as measure
+    from noesis.core.config import load_config
+    from noesis.core.errors import UsageError
+    from noesis.core.project import find_project
+    from noesis.tribunal.calibration.calibrate import calibrate as measure
 
     if not judges:
         raise UsageError("name a judge: --judge openai:BASE_URL:MODEL or --judge gguf:PATH")
@@ -60,12 +61,11 @@ def baselines(part: PartOption = "dev", project: ProjectOption = None, as_json: 
 
     Example: noesis tribunal baselines
     """
-    from noesis.config import find_project
-    from noesis.console import say
     from noesis.constitution.document import load_constitution
-    from noesis.judging import tribunal_folder
-    from noesis.tribunal.baselines import baselines as both
-    from noesis.tribunal.baselines import by_attack, keyword_score, screen_figures
+    from noesis.core.console import say
+    from noesis.core.project import find_project, tribunal_folder
+    from noesis.tribunal.calibration.baselines import baselines as both
+    from noesis.tribunal.calibration.baselines import by_attack, keyword_score, screen_figures
     from noesis.tribunal.suite import read_benchmark
 
     talk(as_json)
@@ -94,9 +94,8 @@ def lock(project: ProjectOption = None) -> None:
 
     Example: noesis tribunal lock
     """
-    from noesis.config import find_project
-    from noesis.console import say
-    from noesis.judging import tribunal_folder
+    from noesis.core.console import say
+    from noesis.core.project import find_project, tribunal_folder
     from noesis.tribunal.suite import write_seal
 
     folder = tribunal_folder(find_project(project))
@@ -106,7 +105,7 @@ def lock(project: ProjectOption = None) -> None:
 
 
 def _show(r: dict[str, Any]) -> None:
-    from noesis.console import say
+    from noesis.core.console import say
 
     low, high = r["interval_95"]
     say(f"{r['judge']} on {r['pairs']} pairs ({r['part']}): {'beats both baselines' if r['fit'] else 'NOT FIT'}")

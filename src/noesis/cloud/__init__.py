@@ -1,1 +1,1 @@
-"""Modal.com: images, volume, secret and three functions that call the pipeline's stages. No logic of its own."""
+"""The pipeline on Modal.com."""

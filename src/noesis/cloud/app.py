@@ -13,12 +13,14 @@ from typing import Any
 
 import modal
 
-from noesis.cloud import answering, stages
-from noesis.cloud import conduct as order
+from noesis.cloud.container import answers as answering
+from noesis.cloud.container import orchestrator as order
+from noesis.cloud.container import stages, workspace
+from noesis.cloud.entrypoint import begin
 from noesis.cloud.request import LOCAL_JUDGE, Request, card_to_rent
-from noesis.cloud.talk import begin
-from noesis.config import Project, TrainingFile, load_config
-from noesis.train.quote import JUDGE_MACHINE, MERGE_MACHINE, TRAIN_MACHINE
+from noesis.core.config import TrainingFile, load_config
+from noesis.core.project import Project
+from noesis.planning.pricing import JUDGE_MACHINE, MERGE_MACHINE, TRAIN_MACHINE
 
 MINUTES = 60
 DAY = 24 * 60 * MINUTES  # the longest that Modal lets one attempt take
@@ -114,11 +116,11 @@ def _machine(cores_gib: tuple[int, int], **more: Any) -> dict[str, Any]:
     }
 
 
-def _place() -> stages.Place:
+def _place() -> workspace.Place:
     def nothing() -> None: ...
 
     there = (volume.reload, volume.commit, weights.commit) if IN_CONTAINER else (nothing, nothing, nothing)
-    return stages.Place(ROOT, Project(PROJECT), *there)
+    return workspace.Place(ROOT, Project(PROJECT), *there)
 
 
 @app.function(gpu=list(settings.modal.train_gpu), **_machine(TRAIN_MACHINE))
@@ -180,7 +182,7 @@ def conduct(request: dict[str, Any], secrets: list[str]) -> dict[str, Any]:
             }
 
     hands = order.Hands(start, result, place.reload, place.commit)
-    return stages.at_work(
+    return workspace.at_work(
         place,
         lambda: order.conduct(asked, ROOT, hands, modal.current_function_call_id() or "here", project=place.project),
     )

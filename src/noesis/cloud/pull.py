@@ -8,11 +8,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from noesis.archive import OWN
-from noesis.cloud.far import Entry, Far, read_text, safe_name
-from noesis.console import Progress, say, size
-from noesis.errors import RunError
-from noesis.files import require_space, sha256_file, sync_folder
+from noesis.cloud.volume.remote import Entry, Far, read_text, safe_name
+from noesis.core.console import Progress, say, size
+from noesis.core.errors import RunError
+from noesis.core.files import require_space, sha256_file, sync_folder
+from noesis.run.archive import OWN
 
 NEVER = ("checkpoints/resume/",)  # the trainer's state: only for going on where it is
 MORE = ("summary.txt",)

@@ -6,9 +6,9 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from noesis.config import ModalSection
-from noesis.errors import UsageError
-from noesis.tribunal.client import parse_spec
+from noesis.core.config import ModalSection
+from noesis.core.errors import UsageError
+from noesis.llm.clients.spec import parse_spec
 
 METHODS = ("sft", "dpo", "sft+dpo")
 LOCAL_JUDGE = "vllm:"  # a judge that this run serves for itself, on the judging card

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from noesis.cloud.far import Far, read_text
-from noesis.cloud.lease import FILE, FOLDER
-from noesis.cloud.summary import SUMMARY, by_stage
-from noesis.console import duration
-from noesis.errors import RunError
-from noesis.meter import FILE as METER
-from noesis.run import STAGES
+from noesis.cloud.volume.layout import FOLDER, SUMMARY
+from noesis.cloud.volume.lease import FILE
+from noesis.cloud.volume.remote import Far, _json, manifest_of, read_text
+from noesis.core.console import duration
+from noesis.run.ledger import FILE as METER
+from noesis.run.stages import STAGES
 
 EVERY_S = 20.0
 QUIET_S = 240.0  # without a sign of life: four publications
@@ -79,69 +77,6 @@ def lines_of(found: dict[str, Any]) -> list[str]:
     if not found["alive"] and not found["done"] and interrupted:
         lines.append(f"  {interrupted[0]} stopped before its end: the same  modal run  goes on from there")
     return lines
-
-
-def manifest_of(far: Far) -> dict[str, Any]:
-    """The manifest of the run on the volume.
-
-    Raises:
-        RunError: there is none.
-    """
-    found = _json(far, "/manifest.json")
-    if not isinstance(found.get("stages"), dict):
-        raise RunError("the volume holds no run yet: type  modal run scripts/modal_train.py --epochs 3")
-    return found
-
-
-def billed(app: str, manifest: dict[str, Any]) -> tuple[float | None, str]:
-    """(USD that Modal billed for the app on the days of the run, or None; in words how that came)."""
-    import modal
-
-    starts = sorted(str(entry["started"]) for entry in manifest.get("ledger", []) if entry.get("started"))
-    if not starts:
-        return None, "nothing was started yet"
-    first = (
-        datetime.fromisoformat(starts[0])
-        .astimezone(UTC)
-        .replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
-    )
-    tomorrow = (datetime.now(UTC) + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
-    try:
-        rows = modal.Workspace.from_context().billing.report(start=first, end=tomorrow, resolution="d")
-    except modal.exception.Error as error:
-        return None, f"modal billing report does not answer here ({' '.join(str(error).split())[:120]})"
-    own = [row for row in rows if row.description == app]
-    return float(
-        sum(row.cost for row in own)
-    ), f"by Modal for all runs of the app {app} since {first:%Y-%m-%d}; whole days only, so today's may be missing"
-
-
-def costs(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of each stage: quoted, and metered as seconds times price."""
-    quoted = {
-        s["name"].split(" and ")[0]: s
-        for s in ((manifest["stages"].get("plan", {}).get("result")) or {}).get("stages", [])
-    }
-    metered = by_stage(manifest)
-    names = [*dict.fromkeys([*metered, *quoted])]
-    return [
-        {
-            "stage": name,
-            "quoted_usd": quoted[name]["usd"] if name in quoted else None,
-            "quoted_seconds": quoted[name]["seconds"] if name in quoted else None,
-            "metered_usd": round(metered[name][0], 6) if name in metered else None,
-            "metered_seconds": round(metered[name][1], 2) if name in metered else None,
-        }
-        for name in names
-    ]
-
-
-def _json(far: Far, path: str) -> dict[str, Any]:
-    try:
-        found = json.loads(read_text(far, path) or "{}")
-    except ValueError:  # it is being replaced
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _last_step(far: Far) -> dict[str, Any] | None:

@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from noesis.errors import ConstitutionError
-from noesis.files import sha256_json
-from noesis.yaml_file import line_of, read_yaml
+from noesis.core.errors import ConstitutionError
+from noesis.core.files import sha256_json
+from noesis.core.yaml_file import line_of, read_yaml
 
 Text = Annotated[str, Field(min_length=1)]
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]

@@ -1,1 +1,1 @@
-"""From adapter to files that others can run: merge → GGUF → parity → model card."""
+"""A trained adapter made into models that others can run."""

@@ -1,1 +1,1 @@
-"""Judgement. What needs a model is handed in as a function; nothing here imports torch."""
+"""The Tribunal: three judges, their rubrics, the court and its rulings."""

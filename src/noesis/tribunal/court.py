@@ -6,17 +6,12 @@ as of that judge; with two judges out there is no opinion. Several models in one
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from noesis.config import TribunalSection
-from noesis.console import Progress
-from noesis.tribunal.cache import Cache
-from noesis.tribunal.client import Client
-from noesis.tribunal.judge import Case, judge
-from noesis.tribunal.rubric import JUDGES, Bench
+from noesis.core.config import TribunalSection
+from noesis.tribunal.rubric import JUDGES
 from noesis.tribunal.verdict import Unscored, Verdict
 
 UNDECIDED, APPROVED, CONDITIONAL, REJECTED = "UNDECIDED", "APPROVED", "CONDITIONAL", "REJECTED"
@@ -91,59 +86,6 @@ def opinion(
     reasons = tuple(f"{v.judge} ({v.model}): {v.reason}" for v in verdicts if isinstance(v, Unscored))
     kept = tuple(dict.fromkeys(v for v in vetoes if v in section.vetoes))
     return Opinion(case, judges, None if len(out) >= 2 else (low, high), kept, tuple(out), reasons)
-
-
-@dataclass
-class Seats:
-    """Who judges: every model sits in all three seats; three roles on one model are criteria, not three judges."""
-
-    bench: Bench
-    clients: list[Client]
-    cache: Cache
-
-    async def hear(
-        self, cases: Sequence[Case], judges: Sequence[Sequence[str]] | None = None, *, what: str = "judge"
-    ) -> list[list[Verdict | Unscored]]:
-        """All verdicts on each case, in order.
-
-        Args:
-            judges: which judges each case goes before; all three where None.
-
-        Raises:
-            CapError: the cap is reached; what was judged is in the cache.
-        """
-        asked = [
-            (i, client, name)
-            for i in range(len(cases))
-            for name in (judges[i] if judges else JUDGES)
-            for client in self.clients
-        ]
-        # one rubric in one language after the other: their prompts begin alike, and servers keep that beginning
-        asked.sort(key=lambda one: (JUDGES.index(one[2]), cases[one[0]].language))
-        found: list[list[Verdict | Unscored]] = [[] for _ in cases]
-        slots = {id(client): asyncio.Semaphore(2 * client.concurrency) for client in self.clients}
-        with Progress(what, len(asked), "verdicts") as progress:
-            ended: list[BaseException] = []
-
-            async def one(i: int, client: Client, name: str) -> Verdict | Unscored:
-                async with slots[id(client)]:
-                    if ended:
-                        raise ended[0]
-                    try:
-                        verdict = await judge(client, self.bench, self.bench.rubrics[name], cases[i], self.cache)
-                    except BaseException as error:  # the others under way are paid for: they may finish, none begins
-                        ended.append(error)
-                        raise
-                progress.advance(1)
-                return verdict
-
-            results = await asyncio.gather(*(one(i, client, name) for i, client, name in asked), return_exceptions=True)
-        if ended:
-            raise ended[0]
-        for (i, _, _), verdict in zip(asked, results, strict=True):
-            assert not isinstance(verdict, BaseException)
-            found[i].append(verdict)
-        return found
 
 
 def empty_bench(section: TribunalSection) -> dict[str, Any]:

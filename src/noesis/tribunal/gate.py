@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from noesis.config import TribunalSection
+from noesis.core.config import TribunalSection
 from noesis.tribunal.court import APPROVED, CONDITIONAL, REJECTED, UNDECIDED, Opinion, band
 from noesis.tribunal.rubric import JUDGES, TITLES
 from noesis.tribunal.statistics import DRAWS, Interval, bootstrap, clustered, prompts_needed

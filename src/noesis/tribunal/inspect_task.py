@@ -18,20 +18,23 @@ from inspect_ai.model import ChatMessageSystem, ChatMessageUser
 from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
-from noesis.config import TribunalSection, find_project, load_config
-from noesis.constitution.conversation import hide_analysis
+from noesis.constitution.dialogue import hide_analysis
 from noesis.constitution.document import Constitution, load_constitution
-from noesis.models import cache_folder
-from noesis.tribunal.cache import Cache
-from noesis.tribunal.checks import right
-from noesis.tribunal.client import Client, parse_spec
-from noesis.tribunal.court import Seats, opinion
-from noesis.tribunal.endpoint import Endpoint, Spending
+from noesis.core.config import TribunalSection, load_config
+from noesis.core.project import cache_folder, find_project
+from noesis.llm.clients.openai_client import Endpoint
+from noesis.llm.clients.protocol import Client
+from noesis.llm.clients.reply_cache import Cache
+from noesis.llm.clients.spec import parse_spec
+from noesis.llm.clients.spending import Spending
+from noesis.tribunal.code_checks import right
+from noesis.tribunal.court import opinion
 from noesis.tribunal.judge import case_of
+from noesis.tribunal.offline_screen import screen
+from noesis.tribunal.panel import Seats
 from noesis.tribunal.rubric import JUDGES, Bench, load_bench
-from noesis.tribunal.screen import screen
+from noesis.tribunal.scoring import record_of
 from noesis.tribunal.suite import Item, read_suite
-from noesis.tribunal.trial import record_of
 from noesis.tribunal.verdict import Unscored, Verdict
 
 

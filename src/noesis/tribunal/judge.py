@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from noesis.data.text import CONTROL_TOKEN
-from noesis.tribunal.cache import Cache
-from noesis.tribunal.client import Client, Reply, Request, Unanswered
+from noesis.core.text import fill, neutralised
+from noesis.llm.clients.protocol import Client, Reply, Request, Unanswered
+from noesis.llm.clients.reply_cache import Cache
 from noesis.tribunal.rubric import VETOES, Bench, Rubric, RubricItem
 from noesis.tribunal.suite import Item
 from noesis.tribunal.verdict import ItemScore, Unscored, Verdict
@@ -24,8 +23,6 @@ from noesis.tribunal.verdict import ItemScore, Unscored, Verdict
 SCORES = ("0", "1", "2")
 TOKENS_AN_ITEM, TOKENS_REASONING = 64, 200  # room in the reply
 SHORTEST_SPAN = 8  # characters; less proves nothing
-_FIELD = re.compile(r"\{(\w+)\}")
-_MARKS = re.compile(r"<{2,}|>{2,}")
 
 
 @dataclass(frozen=True)
@@ -46,17 +43,6 @@ class Case:
 def case_of(item: Item, said: list[tuple[str, str]], answer: str) -> Case:
     """A case of the evaluation suite; `said` is the dialogue before the answer."""
     return Case(item.id, item.language, tuple(said), answer, item.model_dump(mode="json"))
-
-
-def fill(template: str, values: Mapping[str, str]) -> str:
-    """Put `values` into the `{fields}` of `template` in one pass: braces inside a value are never read as a field."""
-    return _FIELD.sub(lambda m: values[m[1]], template)
-
-
-def neutralised(text: str) -> str:
-    """`text` without what could end its place in the prompt: copies of the marks, and control tokens of any chat template."""
-    text = _MARKS.sub(lambda m: m[0].replace("<", "‹").replace(">", "›"), text)
-    return CONTROL_TOKEN.sub(lambda m: m[0][0] + " " + m[0][1:], text)
 
 
 def schema_of(items: tuple[RubricItem, ...]) -> dict[str, Any]:

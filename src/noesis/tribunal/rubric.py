@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from noesis.errors import ConfigError
-from noesis.files import sha256_json
-from noesis.yaml_file import read_yaml
+from noesis.core.errors import ConfigError
+from noesis.core.files import sha256_json
+from noesis.core.yaml_file import read_yaml
 
 JUDGES = ("veritas", "sophia", "dike")
 TITLES = {"veritas": "Veritas", "sophia": "Sophia", "dike": "Dikē"}

@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from noesis.tribunal.preference import wilson as wilson  # one of this family
-
 Floats = NDArray[np.float64]
 DRAWS = 4000
 Interval = tuple[float, float]
@@ -216,3 +214,13 @@ def prompts_needed(mean: float, deviation: float, boundaries: Sequence[float], *
         return None
     factor = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(power)
     return max(2, math.ceil((factor * deviation / distance) ** 2))
+
+
+def wilson(successes: float, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """95% Wilson interval of a rate (E. B. Wilson, 1927); (0, 1) without trials."""
+    if trials == 0:
+        return 0.0, 1.0
+    p = successes / trials
+    centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from noesis.errors import DataError, UsageError
-from noesis.files import sha256_json, write_json
+from noesis.core.errors import DataError, UsageError
+from noesis.core.files import sha256_json, write_json
 
 Part = Literal["dev", "locked", "all"]
 Answerable = Literal["answerable", "unanswerable", "false_premise"]

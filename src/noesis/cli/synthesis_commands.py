@@ -1,0 +1,220 @@
+"""`noesis constitution prompts|revise|prefer`: data made from the constitution."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from noesis.cli.constitution_commands import SPEC, CapOption, SeedOption
+from noesis.cli.constitution_commands import app as app  # one group of commands
+from noesis.cli.options import JsonOption, ProjectOption, print_result, talk
+
+ModelSpec = Annotated[str, typer.Option("--model", metavar="SPEC", help=f"Whose answers are revised: {SPEC}.")]
+CriticSpec = Annotated[
+    str | None, typer.Option("--critic", metavar="SPEC", help="Who criticises and revises; default: the model itself.")
+]
+CountOption = Annotated[int | None, typer.Option("--count", min=1, metavar="N", help="Only the first N.")]
+
+
+@app.command()
+def prompts(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="SPEC", help="Who phrases them; without one, instructions for people are written."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where to; default: data/generated/prompts.")
+    ] = None,
+    language: Annotated[str, typer.Option(help="pt, en or both.")] = "both",
+    count: Annotated[int, typer.Option(min=1, metavar="N", help="How many combinations are dealt out.")] = 100,
+    temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.8,
+    seed: SeedOption = 0,
+    max_usd: CapOption = None,
+    project: ProjectOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Prompts varied by construction: topic, situation, asker, difficulty from data/constitution_prompts.yaml; what exists already is left out.
+
+    Example: noesis constitution prompts --count 200 --model openai:http://127.0.0.1:8080/v1:qwen3
+    """
+    from noesis.core.console import say
+    from noesis.core.errors import UsageError
+    from noesis.core.project import find_project
+    from noesis.synthesis.make_prompts import AskPrompts, make_prompts
+
+    talk(as_json)
+    languages = {"pt": ("pt",), "en": ("en",), "both": ("pt", "en")}.get(language)
+    if languages is None:
+        raise UsageError(f"--language {language!r}: choose pt, en or both")
+    found = find_project(project)
+    ask = AskPrompts(
+        out or found.data / "generated" / "prompts", languages, count, model, seed, temperature, max_usd=max_usd
+    )
+    report = make_prompts(found, ask)
+    say(f"{report['kept']} of {report['asked']} kept; the lists make {report['of']:,} in each language")
+    if report["left_out"]:
+        say("  left out: " + ", ".join(f"{why} {n}" for why, n in report["left_out"].items()))
+    say(f"  → {report['file']}")
+    print_result(report, as_json)
+
+
+@app.command()
+def prefer(
+    critic: Annotated[
+        str, typer.Option("--critic", metavar="SPEC", help=f"Who compares; must give log-probabilities: {SPEC}.")
+    ],
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            "--pairs", metavar="FILE", help="JSONL with prompt, a and b; or examples: revision against initial answer."
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", metavar="FILE", help="Prompts that --model answers twice.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="SPEC", help="Who answers --prompts.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where to; default: data/generated/preferences.")
+    ] = None,
+    reasoning: Annotated[
+        bool, typer.Option("--reasoning", help="The critic thinks first; its labels are then clamped to 0.4..0.6.")
+    ] = False,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="Of the two answers.")] = 1.0,
+    seed: SeedOption = 0,
+    count: CountOption = None,
+    max_usd: CapOption = None,
+    project: ProjectOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Soft preference labels: one drawn principle a comparison, the letters' probabilities in both orders. Resumable after a kill.
+
+    Example: noesis constitution prefer --critic torch:smollm2 --pairs data/generated/revisions/examples.jsonl
+    """
+    from noesis.core.console import say
+    from noesis.core.project import find_project
+    from noesis.synthesis.make_preferences import prefer as label
+    from noesis.synthesis.preference_labels import AskPrefer
+
+    talk(as_json)
+    found = find_project(project)
+    folder = out or found.data / "generated" / "preferences"
+    ask = AskPrefer(
+        critic,
+        folder,
+        pairs,
+        prompts,
+        model,
+        reasoning=reasoning,
+        seed=seed,
+        temperature=temperature,
+        count=count,
+        max_usd=max_usd,
+    )
+    report = label(found, ask)
+    say(f"{report['labelled']} of {report['pairs']} pairs labelled by {report['critic']}")
+    if report["labelled"]:
+        place = report["first_place"]
+        say(f"  mean p_chosen {report['mean_p_chosen']:.3f}; both orders agree on {report['both_orders_agree']:.2f}")
+        say(f"  probability of whatever stands first {place['mean']:.2f} {place['interval_95'] or ''}")
+        if report["both_orders_agree"] < 0.6:
+            say(
+                "  the critic goes by the place of an answer more than by what it says: such labels teach little; name a stronger one"
+            )
+    if "revised_preferred" in report:
+        say(
+            f"  the revision is preferred in {report['revised_preferred']['count']} of {report['revised_preferred']['of']}"
+        )
+    if report["left_out"]:
+        say("  left out: " + ", ".join(f"{why} {n}" for why, n in report["left_out"].items()))
+    say(f"  → {folder / 'pairs.jsonl'}")
+    print_result(report, as_json)
+
+
+@app.command()
+def revise(
+    model: ModelSpec,
+    prompts: Annotated[
+        Path,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help="JSONL with id and prompt; made by  noesis constitution prompts  or your own.",
+        ),
+    ],
+    critic: CriticSpec = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Where to; default: data/generated/revisions. The same command goes on there."
+        ),
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option(min=1, max=4, help="Critiques and revisions of each answer, each by another principle.")
+    ] = 1,
+    shots: Annotated[int, typer.Option(min=0, max=8, help="Hand-written examples shown before each request.")] = 2,
+    reviser: Annotated[str, typer.Option(help="Who writes the revisions: critic or model.")] = "critic",
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="Of all replies.")] = 0.7,
+    attempts: Annotated[int, typer.Option(min=1, max=10, help="Of each step, before an example is left out.")] = 3,
+    tokens: Annotated[
+        int, typer.Option(min=32, help="Longest answer; a critique may have three quarters of it.")
+    ] = 400,
+    seed: SeedOption = 0,
+    judges: Annotated[
+        list[str] | None,
+        typer.Option("--judge", metavar="SPEC", help="A Tribunal that revisions go before, if it is fit."),
+    ] = None,
+    count: CountOption = None,
+    max_usd: CapOption = None,
+    project: ProjectOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Initial answer, critique by a drawn principle, revision: examples marked as generated, with their lineage. Resumable after a kill.
+
+    Example: noesis constitution revise --model torch:smollm2 --prompts prompts.jsonl --count 8
+    """
+    from noesis.core.console import say
+    from noesis.core.errors import UsageError
+    from noesis.core.project import find_project
+    from noesis.synthesis.critique_revision import Settings
+    from noesis.synthesis.make_examples import Ask
+    from noesis.synthesis.make_examples import revise as make
+
+    talk(as_json)
+    if reviser not in ("critic", "model"):
+        raise UsageError(f"--reviser {reviser!r}: choose critic or model")
+    found = find_project(project)
+    settings = Settings(rounds, shots, seed, attempts, temperature, tokens, max(32, tokens * 3 // 4), reviser)
+    folder = out or found.data / "generated" / "revisions"
+    ask = Ask(model, critic or model, prompts, folder, settings, tuple(judges or ()), max_usd, count)
+    _show_report(make(found, ask))
+    say(f"  → {folder / 'examples.jsonl'}; left out: {folder / 'left_out.jsonl'}")
+    if as_json:
+        print_result(_report(folder), True)
+
+
+def _report(folder: Path) -> Any:
+    import json
+
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+def _show_report(report: dict[str, Any]) -> None:
+    from noesis.core.console import duration, say
+
+    say(
+        f"{report['kept']} examples kept of {report['prompts']} prompts ({report['made']} made), {duration(report['seconds'])}"
+    )
+    for name, f in report["by_principle"].items():
+        low, high = f["interval_95"]
+        say(f"  {name:<28} {f['kept']}/{f['drawn']} kept: {f['rate']:.2f} [{low:.2f}, {high:.2f}]")
+    for title, counts in (("left out", report["left_out"]), ("replies not used", report["failures"])):
+        if counts:
+            say(f"  {title}: " + ", ".join(f"{why} {n}" for why, n in counts.items()))
+    spent = report["spending"]
+    say(
+        f"  {report['court']}; {spent['requests']} requests to endpoints, {'price unknown' if spent['usd'] is None else str(spent['usd']) + ' USD'}"
+    )

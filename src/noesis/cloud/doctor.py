@@ -1,0 +1,178 @@
+"""`noesis cloud doctor`: everything that a run on Modal needs, each line ok or what to type."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import modal
+
+from noesis.cloud.modal_errors import explain, no_token
+from noesis.cloud.volume.remote import ModalVolume, read_text
+from noesis.cloud.volume.uploaded_data import PARTS, exported_hashes, put_command
+from noesis.core.config import ModalSection
+from noesis.core.console import size
+from noesis.core.errors import NoesisError
+from noesis.core.project import Project
+from noesis.llm.embedded import EMBEDDED
+from noesis.planning.gpus import FILE as CARDS
+from noesis.planning.gpus import prices
+from noesis.workspace.doctor import Check
+
+TRIED = (1, 6)  # version of Modal's SDK that this was made for
+STALE_MONTHS = 6
+MOST_HASHED = 512 * 2**20  # bytes of a data set that are fetched to be hashed
+
+
+def examine(project: Project, section: ModalSection) -> list[Check]:
+    """All checks, in the order in which one would mend them. Nothing is changed, and no secret is shown."""
+    checks = [_sdk(), _prices()]
+    here = _here(project)
+    checks.append(here)
+    token = _try("Modal token", lambda: str(modal.Client.from_env().hello() or "accepted"), section)
+    checks.append(token)
+    if token.ok:
+        volume = _try(
+            f"volume {section.volume}",
+            lambda: str(modal.Volume.from_name(section.volume).hydrate() and "there"),
+            section,
+        )
+        checks.append(volume)
+        checks.append(_secret(section))
+        if volume.ok:
+            checks.append(_dataset(project, section))
+    return [*checks, _licence(section)]
+
+
+def _sdk() -> Check:
+    found = importlib.metadata.version("modal")
+    version = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
+    return Check(
+        "modal",
+        found,
+        version[:1] == TRIED[:1] and version >= TRIED,
+        True,
+        f"pip install 'modal>={TRIED[0]}.{TRIED[1]},<{TRIED[0] + 1}'",
+    )
+
+
+def _prices() -> Check:
+    """How old the prices are that quotes are made of."""
+    date = prices().date
+    year, month = (int(part) for part in date.split("-")[:2])
+    now = datetime.now(UTC)
+    months = (now.year - year) * 12 + now.month - month
+    return Check(
+        "prices",
+        f"of {date}, {months} months old",
+        months <= STALE_MONTHS,
+        False,
+        f"compare with  modal billing rates --json  and edit {CARDS.name}",
+    )
+
+
+def _here(project: Project) -> Check:
+    """The export on this machine."""
+    try:
+        found = exported_hashes(project.exports)
+    except NoesisError as error:
+        return Check("data set here", "changed since its export", False, True, str(error))
+    if found is None:
+        return Check("data set here", "not exported", False, False, "python scripts/export_for_modal.py")
+    return Check("data set here", f"{found['train'][:12]}…", True)
+
+
+def _try(name: str, look: Callable[[], str], section: ModalSection) -> Check:
+    try:
+        return Check(name, look(), True)
+    except modal.exception.Error as error:
+        return Check(name, "not there", False, True, str(explain(error, section)))
+
+
+def _secret(section: ModalSection) -> Check:
+    name = f"secret {section.secret}"
+    try:
+        modal.Secret.from_name(section.secret, required_keys=["HF_TOKEN"]).hydrate()
+    except (modal.exception.NotFoundError, modal.exception.InvalidError):
+        return Check(name, "not there, or without HF_TOKEN", False, section.model != EMBEDDED, str(no_token(section)))
+    return Check(name, "there, with HF_TOKEN", True)
+
+
+def _dataset(project: Project, section: ModalSection) -> Check:
+    """What lies in /dataset of the volume, against its own statistics and against the export here."""
+    far, name = ModalVolume(section), "data set on the volume"
+    sizes = {entry.path.rsplit("/", 1)[-1]: entry.size for entry in far.files("/dataset")}
+    absent = [part for part in PARTS if f"{part}.jsonl" not in sizes]
+    if absent:
+        return Check(
+            name,
+            "Dataset not found" if len(absent) == 2 else f"{absent[0]}.jsonl is missing",
+            False,
+            True,
+            put_command(section.volume, force=bool(sizes)),
+        )
+    again = put_command(section.volume, force=True)
+    if sum(sizes.values()) > MOST_HASHED:
+        return Check(name, f"{size(sum(sizes.values()))}, not fetched to be hashed; the container does", True)
+    found = {part: _hash(far, f"/dataset/{part}.jsonl") for part in PARTS}
+    try:
+        described = {
+            part: json.loads(read_text(far, "/dataset/statistics.json") or "{}")[part]["sha256"] for part in PARTS
+        }
+    except (ValueError, KeyError, TypeError):
+        return Check(name, "without a statistics.json that describes it", False, False, again)
+    if described != found:
+        return Check(name, "not whole: it is not what its statistics.json describes", False, True, again)
+    try:
+        here = exported_hashes(project.exports)
+    except NoesisError:
+        here = None
+    if here is not None and here != found:
+        return Check(name, "another one than was exported here", False, True, again)
+    return Check(name, f"{found['train'][:12]}…" + (", the one exported here" if here else ""), True)
+
+
+def _hash(far: ModalVolume, path: str) -> str:
+    digest = hashlib.sha256()
+    for chunk in far.chunks(path):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _licence(section: ModalSection) -> Check:
+    """Whether the token of this machine's environment may read the gated model; the secret's own is never seen here."""
+    from huggingface_hub import auth_check
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    name, page = f"licence of {section.model}", f"https://huggingface.co/{section.model}"
+    if "/" not in section.model or section.model.startswith(("/", "~", ".")):
+        return Check(name, "none to accept", True)
+    if not os.environ.get("HF_TOKEN"):
+        return Check(
+            name,
+            "not checked: no HF_TOKEN on this machine",
+            False,
+            False,
+            f"accept it at {page}; export HF_TOKEN=hf_… lets this be checked",
+        )
+    try:
+        auth_check(section.model, token=os.environ["HF_TOKEN"])
+    except GatedRepoError:
+        return Check(
+            name, "not accepted by the account of HF_TOKEN (Model not found)", False, True, f"accept it at {page}"
+        )
+    except RepositoryNotFoundError:
+        return Check(
+            name,
+            "Model not found, or HF_TOKEN is not valid",
+            False,
+            True,
+            f"look at {page}; make a token at https://huggingface.co/settings/tokens",
+        )
+    except (HfHubHTTPError, OSError) as error:
+        return Check(name, f"not checked: {' '.join(str(error).split())[:100]}", False, False, f"look at {page}")
+    return Check(name, "accepted", True)

@@ -1,0 +1,55 @@
+"""Modal's errors in the words of this project: one message that says what to type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import modal
+
+from noesis.core.config import ModalSection
+from noesis.core.errors import NoesisError, RunError, UsageError
+
+TOKENS = "https://huggingface.co/settings/tokens"
+
+
+@contextmanager
+def explained(section: ModalSection) -> Iterator[None]:
+    """Turn what Modal raises inside the block into a message.
+
+    Raises:
+        UsageError: something is missing that a command creates.
+        RunError: Modal can't be reached or refuses.
+    """
+    try:
+        yield
+    except modal.exception.Error as error:
+        raise explain(error, section) from None
+
+
+def explain(error: Exception, section: ModalSection) -> NoesisError:
+    """What to do about an error of Modal's."""
+    text = " ".join(str(error).split())
+    if isinstance(error, modal.exception.AuthError):
+        return UsageError(
+            f"Modal does not know you ({text[:120]}): type  modal token new  (an account comes first, at https://modal.com)"
+        )
+    if isinstance(error, modal.exception.NotFoundError):
+        if section.volume in text or "olume" in text:
+            return UsageError(f"the volume {section.volume} does not exist: type  modal volume create {section.volume}")
+        if section.secret in text:
+            return no_token(section)
+        if "ecret" in text:
+            return UsageError(f"{text}: make it with  modal secret create NAME NOESIS_KEY_<HOST>=…")
+    if isinstance(error, modal.exception.ConnectionError):
+        return RunError(
+            f"Modal can't be reached ({text[:160]}): is there a network? Its state is at https://status.modal.com"
+        )
+    return RunError(f"Modal refused: {type(error).__name__}: {text[:300]}")
+
+
+def no_token(section: ModalSection) -> UsageError:
+    """The secret is missing or empty."""
+    return UsageError(
+        f"HuggingFace token not found: type  modal secret create {section.secret} HF_TOKEN=hf_… --force  with a token from {TOKENS}"
+    )

@@ -1,0 +1,1 @@
+"""The Modal volume: names on it, the lease, copies to and from it."""

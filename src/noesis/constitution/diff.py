@@ -1,0 +1,89 @@
+"""Two constitutions compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from noesis.constitution.document import Constitution
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that differs.
+
+    what: principle, value, attitude, system prompt, version; id: of the entry, "" where there is none
+    kind: added, removed, or what of it changed (text, requests, value, rank, judge)
+    """
+
+    what: str
+    id: str
+    kind: str
+    old: str = ""
+    new: str = ""
+
+    def __str__(self) -> str:
+        name = f"{self.what} {self.id}".strip()
+        return (
+            f"{name}: {self.kind}"
+            + (f"\n    − {self.old}" if self.old else "")
+            + (f"\n    + {self.new}" if self.new else "")
+        )
+
+
+def compare(old: Constitution, new: Constitution) -> list[Change]:
+    """All differences, principles last."""
+    found: list[Change] = []
+    if old.version != new.version:
+        found.append(Change("version", "", TEXT, old.version, new.version))
+    for language in ("pt", "en"):
+        a, b = getattr(old.system_prompt, language), getattr(new.system_prompt, language)
+        if a != b:
+            found.append(Change("system prompt", language, TEXT, a, b))
+    ranks = [[v.id for v in c.values] for c in (old, new)]
+    if ranks[0] != ranks[1] and set(ranks[0]) == set(ranks[1]):
+        found.append(Change("values", "", "rank", " > ".join(ranks[0]), " > ".join(ranks[1])))
+    for what, before, after in (
+        ("value", old.values, new.values),
+        ("attitude", old.attitudes, new.attitudes),
+        ("principle", old.principles, new.principles),
+    ):
+        there, here = {e.id: e for e in before}, {e.id: e for e in after}
+        found += [Change(what, name, "removed", _said(there[name])) for name in there if name not in here]
+        found += [Change(what, name, "added", "", _said(here[name])) for name in here if name not in there]
+        for name in here:
+            if name in there:
+                found += _changes(what, there[name], here[name])
+    return found
+
+
+def _changes(what: str, old: Any, new: Any) -> list[Change]:
+    found = []
+    for language in ("pt", "en"):
+        a, b = getattr(old, language), getattr(new, language)
+        if a != b:
+            found.append(
+                Change(
+                    what,
+                    new.id,
+                    f"{TEXT} ({language})",
+                    *(x if isinstance(x, str) else f"{x.name}: {x.text}" for x in (a, b)),
+                )
+            )
+    for name in ("value", "judge"):
+        if getattr(old, name, None) != getattr(new, name, None):
+            found.append(Change(what, new.id, name, str(getattr(old, name)), str(getattr(new, name))))
+    for name in ("critique", "revision"):
+        a, b = getattr(old, name, None), getattr(new, name, None)
+        if a != b:
+            found.append(
+                Change(what, new.id, f"{name} request", *("" if x is None else f"{x.pt} / {x.en}" for x in (a, b)))
+            )
+    return found
+
+
+def _said(entry: Any) -> str:
+    return entry.en if isinstance(entry.en, str) else f"{entry.en.name}: {entry.en.text}"
+
+
+TEXT, REQUESTS, VALUE = "text", "requests", "value"

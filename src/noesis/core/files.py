@@ -1,0 +1,159 @@
+"""Files written whole or not at all: a temporary name beside the target, flushed to the disk, then renamed.
+
+A full disk, a read-only folder or a killed process leaves the old file as it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from noesis.core.console import size
+from noesis.core.errors import NoesisError
+
+
+@contextmanager
+def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open `path` for writing (`"w"` UTF-8 text or `"wb"`); it appears under its name only when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "\n") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` survive a power cut (POSIX; elsewhere nothing to do)."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file of a folder, and the folders themselves, to the disk."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            sync_file(Path(place) / name)
+        sync_folder(Path(place))
+
+
+def sync_file(file: Path) -> None:
+    """Flush one file that something else wrote."""
+    handle = os.open(file, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def replace_folder(part: Path, target: Path) -> None:
+    """Give a flushed folder its name; what had that name before goes. Killed in between, the name is missing and nothing is half there."""
+    old = target.with_name(f".{target.name}.old.part")
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(target, old)
+    os.replace(part, target)
+    sync_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written below `folder`, which nobody else may be writing to."""
+    for part in folder.rglob(".*.part"):
+        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` whole or not at all."""
+    with atomic(path) as f:
+        f.write(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, keys as given, whole or not at all. NaN and infinity are refused: they are not JSON."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write one JSON object a line, whole or not at all."""
+    with atomic(path) as f:
+        for row in rows:
+            f.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """A copy of a file, whole or not at all.
+
+    Raises:
+        NoesisError: the disk has no room for it.
+    """
+    require_space(target.absolute().parent, source.stat().st_size, target.name)
+    with open(source, "rb") as f, atomic(target, "wb") as out:
+        shutil.copyfileobj(f, out, 1 << 20)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hex digest of a value's canonical JSON (sorted keys, no spaces), so that equal content gives equal hashes."""
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def require_space(folder: Path, needed: float, what: str) -> None:
+    """Refuse to begin what the disk can't hold.
+
+    Args:
+        needed: bytes; a twentieth more is asked for.
+
+    Raises:
+        NoesisError: naming both amounts.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed * 1.05:
+        raise NoesisError(
+            f"{what} needs {size(needed)} and {folder} has {size(free)} free: make room with  noesis clean, or choose another folder with --run"
+        )
+
+
+def explain_os_error(error: OSError) -> NoesisError:
+    """An operating-system error as one message with a remedy."""
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoesisError(
+            f"no space left on the disk{where}: free some with  noesis clean  and run the same command again; nothing finished is lost"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return NoesisError(
+            f"not allowed to write or read{where}: {error.strerror}; choose another folder with --run, or mend its permissions"
+        )
+    return NoesisError(f"{error.strerror or error}{where}")
+
+
+def now() -> str:
+    """The time as ISO 8601, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,80 @@
+"""The project folder: where its files lie, and the cache folder of this machine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from noesis.core.errors import UsageError
+from noesis.core.language import Language
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with a constitution, two YAML files and examples; `noesis init` makes one."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def training(self) -> Path:
+        return self.data / "training"
+
+    @property
+    def exports(self) -> Path:
+        return self.training / "exports"
+
+    @property
+    def constitution(self) -> Path:
+        return self.data / "constitution.yaml"
+
+    @property
+    def lora_yaml(self) -> Path:
+        return self.training / "lora_config.yaml"
+
+    @property
+    def training_yaml(self) -> Path:
+        return self.training / "training_config.yaml"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    def sources(self, language: Language) -> list[Path]:
+        """The folders of hand-written examples in `language`."""
+        folders = {"pt": ["philosophical"], "en": ["philosophical_en"], "both": ["philosophical", "philosophical_en"]}
+        return [self.training / name for name in folders[language]]
+
+
+def find_project(path: Path | None = None) -> Project:
+    """The project at `path`, or the nearest one at or above the working directory."""
+    if path is not None:
+        if not Project(path).training_yaml.is_file():
+            raise UsageError(
+                f"no project in {path}: {Project(path).training_yaml} is missing; make one with  noesis init {path}"
+            )
+        return Project(path)
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if Project(folder).training_yaml.is_file():
+            return Project(folder)
+    raise UsageError(
+        f"no project at or above {here}: go to one, name one with --project DIR, or make one with  noesis init DIR"
+    )
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: `$NOESIS_CACHE`, else `~/.cache/noesis`."""
+    return Path(os.environ.get("NOESIS_CACHE") or Path.home() / ".cache" / "noesis")
+
+
+def tribunal_folder(project: Project) -> Path:
+    return project.data / "tribunal"
+
+
+def calibrations_folder(project: Project) -> Path:
+    return tribunal_folder(project) / "calibrations"

@@ -1,1 +1,0 @@
-"""Examples: record schema → validate → split → export; and the loss-mask view. Never imports torch or transformers."""

@@ -1,0 +1,1 @@
+"""Examples, from JSONL lines to token rows."""

@@ -1,0 +1,1 @@
+"""The data gate: every check of `noesis data validate`."""

@@ -1,0 +1,119 @@
+"""What only the set as a whole shows: repetition, leaks between files, closings used again and again, lopsided values and categories."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from noesis.core.text import closing
+from noesis.dataset.checks.line import Finding
+from noesis.dataset.checks.near_duplicates import Cluster
+from noesis.dataset.checks.scan import LANGUAGES, Table
+from noesis.dataset.jsonl import LineReader
+
+HELD_OUT_NAMES = {"eval", "test", "valid", "validation", "dev", "held_out"}
+SMALL = 24  # rows under which a set is not asked to be balanced
+LISTED = 20  # clusters
+
+
+def survey(
+    table: Table, clusters: list[Cluster], files: list[Path], values: tuple[str, ...], reader: LineReader
+) -> Iterator[tuple[int | None, Finding]]:
+    """(row to look at or None, finding) of each thing that is wrong with the set."""
+    yield from _leaks(table, clusters, files)
+    yield from _repetition(table, clusters)
+    yield from _closings(table, reader)
+    if len(table) >= SMALL:
+        yield from _balance(table, values)
+
+
+def leaks(clusters: list[Cluster], held_out: np.ndarray) -> Iterator[tuple[int, int, Cluster]]:  # type: ignore[type-arg]
+    """(held-out row, training row, cluster) for each held-out row that says what a training row says. Skeletons alone are none.
+
+    Args:
+        held_out: (rows,) mask.
+    """
+    seen = set()
+    for cluster in clusters:
+        if cluster.kind != "template":
+            inside = cluster.rows[held_out[cluster.rows]]
+            outside = cluster.rows[~held_out[cluster.rows]]
+            for row in inside if len(outside) else ():
+                if row not in seen:
+                    seen.add(row)
+                    yield int(row), int(outside[0]), cluster
+
+
+def _leaks(table: Table, clusters: list[Cluster], files: list[Path]) -> Iterator[tuple[int, Finding]]:
+    held_out = (
+        np.array([file.stem in HELD_OUT_NAMES for file in files])[table.file] if len(table) else np.zeros(0, bool)
+    )
+    if held_out.all() or not held_out.any():
+        return
+    for row, other, cluster in leaks(clusters, held_out):
+        likeness = "the same" if cluster.kind == "same" else "nearly the same"
+        where = f"{files[table.file[other]]}:{table.line[other]} ({table.ids[other][:80]})"
+        yield row, Finding("leak", f"held out, but {likeness} {cluster.field} is trained on at {where}")
+
+
+def _repetition(table: Table, clusters: list[Cluster]) -> Iterator[tuple[int | None, Finding]]:
+    distinct = len(np.unique(table.answer_key))
+    if len(table) >= SMALL and distinct < 0.5 * len(table):
+        yield (
+            None,
+            Finding(
+                "few-answers",
+                f"{len(table):,} rows, {distinct:,} distinct answers: this trains repetition",
+                warning=True,
+            ),
+        )
+    told: set[int] = set()
+    for cluster in clusters[: 10 * LISTED]:
+        rows = set(cluster.rows.tolist())
+        if len(rows - told) < 2:
+            continue  # the same rows again, under another likeness
+        told |= rows
+        sample = ", ".join(table.ids[i][:60] for i in cluster.rows[:3])
+        yield int(cluster.rows[0]), Finding({"same": "duplicates", "near": "near-duplicates", "template": "template"}[cluster.kind], f"{cluster}: {sample}"
+                                            + (", …" if len(rows) > 3 else ""), warning=True)  # fmt: skip
+
+
+def _closings(table: Table, reader: LineReader) -> Iterator[tuple[int, Finding]]:
+    """A closing that many different answers share."""
+    _, distinct = np.unique(table.answer_key, return_index=True)
+    rows = distinct[table.closing_key[distinct] != 0]
+    _, first, counts = np.unique(table.closing_key[rows], return_index=True, return_counts=True)
+    limit = max(3, 0.005 * len(table))
+    for i in np.argsort(-counts)[:LISTED]:
+        if counts[i] > limit:
+            row = rows[first[i]]
+            words = closing(reader.record(table.file[row], table.offset[row], table.length[row])["response_revised"])
+            yield (
+                int(row),
+                Finding(
+                    "closing",
+                    f"{counts[i]:,} answers end alike: {words[:100]!r}: the model will end all of its so",
+                    warning=True,
+                ),
+            )
+
+
+def _balance(table: Table, values: tuple[str, ...]) -> Iterator[tuple[None, Finding]]:
+    total = len(table)
+    for i, value in enumerate(values):
+        count = int(((table.values >> np.uint64(i)) & np.uint64(1)).sum())
+        if count < 0.02 * total:
+            yield (
+                None,
+                Finding("balance", f"the value {value!r} is applied in {count:,} of {total:,} rows", warning=True),
+            )
+    for language in np.unique(table.language):
+        names, counts = np.unique(table.category[table.language == language], return_counts=True)
+        if counts.max() >= 10 * counts.min():
+            most, least = (table.categories[names[i]] for i in (counts.argmax(), counts.argmin()))
+            message = (
+                f"{LANGUAGES[language]}: the category {most!r} has {counts.max():,} rows, {least!r} {counts.min():,}"
+            )
+            yield None, Finding("balance", message, warning=True)

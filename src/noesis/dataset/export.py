@@ -1,0 +1,144 @@
+"""`noesis data export`: write `train.jsonl`, `eval.jsonl` and `statistics.json`, byte-identical for the same input and configuration.
+
+Nothing is dropped unless `--dedupe` asks for it, and then `dropped.jsonl` names each row and the one kept instead.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from noesis.constitution.document import Constitution
+from noesis.core.config import Config
+from noesis.core.console import say
+from noesis.core.errors import DataError
+from noesis.core.files import atomic, write_json, write_jsonl
+from noesis.dataset.checks.contamination import refuse_known_questions
+from noesis.dataset.checks.length import find_ruler
+from noesis.dataset.checks.near_duplicates import Cluster, find_clusters, group
+from noesis.dataset.checks.scan import Column, Table
+from noesis.dataset.checks.validate import Report, validate
+from noesis.dataset.checks.whole_set import leaks
+from noesis.dataset.jsonl import LineReader
+from noesis.dataset.split import in_order, split
+from noesis.dataset.statistics import describe
+
+Records = list[dict[str, Any]]
+
+
+def check_sources(sources: list[Path], constitution: Constitution, config: Config) -> Report:
+    """Validate `sources`; go on only if every line may be trained on.
+
+    Raises:
+        DataError: the first errors by file and line. Nothing is dropped in silence.
+    """
+    ruler = find_ruler(config, constitution)
+    report = validate(sources, constitution, config.training.data.categories, ruler=ruler)
+    refuse(report, "nothing was exported")
+    if not len(report.table):
+        raise DataError(f"no examples in {', '.join(str(s) for s in sources)}")
+    return report
+
+
+def refuse(report: Report, consequence: str) -> None:
+    """Raise DataError if the report has an error."""
+    errors = report.total("error")
+    if errors:
+        shown = "\n  ".join(str(problem) for problem in report.errors[:5])
+        more = f"\n  … and {errors - 5:,} more: noesis data validate" if errors > 5 else ""
+        raise DataError(f"{errors:,} error(s) in the examples; {consequence}:\n  {shown}{more}")
+
+
+def export(
+    sources: list[Path],
+    out: Path,
+    constitution: Constitution,
+    config: Config,
+    *,
+    dedupe: bool = False,
+    tribunal: Path | None = None,
+) -> dict[str, Any]:
+    """Check, split and write; returns the statistics, which are counted in the files as written.
+
+    Args:
+        dedupe: keep one row of each cluster of rows that say the same.
+        tribunal: folder with the questions that judges ask; none of them may be trained on.
+
+    Raises:
+        DataError: an error in a line, a question of the Tribunal, or too little that differs.
+    """
+    report = check_sources(sources, constitution, config)
+    table = report.table
+    dropped: Records = []
+    if tribunal is not None:
+        refuse_known_questions(table, report.files, tribunal)
+    clusters = report.clusters
+    if dedupe:
+        keep, dropped = one_of_each(report)
+        table = table.keep(keep)
+        clusters = find_clusters(table)
+    held_out = held_out_rows(table, clusters, config)
+    order = in_order(table)
+    with LineReader(report.files) as reader:
+        for name, rows in (("train", order[~held_out[order]]), ("eval", order[held_out[order]])):
+            with atomic(out / f"{name}.jsonl", "wb") as f:
+                for row in rows:
+                    f.write(reader.line(table.file[row], table.offset[row], table.length[row]) + b"\n")
+    if dedupe:
+        write_jsonl(out / "dropped.jsonl", dropped)
+        say(f"  {len(dropped):,} rows dropped that say what another says: {out / 'dropped.jsonl'}")
+    statistics = describe(out / "train.jsonl", out / "eval.jsonl", constitution, config)
+    statistics["duplicates"] = _duplicates(clusters, len(dropped))
+    write_json(out / "statistics.json", statistics)
+    return statistics
+
+
+def held_out_rows(table: Table, clusters: list[Cluster], config: Config) -> Column:
+    """(rows,) mask of what is held out; the rows of a cluster stay together.
+
+    Raises:
+        DataError: too little that differs; or, which no split may ever do, a pair of rows on both sides that say the same.
+    """
+    held_out = split(
+        table, group(table, clusters), eval_examples=config.training.data.eval_examples, seed=config.training.seed
+    )
+    pairs = [f"{table.ids[a]} ~ {table.ids[b]} ({cluster})" for a, b, cluster in leaks(clusters, held_out)]
+    if pairs:
+        raise DataError(f"the split leaks {len(pairs)} held-out row(s) into training: " + "; ".join(pairs[:5]))
+    return held_out
+
+
+def one_of_each(report: Report) -> tuple[Column, Records]:
+    """(rows,) mask that keeps the first row of each cluster, in the export's order, and what is dropped with the reason."""
+    table = report.table
+    place = np.empty(len(table), np.int64)
+    place[in_order(table)] = np.arange(len(table))
+    keep, dropped = np.ones(len(table), bool), []
+    for cluster in report.clusters:
+        for language in np.unique(table.language[cluster.rows]):
+            rows = cluster.rows[(table.language[cluster.rows] == language) & keep[cluster.rows]]
+            rows = rows[np.argsort(place[rows])]
+            for row in rows[1:]:
+                keep[row] = False
+                file, line = str(report.files[table.file[row]]), int(table.line[row])
+                dropped.append(
+                    {
+                        "id": table.ids[row],
+                        "file": file,
+                        "line": line,
+                        "kept": table.ids[rows[0]],
+                        "reason": f"{cluster.kind} {cluster.field}",
+                    }
+                )
+    return keep, dropped
+
+
+def _duplicates(clusters: list[Cluster], dropped: int) -> dict[str, int]:
+    """How many rows are in clusters of each kind, all of them on one side of the split."""
+    counts: Counter[str] = Counter()
+    for cluster in clusters:
+        counts[f"rows_{cluster.kind}_{cluster.field}"] += len(cluster.rows)
+    return {**dict(sorted(counts.items())), "dropped": dropped}

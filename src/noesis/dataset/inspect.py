@@ -1,0 +1,236 @@
+"""`noesis data inspect`: the loss-mask microscope. What the model reads, token by token, and which tokens it is trained on.
+
+The rows are made by the function that training uses, and a row that training would refuse is shown with the reason. On a terminal tokens
+are told apart by alternating shades, and trained ones are green and underlined; elsewhere bars stand between them. `--html` writes one
+page that needs neither network nor JavaScript and escapes all that it shows: examples and vocabularies are hostile text.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from noesis.constitution.dialogue import opening
+from noesis.constitution.document import Constitution, load_constitution
+from noesis.core.config import Config
+from noesis.core.console import _printable, say
+from noesis.core.errors import TrainingError, UsageError
+from noesis.core.files import write_text
+from noesis.core.project import Project
+from noesis.dataset.checks.validate import validate
+from noesis.dataset.encode import answer_text
+from noesis.dataset.export import refuse
+from noesis.llm.chat_template import encode, end_of_turn, objection, takes_system
+from noesis.llm.hub import find_model, find_tokenizer
+from noesis.llm.token_rows import IGNORED, Encoded
+from noesis.llm.tokenizer import ChatTokenizer, load_tokenizer
+
+TEMPLATE = Path(__file__).with_name("inspect.html")
+FIRST = 3  # rows shown where none is named
+PART = "░"  # in place of a token that completes no character
+NEWLINE = "⏎"
+# Foreground and background of the 256 colours, so that dark and light terminals show the same; two shades take turns.
+MASKED = ("\x1b[38;5;250;48;5;236m", "\x1b[38;5;250;48;5;239m")
+TRAINED = ("\x1b[4;38;5;231;48;5;22m", "\x1b[4;38;5;231;48;5;28m")
+CONTROL, PLAIN = "\x1b[1;38;5;221m", "\x1b[0m"  # control: bold yellow over either
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of a row: its place, its id, the text that it adds, and its name in the vocabulary."""
+
+    index: int
+    id: int
+    text: str
+    name: str
+    trained: bool
+    control: bool
+
+    @property
+    def shown(self) -> str:
+        """The text with what can't be seen made visible; a newline keeps its effect."""
+        return _printable(self.text).replace("\t", "⇥\t").replace("\n", f"{NEWLINE}\n") or PART
+
+
+@dataclass(frozen=True)
+class Row:
+    """An example as training gets it; `refusal` says why training would not take it."""
+
+    id: str
+    language: str
+    category: str
+    tokens: tuple[Token, ...]
+    refusal: str | None
+
+    @property
+    def trained(self) -> int:
+        return sum(token.trained for token in self.tokens)
+
+    @property
+    def share(self) -> float:
+        """Trained tokens of all, 0 to 1."""
+        return self.trained / max(len(self.tokens), 1)
+
+    @property
+    def counts(self) -> str:
+        ends = f", ends with {self.tokens[-1].text!r}" if self.tokens else ""
+        return f"{len(self.tokens):,} tokens, {self.trained:,} trained ({self.share:.0%}){ends}"
+
+
+def show(
+    project: Project, config: Config, ids: list[str], *, everything: bool = False, html: Path | None = None
+) -> list[Row]:
+    """Print the rows of `ids` (default: the first three examples), or write them to the page `html` and print their counts.
+
+    Returns:
+        the rows shown.
+
+    Raises:
+        UsageError: an id that no example has.
+    """
+    if ids and everything:
+        raise UsageError("give ids or --all, not both")
+    constitution = load_constitution(project.constitution)
+    report = validate(
+        project.sources(config.training.data.language), constitution, config.training.data.categories, whole=False
+    )
+    refuse(report, "nothing can be shown")
+    records = report.records
+    if missing := [i for i in ids if i not in {r["id"] for r in records}]:
+        raise UsageError(
+            f"no example with the id {missing[0]!r} in {config.training.data.language}; ids look like {records[0]['id']!r}"
+        )
+    chosen = records if everything else [r for r in records if r["id"] in ids] if ids else records[:FIRST]
+    tokenizer = _tokenizer(config)
+    rows = make_rows(chosen, tokenizer, constitution, config)
+    notes = _notes(tokenizer, config)
+    for note in notes:
+        say(note)
+    if html is None:
+        say(_legend())
+    for row in rows:
+        say(f"{'' if html else chr(10)}{row.id} · {row.language} · {row.category}: {row.counts}")
+        if row.refusal:
+            say(f"  REFUSED {row.refusal}")
+        if html is None:
+            print(painted(row) if _colour() else barred(row), flush=True)  # noqa: T201  (say would show the colours' codes)
+    say(f"\n{total(rows, config.training.max_length)}")
+    if html is not None:
+        write_page(html, rows, notes, config)
+        say(f"  → {html}")
+    return rows
+
+
+def make_rows(
+    records: list[dict[str, object]], tokenizer: ChatTokenizer, constitution: Constitution, config: Config
+) -> list[Row]:
+    """The rows of `records` with what training would say of them; a row that can't be rendered has no tokens."""
+    spoilt = None
+    try:
+        stop = end_of_turn(tokenizer, name="(any)")
+    except TrainingError as error:  # of the template, so of every row; they are shown all the same
+        stop, spoilt = -1, str(error)
+    rows = []
+    for record in records:
+        language = str(record.get("language", "pt"))
+        tokens: tuple[Token, ...] = ()
+        try:
+            answer = answer_text(record, include_critique=config.training.constitutional_ai.include_critique)
+            row = encode(tokenizer, opening(constitution, record), answer, name=str(record["id"]))
+            tokens = _tokens(tokenizer, row)
+            refusal = spoilt or objection(row, stop=stop, max_length=config.training.max_length)
+        except TrainingError as error:
+            refusal = str(error)
+        rows.append(Row(str(record["id"]), language, str(record["category"]), tokens, refusal))
+    return rows
+
+
+def barred(row: Row) -> str:
+    """The row as plain text: `│` before a token, `┃` before a trained one, ⟦ ⟧ around a control token."""
+    return "".join(("┃" if t.trained else "│") + (f"⟦{t.shown}⟧" if t.control else t.shown) for t in row.tokens)
+
+
+def painted(row: Row) -> str:
+    """The row in colours; shades alternate, and a newline ends its colour first, so that no line is coloured to its end."""
+    parts = []
+    for token in row.tokens:
+        style = (TRAINED if token.trained else MASKED)[token.index % 2] + (CONTROL if token.control else "")
+        lines = token.shown.split("\n")
+        parts.append("\n".join(f"{style}{line}{PLAIN}" if line else "" for line in lines))
+    return "".join(parts)
+
+
+def total(rows: list[Row], max_length: int) -> str:
+    """Sums over rows in one line."""
+    tokens, trained = sum(len(r.tokens) for r in rows), sum(r.trained for r in rows)
+    refused = sum(r.refusal is not None for r in rows)
+    longest = max(len(r.tokens) for r in rows)
+    rows_of = f"{len(rows)} row{'s' if len(rows) != 1 else ''}"
+    counts = f"{rows_of}: {tokens:,} tokens, {trained:,} trained ({trained / max(tokens, 1):.0%}); longest {longest:,} of max_length {max_length:,}"
+    return counts + (f"; training would refuse {refused}" if refused else "; training takes them all")
+
+
+def write_page(file: Path, rows: list[Row], notes: list[str], config: Config) -> None:
+    """Write the rows as one HTML page."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda v: _printable(v) if type(v) is str else v,
+    )
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        rows=rows,
+        notes=notes,
+        model=config.training.model,
+        max_length=config.training.max_length,
+        languages=sorted({r.language for r in rows}),
+        categories=list(dict.fromkeys(r.category for r in rows)),
+        tokens=sum(len(r.tokens) for r in rows),
+        trained=sum(r.trained for r in rows),
+        longest=max(len(r.tokens) for r in rows),
+        refused=[r for r in rows if r.refusal],
+        stops=" ".join(sorted({r.tokens[-1].text for r in rows if r.tokens})),
+    )
+    write_text(file, page)
+
+
+def _tokens(tokenizer: ChatTokenizer, row: Encoded) -> tuple[Token, ...]:
+    names, pieces = tokenizer.convert_ids_to_tokens(row.input_ids), tokenizer.pieces(row.input_ids)
+    return tuple(
+        Token(index, i, piece, name, label != IGNORED, i in tokenizer.control_ids)
+        for index, (i, piece, name, label) in enumerate(zip(row.input_ids, pieces, names, row.labels, strict=True))
+    )
+
+
+def _tokenizer(config: Config) -> ChatTokenizer:
+    """The tokenizer of the configured model; its weights are fetched only where the tokenizer can't be had without."""
+    folder = (
+        find_tokenizer(config.training.model, config.training.revision)
+        or find_model(config.training.model, config.training.revision).path
+    )
+    return load_tokenizer(folder)
+
+
+def _notes(tokenizer: ChatTokenizer, config: Config) -> list[str]:
+    """What is said once, before the rows."""
+    notes = [f"{config.training.model}, language {config.training.data.language}, its own chat template"]
+    if not takes_system(tokenizer):
+        notes.append("this template has no place for a system prompt: it opens the first user message")
+    if config.training.constitutional_ai.include_critique:
+        notes.append("answers begin with the critique (include_critique: true)")
+    return notes
+
+
+def _colour() -> bool:
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
+def _legend() -> str:
+    if _colour():
+        return f"trained tokens are green and underlined, control tokens bold; shades tell tokens apart; {NEWLINE} newline, {PART} part of a character"
+    return f"│ token  ┃ trained token  ⟦control token⟧  {NEWLINE} newline  {PART} part of a character that a later token completes"

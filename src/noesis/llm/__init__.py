@@ -1,0 +1,1 @@
+"""Language models as such: finding, rendering for, loading and asking them."""

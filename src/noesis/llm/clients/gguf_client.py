@@ -1,0 +1,114 @@
+"""A judge (or a writer) from a GGUF file, in this process: xllamacpp, several requests at once, structured output by a grammar of the schema.
+
+llama.cpp does not show the schema to the model; the prompt repeats it. Prompts of one judge begin alike, and that beginning is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from noesis.core.device import usable_threads
+from noesis.core.errors import MissingExtra, ModelError
+from noesis.core.files import sha256_file
+from noesis.core.signals import native_request
+from noesis.llm.clients.protocol import Reply, Request, Unanswered, alternatives_of
+
+REASONING, SPAN = 240, 100  # characters at most
+REPEAT_PENALTY = 1.1  # of free text: small models fall into loops
+CONTEXT = 8192  # tokens of one request; a Portuguese rubric takes about 4,500 of a small English vocabulary
+
+
+def bounded(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with a longest length for free texts, so that a small model that rambles still ends its object."""
+    longest = {
+        name: REASONING if name == "reasoning" else SPAN
+        for name, kind in schema["properties"].items()
+        if "enum" not in kind
+    }
+    return schema | {
+        "properties": {
+            name: kind | ({"maxLength": longest[name]} if name in longest else {})
+            for name, kind in schema["properties"].items()
+        }
+    }
+
+
+class LocalJudge:
+    """A loaded GGUF model that judges or writes. It goes on from an assistant's message that stands last."""
+
+    prefills = True
+
+    def __init__(self, path: Path, *, name: str | None = None, parallel: int = 2, context: int = CONTEXT) -> None:
+        """Load `path`.
+
+        Args:
+            parallel: requests at once.
+            context: tokens of one request with its reply.
+
+        Raises:
+            ModelError: it can't be loaded.
+        """
+        try:
+            import xllamacpp
+        except ImportError:
+            raise MissingExtra("xllamacpp", "gguf") from None
+        params = xllamacpp.CommonParams()
+        params.model.path = str(path)
+        params.n_ctx, params.n_parallel = context * parallel, parallel
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = usable_threads()
+        params.hostnames, params.port = ["127.0.0.1"], 0
+        params.api_keys = [secrets.token_urlsafe(24)]
+        params.offline, params.ui, params.verbosity = True, False, 0
+        try:
+            self._server = xllamacpp.Server(params)
+        except RuntimeError as error:
+            raise ModelError(f"llama.cpp can't load the judge {path}: {error}") from None
+        self.name = name or path.name
+        self.identity = f"gguf:{sha256_file(path)}"
+        self.concurrency = parallel
+        self._pool = ThreadPoolExecutor(parallel)
+
+    async def ask(self, request: Request) -> Reply:
+        """The model's reply. Raises Unanswered where llama.cpp refuses (a prompt beyond the context, say)."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._ask, request)
+
+    def _ask(self, request: Request) -> Reply:
+        body: dict[str, Any] = {
+            "messages": request.as_messages(),
+            "max_tokens": request.max_tokens,
+            "temperature": request.temperature,
+            "seed": request.seed,
+            "cache_prompt": True,
+        }
+        if request.schema:
+            body["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "verdict", "strict": True, "schema": bounded(request.schema)},
+            }
+        elif request.logprobs:
+            body |= {"logprobs": True, "top_logprobs": request.logprobs}
+        else:
+            body["repeat_penalty"] = REPEAT_PENALTY
+        with native_request(self.name):
+            answer = self._server.handle_chat_completions(body)
+        if not isinstance(answer, dict) or "choices" not in answer:
+            error = answer.get("error", answer) if isinstance(answer, dict) else answer
+            raise Unanswered(
+                f"llama.cpp refuses the request: {error.get('message', error) if isinstance(error, dict) else error}"
+            )
+        choice, usage = answer["choices"][0], answer.get("usage") or {}
+        return Reply(
+            str(choice["message"]["content"] or ""),
+            str(choice.get("finish_reason") or "stop"),
+            int(usage.get("prompt_tokens", 0)),
+            int(usage.get("completion_tokens", 0)),
+            0.0,
+            alternatives=alternatives_of(choice),
+        )
+
+    async def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)

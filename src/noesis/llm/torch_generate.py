@@ -1,0 +1,207 @@
+"""Packed answering in torch: many conversations share each pass through the weights. `python benchmarks/tribunal.py` times it.
+
+On a processor a pass for one token waits for memory, not for arithmetic, so that 32 conversations at once cost little more than one.
+What is drawn depends on prompt and seed: each conversation has a generator of its own, whatever it is packed with. (Rounding does depend
+on the company, in the last bits; a near tie can then fall the other way.) What all of a batch begin with (a system prompt, examples) is read once.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from noesis.core.config import Quantization
+from noesis.core.console import say
+from noesis.core.errors import ModelError
+from noesis.core.messages import Message
+from noesis.llm.chat_template import end_of_turn, render
+from noesis.llm.llama_cpp import REPEAT_PENALTY
+from noesis.llm.tokenizer import ChatTokenizer
+from noesis.llm.weights import read_adapter, released
+
+BATCH = 32  # conversations at once
+PENALISED = 64  # last tokens that the repetition penalty looks at
+TOP_K = 40  # as llama.cpp's default
+SHARED_FROM = 32  # tokens of a common beginning from which reading it once pays
+
+
+def answer_packed(
+    model: Any,
+    tokenizer: ChatTokenizer,
+    conversations: list[list[Message]],
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+    seeds: list[int] | None = None,
+    batch: int = BATCH,
+    on_answer: Callable[[int], None] | None = None,
+) -> list[str]:
+    """One answer to each conversation, in order.
+
+    Args:
+        model: a causal language model of transformers, in the mode (adapter on or off) that is wanted.
+        seeds: one a conversation, for a temperature above 0.
+        on_answer: told how many answers came.
+
+    Raises:
+        ModelError: a conversation leaves no room in the model's window.
+    """
+    prompts = [tokenizer(render(tokenizer, c, add_generation_prompt=True))["input_ids"] for c in conversations]
+    window = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
+    longest = max((len(p) for p in prompts), default=0)
+    if longest + max_tokens > window:
+        raise ModelError(
+            f"a prompt of {longest} tokens and an answer of {max_tokens} do not fit the model's window of {window}: lower tribunal.trial_tokens"
+        )
+    seeds = seeds or [0] * len(prompts)
+    stop = end_of_turn(tokenizer)
+    answers = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths together: less padding
+    for start in range(0, len(order), batch):
+        part = order[start : start + batch]
+        found = _generate(model, [prompts[i] for i in part], [seeds[i] for i in part], max_tokens, temperature, stop)
+        for i, ids in zip(part, found, strict=True):
+            answers[i] = tokenizer.decode(ids).strip()
+        if on_answer is not None:
+            on_answer(len(part))
+    return answers
+
+
+def _generate(
+    model: Any, prompts: list[list[int]], seeds: list[int], max_tokens: int, temperature: float, stop: int
+) -> list[list[int]]:
+    """Token ids of each answer, without the one that ends it. Rows that ended leave the batch when half of it has."""
+    import torch
+    from transformers import DynamicCache
+
+    common = shared_beginning(prompts)
+    width = max(map(len, prompts)) - common
+    ids = torch.tensor(
+        [[stop] * (width + common - len(p)) + p[common:] for p in prompts], device=model.device
+    )  # (rows, width), padded on the left
+    mask = torch.tensor(
+        [[1] * common + [0] * (width + common - len(p)) + [1] * (len(p) - common) for p in prompts], device=model.device
+    )
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    seen = [list(p) for p in prompts]
+    rows = list(range(len(prompts)))  # which prompt each row of the batch is
+    ended: set[int] = set()
+    cache = DynamicCache(config=model.config)
+    with torch.inference_mode():
+        if common:
+            first = torch.tensor([prompts[0][:common]], device=model.device)
+            model(input_ids=first, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache.batch_repeat_interleave(len(prompts))
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, common:]
+        for _ in range(max_tokens):
+            out = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            logits = out.logits[:, -1].float().cpu()
+            drawn = [_draw(logits[k], seen[row], temperature, generators[row]) for k, row in enumerate(rows)]
+            for row, token in zip(rows, drawn, strict=True):
+                if token == stop:
+                    ended.add(row)
+                elif row not in ended:
+                    seen[row].append(token)
+            going = [k for k, row in enumerate(rows) if row not in ended]
+            if not going:
+                break
+            positions = positions[:, -1:] + 1
+            ids = torch.tensor([[t] for t in drawn], device=model.device)
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+            if 2 * len(going) <= len(rows):
+                keep = torch.tensor(going, device=model.device)
+                cache.batch_select_indices(keep)
+                ids, mask, positions = ids[keep], mask[keep], positions[keep]
+                rows = [rows[k] for k in going]
+    return [ids_[len(p) :] for ids_, p in zip(seen, prompts, strict=True)]
+
+
+def shared_beginning(prompts: list[list[int]]) -> int:
+    """How many tokens all prompts begin with, each keeping one of its own; 0 where there are too few to gain by it."""
+    if len(prompts) < 2:
+        return 0
+    low, high = min(prompts), max(prompts)  # the two that differ first, in the order of lists
+    most = min(map(len, prompts)) - 1
+    common = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), most)
+    return min(common, most) if min(common, most) >= SHARED_FROM else 0
+
+
+def next_tokens(
+    model: Any, tokenizer: ChatTokenizer, conversations: list[list[Message]], count: int
+) -> list[list[tuple[str, float]]]:
+    """The likeliest next tokens of each conversation as (text, natural-log probability), the likeliest first.
+
+    An assistant's message that stands last is gone on from.
+
+    Args:
+        count: how many of them.
+    """
+    import torch
+
+    found = []
+    for talk in conversations:
+        said = talk[-1]["content"] if talk[-1]["role"] == "assistant" else ""
+        text = render(tokenizer, talk[:-1] if said else talk, add_generation_prompt=True) + said
+        ids = tokenizer(text)["input_ids"]
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1].float()
+        top = torch.log_softmax(logits, -1).topk(min(count, len(logits)))
+        found.append([(tokenizer.decode([int(i)]), float(p)) for p, i in zip(top.values, top.indices, strict=True)])
+    return found
+
+
+def _draw(logits: Any, seen: list[int], temperature: float, generator: Any) -> int:
+    """The next token of one row. logits: (vocabulary,), changed in place."""
+    import torch
+
+    recent = torch.tensor(sorted(set(seen[-PENALISED:])))
+    values = logits[recent]
+    logits[recent] = torch.where(values > 0, values / REPEAT_PENALTY, values * REPEAT_PENALTY)
+    if temperature == 0:
+        return int(logits.argmax())
+    top, places = logits.topk(min(TOP_K, len(logits)))
+    return int(places[torch.multinomial(torch.softmax(top / temperature, -1), 1, generator=generator)])
+
+
+def leave_the_card() -> None:
+    """Give the card's memory back, as far as a living process can; nothing where there is none."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        say(f"  the answering model has left the card: {torch.cuda.memory_allocated() / 2**30:.1f} GiB still held")
+
+
+def loaded(
+    base: Path, adapter_folder: Path | None, *, quantization: Quantization, dtype: str, device: str = "cpu"
+) -> Any:
+    """The merged model (without an adapter: the base as it was trained against) in memory, as `transformers` loads it; for answering.
+
+    Args:
+        dtype: of weights and arithmetic.
+        device: `cpu` or `cuda`.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    kind = getattr(torch, dtype)
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=kind, use_safetensors=True, trust_remote_code=False, local_files_only=True
+    )
+    adapter = read_adapter(adapter_folder) if adapter_folder is not None else None
+    places = model.state_dict()
+    with torch.inference_mode():
+        for name, weight in released(base, quantization, dtype, adapter):
+            if name in places:  # tied weights are there once
+                places[name].copy_(weight)
+    return model.to(device).eval()

@@ -1,0 +1,1 @@
+"""What is done to a run, from export to report; start reading at registry."""

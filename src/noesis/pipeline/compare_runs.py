@@ -1,0 +1,95 @@
+"""`noesis constitution diff --runs A B`: how the tuned models of two runs behave, principle by principle, from their Tribunal's verdicts.
+
+Each judge's item names the principles that it tests; a principle's score of an answer is the mean of its items' points (0..1). Runs are
+compared on the prompts that both were judged on, by the same judges with the same rubrics; prompts of a pair are one cluster.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from noesis.core.errors import RunError
+from noesis.core.project import Project
+from noesis.run.directory import load_run
+from noesis.tribunal.rubric import JUDGES, Bench, load_bench
+from noesis.tribunal.statistics import bootstrap, clustered, sign_flip
+
+Points = dict[str, dict[str, list[float]]]  # principle → prompt → points of its items, 0..1, over samples and judges
+
+
+def compare_runs(project: Project, a: Path, b: Path) -> dict[str, Any]:
+    """Mean of each run and difference B − A with its 95% interval (cluster bootstrap) and p (sign flips), by principle.
+
+    Raises:
+        RunError: a run holds no verdicts, or the two were judged by different judges or rubrics.
+    """
+    tribunal = project.data / "tribunal"
+    bench = load_bench(tribunal / "judges")
+    (points_a, seats_a), (points_b, seats_b) = (_points(path, bench) for path in (a, b))
+    if not seats_a & seats_b:
+        raise RunError(
+            f"{a} and {b} have no judge with the same rubric in common, so their verdicts can't be compared: judge both again with one --judge"
+        )
+    clusters = _clusters(tribunal)
+    found: dict[str, Any] = {}
+    for principle in sorted(points_a.keys() & points_b.keys()):
+        prompts = sorted(points_a[principle].keys() & points_b[principle].keys())
+        if prompts:
+            side_a, side_b = ([points[principle][p] for p in prompts] for points in (points_a, points_b))
+            found[principle] = _figures(side_a, side_b, [clusters.get(p, p) for p in prompts])
+    return {
+        "a": str(a),
+        "b": str(b),
+        "judges": sorted({f"{judge} ({model})" for judge, model, _ in seats_a & seats_b}),
+        "by_principle": found,
+    }
+
+
+def _figures(a: list[list[float]], b: list[list[float]], clusters: list[str]) -> dict[str, Any]:
+    means = [[sum(points) / len(points) for points in side] for side in (a, b)]
+    differences = [y - x for x, y in zip(*means, strict=True)]
+    sums, counts = clustered(differences, clusters)
+    low, high = bootstrap(sums, counts)
+    return {
+        "prompts": len(differences),
+        "a": round(sum(means[0]) / len(differences), 4),
+        "b": round(sum(means[1]) / len(differences), 4),
+        "difference": round(float(sums.sum() / counts.sum()), 4),
+        "interval_95": [round(low, 4), round(high, 4)] if len(sums) > 1 else None,
+        "p": round(sign_flip(sums / counts), 4),
+    }
+
+
+def _points(path: Path, bench: Bench) -> tuple[Points, set[tuple[str, str, str]]]:
+    """The tuned model's points, and who gave them: (judge, model, hash of the rubric)."""
+    run = load_run(path)
+    file = run.tribunal / "verdicts.jsonl"
+    if not file.is_file():
+        raise RunError(f"{path} holds no verdicts: let a Tribunal judge it with  noesis judge {path} --judge SPEC")
+    principles = {(judge, item.id): item.principles for judge in JUDGES for item in bench.rubrics[judge].items}
+    points: Points = defaultdict(lambda: defaultdict(list))
+    seats = set()
+    for line in file.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        prompt, who, _ = row["answer"].rsplit("/", 2)
+        for verdict in row["verdicts"] if who == "tuned" else ():
+            if verdict["status"] == "scored":
+                seats.add((verdict["judge"], verdict["model"], verdict["rubric_sha256"]))
+                for item in verdict["items"]:
+                    for principle in principles.get((verdict["judge"], item["id"]), ()):
+                        points[principle][prompt].append(item["score"] / 2)
+    return points, seats
+
+
+def _clusters(tribunal: Path) -> dict[str, str]:
+    """The cluster of each prompt that has a partner; only ids are read, so that no locked text is looked at."""
+    found = {}
+    for file in sorted((tribunal / "prompts").glob("*.jsonl")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line) if line.strip() else {}
+            if row.get("pair"):
+                found[row["id"]] = min(row["id"], row["pair"])
+    return found

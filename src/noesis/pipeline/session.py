@@ -1,0 +1,74 @@
+"""A run with what its stages share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from noesis.constitution.document import Constitution, load_constitution
+from noesis.core.config import Config
+from noesis.core.device import Device, detect
+from noesis.dataset.auxiliary import stored
+from noesis.dataset.load import read_examples
+from noesis.llm.embedded import Model
+from noesis.llm.hub import find_model
+from noesis.pipeline.training_set import material_of
+from noesis.planning.budget import Budget, budget_of
+from noesis.planning.plan import as_planned, compute_dtype
+from noesis.planning.pricing import rate
+from noesis.run.directory import Run, load_run
+from noesis.training.job import Material
+
+Records = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run with what its stages share."""
+
+    run: Run
+    config: Config
+    constitution: Constitution
+    model: Model
+    device: Device
+
+    def __post_init__(self) -> None:
+        self.run.usd_per_s = rate(self.device, self.config.training.budget.usd_per_hour)
+
+    def budget(self) -> Budget:
+        """What is left to spend, counted from the beginning of the stage that is at work."""
+        spent, seconds = self.run.spent()
+        section, rate_, since = self.config.training.budget, self.run.usd_per_s, self.run.metering
+        return budget_of(section, usd_per_s=rate_, spent_usd=spent, spent_seconds=seconds, since=since)
+
+    def examples(self, part: str) -> Records:
+        """The run's own copy of `train` or `eval`."""
+        return read_examples(self.run.data / f"{part}.jsonl", self.constitution)
+
+    def material(self) -> Material:
+        """The token rows that the method trains on, from the run's own copies."""
+        besides = stored(self.run.data)
+        held_out = self.examples("eval") if self.config.training.method != "sft" else []
+        return material_of(
+            self.config, self.model.path, self.examples("train"), self.constitution, held_out=held_out, besides=besides
+        )
+
+    @property
+    def as_trained(self) -> Config:
+        """The configuration with the base's storage that the plan settled on; what merges and scores must read."""
+        return as_planned(self.config, self.run.result("plan"))
+
+    @property
+    def arithmetic(self) -> str:
+        """The type that training computed in, whatever this machine would choose."""
+        stored = self.run.result("plan") or {}
+        return str(stored["setup"]["compute_dtype"]) if "setup" in stored else compute_dtype(self.config, self.device)
+
+
+def session_of(path: Path) -> Session:
+    """The session of an existing run, from what lies in it."""
+    run = load_run(path)
+    config = run.config()
+    constitution = load_constitution(run.data / "constitution.yaml")
+    return Session(run, config, constitution, find_model(config.training.model, config.training.revision), detect())

@@ -1,0 +1,72 @@
+"""Stage judge: base against tuned on the held-out examples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from noesis.core.console import say
+from noesis.core.files import write_json, write_jsonl
+from noesis.dataset.load import evenly_spread
+from noesis.pipeline.answers import _answers
+from noesis.pipeline.session import Session
+from noesis.pipeline.stages.choose import BASE, score
+from noesis.planning.budget import require_left
+
+
+def run_judge(s: Session, *, again: bool = False, answers: bool = True) -> dict[str, Any]:
+    """Base against tuned on the held-out examples: probabilities, answers (unless they are not wanted), the offline screen; and the court's empty bench."""
+    from noesis.tribunal.court import empty_bench
+    from noesis.tribunal.heldout import compare
+    from noesis.tribunal.offline_screen import NAME, screen, tally
+
+    def work() -> dict[str, Any]:
+        require_left(s.budget(), "judging")
+        held_out = s.examples("eval")
+        chosen = s.run.adapter().name
+        scores = score(s, [chosen])
+        preference = compare([r["id"] for r in held_out], scores[BASE], scores[chosen]) | {"adapter": chosen}
+        asked = evenly_spread(held_out, s.config.training.tribunal.answers if answers else 0)
+        said = _answers(s, asked)
+        rows = []
+        for record, base, tuned in zip(asked, said["base"], said["tuned"], strict=True):
+            rows.append(
+                {
+                    "id": record["id"],
+                    "language": record.get("language", "pt"),
+                    "category": record["category"],
+                    "prompt": record["prompt"],
+                    "turns": record.get("turns") or [],
+                    "base": {"answer": base, "flags": screen(base, record, s.constitution)},
+                    "tuned": {"answer": tuned, "flags": screen(tuned, record, s.constitution)},
+                    "written": record["response_revised"],
+                }
+            )
+        write_jsonl(s.run.tribunal / "answers.jsonl", rows)
+        summary = {
+            "preference": preference,
+            "screen": {"name": NAME, **{who: tally([row[who]["flags"] for row in rows]) for who in ("base", "tuned")}},
+            "court": empty_bench(s.config.training.tribunal),
+        }
+        write_json(s.run.tribunal / "summary.json", summary)
+        return summary
+
+    result = s.run.perform(
+        "judge", work, lambda: [s.run.tribunal / "answers.jsonl", s.run.tribunal / "summary.json"], again=again
+    )
+    show_judgement(result)
+    return result
+
+
+def show_judgement(result: dict[str, Any]) -> None:
+    """Print what the judge stage found."""
+    preference = result["preference"]
+    b, t, n = preference["base"], preference["tuned"], preference["examples"]
+    say(f"  held-out loss          {b['held_out_loss']:.4f} → {t['held_out_loss']:.4f}")
+    say(
+        f"  preference accuracy    {b['preferred']}/{n} → {t['preferred']}/{n} (95% interval now {t['interval_95'][0]:.2f} to {t['interval_95'][1]:.2f})"
+    )
+    found = result["screen"]
+    say(
+        f"  {found['name']}: {found['base']['flagged']} → {found['tuned']['flagged']} of {found['tuned']['answers']} answers flagged"
+    )
+    say(f"  Tribunal (Veritas, Sophia, Dikē): {result['court']['verdict']}: {result['court']['reason']}")

@@ -1,0 +1,73 @@
+"""Stage merge: adapter and base into one model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from noesis.core.config import Quantization
+from noesis.core.console import say, size
+from noesis.core.errors import RunError
+from noesis.core.files import sha256_file
+from noesis.pipeline.gguf_files import lineage
+from noesis.pipeline.session import Session
+from noesis.planning.budget import require_left
+
+
+def run_merge(s: Session, *, again: bool = False, original: bool = False) -> dict[str, Any]:
+    """Adapter + base → a standalone model.
+
+    Args:
+        original: into the base's original weights, though it was trained against dequantised ones.
+    """
+    from noesis.release.merge_weights import merge as merge_weights
+    from noesis.release.model_card import model_card
+
+    def work() -> dict[str, Any]:
+        require_left(s.budget(), "merging")
+        require_own(s)
+        card = model_card(s.run.merged.name, s.config.training.model, s.model.licence, s.run.manifest)
+        into = basis(s, original=original)
+        result = merge_weights(
+            s.model.path,
+            s.run.adapter(),
+            s.run.merged,
+            quantization=into,
+            dtype=s.arithmetic,
+            card=card,
+            lineage=lineage(s),
+        )
+        return result | {"basis": "original" if original else "trained"}
+
+    before = (s.run.result("merge") or {}).get("basis", "trained")
+    again = again or before != ("original" if original else "trained")
+    result = s.run.perform("merge", work, lambda: [p for p in s.run.merged.iterdir() if p.is_file()], again=again)
+    say(
+        f"  {result['merged_tensors']} of {result['tensors']} tensors merged into {result['into']}; {size(result['bytes'])} → {s.run.merged}"
+    )
+    if other := result.get("originals"):
+        away, own = other["relative_difference"], other["relative_update"]
+        say(f"  the original weights are {away:.1%} of their norm away from those; the adapter moves them by {own:.1%}")
+    return result
+
+
+def basis(s: Session, *, original: bool = False) -> Quantization:
+    """How the weights that the adapter goes into were stored: as in training, or not at all."""
+    trained = s.as_trained.lora.quantization
+    return trained.model_copy(update={"load_in_4bit": False}) if original else trained
+
+
+def require_own(s: Session) -> None:
+    """Base and adapter are those of the training.
+
+    Raises:
+        RunError: the base model here is another revision, or the adapter's file was changed.
+    """
+    trained_on = s.run.manifest["identity"]["revision"]
+    if s.model.revision != trained_on:
+        raise RunError(
+            f"{s.run.path} was trained on {s.config.training.model} {trained_on}, here is {s.model.revision}: fetch that revision, or train again"
+        )
+    file = s.run.adapter() / "adapter_model.safetensors"
+    known = s.run.manifest["stages"].get("train", {}).get("outputs", {}).get(file.relative_to(s.run.path).as_posix())
+    if known is not None and sha256_file(file) != known["sha256"]:
+        raise RunError(f"{file} is not the file that training left (its hash differs): restore it, or train again")

@@ -1,0 +1,100 @@
+"""A run with what its stages share: opened for given settings and data, or found again from what lies in its directory."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from noesis.constitution.document import load_constitution
+from noesis.core.config import Config
+from noesis.core.console import say
+from noesis.core.device import detect
+from noesis.core.files import write_json, write_jsonl
+from noesis.core.project import Project
+from noesis.dataset.auxiliary import besides, data_hash
+from noesis.dataset.load import read_exports, split_sources
+from noesis.dataset.statistics import describe
+from noesis.llm.hub import find_model
+from noesis.pipeline.resume_fork import adopt, parent_of
+from noesis.pipeline.resume_fork import resume as resume_run
+from noesis.pipeline.session import Records, Session
+from noesis.run.directory import open_run
+
+
+def from_sources(project: Project, config: Config) -> tuple[Records, Records]:
+    """Validate the hand-written examples and split them (train, held out)."""
+    return split_sources(
+        project.sources(config.training.data.language), load_constitution(project.constitution), config
+    )
+
+
+def from_exports(folder: Path, project: Project) -> tuple[Records, Records]:
+    """Read files that were exported before (train, held out)."""
+    return read_exports(folder, load_constitution(project.constitution))
+
+
+def new_session(
+    project: Project,
+    config: Config,
+    path: Path,
+    data: tuple[Records, Records],
+    *,
+    fresh: bool = False,
+    archive_to: Path | None = None,
+    resume: bool = False,
+    fork: Path | None = None,
+) -> Session:
+    """Open the run at `path` for these settings and data; its copy of data and constitution is written if it is new.
+
+    Args:
+        resume: refuse if another run lies there, instead of archiving it; more epochs are added to it.
+        fork: begin with the adapter of this run.
+    """
+    train, held_out = data
+    constitution = load_constitution(project.constitution)
+    model = find_model(config.training.model, config.training.revision)
+    train = subset(train, config)
+    more = besides(project, config, train, held_out)
+    identity = {
+        "config_sha256": config.digest(),
+        "dataset_sha256": data_hash(train, held_out, more),
+        "constitution_sha256": constitution.digest(),
+        "base_model": config.training.model,
+        "revision": model.revision,
+    }
+    parent = parent_of(fork, path) if fork else None
+    if parent:
+        identity["parent_sha256"] = parent["adapter_sha256"]
+    if resume:
+        resume_run(path, identity, config)
+    run = open_run(path, identity, config, fresh=fresh, archive_to=archive_to)
+    if parent and fork:
+        adopt(run, fork, parent)
+    if run.config() != config:  # what does not decide the adapter, such as the budget, holds as asked for last
+        write_json(run.path / "config.json", config.model_dump(mode="json"))
+
+    def work() -> dict[str, Any]:
+        write_jsonl(run.data / "train.jsonl", train)
+        write_jsonl(run.data / "eval.jsonl", held_out)
+        for name, rows in more.items():
+            write_jsonl(run.data / f"{name}.jsonl", rows)
+        run.data.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(project.constitution, run.data / "constitution.yaml")
+        statistics = describe(run.data / "train.jsonl", run.data / "eval.jsonl", constitution, config)
+        write_json(run.data / "statistics.json", statistics)
+        return statistics
+
+    statistics = run.perform("export", work, lambda: sorted(run.data.iterdir()))
+    say(f"  {statistics['train']['examples']} to train on, {statistics['eval']['examples']} held out → {run.data}")
+    return Session(run, config, constitution, model, detect())
+
+
+def subset(train: Records, config: Config) -> Records:
+    """The examples that `max_examples` leaves: the same ones for the same seed."""
+    if config.max_examples is None:
+        return train
+    return sorted(train, key=lambda r: hashlib.sha256(f"{config.training.seed}:{r['id']}".encode()).hexdigest())[
+        : config.max_examples
+    ]

@@ -1,0 +1,137 @@
+"""How large a model is: from its config.json, or from `models.yaml`, which knows the usual ones without their files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from noesis.core.errors import ModelError
+
+FILE = Path(__file__).with_name("models.yaml")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama-like model's size, from its config.json."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool
+
+    @property
+    def query(self) -> int:
+        """Width of the queries, and of the attention's output."""
+        return self.heads * self.head_dim
+
+    @property
+    def key(self) -> int:
+        """Width of the keys, and of the values."""
+        return self.kv_heads * self.head_dim
+
+    def linear(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of each projection of one layer."""
+        q, kv, h, i = self.query, self.key, self.hidden, self.intermediate
+        return {
+            "q_proj": (h, q),
+            "k_proj": (h, kv),
+            "v_proj": (h, kv),
+            "o_proj": (q, h),
+            "gate_proj": (h, i),
+            "up_proj": (h, i),
+            "down_proj": (i, h),
+        }
+
+    @cached_property
+    def linear_weights(self) -> int:
+        return self.layers * sum(a * b for a, b in self.linear().values())
+
+    @property
+    def embedding_weights(self) -> int:
+        return self.vocabulary * self.hidden
+
+    @property
+    def outer_weights(self) -> int:
+        """Embeddings and output layer, which are never quantised."""
+        return self.embedding_weights * (1 if self.tied else 2)
+
+    @property
+    def parameters(self) -> int:
+        return self.linear_weights + self.outer_weights
+
+    def adapter_weights(self, r: int, modules: tuple[str, ...]) -> int:
+        return self.layers * sum(r * (a + b) for name, (a, b) in self.linear().items() if name in modules)
+
+
+@dataclass(frozen=True)
+class TokenRatio:
+    """What a tokenizer usually makes of text: tokens of a UTF-8 byte by language, their relative error, tokens of the template a row."""
+
+    pt: float
+    en: float
+    plus_minus: float
+    frame: int
+
+
+@dataclass(frozen=True)
+class Known:
+    """A model that `models.yaml` describes."""
+
+    name: str
+    shape: Shape
+    gated: bool
+    ratio: TokenRatio
+
+
+def known_model(name: str) -> Known | None:
+    """The bundled description of a Hub name; None for other names."""
+    return _known().get(name.casefold())
+
+
+@cache
+def _known() -> dict[str, Known]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    raw: dict[str, Any] = yaml.load(FILE.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506
+    found = {}
+    names = [field.name for field in fields(Shape)]
+    for entry in raw["models"]:
+        sizes = dict(zip(names, entry["size"], strict=True))
+        shape, ratio = (
+            Shape(**{**sizes, "tied": bool(sizes["tied"])}),
+            TokenRatio(**raw["tokenizers"][entry["tokenizer"]]),
+        )
+        for name in entry["names"]:
+            found[name.casefold()] = Known(name, shape, entry["gated"], ratio)
+    return found
+
+
+def read_shape(folder: Path) -> Shape:
+    """The shape of the model in `folder`.
+
+    Raises:
+        ModelError: config.json is missing or describes no Llama-like model.
+    """
+    try:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        heads, hidden = int(raw["num_attention_heads"]), int(raw["hidden_size"])
+        return Shape(
+            layers=int(raw["num_hidden_layers"]),
+            hidden=hidden,
+            intermediate=int(raw["intermediate_size"]),
+            heads=heads,
+            kv_heads=int(raw.get("num_key_value_heads") or heads),
+            head_dim=int(raw.get("head_dim") or hidden // heads),
+            vocabulary=int(raw["vocab_size"]),
+            tied=bool(raw.get("tie_word_embeddings", False)),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder / 'config.json'} does not describe a Llama-like model: {error!r}") from None

@@ -1,0 +1,111 @@
+"""Which tensor of a GGUF is stored in which type, and the rounding itself, by the C function that llama.cpp uses.
+
+The mix of types of Q4_K_M and what replaces a K-quant where rows do not divide by 256 are llama.cpp's (MIT). SmolLM2's width is 576:
+its "Q4_K_M" is mostly Q5_0.
+"""
+
+from __future__ import annotations
+
+import ctypes as c
+import re
+from functools import lru_cache
+from typing import Any
+
+from noesis.core.errors import MissingExtra, ModelError
+
+KINDS = ("f32", "f16", "q8_0", "q4_k_m")
+FALLBACK = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}  # where a row does not divide by 256
+BITS = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5, "q4_k_m": 5.8}  # a weight, at most, for the room a file needs
+
+
+def storage(kind: str, name: str, shape: tuple[int, ...], *, layers: int, has_output: bool) -> Any:
+    """The type in which a tensor is stored.
+
+    Args:
+        kind: one of KINDS.
+        name: llama.cpp's.
+        shape: as Hugging Face has it, (out, in).
+        layers: of the model; the first and last eighths and every third between get more bits.
+        has_output: whether the output layer is a tensor of its own.
+    """
+    from gguf import GGMLQuantizationType as Type
+    from gguf.constants import GGML_QUANT_SIZES
+
+    if len(shape) != 2 or kind == "f32":
+        return Type.F32
+    if kind == "f16":
+        return Type.F16
+    wanted = "Q8_0"
+    if kind == "q4_k_m":
+        wanted = "Q4_K"
+        block = re.match(r"blk\.(\d+)\.(?:attn_v|ffn_down)\.weight$", name)
+        # of a tied pair the embedding is the output
+        output = name == "output.weight" or (name == "token_embd.weight" and not has_output)
+        if output:
+            wanted = "Q6_K" if shape[1] % 256 == 0 else "Q8_0"
+        elif block and _more_bits(int(block.group(1)), layers):
+            wanted = "Q6_K"
+        if shape[1] % 256:
+            wanted = FALLBACK.get(wanted, wanted)
+    found = Type[wanted]
+    return found if shape[1] % GGML_QUANT_SIZES[found][0] == 0 else Type.F16
+
+
+def _more_bits(layer: int, layers: int) -> bool:
+    eighth = layers // 8
+    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
+
+
+def row_bytes(stored: Any, columns: int) -> int:
+    """Bytes of one row of `columns` numbers."""
+    from gguf.constants import GGML_QUANT_SIZES
+
+    block, size = GGML_QUANT_SIZES[stored]
+    return int(columns // block * size)
+
+
+def rounded(rows: Any, stored: Any) -> Any:
+    """`rows` (float32, one or two dimensions) in the type `stored`, as an array whose bytes go into the file.
+
+    Raises:
+        ModelError: a number is not finite, or does not fit a half (F16 ends at 65,504).
+    """
+    import numpy as np
+    from gguf import GGMLQuantizationType as Type
+
+    if stored == Type.F32:
+        return np.ascontiguousarray(rows, dtype=np.float32)
+    if stored == Type.F16:
+        with np.errstate(over="ignore"):
+            halves = rows.astype(np.float16)
+        if not np.isfinite(halves).all():
+            raise ModelError(
+                f"a weight of {float(np.abs(rows).max()):.3g} does not fit F16: choose --quant f32 or q8_0"
+            )
+        return halves
+    rows = np.ascontiguousarray(rows, dtype=np.float32)
+    if not np.isfinite(rows).all():
+        raise ModelError("a weight is not a finite number: the model is damaged, or training went wrong")
+    out = np.empty((rows.shape[0], row_bytes(stored, rows.shape[1])), dtype=np.uint8)
+    lib = _library()
+    written = lib.ggml_quantize_chunk(
+        int(stored), rows.ctypes.data, out.ctypes.data, 0, rows.shape[0], rows.shape[1], None
+    )
+    if written != out.nbytes:
+        raise ModelError(
+            f"llama.cpp's quantiser wrote {written} bytes for {out.nbytes}: install the pinned xllamacpp (constraints.txt)"
+        )
+    return out
+
+
+@lru_cache(maxsize=1)
+def _library() -> Any:
+    """llama.cpp's shared library with the quantiser declared."""
+    try:
+        import xllamacpp
+    except ImportError:
+        raise MissingExtra("xllamacpp", "gguf") from None
+    lib = c.CDLL(str(xllamacpp.xllamacpp.__file__))
+    lib.ggml_quantize_chunk.restype = c.c_size_t
+    lib.ggml_quantize_chunk.argtypes = [c.c_int, c.c_void_p, c.c_void_p, c.c_int64, c.c_int64, c.c_int64, c.c_void_p]
+    return lib

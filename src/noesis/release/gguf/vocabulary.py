@@ -1,0 +1,197 @@
+"""A model's tokenizer as GGUF metadata: byte-level BPE, and pieces with bytes as a last resort (SentencePiece).
+
+How text is cut before BPE has a name in llama.cpp, found by a hash of the ids of one hard text. The text and the table of hashes are
+llama.cpp's (MIT, `convert_hf_to_gguf.py`). The hash proves nothing by itself; the certificate compares token ids on 500 strings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+from noesis.llm.tokenizer import load_tokenizer
+from noesis.release.gguf.families import refused
+
+PROBE = (
+    "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶\u200d🌫️ (multiple emojis concatenated) ✅ 🦙🦙 3 33 333 3333 33333 333333 3333333 33333333 "
+    "3.3 3..3 3...3 កាន់តែពិសេសអាច😁 ?我想在apple工作1314151天～ ------======= нещо на Български ''''''```````\"\"\"\"......!!!!!!?????? "
+    "I've been 'told he's there, 'RE you sure? 'M not sure I'll make it, 'D you like some tea? We'Ve a'lL"
+)
+# Of the four families only; without a post-processor that adds BOS Llama 3's ids, and so its hash, are others.
+HASHES = {
+    "0ef9807a4087ebef797fc749390439009c3b9eda9ad1a097abbe738f486c01e5": "llama-bpe",
+    "c136ed14d01c2745d4f60a9596ae66800e2b61fa45643e72436041855ad4089d": "smaug-bpe",
+    "855059429035d75a914d1eda9f10a876752e281a054a7a3d421ef0533e5b6249": "smollm",
+    "3ce83efda5659b07b1ad37ca97ca5797ea4285d9b9ab0dc679e4a720c9da7454": "gpt-2",
+    "e636dc30a262dcc0d8c323492e32ae2b70728f4df7dfe9737d9f920a282b8aea": "qwen2",
+    "b3f499bb4255f8ca19fccd664443283318f2fd2414d5e0b040fbdd0cc195d6c5": "deepseek-r1-qwen",
+    "63b97e4253352e6f357cc59ea5b583e3a680eaeaf2632188c2b952de2588485e": "tekken",
+}
+# The patterns of Llama 3 and Qwen2, which differ in how many digits stay together.
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+PATTERNS = {
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _REST: "llama-bpe",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _REST: "qwen2",
+}
+
+
+def write_vocabulary(writer: Any, model: Path, config: dict[str, Any]) -> None:
+    """Tokens, merges or scores, special ids and the chat template.
+
+    Raises:
+        ModelError: a kind of tokenizer that is not supported.
+    """
+    raw = read_tokenizer(model)
+    if raw["model"]["type"] != "BPE":
+        raise refused(model, f"a {raw['model']['type']} tokenizer can't be converted here")
+    tokenizer = load_tokenizer(model)
+    if raw["model"].get("byte_fallback"):
+        _pieces(writer, raw, config)
+    else:
+        _bytes(writer, raw, config, pre_tokenizer(raw, tokenizer.backend, model))
+    for key, add in (
+        ("bos_token", writer.add_bos_token_id),
+        ("eos_token", writer.add_eos_token_id),
+        ("unk_token", writer.add_unk_token_id),
+        ("pad_token", writer.add_pad_token_id),
+    ):
+        token = tokenizer.special.get(key)
+        token_id = tokenizer.backend.token_to_id(token) if token else None
+        if token_id is not None:
+            add(token_id)
+    writer.add_add_bos_token(adds_bos(tokenizer))
+    writer.add_add_eos_token(False)
+    writer.add_chat_template(chat_template(model))
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts a BOS before a text of itself."""
+    bos = tokenizer.special.get("bos_token")
+    return bool(bos) and tokenizer.backend.encode("a").ids[:1] == [tokenizer.backend.token_to_id(bos)]
+
+
+def chat_template(model: Path) -> str:
+    """The model's own chat template, as it is."""
+    file = model / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))["chat_template"]
+    return str(
+        template if isinstance(template, str) else next(t["template"] for t in template if t.get("name") == "default")
+    )
+
+
+def pre_tokenizer(raw: dict[str, Any], backend: Any, model: Path) -> str:
+    """llama.cpp's name of the way in which text is cut before BPE: by hash, else by the structure of tokenizer.json.
+
+    Raises:
+        ModelError: a way that is not known here.
+    """
+    found = hashlib.sha256(str(backend.encode(PROBE).ids).encode()).hexdigest()
+    if found in HASHES:
+        return HASHES[found]
+    steps = raw.get("pre_tokenizer") or {}
+    steps = steps.get("pretokenizers", [steps])
+    kinds = [step.get("type") for step in steps]
+    if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits") and steps[1].get("use_regex", True):
+        return "smollm"
+    if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
+        return "gpt-2"
+    if kinds == ["Split", "ByteLevel"]:
+        pattern = str(steps[0].get("pattern", {}).get("Regex", ""))
+        if pattern in PATTERNS:
+            return PATTERNS[pattern]
+    raise refused(model, f"this tokenizer's pre-tokenizer ({', '.join(map(str, kinds))}) is not known here")
+
+
+def _bytes(writer: Any, raw: dict[str, Any], config: dict[str, Any], pre: str) -> None:
+    """Byte-level BPE: Llama 3, Qwen2, SmolLM2, Mistral's Tekken."""
+    texts, kinds = _tokens(raw, int(config["vocab_size"]))
+    merges = [
+        m if isinstance(m, str) else " ".join(part.replace(" ", "Ġ") for part in m) for m in raw["model"]["merges"]
+    ]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(texts)
+    writer.add_token_types(kinds)
+    writer.add_token_merges(merges)
+    writer.add_add_space_prefix(False)
+
+
+def _pieces(writer: Any, raw: dict[str, Any], config: dict[str, Any]) -> None:
+    """Pieces of text with `▁` for a space (Mistral, Gemma). llama.cpp joins the neighbours whose result scores highest; the order of the
+    merges gives the same scores, since it was made from them."""
+    import gguf
+
+    texts, kinds = _tokens(raw, int(config["vocab_size"]))
+    rank: dict[str, int] = {}
+    for i, merge in enumerate(raw["model"]["merges"]):
+        rank.setdefault("".join(merge.split(" ") if isinstance(merge, str) else merge), i)
+    scores = [float(-rank[text] - 1) if text in rank else -1e6 for text in texts]
+    unknown = raw["model"].get("unk_token")
+    for i, text in enumerate(texts):
+        if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", text):
+            kinds[i] = gguf.TokenType.BYTE
+        elif text == unknown:
+            kinds[i] = gguf.TokenType.UNKNOWN
+        elif kinds[i] == gguf.TokenType.USER_DEFINED:
+            texts[i] = text.replace("▁", " ")
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(texts)
+    writer.add_token_scores(scores)
+    writer.add_token_types(kinds)
+    writer.add_add_space_prefix(_space_prefix(raw))
+
+
+def _space_prefix(raw: dict[str, Any]) -> bool:
+    """Whether the tokenizer puts a space before a text, and after each control token, as llama.cpp would."""
+    cut = raw.get("pre_tokenizer") or {}
+    return any(step.get("type") == "Prepend" for step in _normalizers(raw)) or (
+        cut.get("type") == "Metaspace" and cut.get("prepend_scheme") == "always"
+    )
+
+
+def comparable(text: str, raw: dict[str, Any], bos: str | None) -> str:
+    """`text` as both tokenizers must read it alike: two things llama.cpp leaves out by design, and no chat is touched by the second.
+
+    Qwen2's tokenizer composes characters first (NFC), llama.cpp takes them as they come. Mistral 0.3's puts a space before the first
+    word of a text that begins without a control token, which no rendered conversation does.
+    """
+    for step in _normalizers(raw):
+        if step.get("type") in ("NFC", "NFKC"):
+            text = unicodedata.normalize(step["type"], text)
+    cut = raw.get("pre_tokenizer") or {}
+    return f"{bos}{text}" if bos and cut.get("type") == "Metaspace" and cut.get("prepend_scheme") == "first" else text
+
+
+def read_tokenizer(model: Path) -> dict[str, Any]:
+    """tokenizer.json, as it is."""
+    return dict(json.loads((model / "tokenizer.json").read_text(encoding="utf-8")))
+
+
+def _normalizers(raw: dict[str, Any]) -> list[dict[str, Any]]:
+    steps = raw.get("normalizer") or {}
+    return list(steps.get("normalizers", [steps]))
+
+
+def _tokens(raw: dict[str, Any], size: int) -> tuple[list[str], list[Any]]:
+    """(text, kind) of each id below `size`; ids that no token has are padding."""
+    import gguf
+
+    added = {int(t["id"]): t for t in raw["added_tokens"]}
+    by_id = {int(i): text for text, i in raw["model"]["vocab"].items()} | {i: t["content"] for i, t in added.items()}
+    texts, kinds = [], []
+    for i in range(size):
+        texts.append(by_id.get(i, f"[PAD{i}]"))
+        if i not in by_id:
+            kinds.append(gguf.TokenType.UNUSED)
+        elif i in added:
+            kinds.append(gguf.TokenType.CONTROL if added[i].get("special") else gguf.TokenType.USER_DEFINED)
+        else:
+            kinds.append(gguf.TokenType.NORMAL)
+    return texts, kinds

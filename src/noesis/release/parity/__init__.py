@@ -1,0 +1,1 @@
+"""Proof that a GGUF file behaves like the model that was trained."""

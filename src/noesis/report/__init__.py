@@ -1,1 +1,0 @@
-"""A run directory as one self-contained page."""

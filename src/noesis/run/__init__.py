@@ -1,0 +1,1 @@
+"""The run directory as storage: manifest, stages, ledger, archive, metrics."""

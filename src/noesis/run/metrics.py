@@ -1,0 +1,39 @@
+"""metrics.jsonl: one line a step, as training writes it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, one a step; a step that was repeated after an interruption counts once, its last time."""
+    if not file.is_file():
+        return []
+    lines = {}
+    for text in file.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # a line cut off when the process was killed
+        lines[line["step"]] = line
+    return [lines[step] for step in sorted(lines)]
+
+
+def losses_by_epoch(lines: list[dict[str, Any]], epochs: int) -> dict[str, float | None]:
+    """The mean training loss of each epoch; None for one without a step."""
+    losses = {}
+    for epoch in range(epochs):
+        of_epoch = [line["loss"] for line in lines if epoch < line["epoch"] <= epoch + 1]
+        losses[f"epoch_{epoch}"] = round(sum(of_epoch) / len(of_epoch), 6) if of_epoch else None
+    return losses
+
+
+def held_out_figures(lines: list[dict[str, Any]], pairs: int) -> dict[str, Any]:
+    """Preference training's figures on the held-out pairs after each epoch, from its metrics."""
+    names = ("held_out_reward_accuracy", "held_out_reward_margin", "held_out_loss")
+    found = [
+        {name.removeprefix("held_out_"): round(line[name], 6) for name in names} for line in lines if names[0] in line
+    ]
+    return {"pairs": pairs, "by_epoch": found}

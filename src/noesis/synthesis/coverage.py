@@ -1,0 +1,178 @@
+"""`noesis constitution check`: does the document hold together, and does each principle reach data and judgement?
+
+What tests a principle is written once, with the judges' items (`principles:` in data/tribunal/judges/*.yaml); here it is only derived.
+Mistakes (exit code 1): in the document itself, an item that tests nothing or a principle that does not exist, an example that names one.
+Gaps are listed and no mistake: a principle without example, item, prompt or request. Of the Tribunal's prompts the open half is counted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from noesis.constitution.document import Constitution, Mistake, read_constitution
+from noesis.core.project import Project
+from noesis.core.yaml_file import line_of
+from noesis.dataset.jsonl import Piece, find_files, lines
+from noesis.tribunal.rubric import JUDGES, Bench, RubricItem, load_bench
+from noesis.tribunal.suite import Item, read_suite
+
+
+@dataclass
+class Cover:
+    """What one principle reaches.
+
+    examples: ids of the hand-written examples that name it, by language
+    items: judges' items that test it, `veritas.acerto`
+    prompts: ids of the Tribunal's open prompts to whose answers one of those items is put
+    """
+
+    principle: str
+    value: str
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    items: list[str] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+    gaps: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Coverage:
+    """What `check` found. judges, suite: whether there are such files at all."""
+
+    constitution: Constitution | None
+    covers: list[Cover] = field(default_factory=list)
+    mistakes: list[Mistake] = field(default_factory=list)
+    judges: bool = False
+    suite: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "mistakes": [str(m) for m in self.mistakes],
+            "principles": [
+                {"id": c.principle, "value": c.value, "items": c.items, "prompts": len(c.prompts), "gaps": c.gaps}
+                | {"examples": {language: len(ids) for language, ids in c.examples.items()}}
+                for c in self.covers
+            ],
+        }
+
+
+def check(project: Project) -> Coverage:
+    """Read everything that follows from the constitution and hold it against the constitution.
+
+    Raises:
+        ConstitutionError: the document is missing or no YAML. ConfigError, DataError: a judge or a prompt can't be read.
+    """
+    constitution, mistakes = read_constitution(project.constitution)
+    if constitution is None:
+        return Coverage(None, mistakes=mistakes)
+    found = Coverage(constitution)
+    tribunal = project.data / "tribunal"
+    found.judges = (tribunal / "judges").is_dir()
+    found.suite = any((tribunal / "prompts").glob("*.jsonl"))
+    bench = load_bench(tribunal / "judges") if found.judges else None
+    suite = read_suite(tribunal, "dev") if found.suite else []
+    found.covers = covers(constitution, bench, suite)
+    if bench is not None:
+        found.mistakes += items_mistakes(constitution, bench, tribunal / "judges")
+    _count_examples(project, constitution, found)
+    for cover in found.covers:
+        cover.gaps = list(_gaps(cover, constitution, found))
+    return found
+
+
+def covers(constitution: Constitution, bench: Bench | None, suite: Sequence[Item]) -> list[Cover]:
+    """Each principle with the items that test it and the prompts that they are put to; examples are not counted."""
+    found = []
+    for principle in constitution.principles:
+        cover = Cover(principle.id, principle.value)
+        items = items_of(bench, principle.id) if bench else []
+        cover.items = [name for name, _ in items]
+        cover.prompts = [
+            p.id for p in suite if not p.check and any(item.applies_to(p.model_dump(mode="json")) for _, item in items)
+        ]
+        found.append(cover)
+    return found
+
+
+def items_of(bench: Bench, principle: str) -> list[tuple[str, RubricItem]]:
+    """(judge.item, item) of the items that test a principle."""
+    return [
+        (f"{judge}.{item.id}", item)
+        for judge in JUDGES
+        for item in bench.rubrics[judge].items
+        if principle in item.principles
+    ]
+
+
+def items_mistakes(constitution: Constitution, bench: Bench, folder: Path) -> list[Mistake]:
+    """Items that name no principle, or one that the constitution does not have."""
+    found = []
+    for judge in JUDGES:
+        file = folder / f"{judge}.yaml"
+        for i, item in enumerate(bench.rubrics[judge].items):
+            if not item.principles:
+                found.append(
+                    Mistake(
+                        file,
+                        line_of(file, ("items", i)),
+                        f"the item {item.id!r} tests nothing: name the principles that it tests (principles: […])",
+                    )
+                )
+            for k, name in enumerate(item.principles):
+                if name not in constitution.principle_ids:
+                    line = line_of(file, ("items", i, "principles", k))
+                    found.append(
+                        Mistake(
+                            file, line, f"the item {item.id!r} tests {name!r}, which the constitution does not have"
+                        )
+                    )
+    return found
+
+
+def _count_examples(project: Project, constitution: Constitution, found: Coverage) -> None:
+    by_id = {cover.principle: cover for cover in found.covers}
+    for language in ("pt", "en"):
+        folder = project.sources("en" if language == "en" else "pt")[0]
+        files = find_files([folder]) if any(folder.glob("*.jsonl")) else []
+        for cover in found.covers:
+            cover.examples[language] = []
+        for file in files:
+            for number, _, line in lines(Piece(file, 0, file.stat().st_size)):
+                row = _row(line)
+                for name in row.get("principles") or ():
+                    if name in by_id:
+                        by_id[name].examples[language].append(str(row.get("id")))
+                    else:
+                        found.mistakes.append(
+                            Mistake(
+                                file,
+                                number + 1,
+                                f"{row.get('id')} names the principle {name!r}, which the constitution does not have",
+                            )
+                        )
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """The object in a line; an empty one where there is none (`noesis data validate` says what is wrong with it)."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+def _gaps(cover: Cover, constitution: Constitution, found: Coverage) -> Any:
+    for language, ids in cover.examples.items():
+        if not ids:
+            yield f"no example in {language} names it"
+    if not cover.items:
+        yield "no judge's item tests it" if found.judges else "no judges here"
+    elif not cover.prompts:
+        yield "no prompt puts an item of it to an answer" if found.suite else "no prompts here"
+    principle = constitution.principle(cover.principle)
+    for name in ("critique", "revision"):
+        if getattr(principle, name) is None:
+            yield f"no {name} request: it is asked for in general words"

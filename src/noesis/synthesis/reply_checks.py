@@ -1,0 +1,147 @@
+"""What a model's reply is worth: cleaned of what small models wrap around it, and what is wrong with it. Plain code, no judge.
+
+An answer can be turned down as empty, refusing, in another language, looping, cut off, a copy of what it was to criticise or mend, one
+that speaks of the critique instead of using it, or one with emojis: repeated closings and emojis in revisions have led a model trained
+on them to collapse (arXiv 2504.04918).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from noesis.constitution.dialogue import hide_analysis
+from noesis.constitution.document import Constitution
+from noesis.core.language import other_language
+from noesis.core.text import invisible, normalised, placeholder
+from noesis.dataset.schema import MIN_REVISED
+from noesis.llm.clients.protocol import Reply
+from noesis.tribunal.offline_screen import screen
+
+Kind = Literal["initial", "critique", "revision"]
+COPIED_RUN = 10  # words in a row of the critique that a revision may not hold, unless prompt or answer held them first
+COPIED_SHARE = 0.8  # share of a text's three-word runs from which it is a copy
+EMOJI = re.compile("[\U0001f000-\U0001faff\u2600-\u27bf\u2b50\u2b55\u231a\u231b\u23e9-\u23f3\ufe0f\u20e3]")
+_LABEL = re.compile(
+    r"^\W*(?:(?:the |a )?(?:critique|revised answer|revision|new answer|rewritten answer|answer|response)"
+    r"|crítica|revisão|resposta(?: (?:nova|revisada|reescrita))?"
+    r"|here(?:'s| is) (?:the|a|my) (?:\w+ ){0,2}(?:critique|answer|response|version)[^\n:]{0,40}"
+    r"|(?:aqui está|segue) (?:a|uma) (?:\w+ ){0,2}(?:crítica|resposta|versão)[^\n:]{0,40})"
+    r"\W{0,3}:\W*",
+    re.IGNORECASE,
+)
+_THOUGHT = re.compile(r"^\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
+_WRAPPING = re.compile(r"<{2,}[^<>\n]{0,60}>{2,}|‹{2,}[^‹›\n]{0,60}›{2,}")
+_SPEAKS_OF_WORK = re.compile(
+    r"\b(?:the|this|your) critique\b|\b(?:revised|previous|original|old|new) (?:answer|response)\b|\bas (?:an? )?(?:revision|rewrite)\b|\bthe principle of\b"
+    r"|\b(?:a|essa|esta|sua) crítica (?:aponta|diz|acima|anterior|feita)|\bresposta (?:revisada|reescrita|original|anterior|antiga|nova)\b"
+    r"|\bo princípio (?:de|diz|pede)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a reply is an answer to; `answer` and `critique` were before the model, and it must not copy them."""
+
+    kind: Kind
+    prompt: str
+    language: str
+    stance: str | None = None
+    answer: str = ""
+    critique: str = ""
+
+
+def cleaned(text: str) -> str:
+    """A reply without what models put around it: thoughts, an analysis block, marks, labels, quotation marks."""
+    text = hide_analysis(_THOUGHT.sub("", text))
+    text = _WRAPPING.sub("", text).strip()
+    text = _LABEL.sub("", text, count=1).strip()
+    if len(text) > 2 and text[0] in '"“«' and text[-1] in '"”»' and not any(c in text[1:-1] for c in '"“”«»'):
+        text = text[1:-1].strip()
+    return text
+
+
+def up_to_a_sentence(text: str) -> str:
+    """A text that was cut off, up to its last whole sentence; empty if that is less than half of it."""
+    ends = [m.end() for m in re.finditer(r"[.!?…][\"”»)]?(?=\s|$)", text)]
+    return text[: ends[-1]].strip() if ends and ends[-1] >= len(text) / 2 else ""
+
+
+def fault(reply: Reply, text: str, work: Work, constitution: Constitution) -> str | None:
+    """Why `text` (a cleaned reply) can't be used; None: it can.
+
+    The order is that of cause: an empty text is not also called short.
+    """
+    if reply.finish == "length":
+        return "loops" if _loops(text) else "cut off"
+    flags = screen(text, _as_record(work), constitution)
+    for flag, name in (
+        ("empty", "empty"),
+        ("repeats itself", "loops"),
+        ("needless refusal", "refusal"),
+        ("other language", "other language"),
+        ("copies the prompt", "copies the prompt"),
+        ("control token", "control token"),
+        ("addresses the judge", "addresses a judge"),
+        ("recites the system prompt", "recites the system prompt"),
+    ):
+        if flag in flags:
+            return name
+    if _loops(text):
+        return "loops"
+    if other_language(text, work.language):
+        return "other language"
+    if invisible(text) or placeholder(text):
+        return "placeholder or invisible character"
+    if work.kind == "critique":
+        return "copies the answer" if share_copied(text, work.answer) >= COPIED_SHARE else None
+    if work.kind == "initial":
+        return None
+    return _fault_of_revision(text, work)
+
+
+def _fault_of_revision(text: str, work: Work) -> str | None:
+    if len(text) < MIN_REVISED:
+        return "empty"
+    if normalised(text) == normalised(work.answer) or share_copied(text, work.answer) >= 0.95:
+        return "says the same as before"
+    if (
+        copies_run(text, work.critique, besides=work.answer + " " + work.prompt)
+        or share_copied(text, work.critique) >= COPIED_SHARE / 2
+    ):
+        return "copies the critique"
+    if _SPEAKS_OF_WORK.search(text) and not _SPEAKS_OF_WORK.search(work.prompt):
+        return "speaks of the critique"
+    return "emojis" if EMOJI.search(text) else None
+
+
+def share_copied(text: str, source: str) -> float:
+    """Share of the three-word runs of `text` that stand in `source`; 0 for texts under eight runs."""
+    runs, there = _runs(text, 3), set(_runs(source, 3))
+    return sum(run in there for run in runs) / len(runs) if len(runs) >= 8 else 0.0
+
+
+def copies_run(text: str, source: str, *, besides: str = "") -> bool:
+    """Whether COPIED_RUN words in a row of `source` stand in `text`, other than those that `besides` holds too."""
+    taken = set(_runs(source, COPIED_RUN)) - set(_runs(besides, COPIED_RUN))
+    return any(run in taken for run in _runs(text, COPIED_RUN))
+
+
+def _runs(text: str, length: int) -> list[tuple[str, ...]]:
+    words = normalised(text).split()
+    return [tuple(words[i : i + length]) for i in range(len(words) - length + 1)]
+
+
+def _loops(text: str) -> bool:
+    """One line or one sentence three times over: what the screen's share of repeated runs misses in a long text."""
+    parts = [normalised(part) for part in re.split(r"[.!?…\n]+", text)]
+    long = [part for part in parts if len(part.split()) >= 4]
+    return any(long.count(part) >= 3 for part in set(long))
+
+
+def _as_record(work: Work) -> dict[str, Any]:
+    """As the screen reads it; a first answer may refuse (that is for the critique to see), a critique may not."""
+    stance = {"initial": None, "critique": "explore", "revision": work.stance or "explore"}[work.kind]
+    return {"prompt": work.prompt, "language": work.language, "stance": stance}

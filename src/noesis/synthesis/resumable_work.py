@@ -1,0 +1,146 @@
+"""Long work over many rows, so that a kill costs nothing: results in shards, replies in a cache, a plan that must stay the same.
+
+    DIR/plan.json        what was asked for; another plan in the same folder is refused
+    DIR/replies.sqlite   every reply as it came, so that what was paid for is not asked again
+    DIR/shards/00000.jsonl …   results of SHARD rows each, written whole when the last of them is done
+
+So many rows are under way at once as the models take requests. Results depend on rows and seeds, not on the order in which they end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from noesis.core.console import Progress
+from noesis.core.errors import RunError, UsageError
+from noesis.core.files import sweep, write_json, write_jsonl
+from noesis.dataset.jsonl import is_hand_written
+
+SHARD = 32  # rows
+Result = dict[str, Any]
+
+
+@dataclass
+class Folder:
+    """A folder of long work."""
+
+    path: Path
+    plan: dict[str, Any]
+    done: dict[str, Result] = field(default_factory=dict)  # by row key
+
+    @property
+    def replies(self) -> Path:
+        return self.path / "replies.sqlite"
+
+    def shard(self, number: int) -> Path:
+        return self.path / "shards" / f"{number:05d}.jsonl"
+
+
+@contextmanager
+def open_folder(path: Path, plan: dict[str, Any]) -> Iterator[Folder]:
+    """The folder at `path`, for this plan alone, and by one process at a time.
+
+    Raises:
+        UsageError: it lies among the hand-written examples. RunError: it holds the work of another plan, or another process is at work in it.
+    """
+    if is_hand_written(path):
+        raise UsageError(
+            f"--out {path} lies among the hand-written examples: name another folder, such as data/generated/first"
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    with _locked(path):
+        sweep(path)
+        file = path / "plan.json"
+        if file.is_file():
+            old = json.loads(file.read_text(encoding="utf-8"))
+            if wrong := [name for name in sorted(old.keys() | plan.keys()) if old.get(name) != plan.get(name)]:
+                raise RunError(
+                    f"{path} holds work with another {', '.join(wrong)}: repeat that command to go on with it, or name another folder with --out"
+                )
+        else:
+            write_json(file, plan)
+        folder = Folder(path, plan)
+        for shard in sorted((path / "shards").glob("*.jsonl")):
+            for line in shard.read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                folder.done[row["key"]] = row
+        yield folder
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    lock = FileLock(path / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(
+            f"another process is at work in {path}: wait for it, or name another folder with --out"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+async def work_through(
+    folder: Folder,
+    keys: Sequence[str],
+    make: Callable[[int], Awaitable[Result]],
+    *,
+    window: int,
+    what: str,
+    unit: str,
+    again: Callable[[Result], bool] = lambda row: False,
+    note: Callable[[], str] = lambda: "",
+) -> list[Result]:
+    """The result of every row, in order; those of finished shards are not made again.
+
+    Args:
+        keys: one a row, all different.
+        make: makes the row of this index; its result gets the row's key.
+        window: rows under way at once.
+        again: whether a stored result should be tried once more.
+
+    Raises:
+        whatever stops `make` (a cap, a dead endpoint); rows under way may end first, and what they asked is in the cache.
+    """
+    shards = [range(start, min(start + SHARD, len(keys))) for start in range(0, len(keys), SHARD)]
+    results: dict[int, Result] = {
+        i: folder.done[k] for i, k in enumerate(keys) if k in folder.done and not again(folder.done[k])
+    }
+    todo = iter([i for i in range(len(keys)) if i not in results])
+    left = [sum(i not in results for i in shard) for shard in shards]
+    ended: list[BaseException] = []
+    with Progress(what, len(keys), unit) as progress:
+        if results:
+            progress.total -= len(results)
+        progress.started = time.monotonic()
+
+        async def worker() -> None:
+            for i in todo:
+                if ended:
+                    return
+                try:
+                    results[i] = {"key": keys[i], **await make(i)}
+                except BaseException as error:
+                    ended.append(error)
+                    raise
+                progress.advance(1, note())
+                number = i // SHARD
+                left[number] -= 1
+                if not left[number]:
+                    write_jsonl(folder.shard(number), [results[k] for k in shards[number]])
+
+        await asyncio.gather(*(worker() for _ in range(min(window, len(keys)) or 1)), return_exceptions=True)
+    if ended:
+        raise ended[0]
+    return [results[i] for i in range(len(keys))]

@@ -1,0 +1,1 @@
+"""Token rows in, adapters out."""

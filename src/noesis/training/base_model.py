@@ -1,0 +1,117 @@
+"""The frozen base, quantised as configured, and the adapter on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from noesis.core.config import Config
+from noesis.core.device import Device
+from noesis.core.errors import ModelError
+from noesis.core.libraries import quiet_libraries
+from noesis.planning.plan import compute_dtype
+
+EAGER_TOKENS = (
+    1024  # on a processor, rows up to this long are faster with plain matrix products than with torch's fused attention
+)
+
+
+def load_base(folder: Path, config: Config, device: Device, *, longest: int) -> Any:
+    """The base model from safetensors, in NF4 by bitsandbytes if configured; nothing in it requires a gradient.
+
+    Args:
+        longest: tokens of the longest row that will be run.
+
+    Raises:
+        ModelError: the weights can't be read.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    quiet_libraries()
+    dtype = getattr(torch, compute_dtype(config, device))
+    quantization = config.lora.quantization
+    arguments: dict[str, Any] = {
+        "dtype": dtype,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+        "local_files_only": True,
+    }
+    if quantization.load_in_4bit:
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
+            bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    if device.kind == "cuda":
+        arguments["device_map"] = {"": 0}
+    elif longest <= EAGER_TOKENS:
+        arguments["attn_implementation"] = "eager"
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, **arguments)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"can't load {folder}: {' '.join(str(error).split())[:300]}") from None
+    model.requires_grad_(False)
+    return model
+
+
+@contextmanager
+def arithmetic(model: Any, config: Config, device: Device) -> Iterator[None]:
+    """Run an adapted model's forward pass in the configured type on a processor: the float32 adapter is cast, not its wide inputs."""
+    import torch
+    from peft.helpers import disable_input_dtype_casting
+
+    dtype = compute_dtype(config, device)
+    if device.kind != "cpu" or dtype == "float32":
+        yield
+        return
+    with torch.autocast("cpu", dtype=getattr(torch, dtype)), disable_input_dtype_casting(model):
+        yield
+
+
+def with_adapter(base: Any, adapter: Path) -> Any:
+    """The base with a trained adapter on it, for scoring. Only safetensors are read."""
+    from peft import PeftModel
+
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise ModelError(
+            f"{adapter} holds no adapter_model.safetensors; adapters in other formats are not loaded, since they can run code"
+        )
+    return PeftModel.from_pretrained(base, adapter, is_trainable=False, use_safetensors=True).eval()
+
+
+def swap_adapter(model: Any, adapter: Path) -> None:
+    """Another trained adapter of the same shape in the place of the one that `with_adapter` put on.
+
+    Copied tensor by tensor: `load_state_dict` would make bitsandbytes unpack the base for good, and its other kernel rounds otherwise.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    places = {
+        name.replace(".default.", "."): parameter for name, parameter in model.named_parameters() if ".default." in name
+    }
+    if odd := [
+        name
+        for name in places.keys() | tensors.keys()
+        if name not in tensors or name not in places or places[name].shape != tensors[name].shape
+    ]:
+        raise ModelError(
+            f"{adapter} is an adapter of another shape than the one loaded before it: {min(odd)} does not fit"
+        )
+    with torch.no_grad():
+        for name, parameter in places.items():
+            parameter.copy_(tensors[name])
+
+
+def lora(config: Config) -> Any:
+    """`peft.LoraConfig` from lora_config.yaml."""
+    from peft import LoraConfig
+
+    settings = config.lora.model_dump(exclude={"quantization"})
+    settings["target_modules"] = list(settings["target_modules"])
+    return LoraConfig(**settings)

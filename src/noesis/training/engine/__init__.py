@@ -1,0 +1,1 @@
+"""The training engine: layers, kernels and gradients of its own."""

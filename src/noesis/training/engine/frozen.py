@@ -1,0 +1,180 @@
+"""Frozen weights of one or several projections that share an input, as they are stored and multiplied: dense, FP8 or NF4.
+
+A store holds the rows of its projections one after another: weight (N, K), N summed. `forward` gives x·Wᵀ, `backward` gives dy·W.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from noesis.training.engine import reference
+from noesis.training.engine.ops import Inputs
+
+Tensor = Any
+
+
+class Dense:
+    """In the type of the activations."""
+
+    fp8 = False
+
+    def __init__(self, parts: list[Tensor]) -> None:
+        self.weight = parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def forward(self, x: Inputs) -> Tensor:
+        return x.plain @ self.weight.T
+
+    def backward(self, dy: Inputs) -> Tensor:
+        return dy.plain @ self.weight
+
+    def release(self) -> None:
+        """Nothing was unpacked."""
+
+
+class ShardedDense(Dense):
+    """The same, each card holding an equal part; gathered for a product. Every card runs the same products in the same order."""
+
+    def __init__(self, parts: list[Tensor]) -> None:
+        super().__init__(parts)
+        self.shape, self.whole = self.weight.shape, None
+        self.part = own_part(self.weight.reshape(-1))
+        del self.weight
+
+    def forward(self, x: Inputs) -> Tensor:
+        return x.plain @ self._gathered().T
+
+    def backward(self, dy: Inputs) -> Tensor:
+        return dy.plain @ self._gathered()
+
+    def _gathered(self) -> Tensor:
+        if self.whole is None:
+            self.whole = gather(self.part)[: self.shape.numel()].view(self.shape)
+        return self.whole
+
+    def release(self) -> None:
+        """Give the gathered weights back."""
+        self.whole = None
+
+
+class Fp8:
+    """Float8 e4m3 with a scale a row, stored once for each direction; what comes in is quantised row by row."""
+
+    fp8 = True
+
+    def __init__(self, parts: list[Tensor]) -> None:
+        rows, columns = sum(len(p) for p in parts), parts[0].shape[1]
+        device = parts[0].device
+        self.dtype = parts[0].dtype
+        self.q = torch.empty((rows, columns), dtype=torch.float8_e4m3fn, device=device)
+        self.scale = torch.empty((rows, 1), dtype=torch.float32, device=device)
+        at = 0
+        for part in parts:
+            self.q[at : at + len(part)], self.scale[at : at + len(part)] = reference.quantise_rows(part)
+            at += len(part)
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        self.q_t, self.scale_t = reference.quantise_rows(whole.T.contiguous())  # (K, N), (K, 1)
+
+    def forward(self, x: Inputs) -> Tensor:
+        return self._product(x, self.q, self.scale)
+
+    def backward(self, dy: Inputs) -> Tensor:
+        return self._product(dy, self.q_t, self.scale_t)
+
+    def _product(self, x: Inputs, q: Tensor, scale: Tensor) -> Tensor:
+        if x.q.is_cuda:
+            return torch._scaled_mm(x.q, q.T, x.scale, scale.T, out_dtype=self.dtype, use_fast_accum=FAST_ACCUMULATION)
+        return ((x.q.float() @ q.float().T) * x.scale * scale.T).to(self.dtype)
+
+    def release(self) -> None:
+        """Nothing was unpacked."""
+
+
+class Nf4:
+    """bitsandbytes' NF4 (blocks of 64 weights, their scales quantised too if `nested`), unpacked for a product and kept until `release`."""
+
+    fp8 = False
+
+    def __init__(self, parts: list[Tensor], *, sharded: bool = False, nested: bool = True) -> None:
+        from bitsandbytes.functional import quantize_4bit
+
+        self.shapes = [tuple(part.shape) for part in parts]
+        self.dtype, self.device = parts[0].dtype, parts[0].device
+        self.parts = []
+        for part in parts:
+            packed, state = quantize_4bit(part.contiguous(), quant_type="nf4", compress_statistics=nested)
+            self.parts.append((own_part(packed.view(-1)) if sharded else packed.view(-1), state))
+        self.sharded = sharded
+        self.unpacked: Tensor | None = None
+
+    def weight(self) -> Tensor:
+        """(N, K), kept until `release`."""
+        if self.unpacked is None:
+            rows, columns = sum(shape[0] for shape in self.shapes), self.shapes[0][1]
+            out = torch.empty((rows, columns), dtype=self.dtype, device=self.device)
+            at = 0
+            for (packed, state), shape in zip(self.parts, self.shapes, strict=True):
+                whole = gather(packed)[: shape[0] * shape[1] // 2] if self.sharded else packed
+                dequantise(whole, state, out[at : at + shape[0]])
+                at += shape[0]
+            self.unpacked = out
+        return self.unpacked
+
+    def forward(self, x: Inputs) -> Tensor:
+        return x.plain @ self.weight().T
+
+    def backward(self, dy: Inputs) -> Tensor:
+        return dy.plain @ self.weight()
+
+    def release(self) -> None:
+        """Give the unpacked weights back; on a processor they are kept, since unpacking there takes as long as the product."""
+        if self.device.type != "cpu":
+            self.unpacked = None
+
+
+FAST_ACCUMULATION = True  # of the FP8 products: see docs/decisions
+
+
+def dequantise(packed: Tensor, state: Any, out: Tensor) -> None:
+    """bitsandbytes' 4-bit weights into `out`, in one kernel on a card."""
+    if not out.is_cuda:
+        from bitsandbytes.functional import dequantize_4bit
+
+        out.copy_(dequantize_4bit(packed.view(-1, 1), state).view(out.shape))
+        return
+    from noesis.training.engine import kernels
+
+    block = 2048
+    nested = state.nested
+    empty = state.code
+    kernels.nf4_dequantise[(-(-out.numel() // (2 * block)),)](
+        packed, state.absmax, state.code, state.state2.code if nested else empty, state.state2.absmax if nested else empty,
+        state.offset if nested else empty, out, out.numel(), NESTED=nested, BLOCK=block, num_warps=8,
+    )  # fmt: skip
+
+
+def own_part(flat: Tensor) -> Tensor:
+    """This card's equal part of a flat tensor, the last one filled up with zeros."""
+    cards, card = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    size = -(-flat.numel() // cards)
+    part = flat.new_zeros(size)
+    mine = flat[card * size : (card + 1) * size]
+    part[: mine.numel()] = mine
+    return part
+
+
+def gather(part: Tensor) -> Tensor:
+    """All cards' parts, one after another."""
+    whole = part.new_empty(part.numel() * torch.distributed.get_world_size())
+    torch.distributed.all_gather_into_tensor(whole, part)
+    return whole
+
+
+def store(precision: str, parts: list[Tensor], *, sharded: bool = False, nested: bool = True) -> Dense | Fp8 | Nf4:
+    """Weights (outputs, inputs) of projections with one input, as `precision` says; `sharded`: over the cards; `nested`: NF4's scales quantised too."""
+    if precision == "fp8":
+        return Fp8(parts)
+    if precision == "nf4":
+        return Nf4(parts, sharded=sharded, nested=nested)
+    return ShardedDense(parts) if sharded else Dense(parts)

@@ -1,0 +1,82 @@
+"""Last norm, output layer and cross-entropy in one: only the trained tokens, a chunk at a time, so the vocabulary-wide logits never exist whole.
+
+The gradient to the hidden states is computed with the loss; backward only hands it on, or weighs it by token (`TokenLosses`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from noesis.training.engine import ops
+
+Tensor = Any
+
+
+class Loss(torch.autograd.Function):
+    """h: (T, H), positions and targets: (trained tokens,), divisor: float32 scalar → summed loss / divisor."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        h: Tensor,
+        norm: Tensor,
+        eps: float,
+        head: Tensor,
+        positions: Tensor,
+        targets: Tensor,
+        divisor: Tensor,
+        chunk: int,
+    ) -> Tensor:
+        whole = len(positions) == len(h)  # every token is trained: nothing to pick out
+        some = h if whole else h.index_select(0, positions)
+        if len(some) == 0:
+            ctx.gradient = torch.zeros_like(h)
+            return torch.zeros((), dtype=torch.float32, device=h.device)
+        factor = (1.0 / divisor).reshape(1)
+        losses, dh = _losses(some, norm, eps, head, targets, factor, chunk)
+        ctx.gradient = dh if whole else torch.zeros_like(h).index_copy_(0, positions, dh)
+        return losses.sum() * factor[0]
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:  # type: ignore[override]
+        gradient = ctx.gradient.mul_(upstream)
+        ctx.gradient = None
+        return (gradient, None, None, None, None, None, None, None)
+
+
+class TokenLosses(torch.autograd.Function):
+    """h: (T, H), positions and targets: (trained tokens,) → negative log-likelihood of each: (trained tokens,) float32."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, h: Tensor, norm: Tensor, eps: float, head: Tensor, positions: Tensor, targets: Tensor, chunk: int
+    ) -> Tensor:
+        one = torch.ones(1, dtype=torch.float32, device=h.device)
+        losses, ctx.gradient = _losses(h.index_select(0, positions), norm, eps, head, targets, one, chunk)
+        ctx.positions, ctx.length = positions, len(h)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:  # type: ignore[override]
+        # a token's loss depends on its own hidden state alone, and the norm before it on no other token
+        weighed = ctx.gradient * upstream[:, None].to(ctx.gradient.dtype)
+        gradient = weighed.new_zeros((ctx.length, weighed.shape[1])).index_copy_(0, ctx.positions, weighed)
+        ctx.gradient = None
+        return (gradient, None, None, None, None, None, None)
+
+
+def _losses(
+    some: Tensor, norm: Tensor, eps: float, head: Tensor, targets: Tensor, factor: Tensor, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """(loss of each token, not multiplied by `factor`: (trained tokens,), gradient of their sum times `factor` to `some`: (trained tokens, H))."""
+    x, rstd = ops.norm(some, norm, eps, ops.Dropout(0), fp8=False)
+    losses = torch.empty(len(some), dtype=torch.float32, device=some.device)
+    dx = torch.empty_like(x.plain)
+    for start in range(0, len(some), chunk):
+        part = slice(start, start + chunk)
+        logits = x.plain[part] @ head.T  # (chunk, vocabulary)
+        losses[part] = ops.cross_entropy(logits, targets[part], factor)
+        dx[part] = logits @ head
+    return losses, ops.norm_backward(dx, some, rstd, norm, torch.zeros_like(some), fp8=False).plain

@@ -1,0 +1,233 @@
+"""A Llama-like model with a PEFT adapter whose forward pass is the engine's: packed rows in, loss out.
+
+The modules are those of transformers and PEFT, so that saving, resuming and the optimizer see what they know; the linear modules
+of the base hold no weights of their own (their weight is a single zero seen as a matrix), the engine holds them as it needs them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from noesis.planning.setup import Setup
+from noesis.training.engine import attention
+from noesis.training.engine.attention import Segments
+from noesis.training.engine.frozen import store
+from noesis.training.engine.head import Loss, TokenLosses
+from noesis.training.engine.layer import NO_DROP, Adapters, DecoderLayer, Layer, Row
+from noesis.training.engine.offload import Offload
+from noesis.training.engine.ops import Dropout
+from noesis.training.engine.weights import Reader
+from noesis.training.packing import PackedRow
+
+Tensor = Any
+GROUPS = {
+    "qkv": ("q_proj", "k_proj", "v_proj"),
+    "o": ("o_proj",),
+    "gate_up": ("gate_proj", "up_proj"),
+    "down": ("down_proj",),
+}
+LOGITS_BYTES = 512 * 2**20  # of one chunk of logits, where memory is no concern
+SMALL_LOGITS_BYTES = 128 * 2**20
+
+
+def supported(folder: Path, target_modules: tuple[str, ...], *, kernels: bool) -> str | None:
+    """Why the engine can't train this model, or None where it can; `kernels`: on a card, where widths must suit them."""
+    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if raw.get("model_type") not in ("llama", "mistral"):
+        return f"its layers are of type {raw.get('model_type')!r}; known are llama and mistral"
+    if (
+        raw.get("sliding_window")
+        or raw.get("attention_bias")
+        or raw.get("mlp_bias")
+        or raw.get("hidden_act", "silu") != "silu"
+    ):
+        return "it has a sliding window, biases, or an activation other than silu"
+    head = raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"]
+    if kernels and (head not in (32, 64, 128, 256) or raw["hidden_size"] % 64 or raw["intermediate_size"] % 64):
+        return (
+            f"its heads are {head} wide, or a width is no multiple of 64; the kernels take heads of 32, 64, 128 or 256"
+        )
+    if "quantization_config" in raw:
+        return "its weights are quantised already"
+    other = set(target_modules) - {name for names in GROUPS.values() for name in names}
+    return f"the adapter has other target_modules: {', '.join(sorted(other))}" if other else None
+
+
+def build(
+    folder: Path,
+    setup: Setup,
+    lora: Any,
+    device: Any,
+    *,
+    offload: bool = False,
+    sharded: bool = False,
+    nested: bool = True,
+) -> Any:
+    """The PEFT model, its frozen base loaded in `setup.precision`. Its forward takes a `PackedRow` and a divisor, and returns the loss.
+
+    Args:
+        lora: `peft.LoraConfig`.
+        offload: keep the embedding and, with full checkpointing, the layers' inputs in main memory.
+        sharded: spread the projections' frozen weights over the cards.
+        nested: quantise NF4's scales too (`bnb_4bit_use_double_quant`).
+    """
+    from peft import get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    device, dtype = torch.device(device), getattr(torch, setup.compute_dtype)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    for name, module in list(base.named_modules()):
+        if isinstance(module, torch.nn.Linear) and name != "lm_head":
+            empty = torch.zeros((), dtype=dtype, device=device).expand(module.out_features, module.in_features)
+            module.weight = torch.nn.Parameter(empty, requires_grad=False)
+    base.model.rotary_emb = type(base.model.rotary_emb)(config).to(device)  # its frequencies are computed, not loaded
+    with torch.device(device):
+        model = get_peft_model(base, lora)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    with Reader(folder, dtype, device) as reader:
+        engine = Engine(base, setup, lora, reader, device, offload=offload, sharded=sharded, nested=nested)
+    # DistributedDataParallel would send the frozen base from card to card
+    model._ddp_params_and_buffers_to_ignore = [n for n, p in model.named_parameters() if not p.requires_grad] + [
+        n for n, _ in model.named_buffers()
+    ]
+    model.forward = engine.loss
+    model.engine = engine
+    return model
+
+
+class Engine:
+    """The layers with their weights, and the forward pass of a packed row."""
+
+    def __init__(
+        self,
+        base: Any,
+        setup: Setup,
+        lora: Any,
+        reader: Reader,
+        device: Any,
+        *,
+        offload: bool,
+        sharded: bool,
+        nested: bool,
+    ) -> None:
+        config = base.config
+        self.base, self.setup, self.device = base, setup, device
+        self.threshold = round(lora.lora_dropout * 256)
+        self.training = True
+        self.eps = config.rms_norm_eps
+        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.rotary = base.model.rotary_emb
+        heads = (config.num_attention_heads, config.num_key_value_heads)
+        backend = attention.choose(device, reader.dtype)
+        full = setup.gradient_checkpointing == "full"
+        moved = Offload() if offload and full and device.type == "cuda" else None
+        self.layers: list[Layer] = []
+        prefixes = [f"model.layers.{i}." for i in range(config.num_hidden_layers)]
+        names = [f"self_attn.{p}" for p in (*GROUPS["qkv"], *GROUPS["o"])] + [
+            f"mlp.{p}" for p in (*GROUPS["gate_up"], *GROUPS["down"])
+        ]
+        names += ["input_layernorm", "post_attention_layernorm"]
+        for i, tensors in enumerate(reader.groups([[f"{p}{name}.weight" for name in names] for p in prefixes])):
+            module = base.model.layers[i]
+            by_name = {name.rpartition(".")[2]: tensor for name, tensor in zip(names, tensors, strict=True)}
+            del tensors
+            for norm in ("input_layernorm", "post_attention_layernorm"):
+                getattr(module, norm).weight = torch.nn.Parameter(by_name[norm], requires_grad=False)
+            frozen, adapters = {}, {}
+            for group, members in GROUPS.items():
+                parts = [by_name.pop(name) for name in members]
+                adapters[group] = _adapters(module, members, parts, lora, dtype=parts[0].dtype, device=device)
+                frozen[group] = store(setup.precision, parts, sharded=sharded, nested=nested)
+                del parts
+            self.layers.append(
+                Layer(
+                    i, module.input_layernorm.weight, module.post_attention_layernorm.weight, self.eps, heads, self.head_dim, frozen, adapters,
+                    setup.gradient_checkpointing, backend, moved,
+                )
+            )  # fmt: skip
+        self._ends(base, reader, offload=offload)
+        budget = SMALL_LOGITS_BYTES if full else LOGITS_BYTES
+        self.chunk = max(128, budget // (2 * len(self.head)) // 128 * 128)
+        self.parameters = [layer.parameters() for layer in self.layers]
+
+    def _ends(self, base: Any, reader: Reader, *, offload: bool) -> None:
+        """Embedding, last norm, output layer."""
+        embedding = reader.one("model.embed_tokens.weight")
+        tied = base.config.tie_word_embeddings or "lm_head.weight" not in reader.entries
+        self.head = embedding if tied else reader.one("lm_head.weight")
+        self.embedding = embedding.to("cpu") if offload and not tied else embedding
+        self.norm = reader.one("model.norm.weight")
+        base.model.embed_tokens.weight = torch.nn.Parameter(self.embedding, requires_grad=False)
+        base.lm_head.weight = (
+            base.model.embed_tokens.weight if tied else torch.nn.Parameter(self.head, requires_grad=False)
+        )
+        base.model.norm.weight = torch.nn.Parameter(self.norm, requires_grad=False)
+
+    def begin_step(self) -> None:
+        """The adapter has changed: drop the copies made of it."""
+        for layer in self.layers:
+            for adapters in layer.adapters.values():
+                adapters.copies = None
+
+    def loss(self, packed: PackedRow, divisor: Tensor) -> Tensor:
+        """Summed negative log-likelihood of the row's trained tokens divided by `divisor` (a float32 scalar on the device)."""
+        h = self._layers(packed)
+        positions, targets = self._move(packed.positions), self._move(packed.targets)
+        return Loss.apply(h, self.norm, self.eps, self.head, positions, targets, divisor, self.chunk)
+
+    def token_losses(self, packed: PackedRow) -> Tensor:
+        """Negative log-likelihood of each of the row's trained tokens: (trained tokens,) float32."""
+        h = self._layers(packed)
+        return TokenLosses.apply(
+            h, self.norm, self.eps, self.head, self._move(packed.positions), self._move(packed.targets), self.chunk
+        )
+
+    def _layers(self, packed: PackedRow) -> Tensor:
+        """Hidden states after the last layer: (T, H)."""
+        h, row = self.open(packed)
+        for layer, parameters in zip(self.layers, self.parameters, strict=True):
+            h = DecoderLayer.apply(h, layer, row, *parameters)
+        return h
+
+    def open(self, packed: PackedRow) -> tuple[Tensor, Row]:
+        """Embedded tokens (T, H) and what the layers share."""
+        ids = torch.tensor(packed.input_ids)
+        h = torch.nn.functional.embedding(ids.to(self.embedding.device), self.embedding).to(self.device)
+        with torch.no_grad():
+            cos, sin = self.rotary(
+                torch.empty((), dtype=torch.float32, device=self.device), self._move(packed.position_ids)[None]
+            )
+        half = self.head_dim // 2
+        cos, sin = cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
+        return h, Row(Segments.of(packed.lengths, self.device), cos, sin, self._drops())
+
+    def _drops(self) -> list[list[Dropout]]:
+        count = len(self.layers)
+        if self.threshold == 0 or not self.training:
+            return [[NO_DROP] * 4] * count
+        seeds = torch.randint(2**31 - 1, (count, 4)).tolist()  # from torch's own generator, whose state is saved
+        return [[Dropout(self.threshold, seed) for seed in four] for four in seeds]
+
+    def _move(self, values: list[int]) -> Tensor:
+        tensor = torch.tensor(values, dtype=torch.int64)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
+
+def _adapters(
+    module: Any, members: tuple[str, ...], parts: list[Tensor], lora: Any, *, dtype: Any, device: Any
+) -> Adapters:
+    pairs: list[tuple[Tensor, Tensor] | None] = []
+    for name in members:
+        linear = getattr(module.self_attn if hasattr(module.self_attn, name) else module.mlp, name)
+        has = hasattr(linear, "lora_A")
+        pairs.append((linear.lora_A["default"].weight, linear.lora_B["default"].weight) if has else None)
+    sizes, inputs = [len(part) for part in parts], parts[0].shape[1]
+    return Adapters(pairs, sizes, inputs, lora.r, lora.lora_alpha / lora.r, dtype, device)

@@ -1,0 +1,137 @@
+"""Weights from safetensors to where they compute, a few at a time: no second copy of the model ever exists.
+
+On a card several threads read the files into pinned buffers and copy from there, so that loading runs at the speed of the page cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import local
+from typing import Any
+
+import torch
+
+from noesis.core.errors import ModelError
+
+Tensor = Any
+TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+READERS = 8
+AHEAD = 3  # groups of tensors that are read before they are asked for
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies."""
+
+    file: Path
+    start: int  # bytes from the beginning of the file
+    size: int
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+def read_index(folder: Path) -> dict[str, Entry]:
+    """Every tensor of a model folder, from the headers of its safetensors files.
+
+    Raises:
+        ModelError: there is none, or one is damaged.
+    """
+    entries: dict[str, Entry] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with open(file, "rb") as f:
+                length = int.from_bytes(f.read(8), "little")
+                header = json.loads(f.read(length))
+            for name, item in header.items():
+                if name != "__metadata__" and item["dtype"] in TYPES:
+                    begin, end = item["data_offsets"]
+                    entries[name] = Entry(
+                        file, 8 + length + begin, end - begin, tuple(item["shape"]), TYPES[item["dtype"]]
+                    )
+                    if 8 + length + end > file.stat().st_size:
+                        raise ValueError(f"{name} ends behind the end of the file")
+        except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError) as error:
+            raise ModelError(f"{file} can't be read as safetensors ({error!r}): fetch the model again") from None
+    if not entries:
+        raise ModelError(f"{folder} holds no .safetensors file")
+    return entries
+
+
+class Reader:
+    """Tensors by name, in `dtype` on `device`."""
+
+    def __init__(self, folder: Path, dtype: Any, device: Any) -> None:
+        self.entries, self.dtype, self.device = read_index(folder), dtype, torch.device(device)
+        self.pool = ThreadPoolExecutor(READERS if self.device.type == "cuda" else 2)
+        self.thread = local()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def groups(self, groups: list[list[str]]) -> Iterator[list[Tensor]]:
+        """Each group's tensors, in order; the next groups are already being read."""
+        waiting: list[list[Future[Tensor]]] = []
+        todo = iter(groups)
+        while True:
+            while len(waiting) <= AHEAD and (names := next(todo, None)) is not None:
+                waiting.append([self.pool.submit(self._read, name) for name in names])
+            if not waiting:
+                return
+            yield [future.result() for future in waiting.pop(0)]
+
+    def one(self, name: str) -> Tensor:
+        """A single tensor."""
+        return self._read(name)
+
+    def _read(self, name: str) -> Tensor:
+        if name not in self.entries:
+            raise ModelError(f"the model has no weight {name!r}: it is not a whole Llama-like model")
+        entry = self.entries[name]
+        if self.device.type != "cuda":
+            raw = torch.empty(entry.size, dtype=torch.uint8)
+            _fill(entry, raw)
+            return raw.view(entry.dtype).view(entry.shape).to(self.dtype)
+        raw = self._buffer(entry.size)[: entry.size]
+        _fill(entry, raw)
+        with torch.cuda.stream(self.thread.stream):
+            out = raw.view(entry.dtype).view(entry.shape).to(self.device, non_blocking=True).to(self.dtype)
+        self.thread.stream.synchronize()  # the buffer is used again
+        out.record_stream(torch.cuda.default_stream(self.device))
+        return out
+
+    def _buffer(self, size: int) -> Tensor:
+        """This thread's pinned buffer."""
+        if getattr(self.thread, "stream", None) is None:
+            self.thread.stream = torch.cuda.Stream(self.device)
+            self.thread.buffer = None
+        if self.thread.buffer is None or self.thread.buffer.numel() < size:
+            self.thread.buffer = torch.empty(max(size, 2**27), dtype=torch.uint8, pin_memory=True)
+        return self.thread.buffer
+
+
+def _fill(entry: Entry, raw: Tensor) -> None:
+    view = memoryview(raw.numpy())
+    with open(entry.file, "rb", buffering=0) as f:
+        done = 0
+        while done < entry.size:
+            step = (
+                os.preadv(f.fileno(), [view[done:]], entry.start + done)
+                if hasattr(os, "preadv")
+                else _read_at(f, view, entry.start, done)
+            )
+            if step == 0:
+                raise ModelError(f"{entry.file} ends too early: fetch the model again")
+            done += step
+
+
+def _read_at(f: Any, view: memoryview, start: int, done: int) -> int:
+    f.seek(start + done)
+    return int(f.readinto(view[done:]))

@@ -1,0 +1,1 @@
+"""What training keeps on disk, and an exact resume from it."""

@@ -1,0 +1,57 @@
+"""A fork begins with the adapter of another run (`noesis train --fork RUN`): its weights only; optimizer, schedule and order are its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from noesis.core.errors import TrainingError
+from noesis.core.files import replace_folder, sync_tree
+
+FILE = "adapter_model.safetensors"
+
+
+def begin_with(model: Any, parent: Path) -> None:
+    """Copy the adapter in folder `parent` into `model`.
+
+    Raises:
+        TrainingError: it has other tensors or shapes: another base, rank, or other target modules.
+    """
+    import torch
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    theirs, ours = load_file(parent / FILE), get_peft_model_state_dict(model)
+    wrong = sorted(
+        name
+        for name in theirs.keys() | ours.keys()
+        if name not in theirs or name not in ours or theirs[name].shape != ours[name].shape
+    )
+    if wrong:
+        raise TrainingError(
+            f"the parent's adapter does not fit this run's ({wrong[0]}): a fork needs the same base model, rank and target_modules"
+        )
+    with torch.no_grad():
+        for name, tensor in ours.items():
+            tensor.copy_(theirs[name])
+
+
+def save_adapter(model: Any, tokenizer: Any, target: Path) -> None:
+    """A complete PEFT adapter with tokenizer, whole or not at all."""
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    getattr(model, "module", model).save_pretrained(part, safe_serialization=True)
+    tokenizer.save_pretrained(part)
+    (part / "README.md").unlink(missing_ok=True)  # PEFT's card template; the run has its own
+    _forget_places(part / "adapter_config.json")
+    sync_tree(part)
+    replace_folder(part, target)
+
+
+def _forget_places(file: Path) -> None:
+    """The base by its folder's name: where that lies on this machine, under whose home, is nobody's business."""
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = Path(str(settings.get("base_model_name_or_path"))).name
+    file.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")

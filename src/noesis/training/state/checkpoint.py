@@ -1,0 +1,186 @@
+"""Trainer states on disk, whole or not at all, and read without running code: `checkpoints/resume/checkpoint-N/`.
+
+A state is written into a temporary folder, flushed, sealed by a manifest with the hash of each file, and renamed. At the start the newest
+whole one is taken; a torn or tampered one is named and set aside. Tensors are safetensors, everything else JSON: no pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from noesis.core.console import say
+from noesis.core.errors import TrainingError
+from noesis.core.files import replace_folder, sha256_file, sha256_json, sync_tree
+
+FORMAT = 1
+SEAL = "manifest.json"
+STATE = "trainer_state.json"  # the name that transformers reads
+KEEP = 2
+
+Tree = Any  # dicts, lists and tuples of tensors and plain values
+
+
+# --- folders
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
+def saved(folder: Path) -> list[Path]:
+    """Checkpoints under `folder`, oldest first, whole or not."""
+    return sorted((p for p in folder.glob("checkpoint-[0-9]*") if p.name.rpartition("-")[2].isdigit()), key=step_of)
+
+
+def seal(part: Path, step: int) -> None:
+    """Write the manifest of a folder that is complete but for it."""
+    files = {
+        p.name: {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in sorted(part.iterdir()) if p.name != SEAL
+    }
+    body = {"format": FORMAT, "step": step, "files": files}
+    (part / SEAL).write_text(json.dumps(body | {"sha256": sha256_json(body)}, indent=2), encoding="utf-8")
+
+
+def publish(part: Path, target: Path) -> None:
+    """Flush a sealed folder, give it its name, and drop what is older than the newest `KEEP`."""
+    sync_tree(part)
+    replace_folder(part, target)
+    for old in saved(target.parent)[:-KEEP]:
+        gone = old.with_name(
+            f".{old.name}.part"
+        )  # renamed first: a kill in between must not leave something that looks torn
+        shutil.rmtree(gone, ignore_errors=True)
+        old.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def objection(folder: Path) -> str | None:
+    """Why a checkpoint is not whole, or None."""
+    try:
+        manifest = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        body = {key: manifest[key] for key in ("format", "step", "files")}
+        names = dict(body["files"])
+        if manifest["sha256"] != sha256_json(body):
+            return f"{SEAL} was changed"
+    except FileNotFoundError:
+        return f"{SEAL} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{SEAL} is damaged"
+    if body["format"] != FORMAT:
+        return f"it has format {body['format']}, this version reads {FORMAT}"
+    if body["step"] != step_of(folder):
+        return f"it is of step {body['step']}"
+    for name, entry in names.items():
+        file = folder / name
+        if Path(name).name != name or not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != entry["bytes"] or sha256_file(file) != entry["sha256"]:
+            return f"{name} is torn or was changed"
+    extra = sorted(p.name for p in folder.iterdir() if p.name not in names and p.name != SEAL)
+    return f"{extra[0]} does not belong to it" if extra else None
+
+
+def newest_whole(folder: Path, *, set_aside: bool = True, tell: Callable[[str], None] = say) -> Path | None:
+    """The newest whole checkpoint; newer ones that are not whole are named and set aside as `torn-N` (by one process of several)."""
+    for left in folder.glob(".*.part") if set_aside else ():
+        shutil.rmtree(left, ignore_errors=True)
+    for candidate in reversed(saved(folder)):
+        why = objection(candidate)
+        if why is None:
+            return candidate
+        if not set_aside:
+            continue
+        aside = candidate.with_name(f"torn-{step_of(candidate)}")
+        shutil.rmtree(aside, ignore_errors=True)
+        candidate.rename(aside)
+        tell(f"  {candidate.name} is not whole ({why}): set aside as {aside.name}, the one before it is used")
+    return None
+
+
+# --- contents
+
+
+def write_tree(folder: Path, name: str, tree: Tree) -> None:
+    """`name`.json and `name`.safetensors: any nesting of dicts, lists, tuples, tensors and plain values."""
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Any] = {}
+    seen: set[int] = set()
+    plain = _pack(tree, tensors, seen)
+    (folder / f"{name}.json").write_text(json.dumps(plain, allow_nan=False), encoding="utf-8")
+    save_file(tensors, folder / f"{name}.safetensors")
+
+
+def read_tree(folder: Path, name: str) -> Tree:
+    """What `write_tree` wrote, bit by bit; tensors in main memory."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / f"{name}.safetensors")
+    return _unpack(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")), tensors)
+
+
+def _pack(value: Tree, tensors: dict[str, Any], seen: set[int]) -> Any:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach().cpu().contiguous()
+        if tensor.data_ptr() in seen:  # safetensors refuses memory that is shared
+            tensor = tensor.clone()
+        seen.add(tensor.data_ptr())
+        key = str(len(tensors))
+        tensors[key] = tensor
+        return {"tensor": key}
+    if isinstance(value, dict):
+        return {"dict": [[_pack(k, tensors, seen), _pack(v, tensors, seen)] for k, v in value.items()]}
+    if isinstance(value, tuple | list):
+        return {"tuple" if isinstance(value, tuple) else "list": [_pack(v, tensors, seen) for v in value]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TrainingError(f"a value of type {type(value).__name__} in the trainer's state can't be saved without pickle")
+
+
+def _unpack(value: Any, tensors: dict[str, Any]) -> Tree:
+    if not isinstance(value, dict):
+        return value
+    ((kind, inner),) = value.items()
+    if kind == "tensor":
+        return tensors[inner]
+    if kind == "dict":
+        return {_unpack(k, tensors): _unpack(v, tensors) for k, v in inner}
+    items = [_unpack(v, tensors) for v in inner]
+    return tuple(items) if kind == "tuple" else items
+
+
+def generators() -> Tree:
+    """The states of every random number generator in this process."""
+    import numpy as np
+    import torch
+
+    state: Any = np.random.get_state(legacy=True)
+    kind, keys, position, has_gauss, cached = state
+    found: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": (str(kind), torch.from_numpy(keys.astype("int64")), int(position), int(has_gauss), float(cached)),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        found["cuda"] = torch.cuda.get_rng_state()
+    return found
+
+
+def set_generators(state: Tree) -> None:
+    """Put the generators back; a card's only where there is one."""
+    import numpy as np
+    import torch
+
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype("uint32"), *rest))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,242 @@
+"""Judging the judges: `noesis tribunal calibrate --judge SPEC`. A judge is measured on minimal pairs before its word counts.
+
+A calibration belongs to one model, one version of the rubrics and one benchmark; it is kept in `data/tribunal/calibrations/` under
+their hash. A judge is fit if the lower limit of its pairwise accuracy on the locked half lies above what keywords, length and a coin do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from noesis.core.config import TribunalSection
+from noesis.core.files import sha256_json
+from noesis.llm.clients.protocol import Client
+from noesis.tribunal.calibration.baselines import baselines
+from noesis.tribunal.judge import Case
+from noesis.tribunal.panel import Seats
+from noesis.tribunal.rubric import JUDGES
+from noesis.tribunal.statistics import auroc, brier, effective_votes, krippendorff_alpha, slope, wilson
+from noesis.tribunal.suite import Pair, Part, Twins
+from noesis.tribunal.verdict import Unscored, Verdict
+
+Scores = dict[tuple[str, str, str], list[float | None]]  # (row, side, judge) → a score each model, None where Unscored
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Rows to be judged, and where they come from."""
+
+    pairs: list[Pair]
+    twins: list[Twins]
+    part: Part
+
+    def digest(self) -> str:
+        return sha256_json([[row.model_dump(mode="json") for row in rows] for rows in (self.pairs, self.twins)])
+
+    def cases(self) -> tuple[list[tuple[str, str]], list[Case], list[tuple[str, ...]]]:
+        """(row, side), case and judges of each answer; twins go before all three judges."""
+        places: list[tuple[str, str]] = []
+        cases: list[Case] = []
+        judges: list[tuple[str, ...]] = []
+        for pair in self.pairs:
+            for side, text in (("good", pair.good), ("bad", pair.bad)):
+                places.append((pair.id, side))
+                cases.append(_case(pair.id, side, pair.language, pair.prompt, text, pair.reference))
+                judges.append(tuple(pair.judges))
+        for row in self.twins:
+            second = (row.b, row.b_language or row.language, row.b_prompt or row.prompt)
+            for side, (text, language, prompt) in (("a", (row.a, row.language, row.prompt)), ("b", second)):
+                places.append((row.id, side))
+                cases.append(_case(row.id, side, language, prompt, text, row.reference))
+                judges.append(JUDGES)
+        return places, cases, judges
+
+
+def _case(name: str, side: str, language: str, prompt: str, text: str, reference: str) -> Case:
+    return Case(f"{name}/{side}", language, (("user", prompt),), text, {"reference": reference})
+
+
+async def measure(
+    clients: Sequence[Client], seats: Seats, benchmark: Benchmark, section: TribunalSection
+) -> list[dict[str, Any]]:
+    """A calibration of each client, and of their agreement if there are several.
+
+    Raises:
+        CapError: the cap is reached; what was judged is kept.
+    """
+    places, cases, judges = benchmark.cases()
+    verdicts = await seats.hear(cases, judges, what="calibrate")
+    scores: Scores = {}
+    spans = dict.fromkeys((c.name for c in clients), (0, 0))
+    reasons: dict[str, list[str]] = {c.name: [] for c in clients}
+    for (row, side), given in zip(places, verdicts, strict=True):
+        for v in given:
+            scores.setdefault((row, side, v.judge), []).append(v.score if isinstance(v, Verdict) else None)
+            if isinstance(v, Unscored):
+                reasons[v.model].append(v.reason)
+            else:
+                asked = [i for i in v.items if i.span]
+                spans[v.model] = (spans[v.model][0] + sum(i.span_found for i in asked), spans[v.model][1] + len(asked))
+    agreement = _agreement(scores, benchmark.pairs, len(clients))
+    found = []
+    for number, client in enumerate(clients):
+        mine = {key: values[number] for key, values in scores.items()}
+        found.append(
+            {
+                "judge": client.name,
+                "identity": client.identity,
+                "rubrics_sha256": seats.bench.digest(),
+                "benchmark_sha256": benchmark.digest(),
+                "part": benchmark.part,
+                **figures(mine, benchmark, section),
+                "spans_found": {"found": spans[client.name][0], "given": spans[client.name][1]},
+                "reasons": sorted(set(reasons[client.name]))[:5],
+                "agreement": agreement,
+            }
+        )
+    return found
+
+
+def figures(
+    scores: dict[tuple[str, str, str], float | None], benchmark: Benchmark, section: TribunalSection
+) -> dict[str, Any]:
+    """What one judge's scores on the benchmark say of it; plain JSON."""
+    outcomes = {pair.id: _compare(scores, pair) for pair in benchmark.pairs}
+    right = {name: outcome == "right" for name, outcome in outcomes.items()}
+    count = sum(right.values())
+    beside = baselines(benchmark.pairs)
+    low, high = wilson(count, len(right))
+    good, bad = ([_mean(scores, pair, side) for pair in benchmark.pairs] for side in ("good", "bad"))
+    threshold = section.approval_threshold
+    known = [(x, True) for x in good if x is not None] + [(x, False) for x in bad if x is not None]
+    all_values = list(scores.values())
+    return {
+        "pairs": len(right),
+        "accuracy": round(count / len(right), 4) if right else None,
+        "interval_95": [round(low, 4), round(high, 4)],
+        "outcomes": outcomes,
+        "ties": sum(o == "tie" for o in outcomes.values()),
+        "baselines": beside,
+        "fit": fit(low, beside),
+        "by_attack": {
+            a: _rate([right[p.id] for p in benchmark.pairs if p.attack == a])
+            for a in sorted({p.attack for p in benchmark.pairs})
+        },
+        "by_language": {
+            x: _rate([right[p.id] for p in benchmark.pairs if p.language == x])
+            for x in sorted({p.language for p in benchmark.pairs})
+        },
+        "pt_minus_en": _gap(right, benchmark.pairs),
+        "auroc": {judge: _round(_auroc(scores, benchmark.pairs, judge)) for judge in JUDGES},
+        "brier": _round(brier([x for x, _ in known], [y for _, y in known]) if known else None),
+        "length": _length_effect(scores, benchmark.pairs),
+        "position": _invariance(scores, [t for t in benchmark.twins if t.kind == "order"]),
+        "invariance": {
+            kind: _invariance(scores, [t for t in benchmark.twins if t.kind == kind])
+            for kind in sorted({t.kind for t in benchmark.twins})
+        },
+        "injection": _rate([not right[p.id] for p in benchmark.pairs if p.attack == "prompt_injection"]),
+        "abstention": _rate([v is None for v in all_values]),
+        "sensitivity": [sum(x >= threshold - 1e-9 for x in good if x is not None), sum(x is not None for x in good)],
+        "specificity": [sum(x < threshold - 1e-9 for x in bad if x is not None), sum(x is not None for x in bad)],
+    }
+
+
+def fit(lower: float, beside: dict[str, Any]) -> bool:
+    """Whether a judge whose accuracy is at least `lower` beats keywords, length and a coin."""
+    return bool(lower > max(0.5, beside["keywords"]["accuracy"] or 0, beside["length"]["accuracy"] or 0))
+
+
+def _mean(scores: dict[tuple[str, str, str], float | None], pair: Pair, side: str) -> float | None:
+    """The mean score of one side by the judges that should see the difference; None if one of them gave none."""
+    values = [scores.get((pair.id, side, judge)) for judge in pair.judges]
+    return None if any(v is None for v in values) else sum(v for v in values if v is not None) / len(values)
+
+
+def _compare(scores: dict[tuple[str, str, str], float | None], pair: Pair) -> str:
+    good, bad = _mean(scores, pair, "good"), _mean(scores, pair, "bad")
+    if good is None or bad is None:
+        return "abstained"
+    return "tie" if abs(good - bad) < 1e-9 else "right" if good > bad else "wrong"
+
+
+def _rate(values: list[bool]) -> dict[str, Any]:
+    low, high = wilson(sum(values), len(values))
+    return {"count": sum(values), "of": len(values), "interval_95": [round(low, 4), round(high, 4)]}
+
+
+def _round(x: float | None) -> float | None:
+    return None if x is None else round(x, 4)
+
+
+def _gap(right: dict[str, bool], pairs: list[Pair]) -> dict[str, Any] | None:
+    """Accuracy in Portuguese minus in English, with a 95% interval (Newcombe's, from two Wilson intervals)."""
+    pt, en = ([right[p.id] for p in pairs if p.language == x] for x in ("pt", "en"))
+    if not pt or not en:
+        return None
+    p, q = sum(pt) / len(pt), sum(en) / len(en)
+    (pl, ph), (ql, qh) = wilson(sum(pt), len(pt)), wilson(sum(en), len(en))
+    low, high = p - q - ((p - pl) ** 2 + (qh - q) ** 2) ** 0.5, p - q + ((ph - p) ** 2 + (q - ql) ** 2) ** 0.5
+    return {"gap": round(p - q, 4), "interval_95": [round(low, 4), round(high, 4)]}
+
+
+def _auroc(scores: dict[tuple[str, str, str], float | None], pairs: list[Pair], judge: str) -> float | None:
+    good, bad = (
+        [v for p in pairs if judge in p.judges and (v := scores.get((p.id, side, judge))) is not None]
+        for side in ("good", "bad")
+    )
+    return auroc(good, bad)
+
+
+def _length_effect(scores: dict[tuple[str, str, str], float | None], pairs: list[Pair]) -> dict[str, Any] | None:
+    """Points of score that 100 more words bring, among differences within pairs: quality is held by the intercept."""
+    rows = []
+    for p in pairs:
+        good, bad = _mean(scores, p, "good"), _mean(scores, p, "bad")
+        if good is not None and bad is not None:
+            rows.append((len(p.bad.split()) - len(p.good.split()), bad - good))
+    found = slope([x / 100 for x, _ in rows], [y for _, y in rows])
+    return None if found is None else {"score_per_100_words": round(found[0], 4), "standard_error": round(found[1], 4)}
+
+
+def _invariance(scores: dict[tuple[str, str, str], float | None], twins: list[Twins]) -> dict[str, Any]:
+    """Mean |a - b| and mean b - a of answers that deserve the same score, over the three judges."""
+    gaps = []
+    for row in twins:
+        for judge in JUDGES:
+            a, b = scores.get((row.id, "a", judge)), scores.get((row.id, "b", judge))
+            if a is not None and b is not None:
+                gaps.append(b - a)
+    if not gaps:
+        return {"comparisons": 0}
+    return {
+        "comparisons": len(gaps),
+        "mean_change": round(float(np.mean(gaps)), 4),
+        "mean_absolute_change": round(float(np.mean(np.abs(gaps))), 4),
+    }
+
+
+def _agreement(scores: Scores, pairs: list[Pair], models: int) -> dict[str, Any] | None:
+    """Krippendorff's ordinal alpha, and the independent votes that so many models are worth; None with one model."""
+    if models < 2:
+        return None
+    table = np.array([[np.nan if v is None else v for v in values] for values in scores.values()], float).T
+    truth = {(p.id, side): float(side == "good") for p in pairs for side in ("good", "bad")}
+    whole = [
+        [v - truth[key[:2]] for v in values if v is not None]
+        for key, values in scores.items()
+        if key[:2] in truth and None not in values
+    ]
+    errors = np.array(whole).T if whole else np.empty((models, 0))
+    return {
+        "models": models,
+        "alpha": _round(krippendorff_alpha(table)),
+        "effective_votes": _round(effective_votes(errors)),
+    }
+
+
+# --- kept calibrations

@@ -1,0 +1,1 @@
+"""The project folder and this machine: noesis init, doctor, clean."""
