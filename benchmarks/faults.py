@@ -397,7 +397,7 @@ def tiny_project(place: Path) -> tuple[Any, Path]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from conftest import ROOT, SHAPE, make_tokenizer_files
+    from helpers.project import ROOT, SHAPE, make_tokenizer_files
     from noesis.core.project import Project
 
     shutil.copytree(ROOT / "data", place / "project" / "data")

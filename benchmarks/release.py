@@ -39,7 +39,7 @@ def make(folder: Path, layers: int) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from standins import write_standin
+    from helpers.tiny_tokenizers import write_standin
 
     base, adapter = folder / "base", folder / "adapter"
     write_standin(base, "smollm2")

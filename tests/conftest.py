@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from helpers.project import ROOT, SHAPE, make_tokenizer_files
+from noesis.core.project import Project
+
 if TYPE_CHECKING:
-    from modal_local import ControlPlane
+    from helpers.modal_local import ControlPlane
 
 if (
     signal.getsignal(signal.SIGINT) == signal.SIG_IGN
@@ -27,12 +30,6 @@ os.environ |= {
 }  # nor Modal's service: nothing listens there
 for name in ("MODAL_TOKEN_ID", "MODAL_TOKEN_SECRET", "MODAL_PROFILE", "MODAL_ENVIRONMENT"):
     os.environ.pop(name, None)
-
-ROOT = Path(__file__).resolve().parents[1]
-TEMPLATE = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 
 
 @pytest.fixture
@@ -72,62 +69,12 @@ def write_rows(tmp_path: Path):
     return write
 
 
-def constitution_lines() -> list[str]:
-    """What small tokenizers are trained on: the constitution without the requests, which grow with every edit."""
-    lines = (ROOT / "data" / "constitution.yaml").read_text(encoding="utf-8").splitlines()
-    return [
-        line for line in lines if not line.startswith(("      pt: ", "      en: ", "    critique:", "    revision:"))
-    ]
-
-
-def make_tokenizer_files(folder: Path) -> None:
-    """A byte-level BPE tokenizer cut as SmolLM2's (digits apart), trained on the constitution, with a ChatML template."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=512,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(constitution_lines(), trainer)
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "TokenizersBackend",
-        "bos_token": "<|im_start|>",
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|im_end|>",
-        "unk_token": "<|endoftext|>",
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 2048}), encoding="utf-8")
-    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
-
-
 @pytest.fixture(scope="session")
 def tiny_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model's tokenizer alone; needs neither torch nor transformers."""
     folder = tmp_path_factory.mktemp("tokenizer")
     make_tokenizer_files(folder)
     return folder
-
-
-SHAPE = {
-    "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "tie_word_embeddings": True,
-}
 
 
 @pytest.fixture(scope="session")
@@ -191,8 +138,8 @@ def tiny_merged(tiny_model: Path, tiny_adapter: Path, tmp_path_factory: pytest.T
 
 @pytest.fixture
 def control_plane() -> Iterator[ControlPlane]:
-    """Modal's service on loopback: see tests/modal_local/README.md."""
-    from modal_local import ControlPlane
+    """Modal's service on loopback: see tests/helpers/modal_local/README.md."""
+    from helpers.modal_local import ControlPlane
 
     with ControlPlane() as plane:
         yield plane
@@ -203,3 +150,13 @@ def quiet_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder of this test's own."""
     monkeypatch.setenv("NOESIS_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def small_project(project: Path) -> Project:
+    """The project with 40 of its examples' rows, so that scoring stays short."""
+    for folder in (project / "data" / "training").glob("philosophical*"):
+        for file in folder.glob("*.jsonl"):
+            lines = file.read_text(encoding="utf-8").splitlines()[:2]
+            file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return Project(project)

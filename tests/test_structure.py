@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import noesis.core.errors
-from conftest import ROOT
+from helpers.project import ROOT
 
 SRC = ROOT / "src" / "noesis"
 # A module may import from layers below its own, and within its own package.

@@ -1,0 +1,1 @@
+"""What tests share: doubles, tiny models, small projects. No test imports another test."""

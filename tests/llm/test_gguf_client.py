@@ -1,0 +1,93 @@
+"""The embedded model as judge in a real xllamacpp server: the protocol end to end, whatever it thinks."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers.project import ROOT
+from noesis.core.config import TribunalSection
+from noesis.core.errors import ModelError
+from noesis.llm.clients.gguf_client import LocalJudge
+from noesis.llm.clients.reply_cache import opened
+from noesis.llm.embedded import EMBEDDED_SHA256, embedded_gguf
+from noesis.tribunal.court import opinion
+from noesis.tribunal.judge import Case
+from noesis.tribunal.panel import Seats
+from noesis.tribunal.rubric import Bench, Both, load_bench
+from noesis.tribunal.verdict import Verdict
+
+pytestmark = pytest.mark.slow
+
+
+def small_bench() -> Bench:
+    """The project's judges cut to a few words, so that a processor reads them in seconds."""
+    whole = load_bench(ROOT / "data" / "tribunal" / "judges")
+    anchors = {"0": Both(pt="não", en="no"), "1": Both(pt="em parte", en="partly"), "2": Both(pt="sim", en="yes")}
+    items = tuple(
+        item.model_copy(update={"en": "Is it true?", "anchors": anchors, "applies": ()})
+        for item in whole.rubrics["veritas"].items[:6]
+    )
+    veritas = whole.rubrics["veritas"].model_copy(
+        update={"system": Both(pt="Juíza.", en="You are a judge."), "items": items}
+    )
+    return Bench(rubrics=whole.rubrics | {"veritas": veritas}, prompt=whole.prompt)
+
+
+def test_smollm2_speaks_the_protocol(tmp_path: Path):
+    client = LocalJudge(embedded_gguf(), name="smollm2", parallel=1)
+    assert client.identity == f"gguf:{EMBEDDED_SHA256}"
+    case = Case(
+        "c",
+        "en",
+        (("user", "Is 91 a prime number?"),),
+        "No: 91 is 7 times 13, so it is not a prime number.",
+        {"reference": "No, 7 × 13."},
+    )
+
+    async def run():
+        with opened(tmp_path / "r.sqlite") as cache:
+            try:
+                return (await Seats(small_bench(), [client], cache).hear([case], [("veritas",)]))[0][0]
+            finally:
+                await client.close()
+
+    verdict = asyncio.run(run())
+    assert isinstance(verdict, Verdict)  # the grammar lets nothing else through, and bounds every text
+    assert len(verdict.items) == 6
+    assert verdict.prompt_tokens > 300
+    assert opinion("c", [verdict], TribunalSection()).mean is None  # one judge is no quorum
+
+
+def test_a_file_that_is_no_model_is_said(tmp_path: Path):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF nothing")
+    with pytest.raises(ModelError, match="can't load the judge"):
+        LocalJudge(tmp_path / "x.gguf")
+
+
+STOPPED = """
+import os, signal, sys, threading, time
+from noesis import interrupt
+from noesis.cli import main
+def kill():
+    while not interrupt._native:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    print("in llama.cpp", flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=kill, daemon=True).start()
+sys.argv = ["noesis", "tribunal", "calibrate", "--pairs", "1", "--project", sys.argv[1], "--judge", "gguf:" + sys.argv[2]]
+main()
+"""
+
+
+def test_sigterm_does_not_wait_for_llama_cpp(tmp_path: Path):
+    """It hung: Python joined the thread that was in llama.cpp, for the minutes that a long prompt takes a slow processor."""
+    ended = subprocess.run(
+        [sys.executable, "-c", STOPPED, str(ROOT), str(embedded_gguf())], capture_output=True, text=True, timeout=120
+    )
+    assert (ended.returncode, "in llama.cpp" in ended.stdout) == (143, True), ended.stderr[-500:]

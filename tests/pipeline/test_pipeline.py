@@ -1,0 +1,158 @@
+"""The whole pipeline on a tiny Llama: every stage with its real components, the report, and going on after a stop."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from helpers.tiny_runs import run_all, toy_tribunal
+from noesis.core.project import Project
+
+pytestmark = pytest.mark.slow
+
+
+def test_every_stage_runs_and_a_second_time_none_does(
+    small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path, capsys: pytest.CaptureFixture[str]
+):
+    s = run_all(small_project, tiny_model, tmp_path / "run")
+    stages = s.run.manifest["stages"]
+    assert {name: entry["status"] for name, entry in stages.items()} == dict.fromkeys(
+        ("export", "plan", "train", "choose", "judge", "merge", "gguf", "report"), "done"
+    )
+    judged = s.run.result("judge")
+    assert judged["preference"]["tuned"]["held_out_loss"] < judged["preference"]["base"]["held_out_loss"]
+    assert judged["court"]["verdict"] == "UNDECIDED"
+    assert s.run.result("gguf")["files"]["f16"]["passed"]
+    assert s.run.result("merge")["merged_tensors"] == 14
+    answers = [json.loads(line) for line in (s.run.tribunal / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(answers) == 2
+    assert s.constitution.digest()[:16] in (s.run.merged / "README.md").read_text(encoding="utf-8")
+    hashes = {name: o["sha256"] for entry in stages.values() for name, o in entry["outputs"].items()}
+    assert "checkpoints/epoch_0/adapter_model.safetensors" in hashes
+
+    capsys.readouterr()
+    again = run_all(small_project, tiny_model, tmp_path / "run")
+    assert capsys.readouterr().out.count("already done") == 7  # all but the report
+    assert {
+        n: o["sha256"]
+        for e in again.run.manifest["stages"].values()
+        for n, o in e["outputs"].items()
+        if n != "report.html"
+    } == {n: h for n, h in hashes.items() if n != "report.html"}
+
+
+def test_other_epochs_archive_the_old_run(small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path):
+    run_all(small_project, tiny_model, tmp_path / "run")
+    s = run_all(small_project, tiny_model, tmp_path / "run", **{"training.num_train_epochs": 2})
+    assert [p.name for p in sorted(s.run.checkpoints.iterdir())] == ["epoch_0", "epoch_1", "resume"]
+    (archived,) = (tmp_path / ".archive").iterdir()
+    assert (archived / "checkpoints" / "epoch_0" / "adapter_model.safetensors").is_file()
+
+
+def test_the_report_escapes_what_it_shows_and_loads_nothing(
+    small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path
+):
+    from noesis.pipeline.stages.report import run_report
+
+    s = run_all(small_project, tiny_model, tmp_path / "run")
+    evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+    file = s.run.tribunal / "answers.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows[0]["tuned"]["answer"] = rows[0]["prompt"] = rows[0]["id"] = evil
+    rows[0]["tuned"]["flags"] = [evil]
+    file.write_text("\n".join(json.dumps(r) for r in rows), encoding="utf-8")
+    run_report(s)
+    page = s.run.report.read_text(encoding="utf-8")
+    assert page.count("&lt;script&gt;") == 4
+    assert not re.search(r"<script|<img|https?://|<link|@import|url\(", page)
+    assert "default-src 'none'" in page
+    for shown in (
+        "held-out loss",
+        "Tribunal",
+        "UNDECIDED",
+        "offline screen (not a judge)",
+        "polyline",
+        s.run.manifest["identity"]["dataset_sha256"],
+    ):
+        assert shown in page
+
+
+def test_chat_streams_from_the_gguf(
+    small_project: Project,
+    tiny_model: Path,
+    tmp_path: Path,
+    quiet_cache: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    import io
+
+    from noesis.cli import run_command
+
+    s = run_all(small_project, tiny_model, tmp_path / "run")
+    monkeypatch.setattr("sys.stdin", io.StringIO("what is courage?\n/base\n/reset\nand fear?\n/judge\n/quit\n"))
+    assert run_command(["chat", str(s.run.path), "--max-tokens", "8", "--temperature", "0"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("noesis ›") == 2 and said.count("base ›") == 1 and "not a judge" in said
+
+
+def test_a_trial_before_a_scripted_judge(
+    small_project: Project,
+    tiny_model: Path,
+    tmp_path: Path,
+    quiet_cache: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    import judge_server as play
+
+    from noesis.cli import run_command
+    from noesis.pipeline.session import session_of
+    from noesis.pipeline.stages.report import run_report
+
+    monkeypatch.setattr(
+        "noesis.core.console._quiet_stdout", False
+    )  # --json below sends all talk to stderr, for this test only
+    toy_tribunal(small_project.root)
+    s = run_all(small_project, tiny_model, tmp_path / "run", **{"training.tribunal.trial_tokens": 8})
+
+    def judge_run(server: play.JudgeServer, *more: str) -> int:
+        spec = f"openai:{server.url}:scripted"
+        return run_command(["judge", str(s.run.path), "--judge", spec, "--project", str(small_project.root), *more])
+
+    with play.JudgeServer(lambda asked: play.verdict(asked, 0.9)) as server:
+        assert judge_run(server) == 4
+        out = capsys.readouterr().out
+        assert "UNDECIDED: judge not fit: scripted was calibrated never" in out
+        asked = len(server.requests)
+        assert asked <= 22 * 2 * 2 * 3
+        assert judge_run(server, "--json") == 4  # nothing is asked or answered again
+        assert len(server.requests) == asked
+    result = json.loads(capsys.readouterr().out)
+    assert result["judges"][0]["fit"] is False
+    assert result["models"]["tuned"]["all"]["mean"]["clusters"] == 22
+    assert (s.run.tribunal / "verdicts.jsonl").is_file()
+    s = session_of(s.run.path)
+    assert s.run.is_done("merge")
+    assert "judge not fit" in (s.run.merged / "README.md").read_text(encoding="utf-8")
+    run_report(s)
+    page = s.run.report.read_text(encoding="utf-8")
+    assert "never calibrated" in page
+    assert "discipline: x" in page
+    assert (
+        run_command(
+            [
+                "judge",
+                str(s.run.path),
+                "--judge",
+                "openai:http://127.0.0.1:1/v1:tiny-llama",
+                "--project",
+                str(small_project.root),
+            ]
+        )
+        == 2
+    )
+    assert "--judge self" in capsys.readouterr().err

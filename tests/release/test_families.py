@@ -1,0 +1,98 @@
+"""Tiny random models of each family that is converted, with a tokenizer of its build: llama.cpp computes what transformers does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from helpers.project import ROOT
+from helpers.tiny_tokenizers import write_standin
+from noesis.core.errors import ModelError
+from noesis.llm.tokenizer import load_tokenizer
+
+pytestmark = pytest.mark.slow
+TEXTS = [
+    line for line in (ROOT / "data" / "constitution.yaml").read_text(encoding="utf-8").splitlines() if len(line) > 90
+][:6]
+SMALL = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024,
+    "initializer_range": 0.25,
+}  # fmt: skip
+
+REST = r"[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+PATTERNS = {
+    "llama-3.1": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|" + REST % r"\p{N}{1,3}",
+    "qwen2.5": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|" + REST % r"\p{N}",
+}
+
+
+def build(folder: Path, standin: str, kind: str, **settings: object) -> Path:
+    """A random model of a class of transformers, with the stand-in's tokenizer."""
+    import torch
+    import transformers
+
+    write_standin(folder, standin)
+    if standin in PATTERNS:  # how the real one cuts text; the stand-in's is simpler
+        raw = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        raw["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = PATTERNS[standin]
+        if standin == "qwen2.5":
+            raw["normalizer"] = {"type": "NFC"}
+        (folder / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
+    torch.manual_seed(0)
+    size = load_tokenizer(folder).backend.get_vocab_size()
+    config = getattr(transformers, f"{kind}Config")(**SMALL | {"vocab_size": size} | settings)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or name.endswith(
+                "bias"
+            ):  # else all ones and zeros, which would hide a wrong norm or a lost bias
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+FAMILIES = {
+    "Llama with its own output": ("llama-3.1", "Llama", {"tie_word_embeddings": False}),
+    "Mistral": ("mistral-0.2", "Mistral", {"sliding_window": None, "head_dim": 16}),
+    "Mistral, a space before the first word only": ("mistral-0.3", "Mistral", {"sliding_window": 512, "head_dim": 16}),
+    "Qwen2": ("qwen2.5", "Qwen2", {"tie_word_embeddings": True}),
+    "Gemma-2": (
+        "gemma-2",
+        "Gemma2",
+        {
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 16,
+            "attn_logit_softcapping": 20.0,
+            "final_logit_softcapping": 10.0,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_converts(family: str, tmp_path: Path):
+    from noesis.release.gguf.writer import write_gguf
+    from noesis.release.parity.certify import Subject, certify, require
+
+    standin, kind, settings = FAMILIES[family]
+    model = build(tmp_path / "model", standin, kind, **settings)
+    files = {k: tmp_path / f"{k}.gguf" for k in ("f32", "f16")}
+    for k, file in files.items():
+        write_gguf(model, file, k, name="tiny", licence="none")
+    found = certify(Subject(model, files, None, TEXTS, TEXTS[:1], answer_tokens=4), load_tokenizer(model))
+    require(found)
+    assert [found["files"][kind]["passed"] for kind in files] == [True, True]
+
+
+def test_gemmas_other_scale_of_queries_is_refused(tmp_path: Path):
+    from noesis.release.gguf.families import read_config
+
+    (tmp_path / "config.json").write_text(
+        json.dumps(SMALL | {"architectures": ["Gemma2ForCausalLM"], "head_dim": 16, "query_pre_attn_scalar": 20})
+    )
+    with pytest.raises(ModelError, match="query_pre_attn_scalar 20"):
+        read_config(tmp_path)
