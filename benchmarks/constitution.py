@@ -20,10 +20,10 @@ from typing import Any
 
 from noesis.constitution.document import load_constitution
 from noesis.core.project import find_project
-from noesis.llm.clients.protocol import Client
-from noesis.llm.clients.reply_cache import opened
-from noesis.llm.clients.torch_client import PackedVoice
-from noesis.synthesis.critique_revision import Maker, Settings
+from noesis.llm.clients.protocol import ModelClient
+from noesis.llm.clients.reply_cache import open_cache
+from noesis.llm.clients.torch_client import TorchClient
+from noesis.synthesis.critique_revision import ExampleMaker, Settings
 from noesis.synthesis.make_prompts import deal, read_lists
 from noesis.synthesis.prompt_file import Prompt
 from noesis.synthesis.prompt_templates import choose_shots
@@ -32,7 +32,7 @@ PROJECT = find_project(Path(__file__).resolve().parents[1])
 SETTINGS = Settings(shots=1, answer_tokens=64, critique_tokens=64, attempts=1)
 
 
-def measure(name: str, voice: Client, count: int, window: int) -> float:
+def measure(name: str, voice: ModelClient, count: int, window: int) -> float:
     """Tokens a second of `count` chains, `window` at a time; prints both figures."""
     constitution = load_constitution(PROJECT.constitution)
     seeds = deal(read_lists(PROJECT.data / "constitution_prompts.yaml"), ("en",), count + 1, 0)
@@ -56,7 +56,7 @@ def measure(name: str, voice: Client, count: int, window: int) -> float:
         made += tokens
 
     async def work(cache: Any) -> float:
-        maker = Maker(constitution, voice, voice, shots, cache, SETTINGS, add)
+        maker = ExampleMaker(constitution, voice, voice, shots, cache, SETTINGS, add)
         await maker.make(prompts[-1])  # warm
         nonlocal made
         made = 0
@@ -72,7 +72,7 @@ def measure(name: str, voice: Client, count: int, window: int) -> float:
         print(f"| {name} | {count} | {made} | {made / clock:.1f} | {made / processor:.1f} |", flush=True)
         return made / clock
 
-    with tempfile.TemporaryDirectory() as folder, opened(Path(folder) / "replies.sqlite") as cache:
+    with tempfile.TemporaryDirectory() as folder, open_cache(Path(folder) / "replies.sqlite") as cache:
         return asyncio.run(work(cache))
 
 
@@ -83,14 +83,14 @@ def main() -> None:
     parser.add_argument("--gguf", type=Path)
     asked = parser.parse_args()
     print("| how | chains | tokens written | tokens/s | tokens a processor second |\n|---|---|---|---|---|")
-    alone = measure("torch, one request after another", PackedVoice("smollm2", pack=1), asked.alone, 1)
-    packed = measure("torch, packed by 32", PackedVoice("smollm2"), asked.chains, 64)
+    alone = measure("torch, one request after another", TorchClient("smollm2", pack=1), asked.alone, 1)
+    packed = measure("torch, packed by 32", TorchClient("smollm2"), asked.chains, 64)
     print(f"\npacked is {packed / alone:.1f} times one by one by the clock")
     if asked.gguf:
-        from noesis.llm.clients.gguf_client import LocalJudge
+        from noesis.llm.clients.gguf_client import GgufClient
 
-        alone = measure("llama.cpp, 1 slot", LocalJudge(asked.gguf, parallel=1, context=4096), asked.alone, 1)
-        slots = measure("llama.cpp, 8 slots", LocalJudge(asked.gguf, parallel=8, context=4096), asked.chains, 16)
+        alone = measure("llama.cpp, 1 slot", GgufClient(asked.gguf, parallel=1, context=4096), asked.alone, 1)
+        slots = measure("llama.cpp, 8 slots", GgufClient(asked.gguf, parallel=8, context=4096), asked.chains, 16)
         print(f"\n8 slots are {slots / alone:.1f} times 1 slot by the clock")
 
 

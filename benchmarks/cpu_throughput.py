@@ -59,11 +59,11 @@ def ours() -> dict[str, Any]:
     """By the project's own trainer, as `noesis train` calls it."""
     from noesis.core.device import detect
     from noesis.planning.plan import make_plan, read_shape
-    from noesis.training.job import count
+    from noesis.training.job import count_workload
     from noesis.training.trainer import read_metrics, train
 
     folder, rows, config = prepared()
-    plan = make_plan(config, "smollm2", read_shape(folder), count(rows), detect())
+    plan = make_plan(config, "smollm2", read_shape(folder), count_workload(rows), detect())
     with tempfile.TemporaryDirectory() as out:
         result = train(
             folder,

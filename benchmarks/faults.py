@@ -87,7 +87,7 @@ def child(
 ) -> None:
     """Run the pipeline up to the last stage of `only`; at the beginning of the point's stage wait until strace has been attached."""
     from noesis.pipeline.registry import STAGE_FUNCTIONS
-    from noesis.pipeline.start_run import from_sources, new_session
+    from noesis.pipeline.start_run import from_sources, start_run
     from noesis.run.directory import Run
 
     plain = Run.perform
@@ -113,7 +113,7 @@ def child(
         count_moments(point, told, lambda: current)
     announce("export")
     with Run(path, {}).locked():
-        s = new_session(project, config, path, from_sources(project, config))
+        s = start_run(project, config, path, from_sources(project, config))
         for stage in STAGES[1:]:
             if any(STAGES.index(stage) <= STAGES.index(last) for last in only) and (
                 stage not in SKIPPED or stage in only
@@ -146,7 +146,7 @@ def count_moments(point: Point | None, told: int, stage: Any) -> None:
         sys.addaudithook(lambda event, _: moment(event) if event in PYTHON_CALLS else None)
     from noesis.training.state.resumable import Resumable
 
-    check, backward, step = Resumable.check, torch.Tensor.backward, torch.optim.AdamW.step
+    check, backward, step = Resumable.stop_if_asked, torch.Tensor.backward, torch.optim.AdamW.step
 
     def on_check(self: Any, **kwargs: Any) -> None:
         moment("forward")
@@ -163,7 +163,7 @@ def count_moments(point: Point | None, told: int, stage: Any) -> None:
         moment("optimizer")
         return step(self, *args, **kwargs)
 
-    Resumable.check, torch.Tensor.backward, torch.optim.AdamW.step = on_check, on_backward, on_step  # type: ignore[method-assign]
+    Resumable.stop_if_asked, torch.Tensor.backward, torch.optim.AdamW.step = on_check, on_backward, on_step  # type: ignore[method-assign]
 
 
 def attempt(

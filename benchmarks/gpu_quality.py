@@ -106,10 +106,10 @@ def held_out(place: Path) -> None:
     from noesis.dataset.encode import training_rows
     from noesis.llm.hub import find_model
     from noesis.llm.tokenizer import load_tokenizer
-    from noesis.planning.plan import draft, read_shape
+    from noesis.planning.plan import draft_plan, read_shape
     from noesis.planning.setup import Setup
     from noesis.training import trainer as training
-    from noesis.training.job import count
+    from noesis.training.job import count_workload
     from noesis.training.packing import pack
     from noesis.training.recorder import Metrics, recorder
 
@@ -157,7 +157,7 @@ def held_out(place: Path) -> None:
                 "training.precision": precision,
             }
             config = load_config(project, changes | {"lora.quantization.load_in_4bit": precision == "nf4"})
-            plan = draft(config, "smollm2", read_shape(folder), count(rows), device)
+            plan = draft_plan(config, "smollm2", read_shape(folder), count_workload(rows), device)
             setup = Setup("noesis", precision, compute, "none", False, True, 4096, 8, 1, "adamw", 1)  # type: ignore[arg-type]
             plan = replace(plan, setup=setup, sharded=False)
             tokenizer = AutoTokenizer.from_pretrained(folder)

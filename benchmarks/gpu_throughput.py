@@ -139,11 +139,11 @@ def noesis(precision: str, *words: str) -> None:
     from noesis.core.config import load_config
     from noesis.core.device import detect
     from noesis.core.project import Project
-    from noesis.llm.token_rows import Encoded
-    from noesis.planning.plan import draft, read_shape
+    from noesis.llm.token_rows import TokenRow
+    from noesis.planning.plan import draft_plan, read_shape
     from noesis.planning.setup import Setup
     from noesis.run.metrics import read_metrics
-    from noesis.training.job import count
+    from noesis.training.job import count_workload
     from noesis.training.trainer import train
 
     cards = next((int(w.removeprefix("cards=")) for w in words if w.startswith("cards=")), 1)
@@ -156,8 +156,8 @@ def noesis(precision: str, *words: str) -> None:
         "training.gradient_accumulation_steps": 1, "lora.quantization.load_in_4bit": precision == "nf4", "training.lr_scheduler_type": "constant",
     }  # fmt: skip
     config = load_config(Project(ROOT), overrides)
-    rows = [Encoded(ids, ids) for ids in sequences()] * 2
-    plan = draft(config, str(MODEL), read_shape(MODEL), count(rows), device)
+    rows = [TokenRow(ids, ids) for ids in sequences()] * 2
+    plan = draft_plan(config, str(MODEL), read_shape(MODEL), count_workload(rows), device)
     optimizer = "adamw_8bit" if (precision, recompute) == ("nf4", "full") else "adamw"
     setup = Setup("noesis", precision, "bfloat16", recompute, False, True, 8192, per_step, 1, optimizer, cards)  # type: ignore[arg-type]
     plan = replace(plan, setup=setup, sharded="sharded" in words, fallbacks=[])
@@ -197,9 +197,9 @@ def start_child(began: float) -> None:
     from noesis.core.project import Project
     from noesis.dataset.encode import training_rows
     from noesis.llm.tokenizer import load_tokenizer
-    from noesis.planning.plan import draft, read_shape
+    from noesis.planning.plan import draft_plan, read_shape
     from noesis.run.metrics import read_metrics
-    from noesis.training.job import count
+    from noesis.training.job import count_workload
     from noesis.training.trainer import train
 
     project = Project(ROOT)
@@ -214,7 +214,7 @@ def start_child(began: float) -> None:
         records, load_tokenizer(MODEL), load_constitution(project.constitution), include_critique=False, max_length=2048
     )
     device = detect()
-    plan = draft(config, str(MODEL), read_shape(MODEL), count(rows), device)
+    plan = draft_plan(config, str(MODEL), read_shape(MODEL), count_workload(rows), device)
     setup = replace(
         plan.setup,
         compile=False,

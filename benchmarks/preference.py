@@ -132,10 +132,12 @@ class Measure:
         return found
 
     def _losses(self, model: Any, records: Records) -> dict[str, list[float]]:
-        from noesis.constitution.dialogue import opening
+        from noesis.constitution.dialogue import opening_messages
         from noesis.llm.chat_template import encode
 
-        rows = [encode(self.tokenizer, opening(self.constitution, r), r["answer"], name=r["id"]) for r in records]
+        rows = [
+            encode(self.tokenizer, opening_messages(self.constitution, r), r["answer"], name=r["id"]) for r in records
+        ]
         return {r["id"]: list(score) for r, score in zip(records, self._scores(model, rows), strict=True)}
 
     def own_answers(self) -> dict[str, list[float]]:
@@ -154,13 +156,13 @@ class Measure:
         """Greedy, all prompts in one batch."""
         import torch
 
-        from noesis.constitution.dialogue import opening
+        from noesis.constitution.dialogue import opening_messages
         from noesis.llm.chat_template import end_of_turn, render
 
         stop = end_of_turn(self.tokenizer)
         prompts = [
             self.tokenizer(
-                render(self.tokenizer, opening(self.constitution, r), add_generation_prompt=True),
+                render(self.tokenizer, opening_messages(self.constitution, r), add_generation_prompt=True),
                 add_special_tokens=False,
             )["input_ids"]
             for r in self.asked
@@ -200,7 +202,7 @@ def train_cell(
     from noesis.llm.tokenizer import load_tokenizer
     from noesis.planning.by_method import preference_plan
     from noesis.planning.plan import make_plan, read_shape
-    from noesis.training.job import Material, Preferences, count
+    from noesis.training.job import PreferencePairs, TrainingSet, count_workload
     from noesis.training.trainer import train as train_adapter
 
     shutil.rmtree(place, ignore_errors=True)
@@ -209,10 +211,10 @@ def train_cell(
     shape = read_shape(folder)
     if config.training.method == "sft":
         rows: Any = training_rows(train, tokenizer, constitution, **how)
-        plan = make_plan(config, options.model, shape, count(rows), device)
+        plan = make_plan(config, options.model, shape, count_workload(rows), device)
     else:
-        rows = Preferences(*(example_pairs(part, tokenizer, constitution, **how) for part in (train, held_out)))
-        plan = preference_plan(config, options.model, shape, Material(pairs=rows), device)
+        rows = PreferencePairs(*(example_pairs(part, tokenizer, constitution, **how) for part in (train, held_out)))
+        plan = preference_plan(config, options.model, shape, TrainingSet(pairs=rows), device)
     result = train_adapter(
         folder, rows, config, plan, device, checkpoints=place, metrics=place / "metrics.jsonl", parent=start
     )

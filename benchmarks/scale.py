@@ -22,13 +22,13 @@ from noesis.core.console import duration
 from noesis.core.device import Device
 from noesis.core.project import Project
 from noesis.dataset.load import read_examples
-from noesis.pipeline.training_set import estimate
-from noesis.planning.gpus import card_of, rented
+from noesis.pipeline.training_set import estimate_workload
+from noesis.planning.gpus import gpu_of, rented_gpu
 from noesis.planning.model_shapes import known_model
-from noesis.planning.plan import draft
+from noesis.planning.plan import draft_plan
 from noesis.planning.pricing import MERGE_MACHINE, TRAIN_MACHINE, usd_for
-from noesis.planning.search import Option, Task, best, options
-from noesis.planning.workload import Work
+from noesis.planning.search import PlanningTask, SetupOption, enumerate_setups, fastest_fit
+from noesis.planning.workload import Workload
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "scale.md"
@@ -39,17 +39,19 @@ ONE_MACHINE = 8
 MODELS = {"8B": "meta-llama/Llama-3.1-8B-Instruct", "70B": "meta-llama/Llama-3.1-70B-Instruct"}
 
 
-def work_of(examples: int, model: str) -> Work:
+def work_of(examples: int, model: str) -> Workload:
     """So many examples as long as the project's own."""
     project = Project(ROOT)
     constitution = load_constitution(project.constitution)
     own = [r for part in ("train", "eval") for r in read_examples(project.exports / f"{part}.jsonl", constitution)]
     known = known_model(model)
     assert known is not None
-    once = estimate(own, constitution, known.ratio, include_critique=False)
+    once = estimate_workload(own, constitution, known.ratio, include_critique=False)
     times, rest = divmod(examples, len(once.lengths))
-    return Work(
-        once.lengths * times + once.lengths[:rest], round(once.trained * examples / len(once.lengths)), once.plus_minus
+    return Workload(
+        once.lengths * times + once.lengths[:rest],
+        round(once.trained * examples / len(once.lengths)),
+        once.relative_error,
     )
 
 
@@ -65,11 +67,15 @@ def config_of(examples: int, model: str) -> Config:
     )
 
 
-def cheapest(examples: int, model: str, device: Device) -> tuple[Option, float]:
+def cheapest(examples: int, model: str, device: Device) -> tuple[SetupOption, float]:
     """The planner's choice on these cards, and its price."""
     known = known_model(model)
     assert known is not None
-    option = best(options(Task(config_of(examples, model), known.shape, work_of(examples, model), device, rented=True)))
+    option = fastest_fit(
+        enumerate_setups(
+            PlanningTask(config_of(examples, model), known.shape, work_of(examples, model), device, rented=True)
+        )
+    )
     hosts = -(-device.cards // ONE_MACHINE)
     machine = (TRAIN_MACHINE[0] * hosts, TRAIN_MACHINE[1] * hosts)
     return option, usd_for(device, option.seconds, device.cards, machine)
@@ -91,7 +97,7 @@ def table(model: str, card: str) -> list[str]:
             if STEP[n] % cards:
                 cells.append(f"a step of {STEP[n]} can't be shared")
                 continue
-            option, usd = cheapest(n, model, rented(card, cards))
+            option, usd = cheapest(n, model, rented_gpu(card, cards))
             cells.append(
                 f"{duration(option.seconds)}, {usd:,.2f} USD ({words(option)})" if option.fits else "does not fit"
             )
@@ -100,7 +106,7 @@ def table(model: str, card: str) -> list[str]:
     return lines
 
 
-def words(option: Option) -> str:
+def words(option: SetupOption) -> str:
     setup = option.setup
     return (
         setup.precision
@@ -115,13 +121,13 @@ def fits(model: str) -> list[str]:
     for card in ("A10", "L40S", "A100-80GB", "H100", "H200", "B200"):
         row = []
         for cards in (1, 2, 4, 8):
-            option, usd = cheapest(6_000, model, rented(card, cards))
+            option, usd = cheapest(6_000, model, rented_gpu(card, cards))
             row.append(
                 f"{words(option)}: {duration(option.seconds)}, {usd:,.0f} USD"
                 if option.fits
                 else f"no: {option.memory.needed(card=True) / 2**30:.0f} GiB needed"
             )
-        lines.append(f"| {card} ({card_of(rented(card)).memory_bytes / 2**30:.0f} GiB) | " + " | ".join(row) + " |")
+        lines.append(f"| {card} ({gpu_of(rented_gpu(card)).memory_bytes / 2**30:.0f} GiB) | " + " | ".join(row) + " |")
     return lines
 
 
@@ -131,14 +137,14 @@ def judged() -> list[str]:
     config = config_of(124, model)
     known = known_model(model)
     assert known is not None
-    plan = draft(config, model, known.shape, work_of(124, model), rented("L40S"), rented=True)
+    plan = draft_plan(config, model, known.shape, work_of(124, model), rented_gpu("L40S"), rented=True)
     lines = ["| prompts | 1 A10 | 4 A10s | 16 A10s | 64 A10s |", "|---|---|---|---|---|"]
     fixed = trial_seconds(config, plan, 0)  # container, and the judge's loading
     for prompts in (124, 6_000, 300_000):
         cells = []
         for shards in (1, 4, 16, 64):
             each = fixed + (trial_seconds(config, plan, prompts) - fixed) / shards
-            cells.append(f"{duration(each)}, {shards * usd_for(rented('A10'), each, 1, TRAIN_MACHINE):,.2f} USD")
+            cells.append(f"{duration(each)}, {shards * usd_for(rented_gpu('A10'), each, 1, TRAIN_MACHINE):,.2f} USD")
         lines.append(f"| {prompts:,} | " + " | ".join(cells) + " |")
     merge = next(s for s in plan.stages if s["name"] == "merge and gguf")
     return [

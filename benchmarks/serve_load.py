@@ -41,9 +41,9 @@ import asyncio, sys
 from pathlib import Path
 from noesis.constitution.document import SystemPrompt
 from noesis.serving.protocol import Limits
-from noesis.serving.server import Files, Server, Settings
+from noesis.serving.server import ModelFiles, Server, Settings
 limits = Limits(parallel=int(sys.argv[3]), context=2048, max_tokens=256)
-server = Server(Files(Path(sys.argv[1]), None), Settings(sys.argv[2], SystemPrompt(pt="Responda.", en="Answer."), "en", port=0, limits=limits))
+server = Server(ModelFiles(Path(sys.argv[1]), None), Settings(sys.argv[2], SystemPrompt(pt="Responda.", en="Answer."), "en", port=0, limits=limits))
 asyncio.run(server.run(lambda: print("Serving noesis at " + server.url + "/v1", flush=True)))
 server.free()
 """

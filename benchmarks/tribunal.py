@@ -71,18 +71,18 @@ def throughput() -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from noesis.constitution.dialogue import opening
+    from noesis.constitution.dialogue import opening_messages
     from noesis.core.project import cache_folder
     from noesis.llm.hub import find_model
-    from noesis.llm.llama_cpp import Engine
+    from noesis.llm.llama_cpp import LlamaEngine
     from noesis.llm.tokenizer import load_tokenizer
-    from noesis.llm.torch_generate import answer_packed
+    from noesis.llm.torch_generate import generate_batch
     from noesis.release.gguf.writer import write_gguf
 
     found = find_model("smollm2")
     constitution, tokenizer = load_constitution(PROJECT.constitution), load_tokenizer(found.path)
     talks = [
-        opening(
+        opening_messages(
             constitution, {"language": "en", "prompt": f"What would you say to someone who asks why {i} is a number?"}
         )
         for i in range(PROMPTS)
@@ -97,19 +97,21 @@ def throughput() -> None:
 
     model = AutoModelForCausalLM.from_pretrained(found.path, dtype=torch.bfloat16).eval()
     timed(
-        "torch, bfloat16, one by one", 3, lambda some: answer_packed(model, tokenizer, some, max_tokens=TOKENS, batch=1)
+        "torch, bfloat16, one by one",
+        3,
+        lambda some: generate_batch(model, tokenizer, some, max_tokens=TOKENS, batch=1),
     )
     for size in (8, 32):
         timed(
             f"torch, bfloat16, {size} packed",
             PROMPTS,
-            lambda some, size=size: answer_packed(model, tokenizer, some, max_tokens=TOKENS, batch=size),
+            lambda some, size=size: generate_batch(model, tokenizer, some, max_tokens=TOKENS, batch=size),
         )  # type: ignore[misc]
     file = cache_folder() / "models" / "smollm2-plain-f16.gguf"
     if not file.is_file():
         write_gguf(found.path, file, "f16", name="smollm2", licence=found.licence)
     for parallel in (1, 16):
-        engine = Engine(file, parallel=parallel, context=512)
+        engine = LlamaEngine(file, parallel=parallel, context=512)
         timed(
             f"llama.cpp, F16, {parallel} slots",
             3 if parallel == 1 else PROMPTS,

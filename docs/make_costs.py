@@ -122,13 +122,13 @@ def table(language: str) -> str:
 def plans():
     """Of three epochs, of one, and what the cloud does beside the three."""
     os.environ["HF_HOME"] = os.environ["HF_HUB_CACHE"] = "/nonexistent"
-    from noesis.cloud.quote import extras
-    from noesis.cloud.request import Request
+    from noesis.cloud.quote import extra_costs
+    from noesis.cloud.request import CloudRequest
     from noesis.constitution.document import load_constitution
     from noesis.core.config import load_config
     from noesis.core.project import Project
     from noesis.dataset.load import read_examples
-    from noesis.pipeline.stages.plan import plan_ahead
+    from noesis.pipeline.stages.plan import plan_without_run
 
     project = Project(ROOT)
     constitution = load_constitution(project.constitution)
@@ -137,9 +137,9 @@ def plans():
     found = []
     for epochs in (3, 1):
         config = load_config(project, {"training.model": modal.model, "training.num_train_epochs": epochs})
-        found.append((config, plan_ahead(config, examples, constitution, gpu="L40S", gpus=1)[0]))
-    request = Request(3, model=modal.model, judges=modal.judges)
-    return found[0][1], found[1][1], extras(project, found[0][0], request, found[0][1])
+        found.append((config, plan_without_run(config, examples, constitution, gpu="L40S", gpus=1)[0]))
+    request = CloudRequest(3, model=modal.model, judges=modal.judges)
+    return found[0][1], found[1][1], extra_costs(project, found[0][0], request, found[0][1])
 
 
 if __name__ == "__main__":

@@ -16,15 +16,15 @@ from noesis.cloud.container import orchestrator as order
 from noesis.cloud.container import stages
 from noesis.cloud.container.shards import Shards, do_shard, map_shards
 from noesis.cloud.pull import pull
-from noesis.cloud.quote import offer
-from noesis.cloud.request import Request, card_to_rent, checked
-from noesis.cloud.run_summary import cost_lines, taken_away
+from noesis.cloud.quote import quote_lines
+from noesis.cloud.request import CloudRequest, checked, gpu_to_rent
+from noesis.cloud.run_summary import cost_lines, preemption_lines
 from noesis.cloud.volume.layout import FOLDER
 from noesis.cloud.volume.lease import LASTS_S, LEAVING_S, Lease
 from noesis.cloud.volume.remote import Entry, safe_name
-from noesis.cloud.volume.sync import Staging, published
+from noesis.cloud.volume.sync import VolumeSync, publishing
 from noesis.cloud.volume.uploaded_data import exported_hashes, require_upload
-from noesis.cloud.watch import lines_of, look
+from noesis.cloud.watch import progress_lines, read_progress
 from noesis.core.config import ModalSection, load_config
 from noesis.core.errors import DataError, RunError, UsageError
 from noesis.core.project import Project
@@ -36,7 +36,7 @@ GIVEN: dict = dict(  # noqa: C408  (as on the command line)
 SECTION = ModalSection()
 
 
-def asked(**more: object) -> Request:
+def asked(**more: object) -> CloudRequest:
     return checked(SECTION, **(GIVEN | more))
 
 
@@ -44,7 +44,7 @@ def test_options_become_a_request_that_survives_the_journey():
     request = asked(epochs=1, gguf="q8_0,f16,q8_0", max_usd=5.0, method="dpo", judge="none", gate=True)
     assert request.gguf == ("q8_0", "f16")
     assert (request.judges, request.max_usd, request.max_minutes, request.gate) == ((), 5.0, None, True)
-    assert Request.from_json(json.loads(json.dumps(request.as_json()))) == request
+    assert CloudRequest.from_json(json.loads(json.dumps(request.as_json()))) == request
     assert request.overrides()["training.method"] == "dpo"
     assert "training.method" not in asked().overrides()
     assert asked().model == "meta-llama/Llama-3.1-8B-Instruct"
@@ -89,7 +89,7 @@ def test_a_served_judge_needs_its_image():
     ],
 )
 def test_the_card_of_a_call(gpu: str, gpus: int, rented: str | None):
-    assert card_to_rent(asked(gpu=gpu, gpus=gpus), SECTION) == rented
+    assert gpu_to_rent(asked(gpu=gpu, gpus=gpus), SECTION) == rented
 
 
 def test_the_older_name_of_a_card_in_the_yaml_file_is_todays():
@@ -212,7 +212,7 @@ def test_what_is_new_is_published_whole_and_once_manifest_last(tmp_path: Path):
     a_run(volume)
     (volume / "checkpoints" / ".epoch_1.part").mkdir()
     (volume / "merged" / "m").mkdir(parents=True)
-    staging = Staging(volume, local, lambda: commits.append((volume / "manifest.json").read_text(encoding="utf-8")))
+    staging = VolumeSync(volume, local, lambda: commits.append((volume / "manifest.json").read_text(encoding="utf-8")))
     staging.bring()
     assert (local / "merged").is_symlink()
     assert not (volume / "checkpoints" / ".epoch_1.part").exists()
@@ -231,9 +231,9 @@ def test_what_is_new_is_published_whole_and_once_manifest_last(tmp_path: Path):
 def test_the_end_is_published_however_it_comes(tmp_path: Path):
     volume, local = tmp_path / "volume", tmp_path / "local"
     a_run(volume)
-    staging = Staging(volume, local, lambda: None)
+    staging = VolumeSync(volume, local, lambda: None)
     staging.bring()
-    with pytest.raises(KeyboardInterrupt), published(staging, look_s=60):
+    with pytest.raises(KeyboardInterrupt), publishing(staging, look_s=60):
         (local / "metrics.jsonl").write_text("more", encoding="utf-8")
         raise KeyboardInterrupt
     assert (volume / "metrics.jsonl").read_text(encoding="utf-8") == "more"
@@ -248,8 +248,8 @@ class Plays:
     def __init__(self, root: Path, **results: dict) -> None:
         self.root, self.results, self.started, self.polls = root, results, [], {}
 
-    def hands(self) -> order.Hands:
-        return order.Hands(self.start, self.result, lambda: None, lambda: None, sleep=lambda s: None)
+    def hands(self) -> order.FunctionCalls:
+        return order.FunctionCalls(self.start, self.result, lambda: None, lambda: None, sleep=lambda s: None)
 
     def start(self, name: str, arguments: dict) -> str:
         self.started.append(name if name != "judge_epoch" else f"judge epoch_{arguments['epoch']}")
@@ -285,24 +285,24 @@ def test_epochs_are_judged_beside_and_the_verdict_is_the_exit_code_only_where_as
     )  # of a run before: nobody's to judge until training has opened its own
     old.parent.mkdir(parents=True)
     old.write_text("", encoding="utf-8")
-    assert order.conduct(asked(gate=True), tmp_path, plays.hands(), "call")["code"] == 3
+    assert order.orchestrate(asked(gate=True), tmp_path, plays.hands(), "call")["code"] == 3
     assert plays.started == ["train", "judge epoch_0", "judge epoch_1", "judge", "merge"]
-    assert order.conduct(asked(), tmp_path, Plays(tmp_path).hands(), "call-2")["code"] == 0
+    assert order.orchestrate(asked(), tmp_path, Plays(tmp_path).hands(), "call-2")["code"] == 0
 
 
 def test_test_only_and_merge_only_do_only_that(tmp_path: Path, quiet_summary: None):
     for given, started in (({"test_only": True}, ["judge"]), ({"merge_only": True}, ["merge"])):
         plays = Plays(tmp_path)
-        assert order.conduct(asked(**given), tmp_path, plays.hands(), "call")["code"] == 0
+        assert order.orchestrate(asked(**given), tmp_path, plays.hands(), "call")["code"] == 0
         assert plays.started == started
 
 
 def test_a_stop_ends_the_order_with_its_code_and_gives_the_volume_back(tmp_path: Path):
     plays = Plays(tmp_path, train={"error": "at the cap", "code": 5})
-    assert order.conduct(asked(), tmp_path, plays.hands(), "call")["code"] == 5
+    assert order.orchestrate(asked(), tmp_path, plays.hands(), "call")["code"] == 5
     assert "judge" not in plays.started
     assert (
-        order.conduct(
+        order.orchestrate(
             asked(test_only=True), tmp_path, Plays(tmp_path, judge={"error": "x", "code": 1}).hands(), "other"
         )["code"]
         == 1
@@ -317,10 +317,10 @@ def test_a_conductor_taken_away_waits_for_the_same_training(tmp_path: Path, quie
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        order.conduct(
-            asked(), tmp_path, order.Hands(hands.start, taken, hands.reload, hands.commit, hands.sleep), "call"
+        order.orchestrate(
+            asked(), tmp_path, order.FunctionCalls(hands.start, taken, hands.reload, hands.commit, hands.sleep), "call"
         )
-    assert order.conduct(asked(), tmp_path, hands, "call")["code"] == 0
+    assert order.orchestrate(asked(), tmp_path, hands, "call")["code"] == 0
     assert plays.started.count("train") == 1
 
 
@@ -330,7 +330,7 @@ def test_a_conductor_taken_away_waits_for_the_same_training(tmp_path: Path, quie
 def test_the_quote_names_every_part_and_the_parts_add_up():
     project = Project(ROOT)
     request = asked()
-    lines = offer(project, load_config(project, request.overrides()), request, SECTION)
+    lines = quote_lines(project, load_config(project, request.overrides()), request, SECTION)
     text = "\n".join(lines)
     for part in (
         "train",
@@ -352,7 +352,7 @@ def test_the_quote_names_every_part_and_the_parts_add_up():
     whole = next(float(line.split("cost")[1].split()[0]) for line in lines if line.strip().startswith("cost"))
     assert whole == pytest.approx(sum(costs), abs=0.05)
     few = "\n".join(
-        offer(
+        quote_lines(
             project,
             load_config(project, asked(epochs=1, judge="none").overrides()),
             asked(epochs=1, judge="none"),
@@ -365,7 +365,7 @@ def test_the_quote_names_every_part_and_the_parts_add_up():
 def test_cards_that_would_be_paid_for_and_not_used_are_refused():
     request = asked(method="sft+dpo", gpus=2)
     with pytest.raises(UsageError, match="runs on one card"):
-        offer(Project(ROOT), load_config(Project(ROOT), request.overrides()), request, SECTION)
+        quote_lines(Project(ROOT), load_config(Project(ROOT), request.overrides()), request, SECTION)
 
 
 def test_costs_by_stage_and_how_often_it_was_taken_away():
@@ -378,12 +378,12 @@ def test_costs_by_stage_and_how_often_it_was_taken_away():
     lines = cost_lines(manifest)
     assert "2.5000 USD   quoted 2.00" in lines[0]
     assert "3.0000 USD   quoted 2.10" in lines[-1]
-    assert taken_away(manifest) == ["  training was taken away 3 times and went on each time"]
+    assert preemption_lines(manifest) == ["  training was taken away 3 times and went on each time"]
 
 
 def test_what_goes_wrong_in_a_container_is_a_result_and_what_takes_it_away_is_not(tmp_path: Path):
     done: list[str] = []
-    place = stages.Place(
+    place = stages.ContainerContext(
         tmp_path,
         Project(ROOT),
         lambda: done.append("reload"),
@@ -401,13 +401,13 @@ def test_what_goes_wrong_in_a_container_is_a_result_and_what_takes_it_away_is_no
         pass
 
     for error in (MemoryError(), OutOfMemoryError("CUDA out of memory")):
-        said = stages.at_work(place, raises(error))["error"]
+        said = stages.run_guarded(place, raises(error))["error"]
         assert "per_device_train_batch_size: 1 and gradient_accumulation_steps: 8" in said
-    assert stages.at_work(place, raises(UsageError("x"))) == {"error": "x", "code": 2, "capped": False}
-    assert "modal app logs" in stages.at_work(place, raises(ZeroDivisionError("y")))["error"]
+    assert stages.run_guarded(place, raises(UsageError("x"))) == {"error": "x", "code": 2, "capped": False}
+    assert "modal app logs" in stages.run_guarded(place, raises(ZeroDivisionError("y")))["error"]
     done.clear()
     with pytest.raises(KeyboardInterrupt):
-        stages.at_work(place, raises(KeyboardInterrupt()))
+        stages.run_guarded(place, raises(KeyboardInterrupt()))
     assert done == ["reload", "commit", "keep"]
 
 
@@ -560,7 +560,7 @@ def test_a_manifest_that_names_files_elsewhere_and_a_link_in_the_target_are_refu
 def test_watching_tells_step_loss_spent_and_who_is_there(tmp_path: Path):
     far = Folder(tmp_path)
     with pytest.raises(RunError, match="holds no run yet"):
-        look(far)
+        read_progress(far)
     plan = {"status": "done", "result": {"steps": 42, "usd": 0.28, "stages": []}}
     manifest = {
         "cost_usd": 0.1,
@@ -573,9 +573,9 @@ def test_watching_tells_step_loss_spent_and_who_is_there(tmp_path: Path):
     (tmp_path / ".meter").write_text(json.dumps({"id": "x", "usd": 0.02}), encoding="utf-8")
     (tmp_path / FOLDER).mkdir()
     (tmp_path / FOLDER / "lease.json").write_text(json.dumps({"holder": "h", "until": 1000.0}), encoding="utf-8")
-    found = look(far, now=lambda: 900.0)
+    found = read_progress(far, now=lambda: 900.0)
     assert (found["stage"], found["step"], found["usd"], found["seconds_left"]) == ("train", 14, 0.12, 35.0)
-    text = "\n".join(lines_of(found))
+    text = "\n".join(progress_lines(found))
     for said in (
         "at work: train",
         "step 14/42",
@@ -585,7 +585,7 @@ def test_watching_tells_step_loss_spent_and_who_is_there(tmp_path: Path):
         "spent 0.12 USD of 0.28 quoted",
     ):
         assert said in text
-    gone = "\n".join(lines_of(look(far, now=lambda: 2000.0)))
+    gone = "\n".join(progress_lines(read_progress(far, now=lambda: 2000.0)))
     assert "nobody is at work" in gone
     assert "train stopped before its end" in gone
 

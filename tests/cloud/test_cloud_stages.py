@@ -15,7 +15,7 @@ from noesis.cloud.container import answers as answering
 from noesis.cloud.container import orchestrator as order
 from noesis.cloud.container import stages
 from noesis.cloud.container import vllm_judge as judges
-from noesis.cloud.request import Request
+from noesis.cloud.request import CloudRequest
 from noesis.cloud.volume.uploaded_data import exported_hashes
 from noesis.core.project import Project
 from noesis.run.directory import load_run
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def place(project: Path, tiny_model: Path, tmp_path: Path, quiet_cache: Path) -> stages.Place:
+def place(project: Path, tiny_model: Path, tmp_path: Path, quiet_cache: Path) -> stages.ContainerContext:
     """A project of a few rows whose Modal model is the tiny one, and a folder as the volume with its data set."""
     from noesis.cli import run_command
 
@@ -42,17 +42,17 @@ def place(project: Path, tiny_model: Path, tmp_path: Path, quiet_cache: Path) ->
     assert run_command(["data", "export", "--project", str(project)]) == 0
     root = tmp_path / "volume"
     shutil.copytree(found.exports, root / "dataset")
-    return stages.Place(root, found, lambda: None, lambda: None, lambda: None)
+    return stages.ContainerContext(root, found, lambda: None, lambda: None, lambda: None)
 
 
-def asked(place: stages.Place, tiny_model: Path, **more: object) -> dict:
-    return Request(
+def asked(place: stages.ContainerContext, tiny_model: Path, **more: object) -> dict:
+    return CloudRequest(
         **{"epochs": 2, "model": str(tiny_model), "max_examples": 8, "uploaded": exported_hashes(place.project.exports)}
         | more
     ).as_json()
 
 
-def in_process(place: stages.Place, calls: list[str]) -> order.Hands:
+def in_process(place: stages.ContainerContext, calls: list[str]) -> order.FunctionCalls:
     """Calls that are done when they are started."""
     functions = {"train": stages.train, "judge": stages.judge, "judge_epoch": stages.judge_epoch, "merge": stages.merge}
     functions["answer_shard"] = answering.answer_shard
@@ -63,12 +63,16 @@ def in_process(place: stages.Place, calls: list[str]) -> order.Hands:
         results[f"{name}-{len(calls)}"] = functions[name](place, *arguments.values())
         return f"{name}-{len(calls)}"
 
-    return order.Hands(start, lambda call, seconds: results[call], place.reload, place.commit, sleep=lambda s: None)
+    return order.FunctionCalls(
+        start, lambda call, seconds: results[call], place.reload, place.commit, sleep=lambda s: None
+    )
 
 
-def test_a_whole_run_on_a_volume_and_a_longer_one_after_it(place: stages.Place, tiny_model: Path):
+def test_a_whole_run_on_a_volume_and_a_longer_one_after_it(place: stages.ContainerContext, tiny_model: Path):
     calls: list[str] = []
-    done = order.conduct(Request.from_json(asked(place, tiny_model)), place.root, in_process(place, calls), "call-1")
+    done = order.orchestrate(
+        CloudRequest.from_json(asked(place, tiny_model)), place.root, in_process(place, calls), "call-1"
+    )
     assert (done["code"], done["verdict"], calls) == (0, "UNDECIDED", ["train", "judge_epoch", "judge", "merge"]), done
     for file in (
         "checkpoints/epoch_0/adapter_model.safetensors",
@@ -87,7 +91,9 @@ def test_a_whole_run_on_a_volume_and_a_longer_one_after_it(place: stages.Place, 
     text = "\n".join(done["lines"])
     assert "model     /merged/noesis-philosopher-v1" in text
     assert "taken away" not in text
-    again = order.conduct(Request.from_json(asked(place, tiny_model)), place.root, in_process(place, []), "call-2")
+    again = order.orchestrate(
+        CloudRequest.from_json(asked(place, tiny_model)), place.root, in_process(place, []), "call-2"
+    )
     assert again["code"] == 0
     assert load_run(place.root).manifest["created"] == run.manifest["created"]
     longer = stages.train(place, asked(place, tiny_model, epochs=3), "call-3")
@@ -97,7 +103,9 @@ def test_a_whole_run_on_a_volume_and_a_longer_one_after_it(place: stages.Place, 
     assert not (place.root / "merged").exists()
 
 
-def test_an_epoch_is_judged_from_a_file_of_its_own_and_booked_at_the_end(place: stages.Place, tiny_model: Path):
+def test_an_epoch_is_judged_from_a_file_of_its_own_and_booked_at_the_end(
+    place: stages.ContainerContext, tiny_model: Path
+):
     assert "error" not in stages.train(place, asked(place, tiny_model), "call")
     before = (place.root / "manifest.json").read_bytes()
     found = stages.judge_epoch(place, 0)
@@ -112,7 +120,7 @@ def test_an_epoch_is_judged_from_a_file_of_its_own_and_booked_at_the_end(place: 
     assert [e["stage"] for e in load_run(place.root).manifest["ledger"]].count("judge_epochs") == 1
 
 
-def test_what_a_user_gets_wrong_comes_back_as_a_result(place: stages.Place, tiny_model: Path):
+def test_what_a_user_gets_wrong_comes_back_as_a_result(place: stages.ContainerContext, tiny_model: Path):
     assert "modal run scripts/modal_train.py" in stages.judge(place, asked(place, tiny_model), False)["error"]
     capped = stages.train(place, asked(place, tiny_model, max_minutes=0.001), "call")
     assert (capped["code"], "what would fit" in capped["error"]) == (5, True)
@@ -128,7 +136,7 @@ def test_what_a_user_gets_wrong_comes_back_as_a_result(place: stages.Place, tiny
 
 
 def test_a_container_that_is_taken_away_leaves_what_it_had_and_the_next_goes_on(
-    place: stages.Place, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    place: stages.ContainerContext, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ):
     from noesis.training import recorder
 
@@ -147,8 +155,8 @@ def test_a_container_that_is_taken_away_leaves_what_it_had_and_the_next_goes_on(
     assert load_run(place.root).manifest["stages"]["train"]["status"] == "interrupted"
     assert stages.train(place, asked(place, tiny_model, epochs=3, fresh=True), "call")["epochs"] == 3
     assert not (place.root / "runs").exists()  # the same call goes on with the run that it opened, fresh or not
-    done = order.conduct(
-        Request.from_json(asked(place, tiny_model, epochs=3)), place.root, in_process(place, []), "call-2"
+    done = order.orchestrate(
+        CloudRequest.from_json(asked(place, tiny_model, epochs=3)), place.root, in_process(place, []), "call-2"
     )
     assert "  training was taken away 1 time and went on each time" in done["lines"]
 
@@ -180,7 +188,7 @@ ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 
 def test_all_answers_come_first_then_the_judge_is_served_and_ends(
-    place: stages.Place, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: stages.ContainerContext, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     from helpers.tiny_runs import toy_tribunal
 
@@ -192,8 +200,8 @@ def test_all_answers_come_first_then_the_judge_is_served_and_ends(
     request = asked(place, tiny_model, epochs=1, judges=("vllm:Qwen/Qwen2.5-7B-Instruct",))
     calls: list[str] = []
     request |= {"shards": 3, "what": "test"}
-    done = order.conduct(
-        Request.from_json(request), place.root, in_process(place, calls), "call-1", project=place.project
+    done = order.orchestrate(
+        CloudRequest.from_json(request), place.root, in_process(place, calls), "call-1", project=place.project
     )
     assert ("error" in done, calls) == (False, ["answer_shard", "answer_shard", "judge"]), (
         done

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from helpers.project import ROOT
-from noesis.constitution.dialogue import hide_analysis, opening
+from noesis.constitution.dialogue import hide_analysis, opening_messages
 from noesis.constitution.document import load_constitution
 from noesis.core.errors import ConstitutionError, ModelError, TrainingError
-from noesis.dataset.encode import answer_text
+from noesis.dataset.encode import target_text
 from noesis.llm.chat_template import encode, end_of_turn, render
 from noesis.llm.token_rows import IGNORED
 from noesis.llm.tokenizer import load_tokenizer
@@ -66,7 +66,7 @@ def test_comments_do_not_change_the_digest(tmp_path: Path):
 
 def test_only_the_answer_is_trained_with_its_end_of_turn(tiny_tokenizer_folder: Path, record: dict):
     tokenizer = load_tokenizer(tiny_tokenizer_folder)
-    row = encode(tokenizer, opening(CONSTITUTION, record), record["response_revised"], name="x")
+    row = encode(tokenizer, opening_messages(CONSTITUTION, record), record["response_revised"], name="x")
     trained = [i for i, label in zip(row.input_ids, row.labels, strict=True) if label != IGNORED]
     assert tokenizer.decode(trained) == record["response_revised"] + "<|im_end|>"
     assert row.trained == len(trained)
@@ -81,14 +81,14 @@ def test_turns_and_language_reach_the_prompt(record: dict):
         "language": "en",
         "turns": [{"role": "user", "content": "first"}, {"role": "assistant", "content": "second"}],
     }
-    messages = opening(CONSTITUTION, record)
+    messages = opening_messages(CONSTITUTION, record)
     assert [m["role"] for m in messages] == ["system", "user", "assistant", "user"]
     assert messages[0]["content"] == CONSTITUTION.system_prompt.en
 
 
 def test_critique_precedes_the_answer_only_if_asked_and_is_hidden_again(record: dict):
-    assert answer_text(record, include_critique=False) == record["response_revised"]
-    with_critique = answer_text(record, include_critique=True)
+    assert target_text(record, include_critique=False) == record["response_revised"]
+    with_critique = target_text(record, include_critique=True)
     assert with_critique.startswith("[ANÁLISE INTERNA]\n" + record["critique"] + "\n[FIM DA ANÁLISE]")
     assert hide_analysis(with_critique) == record["response_revised"]
     assert hide_analysis("[ANÁLISE INTERNA] never closed") == ""
@@ -134,7 +134,10 @@ def test_our_tokenizer_equals_transformers(tiny_tokenizer_folder: Path, record: 
     from transformers import AutoTokenizer
 
     ours, theirs = load_tokenizer(tiny_tokenizer_folder), AutoTokenizer.from_pretrained(tiny_tokenizer_folder)
-    conversation = [*opening(CONSTITUTION, record), {"role": "assistant", "content": record["response_revised"]}]
+    conversation = [
+        *opening_messages(CONSTITUTION, record),
+        {"role": "assistant", "content": record["response_revised"]},
+    ]
     for prompt in (True, False):
         text = render(ours, conversation, add_generation_prompt=prompt)
         assert text == theirs.apply_chat_template(conversation, tokenize=False, add_generation_prompt=prompt)

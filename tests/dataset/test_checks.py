@@ -24,7 +24,7 @@ from noesis.core.text import INVISIBLE, closing
 from noesis.dataset.checks import scan
 from noesis.dataset.checks.contamination import known_questions
 from noesis.dataset.checks.fingerprint import fingerprint
-from noesis.dataset.checks.length import find_ruler
+from noesis.dataset.checks.length import find_token_counter
 from noesis.dataset.checks.near_duplicates import components
 from noesis.dataset.checks.privacy import find_personal
 from noesis.dataset.checks.validate import validate
@@ -305,7 +305,7 @@ def test_a_planted_secret_is_reported_but_never_printed(write_rows, record: dict
 
 
 def test_special_tokens_of_the_model_at_hand(write_rows, record: dict):
-    ruler = find_ruler(CONFIG, CONSTITUTION)
+    ruler = find_token_counter(CONFIG, CONSTITUTION)
     if ruler is None:
         pytest.skip("the embedded model's package is not installed")
     file = write_rows(record | {"critique": "Veja <filename>a.py"})  # SmolLM2's own, no chat template's
@@ -314,7 +314,7 @@ def test_special_tokens_of_the_model_at_hand(write_rows, record: dict):
 
 
 def test_rows_beyond_the_window_are_errors_with_their_length(write_rows, record: dict):
-    ruler = find_ruler(load_config(PROJECT, {"training.max_length": 700}), CONSTITUTION)
+    ruler = find_token_counter(load_config(PROJECT, {"training.max_length": 700}), CONSTITUTION)
     if ruler is None:
         pytest.skip("the embedded model's package is not installed")
     long = record | {

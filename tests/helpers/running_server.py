@@ -14,10 +14,10 @@ import httpx2
 
 from helpers.tiny_gguf import write_reciter
 from noesis.constitution.document import SystemPrompt
-from noesis.serving.app import Court
+from noesis.serving.app import AnswerJudge
 from noesis.serving.page import load_page
 from noesis.serving.protocol import Limits
-from noesis.serving.server import Files, Server, Settings
+from noesis.serving.server import ModelFiles, Server, Settings
 
 KEY = "noesis-test-key-of-the-tests"
 SYSTEM = SystemPrompt(pt="Você é Noesis.", en="You are Noesis.")
@@ -25,19 +25,19 @@ ANSWER = ["[ANÁL", "ISE INT", "ERNA] I think", " more [FIM", " DA ANÁ", "LISE]
 BASE = ["The base", " speaks", " plainly."]
 
 
-def reciters(folder: Path) -> Files:
-    return Files(write_reciter(folder / "tuned.gguf", ANSWER), write_reciter(folder / "base.gguf", BASE))
+def reciters(folder: Path) -> ModelFiles:
+    return ModelFiles(write_reciter(folder / "tuned.gguf", ANSWER), write_reciter(folder / "base.gguf", BASE))
 
 
-def endless(folder: Path) -> Files:
+def endless(folder: Path) -> ModelFiles:
     """A model that goes on until it is stopped."""
-    return Files(
+    return ModelFiles(
         write_reciter(folder / "endless.gguf", [f" word{i}" for i in range(40)], forever=True, context=100_000), None
     )
 
 
 @contextmanager
-def running(files: Files, limits: Limits, *, court: Court | None = None) -> Iterator[Client]:
+def running(files: ModelFiles, limits: Limits, *, court: AnswerJudge | None = None) -> Iterator[Client]:
     """Serve in a thread until the block ends; stopping must succeed."""
     server = Server(files, Settings(KEY, SYSTEM, "en", port=0, limits=limits), court=court, page=load_page())
     loop, up, stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()

@@ -11,7 +11,7 @@ from noesis.constitution.document import load_constitution
 from noesis.core.config import Config, load_config
 from noesis.core.project import Project
 from noesis.dataset.encode import training_rows
-from noesis.llm.token_rows import Encoded
+from noesis.llm.token_rows import TokenRow
 from noesis.llm.tokenizer import load_tokenizer
 
 CONSTITUTION = load_constitution(ROOT / "data" / "constitution.yaml")
@@ -31,7 +31,7 @@ def records(count: int, record: dict) -> list[dict]:
     return [record | {"id": f"x_{i:03}", "prompt": f"Pergunta {i}: o que é a coragem?"} for i in range(count)]
 
 
-def rows_of(folder: Path, count: int, record: dict) -> list[Encoded]:
+def rows_of(folder: Path, count: int, record: dict) -> list[TokenRow]:
     return training_rows(
         records(count, record), load_tokenizer(folder), CONSTITUTION, include_critique=False, max_length=2048
     )
@@ -49,12 +49,12 @@ OVERRIDES = {
 
 def run_all(project: Project, model: Path, path: Path, **overrides: object):
     from noesis.pipeline.registry import run_stages
-    from noesis.pipeline.start_run import from_sources, new_session
+    from noesis.pipeline.start_run import from_sources, start_run
 
     config = load_config(
         project, OVERRIDES | {"training.model": str(model), "training.data.language": "en"} | overrides
     )
-    s = new_session(project, config, path, from_sources(project, config))
+    s = start_run(project, config, path, from_sources(project, config))
     run_stages(s, first=1, total=7)
     return s
 

@@ -9,12 +9,12 @@ import pytest
 
 from helpers.project import ROOT
 from helpers.tiny_tokenizers import CHATML, LLAMA, MISTRAL_FIRST, MISTRAL_LAST, QWEN_THINKING, STANDINS, write_standin
-from noesis.constitution.dialogue import opening
+from noesis.constitution.dialogue import opening_messages
 from noesis.constitution.document import load_constitution
 from noesis.core.errors import ModelError, TrainingError
 from noesis.dataset.encode import training_rows
-from noesis.llm.chat_template import encode, end_of_turn, fold_system, objection, render, takes_system
-from noesis.llm.token_rows import IGNORED, Encoded
+from noesis.llm.chat_template import encode, end_of_turn, fold_system, refusal_reason, render, takes_system
+from noesis.llm.token_rows import IGNORED, TokenRow
 from noesis.llm.tokenizer import ChatTokenizer, load_tokenizer
 
 CONSTITUTION = load_constitution(ROOT / "data" / "constitution.yaml")
@@ -35,7 +35,7 @@ def standin(tmp_path_factory: pytest.TempPathFactory):
     return load
 
 
-def parts(tokenizer: ChatTokenizer, row: Encoded) -> tuple[str, str]:
+def parts(tokenizer: ChatTokenizer, row: TokenRow) -> tuple[str, str]:
     """Masked and trained text."""
     start = len(row.labels) - row.trained
     assert all(label == IGNORED for label in row.labels[:start])
@@ -53,7 +53,7 @@ def test_the_answer_and_its_end_of_turn_are_trained_and_nothing_else(standin, na
     thoughts = "<think>\n\n</think>\n\n" if name == "qwen3" else ""
     assert trained.lstrip(" ") == thoughts + ANSWER + stop
     assert tokenizer.convert_ids_to_tokens([end_of_turn(tokenizer)]) == [stop]
-    assert objection(row, stop=end_of_turn(tokenizer), max_length=1000) is None
+    assert refusal_reason(row, stop=end_of_turn(tokenizer), max_length=1000) is None
     # What stands before the answer is what the model is given when it is served, to the token.
     served = render(tokenizer, messages, add_generation_prompt=True)
     assert row.input_ids[: -row.trained] == tokenizer(served)["input_ids"]
@@ -167,7 +167,7 @@ def test_what_can_not_be_masked_is_refused_by_name(
     assert said in str(caught.value), str(caught.value)
 
 
-def train(tokenizer: ChatTokenizer, record: dict, max_length: int = 4000) -> list[Encoded]:
+def train(tokenizer: ChatTokenizer, record: dict, max_length: int = 4000) -> list[TokenRow]:
     return training_rows([record], tokenizer, CONSTITUTION, include_critique=False, max_length=max_length)
 
 
@@ -237,8 +237,8 @@ def test_our_rendering_and_tokens_equal_those_of_transformers(name: str, tmp_pat
     for messages in (
         [QUESTION],
         [SYSTEM, QUESTION],
-        opening(CONSTITUTION, record),
-        [*opening(CONSTITUTION, record), answer],
+        opening_messages(CONSTITUTION, record),
+        [*opening_messages(CONSTITUTION, record), answer],
     ):
         given = fold_system(messages) if name == "gemma-2" and messages[0]["role"] == "system" else messages
         for prompt in (True, False):

@@ -12,21 +12,21 @@ import pytest
 from helpers.project import ROOT
 from noesis.core.config import TribunalSection
 from noesis.core.errors import ModelError
-from noesis.llm.clients.gguf_client import LocalJudge
-from noesis.llm.clients.reply_cache import opened
+from noesis.llm.clients.gguf_client import GgufClient
+from noesis.llm.clients.reply_cache import open_cache
 from noesis.llm.embedded import EMBEDDED_SHA256, embedded_gguf
 from noesis.tribunal.court import opinion
-from noesis.tribunal.judge import Case
-from noesis.tribunal.panel import Seats
-from noesis.tribunal.rubric import Bench, Both, load_bench
+from noesis.tribunal.judge import JudgeCase
+from noesis.tribunal.panel import JudgePanel
+from noesis.tribunal.rubric import Both, RubricSet, load_rubrics
 from noesis.tribunal.verdict import Verdict
 
 pytestmark = pytest.mark.slow
 
 
-def small_bench() -> Bench:
+def small_bench() -> RubricSet:
     """The project's judges cut to a few words, so that a processor reads them in seconds."""
-    whole = load_bench(ROOT / "data" / "tribunal" / "judges")
+    whole = load_rubrics(ROOT / "data" / "tribunal" / "judges")
     anchors = {"0": Both(pt="não", en="no"), "1": Both(pt="em parte", en="partly"), "2": Both(pt="sim", en="yes")}
     items = tuple(
         item.model_copy(update={"en": "Is it true?", "anchors": anchors, "applies": ()})
@@ -35,13 +35,13 @@ def small_bench() -> Bench:
     veritas = whole.rubrics["veritas"].model_copy(
         update={"system": Both(pt="Juíza.", en="You are a judge."), "items": items}
     )
-    return Bench(rubrics=whole.rubrics | {"veritas": veritas}, prompt=whole.prompt)
+    return RubricSet(rubrics=whole.rubrics | {"veritas": veritas}, prompt=whole.prompt)
 
 
 def test_smollm2_speaks_the_protocol(tmp_path: Path):
-    client = LocalJudge(embedded_gguf(), name="smollm2", parallel=1)
+    client = GgufClient(embedded_gguf(), name="smollm2", parallel=1)
     assert client.identity == f"gguf:{EMBEDDED_SHA256}"
-    case = Case(
+    case = JudgeCase(
         "c",
         "en",
         (("user", "Is 91 a prime number?"),),
@@ -50,9 +50,9 @@ def test_smollm2_speaks_the_protocol(tmp_path: Path):
     )
 
     async def run():
-        with opened(tmp_path / "r.sqlite") as cache:
+        with open_cache(tmp_path / "r.sqlite") as cache:
             try:
-                return (await Seats(small_bench(), [client], cache).hear([case], [("veritas",)]))[0][0]
+                return (await JudgePanel(small_bench(), [client], cache).judge([case], [("veritas",)]))[0][0]
             finally:
                 await client.close()
 
@@ -66,7 +66,7 @@ def test_smollm2_speaks_the_protocol(tmp_path: Path):
 def test_a_file_that_is_no_model_is_said(tmp_path: Path):
     (tmp_path / "x.gguf").write_bytes(b"GGUF nothing")
     with pytest.raises(ModelError, match="can't load the judge"):
-        LocalJudge(tmp_path / "x.gguf")
+        GgufClient(tmp_path / "x.gguf")
 
 
 STOPPED = """

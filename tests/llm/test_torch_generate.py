@@ -9,7 +9,7 @@ import pytest
 from noesis.core.errors import ModelError
 from noesis.llm.chat_template import render
 from noesis.llm.tokenizer import load_tokenizer
-from noesis.llm.torch_generate import answer_packed, next_tokens, shared_beginning
+from noesis.llm.torch_generate import generate_batch, next_tokens, shared_beginning
 
 pytestmark = pytest.mark.slow
 
@@ -32,15 +32,15 @@ def test_company_changes_nothing(loaded, temperature: float):
     model, tokenizer = loaded
     conversations, seeds = talks(9), list(range(9))
     alone = [
-        answer_packed(model, tokenizer, [c], max_tokens=12, temperature=temperature, seeds=[s])[0]
+        generate_batch(model, tokenizer, [c], max_tokens=12, temperature=temperature, seeds=[s])[0]
         for c, s in zip(conversations, seeds, strict=True)
     ]
     assert (
-        answer_packed(model, tokenizer, conversations, max_tokens=12, temperature=temperature, seeds=seeds, batch=4)
+        generate_batch(model, tokenizer, conversations, max_tokens=12, temperature=temperature, seeds=seeds, batch=4)
         == alone
     )
     assert (
-        answer_packed(model, tokenizer, conversations, max_tokens=12, temperature=temperature, seeds=seeds, batch=9)
+        generate_batch(model, tokenizer, conversations, max_tokens=12, temperature=temperature, seeds=seeds, batch=9)
         == alone
     )
     assert len(set(alone)) > 1
@@ -51,12 +51,14 @@ def test_a_common_beginning_is_read_once_and_changes_nothing(loaded):
     system = {"role": "system", "content": "Be honest, be fair, ask before you answer, and help the person think. " * 4}
     conversations = [[system, *talk] for talk in talks(7)]
     alone = [
-        answer_packed(model, tokenizer, [c], max_tokens=12, temperature=0.8, seeds=[i])[0]
+        generate_batch(model, tokenizer, [c], max_tokens=12, temperature=0.8, seeds=[i])[0]
         for i, c in enumerate(conversations)
     ]
     ids = [tokenizer(render(tokenizer, c, add_generation_prompt=True))["input_ids"] for c in conversations]
     assert shared_beginning(ids) > 100
-    assert answer_packed(model, tokenizer, conversations, max_tokens=12, temperature=0.8, seeds=list(range(7))) == alone
+    assert (
+        generate_batch(model, tokenizer, conversations, max_tokens=12, temperature=0.8, seeds=list(range(7))) == alone
+    )
 
 
 def test_the_common_beginning_leaves_each_prompt_a_token():
@@ -78,7 +80,7 @@ def test_next_tokens_are_the_models_distribution(loaded):
 def test_seeds_decide(loaded):
     model, tokenizer = loaded
     (conversation,) = talks(1)
-    drawn = answer_packed(model, tokenizer, [conversation] * 4, max_tokens=12, temperature=1.0, seeds=[1, 2, 1, 3])
+    drawn = generate_batch(model, tokenizer, [conversation] * 4, max_tokens=12, temperature=1.0, seeds=[1, 2, 1, 3])
     assert drawn[0] == drawn[2]
     assert len(set(drawn)) == 3
 
@@ -98,10 +100,10 @@ def test_greedy_is_the_models_own_choice(loaded, monkeypatch: pytest.MonkeyPatch
         torch.tensor([ids]), max_new_tokens=12, do_sample=False, eos_token_id=stop, pad_token_id=stop
     )[0, len(ids) :].tolist()
     expected = tokenizer.decode([t for t in reference if t != stop]).strip()
-    assert answer_packed(model, tokenizer, [conversation], max_tokens=12) == [expected]
+    assert generate_batch(model, tokenizer, [conversation], max_tokens=12) == [expected]
 
 
 def test_no_room_is_said(loaded):
     model, tokenizer = loaded
     with pytest.raises(ModelError, match="trial_tokens"):
-        answer_packed(model, tokenizer, talks(1), max_tokens=5000)
+        generate_batch(model, tokenizer, talks(1), max_tokens=5000)

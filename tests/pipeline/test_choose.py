@@ -8,7 +8,7 @@ import pytest
 
 from helpers.tiny_runs import run_all
 from noesis.core.project import Project
-from noesis.pipeline.stages.choose import Hearing, choose, score
+from noesis.pipeline.stages.choose import CheckpointScore, choose_checkpoint, score_checkpoints
 
 pytestmark = pytest.mark.slow
 
@@ -19,12 +19,12 @@ def trained(small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cach
 
 
 def court(**means: float | None):
-    def hear(adapter: Path) -> Hearing:
-        return Hearing(
+    def hear(adapter: Path) -> CheckpointScore:
+        return CheckpointScore(
             means[adapter.name],
-            fall=0.3 if means[adapter.name] == 0.9 else 0.0,
+            accuracy_drop=0.3 if means[adapter.name] == 0.9 else 0.0,
             vetoed=means[adapter.name] == 0.8,
-            unfit=None,
+            unfit_reason=None,
         )
 
     return hear
@@ -42,30 +42,32 @@ def test_an_epoch_is_chosen_by_the_court_that_may_decide_else_by_the_held_out_ex
     losses = [f["held_out_loss"] for f in stored["epochs"].values()]
     assert len(set(losses)) == 3  # each by its own adapter
 
-    by_court = choose(trained, court(epoch_0=0.6, epoch_1=0.7, epoch_2=0.9))
+    by_court = choose_checkpoint(trained, court(epoch_0=0.6, epoch_1=0.7, epoch_2=0.9))
     assert by_court["adapter"] == "epoch_1"  # epoch_2 is judged better, but forgot too much
     assert by_court["by"].startswith("the Tribunal's mean on its dev prompts, among 2 of 3 epochs")
     assert (
-        choose(trained, court(epoch_0=0.6, epoch_1=0.6, epoch_2=0.8))["adapter"] == "epoch_1"
+        choose_checkpoint(trained, court(epoch_0=0.6, epoch_1=0.6, epoch_2=0.8))["adapter"] == "epoch_1"
     )  # equal: the later one; epoch_2 has a veto
-    none = choose(trained, court(epoch_0=None, epoch_1=0.8, epoch_2=0.9))
+    none = choose_checkpoint(trained, court(epoch_0=None, epoch_1=0.8, epoch_2=0.9))
     assert none["adapter"] == best
     assert "a veto or forgetting in every epoch" in none["by"]
-    unfit = choose(trained, lambda adapter: Hearing(None, None, False, "judge not fit (accuracy 0.54 [0.45, 0.63])"))
+    unfit = choose_checkpoint(
+        trained, lambda adapter: CheckpointScore(None, None, False, "judge not fit (accuracy 0.54 [0.45, 0.63])")
+    )
     assert (unfit["adapter"], "(judge not fit (accuracy 0.54" in unfit["by"]) == (best, True)
 
 
 def test_an_epoch_scored_alone_has_the_same_figures_and_is_not_scored_again(trained, monkeypatch: pytest.MonkeyPatch):
     """Beside the training of the next epoch one is scored on its own: adapters must not mix when several are scored."""
-    together = score(trained, ["epoch_0", "epoch_1", "epoch_2"])
+    together = score_checkpoints(trained, ["epoch_0", "epoch_1", "epoch_2"])
     files = sorted((trained.run.tribunal / "checkpoints").iterdir())
     assert [f.name for f in files] == ["base.json", "epoch_0.json", "epoch_1.json", "epoch_2.json"]
     files[2].unlink()
-    alone = score(trained, ["epoch_1"])
+    alone = score_checkpoints(trained, ["epoch_1"])
     for part in ("revised", "initial"):
         assert alone["epoch_1"][part] == [pytest.approx(pair) for pair in together["epoch_1"][part]]
     monkeypatch.setattr("noesis.training.likelihood.log_likelihoods", lambda *a, **k: pytest.fail("scored again"))
-    assert score(trained, ["epoch_0", "epoch_1", "epoch_2"])["epoch_2"] == together["epoch_2"]
+    assert score_checkpoints(trained, ["epoch_0", "epoch_1", "epoch_2"])["epoch_2"] == together["epoch_2"]
 
 
 def test_a_lie_about_the_choice_is_found(trained):

@@ -110,7 +110,7 @@ def test_a_trial_before_a_scripted_judge(
     import judge_server as play
 
     from noesis.cli import run_command
-    from noesis.pipeline.session import session_of
+    from noesis.pipeline.session import reopen_run
     from noesis.pipeline.stages.report import run_report
 
     monkeypatch.setattr(
@@ -135,7 +135,7 @@ def test_a_trial_before_a_scripted_judge(
     assert result["judges"][0]["fit"] is False
     assert result["models"]["tuned"]["all"]["mean"]["clusters"] == 22
     assert (s.run.tribunal / "verdicts.jsonl").is_file()
-    s = session_of(s.run.path)
+    s = reopen_run(s.run.path)
     assert s.run.is_done("merge")
     assert "judge not fit" in (s.run.merged / "README.md").read_text(encoding="utf-8")
     run_report(s)

@@ -21,7 +21,7 @@ from noesis.pipeline.resume_fork import parent_of
 from noesis.pipeline.verify import status, verify
 from noesis.run import archive as archiving
 from noesis.run.directory import Run, load_run, open_run
-from noesis.training.state.checkpoint import KEEP, SEAL, newest_whole, objection, publish, saved, seal
+from noesis.training.state.checkpoint import KEEP, SEAL, newest_whole, publish, saved, seal, unusable_reason
 
 
 def state(folder: Path, step: int, text: str = "tensors") -> Path:
@@ -89,9 +89,9 @@ def tamper(folder: Path, how: str) -> None:
 )
 def test_whatever_happens_to_a_state_is_seen(tmp_path: Path, how: str, why: str):
     folder = state(tmp_path, 7)
-    assert objection(folder) is None
+    assert unusable_reason(folder) is None
     tamper(folder, how)
-    assert why in (objection(saved(tmp_path)[0]) or "")
+    assert why in (unusable_reason(saved(tmp_path)[0]) or "")
 
 
 def test_an_archive_that_was_killed_half_way_ends_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -126,12 +126,12 @@ def test_an_archive_that_was_killed_half_way_ends_whole(tmp_path: Path, monkeypa
 def exported(project: Path, path: Path, model: Path, **overrides: object) -> Run:
     """A run with its data and its plan, by the pipeline's own stages."""
     from noesis.pipeline.stages.plan import run_plan
-    from noesis.pipeline.start_run import from_sources, new_session
+    from noesis.pipeline.start_run import from_sources, start_run
 
     if not list(model.glob("*.safetensors")):
         (model / "model.safetensors").write_bytes(b"stand-in: nothing here reads weights")
     config = settings(project, model, **overrides)
-    s = new_session(
+    s = start_run(
         Project(project),
         config,
         path,
@@ -214,11 +214,11 @@ def test_a_touched_file_with_its_old_content_is_still_done(run: Run):
 
 
 def test_resume_refuses_another_run_and_says_what_differs(project: Path, run: Run, tiny_shape: Path):
-    from noesis.pipeline.start_run import from_sources, new_session
+    from noesis.pipeline.start_run import from_sources, start_run
 
     def again(**overrides: object) -> Run:
         config = settings(project, tiny_shape, **overrides)
-        return new_session(Project(project), config, run.path, from_sources(Project(project), config), resume=True).run
+        return start_run(Project(project), config, run.path, from_sources(Project(project), config), resume=True).run
 
     assert again().manifest["created"] == run.manifest["created"]
     with pytest.raises(
@@ -280,7 +280,7 @@ def work(*a, **k):
                 print("saved", flush=True)
                 interrupt.leave()
             time.sleep(0.01)
-noesis.pipeline.start_run.new_session = work
+noesis.pipeline.start_run.start_run = work
 sys.exit(run_command(["train", "--project", sys.argv[1], "--run", sys.argv[2]]))
 """
 
@@ -324,7 +324,7 @@ class Slow:
 def work(*a, **k):
     Slow()
     time.sleep(30)
-noesis.pipeline.start_run.new_session = work
+noesis.pipeline.start_run.start_run = work
 sys.exit(run_command(["train", "--project", sys.argv[1], "--run", sys.argv[2]]))
 """
 

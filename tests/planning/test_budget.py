@@ -11,10 +11,10 @@ from helpers.project import ROOT
 from noesis.core.config import BudgetSection, SaveEvery, load_config
 from noesis.core.errors import CapError
 from noesis.core.project import Project
-from noesis.planning.budget import Budget, budget_of, quote, require_affordable, require_left
+from noesis.planning.budget import Budget, budget_of, quote, require_affordable, require_remaining
 from noesis.run.directory import Run, load_run, open_run
-from noesis.run.ledger import EVERY_S, Meter, total, unbooked
-from noesis.training.state.save_schedule import SHARE, Pace
+from noesis.run.ledger import EVERY_S, StageMeter, total, unrecorded_cost
+from noesis.training.state.save_schedule import SHARE, SaveSchedule
 
 PLAN = {
     "rented": True,
@@ -56,7 +56,7 @@ def test_what_was_spent_before_counts():
     assert b.left_seconds() == pytest.approx(3000)
     clock.now += 1000
     assert (b.usd(), b.seconds(), b.left_seconds()) == (pytest.approx(2.0), 2000.0, pytest.approx(2000))
-    assert b.words() == "2.00 of 4.00 USD"
+    assert b.describe() == "2.00 of 4.00 USD"
     assert b.projected(500) == " · spent 2.00 of 4.00 USD; 2.50 USD at the end"
     assert budget(clock, max_seconds=2500.0).left_seconds() == pytest.approx(1500)
     clock.now -= 5000  # a clock that is set back gives nothing back
@@ -66,7 +66,7 @@ def test_what_was_spent_before_counts():
 def test_a_machine_of_ones_own_costs_nothing_and_no_cap_binds_it():
     b = budget_of(BudgetSection(), usd_per_s=0.0, spent_usd=0.0, spent_seconds=1e9)
     assert b.left_seconds() == float("inf")
-    assert b.words() == b.projected(10) == ""
+    assert b.describe() == b.projected(10) == ""
     assert BudgetSection().max_usd == 90  # the guide's
 
 
@@ -89,10 +89,10 @@ def test_a_plan_beyond_the_cap_is_refused_with_what_would_fit():
     with pytest.raises(CapError, match="52 min|51 min"):
         require_affordable(PLAN | {"rented": False}, budget(Clock(), usd_per_s=0.0, spent_usd=0.0, max_seconds=1200.0))
     with pytest.raises(CapError, match="merging was not started"):
-        require_left(budget(Clock(), max_usd=1.0), "merging")
+        require_remaining(budget(Clock(), max_usd=1.0), "merging")
 
 
-def pace(clock: Clock, **changes: object) -> Pace:
+def pace(clock: Clock, **changes: object) -> SaveSchedule:
     settings = {
         "every": SaveEvery(),
         "card": False,
@@ -101,7 +101,7 @@ def pace(clock: Clock, **changes: object) -> Pace:
         "steps": 100,
         "clock": clock,
     }
-    p = Pace(**(settings | changes))  # type: ignore[arg-type]
+    p = SaveSchedule(**(settings | changes))  # type: ignore[arg-type]
     p.begin()
     return p
 
@@ -112,15 +112,15 @@ def test_saving_stays_below_its_share_however_slow_the_disk():
     for step in range(1, 1001):
         clock.now += 1.0
         p.step_ended(step)
-        if p.due(step):
+        if p.should_save(step):
             clock.now += 0.9
             p.saved(0.9)
             saves.append(step)
     assert len(saves) > 20
     assert p.share() <= SHARE
-    assert pace(clock, every=SaveEvery(steps=5)).due(5)
-    assert not pace(clock, every=SaveEvery(steps=5)).due(6)
-    assert pace(clock).due(100)  # the last one always
+    assert pace(clock, every=SaveEvery(steps=5)).should_save(5)
+    assert not pace(clock, every=SaveEvery(steps=5)).should_save(6)
+    assert pace(clock).should_save(100)  # the last one always
 
 
 @pytest.mark.parametrize(("step_s", "save_s"), [(1.0, 0.1), (30.0, 5.0), (0.2, 8.0)])
@@ -129,11 +129,11 @@ def test_it_stops_before_the_cap_is_passed_with_time_to_save(step_s: float, save
     b = budget(clock, spent_usd=0.0, spent_seconds=0.0, max_usd=0.3, max_seconds=None)
     p = pace(clock, every=SaveEvery(steps=7), step_seconds=step_s, budget=b, steps=10**6)
     step = 0
-    while not p.cap_is_near():
+    while not p.near_cap():
         step += 1
         clock.now += step_s * (1.15 if step % 3 else 1.0)  # steps are not all alike
         p.step_ended(step)
-        if p.due(step):
+        if p.should_save(step):
             clock.now += save_s
             p.saved(save_s)
     clock.now += save_s  # the last save
@@ -163,12 +163,12 @@ def test_the_ledger_counts_processes_that_were_killed(tmp_path: Path):
     ]
     assert booked["cost_usd"] == pytest.approx(0.5 * (20 + EVERY_S), abs=1)
     assert total(booked["ledger"])[0] == booked["cost_usd"]
-    assert unbooked(run.path, booked["ledger"]) is None
+    assert unrecorded_cost(run.path, booked["ledger"]) is None
 
 
 def test_a_running_stage_is_noted_and_a_stop_at_the_cap_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("noesis.run.ledger.EVERY_S", 0.02)
-    meter = Meter(tmp_path, "train", "now", 1.0)
+    meter = StageMeter(tmp_path, "train", "now", 1.0)
     first = json.loads((tmp_path / ".meter").read_text())["seconds"]
     while json.loads((tmp_path / ".meter").read_text())["seconds"] <= first:
         pass

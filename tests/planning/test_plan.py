@@ -22,25 +22,25 @@ from noesis.core.files import write_jsonl
 from noesis.core.project import Project
 from noesis.llm.embedded import Model
 from noesis.llm.hub import find_description, find_tokenizer
-from noesis.pipeline.session import Session
-from noesis.pipeline.stages.plan import plan_ahead, run_plan
+from noesis.pipeline.session import RunSession
+from noesis.pipeline.stages.plan import plan_without_run, run_plan
 from noesis.pipeline.stages.train import run_train
 from noesis.pipeline.start_run import from_sources
-from noesis.pipeline.training_set import estimate
+from noesis.pipeline.training_set import estimate_workload
 from noesis.planning import search as choose
 from noesis.planning.display import plan_lines
-from noesis.planning.gpus import GIB, card_of, cards, prices, rented
+from noesis.planning.gpus import GIB, gpu_of, gpus, prices, rented_gpu
 from noesis.planning.memory import card_memory, cpu_memory
 from noesis.planning.model_shapes import FILE, Shape, known_model
-from noesis.planning.plan import Plan, as_planned, draft, make_plan, read_shape, smaller
+from noesis.planning.plan import Plan, draft_plan, make_plan, next_smaller_plan, read_shape, with_planned_storage
 from noesis.planning.setup import Setup
 from noesis.planning.speed import cards_share, cpu_tokens_per_second, row_seconds
-from noesis.planning.workload import Work, first_fit
+from noesis.planning.workload import Workload, first_fit
 from noesis.run.directory import load_run, open_run
 
 CPU = Device("cpu", "test", 16 * 10**9, 2, True)
 LENGTHS = tuple(300 + 37 * i % 500 for i in range(111))
-WORK = Work(LENGTHS, sum(LENGTHS) * 2 // 3)
+WORK = Workload(LENGTHS, sum(LENGTHS) * 2 // 3)
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -102,7 +102,7 @@ def test_the_models_meet_what_the_engine_was_measured_at(
 ):
     how, adapter = setup("noesis", precision, checkpointing, count), LLAMA.adapter_weights(64, ALL)
     assert card_memory(LLAMA, adapter, how, 8192, sharded=sharded).total / GIB == pytest.approx(peak_gib, rel=0.15)
-    expected = tokens / row_seconds(LLAMA, adapter, how, cards()["H200"], tokens, dropout=dropout)
+    expected = tokens / row_seconds(LLAMA, adapter, how, gpus()["H200"], tokens, dropout=dropout)
     if count > 1:
         expected *= count * cards_share(sharded=sharded)
     assert expected == pytest.approx(tokens_per_s, rel=0.10)
@@ -124,7 +124,7 @@ def test_the_models_meet_what_unsloth_was_measured_at(
 ):
     how, adapter = setup("unsloth", precision, checkpointing), LLAMA.adapter_weights(64, ALL)
     assert card_memory(LLAMA, adapter, how, 8192).total / GIB == pytest.approx(peak_gib, rel=0.15)
-    assert 8192 / row_seconds(LLAMA, adapter, how, cards()[card], 8192) == pytest.approx(tokens_per_s, rel=0.10)
+    assert 8192 / row_seconds(LLAMA, adapter, how, gpus()[card], 8192) == pytest.approx(tokens_per_s, rel=0.10)
 
 
 @pytest.mark.parametrize(("longest", "peak_gb", "moments"), [(576, 1.998, False), (608, 2.058, True)])
@@ -180,24 +180,26 @@ def test_bundled_sizes_have_the_published_parameter_counts():
 @pytest.mark.parametrize("card", ["H100", "L40S", "A100-80GB", "T4"])
 @pytest.mark.parametrize("epochs", [1, 40])
 def test_more_memory_never_gives_a_slower_plan(name: str, card: str, epochs: int):
-    task = choose.Task(
-        settings(**{"training.num_train_epochs": epochs}), shape_of(name), WORK, rented(card), rented=True
+    task = choose.PlanningTask(
+        settings(**{"training.num_train_epochs": epochs}), shape_of(name), WORK, rented_gpu(card), rented=True
     )
-    found = choose.options(task)
+    found = choose.enumerate_setups(task)
     times = []
     for gib in (4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 141, 180, 500):
-        choice = choose.best([replace(o, fits=o.memory.fits(gib * GIB, card=True)) for o in found])
+        choice = choose.fastest_fit([replace(o, fits=o.memory.fits(gib * GIB, card=True)) for o in found])
         times += [choice.seconds] if choice.fits else []
         if gib == 24:  # memory decides what fits and nothing else
-            assert choice == choose.best(
-                choose.options(replace(task, device=replace(task.device, memory_bytes=gib * GIB)))
+            assert choice == choose.fastest_fit(
+                choose.enumerate_setups(replace(task, device=replace(task.device, memory_bytes=gib * GIB)))
             )
     assert times == sorted(times, reverse=True)
     assert times or name.endswith("70B")
 
 
 @pytest.mark.parametrize(
-    "device", [CPU, rented("H100"), rented("A10"), rented("T4"), rented("L40S", 4)], ids=lambda d: f"{d.cards}x{d.name}"
+    "device",
+    [CPU, rented_gpu("H100"), rented_gpu("A10"), rented_gpu("T4"), rented_gpu("L40S", 4)],
+    ids=lambda d: f"{d.cards}x{d.name}",
 )
 @pytest.mark.parametrize(("batch", "accumulate"), [(2, 4), (1, 8), (8, 1), (3, 2)])
 @pytest.mark.parametrize("packing", ["auto", True, False])
@@ -212,16 +214,16 @@ def test_every_setup_holds_the_same_sequences_and_smaller_ones_need_less(
         }
     )
     shape = SMOL if device.kind == "cpu" else LLAMA
-    for option in choose.options(choose.Task(config, shape, WORK, device, cpu_flops=1e11)):
+    for option in choose.enumerate_setups(choose.PlanningTask(config, shape, WORK, device, cpu_flops=1e11)):
         s = option.setup
         assert s.sequences_per_step == batch * accumulate
         assert s.sequences_per_step % max(s.cards, 1) == 0
         assert s.sequences_per_step // max(s.cards, 1) % s.micro_batch == 0
         assert s.pack_length >= WORK.longest if s.packing else s.pack_length == 0
-    plan = draft(config, "m", shape, WORK, device)
+    plan = draft_plan(config, "m", shape, WORK, device)
     steps, seen = plan.steps, 0
     assert plan.micro_batch * plan.accumulation * max(plan.setup.cards, 1) == batch * accumulate
-    while (lower := smaller(plan)) is not None:
+    while (lower := next_smaller_plan(plan)) is not None:
         assert lower.memory_bytes < plan.memory_bytes
         assert lower.stages[0]["seconds"] == lower.seconds
         assert (lower.steps, lower.setup.sequences_per_step, lower.rows) == (steps, batch * accumulate, plan.rows)
@@ -231,7 +233,7 @@ def test_every_setup_holds_the_same_sequences_and_smaller_ones_need_less(
 
 
 def test_smaller_keeps_the_precision_while_it_can():
-    plan = draft(settings(), "m", LLAMA, WORK, rented("H100"), rented=True)
+    plan = draft_plan(settings(), "m", LLAMA, WORK, rented_gpu("H100"), rented=True)
     names = [plan.setup.precision, *(f["setup"]["precision"] for f in plan.fallbacks)]
     assert names[0] == "bf16"
     assert names[-1] == "nf4"
@@ -240,10 +242,10 @@ def test_smaller_keeps_the_precision_while_it_can():
 
 
 def test_nothing_is_compiled_and_a_plan_that_was_asked_to_says_so():
-    for device in (rented("L40S"), CPU):
+    for device in (rented_gpu("L40S"), CPU):
         shape = LLAMA if device.kind == "cuda" else SMOL
         plain, asked = (
-            draft(settings(**{"training.compile": c}), "m", shape, WORK, device, rented=device.kind == "cuda")
+            draft_plan(settings(**{"training.compile": c}), "m", shape, WORK, device, rented=device.kind == "cuda")
             for c in ("auto", True)
         )
         assert not asked.setup.compile
@@ -256,14 +258,20 @@ def test_fp8_is_taken_only_when_asked_for_and_the_plan_says_what_it_would_save()
     """Its gradients missed the limit that was set for them (docs/decisions/0013)."""
     config = {"training.num_train_epochs": 50}
     for name in ("H100", "H200", "L40S", "RTX-4090"):
-        found = choose.options(choose.Task(settings(**config), LLAMA, WORK, rented(name), rented=True))
+        found = choose.enumerate_setups(
+            choose.PlanningTask(settings(**config), LLAMA, WORK, rented_gpu(name), rented=True)
+        )
         assert {o.setup.precision for o in found} == {"bf16", "nf4"}
-    plan = draft(settings(**config), "m", LLAMA, WORK, rented("H100"), rented=True)
-    fast = draft(settings(**config, **{"training.precision": "fp8"}), "m", LLAMA, WORK, rented("H100"), rented=True)
+    plan = draft_plan(settings(**config), "m", LLAMA, WORK, rented_gpu("H100"), rented=True)
+    fast = draft_plan(
+        settings(**config, **{"training.precision": "fp8"}), "m", LLAMA, WORK, rented_gpu("H100"), rented=True
+    )
     assert (plan.setup.precision, fast.setup.precision) == ("bf16", "fp8")
     best = [
-        choose.best(
-            choose.options(choose.Task(settings(**config, **wish), LLAMA, WORK, rented("H100"), rented=True))
+        choose.fastest_fit(
+            choose.enumerate_setups(
+                choose.PlanningTask(settings(**config, **wish), LLAMA, WORK, rented_gpu("H100"), rented=True)
+            )
         ).seconds
         for wish in ({}, {"training.precision": "fp8"})
     ]
@@ -273,7 +281,7 @@ def test_fp8_is_taken_only_when_asked_for_and_the_plan_says_what_it_would_save()
 
 
 def test_cards_without_bfloat16_are_planned_for_transformers_own_layers():
-    found = choose.options(choose.Task(settings(), LLAMA, WORK, rented("T4", 4), rented=True))
+    found = choose.enumerate_setups(choose.PlanningTask(settings(), LLAMA, WORK, rented_gpu("T4", 4), rented=True))
     assert {(o.setup.fused, o.setup.cards, o.sharded) for o in found} == {(False, 1, False)}
     assert "selective" not in {o.setup.gradient_checkpointing for o in found}
 
@@ -281,21 +289,21 @@ def test_cards_without_bfloat16_are_planned_for_transformers_own_layers():
 @pytest.mark.parametrize(
     ("wish", "device", "precision", "said"),
     [
-        ("fp8", rented("A100-80GB"), "bf16", "fp8 was asked for, which A100-80GB can't compute in"),
+        ("fp8", rented_gpu("A100-80GB"), "bf16", "fp8 was asked for, which A100-80GB can't compute in"),
         ("bf16", replace(CPU, bf16=False), "fp32", "bf16 was asked for"),
         ("fp8", CPU, "bf16", "fp8 was asked for"),
-        ("bf16", rented("H100"), "bf16", "as configured"),
+        ("bf16", rented_gpu("H100"), "bf16", "as configured"),
         ("fp32", CPU, "fp32", "as configured"),
-        ("nf4", rented("H100"), "nf4", "as configured"),
+        ("nf4", rented_gpu("H100"), "nf4", "as configured"),
         ("auto", CPU, "nf4", "nf4"),
-        ("auto", rented("H100"), "bf16", "nf4 would take"),
-        ("auto", rented("A100-80GB"), "bf16", "has no FP8"),
-        ("auto", rented("T4"), "nf4", "fp32 would need"),
+        ("auto", rented_gpu("H100"), "bf16", "nf4 would take"),
+        ("auto", rented_gpu("A100-80GB"), "bf16", "has no FP8"),
+        ("auto", rented_gpu("T4"), "nf4", "fp32 would need"),
     ],
 )
 def test_a_wish_is_met_or_the_plan_says_why_not(wish: str, device: Device, precision: str, said: str):
     shape = SMOL if device.kind == "cpu" else LLAMA
-    plan = draft(settings(**{"training.precision": wish}), "m", shape, WORK, device, rented=device.kind == "cuda")
+    plan = draft_plan(settings(**{"training.precision": wish}), "m", shape, WORK, device, rented=device.kind == "cuda")
     assert plan.setup.precision == precision
     assert said in plan.reasons[0]
     if not device.bf16:
@@ -305,27 +313,27 @@ def test_a_wish_is_met_or_the_plan_says_why_not(wish: str, device: Device, preci
 def test_without_bitsandbytes_the_next_best_is_taken_and_said(monkeypatch: pytest.MonkeyPatch):
     for module in ("precision", "search"):
         monkeypatch.setattr(f"noesis.planning.{module}.find_spec", lambda name: None)
-    plan = draft(settings(), "m", SMOL, WORK, CPU)
+    plan = draft_plan(settings(), "m", SMOL, WORK, CPU)
     assert plan.setup.precision == "bf16"
     assert "bitsandbytes" in plan.reasons[0]
-    assert not as_planned(settings(), plan.as_json()).lora.quantization.load_in_4bit
+    assert not with_planned_storage(settings(), plan.as_json()).lora.quantization.load_in_4bit
 
 
 def test_unsloth_trains_what_it_can_and_only_on_cards():
     wish = settings(**{"training.engine": "unsloth"})
-    on_card = draft(wish, "m", LLAMA, WORK, rented("H100", 2), rented=True).setup
+    on_card = draft_plan(wish, "m", LLAMA, WORK, rented_gpu("H100", 2), rented=True).setup
     assert (on_card.engine, on_card.precision, on_card.compile, on_card.cards) == ("unsloth", "bf16", False, 1)
-    here = draft(wish, "m", SMOL, WORK, CPU)
+    here = draft_plan(wish, "m", SMOL, WORK, CPU)
     assert here.setup.engine == "noesis"
     assert any("unsloth was asked for" in r for r in here.reasons)
 
 
 def test_a_step_is_shared_evenly_by_as_many_cards_as_can():
-    plan = draft(settings(), "m", LLAMA, WORK, rented("H100", 3), rented=True)
+    plan = draft_plan(settings(), "m", LLAMA, WORK, rented_gpu("H100", 3), rented=True)
     assert plan.setup.cards == 2
     assert any(r.startswith("cards: 2 of 3") for r in plan.reasons)
     one, two = (
-        draft(settings(**{"training.num_train_epochs": 50}), "m", LLAMA, WORK, rented("H100", n), rented=True)
+        draft_plan(settings(**{"training.num_train_epochs": 50}), "m", LLAMA, WORK, rented_gpu("H100", n), rented=True)
         for n in (1, 2)
     )
     assert 1.5 < two.tokens_per_s / one.tokens_per_s <= 2
@@ -334,8 +342,8 @@ def test_a_step_is_shared_evenly_by_as_many_cards_as_can():
 
 def test_a_model_too_large_for_one_card_is_spread_over_several():
     big = shape_of("meta-llama/Llama-3.1-70B-Instruct")
-    assert not draft(settings(), "m", big, WORK, rented("L40S"), rented=True).fits
-    plan = draft(settings(), "m", big, WORK, rented("L40S", 4), rented=True)
+    assert not draft_plan(settings(), "m", big, WORK, rented_gpu("L40S"), rented=True).fits
+    plan = draft_plan(settings(), "m", big, WORK, rented_gpu("L40S", 4), rented=True)
     assert plan.fits
     assert (plan.sharded, plan.setup.precision, plan.setup.cards) == (True, "nf4", 4)
 
@@ -348,7 +356,7 @@ def test_too_little_memory_names_the_nearest_plan_that_fits():
         **{"training.gradient_checkpointing": "none", "training.packing": False, "training.precision": "bf16"}
     )
     with pytest.raises(TrainingError) as caught:
-        make_plan(wish, "m", LLAMA, WORK, rented("A10"), rented=True)
+        make_plan(wish, "m", LLAMA, WORK, rented_gpu("A10"), rented=True)
     message = str(caught.value)
     for part in (
         "the plan needs",
@@ -370,7 +378,7 @@ def test_the_nearest_plan_does_fit():
         "training.gradient_accumulation_steps": 8,
         "training.gradient_checkpointing": "full",
     }
-    assert make_plan(settings(**bare), "m", LLAMA, WORK, rented("T4"), rented=True).fits
+    assert make_plan(settings(**bare), "m", LLAMA, WORK, rented_gpu("T4"), rented=True).fits
 
 
 # --- tokens
@@ -378,9 +386,9 @@ def test_the_nearest_plan_does_fit():
 
 def test_packing_and_padding_by_hand():
     assert sorted(first_fit([5, 4, 3, 3, 2, 1], 6)) == [6, 6, 6]
-    assert Work((100,) * 24, 0).packed_rows(400, 8) == 2
-    assert Work((100,) * 3, 0).packed_rows(400, 8) == 1  # fewer rows than a step holds
-    pair = Work((1, 3), 0)
+    assert Workload((100,) * 24, 0).packed_rows(400, 8) == 2
+    assert Workload((100,) * 3, 0).packed_rows(400, 8) == 1  # fewer rows than a step holds
+    pair = Workload((1, 3), 0)
     assert (pair.padded(1), pair.padded(2)) == (4, 5)  # with replacement: the longer one in three of four draws
     assert pair.step_tokens(1) == 3
 
@@ -389,16 +397,16 @@ def test_packing_and_padding_by_hand():
 @pytest.mark.parametrize("language", ["pt", "en"])
 def test_the_ratio_of_smollm2_is_that_of_its_tokenizer(language: str):
     from noesis.llm.hub import find_model
-    from noesis.pipeline.training_set import material_of
+    from noesis.pipeline.training_set import build_training_set
 
     config, constitution = (
         settings(**{"training.data.language": language}),
         load_constitution(Project(ROOT).constitution),
     )
     train, _ = from_sources(Project(ROOT), config)
-    exact = material_of(config, find_model("smollm2").path, train, constitution).rows
+    exact = build_training_set(config, find_model("smollm2").path, train, constitution).rows
     ratio = known_model("smollm2").ratio
-    guess = estimate(train, constitution, ratio, include_critique=False)
+    guess = estimate_workload(train, constitution, ratio, include_critique=False)
     assert guess.tokens == pytest.approx(sum(len(r.input_ids) for r in exact), rel=ratio.plus_minus)
     assert guess.trained == pytest.approx(sum(r.trained for r in exact), rel=ratio.plus_minus)
 
@@ -411,8 +419,8 @@ def test_tokens_of_a_gated_model_are_an_estimate_and_its_own_tokenizer_replaces_
     config, constitution = settings(**{"training.model": name}), load_constitution(Project(ROOT).constitution)
     records = [record | {"id": f"x_{i}"} for i in range(20)]
     with pytest.raises(ModelError, match="meta-llama"):
-        plan_ahead(config, records, constitution, gpu="H100", exactly=True)  # no network, and nothing is guessed
-    plan, _ = plan_ahead(config, records, constitution, gpu="H100")
+        plan_without_run(config, records, constitution, gpu="H100", exactly=True)  # no network, and nothing is guessed
+    plan, _ = plan_without_run(config, records, constitution, gpu="H100")
     assert plan.tokens_plus_minus == 0.15
     assert "± 15%" in "\n".join(plan_lines(plan.as_json(), everything=True))
     snapshot = tmp_path / "hub" / "models--meta-llama--Llama-3.1-8B-Instruct" / "snapshots" / "abc"
@@ -421,7 +429,7 @@ def test_tokens_of_a_gated_model_are_an_estimate_and_its_own_tokenizer_replaces_
     (snapshot.parent.parent / "refs").mkdir()
     (snapshot.parent.parent / "refs" / "main").write_text("abc")
     assert find_tokenizer(name) == snapshot
-    assert plan_ahead(config, records, constitution, gpu="H100")[0].tokens_plus_minus == 0
+    assert plan_without_run(config, records, constitution, gpu="H100")[0].tokens_plus_minus == 0
 
 
 def test_an_unknown_model_without_network_is_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -459,23 +467,23 @@ def test_cards_are_read_from_the_driver_and_chosen_by_the_environment():
     ],
 )
 def test_a_driver_name_finds_its_card(driver: str, card: str):
-    assert card_of(Device("cuda", driver, 10**10, 1, True, cards=1)).name == card
+    assert gpu_of(Device("cuda", driver, 10**10, 1, True, cards=1)).name == card
 
 
 def test_a_card_that_is_not_known_is_refused_with_the_known_ones():
     with pytest.raises(UsageError, match="L40S"):
-        rented("H1000")
-    assert rented("a10g").name == "A10"
+        rented_gpu("H1000")
+    assert rented_gpu("a10g").name == "A10"
 
 
 def test_usd_is_seconds_times_the_dated_price():
-    plan = draft(settings(), "m", LLAMA, WORK, rented("H100", 2), rented=True)
+    plan = draft_plan(settings(), "m", LLAMA, WORK, rented_gpu("H100", 2), rented=True)
     train = plan.stages[0]
     # the price list of 2026-08: card, core and GiB a second; 2 cores and 32 GiB beside the cards
     assert train["usd"] == pytest.approx(train["seconds"] * (2 * 0.001097 + 2 * 0.0000131 + 32 * 0.00000222), rel=1e-9)
     assert plan.usd == pytest.approx(sum(stage["usd"] for stage in plan.stages), abs=1e-3)
     assert plan.prices["date"] == prices().date == "2026-08"
-    assert draft(settings(), "m", SMOL, WORK, CPU).usd == 0
+    assert draft_plan(settings(), "m", SMOL, WORK, CPU).usd == 0
     assert [a["device"] for a in plan.alternatives] == ["this processor", "A10", "L40S", "A100-80GB", "H100"]
 
 
@@ -538,7 +546,7 @@ def test_a_wrong_switch_is_named(key: str):
 # --- a run
 
 
-def session(path: Path, folder: Path, device: Device, record: dict) -> Session:
+def session(path: Path, folder: Path, device: Device, record: dict) -> RunSession:
     config = settings()
     run = open_run(path, {"base_model": "tiny", "revision": "0"}, config)
     write_jsonl(
@@ -546,15 +554,15 @@ def session(path: Path, folder: Path, device: Device, record: dict) -> Session:
         [record | {"id": f"x_{i:03}", "prompt": f"Pergunta {i}: o que é a coragem?"} for i in range(20)],
     )
     constitution = load_constitution(Project(ROOT).constitution)
-    return Session(run, config, constitution, Model("tiny", folder, "0", "none"), device)
+    return RunSession(run, config, constitution, Model("tiny", folder, "0", "none"), device)
 
 
 def test_a_run_that_goes_on_on_another_card_is_planned_anew_on_the_base_it_began_on(
     tmp_path: Path, tiny_shape: Path, record: dict
 ):
     a100, h100 = (
-        replace(rented("A100-80GB"), name="NVIDIA A100-SXM4-80GB"),
-        replace(rented("H100"), name="NVIDIA H100 80GB HBM3"),
+        replace(rented_gpu("A100-80GB"), name="NVIDIA A100-SXM4-80GB"),
+        replace(rented_gpu("H100"), name="NVIDIA H100 80GB HBM3"),
     )
     lora = {"lora.quantization": {"load_in_4bit": False}}
     first = session(tmp_path / "run", tiny_shape, a100, record)
@@ -578,10 +586,10 @@ def test_a_run_that_went_on_with_a_smaller_plan_stores_it_and_the_report_compare
     from noesis.pipeline.stages.report import compared
     from noesis.training import trainer
 
-    h100 = replace(rented("H100"), name="NVIDIA H100 80GB HBM3")
+    h100 = replace(rented_gpu("H100"), name="NVIDIA H100 80GB HBM3")
     s = session(tmp_path / "run", tiny_shape, h100, record)
     first = run_plan(s)
-    lower = draft(settings(**{"training.precision": "nf4"}), "tiny", read_shape(tiny_shape), WORK, h100)
+    lower = draft_plan(settings(**{"training.precision": "nf4"}), "tiny", read_shape(tiny_shape), WORK, h100)
     assert (first["setup"]["precision"], lower.setup.precision) == ("bf16", "nf4")
     figures = {
         "steps": 9,
@@ -615,12 +623,14 @@ def test_a_run_that_went_on_with_a_smaller_plan_stores_it_and_the_report_compare
 
 
 def test_later_stages_read_the_base_that_the_plan_settled_on():
-    plan = draft(settings(), "m", LLAMA, WORK, rented("H100"), rented=True).as_json()
+    plan = draft_plan(settings(), "m", LLAMA, WORK, rented_gpu("H100"), rented=True).as_json()
     assert plan["setup"]["precision"] == "bf16"
     assert settings().lora.quantization.load_in_4bit
-    assert not as_planned(settings(), plan).lora.quantization.load_in_4bit
-    assert as_planned(settings(), None) == settings()
-    assert as_planned(settings(), draft(settings(), "m", SMOL, WORK, CPU).as_json()).lora == settings().lora
+    assert not with_planned_storage(settings(), plan).lora.quantization.load_in_4bit
+    assert with_planned_storage(settings(), None) == settings()
+    assert (
+        with_planned_storage(settings(), draft_plan(settings(), "m", SMOL, WORK, CPU).as_json()).lora == settings().lora
+    )
 
 
 # --- the command

@@ -234,7 +234,7 @@ def test_an_adapter_in_llama_cpp_answers_like_the_merged_model(
     tiny_model: Path, tiny_adapter: Path, tiny_merged: Path, tmp_path: Path
 ):
     from noesis.core.console import Progress
-    from noesis.llm.llama_cpp import Engine
+    from noesis.llm.llama_cpp import LlamaEngine
     from noesis.release.gguf.writer import write_adapter_gguf, write_gguf
 
     write_gguf(tiny_model, tmp_path / "base.gguf", "f32", name="base", licence="none")
@@ -242,15 +242,15 @@ def test_an_adapter_in_llama_cpp_answers_like_the_merged_model(
     write_adapter_gguf(tiny_adapter, tiny_model, tmp_path / "adapter.gguf")
     conversations = [[{"role": "user", "content": text}] for text in TEXTS[:4]]
 
-    def ask(engine: Engine, on: bool) -> list[str]:
+    def ask(engine: LlamaEngine, on: bool) -> list[str]:
         return engine.answer_all(
             conversations, max_tokens=4, adapter=on, progress=Progress("answer", len(conversations), "prompts")
         )
 
-    both = Engine(tmp_path / "base.gguf", adapter=tmp_path / "adapter.gguf", parallel=2, context=512)
+    both = LlamaEngine(tmp_path / "base.gguf", adapter=tmp_path / "adapter.gguf", parallel=2, context=512)
     tuned, base = ask(both, True), ask(both, False)
-    assert tuned == ask(Engine(tmp_path / "merged.gguf", context=512), True)
-    assert base == ask(Engine(tmp_path / "base.gguf", context=512), True)
+    assert tuned == ask(LlamaEngine(tmp_path / "merged.gguf", context=512), True)
+    assert base == ask(LlamaEngine(tmp_path / "base.gguf", context=512), True)
     assert tuned != base
 
 
@@ -274,7 +274,7 @@ def test_other_architectures_are_refused_by_name(tiny_model: Path, tmp_path: Pat
 
 
 def test_a_torn_or_foreign_gguf_is_one_message(tiny_merged: Path, tmp_path: Path):
-    from noesis.llm.llama_cpp import Engine
+    from noesis.llm.llama_cpp import LlamaEngine
     from noesis.release.gguf.writer import write_gguf
     from noesis.release.parity.audit import open_gguf, require_gguf
     from noesis.release.parity.llama_logits import LlamaModel
@@ -289,7 +289,7 @@ def test_a_torn_or_foreign_gguf_is_one_message(tiny_merged: Path, tmp_path: Path
         with pytest.raises(ModelError, match="can't load"):
             LlamaModel(file)
         with pytest.raises(ModelError, match="can't load"):
-            Engine(file)
+            LlamaEngine(file)
     file.write_bytes(b"PK\x03\x04" + whole[4:])
     with pytest.raises(ModelError, match="is no GGUF file"):
         require_gguf(file)

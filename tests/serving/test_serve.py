@@ -12,9 +12,9 @@ from helpers.running_server import ANSWER, BASE, KEY, SYSTEM, Client, reciters, 
 from helpers.tiny_gguf import write_reciter, write_switch
 from noesis.core.errors import ModelError, UsageError
 from noesis.llm.clients.chat_client import LLMClient
-from noesis.serving.app import Court
+from noesis.serving.app import AnswerJudge
 from noesis.serving.protocol import Limits
-from noesis.serving.server import Files, Server, Settings
+from noesis.serving.server import ModelFiles, Server, Settings
 
 HI = [{"role": "user", "content": "Hello"}]
 WHOLE = "".join(ANSWER)
@@ -29,7 +29,7 @@ async def hear(said: list[dict[str, str]], answer: str, language: str) -> dict:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory):
     limits = Limits(parallel=2, context=512, max_tokens=64, body_bytes=20_000)
-    with running(reciters(tmp_path_factory.mktemp("gguf")), limits, court=Court("a judge", hear)) as client:
+    with running(reciters(tmp_path_factory.mktemp("gguf")), limits, court=AnswerJudge("a judge", hear)) as client:
         yield client
 
 
@@ -59,7 +59,7 @@ def test_one_file_and_its_adapter_give_both(tmp_path: Path):
     """The adapter's scale is a matter of each request, also when both are asked at once and the prompts are alike."""
     plain, tuned = ["plain", " words"], ["tuned", " speech"]
     base = write_reciter(tmp_path / "base.gguf", plain, other=tuned)
-    files = Files(None, base, write_switch(tmp_path / "adapter.gguf", plain, tuned))
+    files = ModelFiles(None, base, write_switch(tmp_path / "adapter.gguf", plain, tuned))
     with running(files, Limits(parallel=4, context=512)) as client, ThreadPoolExecutor(4) as pool:
         for _ in range(3):
             asked = ["noesis", "noesis-base", "noesis", "noesis-base"]
@@ -78,7 +78,7 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path):
     base = write_reciter(tmp_path / "base.gguf", BASE)
     adapter = write_switch(tmp_path / "adapter.gguf", BASE, [f" word{i}" for i in range(100)])
     with pytest.raises(ModelError, match="adapter.gguf"):
-        Server(Files(None, base, adapter), Settings(KEY, SYSTEM, "en", port=0))
+        Server(ModelFiles(None, base, adapter), Settings(KEY, SYSTEM, "en", port=0))
 
 
 @pytest.mark.slow
@@ -90,7 +90,7 @@ def test_the_embedded_model():
         file = embedded_gguf()
     except ModelError as error:
         pytest.skip(str(error))
-    with running(Files(file, None), Limits(parallel=2, context=1024)) as client:
+    with running(ModelFiles(file, None), Limits(parallel=2, context=1024)) as client:
         asked = {
             "messages": [{"role": "user", "content": "Name one virtue and say why it matters."}],
             "max_tokens": 24,
@@ -312,7 +312,7 @@ def test_client_values_that_can_not_be():
 
 def test_a_busy_port_is_found_before_anything_is_loaded(server: Client, tmp_path: Path):
     with pytest.raises(UsageError, match=f"port {server.port} on 127.0.0.1 is in use"):
-        Server(Files(tmp_path / "missing.gguf", None), Settings(KEY, SYSTEM, "en", port=server.port))
+        Server(ModelFiles(tmp_path / "missing.gguf", None), Settings(KEY, SYSTEM, "en", port=server.port))
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "foreign", "truncated", "header only"])
@@ -328,9 +328,9 @@ def test_a_file_that_is_no_model(tmp_path: Path, kind: str):
     if kind in content:
         file.write_bytes(content[kind])
     with pytest.raises(ModelError, match="x.gguf"):
-        Server(Files(file, None), Settings(KEY, SYSTEM, "en", port=0))
+        Server(ModelFiles(file, None), Settings(KEY, SYSTEM, "en", port=0))
 
 
 def test_a_short_key_is_refused():
     with pytest.raises(UsageError, match="at least 11"):
-        Server(Files(None, None), Settings("short", SYSTEM, "en"))
+        Server(ModelFiles(None, None), Settings("short", SYSTEM, "en"))

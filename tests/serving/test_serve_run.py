@@ -22,13 +22,13 @@ from noesis.core.errors import RunError, UsageError
 from noesis.core.files import sha256_file
 from noesis.core.project import Project
 from noesis.llm.clients.chat_client import Completion, LLMClient
-from noesis.llm.llama_cpp import Backend
-from noesis.pipeline.live_judge import Bar, spoken
-from noesis.pipeline.served_files import certified, files_of
+from noesis.llm.llama_cpp import LlamaServer
+from noesis.pipeline.live_judge import LiveJudge, format_opinion
+from noesis.pipeline.served_files import certified_gguf, served_files
 from noesis.run.directory import load_run
-from noesis.serving.chat import Talk, chat, fitting, from_clients
+from noesis.serving.chat import ChatSession, answer_function, chat, fitting
 from noesis.serving.connect import TARGETS, Endpoint, instructions
-from noesis.serving.probe import distance, judgement
+from noesis.serving.probe import distance, same_model_verdict
 
 NAME = "noesis-philosopher-v1"
 
@@ -67,27 +67,27 @@ def change(run: Path, edit) -> None:
 
 
 def test_only_a_certified_file_is_served(run: Path):
-    assert certified(load_run(run)).name == f"{NAME}-f16.gguf"
+    assert certified_gguf(load_run(run)).name == f"{NAME}-f16.gguf"
     with pytest.raises(RunError, match="no q8_0 GGUF file that was shown"):
-        certified(load_run(run), "q8_0")
+        certified_gguf(load_run(run), "q8_0")
     (run / "gguf" / f"{NAME}-f16.gguf").write_bytes(b"GGUF of another")
     with pytest.raises(RunError, match="changed since it was certified"):
-        certified(load_run(run))
+        certified_gguf(load_run(run))
     change(run, lambda stage: stage["result"]["files"]["f16"].update(passed=False))
     with pytest.raises(RunError, match="noesis gguf"):
-        certified(load_run(run))
+        certified_gguf(load_run(run))
 
 
 def test_base_and_adapter_are_preferred_where_the_adapter_was_certified(run: Path, tmp_path: Path, capsys):
     base, adapter = tmp_path / "base.gguf", run / "gguf" / f"{NAME}-adapter.gguf"
     adapter.write_bytes(b"GGUF")
-    assert files_of(load_run(run), base=base).adapter is None  # it has no certificate
+    assert served_files(load_run(run), base=base).adapter is None  # it has no certificate
     change(run, lambda stage: stage["result"].update(adapter={"passed": True}))
-    files = files_of(load_run(run), base=base)
+    files = served_files(load_run(run), base=base)
     assert (files.tuned, files.base, files.adapter) == (None, base, adapter)
-    assert files_of(load_run(run), base=base, quant="f16").tuned is not None
+    assert served_files(load_run(run), base=base, quant="f16").tuned is not None
     assert (
-        files_of(load_run(run)).tuned is not None and "--base" in capsys.readouterr().out
+        served_files(load_run(run)).tuned is not None and "--base" in capsys.readouterr().out
     )  # without the base the adapter is of no use
 
 
@@ -228,9 +228,9 @@ def test_ctrl_c_in_a_real_terminal(run: Path, tmp_path: Path):
 def test_base_and_tuned_of_one_file_in_the_chat(tmp_path: Path):
     plain, tuned = ["plain", " words"], ["[ANÁLISE INTERNA]", " hm ", "[FIM DA ANÁLISE]", "tuned", " speech"]
     base = write_reciter(tmp_path / "base.gguf", plain, other=tuned)
-    backend = Backend(base, adapter=write_switch(tmp_path / "adapter.gguf", plain, tuned), parallel=1, context=512)
+    backend = LlamaServer(base, adapter=write_switch(tmp_path / "adapter.gguf", plain, tuned), parallel=1, context=512)
     client = LLMClient(backend.url + "/v1", backend.key, "noesis")
-    answer = from_clients(client, lambda: client, max_tokens=40, temperature=0.0, scales=True)
+    answer = answer_function(client, lambda: client, max_tokens=40, temperature=0.0, scales=True)
     shown: list[str] = []
     messages = [{"role": "user", "content": "Hello"}]
     assert [answer(messages, of_base, shown.append) for of_base in (False, True, False)] == [
@@ -243,12 +243,12 @@ def test_base_and_tuned_of_one_file_in_the_chat(tmp_path: Path):
     assert backend.stop(5.0)
 
 
-def talk(answer=None, judge=None) -> Talk:
+def talk(answer=None, judge=None) -> ChatSession:
     def say(messages, base, show):
         show("yes")
         return "yes"
 
-    return Talk(answer or say, judge or (lambda said, text: [f"{len(said)} {text}"]), "system", 100)
+    return ChatSession(answer or say, judge or (lambda said, text: [f"{len(said)} {text}"]), "system", 100)
 
 
 def test_ctrl_c_stops_an_answer_and_not_the_chat(capsys):
@@ -304,13 +304,13 @@ def test_without_a_judge_the_screen_speaks_and_says_so(run: Path):
 
     from noesis.constitution.document import load_constitution
 
-    bar = Bar(load_run(run), Project(ROOT), load_constitution(run / "data" / "constitution.yaml"))
-    heard = asyncio.run(bar.hear([{"role": "user", "content": "What is courage?"}], "the the the " * 40, "en"))
+    bar = LiveJudge(load_run(run), Project(ROOT), load_constitution(run / "data" / "constitution.yaml"))
+    heard = asyncio.run(bar.judge_answer([{"role": "user", "content": "What is courage?"}], "the the the " * 40, "en"))
     assert heard["verdict"] is None and heard["flags"]
-    lines = spoken(heard)
+    lines = format_opinion(heard)
     assert "not a judge" in lines[0] and "never approves" in lines[1]
     with pytest.raises(UsageError, match="no answer"):
-        asyncio.run(bar.hear([{"role": "user", "content": "x"}], " ", "en"))
+        asyncio.run(bar.judge_answer([{"role": "user", "content": "x"}], " ", "en"))
 
 
 def test_a_judge_is_heard_on_one_answer(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -325,7 +325,7 @@ def test_a_judge_is_heard_on_one_answer(run: Path, tmp_path: Path, monkeypatch: 
 
     def heard(part) -> dict:
         with JudgeServer(part) as server:
-            bar = Bar(
+            bar = LiveJudge(
                 load_run(run),
                 Project(ROOT),
                 load_constitution(run / "data" / "constitution.yaml"),
@@ -334,7 +334,7 @@ def test_a_judge_is_heard_on_one_answer(run: Path, tmp_path: Path, monkeypatch: 
 
             async def hear() -> dict:
                 try:
-                    return await bar.hear(said, answer, "pt")
+                    return await bar.judge_answer(said, answer, "pt")
                 finally:
                     await bar.close()
 
@@ -342,11 +342,13 @@ def test_a_judge_is_heard_on_one_answer(run: Path, tmp_path: Path, monkeypatch: 
 
     found = heard(good())
     assert found["verdict"] == "APPROVED" and found["mean"][0] > 0.7 and len(found["said"]) == 3
-    assert spoken(found)[0].startswith("APPROVED (") and "an impression, not a trial" in spoken(found)[0]
+    assert (
+        format_opinion(found)[0].startswith("APPROVED (") and "an impression, not a trial" in format_opinion(found)[0]
+    )
     silent = heard(malformed())
-    assert silent["verdict"] == "UNDECIDED" and silent["mean"] is None and "no verdict" in spoken(silent)[1]
+    assert silent["verdict"] == "UNDECIDED" and silent["mean"] is None and "no verdict" in format_opinion(silent)[1]
     with pytest.raises(UsageError, match="not understood"):
-        Bar(load_run(run), Project(ROOT), load_constitution(run / "data" / "constitution.yaml"), ["nobody"])
+        LiveJudge(load_run(run), Project(ROOT), load_constitution(run / "data" / "constitution.yaml"), ["nobody"])
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -386,14 +388,14 @@ def test_the_probe_compares_as_far_as_both_stand_before_the_same_text():
     assert distance(ours, same).mean == 0 and distance(ours, same).positions == 3
     near = distance(ours, tie)
     assert (near.positions, near.mean, near.same) == (2, pytest.approx(0.15), pytest.approx(1 / 3))
-    assert judgement(distance(ours, same), near)[0]
-    assert not judgement(near, distance(ours, same))[0]  # the base is nearer
+    assert same_model_verdict(distance(ours, same), near)[0]
+    assert not same_model_verdict(near, distance(ours, same))[0]  # the base is nearer
     far = distance(ours, [Completion("zzz", "stop", logprobs=[entry("z", -0.1)])])
-    assert far.mean == pytest.approx(8.9) and not judgement(far, None)[0]
+    assert far.mean == pytest.approx(8.9) and not same_model_verdict(far, None)[0]
     mute = [Completion("abx", "stop")]
-    passed, why = judgement(distance(ours, mute), None)
+    passed, why = same_model_verdict(distance(ours, mute), None)
     assert passed and "weaker" in why
-    assert not judgement(distance(ours, [Completion("qqq", "stop")]), None)[0]
+    assert not same_model_verdict(distance(ours, [Completion("qqq", "stop")]), None)[0]
 
 
 @pytest.mark.slow

@@ -12,10 +12,10 @@ import pytest
 from helpers.browser import CHROMIUM, CTRL, browser
 from helpers.running_server import KEY, endless, running
 from helpers.tiny_gguf import write_reciter
-from noesis.serving.app import Court
+from noesis.serving.app import AnswerJudge
 from noesis.serving.page import FILE, load_page
 from noesis.serving.protocol import Limits
-from noesis.serving.server import Files
+from noesis.serving.server import ModelFiles
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 HOSTILE = ["<img src=x", " onerror=document.title='owned'>", "<script>document.title='owned'</script>"]
@@ -72,8 +72,8 @@ def test_the_page_asks_both_models_and_shows_the_court(tmp_path: Path):
             assert await tab.evaluate(small) == 0  # fingers
             assert not tab.said  # no error, no breach of the policy
 
-    files = Files(write_reciter(tmp_path / "t.gguf", SAID), write_reciter(tmp_path / "b.gguf", HOSTILE))
-    with running(files, Limits(parallel=4, context=1024), court=Court("a judge", hear)) as server:
+    files = ModelFiles(write_reciter(tmp_path / "t.gguf", SAID), write_reciter(tmp_path / "b.gguf", HOSTILE))
+    with running(files, Limits(parallel=4, context=1024), court=AnswerJudge("a judge", hear)) as server:
         asyncio.run(visit(server.url))
 
 

@@ -20,9 +20,9 @@ from noesis.dataset.checks.validate import validate
 from noesis.pipeline.compare_runs import compare_runs
 from noesis.synthesis.coverage import check
 from noesis.synthesis.critique_revision import Settings
-from noesis.synthesis.make_prompts import AskPrompts, deal, make_prompts, read_lists
-from noesis.synthesis.renewal import AskApply, dependents, renew
-from noesis.tribunal.rubric import JUDGES, load_bench
+from noesis.synthesis.make_prompts import PromptsRequest, deal, make_prompts, read_lists
+from noesis.synthesis.renewal import RenewalRequest, dependents, renew
+from noesis.tribunal.rubric import JUDGES, load_rubrics
 
 CONSTITUTION = ROOT / "data" / "constitution.yaml"
 
@@ -187,7 +187,7 @@ def test_apply_writes_new_critiques_beside_the_hand_written_ones(changed, tmp_pa
         return "The answer cites no work that exists, so that there is no telling where its claims, made with such confidence, come from."
 
     with JudgeServer(part) as server:
-        ask = AskApply(f"openai:{server.url}:scripted", tmp_path / "new", Settings(shots=0))
+        ask = RenewalRequest(f"openai:{server.url}:scripted", tmp_path / "new", Settings(shots=0))
         made = renew(project, new, compare(old, new), ask)
         assert made["principles"] == ["fontes-reais"]
         assert made["made"] == made["of"] == len(server.requests) > 40
@@ -196,7 +196,7 @@ def test_apply_writes_new_critiques_beside_the_hand_written_ones(changed, tmp_pa
                 project,
                 new,
                 compare(old, new),
-                AskApply("openai:http://127.0.0.1:1/v1:x", project.training / "philosophical"),
+                RenewalRequest("openai:http://127.0.0.1:1/v1:x", project.training / "philosophical"),
             )
         with pytest.raises(UsageError, match="nothing to make anew"):
             renew(project, new, [], ask)
@@ -208,7 +208,7 @@ def test_apply_writes_new_critiques_beside_the_hand_written_ones(changed, tmp_pa
 
 def make_run(path: Path, points: dict[str, int], model: str = "judge") -> None:
     """A run of which only the manifest and the verdicts are there; every item of every judge gets the prompt's points."""
-    bench = load_bench(ROOT / "data/tribunal/judges")
+    bench = load_rubrics(ROOT / "data/tribunal/judges")
     (path / "tribunal").mkdir(parents=True)
     (path / "manifest.json").write_text(
         json.dumps({"stages": {}, "identity": {}, "output_name": "x"}), encoding="utf-8"
@@ -270,7 +270,7 @@ def test_lists_are_dealt_out_evenly_and_never_twice():
 
 
 def test_without_a_model_instructions_are_written(project: Path, tmp_path: Path):
-    report = make_prompts(Project(project), AskPrompts(tmp_path / "out", count=10))
+    report = make_prompts(Project(project), PromptsRequest(tmp_path / "out", count=10))
     rows = lines(tmp_path / "out/instructions.jsonl")
     assert report["kept"] == len(rows) == 10
     assert all("prompt" not in row and row["instruction"] for row in rows)
@@ -290,7 +290,7 @@ def test_a_model_phrases_them_and_what_exists_is_left_out(project: Path, tmp_pat
         )
 
     with JudgeServer(part) as server:
-        ask = AskPrompts(tmp_path / "out", ("en",), 8, f"openai:{server.url}:scripted")
+        ask = PromptsRequest(tmp_path / "out", ("en",), 8, f"openai:{server.url}:scripted")
         report = make_prompts(Project(project), ask)
     assert report["left_out"] == {"asks what another asks": 2}
     rows = lines(tmp_path / "out/prompts.jsonl")

@@ -21,15 +21,15 @@ from noesis.core.config import TribunalSection
 from noesis.core.errors import CapError, DataError, ModelError, RunError, UsageError
 from noesis.core.project import Project
 from noesis.dataset.checks.line import Rules, check_line
-from noesis.llm.clients.open import open_voices
-from noesis.llm.clients.protocol import Reply
+from noesis.llm.clients.open import open_clients
+from noesis.llm.clients.protocol import ModelReply
 from noesis.llm.clients.spending import Spending
 from noesis.synthesis.critique_revision import Settings, draw
 from noesis.synthesis.filters import filtered, repeated
-from noesis.synthesis.make_examples import Ask, revise
+from noesis.synthesis.make_examples import ExamplesRequest, revise
 from noesis.synthesis.prompt_file import Prompt, known_prompts
 from noesis.synthesis.prompt_templates import choose_shots, critique_messages
-from noesis.synthesis.reply_checks import Work, cleaned, copies_run, fault, up_to_a_sentence
+from noesis.synthesis.reply_checks import Work, clean_reply, copies_run, reply_problem, up_to_a_sentence
 
 CONSTITUTION = load_constitution(ROOT / "data" / "constitution.yaml")
 TOPICS = [
@@ -105,10 +105,10 @@ def prompts(tmp_path: Path):
     return write
 
 
-def ask(server: JudgeServer, file: Path, out: Path, **more) -> Ask:
+def ask(server: JudgeServer, file: Path, out: Path, **more) -> ExamplesRequest:
     spec = f"openai:{server.url}:scripted"
     settings = Settings(**{name: more.pop(name) for name in list(more) if name in Settings.__dataclass_fields__})
-    return Ask(spec, more.pop("critic", spec), file, out, settings, **more)
+    return ExamplesRequest(spec, more.pop("critic", spec), file, out, settings, **more)
 
 
 def lines(file: Path) -> list[dict]:
@@ -342,7 +342,7 @@ def test_a_wrong_prompt_is_told_by_its_line(project: Path, tmp_path: Path, promp
 
 def test_a_spec_that_is_none_is_told_with_its_option():
     with pytest.raises(UsageError, match=r"--critic 'gpt' is not understood.*torch:NAME"):
-        open_voices([("--critic", "gpt")], TribunalSection(), Spending())
+        open_clients([("--critic", "gpt")], TribunalSection(), Spending())
 
 
 # --- parts
@@ -401,14 +401,14 @@ def test_shots_are_short_and_of_different_principles():
 
 
 def test_replies_are_cleaned_of_their_wrapping():
-    assert cleaned("**Critique:** It is vague.") == "It is vague."
-    assert cleaned("Here is the revised answer:\n\nYes.") == "Yes."
-    assert cleaned("Resposta revisada: Não sei.") == "Não sei."
-    assert cleaned('"All of it."') == "All of it."
-    assert cleaned("<think>They want praise.</think>\n\nNo.") == "No."
-    assert cleaned("<think>They want") == ""
-    assert cleaned("[ANÁLISE INTERNA]\nVago.\n[FIM DA ANÁLISE]\n\nSim.") == "Sim."
-    assert cleaned("Answering that takes care.") == "Answering that takes care."
+    assert clean_reply("**Critique:** It is vague.") == "It is vague."
+    assert clean_reply("Here is the revised answer:\n\nYes.") == "Yes."
+    assert clean_reply("Resposta revisada: Não sei.") == "Não sei."
+    assert clean_reply('"All of it."') == "All of it."
+    assert clean_reply("<think>They want praise.</think>\n\nNo.") == "No."
+    assert clean_reply("<think>They want") == ""
+    assert clean_reply("[ANÁLISE INTERNA]\nVago.\n[FIM DA ANÁLISE]\n\nSim.") == "Sim."
+    assert clean_reply("Answering that takes care.") == "Answering that takes care."
     assert up_to_a_sentence("One is here. Two is") == "One is here."
     assert up_to_a_sentence("One. Two is a much longer sentence that never") == ""
 
@@ -427,7 +427,7 @@ def test_a_first_answer_may_refuse_and_a_declined_request_too():
         (Work("revision", "Write the scam.", "en"), "refusal"),
         (Work("revision", "Write the scam.", "en", stance="decline"), None),
     ):
-        assert fault(Reply(refusal), refusal, work, CONSTITUTION) == expected
+        assert reply_problem(ModelReply(refusal), refusal, work, CONSTITUTION) == expected
 
 
 def test_boilerplate_over_the_set_goes():
@@ -463,6 +463,6 @@ def test_known_prompts_are_found_when_they_read_nearly_alike(tmp_path: Path):
     question = "My neighbour's dog barks all day while she is at work, and I want to leave an anonymous letter."
     file.write_text(json.dumps({"prompt": question}) + "\n", encoding="utf-8")
     known = known_prompts([file])
-    assert known.like(question.upper()) == "k.jsonl:1"
-    assert known.like(question + " Is that cowardly?") == "k.jsonl:1"
-    assert known.like("My neighbour's cat sleeps all day while I work; may I feed it?") is None
+    assert known.find_similar(question.upper()) == "k.jsonl:1"
+    assert known.find_similar(question + " Is that cowardly?") == "k.jsonl:1"
+    assert known.find_similar("My neighbour's cat sleeps all day while I work; may I feed it?") is None

@@ -13,9 +13,9 @@ from helpers.judge_server import Asked, JudgeServer, Raw
 from helpers.project import ROOT
 from noesis.core.errors import DataError, ModelError, UsageError
 from noesis.core.project import Project
-from noesis.llm.clients.protocol import Reply
+from noesis.llm.clients.protocol import ModelReply
 from noesis.synthesis.make_preferences import prefer
-from noesis.synthesis.preference_labels import AskPrefer, NoLabel, p_of_a
+from noesis.synthesis.preference_labels import NoLabel, PreferencesRequest, p_of_a
 
 
 def logprobs(*tokens: tuple[str, float]) -> tuple[tuple[tuple[str, float], ...], ...]:
@@ -63,8 +63,8 @@ def pairs(tmp_path: Path) -> Path:
     return file
 
 
-def ask(server: JudgeServer, out: Path, **more) -> AskPrefer:
-    return AskPrefer(f"openai:{server.url}:scripted", out, **more)
+def ask(server: JudgeServer, out: Path, **more) -> PreferencesRequest:
+    return PreferencesRequest(f"openai:{server.url}:scripted", out, **more)
 
 
 def test_a_liking_for_the_first_place_cancels_out(project: Path, tmp_path: Path, pairs: Path):
@@ -148,9 +148,9 @@ def test_equal_answers_and_wrong_options_are_refused(project: Path, tmp_path: Pa
 
 def test_letters_are_found_however_they_are_written():
     assert p_of_a(
-        Reply("A", alternatives=logprobs((" A", 0.3), ("(A", 0.3), ("**B**", 0.2), ("The", 0.2)))
+        ModelReply("A", alternatives=logprobs((" A", 0.3), ("(A", 0.3), ("**B**", 0.2), ("The", 0.2)))
     ) == pytest.approx(0.75)
     after_a_mark = (((("**", math.log(0.99)),)), *logprobs(("B", 0.5), ("A", 0.25)))
-    assert p_of_a(Reply("**B", alternatives=after_a_mark)) == pytest.approx(1 / 3)
+    assert p_of_a(ModelReply("**B", alternatives=after_a_mark)) == pytest.approx(1 / 3)
     with pytest.raises(NoLabel, match="neither letter"):
-        p_of_a(Reply("Both", alternatives=logprobs(("Both", 0.9), ("Apple", 0.1))))
+        p_of_a(ModelReply("Both", alternatives=logprobs(("Both", 0.9), ("Apple", 0.1))))

@@ -13,8 +13,8 @@ from helpers.project import ROOT
 from noesis.cli import run_command
 from noesis.constitution.document import load_constitution
 from noesis.dataset.checks.validate import validate
-from noesis.llm.clients.protocol import Request, Unanswered
-from noesis.llm.clients.torch_client import PackedVoice
+from noesis.llm.clients.protocol import ModelRequest, NoReplyError
+from noesis.llm.clients.torch_client import TorchClient
 from noesis.llm.embedded import embedded_gguf
 
 pytestmark = pytest.mark.slow
@@ -83,8 +83,8 @@ def test_prompts_revisions_and_labels(tmp_path: Path):
 
 
 def test_packed_requests_get_the_answers_that_they_get_alone():
-    voice = PackedVoice("smollm2")
-    requests = [Request((("user", f"What is {i} and {i}?"),), {}, 12) for i in range(1, 5)]
+    voice = TorchClient("smollm2")
+    requests = [ModelRequest((("user", f"What is {i} and {i}?"),), {}, 12) for i in range(1, 5)]
 
     async def together() -> list[str]:
         return [reply.text for reply in await asyncio.gather(*(voice.ask(request) for request in requests))]
@@ -97,23 +97,23 @@ def test_packed_requests_get_the_answers_that_they_get_alone():
     assert all(packed)
 
     async def one_too_long() -> list[object]:
-        long = Request((("user", "why " * 9000),), {}, 12)
+        long = ModelRequest((("user", "why " * 9000),), {}, 12)
         return await asyncio.gather(*(voice.ask(request) for request in (long, *requests[:2])), return_exceptions=True)
 
     first, *others = asyncio.run(one_too_long())
-    assert isinstance(first, Unanswered)
+    assert isinstance(first, NoReplyError)
     assert [reply.text for reply in others] == single[:2]  # the others are answered all the same, alone
 
 
 def test_a_gguf_model_gives_the_letters_probabilities():
-    from noesis.llm.clients.gguf_client import LocalJudge
+    from noesis.llm.clients.gguf_client import GgufClient
 
-    voice = LocalJudge(embedded_gguf(), parallel=1, context=512)
+    voice = GgufClient(embedded_gguf(), parallel=1, context=512)
     asked = (("user", "Which is a fruit? (A) a stone (B) an apple"), ("assistant", "The answer is ("))
 
     async def go():
         try:
-            return await voice.ask(Request(asked, {}, 1, logprobs=20))
+            return await voice.ask(ModelRequest(asked, {}, 1, logprobs=20))
         finally:
             await voice.close()
 

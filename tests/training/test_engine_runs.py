@@ -15,7 +15,7 @@ def train_packed(tiny_model: Path, folder: Path, record: dict, **overrides: obje
     from helpers.tiny_runs import rows_of, small
     from noesis.core.device import detect
     from noesis.planning.plan import make_plan, read_shape
-    from noesis.training.job import count
+    from noesis.training.job import count_workload
     from noesis.training.trainer import train
 
     config = small(
@@ -28,7 +28,7 @@ def train_packed(tiny_model: Path, folder: Path, record: dict, **overrides: obje
         | overrides
     )
     examples = rows_of(tiny_model, 20, record)
-    plan = make_plan(config, "tiny", read_shape(tiny_model), count(examples), detect())
+    plan = make_plan(config, "tiny", read_shape(tiny_model), count_workload(examples), detect())
     assert plan.setup.packing
     plan = replace(plan, fallbacks=[{"setup": asdict(replace(plan.setup, gradient_checkpointing="full"))}])
     return train(
@@ -144,8 +144,8 @@ def test_two_processes_train_what_one_trains(
     from helpers.tiny_runs import rows_of, small
     from noesis.core.device import detect
     from noesis.planning.plan import make_plan, read_shape
-    from noesis.training.backends.torchrun import on_all_cards
-    from noesis.training.job import count
+    from noesis.training.backends.torchrun import train_on_all_gpus
+    from noesis.training.job import count_workload
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     config = small(
@@ -166,10 +166,10 @@ def test_two_processes_train_what_one_trains(
         },
     )
     examples = rows_of(tiny_model, 20, record)
-    plan = make_plan(config, "tiny", read_shape(tiny_model), count(examples), detect())
+    plan = make_plan(config, "tiny", read_shape(tiny_model), count_workload(examples), detect())
     plan = replace(plan, setup=replace(plan.setup, cards=2))
     assert asdict(plan.setup)["precision"] == "fp32"
-    on_all_cards(
+    train_on_all_gpus(
         tiny_model,
         examples,
         config,
@@ -194,16 +194,16 @@ def test_unsloth_without_its_environment_is_one_message(
     from helpers.tiny_runs import rows_of, small
     from noesis.core.device import Device
     from noesis.core.errors import TrainingError
-    from noesis.planning.plan import draft, read_shape
+    from noesis.planning.plan import draft_plan, read_shape
     from noesis.training.backends.unsloth import PYTHON, train_with_unsloth
-    from noesis.training.job import count
+    from noesis.training.job import count_workload
 
     examples, config = rows_of(tiny_shape, 8, record), small(**{"training.engine": "unsloth"})
-    plan = draft(
+    plan = draft_plan(
         config,
         "tiny",
         read_shape(tiny_shape),
-        count(examples),
+        count_workload(examples),
         Device("cuda", "NVIDIA H100", 80 * 10**9, 8, True, True, 1),
     )
     for value, message in (

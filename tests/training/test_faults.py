@@ -24,7 +24,7 @@ from noesis.core.project import Project
 from noesis.core.signals import Terminated
 from noesis.planning.budget import Budget
 from noesis.planning.plan import make_plan, read_shape
-from noesis.training.job import count
+from noesis.training.job import count_workload
 
 pytestmark = pytest.mark.slow
 ADAPTER = "checkpoints/epoch_1/adapter_model.safetensors"
@@ -44,7 +44,7 @@ def train(model: Path, folder: Path, record: dict, config: Config, **more: objec
     from noesis.training.trainer import train as run
 
     rows = rows_of(model, 20, record)
-    plan = make_plan(config, "tiny", read_shape(model), count(rows), detect())
+    plan = make_plan(config, "tiny", read_shape(model), count_workload(rows), detect())
     return run(
         model,
         rows,
@@ -217,7 +217,7 @@ def test_a_disk_that_fills_up_keeps_the_last_whole_step(
 ):
     """asked: the space that is left is looked at before a save; not asked: the disk fills up in the middle of one."""
     from noesis.training.state.resumable import Resumable
-    from noesis.training.state.save_schedule import Pace
+    from noesis.training.state.save_schedule import SaveSchedule
 
     real, ballast = Resumable._save_checkpoint, disk / "ballast"
 
@@ -229,7 +229,7 @@ def test_a_disk_that_fills_up_keeps_the_last_whole_step(
 
     monkeypatch.setattr(Resumable, "_save_checkpoint", filling)
     if not asked:
-        monkeypatch.setattr(Pace, "require_space", lambda self, folder: None)
+        monkeypatch.setattr(SaveSchedule, "require_space", lambda self, folder: None)
     with pytest.raises(NoesisError if asked else Exception, match=r"has .* free|No space left|os error 28"):
         train(tiny_model, disk / "run", RECORD, settings())
     monkeypatch.undo()
@@ -282,7 +282,7 @@ def test_a_fork_begins_with_its_parents_adapter(tiny_model: Path, tmp_path: Path
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from noesis.training.state.adapter import begin_with
+    from noesis.training.state.adapter import load_adapter_into
 
     parent = whole[False] / "checkpoints" / "epoch_1"
     raw = json.loads((parent / "adapter_config.json").read_text())
@@ -290,7 +290,7 @@ def test_a_fork_begins_with_its_parents_adapter(tiny_model: Path, tmp_path: Path
     model = get_peft_model(
         base, LoraConfig(r=4, lora_alpha=8, target_modules=raw["target_modules"], task_type="CAUSAL_LM")
     )
-    begin_with(model, parent)
+    load_adapter_into(model, parent)
     model.save_pretrained(tmp_path / "child")
     assert sha256_file(tmp_path / "child" / "adapter_model.safetensors") == sha256_file(
         parent / "adapter_model.safetensors"
@@ -300,7 +300,7 @@ def test_a_fork_begins_with_its_parents_adapter(tiny_model: Path, tmp_path: Path
         LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
     )
     with pytest.raises(TrainingError, match="same base model, rank and target_modules"):
-        begin_with(other, parent)
+        load_adapter_into(other, parent)
 
 
 def test_no_secret_and_no_home_reaches_any_file(
@@ -308,7 +308,7 @@ def test_no_secret_and_no_home_reaches_any_file(
 ):
     """Runs the whole pipeline with secrets all around it, stops it once, and searches every byte that it left and printed."""
     from noesis.pipeline.registry import run_stages
-    from noesis.pipeline.start_run import from_sources, new_session
+    from noesis.pipeline.start_run import from_sources, start_run
 
     planted = {
         name: f"sk-planted-{i:04}-do-not-store"
@@ -348,7 +348,7 @@ def test_no_secret_and_no_home_reaches_any_file(
     config = load_config(Project(project), overrides)
     assert config.training.model == "~/models/mine"
     monkeypatch.chdir(tmp_path)
-    s = new_session(Project(project), config, Path("run"), from_sources(Project(project), config))
+    s = start_run(Project(project), config, Path("run"), from_sources(Project(project), config))
     run_stages(s, first=1, total=6)
     files = [p for p in (tmp_path / "run").rglob("*") if p.is_file()]
     assert {"manifest.json", "report.html", "trainer_state.json", "model.safetensors"} <= {p.name for p in files}

@@ -15,7 +15,7 @@ from noesis.dataset.encode import example_pairs, soft_pairs
 from noesis.llm.tokenizer import load_tokenizer
 from noesis.planning.by_method import preference_plan
 from noesis.planning.plan import read_shape
-from noesis.training.job import Material, Preferences
+from noesis.training.job import PreferencePairs, TrainingSet
 
 PAIR = {
     "id": "p",
@@ -29,7 +29,7 @@ PAIR = {
 
 def preferences(
     folder: Path, record: dict, count: int = 10, held_out: int = 3, *, soft: int = 0, critique: bool = False
-) -> Preferences:
+) -> PreferencePairs:
     tokenizer = load_tokenizer(folder)
     pairs = example_pairs(
         records(count + held_out, record), tokenizer, CONSTITUTION, include_critique=critique, max_length=2048
@@ -40,7 +40,7 @@ def preferences(
         CONSTITUTION,
         max_length=2048,
     )
-    return Preferences([*pairs[:count], *more], pairs[count:])
+    return PreferencePairs([*pairs[:count], *more], pairs[count:])
 
 
 def configured(**overrides: object) -> Config:
@@ -53,10 +53,10 @@ def configured(**overrides: object) -> Config:
     return small(**(base | overrides))
 
 
-def prefer(tiny_model: Path, folder: Path, data: Preferences, config: Config, start: Path | None = None) -> dict:
+def prefer(tiny_model: Path, folder: Path, data: PreferencePairs, config: Config, start: Path | None = None) -> dict:
     from noesis.training.trainer import train
 
-    plan = preference_plan(config, "tiny", read_shape(tiny_model), Material(pairs=data), detect())
+    plan = preference_plan(config, "tiny", read_shape(tiny_model), TrainingSet(pairs=data), detect())
     return train(
         tiny_model,
         data,
@@ -97,7 +97,7 @@ def test_the_first_step_is_that_of_trl(tiny_model: Path, tmp_path: Path, record:
         **{"lora.quantization": {"load_in_4bit": False, "bnb_4bit_compute_dtype": "float32"}, "lora.lora_dropout": 0.0}
     )
     data = preferences(tiny_model, record, 4, 0)
-    plan = preference_plan(config, "tiny", read_shape(tiny_model), Material(pairs=data), detect())
+    plan = preference_plan(config, "tiny", read_shape(tiny_model), TrainingSet(pairs=data), detect())
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     ours = trainer_of(
         tiny_model, data, config, plan, detect(), tokenizer, TrainerCallback(), None, tmp_path, engine=engine
@@ -262,11 +262,11 @@ def run_of(root: Path, tiny_model: Path, path: Path, **more: object):
     from noesis.core.project import Project
     from noesis.pipeline.stages.plan import run_plan
     from noesis.pipeline.stages.train import run_train
-    from noesis.pipeline.start_run import from_exports, new_session
+    from noesis.pipeline.start_run import from_exports, start_run
 
     project = Project(root)
     config = load_config(project, settings(**{"training.model": str(tiny_model)} | more))
-    s = new_session(project, config, path, from_exports(project.exports, project))
+    s = start_run(project, config, path, from_exports(project.exports, project))
     run_plan(s)
     run_train(s)
     return s
@@ -343,7 +343,7 @@ def test_a_wrong_pair_is_refused_by_line(write_rows, record: dict, line: dict | 
 
 def test_replayed_rows_are_the_share_that_was_asked_for(write_rows):
     from noesis.core.errors import DataError
-    from noesis.dataset.auxiliary import drawn, read_replay
+    from noesis.dataset.auxiliary import read_replay, sample_replay
 
     short = [{"prompt": f"Say {i}.", "response": str(i)} for i in range(30)]
     chat = {
@@ -355,10 +355,10 @@ def test_replayed_rows_are_the_share_that_was_asked_for(write_rows):
     }
     rows = read_replay(write_rows(*short, chat))
     assert rows[-1] == chat and rows[0]["messages"][1]["content"] == "0"
-    assert len(drawn(rows, 90, 0.1, 0)) == 10 and drawn(rows, 90, 0.1, 0) == drawn(rows[::-1], 90, 0.1, 0) != drawn(
-        rows, 90, 0.1, 1
-    )
-    assert len(drawn(rows, 90, 0.5, 0)) == 31
+    assert len(sample_replay(rows, 90, 0.1, 0)) == 10 and sample_replay(rows, 90, 0.1, 0) == sample_replay(
+        rows[::-1], 90, 0.1, 0
+    ) != sample_replay(rows, 90, 0.1, 1)
+    assert len(sample_replay(rows, 90, 0.5, 0)) == 31
     with pytest.raises(DataError, match=r"rows.jsonl:1: .*must alternate"):
         read_replay(
             write_rows({"messages": [{"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Hi"}]})

@@ -17,8 +17,8 @@ from noesis.dataset.encode import training_rows
 from noesis.llm.hub import find_model
 from noesis.llm.token_rows import IGNORED
 from noesis.llm.tokenizer import load_tokenizer
-from noesis.planning.plan import choose_for_demo, make_plan, read_shape
-from noesis.training.job import count
+from noesis.planning.plan import choose_demo_rank_and_epochs, make_plan, read_shape
+from noesis.training.job import count_workload
 
 CPU = Device("cpu", "test", 8 * 10**9, 2, True)
 
@@ -32,14 +32,14 @@ def test_a_row_that_is_too_long_is_refused_by_name(tiny_tokenizer_folder: Path, 
 
 def test_a_plan_counts_tokens_and_refuses_what_does_not_fit(tiny_shape: Path, record: dict):
     rows = rows_of(tiny_shape, 20, record)
-    plan = make_plan(small(), "tiny", read_shape(tiny_shape), count(rows), CPU)
+    plan = make_plan(small(), "tiny", read_shape(tiny_shape), count_workload(rows), CPU)
     assert plan.tokens_per_epoch == sum(len(r.input_ids) for r in rows)
     assert plan.trained_tokens_per_epoch == sum(sum(label != IGNORED for label in r.labels) for r in rows)
     assert (plan.steps, plan.micro_batch, plan.accumulation) == (3, 1, 8)
     # counted by hand: 2 layers of q 64×64, k and v 64×32, o 64×64, gate, up and down 64×128; rank 4
     assert plan.adapter_parameters == 2 * 4 * (128 + 96 + 96 + 128 + 192 + 192 + 192)
     with pytest.raises(TrainingError, match="per_device_train_batch_size: 1"):
-        make_plan(small(), "tiny", read_shape(tiny_shape), count(rows), Device("cpu", "test", 10**8, 2, True))
+        make_plan(small(), "tiny", read_shape(tiny_shape), count_workload(rows), Device("cpu", "test", 10**8, 2, True))
 
 
 def test_smollm2_is_counted_right(tmp_path: Path):
@@ -60,13 +60,15 @@ def test_smollm2_is_counted_right(tmp_path: Path):
 
 def test_the_demo_trains_at_least_one_epoch_however_slow_the_machine(tiny_shape: Path, record: dict):
     rows = rows_of(tiny_shape, 8, record) * 4000
-    assert choose_for_demo(
-        small(**{"training.demo.train_minutes": 0.0001}), read_shape(tiny_shape), count(rows), CPU
+    assert choose_demo_rank_and_epochs(
+        small(**{"training.demo.train_minutes": 0.0001}), read_shape(tiny_shape), count_workload(rows), CPU
     ) == (
         8,
         1,
     )
-    assert choose_for_demo(small(**{"training.demo.train_minutes": 1e9}), read_shape(tiny_shape), count(rows), CPU) == (
+    assert choose_demo_rank_and_epochs(
+        small(**{"training.demo.train_minutes": 1e9}), read_shape(tiny_shape), count_workload(rows), CPU
+    ) == (
         64,
         3,
     )

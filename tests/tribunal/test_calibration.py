@@ -13,24 +13,24 @@ from helpers.project import ROOT
 from noesis.core.config import TribunalSection
 from noesis.core.errors import DataError
 from noesis.core.project import Project, calibrations_folder
-from noesis.llm.clients.openai_client import Endpoint
-from noesis.llm.clients.reply_cache import opened
+from noesis.llm.clients.openai_client import OpenAIClient
+from noesis.llm.clients.reply_cache import open_cache
 from noesis.llm.clients.spec import parse_spec
 from noesis.llm.clients.spending import Spending
 from noesis.tribunal.calibration.baselines import baselines, keyword_score, screen_figures
-from noesis.tribunal.calibration.benchmark import Benchmark, measure
+from noesis.tribunal.calibration.benchmark import Benchmark, measure_judges
 from noesis.tribunal.calibration.calibrate import calibrate
-from noesis.tribunal.calibration_store import error_counts, keep, stored, unfit
-from noesis.tribunal.panel import Seats
-from noesis.tribunal.rubric import Bench, load_bench
-from noesis.tribunal.suite import Pair, Twins, write_seal
+from noesis.tribunal.calibration_store import error_counts, load_calibration, save_calibration, unfit_reason
+from noesis.tribunal.panel import JudgePanel
+from noesis.tribunal.rubric import RubricSet, load_rubrics
+from noesis.tribunal.suite import JudgePair, TwinAnswers, write_seal
 
-BENCH = load_bench(ROOT / "data" / "tribunal" / "judges")
+BENCH = load_rubrics(ROOT / "data" / "tribunal" / "judges")
 SECTION = TribunalSection(concurrency=16, attempts=2)
 ATTACKS = ("keyword_stuffed", "verbose_empty", "prompt_injection")
 
 
-def pairs(count: int = 36) -> list[Pair]:
+def pairs(count: int = 36) -> list[JudgePair]:
     """Pairs whose good side is of quality 9 and bad side of 2; every third is longer when good; injections ask for 10/10."""
     made = []
     for i in range(count):
@@ -41,7 +41,7 @@ def pairs(count: int = 36) -> list[Pair]:
         )
         split = "dev" if i < count // 2 else "locked"
         made.append(
-            Pair(
+            JudgePair(
                 id=f"{attack}_{i:02d}",
                 attack=attack,
                 language="pt" if i % 2 else "en",
@@ -55,9 +55,9 @@ def pairs(count: int = 36) -> list[Pair]:
     return made
 
 
-def twins() -> list[Twins]:
+def twins() -> list[TwinAnswers]:
     return [
-        Twins(
+        TwinAnswers(
             id=f"order_{i}",
             kind="order",
             language="en",
@@ -70,14 +70,16 @@ def twins() -> list[Twins]:
     ]
 
 
-def calibrated(folder: Path, *parts: play.Part, rows: list[Pair] | None = None) -> list[dict]:
+def calibrated(folder: Path, *parts: play.Part, rows: list[JudgePair] | None = None) -> list[dict]:
     benchmark = Benchmark(rows or pairs(), twins(), "locked")
 
     async def run(urls: list[str]):
-        clients = [Endpoint(parse_spec(f"openai:{url}:judge{i}"), SECTION, Spending()) for i, url in enumerate(urls)]
-        with opened(folder / "r.sqlite") as cache:
+        clients = [
+            OpenAIClient(parse_spec(f"openai:{url}:judge{i}"), SECTION, Spending()) for i, url in enumerate(urls)
+        ]
+        with open_cache(folder / "r.sqlite") as cache:
             try:
-                return await measure(clients, Seats(BENCH, clients, cache), benchmark, SECTION)
+                return await measure_judges(clients, JudgePanel(BENCH, clients, cache), benchmark, SECTION)
             finally:
                 for client in clients:
                     await client.close()
@@ -118,7 +120,7 @@ def test_a_noisy_judges_error_is_found(tmp_path: Path):
 def test_a_coin_is_not_fit(tmp_path: Path):
     (found,) = calibrated(tmp_path, play.noisy(0.5, 0.5))
     assert found["fit"] is False
-    assert "judge not fit (accuracy" in (unfit([found], ["judge0"]) or "")
+    assert "judge not fit (accuracy" in (unfit_reason([found], ["judge0"]) or "")
 
 
 def test_one_that_likes_length_shows_it_and_gains_nothing_over_length(tmp_path: Path):
@@ -157,25 +159,25 @@ def test_agreement_of_several(tmp_path: Path):
 
 def test_a_word_changed_in_a_rubric_is_another_judge(tmp_path: Path):
     (found,) = calibrated(tmp_path, play.good())
-    keep(tmp_path, found, BENCH, "2026-11-22T00:00:00Z")
-    assert stored(tmp_path, found["identity"], BENCH)["date"] == "2026-11-22T00:00:00Z"
+    save_calibration(tmp_path, found, BENCH, "2026-11-22T00:00:00Z")
+    assert load_calibration(tmp_path, found["identity"], BENCH)["date"] == "2026-11-22T00:00:00Z"
     veritas = BENCH.rubrics["veritas"]
-    other = Bench(
+    other = RubricSet(
         rubrics=BENCH.rubrics | {"veritas": veritas.model_copy(update={"version": "another"})}, prompt=BENCH.prompt
     )
-    assert stored(tmp_path, found["identity"], other) is None
+    assert load_calibration(tmp_path, found["identity"], other) is None
 
 
 def test_who_may_decide():
     locked = {"part": "locked", "fit": True, "accuracy": 0.9, "interval_95": [0.8, 0.95]}
-    assert unfit([locked], ["a"]) is None
-    assert "never" in (unfit([None], ["a"]) or "")
-    assert "dev half" in (unfit([locked | {"part": "dev"}], ["a"]) or "")
+    assert unfit_reason([locked], ["a"]) is None
+    assert "never" in (unfit_reason([None], ["a"]) or "")
+    assert "dev half" in (unfit_reason([locked | {"part": "dev"}], ["a"]) or "")
     assert (
-        unfit([locked, locked | {"fit": False, "accuracy": 0.54, "interval_95": [0.45, 0.63]}], ["a", "b"])
+        unfit_reason([locked, locked | {"fit": False, "accuracy": 0.54, "interval_95": [0.45, 0.63]}], ["a", "b"])
         == "judge not fit (accuracy 0.54 [0.45, 0.63]): b"
     )
-    assert "no judge" in (unfit([], []) or "")
+    assert "no judge" in (unfit_reason([], []) or "")
 
 
 # --- the baselines and the screen
@@ -224,4 +226,4 @@ def test_the_command_keeps_what_it_found(
         before = len(server.requests)
         calibrate(found, SECTION, spec, "locked")
         assert len(server.requests) == before
-    assert stored(calibrations_folder(found), f"openai:{server.url}:scripted", BENCH)["fit"] is True
+    assert load_calibration(calibrations_folder(found), f"openai:{server.url}:scripted", BENCH)["fit"] is True

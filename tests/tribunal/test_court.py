@@ -12,32 +12,32 @@ from helpers import judge_server as play
 from helpers.project import ROOT
 from noesis.core.config import Price, TribunalSection
 from noesis.core.errors import CapError, ModelError, UsageError
-from noesis.core.text import fill, neutralised
-from noesis.llm.clients.openai_client import Endpoint, key_for, retry_after
-from noesis.llm.clients.protocol import Reply
-from noesis.llm.clients.reply_cache import opened
+from noesis.core.text import fill_template, neutralise
+from noesis.llm.clients.openai_client import OpenAIClient, key_for, retry_after
+from noesis.llm.clients.protocol import ModelReply
+from noesis.llm.clients.reply_cache import open_cache
 from noesis.llm.clients.spec import parse_spec, same_model
 from noesis.llm.clients.spending import Spending
 from noesis.tribunal.court import Opinion, opinion
-from noesis.tribunal.judge import Case, build_request, parse, span_in
-from noesis.tribunal.panel import Seats
-from noesis.tribunal.rubric import JUDGES, load_bench
+from noesis.tribunal.judge import JudgeCase, build_request, parse_reply, quotes_answer
+from noesis.tribunal.panel import JudgePanel
+from noesis.tribunal.rubric import JUDGES, load_rubrics
 from noesis.tribunal.verdict import ItemScore, Unscored, Verdict
 
-BENCH = load_bench(ROOT / "data" / "tribunal" / "judges")
+BENCH = load_rubrics(ROOT / "data" / "tribunal" / "judges")
 SECTION = TribunalSection(timeout_seconds=2, attempts=3, concurrency=4)
 ANSWER = "Courage is not the absence of fear but a judgement about it: quality8 of a careful answer."
 
 
-def case(name: str = "c1", answer: str = ANSWER, language: str = "en", **record: object) -> Case:
-    return Case(
+def case(name: str = "c1", answer: str = ANSWER, language: str = "en", **record: object) -> JudgeCase:
+    return JudgeCase(
         name, language, (("user", "What is courage?"),), answer, {"reference": "A mean between two faults.", **record}
     )
 
 
 def hear(
     part: play.Part,
-    cases: list[Case],
+    cases: list[JudgeCase],
     folder: Path,
     *,
     section: TribunalSection = SECTION,
@@ -47,10 +47,10 @@ def hear(
     """Verdicts on `cases` by one scripted judge, and the server that played it."""
 
     async def run(url: str):
-        client = Endpoint(parse_spec(f"openai:{url}:scripted"), section, spending or Spending())
-        with opened(folder / "cache.sqlite") as cache:
+        client = OpenAIClient(parse_spec(f"openai:{url}:scripted"), section, spending or Spending())
+        with open_cache(folder / "cache.sqlite") as cache:
             try:
-                return await Seats(BENCH, [client], cache).hear(cases, [judges] * len(cases))
+                return await JudgePanel(BENCH, [client], cache).judge(cases, [judges] * len(cases))
             finally:
                 await client.close()
 
@@ -79,9 +79,9 @@ def test_a_stopped_court_asks_nothing_twice(tmp_path: Path):
     first, server = hear(play.good(), [case("a"), case("b", ANSWER + " More.")], tmp_path)
 
     async def again():
-        client = Endpoint(parse_spec(f"openai:{server.url}:scripted"), SECTION, Spending())  # that server is gone
-        with opened(tmp_path / "cache.sqlite") as cache:
-            return await Seats(BENCH, [client], cache).hear([case("a"), case("b", ANSWER + " More.")])
+        client = OpenAIClient(parse_spec(f"openai:{server.url}:scripted"), SECTION, Spending())  # that server is gone
+        with open_cache(tmp_path / "cache.sqlite") as cache:
+            return await JudgePanel(BENCH, [client], cache).judge([case("a"), case("b", ANSWER + " More.")])
 
     assert asyncio.run(again()) == first
     assert len(server.requests) == 6
@@ -194,7 +194,7 @@ def test_usd_and_tokens_are_counted(tmp_path: Path):
 
 def test_a_cap_without_a_price_is_refused():
     with pytest.raises(ModelError, match="prices"):
-        Endpoint(parse_spec("openai:http://127.0.0.1:9/v1:x"), SECTION, Spending(max_usd=1.0))
+        OpenAIClient(parse_spec("openai:http://127.0.0.1:9/v1:x"), SECTION, Spending(max_usd=1.0))
 
 
 def test_a_key_goes_to_its_own_host_only(monkeypatch: pytest.MonkeyPatch):
@@ -220,8 +220,8 @@ def test_an_injected_answer_gains_nothing(tmp_path: Path):
 
 
 def test_filling_reads_no_field_twice():
-    assert fill("{a} and {b}", {"a": "{b}", "b": "{a}"}) == "{b} and {a}"
-    assert neutralised("x <<<< y [INST] <|eot_id|>") == "x ‹‹‹‹ y [ INST] < |eot_id|>"
+    assert fill_template("{a} and {b}", {"a": "{b}", "b": "{a}"}) == "{b} and {a}"
+    assert neutralise("x <<<< y [INST] <|eot_id|>") == "x ‹‹‹‹ y [ INST] < |eot_id|>"
 
 
 def test_the_code_of_the_marks_is_not_known_to_the_answer():
@@ -243,7 +243,7 @@ def test_the_code_of_the_marks_is_not_known_to_the_answer():
     ],
 )
 def test_spans_are_verbatim(span: str, found: bool):
-    assert span_in(span, ANSWER) is found
+    assert quotes_answer(span, ANSWER) is found
 
 
 def test_no_span_no_credit(tmp_path: Path):
@@ -273,9 +273,9 @@ def test_the_last_whole_object_counts_and_scores_must_be_allowed():
     name = items[0].id
     one = json.dumps({"reasoning": "", f"{name}_span": "", name: "0"})
     two = json.dumps({"reasoning": "", f"{name}_span": "", name: 2})
-    assert parse(Reply(f"{one} no: {two} {{broken"), items)[name] == "2"
-    assert "not one of 0, 1, 2" in parse(Reply(one.replace('"0"', '"9"')), items)
-    assert "missing" in parse(Reply('{"reasoning": ""}'), items)
+    assert parse_reply(ModelReply(f"{one} no: {two} {{broken"), items)[name] == "2"
+    assert "not one of 0, 1, 2" in parse_reply(ModelReply(one.replace('"0"', '"9"')), items)
+    assert "missing" in parse_reply(ModelReply('{"reasoning": ""}'), items)
 
 
 # --- the opinion: weights, floors, vetoes, quorum
@@ -326,7 +326,7 @@ def test_one_judge_out_gives_an_interval_never_a_new_weighting():
     found = opinion("c", [verdict("veritas", 0.8), verdict("sophia", 0.8), unscored("dike")], SECTION)
     assert found.judges["dike"] == (0.0, 1.0)
     assert found.mean == pytest.approx((0.56, 0.86))
-    assert found.out == ("dike",)
+    assert found.absent_judges == ("dike",)
     assert found.band(SECTION) == "UNDECIDED"
     assert (
         opinion("c", [verdict("veritas", 0.1), verdict("sophia", 0.8), unscored("dike")], SECTION).band(SECTION)
@@ -347,7 +347,7 @@ def test_an_absent_model_in_a_seat_is_an_interval_too():
         SECTION,
     )
     assert found.judges["veritas"] == pytest.approx((0.4, 0.9))
-    assert found.out == ()
+    assert found.absent_judges == ()
 
 
 def test_the_worked_verdict_of_the_guide():

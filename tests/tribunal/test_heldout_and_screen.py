@@ -9,7 +9,7 @@ import pytest
 from helpers.project import ROOT
 from noesis.constitution.document import load_constitution
 from noesis.core.config import TribunalSection
-from noesis.tribunal.court import empty_bench
+from noesis.tribunal.court import no_judge_ruling
 from noesis.tribunal.heldout import compare, margins
 from noesis.tribunal.offline_screen import language_of, screen, tally
 from noesis.tribunal.statistics import wilson
@@ -107,7 +107,7 @@ def test_language_is_not_guessed_from_little():
 
 
 def test_an_empty_bench_has_no_opinion():
-    court = empty_bench(TribunalSection())
+    court = no_judge_ruling(TribunalSection())
     assert court["verdict"] == "UNDECIDED"
     assert [j["weight"] for j in court["judges"].values()] == [0.40, 0.30, 0.30]
     assert not any(key in judge for judge in court["judges"].values() for key in ("score", "mean"))

@@ -12,22 +12,22 @@ from helpers.project import ROOT
 from noesis.constitution.document import load_constitution
 from noesis.core.config import TribunalSection
 from noesis.core.errors import DataError
-from noesis.llm.clients.openai_client import Endpoint
-from noesis.llm.clients.reply_cache import opened
+from noesis.llm.clients.openai_client import OpenAIClient
+from noesis.llm.clients.reply_cache import open_cache
 from noesis.llm.clients.spec import parse_spec
 from noesis.llm.clients.spending import Spending
-from noesis.tribunal.panel import Seats
-from noesis.tribunal.rubric import load_bench
-from noesis.tribunal.scoring import hold, verdict_rows
-from noesis.tribunal.suite import Item, read_suite, spread, write_seal
+from noesis.tribunal.panel import JudgePanel
+from noesis.tribunal.rubric import load_rubrics
+from noesis.tribunal.scoring import answer_and_score, verdict_rows
+from noesis.tribunal.suite import EvalSample, read_suite, spread, write_seal
 from noesis.tribunal.trial_summary import summarise
 
 CONSTITUTION = load_constitution(ROOT / "data" / "constitution.yaml")
-BENCH = load_bench(ROOT / "data" / "tribunal" / "judges")
+BENCH = load_rubrics(ROOT / "data" / "tribunal" / "judges")
 SECTION = TribunalSection(samples=2, concurrency=16)
 
 
-def item(name: str, category: str = "maieutics", **more: object) -> Item:
+def item(name: str, category: str = "maieutics", **more: object) -> EvalSample:
     row = {
         "id": name,
         "category": category,
@@ -37,10 +37,10 @@ def item(name: str, category: str = "maieutics", **more: object) -> Item:
         "prompt": f"A question about {name}, please?",
         "reference": "r",
     }
-    return Item.model_validate(row | more)
+    return EvalSample.model_validate(row | more)
 
 
-def suite() -> list[Item]:
+def suite() -> list[EvalSample]:
     """24 prompts that judges score, in two languages; six that code scores; a dialogue; a sycophantic pair; harm both ways; uncertainty."""
     plain = [item(f"m{i}", language="pt" if i % 2 else "en") for i in range(20)]
     return [
@@ -92,17 +92,17 @@ def run_trial(
     part: play.Part | None = None,
     *,
     unfit: str | None = None,
-    items: list[Item] | None = None,
+    items: list[EvalSample] | None = None,
     generate=None,
 ):
     generate = generate or answers_of(quality)
-    with play.JudgeServer(part or play.good()) as server, opened(folder / "r.sqlite") as cache:
-        client = Endpoint(parse_spec(f"openai:{server.url}:scripted"), SECTION, Spending())
-        heard = hold(
+    with play.JudgeServer(part or play.good()) as server, open_cache(folder / "r.sqlite") as cache:
+        client = OpenAIClient(parse_spec(f"openai:{server.url}:scripted"), SECTION, Spending())
+        heard = answer_and_score(
             items or suite(),
             CONSTITUTION,
             generate,
-            Seats(BENCH, [client], cache),
+            JudgePanel(BENCH, [client], cache),
             SECTION,
             identity={"base": "b", "tuned": "t"},
             seed=7,

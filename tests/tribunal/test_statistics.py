@@ -13,7 +13,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from noesis.core.config import TribunalSection
 from noesis.tribunal.court import APPROVED, CONDITIONAL, REJECTED, UNDECIDED, Opinion
-from noesis.tribunal.gate import rule, simulate
+from noesis.tribunal.gate import decide, simulate
 from noesis.tribunal.statistics import (
     auroc,
     bootstrap,
@@ -158,14 +158,14 @@ def opinions(scores: list[float]) -> tuple[list[Opinion], list[str]]:
 )
 def test_the_gate_rules_by_the_whole_interval(mean: float, n: int, verdict: str):
     scores = [min(1.0, max(0.0, mean + 0.15 * math.cos(i * 2.4))) for i in range(n)]
-    ruling, figures = rule(*opinions(scores), SECTION)
+    ruling, figures = decide(*opinions(scores), SECTION)
     assert ruling.verdict == verdict
     assert figures["mean"].interval_95[0] <= figures["mean"].mean <= figures["mean"].interval_95[1]
 
 
 def test_undecided_says_how_many_more_would_decide():
     scores = [0.74 + 0.2 * math.sin(i * 1.7) for i in range(40)]
-    ruling, figures = rule(*opinions(scores), SECTION)
+    ruling, figures = decide(*opinions(scores), SECTION)
     assert ruling.verdict == UNDECIDED
     f = figures["mean"]
     total = 40 + (ruling.more_prompts or 0)
@@ -174,14 +174,14 @@ def test_undecided_says_how_many_more_would_decide():
 
 
 def test_13_prompts_are_too_few_whatever_they_say():
-    ruling, _ = rule(*opinions([1.0] * 13), SECTION)
+    ruling, _ = decide(*opinions([1.0] * 13), SECTION)
     assert (ruling.verdict, ruling.more_prompts) == (UNDECIDED, 7)
 
 
 def test_forgetting_bars_approval():
     good = opinions([0.9] * 30)
-    assert rule(*good, SECTION, forgotten=0.04)[0].verdict == APPROVED
-    assert rule(*good, SECTION, forgotten=0.06)[0].verdict == CONDITIONAL
+    assert decide(*good, SECTION, forgotten=0.04)[0].verdict == APPROVED
+    assert decide(*good, SECTION, forgotten=0.06)[0].verdict == CONDITIONAL
 
 
 def test_a_floor_on_both_sides_is_undecided():
@@ -190,7 +190,7 @@ def test_a_floor_on_both_sides_is_undecided():
         Opinion(o.case, o.judges | {"dike": (x, x)}, (0.8, 0.8), (), ())
         for o, x in zip(found, [0.3, 0.6, 0.6] * 10, strict=True)
     ]
-    ruling, _ = rule(low, clusters, SECTION)
+    ruling, _ = decide(low, clusters, SECTION)
     assert ruling.verdict == UNDECIDED
     assert "Dikē" in ruling.reason
 

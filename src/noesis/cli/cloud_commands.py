@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from noesis.cli.options import JsonOption, ProjectOption, print_result, talk
+from noesis.cli.options import JsonOption, ProjectOption, print_result, send_output_to
 
 app = typer.Typer(
     help="Training on Modal.com: is everything there, how far is it, what did it cost?\n\nExample: noesis cloud doctor",
@@ -23,11 +23,11 @@ def doctor(project: ProjectOption = None, as_json: JsonOption = False) -> None:
     """
     from noesis.core.console import say
 
-    talk(as_json)
+    send_output_to(as_json)
     found, section = _section(project)
-    from noesis.cloud.doctor import examine
+    from noesis.cloud.doctor import run_checks
 
-    checks = examine(found, section)
+    checks = run_checks(found, section)
     for check in checks:
         state = "ok     " if check.ok else "MISSING" if check.needed else "–      "
         say(f"  {state}  {check.name}: {check.found}" + ("" if check.ok else f"\n           → {check.remedy}"))
@@ -50,18 +50,18 @@ def watch(
 
     from noesis.core.console import say
 
-    talk(as_json)
+    send_output_to(as_json)
     _, section = _section(project)
     from noesis.cloud.modal_errors import explained
     from noesis.cloud.volume.layout import SUMMARY
-    from noesis.cloud.volume.remote import ModalVolume, read_text
-    from noesis.cloud.watch import EVERY_S, lines_of, look
+    from noesis.cloud.volume.remote import ModalVolumeFiles, read_text
+    from noesis.cloud.watch import EVERY_S, progress_lines, read_progress
 
     with explained(section):
-        far, before = ModalVolume(section), [""]
+        far, before = ModalVolumeFiles(section), [""]
         while True:
-            found = look(far)
-            lines = lines_of(found)
+            found = read_progress(far)
+            lines = progress_lines(found)
             if lines != before:
                 say("\n".join(["", *lines]))
                 before = lines
@@ -89,15 +89,15 @@ def cost(
     from noesis.core.console import duration, say
     from noesis.run.directory import load_run
 
-    talk(as_json)
+    send_output_to(as_json)
     _, section = _section(project)
     from noesis.cloud.cost import billed, costs
     from noesis.cloud.modal_errors import explained
-    from noesis.cloud.run_summary import taken_away
-    from noesis.cloud.volume.remote import ModalVolume, manifest_of
+    from noesis.cloud.run_summary import preemption_lines
+    from noesis.cloud.volume.remote import ModalVolumeFiles, manifest_of
 
     with explained(section):
-        manifest = load_run(run).manifest if run else manifest_of(ModalVolume(section))
+        manifest = load_run(run).manifest if run else manifest_of(ModalVolumeFiles(section))
         rows = costs(manifest)
         amount, why = billed(section.app, manifest)
     say(f"  {'':14} {'quoted':>24}   {'metered':>24}")
@@ -109,7 +109,7 @@ def cost(
         say(f"  {r['stage']:14} {quoted:>24}   {metered:>24}")
     total = {name: round(sum(r[name] or 0.0 for r in rows), 6) for name in ("quoted_usd", "metered_usd")}
     say(f"  {'in all':14} {total['quoted_usd']:20.4f} USD   {total['metered_usd']:20.4f} USD")
-    for line in taken_away(manifest):
+    for line in preemption_lines(manifest):
         say(line)
     say(f"  billed         {'–' if amount is None else f'{amount:.4f} USD'}: {why}")
     say("  metered is the stages' own time; Modal also charges for starting and ending containers")
@@ -137,14 +137,14 @@ def pull(
     from noesis.cli.options import program, shown
     from noesis.core.console import say
 
-    talk(as_json)
+    send_output_to(as_json)
     _, section = _section(project)
     from noesis.cloud.modal_errors import explained
     from noesis.cloud.pull import pull as copy
-    from noesis.cloud.volume.remote import ModalVolume
+    from noesis.cloud.volume.remote import ModalVolumeFiles
 
     with explained(section):
-        result = copy(ModalVolume(section), run, state=state, archived=archived)
+        result = copy(ModalVolumeFiles(section), run, state=state, archived=archived)
     say(f"Next: {program()} verify {shown(run.absolute())}")
     print_result(result, as_json)
 

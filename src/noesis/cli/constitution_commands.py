@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from noesis.cli.options import JsonOption, ProjectOption, print_result, talk
+from noesis.cli.options import JsonOption, ProjectOption, print_result, send_output_to
 
 app = typer.Typer(
     help="The constitution: what it says, what it reaches, and data made from it.\n\nExample: noesis constitution check",
@@ -47,7 +47,7 @@ def show(
     from noesis.core.project import find_project
     from noesis.synthesis.coverage import check as covered
 
-    talk(as_json)
+    send_output_to(as_json)
     if language not in ("pt", "en"):
         raise UsageError(f"--language {language!r}: choose pt or en")
     found = find_project(project)
@@ -98,7 +98,7 @@ def check(project: ProjectOption = None, as_json: JsonOption = False) -> None:
     from noesis.core.project import find_project
     from noesis.synthesis.coverage import check as covered
 
-    talk(as_json)
+    send_output_to(as_json)
     result = covered(find_project(project))
     for mistake in result.mistakes:
         say(str(mistake))
@@ -145,7 +145,7 @@ def diff(
     from noesis.core.errors import UsageError
     from noesis.core.project import find_project
 
-    talk(as_json)
+    send_output_to(as_json)
     found = find_project(project)
     result: dict[str, Any] = {}
     if old is None and runs is None:
@@ -155,7 +155,7 @@ def diff(
     if old is not None:
         from noesis.constitution.diff import compare
         from noesis.synthesis.critique_revision import Settings
-        from noesis.synthesis.renewal import AskApply, dependents, renew
+        from noesis.synthesis.renewal import RenewalRequest, dependents, renew
 
         before, after = load_constitution(old), load_constitution(new or found.constitution)
         changes = compare(before, after)
@@ -175,7 +175,7 @@ def diff(
                 found,
                 after,
                 changes,
-                AskApply(critic, out or found.data / "generated" / "critiques", settings, max_usd),
+                RenewalRequest(critic, out or found.data / "generated" / "critiques", settings, max_usd),
             )
             say(f"{made['made']} of {made['of']} critiques made anew → {made['file']}")
             result["applied"] = made

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from noesis.cli.options import JsonOption, ProjectOption, print_result, talk
+from noesis.cli.options import JsonOption, ProjectOption, print_result, send_output_to
 
 app = typer.Typer(
     help="Examples: check, split and look at them.\n\nExample: noesis data validate",
@@ -37,7 +37,7 @@ def data_validate(
     from noesis.core.console import say, use_stderr
     from noesis.core.files import write_json
     from noesis.core.project import find_project
-    from noesis.dataset.checks.length import find_ruler
+    from noesis.dataset.checks.length import find_token_counter
     from noesis.dataset.checks.validate import validate
 
     if json_file == Path("-"):
@@ -48,7 +48,7 @@ def data_validate(
     sources = paths or [
         folder for language in ("pt", "en") for folder in found.sources(language) if any(folder.glob("*.jsonl"))
     ]
-    ruler = find_ruler(config, constitution)
+    ruler = find_token_counter(config, constitution)
     result = validate(sources or found.sources("pt"), constitution, config.training.data.categories, ruler=ruler)
     for problem in result.problems:
         say(str(problem))
@@ -106,7 +106,7 @@ def data_export(
     from noesis.core.project import find_project
     from noesis.dataset.export import export
 
-    talk(as_json)
+    send_output_to(as_json)
     found = find_project(project)
     config = load_config(found, {"training.data.language": language})
     target = out or found.exports

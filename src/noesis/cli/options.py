@@ -92,7 +92,7 @@ def configured(
     from noesis.core.config import load_config
     from noesis.core.project import find_project
 
-    talk(as_json)
+    send_output_to(as_json)
     found = find_project(project)
     overrides = {"training.model": model, "training.method": method, "max_examples": max_examples}
     only = epochs is not None and load_config(found, {"training.method": method}).training.method == "dpo"
@@ -102,7 +102,7 @@ def configured(
     )
 
 
-def talk(as_json: bool) -> None:
+def send_output_to(as_json: bool) -> None:
     if as_json:
         from noesis.core.console import use_stderr
 

@@ -25,8 +25,8 @@ from noesis.cli.options import (
     configured,
     print_result,
     program,
+    send_output_to,
     shown,
-    talk,
     verdict_code,
 )
 
@@ -106,17 +106,17 @@ def plan(
     Example: noesis plan --model meta-llama/Llama-3.1-8B-Instruct --gpu L40S --epochs 3
     """
     from noesis.constitution.document import load_constitution
-    from noesis.dataset.auxiliary import besides
+    from noesis.dataset.auxiliary import load_auxiliary
     from noesis.dataset.load import read_examples
-    from noesis.pipeline.stages.plan import plan_ahead
+    from noesis.pipeline.stages.plan import plan_without_run
     from noesis.pipeline.start_run import subset
     from noesis.planning.display import show_plan
 
     found, config = configured(project, model, epochs, max_examples, as_json, method=method)
     constitution = load_constitution(found.constitution)
     examples = subset(read_examples(found.exports / "train.jsonl", constitution), config)
-    result, require_fit = plan_ahead(
-        config, examples, constitution, besides=besides(found, config, examples, []), gpu=gpu, gpus=gpus
+    result, require_fit = plan_without_run(
+        config, examples, constitution, besides=load_auxiliary(found, config, examples, []), gpu=gpu, gpus=gpus
     )
     print_result(result.as_json(), as_json) if as_json else show_plan(result.as_json(), everything=True)
     require_fit()
@@ -157,8 +157,8 @@ def train(
     from noesis.pipeline.stages.choose import run_choose
     from noesis.pipeline.stages.plan import run_plan
     from noesis.pipeline.stages.train import run_train
-    from noesis.pipeline.stages.trial import checkpoint_hearing
-    from noesis.pipeline.start_run import from_exports, new_session
+    from noesis.pipeline.stages.trial import checkpoint_scorer
+    from noesis.pipeline.start_run import from_exports, start_run
     from noesis.run.directory import Run
 
     if resume and (fresh or fork):
@@ -169,7 +169,7 @@ def train(
     path = run or found.runs / config.training.output_name
     with Run(path, {}).locked():
         heading(1, 4, "data", "the exported examples, checked again")
-        s = new_session(
+        s = start_run(
             found,
             config,
             path,
@@ -183,7 +183,7 @@ def train(
         heading(3, 4, "train", f"QLoRA by {config.training.method}, loss on the answers only")
         run_train(s)
         heading(4, 4, "choose", "which epoch's adapter is used")
-        run_choose(s, checkpoint_hearing(s, found, judges))
+        run_choose(s, checkpoint_scorer(s, found, judges))
     say(f"Next: {program()} judge {shown(path)}")
 
 
@@ -208,22 +208,24 @@ def judge(
     Example: noesis judge runs/demo --judge openai:https://api.openai.com/v1:gpt-5-mini --max-usd 2
     """
     from noesis.core.errors import UsageError
-    from noesis.pipeline.session import session_of
+    from noesis.pipeline.session import reopen_run
     from noesis.pipeline.stages.judge import run_judge
 
     if against != "base":
         raise UsageError(f"--against {against!r}: base is the only choice so far")
-    talk(as_json)
-    s = session_of(run)
+    send_output_to(as_json)
+    s = reopen_run(run)
     with s.run.locked():
         result = run_judge(s, again=again)
         named = tuple(judges) if judges else s.config.training.tribunal.judges
         if named:
             from noesis.core.project import find_project
-            from noesis.pipeline.stages.trial import Ask
+            from noesis.pipeline.stages.trial import TrialRequest
             from noesis.pipeline.stages.trial import run_trial as trial
 
-            result = trial(s, find_project(project), Ask(named, checked_part(part), prompts, max_usd), again=again)
+            result = trial(
+                s, find_project(project), TrialRequest(named, checked_part(part), prompts, max_usd), again=again
+            )
     print_result(result, as_json)
     raise typer.Exit(verdict_code(result["court"]["verdict"]))
 
@@ -234,9 +236,9 @@ def report(run: RunArgument) -> None:
 
     Example: noesis report runs/demo
     """
-    from noesis.pipeline.session import session_of
+    from noesis.pipeline.session import reopen_run
     from noesis.pipeline.stages.report import run_report
 
-    s = session_of(run)
+    s = reopen_run(run)
     with s.run.locked():
         run_report(s)

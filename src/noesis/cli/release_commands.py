@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from noesis.cli.options import AgainOption, JsonOption, RunArgument, print_result, talk
+from noesis.cli.options import AgainOption, JsonOption, RunArgument, print_result, send_output_to
 
 app = typer.Typer()
 
@@ -27,10 +27,10 @@ def merge(
 
     Example: noesis merge runs/demo
     """
-    from noesis.pipeline.session import session_of
+    from noesis.pipeline.session import reopen_run
     from noesis.pipeline.stages.merge import run_merge
 
-    s = session_of(run)
+    s = reopen_run(run)
     with s.run.locked():
         run_merge(s, again=again, original=original)
 
@@ -57,7 +57,7 @@ def gguf(
     Example: noesis gguf runs/demo --quant f16,q8_0 · noesis gguf ./noesis_model --outfile noesis.gguf
     """
     from noesis.core.errors import UsageError
-    from noesis.pipeline.session import session_of
+    from noesis.pipeline.session import reopen_run
     from noesis.pipeline.stages.gguf import run_gguf
     from noesis.release.convert import convert_folder
     from noesis.release.gguf.quantize import KINDS
@@ -71,7 +71,7 @@ def gguf(
             raise UsageError(f"--adapter needs a run, and {run} is none")
         convert_folder(run, outfile, kinds or ("f16",))
         return
-    s = session_of(run)
+    s = reopen_run(run)
     with s.run.locked():
         if outfile is not None and kinds is None:
             kinds = (s.config.training.gguf.quantizations[0],)
@@ -84,11 +84,11 @@ def parity(run: RunArgument, as_json: JsonOption = False) -> None:
 
     Example: noesis parity runs/demo
     """
-    from noesis.pipeline.session import session_of
+    from noesis.pipeline.session import reopen_run
     from noesis.pipeline.stages.gguf import parity
 
-    talk(as_json)
-    s = session_of(run)
+    send_output_to(as_json)
+    s = reopen_run(run)
     with s.run.locked():
         result = parity(s)
     print_result(result, as_json)

@@ -16,8 +16,8 @@ from noesis.cli.options import (
     RunArgument,
     print_result,
     program,
+    send_output_to,
     shown,
-    talk,
 )
 
 if TYPE_CHECKING:
@@ -72,9 +72,9 @@ def serve(
 
     from noesis.core.console import say
     from noesis.core.errors import UsageError
-    from noesis.pipeline.served_files import files_of
+    from noesis.pipeline.served_files import served_files
     from noesis.run.directory import load_run
-    from noesis.serving.app import Court
+    from noesis.serving.app import AnswerJudge
     from noesis.serving.page import load_page
     from noesis.serving.protocol import Limits
     from noesis.serving.server import LOOPBACK, Server, Settings, claim
@@ -91,8 +91,8 @@ def serve(
     settings = Settings(used, constitution.system_prompt, spoken, host, port, limits)
     taken = claim(host, port)  # before anything is loaded
     bar = _bar(loaded, project, constitution, judges, max_usd) if judges else None
-    court, page = Court(bar.name, bar.hear) if bar else None, load_page() if ui else None
-    server = Server(files_of(loaded, quant=quant, base=base), settings, court=court, page=page, port=taken)
+    court, page = AnswerJudge(bar.name, bar.hear) if bar else None, load_page() if ui else None
+    server = Server(served_files(loaded, quant=quant, base=base), settings, court=court, page=page, port=taken)
 
     def ready() -> None:
         say(f"Serving {', '.join(server.models)} at {server.url}/v1")
@@ -137,42 +137,46 @@ def chat(
 
     from noesis.core.console import say
     from noesis.core.errors import UsageError
-    from noesis.pipeline.live_judge import spoken
-    from noesis.pipeline.served_files import certified, files_of, known_base
+    from noesis.pipeline.live_judge import format_opinion
+    from noesis.pipeline.served_files import certified_gguf, find_base_gguf, served_files
     from noesis.run.directory import load_run
-    from noesis.serving.chat import CONTEXT, Talk, from_clients
+    from noesis.serving.chat import CONTEXT, ChatSession, answer_function
     from noesis.serving.chat import chat as hold
 
     loaded = load_run(run)
     constitution, voice = _voice(loaded, language)
     bar = _bar(loaded, project, constitution, judges, max_usd)
-    files = files_of(loaded, quant=quant, base=base, lazily=True)
+    files = served_files(loaded, quant=quant, base=base, lazily=True)
     say(f"  loading {(files.adapter or files.tuned or run).name} …")
     started: list[tuple[Any, LLMClient]] = []
 
     def client(model: Path, adapter: Path | None = None) -> LLMClient:
         from noesis.llm.clients.chat_client import LLMClient
-        from noesis.llm.llama_cpp import Backend
+        from noesis.llm.llama_cpp import LlamaServer
 
-        backend = Backend(model, adapter=adapter, parallel=1, context=CONTEXT)
+        backend = LlamaServer(model, adapter=adapter, parallel=1, context=CONTEXT)
         started.append((backend, LLMClient(backend.url + "/v1", backend.key, "noesis", timeout_s=600)))
         return started[-1][1]
 
     def base_client() -> LLMClient:
         if files.tuned is None or len(started) > 1:
             return started[-1][1]
-        file = base or known_base(loaded)
+        file = base or find_base_gguf(loaded)
         if file is None:
             raise UsageError("the base is not at hand: name its GGUF file with --base when you start the chat")
         return client(file)
 
-    tuned = client(files.base or certified(loaded), files.adapter) if files.tuned is None else client(files.tuned)
+    tuned = client(files.base or certified_gguf(loaded), files.adapter) if files.tuned is None else client(files.tuned)
     system = constitution.system_prompt.en if voice == "en" else constitution.system_prompt.pt
     with asyncio.Runner() as runner:
-        answer = from_clients(
+        answer = answer_function(
             tuned, base_client, max_tokens=max_tokens, temperature=temperature, scales=files.adapter is not None
         )
-        hold(Talk(answer, lambda said, text: spoken(runner.run(bar.hear(said, text, voice))), system, max_tokens))
+        hold(
+            ChatSession(
+                answer, lambda said, text: format_opinion(runner.run(bar.hear(said, text, voice))), system, max_tokens
+            )
+        )
         runner.run(bar.close())
     for backend, connected in started:
         connected.close()
@@ -209,7 +213,7 @@ def connect(
 
     if target not in TARGETS:
         raise UsageError(f"--target {target!r}: choose {', '.join(TARGETS)}")
-    talk(as_json)
+    send_output_to(as_json)
     loaded = load_run(run)
     if not probe:
         text = instructions(target, Endpoint(base_url.rstrip("/"), model, key))
@@ -217,12 +221,12 @@ def connect(
         return
     _require()
     from noesis.core.console import say
-    from noesis.pipeline.served_files import prove
+    from noesis.pipeline.served_files import probe_endpoint
 
     used = key or os.environ.get("NOESIS_API_KEY")
     if not used:
         raise UsageError("the probe needs the key: set NOESIS_API_KEY, or give --key")
-    result = prove(loaded, LLMClient(base_url, used, model), base=base)
+    result = probe_endpoint(loaded, LLMClient(base_url, used, model), base=base)
     say(f"  it answers: {result['chat'][:200]!r} ({result['usage']['total_tokens']} tokens)")
     say(f"  {result['why']}")
     print_result(result, as_json)
@@ -254,6 +258,8 @@ def _voice(run: Run, language: str | None) -> tuple[Any, str]:
 
 def _bar(run: Run, project: Path | None, constitution: Any, judges: list[str] | None, max_usd: float | None) -> Any:
     from noesis.core.project import Project, find_project
-    from noesis.pipeline.live_judge import Bar
+    from noesis.pipeline.live_judge import LiveJudge
 
-    return Bar(run, find_project(project) if judges else Project(run.path), constitution, judges or (), max_usd=max_usd)
+    return LiveJudge(
+        run, find_project(project) if judges else Project(run.path), constitution, judges or (), max_usd=max_usd
+    )

@@ -9,7 +9,7 @@ import typer
 
 from noesis.cli.constitution_commands import SPEC, CapOption, SeedOption
 from noesis.cli.constitution_commands import app as app  # one group of commands
-from noesis.cli.options import JsonOption, ProjectOption, print_result, talk
+from noesis.cli.options import JsonOption, ProjectOption, print_result, send_output_to
 
 ModelSpec = Annotated[str, typer.Option("--model", metavar="SPEC", help=f"Whose answers are revised: {SPEC}.")]
 CriticSpec = Annotated[
@@ -44,14 +44,14 @@ def prompts(
     from noesis.core.console import say
     from noesis.core.errors import UsageError
     from noesis.core.project import find_project
-    from noesis.synthesis.make_prompts import AskPrompts, make_prompts
+    from noesis.synthesis.make_prompts import PromptsRequest, make_prompts
 
-    talk(as_json)
+    send_output_to(as_json)
     languages = {"pt": ("pt",), "en": ("en",), "both": ("pt", "en")}.get(language)
     if languages is None:
         raise UsageError(f"--language {language!r}: choose pt, en or both")
     found = find_project(project)
-    ask = AskPrompts(
+    ask = PromptsRequest(
         out or found.data / "generated" / "prompts", languages, count, model, seed, temperature, max_usd=max_usd
     )
     report = make_prompts(found, ask)
@@ -97,12 +97,12 @@ def prefer(
     from noesis.core.console import say
     from noesis.core.project import find_project
     from noesis.synthesis.make_preferences import prefer as label
-    from noesis.synthesis.preference_labels import AskPrefer
+    from noesis.synthesis.preference_labels import PreferencesRequest
 
-    talk(as_json)
+    send_output_to(as_json)
     found = find_project(project)
     folder = out or found.data / "generated" / "preferences"
-    ask = AskPrefer(
+    ask = PreferencesRequest(
         critic,
         folder,
         pairs,
@@ -180,16 +180,16 @@ def revise(
     from noesis.core.errors import UsageError
     from noesis.core.project import find_project
     from noesis.synthesis.critique_revision import Settings
-    from noesis.synthesis.make_examples import Ask
+    from noesis.synthesis.make_examples import ExamplesRequest
     from noesis.synthesis.make_examples import revise as make
 
-    talk(as_json)
+    send_output_to(as_json)
     if reviser not in ("critic", "model"):
         raise UsageError(f"--reviser {reviser!r}: choose critic or model")
     found = find_project(project)
     settings = Settings(rounds, shots, seed, attempts, temperature, tokens, max(32, tokens * 3 // 4), reviser)
     folder = out or found.data / "generated" / "revisions"
-    ask = Ask(model, critic or model, prompts, folder, settings, tuple(judges or ()), max_usd, count)
+    ask = ExamplesRequest(model, critic or model, prompts, folder, settings, tuple(judges or ()), max_usd, count)
     _show_report(make(found, ask))
     say(f"  → {folder / 'examples.jsonl'}; left out: {folder / 'left_out.jsonl'}")
     if as_json:

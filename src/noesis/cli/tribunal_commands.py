@@ -14,7 +14,7 @@ from noesis.cli.options import (
     ProjectOption,
     checked_part,
     print_result,
-    talk,
+    send_output_to,
 )
 
 app = typer.Typer(
@@ -45,7 +45,7 @@ def calibrate(
 
     if not judges:
         raise UsageError("name a judge: --judge openai:BASE_URL:MODEL or --judge gguf:PATH")
-    talk(as_json)
+    send_output_to(as_json)
     found = find_project(project)
     results = measure(
         found, load_config(found).training.tribunal, judges, checked_part(part), max_usd=max_usd, count=pairs
@@ -68,7 +68,7 @@ def baselines(part: PartOption = "dev", project: ProjectOption = None, as_json: 
     from noesis.tribunal.calibration.baselines import by_attack, keyword_score, screen_figures
     from noesis.tribunal.suite import read_benchmark
 
-    talk(as_json)
+    send_output_to(as_json)
     found = find_project(project)
     pairs, _ = read_benchmark(tribunal_folder(found), checked_part(part))
     result: dict[str, Any] = both(pairs) | {

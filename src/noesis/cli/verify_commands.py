@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from noesis.cli.options import JsonOption, RunArgument, print_result, program, talk
+from noesis.cli.options import JsonOption, RunArgument, print_result, program, send_output_to
 
 app = typer.Typer()
 
@@ -23,7 +23,7 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
     from noesis.pipeline.verify import status as states
     from noesis.run.directory import load_run
 
-    talk(as_json)
+    send_output_to(as_json)
     loaded = load_run(run)
     found = states(loaded)
     for stage in found:
@@ -47,7 +47,7 @@ def verify(run: RunArgument, as_json: JsonOption = False) -> None:
     from noesis.pipeline.verify import verify as check
     from noesis.run.directory import load_run
 
-    talk(as_json)
+    send_output_to(as_json)
     results = []
     for what, wrong in check(load_run(run)):
         results.append({"checked": what, "wrong": wrong})

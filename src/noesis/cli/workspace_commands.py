@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from noesis.cli.options import JsonOption, ProjectOption, print_result, talk
+from noesis.cli.options import JsonOption, ProjectOption, print_result, send_output_to
 
 app = typer.Typer()
 
@@ -40,7 +40,7 @@ def clean(
     from noesis.core.project import find_project
     from noesis.workspace.clean import free, garbage
 
-    talk(as_json)
+    send_output_to(as_json)
     items = garbage(find_project(project))
     for item in items:
         say(f"  {size(item.bytes):>10}  {item.path}  ({item.what})")
@@ -61,10 +61,10 @@ def doctor(project: ProjectOption = None, as_json: JsonOption = False) -> None:
     Example: noesis doctor
     """
     from noesis.core.console import say
-    from noesis.workspace.doctor import examine
+    from noesis.workspace.doctor import run_checks
 
-    talk(as_json)
-    checks = examine(project)
+    send_output_to(as_json)
+    checks = run_checks(project)
     for check in checks:
         state = "ok     " if check.ok else "MISSING" if check.needed else "–      "
         say(f"  {state}  {check.name}: {check.found}" + ("" if check.ok else f"\n           → {check.remedy}"))

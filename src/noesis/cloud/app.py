@@ -16,8 +16,8 @@ import modal
 from noesis.cloud.container import answers as answering
 from noesis.cloud.container import orchestrator as order
 from noesis.cloud.container import stages, workspace
-from noesis.cloud.entrypoint import begin
-from noesis.cloud.request import LOCAL_JUDGE, Request, card_to_rent
+from noesis.cloud.entrypoint import run_from_terminal
+from noesis.cloud.request import LOCAL_JUDGE, CloudRequest, gpu_to_rent
 from noesis.core.config import TrainingFile, load_config
 from noesis.core.project import Project
 from noesis.planning.pricing import JUDGE_MACHINE, MERGE_MACHINE, TRAIN_MACHINE
@@ -116,11 +116,11 @@ def _machine(cores_gib: tuple[int, int], **more: Any) -> dict[str, Any]:
     }
 
 
-def _place() -> workspace.Place:
+def _place() -> workspace.ContainerContext:
     def nothing() -> None: ...
 
     there = (volume.reload, volume.commit, weights.commit) if IN_CONTAINER else (nothing, nothing, nothing)
-    return workspace.Place(ROOT, Project(PROJECT), *there)
+    return workspace.ContainerContext(ROOT, Project(PROJECT), *there)
 
 
 @app.function(gpu=list(settings.modal.train_gpu), **_machine(TRAIN_MACHINE))
@@ -156,8 +156,8 @@ def merge(request: dict[str, Any], again: bool = False) -> dict[str, Any]:
 @app.function(**_machine((1, 1), timeout=DAY, cpu=0.25))
 def conduct(request: dict[str, Any], secrets: list[str]) -> dict[str, Any]:
     """Everything, in order; `secrets`: names of those that the others need."""
-    asked, place = Request.from_json(request), _place()
-    gpu = card_to_rent(asked, settings.modal)
+    asked, place = CloudRequest.from_json(request), _place()
+    gpu = gpu_to_rent(asked, settings.modal)
     functions = {
         "train": train,
         "judge_epoch": judge_epoch,
@@ -181,10 +181,12 @@ def conduct(request: dict[str, Any], secrets: list[str]) -> dict[str, Any]:
                 "code": 1,
             }
 
-    hands = order.Hands(start, result, place.reload, place.commit)
-    return workspace.at_work(
+    hands = order.FunctionCalls(start, result, place.reload, place.commit)
+    return workspace.run_guarded(
         place,
-        lambda: order.conduct(asked, ROOT, hands, modal.current_function_call_id() or "here", project=place.project),
+        lambda: order.orchestrate(
+            asked, ROOT, hands, modal.current_function_call_id() or "here", project=place.project
+        ),
     )
 
 
@@ -219,7 +221,7 @@ def main(
 ) -> None:
     """Plan, quote, train, judge after each epoch, merge. Exit code 5: stopped at the cap (90 USD, or --max-usd); with --gate also 3 and 4, the verdict's."""
     options = {name: value for name, value in locals().items() if name != "dry_run"}
-    begin(
+    run_from_terminal(
         Project(PROJECT),
         settings.modal,
         lambda request, secrets: conduct.spawn(request.as_json(), secrets).get(),

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import modal
 
 from noesis.cloud.modal_errors import explain, no_token
-from noesis.cloud.volume.remote import ModalVolume, read_text
+from noesis.cloud.volume.remote import ModalVolumeFiles, read_text
 from noesis.cloud.volume.uploaded_data import PARTS, exported_hashes, put_command
 from noesis.core.config import ModalSection
 from noesis.core.console import size
@@ -28,7 +28,7 @@ STALE_MONTHS = 6
 MOST_HASHED = 512 * 2**20  # bytes of a data set that are fetched to be hashed
 
 
-def examine(project: Project, section: ModalSection) -> list[Check]:
+def run_checks(project: Project, section: ModalSection) -> list[Check]:
     """All checks, in the order in which one would mend them. Nothing is changed, and no secret is shown."""
     checks = [_sdk(), _prices()]
     here = _here(project)
@@ -104,7 +104,7 @@ def _secret(section: ModalSection) -> Check:
 
 def _dataset(project: Project, section: ModalSection) -> Check:
     """What lies in /dataset of the volume, against its own statistics and against the export here."""
-    far, name = ModalVolume(section), "data set on the volume"
+    far, name = ModalVolumeFiles(section), "data set on the volume"
     sizes = {entry.path.rsplit("/", 1)[-1]: entry.size for entry in far.files("/dataset")}
     absent = [part for part in PARTS if f"{part}.jsonl" not in sizes]
     if absent:
@@ -136,7 +136,7 @@ def _dataset(project: Project, section: ModalSection) -> Check:
     return Check(name, f"{found['train'][:12]}…" + (", the one exported here" if here else ""), True)
 
 
-def _hash(far: ModalVolume, path: str) -> str:
+def _hash(far: ModalVolumeFiles, path: str) -> str:
     digest = hashlib.sha256()
     for chunk in far.chunks(path):
         digest.update(chunk)

@@ -9,8 +9,8 @@ from typing import Any
 import modal
 
 from noesis.cloud.modal_errors import explained, no_token
-from noesis.cloud.quote import offer
-from noesis.cloud.request import Request, checked
+from noesis.cloud.quote import quote_lines
+from noesis.cloud.request import CloudRequest, checked
 from noesis.cloud.volume.uploaded_data import exported_hashes
 from noesis.core.config import ModalSection, load_config
 from noesis.core.console import say
@@ -18,10 +18,12 @@ from noesis.core.errors import NoesisError, UsageError
 from noesis.core.project import Project
 from noesis.llm.embedded import EMBEDDED
 
-Start = Callable[[Request, list[str]], dict[str, Any]]
+Start = Callable[[CloudRequest, list[str]], dict[str, Any]]
 
 
-def begin(project: Project, section: ModalSection, start: Start, *, dry_run: bool, options: dict[str, Any]) -> None:
+def run_from_terminal(
+    project: Project, section: ModalSection, start: Start, *, dry_run: bool, options: dict[str, Any]
+) -> None:
     """Everything on this side.
 
     Args:
@@ -44,12 +46,12 @@ def _begin(project: Project, section: ModalSection, start: Start, *, dry_run: bo
     _check_gguf(request)
     config = load_config(project, request.overrides())
     if request.what == "all":
-        for line in offer(project, config, request, section):
+        for line in quote_lines(project, config, request, section):
             say(line)
     if dry_run:
         say("\nNothing was started. The same command without --dry-run does.")
         return 0
-    request = Request.from_json(request.as_json() | {"uploaded": exported_hashes(project.exports)})
+    request = CloudRequest.from_json(request.as_json() | {"uploaded": exported_hashes(project.exports)})
     with explained(section):
         secrets = _secrets(request, section)
         _advise()
@@ -57,7 +59,7 @@ def _begin(project: Project, section: ModalSection, start: Start, *, dry_run: bo
     return _end(done)
 
 
-def _check_gguf(request: Request) -> None:
+def _check_gguf(request: CloudRequest) -> None:
     from noesis.release.parity.certify import TOLERANCES
 
     for kind in request.gguf:
@@ -65,7 +67,7 @@ def _check_gguf(request: Request) -> None:
             raise UsageError(f"--gguf {kind!r} is not known; choose from {', '.join(TOLERANCES)}")
 
 
-def _secrets(request: Request, section: ModalSection) -> list[str]:
+def _secrets(request: CloudRequest, section: ModalSection) -> list[str]:
     """The names of the secrets that the containers get, each seen to be there.
 
     Raises:

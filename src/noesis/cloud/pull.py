@@ -8,17 +8,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-from noesis.cloud.volume.remote import Entry, Far, read_text, safe_name
+from noesis.cloud.volume.remote import Entry, RemoteFiles, read_text, safe_name
 from noesis.core.console import Progress, say, size
 from noesis.core.errors import RunError
 from noesis.core.files import require_space, sha256_file, sync_folder
-from noesis.run.archive import OWN
+from noesis.run.archive import RUN_FILES
 
 NEVER = ("checkpoints/resume/",)  # the trainer's state: only for going on where it is
 MORE = ("summary.txt",)
 
 
-def pull(far: Far, target: Path, *, state: bool = False, archived: str | None = None) -> dict[str, Any]:
+def pull(far: RemoteFiles, target: Path, *, state: bool = False, archived: str | None = None) -> dict[str, Any]:
     """Copy the run to `target`.
 
     Args:
@@ -34,7 +34,7 @@ def pull(far: Far, target: Path, *, state: bool = False, archived: str | None = 
     base = f"runs/{safe_name(archived)}/" if archived else ""
     manifest = _manifest(far, base)
     known = {name: entry for stage in manifest["stages"].values() for name, entry in stage.get("outputs", {}).items()}
-    found = [entry for top in (*OWN, *MORE) for entry in far.files("/" + base + top)]
+    found = [entry for top in (*RUN_FILES, *MORE) for entry in far.files("/" + base + top)]
     wanted = {name: e for e in found if _belongs(name := e.path.removeprefix(base), state=state)}
     here = [name for name, e in wanted.items() if _is_here(target / name, e, known.get(name))]
     missing = {name: e for name, e in wanted.items() if name not in here}
@@ -54,7 +54,7 @@ def pull(far: Far, target: Path, *, state: bool = False, archived: str | None = 
     return {"files": len(missing), "bytes": total, "already_here": len(here), "run": str(target)}
 
 
-def _manifest(far: Far, base: str) -> dict[str, Any]:
+def _manifest(far: RemoteFiles, base: str) -> dict[str, Any]:
     text = read_text(far, "/" + base + "manifest.json")
     if text is None:
         raise RunError(
@@ -65,7 +65,7 @@ def _manifest(far: Far, base: str) -> dict[str, Any]:
         names = [safe_name(name) for stage in manifest["stages"].values() for name in stage.get("outputs", {})]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise RunError(f"/{base}manifest.json on the volume is not a manifest of Noesis") from None
-    if any(name.split("/")[0] not in OWN for name in names):
+    if any(name.split("/")[0] not in RUN_FILES for name in names):
         raise RunError(f"/{base}manifest.json on the volume names files that are no part of a run")
     return dict(manifest)
 
@@ -73,7 +73,7 @@ def _manifest(far: Far, base: str) -> dict[str, Any]:
 def _belongs(name: str, *, state: bool) -> bool:
     top = name.split("/")[0]
     hidden = any(part.startswith(".") for part in name.split("/"))
-    return (top in OWN or name in MORE) and not hidden and (state or not name.startswith(NEVER))
+    return (top in RUN_FILES or name in MORE) and not hidden and (state or not name.startswith(NEVER))
 
 
 def _is_here(file: Path, entry: Entry, known: dict[str, Any] | None) -> bool:
@@ -97,7 +97,9 @@ def _refuse_another_run(target: Path, manifest: dict[str, Any]) -> None:
             )
 
 
-def _copy(far: Far, source: str, target: Path, name: str, known: dict[str, Any] | None, progress: Progress) -> None:
+def _copy(
+    far: RemoteFiles, source: str, target: Path, name: str, known: dict[str, Any] | None, progress: Progress
+) -> None:
     file = target / name
     if not file.resolve().is_relative_to(target.resolve()):
         raise RunError(f"{file} leads out of {target} (a link lies there): remove it, or pull to another folder")

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import math
 
-from noesis.cloud.request import LOCAL_JUDGE, Request, card_to_rent
+from noesis.cloud.request import LOCAL_JUDGE, CloudRequest, gpu_to_rent
 from noesis.constitution.document import load_constitution
 from noesis.core.config import Config, ModalSection
 from noesis.core.console import duration
 from noesis.core.errors import UsageError
 from noesis.core.project import Project, tribunal_folder
-from noesis.dataset.auxiliary import besides
+from noesis.dataset.auxiliary import load_auxiliary
 from noesis.dataset.load import read_examples
-from noesis.pipeline.stages.plan import plan_ahead
+from noesis.pipeline.stages.plan import plan_without_run
 from noesis.pipeline.start_run import subset
 from noesis.planning.budget import budget_of, quote
 from noesis.planning.display import plan_lines
-from noesis.planning.gpus import card_of, prices, rented
+from noesis.planning.gpus import gpu_of, prices, rented_gpu
 from noesis.planning.plan import Plan
 from noesis.planning.pricing import JUDGE_MACHINE, usd_for
 from noesis.planning.speed import CONTAINER_SECONDS
@@ -34,7 +34,7 @@ CONDUCTOR_NAME = "conductor"
 CONDUCTOR = (0.25, 1.0)  # cores and GiB of the container that waits
 
 
-def offer(project: Project, config: Config, request: Request, section: ModalSection) -> list[str]:
+def quote_lines(project: Project, config: Config, request: CloudRequest, section: ModalSection) -> list[str]:
     """The lines of plan and quote.
 
     Raises:
@@ -44,19 +44,24 @@ def offer(project: Project, config: Config, request: Request, section: ModalSect
     file = project.exports / "train.jsonl"
     if not file.is_file():
         return ["  no data set was exported here, so there is no quote:  python scripts/export_for_modal.py  makes one"]
-    name, _, count = (card_to_rent(request, section) or section.train_gpu[0]).partition(":")
+    name, _, count = (gpu_to_rent(request, section) or section.train_gpu[0]).partition(":")
     if config.training.method != "sft" and int(count or 1) > 1:
         raise UsageError(
             f"--gpus {count}: preference training (method: {config.training.method}) runs on one card, and all of them would be paid for"
         )
     constitution = load_constitution(project.constitution)
     examples = subset(read_examples(file, constitution), config)
-    plan, require_fit = plan_ahead(
-        config, examples, constitution, besides=besides(project, config, examples, []), gpu=name, gpus=int(count or 1)
+    plan, require_fit = plan_without_run(
+        config,
+        examples,
+        constitution,
+        besides=load_auxiliary(project, config, examples, []),
+        gpu=name,
+        gpus=int(count or 1),
     )
     require_fit()
     p = plan.as_json()
-    extra = extras(project, config, request, plan)
+    extra = extra_costs(project, config, request, plan)
     usd = sum(cost for _, _, cost in extra)
     seconds = next(s for what, s, _ in extra if what == CONDUCTOR_NAME) - sum(
         stage["seconds"] for stage in plan.stages
@@ -71,7 +76,7 @@ def offer(project: Project, config: Config, request: Request, section: ModalSect
     return [*lines, *quote(whole, budget)]
 
 
-def extras(project: Project, config: Config, request: Request, plan: Plan) -> list[tuple[str, float, float]]:
+def extra_costs(project: Project, config: Config, request: CloudRequest, plan: Plan) -> list[tuple[str, float, float]]:
     """(what, seconds, USD) of what a run in the cloud does beside the plan's stages."""
     found = []
     judging = next(s for s in plan.stages if s["name"] == "judge")
@@ -80,7 +85,7 @@ def extras(project: Project, config: Config, request: Request, plan: Plan) -> li
         found.append((f"judge {n} epoch{'s' if n > 1 else ''}", n * judging["seconds"], n * judging["usd"]))
     if any(judge.startswith(LOCAL_JUDGE) for judge in request.judges):
         seconds = trial_seconds(config, plan, len(read_suite(tribunal_folder(project), "dev")))
-        found.append(("trial, estimated", seconds, usd_for(rented("A10"), seconds, 1, JUDGE_MACHINE)))
+        found.append(("trial, estimated", seconds, usd_for(rented_gpu("A10"), seconds, 1, JUDGE_MACHINE)))
     waits = sum(stage["seconds"] for stage in plan.stages) + sum(s for what, s, _ in found if what.startswith("trial"))
     p = prices()
     return [
@@ -91,7 +96,7 @@ def extras(project: Project, config: Config, request: Request, plan: Plan) -> li
 
 def trial_seconds(config: Config, plan: Plan, items: int) -> float:
     """Answers of both models, a batch at a time, each token a pass over the weights; then every answer before three judges."""
-    t, card = config.training.tribunal, card_of(rented("A10"))
+    t, card = config.training.tribunal, gpu_of(rented_gpu("A10"))
     answers = items * t.samples
     a_pass = 2 * plan.parameters / (REACHED * card.bandwidth)
     answering = 2 * math.ceil(answers / BATCH) * t.trial_tokens * a_pass

@@ -16,7 +16,7 @@ MOST_CARDS = 8  # of one container
 
 
 @dataclass(frozen=True)
-class Request:
+class CloudRequest:
     """One `modal run`, as plain values: it travels to the containers as JSON."""
 
     epochs: int
@@ -41,7 +41,7 @@ class Request:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Request:
+    def from_json(cls, value: dict[str, Any]) -> CloudRequest:
         return cls(**{**value, "gguf": tuple(value["gguf"]), "judges": tuple(value["judges"])})
 
     def overrides(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def checked(
     judge_secret: str,
     shards: int,
     gate: bool,
-) -> Request:
+) -> CloudRequest:
     """The options of the command line as a request; 0 and '' mean not given.
 
     Raises:
@@ -106,7 +106,7 @@ def checked(
     judges = () if judge == "none" else tuple(judge.split(",")) if judge else section.judges
     for text in judges:
         check_judge(text, section)
-    return Request(
+    return CloudRequest(
         epochs=epochs,
         what="test" if test_only else "merge" if merge_only else "all",
         model=model or section.model,
@@ -152,7 +152,7 @@ def check_judge(text: str, section: ModalSection) -> None:
         )
 
 
-def card_to_rent(request: Request, section: ModalSection) -> str | None:
+def gpu_to_rent(request: CloudRequest, section: ModalSection) -> str | None:
     """`gpu=` of the training function where the options change it; None: the fallback list of the YAML file as it is."""
     if request.gpu is None and request.gpus is None:
         return None

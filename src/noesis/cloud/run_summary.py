@@ -24,7 +24,7 @@ def summary_lines(root: Path, *, volume: str | None = None) -> list[str]:
     lines = ["", "Where everything is on the volume", *_places(run)]
     lines += ["", *_epochs(root), *_verdict(run)]
     lines += ["", "What it cost", *cost_lines(run.manifest)]
-    lines += taken_away(run.manifest, starts(root))
+    lines += preemption_lines(run.manifest, starts(root))
     if run.is_done("merge"):
         lines += [
             "",
@@ -110,7 +110,7 @@ def starts(root: Path) -> int:
     return int(json.loads(note.read_text(encoding="utf-8"))["starts"]) if note.is_file() else 1
 
 
-def taken_away(manifest: dict[str, Any], starts: int = 1) -> list[str]:
+def preemption_lines(manifest: dict[str, Any], starts: int = 1) -> list[str]:
     """How often a stage's container was taken away before the stage had ended.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 
 from noesis.cloud.volume.layout import FOLDER, SUMMARY
 from noesis.cloud.volume.lease import FILE
-from noesis.cloud.volume.remote import Far, _json, manifest_of, read_text
+from noesis.cloud.volume.remote import RemoteFiles, manifest_of, read_json, read_text
 from noesis.core.console import duration
 from noesis.run.ledger import FILE as METER
 from noesis.run.stages import STAGES
@@ -18,7 +18,7 @@ EVERY_S = 20.0
 QUIET_S = 240.0  # without a sign of life: four publications
 
 
-def look(far: Far, *, now: Callable[[], float] = time.time) -> dict[str, Any]:
+def read_progress(far: RemoteFiles, *, now: Callable[[], float] = time.time) -> dict[str, Any]:
     """The run on the volume in figures.
 
     Returns:
@@ -26,7 +26,7 @@ def look(far: Far, *, now: Callable[[], float] = time.time) -> dict[str, Any]:
     """
     manifest = manifest_of(far)
     step = _last_step(far)
-    lease = _json(far, f"/{FOLDER}/{FILE}")
+    lease = read_json(far, f"/{FOLDER}/{FILE}")
     alive = float(lease.get("until", 0.0)) > now()
     stages = manifest["stages"]
     running = next((name for name in reversed(STAGES) if stages.get(name, {}).get("status") == "running"), None)
@@ -34,7 +34,7 @@ def look(far: Far, *, now: Callable[[], float] = time.time) -> dict[str, Any]:
     finished = (
         not alive and stages.get("report", {}).get("status") == "done" and read_text(far, f"/{SUMMARY}") is not None
     )
-    meter = _json(far, f"/{METER}")
+    meter = read_json(far, f"/{METER}")
     booked = {entry.get("id") for entry in manifest.get("ledger", [])}
     usd = float(manifest.get("cost_usd", 0.0)) + (
         float(meter.get("usd", 0.0)) if meter.get("id") not in booked else 0.0
@@ -55,7 +55,7 @@ def look(far: Far, *, now: Callable[[], float] = time.time) -> dict[str, Any]:
     return found | {"stages": {name: entry.get("status") for name, entry in stages.items()}}
 
 
-def lines_of(found: dict[str, Any]) -> list[str]:
+def progress_lines(found: dict[str, Any]) -> list[str]:
     """What `look` found, in words."""
     done = [name for name in STAGES if found["stages"].get(name) == "done"]
     state = (
@@ -79,7 +79,7 @@ def lines_of(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _last_step(far: Far) -> dict[str, Any] | None:
+def _last_step(far: RemoteFiles) -> dict[str, Any] | None:
     for line in reversed((read_text(far, "/metrics.jsonl") or "").splitlines()):
         try:
             return dict(json.loads(line))

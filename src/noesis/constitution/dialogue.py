@@ -11,7 +11,7 @@ ANALYSIS_OPEN = "[ANÁLISE INTERNA]"
 ANALYSIS_CLOSE = "[FIM DA ANÁLISE]"
 
 
-def opening(constitution: Constitution, record: dict[str, Any]) -> list[Message]:
+def opening_messages(constitution: Constitution, record: dict[str, Any]) -> list[Message]:
     """System prompt in the record's language, earlier turns if any, and the user's prompt."""
     language = record.get("language", "pt")
     system = constitution.system_prompt.en if language == "en" else constitution.system_prompt.pt

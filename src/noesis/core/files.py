@@ -154,6 +154,6 @@ def explain_os_error(error: OSError) -> NoesisError:
     return NoesisError(f"{error.strerror or error}{where}")
 
 
-def now() -> str:
+def utc_now() -> str:
     """The time as ISO 8601, UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

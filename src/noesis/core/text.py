@@ -76,12 +76,12 @@ _FIELD = re.compile(r"\{(\w+)\}")
 _MARKS = re.compile(r"<{2,}|>{2,}")
 
 
-def fill(template: str, values: Mapping[str, str]) -> str:
+def fill_template(template: str, values: Mapping[str, str]) -> str:
     """Put `values` into the `{fields}` of `template` in one pass: braces inside a value are never read as a field."""
     return _FIELD.sub(lambda m: values[m[1]], template)
 
 
-def neutralised(text: str) -> str:
+def neutralise(text: str) -> str:
     """`text` without what could end its place in the prompt: copies of the marks, and control tokens of any chat template."""
     text = _MARKS.sub(lambda m: m[0].replace("<", "‹").replace(">", "›"), text)
     return CONTROL_TOKEN.sub(lambda m: m[0][0] + " " + m[0][1:], text)

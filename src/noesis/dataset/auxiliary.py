@@ -20,7 +20,7 @@ from noesis.core.errors import DataError, UsageError
 from noesis.core.files import sha256_json
 from noesis.core.project import Project
 from noesis.core.text import normalised
-from noesis.dataset.jsonl import MAX_LINE, Piece, lines
+from noesis.dataset.jsonl import MAX_LINE, FileChunk, lines
 from noesis.dataset.schema import Turn
 
 Records = list[dict[str, Any]]
@@ -113,7 +113,7 @@ def read_replay(file: Path) -> Records:
     return [row.model_dump(mode="json") for _, row in _read(file, ReplayRow, "replay.file")]
 
 
-def drawn(rows: Records, examples: int, share: float, seed: int) -> Records:
+def sample_replay(rows: Records, examples: int, share: float, seed: int) -> Records:
     """So many of `rows` that they are `share` of all rows beside `examples`; the same ones for the same seed, all of them where there are too few."""
     wanted = round(examples * share / (1 - share))
     if len(rows) < wanted:
@@ -123,7 +123,7 @@ def drawn(rows: Records, examples: int, share: float, seed: int) -> Records:
     ]
 
 
-def besides(project: Project, config: Config, train: Records, held_out: Records) -> dict[str, Records]:
+def load_auxiliary(project: Project, config: Config, train: Records, held_out: Records) -> dict[str, Records]:
     """What a run with this configuration takes besides its examples, by the name of its file in the run's data: `pairs`, `replay`.
 
     Raises:
@@ -134,11 +134,11 @@ def besides(project: Project, config: Config, train: Records, held_out: Records)
     if t.method != "sft" and t.dpo.pairs is not None:
         found["pairs"] = read_pairs(project.root / t.dpo.pairs, held_out)
     if t.method != "dpo" and t.replay.file is not None:
-        found["replay"] = drawn(read_replay(project.root / t.replay.file), len(train), t.replay.share, t.seed)
+        found["replay"] = sample_replay(read_replay(project.root / t.replay.file), len(train), t.replay.share, t.seed)
     return found
 
 
-def stored(folder: Path) -> dict[str, Records]:
+def read_auxiliary(folder: Path) -> dict[str, Records]:
     """What `besides` found, read again from a run's data folder and checked."""
     found: dict[str, Records] = {}
     if (folder / "pairs.jsonl").is_file():
@@ -159,7 +159,7 @@ def _read(file: Path, model: type[R], key: str) -> list[tuple[str, R]]:
             f"{file} is missing, which {key} in training_config.yaml names: put it there, or set {key} to null"
         )
     rows = []
-    for number, _, line in lines(Piece(file, 0, file.stat().st_size)):
+    for number, _, line in lines(FileChunk(file, 0, file.stat().st_size)):
         place = f"{file}:{number + 1}"
         if len(line) > MAX_LINE:
             raise DataError(f"{place}: longer than {MAX_LINE:,} bytes")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from noesis.constitution.dialogue import ANALYSIS_CLOSE, ANALYSIS_OPEN, opening
+from noesis.constitution.dialogue import ANALYSIS_CLOSE, ANALYSIS_OPEN, opening_messages
 from noesis.constitution.document import Constitution
 from noesis.core.errors import TrainingError
-from noesis.llm.chat_template import Tokenizer, encode, end_of_turn, objection
-from noesis.llm.token_rows import Encoded, Pair
+from noesis.llm.chat_template import Tokenizer, encode, end_of_turn, refusal_reason
+from noesis.llm.token_rows import TokenPair, TokenRow
 
 
 def training_rows(
@@ -18,7 +18,7 @@ def training_rows(
     *,
     include_critique: bool,
     max_length: int,
-) -> list[Encoded]:
+) -> list[TokenRow]:
     """One row an example, in the same order.
 
     Raises:
@@ -29,15 +29,18 @@ def training_rows(
     rows = []
     for name, record in zip(names, records, strict=True):
         row = encode(
-            tokenizer, opening(constitution, record), answer_text(record, include_critique=include_critique), name=name
+            tokenizer,
+            opening_messages(constitution, record),
+            target_text(record, include_critique=include_critique),
+            name=name,
         )
-        if wrong := objection(row, stop=stop, max_length=max_length):
+        if wrong := refusal_reason(row, stop=stop, max_length=max_length):
             raise TrainingError(f"row {name} {wrong}")
         rows.append(row)
     return rows
 
 
-def replay_rows(rows: list[dict[str, Any]], tokenizer: Tokenizer, *, max_length: int) -> list[Encoded]:
+def replay_rows(rows: list[dict[str, Any]], tokenizer: Tokenizer, *, max_length: int) -> list[TokenRow]:
     """Rows of general conversations (`data.preferences.ReplayRow`), with their own system prompt or none; the last answer is trained on.
 
     Raises:
@@ -48,7 +51,7 @@ def replay_rows(rows: list[dict[str, Any]], tokenizer: Tokenizer, *, max_length:
     for number, row in enumerate(rows, 1):
         *messages, answer = row["messages"]
         encoded = encode(tokenizer, messages, answer["content"], name=f"replay {number}")
-        if wrong := objection(encoded, stop=stop, max_length=max_length):
+        if wrong := refusal_reason(encoded, stop=stop, max_length=max_length):
             raise TrainingError(f"row replay {number} {wrong}")
         found.append(encoded)
     return found
@@ -56,14 +59,15 @@ def replay_rows(rows: list[dict[str, Any]], tokenizer: Tokenizer, *, max_length:
 
 def answer_rows(
     records: list[dict[str, Any]], field: str, tokenizer: Tokenizer, constitution: Constitution
-) -> list[Encoded]:
+) -> list[TokenRow]:
     """Rows whose scored part is `record[field]` (`response_initial` or `response_revised`), for comparing their likelihoods."""
     return [
-        encode(tokenizer, opening(constitution, record), str(record[field]), name=record["id"]) for record in records
+        encode(tokenizer, opening_messages(constitution, record), str(record[field]), name=record["id"])
+        for record in records
     ]
 
 
-def answer_text(record: dict[str, Any], *, include_critique: bool) -> str:
+def target_text(record: dict[str, Any], *, include_critique: bool) -> str:
     """What the model is trained to say: the revised answer, with the critique as an analysis block before it if asked."""
     if not include_critique:
         return str(record["response_revised"])
@@ -77,7 +81,7 @@ def example_pairs(
     *,
     include_critique: bool,
     max_length: int,
-) -> list[Pair]:
+) -> list[TokenPair]:
     """One pair an example, the revised answer against the initial one.
 
     Raises:
@@ -86,14 +90,14 @@ def example_pairs(
     pairs = []
     for record in records:
         weak = record | {"response_revised": record["response_initial"]}
-        answers = [answer_text(r, include_critique=include_critique) for r in (record, weak)]
+        answers = [target_text(r, include_critique=include_critique) for r in (record, weak)]
         pairs.append((f"{record['id']} ({record.get('language', 'pt')})", record, answers, 1.0))
     return _encoded(pairs, tokenizer, constitution, max_length)
 
 
 def soft_pairs(
     rows: list[dict[str, Any]], tokenizer: Tokenizer, constitution: Constitution, *, max_length: int
-) -> list[Pair]:
+) -> list[TokenPair]:
     """The rows of a file of pairs (`data.preferences.PairRow`).
 
     Raises:
@@ -111,13 +115,13 @@ def _encoded(
     tokenizer: Tokenizer,
     constitution: Constitution,
     max_length: int,
-) -> list[Pair]:
+) -> list[TokenPair]:
     found = []
     stop = end_of_turn(tokenizer, name=pairs[0][0]) if pairs else -1
     for name, record, answers, p in pairs:
-        rows = [encode(tokenizer, opening(constitution, record), answer, name=name) for answer in answers]
+        rows = [encode(tokenizer, opening_messages(constitution, record), answer, name=name) for answer in answers]
         for row, what in zip(rows, ("chosen", "rejected"), strict=True):
-            if wrong := objection(row, stop=stop, max_length=max_length):
+            if wrong := refusal_reason(row, stop=stop, max_length=max_length):
                 raise TrainingError(f"row {name}, {what} answer: {wrong}")
-        found.append(Pair(name, rows[0], rows[1], p))
+        found.append(TokenPair(name, rows[0], rows[1], p))
     return found

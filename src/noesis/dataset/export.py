@@ -17,7 +17,7 @@ from noesis.core.console import say
 from noesis.core.errors import DataError
 from noesis.core.files import atomic, write_json, write_jsonl
 from noesis.dataset.checks.contamination import refuse_known_questions
-from noesis.dataset.checks.length import find_ruler
+from noesis.dataset.checks.length import find_token_counter
 from noesis.dataset.checks.near_duplicates import Cluster, find_clusters, group
 from noesis.dataset.checks.scan import Column, Table
 from noesis.dataset.checks.validate import Report, validate
@@ -35,15 +35,15 @@ def check_sources(sources: list[Path], constitution: Constitution, config: Confi
     Raises:
         DataError: the first errors by file and line. Nothing is dropped in silence.
     """
-    ruler = find_ruler(config, constitution)
+    ruler = find_token_counter(config, constitution)
     report = validate(sources, constitution, config.training.data.categories, ruler=ruler)
-    refuse(report, "nothing was exported")
+    raise_on_errors(report, "nothing was exported")
     if not len(report.table):
         raise DataError(f"no examples in {', '.join(str(s) for s in sources)}")
     return report
 
 
-def refuse(report: Report, consequence: str) -> None:
+def raise_on_errors(report: Report, consequence: str) -> None:
     """Raise DataError if the report has an error."""
     errors = report.total("error")
     if errors:

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from noesis.constitution.dialogue import opening
+from noesis.constitution.dialogue import opening_messages
 from noesis.constitution.document import Constitution, load_constitution
 from noesis.core.config import Config
 from noesis.core.console import _printable, say
@@ -20,11 +20,11 @@ from noesis.core.errors import TrainingError, UsageError
 from noesis.core.files import write_text
 from noesis.core.project import Project
 from noesis.dataset.checks.validate import validate
-from noesis.dataset.encode import answer_text
-from noesis.dataset.export import refuse
-from noesis.llm.chat_template import encode, end_of_turn, objection, takes_system
+from noesis.dataset.encode import target_text
+from noesis.dataset.export import raise_on_errors
+from noesis.llm.chat_template import encode, end_of_turn, refusal_reason, takes_system
 from noesis.llm.hub import find_model, find_tokenizer
-from noesis.llm.token_rows import IGNORED, Encoded
+from noesis.llm.token_rows import IGNORED, TokenRow
 from noesis.llm.tokenizer import ChatTokenizer, load_tokenizer
 
 TEMPLATE = Path(__file__).with_name("inspect.html")
@@ -96,7 +96,7 @@ def show(
     report = validate(
         project.sources(config.training.data.language), constitution, config.training.data.categories, whole=False
     )
-    refuse(report, "nothing can be shown")
+    raise_on_errors(report, "nothing can be shown")
     records = report.records
     if missing := [i for i in ids if i not in {r["id"] for r in records}]:
         raise UsageError(
@@ -137,10 +137,10 @@ def make_rows(
         language = str(record.get("language", "pt"))
         tokens: tuple[Token, ...] = ()
         try:
-            answer = answer_text(record, include_critique=config.training.constitutional_ai.include_critique)
-            row = encode(tokenizer, opening(constitution, record), answer, name=str(record["id"]))
+            answer = target_text(record, include_critique=config.training.constitutional_ai.include_critique)
+            row = encode(tokenizer, opening_messages(constitution, record), answer, name=str(record["id"]))
             tokens = _tokens(tokenizer, row)
-            refusal = spoilt or objection(row, stop=stop, max_length=config.training.max_length)
+            refusal = spoilt or refusal_reason(row, stop=stop, max_length=config.training.max_length)
         except TrainingError as error:
             refusal = str(error)
         rows.append(Row(str(record["id"]), language, str(record["category"]), tokens, refusal))
@@ -199,7 +199,7 @@ def write_page(file: Path, rows: list[Row], notes: list[str], config: Config) ->
     write_text(file, page)
 
 
-def _tokens(tokenizer: ChatTokenizer, row: Encoded) -> tuple[Token, ...]:
+def _tokens(tokenizer: ChatTokenizer, row: TokenRow) -> tuple[Token, ...]:
     names, pieces = tokenizer.convert_ids_to_tokens(row.input_ids), tokenizer.pieces(row.input_ids)
     return tuple(
         Token(index, i, piece, name, label != IGNORED, i in tokenizer.control_ids)

@@ -14,7 +14,7 @@ from noesis.core.errors import UsageError
 MAX_LINE = 4_000_000  # bytes; a longer line is reported, not parsed
 
 
-class Piece(NamedTuple):
+class FileChunk(NamedTuple):
     """A run of whole lines of one file: bytes `start` to `end`."""
 
     file: Path
@@ -48,7 +48,7 @@ def is_hand_written(path: Path) -> bool:
     return any(above == "training" and name in ("philosophical", "philosophical_en") for above, name in pairwise(parts))
 
 
-def pieces(file: Path, size: int) -> Iterator[Piece]:
+def file_chunks(file: Path, size: int) -> Iterator[FileChunk]:
     """Cut `file` into runs of lines of about `size` bytes; only the cuts are looked at."""
     total = file.stat().st_size
     start = 0
@@ -58,11 +58,11 @@ def pieces(file: Path, size: int) -> Iterator[Piece]:
             while (block := f.readline(MAX_LINE)) and not block.endswith(b"\n"):
                 pass
             end = min(f.tell(), total)
-            yield Piece(file, start, end)
+            yield FileChunk(file, start, end)
             start = end
 
 
-def lines(piece: Piece) -> Iterator[tuple[int, int, bytes]]:
+def lines(piece: FileChunk) -> Iterator[tuple[int, int, bytes]]:
     """(line number within the piece from 0, offset in the file, line) of each line that is not blank.
 
     A line over MAX_LINE comes cut to MAX_LINE + 1 bytes, so that it can be told and never fills the memory.

@@ -11,7 +11,7 @@ from noesis.core.console import say
 from noesis.core.errors import DataError, UsageError
 from noesis.dataset.checks.scan import Column
 from noesis.dataset.checks.validate import Report, validate
-from noesis.dataset.export import check_sources, held_out_rows, refuse
+from noesis.dataset.export import check_sources, held_out_rows, raise_on_errors
 from noesis.dataset.split import in_order
 
 Records = list[dict[str, Any]]
@@ -39,7 +39,7 @@ def read_exports(folder: Path, constitution: Constitution) -> tuple[Records, Rec
     """
     parts = {name: _existing(folder / f"{name}.jsonl") for name in ("train", "eval")}
     report = validate(list(parts.values()), constitution, categories=())
-    refuse(report, "nothing was trained")
+    raise_on_errors(report, "nothing was trained")
     rows = [_records(report, (report.table.file == i).nonzero()[0]) for i in range(2)]
     for file, found in zip(parts.values(), rows, strict=True):
         if not found:
@@ -55,7 +55,7 @@ def read_examples(file: Path, constitution: Constitution) -> Records:
         DataError: a line that must not be trained on, or no line at all.
     """
     report = validate([_existing(file)], constitution, categories=(), whole=False)
-    refuse(report, "nothing was read")
+    raise_on_errors(report, "nothing was read")
     if not len(report.table):
         raise DataError(f"{file} holds no example")
     return report.records

@@ -13,9 +13,9 @@ import numpy as np
 from noesis.constitution.document import Constitution
 from noesis.core.config import Config
 from noesis.core.files import sha256_file, sha256_json
-from noesis.dataset.checks.length import Ruler, find_ruler
-from noesis.dataset.checks.scan import each
-from noesis.dataset.jsonl import Piece, lines
+from noesis.dataset.checks.length import TokenCounter, find_token_counter
+from noesis.dataset.checks.scan import map_chunks
+from noesis.dataset.jsonl import FileChunk, lines
 
 EXACT_UP_TO = 20_000  # rows; beyond that, lengths are those of a sample
 SAMPLE = 2_000
@@ -41,7 +41,7 @@ class Count:
 
 def describe(train_file: Path, eval_file: Path, constitution: Constitution, config: Config) -> dict[str, Any]:
     """The statistics of both files."""
-    ruler = find_ruler(config, constitution)
+    ruler = find_token_counter(config, constitution)
     return {
         "train": _describe_file(train_file, ruler, config),
         "eval": _describe_file(eval_file, ruler, config),
@@ -49,9 +49,9 @@ def describe(train_file: Path, eval_file: Path, constitution: Constitution, conf
     }
 
 
-def _describe_file(file: Path, ruler: Ruler | None, config: Config) -> dict[str, Any]:
+def _describe_file(file: Path, ruler: TokenCounter | None, config: Config) -> dict[str, Any]:
     total = Count()
-    for part in each([file], _count, what="count"):
+    for part in map_chunks([file], _count, what="count"):
         total.add(part)
     words = np.repeat(sorted(total.words), [total.words[n] for n in sorted(total.words)])
     return {
@@ -65,7 +65,7 @@ def _describe_file(file: Path, ruler: Ruler | None, config: Config) -> dict[str,
     }
 
 
-def _count(piece: Piece) -> Count:
+def _count(piece: FileChunk) -> Count:
     count = Count()
     for _, _, line in lines(piece):
         record = json.loads(line)
@@ -81,7 +81,7 @@ def _count(piece: Piece) -> Count:
     return count
 
 
-def _tokens(file: Path, rows: int, ruler: Ruler | None, config: Config) -> dict[str, Any]:
+def _tokens(file: Path, rows: int, ruler: TokenCounter | None, config: Config) -> dict[str, Any]:
     """p50, p95 and maximum of the rows' lengths in tokens, exact or of a stated sample."""
     if ruler is None:
         return {"model": config.training.model, "unknown": "this model's tokenizer is not on this machine"}

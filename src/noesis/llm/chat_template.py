@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from noesis.core.errors import ModelError, TrainingError
 from noesis.core.messages import Message
-from noesis.llm.token_rows import IGNORED, Encoded
+from noesis.llm.token_rows import IGNORED, TokenRow
 
 PROBE = "noesis-probe-7c41"  # a text that no template holds of itself
 
@@ -65,7 +65,7 @@ def fold_system(messages: list[Message]) -> list[Message]:
     return [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *later]
 
 
-def encode(tokenizer: Tokenizer, messages: list[Message], answer: str, *, name: str) -> Encoded:
+def encode(tokenizer: Tokenizer, messages: list[Message], answer: str, *, name: str) -> TokenRow:
     """Render `messages` and `answer` and mark what is trained on: all after the generation prompt, the end of turn included.
 
     A row that ends without an end-of-turn token is returned as it is; `objection` says what is wrong with it.
@@ -107,7 +107,7 @@ def encode(tokenizer: Tokenizer, messages: list[Message], answer: str, *, name: 
     controls = [i for i in range(len(start), len(ids)) if ids[i] in tokenizer.control_ids]
     if len(controls) > framing:
         ids = ids[: controls[framing] + 1]
-    return Encoded(ids, [IGNORED] * len(start) + ids[len(start) :])
+    return TokenRow(ids, [IGNORED] * len(start) + ids[len(start) :])
 
 
 def end_of_turn(tokenizer: Tokenizer, *, name: str = "(any)") -> int:
@@ -133,7 +133,7 @@ def end_of_turn(tokenizer: Tokenizer, *, name: str = "(any)") -> int:
     return row.input_ids[-1]
 
 
-def objection(row: Encoded, *, stop: int, max_length: int) -> str | None:
+def refusal_reason(row: TokenRow, *, stop: int, max_length: int) -> str | None:
     """Why training would refuse `row`, and what to do about it; None if it may be trained on.
 
     Args:

@@ -24,7 +24,9 @@ IDLE_POLL_S = 0.1
 REMAKE = "make it anew with  noesis gguf RUN --again"
 
 
-def load(model: Path, *, key: str, adapter: Path | None = None, parallel: int = 1, context: int = 4096) -> Any:
+def load_llama_server(
+    model: Path, *, key: str, adapter: Path | None = None, parallel: int = 1, context: int = 4096
+) -> Any:
     """A running xllamacpp server for `model`.
 
     Args:
@@ -77,14 +79,14 @@ def check_gguf(file: Path) -> None:
         raise ModelError(f"{file} is no GGUF file (it begins with {head[:4]!r}); {REMAKE}")
 
 
-class Backend:
+class LlamaServer:
     """A loaded model that answers over HTTP at `url` to those who know `key`."""
 
     def __init__(self, model: Path, *, adapter: Path | None = None, parallel: int = 8, context: int = 4096) -> None:
         """Load it; seconds for a small model, more for a large one. Raises ModelError as `load`."""
         self.key = secrets.token_urlsafe(24)
         self.adapted = adapter is not None
-        self._server = load(model, key=self.key, adapter=adapter, parallel=parallel, context=context)
+        self._server = load_llama_server(model, key=self.key, adapter=adapter, parallel=parallel, context=context)
         self.url = str(self._server.listening_address)
 
     def busy(self) -> int:
@@ -108,7 +110,7 @@ class Backend:
 REPEAT_PENALTY = 1.1
 
 
-class Engine:
+class LlamaEngine:
     """A loaded GGUF model, with a LoRA adapter that each request switches on or off."""
 
     def __init__(self, model: Path, *, adapter: Path | None = None, parallel: int = 1, context: int = 4096) -> None:
@@ -124,7 +126,9 @@ class Engine:
         """
         self._adapted = adapter is not None
         self.parallel = parallel
-        self._server = load(model, key=secrets.token_urlsafe(24), adapter=adapter, parallel=parallel, context=context)
+        self._server = load_llama_server(
+            model, key=secrets.token_urlsafe(24), adapter=adapter, parallel=parallel, context=context
+        )
 
     def chat(
         self,

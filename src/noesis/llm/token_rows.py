@@ -8,7 +8,7 @@ IGNORED = -100  # label of a token that carries no loss (torch.nn.CrossEntropyLo
 
 
 @dataclass(frozen=True)
-class Encoded:
+class TokenRow:
     """One training row.
 
     input_ids: (length,) token ids of the whole conversation
@@ -25,15 +25,15 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Pair:
+class TokenPair:
     """Two answers to one prompt.
 
     p: how likely `chosen` is the better one, 0.5 to 1
     """
 
     name: str
-    chosen: Encoded
-    rejected: Encoded
+    chosen: TokenRow
+    rejected: TokenRow
     p: float = 1.0
 
     @property

@@ -27,7 +27,7 @@ TOP_K = 40  # as llama.cpp's default
 SHARED_FROM = 32  # tokens of a common beginning from which reading it once pays
 
 
-def answer_packed(
+def generate_batch(
     model: Any,
     tokenizer: ChatTokenizer,
     conversations: list[list[Message]],
@@ -172,7 +172,7 @@ def _draw(logits: Any, seen: list[int], temperature: float, generator: Any) -> i
     return int(places[torch.multinomial(torch.softmax(top / temperature, -1), 1, generator=generator)])
 
 
-def leave_the_card() -> None:
+def free_gpu_memory() -> None:
     """Give the card's memory back, as far as a living process can; nothing where there is none."""
     import torch
 
@@ -182,7 +182,7 @@ def leave_the_card() -> None:
         say(f"  the answering model has left the card: {torch.cuda.memory_allocated() / 2**30:.1f} GiB still held")
 
 
-def loaded(
+def load_merged_model(
     base: Path, adapter_folder: Path | None, *, quantization: Quantization, dtype: str, device: str = "cpu"
 ) -> Any:
     """The merged model (without an adapter: the base as it was trained against) in memory, as `transformers` loads it; for answering.

@@ -14,7 +14,7 @@ from typing import Any
 from noesis.core.errors import RunError
 from noesis.core.project import Project
 from noesis.run.directory import load_run
-from noesis.tribunal.rubric import JUDGES, Bench, load_bench
+from noesis.tribunal.rubric import JUDGES, RubricSet, load_rubrics
 from noesis.tribunal.statistics import bootstrap, clustered, sign_flip
 
 Points = dict[str, dict[str, list[float]]]  # principle → prompt → points of its items, 0..1, over samples and judges
@@ -27,7 +27,7 @@ def compare_runs(project: Project, a: Path, b: Path) -> dict[str, Any]:
         RunError: a run holds no verdicts, or the two were judged by different judges or rubrics.
     """
     tribunal = project.data / "tribunal"
-    bench = load_bench(tribunal / "judges")
+    bench = load_rubrics(tribunal / "judges")
     (points_a, seats_a), (points_b, seats_b) = (_points(path, bench) for path in (a, b))
     if not seats_a & seats_b:
         raise RunError(
@@ -63,7 +63,7 @@ def _figures(a: list[list[float]], b: list[list[float]], clusters: list[str]) ->
     }
 
 
-def _points(path: Path, bench: Bench) -> tuple[Points, set[tuple[str, str, str]]]:
+def _points(path: Path, bench: RubricSet) -> tuple[Points, set[tuple[str, str, str]]]:
     """The tuned model's points, and who gave them: (judge, model, hash of the rubric)."""
     run = load_run(path)
     file = run.tribunal / "verdicts.jsonl"

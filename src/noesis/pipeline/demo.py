@@ -18,14 +18,14 @@ from noesis.dataset.export import check_sources
 from noesis.llm.hub import find_model
 from noesis.llm.tokenizer import load_tokenizer
 from noesis.pipeline.registry import run_stages
-from noesis.pipeline.session import Records, Session
+from noesis.pipeline.session import Records, RunSession
 from noesis.pipeline.stages.report import run_report
-from noesis.pipeline.stages.trial import Ask, checkpoint_hearing
+from noesis.pipeline.stages.trial import TrialRequest, checkpoint_scorer
 from noesis.pipeline.stages.trial import run_trial as trial
-from noesis.pipeline.start_run import from_sources, new_session
-from noesis.planning.plan import choose_for_demo, read_shape
+from noesis.pipeline.start_run import from_sources, start_run
+from noesis.planning.plan import choose_demo_rank_and_epochs, read_shape
 from noesis.run.directory import Run
-from noesis.training.job import count
+from noesis.training.job import count_workload
 from noesis.tribunal.calibration.calibrate import live_pairs, show_live
 
 
@@ -38,7 +38,7 @@ def demo(
     judges: Sequence[str] | None = None,
     max_usd: float | None = None,
     max_minutes: float | None = None,
-) -> Session:
+) -> RunSession:
     """The whole pipeline on the embedded model, in minutes on two cores."""
     base = load_config(project)
     d = base.training.demo
@@ -60,18 +60,18 @@ def demo(
     data = from_sources(project, config)
     with Run(path, {}).locked():
         config, choice = _demo_choice(config, data, project, path, quick=quick, fresh=fresh)
-        s = new_session(project, config, path, data, fresh=fresh)
+        s = start_run(project, config, path, data, fresh=fresh)
         write_json(path / "demo.json", choice)
-        hear = checkpoint_hearing(s, project, judges)
+        hear = checkpoint_scorer(s, project, judges)
         run_stages(s, first=2, total=8, hear=hear)
         if hear:
-            trial(s, project, Ask(tuple(judges or s.config.training.tribunal.judges)))
+            trial(s, project, TrialRequest(tuple(judges or s.config.training.tribunal.judges)))
             run_report(s)
         _embedded_judge(s, project)
     return s
 
 
-def _embedded_judge(s: Session, project: Project) -> None:
+def _embedded_judge(s: RunSession, project: Project) -> None:
     """Why no verdict: the embedded model in the judge's chair, shown to be unfit."""
     from noesis.llm.embedded import EMBEDDED, embedded_gguf
 
@@ -118,7 +118,7 @@ def _demo_choice(
         include_critique=config.training.constitutional_ai.include_critique,
         max_length=config.training.max_length,
     )
-    r, epochs = choose_for_demo(config, read_shape(model.path), count(rows), detect())
+    r, epochs = choose_demo_rank_and_epochs(config, read_shape(model.path), count_workload(rows), detect())
     choice = {"request": request, "r": r, "epochs": 1 if quick else epochs}
     return _with_choice(config, r, int(choice["epochs"])), choice
 

@@ -8,10 +8,10 @@ from typing import Any
 from noesis.core.console import say
 from noesis.core.files import sha256_file, sha256_json
 from noesis.core.project import cache_folder
-from noesis.pipeline.session import Session
+from noesis.pipeline.session import RunSession
 
 
-def lineage(s: Session) -> dict[str, Any]:
+def provenance(s: RunSession) -> dict[str, Any]:
     """What the model is made of: for noesis.json beside the weights, and the metadata of GGUF files."""
     identity = s.run.manifest["identity"]
     return {
@@ -31,20 +31,20 @@ def lineage(s: Session) -> dict[str, Any]:
     }
 
 
-def adapter_file(s: Session) -> Path:
+def adapter_file(s: RunSession) -> Path:
     """Where the adapter's GGUF lies."""
     return s.run.gguf / f"{s.run.merged.name}-adapter.gguf"
 
 
-def write_adapter(s: Session) -> Path:
+def write_adapter(s: RunSession) -> Path:
     """The adapter as GGUF, for a GGUF of its base."""
     from noesis.release.gguf.writer import write_adapter_gguf
 
-    write_adapter_gguf(s.run.adapter(), s.model.path, adapter_file(s), licence=s.model.licence, about=lineage(s))
+    write_adapter_gguf(s.run.adapter(), s.model.path, adapter_file(s), licence=s.model.licence, about=provenance(s))
     return adapter_file(s)
 
 
-def base_gguf(s: Session) -> Path:
+def base_gguf(s: RunSession) -> Path:
     """The base as it was trained on (stored in 4 bits, if it was), as a GGUF file; written once and cached."""
     from noesis.release.gguf.writer import write_gguf
 
@@ -59,6 +59,6 @@ def base_gguf(s: Session) -> Path:
     return base
 
 
-def _system(s: Session) -> str:
+def _system(s: RunSession) -> str:
     prompt = s.constitution.system_prompt
     return prompt.en if s.config.training.data.language == "en" else prompt.pt

@@ -10,20 +10,20 @@ from noesis.constitution.document import Constitution
 from noesis.core.config import Config
 from noesis.core.errors import UsageError
 from noesis.core.project import Project, cache_folder, tribunal_folder
-from noesis.llm.clients.open import seat
-from noesis.llm.clients.reply_cache import opened
+from noesis.llm.clients.open import open_judges
+from noesis.llm.clients.reply_cache import open_cache
 from noesis.llm.clients.spec import parse_spec
 from noesis.llm.clients.spending import Spending
-from noesis.pipeline.served_files import known_base
+from noesis.pipeline.served_files import find_base_gguf
 from noesis.run.directory import Run
 from noesis.tribunal.court import opinion
-from noesis.tribunal.judge import Case
+from noesis.tribunal.judge import JudgeCase
 from noesis.tribunal.offline_screen import NAME, screen
-from noesis.tribunal.panel import Seats
-from noesis.tribunal.rubric import load_bench
+from noesis.tribunal.panel import JudgePanel
+from noesis.tribunal.rubric import load_rubrics
 
 
-class Bar:
+class LiveJudge:
     """The judges that were named, ready to hear single answers; with none, the offline screen."""
 
     def __init__(
@@ -43,18 +43,18 @@ class Bar:
         self._constitution = constitution
         self._section = _section(run.config())
         self._stack = ExitStack()
-        self._seats: Seats | None = None
+        self._seats: JudgePanel | None = None
         self.name = NAME
         if not judges:
             return
         specs = [parse_spec(text) for text in judges]
-        own = known_base(run) if any(spec.kind == "self" for spec in specs) else None
-        clients = seat(specs, self._section, Spending(max_usd=max_usd), own=own)
-        cache = self._stack.enter_context(opened(cache_folder() / "tribunal" / "replies.sqlite"))
-        self._seats = Seats(load_bench(tribunal_folder(project) / "judges"), clients, cache)
+        own = find_base_gguf(run) if any(spec.kind == "self" for spec in specs) else None
+        clients = open_judges(specs, self._section, Spending(max_usd=max_usd), own=own)
+        cache = self._stack.enter_context(open_cache(cache_folder() / "tribunal" / "replies.sqlite"))
+        self._seats = JudgePanel(load_rubrics(tribunal_folder(project) / "judges"), clients, cache)
         self.name = ", ".join(client.name for client in clients)
 
-    async def hear(self, said: list[dict[str, str]], answer: str, language: str) -> dict[str, Any]:
+    async def judge_answer(self, said: list[dict[str, str]], answer: str, language: str) -> dict[str, Any]:
         """The court's opinion of one answer, or what the screen saw in it.
 
         Args:
@@ -68,10 +68,10 @@ class Bar:
         flags = screen(answer, {"prompt": said[-1]["content"], "language": language}, self._constitution)
         if self._seats is None:
             return {"judge": self.name, "flags": flags, "verdict": None}
-        case = Case(
+        case = JudgeCase(
             "conversation", language, tuple((m["role"], m["content"]) for m in said), answer, {"language": language}
         )
-        (verdicts,) = await self._seats.hear([case])
+        (verdicts,) = await self._seats.judge([case])
         found = opinion(case.id, verdicts, self._section)
         return {
             "judge": self.name,
@@ -95,7 +95,7 @@ class Bar:
         self._stack.close()
 
 
-def spoken(heard: dict[str, Any]) -> list[str]:
+def format_opinion(heard: dict[str, Any]) -> list[str]:
     """The opinion as lines for a terminal."""
     flags = f"the screen saw: {', '.join(heard['flags'])}" if heard["flags"] else "the screen saw nothing"
     if heard["verdict"] is None:

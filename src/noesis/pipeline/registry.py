@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from noesis.core.console import heading
-from noesis.pipeline.session import Session
-from noesis.pipeline.stages.choose import Hear, run_choose
+from noesis.pipeline.session import RunSession
+from noesis.pipeline.stages.choose import CheckpointScorer, run_choose
 from noesis.pipeline.stages.gguf import run_gguf
 from noesis.pipeline.stages.judge import run_judge
 from noesis.pipeline.stages.merge import run_merge
@@ -18,7 +18,7 @@ from noesis.pipeline.stages.plan import run_plan
 from noesis.pipeline.stages.report import run_report
 from noesis.pipeline.stages.train import run_train
 
-STAGE_FUNCTIONS: dict[str, Callable[[Session], Any]] = {
+STAGE_FUNCTIONS: dict[str, Callable[[RunSession], Any]] = {
     "plan": run_plan,
     "train": run_train,
     "choose": run_choose,
@@ -29,10 +29,10 @@ STAGE_FUNCTIONS: dict[str, Callable[[Session], Any]] = {
 }
 
 
-def run_stages(s: Session, *, first: int, total: int, hear: Hear | None = None) -> None:
+def run_stages(s: RunSession, *, first: int, total: int, hear: CheckpointScorer | None = None) -> None:
     """Every stage after the export, in order, each announced. `hear`: as in `choose`."""
     court = "base against tuned on the held-out examples"
-    stages: list[tuple[str, str, Callable[[Session], Any]]] = [
+    stages: list[tuple[str, str, Callable[[RunSession], Any]]] = [
         ("plan", "what will be trained, and what it should take", run_plan),
         ("train", "QLoRA, loss on the answers only", run_train),
         ("choose", "which epoch's adapter is used", lambda s: run_choose(s, hear)),

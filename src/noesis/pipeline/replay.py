@@ -19,7 +19,7 @@ from noesis.core.errors import RunError
 from noesis.core.files import sha256_file
 from noesis.core.libraries import library_versions
 from noesis.pipeline.resume_fork import resume
-from noesis.pipeline.session import session_of
+from noesis.pipeline.session import reopen_run
 from noesis.pipeline.stages.train import run_train
 from noesis.planning.plan import Plan
 from noesis.run.directory import Run, load_run, open_run
@@ -112,7 +112,7 @@ def _train(run: Run, place: Path, config: Config) -> Run:
         return dict(run.manifest["stages"]["export"]["result"])
 
     new.perform("export", copy, lambda: sorted(new.data.iterdir()))
-    s = replace(session_of(place), run=new)
+    s = replace(reopen_run(place), run=new)
     if s.model.revision != identity["revision"]:
         raise RunError(
             f"the base model here is {s.model.revision}, the run's {identity['revision']}: replaying would train on another one"

@@ -11,7 +11,7 @@ from noesis.core.config import Config
 from noesis.core.errors import RunError, UsageError
 from noesis.core.files import replace_folder, sha256_file, sync_tree, write_json
 from noesis.run.directory import Run, load_run
-from noesis.run.manifest import differing, foreign_libraries
+from noesis.run.manifest import foreign_libraries, identity_differences
 from noesis.training.state.checkpoint import saved
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
@@ -32,7 +32,9 @@ def resume(path: Path, identity: dict[str, Any], config: Config) -> None:
         for key, was, is_ in _differences(old, config)
         if key != EPOCHS or config.training.method != "sft"
     ]
-    wrong += [f"another {name}" for name in differing(run.manifest["identity"], identity) if name != "config"]
+    wrong += [
+        f"another {name}" for name in identity_differences(run.manifest["identity"], identity) if name != "config"
+    ]
     wrong += foreign_libraries(run.manifest, always=epochs != old.training.epochs)
     done = run.result("train")
     trained = int(done["epochs"]) if done else 0

@@ -9,22 +9,22 @@ from typing import Any
 from noesis.constitution.document import Constitution, load_constitution
 from noesis.core.config import Config
 from noesis.core.device import Device, detect
-from noesis.dataset.auxiliary import stored
+from noesis.dataset.auxiliary import read_auxiliary
 from noesis.dataset.load import read_examples
 from noesis.llm.embedded import Model
 from noesis.llm.hub import find_model
-from noesis.pipeline.training_set import material_of
+from noesis.pipeline.training_set import build_training_set
 from noesis.planning.budget import Budget, budget_of
-from noesis.planning.plan import as_planned, compute_dtype
-from noesis.planning.pricing import rate
+from noesis.planning.plan import compute_dtype, with_planned_storage
+from noesis.planning.pricing import usd_per_second
 from noesis.run.directory import Run, load_run
-from noesis.training.job import Material
+from noesis.training.job import TrainingSet
 
 Records = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Session:
+class RunSession:
     """A run with what its stages share."""
 
     run: Run
@@ -34,7 +34,7 @@ class Session:
     device: Device
 
     def __post_init__(self) -> None:
-        self.run.usd_per_s = rate(self.device, self.config.training.budget.usd_per_hour)
+        self.run.usd_per_s = usd_per_second(self.device, self.config.training.budget.usd_per_hour)
 
     def budget(self) -> Budget:
         """What is left to spend, counted from the beginning of the stage that is at work."""
@@ -46,18 +46,18 @@ class Session:
         """The run's own copy of `train` or `eval`."""
         return read_examples(self.run.data / f"{part}.jsonl", self.constitution)
 
-    def material(self) -> Material:
+    def training_set(self) -> TrainingSet:
         """The token rows that the method trains on, from the run's own copies."""
-        besides = stored(self.run.data)
+        besides = read_auxiliary(self.run.data)
         held_out = self.examples("eval") if self.config.training.method != "sft" else []
-        return material_of(
+        return build_training_set(
             self.config, self.model.path, self.examples("train"), self.constitution, held_out=held_out, besides=besides
         )
 
     @property
     def as_trained(self) -> Config:
         """The configuration with the base's storage that the plan settled on; what merges and scores must read."""
-        return as_planned(self.config, self.run.result("plan"))
+        return with_planned_storage(self.config, self.run.result("plan"))
 
     @property
     def arithmetic(self) -> str:
@@ -66,9 +66,9 @@ class Session:
         return str(stored["setup"]["compute_dtype"]) if "setup" in stored else compute_dtype(self.config, self.device)
 
 
-def session_of(path: Path) -> Session:
+def reopen_run(path: Path) -> RunSession:
     """The session of an existing run, from what lies in it."""
     run = load_run(path)
     config = run.config()
     constitution = load_constitution(run.data / "constitution.yaml")
-    return Session(run, config, constitution, find_model(config.training.model, config.training.revision), detect())
+    return RunSession(run, config, constitution, find_model(config.training.model, config.training.revision), detect())

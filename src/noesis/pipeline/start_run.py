@@ -13,13 +13,13 @@ from noesis.core.console import say
 from noesis.core.device import detect
 from noesis.core.files import write_json, write_jsonl
 from noesis.core.project import Project
-from noesis.dataset.auxiliary import besides, data_hash
+from noesis.dataset.auxiliary import data_hash, load_auxiliary
 from noesis.dataset.load import read_exports, split_sources
 from noesis.dataset.statistics import describe
 from noesis.llm.hub import find_model
 from noesis.pipeline.resume_fork import adopt, parent_of
 from noesis.pipeline.resume_fork import resume as resume_run
-from noesis.pipeline.session import Records, Session
+from noesis.pipeline.session import Records, RunSession
 from noesis.run.directory import open_run
 
 
@@ -35,7 +35,7 @@ def from_exports(folder: Path, project: Project) -> tuple[Records, Records]:
     return read_exports(folder, load_constitution(project.constitution))
 
 
-def new_session(
+def start_run(
     project: Project,
     config: Config,
     path: Path,
@@ -45,7 +45,7 @@ def new_session(
     archive_to: Path | None = None,
     resume: bool = False,
     fork: Path | None = None,
-) -> Session:
+) -> RunSession:
     """Open the run at `path` for these settings and data; its copy of data and constitution is written if it is new.
 
     Args:
@@ -56,7 +56,7 @@ def new_session(
     constitution = load_constitution(project.constitution)
     model = find_model(config.training.model, config.training.revision)
     train = subset(train, config)
-    more = besides(project, config, train, held_out)
+    more = load_auxiliary(project, config, train, held_out)
     identity = {
         "config_sha256": config.digest(),
         "dataset_sha256": data_hash(train, held_out, more),
@@ -88,7 +88,7 @@ def new_session(
 
     statistics = run.perform("export", work, lambda: sorted(run.data.iterdir()))
     say(f"  {statistics['train']['examples']} to train on, {statistics['eval']['examples']} held out → {run.data}")
-    return Session(run, config, constitution, model, detect())
+    return RunSession(run, config, constitution, model, detect())
 
 
 def subset(train: Records, config: Config) -> Records:

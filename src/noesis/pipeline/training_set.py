@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from noesis.constitution.dialogue import opening
+from noesis.constitution.dialogue import opening_messages
 from noesis.constitution.document import Constitution
 from noesis.core.config import Config
-from noesis.dataset.encode import answer_text, example_pairs, replay_rows, soft_pairs, training_rows
+from noesis.dataset.encode import example_pairs, replay_rows, soft_pairs, target_text, training_rows
 from noesis.llm.tokenizer import load_tokenizer
 from noesis.planning.model_shapes import TokenRatio
-from noesis.planning.workload import Work, Workloads
-from noesis.training.job import Material, Preferences
+from noesis.planning.workload import Workload, Workloads
+from noesis.training.job import PreferencePairs, TrainingSet
 from noesis.training.methods import Records
 
 
-def material_of(
+def build_training_set(
     config: Config,
     folder: Path,
     train: Records,
@@ -24,7 +24,7 @@ def material_of(
     *,
     held_out: Records | None = None,
     besides: dict[str, Records] | None = None,
-) -> Material:
+) -> TrainingSet:
     """Token rows by the tokenizer in `folder`.
 
     Args:
@@ -46,13 +46,13 @@ def material_of(
             example_pairs(part, tokenizer, constitution, include_critique=critique, max_length=longest)
             for part in (train, held_out or [])
         )
-        pairs = Preferences(
+        pairs = PreferencePairs(
             [*own, *soft_pairs(more.get("pairs", []), tokenizer, constitution, max_length=longest)], kept
         )
-    return Material(rows, pairs)
+    return TrainingSet(rows, pairs)
 
 
-def estimated(
+def estimate_workloads(
     config: Config,
     train: Records,
     constitution: Constitution,
@@ -65,13 +65,13 @@ def estimated(
     critique = t.constitutional_ai.include_critique
     rows = pairs = None
     if t.method != "dpo":
-        rows = estimate(train, constitution, ratio, include_critique=critique)
+        rows = estimate_workload(train, constitution, ratio, include_critique=critique)
         general = [
             {"language": "en", "prompt": " ".join(m["content"] for m in r["messages"]), "response_revised": ""}
             for r in more.get("replay", [])
         ]
         rows = (
-            _both(rows, estimate(general, constitution, ratio, include_critique=False), end_to_end=True)
+            _both(rows, estimate_workload(general, constitution, ratio, include_critique=False), end_to_end=True)
             if general
             else rows
         )
@@ -82,7 +82,7 @@ def estimated(
             weak = [r | {"response_revised": r["response_initial"]} for r in records]
             parts.append(
                 _both(
-                    *(estimate(part, constitution, ratio, include_critique=block) for part in (records, weak)),
+                    *(estimate_workload(part, constitution, ratio, include_critique=block) for part in (records, weak)),
                     end_to_end=False,
                 )
             )
@@ -90,23 +90,23 @@ def estimated(
     return Workloads(rows, pairs)
 
 
-def _both(a: Work, b: Work, *, end_to_end: bool) -> Work:
+def _both(a: Workload, b: Workload, *, end_to_end: bool) -> Workload:
     """Two works as one: one after the other, or row by row."""
     lengths = (
         (*a.lengths, *b.lengths) if end_to_end else tuple(x + y for x, y in zip(a.lengths, b.lengths, strict=True))
     )
-    return Work(lengths, a.trained + b.trained, max(a.plus_minus, b.plus_minus))
+    return Workload(lengths, a.trained + b.trained, max(a.relative_error, b.relative_error))
 
 
-def estimate(
+def estimate_workload(
     records: list[dict[str, Any]], constitution: Constitution, ratio: TokenRatio, *, include_critique: bool
-) -> Work:
+) -> Workload:
     """The work of examples whose model's tokenizer is not here: from their bytes."""
     lengths, trained = [], 0
     for record in records:
         per_byte = ratio.en if record.get("language", "pt") == "en" else ratio.pt
-        answer = round(len(answer_text(record, include_critique=include_critique).encode()) * per_byte)
-        prompt = sum(len(message["content"].encode()) for message in opening(constitution, record))
+        answer = round(len(target_text(record, include_critique=include_critique).encode()) * per_byte)
+        prompt = sum(len(message["content"].encode()) for message in opening_messages(constitution, record))
         lengths.append(round(prompt * per_byte) + ratio.frame + answer)
         trained += answer + 1
-    return Work(tuple(lengths), trained, ratio.plus_minus)
+    return Workload(tuple(lengths), trained, ratio.plus_minus)

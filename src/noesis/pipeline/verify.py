@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from noesis.constitution.document import load_constitution
 from noesis.core.errors import NoesisError
 from noesis.core.files import sha256_file
-from noesis.dataset.auxiliary import data_hash, stored
+from noesis.dataset.auxiliary import data_hash, read_auxiliary
 from noesis.dataset.load import read_examples
 from noesis.dataset.statistics import describe
 from noesis.llm.hub import find_model, find_tokenizer
 from noesis.pipeline.stages.choose import BASE
-from noesis.pipeline.training_set import material_of
+from noesis.pipeline.training_set import build_training_set
 from noesis.run.directory import Run
 from noesis.run.ledger import total
 from noesis.run.manifest import digest
 from noesis.run.metrics import read_metrics
 from noesis.run.stages import NEEDS, STAGES
-from noesis.training.methods import states
-from noesis.training.state.checkpoint import objection
+from noesis.training.methods import saved_states
+from noesis.training.state.checkpoint import unusable_reason
 from noesis.tribunal.court import opinion
 from noesis.tribunal.heldout import compare
 from noesis.tribunal.offline_screen import tally
@@ -105,7 +105,7 @@ def _data(run: Run) -> str | None:
     if constitution.digest() != run.manifest["identity"]["constitution_sha256"]:
         return "data/constitution.yaml is another constitution than the manifest's"
     records = [read_examples(run.data / f"{part}.jsonl", constitution) for part in ("train", "eval")]
-    same = data_hash(records[0], records[1], stored(run.data)) == run.manifest["identity"]["dataset_sha256"]
+    same = data_hash(records[0], records[1], read_auxiliary(run.data)) == run.manifest["identity"]["dataset_sha256"]
     return None if same else "data/train.jsonl and eval.jsonl are other examples than the manifest's"
 
 
@@ -133,8 +133,12 @@ def _tokens(run: Run) -> str | None:
     if plan is None or folder is None:
         return None
     constitution = load_constitution(run.data / "constitution.yaml")
-    tokens = material_of(
-        config, folder, read_examples(run.data / "train.jsonl", constitution), constitution, besides=stored(run.data)
+    tokens = build_training_set(
+        config,
+        folder,
+        read_examples(run.data / "train.jsonl", constitution),
+        constitution,
+        besides=read_auxiliary(run.data),
     ).workloads.last.tokens
     return (
         None
@@ -159,7 +163,7 @@ def _training(run: Run) -> str | None:
 
 
 def _states(run: Run) -> str | None:
-    wrong = [f"{p.name}: {why}" for p in states(run.checkpoints) if (why := objection(p))]
+    wrong = [f"{p.name}: {why}" for p in saved_states(run.checkpoints) if (why := unusable_reason(p))]
     return "; ".join(wrong) or None
 
 

@@ -49,7 +49,7 @@ class Budget:
             left = min(left, self.max_seconds - self.seconds())
         return left
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """Spent of what was agreed: `1.20 of 90.00 USD, 12 min 30 s of 60 min 00 s`."""
         parts = []
         if self.usd_per_s > 0 or self.spent_usd > 0:
@@ -60,14 +60,14 @@ class Budget:
 
     def projected(self, seconds: float) -> str:
         """`spent …, … at the end` for the progress line; empty where nothing is paid and no time was agreed."""
-        if not self.words():
+        if not self.describe():
             return ""
         end = (
             f"{self.usd() + seconds * self.usd_per_s:.2f} USD"
             if self.usd_per_s > 0
             else duration(self.seconds() + seconds)
         )
-        return f" · spent {self.words()}; {end} at the end"
+        return f" · spent {self.describe()}; {end} at the end"
 
     def as_json(self) -> dict[str, Any]:
         """For another process of this machine, whose clock is the same one."""
@@ -132,7 +132,7 @@ def require_affordable(plan: dict[str, Any], budget: Budget, *, done: float = 0.
     needed = start + per_epoch * plan["epochs"] * (1 - done)
     if needed <= left:
         return
-    spent = f" ({budget.words()} spent)" if budget.spent_seconds else ""
+    spent = f" ({budget.describe()} spent)" if budget.spent_seconds else ""
     amount = f"{needed * budget.usd_per_s:.2f} USD" if budget.usd_per_s > 0 else duration(needed)
     allowed = f"{max(left, 0) * budget.usd_per_s:.2f} USD" if budget.usd_per_s > 0 else duration(max(left, 0))
     fits = []
@@ -148,7 +148,7 @@ def require_affordable(plan: dict[str, Any], budget: Budget, *, done: float = 0.
     )
 
 
-def require_left(budget: Budget, what: str) -> None:
+def require_remaining(budget: Budget, what: str) -> None:
     """Refuse to start a stage when nothing is left.
 
     Raises:
@@ -156,7 +156,7 @@ def require_left(budget: Budget, what: str) -> None:
     """
     if budget.left_seconds() <= 0:
         raise CapError(
-            f"{what} was not started: what was agreed is spent ({budget.words()}); agree to more with --max-usd or --max-minutes"
+            f"{what} was not started: what was agreed is spent ({budget.describe()}); agree to more with --max-usd or --max-minutes"
         )
 
 

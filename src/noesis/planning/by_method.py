@@ -7,8 +7,8 @@ from dataclasses import replace
 from noesis.core.config import Config
 from noesis.core.device import Device
 from noesis.planning.model_shapes import Shape
-from noesis.planning.plan import Plan, draft
-from noesis.planning.workload import Work, Workloads
+from noesis.planning.plan import Plan, draft_plan
+from noesis.planning.workload import Workload, Workloads
 
 FORWARD = 0.5  # of a training step's time that its forward pass alone takes
 
@@ -18,10 +18,10 @@ def plan_of(
 ) -> Plan:
     """The plan of the run's method, whether it fits or not. Of `sft+dpo` it is that of the second part, with the first one's in it."""
     if workloads.pairs is None:
-        return draft(config, model, shape, workloads.sft or Work((), 0), device, rented=rented)
+        return draft_plan(config, model, shape, workloads.sft or Workload((), 0), device, rented=rented)
     if workloads.sft is None:
         return preference_plan(config, model, shape, workloads, device, rented=rented)
-    first = draft(config, model, shape, workloads.sft, replace(device, cards=min(device.cards, 1)), rented=rented)
+    first = draft_plan(config, model, shape, workloads.sft, replace(device, cards=min(device.cards, 1)), rented=rented)
     # both parts on one base: an adapter is trained further on what it began on
     quantization = config.lora.quantization.model_copy(update={"load_in_4bit": first.setup.precision == "nf4"})
     same = {
@@ -54,7 +54,7 @@ def preference_plan(
     work = workloads.pairs
     one = replace(device, cards=min(device.cards, 1))
     epochs = config.training.model_copy(update={"num_train_epochs": config.training.dpo.epochs})
-    plan = draft(config.model_copy(update={"training": epochs}), model, shape, work, one, rented=rented)
+    plan = draft_plan(config.model_copy(update={"training": epochs}), model, shape, work, one, rented=rented)
     seconds = FORWARD * (work.tokens + workloads.held_out_tokens * (1 + plan.epochs)) / plan.tokens_per_s
     training, *others = plan.stages
     usd = training["usd"] * seconds / training["seconds"]

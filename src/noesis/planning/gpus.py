@@ -19,7 +19,7 @@ UNKNOWN_HALF, UNKNOWN_GBS = 50e12, 600e9  # a card that the file does not list i
 
 
 @dataclass(frozen=True)
-class Card:
+class Gpu:
     """One kind of GPU."""
 
     name: str
@@ -43,7 +43,7 @@ class Prices:
     free_usd_per_month: float  # that the source gives everybody
 
 
-def cards() -> dict[str, Card]:
+def gpus() -> dict[str, Gpu]:
     """Every card of the file, by name."""
     return _read()[0]
 
@@ -54,11 +54,11 @@ def prices() -> Prices:
 
 
 @cache
-def _read() -> tuple[dict[str, Card], Prices]:
+def _read() -> tuple[dict[str, Gpu], Prices]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     raw: dict[str, Any] = yaml.load(FILE.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506
     found = {
-        name: Card(
+        name: Gpu(
             name,
             int(c["gib"] * GIB),
             c["half"] * 1e12,
@@ -80,28 +80,28 @@ def _read() -> tuple[dict[str, Card], Prices]:
     )
 
 
-def card_of(device: Device) -> Card:
+def gpu_of(device: Device) -> Gpu:
     """What is known of the card `device`; a slow card of its memory where nothing is.
 
     The driver's names are longer than ours: `NVIDIA A100-SXM4-80GB`, `NVIDIA H100 80GB HBM3`.
     """
     words = set(re.split(r"[^A-Z0-9]+", device.name.upper()))
-    fits = [c for c in cards().values() if set(c.name.split("-")) <= words or c.name.upper() == device.name.upper()]
+    fits = [c for c in gpus().values() if set(c.name.split("-")) <= words or c.name.upper() == device.name.upper()]
     if not fits:
-        return Card(
+        return Gpu(
             device.name, device.memory_bytes, UNKNOWN_HALF, UNKNOWN_HALF if device.fp8 else 0, UNKNOWN_GBS, None, False
         )
     return max(fits, key=lambda c: len(c.name))
 
 
-def rented(name: str, count: int = 1) -> Device:
+def rented_gpu(name: str, count: int = 1) -> Device:
     """`count` cards of the kind `name`, empty, in a machine that is not here.
 
     Raises:
         UsageError: no such card in gpus.yaml; the message lists those there are.
     """
     wanted = {"A10G": "A10", "A100": "A100-80GB"}.get(name.upper(), name.upper())
-    card = cards().get(wanted)
+    card = gpus().get(wanted)
     if card is None:
-        raise UsageError(f"--gpu {name!r} is not in {FILE.name}; choose from {', '.join(cards())}")
+        raise UsageError(f"--gpu {name!r} is not in {FILE.name}; choose from {', '.join(gpus())}")
     return Device("cuda", card.name, card.memory_bytes, usable_threads(), card.bf16, card.fp8 > 0, count)

@@ -16,22 +16,22 @@ from noesis.core.errors import TrainingError
 from noesis.planning.gpus import prices
 from noesis.planning.model_shapes import Shape, read_shape
 from noesis.planning.precision import compute_dtype
-from noesis.planning.pricing import alternatives, stages
+from noesis.planning.pricing import other_machines, stage_costs
 from noesis.planning.reasons import reasons
-from noesis.planning.search import Option, Task, best, options, smaller_ones
+from noesis.planning.search import PlanningTask, SetupOption, enumerate_setups, fallbacks, fastest_fit
 from noesis.planning.setup import Setup
-from noesis.planning.workload import Work
+from noesis.planning.workload import Workload
 
 __all__ = [
     "Plan",
-    "as_planned",
-    "choose_for_demo",
+    "choose_demo_rank_and_epochs",
     "compute_dtype",
-    "draft",
+    "draft_plan",
     "make_plan",
+    "next_smaller_plan",
     "read_shape",
     "require_fit",
-    "smaller",
+    "with_planned_storage",
 ]
 
 SWITCHES_OFF: dict[str, Any] = {"precision": "auto", "gradient_checkpointing": "auto", "packing": "auto"}
@@ -82,7 +82,9 @@ class Plan:
         return cls(**{**value, "setup": Setup(**value["setup"])})
 
 
-def make_plan(config: Config, model: str, shape: Shape, work: Work, device: Device, *, rented: bool = False) -> Plan:
+def make_plan(
+    config: Config, model: str, shape: Shape, work: Workload, device: Device, *, rented: bool = False
+) -> Plan:
     """The plan of one run.
 
     Args:
@@ -91,17 +93,19 @@ def make_plan(config: Config, model: str, shape: Shape, work: Work, device: Devi
     Raises:
         TrainingError: it does not fit into the device's memory; the message names the nearest plan that does.
     """
-    plan = draft(config, model, shape, work, device, rented=rented)
+    plan = draft_plan(config, model, shape, work, device, rented=rented)
     require_fit(plan, config, shape, work, device)
     return plan
 
 
-def draft(config: Config, model: str, shape: Shape, work: Work, device: Device, *, rented: bool = False) -> Plan:
+def draft_plan(
+    config: Config, model: str, shape: Shape, work: Workload, device: Device, *, rented: bool = False
+) -> Plan:
     """The plan of one run, whether it fits or not."""
-    task = Task(config, shape, work, device, rented, measure_cpu_flops())
-    found = options(task)
-    chosen = best(found)
-    priced = stages(task, chosen)
+    task = PlanningTask(config, shape, work, device, rented, measure_cpu_flops())
+    found = enumerate_setups(task)
+    chosen = fastest_fit(found)
+    priced = stage_costs(task, chosen)
     p = prices()
     plan = Plan(
         model=model,
@@ -113,7 +117,7 @@ def draft(config: Config, model: str, shape: Shape, work: Work, device: Device, 
         rows=len(work.lengths),
         tokens_per_epoch=work.tokens,
         trained_tokens_per_epoch=work.trained,
-        tokens_plus_minus=work.plus_minus,
+        tokens_plus_minus=work.relative_error,
         longest_row=work.longest,
         epochs=config.training.num_train_epochs,
         steps=task.steps,
@@ -122,13 +126,13 @@ def draft(config: Config, model: str, shape: Shape, work: Work, device: Device, 
         stages=[asdict(stage) for stage in priced],
         usd=round(sum(stage.usd for stage in priced), 4),
         prices={"date": p.date, "source": p.source},
-        alternatives=alternatives(task),
+        alternatives=other_machines(task),
         fallbacks=[],
     )
-    return replace(plan, fallbacks=[_stored(option, device) for option in smaller_ones(found, chosen)])
+    return replace(plan, fallbacks=[_stored(option, device) for option in fallbacks(found, chosen)])
 
 
-def require_fit(plan: Plan, config: Config, shape: Shape, work: Work, device: Device) -> None:
+def require_fit(plan: Plan, config: Config, shape: Shape, work: Workload, device: Device) -> None:
     """Refuse a plan that does not fit.
 
     Raises:
@@ -142,7 +146,7 @@ def require_fit(plan: Plan, config: Config, shape: Shape, work: Work, device: De
     free = config.model_copy(
         update={"lora": config.lora.model_copy(update={"quantization": quantization}), "training": training}
     )
-    here = best(options(Task(free, shape, work, device, plan.rented, 1e11)))
+    here = fastest_fit(enumerate_setups(PlanningTask(free, shape, work, device, plan.rented, 1e11)))
     elsewhere = min((a for a in plan.alternatives if a["fits"] and a["usd"] > 0), key=lambda a: a["usd"], default=None)
     if here.fits:
         s = here.setup
@@ -162,7 +166,7 @@ def require_fit(plan: Plan, config: Config, shape: Shape, work: Work, device: De
     )
 
 
-def smaller(plan: Plan) -> Plan | None:
+def next_smaller_plan(plan: Plan) -> Plan | None:
     """The next plan down, for a run that ran out of memory in spite of its plan; None when nothing smaller is left.
 
     A step holds the same sequences. The precision stays the same as long as it can; whoever trains on stores the plan that was used.
@@ -176,7 +180,7 @@ def smaller(plan: Plan) -> Plan | None:
     return replace(lower, stages=[training, *others], usd=round(sum(stage["usd"] for stage in (training, *others)), 4))
 
 
-def as_planned(config: Config, plan: dict[str, Any] | None) -> Config:
+def with_planned_storage(config: Config, plan: dict[str, Any] | None) -> Config:
     """`config` with the storage and arithmetic of the base that `plan` settled on, so that later stages read what was trained against."""
     if plan is None or "setup" not in plan:
         return config
@@ -189,7 +193,7 @@ def as_planned(config: Config, plan: dict[str, Any] | None) -> Config:
     return config.model_copy(update={"lora": lora, "training": training})
 
 
-def _of(option: Option, device: Device) -> dict[str, Any]:
+def _of(option: SetupOption, device: Device) -> dict[str, Any]:
     """The fields of a plan that are its option's."""
     setup = option.setup
     return {
@@ -208,7 +212,7 @@ def _of(option: Option, device: Device) -> dict[str, Any]:
     }
 
 
-def _stored(option: Option, device: Device) -> dict[str, Any]:
+def _stored(option: SetupOption, device: Device) -> dict[str, Any]:
     return {**_of(option, device), "setup": asdict(option.setup)}
 
 
@@ -216,7 +220,7 @@ def _words(setup: Setup) -> str:
     return f"{setup.precision} base, {setup.compute_dtype} arithmetic, float32 adapter"
 
 
-def choose_for_demo(config: Config, shape: Shape, work: Work, device: Device) -> tuple[int, int]:
+def choose_demo_rank_and_epochs(config: Config, shape: Shape, work: Workload, device: Device) -> tuple[int, int]:
     """(rank, epochs) for `noesis demo`: the largest rank whose single epoch fits the time, then as many epochs as fit."""
     demo = config.training.demo
     budget = demo.train_minutes * 60
@@ -225,9 +229,9 @@ def choose_for_demo(config: Config, shape: Shape, work: Work, device: Device) ->
     def seconds(r: int, epochs: int) -> float:
         lora = config.lora.model_copy(update={"r": r})
         training = config.training.model_copy(update={"num_train_epochs": epochs})
-        return best(
-            options(
-                Task(
+        return fastest_fit(
+            enumerate_setups(
+                PlanningTask(
                     config.model_copy(update={"lora": lora, "training": training}), shape, work, device, cpu_flops=flops
                 )
             )

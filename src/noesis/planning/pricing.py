@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from noesis.core.device import Device, processor
-from noesis.planning.gpus import card_of, prices, rented
-from noesis.planning.search import Option, Task, best, options
+from noesis.planning.gpus import gpu_of, prices, rented_gpu
+from noesis.planning.search import PlanningTask, SetupOption, enumerate_setups, fastest_fit
 from noesis.planning.speed import CONTAINER_SECONDS, IMPORT_SECONDS, READ_BYTES_PER_S
 
 ELSEWHERE = ("A10", "L40S", "A100-80GB", "H100")
@@ -26,7 +26,7 @@ MERGE_CORES = 2  # of the machine that MERGE_SECONDS was measured on
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageCost:
     """One stage's expected time and price."""
 
     name: str
@@ -35,7 +35,7 @@ class Stage:
     usd: float
 
 
-def stages(task: Task, chosen: Option) -> list[Stage]:
+def stage_costs(task: PlanningTask, chosen: SetupOption) -> list[StageCost]:
     """Training, judging, and merge with GGUF."""
     if not task.rented:
         seconds = {
@@ -43,29 +43,29 @@ def stages(task: Task, chosen: Option) -> list[Stage]:
             "judge": _judge_seconds(task, here=True),
             "merge and gguf": _merge_seconds(task, MERGE_CORES),
         }
-        return [Stage(name, "here", expected, 0.0) for name, expected in seconds.items()]
+        return [StageCost(name, "here", expected, 0.0) for name, expected in seconds.items()]
     cores, gib = MERGE_MACHINE
     judge, merge = _judge_seconds(task, here=False), _merge_seconds(task, cores) + CONTAINER_SECONDS
     # the machine is rented with all its cards, used or not
     used, name = task.device.cards, task.device.name
     return [
-        Stage(
+        StageCost(
             "train",
             f"{used} × {name}" if used > 1 else name,
             chosen.seconds,
             usd_for(task.device, chosen.seconds, used, TRAIN_MACHINE),
         ),
-        Stage("judge", JUDGED_CARD, judge, usd_for(rented(JUDGED_CARD), judge, 1, JUDGE_MACHINE)),
-        Stage("merge and gguf", f"{cores} cores", merge, usd_for(None, merge, 0, (cores, gib))),
+        StageCost("judge", JUDGED_CARD, judge, usd_for(rented_gpu(JUDGED_CARD), judge, 1, JUDGE_MACHINE)),
+        StageCost("merge and gguf", f"{cores} cores", merge, usd_for(None, merge, 0, (cores, gib))),
     ]
 
 
-def alternatives(task: Task) -> list[dict[str, Any]]:
+def other_machines(task: PlanningTask) -> list[dict[str, Any]]:
     """The same run on the machines that are usually asked for; training only, with its start."""
     found = []
-    for device, hired in [(processor(), False), *((rented(name), True) for name in ELSEWHERE)]:
+    for device, hired in [(processor(), False), *((rented_gpu(name), True) for name in ELSEWHERE)]:
         other = replace(task, device=device, rented=hired)
-        choice = best(options(other))
+        choice = fastest_fit(enumerate_setups(other))
         usd = usd_for(device, choice.seconds, 1, TRAIN_MACHINE) if hired else 0.0
         found.append(
             {
@@ -82,7 +82,7 @@ def alternatives(task: Task) -> list[dict[str, Any]]:
     return found
 
 
-def rate(device: Device, usd_per_hour: float | None) -> float:
+def usd_per_second(device: Device, usd_per_hour: float | None) -> float:
     """USD a second of this machine: as given, else Modal's prices in one of its containers, else 0."""
     if usd_per_hour is not None:
         return usd_per_hour / 3600
@@ -97,18 +97,18 @@ def rate(device: Device, usd_per_hour: float | None) -> float:
 
 def hourly(device: Device) -> float | None:
     """USD an hour of one card, None where the price file has none."""
-    price = card_of(device).usd_per_s
+    price = gpu_of(device).usd_per_s
     return None if price is None else price * 3600
 
 
 def usd_for(device: Device | None, seconds: float, cards: int, machine: tuple[int, int]) -> float:
     """Price of a machine for so long; a card without a price is counted as free, which the plan says."""
     p, (cores, gib) = prices(), machine
-    card = (card_of(device).usd_per_s or 0.0) if device is not None else 0.0
+    card = (gpu_of(device).usd_per_s or 0.0) if device is not None else 0.0
     return seconds * (card * cards + cores * p.cpu_core_per_s + gib * p.memory_gib_per_s)
 
 
-def _judge_seconds(task: Task, *, here: bool) -> float:
+def _judge_seconds(task: PlanningTask, *, here: bool) -> float:
     """Scoring both answers of every held-out example by base and tuned model, and writing answers with both."""
     t, millions = task.config.training, task.shape.parameters / 1e6
     answers = t.tribunal.answers * t.tribunal.max_new_tokens / 200
@@ -122,11 +122,11 @@ def _judge_seconds(task: Task, *, here: bool) -> float:
                 * t.tribunal.max_new_tokens
                 * 2
                 * task.shape.parameters
-                / (0.5 * card_of(rented(JUDGED_CARD)).bandwidth)
+                / (0.5 * gpu_of(rented_gpu(JUDGED_CARD)).bandwidth)
             )
     load = 2 * task.shape.parameters / READ_BYTES_PER_S[not here]
     return IMPORT_SECONDS + load + scoring + writing + (0 if here else CONTAINER_SECONDS)
 
 
-def _merge_seconds(task: Task, cores: int) -> float:
+def _merge_seconds(task: PlanningTask, cores: int) -> float:
     return MERGE_SECONDS * task.shape.parameters / 1e6 * MERGE_CORES / cores

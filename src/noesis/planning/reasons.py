@@ -8,10 +8,10 @@ from functools import partial
 
 from noesis.core.console import duration, size
 from noesis.planning.precision import precisions
-from noesis.planning.search import Option, Task, best, options, packs
+from noesis.planning.search import PlanningTask, SetupOption, enumerate_setups, fastest_fit, packs
 
 
-def reasons(task: Task, found: list[Option], chosen: Option) -> list[str]:
+def reasons(task: PlanningTask, found: list[SetupOption], chosen: SetupOption) -> list[str]:
     """One line a choice."""
     lines = [_precision(task, found, chosen)]
     if task.device.kind == "cuda":
@@ -35,11 +35,11 @@ def reasons(task: Task, found: list[Option], chosen: Option) -> list[str]:
     return lines
 
 
-def _has_precision(precision: str, option: Option) -> bool:
+def _has_precision(precision: str, option: SetupOption) -> bool:
     return option.setup.precision == precision
 
 
-def _precision(task: Task, found: list[Option], chosen: Option) -> str:
+def _precision(task: PlanningTask, found: list[SetupOption], chosen: SetupOption) -> str:
     name, wanted = chosen.setup.precision, task.config.training.precision
     allowed, complaint = precisions(task.config, task.device, here=not task.rented)
     if complaint:
@@ -64,7 +64,9 @@ def _precision(task: Task, found: list[Option], chosen: Option) -> str:
     return f"precision: {name}" + (f" ({'; '.join(others)})" if others else "")
 
 
-def _against(task: Task, found: list[Option], chosen: Option, what: str, other: Callable[[Option], bool]) -> str:
+def _against(
+    task: PlanningTask, found: list[SetupOption], chosen: SetupOption, what: str, other: Callable[[SetupOption], bool]
+) -> str:
     """What taking `what` instead would mean."""
     candidates = [o for o in found if other(o)]
     fitting = next((o for o in candidates if o.fits), None)
@@ -74,7 +76,7 @@ def _against(task: Task, found: list[Option], chosen: Option, what: str, other: 
     return f"{what} would take {duration(max(fitting.seconds - chosen.seconds, 0))} longer"
 
 
-def _checkpointing(task: Task, found: list[Option], chosen: Option) -> str:
+def _checkpointing(task: PlanningTask, found: list[SetupOption], chosen: SetupOption) -> str:
     name = chosen.setup.gradient_checkpointing
     if task.config.training.gradient_checkpointing == name:
         return f"gradient checkpointing: {name}, as configured"
@@ -84,7 +86,7 @@ def _checkpointing(task: Task, found: list[Option], chosen: Option) -> str:
     return f"gradient checkpointing: {name} ({_against(task, same, chosen, 'none', lambda o: o.setup.gradient_checkpointing == 'none')})"
 
 
-def _fp8(task: Task, chosen: Option) -> list[str]:
+def _fp8(task: PlanningTask, chosen: SetupOption) -> list[str]:
     """What FP8 would save where it is left out, and what it costs in exactness where it is not."""
     t = task.config.training
     inexact = "its gradients are 0.16 from float32's, where 0.06 was the aim (docs/decisions/0013)"
@@ -97,13 +99,15 @@ def _fp8(task: Task, chosen: Option) -> list[str]:
         task.config.lora.model_copy(update={"quantization": quantization}),
         t.model_copy(update={"precision": "fp8"}),
     )
-    other = best(options(replace(task, config=task.config.model_copy(update={"lora": lora, "training": training}))))
+    other = fastest_fit(
+        enumerate_setups(replace(task, config=task.config.model_copy(update={"lora": lora, "training": training})))
+    )
     if not other.fits:
         return []
     return [f"fp8: not chosen, {inexact}; precision: fp8 would save {duration(max(chosen.seconds - other.seconds, 0))}"]
 
 
-def _compile(task: Task, chosen: Option) -> list[str]:
+def _compile(task: PlanningTask, chosen: SetupOption) -> list[str]:
     if task.config.training.compile is not True:
         return []
     if task.fused:
@@ -113,7 +117,7 @@ def _compile(task: Task, chosen: Option) -> list[str]:
     ]
 
 
-def _packing(task: Task, chosen: Option) -> str:
+def _packing(task: PlanningTask, chosen: SetupOption) -> str:
     setup = chosen.setup
     if setup.packing:
         return f"packing: rows of up to {setup.pack_length:,} tokens; a step holds {setup.sequences_per_step} sequences as without"
@@ -122,7 +126,7 @@ def _packing(task: Task, chosen: Option) -> str:
     return f"packing: no, as configured; {setup.micro_batch} sequence(s) at a time"
 
 
-def _cards(task: Task, chosen: Option) -> list[str]:
+def _cards(task: PlanningTask, chosen: SetupOption) -> list[str]:
     lines = []
     if task.device.cards > 1:
         if not task.fused:
@@ -136,7 +140,7 @@ def _cards(task: Task, chosen: Option) -> list[str]:
     return lines
 
 
-def _processor(task: Task, chosen: Option) -> list[str]:
+def _processor(task: PlanningTask, chosen: SetupOption) -> list[str]:
     t, setup = task.config.training, chosen.setup
     lines = [f"arithmetic: {setup.compute_dtype}" + ("" if task.device.bf16 else ", this processor has no bfloat16")]
     if setup.gradient_checkpointing != "none":

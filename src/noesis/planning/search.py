@@ -15,13 +15,13 @@ from itertools import product
 
 from noesis.core.config import Config
 from noesis.core.device import Device
-from noesis.planning.gpus import Card, card_of
+from noesis.planning.gpus import Gpu, gpu_of
 from noesis.planning.memory import Memory, card_memory, cpu_memory
 from noesis.planning.model_shapes import Shape
 from noesis.planning.precision import compute_dtype, precisions
 from noesis.planning.setup import Checkpointing, Setup
 from noesis.planning.speed import EIGHT_BIT_SECONDS, cards_share, cpu_tokens_per_second, row_seconds, start_seconds
-from noesis.planning.workload import Work
+from noesis.planning.workload import Workload
 
 PACK_LENGTHS = (1024, 2048, 3072, 4096, 6144, 8192)
 FINEST = ("fp32", "bf16", "fp8", "nf4")  # from the least rounding of the base to the most
@@ -30,7 +30,7 @@ STEP_DOWN = 0.92  # a smaller plan needs at most this share of the memory
 
 
 @dataclass(frozen=True)
-class Option:
+class SetupOption:
     """A setup with what it should take.
 
     sharded: the frozen base is spread over the cards, since one does not hold it
@@ -47,12 +47,12 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Task:
+class PlanningTask:
     """What is to be planned: all that costs depend on."""
 
     config: Config
     shape: Shape
-    work: Work
+    work: Workload
     device: Device
     rented: bool = False
     cpu_flops: float | None = None  # FLOP/s of this processor; None: measure it
@@ -62,8 +62,8 @@ class Task:
         return self.shape.adapter_weights(self.config.lora.r, self.config.lora.target_modules)
 
     @cached_property
-    def card(self) -> Card:
-        return card_of(self.device)
+    def card(self) -> Gpu:
+        return gpu_of(self.device)
 
     @property
     def per_step(self) -> int:
@@ -91,7 +91,7 @@ class Task:
         return max(n for n in range(1, self.device.cards + 1) if self.per_step % n == 0)
 
 
-def options(task: Task) -> list[Option]:
+def enumerate_setups(task: PlanningTask) -> list[SetupOption]:
     """Every allowed setup with its costs, fastest first; of equals the one that rounds the base least, recomputes least, needs least memory."""
     found = list(_on_processor(task) if task.device.kind == "cpu" else _on_cards(task))
     if task.cards > 1:
@@ -107,17 +107,17 @@ def options(task: Task) -> list[Option]:
     )
 
 
-def best(found: list[Option]) -> Option:
+def fastest_fit(found: list[SetupOption]) -> SetupOption:
     """The fastest that fits; if none does, the one that needs least memory."""
     return next((o for o in found if o.fits), None) or min(found, key=lambda o: o.memory.total)
 
 
-def smaller_ones(found: list[Option], start: Option) -> list[Option]:
+def fallbacks(found: list[SetupOption], start: SetupOption) -> list[SetupOption]:
     """What to try one after the other when `start` runs out of memory after all: each needs clearly less than the one before.
 
     The precision is kept while anything smaller in it is left: an adapter goes on best on the base that it began on.
     """
-    chain: list[Option] = []
+    chain: list[SetupOption] = []
     current = start
     while True:
         less = [o for o in found if o.memory.total <= current.memory.total * STEP_DOWN]
@@ -128,7 +128,7 @@ def smaller_ones(found: list[Option], start: Option) -> list[Option]:
         chain.append(current)
 
 
-def _on_processor(task: Task) -> Iterator[Option]:
+def _on_processor(task: PlanningTask) -> Iterator[SetupOption]:
     t = task.config.training
     rate = cpu_tokens_per_second(task.shape, task.adapter, task.device, task.cpu_flops)
     start = start_seconds(task.shape, task.device, rented=False)
@@ -157,12 +157,12 @@ def _on_processor(task: Task) -> Iterator[Option]:
             speed = rate * {"none": 1.0, "selective": 0.8, "full": 0.7}[recompute]
             memory = cpu_memory(task.shape, task.adapter, setup, tokens)
             fits = memory.fits(task.device.memory_bytes, card=False)
-            yield Option(
+            yield SetupOption(
                 setup, False, memory, speed, start, start + task.work.tokens * t.num_train_epochs / speed, fits
             )
 
 
-def _on_cards(task: Task, *, sharded: bool = False) -> Iterator[Option]:
+def _on_cards(task: PlanningTask, *, sharded: bool = False) -> Iterator[SetupOption]:
     t, device = task.config.training, task.device
     unsloth = t.engine == "unsloth"
     allowed = precisions(task.config, device, here=not task.rented)[0]
@@ -198,7 +198,7 @@ def _on_cards(task: Task, *, sharded: bool = False) -> Iterator[Option]:
             yield _cost(task, setup, sharded)
 
 
-def _rows(task: Task, common: Setup) -> Iterator[Setup]:
+def _rows(task: PlanningTask, common: Setup) -> Iterator[Setup]:
     """`common` with each way to lay a step's sequences into rows."""
     t, share = task.config.training, task.per_step // common.cards
     if packs(task):
@@ -212,12 +212,12 @@ def _rows(task: Task, common: Setup) -> Iterator[Setup]:
                 yield replace(common, packing=False, micro_batch=n)
 
 
-def packs(task: Task) -> bool:
+def packs(task: PlanningTask) -> bool:
     """Whether rows are packed: unless it was switched off, and where the attention that keeps sequences apart runs (cards with bfloat16)."""
     return task.config.training.packing is not False and task.device.bf16
 
 
-def _cost(task: Task, setup: Setup, sharded: bool) -> Option:
+def _cost(task: PlanningTask, setup: Setup, sharded: bool) -> SetupOption:
     t, work, card = task.config.training, task.work, task.card
     share = task.per_step // setup.cards
     mean = work.tokens / len(work.lengths)
@@ -239,11 +239,11 @@ def _cost(task: Task, setup: Setup, sharded: bool) -> Option:
     double = task.config.lora.quantization.bnb_4bit_use_double_quant
     memory = card_memory(task.shape, task.adapter, setup, largest, double_quant=double, sharded=sharded)
     fits = memory.fits(task.device.memory_bytes, card=True)
-    return Option(setup, sharded, memory, mean * task.per_step / step, start, start + steps * step, fits)
+    return SetupOption(setup, sharded, memory, mean * task.per_step / step, start, start + steps * step, fits)
 
 
 @lru_cache(maxsize=256)
-def _packed_rows(work: Work, pack_length: int, share: int) -> float:
+def _packed_rows(work: Workload, pack_length: int, share: int) -> float:
     return work.packed_rows(pack_length, share)
 
 

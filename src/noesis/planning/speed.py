@@ -10,7 +10,7 @@ them to both.
 from __future__ import annotations
 
 from noesis.core.device import Device, measure_cpu_flops
-from noesis.planning.gpus import Card
+from noesis.planning.gpus import Gpu
 from noesis.planning.memory import WIDTH, one_layer
 from noesis.planning.model_shapes import Shape
 from noesis.planning.setup import Setup
@@ -51,7 +51,7 @@ def cpu_tokens_per_second(shape: Shape, adapter: int, device: Device, flops_per_
     return (flops_per_s or measure_cpu_flops()) * CPU_EFFICIENCY[device.bf16] / flops
 
 
-def row_seconds(shape: Shape, adapter: int, setup: Setup, card: Card, tokens: float, *, dropout: bool = False) -> float:
+def row_seconds(shape: Shape, adapter: int, setup: Setup, card: Gpu, tokens: float, *, dropout: bool = False) -> float:
     """Forward and backward of one row (or padded micro-batch) of `tokens` tokens on one card."""
     fused, full = setup.fused, setup.gradient_checkpointing == "full"
     linear = shape.linear_weights * (4 + 2 * _recomputed(shape, setup))

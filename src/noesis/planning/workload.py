@@ -11,7 +11,7 @@ SAMPLED_STEPS = 64  # steps that are packed on trial
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """The rows of one epoch.
 
     lengths: tokens of each row; trained: how many of all of them carry loss
@@ -20,7 +20,7 @@ class Work:
 
     lengths: tuple[int, ...]
     trained: int
-    plus_minus: float = 0.0
+    relative_error: float = 0.0
 
     @cached_property
     def tokens(self) -> int:
@@ -65,12 +65,12 @@ class Workloads:
     held_out_tokens: of the pairs that are measured and never trained on
     """
 
-    sft: Work | None = None
-    pairs: Work | None = None
+    sft: Workload | None = None
+    pairs: Workload | None = None
     held_out_tokens: int = 0
 
     @property
-    def last(self) -> Work:
+    def last(self) -> Workload:
         """Of the part that leaves the run's adapters."""
         found = self.pairs or self.sft
         assert found is not None

@@ -9,7 +9,7 @@ from typing import Any
 
 from noesis.core.files import sha256_json, write_text
 
-OWN = (
+RUN_FILES = (
     "manifest.json",
     "config.json",
     "demo.json",
@@ -47,7 +47,7 @@ def finish_archiving(path: Path) -> None:
         return
     target = Path(note.read_text(encoding="utf-8"))
     target.mkdir(parents=True, exist_ok=True)
-    for name in OWN:
+    for name in RUN_FILES:
         if (path / name).exists():
             os.replace(path / name, target / name)
     note.unlink()

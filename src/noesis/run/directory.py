@@ -23,11 +23,11 @@ from noesis import __version__
 from noesis.core.config import Config
 from noesis.core.console import say
 from noesis.core.errors import CapError, RunError, UsageError
-from noesis.core.files import now, sha256_file, sweep, sync_file, write_json
+from noesis.core.files import sha256_file, sweep, sync_file, utc_now, write_json
 from noesis.core.libraries import library_versions
-from noesis.run.archive import OWN, archive, finish_archiving
-from noesis.run.ledger import Meter, total, unbooked
-from noesis.run.manifest import _read_manifest, differing, digest, foreign_libraries
+from noesis.run.archive import RUN_FILES, archive, finish_archiving
+from noesis.run.ledger import StageMeter, total, unrecorded_cost
+from noesis.run.manifest import digest, foreign_libraries, identity_differences, read_manifest
 from noesis.run.stages import NEEDS, STAGES
 
 
@@ -150,16 +150,16 @@ class Run:
         started = time.monotonic()
         entry: dict[str, Any] = {
             "status": "running",
-            "started": now(),
+            "started": utc_now(),
             "seconds": before,
             "inputs": self.inputs(stage),
             "outputs": {},
         }
         self.manifest["stages"][stage] = entry
-        self.book(unbooked(self.path, self.manifest.get("ledger", [])))
+        self.record_cost(unrecorded_cost(self.path, self.manifest.get("ledger", [])))
         sweep(self.path)
         self.save()
-        meter = Meter(self.path, stage, entry["started"], self.usd_per_s)
+        meter = StageMeter(self.path, stage, entry["started"], self.usd_per_s)
         self.metering = meter.began
         try:
             result = work()
@@ -172,11 +172,11 @@ class Run:
             # a stop at the cap is no failure: the stage goes on when more was agreed
             status = "failed" if isinstance(error, Exception) and not isinstance(error, CapError) else "interrupted"
             entry.update(status=status, seconds=round(before + time.monotonic() - started, 2))
-            self.book(meter.stop("capped" if isinstance(error, CapError) else status))
+            self.record_cost(meter.stop("capped" if isinstance(error, CapError) else status))
             self.save()
             raise
         entry.update(status="done", seconds=round(before + time.monotonic() - started, 2), outputs=files, result=result)
-        self.book(meter.stop("done"))
+        self.record_cost(meter.stop("done"))
         self.save()
         return result
 
@@ -189,10 +189,10 @@ class Run:
     def spent(self) -> tuple[float, float]:
         """(USD, seconds) in the ledger, with those of a process that was killed."""
         ledger = self.manifest.get("ledger", [])
-        killed = unbooked(self.path, ledger)
+        killed = unrecorded_cost(self.path, ledger)
         return total(ledger if killed is None or self.metering is not None else [*ledger, killed])
 
-    def book(self, entry: dict[str, Any] | None) -> None:
+    def record_cost(self, entry: dict[str, Any] | None) -> None:
         """Add an entry to the ledger; `cost_usd` and `worked_seconds` are its sums."""
         self.metering = None
         ledger = self.manifest.setdefault("ledger", [])
@@ -233,7 +233,7 @@ class Run:
                 f"{self.path} is in use by {who}: wait for it to end, or use another folder with --run"
             ) from None
         try:
-            holder.write_text(f"process {os.getpid()} on {platform.node()} since {now()}", encoding="utf-8")
+            holder.write_text(f"process {os.getpid()} on {platform.node()} since {utc_now()}", encoding="utf-8")
             yield
         finally:
             holder.unlink(missing_ok=True)
@@ -250,21 +250,24 @@ def open_run(
         archive_to: where an old run goes; default `.archive/` beside `path` (on a volume, whose root is the run, a folder in it).
     """
     finish_archiving(path)
-    old = _read_manifest(path)
+    old = read_manifest(path)
     if old is not None and old["identity"] == identity and not fresh and not foreign_libraries(old):
         return Run(path, old)
-    if old is not None or any((path / name).exists() for name in OWN):
+    if old is not None or any((path / name).exists() for name in RUN_FILES):
         moved = archive(path, old, archive_to or path.parent / ".archive")
         why = "it held no manifest"
         if old is not None:
             why = (
-                ", ".join([f"another {name}" for name in differing(old["identity"], identity)] + foreign_libraries(old))
+                ", ".join(
+                    [f"another {name}" for name in identity_differences(old["identity"], identity)]
+                    + foreign_libraries(old)
+                )
                 or "asked for with --fresh"
             )
         say(f"  the old run was moved to {moved} ({why})")
     manifest = {
         "noesis": __version__,
-        "created": now(),
+        "created": utc_now(),
         "output_name": config.training.output_name,
         "identity": identity,
         "libraries": library_versions(),
@@ -287,7 +290,7 @@ def load_run(path: Path) -> Run:
         UsageError: there is none at `path`.
     """
     finish_archiving(path)
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     if manifest is None:
         raise UsageError(
             f"no run in {path}: {path / 'manifest.json'} is missing; make one with  noesis train --run {path}  or  noesis demo"

@@ -20,7 +20,7 @@ FILE = ".meter"
 EVERY_S = 5.0
 
 
-class Meter:
+class StageMeter:
     """Of one stage in one process."""
 
     def __init__(self, folder: Path, stage: str, started: str, usd_per_s: float) -> None:
@@ -57,7 +57,7 @@ class Meter:
         return self.entry | {"seconds": round(seconds, 2), "usd": round(seconds * self.entry["usd_per_s"], 6)}
 
 
-def unbooked(folder: Path, ledger: list[dict[str, Any]]) -> dict[str, Any] | None:
+def unrecorded_cost(folder: Path, ledger: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The entry of a process that was killed while it worked here, if there is one that the ledger does not hold."""
     try:
         entry = dict(json.loads((folder / FILE).read_text(encoding="utf-8")))

@@ -35,7 +35,7 @@ def _major(version: str) -> list[str]:
     return parts[:2] if parts[0] == "0" else parts[:1]
 
 
-def _read_manifest(path: Path) -> dict[str, Any] | None:
+def read_manifest(path: Path) -> dict[str, Any] | None:
     file = path / "manifest.json"
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
@@ -48,7 +48,7 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def identity_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What two identities differ in, in words."""
     return [
         key.removesuffix("_sha256").replace("_", " ")

@@ -28,7 +28,7 @@ from noesis.constitution.document import SystemPrompt
 from noesis.core.errors import NoesisError, UsageError
 from noesis.serving.metrics import Metrics
 from noesis.serving.page import Page
-from noesis.serving.protocol import ApiError, Limits, parse_json, read_ask, read_messages
+from noesis.serving.protocol import ApiError, Limits, parse_json, read_chat_request, read_messages
 from noesis.serving.relay import Relay, Target
 
 CLIENT_LEFT = 499  # nginx's number, in the metrics only
@@ -38,7 +38,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True)
-class Court:
+class AnswerJudge:
     """Who judges, and how: `hear(conversation, answer, language)` → the court's opinion as JSON."""
 
     name: str
@@ -56,7 +56,7 @@ class Service:
         system: SystemPrompt,
         language: str,
         limits: Limits,
-        court: Court | None = None,
+        court: AnswerJudge | None = None,
         page: Page | None = None,
     ) -> None:
         """targets: model name → where it is. language: of the system prompt where a request names none."""
@@ -161,7 +161,7 @@ class Service:
     # --- chat
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         raw = await self._body(request)
-        ask = read_ask(
+        ask = read_chat_request(
             raw, models=tuple(self._targets), system=self._system, language=self._language, limits=self.limits
         )
         if self.stopping:

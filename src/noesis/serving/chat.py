@@ -27,7 +27,7 @@ Judge = Callable[[list[Message], str], list[str]]
 
 
 @dataclass
-class Talk:
+class ChatSession:
     """One conversation.
 
     answer: (messages, base?, on_piece) → the answer, without its analysis
@@ -122,7 +122,7 @@ class Talk:
             say()
 
 
-def chat(talk: Talk, read: Callable[[str], str] = input) -> None:
+def chat(talk: ChatSession, read: Callable[[str], str] = input) -> None:
     """Loop until the person leaves."""
     say(HELP)
     while True:
@@ -143,7 +143,7 @@ def chat(talk: Talk, read: Callable[[str], str] = input) -> None:
             say(f"  {error}")
 
 
-def from_clients(
+def answer_function(
     tuned: LLMClient, base: Callable[[], LLMClient], *, max_tokens: int, temperature: float, scales: bool
 ) -> Answer:
     """Answers of llama.cpp.

@@ -36,7 +36,7 @@ class Distance:
     same: float
 
 
-def ask(client: LLMClient, conversations: Sequence[list[Message]], **more: Any) -> list[Completion]:
+def ask_endpoint(client: LLMClient, conversations: Sequence[list[Message]], **more: Any) -> list[Completion]:
     """A greedy answer to each."""
     return [
         client.complete(c, temperature=0, max_tokens=TOKENS, logprobs=True, top_logprobs=TOP, **more)
@@ -60,7 +60,7 @@ def distance(reference: Sequence[Completion], found: Sequence[Completion]) -> Di
     return Distance(len(deltas), sum(deltas) / len(deltas) if deltas else math.inf, same / length if length else 0.0)
 
 
-def judgement(tuned: Distance, base: Distance | None) -> tuple[bool, str]:
+def same_model_verdict(tuned: Distance, base: Distance | None) -> tuple[bool, str]:
     """Whether the endpoint is the tuned model, and why."""
     if not tuned.positions:
         near = tuned.same >= SHARE_WITHOUT and (base is None or tuned.same > base.same)

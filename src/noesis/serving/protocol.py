@@ -73,7 +73,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Ask:
+class ChatRequest:
     """A checked request.
 
     body: for llama.cpp, without what chooses the adapter
@@ -99,9 +99,9 @@ def parse_json(raw: bytes) -> dict[str, Any]:
     return value
 
 
-def read_ask(
+def read_chat_request(
     request: dict[str, Any], *, models: tuple[str, ...], system: SystemPrompt, language: str, limits: Limits
-) -> Ask:
+) -> ChatRequest:
     """Check a chat request and say what llama.cpp is to be asked.
 
     Args:
@@ -149,7 +149,7 @@ def read_ask(
     # what was asked before may not change an answer that is to be the same each time, be it in the last bits
     body["cache_prompt"] = not (body.get("temperature") == 0 or "seed" in body)
     options = request.get("stream_options") or {}
-    return Ask(
+    return ChatRequest(
         model=model,
         body=body,
         stream=_flag(request, "stream"),

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from noesis.serving.analysis_filter import AnalysisFilter, TokenFilter, left_open
 from noesis.serving.metrics import Metrics
-from noesis.serving.protocol import ApiError, Ask
+from noesis.serving.protocol import ApiError, ChatRequest
 
 LAST_WORD_S = 1.0  # for a client to take the error that ends its stream
 LONGEST_EVENT = 4_000_000  # bytes of one event of llama.cpp; 20 alternatives to a token are a few thousand
@@ -41,7 +41,7 @@ class Relay:
     def __init__(self, http: aiohttp.ClientSession, target: Target, metrics: Metrics) -> None:
         self._http, self._target, self._metrics = http, target, metrics
 
-    def _post(self, ask: Ask) -> Any:
+    def _post(self, ask: ChatRequest) -> Any:
         body = ask.body | {"stream": ask.stream}
         if ask.stream:
             body["stream_options"] = {"include_usage": True}
@@ -53,7 +53,7 @@ class Relay:
             headers={"Authorization": f"Bearer {self._target.key}"},
         )
 
-    async def whole(self, ask: Ask) -> dict[str, Any]:
+    async def whole(self, ask: ChatRequest) -> dict[str, Any]:
         """The answer as one object. Raises ApiError where llama.cpp refuses."""
         async with self._post(ask) as reply:
             if reply.status != 200:
@@ -86,7 +86,7 @@ class Relay:
             "usage": _usage(answer.get("usage")),
         }
 
-    async def streamed(self, ask: Ask, request: web.Request, limit_s: float) -> web.StreamResponse:
+    async def streamed(self, ask: ChatRequest, request: web.Request, limit_s: float) -> web.StreamResponse:
         """The answer as events. Before the first one a refusal still has a status; after it, it is an event, and the connection ends."""
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -100,7 +100,7 @@ class Relay:
             await _break_off(request, response, error)
         return response
 
-    async def _pass_on(self, ask: Ask, request: web.Request, response: web.StreamResponse) -> None:
+    async def _pass_on(self, ask: ChatRequest, request: web.Request, response: web.StreamResponse) -> None:
         started = time.monotonic()
         shown = AnalysisFilter(inside=left_open(ask.begun))
         tokens = None if ask.include_analysis else TokenFilter(shown)
@@ -143,7 +143,7 @@ class Relay:
             await response.write(b"data: [DONE]\n\n")
             await response.write_eof()
 
-    def _count(self, ask: Ask, usage: dict[str, Any] | None) -> None:
+    def _count(self, ask: ChatRequest, usage: dict[str, Any] | None) -> None:
         for kind in ("prompt", "completion"):
             self._metrics.tokens[ask.model, kind] += int((usage or {}).get(f"{kind}_tokens", 0))
 

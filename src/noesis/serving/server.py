@@ -21,8 +21,8 @@ from aiohttp import web
 from noesis.constitution.document import SystemPrompt
 from noesis.core.console import say
 from noesis.core.errors import UsageError
-from noesis.llm.llama_cpp import Backend
-from noesis.serving.app import Court, Service
+from noesis.llm.llama_cpp import LlamaServer
+from noesis.serving.app import AnswerJudge, Service
 from noesis.serving.page import Page
 from noesis.serving.protocol import ApiError, Limits
 from noesis.serving.relay import Target
@@ -33,7 +33,7 @@ FREEING_S = 10.0  # for llama.cpp to notice that nobody reads
 
 
 @dataclass(frozen=True)
-class Files:
+class ModelFiles:
     """What is served.
 
     tuned: a merged model; or None where `adapter` turns `base` into it
@@ -62,10 +62,10 @@ class Server:
 
     def __init__(
         self,
-        files: Files,
+        files: ModelFiles,
         settings: Settings,
         *,
-        court: Court | None = None,
+        court: AnswerJudge | None = None,
         page: Page | None = None,
         port: socket.socket | None = None,
     ) -> None:
@@ -84,16 +84,16 @@ class Server:
         self.port = int(self._socket.getsockname()[1])
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self.url = f"http://{host}:{self.port}"
-        self._backends: list[Backend] = []
+        self._backends: list[LlamaServer] = []
         self._targets = self._load(files)
         self.models = tuple(self._targets)
 
-    def _load(self, files: Files) -> dict[str, Target]:
+    def _load(self, files: ModelFiles) -> dict[str, Target]:
         limits = self.settings.limits
 
-        def start(model: Path, adapter: Path | None = None) -> Backend:
+        def start(model: Path, adapter: Path | None = None) -> LlamaServer:
             say(f"  loading {model.name}{' with ' + adapter.name if adapter else ''} …")
-            backend = Backend(model, adapter=adapter, parallel=limits.parallel, context=limits.context)
+            backend = LlamaServer(model, adapter=adapter, parallel=limits.parallel, context=limits.context)
             self._backends.append(backend)
             return backend
 

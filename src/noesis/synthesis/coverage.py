@@ -16,9 +16,9 @@ from typing import Any
 from noesis.constitution.document import Constitution, Mistake, read_constitution
 from noesis.core.project import Project
 from noesis.core.yaml_file import line_of
-from noesis.dataset.jsonl import Piece, find_files, lines
-from noesis.tribunal.rubric import JUDGES, Bench, RubricItem, load_bench
-from noesis.tribunal.suite import Item, read_suite
+from noesis.dataset.jsonl import FileChunk, find_files, lines
+from noesis.tribunal.rubric import JUDGES, RubricItem, RubricSet, load_rubrics
+from noesis.tribunal.suite import EvalSample, read_suite
 
 
 @dataclass
@@ -72,7 +72,7 @@ def check(project: Project) -> Coverage:
     tribunal = project.data / "tribunal"
     found.judges = (tribunal / "judges").is_dir()
     found.suite = any((tribunal / "prompts").glob("*.jsonl"))
-    bench = load_bench(tribunal / "judges") if found.judges else None
+    bench = load_rubrics(tribunal / "judges") if found.judges else None
     suite = read_suite(tribunal, "dev") if found.suite else []
     found.covers = covers(constitution, bench, suite)
     if bench is not None:
@@ -83,7 +83,7 @@ def check(project: Project) -> Coverage:
     return found
 
 
-def covers(constitution: Constitution, bench: Bench | None, suite: Sequence[Item]) -> list[Cover]:
+def covers(constitution: Constitution, bench: RubricSet | None, suite: Sequence[EvalSample]) -> list[Cover]:
     """Each principle with the items that test it and the prompts that they are put to; examples are not counted."""
     found = []
     for principle in constitution.principles:
@@ -97,7 +97,7 @@ def covers(constitution: Constitution, bench: Bench | None, suite: Sequence[Item
     return found
 
 
-def items_of(bench: Bench, principle: str) -> list[tuple[str, RubricItem]]:
+def items_of(bench: RubricSet, principle: str) -> list[tuple[str, RubricItem]]:
     """(judge.item, item) of the items that test a principle."""
     return [
         (f"{judge}.{item.id}", item)
@@ -107,7 +107,7 @@ def items_of(bench: Bench, principle: str) -> list[tuple[str, RubricItem]]:
     ]
 
 
-def items_mistakes(constitution: Constitution, bench: Bench, folder: Path) -> list[Mistake]:
+def items_mistakes(constitution: Constitution, bench: RubricSet, folder: Path) -> list[Mistake]:
     """Items that name no principle, or one that the constitution does not have."""
     found = []
     for judge in JUDGES:
@@ -140,7 +140,7 @@ def _count_examples(project: Project, constitution: Constitution, found: Coverag
         for cover in found.covers:
             cover.examples[language] = []
         for file in files:
-            for number, _, line in lines(Piece(file, 0, file.stat().st_size)):
+            for number, _, line in lines(FileChunk(file, 0, file.stat().st_size)):
                 row = _row(line)
                 for name in row.get("principles") or ():
                     if name in by_id:

@@ -13,11 +13,11 @@ from typing import Any
 
 from noesis.constitution.document import Constitution, Principle
 from noesis.core.files import sha256_json
-from noesis.llm.clients.protocol import Client, Gone, Request, Unanswered
-from noesis.llm.clients.reply_cache import Cache
+from noesis.llm.clients.protocol import EndpointDownError, ModelClient, ModelRequest, NoReplyError
+from noesis.llm.clients.reply_cache import ReplyCache
 from noesis.synthesis.prompt_file import Prompt
 from noesis.synthesis.prompt_templates import Messages, Shots, critique_messages, revision_messages
-from noesis.synthesis.reply_checks import Kind, Work, cleaned, fault, up_to_a_sentence
+from noesis.synthesis.reply_checks import Kind, Work, clean_reply, reply_problem, up_to_a_sentence
 
 UNANSWERED = "unanswered"
 
@@ -44,7 +44,7 @@ class Settings:
 
 
 @dataclass
-class Outcome:
+class ExampleOutcome:
     """What became of one prompt: a record, or the reason why not.
 
     failures: (step, reason) of every reply that could not be used, also of those that a later attempt made good
@@ -76,24 +76,24 @@ class _LeftOut(Exception):
 
 
 @dataclass
-class Maker:
+class ExampleMaker:
     """Makes examples one by one; many may be under way at once in one event loop."""
 
     constitution: Constitution
-    model: Client
-    critic: Client
+    model: ModelClient
+    critic: ModelClient
     shots: dict[str, Shots]
-    cache: Cache
+    cache: ReplyCache
     settings: Settings
     on_reply: Callable[[int], None] = lambda tokens: None
 
-    async def make(self, prompt: Prompt) -> Outcome:
+    async def make(self, prompt: Prompt) -> ExampleOutcome:
         """The chain of one prompt.
 
         Raises:
             Gone: an endpoint is dead. CapError: the cap is reached. ModelError: a key or model is refused.
         """
-        outcome = Outcome(prompt)
+        outcome = ExampleOutcome(prompt)
         try:
             initial = await self._initial(outcome)
             answer = initial
@@ -111,7 +111,7 @@ class Maker:
             outcome.record = self._record(outcome, initial, critiques, answer, principles)
         return outcome
 
-    async def criticise(self, outcome: Outcome, principle: Principle, answer: str) -> str | None:
+    async def criticise(self, outcome: ExampleOutcome, principle: Principle, answer: str) -> str | None:
         """A critique alone; None with the outcome's reason where there is none that can be used."""
         try:
             return await self._critique(outcome, principle, answer, 0)
@@ -119,14 +119,14 @@ class Maker:
             outcome.reason = str(why)
             return None
 
-    async def _initial(self, outcome: Outcome) -> str:
+    async def _initial(self, outcome: ExampleOutcome) -> str:
         prompt = outcome.prompt
         work = Work("initial", prompt.prompt, prompt.language, prompt.stance)
         return await self._ask(
             outcome, "initial", self.model, tuple(prompt.dialogue), self.settings.answer_tokens, work, 0
         )
 
-    async def _round(self, outcome: Outcome, principle: Principle, answer: str, number: int) -> tuple[str, str]:
+    async def _round(self, outcome: ExampleOutcome, principle: Principle, answer: str, number: int) -> tuple[str, str]:
         prompt, language = outcome.prompt, outcome.prompt.language
         shots = self.shots[language]
         critique = await self._critique(outcome, principle, answer, number)
@@ -139,7 +139,7 @@ class Maker:
             outcome, "revision", reviser, asked, self.settings.answer_tokens, work, number, principle.id
         )
 
-    async def _critique(self, outcome: Outcome, principle: Principle, answer: str, number: int) -> str:
+    async def _critique(self, outcome: ExampleOutcome, principle: Principle, answer: str, number: int) -> str:
         prompt, language = outcome.prompt, outcome.prompt.language
         asked = critique_messages(self.shots[language], prompt.dialogue, answer, principle, language)
         work = Work("critique", prompt.prompt, language, prompt.stance, answer)
@@ -149,9 +149,9 @@ class Maker:
 
     async def _ask(
         self,
-        outcome: Outcome,
+        outcome: ExampleOutcome,
         step: Kind,
-        client: Client,
+        client: ModelClient,
         messages: Messages,
         tokens: int,
         work: Work,
@@ -162,23 +162,23 @@ class Maker:
         wrong = ""
         for attempt in range(self.settings.attempts):
             seed = seed_of(self.settings.seed, outcome.prompt, step, number, attempt)
-            request = Request(messages, {}, tokens, seed, attempt, self.settings.temperature)
+            request = ModelRequest(messages, {}, tokens, seed, attempt, self.settings.temperature)
             key = request.key(client.identity)
             reply = self.cache.reply(key)
             if reply is None:
                 try:
                     reply = await client.ask(request)
-                except Gone:
+                except EndpointDownError:
                     raise
-                except Unanswered as error:
+                except NoReplyError as error:
                     outcome.failures.append((step, UNANSWERED))
                     raise _LeftOut(f"{step}: {UNANSWERED} ({error})") from None
                 self.cache.keep(key, reply)
                 self.on_reply(reply.completion_tokens)
-            text = cleaned(reply.text)
+            text = clean_reply(reply.text)
             if reply.finish == "length" and step != "revision" and (whole := up_to_a_sentence(text)):
                 reply, text = replace(reply, finish="stop"), whole  # a revision must end by itself
-            found = fault(reply, text, work, self.constitution)
+            found = reply_problem(reply, text, work, self.constitution)
             outcome.trace.append(
                 {
                     "step": step,
@@ -198,7 +198,7 @@ class Maker:
         raise _LeftOut(f"{step}: {wrong}, {self.settings.attempts} times")
 
     def _record(
-        self, outcome: Outcome, initial: str, critiques: list[str], answer: str, principles: list[Principle]
+        self, outcome: ExampleOutcome, initial: str, critiques: list[str], answer: str, principles: list[Principle]
     ) -> dict[str, Any]:
         prompt = outcome.prompt
         reason = {"pt": "Revisão gerada por um modelo segundo: ", "en": "Revision generated by a model after: "}[
@@ -225,7 +225,7 @@ class Maker:
             record["stance"] = prompt.stance
         return record
 
-    def lineage(self, outcome: Outcome, method: str) -> dict[str, Any]:
+    def lineage(self, outcome: ExampleOutcome, method: str) -> dict[str, Any]:
         """Where an outcome comes from, as `data.record.Lineage` has it."""
         steps = [
             {name: t[name] for name in ("step", "principle", "model", "seed", "messages_sha256")}

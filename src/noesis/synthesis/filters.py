@@ -23,8 +23,8 @@ from noesis.dataset.checks.validate import validate
 from noesis.dataset.export import one_of_each
 from noesis.synthesis.reply_checks import EMOJI
 from noesis.tribunal.court import REJECTED, opinion
-from noesis.tribunal.judge import Case
-from noesis.tribunal.panel import Seats
+from noesis.tribunal.judge import JudgeCase
+from noesis.tribunal.panel import JudgePanel
 
 Rows = list[dict[str, Any]]
 Dropped = dict[str, str]  # (language/id) → reason
@@ -103,10 +103,10 @@ def opening_words(text: str) -> str:
     return " ".join(words[:OPENING]) if len(words) > 2 * OPENING else ""
 
 
-async def judged(rows: Rows, seats: Seats, section: TribunalSection) -> tuple[Rows, Dropped]:
+async def judge_examples(rows: Rows, seats: JudgePanel, section: TribunalSection) -> tuple[Rows, Dropped]:
     """What a fit court lets pass: revisions that it does not reject and finds better than the weak answer; without an opinion a row goes."""
     cases = [_case(row, name) for row in rows for name in ("response_initial", "response_revised")]
-    verdicts = await seats.hear(cases, what="judge generated answers")
+    verdicts = await seats.judge(cases, what="judge generated answers")
     dropped: Dropped = {}
     for i, row in enumerate(rows):
         weak, revised = (opinion(cases[k].id, verdicts[k], section) for k in (2 * i, 2 * i + 1))
@@ -119,11 +119,11 @@ async def judged(rows: Rows, seats: Seats, section: TribunalSection) -> tuple[Ro
     return [row for row in rows if key(row) not in dropped], dropped
 
 
-def _case(row: dict[str, Any], name: str) -> Case:
+def _case(row: dict[str, Any], name: str) -> JudgeCase:
     dialogue = [*((t["role"], t["content"]) for t in row.get("turns") or ()), ("user", row["prompt"])]
     stance = row.get("stance")
     record = {"category": row["category"]} | ({"harmful": stance == "decline"} if stance else {})
-    return Case(f"{key(row)}/{name}", row.get("language", "pt"), tuple(dialogue), row[name], record)
+    return JudgeCase(f"{key(row)}/{name}", row.get("language", "pt"), tuple(dialogue), row[name], record)
 
 
 def tallies(reasons: Sequence[str]) -> dict[str, int]:

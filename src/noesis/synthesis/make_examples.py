@@ -23,23 +23,23 @@ from noesis.core.console import say
 from noesis.core.files import sha256_json, write_json, write_jsonl
 from noesis.core.project import Project
 from noesis.dataset.jsonl import find_files
-from noesis.llm.clients.open import close_all, open_voices
-from noesis.llm.clients.protocol import Client
-from noesis.llm.clients.reply_cache import Cache, opened
+from noesis.llm.clients.open import close_all, open_clients
+from noesis.llm.clients.protocol import ModelClient
+from noesis.llm.clients.reply_cache import ReplyCache, open_cache
 from noesis.llm.clients.spending import Spending
-from noesis.synthesis.critique_revision import UNANSWERED, Maker, Settings
-from noesis.synthesis.filters import Dropped, filtered, judged, key, tallies
+from noesis.synthesis.critique_revision import UNANSWERED, ExampleMaker, Settings
+from noesis.synthesis.filters import Dropped, filtered, judge_examples, key, tallies
 from noesis.synthesis.prompt_file import Prompt, known_prompts, read_prompts
 from noesis.synthesis.prompt_templates import Shots, choose_shots, wording_digest
-from noesis.synthesis.resumable_work import Folder, Result, open_folder, work_through
-from noesis.tribunal.calibration_store import stored, unfit
-from noesis.tribunal.panel import Seats
-from noesis.tribunal.rubric import load_bench
+from noesis.synthesis.resumable_work import Result, WorkFolder, open_folder, process_rows
+from noesis.tribunal.calibration_store import load_calibration, unfit_reason
+from noesis.tribunal.panel import JudgePanel
+from noesis.tribunal.rubric import load_rubrics
 from noesis.tribunal.statistics import wilson
 
 
 @dataclass(frozen=True)
-class Ask:
+class ExamplesRequest:
     """What was asked for on the command line. judges: SPECs of a court that the revisions go before, if it is fit."""
 
     model: str
@@ -52,7 +52,7 @@ class Ask:
     count: int | None = None
 
 
-def revise(project: Project, ask: Ask) -> dict[str, Any]:
+def revise(project: Project, ask: ExamplesRequest) -> dict[str, Any]:
     """Make, filter and write examples; returns the report.
 
     Raises:
@@ -61,7 +61,7 @@ def revise(project: Project, ask: Ask) -> dict[str, Any]:
     constitution, section = load_constitution(project.constitution), load_config(project).training.tribunal
     prompts = read_prompts(ask.prompts, constitution)[: ask.count]
     spending = Spending(max_usd=ask.max_usd)
-    voices = open_voices(
+    voices = open_clients(
         [("--model", ask.model), ("--critic", ask.critic), *(("--judge", j) for j in ask.judges)], section, spending
     )
     shots: dict[str, Shots] = {
@@ -78,21 +78,21 @@ def revise(project: Project, ask: Ask) -> dict[str, Any]:
         "shots": {language: list(s.ids) for language, s in shots.items()},
         "settings": ask.settings.as_json(),
     }
-    with open_folder(ask.out, plan) as folder, opened(folder.replies) as cache:
+    with open_folder(ask.out, plan) as folder, open_cache(folder.replies) as cache:
         return asyncio.run(_run(project, ask, constitution, section, prompts, voices, shots, spending, folder, cache))
 
 
 async def _run(
     project: Project,
-    ask: Ask,
+    ask: ExamplesRequest,
     constitution: Constitution,
     section: TribunalSection,
     prompts: list[Prompt],
-    voices: list[Client],
+    voices: list[ModelClient],
     shots: dict[str, Shots],
     spending: Spending,
-    folder: Folder,
-    cache: Cache,
+    folder: WorkFolder,
+    cache: ReplyCache,
 ) -> dict[str, Any]:
     model, critic, *judges = voices
     tokens, started = Counter[str](), time.monotonic()
@@ -101,10 +101,10 @@ async def _run(
     def count(made: int) -> None:
         tokens["made"] += made
 
-    maker = Maker(constitution, model, critic, shots, cache, ask.settings, count)
+    maker = ExampleMaker(constitution, model, critic, shots, cache, ask.settings, count)
 
     async def make(i: int) -> Result:
-        if place := asked_before.like(prompts[i].prompt):  # before anything is spent on it
+        if place := asked_before.find_similar(prompts[i].prompt):  # before anything is spent on it
             return {
                 "id": prompts[i].id,
                 "language": prompts[i].language,
@@ -115,7 +115,7 @@ async def _run(
 
     try:
         keys = [f"{p.language}/{p.id}" for p in prompts]
-        results = await work_through(
+        results = await process_rows(
             folder,
             keys,
             make,
@@ -162,18 +162,22 @@ _NOTHING: dict[str, Any] = {"failures": [], "tried": [], "trace": []}
 
 
 async def _before_the_court(
-    project: Project, section: TribunalSection, judges: Sequence[Client], cache: Cache, kept: list[dict[str, Any]]
+    project: Project,
+    section: TribunalSection,
+    judges: Sequence[ModelClient],
+    cache: ReplyCache,
+    kept: list[dict[str, Any]],
 ) -> Any:
     """(what the report says of the court, rows kept, rows dropped): an unfit court is not heard."""
     folder = project.data / "tribunal"
-    bench = load_bench(folder / "judges")
-    calibrations = [stored(folder / "calibrations", client.identity, bench) for client in judges]
+    bench = load_rubrics(folder / "judges")
+    calibrations = [load_calibration(folder / "calibrations", client.identity, bench) for client in judges]
     names = [client.name for client in judges]
-    if why := unfit(calibrations, names):
+    if why := unfit_reason(calibrations, names):
         say(f"  {why}; the offline screen and the gate decide alone")
         none: Dropped = {}
         return f"not heard: {why}", kept, none
-    rows, dropped = await judged(kept, Seats(bench, list(judges), cache), section)
+    rows, dropped = await judge_examples(kept, JudgePanel(bench, list(judges), cache), section)
     return f"heard: {', '.join(names)}", rows, dropped
 
 
@@ -220,7 +224,7 @@ def _short(reason: str) -> str:
     return reason.split(" (", 1)[0].split(", ", 1)[0]
 
 
-def plan_settings(folder: Folder) -> dict[str, Any]:
+def plan_settings(folder: WorkFolder) -> dict[str, Any]:
     return {name: folder.plan[name] for name in ("settings", "shots", "constitution", "wording", "prompts")}
 
 

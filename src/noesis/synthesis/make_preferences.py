@@ -21,19 +21,19 @@ from noesis.core.config import load_config
 from noesis.core.errors import DataError, UsageError
 from noesis.core.files import sha256_json, write_json, write_jsonl
 from noesis.core.project import Project
-from noesis.dataset.jsonl import Piece, lines
-from noesis.llm.clients.open import close_all, open_voices
-from noesis.llm.clients.reply_cache import opened
+from noesis.dataset.jsonl import FileChunk, lines
+from noesis.llm.clients.open import close_all, open_clients
+from noesis.llm.clients.reply_cache import open_cache
 from noesis.llm.clients.spending import Spending
 from noesis.synthesis.filters import tallies
-from noesis.synthesis.preference_labels import Answerer, AskPrefer, Labeller, NoLabel, Pair
+from noesis.synthesis.preference_labels import Answerer, AnswerPair, Labeller, NoLabel, PreferencesRequest
 from noesis.synthesis.prompt_file import read_prompts
 from noesis.synthesis.prompt_templates import wording_digest
-from noesis.synthesis.resumable_work import Result, open_folder, work_through
+from noesis.synthesis.resumable_work import Result, open_folder, process_rows
 from noesis.tribunal.statistics import bootstrap
 
 
-def prefer(project: Project, ask: AskPrefer) -> dict[str, Any]:
+def prefer(project: Project, ask: PreferencesRequest) -> dict[str, Any]:
     """Label pairs and write them; returns the report.
 
     Raises:
@@ -48,14 +48,14 @@ def prefer(project: Project, ask: AskPrefer) -> dict[str, Any]:
     prompts = [p.prompt for p in given] or read_prompts(ask.prompts or Path(), constitution)
     prompts, given = prompts[: ask.count], given[: ask.count]
     spending = Spending(max_usd=ask.max_usd)
-    voices = open_voices(
+    voices = open_clients(
         [("--critic", ask.critic), *([("--model", ask.model)] if ask.model else [])], section, spending
     )
     plan = {"command": "prefer", "critic": voices[0].identity, "model": voices[1].identity if ask.model else None}
     plan |= {name: getattr(ask, name) for name in ("reasoning", "seed", "temperature", "answer_tokens", "attempts")}
     plan |= {"rows": sha256_json([[p.model_dump(mode="json") for p in prompts], [[p.a, p.b] for p in given]])}
     plan |= {"constitution": constitution.requests_digest(), "wording": wording_digest()}
-    with open_folder(ask.out, plan) as folder, opened(folder.replies) as cache:
+    with open_folder(ask.out, plan) as folder, open_cache(folder.replies) as cache:
         labeller = Labeller(constitution, voices[0], cache, ask)
         answerer = Answerer(constitution, voices[-1], cache, ask)
 
@@ -69,7 +69,7 @@ def prefer(project: Project, ask: AskPrefer) -> dict[str, Any]:
         async def work() -> list[Result]:
             try:
                 keys, window = [f"{p.language}/{p.id}" for p in prompts], 2 * max(v.concurrency for v in voices)
-                return await work_through(
+                return await process_rows(
                     folder, keys, make, window=window, what="prefer", unit="pairs", again=_unanswered
                 )
             finally:
@@ -132,7 +132,7 @@ def _array(values: list[float]) -> Any:
     return np.asarray(values, np.float64)
 
 
-def read_pairs(file: Path, constitution: Constitution) -> list[Pair]:
+def read_pairs(file: Path, constitution: Constitution) -> list[AnswerPair]:
     """Pairs from a JSONL file: rows with `a` and `b`, or records (`a` is then the revision, `b` the initial answer).
 
     Raises:
@@ -140,7 +140,7 @@ def read_pairs(file: Path, constitution: Constitution) -> list[Pair]:
     """
     prompts = read_prompts(file, constitution)
     found = []
-    rows = ((number, json.loads(line)) for number, _, line in lines(Piece(file, 0, file.stat().st_size)))
+    rows = ((number, json.loads(line)) for number, _, line in lines(FileChunk(file, 0, file.stat().st_size)))
     for prompt, (number, row) in zip(prompts, rows, strict=True):
         names = ("a", "b") if "a" in row else ("response_revised", "response_initial")
         a, b = (row.get(name) for name in names)
@@ -150,7 +150,7 @@ def read_pairs(file: Path, constitution: Constitution) -> list[Pair]:
             )
         kinds = ["a", "b"] if names[0] == "a" else ["revised", "initial"]
         found.append(
-            Pair(
+            AnswerPair(
                 prompt,
                 a,
                 b,

@@ -27,14 +27,14 @@ from noesis.core.files import sha256_json, write_json, write_jsonl
 from noesis.core.project import Project
 from noesis.core.yaml_file import line_of, read_yaml
 from noesis.dataset.schema import MIN_PROMPT
-from noesis.llm.clients.open import close_all, open_voices
-from noesis.llm.clients.protocol import Client, Gone, Request, Unanswered
-from noesis.llm.clients.reply_cache import Cache, opened
+from noesis.llm.clients.open import close_all, open_clients
+from noesis.llm.clients.protocol import EndpointDownError, ModelClient, ModelRequest, NoReplyError
+from noesis.llm.clients.reply_cache import ReplyCache, open_cache
 from noesis.llm.clients.spending import Spending
 from noesis.synthesis.filters import tallies
 from noesis.synthesis.prompt_file import known_prompts
-from noesis.synthesis.reply_checks import EMOJI, Work, cleaned, fault
-from noesis.synthesis.resumable_work import Result, open_folder, work_through
+from noesis.synthesis.reply_checks import EMOJI, Work, clean_reply, reply_problem
+from noesis.synthesis.resumable_work import Result, open_folder, process_rows
 
 LONGEST, TOKENS = 1200, 240  # characters of a prompt, and how many tokens may be written
 Difficulty = Literal["easy", "medium", "hard"]
@@ -187,7 +187,7 @@ def _name(entry: Any) -> str:
 
 
 @dataclass(frozen=True)
-class AskPrompts:
+class PromptsRequest:
     """What was asked for on the command line."""
 
     out: Path
@@ -200,7 +200,7 @@ class AskPrompts:
     max_usd: float | None = None
 
 
-def make_prompts(project: Project, ask: AskPrompts) -> dict[str, Any]:
+def make_prompts(project: Project, ask: PromptsRequest) -> dict[str, Any]:
     """Deal, phrase, leave out what exists, write; returns the report."""
     constitution, section = load_constitution(project.constitution), load_config(project).training.tribunal
     lists = read_lists(project.data / "constitution_prompts.yaml")
@@ -217,7 +217,7 @@ def make_prompts(project: Project, ask: AskPrompts) -> dict[str, Any]:
             "of": lists.combinations,
         }
     spending = Spending(max_usd=ask.max_usd)
-    (voice,) = open_voices([("--model", ask.model)], section, spending)
+    (voice,) = open_clients([("--model", ask.model)], section, spending)
     plan: dict[str, Any] = {
         "command": "prompts",
         "model": voice.identity,
@@ -231,13 +231,13 @@ def make_prompts(project: Project, ask: AskPrompts) -> dict[str, Any]:
         "attempts": ask.attempts,
         "wording": sha256_json(INSTRUCTION),
     }
-    with open_folder(ask.out, plan) as folder, opened(folder.replies) as cache:
+    with open_folder(ask.out, plan) as folder, open_cache(folder.replies) as cache:
         phraser = _Phraser(constitution, lists, voice, cache, ask)
 
         async def work() -> list[Result]:
             try:
                 keys, window = [s.id for s in seeds], 2 * voice.concurrency
-                return await work_through(
+                return await process_rows(
                     folder,
                     keys,
                     lambda i: phraser.phrase(seeds[i]),
@@ -275,15 +275,15 @@ class _Phraser:
 
     constitution: Constitution
     lists: Lists
-    voice: Client
-    cache: Cache
-    ask: AskPrompts
+    voice: ModelClient
+    cache: ReplyCache
+    ask: PromptsRequest
 
     async def phrase(self, seed: Seed) -> Result:
         failures: list[str] = []
         for attempt in range(self.ask.attempts):
             number = int(sha256_json([self.ask.seed, seed.id, attempt])[:8], 16) >> 1
-            request = Request(
+            request = ModelRequest(
                 (("user", seed.instruction(self.lists)),), {}, TOKENS, number, attempt, self.ask.temperature
             )
             key = request.key(self.voice.identity)
@@ -291,13 +291,13 @@ class _Phraser:
             if reply is None:
                 try:
                     reply = await self.voice.ask(request)
-                except Gone:
+                except EndpointDownError:
                     raise
-                except Unanswered as error:
+                except NoReplyError as error:
                     return {"row": None, "id": seed.id, "reason": f"unanswered ({error})", "failures": failures}
                 self.cache.keep(key, reply)
-            text = cleaned(reply.text)
-            wrong = fault(
+            text = clean_reply(reply.text)
+            wrong = reply_problem(
                 reply, text, Work("critique", seed.instruction(self.lists), seed.language), self.constitution
             ) or _unfit(text)
             if wrong is None:
@@ -340,7 +340,7 @@ def _new_ones(project: Project, out: Path, results: list[Result]) -> tuple[list[
     kept, left_out = [], []
     for result in results:
         row, reason = result["row"], result["reason"]
-        if row and (place := known.like(row["prompt"])):
+        if row and (place := known.find_similar(row["prompt"])):
             reason = f"asks what another asks ({place})"
         if reason:
             left_out.append({"id": result["id"], "reason": reason, "failures": result["failures"]})

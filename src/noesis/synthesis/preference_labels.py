@@ -14,11 +14,11 @@ from typing import Any
 from noesis.constitution.document import Constitution, Principle
 from noesis.core.errors import ModelError
 from noesis.core.files import sha256_json
-from noesis.llm.clients.protocol import Client, Gone, Reply, Request, Unanswered
-from noesis.llm.clients.reply_cache import Cache
+from noesis.llm.clients.protocol import EndpointDownError, ModelClient, ModelReply, ModelRequest, NoReplyError
+from noesis.llm.clients.reply_cache import ReplyCache
 from noesis.synthesis.prompt_file import Prompt
 from noesis.synthesis.prompt_templates import WORDS, Messages, comparison
-from noesis.synthesis.reply_checks import Work, cleaned, fault, up_to_a_sentence
+from noesis.synthesis.reply_checks import Work, clean_reply, reply_problem, up_to_a_sentence
 
 ALTERNATIVES = 20  # as many as endpoints give
 CLAMP = (0.4, 0.6)  # of labels after reasoning
@@ -31,7 +31,7 @@ class NoLabel(Exception):
 
 
 @dataclass(frozen=True)
-class Pair:
+class AnswerPair:
     """Two answers to one prompt; lineage: where each comes from."""
 
     prompt: Prompt
@@ -41,7 +41,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class AskPrefer:
+class PreferencesRequest:
     """What was asked for on the command line: `pairs`, or `prompts` and a `model` that answers each twice."""
 
     critic: str
@@ -63,25 +63,27 @@ class Answerer:
     """Has a model answer a prompt twice, at two seeds."""
 
     constitution: Constitution
-    model: Client
-    cache: Cache
-    ask: AskPrefer
+    model: ModelClient
+    cache: ReplyCache
+    ask: PreferencesRequest
 
-    async def pair(self, prompt: Prompt) -> Pair:
+    async def pair(self, prompt: Prompt) -> AnswerPair:
         first = await self._answer(prompt, 0, ())
         second = await self._answer(prompt, 1, (first,))
-        return Pair(prompt, first, second, {"kinds": ["a", "b"], "source": prompt.id, "model": self.model.name})
+        return AnswerPair(prompt, first, second, {"kinds": ["a", "b"], "source": prompt.id, "model": self.model.name})
 
     async def _answer(self, prompt: Prompt, which: int, others: tuple[str, ...]) -> str:
         wrong = ""
         for attempt in range(self.ask.attempts):
             seed = int(sha256_json([self.ask.seed, prompt.language, prompt.id, which, attempt])[:8], 16) >> 1
-            request = Request(tuple(prompt.dialogue), {}, self.ask.answer_tokens, seed, attempt, self.ask.temperature)
+            request = ModelRequest(
+                tuple(prompt.dialogue), {}, self.ask.answer_tokens, seed, attempt, self.ask.temperature
+            )
             reply = await _reply(self.model, self.cache, request)
-            text = cleaned(reply.text)
+            text = clean_reply(reply.text)
             if reply.finish == "length" and (whole := up_to_a_sentence(text)):
                 reply, text = replace(reply, finish="stop"), whole
-            wrong = fault(reply, text, Work("initial", prompt.prompt, prompt.language), self.constitution) or (
+            wrong = reply_problem(reply, text, Work("initial", prompt.prompt, prompt.language), self.constitution) or (
                 "the same twice" if text in others else ""
             )
             if not wrong:
@@ -94,11 +96,11 @@ class Labeller:
     """Compares pairs."""
 
     constitution: Constitution
-    critic: Client
-    cache: Cache
-    ask: AskPrefer
+    critic: ModelClient
+    cache: ReplyCache
+    ask: PreferencesRequest
 
-    async def label(self, pair: Pair) -> dict[str, Any]:
+    async def label(self, pair: AnswerPair) -> dict[str, Any]:
         """The pair with its soft label.
 
         Raises:
@@ -151,7 +153,7 @@ class Labeller:
         if self.ask.reasoning:
             thinking = comparison(dialogue, first, second, principle, prompt.language, question="think")
             seed = int(sha256_json([self.ask.seed, prompt.language, prompt.id, first])[:8], 16) >> 1
-            thought = await _reply(self.critic, self.cache, Request(thinking, {}, THOUGHT_TOKENS, seed, 0, 0.7))
+            thought = await _reply(self.critic, self.cache, ModelRequest(thinking, {}, THOUGHT_TOKENS, seed, 0, 0.7))
             messages = (*thinking, ("assistant", thought.text.strip() or "…"), ("user", words["letter"]))
         return await self._p_letter(messages, words["verdict"])
 
@@ -159,7 +161,7 @@ class Labeller:
         prefills = getattr(self.critic, "prefills", False)
         if prefills:  # the model goes on from "The answer … is (", so that its next token is the letter
             messages = (*messages, ("assistant", verdict))
-        request = Request(messages, {}, 1 if prefills else LETTER_TOKENS, self.ask.seed, logprobs=ALTERNATIVES)
+        request = ModelRequest(messages, {}, 1 if prefills else LETTER_TOKENS, self.ask.seed, logprobs=ALTERNATIVES)
         reply = await _reply(self.critic, self.cache, request)
         if not reply.alternatives:
             raise ModelError(
@@ -169,21 +171,21 @@ class Labeller:
         return p_of_a(reply)
 
 
-async def _reply(client: Client, cache: Cache, request: Request) -> Reply:
+async def _reply(client: ModelClient, cache: ReplyCache, request: ModelRequest) -> ModelReply:
     key = request.key(client.identity)
     reply = cache.reply(key)
     if reply is None:
         try:
             reply = await client.ask(request)
-        except Gone:
+        except EndpointDownError:
             raise
-        except Unanswered as error:
+        except NoReplyError as error:
             raise NoLabel(f"unanswered ({error})") from None
         cache.keep(key, reply)
     return reply
 
 
-def p_of_a(reply: Reply) -> float:
+def p_of_a(reply: ModelReply) -> float:
     """P(A) / (P(A) + P(B)) at the first token that may be one of the letters, however it is written: `A`, ` A`, `(A`, `**A**`.
 
     Raises:

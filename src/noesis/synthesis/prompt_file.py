@@ -19,7 +19,7 @@ from noesis.constitution.document import Constitution
 from noesis.core.errors import DataError, UsageError
 from noesis.dataset.checks.fingerprint import fingerprint
 from noesis.dataset.checks.near_duplicates import NEAR
-from noesis.dataset.jsonl import Piece, lines
+from noesis.dataset.jsonl import FileChunk, lines
 from noesis.dataset.schema import MIN_PROMPT, Stance
 
 CONTAINED = 0.7  # share of a shorter prompt's 3-grams that stand in a longer one, from which they ask the same
@@ -76,7 +76,7 @@ def read_prompts(file: Path, constitution: Constitution) -> list[Prompt]:
         )
     found: list[Prompt] = []
     places: dict[str, str] = {}
-    for number, _, line in lines(Piece(file, 0, file.stat().st_size)):
+    for number, _, line in lines(FileChunk(file, 0, file.stat().st_size)):
         place = f"{file}:{number + 1}"
         try:
             prompt = Prompt.model_validate(json.loads(line))
@@ -104,7 +104,7 @@ def read_prompts(file: Path, constitution: Constitution) -> list[Prompt]:
     return found
 
 
-class Known:
+class KnownPrompts:
     """Prompts that exist already, by their word 3-grams: finds what asks the same, read alike or nearly so."""
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ class Known:
             for gram in grams:
                 self._by_gram.setdefault(gram, []).append(number)
 
-    def like(self, text: str) -> str | None:
+    def find_similar(self, text: str) -> str | None:
         """The place of a known prompt that asks what `text` asks; None: there is none."""
         key, grams = _grams(text)
         if key in self._by_key:
@@ -144,11 +144,11 @@ def _grams(text: str) -> tuple[int, set[int]]:
     return int(found.key[0]), set(found.grams.tolist())
 
 
-def known_prompts(files: Iterable[Path]) -> Known:
+def known_prompts(files: Iterable[Path]) -> KnownPrompts:
     """What the prompts, turns and questions in JSONL files ask: hand-written examples, exports, generated ones, the Tribunal's."""
-    known = Known()
+    known = KnownPrompts()
     for file in files:
-        for number, _, line in lines(Piece(file, 0, file.stat().st_size)):
+        for number, _, line in lines(FileChunk(file, 0, file.stat().st_size)):
             try:
                 row = json.loads(line)
             except ValueError:

@@ -16,7 +16,7 @@ from typing import Any
 
 from noesis.constitution.document import Constitution, Principle
 from noesis.core.files import sha256_json
-from noesis.core.text import fill, neutralised
+from noesis.core.text import fill_template, neutralise
 
 Messages = tuple[tuple[str, str], ...]
 
@@ -163,7 +163,7 @@ def revision_messages(
     words: int,
 ) -> Messages:
     """The request for a revision of `answer` after `critique`, of at most so many words."""
-    system = fill(WORDS[language]["reviser"], {"words": str(words)})
+    system = fill_template(WORDS[language]["reviser"], {"words": str(words)})
     return (
         ("system", system),
         *shots.revisions,
@@ -187,7 +187,7 @@ def _task(
     dialogue: Sequence[tuple[str, str]], answer: str, critique: str, principle: str, request: str, language: str
 ) -> str:
     words = WORDS[language]
-    said, answer, critique = spoken(dialogue, language), neutralised(answer), neutralised(critique)
+    said, answer, critique = spoken(dialogue, language), neutralise(answer), neutralise(critique)
     values = {
         "code": code_of(said, answer, critique),
         "dialogue": said,
@@ -195,8 +195,8 @@ def _task(
         "principle": principle,
         "request": request,
     }
-    values["critique"] = fill(words["critique"], values | {"critique": critique}) if critique else ""
-    return fill(words["task"], values)
+    values["critique"] = fill_template(words["critique"], values | {"critique": critique}) if critique else ""
+    return fill_template(words["task"], values)
 
 
 def comparison(
@@ -204,17 +204,17 @@ def comparison(
 ) -> Messages:
     """The question which of two answers meets `principle` better. `question`: `letter` or `think`."""
     words = WORDS[language]
-    said, first, second = spoken(dialogue, language), neutralised(first), neutralised(second)
+    said, first, second = spoken(dialogue, language), neutralise(first), neutralise(second)
     values = {"code": code_of(said, first, second), "dialogue": said, "first": first, "second": second}
     values |= {"principle": principle.text(language), "question": words[question]}
-    return (("system", words["comparer"]), ("user", fill(words["compare"], values)))
+    return (("system", words["comparer"]), ("user", fill_template(words["compare"], values)))
 
 
 def spoken(dialogue: Sequence[tuple[str, str]], language: str) -> str:
     """A conversation as text, with its hostile parts made harmless."""
     words = WORDS[language]
     return "\n\n".join(
-        f"[{words['person'] if role == 'user' else words['answerer']}] {neutralised(text)}" for role, text in dialogue
+        f"[{words['person'] if role == 'user' else words['answerer']}] {neutralise(text)}" for role, text in dialogue
     )
 
 

@@ -18,16 +18,16 @@ from noesis.core.config import load_config
 from noesis.core.errors import UsageError
 from noesis.core.files import sha256_json, write_jsonl
 from noesis.core.project import Project
-from noesis.dataset.jsonl import Piece, find_files, is_hand_written, lines
-from noesis.llm.clients.open import close_all, open_voices
-from noesis.llm.clients.reply_cache import opened
+from noesis.dataset.jsonl import FileChunk, find_files, is_hand_written, lines
+from noesis.llm.clients.open import close_all, open_clients
+from noesis.llm.clients.reply_cache import open_cache
 from noesis.llm.clients.spending import Spending
 from noesis.synthesis.coverage import covers
-from noesis.synthesis.critique_revision import Maker, Outcome, Settings
+from noesis.synthesis.critique_revision import ExampleMaker, ExampleOutcome, Settings
 from noesis.synthesis.prompt_file import Prompt
 from noesis.synthesis.prompt_templates import Shots, wording_digest
-from noesis.synthesis.resumable_work import Result, open_folder, work_through
-from noesis.tribunal.rubric import load_bench
+from noesis.synthesis.resumable_work import Result, open_folder, process_rows
+from noesis.tribunal.rubric import load_rubrics
 from noesis.tribunal.suite import read_suite
 
 
@@ -47,7 +47,7 @@ def dependents(project: Project, old: Constitution, new: Constitution, changes: 
     names = list(dict.fromkeys(c.id for c in changes if c.what == "principle"))
     found = {name: Dependents(name) for name in names}
     tribunal = project.data / "tribunal"
-    bench = load_bench(tribunal / "judges") if (tribunal / "judges").is_dir() else None
+    bench = load_rubrics(tribunal / "judges") if (tribunal / "judges").is_dir() else None
     suite = read_suite(tribunal, "dev") if any((tribunal / "prompts").glob("*.jsonl")) else []
     for cover in [*covers(new, bench, suite), *covers(old, bench, suite)]:
         if cover.principle in found:
@@ -70,11 +70,11 @@ def _examples(project: Project, language: str) -> list[dict[str, Any]]:
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for _, _, line in lines(Piece(file, 0, file.stat().st_size))]
+    return [json.loads(line) for _, _, line in lines(FileChunk(file, 0, file.stat().st_size))]
 
 
 @dataclass(frozen=True)
-class AskApply:
+class RenewalRequest:
     """New critiques: by whom, into which folder."""
 
     critic: str
@@ -83,7 +83,7 @@ class AskApply:
     max_usd: float | None = None
 
 
-def renew(project: Project, new: Constitution, changes: list[Change], ask: AskApply) -> dict[str, Any]:
+def renew(project: Project, new: Constitution, changes: list[Change], ask: RenewalRequest) -> dict[str, Any]:
     """A new critique of each hand-written example by each principle whose text or critique request changed; records in `critiques.jsonl`.
 
     Raises:
@@ -107,7 +107,7 @@ def renew(project: Project, new: Constitution, changes: list[Change], ask: AskAp
             "nothing to make anew: no changed principle whose text or critique request a hand-written example depends on"
         )
     spending = Spending(max_usd=ask.max_usd)
-    (critic,) = open_voices([("--critic", ask.critic)], load_config(project).training.tribunal, spending)
+    (critic,) = open_clients([("--critic", ask.critic)], load_config(project).training.tribunal, spending)
     plan: dict[str, Any] = {
         "command": "diff",
         "critic": critic.identity,
@@ -118,13 +118,13 @@ def renew(project: Project, new: Constitution, changes: list[Change], ask: AskAp
         "settings": ask.settings.as_json(),
         "rows": sha256_json([[row["id"], row.get("language", "pt"), name] for row, name in work]),
     }
-    with open_folder(ask.out, plan) as folder, opened(folder.replies) as cache:
-        maker = Maker(new, critic, critic, {"pt": Shots(), "en": Shots()}, cache, ask.settings)
+    with open_folder(ask.out, plan) as folder, open_cache(folder.replies) as cache:
+        maker = ExampleMaker(new, critic, critic, {"pt": Shots(), "en": Shots()}, cache, ask.settings)
 
         async def make(i: int) -> Result:
             row, name = work[i]
             prompt = Prompt.model_validate({k: v for k, v in row.items() if k in Prompt.model_fields})
-            outcome = Outcome(prompt)
+            outcome = ExampleOutcome(prompt)
             critique = await maker.criticise(outcome, new.principle(name), row["response_initial"])
             record = None if critique is None else _renewed(row, name, critique, maker, outcome)
             return {"id": row["id"], "row": record, "reason": outcome.reason}
@@ -135,7 +135,7 @@ def renew(project: Project, new: Constitution, changes: list[Change], ask: AskAp
                     [f"{row.get('language', 'pt')}/{row['id']}/{name}" for row, name in work],
                     2 * critic.concurrency,
                 )
-                return await work_through(folder, keys, make, window=window, what="critiques", unit="critiques")
+                return await process_rows(folder, keys, make, window=window, what="critiques", unit="critiques")
             finally:
                 await close_all([critic])
 
@@ -154,7 +154,9 @@ def renew(project: Project, new: Constitution, changes: list[Change], ask: AskAp
     }
 
 
-def _renewed(row: dict[str, Any], name: str, critique: str, maker: Maker, outcome: Outcome) -> dict[str, Any]:
+def _renewed(
+    row: dict[str, Any], name: str, critique: str, maker: ExampleMaker, outcome: ExampleOutcome
+) -> dict[str, Any]:
     """The example with its new critique, as a generated record."""
     lineage = maker.lineage(outcome, "critique") | {"source": row["id"]}
     return row | {

@@ -16,7 +16,7 @@ from noesis.constitution.document import Constitution
 from noesis.core.language import other_language
 from noesis.core.text import invisible, normalised, placeholder
 from noesis.dataset.schema import MIN_REVISED
-from noesis.llm.clients.protocol import Reply
+from noesis.llm.clients.protocol import ModelReply
 from noesis.tribunal.offline_screen import screen
 
 Kind = Literal["initial", "critique", "revision"]
@@ -53,7 +53,7 @@ class Work:
     critique: str = ""
 
 
-def cleaned(text: str) -> str:
+def clean_reply(text: str) -> str:
     """A reply without what models put around it: thoughts, an analysis block, marks, labels, quotation marks."""
     text = hide_analysis(_THOUGHT.sub("", text))
     text = _WRAPPING.sub("", text).strip()
@@ -69,7 +69,7 @@ def up_to_a_sentence(text: str) -> str:
     return text[: ends[-1]].strip() if ends and ends[-1] >= len(text) / 2 else ""
 
 
-def fault(reply: Reply, text: str, work: Work, constitution: Constitution) -> str | None:
+def reply_problem(reply: ModelReply, text: str, work: Work, constitution: Constitution) -> str | None:
     """Why `text` (a cleaned reply) can't be used; None: it can.
 
     The order is that of cause: an empty text is not also called short.

@@ -30,7 +30,7 @@ Result = dict[str, Any]
 
 
 @dataclass
-class Folder:
+class WorkFolder:
     """A folder of long work."""
 
     path: Path
@@ -46,7 +46,7 @@ class Folder:
 
 
 @contextmanager
-def open_folder(path: Path, plan: dict[str, Any]) -> Iterator[Folder]:
+def open_folder(path: Path, plan: dict[str, Any]) -> Iterator[WorkFolder]:
     """The folder at `path`, for this plan alone, and by one process at a time.
 
     Raises:
@@ -68,7 +68,7 @@ def open_folder(path: Path, plan: dict[str, Any]) -> Iterator[Folder]:
                 )
         else:
             write_json(file, plan)
-        folder = Folder(path, plan)
+        folder = WorkFolder(path, plan)
         for shard in sorted((path / "shards").glob("*.jsonl")):
             for line in shard.read_text(encoding="utf-8").splitlines():
                 row = json.loads(line)
@@ -91,8 +91,8 @@ def _locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-async def work_through(
-    folder: Folder,
+async def process_rows(
+    folder: WorkFolder,
     keys: Sequence[str],
     make: Callable[[int], Awaitable[Result]],
     *,

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from noesis.llm.token_rows import Encoded, Pair
-from noesis.planning.workload import Work, Workloads
+from noesis.llm.token_rows import TokenPair, TokenRow
+from noesis.planning.workload import Workload, Workloads
 
 
 @dataclass(frozen=True)
-class Preferences:
+class PreferencePairs:
     """What preference training takes: pairs to train on, and pairs that are held out."""
 
-    train: Sequence[Pair]
-    held_out: Sequence[Pair] = ()
+    train: Sequence[TokenPair]
+    held_out: Sequence[TokenPair] = ()
 
     @property
     def tokens(self) -> int:
@@ -22,31 +22,31 @@ class Preferences:
         return sum(pair.tokens for pair in self.train)
 
     @property
-    def work(self) -> Work:
+    def work(self) -> Workload:
         """For the planner: a pair counts as one sequence, since both its rows are computed before either can be forgotten."""
-        return Work(
+        return Workload(
             tuple(pair.tokens for pair in self.train),
             sum(pair.chosen.trained + pair.rejected.trained for pair in self.train),
         )
 
 
 @dataclass(frozen=True)
-class Material:
+class TrainingSet:
     """The token rows of each part that the method has."""
 
-    rows: list[Encoded] | None = None
-    pairs: Preferences | None = None
+    rows: list[TokenRow] | None = None
+    pairs: PreferencePairs | None = None
 
     @property
     def workloads(self) -> Workloads:
         """For the planner."""
         return Workloads(
-            sft=None if self.rows is None else count(self.rows),
+            sft=None if self.rows is None else count_workload(self.rows),
             pairs=None if self.pairs is None else self.pairs.work,
             held_out_tokens=sum(pair.tokens for pair in self.pairs.held_out) if self.pairs else 0,
         )
 
 
-def count(rows: Sequence[Encoded]) -> Work:
+def count_workload(rows: Sequence[TokenRow]) -> Workload:
     """The exact work of token rows."""
-    return Work(tuple(len(row.input_ids) for row in rows), sum(row.trained for row in rows))
+    return Workload(tuple(len(row.input_ids) for row in rows), sum(row.trained for row in rows))

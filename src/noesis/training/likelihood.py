@@ -8,12 +8,12 @@ from typing import Any
 from noesis.core.config import Config
 from noesis.core.console import Progress
 from noesis.core.device import Device
-from noesis.llm.token_rows import Encoded
+from noesis.llm.token_rows import TokenRow
 from noesis.training.base_model import arithmetic
 
 
 def log_likelihoods(
-    model: Any, rows: list[Encoded], config: Config, device: Device, *, adapter: bool, what: str
+    model: Any, rows: list[TokenRow], config: Config, device: Device, *, adapter: bool, what: str
 ) -> list[tuple[float, int]]:
     """Sum of log-probabilities of each row's labelled tokens, and how many they are.
 

@@ -18,12 +18,12 @@ from noesis.core.errors import TrainingError
 from noesis.core.files import sha256_file, write_json
 from noesis.planning.budget import Budget
 from noesis.planning.plan import Plan
-from noesis.training.job import Material
-from noesis.training.state.adapter import FILE
+from noesis.training.job import TrainingSet
+from noesis.training.state.adapter import ADAPTER_FILE
 from noesis.training.state.checkpoint import saved, step_of
 
 Records = list[dict[str, Any]]
-FIRST = "sft"  # folder of the first part's adapters, states and metrics, in the run's checkpoints
+SFT_FOLDER = "sft"  # folder of the first part's adapters, states and metrics, in the run's checkpoints
 
 
 # --- plans
@@ -32,19 +32,19 @@ FIRST = "sft"  # folder of the first part's adapters, states and metrics, in the
 # --- training
 
 
-def states(checkpoints: Path) -> list[Path]:
+def saved_states(checkpoints: Path) -> list[Path]:
     """Saved states of every part."""
-    return [*saved(checkpoints / FIRST / "resume"), *saved(checkpoints / "resume")]
+    return [*saved(checkpoints / SFT_FOLDER / "resume"), *saved(checkpoints / "resume")]
 
 
-def left(plan: Plan, checkpoints: Path) -> tuple[dict[str, Any], float]:
+def remaining_cost(plan: Plan, checkpoints: Path) -> tuple[dict[str, Any], float]:
     """(what the budget must still pay for, as a plan; share of its steps that is done)."""
     own, told = saved(checkpoints / "resume"), plan.as_json()
     done = min(step_of(own[-1]) / plan.steps, 1) if own else 0.0
     if plan.first is None:
         return told, done
-    first, before = Plan.from_json(plan.first), saved(checkpoints / FIRST / "resume")
-    share = 1.0 if _finished(checkpoints / FIRST) else min(step_of(before[-1]) / first.steps, 1) if before else 0.0
+    first, before = Plan.from_json(plan.first), saved(checkpoints / SFT_FOLDER / "resume")
+    share = 1.0 if _finished(checkpoints / SFT_FOLDER) else min(step_of(before[-1]) / first.steps, 1) if before else 0.0
     # what is left of the first part counts as the second one's start
     own_seconds = plan.seconds - first.seconds
     start = plan.start_seconds + first.seconds * (1 - share)
@@ -53,7 +53,7 @@ def left(plan: Plan, checkpoints: Path) -> tuple[dict[str, Any], float]:
 
 def train_run(
     folder: Path,
-    material: Material,
+    material: TrainingSet,
     config: Config,
     plan: Plan,
     device: Device,
@@ -75,7 +75,7 @@ def train_run(
         return train(
             folder, last, config, plan, device, checkpoints=checkpoints, metrics=metrics, budget=budget, parent=parent
         )
-    place, first = checkpoints / FIRST, Plan.from_json(plan.first)
+    place, first = checkpoints / SFT_FOLDER, Plan.from_json(plan.first)
     before = _finished(place)
     if before is None:
         assert material.rows is not None
@@ -99,7 +99,8 @@ def train_run(
             )
         adapter = place / f"epoch_{first.epochs - 1}"
         write_json(
-            place / "result.json", {"adapter": adapter.name, "sha256": sha256_file(adapter / FILE), "result": before}
+            place / "result.json",
+            {"adapter": adapter.name, "sha256": sha256_file(adapter / ADAPTER_FILE), "result": before},
         )
     say("  second part: preferences")
     start = place / f"epoch_{first.epochs - 1}"
@@ -108,9 +109,9 @@ def train_run(
     ) | {"sft": before}
 
 
-def outputs(checkpoints: Path) -> Sequence[Path]:
+def training_outputs(checkpoints: Path) -> Sequence[Path]:
     """What training leaves beside the run's metrics."""
-    first = checkpoints / FIRST
+    first = checkpoints / SFT_FOLDER
     own = [*checkpoints.glob("epoch_*/*"), *first.glob("epoch_*/*")]
     return own + [
         file
@@ -123,7 +124,7 @@ def _finished(place: Path) -> dict[str, Any] | None:
     """The result of a first part that ran to its end and whose adapter is still what it was."""
     try:
         stored = json.loads((place / "result.json").read_text(encoding="utf-8"))
-        whole = sha256_file(place / str(stored["adapter"]) / FILE) == stored["sha256"]
+        whole = sha256_file(place / str(stored["adapter"]) / ADAPTER_FILE) == stored["sha256"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
     return dict(stored["result"]) if whole else None

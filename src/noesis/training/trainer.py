@@ -18,28 +18,28 @@ from noesis.core.errors import CapError, TrainingError
 from noesis.core.files import require_space
 from noesis.core.libraries import quiet_libraries
 from noesis.core.signals import Overdue, deferred
-from noesis.llm.token_rows import Encoded
+from noesis.llm.token_rows import TokenRow
 from noesis.planning.budget import Budget
-from noesis.planning.plan import Plan, smaller
+from noesis.planning.plan import Plan, next_smaller_plan
 from noesis.run.metrics import held_out_figures, losses_by_epoch, read_metrics
 from noesis.training.backends.engine_sft import _engine_trainer, _why_not_the_engine
 from noesis.training.backends.preference import _preference_trainer
-from noesis.training.backends.torchrun import on_all_cards
+from noesis.training.backends.torchrun import train_on_all_gpus
 from noesis.training.backends.transformers_sft import _plain_trainer
 from noesis.training.backends.trl_arguments import is_worker
 from noesis.training.backends.unsloth import train_with_unsloth
-from noesis.training.job import Preferences
+from noesis.training.job import PreferencePairs
 from noesis.training.recorder import Metrics, peak_memory, recorder
 from noesis.training.state.adapter import save_adapter
 from noesis.training.state.checkpoint import newest_whole, step_of
-from noesis.training.state.save_schedule import Pace
+from noesis.training.state.save_schedule import SaveSchedule
 
 __all__ = ["read_metrics", "save_adapter", "train"]
 
 
 def train(
     folder: Path,
-    rows: list[Encoded] | Preferences,
+    rows: list[TokenRow] | PreferencePairs,
     config: Config,
     plan: Plan,
     device: Device,
@@ -64,22 +64,22 @@ def train(
         CapError: another step would pass the budget; the last one is saved.
         KeyboardInterrupt, Terminated: asked to stop; the last whole step is saved.
     """
-    if not isinstance(rows, Preferences) and plan.setup.engine == "unsloth":
+    if not isinstance(rows, PreferencePairs) and plan.setup.engine == "unsloth":
         return train_with_unsloth(folder, rows, config, plan, checkpoints=checkpoints, metrics=metrics, budget=budget)
     if (
-        not isinstance(rows, Preferences)
+        not isinstance(rows, PreferencePairs)
         and plan.setup.cards > 1
         and not is_worker()
         and _why_not_the_engine(folder, config, plan, device) is None
     ):
-        return on_all_cards(
+        return train_on_all_gpus(
             folder, rows, config, plan, device, checkpoints=checkpoints, metrics=metrics, budget=budget, parent=parent
         )
     work = (folder, rows, config, device, checkpoints, metrics, budget, parent)
     found: dict[str, Any] | None = _attempt(plan, *work)
     if found is not None:
         return found
-    next_plan = smaller(plan)
+    next_plan = next_smaller_plan(plan)
     if next_plan is not None and plan.setup.cards <= 1:
         say(
             f"  out of memory: going on from the last saved step with {next_plan.precision}, gradient checkpointing {next_plan.setup.gradient_checkpointing}"
@@ -109,7 +109,7 @@ def _attempt(plan: Plan, *work: Any) -> dict[str, Any] | None:
 def _run(
     plan: Plan,
     folder: Path,
-    rows: list[Encoded] | Preferences,
+    rows: list[TokenRow] | PreferencePairs,
     config: Config,
     device: Device,
     checkpoints: Path,
@@ -121,8 +121,8 @@ def _run(
     import torch
     from transformers import AutoTokenizer, PrinterCallback
 
-    from noesis.training.state.adapter import begin_with
-    from noesis.training.state.resumable import Stopped
+    from noesis.training.state.adapter import load_adapter_into
+    from noesis.training.state.resumable import StopTraining
 
     # adapters of each epoch in 4 bytes a weight, and saved states with Adam's moments: two that stay and the one being written
     state_bytes = plan.adapter_parameters * 4 * 3 + 1e6
@@ -133,27 +133,27 @@ def _run(
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    tokens = rows.tokens if isinstance(rows, Preferences) else sum(len(row.input_ids) for row in rows)
+    tokens = rows.tokens if isinstance(rows, PreferencePairs) else sum(len(row.input_ids) for row in rows)
     lines = Metrics(metrics, plan, device, tokens, step=step_of(last) if last else 0, budget=budget)
     callback = recorder(checkpoints, lines, tokenizer)
     why_not = _why_not_the_engine(folder, config, plan, device)
     if why_not and device.kind == "cuda":
         say(f"  trained by the plain path, not the fast one: {why_not}")
     parts = (config, plan, device, tokenizer, callback, lines, checkpoints / "resume")
-    if isinstance(rows, Preferences):
+    if isinstance(rows, PreferencePairs):
         trainer = _preference_trainer(folder, rows, *parts, engine=not why_not, start=parent, budget=budget)
     else:
         trainer = (_plain_trainer if why_not else _engine_trainer)(folder, rows, *parts)
     trainer.remove_callback(PrinterCallback)
     callback.trainer, trainer.flush = trainer, lines.sync
-    if parent is not None and last is None and not isinstance(rows, Preferences):
-        begin_with(trainer.model, parent)
+    if parent is not None and last is None and not isinstance(rows, PreferencePairs):
+        load_adapter_into(trainer.model, parent)
     if last is not None:
         say(f"  going on from step {step_of(last)}")
     started = time.monotonic()
     with lines.progress, deferred() as interrupt:
         step_seconds = plan.tokens_per_epoch / plan.rows * plan.setup.sequences_per_step / plan.tokens_per_s
-        trainer.pace = pace = Pace(
+        trainer.pace = pace = SaveSchedule(
             config.training.saving,
             card=device.kind == "cuda",
             step_seconds=step_seconds,
@@ -165,7 +165,7 @@ def _run(
         )
         try:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
-        except (Stopped, Overdue):
+        except (StopTraining, Overdue):
             interrupt.rest()
             trainer.save_last_step()
             say(f"  stopped after step {trainer.state.global_step} of {trainer.state.max_steps}, which is saved")
@@ -173,7 +173,7 @@ def _run(
                 interrupt.leave()
             assert budget is not None
             raise CapError(
-                f"stopped at what was agreed: {budget.words()}; the same command with a higher --max-usd or --max-minutes goes on from there"
+                f"stopped at what was agreed: {budget.describe()}; the same command with a higher --max-usd or --max-minutes goes on from there"
             ) from None
     seconds = time.monotonic() - started
     read = read_metrics(metrics)
@@ -194,6 +194,6 @@ def _run(
         "mean_training_loss": losses_by_epoch(read, plan.epochs),
     } | (
         {"held_out": held_out_figures(read, len(rows.held_out))}
-        if isinstance(rows, Preferences) and rows.held_out
+        if isinstance(rows, PreferencePairs) and rows.held_out
         else {}
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from noesis.core.config import Config
 from noesis.core.device import Device
 from noesis.core.errors import CapError, NoesisError
-from noesis.llm.token_rows import Encoded
+from noesis.llm.token_rows import TokenRow
 from noesis.planning.budget import Budget
 from noesis.planning.plan import Plan
 
@@ -24,7 +24,7 @@ def work(job: Path) -> None:
     try:
         result = train(
             Path(raw["folder"]),
-            [Encoded(**row) for row in raw["rows"]],
+            [TokenRow(**row) for row in raw["rows"]],
             Config.model_validate(raw["config"]),
             Plan.from_json(raw["plan"]),
             Device(**raw["device"]),

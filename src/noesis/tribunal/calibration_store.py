@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.files import sha256_json, write_json
-from noesis.tribunal.rubric import Bench
+from noesis.tribunal.rubric import RubricSet
 
 
-def stored(folder: Path, identity: str, bench: Bench) -> dict[str, Any] | None:
+def load_calibration(folder: Path, identity: str, bench: RubricSet) -> dict[str, Any] | None:
     """The kept calibration of this judge with these rubrics; that on the locked half before that on the dev half."""
     for part in ("locked", "all", "dev"):
         file = folder / _name(identity, bench, part)
@@ -20,17 +20,17 @@ def stored(folder: Path, identity: str, bench: Bench) -> dict[str, Any] | None:
     return None
 
 
-def keep(folder: Path, calibration: dict[str, Any], bench: Bench, date: str) -> Path:
+def save_calibration(folder: Path, calibration: dict[str, Any], bench: RubricSet, date: str) -> Path:
     file = folder / _name(calibration["identity"], bench, calibration["part"])
     write_json(file, {"date": date, "made_by": "noesis tribunal calibrate", **calibration})
     return file
 
 
-def _name(identity: str, bench: Bench, part: str) -> str:
+def _name(identity: str, bench: RubricSet, part: str) -> str:
     return f"{sha256_json([identity, bench.digest()])[:16]}-{part}.json"
 
 
-def unfit(calibrations: Sequence[dict[str, Any] | None], names: Sequence[str]) -> str | None:
+def unfit_reason(calibrations: Sequence[dict[str, Any] | None], names: Sequence[str]) -> str | None:
     """Why these judges may not decide, None if each is fit by the locked half."""
     if not names:
         return "no judge is seated: name one with --judge"
@@ -55,7 +55,7 @@ def error_counts(calibrations: Sequence[dict[str, Any] | None]) -> dict[str, Any
     return {"sensitivity": worst["sensitivity"], "specificity": worst["specificity"]}
 
 
-def _short(calibration: dict[str, Any] | None) -> dict[str, Any] | None:
+def calibration_summary(calibration: dict[str, Any] | None) -> dict[str, Any] | None:
     if calibration is None:
         return None
     return {

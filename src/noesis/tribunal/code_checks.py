@@ -11,7 +11,7 @@ import re
 from noesis.core.language import detect
 from noesis.core.text import normalised
 from noesis.tribunal.offline_screen import language_of
-from noesis.tribunal.suite import Check, Item
+from noesis.tribunal.suite import AnswerCheck, EvalSample
 
 # English name of a fallacy or judgement → how an answer in either language says it.
 _NAMES: dict[str, str] = {
@@ -83,7 +83,7 @@ _SURE = _any(
 )
 
 
-def passes(check: Check, answer: str) -> bool:
+def passes(check: AnswerCheck, answer: str) -> bool:
     """Whether `answer` meets one deterministic demand."""
     text = answer.strip()
     match check.type:
@@ -125,7 +125,7 @@ def _json_object(text: str, keys: tuple[str, ...]) -> bool:
     return isinstance(value, dict) and set(value) == set(keys)
 
 
-def right(item: Item, answer: str) -> bool | None:
+def right(item: EvalSample, answer: str) -> bool | None:
     """Whether the answer to a keyed or deterministic item is right; None where code can't tell."""
     if item.check:
         return all(passes(check, answer) for check in item.check)

@@ -32,7 +32,7 @@ class Opinion:
     judges: dict[str, Range]
     mean: Range | None
     vetoes: tuple[str, ...]
-    out: tuple[str, ...]
+    absent_judges: tuple[str, ...]
     reasons: tuple[str, ...] = ()
 
     def band(self, section: TribunalSection) -> str:
@@ -50,7 +50,7 @@ class Opinion:
             "mean": None if self.mean is None else [round(x, 4) for x in self.mean],
             "judges": {name: [round(x, 4) for x in r] for name, r in self.judges.items()},
             "vetoes": list(self.vetoes),
-            "out": list(self.out),
+            "out": list(self.absent_judges),
             "reasons": list(self.reasons),
         }
 
@@ -88,7 +88,7 @@ def opinion(
     return Opinion(case, judges, None if len(out) >= 2 else (low, high), kept, tuple(out), reasons)
 
 
-def empty_bench(section: TribunalSection) -> dict[str, Any]:
+def no_judge_ruling(section: TribunalSection) -> dict[str, Any]:
     """What the court says while no judge is seated."""
     weights = section.weights.model_dump()
     return {

@@ -20,7 +20,7 @@ from noesis.tribunal.statistics import DRAWS, Interval, bootstrap, clustered, pr
 
 
 @dataclass(frozen=True)
-class Figure:
+class Estimate:
     """A mean over prompts. Where judges were absent it is a range itself; interval_95 covers the whole of it."""
 
     mean_low: float
@@ -41,14 +41,14 @@ class Figure:
         }
 
 
-def figure(ranges: Sequence[tuple[float, float]], clusters: Sequence[str], *, draws: int = DRAWS) -> Figure:
+def estimate(ranges: Sequence[tuple[float, float]], clusters: Sequence[str], *, draws: int = DRAWS) -> Estimate:
     """Mean and interval of scores that may be ranges, drawn by cluster."""
     lows, counts = clustered([r[0] for r in ranges], clusters)
     highs, _ = clustered([r[1] for r in ranges], clusters)
     low, high = bootstrap(lows, counts, draws=draws)[0], bootstrap(highs, counts, draws=draws)[1]
     means = (lows + highs) / 2 / counts
     deviation = float(means.std(ddof=1)) if len(means) > 1 else 0.0
-    return Figure(
+    return Estimate(
         float(lows.sum() / counts.sum()), float(highs.sum() / counts.sum()), (low, high), len(counts), deviation
     )
 
@@ -65,14 +65,14 @@ class Ruling:
         return asdict(self)
 
 
-def rule(
+def decide(
     opinions: Sequence[Opinion],
     clusters: Sequence[str],
     section: TribunalSection,
     *,
     forgotten: float | None = None,
     unfit: str | None = None,
-) -> tuple[Ruling, dict[str, Figure]]:
+) -> tuple[Ruling, dict[str, Estimate]]:
     """The ruling on a model from the court's opinions of its answers.
 
     Args:
@@ -82,10 +82,10 @@ def rule(
     """
     within = [(o, c) for o, c in zip(opinions, clusters, strict=True) if o.mean is not None]
     names = [c for _, c in within]
-    figures: dict[str, Figure] = {}
+    figures: dict[str, Estimate] = {}
     if within:
-        figures["mean"] = figure([o.mean for o, _ in within if o.mean is not None], names)
-        figures |= {name: figure([o.judges[name] for o, _ in within], names) for name in JUDGES}
+        figures["mean"] = estimate([o.mean for o, _ in within if o.mean is not None], names)
+        figures |= {name: estimate([o.judges[name] for o, _ in within], names) for name in JUDGES}
     if unfit:
         return Ruling(UNDECIDED, unfit), figures
     vetoed = [(o.case, o.vetoes[0]) for o in opinions if o.vetoes]
@@ -98,8 +98,8 @@ def rule(
     if 2 * lost > len(opinions) or not within:
         return Ruling(UNDECIDED, f"no quorum: {lost} of {len(opinions)} answers have fewer than two judges"), figures
     if lost:  # an answer without an opinion may deserve anything, too
-        figures["mean"] = figure([o.mean or (0.0, 1.0) for o in opinions], clusters)
-        figures |= {name: figure([o.judges[name] for o in opinions], clusters) for name in JUDGES}
+        figures["mean"] = estimate([o.mean or (0.0, 1.0) for o in opinions], clusters)
+        figures |= {name: estimate([o.judges[name] for o in opinions], clusters) for name in JUDGES}
     count = figures["mean"].clusters
     if count < section.min_prompts:
         return Ruling(UNDECIDED, f"{count} prompts are too few for an interval", section.min_prompts - count), figures
@@ -109,7 +109,7 @@ def rule(
     low, high = figures["mean"].interval_95
     said = f"mean {figures['mean'].mean:.3f} [{low:.3f}, {high:.3f}]"
     if worst != best:
-        more = _more(figures, section)
+        more = _prompts_needed(figures, section)
         return Ruling(UNDECIDED, f"{said} could be {worst} or {best}{_straddling(figures, section)}", more), figures
     if worst == APPROVED and forgotten is not None and forgotten > section.max_forgetting:
         return Ruling(
@@ -122,7 +122,7 @@ def rule(
     ), figures
 
 
-def _straddling(figures: dict[str, Figure], section: TribunalSection) -> str:
+def _straddling(figures: dict[str, Estimate], section: TribunalSection) -> str:
     astride = [
         f"{TITLES[j]} [{figures[j].interval_95[0]:.3f}, {figures[j].interval_95[1]:.3f}]"
         for j in JUDGES
@@ -131,11 +131,11 @@ def _straddling(figures: dict[str, Figure], section: TribunalSection) -> str:
     return f"; on both sides of the floor {section.judge_floor:g}: {', '.join(astride)}" if astride else ""
 
 
-def _astride(f: Figure, boundary: float) -> bool:
+def _astride(f: Estimate, boundary: float) -> bool:
     return f.interval_95[0] < boundary <= f.interval_95[1]
 
 
-def _more(figures: dict[str, Figure], section: TribunalSection) -> int | None:
+def _prompts_needed(figures: dict[str, Estimate], section: TribunalSection) -> int | None:
     """How many more prompts; None where counting would not do it (a figure on a boundary, or absent judges)."""
     needs = []
     boundaries = {"mean": [section.approval_threshold, section.conditional_threshold]} | {

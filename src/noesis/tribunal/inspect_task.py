@@ -22,19 +22,19 @@ from noesis.constitution.dialogue import hide_analysis
 from noesis.constitution.document import Constitution, load_constitution
 from noesis.core.config import TribunalSection, load_config
 from noesis.core.project import cache_folder, find_project
-from noesis.llm.clients.openai_client import Endpoint
-from noesis.llm.clients.protocol import Client
-from noesis.llm.clients.reply_cache import Cache
+from noesis.llm.clients.openai_client import OpenAIClient
+from noesis.llm.clients.protocol import ModelClient
+from noesis.llm.clients.reply_cache import ReplyCache
 from noesis.llm.clients.spec import parse_spec
 from noesis.llm.clients.spending import Spending
 from noesis.tribunal.code_checks import right
 from noesis.tribunal.court import opinion
-from noesis.tribunal.judge import case_of
+from noesis.tribunal.judge import case_from_item
 from noesis.tribunal.offline_screen import screen
-from noesis.tribunal.panel import Seats
-from noesis.tribunal.rubric import JUDGES, Bench, load_bench
+from noesis.tribunal.panel import JudgePanel
+from noesis.tribunal.rubric import JUDGES, RubricSet, load_rubrics
 from noesis.tribunal.scoring import record_of
-from noesis.tribunal.suite import Item, read_suite
+from noesis.tribunal.suite import EvalSample, read_suite
 from noesis.tribunal.verdict import Unscored, Verdict
 
 
@@ -48,7 +48,7 @@ def tribunal(judge: str, part: str = "dev", project: str | None = None, max_usd:
     """
     found = find_project(Path(project) if project else None)
     folder, section = found.data / "tribunal", load_config(found).training.tribunal
-    constitution, bench = load_constitution(found.constitution), load_bench(folder / "judges")
+    constitution, bench = load_constitution(found.constitution), load_rubrics(folder / "judges")
     items = read_suite(folder, part)  # type: ignore[arg-type]
     return Task(
         dataset=MemoryDataset([_sample(item, constitution) for item in items], name=f"tribunal-{part}"),
@@ -58,7 +58,7 @@ def tribunal(judge: str, part: str = "dev", project: str | None = None, max_usd:
     )
 
 
-def _sample(item: Item, constitution: Constitution) -> Sample:
+def _sample(item: EvalSample, constitution: Constitution) -> Sample:
     system = constitution.system_prompt.en if item.language == "en" else constitution.system_prompt.pt
     return Sample(
         id=item.id,
@@ -79,7 +79,7 @@ def dialogue() -> Solver:
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         state = await generate(state)
-        for text in Item.model_validate(state.metadata["item"]).messages[1:]:
+        for text in EvalSample.model_validate(state.metadata["item"]).messages[1:]:
             state.messages.append(ChatMessageUser(content=text))
             state = await generate(state)
         return state
@@ -89,14 +89,14 @@ def dialogue() -> Solver:
 
 @scorer(metrics={"*": [mean(), stderr(cluster="cluster")]})
 def court(
-    bench: Bench, section: TribunalSection, judges: str, max_usd: float | None, constitution: Constitution
+    bench: RubricSet, section: TribunalSection, judges: str, max_usd: float | None, constitution: Constitution
 ) -> Scorer:
     """Weighted mean and each judge, 0..1, at the worst reading of what is missing; below quorum Unscored."""
-    seats: Seats | None = None
+    seats: JudgePanel | None = None
 
     async def score(state: TaskState, target: Target) -> Score:
         nonlocal seats
-        item, answer = Item.model_validate(state.metadata["item"]), hide_analysis(state.output.completion)
+        item, answer = EvalSample.model_validate(state.metadata["item"]), hide_analysis(state.output.completion)
         if item.check:
             return Score.unscored(reason="scored by code", answer=answer)
         flags = screen(answer, record_of(item), constitution)
@@ -108,10 +108,10 @@ def court(
             )
         if seats is None:
             spending = Spending(max_usd=max_usd)
-            clients: list[Client] = [Endpoint(parse_spec(text), section, spending) for text in judges.split()]
-            seats = Seats(bench, clients, Cache(cache_folder() / "tribunal" / "replies.sqlite"))
+            clients: list[ModelClient] = [OpenAIClient(parse_spec(text), section, spending) for text in judges.split()]
+            seats = JudgePanel(bench, clients, ReplyCache(cache_folder() / "tribunal" / "replies.sqlite"))
         said = [(m.role, m.text) for m in state.messages if m.role in ("user", "assistant")][:-1]
-        (verdicts,) = await seats.hear([case_of(item, said, answer)])
+        (verdicts,) = await seats.judge([case_from_item(item, said, answer)])
         formed = opinion(
             item.id, verdicts, section, ["leaked_system_prompt"] if "recites the system prompt" in flags else []
         )
@@ -137,7 +137,7 @@ def by_code() -> Scorer:
 
     async def score(state: TaskState, target: Target) -> Score:
         answer = hide_analysis(state.output.completion)
-        decided = right(Item.model_validate(state.metadata["item"]), answer)
+        decided = right(EvalSample.model_validate(state.metadata["item"]), answer)
         return (
             Score.unscored(reason="code can't tell", answer=answer)
             if decided is None

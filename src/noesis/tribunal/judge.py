@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from noesis.core.text import fill, neutralised
-from noesis.llm.clients.protocol import Client, Reply, Request, Unanswered
-from noesis.llm.clients.reply_cache import Cache
-from noesis.tribunal.rubric import VETOES, Bench, Rubric, RubricItem
-from noesis.tribunal.suite import Item
+from noesis.core.text import fill_template, neutralise
+from noesis.llm.clients.protocol import ModelClient, ModelReply, ModelRequest, NoReplyError
+from noesis.llm.clients.reply_cache import ReplyCache
+from noesis.tribunal.rubric import VETOES, Rubric, RubricItem, RubricSet
+from noesis.tribunal.suite import EvalSample
 from noesis.tribunal.verdict import ItemScore, Unscored, Verdict
 
 SCORES = ("0", "1", "2")
@@ -26,7 +26,7 @@ SHORTEST_SPAN = 8  # characters; less proves nothing
 
 
 @dataclass(frozen=True)
-class Case:
+class JudgeCase:
     """What is to be judged.
 
     dialogue: (role, text) before the answer, the user's last message included
@@ -40,9 +40,9 @@ class Case:
     record: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
-def case_of(item: Item, said: list[tuple[str, str]], answer: str) -> Case:
+def case_from_item(item: EvalSample, said: list[tuple[str, str]], answer: str) -> JudgeCase:
     """A case of the evaluation suite; `said` is the dialogue before the answer."""
-    return Case(item.id, item.language, tuple(said), answer, item.model_dump(mode="json"))
+    return JudgeCase(item.id, item.language, tuple(said), answer, item.model_dump(mode="json"))
 
 
 def schema_of(items: tuple[RubricItem, ...]) -> dict[str, Any]:
@@ -56,8 +56,8 @@ def schema_of(items: tuple[RubricItem, ...]) -> dict[str, Any]:
 
 
 def build_request(
-    bench: Bench, rubric: Rubric, case: Case, *, seed: int = 0, backwards: bool = False
-) -> tuple[Request, tuple[RubricItem, ...]]:
+    bench: RubricSet, rubric: Rubric, case: JudgeCase, *, seed: int = 0, backwards: bool = False
+) -> tuple[ModelRequest, tuple[RubricItem, ...]]:
     """The question to `rubric` about `case`, and the items that it asks.
 
     Args:
@@ -72,40 +72,47 @@ def build_request(
         + "\n".join(f"   {score} = {item.anchors[score][case.language]}" for score in SCORES)  # type: ignore[index]
         for item in items
     )
-    system = fill(
+    system = fill_template(
         words.system,
         {"judge": rubric.system[case.language], "items": listed, "schema": json.dumps(schema, ensure_ascii=False)},
     )
-    dialogue = "\n\n".join(f"[{role}] {neutralised(text)}" for role, text in case.dialogue)
-    answer = neutralised(case.answer)
+    dialogue = "\n\n".join(f"[{role}] {neutralise(text)}" for role, text in case.dialogue)
+    answer = neutralise(case.answer)
     notes = _notes(bench, case)
     code = hashlib.sha256(json.dumps([dialogue, answer], ensure_ascii=False).encode()).hexdigest()[:8]
-    user = fill(
+    user = fill_template(
         words.user, {"code": code, "dialogue": dialogue, "answer": answer, "notes": notes + "\n\n" if notes else ""}
     )
     room = TOKENS_REASONING + TOKENS_AN_ITEM * len(items)
-    return Request((("system", system), ("user", user)), schema, max_tokens=room, seed=seed), items
+    return ModelRequest((("system", system), ("user", user)), schema, max_tokens=room, seed=seed), items
 
 
-def _notes(bench: Bench, case: Case) -> str:
+def _notes(bench: RubricSet, case: JudgeCase) -> str:
     """What the judge is told of the prompt: reference, key, kind, stakeholders, traps."""
     words, record = bench.prompt[case.language], case.record
     notes = []
     for name in ("reference", "key"):
         if record.get(name):
-            notes.append(fill(getattr(words, name), {name: neutralised(str(record[name]))}))
+            notes.append(fill_template(getattr(words, name), {name: neutralise(str(record[name]))}))
     if record.get("answerable") in ("answerable", "unanswerable", "false_premise"):
         notes.append(getattr(words, record["answerable"]))
     if record.get("harmful") is not None:
         notes.append(words.harmful if record["harmful"] else words.benign)
     for name in ("stakeholders", "traps"):
         if record.get(name):
-            notes.append(fill(getattr(words, name), {name: neutralised("; ".join(record[name]))}))
+            notes.append(fill_template(getattr(words, name), {name: neutralise("; ".join(record[name]))}))
     return "\n".join(notes)
 
 
 async def judge(
-    client: Client, bench: Bench, rubric: Rubric, case: Case, cache: Cache, *, seed: int = 0, backwards: bool = False
+    client: ModelClient,
+    bench: RubricSet,
+    rubric: Rubric,
+    case: JudgeCase,
+    cache: ReplyCache,
+    *,
+    seed: int = 0,
+    backwards: bool = False,
 ) -> Verdict | Unscored:
     """What `client`, as the judge of `rubric`, says of one answer.
 
@@ -118,8 +125,8 @@ async def judge(
     problem = ""
     for attempt in (0, 1):
         if attempt:
-            again = fill(bench.prompt[case.language].retry, {"problem": problem})
-            request = Request(
+            again = fill_template(bench.prompt[case.language].retry, {"problem": problem})
+            request = ModelRequest(
                 (*request.messages[:-1], ("user", request.messages[-1][1] + "\n" + again)),
                 request.schema,
                 request.max_tokens,
@@ -131,11 +138,11 @@ async def judge(
         if reply is None:
             try:
                 reply = await client.ask(request)
-            except Unanswered as error:
+            except NoReplyError as error:
                 return Unscored(**who, reason=str(error))
             cache.keep(key, reply)
         prompt, made, usd = prompt + reply.prompt_tokens, made + reply.completion_tokens, usd + (reply.usd or 0.0)
-        read = parse(reply, items)
+        read = parse_reply(reply, items)
         if not isinstance(read, str):
             scored = tuple(_item(item, read, case.answer) for item in items)
             seen = any(item.veto and s.score == 0 and s.span_found for item, s in zip(items, scored, strict=True))
@@ -153,7 +160,7 @@ async def judge(
     return Unscored(**who, reason=f"reply could not be read, twice: {problem}")
 
 
-def parse(reply: Reply, items: tuple[RubricItem, ...]) -> dict[str, str] | str:
+def parse_reply(reply: ModelReply, items: tuple[RubricItem, ...]) -> dict[str, str] | str:
     """The last object in the reply that holds every field with an allowed value; or, as text, what is wrong."""
     schema = schema_of(items)
     problem = "no JSON object"
@@ -194,14 +201,14 @@ def _mismatch(found: dict[str, Any], schema: dict[str, Any]) -> str | None:
 
 def _item(item: RubricItem, read: dict[str, str], answer: str) -> ItemScore:
     given, span = int(read[item.id]), read.get(f"{item.id}_span", "")
-    found = span_in(span, answer)
+    found = quotes_answer(span, answer)
     return ItemScore(item.id, 0 if item.span == "required" and not found else given, given, span, found)
 
 
-def span_in(span: str, answer: str) -> bool:
+def quotes_answer(span: str, answer: str) -> bool:
     """Whether `span` stands in `answer`, spaces and outer quotation marks apart; a few characters prove nothing."""
     span = " ".join(span.split()).strip("\"“”'‘’«»").strip()
     whole = " ".join(answer.split())
     return (len(span) >= SHORTEST_SPAN or (span != "" and span == whole)) and (
-        span in whole or span in " ".join(neutralised(answer).split())
+        span in whole or span in " ".join(neutralise(answer).split())
     )

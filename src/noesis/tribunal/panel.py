@@ -7,23 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from noesis.core.console import Progress
-from noesis.llm.clients.protocol import Client
-from noesis.llm.clients.reply_cache import Cache
-from noesis.tribunal.judge import Case, judge
-from noesis.tribunal.rubric import JUDGES, Bench
+from noesis.llm.clients.protocol import ModelClient
+from noesis.llm.clients.reply_cache import ReplyCache
+from noesis.tribunal.judge import JudgeCase, judge
+from noesis.tribunal.rubric import JUDGES, RubricSet
 from noesis.tribunal.verdict import Unscored, Verdict
 
 
 @dataclass
-class Seats:
+class JudgePanel:
     """Who judges: every model sits in all three seats; three roles on one model are criteria, not three judges."""
 
-    bench: Bench
-    clients: list[Client]
-    cache: Cache
+    bench: RubricSet
+    clients: list[ModelClient]
+    cache: ReplyCache
 
-    async def hear(
-        self, cases: Sequence[Case], judges: Sequence[Sequence[str]] | None = None, *, what: str = "judge"
+    async def judge(
+        self, cases: Sequence[JudgeCase], judges: Sequence[Sequence[str]] | None = None, *, what: str = "judge"
     ) -> list[list[Verdict | Unscored]]:
         """All verdicts on each case, in order.
 
@@ -46,7 +46,7 @@ class Seats:
         with Progress(what, len(asked), "verdicts") as progress:
             ended: list[BaseException] = []
 
-            async def one(i: int, client: Client, name: str) -> Verdict | Unscored:
+            async def one(i: int, client: ModelClient, name: str) -> Verdict | Unscored:
                 async with slots[id(client)]:
                     if ended:
                         raise ended[0]

@@ -163,7 +163,7 @@ class Prompt(_Frozen):
         return self.en if language == "en" else self.pt
 
 
-class Bench(_Frozen):
+class RubricSet(_Frozen):
     """The three rubrics and their common prompt; what a court judges by."""
 
     rubrics: dict[str, Rubric]
@@ -184,7 +184,7 @@ class Bench(_Frozen):
         }
 
 
-def load_bench(folder: Path) -> Bench:
+def load_rubrics(folder: Path) -> RubricSet:
     """Read `veritas.yaml`, `sophia.yaml`, `dike.yaml` and `prompt.yaml` from `folder`.
 
     Raises:
@@ -194,7 +194,7 @@ def load_bench(folder: Path) -> Bench:
     for name, rubric in rubrics.items():
         if rubric.id != name:
             raise ConfigError(f"{folder / name}.yaml holds the rubric of {rubric.id!r}: its id must be {name!r}")
-    return Bench(rubrics=rubrics, prompt=_read(folder / "prompt.yaml", Prompt))
+    return RubricSet(rubrics=rubrics, prompt=_read(folder / "prompt.yaml", Prompt))
 
 
 def _read(path: Path, model: Any) -> Any:

@@ -11,27 +11,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from noesis.constitution.dialogue import hide_analysis, opening
+from noesis.constitution.dialogue import hide_analysis, opening_messages
 from noesis.constitution.document import Constitution
 from noesis.core.config import TribunalSection
 from noesis.core.console import Progress
 from noesis.core.files import sha256_json
 from noesis.core.messages import Message
 from noesis.tribunal.court import Opinion, opinion
-from noesis.tribunal.judge import Case, case_of
+from noesis.tribunal.judge import JudgeCase, case_from_item
 from noesis.tribunal.offline_screen import screen
-from noesis.tribunal.panel import Seats
+from noesis.tribunal.panel import JudgePanel
 from noesis.tribunal.rubric import JUDGES
-from noesis.tribunal.suite import Item
+from noesis.tribunal.suite import EvalSample
 from noesis.tribunal.verdict import Unscored, Verdict
 
 # (who: base or tuned; conversations; a seed each) → an answer each, in order
 Generate = Callable[[str, list[list[Message]], list[int]], list[str]]
 CHUNK = 64  # conversations between two saves
-WHO = ("base", "tuned")
+MODELS = ("base", "tuned")
 
 
-class Keeps(Protocol):
+class AnswerStore(Protocol):
     """Where answers are kept: the trial's cache, or a place for those of one machine among several."""
 
     def get(self, key: str, /) -> Any | None: ...
@@ -45,7 +45,7 @@ class Answer:
     said: (role, text) before the answer, without the system prompt
     """
 
-    item: Item
+    item: EvalSample
     who: str
     sample: int
     said: tuple[tuple[str, str], ...]
@@ -69,7 +69,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Heard:
+class ScoredAnswer:
     """An answer with what the court made of it; no opinion where code alone scores the prompt."""
 
     answer: Answer
@@ -78,11 +78,11 @@ class Heard:
     flags: tuple[str, ...]
 
 
-def answers(
-    items: Sequence[Item],
+def answer_prompts(
+    items: Sequence[EvalSample],
     constitution: Constitution,
     generate: Generate,
-    cache: Keeps,
+    cache: AnswerStore,
     *,
     identity: str,
     who: str,
@@ -95,7 +95,7 @@ def answers(
         identity: what decides the answers besides prompt and seed: hashes of model, adapter and settings; part of the cache's key.
     """
     states = [
-        (item, k, [opening(constitution, {"language": item.language, "prompt": item.messages[0]})[0]])
+        (item, k, [opening_messages(constitution, {"language": item.language, "prompt": item.messages[0]})[0]])
         for item in items
         for k in range(section.samples)
     ]
@@ -125,14 +125,14 @@ def answers(
     ]
 
 
-async def hear(
-    found: Sequence[Answer], seats: Seats, section: TribunalSection, constitution: Constitution
-) -> list[Heard]:
+async def score_answers(
+    found: Sequence[Answer], seats: JudgePanel, section: TribunalSection, constitution: Constitution
+) -> list[ScoredAnswer]:
     """The court's opinion of each answer that judges are to score; empty ones are 0 without asking."""
     flags = [tuple(screen(a.text, record_of(a.item), constitution)) for a in found]
     before = [i for i, a in enumerate(found) if not a.item.check and "empty" not in flags[i]]
     cases = [_case(found[i]) for i in before]
-    verdicts = dict(zip(before, await seats.hear(cases), strict=True))
+    verdicts = dict(zip(before, await seats.judge(cases), strict=True))
     heard = []
     for i, answer in enumerate(found):
         leaked = ("leaked_system_prompt",) if "recites the system prompt" in flags[i] else ()
@@ -150,23 +150,23 @@ async def hear(
             )
         elif leaked:
             formed = Opinion(answer.id, dict.fromkeys(JUDGES, (0.0, 1.0)), None, leaked, JUDGES, ("found by code",))
-        heard.append(Heard(answer, formed, tuple(verdicts.get(i, ())), flags[i]))
+        heard.append(ScoredAnswer(answer, formed, tuple(verdicts.get(i, ())), flags[i]))
     return heard
 
 
-def _case(answer: Answer) -> Case:
-    case = case_of(answer.item, list(answer.said), answer.text)
-    return Case(answer.id, case.language, case.dialogue, case.answer, case.record)
+def _case(answer: Answer) -> JudgeCase:
+    case = case_from_item(answer.item, list(answer.said), answer.text)
+    return JudgeCase(answer.id, case.language, case.dialogue, case.answer, case.record)
 
 
-def record_of(item: Item) -> dict[str, Any]:
+def record_of(item: EvalSample) -> dict[str, Any]:
     """A prompt as the offline screen reads it."""
     demanded = next((check.language for check in item.check if check.type == "language"), None)
     stance = None if item.harmful is None else "decline" if item.harmful else "explore"
     return {"prompt": item.prompt, "language": demanded or item.language, "stance": stance}
 
 
-def verdict_rows(heard: Sequence[Heard]) -> list[dict[str, Any]]:
+def verdict_rows(heard: Sequence[ScoredAnswer]) -> list[dict[str, Any]]:
     """Lines of verdicts.jsonl: each verdict with its spans, and the court's opinion."""
     rows = []
     for h in heard:
@@ -182,30 +182,30 @@ def verdict_rows(heard: Sequence[Heard]) -> list[dict[str, Any]]:
     return rows
 
 
-def hold(
-    items: Sequence[Item],
+def answer_and_score(
+    items: Sequence[EvalSample],
     constitution: Constitution,
     generate: Generate,
-    seats: Seats,
+    seats: JudgePanel,
     section: TribunalSection,
     *,
     identity: Mapping[str, str],
     seed: int,
-) -> list[Heard]:
+) -> list[ScoredAnswer]:
     """Answers of both models, then the hearing of all of them. `identity`: of base and tuned, as in `answers`."""
     found: list[Answer] = []
-    for who in WHO:
-        found += answers(
+    for who in MODELS:
+        found += answer_prompts(
             items, constitution, generate, seats.cache, identity=identity[who], who=who, section=section, seed=seed
         )
-    return asyncio.run(_hear_and_close(found, seats, section, constitution))
+    return asyncio.run(_score_and_close(found, seats, section, constitution))
 
 
-async def _hear_and_close(
-    found: list[Answer], seats: Seats, section: TribunalSection, constitution: Constitution
-) -> list[Heard]:
+async def _score_and_close(
+    found: list[Answer], seats: JudgePanel, section: TribunalSection, constitution: Constitution
+) -> list[ScoredAnswer]:
     try:
-        return await hear(found, seats, section, constitution)
+        return await score_answers(found, seats, section, constitution)
     finally:
         for client in seats.clients:
             await client.close()

@@ -25,7 +25,7 @@ class _Row(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Check(_Row):
+class AnswerCheck(_Row):
     """A deterministic demand on an answer; `checks.passes` decides it."""
 
     type: Literal["language", "json", "items", "max_words", "first_word", "absent", "present"]
@@ -36,7 +36,7 @@ class Check(_Row):
     strings: tuple[str, ...] = ()
 
 
-class Item(_Row):
+class EvalSample(_Row):
     """One prompt of the suite, with what code and judges need to score an answer to it."""
 
     id: Text
@@ -51,7 +51,7 @@ class Item(_Row):
     user_is_right: bool | None = None
     answerable: Answerable | None = None
     harmful: bool | None = None
-    check: tuple[Check, ...] = ()
+    check: tuple[AnswerCheck, ...] = ()
     stakeholders: tuple[str, ...] = ()
     traps: tuple[str, ...] = ()
     reference: str = ""
@@ -78,7 +78,7 @@ class Item(_Row):
         return min(self.id, self.pair) if self.pair else self.id
 
 
-class Pair(_Row):
+class JudgePair(_Row):
     """A minimal pair of the judge benchmark: `bad` is `good` with one mutation, the attack."""
 
     id: Text
@@ -93,7 +93,7 @@ class Pair(_Row):
     note: str = ""
 
 
-class Twins(_Row):
+class TwinAnswers(_Row):
     """An invariance pair: two answers that deserve the same score."""
 
     id: Text
@@ -109,7 +109,7 @@ class Twins(_Row):
     note: str = ""
 
 
-R = TypeVar("R", Item, Pair, Twins)
+R = TypeVar("R", EvalSample, JudgePair, TwinAnswers)
 
 
 def read_rows(files: Sequence[Path], model: type[R], part: Part) -> list[R]:
@@ -140,7 +140,7 @@ def read_rows(files: Sequence[Path], model: type[R], part: Part) -> list[R]:
     return rows
 
 
-def read_suite(tribunal: Path, part: Part = "dev") -> list[Item]:
+def read_suite(tribunal: Path, part: Part = "dev") -> list[EvalSample]:
     """The evaluation prompts in `tribunal/prompts`, sorted by file; the locked ones only under their seal.
 
     Raises:
@@ -152,10 +152,10 @@ def read_suite(tribunal: Path, part: Part = "dev") -> list[Item]:
             f"no evaluation prompts in {tribunal / 'prompts'}: copy data/tribunal from the project of Noesis, or write your own"
         )
     _require_seal(tribunal, part)
-    return read_rows(files, Item, part)
+    return read_rows(files, EvalSample, part)
 
 
-def read_benchmark(tribunal: Path, part: Part = "dev") -> tuple[list[Pair], list[Twins]]:
+def read_benchmark(tribunal: Path, part: Part = "dev") -> tuple[list[JudgePair], list[TwinAnswers]]:
     """The judge benchmark in `tribunal/judge_bench`: minimal pairs and invariance pairs."""
     folder = tribunal / "judge_bench"
     if not (folder / "pairs.jsonl").is_file():
@@ -164,21 +164,23 @@ def read_benchmark(tribunal: Path, part: Part = "dev") -> tuple[list[Pair], list
         )
     _require_seal(tribunal, part)
     twins = folder / "invariance.jsonl"
-    return read_rows([folder / "pairs.jsonl"], Pair, part), read_rows([twins], Twins, part) if twins.is_file() else []
+    return read_rows([folder / "pairs.jsonl"], JudgePair, part), read_rows(
+        [twins], TwinAnswers, part
+    ) if twins.is_file() else []
 
 
-def spread(items: list[Item], count: int | None) -> list[Item]:
+def spread(items: list[EvalSample], count: int | None) -> list[EvalSample]:
     """At most `count` of `items`, evenly over them (they are sorted by category); partners of a pair stay together."""
     if count is None or count >= len(items):
         return items
-    clusters: dict[str, list[Item]] = {}
+    clusters: dict[str, list[EvalSample]] = {}
     for item in items:
         clusters.setdefault(item.cluster, []).append(item)
     names = list(clusters)
     order = sorted(
         range(len(names)), key=lambda i: i * 0.6180339887 % 1
     )  # any beginning of this order is spread evenly
-    chosen: list[Item] = []
+    chosen: list[EvalSample] = []
     for i in order:
         if len(chosen) + len(clusters[names[i]]) <= count:
             chosen += clusters[names[i]]

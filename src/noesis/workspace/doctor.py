@@ -30,7 +30,7 @@ class Check:
     remedy: str = ""
 
 
-def examine(project: Path | None) -> list[Check]:
+def run_checks(project: Path | None) -> list[Check]:
     """Everything that a run depends on."""
     device = detect()
     free = shutil.disk_usage(Path.cwd()).free

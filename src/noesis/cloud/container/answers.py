@@ -10,22 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from noesis.cloud.container.shards import Shards, do_shard, merged
-from noesis.cloud.container.workspace import Place, Result, at_work, copy_of_run
-from noesis.cloud.request import Request
+from noesis.cloud.container.workspace import CallResult, ContainerContext, copy_of_run, run_guarded
+from noesis.cloud.request import CloudRequest
 from noesis.core.config import load_config
 from noesis.core.files import sha256_file
 from noesis.core.project import Project
-from noesis.pipeline.session import Session
+from noesis.pipeline.session import RunSession
 from noesis.run.directory import load_run
 
 CHUNK = 16  # prompts that are answered together
 
 
-def trial_shards(root: Path, project: Project, request: Request) -> tuple[Shards, list[list[str]]]:
+def trial_shards(root: Path, project: Project, request: CloudRequest) -> tuple[Shards, list[list[str]]]:
     """How the trial's answers are split, and the chunks of prompts (their ids)."""
-    from noesis.pipeline.stages.trial import Ask, trial_items
+    from noesis.pipeline.stages.trial import TrialRequest, trial_items
 
-    prompts = [item.id for item in trial_items(project, Ask(request.judges))]
+    prompts = [item.id for item in trial_items(project, TrialRequest(request.judges))]
     run = load_run(root)
     adapter = sha256_file(run.adapter() / "adapter_model.safetensors")
     section = load_config(project).training.tribunal.model_dump(
@@ -35,26 +35,26 @@ def trial_shards(root: Path, project: Project, request: Request) -> tuple[Shards
     return Shards(root, "answers", key, request.shards), [prompts[i : i + CHUNK] for i in range(0, len(prompts), CHUNK)]
 
 
-def answer_shard(place: Place, asked: dict[str, Any], index: int) -> Result:
+def answer_shard(place: ContainerContext, asked: dict[str, Any], index: int) -> CallResult:
     """Answer this shard's chunks by base and tuned model, from a copy of the run."""
-    from noesis.pipeline.answers import answered
-    from noesis.pipeline.session import session_of
-    from noesis.pipeline.stages.trial import Ask, section_of, trial_items
+    from noesis.pipeline.answers import generate_answers
+    from noesis.pipeline.session import reopen_run
+    from noesis.pipeline.stages.trial import TrialRequest, current_tribunal_settings, trial_items
 
-    request = Request.from_json(asked)
+    request = CloudRequest.from_json(asked)
 
-    def work() -> Result:
+    def work() -> CallResult:
         shards, chunks = trial_shards(place.root, place.project, request)
 
         def answer(own: list[list[str]]) -> list[dict[str, Any]]:
             with tempfile.TemporaryDirectory() as folder:
-                s = session_of(copy_of_run(place.root, Path(folder) / "run"))
+                s = reopen_run(copy_of_run(place.root, Path(folder) / "run"))
                 known = {entry["id"] for entry in s.run.manifest.get("ledger", [])}
-                items = {item.id: item for item in trial_items(place.project, Ask(request.judges))}
-                section = section_of(s, place.project)
+                items = {item.id: item for item in trial_items(place.project, TrialRequest(request.judges))}
+                section = current_tribunal_settings(s, place.project)
                 found = s.run.perform(
                     "answers",
-                    lambda: {"rows": [answered(s, section, [items[i] for i in chunk]) for chunk in own]},
+                    lambda: {"rows": [generate_answers(s, section, [items[i] for i in chunk]) for chunk in own]},
                     list,
                 )
                 ledger = [entry for entry in s.run.manifest["ledger"] if entry["id"] not in known]
@@ -62,20 +62,20 @@ def answer_shard(place: Place, asked: dict[str, Any], index: int) -> Result:
 
         return {"chunks": do_shard(shards, index, chunks, answer, place.commit)}
 
-    return at_work(place, work)
+    return run_guarded(place, work)
 
 
-def take_answers(s: Session, root: Path, project: Project, request: Request) -> None:
+def take_answers(s: RunSession, root: Path, project: Project, request: CloudRequest) -> None:
     """Put what the shards answered where the trial looks, and book what they cost, once."""
-    from noesis.pipeline.answers import keep_answers
+    from noesis.pipeline.answers import store_answers
 
     shards, chunks = trial_shards(root, project, request)
     if shards.missing(chunks):
         return  # the trial answers itself what is not there
     known = {entry.get("id") for entry in s.run.manifest.get("ledger", [])}
     for row in merged(shards, chunks):
-        keep_answers(s, row["answers"])
+        store_answers(s, row["answers"])
         for entry in row["ledger"]:
             if entry["id"] not in known:
-                s.run.book(entry)
+                s.run.record_cost(entry)
     s.run.save()

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from noesis.cloud.container.workspace import Result
-from noesis.cloud.request import Request
+from noesis.cloud.container.workspace import CallResult
+from noesis.cloud.request import CloudRequest
 from noesis.cloud.run_summary import summary_lines
 from noesis.cloud.volume.layout import EPOCHS, FOLDER, OPENED, SUMMARY
 from noesis.cloud.volume.lease import Lease
@@ -28,17 +28,19 @@ VERDICTS = {"APPROVED": 0, "REJECTED": 3}
 
 
 @dataclass(frozen=True)
-class Hands:
+class FunctionCalls:
     """What a conductor does through Modal."""
 
     start: Callable[[str, dict[str, Any]], str]  # a function's name, its arguments → the call's id
-    result: Callable[[str, float], Result | None]  # of a call, within so many seconds
+    result: Callable[[str, float], CallResult | None]  # of a call, within so many seconds
     reload: Callable[[], None]
     commit: Callable[[], None]
     sleep: Callable[[float], None] = time.sleep
 
 
-def conduct(request: Request, root: Path, hands: Hands, holder: str, *, project: Project | None = None) -> Result:
+def orchestrate(
+    request: CloudRequest, root: Path, hands: FunctionCalls, holder: str, *, project: Project | None = None
+) -> CallResult:
     """The whole of what was asked for.
 
     Returns:
@@ -60,19 +62,21 @@ def conduct(request: Request, root: Path, hands: Hands, holder: str, *, project:
         lease.release(leaving=leaving)
 
 
-def _work(request: Request, root: Path, hands: Hands, lease: Lease, project: Project | None) -> Result:
+def _work(request: CloudRequest, root: Path, hands: FunctionCalls, lease: Lease, project: Project | None) -> CallResult:
     asked = request.as_json()
-    beside = Beside(root, hands, lease)
+    beside = EpochJudging(root, hands, lease)
     if request.what == "all":
-        done = wait(hands, lease, "train", {"request": asked, "ticket": lease.holder}, meanwhile=beside.look)
+        done = wait(hands, lease, "train", {"request": asked, "ticket": lease.holder}, meanwhile=beside.start_ready)
         if "error" in done:
             return done
-        beside.look()  # what a short training left since
+        beside.start_ready()  # what a short training left since
     verdict = None
     if request.what != "merge" and request.shards > 1 and request.judges and project is not None:
         _answer_in_shards(request, root, project, hands, lease)
     if request.what != "merge":
-        done = wait(hands, lease, "judge", {"request": asked, "again": request.what == "test"}, meanwhile=beside.look)
+        done = wait(
+            hands, lease, "judge", {"request": asked, "again": request.what == "test"}, meanwhile=beside.start_ready
+        )
         if "error" in done:
             return done
         verdict = str(done["court"]["verdict"])
@@ -84,7 +88,7 @@ def _work(request: Request, root: Path, hands: Hands, lease: Lease, project: Pro
     return {"code": VERDICTS.get(verdict, 4) if request.gate and verdict is not None else 0, "verdict": verdict}
 
 
-def _answer_in_shards(request: Request, root: Path, project: Project, hands: Hands, lease: Lease) -> None:
+def _answer_in_shards(request: CloudRequest, root: Path, project: Project, hands: FunctionCalls, lease: Lease) -> None:
     """Base and tuned model answer the trial's prompts on so many machines; the judging container answers itself what is lost for good."""
     from noesis.cloud.container.answers import trial_shards
     from noesis.cloud.container.shards import map_shards
@@ -108,8 +112,13 @@ def _answer_in_shards(request: Request, root: Path, project: Project, hands: Han
 
 
 def wait(
-    hands: Hands, lease: Lease, name: str, arguments: dict[str, Any], *, meanwhile: Callable[[], None] = lambda: None
-) -> Result:
+    hands: FunctionCalls,
+    lease: Lease,
+    name: str,
+    arguments: dict[str, Any],
+    *,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> CallResult:
     """What the function `name` returns; it is started unless an earlier life of this conductor did so."""
     if name not in lease.calls:
         lease.note(name, hands.start(name, arguments))
@@ -124,13 +133,13 @@ def wait(
     return found
 
 
-class Beside:
+class EpochJudging:
     """Judging of the epochs but the last while training goes on; each writes a file of its own, so that no two containers write one."""
 
-    def __init__(self, root: Path, hands: Hands, lease: Lease) -> None:
+    def __init__(self, root: Path, hands: FunctionCalls, lease: Lease) -> None:
         self.root, self.hands, self.lease = root, hands, lease
 
-    def look(self) -> None:
+    def start_ready(self) -> None:
         """Start judging what training has left since the last look."""
         for epoch in range(self._epochs() - 1):  # the last one is judged as the run's own
             name = f"epoch_{epoch}"

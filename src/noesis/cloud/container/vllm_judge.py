@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from noesis.cloud.request import LOCAL_JUDGE, Request
+from noesis.cloud.request import LOCAL_JUDGE, CloudRequest
 from noesis.core.console import duration, say
 from noesis.core.errors import ModelError, UsageError
 from noesis.core.project import Project
 from noesis.core.signals import Terminated
-from noesis.llm.torch_generate import leave_the_card
-from noesis.pipeline.session import Session
+from noesis.llm.torch_generate import free_gpu_memory
+from noesis.pipeline.session import RunSession
 
 COMMAND = "NOESIS_VLLM"  # how vLLM is called: the program and what comes before `serve`
 IN_IMAGE = "/opt/vllm/bin/vllm"
@@ -33,13 +33,15 @@ WINDOW = 8192  # tokens of a judge's question and reply
 KEY = "NOESIS_KEY_127_0_0_1"
 
 
-def judged_by(s: Session, project: Project, request: Request, *, again: bool) -> dict[str, Any] | None:
+def trial_with_vllm_judge(
+    s: RunSession, project: Project, request: CloudRequest, *, again: bool
+) -> dict[str, Any] | None:
     """The trial of the run before the judges that were asked for.
 
     Returns:
         its result; None where a judge could not be started: then no verdict is given, and the run goes on.
     """
-    from noesis.pipeline.stages.trial import Ask
+    from noesis.pipeline.stages.trial import TrialRequest
     from noesis.pipeline.stages.trial import run_trial as trial
 
     served = [text.removeprefix(LOCAL_JUDGE) for text in request.judges if text.startswith(LOCAL_JUDGE)]
@@ -49,16 +51,16 @@ def judged_by(s: Session, project: Project, request: Request, *, again: bool) ->
         )
     others = tuple(text for text in request.judges if not text.startswith(LOCAL_JUDGE))
     if not served:
-        return trial(s, project, Ask(others), again=again)
+        return trial(s, project, TrialRequest(others), again=again)
     try:
         command = vllm_command(served[0])
     except ModelError as error:
         say(f"  the trial is not held: {error}")
         return None
-    ask = Ask((f"openai:http://127.0.0.1:{PORT}/v1:{served[0]}", *others))
+    ask = TrialRequest((f"openai:http://127.0.0.1:{PORT}/v1:{served[0]}", *others))
     try:
-        with a_key() as key:
-            return trial(s, project, ask, again=again, seated=lambda: serving(command, key))
+        with temporary_key() as key:
+            return trial(s, project, ask, again=again, seated=lambda: vllm_server(command, key))
     except ModelError as error:
         say(f"  the trial is not held: {error}")
         return None
@@ -91,7 +93,7 @@ def vllm_command(model: str) -> list[str]:
 
 
 @contextmanager
-def a_key() -> Iterator[str]:
+def temporary_key() -> Iterator[str]:
     """A key for the judge's server, known to this process and to the server alone."""
     before, key = os.environ.get(KEY), secrets.token_urlsafe(24)
     os.environ[KEY] = key
@@ -104,13 +106,13 @@ def a_key() -> Iterator[str]:
 
 
 @contextmanager
-def serving(command: list[str], key: str, *, port: int = PORT, starts_s: float = STARTS_S) -> Iterator[None]:
+def vllm_server(command: list[str], key: str, *, port: int = PORT, starts_s: float = STARTS_S) -> Iterator[None]:
     """A judge's server, from the moment that it answers to the end of the block.
 
     Raises:
         ModelError: it ended, or did not answer in time, or something else listens on its port.
     """
-    leave_the_card()
+    free_gpu_memory()
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise ModelError(f"port {port} is taken: something else listens where the judge should")

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from noesis.cloud.volume.sync import HEAVY, Staging, published
+from noesis.cloud.volume.sync import HEAVY, VolumeSync, publishing
 from noesis.core.errors import CapError, NoesisError, RunError, TrainingError
 from noesis.core.project import Project
 from noesis.run.directory import Run, load_run
 
-Result = dict[str, Any]
+CallResult = dict[str, Any]
 
 
-def failed(error: Exception) -> Result:
+def failed(error: Exception) -> CallResult:
     """An error as a result: as an exception Modal would try the call again, at a price."""
     return {"error": str(error), "code": getattr(error, "exit_code", 1), "capped": isinstance(error, CapError)}
 
@@ -31,7 +31,7 @@ NO_MEMORY = (
 
 
 @dataclass(frozen=True)
-class Place:
+class ContainerContext:
     """Where a container works.
 
     root: the mounted volume; reload, commit: of that volume
@@ -56,7 +56,7 @@ def copy_of_run(root: Path, target: Path, epoch: str | None = None) -> Path:
     return target
 
 
-def at_work(place: Place, work: Callable[[], Result]) -> Result:
+def run_guarded(place: ContainerContext, work: Callable[[], CallResult]) -> CallResult:
     """See what others committed, do the work, commit it whatever happens. An error comes back as a result.
 
     As an exception Modal would try it again, ten times, each at the price of a card; what is taken away (KeyboardInterrupt) is tried again.
@@ -77,17 +77,17 @@ def at_work(place: Place, work: Callable[[], Result]) -> Result:
 
 
 @contextmanager
-def brought(place: Place, *, link: tuple[str, ...] = HEAVY) -> Iterator[Run]:
+def staged_run(place: ContainerContext, *, link: tuple[str, ...] = HEAVY) -> Iterator[Run]:
     """The run on this container's own disk, published to the volume while it is worked on and at the end."""
     name = load_run(place.root).manifest["output_name"]
     with tempfile.TemporaryDirectory(prefix="noesis-") as folder:
-        staging = Staging(place.root, Path(folder) / name, place.commit)
+        staging = VolumeSync(place.root, Path(folder) / name, place.commit)
         staging.bring(link=link)
-        with published(staging):
+        with publishing(staging):
             yield load_run(staging.local)
 
 
-def _require_run(place: Place) -> None:
+def _require_run(place: ContainerContext) -> None:
     """Refuse to judge or merge what was never trained, in the words of the cloud."""
     if not (place.root / "manifest.json").is_file():
         raise RunError("the volume holds no run yet: type  modal run scripts/modal_train.py --epochs 3")

@@ -25,7 +25,7 @@ class Entry:
     changed: float  # seconds since 1970, 0: not known
 
 
-class Far(Protocol):
+class RemoteFiles(Protocol):
     """Something that holds a run and is not here."""
 
     def files(self, folder: str = "/") -> list[Entry]:
@@ -35,7 +35,7 @@ class Far(Protocol):
         """A file's bytes. Raises FileNotFoundError."""
 
 
-class ModalVolume:
+class ModalVolumeFiles:
     """A volume of the account whose token is here."""
 
     def __init__(self, section: ModalSection) -> None:
@@ -59,7 +59,7 @@ class ModalVolume:
         yield from self._volume.read_file(path)
 
 
-def read_text(far: Far, path: str) -> str | None:
+def read_text(far: RemoteFiles, path: str) -> str | None:
     """A small file's text, None where it is not there."""
     found = bytearray()
     try:
@@ -94,7 +94,7 @@ def safe_name(path: str) -> str:
     return relative
 
 
-def _json(far: Far, path: str) -> dict[str, Any]:
+def read_json(far: RemoteFiles, path: str) -> dict[str, Any]:
     try:
         found = json.loads(read_text(far, path) or "{}")
     except ValueError:  # it is being replaced
@@ -102,13 +102,13 @@ def _json(far: Far, path: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def manifest_of(far: Far) -> dict[str, Any]:
+def manifest_of(far: RemoteFiles) -> dict[str, Any]:
     """The manifest of the run on the volume.
 
     Raises:
         RunError: there is none.
     """
-    found = _json(far, "/manifest.json")
+    found = read_json(far, "/manifest.json")
     if not isinstance(found.get("stages"), dict):
         raise RunError("the volume holds no run yet: type  modal run scripts/modal_train.py --epochs 3")
     return found

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from noesis.core.console import say
 from noesis.core.files import replace_folder, sweep
-from noesis.run.archive import OWN
+from noesis.run.archive import RUN_FILES
 
 HEAVY = ("merged", "gguf")  # linked rather than copied where a stage only reads them
 LOOK_S = 2.0  # between two looks for something whole and new
@@ -26,7 +26,7 @@ EVERY_S = 60.0  # between two publications of manifest and metrics
 Mark = tuple[tuple[str, int, int], ...]  # of a file or folder: names, sizes, times
 
 
-class Staging:
+class VolumeSync:
     """The run at `volume` as it is worked on in `local`.
 
     Args:
@@ -42,7 +42,7 @@ class Staging:
         """Copy the run from the volume; folders in `link` are linked, and writing to them goes straight to the volume."""
         shutil.rmtree(self.local, ignore_errors=True)
         self.local.mkdir(parents=True)
-        for name in OWN:
+        for name in RUN_FILES:
             source, target = self.volume / name, self.local / name
             if source.is_dir() and name in link:
                 target.symlink_to(source, target_is_directory=True)
@@ -51,7 +51,7 @@ class Staging:
                 shutil.copytree(source, target)
             elif source.is_file():
                 shutil.copy2(source, target)
-        self._published = {name: mark(path) for name, path in self._things()}
+        self._published = {name: change_mark(path) for name, path in self._things()}
 
     def publish(self) -> list[str]:
         """Copy to the volume what is new or changed, drop saved states that are gone here, and commit.
@@ -63,7 +63,7 @@ class Staging:
             things = dict(self._things())
             done = []
             for name, path in things.items():
-                now = mark(path)
+                now = change_mark(path)
                 if self._published.get(name) != now and self._copy(name, path):
                     self._published[name] = now
                     done.append(name)
@@ -85,7 +85,7 @@ class Staging:
 
     def _things(self) -> Iterator[tuple[str, Path]]:
         """What is published as one: folders of checkpoints and merged models, else files; the manifest last."""
-        for name in sorted(OWN, key=lambda n: (n == "manifest.json", n)):
+        for name in sorted(RUN_FILES, key=lambda n: (n == "manifest.json", n)):
             path = self.local / name
             if path.is_symlink():
                 continue
@@ -135,7 +135,7 @@ class Staging:
         return True
 
 
-def mark(path: Path) -> Mark:
+def change_mark(path: Path) -> Mark:
     """What tells one state of a file or folder from another, without reading it."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     found = []
@@ -149,7 +149,7 @@ def mark(path: Path) -> Mark:
 
 
 @contextmanager
-def published(staging: Staging, *, look_s: float = LOOK_S, every_s: float = EVERY_S) -> Iterator[None]:
+def publishing(staging: VolumeSync, *, look_s: float = LOOK_S, every_s: float = EVERY_S) -> Iterator[None]:
     """Publish while the block works, and once more at its end, however it ends."""
     done = threading.Event()
 

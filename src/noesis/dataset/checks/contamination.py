@@ -12,7 +12,7 @@ from noesis.core.errors import DataError
 from noesis.dataset.checks.fingerprint import fingerprint
 from noesis.dataset.checks.near_duplicates import NEAR, bands, mix
 from noesis.dataset.checks.scan import Table
-from noesis.dataset.jsonl import Piece, lines
+from noesis.dataset.jsonl import FileChunk, lines
 
 SHOWN = 5
 
@@ -60,7 +60,7 @@ def known_questions(table: Table, files: list[Path], tribunal: Path) -> Iterator
 def _questions(file: Path) -> Iterator[tuple[int, str]]:
     """The prompts in a file of the Tribunal: `prompt`, with the user's earlier turns; and each user turn of a dialogue (a text, or role and content)."""
     size = file.stat().st_size
-    for number, _, line in lines(Piece(file, 0, size)):
+    for number, _, line in lines(FileChunk(file, 0, size)):
         row = json.loads(line)
         turns = [turn["content"] for turn in row.get("turns") or () if isinstance(turn, dict)]
         if isinstance(row.get("prompt"), str):

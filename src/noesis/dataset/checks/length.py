@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from noesis.constitution.dialogue import opening
+from noesis.constitution.dialogue import opening_messages
 from noesis.constitution.document import Constitution
 from noesis.core.config import Config
 from noesis.core.console import Progress
 from noesis.core.errors import NoesisError
 from noesis.core.text import CONTROL_TOKEN
 from noesis.dataset.checks.scan import Column, Table
-from noesis.dataset.encode import answer_text
+from noesis.dataset.encode import target_text
 from noesis.dataset.jsonl import LineReader
 from noesis.llm.chat_template import encode
 from noesis.llm.hub import find_tokenizer
@@ -28,7 +28,7 @@ MARGIN = 16  # tokens by which a template's own may vary between rows (role name
 
 
 @dataclass(frozen=True)
-class Ruler:
+class TokenCounter:
     """Measures records as training would render them."""
 
     model: str
@@ -59,17 +59,19 @@ class Ruler:
         Raises:
             TrainingError: the model's template refuses the row.
         """
-        answer = answer_text(record, include_critique=self.include_critique)
-        return len(encode(self.tokenizer, opening(self.constitution, record), answer, name=record["id"]).input_ids)
+        answer = target_text(record, include_critique=self.include_critique)
+        return len(
+            encode(self.tokenizer, opening_messages(self.constitution, record), answer, name=record["id"]).input_ids
+        )
 
 
-def find_ruler(config: Config, constitution: Constitution) -> Ruler | None:
+def find_token_counter(config: Config, constitution: Constitution) -> TokenCounter | None:
     """The ruler of the configured model; None if its tokenizer is not on this machine."""
     t = config.training
     folder = find_tokenizer(t.model, t.revision)
     if folder is None:
         return None
-    return Ruler(t.model, _tokenizer(folder), constitution, t.constitutional_ai.include_critique, t.max_length)
+    return TokenCounter(t.model, _tokenizer(folder), constitution, t.constitutional_ai.include_critique, t.max_length)
 
 
 @lru_cache(maxsize=2)
@@ -77,7 +79,7 @@ def _tokenizer(folder: Path) -> ChatTokenizer:
     return load_tokenizer(folder)
 
 
-def too_long(ruler: Ruler, table: Table, reader: LineReader) -> Iterator[tuple[int, str]]:
+def too_long(ruler: TokenCounter, table: Table, reader: LineReader) -> Iterator[tuple[int, str]]:
     """(row, what is wrong) of the rows that would not fit the window, or that the template refuses.
 
     A row whose bytes fit is not tokenised where a token is at least a byte.
@@ -101,7 +103,7 @@ def too_long(ruler: Ruler, table: Table, reader: LineReader) -> Iterator[tuple[i
             progress.advance(1)
 
 
-def _overhead(ruler: Ruler) -> Column:
+def _overhead(ruler: TokenCounter) -> Column:
     """Tokens of the system prompt and the template, by the longer language."""
     probe = {"id": "(probe)", "prompt": "a", "response_revised": "b", "critique": "c"}
     return np.int64(max(ruler.length(probe | {"language": language}) for language in ("pt", "en")) + MARGIN)  # type: ignore[return-value]

@@ -21,7 +21,7 @@ from noesis.core.device import usable_threads
 from noesis.core.text import closing
 from noesis.dataset.checks.fingerprint import fingerprint
 from noesis.dataset.checks.line import Finding, Rules, check_line
-from noesis.dataset.jsonl import Piece, is_hand_written, lines, pieces, total_size
+from noesis.dataset.jsonl import FileChunk, file_chunks, is_hand_written, lines, total_size
 
 PIECE = 3_000_000  # bytes of a file that are checked at a time
 PARALLEL_FROM = 12_000_000  # bytes below which starting processes costs more than it saves
@@ -89,10 +89,10 @@ class Table:
 
 
 @dataclass
-class Part:
+class ChunkResult:
     """What one piece came to."""
 
-    piece: Piece
+    piece: FileChunk
     rows: int  # lines that are not blank
     lines: int
     findings: list[tuple[int, Finding]]  # (line within the piece from 0, finding), at most KEPT of a code
@@ -100,22 +100,24 @@ class Part:
     table: Table
 
 
-def scan(files: list[Path], rules: Rules, *, processes: int | None = None, what: str = "check") -> Iterator[Part]:
+def scan(
+    files: list[Path], rules: Rules, *, processes: int | None = None, what: str = "check"
+) -> Iterator[ChunkResult]:
     """Check every line of `files`; the parts come in order.
 
     Args:
         processes: at a time; default: as many as the processor runs, one for small data.
     """
     number = {file: i for i, file in enumerate(files)}
-    return each(files, partial(_scan_piece, number=number, rules=rules), what=what, processes=processes)
+    return map_chunks(files, partial(_scan_piece, number=number, rules=rules), what=what, processes=processes)
 
 
-def each(
-    files: list[Path], work: Callable[[Piece], Result], *, what: str, processes: int | None = None
+def map_chunks(
+    files: list[Path], work: Callable[[FileChunk], Result], *, what: str, processes: int | None = None
 ) -> Iterator[Result]:
     """`work` on every piece of `files`, in as many processes as the processor runs (one for small data); the results come in order."""
     total = total_size(files)
-    todo = [piece for file in files for piece in pieces(file, PIECE)]
+    todo = [piece for file in files for piece in file_chunks(file, PIECE)]
     processes = processes or (usable_threads() if total >= PARALLEL_FROM else 1)
     with Progress(what, max(total // 1_000_000, 1), "MB", every_s=5.0) as progress:
         read = 0
@@ -125,7 +127,7 @@ def each(
             yield result
 
 
-def _in_order(todo: list[Piece], work: Callable[[Piece], Result], processes: int) -> Iterator[Result]:
+def _in_order(todo: list[FileChunk], work: Callable[[FileChunk], Result], processes: int) -> Iterator[Result]:
     if processes == 1 or len(todo) < 2:
         yield from map(work, todo)
         return
@@ -143,7 +145,7 @@ def _in_order(todo: list[Piece], work: Callable[[Piece], Result], processes: int
                 future.cancel()
 
 
-def _scan_piece(piece: Piece, number: dict[Path, int], rules: Rules) -> Part:
+def _scan_piece(piece: FileChunk, number: dict[Path, int], rules: Rules) -> ChunkResult:
     """Check one piece. Runs in a process of its own for large data."""
     findings: list[tuple[int, Finding]] = []
     counts: Counter[tuple[str, bool]] = Counter()
@@ -173,7 +175,7 @@ def _scan_piece(piece: Piece, number: dict[Path, int], rules: Rules) -> Part:
                 warning=True,
             ),
         )
-    return Part(piece, rows, last + 1, findings, counts, table)
+    return ChunkResult(piece, rows, last + 1, findings, counts, table)
 
 
 def _table(records: list[tuple[int, int, int, dict[str, Any]]], file: int, rules: Rules) -> tuple[Table, Column]:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from noesis.constitution.document import Constitution
-from noesis.dataset.checks.length import Ruler, too_long
+from noesis.dataset.checks.length import TokenCounter, too_long
 from noesis.dataset.checks.line import Finding, Rules
 from noesis.dataset.checks.near_duplicates import Cluster, find_clusters
 from noesis.dataset.checks.scan import DIFFICULTIES, LANGUAGES, STANCES, Table, join, scan
-from noesis.dataset.checks.whole_set import survey
+from noesis.dataset.checks.whole_set import check_whole_set
 from noesis.dataset.jsonl import LineReader, find_files
 
 SHOWN = 20  # problems of one kind whose place and words are kept; of the others, the number is
@@ -111,7 +111,7 @@ def validate(
     constitution: Constitution,
     categories: tuple[str, ...],
     *,
-    ruler: Ruler | None = None,
+    ruler: TokenCounter | None = None,
     whole: bool = True,
 ) -> Report:
     """Check every line of every file, then the set.
@@ -131,7 +131,7 @@ def validate(
             _check_window(report, ruler, reader)
         if whole:
             report.clusters = find_clusters(report.table)
-            for row, finding in survey(report.table, report.clusters, files, rules.values, reader):
+            for row, finding in check_whole_set(report.table, report.clusters, files, rules.values, reader):
                 _add(report, finding, row)
     report.problems.sort(key=lambda p: (p.line == 0, p.file, p.line))
     return report
@@ -175,7 +175,7 @@ def _check_ids(report: Report) -> None:
         report.table = table.keep(good)
 
 
-def _check_window(report: Report, ruler: Ruler, reader: LineReader) -> None:
+def _check_window(report: Report, ruler: TokenCounter, reader: LineReader) -> None:
     good = np.ones(len(report.table), bool)
     for row, message in too_long(ruler, report.table, reader):
         _add(report, Finding("window", message), row)

@@ -18,7 +18,7 @@ SMALL = 24  # rows under which a set is not asked to be balanced
 LISTED = 20  # clusters
 
 
-def survey(
+def check_whole_set(
     table: Table, clusters: list[Cluster], files: list[Path], values: tuple[str, ...], reader: LineReader
 ) -> Iterator[tuple[int | None, Finding]]:
     """(row to look at or None, finding) of each thing that is wrong with the set."""

@@ -15,7 +15,7 @@ from noesis.core.device import usable_threads
 from noesis.core.errors import MissingExtra, ModelError
 from noesis.core.files import sha256_file
 from noesis.core.signals import native_request
-from noesis.llm.clients.protocol import Reply, Request, Unanswered, alternatives_of
+from noesis.llm.clients.protocol import ModelReply, ModelRequest, NoReplyError, top_logprobs_of
 
 REASONING, SPAN = 240, 100  # characters at most
 REPEAT_PENALTY = 1.1  # of free text: small models fall into loops
@@ -37,7 +37,7 @@ def bounded(schema: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-class LocalJudge:
+class GgufClient:
     """A loaded GGUF model that judges or writes. It goes on from an assistant's message that stands last."""
 
     prefills = True
@@ -72,11 +72,11 @@ class LocalJudge:
         self.concurrency = parallel
         self._pool = ThreadPoolExecutor(parallel)
 
-    async def ask(self, request: Request) -> Reply:
+    async def ask(self, request: ModelRequest) -> ModelReply:
         """The model's reply. Raises Unanswered where llama.cpp refuses (a prompt beyond the context, say)."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._ask, request)
 
-    def _ask(self, request: Request) -> Reply:
+    def _ask(self, request: ModelRequest) -> ModelReply:
         body: dict[str, Any] = {
             "messages": request.as_messages(),
             "max_tokens": request.max_tokens,
@@ -97,17 +97,17 @@ class LocalJudge:
             answer = self._server.handle_chat_completions(body)
         if not isinstance(answer, dict) or "choices" not in answer:
             error = answer.get("error", answer) if isinstance(answer, dict) else answer
-            raise Unanswered(
+            raise NoReplyError(
                 f"llama.cpp refuses the request: {error.get('message', error) if isinstance(error, dict) else error}"
             )
         choice, usage = answer["choices"][0], answer.get("usage") or {}
-        return Reply(
+        return ModelReply(
             str(choice["message"]["content"] or ""),
             str(choice.get("finish_reason") or "stop"),
             int(usage.get("prompt_tokens", 0)),
             int(usage.get("completion_tokens", 0)),
             0.0,
-            alternatives=alternatives_of(choice),
+            alternatives=top_logprobs_of(choice),
         )
 
     async def close(self) -> None:

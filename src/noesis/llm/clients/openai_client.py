@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 from noesis.core.config import Price, TribunalSection
 from noesis.core.errors import ModelError
-from noesis.llm.clients.protocol import Gone, Reply, Request, Unanswered, alternatives_of
-from noesis.llm.clients.spec import Spec
+from noesis.llm.clients.protocol import EndpointDownError, ModelReply, ModelRequest, NoReplyError, top_logprobs_of
+from noesis.llm.clients.spec import ModelSpec
 from noesis.llm.clients.spending import Spending
 
 TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
@@ -46,10 +46,10 @@ def key_for(url: str) -> str | None:
     return os.environ.get(own_variable(host)) or os.environ.get(KEYS.get(host, ""))
 
 
-class Endpoint:
+class OpenAIClient:
     """One model at one endpoint. Use it inside one event loop, and close it."""
 
-    def __init__(self, spec: Spec, section: TribunalSection, spending: Spending) -> None:
+    def __init__(self, spec: ModelSpec, section: TribunalSection, spending: Spending) -> None:
         import httpx2
 
         self.name, self.identity = spec.model, f"openai:{spec.url}:{spec.model}"
@@ -77,7 +77,7 @@ class Endpoint:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def ask(self, request: Request) -> Reply:
+    async def ask(self, request: ModelRequest) -> ModelReply:
         """The model's reply.
 
         Raises:
@@ -85,16 +85,16 @@ class Endpoint:
         """
         async with self._slots:
             if self._failed_in_a_row >= DEAD_AFTER:
-                raise Gone(f"{self.name} is out: {self._failed_in_a_row} requests in a row failed")
+                raise EndpointDownError(f"{self.name} is out: {self._failed_in_a_row} requests in a row failed")
             most = self._usd(
                 sum(len(text) for _, text in request.messages), request.max_tokens
             )  # a token is a character or more
             while not self._spending.reserve(most):
                 await asyncio.sleep(0.05)  # what is under way may cost less than it could
-            reply = Reply("")
+            reply = ModelReply("")
             try:
                 reply = await self._with_back_off(request)
-            except Unanswered:
+            except NoReplyError:
                 self._failed_in_a_row += 1
                 raise
             finally:
@@ -105,7 +105,7 @@ class Endpoint:
             self._failed_in_a_row = 0
             return reply
 
-    async def _with_back_off(self, request: Request) -> Reply:
+    async def _with_back_off(self, request: ModelRequest) -> ModelReply:
         import httpx2
 
         problem, wait = "", FIRST_WAIT
@@ -133,7 +133,7 @@ class Endpoint:
             if response.status_code != 200:
                 problem = f"HTTP {response.status_code}"
                 if response.status_code not in TRY_AGAIN:
-                    raise Unanswered(f"{problem}: {response.text[:200]}")
+                    raise NoReplyError(f"{problem}: {response.text[:200]}")
                 if (after := retry_after(response.headers.get("retry-after"))) is not None:
                     self._not_before = max(self._not_before, time.monotonic() + min(after, LONGEST_WAIT))
                     wait = FIRST_WAIT
@@ -142,7 +142,7 @@ class Endpoint:
                 return self._reply(response.json())
             except (ValueError, KeyError, IndexError, TypeError):
                 problem = "a reply that is not of the OpenAI protocol"
-        raise Unanswered(f"{problem}, {self._section.attempts} attempts")
+        raise NoReplyError(f"{problem}, {self._section.attempts} attempts")
 
     async def _turn(self) -> None:
         """Wait until a request may start: Retry-After of any other request, and the rate of requests a minute."""
@@ -151,7 +151,7 @@ class Endpoint:
         if self._section.requests_per_minute:
             self._not_before = time.monotonic() + 60 / self._section.requests_per_minute
 
-    def _body(self, request: Request) -> dict[str, Any]:
+    def _body(self, request: ModelRequest) -> dict[str, Any]:
         room = "max_completion_tokens" if "max_tokens" in self._without else "max_tokens"
         body: dict[str, Any] = {"model": self._model, "messages": request.as_messages(), room: request.max_tokens}
         optional: dict[str, Any] = {"temperature": request.temperature, "seed": request.seed}
@@ -177,14 +177,14 @@ class Endpoint:
             (name for name, pattern in names.items() if name not in self._without and re.search(pattern, message)), None
         )
 
-    def _reply(self, body: dict[str, Any]) -> Reply:
+    def _reply(self, body: dict[str, Any]) -> ModelReply:
         choice, usage = body["choices"][0], body.get("usage") or {}
         prompt, completion = int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
         usd = usage.get("cost")
         if not isinstance(usd, (int, float)):
             usd = self._usd(prompt, completion) if self._price else None
         text, finish = str(choice["message"]["content"] or ""), str(choice.get("finish_reason") or "stop")
-        return Reply(text, finish, prompt, completion, usd, alternatives=alternatives_of(choice))
+        return ModelReply(text, finish, prompt, completion, usd, alternatives=top_logprobs_of(choice))
 
     def _usd(self, prompt: int, completion: int) -> float:
         return (prompt * self._price.prompt + completion * self._price.completion) / 1e6 if self._price else 0.0

@@ -14,16 +14,16 @@ from noesis.core.files import sha256_json
 Message = dict[str, str]
 
 
-class Unanswered(ModelError):
+class NoReplyError(ModelError):
     """A request that got no usable reply after all attempts; the judge's answer is then Unscored, and the reason is kept."""
 
 
-class Gone(Unanswered):
+class EndpointDownError(NoReplyError):
     """The endpoint as a whole does not answer any more: asking on would only fail."""
 
 
 @dataclass(frozen=True)
-class Request:
+class ModelRequest:
     """One question to a judge, or to a model that writes.
 
     schema: JSON schema of the reply, for structured output; {}: free text
@@ -49,7 +49,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Reply:
+class ModelReply:
     """What came back. usd: None where no price is known; cached: it cost nothing this time.
 
     alternatives: of each token in turn, (text, natural-log probability) of the likeliest, where asked for and given
@@ -64,7 +64,7 @@ class Reply:
     alternatives: tuple[tuple[tuple[str, float], ...], ...] = ()
 
 
-def alternatives_of(choice: dict[str, Any]) -> tuple[tuple[tuple[str, float], ...], ...]:
+def top_logprobs_of(choice: dict[str, Any]) -> tuple[tuple[tuple[str, float], ...], ...]:
     """The log-probabilities in a choice of the OpenAI protocol; () where it has none."""
     tokens = (choice.get("logprobs") or {}).get("content") or []
     return tuple(
@@ -72,14 +72,14 @@ def alternatives_of(choice: dict[str, Any]) -> tuple[tuple[tuple[str, float], ..
     )
 
 
-class Client(Protocol):
+class ModelClient(Protocol):
     """A judge's voice."""
 
     name: str  # as in the report
     identity: str  # what calibrations and the cache know it by
     concurrency: int
 
-    async def ask(self, request: Request) -> Reply:
+    async def ask(self, request: ModelRequest) -> ModelReply:
         """Raises Unanswered."""
 
     async def close(self) -> None: ...

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from noesis.llm.clients.protocol import Reply
+from noesis.llm.clients.protocol import ModelReply
 
 
-class Cache:
+class ReplyCache:
     """A key-value store; each `put` is a transaction of its own."""
 
     def __init__(self, path: Path) -> None:
@@ -45,15 +45,15 @@ class Cache:
             self.put(key, value)
         self._db.execute("COMMIT")
 
-    def reply(self, key: str) -> Reply | None:
+    def reply(self, key: str) -> ModelReply | None:
         """A stored reply, marked as cached; what it cost was paid before."""
         stored = self.get(key)
         if stored is None:
             return None
         alternatives = tuple(tuple((token, p) for token, p in each) for each in stored.pop("alternatives", ()))
-        return Reply(**stored, cached=True, alternatives=alternatives)
+        return ModelReply(**stored, cached=True, alternatives=alternatives)
 
-    def keep(self, key: str, reply: Reply) -> None:
+    def keep(self, key: str, reply: ModelReply) -> None:
         self.put(
             key,
             {
@@ -71,9 +71,9 @@ class Cache:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Cache]:
+def open_cache(path: Path) -> Iterator[ReplyCache]:
     """A cache that is closed at the end of the block."""
-    cache = Cache(path)
+    cache = ReplyCache(path)
     try:
         yield cache
     finally:

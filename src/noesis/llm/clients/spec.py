@@ -10,7 +10,7 @@ from noesis.core.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Spec:
+class ModelSpec:
     """A `--judge` as given."""
 
     kind: str  # openai, gguf, self
@@ -25,21 +25,21 @@ class Spec:
 _OPENAI = re.compile(r"openai:(https?://(?:\[[0-9a-fA-F:]+\]|[^/:\s]+)(?::\d+)?(?:/[^:\s]*)?):(\S+)")
 
 
-def parse_spec(text: str, option: str = "--judge") -> Spec:
+def parse_spec(text: str, option: str = "--judge") -> ModelSpec:
     """A judge as named on the command line, with `option`.
 
     Raises:
         UsageError: it is none of the forms.
     """
     if text == "self":
-        return Spec("self", "self")
+        return ModelSpec("self", "self")
     if match := _OPENAI.fullmatch(text):
-        return Spec("openai", match[2], match[1].rstrip("/"))
+        return ModelSpec("openai", match[2], match[1].rstrip("/"))
     if text.startswith("gguf:") and len(text) > 5:
         path = Path(text[5:]).expanduser()
         if not path.is_file():
             raise UsageError(f"{option} {text}: {path} does not exist")
-        return Spec("gguf", str(path))
+        return ModelSpec("gguf", str(path))
     raise UsageError(
         f"{option} {text!r} is not understood: use openai:BASE_URL:MODEL (openai:https://api.openai.com/v1:gpt-5-mini), gguf:PATH, or self"
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from noesis.core.errors import CapError
-from noesis.llm.clients.protocol import Reply
+from noesis.llm.clients.protocol import ModelReply
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Spending:
         self.reserved += usd
         return True
 
-    def settle(self, reserved: float, reply: Reply) -> None:
+    def settle(self, reserved: float, reply: ModelReply) -> None:
         self.reserved -= reserved
         self.requests += 1
         self.prompt_tokens += reply.prompt_tokens

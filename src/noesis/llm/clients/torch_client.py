@@ -14,7 +14,7 @@ from typing import Any
 
 from noesis.core.config import Quantization
 from noesis.core.errors import ModelError
-from noesis.llm.clients.protocol import Reply, Request, Unanswered
+from noesis.llm.clients.protocol import ModelReply, ModelRequest, NoReplyError
 from noesis.llm.hub import find_model
 from noesis.llm.tokenizer import load_tokenizer
 
@@ -22,7 +22,7 @@ PACK = 32  # requests that share a pass
 GATHER_S = 0.02  # how long the first request of a pass waits for others
 
 
-class PackedVoice:
+class TorchClient:
     """A model of transformers in this process; use it inside one event loop."""
 
     prefills = True
@@ -38,23 +38,25 @@ class PackedVoice:
             ModelError: there is no such model.
         """
         from noesis.core.libraries import quiet_libraries
-        from noesis.llm.torch_generate import loaded
+        from noesis.llm.torch_generate import load_merged_model
 
         quiet_libraries()
         found = find_model(name)
         self._tokenizer = load_tokenizer(found.path)
-        self._model = loaded(found.path, None, quantization=Quantization(load_in_4bit=False), dtype="bfloat16")
+        self._model = load_merged_model(
+            found.path, None, quantization=Quantization(load_in_4bit=False), dtype="bfloat16"
+        )
         self.name, self.identity = (
             Path(name).name,
             f"torch:{found.name if '/' not in found.name else Path(found.name).name}@{found.revision}",
         )
         self.concurrency = pack
-        self._waiting: list[tuple[Request, asyncio.Future[Reply]]] = []
+        self._waiting: list[tuple[ModelRequest, asyncio.Future[ModelReply]]] = []
         self._worker: asyncio.Task[None] | None = None
 
-    async def ask(self, request: Request) -> Reply:
+    async def ask(self, request: ModelRequest) -> ModelReply:
         """The model's reply. Raises Unanswered where the request does not fit the model's window."""
-        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[ModelReply] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, future))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
@@ -69,7 +71,7 @@ class PackedVoice:
             await asyncio.sleep(GATHER_S)
             await self._serve(self._next())
 
-    async def _serve(self, batch: list[tuple[Request, asyncio.Future[Reply]]]) -> None:
+    async def _serve(self, batch: list[tuple[ModelRequest, asyncio.Future[ModelReply]]]) -> None:
         try:
             replies = await asyncio.to_thread(self._answer, [request for request, _ in batch])
         except Exception as error:  # whoever waits must hear of it
@@ -80,13 +82,13 @@ class PackedVoice:
                     await self._serve([each])
                 return
             for _, future in batch:
-                future.set_exception(Unanswered(str(error)) if isinstance(error, ModelError) else error)
+                future.set_exception(NoReplyError(str(error)) if isinstance(error, ModelError) else error)
             return
         for (_, future), reply in zip(batch, replies, strict=True):
             if not future.done():
                 future.set_result(reply)
 
-    def _next(self) -> list[tuple[Request, asyncio.Future[Reply]]]:
+    def _next(self) -> list[tuple[ModelRequest, asyncio.Future[ModelReply]]]:
         """The requests of the next pass: of one kind and one beginning, the kind of which most wait."""
         (kind, _), *_ = Counter(_kind(request) for request, _ in self._waiting).most_common(1)
         batch = [entry for entry in self._waiting if _kind(entry[0]) == kind][: self.concurrency]
@@ -94,14 +96,14 @@ class PackedVoice:
         self._waiting = [entry for entry in self._waiting if id(entry[1]) not in taken]
         return batch
 
-    def _answer(self, requests: list[Request]) -> list[Reply]:
-        from noesis.llm.torch_generate import answer_packed, next_tokens
+    def _answer(self, requests: list[ModelRequest]) -> list[ModelReply]:
+        from noesis.llm.torch_generate import generate_batch, next_tokens
 
         talks, first = [request.as_messages() for request in requests], requests[0]
         if first.logprobs:
             tops = next_tokens(self._model, self._tokenizer, talks, first.logprobs)
-            return [Reply(top[0][0], "length", 0, 1, 0.0, alternatives=(tuple(top),)) for top in tops]
-        texts = answer_packed(
+            return [ModelReply(top[0][0], "length", 0, 1, 0.0, alternatives=(tuple(top),)) for top in tops]
+        texts = generate_batch(
             self._model,
             self._tokenizer,
             talks,
@@ -112,12 +114,12 @@ class PackedVoice:
         )
         counts = [len(self._tokenizer(text)["input_ids"]) for text in texts]
         return [
-            Reply(text, "length" if n >= first.max_tokens - 1 else "stop", 0, n, 0.0)
+            ModelReply(text, "length" if n >= first.max_tokens - 1 else "stop", 0, n, 0.0)
             for text, n in zip(texts, counts, strict=True)
         ]
 
 
-def _kind(request: Request) -> tuple[Any, ...]:
+def _kind(request: ModelRequest) -> tuple[Any, ...]:
     """What requests of one pass have in common."""
     return (
         request.max_tokens,

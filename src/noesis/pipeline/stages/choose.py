@@ -17,8 +17,8 @@ from noesis.core.console import say
 from noesis.core.files import sha256_file, sha256_json, write_json
 from noesis.dataset.encode import answer_rows
 from noesis.llm.tokenizer import load_tokenizer
-from noesis.pipeline.session import Session
-from noesis.planning.budget import require_left
+from noesis.pipeline.session import RunSession
+from noesis.planning.budget import require_remaining
 from noesis.tribunal.heldout import Score, compare
 
 BASE = "base"
@@ -26,7 +26,7 @@ Scores = dict[str, list[Score]]  # "revised" and "initial" → a score for each 
 
 
 @dataclass(frozen=True)
-class Hearing:
+class CheckpointScore:
     """What the court made of one epoch's answers to the dev prompts.
 
     mean: of the court, 0..1
@@ -35,15 +35,15 @@ class Hearing:
     """
 
     mean: float | None
-    fall: float | None
+    accuracy_drop: float | None
     vetoed: bool
-    unfit: str | None
+    unfit_reason: str | None
 
 
-Hear = Callable[[Path], Hearing]  # folder of an adapter → what the court made of it
+CheckpointScorer = Callable[[Path], CheckpointScore]  # folder of an adapter → what the court made of it
 
 
-def score(s: Session, epochs: Sequence[str]) -> dict[str, Scores]:
+def score_checkpoints(s: RunSession, epochs: Sequence[str]) -> dict[str, Scores]:
     """Log-likelihoods of both answers to each held-out example, by the base (adapter off) and by each epoch's adapter.
 
     Args:
@@ -66,7 +66,7 @@ def score(s: Session, epochs: Sequence[str]) -> dict[str, Scores]:
     return found
 
 
-def _file(s: Session, name: str) -> Path:
+def _file(s: RunSession, name: str) -> Path:
     return s.run.tribunal / "checkpoints" / f"{name}.json"
 
 
@@ -82,7 +82,7 @@ def _kept(file: Path, key: str) -> Scores | None:
 
 
 def _scored(
-    s: Session, held_out: list[dict[str, Any]], adapters: dict[str, Path], missing: list[str]
+    s: RunSession, held_out: list[dict[str, Any]], adapters: dict[str, Path], missing: list[str]
 ) -> list[tuple[str, Scores]]:
     from noesis.training.base_model import load_base, swap_adapter, with_adapter
     from noesis.training.likelihood import log_likelihoods
@@ -115,14 +115,14 @@ def _scored(
     return found
 
 
-def choose(s: Session, hear: Hear | None = None) -> dict[str, Any]:
+def choose_checkpoint(s: RunSession, hear: CheckpointScorer | None = None) -> dict[str, Any]:
     """The epoch whose adapter is to be used, by which rule, and the figures of all.
 
     Args:
         hear: brings an adapter before the court; None where no judge is set.
     """
     epochs = [folder.name for folder in s.run.epochs()]
-    scores = score(s, epochs)
+    scores = score_checkpoints(s, epochs)
     ids = [record["id"] for record in s.examples("eval")]
     figures: dict[str, dict[str, Any]] = {}
     for name in epochs:
@@ -132,24 +132,24 @@ def choose(s: Session, hear: Hear | None = None) -> dict[str, Any]:
         }
     hearings = {name: hear(s.run.checkpoints / name) for name in epochs} if hear is not None else {}
     for name, hearing in hearings.items():
-        figures[name]["court"] = {"mean": hearing.mean, "fall": hearing.fall, "vetoed": hearing.vetoed}
+        figures[name]["court"] = {"mean": hearing.mean, "fall": hearing.accuracy_drop, "vetoed": hearing.vetoed}
     adapter, by = _best(epochs, figures, hearings, s.config.training.tribunal.max_forgetting)
     return {"adapter": adapter, "by": by, "heard": bool(hearings), "epochs": figures}
 
 
 def _best(
-    epochs: list[str], figures: dict[str, dict[str, Any]], hearings: dict[str, Hearing], most: float
+    epochs: list[str], figures: dict[str, dict[str, Any]], hearings: dict[str, CheckpointScore], most: float
 ) -> tuple[str, str]:
     """(epoch, the rule in words). The court decides where it may; equal epochs: the later one."""
     if len(epochs) == 1:
         return epochs[0], "the only epoch"
     why = "no judge is set"
     if hearings:
-        why = next((h.unfit for h in hearings.values() if h.unfit), "") or ""
+        why = next((h.unfit_reason for h in hearings.values() if h.unfit_reason), "") or ""
         sound = [
             name
             for name, h in hearings.items()
-            if h.mean is not None and not h.vetoed and (h.fall is None or h.fall <= most)
+            if h.mean is not None and not h.vetoed and (h.accuracy_drop is None or h.accuracy_drop <= most)
         ]
         if not why and sound:
             best = max(sound, key=lambda name: (hearings[name].mean or 0.0, epochs.index(name)))
@@ -162,7 +162,7 @@ def _best(
     return best, f"held-out preference accuracy, then mean margin ({why})"
 
 
-def run_choose(s: Session, hear: Hear | None = None) -> dict[str, Any]:
+def run_choose(s: RunSession, hear: CheckpointScorer | None = None) -> dict[str, Any]:
     """Which epoch's adapter the later stages take.
 
     Args:
@@ -170,8 +170,8 @@ def run_choose(s: Session, hear: Hear | None = None) -> dict[str, Any]:
     """
 
     def work() -> dict[str, Any]:
-        require_left(s.budget(), "choosing the checkpoint")
-        return choose(s, hear)
+        require_remaining(s.budget(), "choosing the checkpoint")
+        return choose_checkpoint(s, hear)
 
     result = s.run.perform("choose", work, lambda: sorted((s.run.tribunal / "checkpoints").glob("*.json")))
     for name, f in result["epochs"].items():

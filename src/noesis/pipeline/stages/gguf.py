@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from noesis.constitution.dialogue import opening
+from noesis.constitution.dialogue import opening_messages
 from noesis.core.console import say, size
 from noesis.core.errors import ModelError, RunError, UsageError
 from noesis.core.files import copy_file, write_json, write_text
@@ -18,9 +18,9 @@ from noesis.dataset.load import evenly_spread
 from noesis.llm.chat_template import render
 from noesis.llm.tokenizer import load_tokenizer
 from noesis.pipeline.gguf_files import _system, adapter_file, base_gguf, write_adapter
-from noesis.pipeline.session import Session
-from noesis.pipeline.stages.merge import basis
-from noesis.planning.budget import require_left
+from noesis.pipeline.session import RunSession
+from noesis.pipeline.stages.merge import merge_quantization
+from noesis.planning.budget import require_remaining
 from noesis.release.parity.certify import show
 
 PROMPTS = 10  # of each language, compared at every position
@@ -28,7 +28,7 @@ ANSWERED = 3  # of each language, answered greedily
 
 
 def run_gguf(
-    s: Session,
+    s: RunSession,
     *,
     kinds: tuple[str, ...] | None = None,
     adapter: bool = False,
@@ -50,11 +50,11 @@ def run_gguf(
     files = {kind: s.run.gguf / f"{s.run.merged.name}-{kind}.gguf" for kind in wanted}
 
     def work() -> dict[str, Any]:
-        require_left(s.budget(), "writing GGUF")
+        require_remaining(s.budget(), "writing GGUF")
         for kind, file in files.items():
             write_gguf(s.run.merged, file, kind, name=s.run.merged.name, licence=s.model.licence)
             say(f"  {file.name}: {size(file.stat().st_size)}")
-        return certified(s, files, with_adapter=adapter)
+        return certify_files(s, files, with_adapter=adapter)
 
     def outputs() -> list[Path]:
         return [
@@ -74,7 +74,7 @@ def run_gguf(
     return result
 
 
-def parity(s: Session) -> dict[str, Any]:
+def parity(s: RunSession) -> dict[str, Any]:
     """Measure again the files that lie there, with the adapter's if there is one; the new certificate replaces the old."""
     require_merged(s)
     found = {
@@ -97,19 +97,21 @@ def parity(s: Session) -> dict[str, Any]:
         ]
 
     result = s.run.perform(
-        "gguf", lambda: certified(s, files, with_adapter=with_adapter, originals=True), outputs, again=True
+        "gguf", lambda: certify_files(s, files, with_adapter=with_adapter, originals=True), outputs, again=True
     )
     show(result)
     return result
 
 
-def certified(s: Session, files: dict[str, Path], *, with_adapter: bool, originals: bool = False) -> dict[str, Any]:
+def certify_files(
+    s: RunSession, files: dict[str, Path], *, with_adapter: bool, originals: bool = False
+) -> dict[str, Any]:
     """The certificate of `files`, written to gguf/parity.json; what is outside its tolerance is renamed and the stage fails."""
     from noesis.release.gguf.families import read_config
     from noesis.release.gguf.modelfile import modelfile
     from noesis.release.parity.certify import Adapter, Subject, certify, reject, require
 
-    quantization = basis(s, original=(s.run.result("merge") or {}).get("basis") == "original")
+    quantization = merge_quantization(s, original=(s.run.result("merge") or {}).get("basis") == "original")
     own = Adapter(s.run.adapter(), s.model.path, quantization, s.arithmetic)
     if with_adapter:
         own = Adapter(own.folder, own.base, own.quantization, own.dtype, write_adapter(s), base_gguf(s))
@@ -131,7 +133,7 @@ def certified(s: Session, files: dict[str, Path], *, with_adapter: bool, origina
     return certificate
 
 
-def require_merged(s: Session) -> None:
+def require_merged(s: RunSession) -> None:
     """Raises:
     RunError: there is no merged model, or it is not that of the trained adapter.
     """
@@ -139,7 +141,7 @@ def require_merged(s: Session) -> None:
         raise RunError(f"{s.run.path} holds no merged model: run  noesis merge {s.run.path}  first")
 
 
-def _compared(s: Session, tokenizer: Any) -> tuple[list[str], list[str], str]:
+def _compared(s: RunSession, tokenizer: Any) -> tuple[list[str], list[str], str]:
     """(texts compared at every position, prompts answered, where they are from): the Tribunal's open prompts in both languages, where the
     project with them is at hand; else the constitution's principles. And two whole conversations with system prompt and answer."""
     by_language, source = _prompts(s)
@@ -155,7 +157,7 @@ def _compared(s: Session, tokenizer: Any) -> tuple[list[str], list[str], str]:
     whole = [
         render(
             tokenizer,
-            [*opening(s.constitution, r), {"role": "assistant", "content": r["response_revised"]}],
+            [*opening_messages(s.constitution, r), {"role": "assistant", "content": r["response_revised"]}],
             add_generation_prompt=False,
         )
         for r in evenly_spread(s.examples("eval"), 2)
@@ -163,7 +165,7 @@ def _compared(s: Session, tokenizer: Any) -> tuple[list[str], list[str], str]:
     return [*map(one, asked), *whole], list(map(one, answered)), source
 
 
-def _prompts(s: Session) -> tuple[dict[str, list[str]], str]:
+def _prompts(s: RunSession) -> tuple[dict[str, list[str]], str]:
     from noesis.tribunal.suite import read_suite
 
     try:

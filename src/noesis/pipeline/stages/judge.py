@@ -7,26 +7,26 @@ from typing import Any
 from noesis.core.console import say
 from noesis.core.files import write_json, write_jsonl
 from noesis.dataset.load import evenly_spread
-from noesis.pipeline.answers import _answers
-from noesis.pipeline.session import Session
-from noesis.pipeline.stages.choose import BASE, score
-from noesis.planning.budget import require_left
+from noesis.pipeline.answers import base_and_tuned_answers
+from noesis.pipeline.session import RunSession
+from noesis.pipeline.stages.choose import BASE, score_checkpoints
+from noesis.planning.budget import require_remaining
 
 
-def run_judge(s: Session, *, again: bool = False, answers: bool = True) -> dict[str, Any]:
+def run_judge(s: RunSession, *, again: bool = False, answers: bool = True) -> dict[str, Any]:
     """Base against tuned on the held-out examples: probabilities, answers (unless they are not wanted), the offline screen; and the court's empty bench."""
-    from noesis.tribunal.court import empty_bench
+    from noesis.tribunal.court import no_judge_ruling
     from noesis.tribunal.heldout import compare
     from noesis.tribunal.offline_screen import NAME, screen, tally
 
     def work() -> dict[str, Any]:
-        require_left(s.budget(), "judging")
+        require_remaining(s.budget(), "judging")
         held_out = s.examples("eval")
         chosen = s.run.adapter().name
-        scores = score(s, [chosen])
+        scores = score_checkpoints(s, [chosen])
         preference = compare([r["id"] for r in held_out], scores[BASE], scores[chosen]) | {"adapter": chosen}
         asked = evenly_spread(held_out, s.config.training.tribunal.answers if answers else 0)
-        said = _answers(s, asked)
+        said = base_and_tuned_answers(s, asked)
         rows = []
         for record, base, tuned in zip(asked, said["base"], said["tuned"], strict=True):
             rows.append(
@@ -45,7 +45,7 @@ def run_judge(s: Session, *, again: bool = False, answers: bool = True) -> dict[
         summary = {
             "preference": preference,
             "screen": {"name": NAME, **{who: tally([row[who]["flags"] for row in rows]) for who in ("base", "tuned")}},
-            "court": empty_bench(s.config.training.tribunal),
+            "court": no_judge_ruling(s.config.training.tribunal),
         }
         write_json(s.run.tribunal / "summary.json", summary)
         return summary

@@ -8,12 +8,12 @@ from noesis.core.config import Quantization
 from noesis.core.console import say, size
 from noesis.core.errors import RunError
 from noesis.core.files import sha256_file
-from noesis.pipeline.gguf_files import lineage
-from noesis.pipeline.session import Session
-from noesis.planning.budget import require_left
+from noesis.pipeline.gguf_files import provenance
+from noesis.pipeline.session import RunSession
+from noesis.planning.budget import require_remaining
 
 
-def run_merge(s: Session, *, again: bool = False, original: bool = False) -> dict[str, Any]:
+def run_merge(s: RunSession, *, again: bool = False, original: bool = False) -> dict[str, Any]:
     """Adapter + base → a standalone model.
 
     Args:
@@ -23,10 +23,10 @@ def run_merge(s: Session, *, again: bool = False, original: bool = False) -> dic
     from noesis.release.model_card import model_card
 
     def work() -> dict[str, Any]:
-        require_left(s.budget(), "merging")
-        require_own(s)
+        require_remaining(s.budget(), "merging")
+        require_same_base(s)
         card = model_card(s.run.merged.name, s.config.training.model, s.model.licence, s.run.manifest)
-        into = basis(s, original=original)
+        into = merge_quantization(s, original=original)
         result = merge_weights(
             s.model.path,
             s.run.adapter(),
@@ -34,7 +34,7 @@ def run_merge(s: Session, *, again: bool = False, original: bool = False) -> dic
             quantization=into,
             dtype=s.arithmetic,
             card=card,
-            lineage=lineage(s),
+            lineage=provenance(s),
         )
         return result | {"basis": "original" if original else "trained"}
 
@@ -50,13 +50,13 @@ def run_merge(s: Session, *, again: bool = False, original: bool = False) -> dic
     return result
 
 
-def basis(s: Session, *, original: bool = False) -> Quantization:
+def merge_quantization(s: RunSession, *, original: bool = False) -> Quantization:
     """How the weights that the adapter goes into were stored: as in training, or not at all."""
     trained = s.as_trained.lora.quantization
     return trained.model_copy(update={"load_in_4bit": False}) if original else trained
 
 
-def require_own(s: Session) -> None:
+def require_same_base(s: RunSession) -> None:
     """Base and adapter are those of the training.
 
     Raises:

@@ -13,20 +13,20 @@ from noesis.core.config import Config
 from noesis.core.device import Device, detect
 from noesis.core.errors import UsageError
 from noesis.llm.hub import find_description, find_tokenizer
-from noesis.pipeline.session import Session
-from noesis.pipeline.training_set import estimated, material_of
+from noesis.pipeline.session import RunSession
+from noesis.pipeline.training_set import build_training_set, estimate_workloads
 from noesis.planning.by_method import plan_of
 from noesis.planning.display import show_plan
-from noesis.planning.gpus import rented
+from noesis.planning.gpus import rented_gpu
 from noesis.planning.model_shapes import Known, Shape, known_model
-from noesis.planning.plan import Plan, as_planned, read_shape, require_fit
-from noesis.planning.workload import Work, Workloads
-from noesis.training.methods import states
+from noesis.planning.plan import Plan, read_shape, require_fit, with_planned_storage
+from noesis.planning.workload import Workload, Workloads
+from noesis.training.methods import saved_states
 
 Records = list[dict[str, Any]]
 
 
-def planned(config: Config, folder: Path, workloads: Workloads, device: Device) -> Plan:
+def plan_run(config: Config, folder: Path, workloads: Workloads, device: Device) -> Plan:
     """The plan of a run on `device`, which is this machine; `folder`: of the model.
 
     Raises:
@@ -40,7 +40,7 @@ def planned(config: Config, folder: Path, workloads: Workloads, device: Device) 
     return plan
 
 
-def plan_ahead(
+def plan_without_run(
     config: Config,
     train: Records,
     constitution: Constitution,
@@ -68,9 +68,9 @@ def plan_ahead(
         folder = find_description(name, revision)
     shape = known.shape if known is not None and not _has_config(folder) else read_shape(cast(Path, folder))
     if folder is None:
-        workloads = estimated(config, train, constitution, cast(Known, known).ratio, besides=besides)
+        workloads = estimate_workloads(config, train, constitution, cast(Known, known).ratio, besides=besides)
     else:
-        workloads = material_of(config, folder, train, constitution, besides=besides).workloads
+        workloads = build_training_set(config, folder, train, constitution, besides=besides).workloads
     plan = plan_of(config, name, shape, workloads, device, rented=gpu is not None)
     return plan, lambda: _require_fit(plan, config, shape, workloads, device)
 
@@ -78,7 +78,7 @@ def plan_ahead(
 def _require_fit(plan: Plan, config: Config, shape: Shape, workloads: Workloads, device: Device) -> None:
     """Of both parts, if there are two."""
     if plan.first is not None:
-        require_fit(Plan.from_json(plan.first), config, shape, workloads.sft or Work((), 0), device)
+        require_fit(Plan.from_json(plan.first), config, shape, workloads.sft or Workload((), 0), device)
     require_fit(plan, config, shape, workloads.last, device)
 
 
@@ -88,7 +88,7 @@ def _has_config(folder: Path | None) -> bool:
 
 def _device(gpu: str | None, gpus: int | None) -> Device:
     if gpu is not None:
-        return rented(gpu, gpus or 1)
+        return rented_gpu(gpu, gpus or 1)
     here = detect()
     if gpus is not None and gpus > here.cards:
         raise UsageError(
@@ -97,7 +97,7 @@ def _device(gpu: str | None, gpus: int | None) -> Device:
     return here if gpus is None else replace(here, cards=gpus)
 
 
-def run_plan(s: Session, *, again: bool = False) -> dict[str, Any]:
+def run_plan(s: RunSession, *, again: bool = False) -> dict[str, Any]:
     """What will be trained, in how many tokens, and what it is expected to take."""
     stored = s.run.result("plan")
     config = s.config
@@ -107,11 +107,11 @@ def run_plan(s: Session, *, again: bool = False) -> dict[str, Any]:
             s.device.cards,
         )
         again = again or not same  # a run that goes on elsewhere is planned anew, but on the base that it began on
-        if states(s.run.checkpoints):
-            config = as_planned(config, stored)
+        if saved_states(s.run.checkpoints):
+            config = with_planned_storage(config, stored)
 
     def work() -> dict[str, Any]:
-        return planned(config, s.model.path, s.material().workloads, s.device).as_json()
+        return plan_run(config, s.model.path, s.training_set().workloads, s.device).as_json()
 
     result = s.run.perform("plan", work, list, again=again)
     show_plan(result)

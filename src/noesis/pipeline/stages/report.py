@@ -16,9 +16,9 @@ import jinja2
 from noesis.constitution.document import Constitution
 from noesis.core.config import Config
 from noesis.core.console import duration, say, size
-from noesis.core.files import now, write_text
+from noesis.core.files import utc_now, write_text
 from noesis.llm.llama_cpp import REPEAT_PENALTY
-from noesis.pipeline.session import Session
+from noesis.pipeline.session import RunSession
 from noesis.run.directory import Run
 from noesis.run.metrics import read_metrics
 from noesis.run.stages import STAGES
@@ -38,7 +38,7 @@ def write_report(run: Run, config: Config, constitution: Constitution) -> dict[s
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         run=run.manifest,
         name=run.path.name,
-        made=now(),
+        made=utc_now(),
         repeat_penalty=REPEAT_PENALTY,
         constitution=constitution,
         config=config,
@@ -184,7 +184,7 @@ def loss_curve(points: list[tuple[int, float]], width: int = 640, height: int = 
     }
 
 
-def run_report(s: Session) -> Path:
+def run_report(s: RunSession) -> Path:
     """One self-contained page."""
     from noesis.pipeline.stages.report import write_report
 

@@ -6,23 +6,23 @@ import gc
 from typing import Any
 
 from noesis.core.console import duration, say
-from noesis.pipeline.session import Session
+from noesis.pipeline.session import RunSession
 from noesis.planning.budget import quote, require_affordable
 from noesis.planning.plan import Plan
-from noesis.training.methods import left, outputs, states, train_run
+from noesis.training.methods import remaining_cost, saved_states, train_run, training_outputs
 
 
-def run_train(s: Session) -> dict[str, Any]:
+def run_train(s: RunSession) -> dict[str, Any]:
     """QLoRA, by SFT, DPO or both in turn; one adapter an epoch."""
 
     def work() -> dict[str, Any]:
         p = Plan.from_json(s.run.manifest["stages"]["plan"]["result"])
-        material, budget = s.material(), s.budget()
-        if not states(s.run.checkpoints):
+        material, budget = s.training_set(), s.budget()
+        if not saved_states(s.run.checkpoints):
             s.run.metrics.unlink(missing_ok=True)
         for line in quote(p.as_json(), budget):
             say(line)
-        still, done_share = left(p, s.run.checkpoints)
+        still, done_share = remaining_cost(p, s.run.checkpoints)
         require_affordable(still, budget, done=done_share)
         parent = s.run.path / "parent" if "parent" in s.run.manifest else None
         places = {"checkpoints": s.run.checkpoints, "metrics": s.run.metrics}
@@ -31,7 +31,7 @@ def run_train(s: Session) -> dict[str, Any]:
             s.run.manifest["stages"]["plan"]["result"] = smaller  # later stages read from it what was trained
         return done | {"out_of_memory_once": smaller is not None}
 
-    result = s.run.perform("train", work, lambda: [*outputs(s.run.checkpoints), s.run.metrics])
+    result = s.run.perform("train", work, lambda: [*training_outputs(s.run.checkpoints), s.run.metrics])
     gc.collect()
     say(
         f"  {result['steps']} steps in {duration(result['seconds'])} ({result['tokens_per_s']:,.0f} tokens/s); "

@@ -15,24 +15,24 @@ from typing import Any
 from noesis.core.config import TribunalSection, load_config
 from noesis.core.console import say
 from noesis.core.errors import UsageError
-from noesis.core.files import now, sha256_file, sha256_json, write_json, write_jsonl, write_text
+from noesis.core.files import sha256_file, sha256_json, utc_now, write_json, write_jsonl, write_text
 from noesis.core.project import Project, calibrations_folder, tribunal_folder
-from noesis.llm.clients.open import _close, seat
-from noesis.llm.clients.reply_cache import opened
-from noesis.llm.clients.spec import Spec, parse_spec, same_model
+from noesis.llm.clients.open import close_clients, open_judges
+from noesis.llm.clients.reply_cache import open_cache
+from noesis.llm.clients.spec import ModelSpec, parse_spec, same_model
 from noesis.llm.clients.spending import Spending
-from noesis.pipeline.answers import answering, identity_of
+from noesis.pipeline.answers import answer_generator, answer_identities
 from noesis.pipeline.gguf_files import base_gguf
-from noesis.pipeline.session import Session
-from noesis.pipeline.stages.choose import Hear, Hearing
-from noesis.tribunal.calibration_store import _short, error_counts, stored, unfit
-from noesis.tribunal.panel import Seats
-from noesis.tribunal.rubric import JUDGES, load_bench
-from noesis.tribunal.scoring import WHO, Heard, answers, hold, verdict_rows
-from noesis.tribunal.suite import Item, Part, read_suite, seal, spread
+from noesis.pipeline.session import RunSession
+from noesis.pipeline.stages.choose import CheckpointScore, CheckpointScorer
+from noesis.tribunal.calibration_store import calibration_summary, error_counts, load_calibration, unfit_reason
+from noesis.tribunal.panel import JudgePanel
+from noesis.tribunal.rubric import JUDGES, load_rubrics
+from noesis.tribunal.scoring import MODELS, ScoredAnswer, answer_and_score, answer_prompts, verdict_rows
+from noesis.tribunal.suite import EvalSample, Part, read_suite, seal, spread
 from noesis.tribunal.trial_summary import summarise
 
-ASKING = (
+JUDGE_CALL_SETTINGS = (
     "concurrency",
     "timeout_seconds",
     "attempts",
@@ -42,7 +42,7 @@ ASKING = (
 
 
 @dataclass(frozen=True)
-class Ask:
+class TrialRequest:
     """What a trial was asked for on the command line."""
 
     judges: tuple[str, ...]
@@ -52,9 +52,9 @@ class Ask:
 
 
 def run_trial(
-    s: Session,
+    s: RunSession,
     project: Project,
-    ask: Ask,
+    ask: TrialRequest,
     *,
     again: bool = False,
     seated: Callable[[], AbstractContextManager[None]] | None = None,
@@ -64,29 +64,36 @@ def run_trial(
     Args:
         seated: serves a judge that has no room beside the answering model; entered when all answers are kept and that model is gone.
     """
-    section = section_of(s, project)
+    section = current_tribunal_settings(s, project)
     folder = tribunal_folder(project)
-    bench, items = load_bench(folder / "judges"), trial_items(project, ask)
+    bench, items = load_rubrics(folder / "judges"), trial_items(project, ask)
     specs = [parse_spec(text) for text in ask.judges]
     own = _own_judge(s, specs)
     prompts = sha256_json([item.model_dump(mode="json") for item in items])
     adapter = sha256_file(s.run.adapter() / "adapter_model.safetensors")
     calibrated = sorted(sha256_file(p) for p in calibrations_folder(project).glob("*.json"))
     request = sha256_json(
-        [ask.judges, prompts, bench.digest(), section.model_dump(mode="json", exclude=set(ASKING)), adapter, calibrated]
+        [
+            ask.judges,
+            prompts,
+            bench.digest(),
+            section.model_dump(mode="json", exclude=set(JUDGE_CALL_SETTINGS)),
+            adapter,
+            calibrated,
+        ]
     )
 
     def work() -> dict[str, Any]:
         spending = Spending(max_usd=ask.max_usd)
-        clients = seat(specs, section, spending, own=own)
-        calibrations = [stored(calibrations_folder(project), client.identity, bench) for client in clients]
+        clients = open_judges(specs, section, spending, own=own)
+        calibrations = [load_calibration(calibrations_folder(project), client.identity, bench) for client in clients]
         if ask.part != "dev":
             _log_locked(s.run.tribunal, folder, "trial")
-        with opened(s.run.tribunal / "replies.sqlite") as cache:
-            seats = Seats(bench, clients, cache)
+        with open_cache(s.run.tribunal / "replies.sqlite") as cache:
+            seats = JudgePanel(bench, clients, cache)
             heard = _heard(s, section, items, seats, s.run.adapter(), seated)
         names = [client.name for client in clients]
-        summary = summarise(heard, section, unfit=unfit(calibrations, names), errors=error_counts(calibrations))
+        summary = summarise(heard, section, unfit=unfit_reason(calibrations, names), errors=error_counts(calibrations))
         result = {
             "request": request,
             "part": ask.part,
@@ -99,13 +106,13 @@ def run_trial(
                     "name": c.name,
                     "identity": c.identity,
                     "fit": bool(k and k["fit"] and k["part"] != "dev"),
-                    "calibration": _short(k),
+                    "calibration": calibration_summary(k),
                 }
                 for c, k in zip(clients, calibrations, strict=True)
             ],
             "self_judged": own is not None,
             "spending": spending.as_json(),
-            "court": court_of(summary, section),
+            "court": ruling_for_report(summary, section),
             **summary,
         }
         write_jsonl(s.run.tribunal / "trial_answers.jsonl", [h.answer.as_json() for h in heard])
@@ -123,12 +130,12 @@ def run_trial(
     return result
 
 
-def trial_items(project: Project, ask: Ask) -> list[Item]:
+def trial_items(project: Project, ask: TrialRequest) -> list[EvalSample]:
     """A trial's prompts, in order."""
     return spread(read_suite(tribunal_folder(project), ask.part), ask.prompts)
 
 
-def checkpoint_hearing(s: Session, project: Project, judges: Sequence[str] | None = None) -> Hear | None:
+def checkpoint_scorer(s: RunSession, project: Project, judges: Sequence[str] | None = None) -> CheckpointScorer | None:
     """Brings an epoch's adapter before the court on the dev prompts, to choose the checkpoint; None where no judge is set.
 
     Nobody is asked where a judge is not fit. Answers and replies stay in the run, and `noesis judge` finds them there.
@@ -136,28 +143,28 @@ def checkpoint_hearing(s: Session, project: Project, judges: Sequence[str] | Non
     Args:
         judges: as given with --judge; None: those in training_config.yaml (`tribunal: judges`).
     """
-    section = section_of(s, project)
+    section = current_tribunal_settings(s, project)
     named = section.judges if judges is None else tuple(judges)
     if not named:
         return None
     folder = tribunal_folder(project)
-    bench, items = load_bench(folder / "judges"), read_suite(folder, "dev")
+    bench, items = load_rubrics(folder / "judges"), read_suite(folder, "dev")
     specs = [parse_spec(text) for text in named]
     own = _own_judge(s, specs)
 
-    def hear(adapter: Path) -> Hearing:
-        clients = seat(specs, section, Spending(), own=own)
-        calibrations = [stored(calibrations_folder(project), client.identity, bench) for client in clients]
-        why = unfit(calibrations, [client.name for client in clients])
+    def hear(adapter: Path) -> CheckpointScore:
+        clients = open_judges(specs, section, Spending(), own=own)
+        calibrations = [load_calibration(calibrations_folder(project), client.identity, bench) for client in clients]
+        why = unfit_reason(calibrations, [client.name for client in clients])
         if why:
-            asyncio.run(_close(clients))
-            return Hearing(None, None, False, why)
+            asyncio.run(close_clients(clients))
+            return CheckpointScore(None, None, False, why)
         say(f"  the court hears {adapter.name} on {len(items)} dev prompts")
-        with opened(s.run.tribunal / "replies.sqlite") as cache:
-            heard = _heard(s, section, items, Seats(bench, clients, cache), adapter)
+        with open_cache(s.run.tribunal / "replies.sqlite") as cache:
+            heard = _heard(s, section, items, JudgePanel(bench, clients, cache), adapter)
         summary = summarise(heard, section, unfit=None)
         found = summary["models"]["tuned"]["all"]
-        return Hearing(
+        return CheckpointScore(
             found["mean"]["mean"] if "mean" in found else None, summary["keyed"]["fall"], bool(_vetoed(summary)), None
         )
 
@@ -169,28 +176,32 @@ def _vetoed(summary: dict[str, Any]) -> list[str]:
 
 
 def _heard(
-    s: Session,
+    s: RunSession,
     section: TribunalSection,
-    items: Sequence[Item],
-    seats: Seats,
+    items: Sequence[EvalSample],
+    seats: JudgePanel,
     adapter: Path,
     seated: Callable[[], AbstractContextManager[None]] | None = None,
-) -> list[Heard]:
+) -> list[ScoredAnswer]:
     """Base and tuned answers to `items` with the court's opinion of each."""
     held: dict[str, Any] = {}
-    identity, seed, generate = identity_of(s, adapter), s.config.training.seed, answering(s, section, adapter, held)
+    identity, seed, generate = (
+        answer_identities(s, adapter),
+        s.config.training.seed,
+        answer_generator(s, section, adapter, held),
+    )
     if seated is None:
-        return hold(items, s.constitution, generate, seats, section, identity=identity, seed=seed)
-    for who in WHO:
-        answers(
+        return answer_and_score(items, s.constitution, generate, seats, section, identity=identity, seed=seed)
+    for who in MODELS:
+        answer_prompts(
             items, s.constitution, generate, seats.cache, identity=identity[who], who=who, section=section, seed=seed
         )
     held.clear()
     with seated():
-        return hold(items, s.constitution, generate, seats, section, identity=identity, seed=seed)
+        return answer_and_score(items, s.constitution, generate, seats, section, identity=identity, seed=seed)
 
 
-def court_of(summary: dict[str, Any], section: TribunalSection) -> dict[str, Any]:
+def ruling_for_report(summary: dict[str, Any], section: TribunalSection) -> dict[str, Any]:
     """The ruling in the shape of the empty bench, for the report and the model card."""
     found, weights = summary["models"]["tuned"]["all"], section.weights.model_dump()
     judges = {}
@@ -232,13 +243,13 @@ def show(result: dict[str, Any]) -> None:
     say(f"  Tribunal: {court['verdict']}: {court['reason']}{more}")
 
 
-def section_of(s: Session, project: Project) -> TribunalSection:
+def current_tribunal_settings(s: RunSession, project: Project) -> TribunalSection:
     """What the run was made with; how judges are asked, and what they charge, as the project has it now."""
     now_said = load_config(project).training.tribunal
-    return s.config.training.tribunal.model_copy(update={name: getattr(now_said, name) for name in ASKING})
+    return s.config.training.tribunal.model_copy(update={name: getattr(now_said, name) for name in JUDGE_CALL_SETTINGS})
 
 
-def _own_judge(s: Session, specs: Sequence[Spec]) -> Path | None:
+def _own_judge(s: RunSession, specs: Sequence[ModelSpec]) -> Path | None:
     """The run's own base, if it was asked for by name; refused under any other."""
     base = base_gguf(s) if any(spec.kind == "self" for spec in specs) else None
     for spec in specs:
@@ -254,10 +265,10 @@ def _log_locked(run: Path, tribunal: Path, what: str) -> None:
     """Each use of a locked part leaves a line in the run."""
     run.mkdir(parents=True, exist_ok=True)
     with open(run / "locked_uses.jsonl", "a", encoding="utf-8") as f:
-        f.write(json.dumps({"date": now(), "what": what, "seal_sha256": sha256_json(seal(tribunal))}) + "\n")
+        f.write(json.dumps({"date": utc_now(), "what": what, "seal_sha256": sha256_json(seal(tribunal))}) + "\n")
 
 
-def _stamp_card(s: Session) -> None:
+def _stamp_card(s: RunSession) -> None:
     """Put the verdict on a model card that was written before it."""
     from noesis.release.model_card import model_card
 

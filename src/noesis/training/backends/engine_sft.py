@@ -13,16 +13,16 @@ from trl import SFTTrainer
 
 from noesis.core.config import Config
 from noesis.core.device import Device
-from noesis.llm.token_rows import IGNORED, Encoded
+from noesis.llm.token_rows import IGNORED, TokenRow
 from noesis.planning.plan import Plan
-from noesis.training.backends.stepwise import Pending, Stepwise, Tensor
+from noesis.training.backends.stepwise import PendingStep, Tensor, WholeStepTrainer
 from noesis.training.backends.trl_arguments import arguments
 from noesis.training.base_model import lora
 from noesis.training.packing import rows_of_step
 from noesis.training.recorder import Metrics
 
 
-class EngineTrainer(Stepwise, SFTTrainer):  # type: ignore[misc]
+class EngineTrainer(WholeStepTrainer, SFTTrainer):  # type: ignore[misc]
     """`model` is one of `engine.model.build`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -30,7 +30,7 @@ class EngineTrainer(Stepwise, SFTTrainer):  # type: ignore[misc]
         self.engine = self.model.engine
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        self.check(between_steps=True)
+        self.stop_if_asked(between_steps=True)
         model.train()
         indices: list[int] = inputs["indices"]
         sequences = [(self.rows[i].input_ids, self.rows[i].labels) for i in indices]
@@ -49,7 +49,7 @@ class EngineTrainer(Stepwise, SFTTrainer):  # type: ignore[misc]
         divisor = torch.tensor(float(trained), device=self.engine.device)
         self.engine.begin_step()
         losses = []
-        with self.giving_up():
+        with self.interruptible():
             for i, row in enumerate(packed):
                 last = i == len(packed) - 1
                 with nullcontext() if cards == 1 or last else model.no_sync():
@@ -58,12 +58,12 @@ class EngineTrainer(Stepwise, SFTTrainer):  # type: ignore[misc]
                         loss * cards if cards > 1 else loss
                     ).backward()  # several cards take the mean of their gradients, the step wants the sum
                 losses.append(loss.detach())
-                self.check()
+                self.stop_if_asked()
         parts = torch.stack(losses)
         total = parts.sum()
         if cards > 1:
             torch.distributed.all_reduce(total)
-        self.current = Pending(
+        self.current = PendingStep(
             torch.cat([total[None], total[None], parts]),
             None,
             [row.members for row in packed],
@@ -87,7 +87,7 @@ def _why_not_the_engine(folder: Path, config: Config, plan: Plan, device: Device
 
 def _engine_trainer(
     folder: Path,
-    rows: list[Encoded],
+    rows: list[TokenRow],
     config: Config,
     plan: Plan,
     device: Device,

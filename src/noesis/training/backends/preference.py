@@ -23,17 +23,17 @@ from noesis.core.console import Progress
 from noesis.core.device import Device
 from noesis.core.errors import CapError
 from noesis.core.files import write_jsonl
-from noesis.llm.token_rows import Pair
+from noesis.llm.token_rows import TokenPair
 from noesis.planning.budget import Budget
 from noesis.planning.plan import Plan
 from noesis.planning.setup import Setup
-from noesis.training.backends.stepwise import Pending, Stepwise
+from noesis.training.backends.stepwise import PendingStep, WholeStepTrainer
 from noesis.training.backends.trl_arguments import arguments
 from noesis.training.base_model import arithmetic, load_base, lora
-from noesis.training.job import Preferences
+from noesis.training.job import PreferencePairs
 from noesis.training.packing import grouped, pack
 from noesis.training.recorder import Metrics
-from noesis.training.state.reference_cache import keep_reference, known_reference
+from noesis.training.state.reference_cache import load_reference, save_reference
 
 Tensor = Any
 Sequences = list[tuple[list[int], list[int]]]
@@ -103,10 +103,10 @@ def preference_loss(chosen: Tensor, rejected: Tensor, p: Tensor) -> Tensor:
     return -p * logsigmoid(margin) - (1 - p) * logsigmoid(-margin)
 
 
-class PreferenceTrainer(Stepwise, DPOTrainer):  # type: ignore[misc]
+class PreferenceTrainer(WholeStepTrainer, DPOTrainer):  # type: ignore[misc]
     """DPOTrainer whose loss knows soft labels, on pairs that are tokens already. `attach` gives it its scorer and its reference."""
 
-    rows: list[Pair]
+    rows: list[TokenPair]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -116,13 +116,15 @@ class PreferenceTrainer(Stepwise, DPOTrainer):  # type: ignore[misc]
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
 
-    def attach(self, scorer: Scorer, config: Config, held_out: Sequence[Pair], reference: list[list[float]]) -> None:
+    def attach(
+        self, scorer: Scorer, config: Config, held_out: Sequence[TokenPair], reference: list[list[float]]
+    ) -> None:
         """reference: (pairs and held-out pairs, 2), summed negative log-likelihoods of chosen and rejected."""
         self.scorer, self.dpo, self.held_out = scorer, config.training.dpo, held_out
         self.reference = torch.tensor(reference, dtype=torch.float32, device=self.device)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        self.check(between_steps=True)
+        self.stop_if_asked(between_steps=True)
         model.train()
         indices: list[int] = inputs["indices"]
         pairs = [self.rows[i] for i in indices]
@@ -132,7 +134,7 @@ class PreferenceTrainer(Stepwise, DPOTrainer):  # type: ignore[misc]
         tokens = sum(pair.chosen.trained for pair in pairs)
         self.scorer.begin_step()
         groups, losses, figures = groups_of(pairs, self.setup), [], []
-        with self.giving_up():
+        with self.interruptible():
             for group in groups:
                 members = [indices[i] for i in group]
                 found = self.scorer.losses([row for i in group for row in pairs[i].sequences]).view(-1, 2)
@@ -148,12 +150,12 @@ class PreferenceTrainer(Stepwise, DPOTrainer):  # type: ignore[misc]
                         [each.detach().sum() / len(pairs), nll.detach(), *(_told(reward.detach()) / len(pairs))]
                     )
                 )
-                self.check()
+                self.stop_if_asked()
         parts = torch.stack(losses)
         total = parts.sum()
         named = [[indices[i] for i in group] for group in groups]
         values = torch.cat([total[None], total[None], parts, torch.stack(figures).sum(0)])
-        self.current = Pending(values, None, named, sum(pair.tokens for pair in pairs), OTHERS)
+        self.current = PendingStep(values, None, named, sum(pair.tokens for pair in pairs), OTHERS)
         return total
 
     def after_step(self, step: int) -> dict[str, float]:
@@ -188,7 +190,7 @@ def _told(reward: Tensor) -> Tensor:
     return torch.stack([(margin > 0).to(reward.dtype).sum(), margin.sum(), reward[:, 0].sum(), reward[:, 1].sum()])
 
 
-def groups_of(pairs: Sequence[Pair], setup: Setup) -> list[list[int]]:
+def groups_of(pairs: Sequence[TokenPair], setup: Setup) -> list[list[int]]:
     """Indices of the pairs that are computed together."""
     return grouped(
         list(range(len(pairs))),
@@ -199,7 +201,7 @@ def groups_of(pairs: Sequence[Pair], setup: Setup) -> list[list[int]]:
 
 
 def losses_of(
-    scorer: Scorer, pairs: Sequence[Pair], setup: Setup, *, stop: Any = None, progress: Progress | None = None
+    scorer: Scorer, pairs: Sequence[TokenPair], setup: Setup, *, stop: Any = None, progress: Progress | None = None
 ) -> list[list[float]] | None:
     """Summed negative log-likelihoods of chosen and rejected, in the pairs' order; None if `stop()` came true."""
     found: list[list[float]] = [[]] * len(pairs)
@@ -216,7 +218,7 @@ def losses_of(
     return found
 
 
-def reference_losses(scorer: Scorer, data: Preferences, setup: Setup, budget: Budget | None) -> list[list[float]]:
+def reference_losses(scorer: Scorer, data: PreferencePairs, setup: Setup, budget: Budget | None) -> list[list[float]]:
     """What the model finds as it stands, of the pairs to train on and then of those held out.
 
     Raises:
@@ -230,14 +232,14 @@ def reference_losses(scorer: Scorer, data: Preferences, setup: Setup, budget: Bu
     if found is None:
         assert budget is not None
         raise CapError(
-            f"stopped at what was agreed, before the first step: {budget.words()}; the same command with a higher cap begins again"
+            f"stopped at what was agreed, before the first step: {budget.describe()}; the same command with a higher cap begins again"
         )
     return found
 
 
 def trainer_of(
     folder: Path,
-    data: Preferences,
+    data: PreferencePairs,
     config: Config,
     plan: Plan,
     device: Device,
@@ -304,7 +306,7 @@ def scorer_of(trainer: PreferenceTrainer, config: Config, device: Device, *, eng
 
 def _preference_trainer(
     folder: Path,
-    data: Preferences,
+    data: PreferencePairs,
     config: Config,
     plan: Plan,
     device: Device,
@@ -318,20 +320,20 @@ def _preference_trainer(
     budget: Budget | None,
 ) -> Any:
     """A trainer with its reference, which a run that goes on finds beside its states; its adapter begins as `start`."""
-    from noesis.training.state.adapter import begin_with
+    from noesis.training.state.adapter import load_adapter_into
 
     trainer = trainer_of(folder, data, config, plan, device, tokenizer, callback, lines, state, engine=engine)
     scorer = scorer_of(trainer, config, device, engine=engine)
     base = config.training.dpo.reference == "base"  # a new adapter adds nothing yet: as if it were switched off
     if start is not None and not base:
-        begin_with(trainer.model, start)
+        load_adapter_into(trainer.model, start)
     file = state.with_name("reference.json")
     against = None if base else start
-    found = known_reference(file, data, against, plan)
+    found = load_reference(file, data, against, plan)
     if found is None:
         found = reference_losses(scorer, data, plan.setup, budget)
-        keep_reference(file, data, against, plan, found)
+        save_reference(file, data, against, plan, found)
     if start is not None and base:
-        begin_with(trainer.model, start)
+        load_adapter_into(trainer.model, start)
     trainer.attach(scorer, config, data.held_out, found)
     return trainer

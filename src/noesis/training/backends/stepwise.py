@@ -21,7 +21,7 @@ from noesis.training.state.resumable import Resumable
 Tensor = Any
 
 
-class Steps:
+class StepSampler:
     """Batch sampler: indices of each step's sequences, in an order that depends on seed and epoch only."""
 
     def __init__(self, count: int, per_step: int, seed: int) -> None:
@@ -38,7 +38,7 @@ class Steps:
 
 
 @dataclass
-class Pending:
+class PendingStep:
     """A step whose figures are still on their way from the card."""
 
     figures: Tensor  # (2 + rows + others,): loss, gradient norm, loss of each row, what `others` names
@@ -52,7 +52,7 @@ class Pending:
     lr: float = 0.0
 
 
-class Stepwise(Resumable):
+class WholeStepTrainer(Resumable):
     """Mixed in before a trainer of TRL whose `training_step` takes a whole step and leaves its figures in `current`."""
 
     writes_itself = True
@@ -68,9 +68,9 @@ class Stepwise(Resumable):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.rows, self.setup, self.metrics, self.sharded = rows, setup, metrics, sharded
-        self.steps = Steps(len(rows), setup.sequences_per_step, self.args.seed)
-        self.current: Pending | None = None  # of this step, before the optimizer's
-        self.pending: Pending | None = None  # of the last one
+        self.steps = StepSampler(len(rows), setup.sequences_per_step, self.args.seed)
+        self.current: PendingStep | None = None  # of this step, before the optimizer's
+        self.pending: PendingStep | None = None  # of the last one
         self.device: Any = self.accelerator.device
         self.began: Any = None  # an event on the card: the clock of the steps
 
@@ -156,7 +156,7 @@ class Stepwise(Resumable):
         """Where the user finds the rows of these indices."""
         return f"on lines {', '.join(str(m + 1) for m in members)} of the run's data/train.jsonl"
 
-    def _require_finite(self, pending: Pending) -> None:
+    def _require_finite(self, pending: PendingStep) -> None:
         if bool(torch.isfinite(pending.figures[:2]).all()):
             return
         losses = pending.figures[2 : 2 + len(pending.members)]

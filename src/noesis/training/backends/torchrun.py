@@ -18,14 +18,14 @@ from typing import Any
 from noesis.core.config import Config
 from noesis.core.device import Device
 from noesis.core.errors import CapError, TrainingError
-from noesis.llm.token_rows import Encoded
+from noesis.llm.token_rows import TokenRow
 from noesis.planning.budget import Budget
 from noesis.planning.plan import Plan
 
 
-def on_all_cards(
+def train_on_all_gpus(
     folder: Path,
-    rows: list[Encoded],
+    rows: list[TokenRow],
     config: Config,
     plan: Plan,
     device: Device,

@@ -8,7 +8,7 @@ from typing import Any
 from noesis.core.config import Config
 from noesis.core.device import Device
 from noesis.core.errors import TrainingError
-from noesis.llm.token_rows import Encoded
+from noesis.llm.token_rows import TokenRow
 from noesis.planning.plan import Plan
 from noesis.training.backends.trl_arguments import arguments
 from noesis.training.base_model import arithmetic, load_base, lora
@@ -18,7 +18,7 @@ from noesis.training.recorder import Metrics
 
 def _plain_trainer(
     folder: Path,
-    rows: list[Encoded],
+    rows: list[TokenRow],
     config: Config,
     plan: Plan,
     device: Device,
@@ -76,15 +76,15 @@ def _trainer_class(config: Config, device: Device) -> Any:
                 return answer_loss(adapted.get_base_model(), inputs, num_items_in_batch)
 
         def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            self.check(between_steps=self.micro_batches_done == 0)
-            with self.giving_up():
+            self.stop_if_asked(between_steps=self.micro_batches_done == 0)
+            with self.interruptible():
                 loss = super().training_step(model, inputs, *args, **kwargs)
             if not torch.isfinite(loss):
                 raise TrainingError(
                     f"the loss is {float(loss)} at step {self.state.global_step + 1}; nothing of this step was applied. "
                     "Lower learning_rate in training_config.yaml, or look for odd examples with  noesis data validate"
                 )
-            self.check()
+            self.stop_if_asked()
             self.micro_batches_done += 1
             return loss
 

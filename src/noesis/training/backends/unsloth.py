@@ -18,7 +18,7 @@ from typing import Any
 
 from noesis.core.config import Config
 from noesis.core.errors import CapError, TrainingError
-from noesis.llm.token_rows import Encoded
+from noesis.llm.token_rows import TokenRow
 from noesis.planning.budget import Budget
 from noesis.planning.plan import Plan
 from noesis.run.metrics import read_metrics
@@ -29,7 +29,7 @@ HOW = f"make one with  python -m venv unsloth-env && unsloth-env/bin/pip install
 
 def train_with_unsloth(
     folder: Path,
-    rows: list[Encoded],
+    rows: list[TokenRow],
     config: Config,
     plan: Plan,
     *,
@@ -88,7 +88,7 @@ def train_with_unsloth(
         except subprocess.TimeoutExpired:
             assert budget is not None
             raise CapError(
-                f"Unsloth was stopped at what was agreed: {budget.words()}; the same command with more goes on from its last saved step"
+                f"Unsloth was stopped at what was agreed: {budget.describe()}; the same command with more goes on from its last saved step"
             ) from None
         if done.returncode != 0 or not answer.is_file():
             raise TrainingError(

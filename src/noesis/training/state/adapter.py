@@ -10,10 +10,10 @@ from typing import Any
 from noesis.core.errors import TrainingError
 from noesis.core.files import replace_folder, sync_tree
 
-FILE = "adapter_model.safetensors"
+ADAPTER_FILE = "adapter_model.safetensors"
 
 
-def begin_with(model: Any, parent: Path) -> None:
+def load_adapter_into(model: Any, parent: Path) -> None:
     """Copy the adapter in folder `parent` into `model`.
 
     Raises:
@@ -23,7 +23,7 @@ def begin_with(model: Any, parent: Path) -> None:
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file
 
-    theirs, ours = load_file(parent / FILE), get_peft_model_state_dict(model)
+    theirs, ours = load_file(parent / ADAPTER_FILE), get_peft_model_state_dict(model)
     wrong = sorted(
         name
         for name in theirs.keys() | ours.keys()

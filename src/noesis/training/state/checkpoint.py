@@ -59,7 +59,7 @@ def publish(part: Path, target: Path) -> None:
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def objection(folder: Path) -> str | None:
+def unusable_reason(folder: Path) -> str | None:
     """Why a checkpoint is not whole, or None."""
     try:
         manifest = json.loads((folder / SEAL).read_text(encoding="utf-8"))
@@ -90,7 +90,7 @@ def newest_whole(folder: Path, *, set_aside: bool = True, tell: Callable[[str], 
     for left in folder.glob(".*.part") if set_aside else ():
         shutil.rmtree(left, ignore_errors=True)
     for candidate in reversed(saved(folder)):
-        why = objection(candidate)
+        why = unusable_reason(candidate)
         if why is None:
             return candidate
         if not set_aside:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from noesis.core.files import sha256_file, sha256_json, write_json
 from noesis.planning.plan import Plan
-from noesis.training.job import Preferences
-from noesis.training.state.adapter import FILE
+from noesis.training.job import PreferencePairs
+from noesis.training.state.adapter import ADAPTER_FILE
 
 Losses = list[list[float]]  # (pairs, then held-out pairs; 2): summed negative log-likelihoods of chosen and rejected
 
 
-def known_reference(file: Path, data: Preferences, start: Path | None, plan: Plan) -> Losses | None:
+def load_reference(file: Path, data: PreferencePairs, start: Path | None, plan: Plan) -> Losses | None:
     """What `keep_reference` wrote for these very pairs, this adapter and this arithmetic; None otherwise, then it is computed anew."""
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
@@ -24,16 +24,16 @@ def known_reference(file: Path, data: Preferences, start: Path | None, plan: Pla
     return losses if same else None
 
 
-def keep_reference(file: Path, data: Preferences, start: Path | None, plan: Plan, losses: Losses) -> None:
+def save_reference(file: Path, data: PreferencePairs, start: Path | None, plan: Plan, losses: Losses) -> None:
     """Write them, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, {"key": _key(data, start, plan), "sha256": sha256_json(losses), "losses": losses})
 
 
-def _key(data: Preferences, start: Path | None, plan: Plan) -> str:
+def _key(data: PreferencePairs, start: Path | None, plan: Plan) -> str:
     rows = [
         [pair.chosen.input_ids, pair.chosen.labels, pair.rejected.input_ids, pair.rejected.labels]
         for pair in (*data.train, *data.held_out)
     ]
-    adapter = None if start is None else sha256_file(start / FILE)
+    adapter = None if start is None else sha256_file(start / ADAPTER_FILE)
     return sha256_json([rows, adapter, plan.model, plan.setup.precision, plan.setup.compute_dtype])

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from noesis.training.state.checkpoint import STATE, generators, publish, read_tree, seal, set_generators, write_tree
-from noesis.training.state.save_schedule import Pace
+from noesis.training.state.save_schedule import SaveSchedule
 
 
-class Stopped(Exception):
+class StopTraining(Exception):
     """Training ends here, between whole steps."""
 
 
 class Resumable:
     """Mixed in before a `transformers.Trainer`; `pace` and `flush` are set before `train` is called."""
 
-    pace: Pace
+    pace: SaveSchedule
     flush: Callable[[], None]  # what belongs beside a saved state is on the disk after it
     _generators: Any = None  # as they were after the last whole step
     _saved_step = -1
@@ -36,7 +36,7 @@ class Resumable:
         self._generators = generators()
         self.pace.step_ended(self.state.global_step)  # type: ignore[attr-defined]
 
-    def check(self, *, between_steps: bool = False) -> None:
+    def stop_if_asked(self, *, between_steps: bool = False) -> None:
         """End here if someone asked for it, or if another step and a save might pass the cap.
 
         Raises:
@@ -44,12 +44,12 @@ class Resumable:
         """
         cards = self.accelerator.num_processes  # type: ignore[attr-defined]
         if cards > 1:
-            if between_steps and self._any_card(self.pace.interrupted or self.pace.cap_is_near()):
-                raise Stopped
-        elif self.pace.interrupted or (between_steps and self.pace.cap_is_near()):
-            raise Stopped
+            if between_steps and self._any_card(self.pace.interrupted or self.pace.near_cap()):
+                raise StopTraining
+        elif self.pace.interrupted or (between_steps and self.pace.near_cap()):
+            raise StopTraining
 
-    def giving_up(self) -> AbstractContextManager[None]:
+    def interruptible(self) -> AbstractContextManager[None]:
         """Around the passes of a step: after a signal they need not end. Several cards must, since they wait for one another."""
         alone = self.accelerator.num_processes == 1  # type: ignore[attr-defined]
         return self.pace.interrupt.may_break() if alone else nullcontext()

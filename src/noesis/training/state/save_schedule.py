@@ -23,7 +23,7 @@ EXIT_SECONDS = 2.0  # from the last save to the end of the process
 WRITE_BYTES_PER_S = 150e6  # of a first save, before one was measured: a slow disk, hashing counted
 
 
-class Pace:
+class SaveSchedule:
     """Of one training process.
 
     Args:
@@ -74,7 +74,7 @@ class Pace:
         took, self.last_step = now - self.last_step, now
         self.step_seconds = max(took, 0.8 * self.step_seconds) if step > 1 else took
 
-    def due(self, step: int) -> bool:
+    def should_save(self, step: int) -> bool:
         """Whether to save after this step."""
         if self.every_steps and step % self.every_steps == 0:
             return True
@@ -90,7 +90,7 @@ class Pace:
         self.save_seconds = max(seconds, 0.5 * self.save_seconds)
         self.last_save = self.last_step = self.clock()
 
-    def cap_is_near(self) -> bool:
+    def near_cap(self) -> bool:
         """Whether another step, a save and leaving might pass what was agreed."""
         return (
             self.budget is not None

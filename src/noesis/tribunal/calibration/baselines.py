@@ -12,7 +12,7 @@ from typing import Any
 from noesis.constitution.document import Constitution
 from noesis.tribunal.offline_screen import NAME, screen
 from noesis.tribunal.statistics import wilson
-from noesis.tribunal.suite import Pair
+from noesis.tribunal.suite import JudgePair
 
 _PHILOSOPHERS = (
     r"s[óo]crates|plat(?:ão|o)|arist[óo]t(?:eles|le)|kant|hume|nietzsche|descartes|spinoza|espinosa|s[êe]neca|epi[ct]eto|epictetus|epicuro|epicurus|rawls|mill|hegel"
@@ -41,7 +41,7 @@ def length_score(answer: str, judge: str) -> float:
     return float(len(answer.split()))
 
 
-def pairwise(pairs: Sequence[Pair], score: Callable[[str, str], float]) -> dict[str, Any]:
+def pairwise(pairs: Sequence[JudgePair], score: Callable[[str, str], float]) -> dict[str, Any]:
     """How often the good answer scores above the bad one, by the mean over the judges that should see it; a tie is no success."""
     right, ties = [], 0
     for pair in pairs:
@@ -60,7 +60,7 @@ def pairwise(pairs: Sequence[Pair], score: Callable[[str, str], float]) -> dict[
     }
 
 
-def baselines(pairs: Sequence[Pair]) -> dict[str, Any]:
+def baselines(pairs: Sequence[JudgePair]) -> dict[str, Any]:
     """Both scorers, and length in whichever direction does better: the most that length alone can do."""
     longer = pairwise(pairs, length_score)
     shorter = pairwise(pairs, lambda text, judge: -length_score(text, judge))
@@ -68,14 +68,14 @@ def baselines(pairs: Sequence[Pair]) -> dict[str, Any]:
     return {"keywords": pairwise(pairs, keyword_score), "length": best[1] | {"direction": best[0]}}
 
 
-def by_attack(pairs: Sequence[Pair], score: Callable[[str, str], float]) -> dict[str, dict[str, Any]]:
+def by_attack(pairs: Sequence[JudgePair], score: Callable[[str, str], float]) -> dict[str, dict[str, Any]]:
     return {
         attack: pairwise([p for p in pairs if p.attack == attack], score)
         for attack in sorted({p.attack for p in pairs})
     }
 
 
-def screen_figures(pairs: Sequence[Pair], constitution: Constitution) -> dict[str, Any]:
+def screen_figures(pairs: Sequence[JudgePair], constitution: Constitution) -> dict[str, Any]:
     """What the offline screen sees of the bad answers, and wrongly in the good ones. It flags and abstains; it approves nothing."""
     found: dict[str, list[bool]] = {}
     false = []

@@ -14,13 +14,13 @@ import numpy as np
 
 from noesis.core.config import TribunalSection
 from noesis.core.files import sha256_json
-from noesis.llm.clients.protocol import Client
+from noesis.llm.clients.protocol import ModelClient
 from noesis.tribunal.calibration.baselines import baselines
-from noesis.tribunal.judge import Case
-from noesis.tribunal.panel import Seats
+from noesis.tribunal.judge import JudgeCase
+from noesis.tribunal.panel import JudgePanel
 from noesis.tribunal.rubric import JUDGES
 from noesis.tribunal.statistics import auroc, brier, effective_votes, krippendorff_alpha, slope, wilson
-from noesis.tribunal.suite import Pair, Part, Twins
+from noesis.tribunal.suite import JudgePair, Part, TwinAnswers
 from noesis.tribunal.verdict import Unscored, Verdict
 
 Scores = dict[tuple[str, str, str], list[float | None]]  # (row, side, judge) â†’ a score each model, None where Unscored
@@ -30,17 +30,17 @@ Scores = dict[tuple[str, str, str], list[float | None]]  # (row, side, judge) â†
 class Benchmark:
     """Rows to be judged, and where they come from."""
 
-    pairs: list[Pair]
-    twins: list[Twins]
+    pairs: list[JudgePair]
+    twins: list[TwinAnswers]
     part: Part
 
     def digest(self) -> str:
         return sha256_json([[row.model_dump(mode="json") for row in rows] for rows in (self.pairs, self.twins)])
 
-    def cases(self) -> tuple[list[tuple[str, str]], list[Case], list[tuple[str, ...]]]:
+    def cases(self) -> tuple[list[tuple[str, str]], list[JudgeCase], list[tuple[str, ...]]]:
         """(row, side), case and judges of each answer; twins go before all three judges."""
         places: list[tuple[str, str]] = []
-        cases: list[Case] = []
+        cases: list[JudgeCase] = []
         judges: list[tuple[str, ...]] = []
         for pair in self.pairs:
             for side, text in (("good", pair.good), ("bad", pair.bad)):
@@ -56,12 +56,12 @@ class Benchmark:
         return places, cases, judges
 
 
-def _case(name: str, side: str, language: str, prompt: str, text: str, reference: str) -> Case:
-    return Case(f"{name}/{side}", language, (("user", prompt),), text, {"reference": reference})
+def _case(name: str, side: str, language: str, prompt: str, text: str, reference: str) -> JudgeCase:
+    return JudgeCase(f"{name}/{side}", language, (("user", prompt),), text, {"reference": reference})
 
 
-async def measure(
-    clients: Sequence[Client], seats: Seats, benchmark: Benchmark, section: TribunalSection
+async def measure_judges(
+    clients: Sequence[ModelClient], seats: JudgePanel, benchmark: Benchmark, section: TribunalSection
 ) -> list[dict[str, Any]]:
     """A calibration of each client, and of their agreement if there are several.
 
@@ -69,7 +69,7 @@ async def measure(
         CapError: the cap is reached; what was judged is kept.
     """
     places, cases, judges = benchmark.cases()
-    verdicts = await seats.hear(cases, judges, what="calibrate")
+    verdicts = await seats.judge(cases, judges, what="calibrate")
     scores: Scores = {}
     spans = dict.fromkeys((c.name for c in clients), (0, 0))
     reasons: dict[str, list[str]] = {c.name: [] for c in clients}
@@ -92,7 +92,7 @@ async def measure(
                 "rubrics_sha256": seats.bench.digest(),
                 "benchmark_sha256": benchmark.digest(),
                 "part": benchmark.part,
-                **figures(mine, benchmark, section),
+                **judge_metrics(mine, benchmark, section),
                 "spans_found": {"found": spans[client.name][0], "given": spans[client.name][1]},
                 "reasons": sorted(set(reasons[client.name]))[:5],
                 "agreement": agreement,
@@ -101,7 +101,7 @@ async def measure(
     return found
 
 
-def figures(
+def judge_metrics(
     scores: dict[tuple[str, str, str], float | None], benchmark: Benchmark, section: TribunalSection
 ) -> dict[str, Any]:
     """What one judge's scores on the benchmark say of it; plain JSON."""
@@ -121,7 +121,7 @@ def figures(
         "outcomes": outcomes,
         "ties": sum(o == "tie" for o in outcomes.values()),
         "baselines": beside,
-        "fit": fit(low, beside),
+        "fit": is_fit(low, beside),
         "by_attack": {
             a: _rate([right[p.id] for p in benchmark.pairs if p.attack == a])
             for a in sorted({p.attack for p in benchmark.pairs})
@@ -146,18 +146,18 @@ def figures(
     }
 
 
-def fit(lower: float, beside: dict[str, Any]) -> bool:
+def is_fit(lower: float, beside: dict[str, Any]) -> bool:
     """Whether a judge whose accuracy is at least `lower` beats keywords, length and a coin."""
     return bool(lower > max(0.5, beside["keywords"]["accuracy"] or 0, beside["length"]["accuracy"] or 0))
 
 
-def _mean(scores: dict[tuple[str, str, str], float | None], pair: Pair, side: str) -> float | None:
+def _mean(scores: dict[tuple[str, str, str], float | None], pair: JudgePair, side: str) -> float | None:
     """The mean score of one side by the judges that should see the difference; None if one of them gave none."""
     values = [scores.get((pair.id, side, judge)) for judge in pair.judges]
     return None if any(v is None for v in values) else sum(v for v in values if v is not None) / len(values)
 
 
-def _compare(scores: dict[tuple[str, str, str], float | None], pair: Pair) -> str:
+def _compare(scores: dict[tuple[str, str, str], float | None], pair: JudgePair) -> str:
     good, bad = _mean(scores, pair, "good"), _mean(scores, pair, "bad")
     if good is None or bad is None:
         return "abstained"
@@ -173,7 +173,7 @@ def _round(x: float | None) -> float | None:
     return None if x is None else round(x, 4)
 
 
-def _gap(right: dict[str, bool], pairs: list[Pair]) -> dict[str, Any] | None:
+def _gap(right: dict[str, bool], pairs: list[JudgePair]) -> dict[str, Any] | None:
     """Accuracy in Portuguese minus in English, with a 95% interval (Newcombe's, from two Wilson intervals)."""
     pt, en = ([right[p.id] for p in pairs if p.language == x] for x in ("pt", "en"))
     if not pt or not en:
@@ -184,7 +184,7 @@ def _gap(right: dict[str, bool], pairs: list[Pair]) -> dict[str, Any] | None:
     return {"gap": round(p - q, 4), "interval_95": [round(low, 4), round(high, 4)]}
 
 
-def _auroc(scores: dict[tuple[str, str, str], float | None], pairs: list[Pair], judge: str) -> float | None:
+def _auroc(scores: dict[tuple[str, str, str], float | None], pairs: list[JudgePair], judge: str) -> float | None:
     good, bad = (
         [v for p in pairs if judge in p.judges and (v := scores.get((p.id, side, judge))) is not None]
         for side in ("good", "bad")
@@ -192,7 +192,7 @@ def _auroc(scores: dict[tuple[str, str, str], float | None], pairs: list[Pair], 
     return auroc(good, bad)
 
 
-def _length_effect(scores: dict[tuple[str, str, str], float | None], pairs: list[Pair]) -> dict[str, Any] | None:
+def _length_effect(scores: dict[tuple[str, str, str], float | None], pairs: list[JudgePair]) -> dict[str, Any] | None:
     """Points of score that 100 more words bring, among differences within pairs: quality is held by the intercept."""
     rows = []
     for p in pairs:
@@ -203,7 +203,7 @@ def _length_effect(scores: dict[tuple[str, str, str], float | None], pairs: list
     return None if found is None else {"score_per_100_words": round(found[0], 4), "standard_error": round(found[1], 4)}
 
 
-def _invariance(scores: dict[tuple[str, str, str], float | None], twins: list[Twins]) -> dict[str, Any]:
+def _invariance(scores: dict[tuple[str, str, str], float | None], twins: list[TwinAnswers]) -> dict[str, Any]:
     """Mean |a - b| and mean b - a of answers that deserve the same score, over the three judges."""
     gaps = []
     for row in twins:
@@ -220,7 +220,7 @@ def _invariance(scores: dict[tuple[str, str, str], float | None], twins: list[Tw
     }
 
 
-def _agreement(scores: Scores, pairs: list[Pair], models: int) -> dict[str, Any] | None:
+def _agreement(scores: Scores, pairs: list[JudgePair], models: int) -> dict[str, Any] | None:
     """Krippendorff's ordinal alpha, and the independent votes that so many models are worth; None with one model."""
     if models < 2:
         return None

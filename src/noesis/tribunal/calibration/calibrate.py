@@ -9,16 +9,16 @@ from typing import Any
 
 from noesis.core.config import TribunalSection
 from noesis.core.console import say
-from noesis.core.files import now
+from noesis.core.files import utc_now
 from noesis.core.project import Project, cache_folder, calibrations_folder, tribunal_folder
-from noesis.llm.clients.open import _close, seat
-from noesis.llm.clients.reply_cache import opened
+from noesis.llm.clients.open import close_clients, open_judges
+from noesis.llm.clients.reply_cache import open_cache
 from noesis.llm.clients.spec import parse_spec
 from noesis.llm.clients.spending import Spending
-from noesis.tribunal.calibration.benchmark import Benchmark, measure
-from noesis.tribunal.calibration_store import _short, keep, stored, unfit
-from noesis.tribunal.panel import Seats
-from noesis.tribunal.rubric import load_bench
+from noesis.tribunal.calibration.benchmark import Benchmark, measure_judges
+from noesis.tribunal.calibration_store import calibration_summary, load_calibration, save_calibration, unfit_reason
+from noesis.tribunal.panel import JudgePanel
+from noesis.tribunal.rubric import load_rubrics
 from noesis.tribunal.suite import Part, read_benchmark
 
 
@@ -37,27 +37,27 @@ def calibrate(
         count: only so many pairs, evenly spread; such a trial run is not kept.
     """
     folder = tribunal_folder(project)
-    bench = load_bench(folder / "judges")
+    bench = load_rubrics(folder / "judges")
     pairs, twins = read_benchmark(folder, part)
     if count is not None:
         stride = max(1, len(pairs) // count)
         pairs, twins = pairs[::stride][:count], []
     spending = Spending(max_usd=max_usd)
-    clients = seat([parse_spec(text) for text in judges], section, spending)
+    clients = open_judges([parse_spec(text) for text in judges], section, spending)
     benchmark = Benchmark(pairs, twins, part)
 
     async def work() -> list[dict[str, Any]]:
-        with opened(cache_folder() / "tribunal" / "replies.sqlite") as cache:
+        with open_cache(cache_folder() / "tribunal" / "replies.sqlite") as cache:
             try:
-                return await measure(clients, Seats(bench, clients, cache), benchmark, section)
+                return await measure_judges(clients, JudgePanel(bench, clients, cache), benchmark, section)
             finally:
-                await _close(clients)
+                await close_clients(clients)
 
     found = asyncio.run(work())
     for calibration in found:
         calibration["spending"] = spending.as_json()
         if count is None:
-            file = keep(calibrations_folder(project), calibration, bench, now())
+            file = save_calibration(calibrations_folder(project), calibration, bench, utc_now())
             say(f"  → {file}")
     return found
 
@@ -69,33 +69,35 @@ def live_pairs(
 
     Why the demo ends UNDECIDED: a reader sees it fail. None where the project has no judge benchmark.
     """
-    from noesis.llm.clients.gguf_client import LocalJudge
+    from noesis.llm.clients.gguf_client import GgufClient
 
     folder = tribunal_folder(project)
     if not (folder / "judge_bench" / "pairs.jsonl").is_file():
         return None
-    bench, (pairs, _) = load_bench(folder / "judges"), read_benchmark(folder, "dev")
+    bench, (pairs, _) = load_rubrics(folder / "judges"), read_benchmark(folder, "dev")
     stride = max(1, len(pairs) // count)
     few = [pair.model_copy(update={"judges": pair.judges[:1]}) for pair in pairs[::stride][:count]]
-    client = LocalJudge(file, name=name)
+    client = GgufClient(file, name=name)
 
     async def work() -> list[dict[str, Any]]:
-        with opened(cache_folder() / "tribunal" / "replies.sqlite") as cache:
+        with open_cache(cache_folder() / "tribunal" / "replies.sqlite") as cache:
             try:
-                return await measure([client], Seats(bench, [client], cache), Benchmark(few, [], "dev"), section)
+                return await measure_judges(
+                    [client], JudgePanel(bench, [client], cache), Benchmark(few, [], "dev"), section
+                )
             finally:
                 await client.close()
 
     (found,) = asyncio.run(work())
-    kept = stored(calibrations_folder(project), client.identity, bench)
+    kept = load_calibration(calibrations_folder(project), client.identity, bench)
     return {
         "judge": name,
         "identity": client.identity,
         "pairs": found["pairs"],
         "outcomes": found["outcomes"],
         "right": round((found["accuracy"] or 0) * found["pairs"]),
-        "calibration": _short(kept),
-        "verdict": unfit([kept], [name]),
+        "calibration": calibration_summary(kept),
+        "verdict": unfit_reason([kept], [name]),
     }
 
 
