@@ -35,6 +35,7 @@ docs: $(STAMP)
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_croissant.py
 	$(BIN)/python docs/make_costs.py
+	$(BIN)/python docs/make_tree.py
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/startup.py

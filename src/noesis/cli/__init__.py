@@ -1,7 +1,8 @@
-"""The command line: `noesis …`. Every command imports its stage only when it is called, so that `--help` costs nothing.
+"""The command line, `noesis …`: a group of commands a file.
 
-This is the one boundary where errors become messages and exit codes: 0 done (`noesis judge`: approved), 1 failed, 2 usage,
-3 rejected, 4 conditional or undecided, 5 stopped at the cap, 130 and 143 interrupted.
+Every command imports its stage only when it is called, so that `--help` costs nothing. This is the one boundary where
+errors become messages and exit codes: 0 done (`noesis judge`: approved), 1 failed, 2 usage, 3 rejected, 4 conditional or
+undecided, 5 stopped at the cap, 130 and 143 interrupted.
 """
 
 from __future__ import annotations
