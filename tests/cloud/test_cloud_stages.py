@@ -195,7 +195,7 @@ def test_all_answers_come_first_then_the_judge_is_served_and_ends(
     toy_tribunal(place.project.root)
     double = tmp_path / "vllm.py"
     double.write_text(DOUBLE, encoding="utf-8")
-    monkeypatch.setenv(judges.COMMAND, f"{sys.executable} {double} {Path(play.__file__).parent}")
+    monkeypatch.setenv(judges.COMMAND, f"{sys.executable} {double} {Path(play.__file__).parents[1]}")
     assert "error" not in stages.train(place, asked(place, tiny_model, epochs=1), "call")
     request = asked(place, tiny_model, epochs=1, judges=("vllm:Qwen/Qwen2.5-7B-Instruct",))
     calls: list[str] = []
