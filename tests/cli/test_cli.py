@@ -9,13 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from helpers.command import noesis
 from helpers.project import ROOT
 
 
-def noesis(*arguments: object, cwd: Path = ROOT, **extra: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "noesis", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, **extra
-    )
+def test_python_m_noesis_is_the_command():
+    def typed(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "noesis", *words], capture_output=True, text=True, cwd=ROOT)
+
+    done, wrong = typed("--version"), typed("data", "validate", "nowhere.jsonl")
+    assert (done.returncode, done.stdout[:9], done.stderr) == (0, "noesis 0.", "")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr == "error: nowhere.jsonl does not exist: name a .jsonl file or a folder of them\n"
 
 
 def test_version_and_help():
@@ -72,11 +77,7 @@ def test_the_documented_command_line_is_the_real_one():
     ],
 )
 def test_what_a_user_gets_wrong_is_one_message(arguments: list[str], code: int, said: str, tmp_path: Path):
-    done = (
-        noesis(*arguments, env={**__import__("os").environ, "NOESIS_CACHE": str(tmp_path)})
-        if "inspect" not in arguments
-        else noesis(*arguments)
-    )
+    done = noesis(*arguments, env={} if "inspect" in arguments else {"NOESIS_CACHE": str(tmp_path)})
     assert done.returncode == code, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
@@ -130,9 +131,7 @@ def test_init_makes_a_project_that_validates_and_exports(tmp_path: Path):
 
 
 def test_doctor_looks_and_names_no_secret(tmp_path: Path):
-    import os
-
-    done = noesis("doctor", "--json", env={**os.environ, "HF_TOKEN": "hf_secretsecretsecret"})
+    done = noesis("doctor", "--json", env={"HF_TOKEN": "hf_secretsecretsecret"})
     checks = {c["name"]: c for c in json.loads(done.stdout)}
     assert {
         "Python",
@@ -150,12 +149,10 @@ def test_doctor_looks_and_names_no_secret(tmp_path: Path):
 
 
 def test_clean_lists_and_frees_only_when_told(project: Path, tmp_path: Path):
-    import os
-
     old = project / "runs" / ".archive" / "demo-1"
     old.mkdir(parents=True)
     (old / "big").write_bytes(b"x" * 5000)
-    environment = {**os.environ, "NOESIS_CACHE": str(tmp_path / "cache")}
+    environment = {"NOESIS_CACHE": str(tmp_path / "cache")}
     listed = noesis("clean", "--project", project, env=environment)
     assert "5 kB in 1 places" in listed.stdout
     assert old.exists()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from helpers.command import noesis
 from helpers.project import ROOT
 from helpers.tiny_tokenizers import MISTRAL_FIRST, write_standin
 from noesis.constitution.document import load_constitution
@@ -177,12 +177,7 @@ def test_ids_that_are_not_there_or_too_many_ways_to_choose(gemma: Path):
 
 def test_the_command_prints_rows_or_writes_the_page(gemma: Path, project: Path, tmp_path: Path):
     def inspect(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "noesis", "data", "inspect", "--model", str(gemma), *arguments],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-        )
+        return noesis("data", "inspect", "--model", gemma, *arguments)
 
     done = inspect("maieutica_001", "--language", "both")
     assert done.returncode == 0, done.stderr

@@ -579,6 +579,7 @@ def test_a_run_that_goes_on_on_another_card_is_planned_anew_on_the_base_it_began
     assert not moved.as_trained.lora.quantization.load_in_4bit
 
 
+@pytest.mark.slow
 def test_a_run_that_went_on_with_a_smaller_plan_stores_it_and_the_report_compares_with_it(
     tmp_path: Path, tiny_shape: Path, record: dict, monkeypatch: pytest.MonkeyPatch
 ):

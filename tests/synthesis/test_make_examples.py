@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -255,6 +256,7 @@ def test_a_killed_command_goes_on(project: Path, tmp_path: Path, prompts, number
         )
         while len(server.requests) < 130:
             assert process.poll() is None
+            time.sleep(0.01)
         process.send_signal(number)
         assert process.wait(timeout=30) == code
         before = len(server.requests)
