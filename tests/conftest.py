@@ -24,6 +24,7 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a hub
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same figures on every machine
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from more, and `make test` runs two processes
 os.environ |= {
     "MODAL_SERVER_URL": "http://127.0.0.1:9",
     "MODAL_CONFIG_PATH": "/dev/null",

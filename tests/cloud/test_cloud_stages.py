@@ -20,7 +20,7 @@ from noesis.cloud.volume.uploaded_data import exported_hashes
 from noesis.core.project import Project
 from noesis.run.directory import load_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timing]
 
 
 @pytest.fixture

@@ -249,6 +249,7 @@ def test_what_the_functions_ask_of_modal(guide) -> None:
     assert all(pin in install for pin in pins)
 
 
+@pytest.mark.timing
 def test_a_run_taken_away_again_and_again_ends_with_the_same_files(guide, make_cloud) -> None:
     undisturbed, done = guide
     assert done["modal run scripts/modal_train.py --epochs 3"].returncode == 0
@@ -312,6 +313,7 @@ def test_too_little_memory_names_the_two_keys(make_cloud) -> None:
     assert len(cloud.plane.tasks_of("train")) == 1  # an error that comes again is not paid for again
 
 
+@pytest.mark.timing
 def test_ctrl_c_then_the_cap_then_more_money_and_it_goes_on(make_cloud) -> None:
     cloud = make_cloud()
     cloud.plane.extra_files["/root/sitecustomize.py"] = patch(

@@ -16,7 +16,7 @@ import pytest
 from helpers.modal_local import ControlPlane, Fault
 from helpers.project import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timing]
 TOY = ROOT / "tests" / "helpers" / "modal_local" / "toy_app.py"
 
 

@@ -21,7 +21,7 @@ from noesis.tribunal.panel import JudgePanel
 from noesis.tribunal.rubric import Both, RubricSet, load_rubrics
 from noesis.tribunal.verdict import Verdict
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timing]
 
 
 def small_bench() -> RubricSet:

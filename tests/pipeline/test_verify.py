@@ -285,6 +285,7 @@ sys.exit(run_command(["train", "--project", sys.argv[1], "--run", sys.argv[2]]))
 """
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("mode", ["whole", "twice"])
 def test_a_signal_is_obeyed_at_a_whole_step_and_a_second_at_once(
@@ -329,6 +330,7 @@ sys.exit(run_command(["train", "--project", sys.argv[1], "--run", sys.argv[2]]))
 """
 
 
+@pytest.mark.timing
 def test_a_signal_that_python_drops_is_obeyed_all_the_same(project: Path, tmp_path: Path):
     """It used to be lost when it came while an object was cleared away: the next stage went on as if nothing had been asked."""
     process = subprocess.Popen(

@@ -91,6 +91,7 @@ def test_a_second_process_is_refused_and_told_who_holds_it(tmp_path: Path):
         assert (tmp_path / ".holder").is_file()  # free again, and held by the new owner
 
 
+@pytest.mark.timing
 def test_the_lock_of_a_process_that_was_killed_is_taken_over(tmp_path: Path):
     code = "import sys, time; from pathlib import Path; from noesis.run.directory import Run\nwith Run(Path(sys.argv[1]), {}).locked(): print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)

@@ -13,7 +13,7 @@ import pytest
 from helpers.running_server import ANSWER, BASE, KEY, Client, reciters, running
 from noesis.serving.protocol import Limits
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timing]
 HI = [{"role": "user", "content": "Hello"}]
 SAID = "Courage is knowledge."
 SCHEMA = {

@@ -16,6 +16,8 @@ from noesis.serving.app import AnswerJudge
 from noesis.serving.protocol import Limits
 from noesis.serving.server import ModelFiles, Server, Settings
 
+pytestmark = pytest.mark.timing
+
 HI = [{"role": "user", "content": "Hello"}]
 WHOLE = "".join(ANSWER)
 

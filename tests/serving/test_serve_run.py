@@ -30,6 +30,8 @@ from noesis.serving.chat import ChatSession, answer_function, chat, fitting
 from noesis.serving.connect import TARGETS, Endpoint, instructions
 from noesis.serving.probe import distance, same_model_verdict
 
+pytestmark = pytest.mark.timing
+
 NAME = "noesis-philosopher-v1"
 
 

@@ -174,6 +174,8 @@ from pathlib import Path
 from noesis.constitution.document import SystemPrompt
 from noesis.serving.protocol import Limits
 from noesis.serving.server import ModelFiles, Server, Settings
+
+pytestmark = pytest.mark.timing
 server = Server(ModelFiles(Path(sys.argv[1]), None), Settings(sys.argv[2], SystemPrompt(pt="x", en="x"), "en", port=0, limits=Limits(parallel=2, context=60000, max_tokens=50000)))
 asyncio.run(server.run(lambda: print(server.port, flush=True)))
 server.free()

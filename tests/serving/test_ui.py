@@ -17,6 +17,8 @@ from noesis.serving.page import FILE, load_page
 from noesis.serving.protocol import Limits
 from noesis.serving.server import ModelFiles
 
+pytestmark = pytest.mark.timing
+
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 HOSTILE = ["<img src=x", " onerror=document.title='owned'>", "<script>document.title='owned'</script>"]
 SAID = ["[ANÁLISE INTERNA]", " a secret ", "[FIM DA ANÁLISE]", "Courage is", " to know", " what to fear."]

@@ -26,7 +26,7 @@ from noesis.planning.budget import Budget
 from noesis.planning.plan import make_plan, read_shape
 from noesis.training.job import count_workload
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timing]
 ADAPTER = "checkpoints/epoch_1/adapter_model.safetensors"
 
 
