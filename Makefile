@@ -1,10 +1,16 @@
-# make demo · make test · make setup · make test-all · make lint · make docs · make bench
+# make demo · make test · make setup · make lint · make docs · make bench
+# make test-unit (no torch, under a minute) · make test-all (also trains the embedded model) · make test-load (timing, on a busy machine)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# test processes side by side; each needs about 2 GB
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest
+# by file, in the order of the folders: what a file's tests share is made once, and the longest files come early
+PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 STAMP := $(VENV)/.set-up
 
-.PHONY: demo setup test test-all lint docs bench
+.PHONY: demo setup test test-unit test-all test-load lint docs bench
 
 demo: $(STAMP)
 	$(BIN)/noesis demo
@@ -21,10 +27,16 @@ $(STAMP): constraints.txt pyproject.toml
 	@touch $(STAMP)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not full"
+	$(PYTEST) $(PARALLEL) -m "not full" --durations=10
+
+test-unit: $(STAMP)
+	$(PYTEST) $(PARALLEL) -m "not slow and not full"
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest
+	$(PYTEST) $(PARALLEL) --durations=10
+
+test-load: $(STAMP)
+	$(BIN)/python tests/helpers/under_load.py --runs 20 --busy 4 -- -m "timing and not full"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
