@@ -8,7 +8,6 @@ DIR/shards/          the chains with everything asked and said; with plan.json a
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections import Counter
@@ -20,6 +19,7 @@ from typing import Any
 from noesis.constitution.document import Constitution, load_constitution
 from noesis.core.config import TribunalSection, load_config
 from noesis.core.console import say
+from noesis.core.event_loop import run_async
 from noesis.core.files import sha256_json, write_json, write_jsonl
 from noesis.core.project import Project
 from noesis.dataset.jsonl import find_files
@@ -79,7 +79,7 @@ def revise(project: Project, ask: ExamplesRequest) -> dict[str, Any]:
         "settings": ask.settings.as_json(),
     }
     with open_folder(ask.out, plan) as folder, open_cache(folder.replies) as cache:
-        return asyncio.run(_run(project, ask, constitution, section, prompts, voices, shots, spending, folder, cache))
+        return run_async(_run(project, ask, constitution, section, prompts, voices, shots, spending, folder, cache))
 
 
 async def _run(

@@ -10,7 +10,6 @@ since a written-out thought makes the letter all but certain whatever it is wort
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import Counter
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from noesis.constitution.document import Constitution, load_constitution
 from noesis.core.config import load_config
 from noesis.core.errors import DataError, UsageError
+from noesis.core.event_loop import run_async
 from noesis.core.files import sha256_json, write_json, write_jsonl
 from noesis.core.project import Project
 from noesis.dataset.jsonl import FileChunk, lines
@@ -75,7 +75,7 @@ def prefer(project: Project, ask: PreferencesRequest) -> dict[str, Any]:
             finally:
                 await close_all(voices)
 
-        results = asyncio.run(work())
+        results = run_async(work())
         rows = [r["row"] for r in results if r["row"]]
         left_out = [{"id": r["id"], "reason": r["reason"]} for r in results if r["reason"]]
         report = {

@@ -10,7 +10,6 @@ judges' benchmark) is left out, and so is what asks the same as an earlier new o
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from noesis.constitution.document import Both, Constitution, Slug, load_constitution
 from noesis.core.config import load_config
 from noesis.core.errors import ConfigError, UsageError
+from noesis.core.event_loop import run_async
 from noesis.core.files import sha256_json, write_json, write_jsonl
 from noesis.core.project import Project
 from noesis.core.yaml_file import line_of, read_yaml
@@ -249,7 +249,7 @@ def make_prompts(project: Project, ask: PromptsRequest) -> dict[str, Any]:
             finally:
                 await close_all([voice])
 
-        results = asyncio.run(work())
+        results = run_async(work())
         kept, left_out = _new_ones(project, ask.out, results)
         write_jsonl(ask.out / "prompts.jsonl", kept)
         write_jsonl(ask.out / "left_out.jsonl", left_out)

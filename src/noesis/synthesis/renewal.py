@@ -6,7 +6,6 @@ hand-written ones are never touched.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from noesis.constitution.diff import Change
 from noesis.constitution.document import Constitution
 from noesis.core.config import load_config
 from noesis.core.errors import UsageError
+from noesis.core.event_loop import run_async
 from noesis.core.files import sha256_json, write_jsonl
 from noesis.core.project import Project
 from noesis.dataset.jsonl import FileChunk, find_files, is_hand_written, lines
@@ -139,7 +139,7 @@ def renew(project: Project, new: Constitution, changes: list[Change], ask: Renew
             finally:
                 await close_all([critic])
 
-        results = asyncio.run(go())
+        results = run_async(go())
         made = [r["row"] for r in results if r["row"]]
         write_jsonl(ask.out / "critiques.jsonl", made)
         write_jsonl(
