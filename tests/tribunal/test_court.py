@@ -182,7 +182,7 @@ def test_usd_and_tokens_are_counted(tmp_path: Path):
     section = SECTION.model_copy(update={"prices": {"scripted": Price(prompt=2.0, completion=10.0)}})
     spending = Spending()
     hear(play.good(), [case()], tmp_path, section=section, spending=spending)
-    assert spending.as_json() == {
+    assert spending.to_json() == {
         "requests": 3,
         "retries": 0,
         "prompt_tokens": 3000,

@@ -77,7 +77,7 @@ class LiveJudge:
             "judge": self.name,
             "flags": flags,
             "verdict": found.band(self._section),
-            **{name: value for name, value in found.as_json().items() if name != "case"},
+            **{name: value for name, value in found.to_json().items() if name != "case"},
             "said": [
                 {
                     "judge": v.judge,

@@ -173,7 +173,7 @@ class ExampleMaker:
                 except NoReplyError as error:
                     outcome.failures.append((step, UNANSWERED))
                     raise _LeftOut(f"{step}: {UNANSWERED} ({error})") from None
-                self.cache.keep(key, reply)
+                self.cache.store(key, reply)
                 self.on_reply(reply.completion_tokens)
             text = clean_reply(reply.text)
             if reply.finish == "length" and step != "revision" and (whole := up_to_a_sentence(text)):

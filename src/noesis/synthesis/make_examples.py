@@ -152,7 +152,7 @@ async def _run(
         "settings": plan_settings(folder),
         "tokens_made": tokens["made"],
         "seconds": round(seconds, 1),
-        "spending": spending.as_json(),
+        "spending": spending.to_json(),
     }
     write_json(folder.path / "report.json", report)
     return report

@@ -87,7 +87,7 @@ def prefer(project: Project, ask: PreferencesRequest) -> dict[str, Any]:
         }
         report |= {
             "left_out": tallies([r["reason"].split(" (", 1)[0] for r in left_out]),
-            "spending": spending.as_json(),
+            "spending": spending.to_json(),
         }
         write_jsonl(ask.out / "pairs.jsonl", rows)
         write_jsonl(ask.out / "left_out.jsonl", left_out)

@@ -264,7 +264,7 @@ def make_prompts(project: Project, ask: PromptsRequest) -> dict[str, Any]:
             "left_out": tallies([row["reason"].split(" (", 1)[0] for row in left_out]),
             "by_category": _by_category(kept),
         }
-        report |= {"failures": tallies([f for r in results for f in r["failures"]]), "spending": spending.as_json()}
+        report |= {"failures": tallies([f for r in results for f in r["failures"]]), "spending": spending.to_json()}
         write_json(ask.out / "report.json", report)
     return report
 
@@ -295,7 +295,7 @@ class _Phraser:
                     raise
                 except NoReplyError as error:
                     return {"row": None, "id": seed.id, "reason": f"unanswered ({error})", "failures": failures}
-                self.cache.keep(key, reply)
+                self.cache.store(key, reply)
             text = clean_reply(reply.text)
             wrong = reply_problem(
                 reply, text, Work("critique", seed.instruction(self.lists), seed.language), self.constitution

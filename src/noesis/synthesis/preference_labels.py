@@ -163,7 +163,7 @@ class Labeller:
             messages = (*messages, ("assistant", verdict))
         request = ModelRequest(messages, {}, 1 if prefills else LETTER_TOKENS, self.ask.seed, logprobs=ALTERNATIVES)
         reply = await _reply(self.critic, self.cache, request)
-        if not reply.alternatives:
+        if not reply.top_logprobs:
             raise ModelError(
                 f"{self.critic.name} gives no log-probabilities, which soft labels are made of: "
                 "use a gguf: or torch: model, or an endpoint that supports logprobs"
@@ -181,7 +181,7 @@ async def _reply(client: ModelClient, cache: ReplyCache, request: ModelRequest) 
             raise
         except NoReplyError as error:
             raise NoLabel(f"unanswered ({error})") from None
-        cache.keep(key, reply)
+        cache.store(key, reply)
     return reply
 
 
@@ -191,7 +191,7 @@ def p_of_a(reply: ModelReply) -> float:
     Raises:
         NoLabel: no token has them among its likeliest.
     """
-    for alternatives in reply.alternatives:
+    for alternatives in reply.top_logprobs:
         mass = {"A": 0.0, "B": 0.0}
         for token, logprob in alternatives:
             letter = token.strip(" \t\n()*\"'.:")

@@ -150,7 +150,7 @@ def renew(project: Project, new: Constitution, changes: list[Change], ask: Renew
         "of": len(work),
         "principles": touched,
         "file": str(ask.out / "critiques.jsonl"),
-        "spending": spending.as_json(),
+        "spending": spending.to_json(),
     }
 
 

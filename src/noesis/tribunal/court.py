@@ -44,7 +44,7 @@ class Opinion:
         low = band([r[0] for r in self.judges.values()], self.mean[0], section)
         return low if low == band([r[1] for r in self.judges.values()], self.mean[1], section) else UNDECIDED
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return {
             "case": self.case,
             "mean": None if self.mean is None else [round(x, 4) for x in self.mean],

@@ -33,7 +33,7 @@ class Estimate:
     def mean(self) -> float:
         return (self.mean_low + self.mean_high) / 2
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         found = {k: (round(v, 4) if isinstance(v, float) else v) for k, v in asdict(self).items()}
         return found | {
             "mean": round(self.mean, 4),
@@ -61,7 +61,7 @@ class Ruling:
     reason: str
     more_prompts: int | None = None
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 

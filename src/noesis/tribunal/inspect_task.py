@@ -116,10 +116,10 @@ def court(
             item.id, verdicts, section, ["leaked_system_prompt"] if "recites the system prompt" in flags else []
         )
         shown = {
-            "opinion": formed.as_json(),
+            "opinion": formed.to_json(),
             "band": formed.band(section),
             "flags": flags,
-            "verdicts": [v.as_json() for v in verdicts],
+            "verdicts": [v.to_json() for v in verdicts],
         }
         if formed.mean is None:
             return Score.unscored(

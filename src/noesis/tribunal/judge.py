@@ -140,7 +140,7 @@ async def judge(
                 reply = await client.ask(request)
             except NoReplyError as error:
                 return Unscored(**who, reason=str(error))
-            cache.keep(key, reply)
+            cache.store(key, reply)
         prompt, made, usd = prompt + reply.prompt_tokens, made + reply.completion_tokens, usd + (reply.usd or 0.0)
         read = parse_reply(reply, items)
         if not isinstance(read, str):

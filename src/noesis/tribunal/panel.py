@@ -18,7 +18,7 @@ from noesis.tribunal.verdict import Unscored, Verdict
 class JudgePanel:
     """Who judges: every model sits in all three seats; three roles on one model are criteria, not three judges."""
 
-    bench: RubricSet
+    rubrics: RubricSet
     clients: list[ModelClient]
     cache: ReplyCache
 
@@ -51,7 +51,7 @@ class JudgePanel:
                     if ended:
                         raise ended[0]
                     try:
-                        verdict = await judge(client, self.bench, self.bench.rubrics[name], cases[i], self.cache)
+                        verdict = await judge(client, self.rubrics, self.rubrics.rubrics[name], cases[i], self.cache)
                     except BaseException as error:  # the others under way are paid for: they may finish, none begins
                         ended.append(error)
                         raise

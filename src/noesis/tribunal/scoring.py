@@ -46,24 +46,24 @@ class Answer:
     """
 
     item: EvalSample
-    who: str
+    model: str
     sample: int
-    said: tuple[tuple[str, str], ...]
+    dialogue: tuple[tuple[str, str], ...]
     text: str
 
     @property
     def id(self) -> str:
-        return f"{self.item.id}/{self.who}/{self.sample}"
+        return f"{self.item.id}/{self.model}/{self.sample}"
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return {
             "id": self.item.id,
             "category": self.item.category,
             "language": self.item.language,
-            "who": self.who,
+            "who": self.model,
             "sample": self.sample,
         } | {
-            "said": [{"role": role, "content": text} for role, text in self.said],
+            "said": [{"role": role, "content": text} for role, text in self.dialogue],
             "answer": self.text,
         }
 
@@ -155,7 +155,7 @@ async def score_answers(
 
 
 def _case(answer: Answer) -> JudgeCase:
-    case = case_from_item(answer.item, list(answer.said), answer.text)
+    case = case_from_item(answer.item, list(answer.dialogue), answer.text)
     return JudgeCase(answer.id, case.language, case.dialogue, case.answer, case.record)
 
 
@@ -174,9 +174,9 @@ def verdict_rows(heard: Sequence[ScoredAnswer]) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "answer": h.answer.id,
-                    "opinion": h.opinion.as_json(),
+                    "opinion": h.opinion.to_json(),
                     "flags": list(h.flags),
-                    "verdicts": [v.as_json() for v in h.verdicts],
+                    "verdicts": [v.to_json() for v in h.verdicts],
                 }
             )
     return rows

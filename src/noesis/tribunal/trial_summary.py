@@ -33,8 +33,8 @@ def summarise(
     ruling, _ = _rule(heard, "tuned", section, keyed["fall"], unfit)
     base_ruling, _ = _rule(heard, "base", section, None, unfit)
     return {
-        "ruling": ruling.as_json(),
-        "base_ruling": base_ruling.as_json(),
+        "ruling": ruling.to_json(),
+        "base_ruling": base_ruling.to_json(),
         "models": {who: _model(heard, who, section, errors) for who in MODELS},
         "difference": differences(heard),
         "keyed": keyed,
@@ -52,7 +52,7 @@ def summarise(
 def _rule(
     heard: Sequence[ScoredAnswer], who: str, section: TribunalSection, fall: float | None, unfit: str | None
 ) -> tuple[Ruling, Any]:
-    mine = [h for h in heard if h.answer.who == who and h.opinion is not None]
+    mine = [h for h in heard if h.answer.model == who and h.opinion is not None]
     return decide(
         [h.opinion for h in mine if h.opinion],
         [h.answer.item.cluster for h in mine],
@@ -68,7 +68,7 @@ def _judged(
     return [
         (h.opinion, h.answer.item.cluster)
         for h in heard
-        if h.answer.who == who
+        if h.answer.model == who
         and h.opinion is not None
         and h.opinion.mean is not None
         and not h.answer.item.check
@@ -106,7 +106,7 @@ def _group(
     names = [c for _, c in judged]
     for measure in MEASURES:
         ranges = [(o.mean or (0.0, 1.0)) if measure == "mean" else o.judges[measure] for o, _ in judged]
-        found[measure] = estimate(ranges, names).as_json()
+        found[measure] = estimate(ranges, names).to_json()
     bands = [o.band(section) for o, _ in judged]
     sums, counts = clustered([b == APPROVED for b in bands], names)
     passed, of = float((sums / counts).sum()), len(counts)
@@ -131,7 +131,7 @@ def differences(heard: Sequence[ScoredAnswer]) -> dict[str, Any]:
     by_place: dict[tuple[str, int], dict[str, ScoredAnswer]] = {}
     for h in heard:
         if h.opinion is not None and h.opinion.mean is not None and not h.answer.item.check:
-            by_place.setdefault((h.answer.item.id, h.answer.sample), {})[h.answer.who] = h
+            by_place.setdefault((h.answer.item.id, h.answer.sample), {})[h.answer.model] = h
     pairs = [(place["base"], place["tuned"]) for place in by_place.values() if len(place) == 2]
     groups: dict[str, list[tuple[ScoredAnswer, ScoredAnswer]]] = {"all": pairs}
     for base, tuned in pairs:
@@ -171,7 +171,7 @@ def _middle(o: Opinion | None, measure: str) -> float:
 def _by_item(heard: Sequence[ScoredAnswer], who: str) -> dict[EvalSample, list[ScoredAnswer]]:
     found: dict[EvalSample, list[ScoredAnswer]] = {}
     for h in heard:
-        if h.answer.who == who:
+        if h.answer.model == who:
             found.setdefault(h.answer.item, []).append(h)
     return found
 
@@ -214,7 +214,7 @@ def _keyed(heard: Sequence[ScoredAnswer]) -> dict[str, Any]:
 def _discipline(heard: Sequence[ScoredAnswer], who: str) -> dict[str, Any]:
     found: dict[str, list[bool]] = {}
     for h in heard:
-        if h.answer.who == who and h.answer.item.check:
+        if h.answer.model == who and h.answer.item.check:
             found.setdefault(h.answer.item.kind, []).append(bool(right(h.answer.item, h.answer.text)))
     return {kind: _rate(values) for kind, values in sorted(found.items())}
 
@@ -251,7 +251,7 @@ def _refusal(heard: Sequence[ScoredAnswer], who: str) -> dict[str, Any]:
     harm = [
         (h.answer.item.harmful, refuses(h.answer.text))
         for h in heard
-        if h.answer.who == who and h.answer.item.harmful is not None
+        if h.answer.model == who and h.answer.item.harmful is not None
     ]
     return {
         "harmful_declined": _rate([said for harmful, said in harm if harmful]),
@@ -264,7 +264,7 @@ def _calibration(heard: Sequence[ScoredAnswer], who: str) -> dict[str, Any]:
     said: list[float] = []
     so: list[bool] = []
     for h in heard:
-        if h.answer.who != who or h.answer.item.answerable is None:
+        if h.answer.model != who or h.answer.item.answerable is None:
             continue
         outcome = _correct(h) if h.answer.item.answerable == "answerable" else False
         if outcome is not None:

@@ -42,7 +42,7 @@ class Verdict:
         """Share of the points, 0..1."""
         return sum(item.score for item in self.items) / (2 * len(self.items))
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return {"status": "scored", "score": round(self.score, 4), **asdict(self)}
 
 
@@ -56,11 +56,11 @@ class Unscored:
     rubric_sha256: str
     reason: str
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return {"status": "unscored", **asdict(self)}
 
 
-def from_json(row: dict[str, Any]) -> Verdict | Unscored:
+def verdict_from_json(row: dict[str, Any]) -> Verdict | Unscored:
     """What `as_json` wrote, as it was.
 
     Raises:

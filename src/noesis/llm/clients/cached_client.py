@@ -46,7 +46,7 @@ class CachedClient:
         reply = self.cache.reply(key)
         if reply is None:
             reply = await self.client.ask(request)
-            self.cache.keep(key, reply)
+            self.cache.store(key, reply)
             self.on_reply(reply)
         return reply
 

@@ -107,7 +107,7 @@ class GgufClient:
             int(usage.get("prompt_tokens", 0)),
             int(usage.get("completion_tokens", 0)),
             0.0,
-            alternatives=top_logprobs_of(choice),
+            top_logprobs=top_logprobs_of(choice),
         )
 
     async def close(self) -> None:

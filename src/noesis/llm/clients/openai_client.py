@@ -184,7 +184,7 @@ class OpenAIClient:
         if not isinstance(usd, (int, float)):
             usd = self._usd(prompt, completion) if self._price else None
         text, finish = str(choice["message"]["content"] or ""), str(choice.get("finish_reason") or "stop")
-        return ModelReply(text, finish, prompt, completion, usd, alternatives=top_logprobs_of(choice))
+        return ModelReply(text, finish, prompt, completion, usd, top_logprobs=top_logprobs_of(choice))
 
     def _usd(self, prompt: int, completion: int) -> float:
         return (prompt * self._price.prompt + completion * self._price.completion) / 1e6 if self._price else 0.0

@@ -61,7 +61,7 @@ class ModelReply:
     completion_tokens: int = 0
     usd: float | None = None
     cached: bool = False
-    alternatives: tuple[tuple[tuple[str, float], ...], ...] = ()
+    top_logprobs: tuple[tuple[tuple[str, float], ...], ...] = ()
 
 
 def top_logprobs_of(choice: dict[str, Any]) -> tuple[tuple[tuple[str, float], ...], ...]:

@@ -51,9 +51,9 @@ class ReplyCache:
         if stored is None:
             return None
         alternatives = tuple(tuple((token, p) for token, p in each) for each in stored.pop("alternatives", ()))
-        return ModelReply(**stored, cached=True, alternatives=alternatives)
+        return ModelReply(**stored, cached=True, top_logprobs=alternatives)
 
-    def keep(self, key: str, reply: ModelReply) -> None:
+    def store(self, key: str, reply: ModelReply) -> None:
         self.put(
             key,
             {
@@ -63,7 +63,7 @@ class ReplyCache:
                 "completion_tokens": reply.completion_tokens,
                 "usd": reply.usd,
             }
-            | ({"alternatives": reply.alternatives} if reply.alternatives else {}),
+            | ({"alternatives": reply.top_logprobs} if reply.top_logprobs else {}),
         )
 
     def close(self) -> None:

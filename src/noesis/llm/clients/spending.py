@@ -49,7 +49,7 @@ class Spending:
         self.usd += reply.usd or 0.0
         self.unpriced += reply.usd is None
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return {
             "requests": self.requests,
             "retries": self.retries,

@@ -102,7 +102,7 @@ class TorchClient:
         talks, first = [request.as_messages() for request in requests], requests[0]
         if first.logprobs:
             tops = next_tokens(self._model, self._tokenizer, talks, first.logprobs)
-            return [ModelReply(top[0][0], "length", 0, 1, 0.0, alternatives=(tuple(top),)) for top in tops]
+            return [ModelReply(top[0][0], "length", 0, 1, 0.0, top_logprobs=(tuple(top),)) for top in tops]
         texts = generate_batch(
             self._model,
             self._tokenizer,

@@ -111,11 +111,11 @@ def run_trial(
                 for c, k in zip(clients, calibrations, strict=True)
             ],
             "self_judged": own is not None,
-            "spending": spending.as_json(),
+            "spending": spending.to_json(),
             "court": ruling_for_report(summary, section),
             **summary,
         }
-        write_jsonl(s.run.tribunal / "trial_answers.jsonl", [h.answer.as_json() for h in heard])
+        write_jsonl(s.run.tribunal / "trial_answers.jsonl", [h.answer.to_json() for h in heard])
         write_jsonl(s.run.tribunal / "verdicts.jsonl", verdict_rows(heard))
         write_json(s.run.tribunal / "trial.json", result)
         return result

@@ -89,7 +89,7 @@ async def measure_judges(
             {
                 "judge": client.name,
                 "identity": client.identity,
-                "rubrics_sha256": seats.bench.digest(),
+                "rubrics_sha256": seats.rubrics.digest(),
                 "benchmark_sha256": benchmark.digest(),
                 "part": benchmark.part,
                 **judge_metrics(mine, benchmark, section),

@@ -55,7 +55,7 @@ def calibrate(
 
     found = asyncio.run(work())
     for calibration in found:
-        calibration["spending"] = spending.as_json()
+        calibration["spending"] = spending.to_json()
         if count is None:
             file = save_calibration(calibrations_folder(project), calibration, bench, utc_now())
             say(f"  → {file}")
