@@ -208,7 +208,6 @@ def connect(
     """
     from noesis.core.errors import ParityError, UsageError
     from noesis.llm.clients.chat_client import LLMClient
-    from noesis.pipeline.live_judge import LiveJudge
     from noesis.run.directory import load_run
     from noesis.serving.connect import TARGETS, Endpoint, instructions
 

@@ -190,7 +190,7 @@ def _choice(run: Run) -> str | None:
             for who in (BASE, name)
         }
         ids = [str(i) for i in range(len(kept[name]["revised"]))]
-        tuned = compare(ids, kept[BASE], kept[name])["tuned"]
+        tuned = compare(ids, kept[BASE], kept[name]).tuned.to_json()
         if any(tuned[key] != figures[key] for key in ("preferred", "mean_margin", "held_out_loss")):
             return f"{name}'s figures do not follow from tribunal/checkpoints/"
     return None

@@ -22,8 +22,9 @@ from noesis.core.event_loop import run_async
 from noesis.core.files import sha256_json, write_json, write_jsonl
 from noesis.core.project import Project
 from noesis.dataset.jsonl import FileChunk, lines
-from noesis.llm.clients.open import close_all, open_clients
+from noesis.llm.clients.open import WRITER_SLOTS, close_clients, open_clients
 from noesis.llm.clients.reply_cache import open_cache
+from noesis.llm.clients.spec import WRITER_KINDS, parse_spec
 from noesis.llm.clients.spending import Spending
 from noesis.synthesis.filters import tallies
 from noesis.synthesis.preference_labels import Answerer, AnswerPair, Labeller, NoLabel, PreferencesRequest
@@ -48,9 +49,9 @@ def prefer(project: Project, ask: PreferencesRequest) -> dict[str, Any]:
     prompts = [p.prompt for p in given] or read_prompts(ask.prompts or Path(), constitution)
     prompts, given = prompts[: ask.count], given[: ask.count]
     spending = Spending(max_usd=ask.max_usd)
-    voices = open_clients(
-        [("--critic", ask.critic), *([("--model", ask.model)] if ask.model else [])], section, spending
-    )
+    specs = [parse_spec(ask.critic, "--critic", WRITER_KINDS)]
+    specs += [parse_spec(ask.model, "--model", WRITER_KINDS)] if ask.model else []
+    voices = open_clients(specs, section, spending, slots=WRITER_SLOTS)
     plan = {"command": "prefer", "critic": voices[0].identity, "model": voices[1].identity if ask.model else None}
     plan |= {name: getattr(ask, name) for name in ("reasoning", "seed", "temperature", "answer_tokens", "attempts")}
     plan |= {"rows": sha256_json([[p.model_dump(mode="json") for p in prompts], [[p.a, p.b] for p in given]])}
@@ -73,7 +74,7 @@ def prefer(project: Project, ask: PreferencesRequest) -> dict[str, Any]:
                     folder, keys, make, window=window, what="prefer", unit="pairs", again=_unanswered
                 )
             finally:
-                await close_all(voices)
+                await close_clients(voices)
 
         results = run_async(work())
         rows = [r["row"] for r in results if r["row"]]

@@ -81,5 +81,5 @@ def request_seed(seed: int, *place: str | int) -> int:
 
 
 def sample_seed(seed: int, sample: int) -> int:
-    """The seed of the k-th answer to a prompt. Each prompt uses the same few: torch draws in batches, one generator an answer."""
+    """The seed of the k-th answer to a prompt in a trial: every prompt is sampled at `seed`, `seed` + 1, …"""
     return seed + sample
