@@ -133,8 +133,9 @@ def test_an_ignored_sigint_stays_ignored():
 
 
 TWICE = """
-import asyncio, time
+import asyncio, signal, time
 from noesis.core.event_loop import run_async
+signal.signal(signal.SIGINT, signal.default_int_handler)
 async def main():
     try:
         print("running", flush=True)
@@ -154,7 +155,6 @@ def test_a_second_signal_ends_it_at_once(number: signal.Signals):
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stdout is not None
     for line in ("running", "cleaning"):
@@ -165,7 +165,7 @@ def test_a_second_signal_ends_it_at_once(number: signal.Signals):
 
 
 # One process, forked for each kill: what a command imports costs seconds, and the moment is random all the same.
-COMMAND = """
+COMMAND = r"""
 import os, signal, sys, tempfile
 sys.path.insert(0, {src!r})
 from noesis.cli import run_command
@@ -176,10 +176,10 @@ for line in sys.stdin:
     child = os.fork()
     if not child:
         os.environ["NOESIS_CACHE"] = tempfile.mkdtemp(dir={cache!r})
-        print(os.getpid(), flush=True)
+        print("pid", os.getpid(), flush=True)
         leave_process(run_command({command!r}))
     _, status = os.waitpid(child, 0)
-    print(os.waitstatus_to_exitcode(status), flush=True)
+    print("\ncode", os.waitstatus_to_exitcode(status), flush=True)
 """
 
 
@@ -221,16 +221,24 @@ def test_kills_at_random_moments_end_with_the_signals_code(project: Path, tmp_pa
             text=True,
         )
         assert parent.stdin is not None and parent.stdout is not None and parent.stderr is not None
+
+        def told(what: str) -> int:
+            """The number after `what`; progress may be printed before it."""
+            for line in parent.stdout:
+                if line.startswith(what):
+                    return int(line.split()[1])
+            raise AssertionError(parent.stderr.read())
+
         codes = []
         for i in range(30):
             number, asked = list(CODES)[i % 2], len(server.requests)
             print("go", file=parent.stdin, flush=True)
-            child = int(parent.stdout.readline())
+            child = told("pid")
             while len(server.requests) < asked + 1 + draw.randrange(40):
                 time.sleep(0.002)
             time.sleep(draw.random() * 0.05)
             os.kill(child, number)
-            codes.append((number, int(parent.stdout.readline().split()[-1])))
+            codes.append((number, told("code")))
         parent.stdin.close()
         errors = parent.stderr.read()
         assert parent.wait(timeout=20) == 0
