@@ -174,7 +174,10 @@ def chat(
         )
         hold(
             ChatSession(
-                answer, lambda said, text: format_opinion(runner.run(bar.judge_answer(said, text, voice))), system, max_tokens
+                answer,
+                lambda said, text: format_opinion(runner.run(bar.judge_answer(said, text, voice))),
+                system,
+                max_tokens,
             )
         )
         runner.run(bar.close())
@@ -256,7 +259,9 @@ def _voice(run: Run, language: str | None) -> tuple[Any, str]:
     return load_constitution(run.data / "constitution.yaml"), language or run.config().training.data.language
 
 
-def _bar(run: Run, project: Path | None, constitution: Any, judges: list[str] | None, max_usd: float | None) -> LiveJudge:
+def _bar(
+    run: Run, project: Path | None, constitution: Any, judges: list[str] | None, max_usd: float | None
+) -> LiveJudge:
     from noesis.core.project import Project, find_project
     from noesis.pipeline.live_judge import LiveJudge
 

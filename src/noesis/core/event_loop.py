@@ -1,8 +1,9 @@
 """`run_async`: `asyncio.run` whose SIGINT and SIGTERM go through the loop.
 
-A handler that raises inside an event loop surfaces in whichever callback happens to run, and breaks transports and cancel scopes:
-"Fatal write error on socket transport", exit code 1 or a hang. Here the first signal cancels the main task; its clean-up runs,
-and KeyboardInterrupt or `Terminated` is raised after it. Every event loop of the package is run by this module.
+A handler that raises inside an event loop surfaces in whichever callback happens to run, and breaks transports and
+cancel scopes: "Fatal write error on socket transport", exit code 1 or a hang. Here the first signal cancels the main
+task; its clean-up runs, and KeyboardInterrupt or `Terminated` is raised after it. Every event loop of the package is
+run by this module.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def run_async(main: Coroutine[Any, Any, T]) -> T:
 class AsyncRunner:
     """`asyncio.Runner` whose signals cancel the main task; for several coroutines in one loop.
 
-    Between two `run`s signals do what they did before. A second signal ends the process at once. Outside the main thread, where
-    no signal arrives, it is a plain `asyncio.Runner`.
+    Between two `run`s signals do what they did before. A second signal ends the process at once. Outside the main
+    thread, where no signal arrives, it is a plain `asyncio.Runner`.
     """
 
     def __init__(self) -> None:

@@ -48,7 +48,8 @@ def native_request(what: str) -> Iterator[None]:
 def leave_process(code: int) -> None:
     """End the process, at once if native calls are under way.
 
-    Python would join their threads, which can take minutes, and llama.cpp's server hangs when it is freed while it works.
+    Python would join their threads, which can take minutes, and llama.cpp's server hangs when it is freed while it
+    works.
     """
     if _native:
         sys.stdout.flush()

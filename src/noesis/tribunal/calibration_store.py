@@ -1,7 +1,7 @@
 """Stored calibrations (`data/tribunal/calibrations/`): what is known of a judge, and whether it may decide.
 
-A file is named by the hash of the judge's identity and the rubrics, and by the part of the benchmark: a judge that was measured with
-other rubrics is another judge. `noesis tribunal calibrate` writes them.
+A file is named by the hash of the judge's identity and the rubrics, and by the part of the benchmark: a judge that was
+measured with other rubrics is another judge. `noesis tribunal calibrate` writes them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Calibration:
     baselines: of keywords and length on the same pairs
     fit: whether it beats those and a coin
     sensitivity, specificity: of its approvals, for the corrected pass rate
-    details: further figures by their names on disk (by_attack, auroc, length, invariance, spans_found, reasons, agreement, …)
+    details: further figures by their names on disk (by_attack, auroc, length, invariance, spans_found, reasons,
+    agreement, …)
     spending: of the command that measured it; date: empty until it is stored
     """
 

@@ -1,7 +1,8 @@
 """The court: the judges' verdicts on one answer become an opinion. A missing verdict is never filled in.
 
-A judge that gave no verdict could have given anything: the weighted mean is then the interval from that judge at 0 to that judge
-at 1. With two judges absent there is no mean. Several models in one role are averaged, and an absent one could again be anything.
+A judge that gave no verdict could have given anything: the weighted mean is then the interval from that judge at 0 to
+that judge at 1. With two judges absent there is no mean. Several models in one role are averaged, and an absent one
+could again be anything.
 """
 
 from __future__ import annotations

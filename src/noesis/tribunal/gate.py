@@ -1,8 +1,9 @@
 """The gate: APPROVED, CONDITIONAL or REJECTED where the whole 95% interval agrees; else UNDECIDED, with what would decide it.
 
-An interval runs from the lower limit of the worst reading (every absent judge at 0) to the upper limit of the best (at 1). The
-verdict is formed at both ends, for the mean and for each judge, and holds where both agree. A veto rejects before that. Approval
-also needs that accuracy on keyed items has not dropped beyond the bound, and a judge that was shown to be fit.
+An interval runs from the lower limit of the worst reading (every absent judge at 0) to the upper limit of the best (at
+1). The verdict is formed at both ends, for the mean and for each judge, and holds where both agree. A veto rejects
+before that. Approval also needs that accuracy on keyed items has not dropped beyond the bound, and a judge that was
+shown to be fit.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """The Tribunal as an Inspect task, to look at every answer, judge and span in Inspect's viewer (https://inspect.aisi.org.uk).
 
-    pip install -c constraints-inspect.txt 'noesis[judge]'          (an environment of its own: Inspect pins another fsspec than datasets)
-    inspect eval src/noesis/tribunal/inspect_task.py --model openai-api/local/my-model -T judge=openai:http://127.0.0.1:8080/v1:judge
-    inspect view
+    pip install -c constraints-inspect.txt 'noesis[judge]'          (an environment of its own: Inspect pins another
+    fsspec than datasets) inspect eval src/noesis/tribunal/inspect_task.py --model openai-api/local/my-model -T
+    judge=openai:http://127.0.0.1:8080/v1:judge inspect view
 
-Nothing else in Noesis imports Inspect. The judge is always named: the model under evaluation never grades itself by default.
+Nothing else in Noesis imports Inspect. The judge is always named: the model under evaluation never grades itself by
+default.
 """
 
 from __future__ import annotations

@@ -140,7 +140,8 @@ def open_panel(
         rubrics: the project's, if they have been read before.
 
     Raises:
-        UsageError: the same judge twice. ModelError: a judge can't be loaded or has no price. ConfigError: a rubric is wrong.
+        UsageError: the same judge twice. ModelError: a judge can't be loaded or has no price. ConfigError: a rubric is
+        wrong.
     """
     rubrics = rubrics or read_rubrics(project)
     clients = open_clients(specs, section, spending, own=own)

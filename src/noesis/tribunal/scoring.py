@@ -1,8 +1,8 @@
 """A trial's two halves: base and tuned model answer the same prompts, then the panel scores the answers.
 
-`noesis judge RUN --judge SPEC` runs it (`pipeline/stages/trial.py`); `trial_summary.py` makes the figures. Models are asked through a
-`generate` that the caller passes, in batches; a dialogue of several turns is answered turn by turn, each turn one batch. Answers and
-verdicts are cached, so that a stopped trial continues.
+`noesis judge RUN --judge SPEC` runs it (`pipeline/stages/trial.py`); `trial_summary.py` makes the figures. Models are
+asked through a `generate` that the caller passes, in batches; a dialogue of several turns is answered turn by turn,
+each turn one batch. Answers and verdicts are cached, so that a stopped trial continues.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ def answer_prompts(
     """`section.samples` answers of one model to each prompt; those in the cache are not generated again.
 
     Args:
-        identity: hash of what decides the answers besides prompt and seed (model, adapter, settings); part of the cache's key.
+        identity: hash of what decides the answers besides prompt and seed (model, adapter, settings); part of the
+        cache's key.
         model: base or tuned.
     """
     states: list[tuple[EvalSample, int, list[Message]]] = [

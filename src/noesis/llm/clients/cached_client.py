@@ -75,7 +75,8 @@ class CachedClient:
 def request_seed(seed: int, *place: str | int) -> int:
     """The seed of one request, 31 bits, from the command's seed and the request's place in the work.
 
-    The same in every run of the same plan, whatever the order in which requests are made: seeds are part of the cache's keys.
+    The same in every run of the same plan, whatever the order in which requests are made: seeds are part of the cache's
+    keys.
     """
     return int(sha256_json([seed, *place])[:8], 16) >> 1
 

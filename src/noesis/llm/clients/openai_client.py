@@ -1,8 +1,9 @@
 """A model behind an OpenAI-compatible endpoint: OpenAI, Anthropic, Gemini, vLLM, llama.cpp, Ollama, …
 
-https://platform.openai.com/docs/api-reference/chat , over httpx2, which the Hub's client depends on anyway. Retries with back-off
-and jitter on 408, 409, 425, 429, 5xx and broken connections; a Retry-After holds for all requests; an endpoint that is plainly down
-is not asked a thousand times. The API key comes from the environment and goes to its own host only.
+https://platform.openai.com/docs/api-reference/chat , over httpx2, which the Hub's client depends on anyway. Retries
+with back-off and jitter on 408, 409, 425, 429, 5xx and broken connections; a Retry-After holds for all requests; an
+endpoint that is plainly down is not asked a thousand times. The API key comes from the environment and goes to its own
+host only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What it takes to ask any language model: a request, a reply, and a client that turns one into the other.
 
-`openai_client.py` asks endpoints over HTTP, `gguf_client.py` a GGUF file and `torch_client.py` a transformers model in this
-process; `open.py` makes them from a SPEC.
+`openai_client.py` asks endpoints over HTTP, `gguf_client.py` a GGUF file and `torch_client.py` a transformers model in
+this process; `open.py` makes them from a SPEC.
 """
 
 from __future__ import annotations

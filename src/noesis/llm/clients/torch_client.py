@@ -1,7 +1,8 @@
 """A transformers model that writes, in this process: `--model torch:NAME`, `--critic torch:NAME` (smollm2, a folder, a Hub name).
 
-Requests that wait together are batched: they share each pass through the weights, and a prefix that all have is computed once
-(`llm/torch_generate.py`). On a CPU that is several times the speed of one request after another (`python benchmarks/constitution.py`).
+Requests that wait together are batched: they share each pass through the weights, and a prefix that all have is
+computed once (`llm/torch_generate.py`). On a CPU that is several times the speed of one request after another (`python
+benchmarks/constitution.py`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Stage trial: base and tuned model before the Tribunal (`noesis judge RUN --judge SPEC`), and the scorer of each epoch's adapter.
 
-Answers come from `pipeline/answers.py`, verdicts and figures from `tribunal`; the files are in the run's folder `tribunal/`:
-trial.json (the result), verdicts.jsonl (each verdict with its evidence), trial_answers.jsonl, replies.sqlite (the cache).
+Answers come from `pipeline/answers.py`, verdicts and figures from `tribunal`; the files are in the run's folder
+`tribunal/`: trial.json (the result), verdicts.jsonl (each verdict with its evidence), trial_answers.jsonl,
+replies.sqlite (the cache).
 """
 
 from __future__ import annotations
@@ -122,7 +123,8 @@ def run_trial(
     """Base and tuned model answer, the judges score, the gate rules; done again where anything that decides it has changed.
 
     Args:
-        judge_server: serves a judge that does not fit on the GPU together with the answering model; entered when all answers
+        judge_server: serves a judge that does not fit on the GPU together with the answering model; entered when all
+        answers
             are stored and that model is freed.
 
     Raises:

@@ -1,6 +1,7 @@
 """What a judge must beat: two scorers that understand nothing. Also the offline screen's figures on the same pairs.
 
-The keyword scorer is written as such systems commonly are: points for words that sound thoughtful. `noesis tribunal baselines`.
+The keyword scorer is written as such systems commonly are: points for words that sound thoughtful. `noesis tribunal
+baselines`.
 """
 
 from __future__ import annotations

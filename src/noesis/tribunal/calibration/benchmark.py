@@ -1,7 +1,8 @@
 """Judging the judges: a judge is measured on minimal pairs before it may decide (`noesis tribunal calibrate --judge SPEC`).
 
-A calibration belongs to one model, one version of the rubrics and one benchmark (`calibration_store.py`). A judge is fit if the lower
-limit of its pairwise accuracy on the locked half is above the accuracy of keywords, of length and of a coin.
+A calibration belongs to one model, one version of the rubrics and one benchmark (`calibration_store.py`). A judge is
+fit if the lower limit of its pairwise accuracy on the locked half is above the accuracy of keywords, of length and of a
+coin.
 """
 
 from __future__ import annotations
