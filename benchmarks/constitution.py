@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--gguf", type=Path)
     asked = parser.parse_args()
     print("| how | chains | tokens written | tokens/s | tokens a processor second |\n|---|---|---|---|---|")
-    alone = measure("torch, one request after another", TorchClient("smollm2", pack=1), asked.alone, 1)
+    alone = measure("torch, one request after another", TorchClient("smollm2", batch=1), asked.alone, 1)
     packed = measure("torch, packed by 32", TorchClient("smollm2"), asked.chains, 64)
     print(f"\npacked is {packed / alone:.1f} times one by one by the clock")
     if asked.gguf:

@@ -18,13 +18,11 @@ from helpers.judge_server import Asked, JudgeServer, Raw
 from helpers.project import ROOT
 from noesis.cli import run_command
 from noesis.constitution.document import load_constitution
-from noesis.core.config import TribunalSection
 from noesis.core.errors import CapError, DataError, ModelError, RunError, UsageError
 from noesis.core.project import Project
 from noesis.dataset.checks.line import Rules, check_line
-from noesis.llm.clients.open import open_clients
 from noesis.llm.clients.protocol import ModelReply
-from noesis.llm.clients.spending import Spending
+from noesis.llm.clients.spec import WRITER_KINDS, parse_spec
 from noesis.synthesis.critique_revision import Settings, draw
 from noesis.synthesis.filters import filtered, repeated
 from noesis.synthesis.make_examples import ExamplesRequest, revise
@@ -345,7 +343,7 @@ def test_a_wrong_prompt_is_told_by_its_line(project: Path, tmp_path: Path, promp
 
 def test_a_spec_that_is_none_is_told_with_its_option():
     with pytest.raises(UsageError, match=r"--critic 'gpt' is not understood.*torch:NAME"):
-        open_clients([("--critic", "gpt")], TribunalSection(), Spending())
+        parse_spec("gpt", "--critic", WRITER_KINDS)
 
 
 # --- parts

@@ -148,9 +148,9 @@ def test_equal_answers_and_wrong_options_are_refused(project: Path, tmp_path: Pa
 
 def test_letters_are_found_however_they_are_written():
     assert p_of_a(
-        ModelReply("A", alternatives=logprobs((" A", 0.3), ("(A", 0.3), ("**B**", 0.2), ("The", 0.2)))
+        ModelReply("A", top_logprobs=logprobs((" A", 0.3), ("(A", 0.3), ("**B**", 0.2), ("The", 0.2)))
     ) == pytest.approx(0.75)
     after_a_mark = (((("**", math.log(0.99)),)), *logprobs(("B", 0.5), ("A", 0.25)))
-    assert p_of_a(ModelReply("**B", alternatives=after_a_mark)) == pytest.approx(1 / 3)
+    assert p_of_a(ModelReply("**B", top_logprobs=after_a_mark)) == pytest.approx(1 / 3)
     with pytest.raises(NoLabel, match="neither letter"):
-        p_of_a(ModelReply("Both", alternatives=logprobs(("Both", 0.9), ("Apple", 0.1))))
+        p_of_a(ModelReply("Both", top_logprobs=logprobs(("Both", 0.9), ("Apple", 0.1))))

@@ -118,6 +118,6 @@ def test_a_gguf_model_gives_the_letters_probabilities():
             await voice.close()
 
     reply = asyncio.run(go())
-    ((*top,),) = reply.alternatives
+    ((*top,),) = reply.top_logprobs
     assert {"A", "B"} <= {token for token, _ in top}
     assert sum(math.exp(p) for _, p in top) <= 1.0001

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,14 @@ from noesis.llm.clients.spending import Spending
 from noesis.tribunal.calibration.baselines import baselines, keyword_score, screen_figures
 from noesis.tribunal.calibration.benchmark import Benchmark, measure_judges
 from noesis.tribunal.calibration.calibrate import calibrate
-from noesis.tribunal.calibration_store import error_counts, load_calibration, save_calibration, unfit_reason
+from noesis.tribunal.calibration_store import (
+    Calibration,
+    ErrorCounts,
+    error_counts,
+    load_calibration,
+    save_calibration,
+    unfit_reason,
+)
 from noesis.tribunal.panel import JudgePanel
 from noesis.tribunal.rubric import RubricSet, load_rubrics
 from noesis.tribunal.suite import JudgePair, TwinAnswers, write_seal
@@ -70,7 +78,7 @@ def twins() -> list[TwinAnswers]:
     ]
 
 
-def calibrated(folder: Path, *parts: play.Part, rows: list[JudgePair] | None = None) -> list[dict]:
+def calibrated(folder: Path, *parts: play.Part, rows: list[JudgePair] | None = None) -> list[Calibration]:
     benchmark = Benchmark(rows or pairs(), twins(), "locked")
 
     async def run(urls: list[str]):
@@ -79,7 +87,7 @@ def calibrated(folder: Path, *parts: play.Part, rows: list[JudgePair] | None = N
         ]
         with open_cache(folder / "r.sqlite") as cache:
             try:
-                return await measure_judges(clients, JudgePanel(BENCH, clients, cache), benchmark, SECTION)
+                return await measure_judges(JudgePanel(BENCH, clients, cache), benchmark, SECTION)
             finally:
                 for client in clients:
                     await client.close()
@@ -96,42 +104,43 @@ def calibrated(folder: Path, *parts: play.Part, rows: list[JudgePair] | None = N
 
 def test_a_good_judge_is_fit(tmp_path: Path):
     (found,) = calibrated(tmp_path, play.good())
-    assert found["accuracy"] == 1.0
-    assert found["fit"] is True
-    assert found["auroc"]["veritas"] == 1.0
-    assert found["auroc"]["sophia"] is None  # no pair was hers
-    assert found["sensitivity"] == [36, 36]
-    assert found["specificity"] == [36, 36]
-    assert found["brier"] < 0.05
-    assert found["position"]["mean_absolute_change"] == pytest.approx(0.0)
-    assert found["injection"]["count"] == 0
-    assert found["pt_minus_en"]["gap"] == 0.0
-    assert found["agreement"] is None
-    json.dumps(found, allow_nan=False)
+    assert found.accuracy == 1.0
+    assert found.fit is True
+    assert found.details["auroc"]["veritas"] == 1.0
+    assert found.details["auroc"]["sophia"] is None  # no pair was hers
+    assert found.sensitivity == (36, 36)
+    assert found.specificity == (36, 36)
+    assert found.details["brier"] < 0.05
+    assert found.details["position"]["mean_absolute_change"] == pytest.approx(0.0)
+    assert found.details["injection"]["count"] == 0
+    assert found.details["pt_minus_en"]["gap"] == 0.0
+    assert found.details["agreement"] is None
+    json.dumps(found.to_json(), allow_nan=False)
+    assert Calibration.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
 def test_a_noisy_judges_error_is_found(tmp_path: Path):
     (found,) = calibrated(tmp_path, play.noisy(0.8, 0.7), rows=pairs(120))
-    assert found["sensitivity"][0] / found["sensitivity"][1] == pytest.approx(0.8, abs=0.1)
-    assert found["specificity"][0] / found["specificity"][1] == pytest.approx(0.7, abs=0.1)
-    assert error_counts([found]) == {"sensitivity": found["sensitivity"], "specificity": found["specificity"]}
+    assert found.sensitivity[0] / found.sensitivity[1] == pytest.approx(0.8, abs=0.1)
+    assert found.specificity[0] / found.specificity[1] == pytest.approx(0.7, abs=0.1)
+    assert error_counts([found]) == ErrorCounts(found.sensitivity, found.specificity)
 
 
 def test_a_coin_is_not_fit(tmp_path: Path):
     (found,) = calibrated(tmp_path, play.noisy(0.5, 0.5))
-    assert found["fit"] is False
+    assert found.fit is False
     assert "judge not fit (accuracy" in (unfit_reason([found], ["judge0"]) or "")
 
 
 def test_one_that_likes_length_shows_it_and_gains_nothing_over_length(tmp_path: Path):
     (found,) = calibrated(tmp_path, play.likes_length())
-    assert found["length"]["score_per_100_words"] > 0.3
-    assert found["fit"] is False
+    assert found.details["length"]["score_per_100_words"] > 0.3
+    assert found.fit is False
 
 
 def test_one_that_likes_a_position_shows_it(tmp_path: Path):
     (found,) = calibrated(tmp_path, play.likes_the_first_words())
-    assert found["position"]["mean_change"] == pytest.approx(-0.6, abs=0.06)
+    assert found.details["position"]["mean_change"] == pytest.approx(-0.6, abs=0.06)
 
 
 def test_one_that_obeys_the_answer_shows_it(tmp_path: Path):
@@ -139,42 +148,43 @@ def test_one_that_obeys_the_answer_shows_it(tmp_path: Path):
         return play.verdict(asked, 1.0 if "give 10/10" in asked.answer else asked.quality)
 
     (found,) = calibrated(tmp_path, obeys)
-    assert found["injection"]["count"] == found["injection"]["of"] == 12
+    assert found.details["injection"]["count"] == found.details["injection"]["of"] == 12
 
 
 def test_a_failing_judge_abstains_and_is_not_fit(tmp_path: Path):
     (found,) = calibrated(tmp_path, play.malformed())
-    assert found["abstention"]["count"] == found["abstention"]["of"]
-    assert (found["accuracy"], found["fit"], found["brier"]) == (0.0, False, None)
-    assert "no JSON object" in found["reasons"][0]
+    assert found.details["abstention"]["count"] == found.details["abstention"]["of"]
+    assert (found.accuracy, found.fit, found.details["brier"]) == (0.0, False, None)
+    assert "no JSON object" in found.details["reasons"][0]
 
 
 def test_agreement_of_several(tmp_path: Path):
     first, second, third = calibrated(tmp_path, play.good(), play.good(), play.noisy(0.6, 0.6))
-    assert first["agreement"]["models"] == 3
-    assert 0 < first["agreement"]["alpha"] < 1
-    assert 1 <= first["agreement"]["effective_votes"] <= 3
-    assert second["accuracy"] == 1.0 > third["accuracy"]
+    assert first.details["agreement"]["models"] == 3
+    assert 0 < first.details["agreement"]["alpha"] < 1
+    assert 1 <= first.details["agreement"]["effective_votes"] <= 3
+    assert second.accuracy == 1.0 > third.accuracy
 
 
 def test_a_word_changed_in_a_rubric_is_another_judge(tmp_path: Path):
     (found,) = calibrated(tmp_path, play.good())
-    save_calibration(tmp_path, found, BENCH, "2026-11-22T00:00:00Z")
-    assert load_calibration(tmp_path, found["identity"], BENCH)["date"] == "2026-11-22T00:00:00Z"
+    save_calibration(tmp_path, replace(found, date="2026-11-22T00:00:00Z"), BENCH)
+    assert load_calibration(tmp_path, found.identity, BENCH).date == "2026-11-22T00:00:00Z"
     veritas = BENCH.rubrics["veritas"]
     other = RubricSet(
         rubrics=BENCH.rubrics | {"veritas": veritas.model_copy(update={"version": "another"})}, prompt=BENCH.prompt
     )
-    assert load_calibration(tmp_path, found["identity"], other) is None
+    assert load_calibration(tmp_path, found.identity, other) is None
 
 
-def test_who_may_decide():
-    locked = {"part": "locked", "fit": True, "accuracy": 0.9, "interval_95": [0.8, 0.95]}
+def test_who_may_decide(tmp_path: Path):
+    (found,) = calibrated(tmp_path, play.good())
+    locked = replace(found, accuracy=0.9, interval_95=(0.8, 0.95))
     assert unfit_reason([locked], ["a"]) is None
     assert "never" in (unfit_reason([None], ["a"]) or "")
-    assert "dev half" in (unfit_reason([locked | {"part": "dev"}], ["a"]) or "")
+    assert "dev half" in (unfit_reason([replace(locked, part="dev")], ["a"]) or "")
     assert (
-        unfit_reason([locked, locked | {"fit": False, "accuracy": 0.54, "interval_95": [0.45, 0.63]}], ["a", "b"])
+        unfit_reason([locked, replace(locked, fit=False, accuracy=0.54, interval_95=(0.45, 0.63))], ["a", "b"])
         == "judge not fit (accuracy 0.54 [0.45, 0.63]): b"
     )
     assert "no judge" in (unfit_reason([], []) or "")
@@ -222,8 +232,8 @@ def test_the_command_keeps_what_it_found(
             calibrate(found, SECTION, spec, "locked")
         write_seal(project / "data" / "tribunal")
         (result,) = calibrate(found, SECTION, spec, "locked")
-        assert (result["pairs"], result["fit"]) == (18, True)
+        assert (result.pairs, result.fit) == (18, True)
         before = len(server.requests)
         calibrate(found, SECTION, spec, "locked")
         assert len(server.requests) == before
-    assert load_calibration(calibrations_folder(found), f"openai:{server.url}:scripted", BENCH)["fit"] is True
+    assert load_calibration(calibrations_folder(found), f"openai:{server.url}:scripted", BENCH).fit is True

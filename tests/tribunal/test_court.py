@@ -13,6 +13,7 @@ from helpers.project import ROOT
 from noesis.core.config import Price, TribunalSection
 from noesis.core.errors import CapError, ModelError, UsageError
 from noesis.core.text import fill_template, neutralise
+from noesis.llm.clients.cached_client import UnusableReplyError
 from noesis.llm.clients.openai_client import OpenAIClient, key_for, retry_after
 from noesis.llm.clients.protocol import ModelReply
 from noesis.llm.clients.reply_cache import open_cache
@@ -182,7 +183,7 @@ def test_usd_and_tokens_are_counted(tmp_path: Path):
     section = SECTION.model_copy(update={"prices": {"scripted": Price(prompt=2.0, completion=10.0)}})
     spending = Spending()
     hear(play.good(), [case()], tmp_path, section=section, spending=spending)
-    assert spending.as_json() == {
+    assert spending.to_json() == {
         "requests": 3,
         "retries": 0,
         "prompt_tokens": 3000,
@@ -274,8 +275,10 @@ def test_the_last_whole_object_counts_and_scores_must_be_allowed():
     one = json.dumps({"reasoning": "", f"{name}_span": "", name: "0"})
     two = json.dumps({"reasoning": "", f"{name}_span": "", name: 2})
     assert parse_reply(ModelReply(f"{one} no: {two} {{broken"), items)[name] == "2"
-    assert "not one of 0, 1, 2" in parse_reply(ModelReply(one.replace('"0"', '"9"')), items)
-    assert "missing" in parse_reply(ModelReply('{"reasoning": ""}'), items)
+    with pytest.raises(UnusableReplyError, match="not one of 0, 1, 2"):
+        parse_reply(ModelReply(one.replace('"0"', '"9"')), items)
+    with pytest.raises(UnusableReplyError, match="missing"):
+        parse_reply(ModelReply('{"reasoning": ""}'), items)
 
 
 # --- the opinion: weights, floors, vetoes, quorum

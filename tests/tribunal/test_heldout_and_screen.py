@@ -26,9 +26,9 @@ def test_figures_by_hand():
     base = {"revised": [(-30.0, 10), (-20.0, 10)], "initial": [(-20.0, 10), (-30.0, 10)]}
     tuned = {"revised": [(-10.0, 10), (-10.0, 10)], "initial": [(-20.0, 10), (-30.0, 10)]}
     result = compare(["a", "b"], base, tuned)
-    assert (result["base"]["preferred"], result["tuned"]["preferred"]) == (1, 2)
-    assert (result["base"]["held_out_loss"], result["tuned"]["held_out_loss"]) == (2.5, 1.0)
-    assert result["by_example"][0] == {"id": "a", "base_margin": -1.0, "tuned_margin": 1.0}
+    assert (result.base.preferred, result.tuned.preferred) == (1, 2)
+    assert (result.base.held_out_loss, result.tuned.held_out_loss) == (2.5, 1.0)
+    assert result.to_json()["by_example"][0] == {"id": "a", "base_margin": -1.0, "tuned_margin": 1.0}
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def run_trial(
     quality: dict[str, int],
     part: play.Part | None = None,
     *,
-    unfit: str | None = None,
+    unfit_reason: str | None = None,
     items: list[EvalSample] | None = None,
     generate=None,
 ):
@@ -107,7 +107,7 @@ def run_trial(
             identity={"base": "b", "tuned": "t"},
             seed=7,
         )
-    return heard, summarise(heard, SECTION, unfit=unfit), generate, server
+    return heard, summarise(heard, SECTION, unfit_reason=unfit_reason).to_json(), generate, server
 
 
 def test_a_better_model_is_approved_and_the_difference_is_paired(tmp_path: Path):
@@ -147,7 +147,9 @@ def test_approved_when_nothing_was_forgotten(tmp_path: Path):
 
 
 def test_an_unfit_judge_decides_nothing(tmp_path: Path):
-    _, result, _, _ = run_trial(tmp_path, {"base": 4, "tuned": 9}, unfit="judge not fit (accuracy 0.54 [0.45, 0.63])")
+    _, result, _, _ = run_trial(
+        tmp_path, {"base": 4, "tuned": 9}, unfit_reason="judge not fit (accuracy 0.54 [0.45, 0.63])"
+    )
     assert result["ruling"] == {
         "verdict": "UNDECIDED",
         "reason": "judge not fit (accuracy 0.54 [0.45, 0.63])",

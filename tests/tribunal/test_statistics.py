@@ -180,8 +180,8 @@ def test_13_prompts_are_too_few_whatever_they_say():
 
 def test_forgetting_bars_approval():
     good = opinions([0.9] * 30)
-    assert decide(*good, SECTION, forgotten=0.04)[0].verdict == APPROVED
-    assert decide(*good, SECTION, forgotten=0.06)[0].verdict == CONDITIONAL
+    assert decide(*good, SECTION, accuracy_drop=0.04)[0].verdict == APPROVED
+    assert decide(*good, SECTION, accuracy_drop=0.06)[0].verdict == CONDITIONAL
 
 
 def test_a_floor_on_both_sides_is_undecided():

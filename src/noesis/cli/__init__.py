@@ -63,9 +63,9 @@ def main() -> None:
 def run_command(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
     from noesis.core.errors import NoesisError
-    from noesis.core.signals import Terminated
+    from noesis.core.signals import Terminated, raise_terminated
 
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, raise_terminated)
     try:
         code = app(arguments, standalone_mode=False)
         if code == 130:  # typer turns Ctrl-C into this code without a word
@@ -109,13 +109,3 @@ def run_command(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
-
-
-def _terminated(number: int, frame: object) -> None:
-    """Leave; and again 3 s later, since Python drops what is raised while it clears an object away (`__del__`)."""
-    from noesis.core.signals import Terminated
-
-    if hasattr(signal, "setitimer"):
-        signal.signal(signal.SIGALRM, _terminated)
-        signal.setitimer(signal.ITIMER_REAL, 3.0)
-    raise Terminated

@@ -63,11 +63,6 @@ JudgesMaxUsdOption = Annotated[
 ]
 
 
-def verdict_code(verdict: str) -> int:
-    """The exit code of a verdict."""
-    return {"APPROVED": 0, "REJECTED": 3}.get(verdict, 4)
-
-
 def checked_part(part: str) -> Any:
     """`part`, if there is such a one."""
     from noesis.core.errors import UsageError

@@ -27,7 +27,6 @@ from noesis.cli.options import (
     program,
     send_output_to,
     shown,
-    verdict_code,
 )
 
 app = typer.Typer()
@@ -80,7 +79,9 @@ def demo(
     say(f"Report   {s.run.report}\nModel    {s.run.merged}\nGGUF     {s.run.gguf}\nAdapter  {s.run.adapter()}")
     say(f"Next:    {program()} chat {shown(s.run.path)}")
     if gate:
-        raise typer.Exit(verdict_code(court["verdict"]))
+        from noesis.tribunal.court import Ruling
+
+        raise typer.Exit(Ruling.from_json(court).exit_code)
 
 
 @app.command()
@@ -210,6 +211,7 @@ def judge(
     from noesis.core.errors import UsageError
     from noesis.pipeline.session import reopen_run
     from noesis.pipeline.stages.judge import run_judge
+    from noesis.tribunal.court import Ruling
 
     if against != "base":
         raise UsageError(f"--against {against!r}: base is the only choice so far")
@@ -220,14 +222,12 @@ def judge(
         named = tuple(judges) if judges else s.config.training.tribunal.judges
         if named:
             from noesis.core.project import find_project
-            from noesis.pipeline.stages.trial import TrialRequest
-            from noesis.pipeline.stages.trial import run_trial as trial
+            from noesis.pipeline.stages.trial import TrialRequest, run_trial
 
-            result = trial(
-                s, find_project(project), TrialRequest(named, checked_part(part), prompts, max_usd), again=again
-            )
+            request = TrialRequest(named, checked_part(part), prompts, max_usd)
+            result = run_trial(s, find_project(project), request, again=again).to_json()
     print_result(result, as_json)
-    raise typer.Exit(verdict_code(result["court"]["verdict"]))
+    raise typer.Exit(Ruling.from_json(result["court"]).exit_code)
 
 
 @app.command()

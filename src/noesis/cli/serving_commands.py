@@ -22,6 +22,7 @@ from noesis.cli.options import (
 
 if TYPE_CHECKING:
     from noesis.llm.clients.chat_client import LLMClient
+    from noesis.pipeline.live_judge import LiveJudge
     from noesis.run.directory import Run
 
 app = typer.Typer()
@@ -67,11 +68,11 @@ def serve(
     Example: noesis serve runs/demo --ui
     """
     _require()
-    import asyncio
     import secrets
 
     from noesis.core.console import say
     from noesis.core.errors import UsageError
+    from noesis.core.event_loop import run_async
     from noesis.pipeline.served_files import served_files
     from noesis.run.directory import load_run
     from noesis.serving.app import AnswerJudge
@@ -91,7 +92,7 @@ def serve(
     settings = Settings(used, constitution.system_prompt, spoken, host, port, limits)
     taken = claim(host, port)  # before anything is loaded
     bar = _bar(loaded, project, constitution, judges, max_usd) if judges else None
-    court, page = AnswerJudge(bar.name, bar.hear) if bar else None, load_page() if ui else None
+    court, page = AnswerJudge(bar.name, bar.judge_answer) if bar else None, load_page() if ui else None
     server = Server(served_files(loaded, quant=quant, base=base), settings, court=court, page=page, port=taken)
 
     def ready() -> None:
@@ -111,7 +112,7 @@ def serve(
             if bar:
                 await bar.close()
 
-    asyncio.run(work())
+    run_async(work())
     server.free()
     say("stopped")
 
@@ -133,10 +134,9 @@ def chat(
     Example: noesis chat runs/demo
     """
     _require()
-    import asyncio
-
     from noesis.core.console import say
     from noesis.core.errors import UsageError
+    from noesis.core.event_loop import AsyncRunner
     from noesis.pipeline.live_judge import format_opinion
     from noesis.pipeline.served_files import certified_gguf, find_base_gguf, served_files
     from noesis.run.directory import load_run
@@ -168,13 +168,16 @@ def chat(
 
     tuned = client(files.base or certified_gguf(loaded), files.adapter) if files.tuned is None else client(files.tuned)
     system = constitution.system_prompt.en if voice == "en" else constitution.system_prompt.pt
-    with asyncio.Runner() as runner:
+    with AsyncRunner() as runner:
         answer = answer_function(
             tuned, base_client, max_tokens=max_tokens, temperature=temperature, scales=files.adapter is not None
         )
         hold(
             ChatSession(
-                answer, lambda said, text: format_opinion(runner.run(bar.hear(said, text, voice))), system, max_tokens
+                answer,
+                lambda said, text: format_opinion(runner.run(bar.judge_answer(said, text, voice))),
+                system,
+                max_tokens,
             )
         )
         runner.run(bar.close())
@@ -256,7 +259,9 @@ def _voice(run: Run, language: str | None) -> tuple[Any, str]:
     return load_constitution(run.data / "constitution.yaml"), language or run.config().training.data.language
 
 
-def _bar(run: Run, project: Path | None, constitution: Any, judges: list[str] | None, max_usd: float | None) -> Any:
+def _bar(
+    run: Run, project: Path | None, constitution: Any, judges: list[str] | None, max_usd: float | None
+) -> LiveJudge:
     from noesis.core.project import Project, find_project
     from noesis.pipeline.live_judge import LiveJudge
 

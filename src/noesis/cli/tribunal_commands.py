@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,9 @@ from noesis.cli.options import (
     print_result,
     send_output_to,
 )
+
+if TYPE_CHECKING:
+    from noesis.tribunal.calibration_store import Calibration
 
 app = typer.Typer(
     help="The judges of the Tribunal: are they fit to judge?\n\nExample: noesis tribunal baselines",
@@ -52,7 +55,7 @@ def calibrate(
     )
     for result in results:
         _show(result)
-    print_result(results, as_json)
+    print_result([result.to_json() for result in results], as_json)
 
 
 @app.command()
@@ -104,36 +107,35 @@ def lock(project: ProjectOption = None) -> None:
     say(f"  → {folder / 'locked.json'}: commit it")
 
 
-def _show(r: dict[str, Any]) -> None:
+def _show(c: Calibration) -> None:
     from noesis.core.console import say
 
-    low, high = r["interval_95"]
-    say(f"{r['judge']} on {r['pairs']} pairs ({r['part']}): {'beats both baselines' if r['fit'] else 'NOT FIT'}")
-    say(
-        f"  accuracy   {r['accuracy']:.2f} [{low:.2f}, {high:.2f}], {r['ties']} ties, {r['abstention']['count']} of {r['abstention']['of']} scores missing"
-    )
+    low, high = c.interval_95
+    d = c.details
+    say(f"{c.judge} on {c.pairs} pairs ({c.part}): {'beats both baselines' if c.fit else 'NOT FIT'}")
+    missing = f"{d['abstention']['count']} of {d['abstention']['of']} scores missing"
+    say(f"  accuracy   {c.accuracy or 0.0:.2f} [{low:.2f}, {high:.2f}], {c.ties} ties, {missing}")
     for name in ("keywords", "length"):
-        b = r["baselines"][name]
+        b = c.baselines[name]
         say(f"  {name:<10} {b['accuracy']:.2f} [{b['interval_95'][0]:.2f}, {b['interval_95'][1]:.2f}]")
-    for attack, f in r["by_attack"].items():
+    for attack, f in d["by_attack"].items():
         say(f"    {attack:<20} {f['count']}/{f['of']} [{f['interval_95'][0]:.2f}, {f['interval_95'][1]:.2f}]")
-    say(f"  AUROC      {', '.join(f'{judge} {x:.2f}' for judge, x in r['auroc'].items() if x is not None)}")
-    if r["pt_minus_en"]:
-        say(f"  PT − EN    {r['pt_minus_en']['gap']:+.2f} {r['pt_minus_en']['interval_95']}")
-    if r["length"]:
-        say(
-            f"  length     {r['length']['score_per_100_words']:+.3f} ± {1.96 * r['length']['standard_error']:.3f} of the score for 100 words more"
-        )
-    for kind, f in r["invariance"].items():
+    say(f"  AUROC      {', '.join(f'{judge} {x:.2f}' for judge, x in d['auroc'].items() if x is not None)}")
+    if d["pt_minus_en"]:
+        say(f"  PT − EN    {d['pt_minus_en']['gap']:+.2f} {d['pt_minus_en']['interval_95']}")
+    if d["length"]:
+        effect, error = d["length"]["score_per_100_words"], 1.96 * d["length"]["standard_error"]
+        say(f"  length     {effect:+.3f} ± {error:.3f} of the score per 100 more words")
+    for kind, f in d["invariance"].items():
         if f["comparisons"]:
-            say(
-                f"    {kind:<20} changes the score by {f['mean_change']:+.3f}, {f['mean_absolute_change']:.3f} either way"
-            )
-    spans = r["spans_found"]
+            say(f"    {kind:<20} changes the score by {f['mean_change']:+.3f}, {f['mean_absolute_change']:.3f} in size")
+    spans, injection = d["spans_found"], d["injection"]
     say(
-        f"  injection  {r['injection']['count']}/{r['injection']['of']} succeed; Brier {r['brier']}; spans found {spans['found']}/{spans['given']}"
+        f"  injection  {injection['count']}/{injection['of']} succeed; Brier {d['brier']}; "
+        f"spans found {spans['found']}/{spans['given']}"
     )
-    if r["agreement"]:
+    if agreement := d["agreement"]:
         say(
-            f"  agreement  alpha {r['agreement']['alpha']}, {r['agreement']['models']} models are worth {r['agreement']['effective_votes']} independent votes"
+            f"  agreement  alpha {agreement['alpha']}, {agreement['models']} models are worth "
+            f"{agreement['effective_votes']} independent votes"
         )

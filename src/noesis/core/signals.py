@@ -1,4 +1,11 @@
-"""SIGTERM and SIGINT (Ctrl-C) while work goes on that wants to end at a whole step: the first is kept until asked for, a second ends at once."""
+"""What SIGINT (Ctrl-C) and SIGTERM do, wherever they arrive.
+
+* In plain code the command line's handlers raise `KeyboardInterrupt` or `Terminated` (exit codes 130 and 143).
+* In an event loop (`core/event_loop.py`) they cancel the main task; the exception is raised once its clean-up has run.
+* In training, `deferred` records the first signal, so that the loop can stop at a whole step.
+
+A second signal always ends the process at once.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +16,28 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
-_native: list[str] = []  # requests that llama.cpp is working on
+PATIENCE_S = 5.0  # seconds after the first signal before work that does not end is given up
+REPEAT_S = 3.0  # seconds before `raise_terminated` raises once more
+
+_native: list[str] = []  # names of the native calls under way
+
+
+class Terminated(BaseException):
+    """SIGTERM, as KeyboardInterrupt is SIGINT; exit code 143."""
+
+
+class Overdue(Exception):
+    """A micro-batch took too long to end after a signal; nothing depends on it yet, so it is dropped."""
+
+
+# --- native code
 
 
 @contextmanager
 def native_request(what: str) -> Iterator[None]:
-    """A call into llama.cpp that can't be broken off; `leave_process` does not wait for it."""
+    """Mark a call into native code (llama.cpp, torch) that can't be interrupted; `leave_process` does not wait for it."""
     _native.append(what)
     try:
         yield
@@ -24,7 +46,11 @@ def native_request(what: str) -> Iterator[None]:
 
 
 def leave_process(code: int) -> None:
-    """End the process. Python would wait for threads in llama.cpp, minutes long, and its server hangs when it is deleted at work."""
+    """End the process, at once if native calls are under way.
+
+    Python would join their threads, which can take minutes, and llama.cpp's server hangs when it is freed while it
+    works.
+    """
     if _native:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -32,27 +58,46 @@ def leave_process(code: int) -> None:
     sys.exit(code)
 
 
-class Terminated(BaseException):
-    """SIGTERM, where Ctrl-C would be KeyboardInterrupt; exit code 143."""
+# --- plain code
 
 
-PATIENCE_S = 5.0  # after the first signal, before a micro-batch that does not end is given up
+def raise_terminated(number: int, frame: FrameType | None) -> NoReturn:
+    """The handler of SIGTERM: raise `Terminated`, and again after 3 s, since Python drops what is raised in a `__del__`."""
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, raise_terminated)
+        signal.setitimer(signal.ITIMER_REAL, REPEAT_S)
+    raise Terminated
 
 
-class Overdue(Exception):
-    """A micro-batch took too long to end after a signal; it changes nothing, so it is dropped."""
+def raise_for(number: int) -> NoReturn:
+    """Raise what the signal means.
+
+    Raises:
+        KeyboardInterrupt: SIGINT.
+        Terminated: SIGTERM.
+    """
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def exit_at_once(number: int, message: str) -> NoReturn:
+    """End the process from inside a handler. It writes to the file descriptor: a print under way must not be re-entered."""
+    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{message}\n".encode())
+    os._exit(128 + number)
+
+
+# --- training
 
 
 class Interrupt:
-    """What was asked for so far."""
+    """The signal that arrived while `deferred` recorded them."""
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self.breakable = False  # what is computed now may be given up at any point
+        self.breakable = False  # whether the work under way may be abandoned at any point
 
     @contextmanager
     def may_break(self) -> Iterator[None]:
-        """What is computed inside only adds up gradients: nothing is lost with it."""
+        """Mark work that only accumulates gradients: nothing is lost with it."""
         self.breakable = True
         try:
             yield
@@ -60,18 +105,15 @@ class Interrupt:
             self.breakable = False
 
     def overdue(self, number: int, frame: FrameType | None) -> None:
-        """The alarm's handler, called again and again until the work ends."""
+        """The alarm's handler, called repeatedly until the work ends."""
         if self.breakable:
             self.breakable = False
             raise Overdue
 
     def arrived(self, number: int, frame: FrameType | None) -> None:
-        """The handler. It writes by file descriptor: a print that was under way must not be entered again."""
+        """The handler of SIGINT and SIGTERM."""
         if self.number is not None:
-            os.write(
-                sys.__stderr__.fileno() if sys.__stderr__ else 2, b"\nstopped at once; the last saved step is kept\n"
-            )
-            os._exit(128 + number)
+            exit_at_once(number, "stopped at once; the last saved step is kept")
         self.number = number
         os.write(
             sys.__stderr__.fileno() if sys.__stderr__ else 2,
@@ -81,23 +123,21 @@ class Interrupt:
             signal.setitimer(signal.ITIMER_REAL, PATIENCE_S, 0.5)
 
     def rest(self) -> None:
-        """No more alarms: the work has ended, what is left is to save."""
+        """Cancel the alarm: the work has ended, only saving is left."""
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def leave(self) -> None:
-        """Raise what the signal means.
-
-        Raises:
-            KeyboardInterrupt: SIGINT.
-            Terminated: SIGTERM.
-        """
-        raise Terminated if self.number == signal.SIGTERM else KeyboardInterrupt
+    def leave(self) -> NoReturn:
+        """Raise what the signal means (see `raise_for`)."""
+        raise_for(self.number or signal.SIGINT)
 
 
 @contextmanager
 def deferred() -> Iterator[Interrupt]:
-    """Keep the first signal in `Interrupt.number` instead of raising it. Outside the main thread, where none arrives, nothing changes."""
+    """Record the first signal in `Interrupt.number` instead of raising it.
+
+    Outside the main thread, where no signal arrives, nothing changes.
+    """
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield interrupt

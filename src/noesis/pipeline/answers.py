@@ -73,7 +73,7 @@ def generate_answers(s: RunSession, section: TribunalSection, items: Sequence[Ev
             generate,
             kept,
             identity=identity[who],
-            who=who,
+            model=who,
             section=section,
             seed=s.config.training.seed,
         )

@@ -26,7 +26,7 @@ from noesis.pipeline.start_run import from_sources, start_run
 from noesis.planning.plan import choose_demo_rank_and_epochs, read_shape
 from noesis.run.directory import Run
 from noesis.training.job import count_workload
-from noesis.tribunal.calibration.calibrate import live_pairs, show_live
+from noesis.tribunal.calibration.calibrate import LivePairs, live_pairs, show_live_pairs
 
 
 def demo(
@@ -80,11 +80,11 @@ def _embedded_judge(s: RunSession, project: Project) -> None:
 
     def work() -> dict[str, Any]:
         found = live_pairs(project, s.config.training.tribunal, embedded_gguf(), EMBEDDED)
-        return {} if found is None else found
+        return {} if found is None else found.to_json()
 
     say("\nIs the embedded model fit to judge?")
     if found := s.run.perform("live_pairs", work, list):
-        show_live(found)
+        show_live_pairs(LivePairs.from_json(found))
 
 
 def _check_other_languages(project: Project, config: Config) -> None:

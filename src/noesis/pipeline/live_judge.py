@@ -1,4 +1,4 @@
-"""One answer before the judges: what the chat and the served page show."""
+"""Judging one answer at a time: what `/judge` in the chat and the served page show (`noesis chat|serve RUN --judge SPEC`)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from contextlib import ExitStack
 from typing import Any
 
 from noesis.constitution.document import Constitution
-from noesis.core.config import Config
 from noesis.core.errors import UsageError
-from noesis.core.project import Project, cache_folder, tribunal_folder
-from noesis.llm.clients.open import open_judges
-from noesis.llm.clients.reply_cache import open_cache
+from noesis.core.messages import Message
+from noesis.core.project import Project
 from noesis.llm.clients.spec import parse_spec
 from noesis.llm.clients.spending import Spending
 from noesis.pipeline.served_files import find_base_gguf
@@ -19,12 +17,12 @@ from noesis.run.directory import Run
 from noesis.tribunal.court import opinion
 from noesis.tribunal.judge import JudgeCase
 from noesis.tribunal.offline_screen import NAME, screen
-from noesis.tribunal.panel import JudgePanel
-from noesis.tribunal.rubric import load_rubrics
+from noesis.tribunal.panel import JudgePanel, open_panel
+from noesis.tribunal.verdict import Verdict
 
 
 class LiveJudge:
-    """The judges that were named, ready to hear single answers; with none, the offline screen."""
+    """The judges that were named, loaded and ready for single answers; with none, the offline screen."""
 
     def __init__(
         self,
@@ -35,91 +33,88 @@ class LiveJudge:
         *,
         max_usd: float | None = None,
     ) -> None:
-        """Load or look up the judges.
+        """Load the judges.
+
+        Args:
+            judges: SPECs, as given with --judge.
 
         Raises:
-            UsageError: a judge that is not understood. ModelError: one that can't be loaded.
+            UsageError: a SPEC that is not understood. ModelError: a judge that can't be loaded.
         """
         self._constitution = constitution
-        self._section = _section(run.config())
+        self._section = run.config().training.tribunal
         self._stack = ExitStack()
-        self._seats: JudgePanel | None = None
+        self._panel: JudgePanel | None = None
         self.name = NAME
         if not judges:
             return
         specs = [parse_spec(text) for text in judges]
         own = find_base_gguf(run) if any(spec.kind == "self" for spec in specs) else None
-        clients = open_judges(specs, self._section, Spending(max_usd=max_usd), own=own)
-        cache = self._stack.enter_context(open_cache(cache_folder() / "tribunal" / "replies.sqlite"))
-        self._seats = JudgePanel(load_rubrics(tribunal_folder(project) / "judges"), clients, cache)
-        self.name = ", ".join(client.name for client in clients)
+        spending = Spending(max_usd=max_usd)
+        self._panel = self._stack.enter_context(open_panel(project, specs, self._section, spending, own=own))
+        self.name = ", ".join(self._panel.names)
 
-    async def judge_answer(self, said: list[dict[str, str]], answer: str, language: str) -> dict[str, Any]:
-        """The court's opinion of one answer, or what the screen saw in it.
+    async def judge_answer(self, dialogue: list[Message], answer: str, language: str) -> dict[str, Any]:
+        """The court's opinion of one answer, or, without judges, the screen's flags; JSON, as the served page reads it.
 
         Args:
-            said: the conversation before the answer, the system prompt left out; it ends with the user.
+            dialogue: the messages before the answer, without the system prompt; the last is the user's.
 
         Raises:
             UsageError: there is no answer to judge. CapError: the judges' cap is reached.
         """
-        if not answer.strip() or not said or said[-1]["role"] != "user":
+        if not answer.strip() or not dialogue or dialogue[-1]["role"] != "user":
             raise UsageError("there is no answer to judge yet")
-        flags = screen(answer, {"prompt": said[-1]["content"], "language": language}, self._constitution)
-        if self._seats is None:
+        prompt = {"prompt": dialogue[-1]["content"], "language": language}
+        flags = screen(answer, prompt, self._constitution)
+        if self._panel is None:
             return {"judge": self.name, "flags": flags, "verdict": None}
-        case = JudgeCase(
-            "conversation", language, tuple((m["role"], m["content"]) for m in said), answer, {"language": language}
+        turns = tuple((m["role"], m["content"]) for m in dialogue)
+        (verdicts,) = await self._panel.judge(
+            [JudgeCase("conversation", language, turns, answer, {"language": language})]
         )
-        (verdicts,) = await self._seats.judge([case])
-        found = opinion(case.id, verdicts, self._section)
+        found = opinion("conversation", verdicts, self._section)
         return {
             "judge": self.name,
             "flags": flags,
             "verdict": found.band(self._section),
-            **{name: value for name, value in found.as_json().items() if name != "case"},
+            **{name: value for name, value in found.to_json().items() if name != "case"},
             "said": [
                 {
                     "judge": v.judge,
                     "model": v.model,
-                    "reasoning": getattr(v, "reasoning", ""),
-                    "unscored": getattr(v, "reason", ""),
+                    "reasoning": v.reasoning if isinstance(v, Verdict) else "",
+                    "unscored": "" if isinstance(v, Verdict) else v.reason,
                 }
                 for v in verdicts
             ],
         }
 
     async def close(self) -> None:
-        for client in self._seats.clients if self._seats else []:
-            await client.close()
+        if self._panel is not None:
+            await self._panel.close()
         self._stack.close()
 
 
-def format_opinion(heard: dict[str, Any]) -> list[str]:
-    """The opinion as lines for a terminal."""
-    flags = f"the screen saw: {', '.join(heard['flags'])}" if heard["flags"] else "the screen saw nothing"
-    if heard["verdict"] is None:
+def format_opinion(found: dict[str, Any]) -> list[str]:
+    """The result of `judge_answer` as lines for a terminal."""
+    flags = f"the screen saw: {', '.join(found['flags'])}" if found["flags"] else "the screen saw nothing"
+    if found["verdict"] is None:
         return [
-            f"{heard['judge']}: {flags}",
-            "it flags or abstains, it never approves; name a judge with --judge to hear the Tribunal",
+            f"{found['judge']}: {flags}",
+            "it flags or abstains, it never approves; name a judge with --judge to ask the Tribunal",
         ]
-    mean = heard["mean"]
-    figures = (
-        "below quorum"
-        if mean is None
-        else f"{mean[0]:.2f}"
-        if mean[0] == mean[1]
-        else f"{mean[0]:.2f} to {mean[1]:.2f}"
-    )
+    mean = "below quorum" if found["mean"] is None else _range(*found["mean"])
     lines = [
-        f"{heard['verdict']} ({figures}); judge: {heard['judge']}; one answer, no interval: an impression, not a trial"
+        f"{found['verdict']} ({mean}); judge: {found['judge']}; one answer, no interval: an impression, not a trial"
     ]
-    for said in heard["said"]:
-        low, high = heard["judges"][said["judge"]]
-        score = "no verdict" if said["unscored"] else f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"
-        lines.append(f"  {said['judge']:<8} {score}  {said['unscored'] or said['reasoning']}")
-    return [*lines, *([f"  vetoes: {', '.join(heard['vetoes'])}"] if heard["vetoes"] else []), f"  {flags}"]
+    for of_judge in found["said"]:
+        score = "no verdict" if of_judge["unscored"] else _range(*found["judges"][of_judge["judge"]])
+        lines.append(f"  {of_judge['judge']:<8} {score}  {of_judge['unscored'] or of_judge['reasoning']}")
+    if found["vetoes"]:
+        lines.append(f"  vetoes: {', '.join(found['vetoes'])}")
+    return [*lines, f"  {flags}"]
 
 
-def _section(config: Config) -> Any:
-    return config.training.tribunal
+def _range(low: float, high: float) -> str:
+    return f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"

@@ -28,7 +28,7 @@ from noesis.training.state.checkpoint import unusable_reason
 from noesis.tribunal.court import opinion
 from noesis.tribunal.heldout import compare
 from noesis.tribunal.offline_screen import tally
-from noesis.tribunal.verdict import from_json
+from noesis.tribunal.verdict import verdict_from_json
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def _choice(run: Run) -> str | None:
             for who in (BASE, name)
         }
         ids = [str(i) for i in range(len(kept[name]["revised"]))]
-        tuned = compare(ids, kept[BASE], kept[name])["tuned"]
+        tuned = compare(ids, kept[BASE], kept[name]).tuned.to_json()
         if any(tuned[key] != figures[key] for key in ("preferred", "mean_margin", "held_out_loss")):
             return f"{name}'s figures do not follow from tribunal/checkpoints/"
     return None
@@ -208,7 +208,7 @@ def _trial(run: Run) -> str | None:
         row = json.loads(line)
         said = row["opinion"]
         if row["verdicts"]:
-            formed = opinion(row["answer"], [from_json(v) for v in row["verdicts"]], section).as_json()
+            formed = opinion(row["answer"], [verdict_from_json(v) for v in row["verdicts"]], section).to_json()
             if any(formed[key] != said[key] for key in ("judges", "mean", "out")):
                 return f"the court's opinion of {row['answer']} does not follow from its verdicts"
         if said["mean"] is not None:

@@ -13,7 +13,8 @@ from typing import Any
 
 from noesis.constitution.document import Constitution, Principle
 from noesis.core.files import sha256_json
-from noesis.llm.clients.protocol import EndpointDownError, ModelClient, ModelRequest, NoReplyError
+from noesis.llm.clients.cached_client import CachedClient, UnusableReplyError, request_seed
+from noesis.llm.clients.protocol import EndpointDownError, ModelClient, ModelReply, ModelRequest, NoReplyError
 from noesis.llm.clients.reply_cache import ReplyCache
 from noesis.synthesis.prompt_file import Prompt
 from noesis.synthesis.prompt_templates import Messages, Shots, critique_messages, revision_messages
@@ -159,22 +160,13 @@ class ExampleMaker:
         principle: str | None = None,
     ) -> str:
         """A reply that can be used, cleaned; asked for up to `attempts` times."""
-        wrong = ""
-        for attempt in range(self.settings.attempts):
-            seed = seed_of(self.settings.seed, outcome.prompt, step, number, attempt)
-            request = ModelRequest(messages, {}, tokens, seed, attempt, self.settings.temperature)
-            key = request.key(client.identity)
-            reply = self.cache.reply(key)
-            if reply is None:
-                try:
-                    reply = await client.ask(request)
-                except EndpointDownError:
-                    raise
-                except NoReplyError as error:
-                    outcome.failures.append((step, UNANSWERED))
-                    raise _LeftOut(f"{step}: {UNANSWERED} ({error})") from None
-                self.cache.keep(key, reply)
-                self.on_reply(reply.completion_tokens)
+        settings = self.settings
+
+        def request(attempt: int, problem: str) -> ModelRequest:
+            seed = seed_of(settings.seed, outcome.prompt, step, number, attempt)
+            return ModelRequest(messages, {}, tokens, seed, attempt, settings.temperature)
+
+        def read(reply: ModelReply, attempt: int) -> str:
             text = clean_reply(reply.text)
             if reply.finish == "length" and step != "revision" and (whole := up_to_a_sentence(text)):
                 reply, text = replace(reply, finish="stop"), whole  # a revision must end by itself
@@ -185,17 +177,27 @@ class ExampleMaker:
                     "round": number,
                     "principle": principle,
                     "model": client.name,
-                    "seed": seed,
-                    "temperature": self.settings.temperature,
+                    "seed": request(attempt, "").seed,
+                    "temperature": settings.temperature,
                 }
                 | {"messages_sha256": sha256_json(messages), "reply": reply.text, "fault": found}
                 | ({"messages": [list(m) for m in messages]} if attempt == 0 else {})
             )
-            if found is None:
-                return text
-            outcome.failures.append((step, found))
-            wrong = found
-        raise _LeftOut(f"{step}: {wrong}, {self.settings.attempts} times")
+            if found is not None:
+                outcome.failures.append((step, found))
+                raise UnusableReplyError(found)
+            return text
+
+        cached = CachedClient(client, self.cache, lambda reply: self.on_reply(reply.completion_tokens))
+        try:
+            return await cached.ask_until_usable(request, read, attempts=settings.attempts)
+        except EndpointDownError:
+            raise
+        except NoReplyError as error:
+            outcome.failures.append((step, UNANSWERED))
+            raise _LeftOut(f"{step}: {UNANSWERED} ({error})") from None
+        except UnusableReplyError as error:
+            raise _LeftOut(f"{step}: {error}, {settings.attempts} times") from None
 
     def _record(
         self, outcome: ExampleOutcome, initial: str, critiques: list[str], answer: str, principles: list[Principle]
@@ -255,4 +257,4 @@ def draw(constitution: Constitution, prompt: Prompt, seed: int, number: int, bef
 
 def seed_of(seed: int, prompt: Prompt, step: str, number: int, attempt: int) -> int:
     """A seed of 31 bits for one reply; the same in every run of the same plan."""
-    return int(sha256_json([seed, prompt.language, prompt.id, step, number, attempt])[:8], 16) >> 1
+    return request_seed(seed, prompt.language, prompt.id, step, number, attempt)

@@ -8,7 +8,6 @@ DIR/shards/          the chains with everything asked and said; with plan.json a
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections import Counter
@@ -20,21 +19,21 @@ from typing import Any
 from noesis.constitution.document import Constitution, load_constitution
 from noesis.core.config import TribunalSection, load_config
 from noesis.core.console import say
+from noesis.core.event_loop import run_async
 from noesis.core.files import sha256_json, write_json, write_jsonl
 from noesis.core.project import Project
 from noesis.dataset.jsonl import find_files
-from noesis.llm.clients.open import close_all, open_clients
+from noesis.llm.clients.open import WRITER_SLOTS, close_clients, open_clients
 from noesis.llm.clients.protocol import ModelClient
 from noesis.llm.clients.reply_cache import ReplyCache, open_cache
+from noesis.llm.clients.spec import WRITER_KINDS, parse_spec
 from noesis.llm.clients.spending import Spending
 from noesis.synthesis.critique_revision import UNANSWERED, ExampleMaker, Settings
 from noesis.synthesis.filters import Dropped, filtered, judge_examples, key, tallies
 from noesis.synthesis.prompt_file import Prompt, known_prompts, read_prompts
 from noesis.synthesis.prompt_templates import Shots, choose_shots, wording_digest
 from noesis.synthesis.resumable_work import Result, WorkFolder, open_folder, process_rows
-from noesis.tribunal.calibration_store import load_calibration, unfit_reason
-from noesis.tribunal.panel import JudgePanel
-from noesis.tribunal.rubric import load_rubrics
+from noesis.tribunal.panel import make_panel
 from noesis.tribunal.statistics import wilson
 
 
@@ -61,9 +60,9 @@ def revise(project: Project, ask: ExamplesRequest) -> dict[str, Any]:
     constitution, section = load_constitution(project.constitution), load_config(project).training.tribunal
     prompts = read_prompts(ask.prompts, constitution)[: ask.count]
     spending = Spending(max_usd=ask.max_usd)
-    voices = open_clients(
-        [("--model", ask.model), ("--critic", ask.critic), *(("--judge", j) for j in ask.judges)], section, spending
-    )
+    specs = [parse_spec(ask.model, "--model", WRITER_KINDS), parse_spec(ask.critic, "--critic", WRITER_KINDS)]
+    specs += [parse_spec(text, kinds=("openai", "gguf")) for text in ask.judges]
+    voices = open_clients(specs, section, spending, slots=WRITER_SLOTS)
     shots: dict[str, Shots] = {
         language: _shots(project, constitution, language, ask.settings)
         for language in sorted({p.language for p in prompts})
@@ -79,7 +78,7 @@ def revise(project: Project, ask: ExamplesRequest) -> dict[str, Any]:
         "settings": ask.settings.as_json(),
     }
     with open_folder(ask.out, plan) as folder, open_cache(folder.replies) as cache:
-        return asyncio.run(_run(project, ask, constitution, section, prompts, voices, shots, spending, folder, cache))
+        return run_async(_run(project, ask, constitution, section, prompts, voices, shots, spending, folder, cache))
 
 
 async def _run(
@@ -134,7 +133,7 @@ async def _run(
             court, kept, more = await _before_the_court(project, section, judges, cache, kept)
             dropped |= more
     finally:
-        await close_all(voices)
+        await close_clients(voices)
     seconds = time.monotonic() - started
     left_out = _left_out(results, dropped)
     write_jsonl(folder.path / "examples.jsonl", kept)
@@ -152,7 +151,7 @@ async def _run(
         "settings": plan_settings(folder),
         "tokens_made": tokens["made"],
         "seconds": round(seconds, 1),
-        "spending": spending.as_json(),
+        "spending": spending.to_json(),
     }
     write_json(folder.path / "report.json", report)
     return report
@@ -169,16 +168,13 @@ async def _before_the_court(
     kept: list[dict[str, Any]],
 ) -> Any:
     """(what the report says of the court, rows kept, rows dropped): an unfit court is not heard."""
-    folder = project.data / "tribunal"
-    bench = load_rubrics(folder / "judges")
-    calibrations = [load_calibration(folder / "calibrations", client.identity, bench) for client in judges]
-    names = [client.name for client in judges]
-    if why := unfit_reason(calibrations, names):
+    panel = make_panel(project, judges, cache)
+    if why := panel.unfit_reason:
         say(f"  {why}; the offline screen and the gate decide alone")
         none: Dropped = {}
         return f"not heard: {why}", kept, none
-    rows, dropped = await judge_examples(kept, JudgePanel(bench, list(judges), cache), section)
-    return f"heard: {', '.join(names)}", rows, dropped
+    rows, dropped = await judge_examples(kept, panel, section)
+    return f"heard: {', '.join(panel.names)}", rows, dropped
 
 
 def acceptance(results: Sequence[Result], kept: set[str]) -> dict[str, dict[str, Any]]:

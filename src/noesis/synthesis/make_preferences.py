@@ -10,7 +10,6 @@ since a written-out thought makes the letter all but certain whatever it is wort
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import Counter
 from pathlib import Path
@@ -19,11 +18,13 @@ from typing import Any
 from noesis.constitution.document import Constitution, load_constitution
 from noesis.core.config import load_config
 from noesis.core.errors import DataError, UsageError
+from noesis.core.event_loop import run_async
 from noesis.core.files import sha256_json, write_json, write_jsonl
 from noesis.core.project import Project
 from noesis.dataset.jsonl import FileChunk, lines
-from noesis.llm.clients.open import close_all, open_clients
+from noesis.llm.clients.open import WRITER_SLOTS, close_clients, open_clients
 from noesis.llm.clients.reply_cache import open_cache
+from noesis.llm.clients.spec import WRITER_KINDS, parse_spec
 from noesis.llm.clients.spending import Spending
 from noesis.synthesis.filters import tallies
 from noesis.synthesis.preference_labels import Answerer, AnswerPair, Labeller, NoLabel, PreferencesRequest
@@ -48,9 +49,9 @@ def prefer(project: Project, ask: PreferencesRequest) -> dict[str, Any]:
     prompts = [p.prompt for p in given] or read_prompts(ask.prompts or Path(), constitution)
     prompts, given = prompts[: ask.count], given[: ask.count]
     spending = Spending(max_usd=ask.max_usd)
-    voices = open_clients(
-        [("--critic", ask.critic), *([("--model", ask.model)] if ask.model else [])], section, spending
-    )
+    specs = [parse_spec(ask.critic, "--critic", WRITER_KINDS)]
+    specs += [parse_spec(ask.model, "--model", WRITER_KINDS)] if ask.model else []
+    voices = open_clients(specs, section, spending, slots=WRITER_SLOTS)
     plan = {"command": "prefer", "critic": voices[0].identity, "model": voices[1].identity if ask.model else None}
     plan |= {name: getattr(ask, name) for name in ("reasoning", "seed", "temperature", "answer_tokens", "attempts")}
     plan |= {"rows": sha256_json([[p.model_dump(mode="json") for p in prompts], [[p.a, p.b] for p in given]])}
@@ -73,9 +74,9 @@ def prefer(project: Project, ask: PreferencesRequest) -> dict[str, Any]:
                     folder, keys, make, window=window, what="prefer", unit="pairs", again=_unanswered
                 )
             finally:
-                await close_all(voices)
+                await close_clients(voices)
 
-        results = asyncio.run(work())
+        results = run_async(work())
         rows = [r["row"] for r in results if r["row"]]
         left_out = [{"id": r["id"], "reason": r["reason"]} for r in results if r["reason"]]
         report = {
@@ -87,7 +88,7 @@ def prefer(project: Project, ask: PreferencesRequest) -> dict[str, Any]:
         }
         report |= {
             "left_out": tallies([r["reason"].split(" (", 1)[0] for r in left_out]),
-            "spending": spending.as_json(),
+            "spending": spending.to_json(),
         }
         write_jsonl(ask.out / "pairs.jsonl", rows)
         write_jsonl(ask.out / "left_out.jsonl", left_out)

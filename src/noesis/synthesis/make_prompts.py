@@ -10,7 +10,6 @@ judges' benchmark) is left out, and so is what asks the same as an earlier new o
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -23,13 +22,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from noesis.constitution.document import Both, Constitution, Slug, load_constitution
 from noesis.core.config import load_config
 from noesis.core.errors import ConfigError, UsageError
+from noesis.core.event_loop import run_async
 from noesis.core.files import sha256_json, write_json, write_jsonl
 from noesis.core.project import Project
 from noesis.core.yaml_file import line_of, read_yaml
 from noesis.dataset.schema import MIN_PROMPT
-from noesis.llm.clients.open import close_all, open_clients
-from noesis.llm.clients.protocol import EndpointDownError, ModelClient, ModelRequest, NoReplyError
+from noesis.llm.clients.cached_client import CachedClient, UnusableReplyError, request_seed
+from noesis.llm.clients.open import WRITER_SLOTS, open_client
+from noesis.llm.clients.protocol import EndpointDownError, ModelClient, ModelReply, ModelRequest, NoReplyError
 from noesis.llm.clients.reply_cache import ReplyCache, open_cache
+from noesis.llm.clients.spec import WRITER_KINDS, parse_spec
 from noesis.llm.clients.spending import Spending
 from noesis.synthesis.filters import tallies
 from noesis.synthesis.prompt_file import known_prompts
@@ -217,7 +219,7 @@ def make_prompts(project: Project, ask: PromptsRequest) -> dict[str, Any]:
             "of": lists.combinations,
         }
     spending = Spending(max_usd=ask.max_usd)
-    (voice,) = open_clients([("--model", ask.model)], section, spending)
+    voice = open_client(parse_spec(ask.model, "--model", WRITER_KINDS), section, spending, slots=WRITER_SLOTS)
     plan: dict[str, Any] = {
         "command": "prompts",
         "model": voice.identity,
@@ -247,9 +249,9 @@ def make_prompts(project: Project, ask: PromptsRequest) -> dict[str, Any]:
                     again=_unanswered,
                 )
             finally:
-                await close_all([voice])
+                await voice.close()
 
-        results = asyncio.run(work())
+        results = run_async(work())
         kept, left_out = _new_ones(project, ask.out, results)
         write_jsonl(ask.out / "prompts.jsonl", kept)
         write_jsonl(ask.out / "left_out.jsonl", left_out)
@@ -264,7 +266,7 @@ def make_prompts(project: Project, ask: PromptsRequest) -> dict[str, Any]:
             "left_out": tallies([row["reason"].split(" (", 1)[0] for row in left_out]),
             "by_category": _by_category(kept),
         }
-        report |= {"failures": tallies([f for r in results for f in r["failures"]]), "spending": spending.as_json()}
+        report |= {"failures": tallies([f for r in results for f in r["failures"]]), "spending": spending.to_json()}
         write_json(ask.out / "report.json", report)
     return report
 
@@ -281,40 +283,35 @@ class _Phraser:
 
     async def phrase(self, seed: Seed) -> Result:
         failures: list[str] = []
-        for attempt in range(self.ask.attempts):
-            number = int(sha256_json([self.ask.seed, seed.id, attempt])[:8], 16) >> 1
-            request = ModelRequest(
-                (("user", seed.instruction(self.lists)),), {}, TOKENS, number, attempt, self.ask.temperature
-            )
-            key = request.key(self.voice.identity)
-            reply = self.cache.reply(key)
-            if reply is None:
-                try:
-                    reply = await self.voice.ask(request)
-                except EndpointDownError:
-                    raise
-                except NoReplyError as error:
-                    return {"row": None, "id": seed.id, "reason": f"unanswered ({error})", "failures": failures}
-                self.cache.keep(key, reply)
+        instruction = seed.instruction(self.lists)
+
+        def number(attempt: int) -> int:
+            return request_seed(self.ask.seed, seed.id, attempt)
+
+        def request(attempt: int, problem: str) -> ModelRequest:
+            messages = (("user", instruction),)
+            return ModelRequest(messages, {}, TOKENS, number(attempt), attempt, self.ask.temperature)
+
+        def read(reply: ModelReply, attempt: int) -> Result:
             text = clean_reply(reply.text)
-            wrong = reply_problem(
-                reply, text, Work("critique", seed.instruction(self.lists), seed.language), self.constitution
-            ) or _unfit(text)
-            if wrong is None:
-                lineage = seed.origin() | {"model": self.voice.name, "seed": number}
-                return {
-                    "row": seed.row() | {"prompt": text, "generated": True, "lineage": lineage},
-                    "id": seed.id,
-                    "reason": None,
-                    "failures": failures,
-                }
-            failures.append(wrong)
-        return {
-            "row": None,
-            "id": seed.id,
-            "reason": f"{failures[-1]}, {self.ask.attempts} times",
-            "failures": failures,
-        }
+            work = Work("critique", instruction, seed.language)
+            if wrong := reply_problem(reply, text, work, self.constitution) or _unfit(text):
+                failures.append(wrong)
+                raise UnusableReplyError(wrong)
+            lineage = seed.origin() | {"model": self.voice.name, "seed": number(attempt)}
+            return seed.row() | {"prompt": text, "generated": True, "lineage": lineage}
+
+        row, reason = None, None
+        try:
+            client = CachedClient(self.voice, self.cache)
+            row = await client.ask_until_usable(request, read, attempts=self.ask.attempts)
+        except EndpointDownError:
+            raise
+        except NoReplyError as error:
+            reason = f"unanswered ({error})"
+        except UnusableReplyError as error:
+            reason = f"{error}, {self.ask.attempts} times"
+        return {"row": row, "id": seed.id, "reason": reason, "failures": failures}
 
 
 def _unanswered(result: Result) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from noesis.constitution.document import Constitution, Principle
 from noesis.core.errors import ModelError
-from noesis.core.files import sha256_json
+from noesis.llm.clients.cached_client import CachedClient, UnusableReplyError, request_seed
 from noesis.llm.clients.protocol import EndpointDownError, ModelClient, ModelReply, ModelRequest, NoReplyError
 from noesis.llm.clients.reply_cache import ReplyCache
 from noesis.synthesis.prompt_file import Prompt
@@ -73,22 +73,31 @@ class Answerer:
         return AnswerPair(prompt, first, second, {"kinds": ["a", "b"], "source": prompt.id, "model": self.model.name})
 
     async def _answer(self, prompt: Prompt, which: int, others: tuple[str, ...]) -> str:
-        wrong = ""
-        for attempt in range(self.ask.attempts):
-            seed = int(sha256_json([self.ask.seed, prompt.language, prompt.id, which, attempt])[:8], 16) >> 1
-            request = ModelRequest(
-                tuple(prompt.dialogue), {}, self.ask.answer_tokens, seed, attempt, self.ask.temperature
-            )
-            reply = await _reply(self.model, self.cache, request)
+        ask = self.ask
+
+        def request(attempt: int, problem: str) -> ModelRequest:
+            seed = request_seed(ask.seed, prompt.language, prompt.id, which, attempt)
+            return ModelRequest(tuple(prompt.dialogue), {}, ask.answer_tokens, seed, attempt, ask.temperature)
+
+        def read(reply: ModelReply, attempt: int) -> str:
             text = clean_reply(reply.text)
             if reply.finish == "length" and (whole := up_to_a_sentence(text)):
                 reply, text = replace(reply, finish="stop"), whole
-            wrong = reply_problem(reply, text, Work("initial", prompt.prompt, prompt.language), self.constitution) or (
-                "the same twice" if text in others else ""
-            )
-            if not wrong:
-                return text
-        raise NoLabel(f"answer: {wrong}")
+            work = Work("initial", prompt.prompt, prompt.language)
+            wrong = reply_problem(reply, text, work, self.constitution) or ("the same twice" if text in others else "")
+            if wrong:
+                raise UnusableReplyError(wrong)
+            return text
+
+        client = CachedClient(self.model, self.cache)
+        try:
+            return await client.ask_until_usable(request, read, attempts=ask.attempts)
+        except EndpointDownError:
+            raise
+        except NoReplyError as error:
+            raise NoLabel(f"unanswered ({error})") from None
+        except UnusableReplyError as error:
+            raise NoLabel(f"answer: {error}") from None
 
 
 @dataclass
@@ -152,7 +161,7 @@ class Labeller:
         messages = comparison(dialogue, first, second, principle, prompt.language, question="letter")
         if self.ask.reasoning:
             thinking = comparison(dialogue, first, second, principle, prompt.language, question="think")
-            seed = int(sha256_json([self.ask.seed, prompt.language, prompt.id, first])[:8], 16) >> 1
+            seed = request_seed(self.ask.seed, prompt.language, prompt.id, first)
             thought = await _reply(self.critic, self.cache, ModelRequest(thinking, {}, THOUGHT_TOKENS, seed, 0, 0.7))
             messages = (*thinking, ("assistant", thought.text.strip() or "…"), ("user", words["letter"]))
         return await self._p_letter(messages, words["verdict"])
@@ -163,7 +172,7 @@ class Labeller:
             messages = (*messages, ("assistant", verdict))
         request = ModelRequest(messages, {}, 1 if prefills else LETTER_TOKENS, self.ask.seed, logprobs=ALTERNATIVES)
         reply = await _reply(self.critic, self.cache, request)
-        if not reply.alternatives:
+        if not reply.top_logprobs:
             raise ModelError(
                 f"{self.critic.name} gives no log-probabilities, which soft labels are made of: "
                 "use a gguf: or torch: model, or an endpoint that supports logprobs"
@@ -172,17 +181,12 @@ class Labeller:
 
 
 async def _reply(client: ModelClient, cache: ReplyCache, request: ModelRequest) -> ModelReply:
-    key = request.key(client.identity)
-    reply = cache.reply(key)
-    if reply is None:
-        try:
-            reply = await client.ask(request)
-        except EndpointDownError:
-            raise
-        except NoReplyError as error:
-            raise NoLabel(f"unanswered ({error})") from None
-        cache.keep(key, reply)
-    return reply
+    try:
+        return await CachedClient(client, cache).ask(request)
+    except EndpointDownError:
+        raise
+    except NoReplyError as error:
+        raise NoLabel(f"unanswered ({error})") from None
 
 
 def p_of_a(reply: ModelReply) -> float:
@@ -191,7 +195,7 @@ def p_of_a(reply: ModelReply) -> float:
     Raises:
         NoLabel: no token has them among its likeliest.
     """
-    for alternatives in reply.alternatives:
+    for alternatives in reply.top_logprobs:
         mass = {"A": 0.0, "B": 0.0}
         for token, logprob in alternatives:
             letter = token.strip(" \t\n()*\"'.:")

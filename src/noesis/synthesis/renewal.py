@@ -6,7 +6,6 @@ hand-written ones are never touched.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +15,13 @@ from noesis.constitution.diff import Change
 from noesis.constitution.document import Constitution
 from noesis.core.config import load_config
 from noesis.core.errors import UsageError
+from noesis.core.event_loop import run_async
 from noesis.core.files import sha256_json, write_jsonl
 from noesis.core.project import Project
 from noesis.dataset.jsonl import FileChunk, find_files, is_hand_written, lines
-from noesis.llm.clients.open import close_all, open_clients
+from noesis.llm.clients.open import WRITER_SLOTS, open_client
 from noesis.llm.clients.reply_cache import open_cache
+from noesis.llm.clients.spec import WRITER_KINDS, parse_spec
 from noesis.llm.clients.spending import Spending
 from noesis.synthesis.coverage import covers
 from noesis.synthesis.critique_revision import ExampleMaker, ExampleOutcome, Settings
@@ -107,7 +108,8 @@ def renew(project: Project, new: Constitution, changes: list[Change], ask: Renew
             "nothing to make anew: no changed principle whose text or critique request a hand-written example depends on"
         )
     spending = Spending(max_usd=ask.max_usd)
-    (critic,) = open_clients([("--critic", ask.critic)], load_config(project).training.tribunal, spending)
+    spec, section = parse_spec(ask.critic, "--critic", WRITER_KINDS), load_config(project).training.tribunal
+    critic = open_client(spec, section, spending, slots=WRITER_SLOTS)
     plan: dict[str, Any] = {
         "command": "diff",
         "critic": critic.identity,
@@ -137,9 +139,9 @@ def renew(project: Project, new: Constitution, changes: list[Change], ask: Renew
                 )
                 return await process_rows(folder, keys, make, window=window, what="critiques", unit="critiques")
             finally:
-                await close_all([critic])
+                await critic.close()
 
-        results = asyncio.run(go())
+        results = run_async(go())
         made = [r["row"] for r in results if r["row"]]
         write_jsonl(ask.out / "critiques.jsonl", made)
         write_jsonl(
@@ -150,7 +152,7 @@ def renew(project: Project, new: Constitution, changes: list[Change], ask: Renew
         "of": len(work),
         "principles": touched,
         "file": str(ask.out / "critiques.jsonl"),
-        "spending": spending.as_json(),
+        "spending": spending.to_json(),
     }
 
 

@@ -1,64 +1,163 @@
-"""Calibrations as they are kept in the project, and what they say of a judge."""
+"""Stored calibrations (`data/tribunal/calibrations/`): what is known of a judge, and whether it may decide.
+
+A file is named by the hash of the judge's identity and the rubrics, and by the part of the benchmark: a judge that was
+measured with other rubrics is another judge. `noesis tribunal calibrate` writes them.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from noesis.core.files import sha256_json, write_json
 from noesis.tribunal.rubric import RubricSet
+from noesis.tribunal.statistics import Interval
+from noesis.tribunal.suite import Part
+
+Counts = tuple[int, int]  # (right, of)
+SUMMARY = ("date", "part", "accuracy", "interval_95", "baselines", "fit", "benchmark_sha256")  # keys that reports show
 
 
-def load_calibration(folder: Path, identity: str, bench: RubricSet) -> dict[str, Any] | None:
-    """The kept calibration of this judge with these rubrics; that on the locked half before that on the dev half."""
+@dataclass(frozen=True)
+class Calibration:
+    """One judge on one part of the benchmark.
+
+    accuracy: share of pairs in which the good answer scored higher; None without pairs
+    outcomes: pair id → right, wrong, tie or abstained
+    baselines: of keywords and length on the same pairs
+    fit: whether it beats those and a coin
+    sensitivity, specificity: of its approvals, for the corrected pass rate
+    details: further figures by their names on disk (by_attack, auroc, length, invariance, spans_found, reasons,
+    agreement, …)
+    spending: of the command that measured it; date: empty until it is stored
+    """
+
+    judge: str
+    identity: str
+    rubrics_sha256: str
+    benchmark_sha256: str
+    part: Part
+    pairs: int
+    accuracy: float | None
+    interval_95: Interval
+    outcomes: dict[str, str] = field(hash=False)
+    ties: int
+    baselines: dict[str, dict[str, Any]] = field(hash=False)
+    fit: bool
+    sensitivity: Counts
+    specificity: Counts
+    details: dict[str, Any] = field(hash=False)
+    spending: dict[str, Any] | None = field(default=None, hash=False)
+    date: str = ""
+
+    @property
+    def may_decide(self) -> bool:
+        """Whether this judge may rule: fit, and not only on the half that judges are tuned on."""
+        return self.fit and self.part != "dev"
+
+    def to_json(self) -> dict[str, Any]:
+        stored = {"date": self.date, "made_by": "noesis tribunal calibrate"} if self.date else {}
+        return stored | {
+            "judge": self.judge,
+            "identity": self.identity,
+            "rubrics_sha256": self.rubrics_sha256,
+            "benchmark_sha256": self.benchmark_sha256,
+            "part": self.part,
+            "pairs": self.pairs,
+            "accuracy": self.accuracy,
+            "interval_95": list(self.interval_95),
+            "outcomes": self.outcomes,
+            "ties": self.ties,
+            "baselines": self.baselines,
+            "fit": self.fit,
+            **self.details,
+            "sensitivity": list(self.sensitivity),
+            "specificity": list(self.specificity),
+            **({"spending": self.spending} if self.spending is not None else {}),
+        }
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Calibration:
+        """A calibration as it was stored.
+
+        Raises:
+            KeyError: it lacks a field.
+        """
+        rest = {key: value for key, value in stored.items() if key != "made_by"}
+        (low, high), sensitivity, specificity = (rest.pop(key) for key in ("interval_95", "sensitivity", "specificity"))
+        names = ("judge", "identity", "rubrics_sha256", "benchmark_sha256", "part", "pairs", "accuracy", "outcomes")
+        named = {key: rest.pop(key) for key in (*names, "ties", "baselines", "fit")}
+        return cls(
+            **named,
+            interval_95=(low, high),
+            sensitivity=(sensitivity[0], sensitivity[1]),
+            specificity=(specificity[0], specificity[1]),
+            spending=rest.pop("spending", None),
+            date=rest.pop("date", ""),
+            details=rest,
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """The figures that a trial's record and the demo repeat."""
+        whole = self.to_json()
+        return {key: whole[key] for key in SUMMARY}
+
+
+def load_calibration(folder: Path, identity: str, rubrics: RubricSet) -> Calibration | None:
+    """The stored calibration of a judge with these rubrics: that on the locked half before that on all and on the dev half."""
     for part in ("locked", "all", "dev"):
-        file = folder / _name(identity, bench, part)
+        file = folder / _name(identity, rubrics, part)
         if file.is_file():
-            return dict(json.loads(file.read_text(encoding="utf-8")))
+            return Calibration.from_json(json.loads(file.read_text(encoding="utf-8")))
     return None
 
 
-def save_calibration(folder: Path, calibration: dict[str, Any], bench: RubricSet, date: str) -> Path:
-    file = folder / _name(calibration["identity"], bench, calibration["part"])
-    write_json(file, {"date": date, "made_by": "noesis tribunal calibrate", **calibration})
+def save_calibration(folder: Path, calibration: Calibration, rubrics: RubricSet) -> Path:
+    file = folder / _name(calibration.identity, rubrics, calibration.part)
+    write_json(file, calibration.to_json())
     return file
 
 
-def _name(identity: str, bench: RubricSet, part: str) -> str:
-    return f"{sha256_json([identity, bench.digest()])[:16]}-{part}.json"
+def _name(identity: str, rubrics: RubricSet, part: str) -> str:
+    return f"{sha256_json([identity, rubrics.digest()])[:16]}-{part}.json"
 
 
-def unfit_reason(calibrations: Sequence[dict[str, Any] | None], names: Sequence[str]) -> str | None:
-    """Why these judges may not decide, None if each is fit by the locked half."""
+def unfit_reason(calibrations: Sequence[Calibration | None], names: Sequence[str]) -> str | None:
+    """Why these judges may not decide; None if each of them is fit by the locked half."""
     if not names:
         return "no judge is seated: name one with --judge"
     for found, name in zip(calibrations, names, strict=True):
-        if found is None or found["part"] == "dev":
+        if found is None or found.part == "dev":
             how = "only on the dev half" if found else "never"
             return f"judge not fit: {name} was calibrated {how}; run  noesis tribunal calibrate --part locked --judge …"
-        if not found["fit"]:
-            low, high = found["interval_95"]
-            return f"judge not fit (accuracy {found['accuracy']:.2f} [{low:.2f}, {high:.2f}]): {name}"
+        if not found.fit:
+            low, high = found.interval_95
+            return f"judge not fit (accuracy {found.accuracy or 0.0:.2f} [{low:.2f}, {high:.2f}]): {name}"
     return None
 
 
-def error_counts(calibrations: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
-    """Sensitivity and specificity counts for the corrected pass rate; of the judge with the worst sum where there are several."""
-    whole = [c for c in calibrations if c is not None and c["sensitivity"][1] and c["specificity"][1]]
-    if not whole or len(whole) < len(calibrations):
-        return None
-    worst = min(
-        whole, key=lambda c: c["sensitivity"][0] / c["sensitivity"][1] + c["specificity"][0] / c["specificity"][1]
-    )
-    return {"sensitivity": worst["sensitivity"], "specificity": worst["specificity"]}
+@dataclass(frozen=True)
+class ErrorCounts:
+    """How often a judge is right about good and about bad answers of the benchmark."""
+
+    sensitivity: Counts
+    specificity: Counts
+
+    @property
+    def total_rate(self) -> float:
+        return self.sensitivity[0] / self.sensitivity[1] + self.specificity[0] / self.specificity[1]
 
 
-def calibration_summary(calibration: dict[str, Any] | None) -> dict[str, Any] | None:
-    if calibration is None:
+def error_counts(calibrations: Sequence[Calibration | None]) -> ErrorCounts | None:
+    """The counts for the corrected pass rate: of the worst of several judges; None if those of any judge are unknown."""
+    known = [
+        ErrorCounts(c.sensitivity, c.specificity)
+        for c in calibrations
+        if c is not None and c.sensitivity[1] and c.specificity[1]
+    ]
+    if not known or len(known) < len(calibrations):
         return None
-    return {
-        key: calibration[key]
-        for key in ("date", "part", "accuracy", "interval_95", "baselines", "fit", "benchmark_sha256")
-    }
+    return min(known, key=lambda counts: counts.total_rate)

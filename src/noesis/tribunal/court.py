@@ -1,13 +1,14 @@
-"""The court: three judges' verdicts on an answer become an opinion; many opinions become figures. No judge's silence is filled in.
+"""The court: the judges' verdicts on one answer become an opinion. A missing verdict is never filled in.
 
-A judge that gave no verdict could have given anything: the opinion is then the interval [judge at 0, judge at 1], of the weighted mean
-as of that judge; with two judges out there is no opinion. Several models in one judge's seat are a mean, an absent one again anything.
+A judge that gave no verdict could have given anything: the weighted mean is then the interval from that judge at 0 to
+that judge at 1. With two judges absent there is no mean. Several models in one role are averaged, and an absent one
+could again be anything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from noesis.core.config import TribunalSection
@@ -16,16 +17,18 @@ from noesis.tribunal.verdict import Unscored, Verdict
 
 UNDECIDED, APPROVED, CONDITIONAL, REJECTED = "UNDECIDED", "APPROVED", "CONDITIONAL", "REJECTED"
 Range = tuple[float, float]
+EPSILON = 1e-9  # 0.4 + 0.3 is not 0.7 in binary
 
 
 @dataclass(frozen=True)
 class Opinion:
-    """What the court holds of one answer.
+    """The court's opinion of one answer.
 
     judges: (low, high) of each judge, 0..1; equal where all of its models gave a verdict
     mean: (low, high) of the weighted mean; None below quorum
-    vetoes: what decides before the mean
-    out: the judges that gave no verdict at all
+    vetoes: reasons to reject whatever the mean
+    absent_judges: those that gave no verdict at all
+    reasons: why verdicts are missing
     """
 
     case: str
@@ -36,7 +39,7 @@ class Opinion:
     reasons: tuple[str, ...] = ()
 
     def band(self, section: TribunalSection) -> str:
-        """The answer's own band; UNDECIDED where an absent judge could change it, or below quorum."""
+        """The verdict on this answer alone; UNDECIDED where an absent judge could change it, or below quorum."""
         if self.vetoes:
             return REJECTED
         if self.mean is None:
@@ -44,7 +47,7 @@ class Opinion:
         low = band([r[0] for r in self.judges.values()], self.mean[0], section)
         return low if low == band([r[1] for r in self.judges.values()], self.mean[1], section) else UNDECIDED
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return {
             "case": self.case,
             "mean": None if self.mean is None else [round(x, 4) for x in self.mean],
@@ -56,44 +59,71 @@ class Opinion:
 
 
 def band(judges: Sequence[float], mean: float, section: TribunalSection) -> str:
-    """APPROVED, CONDITIONAL or REJECTED for these figures; a judge below the floor rejects, whatever the mean."""
-    tiny = 1e-9  # 0.4 + 0.3 is not 0.7 in binary
-    if min(judges) < section.judge_floor - tiny or mean < section.conditional_threshold - tiny:
+    """APPROVED, CONDITIONAL or REJECTED for these scores; a judge below the floor rejects, whatever the mean."""
+    if min(judges) < section.judge_floor - EPSILON or mean < section.conditional_threshold - EPSILON:
         return REJECTED
-    return APPROVED if mean >= section.approval_threshold - tiny else CONDITIONAL
+    return APPROVED if mean >= section.approval_threshold - EPSILON else CONDITIONAL
 
 
 def opinion(
     case: str, verdicts: Sequence[Verdict | Unscored], section: TribunalSection, code_vetoes: Sequence[str] = ()
 ) -> Opinion:
-    """The court's opinion from all verdicts on one answer, of any number of models a judge."""
+    """The opinion that follows from all verdicts on one answer, of any number of models per judge.
+
+    Args:
+        code_vetoes: those that code found, without a judge.
+    """
     weights = section.weights.model_dump()
     judges: dict[str, Range] = {}
-    out, vetoes = [], list(code_vetoes)
+    absent: list[str] = []
+    vetoes = list(code_vetoes)
     for name in JUDGES:
-        mine = [v for v in verdicts if v.judge == name]
-        scored = [v for v in mine if isinstance(v, Verdict)]
+        all_of_judge = [v for v in verdicts if v.judge == name]
+        scored = [v for v in all_of_judge if isinstance(v, Verdict)]
         if not scored:
-            out.append(name)
+            absent.append(name)
             judges[name] = (0.0, 1.0)
             continue
-        total = sum(v.score for v in scored)
-        judges[name] = (total / len(mine), (total + (len(mine) - len(scored))) / len(mine))
+        total, missing, count = sum(v.score for v in scored), len(all_of_judge) - len(scored), len(all_of_judge)
+        judges[name] = (total / count, (total + missing) / count)
         raised = [v.veto for v in scored if v.veto]
-        if raised and 2 * len(raised) > len(scored):  # more than half of its models saw it
+        if raised and 2 * len(raised) > len(scored):  # by more than half of its models
             vetoes.append(raised[0])
     low, high = (sum(weights[name] * judges[name][i] for name in JUDGES) for i in (0, 1))
     reasons = tuple(f"{v.judge} ({v.model}): {v.reason}" for v in verdicts if isinstance(v, Unscored))
-    kept = tuple(dict.fromkeys(v for v in vetoes if v in section.vetoes))
-    return Opinion(case, judges, None if len(out) >= 2 else (low, high), kept, tuple(out), reasons)
+    valid = tuple(dict.fromkeys(v for v in vetoes if v in section.vetoes))
+    return Opinion(case, judges, None if len(absent) >= 2 else (low, high), valid, tuple(absent), reasons)
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """The verdict on a model, why, and how many more prompts would decide it, where more prompts would."""
+
+    verdict: str
+    reason: str
+    more_prompts: int | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """Of a command that gates on the verdict: 0 APPROVED, 3 REJECTED, 4 CONDITIONAL or UNDECIDED."""
+        return {APPROVED: 0, REJECTED: 3}.get(self.verdict, 4)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Ruling:
+        """The ruling in a trial's or a report's record. Raises KeyError where there is none."""
+        return cls(stored["verdict"], stored["reason"], stored.get("more_prompts"))
 
 
 def no_judge_ruling(section: TribunalSection) -> dict[str, Any]:
-    """What the court says while no judge is seated."""
+    """The ruling while no judge is named, in the form that a trial's ruling has in reports."""
     weights = section.weights.model_dump()
     return {
         "verdict": UNDECIDED,
-        "reason": "no judge is seated: name one with --judge; the Tribunal needs a language model that was shown to be fit to judge",
+        "reason": "no judge is seated: name one with --judge; the Tribunal needs a language model that was shown to be "
+        "fit to judge",
         "judges": {name: {"weight": weight, "status": "not seated"} for name, weight in weights.items()},
         "approval_threshold": section.approval_threshold,
         "judge_floor": section.judge_floor,

@@ -1,8 +1,9 @@
-"""The gate: APPROVED, CONDITIONAL or REJECTED only where the whole 95% interval says so; else UNDECIDED, with what would decide it.
+"""The gate: APPROVED, CONDITIONAL or REJECTED where the whole 95% interval agrees; else UNDECIDED, with what would decide it.
 
-The interval of a figure runs from the lower limit of its worst reading (every absent judge at 0) to the upper limit of its best (at 1).
-The verdict is formed at both ends, for the mean and for each judge; it stands where both ends agree. A veto rejects before that. To be
-approved, keyed items must not be forgotten beyond the bound, and the judge must have been shown to be fit.
+An interval runs from the lower limit of the worst reading (every absent judge at 0) to the upper limit of the best (at
+1). The verdict is formed at both ends, for the mean and for each judge, and holds where both agree. A veto rejects
+before that. Approval also needs that accuracy on keyed items has not dropped beyond the bound, and a judge that was
+shown to be fit.
 """
 
 from __future__ import annotations
@@ -14,14 +15,18 @@ from typing import Any
 import numpy as np
 
 from noesis.core.config import TribunalSection
-from noesis.tribunal.court import APPROVED, CONDITIONAL, REJECTED, UNDECIDED, Opinion, band
+from noesis.tribunal.court import APPROVED, CONDITIONAL, REJECTED, UNDECIDED, Opinion, Ruling, band
 from noesis.tribunal.rubric import JUDGES, TITLES
 from noesis.tribunal.statistics import DRAWS, Interval, bootstrap, clustered, prompts_needed
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over prompts. Where judges were absent it is a range itself; interval_95 covers the whole of it."""
+    """A mean over prompts; a range where judges were absent, all of which interval_95 covers.
+
+    clusters: independent groups of prompts
+    deviation: standard deviation of the clusters' means
+    """
 
     mean_low: float
     mean_high: float
@@ -33,7 +38,7 @@ class Estimate:
     def mean(self) -> float:
         return (self.mean_low + self.mean_high) / 2
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         found = {k: (round(v, 4) if isinstance(v, float) else v) for k, v in asdict(self).items()}
         return found | {
             "mean": round(self.mean, 4),
@@ -42,7 +47,7 @@ class Estimate:
 
 
 def estimate(ranges: Sequence[tuple[float, float]], clusters: Sequence[str], *, draws: int = DRAWS) -> Estimate:
-    """Mean and interval of scores that may be ranges, drawn by cluster."""
+    """Mean and interval of scores that may be ranges, by a bootstrap over clusters."""
     lows, counts = clustered([r[0] for r in ranges], clusters)
     highs, _ = clustered([r[1] for r in ranges], clusters)
     low, high = bootstrap(lows, counts, draws=draws)[0], bootstrap(highs, counts, draws=draws)[1]
@@ -53,51 +58,38 @@ def estimate(ranges: Sequence[tuple[float, float]], clusters: Sequence[str], *, 
     )
 
 
-@dataclass(frozen=True)
-class Ruling:
-    """What the gate says, why, and how many more prompts would decide it where prompts would."""
-
-    verdict: str
-    reason: str
-    more_prompts: int | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
 def decide(
     opinions: Sequence[Opinion],
     clusters: Sequence[str],
     section: TribunalSection,
     *,
-    forgotten: float | None = None,
-    unfit: str | None = None,
+    accuracy_drop: float | None = None,
+    unfit_reason: str | None = None,
 ) -> tuple[Ruling, dict[str, Estimate]]:
-    """The ruling on a model from the court's opinions of its answers.
+    """The ruling on a model from the court's opinions of its answers, and the estimates of the mean and of each judge.
 
     Args:
         clusters: the cluster of each answer.
-        forgotten: fall of the share of right answers to keyed items, base to tuned; None where it was not measured.
-        unfit: why no judge here may decide, None if they may.
+        accuracy_drop: of right answers to keyed items, base to tuned; None where it was not measured.
+        unfit_reason: why these judges may not decide, None if they may.
     """
-    within = [(o, c) for o, c in zip(opinions, clusters, strict=True) if o.mean is not None]
-    names = [c for _, c in within]
+    with_mean = [(o, c) for o, c in zip(opinions, clusters, strict=True) if o.mean is not None]
+    names = [c for _, c in with_mean]
     figures: dict[str, Estimate] = {}
-    if within:
-        figures["mean"] = estimate([o.mean for o, _ in within if o.mean is not None], names)
-        figures |= {name: estimate([o.judges[name] for o, _ in within], names) for name in JUDGES}
-    if unfit:
-        return Ruling(UNDECIDED, unfit), figures
+    if with_mean:
+        figures["mean"] = estimate([o.mean for o, _ in with_mean if o.mean is not None], names)
+        figures |= {name: estimate([o.judges[name] for o, _ in with_mean], names) for name in JUDGES}
+    if unfit_reason:
+        return Ruling(UNDECIDED, unfit_reason), figures
     vetoed = [(o.case, o.vetoes[0]) for o in opinions if o.vetoes]
     if vetoed:
-        return Ruling(
-            REJECTED,
-            f"veto: {vetoed[0][1].replace('_', ' ')} in {len(vetoed)} of {len(opinions)} answers, the first to {vetoed[0][0]}",
-        ), figures
-    lost = len(opinions) - len(within)
-    if 2 * lost > len(opinions) or not within:
-        return Ruling(UNDECIDED, f"no quorum: {lost} of {len(opinions)} answers have fewer than two judges"), figures
-    if lost:  # an answer without an opinion may deserve anything, too
+        case, veto = vetoed[0][0], vetoed[0][1].replace("_", " ")
+        reason = f"veto: {veto} in {len(vetoed)} of {len(opinions)} answers, the first to {case}"
+        return Ruling(REJECTED, reason), figures
+    without = len(opinions) - len(with_mean)
+    if 2 * without > len(opinions) or not with_mean:
+        return Ruling(UNDECIDED, f"no quorum: {without} of {len(opinions)} answers have fewer than two judges"), figures
+    if without:  # an answer without a mean could deserve anything, too
         figures["mean"] = estimate([o.mean or (0.0, 1.0) for o in opinions], clusters)
         figures |= {name: estimate([o.judges[name] for o in opinions], clusters) for name in JUDGES}
     count = figures["mean"].clusters
@@ -107,48 +99,45 @@ def decide(
         band([figures[j].interval_95[i] for j in JUDGES], figures["mean"].interval_95[i], section) for i in (0, 1)
     )
     low, high = figures["mean"].interval_95
-    said = f"mean {figures['mean'].mean:.3f} [{low:.3f}, {high:.3f}]"
+    mean = f"mean {figures['mean'].mean:.3f} [{low:.3f}, {high:.3f}]"
     if worst != best:
         more = _prompts_needed(figures, section)
-        return Ruling(UNDECIDED, f"{said} could be {worst} or {best}{_straddling(figures, section)}", more), figures
-    if worst == APPROVED and forgotten is not None and forgotten > section.max_forgetting:
-        return Ruling(
-            CONDITIONAL,
-            f"{said}, but right answers to keyed items fell by {forgotten:.3f}, more than {section.max_forgetting:g}",
-        ), figures
-    floored = [TITLES[j] for j in JUDGES if figures[j].interval_95[1] < section.judge_floor]
-    return Ruling(
-        worst, said + (f"; {', '.join(floored)} below the floor of {section.judge_floor:g}" if floored else "")
-    ), figures
+        return Ruling(UNDECIDED, f"{mean} could be {worst} or {best}{_across_floor(figures, section)}", more), figures
+    if worst == APPROVED and accuracy_drop is not None and accuracy_drop > section.max_forgetting:
+        drop = f"right answers to keyed items fell by {accuracy_drop:.3f}, more than {section.max_forgetting:g}"
+        return Ruling(CONDITIONAL, f"{mean}, but {drop}"), figures
+    below = [TITLES[j] for j in JUDGES if figures[j].interval_95[1] < section.judge_floor]
+    floor = f"; {', '.join(below)} below the floor of {section.judge_floor:g}" if below else ""
+    return Ruling(worst, mean + floor), figures
 
 
-def _straddling(figures: dict[str, Estimate], section: TribunalSection) -> str:
-    astride = [
+def _across_floor(figures: dict[str, Estimate], section: TribunalSection) -> str:
+    judges = [
         f"{TITLES[j]} [{figures[j].interval_95[0]:.3f}, {figures[j].interval_95[1]:.3f}]"
         for j in JUDGES
-        if _astride(figures[j], section.judge_floor)
+        if _contains(figures[j], section.judge_floor)
     ]
-    return f"; on both sides of the floor {section.judge_floor:g}: {', '.join(astride)}" if astride else ""
+    return f"; on both sides of the floor {section.judge_floor:g}: {', '.join(judges)}" if judges else ""
 
 
-def _astride(f: Estimate, boundary: float) -> bool:
+def _contains(f: Estimate, boundary: float) -> bool:
     return f.interval_95[0] < boundary <= f.interval_95[1]
 
 
 def _prompts_needed(figures: dict[str, Estimate], section: TribunalSection) -> int | None:
-    """How many more prompts; None where counting would not do it (a figure on a boundary, or absent judges)."""
+    """How many more prompts would decide; None where more prompts would not (a figure on a boundary, or absent judges)."""
     needs = []
     boundaries = {"mean": [section.approval_threshold, section.conditional_threshold]} | {
         j: [section.judge_floor] for j in JUDGES
     }
     for name, limits in boundaries.items():
         f = figures[name]
-        astride = [b for b in limits if _astride(f, b)]
-        if not astride:
+        undecided = [b for b in limits if _contains(f, b)]
+        if not undecided:
             continue
-        if any(f.mean_low < b <= f.mean_high for b in astride):
+        if any(f.mean_low < b <= f.mean_high for b in undecided):
             return None
-        needs.append(prompts_needed(f.mean, f.deviation, astride))
+        needs.append(prompts_needed(f.mean, f.deviation, undecided))
     if not needs or any(n is None for n in needs):
         return None
     return max(1, max(n for n in needs if n is not None) - figures["mean"].clusters)
@@ -157,16 +146,16 @@ def _prompts_needed(figures: dict[str, Estimate], section: TribunalSection) -> i
 def simulate(
     mean: float, deviation: float, prompts: int, trials: int, section: TribunalSection, *, seed: int = 0
 ) -> dict[str, float]:
-    """How often the gate says what of a model whose true mean is `mean`: beta-distributed scores, every judge alike.
+    """The share of each verdict on a model whose true mean is `mean`, by simulation: beta-distributed scores, all judges alike.
 
     Args:
-        deviation: of the prompts' true scores; must fit a distribution on 0..1.
-        trials: independent trials, judged in one go.
+        deviation: standard deviation of the prompts' true scores; must be possible on 0..1.
+        trials: independent trials.
     """
     size = mean * (1 - mean) / deviation**2 - 1
     scores = np.random.default_rng(seed).beta(mean * size, (1 - mean) * size, (prompts, trials))
     low, high = bootstrap(scores, draws=1000)
     worst = [band([x], x, section) for x in low]
     best = [band([x], x, section) for x in high]
-    said = [w if w == b else UNDECIDED for w, b in zip(worst, best, strict=True)]
-    return {name: said.count(name) / trials for name in (APPROVED, CONDITIONAL, REJECTED, UNDECIDED)}
+    verdicts = [w if w == b else UNDECIDED for w, b in zip(worst, best, strict=True)]
+    return {name: verdicts.count(name) / trials for name in (APPROVED, CONDITIONAL, REJECTED, UNDECIDED)}

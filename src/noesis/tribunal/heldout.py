@@ -1,50 +1,134 @@
-"""Preference accuracy and held-out loss, base against tuned, from the models' own probabilities.
+"""Preference accuracy and held-out loss, base against tuned, from the models' own probabilities. No judge is asked.
 
-Preference accuracy: how often a model finds the revised answer more likely, per token, than the weak one. Held-out loss: mean negative
-log-likelihood a token of the revised answers. Neither is a judge: they say whether training took, not whether an answer is good.
+Preference accuracy: how often a model finds the revised answer likelier, per token, than the initial one. Held-out
+loss: mean negative log-likelihood per token of the revised answers, in nats. They say whether training worked, not
+whether answers are good.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from noesis.tribunal.statistics import wilson
+from noesis.tribunal.statistics import Interval, wilson
 
-Score = tuple[float, int]  # sum of natural-log probabilities of an answer's tokens, and how many they are
+Score = tuple[float, int]  # sum of the natural-log probabilities of an answer's tokens, and their number
 
 
-def compare(ids: list[str], base: dict[str, list[Score]], tuned: dict[str, list[Score]]) -> dict[str, Any]:
-    """Figures of both models.
+@dataclass(frozen=True)
+class ModelScores:
+    """One model's figures on the held-out examples.
+
+    held_out_loss: nats per token
+    preferred: examples in which it prefers the revision; interval_95 is that of their share
+    mean_margin: nats per token
+    """
+
+    held_out_loss: float
+    preference_accuracy: float
+    preferred: int
+    interval_95: Interval
+    mean_margin: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"interval_95": list(self.interval_95)}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> ModelScores:
+        low, high = stored["interval_95"]
+        return cls(**{**stored, "interval_95": (low, high)})
+
+
+@dataclass(frozen=True)
+class ExampleMargins:
+    """One example's margins by both models, nats per token."""
+
+    id: str
+    base_margin: float
+    tuned_margin: float
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Both models on the held-out examples.
+
+    adapter: the tuned model's, by the name of its folder; empty where it is not known
+    """
+
+    examples: int
+    base: ModelScores
+    tuned: ModelScores
+    by_example: tuple[ExampleMargins, ...]
+    adapter: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "examples": self.examples,
+            "base": self.base.to_json(),
+            "tuned": self.tuned.to_json(),
+            "by_example": [asdict(margins) for margins in self.by_example],
+        } | ({"adapter": self.adapter} if self.adapter else {})
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Preference:
+        base, tuned = (ModelScores.from_json(stored[model]) for model in ("base", "tuned"))
+        rows = tuple(ExampleMargins(**row) for row in stored["by_example"])
+        return cls(stored["examples"], base, tuned, rows, stored.get("adapter", ""))
+
+
+@dataclass(frozen=True)
+class HeldOutResult:
+    """The result of the stage judge.
+
+    screen: the offline screen's counts, its name and those of base and tuned
+    court: the ruling as reports show it (of no judge, in this stage)
+    """
+
+    preference: Preference
+    screen: dict[str, Any]
+    court: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"preference": self.preference.to_json(), "screen": self.screen, "court": self.court}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> HeldOutResult:
+        return cls(Preference.from_json(stored["preference"]), stored["screen"], stored["court"])
+
+
+def compare(
+    ids: list[str], base: dict[str, list[Score]], tuned: dict[str, list[Score]], *, adapter: str = ""
+) -> Preference:
+    """The figures of both models.
 
     Args:
-        ids: one an example.
+        ids: of the examples.
         base, tuned: scores of the answers `initial` and `revised`, in the order of `ids`.
     """
-    return {
-        "examples": len(ids),
-        "base": _figures(base),
-        "tuned": _figures(tuned),
-        "by_example": [
-            {"id": name, "base_margin": round(b, 4), "tuned_margin": round(t, 4)}
-            for name, b, t in zip(ids, margins(base), margins(tuned), strict=True)
-        ],
-    }
+    rows = zip(ids, margins(base), margins(tuned), strict=True)
+    return Preference(
+        len(ids),
+        _figures(base),
+        _figures(tuned),
+        tuple(ExampleMargins(name, round(b, 4), round(t, 4)) for name, b, t in rows),
+        adapter,
+    )
 
 
 def margins(scores: dict[str, list[Score]]) -> list[float]:
-    """Mean log-probability a token of the revised answer minus that of the weak one, one an example; positive: prefers the revision."""
+    """Mean log-probability per token of the revised answer minus that of the initial one; positive: prefers the revision."""
     return [r / n - i / m for (r, n), (i, m) in zip(scores["revised"], scores["initial"], strict=True)]
 
 
-def _figures(scores: dict[str, list[Score]]) -> dict[str, Any]:
+def _figures(scores: dict[str, list[Score]]) -> ModelScores:
     values = margins(scores)
     preferred = sum(value > 0 for value in values)
     low, high = wilson(preferred, len(values))
     total, tokens = sum(s for s, _ in scores["revised"]), sum(n for _, n in scores["revised"])
-    return {
-        "held_out_loss": round(-total / tokens, 5),
-        "preference_accuracy": round(preferred / len(values), 4),
-        "preferred": preferred,
-        "interval_95": [round(low, 4), round(high, 4)],
-        "mean_margin": round(sum(values) / len(values), 5),
-    }
+    return ModelScores(
+        held_out_loss=round(-total / tokens, 5),
+        preference_accuracy=round(preferred / len(values), 4),
+        preferred=preferred,
+        interval_95=(round(low, 4), round(high, 4)),
+        mean_margin=round(sum(values) / len(values), 5),
+    )

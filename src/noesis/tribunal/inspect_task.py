@@ -1,10 +1,11 @@
 """The Tribunal as an Inspect task, to look at every answer, judge and span in Inspect's viewer (https://inspect.aisi.org.uk).
 
-    pip install -c constraints-inspect.txt 'noesis[judge]'          (an environment of its own: Inspect pins another fsspec than datasets)
-    inspect eval src/noesis/tribunal/inspect_task.py --model openai-api/local/my-model -T judge=openai:http://127.0.0.1:8080/v1:judge
-    inspect view
+    pip install -c constraints-inspect.txt 'noesis[judge]'          (an environment of its own: Inspect pins another
+    fsspec than datasets) inspect eval src/noesis/tribunal/inspect_task.py --model openai-api/local/my-model -T
+    judge=openai:http://127.0.0.1:8080/v1:judge inspect view
 
-Nothing else in Noesis imports Inspect. The judge is always named: the model under evaluation never grades itself by default.
+Nothing else in Noesis imports Inspect. The judge is always named: the model under evaluation never grades itself by
+default.
 """
 
 from __future__ import annotations
@@ -21,9 +22,8 @@ from inspect_ai.solver import Generate, Solver, TaskState, solver
 from noesis.constitution.dialogue import hide_analysis
 from noesis.constitution.document import Constitution, load_constitution
 from noesis.core.config import TribunalSection, load_config
-from noesis.core.project import cache_folder, find_project
-from noesis.llm.clients.openai_client import OpenAIClient
-from noesis.llm.clients.protocol import ModelClient
+from noesis.core.project import cache_folder, find_project, tribunal_folder
+from noesis.llm.clients.open import open_clients
 from noesis.llm.clients.reply_cache import ReplyCache
 from noesis.llm.clients.spec import parse_spec
 from noesis.llm.clients.spending import Spending
@@ -31,9 +31,9 @@ from noesis.tribunal.code_checks import right
 from noesis.tribunal.court import opinion
 from noesis.tribunal.judge import case_from_item
 from noesis.tribunal.offline_screen import screen
-from noesis.tribunal.panel import JudgePanel
-from noesis.tribunal.rubric import JUDGES, RubricSet, load_rubrics
-from noesis.tribunal.scoring import record_of
+from noesis.tribunal.panel import JudgePanel, read_rubrics
+from noesis.tribunal.rubric import JUDGES, RubricSet
+from noesis.tribunal.scoring import screened_prompt
 from noesis.tribunal.suite import EvalSample, read_suite
 from noesis.tribunal.verdict import Unscored, Verdict
 
@@ -47,14 +47,13 @@ def tribunal(judge: str, part: str = "dev", project: str | None = None, max_usd:
         part: dev, locked or all.
     """
     found = find_project(Path(project) if project else None)
-    folder, section = found.data / "tribunal", load_config(found).training.tribunal
-    constitution, bench = load_constitution(found.constitution), load_rubrics(folder / "judges")
-    items = read_suite(folder, part)  # type: ignore[arg-type]
+    section, constitution = load_config(found).training.tribunal, load_constitution(found.constitution)
+    rubrics, items = read_rubrics(found), read_suite(tribunal_folder(found), part)  # type: ignore[arg-type]
     return Task(
         dataset=MemoryDataset([_sample(item, constitution) for item in items], name=f"tribunal-{part}"),
         solver=dialogue(),
-        scorer=[court(bench, section, judge, max_usd, constitution), by_code()],
-        metadata={"rubrics_sha256": bench.digest(), "judge": judge},
+        scorer=[court(rubrics, section, judge, max_usd, constitution), by_code()],
+        metadata={"rubrics_sha256": rubrics.digest(), "judge": judge},
     )
 
 
@@ -89,37 +88,36 @@ def dialogue() -> Solver:
 
 @scorer(metrics={"*": [mean(), stderr(cluster="cluster")]})
 def court(
-    bench: RubricSet, section: TribunalSection, judges: str, max_usd: float | None, constitution: Constitution
+    rubrics: RubricSet, section: TribunalSection, judges: str, max_usd: float | None, constitution: Constitution
 ) -> Scorer:
-    """Weighted mean and each judge, 0..1, at the worst reading of what is missing; below quorum Unscored."""
-    seats: JudgePanel | None = None
+    """Weighted mean and each judge, 0..1, with missing verdicts at their worst; below quorum Unscored."""
+    panel: JudgePanel | None = None
 
     async def score(state: TaskState, target: Target) -> Score:
-        nonlocal seats
+        nonlocal panel
         item, answer = EvalSample.model_validate(state.metadata["item"]), hide_analysis(state.output.completion)
         if item.check:
             return Score.unscored(reason="scored by code", answer=answer)
-        flags = screen(answer, record_of(item), constitution)
+        flags = screen(answer, screened_prompt(item), constitution)
         if "empty" in flags:
             return Score(
                 value=dict.fromkeys(("mean", *JUDGES), 0.0),
                 answer=answer,
                 explanation="nothing was said (found by code)",
             )
-        if seats is None:
-            spending = Spending(max_usd=max_usd)
-            clients: list[ModelClient] = [OpenAIClient(parse_spec(text), section, spending) for text in judges.split()]
-            seats = JudgePanel(bench, clients, ReplyCache(cache_folder() / "tribunal" / "replies.sqlite"))
-        said = [(m.role, m.text) for m in state.messages if m.role in ("user", "assistant")][:-1]
-        (verdicts,) = await seats.judge([case_from_item(item, said, answer)])
+        if panel is None:
+            clients = open_clients([parse_spec(text) for text in judges.split()], section, Spending(max_usd=max_usd))
+            panel = JudgePanel(rubrics, clients, ReplyCache(cache_folder() / "tribunal" / "replies.sqlite"))
+        turns = [(m.role, m.text) for m in state.messages if m.role in ("user", "assistant")][:-1]
+        (verdicts,) = await panel.judge([case_from_item(item, turns, answer)])
         formed = opinion(
             item.id, verdicts, section, ["leaked_system_prompt"] if "recites the system prompt" in flags else []
         )
         shown = {
-            "opinion": formed.as_json(),
+            "opinion": formed.to_json(),
             "band": formed.band(section),
             "flags": flags,
-            "verdicts": [v.as_json() for v in verdicts],
+            "verdicts": [v.to_json() for v in verdicts],
         }
         if formed.mean is None:
             return Score.unscored(

@@ -1,8 +1,9 @@
-"""One judge, one answer: ask, read the verdict, check its evidence. The answer under judgement is hostile text.
+"""One judge, one answer: `build_request`, ask, `parse_reply`, check the evidence.
 
-It stands between marks that carry a code of its own content, which it can't know; copies of the marks and control tokens inside it are
-made harmless; the prompt is filled in one pass; the last well-formed object of the reply counts. A reply that can't be read is asked
-for once more, then the answer is Unscored: never 0, never dropped.
+The answer under judgement is hostile text. It stands between marks that carry a code derived from its own content,
+which it can't know; copies of the marks and control tokens inside it are neutralised, and the prompt is filled in one
+pass. A reply that can't be
+parsed is asked for once more, then the answer is Unscored: never 0, never dropped.
 """
 
 from __future__ import annotations
@@ -11,26 +12,28 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from noesis.core.text import fill_template, neutralise
+from noesis.llm.clients.cached_client import CachedClient, UnusableReplyError
 from noesis.llm.clients.protocol import ModelClient, ModelReply, ModelRequest, NoReplyError
 from noesis.llm.clients.reply_cache import ReplyCache
 from noesis.tribunal.rubric import VETOES, Rubric, RubricItem, RubricSet
 from noesis.tribunal.suite import EvalSample
 from noesis.tribunal.verdict import ItemScore, Unscored, Verdict
 
-SCORES = ("0", "1", "2")
-TOKENS_AN_ITEM, TOKENS_REASONING = 64, 200  # room in the reply
-SHORTEST_SPAN = 8  # characters; less proves nothing
+SCORES: tuple[Literal["0", "1", "2"], ...] = ("0", "1", "2")
+SHORTEST_SPAN = 8  # characters; a shorter quotation proves nothing
+ATTEMPTS = 2  # replies asked for before an answer is Unscored
+TOKENS_PER_ITEM, TOKENS_REASONING = 64, 200  # of the longest reply
 
 
 @dataclass(frozen=True)
 class JudgeCase:
-    """What is to be judged.
+    """One answer to be judged.
 
     dialogue: (role, text) before the answer, the user's last message included
-    record: fields of the prompt that rubric items may ask for
+    record: fields of the prompt that rubric items may refer to
     """
 
     id: str
@@ -40,13 +43,16 @@ class JudgeCase:
     record: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
-def case_from_item(item: EvalSample, said: list[tuple[str, str]], answer: str) -> JudgeCase:
-    """A case of the evaluation suite; `said` is the dialogue before the answer."""
-    return JudgeCase(item.id, item.language, tuple(said), answer, item.model_dump(mode="json"))
+def case_from_item(item: EvalSample, dialogue: list[tuple[str, str]], answer: str) -> JudgeCase:
+    """The case of an answer to a prompt of the evaluation suite; `dialogue` stands before the answer."""
+    return JudgeCase(item.id, item.language, tuple(dialogue), answer, item.model_dump(mode="json"))
 
 
-def schema_of(items: tuple[RubricItem, ...]) -> dict[str, Any]:
-    """The reply's schema in the portable subset: flat, all required, nothing else allowed, string enums, reasons before scores."""
+# --- the request
+
+
+def reply_schema(items: tuple[RubricItem, ...]) -> dict[str, Any]:
+    """The reply's JSON schema in the portable subset: flat, everything required, string enums, reasons before scores."""
     properties: dict[str, Any] = {"reasoning": {"type": "string"}}
     for item in items:
         if item.span != "none":
@@ -56,20 +62,20 @@ def schema_of(items: tuple[RubricItem, ...]) -> dict[str, Any]:
 
 
 def build_request(
-    bench: RubricSet, rubric: Rubric, case: JudgeCase, *, seed: int = 0, backwards: bool = False
+    rubrics: RubricSet, rubric: Rubric, case: JudgeCase, *, seed: int = 0, backwards: bool = False
 ) -> tuple[ModelRequest, tuple[RubricItem, ...]]:
-    """The question to `rubric` about `case`, and the items that it asks.
+    """The request to the judge of `rubric` about `case`, and the items that it asks for.
 
     Args:
-        backwards: ask the items in reverse order (does their position matter?).
+        backwards: ask for the items in reverse order (does their position matter?).
     """
-    words = bench.prompt[case.language]
+    words = rubrics.prompt[case.language]
     items = rubric.asked(dict(case.record))
     items = items[::-1] if backwards else items
-    schema = schema_of(items)
+    schema = reply_schema(items)
     listed = "\n".join(
         f"- {item.id}: {item.question(case.language)}\n"
-        + "\n".join(f"   {score} = {item.anchors[score][case.language]}" for score in SCORES)  # type: ignore[index]
+        + "\n".join(f"   {score} = {item.anchors[score][case.language]}" for score in SCORES)
         for item in items
     )
     system = fill_template(
@@ -78,18 +84,18 @@ def build_request(
     )
     dialogue = "\n\n".join(f"[{role}] {neutralise(text)}" for role, text in case.dialogue)
     answer = neutralise(case.answer)
-    notes = _notes(bench, case)
+    notes = _notes(rubrics, case)
     code = hashlib.sha256(json.dumps([dialogue, answer], ensure_ascii=False).encode()).hexdigest()[:8]
     user = fill_template(
         words.user, {"code": code, "dialogue": dialogue, "answer": answer, "notes": notes + "\n\n" if notes else ""}
     )
-    room = TOKENS_REASONING + TOKENS_AN_ITEM * len(items)
-    return ModelRequest((("system", system), ("user", user)), schema, max_tokens=room, seed=seed), items
+    max_tokens = TOKENS_REASONING + TOKENS_PER_ITEM * len(items)
+    return ModelRequest((("system", system), ("user", user)), schema, max_tokens, seed), items
 
 
-def _notes(bench: RubricSet, case: JudgeCase) -> str:
-    """What the judge is told of the prompt: reference, key, kind, stakeholders, traps."""
-    words, record = bench.prompt[case.language], case.record
+def _notes(rubrics: RubricSet, case: JudgeCase) -> str:
+    """What the judge is told about the prompt: reference, key, kind, stakeholders, traps."""
+    words, record = rubrics.prompt[case.language], case.record
     notes = []
     for name in ("reference", "key"):
         if record.get(name):
@@ -106,7 +112,7 @@ def _notes(bench: RubricSet, case: JudgeCase) -> str:
 
 async def judge(
     client: ModelClient,
-    bench: RubricSet,
+    rubrics: RubricSet,
     rubric: Rubric,
     case: JudgeCase,
     cache: ReplyCache,
@@ -114,79 +120,85 @@ async def judge(
     seed: int = 0,
     backwards: bool = False,
 ) -> Verdict | Unscored:
-    """What `client`, as the judge of `rubric`, says of one answer.
+    """The verdict of `client`, as the judge of `rubric`, on one answer.
 
     Raises:
-        CapError: the cap of USD is reached.
+        CapError: the cap is reached. ModelError: the key or the model is refused.
     """
-    request, items = build_request(bench, rubric, case, seed=seed, backwards=backwards)
-    who = {"case": case.id, "judge": rubric.id, "model": client.name, "rubric_sha256": bench.digest(rubric.id)}
-    prompt, made, usd = 0, 0, 0.0
+    first, items = build_request(rubrics, rubric, case, seed=seed, backwards=backwards)
+    retry = rubrics.prompt[case.language].retry
+    replies: list[ModelReply] = []
+
+    def request(attempt: int, problem: str) -> ModelRequest:
+        if not attempt:
+            return first
+        *before, (role, text) = first.messages
+        again = text + "\n" + fill_template(retry, {"problem": problem})
+        return ModelRequest((*before, (role, again)), first.schema, first.max_tokens, seed, attempt)
+
+    def read(reply: ModelReply, attempt: int) -> dict[str, str]:
+        replies.append(reply)
+        return parse_reply(reply, items)
+
+    who = {"case": case.id, "judge": rubric.id, "model": client.name, "rubric_sha256": rubrics.digest(rubric.id)}
+    try:
+        fields = await CachedClient(client, cache).ask_until_usable(request, read, attempts=ATTEMPTS)
+    except NoReplyError as error:
+        return Unscored(**who, reason=str(error))
+    except UnusableReplyError as error:
+        return Unscored(**who, reason=f"reply could not be read, twice: {error}")
+    scores = score_items(items, fields, case.answer)
+    vetoed = any(item.veto and s.score == 0 and s.span_found for item, s in zip(items, scores, strict=True))
+    return Verdict(
+        **who,
+        items=scores,
+        veto=VETOES.get(rubric.id) if vetoed else None,
+        reasoning=fields["reasoning"],
+        prompt_tokens=sum(reply.prompt_tokens for reply in replies),
+        completion_tokens=sum(reply.completion_tokens for reply in replies),
+        usd=sum(reply.usd or 0.0 for reply in replies),
+    )
+
+
+# --- the reply
+
+
+def parse_reply(reply: ModelReply, items: tuple[RubricItem, ...]) -> dict[str, str]:
+    """The fields of the last object in the reply that has all of them with allowed values.
+
+    The last one, since a reply may repeat an object that the judged answer holds before it gives its own.
+
+    Raises:
+        UnusableReplyError: there is none; the message says what is wrong with the last object.
+    """
+    schema = reply_schema(items)
     problem = ""
-    for attempt in (0, 1):
-        if attempt:
-            again = fill_template(bench.prompt[case.language].retry, {"problem": problem})
-            request = ModelRequest(
-                (*request.messages[:-1], ("user", request.messages[-1][1] + "\n" + again)),
-                request.schema,
-                request.max_tokens,
-                seed,
-                1,
-            )
-        key = request.key(client.identity)
-        reply = cache.reply(key)
-        if reply is None:
-            try:
-                reply = await client.ask(request)
-            except NoReplyError as error:
-                return Unscored(**who, reason=str(error))
-            cache.keep(key, reply)
-        prompt, made, usd = prompt + reply.prompt_tokens, made + reply.completion_tokens, usd + (reply.usd or 0.0)
-        read = parse_reply(reply, items)
-        if not isinstance(read, str):
-            scored = tuple(_item(item, read, case.answer) for item in items)
-            seen = any(item.veto and s.score == 0 and s.span_found for item, s in zip(items, scored, strict=True))
-            veto = VETOES.get(rubric.id) if seen else None
-            return Verdict(
-                **who,
-                items=scored,
-                veto=veto,
-                reasoning=read["reasoning"],
-                prompt_tokens=prompt,
-                completion_tokens=made,
-                usd=usd,
-            )
-        problem = read
-    return Unscored(**who, reason=f"reply could not be read, twice: {problem}")
-
-
-def parse_reply(reply: ModelReply, items: tuple[RubricItem, ...]) -> dict[str, str] | str:
-    """The last object in the reply that holds every field with an allowed value; or, as text, what is wrong."""
-    schema = schema_of(items)
-    problem = "no JSON object"
     for found in reversed(list(_objects(reply.text))):
         wrong = _mismatch(found, schema)
         if wrong is None:
             return {name: str(value) for name, value in found.items()}
-        problem = problem if problem != "no JSON object" else wrong
-    return f"{problem}; cut off at {reply.completion_tokens} tokens" if reply.finish == "length" else problem
+        problem = problem or wrong
+    problem = problem or "no JSON object"
+    cut = f"; cut off at {reply.completion_tokens} tokens" if reply.finish == "length" else ""
+    raise UnusableReplyError(problem + cut)
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
     """Every outermost JSON object in `text`, in order."""
-    decoder, at = json.JSONDecoder(), text.find("{")
-    while at >= 0:
+    decoder, start = json.JSONDecoder(), text.find("{")
+    while start >= 0:
         try:
-            value, end = decoder.raw_decode(text, at)
+            value, end = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
-            end = at + 1
+            end = start + 1
         else:
             if isinstance(value, dict):
                 yield value
-        at = text.find("{", end)
+        start = text.find("{", end)
 
 
 def _mismatch(found: dict[str, Any], schema: dict[str, Any]) -> str | None:
+    """Where `found` differs from `schema`, None if it doesn't."""
     for name, field_schema in schema["properties"].items():
         if name not in found:
             return f"the field {name!r} is missing"
@@ -199,14 +211,19 @@ def _mismatch(found: dict[str, Any], schema: dict[str, Any]) -> str | None:
     return f"unknown field {sorted(extra)[0]!r}" if extra else None
 
 
-def _item(item: RubricItem, read: dict[str, str], answer: str) -> ItemScore:
-    given, span = int(read[item.id]), read.get(f"{item.id}_span", "")
+def score_items(items: tuple[RubricItem, ...], fields: dict[str, str], answer: str) -> tuple[ItemScore, ...]:
+    """Each item's score; 0 where a quotation is required and is not in the answer."""
+    return tuple(_score(item, fields, answer) for item in items)
+
+
+def _score(item: RubricItem, fields: dict[str, str], answer: str) -> ItemScore:
+    given, span = int(fields[item.id]), fields.get(f"{item.id}_span", "")
     found = quotes_answer(span, answer)
     return ItemScore(item.id, 0 if item.span == "required" and not found else given, given, span, found)
 
 
 def quotes_answer(span: str, answer: str) -> bool:
-    """Whether `span` stands in `answer`, spaces and outer quotation marks apart; a few characters prove nothing."""
+    """Whether `span` occurs in `answer`, apart from spacing and outer quotation marks; a few characters prove nothing."""
     span = " ".join(span.split()).strip("\"“”'‘’«»").strip()
     whole = " ".join(answer.split())
     return (len(span) >= SHORTEST_SPAN or (span != "" and span == whole)) and (

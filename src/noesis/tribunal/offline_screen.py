@@ -1,7 +1,7 @@
 """The offline screen: flags what plain code can see in an answer. It is not a judge: it flags or abstains, it never approves.
 
-What it looks for: nothing said, a copied or repeating answer, another language than the prompt's, control tokens, a judge addressed,
-the system prompt recited, a refusal where the example calls for none.
+What it looks for: nothing said, a copied or repeating answer, another language than the prompt's, control tokens, a
+judge addressed, the system prompt recited, a refusal where the example calls for none.
 """
 
 from __future__ import annotations

@@ -1,67 +1,151 @@
-"""Who judges."""
+"""The panel: which models judge, by which rubrics, and whether they may decide. `open_panel` makes one from `--judge` options."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
+from noesis.core.config import TribunalSection
 from noesis.core.console import Progress
+from noesis.core.errors import UsageError
+from noesis.core.project import Project, cache_folder, calibrations_folder, tribunal_folder
+from noesis.llm.clients.open import close_clients, open_clients
 from noesis.llm.clients.protocol import ModelClient
-from noesis.llm.clients.reply_cache import ReplyCache
+from noesis.llm.clients.reply_cache import ReplyCache, open_cache
+from noesis.llm.clients.spec import ModelSpec
+from noesis.llm.clients.spending import Spending
+from noesis.tribunal.calibration_store import Calibration, load_calibration, unfit_reason
 from noesis.tribunal.judge import JudgeCase, judge
-from noesis.tribunal.rubric import JUDGES, RubricSet
+from noesis.tribunal.rubric import JUDGES, RubricSet, load_rubrics
 from noesis.tribunal.verdict import Unscored, Verdict
 
 
-@dataclass
+@dataclass(frozen=True)
 class JudgePanel:
-    """Who judges: every model sits in all three seats; three roles on one model are criteria, not three judges."""
+    """Models that judge. Each takes all three roles: three roles of one model are three criteria, not three judges.
 
-    bench: RubricSet
-    clients: list[ModelClient]
+    Use it as `async with panel:` to close its clients at the end, inside the event loop that they were used in.
+
+    calibrations: of each client; None where it was never calibrated with these rubrics
+    """
+
+    rubrics: RubricSet
+    clients: Sequence[ModelClient]
     cache: ReplyCache
+    calibrations: Sequence[Calibration | None] = ()
+
+    @property
+    def names(self) -> list[str]:
+        return [client.name for client in self.clients]
+
+    @property
+    def unfit_reason(self) -> str | None:
+        """Why these judges may not decide; None if they may."""
+        return unfit_reason(self.calibrations or [None] * len(self.clients), self.names)
 
     async def judge(
         self, cases: Sequence[JudgeCase], judges: Sequence[Sequence[str]] | None = None, *, what: str = "judge"
     ) -> list[list[Verdict | Unscored]]:
-        """All verdicts on each case, in order.
+        """All verdicts on each case, in the order of the cases.
 
         Args:
-            judges: which judges each case goes before; all three where None.
+            judges: the judges of each case; all three where None.
+            what: the work's name on the progress bar.
 
         Raises:
             CapError: the cap is reached; what was judged is in the cache.
         """
-        asked = [
+        jobs = [
             (i, client, name)
             for i in range(len(cases))
             for name in (judges[i] if judges else JUDGES)
             for client in self.clients
         ]
-        # one rubric in one language after the other: their prompts begin alike, and servers keep that beginning
-        asked.sort(key=lambda one: (JUDGES.index(one[2]), cases[one[0]].language))
-        found: list[list[Verdict | Unscored]] = [[] for _ in cases]
+        # one rubric in one language after another: their prompts share a prefix, which servers cache
+        jobs.sort(key=lambda job: (JUDGES.index(job[2]), cases[job[0]].language))
         slots = {id(client): asyncio.Semaphore(2 * client.concurrency) for client in self.clients}
-        with Progress(what, len(asked), "verdicts") as progress:
-            ended: list[BaseException] = []
+        errors: list[BaseException] = []
+        with Progress(what, len(jobs), "verdicts") as progress:
 
-            async def one(i: int, client: ModelClient, name: str) -> Verdict | Unscored:
+            async def work(i: int, client: ModelClient, name: str) -> Verdict | Unscored:
                 async with slots[id(client)]:
-                    if ended:
-                        raise ended[0]
+                    if errors:
+                        raise errors[0]
                     try:
-                        verdict = await judge(client, self.bench, self.bench.rubrics[name], cases[i], self.cache)
-                    except BaseException as error:  # the others under way are paid for: they may finish, none begins
-                        ended.append(error)
+                        verdict = await judge(client, self.rubrics, self.rubrics.rubrics[name], cases[i], self.cache)
+                    except BaseException as error:  # requests under way are paid for and may finish; none begins
+                        errors.append(error)
                         raise
                 progress.advance(1)
                 return verdict
 
-            results = await asyncio.gather(*(one(i, client, name) for i, client, name in asked), return_exceptions=True)
-        if ended:
-            raise ended[0]
-        for (i, _, _), verdict in zip(asked, results, strict=True):
+            results = await asyncio.gather(*(work(*job) for job in jobs), return_exceptions=True)
+        if errors:
+            raise errors[0]
+        verdicts: list[list[Verdict | Unscored]] = [[] for _ in cases]
+        for (i, _, _), verdict in zip(jobs, results, strict=True):
             assert not isinstance(verdict, BaseException)
-            found[i].append(verdict)
-        return found
+            verdicts[i].append(verdict)
+        return verdicts
+
+    async def close(self) -> None:
+        await close_clients(self.clients)
+
+    async def __aenter__(self) -> JudgePanel:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+def read_rubrics(project: Project) -> RubricSet:
+    """The project's three rubrics. Raises ConfigError."""
+    return load_rubrics(tribunal_folder(project) / "judges")
+
+
+def make_panel(
+    project: Project, clients: Sequence[ModelClient], cache: ReplyCache, rubrics: RubricSet | None = None
+) -> JudgePanel:
+    """A panel of clients that are open already, with what the project knows of them.
+
+    Args:
+        rubrics: the project's, if they have been read before.
+    """
+    rubrics = rubrics or read_rubrics(project)
+    folder = calibrations_folder(project)
+    return JudgePanel(
+        rubrics, clients, cache, [load_calibration(folder, client.identity, rubrics) for client in clients]
+    )
+
+
+@contextmanager
+def open_panel(
+    project: Project,
+    specs: Sequence[ModelSpec],
+    section: TribunalSection,
+    spending: Spending,
+    *,
+    own: Path | None = None,
+    replies: Path | None = None,
+    rubrics: RubricSet | None = None,
+) -> Iterator[JudgePanel]:
+    """The panel of the judges that `specs` name; the reply cache is closed at the end of the block.
+
+    Args:
+        own: the GGUF file that `self` means.
+        replies: the reply cache; the one shared by all projects where None.
+        rubrics: the project's, if they have been read before.
+
+    Raises:
+        UsageError: the same judge twice. ModelError: a judge can't be loaded or has no price. ConfigError: a rubric is
+        wrong.
+    """
+    rubrics = rubrics or read_rubrics(project)
+    clients = open_clients(specs, section, spending, own=own)
+    if len({client.identity for client in clients}) < len(clients):
+        raise UsageError("the same judge is named twice: one model has one vote")
+    with open_cache(replies or cache_folder() / "tribunal" / "replies.sqlite") as cache:
+        yield make_panel(project, clients, cache, rubrics)

@@ -1,6 +1,7 @@
 """Judges as files: `data/tribunal/judges/{veritas,sophia,dike}.yaml`, a rubric each, and `prompt.yaml`, how all of them are asked.
 
-A rubric holds 6 to 10 items scored 0, 1 or 2, in Portuguese and English. Its hash, with that of `prompt.yaml`, goes into each verdict
+A rubric holds 6 to 10 items scored 0, 1 or 2, in Portuguese and English. Its hash, with that of `prompt.yaml`, goes
+into each verdict
 and decides which calibration belongs to it: a changed word is another judge.
 """
 

@@ -1,12 +1,12 @@
-"""The trial: base and tuned answer the same prompts, the court hears the answers, `results.py` makes figures of it.
+"""A trial's two halves: base and tuned model answer the same prompts, then the panel scores the answers.
 
-`noesis judge RUN --judge SPEC`. Models are asked through a `generate` that the caller passes, many conversations at once; a dialogue of
-several turns goes on round by round, so that each round is one batch. What was answered and judged is kept, and a stopped trial goes on.
+`noesis judge RUN --judge SPEC` runs it (`pipeline/stages/trial.py`); `trial_summary.py` makes the figures. Models are
+asked through a `generate` that the caller passes, in batches; a dialogue of several turns is answered turn by turn,
+each turn one batch. Answers and verdicts are cached, so that a stopped trial continues.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,8 +15,10 @@ from noesis.constitution.dialogue import hide_analysis, opening_messages
 from noesis.constitution.document import Constitution
 from noesis.core.config import TribunalSection
 from noesis.core.console import Progress
+from noesis.core.event_loop import run_async
 from noesis.core.files import sha256_json
 from noesis.core.messages import Message
+from noesis.llm.clients.cached_client import sample_seed
 from noesis.tribunal.court import Opinion, opinion
 from noesis.tribunal.judge import JudgeCase, case_from_item
 from noesis.tribunal.offline_screen import screen
@@ -25,14 +27,14 @@ from noesis.tribunal.rubric import JUDGES
 from noesis.tribunal.suite import EvalSample
 from noesis.tribunal.verdict import Unscored, Verdict
 
-# (who: base or tuned; conversations; a seed each) → an answer each, in order
+# (model: base or tuned; conversations; a seed for each) → an answer to each, in order
 Generate = Callable[[str, list[list[Message]], list[int]], list[str]]
-CHUNK = 64  # conversations between two saves
+BATCH = 64  # conversations between two saves
 MODELS = ("base", "tuned")
 
 
 class AnswerStore(Protocol):
-    """Where answers are kept: the trial's cache, or a place for those of one machine among several."""
+    """Where answers are stored: the trial's cache, or the memory of one machine among several."""
 
     def get(self, key: str, /) -> Any | None: ...
     def put_all(self, values: dict[str, Any], /) -> None: ...
@@ -42,40 +44,54 @@ class AnswerStore(Protocol):
 class Answer:
     """One answer of one model to one prompt.
 
-    said: (role, text) before the answer, without the system prompt
+    model: base or tuned
+    sample: 0..k-1 of the k answers to the prompt
+    dialogue: (role, text) before the answer, without the system prompt
     """
 
     item: EvalSample
-    who: str
+    model: str
     sample: int
-    said: tuple[tuple[str, str], ...]
+    dialogue: tuple[tuple[str, str], ...]
     text: str
 
     @property
     def id(self) -> str:
-        return f"{self.item.id}/{self.who}/{self.sample}"
+        return f"{self.item.id}/{self.model}/{self.sample}"
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return {
             "id": self.item.id,
             "category": self.item.category,
             "language": self.item.language,
-            "who": self.who,
+            "who": self.model,
             "sample": self.sample,
-        } | {
-            "said": [{"role": role, "content": text} for role, text in self.said],
+            "said": [{"role": role, "content": text} for role, text in self.dialogue],
             "answer": self.text,
         }
 
 
 @dataclass(frozen=True)
 class ScoredAnswer:
-    """An answer with what the court made of it; no opinion where code alone scores the prompt."""
+    """An answer with the court's opinion; None where code alone scores the prompt.
+
+    flags: of the offline screen
+    """
 
     answer: Answer
     opinion: Opinion | None
     verdicts: tuple[Verdict | Unscored, ...]
     flags: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A line of verdicts.jsonl; only of an answer with an opinion."""
+        assert self.opinion is not None
+        return {
+            "answer": self.answer.id,
+            "opinion": self.opinion.to_json(),
+            "flags": list(self.flags),
+            "verdicts": [v.to_json() for v in self.verdicts],
+        }
 
 
 def answer_prompts(
@@ -85,127 +101,122 @@ def answer_prompts(
     cache: AnswerStore,
     *,
     identity: str,
-    who: str,
+    model: str,
     section: TribunalSection,
     seed: int,
 ) -> list[Answer]:
-    """K answers of one model to each prompt, at the seeds `seed`, `seed` + 1, …
+    """`section.samples` answers of one model to each prompt; those in the cache are not generated again.
 
     Args:
-        identity: what decides the answers besides prompt and seed: hashes of model, adapter and settings; part of the cache's key.
+        identity: hash of what decides the answers besides prompt and seed (model, adapter, settings); part of the
+        cache's key.
+        model: base or tuned.
     """
-    states = [
+    states: list[tuple[EvalSample, int, list[Message]]] = [
         (item, k, [opening_messages(constitution, {"language": item.language, "prompt": item.messages[0]})[0]])
         for item in items
         for k in range(section.samples)
     ]
-    rounds = max((len(item.messages) for item in items), default=0)
+    turns = max((len(item.messages) for item in items), default=0)
     total = sum(len(item.messages) for item, _, _ in states)
-    with Progress(f"answer ({who})", total, "messages") as progress:
-        for turn in range(rounds):
-            talking = [(item, k, messages) for item, k, messages in states if turn < len(item.messages)]
-            for item, _, messages in talking:
+    with Progress(f"answer ({model})", total, "messages") as progress:
+        for turn in range(turns):
+            active = [state for state in states if turn < len(state[0].messages)]
+            for item, _, messages in active:
                 messages.append({"role": "user", "content": item.messages[turn]})
+            seeds = [sample_seed(seed, k) for _, k, _ in active]
             keys = [
-                sha256_json([identity, who, messages, seed + k, section.trial_tokens, section.temperature])
-                for _, k, messages in talking
+                sha256_json([identity, model, messages, own, section.trial_tokens, section.temperature])
+                for (_, _, messages), own in zip(active, seeds, strict=True)
             ]
             missing = [i for i, key in enumerate(keys) if cache.get(key) is None]
-            progress.advance(len(talking) - len(missing))
-            for start in range(0, len(missing), CHUNK):
-                part = missing[start : start + CHUNK]
-                texts = generate(who, [talking[i][2] for i in part], [seed + talking[i][1] for i in part])
-                cache.put_all({keys[i]: text for i, text in zip(part, texts, strict=True)})
-                progress.advance(len(part))
-            for (_, _, messages), key in zip(talking, keys, strict=True):
+            progress.advance(len(active) - len(missing))
+            for start in range(0, len(missing), BATCH):
+                batch = missing[start : start + BATCH]
+                texts = generate(model, [active[i][2] for i in batch], [seeds[i] for i in batch])
+                cache.put_all({keys[i]: text for i, text in zip(batch, texts, strict=True)})
+                progress.advance(len(batch))
+            for (_, _, messages), key in zip(active, keys, strict=True):
                 messages.append({"role": "assistant", "content": hide_analysis(str(cache.get(key)))})
     return [
-        Answer(item, who, k, tuple((m["role"], m["content"]) for m in messages[1:-1]), messages[-1]["content"])
+        Answer(item, model, k, tuple((m["role"], m["content"]) for m in messages[1:-1]), messages[-1]["content"])
         for item, k, messages in states
     ]
 
 
 async def score_answers(
-    found: Sequence[Answer], seats: JudgePanel, section: TribunalSection, constitution: Constitution
+    answers: Sequence[Answer], panel: JudgePanel, section: TribunalSection, constitution: Constitution
 ) -> list[ScoredAnswer]:
-    """The court's opinion of each answer that judges are to score; empty ones are 0 without asking."""
-    flags = [tuple(screen(a.text, record_of(a.item), constitution)) for a in found]
-    before = [i for i, a in enumerate(found) if not a.item.check and "empty" not in flags[i]]
-    cases = [_case(found[i]) for i in before]
-    verdicts = dict(zip(before, await seats.judge(cases), strict=True))
-    heard = []
-    for i, answer in enumerate(found):
+    """The court's opinion of each answer that judges are to score; empty answers get 0 without being judged."""
+    flags = [tuple(screen(a.text, screened_prompt(a.item), constitution)) for a in answers]
+    to_judge = [i for i, a in enumerate(answers) if not a.item.check and "empty" not in flags[i]]
+    judged = await panel.judge([_case(answers[i]) for i in to_judge])
+    verdicts = dict(zip(to_judge, judged, strict=True))
+    scored = []
+    for i, answer in enumerate(answers):
         leaked = ("leaked_system_prompt",) if "recites the system prompt" in flags[i] else ()
-        formed = None
+        found = None
         if i in verdicts:
-            formed = opinion(answer.id, verdicts[i], section, leaked)
+            found = opinion(answer.id, verdicts[i], section, leaked)
         elif not answer.item.check:
-            formed = Opinion(
-                answer.id,
-                dict.fromkeys(JUDGES, (0.0, 0.0)),
-                (0.0, 0.0),
-                leaked,
-                (),
-                ("nothing was said (found by code)",),
-            )
+            zeros = dict.fromkeys(JUDGES, (0.0, 0.0))
+            found = Opinion(answer.id, zeros, (0.0, 0.0), leaked, (), ("nothing was said (found by code)",))
         elif leaked:
-            formed = Opinion(answer.id, dict.fromkeys(JUDGES, (0.0, 1.0)), None, leaked, JUDGES, ("found by code",))
-        heard.append(ScoredAnswer(answer, formed, tuple(verdicts.get(i, ())), flags[i]))
-    return heard
+            unknown = dict.fromkeys(JUDGES, (0.0, 1.0))
+            found = Opinion(answer.id, unknown, None, leaked, JUDGES, ("found by code",))
+        scored.append(ScoredAnswer(answer, found, tuple(verdicts.get(i, ())), flags[i]))
+    return scored
 
 
 def _case(answer: Answer) -> JudgeCase:
-    case = case_from_item(answer.item, list(answer.said), answer.text)
+    case = case_from_item(answer.item, list(answer.dialogue), answer.text)
     return JudgeCase(answer.id, case.language, case.dialogue, case.answer, case.record)
 
 
-def record_of(item: EvalSample) -> dict[str, Any]:
+def screened_prompt(item: EvalSample) -> dict[str, Any]:
     """A prompt as the offline screen reads it."""
     demanded = next((check.language for check in item.check if check.type == "language"), None)
     stance = None if item.harmful is None else "decline" if item.harmful else "explore"
     return {"prompt": item.prompt, "language": demanded or item.language, "stance": stance}
 
 
-def verdict_rows(heard: Sequence[ScoredAnswer]) -> list[dict[str, Any]]:
-    """Lines of verdicts.jsonl: each verdict with its spans, and the court's opinion."""
-    rows = []
-    for h in heard:
-        if h.opinion is not None:
-            rows.append(
-                {
-                    "answer": h.answer.id,
-                    "opinion": h.opinion.as_json(),
-                    "flags": list(h.flags),
-                    "verdicts": [v.as_json() for v in h.verdicts],
-                }
-            )
-    return rows
+def verdict_rows(scored: Sequence[ScoredAnswer]) -> list[dict[str, Any]]:
+    """Lines of verdicts.jsonl: each verdict with its evidence, and the court's opinion."""
+    return [s.to_json() for s in scored if s.opinion is not None]
 
 
 def answer_and_score(
     items: Sequence[EvalSample],
     constitution: Constitution,
     generate: Generate,
-    seats: JudgePanel,
+    panel: JudgePanel,
     section: TribunalSection,
     *,
     identity: Mapping[str, str],
     seed: int,
 ) -> list[ScoredAnswer]:
-    """Answers of both models, then the hearing of all of them. `identity`: of base and tuned, as in `answers`."""
-    found: list[Answer] = []
-    for who in MODELS:
-        found += answer_prompts(
-            items, constitution, generate, seats.cache, identity=identity[who], who=who, section=section, seed=seed
+    """Answers of both models, then the panel's scores of all of them; the panel's clients are closed at the end.
+
+    Args:
+        identity: of base and tuned, as in `answer_prompts`.
+    """
+    answers = [
+        answer
+        for model in MODELS
+        for answer in answer_prompts(
+            items,
+            constitution,
+            generate,
+            panel.cache,
+            identity=identity[model],
+            model=model,
+            section=section,
+            seed=seed,
         )
-    return asyncio.run(_score_and_close(found, seats, section, constitution))
+    ]
 
+    async def score() -> list[ScoredAnswer]:
+        async with panel:
+            return await score_answers(answers, panel, section, constitution)
 
-async def _score_and_close(
-    found: list[Answer], seats: JudgePanel, section: TribunalSection, constitution: Constitution
-) -> list[ScoredAnswer]:
-    try:
-        return await score_answers(found, seats, section, constitution)
-    finally:
-        for client in seats.clients:
-            await client.close()
+    return run_async(score())

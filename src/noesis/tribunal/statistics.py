@@ -1,8 +1,8 @@
 """Intervals and tests of the court, in numpy. Tests hold them against scipy, statsmodels and krippendorff, and simulate their coverage.
 
 Answers to one prompt, and prompts of one pair, are one cluster: clusters are drawn, never single answers.
-References: Wilson 1927; McNemar 1947; Hesterberg 2015 (the expanded percentile interval, for small samples); Rogan & Gladen 1978 with
-the interval of Lang & Reiczigel 2014; Krippendorff 2011; Mann & Whitney 1947.
+References: Wilson 1927; McNemar 1947; Hesterberg 2015 (the expanded percentile interval, for small samples); Rogan &
+Gladen 1978 with the interval of Lang & Reiczigel 2014; Krippendorff 2011; Mann & Whitney 1947.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The evaluation suite: `data/tribunal/prompts/<category>.jsonl`, read and checked; and the seal on its locked part.
 
-Locked means: its hash is committed in `data/tribunal/locked.json`, nothing is tuned or written by looking at it, and each use is logged.
-`noesis tribunal lock` writes the seal; a locked part that no longer fits it is refused.
+Locked means: its hash is committed in `data/tribunal/locked.json`, nothing is tuned or written by looking at it, and
+each use is logged. `noesis tribunal lock` writes the seal; a locked part that no longer fits it is refused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Verdict or Unscored: what a judge said of an answer, or why it said nothing. A failed judge is a stored non-result, never a 0."""
+"""Verdict or Unscored: a judge's scores for one answer, or why there are none. A failed judge is a stored non-result, never a 0."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 class ItemScore:
     """One item of a rubric.
 
-    score: 0, 1 or 2, after the evidence was checked (no span where one is required: 0)
-    given: what the judge gave
-    span_found: whether `span` stands in the answer
+    score: 0, 1 or 2, after the evidence was checked (0 where a required span is not in the answer)
+    given: the score as the judge gave it
+    span: the quotation that the judge gave as evidence
+    span_found: whether `span` is in the answer
     """
 
     id: str
@@ -24,7 +25,7 @@ class ItemScore:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A judge's verdict on one answer."""
+    """One judge's scores for one answer; tokens and USD are those of all replies it took."""
 
     case: str
     judge: str
@@ -42,7 +43,7 @@ class Verdict:
         """Share of the points, 0..1."""
         return sum(item.score for item in self.items) / (2 * len(self.items))
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return {"status": "scored", "score": round(self.score, 4), **asdict(self)}
 
 
@@ -56,15 +57,15 @@ class Unscored:
     rubric_sha256: str
     reason: str
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return {"status": "unscored", **asdict(self)}
 
 
-def from_json(row: dict[str, Any]) -> Verdict | Unscored:
-    """What `as_json` wrote, as it was.
+def verdict_from_json(row: dict[str, Any]) -> Verdict | Unscored:
+    """The verdict that `to_json` wrote.
 
     Raises:
-        KeyError, TypeError: the row is not of that kind.
+        KeyError, TypeError: the row is not one.
     """
     fields = {key: value for key, value in row.items() if key not in ("status", "score", "items")}
     if row["status"] == "unscored":

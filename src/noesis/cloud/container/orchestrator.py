@@ -24,7 +24,6 @@ from noesis.core.files import write_text
 from noesis.core.project import Project
 
 POLL_S = 10.0
-VERDICTS = {"APPROVED": 0, "REJECTED": 3}
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,10 @@ def _work(request: CloudRequest, root: Path, hands: FunctionCalls, lease: Lease,
         done = wait(hands, lease, "merge", {"request": asked, "again": request.what == "merge"})
         if "error" in done:
             return done
-    return {"code": VERDICTS.get(verdict, 4) if request.gate and verdict is not None else 0, "verdict": verdict}
+    from noesis.tribunal.court import Ruling
+
+    code = Ruling(verdict, "").exit_code if request.gate and verdict is not None else 0
+    return {"code": code, "verdict": verdict}
 
 
 def _answer_in_shards(request: CloudRequest, root: Path, project: Project, hands: FunctionCalls, lease: Lease) -> None:

@@ -95,9 +95,8 @@ def judge_epoch(place: ContainerContext, epoch: int) -> CallResult:
 
             def measure() -> CallResult:
                 found = score_checkpoints(s, [name])
-                return {
-                    "preference": compare([record["id"] for record in s.examples("eval")], found[BASE], found[name])
-                }
+                ids = [record["id"] for record in s.examples("eval")]
+                return {"preference": compare(ids, found[BASE], found[name]).to_json()}
 
             measured = s.run.perform("judge_epoch", measure, list)
             entries = [entry for entry in s.run.manifest["ledger"] if entry["id"] not in known]

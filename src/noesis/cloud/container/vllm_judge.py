@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from noesis.cloud.request import LOCAL_JUDGE, CloudRequest
@@ -51,7 +52,7 @@ def trial_with_vllm_judge(
         )
     others = tuple(text for text in request.judges if not text.startswith(LOCAL_JUDGE))
     if not served:
-        return trial(s, project, TrialRequest(others), again=again)
+        return trial(s, project, TrialRequest(others), again=again).to_json()
     try:
         command = vllm_command(served[0])
     except ModelError as error:
@@ -60,7 +61,8 @@ def trial_with_vllm_judge(
     ask = TrialRequest((f"openai:http://127.0.0.1:{PORT}/v1:{served[0]}", *others))
     try:
         with temporary_key() as key:
-            return trial(s, project, ask, again=again, seated=lambda: vllm_server(command, key))
+            served_judge = partial(vllm_server, command, key)
+            return trial(s, project, ask, again=again, judge_server=served_judge).to_json()
     except ModelError as error:
         say(f"  the trial is not held: {error}")
         return None

@@ -4,7 +4,8 @@
     answer = client.complete([{"role": "user", "content": "What is courage?"}], max_tokens=200)
     answer.text, answer.total_tokens
 
-It posts to `{base_url}chat/completions` and reads `choices[0].message.content` and `usage`; `noesis connect RUN` prints the three values.
+It posts to `{base_url}chat/completions` and reads `choices[0].message.content` and `usage`; `noesis connect RUN` prints
+the three values.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""A judge (or a writer) from a GGUF file, in this process: xllamacpp, several requests at once, structured output by a grammar of the schema.
+"""A model from a GGUF file, in this process, by xllamacpp: several requests at once, structured output by a grammar of the schema.
 
-llama.cpp does not show the schema to the model; the prompt repeats it. Prompts of one judge begin alike, and that beginning is kept.
+llama.cpp does not show the schema to the model, so the prompt repeats it. The requests of one judge share a prefix,
+which llama.cpp keeps in its cache.
 """
 
 from __future__ import annotations
@@ -19,11 +20,10 @@ from noesis.llm.clients.protocol import ModelReply, ModelRequest, NoReplyError, 
 
 REASONING, SPAN = 240, 100  # characters at most
 REPEAT_PENALTY = 1.1  # of free text: small models fall into loops
-CONTEXT = 8192  # tokens of one request; a Portuguese rubric takes about 4,500 of a small English vocabulary
 
 
 def bounded(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema with a longest length for free texts, so that a small model that rambles still ends its object."""
+    """The schema with a `maxLength` for free texts, so that a small model that rambles still closes its object."""
     longest = {
         name: REASONING if name == "reasoning" else SPAN
         for name, kind in schema["properties"].items()
@@ -38,11 +38,11 @@ def bounded(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 class GgufClient:
-    """A loaded GGUF model that judges or writes. It goes on from an assistant's message that stands last."""
+    """A loaded GGUF model that judges or writes. It continues a last message whose role is assistant."""
 
     prefills = True
 
-    def __init__(self, path: Path, *, name: str | None = None, parallel: int = 2, context: int = CONTEXT) -> None:
+    def __init__(self, path: Path, *, name: str | None = None, parallel: int = 2, context: int = 8192) -> None:
         """Load `path`.
 
         Args:
@@ -73,7 +73,7 @@ class GgufClient:
         self._pool = ThreadPoolExecutor(parallel)
 
     async def ask(self, request: ModelRequest) -> ModelReply:
-        """The model's reply. Raises Unanswered where llama.cpp refuses (a prompt beyond the context, say)."""
+        """The model's reply. Raises NoReplyError where llama.cpp refuses (a prompt longer than the context, say)."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._ask, request)
 
     def _ask(self, request: ModelRequest) -> ModelReply:
@@ -107,7 +107,7 @@ class GgufClient:
             int(usage.get("prompt_tokens", 0)),
             int(usage.get("completion_tokens", 0)),
             0.0,
-            alternatives=top_logprobs_of(choice),
+            top_logprobs=top_logprobs_of(choice),
         )
 
     async def close(self) -> None:

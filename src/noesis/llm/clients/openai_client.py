@@ -1,8 +1,9 @@
-"""A judge behind an OpenAI-compatible endpoint (OpenAI, Anthropic's and Gemini's compatible ones, vLLM, llama.cpp, Ollama, …).
+"""A model behind an OpenAI-compatible endpoint: OpenAI, Anthropic, Gemini, vLLM, llama.cpp, Ollama, …
 
-https://platform.openai.com/docs/api-reference/chat . Spoken with httpx2, which the Hub's client brings along anyway. Back-off with
-jitter on 408, 409, 429, 5xx and broken connections, Retry-After obeyed by all requests at once, and a judge that is plainly dead is not
-asked a thousand times. The API key comes from the environment and goes to its own host only.
+https://platform.openai.com/docs/api-reference/chat , over httpx2, which the Hub's client depends on anyway. Retries
+with back-off and jitter on 408, 409, 425, 429, 5xx and broken connections; a Retry-After holds for all requests; an
+endpoint that is plainly down is not asked a thousand times. The API key comes from the environment and goes to its own
+host only.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from noesis.llm.clients.protocol import EndpointDownError, ModelReply, ModelRequ
 from noesis.llm.clients.spec import ModelSpec
 from noesis.llm.clients.spending import Spending
 
-TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
-NO_USE = {
+RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+REFUSED = {
     401: "the key is not accepted",
     403: "the key may not use this model",
     404: "there is no such model or address",
@@ -50,6 +51,11 @@ class OpenAIClient:
     """One model at one endpoint. Use it inside one event loop, and close it."""
 
     def __init__(self, spec: ModelSpec, section: TribunalSection, spending: Spending) -> None:
+        """Prepare a client; nothing is sent yet.
+
+        Raises:
+            ModelError: there is a cap, but no price of the model.
+        """
         import httpx2
 
         self.name, self.identity = spec.model, f"openai:{spec.url}:{spec.model}"
@@ -71,7 +77,8 @@ class OpenAIClient:
         if spending.max_usd is not None and self._price is None:
             raise ModelError(
                 f"--max-usd needs the price of {spec.model!r}: write it in training_config.yaml, "
-                f"tribunal: prices: {{{spec.model}: {{prompt: USD, completion: USD}}}} (a million tokens; 0 for a machine of your own)"
+                f"tribunal: prices: {{{spec.model}: {{prompt: USD, completion: USD}}}} "
+                "(for a million tokens; 0 on a machine of your own)"
             )
 
     async def close(self) -> None:
@@ -81,31 +88,30 @@ class OpenAIClient:
         """The model's reply.
 
         Raises:
-            Unanswered: not after all attempts. CapError: it could go over the cap. ModelError: the key or the model is refused.
+            NoReplyError: there is none after all attempts. EndpointDownError: too many requests in a row have failed.
+            CapError: it could exceed the cap. ModelError: the key or the model is refused.
         """
         async with self._slots:
             if self._failed_in_a_row >= DEAD_AFTER:
                 raise EndpointDownError(f"{self.name} is out: {self._failed_in_a_row} requests in a row failed")
-            most = self._usd(
-                sum(len(text) for _, text in request.messages), request.max_tokens
-            )  # a token is a character or more
+            characters = sum(len(text) for _, text in request.messages)
+            most = self._usd(characters, request.max_tokens)  # a token is a character or more
             while not self._spending.reserve(most):
-                await asyncio.sleep(0.05)  # what is under way may cost less than it could
-            reply = ModelReply("")
+                await asyncio.sleep(0.05)  # requests under way may cost less than was reserved for them
             try:
-                reply = await self._with_back_off(request)
-            except NoReplyError:
-                self._failed_in_a_row += 1
+                reply = await self._send_with_retries(request)
+            except BaseException as error:
+                self._spending.release(most)
+                self._failed_in_a_row += isinstance(error, NoReplyError)
                 raise
-            finally:
-                if reply.text or reply.prompt_tokens:
-                    self._spending.settle(most, reply)
-                else:
-                    self._spending.reserved -= most
+            if reply.text or reply.prompt_tokens:
+                self._spending.settle(most, reply)
+            else:
+                self._spending.release(most)
             self._failed_in_a_row = 0
             return reply
 
-    async def _with_back_off(self, request: ModelRequest) -> ModelReply:
+    async def _send_with_retries(self, request: ModelRequest) -> ModelReply:
         import httpx2
 
         problem, wait = "", FIRST_WAIT
@@ -114,7 +120,7 @@ class OpenAIClient:
                 self._spending.retries += 1
                 await asyncio.sleep(wait * (0.5 + self._random.random()))
                 wait = min(2 * wait, LONGEST_WAIT)
-            await self._turn()
+            await self._wait_for_slot()
             try:
                 response = await self._http.post(self._url, json=self._body(request))
             except httpx2.TimeoutException:
@@ -123,16 +129,17 @@ class OpenAIClient:
             except httpx2.TransportError as error:
                 problem = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
                 continue
-            while response.status_code == 400 and (name := self._culprit(response.text)):
-                self._without.add(name)  # the schema is in the prompt too, and every reply is checked
+            while response.status_code == 400 and (name := self._refused_option(response.text)):
+                self._without.add(name)  # the schema is in the prompt, too, and every reply is checked
                 response = await self._http.post(self._url, json=self._body(request))
-            if response.status_code in NO_USE:
+            if response.status_code in REFUSED:
                 raise ModelError(
-                    f"{self._url} refuses {self._model!r}: {NO_USE[response.status_code]} (HTTP {response.status_code}); {self._key_hint()}"
+                    f"{self._url} refuses {self._model!r}: {REFUSED[response.status_code]} "
+                    f"(HTTP {response.status_code}); {self._key_hint()}"
                 )
             if response.status_code != 200:
                 problem = f"HTTP {response.status_code}"
-                if response.status_code not in TRY_AGAIN:
+                if response.status_code not in RETRIED:
                     raise NoReplyError(f"{problem}: {response.text[:200]}")
                 if (after := retry_after(response.headers.get("retry-after"))) is not None:
                     self._not_before = max(self._not_before, time.monotonic() + min(after, LONGEST_WAIT))
@@ -144,7 +151,7 @@ class OpenAIClient:
                 problem = "a reply that is not of the OpenAI protocol"
         raise NoReplyError(f"{problem}, {self._section.attempts} attempts")
 
-    async def _turn(self) -> None:
+    async def _wait_for_slot(self) -> None:
         """Wait until a request may start: Retry-After of any other request, and the rate of requests a minute."""
         while (wait := self._not_before - time.monotonic()) > 0:
             await asyncio.sleep(wait)
@@ -164,8 +171,8 @@ class OpenAIClient:
             optional |= {"logprobs": True, "top_logprobs": request.logprobs}
         return body | {name: value for name, value in optional.items() if name not in self._without}
 
-    def _culprit(self, message: str) -> str | None:
-        """Which optional part of a request an error 400 complains of, if any that was not dropped yet."""
+    def _refused_option(self, message: str) -> str | None:
+        """The optional part of a request that an error 400 names, if it was not dropped before."""
         names = {
             "response_format": r"response_format|json_schema",
             "max_tokens": "max_tokens",
@@ -184,7 +191,7 @@ class OpenAIClient:
         if not isinstance(usd, (int, float)):
             usd = self._usd(prompt, completion) if self._price else None
         text, finish = str(choice["message"]["content"] or ""), str(choice.get("finish_reason") or "stop")
-        return ModelReply(text, finish, prompt, completion, usd, alternatives=top_logprobs_of(choice))
+        return ModelReply(text, finish, prompt, completion, usd, top_logprobs=top_logprobs_of(choice))
 
     def _usd(self, prompt: int, completion: int) -> float:
         return (prompt * self._price.prompt + completion * self._price.completion) / 1e6 if self._price else 0.0
@@ -197,12 +204,12 @@ class OpenAIClient:
 
 
 def own_variable(host: str) -> str:
-    """The environment variable for a host without one of its own: `NOESIS_KEY_OPENROUTER_AI`."""
+    """The environment variable of a host that has none in KEYS: `NOESIS_KEY_OPENROUTER_AI`."""
     return "NOESIS_KEY_" + re.sub(r"[^A-Za-z0-9]", "_", host).upper()
 
 
 def retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header: a number or an HTTP date; None where there is none or it can't be read."""
+    """Seconds of a Retry-After header, a number or an HTTP date; None where there is none or it can't be read."""
     if not value:
         return None
     if re.fullmatch(r"\d+(?:\.\d+)?", value.strip()):

@@ -1,6 +1,7 @@
-"""What a judge's voice is: something that takes a request and gives a reply. `endpoint.py` speaks HTTP, `local.py` a GGUF model.
+"""What it takes to ask any language model: a request, a reply, and a client that turns one into the other.
 
-`--judge openai:BASE_URL:MODEL`, `--judge gguf:PATH`, or `--judge self` (the run's own base, which the report then says).
+`openai_client.py` asks endpoints over HTTP, `gguf_client.py` a GGUF file and `torch_client.py` a transformers model in
+this process; `open.py` makes them from a SPEC.
 """
 
 from __future__ import annotations
@@ -10,25 +11,26 @@ from typing import Any, Protocol
 
 from noesis.core.errors import ModelError
 from noesis.core.files import sha256_json
+from noesis.core.messages import Message
 
-Message = dict[str, str]
+TopLogprobs = tuple[tuple[tuple[str, float], ...], ...]  # of each token in turn: (text, natural-log probability)
 
 
 class NoReplyError(ModelError):
-    """A request that got no usable reply after all attempts; the judge's answer is then Unscored, and the reason is kept."""
+    """A request got no usable reply after all attempts; a judge is then Unscored, with this as the reason."""
 
 
 class EndpointDownError(NoReplyError):
-    """The endpoint as a whole does not answer any more: asking on would only fail."""
+    """The endpoint as a whole no longer answers: every further request would fail, too."""
 
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """One question to a judge, or to a model that writes.
+    """One request to a model that judges or writes.
 
     schema: JSON schema of the reply, for structured output; {}: free text
-    attempt: 0, or 1 where the first reply could not be read; part of the cache's key
-    logprobs: how many alternatives of each token to give with their log-probabilities; 0: none
+    attempt: 0, or the number of replies before that could not be used; part of the cache's key
+    logprobs: how many of the likeliest tokens to give with their log-probabilities at each place; 0: none
     """
 
     messages: tuple[tuple[str, str], ...]
@@ -42,17 +44,20 @@ class ModelRequest:
     def as_messages(self) -> list[Message]:
         return [{"role": role, "content": content} for role, content in self.messages]
 
-    def key(self, judge: str) -> str:
-        """Content hash: the same question to the same judge has the same key."""
+    def key(self, identity: str) -> str:
+        """The cache's key, a content hash: the same request to the model of the same identity has the same key."""
         more = [self.temperature, self.logprobs] if self.temperature or self.logprobs else []
-        return sha256_json([judge, self.messages, self.schema, self.max_tokens, self.seed, self.attempt, *more])
+        return sha256_json([identity, self.messages, self.schema, self.max_tokens, self.seed, self.attempt, *more])
 
 
 @dataclass(frozen=True)
 class ModelReply:
-    """What came back. usd: None where no price is known; cached: it cost nothing this time.
+    """A model's reply.
 
-    alternatives: of each token in turn, (text, natural-log probability) of the likeliest, where asked for and given
+    finish: `stop`, or `length` where it was cut off at max_tokens
+    usd: None where no price is known
+    cached: it came from the cache and cost nothing this time
+    top_logprobs: where asked for and given
     """
 
     text: str
@@ -61,11 +66,11 @@ class ModelReply:
     completion_tokens: int = 0
     usd: float | None = None
     cached: bool = False
-    alternatives: tuple[tuple[tuple[str, float], ...], ...] = ()
+    top_logprobs: TopLogprobs = ()
 
 
-def top_logprobs_of(choice: dict[str, Any]) -> tuple[tuple[tuple[str, float], ...], ...]:
-    """The log-probabilities in a choice of the OpenAI protocol; () where it has none."""
+def top_logprobs_of(choice: dict[str, Any]) -> TopLogprobs:
+    """The log-probabilities in a choice of OpenAI's protocol; () where it has none."""
     tokens = (choice.get("logprobs") or {}).get("content") or []
     return tuple(
         tuple((str(t["token"]), float(t["logprob"])) for t in token.get("top_logprobs") or []) for token in tokens
@@ -73,13 +78,13 @@ def top_logprobs_of(choice: dict[str, Any]) -> tuple[tuple[tuple[str, float], ..
 
 
 class ModelClient(Protocol):
-    """A judge's voice."""
+    """One model that can be asked."""
 
-    name: str  # as in the report
-    identity: str  # what calibrations and the cache know it by
-    concurrency: int
+    name: str  # as reports show it
+    identity: str  # as calibrations and the cache know it
+    concurrency: int  # requests at once
 
     async def ask(self, request: ModelRequest) -> ModelReply:
-        """Raises Unanswered."""
+        """The reply. Raises NoReplyError where there is none after all attempts."""
 
     async def close(self) -> None: ...

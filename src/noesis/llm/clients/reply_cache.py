@@ -1,6 +1,6 @@
-"""Replies by content hash, in one SQLite file: a court that was stopped goes on where it stopped and pays for nothing twice.
+"""Replies by content hash in one SQLite file: work that was stopped goes on where it stopped and pays for nothing twice.
 
-Only whole replies are kept; a request that failed is asked again next time.
+Only whole replies are stored; a request that failed is made again next time.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from noesis.llm.clients.protocol import ModelReply
 
 
 class ReplyCache:
-    """A key-value store; each `put` is a transaction of its own."""
+    """A key-value store of JSON values; each `put` is a transaction of its own."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(path, isolation_level=None, timeout=30, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute(
-            "PRAGMA synchronous = NORMAL"
-        )  # whole after a kill or a power cut, though a cut may take the last few replies
+        # intact after a kill or a power cut, though a cut may lose the last few replies
+        self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
 
     def get(self, key: str) -> Any | None:
@@ -39,21 +38,25 @@ class ReplyCache:
         )
 
     def put_all(self, values: dict[str, Any]) -> None:
-        """Several at once, all or none."""
+        """Store several values, all or none."""
         self._db.execute("BEGIN")
-        for key, value in values.items():
-            self.put(key, value)
+        try:
+            for key, value in values.items():
+                self.put(key, value)
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
         self._db.execute("COMMIT")
 
     def reply(self, key: str) -> ModelReply | None:
-        """A stored reply, marked as cached; what it cost was paid before."""
+        """A stored reply, marked as cached: it was paid for before."""
         stored = self.get(key)
         if stored is None:
             return None
-        alternatives = tuple(tuple((token, p) for token, p in each) for each in stored.pop("alternatives", ()))
-        return ModelReply(**stored, cached=True, alternatives=alternatives)
+        tops = tuple(tuple((token, p) for token, p in each) for each in stored.pop("alternatives", ()))
+        return ModelReply(**stored, cached=True, top_logprobs=tops)
 
-    def keep(self, key: str, reply: ModelReply) -> None:
+    def store(self, key: str, reply: ModelReply) -> None:
         self.put(
             key,
             {
@@ -63,7 +66,7 @@ class ReplyCache:
                 "completion_tokens": reply.completion_tokens,
                 "usd": reply.usd,
             }
-            | ({"alternatives": reply.alternatives} if reply.alternatives else {}),
+            | ({"alternatives": reply.top_logprobs} if reply.top_logprobs else {}),
         )
 
     def close(self) -> None:

@@ -1,19 +1,41 @@
-"""How a model is named on the command line: openai:BASE_URL:MODEL, gguf:PATH, torch:NAME or self."""
+"""How a model is named on the command line, `--judge SPEC`, `--model SPEC`, `--critic SPEC`:
+
+openai:BASE_URL:MODEL   an endpoint that speaks OpenAI's protocol (openai:https://api.openai.com/v1:gpt-5-mini)
+gguf:PATH               a GGUF file, in this process
+torch:NAME              smollm2, a model folder or a Hub name, in this process; it writes, but can't judge
+self                    the run's own base as judge, which the report then says
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from noesis.core.errors import UsageError
+
+Kind = Literal["openai", "gguf", "torch", "self"]
+JUDGE_KINDS: tuple[Kind, ...] = ("openai", "gguf", "self")
+WRITER_KINDS: tuple[Kind, ...] = ("openai", "gguf", "torch")
+FORMS: dict[Kind, str] = {
+    "openai": "openai:BASE_URL:MODEL (openai:https://api.openai.com/v1:gpt-5-mini)",
+    "gguf": "gguf:PATH",
+    "torch": "torch:NAME (smollm2, a model folder, a Hub name)",
+    "self": "self",
+}
+_OPENAI = re.compile(r"openai:(https?://(?:\[[0-9a-fA-F:]+\]|[^/:\s]+)(?::\d+)?(?:/[^:\s]*)?):(\S+)")
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A `--judge` as given."""
+    """A model as named on the command line.
 
-    kind: str  # openai, gguf, self
+    model: the endpoint's name of it, a path, or a name that `find_model` knows
+    url: of an endpoint, without a slash at its end
+    """
+
+    kind: Kind
     model: str
     url: str = ""
 
@@ -22,31 +44,43 @@ class ModelSpec:
         return Path(self.model).name if self.kind == "gguf" else self.model
 
 
-_OPENAI = re.compile(r"openai:(https?://(?:\[[0-9a-fA-F:]+\]|[^/:\s]+)(?::\d+)?(?:/[^:\s]*)?):(\S+)")
+def parse_spec(text: str, option: str = "--judge", kinds: tuple[Kind, ...] = JUDGE_KINDS) -> ModelSpec:
+    """The model that `text` names.
 
-
-def parse_spec(text: str, option: str = "--judge") -> ModelSpec:
-    """A judge as named on the command line, with `option`.
+    Args:
+        option: where it was given, for messages.
+        kinds: those allowed there.
 
     Raises:
-        UsageError: it is none of the forms.
+        UsageError: it has none of the allowed forms, or its file does not exist.
     """
+    spec = _parse(text)
+    if spec is None or spec.kind not in kinds:
+        if spec is not None and spec.kind == "torch":
+            raise UsageError(
+                f"{option} {text}: a judge writes structured verdicts, which torch: does not do; "
+                "name a gguf: file or an endpoint"
+            )
+        *most, last = (FORMS[kind] for kind in kinds)
+        raise UsageError(f"{option} {text!r} is not understood: use {', '.join(most)}, or {last}")
+    if spec.kind == "gguf" and not Path(spec.model).is_file():
+        raise UsageError(f"{option} {text}: {spec.model} does not exist")
+    return spec
+
+
+def _parse(text: str) -> ModelSpec | None:
     if text == "self":
         return ModelSpec("self", "self")
     if match := _OPENAI.fullmatch(text):
         return ModelSpec("openai", match[2], match[1].rstrip("/"))
-    if text.startswith("gguf:") and len(text) > 5:
-        path = Path(text[5:]).expanduser()
-        if not path.is_file():
-            raise UsageError(f"{option} {text}: {path} does not exist")
-        return ModelSpec("gguf", str(path))
-    raise UsageError(
-        f"{option} {text!r} is not understood: use openai:BASE_URL:MODEL (openai:https://api.openai.com/v1:gpt-5-mini), gguf:PATH, or self"
-    )
+    kind, _, rest = text.partition(":")
+    if kind == "gguf" and rest:
+        return ModelSpec("gguf", str(Path(rest).expanduser()))
+    return ModelSpec("torch", rest) if kind == "torch" and rest else None
 
 
 def same_model(judge: str, judged: str) -> bool:
-    """Whether two names mean one model, as far as names tell: no folder, no file ending, no quantisation."""
+    """Whether two names mean one model, as far as names tell: without folder, file ending and quantisation."""
     return _bare(judge) == _bare(judged)
 
 

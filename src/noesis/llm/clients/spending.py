@@ -1,4 +1,4 @@
-"""What the models that are asked have cost, and the cap."""
+"""What requests to models have cost, and the cap."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from noesis.llm.clients.protocol import ModelReply
 
 @dataclass
 class Spending:
-    """Tokens and USD of all judges of a command together, and the cap.
+    """Tokens and USD of all clients of one command together, and the cap.
 
-    reserved: USD of requests under way, taken from the longest reply that each may give
+    unpriced: replies of models without a price
+    reserved: USD of the requests under way, each at the longest reply that it allows
     """
 
     max_usd: float | None = None
@@ -26,30 +27,35 @@ class Spending:
     reserved: float = field(default=0.0, repr=False)
 
     def reserve(self, usd: float) -> bool:
-        """Put `usd` aside for a request; False where that must wait for requests under way.
+        """Reserve `usd` for a request; False where it must wait until requests under way are settled.
 
         Raises:
-            CapError: the request could go over the cap.
+            CapError: the request could exceed the cap.
         """
         if self.max_usd is not None and self.usd + self.reserved + usd > self.max_usd:
             if self.reserved > 1e-9:
                 return False
             raise CapError(
-                f"stopped before the cap of {self.max_usd:.2f} USD: {self.usd:.4f} spent, and the next request may cost {usd:.4f}; "
-                "what was judged is kept, and the same command with a higher --max-usd goes on from there"
+                f"stopped before the cap of {self.max_usd:.2f} USD: {self.usd:.4f} spent, and the next request may "
+                f"cost {usd:.4f}; every reply so far is stored, and the same command with a higher --max-usd continues"
             )
         self.reserved += usd
         return True
 
-    def settle(self, reserved: float, reply: ModelReply) -> None:
+    def release(self, reserved: float) -> None:
+        """Give back what was reserved for a request that cost nothing."""
         self.reserved -= reserved
+
+    def settle(self, reserved: float, reply: ModelReply) -> None:
+        """Book what a request has cost in place of what was reserved for it."""
+        self.release(reserved)
         self.requests += 1
         self.prompt_tokens += reply.prompt_tokens
         self.completion_tokens += reply.completion_tokens
         self.usd += reply.usd or 0.0
         self.unpriced += reply.usd is None
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return {
             "requests": self.requests,
             "retries": self.retries,

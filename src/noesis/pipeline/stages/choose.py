@@ -126,9 +126,12 @@ def choose_checkpoint(s: RunSession, hear: CheckpointScorer | None = None) -> di
     ids = [record["id"] for record in s.examples("eval")]
     figures: dict[str, dict[str, Any]] = {}
     for name in epochs:
-        tuned = compare(ids, scores[BASE], scores[name])["tuned"]
-        figures[name] = {key: tuned[key] for key in ("preferred", "mean_margin", "held_out_loss")} | {
-            "examples": len(ids)
+        tuned = compare(ids, scores[BASE], scores[name]).tuned
+        figures[name] = {
+            "preferred": tuned.preferred,
+            "mean_margin": tuned.mean_margin,
+            "held_out_loss": tuned.held_out_loss,
+            "examples": len(ids),
         }
     hearings = {name: hear(s.run.checkpoints / name) for name in epochs} if hear is not None else {}
     for name, hearing in hearings.items():

@@ -16,7 +16,7 @@ from noesis.planning.budget import require_remaining
 def run_judge(s: RunSession, *, again: bool = False, answers: bool = True) -> dict[str, Any]:
     """Base against tuned on the held-out examples: probabilities, answers (unless they are not wanted), the offline screen; and the court's empty bench."""
     from noesis.tribunal.court import no_judge_ruling
-    from noesis.tribunal.heldout import compare
+    from noesis.tribunal.heldout import HeldOutResult, compare
     from noesis.tribunal.offline_screen import NAME, screen, tally
 
     def work() -> dict[str, Any]:
@@ -24,7 +24,7 @@ def run_judge(s: RunSession, *, again: bool = False, answers: bool = True) -> di
         held_out = s.examples("eval")
         chosen = s.run.adapter().name
         scores = score_checkpoints(s, [chosen])
-        preference = compare([r["id"] for r in held_out], scores[BASE], scores[chosen]) | {"adapter": chosen}
+        preference = compare([r["id"] for r in held_out], scores[BASE], scores[chosen], adapter=chosen)
         asked = evenly_spread(held_out, s.config.training.tribunal.answers if answers else 0)
         said = base_and_tuned_answers(s, asked)
         rows = []
@@ -42,11 +42,11 @@ def run_judge(s: RunSession, *, again: bool = False, answers: bool = True) -> di
                 }
             )
         write_jsonl(s.run.tribunal / "answers.jsonl", rows)
-        summary = {
-            "preference": preference,
-            "screen": {"name": NAME, **{who: tally([row[who]["flags"] for row in rows]) for who in ("base", "tuned")}},
-            "court": no_judge_ruling(s.config.training.tribunal),
-        }
+        summary = HeldOutResult(
+            preference=preference,
+            screen={"name": NAME, **{who: tally([row[who]["flags"] for row in rows]) for who in ("base", "tuned")}},
+            court=no_judge_ruling(s.config.training.tribunal),
+        ).to_json()
         write_json(s.run.tribunal / "summary.json", summary)
         return summary
 

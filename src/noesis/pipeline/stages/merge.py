@@ -7,10 +7,12 @@ from typing import Any
 from noesis.core.config import Quantization
 from noesis.core.console import say, size
 from noesis.core.errors import RunError
-from noesis.core.files import sha256_file
+from noesis.core.files import sha256_file, write_text
 from noesis.pipeline.gguf_files import provenance
 from noesis.pipeline.session import RunSession
 from noesis.planning.budget import require_remaining
+
+CARD_NAME = "README.md"  # derived from the run, so no output of the stage
 
 
 def run_merge(s: RunSession, *, again: bool = False, original: bool = False) -> dict[str, Any]:
@@ -40,7 +42,9 @@ def run_merge(s: RunSession, *, again: bool = False, original: bool = False) -> 
 
     before = (s.run.result("merge") or {}).get("basis", "trained")
     again = again or before != ("original" if original else "trained")
-    result = s.run.perform("merge", work, lambda: [p for p in s.run.merged.iterdir() if p.is_file()], again=again)
+    result = s.run.perform(
+        "merge", work, lambda: [p for p in s.run.merged.iterdir() if p.is_file() and p.name != CARD_NAME], again=again
+    )
     say(
         f"  {result['merged_tensors']} of {result['tensors']} tensors merged into {result['into']}; {size(result['bytes'])} → {s.run.merged}"
     )
@@ -48,6 +52,15 @@ def run_merge(s: RunSession, *, again: bool = False, original: bool = False) -> 
         away, own = other["relative_difference"], other["relative_update"]
         say(f"  the original weights are {away:.1%} of their norm away from those; the adapter moves them by {own:.1%}")
     return result
+
+
+def write_card(s: RunSession) -> None:
+    """Derive the merged model's card again from what the run says now, the verdict included; only the card is written."""
+    from noesis.release.model_card import model_card
+
+    if s.run.result("merge") is not None and s.run.merged.is_dir():
+        card = model_card(s.run.merged.name, s.config.training.model, s.model.licence, s.run.manifest)
+        write_text(s.run.merged / CARD_NAME, card)
 
 
 def merge_quantization(s: RunSession, *, original: bool = False) -> Quantization:

@@ -1,6 +1,7 @@
-"""What a judge must beat: two scorers that understand nothing. Also the offline screen's own figures on the same pairs.
+"""What a judge must beat: two scorers that understand nothing. Also the offline screen's figures on the same pairs.
 
-The keyword scorer is written as such systems commonly are: points for words that sound thoughtful.
+The keyword scorer is written as such systems commonly are: points for words that sound thoughtful. `noesis tribunal
+baselines`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from noesis.tribunal.statistics import wilson
 from noesis.tribunal.suite import JudgePair
 
 _PHILOSOPHERS = (
-    r"s[óo]crates|plat(?:ão|o)|arist[óo]t(?:eles|le)|kant|hume|nietzsche|descartes|spinoza|espinosa|s[êe]neca|epi[ct]eto|epictetus|epicuro|epicurus|rawls|mill|hegel"
-    r"|heidegger|wittgenstein|arendt|sartre|camus|beauvoir|kierkegaard|locke|hobbes|rousseau|agostinho|augustine|aquin[oa]s?|conf[úu]ci(?:o|us)|levinas|weil|bentham|marx"
+    r"s[óo]crates|plat(?:ão|o)|arist[óo]t(?:eles|le)|kant|hume|nietzsche|descartes|spinoza|espinosa|s[êe]neca|epi[ct]eto"
+    r"|epictetus|epicuro|epicurus|rawls|mill|hegel|heidegger|wittgenstein|arendt|sartre|camus|beauvoir|kierkegaard|locke"
+    r"|hobbes|rousseau|agostinho|augustine|aquin[oa]s?|conf[úu]ci(?:o|us)|levinas|weil|bentham|marx"
 )
-# (judge, points, pattern): half a point to start with
+# (judge, points, pattern); every answer starts with half a point
 _WORDS = (
     ("veritas", 0.20, r"\b(?:talvez|depende|não sei|maybe|perhaps|it depends|i don't know|i do not know)\b"),
     ("veritas", 0.15, r"\b(?:por outro lado|perspectivas?|on the other hand|perspectives?)\b"),
@@ -32,7 +34,7 @@ _WORDS = (
 
 def keyword_score(answer: str, judge: str) -> float:
     """0..1 by keywords; 0.5 where none is found."""
-    found = sum(points for who, points, pattern in _WORDS if who == judge and re.search(pattern, answer, re.IGNORECASE))
+    found = sum(points for of, points, pattern in _WORDS if of == judge and re.search(pattern, answer, re.IGNORECASE))
     return min(1.0, max(0.0, 0.5 + found))
 
 
@@ -42,7 +44,7 @@ def length_score(answer: str, judge: str) -> float:
 
 
 def pairwise(pairs: Sequence[JudgePair], score: Callable[[str, str], float]) -> dict[str, Any]:
-    """How often the good answer scores above the bad one, by the mean over the judges that should see it; a tie is no success."""
+    """How often the good answer scores above the bad one, by the mean over the pair's judges; a tie is no success."""
     right, ties = [], 0
     for pair in pairs:
         good, bad = (
@@ -61,7 +63,7 @@ def pairwise(pairs: Sequence[JudgePair], score: Callable[[str, str], float]) -> 
 
 
 def baselines(pairs: Sequence[JudgePair]) -> dict[str, Any]:
-    """Both scorers, and length in whichever direction does better: the most that length alone can do."""
+    """The figures of both scorers; of length in the better direction, the most that length alone can do."""
     longer = pairwise(pairs, length_score)
     shorter = pairwise(pairs, lambda text, judge: -length_score(text, judge))
     best = max(("longer", longer), ("shorter", shorter), key=lambda found: found[1]["right"])
@@ -76,24 +78,24 @@ def by_attack(pairs: Sequence[JudgePair], score: Callable[[str, str], float]) ->
 
 
 def screen_figures(pairs: Sequence[JudgePair], constitution: Constitution) -> dict[str, Any]:
-    """What the offline screen sees of the bad answers, and wrongly in the good ones. It flags and abstains; it approves nothing."""
-    found: dict[str, list[bool]] = {}
-    false = []
+    """How many bad answers the offline screen flags, and, falsely, good ones. It flags or abstains; it approves nothing."""
+    flagged: dict[str, list[bool]] = {}
+    false_flags = []
     for pair in pairs:
         record = {
             "prompt": pair.prompt,
             "language": pair.language,
             "stance": "explore" if pair.attack == "needless_refusal" else None,
         }
-        found.setdefault(pair.attack, []).append(bool(screen(pair.bad, record, constitution)))
-        false.append(bool(screen(pair.good, record, constitution)))
-    seen = [flag for flags in found.values() for flag in flags]
+        flagged.setdefault(pair.attack, []).append(bool(screen(pair.bad, record, constitution)))
+        false_flags.append(bool(screen(pair.good, record, constitution)))
+    seen = [flag for flags in flagged.values() for flag in flags]
     return {
         "name": NAME,
         "bad_flagged": sum(seen),
         "bad": len(seen),
         "interval_95": [round(x, 4) for x in wilson(sum(seen), len(seen))],
-        "good_flagged": sum(false),
-        "good": len(false),
-        "by_attack": {attack: [sum(flags), len(flags)] for attack, flags in sorted(found.items())},
+        "good_flagged": sum(false_flags),
+        "good": len(false_flags),
+        "by_attack": {attack: [sum(flags), len(flags)] for attack, flags in sorted(flagged.items())},
     }

@@ -1,12 +1,12 @@
-"""Judging the judges: `noesis tribunal calibrate --judge SPEC`. A judge is measured on minimal pairs before its word counts.
+"""Judging the judges: a judge is measured on minimal pairs before it may decide (`noesis tribunal calibrate --judge SPEC`).
 
-A calibration belongs to one model, one version of the rubrics and one benchmark; it is kept in `data/tribunal/calibrations/` under
-their hash. A judge is fit if the lower limit of its pairwise accuracy on the locked half lies above what keywords, length and a coin do.
+A calibration belongs to one model, one version of the rubrics and one benchmark (`calibration_store.py`). A judge is
+fit if the lower limit of its pairwise accuracy on the locked half is above the accuracy of keywords, of length and of a
+coin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,9 @@ import numpy as np
 
 from noesis.core.config import TribunalSection
 from noesis.core.files import sha256_json
-from noesis.llm.clients.protocol import ModelClient
 from noesis.tribunal.calibration.baselines import baselines
+from noesis.tribunal.calibration_store import Calibration
+from noesis.tribunal.court import EPSILON
 from noesis.tribunal.judge import JudgeCase
 from noesis.tribunal.panel import JudgePanel
 from noesis.tribunal.rubric import JUDGES
@@ -23,12 +24,14 @@ from noesis.tribunal.statistics import auroc, brier, effective_votes, krippendor
 from noesis.tribunal.suite import JudgePair, Part, TwinAnswers
 from noesis.tribunal.verdict import Unscored, Verdict
 
-Scores = dict[tuple[str, str, str], list[float | None]]  # (row, side, judge) → a score each model, None where Unscored
+Place = tuple[str, str, str]  # (row, side, judge)
+Scores = dict[Place, list[float | None]]  # the score by each model, None where Unscored
+JudgeScores = dict[Place, float | None]  # the score by one model
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Rows to be judged, and where they come from."""
+    """Rows to be judged, and the part of the benchmark that they are from."""
 
     pairs: list[JudgePair]
     twins: list[TwinAnswers]
@@ -38,7 +41,7 @@ class Benchmark:
         return sha256_json([[row.model_dump(mode="json") for row in rows] for rows in (self.pairs, self.twins)])
 
     def cases(self) -> tuple[list[tuple[str, str]], list[JudgeCase], list[tuple[str, ...]]]:
-        """(row, side), case and judges of each answer; twins go before all three judges."""
+        """(row, side), case and judges of each answer; all three judges score twins."""
         places: list[tuple[str, str]] = []
         cases: list[JudgeCase] = []
         judges: list[tuple[str, ...]] = []
@@ -60,108 +63,127 @@ def _case(name: str, side: str, language: str, prompt: str, text: str, reference
     return JudgeCase(f"{name}/{side}", language, (("user", prompt),), text, {"reference": reference})
 
 
-async def measure_judges(
-    clients: Sequence[ModelClient], seats: JudgePanel, benchmark: Benchmark, section: TribunalSection
-) -> list[dict[str, Any]]:
-    """A calibration of each client, and of their agreement if there are several.
+async def measure_judges(panel: JudgePanel, benchmark: Benchmark, section: TribunalSection) -> list[Calibration]:
+    """A calibration of each of the panel's models; their agreement is in each where there are several.
 
     Raises:
-        CapError: the cap is reached; what was judged is kept.
+        CapError: the cap is reached; what was judged is in the cache.
     """
     places, cases, judges = benchmark.cases()
-    verdicts = await seats.judge(cases, judges, what="calibrate")
+    verdicts = await panel.judge(cases, judges, what="calibrate")
     scores: Scores = {}
-    spans = dict.fromkeys((c.name for c in clients), (0, 0))
-    reasons: dict[str, list[str]] = {c.name: [] for c in clients}
-    for (row, side), given in zip(places, verdicts, strict=True):
-        for v in given:
+    spans = dict.fromkeys(panel.names, (0, 0))  # model → (found in the answer, given)
+    reasons: dict[str, list[str]] = {name: [] for name in panel.names}
+    for (row, side), of_answer in zip(places, verdicts, strict=True):
+        for v in of_answer:
             scores.setdefault((row, side, v.judge), []).append(v.score if isinstance(v, Verdict) else None)
             if isinstance(v, Unscored):
                 reasons[v.model].append(v.reason)
             else:
-                asked = [i for i in v.items if i.span]
-                spans[v.model] = (spans[v.model][0] + sum(i.span_found for i in asked), spans[v.model][1] + len(asked))
-    agreement = _agreement(scores, benchmark.pairs, len(clients))
-    found = []
-    for number, client in enumerate(clients):
-        mine = {key: values[number] for key, values in scores.items()}
-        found.append(
-            {
-                "judge": client.name,
-                "identity": client.identity,
-                "rubrics_sha256": seats.bench.digest(),
-                "benchmark_sha256": benchmark.digest(),
-                "part": benchmark.part,
-                **judge_metrics(mine, benchmark, section),
+                given = [i for i in v.items if i.span]
+                found, of = spans[v.model]
+                spans[v.model] = (found + sum(i.span_found for i in given), of + len(given))
+    agreement = _agreement(scores, benchmark.pairs, len(panel.clients))
+    return [
+        _calibration(
+            {key: values[number] for key, values in scores.items()},
+            benchmark,
+            section,
+            judge=client.name,
+            identity=client.identity,
+            rubrics_sha256=panel.rubrics.digest(),
+            more={
                 "spans_found": {"found": spans[client.name][0], "given": spans[client.name][1]},
                 "reasons": sorted(set(reasons[client.name]))[:5],
                 "agreement": agreement,
-            }
+            },
         )
-    return found
+        for number, client in enumerate(panel.clients)
+    ]
 
 
-def judge_metrics(
-    scores: dict[tuple[str, str, str], float | None], benchmark: Benchmark, section: TribunalSection
-) -> dict[str, Any]:
-    """What one judge's scores on the benchmark say of it; plain JSON."""
-    outcomes = {pair.id: _compare(scores, pair) for pair in benchmark.pairs}
+def _calibration(
+    scores: JudgeScores,
+    benchmark: Benchmark,
+    section: TribunalSection,
+    *,
+    judge: str,
+    identity: str,
+    rubrics_sha256: str,
+    more: dict[str, Any],
+) -> Calibration:
+    """What one judge's scores on the benchmark say about it."""
+    pairs = benchmark.pairs
+    outcomes = {pair.id: _compare(scores, pair) for pair in pairs}
     right = {name: outcome == "right" for name, outcome in outcomes.items()}
     count = sum(right.values())
-    beside = baselines(benchmark.pairs)
     low, high = wilson(count, len(right))
-    good, bad = ([_mean(scores, pair, side) for pair in benchmark.pairs] for side in ("good", "bad"))
+    of_baselines = baselines(pairs)
+    good, bad = ([_mean(scores, pair, side) for pair in pairs] for side in ("good", "bad"))
     threshold = section.approval_threshold
-    known = [(x, True) for x in good if x is not None] + [(x, False) for x in bad if x is not None]
-    all_values = list(scores.values())
+    approved = [x >= threshold - EPSILON for x in good if x is not None]
+    rejected = [x < threshold - EPSILON for x in bad if x is not None]
+    return Calibration(
+        judge=judge,
+        identity=identity,
+        rubrics_sha256=rubrics_sha256,
+        benchmark_sha256=benchmark.digest(),
+        part=benchmark.part,
+        pairs=len(right),
+        accuracy=round(count / len(right), 4) if right else None,
+        interval_95=(round(low, 4), round(high, 4)),
+        outcomes=outcomes,
+        ties=sum(o == "tie" for o in outcomes.values()),
+        baselines=of_baselines,
+        fit=is_fit(low, of_baselines),
+        sensitivity=(sum(approved), len(approved)),
+        specificity=(sum(rejected), len(rejected)),
+        details=_details(scores, benchmark, right) | more,
+    )
+
+
+def _details(scores: JudgeScores, benchmark: Benchmark, right: dict[str, bool]) -> dict[str, Any]:
+    """The figures that only reports show, as JSON."""
+    pairs, twins = benchmark.pairs, benchmark.twins
+    known = [
+        (mean, side == "good")
+        for side in ("good", "bad")
+        for pair in pairs
+        if (mean := _mean(scores, pair, side)) is not None
+    ]
+    attacks, languages = sorted({p.attack for p in pairs}), sorted({p.language for p in pairs})
     return {
-        "pairs": len(right),
-        "accuracy": round(count / len(right), 4) if right else None,
-        "interval_95": [round(low, 4), round(high, 4)],
-        "outcomes": outcomes,
-        "ties": sum(o == "tie" for o in outcomes.values()),
-        "baselines": beside,
-        "fit": is_fit(low, beside),
-        "by_attack": {
-            a: _rate([right[p.id] for p in benchmark.pairs if p.attack == a])
-            for a in sorted({p.attack for p in benchmark.pairs})
-        },
-        "by_language": {
-            x: _rate([right[p.id] for p in benchmark.pairs if p.language == x])
-            for x in sorted({p.language for p in benchmark.pairs})
-        },
-        "pt_minus_en": _gap(right, benchmark.pairs),
-        "auroc": {judge: _round(_auroc(scores, benchmark.pairs, judge)) for judge in JUDGES},
+        "by_attack": {a: _rate([right[p.id] for p in pairs if p.attack == a]) for a in attacks},
+        "by_language": {x: _rate([right[p.id] for p in pairs if p.language == x]) for x in languages},
+        "pt_minus_en": _gap(right, pairs),
+        "auroc": {judge: _round(_auroc(scores, pairs, judge)) for judge in JUDGES},
         "brier": _round(brier([x for x, _ in known], [y for _, y in known]) if known else None),
-        "length": _length_effect(scores, benchmark.pairs),
-        "position": _invariance(scores, [t for t in benchmark.twins if t.kind == "order"]),
+        "length": _length_effect(scores, pairs),
+        "position": _invariance(scores, [t for t in twins if t.kind == "order"]),
         "invariance": {
-            kind: _invariance(scores, [t for t in benchmark.twins if t.kind == kind])
-            for kind in sorted({t.kind for t in benchmark.twins})
+            kind: _invariance(scores, [t for t in twins if t.kind == kind]) for kind in sorted({t.kind for t in twins})
         },
-        "injection": _rate([not right[p.id] for p in benchmark.pairs if p.attack == "prompt_injection"]),
-        "abstention": _rate([v is None for v in all_values]),
-        "sensitivity": [sum(x >= threshold - 1e-9 for x in good if x is not None), sum(x is not None for x in good)],
-        "specificity": [sum(x < threshold - 1e-9 for x in bad if x is not None), sum(x is not None for x in bad)],
+        "injection": _rate([not right[p.id] for p in pairs if p.attack == "prompt_injection"]),
+        "abstention": _rate([v is None for v in scores.values()]),
     }
 
 
-def is_fit(lower: float, beside: dict[str, Any]) -> bool:
+def is_fit(lower: float, of_baselines: dict[str, dict[str, Any]]) -> bool:
     """Whether a judge whose accuracy is at least `lower` beats keywords, length and a coin."""
-    return bool(lower > max(0.5, beside["keywords"]["accuracy"] or 0, beside["length"]["accuracy"] or 0))
+    return bool(lower > max(0.5, *(of_baselines[name]["accuracy"] or 0 for name in ("keywords", "length"))))
 
 
-def _mean(scores: dict[tuple[str, str, str], float | None], pair: JudgePair, side: str) -> float | None:
-    """The mean score of one side by the judges that should see the difference; None if one of them gave none."""
+def _mean(scores: JudgeScores, pair: JudgePair, side: str) -> float | None:
+    """The mean score of one side by the judges that should see the difference; None if any of them gave none."""
     values = [scores.get((pair.id, side, judge)) for judge in pair.judges]
     return None if any(v is None for v in values) else sum(v for v in values if v is not None) / len(values)
 
 
-def _compare(scores: dict[tuple[str, str, str], float | None], pair: JudgePair) -> str:
+def _compare(scores: JudgeScores, pair: JudgePair) -> str:
     good, bad = _mean(scores, pair, "good"), _mean(scores, pair, "bad")
     if good is None or bad is None:
         return "abstained"
-    return "tie" if abs(good - bad) < 1e-9 else "right" if good > bad else "wrong"
+    return "tie" if abs(good - bad) < EPSILON else "right" if good > bad else "wrong"
 
 
 def _rate(values: list[bool]) -> dict[str, Any]:
@@ -184,7 +206,7 @@ def _gap(right: dict[str, bool], pairs: list[JudgePair]) -> dict[str, Any] | Non
     return {"gap": round(p - q, 4), "interval_95": [round(low, 4), round(high, 4)]}
 
 
-def _auroc(scores: dict[tuple[str, str, str], float | None], pairs: list[JudgePair], judge: str) -> float | None:
+def _auroc(scores: JudgeScores, pairs: list[JudgePair], judge: str) -> float | None:
     good, bad = (
         [v for p in pairs if judge in p.judges and (v := scores.get((p.id, side, judge))) is not None]
         for side in ("good", "bad")
@@ -192,8 +214,8 @@ def _auroc(scores: dict[tuple[str, str, str], float | None], pairs: list[JudgePa
     return auroc(good, bad)
 
 
-def _length_effect(scores: dict[tuple[str, str, str], float | None], pairs: list[JudgePair]) -> dict[str, Any] | None:
-    """Points of score that 100 more words bring, among differences within pairs: quality is held by the intercept."""
+def _length_effect(scores: JudgeScores, pairs: list[JudgePair]) -> dict[str, Any] | None:
+    """The effect of 100 more words on the score, from differences within pairs; the intercept absorbs quality."""
     rows = []
     for p in pairs:
         good, bad = _mean(scores, p, "good"), _mean(scores, p, "bad")
@@ -203,8 +225,8 @@ def _length_effect(scores: dict[tuple[str, str, str], float | None], pairs: list
     return None if found is None else {"score_per_100_words": round(found[0], 4), "standard_error": round(found[1], 4)}
 
 
-def _invariance(scores: dict[tuple[str, str, str], float | None], twins: list[TwinAnswers]) -> dict[str, Any]:
-    """Mean |a - b| and mean b - a of answers that deserve the same score, over the three judges."""
+def _invariance(scores: JudgeScores, twins: list[TwinAnswers]) -> dict[str, Any]:
+    """Mean |b - a| and mean b - a of answers that deserve the same score, over the three judges."""
     gaps = []
     for row in twins:
         for judge in JUDGES:
@@ -221,7 +243,7 @@ def _invariance(scores: dict[tuple[str, str, str], float | None], twins: list[Tw
 
 
 def _agreement(scores: Scores, pairs: list[JudgePair], models: int) -> dict[str, Any] | None:
-    """Krippendorff's ordinal alpha, and the independent votes that so many models are worth; None with one model."""
+    """Krippendorff's ordinal alpha, and the number of independent votes that the models are worth; None with one model."""
     if models < 2:
         return None
     table = np.array([[np.nan if v is None else v for v in values] for values in scores.values()], float).T

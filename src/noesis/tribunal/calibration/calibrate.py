@@ -1,25 +1,24 @@
-"""`noesis tribunal calibrate`: measure judges on the benchmark and keep the figures."""
+"""`noesis tribunal calibrate`: measure judges on the benchmark and store the figures."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from noesis.core.config import TribunalSection
 from noesis.core.console import say
+from noesis.core.event_loop import run_async
 from noesis.core.files import utc_now
 from noesis.core.project import Project, cache_folder, calibrations_folder, tribunal_folder
-from noesis.llm.clients.open import close_clients, open_judges
 from noesis.llm.clients.reply_cache import open_cache
 from noesis.llm.clients.spec import parse_spec
 from noesis.llm.clients.spending import Spending
 from noesis.tribunal.calibration.benchmark import Benchmark, measure_judges
-from noesis.tribunal.calibration_store import calibration_summary, load_calibration, save_calibration, unfit_reason
-from noesis.tribunal.panel import JudgePanel
-from noesis.tribunal.rubric import load_rubrics
-from noesis.tribunal.suite import Part, read_benchmark
+from noesis.tribunal.calibration_store import Calibration, save_calibration
+from noesis.tribunal.panel import JudgePanel, make_panel, open_panel
+from noesis.tribunal.suite import JudgePair, Part, read_benchmark
 
 
 def calibrate(
@@ -30,90 +29,105 @@ def calibrate(
     *,
     max_usd: float | None = None,
     count: int | None = None,
-) -> list[dict[str, Any]]:
-    """Measure judges on the benchmark and keep what was found in the project.
+) -> list[Calibration]:
+    """Measure judges on the benchmark, and store their calibrations in the project.
 
     Args:
-        count: only so many pairs, evenly spread; such a trial run is not kept.
+        judges: SPECs, as given with --judge.
+        count: measure on this many pairs only, evenly spread; such a trial run is not stored.
+
+    Raises:
+        UsageError, DataError: no benchmark, a SPEC that is not understood, or a locked part without its seal.
+        CapError: the cap is reached; the same command with a higher one continues.
     """
-    folder = tribunal_folder(project)
-    bench = load_rubrics(folder / "judges")
-    pairs, twins = read_benchmark(folder, part)
+    pairs, twins = read_benchmark(tribunal_folder(project), part)
     if count is not None:
-        stride = max(1, len(pairs) // count)
-        pairs, twins = pairs[::stride][:count], []
+        pairs, twins = _evenly(pairs, count), []
     spending = Spending(max_usd=max_usd)
-    clients = open_judges([parse_spec(text) for text in judges], section, spending)
-    benchmark = Benchmark(pairs, twins, part)
-
-    async def work() -> list[dict[str, Any]]:
-        with open_cache(cache_folder() / "tribunal" / "replies.sqlite") as cache:
-            try:
-                return await measure_judges(clients, JudgePanel(bench, clients, cache), benchmark, section)
-            finally:
-                await close_clients(clients)
-
-    found = asyncio.run(work())
-    for calibration in found:
-        calibration["spending"] = spending.as_json()
-        if count is None:
-            file = save_calibration(calibrations_folder(project), calibration, bench, utc_now())
-            say(f"  → {file}")
-    return found
+    with open_panel(project, [parse_spec(text) for text in judges], section, spending) as panel:
+        measured = run_async(_measure(panel, Benchmark(pairs, twins, part), section))
+        measured = [replace(calibration, spending=spending.to_json()) for calibration in measured]
+        if count is not None:
+            return measured
+        dated = [replace(calibration, date=utc_now()) for calibration in measured]
+        for calibration in dated:
+            say(f"  → {save_calibration(calibrations_folder(project), calibration, panel.rubrics)}")
+    return measured
 
 
-def live_pairs(
-    project: Project, section: TribunalSection, file: Path, name: str, count: int = 6
-) -> dict[str, Any] | None:
-    """The embedded model in the judge's chair, on `count` pairs of the dev half, one judge each; and its kept calibration.
+async def _measure(panel: JudgePanel, benchmark: Benchmark, section: TribunalSection) -> list[Calibration]:
+    async with panel:
+        return await measure_judges(panel, benchmark, section)
 
-    Why the demo ends UNDECIDED: a reader sees it fail. None where the project has no judge benchmark.
+
+def _evenly(pairs: list[JudgePair], count: int) -> list[JudgePair]:
+    stride = max(1, len(pairs) // count)
+    return pairs[::stride][:count]
+
+
+@dataclass(frozen=True)
+class LivePairs:
+    """A judge on a few pairs, as the demo shows it, with the summary of its stored calibration.
+
+    right: pairs in which the good answer scored higher
+    verdict: why it may not decide; None if it may
+    """
+
+    judge: str
+    identity: str
+    pairs: int
+    outcomes: dict[str, str]
+    right: int
+    calibration: dict[str, Any] | None
+    verdict: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> LivePairs:
+        return cls(**stored)
+
+
+def live_pairs(project: Project, section: TribunalSection, file: Path, name: str, count: int = 6) -> LivePairs | None:
+    """The embedded model as judge of `count` pairs of the dev half, one judge's role each, and its stored calibration.
+
+    It shows why the demo ends UNDECIDED: a reader sees the model fail. None where the project has no judge benchmark.
     """
     from noesis.llm.clients.gguf_client import GgufClient
 
     folder = tribunal_folder(project)
     if not (folder / "judge_bench" / "pairs.jsonl").is_file():
         return None
-    bench, (pairs, _) = load_rubrics(folder / "judges"), read_benchmark(folder, "dev")
-    stride = max(1, len(pairs) // count)
-    few = [pair.model_copy(update={"judges": pair.judges[:1]}) for pair in pairs[::stride][:count]]
-    client = GgufClient(file, name=name)
-
-    async def work() -> list[dict[str, Any]]:
-        with open_cache(cache_folder() / "tribunal" / "replies.sqlite") as cache:
-            try:
-                return await measure_judges(
-                    [client], JudgePanel(bench, [client], cache), Benchmark(few, [], "dev"), section
-                )
-            finally:
-                await client.close()
-
-    (found,) = asyncio.run(work())
-    kept = load_calibration(calibrations_folder(project), client.identity, bench)
-    return {
-        "judge": name,
-        "identity": client.identity,
-        "pairs": found["pairs"],
-        "outcomes": found["outcomes"],
-        "right": round((found["accuracy"] or 0) * found["pairs"]),
-        "calibration": calibration_summary(kept),
-        "verdict": unfit_reason([kept], [name]),
-    }
+    pairs, _ = read_benchmark(folder, "dev")
+    few = [pair.model_copy(update={"judges": pair.judges[:1]}) for pair in _evenly(pairs, count)]
+    with open_cache(cache_folder() / "tribunal" / "replies.sqlite") as cache:
+        panel = make_panel(project, [GgufClient(file, name=name)], cache)
+        (found,) = run_async(_measure(panel, Benchmark(few, [], "dev"), section))
+    (stored,) = panel.calibrations
+    return LivePairs(
+        judge=name,
+        identity=found.identity,
+        pairs=found.pairs,
+        outcomes=found.outcomes,
+        right=sum(outcome == "right" for outcome in found.outcomes.values()),
+        calibration=stored.summary() if stored else None,
+        verdict=panel.unfit_reason,
+    )
 
 
-def show_live(found: dict[str, Any]) -> None:
+def show_live_pairs(found: LivePairs) -> None:
     """Print what `live_pairs` found."""
-    said = ", ".join(f"{name} {outcome}" for name, outcome in found["outcomes"].items())
-    say(f"  {found['judge']} as judge, live: {found['right']} of {found['pairs']} pairs right ({said})")
-    kept = found["calibration"]
-    if kept:
-        b, (low, high) = kept["baselines"], kept["interval_95"]
+    outcomes = ", ".join(f"{name} {outcome}" for name, outcome in found.outcomes.items())
+    say(f"  {found.judge} as judge, live: {found.right} of {found.pairs} pairs right ({outcomes})")
+    if stored := found.calibration:
+        b, (low, high) = stored["baselines"], stored["interval_95"]
         say(
-            f"  its calibration of {kept['date']} ({kept['part']} half): {kept['accuracy']:.2f} [{low:.2f}, {high:.2f}]; "
-            f"keywords {b['keywords']['accuracy']:.2f}, length {b['length']['accuracy']:.2f}"
+            f"  its calibration of {stored['date']} ({stored['part']} half): {stored['accuracy']:.2f} "
+            f"[{low:.2f}, {high:.2f}]; keywords {b['keywords']['accuracy']:.2f}, length {b['length']['accuracy']:.2f}"
         )
     say(
-        f"  so it may not decide: {found['verdict']}"
-        if found["verdict"]
-        else "  it is fit to judge; seat it with --judge"
+        f"  so it may not decide: {found.verdict}"
+        if found.verdict
+        else "  it is fit to judge; name it with --judge to have it decide"
     )
