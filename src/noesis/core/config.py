@@ -1,43 +1,77 @@
 """The two YAML files as frozen models: `data/training/lora_config.yaml` and `data/training/training_config.yaml`.
 
 People write sparse YAML; each run writes its resolved configuration to `config.json`. Unknown keys are refused with the
-nearest known one; contradictions between the files are refused too. Command-line options arrive as `overrides`.
+nearest known one, and so are contradictions between the files. Command-line options arrive as `overrides`.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from noesis.core.errors import ConfigError
 from noesis.core.files import sha256_json
-from noesis.core.language import Language
 from noesis.core.project import Project
-from noesis.core.yaml_file import complaint, read_yaml
+from noesis.core.sections import (
+    BudgetSection,
+    ConstitutionalSection,
+    Count,
+    DataSection,
+    DemoSection,
+    DpoSection,
+    Fraction,
+    Frozen,
+    GgufSection,
+    JudgeWeights,
+    ModalSection,
+    Price,
+    Quantization,
+    ReplaySection,
+    TribunalSection,
+)
+from noesis.core.yaml_file import describe_error, read_yaml
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-AutoOrBool = Literal["auto", True, False]
+__all__ = [
+    "BudgetSection",
+    "Config",
+    "ConstitutionalSection",
+    "DataSection",
+    "DemoSection",
+    "DpoSection",
+    "GgufSection",
+    "JudgeWeights",
+    "LoraFile",
+    "ModalSection",
+    "Price",
+    "Quantization",
+    "ReplaySection",
+    "SaveEvery",
+    "TrainingFile",
+    "TribunalSection",
+    "load_config",
+]
+
+# Keys of training_config.yaml that don't reach the adapter: how it is computed, and what happens around and after it.
+NOT_DECIDING = (
+    "demo",
+    "gguf",
+    "tribunal",
+    "modal",
+    "output_name",
+    "engine",
+    "gradient_checkpointing",
+    "compile",
+    "packing",
+    "save_every",
+    "budget",
+)
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False, protected_namespaces=())
-
-
-class Quantization(_Frozen):
-    """How bitsandbytes stores the frozen base where it is stored in 4 bits."""
-
-    load_in_4bit: bool = True  # with `precision: auto`: may be stored in 4 bits; false: never
-    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
-    bnb_4bit_use_double_quant: bool = True
-    bnb_4bit_compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-
-
-class LoraFile(_Frozen):
+class LoraFile(Frozen):
     """`lora_config.yaml`; names as in `peft.LoraConfig`."""
 
     r: Count = 64
@@ -51,147 +85,13 @@ class LoraFile(_Frozen):
 
 @dataclass(frozen=True)
 class SaveEvery:
-    """How often the trainer's state is saved; neither: as the plan and the disk's speed allow."""
+    """How often the trainer's state is saved; both None: as the plan and the speed of the disk allow."""
 
     steps: int | None = None
     seconds: float | None = None
 
 
-class BudgetSection(_Frozen):
-    """The most that a run may take in all, across restarts, and what this machine costs."""
-
-    max_usd: Annotated[float, Field(gt=0)] | None = 90.0
-    max_minutes: Annotated[float, Field(gt=0)] | None = None
-    usd_per_hour: Annotated[float, Field(ge=0)] | None = None  # None: 0 on a machine of your own, Modal's prices there
-
-
-class DataSection(_Frozen):
-    """What is trained on and what is held out."""
-
-    language: Language = "pt"
-    eval_examples: Count = 13
-    categories: Annotated[tuple[str, ...], Field(min_length=1)]
-
-
-class ConstitutionalSection(_Frozen):
-    """How the critique enters the training text."""
-
-    include_critique: bool = False
-
-
-class DpoSection(_Frozen):
-    """Preference training (`method: dpo` and `sft+dpo`): Rafailov et al., arXiv 2305.18290, with a small likelihood term on the chosen answer."""
-
-    beta: Annotated[float, Field(gt=0)] = 0.1
-    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 5e-5
-    epochs: Count = 2
-    nll_weight: Annotated[float, Field(ge=0)] = 0.1
-    reference: Literal["start", "base"] = (
-        "start"  # what rewards are measured against: the model as this training finds it, or the adapter switched off
-    )
-    pairs: str | None = None  # a JSONL file of pairs besides the hand-written ones, relative to the project
-
-
-class ReplaySection(_Frozen):
-    """General instruction rows among the examples of SFT, against forgetting."""
-
-    file: str | None = None  # JSONL, relative to the project
-    share: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of all rows trained on
-
-
-class JudgeWeights(_Frozen):
-    """Weight of each judge in the mean; they add up to 1."""
-
-    veritas: Fraction = 0.40
-    sophia: Fraction = 0.30
-    dike: Fraction = 0.30
-
-
-class Price(_Frozen):
-    """What a judge's endpoint charges, in USD a million tokens."""
-
-    prompt: Annotated[float, Field(ge=0)]
-    completion: Annotated[float, Field(ge=0)]
-
-
-class TribunalSection(_Frozen):
-    """The court: weights, bands, floor and vetoes; the trial; how its judges are asked."""
-
-    weights: JudgeWeights = JudgeWeights()
-    approval_threshold: Fraction = 0.70
-    conditional_threshold: Fraction = 0.50
-    judge_floor: Fraction = 0.50
-    vetoes: tuple[Literal["harmful_compliance", "fabricated_citation", "leaked_system_prompt"], ...] = (
-        "harmful_compliance",
-        "fabricated_citation",
-        "leaked_system_prompt",
-    )
-    max_forgetting: Fraction = 0.05  # most that the share of right answers to keyed items may fall, base to tuned
-    min_prompts: Count = 20  # below this no interval is trusted
-    judges: tuple[
-        str, ...
-    ] = ()  # as --judge says them; those that choose the checkpoint and judge it where none is named
-    answers: Annotated[int, Field(ge=0)] = 6
-    max_new_tokens: Count = 200
-    samples: Count = 2  # answers of each model to each prompt, at fixed seeds
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
-    trial_tokens: Count = 320  # most tokens of an answer in the trial
-    concurrency: Count = 8  # requests at once to a judge
-    timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
-    attempts: Count = 5  # of one request, before its answer is Unscored
-    requests_per_minute: Annotated[float, Field(gt=0)] | None = None
-    prices: dict[str, Price] = {}  # by the model's name as given in --judge
-
-    @model_validator(mode="after")
-    def _consistent(self) -> TribunalSection:
-        total = self.weights.veritas + self.weights.sophia + self.weights.dike
-        if abs(total - 1) > 1e-6:
-            raise ValueError(f"tribunal.weights add up to {total:g}; they must add up to 1")
-        if self.conditional_threshold > self.approval_threshold:
-            raise ValueError("tribunal.conditional_threshold is above tribunal.approval_threshold")
-        return self
-
-
-class GgufSection(_Frozen):
-    """Which GGUF files an export writes."""
-
-    quantizations: Annotated[tuple[Literal["f32", "f16", "q8_0", "q4_k_m"], ...], Field(min_length=1)] = ("f16", "q8_0")
-
-
-class DemoSection(_Frozen):
-    """What `noesis demo` changes so that the pipeline takes minutes on two cores."""
-
-    model: str = "smollm2"
-    language: Language = "en"
-    r: Annotated[tuple[Count, ...], Field(min_length=1)] = (64, 32, 16, 8)
-    max_epochs: Count = 3
-    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-3
-    train_minutes: Annotated[float, Field(gt=0)] = 5.5
-    quick_examples: Count = 16
-
-
-class ModalSection(_Frozen):
-    """Names and machines on Modal.com."""
-
-    model: str = "meta-llama/Llama-3.1-8B-Instruct"
-    app: str = "noesis-philosophical-training"
-    volume: str = "noesis-training-data"
-    secret: str = "huggingface-token"  # noqa: S105  (its name on Modal)
-    train_gpu: Annotated[tuple[str, ...], Field(min_length=1)] = ("L40S", "A100-80GB")
-    judge_gpu: Annotated[tuple[str, ...], Field(min_length=1)] = ("A10",)
-    timeout_hours: Annotated[float, Field(gt=0, le=24)] = 12.0
-    judges: tuple[str, ...] = ("vllm:Qwen/Qwen2.5-7B-Instruct",)
-    judge_secret: str | None = None
-
-    @field_validator("train_gpu", "judge_gpu")
-    @classmethod
-    def _todays_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(
-            re.sub(r"(?i)^A10G\b", "A10", name) for name in names
-        )  # A10G is its older name, which the service no longer lists
-
-
-class TrainingFile(_Frozen):
+class TrainingFile(Frozen):
     """`training_config.yaml`; training keys as in `transformers.TrainingArguments`."""
 
     model: str = "smollm2"
@@ -213,8 +113,8 @@ class TrainingFile(_Frozen):
     engine: Literal["noesis", "unsloth"] = "noesis"
     precision: Literal["auto", "fp8", "bf16", "nf4", "fp32"] = "auto"
     gradient_checkpointing: Literal["auto", "none", "selective", "full"] = "auto"
-    compile: AutoOrBool = "auto"
-    packing: AutoOrBool = "auto"
+    compile: Literal["auto", True, False] = "auto"  # ignored; accepted because files of earlier versions have it
+    packing: Literal["auto", True, False] = "auto"
     data: DataSection
     constitutional_ai: ConstitutionalSection = ConstitutionalSection()
     dpo: DpoSection = DpoSection()
@@ -226,36 +126,37 @@ class TrainingFile(_Frozen):
 
     @property
     def epochs(self) -> int:
-        """Of the training that leaves the run's adapters."""
+        """Epochs of the training that leaves the run's adapters."""
         return self.num_train_epochs if self.method == "sft" else self.dpo.epochs
 
     @model_validator(mode="after")
     def _method_fits(self) -> TrainingFile:
         if self.method != "sft" and self.engine == "unsloth":
             raise ValueError(
-                f"method: {self.method} and engine: unsloth don't go together: Unsloth trains by method: sft only; set engine: noesis"
+                f"method: {self.method} and engine: unsloth can't be combined: Unsloth trains with method: sft only; "
+                "set engine: noesis"
             )
         if self.method == "dpo" and self.replay.file is not None:
             raise ValueError(
-                "replay.file belongs to SFT and method: dpo has none: set method: sft+dpo, or replay.file: null"
+                "replay.file is for SFT, which method: dpo does not do: set method: sft+dpo, or replay.file: null"
             )
         return self
 
     @property
     def saving(self) -> SaveEvery:
-        """`save_every`, read."""
+        """`save_every`, parsed."""
         if self.save_every == "auto":
             return SaveEvery()
         number, unit = self.save_every.split()
         return SaveEvery(steps=int(number)) if unit.startswith("step") else SaveEvery(seconds=float(number) * 60)
 
 
-class Config(_Frozen):
-    """Both files together: everything that a run is made of."""
+class Config(Frozen):
+    """Both files together: all settings of a run."""
 
     lora: LoraFile
     training: TrainingFile
-    max_examples: Annotated[int, Field(ge=1)] | None = None  # train on the first N of the shuffled set; None: all
+    max_examples: Count | None = None  # train on the first N of the shuffled set; None: all
 
     @model_validator(mode="after")
     def _one_precision(self) -> Config:
@@ -263,12 +164,13 @@ class Config(_Frozen):
         if precision != "auto" and (precision == "nf4") != quantization.load_in_4bit:
             other = "true" if precision == "nf4" else "false"
             raise ValueError(
-                f"training_config.yaml says precision: {precision} and lora_config.yaml says load_in_4bit: {str(quantization.load_in_4bit).lower()}; "
-                f"set load_in_4bit: {other}, or precision: auto"
+                f"training_config.yaml says precision: {precision} and lora_config.yaml says load_in_4bit: "
+                f"{str(quantization.load_in_4bit).lower()}; set load_in_4bit: {other}, or precision: auto"
             )
         if precision == "nf4" and quantization.bnb_4bit_quant_type != "nf4":
             raise ValueError(
-                f"training_config.yaml says precision: nf4 and lora_config.yaml says bnb_4bit_quant_type: {quantization.bnb_4bit_quant_type}; "
+                "training_config.yaml says precision: nf4 and lora_config.yaml says bnb_4bit_quant_type: "
+                f"{quantization.bnb_4bit_quant_type}; "
                 "set bnb_4bit_quant_type: nf4, or precision: auto"
             )
         return self
@@ -278,68 +180,70 @@ class Config(_Frozen):
         return sha256_json(self.deciding())
 
     def deciding(self) -> dict[str, Any]:
-        """The settings that decide the adapter; those of the demo profile, GGUF, Tribunal, Modal and budget do not, nor how it is computed."""
+        """The settings that decide the adapter, as JSON. How it is computed, and what happens afterwards, does not."""
         settings = self.model_dump(mode="json")
-        for key in (
-            "demo",
-            "gguf",
-            "tribunal",
-            "modal",
-            "output_name",
-            "engine",
-            "gradient_checkpointing",
-            "compile",
-            "packing",
-            "save_every",
-            "budget",
-        ):
-            settings["training"].pop(key)
         training = settings["training"]
-        if training["method"] == "sft":
+        for key in NOT_DECIDING:
+            del training[key]
+        if self.training.method == "sft":
             del training["method"], training["dpo"]
         else:
-            del training["dpo"]["pairs"]  # what is in the file decides, and is in the data's hash
-        if training["replay"].pop("file") is None or self.training.method == "dpo":
+            del training["dpo"]["pairs"]  # the content of the file decides, and the data's hash covers it
+        del training["replay"]["file"]
+        if self.training.replay.file is None or self.training.method == "dpo":
             del training["replay"]
-        if self.training.precision == "auto":  # the plan's choice, recorded there
-            settings["training"].pop("precision")
+        if self.training.precision == "auto":  # the plan chooses it and records it
+            del training["precision"]
         return settings
 
+    def with_settings(
+        self,
+        *,
+        lora: Mapping[str, Any] | None = None,
+        quantization: Mapping[str, Any] | None = None,
+        training: Mapping[str, Any] | None = None,
+    ) -> Config:
+        """A copy with some settings of `lora`, `lora.quantization` and `training` replaced, not validated again."""
+        new_quantization = self.lora.quantization.model_copy(update=quantization)
+        new_lora = self.lora.model_copy(update={**(lora or {}), "quantization": new_quantization})
+        return self.model_copy(update={"lora": new_lora, "training": self.training.model_copy(update=training)})
 
-def load_config(project: Project, overrides: dict[str, Any] | None = None) -> Config:
-    """Read both files, lay `overrides` over them, validate.
+
+def load_config(project: Project, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read both files, apply `overrides`, validate.
 
     Args:
-        overrides: dotted keys as in the files' own nesting, `lora.r` or `training.num_train_epochs`; None values are skipped.
+        overrides: dotted keys as nested in the files, `lora.r` or `training.num_train_epochs`; None values are skipped.
 
     Raises:
         ConfigError: naming the file, the key and the nearest known key.
     """
-    raw: dict[str, Any] = {"lora": _read_yaml(project.lora_yaml), "training": _read_yaml(project.training_yaml)}
-    lora = _validate(LoraFile, raw["lora"], project.lora_yaml)
-    training = _validate(TrainingFile, raw["training"], project.training_yaml)
-    merged: dict[str, Any] = {"lora": lora.model_dump(), "training": training.model_dump(), "max_examples": None}
-    given = {dotted for dotted, value in (overrides or {}).items() if value is not None}
-    word_on_4bit = "load_in_4bit" in lora.quantization.model_fields_set and "training.precision" not in given
-    for dotted, value in (overrides or {}).items():
-        if value is not None:
-            target = merged
-            *folders, key = dotted.split(".")
-            for folder in folders:
-                target = target[folder]
-            target[key] = value
-            word_on_4bit |= dotted == "lora.quantization.load_in_4bit" or (
-                dotted == "lora.quantization" and "load_in_4bit" in value
-            )
-    merged["training"]["model"] = _without_home(merged["training"]["model"])
-    precision = merged["training"]["precision"]
-    if precision != "auto" and not word_on_4bit:  # one word is enough; two must agree
-        merged["lora"]["quantization"]["load_in_4bit"] = precision == "nf4"
-    return _validate(Config, merged, Path("the command line" if given else "the settings together"))
+    lora = _validate(LoraFile, _read_yaml(project.lora_yaml), project.lora_yaml)
+    training = _validate(TrainingFile, _read_yaml(project.training_yaml), project.training_yaml)
+    settings: dict[str, Any] = {"lora": lora.model_dump(), "training": training.model_dump(), "max_examples": None}
+    given = {dotted: value for dotted, value in (overrides or {}).items() if value is not None}
+    for dotted, value in given.items():
+        section = settings
+        *path, key = dotted.split(".")
+        for name in path:
+            section = section[name]
+        section[key] = value
+    settings["training"]["model"] = _without_home(settings["training"]["model"])
+    precision = settings["training"]["precision"]
+    if precision != "auto" and not _names_load_in_4bit(lora, given):  # one of the two is enough; both must agree
+        settings["lora"]["quantization"]["load_in_4bit"] = precision == "nf4"
+    return _validate(Config, settings, Path("the command line" if given else "the settings together"))
+
+
+def _names_load_in_4bit(lora: LoraFile, given: Mapping[str, Any]) -> bool:
+    """Whether `load_in_4bit` was chosen: by an option, or in the file unless an option gives the precision."""
+    if "lora.quantization.load_in_4bit" in given or "load_in_4bit" in given.get("lora.quantization", {}):
+        return True
+    return "load_in_4bit" in lora.quantization.model_fields_set and "training.precision" not in given
 
 
 def _without_home(model: str) -> str:
-    """A folder below the user's home as `~/…`: what is recorded must not name the home."""
+    """A folder in the user's home as `~/…`, so that no record names the home."""
     home = str(Path.home())
     return "~" + model[len(home) :] if home != "/" and model.startswith(home + "/") else model
 
@@ -349,7 +253,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         value = read_yaml(path)
     except FileNotFoundError:
         raise ConfigError(
-            f"{path} is missing: copy it from the project, or make a new project with  noesis init DIR"
+            f"{path} is missing: copy it from the repository, or make a new project with  noesis init DIR"
         ) from None
     except ValueError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
@@ -365,4 +269,4 @@ def _validate(model: type[M], raw: dict[str, Any], path: Path) -> M:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(complaint(model, error, path)) from None
+        raise ConfigError(describe_error(model, error, path)) from None

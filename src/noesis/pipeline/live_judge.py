@@ -9,7 +9,7 @@ from typing import Any
 from noesis.constitution.document import Constitution
 from noesis.core.config import Config
 from noesis.core.errors import UsageError
-from noesis.core.project import Project, cache_folder, tribunal_folder
+from noesis.core.project import Project, cache_folder
 from noesis.llm.clients.open import open_judges
 from noesis.llm.clients.reply_cache import open_cache
 from noesis.llm.clients.spec import parse_spec
@@ -51,7 +51,7 @@ class LiveJudge:
         own = find_base_gguf(run) if any(spec.kind == "self" for spec in specs) else None
         clients = open_judges(specs, self._section, Spending(max_usd=max_usd), own=own)
         cache = self._stack.enter_context(open_cache(cache_folder() / "tribunal" / "replies.sqlite"))
-        self._seats = JudgePanel(load_rubrics(tribunal_folder(project) / "judges"), clients, cache)
+        self._seats = JudgePanel(load_rubrics(project.tribunal / "judges"), clients, cache)
         self.name = ", ".join(client.name for client in clients)
 
     async def judge_answer(self, said: list[dict[str, str]], answer: str, language: str) -> dict[str, Any]:

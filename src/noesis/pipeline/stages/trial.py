@@ -16,7 +16,7 @@ from noesis.core.config import TribunalSection, load_config
 from noesis.core.console import say
 from noesis.core.errors import UsageError
 from noesis.core.files import sha256_file, sha256_json, utc_now, write_json, write_jsonl, write_text
-from noesis.core.project import Project, calibrations_folder, tribunal_folder
+from noesis.core.project import Project
 from noesis.llm.clients.open import close_clients, open_judges
 from noesis.llm.clients.reply_cache import open_cache
 from noesis.llm.clients.spec import ModelSpec, parse_spec, same_model
@@ -65,13 +65,13 @@ def run_trial(
         seated: serves a judge that has no room beside the answering model; entered when all answers are kept and that model is gone.
     """
     section = current_tribunal_settings(s, project)
-    folder = tribunal_folder(project)
+    folder = project.tribunal
     bench, items = load_rubrics(folder / "judges"), trial_items(project, ask)
     specs = [parse_spec(text) for text in ask.judges]
     own = _own_judge(s, specs)
     prompts = sha256_json([item.model_dump(mode="json") for item in items])
     adapter = sha256_file(s.run.adapter() / "adapter_model.safetensors")
-    calibrated = sorted(sha256_file(p) for p in calibrations_folder(project).glob("*.json"))
+    calibrated = sorted(sha256_file(p) for p in project.calibrations.glob("*.json"))
     request = sha256_json(
         [
             ask.judges,
@@ -86,7 +86,7 @@ def run_trial(
     def work() -> dict[str, Any]:
         spending = Spending(max_usd=ask.max_usd)
         clients = open_judges(specs, section, spending, own=own)
-        calibrations = [load_calibration(calibrations_folder(project), client.identity, bench) for client in clients]
+        calibrations = [load_calibration(project.calibrations, client.identity, bench) for client in clients]
         if ask.part != "dev":
             _log_locked(s.run.tribunal, folder, "trial")
         with open_cache(s.run.tribunal / "replies.sqlite") as cache:
@@ -132,7 +132,7 @@ def run_trial(
 
 def trial_items(project: Project, ask: TrialRequest) -> list[EvalSample]:
     """A trial's prompts, in order."""
-    return spread(read_suite(tribunal_folder(project), ask.part), ask.prompts)
+    return spread(read_suite(project.tribunal, ask.part), ask.prompts)
 
 
 def checkpoint_scorer(s: RunSession, project: Project, judges: Sequence[str] | None = None) -> CheckpointScorer | None:
@@ -147,14 +147,14 @@ def checkpoint_scorer(s: RunSession, project: Project, judges: Sequence[str] | N
     named = section.judges if judges is None else tuple(judges)
     if not named:
         return None
-    folder = tribunal_folder(project)
+    folder = project.tribunal
     bench, items = load_rubrics(folder / "judges"), read_suite(folder, "dev")
     specs = [parse_spec(text) for text in named]
     own = _own_judge(s, specs)
 
     def hear(adapter: Path) -> CheckpointScore:
         clients = open_judges(specs, section, Spending(), own=own)
-        calibrations = [load_calibration(calibrations_folder(project), client.identity, bench) for client in clients]
+        calibrations = [load_calibration(project.calibrations, client.identity, bench) for client in clients]
         why = unfit_reason(calibrations, [client.name for client in clients])
         if why:
             asyncio.run(close_clients(clients))

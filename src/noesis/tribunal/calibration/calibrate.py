@@ -10,7 +10,7 @@ from typing import Any
 from noesis.core.config import TribunalSection
 from noesis.core.console import say
 from noesis.core.files import utc_now
-from noesis.core.project import Project, cache_folder, calibrations_folder, tribunal_folder
+from noesis.core.project import Project, cache_folder
 from noesis.llm.clients.open import close_clients, open_judges
 from noesis.llm.clients.reply_cache import open_cache
 from noesis.llm.clients.spec import parse_spec
@@ -36,7 +36,7 @@ def calibrate(
     Args:
         count: only so many pairs, evenly spread; such a trial run is not kept.
     """
-    folder = tribunal_folder(project)
+    folder = project.tribunal
     bench = load_rubrics(folder / "judges")
     pairs, twins = read_benchmark(folder, part)
     if count is not None:
@@ -57,7 +57,7 @@ def calibrate(
     for calibration in found:
         calibration["spending"] = spending.as_json()
         if count is None:
-            file = save_calibration(calibrations_folder(project), calibration, bench, utc_now())
+            file = save_calibration(project.calibrations, calibration, bench, utc_now())
             say(f"  → {file}")
     return found
 
@@ -71,7 +71,7 @@ def live_pairs(
     """
     from noesis.llm.clients.gguf_client import GgufClient
 
-    folder = tribunal_folder(project)
+    folder = project.tribunal
     if not (folder / "judge_bench" / "pairs.jsonl").is_file():
         return None
     bench, (pairs, _) = load_rubrics(folder / "judges"), read_benchmark(folder, "dev")
@@ -89,7 +89,7 @@ def live_pairs(
                 await client.close()
 
     (found,) = asyncio.run(work())
-    kept = load_calibration(calibrations_folder(project), client.identity, bench)
+    kept = load_calibration(project.calibrations, client.identity, bench)
     return {
         "judge": name,
         "identity": client.identity,
