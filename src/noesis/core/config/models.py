@@ -1,22 +1,15 @@
-"""The two YAML files as frozen models: `data/training/lora_config.yaml` and `data/training/training_config.yaml`.
-
-People write sparse YAML; each run writes its resolved configuration to `config.json`. Unknown keys are refused with the
-nearest known one, and so are contradictions between the files. Command-line options arrive as `overrides`.
-"""
+"""`lora_config.yaml` and `training_config.yaml` as frozen models, and both together as `Config`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from noesis.core.errors import ConfigError
 from noesis.core.files import sha256_json
-from noesis.core.project import Project
-from noesis.core.sections import (
+from noesis.core.config.sections import (
     BudgetSection,
     ConstitutionalSection,
     Count,
@@ -26,34 +19,11 @@ from noesis.core.sections import (
     Fraction,
     Frozen,
     GgufSection,
-    JudgeWeights,
     ModalSection,
-    Price,
     Quantization,
     ReplaySection,
     TribunalSection,
 )
-from noesis.core.yaml_file import describe_error, read_yaml
-
-__all__ = [
-    "BudgetSection",
-    "Config",
-    "ConstitutionalSection",
-    "DataSection",
-    "DemoSection",
-    "DpoSection",
-    "GgufSection",
-    "JudgeWeights",
-    "LoraFile",
-    "ModalSection",
-    "Price",
-    "Quantization",
-    "ReplaySection",
-    "SaveEvery",
-    "TrainingFile",
-    "TribunalSection",
-    "load_config",
-]
 
 # Keys of training_config.yaml that don't reach the adapter: how it is computed, and what happens around and after it.
 NOT_DECIDING = (
@@ -207,66 +177,3 @@ class Config(Frozen):
         new_quantization = self.lora.quantization.model_copy(update=quantization)
         new_lora = self.lora.model_copy(update={**(lora or {}), "quantization": new_quantization})
         return self.model_copy(update={"lora": new_lora, "training": self.training.model_copy(update=training)})
-
-
-def load_config(project: Project, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Read both files, apply `overrides`, validate.
-
-    Args:
-        overrides: dotted keys as nested in the files, `lora.r` or `training.num_train_epochs`; None values are skipped.
-
-    Raises:
-        ConfigError: naming the file, the key and the nearest known key.
-    """
-    lora = _validate(LoraFile, _read_yaml(project.lora_yaml), project.lora_yaml)
-    training = _validate(TrainingFile, _read_yaml(project.training_yaml), project.training_yaml)
-    settings: dict[str, Any] = {"lora": lora.model_dump(), "training": training.model_dump(), "max_examples": None}
-    given = {dotted: value for dotted, value in (overrides or {}).items() if value is not None}
-    for dotted, value in given.items():
-        section = settings
-        *path, key = dotted.split(".")
-        for name in path:
-            section = section[name]
-        section[key] = value
-    settings["training"]["model"] = _without_home(settings["training"]["model"])
-    precision = settings["training"]["precision"]
-    if precision != "auto" and not _names_load_in_4bit(lora, given):  # one of the two is enough; both must agree
-        settings["lora"]["quantization"]["load_in_4bit"] = precision == "nf4"
-    return _validate(Config, settings, Path("the command line" if given else "the settings together"))
-
-
-def _names_load_in_4bit(lora: LoraFile, given: Mapping[str, Any]) -> bool:
-    """Whether `load_in_4bit` was chosen: by an option, or in the file unless an option gives the precision."""
-    if "lora.quantization.load_in_4bit" in given or "load_in_4bit" in given.get("lora.quantization", {}):
-        return True
-    return "load_in_4bit" in lora.quantization.model_fields_set and "training.precision" not in given
-
-
-def _without_home(model: str) -> str:
-    """A folder in the user's home as `~/…`, so that no record names the home."""
-    home = str(Path.home())
-    return "~" + model[len(home) :] if home != "/" and model.startswith(home + "/") else model
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        value = read_yaml(path)
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path} is missing: copy it from the repository, or make a new project with  noesis init DIR"
-        ) from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: expected keys and values, found {type(value).__name__}")
-    return value
-
-
-M = TypeVar("M", bound=BaseModel)
-
-
-def _validate(model: type[M], raw: dict[str, Any], path: Path) -> M:
-    try:
-        return model.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(describe_error(model, error, path)) from None
