@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-# One product of the size that measure_cpu_flops times: a batch of SmolLM2's activations by one of its feed-forward matrices.
+# The product that measure_cpu_flops times: a batch of SmolLM2's activations by one of its feed-forward matrices.
 _ROWS, _INPUTS, _OUTPUTS = 512, 576, 1536
 
 
@@ -73,8 +73,8 @@ def usable_threads() -> int:
 def measure_cpu_flops(seconds: float = 0.06) -> float:
     """Single-precision matrix product rate of this CPU in FLOP/s, timed with numpy once per process.
 
-    The rate is per second of CPU time, times the threads, so that other busy programs do not distort it. It is taken from the
-    fastest tenth of the products.
+    The rate is per second of CPU time, times the threads, so that other busy programs do not distort it. It is taken
+    from the fastest tenth of the products.
     """
     import numpy as np
 
@@ -104,8 +104,8 @@ def _nvidia_gpus() -> Device | None:
 def parse_nvidia_smi(output: str, visible: str | None, threads: int) -> Device | None:
     """The GPUs that this process may use, from nvidia-smi's lines `index, uuid, name, free MiB, compute capability`.
 
-    GPUs of another model than the first are left out, since a step takes as long as its slowest GPU. The free memory is that of
-    the fullest GPU.
+    GPUs of another model than the first are left out, since a step takes as long as its slowest GPU. The free memory is
+    that of the fullest GPU.
 
     Args:
         visible: the value of CUDA_VISIBLE_DEVICES, or None.

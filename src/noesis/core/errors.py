@@ -8,7 +8,7 @@
     ├── ModelError (RuntimeError)        exit 1   a model that can't be found, loaded, converted or run
     │   └── ParityError                  exit 1   an export that does not behave like the trained model
     ├── TrainingError (RuntimeError)     exit 1   training that can't start or must stop
-    ├── CapError (RuntimeError)          exit 5   a cap in USD or minutes is reached; the same command with more continues
+    ├── CapError (RuntimeError)          exit 5   a cap in USD or minutes is reached; a higher one continues the run
     ├── RunError (RuntimeError)          exit 1   a run directory that is locked, incomplete, or of another kind
     └── MissingExtra (ImportError)       exit 1   an optional package that is not installed
 

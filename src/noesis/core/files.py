@@ -1,7 +1,7 @@
 """Atomic file writes, hashes and checks of the disk.
 
-A file is written under a temporary name next to its target, flushed to the disk, then renamed: a full disk, a read-only folder or a
-killed process leaves the old file as it was.
+A file is written under a temporary name next to its target, flushed to the disk, then renamed: a full disk, a read-only
+folder or a killed process leaves the old file as it was.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` atomically as indented JSON, keys in the given order. NaN and infinity are refused: they are not JSON."""
+    """Write `value` atomically as indented JSON, keys in the given order. NaN and infinity are refused."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 

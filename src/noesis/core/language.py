@@ -22,7 +22,7 @@ _ENGLISH = "the of and is it that to you not for with this be are what was but h
 _SMALL_WORDS = {"pt": frozenset(_PORTUGUESE.split()), "en": frozenset(_ENGLISH.split())}
 _FREQUENT = 0.06  # share of all words; in prose it is 20 to 30 %
 
-# Frequent words without their accent. None of them is a word as written here, so "esta", "pratica" and "ideia" are missing.
+# Frequent words without their accents. None is a word as written here: "esta", "pratica" and "ideia" would be.
 _BARE = re.compile(
     r"\b(?:nao|voce|voces|sao|tambem|entao|alem|ate|atraves|porem|alguem|ninguem|ja|ha|mae|irmao|coracao|razao|questao|opiniao"
     r"|decisao|conclusao|acao|nocao|relacao|situacao|informacao|educacao|condicao|tradicao|intencao|licao|possivel|impossivel"

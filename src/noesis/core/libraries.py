@@ -35,7 +35,7 @@ LIBRARIES = (
 
 
 def quiet_libraries() -> None:
-    """Switch off progress bars of local work, telemetry, and warnings that a user can't act on; call it before using them.
+    """Switch off telemetry, progress bars of local work, and warnings that a user can't act on; call before using them.
 
     Downloads from a hub keep their progress bars.
     """

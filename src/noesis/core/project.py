@@ -83,5 +83,5 @@ def find_project(path: Path | None = None) -> Project:
 
 
 def cache_folder() -> Path:
-    """The folder of converted models and other things that can be made again: `$NOESIS_CACHE`, else `~/.cache/noesis`."""
+    """The folder of converted models and other files that can be recreated: `$NOESIS_CACHE`, else `~/.cache/noesis`."""
     return Path(os.environ.get("NOESIS_CACHE") or Path.home() / ".cache" / "noesis")

@@ -1,4 +1,4 @@
-"""Checks of text: control tokens, unfilled placeholders, invisible characters; and templates that are filled with untrusted text."""
+"""Checks of text for control tokens, placeholders and invisible characters; templates filled with untrusted text."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ PLACEHOLDER = re.compile(
     r"|\blorem ipsum\b",
     re.IGNORECASE,
 )
-_MAY_HOLD_PLACEHOLDER = re.compile(r"\{|<|\[[TFIPtfip]|psum|PSUM")  # a quick test before the search, five times as fast
-# Unicode categories Cc (but newline and tab), Cf, Co, Cs, line and paragraph separators, and blank letters; checked by a test.
+# A quick test before the search, five times as fast.
+_MAY_HOLD_PLACEHOLDER = re.compile(r"\{|<|\[[TFIPtfip]|psum|PSUM")
+# Unicode categories Cc (but newline and tab), Cf, Co, Cs, line and paragraph separators, and blank letters; checked by
+# a test.
 INVISIBLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5"
     "\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ud800-\uf8ff\ufeff\uffa0\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
@@ -76,11 +78,11 @@ def closing(text: str) -> str:
 
 
 def fill_template(template: str, values: Mapping[str, str]) -> str:
-    """Put `values` into the `{fields}` of `template` in one pass, so that braces inside a value are never read as a field."""
+    """Put `values` into the `{fields}` of `template` in one pass: braces inside a value are never read as a field."""
     return _FIELD.sub(lambda m: values[m[1]], template)
 
 
 def neutralise(text: str) -> str:
-    """`text` without what could end its section of a prompt: copies of the `<<<` marks, and control tokens of chat templates."""
+    """`text` without what could end its section of a prompt: `<<<` marks, and control tokens of any chat template."""
     text = _MARKS.sub(lambda m: m[0].replace("<", "‹").replace(">", "›"), text)
     return CONTROL_TOKEN.sub(lambda m: m[0][0] + " " + m[0][1:], text)

@@ -1,4 +1,4 @@
-"""YAML as people edit it: safe types only, and a key written twice is refused (plain YAML would silently keep the last)."""
+"""YAML as people edit it: safe types only, and a key written twice is refused (YAML would silently keep the last)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""The caps on a run in USD and minutes: the quote before training starts, and what would fit where the plan does not. Torch-free.
+"""The caps on a run in USD and minutes, the quote before it starts, and what would fit if it does not. Torch-free.
 
-The run's ledger (`run/ledger.py`) records what was spent, across restarts. A cap applies to the whole run with all its stages.
+The run's ledger (`run/ledger.py`) records what was spent, across restarts. A cap applies to the whole run, all stages
+together.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Budget:
         return left
 
     def describe(self) -> str:
-        """What was spent of the caps: `1.20 of 90.00 USD, 12 min 30 s of 60 min 00 s`; empty if nothing is paid or capped."""
+        """What was spent of the caps: `1.20 of 90.00 USD, 12 min 30 s of 60 min 00 s`; empty without price and cap."""
         parts = []
         if self.usd_per_s > 0 or self.spent_usd > 0:
             parts.append(f"{self.usd():.2f}" + (f" of {self.max_usd:.2f}" if self.max_usd is not None else "") + " USD")
@@ -162,7 +163,8 @@ def require_remaining(budget: Budget, what: str) -> None:
     """
     if budget.left_seconds() <= 0:
         raise CapError(
-            f"{what} was not started: the cap is reached ({budget.describe()}); raise it with --max-usd or --max-minutes"
+            f"{what} was not started: the cap is reached ({budget.describe()}); "
+            "raise it with --max-usd or --max-minutes"
         )
 
 

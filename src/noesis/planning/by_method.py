@@ -45,7 +45,10 @@ def plan_of(
 def preference_plan(
     config: Config, model: str, shape: Shape, pairs: PairWorkload, device: Device, *, rented: bool = False
 ) -> Plan:
-    """The plan of preference training, on one GPU: a pair is planned as one sequence, and the reference's passes are added."""
+    """The plan of preference training, which runs on one GPU.
+
+    A pair is planned as one sequence, and the passes of the reference are added.
+    """
     config = config.with_settings(training={"num_train_epochs": config.training.dpo.epochs})
     plan = _on_one_gpu(config, model, shape, pairs, device, rented=rented)
     # without gradients: the reference once over all pairs, and the held-out pairs after every epoch

@@ -1,4 +1,4 @@
-"""A plan as `noesis plan` prints it: what is trained, whether it fits, what it takes and costs here and elsewhere, and why."""
+"""A plan as `noesis plan` prints it: what is trained, whether it fits, what it costs here and elsewhere, and why."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def _nearest_settings(plan: Plan, config: Config, shape: Shape, work: Workload, 
 
 
 def choose_demo_rank_and_epochs(config: Config, shape: Shape, work: Workload, device: Device) -> tuple[int, int]:
-    """(rank, epochs) for `noesis demo`: the largest rank of which one epoch fits the time, then as many epochs as fit."""
+    """(rank, epochs) for `noesis demo`: the largest rank whose single epoch fits the time, then the most that fit."""
     demo = config.training.demo
     limit, flops = demo.train_minutes * 60, measure_cpu_flops()
 

@@ -1,4 +1,4 @@
-"""GPUs and their prices from the dated file `gpus.yaml`: what `--gpu NAME` may name, and how fast the GPU of this machine is."""
+"""GPUs and prices from the dated file `gpus.yaml`: what `--gpu NAME` may name, and how fast this machine's GPU is."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Peak memory of training, term by term, for a setup that has not run yet.
 
-On a GPU the sum corresponds to `torch.cuda.max_memory_allocated`, on a CPU to the process's largest resident size. The terms were
-fitted to measurements on an H200 and an H100 (Llama-3.1-8B, rank 64, rows of 8192 tokens) and on two CPU cores (SmolLM2);
-tests/planning/test_plan.py holds them to those figures.
+On a GPU the sum corresponds to `torch.cuda.max_memory_allocated`, on a CPU to the process's largest resident size. The
+terms were fitted to measurements on an H200 and an H100 (Llama-3.1-8B, rank 64, rows of 8192 tokens) and on two CPU
+cores (SmolLM2); tests/planning/test_plan.py holds them to those figures.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from noesis.planning.model_shapes import Shape
 from noesis.planning.setup import Setup
 
 GIB = 2**30
-# Bytes per frozen weight of the projections. FP8 is stored twice, once for each direction of the product, with a scale per row.
+# Bytes per frozen weight of the projections. FP8 is stored twice, once per direction of the product, with a scale per
+# row.
 BASE_BYTES = {"fp8": 2.0, "bf16": 2.0, "nf4": 0.516, "fp32": 4.0}
 SINGLE_QUANT_BYTES = 0.5625  # NF4 without double quantisation: a float32 scale for each 64 weights
 ADAPTER_BYTES = {"adamw": 16, "adamw_8bit": 10}  # float32 weight and gradient, and two moments of 4 bytes or of 1
 GRADIENT_BUFFER_BYTES = 4  # per adapter weight: gradients in flight between GPUs
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-# Per adapter weight: copies in the activations' type, A twice. With full checkpointing only one layer's exist at a time.
+# Per adapter weight: copies in the activations' type, A twice. With full checkpointing, of one layer at a time.
 COPIES_BYTES = 3
-LOGITS_BYTES, SMALL_LOGITS_BYTES = 2**29, 2**27  # the engine's logits at a time; the second with full checkpointing
 LOSS_TOKENS = 1024  # tokens at a time of the output layer and the loss outside the engine
 CONTEXT_BYTES = 1.2 * GIB  # on a GPU, not counted by torch: CUDA's context, NCCL's buffers
 GPU_SLACK = 1.06  # fragmentation of a GPU's memory
@@ -83,9 +83,9 @@ class Memory:
 def layer_activations(shape: Shape, setup: Setup) -> int:
     """Numbers per token that one layer's forward pass makes and its backward pass uses.
 
-    The engine: the layer's input, the attention's residual, both normed; q, k and v; the attention's output, again after dropout;
-    gate, up and their product. Unsloth recomputes some of these. transformers' layers save q and k before and after rotation, and
-    the activated gate.
+    The engine: the layer's input, the attention's residual, both normed; q, k and v; the attention's output, again
+    after dropout; gate, up and their product. Unsloth recomputes some of these. transformers' layers save q and k
+    before and after rotation, and the activated gate.
     """
     h, i, q, kv = shape.hidden, shape.intermediate, shape.query, shape.key
     if setup.engine == "unsloth":
@@ -98,7 +98,8 @@ def layer_activations(shape: Shape, setup: Setup) -> int:
 def saved_activations(shape: Shape, setup: Setup) -> int:
     """Numbers per token and layer that stay in memory until the backward pass.
 
-    `selective` saves what can't be recomputed from the norms and from the product of gate and up; `full` saves the layer's input.
+    `selective` saves what can't be recomputed from the norms and from the product of gate and up; `full` saves the
+    layer's input.
     """
     if setup.gradient_checkpointing == "full":
         return shape.hidden
@@ -132,7 +133,7 @@ def gpu_memory(
         if setup.precision == "nf4" or sharded:  # a layer's weights, unpacked or gathered until the layer is done
             working += 2 * (shape.linear_weights // shape.layers)
         copies = COPIES_BYTES * (adapter / shape.layers if full else adapter)
-        logits = min(tokens * shape.vocabulary * 2, SMALL_LOGITS_BYTES if full else LOGITS_BYTES)
+        logits = min(tokens * shape.vocabulary * 2, setup.logits_bytes)
     else:
         working = tokens * width * (10 * shape.intermediate + 5 * shape.hidden)
         if setup.engine == "unsloth":
@@ -170,6 +171,6 @@ def cpu_memory(shape: Shape, adapter: int, setup: Setup, tokens: int) -> Memory:
         adapter=adapter * (ADAPTER_BYTES[setup.optimizer] + COPIES_BYTES),
         activations=saved * CPU_SLACK,
         working=tokens * width * (2 * shape.intermediate + 4 * shape.hidden),
-        logits=min(tokens * shape.vocabulary * 2, LOGITS_BYTES) * 5,  # and twice the same in float32
+        logits=min(tokens * shape.vocabulary * 2, setup.logits_bytes) * 5,  # and twice the same in float32
         runtime=PROCESS_BYTES,
     )

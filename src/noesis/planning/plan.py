@@ -1,6 +1,7 @@
 """`Plan`: what a run will do and what it is expected to take, as `noesis plan` prints it and the manifest stores it.
 
-A plan is made before anything is loaded or paid for (`draft.py`, `by_method.py`), and training obeys its `setup`. Torch-free.
+A plan is made before anything is loaded or paid for (`draft.py`, `by_method.py`); training obeys its `setup`.
+Torch-free.
 """
 
 from __future__ import annotations
@@ -227,7 +228,7 @@ def next_smaller_plan(plan: Plan) -> Plan | None:
 
 
 def with_planned_storage(config: Config, plan: Plan | None) -> Config:
-    """`config` with the base's storage and arithmetic as `plan` chose them: later stages must read what was trained against."""
+    """`config` with the base's storage and arithmetic as `plan` chose them, so that later stages read the same base."""
     if plan is None:
         return config
     setup = plan.setup

@@ -1,7 +1,8 @@
 """What a run takes and costs, stage by stage, and what its training would take on other machines.
 
-Training is costed by `search.py`. Judging, merging and GGUF are scaled from what the demo took on two CPU cores (2026-11: judging 99 s,
-merge and GGUF 46 s for a model of 134.5 M parameters), and answering on a GPU from its bandwidth: right in order of magnitude only.
+Training is costed by `search.py`. Judging, merging and GGUF are scaled from what the demo took on two CPU cores
+(2026-11: judging 99 s, merge and GGUF 46 s for a model of 134.5 M parameters), and answering on a GPU from its
+bandwidth: right in order of magnitude only.
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ def _on_machine(task: PlanningTask, name: str) -> MachineOption:
 
 
 def _judge_seconds_here(task: PlanningTask) -> float:
-    """Scoring both answers of every held-out example with base and tuned model, and answering prompts with both, on the CPU."""
+    """On the CPU: scoring both answers of every held-out example, and answering prompts, with base and tuned model."""
     tribunal, millions = task.config.training.tribunal, task.shape.parameters / 1e6
     answering = ANSWER_SECONDS * millions * (tribunal.answers * tribunal.max_new_tokens / ANSWER_TOKENS)
     return IMPORT_SECONDS + load_seconds(task.shape, rented=False) + _scoring_seconds(task) + answering

@@ -1,7 +1,7 @@
 """The search for a setup: every one that settings and device allow is costed, and the fastest that fits is chosen.
 
-Memory decides only what fits, so more of it never gives a slower plan. The sequences of a step come from the settings alone, so no
-choice here changes the number of steps.
+Memory decides only what fits, so more of it never gives a slower plan. The sequences of a step come from the settings
+alone, so no choice here changes the number of steps.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class PlanningTask:
 
     @property
     def fused(self) -> bool:
-        """Whether the engine's kernels can run; without them one GPU is used and `selective` checkpointing does not exist."""
+        """Whether the engine's kernels can run; without them one GPU is used, and never `selective` checkpointing."""
         return (
             self.device.gpus > 0
             and self.config.training.engine == "noesis"
@@ -105,14 +105,15 @@ class PlanningTask:
 
     @property
     def packs(self) -> bool:
-        """Whether GPUs pack rows: unless switched off, where the attention that keeps sequences apart runs (in bfloat16)."""
+        """Whether rows are packed on GPUs: where the attention that keeps sequences apart runs, unless switched off."""
         return self.config.training.packing is not False and self.device.bf16
 
 
 def enumerate_setups(task: PlanningTask) -> list[SetupOption]:
     """Every allowed setup with its costs, fastest first.
 
-    Equally fast ones are ordered by how little they round the base, how little they recompute, and how little memory they need.
+    Equally fast ones are ordered by how little they round the base, how little they recompute, and how little they
+    need.
     """
     found = list(_cpu_setups(task) if task.device.kind == "cpu" else _gpu_setups(task))
     if task.gpus > 1:
@@ -136,7 +137,7 @@ def fastest_fit(found: list[SetupOption]) -> SetupOption:
 def fallbacks(found: list[SetupOption], start: SetupOption) -> list[SetupOption]:
     """The setups to try in turn when `start` runs out of memory after all; each needs clearly less than the one before.
 
-    The precision stays the same as long as anything smaller has it: an adapter continues best on the base that it started on.
+    The precision stays the same as long as it can: an adapter continues best on the base that it started on.
     """
     chain: list[SetupOption] = []
     current = start

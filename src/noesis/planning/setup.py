@@ -10,6 +10,7 @@ Precision = Literal["fp8", "bf16", "nf4", "fp32"]
 ComputeDtype = Literal["bfloat16", "float16", "float32"]
 Checkpointing = Literal["none", "selective", "full"]
 Optimizer = Literal["adamw", "adamw_8bit"]
+LOGITS_BYTES, SMALL_LOGITS_BYTES = 2**29, 2**27  # of the engine's logits at a time; small with full checkpointing
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Setup:
     def offloads(self) -> bool:
         """Whether the layers' inputs and the embedding lie in main memory; only the smallest setup does this."""
         return self.fused and self.precision == "nf4" and self.gradient_checkpointing == "full"
+
+    @property
+    def logits_bytes(self) -> int:
+        """Bytes of 16-bit logits that the engine computes at a time."""
+        return SMALL_LOGITS_BYTES if self.gradient_checkpointing == "full" else LOGITS_BYTES
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -1,10 +1,11 @@
 """Training speed, and the time before the first step, for a setup that has not run yet.
 
-LoRA on a frozen base costs 4 FLOPs per token and frozen weight (the forward pass, and the backward pass to the activations) and 6 per
-token and adapter weight; recomputing everything (`gradient_checkpointing: full`) adds 2 for each. On a GPU the time is that of the
-matrix products at a share of the GPU's rate, plus the memory traffic of everything between them at the GPU's bandwidth, plus, for NF4,
-unpacking each matrix once per row and direction. The engine's constants were fitted to an H200, Unsloth's to an H100 (Llama-3.1-8B,
-rank 64, rows of 8192 tokens); tests/planning/test_plan.py holds the model to both.
+LoRA on a frozen base costs 4 FLOPs per token and frozen weight (the forward pass, and the backward pass to the
+activations) and 6 per token and adapter weight; recomputing everything (`gradient_checkpointing: full`) adds 2 for
+each. On a GPU the time is that of the matrix products at a share of the GPU's rate, plus the memory traffic of
+everything between them at the GPU's bandwidth, plus, for NF4, unpacking each matrix once per row and direction. The
+engine's constants were fitted to an H200, Unsloth's to an H100 (Llama-3.1-8B, rank 64, rows of 8192 tokens);
+tests/planning/test_plan.py holds the model to both.
 """
 
 from __future__ import annotations
@@ -15,26 +16,25 @@ from noesis.planning.memory import DTYPE_BYTES, layer_activations
 from noesis.planning.model_shapes import Shape
 from noesis.planning.setup import Setup
 
-# Share of `measure_cpu_flops` that a training step reaches, with and without bfloat16 in hardware (the latter an estimate). Fitted to
-# SmolLM2 at rank 64 on 2 idle cores (AMD EPYC with AVX512-bf16): 270 tokens/s where numpy reaches 190 to 205 GFLOP/s.
+# Share of `measure_cpu_flops` that a training step reaches, with and without bfloat16 in hardware (the latter an
+# estimate). Fitted to SmolLM2 at rank 64 on 2 idle cores (AMD EPYC with AVX512-bf16): 270 tokens/s where numpy reaches
+# 190 to 205 GFLOP/s.
 CPU_EFFICIENCY = {True: 0.89, False: 0.45}
 CPU_START_SECONDS = 12.0  # imports, loading and quantising the base, the first step's warm-up
 
-# The engine (`Setup.fused`), fitted on one H200 to FP8, bf16, and NF4 with full checkpointing, unless marked as an estimate.
-PRODUCTS = (
-    0.93  # share reached of a large matrix product's rate; of the slower rate for FP8, which accumulates in "fast" mode
-)
+# The engine (`Setup.fused`), fitted on one H200 to FP8, bf16, and NF4 with full checkpointing, unless marked as an
+# estimate.
+PRODUCTS = 0.93  # share reached of the rate of a large matrix product (FP8: of its rate without fast accumulation)
 TRAFFIC = 15.8  # bytes moved per byte that is saved for the backward pass, attention included
 DROPOUT_SHARE = 0.028  # extra time with LoRA dropout
 UNPACK_BYTES = 6.7  # bytes moved per NF4 weight that is unpacked
-ROW_TOKENS = (
-    300  # a row takes as long as this many tokens more: short rows do not fill the GPU (fitted to rows of 4,918 tokens)
-)
+ROW_TOKENS = 300  # a row takes as long as with this many more: short ones do not fill the GPU (fitted to 4,918 tokens)
 LAUNCH = 0.7e-3  # seconds per layer and row, below which the CPU can't issue kernels fast enough (an estimate)
 SCALING = 0.956  # share of the ideal rate on two GPUs; assumed for more as well
 SHARDED_SCALING = 0.934  # the same with the base spread over the GPUs
 
-# Unsloth, and transformers' own layers (float16 on GPUs without bfloat16), fitted on an H100 to Unsloth and to an eager prototype.
+# Unsloth, and transformers' own layers (float16 on GPUs without bfloat16), fitted on an H100 to Unsloth and to an eager
+# prototype.
 SLOW_PRODUCTS, SLOW_ROW_TOKENS, SLOW_LAUNCH = 0.72, 200, 1.5e-3
 TRAFFIC_UNSLOTH, TRAFFIC_PLAIN = 21.2, 20.7
 

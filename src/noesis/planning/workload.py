@@ -1,4 +1,4 @@
-"""How much a run computes: the token rows of one epoch, counted with the model's tokenizer or estimated. Numbers only."""
+"""How much a run computes: the lengths of its token rows, counted with the model's tokenizer or estimated."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Workload:
         return max(self.lengths)
 
     def padded(self, batch: int) -> float:
-        """Expected tokens of an epoch when `batch` rows at a time, drawn at random, are padded to the longest of them."""
+        """Expected tokens of an epoch when `batch` random rows at a time are padded to the longest of them."""
         n = len(self.lengths)
         return sum(
             n * length * ((i / n) ** batch - ((i - 1) / n) ** batch) for i, length in enumerate(sorted(self.lengths), 1)
@@ -59,7 +59,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class PairWorkload(Workload):
-    """The pairs of one epoch of preference training. A pair counts as one row: chosen and rejected are computed together.
+    """The pairs of one epoch of preference training. A pair counts as one row: both answers are computed together.
 
     held_out_tokens: tokens of the pairs that are evaluated and never trained on
     """

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from noesis.core.files import sha256_json
 from noesis.core.config.sections import (
     BudgetSection,
     ConstitutionalSection,
@@ -24,6 +23,7 @@ from noesis.core.config.sections import (
     ReplaySection,
     TribunalSection,
 )
+from noesis.core.files import sha256_json
 
 # Keys of training_config.yaml that don't reach the adapter: how it is computed, and what happens around and after it.
 NOT_DECIDING = (

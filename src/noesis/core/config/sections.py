@@ -55,7 +55,7 @@ class DpoSection(Frozen):
 
     Rafailov et al., arXiv 2305.18290, with a small likelihood term on the chosen answer.
 
-    reference: what rewards are measured against: the model as this training starts with it, or with the adapter switched off
+    reference: what rewards are measured against: the model as training starts with it, or with the adapter switched off
     pairs: a JSONL file of pairs besides the hand-written ones, relative to the project
     """
 
