@@ -58,7 +58,8 @@ def prepared() -> tuple[Path, list[Any], Any]:
 def ours() -> dict[str, Any]:
     """By the project's own trainer, as `noesis train` calls it."""
     from noesis.core.device import detect
-    from noesis.planning.plan import make_plan, read_shape
+    from noesis.planning.draft import make_plan
+    from noesis.planning.model_shapes import read_shape
     from noesis.training.job import count_workload
     from noesis.training.trainer import read_metrics, train
 

@@ -68,7 +68,7 @@ def gradients(place: Path, device: str) -> None:
             total += float(loss.detach())
         return total, {name: p.grad for name, p in parameters.items()}
 
-    exact = Setup("noesis", "fp32", "float32", "none", False, True, 2048, 8, 1, "adamw", 1)
+    exact = Setup("noesis", "fp32", "float32", "none", True, 2048, 8, 1, "adamw", 1)
     low = replace(exact, compute_dtype="bfloat16")
     expected, wanted = run(exact)
     own, wanted_nf4 = run(replace(exact, precision="nf4"))
@@ -106,7 +106,8 @@ def held_out(place: Path) -> None:
     from noesis.dataset.encode import training_rows
     from noesis.llm.hub import find_model
     from noesis.llm.tokenizer import load_tokenizer
-    from noesis.planning.plan import draft_plan, read_shape
+    from noesis.planning.draft import draft_plan
+    from noesis.planning.model_shapes import read_shape
     from noesis.planning.setup import Setup
     from noesis.training import trainer as training
     from noesis.training.job import count_workload
@@ -158,7 +159,7 @@ def held_out(place: Path) -> None:
             }
             config = load_config(project, changes | {"lora.quantization.load_in_4bit": precision == "nf4"})
             plan = draft_plan(config, "smollm2", read_shape(folder), count_workload(rows), device)
-            setup = Setup("noesis", precision, compute, "none", False, True, 4096, 8, 1, "adamw", 1)  # type: ignore[arg-type]
+            setup = Setup("noesis", precision, compute, "none", True, 4096, 8, 1, "adamw", 1)  # type: ignore[arg-type]
             plan = replace(plan, setup=setup, sharded=False)
             tokenizer = AutoTokenizer.from_pretrained(folder)
             lines = Metrics(place / "metrics.jsonl", plan, device, sum(len(r.input_ids) for r in rows))

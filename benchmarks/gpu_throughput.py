@@ -140,7 +140,8 @@ def noesis(precision: str, *words: str) -> None:
     from noesis.core.device import detect
     from noesis.core.project import Project
     from noesis.llm.token_rows import TokenRow
-    from noesis.planning.plan import draft_plan, read_shape
+    from noesis.planning.draft import draft_plan
+    from noesis.planning.model_shapes import read_shape
     from noesis.planning.setup import Setup
     from noesis.run.metrics import read_metrics
     from noesis.training.job import count_workload
@@ -159,8 +160,8 @@ def noesis(precision: str, *words: str) -> None:
     rows = [TokenRow(ids, ids) for ids in sequences()] * 2
     plan = draft_plan(config, str(MODEL), read_shape(MODEL), count_workload(rows), device)
     optimizer = "adamw_8bit" if (precision, recompute) == ("nf4", "full") else "adamw"
-    setup = Setup("noesis", precision, "bfloat16", recompute, False, True, 8192, per_step, 1, optimizer, cards)  # type: ignore[arg-type]
-    plan = replace(plan, setup=setup, sharded="sharded" in words, fallbacks=[])
+    setup = Setup("noesis", precision, "bfloat16", recompute, True, 8192, per_step, 1, optimizer, cards)  # type: ignore[arg-type]
+    plan = replace(plan, setup=setup, sharded="sharded" in words, fallbacks=())
     shutil.rmtree(WORK, ignore_errors=True)
     result = train(MODEL, rows, config, plan, device, checkpoints=WORK / "checkpoints", metrics=WORK / "metrics.jsonl")
     lines = read_metrics(WORK / "metrics.jsonl")
@@ -197,7 +198,8 @@ def start_child(began: float) -> None:
     from noesis.core.project import Project
     from noesis.dataset.encode import training_rows
     from noesis.llm.tokenizer import load_tokenizer
-    from noesis.planning.plan import draft_plan, read_shape
+    from noesis.planning.draft import draft_plan
+    from noesis.planning.model_shapes import read_shape
     from noesis.run.metrics import read_metrics
     from noesis.training.job import count_workload
     from noesis.training.trainer import train
@@ -217,11 +219,10 @@ def start_child(began: float) -> None:
     plan = draft_plan(config, str(MODEL), read_shape(MODEL), count_workload(rows), device)
     setup = replace(
         plan.setup,
-        compile=False,
         gradient_checkpointing="none",
         packing=True,
         pack_length=8192,
-        cards=1,
+        gpus=1,
         optimizer="adamw",
     )
     ready = time.time() - began

@@ -78,7 +78,7 @@ def device_of(options: argparse.Namespace) -> Any:
     found = detect()
     if options.device is not None and found.kind != options.device:
         raise SystemExit(f"--device {options.device}: this machine has {found.name}")
-    return replace(found, cards=min(found.cards, 1))
+    return replace(found, gpus=min(found.gpus, 1))
 
 
 class Measure:
@@ -201,8 +201,9 @@ def train_cell(
     from noesis.dataset.encode import example_pairs, training_rows
     from noesis.llm.tokenizer import load_tokenizer
     from noesis.planning.by_method import preference_plan
-    from noesis.planning.plan import make_plan, read_shape
-    from noesis.training.job import PreferencePairs, TrainingSet, count_workload
+    from noesis.planning.draft import make_plan
+    from noesis.planning.model_shapes import read_shape
+    from noesis.training.job import PreferencePairs, count_workload
     from noesis.training.trainer import train as train_adapter
 
     shutil.rmtree(place, ignore_errors=True)
@@ -214,7 +215,7 @@ def train_cell(
         plan = make_plan(config, options.model, shape, count_workload(rows), device)
     else:
         rows = PreferencePairs(*(example_pairs(part, tokenizer, constitution, **how) for part in (train, held_out)))
-        plan = preference_plan(config, options.model, shape, TrainingSet(pairs=rows), device)
+        plan = preference_plan(config, options.model, shape, rows.work, device)
     result = train_adapter(
         folder, rows, config, plan, device, checkpoints=place, metrics=place / "metrics.jsonl", parent=start
     )

@@ -23,9 +23,9 @@ from noesis.core.device import Device
 from noesis.core.project import Project
 from noesis.dataset.load import read_examples
 from noesis.pipeline.training_set import estimate_workload
+from noesis.planning.draft import draft_plan
 from noesis.planning.gpus import gpu_of, rented_gpu
 from noesis.planning.model_shapes import known_model
-from noesis.planning.plan import draft_plan
 from noesis.planning.pricing import MERGE_MACHINE, TRAIN_MACHINE, usd_for
 from noesis.planning.search import PlanningTask, SetupOption, enumerate_setups, fastest_fit
 from noesis.planning.workload import Workload

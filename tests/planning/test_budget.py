@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from helpers.project import ROOT
 from noesis.core.config import BudgetSection, SaveEvery, load_config
+from noesis.core.device import Device
 from noesis.core.errors import CapError
 from noesis.core.project import Project
 from noesis.planning.budget import Budget, budget_of, quote, require_affordable, require_remaining
+from noesis.planning.draft import make_plan
+from noesis.planning.model_shapes import known_model
+from noesis.planning.pricing import MachineOption, StageCost
+from noesis.planning.workload import Workload
 from noesis.run.directory import Run, load_run, open_run
 from noesis.run.ledger import EVERY_S, StageMeter, total, unrecorded_cost
 from noesis.training.state.save_schedule import SHARE, SaveSchedule
 
-PLAN = {
-    "rented": True,
-    "usd": 6.0,
-    "epochs": 3,
-    "seconds": 3100.0,
-    "start_seconds": 100.0,
-    "stages": [{"seconds": 3100.0}, {"seconds": 500.0}],
-    "alternatives": [
-        {"device": "A10", "fits": True, "usd": 1.0, "seconds": 7000.0},
-        {"device": "L40S", "fits": True, "usd": 0.9, "seconds": 3300.0},
-        {"device": "T4", "fits": False, "usd": 0.1, "seconds": 100.0},
-    ],
-}
+CPU = Device("cpu", "test", 16 * 10**9, 2, True)
+PLAN = replace(
+    make_plan(load_config(Project(ROOT)), "m", known_model("smollm2").shape, Workload((100,) * 24, 50), CPU),
+    rented=True,
+    usd=6.0,
+    epochs=3,
+    seconds=3100.0,
+    start_seconds=100.0,
+    stages=(StageCost("train", "H100", 3100.0, 5.0), StageCost("judge", "A10", 500.0, 1.0)),
+    alternatives=(
+        MachineOption("A10", "bf16", "none", 10**9, fits=True, tokens_per_s=1.0, seconds=7000.0, usd=1.0),
+        MachineOption("L40S", "bf16", "none", 10**9, fits=True, tokens_per_s=1.0, seconds=3300.0, usd=0.9),
+        MachineOption("T4", "bf16", "none", 10**9, fits=False, tokens_per_s=1.0, seconds=100.0, usd=0.1),
+    ),
+)
 
 
 class Clock:
@@ -63,6 +71,11 @@ def test_what_was_spent_before_counts():
     assert b.usd() == 1.0
 
 
+def test_another_process_counts_on_from_the_same_budget():
+    b = budget_of(BudgetSection(), usd_per_s=0.5, spent_usd=1.0, spent_seconds=2.0)
+    assert Budget.from_json(json.loads(json.dumps(b.to_json()))) == b
+
+
 def test_a_machine_of_ones_own_costs_nothing_and_no_cap_binds_it():
     b = budget_of(BudgetSection(), usd_per_s=0.0, spent_usd=0.0, spent_seconds=1e9)
     assert b.left_seconds() == float("inf")
@@ -74,20 +87,22 @@ def test_the_quote_says_whether_the_free_usd_cover_it():
     lines = "\n".join(quote(PLAN, budget(Clock())))
     assert "6.00 USD in 1 h 00 min expected, 1.00 spent before; cap 4.00 USD" in lines
     assert "free 30 USD a month cover it, if 7.00 of them are left" in lines
-    assert "do not cover it: 11.00 USD are to pay" in "\n".join(quote(PLAN | {"usd": 40.0}, budget(Clock())))
-    assert "nothing on this machine" in quote(PLAN | {"rented": False}, budget(Clock(), usd_per_s=0.0))[0]
+    assert "do not cover it: 11.00 USD are to pay" in "\n".join(quote(replace(PLAN, usd=40.0), budget(Clock())))
+    assert "nothing on this machine" in quote(replace(PLAN, rented=False), budget(Clock(), usd_per_s=0.0))[0]
 
 
 def test_a_plan_beyond_the_cap_is_refused_with_what_would_fit():
     with pytest.raises(CapError) as refused:
         require_affordable(PLAN, budget(Clock(), max_usd=3.5))
     assert refused.value.exit_code == 5
-    assert "3.10 USD more and 2.50 USD of what was agreed is left (1.00 of 3.50 USD spent)" in str(refused.value)
+    assert "3.10 USD more and 2.50 USD of the cap is left (1.00 of 3.50 USD spent)" in str(refused.value)
     assert "--epochs 2 (35 min 00 s), or L40S (55 min 00 s, 0.90 USD)" in str(refused.value)
     require_affordable(PLAN, budget(Clock(), max_usd=3.5), done=0.5)  # half of it is done
     require_affordable(PLAN, budget(Clock(), max_usd=4.2))
     with pytest.raises(CapError, match="52 min|51 min"):
-        require_affordable(PLAN | {"rented": False}, budget(Clock(), usd_per_s=0.0, spent_usd=0.0, max_seconds=1200.0))
+        require_affordable(
+            replace(PLAN, rented=False), budget(Clock(), usd_per_s=0.0, spent_usd=0.0, max_seconds=1200.0)
+        )
     with pytest.raises(CapError, match="merging was not started"):
         require_remaining(budget(Clock(), max_usd=1.0), "merging")
 

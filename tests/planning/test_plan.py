@@ -16,7 +16,7 @@ from helpers.project import ROOT
 from noesis.constitution.document import load_constitution
 from noesis.core.config import Config, load_config
 from noesis.core.console import duration, size
-from noesis.core.device import Device, read_cards
+from noesis.core.device import Device, parse_nvidia_smi
 from noesis.core.errors import ConfigError, ModelError, TrainingError, UsageError
 from noesis.core.files import write_jsonl
 from noesis.core.project import Project
@@ -27,15 +27,17 @@ from noesis.pipeline.stages.plan import plan_without_run, run_plan
 from noesis.pipeline.stages.train import run_train
 from noesis.pipeline.start_run import from_sources
 from noesis.pipeline.training_set import estimate_workload
-from noesis.planning import search as choose
+from noesis.planning import search
+from noesis.planning.by_method import plan_of
 from noesis.planning.display import plan_lines
+from noesis.planning.draft import draft_plan, make_plan
 from noesis.planning.gpus import GIB, gpu_of, gpus, prices, rented_gpu
-from noesis.planning.memory import card_memory, cpu_memory
-from noesis.planning.model_shapes import FILE, Shape, known_model
-from noesis.planning.plan import Plan, draft_plan, make_plan, next_smaller_plan, read_shape, with_planned_storage
+from noesis.planning.memory import cpu_memory, gpu_memory
+from noesis.planning.model_shapes import FILE, Shape, known_model, read_shape
+from noesis.planning.plan import Plan, next_smaller_plan, stored_plan, with_planned_storage
 from noesis.planning.setup import Setup
-from noesis.planning.speed import cards_share, cpu_tokens_per_second, row_seconds
-from noesis.planning.workload import Workload, first_fit
+from noesis.planning.speed import cpu_tokens_per_second, row_seconds, scaling_efficiency
+from noesis.planning.workload import PairWorkload, Workload, Workloads, first_fit
 from noesis.run.directory import load_run, open_run
 
 CPU = Device("cpu", "test", 16 * 10**9, 2, True)
@@ -58,21 +60,10 @@ LLAMA = shape_of("meta-llama/Llama-3.1-8B-Instruct")
 SMOL = shape_of("smollm2")
 
 
-def setup(engine: str, precision: str, checkpointing: str, cards: int = 1) -> Setup:
+def setup(engine: str, precision: str, checkpointing: str, gpus: int = 1) -> Setup:
     eight_bit = engine == "unsloth" or (precision, checkpointing) == ("nf4", "full")
-    return Setup(
-        engine,
-        precision,
-        "bfloat16",
-        checkpointing,
-        False,
-        True,
-        8192,
-        8,
-        1,
-        "adamw_8bit" if eight_bit else "adamw",
-        cards,
-    )
+    optimizer = "adamw_8bit" if eight_bit else "adamw"
+    return Setup(engine, precision, "bfloat16", checkpointing, True, 8192, 8, 1, optimizer, gpus)
 
 
 # Tokens/s and peak GiB of Llama-3.1-8B's shape at rank 64 on H200s, rows of 8192 tokens: benchmarks/results/gpu_2026-11-22.jsonl. NF4's rate
@@ -101,10 +92,10 @@ def test_the_models_meet_what_the_engine_was_measured_at(
     peak_gib: float,
 ):
     how, adapter = setup("noesis", precision, checkpointing, count), LLAMA.adapter_weights(64, ALL)
-    assert card_memory(LLAMA, adapter, how, 8192, sharded=sharded).total / GIB == pytest.approx(peak_gib, rel=0.15)
+    assert gpu_memory(LLAMA, adapter, how, 8192, sharded=sharded).total / GIB == pytest.approx(peak_gib, rel=0.15)
     expected = tokens / row_seconds(LLAMA, adapter, how, gpus()["H200"], tokens, dropout=dropout)
     if count > 1:
-        expected *= count * cards_share(sharded=sharded)
+        expected *= count * scaling_efficiency(sharded=sharded)
     assert expected == pytest.approx(tokens_per_s, rel=0.10)
 
 
@@ -123,7 +114,7 @@ def test_the_models_meet_what_unsloth_was_measured_at(
     card: str, precision: str, checkpointing: str, tokens_per_s: int, peak_gib: float
 ):
     how, adapter = setup("unsloth", precision, checkpointing), LLAMA.adapter_weights(64, ALL)
-    assert card_memory(LLAMA, adapter, how, 8192).total / GIB == pytest.approx(peak_gib, rel=0.15)
+    assert gpu_memory(LLAMA, adapter, how, 8192).total / GIB == pytest.approx(peak_gib, rel=0.15)
     assert 8192 / row_seconds(LLAMA, adapter, how, gpus()[card], 8192) == pytest.approx(tokens_per_s, rel=0.10)
 
 
@@ -134,7 +125,7 @@ def test_the_memory_model_meets_what_was_measured_on_two_cores(longest: int, pea
     What the allocator adds in longer runs was not measured; in the loop the peak stood still from the 10th row to the 15th.
     """
     how, adapter = (
-        Setup("noesis", "nf4", "bfloat16", "none", False, False, 0, 8, 1, "adamw", 0),
+        Setup("noesis", "nf4", "bfloat16", "none", False, 0, 8, 1, "adamw", 0),
         SMOL.adapter_weights(64, ALL),
     )
     assert (cpu_memory(SMOL, adapter, how, longest).total - (0 if moments else 8 * adapter)) / 1e9 == pytest.approx(
@@ -155,7 +146,7 @@ def test_the_speed_model_meets_what_was_measured_on_two_cores():
 def test_four_bits_save_nothing_on_a_processor_where_the_weights_are_kept_unpacked():
     adapter = SMOL.adapter_weights(64, ALL)
     nf4, bf16 = (
-        cpu_memory(SMOL, adapter, Setup("noesis", p, "bfloat16", "none", False, False, 0, 8, 1, "adamw", 0), 576).base
+        cpu_memory(SMOL, adapter, Setup("noesis", p, "bfloat16", "none", False, 0, 8, 1, "adamw", 0), 576).base
         for p in ("nf4", "bf16")
     )
     assert nf4 > bf16
@@ -180,17 +171,17 @@ def test_bundled_sizes_have_the_published_parameter_counts():
 @pytest.mark.parametrize("card", ["H100", "L40S", "A100-80GB", "T4"])
 @pytest.mark.parametrize("epochs", [1, 40])
 def test_more_memory_never_gives_a_slower_plan(name: str, card: str, epochs: int):
-    task = choose.PlanningTask(
+    task = search.PlanningTask(
         settings(**{"training.num_train_epochs": epochs}), shape_of(name), WORK, rented_gpu(card), rented=True
     )
-    found = choose.enumerate_setups(task)
+    found = search.enumerate_setups(task)
     times = []
     for gib in (4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 141, 180, 500):
-        choice = choose.fastest_fit([replace(o, fits=o.memory.fits(gib * GIB, card=True)) for o in found])
+        choice = search.fastest_fit([replace(o, fits=o.memory.fits(gib * GIB, on_gpu=True)) for o in found])
         times += [choice.seconds] if choice.fits else []
         if gib == 24:  # memory decides what fits and nothing else
-            assert choice == choose.fastest_fit(
-                choose.enumerate_setups(replace(task, device=replace(task.device, memory_bytes=gib * GIB)))
+            assert choice == search.fastest_fit(
+                search.enumerate_setups(replace(task, device=replace(task.device, memory_bytes=gib * GIB)))
             )
     assert times == sorted(times, reverse=True)
     assert times or name.endswith("70B")
@@ -199,7 +190,7 @@ def test_more_memory_never_gives_a_slower_plan(name: str, card: str, epochs: int
 @pytest.mark.parametrize(
     "device",
     [CPU, rented_gpu("H100"), rented_gpu("A10"), rented_gpu("T4"), rented_gpu("L40S", 4)],
-    ids=lambda d: f"{d.cards}x{d.name}",
+    ids=lambda d: f"{d.gpus}x{d.name}",
 )
 @pytest.mark.parametrize(("batch", "accumulate"), [(2, 4), (1, 8), (8, 1), (3, 2)])
 @pytest.mark.parametrize("packing", ["auto", True, False])
@@ -214,52 +205,69 @@ def test_every_setup_holds_the_same_sequences_and_smaller_ones_need_less(
         }
     )
     shape = SMOL if device.kind == "cpu" else LLAMA
-    for option in choose.enumerate_setups(choose.PlanningTask(config, shape, WORK, device, cpu_flops=1e11)):
+    for option in search.enumerate_setups(search.PlanningTask(config, shape, WORK, device, cpu_flops=1e11)):
         s = option.setup
         assert s.sequences_per_step == batch * accumulate
-        assert s.sequences_per_step % max(s.cards, 1) == 0
-        assert s.sequences_per_step // max(s.cards, 1) % s.micro_batch == 0
+        assert s.sequences_per_step % max(s.gpus, 1) == 0
+        assert s.sequences_per_step // max(s.gpus, 1) % s.micro_batch == 0
         assert s.pack_length >= WORK.longest if s.packing else s.pack_length == 0
     plan = draft_plan(config, "m", shape, WORK, device)
     steps, seen = plan.steps, 0
-    assert plan.micro_batch * plan.accumulation * max(plan.setup.cards, 1) == batch * accumulate
+    assert plan.micro_batch * plan.accumulation * max(plan.setup.gpus, 1) == batch * accumulate
     while (lower := next_smaller_plan(plan)) is not None:
         assert lower.memory_bytes < plan.memory_bytes
-        assert lower.stages[0]["seconds"] == lower.seconds
+        assert lower.stages[0].seconds == lower.seconds
         assert (lower.steps, lower.setup.sequences_per_step, lower.rows) == (steps, batch * accumulate, plan.rows)
-        assert lower == Plan.from_json(json.loads(json.dumps(lower.as_json())))
+        assert lower == Plan.from_json(json.loads(json.dumps(lower.to_json())))
         plan, seen = lower, seen + 1
     assert seen or packing is False
 
 
 def test_smaller_keeps_the_precision_while_it_can():
     plan = draft_plan(settings(), "m", LLAMA, WORK, rented_gpu("H100"), rented=True)
-    names = [plan.setup.precision, *(f["setup"]["precision"] for f in plan.fallbacks)]
+    names = [plan.setup.precision, *(fallback.setup.precision for fallback in plan.fallbacks)]
     assert names[0] == "bf16"
     assert names[-1] == "nf4"
     assert names.index("nf4") >= 3
     assert len(set(names)) == sum(a != b for a, b in pairwise(names)) + 1  # never back
 
 
-def test_nothing_is_compiled_and_a_plan_that_was_asked_to_says_so():
-    for device in (rented_gpu("L40S"), CPU):
-        shape = LLAMA if device.kind == "cuda" else SMOL
-        plain, asked = (
-            draft_plan(settings(**{"training.compile": c}), "m", shape, WORK, device, rented=device.kind == "cuda")
-            for c in ("auto", True)
-        )
-        assert not asked.setup.compile
-        assert (asked.setup, asked.seconds) == (plain.setup, plain.seconds)
-        assert not any(r.startswith("compile:") for r in plain.reasons)
-        assert sum("nothing is compiled" in r for r in asked.reasons) == 1
+def test_compile_is_accepted_in_the_settings_and_changes_nothing():
+    plain, asked = (
+        draft_plan(settings(**{"training.compile": c}), "m", LLAMA, WORK, rented_gpu("L40S"), rented=True)
+        for c in ("auto", True)
+    )
+    assert asked == plain
+    assert asked.to_json()["setup"]["compile"] is False  # the key stays in the JSON, which is hashed
+
+
+def test_a_stored_plan_is_written_as_it_was_read():
+    """`train` records the hash of the plan's JSON: one changed byte makes every finished run look stale."""
+    manifest = json.loads((ROOT / "tests" / "helpers" / "golden_run" / "manifest.json").read_text(encoding="utf-8"))
+    stored = manifest["stages"]["plan"]["result"]
+    plan = Plan.from_json(stored)
+    assert json.dumps(plan.to_json()) == json.dumps(stored)
+    assert plan.setup.precision == plan.fallbacks[0].setup.precision == "nf4"
+    assert stored_plan(None) is stored_plan({"seconds": 1.0}) is None
+
+
+def test_a_plan_of_two_parts_survives_json():
+    pairs = PairWorkload(LENGTHS, WORK.trained, held_out_tokens=5000)
+    plan = plan_of(settings(**{"training.method": "sft+dpo"}), "m", SMOL, Workloads(WORK, pairs), CPU)
+    assert plan.sft is not None
+    assert plan.seconds > plan.sft.seconds
+    assert plan.stages[0].seconds == pytest.approx(plan.seconds, abs=0.2)
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    with pytest.raises(ValueError, match="neither was given"):
+        Workloads()
 
 
 def test_fp8_is_taken_only_when_asked_for_and_the_plan_says_what_it_would_save():
     """Its gradients missed the limit that was set for them (docs/decisions/0013)."""
     config = {"training.num_train_epochs": 50}
     for name in ("H100", "H200", "L40S", "RTX-4090"):
-        found = choose.enumerate_setups(
-            choose.PlanningTask(settings(**config), LLAMA, WORK, rented_gpu(name), rented=True)
+        found = search.enumerate_setups(
+            search.PlanningTask(settings(**config), LLAMA, WORK, rented_gpu(name), rented=True)
         )
         assert {o.setup.precision for o in found} == {"bf16", "nf4"}
     plan = draft_plan(settings(**config), "m", LLAMA, WORK, rented_gpu("H100"), rented=True)
@@ -268,9 +276,9 @@ def test_fp8_is_taken_only_when_asked_for_and_the_plan_says_what_it_would_save()
     )
     assert (plan.setup.precision, fast.setup.precision) == ("bf16", "fp8")
     best = [
-        choose.fastest_fit(
-            choose.enumerate_setups(
-                choose.PlanningTask(settings(**config, **wish), LLAMA, WORK, rented_gpu("H100"), rented=True)
+        search.fastest_fit(
+            search.enumerate_setups(
+                search.PlanningTask(settings(**config, **wish), LLAMA, WORK, rented_gpu("H100"), rented=True)
             )
         ).seconds
         for wish in ({}, {"training.precision": "fp8"})
@@ -281,17 +289,17 @@ def test_fp8_is_taken_only_when_asked_for_and_the_plan_says_what_it_would_save()
 
 
 def test_cards_without_bfloat16_are_planned_for_transformers_own_layers():
-    found = choose.enumerate_setups(choose.PlanningTask(settings(), LLAMA, WORK, rented_gpu("T4", 4), rented=True))
-    assert {(o.setup.fused, o.setup.cards, o.sharded) for o in found} == {(False, 1, False)}
+    found = search.enumerate_setups(search.PlanningTask(settings(), LLAMA, WORK, rented_gpu("T4", 4), rented=True))
+    assert {(o.setup.fused, o.setup.gpus, o.sharded) for o in found} == {(False, 1, False)}
     assert "selective" not in {o.setup.gradient_checkpointing for o in found}
 
 
 @pytest.mark.parametrize(
     ("wish", "device", "precision", "said"),
     [
-        ("fp8", rented_gpu("A100-80GB"), "bf16", "fp8 was asked for, which A100-80GB can't compute in"),
-        ("bf16", replace(CPU, bf16=False), "fp32", "bf16 was asked for"),
-        ("fp8", CPU, "bf16", "fp8 was asked for"),
+        ("fp8", rented_gpu("A100-80GB"), "bf16", "fp8 is configured, but A100-80GB can't compute in it"),
+        ("bf16", replace(CPU, bf16=False), "fp32", "bf16 is configured, but"),
+        ("fp8", CPU, "bf16", "fp8 is configured, but"),
         ("bf16", rented_gpu("H100"), "bf16", "as configured"),
         ("fp32", CPU, "fp32", "as configured"),
         ("nf4", rented_gpu("H100"), "nf4", "as configured"),
@@ -316,22 +324,22 @@ def test_without_bitsandbytes_the_next_best_is_taken_and_said(monkeypatch: pytes
     plan = draft_plan(settings(), "m", SMOL, WORK, CPU)
     assert plan.setup.precision == "bf16"
     assert "bitsandbytes" in plan.reasons[0]
-    assert not with_planned_storage(settings(), plan.as_json()).lora.quantization.load_in_4bit
+    assert not with_planned_storage(settings(), plan).lora.quantization.load_in_4bit
 
 
 def test_unsloth_trains_what_it_can_and_only_on_cards():
     wish = settings(**{"training.engine": "unsloth"})
-    on_card = draft_plan(wish, "m", LLAMA, WORK, rented_gpu("H100", 2), rented=True).setup
-    assert (on_card.engine, on_card.precision, on_card.compile, on_card.cards) == ("unsloth", "bf16", False, 1)
+    on_gpu = draft_plan(wish, "m", LLAMA, WORK, rented_gpu("H100", 2), rented=True).setup
+    assert (on_gpu.engine, on_gpu.precision, on_gpu.gpus) == ("unsloth", "bf16", 1)
     here = draft_plan(wish, "m", SMOL, WORK, CPU)
     assert here.setup.engine == "noesis"
-    assert any("unsloth was asked for" in r for r in here.reasons)
+    assert any("unsloth is configured, but" in r for r in here.reasons)
 
 
 def test_a_step_is_shared_evenly_by_as_many_cards_as_can():
     plan = draft_plan(settings(), "m", LLAMA, WORK, rented_gpu("H100", 3), rented=True)
-    assert plan.setup.cards == 2
-    assert any(r.startswith("cards: 2 of 3") for r in plan.reasons)
+    assert plan.setup.gpus == 2
+    assert any(r.startswith("GPUs: 2 of 3") for r in plan.reasons)
     one, two = (
         draft_plan(settings(**{"training.num_train_epochs": 50}), "m", LLAMA, WORK, rented_gpu("H100", n), rented=True)
         for n in (1, 2)
@@ -345,7 +353,7 @@ def test_a_model_too_large_for_one_card_is_spread_over_several():
     assert not draft_plan(settings(), "m", big, WORK, rented_gpu("L40S"), rented=True).fits
     plan = draft_plan(settings(), "m", big, WORK, rented_gpu("L40S", 4), rented=True)
     assert plan.fits
-    assert (plan.sharded, plan.setup.precision, plan.setup.cards) == (True, "nf4", 4)
+    assert (plan.sharded, plan.setup.precision, plan.setup.gpus) == (True, "nf4", 4)
 
 
 # --- too little memory
@@ -421,15 +429,15 @@ def test_tokens_of_a_gated_model_are_an_estimate_and_its_own_tokenizer_replaces_
     with pytest.raises(ModelError, match="meta-llama"):
         plan_without_run(config, records, constitution, gpu="H100", exactly=True)  # no network, and nothing is guessed
     plan, _ = plan_without_run(config, records, constitution, gpu="H100")
-    assert plan.tokens_plus_minus == 0.15
-    assert "± 15%" in "\n".join(plan_lines(plan.as_json(), everything=True))
+    assert plan.relative_error == 0.15
+    assert "± 15%" in "\n".join(plan_lines(plan, everything=True))
     snapshot = tmp_path / "hub" / "models--meta-llama--Llama-3.1-8B-Instruct" / "snapshots" / "abc"
     snapshot.parent.mkdir(parents=True)
     snapshot.symlink_to(tiny_shape)
     (snapshot.parent.parent / "refs").mkdir()
     (snapshot.parent.parent / "refs" / "main").write_text("abc")
     assert find_tokenizer(name) == snapshot
-    assert plan_without_run(config, records, constitution, gpu="H100")[0].tokens_plus_minus == 0
+    assert plan_without_run(config, records, constitution, gpu="H100")[0].relative_error == 0
 
 
 def test_an_unknown_model_without_network_is_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -444,13 +452,13 @@ def test_an_unknown_model_without_network_is_one_message(monkeypatch: pytest.Mon
 
 def test_cards_are_read_from_the_driver_and_chosen_by_the_environment():
     lines = "0, GPU-aaaa, NVIDIA H100 80GB HBM3, 80000, 9.0\n1, GPU-bbbb, NVIDIA H100 80GB HBM3, 70000, 9.0\n2, GPU-cccc, NVIDIA A100-SXM4-80GB, 81000, 8.0\nnoise\n"
-    both = read_cards(lines, None, 8)
+    both = parse_nvidia_smi(lines, None, 8)
     assert both == Device("cuda", "NVIDIA H100 80GB HBM3", 70000 * 2**20, 8, True, True, 2)
-    assert read_cards(lines, "2", 8) == Device("cuda", "NVIDIA A100-SXM4-80GB", 81000 * 2**20, 8, True, False, 1)
-    assert read_cards(lines, "GPU-b", 8).cards == 1
-    assert read_cards(lines, "MIG-x", 8).cards == 1
-    assert read_cards("", None, 8) is None
-    assert read_cards("0, GPU-a, Tesla T4, [N/A], 7.5", None, 8) is None
+    assert parse_nvidia_smi(lines, "2", 8) == Device("cuda", "NVIDIA A100-SXM4-80GB", 81000 * 2**20, 8, True, False, 1)
+    assert parse_nvidia_smi(lines, "GPU-b", 8).gpus == 1
+    assert parse_nvidia_smi(lines, "MIG-x", 8).gpus == 1
+    assert parse_nvidia_smi("", None, 8) is None
+    assert parse_nvidia_smi("0, GPU-a, Tesla T4, [N/A], 7.5", None, 8) is None
 
 
 @pytest.mark.parametrize(
@@ -467,7 +475,7 @@ def test_cards_are_read_from_the_driver_and_chosen_by_the_environment():
     ],
 )
 def test_a_driver_name_finds_its_card(driver: str, card: str):
-    assert gpu_of(Device("cuda", driver, 10**10, 1, True, cards=1)).name == card
+    assert gpu_of(Device("cuda", driver, 10**10, 1, True, gpus=1)).name == card
 
 
 def test_a_card_that_is_not_known_is_refused_with_the_known_ones():
@@ -480,11 +488,11 @@ def test_usd_is_seconds_times_the_dated_price():
     plan = draft_plan(settings(), "m", LLAMA, WORK, rented_gpu("H100", 2), rented=True)
     train = plan.stages[0]
     # the price list of 2026-08: card, core and GiB a second; 2 cores and 32 GiB beside the cards
-    assert train["usd"] == pytest.approx(train["seconds"] * (2 * 0.001097 + 2 * 0.0000131 + 32 * 0.00000222), rel=1e-9)
-    assert plan.usd == pytest.approx(sum(stage["usd"] for stage in plan.stages), abs=1e-3)
-    assert plan.prices["date"] == prices().date == "2026-08"
+    assert train.usd == pytest.approx(train.seconds * (2 * 0.001097 + 2 * 0.0000131 + 32 * 0.00000222), rel=1e-9)
+    assert plan.usd == pytest.approx(sum(stage.usd for stage in plan.stages), abs=1e-3)
+    assert plan.prices.date == prices().date == "2026-08"
     assert draft_plan(settings(), "m", SMOL, WORK, CPU).usd == 0
-    assert [a["device"] for a in plan.alternatives] == ["this processor", "A10", "L40S", "A100-80GB", "H100"]
+    assert [option.device for option in plan.alternatives] == ["this CPU", "A10", "L40S", "A100-80GB", "H100"]
 
 
 # --- settings
@@ -606,15 +614,15 @@ def test_a_run_that_went_on_with_a_smaller_plan_stores_it_and_the_report_compare
         adapter.parent.mkdir(parents=True)
         adapter.write_bytes(b"")
         places["metrics"].write_text("", encoding="utf-8")
-        return {**figures, "smaller_plan": lower.as_json()}
+        return {**figures, "smaller_plan": lower.to_json()}
 
     monkeypatch.setattr(trainer, "train", trained)
     result = run_train(s)
     assert result["out_of_memory_once"] and "smaller_plan" not in result
     again = load_run(s.run.path)
-    assert Plan.from_json(again.result("plan")) == lower
+    assert stored_plan(again.result("plan")) == lower
     assert replace(s, run=again).as_trained.lora.quantization.load_in_4bit
-    rows = {label: (expected, happened) for label, expected, happened in compared(again)}
+    rows = {label: (expected, happened) for label, expected, happened in compared(again, lower)}
     assert rows["training time"] == (f"{duration(lower.seconds)} with start", duration(12.5))
     assert rows["tokens a second"] == (f"{lower.tokens_per_s:,.0f}", "3,457")
     assert rows["peak memory"] == (size(lower.memory_bytes), "7.0 GB")
@@ -624,14 +632,12 @@ def test_a_run_that_went_on_with_a_smaller_plan_stores_it_and_the_report_compare
 
 
 def test_later_stages_read_the_base_that_the_plan_settled_on():
-    plan = draft_plan(settings(), "m", LLAMA, WORK, rented_gpu("H100"), rented=True).as_json()
-    assert plan["setup"]["precision"] == "bf16"
+    plan = draft_plan(settings(), "m", LLAMA, WORK, rented_gpu("H100"), rented=True)
+    assert plan.setup.precision == "bf16"
     assert settings().lora.quantization.load_in_4bit
     assert not with_planned_storage(settings(), plan).lora.quantization.load_in_4bit
     assert with_planned_storage(settings(), None) == settings()
-    assert (
-        with_planned_storage(settings(), draft_plan(settings(), "m", SMOL, WORK, CPU).as_json()).lora == settings().lora
-    )
+    assert with_planned_storage(settings(), draft_plan(settings(), "m", SMOL, WORK, CPU)).lora == settings().lora
 
 
 # --- the command

@@ -11,7 +11,7 @@ from noesis.llm.token_rows import IGNORED
 from noesis.planning.setup import Setup
 from noesis.training.packing import fill, pack, rows_of_step, share
 
-FP32 = Setup("noesis", "fp32", "float32", "none", False, True, 64, 8, 1, "adamw", 0)
+FP32 = Setup("noesis", "fp32", "float32", "none", True, 64, 8, 1, "adamw", 0)
 
 
 def toy(count: int = 6, seed: int = 0) -> list[tuple[list[int], list[int]]]:

@@ -14,7 +14,8 @@ def train_packed(tiny_model: Path, folder: Path, record: dict, **overrides: obje
 
     from helpers.tiny_runs import rows_of, small
     from noesis.core.device import detect
-    from noesis.planning.plan import make_plan, read_shape
+    from noesis.planning.draft import make_plan
+    from noesis.planning.model_shapes import read_shape
     from noesis.training.job import count_workload
     from noesis.training.trainer import train
 
@@ -143,7 +144,8 @@ def test_two_processes_train_what_one_trains(
 
     from helpers.tiny_runs import rows_of, small
     from noesis.core.device import detect
-    from noesis.planning.plan import make_plan, read_shape
+    from noesis.planning.draft import make_plan
+    from noesis.planning.model_shapes import read_shape
     from noesis.training.backends.torchrun import train_on_all_gpus
     from noesis.training.job import count_workload
 
@@ -167,7 +169,7 @@ def test_two_processes_train_what_one_trains(
     )
     examples = rows_of(tiny_model, 20, record)
     plan = make_plan(config, "tiny", read_shape(tiny_model), count_workload(examples), detect())
-    plan = replace(plan, setup=replace(plan.setup, cards=2))
+    plan = replace(plan, setup=replace(plan.setup, gpus=2))
     assert asdict(plan.setup)["precision"] == "fp32"
     train_on_all_gpus(
         tiny_model,
@@ -194,7 +196,8 @@ def test_unsloth_without_its_environment_is_one_message(
     from helpers.tiny_runs import rows_of, small
     from noesis.core.device import Device
     from noesis.core.errors import TrainingError
-    from noesis.planning.plan import draft_plan, read_shape
+    from noesis.planning.draft import draft_plan
+    from noesis.planning.model_shapes import read_shape
     from noesis.training.backends.unsloth import PYTHON, train_with_unsloth
     from noesis.training.job import count_workload
 

@@ -23,7 +23,8 @@ from noesis.core.files import sha256_file
 from noesis.core.project import Project
 from noesis.core.signals import Terminated
 from noesis.planning.budget import Budget
-from noesis.planning.plan import make_plan, read_shape
+from noesis.planning.draft import make_plan
+from noesis.planning.model_shapes import read_shape
 from noesis.training.job import count_workload
 
 pytestmark = [pytest.mark.slow, pytest.mark.timing]

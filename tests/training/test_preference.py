@@ -14,8 +14,8 @@ from noesis.core.device import detect
 from noesis.dataset.encode import example_pairs, soft_pairs
 from noesis.llm.tokenizer import load_tokenizer
 from noesis.planning.by_method import preference_plan
-from noesis.planning.plan import read_shape
-from noesis.training.job import PreferencePairs, TrainingSet
+from noesis.planning.model_shapes import read_shape
+from noesis.training.job import PreferencePairs
 
 PAIR = {
     "id": "p",
@@ -56,7 +56,7 @@ def configured(**overrides: object) -> Config:
 def prefer(tiny_model: Path, folder: Path, data: PreferencePairs, config: Config, start: Path | None = None) -> dict:
     from noesis.training.trainer import train
 
-    plan = preference_plan(config, "tiny", read_shape(tiny_model), TrainingSet(pairs=data), detect())
+    plan = preference_plan(config, "tiny", read_shape(tiny_model), data.work, detect())
     return train(
         tiny_model,
         data,
@@ -97,7 +97,7 @@ def test_the_first_step_is_that_of_trl(tiny_model: Path, tmp_path: Path, record:
         **{"lora.quantization": {"load_in_4bit": False, "bnb_4bit_compute_dtype": "float32"}, "lora.lora_dropout": 0.0}
     )
     data = preferences(tiny_model, record, 4, 0)
-    plan = preference_plan(config, "tiny", read_shape(tiny_model), TrainingSet(pairs=data), detect())
+    plan = preference_plan(config, "tiny", read_shape(tiny_model), data.work, detect())
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     ours = trainer_of(
         tiny_model, data, config, plan, detect(), tokenizer, TrainerCallback(), None, tmp_path, engine=engine

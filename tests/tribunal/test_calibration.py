@@ -13,7 +13,7 @@ from helpers import judge_server as play
 from helpers.project import ROOT
 from noesis.core.config import TribunalSection
 from noesis.core.errors import DataError
-from noesis.core.project import Project, calibrations_folder
+from noesis.core.project import Project
 from noesis.llm.clients.openai_client import OpenAIClient
 from noesis.llm.clients.reply_cache import open_cache
 from noesis.llm.clients.spec import parse_spec
@@ -236,4 +236,4 @@ def test_the_command_keeps_what_it_found(
         before = len(server.requests)
         calibrate(found, SECTION, spec, "locked")
         assert len(server.requests) == before
-    assert load_calibration(calibrations_folder(found), f"openai:{server.url}:scripted", BENCH).fit is True
+    assert load_calibration(found.calibrations, f"openai:{server.url}:scripted", BENCH).fit is True

@@ -119,7 +119,7 @@ def plan(
     result, require_fit = plan_without_run(
         config, examples, constitution, besides=load_auxiliary(found, config, examples, []), gpu=gpu, gpus=gpus
     )
-    print_result(result.as_json(), as_json) if as_json else show_plan(result.as_json(), everything=True)
+    print_result(result.to_json(), as_json) if as_json else show_plan(result, everything=True)
     require_fit()
 
 

@@ -66,14 +66,14 @@ def baselines(part: PartOption = "dev", project: ProjectOption = None, as_json: 
     """
     from noesis.constitution.document import load_constitution
     from noesis.core.console import say
-    from noesis.core.project import find_project, tribunal_folder
+    from noesis.core.project import find_project
     from noesis.tribunal.calibration.baselines import baselines as both
     from noesis.tribunal.calibration.baselines import by_attack, keyword_score, screen_figures
     from noesis.tribunal.suite import read_benchmark
 
     send_output_to(as_json)
     found = find_project(project)
-    pairs, _ = read_benchmark(tribunal_folder(found), checked_part(part))
+    pairs, _ = read_benchmark(found.tribunal, checked_part(part))
     result: dict[str, Any] = both(pairs) | {
         "keywords_by_attack": by_attack(pairs, keyword_score),
         "screen": screen_figures(pairs, load_constitution(found.constitution)),
@@ -98,10 +98,10 @@ def lock(project: ProjectOption = None) -> None:
     Example: noesis tribunal lock
     """
     from noesis.core.console import say
-    from noesis.core.project import find_project, tribunal_folder
+    from noesis.core.project import find_project
     from noesis.tribunal.suite import write_seal
 
-    folder = tribunal_folder(find_project(project))
+    folder = find_project(project).tribunal
     for name, digest in write_seal(folder).items():
         say(f"  {digest[:16]}  {name}")
     say(f"  → {folder / 'locked.json'}: commit it")

@@ -7,13 +7,14 @@ is estimated from the judging card's bandwidth and arithmetic and was not measur
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from noesis.cloud.request import LOCAL_JUDGE, CloudRequest, gpu_to_rent
 from noesis.constitution.document import load_constitution
 from noesis.core.config import Config, ModalSection
 from noesis.core.console import duration
 from noesis.core.errors import UsageError
-from noesis.core.project import Project, tribunal_folder
+from noesis.core.project import Project
 from noesis.dataset.auxiliary import load_auxiliary
 from noesis.dataset.load import read_examples
 from noesis.pipeline.stages.plan import plan_without_run
@@ -22,7 +23,7 @@ from noesis.planning.budget import budget_of, quote
 from noesis.planning.display import plan_lines
 from noesis.planning.gpus import gpu_of, prices, rented_gpu
 from noesis.planning.plan import Plan
-from noesis.planning.pricing import JUDGE_MACHINE, usd_for
+from noesis.planning.pricing import JUDGE_MACHINE, StageCost, usd_for
 from noesis.planning.speed import CONTAINER_SECONDS
 from noesis.tribunal.suite import read_suite
 
@@ -60,33 +61,31 @@ def quote_lines(project: Project, config: Config, request: CloudRequest, section
         gpus=int(count or 1),
     )
     require_fit()
-    p = plan.as_json()
     extra = extra_costs(project, config, request, plan)
     usd = sum(cost for _, _, cost in extra)
-    seconds = next(s for what, s, _ in extra if what == CONDUCTOR_NAME) - sum(
-        stage["seconds"] for stage in plan.stages
-    )  # the others go on beside
-    lines = ["", *plan_lines(p, everything=True), ""]
+    # the other extras run at the same time as the plan's stages
+    seconds = next(s for what, s, _ in extra if what == CONDUCTOR_NAME) - plan.stage_seconds
+    lines = ["", *plan_lines(plan, everything=True), ""]
     lines += [
         f"  {'beside' if i == 0 else '':9} {what:15} {duration(s):>13}  {cost:8.2f} USD"
         for i, (what, s, cost) in enumerate(extra)
     ]
     budget = budget_of(config.training.budget, usd_per_s=0.0, spent_usd=0.0, spent_seconds=0.0)
-    whole = p | {"usd": plan.usd + usd, "stages": [*p["stages"], {"seconds": seconds}]}
+    whole = replace(plan, usd=plan.usd + usd, stages=(*plan.stages, StageCost("beside", "", seconds, usd)))
     return [*lines, *quote(whole, budget)]
 
 
 def extra_costs(project: Project, config: Config, request: CloudRequest, plan: Plan) -> list[tuple[str, float, float]]:
     """(what, seconds, USD) of what a run in the cloud does beside the plan's stages."""
     found = []
-    judging = next(s for s in plan.stages if s["name"] == "judge")
+    judging = next(s for s in plan.stages if s.name == "judge")
     if plan.epochs > 1:
         n = plan.epochs - 1
-        found.append((f"judge {n} epoch{'s' if n > 1 else ''}", n * judging["seconds"], n * judging["usd"]))
+        found.append((f"judge {n} epoch{'s' if n > 1 else ''}", n * judging.seconds, n * judging.usd))
     if any(judge.startswith(LOCAL_JUDGE) for judge in request.judges):
-        seconds = trial_seconds(config, plan, len(read_suite(tribunal_folder(project), "dev")))
+        seconds = trial_seconds(config, plan, len(read_suite(project.tribunal, "dev")))
         found.append(("trial, estimated", seconds, usd_for(rented_gpu("A10"), seconds, 1, JUDGE_MACHINE)))
-    waits = sum(stage["seconds"] for stage in plan.stages) + sum(s for what, s, _ in found if what.startswith("trial"))
+    waits = plan.stage_seconds + sum(s for what, s, _ in found if what.startswith("trial"))
     p = prices()
     return [
         *found,

@@ -1,4 +1,4 @@
-"""What this machine is, asked without importing torch: processor, memory, NVIDIA cards if there are any."""
+"""The machine a run computes on: CPU, memory and NVIDIA GPUs, detected without importing torch."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import platform
 import shutil
 import subprocess
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+
+# The product that measure_cpu_flops times: a batch of SmolLM2's activations by one of its feed-forward matrices.
+_ROWS, _INPUTS, _OUTPUTS = 512, 576, 1536
 
 
 @dataclass(frozen=True)
@@ -19,97 +22,122 @@ class Device:
 
     kind: Literal["cpu", "cuda"]
     name: str
-    memory_bytes: int  # free, of each card or of the main memory
+    memory_bytes: int  # free memory of each GPU, or of the machine
     threads: int
     bf16: bool  # bfloat16 arithmetic in hardware
     fp8: bool = False  # 8-bit floating-point matrix products in hardware
-    cards: int = 0  # cards of this kind in this machine; 0: a processor
+    gpus: int = 0  # GPUs of this kind in the machine; 0: a CPU
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "memory_bytes": self.memory_bytes,
+            "threads": self.threads,
+            "bf16": self.bf16,
+            "fp8": self.fp8,
+            "cards": self.gpus,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Device:
+        return cls(
+            kind=value["kind"],
+            name=value["name"],
+            memory_bytes=value["memory_bytes"],
+            threads=value["threads"],
+            bf16=value["bf16"],
+            fp8=value["fp8"],
+            gpus=value["cards"],
+        )
 
 
 def detect() -> Device:
-    """The NVIDIA cards if the driver answers, else the processor."""
-    return _nvidia() or processor()
+    """The NVIDIA GPUs if the driver answers, else the CPU."""
+    return _nvidia_gpus() or cpu_device()
 
 
-def processor() -> Device:
-    """This machine without its cards."""
+def cpu_device() -> Device:
+    """This machine without its GPUs."""
     import psutil
 
     return Device("cpu", _cpu_name(), int(psutil.virtual_memory().available), usable_threads(), _cpu_has_bf16())
 
 
 def usable_threads() -> int:
-    """Processors that this process may use (a container may give fewer than the machine has)."""
+    """CPUs that this process may use; a container may give fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache
 def measure_cpu_flops(seconds: float = 0.06) -> float:
-    """Single-precision matrix multiplication rate of this processor, FLOP/s, by a short run of numpy's own; asked once a process.
+    """Single-precision matrix product rate of this CPU in FLOP/s, timed with numpy once per process.
 
-    It is taken per second of processor time and multiplied by the threads, so that other programs that run for the moment do not count;
-    of the single products the fastest tenth's time is taken.
+    The rate is per second of CPU time, times the threads, so that other busy programs do not distort it. It is taken
+    from the fastest tenth of the products.
     """
     import numpy as np
 
-    a = np.ones((512, 576), dtype=np.float32)
-    b = np.ones((576, 1536), dtype=np.float32)
-    _ = a @ b
-    took: list[float] = []
+    a = np.ones((_ROWS, _INPUTS), dtype=np.float32)
+    b = np.ones((_INPUTS, _OUTPUTS), dtype=np.float32)
+    _ = a @ b  # warm-up
+    times: list[float] = []
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or not took:
+    while time.perf_counter() < end or not times:
         start = time.process_time()
         _ = a @ b
-        took.append(max(time.process_time() - start, 1e-5))
-    return 2 * 512 * 576 * 1536 / sorted(took)[len(took) // 10] * usable_threads()
+        times.append(max(time.process_time() - start, 1e-5))
+    return 2 * _ROWS * _INPUTS * _OUTPUTS / sorted(times)[len(times) // 10] * usable_threads()
 
 
-def _nvidia() -> Device | None:
+def _nvidia_gpus() -> Device | None:
     if shutil.which("nvidia-smi") is None or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return None
     query = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.free,compute_cap", "--format=csv,noheader,nounits"]
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+        output = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return None  # a driver without a card, or one that does not answer: the processor it is
-    return read_cards(answer, os.environ.get("CUDA_VISIBLE_DEVICES"), usable_threads())
+        return None  # a driver without a GPU, or one that does not answer: use the CPU
+    return parse_nvidia_smi(output, os.environ.get("CUDA_VISIBLE_DEVICES"), usable_threads())
 
 
-def read_cards(answer: str, visible: str | None, threads: int) -> Device | None:
-    """The cards that this process may use, from nvidia-smi's lines `index, uuid, name, free MiB, compute capability`.
+def parse_nvidia_smi(output: str, visible: str | None, threads: int) -> Device | None:
+    """The GPUs that this process may use, from nvidia-smi's lines `index, uuid, name, free MiB, compute capability`.
 
-    Cards of another kind than the first are left out: a step is as fast as its slowest card. Free memory is that of the fullest card.
+    GPUs of another model than the first are left out, since a step takes as long as its slowest GPU. The free memory is
+    that of the fullest GPU.
 
     Args:
         visible: the value of CUDA_VISIBLE_DEVICES, or None.
     """
-    lines = [[part.strip() for part in line.split(",")] for line in answer.splitlines() if line.count(",") == 4]
+    lines = [[part.strip() for part in line.split(",")] for line in output.splitlines() if line.count(",") == 4]
     if visible is not None:
-        wanted = [part.strip() for part in visible.split(",")]
-        chosen = [
-            next((c for c in lines if c[0] == w or (w.startswith("GPU-") and c[1].startswith(w))), None) for w in wanted
-        ]
-        lines = [c for c in chosen if c is not None] or lines[
-            :1
-        ]  # the slice of a card (MIG) is listed under the card's own name
+        named = [_find_gpu(lines, part.strip()) for part in visible.split(",")]
+        # a slice of a GPU (MIG) is listed under the name of the whole one
+        lines = [line for line in named if line is not None] or lines[:1]
     try:
         same = [(name, int(free), float(capability)) for _, _, name, free, capability in lines if name == lines[0][2]]
     except ValueError:
         return None
     if not same:
         return None
-    capability = same[0][2]
+    name, _, capability = same[0]
     return Device(
         "cuda",
-        same[0][0],
-        min(free for _, free, _ in same) * 2**20,
-        threads,
-        capability >= 8.0,
-        capability >= 8.9,
-        len(same),
+        name,
+        memory_bytes=min(free for _, free, _ in same) * 2**20,
+        threads=threads,
+        bf16=capability >= 8.0,
+        fp8=capability >= 8.9,
+        gpus=len(same),
+    )
+
+
+def _find_gpu(lines: list[list[str]], wanted: str) -> list[str] | None:
+    """The line of the GPU with this index, or whose UUID starts like this."""
+    return next(
+        (line for line in lines if line[0] == wanted or (wanted.startswith("GPU-") and line[1].startswith(wanted))),
+        None,
     )
 
 

@@ -1,19 +1,18 @@
-"""One tree of errors. Each message says what failed, on which value, and what to do about it.
+"""The tree of errors. Each message says what failed, on which value, and what to do about it.
 
-    NoesisError                       exit 1   anything that a user can cause or that the surroundings did
-    ├── UsageError (ValueError)       exit 2   a wrong argument, a file or folder that was named and is not there
-    │   └── ConfigError               exit 2   a YAML file: unknown key, wrong type, contradiction
-    ├── ConstitutionError             exit 2   data/constitution.yaml does not hold together
-    ├── DataError (ValueError)        exit 1   examples that must not be trained on
-    ├── ModelError (RuntimeError)     exit 1   a model that can't be found, loaded, converted or run
-    │   └── ParityError               exit 1   an export that does not behave like the model that was trained
-    ├── TrainingError (RuntimeError)  exit 1   training can't start or must stop
-    ├── CapError (RuntimeError)       exit 5   the agreed USD or minutes would be passed; what was finished is kept
-    ├── RunError (RuntimeError)       exit 1   a run directory: locked, incomplete, or of another kind
-    ├── CapError (RuntimeError)       exit 5   stopped at the agreed cap of USD; the same command goes on from there
-    └── MissingExtra (ImportError)    exit 1   an optional package that is not installed
+    NoesisError                          exit 1   anything that a user or the environment can cause
+    ├── UsageError (ValueError)          exit 2   a wrong argument, or a named file or folder that does not exist
+    │   └── ConfigError                  exit 2   a YAML file: unknown key, wrong type, contradiction
+    ├── ConstitutionError (ValueError)   exit 2   a constitution that contradicts itself or is incomplete
+    ├── DataError (ValueError)           exit 1   examples that must not be trained on
+    ├── ModelError (RuntimeError)        exit 1   a model that can't be found, loaded, converted or run
+    │   └── ParityError                  exit 1   an export that does not behave like the trained model
+    ├── TrainingError (RuntimeError)     exit 1   training that can't start or must stop
+    ├── CapError (RuntimeError)          exit 5   a cap in USD or minutes is reached; a higher one continues the run
+    ├── RunError (RuntimeError)          exit 1   a run directory that is locked, incomplete, or of another kind
+    └── MissingExtra (ImportError)       exit 1   an optional package that is not installed
 
-A new class is added only when a caller would handle it differently; otherwise raise an existing one with a better message.
+Add a class only if a caller would handle it differently; otherwise raise an existing one with a better message.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ __all__ = [
 
 
 class NoesisError(Exception):
-    """Base of all errors that end in one message instead of a traceback."""
+    """Base of all errors that are shown as one message instead of a traceback."""
 
     exit_code = 1
 
@@ -50,7 +49,7 @@ class ConfigError(UsageError):
 
 
 class ConstitutionError(NoesisError, ValueError):
-    """The constitution does not hold together; the message names the entry."""
+    """The constitution contradicts itself or is incomplete; the message names the entry."""
 
     exit_code = 2
 
@@ -64,7 +63,7 @@ class ModelError(NoesisError, RuntimeError):
 
 
 class ParityError(ModelError):
-    """An exported model does not behave like the model that was trained."""
+    """An exported model does not behave like the trained model."""
 
 
 class TrainingError(NoesisError, RuntimeError):
@@ -72,7 +71,7 @@ class TrainingError(NoesisError, RuntimeError):
 
 
 class CapError(NoesisError, RuntimeError):
-    """Going on would cost more than was agreed; the message says what was spent and what to do."""
+    """Continuing would cost more than the cap allows; the message says what was spent and what to do."""
 
     exit_code = 5
 
@@ -86,5 +85,6 @@ class MissingExtra(NoesisError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(
-            f"this command needs the package {package!r}, which is not installed: run  make setup  or  pip install 'noesis[{extra}]'"
+            f"this command needs the package {package!r}, which is not installed: "
+            f"run  make setup  or  pip install 'noesis[{extra}]'"
         )

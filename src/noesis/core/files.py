@@ -1,6 +1,7 @@
-"""Files written whole or not at all: a temporary name beside the target, flushed to the disk, then renamed.
+"""Atomic file writes, hashes and checks of the disk.
 
-A full disk, a read-only folder or a killed process leaves the old file as it was.
+A file is written under a temporary name next to its target, flushed to the disk, then renamed: a full disk, a read-only
+folder or a killed process leaves the old file as it was.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from noesis.core.errors import NoesisError
 
 @contextmanager
 def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open `path` for writing (`"w"` UTF-8 text or `"wb"`); it appears under its name only when the block ends well."""
+    """Open `path` for writing (`"w"` UTF-8 text or `"wb"`); it gets its name only if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -38,7 +39,7 @@ def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut (POSIX; elsewhere nothing to do)."""
+    """Make a rename inside `folder` survive a power cut (on POSIX; elsewhere there is nothing to do)."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -49,15 +50,15 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Flush every file of a folder, and the folders themselves, to the disk."""
-    for place, _, names in os.walk(folder):
+    """Flush every file below a folder, and the folders themselves, to the disk."""
+    for parent, _, names in os.walk(folder):
         for name in names:
-            sync_file(Path(place) / name)
-        sync_folder(Path(place))
+            sync_file(Path(parent) / name)
+        sync_folder(Path(parent))
 
 
 def sync_file(file: Path) -> None:
-    """Flush one file that something else wrote."""
+    """Flush a file that other code wrote to the disk."""
     handle = os.open(file, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:
         os.fsync(handle)
@@ -66,7 +67,10 @@ def sync_file(file: Path) -> None:
 
 
 def replace_folder(part: Path, target: Path) -> None:
-    """Give a flushed folder its name; what had that name before goes. Killed in between, the name is missing and nothing is half there."""
+    """Rename the flushed folder `part` to `target`, replacing an older one.
+
+    If the process is killed in between, there is no folder called `target`, but never an incomplete one.
+    """
     old = target.with_name(f".{target.name}.old.part")
     if target.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -77,34 +81,34 @@ def replace_folder(part: Path, target: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left half-written below `folder`, which nobody else may be writing to."""
+    """Remove what killed processes left half-written below `folder`; no other process may be writing there."""
     for part in folder.rglob(".*.part"):
         shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` whole or not at all."""
+    """Write `text` atomically."""
     with atomic(path) as f:
         f.write(text)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, keys as given, whole or not at all. NaN and infinity are refused: they are not JSON."""
+    """Write `value` atomically as indented JSON, keys in the given order. NaN and infinity are refused."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write one JSON object a line, whole or not at all."""
+    """Write one JSON object per line, atomically."""
     with atomic(path) as f:
         for row in rows:
             f.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """A copy of a file, whole or not at all.
+    """Copy a file atomically.
 
     Raises:
-        NoesisError: the disk has no room for it.
+        NoesisError: there is not enough space on the disk.
     """
     require_space(target.absolute().parent, source.stat().st_size, target.name)
     with open(source, "rb") as f, atomic(target, "wb") as out:
@@ -112,22 +116,23 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Hexadecimal SHA-256 of a file's bytes."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def sha256_json(value: Any) -> str:
-    """Hex digest of a value's canonical JSON (sorted keys, no spaces), so that equal content gives equal hashes."""
+    """Hexadecimal SHA-256 of a value's canonical JSON (sorted keys, no spaces): equal content has equal hashes."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def require_space(folder: Path, needed: float, what: str) -> None:
-    """Refuse to begin what the disk can't hold.
+    """Refuse to start writing what the disk can't hold.
 
     Args:
-        needed: bytes; a twentieth more is asked for.
+        needed: bytes; 5 % more must be free.
+        what: what would be written, for the message.
 
     Raises:
         NoesisError: naming both amounts.
@@ -136,24 +141,27 @@ def require_space(folder: Path, needed: float, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed * 1.05:
         raise NoesisError(
-            f"{what} needs {size(needed)} and {folder} has {size(free)} free: make room with  noesis clean, or choose another folder with --run"
+            f"{what} needs {size(needed)} and {folder} has {size(free)} free: "
+            "make room with  noesis clean, or choose another folder with --run"
         )
 
 
 def explain_os_error(error: OSError) -> NoesisError:
-    """An operating-system error as one message with a remedy."""
+    """An error of the operating system as one message with a remedy."""
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoesisError(
-            f"no space left on the disk{where}: free some with  noesis clean  and run the same command again; nothing finished is lost"
+            f"no space left on the disk{where}: free some with  noesis clean  and run the same command again; "
+            "nothing finished is lost"
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return NoesisError(
-            f"not allowed to write or read{where}: {error.strerror}; choose another folder with --run, or mend its permissions"
+            f"not allowed to read or write{where}: {error.strerror}; "
+            "choose another folder with --run, or change its permissions"
         )
     return NoesisError(f"{error.strerror or error}{where}")
 
 
 def utc_now() -> str:
-    """The time as ISO 8601, UTC, to the second."""
+    """The current time in UTC as ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""The project folder: where its files lie, and the cache folder of this machine."""
+"""The paths of a project folder, and the cache folder of this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from noesis.core.language import Language
 
 @dataclass(frozen=True)
 class Project:
-    """A folder with a constitution, two YAML files and examples; `noesis init` makes one."""
+    """A folder with a constitution, two YAML files, examples and a Tribunal; `noesis init` makes one."""
 
     root: Path
 
@@ -44,6 +44,16 @@ class Project:
     def runs(self) -> Path:
         return self.root / "runs"
 
+    @property
+    def tribunal(self) -> Path:
+        """Rubrics, suite and benchmark of the judges."""
+        return self.data / "tribunal"
+
+    @property
+    def calibrations(self) -> Path:
+        """What each judge was measured at, one file per judge and rubrics."""
+        return self.tribunal / "calibrations"
+
     def sources(self, language: Language) -> list[Path]:
         """The folders of hand-written examples in `language`."""
         folders = {"pt": ["philosophical"], "en": ["philosophical_en"], "both": ["philosophical", "philosophical_en"]}
@@ -51,30 +61,27 @@ class Project:
 
 
 def find_project(path: Path | None = None) -> Project:
-    """The project at `path`, or the nearest one at or above the working directory."""
+    """The project at `path`, or the nearest one at or above the working directory.
+
+    Raises:
+        UsageError: there is none.
+    """
     if path is not None:
-        if not Project(path).training_yaml.is_file():
+        project = Project(path)
+        if not project.training_yaml.is_file():
             raise UsageError(
-                f"no project in {path}: {Project(path).training_yaml} is missing; make one with  noesis init {path}"
+                f"no project in {path}: {project.training_yaml} is missing; make one with  noesis init {path}"
             )
-        return Project(path)
+        return project
     here = Path.cwd()
     for folder in (here, *here.parents):
         if Project(folder).training_yaml.is_file():
             return Project(folder)
     raise UsageError(
-        f"no project at or above {here}: go to one, name one with --project DIR, or make one with  noesis init DIR"
+        f"no project at or above {here}: change to one, name one with --project DIR, or make one with  noesis init DIR"
     )
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: `$NOESIS_CACHE`, else `~/.cache/noesis`."""
+    """The folder of converted models and other files that can be recreated: `$NOESIS_CACHE`, else `~/.cache/noesis`."""
     return Path(os.environ.get("NOESIS_CACHE") or Path.home() / ".cache" / "noesis")
-
-
-def tribunal_folder(project: Project) -> Path:
-    return project.data / "tribunal"
-
-
-def calibrations_folder(project: Project) -> Path:
-    return tribunal_folder(project) / "calibrations"

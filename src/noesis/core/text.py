@@ -1,4 +1,4 @@
-"""Small questions asked of text: what is hidden in it, what was left unfilled, and how it ends."""
+"""Checks of text for control tokens, placeholders and invisible characters; templates filled with untrusted text."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import re
 import unicodedata
 from collections.abc import Mapping
 
-# What a chat template turns into the boundary of a message. A data set must not be able to forge one.
+# What a chat template turns into the boundary of a message. A dataset must not be able to forge one.
 CONTROL_TOKEN = re.compile(
     r"<\|[A-Za-z0-9_]{2,40}\|>"  # <|im_start|>, <|eot_id|>, <|endoftext|>
-    r"|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>|\[(?:gMASK|MASK|CLS|SEP|/?SYSTEM_PROMPT|/?AVAILABLE_TOOLS)\]"
+    r"|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"
+    r"|\[(?:gMASK|MASK|CLS|SEP|/?SYSTEM_PROMPT|/?AVAILABLE_TOOLS)\]"
     r"|<｜[^｜\n]{2,40}｜>"  # DeepSeek's, with full-width bars
 )
 PLACEHOLDER = re.compile(
@@ -19,35 +20,39 @@ PLACEHOLDER = re.compile(
     r"|\blorem ipsum\b",
     re.IGNORECASE,
 )
-_MAY_HOLD_PLACEHOLDER = re.compile(r"\{|<|\[[TFIPtfip]|psum|PSUM")  # a fifth of the time
-# Unicode categories Cc (but newline and tab), Cf, Co, Cs, the line and paragraph separators, and blank letters; a test compares.
+# A quick test before the search, five times as fast.
+_MAY_HOLD_PLACEHOLDER = re.compile(r"\{|<|\[[TFIPtfip]|psum|PSUM")
+# Unicode categories Cc (but newline and tab), Cf, Co, Cs, line and paragraph separators, and blank letters; checked by
+# a test.
 INVISIBLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
-    "\u2028-\u202e\u2060-\u206f\u3164\ud800-\uf8ff\ufeff\uffa0\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5"
+    "\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ud800-\uf8ff\ufeff\uffa0\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
     "\U0001d173-\U0001d17a\U000e0000-\U000e0fff\U000f0000-\U0010ffff]"
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"”»)]?\s+")
 _WORD = re.compile(r"\w+")
+_FIELD = re.compile(r"\{(\w+)\}")
+_MARKS = re.compile(r"<{2,}|>{2,}")
 
 
 def control_token(text: str, special: re.Pattern[str] | None = None) -> str | None:
-    """The first chat-template token in `text`, of any model known here or found by `special`; None if there is none."""
+    """The first chat-template token in `text`, of any known model or matched by `special`; None if there is none."""
     if ("<" in text or "[" in text) and (match := CONTROL_TOKEN.search(text)):
         return match.group()
     return match.group() if special and (match := special.search(text)) else None
 
 
 def placeholder(text: str) -> str | None:
-    """The first unfilled placeholder in `text`, None if there is none."""
+    """The first unfilled placeholder in `text`; None if there is none."""
     if not _MAY_HOLD_PLACEHOLDER.search(text):
         return None
     return match.group() if (match := PLACEHOLDER.search(text)) else None
 
 
 def invisible(text: str) -> str | None:
-    """The name of the first zero-width, bidirectional or control character in `text`, None if there is none."""
+    """The name of the first zero-width, bidirectional or control character in `text`; None if there is none."""
     if _is_latin(text) and text.replace("\n", "").replace("\t", "").isprintable():
-        return None  # ten times as fast, and most texts
+        return None  # ten times as fast, and true of most texts
     match = INVISIBLE.search(text)
     return unicodedata.name(match.group(), f"U+{ord(match.group()):04X}") if match else None
 
@@ -61,19 +66,15 @@ def _is_latin(text: str) -> bool:
 
 
 def normalised(text: str) -> str:
-    """`text` as far as a reader tells texts apart: no case, no punctuation, single spaces."""
+    """`text` without case and punctuation and with single spaces, to compare texts as a reader would."""
     return " ".join(_WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
 
 
 def closing(text: str) -> str:
-    """The last sentence of `text` (looked for in its last 300 characters); empty if that is no sentence of 3 to 40 words."""
+    """The last sentence of `text`; empty if its last 300 characters don't end in a sentence of 3 to 40 words."""
     tail = text.rstrip()[-300:]
     last = _SENTENCE_END.split(tail.replace("\n", ". "))[-1]
     return last if 3 <= len(last.split()) <= 40 and len(last) < len(tail) else ""
-
-
-_FIELD = re.compile(r"\{(\w+)\}")
-_MARKS = re.compile(r"<{2,}|>{2,}")
 
 
 def fill_template(template: str, values: Mapping[str, str]) -> str:
@@ -82,6 +83,6 @@ def fill_template(template: str, values: Mapping[str, str]) -> str:
 
 
 def neutralise(text: str) -> str:
-    """`text` without what could end its place in the prompt: copies of the marks, and control tokens of any chat template."""
+    """`text` without what could end its section of a prompt: `<<<` marks, and control tokens of any chat template."""
     text = _MARKS.sub(lambda m: m[0].replace("<", "‹").replace(">", "›"), text)
     return CONTROL_TOKEN.sub(lambda m: m[0][0] + " " + m[0][1:], text)

@@ -1,4 +1,4 @@
-"""YAML as people edit it: safe types only, and a key written twice is refused (plain YAML would keep the last without a word)."""
+"""YAML as people edit it: safe types only, and a key written twice is refused (YAML would silently keep the last)."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def read_yaml(path: Path) -> Any:
     """The content of `path`.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ValueError: not YAML, or not UTF-8; the message names the line.
+        FileNotFoundError: it does not exist.
+        ValueError: it is not YAML, or not UTF-8; the message names the line.
     """
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  (a SafeLoader)
@@ -39,8 +39,8 @@ def read_yaml(path: Path) -> Any:
         raise ValueError(" ".join(str(error).split())) from None
 
 
-def complaint(model: type[BaseModel], error: ValidationError, path: Path) -> str:
-    """The first complaint of pydantic in the words of this project."""
+def describe_error(model: type[BaseModel], error: ValidationError, path: Path) -> str:
+    """The first of pydantic's errors as one line: the file, the key, and what is wrong with it."""
     first = min(error.errors(), key=lambda e: e["type"] == "missing")  # a misspelt key explains a missing one
     dotted = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
@@ -66,10 +66,10 @@ def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[st
 
 
 def line_of(path: Path, location: Sequence[str | int]) -> int:
-    """The line, from 1, on which what `location` names begins; of what is missing, the line of what it is missing from.
+    """The line, from 1, on which `location` begins; for something missing, the line of what it is missing from.
 
     Args:
-        location: keys and indices from the top, as pydantic gives them: `("principles", 3, "en")`.
+        location: keys and indices from the top, as in pydantic's errors: `("principles", 3, "en")`.
     """
     node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
     line = 1

@@ -23,7 +23,8 @@ from noesis.pipeline.stages.report import run_report
 from noesis.pipeline.stages.trial import TrialRequest, checkpoint_scorer
 from noesis.pipeline.stages.trial import run_trial as trial
 from noesis.pipeline.start_run import from_sources, start_run
-from noesis.planning.plan import choose_demo_rank_and_epochs, read_shape
+from noesis.planning.draft import choose_demo_rank_and_epochs
+from noesis.planning.model_shapes import read_shape
 from noesis.run.directory import Run
 from noesis.training.job import count_workload
 from noesis.tribunal.calibration.calibrate import LivePairs, live_pairs, show_live_pairs

@@ -92,8 +92,8 @@ def _plan(run: Run, epochs: int) -> dict[str, Any]:
     """The run's own plan: made anew it might compute in another order."""
     plan = Plan.from_json(run.manifest["stages"]["plan"]["result"])
     if run.config().training.method != "sft":
-        return plan.as_json()
-    return replace(plan, epochs=epochs, steps=plan.steps // plan.epochs * epochs).as_json()
+        return plan.to_json()
+    return replace(plan, epochs=epochs, steps=plan.steps // plan.epochs * epochs).to_json()
 
 
 def _train(run: Run, place: Path, config: Config) -> Run:

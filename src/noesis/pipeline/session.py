@@ -15,7 +15,8 @@ from noesis.llm.embedded import Model
 from noesis.llm.hub import find_model
 from noesis.pipeline.training_set import build_training_set
 from noesis.planning.budget import Budget, budget_of
-from noesis.planning.plan import compute_dtype, with_planned_storage
+from noesis.planning.plan import Plan, stored_plan, with_planned_storage
+from noesis.planning.precision import compute_dtype
 from noesis.planning.pricing import usd_per_second
 from noesis.run.directory import Run, load_run
 from noesis.training.job import TrainingSet
@@ -55,15 +56,20 @@ class RunSession:
         )
 
     @property
+    def plan(self) -> Plan | None:
+        """The run's plan; None before it is made."""
+        return stored_plan(self.run.result("plan"))
+
+    @property
     def as_trained(self) -> Config:
         """The configuration with the base's storage that the plan settled on; what merges and scores must read."""
-        return with_planned_storage(self.config, self.run.result("plan"))
+        return with_planned_storage(self.config, self.plan)
 
     @property
     def arithmetic(self) -> str:
         """The type that training computed in, whatever this machine would choose."""
-        stored = self.run.result("plan") or {}
-        return str(stored["setup"]["compute_dtype"]) if "setup" in stored else compute_dtype(self.config, self.device)
+        plan = self.plan
+        return compute_dtype(self.config, self.device) if plan is None else plan.setup.compute_dtype
 
 
 def reopen_run(path: Path) -> RunSession:

@@ -11,7 +11,7 @@ from noesis.core.config import Config
 from noesis.dataset.encode import example_pairs, replay_rows, soft_pairs, target_text, training_rows
 from noesis.llm.tokenizer import load_tokenizer
 from noesis.planning.model_shapes import TokenRatio
-from noesis.planning.workload import Workload, Workloads
+from noesis.planning.workload import PairWorkload, Workload, Workloads
 from noesis.training.job import PreferencePairs, TrainingSet
 from noesis.training.methods import Records
 
@@ -86,7 +86,8 @@ def estimate_workloads(
                     end_to_end=False,
                 )
             )
-        pairs = _both(*parts, end_to_end=True) if soft else parts[0]
+        both = _both(*parts, end_to_end=True) if soft else parts[0]
+        pairs = PairWorkload(both.lengths, both.trained, both.relative_error)
     return Workloads(rows, pairs)
 
 

@@ -1,6 +1,7 @@
-"""Never more than agreed: the cap in USD and minutes, the quote before training starts, and what would fit where the plan does not. Torch-free.
+"""The caps on a run in USD and minutes, the quote before it starts, and what would fit if it does not. Torch-free.
 
-What was spent is in the run's ledger (meter.py) and counts across restarts; a cap is on the whole run, all its stages.
+The run's ledger (`run/ledger.py`) records what was spent, across restarts. A cap applies to the whole run, all stages
+together.
 """
 
 from __future__ import annotations
@@ -8,21 +9,29 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from noesis.core.config import BudgetSection
 from noesis.core.console import duration
 from noesis.core.errors import CapError
 from noesis.planning.gpus import prices
+from noesis.planning.plan import Plan
+from noesis.planning.pricing import MachineOption
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What is left of the agreed amounts, from the moment it was made."""
+    """What is left of the agreed amounts, counted from `started`.
 
-    usd_per_s: float  # of this machine; 0: it costs nothing
-    spent_usd: float  # before
+    usd_per_s: price of this machine; 0: it costs nothing
+    spent_usd, spent_seconds: before `started`
+    max_usd, max_seconds: the caps; None: no cap
+    started: in seconds of `clock`
+    """
+
+    usd_per_s: float
+    spent_usd: float
     spent_seconds: float
     max_usd: float | None
     max_seconds: float | None
@@ -30,18 +39,19 @@ class Budget:
     clock: Callable[[], float] = time.monotonic
 
     def usd(self) -> float:
-        """Spent up to now."""
+        """USD spent up to now."""
         return self.spent_usd + self.elapsed() * self.usd_per_s
 
     def seconds(self) -> float:
-        """Worked up to now."""
+        """Seconds worked up to now."""
         return self.spent_seconds + self.elapsed()
 
     def elapsed(self) -> float:
+        """Seconds since `started`."""
         return max(self.clock() - self.started, 0.0)
 
     def left_seconds(self) -> float:
-        """Until the first of the caps; infinite where none binds."""
+        """Seconds until the first of the caps; infinite without one."""
         left = math.inf
         if self.max_usd is not None and self.usd_per_s > 0:
             left = (self.max_usd - self.usd()) / self.usd_per_s
@@ -50,7 +60,7 @@ class Budget:
         return left
 
     def describe(self) -> str:
-        """Spent of what was agreed: `1.20 of 90.00 USD, 12 min 30 s of 60 min 00 s`."""
+        """What was spent of the caps: `1.20 of 90.00 USD, 12 min 30 s of 60 min 00 s`; empty without price and cap."""
         parts = []
         if self.usd_per_s > 0 or self.spent_usd > 0:
             parts.append(f"{self.usd():.2f}" + (f" of {self.max_usd:.2f}" if self.max_usd is not None else "") + " USD")
@@ -59,92 +69,89 @@ class Budget:
         return ", ".join(parts)
 
     def projected(self, seconds: float) -> str:
-        """`spent …, … at the end` for the progress line; empty where nothing is paid and no time was agreed."""
+        """`spent …, … at the end` for the progress line; empty if nothing is paid or capped.
+
+        Args:
+            seconds: that the work still takes.
+        """
         if not self.describe():
             return ""
-        end = (
-            f"{self.usd() + seconds * self.usd_per_s:.2f} USD"
-            if self.usd_per_s > 0
-            else duration(self.seconds() + seconds)
-        )
+        end = duration(self.seconds() + seconds)
+        if self.usd_per_s > 0:
+            end = f"{self.usd() + seconds * self.usd_per_s:.2f} USD"
         return f" · spent {self.describe()}; {end} at the end"
 
-    def as_json(self) -> dict[str, Any]:
-        """For another process of this machine, whose clock is the same one."""
-        return {
-            key: getattr(self, key)
-            for key in ("usd_per_s", "spent_usd", "spent_seconds", "max_usd", "max_seconds", "started")
-        }
+    def amount(self, seconds: float) -> str:
+        """What this much time of the machine costs, or the time itself if it costs nothing."""
+        return f"{seconds * self.usd_per_s:.2f} USD" if self.usd_per_s > 0 else duration(seconds)
+
+    def to_json(self) -> dict[str, float | None]:
+        """For another process of this machine, whose clock is the same."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "clock"}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Budget:
+        return cls(**value)
 
 
 def budget_of(
     section: BudgetSection, *, usd_per_s: float, spent_usd: float, spent_seconds: float, since: float | None = None
 ) -> Budget:
-    """The budget of a run that goes on now, or that has been at work `since` then."""
-    minutes = section.max_minutes
+    """The budget of a run that continues now, or has been working since `since` (seconds of the monotonic clock)."""
     return Budget(
-        usd_per_s,
-        spent_usd,
-        spent_seconds,
-        section.max_usd,
-        None if minutes is None else minutes * 60,
-        time.monotonic() if since is None else since,
+        usd_per_s=usd_per_s,
+        spent_usd=spent_usd,
+        spent_seconds=spent_seconds,
+        max_usd=section.max_usd,
+        max_seconds=None if section.max_minutes is None else section.max_minutes * 60,
+        started=time.monotonic() if since is None else since,
     )
 
 
-def quote(plan: dict[str, Any], budget: Budget) -> list[str]:
+def quote(plan: Plan, budget: Budget) -> list[str]:
     """What the run is expected to cost, the cap, and whether the month's free USD cover it."""
-    seconds = sum(float(stage["seconds"]) for stage in plan["stages"])
-    usd = float(plan["usd"]) if plan["rented"] else seconds * budget.usd_per_s
+    seconds = plan.stage_seconds
+    usd = plan.usd if plan.rented else seconds * budget.usd_per_s
     if usd == 0:
-        return [
-            f"  cost      nothing on this machine ({duration(seconds)})"
-            + (f"; agreed: {duration(budget.max_seconds)}" if budget.max_seconds else "")
-        ]
+        cap = f"; cap {duration(budget.max_seconds)}" if budget.max_seconds else ""
+        return [f"  cost      nothing on this machine ({duration(seconds)}){cap}"]
     cap = "no cap" if budget.max_usd is None else f"cap {budget.max_usd:.2f} USD"
     lines = [f"  cost      {usd:.2f} USD in {duration(seconds)} expected, {budget.spent_usd:.2f} spent before; {cap}"]
-    if plan["rented"]:
-        free = prices().free_usd_per_month
-        whole = budget.spent_usd + usd
-        covered = (
-            f"cover it, if {whole:.2f} of them are left"
-            if whole <= free
-            else f"do not cover it: {whole - free:.2f} USD are to pay"
-        )
+    if plan.rented:
+        free, whole = prices().free_usd_per_month, budget.spent_usd + usd
+        covered = f"cover it, if {whole:.2f} of them are left"
+        if whole > free:
+            covered = f"do not cover it: {whole - free:.2f} USD are to pay"
         lines.append(f"            Modal's free {free:.0f} USD a month {covered}")
     return lines
 
 
-def require_affordable(plan: dict[str, Any], budget: Budget, *, done: float = 0.0) -> None:
-    """Refuse to start training whose expected end lies beyond a cap.
+def require_affordable(plan: Plan, budget: Budget, *, done: float = 0.0) -> None:
+    """Refuse to start training that is expected to pass a cap.
 
     Args:
-        done: share of the steps that are done.
+        done: share of the steps that is already done.
 
     Raises:
         CapError: naming what would fit.
     """
     left = budget.left_seconds()
-    start, per_epoch = (
-        float(plan["start_seconds"]),
-        (float(plan["seconds"]) - float(plan["start_seconds"])) / plan["epochs"],
-    )
-    needed = start + per_epoch * plan["epochs"] * (1 - done)
+    per_epoch = (plan.seconds - plan.start_seconds) / plan.epochs
+    needed = plan.start_seconds + per_epoch * plan.epochs * (1 - done)
     if needed <= left:
         return
-    spent = f" ({budget.describe()} spent)" if budget.spent_seconds else ""
-    amount = f"{needed * budget.usd_per_s:.2f} USD" if budget.usd_per_s > 0 else duration(needed)
-    allowed = f"{max(left, 0) * budget.usd_per_s:.2f} USD" if budget.usd_per_s > 0 else duration(max(left, 0))
     fits = []
-    epochs = int((left - start) // per_epoch) if per_epoch > 0 else 0
-    if done == 0 and 1 <= epochs < plan["epochs"]:
-        fits.append(f"--epochs {epochs} ({duration(start + per_epoch * epochs)})")
-    fits += [
-        f"{a['device']} ({duration(a['seconds'])}, {a['usd']:.2f} USD)" for a in _smaller_machines(plan, budget)[:1]
-    ]
+    epochs = int((left - plan.start_seconds) // per_epoch) if per_epoch > 0 else 0
+    if done == 0 and 1 <= epochs < plan.epochs:
+        fits.append(f"--epochs {epochs} ({duration(plan.start_seconds + per_epoch * epochs)})")
+    cheapest = min(_affordable_machines(plan, budget), key=lambda option: option.usd, default=None)
+    if cheapest is not None:
+        fits.append(f"{cheapest.device} ({duration(cheapest.seconds)}, {cheapest.usd:.2f} USD)")
     fits.append("a higher --max-usd or --max-minutes")
+    spent = f" ({budget.describe()} spent)" if budget.spent_seconds else ""
     raise CapError(
-        f"training is expected to take {amount} more and {allowed} of what was agreed is left{spent}; what would fit: {', or '.join(fits)}"
+        f"training is expected to take {budget.amount(needed)} more and {budget.amount(max(left, 0))} of the cap is "
+        f"left{spent}; what would fit: {', or '.join(fits)}"
     )
 
 
@@ -152,21 +159,21 @@ def require_remaining(budget: Budget, what: str) -> None:
     """Refuse to start a stage when nothing is left.
 
     Raises:
-        CapError: the agreed amount is spent.
+        CapError: the cap is reached.
     """
     if budget.left_seconds() <= 0:
         raise CapError(
-            f"{what} was not started: what was agreed is spent ({budget.describe()}); agree to more with --max-usd or --max-minutes"
+            f"{what} was not started: the cap is reached ({budget.describe()}); "
+            "raise it with --max-usd or --max-minutes"
         )
 
 
-def _smaller_machines(plan: dict[str, Any], budget: Budget) -> list[dict[str, Any]]:
-    """Other machines on which the whole training would stay within what is left, the cheapest first."""
-    if not plan["rented"]:
+def _affordable_machines(plan: Plan, budget: Budget) -> list[MachineOption]:
+    """Other machines on which the whole training would stay within the caps."""
+    if not plan.rented:
         return []
     usd = math.inf if budget.max_usd is None else budget.max_usd - budget.spent_usd
     seconds = math.inf if budget.max_seconds is None else budget.max_seconds - budget.spent_seconds
-    return sorted(
-        (a for a in plan["alternatives"] if a["fits"] and 0 < a["usd"] <= usd and a["seconds"] <= seconds),
-        key=lambda a: a["usd"],
-    )
+    return [
+        option for option in plan.alternatives if option.fits and 0 < option.usd <= usd and option.seconds <= seconds
+    ]

@@ -1,4 +1,4 @@
-"""The plan of each training method: sft, dpo, and one after the other."""
+"""The plan of each training method: `sft`, `dpo`, and `sft+dpo`, which is one after the other."""
 
 from __future__ import annotations
 
@@ -6,67 +6,73 @@ from dataclasses import replace
 
 from noesis.core.config import Config
 from noesis.core.device import Device
+from noesis.planning.draft import draft_plan
 from noesis.planning.model_shapes import Shape
-from noesis.planning.plan import Plan, draft_plan
-from noesis.planning.workload import Workload, Workloads
+from noesis.planning.plan import Plan
+from noesis.planning.workload import PairWorkload, Workload, Workloads
 
-FORWARD = 0.5  # of a training step's time that its forward pass alone takes
+FORWARD_SHARE = 0.5  # of a training step's time that the forward pass alone takes
 
 
 def plan_of(
     config: Config, model: str, shape: Shape, workloads: Workloads, device: Device, *, rented: bool = False
 ) -> Plan:
-    """The plan of the run's method, whether it fits or not. Of `sft+dpo` it is that of the second part, with the first one's in it."""
+    """The plan of the run's method, whether it fits or not.
+
+    With `sft+dpo` it is the plan of the second part, and `Plan.sft` is that of the first.
+    """
     if workloads.pairs is None:
-        return draft_plan(config, model, shape, workloads.sft or Workload((), 0), device, rented=rented)
+        return draft_plan(config, model, shape, workloads.last, device, rented=rented)
     if workloads.sft is None:
-        return preference_plan(config, model, shape, workloads, device, rented=rented)
-    first = draft_plan(config, model, shape, workloads.sft, replace(device, cards=min(device.cards, 1)), rented=rented)
-    # both parts on one base: an adapter is trained further on what it began on
-    quantization = config.lora.quantization.model_copy(update={"load_in_4bit": first.setup.precision == "nf4"})
-    same = {
-        "lora": config.lora.model_copy(update={"quantization": quantization}),
-        "training": config.training.model_copy(update={"precision": first.setup.precision}),
-    }
-    second = preference_plan(config.model_copy(update=same), model, shape, workloads, device, rented=rented)
-    training, *others = second.stages
-    before = first.stages[0]
-    training = training | {"seconds": training["seconds"] + before["seconds"], "usd": training["usd"] + before["usd"]}
+        return preference_plan(config, model, shape, workloads.pairs, device, rented=rented)
+    first = _on_one_gpu(config, model, shape, workloads.sft, device, rented=rented)
+    # both parts use the same base: an adapter continues on what it started on
+    config = config.with_settings(
+        quantization={"load_in_4bit": first.setup.precision == "nf4"}, training={"precision": first.setup.precision}
+    )
+    second = preference_plan(config, model, shape, workloads.pairs, device, rented=rented)
+    summary = f"SFT: {first.rows} rows, {first.steps} steps, {first.seconds:.0f} s, included in time and price"
+    training = first.stages[0]
     return replace(
-        second,
-        first=replace(first, alternatives=[], device=device.as_json()).as_json(),
+        _with_more_training(second, training.seconds, training.usd),
+        sft=replace(first, alternatives=()),
         seconds=round(second.seconds + first.seconds, 1),
-        usd=round(second.usd + before["usd"], 4),
         fits=first.fits and second.fits,
-        stages=[training, *others],
-        reasons=[
-            *second.reasons,
-            f"first SFT: {first.rows} rows, {first.steps} steps, {first.seconds:.0f} s, which time and price contain",
-        ],
+        reasons=(*second.reasons, summary),
     )
 
 
 def preference_plan(
-    config: Config, model: str, shape: Shape, workloads: Workloads, device: Device, *, rented: bool = False
+    config: Config, model: str, shape: Shape, pairs: PairWorkload, device: Device, *, rented: bool = False
 ) -> Plan:
-    """The plan of preference training: a pair is planned as one sequence, and the reference's passes come on top. One card trains."""
-    assert workloads.pairs is not None
-    work = workloads.pairs
-    one = replace(device, cards=min(device.cards, 1))
-    epochs = config.training.model_copy(update={"num_train_epochs": config.training.dpo.epochs})
-    plan = draft_plan(config.model_copy(update={"training": epochs}), model, shape, work, one, rented=rented)
-    seconds = FORWARD * (work.tokens + workloads.held_out_tokens * (1 + plan.epochs)) / plan.tokens_per_s
-    training, *others = plan.stages
-    usd = training["usd"] * seconds / training["seconds"]
-    reasons = [f"reference: computed once, before the first step; with measuring the held-out pairs {seconds:.0f} s"]
-    if device.cards > 1:
-        reasons.append(f"cards: 1 of {device.cards}; preference training runs on one")
+    """The plan of preference training, which runs on one GPU.
+
+    A pair is planned as one sequence, and the passes of the reference are added.
+    """
+    config = config.with_settings(training={"num_train_epochs": config.training.dpo.epochs})
+    plan = _on_one_gpu(config, model, shape, pairs, device, rented=rented)
+    # without gradients: the reference once over all pairs, and the held-out pairs after every epoch
+    evaluated = pairs.tokens + pairs.held_out_tokens * (1 + plan.epochs)
+    seconds = FORWARD_SHARE * evaluated / plan.tokens_per_s
+    reasons = [f"reference: computed once before the first step; with evaluating the held-out pairs {seconds:.0f} s"]
+    if device.gpus > 1:
+        reasons.append(f"GPUs: 1 of {device.gpus}; preference training runs on one")
+    training = plan.stages[0]
     return replace(
-        plan,
-        device=device.as_json(),
+        _with_more_training(plan, seconds, training.usd * seconds / training.seconds),
         start_seconds=round(plan.start_seconds + seconds, 1),
         seconds=round(plan.seconds + seconds, 1),
-        usd=round(plan.usd + usd, 4),
-        stages=[training | {"seconds": training["seconds"] + seconds, "usd": training["usd"] + usd}, *others],
-        reasons=[*plan.reasons, *reasons],
+        reasons=(*plan.reasons, *reasons),
     )
+
+
+def _on_one_gpu(config: Config, model: str, shape: Shape, work: Workload, device: Device, *, rented: bool) -> Plan:
+    """The plan for one of the device's GPUs; the plan still names them all, since all are paid for."""
+    plan = draft_plan(config, model, shape, work, replace(device, gpus=min(device.gpus, 1)), rented=rented)
+    return replace(plan, device=device)
+
+
+def _with_more_training(plan: Plan, seconds: float, usd: float) -> Plan:
+    """The plan whose first stage, training, takes and costs this much more."""
+    training, *others = plan.stages
+    return replace(plan, stages=(training.plus(seconds, usd), *others), usd=round(plan.usd + usd, 4))

@@ -1,97 +1,100 @@
-"""A plan as `noesis plan` prints it: what is trained, does it fit, what it takes and costs, what it would elsewhere, and why."""
+"""A plan as `noesis plan` prints it: what is trained, whether it fits, what it costs here and elsewhere, and why."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from noesis.core.console import duration, say, size
+from noesis.planning.plan import Plan
 
-HEAD = ("", "precision", "fits", "training", "USD")
+LABEL = 9  # width of the column before the text
+ALTERNATIVES_HEAD = ("", "precision", "fits", "training", "USD")
+LEFT_COLUMNS = 3  # the others are numbers
 
 
-def show_plan(p: dict[str, Any], *, everything: bool = False) -> None:
-    """Print a plan."""
-    for line in plan_lines(p, everything=everything):
+def show_plan(plan: Plan, *, everything: bool = False) -> None:
+    """Print a plan; its reasons and alternatives only with `everything`."""
+    for line in plan_lines(plan, everything=everything):
         say(line)
 
 
-def plan_lines(p: dict[str, Any], *, everything: bool) -> list[str]:
-    """The lines of a plan (`Plan.as_json`); its alternatives and reasons only where `everything` is asked for."""
-    if "setup" not in p:
-        return ["  made by an earlier version of Noesis"]
-    lines = [*_what(p), *_memory(p), *_stages(p)]
+def plan_lines(plan: Plan, *, everything: bool) -> list[str]:
+    """The lines that `show_plan` prints."""
+    lines = [*_contents(plan), _memory(plan), *_stages(plan)]
     if everything:
-        lines += ["", *_reasons(p), "", *_alternatives(p)]
+        lines += ["", *_labelled("why", plan.reasons), "", *_alternatives(plan)]
     return lines
 
 
-def _what(p: dict[str, Any]) -> list[str]:
-    setup, device = p["setup"], p["device"]
-    about = (
-        f" ± {p['tokens_plus_minus']:.0%} (estimated: the model's tokenizer is not here)"
-        if p["tokens_plus_minus"]
-        else ""
+def _line(label: str, text: str) -> str:
+    return f"  {label:{LABEL}} {text}".rstrip()
+
+
+def _labelled(label: str, texts: tuple[str, ...] | list[str]) -> list[str]:
+    """One line per text, the first with the label."""
+    return [_line("" if i else label, text) for i, text in enumerate(texts)]
+
+
+def _contents(plan: Plan) -> list[str]:
+    setup, device = plan.setup, plan.device
+    millions, adapter = plan.parameters / 1e6, plan.adapter_parameters / 1e6
+    error = (
+        f" ± {plan.relative_error:.0%} (estimated: the model's tokenizer is not here)" if plan.relative_error else ""
     )
-    where = f"{setup['cards']} × {device['name']}" if setup["cards"] > 1 else device["name"]
-    kind = f"{device['threads']} threads" if device["kind"] == "cpu" else "rented" if p["rented"] else "here"
-    rows = (
-        f"rows of up to {setup['pack_length']:,} tokens"
-        if setup["packing"]
-        else f"{setup['micro_batch']} sequence(s) at a time"
-    )
-    extras = [rows, f"checkpointing {setup['gradient_checkpointing']}"]
-    extras += ["8-bit AdamW"] if setup["optimizer"] == "adamw_8bit" else []
-    extras += ["through Unsloth"] if setup["engine"] == "unsloth" else []
+    where = f"{setup.gpus} × {device.name}" if setup.gpus > 1 else device.name
+    kind = f"{device.threads} threads" if device.kind == "cpu" else "rented" if plan.rented else "here"
+    how = [
+        f"rows of up to {setup.pack_length:,} tokens"
+        if setup.packing
+        else f"{setup.micro_batch} sequence(s) at a time",
+        f"checkpointing {setup.gradient_checkpointing}",
+    ]
+    if setup.optimizer == "adamw_8bit":
+        how.append("8-bit AdamW")
+    if setup.engine == "unsloth":
+        how.append("through Unsloth")
     return [
-        f"  model     {p['model']}: {p['parameters'] / 1e6:,.0f} M parameters, adapter of rank {p['r']} with {p['adapter_parameters'] / 1e6:.1f} M",
-        f"  data      {p['rows']} examples, {p['tokens_per_epoch']:,} tokens an epoch{about}",
-        f"            {p['trained_tokens_per_epoch']:,} of them trained on, longest row {p['longest_row']:,}",
-        f"  steps     {p['epochs']} epoch(s), {p['steps']} steps of {setup['sequences_per_step']} sequences",
-        f"  device    {where} ({kind}, {size(device['memory_bytes'])} free)",
-        f"  setup     {p['precision']}",
-        f"            {', '.join(extras)}",
+        _line("model", f"{plan.model}: {millions:,.0f} M parameters, adapter of rank {plan.r} with {adapter:.1f} M"),
+        _line("data", f"{plan.rows} examples, {plan.tokens_per_epoch:,} tokens an epoch{error}"),
+        _line("", f"{plan.trained_tokens_per_epoch:,} of them trained on, longest row {plan.longest_row:,}"),
+        _line("steps", f"{plan.epochs} epoch(s), {plan.steps} steps of {setup.sequences_per_step} sequences"),
+        _line("device", f"{where} ({kind}, {size(device.memory_bytes)} free)"),
+        _line("setup", plan.precision),
+        _line("", ", ".join(how)),
     ]
 
 
-def _memory(p: dict[str, Any]) -> list[str]:
-    terms = ", ".join(f"{name} {size(value)}" for name, value in p["memory"].items() if value >= 5e7)
-    verdict = "fits" if p["fits"] else "DOES NOT FIT"
-    free = p["device"]["memory_bytes"]
+def _memory(plan: Plan) -> str:
+    terms = ", ".join(f"{name} {size(value)}" for name, value in plan.memory.to_json().items() if value >= 5e7)
+    verdict = "fits" if plan.fits else "DOES NOT FIT"
+    needed = f"{size(plan.needed_bytes)} of {size(plan.device.memory_bytes)}"
+    return _line("memory", f"{needed}: {verdict}; peak {size(plan.memory_bytes)}: {terms}")
+
+
+def _stages(plan: Plan) -> list[str]:
+    rows = [
+        f"{stage.name:15} {duration(stage.seconds):>13}  {stage.usd:8.2f} USD  {stage.where}" for stage in plan.stages
+    ]
+    origin = f"  prices of {plan.prices.date}, {plan.prices.source}" if plan.rented else ""
+    rows.append(f"{'in all':15} {duration(plan.stage_seconds):>13}  {plan.usd:8.2f} USD{origin}")
     return [
-        f"  memory    {size(p['needed_bytes'])} of {size(free)}: {verdict}; peak {size(p['memory_bytes'])}: {terms}"
+        _line("speed", f"{plan.tokens_per_s:,.0f} tokens/s after {duration(plan.start_seconds)} of start"),
+        *_labelled("time", rows),
     ]
 
 
-def _stages(p: dict[str, Any]) -> list[str]:
-    lines = [f"  speed     {p['tokens_per_s']:,.0f} tokens/s after {duration(p['start_seconds'])} of start"]
-    for i, stage in enumerate(p["stages"]):
-        label = "time" if i == 0 else ""
-        lines.append(
-            f"  {label:9} {stage['name']:15} {duration(stage['seconds']):>13}  {stage['usd']:8.2f} USD  {stage['where']}"
-        )
-    total = sum(stage["seconds"] for stage in p["stages"])
-    origin = f"  prices of {p['prices']['date']}, {p['prices']['source']}" if p["rented"] else ""
-    lines.append(f"  {'':9} {'in all':15} {duration(total):>13}  {p['usd']:8.2f} USD{origin}")
-    return lines
-
-
-def _reasons(p: dict[str, Any]) -> list[str]:
-    return [f"  {'why' if i == 0 else '':9} {line}" for i, line in enumerate(p["reasons"])]
-
-
-def _alternatives(p: dict[str, Any]) -> list[str]:
-    table = [HEAD]
-    for a in p["alternatives"]:
-        how = a["precision"] + ("" if a["gradient_checkpointing"] == "none" else f", {a['gradient_checkpointing']}")
-        costs = (duration(a["seconds"]), f"{a['usd']:.2f}") if a["fits"] else ("", "")
-        table.append((a["device"], how, "yes" if a["fits"] else f"needs {size(a['memory_bytes'])}", *costs))
-    widths = [max(len(row[i]) for row in table) for i in range(len(HEAD))]
-    lines = []
-    for i, row in enumerate(table):
-        cells = [
-            cell.ljust(width) if column < 3 else cell.rjust(width)
+def _alternatives(plan: Plan) -> list[str]:
+    table: list[tuple[str, ...]] = [ALTERNATIVES_HEAD]
+    for option in plan.alternatives:
+        recomputed = "" if option.gradient_checkpointing == "none" else f", {option.gradient_checkpointing}"
+        fits = "yes" if option.fits else f"needs {size(option.memory_bytes)}"
+        costs = (duration(option.seconds), f"{option.usd:.2f}") if option.fits else ("", "")
+        table.append((option.device, option.precision + recomputed, fits, *costs))
+    widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
+    rows = [
+        "  ".join(
+            cell.ljust(width) if column < LEFT_COLUMNS else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append(f"  {'elsewhere' if i == 0 else '':9} {'  '.join(cells)}".rstrip())
-    lines.append(f"  {'':9} training with its start; prices of {p['prices']['date']}, {p['prices']['source']}")
-    return lines
+        )
+        for row in table
+    ]
+    origin = f"training with its start; prices of {plan.prices.date}, {plan.prices.source}"
+    return [*_labelled("elsewhere", rows), _line("", origin)]

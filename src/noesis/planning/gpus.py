@@ -1,4 +1,4 @@
-"""Cards and what they cost, from the dated file `gpus.yaml`: what `--gpu NAME` may name, and how fast a card is that is here."""
+"""GPUs and prices from the dated file `gpus.yaml`: what `--gpu NAME` may name, and how fast this machine's GPU is."""
 
 from __future__ import annotations
 
@@ -15,41 +15,50 @@ from noesis.core.errors import UsageError
 
 FILE = Path(__file__).with_name("gpus.yaml")
 GIB = 2**30
-UNKNOWN_HALF, UNKNOWN_GBS = 50e12, 600e9  # a card that the file does not list is taken for a slow one
+UNKNOWN_FLOPS, UNKNOWN_BANDWIDTH = 50e12, 600e9  # a GPU that the file does not list is taken for a slow one
+ALIASES = {"A10G": "A10", "A100": "A100-80GB"}
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One kind of GPU."""
+    """One model of GPU.
+
+    half: FLOP/s reached by a large 16-bit matrix product
+    fp8: the same in 8 bits; 0: not in hardware
+    bandwidth: bytes/s
+    usd_per_s: None: the file's source does not rent it out
+    measured: whether the rates were measured or estimated
+    bf16: bfloat16 in hardware
+    """
 
     name: str
     memory_bytes: int
-    half: float  # FLOP/s as reached by a large matrix product in 16 bits
-    fp8: float  # 0: not in hardware
-    bandwidth: float  # bytes/s
-    usd_per_s: float | None  # None: not rented out by the file's source
+    half: float
+    fp8: float
+    bandwidth: float
+    usd_per_s: float | None
     measured: bool
-    bf16: bool = True  # bfloat16 in hardware
+    bf16: bool = True
 
 
 @dataclass(frozen=True)
 class Prices:
-    """What is paid beside the card."""
+    """Prices in USD of what is paid besides the GPU, with the date and source of all prices."""
 
     date: str
     source: str
-    cpu_core_per_s: float  # USD
-    memory_gib_per_s: float  # USD
-    free_usd_per_month: float  # that the source gives everybody
+    cpu_core_per_s: float
+    memory_gib_per_s: float
+    free_usd_per_month: float  # what the provider gives everybody
 
 
 def gpus() -> dict[str, Gpu]:
-    """Every card of the file, by name."""
+    """Every GPU of the file, by name."""
     return _read()[0]
 
 
 def prices() -> Prices:
-    """The date and source of the prices, and those of processors and memory."""
+    """The prices of CPU cores and memory, with the date and source of all prices."""
     return _read()[1]
 
 
@@ -60,48 +69,54 @@ def _read() -> tuple[dict[str, Gpu], Prices]:
     found = {
         name: Gpu(
             name,
-            int(c["gib"] * GIB),
-            c["half"] * 1e12,
-            c["fp8"] * 1e12,
-            c["gbs"] * 1e9,
-            c["usd_per_s"],
-            c["rates"] == "measured",
-            c.get("bf16", True),
+            memory_bytes=int(row["gib"] * GIB),
+            half=row["half"] * 1e12,
+            fp8=row["fp8"] * 1e12,
+            bandwidth=row["gbs"] * 1e9,
+            usd_per_s=row["usd_per_s"],
+            measured=row["rates"] == "measured",
+            bf16=row.get("bf16", True),
         )
-        for name, c in raw["cards"].items()
+        for name, row in raw["gpus"].items()
     }
     p = raw["prices"]
     return found, Prices(
-        str(p["date"]),
-        str(p["source"]),
-        float(p["cpu_core_per_s"]),
-        float(p["memory_gib_per_s"]),
-        float(p["free_usd_per_month"]),
+        date=str(p["date"]),
+        source=str(p["source"]),
+        cpu_core_per_s=float(p["cpu_core_per_s"]),
+        memory_gib_per_s=float(p["memory_gib_per_s"]),
+        free_usd_per_month=float(p["free_usd_per_month"]),
     )
 
 
 def gpu_of(device: Device) -> Gpu:
-    """What is known of the card `device`; a slow card of its memory where nothing is.
+    """The file's entry for the GPU `device`; if it has none, a slow GPU with the device's memory.
 
-    The driver's names are longer than ours: `NVIDIA A100-SXM4-80GB`, `NVIDIA H100 80GB HBM3`.
+    Driver names are longer than the file's: `NVIDIA A100-SXM4-80GB`, `NVIDIA H100 80GB HBM3`.
     """
-    words = set(re.split(r"[^A-Z0-9]+", device.name.upper()))
-    fits = [c for c in gpus().values() if set(c.name.split("-")) <= words or c.name.upper() == device.name.upper()]
-    if not fits:
-        return Gpu(
-            device.name, device.memory_bytes, UNKNOWN_HALF, UNKNOWN_HALF if device.fp8 else 0, UNKNOWN_GBS, None, False
-        )
-    return max(fits, key=lambda c: len(c.name))
+    name = device.name.upper()
+    words = set(re.split(r"[^A-Z0-9]+", name))
+    matches = [gpu for gpu in gpus().values() if set(gpu.name.split("-")) <= words or gpu.name.upper() == name]
+    if matches:
+        return max(matches, key=lambda gpu: len(gpu.name))
+    return Gpu(
+        device.name,
+        memory_bytes=device.memory_bytes,
+        half=UNKNOWN_FLOPS,
+        fp8=UNKNOWN_FLOPS if device.fp8 else 0,
+        bandwidth=UNKNOWN_BANDWIDTH,
+        usd_per_s=None,
+        measured=False,
+    )
 
 
 def rented_gpu(name: str, count: int = 1) -> Device:
-    """`count` cards of the kind `name`, empty, in a machine that is not here.
+    """`count` GPUs called `name`, with all their memory free, in a machine to be rented.
 
     Raises:
-        UsageError: no such card in gpus.yaml; the message lists those there are.
+        UsageError: gpus.yaml lists no such GPU; the message names those it lists.
     """
-    wanted = {"A10G": "A10", "A100": "A100-80GB"}.get(name.upper(), name.upper())
-    card = gpus().get(wanted)
-    if card is None:
+    gpu = gpus().get(ALIASES.get(name.upper(), name.upper()))
+    if gpu is None:
         raise UsageError(f"--gpu {name!r} is not in {FILE.name}; choose from {', '.join(gpus())}")
-    return Device("cuda", card.name, card.memory_bytes, usable_threads(), card.bf16, card.fp8 > 0, count)
+    return Device("cuda", gpu.name, gpu.memory_bytes, usable_threads(), bf16=gpu.bf16, fp8=gpu.fp8 > 0, gpus=count)

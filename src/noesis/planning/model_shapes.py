@@ -1,4 +1,4 @@
-"""How large a model is: from its config.json, or from `models.yaml`, which knows the usual ones without their files."""
+"""Model sizes, from a model's config.json or, without its files, from `models.yaml`, which lists the usual ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILE = Path(__file__).with_name("models.yaml")
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama-like model's size, from its config.json."""
+    """The dimensions of a Llama-like model."""
 
     layers: int
     hidden: int
@@ -26,16 +26,16 @@ class Shape:
     kv_heads: int
     head_dim: int
     vocabulary: int
-    tied: bool
+    tied: bool  # the output layer shares the embedding's weights
 
     @property
     def query(self) -> int:
-        """Width of the queries, and of the attention's output."""
+        """Width of the queries and of the attention's output."""
         return self.heads * self.head_dim
 
     @property
     def key(self) -> int:
-        """Width of the keys, and of the values."""
+        """Width of the keys and of the values."""
         return self.kv_heads * self.head_dim
 
     def linear(self) -> dict[str, tuple[int, int]]:
@@ -53,6 +53,7 @@ class Shape:
 
     @cached_property
     def linear_weights(self) -> int:
+        """Weights of the projections of all layers."""
         return self.layers * sum(a * b for a, b in self.linear().values())
 
     @property
@@ -69,12 +70,18 @@ class Shape:
         return self.linear_weights + self.outer_weights
 
     def adapter_weights(self, r: int, modules: tuple[str, ...]) -> int:
+        """Trained weights of a LoRA adapter of rank `r` on `modules`."""
         return self.layers * sum(r * (a + b) for name, (a, b) in self.linear().items() if name in modules)
 
 
 @dataclass(frozen=True)
 class TokenRatio:
-    """What a tokenizer usually makes of text: tokens of a UTF-8 byte by language, their relative error, tokens of the template a row."""
+    """How many tokens a tokenizer usually makes of text.
+
+    pt, en: tokens per UTF-8 byte
+    plus_minus: relative error of both
+    frame: tokens that the chat template adds to a row
+    """
 
     pt: float
     en: float
@@ -84,7 +91,7 @@ class TokenRatio:
 
 @dataclass(frozen=True)
 class Known:
-    """A model that `models.yaml` describes."""
+    """A model that `models.yaml` lists."""
 
     name: str
     shape: Shape
@@ -93,7 +100,7 @@ class Known:
 
 
 def known_model(name: str) -> Known | None:
-    """The bundled description of a Hub name; None for other names."""
+    """The entry of a Hub name in `models.yaml`; None if it has none."""
     return _known().get(name.casefold())
 
 
@@ -101,14 +108,12 @@ def known_model(name: str) -> Known | None:
 def _known() -> dict[str, Known]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     raw: dict[str, Any] = yaml.load(FILE.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506
-    found = {}
     names = [field.name for field in fields(Shape)]
+    found = {}
     for entry in raw["models"]:
         sizes = dict(zip(names, entry["size"], strict=True))
-        shape, ratio = (
-            Shape(**{**sizes, "tied": bool(sizes["tied"])}),
-            TokenRatio(**raw["tokenizers"][entry["tokenizer"]]),
-        )
+        shape = Shape(**{**sizes, "tied": bool(sizes["tied"])})
+        ratio = TokenRatio(**raw["tokenizers"][entry["tokenizer"]])
         for name in entry["names"]:
             found[name.casefold()] = Known(name, shape, entry["gated"], ratio)
     return found

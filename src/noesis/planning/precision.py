@@ -1,50 +1,62 @@
-"""Which precisions settings and device allow."""
+"""Which precisions of the frozen base the settings and the device allow, and which type the arithmetic has."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 from noesis.core.config import Config
 from noesis.core.device import Device
-from noesis.planning.setup import Precision
+from noesis.planning.setup import ComputeDtype, Precision
 
 
-def precisions(config: Config, device: Device, *, here: bool = True) -> tuple[tuple[Precision, ...], str]:
-    """The precisions that settings and device allow, and a sentence where a wish can't be met ('' otherwise).
+@dataclass(frozen=True)
+class AllowedPrecisions:
+    """The precisions to choose from; `problem` says why a configured one is not among them ('' if none is missing)."""
+
+    names: tuple[Precision, ...]
+    problem: str = ""
+
+
+def allowed_precisions(config: Config, device: Device, *, here: bool = True) -> AllowedPrecisions:
+    """The precisions that settings and device allow.
 
     Args:
-        here: plan with the packages of this environment; a rented machine's has all of them.
+        here: look for the packages of this environment; a rented machine has all of them.
     """
-    wanted, quantization = config.training.precision, config.lora.quantization
-    four_bits = quantization.load_in_4bit and (not here or find_spec("bitsandbytes") is not None)
-    wide: Precision = "bf16" if device.bf16 and quantization.bnb_4bit_compute_dtype != "float32" else "fp32"
-    able: list[Precision] = ["fp32"]
-    if device.bf16:
-        able.insert(0, "bf16")
-    if device.kind == "cuda" and device.fp8:
-        able.insert(0, "fp8")
-    if quantization.load_in_4bit and not four_bits:
-        return (wide,), f"4 bits need the package bitsandbytes, which is not installed (make setup): {wide}"
-    if wanted in able or (wanted == "nf4" and four_bits):
-        return (wanted,), ""  # type: ignore[return-value]
-    if wanted != "auto":
-        return (wide,), f"{wanted} was asked for, which {device.name} can't compute in: {wide}"
+    configured, quantization = config.training.precision, config.lora.quantization
+    float32_only = quantization.bnb_4bit_compute_dtype == "float32"
+    wide: Precision = "bf16" if device.bf16 and not float32_only else "fp32"
+    if quantization.load_in_4bit and here and find_spec("bitsandbytes") is None:
+        problem = f"4 bits need the package bitsandbytes, which is not installed (make setup); using {wide}"
+        return AllowedPrecisions((wide,), problem)
+    if configured != "auto":
+        supported = {
+            "fp32": True,
+            "bf16": device.bf16,
+            "fp8": device.kind == "cuda" and device.fp8,
+            "nf4": quantization.load_in_4bit,
+        }
+        if supported[configured]:
+            return AllowedPrecisions((configured,))
+        problem = f"{configured} is configured, but {device.name} can't compute in it; using {wide}"
+        return AllowedPrecisions((wide,), problem)
+    four_bits: tuple[Precision, ...] = ("nf4",) if quantization.load_in_4bit else ()
     if device.kind == "cpu":
-        return ("nf4" if four_bits else wide,), ""
-    # not fp8: its gradients are too far from float32's (docs/decisions/0013)
-    automatic = (
-        tuple(p for p in able if p != "fp8" and (p != "fp32" or wide == "fp32"))
-        if quantization.bnb_4bit_compute_dtype != "float32"
-        else ("fp32",)
-    )
-    return (*automatic, *(("nf4",) if four_bits else ())), ""  # type: ignore[return-value]
+        return AllowedPrecisions(four_bits or (wide,))
+    # never fp8: its gradients are too far from float32's (docs/decisions/0013)
+    return AllowedPrecisions((wide, *four_bits))
 
 
-def compute_dtype(config: Config, device: Device, precision: str | None = None) -> str:
-    """The arithmetic's type: as configured, but nothing that the device would only emulate."""
-    wanted = config.lora.quantization.bnb_4bit_compute_dtype
+def compute_dtype(config: Config, device: Device, precision: Precision | None = None) -> ComputeDtype:
+    """The type of the arithmetic: as configured, unless the device would only emulate it.
+
+    Args:
+        precision: of the base; None: as configured.
+    """
+    configured = config.lora.quantization.bnb_4bit_compute_dtype
     if (precision or config.training.precision) == "fp32":
         return "float32"
     if device.kind == "cpu":
-        return "float32" if wanted == "float16" or not device.bf16 else wanted
-    return "float16" if wanted == "bfloat16" and not device.bf16 else wanted
+        return "float32" if configured == "float16" or not device.bf16 else configured
+    return "float16" if configured == "bfloat16" and not device.bf16 else configured

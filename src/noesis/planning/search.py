@@ -1,7 +1,7 @@
-"""Which setup to train with: every one that the settings and the device allow is costed, and the fastest that fits is taken.
+"""The search for a setup: every one that settings and device allow is costed, and the fastest that fits is chosen.
 
-Because memory only decides what fits, more of it can never give a slower plan; and because a step's sequences are the settings' alone,
-no choice here changes how many steps there are.
+Memory decides only what fits, so more of it never gives a slower plan. The sequences of a step come from the settings
+alone, so no choice here changes the number of steps.
 """
 
 from __future__ import annotations
@@ -16,25 +16,33 @@ from itertools import product
 from noesis.core.config import Config
 from noesis.core.device import Device
 from noesis.planning.gpus import Gpu, gpu_of
-from noesis.planning.memory import Memory, card_memory, cpu_memory
+from noesis.planning.memory import Memory, cpu_memory, gpu_memory
 from noesis.planning.model_shapes import Shape
-from noesis.planning.precision import compute_dtype, precisions
-from noesis.planning.setup import Checkpointing, Setup
-from noesis.planning.speed import EIGHT_BIT_SECONDS, cards_share, cpu_tokens_per_second, row_seconds, start_seconds
+from noesis.planning.precision import allowed_precisions, compute_dtype
+from noesis.planning.setup import Checkpointing, Optimizer, Precision, Setup
+from noesis.planning.speed import (
+    EIGHT_BIT_SECONDS,
+    cpu_tokens_per_second,
+    row_seconds,
+    scaling_efficiency,
+    start_seconds,
+)
 from noesis.planning.workload import Workload
 
 PACK_LENGTHS = (1024, 2048, 3072, 4096, 6144, 8192)
-FINEST = ("fp32", "bf16", "fp8", "nf4")  # from the least rounding of the base to the most
-KEEPING = ("none", "selective", "full")
-STEP_DOWN = 0.92  # a smaller plan needs at most this share of the memory
+BY_EXACTNESS = ("fp32", "bf16", "fp8", "nf4")  # the base is rounded least to most
+BY_RECOMPUTATION = ("none", "selective", "full")
+FALLBACK_SHARE = 0.92  # a fallback needs at most this share of the memory
+CPU_RECOMPUTE_SPEED = {"none": 1.0, "selective": 0.8, "full": 0.7}
 
 
 @dataclass(frozen=True)
 class SetupOption:
-    """A setup with what it should take.
+    """A setup with its expected costs.
 
-    sharded: the frozen base is spread over the cards, since one does not hold it
-    seconds: from start to saved adapter; tokens_per_s: without start, padding not counted
+    sharded: the frozen base is spread over the GPUs because one can't hold it
+    tokens_per_s: without start, padding not counted
+    seconds: from start to saved adapter
     """
 
     setup: Setup
@@ -45,181 +53,201 @@ class SetupOption:
     seconds: float
     fits: bool
 
+    @property
+    def needed_bytes(self) -> float:
+        """Free memory of the device that this takes."""
+        return self.memory.needed(on_gpu=self.setup.gpus > 0)
+
 
 @dataclass(frozen=True)
 class PlanningTask:
-    """What is to be planned: all that costs depend on."""
+    """What is to be planned: everything that costs depend on."""
 
     config: Config
     shape: Shape
     work: Workload
     device: Device
     rented: bool = False
-    cpu_flops: float | None = None  # FLOP/s of this processor; None: measure it
+    cpu_flops: float | None = None  # FLOP/s of this CPU; None: measure it
 
     @cached_property
-    def adapter(self) -> int:
+    def adapter_weights(self) -> int:
         return self.shape.adapter_weights(self.config.lora.r, self.config.lora.target_modules)
 
     @cached_property
-    def card(self) -> Gpu:
+    def gpu(self) -> Gpu:
         return gpu_of(self.device)
 
     @property
-    def per_step(self) -> int:
-        """Sequences of one step of the optimizer, over all cards."""
+    def sequences_per_step(self) -> int:
+        """Sequences of one optimizer step over all GPUs."""
         return self.config.training.per_device_train_batch_size * self.config.training.gradient_accumulation_steps
 
     @property
     def steps(self) -> int:
-        return math.ceil(len(self.work.lengths) / self.per_step) * self.config.training.num_train_epochs
+        return math.ceil(len(self.work.lengths) / self.sequences_per_step) * self.config.training.num_train_epochs
 
     @property
     def fused(self) -> bool:
-        """Whether the engine's kernels can run, which know bfloat16 only; without them one card is used, and nothing is kept selectively."""
+        """Whether the engine's kernels can run; without them one GPU is used, and never `selective` checkpointing."""
         return (
-            self.device.cards > 0
+            self.device.gpus > 0
             and self.config.training.engine == "noesis"
             and compute_dtype(self.config, self.device) == "bfloat16"
         )
 
     @property
-    def cards(self) -> int:
-        """Cards that are used: as many as share a step's sequences evenly."""
+    def gpus(self) -> int:
+        """GPUs that are used: the most that share a step's sequences evenly."""
         if not self.fused:
-            return min(self.device.cards, 1)
-        return max(n for n in range(1, self.device.cards + 1) if self.per_step % n == 0)
+            return min(self.device.gpus, 1)
+        return max(n for n in range(1, self.device.gpus + 1) if self.sequences_per_step % n == 0)
+
+    @property
+    def packs(self) -> bool:
+        """Whether rows are packed on GPUs: where the attention that keeps sequences apart runs, unless switched off."""
+        return self.config.training.packing is not False and self.device.bf16
 
 
 def enumerate_setups(task: PlanningTask) -> list[SetupOption]:
-    """Every allowed setup with its costs, fastest first; of equals the one that rounds the base least, recomputes least, needs least memory."""
-    found = list(_on_processor(task) if task.device.kind == "cpu" else _on_cards(task))
-    if task.cards > 1:
-        found += list(_on_cards(task, sharded=True))
+    """Every allowed setup with its costs, fastest first.
+
+    Equally fast ones are ordered by how little they round the base, how little they recompute, and how little they
+    need.
+    """
+    found = list(_cpu_setups(task) if task.device.kind == "cpu" else _gpu_setups(task))
+    if task.gpus > 1:
+        found += list(_gpu_setups(task, sharded=True))
     return sorted(
         found,
-        key=lambda o: (
-            o.seconds,
-            FINEST.index(o.setup.precision),
-            KEEPING.index(o.setup.gradient_checkpointing),
-            o.memory.total,
+        key=lambda option: (
+            option.seconds,
+            BY_EXACTNESS.index(option.setup.precision),
+            BY_RECOMPUTATION.index(option.setup.gradient_checkpointing),
+            option.memory.total,
         ),
     )
 
 
 def fastest_fit(found: list[SetupOption]) -> SetupOption:
-    """The fastest that fits; if none does, the one that needs least memory."""
-    return next((o for o in found if o.fits), None) or min(found, key=lambda o: o.memory.total)
+    """The fastest setup that fits; if none does, the one that needs least memory."""
+    return next((option for option in found if option.fits), None) or min(found, key=lambda o: o.memory.total)
 
 
 def fallbacks(found: list[SetupOption], start: SetupOption) -> list[SetupOption]:
-    """What to try one after the other when `start` runs out of memory after all: each needs clearly less than the one before.
+    """The setups to try in turn when `start` runs out of memory after all; each needs clearly less than the one before.
 
-    The precision is kept while anything smaller in it is left: an adapter goes on best on the base that it began on.
+    The precision stays the same as long as it can: an adapter continues best on the base that it started on.
     """
     chain: list[SetupOption] = []
     current = start
     while True:
-        less = [o for o in found if o.memory.total <= current.memory.total * STEP_DOWN]
-        same = [o for o in less if o.setup.precision == current.setup.precision]
-        if not less:
+        smaller = [o for o in found if o.memory.total <= current.memory.total * FALLBACK_SHARE]
+        if not smaller:
             return chain
-        current = (same or less)[0]
+        same_precision = [o for o in smaller if o.setup.precision == current.setup.precision]
+        current = (same_precision or smaller)[0]
         chain.append(current)
 
 
-def _on_processor(task: PlanningTask) -> Iterator[SetupOption]:
-    t = task.config.training
-    rate = cpu_tokens_per_second(task.shape, task.adapter, task.device, task.cpu_flops)
+def _cpu_setups(task: PlanningTask) -> Iterator[SetupOption]:
+    t, work = task.config.training, task.work
+    full_speed = cpu_tokens_per_second(task.shape, task.adapter_weights, task.device, task.cpu_flops)
     start = start_seconds(task.shape, task.device, rented=False)
-    for precision in precisions(task.config, task.device)[0]:
-        for recompute in ("none", "full") if t.gradient_checkpointing == "auto" else (t.gradient_checkpointing,):
-            packing = t.packing is True
-            # One row at a time wastes nothing on padding and is as fast; the optimizer's step is the same.
-            tokens = (
-                min(pack_length := _round_up(max(task.work.longest, 1024)), task.work.step_tokens(task.per_step))
-                if packing
-                else task.work.longest
-            )
-            setup = Setup(
-                engine="noesis",
-                precision=precision,
-                compute_dtype=compute_dtype(task.config, task.device, precision),  # type: ignore[arg-type]
-                gradient_checkpointing=recompute,
-                compile=False,
-                packing=packing,
-                pack_length=pack_length if packing else 0,
-                sequences_per_step=task.per_step,
-                micro_batch=1,
-                optimizer="adamw",
-                cards=0,
-            )
-            speed = rate * {"none": 1.0, "selective": 0.8, "full": 0.7}[recompute]
-            memory = cpu_memory(task.shape, task.adapter, setup, tokens)
-            fits = memory.fits(task.device.memory_bytes, card=False)
-            yield SetupOption(
-                setup, False, memory, speed, start, start + task.work.tokens * t.num_train_epochs / speed, fits
-            )
-
-
-def _on_cards(task: PlanningTask, *, sharded: bool = False) -> Iterator[SetupOption]:
-    t, device = task.config.training, task.device
-    unsloth = t.engine == "unsloth"
-    allowed = precisions(task.config, device, here=not task.rented)[0]
-    if unsloth:
-        allowed = tuple(p for p in allowed if p in ("nf4", "bf16")) or ("bf16",)
-    recompute: tuple[Checkpointing, ...] = (
-        ("none", "selective", "full") if t.gradient_checkpointing == "auto" else (t.gradient_checkpointing,)
+    # One row at a time wastes nothing on padding and is as fast, so rows are packed only on request.
+    packing = t.packing is True
+    pack_length = _round_up(max(work.longest, 1024)) if packing else 0
+    tokens = min(pack_length, work.step_tokens(task.sequences_per_step)) if packing else work.longest
+    checkpointings: tuple[Checkpointing, ...] = (
+        ("none", "full") if t.gradient_checkpointing == "auto" else (t.gradient_checkpointing,)
     )
-    if not task.fused:
-        recompute = tuple("full" if c == "selective" else c for c in recompute)
-    eight_bit = not task.rented and find_spec("bitsandbytes") is None
-    for precision, again, optimizer in product(
-        allowed,
-        dict.fromkeys(recompute),
-        ("adamw_8bit",) if unsloth else ("adamw",) if eight_bit else ("adamw", "adamw_8bit"),
-    ):
-        if sharded and precision not in ("nf4", "bf16"):
-            continue
-        common = Setup(
-            engine=t.engine,
+    for precision, checkpointing in product(allowed_precisions(task.config, task.device).names, checkpointings):
+        setup = Setup(
+            engine="noesis",
             precision=precision,
-            compute_dtype=compute_dtype(task.config, device, precision),  # type: ignore[arg-type]
-            gradient_checkpointing=again,
-            compile=False,
+            compute_dtype=compute_dtype(task.config, task.device, precision),
+            gradient_checkpointing=checkpointing,
+            packing=packing,
+            pack_length=pack_length,
+            sequences_per_step=task.sequences_per_step,
+            micro_batch=1,
+            optimizer="adamw",
+            gpus=0,
+        )
+        speed = full_speed * CPU_RECOMPUTE_SPEED[checkpointing]
+        memory = cpu_memory(task.shape, task.adapter_weights, setup, tokens)
+        yield SetupOption(
+            setup,
+            sharded=False,
+            memory=memory,
+            tokens_per_s=speed,
+            start_seconds=start,
+            seconds=start + work.tokens * t.num_train_epochs / speed,
+            fits=memory.fits(task.device.memory_bytes, on_gpu=False),
+        )
+
+
+def _gpu_setups(task: PlanningTask, *, sharded: bool = False) -> Iterator[SetupOption]:
+    for precision, checkpointing, optimizer in product(
+        _gpu_precisions(task, sharded=sharded), _gpu_checkpointings(task), _gpu_optimizers(task)
+    ):
+        common = Setup(
+            engine=task.config.training.engine,
+            precision=precision,
+            compute_dtype=compute_dtype(task.config, task.device, precision),
+            gradient_checkpointing=checkpointing,
             packing=True,
             pack_length=0,
-            sequences_per_step=task.per_step,
+            sequences_per_step=task.sequences_per_step,
             micro_batch=1,
-            optimizer=optimizer,  # type: ignore[arg-type]
-            cards=task.cards,
+            optimizer=optimizer,
+            gpus=task.gpus,
         )
-        for setup in _rows(task, common):
-            yield _cost(task, setup, sharded)
+        for setup in _row_layouts(task, common):
+            yield _gpu_option(task, setup, sharded=sharded)
 
 
-def _rows(task: PlanningTask, common: Setup) -> Iterator[Setup]:
-    """`common` with each way to lay a step's sequences into rows."""
-    t, share = task.config.training, task.per_step // common.cards
-    if packs(task):
-        most = _round_up(task.work.step_tokens(share))
-        lengths = {n for n in PACK_LENGTHS if task.work.longest <= n <= most} | {_round_up(task.work.longest)}
-        for n in sorted(lengths | ({most} if most < PACK_LENGTHS[-1] else set())):
-            yield replace(common, pack_length=n)
-    else:
-        for n in range(1, min(t.per_device_train_batch_size, share) + 1):
+def _gpu_precisions(task: PlanningTask, *, sharded: bool) -> tuple[Precision, ...]:
+    names = allowed_precisions(task.config, task.device, here=not task.rented).names
+    if task.config.training.engine == "unsloth":
+        names = tuple(name for name in names if name in ("nf4", "bf16")) or ("bf16",)
+    return tuple(name for name in names if name in ("nf4", "bf16")) if sharded else names
+
+
+def _gpu_checkpointings(task: PlanningTask) -> tuple[Checkpointing, ...]:
+    configured = task.config.training.gradient_checkpointing
+    if configured == "auto":
+        return ("none", "selective", "full") if task.fused else ("none", "full")
+    return (configured,) if task.fused or configured != "selective" else ("full",)
+
+
+def _gpu_optimizers(task: PlanningTask) -> tuple[Optimizer, ...]:
+    if task.config.training.engine == "unsloth":
+        return ("adamw_8bit",)
+    if not task.rented and find_spec("bitsandbytes") is None:
+        return ("adamw",)
+    return ("adamw", "adamw_8bit")
+
+
+def _row_layouts(task: PlanningTask, common: Setup) -> Iterator[Setup]:
+    """`common` with each way to lay a step's sequences out in rows."""
+    work, share = task.work, task.sequences_per_step // common.gpus
+    if not task.packs:
+        for n in range(1, min(task.config.training.per_device_train_batch_size, share) + 1):
             if share % n == 0:
                 yield replace(common, packing=False, micro_batch=n)
+        return
+    longest_row = _round_up(work.step_tokens(share))  # a whole step in one row
+    lengths = {n for n in PACK_LENGTHS if work.longest <= n <= longest_row} | {_round_up(work.longest)}
+    if longest_row < PACK_LENGTHS[-1]:
+        lengths.add(longest_row)
+    for n in sorted(lengths):
+        yield replace(common, pack_length=n)
 
 
-def packs(task: PlanningTask) -> bool:
-    """Whether rows are packed: unless it was switched off, and where the attention that keeps sequences apart runs (cards with bfloat16)."""
-    return task.config.training.packing is not False and task.device.bf16
-
-
-def _cost(task: PlanningTask, setup: Setup, sharded: bool) -> SetupOption:
-    t, work, card = task.config.training, task.work, task.card
-    share = task.per_step // setup.cards
+def _gpu_option(task: PlanningTask, setup: Setup, *, sharded: bool) -> SetupOption:
+    work, lora = task.work, task.config.lora
+    share = task.sequences_per_step // setup.gpus
     mean = work.tokens / len(work.lengths)
     if setup.packing:
         rows = _packed_rows(work, setup.pack_length, share)
@@ -229,17 +257,31 @@ def _cost(task: PlanningTask, setup: Setup, sharded: bool) -> SetupOption:
         rows = share / setup.micro_batch
         tokens = work.padded(setup.micro_batch) / len(work.lengths) * setup.micro_batch
         largest = work.longest * setup.micro_batch
-    step = rows * row_seconds(task.shape, task.adapter, setup, card, tokens, dropout=task.config.lora.lora_dropout > 0)
-    if setup.cards > 1:
-        step /= cards_share(sharded=sharded)
+    step = rows * row_seconds(task.shape, task.adapter_weights, setup, task.gpu, tokens, dropout=lora.lora_dropout > 0)
+    if setup.gpus > 1:
+        step /= scaling_efficiency(sharded=sharded)
     if setup.optimizer == "adamw_8bit":
         step += EIGHT_BIT_SECONDS
-    steps = len(work.lengths) * t.num_train_epochs / task.per_step  # the last step of an epoch may be short
+    # fractional: the last step of an epoch may be short
+    steps = len(work.lengths) * task.config.training.num_train_epochs / task.sequences_per_step
     start = start_seconds(task.shape, task.device, rented=task.rented)
-    double = task.config.lora.quantization.bnb_4bit_use_double_quant
-    memory = card_memory(task.shape, task.adapter, setup, largest, double_quant=double, sharded=sharded)
-    fits = memory.fits(task.device.memory_bytes, card=True)
-    return SetupOption(setup, sharded, memory, mean * task.per_step / step, start, start + steps * step, fits)
+    memory = gpu_memory(
+        task.shape,
+        task.adapter_weights,
+        setup,
+        largest,
+        double_quant=lora.quantization.bnb_4bit_use_double_quant,
+        sharded=sharded,
+    )
+    return SetupOption(
+        setup,
+        sharded=sharded,
+        memory=memory,
+        tokens_per_s=mean * task.sequences_per_step / step,
+        start_seconds=start,
+        seconds=start + steps * step,
+        fits=memory.fits(task.device.memory_bytes, on_gpu=True),
+    )
 
 
 @lru_cache(maxsize=256)

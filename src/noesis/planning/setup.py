@@ -1,39 +1,82 @@
-"""`Setup`: how a run computes. The planner (`noesis plan`) chooses it, the run's plan stores it, the engine obeys it. Torch-free."""
+"""`Setup`: how a run computes. The planner chooses it, the plan stores it, the trainer obeys it. Torch-free."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Engine = Literal["noesis", "unsloth"]
 Precision = Literal["fp8", "bf16", "nf4", "fp32"]
+ComputeDtype = Literal["bfloat16", "float16", "float32"]
 Checkpointing = Literal["none", "selective", "full"]
+Optimizer = Literal["adamw", "adamw_8bit"]
+LOGITS_BYTES, SMALL_LOGITS_BYTES = 2**29, 2**27  # of the engine's logits at a time; small with full checkpointing
 
 
 @dataclass(frozen=True)
 class Setup:
-    """How a run computes: chosen by the planner, stored in the plan, obeyed by the engine."""
+    """How a run computes.
+
+    precision: how the frozen base is stored and multiplied
+    compute_dtype: of the activations
+    pack_length: tokens of a packed row; 0: rows are not packed
+    sequences_per_step: of one optimizer step over all GPUs: per_device_train_batch_size × gradient_accumulation_steps
+    micro_batch: sequences at a time where rows are not packed
+    gpus: GPUs of this host that are used; 0: the CPU
+    """
 
     engine: Engine
-    precision: Precision  # how the frozen base is stored and multiplied
-    compute_dtype: Literal["bfloat16", "float16", "float32"]  # of activations
+    precision: Precision
+    compute_dtype: ComputeDtype
     gradient_checkpointing: Checkpointing
-    compile: bool  # always False: the engine's kernels are fused already, and Unsloth brings its own
     packing: bool
-    pack_length: int  # tokens of a packed row (0: not packed)
-    sequences_per_step: (
-        int  # of one optimizer step over all cards: per_device_train_batch_size × gradient_accumulation_steps
-    )
-    micro_batch: int  # sequences at a time when not packed
-    optimizer: Literal["adamw", "adamw_8bit"]
-    cards: int  # GPUs of this host (0: processor)
+    pack_length: int
+    sequences_per_step: int
+    micro_batch: int
+    optimizer: Optimizer
+    gpus: int
 
     @property
     def fused(self) -> bool:
-        """Whether the engine's own kernels run: on cards, and they know bfloat16 only; elsewhere transformers' layers do."""
-        return self.engine == "noesis" and self.cards > 0 and self.compute_dtype == "bfloat16"
+        """Whether the engine's own kernels run: on GPUs and in bfloat16 only; elsewhere transformers' layers do."""
+        return self.engine == "noesis" and self.gpus > 0 and self.compute_dtype == "bfloat16"
 
     @property
     def offloads(self) -> bool:
-        """The smallest setup: layers' inputs and the embedding lie in main memory."""
+        """Whether the layers' inputs and the embedding lie in main memory; only the smallest setup does this."""
         return self.fused and self.precision == "nf4" and self.gradient_checkpointing == "full"
+
+    @property
+    def logits_bytes(self) -> int:
+        """Bytes of 16-bit logits that the engine computes at a time."""
+        return SMALL_LOGITS_BYTES if self.gradient_checkpointing == "full" else LOGITS_BYTES
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "engine": self.engine,
+            "precision": self.precision,
+            "compute_dtype": self.compute_dtype,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "compile": False,  # nothing is compiled; the key stays because a plan's JSON is hashed as a whole
+            "packing": self.packing,
+            "pack_length": self.pack_length,
+            "sequences_per_step": self.sequences_per_step,
+            "micro_batch": self.micro_batch,
+            "optimizer": self.optimizer,
+            "cards": self.gpus,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Setup:
+        return cls(
+            engine=value["engine"],
+            precision=value["precision"],
+            compute_dtype=value["compute_dtype"],
+            gradient_checkpointing=value["gradient_checkpointing"],
+            packing=value["packing"],
+            pack_length=value["pack_length"],
+            sequences_per_step=value["sequences_per_step"],
+            micro_batch=value["micro_batch"],
+            optimizer=value["optimizer"],
+            gpus=value["cards"],
+        )

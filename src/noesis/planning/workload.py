@@ -1,4 +1,4 @@
-"""How much a run has to compute: tokens, and the rows that they come in. Exact with the model's tokenizer, else by a known ratio."""
+"""How much a run computes: the lengths of its token rows, counted with the model's tokenizer or estimated."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-SAMPLED_STEPS = 64  # steps that are packed on trial
+SAMPLED_STEPS = 64  # steps that are packed to estimate how many rows a step fills
 
 
 @dataclass(frozen=True)
 class Workload:
     """The rows of one epoch.
 
-    lengths: tokens of each row; trained: how many of all of them carry loss
-    plus_minus: relative error of the counts; 0 where the model's tokenizer counted them
+    lengths: tokens of each row
+    trained: tokens of all rows that carry loss
+    relative_error: of the counts; 0: counted with the model's own tokenizer
     """
 
     lengths: tuple[int, ...]
@@ -30,16 +31,15 @@ class Workload:
     def longest(self) -> int:
         return max(self.lengths)
 
-    def padded(self, together: int) -> float:
-        """Tokens of an epoch computed when `together` rows at random are padded to the longest of them."""
+    def padded(self, batch: int) -> float:
+        """Expected tokens of an epoch when `batch` random rows at a time are padded to the longest of them."""
         n = len(self.lengths)
         return sum(
-            n * length * ((i / n) ** together - ((i - 1) / n) ** together)
-            for i, length in enumerate(sorted(self.lengths), 1)
+            n * length * ((i / n) ** batch - ((i - 1) / n) ** batch) for i, length in enumerate(sorted(self.lengths), 1)
         )
 
     def packed_rows(self, pack_length: int, sequences: int) -> float:
-        """Rows of `pack_length` tokens that a step of `sequences` sequences fills on average, packed first-fit-decreasing."""
+        """Average number of rows of `pack_length` tokens that a step of `sequences` sequences fills."""
         rows, steps = 0, 0
         order = random.Random(0)  # noqa: S311  (a sample, not a secret)
         shuffled = list(self.lengths)
@@ -53,28 +53,42 @@ class Workload:
         return rows / steps
 
     def step_tokens(self, sequences: int) -> int:
-        """Tokens of the heaviest step that can be drawn."""
+        """Tokens of the largest step of `sequences` sequences."""
         return sum(sorted(self.lengths)[-sequences:])
 
 
 @dataclass(frozen=True)
-class Workloads:
-    """What a run's method has to compute.
+class PairWorkload(Workload):
+    """The pairs of one epoch of preference training. A pair counts as one row: both answers are computed together.
 
-    sft: of supervised training; pairs: of preference training, a pair counting as one sequence; None: the method has no such part
-    held_out_tokens: of the pairs that are measured and never trained on
+    held_out_tokens: tokens of the pairs that are evaluated and never trained on
+    """
+
+    held_out_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Workloads:
+    """What a run's method computes; at least one of the two.
+
+    sft: of supervised training; None: the method has none
+    pairs: of preference training; None: the method has none
+
+    Raises:
+        ValueError: both are None.
     """
 
     sft: Workload | None = None
-    pairs: Workload | None = None
-    held_out_tokens: int = 0
+    pairs: PairWorkload | None = None
+
+    def __post_init__(self) -> None:
+        if self.sft is None and self.pairs is None:
+            raise ValueError("a method trains on rows, on pairs or on both; neither was given")
 
     @property
     def last(self) -> Workload:
-        """Of the part that leaves the run's adapters."""
-        found = self.pairs or self.sft
-        assert found is not None
-        return found
+        """The workload of the part that leaves the run's adapters."""
+        return next(work for work in (self.pairs, self.sft) if work is not None)
 
 
 def first_fit(lengths: Sequence[int], pack_length: int) -> list[int]:

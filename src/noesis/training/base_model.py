@@ -11,7 +11,7 @@ from noesis.core.config import Config
 from noesis.core.device import Device
 from noesis.core.errors import ModelError
 from noesis.core.libraries import quiet_libraries
-from noesis.planning.plan import compute_dtype
+from noesis.planning.precision import compute_dtype
 
 EAGER_TOKENS = (
     1024  # on a processor, rows up to this long are faster with plain matrix products than with torch's fused attention

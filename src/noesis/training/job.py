@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from noesis.llm.token_rows import TokenPair, TokenRow
-from noesis.planning.workload import Workload, Workloads
+from noesis.planning.workload import PairWorkload, Workload, Workloads
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,12 @@ class PreferencePairs:
         return sum(pair.tokens for pair in self.train)
 
     @property
-    def work(self) -> Workload:
+    def work(self) -> PairWorkload:
         """For the planner: a pair counts as one sequence, since both its rows are computed before either can be forgotten."""
-        return Workload(
+        return PairWorkload(
             tuple(pair.tokens for pair in self.train),
             sum(pair.chosen.trained + pair.rejected.trained for pair in self.train),
+            held_out_tokens=sum(pair.tokens for pair in self.held_out),
         )
 
 
@@ -43,7 +44,6 @@ class TrainingSet:
         return Workloads(
             sft=None if self.rows is None else count_workload(self.rows),
             pairs=None if self.pairs is None else self.pairs.work,
-            held_out_tokens=sum(pair.tokens for pair in self.pairs.held_out) if self.pairs else 0,
         )
 
 

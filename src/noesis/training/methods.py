@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,18 @@ def saved_states(checkpoints: Path) -> list[Path]:
     return [*saved(checkpoints / SFT_FOLDER / "resume"), *saved(checkpoints / "resume")]
 
 
-def remaining_cost(plan: Plan, checkpoints: Path) -> tuple[dict[str, Any], float]:
+def remaining_cost(plan: Plan, checkpoints: Path) -> tuple[Plan, float]:
     """(what the budget must still pay for, as a plan; share of its steps that is done)."""
-    own, told = saved(checkpoints / "resume"), plan.as_json()
+    own = saved(checkpoints / "resume")
     done = min(step_of(own[-1]) / plan.steps, 1) if own else 0.0
-    if plan.first is None:
-        return told, done
-    first, before = Plan.from_json(plan.first), saved(checkpoints / SFT_FOLDER / "resume")
+    if plan.sft is None:
+        return plan, done
+    first, before = plan.sft, saved(checkpoints / SFT_FOLDER / "resume")
     share = 1.0 if _finished(checkpoints / SFT_FOLDER) else min(step_of(before[-1]) / first.steps, 1) if before else 0.0
     # what is left of the first part counts as the second one's start
     own_seconds = plan.seconds - first.seconds
     start = plan.start_seconds + first.seconds * (1 - share)
-    return told | {"start_seconds": start, "seconds": own_seconds + start - plan.start_seconds}, done
+    return replace(plan, start_seconds=start, seconds=own_seconds + start - plan.start_seconds), done
 
 
 def train_run(
@@ -71,11 +72,11 @@ def train_run(
 
     last = material.rows if material.pairs is None else material.pairs
     assert last is not None
-    if plan.first is None:
+    if plan.sft is None:
         return train(
             folder, last, config, plan, device, checkpoints=checkpoints, metrics=metrics, budget=budget, parent=parent
         )
-    place, first = checkpoints / SFT_FOLDER, Plan.from_json(plan.first)
+    place, first = checkpoints / SFT_FOLDER, plan.sft
     before = _finished(place)
     if before is None:
         assert material.rows is not None

@@ -68,7 +68,7 @@ def train(
         return train_with_unsloth(folder, rows, config, plan, checkpoints=checkpoints, metrics=metrics, budget=budget)
     if (
         not isinstance(rows, PreferencePairs)
-        and plan.setup.cards > 1
+        and plan.setup.gpus > 1
         and not is_worker()
         and _why_not_the_engine(folder, config, plan, device) is None
     ):
@@ -80,13 +80,13 @@ def train(
     if found is not None:
         return found
     next_plan = next_smaller_plan(plan)
-    if next_plan is not None and plan.setup.cards <= 1:
+    if next_plan is not None and plan.setup.gpus <= 1:
         say(
             f"  out of memory: going on from the last saved step with {next_plan.precision}, gradient checkpointing {next_plan.setup.gradient_checkpointing}"
         )
         found = _attempt(next_plan, *work)
         if found is not None:
-            return found | {"smaller_plan": next_plan.as_json()}
+            return found | {"smaller_plan": next_plan.to_json()}
     raise TrainingError(
         "out of memory on the card, also with the next smaller plan: in training_config.yaml set per_device_train_batch_size: 1 and "
         f"gradient_accumulation_steps: {plan.setup.sequences_per_step}, lower max_length, or choose a smaller --model or a larger card"

@@ -27,10 +27,10 @@ def work(job: Path) -> None:
             [TokenRow(**row) for row in raw["rows"]],
             Config.model_validate(raw["config"]),
             Plan.from_json(raw["plan"]),
-            Device(**raw["device"]),
+            Device.from_json(raw["device"]),
             checkpoints=Path(raw["checkpoints"]),
             metrics=Path(raw["metrics"]),
-            budget=Budget(**raw["budget"]) if raw["budget"] else None,
+            budget=Budget.from_json(raw["budget"]) if raw["budget"] else None,
             parent=Path(raw["parent"]) if raw["parent"] else None,
         )
     except NoesisError as error:

@@ -22,7 +22,7 @@ from inspect_ai.solver import Generate, Solver, TaskState, solver
 from noesis.constitution.dialogue import hide_analysis
 from noesis.constitution.document import Constitution, load_constitution
 from noesis.core.config import TribunalSection, load_config
-from noesis.core.project import cache_folder, find_project, tribunal_folder
+from noesis.core.project import cache_folder, find_project
 from noesis.llm.clients.open import open_clients
 from noesis.llm.clients.reply_cache import ReplyCache
 from noesis.llm.clients.spec import parse_spec
@@ -48,7 +48,7 @@ def tribunal(judge: str, part: str = "dev", project: str | None = None, max_usd:
     """
     found = find_project(Path(project) if project else None)
     section, constitution = load_config(found).training.tribunal, load_constitution(found.constitution)
-    rubrics, items = read_rubrics(found), read_suite(tribunal_folder(found), part)  # type: ignore[arg-type]
+    rubrics, items = read_rubrics(found), read_suite(found.tribunal, part)  # type: ignore[arg-type]
     return Task(
         dataset=MemoryDataset([_sample(item, constitution) for item in items], name=f"tribunal-{part}"),
         solver=dialogue(),

@@ -11,7 +11,7 @@ from pathlib import Path
 from noesis.core.config import TribunalSection
 from noesis.core.console import Progress
 from noesis.core.errors import UsageError
-from noesis.core.project import Project, cache_folder, calibrations_folder, tribunal_folder
+from noesis.core.project import Project, cache_folder
 from noesis.llm.clients.open import close_clients, open_clients
 from noesis.llm.clients.protocol import ModelClient
 from noesis.llm.clients.reply_cache import ReplyCache, open_cache
@@ -103,7 +103,7 @@ class JudgePanel:
 
 def read_rubrics(project: Project) -> RubricSet:
     """The project's three rubrics. Raises ConfigError."""
-    return load_rubrics(tribunal_folder(project) / "judges")
+    return load_rubrics(project.tribunal / "judges")
 
 
 def make_panel(
@@ -115,7 +115,7 @@ def make_panel(
         rubrics: the project's, if they have been read before.
     """
     rubrics = rubrics or read_rubrics(project)
-    folder = calibrations_folder(project)
+    folder = project.calibrations
     return JudgePanel(
         rubrics, clients, cache, [load_calibration(folder, client.identity, rubrics) for client in clients]
     )

@@ -1,8 +1,9 @@
-"""`noesis clean`: what can be deleted, and deleting it."""
+"""`noesis clean`: list what can be deleted without losing anything in use, and delete it."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from noesis.core.project import Project, cache_folder
 
 @dataclass(frozen=True)
 class Garbage:
-    """Something that can be freed without losing what is in use."""
+    """A file or folder that can be deleted."""
 
     path: Path
     bytes: int
@@ -19,21 +20,17 @@ class Garbage:
 
 
 def garbage(project: Project) -> list[Garbage]:
-    """Archived runs, parts of files that a killed process left, and converted models, which are made again when needed."""
-    items = [Garbage(p, _bytes(p), "archived run") for p in sorted((project.runs / ".archive").glob("*"))]
-    items += [Garbage(p, _bytes(p), "half-written") for p in sorted(project.runs.rglob(".*.part"))]
-    items += [
-        Garbage(p, _bytes(p), "torn state, set aside") for p in sorted(project.runs.rglob("checkpoints/resume/torn-*"))
+    """Archived runs, incomplete files of killed processes, replays, and converted models."""
+    runs = project.runs
+    models = (path for path in (cache_folder() / "models").glob("*") if path.suffix != ".lock")
+    found: list[tuple[str, Iterable[Path]]] = [
+        ("archived run", (runs / ".archive").glob("*")),
+        ("incomplete, of a process that was killed", runs.rglob(".*.part")),
+        ("damaged training state, set aside", runs.rglob("checkpoints/resume/torn-*")),
+        ("made again by noesis replay", (runs / ".replay").glob("*")),
+        ("converted model, made again when needed", models),
     ]
-    items += [
-        Garbage(p, _bytes(p), "made again by noesis replay") for p in sorted((project.runs / ".replay").glob("*"))
-    ]
-    items += [
-        Garbage(p, _bytes(p), "converted model, made again when needed")
-        for p in sorted((cache_folder() / "models").glob("*"))
-        if p.suffix != ".lock"
-    ]
-    return items
+    return [Garbage(path, _bytes(path), what) for what, paths in found for path in sorted(paths)]
 
 
 def free(items: list[Garbage]) -> None:

@@ -1,4 +1,4 @@
-"""`noesis doctor` and `noesis clean`: what is here, what is missing, what can be freed."""
+"""`noesis doctor`: what is installed on this machine, what is missing, and how to get it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from noesis.core.console import size
-from noesis.core.device import detect
+from noesis.core.device import Device, detect
 from noesis.core.errors import NoesisError
 from noesis.core.project import find_project
 from noesis.llm.embedded import embedded_gguf
 
-NEEDED_DISK = 4e9  # a demo run, its caches and room to spare
+PYTHON_VERSIONS = ((3, 11), (3, 13))  # oldest and newest
+NEEDED_MEMORY = 5e9  # bytes: the demo's 4 GB and something to spare
+NEEDED_DISK = 4e9  # bytes: a demo run, its caches and something to spare
+PACKAGES = {  # by extra
+    "train": ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets"),
+    "gguf": ("gguf", "xllamacpp"),
+    "modal": ("modal",),
+}
+OPTIONAL_EXTRAS = ("modal",)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """One thing that was looked at.
+
+    needed: without it nothing works; otherwise only what `found` or `remedy` says
+    remedy: what to do if it is not ok
+    """
 
     name: str
     found: str
@@ -33,101 +45,87 @@ class Check:
 def run_checks(project: Path | None) -> list[Check]:
     """Everything that a run depends on."""
     device = detect()
-    free = shutil.disk_usage(Path.cwd()).free
-    checks = [
-        Check(
-            "Python",
-            platform.python_version(),
-            (3, 11) <= sys.version_info[:2] <= (3, 13),
-            True,
-            "use Python 3.11, 3.12 or 3.13",
-        ),
-        Check(
-            "device",
-            f"{device.name} ({device.kind}, {device.threads} threads{', bfloat16' if device.bf16 else ''})",
-            True,
-        ),
-        Check(
-            "memory",
-            f"{size(device.memory_bytes)} free",
-            device.memory_bytes > 5e9,
-            False,
-            "the demo needs about 4 GB: close other programs",
-        ),
-        Check(
-            "disk", f"{size(free)} free", free > NEEDED_DISK, True, f"the demo needs {size(NEEDED_DISK)}: noesis clean"
-        ),
-    ]
-    checks += [_package(name, extra) for extra, names in _PACKAGES.items() for name in names]
-    checks += [
-        _embedded(),
-        _token("HF_TOKEN", "for gated models such as Llama-3.1", "export HF_TOKEN=hf_…"),
+    return [
+        _python(),
+        _device(device),
+        _memory(device),
+        _disk(),
+        *(_package(name, extra) for extra, names in PACKAGES.items() for name in names),
+        _embedded_model(),
+        _hub_token(),
         _modal_token(),
         _project(project),
     ]
-    return checks
 
 
-_PACKAGES = {
-    "train": ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets"),
-    "gguf": ("gguf", "xllamacpp"),
-    "modal": ("modal",),
-}
+def _python() -> Check:
+    oldest, newest = PYTHON_VERSIONS
+    ok = oldest <= sys.version_info[:2] <= newest
+    return Check("Python", platform.python_version(), ok, remedy="use Python 3.11, 3.12 or 3.13")
+
+
+def _device(device: Device) -> Check:
+    bf16 = ", bfloat16" if device.bf16 else ""
+    return Check("device", f"{device.name} ({device.kind}, {device.threads} threads{bf16})", ok=True)
+
+
+def _memory(device: Device) -> Check:
+    return Check(
+        "memory",
+        f"{size(device.memory_bytes)} free",
+        ok=device.memory_bytes > NEEDED_MEMORY,
+        needed=False,
+        remedy="the demo needs about 4 GB: close other programs",
+    )
+
+
+def _disk() -> Check:
+    free = shutil.disk_usage(Path.cwd()).free
+    remedy = f"the demo needs {size(NEEDED_DISK)}: make room with  noesis clean"
+    return Check("disk", f"{size(free)} free", ok=free > NEEDED_DISK, remedy=remedy)
 
 
 def _package(name: str, extra: str) -> Check:
     try:
-        return Check(name, importlib.metadata.version(name), True)
+        return Check(name, importlib.metadata.version(name), ok=True)
     except importlib.metadata.PackageNotFoundError:
-        return Check(
-            name,
-            "not installed",
-            False,
-            extra != "modal",
-            f"make setup, or pip install -c constraints.txt 'noesis[{extra}]'",
-        )
+        remedy = f"make setup, or pip install -c constraints.txt 'noesis[{extra}]'"
+        return Check(name, "not installed", ok=False, needed=extra not in OPTIONAL_EXTRAS, remedy=remedy)
 
 
-def _embedded() -> Check:
+def _embedded_model() -> Check:
     try:
-        return Check("embedded model", embedded_gguf().name, True)
+        return Check("embedded model", embedded_gguf().name, ok=True)
     except NoesisError as error:
-        return Check("embedded model", "not installed", False, True, str(error))
+        return Check("embedded model", "not installed", ok=False, remedy=str(error))
 
 
-def _token(variable: str, why: str, remedy: str) -> Check:
-    """Whether a secret is set; never what it is."""
-    return Check(
-        variable,
-        "set" if os.environ.get(variable) else f"not set ({why})",
-        bool(os.environ.get(variable)),
-        False,
-        remedy,
-    )
+def _hub_token() -> Check:
+    """Whether the token is set; never what it is."""
+    found = bool(os.environ.get("HF_TOKEN"))
+    state = "set" if found else "not set (for gated models such as Llama-3.1)"
+    return Check("HF_TOKEN", state, found, needed=False, remedy="export HF_TOKEN=hf_…")
 
 
 def _modal_token() -> Check:
-    here = bool(os.environ.get("MODAL_TOKEN_ID")) or (Path.home() / ".modal.toml").is_file()
-    return Check(
-        "Modal token", "found" if here else "not found (for training in the cloud)", here, False, "modal token new"
-    )
+    found = bool(os.environ.get("MODAL_TOKEN_ID")) or (Path.home() / ".modal.toml").is_file()
+    state = "found" if found else "not found (for training in the cloud)"
+    return Check("Modal token", state, found, needed=False, remedy="modal token new")
 
 
 def _project(path: Path | None) -> Check:
     try:
-        found = find_project(path)
+        project = find_project(path)
     except NoesisError as error:
-        return Check("project", "none", False, False, str(error))
+        return Check("project", "none", ok=False, needed=False, remedy=str(error))
     from noesis.constitution.document import load_constitution
     from noesis.core.config import load_config
 
     try:
-        load_config(found)
-        constitution = load_constitution(found.constitution)
+        load_config(project)
+        constitution = load_constitution(project.constitution)
     except NoesisError as error:
-        return Check("project", str(found.root), False, True, str(error))
-    return Check(
-        "project",
-        f"{found.root}, constitution {constitution.version} with {len(constitution.principles)} principles",
-        True,
-    )
+        return Check("project", str(project.root), ok=False, remedy=str(error))
+    principles = len(constitution.principles)
+    found = f"{project.root}, constitution {constitution.version} with {principles} principles"
+    return Check("project", found, ok=True)

@@ -1,4 +1,4 @@
-"""`noesis init DIR`: a project of one's own, ready for `noesis demo --project DIR`. Copied from this checkout, so there is one original."""
+"""`noesis init DIR`: a new project, ready for `noesis demo --project DIR`, copied from the files of this checkout."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 
 from noesis.core.errors import UsageError
 from noesis.core.files import write_text
+from noesis.core.language import Language
 from noesis.core.project import Project
 
 CHECKOUT = Project(Path(__file__).resolve().parents[3])
-EXAMPLES = {
+LANGUAGES: tuple[Language, ...] = ("pt", "en")
+EXAMPLES = {  # category: id
     "maieutica": "maieutica_001",
     "logical_argument": "logical_argument_001",
     "ethical_dilemma": "ethical_dilemma_001",
@@ -27,27 +29,37 @@ def create_project(folder: Path) -> list[Path]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is not empty: choose another folder")
     if not CHECKOUT.constitution.is_file():
-        raise UsageError("the originals to copy are not here: install Noesis from a checkout (make setup)")
+        raise UsageError("there are no files to copy: install Noesis from a checkout of its repository (make setup)")
     project = Project(folder)
-    written = []
-    for source in (
+    return [*_copy_settings(project), _copy_tribunal(project), *_copy_examples(project)]
+
+
+def _copy_settings(project: Project) -> list[Path]:
+    sources = (
         CHECKOUT.constitution,
         CHECKOUT.data / "constitution_prompts.yaml",
         CHECKOUT.lora_yaml,
         CHECKOUT.training_yaml,
-    ):
-        target = folder / source.relative_to(CHECKOUT.root)
+    )
+    written = []
+    for source in sources:
+        target = project.root / source.relative_to(CHECKOUT.root)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
         written.append(target)
-    court = CHECKOUT.data / "tribunal"
-    shutil.copytree(court, project.data / "tribunal")
-    written.append(project.data / "tribunal")
-    for language in ("pt", "en"):
-        source_folder, target_folder = CHECKOUT.sources(language)[0], project.sources(language)[0]  # type: ignore[arg-type]
-        lines = [_example(source_folder / f"{category}.jsonl", name) for category, name in EXAMPLES.items()]
-        write_text(target_folder / "examples.jsonl", "".join(lines))
-        written.append(target_folder / "examples.jsonl")
+    return written
+
+
+def _copy_tribunal(project: Project) -> Path:
+    return Path(shutil.copytree(CHECKOUT.tribunal, project.tribunal))
+
+
+def _copy_examples(project: Project) -> list[Path]:
+    written = []
+    for language in LANGUAGES:
+        source, target = CHECKOUT.sources(language)[0], project.sources(language)[0] / "examples.jsonl"
+        write_text(target, "".join(_example(source / f"{category}.jsonl", name) for category, name in EXAMPLES.items()))
+        written.append(target)
     return written
 
 

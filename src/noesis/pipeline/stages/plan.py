@@ -1,4 +1,4 @@
-"""Plans from examples: of a run on this machine, and (`noesis plan`) of one whose model and card need not be here."""
+"""Stage plan: of a run on this machine, and (`noesis plan`) of one whose model and GPU need not be here."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from noesis.constitution.document import Constitution
 from noesis.core.config import Config
+from noesis.core.console import say
 from noesis.core.device import Device, detect
 from noesis.core.errors import UsageError
 from noesis.llm.hub import find_description, find_tokenizer
@@ -17,25 +18,29 @@ from noesis.pipeline.session import RunSession
 from noesis.pipeline.training_set import build_training_set, estimate_workloads
 from noesis.planning.by_method import plan_of
 from noesis.planning.display import show_plan
+from noesis.planning.draft import require_fit
 from noesis.planning.gpus import rented_gpu
-from noesis.planning.model_shapes import Known, Shape, known_model
-from noesis.planning.plan import Plan, read_shape, require_fit, with_planned_storage
-from noesis.planning.workload import Workload, Workloads
+from noesis.planning.model_shapes import Shape, known_model, read_shape
+from noesis.planning.plan import Plan, stored_plan, with_planned_storage
+from noesis.planning.workload import Workloads
 from noesis.training.methods import saved_states
 
 Records = list[dict[str, Any]]
 
 
 def plan_run(config: Config, folder: Path, workloads: Workloads, device: Device) -> Plan:
-    """The plan of a run on `device`, which is this machine; `folder`: of the model.
+    """The plan of a run on `device`, which is this machine.
+
+    Args:
+        folder: of the base model.
 
     Raises:
         TrainingError: it does not fit.
     """
     # MODAL_TASK_ID: this is one of Modal's containers, paid for by the second
-    hired = device.kind == "cuda" and "MODAL_TASK_ID" in os.environ
+    rented = device.kind == "cuda" and "MODAL_TASK_ID" in os.environ
     shape = read_shape(folder)
-    plan = plan_of(config, config.training.model, shape, workloads, device, rented=hired)
+    plan = plan_of(config, config.training.model, shape, workloads, device, rented=rented)
     _require_fit(plan, config, shape, workloads, device)
     return plan
 
@@ -50,69 +55,85 @@ def plan_without_run(
     gpus: int | None = None,
     exactly: bool = False,
 ) -> tuple[Plan, Callable[[], None]]:
-    """The plan of a run that need not exist. Where the model is not on this machine but known, nothing is fetched unless `exactly`.
+    """The plan of a run that need not exist. Nothing is downloaded for a model of `models.yaml`, unless `exactly`.
 
     Args:
-        besides: what the run takes besides its examples.
-        gpu: a card of gpus.yaml; None: what this machine has.
+        besides: preference pairs and replay rows besides the examples.
+        gpu: a GPU of gpus.yaml to rent; None: this machine.
         gpus: how many of them; None: all that are here, or 1.
-        exactly: fetch the model's tokenizer (not its weights) rather than estimate tokens; for a quote before a rented card starts.
+        exactly: download the model's tokenizer (not its weights) if needed, instead of estimating the tokens.
 
     Returns:
-        the plan, and what raises a TrainingError if it does not fit.
+        the plan, and a function that raises a TrainingError if it does not fit.
     """
-    name, revision = config.training.model, config.training.revision
     device = _device(gpu, gpus)
-    folder, known = find_tokenizer(name, revision), known_model(name)
-    if (folder is None and exactly) or (known is None and not _has_config(folder)):
-        folder = find_description(name, revision)
-    shape = known.shape if known is not None and not _has_config(folder) else read_shape(cast(Path, folder))
-    if folder is None:
-        workloads = estimate_workloads(config, train, constitution, cast(Known, known).ratio, besides=besides)
-    else:
-        workloads = build_training_set(config, folder, train, constitution, besides=besides).workloads
-    plan = plan_of(config, name, shape, workloads, device, rented=gpu is not None)
+    shape, workloads = _shape_and_workloads(config, train, constitution, besides=besides, exactly=exactly)
+    plan = plan_of(config, config.training.model, shape, workloads, device, rented=gpu is not None)
     return plan, lambda: _require_fit(plan, config, shape, workloads, device)
 
 
+def _shape_and_workloads(
+    config: Config,
+    train: Records,
+    constitution: Constitution,
+    *,
+    besides: dict[str, Records] | None,
+    exactly: bool,
+) -> tuple[Shape, Workloads]:
+    """What a plan needs of model and data, from the model's files if they are here, else from `models.yaml`."""
+    name, revision = config.training.model, config.training.revision
+    folder, known = find_tokenizer(name, revision), known_model(name)
+    if folder is None and known is not None and not exactly:
+        return known.shape, estimate_workloads(config, train, constitution, known.ratio, besides=besides)
+    if folder is None or (known is None and not _has_config(folder)):
+        folder = find_description(name, revision)
+    shape = known.shape if known is not None and not _has_config(folder) else read_shape(folder)
+    return shape, build_training_set(config, folder, train, constitution, besides=besides).workloads
+
+
+def _has_config(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
 def _require_fit(plan: Plan, config: Config, shape: Shape, workloads: Workloads, device: Device) -> None:
-    """Of both parts, if there are two."""
-    if plan.first is not None:
-        require_fit(Plan.from_json(plan.first), config, shape, workloads.sft or Workload((), 0), device)
+    """Refuse a plan of which a part does not fit."""
+    if plan.sft is not None and workloads.sft is not None:
+        require_fit(plan.sft, config, shape, workloads.sft, device)
     require_fit(plan, config, shape, workloads.last, device)
-
-
-def _has_config(folder: Path | None) -> bool:
-    return folder is not None and (folder / "config.json").is_file()
 
 
 def _device(gpu: str | None, gpus: int | None) -> Device:
     if gpu is not None:
         return rented_gpu(gpu, gpus or 1)
     here = detect()
-    if gpus is not None and gpus > here.cards:
+    if gpus is None:
+        return here
+    if gpus > here.gpus:
         raise UsageError(
-            f"--gpus {gpus}: this machine has {here.cards} cards; name another with --gpu, for example --gpu L40S --gpus {gpus}"
+            f"--gpus {gpus}: this machine has {here.gpus}; rent others with --gpu, for example --gpu L40S --gpus {gpus}"
         )
-    return here if gpus is None else replace(here, cards=gpus)
+    return replace(here, gpus=gpus)
 
 
 def run_plan(s: RunSession, *, again: bool = False) -> dict[str, Any]:
-    """What will be trained, in how many tokens, and what it is expected to take."""
-    stored = s.run.result("plan")
-    config = s.config
-    if stored is not None and not s.run.is_done("train"):
-        same = "setup" in stored and (stored["device"]["name"], stored["device"]["cards"]) == (
-            s.device.name,
-            s.device.cards,
-        )
-        again = again or not same  # a run that goes on elsewhere is planned anew, but on the base that it began on
+    """The stage: what will be trained, on how many tokens, and what that is expected to take.
+
+    A run that continues on another device is planned again, but with the base stored as it was when training started.
+    """
+    earlier, config = s.run.result("plan"), s.config
+    if earlier is not None and not s.run.is_done("train"):
+        plan = stored_plan(earlier)
+        again = again or plan is None or (plan.device.name, plan.device.gpus) != (s.device.name, s.device.gpus)
         if saved_states(s.run.checkpoints):
-            config = with_planned_storage(config, stored)
+            config = with_planned_storage(config, plan)
 
     def work() -> dict[str, Any]:
-        return plan_run(config, s.model.path, s.training_set().workloads, s.device).as_json()
+        return plan_run(config, s.model.path, s.training_set().workloads, s.device).to_json()
 
     result = s.run.perform("plan", work, list, again=again)
-    show_plan(result)
+    plan = stored_plan(result)
+    if plan is None:
+        say("  made by an early version of Noesis")
+    else:
+        show_plan(plan)
     return result

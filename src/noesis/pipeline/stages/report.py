@@ -19,6 +19,7 @@ from noesis.core.console import duration, say, size
 from noesis.core.files import utc_now, write_text
 from noesis.llm.llama_cpp import REPEAT_PENALTY
 from noesis.pipeline.session import RunSession
+from noesis.planning.plan import Plan, stored_plan
 from noesis.run.directory import Run
 from noesis.run.metrics import read_metrics
 from noesis.run.stages import STAGES
@@ -34,7 +35,7 @@ def write_report(run: Run, config: Config, constitution: Constitution) -> dict[s
     environment.filters.update(duration=duration, size=size, signed=lambda x: f"{x:+.4f}")
     metrics = read_metrics(run.metrics)
     answers = run.tribunal / "answers.jsonl"
-    plan, train = run.result("plan"), run.result("train")
+    plan, train = stored_plan(run.result("plan")), run.result("train")
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         run=run.manifest,
         name=run.path.name,
@@ -44,7 +45,7 @@ def write_report(run: Run, config: Config, constitution: Constitution) -> dict[s
         config=config,
         data=run.result("export"),
         plan=plan,
-        compared=compared(run) if plan else [],
+        compared=compared(run, plan) if plan else [],
         train=train,
         choice=run.result("choose"),
         judge=run.result("judge"),
@@ -128,29 +129,27 @@ def _judged(answers: Path, verdicts: Path, most: int = 6) -> list[dict[str, Any]
     return [{**row, "said": said[row["answer"]]} for row in rows[:most]]
 
 
-def compared(run: Run) -> list[tuple[str, str, str]]:
+def compared(run: Run, plan: Plan) -> list[tuple[str, str, str]]:
     """What the plan expected and what happened, in words: (label, expected, happened); '–' where nothing is known."""
-    plan, train = run.result("plan") or {}, run.result("train")
+    train = run.result("train")
     unknown = "–"
     rows = [
-        ("training time", f"{duration(plan['seconds'])} with start", duration(train["seconds"]) if train else unknown),
-        ("tokens a second", f"{plan['tokens_per_s']:,.0f}", f"{train['tokens_per_s']:,.0f}" if train else unknown),
-        ("peak memory", size(plan["memory_bytes"]), size(train["peak_memory_bytes"]) if train else unknown),
-        ("steps", str(plan["steps"]), str(train["steps"]) if train else unknown),
+        ("training time", f"{duration(plan.seconds)} with start", duration(train["seconds"]) if train else unknown),
+        ("tokens a second", f"{plan.tokens_per_s:,.0f}", f"{train['tokens_per_s']:,.0f}" if train else unknown),
+        ("peak memory", size(plan.memory_bytes), size(train["peak_memory_bytes"]) if train else unknown),
+        ("steps", str(plan.steps), str(train["steps"]) if train else unknown),
     ]
-    for stage in plan.get("stages", []):
+    for stage in plan.stages:
         took = [
             run.manifest["stages"][name]["seconds"]
-            for name in stage["name"].split(" and ")
+            for name in stage.name.split(" and ")
             if run.result(name) is not None
         ]
-        price = f", {stage['usd']:.2f} USD" if stage["usd"] else ""
-        rows.append(
-            (f"stage {stage['name']}", duration(stage["seconds"]) + price, duration(sum(took)) if took else unknown)
-        )
+        price = f", {stage.usd:.2f} USD" if stage.usd else ""
+        rows.append((f"stage {stage.name}", duration(stage.seconds) + price, duration(sum(took)) if took else unknown))
     # nothing is paid for a machine of one's own; what a rented one cost is known where it was recorded
-    paid = run.manifest["cost_usd"] or (unknown if plan.get("rented") else 0.0)
-    rows.append(("USD", f"{plan.get('usd', 0):.2f}", paid if isinstance(paid, str) else f"{paid:.2f}"))
+    paid = run.manifest["cost_usd"] or (unknown if plan.rented else 0.0)
+    rows.append(("USD", f"{plan.usd:.2f}", paid if isinstance(paid, str) else f"{paid:.2f}"))
     return rows
 
 

@@ -20,7 +20,7 @@ def run_train(s: RunSession) -> dict[str, Any]:
         material, budget = s.training_set(), s.budget()
         if not saved_states(s.run.checkpoints):
             s.run.metrics.unlink(missing_ok=True)
-        for line in quote(p.as_json(), budget):
+        for line in quote(p, budget):
             say(line)
         still, done_share = remaining_cost(p, s.run.checkpoints)
         require_affordable(still, budget, done=done_share)

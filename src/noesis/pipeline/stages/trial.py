@@ -18,7 +18,7 @@ from noesis.core.config import TribunalSection, load_config
 from noesis.core.console import say
 from noesis.core.errors import UsageError
 from noesis.core.files import sha256_file, sha256_json, utc_now, write_json, write_jsonl
-from noesis.core.project import Project, calibrations_folder, tribunal_folder
+from noesis.core.project import Project
 from noesis.llm.clients.spec import ModelSpec, parse_spec, same_model
 from noesis.llm.clients.spending import Spending
 from noesis.pipeline.answers import answer_generator, answer_identities
@@ -143,7 +143,7 @@ def run_trial(
             rubrics.digest(),
             section.model_dump(mode="json", exclude=set(JUDGE_CALL_SETTINGS)),
             sha256_file(s.run.adapter() / "adapter_model.safetensors"),
-            sorted(sha256_file(p) for p in calibrations_folder(project).glob("*.json")),
+            sorted(sha256_file(p) for p in project.calibrations.glob("*.json")),
         ]
     )
     folder = s.run.tribunal
@@ -154,7 +154,7 @@ def run_trial(
             project, specs, section, spending, own=own, replies=folder / "replies.sqlite", rubrics=rubrics
         ) as panel:
             if request.part != "dev":
-                _log_locked_use(folder, tribunal_folder(project), "trial")
+                _log_locked_use(folder, project.tribunal, "trial")
             scored = _answer_and_score(s, section, items, panel, s.run.adapter(), judge_server)
         errors = error_counts(panel.calibrations)
         summary = summarise(scored, section, unfit_reason=panel.unfit_reason, errors=errors)
@@ -190,7 +190,7 @@ def run_trial(
 
 def trial_items(project: Project, request: TrialRequest) -> list[EvalSample]:
     """A trial's prompts, in order."""
-    return spread(read_suite(tribunal_folder(project), request.part), request.prompts)
+    return spread(read_suite(project.tribunal, request.part), request.prompts)
 
 
 def checkpoint_scorer(s: RunSession, project: Project, judges: Sequence[str] | None = None) -> CheckpointScorer | None:
@@ -205,7 +205,7 @@ def checkpoint_scorer(s: RunSession, project: Project, judges: Sequence[str] | N
     named = section.judges if judges is None else tuple(judges)
     if not named:
         return None
-    rubrics, items = read_rubrics(project), read_suite(tribunal_folder(project), "dev")
+    rubrics, items = read_rubrics(project), read_suite(project.tribunal, "dev")
     specs = [parse_spec(text) for text in named]
     own, replies = _own_judge(s, specs), s.run.tribunal / "replies.sqlite"
 

@@ -49,18 +49,18 @@ def train_on_all_gpus(
                     "folder": str(folder),
                     "rows": [asdict(row) for row in rows],
                     "config": config.model_dump(mode="json"),
-                    "plan": plan.as_json(),
-                    "device": device.as_json(),
+                    "plan": plan.to_json(),
+                    "device": device.to_json(),
                     "checkpoints": str(checkpoints),
                     "metrics": str(metrics),
-                    "budget": budget.as_json() if budget else None,
+                    "budget": budget.to_json() if budget else None,
                     "parent": str(parent) if parent else None,
                     "answer": str(answer),
                 }
             ),
             encoding="utf-8",
         )
-        cards = str(plan.setup.cards)
+        cards = str(plan.setup.gpus)
         command = [
             sys.executable,
             "-m",

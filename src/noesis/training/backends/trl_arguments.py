@@ -33,7 +33,7 @@ def arguments(
         more: what only this kind knows.
     """
     t, setup, cuda = config.training, plan.setup, device.kind == "cuda"
-    batch = max(1, setup.sequences_per_step // max(setup.cards, 1)) if whole_steps else setup.micro_batch
+    batch = max(1, setup.sequences_per_step // max(setup.gpus, 1)) if whole_steps else setup.micro_batch
     made = kind(
         output_dir=str(folder),
         num_train_epochs=plan.epochs,

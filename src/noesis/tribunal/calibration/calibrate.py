@@ -11,7 +11,7 @@ from noesis.core.config import TribunalSection
 from noesis.core.console import say
 from noesis.core.event_loop import run_async
 from noesis.core.files import utc_now
-from noesis.core.project import Project, cache_folder, calibrations_folder, tribunal_folder
+from noesis.core.project import Project, cache_folder
 from noesis.llm.clients.reply_cache import open_cache
 from noesis.llm.clients.spec import parse_spec
 from noesis.llm.clients.spending import Spending
@@ -40,7 +40,7 @@ def calibrate(
         UsageError, DataError: no benchmark, a SPEC that is not understood, or a locked part without its seal.
         CapError: the cap is reached; the same command with a higher one continues.
     """
-    pairs, twins = read_benchmark(tribunal_folder(project), part)
+    pairs, twins = read_benchmark(project.tribunal, part)
     if count is not None:
         pairs, twins = _evenly(pairs, count), []
     spending = Spending(max_usd=max_usd)
@@ -51,7 +51,7 @@ def calibrate(
             return measured
         dated = [replace(calibration, date=utc_now()) for calibration in measured]
         for calibration in dated:
-            say(f"  → {save_calibration(calibrations_folder(project), calibration, panel.rubrics)}")
+            say(f"  → {save_calibration(project.calibrations, calibration, panel.rubrics)}")
     return measured
 
 
@@ -96,7 +96,7 @@ def live_pairs(project: Project, section: TribunalSection, file: Path, name: str
     """
     from noesis.llm.clients.gguf_client import GgufClient
 
-    folder = tribunal_folder(project)
+    folder = project.tribunal
     if not (folder / "judge_bench" / "pairs.jsonl").is_file():
         return None
     pairs, _ = read_benchmark(folder, "dev")

@@ -1,0 +1,44 @@
+"""The two YAML files as frozen models: `data/training/lora_config.yaml` and `data/training/training_config.yaml`.
+
+People write sparse YAML; each run writes its resolved configuration to `config.json`. Unknown keys are refused with the
+nearest known one, and so are contradictions between the files. Command-line options arrive as `overrides`.
+"""
+
+from __future__ import annotations
+
+from noesis.core.config.loading import load_config
+from noesis.core.config.models import Config, LoraFile, SaveEvery, TrainingFile
+from noesis.core.config.sections import (
+    BudgetSection,
+    ConstitutionalSection,
+    DataSection,
+    DemoSection,
+    DpoSection,
+    GgufSection,
+    JudgeWeights,
+    ModalSection,
+    Price,
+    Quantization,
+    ReplaySection,
+    TribunalSection,
+)
+
+__all__ = [
+    "BudgetSection",
+    "Config",
+    "ConstitutionalSection",
+    "DataSection",
+    "DemoSection",
+    "DpoSection",
+    "GgufSection",
+    "JudgeWeights",
+    "LoraFile",
+    "ModalSection",
+    "Price",
+    "Quantization",
+    "ReplaySection",
+    "SaveEvery",
+    "TrainingFile",
+    "TribunalSection",
+    "load_config",
+]
