@@ -22,7 +22,7 @@ def test_smollm2_is_served_as_it_was_trained(tmp_path: Path):
     from noesis.release.convert import QUESTIONS
     from noesis.release.gguf.writer import write_adapter_gguf, write_gguf
     from noesis.release.merge_weights import merge
-    from noesis.release.parity.certify import Adapter, Subject, certify, require
+    from noesis.release.parity.certify import TrainedAdapter, Subject, certify, require_passed
 
     base, nf4 = find_model("smollm2").path, Quantization()
     torch.manual_seed(0)
@@ -45,10 +45,10 @@ def test_smollm2_is_served_as_it_was_trained(tmp_path: Path):
     write_adapter_gguf(tmp_path / "adapter", base, tmp_path / "adapter.gguf")
     tokenizer = load_tokenizer(tmp_path / "m")
     texts = [render(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True) for text in QUESTIONS]
-    own = Adapter(tmp_path / "adapter", base, nf4, "bfloat16", tmp_path / "adapter.gguf", tmp_path / "base.gguf")
+    own = TrainedAdapter(tmp_path / "adapter", base, nf4, "bfloat16", tmp_path / "adapter.gguf", tmp_path / "base.gguf")
     found = certify(Subject(tmp_path / "m", files, own, texts, texts[5::10], answer_tokens=16), tokenizer)
     for kind, figures in [("merge", found["merge"]), *found["files"].items(), ("adapter", found["adapter"])]:
         print(kind, figures["kl_mean"], figures["kl_max"], figures["top1"], figures["answers"])  # pytest -s shows them
-    require(found)
+    require_passed(found)
     assert (found["texts"], found["strings"]) == (20, 500)
     assert found["files"]["q4_k_m"]["bytes"] < found["files"]["q8_0"]["bytes"] < found["files"]["f16"]["bytes"]

@@ -13,7 +13,7 @@ from helpers.tiny_tokenizers import STANDINS, write_standin
 from noesis.core.errors import ModelError
 from noesis.llm.chat_template import render
 from noesis.llm.tokenizer import load_tokenizer
-from noesis.release.gguf.modelfile import go_template, modelfile, stops
+from noesis.release.gguf.modelfile import go_template, modelfile, stop_tokens
 from noesis.release.gguf.vocabulary import adds_bos
 from noesis.release.model_card import display_name, llama_release, model_card
 
@@ -119,7 +119,7 @@ def test_ollamas_template_says_what_the_models_own_does(name: str, tmp_path: Pat
     said = " Ninguém sabe." if name.startswith("mistral") else "Ninguém sabe."  # Mistral's model says the space itself
     theirs = as_ollama(template, [("O que é o bem?", said), ("E o mal?", "")], "Diga a verdade.")
     assert theirs == ours.removeprefix(bos)
-    assert stops(tokenizer)[0] == STANDINS[name][4]
+    assert stop_tokens(tokenizer)[0] == STANDINS[name][4]
 
 
 def test_a_modelfile_holds_what_ollama_needs(tmp_path: Path):

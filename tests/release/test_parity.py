@@ -32,33 +32,33 @@ def certificate(model: Path, folder: Path, kinds: tuple[str, ...] = ("f32",), ad
 
 def own_adapter(base: Path, folder: Path, place: Path | None = None, quantization: Quantization = PLAIN):
     from noesis.release.gguf.writer import write_adapter_gguf, write_gguf
-    from noesis.release.parity.certify import Adapter
+    from noesis.release.parity.certify import TrainedAdapter
 
     if place is None:
-        return Adapter(folder, base, quantization, "bfloat16")
+        return TrainedAdapter(folder, base, quantization, "bfloat16")
     write_gguf(base, place / "base.gguf", "f16", name="base", licence="none", quantization=quantization)
     write_adapter_gguf(folder, base, place / "adapter.gguf")
-    return Adapter(folder, base, quantization, "bfloat16", place / "adapter.gguf", place / "base.gguf")
+    return TrainedAdapter(folder, base, quantization, "bfloat16", place / "adapter.gguf", place / "base.gguf")
 
 
 def blame(found: dict, kind: str = "f32") -> tuple[str, str]:
     """(stage, why) of a file that must have failed."""
-    from noesis.release.parity.certify import require
+    from noesis.release.parity.certify import require_passed
 
     entry = found["files"][kind]
     assert not entry["passed"]
     with pytest.raises(ParityError, match="must not be used: broken by the stage"):
-        require(found)
+        require_passed(found)
     return entry["broken_by"], entry["why"]
 
 
 def test_sound_exports_pass_from_the_adapter_to_every_file(
     tiny_model: Path, tiny_adapter: Path, tiny_merged: Path, tmp_path: Path
 ):
-    from noesis.release.parity.certify import require
+    from noesis.release.parity.certify import require_passed
 
     found = certificate(tiny_merged, tmp_path, ("f32", "f16", "q8_0"), own_adapter(tiny_model, tiny_adapter, tmp_path))
-    require(found)
+    require_passed(found)
     assert found["positions"] > 500
     assert found["files"]["f16"]["strings"] == 512
     assert [found["files"][k]["different_ids"] for k in ("f32", "f16", "q8_0")] == [0, 0, 0]
@@ -71,11 +71,11 @@ def test_sound_exports_pass_from_the_adapter_to_every_file(
 
 def test_a_quantised_base_is_compared_as_it_was_trained_against(tiny_model: Path, tiny_adapter: Path, tmp_path: Path):
     from noesis.release.merge_weights import merge
-    from noesis.release.parity.certify import require
+    from noesis.release.parity.certify import require_passed
 
     for kind, quantization in (("nf4", Quantization()), ("plain", PLAIN)):
         merge(tiny_model, tiny_adapter, tmp_path / kind, quantization=quantization, dtype="bfloat16", card="")
-    require(
+    require_passed(
         certificate(
             tmp_path / "nf4", tmp_path, adapter=own_adapter(tiny_model, tiny_adapter, quantization=Quantization())
         )
@@ -114,7 +114,7 @@ def test_rows_of_query_and_key_left_as_they_are(tiny_merged: Path, tmp_path: Pat
 def test_rotary_factors_left_out(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A model with Llama-3.1's frequency scaling: with the factors it passes."""
     import noesis.release.gguf.writer as gguf
-    from noesis.release.parity.certify import require
+    from noesis.release.parity.certify import require_passed
 
     model = tmp_path / "scaled"
     shutil.copytree(tiny_model, model)
@@ -123,7 +123,7 @@ def test_rotary_factors_left_out(tiny_model: Path, tmp_path: Path, monkeypatch: 
         "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
     }  # fmt: skip
     (model / "config.json").write_text(json.dumps(config))
-    require(certificate(model, tmp_path))
+    require_passed(certificate(model, tmp_path))
     monkeypatch.setattr(gguf, "rope_factors", lambda config: None)
     broken = certificate(model, tmp_path)
     assert blame(broken) == ("conversion", "the rotary factors (rope_freqs.weight) of the model's scaling are missing")
@@ -166,11 +166,11 @@ def joined_digits(model: Path, target: Path) -> None:
 
 
 def test_digits_joined_and_said_so_pass(tiny_merged: Path, tmp_path: Path):
-    from noesis.release.parity.certify import require
+    from noesis.release.parity.certify import require_passed
 
     joined_digits(tiny_merged, tmp_path / "joined")
     found = certificate(tmp_path / "joined", tmp_path)
-    require(found)
+    require_passed(found)
     assert all(figures["passed"] for figures in found["files"].values())
 
 
@@ -199,7 +199,7 @@ def test_an_adapter_applied_twice_or_not_at_all(
     tiny_model: Path, tiny_adapter: Path, tiny_merged: Path, tmp_path: Path
 ):
     from noesis.release.merge_weights import merge
-    from noesis.release.parity.certify import reject, require
+    from noesis.release.parity.certify import reject_failed, require_passed
 
     merge(tiny_merged, tiny_adapter, tmp_path / "twice", quantization=PLAIN, dtype="bfloat16", card="")
     for model, words in (
@@ -210,8 +210,8 @@ def test_an_adapter_applied_twice_or_not_at_all(
         assert (broken["merge"]["passed"], broken["merge"]["broken_by"]) == (False, "merge")
         assert words in broken["merge"]["why"]
         with pytest.raises(ParityError, match=f"merged model must not be used: broken by the stage merge: {words}"):
-            require(broken)
-        reject(broken, tmp_path)  # a sound conversion of a bad merge is no good file
+            require_passed(broken)
+        reject_failed(broken, tmp_path)  # a sound conversion of a bad merge is no good file
         assert [p.name for p in tmp_path.glob("m-*")] == ["m-f32.rejected.gguf"]
         assert broken["files"]["f32"]["file"] == "m-f32.rejected.gguf"
         (tmp_path / "m-f32.rejected.gguf").unlink()
@@ -222,10 +222,10 @@ def test_a_bad_quantisation_is_told_from_a_bad_conversion(
 ):
     import noesis.release.gguf.writer as gguf
 
-    real = gguf.rounded
+    real = gguf.quantise
     monkeypatch.setattr(
         gguf,
-        "rounded",
+        "quantise",
         lambda rows, stored: real(rows * 0.5 if rows.ndim == 2 and stored.name == "Q8_0" else rows, stored),
     )
     broken = certificate(tiny_merged, tmp_path, ("f16", "q8_0"))

@@ -26,9 +26,9 @@ from noesis.llm.llama_cpp import LlamaServer
 from noesis.pipeline.live_judge import LiveJudge, format_opinion
 from noesis.pipeline.served_files import certified_gguf, served_files
 from noesis.run.directory import load_run
-from noesis.serving.chat import ChatSession, answer_function, chat, fitting
+from noesis.serving.chat import ChatSession, answer_function, chat, fit_context
 from noesis.serving.connect import TARGETS, Endpoint, instructions
-from noesis.serving.probe import distance, same_model_verdict
+from noesis.serving.probe import answer_distance, same_model_verdict
 
 NAME = "noesis-philosopher-v1"
 
@@ -295,7 +295,7 @@ def test_long_conversations_keep_the_system_prompt_and_the_end():
         {"role": "system", "content": "s"},
         *[{"role": "user", "content": f"{i} " + "x" * 1000} for i in range(30)],
     ]
-    kept = fitting(history, 400)
+    kept = fit_context(history, 400)
     assert kept[0] == history[0] and kept[-1] == history[-1] and 1 < len(kept) < 10
 
 
@@ -385,17 +385,17 @@ def test_the_probe_compares_as_far_as_both_stand_before_the_same_text():
     ours = [Completion("abx", "stop", logprobs=[entry("a", -0.1), entry("b", -0.2), entry("x", -0.3)])]
     same = [Completion("abx", "stop", logprobs=[entry("a", -0.1), entry("b", -0.2), entry("x", -0.3)])]
     tie = [Completion("acy", "stop", logprobs=[entry("a", -0.2), entry("c", -0.3, b=-0.4), entry("y", -5.0)])]
-    assert distance(ours, same).mean == 0 and distance(ours, same).positions == 3
-    near = distance(ours, tie)
+    assert answer_distance(ours, same).mean == 0 and answer_distance(ours, same).positions == 3
+    near = answer_distance(ours, tie)
     assert (near.positions, near.mean, near.same) == (2, pytest.approx(0.15), pytest.approx(1 / 3))
-    assert same_model_verdict(distance(ours, same), near)[0]
-    assert not same_model_verdict(near, distance(ours, same))[0]  # the base is nearer
-    far = distance(ours, [Completion("zzz", "stop", logprobs=[entry("z", -0.1)])])
+    assert same_model_verdict(answer_distance(ours, same), near)[0]
+    assert not same_model_verdict(near, answer_distance(ours, same))[0]  # the base is nearer
+    far = answer_distance(ours, [Completion("zzz", "stop", logprobs=[entry("z", -0.1)])])
     assert far.mean == pytest.approx(8.9) and not same_model_verdict(far, None)[0]
     mute = [Completion("abx", "stop")]
-    passed, why = same_model_verdict(distance(ours, mute), None)
+    passed, why = same_model_verdict(answer_distance(ours, mute), None)
     assert passed and "weaker" in why
-    assert not same_model_verdict(distance(ours, [Completion("qqq", "stop")]), None)[0]
+    assert not same_model_verdict(answer_distance(ours, [Completion("qqq", "stop")]), None)[0]
 
 
 @pytest.mark.slow

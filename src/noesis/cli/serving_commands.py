@@ -77,7 +77,7 @@ def serve(
     from noesis.serving.app import AnswerJudge
     from noesis.serving.page import load_page
     from noesis.serving.protocol import Limits
-    from noesis.serving.server import LOOPBACK, Server, Settings, claim
+    from noesis.serving.server import LOOPBACK, Server, Settings, claim_port
 
     loaded = load_run(run)
     if context <= max_tokens:
@@ -89,7 +89,7 @@ def serve(
     constitution, spoken = _voice(loaded, language)
     limits = Limits(parallel=parallel, context=context, max_tokens=max_tokens, request_s=timeout)
     settings = Settings(used, constitution.system_prompt, spoken, host, port, limits)
-    taken = claim(host, port)  # before anything is loaded
+    taken = claim_port(host, port)  # before anything is loaded
     bar = _bar(loaded, project, constitution, judges, max_usd) if judges else None
     court, page = AnswerJudge(bar.name, bar.hear) if bar else None, load_page() if ui else None
     server = Server(served_files(loaded, quant=quant, base=base), settings, court=court, page=page, port=taken)

@@ -19,7 +19,7 @@ from noesis.core.messages import Message
 from noesis.llm.chat_template import end_of_turn, render
 from noesis.llm.llama_cpp import REPEAT_PENALTY
 from noesis.llm.tokenizer import ChatTokenizer
-from noesis.llm.weights import read_adapter, released
+from noesis.llm.weights import read_adapter, iter_trained_weights
 
 BATCH = 32  # conversations at once
 PENALISED = 64  # last tokens that the repetition penalty looks at
@@ -201,7 +201,7 @@ def load_merged_model(
     adapter = read_adapter(adapter_folder) if adapter_folder is not None else None
     places = model.state_dict()
     with torch.inference_mode():
-        for name, weight in released(base, quantization, dtype, adapter):
+        for name, weight in iter_trained_weights(base, quantization, dtype, adapter):
             if name in places:  # tied weights are there once
                 places[name].copy_(weight)
     return model.to(device).eval()

@@ -30,7 +30,7 @@ TORCH = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors'
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """Where one tensor of a model lies."""
 
     file: Path
@@ -96,7 +96,7 @@ def read_adapter(folder: Path) -> AdapterFile:
     return AdapterFile(folder, r, alpha / (r**0.5 if settings.get("use_rslora") else r), alpha, targets, shapes)
 
 
-def require_fit(adapter: AdapterFile, base: dict[str, Stored], place: Path) -> None:
+def require_matching_base(adapter: AdapterFile, base: dict[str, StoredTensor], place: Path) -> None:
     """Every pair of the adapter has one weight of the base, of its shape.
 
     Raises:
@@ -114,7 +114,7 @@ def require_fit(adapter: AdapterFile, base: dict[str, Stored], place: Path) -> N
             )
 
 
-def shards(base: Path) -> list[Path]:
+def weight_files(base: Path) -> list[Path]:
     """The safetensors files of a model folder, every one that its index names.
 
     Raises:
@@ -150,7 +150,7 @@ def shards(base: Path) -> list[Path]:
     return [base / name for name in named]
 
 
-def inventory(model: Path) -> dict[str, Stored]:
+def list_tensors(model: Path) -> dict[str, StoredTensor]:
     """Every tensor of a model folder, from the files' headers alone, in the files' order.
 
     Raises:
@@ -158,8 +158,8 @@ def inventory(model: Path) -> dict[str, Stored]:
     """
     from safetensors import SafetensorError, safe_open
 
-    found: dict[str, Stored] = {}
-    for file in shards(model):
+    found: dict[str, StoredTensor] = {}
+    for file in weight_files(model):
         try:
             with safe_open(file, framework="pt") as f:
                 for name in f.keys():  # noqa: SIM118  (not a dict)
@@ -172,13 +172,13 @@ def inventory(model: Path) -> dict[str, Stored]:
                         raise ModelError(
                             f"{file.name}: {name!r} is stored as {part.get_dtype()}: only {', '.join(TORCH)} can be released"
                         )
-                    found[name] = Stored(file, name, part.get_dtype(), tuple(part.get_shape()))
+                    found[name] = StoredTensor(file, name, part.get_dtype(), tuple(part.get_shape()))
         except SafetensorError as error:
             raise ModelError(f"{file} is damaged or cut short ({error}): fetch the model again") from None
     return found
 
 
-def read_tensor(stored: Stored, rows: slice | None = None) -> Any:
+def read_tensor(stored: StoredTensor, rows: slice | None = None) -> Any:
     """The tensor as it is stored, or some of its rows."""
     from safetensors import safe_open
 
@@ -186,24 +186,24 @@ def read_tensor(stored: Stored, rows: slice | None = None) -> Any:
         return f.get_tensor(stored.name) if rows is None else f.get_slice(stored.name)[rows]
 
 
-def is_quantised(stored: Stored, quantization: Quantization | None) -> bool:
+def was_quantised(stored: StoredTensor, quantization: Quantization | None) -> bool:
     """Whether training held this tensor in 4 bits: bitsandbytes replaces the decoder's linear layers; embeddings, norms and the output stay."""
     if quantization is None or not quantization.load_in_4bit:
         return False
     return len(stored.shape) == 2 and ".layers." in stored.name and stored.name.endswith("_proj.weight")
 
 
-def as_trained(stored: Stored, quantization: Quantization | None, dtype: str) -> Any:
+def read_as_trained(stored: StoredTensor, quantization: Quantization | None, dtype: str) -> Any:
     """The weight as training multiplied with it: dequantised where it was quantised, in the type it was used in."""
     weight = read_tensor(stored)
     return (
         round_trip(weight, quantization, dtype)
-        if quantization is not None and is_quantised(stored, quantization)
+        if quantization is not None and was_quantised(stored, quantization)
         else weight
     )
 
 
-def update(adapter: AdapterFile, weight: str) -> Any:
+def lora_update(adapter: AdapterFile, weight: str) -> Any:
     """The adapter's update of a weight: scale · B A, float32 (out, in)."""
     from safetensors import safe_open
 
@@ -212,7 +212,7 @@ def update(adapter: AdapterFile, weight: str) -> Any:
         return (f.get_tensor(b).float() @ f.get_tensor(a).float()).mul_(adapter.scale)
 
 
-def released(
+def iter_trained_weights(
     base: Path, quantization: Quantization | None, dtype: str, adapter: AdapterFile | None, *, exact: bool = False
 ) -> Iterator[tuple[str, Any]]:
     """(name, tensor) of the base as trained against, with the adapter's updates added in float32.
@@ -222,17 +222,17 @@ def released(
         dtype: the type in which the dequantised weights were used (`bfloat16`, `float32`).
         exact: not rounded to the type that the files are stored in.
     """
-    found = inventory(base)
+    found = list_tensors(base)
     if adapter:
-        require_fit(adapter, found, base)
+        require_matching_base(adapter, found, base)
     for name, stored in found.items():
-        weight = as_trained(stored, quantization, dtype)
+        weight = read_as_trained(stored, quantization, dtype)
         if adapter and name in adapter.targets:
-            weight = weight.float() + update(adapter, name)
-        yield name, weight if exact else rounded_to(weight, stored.dtype)
+            weight = weight.float() + lora_update(adapter, name)
+        yield name, weight if exact else cast_to(weight, stored.dtype)
 
 
-def rounded_to(weight: Any, dtype: str) -> Any:
+def cast_to(weight: Any, dtype: str) -> Any:
     """`weight` in a stored type, its numbers one after another."""
     import torch
 

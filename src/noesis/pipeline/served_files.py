@@ -19,7 +19,7 @@ from noesis.llm.llama_cpp import LlamaServer
 from noesis.pipeline.gguf_files import base_gguf
 from noesis.pipeline.session import reopen_run
 from noesis.run.directory import Run
-from noesis.serving.probe import ask_endpoint, distance, same_model_verdict
+from noesis.serving.probe import ask_endpoint, answer_distance, same_model_verdict
 from noesis.serving.server import ModelFiles
 
 BEST_FIRST = ("f16", "q8_0", "q4_k_m", "f32")  # what is served unless a quantisation is asked for
@@ -90,8 +90,8 @@ def probe_endpoint(run: Run, client: LLMClient, *, base: Path | None = None, sam
     chat = client.complete(conversations[0], max_tokens=32)
     found = ask_endpoint(client, conversations, **plain)
     file, base = certified_gguf(run), base or find_base_gguf(run)
-    tuned = distance(_reference(file, conversations), found)
-    other = distance(_reference(base, conversations), found) if base else None
+    tuned = answer_distance(_reference(file, conversations), found)
+    other = answer_distance(_reference(base, conversations), found) if base else None
     same, why = same_model_verdict(tuned, other)
     usage = {
         "prompt_tokens": chat.prompt_tokens,

@@ -9,7 +9,7 @@ from noesis.core.errors import UsageError
 from noesis.core.files import write_json
 from noesis.llm.chat_template import render
 from noesis.llm.tokenizer import load_tokenizer
-from noesis.release.parity.certify import show
+from noesis.release.parity.certify import show_certificate
 
 
 def convert_folder(folder: Path, outfile: Path | None, kinds: tuple[str, ...]) -> list[Path]:
@@ -23,7 +23,7 @@ def convert_folder(folder: Path, outfile: Path | None, kinds: tuple[str, ...]) -
         ParityError: a file does not behave like the model; it was renamed to *.rejected.gguf.
     """
     from noesis.release.gguf.writer import read_lineage, write_gguf
-    from noesis.release.parity.certify import Subject, certify, reject, require
+    from noesis.release.parity.certify import Subject, certify, reject_failed, require_passed
 
     model = model_in(folder)
     if outfile is not None and len(kinds) != 1:
@@ -40,11 +40,11 @@ def convert_folder(folder: Path, outfile: Path | None, kinds: tuple[str, ...]) -
     certificate = certify(Subject(model, files, None, texts, texts[::8]), tokenizer) | {
         "prompts_from": "twenty questions"
     }
-    reject(certificate, place)
+    reject_failed(certificate, place)
     record = place / f"{next(iter(files.values())).stem}.parity.json"
     write_json(record, certificate)
-    require(certificate, str(record))
-    show(certificate)
+    require_passed(certificate, str(record))
+    show_certificate(certificate)
     return list(files.values())
 
 

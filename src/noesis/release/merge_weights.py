@@ -20,15 +20,15 @@ from noesis.core.errors import ModelError
 from noesis.core.files import replace_folder, require_space, sync_tree
 from noesis.llm.weights import (
     AdapterFile,
-    Stored,
-    as_trained,
-    inventory,
-    is_quantised,
+    StoredTensor,
+    read_as_trained,
+    list_tensors,
+    was_quantised,
     read_adapter,
     read_tensor,
-    require_fit,
-    rounded_to,
-    update,
+    require_matching_base,
+    cast_to,
+    lora_update,
 )
 from noesis.release.shard_writer import verify_shards, write_shard
 
@@ -42,14 +42,14 @@ class MergePlan:
 
     base: Path
     adapter: AdapterFile
-    tensors: tuple[Stored, ...]  # in the order of the files
+    tensors: tuple[StoredTensor, ...]  # in the order of the files
     quantization: Quantization | None
     dtype: str
 
     @property
-    def files(self) -> dict[str, list[Stored]]:
+    def files(self) -> dict[str, list[StoredTensor]]:
         """The result's files, named as the base's."""
-        found: dict[str, list[Stored]] = {}
+        found: dict[str, list[StoredTensor]] = {}
         for tensor in self.tensors:
             found.setdefault(tensor.file.name, []).append(tensor)
         return found
@@ -61,10 +61,10 @@ def plan_merge(base: Path, adapter_folder: Path, quantization: Quantization | No
     Raises:
         ModelError: a tensor that finds no weight or does not fit, a missing shard, a damaged file.
     """
-    adapter, found = read_adapter(adapter_folder), inventory(base)
+    adapter, found = read_adapter(adapter_folder), list_tensors(base)
     if not adapter.targets:
         raise ModelError(f"{adapter_folder} holds no update at all: nothing would be merged")
-    require_fit(adapter, found, base)
+    require_matching_base(adapter, found, base)
     return MergePlan(base, adapter, tuple(found.values()), quantization, dtype)
 
 
@@ -113,7 +113,7 @@ def merge(
     verify_shards(part, {t.name: (t.shape, t.dtype, digests[t.name]) for t in plan.tensors})
     sync_tree(part)
     replace_folder(part, target)
-    quantised = any(is_quantised(t, quantization) for t in plan.tensors)
+    quantised = any(was_quantised(t, quantization) for t in plan.tensors)
     return {
         "tensors": len(plan.tensors),
         "merged_tensors": len(plan.adapter.targets),
@@ -126,17 +126,17 @@ def merge(
     }
 
 
-def _merged(plan: MergePlan, entries: list[Stored], distance: _Distance) -> Iterator[Any]:
+def _merged(plan: MergePlan, entries: list[StoredTensor], distance: _Distance) -> Iterator[Any]:
     """Each tensor of one file as it goes into the result: float32 sums, one rounding."""
     import torch
 
     for entry in entries:
         with torch.inference_mode():
-            weight = as_trained(entry, plan.quantization, plan.dtype)
+            weight = read_as_trained(entry, plan.quantization, plan.dtype)
             change = None
             if entry.name in plan.adapter.targets:
-                change = update(plan.adapter, entry.name)
-            if is_quantised(entry, plan.quantization):
+                change = lora_update(plan.adapter, entry.name)
+            if was_quantised(entry, plan.quantization):
                 distance.add(entry.name, read_tensor(entry), weight, change)
             if change is not None:
                 weight = change.add_(weight.float())
@@ -144,7 +144,7 @@ def _merged(plan: MergePlan, entries: list[Stored], distance: _Distance) -> Iter
                     raise ModelError(
                         f"{entry.name}: base and update add up to numbers that are not finite: the adapter is damaged, or training went wrong"
                     )
-            yield rounded_to(weight, entry.dtype)
+            yield cast_to(weight, entry.dtype)
 
 
 class _Distance:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.errors import ModelError
-from noesis.llm.weights import Stored, inventory, read_tensor
+from noesis.llm.weights import StoredTensor, list_tensors, read_tensor
 
 
-def write_shard(file: Path, entries: list[Stored], arrays: Iterable[Any]) -> Iterator[tuple[str, str]]:
+def write_shard(file: Path, entries: list[StoredTensor], arrays: Iterable[Any]) -> Iterator[tuple[str, str]]:
     """Write `arrays`, one for each of `entries` and in their order; only one is held at a time.
 
     Yields:
@@ -52,7 +52,7 @@ def verify_shards(folder: Path, expected: dict[str, tuple[tuple[int, ...], str, 
     Raises:
         ModelError: a tensor is missing, of another shape or type, or its bytes are others than were written.
     """
-    found = inventory(folder)
+    found = list_tensors(folder)
     if found.keys() != expected.keys():
         raise ModelError(
             f"{folder}: {min(found.keys() ^ expected.keys())!r} is missing or too much after writing: is the disk sound?"

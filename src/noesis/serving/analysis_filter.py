@@ -42,7 +42,7 @@ def _find(text: str, mark: str) -> tuple[int, int | None]:
     return len(text), None
 
 
-def left_open(text: str) -> bool:
+def ends_inside_analysis(text: str) -> bool:
     """Whether `text` (an answer that the model is to go on with) ends inside an analysis block."""
     probe = AnalysisFilter()
     probe.feed(text)

@@ -179,9 +179,9 @@ class Service:
         started = time.monotonic()
         try:
             if ask.stream:
-                return await relay.streamed(ask, request, self.limits.request_s)
+                return await relay.stream(ask, request, self.limits.request_s)
             async with asyncio.timeout(self.limits.request_s):
-                return web.json_response(await relay.whole(ask))
+                return web.json_response(await relay.complete(ask))
         finally:
             self.metrics.in_flight -= 1
             self.metrics.seconds.add(time.monotonic() - started)

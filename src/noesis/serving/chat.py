@@ -114,7 +114,7 @@ class ChatSession:
         sys.stdout.write(who)
         sys.stdout.flush()
         try:
-            return self.answer(fitting(messages, self.max_tokens), base, show)
+            return self.answer(fit_context(messages, self.max_tokens), base, show)
         except KeyboardInterrupt:
             say(" …(stopped)")
             return "".join(pieces)
@@ -183,7 +183,7 @@ def answer_function(
     return answer
 
 
-def fitting(history: list[Message], max_tokens: int) -> list[Message]:
+def fit_context(history: list[Message], max_tokens: int) -> list[Message]:
     """The system prompt and as many of the last messages as most likely fit the context (at two bytes a token)."""
     room = CONTEXT - max_tokens - 64 - len(history[0]["content"].encode()) // 2
     kept: list[Message] = []

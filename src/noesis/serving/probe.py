@@ -23,7 +23,7 @@ SHARE_WITHOUT = 0.5  # of the characters, where the endpoint gives no probabilit
 
 
 @dataclass(frozen=True)
-class Distance:
+class AnswerDistance:
     """How far two sets of answers are apart.
 
     positions: tokens compared; 0 where there are no probabilities
@@ -44,7 +44,7 @@ def ask_endpoint(client: LLMClient, conversations: Sequence[list[Message]], **mo
     ]
 
 
-def distance(reference: Sequence[Completion], found: Sequence[Completion]) -> Distance:
+def answer_distance(reference: Sequence[Completion], found: Sequence[Completion]) -> AnswerDistance:
     """Compare answers to the same conversations."""
     deltas, same, length = [], 0, 0
     for r, f in zip(reference, found, strict=True):
@@ -57,10 +57,12 @@ def distance(reference: Sequence[Completion], found: Sequence[Completion]) -> Di
             (i for i, (a, b) in enumerate(zip(r.text, f.text, strict=False)) if a != b), min(len(r.text), len(f.text))
         )
         length += max(len(r.text), len(f.text))
-    return Distance(len(deltas), sum(deltas) / len(deltas) if deltas else math.inf, same / length if length else 0.0)
+    return AnswerDistance(
+        len(deltas), sum(deltas) / len(deltas) if deltas else math.inf, same / length if length else 0.0
+    )
 
 
-def same_model_verdict(tuned: Distance, base: Distance | None) -> tuple[bool, str]:
+def same_model_verdict(tuned: AnswerDistance, base: AnswerDistance | None) -> tuple[bool, str]:
     """Whether the endpoint is the tuned model, and why."""
     if not tuned.positions:
         near = tuned.same >= SHARE_WITHOUT and (base is None or tuned.same > base.same)

@@ -85,7 +85,7 @@ class ChatRequest:
     stream: bool
     usage_in_stream: bool
     include_analysis: bool
-    begun: str
+    prefill: str
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def read_chat_request(
         stream=_flag(request, "stream"),
         usage_in_stream=isinstance(options, dict) and options.get("include_usage") is True,
         include_analysis=_flag(request, "include_analysis"),
-        begun=last["content"] if last["role"] == "assistant" else "",
+        prefill=last["content"] if last["role"] == "assistant" else "",
     )
 
 

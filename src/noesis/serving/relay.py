@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from noesis.serving.analysis_filter import AnalysisFilter, TokenFilter, left_open
+from noesis.serving.analysis_filter import AnalysisFilter, TokenFilter, ends_inside_analysis
 from noesis.serving.metrics import Metrics
 from noesis.serving.protocol import ApiError, ChatRequest
 
@@ -53,20 +53,20 @@ class Relay:
             headers={"Authorization": f"Bearer {self._target.key}"},
         )
 
-    async def whole(self, ask: ChatRequest) -> dict[str, Any]:
+    async def complete(self, ask: ChatRequest) -> dict[str, Any]:
         """The answer as one object. Raises ApiError where llama.cpp refuses."""
         async with self._post(ask) as reply:
             if reply.status != 200:
-                raise await refusal(reply)
+                raise await error_from_llama(reply)
             answer = await reply.json()
         self._count(ask, answer.get("usage"))
         choice = answer["choices"][0]
         text, entries = (
-            str(choice["message"].get("content") or "").removeprefix(ask.begun),
+            str(choice["message"].get("content") or "").removeprefix(ask.prefill),
             (choice.get("logprobs") or {}).get("content") or [],
         )
         if not ask.include_analysis:
-            shown = AnalysisFilter(inside=left_open(ask.begun))
+            shown = AnalysisFilter(inside=ends_inside_analysis(ask.prefill))
             tokens = TokenFilter(shown)
             text = shown.feed(text) + shown.finish()
             entries = tokens.feed(entries)
@@ -86,7 +86,7 @@ class Relay:
             "usage": _usage(answer.get("usage")),
         }
 
-    async def streamed(self, ask: ChatRequest, request: web.Request, limit_s: float) -> web.StreamResponse:
+    async def stream(self, ask: ChatRequest, request: web.Request, limit_s: float) -> web.StreamResponse:
         """The answer as events. Before the first one a refusal still has a status; after it, it is an event, and the connection ends."""
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -102,11 +102,11 @@ class Relay:
 
     async def _pass_on(self, ask: ChatRequest, request: web.Request, response: web.StreamResponse) -> None:
         started = time.monotonic()
-        shown = AnalysisFilter(inside=left_open(ask.begun))
+        shown = AnalysisFilter(inside=ends_inside_analysis(ask.prefill))
         tokens = None if ask.include_analysis else TokenFilter(shown)
         async with self._post(ask) as reply:
             if reply.status != 200:
-                raise await refusal(reply)
+                raise await error_from_llama(reply)
             await response.prepare(request)
             first = True
             async for event in events(reply.content):
@@ -163,7 +163,7 @@ async def events(content: aiohttp.StreamReader) -> AsyncIterator[dict[str, Any]]
                 yield {"error": json.loads(line[7:])}
 
 
-async def refusal(reply: aiohttp.ClientResponse) -> ApiError:
+async def error_from_llama(reply: aiohttp.ClientResponse) -> ApiError:
     """llama.cpp's error as one of ours."""
     try:
         error = (await reply.json(content_type=None))["error"]

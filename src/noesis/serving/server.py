@@ -28,7 +28,7 @@ from noesis.serving.protocol import ApiError, Limits
 from noesis.serving.relay import Target
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-SHORTEST_KEY = 11  # characters
+MIN_KEY_CHARS = 11  # characters
 FREEING_S = 10.0  # for llama.cpp to notice that nobody reads
 
 
@@ -75,12 +75,12 @@ class Server:
             UsageError: the port is taken, or the key is too short.
             ModelError: a file can't be loaded.
         """
-        if len(settings.key) < SHORTEST_KEY:
+        if len(settings.key) < MIN_KEY_CHARS:
             raise UsageError(
-                f"the key has {len(settings.key)} characters: at least {SHORTEST_KEY} are needed; leave it out to have one made"
+                f"the key has {len(settings.key)} characters: at least {MIN_KEY_CHARS} are needed; leave it out to have one made"
             )
         self.settings, self._court, self._page = settings, court, page
-        self._socket = port or claim(settings.host, settings.port)
+        self._socket = port or claim_port(settings.host, settings.port)
         self.port = int(self._socket.getsockname()[1])
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self.url = f"http://{host}:{self.port}"
@@ -155,7 +155,7 @@ class Server:
                 os._exit(1)
 
 
-def claim(host: str, port: int) -> socket.socket:
+def claim_port(host: str, port: int) -> socket.socket:
     """A socket that listens on host and port; who connects waits until the server runs. Port 0: any free one.
 
     Raises:

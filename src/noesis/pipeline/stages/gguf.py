@@ -21,7 +21,7 @@ from noesis.pipeline.gguf_files import _system, adapter_file, base_gguf, write_a
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.merge import merge_quantization
 from noesis.planning.budget import require_remaining
-from noesis.release.parity.certify import show
+from noesis.release.parity.certify import show_certificate
 
 PROMPTS = 10  # of each language, compared at every position
 ANSWERED = 3  # of each language, answered greedily
@@ -67,7 +67,7 @@ def run_gguf(
     before = s.run.result("gguf") or {}
     changed = set(wanted) != set(before.get("files", {})) or (adapter and not before.get("adapter"))
     result = s.run.perform("gguf", work, outputs, again=again or changed)
-    show(result)
+    show_certificate(result)
     if outfile is not None:
         copy_file(files[wanted[0]], outfile)
         say(f"  → {outfile}")
@@ -99,7 +99,7 @@ def parity(s: RunSession) -> dict[str, Any]:
     result = s.run.perform(
         "gguf", lambda: certify_files(s, files, with_adapter=with_adapter, originals=True), outputs, again=True
     )
-    show(result)
+    show_certificate(result)
     return result
 
 
@@ -109,20 +109,20 @@ def certify_files(
     """The certificate of `files`, written to gguf/parity.json; what is outside its tolerance is renamed and the stage fails."""
     from noesis.release.gguf.families import read_config
     from noesis.release.gguf.modelfile import modelfile
-    from noesis.release.parity.certify import Adapter, Subject, certify, reject, require
+    from noesis.release.parity.certify import TrainedAdapter, Subject, certify, reject_failed, require_passed
 
     quantization = merge_quantization(s, original=(s.run.result("merge") or {}).get("basis") == "original")
-    own = Adapter(s.run.adapter(), s.model.path, quantization, s.arithmetic)
+    own = TrainedAdapter(s.run.adapter(), s.model.path, quantization, s.arithmetic)
     if with_adapter:
-        own = Adapter(own.folder, own.base, own.quantization, own.dtype, write_adapter(s), base_gguf(s))
+        own = TrainedAdapter(own.folder, own.base, own.quantization, own.dtype, write_adapter(s), base_gguf(s))
     tokenizer = load_tokenizer(s.run.merged)
     texts, prompts, source = _compared(s, tokenizer)
     certificate = certify(Subject(s.run.merged, files, own, texts, prompts, originals=originals), tokenizer) | {
         "prompts_from": source
     }
-    reject(certificate, s.run.gguf)
+    reject_failed(certificate, s.run.gguf)
     write_json(s.run.gguf / "parity.json", certificate)
-    require(certificate)
+    require_passed(certificate)
     best = next(files[kind] for kind in ("q8_0", "f16", "q4_k_m", "f32") if kind in files)
     context = min(int(read_config(s.run.merged)["max_position_embeddings"]), 8192)
     try:

@@ -46,18 +46,18 @@ def read_config(model: Path) -> dict[str, Any]:
     architecture = str((config.get("architectures") or ["?"])[0])
     family = FAMILIES.get(architecture)
     if family is None:
-        raise refused(model, f"{architecture} can't be converted here ({', '.join(FAMILIES)} can)")
+        raise unsupported(model, f"{architecture} can't be converted here ({', '.join(FAMILIES)} can)")
     for key in ("attention_bias", "mlp_bias", "use_sliding_window"):
         if config.get(key):
-            raise refused(model, f"{architecture} with {key} can't be converted here")
+            raise unsupported(model, f"{architecture} with {key} can't be converted here")
     activation = config.get("hidden_activation") or config.get("hidden_act")
     if activation is not None and activation not in family.activation:
-        raise refused(model, f"{architecture} with the activation {activation!r} can't be converted here")
+        raise unsupported(model, f"{architecture} with the activation {activation!r} can't be converted here")
     if family.arch == "gemma2" and (scalar := config.get("query_pre_attn_scalar")) is not None:
         large = int(config["num_hidden_layers"]) == 46  # the 27B, whose queries llama.cpp scales by another rule
         expected = int(config["hidden_size"]) // int(config["num_attention_heads"]) if large else head_size(config)
         if int(scalar) != expected:
-            raise refused(
+            raise unsupported(
                 model,
                 f"{architecture} with query_pre_attn_scalar {scalar} can't be converted here (llama.cpp computes with {expected})",
             )
@@ -65,7 +65,7 @@ def read_config(model: Path) -> dict[str, Any]:
     return config
 
 
-def refused(model: Path, why: str) -> ModelError:
+def unsupported(model: Path, why: str) -> ModelError:
     """The error for what only llama.cpp's own converter can do."""
     return ModelError(f"{why}: use llama.cpp's  python convert_hf_to_gguf.py {model}")
 
@@ -91,7 +91,7 @@ def tied(config: dict[str, Any]) -> bool:
     return bool(config.get("tie_word_embeddings", family_of(config).arch == "gemma2"))
 
 
-def describe(writer: Any, config: dict[str, Any]) -> None:
+def write_hyperparameters(writer: Any, config: dict[str, Any]) -> None:
     """Write the numbers that llama.cpp builds the model from."""
     heads, kv_heads = heads_of(config)
     head_dim, context = head_size(config), int(config["max_position_embeddings"])
@@ -166,7 +166,7 @@ def permuted(name: str, array: Any, config: dict[str, Any]) -> Any:
     Args:
         array: (out, in), or an adapter's B (out, r); other tensors and families come back as they are.
     """
-    if not reordered(name, config):
+    if not is_permuted(name, config):
         return array
     heads, kv_heads = heads_of(config)
     count = heads if ".q_proj." in name else kv_heads
@@ -174,7 +174,7 @@ def permuted(name: str, array: Any, config: dict[str, Any]) -> Any:
     return array.reshape(count, 2, rows // count // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def reordered(name: str, config: dict[str, Any]) -> bool:
+def is_permuted(name: str, config: dict[str, Any]) -> bool:
     """Whether the rows of this tensor are reordered."""
     return family_of(config).permuted and (".q_proj." in name or ".k_proj." in name)
 
@@ -189,7 +189,7 @@ def name_map(config: dict[str, Any]) -> Any:
     return gguf.get_tensor_name_map(arch, int(config["num_hidden_layers"]))
 
 
-def mapped(names: Any, name: str, config: dict[str, Any]) -> str:
+def gguf_name(names: Any, name: str, config: dict[str, Any]) -> str:
     """llama.cpp's name of a tensor.
 
     Raises:

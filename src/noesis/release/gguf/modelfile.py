@@ -31,7 +31,7 @@ def modelfile(file: str, tokenizer: Any, *, system: str, context: int, licence: 
         f"SYSTEM {_quoted(system)}",
         f"PARAMETER num_ctx {context}",
     ]
-    lines += [f"PARAMETER stop {_quoted(token, multiline=False)}" for token in stops(tokenizer)]
+    lines += [f"PARAMETER stop {_quoted(token, multiline=False)}" for token in stop_tokens(tokenizer)]
     if licence:
         lines.append(f"LICENSE {_quoted(licence)}")
     return "\n".join(lines) + "\n"
@@ -63,7 +63,7 @@ def go_template(tokenizer: Any) -> str:
     return f"{head}{{{{ .Prompt }}}}{generation}{{{{ .Response }}}}{after}"
 
 
-def stops(tokenizer: Any) -> list[str]:
+def stop_tokens(tokenizer: Any) -> list[str]:
     """Each token that ends an answer: the end of a turn as the template writes it, and the model's EOS."""
     pieces = _cut(
         tokenizer,

@@ -18,7 +18,7 @@ FALLBACK = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}  # where a row does not divide by 25
 BITS = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5, "q4_k_m": 5.8}  # a weight, at most, for the room a file needs
 
 
-def storage(kind: str, name: str, shape: tuple[int, ...], *, layers: int, has_output: bool) -> Any:
+def storage_type(kind: str, name: str, shape: tuple[int, ...], *, layers: int, has_output: bool) -> Any:
     """The type in which a tensor is stored.
 
     Args:
@@ -64,7 +64,7 @@ def row_bytes(stored: Any, columns: int) -> int:
     return int(columns // block * size)
 
 
-def rounded(rows: Any, stored: Any) -> Any:
+def quantise(rows: Any, stored: Any) -> Any:
     """`rows` (float32, one or two dimensions) in the type `stored`, as an array whose bytes go into the file.
 
     Raises:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.llm.tokenizer import load_tokenizer
-from noesis.release.gguf.families import refused
+from noesis.release.gguf.families import unsupported
 
 PROBE = (
     "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶\u200d🌫️ (multiple emojis concatenated) ✅ 🦙🦙 3 33 333 3333 33333 333333 3333333 33333333 "
@@ -47,7 +47,7 @@ def write_vocabulary(writer: Any, model: Path, config: dict[str, Any]) -> None:
     """
     raw = read_tokenizer(model)
     if raw["model"]["type"] != "BPE":
-        raise refused(model, f"a {raw['model']['type']} tokenizer can't be converted here")
+        raise unsupported(model, f"a {raw['model']['type']} tokenizer can't be converted here")
     tokenizer = load_tokenizer(model)
     if raw["model"].get("byte_fallback"):
         _pieces(writer, raw, config)
@@ -105,7 +105,7 @@ def pre_tokenizer(raw: dict[str, Any], backend: Any, model: Path) -> str:
         pattern = str(steps[0].get("pattern", {}).get("Regex", ""))
         if pattern in PATTERNS:
             return PATTERNS[pattern]
-    raise refused(model, f"this tokenizer's pre-tokenizer ({', '.join(map(str, kinds))}) is not known here")
+    raise unsupported(model, f"this tokenizer's pre-tokenizer ({', '.join(map(str, kinds))}) is not known here")
 
 
 def _bytes(writer: Any, raw: dict[str, Any], config: dict[str, Any], pre: str) -> None:

@@ -18,26 +18,26 @@ from noesis.core.errors import MissingExtra, ModelError
 from noesis.core.files import require_space, sync_file, sync_folder
 from noesis.llm.weights import (
     AdapterFile,
-    Stored,
-    as_trained,
-    inventory,
-    is_quantised,
+    StoredTensor,
+    read_as_trained,
+    list_tensors,
+    was_quantised,
     read_adapter,
     read_tensor,
-    require_fit,
+    require_matching_base,
 )
 from noesis.release.gguf.families import (
-    describe,
+    write_hyperparameters,
     family_of,
-    mapped,
+    gguf_name,
     name_map,
     permuted,
     read_config,
-    reordered,
+    is_permuted,
     rope_factors,
     tied,
 )
-from noesis.release.gguf.quantize import BITS, KINDS, rounded, row_bytes, storage
+from noesis.release.gguf.quantize import BITS, KINDS, quantise, row_bytes, storage_type
 from noesis.release.gguf.vocabulary import write_vocabulary
 
 AT_ONCE = 1 << 24  # numbers of a large tensor that are converted at a time: 64 MiB in float32
@@ -45,13 +45,13 @@ FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0", "q4_
 
 
 @dataclass(frozen=True)
-class Entry:
+class GgufTensor:
     """One tensor of the file to be."""
 
     name: str  # llama.cpp's
     shape: tuple[int, ...]
     type: Any  # GGMLQuantizationType
-    source: Stored | None  # None: the rotary factors, which are computed
+    source: StoredTensor | None  # None: the rotary factors, which are computed
 
     @property
     def size(self) -> int:
@@ -88,7 +88,7 @@ def write_gguf(
     if kind not in KINDS:
         raise ModelError(f"no kind {kind!r} of GGUF; choose from {', '.join(KINDS)}")
     config = read_config(model)
-    found = inventory(model)
+    found = list_tensors(model)
     require_space(
         target.parent,
         sum(s.size / (4 if s.dtype == "F32" else 2) for s in found.values()) * BITS[kind] / 8,
@@ -103,7 +103,7 @@ def write_gguf(
         writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[kind]])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         write_lineage(writer, licence, read_lineage(model) if about is None else about)
-        describe(writer, config)
+        write_hyperparameters(writer, config)
         write_vocabulary(writer, model, config)
         _write(writer, entries, config, quantization, dtype, target.name)
         sync_file(part)
@@ -115,7 +115,7 @@ def write_gguf(
     sync_folder(target.parent)
 
 
-def plan_gguf(found: dict[str, Stored], config: dict[str, Any], kind: str) -> list[Entry]:
+def plan_gguf(found: dict[str, StoredTensor], config: dict[str, Any], kind: str) -> list[GgufTensor]:
     """The tensors of the file in order, with the type of each.
 
     Raises:
@@ -133,14 +133,14 @@ def plan_gguf(found: dict[str, Stored], config: dict[str, Any], kind: str) -> li
     entries = []
     factors = rope_factors(config)
     if factors is not None:
-        entries.append(Entry("rope_freqs.weight", factors.shape, gguf.GGMLQuantizationType.F32, None))
+        entries.append(GgufTensor("rope_freqs.weight", factors.shape, gguf.GGMLQuantizationType.F32, None))
     for name, stored in kept.items():
-        own = mapped(names, name, config)
+        own = gguf_name(names, name, config)
         entries.append(
-            Entry(
+            GgufTensor(
                 own,
                 stored.shape,
-                storage(kind, own, stored.shape, layers=layers, has_output="lm_head.weight" in kept),
+                storage_type(kind, own, stored.shape, layers=layers, has_output="lm_head.weight" in kept),
                 stored,
             )
         )
@@ -160,7 +160,7 @@ def write_adapter_gguf(
     gguf = _package()
     config = read_config(base)
     adapter: AdapterFile = read_adapter(adapter_folder)
-    require_fit(adapter, inventory(base), base)
+    require_matching_base(adapter, list_tensors(base), base)
     names = name_map(config)
     require_space(target.parent, (adapter_folder / "adapter_model.safetensors").stat().st_size * 1.01, target.name)
     part = target.with_name(f".{target.name}.part")
@@ -173,7 +173,7 @@ def write_adapter_gguf(
         write_lineage(writer, licence, about or {})
         with safe_open(adapter_folder / "adapter_model.safetensors", framework="pt") as f:
             for weight, (a, b) in adapter.targets.items():
-                name = mapped(names, weight, config)
+                name = gguf_name(names, weight, config)
                 writer.add_tensor(f"{name}.lora_a", f.get_tensor(a).float().numpy())
                 writer.add_tensor(f"{name}.lora_b", permuted(weight, f.get_tensor(b).float().numpy(), config))
         writer.write_header_to_file()
@@ -216,7 +216,12 @@ def write_lineage(writer: Any, licence: str, about: dict[str, Any]) -> None:
 
 
 def _write(
-    writer: Any, entries: list[Entry], config: dict[str, Any], quantization: Quantization | None, dtype: str, what: str
+    writer: Any,
+    entries: list[GgufTensor],
+    config: dict[str, Any],
+    quantization: Quantization | None,
+    dtype: str,
+    what: str,
 ) -> None:
     """Header, metadata, and the tensors as they come."""
     import numpy as np
@@ -232,7 +237,7 @@ def _write(
         for entry in entries:
             written = 0
             for rows in _rows(entry, config, quantization, dtype):
-                piece = rounded(rows, entry.type)
+                piece = quantise(rows, entry.type)
                 piece.tofile(out)
                 written += piece.nbytes
             if written != entry.size:
@@ -242,14 +247,14 @@ def _write(
     writer.close()
 
 
-def _rows(entry: Entry, config: dict[str, Any], quantization: Quantization | None, dtype: str) -> Iterator[Any]:
+def _rows(entry: GgufTensor, config: dict[str, Any], quantization: Quantization | None, dtype: str) -> Iterator[Any]:
     """A tensor as float32 arrays, some rows at a time; whole where all of it is needed to compute any."""
     stored = entry.source
     if stored is None:
         yield rope_factors(config)
         return
-    if len(stored.shape) != 2 or is_quantised(stored, quantization) or reordered(stored.name, config):
-        whole = permuted(stored.name, as_trained(stored, quantization, dtype).float().numpy(), config)
+    if len(stored.shape) != 2 or was_quantised(stored, quantization) or is_permuted(stored.name, config):
+        whole = permuted(stored.name, read_as_trained(stored, quantization, dtype).float().numpy(), config)
         yield whole + 1 if family_of(config).plus_one and stored.name.endswith("norm.weight") else whole
         return
     step = max(1, AT_ONCE // stored.shape[1])

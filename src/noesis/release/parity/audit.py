@@ -12,7 +12,7 @@ from typing import Any
 from noesis.core.config import Quantization
 from noesis.core.errors import ModelError
 from noesis.llm.tokenizer import load_tokenizer
-from noesis.llm.weights import Stored, as_trained, inventory, read_adapter, read_tensor, update
+from noesis.llm.weights import StoredTensor, read_as_trained, list_tensors, read_adapter, read_tensor, lora_update
 from noesis.release.gguf.families import family_of, permuted, read_config, rope_factors
 from noesis.release.gguf.vocabulary import chat_template, pre_tokenizer, read_tokenizer
 
@@ -54,24 +54,24 @@ def require_gguf(file: Path) -> None:
         )
 
 
-def update_kept(
+def update_share(
     base: Path, adapter_folder: Path, merged: Path, quantization: Quantization | None, dtype: str
 ) -> dict[str, float]:
     """How often the adapter's update is in the merged weights, by weight, for a few of them. Once is right; rounding to 16 bits swallows
     a part of updates far smaller than the weights, so this explains figures and is no figure itself.
     """
     adapter = read_adapter(adapter_folder)
-    before, after = inventory(base), inventory(merged)
+    before, after = list_tensors(base), list_tensors(merged)
     names = sorted(adapter.targets)
     found = {}
     for name in dict.fromkeys(names[i] for i in (0, len(names) // 2, len(names) - 1)):
         if name not in before or name not in after:
             found[name] = 0.0
             continue
-        change = update(adapter, name).double()
+        change = lora_update(adapter, name).double()
         size = float((change * change).sum())
         if size:
-            moved = read_tensor(after[name]).double() - as_trained(before[name], quantization, dtype).double()
+            moved = read_tensor(after[name]).double() - read_as_trained(before[name], quantization, dtype).double()
             found[name] = round(float((moved * change).sum()) / size, 4)
     return found
 
@@ -104,7 +104,7 @@ def audit_gguf(model: Path, file: Path) -> list[Finding]:
             ("template", f"its chat template is {'another one than the model has' if template else 'missing'}")
         )
     arrays = {tensor.name: tensor for tensor in reader.tensors}
-    findings += _factors(arrays, config) + _order(arrays, inventory(model), config)
+    findings += _factors(arrays, config) + _order(arrays, list_tensors(model), config)
     return findings
 
 
@@ -132,7 +132,7 @@ def _factors(arrays: dict[str, Any], config: dict[str, Any]) -> list[Finding]:
     )
 
 
-def _order(arrays: dict[str, Any], found: dict[str, Stored], config: dict[str, Any]) -> list[Finding]:
+def _order(arrays: dict[str, Any], found: dict[str, StoredTensor], config: dict[str, Any]) -> list[Finding]:
     """The rows of the first query and key, against the order that llama.cpp wants and the one that Hugging Face has."""
     import gguf
 

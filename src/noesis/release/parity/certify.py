@@ -23,17 +23,17 @@ from noesis.core.console import Progress, say
 from noesis.core.errors import ModelError, ParityError
 from noesis.core.files import require_space, sha256_file
 from noesis.core.libraries import library_versions
-from noesis.llm.weights import inventory
+from noesis.llm.weights import list_tensors
 from noesis.release.gguf.families import read_config
 from noesis.release.gguf.vocabulary import comparable, read_tokenizer
-from noesis.release.parity.audit import Finding, audit_gguf, audit_merge, require_gguf, update_kept
-from noesis.release.parity.chat_templates import different_renderings
-from noesis.release.parity.figures import Figures, Tolerance, agreement, within
+from noesis.release.parity.audit import Finding, audit_gguf, audit_merge, require_gguf, update_share
+from noesis.release.parity.chat_templates import compare_renderings
+from noesis.release.parity.figures import DivergenceMeter, Tolerance, answer_agreement, within_tolerance
 from noesis.release.parity.hard_strings import HARD_STRINGS, hard_strings
 from noesis.release.parity.llama_logits import LlamaModel
 from noesis.release.parity.reference import adapted_model, merged_model
 
-__all__ = ["HARD_STRINGS", "TOLERANCES", "Adapter", "Subject", "certify", "reject", "require"]
+__all__ = ["HARD_STRINGS", "TOLERANCES", "TrainedAdapter", "Subject", "certify", "reject_failed", "require_passed"]
 
 # F32 and F16 prove the conversion; the quants are a quality budget. Merging rounds to 16 bits once.
 TOLERANCES = {
@@ -53,7 +53,7 @@ CONTEXT = 256  # most tokens of a text that are compared
 
 
 @dataclass(frozen=True)
-class Adapter:
+class TrainedAdapter:
     """The adapter, and how its base was stored and computed in training."""
 
     folder: Path
@@ -70,7 +70,7 @@ class Subject:
 
     merged: Path
     files: dict[str, Path]  # kind (`f16`, `q8_0`) → file
-    adapter: Adapter | None = None  # None: the model is all there is
+    adapter: TrainedAdapter | None = None  # None: the model is all there is
     texts: list[str] = field(default_factory=list)  # rendered conversations, compared at every position
     prompts: list[str] = field(default_factory=list)  # rendered prompts, answered greedily
     answer_tokens: int = 24
@@ -119,7 +119,7 @@ def certify(subject: Subject, tokenizer: Any) -> dict[str, Any]:
             first = store("adapted", model.logits(rows), "adapter on its base"), said_by(model)
             del model
             if subject.originals and a.quantization is not None and a.quantization.load_in_4bit:
-                model, figures = adapted_model(a.base, a.folder, None, a.dtype), Figures()
+                model, figures = adapted_model(a.base, a.folder, None, a.dtype), DivergenceMeter()
                 for ours, theirs, start in zip(_cut(first[0], rows), model.logits(rows), _new(rows), strict=True):
                     figures.add(ours[start:], theirs[start:, :width])
                 elsewhere = figures.as_json()
@@ -129,11 +129,11 @@ def certify(subject: Subject, tokenizer: Any) -> dict[str, Any]:
         del model
         if subject.adapter and first:
             a = subject.adapter
-            figures = Figures()
+            figures = DivergenceMeter()
             for ours, theirs, start in zip(_cut(first[0], rows), _cut(second[0], rows), _new(rows), strict=True):
                 figures.add(ours[start:], theirs[start:])
-            merge = _entry(figures.as_json(), TOLERANCES["merge"], agreement(first[1], second[1]))
-            merge["update_kept"] = update_kept(a.base, a.folder, subject.merged, a.quantization, a.dtype)
+            merge = _entry(figures.as_json(), TOLERANCES["merge"], answer_agreement(first[1], second[1]))
+            merge["update_kept"] = update_share(a.base, a.folder, subject.merged, a.quantization, a.dtype)
             if elsewhere is not None:
                 merge["on_original_weights"] = elsewhere  # no error: what the choice of weights is worth
             findings = [] if merge["passed"] else audit_merge(merge["update_kept"])
@@ -168,7 +168,7 @@ def _files(
     raw, bos = read_tokenizer(subject.merged), tokenizer.special.get("bos_token")
     texts = [comparable(text, raw, bos) for text in (*hard_strings(), *subject.texts)]
     wanted = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    large = sum(s.size / (4 if s.dtype == "F32" else 2) for s in inventory(subject.merged).values()) > BILLIONS
+    large = sum(s.size / (4 if s.dtype == "F32" else 2) for s in list_tensors(subject.merged).values()) > BILLIONS
     rendered: tuple[int, list[dict[str, str]]] | None = None
     todo: dict[str, Path] = dict(subject.files)
     a = subject.adapter
@@ -176,7 +176,7 @@ def _files(
         todo["adapter"] = a.base_file
     results: dict[str, Any] = {}
     for kind, file in todo.items():
-        near, far = Figures(), Figures()
+        near, far = DivergenceMeter(), DivergenceMeter()
         with (
             LlamaModel(file, context=CONTEXT + subject.answer_tokens) as model,
             Progress(f"compare {kind}", sum(map(len, rows)), "tok") as progress,
@@ -193,7 +193,7 @@ def _files(
             said = [model.answer(ids, subject.answer_tokens, stop) for ids in asked]
         tolerance = LARGE.get(kind, TOLERANCES[kind]) if large else TOLERANCES[kind]
         if kind == "adapter" and a and a.file:
-            entry = _entry(far.as_json(), tolerance, agreement(first[1], said))
+            entry = _entry(far.as_json(), tolerance, answer_agreement(first[1], said))
             entry |= _identity(a.file) | {"on": file.name}
             _judge(
                 entry,
@@ -203,11 +203,11 @@ def _files(
             )
             results[kind] = entry
             continue
-        entry = _entry(near.as_json(), tolerance, agreement(second[1], said))
+        entry = _entry(near.as_json(), tolerance, answer_agreement(second[1], said))
         if first:
-            entry["end_to_end"] = far.as_json() | {"answers": agreement(first[1], said)}
+            entry["end_to_end"] = far.as_json() | {"answers": answer_agreement(first[1], said)}
         if rendered is None:  # the template travels unchanged in every file, as the audit sees
-            rendered = different_renderings(file, tokenizer)
+            rendered = compare_renderings(file, tokenizer)
         entry |= _identity(file) | {
             "strings": len(texts),
             "different_ids": len(different),
@@ -257,7 +257,7 @@ def _entry(figures: dict[str, Any], tolerance: Tolerance, answers: dict[str, Any
     return figures | {
         "answers": answers,
         "tolerance": tolerance.as_json(),
-        "passed": within(figures, tolerance, answers),
+        "passed": within_tolerance(figures, tolerance, answers),
     }
 
 
@@ -283,7 +283,7 @@ def failures(certificate: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [(what, entry) for what, entry in parts if entry is not None and not entry["passed"]]
 
 
-def reject(certificate: dict[str, Any], folder: Path) -> None:
+def reject_failed(certificate: dict[str, Any], folder: Path) -> None:
     """Rename what must not be used to `*.rejected.gguf`: files outside their tolerance, and every file of a bad merge."""
     merge = certificate["merge"]
     bad_merge = merge is not None and not merge["passed"]
@@ -295,7 +295,7 @@ def reject(certificate: dict[str, Any], folder: Path) -> None:
             file.replace(folder / entry["file"])
 
 
-def require(certificate: dict[str, Any], where: str = "gguf/parity.json") -> None:
+def require_passed(certificate: dict[str, Any], where: str = "gguf/parity.json") -> None:
     """Fail on anything outside its tolerance.
 
     Raises:
@@ -326,7 +326,7 @@ def read_certificate(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder / 'parity.json'} can't be read ({error}): make it with  noesis parity RUN") from None
 
 
-def show(certificate: dict[str, Any]) -> None:
+def show_certificate(certificate: dict[str, Any]) -> None:
     """Print the certificate's figures, a line a stage."""
     parts = [
         ("merged", certificate.get("merge")),

@@ -33,7 +33,7 @@ CONVERSATIONS: list[list[dict[str, str]]] = [
 ]
 
 
-def different_renderings(file: Path, tokenizer: Any) -> tuple[int, list[dict[str, str]]]:
+def compare_renderings(file: Path, tokenizer: Any) -> tuple[int, list[dict[str, str]]]:
     """(conversations compared, those that llama.cpp renders otherwise).
 
     A conversation that the model's own template refuses (no system prompt, say) is not compared. A BOS at the very beginning is left

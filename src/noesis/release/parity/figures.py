@@ -19,7 +19,7 @@ class Tolerance:
         return {"kl_mean": self.kl_mean, "top1": self.top1, "answers": self.answers}
 
 
-class Figures:
+class DivergenceMeter:
     """Running figures of one model against its reference."""
 
     def __init__(self) -> None:
@@ -56,14 +56,14 @@ class Figures:
         return {"kl_mean": mean, "kl_max": max(self.kl), "top1": round(top1, 5), "max_logit_difference": self.largest}
 
 
-def within(figures: dict[str, Any], tolerance: Tolerance, answers: dict[str, Any] | None = None) -> bool:
+def within_tolerance(figures: dict[str, Any], tolerance: Tolerance, answers: dict[str, Any] | None = None) -> bool:
     """Whether figures keep to a tolerance."""
     if figures["kl_mean"] is None or figures["kl_mean"] > tolerance.kl_mean or figures["top1"] < tolerance.top1:
         return False
     return answers is None or not answers["prompts"] or answers["shared"] >= tolerance.answers
 
 
-def agreement(reference: list[list[int]], other: list[list[int]]) -> dict[str, Any]:
+def answer_agreement(reference: list[list[int]], other: list[list[int]]) -> dict[str, Any]:
     """How far greedy answers agree: those equal to the last token, and the mean share of an answer before the first other token."""
     shares = []
     for ours, theirs in zip(reference, other, strict=True):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.config import Quantization
-from noesis.llm.weights import inventory, released
+from noesis.llm.weights import list_tensors, iter_trained_weights
 
 LARGE = 4e9  # bytes in float32 above which weights are widened one layer at a time
 
@@ -29,7 +29,7 @@ def adapted_model(base: Path, adapter: Path, quantization: Quantization | None, 
     model = _load(base)
     places = model.state_dict()
     with torch.inference_mode():
-        for name, weight in released(base, quantization, dtype, None, exact=True):
+        for name, weight in iter_trained_weights(base, quantization, dtype, None, exact=True):
             if name in places:
                 places[name].copy_(weight)
     return _Float32(PeftModel.from_pretrained(model, str(adapter)).eval(), base)
@@ -39,7 +39,7 @@ def _load(folder: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    found = inventory(folder)
+    found = list_tensors(folder)
     numbers = sum(s.size / (4 if s.dtype == "F32" else 2) for s in found.values())
     kind = torch.float32 if numbers * 4 <= LARGE else "auto"
     return AutoModelForCausalLM.from_pretrained(
