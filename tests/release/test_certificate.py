@@ -22,7 +22,7 @@ def test_smollm2_is_served_as_it_was_trained(tmp_path: Path):
     from noesis.release.convert import QUESTIONS
     from noesis.release.gguf.writer import write_adapter_gguf, write_gguf
     from noesis.release.merge_weights import merge
-    from noesis.release.parity.certify import TrainedAdapter, Subject, certify, require_passed
+    from noesis.release.parity.certify import Subject, TrainedAdapter, certify, require_passed
 
     base, nf4 = find_model("smollm2").path, Quantization()
     torch.manual_seed(0)

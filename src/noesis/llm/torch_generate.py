@@ -19,7 +19,7 @@ from noesis.core.messages import Message
 from noesis.llm.chat_template import end_of_turn, render
 from noesis.llm.llama_cpp import REPEAT_PENALTY
 from noesis.llm.tokenizer import ChatTokenizer
-from noesis.llm.weights import read_adapter, iter_trained_weights
+from noesis.llm.weights import iter_trained_weights, read_adapter
 
 BATCH = 32  # conversations at once
 PENALISED = 64  # last tokens that the repetition penalty looks at

@@ -19,7 +19,7 @@ from noesis.llm.llama_cpp import LlamaServer
 from noesis.pipeline.gguf_files import base_gguf
 from noesis.pipeline.session import reopen_run
 from noesis.run.directory import Run
-from noesis.serving.probe import ask_endpoint, answer_distance, same_model_verdict
+from noesis.serving.probe import answer_distance, ask_endpoint, same_model_verdict
 from noesis.serving.server import ModelFiles
 
 BEST_FIRST = ("f16", "q8_0", "q4_k_m", "f32")  # what is served unless a quantisation is asked for

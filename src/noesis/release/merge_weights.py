@@ -21,14 +21,14 @@ from noesis.core.files import replace_folder, require_space, sync_tree
 from noesis.llm.weights import (
     AdapterFile,
     StoredTensor,
-    read_as_trained,
+    cast_to,
     list_tensors,
-    was_quantised,
+    lora_update,
     read_adapter,
+    read_as_trained,
     read_tensor,
     require_matching_base,
-    cast_to,
-    lora_update,
+    was_quantised,
 )
 from noesis.release.shard_writer import verify_shards, write_shard
 

@@ -109,7 +109,7 @@ def certify_files(
     """The certificate of `files`, written to gguf/parity.json; what is outside its tolerance is renamed and the stage fails."""
     from noesis.release.gguf.families import read_config
     from noesis.release.gguf.modelfile import modelfile
-    from noesis.release.parity.certify import TrainedAdapter, Subject, certify, reject_failed, require_passed
+    from noesis.release.parity.certify import Subject, TrainedAdapter, certify, reject_failed, require_passed
 
     quantization = merge_quantization(s, original=(s.run.result("merge") or {}).get("basis") == "original")
     own = TrainedAdapter(s.run.adapter(), s.model.path, quantization, s.arithmetic)

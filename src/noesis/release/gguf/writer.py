@@ -19,23 +19,23 @@ from noesis.core.files import require_space, sync_file, sync_folder
 from noesis.llm.weights import (
     AdapterFile,
     StoredTensor,
-    read_as_trained,
     list_tensors,
-    was_quantised,
     read_adapter,
+    read_as_trained,
     read_tensor,
     require_matching_base,
+    was_quantised,
 )
 from noesis.release.gguf.families import (
-    write_hyperparameters,
     family_of,
     gguf_name,
+    is_permuted,
     name_map,
     permuted,
     read_config,
-    is_permuted,
     rope_factors,
     tied,
+    write_hyperparameters,
 )
 from noesis.release.gguf.quantize import BITS, KINDS, quantise, row_bytes, storage_type
 from noesis.release.gguf.vocabulary import write_vocabulary

@@ -12,7 +12,7 @@ from typing import Any
 from noesis.core.config import Quantization
 from noesis.core.errors import ModelError
 from noesis.llm.tokenizer import load_tokenizer
-from noesis.llm.weights import StoredTensor, read_as_trained, list_tensors, read_adapter, read_tensor, lora_update
+from noesis.llm.weights import StoredTensor, list_tensors, lora_update, read_adapter, read_as_trained, read_tensor
 from noesis.release.gguf.families import family_of, permuted, read_config, rope_factors
 from noesis.release.gguf.vocabulary import chat_template, pre_tokenizer, read_tokenizer
 

@@ -33,7 +33,7 @@ from noesis.release.parity.hard_strings import HARD_STRINGS, hard_strings
 from noesis.release.parity.llama_logits import LlamaModel
 from noesis.release.parity.reference import adapted_model, merged_model
 
-__all__ = ["HARD_STRINGS", "TOLERANCES", "TrainedAdapter", "Subject", "certify", "reject_failed", "require_passed"]
+__all__ = ["HARD_STRINGS", "TOLERANCES", "Subject", "TrainedAdapter", "certify", "reject_failed", "require_passed"]
 
 # F32 and F16 prove the conversion; the quants are a quality budget. Merging rounds to 16 bits once.
 TOLERANCES = {

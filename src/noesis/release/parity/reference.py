@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.config import Quantization
-from noesis.llm.weights import list_tensors, iter_trained_weights
+from noesis.llm.weights import iter_trained_weights, list_tensors
 
 LARGE = 4e9  # bytes in float32 above which weights are widened one layer at a time
 
