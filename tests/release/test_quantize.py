@@ -97,7 +97,8 @@ def test_the_strings_are_500_different_ones_and_always_the_same():
 def test_figures_are_the_textbooks():
     import torch
 
-    from noesis.release.parity.figures import DivergenceMeter, Tolerance, answer_agreement, within_tolerance
+    from noesis.release.parity.certificate import Tolerance
+    from noesis.release.parity.figures import DivergenceMeter, answer_agreement, within_tolerance
 
     draw = np.random.default_rng(0)
     ours = draw.normal(size=(20, 300)).astype(np.float32) * 8
@@ -106,14 +107,12 @@ def test_figures_are_the_textbooks():
         figures = DivergenceMeter()
         figures.add(ours, theirs)
         p, q = (torch.log_softmax(torch.from_numpy(x).double(), -1) for x in (ours, theirs))
-        assert figures.as_json()["kl_mean"] == pytest.approx(
-            float((p.exp() * (p - q)).sum(-1).mean()), rel=2e-3, abs=1e-12
-        )
-        assert figures.as_json()["top1"] == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
+        assert figures.result().kl_mean == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=2e-3, abs=1e-12)
+        assert figures.result().top1 == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
     broken = DivergenceMeter()
     broken.add(ours, ours * np.nan)
-    assert not within_tolerance(broken.as_json(), Tolerance(1e9, 0.0))
-    assert answer_agreement([[1, 2, 3, 4], [5], []], [[1, 2, 9, 4], [5], []]) == {
+    assert not within_tolerance(broken.result(), Tolerance(1e9, 0.0))
+    assert answer_agreement([[1, 2, 3, 4], [5], []], [[1, 2, 9, 4], [5], []]).to_json() == {
         "prompts": 3,
         "tokens": 5,
         "identical": 2,

@@ -25,12 +25,22 @@ from noesis.llm.clients.chat_client import Completion, LLMClient
 from noesis.llm.llama_cpp import LlamaServer
 from noesis.pipeline.live_judge import LiveJudge, format_opinion
 from noesis.pipeline.served_files import certified_gguf, served_files
+from noesis.release.parity.certificate import AnswerAgreement, Certificate, Comparison, Divergence, Tolerance
 from noesis.run.directory import load_run
 from noesis.serving.chat import ChatSession, answer_function, chat, fit_context
 from noesis.serving.connect import TARGETS, Endpoint, instructions
 from noesis.serving.probe import answer_distance, same_model_verdict
 
 NAME = "noesis-philosopher-v1"
+
+
+def comparison(passed: bool) -> Comparison:
+    agreement = AnswerAgreement(prompts=1, tokens=1, identical=1, shared=1.0)
+    return Comparison(Divergence(0.0, 0.0, 1.0, 0.0), agreement, Tolerance(1.0, 0.0), passed)
+
+
+def certificate(**files: Comparison) -> Certificate:
+    return Certificate(1, 1, "the merged model in float32", 500, 1, 24, merge=None, files=files)
 
 
 @pytest.fixture
@@ -48,7 +58,7 @@ def run(tmp_path: Path) -> Path:
     outputs = {f"gguf/{file.name}": {"bytes": file.stat().st_size, "sha256": sha256_file(file)}}
     stage = {
         "status": "done",
-        "result": {"files": {"f16": {"passed": True}, "q8_0": {"passed": False}}},
+        "result": certificate(f16=comparison(True), q8_0=comparison(False)).to_json(),
         "outputs": outputs,
     }
     manifest = {
@@ -82,7 +92,7 @@ def test_base_and_adapter_are_preferred_where_the_adapter_was_certified(run: Pat
     base, adapter = tmp_path / "base.gguf", run / "gguf" / f"{NAME}-adapter.gguf"
     adapter.write_bytes(b"GGUF")
     assert served_files(load_run(run), base=base).adapter is None  # it has no certificate
-    change(run, lambda stage: stage["result"].update(adapter={"passed": True}))
+    change(run, lambda stage: stage["result"].update(adapter=comparison(True).to_json()))
     files = served_files(load_run(run), base=base)
     assert (files.tuned, files.base, files.adapter) == (None, base, adapter)
     assert served_files(load_run(run), base=base, quant="f16").tuned is not None
@@ -181,7 +191,11 @@ def test_chat_as_a_command(run: Path, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     out = done.stdout
     assert "noesis › Courage is knowledge." in out and "base › The base speaks plainly." in out and "think" not in out
-    assert "offline screen (not a judge)" in out and "exists already" in out and out.count("nothing was said yet") == 2
+    assert (
+        "offline screen (not a judge)" in out
+        and "exists already" in out
+        and out.count("the conversation is still empty") == 2
+    )
     assert saved.read_text().count("## ") == 3 and "The base" not in saved.read_text()
 
 
