@@ -96,12 +96,12 @@ def test_keys_stop_and_order_of_focus(tmp_path: Path):
             await tab.until(f"{TEXT}.includes('does not accept this key')")
             await tab.open(f"{url}/#key={KEY}&lang=en")
             await tab.until(READY)
-            await tab.evaluate("document.getElementById('tongue').focus()")
+            await tab.evaluate("document.getElementById('language').focus()")
             order = []
             for _ in range(4):
                 order.append(await tab.evaluate("document.activeElement.id"))
                 await tab.press("Tab")
-            assert order == ["tongue", "question", "send", "anew"]
+            assert order == ["language", "question", "send", "reset"]
             await tab.evaluate("document.getElementById('question').focus()")
             await tab.write("Go on")
             await tab.press("Enter", CTRL)

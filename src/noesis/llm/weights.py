@@ -2,7 +2,8 @@
 adapter's update.
 
 An adapter trained on an NF4 base was fitted to the dequantised NF4 weights, not to the originals, so those are what it
-is merged into. A file is opened for each tensor and closed again: nothing stays mapped, and memory is that of one tensor.
+is merged into. A file is opened for each tensor and closed again, so nothing stays mapped and memory is that
+of one tensor.
 """
 
 from __future__ import annotations
@@ -208,7 +209,8 @@ def list_tensors(model: Path) -> dict[str, StoredTensor]:
     for name, tensor in found.items():
         if tensor.dtype not in TORCH_TYPES:
             raise ModelError(
-                f"{tensor.file.name}: {name!r} is stored as {tensor.dtype}: only {', '.join(TORCH_TYPES)} can be released"
+                f"{tensor.file.name}: {name!r} is stored as {tensor.dtype}: "
+                f"only {', '.join(TORCH_TYPES)} can be released"
             )
     return found
 
@@ -276,7 +278,7 @@ def cast_to(weight: Any, dtype: str) -> Any:
 
 
 def round_trip(weight: Any, quantization: Quantization, dtype: str) -> Any:
-    """`weight` (out, in) quantised to 4 bits by bitsandbytes and back, exactly as a forward pass in training sees it."""
+    """`weight` (out, in) through bitsandbytes' 4-bit storage and back, just as a forward pass of training sees it."""
     import torch
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 

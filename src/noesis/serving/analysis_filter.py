@@ -109,7 +109,7 @@ class AnalysisFilter:
 
 
 class TokenFilter:
-    """Passes on those `logprobs.content` entries (one per token, with its `bytes`) that an AnalysisFilter left visible."""
+    """Passes on the `logprobs.content` entries (one per token, with its `bytes`) that an AnalysisFilter shows."""
 
     def __init__(self, text: AnalysisFilter) -> None:
         self._text = text

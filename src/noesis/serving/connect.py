@@ -53,7 +53,7 @@ print(answer.choices[0].message.content)"""
 
 
 def _docker(e: Endpoint) -> str:
-    """A container reaches its host by a special name, not by loopback, so the server must listen on `--host 0.0.0.0`."""
+    """A container reaches its host by a special name, not loopback: the server must listen on `--host 0.0.0.0`."""
     url = e.base_url
     for loopback in ("//127.0.0.1", "//localhost", "//[::1]"):
         url = url.replace(loopback, "//host.docker.internal", 1)

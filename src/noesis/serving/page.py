@@ -1,4 +1,4 @@
-"""The page of `noesis serve --ui`: one file without a build step. Its policy allows its own script and its own server."""
+"""The page of `noesis serve --ui`: one file, no build step. It may run its own script and call its own server only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does an endpoint answer as this run's model? `noesis connect RUN --probe` compares greedy tokens and their probabilities.
+"""Does an endpoint answer as this run's model? `noesis connect RUN --probe` compares greedy tokens and probabilities.
 
 Endpoint and reference get the same conversations at temperature 0. Up to and including the first position where their
 tokens differ, both continue the same text, and the log-probabilities that they give to the reference's token are

@@ -1,7 +1,7 @@
 """`noesis serve RUN`: load the models, listen, and on SIGTERM or Ctrl-C finish the requests in progress before exiting.
 
-The port is claimed before anything is loaded. A second signal cuts requests short. Those that do not end within the grace
-period are abandoned: the process exits all the same.
+The port is claimed before anything is loaded. A second signal cuts requests short. Those that do not end within the
+grace period are abandoned: the process exits all the same.
 """
 
 from __future__ import annotations

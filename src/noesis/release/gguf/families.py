@@ -1,6 +1,7 @@
 """What llama.cpp needs to know about a model's architecture: its name, hyperparameters, and tensor layout.
 
-Llama, Mistral, Qwen2 and Gemma-2; any other architecture is refused by name. Layouts follow llama.cpp's converter (MIT).
+Llama, Mistral, Qwen2 and Gemma-2; any other architecture is refused by name. Layouts follow llama.cpp's converter
+(MIT).
 """
 
 from __future__ import annotations

@@ -168,8 +168,8 @@ def _space_prefix(raw: dict[str, Any]) -> bool:
 def comparable(text: str, raw: dict[str, Any], bos: str | None) -> str:
     """`text` in a form that both tokenizers must read alike, without two steps that llama.cpp omits by design.
 
-    Qwen2's tokenizer composes characters first (NFC); llama.cpp takes them as they come. Mistral 0.3's adds a space to a
-    text that starts without a control token, which no rendered conversation does.
+    Qwen2's tokenizer composes characters first (NFC); llama.cpp takes them as they come. Mistral 0.3's adds a space
+    to a text that starts without a control token, which no rendered conversation does.
     """
     for step in _normalizers(raw):
         if step.get("type") in ("NFC", "NFKC"):

@@ -1,4 +1,4 @@
-"""The parity certificate as data: what was compared, how far apart it was, and whether that is tolerable. `parity.json`.
+"""The parity certificate as data (`parity.json`): what was compared, how far apart it was, and whether that passes.
 
 Made by `certify`, stored as the result of the stage `gguf`, read by the server, the report and the summary.
 """

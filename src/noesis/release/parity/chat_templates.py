@@ -39,8 +39,8 @@ CONVERSATIONS: list[list[Message]] = [
 def compare_renderings(file: Path, tokenizer: Any) -> TemplateCheck:
     """Render conversations of several shapes with llama.cpp and with the model's own template.
 
-    A conversation that the model's own template refuses (for its system prompt, say) is not compared. A BOS at the start
-    is left out on both sides: the server adds it to the ids, not to the text.
+    A conversation that the model's own template refuses (for its system prompt, say) is not compared. A BOS at the
+    start is left out on both sides: the server adds it to the ids, not to the text.
 
     Raises:
         ModelError: llama.cpp can't load the file or its template.

@@ -1,4 +1,4 @@
-"""How far two models are apart: KL divergence and top-1 agreement at every position, and agreement of greedy answers."""
+"""Distance between two models: KL divergence and top-1 agreement at every position, agreement of greedy answers."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class DivergenceMeter:
             self.finite = False
             return
         p, difference = torch.softmax(ours, -1), ours - theirs
-        # With d centred so that Σ p d = 0, KL = log Σ p e^-d. Float32 keeps small values in this form; the difference of
-        # two logarithms would lose them.
+        # With d centred so that Σ p d = 0, KL = log Σ p e^-d. Float32 keeps small values in this form; the difference
+        # of two logarithms would lose them.
         centred = difference - (p * difference).sum(-1, keepdim=True)
         kl = torch.log1p((p * torch.expm1(-centred.clamp(min=-LARGEST_DIFFERENCE))).sum(-1))
         extreme = centred.amin(-1) < -LARGEST_DIFFERENCE

@@ -63,7 +63,7 @@ class LlamaModel:
         params = lib.llama_context_default_params()
         if list(params.words[:3]) != [512, 2048, 512]:
             raise ModelError(
-                "this version of xllamacpp lays out its parameters differently: install the pinned one (constraints.txt)"
+                "this version of xllamacpp has other parameter structures: install the pinned one (constraints.txt)"
             )
         params.words[0] = context
         self.context = context

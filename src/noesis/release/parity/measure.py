@@ -1,4 +1,4 @@
-"""Measuring for the certificate: the same token ids go through each model; logits at every position and greedy answers."""
+"""Measurements for the certificate: each model gets the same token ids, and yields logits and greedy answers."""
 
 from __future__ import annotations
 

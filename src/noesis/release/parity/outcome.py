@@ -69,8 +69,8 @@ def show_certificate(certificate: Certificate) -> None:
         found = comparison.divergence
         say(
             f"  {name}: mean KL {found.kl_mean:.1e}, same most likely token {found.top1:.3f} "
-            f"at {certificate.positions:,} positions, greedy answers equal for {comparison.answers.shared:.0%} of their "
-            "length"
+            f"at {certificate.positions:,} positions, "
+            f"greedy answers equal for {comparison.answers.shared:.0%} of their length"
         )
     if certificate.merge and (other := certificate.merge.on_original_weights):
         say(
