@@ -4,8 +4,8 @@
     python benchmarks/serve_load.py --model FILE.gguf [--minutes 1]
 
 The server (`noesis serve`) is its own process; the clients are threads with bare sockets. A kill is a TCP reset, as
-when a process dies. Fails (exit code 1) if a stream hangs, an answer that was not killed is incomplete, memory or the number
-of open files grows between the second quarter and the end, or the server does not stop in time.
+when a process dies. Fails (exit code 1) if a stream hangs, an answer that was not killed is incomplete, memory or the
+number of open files grows between the second quarter and the end, or the server does not stop in time.
 """
 
 from __future__ import annotations
