@@ -1,8 +1,11 @@
-"""Memory and time of a release at Llama-3.1-8B's shapes: `python benchmarks/release.py [--layers 4] [--kinds f16,q8_0,q4_k_m]`.
+"""Memory and time of a release at Llama-3.1-8B's shapes.
 
-Random weights, every shape of the 8B but fewer layers, in files of 5 GB at most, as the Hub has them. Each step runs in a process of its
-own, whose peak memory (VmHWM: with the pages of mapped files) is what the kernel says. All 32 layers are extrapolated: time is linear in
-the layers, memory does not depend on them, since one tensor is held at a time.
+    python benchmarks/release.py [--layers 4] [--kinds f16,q8_0,q4_k_m]
+
+Random weights in every shape of the 8B but with fewer layers, in files of at most 5 GB, as on the Hub. Each step runs
+in its own process, whose peak memory (VmHWM, with the pages of mapped files) the kernel reports. For all 32 layers the
+figures extrapolate: time is linear in the layers; memory does not depend on them, since only one tensor is loaded at a
+time.
 """
 
 from __future__ import annotations
@@ -20,15 +23,36 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
-    "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "hidden_act": "silu", "vocab_size": 128256,
-    "tie_word_embeddings": False, "rope_theta": 500000.0,
-    "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
-}  # fmt: skip
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "vocab_size": 128256,
+    "tie_word_embeddings": False,
+    "rope_theta": 500000.0,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+}
 PROJECTIONS = {
-    "self_attn.q_proj": (4096, 4096), "self_attn.k_proj": (1024, 4096), "self_attn.v_proj": (1024, 4096), "self_attn.o_proj": (4096, 4096),
-    "mlp.gate_proj": (14336, 4096), "mlp.up_proj": (14336, 4096), "mlp.down_proj": (4096, 14336),
-}  # fmt: skip
+    "self_attn.q_proj": (4096, 4096),
+    "self_attn.k_proj": (1024, 4096),
+    "self_attn.v_proj": (1024, 4096),
+    "self_attn.o_proj": (4096, 4096),
+    "mlp.gate_proj": (14336, 4096),
+    "mlp.up_proj": (14336, 4096),
+    "mlp.down_proj": (4096, 14336),
+}
 RANK = 64
 LIMIT_GB = 6.0
 
@@ -47,15 +71,15 @@ def make(folder: Path, layers: int) -> None:
     raw["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     (base / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
     (base / "config.json").write_text(json.dumps(SHAPE | {"num_hidden_layers": layers}), encoding="utf-8")
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Any:
         out = torch.empty(shape, dtype=torch.bfloat16)
         for row in out.view(-1).split(1 << 24):
-            row.copy_(torch.randn(row.shape, generator=draw) * 0.02)
+            row.copy_(torch.randn(row.shape, generator=generator) * 0.02)
         return out
 
-    places: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
     files: list[dict[str, Any]] = [
         {"model.embed_tokens.weight": random(128256, 4096)},
         {"lm_head.weight": random(128256, 4096), "model.norm.weight": torch.ones(4096).bfloat16()},
@@ -66,7 +90,7 @@ def make(folder: Path, layers: int) -> None:
     ]
     for i, tensors in enumerate(files):
         save_file(tensors, base / names[i], metadata={"format": "pt"})
-        places |= dict.fromkeys(tensors, names[i])
+        weight_map |= dict.fromkeys(tensors, names[i])
     del files, tensors
     for start in range(0, layers, 8):
         tensors, name = {}, names[2 + start // 8]
@@ -77,17 +101,17 @@ def make(folder: Path, layers: int) -> None:
                 for n in ("input_layernorm", "post_attention_layernorm")
             }
         save_file(tensors, base / name, metadata={"format": "pt"})
-        places |= dict.fromkeys(tensors, name)
+        weight_map |= dict.fromkeys(tensors, name)
     (base / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {}, "weight_map": places}), encoding="utf-8"
+        json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8"
     )
     adapter.mkdir()
     deltas = {}
     for i in range(layers):
         for p, (out, into) in PROJECTIONS.items():
             stem = f"base_model.model.model.layers.{i}.{p}"
-            deltas[f"{stem}.lora_A.weight"] = torch.randn(RANK, into, generator=draw) * 0.01
-            deltas[f"{stem}.lora_B.weight"] = torch.randn(out, RANK, generator=draw) * 0.01
+            deltas[f"{stem}.lora_A.weight"] = torch.randn(RANK, into, generator=generator) * 0.01
+            deltas[f"{stem}.lora_B.weight"] = torch.randn(out, RANK, generator=generator) * 0.01
     save_file(deltas, adapter / "adapter_model.safetensors")
     settings = {
         "peft_type": "LORA",
@@ -147,9 +171,8 @@ def main() -> None:
         if given.folder is None or not (folder / "base").exists():
             make(folder, given.layers)
         sizes = {f.name: f.stat().st_size for f in (folder / "base").glob("*.safetensors")}
-        print(
-            f"base: {given.layers} of 32 layers, {sum(sizes.values()) / 1e9:.2f} GB in {len(sizes)} files, the largest {max(sizes.values()) / 1e9:.2f} GB"
-        )
+        total, largest = sum(sizes.values()) / 1e9, max(sizes.values()) / 1e9
+        print(f"base: {given.layers} of 32 layers, {total:.2f} GB in {len(sizes)} files, the largest {largest:.2f} GB")
         worst = 0.0
         for name in ("merge", "merge into NF4", "adapter", *given.kinds.split(",")):
             command = [sys.executable, __file__, "--folder", str(folder), "--step", name]

@@ -1,11 +1,11 @@
-"""The server under load: 8 parallel streams for 10 minutes, a third of the clients killed in mid-stream; memory, descriptors and threads bounded.
+"""The server under load: 8 parallel streams for 10 minutes, a third of the clients killed mid-stream.
 
     python benchmarks/serve_load.py RUN [--minutes 10] [--streams 8] [--out FILE]
     python benchmarks/serve_load.py --model FILE.gguf [--minutes 1]
 
-The server is a process of its own (`noesis serve`), the clients are threads with bare sockets: a kill is a TCP reset, as of a process that
-died. It fails (exit code 1) if a stream hangs, an answer that was not killed is not whole, the memory or the number of open files grows
-between the second quarter and the end, or the server does not stop within its time.
+The server (`noesis serve`) is its own process; the clients are threads with bare sockets. A kill is a TCP reset, as
+when a process dies. Fails (exit code 1) if a stream hangs, an answer that was not killed is incomplete, memory or the
+number of open files grows between the second quarter and the end, or the server does not stop in time.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ from noesis.constitution.document import SystemPrompt
 from noesis.serving.protocol import Limits
 from noesis.serving.server import ModelFiles, Server, Settings
 limits = Limits(parallel=int(sys.argv[3]), context=2048, max_tokens=256)
-server = Server(ModelFiles(Path(sys.argv[1]), None), Settings(sys.argv[2], SystemPrompt(pt="Responda.", en="Answer."), "en", port=0, limits=limits))
+settings = Settings(sys.argv[2], SystemPrompt(pt="Responda.", en="Answer."), "en", port=0, limits=limits)
+server = Server(ModelFiles(Path(sys.argv[1]), None), settings)
 asyncio.run(server.run(lambda: print("Serving noesis at " + server.url + "/v1", flush=True)))
 server.free()
 """
@@ -51,25 +52,25 @@ server.free()
 
 @dataclass
 class Tally:
-    """What the clients saw. first_s, token_s: seconds to the first token, and of each later one."""
+    """What the clients saw."""
 
     whole: int = 0
     killed: int = 0
     busy: int = 0
     failed: list[str] = field(default_factory=list)
     tokens: int = 0
-    first_s: list[float] = field(default_factory=list)
+    first_s: list[float] = field(default_factory=list)  # to the first token
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-def client(port: int, tally: Tally, end: float, seed: int, most: int) -> None:
-    """Streams one after another until `end`; a third is killed at a random place."""
+def run_client(port: int, tally: Tally, end: float, seed: int, max_tokens: int) -> None:
+    """Stream one answer after another until `end`; a third is killed at a random token."""
     rng = random.Random(seed)
     while time.monotonic() < end:
-        tokens = rng.randint(8, most)
+        tokens = rng.randint(8, max_tokens)
         die_after = rng.randint(1, tokens) if rng.random() < 1 / 3 else None
         try:
-            outcome = one(port, rng, tokens, die_after, tally)
+            outcome = stream_answer(port, rng, tokens, die_after, tally)
         except (OSError, AssertionError) as error:
             outcome = f"{type(error).__name__}: {error}"
         with tally.lock:
@@ -85,8 +86,8 @@ def client(port: int, tally: Tally, end: float, seed: int, most: int) -> None:
             time.sleep(0.2)
 
 
-def one(port: int, rng: random.Random, tokens: int, die_after: int | None, tally: Tally) -> str:
-    """One stream."""
+def stream_answer(port: int, rng: random.Random, tokens: int, die_after: int | None, tally: Tally) -> str:
+    """Stream one answer. Returns `whole`, `killed` or `busy`."""
     body = {
         "model": "noesis",
         "stream": True,
@@ -95,7 +96,10 @@ def one(port: int, rng: random.Random, tokens: int, die_after: int | None, tally
         "messages": [{"role": "user", "content": rng.choice(PROMPTS)}],
     }
     data = json.dumps(body).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        f"Authorization: Bearer {KEY}\r\nContent-Length: {len(data)}\r\n\r\n"
+    )
     sock = socket.create_connection(("127.0.0.1", port), timeout=SILENCE_S)
     started = time.monotonic()
     received, seen = b"", 0
@@ -130,8 +134,8 @@ def watch(process: psutil.Process, samples: list[tuple[float, int, int, int]], e
         time.sleep(1.0)
 
 
-def started(arguments: argparse.Namespace) -> tuple[subprocess.Popen[str], int]:
-    """The server's process, and its port."""
+def start_server(arguments: argparse.Namespace) -> tuple[subprocess.Popen[str], int]:
+    """(the server's process, its port)."""
     if arguments.model:
         command = [sys.executable, "-c", PROGRAM, str(arguments.model), KEY, str(arguments.streams)]
     else:
@@ -168,12 +172,12 @@ def main() -> int:
     arguments = parser.parse_args()
     if (arguments.run is None) == (arguments.model is None):
         parser.error("name a run, or a file with --model")
-    process, port = started(arguments)
-    begun = time.monotonic()
-    end = begun + 60 * arguments.minutes
+    process, port = start_server(arguments)
+    start = time.monotonic()
+    end = start + 60 * arguments.minutes
     tally, samples = Tally(), list[tuple[float, int, int, int]]()
     threads = [
-        threading.Thread(target=client, args=(port, tally, end, seed, arguments.tokens))
+        threading.Thread(target=run_client, args=(port, tally, end, seed, arguments.tokens))
         for seed in range(arguments.streams)
     ]
     threads.append(threading.Thread(target=watch, args=(psutil.Process(process.pid), samples, end)))
@@ -182,7 +186,7 @@ def main() -> int:
     for thread in threads:
         thread.join(60 * arguments.minutes + 2 * SILENCE_S)
     hung = sum(thread.is_alive() for thread in threads)
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - start
     stopping = time.monotonic()
     process.send_signal(signal.SIGTERM)
     try:
@@ -195,14 +199,26 @@ def main() -> int:
     growth = [statistics.median(s[i] for s in late) - statistics.median(s[i] for s in early) for i in (1, 2, 3)]
     firsts = sorted(tally.first_s) or [float("nan")]
     result = {
-        "seconds": round(seconds, 1), "streams": arguments.streams, "whole": tally.whole, "killed": tally.killed, "busy": tally.busy,
-        "failed": len(tally.failed), "failures": tally.failed[:5], "hung": hung,
+        "seconds": round(seconds, 1),
+        "streams": arguments.streams,
+        "whole": tally.whole,
+        "killed": tally.killed,
+        "busy": tally.busy,
+        "failed": len(tally.failed),
+        "failures": tally.failed[:5],
+        "hung": hung,
         "tokens_per_s": round(tally.tokens / seconds, 1),
-        "first_token_s": {"median": round(statistics.median(firsts), 3), "p95": round(firsts[int(0.95 * (len(firsts) - 1))], 3), "max": round(firsts[-1], 3)},
+        "first_token_s": {
+            "median": round(statistics.median(firsts), 3),
+            "p95": round(firsts[int(0.95 * (len(firsts) - 1))], 3),
+            "max": round(firsts[-1], 3),
+        },
         "resident_mb": {"growth": round(growth[0] / 1e6, 2), "peak": round(max(s[1] for s in samples) / 1e6, 1)},
-        "open_files": {"growth": growth[1], "peak": max(s[2] for s in samples)}, "threads": {"growth": growth[2], "peak": max(s[3] for s in samples)},
-        "stopped_in_s": round(time.monotonic() - stopping, 2), "exit_code": code,
-    }  # fmt: skip
+        "open_files": {"growth": growth[1], "peak": max(s[2] for s in samples)},
+        "threads": {"growth": growth[2], "peak": max(s[3] for s in samples)},
+        "stopped_in_s": round(time.monotonic() - stopping, 2),
+        "exit_code": code,
+    }
     print(json.dumps(result, indent=2))
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -37,9 +37,9 @@ def endless(folder: Path) -> ModelFiles:
 
 
 @contextmanager
-def running(files: ModelFiles, limits: Limits, *, court: AnswerJudge | None = None) -> Iterator[Client]:
+def running(files: ModelFiles, limits: Limits, *, judge: AnswerJudge | None = None) -> Iterator[Client]:
     """Serve in a thread until the block ends; stopping must succeed."""
-    server = Server(files, Settings(KEY, SYSTEM, "en", port=0, limits=limits), court=court, page=load_page())
+    server = Server(files, Settings(KEY, SYSTEM, "en", port=0, limits=limits), judge=judge, page=load_page())
     loop, up, stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
     thread = threading.Thread(target=lambda: loop.run_until_complete(server.run(up.set, stop)))
     thread.start()

@@ -45,7 +45,7 @@ def test_the_embedded_model_keeps_its_digits_and_our_tokenizer_agrees():
 
     from noesis.llm.hub import find_model
     from noesis.llm.tokenizer import load_tokenizer
-    from noesis.release.parity.certify import HARD_STRINGS
+    from noesis.release.parity.hard_strings import HARD_STRINGS
 
     folder = find_model("smollm2").path
     ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)

@@ -22,7 +22,8 @@ def test_smollm2_is_served_as_it_was_trained(tmp_path: Path):
     from noesis.release.convert import QUESTIONS
     from noesis.release.gguf.writer import write_adapter_gguf, write_gguf
     from noesis.release.merge_weights import merge
-    from noesis.release.parity.certify import Adapter, Subject, certify, require
+    from noesis.release.parity.certify import Subject, TrainedAdapter, certify
+    from noesis.release.parity.outcome import require_passed
 
     base, nf4 = find_model("smollm2").path, Quantization()
     torch.manual_seed(0)
@@ -37,7 +38,7 @@ def test_smollm2_is_served_as_it_was_trained(tmp_path: Path):
     model.save_pretrained(tmp_path / "adapter")
     del model
     result = merge(base, tmp_path / "adapter", tmp_path / "m", quantization=nf4, dtype="bfloat16", card="")
-    assert result["merged_tensors"] == 210
+    assert result.merged_tensors == 210
     files = {kind: tmp_path / f"m-{kind}.gguf" for kind in ("f32", "f16", "q8_0", "q4_k_m")}
     for kind, file in files.items():
         write_gguf(tmp_path / "m", file, kind, name="m", licence="Apache-2.0")
@@ -45,10 +46,10 @@ def test_smollm2_is_served_as_it_was_trained(tmp_path: Path):
     write_adapter_gguf(tmp_path / "adapter", base, tmp_path / "adapter.gguf")
     tokenizer = load_tokenizer(tmp_path / "m")
     texts = [render(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True) for text in QUESTIONS]
-    own = Adapter(tmp_path / "adapter", base, nf4, "bfloat16", tmp_path / "adapter.gguf", tmp_path / "base.gguf")
+    own = TrainedAdapter(tmp_path / "adapter", base, nf4, "bfloat16", tmp_path / "adapter.gguf", tmp_path / "base.gguf")
     found = certify(Subject(tmp_path / "m", files, own, texts, texts[5::10], answer_tokens=16), tokenizer)
-    for kind, figures in [("merge", found["merge"]), *found["files"].items(), ("adapter", found["adapter"])]:
-        print(kind, figures["kl_mean"], figures["kl_max"], figures["top1"], figures["answers"])  # pytest -s shows them
-    require(found)
-    assert (found["texts"], found["strings"]) == (20, 500)
-    assert found["files"]["q4_k_m"]["bytes"] < found["files"]["q8_0"]["bytes"] < found["files"]["f16"]["bytes"]
+    for kind, comparison in found.comparisons():
+        print(kind, comparison.divergence, comparison.answers)  # pytest -s shows them
+    require_passed(found)
+    assert (found.texts, found.strings) == (20, 500)
+    assert found.files["q4_k_m"].file.bytes < found.files["q8_0"].file.bytes < found.files["f16"].file.bytes

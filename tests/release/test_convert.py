@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,31 +14,29 @@ from helpers.tiny_tokenizers import STANDINS, write_standin
 from noesis.core.errors import ModelError
 from noesis.llm.chat_template import render
 from noesis.llm.tokenizer import load_tokenizer
-from noesis.release.gguf.modelfile import go_template, modelfile, stops
+from noesis.release.gguf.modelfile import go_template, modelfile, stop_tokens
 from noesis.release.gguf.vocabulary import adds_bos
-from noesis.release.model_card import display_name, llama_release, model_card
+from noesis.release.model_card import (
+    CardContent,
+    HeldOutFigures,
+    JudgeScore,
+    display_name,
+    llama_release,
+    model_card,
+)
 
-MANIFEST = {
-    "noesis": "0",
-    "identity": {
-        "dataset_sha256": "d" * 64,
-        "constitution_sha256": "c" * 64,
-        "config_sha256": "f" * 64,
-        "revision": "r",
-    },
-    "stages": {
-        "judge": {
-            "result": {
-                "preference": {
-                    "examples": 13,
-                    "base": {"held_out_loss": 4.0, "preference_accuracy": 0.2},
-                    "tuned": {"held_out_loss": 3.5, "preference_accuracy": 0.5, "interval_95": [0.25, 0.75]},
-                },
-                "court": {"verdict": "UNDECIDED", "reason": "no judge is seated"},
-            }
-        }
-    },
-}
+CARD = CardContent(
+    name="noesis-philosopher-v1",
+    base="meta-llama/Llama-3.1-8B-Instruct",
+    licence="see the model's page",
+    noesis="0",
+    dataset_sha256="d" * 64,
+    constitution_sha256="c" * 64,
+    config_sha256="f" * 64,
+    base_revision="r",
+    held_out=HeldOutFigures(13, 4.0, 3.5, 0.2, 0.5, (0.25, 0.75)),
+    reason="no judge is seated",
+)
 
 
 @pytest.mark.slow
@@ -119,7 +118,7 @@ def test_ollamas_template_says_what_the_models_own_does(name: str, tmp_path: Pat
     said = " Ninguém sabe." if name.startswith("mistral") else "Ninguém sabe."  # Mistral's model says the space itself
     theirs = as_ollama(template, [("O que é o bem?", said), ("E o mal?", "")], "Diga a verdade.")
     assert theirs == ours.removeprefix(bos)
-    assert stops(tokenizer)[0] == STANDINS[name][4]
+    assert stop_tokens(tokenizer)[0] == STANDINS[name][4]
 
 
 def test_a_modelfile_holds_what_ollama_needs(tmp_path: Path):
@@ -145,7 +144,7 @@ def test_a_template_that_drops_a_message_has_no_modelfile(tmp_path: Path):
 
 
 def test_a_llamas_card_carries_its_name_and_notice():
-    card = model_card("noesis-philosopher-v1", "meta-llama/Llama-3.1-8B-Instruct", "see the model's page", MANIFEST)
+    card = model_card(CARD)
     assert "# Llama-noesis-philosopher-v1" in card
     assert "Built with Llama." in card
     assert (
@@ -155,7 +154,7 @@ def test_a_llamas_card_carries_its_name_and_notice():
     assert "license: llama3.1" in card
     assert "| preference accuracy | 0.20 → 0.50 [0.25, 0.75] on 13 held-out examples |" in card
     assert "UNDECIDED: no judge is seated" in card
-    other = model_card("noesis", "smollm2", "Apache-2.0", MANIFEST)
+    other = model_card(replace(CARD, name="noesis", base="smollm2", licence="Apache-2.0"))
     assert "Llama" not in other
     assert "license: apache-2.0" in other
     assert (llama_release("unsloth/Llama-3.2-1B"), llama_release("Qwen/Qwen2.5-7B")) == ("Llama 3.2", None)
@@ -163,13 +162,9 @@ def test_a_llamas_card_carries_its_name_and_notice():
 
 
 def test_a_trials_intervals_are_on_the_card():
-    figures = {"mean": 0.71, "interval_95": [0.62, 0.8]}
-    trial = {
-        "court": {"verdict": "CONDITIONAL", "reason": "the interval reaches below 0.7"},
-        "models": {"tuned": {"all": {"mean": figures, "dike": figures}}},
-    }
-    manifest = MANIFEST | {"stages": MANIFEST["stages"] | {"trial": {"status": "done", "result": trial}}}
-    card = model_card("noesis", "smollm2", "Apache-2.0", manifest)
+    scores = tuple(JudgeScore(name, 0.71, (0.62, 0.8)) for name in ("weighted mean", "Dikē"))
+    reason = "the interval reaches below 0.7"
+    card = model_card(replace(CARD, verdict="CONDITIONAL", reason=reason, scores=scores))
     assert "CONDITIONAL: the interval reaches below 0.7" in card
     assert "| weighted mean | 0.710 [0.620, 0.800] |" in card
     assert "| Dikē | 0.710 [0.620, 0.800] |" in card

@@ -76,7 +76,8 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_converts(family: str, tmp_path: Path):
     from noesis.release.gguf.writer import write_gguf
-    from noesis.release.parity.certify import Subject, certify, require
+    from noesis.release.parity.certify import Subject, certify
+    from noesis.release.parity.outcome import require_passed
 
     standin, kind, settings = FAMILIES[family]
     model = build(tmp_path / "model", standin, kind, **settings)
@@ -84,8 +85,8 @@ def test_a_family_converts(family: str, tmp_path: Path):
     for k, file in files.items():
         write_gguf(model, file, k, name="tiny", licence="none")
     found = certify(Subject(model, files, None, TEXTS, TEXTS[:1], answer_tokens=4), load_tokenizer(model))
-    require(found)
-    assert [found["files"][kind]["passed"] for kind in files] == [True, True]
+    require_passed(found)
+    assert [found.files[kind].passed for kind in files] == [True, True]
 
 
 def test_gemmas_other_scale_of_queries_is_refused(tmp_path: Path):

@@ -11,6 +11,7 @@ import pytest
 from helpers.project import ROOT
 from noesis.core.config import Quantization
 from noesis.core.errors import ModelError, NoesisError
+from noesis.release.provenance import Provenance
 
 pytestmark = pytest.mark.slow
 PLAIN = Quantization(load_in_4bit=False)
@@ -25,7 +26,7 @@ def test_merge_equals_peft(tiny_model: Path, tiny_adapter: Path, tmp_path: Path)
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from noesis.release.merge_weights import merge
+    from noesis.release.merge_weights import MergeResult, merge
 
     result = merge(
         tiny_model,
@@ -34,13 +35,10 @@ def test_merge_equals_peft(tiny_model: Path, tiny_adapter: Path, tmp_path: Path)
         quantization=PLAIN,
         dtype="bfloat16",
         card="# card",
-        lineage={"base": "x"},
+        provenance=Provenance(base="x"),
     )
-    assert (result["merged_tensors"], result["into"], result["verified"]) == (
-        14,
-        "the original weights",
-        result["tensors"],
-    )
+    assert (result.merged_tensors, result.into, result.verified) == (14, "the original weights", result.tensors)
+    assert MergeResult.from_json(result.to_json()) == result
     theirs = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), tiny_adapter
     ).merge_and_unload()
@@ -79,10 +77,10 @@ def test_a_merge_on_a_quantised_base_says_so_and_how_far_the_original_is(
     from safetensors.torch import load_file
 
     from noesis.llm.weights import round_trip
-    from noesis.release.merge_weights import merge
+    from noesis.release.merge_weights import MergeResult, merge
 
     result = merge(tiny_model, tiny_adapter, tmp_path / "m", quantization=NF4, dtype="bfloat16", card="")
-    assert result["into"] == "dequantised nf4 weights, as trained against"
+    assert result.into == "dequantised nf4 weights, as trained against"
     assert (tmp_path / "m" / "model.safetensors").read_bytes() != (tiny_merged / "model.safetensors").read_bytes()
     squares = torch.zeros(2, dtype=torch.float64)
     for name, weight in load_file(tiny_model / "model.safetensors").items():
@@ -91,7 +89,9 @@ def test_a_merge_on_a_quantised_base_says_so_and_how_far_the_original_is(
             squares += torch.stack([away.square().sum(), weight.double().square().sum()])
     expected = float((squares[0] / squares[1]).sqrt())
     assert 0.05 < expected < 0.15  # what 4 bits cost a normal distribution
-    assert result["originals"]["relative_difference"] == pytest.approx(expected, rel=1e-4)
+    assert result.originals is not None
+    assert result.originals.relative_difference == pytest.approx(expected, rel=1e-4)
+    assert MergeResult.from_json(result.to_json()) == result
 
 
 def test_a_model_in_several_files_merges_alike(tiny_model: Path, tiny_adapter: Path, tiny_merged: Path, tmp_path: Path):
@@ -194,16 +194,16 @@ def test_what_does_not_read_back_as_it_was_written_is_no_result(
     """A disk that loses a byte, stood in for by one changed between writing and reading."""
     import noesis.release.merge_weights as module
 
-    describe = module._describe
+    write_other_files = module._write_other_files
 
-    def lose_a_byte(base: Path, part: Path, card: str, lineage: dict | None) -> None:
-        describe(base, part, card, lineage)
+    def lose_a_byte(base: Path, part: Path, card: str, provenance: Provenance | None) -> None:
+        write_other_files(base, part, card, provenance)
         file = part / "model.safetensors"
         data = bytearray(file.read_bytes())
         data[-1] ^= 1
         file.write_bytes(data)
 
-    monkeypatch.setattr(module, "_describe", lose_a_byte)
+    monkeypatch.setattr(module, "_write_other_files", lose_a_byte)
     with pytest.raises(ModelError, match="does not read back as it was written"):
         module.merge(tiny_model, tiny_adapter, tmp_path / "m", quantization=PLAIN, dtype="bfloat16", card="")
     assert not (tmp_path / "m").exists()
@@ -274,9 +274,9 @@ def test_other_architectures_are_refused_by_name(tiny_model: Path, tmp_path: Pat
 
 
 def test_a_torn_or_foreign_gguf_is_one_message(tiny_merged: Path, tmp_path: Path):
-    from noesis.llm.llama_cpp import LlamaEngine
+    from noesis.llm.llama_cpp import LlamaEngine, check_gguf
     from noesis.release.gguf.writer import write_gguf
-    from noesis.release.parity.audit import open_gguf, require_gguf
+    from noesis.release.parity.audit import open_gguf
     from noesis.release.parity.llama_logits import LlamaModel
 
     file = tmp_path / "x.gguf"
@@ -284,7 +284,7 @@ def test_a_torn_or_foreign_gguf_is_one_message(tiny_merged: Path, tmp_path: Path
     whole = file.read_bytes()
     for length in (20000, 100, len(whole) - 4096):
         file.write_bytes(whole[:length])
-        with pytest.raises(ModelError, match="no whole GGUF file"):
+        with pytest.raises(ModelError, match="not a complete GGUF file"):
             open_gguf(file)
         with pytest.raises(ModelError, match="can't load"):
             LlamaModel(file)
@@ -292,9 +292,9 @@ def test_a_torn_or_foreign_gguf_is_one_message(tiny_merged: Path, tmp_path: Path
             LlamaEngine(file)
     file.write_bytes(b"PK\x03\x04" + whole[4:])
     with pytest.raises(ModelError, match="is no GGUF file"):
-        require_gguf(file)
+        check_gguf(file)
     with pytest.raises(ModelError, match="does not exist"):
-        require_gguf(tmp_path / "y.gguf")
+        check_gguf(tmp_path / "y.gguf")
 
 
 def test_a_gguf_says_what_it_is_made_of(tiny_merged: Path, tiny_model: Path, tiny_adapter: Path, tmp_path: Path):
@@ -302,15 +302,15 @@ def test_a_gguf_says_what_it_is_made_of(tiny_merged: Path, tiny_model: Path, tin
     from noesis.release.gguf.writer import write_adapter_gguf, write_gguf
     from noesis.release.parity.audit import open_gguf
 
-    about = {
-        "base": "someone/a-base",
-        "base_revision": "abc",
-        "licence": "Apache-2.0",
-        "adapter_sha256": "0f",
-        "system_prompt": "Diga a verdade.",
-    }
-    write_gguf(tiny_merged, tmp_path / "m.gguf", "f16", name="tiny", licence="unknown", about=about)
-    write_adapter_gguf(tiny_adapter, tiny_model, tmp_path / "a.gguf", about=about)
+    made_from = Provenance(
+        base="someone/a-base",
+        base_revision="abc",
+        licence="Apache-2.0",
+        adapter_sha256="0f",
+        system_prompt="Diga a verdade.",
+    )
+    write_gguf(tiny_merged, tmp_path / "m.gguf", "f16", name="tiny", licence="unknown", provenance=made_from)
+    write_adapter_gguf(tiny_adapter, tiny_model, tmp_path / "a.gguf", provenance=made_from)
     for file in ("m.gguf", "a.gguf"):
         fields = {
             name: field.contents()

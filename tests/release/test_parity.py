@@ -12,6 +12,7 @@ from helpers.project import ROOT
 from noesis.core.config import Quantization
 from noesis.core.errors import ParityError
 from noesis.llm.tokenizer import load_tokenizer
+from noesis.release.parity.certificate import Certificate, TemplateCheck
 
 pytestmark = pytest.mark.slow
 PLAIN = Quantization(load_in_4bit=False)
@@ -20,7 +21,9 @@ TEXTS = [
 ][:12]
 
 
-def certificate(model: Path, folder: Path, kinds: tuple[str, ...] = ("f32",), adapter=None, prompts: int = 2) -> dict:
+def certificate(
+    model: Path, folder: Path, kinds: tuple[str, ...] = ("f32",), adapter=None, prompts: int = 2
+) -> Certificate:
     from noesis.release.gguf.writer import write_gguf
     from noesis.release.parity.certify import Subject, certify
 
@@ -32,50 +35,50 @@ def certificate(model: Path, folder: Path, kinds: tuple[str, ...] = ("f32",), ad
 
 def own_adapter(base: Path, folder: Path, place: Path | None = None, quantization: Quantization = PLAIN):
     from noesis.release.gguf.writer import write_adapter_gguf, write_gguf
-    from noesis.release.parity.certify import Adapter
+    from noesis.release.parity.certify import TrainedAdapter
 
     if place is None:
-        return Adapter(folder, base, quantization, "bfloat16")
+        return TrainedAdapter(folder, base, quantization, "bfloat16")
     write_gguf(base, place / "base.gguf", "f16", name="base", licence="none", quantization=quantization)
     write_adapter_gguf(folder, base, place / "adapter.gguf")
-    return Adapter(folder, base, quantization, "bfloat16", place / "adapter.gguf", place / "base.gguf")
+    return TrainedAdapter(folder, base, quantization, "bfloat16", place / "adapter.gguf", place / "base.gguf")
 
 
-def blame(found: dict, kind: str = "f32") -> tuple[str, str]:
+def blame(found: Certificate, kind: str = "f32") -> tuple[str, str]:
     """(stage, why) of a file that must have failed."""
-    from noesis.release.parity.certify import require
+    from noesis.release.parity.outcome import require_passed
 
-    entry = found["files"][kind]
-    assert not entry["passed"]
+    comparison = found.files[kind]
+    assert not comparison.passed
     with pytest.raises(ParityError, match="must not be used: broken by the stage"):
-        require(found)
-    return entry["broken_by"], entry["why"]
+        require_passed(found)
+    return comparison.broken_by, comparison.why
 
 
 def test_sound_exports_pass_from_the_adapter_to_every_file(
     tiny_model: Path, tiny_adapter: Path, tiny_merged: Path, tmp_path: Path
 ):
-    from noesis.release.parity.certify import require
+    from noesis.release.parity.outcome import require_passed
 
     found = certificate(tiny_merged, tmp_path, ("f32", "f16", "q8_0"), own_adapter(tiny_model, tiny_adapter, tmp_path))
-    require(found)
-    assert found["positions"] > 500
-    assert found["files"]["f16"]["strings"] == 512
-    assert [found["files"][k]["different_ids"] for k in ("f32", "f16", "q8_0")] == [0, 0, 0]
-    assert found["files"]["f32"]["templates"] == {"conversations": 5, "different": 0, "first_different": []}
-    assert found["files"]["f32"]["kl_mean"] < found["files"]["q8_0"]["kl_mean"] < 0.02
-    assert found["merge"]["kl_mean"] < 1e-3
-    assert found["adapter"]["kl_mean"] < 1e-4
-    json.dumps(found, allow_nan=False)
+    require_passed(found)
+    assert found.positions > 500
+    assert found.files["f16"].tokenizer.strings == 512
+    assert [found.files[k].tokenizer.different for k in ("f32", "f16", "q8_0")] == [0, 0, 0]
+    assert found.files["f32"].templates == TemplateCheck(conversations=5, different=0, examples=())
+    assert found.files["f32"].divergence.kl_mean < found.files["q8_0"].divergence.kl_mean < 0.02
+    assert found.merge.divergence.kl_mean < 1e-3
+    assert found.adapter.divergence.kl_mean < 1e-4
+    assert Certificate.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False))) == found
 
 
 def test_a_quantised_base_is_compared_as_it_was_trained_against(tiny_model: Path, tiny_adapter: Path, tmp_path: Path):
     from noesis.release.merge_weights import merge
-    from noesis.release.parity.certify import require
+    from noesis.release.parity.outcome import require_passed
 
     for kind, quantization in (("nf4", Quantization()), ("plain", PLAIN)):
         merge(tiny_model, tiny_adapter, tmp_path / kind, quantization=quantization, dtype="bfloat16", card="")
-    require(
+    require_passed(
         certificate(
             tmp_path / "nf4", tmp_path, adapter=own_adapter(tiny_model, tiny_adapter, quantization=Quantization())
         )
@@ -83,7 +86,7 @@ def test_a_quantised_base_is_compared_as_it_was_trained_against(tiny_model: Path
     other = certificate(
         tmp_path / "plain", tmp_path, adapter=own_adapter(tiny_model, tiny_adapter, quantization=Quantization())
     )
-    assert other["merge"]["broken_by"] == "merge"
+    assert other.merge.broken_by == "merge"
     from noesis.release.parity.certify import Subject, certify
 
     subject = Subject(
@@ -94,9 +97,9 @@ def test_a_quantised_base_is_compared_as_it_was_trained_against(tiny_model: Path
         [],
         originals=True,
     )
-    elsewhere = certify(subject, load_tokenizer(tiny_model))["merge"]["on_original_weights"]
-    assert elsewhere["kl_mean"] == pytest.approx(other["merge"]["kl_mean"], rel=0.1)  # but for the merge's rounding
-    assert other["files"]["f32"]["passed"]
+    elsewhere = certify(subject, load_tokenizer(tiny_model)).merge.on_original_weights
+    assert elsewhere.kl_mean == pytest.approx(other.merge.divergence.kl_mean, rel=0.1)  # but for the merge's rounding
+    assert other.files["f32"].passed
 
 
 def test_rows_of_query_and_key_left_as_they_are(tiny_merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -108,13 +111,13 @@ def test_rows_of_query_and_key_left_as_they_are(tiny_merged: Path, tmp_path: Pat
         "conversion",
         "the rows of query and key are not in llama.cpp's order (blk.0.attn_q.weight)",
     )
-    assert broken["files"]["f32"]["kl_mean"] > 0.01
+    assert broken.files["f32"].divergence.kl_mean > 0.01
 
 
 def test_rotary_factors_left_out(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A model with Llama-3.1's frequency scaling: with the factors it passes."""
     import noesis.release.gguf.writer as gguf
-    from noesis.release.parity.certify import require
+    from noesis.release.parity.outcome import require_passed
 
     model = tmp_path / "scaled"
     shutil.copytree(tiny_model, model)
@@ -123,11 +126,11 @@ def test_rotary_factors_left_out(tiny_model: Path, tmp_path: Path, monkeypatch: 
         "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
     }  # fmt: skip
     (model / "config.json").write_text(json.dumps(config))
-    require(certificate(model, tmp_path))
+    require_passed(certificate(model, tmp_path))
     monkeypatch.setattr(gguf, "rope_factors", lambda config: None)
     broken = certificate(model, tmp_path)
     assert blame(broken) == ("conversion", "the rotary factors (rope_freqs.weight) of the model's scaling are missing")
-    assert broken["files"]["f32"]["kl_mean"] > 1e-3
+    assert broken.files["f32"].divergence.kl_mean > 1e-3
 
 
 def test_a_lost_pre_tokenizer(tiny_merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -141,7 +144,7 @@ def test_a_lost_pre_tokenizer(tiny_merged: Path, tmp_path: Path, monkeypatch: py
     stage, why = blame(broken)
     assert stage == "tokenizer"
     assert "its pre-tokenizer is smollm, the model's is gpt-2" in why
-    assert "strings are tokenised otherwise" in why
+    assert "strings are tokenised differently" in why
 
 
 def joined_digits(model: Path, target: Path) -> None:
@@ -166,12 +169,12 @@ def joined_digits(model: Path, target: Path) -> None:
 
 
 def test_digits_joined_and_said_so_pass(tiny_merged: Path, tmp_path: Path):
-    from noesis.release.parity.certify import require
+    from noesis.release.parity.outcome import require_passed
 
     joined_digits(tiny_merged, tmp_path / "joined")
     found = certificate(tmp_path / "joined", tmp_path)
-    require(found)
-    assert all(figures["passed"] for figures in found["files"].values())
+    require_passed(found)
+    assert all(comparison.passed for comparison in found.files.values())
 
 
 @pytest.mark.parametrize(
@@ -179,7 +182,7 @@ def test_digits_joined_and_said_so_pass(tiny_merged: Path, tmp_path: Path):
     [
         (
             "{% for m in messages %}### {{ m['role'] }}\n{{ m['content'] }}\n{% endfor %}",
-            "another one than the model has",
+            "not the one that the model has",
         ),
         ("", "is missing"),
     ],
@@ -199,7 +202,7 @@ def test_an_adapter_applied_twice_or_not_at_all(
     tiny_model: Path, tiny_adapter: Path, tiny_merged: Path, tmp_path: Path
 ):
     from noesis.release.merge_weights import merge
-    from noesis.release.parity.certify import reject, require
+    from noesis.release.parity.outcome import reject_failed, require_passed
 
     merge(tiny_merged, tiny_adapter, tmp_path / "twice", quantization=PLAIN, dtype="bfloat16", card="")
     for model, words in (
@@ -207,13 +210,13 @@ def test_an_adapter_applied_twice_or_not_at_all(
         (tiny_model, "the adapter is not in the merged weights"),
     ):
         broken = certificate(model, tmp_path, adapter=own_adapter(tiny_model, tiny_adapter))
-        assert (broken["merge"]["passed"], broken["merge"]["broken_by"]) == (False, "merge")
-        assert words in broken["merge"]["why"]
+        assert (broken.merge.passed, broken.merge.broken_by) == (False, "merge")
+        assert words in broken.merge.why
         with pytest.raises(ParityError, match=f"merged model must not be used: broken by the stage merge: {words}"):
-            require(broken)
-        reject(broken, tmp_path)  # a sound conversion of a bad merge is no good file
+            require_passed(broken)
+        renamed = reject_failed(broken, tmp_path)  # a sound conversion of a bad merge is no good file
         assert [p.name for p in tmp_path.glob("m-*")] == ["m-f32.rejected.gguf"]
-        assert broken["files"]["f32"]["file"] == "m-f32.rejected.gguf"
+        assert renamed.files["f32"].file.name == "m-f32.rejected.gguf"
         (tmp_path / "m-f32.rejected.gguf").unlink()
 
 
@@ -222,14 +225,14 @@ def test_a_bad_quantisation_is_told_from_a_bad_conversion(
 ):
     import noesis.release.gguf.writer as gguf
 
-    real = gguf.rounded
+    real = gguf.quantise
     monkeypatch.setattr(
         gguf,
-        "rounded",
+        "quantise",
         lambda rows, stored: real(rows * 0.5 if rows.ndim == 2 and stored.name == "Q8_0" else rows, stored),
     )
     broken = certificate(tiny_merged, tmp_path, ("f16", "q8_0"))
-    assert broken["files"]["f16"]["passed"]
+    assert broken.files["f16"].passed
     assert blame(broken, "q8_0") == ("quantisation", "it does not behave like the merged model")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from noesis.core.errors import ModelError
-from noesis.release.gguf.quantize import KINDS, rounded, row_bytes, storage
+from noesis.release.gguf.quantize import KINDS, quantise, row_bytes, storage_type
 from noesis.release.parity.hard_strings import HARD_STRINGS, hard_strings
 
 
@@ -24,7 +24,8 @@ def kinds_of(kind: str, width: int, hidden: int, layers: int, *, has_output: boo
             f"blk.{i}.attn_norm.weight": (width,),
         }
     return {
-        name: storage(kind, name, shape, layers=layers, has_output=has_output).name for name, shape in shapes.items()
+        name: storage_type(kind, name, shape, layers=layers, has_output=has_output).name
+        for name, shape in shapes.items()
     }
 
 
@@ -63,7 +64,7 @@ def test_rounding_is_that_of_the_gguf_package_read_back(kind: str, largest: floa
 
     stored = gguf.GGMLQuantizationType[kind]
     weights = np.random.default_rng(0).normal(size=(3, 512)).astype(np.float32)
-    raw = rounded(weights, stored)
+    raw = quantise(weights, stored)
     assert raw.nbytes == 3 * row_bytes(stored, 512)
     back = gguf.quants.dequantize(raw, stored)
     assert math.sqrt(((back - weights) ** 2).sum() / (weights**2).sum()) < largest
@@ -75,9 +76,9 @@ def test_a_weight_that_does_not_fit_is_said():
     import gguf
 
     with pytest.raises(ModelError, match="does not fit F16"):
-        rounded(np.array([[70000.0]], dtype=np.float32), gguf.GGMLQuantizationType.F16)
+        quantise(np.array([[70000.0]], dtype=np.float32), gguf.GGMLQuantizationType.F16)
     with pytest.raises(ModelError, match="not a finite number"):
-        rounded(np.full((1, 32), np.nan, dtype=np.float32), gguf.GGMLQuantizationType.Q8_0)
+        quantise(np.full((1, 32), np.nan, dtype=np.float32), gguf.GGMLQuantizationType.Q8_0)
 
 
 def test_the_strings_are_500_different_ones_and_always_the_same():
@@ -96,23 +97,22 @@ def test_the_strings_are_500_different_ones_and_always_the_same():
 def test_figures_are_the_textbooks():
     import torch
 
-    from noesis.release.parity.figures import Figures, Tolerance, agreement, within
+    from noesis.release.parity.certificate import Tolerance
+    from noesis.release.parity.figures import DivergenceMeter, answer_agreement, within_tolerance
 
     draw = np.random.default_rng(0)
     ours = draw.normal(size=(20, 300)).astype(np.float32) * 8
     for scale in (1e-3, 0.3, 40.0):
         theirs = ours + draw.normal(size=ours.shape).astype(np.float32) * scale
-        figures = Figures()
+        figures = DivergenceMeter()
         figures.add(ours, theirs)
         p, q = (torch.log_softmax(torch.from_numpy(x).double(), -1) for x in (ours, theirs))
-        assert figures.as_json()["kl_mean"] == pytest.approx(
-            float((p.exp() * (p - q)).sum(-1).mean()), rel=2e-3, abs=1e-12
-        )
-        assert figures.as_json()["top1"] == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
-    broken = Figures()
+        assert figures.result().kl_mean == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=2e-3, abs=1e-12)
+        assert figures.result().top1 == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
+    broken = DivergenceMeter()
     broken.add(ours, ours * np.nan)
-    assert not within(broken.as_json(), Tolerance(1e9, 0.0))
-    assert agreement([[1, 2, 3, 4], [5], []], [[1, 2, 9, 4], [5], []]) == {
+    assert not within_tolerance(broken.result(), Tolerance(1e9, 0.0))
+    assert answer_agreement([[1, 2, 3, 4], [5], []], [[1, 2, 9, 4], [5], []]).to_json() == {
         "prompts": 3,
         "tokens": 5,
         "identical": 2,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noesis.constitution.dialogue import hide_analysis
-from noesis.serving.analysis_filter import AnalysisFilter, TokenFilter, left_open
+from noesis.serving.analysis_filter import AnalysisFilter, TokenFilter, ends_inside_analysis
 
 BLOCK = "[ANÁLISE INTERNA]\nsegredo\n[FIM DA ANÁLISE]"
 
@@ -87,7 +87,11 @@ def test_text_is_not_held_back_longer_than_needed():
 
 
 def test_an_answer_that_the_client_began_inside_a_block():
-    assert left_open("[ANÁLISE INTERNA] pois") and not left_open(BLOCK) and not left_open("sim")
+    assert (
+        ends_inside_analysis("[ANÁLISE INTERNA] pois")
+        and not ends_inside_analysis(BLOCK)
+        and not ends_inside_analysis("sim")
+    )
     assert shown("segredo [FIM DA", " ANÁLISE] sim", inside=True) == "sim"
 
 

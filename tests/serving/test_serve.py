@@ -12,7 +12,6 @@ from helpers.running_server import ANSWER, BASE, KEY, SYSTEM, Client, reciters, 
 from helpers.tiny_gguf import write_reciter, write_switch
 from noesis.core.errors import ModelError, UsageError
 from noesis.llm.clients.chat_client import LLMClient
-from noesis.serving.app import AnswerJudge
 from noesis.serving.protocol import Limits
 from noesis.serving.server import ModelFiles, Server, Settings
 
@@ -22,16 +21,19 @@ HI = [{"role": "user", "content": "Hello"}]
 WHOLE = "".join(ANSWER)
 
 
-async def hear(said: list[dict[str, str]], answer: str, language: str) -> dict:
-    if answer == "dead":
-        raise ModelError("the judge is out")
-    return {"verdict": "APPROVED", "heard": [said, answer, language]}
+class ScriptedJudge:
+    name = "a judge"
+
+    async def judge_answer(self, conversation: list[dict[str, str]], answer: str, language: str) -> dict:
+        if answer == "dead":
+            raise ModelError("the judge is out")
+        return {"verdict": "APPROVED", "heard": [conversation, answer, language]}
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory):
     limits = Limits(parallel=2, context=512, max_tokens=64, body_bytes=20_000)
-    with running(reciters(tmp_path_factory.mktemp("gguf")), limits, court=AnswerJudge("a judge", hear)) as client:
+    with running(reciters(tmp_path_factory.mktemp("gguf")), limits, judge=ScriptedJudge()) as client:
         yield client
 
 

@@ -25,14 +25,24 @@ from noesis.llm.clients.chat_client import Completion, LLMClient
 from noesis.llm.llama_cpp import LlamaServer
 from noesis.pipeline.live_judge import LiveJudge, format_opinion
 from noesis.pipeline.served_files import certified_gguf, served_files
+from noesis.release.parity.certificate import AnswerAgreement, Certificate, Comparison, Divergence, Tolerance
 from noesis.run.directory import load_run
-from noesis.serving.chat import ChatSession, answer_function, chat, fitting
+from noesis.serving.chat import ChatSession, answer_function, chat, fit_context
 from noesis.serving.connect import TARGETS, Endpoint, instructions
-from noesis.serving.probe import distance, same_model_verdict
+from noesis.serving.probe import answer_distance, same_model_verdict
 
 pytestmark = pytest.mark.timing
 
 NAME = "noesis-philosopher-v1"
+
+
+def comparison(passed: bool) -> Comparison:
+    agreement = AnswerAgreement(prompts=1, tokens=1, identical=1, shared=1.0)
+    return Comparison(Divergence(0.0, 0.0, 1.0, 0.0), agreement, Tolerance(1.0, 0.0), passed)
+
+
+def certificate(**files: Comparison) -> Certificate:
+    return Certificate(1, 1, "the merged model in float32", 500, 1, 24, merge=None, files=files)
 
 
 @pytest.fixture
@@ -50,7 +60,7 @@ def run(tmp_path: Path) -> Path:
     outputs = {f"gguf/{file.name}": {"bytes": file.stat().st_size, "sha256": sha256_file(file)}}
     stage = {
         "status": "done",
-        "result": {"files": {"f16": {"passed": True}, "q8_0": {"passed": False}}},
+        "result": certificate(f16=comparison(True), q8_0=comparison(False)).to_json(),
         "outputs": outputs,
     }
     manifest = {
@@ -84,7 +94,7 @@ def test_base_and_adapter_are_preferred_where_the_adapter_was_certified(run: Pat
     base, adapter = tmp_path / "base.gguf", run / "gguf" / f"{NAME}-adapter.gguf"
     adapter.write_bytes(b"GGUF")
     assert served_files(load_run(run), base=base).adapter is None  # it has no certificate
-    change(run, lambda stage: stage["result"].update(adapter={"passed": True}))
+    change(run, lambda stage: stage["result"].update(adapter=comparison(True).to_json()))
     files = served_files(load_run(run), base=base)
     assert (files.tuned, files.base, files.adapter) == (None, base, adapter)
     assert served_files(load_run(run), base=base, quant="f16").tuned is not None
@@ -183,7 +193,11 @@ def test_chat_as_a_command(run: Path, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     out = done.stdout
     assert "noesis › Courage is knowledge." in out and "base › The base speaks plainly." in out and "think" not in out
-    assert "offline screen (not a judge)" in out and "exists already" in out and out.count("nothing was said yet") == 2
+    assert (
+        "offline screen (not a judge)" in out
+        and "exists already" in out
+        and out.count("the conversation is still empty") == 2
+    )
     assert saved.read_text().count("## ") == 3 and "The base" not in saved.read_text()
 
 
@@ -297,7 +311,7 @@ def test_long_conversations_keep_the_system_prompt_and_the_end():
         {"role": "system", "content": "s"},
         *[{"role": "user", "content": f"{i} " + "x" * 1000} for i in range(30)],
     ]
-    kept = fitting(history, 400)
+    kept = fit_context(history, 400)
     assert kept[0] == history[0] and kept[-1] == history[-1] and 1 < len(kept) < 10
 
 
@@ -387,17 +401,17 @@ def test_the_probe_compares_as_far_as_both_stand_before_the_same_text():
     ours = [Completion("abx", "stop", logprobs=[entry("a", -0.1), entry("b", -0.2), entry("x", -0.3)])]
     same = [Completion("abx", "stop", logprobs=[entry("a", -0.1), entry("b", -0.2), entry("x", -0.3)])]
     tie = [Completion("acy", "stop", logprobs=[entry("a", -0.2), entry("c", -0.3, b=-0.4), entry("y", -5.0)])]
-    assert distance(ours, same).mean == 0 and distance(ours, same).positions == 3
-    near = distance(ours, tie)
+    assert answer_distance(ours, same).mean == 0 and answer_distance(ours, same).positions == 3
+    near = answer_distance(ours, tie)
     assert (near.positions, near.mean, near.same) == (2, pytest.approx(0.15), pytest.approx(1 / 3))
-    assert same_model_verdict(distance(ours, same), near)[0]
-    assert not same_model_verdict(near, distance(ours, same))[0]  # the base is nearer
-    far = distance(ours, [Completion("zzz", "stop", logprobs=[entry("z", -0.1)])])
+    assert same_model_verdict(answer_distance(ours, same), near)[0]
+    assert not same_model_verdict(near, answer_distance(ours, same))[0]  # the base is nearer
+    far = answer_distance(ours, [Completion("zzz", "stop", logprobs=[entry("z", -0.1)])])
     assert far.mean == pytest.approx(8.9) and not same_model_verdict(far, None)[0]
     mute = [Completion("abx", "stop")]
-    passed, why = same_model_verdict(distance(ours, mute), None)
+    passed, why = same_model_verdict(answer_distance(ours, mute), None)
     assert passed and "weaker" in why
-    assert not same_model_verdict(distance(ours, [Completion("qqq", "stop")]), None)[0]
+    assert not same_model_verdict(answer_distance(ours, [Completion("qqq", "stop")]), None)[0]
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ import pytest
 from helpers.browser import CHROMIUM, CTRL, browser
 from helpers.running_server import KEY, endless, running
 from helpers.tiny_gguf import write_reciter
-from noesis.serving.app import AnswerJudge
 from noesis.serving.page import FILE, load_page
 from noesis.serving.protocol import Limits
 from noesis.serving.server import ModelFiles
@@ -26,21 +25,29 @@ READY = "document.documentElement.dataset.state === 'connected'"
 TEXT = "document.body.innerText"
 
 
-async def hear(said: list[dict[str, str]], answer: str, language: str) -> dict:
-    judges = {name: [0.5, 0.5] for name in ("veritas", "sophia", "dike")}
-    said_by = [
-        {"judge": name, "model": "m", "reasoning": f"weighed {answer[:7]} after {len(said)}", "unscored": ""}
-        for name in judges
-    ]
-    return {
-        "judge": "a judge",
-        "verdict": "CONDITIONAL",
-        "mean": [0.5, 0.6],
-        "judges": judges,
-        "said": said_by,
-        "flags": [],
-        "vetoes": [],
-    }
+class ScriptedJudge:
+    name = "a judge"
+
+    async def judge_answer(self, conversation: list[dict[str, str]], answer: str, language: str) -> dict:
+        judges = {name: [0.5, 0.5] for name in ("veritas", "sophia", "dike")}
+        said_by = [
+            {
+                "judge": name,
+                "model": "m",
+                "reasoning": f"weighed {answer[:7]} after {len(conversation)}",
+                "unscored": "",
+            }
+            for name in judges
+        ]
+        return {
+            "judge": "a judge",
+            "verdict": "CONDITIONAL",
+            "mean": [0.5, 0.6],
+            "judges": judges,
+            "said": said_by,
+            "flags": [],
+            "vetoes": [],
+        }
 
 
 @pytest.mark.slow
@@ -75,7 +82,7 @@ def test_the_page_asks_both_models_and_shows_the_court(tmp_path: Path):
             assert not tab.said  # no error, no breach of the policy
 
     files = ModelFiles(write_reciter(tmp_path / "t.gguf", SAID), write_reciter(tmp_path / "b.gguf", HOSTILE))
-    with running(files, Limits(parallel=4, context=1024), court=AnswerJudge("a judge", hear)) as server:
+    with running(files, Limits(parallel=4, context=1024), judge=ScriptedJudge()) as server:
         asyncio.run(visit(server.url))
 
 
@@ -91,12 +98,12 @@ def test_keys_stop_and_order_of_focus(tmp_path: Path):
             await tab.until(f"{TEXT}.includes('does not accept this key')")
             await tab.open(f"{url}/#key={KEY}&lang=en")
             await tab.until(READY)
-            await tab.evaluate("document.getElementById('tongue').focus()")
+            await tab.evaluate("document.getElementById('language').focus()")
             order = []
             for _ in range(4):
                 order.append(await tab.evaluate("document.activeElement.id"))
                 await tab.press("Tab")
-            assert order == ["tongue", "question", "send", "anew"]
+            assert order == ["language", "question", "send", "reset"]
             await tab.evaluate("document.getElementById('question').focus()")
             await tab.write("Go on")
             await tab.press("Enter", CTRL)

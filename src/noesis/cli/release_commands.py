@@ -91,4 +91,4 @@ def parity(run: RunArgument, as_json: JsonOption = False) -> None:
     s = reopen_run(run)
     with s.run.locked():
         result = parity(s)
-    print_result(result, as_json)
+    print_result(result.to_json(), as_json)

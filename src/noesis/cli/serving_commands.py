@@ -75,10 +75,9 @@ def serve(
     from noesis.core.event_loop import run_async
     from noesis.pipeline.served_files import served_files
     from noesis.run.directory import load_run
-    from noesis.serving.app import AnswerJudge
     from noesis.serving.page import load_page
     from noesis.serving.protocol import Limits
-    from noesis.serving.server import LOOPBACK, Server, Settings, claim
+    from noesis.serving.server import LOOPBACK, Server, Settings, claim_port
 
     loaded = load_run(run)
     if context <= max_tokens:
@@ -90,10 +89,10 @@ def serve(
     constitution, spoken = _voice(loaded, language)
     limits = Limits(parallel=parallel, context=context, max_tokens=max_tokens, request_s=timeout)
     settings = Settings(used, constitution.system_prompt, spoken, host, port, limits)
-    taken = claim(host, port)  # before anything is loaded
-    bar = _bar(loaded, project, constitution, judges, max_usd) if judges else None
-    court, page = AnswerJudge(bar.name, bar.judge_answer) if bar else None, load_page() if ui else None
-    server = Server(served_files(loaded, quant=quant, base=base), settings, court=court, page=page, port=taken)
+    taken = claim_port(host, port)  # before anything is loaded
+    judge = _live_judge(loaded, project, constitution, judges, max_usd) if judges else None
+    files, page = served_files(loaded, quant=quant, base=base), load_page() if ui else None
+    server = Server(files, settings, judge=judge, page=page, port=taken)
 
     def ready() -> None:
         say(f"Serving {', '.join(server.models)} at {server.url}/v1")
@@ -109,8 +108,8 @@ def serve(
         try:
             await server.run(ready)
         finally:
-            if bar:
-                await bar.close()
+            if judge:
+                await judge.close()
 
     run_async(work())
     server.free()
@@ -145,8 +144,8 @@ def chat(
 
     loaded = load_run(run)
     constitution, voice = _voice(loaded, language)
-    bar = _bar(loaded, project, constitution, judges, max_usd)
-    files = served_files(loaded, quant=quant, base=base, lazily=True)
+    judge = _live_judge(loaded, project, constitution, judges, max_usd)
+    files = served_files(loaded, quant=quant, base=base, lazy=True)
     say(f"  loading {(files.adapter or files.tuned or run).name} …")
     started: list[tuple[Any, LLMClient]] = []
 
@@ -175,12 +174,12 @@ def chat(
         hold(
             ChatSession(
                 answer,
-                lambda said, text: format_opinion(runner.run(bar.judge_answer(said, text, voice))),
+                lambda messages, text: format_opinion(runner.run(judge.judge_answer(messages, text, voice))),
                 system,
                 max_tokens,
             )
         )
-        runner.run(bar.close())
+        runner.run(judge.close())
     for backend, connected in started:
         connected.close()
         backend.stop(10.0)
@@ -230,11 +229,11 @@ def connect(
     if not used:
         raise UsageError("the probe needs the key: set NOESIS_API_KEY, or give --key")
     result = probe_endpoint(loaded, LLMClient(base_url, used, model), base=base)
-    say(f"  it answers: {result['chat'][:200]!r} ({result['usage']['total_tokens']} tokens)")
-    say(f"  {result['why']}")
-    print_result(result, as_json)
-    if not result["same"]:
-        raise ParityError(f"{base_url} does not answer as the model of {run}: {result['why']}")
+    say(f"  it answers: {result.chat[:200]!r} ({result.total_tokens} tokens)")
+    say(f"  {result.why}")
+    print_result(result.to_json(), as_json)
+    if not result.same:
+        raise ParityError(f"{base_url} does not answer as the model of {run}: {result.why}")
     say(f"{model} at {base_url} is the model of {run}")
 
 
@@ -259,7 +258,7 @@ def _voice(run: Run, language: str | None) -> tuple[Any, str]:
     return load_constitution(run.data / "constitution.yaml"), language or run.config().training.data.language
 
 
-def _bar(
+def _live_judge(
     run: Run, project: Path | None, constitution: Any, judges: list[str] | None, max_usd: float | None
 ) -> LiveJudge:
     from noesis.core.project import Project, find_project

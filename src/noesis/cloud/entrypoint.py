@@ -60,11 +60,11 @@ def _begin(project: Project, section: ModalSection, start: Start, *, dry_run: bo
 
 
 def _check_gguf(request: CloudRequest) -> None:
-    from noesis.release.parity.certify import TOLERANCES
+    from noesis.release.gguf.quantize import KINDS
 
     for kind in request.gguf:
-        if kind not in TOLERANCES:
-            raise UsageError(f"--gguf {kind!r} is not known; choose from {', '.join(TOLERANCES)}")
+        if kind not in KINDS:
+            raise UsageError(f"--gguf {kind!r} is not known; choose from {', '.join(KINDS)}")
 
 
 def _secrets(request: CloudRequest, section: ModalSection) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 # What a chat template turns into the boundary of a message. A dataset must not be able to forge one.
 CONTROL_TOKEN = re.compile(
@@ -83,6 +83,15 @@ def fill_template(template: str, values: Mapping[str, str]) -> str:
 
 
 def neutralise(text: str) -> str:
-    """`text` without what could end its section of a prompt: `<<<` marks, and control tokens of any chat template."""
-    text = _MARKS.sub(lambda m: m[0].replace("<", "‹").replace(">", "›"), text)
+    """`text` without what could end its place in the prompt: copies of the marks, and control tokens of any chat template."""
+    return break_control_tokens(_MARKS.sub(lambda m: m[0].replace("<", "‹").replace(">", "›"), text))
+
+
+def break_control_tokens(text: str) -> str:
+    """`text` with a space inside each chat-template token, so that no tokenizer reads it as one."""
     return CONTROL_TOKEN.sub(lambda m: m[0][0] + " " + m[0][1:], text)
+
+
+def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
+    """How many items (characters, tokens) two sequences begin with in common."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

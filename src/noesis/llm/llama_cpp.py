@@ -1,7 +1,7 @@
-"""One llama.cpp server inside this process: loaded, reachable on 127.0.0.1 with a key of its own, and stopped without a deadlock.
+"""A llama.cpp server inside this process: loaded, served on 127.0.0.1 with its own key, and stopped without deadlock.
 
-https://github.com/xorbitsai/xllamacpp . Freeing a server while a request is in flight never returns, and signals are
-then ignored: it is freed only after `/slots` says that it is idle.
+https://github.com/xorbitsai/xllamacpp . Freeing a server while a request is in flight never returns and blocks signals,
+so it is freed only after `/slots` says that it is idle.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ from noesis.core.errors import MissingExtra, ModelError
 from noesis.core.messages import Message
 
 IDLE_POLL_S = 0.1
-REMAKE = "make it anew with  noesis gguf RUN --again"
+REMAKE = "write it again with  noesis gguf RUN --again"
 
 
 def load_llama_server(
     model: Path, *, key: str, adapter: Path | None = None, parallel: int = 1, context: int = 4096
 ) -> Any:
-    """A running xllamacpp server for `model`.
+    """Start an xllamacpp server for `model`.
 
     Args:
-        key: what its port asks for.
+        key: required of every request.
         adapter: a GGUF adapter for the model, at scale 1 unless a request says otherwise.
-        parallel: requests at once.
-        context: tokens of prompt and answer for each of them.
+        parallel: how many requests are served at once.
+        context: tokens of prompt and answer of each request.
 
     Raises:
-        ModelError: a file is missing, is no GGUF, is cut off, or is of an architecture or a base that does not fit.
+        ModelError: a file is missing, is not GGUF, is cut off, or has an unknown architecture; or the adapter belongs
+            to another base.
     """
     try:
         import xllamacpp
@@ -48,10 +49,9 @@ def load_llama_server(
     params = xllamacpp.CommonParams()
     params.model.path = str(model)
     params.n_ctx, params.n_parallel = context * parallel, parallel
-    params.n_threads_http = parallel + 4  # one a request under way, and some for /slots
-    params.cache_ram_mib = (
-        0  # else up to 8 GB of old prompts are kept, without regard to the adapter that they were read with
-    )
+    params.n_threads_http = parallel + 4  # one per request, and some for /slots
+    # Otherwise up to 8 GB of old prompts are cached, regardless of the adapter they were read with.
+    params.cache_ram_mib = 0
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = usable_threads()
     params.hostnames, params.port = ["127.0.0.1"], 0
     params.api_keys = [key]
@@ -65,12 +65,17 @@ def load_llama_server(
     except RuntimeError as error:
         what = f"{model} with the adapter {adapter}" if adapter else str(model)
         raise ModelError(
-            f"llama.cpp can't load {what} (cut off, too large for the memory, or of an unknown architecture): {error}; {REMAKE}"
+            f"llama.cpp can't load {what} (cut off, too large for the memory, or of an unknown architecture): {error}; "
+            f"{REMAKE}"
         ) from None
 
 
 def check_gguf(file: Path) -> None:
-    """Raise ModelError unless `file` begins as a GGUF file does."""
+    """Check the first bytes of `file`.
+
+    Raises:
+        ModelError: the file is missing, or is not GGUF.
+    """
     if not file.is_file():
         raise ModelError(f"{file} does not exist: make it with  noesis gguf RUN")
     with open(file, "rb") as f:
@@ -80,23 +85,22 @@ def check_gguf(file: Path) -> None:
 
 
 class LlamaServer:
-    """A loaded model that answers over HTTP at `url` to those who know `key`."""
+    """A loaded model that is served over HTTP at `url` to those who know `key`."""
 
     def __init__(self, model: Path, *, adapter: Path | None = None, parallel: int = 8, context: int = 4096) -> None:
-        """Load it; seconds for a small model, more for a large one. Raises ModelError as `load`."""
+        """Load the model, which takes seconds or more. Raises and arguments as in `load_llama_server`."""
         self.key = secrets.token_urlsafe(24)
-        self.adapted = adapter is not None
         self._server = load_llama_server(model, key=self.key, adapter=adapter, parallel=parallel, context=context)
         self.url = str(self._server.listening_address)
 
     def busy(self) -> int:
-        """Requests that it is working on."""
+        """How many requests are in progress."""
         request = urllib.request.Request(self.url + "/slots", headers={"Authorization": f"Bearer {self.key}"})  # noqa: S310  (our own port)
         with urllib.request.urlopen(request, timeout=10) as reply:  # noqa: S310
             return sum(bool(slot["is_processing"]) for slot in json.load(reply))
 
     def stop(self, patience_s: float) -> bool:
-        """Free the model once it is idle; False if it was not within `patience_s` seconds, and then it is left alone."""
+        """Free the model once it is idle. False if it stays busy for `patience_s` seconds: then it is left alone."""
         end = time.monotonic() + patience_s
         while self.busy():
             if time.monotonic() > end:
@@ -106,7 +110,7 @@ class LlamaServer:
         return True
 
 
-# Small models fall into loops under greedy decoding; the same mild penalty for every model and answer.
+# Small models fall into loops under greedy decoding. The same mild penalty applies to every model and answer.
 REPEAT_PENALTY = 1.1
 
 
@@ -119,7 +123,7 @@ class LlamaEngine:
         Args:
             adapter: a GGUF adapter for it.
             parallel: how many requests are served at once.
-            context: tokens of prompt and answer for each of them.
+            context: tokens of prompt and answer of each request.
 
         Raises:
             ModelError: the file can't be loaded.
@@ -140,10 +144,14 @@ class LlamaEngine:
         adapter: bool = True,
         on_token: Callable[[str], None] | None = None,
     ) -> str:
-        """The model's answer; with `on_token` each piece is handed over as it comes.
+        """The model's answer.
+
+        Args:
+            adapter: whether the adapter is on.
+            on_token: called with each piece as it arrives.
 
         Raises:
-            ModelError: llama.cpp refuses the request (a prompt longer than the context, say).
+            ModelError: llama.cpp refuses the request (a prompt longer than the context, for instance).
         """
         request: dict[str, Any] = {
             "messages": messages,
@@ -152,7 +160,7 @@ class LlamaEngine:
             "seed": seed,
             "repeat_penalty": REPEAT_PENALTY,
             "stream": on_token is not None,
-            "cache_prompt": False,  # else an answer could depend on what was asked before
+            "cache_prompt": False,  # otherwise an answer could depend on earlier requests
         }
         if self._adapted:
             request["lora"] = [{"id": 0, "scale": 1.0 if adapter else 0.0}]

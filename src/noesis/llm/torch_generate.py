@@ -1,10 +1,9 @@
-"""Packed answering in torch: many conversations share each pass through the weights. `python benchmarks/tribunal.py` times it.
+"""Batched generation in torch. `python benchmarks/tribunal.py` times it.
 
-On a processor a pass for one token waits for memory, not for arithmetic, so that 32 conversations at once cost little
-more than one.
-What is drawn depends on prompt and seed: each conversation has a generator of its own, whatever it is packed with.
-(Rounding does depend on the company, in the last bits; a near tie can then fall the other way.) What all of a batch
-begin with (a system prompt, examples) is read once.
+On a CPU a pass for one token is bound by memory, not arithmetic, so 32 conversations at once cost little more than one.
+What is sampled depends on prompt and seed: each conversation has its own generator, whatever it is batched with.
+(Rounding does depend on the batch, in the last bits; a near tie can then fall the other way.) A prefix shared by the
+whole batch (a system prompt, examples) is read once.
 """
 
 from __future__ import annotations
@@ -18,15 +17,16 @@ from noesis.core.config import Quantization
 from noesis.core.console import say
 from noesis.core.errors import ModelError
 from noesis.core.messages import Message
+from noesis.core.text import common_prefix
 from noesis.llm.chat_template import end_of_turn, render
 from noesis.llm.llama_cpp import REPEAT_PENALTY
 from noesis.llm.tokenizer import ChatTokenizer
-from noesis.llm.weights import read_adapter, released
+from noesis.llm.weights import iter_trained_weights, read_adapter
 
 BATCH = 32  # conversations at once
-PENALISED = 64  # last tokens that the repetition penalty looks at
+PENALISED = 64  # last tokens that the repetition penalty covers
 TOP_K = 40  # as llama.cpp's default
-SHARED_FROM = 32  # tokens of a common beginning from which reading it once pays
+SHARED_FROM = 32  # tokens of a shared prefix from which reading it once pays
 
 
 def generate_batch(
@@ -43,24 +43,25 @@ def generate_batch(
     """One answer to each conversation, in order.
 
     Args:
-        model: a causal language model of transformers, in the mode (adapter on or off) that is wanted.
-        seeds: one a conversation, for a temperature above 0.
-        on_answer: told how many answers came.
+        model: a causal language model of transformers, with its adapter on or off as wanted.
+        seeds: one per conversation, for a temperature above 0.
+        on_answer: called with the number of answers that were finished.
 
     Raises:
-        ModelError: a conversation leaves no room in the model's window.
+        ModelError: prompt and answer do not fit the model's context.
     """
     prompts = [tokenizer(render(tokenizer, c, add_generation_prompt=True))["input_ids"] for c in conversations]
     window = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
     longest = max((len(p) for p in prompts), default=0)
     if longest + max_tokens > window:
         raise ModelError(
-            f"a prompt of {longest} tokens and an answer of {max_tokens} do not fit the model's window of {window}: lower tribunal.trial_tokens"
+            f"a prompt of {longest} tokens and an answer of {max_tokens} do not fit the model's window of {window}: "
+            "lower tribunal.trial_tokens"
         )
     seeds = seeds or [0] * len(prompts)
     stop = end_of_turn(tokenizer)
     answers = [""] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths together: less padding
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths together: less padding
     for start in range(0, len(order), batch):
         part = order[start : start + batch]
         found = _generate(model, [prompts[i] for i in part], [seeds[i] for i in part], max_tokens, temperature, stop)
@@ -74,7 +75,7 @@ def generate_batch(
 def _generate(
     model: Any, prompts: list[list[int]], seeds: list[int], max_tokens: int, temperature: float, stop: int
 ) -> list[list[int]]:
-    """Token ids of each answer, without the one that ends it. Rows that ended leave the batch when half of it has."""
+    """Token ids of each answer, without the one that ends it. Finished rows leave the batch once half of it is done."""
     import torch
     from transformers import DynamicCache
 
@@ -107,52 +108,51 @@ def _generate(
                 logits_to_keep=1,
             )
             logits = out.logits[:, -1].float().cpu()
-            drawn = [_draw(logits[k], seen[row], temperature, generators[row]) for k, row in enumerate(rows)]
-            for row, token in zip(rows, drawn, strict=True):
+            tokens = [_sample(logits[k], seen[row], temperature, generators[row]) for k, row in enumerate(rows)]
+            for row, token in zip(rows, tokens, strict=True):
                 if token == stop:
                     ended.add(row)
                 elif row not in ended:
                     seen[row].append(token)
-            going = [k for k, row in enumerate(rows) if row not in ended]
-            if not going:
+            active = [k for k, row in enumerate(rows) if row not in ended]
+            if not active:
                 break
             positions = positions[:, -1:] + 1
-            ids = torch.tensor([[t] for t in drawn], device=model.device)
+            ids = torch.tensor([[t] for t in tokens], device=model.device)
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-            if 2 * len(going) <= len(rows):
-                keep = torch.tensor(going, device=model.device)
+            if 2 * len(active) <= len(rows):
+                keep = torch.tensor(active, device=model.device)
                 cache.batch_select_indices(keep)
                 ids, mask, positions = ids[keep], mask[keep], positions[keep]
-                rows = [rows[k] for k in going]
+                rows = [rows[k] for k in active]
     return [ids_[len(p) :] for ids_, p in zip(seen, prompts, strict=True)]
 
 
 def shared_beginning(prompts: list[list[int]]) -> int:
-    """How many tokens all prompts begin with, each keeping one of its own; 0 where there are too few to gain by it."""
+    """Length of the prefix that all prompts share, leaving each at least one token; 0 where it is too short to pay."""
     if len(prompts) < 2:
         return 0
-    low, high = min(prompts), max(prompts)  # the two that differ first, in the order of lists
-    most = min(map(len, prompts)) - 1
-    common = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), most)
-    return min(common, most) if min(common, most) >= SHARED_FROM else 0
+    shared = common_prefix(min(prompts), max(prompts))  # in lexicographic order these two differ first
+    length = min(shared, min(map(len, prompts)) - 1)
+    return length if length >= SHARED_FROM else 0
 
 
 def next_tokens(
     model: Any, tokenizer: ChatTokenizer, conversations: list[list[Message]], count: int
 ) -> list[list[tuple[str, float]]]:
-    """The likeliest next tokens of each conversation as (text, natural-log probability), the likeliest first.
+    """The most likely next tokens of each conversation as (text, natural-log probability), most likely first.
 
-    An assistant's message that stands last is gone on from.
+    If the last message is the assistant's, it is continued.
 
     Args:
-        count: how many of them.
+        count: how many tokens.
     """
     import torch
 
     found = []
-    for talk in conversations:
-        said = talk[-1]["content"] if talk[-1]["role"] == "assistant" else ""
-        text = render(tokenizer, talk[:-1] if said else talk, add_generation_prompt=True) + said
+    for messages in conversations:
+        prefill = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
+        text = render(tokenizer, messages[:-1] if prefill else messages, add_generation_prompt=True) + prefill
         ids = tokenizer(text)["input_ids"]
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1].float()
@@ -161,7 +161,7 @@ def next_tokens(
     return found
 
 
-def _draw(logits: Any, seen: list[int], temperature: float, generator: Any) -> int:
+def _sample(logits: Any, seen: list[int], temperature: float, generator: Any) -> int:
     """The next token of one row. logits: (vocabulary,), changed in place."""
     import torch
 
@@ -175,21 +175,22 @@ def _draw(logits: Any, seen: list[int], temperature: float, generator: Any) -> i
 
 
 def free_gpu_memory() -> None:
-    """Give the card's memory back, as far as a living process can; nothing where there is none."""
+    """Return unused GPU memory to the driver; nothing to do without a GPU."""
     import torch
 
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-        say(f"  the answering model has left the card: {torch.cuda.memory_allocated() / 2**30:.1f} GiB still held")
+        say(f"  GPU memory freed: {torch.cuda.memory_allocated() / 2**30:.1f} GiB still in use")
 
 
 def load_merged_model(
     base: Path, adapter_folder: Path | None, *, quantization: Quantization, dtype: str, device: str = "cpu"
 ) -> Any:
-    """The merged model (without an adapter: the base as it was trained against) in memory, as `transformers` loads it; for answering.
+    """Base and adapter merged in memory, as a transformers model for generation.
 
     Args:
+        adapter_folder: None: the base as it was trained against.
         dtype: of weights and arithmetic.
         device: `cpu` or `cuda`.
     """
@@ -201,9 +202,9 @@ def load_merged_model(
         base, dtype=kind, use_safetensors=True, trust_remote_code=False, local_files_only=True
     )
     adapter = read_adapter(adapter_folder) if adapter_folder is not None else None
-    places = model.state_dict()
+    state = model.state_dict()
     with torch.inference_mode():
-        for name, weight in released(base, quantization, dtype, adapter):
-            if name in places:  # tied weights are there once
-                places[name].copy_(weight)
+        for name, weight in iter_trained_weights(base, quantization, dtype, adapter):
+            if name in state:  # tied weights are there once
+                state[name].copy_(weight)
     return model.to(device).eval()

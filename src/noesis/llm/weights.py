@@ -1,12 +1,15 @@
-"""The tensors of a release, one at a time: base weights as the adapter was trained against them, plus the adapter's update.
+"""Model weights from safetensors files, one tensor at a time: the base as the adapter was trained against it, plus the
+adapter's update.
 
-An adapter trained on an NF4 base was fitted to the dequantised NF4 weights, not to the originals; so those are what it is merged into.
-A file is opened for each tensor anew and closed again: what was read does not stay mapped, and memory is that of one tensor.
+An adapter trained on an NF4 base was fitted to the dequantised NF4 weights, not to the originals, so those are what it
+is merged into. A file is opened for each tensor and closed again, so nothing stays mapped and memory is that
+of one tensor.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +19,8 @@ from typing import Any
 from noesis.core.config import Quantization
 from noesis.core.errors import ModelError
 
-PREFIX = "base_model.model."
+ADAPTER_WEIGHTS, INDEX = "adapter_model.safetensors", "model.safetensors.index.json"
+PEFT_PREFIX = "base_model.model."
 UNSUPPORTED = (
     "use_dora",
     "modules_to_save",
@@ -26,12 +30,13 @@ UNSUPPORTED = (
     "lora_bias",
     "fan_in_fan_out",
 )
-TORCH = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names of the types that weights come in
+TORCH_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' name → torch's
+MAX_SHARDS = 10_000
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Where one tensor of a model lies."""
+class StoredTensor:
+    """Where one tensor of a model is stored."""
 
     file: Path
     name: str
@@ -39,12 +44,14 @@ class Stored:
     shape: tuple[int, ...]
 
     @property
+    def numbers(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+    @property
     def size(self) -> int:
         """Bytes."""
-        numbers = 1
-        for n in self.shape:
-            numbers *= n
-        return numbers * (4 if self.dtype == "F32" else 2)
+        return self.numbers * (4 if self.dtype == "F32" else 2)
 
 
 @dataclass(frozen=True)
@@ -54,27 +61,22 @@ class AdapterFile:
     path: Path
     r: int
     scale: float  # lora_alpha / r, or / sqrt(r) for rsLoRA
-    alpha: float
-    targets: dict[str, tuple[str, str]]  # base weight's name → names of its A (r, in) and B (out, r)
-    shapes: dict[str, tuple[int, ...]]  # of each of its tensors
+    targets: dict[str, tuple[str, str]]  # name of the base weight → names of its A (r, in) and B (out, r)
+    shapes: dict[str, tuple[int, ...]]  # of each of the adapter's tensors
+
+    @property
+    def file(self) -> Path:
+        """The file with its tensors."""
+        return self.path / ADAPTER_WEIGHTS
 
 
 def read_adapter(folder: Path) -> AdapterFile:
-    """Read an adapter's plan without its tensors.
+    """Read an adapter's settings and the names and shapes of its tensors.
 
     Raises:
-        ModelError: no safetensors, a kind of adapter that can't be merged here, or an A without its B.
+        ModelError: no safetensors, an unsupported kind of adapter, or a LoRA A without its B.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        with safe_open(folder / "adapter_model.safetensors", framework="pt") as f:
-            shapes = {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118  (not a dict)
-    except FileNotFoundError as error:
-        raise ModelError(f"{folder} is no adapter: {error.filename} is missing (only safetensors are read)") from None
-    except (ValueError, SafetensorError) as error:
-        raise ModelError(f"{folder} is damaged: {error}") from None
+    settings, shapes = _read_adapter_files(folder)
     if settings.get("peft_type") != "LORA":
         raise ModelError(f"{folder} is an adapter of type {settings.get('peft_type')!r}; only LORA can be merged")
     for key in UNSUPPORTED:
@@ -83,164 +85,200 @@ def read_adapter(folder: Path) -> AdapterFile:
                 f"{folder}: adapters with {key} can't be merged here; merge it with peft's merge_and_unload()"
             )
     r, alpha = int(settings["r"]), float(settings["lora_alpha"])
+    scale = alpha / (r**0.5 if settings.get("use_rslora") else r)
+    return AdapterFile(folder, r, scale, _lora_pairs(folder, shapes), shapes)
+
+
+def _read_adapter_files(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """(adapter_config.json, tensor name → shape)."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as f:
+            shapes = {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118  (not a dict)
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{folder} is not an adapter: {error.filename} is missing (only safetensors are read)"
+        ) from None
+    except (ValueError, SafetensorError) as error:
+        raise ModelError(f"{folder} is damaged: {error}") from None
+    return settings, shapes
+
+
+def _lora_pairs(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[str, str]]:
+    """Name of the base weight → names of its A and B."""
     targets = {}
-    for name in sorted(shapes):
-        if name.endswith(".lora_A.weight"):
-            b = name.replace(".lora_A.", ".lora_B.")
+    for a in sorted(shapes):
+        if a.endswith(".lora_A.weight"):
+            b = a.replace(".lora_A.", ".lora_B.")
             if b not in shapes:
-                raise ModelError(f"{folder}: {name} has no {b}")
-            targets[name.removeprefix(PREFIX).replace(".lora_A.weight", ".weight")] = (name, b)
-    unused = shapes.keys() - {n for pair in targets.values() for n in pair}
+                raise ModelError(f"{folder}: {a} has no {b}")
+            targets[a.removeprefix(PEFT_PREFIX).replace(".lora_A.weight", ".weight")] = (a, b)
+    unused = shapes.keys() - {name for pair in targets.values() for name in pair}
     if unused:
-        raise ModelError(f"{folder}: the tensor {min(unused)!r} is no part of a LoRA pair; it would be lost in a merge")
-    return AdapterFile(folder, r, alpha / (r**0.5 if settings.get("use_rslora") else r), alpha, targets, shapes)
+        raise ModelError(
+            f"{folder}: the tensor {min(unused)!r} is not part of a LoRA pair; it would be lost in a merge"
+        )
+    return targets
 
 
-def require_fit(adapter: AdapterFile, base: dict[str, Stored], place: Path) -> None:
-    """Every pair of the adapter has one weight of the base, of its shape.
+def require_matching_base(adapter: AdapterFile, tensors: dict[str, StoredTensor], base: Path) -> None:
+    """Check that every LoRA pair has a weight of the base, of the right shape.
+
+    Args:
+        tensors: the base's.
 
     Raises:
-        ModelError: naming the first that has not; it is of another base.
+        ModelError: naming the first pair that has none; the adapter belongs to another base.
     """
     for weight, (a, b) in adapter.targets.items():
-        if weight not in base:
+        if weight not in tensors:
             raise ModelError(
-                f"the adapter has an update for {weight!r}, which {place} does not have: it was trained on another base"
+                f"the adapter has an update for {weight!r}, which {base} does not have: it was trained on another base"
             )
-        shape, found = base[weight].shape, (adapter.shapes[b], adapter.shapes[a])
+        shape, found = tensors[weight].shape, (adapter.shapes[b], adapter.shapes[a])
         if len(shape) != 2 or found != ((shape[0], adapter.r), (adapter.r, shape[1])):
             raise ModelError(
-                f"{weight}: the adapter's {found[0]} × {found[1]} of rank {adapter.r} does not fit the base's {shape}: it was trained on another base"
+                f"{weight}: the adapter's {found[0]} × {found[1]} of rank {adapter.r} does not fit the base's {shape}: "
+                "it was trained on another base"
             )
 
 
-def shards(base: Path) -> list[Path]:
-    """The safetensors files of a model folder, every one that its index names.
+def weight_files(model: Path) -> list[Path]:
+    """The safetensors files of a model folder: those its index names, or else those that are there.
 
     Raises:
-        ModelError: one is missing.
+        ModelError: one is missing, or there is none.
     """
-    index = base / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise ModelError(f"{index} is damaged: fetch the model again") from None
-        if any(Path(name).name != name for name in named):
-            raise ModelError(
-                f"{index} names a file outside its folder: {next(n for n in named if Path(n).name != n)!r}"
-            )
-        why = f"{index.name} names it"
+    if (model / INDEX).is_file():
+        names, why = _names_in_index(model / INDEX), f"{INDEX} names it"
     else:
-        named = sorted(f.name for f in base.glob("*.safetensors") if f.name != "adapter_model.safetensors")
-        if not named:
-            if (base / "adapter_model.safetensors").is_file():
-                raise ModelError(f"{base} holds an adapter, not a model: merge it first, or give --adapter")
-            raise ModelError(f"{base} holds no .safetensors file")
-        numbered = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.safetensors", named[0])
-        if numbered:
-            named = [
-                f"{numbered.group(1)}-{i + 1:05d}-of-{numbered.group(2)}.safetensors"
-                for i in range(min(int(numbered.group(2)), 10_000))
-            ]
-        why = "the others' names count it"
-    for name in named:
-        if not (base / name).is_file():
-            raise ModelError(f"{base / name} is missing, though {why}: fetch the model again")
-    return [base / name for name in named]
+        names, why = _names_in_folder(model), "the others' names count it"
+    for name in names:
+        if not (model / name).is_file():
+            raise ModelError(f"{model / name} is missing, though {why}: fetch the model again")
+    return [model / name for name in names]
 
 
-def inventory(model: Path) -> dict[str, Stored]:
+def _names_in_index(index: Path) -> list[str]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise ModelError(f"{index} is damaged: fetch the model again") from None
+    for name in names:
+        if Path(name).name != name:
+            raise ModelError(f"{index} names a file outside its folder: {name!r}")
+    return names
+
+
+def _names_in_folder(model: Path) -> list[str]:
+    names = sorted(file.name for file in model.glob("*.safetensors") if file.name != ADAPTER_WEIGHTS)
+    if not names:
+        if (model / ADAPTER_WEIGHTS).is_file():
+            raise ModelError(f"{model} holds an adapter, not a model: merge it first, or give --adapter")
+        raise ModelError(f"{model} has no .safetensors file")
+    numbered = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.safetensors", names[0])
+    if numbered is None:
+        return names
+    stem, count = numbered.group(1), numbered.group(2)
+    return [f"{stem}-{i + 1:05d}-of-{count}.safetensors" for i in range(min(int(count), MAX_SHARDS))]
+
+
+def list_tensors(model: Path) -> dict[str, StoredTensor]:
     """Every tensor of a model folder, from the files' headers alone, in the files' order.
 
     Raises:
-        ModelError: a file is cut short or foreign, a tensor is there twice, or of a type that no weight comes in.
+        ModelError: a file is cut short or foreign, a tensor is there twice, or has a type that weights do not come in.
     """
     from safetensors import SafetensorError, safe_open
 
-    found: dict[str, Stored] = {}
-    for file in shards(model):
+    found: dict[str, StoredTensor] = {}
+    for file in weight_files(model):
         try:
             with safe_open(file, framework="pt") as f:
                 for name in f.keys():  # noqa: SIM118  (not a dict)
-                    part = f.get_slice(name)
                     if name in found:
                         raise ModelError(
                             f"{name!r} is in {found[name].file.name} and in {file.name}: fetch the model again"
                         )
-                    if part.get_dtype() not in TORCH:
-                        raise ModelError(
-                            f"{file.name}: {name!r} is stored as {part.get_dtype()}: only {', '.join(TORCH)} can be released"
-                        )
-                    found[name] = Stored(file, name, part.get_dtype(), tuple(part.get_shape()))
+                    header = f.get_slice(name)
+                    found[name] = StoredTensor(file, name, header.get_dtype(), tuple(header.get_shape()))
         except SafetensorError as error:
             raise ModelError(f"{file} is damaged or cut short ({error}): fetch the model again") from None
+    for name, tensor in found.items():
+        if tensor.dtype not in TORCH_TYPES:
+            raise ModelError(
+                f"{tensor.file.name}: {name!r} is stored as {tensor.dtype}: "
+                f"only {', '.join(TORCH_TYPES)} can be released"
+            )
     return found
 
 
-def read_tensor(stored: Stored, rows: slice | None = None) -> Any:
+def read_tensor(tensor: StoredTensor, rows: slice | None = None) -> Any:
     """The tensor as it is stored, or some of its rows."""
     from safetensors import safe_open
 
-    with safe_open(stored.file, framework="pt") as f:
-        return f.get_tensor(stored.name) if rows is None else f.get_slice(stored.name)[rows]
+    with safe_open(tensor.file, framework="pt") as f:
+        return f.get_tensor(tensor.name) if rows is None else f.get_slice(tensor.name)[rows]
 
 
-def is_quantised(stored: Stored, quantization: Quantization | None) -> bool:
-    """Whether training held this tensor in 4 bits: bitsandbytes replaces the decoder's linear layers; embeddings, norms and the output stay."""
+def was_quantised(tensor: StoredTensor, quantization: Quantization | None) -> bool:
+    """Whether training stored this tensor in 4 bits.
+
+    bitsandbytes replaces the decoder's linear layers; embeddings, norms and the output layer stay as they are.
+    """
     if quantization is None or not quantization.load_in_4bit:
         return False
-    return len(stored.shape) == 2 and ".layers." in stored.name and stored.name.endswith("_proj.weight")
+    return len(tensor.shape) == 2 and ".layers." in tensor.name and tensor.name.endswith("_proj.weight")
 
 
-def as_trained(stored: Stored, quantization: Quantization | None, dtype: str) -> Any:
-    """The weight as training multiplied with it: dequantised where it was quantised, in the type it was used in."""
-    weight = read_tensor(stored)
-    return (
-        round_trip(weight, quantization, dtype)
-        if quantization is not None and is_quantised(stored, quantization)
-        else weight
-    )
+def read_as_trained(tensor: StoredTensor, quantization: Quantization | None, dtype: str) -> Any:
+    """The weight that training multiplied with: dequantised to `dtype` where it was quantised."""
+    weight = read_tensor(tensor)
+    if quantization is not None and was_quantised(tensor, quantization):
+        return round_trip(weight, quantization, dtype)
+    return weight
 
 
-def update(adapter: AdapterFile, weight: str) -> Any:
+def lora_update(adapter: AdapterFile, weight: str) -> Any:
     """The adapter's update of a weight: scale · B A, float32 (out, in)."""
     from safetensors import safe_open
 
     a, b = adapter.targets[weight]
-    with safe_open(adapter.path / "adapter_model.safetensors", framework="pt") as f:
+    with safe_open(adapter.file, framework="pt") as f:
         return (f.get_tensor(b).float() @ f.get_tensor(a).float()).mul_(adapter.scale)
 
 
-def released(
+def iter_trained_weights(
     base: Path, quantization: Quantization | None, dtype: str, adapter: AdapterFile | None, *, exact: bool = False
 ) -> Iterator[tuple[str, Any]]:
-    """(name, tensor) of the base as trained against, with the adapter's updates added in float32.
+    """(name, tensor) of the base as it was trained against, with the adapter's updates added in float32.
 
     Args:
-        quantization: how the base was stored in training; None or unquantised: weights as they are.
-        dtype: the type in which the dequantised weights were used (`bfloat16`, `float32`).
-        exact: not rounded to the type that the files are stored in.
+        quantization: how training stored the base; None or unquantised: weights as they are.
+        dtype: in which training used the dequantised weights (`bfloat16`, `float32`).
+        exact: do not round to the type in which the files are stored.
     """
-    found = inventory(base)
+    found = list_tensors(base)
     if adapter:
-        require_fit(adapter, found, base)
-    for name, stored in found.items():
-        weight = as_trained(stored, quantization, dtype)
+        require_matching_base(adapter, found, base)
+    for name, tensor in found.items():
+        weight = read_as_trained(tensor, quantization, dtype)
         if adapter and name in adapter.targets:
-            weight = weight.float() + update(adapter, name)
-        yield name, weight if exact else rounded_to(weight, stored.dtype)
+            weight = weight.float() + lora_update(adapter, name)
+        yield name, weight if exact else cast_to(weight, tensor.dtype)
 
 
-def rounded_to(weight: Any, dtype: str) -> Any:
-    """`weight` in a stored type, its numbers one after another."""
+def cast_to(weight: Any, dtype: str) -> Any:
+    """`weight` as a contiguous tensor of a stored type (safetensors' name)."""
     import torch
 
-    return weight.to(getattr(torch, TORCH[dtype])).contiguous()
+    return weight.to(getattr(torch, TORCH_TYPES[dtype])).contiguous()
 
 
 def round_trip(weight: Any, quantization: Quantization, dtype: str) -> Any:
-    """`weight` (out, in) through bitsandbytes' 4-bit storage and back, exactly as a forward pass in training sees it."""
+    """`weight` (out, in) through bitsandbytes' 4-bit storage and back, just as a forward pass of training sees it."""
     import torch
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 

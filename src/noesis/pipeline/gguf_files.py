@@ -3,62 +3,66 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from noesis.core.console import say
 from noesis.core.files import sha256_file, sha256_json
 from noesis.core.project import cache_folder
+from noesis.llm.embedded import EMBEDDED
 from noesis.pipeline.session import RunSession
+from noesis.release.model_card import EMBEDDED_ON_HUB
+from noesis.release.provenance import Provenance
+
+BASE_FORMAT = 1  # part of the cache key: raise it when the same base would be written differently
 
 
-def provenance(s: RunSession) -> dict[str, Any]:
-    """What the model is made of: for noesis.json beside the weights, and the metadata of GGUF files."""
-    identity = s.run.manifest["identity"]
-    return {
-        "noesis": s.run.manifest["noesis"],
-        "base": "HuggingFaceTB/SmolLM2-135M-Instruct"
-        if s.config.training.model == "smollm2"
-        else s.config.training.model,
-        "base_revision": identity["revision"],
-        "licence": s.model.licence,
-        "dataset_sha256": identity["dataset_sha256"],
-        "constitution_sha256": identity["constitution_sha256"],
-        "config_sha256": identity["config_sha256"],
-        "adapter_sha256": sha256_file(s.run.adapter() / "adapter_model.safetensors"),
-        "system_prompt": _system(s),
-        "system_prompt_pt": s.constitution.system_prompt.pt,
-        "system_prompt_en": s.constitution.system_prompt.en,
-    }
+def provenance(s: RunSession) -> Provenance:
+    """What the run's model was made from."""
+    identity, model = s.run.manifest["identity"], s.config.training.model
+    return Provenance(
+        noesis=s.run.manifest["noesis"],
+        base=EMBEDDED_ON_HUB if model == EMBEDDED else model,
+        base_revision=identity["revision"],
+        licence=s.model.licence,
+        dataset_sha256=identity["dataset_sha256"],
+        constitution_sha256=identity["constitution_sha256"],
+        config_sha256=identity["config_sha256"],
+        adapter_sha256=sha256_file(s.run.adapter() / "adapter_model.safetensors"),
+        system_prompt=system_prompt(s),
+        system_prompt_pt=s.constitution.system_prompt.pt,
+        system_prompt_en=s.constitution.system_prompt.en,
+    )
+
+
+def system_prompt(s: RunSession) -> str:
+    """The constitution's system prompt in the language of the training data; Portuguese where there are both."""
+    prompt = s.constitution.system_prompt
+    return prompt.en if s.config.training.data.language == "en" else prompt.pt
 
 
 def adapter_file(s: RunSession) -> Path:
-    """Where the adapter's GGUF lies."""
+    """Where the adapter's GGUF is."""
     return s.run.gguf / f"{s.run.merged.name}-adapter.gguf"
 
 
 def write_adapter(s: RunSession) -> Path:
-    """The adapter as GGUF, for a GGUF of its base."""
+    """Write the adapter as GGUF, for a GGUF of its base."""
     from noesis.release.gguf.writer import write_adapter_gguf
 
-    write_adapter_gguf(s.run.adapter(), s.model.path, adapter_file(s), licence=s.model.licence, about=provenance(s))
-    return adapter_file(s)
+    file = adapter_file(s)
+    write_adapter_gguf(s.run.adapter(), s.model.path, file, licence=s.model.licence, provenance=provenance(s))
+    return file
 
 
 def base_gguf(s: RunSession) -> Path:
-    """The base as it was trained on (stored in 4 bits, if it was), as a GGUF file; written once and cached."""
+    """The base as it was trained on (quantised and dequantised, if it was), as an F16 GGUF; written once and cached."""
     from noesis.release.gguf.writer import write_gguf
 
     quantization, dtype = s.as_trained.lora.quantization, s.arithmetic
-    key = sha256_json([s.model.revision, quantization.model_dump(), dtype, 1])[:12]
+    key = sha256_json([s.model.revision, quantization.model_dump(), dtype, BASE_FORMAT])[:12]
     base = cache_folder() / "models" / f"base-{key}-f16.gguf"
     if not base.is_file():
-        say("  writing the base as it was trained on to GGUF, once …")
+        say("  writing the base as it was trained on to GGUF (once; it is cached) …")
         write_gguf(
             s.model.path, base, "f16", name="base", licence=s.model.licence, quantization=quantization, dtype=dtype
         )
     return base
-
-
-def _system(s: RunSession) -> str:
-    prompt = s.constitution.system_prompt
-    return prompt.en if s.config.training.data.language == "en" else prompt.pt

@@ -1,10 +1,8 @@
-"""Which files of a run are served, and who judges their answers: what `noesis serve`, `chat` and `connect` have in common.
-
-Brings together what the stages left: the certificates of `release`, the base of `pipeline`, the judges of `tribunal`.
-"""
+"""Which files of a run are served, and whether an endpoint serves them: for `noesis serve`, `chat` and `connect`."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +16,58 @@ from noesis.llm.hub import find_tokenizer
 from noesis.llm.llama_cpp import LlamaServer
 from noesis.pipeline.gguf_files import base_gguf
 from noesis.pipeline.session import reopen_run
+from noesis.release.parity.certificate import Certificate
 from noesis.run.directory import Run
-from noesis.serving.probe import ask_endpoint, distance, same_model_verdict
+from noesis.serving.probe import AnswerDistance, answer_distance, ask_endpoint, same_model_verdict
 from noesis.serving.server import ModelFiles
 
-BEST_FIRST = ("f16", "q8_0", "q4_k_m", "f32")  # what is served unless a quantisation is asked for
+BEST_FIRST = ("f16", "q8_0", "q4_k_m", "f32")  # what is served unless a kind is asked for
+PROBE_PROMPTS = 6  # half of them in each language
+PROBE_STOP_S = 10.0
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Whether an endpoint answers as a run's model."""
+
+    same: bool
+    why: str
+    chat: str  # its answer to the first prompt
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    reference: str  # name of the run's own GGUF file
+    tuned: AnswerDistance  # from the run's model
+    base: AnswerDistance | None  # from its base, where that is at hand
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "same": self.same,
+            "why": self.why,
+            "chat": self.chat,
+            "usage": {
+                "prompt_tokens": self.prompt_tokens,
+                "completion_tokens": self.completion_tokens,
+                "total_tokens": self.total_tokens,
+            },
+            "reference": self.reference,
+            "tuned": asdict(self.tuned),
+            "base": asdict(self.base) if self.base else None,
+        }
 
 
 def certified_gguf(run: Run, quant: str | None = None) -> Path:
-    """The GGUF file of the run that is to be served: one that was shown to behave like the model that was trained.
+    """The run's GGUF file to serve: one that was shown to behave like the trained model.
+
+    Args:
+        quant: a kind (`q8_0`); default: the best that passed.
 
     Raises:
-        RunError: there is none, or it is not the one that was certified.
+        RunError: there is none, or it was changed since.
     """
-    done = (run.result("gguf") or {}).get("files", {})
-    kinds = [quant] if quant else [*BEST_FIRST, *done]
-    best = next((k for k in kinds if k != "adapter" and done.get(k, {}).get("passed")), None)
+    certificate = _certificate(run)
+    passed = [kind for kind, comparison in certificate.files.items() if comparison.passed] if certificate else []
+    best = next((kind for kind in ([quant] if quant else [*BEST_FIRST, *passed]) if kind in passed), None)
     if best is None:
         which = f"no {quant} GGUF file" if quant else "no GGUF file"
         raise RunError(
@@ -45,32 +79,47 @@ def certified_gguf(run: Run, quant: str | None = None) -> Path:
     return file
 
 
-def served_files(run: Run, *, quant: str | None = None, base: Path | None = None, lazily: bool = False) -> ModelFiles:
-    """What is loaded: base and certified adapter where the run has them, else the merged model and, where it is at hand, the base.
+def _certificate(run: Run) -> Certificate | None:
+    result = run.result("gguf")
+    return None if result is None else Certificate.from_json(result)
+
+
+def served_files(run: Run, *, quant: str | None = None, base: Path | None = None, lazy: bool = False) -> ModelFiles:
+    """The files to load: base and certified adapter where the run has both, else the merged model, and the base if it
+    is at hand.
 
     Args:
-        lazily: look for the base only if the adapter needs it.
+        quant: serve this kind of the merged model, not the adapter.
+        base: a GGUF file of the base; default: looked for.
+        lazy: look for the base only if the adapter needs it.
+
+    Raises:
+        RunError: as `certified_gguf`.
     """
-    adapter = run.gguf / f"{run.merged.name}-adapter.gguf"
-    passed = ((run.result("gguf") or {}).get("adapter") or {}).get("passed")
-    sound = (
-        quant is None and passed and adapter.is_file() and not any(adapter.name in name for name in run.changed("gguf"))
-    )
-    if not (lazily and not sound):
-        base = base or find_base_gguf(run)
-    if sound and base is not None:
+    adapter = None if quant else _certified_adapter(run)
+    if base is None and (adapter is not None or not lazy):
+        base = find_base_gguf(run)
+    if adapter is not None and base is not None:
         return ModelFiles(None, base, adapter)
     tuned = certified_gguf(run, quant)
-    if base is None and not lazily:
+    if base is None and not lazy:
         say("  the base is not at hand, so noesis-base is not served; name its GGUF file with --base")
     return ModelFiles(tuned, base)
 
 
+def _certified_adapter(run: Run) -> Path | None:
+    """The adapter's GGUF, if there is one, it passed, and it is unchanged."""
+    certificate, file = _certificate(run), run.gguf / f"{run.merged.name}-adapter.gguf"
+    if certificate is None or certificate.adapter is None or not certificate.adapter.passed or not file.is_file():
+        return None
+    return None if any(file.name in name for name in run.changed("gguf")) else file
+
+
 def find_base_gguf(run: Run) -> Path | None:
-    """The run's base as a GGUF file: from the cache, or written for the embedded model; a large one is not fetched for this."""
+    """The run's base as a GGUF file: cached, or written from weights on this machine; nothing is downloaded for it."""
     name, revision = run.manifest["identity"]["base_model"], run.config().training.revision
-    here = find_tokenizer(name, revision) if name != EMBEDDED else None
-    if name != EMBEDDED and (here is None or not any(here.glob("*.safetensors"))):
+    folder = find_tokenizer(name, revision) if name != EMBEDDED else None
+    if name != EMBEDDED and (folder is None or not any(folder.glob("*.safetensors"))):
         return None
     try:
         return base_gguf(reopen_run(run.path))
@@ -79,42 +128,48 @@ def find_base_gguf(run: Run) -> Path | None:
         return None
 
 
-def probe_endpoint(run: Run, client: LLMClient, *, base: Path | None = None, samples: int = 6) -> dict[str, Any]:
-    """Does the endpoint answer as this run's model? A chat, and a parity sample against the run's certified GGUF file."""
-    constitution = load_constitution(run.data / "constitution.yaml")
-    system: Message = {"role": "system", "content": constitution.system_prompt.pt}
-    asked = [text for p in constitution.principles[: samples // 2] for text in (p.pt, p.en)]
-    conversations = [[system, {"role": "user", "content": text}] for text in asked]
+def probe_endpoint(run: Run, client: LLMClient, *, base: Path | None = None) -> ProbeResult:
+    """Does the endpoint answer as this run's model? A chat, and a parity sample against the run's certified GGUF file.
+
+    Args:
+        base: a GGUF file of the base, to compare with; default: looked for.
+    """
+    conversations = _probe_conversations(run)
     ours = any(m.get("id") == client.model and m.get("owned_by") == "noesis" for m in client.models())
-    plain = {"repeat_penalty": 1.0, "include_analysis": True} if ours else {}  # what another endpoint does of itself
+    plain = {"repeat_penalty": 1.0, "include_analysis": True} if ours else {}  # the default of other endpoints
     chat = client.complete(conversations[0], max_tokens=32)
     found = ask_endpoint(client, conversations, **plain)
     file, base = certified_gguf(run), base or find_base_gguf(run)
-    tuned = distance(_reference(file, conversations), found)
-    other = distance(_reference(base, conversations), found) if base else None
-    same, why = same_model_verdict(tuned, other)
-    usage = {
-        "prompt_tokens": chat.prompt_tokens,
-        "completion_tokens": chat.completion_tokens,
-        "total_tokens": chat.total_tokens,
-    }
-    return {
-        "same": same,
-        "why": why,
-        "chat": chat.text,
-        "usage": usage,
-        "reference": file.name,
-        "tuned": vars(tuned),
-        "base": vars(other) if other else None,
-    }
+    from_tuned = answer_distance(_reference_answers(file, conversations), found)
+    from_base = answer_distance(_reference_answers(base, conversations), found) if base else None
+    same, why = same_model_verdict(from_tuned, from_base)
+    return ProbeResult(
+        same=same,
+        why=why,
+        chat=chat.text,
+        prompt_tokens=chat.prompt_tokens,
+        completion_tokens=chat.completion_tokens,
+        total_tokens=chat.total_tokens,
+        reference=file.name,
+        tuned=from_tuned,
+        base=from_base,
+    )
 
 
-def _reference(file: Path, conversations: list[list[Message]]) -> list[Completion]:
+def _probe_conversations(run: Run) -> list[list[Message]]:
+    """The constitution's first principles as prompts, in both languages."""
+    constitution = load_constitution(run.data / "constitution.yaml")
+    system: Message = {"role": "system", "content": constitution.system_prompt.pt}
+    prompts = [text for p in constitution.principles[: PROBE_PROMPTS // 2] for text in (p.pt, p.en)]
+    return [[system, {"role": "user", "content": text}] for text in prompts]
+
+
+def _reference_answers(file: Path, conversations: list[list[Message]]) -> list[Completion]:
     """What the file itself answers."""
-    backend = LlamaServer(file, parallel=1)
-    client = LLMClient(backend.url + "/v1", backend.key, "reference")
+    server = LlamaServer(file, parallel=1)
+    client = LLMClient(server.url + "/v1", server.key, "reference")
     try:
         return ask_endpoint(client, conversations, repeat_penalty=1.0, cache_prompt=False)
     finally:
         client.close()
-        backend.stop(10.0)
+        server.stop(PROBE_STOP_S)

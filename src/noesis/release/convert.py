@@ -1,4 +1,4 @@
-"""`noesis gguf FOLDER`: a plain model folder to GGUF, with its certificate."""
+"""`noesis gguf FOLDER`: convert a plain model folder to GGUF and certify the files."""
 
 from __future__ import annotations
 
@@ -9,53 +9,54 @@ from noesis.core.errors import UsageError
 from noesis.core.files import write_json
 from noesis.llm.chat_template import render
 from noesis.llm.tokenizer import load_tokenizer
-from noesis.release.parity.certify import show
+from noesis.release.parity.outcome import reject_failed, require_passed, show_certificate
+
+ANSWERED_EVERY = 8  # of the questions, one in so many is also answered greedily
 
 
 def convert_folder(folder: Path, outfile: Path | None, kinds: tuple[str, ...]) -> list[Path]:
-    """`noesis gguf ./noesis_model`: a plain model folder, or one with it a level down, as `modal volume get` leaves it.
+    """Convert a model folder, or the one model folder inside it (as `modal volume get` leaves it).
 
     Returns:
-        the files, certified against the model in float32.
+        the files, certified against the model in float32; the certificate is `<first file>.parity.json`.
 
     Raises:
         UsageError: no model is there, or more than one.
         ParityError: a file does not behave like the model; it was renamed to *.rejected.gguf.
     """
-    from noesis.release.gguf.writer import read_lineage, write_gguf
-    from noesis.release.parity.certify import Subject, certify, reject, require
+    from noesis.release.gguf.writer import write_gguf
+    from noesis.release.parity.certify import Subject, certify
 
-    model = model_in(folder)
+    model = find_model_folder(folder)
     if outfile is not None and len(kinds) != 1:
-        raise UsageError(f"--outfile names one file and {', '.join(kinds)} are wanted: choose one with --quant")
+        raise UsageError(f"--outfile names one file, but there are {', '.join(kinds)}: choose one with --quant")
     name = model.resolve().name
     files = {kind: outfile or Path.cwd() / f"{name}-{kind}.gguf" for kind in kinds}
     tokenizer = load_tokenizer(model)
-    about = read_lineage(model)
     for kind, file in files.items():
-        write_gguf(model, file, kind, name=name, licence=str(about.get("licence", "see the model's folder")))
+        write_gguf(model, file, kind, name=name, licence="see the model's folder")
         say(f"  {file}: {size(file.stat().st_size)}")
     texts = [render(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True) for text in QUESTIONS]
-    place = next(iter(files.values())).parent
-    certificate = certify(Subject(model, files, None, texts, texts[::8]), tokenizer) | {
-        "prompts_from": "twenty questions"
-    }
-    reject(certificate, place)
-    record = place / f"{next(iter(files.values())).stem}.parity.json"
-    write_json(record, certificate)
-    require(certificate, str(record))
-    show(certificate)
+    subject = Subject(model, files, None, texts, texts[::ANSWERED_EVERY], prompts_from="twenty questions")
+    first = next(iter(files.values()))
+    certificate = reject_failed(certify(subject, tokenizer), first.parent)
+    record = first.parent / f"{first.stem}.parity.json"
+    write_json(record, certificate.to_json())
+    require_passed(certificate, str(record))
+    show_certificate(certificate)
     return list(files.values())
 
 
-def model_in(folder: Path) -> Path:
+def find_model_folder(folder: Path) -> Path:
     """The model folder at `folder` or one level down.
 
     Raises:
-        UsageError: none, or more than one.
+        UsageError: there is none, or more than one.
     """
     if not folder.is_dir():
-        raise UsageError(f"{folder} is no folder: give a run, or a folder with a model's config.json and .safetensors")
+        raise UsageError(
+            f"{folder} is not a folder: give a run, or a folder with a model's config.json and .safetensors"
+        )
     if (folder / "config.json").is_file():
         return folder
     below = sorted(p for p in folder.iterdir() if p.is_dir() and (p / "config.json").is_file())
@@ -70,10 +71,24 @@ def model_in(folder: Path) -> Path:
 
 
 QUESTIONS = (
-    "O que é a coragem?", "É justo mentir para proteger alguém?", "Se todo A é B e algum B é C, algum A é C?", "Quanto é 17 × 23?",
-    "Quem escreveu a Ética a Nicômaco, e em que século?", "Explique a diferença entre saber e opinar.", "Você tem certeza de que está certo?",
-    "Ajude-me a pensar: devo mudar de cidade?", "Qual é o sentido da humildade?", "Resuma em uma frase: “Só sei que nada sei.”",
-    "What is courage?", "Is it just to lie in order to protect someone?", "If every A is B and some B is C, is some A C?", "What is 17 × 23?",
-    "Who wrote the Nicomachean Ethics, and in which century?", "Explain the difference between knowing and believing.", "Are you sure that you are right?",
-    "Help me think: should I move to another city?", "What is humility good for?", "Say in one sentence: “I know that I know nothing.”",
-)  # fmt: skip
+    "O que é a coragem?",
+    "É justo mentir para proteger alguém?",
+    "Se todo A é B e algum B é C, algum A é C?",
+    "Quanto é 17 × 23?",
+    "Quem escreveu a Ética a Nicômaco, e em que século?",
+    "Explique a diferença entre saber e opinar.",
+    "Você tem certeza de que está certo?",
+    "Ajude-me a pensar: devo mudar de cidade?",
+    "Qual é o sentido da humildade?",
+    "Resuma em uma frase: “Só sei que nada sei.”",
+    "What is courage?",
+    "Is it just to lie in order to protect someone?",
+    "If every A is B and some B is C, is some A C?",
+    "What is 17 × 23?",
+    "Who wrote the Nicomachean Ethics, and in which century?",
+    "Explain the difference between knowing and believing.",
+    "Are you sure that you are right?",
+    "Help me think: should I move to another city?",
+    "What is humility good for?",
+    "Say in one sentence: “I know that I know nothing.”",
+)

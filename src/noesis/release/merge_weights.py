@@ -1,7 +1,7 @@
-"""`noesis merge RUN`: adapter + base → a standalone model folder, readable by plain transformers, vLLM and peft.
+"""`noesis merge RUN`: adapter + base → a standalone model folder that plain transformers, vLLM and peft can load.
 
-Plan (which tensor, from which file, with which update) → validate the plan → apply, a tensor at a time, one rounding → read the result again.
-An 8B model takes well under 6 GB of memory (benchmarks/release.py).
+Plan (which tensor, from which file, with which update) → validate the plan → apply it one tensor at a time, rounding
+once → read the result back. An 8B model takes well under 6 GB of memory (benchmarks/release.py).
 """
 
 from __future__ import annotations
@@ -20,52 +20,125 @@ from noesis.core.errors import ModelError
 from noesis.core.files import replace_folder, require_space, sync_tree
 from noesis.llm.weights import (
     AdapterFile,
-    Stored,
-    as_trained,
-    inventory,
-    is_quantised,
+    StoredTensor,
+    cast_to,
+    list_tensors,
+    lora_update,
     read_adapter,
+    read_as_trained,
     read_tensor,
-    require_fit,
-    rounded_to,
-    update,
+    require_matching_base,
+    was_quantised,
 )
+from noesis.release.provenance import FILE_NAME, Provenance
 from noesis.release.shard_writer import verify_shards, write_shard
 
 COPIED = ("*.json", "*.jinja", "*.model", "LICENSE*", "NOTICE*", "USE_POLICY*")
-NOT_COPIED = ("model.safetensors.index.json", "adapter_config.json", "noesis.json")
+NOT_COPIED = ("model.safetensors.index.json", "adapter_config.json", FILE_NAME)
 
 
 @dataclass(frozen=True)
 class MergePlan:
-    """What will be done, before anything is: every tensor of the base, and of which the adapter has an update."""
+    """What a merge will do: every tensor of the base, and the adapter that updates some of them."""
 
     base: Path
     adapter: AdapterFile
-    tensors: tuple[Stored, ...]  # in the order of the files
-    quantization: Quantization | None
-    dtype: str
+    tensors: tuple[StoredTensor, ...]  # in file order
+    quantization: Quantization | None  # how training stored the base
+    dtype: str  # in which training used the dequantised weights
 
     @property
-    def files(self) -> dict[str, list[Stored]]:
-        """The result's files, named as the base's."""
-        found: dict[str, list[Stored]] = {}
+    def files(self) -> dict[str, list[StoredTensor]]:
+        """The output files, named like the base's, with their tensors."""
+        by_name: dict[str, list[StoredTensor]] = {}
         for tensor in self.tensors:
-            found.setdefault(tensor.file.name, []).append(tensor)
-        return found
+            by_name.setdefault(tensor.file.name, []).append(tensor)
+        return by_name
+
+    @property
+    def bytes(self) -> int:
+        """Size of the merged weights."""
+        return sum(tensor.size for tensor in self.tensors)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether any tensor of the base was quantised in training."""
+        return any(was_quantised(tensor, self.quantization) for tensor in self.tensors)
+
+
+@dataclass(frozen=True)
+class QuantisationError:
+    """How far dequantised weights are from the originals. Frobenius norms, as shares of the original weights' norm."""
+
+    relative_difference: float
+    relative_update: float  # of the adapter, for comparison
+    largest_tensor: str
+    largest_relative_difference: float
+
+    def to_json(self) -> dict[str, Any]:
+        largest = {"tensor": self.largest_tensor, "relative_difference": self.largest_relative_difference}
+        return {
+            "relative_difference": self.relative_difference,
+            "relative_update": self.relative_update,
+            "largest": largest,
+        }
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> QuantisationError:
+        largest = raw["largest"]
+        return cls(
+            raw["relative_difference"], raw["relative_update"], largest["tensor"], largest["relative_difference"]
+        )
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What a merge wrote."""
+
+    tensors: int
+    merged_tensors: int  # of those, with an update from the adapter
+    bytes: int
+    verified: int  # tensors that were read back
+    into: str  # which weights the adapter was added to, in words
+    originals: QuantisationError | None  # None where the base was not quantised
+    basis: str = "trained"  # or `original`: merged into the original weights though trained on quantised ones
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "tensors": self.tensors,
+            "merged_tensors": self.merged_tensors,
+            "bytes": self.bytes,
+            "verified": self.verified,
+            "into": self.into,
+            **({"originals": self.originals.to_json()} if self.originals else {}),
+            "basis": self.basis,
+        }
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> MergeResult:
+        originals = raw.get("originals")
+        return cls(
+            tensors=raw["tensors"],
+            merged_tensors=raw["merged_tensors"],
+            bytes=raw["bytes"],
+            verified=raw["verified"],
+            into=raw["into"],
+            originals=QuantisationError.from_json(originals) if originals else None,
+            basis=raw.get("basis", "trained"),
+        )
 
 
 def plan_merge(base: Path, adapter_folder: Path, quantization: Quantization | None, dtype: str) -> MergePlan:
-    """The plan of a merge, validated: every tensor of the adapter is used exactly once, and fits.
+    """Plan and validate a merge: every tensor of the adapter is used exactly once and fits its weight.
 
     Raises:
-        ModelError: a tensor that finds no weight or does not fit, a missing shard, a damaged file.
+        ModelError: an adapter tensor matches no weight or has the wrong shape; a shard is missing or damaged.
     """
-    adapter, found = read_adapter(adapter_folder), inventory(base)
+    adapter, tensors = read_adapter(adapter_folder), list_tensors(base)
     if not adapter.targets:
-        raise ModelError(f"{adapter_folder} holds no update at all: nothing would be merged")
-    require_fit(adapter, found, base)
-    return MergePlan(base, adapter, tuple(found.values()), quantization, dtype)
+        raise ModelError(f"{adapter_folder} has no LoRA tensors: nothing would be merged")
+    require_matching_base(adapter, tensors, base)
+    return MergePlan(base, adapter, tuple(tensors.values()), quantization, dtype)
 
 
 def merge(
@@ -76,107 +149,107 @@ def merge(
     quantization: Quantization,
     dtype: str,
     card: str,
-    lineage: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+    provenance: Provenance | None = None,
+) -> MergeResult:
     """Write the merged model to `target`, whole or not at all.
 
     Args:
-        quantization, dtype: how the base was stored and computed in training.
+        quantization, dtype: how training stored the base, and in which type it computed.
         card: the model card, written as README.md.
-        lineage: what the model was made of, written as noesis.json; GGUF files take their metadata from it.
-
-    Returns:
-        counts of tensors written and merged, which weights the adapter was added to, and how far the others are from them.
+        provenance: written as noesis.json; GGUF files take their metadata from it.
 
     Raises:
-        ModelError: an adapter tensor finds no weight, or does not fit; the result does not read back as it was written.
+        ModelError: an adapter tensor matches no weight or does not fit; the result does not read back as written.
+        NoesisError: the disk has no room for it.
     """
     plan = plan_merge(base, adapter_folder, quantization, dtype)
-    total = sum(tensor.size for tensor in plan.tensors)
-    require_space(target.parent, total, "the merged model")
+    require_space(target.parent, plan.bytes, "the merged model")
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    distance = _Distance()
-    digests: dict[str, str] = {}
-    with Progress("merge", len(plan.tensors), "tensors") as progress:
-        for file, entries in plan.files.items():
-            for name, sha256 in write_shard(part / file, entries, _merged(plan, entries, distance)):
-                digests[name] = sha256
-                progress.advance(1)
-    if len(plan.files) > 1:
-        places = {tensor.name: tensor.file.name for tensor in plan.tensors}
-        (part / "model.safetensors.index.json").write_text(
-            json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2), encoding="utf-8"
-        )
-    _describe(plan.base, part, card, lineage)
+    error = _ErrorMeter()
+    digests = _write_weights(plan, part, error)
+    _write_other_files(plan.base, part, card, provenance)
     verify_shards(part, {t.name: (t.shape, t.dtype, digests[t.name]) for t in plan.tensors})
     sync_tree(part)
     replace_folder(part, target)
-    quantised = any(is_quantised(t, quantization) for t in plan.tensors)
-    return {
-        "tensors": len(plan.tensors),
-        "merged_tensors": len(plan.adapter.targets),
-        "bytes": total,
-        "verified": len(digests),
-        "into": f"dequantised {quantization.bnb_4bit_quant_type} weights, as trained against"
-        if quantised
+    return MergeResult(
+        tensors=len(plan.tensors),
+        merged_tensors=len(plan.adapter.targets),
+        bytes=plan.bytes,
+        verified=len(digests),
+        into=f"dequantised {quantization.bnb_4bit_quant_type} weights, as trained against"
+        if plan.quantised
         else "the original weights",
-        **({"originals": distance.as_json()} if quantised else {}),
-    }
+        originals=error.result() if plan.quantised else None,
+    )
 
 
-def _merged(plan: MergePlan, entries: list[Stored], distance: _Distance) -> Iterator[Any]:
-    """Each tensor of one file as it goes into the result: float32 sums, one rounding."""
+def _write_weights(plan: MergePlan, folder: Path, error: _ErrorMeter) -> dict[str, str]:
+    """Write the weight files and their index. Returns tensor name → sha256."""
+    digests: dict[str, str] = {}
+    with Progress("merge", len(plan.tensors), "tensors") as progress:
+        for file, tensors in plan.files.items():
+            for name, sha256 in write_shard(folder / file, tensors, _merged(plan, tensors, error)):
+                digests[name] = sha256
+                progress.advance(1)
+    if len(plan.files) > 1:
+        weight_map = {tensor.name: tensor.file.name for tensor in plan.tensors}
+        index = json.dumps({"metadata": {"total_size": plan.bytes}, "weight_map": weight_map}, indent=2)
+        (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+    return digests
+
+
+def _merged(plan: MergePlan, tensors: list[StoredTensor], error: _ErrorMeter) -> Iterator[Any]:
+    """Each tensor of one file as it is written: summed in float32, rounded once."""
     import torch
 
-    for entry in entries:
+    for tensor in tensors:
         with torch.inference_mode():
-            weight = as_trained(entry, plan.quantization, plan.dtype)
-            change = None
-            if entry.name in plan.adapter.targets:
-                change = update(plan.adapter, entry.name)
-            if is_quantised(entry, plan.quantization):
-                distance.add(entry.name, read_tensor(entry), weight, change)
-            if change is not None:
-                weight = change.add_(weight.float())
+            weight = read_as_trained(tensor, plan.quantization, plan.dtype)
+            update = lora_update(plan.adapter, tensor.name) if tensor.name in plan.adapter.targets else None
+            if was_quantised(tensor, plan.quantization):
+                error.add(tensor.name, read_tensor(tensor), weight, update)
+            if update is not None:
+                weight = update.add_(weight.float())
                 if not torch.isfinite(weight).all():
                     raise ModelError(
-                        f"{entry.name}: base and update add up to numbers that are not finite: the adapter is damaged, or training went wrong"
+                        f"{tensor.name}: base plus update is not finite: the adapter is damaged, or training diverged"
                     )
-            yield rounded_to(weight, entry.dtype)
+            yield cast_to(weight, tensor.dtype)
 
 
-class _Distance:
-    """How far the original weights are from the dequantised ones that were trained against, beside what the adapter changes."""
+class _ErrorMeter:
+    """Sums up QuantisationError over the tensors."""
 
     def __init__(self) -> None:
-        self.error = self.weight = self.change = 0.0  # sums of squares
+        self.error = self.weight = self.update = 0.0  # sums of squares
         self.largest = (0.0, "")
 
-    def add(self, name: str, original: Any, used: Any, change: Any | None) -> None:
+    def add(self, name: str, original: Any, used: Any, update: Any | None) -> None:
         original = original.float()
         error, weight = float((used.float() - original).square().sum()), float(original.square().sum())
         self.error, self.weight = self.error + error, self.weight + weight
-        self.change += float(change.square().sum()) if change is not None else 0.0
+        self.update += float(update.square().sum()) if update is not None else 0.0
         self.largest = max(self.largest, (math.sqrt(error / weight) if weight else 0.0, name))
 
-    def as_json(self) -> dict[str, Any]:
-        """Frobenius norms as shares of the original weights' norm."""
+    def result(self) -> QuantisationError:
         norm = math.sqrt(self.weight) or 1.0
-        return {
-            "relative_difference": round(math.sqrt(self.error) / norm, 6),
-            "relative_update": round(math.sqrt(self.change) / norm, 6),
-            "largest": {"tensor": self.largest[1], "relative_difference": round(self.largest[0], 6)},
-        }
+        largest, tensor = self.largest
+        return QuantisationError(
+            relative_difference=round(math.sqrt(self.error) / norm, 6),
+            relative_update=round(math.sqrt(self.update) / norm, 6),
+            largest_tensor=tensor,
+            largest_relative_difference=round(largest, 6),
+        )
 
 
-def _describe(base: Path, part: Path, card: str, lineage: dict[str, Any] | None) -> None:
-    """Tokenizer, configuration, licence, card and lineage beside the weights."""
+def _write_other_files(base: Path, folder: Path, card: str, provenance: Provenance | None) -> None:
+    """Copy tokenizer, configuration and licence from the base; write the model card and the provenance."""
     for pattern in COPIED:
-        for extra in base.glob(pattern):
-            if extra.name not in NOT_COPIED:
-                shutil.copy2(extra, part / extra.name)
-    (part / "README.md").write_text(card, encoding="utf-8")
-    if lineage is not None:
-        (part / "noesis.json").write_text(json.dumps(lineage, ensure_ascii=False, indent=2), encoding="utf-8")
+        for file in base.glob(pattern):
+            if file.name not in NOT_COPIED:
+                shutil.copy2(file, folder / file.name)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    if provenance is not None:
+        provenance.save(folder)

@@ -1,19 +1,73 @@
-"""The model card that travels with the merged model: what it was made of, what was measured, what it must not be taken for.
+"""The model card (README.md of a merged model): what it was made of, what was measured, what it must not be taken for.
 
 A fine-tune of a Llama carries Llama in its name and Meta's notice (Llama 3.1 Community License, 1.b.i).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 LLAMA_NOTICE = (
     "{name} is licensed under the {name} Community License, Copyright © Meta Platforms, Inc. All Rights Reserved."
 )
+EMBEDDED_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@dataclass(frozen=True)
+class TrainingFigures:
+    """How it was trained; None is unknown."""
+
+    examples: int | None = None
+    epochs: int | None = None
+    rank: int | None = None
+    precision: str | None = None  # of base, arithmetic and adapter, in words
+    steps: int | None = None
+    first_loss: float | None = None
+    final_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class HeldOutFigures:
+    """Base against tuned model on the held-out examples."""
+
+    examples: int
+    base_loss: float  # nats per token
+    tuned_loss: float
+    base_accuracy: float
+    tuned_accuracy: float
+    interval_95: tuple[float, float]  # of the tuned model's accuracy
+
+
+@dataclass(frozen=True)
+class JudgeScore:
+    """A mean score of the tuned model in a trial."""
+
+    name: str  # as shown
+    mean: float
+    interval_95: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class CardContent:
+    """Everything that a card says."""
+
+    name: str
+    base: str  # as configured: `smollm2`, a Hub id or a folder
+    licence: str  # of the base
+    noesis: str  # version
+    dataset_sha256: str
+    constitution_sha256: str
+    config_sha256: str
+    base_revision: str | None
+    training: TrainingFigures = TrainingFigures()
+    held_out: HeldOutFigures | None = None
+    verdict: str = "UNDECIDED"
+    reason: str = "not judged"
+    scores: tuple[JudgeScore, ...] = ()  # of a trial
 
 
 def llama_release(base: str) -> str | None:
-    """`Llama 3.1` of a base that is under one of Meta's licences, None for others."""
+    """`Llama 3.1` for a base under one of Meta's licences, None for others."""
     words = base.rsplit("/", 1)[-1].lower().replace("_", "-")
     for release in ("3.3", "3.2", "3.1"):
         if f"llama-{release}" in words:
@@ -24,102 +78,93 @@ def llama_release(base: str) -> str | None:
 
 
 def display_name(name: str, base: str) -> str:
-    """The model's name, beginning with Llama where its licence asks for that."""
+    """The model's name, with Llama in front where the licence demands it."""
     return f"Llama-{name}" if llama_release(base) and not name.lower().startswith("llama") else name
 
 
-def model_card(name: str, base: str, licence: str, manifest: dict[str, Any]) -> str:
+def model_card(content: CardContent) -> str:
     """Markdown with the Hub's front matter."""
-    identity, stages = manifest["identity"], manifest["stages"]
-    plan, judge = stages.get("plan", {}).get("result", {}), stages.get("judge", {}).get("result", {})
-    preference, llama = judge.get("preference", {}), llama_release(base)
+    c, llama = content, llama_release(content.base)
     lines = [
-        "---",
-        f"base_model: {'HuggingFaceTB/SmolLM2-135M-Instruct' if base == 'smollm2' else base}",
-        *_licence_lines(licence, llama),
-        "language: [pt, en]",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "---",
+        *_front_matter(c, llama),
         "",
-        f"# {display_name(name, base)}",
+        f"# {display_name(c.name, c.base)}",
         "",
         *([f"Built with {llama.split()[0]}.", ""] if llama else []),
-        f"A fine-tune of {base} by Constitutional AI, made with Noesis {manifest['noesis']}: QLoRA on revised answers, the adapter merged into the",
-        "base as it was trained against it (dequantised NF4 weights where the base was quantised). Each GGUF file was compared with it at every",
-        "position of prompts in both languages; the figures are in parity.json beside it.",
+        f"A fine-tune of {c.base} by Constitutional AI, made with Noesis {c.noesis}: QLoRA on revised answers, the",
+        "adapter merged into the base as it was trained against it (dequantised NF4 weights where the base was",
+        "quantised). Each GGUF file was compared with the merged model at every position of prompts in both languages;",
+        "the figures are in its parity.json.",
         "",
         "| | |",
         "|---|---|",
-        f"| examples | {plan.get('rows', '?')}, sha256 {identity['dataset_sha256'][:16]} |",
-        f"| constitution | sha256 {identity['constitution_sha256'][:16]} |",
-        f"| configuration | sha256 {identity['config_sha256'][:16]} |",
-        f"| base revision | {identity['revision']} |",
-        f"| epochs, rank | {plan.get('epochs', '?')}, {plan.get('r', '?')} |",
-        *_training_lines(plan, stages.get("train", {}).get("result", {})),
-    ]
-    if preference:
-        b, t = preference["base"], preference["tuned"]
-        low, high = t["interval_95"]
-        lines += [
-            f"| held-out loss | {b['held_out_loss']:.4f} → {t['held_out_loss']:.4f} nats a token |",
-            f"| preference accuracy | {b['preference_accuracy']:.2f} → {t['preference_accuracy']:.2f} [{low:.2f}, {high:.2f}] on "
-            f"{preference['examples']} held-out examples |",
-        ]
-    lines += [
-        *_verdict_lines(stages, judge),
+        *_table(c),
         "",
         "Intervals are 95%.",
         "",
         "## Limits",
         "",
-        "Trained on about a hundred examples: it has a manner, not new knowledge. It can state falsehoods with confidence and can cite works that do",
-        "not exist. It is not fit to advise on health, law, money or safety. Held-out loss and preference accuracy say that training took, not that its",
-        "answers are good; no judge has approved it unless the table says so.",
+        "Trained on about a hundred examples: it has learned a manner, not new knowledge. It can state falsehoods with",
+        "confidence and cite works that do not exist. It is not fit to advise on health, law, money or safety.",
+        "Held-out loss and preference accuracy show that training took effect, not that the answers are good; no judge",
+        "has approved the model unless the table says so.",
         "",
-        f"Licence of the base: {llama + ' Community License' if llama else licence}.",
-        *(
-            [
-                LLAMA_NOTICE.format(name=llama),
-                "Its Acceptable Use Policy holds for this model too: https://www.llama.com/llama3_1/use-policy/",
-            ]
-            if llama
-            else []
-        ),
+        f"Licence of the base: {llama + ' Community License' if llama else c.licence}.",
+        *_llama_notice(llama),
         "",
     ]
     return "\n".join(lines)
 
 
-def _licence_lines(licence: str, llama: str | None) -> list[str]:
-    """The Hub's fields for a licence."""
-    if llama:
-        short = llama.lower().replace(" ", "")
-        return [f"license: {'llama2' if short == 'llama2' else short}"]
-    return [f"license: {'apache-2.0' if licence == 'Apache-2.0' else 'other'}"]
+def _front_matter(c: CardContent, llama: str | None) -> list[str]:
+    licence = llama.lower().replace(" ", "") if llama else "apache-2.0" if c.licence == "Apache-2.0" else "other"
+    return [
+        "---",
+        f"base_model: {EMBEDDED_ON_HUB if c.base == 'smollm2' else c.base}",
+        f"license: {licence}",
+        "language: [pt, en]",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "---",
+    ]
 
 
-def _training_lines(plan: dict[str, Any], train: dict[str, Any]) -> list[str]:
-    """How it was trained, as far as the run says."""
-    lines = []
-    if plan.get("precision"):
-        lines.append(f"| base in training | {plan['precision']} |")
-    if train.get("steps"):
-        lines.append(f"| steps, loss | {train['steps']}, {train['first_loss']:.3f} → {train['final_loss']:.3f} |")
-    return lines
+def _table(c: CardContent) -> list[str]:
+    """The rows of the card's table."""
+    t, h = c.training, c.held_out
+    rows = [
+        ("examples", f"{_known(t.examples)}, sha256 {c.dataset_sha256[:16]}"),
+        ("constitution", f"sha256 {c.constitution_sha256[:16]}"),
+        ("configuration", f"sha256 {c.config_sha256[:16]}"),
+        ("base revision", f"{c.base_revision}"),
+        ("epochs, rank", f"{_known(t.epochs)}, {_known(t.rank)}"),
+    ]
+    if t.precision:
+        rows.append(("base in training", t.precision))
+    if t.steps and t.first_loss is not None and t.final_loss is not None:
+        rows.append(("steps, loss", f"{t.steps}, {t.first_loss:.3f} → {t.final_loss:.3f}"))
+    if h:
+        low, high = h.interval_95
+        accuracy = f"{h.base_accuracy:.2f} → {h.tuned_accuracy:.2f} [{low:.2f}, {high:.2f}]"
+        rows += [
+            ("held-out loss", f"{h.base_loss:.4f} → {h.tuned_loss:.4f} nats per token"),
+            ("preference accuracy", f"{accuracy} on {h.examples} held-out examples"),
+        ]
+    rows.append(("Tribunal", f"{c.verdict}: {c.reason}"))
+    for score in c.scores:
+        low, high = score.interval_95
+        rows.append((score.name, f"{score.mean:.3f} [{low:.3f}, {high:.3f}]"))
+    return [f"| {name} | {value} |" for name, value in rows]
 
 
-def _verdict_lines(stages: dict[str, Any], judge: dict[str, Any]) -> list[str]:
-    """The Tribunal's verdict, with the intervals behind it where a trial was held."""
-    trial = stages.get("trial", {})
-    held = trial.get("status") == "done"
-    court = (trial["result"] if held else judge).get("court", {})
-    lines = [f"| Tribunal | {court.get('verdict', 'UNDECIDED')}: {court.get('reason', 'not judged')} |"]
-    if held:
-        tuned = trial["result"].get("models", {}).get("tuned", {}).get("all", {})
-        for key, name in (("mean", "weighted mean"), ("veritas", "Veritas"), ("sophia", "Sophia"), ("dike", "Dikē")):
-            figure = tuned.get(key) or {}
-            if figure.get("interval_95"):
-                low, high = figure["interval_95"]
-                lines.append(f"| {name} | {figure['mean']:.3f} [{low:.3f}, {high:.3f}] |")
-    return lines
+def _known(value: int | None) -> str:
+    return "?" if value is None else str(value)
+
+
+def _llama_notice(llama: str | None) -> list[str]:
+    if llama is None:
+        return []
+    return [
+        LLAMA_NOTICE.format(name=llama),
+        "Its Acceptable Use Policy applies to this model too: https://www.llama.com/llama3_1/use-policy/",
+    ]

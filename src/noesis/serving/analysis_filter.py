@@ -1,7 +1,8 @@
-"""Hiding the analysis block of an answer while it streams: `[ANÁLISE INTERNA] … [FIM DA ANÁLISE]` may be cut anywhere.
+"""Hide the analysis block of an answer while it streams: `[ANÁLISE INTERNA] … [FIM DA ANÁLISE]` may be split anywhere.
 
-What can't be told yet (the beginning of a mark, white space that may turn out to stand before one) is held back until it can. A block
-that never closes hides the rest of the answer. Small models misspell the marks: case and accents do not count.
+What can't be decided yet (the beginning of a mark, white space that may turn out to precede one) is withheld until it
+can. A block that never closes hides the rest of the answer. Small models misspell the marks, so case and accents are
+ignored.
 """
 
 from __future__ import annotations
@@ -14,110 +15,115 @@ from typing import Any
 from noesis.constitution.dialogue import ANALYSIS_CLOSE, ANALYSIS_OPEN
 
 
-def _folded(text: str) -> tuple[str, list[int]]:
-    """`text` in capitals without accents, and for each of its characters the place in `text` that it came from."""
-    out, places = [], []
-    for place, char in enumerate(text):
+def _fold(text: str) -> tuple[str, list[int]]:
+    """`text` in capitals without accents, and the index in `text` that each of its characters came from."""
+    folded, indices = [], []
+    for index, char in enumerate(text):
         for c in unicodedata.normalize("NFD", char):
             if not unicodedata.combining(c):
                 for upper in c.upper():
-                    out.append(upper)
-                    places.append(place)
-    return "".join(out), places
+                    folded.append(upper)
+                    indices.append(index)
+    return "".join(folded), indices
 
 
-OPEN, CLOSE = _folded(ANALYSIS_OPEN)[0], _folded(ANALYSIS_CLOSE)[0]
+OPEN, CLOSE = _fold(ANALYSIS_OPEN)[0], _fold(ANALYSIS_CLOSE)[0]
 
 
 def _find(text: str, mark: str) -> tuple[int, int | None]:
-    """Where `mark` (folded) begins in `text` and where it ends; the end is None if `text` stops within it; (len(text), None) if it is not there."""
-    folded, places = _folded(text)
+    """Where `mark` (folded) begins and ends in `text`.
+
+    The end is None if `text` stops inside the mark; the result is (len(text), None) if there is no mark.
+    """
+    folded, indices = _fold(text)
     at = folded.find(mark)
     if at >= 0:
-        last = at + len(mark) - 1
-        return places[at], places[last] + 1
+        return indices[at], indices[at + len(mark) - 1] + 1
     for size in range(min(len(mark) - 1, len(folded)), 0, -1):
         if mark.startswith(folded[-size:]):
-            return places[len(folded) - size], None
+            return indices[len(folded) - size], None
     return len(text), None
 
 
-def left_open(text: str) -> bool:
-    """Whether `text` (an answer that the model is to go on with) ends inside an analysis block."""
+def ends_inside_analysis(text: str) -> bool:
+    """Whether `text` (the beginning of an answer that the model is to continue) ends inside an analysis block."""
     probe = AnalysisFilter()
     probe.feed(text)
     return probe.inside
 
 
 class AnalysisFilter:
-    """What of an answer may be shown: feed it the pieces, show what it returns, and at the end what `finish` returns.
+    """Returns the visible part of an answer that is fed to it in pieces; `finish` returns the rest.
 
-    However the pieces are cut, the sum is the same: the answer without its blocks and without white space around it.
+    However the answer is split, the visible parts add up to the same text: the answer without its analysis blocks and
+    without white space at either end.
     """
 
     def __init__(self, *, inside: bool = False) -> None:
-        """`inside`: the answer begins within a block (the client began it)."""
+        """Args:
+        inside: the answer begins inside a block (which the client began).
+        """
         self.inside = inside
-        self.read = 0  # bytes of the answer that were decided upon
-        self.hidden: list[tuple[int, int]] = []  # bytes of the answer that belong to blocks, their marks included
+        self.decided = 0  # bytes of the answer that were shown or hidden
+        self.hidden: list[tuple[int, int]] = []  # byte ranges of the blocks, marks included
         self._pending = ""
-        self._space = ""  # white space that is held back
-        self._shown = False
+        self._space = ""  # white space that is withheld
+        self._any_shown = False
 
     def feed(self, piece: str) -> str:
-        """What may be shown now that `piece` came."""
+        """What can be shown now that `piece` has arrived."""
         self._pending += piece
-        out: list[str] = []
+        visible: list[str] = []
         while True:
             begin, end = _find(self._pending, CLOSE if self.inside else OPEN)
-            self._decide(begin, out)
+            self._decide(begin, visible)
             if end is None:
-                return "".join(out)
+                return "".join(visible)
             mark, self._pending = self._pending[: end - begin], self._pending[end - begin :]
             self._hide(len(mark.encode()))
             self.inside = not self.inside
 
     def finish(self) -> str:
         """What is left to show at the end: the beginning of a mark that did not become one."""
-        out: list[str] = []
-        self._decide(len(self._pending), out)
-        return "".join(out)
+        visible: list[str] = []
+        self._decide(len(self._pending), visible)
+        return "".join(visible)
 
-    def _decide(self, count: int, out: list[str]) -> None:
-        """Show or hide the first `count` characters of what is pending."""
+    def _decide(self, count: int, visible: list[str]) -> None:
+        """Show or hide the first `count` pending characters."""
         text, self._pending = self._pending[:count], self._pending[count:]
         if self.inside:
             self._hide(len(text.encode()))
             return
-        self.read += len(text.encode())
-        if visible := text.strip() if not self._shown else text.rstrip():
-            out += [self._space if self._shown else "", visible]
-            self._shown, self._space = True, ""
+        self.decided += len(text.encode())
+        if shown := text.rstrip() if self._any_shown else text.strip():
+            visible += [self._space if self._any_shown else "", shown]
+            self._any_shown, self._space = True, ""
         self._space += text[len(text.rstrip()) :]
 
     def _hide(self, count: int) -> None:
-        """The next `count` bytes belong to a block."""
+        """Hide the next `count` bytes."""
         if count:
-            self.hidden.append((self.read, self.read + count))
-            self.read += count
+            self.hidden.append((self.decided, self.decided + count))
+            self.decided += count
 
 
 class TokenFilter:
-    """The `logprobs.content` entries of which no byte was hidden by an AnalysisFilter; entries hold the `bytes` of a token."""
+    """Passes on the `logprobs.content` entries (one per token, with its `bytes`) that an AnalysisFilter shows."""
 
     def __init__(self, text: AnalysisFilter) -> None:
         self._text = text
         self._waiting: deque[tuple[int, int, dict[str, Any]]] = deque()
-        self._at = 0
+        self._received = 0  # bytes
 
     def feed(self, entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Entries that may be shown now. Feed the text first."""
+        """The entries that can be shown now. Feed the text to the AnalysisFilter first."""
         for entry in entries:
             if size := len(entry.get("bytes") or ()):  # none: the token that ends the turn
-                self._waiting.append((self._at, self._at + size, entry))
-                self._at += size
+                self._waiting.append((self._received, self._received + size, entry))
+                self._received += size
         ready = []
-        while self._waiting and self._waiting[0][1] <= self._text.read:
+        while self._waiting and self._waiting[0][1] <= self._text.decided:
             first, last, entry = self._waiting.popleft()
             if not any(begin < last and first < end for begin, end in self._text.hidden):
                 ready.append(entry)

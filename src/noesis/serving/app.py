@@ -1,14 +1,14 @@
-"""The HTTP application: who may ask, how much at once, and for how long. `noesis serve RUN` runs it.
+"""The HTTP application behind `noesis serve RUN`: who may ask, how many at once, and for how long.
 
     GET  /health                 is the server up? (no key)
-    GET  /v1/models              noesis, and noesis-base where the base is served
-    POST /v1/chat/completions    OpenAI's chat; besides: "include_analysis", "language" (of the system prompt: pt, en)
-    POST /noesis/court           what the court says of an answer, if a judge is set
+    GET  /v1/models              noesis, and noesis-base if the base is served
+    POST /v1/chat/completions    OpenAI's chat, with the additional fields "include_analysis" and "language" (pt, en)
+    POST /noesis/court           the Tribunal's opinion of an answer, if a judge is set
     GET  /noesis/about           languages, models, limits, judge; for the page
     GET  /metrics                for Prometheus
-    GET  /                       the page, with --ui (no key: it holds no secret; it asks with the key in its address)
+    GET  /                       the page, with --ui (no key: it holds no secret and asks with the key in its address)
 
-No other site's page may read an answer: there is no CORS header, and every answer asks for the key.
+No other site's page can read an answer: there is no CORS header, and every answer requires the key.
 """
 
 from __future__ import annotations
@@ -18,35 +18,38 @@ import hashlib
 import hmac
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 from aiohttp import web
 
 from noesis.constitution.document import SystemPrompt
 from noesis.core.errors import NoesisError, UsageError
+from noesis.core.messages import Message
 from noesis.serving.metrics import Metrics
 from noesis.serving.page import Page
 from noesis.serving.protocol import ApiError, Limits, parse_json, read_chat_request, read_messages
 from noesis.serving.relay import Relay, Target
 
-CLIENT_LEFT = 499  # nginx's number, in the metrics only
-UNREAD = (401, 408, 413, 415)  # refusals that come before the body was read
+CLIENT_LEFT = 499  # nginx's status for it; in the metrics only
+BODY_UNREAD = (401, 408, 413, 415)  # refusals that are sent before the body was read
 OPEN_ROUTES = ("/health", "/")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-@dataclass(frozen=True)
-class AnswerJudge:
-    """Who judges, and how: `hear(conversation, answer, language)` → the court's opinion as JSON."""
+class AnswerJudge(Protocol):
+    """Judges single answers (`noesis.pipeline.live_judge.LiveJudge`)."""
 
-    name: str
-    hear: Callable[[list[dict[str, str]], str, str], Awaitable[dict[str, Any]]]
+    @property
+    def name(self) -> str:
+        """The judges' names, for display."""
+
+    async def judge_answer(self, conversation: list[Message], answer: str, language: str, /) -> dict[str, Any]:
+        """The Tribunal's opinion of `answer` to `conversation` (without system prompt), as JSON."""
 
 
 class Service:
-    """The handlers, and what they share."""
+    """The request handlers and their shared state."""
 
     def __init__(
         self,
@@ -56,23 +59,26 @@ class Service:
         system: SystemPrompt,
         language: str,
         limits: Limits,
-        court: AnswerJudge | None = None,
+        judge: AnswerJudge | None = None,
         page: Page | None = None,
     ) -> None:
-        """targets: model name → where it is. language: of the system prompt where a request names none."""
+        """Args:
+        targets: model name → where it is served.
+        language: of the system prompt where a request names none.
+        """
         self.limits, self.metrics = limits, Metrics()
         self.stopping = False
-        self.connections: Callable[[], int] = lambda: 0  # open now; the server knows
-        self._targets, self._system, self._language, self._court, self._page = targets, system, language, court, page
+        self.count_connections: Callable[[], int] = lambda: 0  # set by the server
+        self._targets, self._system, self._language, self._judge, self._page = targets, system, language, judge, page
         self._key = hashlib.sha256(key.encode()).digest()
         self._started = int(time.time())
-        self._hearing = asyncio.Lock()
+        self._judging = asyncio.Lock()
         self._http: aiohttp.ClientSession | None = None
 
     @property
     def busy(self) -> bool:
-        """Whether an answer or a hearing is under way."""
-        return self.metrics.in_flight > 0 or self._hearing.locked()
+        """Whether an answer is being written or judged."""
+        return self.metrics.in_flight > 0 or self._judging.locked()
 
     def application(self) -> web.Application:
         app = web.Application(client_max_size=self.limits.body_bytes, middlewares=[self._boundary])
@@ -82,7 +88,7 @@ class Service:
                 web.get("/v1/models", self._models),
                 web.get("/v1/models/{name}", self._model),
                 web.post("/v1/chat/completions", self._chat),
-                web.post("/noesis/court", self._hear),
+                web.post("/noesis/court", self._judge_answer),
                 web.get("/noesis/about", self._about),
                 web.get("/metrics", self._metrics_page),
             ]
@@ -94,7 +100,7 @@ class Service:
         return app
 
     async def _open(self, app: web.Application) -> None:
-        # one connection a request: llama.cpp sees at once when its reader is gone
+        # One connection per request: llama.cpp notices at once when its reader is gone.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
         self._http = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0, force_close=True))
 
@@ -106,47 +112,47 @@ class Service:
     @web.middleware
     async def _boundary(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         resource = request.match_info.route.resource
-        route = resource.canonical if resource is not None else "other"  # a fixed set: a client can't make labels
+        route = resource.canonical if resource is not None else "other"  # a fixed set: clients can't add labels
         try:
             if route not in OPEN_ROUTES:
                 self._require_key(request)
             response = await handler(request)
         except ApiError as error:
-            response = _refused(error)
+            response = _error_response(error)
         except web.HTTPRequestEntityTooLarge:
-            response = _refused(self._too_large())
+            response = _error_response(self._too_large())
         except web.HTTPException as error:
-            response = _refused(
-                ApiError(error.status, f"{request.method} {request.path[:200]}: {error.reason}", code="not_found")
-            )
+            message = f"{request.method} {request.path[:200]}: {error.reason}"
+            response = _error_response(ApiError(error.status, message, code="not_found"))
         except TimeoutError:
-            response = _refused(ApiError(504, "the answer took too long", code="timeout"))
+            response = _error_response(ApiError(504, "the answer took too long", code="timeout"))
         except aiohttp.ClientError as error:
-            response = _refused(ApiError(502, f"llama.cpp does not answer: {error}", code="model_error"))
-        except NoesisError as error:  # of a judge: no answer to judge, out of reach, at its cap
-            response = _refused(ApiError(400 if isinstance(error, UsageError) else 503, str(error), code="no_verdict"))
+            response = _error_response(ApiError(502, f"llama.cpp does not answer: {error}", code="model_error"))
+        except NoesisError as error:  # from a judge: nothing to judge, unreachable, at its spending cap
+            status = 400 if isinstance(error, UsageError) else 503
+            response = _error_response(ApiError(status, str(error), code="no_verdict"))
         except (asyncio.CancelledError, ConnectionResetError):
             self.metrics.requests[route, CLIENT_LEFT] += 1
             raise
         self.metrics.requests[route, response.status] += 1
-        if response.status in UNREAD and isinstance(request.transport, asyncio.Transport):
+        if response.status in BODY_UNREAD and isinstance(request.transport, asyncio.Transport):
             response.force_close()
-            request.transport.pause_reading()  # what is left of the body stays where it is
+            request.transport.pause_reading()  # leave the rest of the body unread
         if self.stopping:
             response.force_close()
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
         return response
 
     def _require_key(self, request: web.Request) -> None:
-        kind, _, given = request.headers.get("Authorization", "").partition(" ")
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         same = hmac.compare_digest(hashlib.sha256(given.strip().encode(errors="replace")).digest(), self._key)
-        if kind.lower() != "bearer" or not same:
+        if scheme.lower() != "bearer" or not same:
             raise ApiError(401, "send the server's key: Authorization: Bearer KEY", code="invalid_api_key")
 
     async def _body(self, request: web.Request) -> dict[str, Any]:
-        """The request's JSON; refused by its length before it is read, where it says one."""
+        """The request's JSON object. A body that announces too large a size is refused before it is read."""
         if request.headers.get("Content-Encoding", "identity") != "identity":
-            raise ApiError(415, "compressed bodies are not read")
+            raise ApiError(415, "compressed bodies are not accepted")
         if (request.content_length or 0) > self.limits.body_bytes:
             raise self._too_large()
         try:
@@ -160,51 +166,44 @@ class Service:
 
     # --- chat
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        raw = await self._body(request)
-        ask = read_chat_request(
-            raw, models=tuple(self._targets), system=self._system, language=self._language, limits=self.limits
+        body = await self._body(request)
+        chat = read_chat_request(
+            body, models=tuple(self._targets), system=self._system, language=self._language, limits=self.limits
         )
         if self.stopping:
             raise ApiError(503, "the server is stopping", code="stopping", retry_after_s=10)
         if self.metrics.in_flight >= self.limits.parallel:
-            raise ApiError(
-                429,
-                f"{self.limits.parallel} requests are under way already: try again",
-                code="rate_limit_exceeded",
-                retry_after_s=1,
-            )
+            message = f"{self.limits.parallel} requests are in progress: try again"
+            raise ApiError(429, message, code="rate_limit_exceeded", retry_after_s=1)
         assert self._http is not None
-        relay = Relay(self._http, self._targets[ask.model], self.metrics)
+        relay = Relay(self._http, self._targets[chat.model], self.metrics)
         self.metrics.in_flight += 1
         started = time.monotonic()
         try:
-            if ask.stream:
-                return await relay.streamed(ask, request, self.limits.request_s)
+            if chat.stream:
+                return await relay.stream(chat, request, self.limits.request_s)
             async with asyncio.timeout(self.limits.request_s):
-                return web.json_response(await relay.whole(ask))
+                return web.json_response(await relay.complete(chat))
         finally:
             self.metrics.in_flight -= 1
             self.metrics.seconds.add(time.monotonic() - started)
 
-    async def _hear(self, request: web.Request) -> web.StreamResponse:
-        if self._court is None:
+    async def _judge_answer(self, request: web.Request) -> web.StreamResponse:
+        if self._judge is None:
             raise ApiError(404, "no judge is set: start the server with --judge", code="no_judge")
-        raw = await self._body(request)
-        said, answer, language = (
-            read_messages(raw.get("messages")),
-            raw.get("answer"),
-            raw.get("language") or self._language,
-        )
-        if not isinstance(answer, str) or language not in ("pt", "en"):
-            raise ApiError(400, "answer must be a text, and language pt or en", param="answer")
-        if self._hearing.locked():
-            raise ApiError(
-                429, "the court is hearing another answer: try again", code="rate_limit_exceeded", retry_after_s=5
-            )
-        async with self._hearing, asyncio.timeout(self.limits.request_s):
-            return web.json_response(
-                await self._court.hear([m for m in said if m["role"] != "system"], answer, language)
-            )
+        body = await self._body(request)
+        messages, answer = read_messages(body.get("messages")), body.get("answer")
+        language = body.get("language") or self._language
+        if not isinstance(answer, str):
+            raise ApiError(400, "answer must be a text", param="answer")
+        if language not in ("pt", "en"):
+            raise ApiError(400, "language must be pt or en", param="language")
+        if self._judging.locked():
+            message = "another answer is being judged: try again"
+            raise ApiError(429, message, code="rate_limit_exceeded", retry_after_s=5)
+        conversation = [message for message in messages if message["role"] != "system"]
+        async with self._judging, asyncio.timeout(self.limits.request_s):
+            return web.json_response(await self._judge.judge_answer(conversation, answer, language))
 
     # --- the rest
     async def _health(self, request: web.Request) -> web.StreamResponse:
@@ -213,36 +212,32 @@ class Service:
         )
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
-        return web.json_response({"object": "list", "data": [self._described(name) for name in self._targets]})
+        return web.json_response({"object": "list", "data": [self._describe(name) for name in self._targets]})
 
     async def _model(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"]
         if name not in self._targets:
-            raise ApiError(
-                404,
-                f"the model {name[:80]!r} does not exist; there is {', '.join(self._targets)}",
-                code="model_not_found",
-                param="model",
-            )
-        return web.json_response(self._described(name))
+            raise ApiError.unknown_model(name, tuple(self._targets))
+        return web.json_response(self._describe(name))
 
-    def _described(self, name: str) -> dict[str, Any]:
+    def _describe(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._started, "owned_by": "noesis"}
 
     async def _about(self, request: web.Request) -> web.StreamResponse:
-        about = {
-            "models": list(self._targets),
-            "language": self._language,
-            "judge": self._court.name if self._court else None,
-        }
         return web.json_response(
-            about
-            | {"max_tokens": self.limits.max_tokens, "context": self.limits.context, "parallel": self.limits.parallel}
+            {
+                "models": list(self._targets),
+                "language": self._language,
+                "judge": self._judge.name if self._judge else None,
+                "max_tokens": self.limits.max_tokens,
+                "context": self.limits.context,
+                "parallel": self.limits.parallel,
+            }
         )
 
     async def _metrics_page(self, request: web.Request) -> web.StreamResponse:
         return web.Response(
-            text=self.metrics.text(self.connections()),
+            text=self.metrics.text(self.count_connections()),
             headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
         )
 
@@ -251,7 +246,7 @@ class Service:
         return web.Response(text=self._page.html, content_type="text/html", charset="utf-8", headers=self._page.headers)
 
 
-def _refused(error: ApiError) -> web.Response:
+def _error_response(error: ApiError) -> web.Response:
     response = web.json_response(error.body(), status=error.status)
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)

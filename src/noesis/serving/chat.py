@@ -1,4 +1,4 @@
-"""`noesis chat RUN`: talk to the model in the terminal; tokens stream as they come. Ctrl-C stops an answer, not the chat."""
+"""`noesis chat RUN`: chat with the model in the terminal; tokens stream in. Ctrl-C stops an answer, not the chat."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from noesis.llm.clients.chat_client import LLMClient
 from noesis.llm.llama_cpp import REPEAT_PENALTY
 from noesis.serving.analysis_filter import AnalysisFilter
 
-HELP = """  /base         the base's answer to your last message, to compare; it does not enter the conversation
-  /judge        what the Tribunal says of the last answer
+HELP = """  /base         the base's answer to your last message, for comparison; it does not enter the conversation
+  /judge        what the Tribunal says about the last answer
   /save FILE    write the conversation to a file, as Markdown
-  /reset        begin anew
+  /reset        start a new conversation
   /quit         leave (also Ctrl-D); Ctrl-C stops an answer"""
 CONTEXT = 4096  # tokens
+BYTES_PER_TOKEN = 2  # a low estimate
+MESSAGE_OVERHEAD, CONTEXT_RESERVE = 16, 64  # tokens: of the template around a message; left unused
+ROLE_NAMES = {"system": "System", "user": "You", "assistant": "Noesis"}
 
 Answer = Callable[[list[Message], bool, Callable[[str], None]], str]
 Judge = Callable[[list[Message], str], list[str]]
@@ -28,46 +31,45 @@ Judge = Callable[[list[Message], str], list[str]]
 
 @dataclass
 class ChatSession:
-    """One conversation.
+    """One conversation."""
 
-    answer: (messages, base?, on_piece) → the answer, without its analysis
-    judge: (messages before the answer, answer) → lines
-    history: the system prompt and what was said since
-    """
-
-    answer: Answer
-    judge: Judge
+    answer: Answer  # (messages, from the base?, on_piece) → the answer, without its analysis
+    judge: Judge  # (messages before the answer, answer) → lines to print
     system: str
     max_tokens: int
-    history: list[Message] = field(default_factory=list)
+    history: list[Message] = field(default_factory=list)  # the system prompt and the messages since
 
     def __post_init__(self) -> None:
         self.history = [{"role": "system", "content": self.system}]
 
     def turn(self, text: str) -> bool:
-        """Do what `text` asks for; False to leave."""
+        """Answer `text`, or carry out the command in it.
+
+        Returns:
+            False to leave the chat.
+        """
         command, _, argument = text.partition(" ")
         if command in ("/quit", "/exit"):
             return False
         if command == "/reset":
             del self.history[1:]
-            say("  begun anew")
+            say("  new conversation")
         elif command == "/base":
-            self._compare()
+            self._compare_base()
         elif command == "/judge":
-            self._judge()
+            self._judge_last()
         elif command == "/save":
             self._save(argument.strip())
         elif text.startswith("/"):
             say(HELP)
         elif text:
-            self._ask(text)
+            self._send(text)
         return True
 
-    def _ask(self, text: str) -> None:
+    def _send(self, text: str) -> None:
         self.history.append({"role": "user", "content": text})
         try:
-            answer = self._streamed("noesis › ", self.history, base=False)
+            answer = self._stream("noesis › ", self.history, base=False)
         except NoesisError:
             self.history.pop()
             raise
@@ -76,11 +78,11 @@ class ChatSession:
         else:  # stopped before the first word
             self.history.pop()
 
-    def _compare(self) -> None:
+    def _compare_base(self) -> None:
         last = self._last("user")
-        self._streamed("base › ", self.history[: last + 1], base=True)
+        self._stream("base › ", self.history[: last + 1], base=True)
 
-    def _judge(self) -> None:
+    def _judge_last(self) -> None:
         last = self._last("assistant")
         for line in self.judge(self.history[1:last], self.history[last]["content"]):
             say("  " + line)
@@ -90,20 +92,19 @@ class ChatSession:
             raise UsageError("name the file: /save FILE")
         file = Path(name).expanduser()
         if file.exists():
-            raise UsageError(f"{file} exists already: name another")
-        names = {"system": "System", "user": "You", "assistant": "Noesis"}
-        write_text(file, "\n".join(f"## {names[m['role']]}\n\n{m['content']}\n" for m in self.history))
+            raise UsageError(f"{file} exists already: choose another name")
+        write_text(file, "\n".join(f"## {ROLE_NAMES[m['role']]}\n\n{m['content']}\n" for m in self.history))
         say(f"  → {file}")
 
     def _last(self, role: str) -> int:
-        """Where the last message of `role` is."""
+        """Index of the last message of `role`."""
         for i in range(len(self.history) - 1, 0, -1):
             if self.history[i]["role"] == role:
                 return i
-        raise UsageError("nothing was said yet")
+        raise UsageError("the conversation is still empty")
 
-    def _streamed(self, who: str, messages: list[Message], *, base: bool) -> str:
-        """Show the answer as it comes; what came is kept if Ctrl-C stops it."""
+    def _stream(self, label: str, messages: list[Message], *, base: bool) -> str:
+        """Print the answer as it arrives. If Ctrl-C stops it, the part that arrived is the answer."""
         pieces: list[str] = []
 
         def show(piece: str) -> None:
@@ -111,10 +112,10 @@ class ChatSession:
             sys.stdout.write(_printable(piece))
             sys.stdout.flush()
 
-        sys.stdout.write(who)
+        sys.stdout.write(label)
         sys.stdout.flush()
         try:
-            return self.answer(fitting(messages, self.max_tokens), base, show)
+            return self.answer(fit_context(messages, self.max_tokens), base, show)
         except KeyboardInterrupt:
             say(" …(stopped)")
             return "".join(pieces)
@@ -122,8 +123,12 @@ class ChatSession:
             say()
 
 
-def chat(talk: ChatSession, read: Callable[[str], str] = input) -> None:
-    """Loop until the person leaves."""
+def chat(session: ChatSession, read: Callable[[str], str] = input) -> None:
+    """Run a session until the user leaves.
+
+    Args:
+        read: prints a prompt and returns a line; EOFError leaves.
+    """
     say(HELP)
     while True:
         try:
@@ -135,7 +140,7 @@ def chat(talk: ChatSession, read: Callable[[str], str] = input) -> None:
             say("\n  /quit leaves")
             continue
         try:
-            if not talk.turn(text):
+            if not session.turn(text):
                 return
         except KeyboardInterrupt:
             say("\n  stopped")
@@ -146,20 +151,21 @@ def chat(talk: ChatSession, read: Callable[[str], str] = input) -> None:
 def answer_function(
     tuned: LLMClient, base: Callable[[], LLMClient], *, max_tokens: int, temperature: float, scales: bool
 ) -> Answer:
-    """Answers of llama.cpp.
+    """The `answer` of a ChatSession, from llama.cpp servers.
 
     Args:
-        base: called when the base is first asked for.
-        scales: base and tuned are one server, told apart by the adapter's scale.
+        base: called when the base is first needed.
+        scales: base and tuned model are one server, told apart by the adapter's scale.
     """
 
-    def answer(messages: list[Message], of_base: bool, show: Callable[[str], None]) -> str:
-        client = base() if of_base else tuned
-        more = {"lora": [{"id": 0, "scale": 0.0 if of_base else 1.0}]} if scales else {}
-        hidden, shown = AnalysisFilter(), []
+    def answer(messages: list[Message], from_base: bool, show: Callable[[str], None]) -> str:
+        client = base() if from_base else tuned
+        adapter = {"lora": [{"id": 0, "scale": 0.0 if from_base else 1.0}]} if scales else {}
+        analysis = AnalysisFilter()
+        shown: list[str] = []
 
-        def piece(text: str) -> None:
-            if visible := hidden.feed(text):
+        def emit(visible: str) -> None:
+            if visible:
                 shown.append(visible)
                 show(visible)
 
@@ -167,29 +173,31 @@ def answer_function(
             messages,
             temperature=temperature,
             max_tokens=max_tokens,
-            on_token=piece,
+            on_token=lambda piece: emit(analysis.feed(piece)),
             repeat_penalty=REPEAT_PENALTY,
-            **more,
+            **adapter,
         )
-        if rest := hidden.finish():
-            shown.append(rest)
-            show(rest)
+        emit(analysis.finish())
         if not shown:
             raise ModelError(
-                f"the model gave no answer ({done.finish or 'broken off'}); ask again, or raise --max-tokens"
+                f"the model gave no answer ({done.finish or 'interrupted'}): ask again, or raise --max-tokens"
             )
         return "".join(shown)
 
     return answer
 
 
-def fitting(history: list[Message], max_tokens: int) -> list[Message]:
-    """The system prompt and as many of the last messages as most likely fit the context (at two bytes a token)."""
-    room = CONTEXT - max_tokens - 64 - len(history[0]["content"].encode()) // 2
-    kept: list[Message] = []
+def fit_context(history: list[Message], max_tokens: int) -> list[Message]:
+    """The system prompt and as many of the last messages as most likely fit the context with the answer."""
+    room = CONTEXT - max_tokens - CONTEXT_RESERVE - _estimate_tokens(history[0])
+    recent: list[Message] = []
     for message in reversed(history[1:]):
-        room -= len(message["content"].encode()) // 2 + 16
-        if room < 0 and kept:
+        room -= _estimate_tokens(message) + MESSAGE_OVERHEAD
+        if room < 0 and recent:
             break
-        kept.append(message)
-    return [history[0], *reversed(kept)]
+        recent.append(message)
+    return [history[0], *reversed(recent)]
+
+
+def _estimate_tokens(message: Message) -> int:
+    return len(message["content"].encode()) // BYTES_PER_TOKEN

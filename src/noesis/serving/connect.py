@@ -10,15 +10,19 @@ TARGETS = ("env", "python", "docker")
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the model answers. key: None where it is in NOESIS_API_KEY already, and then it is not printed."""
+    """Where the model is served."""
 
     base_url: str
     model: str
-    key: str | None
+    key: str | None  # None: it is in NOESIS_API_KEY already, and is not printed
 
 
 def instructions(target: str, endpoint: Endpoint) -> str:
-    """Lines to put into a shell, a program, or a container's command line. Values are quoted for where they go."""
+    """Text to paste into a shell, a program, or a container's command line; values are quoted accordingly.
+
+    Args:
+        target: one of TARGETS.
+    """
     return {"env": _env, "python": _python, "docker": _docker}[target](endpoint)
 
 
@@ -43,24 +47,24 @@ def _python(e: Endpoint) -> str:
 from openai import OpenAI
 
 client = OpenAI(base_url={e.base_url!r}, api_key={key})
-answer = client.chat.completions.create(model={e.model!r}, messages=[{{"role": "user", "content": "O que é a coragem?"}}])
+messages = [{{"role": "user", "content": "O que é a coragem?"}}]
+answer = client.chat.completions.create(model={e.model!r}, messages=messages)
 print(answer.choices[0].message.content)"""
 
 
 def _docker(e: Endpoint) -> str:
-    """The container reaches the machine that it runs on by a name of its own, so the server must listen there: `--host 0.0.0.0`."""
+    """A container reaches its host by a special name, not loopback: the server must listen on `--host 0.0.0.0`."""
     url = e.base_url
     for loopback in ("//127.0.0.1", "//localhost", "//[::1]"):
         url = url.replace(loopback, "//host.docker.internal", 1)
     values = {"OPENAI_BASE_URL": url, "NOESIS_BASE_URL": url, "NOESIS_MODEL": e.model}
     flags = [f"  -e {name}={shlex.quote(value)} \\" for name, value in values.items()]
-    key = f"={shlex.quote(e.key)}" if e.key else ""
-    if not e.key:
-        keys = ["  -e NOESIS_API_KEY \\", '  -e OPENAI_API_KEY="$NOESIS_API_KEY" \\']
+    if e.key:
+        keys = [f"  -e {name}={shlex.quote(e.key)} \\" for name in ("NOESIS_API_KEY", "OPENAI_API_KEY")]
     else:
-        keys = [f"  -e NOESIS_API_KEY{key} \\", f"  -e OPENAI_API_KEY{key} \\"]
+        keys = ["  -e NOESIS_API_KEY \\", '  -e OPENAI_API_KEY="$NOESIS_API_KEY" \\']
     note = (
-        ["# the server must listen beyond this machine's loopback:  noesis serve RUN --host 0.0.0.0"]
+        ["# the server must listen on more than loopback:  noesis serve RUN --host 0.0.0.0"]
         if url != e.base_url
         else []
     )

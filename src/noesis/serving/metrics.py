@@ -1,4 +1,7 @@
-"""What the server counts, as Prometheus reads it: https://prometheus.io/docs/instrumenting/exposition_formats/ . `GET /metrics`."""
+"""The server's counters, in Prometheus' text format: `GET /metrics`.
+
+https://prometheus.io/docs/instrumenting/exposition_formats/
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ BUCKETS_S = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 @dataclass
 class Histogram:
-    """How long something took: counts up to each of `BUCKETS_S`, and the sum in seconds."""
+    """Durations: how many fell into each bucket, and their sum."""
 
     counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_S) + 1))
     total_s: float = 0.0
@@ -23,31 +26,31 @@ class Histogram:
         self.total_s += seconds
 
     def lines(self, name: str) -> list[str]:
-        out, so_far = [], 0
+        out, cumulative = [], 0
         for bound, count in zip((*map(str, BUCKETS_S), "+Inf"), self.counts, strict=True):
-            so_far += count
-            out.append(f'{name}_bucket{{le="{bound}"}} {so_far}')
-        return [*out, f"{name}_sum {self.total_s:.6f}", f"{name}_count {so_far}"]
+            cumulative += count
+            out.append(f'{name}_bucket{{le="{bound}"}} {cumulative}')
+        return [*out, f"{name}_sum {self.total_s:.6f}", f"{name}_count {cumulative}"]
 
 
 @dataclass
 class Metrics:
-    """Counters since the start. Labels come from fixed sets only: a client can't make new ones.
+    """Counters since the start. Labels come from fixed sets only, so clients can't add new ones."""
 
-    requests: (route, status) → count; 499 is a client that left
-    tokens: (model, prompt or completion) → count
-    """
-
-    requests: Counter[tuple[str, int]] = field(default_factory=Counter)
-    tokens: Counter[tuple[str, str]] = field(default_factory=Counter)
-    seconds: Histogram = field(default_factory=Histogram)
+    requests: Counter[tuple[str, int]] = field(default_factory=Counter)  # (route, status); 499: the client left
+    tokens: Counter[tuple[str, str]] = field(default_factory=Counter)  # (model, `prompt` or `completion`)
+    seconds: Histogram = field(default_factory=Histogram)  # of whole chat requests
     first_token_seconds: Histogram = field(default_factory=Histogram)
-    in_flight: int = 0
+    in_flight: int = 0  # chat requests
     refused_connections: int = 0
 
     def text(self, connections: int) -> str:
-        """The page. connections: open now."""
-        own = psutil.Process(os.getpid())
+        """All metrics.
+
+        Args:
+            connections: open at the moment.
+        """
+        process = psutil.Process(os.getpid())
         out = [
             "# HELP noesis_requests_total Requests by route and HTTP status.",
             "# TYPE noesis_requests_total counter",
@@ -56,7 +59,7 @@ class Metrics:
             f'noesis_requests_total{{route="{route}",status="{status}"}} {n}'
             for (route, status), n in sorted(self.requests.items())
         ]
-        out += ["# HELP noesis_tokens_total Tokens read and written.", "# TYPE noesis_tokens_total counter"]
+        out += ["# HELP noesis_tokens_total Tokens of prompts and completions.", "# TYPE noesis_tokens_total counter"]
         out += [
             f'noesis_tokens_total{{model="{model}",kind="{kind}"}} {n}'
             for (model, kind), n in sorted(self.tokens.items())
@@ -67,15 +70,15 @@ class Metrics:
         ):
             out += [f"# HELP {name} {help_}", f"# TYPE {name} histogram", *histogram.lines(name)]
         gauges = {
-            "noesis_in_flight": ("Chat requests under way.", self.in_flight),
+            "noesis_in_flight": ("Chat requests in progress.", self.in_flight),
             "noesis_connections": ("Open connections.", connections),
-            "noesis_resident_bytes": ("Memory of the process.", own.memory_info().rss),
+            "noesis_resident_bytes": ("Resident memory of the process.", process.memory_info().rss),
         }
         for name, (help_, value) in gauges.items():
             out += [f"# HELP {name} {help_}", f"# TYPE {name} gauge", f"{name} {value}"]
         name = "noesis_refused_connections_total"
         out += [
-            f"# HELP {name} Connections above the limit.",
+            f"# HELP {name} Connections refused above the limit.",
             f"# TYPE {name} counter",
             f"{name} {self.refused_connections}",
         ]

@@ -1,4 +1,4 @@
-"""The page of `noesis serve --ui`: one file without a build step, allowed to run its own script and to talk to its own server, nothing else."""
+"""The page of `noesis serve --ui`: one file, no build step. It may run its own script and call its own server only."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ FILE = Path(__file__).with_name("ui.html")
 
 @dataclass(frozen=True)
 class Page:
-    """The page and the headers that it goes with."""
+    """The page and its HTTP headers."""
 
     html: str
     headers: dict[str, str]
 
 
 def load_page(file: Path = FILE) -> Page:
-    """Read the page; its Content-Security-Policy names its one script and its one style sheet by their hashes."""
+    """Read the page. Its Content-Security-Policy allows its one script and its one style sheet by their hashes."""
     html = file.read_text(encoding="utf-8")
     script, style = (_hash(html, tag) for tag in ("script", "style"))
     policy = (

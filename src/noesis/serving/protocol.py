@@ -1,7 +1,9 @@
-"""OpenAI's chat protocol as Noesis speaks it: what a request may hold, what llama.cpp is asked for it, and how a refusal looks.
+"""OpenAI's chat protocol as Noesis implements it: what a request may contain, what is sent to llama.cpp for it, and the
+shape of errors.
 
-https://platform.openai.com/docs/api-reference/chat . Only known fields go on, each checked: llama.cpp has many more (grammars, slots,
-adapters) which are not for clients. Unknown fields are ignored, as other compatible servers do.
+https://platform.openai.com/docs/api-reference/chat . Only known fields are passed on, each checked: llama.cpp accepts
+many more (grammars, slots, adapters), which are not for clients. Unknown fields are ignored, as in other compatible
+servers.
 """
 
 from __future__ import annotations
@@ -11,12 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from noesis.constitution.document import SystemPrompt
-from noesis.core.text import CONTROL_TOKEN
+from noesis.core.messages import Message
+from noesis.core.text import break_control_tokens
 from noesis.llm.llama_cpp import REPEAT_PENALTY
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-MOST_MESSAGES = 1000
-DEEPEST_SCHEMA, LONGEST_SCHEMA, MOST_REPEATS = 32, 64_000, 2000
+MAX_MESSAGES = 1000
+MAX_SCHEMA_DEPTH = 32  # levels
+MAX_SCHEMA_LENGTH = 64_000  # characters
+MAX_SCHEMA_REPEATS = 2000  # items or characters
+MAX_STOPS, MAX_STOP_LENGTH = 4, 200  # texts, characters
 # name: (smallest, largest, whole numbers only)
 NUMBERS: dict[str, tuple[float, float, bool]] = {
     "temperature": (0, 2, False),
@@ -27,11 +33,11 @@ NUMBERS: dict[str, tuple[float, float, bool]] = {
     "seed": (-(2**63), 2**63 - 1, True),
     "top_logprobs": (0, 20, True),
 }
-NOT_SERVED = ("tools", "functions", "audio", "logit_bias", "modalities", "prediction")
+UNSUPPORTED = ("tools", "functions", "audio", "logit_bias", "modalities", "prediction")
 
 
 class ApiError(Exception):
-    """A refusal in the shape of OpenAI's errors."""
+    """An error to send to the client, in OpenAI's format."""
 
     def __init__(
         self,
@@ -43,15 +49,16 @@ class ApiError(Exception):
         retry_after_s: int | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.code, self.param, self.retry_after_s = (
-            status,
-            message,
-            code,
-            param,
-            retry_after_s,
-        )
+        self.status, self.message, self.code = status, message, code
+        self.param, self.retry_after_s = param, retry_after_s
+
+    @classmethod
+    def unknown_model(cls, name: object, models: tuple[str, ...]) -> ApiError:
+        message = f"the model {str(name)[:80]!r} does not exist; available: {', '.join(models)}"
+        return cls(404, message, code="model_not_found", param="model")
 
     def body(self) -> dict[str, Any]:
+        """The JSON of the response."""
         kinds = {401: "authentication_error", 429: "rate_limit_error"}
         kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
@@ -59,37 +66,37 @@ class ApiError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one client may ask of the server."""
+    """What the server accepts."""
 
     parallel: int = 8  # requests at once
-    context: int = 4096  # tokens of prompt and answer
-    max_tokens: int = 1024  # tokens of an answer
+    context: int = 4096  # tokens of prompt and answer together
+    max_tokens: int = 1024  # tokens of an answer, at most
     body_bytes: int = 1_000_000
-    request_s: float = 600.0  # from the first to the last byte of an answer
+    request_s: float = 600.0  # for a whole answer
     body_s: float = 30.0  # for a request to arrive
-    idle_s: float = 30.0  # an open connection without a request
+    idle_s: float = 30.0  # for a connection without a request
     connections: int = 256
-    grace_s: float = 30.0  # for what is under way when the server is stopped
+    grace_s: float = 30.0  # for requests in progress when the server is stopped
 
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A checked request.
-
-    body: for llama.cpp, without what chooses the adapter
-    begun: what the client wrote of the answer, for the model to go on with
-    """
+    """A checked request."""
 
     model: str
-    body: dict[str, Any]
+    body: dict[str, Any]  # for llama.cpp, without the choice of adapter
     stream: bool
-    usage_in_stream: bool
+    usage_in_stream: bool  # send a last event with token counts
     include_analysis: bool
-    begun: str
+    prefill: str  # the beginning of the answer, written by the client; the model continues it
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
-    """A JSON object from a client. Raises ApiError: anything else, NaN, or nesting without end."""
+    """Parse a JSON object from a client.
+
+    Raises:
+        ApiError: anything else, NaN, or bottomless nesting.
+    """
     try:
         value = json.loads(raw, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -102,37 +109,34 @@ def parse_json(raw: bytes) -> dict[str, Any]:
 def read_chat_request(
     request: dict[str, Any], *, models: tuple[str, ...], system: SystemPrompt, language: str, limits: Limits
 ) -> ChatRequest:
-    """Check a chat request and say what llama.cpp is to be asked.
+    """Check a chat request and translate it for llama.cpp.
 
     Args:
-        system: put before a conversation that brings no system prompt of its own, in `language` unless the request names one.
+        request: the client's JSON.
+        system: added to a conversation without a system prompt of its own.
+        language: of that system prompt, unless the request names one.
 
     Raises:
         ApiError: 400 or 404, naming the field.
     """
     model = request.get("model")
     if model not in models:
-        raise ApiError(
-            404,
-            f"the model {str(model)[:80]!r} does not exist; there is {', '.join(models)}",
-            code="model_not_found",
-            param="model",
-        )
-    for name in NOT_SERVED:
+        raise ApiError.unknown_model(model, models)
+    for name in UNSUPPORTED:
         if request.get(name):
             raise ApiError(400, f"{name} is not supported by this server", code="unsupported_parameter", param=name)
     if request.get("n") not in (None, 1):
         raise ApiError(400, "n may only be 1", code="unsupported_value", param="n")
-    spoken = request.get("language") or language
-    if spoken not in ("pt", "en"):
+    language = request.get("language") or language
+    if language not in ("pt", "en"):
         raise ApiError(400, "language must be pt or en", param="language")
     messages = read_messages(request.get("messages"))
     if all(message["role"] != "system" for message in messages):
-        messages.insert(0, {"role": "system", "content": system.en if spoken == "en" else system.pt})
+        messages.insert(0, {"role": "system", "content": system.en if language == "en" else system.pt})
     last = messages[-1]
     body: dict[str, Any] = {
         "messages": messages,
-        "max_tokens": _room(request, limits),
+        "max_tokens": _max_tokens(request, limits),
         "repeat_penalty": REPEAT_PENALTY,
     }
     for name in NUMBERS:
@@ -145,8 +149,8 @@ def read_chat_request(
     if request.get("stop") is not None:
         body["stop"] = _stops(request["stop"])
     if request.get("response_format") is not None:
-        body["response_format"] = _format(request["response_format"])
-    # what was asked before may not change an answer that is to be the same each time, be it in the last bits
+        body["response_format"] = _response_format(request["response_format"])
+    # A cached prompt changes the last bits, and an answer that must be reproducible with them.
     body["cache_prompt"] = not (body.get("temperature") == 0 or "seed" in body)
     options = request.get("stream_options") or {}
     return ChatRequest(
@@ -155,14 +159,18 @@ def read_chat_request(
         stream=_flag(request, "stream"),
         usage_in_stream=isinstance(options, dict) and options.get("include_usage") is True,
         include_analysis=_flag(request, "include_analysis"),
-        begun=last["content"] if last["role"] == "assistant" else "",
+        prefill=last["content"] if last["role"] == "assistant" else "",
     )
 
 
-def read_messages(messages: Any) -> list[dict[str, str]]:
-    """Roles and texts. What a user wrote can't forge the boundary of a message: control tokens in it are made harmless."""
-    if not isinstance(messages, list) or not 0 < len(messages) <= MOST_MESSAGES:
-        raise ApiError(400, f"messages must be a list of 1 to {MOST_MESSAGES} messages", param="messages")
+def read_messages(messages: Any) -> list[Message]:
+    """Check the messages. Control tokens in a user's text are broken up, so that it can't forge a message boundary.
+
+    Raises:
+        ApiError: 400, naming the message.
+    """
+    if not isinstance(messages, list) or not 0 < len(messages) <= MAX_MESSAGES:
+        raise ApiError(400, f"messages must be a list of 1 to {MAX_MESSAGES} messages", param="messages")
     found = []
     for i, message in enumerate(messages):
         where = f"messages[{i}]"
@@ -170,17 +178,12 @@ def read_messages(messages: Any) -> list[dict[str, str]]:
         if not isinstance(role, str) or role not in ROLES:
             raise ApiError(400, f"{where}.role must be system, developer, user or assistant", param=f"{where}.role")
         text = _text(message.get("content"), where)
-        found.append(
-            {
-                "role": ROLES[role],
-                "content": CONTROL_TOKEN.sub(lambda m: m[0][0] + " " + m[0][1:], text) if role == "user" else text,
-            }
-        )
+        found.append({"role": ROLES[role], "content": break_control_tokens(text) if role == "user" else text})
     return found
 
 
 def _text(content: Any, where: str) -> str:
-    """A text, or the texts of a list of parts."""
+    """A text, or the joined texts of a list of parts."""
     if content is None:
         return ""
     if isinstance(content, list):
@@ -216,8 +219,8 @@ def _number(request: dict[str, Any], name: str) -> float:
     return value  # type: ignore[no-any-return]
 
 
-def _room(request: dict[str, Any], limits: Limits) -> int:
-    """Tokens of the answer: as asked for, never above the server's own limit."""
+def _max_tokens(request: dict[str, Any], limits: Limits) -> int:
+    """Tokens of the answer, as requested but within the server's own limit."""
     for name in ("max_completion_tokens", "max_tokens"):
         if (value := request.get(name)) is not None:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -230,14 +233,15 @@ def _stops(value: Any) -> list[str]:
     stops = [value] if isinstance(value, str) else value
     if (
         not isinstance(stops, list)
-        or len(stops) > 4
-        or not all(isinstance(s, str) and 0 < len(s) <= 200 for s in stops)
+        or len(stops) > MAX_STOPS
+        or not all(isinstance(s, str) and 0 < len(s) <= MAX_STOP_LENGTH for s in stops)
     ):
-        raise ApiError(400, "stop must be a text or up to 4 texts of 1 to 200 characters", param="stop")
+        message = f"stop must be a text or up to {MAX_STOPS} texts of 1 to {MAX_STOP_LENGTH} characters"
+        raise ApiError(400, message, param="stop")
     return stops
 
 
-def _format(value: Any) -> dict[str, Any]:
+def _response_format(value: Any) -> dict[str, Any]:
     kind = value.get("type") if isinstance(value, dict) else None
     if kind in ("text", "json_object"):
         return {"type": kind}
@@ -252,27 +256,29 @@ def _format(value: Any) -> dict[str, Any]:
 
 
 def _check_schema(schema: dict[str, Any]) -> None:
-    """A grammar is made of it, whose size a few digits in a schema could blow up."""
+    """Refuse a schema whose grammar would be huge: llama.cpp builds one from it, and a few digits can blow it up."""
     level: list[Any] = [schema]
-    for _ in range(DEEPEST_SCHEMA):
+    for _ in range(MAX_SCHEMA_DEPTH):
         inner: list[Any] = []
         for part in level:
             if isinstance(part, dict):
                 for name in ("minItems", "maxItems", "minLength", "maxLength"):
-                    if isinstance(part.get(name), (int, float)) and part[name] > MOST_REPEATS:
-                        raise ApiError(400, f"{name} in the schema is above {MOST_REPEATS}", param="response_format")
+                    if isinstance(part.get(name), (int, float)) and part[name] > MAX_SCHEMA_REPEATS:
+                        raise ApiError(
+                            400, f"{name} in the schema is above {MAX_SCHEMA_REPEATS}", param="response_format"
+                        )
                 inner.extend(part.values())
             elif isinstance(part, list):
                 inner.extend(part)
         level = inner
     if level:
-        raise ApiError(400, f"the schema is nested deeper than {DEEPEST_SCHEMA} levels", param="response_format")
+        raise ApiError(400, f"the schema is nested deeper than {MAX_SCHEMA_DEPTH} levels", param="response_format")
     try:
         length = len(json.dumps(schema, allow_nan=False))
     except ValueError:
-        raise ApiError(400, "the schema holds a number beyond all bounds", param="response_format") from None
-    if length > LONGEST_SCHEMA:
-        raise ApiError(400, f"the schema is longer than {LONGEST_SCHEMA:,} characters", param="response_format")
+        raise ApiError(400, "the schema contains a number that is not finite", param="response_format") from None
+    if length > MAX_SCHEMA_LENGTH:
+        raise ApiError(400, f"the schema is longer than {MAX_SCHEMA_LENGTH:,} characters", param="response_format")
 
 
 def _no_constant(name: str) -> float:

@@ -1,13 +1,14 @@
-"""`noesis serve RUN`: load the models, listen, and on SIGTERM or Ctrl-C finish what is under way before leaving.
+"""`noesis serve RUN`: load the models, listen, and on SIGTERM or Ctrl-C finish the requests in progress before exiting.
 
-The port is taken before anything is loaded. A second signal cuts short what is under way. What does not end within the time that was
-given to it is left behind: the process leaves all the same.
+The port is claimed before anything is loaded. A second signal cuts requests short. Those that do not end within the
+grace period are abandoned: the process exits all the same.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import signal
 import socket
@@ -28,30 +29,26 @@ from noesis.serving.protocol import ApiError, Limits
 from noesis.serving.relay import Target
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-SHORTEST_KEY = 11  # characters
-FREEING_S = 10.0  # for llama.cpp to notice that nobody reads
+MIN_KEY_CHARS = 11
+FREE_S = 10.0  # for llama.cpp to notice that nobody reads
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """What is served.
+    """The GGUF files to serve."""
 
-    tuned: a merged model; or None where `adapter` turns `base` into it
-    base: None where only the tuned model is at hand
-    """
-
-    tuned: Path | None
-    base: Path | None
+    tuned: Path | None  # a merged model; None where `adapter` turns `base` into it
+    base: Path | None  # None where only the tuned model is at hand
     adapter: Path | None = None
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How it is served."""
+    """How to serve them."""
 
     key: str
-    system: SystemPrompt
-    language: str
+    system: SystemPrompt  # added to conversations without one
+    language: str  # of the system prompt where a request names none
     host: str = "127.0.0.1"
     port: int = 8017
     limits: Limits = field(default_factory=Limits)
@@ -65,26 +62,30 @@ class Server:
         files: ModelFiles,
         settings: Settings,
         *,
-        court: AnswerJudge | None = None,
+        judge: AnswerJudge | None = None,
         page: Page | None = None,
         port: socket.socket | None = None,
     ) -> None:
-        """Take the port, unless it is given as `claim` took it, and load the models.
+        """Claim the port and load the models.
+
+        Args:
+            port: already claimed with `claim_port`.
 
         Raises:
-            UsageError: the port is taken, or the key is too short.
+            UsageError: the port is in use, or the key is too short.
             ModelError: a file can't be loaded.
         """
-        if len(settings.key) < SHORTEST_KEY:
+        if len(settings.key) < MIN_KEY_CHARS:
             raise UsageError(
-                f"the key has {len(settings.key)} characters: at least {SHORTEST_KEY} are needed; leave it out to have one made"
+                f"the key has {len(settings.key)} characters, but needs at least {MIN_KEY_CHARS}: "
+                "choose a longer one, or leave it out to have one generated"
             )
-        self.settings, self._court, self._page = settings, court, page
-        self._socket = port or claim(settings.host, settings.port)
+        self.settings, self._judge, self._page = settings, judge, page
+        self._socket = port or claim_port(settings.host, settings.port)
         self.port = int(self._socket.getsockname()[1])
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self.url = f"http://{host}:{self.port}"
-        self._backends: list[LlamaServer] = []
+        self._llama_servers: list[LlamaServer] = []
         self._targets = self._load(files)
         self.models = tuple(self._targets)
 
@@ -93,9 +94,9 @@ class Server:
 
         def start(model: Path, adapter: Path | None = None) -> LlamaServer:
             say(f"  loading {model.name}{' with ' + adapter.name if adapter else ''} …")
-            backend = LlamaServer(model, adapter=adapter, parallel=limits.parallel, context=limits.context)
-            self._backends.append(backend)
-            return backend
+            server = LlamaServer(model, adapter=adapter, parallel=limits.parallel, context=limits.context)
+            self._llama_servers.append(server)
+            return server
 
         if files.tuned is None:
             assert files.base is not None and files.adapter is not None
@@ -109,33 +110,43 @@ class Server:
         return targets
 
     async def run(self, ready: Callable[[], None] = lambda: None, stop: asyncio.Event | None = None) -> None:
-        """Serve until a signal comes (or `stop` is set), then finish what is under way. The process is to leave afterwards."""
-        s, limits = self.settings, self.settings.limits
+        """Serve until a signal arrives, then finish the requests in progress. Call `free` and exit afterwards.
+
+        Args:
+            ready: called when requests are accepted.
+            stop: stops the server when set, like a signal.
+        """
+        settings, limits = self.settings, self.settings.limits
         stop, hurry = stop or asyncio.Event(), asyncio.Event()
         _on_signals(stop, hurry)
         service = Service(
             self._targets,
-            key=s.key,
-            system=s.system,
-            language=s.language,
+            key=settings.key,
+            system=settings.system,
+            language=settings.language,
             limits=limits,
-            court=self._court,
+            judge=self._judge,
             page=self._page,
         )
         runner = web.AppRunner(
-            service.application(), access_log=None, handle_signals=False, handler_cancellation=True,
-            keepalive_timeout=limits.idle_s, lingering_time=2.0, auto_decompress=False, shutdown_timeout=1.0,
-        )  # fmt: skip
+            service.application(),
+            access_log=None,
+            handle_signals=False,
+            handler_cancellation=True,
+            keepalive_timeout=limits.idle_s,
+            lingering_time=2.0,
+            auto_decompress=False,
+            shutdown_timeout=1.0,
+        )
         await runner.setup()
         web_server = runner.server
         assert web_server is not None
-
-        service.connections = lambda: len(web_server.connections)
+        service.count_connections = lambda: len(web_server.connections)
 
         def connect() -> asyncio.Protocol:
             if len(web_server.connections) >= limits.connections:
                 service.metrics.refused_connections += 1
-                return _Refuse()
+                return _RefuseConnection()
             return web_server()
 
         listener = await asyncio.get_running_loop().create_server(connect, sock=self._socket, backlog=1024)
@@ -143,23 +154,23 @@ class Server:
         await stop.wait()
         service.stopping = True
         listener.close()
-        await _first(hurry.wait(), _idle(service), limits.grace_s)
+        await _first_of(hurry.wait(), _idle(service), limits.grace_s)
         await runner.cleanup()
 
     def free(self) -> None:
-        """Free the models. Those that do not come to rest keep the process from ending by itself: it is ended here, with code 1."""
+        """Free the models. If one stays busy, the process could not exit by itself: it is ended here, with code 1."""
         self._socket.close()
-        for backend in self._backends:
-            if not backend.stop(FREEING_S):
-                print("llama.cpp does not come to rest; leaving all the same", file=sys.stderr, flush=True)  # noqa: T201
+        for server in self._llama_servers:
+            if not server.stop(FREE_S):
+                print("llama.cpp stays busy; exiting all the same", file=sys.stderr, flush=True)  # noqa: T201
                 os._exit(1)
 
 
-def claim(host: str, port: int) -> socket.socket:
-    """A socket that listens on host and port; who connects waits until the server runs. Port 0: any free one.
+def claim_port(host: str, port: int) -> socket.socket:
+    """A socket that listens on host and port (0: any free one). Connections wait until the server runs.
 
     Raises:
-        UsageError: the port is taken, or there is no such host.
+        UsageError: the port is in use, or there is no such host.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -171,11 +182,11 @@ def claim(host: str, port: int) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind(address)
-        sock.listen(1024)  # two sockets may be bound to a port, only one may listen
+        sock.listen(1024)  # two sockets may be bound to a port, but only one may listen
     except OSError as error:
         sock.close()
         if error.errno in (errno.EADDRINUSE, errno.EACCES):
-            why = "is in use" if error.errno == errno.EADDRINUSE else "needs more rights"
+            why = "is in use" if error.errno == errno.EADDRINUSE else "needs more privileges"
             raise UsageError(
                 f"port {port} on {host} {why}: choose another with --port, or 0 for any free one"
             ) from None
@@ -184,15 +195,15 @@ def claim(host: str, port: int) -> socket.socket:
 
 
 def _on_signals(stop: asyncio.Event, hurry: asyncio.Event) -> None:
-    """The first signal stops, the second hurries."""
+    """The first signal sets `stop`, the second `hurry`."""
 
-    def arrived() -> None:
+    def on_signal() -> None:
         (hurry if stop.is_set() else stop).set()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
-            loop.add_signal_handler(number, arrived)
+            loop.add_signal_handler(number, on_signal)
         except (NotImplementedError, RuntimeError, ValueError):  # Windows; or not the main thread
             return
 
@@ -202,22 +213,27 @@ async def _idle(service: Service) -> None:
         await asyncio.sleep(0.05)
 
 
-async def _first(one: Awaitable[object], other: Awaitable[object], seconds: float) -> None:
-    """Wait for either, but no longer than that."""
+async def _first_of(one: Awaitable[object], other: Awaitable[object], seconds: float) -> None:
+    """Wait for either, for at most so many seconds."""
     tasks = [asyncio.ensure_future(one), asyncio.ensure_future(other)]
     await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         task.cancel()
 
 
-class _Refuse(asyncio.Protocol):
-    """A connection above the limit: told so, and closed, without reading."""
+class _RefuseConnection(asyncio.Protocol):
+    """Answers a connection above the limit with an error and closes it, without reading."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        error = web.json_response(ApiError(503, "too many connections", code="too_many_connections").body())
-        body = error.body
-        assert isinstance(body, bytes)
-        head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nRetry-After: 2\r\nConnection: close\r\n\r\n"
+        error = ApiError(503, "too many connections", code="too_many_connections", retry_after_s=2)
+        body = json.dumps(error.body()).encode()
+        head = (
+            f"HTTP/1.1 {error.status} Service Unavailable\r\n"
+            "Content-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n"
+            f"Retry-After: {error.retry_after_s}\r\n"
+            "Connection: close\r\n\r\n"
+        )
         transport.write(head.encode() + body)
         transport.close()

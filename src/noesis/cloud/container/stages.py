@@ -159,7 +159,7 @@ def merge(place: ContainerContext, asked: dict[str, Any], again: bool) -> CallRe
             run_gguf(s, kinds=request.gguf or None, again=again)
             _book_epochs(s.run)
             run_report(s)
-            return dict(result)
+            return result.to_json()
 
     return run_guarded(place, work)
 

@@ -1,10 +1,11 @@
-"""The stages of a release: merge → GGUF → parity certificate. `noesis merge RUN`, `noesis gguf RUN`, `noesis parity RUN`.
+"""Stage gguf: GGUF files of the merged model, and the certificate that they behave like what was trained.
 
-And the same for a plain model folder: `noesis gguf ./noesis_model --outfile noesis.gguf`.
+`noesis gguf RUN` writes and certifies them, `noesis parity RUN` measures them again.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,22 @@ from noesis.constitution.dialogue import opening_messages
 from noesis.core.console import say, size
 from noesis.core.errors import ModelError, RunError, UsageError
 from noesis.core.files import copy_file, write_json, write_text
-from noesis.core.messages import Message
 from noesis.core.project import Project, find_project
 from noesis.dataset.load import evenly_spread
 from noesis.llm.chat_template import render
 from noesis.llm.tokenizer import load_tokenizer
-from noesis.pipeline.gguf_files import _system, adapter_file, base_gguf, write_adapter
+from noesis.pipeline.gguf_files import adapter_file, base_gguf, system_prompt, write_adapter
 from noesis.pipeline.session import RunSession
-from noesis.pipeline.stages.merge import merge_quantization
+from noesis.pipeline.stages.merge import merge_basis, merge_quantization
 from noesis.planning.budget import require_remaining
-from noesis.release.parity.certify import show
+from noesis.release.parity.certificate import Certificate
+from noesis.release.parity.outcome import reject_failed, require_passed, show_certificate
 
 PROMPTS = 10  # of each language, compared at every position
 ANSWERED = 3  # of each language, answered greedily
+CONVERSATIONS = 2  # whole held-out examples, compared at every position
+MODELFILE_ORDER = ("q8_0", "f16", "q4_k_m", "f32")  # the first of these that exists is named in the Modelfile
+MODELFILE_CONTEXT = 8192  # tokens, at most
 
 
 def run_gguf(
@@ -34,19 +38,24 @@ def run_gguf(
     adapter: bool = False,
     again: bool = False,
     outfile: Path | None = None,
-) -> dict[str, Any]:
-    """GGUF files of the merged model, and the certificate that they behave like what was trained.
+) -> Certificate:
+    """Write and certify GGUF files of the merged model.
 
     Args:
-        adapter: the adapter alone as well, for a GGUF of its base.
-        outfile: a copy of the one kind asked for, once it is certified.
+        kinds: default: those in training_config.yaml.
+        adapter: also write the adapter alone, for a GGUF of its base.
+        outfile: where to copy the one file asked for, once it is certified.
+
+    Raises:
+        RunError: there is no merged model.
+        ParityError: a file does not behave like what was trained; it was renamed to *.rejected.gguf.
     """
     from noesis.release.gguf.writer import write_gguf
 
     require_merged(s)
     wanted = kinds or s.config.training.gguf.quantizations
     if outfile is not None and len(wanted) != 1:
-        raise UsageError(f"--outfile names one file and {', '.join(wanted)} are wanted: choose one with --quant")
+        raise UsageError(f"--outfile names one file, but there are {', '.join(wanted)}: choose one with --quant")
     files = {kind: s.run.gguf / f"{s.run.merged.name}-{kind}.gguf" for kind in wanted}
 
     def work() -> dict[str, Any]:
@@ -54,28 +63,26 @@ def run_gguf(
         for kind, file in files.items():
             write_gguf(s.run.merged, file, kind, name=s.run.merged.name, licence=s.model.licence)
             say(f"  {file.name}: {size(file.stat().st_size)}")
-        return certify_files(s, files, with_adapter=adapter)
+        return certify_files(s, files, with_adapter=adapter).to_json()
 
-    def outputs() -> list[Path]:
-        return [
-            *files.values(),
-            s.run.gguf / "parity.json",
-            s.run.gguf / "Modelfile",
-            *([adapter_file(s)] if adapter else []),
-        ]
-
-    before = s.run.result("gguf") or {}
-    changed = set(wanted) != set(before.get("files", {})) or (adapter and not before.get("adapter"))
-    result = s.run.perform("gguf", work, outputs, again=again or changed)
-    show(result)
+    before = previous_certificate(s)
+    covered = before is not None and set(before.files) == set(wanted) and (before.adapter is not None or not adapter)
+    result = s.run.perform("gguf", work, lambda: _outputs(s, files, adapter), again=again or not covered)
+    certificate = Certificate.from_json(result)
+    show_certificate(certificate)
     if outfile is not None:
         copy_file(files[wanted[0]], outfile)
         say(f"  → {outfile}")
-    return result
+    return certificate
 
 
-def parity(s: RunSession) -> dict[str, Any]:
-    """Measure again the files that lie there, with the adapter's if there is one; the new certificate replaces the old."""
+def parity(s: RunSession) -> Certificate:
+    """Measure the run's GGUF files again, the adapter's included if there is one. The new certificate replaces the old.
+
+    Raises:
+        RunError: there is no merged model, or no GGUF file.
+        ParityError: as `run_gguf`.
+    """
     require_merged(s)
     found = {
         file.stem.rpartition("-")[2]: file
@@ -83,89 +90,123 @@ def parity(s: RunSession) -> dict[str, Any]:
         if not file.name.endswith(".rejected.gguf")
     }
     with_adapter = found.pop("adapter", None) is not None
-    kinds = [kind for kind in (s.run.result("gguf") or {}).get("files", {}) if kind in found] or sorted(found)
+    before = previous_certificate(s)
+    kinds = [kind for kind in (before.files if before else ()) if kind in found] or sorted(found)
     if not kinds:
         raise RunError(f"{s.run.gguf} holds no GGUF file: run  noesis gguf {s.run.path}  first")
     files = {kind: found[kind] for kind in kinds}
 
-    def outputs() -> list[Path]:
-        return [
-            *files.values(),
-            s.run.gguf / "parity.json",
-            s.run.gguf / "Modelfile",
-            *([adapter_file(s)] if with_adapter else []),
-        ]
+    def work() -> dict[str, Any]:
+        return certify_files(s, files, with_adapter=with_adapter, originals=True).to_json()
 
-    result = s.run.perform(
-        "gguf", lambda: certify_files(s, files, with_adapter=with_adapter, originals=True), outputs, again=True
-    )
-    show(result)
-    return result
-
-
-def certify_files(
-    s: RunSession, files: dict[str, Path], *, with_adapter: bool, originals: bool = False
-) -> dict[str, Any]:
-    """The certificate of `files`, written to gguf/parity.json; what is outside its tolerance is renamed and the stage fails."""
-    from noesis.release.gguf.families import read_config
-    from noesis.release.gguf.modelfile import modelfile
-    from noesis.release.parity.certify import Adapter, Subject, certify, reject, require
-
-    quantization = merge_quantization(s, original=(s.run.result("merge") or {}).get("basis") == "original")
-    own = Adapter(s.run.adapter(), s.model.path, quantization, s.arithmetic)
-    if with_adapter:
-        own = Adapter(own.folder, own.base, own.quantization, own.dtype, write_adapter(s), base_gguf(s))
-    tokenizer = load_tokenizer(s.run.merged)
-    texts, prompts, source = _compared(s, tokenizer)
-    certificate = certify(Subject(s.run.merged, files, own, texts, prompts, originals=originals), tokenizer) | {
-        "prompts_from": source
-    }
-    reject(certificate, s.run.gguf)
-    write_json(s.run.gguf / "parity.json", certificate)
-    require(certificate)
-    best = next(files[kind] for kind in ("q8_0", "f16", "q4_k_m", "f32") if kind in files)
-    context = min(int(read_config(s.run.merged)["max_position_embeddings"]), 8192)
-    try:
-        text = modelfile(best.name, tokenizer, system=_system(s), context=context, licence=s.model.licence)
-    except ModelError as error:
-        text = f"# {error}\n"
-    write_text(s.run.gguf / "Modelfile", text)
+    result = s.run.perform("gguf", work, lambda: _outputs(s, files, with_adapter), again=True)
+    certificate = Certificate.from_json(result)
+    show_certificate(certificate)
     return certificate
 
 
+def previous_certificate(s: RunSession) -> Certificate | None:
+    """The certificate that the stage left; None if it has not run."""
+    result = s.run.result("gguf")
+    return None if result is None else Certificate.from_json(result)
+
+
+def _outputs(s: RunSession, files: dict[str, Path], with_adapter: bool) -> list[Path]:
+    adapter = [adapter_file(s)] if with_adapter else []
+    return [*files.values(), s.run.gguf / "parity.json", s.run.gguf / "Modelfile", *adapter]
+
+
+def certify_files(s: RunSession, files: dict[str, Path], *, with_adapter: bool, originals: bool = False) -> Certificate:
+    """Certify `files` and write gguf/parity.json and gguf/Modelfile. A file out of tolerance is renamed.
+
+    Args:
+        originals: also measure the adapter on the base's original weights.
+
+    Raises:
+        ParityError: a file is out of tolerance.
+    """
+    from noesis.release.parity.certify import Subject, TrainedAdapter, certify
+
+    quantization = merge_quantization(s, original=merge_basis(s) == "original")
+    adapter = TrainedAdapter(s.run.adapter(), s.model.path, quantization, s.arithmetic)
+    if with_adapter:
+        adapter = replace(adapter, file=write_adapter(s), base_file=base_gguf(s))
+    tokenizer = load_tokenizer(s.run.merged)
+    texts = _parity_texts(s, tokenizer)
+    subject = Subject(
+        s.run.merged,
+        files,
+        adapter,
+        texts.compared,
+        texts.answered,
+        originals=originals,
+        prompts_from=texts.source,
+    )
+    certificate = reject_failed(certify(subject, tokenizer), s.run.gguf)
+    write_json(s.run.gguf / "parity.json", certificate.to_json())
+    require_passed(certificate)
+    _write_modelfile(s, files, tokenizer)
+    return certificate
+
+
+def _write_modelfile(s: RunSession, files: dict[str, Path], tokenizer: Any) -> None:
+    """Write Ollama's Modelfile, or why there is none."""
+    from noesis.release.gguf.families import read_config
+    from noesis.release.gguf.modelfile import modelfile
+
+    best = next(files[kind] for kind in MODELFILE_ORDER if kind in files)
+    context = min(read_config(s.run.merged).context, MODELFILE_CONTEXT)
+    try:
+        text = modelfile(best.name, tokenizer, system=system_prompt(s), context=context, licence=s.model.licence)
+    except ModelError as error:
+        text = f"# {error}\n"
+    write_text(s.run.gguf / "Modelfile", text)
+
+
 def require_merged(s: RunSession) -> None:
-    """Raises:
-    RunError: there is no merged model, or it is not that of the trained adapter.
+    """Check that there is a merged model of the chosen adapter.
+
+    Raises:
+        RunError: there is none.
     """
     if not s.run.is_done("merge"):
         raise RunError(f"{s.run.path} holds no merged model: run  noesis merge {s.run.path}  first")
 
 
-def _compared(s: RunSession, tokenizer: Any) -> tuple[list[str], list[str], str]:
-    """(texts compared at every position, prompts answered, where they are from): the Tribunal's open prompts in both languages, where the
-    project with them is at hand; else the constitution's principles. And two whole conversations with system prompt and answer."""
-    by_language, source = _prompts(s)
-    asked = [text for texts in by_language.values() for text in evenly_spread([{"prompt": t} for t in texts], PROMPTS)]
-    answered = [
-        text for texts in by_language.values() for text in evenly_spread([{"prompt": t} for t in texts], ANSWERED)
-    ]
+@dataclass(frozen=True)
+class _ParityTexts:
+    """What is compared, as rendered conversations."""
 
-    def one(record: dict[str, Any]) -> str:
-        message: Message = {"role": "user", "content": record["prompt"]}
-        return render(tokenizer, [message], add_generation_prompt=True)
+    compared: list[str]  # at every position
+    answered: list[str]  # greedily
+    source: str
 
-    whole = [
+
+def _parity_texts(s: RunSession, tokenizer: Any) -> _ParityTexts:
+    """Prompts in both languages, and two whole held-out conversations with system prompt and answer."""
+    prompts, source = _prompts(s)
+
+    def choose(count: int) -> list[str]:
+        return [
+            render(tokenizer, [{"role": "user", "content": record["prompt"]}], add_generation_prompt=True)
+            for texts in prompts.values()
+            for record in evenly_spread([{"prompt": text} for text in texts], count)
+        ]
+
+    conversations = [
         render(
             tokenizer,
-            [*opening_messages(s.constitution, r), {"role": "assistant", "content": r["response_revised"]}],
+            [*opening_messages(s.constitution, record), {"role": "assistant", "content": record["response_revised"]}],
             add_generation_prompt=False,
         )
-        for r in evenly_spread(s.examples("eval"), 2)
+        for record in evenly_spread(s.examples("eval"), CONVERSATIONS)
     ]
-    return [*map(one, asked), *whole], list(map(one, answered)), source
+    return _ParityTexts([*choose(PROMPTS), *conversations], choose(ANSWERED), source)
 
 
 def _prompts(s: RunSession) -> tuple[dict[str, list[str]], str]:
+    """(language → prompts, where they come from): the Tribunal's dev prompts where the project is at hand, else the
+    constitution's principles."""
     from noesis.tribunal.suite import read_suite
 
     try:
@@ -174,12 +215,11 @@ def _prompts(s: RunSession) -> tuple[dict[str, list[str]], str]:
         project = None  # a run alone, as on a volume
     found: dict[str, list[str]] = {"pt": [], "en": []}
     if project is not None and (project.data / "tribunal" / "prompts").is_dir():
-        for item in read_suite(project.data / "tribunal", "dev"):
-            if not item.turns:
-                found[item.language].append(item.prompt)
-        found = {
-            language: sorted(texts, key=len)[:PROMPTS] for language, texts in found.items()
-        }  # the shortest: the figures cost no more than they must
+        for sample in read_suite(project.data / "tribunal", "dev"):
+            if not sample.turns:
+                found[sample.language].append(sample.prompt)
+        # the shortest, which cost the least
+        found = {language: sorted(texts, key=len)[:PROMPTS] for language, texts in found.items()}
     if min(map(len, found.values())) >= PROMPTS:
         return found, "the Tribunal's open prompts"
     principles = s.constitution.principles

@@ -1,7 +1,12 @@
-"""Stage merge: adapter and base into one model."""
+"""Stage merge: adapter and base into one model. `noesis merge RUN`.
+
+Also derives the model card (README.md of the merged model), which is written again after a trial.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from noesis.core.config import Quantization
@@ -11,66 +16,70 @@ from noesis.core.files import sha256_file, write_text
 from noesis.pipeline.gguf_files import provenance
 from noesis.pipeline.session import RunSession
 from noesis.planning.budget import require_remaining
+from noesis.release.merge_weights import MergeResult
+from noesis.release.model_card import CardContent, HeldOutFigures, JudgeScore, TrainingFigures, model_card
 
-CARD_NAME = "README.md"  # derived from the run, so no output of the stage
+CARD_NAME = "README.md"
+SCORE_NAMES = {"mean": "weighted mean", "veritas": "Veritas", "sophia": "Sophia", "dike": "Dikē"}
 
 
-def run_merge(s: RunSession, *, again: bool = False, original: bool = False) -> dict[str, Any]:
-    """Adapter + base → a standalone model.
+def run_merge(s: RunSession, *, again: bool = False, original: bool = False) -> MergeResult:
+    """Merge the chosen adapter into the base.
 
     Args:
         original: into the base's original weights, though it was trained against dequantised ones.
     """
     from noesis.release.merge_weights import merge as merge_weights
-    from noesis.release.model_card import model_card
+
+    basis = "original" if original else "trained"
 
     def work() -> dict[str, Any]:
         require_remaining(s.budget(), "merging")
         require_same_base(s)
-        card = model_card(s.run.merged.name, s.config.training.model, s.model.licence, s.run.manifest)
-        into = merge_quantization(s, original=original)
         result = merge_weights(
             s.model.path,
             s.run.adapter(),
             s.run.merged,
-            quantization=into,
+            quantization=merge_quantization(s, original=original),
             dtype=s.arithmetic,
-            card=card,
-            lineage=provenance(s),
+            card=model_card(card_content(s)),
+            provenance=provenance(s),
         )
-        return result | {"basis": "original" if original else "trained"}
+        return replace(result, basis=basis).to_json()
 
-    before = (s.run.result("merge") or {}).get("basis", "trained")
-    again = again or before != ("original" if original else "trained")
-    result = s.run.perform(
-        "merge", work, lambda: [p for p in s.run.merged.iterdir() if p.is_file() and p.name != CARD_NAME], again=again
-    )
-    say(
-        f"  {result['merged_tensors']} of {result['tensors']} tensors merged into {result['into']}; {size(result['bytes'])} → {s.run.merged}"
-    )
-    if other := result.get("originals"):
-        away, own = other["relative_difference"], other["relative_update"]
-        say(f"  the original weights are {away:.1%} of their norm away from those; the adapter moves them by {own:.1%}")
+    def outputs() -> list[Path]:  # without the card, which is derived from the run
+        return [file for file in s.run.merged.iterdir() if file.is_file() and file.name != CARD_NAME]
+
+    result = MergeResult.from_json(s.run.perform("merge", work, outputs, again=again or merge_basis(s) != basis))
+    show_merge(result, s.run.merged)
     return result
 
 
-def write_card(s: RunSession) -> None:
-    """Derive the merged model's card again from what the run says now, the verdict included; only the card is written."""
-    from noesis.release.model_card import model_card
+def show_merge(result: MergeResult, folder: Path) -> None:
+    """Print what was merged, and how far the original weights are from those used."""
+    say(f"  {result.merged_tensors} of {result.tensors} tensors merged into {result.into}")
+    say(f"  {size(result.bytes)} → {folder}")
+    if error := result.originals:
+        say(
+            f"  quantisation moved these weights by {error.relative_difference:.1%} of their norm, "
+            f"the adapter by {error.relative_update:.1%}"
+        )
 
-    if s.run.result("merge") is not None and s.run.merged.is_dir():
-        card = model_card(s.run.merged.name, s.config.training.model, s.model.licence, s.run.manifest)
-        write_text(s.run.merged / CARD_NAME, card)
+
+def merge_basis(s: RunSession) -> str:
+    """Which weights the run's merge went into: `trained` (also before there is one) or `original`."""
+    done = s.run.result("merge")
+    return MergeResult.from_json(done).basis if done else "trained"
 
 
 def merge_quantization(s: RunSession, *, original: bool = False) -> Quantization:
-    """How the weights that the adapter goes into were stored: as in training, or not at all."""
+    """How the weights that the adapter goes into were stored: as in training, or not quantised."""
     trained = s.as_trained.lora.quantization
     return trained.model_copy(update={"load_in_4bit": False}) if original else trained
 
 
 def require_same_base(s: RunSession) -> None:
-    """Base and adapter are those of the training.
+    """Check that base and adapter are those of the training.
 
     Raises:
         RunError: the base model here is another revision, or the adapter's file was changed.
@@ -78,9 +87,85 @@ def require_same_base(s: RunSession) -> None:
     trained_on = s.run.manifest["identity"]["revision"]
     if s.model.revision != trained_on:
         raise RunError(
-            f"{s.run.path} was trained on {s.config.training.model} {trained_on}, here is {s.model.revision}: fetch that revision, or train again"
+            f"{s.run.path} was trained on {s.config.training.model} {trained_on}, but the model here is "
+            f"{s.model.revision}: fetch that revision, or train again"
         )
     file = s.run.adapter() / "adapter_model.safetensors"
     known = s.run.manifest["stages"].get("train", {}).get("outputs", {}).get(file.relative_to(s.run.path).as_posix())
     if known is not None and sha256_file(file) != known["sha256"]:
-        raise RunError(f"{file} is not the file that training left (its hash differs): restore it, or train again")
+        raise RunError(f"{file} is not the file that training wrote (its hash differs): restore it, or train again")
+
+
+def write_card(s: RunSession) -> None:
+    """Derive the merged model's card again from what the run says now, the verdict included.
+
+    Only the card is written, and nothing where there is no merged model.
+    """
+    if s.run.result("merge") is not None and s.run.merged.is_dir():
+        write_text(s.run.merged / CARD_NAME, model_card(card_content(s)))
+
+
+def card_content(s: RunSession) -> CardContent:
+    """What the card says, from the run's results."""
+    identity = s.run.manifest["identity"]
+    verdict = _trial(s).get("court") or (s.run.result("judge") or {}).get("court") or {}
+    return CardContent(
+        name=s.run.merged.name,
+        base=s.config.training.model,
+        licence=s.model.licence,
+        noesis=s.run.manifest["noesis"],
+        dataset_sha256=identity["dataset_sha256"],
+        constitution_sha256=identity["constitution_sha256"],
+        config_sha256=identity["config_sha256"],
+        base_revision=identity["revision"],
+        training=_training_figures(s),
+        held_out=_held_out_figures(s),
+        verdict=verdict.get("verdict", "UNDECIDED"),
+        reason=verdict.get("reason", "not judged"),
+        scores=_judge_scores(s),
+    )
+
+
+def _trial(s: RunSession) -> dict[str, Any]:
+    """The result of a trial of this very adapter; {} where there is none."""
+    return (s.run.result("trial") or {}) if s.run.is_done("trial") else {}
+
+
+def _training_figures(s: RunSession) -> TrainingFigures:
+    plan, train = s.run.result("plan") or {}, s.run.result("train") or {}
+    return TrainingFigures(
+        examples=plan.get("rows"),
+        epochs=plan.get("epochs"),
+        rank=plan.get("r"),
+        precision=plan.get("precision"),
+        steps=train.get("steps"),
+        first_loss=train.get("first_loss"),
+        final_loss=train.get("final_loss"),
+    )
+
+
+def _held_out_figures(s: RunSession) -> HeldOutFigures | None:
+    found = (s.run.result("judge") or {}).get("preference")
+    if not found:
+        return None
+    base, tuned = found["base"], found["tuned"]
+    low, high = tuned["interval_95"]
+    return HeldOutFigures(
+        examples=found["examples"],
+        base_loss=base["held_out_loss"],
+        tuned_loss=tuned["held_out_loss"],
+        base_accuracy=base["preference_accuracy"],
+        tuned_accuracy=tuned["preference_accuracy"],
+        interval_95=(low, high),
+    )
+
+
+def _judge_scores(s: RunSession) -> tuple[JudgeScore, ...]:
+    found = _trial(s).get("models", {}).get("tuned", {}).get("all", {})
+    scores = []
+    for key, name in SCORE_NAMES.items():
+        score = found.get(key) or {}
+        if score.get("interval_95"):
+            low, high = score["interval_95"]
+            scores.append(JudgeScore(name, score["mean"], (low, high)))
+    return tuple(scores)

@@ -1,6 +1,7 @@
-"""What llama.cpp must be told of each family of models: its name, its numbers, and how its tensors are laid out there.
+"""What llama.cpp needs to know about a model's architecture: its name, hyperparameters, and tensor layout.
 
-Llama, Mistral, Qwen2 and Gemma-2; every other architecture is refused by its name. The layouts follow llama.cpp's converter (MIT).
+Llama, Mistral, Qwen2 and Gemma-2; any other architecture is refused by name. Layouts follow llama.cpp's converter
+(MIT).
 """
 
 from __future__ import annotations
@@ -13,15 +14,19 @@ from typing import Any
 
 from noesis.core.errors import ModelError
 
+CONVERTER = "use llama.cpp's  python convert_hf_to_gguf.py"
+GEMMA_27B_LAYERS = 46  # llama.cpp scales the queries of Gemma-2 27B by another rule
+UNSUPPORTED_KEYS = ("attention_bias", "mlp_bias", "use_sliding_window")
+
 
 @dataclass(frozen=True)
 class Family:
-    """How one architecture of Hugging Face becomes one of llama.cpp."""
+    """How one Hugging Face architecture maps to one of llama.cpp's."""
 
     arch: str  # llama.cpp's name
     permuted: bool = False  # rows of query and key are reordered for llama.cpp's rotary embedding
-    plus_one: bool = False  # norms are stored as w, used as 1 + w
-    biases: bool = False  # query, key and value have one
+    plus_one: bool = False  # norms are stored as w and used as 1 + w
+    biases: bool = False  # query, key and value have a bias
     activation: tuple[str, ...] = ("silu",)
 
 
@@ -33,169 +38,215 @@ FAMILIES = {
 }
 
 
-def read_config(model: Path) -> dict[str, Any]:
-    """`config.json` of a model that can be converted.
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's frequency-dependent scaling of rotary embeddings."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_context: float  # tokens
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a conversion needs from a model's config.json."""
+
+    family: Family
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    context: int  # tokens
+    vocabulary: int
+    norm_epsilon: float
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    tied: bool  # embedding and output layer are one tensor
+    sliding_window: int | None  # tokens
+    attention_softcap: float | None  # Gemma-2
+    final_softcap: float | None
+
+
+def read_config(model: Path) -> ModelConfig:
+    """Read `config.json` of a model that can be converted.
 
     Raises:
-        ModelError: no model folder, an architecture that is not supported, or a variant of one that llama.cpp computes otherwise.
+        ModelError: not a model folder, an unsupported architecture, or a variant that llama.cpp computes differently.
     """
     try:
-        config = dict(json.loads((model / "config.json").read_text(encoding="utf-8")))
+        raw = dict(json.loads((model / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{model} is no model folder: {error}") from None
-    architecture = str((config.get("architectures") or ["?"])[0])
+        raise ModelError(f"{model} is not a model folder: {error}") from None
+    family = _family(raw, model)
+    try:
+        _require_gemma_query_scale(raw, family, model)
+        return _parse(raw, family)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{model / 'config.json'} lacks what a conversion needs: {error!r}") from None
+
+
+def unsupported(model: Path, why: str) -> ModelError:
+    """The error for a model that only llama.cpp's own converter can convert."""
+    return ModelError(f"{why}: {CONVERTER} {model}")
+
+
+def _family(raw: dict[str, Any], model: Path) -> Family:
+    architecture = str((raw.get("architectures") or ["?"])[0])
     family = FAMILIES.get(architecture)
     if family is None:
-        raise refused(model, f"{architecture} can't be converted here ({', '.join(FAMILIES)} can)")
-    for key in ("attention_bias", "mlp_bias", "use_sliding_window"):
-        if config.get(key):
-            raise refused(model, f"{architecture} with {key} can't be converted here")
-    activation = config.get("hidden_activation") or config.get("hidden_act")
+        raise unsupported(model, f"{architecture} can't be converted here ({', '.join(FAMILIES)} can)")
+    for key in UNSUPPORTED_KEYS:
+        if raw.get(key):
+            raise unsupported(model, f"{architecture} with {key} can't be converted here")
+    activation = raw.get("hidden_activation") or raw.get("hidden_act")
     if activation is not None and activation not in family.activation:
-        raise refused(model, f"{architecture} with the activation {activation!r} can't be converted here")
-    if family.arch == "gemma2" and (scalar := config.get("query_pre_attn_scalar")) is not None:
-        large = int(config["num_hidden_layers"]) == 46  # the 27B, whose queries llama.cpp scales by another rule
-        expected = int(config["hidden_size"]) // int(config["num_attention_heads"]) if large else head_size(config)
-        if int(scalar) != expected:
-            raise refused(
-                model,
-                f"{architecture} with query_pre_attn_scalar {scalar} can't be converted here (llama.cpp computes with {expected})",
-            )
-    rope(config)
-    return config
+        raise unsupported(model, f"{architecture} with the activation {activation!r} can't be converted here")
+    return family
 
 
-def refused(model: Path, why: str) -> ModelError:
-    """The error for what only llama.cpp's own converter can do."""
-    return ModelError(f"{why}: use llama.cpp's  python convert_hf_to_gguf.py {model}")
+def _parse(raw: dict[str, Any], family: Family) -> ModelConfig:
+    heads, gemma = int(raw["num_attention_heads"]), family.arch == "gemma2"
+    theta, scaling = _rope(raw)
+    window = raw["sliding_window"] if gemma else raw.get("sliding_window") or 0
+    return ModelConfig(
+        family=family,
+        layers=int(raw["num_hidden_layers"]),
+        hidden=int(raw["hidden_size"]),
+        intermediate=int(raw["intermediate_size"]),
+        heads=heads,
+        kv_heads=int(raw.get("num_key_value_heads") or heads),
+        head_size=int(raw.get("head_dim") or int(raw["hidden_size"]) // heads),
+        context=int(raw["max_position_embeddings"]),
+        vocabulary=int(raw["vocab_size"]),
+        norm_epsilon=float(raw["rms_norm_eps"]),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        tied=bool(raw.get("tie_word_embeddings", gemma)),  # Gemma's default
+        sliding_window=int(window) or None,
+        attention_softcap=float(raw["attn_logit_softcapping"]) if gemma else None,
+        final_softcap=float(raw["final_logit_softcapping"]) if gemma else None,
+    )
 
 
-def family_of(config: dict[str, Any]) -> Family:
-    """The family of a configuration that `read_config` accepted."""
-    return FAMILIES[config["architectures"][0]]
-
-
-def head_size(config: dict[str, Any]) -> int:
-    """Numbers of one attention head."""
-    return int(config.get("head_dim") or int(config["hidden_size"]) // int(config["num_attention_heads"]))
-
-
-def heads_of(config: dict[str, Any]) -> tuple[int, int]:
-    """(query heads, key and value heads)."""
-    heads = int(config["num_attention_heads"])
-    return heads, int(config.get("num_key_value_heads") or heads)
-
-
-def tied(config: dict[str, Any]) -> bool:
-    """Whether embedding and output are one tensor; Gemma's default is yes."""
-    return bool(config.get("tie_word_embeddings", family_of(config).arch == "gemma2"))
-
-
-def describe(writer: Any, config: dict[str, Any]) -> None:
-    """Write the numbers that llama.cpp builds the model from."""
-    heads, kv_heads = heads_of(config)
-    head_dim, context = head_size(config), int(config["max_position_embeddings"])
-    arch, window = family_of(config).arch, config.get("sliding_window")
-    if arch == "llama" and window:  # Mistral's window is not in llama.cpp: beyond it the two would differ
-        context = min(context, int(window))
-    writer.add_block_count(int(config["num_hidden_layers"]))
-    writer.add_context_length(context)
-    writer.add_embedding_length(int(config["hidden_size"]))
-    writer.add_feed_forward_length(int(config["intermediate_size"]))
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
-    writer.add_rope_freq_base(float(rope(config)["rope_theta"]))
-    writer.add_layer_norm_rms_eps(float(config["rms_norm_eps"]))
-    if arch == "llama":
-        writer.add_rope_dimension_count(head_dim)
-        writer.add_vocab_size(int(config["vocab_size"]))
-    if arch == "gemma2":
-        writer.add_attn_logit_softcapping(float(config["attn_logit_softcapping"]))
-        writer.add_final_logit_softcapping(float(config["final_logit_softcapping"]))
-        writer.add_sliding_window(int(config["sliding_window"]))
-
-
-def rope(config: dict[str, Any]) -> dict[str, Any]:
-    """Rotary settings, from transformers 5's `rope_parameters` or the older keys.
+def _rope(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
+    """(theta, scaling) from transformers 5's `rope_parameters` or the older keys.
 
     Raises:
-        ModelError: a kind of scaling that is not known here.
+        ModelError: an unsupported kind of scaling.
     """
-    found = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    found.setdefault("rope_theta", config.get("rope_theta", 10000.0))
+    found = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    theta = float(found.get("rope_theta", raw.get("rope_theta", 10000.0)))
     kind = found.get("rope_type") or found.get("type") or "default"
     if kind not in ("default", "llama3") or float(found.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise ModelError(
-            f"rotary scaling of type {kind!r} can't be converted here: use llama.cpp's  python convert_hf_to_gguf.py"
+        raise ModelError(f"rotary scaling of type {kind!r} can't be converted here: {CONVERTER}")
+    if kind == "default":
+        return theta, None
+    return theta, RopeScaling(
+        factor=float(found["factor"]),
+        low_freq_factor=float(found["low_freq_factor"]),
+        high_freq_factor=float(found["high_freq_factor"]),
+        original_context=float(found["original_max_position_embeddings"]),
+    )
+
+
+def _require_gemma_query_scale(raw: dict[str, Any], family: Family, model: Path) -> None:
+    """llama.cpp derives the scale of Gemma-2's queries from other settings; refuse a model that has another one."""
+    scalar = raw.get("query_pre_attn_scalar")
+    if family.arch != "gemma2" or scalar is None:
+        return
+    per_head = int(raw["hidden_size"]) // int(raw["num_attention_heads"])
+    large = int(raw["num_hidden_layers"]) == GEMMA_27B_LAYERS
+    expected = per_head if large else int(raw.get("head_dim") or per_head)
+    if int(scalar) != expected:
+        raise unsupported(
+            model,
+            f"Gemma2ForCausalLM with query_pre_attn_scalar {scalar} can't be converted here "
+            f"(llama.cpp computes with {expected})",
         )
-    found["rope_type"] = kind
-    return found
 
 
-def rope_factors(config: dict[str, Any]) -> Any:
-    """Llama-3.1's per-frequency divisors (`rope_freqs.weight`, float32, half a head), None where the model has none."""
+def write_hyperparameters(writer: Any, config: ModelConfig) -> None:
+    """Write the numbers from which llama.cpp builds the model."""
+    arch, context = config.family.arch, config.context
+    if arch == "llama" and config.sliding_window:
+        context = min(context, config.sliding_window)  # llama.cpp lacks Mistral's window: the two differ beyond it
+    writer.add_block_count(config.layers)
+    writer.add_context_length(context)
+    writer.add_embedding_length(config.hidden)
+    writer.add_feed_forward_length(config.intermediate)
+    writer.add_head_count(config.heads)
+    writer.add_head_count_kv(config.kv_heads)
+    writer.add_key_length(config.head_size)
+    writer.add_value_length(config.head_size)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.norm_epsilon)
+    if arch == "llama":
+        writer.add_rope_dimension_count(config.head_size)
+        writer.add_vocab_size(config.vocabulary)
+    if arch == "gemma2":
+        writer.add_attn_logit_softcapping(config.attention_softcap)
+        writer.add_final_logit_softcapping(config.final_softcap)
+        writer.add_sliding_window(config.sliding_window)
+
+
+def rope_factors(config: ModelConfig) -> Any:
+    """Llama 3.1's per-frequency divisors (`rope_freqs.weight`): float32 (head_size / 2,); None without scaling."""
     import numpy as np
 
-    settings = rope(config)
-    if settings["rope_type"] == "default":
+    scaling = config.rope_scaling
+    if scaling is None:
         return None
-    factor, low, high = (
-        float(settings["factor"]),
-        float(settings["low_freq_factor"]),
-        float(settings["high_freq_factor"]),
-    )
-    old = float(settings["original_max_position_embeddings"])
-    factors, dim = [], head_size(config)
-    for i in range(0, dim, 2):
-        wavelength = 2 * math.pi * float(settings["rope_theta"]) ** (i / dim)
-        if wavelength < old / high:
+    factors = []
+    for i in range(0, config.head_size, 2):
+        wavelength = 2 * math.pi * config.rope_theta ** (i / config.head_size)
+        if wavelength < scaling.original_context / scaling.high_freq_factor:
             factors.append(1.0)
-        elif wavelength > old / low:
-            factors.append(factor)
+        elif wavelength > scaling.original_context / scaling.low_freq_factor:
+            factors.append(scaling.factor)
         else:
-            smooth = (old / wavelength - low) / (high - low)
-            factors.append(1 / ((1 - smooth) / factor + smooth))
+            low, high = scaling.low_freq_factor, scaling.high_freq_factor
+            smooth = (scaling.original_context / wavelength - low) / (high - low)
+            factors.append(1 / ((1 - smooth) / scaling.factor + smooth))
     return np.array(factors, dtype=np.float32)
 
 
-def permuted(name: str, array: Any, config: dict[str, Any]) -> Any:
-    """llama.cpp rotates neighbouring pairs, Hugging Face halves: reorder the rows of q and k, head by head.
+def permuted(name: str, array: Any, config: ModelConfig) -> Any:
+    """`array` with the rows of query and key in llama.cpp's order: it rotates adjacent pairs, Hugging Face halves.
 
     Args:
-        array: (out, in), or an adapter's B (out, r); other tensors and families come back as they are.
+        name: Hugging Face's.
+        array: (out, in), or an adapter's B (out, r). Tensors that are not reordered are returned as they are.
     """
-    if not reordered(name, config):
+    if not is_permuted(name, config):
         return array
-    heads, kv_heads = heads_of(config)
-    count = heads if ".q_proj." in name else kv_heads
+    heads = config.heads if ".q_proj." in name else config.kv_heads
     rows, columns = array.shape
-    return array.reshape(count, 2, rows // count // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+    return array.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def reordered(name: str, config: dict[str, Any]) -> bool:
-    """Whether the rows of this tensor are reordered."""
-    return family_of(config).permuted and (".q_proj." in name or ".k_proj." in name)
+def is_permuted(name: str, config: ModelConfig) -> bool:
+    """Whether llama.cpp has the rows of this tensor in another order."""
+    return config.family.permuted and (".q_proj." in name or ".k_proj." in name)
 
 
-def name_map(config: dict[str, Any]) -> Any:
-    """llama.cpp's names of this architecture's tensors."""
+def name_map(config: ModelConfig) -> Any:
+    """The gguf package's map from Hugging Face's tensor names to llama.cpp's."""
     import gguf
 
-    arch = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2, "gemma2": gguf.MODEL_ARCH.GEMMA2}[
-        family_of(config).arch
-    ]
-    return gguf.get_tensor_name_map(arch, int(config["num_hidden_layers"]))
+    arch = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2, "gemma2": gguf.MODEL_ARCH.GEMMA2}
+    return gguf.get_tensor_name_map(arch[config.family.arch], config.layers)
 
 
-def mapped(names: Any, name: str, config: dict[str, Any]) -> str:
+def gguf_name(names: Any, name: str, config: ModelConfig) -> str:
     """llama.cpp's name of a tensor.
 
     Raises:
-        ModelError: it has no place there (a bias where the family has none, an expert).
+        ModelError: it has none (an expert, a bias where the family has none).
     """
     found = names.get_name(name, try_suffixes=(".weight", ".bias"))
-    if found is None or (name.endswith(".bias") and not family_of(config).biases):
-        raise ModelError(f"the tensor {name!r} has no place in a GGUF of the {family_of(config).arch} family")
+    if found is None or (name.endswith(".bias") and not config.family.biases):
+        raise ModelError(f"the tensor {name!r} has no place in a GGUF of the {config.family.arch} family")
     return str(found)

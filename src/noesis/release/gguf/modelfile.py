@@ -1,6 +1,6 @@
-"""Ollama's Modelfile beside a GGUF: always with a TEMPLATE, since Ollama guesses one by likeness otherwise, or falls to a bare prompt.
+"""Ollama's Modelfile for a GGUF. It always has a TEMPLATE: Ollama would guess one, or fall back to a bare prompt.
 
-The template is taken from what the model's own chat template makes of marked messages, so that it holds for any family.
+The template is derived from what the model's own chat template makes of marked messages, so it works for any family.
 https://github.com/ollama/ollama/blob/main/docs/modelfile.mdx
 """
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from noesis.core.errors import ModelError
 from noesis.core.messages import Message
+from noesis.core.text import common_prefix
 from noesis.llm.chat_template import render
 from noesis.release.gguf.vocabulary import adds_bos
 
@@ -20,10 +21,13 @@ def modelfile(file: str, tokenizer: Any, *, system: str, context: int, licence: 
     """The Modelfile's text.
 
     Args:
-        file: the GGUF's name, in the same folder.
+        file: name of the GGUF in the same folder.
         tokenizer: the model's own.
         system: Noesis's system prompt.
         context: tokens.
+
+    Raises:
+        ModelError: as `go_template`.
     """
     lines = [
         f"FROM ./{file}",
@@ -31,41 +35,41 @@ def modelfile(file: str, tokenizer: Any, *, system: str, context: int, licence: 
         f"SYSTEM {_quoted(system)}",
         f"PARAMETER num_ctx {context}",
     ]
-    lines += [f"PARAMETER stop {_quoted(token, multiline=False)}" for token in stops(tokenizer)]
+    lines += [f"PARAMETER stop {_quoted(token, multiline=False)}" for token in stop_tokens(tokenizer)]
     if licence:
         lines.append(f"LICENSE {_quoted(licence)}")
     return "\n".join(lines) + "\n"
 
 
 def go_template(tokenizer: Any) -> str:
-    """The chat template in Ollama's language, for one turn; Ollama joins the turns.
+    """The chat template in Ollama's language (Go templates), for one turn; Ollama joins the turns.
 
     Raises:
-        ModelError: the model's template moves or drops a message, so that no such template says the same.
+        ModelError: the model's template moves or drops a message, so no such template is equivalent.
     """
     question: Message = {"role": "user", "content": USER}
     answer: Message = {"role": "assistant", "content": ASSISTANT}
-    opening, between, generation = _cut(tokenizer, [{"role": "system", "content": SYSTEM}, question], (SYSTEM, USER))
-    onward = _cut(tokenizer, [question, answer, {"role": "user", "content": NEXT}], (USER, ASSISTANT, NEXT))[2]
-    # what stands between an answer and the next question: the end of the one, which is there also when nothing follows, and the beginning of the other
-    alone = _cut(tokenizer, [question, answer], (USER, ASSISTANT), generation=False)[2]
-    shared = next(
-        (i for i, (a, b) in enumerate(zip(onward, alone, strict=False)) if a != b), min(len(onward), len(alone))
-    )
-    after = onward[:shared]
-    user = onward[len(after) :]
+    system: Message = {"role": "system", "content": SYSTEM}
+    follow_up: Message = {"role": "user", "content": NEXT}
+    opening, between, generation = _split_at_marks(tokenizer, [system, question], (SYSTEM, USER))
+    # Between an answer and the next question stand the end of the answer's turn, which is there even when nothing
+    # follows, and the start of the question's.
+    followed = _split_at_marks(tokenizer, [question, answer, follow_up], (USER, ASSISTANT, NEXT))[2]
+    last = _split_at_marks(tokenizer, [question, answer], (USER, ASSISTANT), generation=False)[2]
+    after = followed[: common_prefix(followed, last)]
+    user = followed.removeprefix(after)
     if adds_bos(tokenizer):
-        opening = opening.removeprefix(tokenizer.special["bos_token"])  # Ollama adds it of itself
+        opening = opening.removeprefix(tokenizer.special["bos_token"])  # Ollama adds it by itself
     if user and between.endswith(user):
         head = f"{{{{ if .System }}}}{opening}{{{{ .System }}}}{between.removesuffix(user)}{{{{ end }}}}{user}"
-    else:  # the system prompt stands in the first question
+    else:  # the system prompt is part of the first question
         head = f"{{{{ if .System }}}}{opening}{{{{ .System }}}}{between}{{{{ else }}}}{user}{{{{ end }}}}"
     return f"{head}{{{{ .Prompt }}}}{generation}{{{{ .Response }}}}{after}"
 
 
-def stops(tokenizer: Any) -> list[str]:
-    """Each token that ends an answer: the end of a turn as the template writes it, and the model's EOS."""
-    pieces = _cut(
+def stop_tokens(tokenizer: Any) -> list[str]:
+    """The tokens that end an answer: the end of a turn as the template writes it, and the model's EOS."""
+    pieces = _split_at_marks(
         tokenizer,
         [{"role": "user", "content": USER}, {"role": "assistant", "content": ASSISTANT}],
         (USER, ASSISTANT),
@@ -78,19 +82,21 @@ def stops(tokenizer: Any) -> list[str]:
     return list(dict.fromkeys([*found, *([eos] if eos else [])]))
 
 
-def _cut(tokenizer: Any, messages: list[Any], marks: tuple[str, ...], *, generation: bool = True) -> list[str]:
-    """The rendered conversation, cut at the marks: one piece more than marks."""
+def _split_at_marks(
+    tokenizer: Any, messages: list[Message], marks: tuple[str, ...], *, generation: bool = True
+) -> list[str]:
+    """The rendered conversation, split at the marks: one piece more than marks."""
     rest, pieces = render(tokenizer, messages, add_generation_prompt=generation), []
     for mark in marks:
         before, found, rest = rest.partition(mark)
         if not found:
-            raise ModelError("the model's chat template moves or drops a message: no Ollama template says the same")
+            raise ModelError("the model's chat template moves or drops a message: no Ollama template is equivalent")
         pieces.append(before)
     return [*pieces, rest]
 
 
 def _quoted(text: str, *, multiline: bool = True) -> str:
-    """As Ollama reads it: three quotes around a text, one pair around a word."""
+    """Quoted as Ollama reads it: three quotes around a text, one around a word."""
     if multiline:
         return '"""' + text.replace('"""', "'''") + '"""'
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,7 +1,7 @@
-"""Which tensor of a GGUF is stored in which type, and the rounding itself, by the C function that llama.cpp uses.
+"""Which type each tensor of a GGUF gets, and quantisation to it by the C function that llama.cpp uses.
 
-The mix of types of Q4_K_M and what replaces a K-quant where rows do not divide by 256 are llama.cpp's (MIT). SmolLM2's width is 576:
-its "Q4_K_M" is mostly Q5_0.
+The mix of types in Q4_K_M, and what replaces a K-quant where rows are not a multiple of 256, are llama.cpp's (MIT).
+SmolLM2's width is 576: its "Q4_K_M" is mostly Q5_0.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any
 from noesis.core.errors import MissingExtra, ModelError
 
 KINDS = ("f32", "f16", "q8_0", "q4_k_m")
-FALLBACK = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}  # where a row does not divide by 256
-BITS = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5, "q4_k_m": 5.8}  # a weight, at most, for the room a file needs
+FALLBACK = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}  # where a row is not a multiple of 256
+BITS = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5, "q4_k_m": 5.8}  # per weight at most, to estimate the size of a file
 
 
-def storage(kind: str, name: str, shape: tuple[int, ...], *, layers: int, has_output: bool) -> Any:
+def storage_type(kind: str, name: str, shape: tuple[int, ...], *, layers: int, has_output: bool) -> Any:
     """The type in which a tensor is stored.
 
     Args:
         kind: one of KINDS.
         name: llama.cpp's.
         shape: as Hugging Face has it, (out, in).
-        layers: of the model; the first and last eighths and every third between get more bits.
-        has_output: whether the output layer is a tensor of its own.
+        layers: of the model; the first and last eighth and every third in between get more bits.
+        has_output: whether the output layer has its own tensor.
     """
     from gguf import GGMLQuantizationType as Type
     from gguf.constants import GGML_QUANT_SIZES
@@ -39,7 +39,7 @@ def storage(kind: str, name: str, shape: tuple[int, ...], *, layers: int, has_ou
     if kind == "q4_k_m":
         wanted = "Q4_K"
         block = re.match(r"blk\.(\d+)\.(?:attn_v|ffn_down)\.weight$", name)
-        # of a tied pair the embedding is the output
+        # a tied embedding is the output layer too
         output = name == "output.weight" or (name == "token_embd.weight" and not has_output)
         if output:
             wanted = "Q6_K" if shape[1] % 256 == 0 else "Q8_0"
@@ -64,11 +64,11 @@ def row_bytes(stored: Any, columns: int) -> int:
     return int(columns // block * size)
 
 
-def rounded(rows: Any, stored: Any) -> Any:
+def quantise(rows: Any, stored: Any) -> Any:
     """`rows` (float32, one or two dimensions) in the type `stored`, as an array whose bytes go into the file.
 
     Raises:
-        ModelError: a number is not finite, or does not fit a half (F16 ends at 65,504).
+        ModelError: a number is not finite, or too large for F16 (which ends at 65,504).
     """
     import numpy as np
     from gguf import GGMLQuantizationType as Type
@@ -85,7 +85,7 @@ def rounded(rows: Any, stored: Any) -> Any:
         return halves
     rows = np.ascontiguousarray(rows, dtype=np.float32)
     if not np.isfinite(rows).all():
-        raise ModelError("a weight is not a finite number: the model is damaged, or training went wrong")
+        raise ModelError("a weight is not a finite number: the model is damaged, or training diverged")
     out = np.empty((rows.shape[0], row_bytes(stored, rows.shape[1])), dtype=np.uint8)
     lib = _library()
     written = lib.ggml_quantize_chunk(
@@ -93,14 +93,15 @@ def rounded(rows: Any, stored: Any) -> Any:
     )
     if written != out.nbytes:
         raise ModelError(
-            f"llama.cpp's quantiser wrote {written} bytes for {out.nbytes}: install the pinned xllamacpp (constraints.txt)"
+            f"llama.cpp's quantiser wrote {written} bytes instead of {out.nbytes}: "
+            "install the pinned xllamacpp (constraints.txt)"
         )
     return out
 
 
 @lru_cache(maxsize=1)
 def _library() -> Any:
-    """llama.cpp's shared library with the quantiser declared."""
+    """llama.cpp's shared library, with the quantiser's signature declared."""
     try:
         import xllamacpp
     except ImportError:

@@ -1,7 +1,8 @@
-"""A model's tokenizer as GGUF metadata: byte-level BPE, and pieces with bytes as a last resort (SentencePiece).
+"""A model's tokenizer as GGUF metadata: byte-level BPE, and SentencePiece-like BPE with byte fallback.
 
-How text is cut before BPE has a name in llama.cpp, found by a hash of the ids of one hard text. The text and the table of hashes are
-llama.cpp's (MIT, `convert_hf_to_gguf.py`). The hash proves nothing by itself; the certificate compares token ids on 500 strings.
+llama.cpp names each pre-tokenizer; the name is looked up by a hash of the token ids of one hard text. The text and the
+table of hashes are llama.cpp's (MIT, `convert_hf_to_gguf.py`). The hash alone proves nothing: the certificate compares
+token ids on 500 strings.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from noesis.llm.tokenizer import load_tokenizer
-from noesis.release.gguf.families import refused
+from noesis.release.gguf.families import unsupported
 
 PROBE = (
-    "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶\u200d🌫️ (multiple emojis concatenated) ✅ 🦙🦙 3 33 333 3333 33333 333333 3333333 33333333 "
-    "3.3 3..3 3...3 កាន់តែពិសេសអាច😁 ?我想在apple工作1314151天～ ------======= нещо на Български ''''''```````\"\"\"\"......!!!!!!?????? "
+    "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶\u200d🌫️ (multiple emojis concatenated) ✅ 🦙🦙 "
+    "3 33 333 3333 33333 333333 3333333 33333333 "
+    "3.3 3..3 3...3 កាន់តែពិសេសអាច😁 ?我想在apple工作1314151天～ ------======= нещо на Български "
+    "''''''```````\"\"\"\"......!!!!!!?????? "
     "I've been 'told he's there, 'RE you sure? 'M not sure I'll make it, 'D you like some tea? We'Ve a'lL"
 )
-# Of the four families only; without a post-processor that adds BOS Llama 3's ids, and so its hash, are others.
+# The four families only. Llama 3's hash has two variants: with a post-processor that adds BOS the ids differ.
 HASHES = {
     "0ef9807a4087ebef797fc749390439009c3b9eda9ad1a097abbe738f486c01e5": "llama-bpe",
     "c136ed14d01c2745d4f60a9596ae66800e2b61fa45643e72436041855ad4089d": "smaug-bpe",
@@ -39,20 +42,23 @@ PATTERNS = {
 }
 
 
-def write_vocabulary(writer: Any, model: Path, config: dict[str, Any]) -> None:
-    """Tokens, merges or scores, special ids and the chat template.
+def write_vocabulary(writer: Any, model: Path, size: int) -> None:
+    """Write tokens, merges or scores, special ids and the chat template.
+
+    Args:
+        size: of the model's embedding; ids without a token become padding.
 
     Raises:
-        ModelError: a kind of tokenizer that is not supported.
+        ModelError: an unsupported kind of tokenizer.
     """
     raw = read_tokenizer(model)
     if raw["model"]["type"] != "BPE":
-        raise refused(model, f"a {raw['model']['type']} tokenizer can't be converted here")
+        raise unsupported(model, f"a {raw['model']['type']} tokenizer can't be converted here")
     tokenizer = load_tokenizer(model)
     if raw["model"].get("byte_fallback"):
-        _pieces(writer, raw, config)
+        _write_pieces(writer, raw, size)
     else:
-        _bytes(writer, raw, config, pre_tokenizer(raw, tokenizer.backend, model))
+        _write_byte_level(writer, raw, size, pre_tokenizer(raw, tokenizer.backend, model))
     for key, add in (
         ("bos_token", writer.add_bos_token_id),
         ("eos_token", writer.add_eos_token_id),
@@ -69,13 +75,13 @@ def write_vocabulary(writer: Any, model: Path, config: dict[str, Any]) -> None:
 
 
 def adds_bos(tokenizer: Any) -> bool:
-    """Whether the tokenizer puts a BOS before a text of itself."""
+    """Whether the tokenizer adds a BOS by itself."""
     bos = tokenizer.special.get("bos_token")
     return bool(bos) and tokenizer.backend.encode("a").ids[:1] == [tokenizer.backend.token_to_id(bos)]
 
 
 def chat_template(model: Path) -> str:
-    """The model's own chat template, as it is."""
+    """The model's own chat template."""
     file = model / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
@@ -86,10 +92,10 @@ def chat_template(model: Path) -> str:
 
 
 def pre_tokenizer(raw: dict[str, Any], backend: Any, model: Path) -> str:
-    """llama.cpp's name of the way in which text is cut before BPE: by hash, else by the structure of tokenizer.json.
+    """llama.cpp's name of the pre-tokenizer: looked up by hash, else by the structure of tokenizer.json.
 
     Raises:
-        ModelError: a way that is not known here.
+        ModelError: an unknown pre-tokenizer.
     """
     found = hashlib.sha256(str(backend.encode(PROBE).ids).encode()).hexdigest()
     if found in HASHES:
@@ -105,12 +111,12 @@ def pre_tokenizer(raw: dict[str, Any], backend: Any, model: Path) -> str:
         pattern = str(steps[0].get("pattern", {}).get("Regex", ""))
         if pattern in PATTERNS:
             return PATTERNS[pattern]
-    raise refused(model, f"this tokenizer's pre-tokenizer ({', '.join(map(str, kinds))}) is not known here")
+    raise unsupported(model, f"this tokenizer's pre-tokenizer ({', '.join(map(str, kinds))}) is unknown")
 
 
-def _bytes(writer: Any, raw: dict[str, Any], config: dict[str, Any], pre: str) -> None:
+def _write_byte_level(writer: Any, raw: dict[str, Any], size: int, pre: str) -> None:
     """Byte-level BPE: Llama 3, Qwen2, SmolLM2, Mistral's Tekken."""
-    texts, kinds = _tokens(raw, int(config["vocab_size"]))
+    texts, kinds = _tokens(raw, size)
     merges = [
         m if isinstance(m, str) else " ".join(part.replace(" ", "Ġ") for part in m) for m in raw["model"]["merges"]
     ]
@@ -122,12 +128,15 @@ def _bytes(writer: Any, raw: dict[str, Any], config: dict[str, Any], pre: str) -
     writer.add_add_space_prefix(False)
 
 
-def _pieces(writer: Any, raw: dict[str, Any], config: dict[str, Any]) -> None:
-    """Pieces of text with `▁` for a space (Mistral, Gemma). llama.cpp joins the neighbours whose result scores highest; the order of the
-    merges gives the same scores, since it was made from them."""
+def _write_pieces(writer: Any, raw: dict[str, Any], size: int) -> None:
+    """Pieces of text with `▁` for a space (Mistral, Gemma).
+
+    llama.cpp joins the neighbours whose result scores highest; the order of the merges stands in for the scores, from
+    which it was made.
+    """
     import gguf
 
-    texts, kinds = _tokens(raw, int(config["vocab_size"]))
+    texts, kinds = _tokens(raw, size)
     rank: dict[str, int] = {}
     for i, merge in enumerate(raw["model"]["merges"]):
         rank.setdefault("".join(merge.split(" ") if isinstance(merge, str) else merge), i)
@@ -149,28 +158,29 @@ def _pieces(writer: Any, raw: dict[str, Any], config: dict[str, Any]) -> None:
 
 
 def _space_prefix(raw: dict[str, Any]) -> bool:
-    """Whether the tokenizer puts a space before a text, and after each control token, as llama.cpp would."""
-    cut = raw.get("pre_tokenizer") or {}
+    """Whether the tokenizer adds a space at the start of a text and after each control token, as llama.cpp would."""
+    pre = raw.get("pre_tokenizer") or {}
     return any(step.get("type") == "Prepend" for step in _normalizers(raw)) or (
-        cut.get("type") == "Metaspace" and cut.get("prepend_scheme") == "always"
+        pre.get("type") == "Metaspace" and pre.get("prepend_scheme") == "always"
     )
 
 
 def comparable(text: str, raw: dict[str, Any], bos: str | None) -> str:
-    """`text` as both tokenizers must read it alike: two things llama.cpp leaves out by design, and no chat is touched by the second.
+    """`text` in a form that both tokenizers must read alike, without two steps that llama.cpp omits by design.
 
-    Qwen2's tokenizer composes characters first (NFC), llama.cpp takes them as they come. Mistral 0.3's puts a space before the first
-    word of a text that begins without a control token, which no rendered conversation does.
+    Qwen2's tokenizer composes characters first (NFC); llama.cpp takes them as they come. Mistral 0.3's adds a space
+    to a text that starts without a control token, which no rendered conversation does.
     """
     for step in _normalizers(raw):
         if step.get("type") in ("NFC", "NFKC"):
             text = unicodedata.normalize(step["type"], text)
-    cut = raw.get("pre_tokenizer") or {}
-    return f"{bos}{text}" if bos and cut.get("type") == "Metaspace" and cut.get("prepend_scheme") == "first" else text
+    pre = raw.get("pre_tokenizer") or {}
+    first_only = pre.get("type") == "Metaspace" and pre.get("prepend_scheme") == "first"
+    return f"{bos}{text}" if bos and first_only else text
 
 
 def read_tokenizer(model: Path) -> dict[str, Any]:
-    """tokenizer.json, as it is."""
+    """tokenizer.json, parsed."""
     return dict(json.loads((model / "tokenizer.json").read_text(encoding="utf-8")))
 
 
@@ -180,7 +190,7 @@ def _normalizers(raw: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _tokens(raw: dict[str, Any], size: int) -> tuple[list[str], list[Any]]:
-    """(text, kind) of each id below `size`; ids that no token has are padding."""
+    """(texts, gguf token types) of the ids below `size`; ids without a token are padding."""
     import gguf
 
     added = {int(t["id"]): t for t in raw["added_tokens"]}

@@ -1,13 +1,16 @@
-"""`noesis gguf RUN`: safetensors → GGUF for llama.cpp, with the `gguf` package, tensor by tensor. No compiler, no llama.cpp checkout.
+"""`noesis gguf RUN`: safetensors → GGUF for llama.cpp with the `gguf` package, tensor by tensor. No compiler, no
+llama.cpp checkout.
 
-Llama, Mistral, Qwen2 and Gemma-2 (families.py); the rest is refused by name. Which tensor is stored how follows llama.cpp's own converter
-and quantiser (MIT). The header is written first from the files' headers, then the weights stream through, some rows at a time.
+Llama, Mistral, Qwen2 and Gemma-2 (families.py); anything else is refused by name. Which tensor gets which type follows
+llama.cpp's own converter and quantiser (MIT). The header is planned from the input files' headers and written first;
+then the weights stream through, a few rows at a time.
 """
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,49 +20,45 @@ from noesis.core.console import Progress
 from noesis.core.errors import MissingExtra, ModelError
 from noesis.core.files import require_space, sync_file, sync_folder
 from noesis.llm.weights import (
-    AdapterFile,
-    Stored,
-    as_trained,
-    inventory,
-    is_quantised,
+    StoredTensor,
+    list_tensors,
     read_adapter,
+    read_as_trained,
     read_tensor,
-    require_fit,
+    require_matching_base,
+    was_quantised,
 )
 from noesis.release.gguf.families import (
-    describe,
-    family_of,
-    mapped,
+    ModelConfig,
+    gguf_name,
+    is_permuted,
     name_map,
     permuted,
     read_config,
-    reordered,
     rope_factors,
-    tied,
+    write_hyperparameters,
 )
-from noesis.release.gguf.quantize import BITS, KINDS, rounded, row_bytes, storage
+from noesis.release.gguf.quantize import BITS, KINDS, quantise, row_bytes, storage_type
 from noesis.release.gguf.vocabulary import write_vocabulary
+from noesis.release.provenance import Provenance, read_provenance, write_metadata
 
-AT_ONCE = 1 << 24  # numbers of a large tensor that are converted at a time: 64 MiB in float32
+CHUNK = 1 << 24  # numbers of a large tensor that are converted at a time: 64 MiB in float32
 FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0", "q4_k_m": "MOSTLY_Q4_K_M"}
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One tensor of the file to be."""
+class GgufTensor:
+    """One tensor of the file to be written."""
 
     name: str  # llama.cpp's
-    shape: tuple[int, ...]
-    type: Any  # GGMLQuantizationType
-    source: Stored | None  # None: the rotary factors, which are computed
+    shape: tuple[int, ...]  # as Hugging Face has it
+    type: Any  # gguf.GGMLQuantizationType
+    source: StoredTensor | None  # None: the rotary factors, which are computed
 
     @property
     def size(self) -> int:
         """Bytes."""
-        rows = 1
-        for n in self.shape[:-1]:
-            rows *= n
-        return rows * row_bytes(self.type, self.shape[-1])
+        return math.prod(self.shape[:-1]) * row_bytes(self.type, self.shape[-1])
 
 
 def write_gguf(
@@ -71,114 +70,109 @@ def write_gguf(
     licence: str,
     quantization: Quantization | None = None,
     dtype: str = "bfloat16",
-    about: dict[str, Any] | None = None,
+    provenance: Provenance | None = None,
 ) -> None:
-    """Write `target` from the model folder, whole or not at all.
+    """Write a model folder to `target`, whole or not at all.
 
     Args:
         kind: `f32`, `f16`, `q8_0` or `q4_k_m`.
-        quantization, dtype: give the base's training storage to write its dequantised weights instead of the originals.
-        about: what the model was made of; default: its noesis.json, if it has one.
+        licence: used where the provenance names none.
+        quantization, dtype: how training stored the base, to write its dequantised weights instead of the originals.
+        provenance: default: the model's noesis.json, if it has one.
 
     Raises:
-        ModelError: an architecture or tokenizer that is not supported, a missing shard, a damaged file.
+        ModelError: an unsupported architecture or tokenizer, a missing shard, a damaged file.
         NoesisError: the disk has no room for it.
     """
-    gguf = _package()
+    gguf = _gguf_package()
     if kind not in KINDS:
-        raise ModelError(f"no kind {kind!r} of GGUF; choose from {', '.join(KINDS)}")
-    config = read_config(model)
-    found = inventory(model)
-    require_space(
-        target.parent,
-        sum(s.size / (4 if s.dtype == "F32" else 2) for s in found.values()) * BITS[kind] / 8,
-        target.name,
-    )
-    entries = plan_gguf(found, config, kind)
-    part = target.with_name(f".{target.name}.part")
-    writer = gguf.GGUFWriter(part, family_of(config).arch)
-    try:
+        raise ModelError(f"{kind!r} is not a kind of GGUF; choose from {', '.join(KINDS)}")
+    config, tensors = read_config(model), list_tensors(model)
+    weights = sum(tensor.numbers for tensor in tensors.values())
+    require_space(target.parent, weights * BITS[kind] / 8, target.name)
+    planned = plan_gguf(tensors, config, kind)
+    with _writing(target, config) as writer:
         writer.add_type("model")
         writer.add_name(name)
         writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[kind]])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        write_lineage(writer, licence, read_lineage(model) if about is None else about)
-        describe(writer, config)
-        write_vocabulary(writer, model, config)
-        _write(writer, entries, config, quantization, dtype, target.name)
-        sync_file(part)
-        part.replace(target)
-    except BaseException:
-        writer.close()
-        part.unlink(missing_ok=True)
-        raise
-    sync_folder(target.parent)
+        write_metadata(writer, provenance or read_provenance(model), default_licence=licence)
+        write_hyperparameters(writer, config)
+        write_vocabulary(writer, model, config.vocabulary)
+        _write_header(writer, planned)
+        with Progress(target.name, len(planned), "tensors") as progress:
+            for tensor in planned:
+                _write_tensor(writer, tensor, _rows(tensor, config, quantization, dtype))
+                progress.advance(1)
 
 
-def plan_gguf(found: dict[str, Stored], config: dict[str, Any], kind: str) -> list[Entry]:
+def plan_gguf(tensors: dict[str, StoredTensor], config: ModelConfig, kind: str) -> list[GgufTensor]:
     """The tensors of the file in order, with the type of each.
 
     Raises:
-        ModelError: a tensor that has no place in it, or one that the model must have and has not.
+        ModelError: a tensor that has no place in the file, or a missing one.
     """
     import gguf
 
-    names, layers = name_map(config), int(config["num_hidden_layers"])
-    kept = {name: stored for name, stored in found.items() if not (name == "lm_head.weight" and tied(config))}
-    if "model.embed_tokens.weight" not in kept or ("lm_head.weight" not in kept and not tied(config)):
-        raise ModelError("the model has no embedding or no output layer: fetch it again")
-    missing = [i for i in range(layers) if f"model.layers.{i}.mlp.down_proj.weight" not in kept]
-    if missing:
-        raise ModelError(f"layer {missing[0]} of {layers} is missing from the model's files: fetch it again")
-    entries = []
+    sources = {name: t for name, t in tensors.items() if not (name == "lm_head.weight" and config.tied)}
+    has_output = "lm_head.weight" in sources
+    if "model.embed_tokens.weight" not in sources or not (has_output or config.tied):
+        raise ModelError("the model lacks its embedding or its output layer: fetch it again")
+    for i in range(config.layers):
+        if f"model.layers.{i}.mlp.down_proj.weight" not in sources:
+            raise ModelError(f"layer {i} of {config.layers} is missing from the model's files: fetch it again")
+    planned, names = [], name_map(config)
     factors = rope_factors(config)
     if factors is not None:
-        entries.append(Entry("rope_freqs.weight", factors.shape, gguf.GGMLQuantizationType.F32, None))
-    for name, stored in kept.items():
-        own = mapped(names, name, config)
-        entries.append(
-            Entry(
-                own,
-                stored.shape,
-                storage(kind, own, stored.shape, layers=layers, has_output="lm_head.weight" in kept),
-                stored,
-            )
-        )
-    return entries
+        planned.append(GgufTensor("rope_freqs.weight", factors.shape, gguf.GGMLQuantizationType.F32, None))
+    for name, source in sources.items():
+        own = gguf_name(names, name, config)
+        stored = storage_type(kind, own, source.shape, layers=config.layers, has_output=has_output)
+        planned.append(GgufTensor(own, source.shape, stored, source))
+    return planned
 
 
 def write_adapter_gguf(
-    adapter_folder: Path, base: Path, target: Path, *, licence: str = "", about: dict[str, Any] | None = None
+    adapter_folder: Path, base: Path, target: Path, *, licence: str = "", provenance: Provenance | None = None
 ) -> None:
-    """The LoRA adapter alone, for a GGUF of its base. F32; `lora_b` of query and key is reordered like the weight it belongs to.
+    """Write the LoRA adapter alone, in F32, to be loaded on a GGUF of its base.
+
+    `lora_b` of query and key is reordered like the weight it belongs to.
 
     Raises:
-        ModelError: an adapter of another base, or of a kind that llama.cpp does not know.
+        ModelError: an adapter of another base, or of a kind that llama.cpp does not support.
+        NoesisError: the disk has no room for it.
     """
     from safetensors import safe_open
 
-    gguf = _package()
-    config = read_config(base)
-    adapter: AdapterFile = read_adapter(adapter_folder)
-    require_fit(adapter, inventory(base), base)
+    _gguf_package()
+    config, adapter = read_config(base), read_adapter(adapter_folder)
+    require_matching_base(adapter, list_tensors(base), base)
+    require_space(target.parent, adapter.file.stat().st_size * 1.01, target.name)
     names = name_map(config)
-    require_space(target.parent, (adapter_folder / "adapter_model.safetensors").stat().st_size * 1.01, target.name)
-    part = target.with_name(f".{target.name}.part")
-    writer = gguf.GGUFWriter(part, family_of(config).arch)
-    try:
+    with _writing(target, config) as writer:
         writer.add_type("adapter")
         writer.add_string("adapter.type", "lora")
-        # llama.cpp scales by alpha / rank, so an rsLoRA scale is carried by its alpha.
+        # llama.cpp scales by alpha / rank, so an rsLoRA scale is expressed through alpha.
         writer.add_float32("adapter.lora.alpha", adapter.scale * adapter.r)
-        write_lineage(writer, licence, about or {})
-        with safe_open(adapter_folder / "adapter_model.safetensors", framework="pt") as f:
+        write_metadata(writer, provenance or Provenance(), default_licence=licence)
+        with safe_open(adapter.file, framework="pt") as f:
             for weight, (a, b) in adapter.targets.items():
-                name = mapped(names, weight, config)
+                name = gguf_name(names, weight, config)
                 writer.add_tensor(f"{name}.lora_a", f.get_tensor(a).float().numpy())
                 writer.add_tensor(f"{name}.lora_b", permuted(weight, f.get_tensor(b).float().numpy(), config))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
+
+
+@contextmanager
+def _writing(target: Path, config: ModelConfig) -> Iterator[Any]:
+    """A GGUFWriter whose file gets its name when the block ends well, and is removed otherwise."""
+    part = target.with_name(f".{target.name}.part")
+    writer = _gguf_package().GGUFWriter(part, config.family.arch)
+    try:
+        yield writer
         writer.close()
         sync_file(part)
         part.replace(target)
@@ -189,75 +183,47 @@ def write_adapter_gguf(
     sync_folder(target.parent)
 
 
-def read_lineage(model: Path) -> dict[str, Any]:
-    """What a merged model says it was made of; nothing for other folders. It is only shown, never acted upon."""
-    file = model / "noesis.json"
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        raise ModelError(f"{file} is damaged: merge again, or remove it") from None
-    return found if isinstance(found, dict) else {}
-
-
-def write_lineage(writer: Any, licence: str, about: dict[str, Any]) -> None:
-    """Licence, base, data, constitution and system prompt as metadata."""
-    writer.add_license(str(about.get("licence") or licence))
-    if base := about.get("base"):
-        writer.add_base_model_count(1)
-        writer.add_base_model_name(0, str(base))
-        writer.add_base_model_version(0, str(about.get("base_revision", "")))
-        if "/" in str(base) and not str(base).startswith(("/", ".", "~")):
-            writer.add_base_model_repo_url(0, f"https://huggingface.co/{base}")
-    for key, value in about.items():
-        if isinstance(value, str) and value:
-            writer.add_string(f"noesis.{key}", value)
-
-
-def _write(
-    writer: Any, entries: list[Entry], config: dict[str, Any], quantization: Quantization | None, dtype: str, what: str
-) -> None:
-    """Header, metadata, and the tensors as they come."""
+def _write_header(writer: Any, planned: list[GgufTensor]) -> None:
+    """Header, metadata and the list of tensors, up to where their data begins."""
     import numpy as np
 
-    for entry in entries:
-        writer.add_tensor_info(entry.name, entry.shape, np.dtype(np.float32), entry.size, raw_dtype=entry.type)
+    for tensor in planned:
+        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.size, raw_dtype=tensor.type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    out = writer.fout[0]
-    writer.write_padding(out, out.tell())
-    with Progress(what, len(entries), "tensors") as progress:
-        for entry in entries:
-            written = 0
-            for rows in _rows(entry, config, quantization, dtype):
-                piece = rounded(rows, entry.type)
-                piece.tofile(out)
-                written += piece.nbytes
-            if written != entry.size:
-                raise ValueError(f"{entry.name}: {written} bytes for {entry.size}")
-            writer.write_padding(out, entry.size)
-            progress.advance(1)
-    writer.close()
+    file = writer.fout[0]
+    writer.write_padding(file, file.tell())
 
 
-def _rows(entry: Entry, config: dict[str, Any], quantization: Quantization | None, dtype: str) -> Iterator[Any]:
-    """A tensor as float32 arrays, some rows at a time; whole where all of it is needed to compute any."""
-    stored = entry.source
-    if stored is None:
+def _write_tensor(writer: Any, tensor: GgufTensor, chunks: Iterator[Any]) -> None:
+    """Write a tensor's data, quantised chunk by chunk."""
+    file, written = writer.fout[0], 0
+    for rows in chunks:
+        data = quantise(rows, tensor.type)
+        data.tofile(file)
+        written += data.nbytes
+    if written != tensor.size:
+        raise ValueError(f"{tensor.name}: {written} bytes written, {tensor.size} planned")
+    writer.write_padding(file, tensor.size)
+
+
+def _rows(tensor: GgufTensor, config: ModelConfig, quantization: Quantization | None, dtype: str) -> Iterator[Any]:
+    """A tensor as float32 arrays of some rows each; in one piece where any row depends on the whole."""
+    source = tensor.source
+    if source is None:
         yield rope_factors(config)
         return
-    if len(stored.shape) != 2 or is_quantised(stored, quantization) or reordered(stored.name, config):
-        whole = permuted(stored.name, as_trained(stored, quantization, dtype).float().numpy(), config)
-        yield whole + 1 if family_of(config).plus_one and stored.name.endswith("norm.weight") else whole
+    if len(source.shape) != 2 or was_quantised(source, quantization) or is_permuted(source.name, config):
+        whole = permuted(source.name, read_as_trained(source, quantization, dtype).float().numpy(), config)
+        yield whole + 1 if config.family.plus_one and source.name.endswith("norm.weight") else whole
         return
-    step = max(1, AT_ONCE // stored.shape[1])
-    for start in range(0, stored.shape[0], step):
-        yield read_tensor(stored, slice(start, start + step)).float().numpy()
+    step = max(1, CHUNK // source.shape[1])
+    for start in range(0, source.shape[0], step):
+        yield read_tensor(source, slice(start, start + step)).float().numpy()
 
 
-def _package() -> Any:
+def _gguf_package() -> Any:
     try:
         import gguf
     except ImportError:

@@ -1,7 +1,7 @@
-"""What in a merged model or a GGUF file is wrong, by name: for the day on which the figures say that something is.
+"""What is wrong with a merged model or a GGUF file, by name.
 
-The certificate's figures show that a file behaves otherwise; these look at the file itself and say why. They find the known ways of
-breaking an export; a file with none of them can still fail the figures.
+The certificate's figures show that a file misbehaves; the audit looks at the file itself and says why. It finds the
+known ways of breaking an export; a file without findings can still fail on its figures.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from typing import Any
 
 from noesis.core.config import Quantization
 from noesis.core.errors import ModelError
+from noesis.llm.llama_cpp import REMAKE
 from noesis.llm.tokenizer import load_tokenizer
-from noesis.llm.weights import Stored, as_trained, inventory, read_adapter, read_tensor, update
-from noesis.release.gguf.families import family_of, permuted, read_config, rope_factors
+from noesis.llm.weights import StoredTensor, list_tensors, lora_update, read_adapter, read_as_trained, read_tensor
+from noesis.release.gguf.families import ModelConfig, permuted, read_config, rope_factors
 from noesis.release.gguf.vocabulary import chat_template, pre_tokenizer, read_tokenizer
-
-Finding = tuple[str, str]  # (stage, what is wrong): the stage is merge, tokenizer, template or conversion
+from noesis.release.parity.certificate import Finding
 
 
 def open_gguf(file: Path) -> Any:
-    """A GGUF file's metadata and tensors.
+    """A GGUF file's metadata and tensors, as gguf.GGUFReader.
 
     Raises:
-        ModelError: it is none, or cut short.
+        ModelError: the file is missing, is not GGUF, or is cut short.
     """
     import gguf
 
@@ -32,80 +32,60 @@ def open_gguf(file: Path) -> Any:
     except FileNotFoundError:
         raise ModelError(f"{file} does not exist: make it with  noesis gguf RUN") from None
     except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:
-        raise ModelError(
-            f"{file} is no whole GGUF file ({' '.join(str(error).split())[:120]}): make it anew with  noesis gguf RUN --again"
-        ) from None
+        detail = " ".join(str(error).split())[:120]
+        raise ModelError(f"{file} is not a complete GGUF file ({detail}); {REMAKE}") from None
 
 
-def require_gguf(file: Path) -> None:
-    """A quick look at a file's first bytes, before anything costly is done with it.
-
-    Raises:
-        ModelError: it is missing, or no GGUF file.
-    """
-    try:
-        with open(file, "rb") as f:
-            magic = f.read(4)
-    except FileNotFoundError:
-        raise ModelError(f"{file} does not exist: make it with  noesis gguf RUN") from None
-    if magic != b"GGUF":
-        raise ModelError(
-            f"{file} is no GGUF file (it begins with {magic!r}): make it anew with  noesis gguf RUN --again"
-        )
-
-
-def update_kept(
+def update_share(
     base: Path, adapter_folder: Path, merged: Path, quantization: Quantization | None, dtype: str
 ) -> dict[str, float]:
-    """How often the adapter's update is in the merged weights, by weight, for a few of them. Once is right; rounding to 16 bits swallows
-    a part of updates far smaller than the weights, so this explains figures and is no figure itself.
+    """How many times the adapter's update is in the merged weights, for three of them.
+
+    Once is right. Rounding to 16 bits swallows part of an update far smaller than its weight, so this explains bad
+    figures but is no figure itself.
+
+    Returns:
+        weight name → the projection of (merged − base) on the update, as a multiple of the update.
     """
     adapter = read_adapter(adapter_folder)
-    before, after = inventory(base), inventory(merged)
+    before, after = list_tensors(base), list_tensors(merged)
     names = sorted(adapter.targets)
-    found = {}
+    shares = {}
     for name in dict.fromkeys(names[i] for i in (0, len(names) // 2, len(names) - 1)):
         if name not in before or name not in after:
-            found[name] = 0.0
+            shares[name] = 0.0
             continue
-        change = update(adapter, name).double()
-        size = float((change * change).sum())
-        if size:
-            moved = read_tensor(after[name]).double() - as_trained(before[name], quantization, dtype).double()
-            found[name] = round(float((moved * change).sum()) / size, 4)
-    return found
+        update = lora_update(adapter, name).double()
+        norm = float((update * update).sum())
+        if norm:
+            moved = read_tensor(after[name]).double() - read_as_trained(before[name], quantization, dtype).double()
+            shares[name] = round(float((moved * update).sum()) / norm, 4)
+    return shares
 
 
-def audit_merge(kept: dict[str, float]) -> list[Finding]:
-    """What `update_kept` says of a merge whose figures are bad."""
-    for name, times in kept.items():
+def audit_merge(shares: dict[str, float]) -> list[Finding]:
+    """What `update_share` says about a merge whose figures are bad."""
+    for name, times in shares.items():
         if not 0.9 < times < 1.1:
-            words = (
-                "is not in the merged weights" if abs(times) < 0.1 else f"is in the merged weights {times:.2g} times"
-            )
-            return [("merge", f"the adapter {words} (seen in {name})")]
+            missing = abs(times) < 0.1
+            what = "is not in the merged weights" if missing else f"is in the merged weights {times:.2g} times"
+            return [Finding("merge", f"the adapter {what} (seen in {name})")]
     return []
 
 
 def audit_gguf(model: Path, file: Path) -> list[Finding]:
-    """What of a GGUF file is not as the model folder says it should be."""
+    """Where a GGUF file departs from what the model folder requires."""
     reader, config = open_gguf(file), read_config(model)
-    arch = family_of(config).arch
+    arch = config.family.arch
     if (found := _field(reader, "general.architecture")) != arch:
-        return [("conversion", f"it is written as {found}, the model is {arch}")]
-    raw = read_tokenizer(model)
-    findings = []
-    if not raw["model"].get("byte_fallback"):
-        own, pre = pre_tokenizer(raw, load_tokenizer(model).backend, model), _field(reader, "tokenizer.ggml.pre")
-        if pre != own:
-            findings.append(("tokenizer", f"its pre-tokenizer is {pre or 'lost'}, the model's is {own}"))
-    if (template := _field(reader, "tokenizer.chat_template")) != chat_template(model):
-        findings.append(
-            ("template", f"its chat template is {'another one than the model has' if template else 'missing'}")
-        )
-    arrays = {tensor.name: tensor for tensor in reader.tensors}
-    findings += _factors(arrays, config) + _order(arrays, inventory(model), config)
-    return findings
+        return [Finding("conversion", f"it is written as {found}, the model is {arch}")]
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    return [
+        *_audit_pre_tokenizer(reader, model),
+        *_audit_template(reader, model),
+        *_audit_rope_factors(tensors, config),
+        *_audit_row_order(tensors, list_tensors(model), config),
+    ]
 
 
 def _field(reader: Any, key: str) -> Any:
@@ -113,41 +93,53 @@ def _field(reader: Any, key: str) -> Any:
     return field.contents() if field is not None else None
 
 
-def _factors(arrays: dict[str, Any], config: dict[str, Any]) -> list[Finding]:
+def _audit_pre_tokenizer(reader: Any, model: Path) -> list[Finding]:
+    raw = read_tokenizer(model)
+    if raw["model"].get("byte_fallback"):
+        return []
+    found, expected = _field(reader, "tokenizer.ggml.pre"), pre_tokenizer(raw, load_tokenizer(model).backend, model)
+    if found == expected:
+        return []
+    return [Finding("tokenizer", f"its pre-tokenizer is {found or 'lost'}, the model's is {expected}")]
+
+
+def _audit_template(reader: Any, model: Path) -> list[Finding]:
+    found = _field(reader, "tokenizer.chat_template")
+    if found == chat_template(model):
+        return []
+    return [Finding("template", f"its chat template is {'not the one that the model has' if found else 'missing'}")]
+
+
+def _audit_rope_factors(tensors: dict[str, Any], config: ModelConfig) -> list[Finding]:
     import numpy as np
 
-    wanted, found = rope_factors(config), arrays.get("rope_freqs.weight")
-    if wanted is None:
-        return (
-            []
-            if found is None
-            else [("conversion", "it has rotary factors (rope_freqs.weight) that the model has not")]
-        )
-    if found is None:
-        return [("conversion", "the rotary factors (rope_freqs.weight) of the model's scaling are missing")]
-    return (
-        []
-        if np.allclose(found.data.reshape(-1), wanted, rtol=1e-5)
-        else [("conversion", "the rotary factors (rope_freqs.weight) are wrong")]
-    )
+    expected, found = rope_factors(config), tensors.get("rope_freqs.weight")
+    if expected is None:
+        what = None if found is None else "it has rotary factors (rope_freqs.weight) that the model does not have"
+    elif found is None:
+        what = "the rotary factors (rope_freqs.weight) of the model's scaling are missing"
+    else:
+        same = np.allclose(found.data.reshape(-1), expected, rtol=1e-5)
+        what = None if same else "the rotary factors (rope_freqs.weight) are wrong"
+    return [] if what is None else [Finding("conversion", what)]
 
 
-def _order(arrays: dict[str, Any], found: dict[str, Stored], config: dict[str, Any]) -> list[Finding]:
-    """The rows of the first query and key, against the order that llama.cpp wants and the one that Hugging Face has."""
+def _audit_row_order(tensors: dict[str, Any], source: dict[str, StoredTensor], config: ModelConfig) -> list[Finding]:
+    """Whether the rows of the first query and key are nearer to llama.cpp's order than to Hugging Face's."""
     import gguf
 
-    if not family_of(config).permuted:
+    if not config.family.permuted:
         return []
     for theirs, ours in (
         ("blk.0.attn_q.weight", "model.layers.0.self_attn.q_proj.weight"),
         ("blk.0.attn_k.weight", "model.layers.0.self_attn.k_proj.weight"),
     ):
-        if theirs not in arrays or ours not in found:
-            return [("conversion", f"{theirs} is missing")]
-        stored = arrays[theirs]
-        weight = read_tensor(found[ours]).float().numpy()
-        inside = gguf.quants.dequantize(stored.data, stored.tensor_type).reshape(weight.shape)
-        right, wrong = (float(((inside - w) ** 2).sum()) for w in (permuted(ours, weight, config), weight))
+        if theirs not in tensors or ours not in source:
+            return [Finding("conversion", f"{theirs} is missing")]
+        tensor = tensors[theirs]
+        weight = read_tensor(source[ours]).float().numpy()
+        found = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(weight.shape)
+        right, wrong = (float(((found - w) ** 2).sum()) for w in (permuted(ours, weight, config), weight))
         if wrong < right:
-            return [("conversion", f"the rows of query and key are not in llama.cpp's order ({theirs})")]
+            return [Finding("conversion", f"the rows of query and key are not in llama.cpp's order ({theirs})")]
     return []

@@ -1,4 +1,5 @@
-"""Does llama.cpp render conversations as the model's own template does? Asked of its server, which is what people talk to."""
+"""Does llama.cpp render conversations as the model's own chat template does? Its server is asked: that is what people
+talk to."""
 
 from __future__ import annotations
 
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.errors import MissingExtra, ModelError
+from noesis.core.messages import Message
 from noesis.llm.tokenizer import DATE
 from noesis.release.gguf.vocabulary import adds_bos
+from noesis.release.parity.certificate import TemplateCheck
 
 SYSTEM = "Você é Noesis. Diga a verdade.\n"
-CONVERSATIONS: list[list[dict[str, str]]] = [
+CONVERSATIONS: list[list[Message]] = [
     [{"role": "user", "content": "O que é a coragem?"}],
     [{"role": "user", "content": "  What is courage?  \n"}],
     [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "É 1936 ou 2024?"}],
@@ -33,11 +36,11 @@ CONVERSATIONS: list[list[dict[str, str]]] = [
 ]
 
 
-def different_renderings(file: Path, tokenizer: Any) -> tuple[int, list[dict[str, str]]]:
-    """(conversations compared, those that llama.cpp renders otherwise).
+def compare_renderings(file: Path, tokenizer: Any) -> TemplateCheck:
+    """Render conversations of several shapes with llama.cpp and with the model's own template.
 
-    A conversation that the model's own template refuses (no system prompt, say) is not compared. A BOS at the very beginning is left
-    out on both sides: the server adds it to the ids, not to the text.
+    A conversation that the model's own template refuses (for its system prompt, say) is not compared. A BOS at the
+    start is left out on both sides: the server adds it to the ids, not to the text.
 
     Raises:
         ModelError: llama.cpp can't load the file or its template.
@@ -56,7 +59,8 @@ def different_renderings(file: Path, tokenizer: Any) -> tuple[int, list[dict[str
         server = xllamacpp.Server(params)
     except RuntimeError as error:
         raise ModelError(f"llama.cpp can't serve {file}: {error}") from None
-    bos, wrong, compared = tokenizer.special["bos_token"] if adds_bos(tokenizer) else "", [], 0
+    bos = tokenizer.special["bos_token"] if adds_bos(tokenizer) else ""
+    different, compared = [], 0
     today, fixed = datetime.now().strftime("%d %b %Y"), DATE.strftime("%d %b %Y")
     for conversation in CONVERSATIONS:
         try:
@@ -64,14 +68,14 @@ def different_renderings(file: Path, tokenizer: Any) -> tuple[int, list[dict[str
         except ModelError:
             continue
         compared += 1
-        theirs = _applied(server.listening_address, key, conversation).replace(today, fixed)
+        theirs = _render_in_llama(server.listening_address, key, conversation).replace(today, fixed)
         if theirs.removeprefix(bos) != ours.removeprefix(bos):
-            wrong.append({"model": ours, "llama.cpp": theirs})
+            different.append({"model": ours, "llama.cpp": theirs})
     del server
-    return compared, wrong
+    return TemplateCheck(compared, len(different), tuple(different[:1]))
 
 
-def _applied(address: str, key: str, conversation: list[dict[str, str]]) -> str:
+def _render_in_llama(address: str, key: str, conversation: list[Message]) -> str:
     request = urllib.request.Request(  # noqa: S310  (an address of this process)
         f"{address}/apply-template",
         data=json.dumps({"messages": conversation}).encode(),

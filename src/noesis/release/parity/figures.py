@@ -1,35 +1,33 @@
-"""The figures of a comparison: Kullback-Leibler divergence and first choices at every position, token ids, greedy answers."""
+"""Distance between two models: KL divergence and top-1 agreement at every position, agreement of greedy answers."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
+from noesis.core.text import common_prefix
+from noesis.release.parity.certificate import AnswerAgreement, Divergence, Tolerance
 
-@dataclass(frozen=True)
-class Tolerance:
-    """What a sound export keeps within."""
-
-    kl_mean: float  # nats
-    top1: float  # share of positions with the same first choice
-    answers: float = 0.0  # mean share of a greedy answer before the first other token
-
-    def as_json(self) -> dict[str, float]:
-        return {"kl_mean": self.kl_mean, "top1": self.top1, "answers": self.answers}
+# Below this the rewritten KL loses precision, and the textbook form is used.
+LARGEST_DIFFERENCE = 40.0
 
 
-class Figures:
-    """Running figures of one model against its reference."""
+class DivergenceMeter:
+    """Accumulates the Divergence of one model from its reference, row by row."""
 
     def __init__(self) -> None:
-        self.kl: list[float] = []
-        self.same = 0
-        self.largest = 0.0
+        self.kl: list[float] = []  # nats, one per position
+        self.same_top1 = 0
+        self.max_difference = 0.0
         self.finite = True
 
     def add(self, reference: Any, logits: Any) -> None:
-        """Count one row; both (length, vocabulary) float32."""
+        """Count one row.
+
+        Args:
+            reference: (length, vocabulary) float32.
+            logits: (length, at least vocabulary) float32; padding beyond the vocabulary is ignored.
+        """
         import torch
 
         if not len(reference):
@@ -39,42 +37,47 @@ class Figures:
             self.finite = False
             return
         p, difference = torch.softmax(ours, -1), ours - theirs
-        # KL = log Σ p e^-d once Σ p d = 0: in this form float32 keeps the small values that a difference of two logarithms would lose
+        # With d centred so that Σ p d = 0, KL = log Σ p e^-d. Float32 keeps small values in this form; the difference
+        # of two logarithms would lose them.
         centred = difference - (p * difference).sum(-1, keepdim=True)
-        kl = torch.log1p((p * torch.expm1(-centred.clamp(min=-40))).sum(-1))
-        far = centred.amin(-1) < -40
-        kl[far] = torch.logsumexp(torch.log_softmax(ours[far], -1) - centred[far], -1)
+        kl = torch.log1p((p * torch.expm1(-centred.clamp(min=-LARGEST_DIFFERENCE))).sum(-1))
+        extreme = centred.amin(-1) < -LARGEST_DIFFERENCE
+        kl[extreme] = torch.logsumexp(torch.log_softmax(ours[extreme], -1) - centred[extreme], -1)
         self.kl += kl.clamp(min=0).tolist()
-        self.same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
-        self.largest = max(self.largest, float(difference.abs().max()))
+        self.same_top1 += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+        self.max_difference = max(self.max_difference, float(difference.abs().max()))
 
-    def as_json(self) -> dict[str, Any]:
-        """Mean and largest KL (nats), share of equal first choices, largest difference of a logit; None where nothing finite was computed."""
+    def result(self) -> Divergence:
+        """The figures so far; None in each where a logit was not finite, or nothing was added."""
         if not self.finite or not self.kl:
-            return {"kl_mean": None, "kl_max": None, "top1": None, "max_logit_difference": None}
-        mean, top1 = math.fsum(self.kl) / len(self.kl), self.same / len(self.kl)
-        return {"kl_mean": mean, "kl_max": max(self.kl), "top1": round(top1, 5), "max_logit_difference": self.largest}
+            return Divergence(None, None, None, None)
+        positions = len(self.kl)
+        return Divergence(
+            kl_mean=math.fsum(self.kl) / positions,
+            kl_max=max(self.kl),
+            top1=round(self.same_top1 / positions, 5),
+            max_logit_difference=self.max_difference,
+        )
 
 
-def within(figures: dict[str, Any], tolerance: Tolerance, answers: dict[str, Any] | None = None) -> bool:
-    """Whether figures keep to a tolerance."""
-    if figures["kl_mean"] is None or figures["kl_mean"] > tolerance.kl_mean or figures["top1"] < tolerance.top1:
+def within_tolerance(divergence: Divergence, tolerance: Tolerance, answers: AnswerAgreement | None = None) -> bool:
+    """Whether the figures stay within a tolerance; figures that are not finite never do."""
+    if divergence.kl_mean is None or divergence.top1 is None:
         return False
-    return answers is None or not answers["prompts"] or answers["shared"] >= tolerance.answers
+    if divergence.kl_mean > tolerance.kl_mean or divergence.top1 < tolerance.top1:
+        return False
+    return answers is None or not answers.prompts or answers.shared >= tolerance.answers
 
 
-def agreement(reference: list[list[int]], other: list[list[int]]) -> dict[str, Any]:
-    """How far greedy answers agree: those equal to the last token, and the mean share of an answer before the first other token."""
+def answer_agreement(reference: list[list[int]], other: list[list[int]]) -> AnswerAgreement:
+    """Compare greedy answers, given as token ids, prompt by prompt."""
     shares = []
     for ours, theirs in zip(reference, other, strict=True):
         longest = max(len(ours), len(theirs))
-        equal = next(
-            (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
-        )
-        shares.append(equal / longest if longest else 1.0)
-    return {
-        "prompts": len(shares),
-        "tokens": sum(map(len, reference)),
-        "identical": sum(share == 1.0 for share in shares),
-        "shared": round(sum(shares) / len(shares), 4) if shares else 1.0,
-    }
+        shares.append(common_prefix(ours, theirs) / longest if longest else 1.0)
+    return AnswerAgreement(
+        prompts=len(shares),
+        tokens=sum(map(len, reference)),
+        identical=sum(share == 1.0 for share in shares),
+        shared=round(sum(shares) / len(shares), 4) if shares else 1.0,
+    )

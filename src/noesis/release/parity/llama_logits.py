@@ -1,7 +1,8 @@
 """llama.cpp's logits at every position, and its token ids, through the C functions that xllamacpp's library exports.
 
-The server's protocol gives probabilities of the last position only, which proves little. The two parameter structures are kept as
-opaque blocks: only `n_ctx`, the first field of the context's, is set, after checking that the defaults around it are the known ones.
+The server's protocol gives probabilities of the last position only, which proves little. The two parameter structures
+are treated as opaque blocks: only `n_ctx`, the first field of the context's, is set, after checking that the defaults
+around it are the known ones.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import Any
 
 from noesis.core.device import usable_threads
 from noesis.core.errors import MissingExtra, ModelError
+from noesis.llm.llama_cpp import REMAKE
 
 
 class _Params(c.Structure):
-    """Larger than llama.cpp's structures in any version: they travel by memory, so the tail does no harm."""
+    """Larger than llama.cpp's structures in any version; they are passed by memory, so the tail does no harm."""
 
     _fields_ = (("words", c.c_uint32 * 256),)
 
@@ -33,7 +35,7 @@ class _Batch(c.Structure):
 
 
 _LOG = c.CFUNCTYPE(None, c.c_int, c.c_char_p, c.c_void_p)
-_no_log = _LOG(lambda level, text, data: None)  # kept alive: llama.cpp holds the pointer
+_no_log = _LOG(lambda level, text, data: None)  # module-level, since llama.cpp stores the pointer
 
 
 class LlamaModel:
@@ -57,13 +59,11 @@ class LlamaModel:
         lib.llama_backend_init()
         self._model = lib.llama_model_load_from_file(str(file).encode(), lib.llama_model_default_params())
         if not self._model:
-            raise ModelError(
-                f"llama.cpp can't load {file}: it is damaged or of another kind; make it anew with  noesis gguf RUN --again"
-            )
+            raise ModelError(f"llama.cpp can't load {file}: it is damaged or of an unknown kind; {REMAKE}")
         params = lib.llama_context_default_params()
         if list(params.words[:3]) != [512, 2048, 512]:
             raise ModelError(
-                "this version of xllamacpp lays out its parameters otherwise: install the pinned one (constraints.txt)"
+                "this version of xllamacpp has other parameter structures: install the pinned one (constraints.txt)"
             )
         params.words[0] = context
         self.context = context
@@ -75,19 +75,19 @@ class LlamaModel:
         self.vocabulary = int(lib.llama_vocab_n_tokens(self._vocab))
 
     def use_adapter(self, file: Path) -> None:
-        """Add a LoRA adapter at scale 1, for everything that is computed from here on.
+        """Apply a LoRA adapter at scale 1 to everything computed from now on.
 
         Raises:
-            ModelError: it is of another base, damaged, or no adapter.
+            ModelError: it belongs to another base, is damaged, or is not an adapter.
         """
         adapter = self._lib.llama_adapter_lora_init(self._model, str(file).encode())
         if not adapter:
-            raise ModelError(f"llama.cpp can't put the adapter {file} on this model: it is of another base, or damaged")
+            raise ModelError(f"llama.cpp can't apply the adapter {file}: it belongs to another base, or is damaged")
         if self._lib.llama_set_adapters_lora(self._ctx, (c.c_void_p * 1)(adapter), 1, (c.c_float * 1)(1.0)) != 0:
             raise ModelError(f"llama.cpp refuses the adapter {file}")
 
     def tokenize(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids of `text`, nothing added; with `special` control tokens in it are taken as such."""
+        """Token ids of `text`, nothing added. With `special`, control tokens in it are recognised."""
         raw = text.encode()
         room = len(raw) + 8
         ids = (c.c_int32 * room)()
@@ -104,7 +104,7 @@ class LlamaModel:
         return self._decode(ids)
 
     def _decode(self, ids: list[int], *, start: int = 0) -> Any:
-        """Logits after each of `ids`, which follow `start` tokens that were decoded before."""
+        """Logits after each of `ids`, which follow `start` tokens decoded before."""
         import numpy as np
 
         lib = self._lib
@@ -112,13 +112,8 @@ class LlamaModel:
         try:
             batch.n_tokens = len(ids)
             for i, token in enumerate(ids):
-                batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = (
-                    token,
-                    start + i,
-                    1,
-                    0,
-                    1,
-                )
+                batch.token[i], batch.pos[i], batch.logits[i] = token, start + i, 1
+                batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
             if lib.llama_decode(self._ctx, batch) != 0:
                 raise ModelError("llama.cpp could not run the model")
             rows = [
@@ -130,15 +125,15 @@ class LlamaModel:
             lib.llama_batch_free(batch)
 
     def answer(self, ids: list[int], count: int, stop: set[int]) -> list[int]:
-        """Greedy continuation of `ids`: at most `count` tokens, the one in `stop` not among them."""
-        said: list[int] = []
-        chosen = int(self.logits(ids)[-1].argmax())
-        while len(said) < count and chosen not in stop:
-            said.append(chosen)
-            if len(said) == count:
+        """Greedy continuation of `ids`: at most `count` tokens, without the one in `stop` that ends it."""
+        answer: list[int] = []
+        token = int(self.logits(ids)[-1].argmax())
+        while len(answer) < count and token not in stop:
+            answer.append(token)
+            if len(answer) == count:
                 break
-            chosen = int(self._decode([chosen], start=len(ids) + len(said) - 1)[-1].argmax())
-        return said
+            token = int(self._decode([token], start=len(ids) + len(answer) - 1)[-1].argmax())
+        return answer
 
     def __enter__(self) -> LlamaModel:
         return self

@@ -1,7 +1,8 @@
-"""What a GGUF is measured against: the model in float32 in transformers, from its adapter on the base it was trained on, or merged.
+"""What a GGUF is measured against: the model in float32 in transformers, merged, or as its adapter on the base it was
+trained on.
 
-Small models are held in float32. Large ones stay in the type they are stored in, and each layer's weights are widened while it is
-used: the arithmetic is the same, the memory half.
+Small models are loaded in float32. Large ones stay in the type they are stored in, and each layer's weights are widened
+while it runs: the arithmetic is the same, the memory half.
 """
 
 from __future__ import annotations
@@ -11,52 +12,54 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.config import Quantization
-from noesis.llm.weights import inventory, released
+from noesis.llm.weights import iter_trained_weights, list_tensors
 
-LARGE = 4e9  # bytes in float32 above which weights are widened one layer at a time
+LARGE = 4e9  # bytes in float32; above, weights are widened one layer at a time
 
 
-def merged_model(folder: Path) -> Any:
+def merged_model(folder: Path) -> Float32Model:
     """A model folder, computing in float32."""
-    return _Float32(_load(folder), folder)
+    return Float32Model(_load(folder))
 
 
-def adapted_model(base: Path, adapter: Path, quantization: Quantization | None, dtype: str) -> Any:
-    """The adapter on its base by PEFT, both as in training (the base dequantised where it was quantised), computing in float32."""
+def adapted_model(base: Path, adapter: Path, quantization: Quantization | None, dtype: str) -> Float32Model:
+    """The adapter on its base in PEFT, as in training (the base dequantised where it was quantised), but in float32.
+
+    Args:
+        quantization, dtype: how training stored the base; None: its original weights.
+    """
     import torch
     from peft import PeftModel
 
     model = _load(base)
-    places = model.state_dict()
+    state = model.state_dict()
     with torch.inference_mode():
-        for name, weight in released(base, quantization, dtype, None, exact=True):
-            if name in places:
-                places[name].copy_(weight)
-    return _Float32(PeftModel.from_pretrained(model, str(adapter)).eval(), base)
+        for name, weight in iter_trained_weights(base, quantization, dtype, None, exact=True):
+            if name in state:
+                state[name].copy_(weight)
+    return Float32Model(PeftModel.from_pretrained(model, str(adapter)).eval())
 
 
 def _load(folder: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    found = inventory(folder)
-    numbers = sum(s.size / (4 if s.dtype == "F32" else 2) for s in found.values())
+    numbers = sum(tensor.numbers for tensor in list_tensors(folder).values())
     kind = torch.float32 if numbers * 4 <= LARGE else "auto"
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype=kind, use_safetensors=True, trust_remote_code=False, local_files_only=True
     ).eval()
 
 
-class _Float32:
-    """A model that computes in float32 whatever its weights are stored in."""
+class Float32Model:
+    """A model that computes in float32 whatever type its weights are stored in."""
 
-    def __init__(self, model: Any, place: Path) -> None:
+    def __init__(self, model: Any) -> None:
         import torch
 
-        self.model, self.place = model, place
+        self.model = model
         for module in model.modules():
-            own = [p for p in module.parameters(recurse=False) if p.dtype != torch.float32]
-            if own:
+            if any(p.dtype != torch.float32 for p in module.parameters(recurse=False)):
                 module.register_forward_pre_hook(_widen)
                 module.register_forward_hook(_narrow)
 
@@ -69,20 +72,20 @@ class _Float32:
                 yield self.model(input_ids=torch.tensor([row]), use_cache=False).logits[0].float().numpy()
 
     def answer(self, ids: list[int], count: int, stop: set[int]) -> list[int]:
-        """Greedy continuation of `ids`: at most `count` tokens, the one in `stop` not among them."""
+        """Greedy continuation of `ids`: at most `count` tokens, without the one in `stop` that ends it."""
         import torch
 
-        said: list[int] = []
-        past, given = None, torch.tensor([ids])
-        while len(said) < count:
+        answer: list[int] = []
+        cache, step = None, torch.tensor([ids])
+        while len(answer) < count:
             with torch.inference_mode():
-                out = self.model(input_ids=given, past_key_values=past, use_cache=True)
-            chosen = int(out.logits[0, -1].argmax())
-            if chosen in stop:
+                out = self.model(input_ids=step, past_key_values=cache, use_cache=True)
+            token = int(out.logits[0, -1].argmax())
+            if token in stop:
                 break
-            said.append(chosen)
-            past, given = out.past_key_values, torch.tensor([[chosen]])
-        return said
+            answer.append(token)
+            cache, step = out.past_key_values, torch.tensor([[token]])
+        return answer
 
 
 def _widen(module: Any, _: Any) -> None:
