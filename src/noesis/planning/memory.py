@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from noesis.planning.model_shapes import Shape
-from noesis.planning.setup import Setup
+from noesis.planning.setup import LOGITS_BYTES, Setup
 
 GIB = 2**30
 # Bytes of a frozen weight of the projections. FP8 is stored twice, once for each direction of the product, with a scale a row.
@@ -20,7 +20,6 @@ WIDTH = {"bfloat16": 2, "float16": 2, "float32": 4}
 COPIES_BYTES = (
     3  # of an adapter's weight in the activations' type, A twice; recomputing everything, of one layer at a time
 )
-LOGITS_BYTES, SMALL_LOGITS_BYTES = 2**29, 2**27  # of the engine's logits at a time; the second recomputing everything
 LOSS_TOKENS = 1024  # elsewhere the output layer and the loss are computed this many tokens at a time
 CONTEXT_BYTES = 1.2 * GIB  # on a card beside what torch counts: CUDA's context, NCCL's buffers
 SLACK = 1.06  # and holes between blocks
@@ -111,7 +110,7 @@ def card_memory(
             2 * layer if setup.precision == "nf4" or sharded else 0
         )  # unpacked or gathered, until the layer is done
         copies: float = COPIES_BYTES * (adapter / shape.layers if full else adapter)
-        logits = min(tokens * shape.vocabulary * 2, SMALL_LOGITS_BYTES if full else LOGITS_BYTES)
+        logits = min(tokens * shape.vocabulary * 2, setup.logits_bytes)
     else:
         working = (
             tokens

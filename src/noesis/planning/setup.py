@@ -8,6 +8,7 @@ from typing import Literal
 Engine = Literal["noesis", "unsloth"]
 Precision = Literal["fp8", "bf16", "nf4", "fp32"]
 Checkpointing = Literal["none", "selective", "full"]
+LOGITS_BYTES, SMALL_LOGITS_BYTES = 2**29, 2**27  # of the engine's logits at a time; the second recomputing everything
 
 
 @dataclass(frozen=True)
@@ -35,5 +36,10 @@ class Setup:
 
     @property
     def offloads(self) -> bool:
-        """The smallest setup: layers' inputs and the embedding lie in main memory."""
+        """The smallest setup: the engine stores the layers' inputs and the embedding in main memory."""
         return self.fused and self.precision == "nf4" and self.gradient_checkpointing == "full"
+
+    @property
+    def logits_bytes(self) -> int:
+        """Bytes of logits that the engine computes at a time, in 16 bits."""
+        return SMALL_LOGITS_BYTES if self.gradient_checkpointing == "full" else LOGITS_BYTES
