@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from noesis.planning.model_shapes import Shape
-from noesis.planning.setup import LOGITS_BYTES, Setup
+from noesis.planning.setup import Setup
 
 GIB = 2**30
 # Bytes of a frozen weight of the projections. FP8 is stored twice, once for each direction of the product, with a scale a row.
@@ -149,6 +149,6 @@ def cpu_memory(shape: Shape, adapter: int, setup: Setup, tokens: int) -> Memory:
         adapter=adapter * (ADAPTER_BYTES[setup.optimizer] + COPIES_BYTES),
         activations=kept * HOLES,
         working=tokens * width * (2 * shape.intermediate + 4 * shape.hidden),
-        logits=min(tokens * shape.vocabulary * 2, LOGITS_BYTES) * 5,  # and, in float32, twice the same
+        logits=min(tokens * shape.vocabulary * 2, setup.logits_bytes) * 5,  # and, in float32, twice the same
         runtime=PROCESS_BYTES,
     )
