@@ -76,9 +76,9 @@ def cheapest(examples: int, model: str, device: Device) -> tuple[SetupOption, fl
             PlanningTask(config_of(examples, model), known.shape, work_of(examples, model), device, rented=True)
         )
     )
-    hosts = -(-device.cards // ONE_MACHINE)
+    hosts = -(-device.gpus // ONE_MACHINE)
     machine = (TRAIN_MACHINE[0] * hosts, TRAIN_MACHINE[1] * hosts)
-    return option, usd_for(device, option.seconds, device.cards, machine)
+    return option, usd_for(device, option.seconds, device.gpus, machine)
 
 
 def table(model: str, card: str) -> list[str]:

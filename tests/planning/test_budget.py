@@ -110,7 +110,7 @@ def test_a_plan_beyond_the_cap_is_refused_with_what_would_fit():
 def pace(clock: Clock, **changes: object) -> SaveSchedule:
     settings = {
         "every": SaveEvery(),
-        "card": False,
+        "on_gpu": False,
         "step_seconds": 2.0,
         "state_bytes": 15e6,
         "steps": 100,
@@ -132,7 +132,7 @@ def test_saving_stays_below_its_share_however_slow_the_disk():
             p.saved(0.9)
             saves.append(step)
     assert len(saves) > 20
-    assert p.share() <= SHARE
+    assert p.save_share() <= SHARE
     assert pace(clock, every=SaveEvery(steps=5)).should_save(5)
     assert not pace(clock, every=SaveEvery(steps=5)).should_save(6)
     assert pace(clock).should_save(100)  # the last one always

@@ -594,31 +594,35 @@ def test_a_run_that_went_on_with_a_smaller_plan_stores_it_and_the_report_compare
     """Merging read the first plan's precision, which was not what had been trained."""
     from noesis.pipeline.stages.report import compared
     from noesis.training import trainer
+    from noesis.training.job import TrainJob, TrainResult
 
     h100 = replace(rented_gpu("H100"), name="NVIDIA H100 80GB HBM3")
     s = session(tmp_path / "run", tiny_shape, h100, record)
     first = run_plan(s)
     lower = draft_plan(settings(**{"training.precision": "nf4"}), "tiny", read_shape(tiny_shape), WORK, h100)
     assert (first["setup"]["precision"], lower.setup.precision) == ("bf16", "nf4")
-    figures = {
-        "steps": 9,
-        "seconds": 12.5,
-        "tokens_per_s": 3456.7,
-        "first_loss": 3.0,
-        "final_loss": 2.0,
-        "peak_memory_bytes": 7 * 10**9,
-    }
+    figures = TrainResult(
+        steps=9,
+        epochs=3,
+        tokens=43209,
+        seconds=12.5,
+        tokens_per_s=3456.7,
+        first_loss=3.0,
+        final_loss=2.0,
+        peak_memory_bytes=7 * 10**9,
+        smaller_plan=lower,
+    )
 
-    def trained(*_: object, **places: Path) -> dict:
-        adapter = places["checkpoints"] / "epoch_0" / "adapter_model.safetensors"
+    def trained(job: TrainJob) -> TrainResult:
+        adapter = job.checkpoints / "epoch_0" / "adapter_model.safetensors"
         adapter.parent.mkdir(parents=True)
         adapter.write_bytes(b"")
-        places["metrics"].write_text("", encoding="utf-8")
-        return {**figures, "smaller_plan": lower.to_json()}
+        job.metrics.write_text("", encoding="utf-8")
+        return figures
 
     monkeypatch.setattr(trainer, "train", trained)
     result = run_train(s)
-    assert result["out_of_memory_once"] and "smaller_plan" not in result
+    assert result["out_of_memory_once"] and Plan.from_json(result["smaller_plan"]) == lower
     again = load_run(s.run.path)
     assert stored_plan(again.result("plan")) == lower
     assert replace(s, run=again).as_trained.lora.quantization.load_in_4bit

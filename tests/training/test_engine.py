@@ -9,7 +9,7 @@ import pytest
 
 from noesis.llm.token_rows import IGNORED
 from noesis.planning.setup import Setup
-from noesis.training.packing import fill, pack, rows_of_step, share
+from noesis.training.packing import divide, first_fit_decreasing, pack, rows_of_step
 
 FP32 = Setup("noesis", "fp32", "float32", "none", True, 64, 8, 1, "adamw", 0)
 
@@ -27,14 +27,14 @@ def toy(count: int = 6, seed: int = 0) -> list[tuple[list[int], list[int]]]:
     return made
 
 
-def test_cards_share_a_step_evenly_and_lose_nothing():
-    shares = share([900, 100, 500, 400, 30, 70], 2)
+def test_gpus_share_a_step_evenly_and_lose_nothing():
+    shares = divide([900, 100, 500, 400, 30, 70], 2)
     assert sorted(i for part in shares for i in part) == [0, 1, 2, 3, 4, 5]
     assert [sum([900, 100, 500, 400, 30, 70][i] for i in part) for part in shares] == [1000, 1000]
 
 
 def test_rows_are_filled_first_fit_decreasing():
-    assert fill([5, 9, 3, 7, 12], 10) == [[4], [1], [3, 2], [0]]
+    assert first_fit_decreasing([5, 9, 3, 7, 12], 10) == [[4], [1], [3, 2], [0]]
 
 
 def test_a_packed_row_trains_what_its_sequences_train():
@@ -50,14 +50,16 @@ def test_a_packed_row_trains_what_its_sequences_train():
     )
 
 
-@pytest.mark.parametrize("cards", [1, 2, 3, 8])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 @pytest.mark.parametrize("pack_length", [0, 64])
-def test_a_step_holds_the_same_sequences_on_any_number_of_cards(cards: int, pack_length: int):
+def test_a_step_holds_the_same_sequences_on_any_number_of_gpus(world_size: int, pack_length: int):
     step = toy(6)
     rows = [
         r
-        for card in range(cards)
-        for r in rows_of_step(step, list(range(6)), cards=cards, card=card, pack_length=pack_length, micro_batch=2)
+        for rank in range(world_size)
+        for r in rows_of_step(
+            step, list(range(6)), world_size=world_size, rank=rank, pack_length=pack_length, micro_batch=2
+        )
     ]
     assert sorted(m for row in rows for m in row.members) == list(range(6))
     assert sorted(t for row in rows for t in row.targets) == sorted(
@@ -132,7 +134,7 @@ def reference_gradients(folder: Path, like, step, divisor: float) -> tuple[float
 
 
 def rows(step, pack_length: int = 64):
-    return rows_of_step(step, list(range(len(step))), cards=1, card=0, pack_length=pack_length, micro_batch=1)
+    return rows_of_step(step, list(range(len(step))), world_size=1, rank=0, pack_length=pack_length, micro_batch=1)
 
 
 def trained(step) -> int:
@@ -289,17 +291,17 @@ def test_nf4_is_exact_on_its_own_dequantised_weights(tiny_model: Path, tmp_path:
 def test_what_the_engine_can_not_train_is_known_before_it_starts(tmp_path: Path, change: dict, why: str | None):
     import json
 
-    from noesis.training.engine.model import supported
+    from noesis.training.engine.model import unsupported_reason
 
     config = {"model_type": "llama", "hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8}
     (tmp_path / "config.json").write_text(json.dumps(config | change))
-    found = supported(tmp_path, ("q_proj",), kernels=True)
+    found = unsupported_reason(tmp_path, ("q_proj",), kernels=True)
     assert found is None if why is None else why in str(found)
 
 
 @pytest.mark.slow
 def test_an_adapter_on_other_modules_takes_the_plain_path(tiny_model: Path):
-    from noesis.training.engine.model import supported
+    from noesis.training.engine.model import unsupported_reason
 
-    assert supported(tiny_model, ("q_proj",), kernels=False) is None
-    assert "lm_head" in str(supported(tiny_model, ("q_proj", "lm_head"), kernels=False))
+    assert unsupported_reason(tiny_model, ("q_proj",), kernels=False) is None
+    assert "lm_head" in str(unsupported_reason(tiny_model, ("q_proj", "lm_head"), kernels=False))

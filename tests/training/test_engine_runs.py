@@ -8,15 +8,12 @@ from pathlib import Path
 import pytest
 
 
-def train_packed(tiny_model: Path, folder: Path, record: dict, **overrides: object) -> dict:
-    """A run of 20 examples by `train`, as `noesis train` makes it, on the engine; its plan has one smaller one, which recomputes."""
+def train_packed(tiny_model: Path, folder: Path, record: dict, **overrides: object):
+    """The result of training 20 examples as `noesis train` does, on the engine; its plan has one smaller one, which recomputes."""
     from dataclasses import asdict
 
     from helpers.tiny_runs import rows_of, small
-    from noesis.core.device import detect
-    from noesis.planning.draft import make_plan
-    from noesis.planning.model_shapes import read_shape
-    from noesis.training.job import count_workload
+    from helpers.training_jobs import sft_job
     from noesis.training.trainer import train
 
     config = small(
@@ -28,19 +25,10 @@ def train_packed(tiny_model: Path, folder: Path, record: dict, **overrides: obje
         }
         | overrides
     )
-    examples = rows_of(tiny_model, 20, record)
-    plan = make_plan(config, "tiny", read_shape(tiny_model), count_workload(examples), detect())
-    assert plan.setup.packing
-    plan = replace(plan, fallbacks=[{"setup": asdict(replace(plan.setup, gradient_checkpointing="full"))}])
-    return train(
-        tiny_model,
-        examples,
-        config,
-        plan,
-        detect(),
-        checkpoints=folder / "checkpoints",
-        metrics=folder / "metrics.jsonl",
-    )
+    job = sft_job(tiny_model, folder, rows_of(tiny_model, 20, record), config)
+    assert job.plan.setup.packing
+    smaller = {"setup": asdict(replace(job.plan.setup, gradient_checkpointing="full"))}
+    return train(replace(job, plan=replace(job.plan, fallbacks=[smaller])))
 
 
 @pytest.mark.slow
@@ -51,12 +39,12 @@ def test_a_packed_run_leaves_metrics_and_plain_peft_adapters(tiny_model: Path, t
     from transformers import AutoModelForCausalLM
 
     result = train_packed(tiny_model, tmp_path, record)
-    assert result["steps"] == 6 and "smaller_plan" not in result
-    assert result["final_loss"] < result["first_loss"] - 0.3
+    assert result.steps == 6 and result.smaller_plan is None
+    assert result.final_loss < result.first_loss - 0.3
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert [line["epoch"] for line in lines] == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2], abs=1e-3)
-    assert lines[-1]["tokens"] == result["tokens"]
+    assert lines[-1]["tokens"] == result.tokens
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     before = base.state_dict()["model.layers.0.mlp.down_proj.weight"].clone()
     merged = PeftModel.from_pretrained(base, tmp_path / "checkpoints" / "epoch_1").merge_and_unload()
@@ -127,7 +115,9 @@ def test_out_of_memory_tries_the_next_smaller_plan_once(
     monkeypatch.setattr(Engine, "loss", short_of_memory)
     result = train_packed(tiny_model, tmp_path, record)
     assert seen[0] == "none" and set(seen[1:]) == {"full"}
-    assert result["smaller_plan"]["setup"]["gradient_checkpointing"] == "full"
+    assert result.smaller_plan.setup.gradient_checkpointing == "full"
+    assert result.to_json()["smaller_plan"]["setup"]["gradient_checkpointing"] == "full"
+    assert result.to_json()["out_of_memory_once"] is True
     monkeypatch.setattr(Engine, "loss", lambda *_: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("out of memory")))
     with pytest.raises(TrainingError, match="per_device_train_batch_size: 1 and gradient_accumulation_steps: 8"):
         train_packed(tiny_model, tmp_path / "again", record)
@@ -137,17 +127,12 @@ def test_out_of_memory_tries_the_next_smaller_plan_once(
 def test_two_processes_train_what_one_trains(
     tiny_model: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch
 ):
-    """DistributedDataParallel over two processes on the processor: the adapter is that of one process within rounding."""
-    from dataclasses import asdict
-
+    """DistributedDataParallel over two processes on the CPU: the adapter is that of one process within rounding."""
     from safetensors.torch import load_file
 
     from helpers.tiny_runs import rows_of, small
-    from noesis.core.device import detect
-    from noesis.planning.draft import make_plan
-    from noesis.planning.model_shapes import read_shape
-    from noesis.training.backends.torchrun import train_on_all_gpus
-    from noesis.training.job import count_workload
+    from helpers.training_jobs import sft_job
+    from noesis.training.trainer import choose_backend, train
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     config = small(
@@ -167,19 +152,11 @@ def test_two_processes_train_what_one_trains(
             "lora.quantization": config.lora.quantization.model_dump(),
         },
     )
-    examples = rows_of(tiny_model, 20, record)
-    plan = make_plan(config, "tiny", read_shape(tiny_model), count_workload(examples), detect())
-    plan = replace(plan, setup=replace(plan.setup, gpus=2))
-    assert asdict(plan.setup)["precision"] == "fp32"
-    train_on_all_gpus(
-        tiny_model,
-        examples,
-        config,
-        plan,
-        detect(),
-        checkpoints=tmp_path / "two" / "checkpoints",
-        metrics=tmp_path / "two" / "metrics.jsonl",
-    )
+    job = sft_job(tiny_model, tmp_path / "two", rows_of(tiny_model, 20, record), config)
+    job = replace(job, plan=replace(job.plan, setup=replace(job.plan.setup, cards=2)))
+    assert job.plan.setup.precision == "fp32"
+    assert choose_backend(job).name == "torchrun"
+    assert train(job).steps == 3
     one, two = (
         load_file(tmp_path / name / "checkpoints" / "epoch_0" / "adapter_model.safetensors") for name in ("one", "two")
     )
@@ -194,11 +171,11 @@ def test_unsloth_without_its_environment_is_one_message(
     import sys
 
     from helpers.tiny_runs import rows_of, small
+    from helpers.training_jobs import sft_job
     from noesis.core.device import Device
     from noesis.core.errors import TrainingError
-    from noesis.planning.draft import draft_plan
-    from noesis.planning.model_shapes import read_shape
-    from noesis.training.backends.unsloth import PYTHON, train_with_unsloth
+    from noesis.planning.plan import draft_plan, read_shape
+    from noesis.training.backends.unsloth import PYTHON, Unsloth
     from noesis.training.job import count_workload
 
     examples, config = rows_of(tiny_shape, 8, record), small(**{"training.engine": "unsloth"})
@@ -209,6 +186,8 @@ def test_unsloth_without_its_environment_is_one_message(
         count_workload(examples),
         Device("cuda", "NVIDIA H100", 80 * 10**9, 8, True, True, 1),
     )
+    job = sft_job(tiny_shape, tmp_path, examples, config, plan=plan)
+    assert Unsloth().refusal_reason(job) is None
     for value, message in (
         (None, "needs an environment of its own"),
         ("/no/such/python", "is no program"),
@@ -218,6 +197,4 @@ def test_unsloth_without_its_environment_is_one_message(
         if value:
             monkeypatch.setenv(PYTHON, value)
         with pytest.raises(TrainingError, match=message):
-            train_with_unsloth(
-                tiny_shape, examples, config, plan, checkpoints=tmp_path / "c", metrics=tmp_path / "m.jsonl"
-            )
+            Unsloth().train(job)

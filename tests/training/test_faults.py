@@ -16,16 +16,13 @@ import pytest
 
 from helpers.project import ROOT
 from helpers.tiny_runs import rows_of, small
+from helpers.training_jobs import sft_job
 from noesis.core.config import Config, load_config
-from noesis.core.device import detect
 from noesis.core.errors import CapError, NoesisError, TrainingError
 from noesis.core.files import sha256_file
 from noesis.core.project import Project
 from noesis.core.signals import Terminated
 from noesis.planning.budget import Budget
-from noesis.planning.draft import make_plan
-from noesis.planning.model_shapes import read_shape
-from noesis.training.job import count_workload
 
 pytestmark = [pytest.mark.slow, pytest.mark.timing]
 ADAPTER = "checkpoints/epoch_1/adapter_model.safetensors"
@@ -44,18 +41,7 @@ def settings(packed: bool = False, **overrides: object) -> Config:
 def train(model: Path, folder: Path, record: dict, config: Config, **more: object) -> dict:
     from noesis.training.trainer import train as run
 
-    rows = rows_of(model, 20, record)
-    plan = make_plan(config, "tiny", read_shape(model), count_workload(rows), detect())
-    return run(
-        model,
-        rows,
-        config,
-        plan,
-        detect(),
-        checkpoints=folder / "checkpoints",
-        metrics=folder / "metrics.jsonl",
-        **more,
-    )
+    return run(sft_job(model, folder, rows_of(model, 20, record), config, **more)).to_json()
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +138,7 @@ def test_a_torn_state_is_set_aside_and_the_one_before_it_used(
     train(tiny_model, tmp_path / "run", RECORD, settings(True))
     out = capsys.readouterr().out
     assert "checkpoint-6 is not whole (optimizer.safetensors is torn or was changed)" in out
-    assert "going on from step 5" in out
+    assert "resuming from step 5" in out
     assert same(whole[True], tmp_path / "run")
 
 
@@ -173,7 +159,7 @@ def test_it_stops_at_the_cap_with_the_step_saved_and_goes_on_when_more_is_agreed
 
     clock = Clock()
     budget = Budget(0.01, 0.0, 0.0, 0.1, None, 0.0, clock)
-    with pytest.raises(CapError, match=r"stopped at what was agreed: 0\.\d\d of 0\.10 USD") as stopped:
+    with pytest.raises(CapError, match=r"stopped at the agreed cap: 0\.\d\d of 0\.10 USD") as stopped:
         train(tiny_model, tmp_path, RECORD, settings(), budget=budget)
     assert stopped.value.exit_code == 5
     assert budget.usd() <= 0.1

@@ -9,12 +9,10 @@ from pathlib import Path
 import pytest
 
 from helpers.tiny_runs import CONSTITUTION, PLAIN, records, small
+from helpers.training_jobs import preference_job
 from noesis.core.config import Config
-from noesis.core.device import detect
 from noesis.dataset.encode import example_pairs, soft_pairs
 from noesis.llm.tokenizer import load_tokenizer
-from noesis.planning.by_method import preference_plan
-from noesis.planning.model_shapes import read_shape
 from noesis.training.job import PreferencePairs
 
 PAIR = {
@@ -56,17 +54,7 @@ def configured(**overrides: object) -> Config:
 def prefer(tiny_model: Path, folder: Path, data: PreferencePairs, config: Config, start: Path | None = None) -> dict:
     from noesis.training.trainer import train
 
-    plan = preference_plan(config, "tiny", read_shape(tiny_model), data.work, detect())
-    return train(
-        tiny_model,
-        data,
-        config,
-        plan,
-        detect(),
-        checkpoints=folder / "checkpoints",
-        metrics=folder / "metrics.jsonl",
-        parent=start,
-    )
+    return train(preference_job(tiny_model, folder, data, config, parent=start)).to_json()
 
 
 def lines_of(folder: Path) -> list[dict]:
@@ -90,19 +78,19 @@ def test_the_first_step_is_that_of_trl(tiny_model: Path, tmp_path: Path, record:
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
-    from noesis.training.backends.preference import rewards, scorer_of, trainer_of
-    from noesis.training.base_model import lora
+    from noesis.training.backends.preference import build_preference_trainer, scorer_of
+    from noesis.training.backends.preference_loss import rewards
+    from noesis.training.backends.trl_run import TrainerParts
+    from noesis.training.base_model import lora_config
 
     config = configured(
         **{"lora.quantization": {"load_in_4bit": False, "bnb_4bit_compute_dtype": "float32"}, "lora.lora_dropout": 0.0}
     )
     data = preferences(tiny_model, record, 4, 0)
-    plan = preference_plan(config, "tiny", read_shape(tiny_model), data.work, detect())
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    ours = trainer_of(
-        tiny_model, data, config, plan, detect(), tokenizer, TrainerCallback(), None, tmp_path, engine=engine
-    )  # type: ignore[arg-type]
-    scorer = scorer_of(ours, config, detect(), engine=engine)
+    job = preference_job(tiny_model, tmp_path, data, config)
+    parts = TrainerParts(AutoTokenizer.from_pretrained(tiny_model), TrainerCallback(), None)  # type: ignore[arg-type]
+    ours = build_preference_trainer(job, parts, engine=engine)
+    scorer = scorer_of(ours, job, engine=engine)
     rows = [row for pair in data.train for row in pair.sequences]
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -118,7 +106,7 @@ def test_the_first_step_is_that_of_trl(tiny_model: Path, tmp_path: Path, record:
     scorer.begin_step()
     found = scorer.losses(rows).view(-1, 2)
     reward = rewards(found, reference, 0.1)
-    from noesis.training.backends.preference import preference_loss
+    from noesis.training.backends.preference_loss import preference_loss
 
     loss = preference_loss(reward[:, 0], reward[:, 1], torch.ones(4)).mean() + 0.3 * found[:, 0].sum() / sum(
         p.chosen.trained for p in data.train
@@ -143,8 +131,8 @@ def test_the_first_step_is_that_of_trl(tiny_model: Path, tmp_path: Path, record:
         model=base,
         args=arguments,
         train_dataset=Dataset.from_list(columns),
-        processing_class=tokenizer,
-        peft_config=lora(config),
+        processing_class=parts.tokenizer,
+        peft_config=lora_config(config),
     )
     with torch.no_grad():
         for name, parameter in theirs.model.named_parameters():
@@ -165,7 +153,7 @@ def test_the_first_step_is_that_of_trl(tiny_model: Path, tmp_path: Path, record:
 def test_a_soft_label_is_the_mean_of_both_orders():
     import torch
 
-    from noesis.training.backends.preference import preference_loss
+    from noesis.training.backends.preference_loss import preference_loss
 
     chosen, rejected, one = torch.tensor([0.7, -0.2]), torch.tensor([0.1, 0.4]), torch.ones(2)
     p = torch.tensor([0.8, 0.5])

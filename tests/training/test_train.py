@@ -9,6 +9,7 @@ import pytest
 
 from helpers.project import ROOT
 from helpers.tiny_runs import CONSTITUTION, PLAIN, rows_of, small
+from helpers.training_jobs import sft_job
 from noesis.core.config import Config, load_config
 from noesis.core.device import Device, detect
 from noesis.core.errors import ModelError, TrainingError
@@ -17,9 +18,8 @@ from noesis.dataset.encode import training_rows
 from noesis.llm.hub import find_model
 from noesis.llm.token_rows import IGNORED
 from noesis.llm.tokenizer import load_tokenizer
-from noesis.planning.draft import choose_demo_rank_and_epochs, make_plan
-from noesis.planning.model_shapes import read_shape
-from noesis.training.job import count_workload
+from noesis.planning.plan import choose_demo_rank_and_epochs, make_plan, read_shape
+from noesis.training.job import TrainResult, count_workload
 
 CPU = Device("cpu", "test", 8 * 10**9, 2, True)
 
@@ -120,14 +120,10 @@ def test_byte_dropout_keeps_the_mean_and_rests_in_evaluation():
     assert torch.equal(dropout.eval()(x), x)
 
 
-def train_tiny(tiny_model: Path, folder: Path, record: dict, config: Config, count: int = 20) -> dict:
+def train_tiny(tiny_model: Path, folder: Path, record: dict, config: Config, count: int = 20) -> TrainResult:
     from noesis.training.trainer import train
 
-    rows = rows_of(tiny_model, count, record)
-    plan = make_plan(config, "tiny", read_shape(tiny_model), count(rows), detect())
-    return train(
-        tiny_model, rows, config, plan, detect(), checkpoints=folder / "checkpoints", metrics=folder / "metrics.jsonl"
-    )
+    return train(sft_job(tiny_model, folder, rows_of(tiny_model, count, record), config))
 
 
 @pytest.mark.slow
@@ -136,7 +132,7 @@ def test_training_lowers_the_loss_and_leaves_plain_peft_adapters(tiny_model: Pat
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     result = train_tiny(tiny_model, tmp_path, record, small(**{"training.num_train_epochs": 3}))
-    assert result["final_loss"] < result["first_loss"] - 0.5
+    assert result.final_loss < result.first_loss - 0.5
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["epoch_0", "epoch_1", "epoch_2", "resume"]
     metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in metrics] == list(range(1, 10))
@@ -151,9 +147,7 @@ def test_training_lowers_the_loss_and_leaves_plain_peft_adapters(tiny_model: Pat
         "peak_memory_bytes",
         "usd",
     }
-    assert (
-        metrics[-1]["tokens"] == result["tokens"] == 3 * sum(len(r.input_ids) for r in rows_of(tiny_model, 20, record))
-    )
+    assert metrics[-1]["tokens"] == result.tokens == 3 * sum(len(r.input_ids) for r in rows_of(tiny_model, 20, record))
     adapter = tmp_path / "checkpoints" / "epoch_2"
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), adapter)
     assert {p.dtype.is_floating_point for n, p in model.named_parameters() if "lora_" in n} == {True}
@@ -181,7 +175,7 @@ def test_a_run_stopped_by_ctrl_c_ends_with_the_same_adapter(
         train_tiny(tiny_model, tmp_path / "broken", record, config)
     monkeypatch.undo()
     result = train_tiny(tiny_model, tmp_path / "broken", record, config)
-    assert result["steps"] == 6
+    assert result.steps == 6
     name = "checkpoints/epoch_1/adapter_model.safetensors"
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
     assert (
@@ -195,10 +189,10 @@ def test_a_run_stopped_by_ctrl_c_ends_with_the_same_adapter(
 def test_a_loss_that_is_not_finite_stops_before_it_is_applied(
     tiny_model: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch
 ):
-    import noesis.training.trainer as trainer
+    from noesis.training.backends import transformers_sft
 
-    real = trainer.answer_loss
-    monkeypatch.setattr(trainer, "answer_loss", lambda *a: real(*a) * float("nan"))
+    real = transformers_sft.answer_loss
+    monkeypatch.setattr(transformers_sft, "answer_loss", lambda *a: real(*a) * float("nan"))
     with pytest.raises(TrainingError, match="the loss is nan at step 1; nothing of this step was applied"):
         train_tiny(tiny_model, tmp_path, record, small(**PLAIN), count=4)
     assert not (tmp_path / "metrics.jsonl").exists()

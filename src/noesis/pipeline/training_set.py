@@ -13,7 +13,8 @@ from noesis.llm.tokenizer import load_tokenizer
 from noesis.planning.model_shapes import TokenRatio
 from noesis.planning.workload import PairWorkload, Workload, Workloads
 from noesis.training.job import PreferencePairs, TrainingSet
-from noesis.training.methods import Records
+
+Records = list[dict[str, Any]]
 
 
 def build_training_set(

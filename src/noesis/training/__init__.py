@@ -1,1 +1,1 @@
-"""Token rows in, adapters out."""
+"""Token rows in, adapters out: a `TrainJob` is carried out by a `Backend`."""

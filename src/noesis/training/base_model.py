@@ -1,4 +1,4 @@
-"""The frozen base, quantised as configured, and the adapter on it."""
+"""The frozen base model, quantised as configured, and the adapter on it (QLoRA: Dettmers et al., https://arxiv.org/abs/2305.14314)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from noesis.core.device import Device
 from noesis.core.errors import ModelError
 from noesis.core.libraries import quiet_libraries
 from noesis.planning.precision import compute_dtype
+from noesis.training.state.adapter import ADAPTER_FILE
 
-EAGER_TOKENS = (
-    1024  # on a processor, rows up to this long are faster with plain matrix products than with torch's fused attention
-)
+EAGER_TOKENS = 1024  # on a CPU, rows up to this long are faster with plain matrix products than with fused attention
 
 
 def load_base(folder: Path, config: Config, device: Device, *, longest: int) -> Any:
@@ -59,8 +58,8 @@ def load_base(folder: Path, config: Config, device: Device, *, longest: int) -> 
 
 
 @contextmanager
-def arithmetic(model: Any, config: Config, device: Device) -> Iterator[None]:
-    """Run an adapted model's forward pass in the configured type on a processor: the float32 adapter is cast, not its wide inputs."""
+def compute_context(model: Any, config: Config, device: Device) -> Iterator[None]:
+    """Run an adapted model's forward pass in the configured type on a CPU: the float32 adapter is cast, not its wide inputs."""
     import torch
     from peft.helpers import disable_input_dtype_casting
 
@@ -73,42 +72,57 @@ def arithmetic(model: Any, config: Config, device: Device) -> Iterator[None]:
 
 
 def with_adapter(base: Any, adapter: Path) -> Any:
-    """The base with a trained adapter on it, for scoring. Only safetensors are read."""
+    """The base with the trained adapter in folder `adapter` on it, for scoring.
+
+    Raises:
+        ModelError: the adapter is not in safetensors; other formats can run code and are never loaded.
+    """
     from peft import PeftModel
 
-    if not (adapter / "adapter_model.safetensors").is_file():
+    if not (adapter / ADAPTER_FILE).is_file():
         raise ModelError(
-            f"{adapter} holds no adapter_model.safetensors; adapters in other formats are not loaded, since they can run code"
+            f"{adapter} holds no {ADAPTER_FILE}; adapters in other formats are not loaded, since they can run code"
         )
     return PeftModel.from_pretrained(base, adapter, is_trainable=False, use_safetensors=True).eval()
 
 
 def swap_adapter(model: Any, adapter: Path) -> None:
-    """Another trained adapter of the same shape in the place of the one that `with_adapter` put on.
+    """Replace the adapter that `with_adapter` put on by another of the same shape.
 
-    Copied tensor by tensor: `load_state_dict` would make bitsandbytes unpack the base for good, and its other kernel rounds otherwise.
+    Copied tensor by tensor: `load_state_dict` would make bitsandbytes unpack the base for good, and its other kernel rounds differently.
+
+    Raises:
+        ModelError: the new adapter has other tensors or shapes.
     """
     import torch
     from safetensors.torch import load_file
 
-    tensors = load_file(adapter / "adapter_model.safetensors")
-    places = {
+    tensors = load_file(adapter / ADAPTER_FILE)
+    parameters = {
         name.replace(".default.", "."): parameter for name, parameter in model.named_parameters() if ".default." in name
     }
-    if odd := [
+    mismatched = [
         name
-        for name in places.keys() | tensors.keys()
-        if name not in tensors or name not in places or places[name].shape != tensors[name].shape
-    ]:
+        for name in parameters.keys() | tensors.keys()
+        if name not in tensors or name not in parameters or parameters[name].shape != tensors[name].shape
+    ]
+    if mismatched:
         raise ModelError(
-            f"{adapter} is an adapter of another shape than the one loaded before it: {min(odd)} does not fit"
+            f"{adapter} does not have the shape of the adapter that was loaded before it: {min(mismatched)} differs"
         )
     with torch.no_grad():
-        for name, parameter in places.items():
+        for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
 
 
-def lora(config: Config) -> Any:
+def keep_adapter_in_float32(model: Any) -> None:
+    """Undo TRL's cast of the adapter on a quantised base to bfloat16, in which steps of 2e-4 round away."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def lora_config(config: Config) -> Any:
     """`peft.LoraConfig` from lora_config.yaml."""
     from peft import LoraConfig
 

@@ -1,7 +1,7 @@
 """Dropout whose mask costs a byte of randomness an element.
 
-torch draws a mask on a processor with a 64-bit draw an element, in one thread: with LoRA dropout on seven projections that is a third
-of a training step. Eight elements share a draw here; the probability is rounded to 1/256, and the scale is exact for the rounded one.
+torch draws a mask on a CPU with a 64-bit draw an element, in one thread: with LoRA dropout on seven projections that is a third of a
+training step. Eight elements share a draw here; the probability is rounded to 1/256, and the scale is exact for the rounded one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 
 
 class ByteDropout(torch.nn.Module):
-    """Drop-in for `torch.nn.Dropout` on a processor; draws from torch's own generator, so seeds and saved states hold."""
+    """Drop-in for `torch.nn.Dropout` on a CPU; draws from torch's own generator, so seeds and saved states apply."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -24,8 +24,8 @@ class ByteDropout(torch.nn.Module):
             return x
         count = x.numel()
         words = torch.empty((count + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
-        keep = words.view(torch.uint8)[:count].view(x.shape) >= self.threshold
-        return x * keep.to(x.dtype).mul_(self.scale)
+        mask = words.view(torch.uint8)[:count].view(x.shape) >= self.threshold
+        return x * mask.to(x.dtype).mul_(self.scale)
 
     def extra_repr(self) -> str:
         return f"p={self.threshold}/256"

@@ -1,4 +1,4 @@
-"""How likely a model finds given answers. Needs the probabilities, so it is here and not in the Tribunal, which gets the numbers."""
+"""How likely a model finds given answers. It needs probabilities, so it is here and not in the Tribunal, which gets the numbers."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ from typing import Any
 from noesis.core.config import Config
 from noesis.core.console import Progress
 from noesis.core.device import Device
-from noesis.llm.token_rows import TokenRow
-from noesis.training.base_model import arithmetic
+from noesis.llm.token_rows import IGNORED, TokenRow
+from noesis.training.base_model import compute_context
 
 
 def log_likelihoods(
     model: Any, rows: list[TokenRow], config: Config, device: Device, *, adapter: bool, what: str
 ) -> list[tuple[float, int]]:
-    """Sum of log-probabilities of each row's labelled tokens, and how many they are.
+    """Sum of the natural-log probabilities of each row's labelled tokens, and how many tokens those are.
 
     Args:
         adapter: score with the adapter on or off; off is the very base that it was trained on.
-
-    Returns:
-        one (sum of natural-log probabilities, tokens) a row.
+        what: name of the progress bar.
     """
     import torch
 
@@ -31,13 +29,13 @@ def log_likelihoods(
     with (
         torch.inference_mode(),
         switch,
-        arithmetic(model, config, device),
+        compute_context(model, config, device),
         Progress(what, sum(len(r.input_ids) for r in rows), "tok") as progress,
     ):
         for row in rows:
             ids = torch.tensor([row.input_ids], device=model.device)
             labels = torch.tensor(row.labels, device=model.device)
-            first = next(i for i, label in enumerate(row.labels) if label >= 0)
+            first = next(i for i, label in enumerate(row.labels) if label != IGNORED)
             # logits: (1, length - first + 1, vocabulary), of the positions that predict the answer
             logits = model(input_ids=ids, logits_to_keep=len(row.input_ids) - first + 1, use_cache=False).logits
             chosen = torch.log_softmax(logits[0, :-1].float(), dim=-1).gather(1, labels[first:, None])

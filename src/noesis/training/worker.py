@@ -1,44 +1,36 @@
-"""One process of torchrun: its part of a training job."""
+"""One process of torchrun: `python -m noesis.training.worker JOB.json OUTCOME.json` (started by backends/torchrun.py).
+
+Every process reads the job; the main one writes the outcome: `{"result": …}`, or `{"error": …, "capped": …}`.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
+from typing import Any
 
-from noesis.core.config import Config
-from noesis.core.device import Device
 from noesis.core.errors import CapError, NoesisError
-from noesis.llm.token_rows import TokenRow
-from noesis.planning.budget import Budget
-from noesis.planning.plan import Plan
+from noesis.training.distributed import is_main_process
+from noesis.training.job import TrainJob
 
 
-def work(job: Path) -> None:
-    """One process's part."""
+def run_worker(job_file: Path, outcome_file: Path) -> None:
+    """Train this process's share of the job."""
     from noesis.training.trainer import train
 
-    raw = json.loads(job.read_text(encoding="utf-8"))
-    answer = Path(raw["answer"])
     try:
-        result = train(
-            Path(raw["folder"]),
-            [TokenRow(**row) for row in raw["rows"]],
-            Config.model_validate(raw["config"]),
-            Plan.from_json(raw["plan"]),
-            Device.from_json(raw["device"]),
-            checkpoints=Path(raw["checkpoints"]),
-            metrics=Path(raw["metrics"]),
-            budget=Budget.from_json(raw["budget"]) if raw["budget"] else None,
-            parent=Path(raw["parent"]) if raw["parent"] else None,
-        )
+        result = train(TrainJob.from_json(json.loads(job_file.read_text(encoding="utf-8"))))
     except NoesisError as error:
-        answer.write_text(json.dumps({"error": str(error), "capped": isinstance(error, CapError)}), encoding="utf-8")
+        _write(outcome_file, {"error": str(error), "capped": isinstance(error, CapError)})
         raise SystemExit(1) from None
-    if os.environ["RANK"] == "0":
-        answer.write_text(json.dumps(result), encoding="utf-8")
+    if is_main_process():
+        _write(outcome_file, {"result": result.to_json()})
+
+
+def _write(file: Path, outcome: dict[str, Any]) -> None:
+    file.write_text(json.dumps(outcome), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]))
+    run_worker(Path(sys.argv[1]), Path(sys.argv[2]))

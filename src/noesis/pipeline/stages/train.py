@@ -9,6 +9,7 @@ from noesis.core.console import duration, say
 from noesis.pipeline.session import RunSession
 from noesis.planning.budget import quote, require_affordable
 from noesis.planning.plan import Plan
+from noesis.training.job import TrainJob
 from noesis.training.methods import remaining_cost, saved_states, train_run, training_outputs
 
 
@@ -22,14 +23,16 @@ def run_train(s: RunSession) -> dict[str, Any]:
             s.run.metrics.unlink(missing_ok=True)
         for line in quote(p, budget):
             say(line)
-        still, done_share = remaining_cost(p, s.run.checkpoints)
-        require_affordable(still, budget, done=done_share)
+        remaining, done = remaining_cost(p, s.run.checkpoints)
+        require_affordable(remaining, budget, done=done)
         parent = s.run.path / "parent" if "parent" in s.run.manifest else None
-        places = {"checkpoints": s.run.checkpoints, "metrics": s.run.metrics}
-        done = train_run(s.model.path, material, s.as_trained, p, s.device, **places, budget=budget, parent=parent)
-        if (smaller := done.pop("smaller_plan", None)) is not None:
+        job = TrainJob(
+            s.model.path, material, s.as_trained, p, s.device, s.run.checkpoints, s.run.metrics, budget, parent
+        )
+        result = train_run(job).to_json()
+        if (smaller := result.get("smaller_plan")) is not None:
             s.run.manifest["stages"]["plan"]["result"] = smaller  # later stages read from it what was trained
-        return done | {"out_of_memory_once": smaller is not None}
+        return result
 
     result = s.run.perform("train", work, lambda: [*training_outputs(s.run.checkpoints), s.run.metrics])
     gc.collect()

@@ -1,29 +1,52 @@
-"""SFT on the engine: a step is packed into rows, each run forward and backward."""
+"""SFT on the engine: each step's sequences are packed into rows, and each row is run forward and backward."""
 
 from __future__ import annotations
 
-import os
 from contextlib import nullcontext
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 from trl import SFTTrainer
 
-from noesis.core.config import Config
-from noesis.core.device import Device
-from noesis.llm.token_rows import IGNORED, TokenRow
-from noesis.planning.plan import Plan
+from noesis.llm.token_rows import IGNORED
 from noesis.training.backends.stepwise import PendingStep, Tensor, WholeStepTrainer
-from noesis.training.backends.trl_arguments import arguments
-from noesis.training.base_model import lora
+from noesis.training.backends.trl_arguments import trl_arguments
+from noesis.training.backends.trl_run import TrainerParts, run_trainer
+from noesis.training.base_model import lora_config
+from noesis.training.distributed import local_rank
+from noesis.training.job import TrainJob, TrainResult
 from noesis.training.packing import rows_of_step
-from noesis.training.recorder import Metrics
+
+
+class EngineSft:
+    """The engine, in this process; under torchrun, on this process's share of each step."""
+
+    name = "engine"
+
+    def refusal_reason(self, job: TrainJob) -> str | None:
+        return engine_refusal(job)
+
+    def train(self, job: TrainJob) -> TrainResult:
+        return run_trainer(job, build_engine_trainer)
+
+
+def engine_refusal(job: TrainJob) -> str | None:
+    """Why the engine can't train the job, so that transformers' own layers do; None if it can."""
+    config, setup, cuda = job.config, job.plan.setup, job.device.kind == "cuda"
+    if setup.precision == "nf4" and config.lora.quantization.bnb_4bit_quant_type != "nf4":
+        return f"bnb_4bit_quant_type in lora_config.yaml is {config.lora.quantization.bnb_4bit_quant_type}"
+    if cuda and setup.compute_dtype != "bfloat16":
+        return f"it computes in bfloat16, this plan in {setup.compute_dtype}"
+    if cuda and find_spec("triton") is None:
+        return "the package triton is not installed"
+    from noesis.training.engine.model import unsupported_reason
+
+    return unsupported_reason(job.model_folder, config.lora.target_modules, kernels=cuda)
 
 
 class EngineTrainer(WholeStepTrainer, SFTTrainer):  # type: ignore[misc]
-    """`model` is one of `engine.model.build`."""
+    """SFTTrainer whose `model` is one of `engine.model.build`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -34,16 +57,15 @@ class EngineTrainer(WholeStepTrainer, SFTTrainer):  # type: ignore[misc]
         model.train()
         indices: list[int] = inputs["indices"]
         sequences = [(self.rows[i].input_ids, self.rows[i].labels) for i in indices]
-        cards, card = self.accelerator.num_processes, self.accelerator.process_index
-        setup = self.setup
+        world_size = self.accelerator.num_processes
         packed = rows_of_step(
             sequences,
             indices,
-            cards=cards,
-            card=card,
-            pack_length=setup.pack_length if setup.packing else 0,
-            micro_batch=setup.micro_batch,
-            level=self.sharded,
+            world_size=world_size,
+            rank=self.accelerator.process_index,
+            pack_length=self.setup.pack_length if self.setup.packing else 0,
+            micro_batch=self.setup.micro_batch,
+            equal_rows=self.sharded,
         )
         trained = sum(label != IGNORED for _, labels in sequences for label in labels[1:])
         divisor = torch.tensor(float(trained), device=self.engine.device)
@@ -51,20 +73,19 @@ class EngineTrainer(WholeStepTrainer, SFTTrainer):  # type: ignore[misc]
         losses = []
         with self.interruptible():
             for i, row in enumerate(packed):
-                last = i == len(packed) - 1
-                with nullcontext() if cards == 1 or last else model.no_sync():
+                is_last = i == len(packed) - 1
+                with nullcontext() if world_size == 1 or is_last else model.no_sync():
                     loss = model(row, divisor)
-                    (
-                        loss * cards if cards > 1 else loss
-                    ).backward()  # several cards take the mean of their gradients, the step wants the sum
+                    # DistributedDataParallel averages the gradients of its processes, the step wants their sum
+                    (loss * world_size if world_size > 1 else loss).backward()
                 losses.append(loss.detach())
                 self.stop_if_asked()
-        parts = torch.stack(losses)
-        total = parts.sum()
-        if cards > 1:
+        row_losses = torch.stack(losses)
+        total = row_losses.sum()
+        if world_size > 1:
             torch.distributed.all_reduce(total)
         self.current = PendingStep(
-            torch.cat([total[None], total[None], parts]),
+            torch.cat([total[None], total[None], row_losses]),
             None,
             [row.members for row in packed],
             sum(len(ids) for ids, _ in sequences),
@@ -72,65 +93,36 @@ class EngineTrainer(WholeStepTrainer, SFTTrainer):  # type: ignore[misc]
         return total
 
 
-def _why_not_the_engine(folder: Path, config: Config, plan: Plan, device: Device) -> str | None:
-    """Why this run takes the plain path (transformers' own layers), or None."""
-    if plan.setup.precision == "nf4" and config.lora.quantization.bnb_4bit_quant_type != "nf4":
-        return f"bnb_4bit_quant_type in lora_config.yaml is {config.lora.quantization.bnb_4bit_quant_type}"
-    if device.kind == "cuda" and plan.setup.compute_dtype != "bfloat16":
-        return f"it computes in bfloat16, this plan in {plan.setup.compute_dtype}"
-    if device.kind == "cuda" and find_spec("triton") is None:
-        return "the package triton is not installed"
-    from noesis.training.engine.model import supported
-
-    return supported(folder, config.lora.target_modules, kernels=device.kind == "cuda")
-
-
-def _engine_trainer(
-    folder: Path,
-    rows: list[TokenRow],
-    config: Config,
-    plan: Plan,
-    device: Device,
-    tokenizer: Any,
-    callback: Any,
-    lines: Metrics,
-    state: Path,
-) -> Any:
-    import torch
+def build_engine_trainer(job: TrainJob, parts: TrainerParts) -> EngineTrainer:
+    """The trainer with its model loaded on this process's device."""
     from datasets import Dataset
     from trl import SFTConfig
 
-    from noesis.training.backends.engine_sft import EngineTrainer
     from noesis.training.engine.model import build
 
-    card = int(os.environ.get("LOCAL_RANK", "0"))
-    if device.kind == "cuda":
-        torch.cuda.set_device(card)
+    config, plan, rows, cuda = job.config, job.plan, job.rows, job.device.kind == "cuda"
+    if cuda:
+        torch.cuda.set_device(local_rank())
     torch.manual_seed(config.training.seed)
-    made = arguments(
-        SFTConfig, config, plan, device, state, engine=True, whole_steps=True
-    )  # first: with several cards it joins their group
-    smallest = plan.setup.precision == "nf4" and plan.setup.gradient_checkpointing == "full"
-    where = f"cuda:{card}" if device.kind == "cuda" else "cpu"
+    # before the model: under torchrun, this joins the process group
+    arguments = trl_arguments(SFTConfig, job, engine=True, whole_steps=True)
     model = build(
-        folder,
+        job.model_folder,
         plan.setup,
-        lora(config),
-        where,
-        offload=smallest,
+        lora_config(config),
+        f"cuda:{local_rank()}" if cuda else "cpu",
         sharded=plan.sharded,
-        nested=config.lora.quantization.bnb_4bit_use_double_quant,
+        double_quant=config.lora.quantization.bnb_4bit_use_double_quant,
     )
     return EngineTrainer(
         model=model,
-        args=made,
-        train_dataset=Dataset.from_list(
-            [{"input_ids": rows[0].input_ids, "labels": rows[0].labels}]
-        ),  # the engine feeds itself
-        processing_class=tokenizer,
-        callbacks=[callback],
+        args=arguments,
+        # a placeholder: `WholeStepTrainer` feeds itself from `rows`
+        train_dataset=Dataset.from_list([{"input_ids": rows[0].input_ids, "labels": rows[0].labels}]),
+        processing_class=parts.tokenizer,
+        callbacks=[parts.callback],
         rows=rows,
         setup=plan.setup,
-        metrics=lines,
+        metrics=parts.metrics,
         sharded=plan.sharded,
     )

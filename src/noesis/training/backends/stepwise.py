@@ -1,12 +1,12 @@
-"""SFTTrainer on the engine (DPOTrainer: preference.py): a step is one batch, packed into rows, each run forward and backward; nothing waits
-for the card.
+"""A trainer of TRL that takes a whole optimizer step at a time and never waits for the GPU (engine_sft.py, preference.py).
 
 The loss and the gradient's norm of a step are read while the next one computes. A step whose gradient is not finite is skipped by the
-optimizer on the card itself (`found_inf`), and training stops when the number arrives, before the next update.
+optimizer on the GPU itself (`found_inf`), and training stops when the numbers arrive, before the next update.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,23 +30,29 @@ class StepSampler:
     def __len__(self) -> int:
         return (self.count + self.per_step - 1) // self.per_step
 
-    def __iter__(self) -> Any:
-        order = torch.randperm(
-            self.count, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        ).tolist()
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.count, generator=generator).tolist()
         return (order[i : i + self.per_step] for i in range(0, self.count, self.per_step))
 
 
 @dataclass
 class PendingStep:
-    """A step whose figures are still on their way from the card."""
+    """A step whose figures may still be on the GPU.
 
-    figures: Tensor  # (2 + rows + others,): loss, gradient norm, loss of each row, what `others` names
-    ready: Any  # an event at the step's end, or None on a processor
+    figures: (2 + rows + extra names,) float32: loss, gradient norm, loss of each row, then what `extra` names
+    ready: an event at the step's end; None on a CPU
+    members: indices of each row's sequences
+    tokens: of the step, padding not counted
+    copied: an event that fires when `figures` are in main memory; None on a CPU
+    """
+
+    figures: Tensor
+    ready: Any
     members: list[list[int]]
     tokens: int
-    others: list[str] = field(default_factory=list)
-    copied: Any = None  # an event when `figures` are in main memory
+    extra: list[str] = field(default_factory=list)
+    copied: Any = None
     step: int = 0
     epoch: float = 0.0
     lr: float = 0.0
@@ -55,7 +61,7 @@ class PendingStep:
 class WholeStepTrainer(Resumable):
     """Mixed in before a trainer of TRL whose `training_step` takes a whole step and leaves its figures in `current`."""
 
-    writes_itself = True
+    writes_metrics = True
     args: Any
     state: Any
     model: Any
@@ -68,33 +74,34 @@ class WholeStepTrainer(Resumable):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.rows, self.setup, self.metrics, self.sharded = rows, setup, metrics, sharded
-        self.steps = StepSampler(len(rows), setup.sequences_per_step, self.args.seed)
+        self.sampler = StepSampler(len(rows), setup.sequences_per_step, self.args.seed)
         self.current: PendingStep | None = None  # of this step, before the optimizer's
         self.pending: PendingStep | None = None  # of the last one
         self.device: Any = self.accelerator.device
-        self.began: Any = None  # an event on the card: the clock of the steps
+        self.first_event: Any = None  # an event on the GPU, which the steps' times count from
 
     def get_train_dataloader(self) -> Any:
-        """Every card sees every step whole and takes its share in `training_step`: so a step is the same on any number of cards."""
+        """Every process sees every step whole and takes its share in `training_step`, so a step is the same on any number of GPUs."""
         return DataLoader(
-            range(len(self.rows)), batch_sampler=self.steps, collate_fn=lambda indices: {"indices": list(indices)}
+            range(len(self.rows)), batch_sampler=self.sampler, collate_fn=lambda indices: {"indices": list(indices)}
         )
 
     def begin_epoch(self, epoch: int) -> None:
-        self.steps.epoch = epoch
-        if self.began is None and self.device.type == "cuda":
+        self.sampler.epoch = epoch
+        if self.first_event is None and self.device.type == "cuda":
             torch.cuda.synchronize()
-            self.began = torch.cuda.Event(enable_timing=True)
-            self.began.record()
+            self.first_event = torch.cuda.Event(enable_timing=True)
+            self.first_event.record()
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0
 
     def _clip_grad_norm(self, model: Any) -> Tensor:
-        self.settle()
+        self.finish_pending_step()
         norm = super()._clip_grad_norm(model)  # type: ignore[misc]
-        current = self.current
-        assert current is not None
+        current, self.current = self.current, None
+        if current is None:
+            raise RuntimeError("training_step left no figures in `current`")
         current.figures[1] = norm
         optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)
         if norm.is_cuda:
@@ -102,24 +109,24 @@ class WholeStepTrainer(Resumable):
             current.ready.record()
         if norm.is_cuda and optimizer.param_groups[0].get("fused"):
             optimizer.found_inf = (~torch.isfinite(current.figures[:2]).all()).float()
-            host = torch.empty(current.figures.shape, dtype=torch.float32, pin_memory=True)
-            host.copy_(current.figures, non_blocking=True)
+            in_main_memory = torch.empty(current.figures.shape, dtype=torch.float32, pin_memory=True)
+            in_main_memory.copy_(current.figures, non_blocking=True)
             current.copied = torch.cuda.Event()
             current.copied.record()
-            current.figures = host
+            current.figures = in_main_memory
         else:
             current.figures = current.figures.cpu()
             self._require_finite(current)
         current.step, current.lr = self.state.global_step + 1, float(self.lr_scheduler.get_last_lr()[0])
-        current.epoch = current.step / len(self.steps)
-        self.pending, self.current = current, None
+        current.epoch = current.step / len(self.sampler)
+        self.pending = current
         return norm
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        return grad_norm  # a tensor: reading it would wait for the card
+        return grad_norm  # a tensor: reading it would wait for the GPU
 
-    def settle(self) -> None:
-        """Write the last step's figures.
+    def finish_pending_step(self) -> None:
+        """Write the last step's metrics.
 
         Raises:
             TrainingError: they are not finite; that step was not applied.
@@ -131,10 +138,9 @@ class WholeStepTrainer(Resumable):
             pending.copied.synchronize()
         self._require_finite(pending)
         loss, norm = (float(x) for x in pending.figures[:2])
-        seconds = self.began.elapsed_time(pending.ready) / 1000 if pending.ready is not None else None
-        others = dict(
-            zip(pending.others, pending.figures[2 + len(pending.members) :].tolist(), strict=True)
-        ) | self.after_step(pending.step)
+        seconds = self.first_event.elapsed_time(pending.ready) / 1000 if pending.ready is not None else None
+        named = zip(pending.extra, pending.figures[2 + len(pending.members) :].tolist(), strict=True)
+        extra = dict(named) | self.measure_after_step(pending.step)
         if self.accelerator.is_main_process:
             self.metrics.write(
                 seconds=seconds,
@@ -145,14 +151,14 @@ class WholeStepTrainer(Resumable):
                 lr=pending.lr,
                 grad_norm=norm,
                 tokens=pending.tokens,
-                others=others,
+                extra=extra,
             )
 
-    def after_step(self, step: int) -> dict[str, float]:
-        """More figures for the line of a step that was applied, measured with the model as it is now."""
+    def measure_after_step(self, step: int) -> dict[str, float]:
+        """More figures for the metrics of a step that was applied, measured with the model as it is now."""
         return {}
 
-    def place(self, members: list[int]) -> str:
+    def locate(self, members: list[int]) -> str:
         """Where the user finds the rows of these indices."""
         return f"on lines {', '.join(str(m + 1) for m in members)} of the run's data/train.jsonl"
 
@@ -162,14 +168,14 @@ class WholeStepTrainer(Resumable):
         losses = pending.figures[2 : 2 + len(pending.members)]
         bad = [
             m
-            for value, members in zip(losses, pending.members, strict=True)
-            if not torch.isfinite(value)
+            for loss, members in zip(losses, pending.members, strict=True)
+            if not torch.isfinite(loss)
             for m in members
         ]
-        named = sorted(bad or [m for members in pending.members for m in members])
+        suspects = sorted(bad or [m for members in pending.members for m in members])
         loss, norm = (float(x) for x in pending.figures[:2])
         raise TrainingError(
-            f"the loss is {loss} and the gradient's norm {norm} at step {pending.step or self.state.global_step + 1}; nothing of this step was applied. "
-            f"Its examples are those {self.place(named)}: look at them with  noesis data inspect, "
-            "or lower learning_rate in training_config.yaml"
+            f"the loss is {loss} and the gradient's norm {norm} at step {pending.step or self.state.global_step + 1}; "
+            f"nothing of this step was applied. Its examples are those {self.locate(suspects)}: "
+            "look at them with  noesis data inspect, or lower learning_rate in training_config.yaml"
         )

@@ -1,6 +1,6 @@
-"""Training on every card of this host: one process a card by torchrun, started and ended by the command that the user ran.
+"""SFT on every GPU of this host: one process for each, started by torchrun and stopped with the command that the user ran.
 
-python -m torch.distributed.run --standalone --nproc-per-node 2 -m noesis.training.worker JOB.json     (what `on_all_cards` runs)
+python -m torch.distributed.run --standalone --nproc-per-node 2 -m noesis.training.worker JOB.json OUTCOME.json
 """
 
 from __future__ import annotations
@@ -11,83 +11,51 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from noesis.core.config import Config
-from noesis.core.device import Device
 from noesis.core.errors import CapError, TrainingError
-from noesis.llm.token_rows import TokenRow
-from noesis.planning.budget import Budget
-from noesis.planning.plan import Plan
+from noesis.training.backends.engine_sft import engine_refusal
+from noesis.training.distributed import is_worker
+from noesis.training.job import TrainJob, TrainResult
 
 
-def train_on_all_gpus(
-    folder: Path,
-    rows: list[TokenRow],
-    config: Config,
-    plan: Plan,
-    device: Device,
-    *,
-    checkpoints: Path,
-    metrics: Path,
-    budget: Budget | None = None,
-    parent: Path | None = None,
-) -> dict[str, Any]:
-    """`train` in one process a card; returns what the first of them returned.
+class Torchrun:
+    """Runs the engine in one process per GPU; each takes its share of every step."""
 
-    Raises:
-        TrainingError: a process failed; its own message if it had one.
-        CapError: the processes stopped at the budget.
-    """
-    with tempfile.TemporaryDirectory() as place:
-        job, answer = Path(place) / "job.json", Path(place) / "answer.json"
-        job.write_text(
-            json.dumps(
-                {
-                    "folder": str(folder),
-                    "rows": [asdict(row) for row in rows],
-                    "config": config.model_dump(mode="json"),
-                    "plan": plan.to_json(),
-                    "device": device.to_json(),
-                    "checkpoints": str(checkpoints),
-                    "metrics": str(metrics),
-                    "budget": budget.to_json() if budget else None,
-                    "parent": str(parent) if parent else None,
-                    "answer": str(answer),
-                }
-            ),
-            encoding="utf-8",
-        )
-        cards = str(plan.setup.gpus)
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            cards,
-            "-m",
-            "noesis.training.worker",
-            str(job),
-        ]
-        process = subprocess.Popen(
-            command, env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "4")}
-        )
-        try:
-            process.wait()
-        except BaseException:  # Ctrl-C and the like: the processes save their last whole step and end before this one
-            process.send_signal(signal.SIGINT)
-            process.wait()
-            raise
-        found = (
-            json.loads(answer.read_text(encoding="utf-8"))
-            if answer.is_file()
-            else {"error": f"a process ended with code {process.returncode}; see above"}
-        )
-    if found.get("capped"):
-        raise CapError(found["error"])
-    if "error" in found:
-        raise TrainingError(f"training on {cards} cards failed: {found['error']}")
-    return dict(found)
+    name = "torchrun"
+
+    def refusal_reason(self, job: TrainJob) -> str | None:
+        if job.plan.setup.gpus <= 1:
+            return "the plan uses one GPU"
+        if is_worker():
+            return "this process is one of torchrun's already"
+        return engine_refusal(job)
+
+    def train(self, job: TrainJob) -> TrainResult:
+        gpus = job.plan.setup.gpus
+        with tempfile.TemporaryDirectory() as folder:
+            job_file, outcome_file = Path(folder) / "job.json", Path(folder) / "outcome.json"
+            job_file.write_text(json.dumps(job.to_json()), encoding="utf-8")
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)]
+            command += ["-m", "noesis.training.worker", str(job_file), str(outcome_file)]
+            outcome = _run(command, outcome_file)
+        if outcome.get("capped"):
+            raise CapError(outcome["error"])
+        if "error" in outcome:
+            raise TrainingError(f"training on {gpus} GPUs failed: {outcome['error']}")
+        return TrainResult.from_json(outcome["result"])
+
+
+def _run(command: list[str], outcome_file: Path) -> dict[str, Any]:
+    """Run torchrun to its end; what the main process wrote, or an error where it wrote nothing."""
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "4")})
+    try:
+        process.wait()
+    except BaseException:  # Ctrl-C and the like: the processes save their last whole step and end before this one
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        raise
+    if not outcome_file.is_file():
+        return {"error": f"a process ended with code {process.returncode}; see above"}
+    return dict(json.loads(outcome_file.read_text(encoding="utf-8")))

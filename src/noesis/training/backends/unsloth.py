@@ -1,7 +1,7 @@
-"""`engine: unsloth`: the same rows in, the same adapters and metrics out, trained by Unsloth in an environment of its own.
+"""`engine: unsloth`: the same rows in, the same adapters and metrics out, trained by Unsloth (https://unsloth.ai) in its own environment.
 
-Unsloth needs older transformers and TRL than this project, so it is never imported here: a process of the other environment runs
-`unsloth_worker.py`. The environment is named by NOESIS_UNSLOTH_PYTHON.
+Unsloth needs older versions of transformers and TRL than this project, so it is never imported here: a process of the other environment runs
+`unsloth_worker.py`. NOESIS_UNSLOTH_PYTHON names that environment's interpreter.
 """
 
 from __future__ import annotations
@@ -12,96 +12,74 @@ import os
 import shutil
 import subprocess
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from noesis.core.config import Config
 from noesis.core.errors import CapError, TrainingError
-from noesis.llm.token_rows import TokenRow
-from noesis.planning.budget import Budget
-from noesis.planning.plan import Plan
 from noesis.run.metrics import read_metrics
+from noesis.training.backends.trl_arguments import shared_arguments
+from noesis.training.job import TrainJob, TrainResult
 
 PYTHON = "NOESIS_UNSLOTH_PYTHON"
-HOW = f"make one with  python -m venv unsloth-env && unsloth-env/bin/pip install -r constraints-unsloth.txt  and set {PYTHON}=unsloth-env/bin/python"
+HOW = (
+    "make one with  python -m venv unsloth-env && unsloth-env/bin/pip install -r constraints-unsloth.txt  "
+    f"and set {PYTHON}=unsloth-env/bin/python"
+)
 
 
-def train_with_unsloth(
-    folder: Path,
-    rows: list[TokenRow],
-    config: Config,
-    plan: Plan,
-    *,
-    checkpoints: Path,
-    metrics: Path,
-    budget: Budget | None = None,
-) -> dict[str, Any]:
-    """Train and leave `checkpoints/epoch_0 …` and metrics.jsonl.
+class Unsloth:
+    """Unsloth in a process of its own environment. It stops at the budget, but at no signal within a step."""
 
-    Returns:
-        figures of the run, as `trainer.train` returns them.
+    name = "unsloth"
+
+    def refusal_reason(self, job: TrainJob) -> str | None:
+        return None if job.plan.setup.engine == "unsloth" else "training_config.yaml does not ask for engine: unsloth"
+
+    def train(self, job: TrainJob) -> TrainResult:
+        """As `Backend.train`.
+
+        Raises:
+            TrainingError: the environment is missing or lacks Unsloth, or its process failed.
+        """
+        python = _find_environment()
+        with tempfile.TemporaryDirectory() as folder:
+            job_file, result_file = Path(folder) / "job.json", Path(folder) / "result.json"
+            job_file.write_text(
+                json.dumps({"job": job.to_json(), "trl": shared_arguments(job), "result": str(result_file)}),
+                encoding="utf-8",
+            )
+            command = [python, str(Path(__file__).with_name("unsloth_worker.py")), str(job_file)]
+            figures = _run(job, command, Path(folder), result_file)
+        shutil.rmtree(job.resume_folder, ignore_errors=True)  # Unsloth's states, which nothing else can read
+        losses = [line["loss"] for line in read_metrics(job.metrics)]
+        return TrainResult(epochs=job.plan.epochs, first_loss=losses[0], final_loss=losses[-1], **figures)
+
+
+def _run(job: TrainJob, command: list[str], folder: Path, result_file: Path) -> dict[str, Any]:
+    """Run Unsloth's process to its end; the figures that it wrote."""
+    seconds = math.inf if job.budget is None else max(job.budget.left_seconds(), 0.0)
+    try:
+        done = subprocess.run(command, cwd=folder, check=False, timeout=None if seconds == math.inf else seconds)
+    except subprocess.TimeoutExpired:
+        spent = "" if job.budget is None else job.budget.describe()
+        raise CapError(
+            f"Unsloth was stopped at the agreed cap: {spent}; "
+            "the same command with a higher cap resumes from its last saved step"
+        ) from None
+    if done.returncode != 0 or not result_file.is_file():
+        raise TrainingError(
+            f"Unsloth's process ended with code {done.returncode}; its output is above. "
+            "To train without it: engine: noesis in training_config.yaml"
+        )
+    return dict(json.loads(result_file.read_text(encoding="utf-8")))
+
+
+def _find_environment() -> str:
+    """The interpreter of Unsloth's environment.
 
     Raises:
-        CapError: the budget is spent.
-        TrainingError: the environment is not there or lacks Unsloth, or its process failed.
+        TrainingError: none is named, it can't be run, or it lacks Unsloth.
     """
-    python = _environment()
-    t, setup = config.training, plan.setup
-    with tempfile.TemporaryDirectory() as place:
-        job, answer = Path(place) / "job.json", Path(place) / "answer.json"
-        settings = {
-            "folder": str(folder),
-            "rows": [asdict(row) for row in rows],
-            "longest": plan.longest_row,
-            "four_bits": setup.precision == "nf4",
-            "recompute": setup.gradient_checkpointing != "none",
-            "batch": setup.micro_batch,
-            "accumulation": max(1, setup.sequences_per_step // setup.micro_batch),
-            "optimizer": {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_8bit"}[setup.optimizer],
-            "warmup_steps": round(t.warmup_ratio * plan.steps),
-            "lora": config.lora.model_dump(mode="json", include={"r", "lora_alpha", "lora_dropout", "target_modules"}),
-            "training": t.model_dump(
-                mode="json",
-                include={
-                    "num_train_epochs",
-                    "learning_rate",
-                    "lr_scheduler_type",
-                    "weight_decay",
-                    "max_grad_norm",
-                    "seed",
-                },
-            ),
-            "checkpoints": str(checkpoints),
-            "metrics": str(metrics),
-            "answer": str(answer),
-        }
-        job.write_text(json.dumps(settings), encoding="utf-8")
-        left = None if budget is None or budget.left_seconds() == math.inf else max(budget.left_seconds(), 0.0)
-        try:
-            done = subprocess.run(
-                [python, str(Path(__file__).with_name("unsloth_worker.py")), str(job)],
-                cwd=place,
-                check=False,
-                timeout=left,
-            )
-        except subprocess.TimeoutExpired:
-            assert budget is not None
-            raise CapError(
-                f"Unsloth was stopped at what was agreed: {budget.describe()}; the same command with more goes on from its last saved step"
-            ) from None
-        if done.returncode != 0 or not answer.is_file():
-            raise TrainingError(
-                f"Unsloth's process ended with code {done.returncode}; what it said is above. Without it: engine: noesis in training_config.yaml"
-            )
-        result = dict(json.loads(answer.read_text(encoding="utf-8")))
-    shutil.rmtree(checkpoints / "resume", ignore_errors=True)
-    losses = [line["loss"] for line in read_metrics(metrics)]
-    return result | {"epochs": t.num_train_epochs, "first_loss": losses[0], "final_loss": losses[-1]}
-
-
-def _environment() -> str:
-    """The interpreter of Unsloth's environment."""
     python = os.environ.get(PYTHON)
     if not python:
         raise TrainingError(

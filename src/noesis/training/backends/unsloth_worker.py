@@ -1,4 +1,7 @@
-"""Runs in Unsloth's environment, where this project is not installed: `python unsloth_worker.py JOB.json` (see unsloth.py)."""
+"""Runs in Unsloth's environment, where this project is not installed: `python unsloth_worker.py JOB.json` (see unsloth.py).
+
+The file holds `job` (`TrainJob.to_json`), `trl` (`trl_arguments.shared_arguments`) and `result`, the file to write the figures to.
+"""
 
 from __future__ import annotations
 
@@ -12,31 +15,33 @@ from pathlib import Path
 from typing import Any
 
 
-def main(job: dict[str, Any]) -> None:
-    """Train as the job says; an adapter an epoch, a metrics line a step."""
+def main(message: dict[str, Any]) -> None:
+    """Train the job: an adapter an epoch, a metrics line a step."""
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
     from unsloth import FastLanguageModel  # before transformers, which it changes
 
-    t, checkpoints, metrics = job["training"], Path(job["checkpoints"]), Path(job["metrics"])
+    job, trl = message["job"], message["trl"]
+    plan, setup, lora, rows = job["plan"], job["plan"]["setup"], job["config"]["lora"], job["data"]["rows"]
+    checkpoints, metrics = Path(job["checkpoints"]), Path(job["metrics"])
+    recompute = setup["gradient_checkpointing"] != "none"
     model, tokenizer = FastLanguageModel.from_pretrained(
-        job["folder"],
-        max_seq_length=job["longest"],
+        job["model_folder"],
+        max_seq_length=plan["longest_row"],
         dtype=torch.bfloat16,
-        load_in_4bit=job["four_bits"],
+        load_in_4bit=setup["precision"] == "nf4",
         local_files_only=True,
     )
-    lora = job["lora"] | {"target_modules": list(job["lora"]["target_modules"])}
     model = FastLanguageModel.get_peft_model(
         model,
         bias="none",
-        random_state=t["seed"],
-        use_gradient_checkpointing="unsloth" if job["recompute"] else False,
-        **lora,
+        random_state=trl["seed"],
+        use_gradient_checkpointing="unsloth" if recompute else False,
+        **{name: lora[name] for name in ("r", "lora_alpha", "lora_dropout", "target_modules")},
     )
-    per_row = [len(row["input_ids"]) for row in job["rows"]]
+    tokens_per_epoch = sum(len(row["input_ids"]) for row in rows)
     started = time.monotonic()
 
     class Recorder(TrainerCallback):  # type: ignore[misc]
@@ -45,19 +50,18 @@ def main(job: dict[str, Any]) -> None:
         ) -> None:
             if logs is None or "loss" not in logs:
                 return
-            tokens = round(sum(per_row) * state.epoch)
+            tokens = round(tokens_per_epoch * state.epoch)
             line = {
                 "step": state.global_step,
                 "epoch": round(state.epoch, 4),
                 "loss": logs["loss"],
                 "lr": logs["learning_rate"],
-            }
-            line |= {
                 "grad_norm": float(logs["grad_norm"]),
                 "tokens": tokens,
                 "tokens_per_s": round(tokens / (time.monotonic() - started), 1),
+                "peak_memory_bytes": torch.cuda.max_memory_allocated(),
+                "usd": 0.0,
             }
-            line |= {"peak_memory_bytes": torch.cuda.max_memory_allocated(), "usd": 0.0}
             metrics.parent.mkdir(parents=True, exist_ok=True)
             with open(metrics, "a", encoding="utf-8") as f:
                 f.write(json.dumps(line) + "\n")
@@ -77,17 +81,14 @@ def main(job: dict[str, Any]) -> None:
     trainer = SFTTrainer(
         model=model,
         processing_class=tokenizer,
-        train_dataset=Dataset.from_list([row | {"attention_mask": [1] * len(row["input_ids"])} for row in job["rows"]]),
+        train_dataset=Dataset.from_list([row | {"attention_mask": [1] * len(row["input_ids"])} for row in rows]),
         callbacks=[Recorder()],
         args=SFTConfig(
             output_dir=str(checkpoints / "resume"),
-            per_device_train_batch_size=job["batch"],
-            gradient_accumulation_steps=job["accumulation"],
-            warmup_steps=job["warmup_steps"],
-            optim=job["optimizer"],
-            data_seed=t["seed"],
-            max_length=job["longest"],
-            gradient_checkpointing=job["recompute"],
+            per_device_train_batch_size=setup["micro_batch"],
+            gradient_accumulation_steps=max(1, setup["sequences_per_step"] // setup["micro_batch"]),
+            max_length=plan["longest_row"],
+            gradient_checkpointing=recompute,
             bf16=True,
             logging_steps=1,
             save_steps=100,
@@ -95,7 +96,7 @@ def main(job: dict[str, Any]) -> None:
             report_to="none",
             disable_tqdm=True,
             dataset_kwargs={"skip_prepare_dataset": True},
-            **t,
+            **trl,
         ),
     )
     saved = sorted(
@@ -103,15 +104,15 @@ def main(job: dict[str, Any]) -> None:
         key=lambda p: int(p.parent.name.rpartition("-")[2]),
     )
     trainer.train(resume_from_checkpoint=str(saved[-1].parent) if saved else None)
-    seconds, tokens = time.monotonic() - started, sum(per_row) * t["num_train_epochs"]
-    answer = {
+    seconds, tokens = time.monotonic() - started, tokens_per_epoch * trl["num_train_epochs"]
+    figures = {
         "steps": trainer.state.global_step,
         "tokens": tokens,
         "seconds": round(seconds, 2),
         "tokens_per_s": round(tokens / seconds, 1),
+        "peak_memory_bytes": torch.cuda.max_memory_allocated(),
     }
-    answer["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
-    Path(job["answer"]).write_text(json.dumps(answer), encoding="utf-8")
+    Path(message["result"]).write_text(json.dumps(figures), encoding="utf-8")
 
 
 if __name__ == "__main__":

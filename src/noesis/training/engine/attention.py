@@ -1,6 +1,7 @@
 """Causal attention within the sequences of one packed row: the boundaries are cumulative lengths, no token sees another sequence.
 
-On a card FlashAttention through torch's own operator; on a processor torch's fused attention, a sequence at a time.
+On a GPU FlashAttention (Dao, https://arxiv.org/abs/2307.08691) through torch's own operator; on a CPU torch's fused attention, a sequence at a
+time.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ Backend = Literal["flash", "torch"]
 
 @dataclass(frozen=True)
 class Segments:
-    """Where the sequences of a row begin and end."""
+    """Where the sequences of a row begin and end.
+
+    bounds: cumulative lengths, int32 (sequences + 1,), on the device
+    longest: the longest length, rounded up to a multiple of 128
+    """
 
     lengths: tuple[int, ...]
-    bounds: Tensor  # int32 (sequences + 1,), on the device
+    bounds: Tensor
     longest: int
 
     @classmethod
@@ -34,7 +39,7 @@ class Attended:
 
     out: Tensor
     lse: Tensor | None
-    rng: Any  # of FlashAttention; on a processor (output, log-sum-exp) of each sequence
+    state: Any  # FlashAttention's random state; on a CPU (output, log-sum-exp) of each sequence
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, backend: Backend) -> Attended:
@@ -50,19 +55,19 @@ def forward(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, b
 
 
 def backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Attended, segments: Segments, scale: float, backend: Backend
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, saved: Attended, segments: Segments, scale: float, backend: Backend
 ) -> tuple[Tensor, ...]:
     """Gradients of q, k, v in their shapes."""
     b, n = segments.bounds, segments.longest
     if backend == "flash":
         return tuple(
             torch.ops.aten._flash_attention_backward(
-                dout, q, k, v, kept.out, kept.lse, b, b, n, n, 0.0, True, kept.rng[0], kept.rng[1], scale=scale
+                dout, q, k, v, saved.out, saved.lse, b, b, n, n, 0.0, True, *saved.state, scale=scale
             )  # type: ignore[index]
         )
     gradients = [
         _host_backward(d, x, y, z, out, lse, scale)
-        for (d, x, y, z), (out, lse) in zip(_split(segments, dout, q, k, v), kept.rng, strict=True)
+        for (d, x, y, z), (out, lse) in zip(_split(segments, dout, q, k, v), saved.state, strict=True)
     ]
     return tuple(torch.cat(g) for g in zip(*gradients, strict=True))
 
@@ -72,7 +77,7 @@ def _split(segments: Segments, *tensors: Tensor) -> Any:
 
 
 def _heads_first(x: Tensor, repeat: int = 1) -> Tensor:
-    """(T, heads, D) → (1, heads · repeat, T, D), as torch's processor kernels take it."""
+    """(T, heads, D) → (1, heads · repeat, T, D), as torch's CPU kernels take it."""
     return (x if repeat == 1 else x.repeat_interleave(repeat, dim=1)).transpose(0, 1)[None]
 
 
@@ -98,6 +103,6 @@ def _host_backward(
     return dq, *(g.reshape(n, heads, each, width).sum(2) for g in (dk, dv))
 
 
-def choose(device: Any, dtype: Any) -> Backend:
-    """The backend for a device and a type of activations."""
+def choose_attention(device: Any, dtype: Any) -> Backend:
+    """The backend for a device and a dtype of activations."""
     return "flash" if torch.device(device).type == "cuda" and dtype != torch.float32 else "torch"

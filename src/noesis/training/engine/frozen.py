@@ -1,6 +1,7 @@
 """Frozen weights of one or several projections that share an input, as they are stored and multiplied: dense, FP8 or NF4.
 
-A store holds the rows of its projections one after another: weight (N, K), N summed. `forward` gives x·Wᵀ, `backward` gives dy·W.
+The rows of the projections are stacked: weight (N, K), with N the sum of their outputs. `forward` gives x·Wᵀ, `backward` gives dy·W.
+NF4 is that of bitsandbytes (QLoRA, https://arxiv.org/abs/2305.14314).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from noesis.planning.setup import Precision
 from noesis.training.engine import reference
 from noesis.training.engine.ops import Inputs
 
@@ -16,7 +18,7 @@ Tensor = Any
 
 
 class Dense:
-    """In the type of the activations."""
+    """In the dtype of the activations."""
 
     fp8 = False
 
@@ -34,7 +36,7 @@ class Dense:
 
 
 class ShardedDense(Dense):
-    """The same, each card holding an equal part; gathered for a product. Every card runs the same products in the same order."""
+    """The same, sharded: each GPU has an equal part, gathered for a product. All GPUs run the same products in the same order."""
 
     def __init__(self, parts: list[Tensor]) -> None:
         super().__init__(parts)
@@ -54,12 +56,12 @@ class ShardedDense(Dense):
         return self.whole
 
     def release(self) -> None:
-        """Give the gathered weights back."""
+        """Free the gathered weights."""
         self.whole = None
 
 
 class Fp8:
-    """Float8 e4m3 with a scale a row, stored once for each direction; what comes in is quantised row by row."""
+    """Float8 e4m3 with a scale a row, stored once for each direction of the product; inputs are quantised row by row."""
 
     fp8 = True
 
@@ -92,24 +94,24 @@ class Fp8:
 
 
 class Nf4:
-    """bitsandbytes' NF4 (blocks of 64 weights, their scales quantised too if `nested`), unpacked for a product and kept until `release`."""
+    """bitsandbytes' NF4: blocks of 64 weights, whose scales are quantised too if `double_quant`; unpacked for a product, until `release`."""
 
     fp8 = False
 
-    def __init__(self, parts: list[Tensor], *, sharded: bool = False, nested: bool = True) -> None:
+    def __init__(self, parts: list[Tensor], *, sharded: bool = False, double_quant: bool = True) -> None:
         from bitsandbytes.functional import quantize_4bit
 
         self.shapes = [tuple(part.shape) for part in parts]
         self.dtype, self.device = parts[0].dtype, parts[0].device
         self.parts = []
         for part in parts:
-            packed, state = quantize_4bit(part.contiguous(), quant_type="nf4", compress_statistics=nested)
+            packed, state = quantize_4bit(part.contiguous(), quant_type="nf4", compress_statistics=double_quant)
             self.parts.append((own_part(packed.view(-1)) if sharded else packed.view(-1), state))
         self.sharded = sharded
         self.unpacked: Tensor | None = None
 
     def weight(self) -> Tensor:
-        """(N, K), kept until `release`."""
+        """(N, K), cached until `release`."""
         if self.unpacked is None:
             rows, columns = sum(shape[0] for shape in self.shapes), self.shapes[0][1]
             out = torch.empty((rows, columns), dtype=self.dtype, device=self.device)
@@ -128,16 +130,16 @@ class Nf4:
         return dy.plain @ self.weight()
 
     def release(self) -> None:
-        """Give the unpacked weights back; on a processor they are kept, since unpacking there takes as long as the product."""
+        """Free the unpacked weights; on a CPU they stay, since unpacking there takes as long as the product."""
         if self.device.type != "cpu":
             self.unpacked = None
 
 
-FAST_ACCUMULATION = True  # of the FP8 products: see docs/decisions
+FAST_ACCUMULATION = True  # of the FP8 products: docs/decisions/0012-engine.md
 
 
 def dequantise(packed: Tensor, state: Any, out: Tensor) -> None:
-    """bitsandbytes' 4-bit weights into `out`, in one kernel on a card."""
+    """Unpack bitsandbytes' 4-bit weights into `out`, in one kernel on a GPU."""
     if not out.is_cuda:
         from bitsandbytes.functional import dequantize_4bit
 
@@ -149,32 +151,42 @@ def dequantise(packed: Tensor, state: Any, out: Tensor) -> None:
     nested = state.nested
     empty = state.code
     kernels.nf4_dequantise[(-(-out.numel() // (2 * block)),)](
-        packed, state.absmax, state.code, state.state2.code if nested else empty, state.state2.absmax if nested else empty,
-        state.offset if nested else empty, out, out.numel(), NESTED=nested, BLOCK=block, num_warps=8,
+        packed, state.absmax, state.code,
+        state.state2.code if nested else empty, state.state2.absmax if nested else empty, state.offset if nested else empty, out, out.numel(), NESTED=nested, BLOCK=block, num_warps=8,
     )  # fmt: skip
 
 
 def own_part(flat: Tensor) -> Tensor:
-    """This card's equal part of a flat tensor, the last one filled up with zeros."""
-    cards, card = torch.distributed.get_world_size(), torch.distributed.get_rank()
-    size = -(-flat.numel() // cards)
+    """This process's equal part of a flat tensor, the last one filled up with zeros."""
+    world_size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    size = -(-flat.numel() // world_size)
     part = flat.new_zeros(size)
-    mine = flat[card * size : (card + 1) * size]
+    mine = flat[rank * size : (rank + 1) * size]
     part[: mine.numel()] = mine
     return part
 
 
 def gather(part: Tensor) -> Tensor:
-    """All cards' parts, one after another."""
+    """The parts of all processes, one after another."""
     whole = part.new_empty(part.numel() * torch.distributed.get_world_size())
     torch.distributed.all_gather_into_tensor(whole, part)
     return whole
 
 
-def store(precision: str, parts: list[Tensor], *, sharded: bool = False, nested: bool = True) -> Dense | Fp8 | Nf4:
-    """Weights (outputs, inputs) of projections with one input, as `precision` says; `sharded`: over the cards; `nested`: NF4's scales quantised too."""
+FrozenWeights = Dense | Fp8 | Nf4
+
+
+def store(
+    precision: Precision, parts: list[Tensor], *, sharded: bool = False, double_quant: bool = True
+) -> FrozenWeights:
+    """Weights (outputs, inputs) of projections with one input, stored in `precision`.
+
+    Args:
+        sharded: spread over the GPUs; FP8 never is.
+        double_quant: quantise NF4's scales too.
+    """
     if precision == "fp8":
         return Fp8(parts)
     if precision == "nf4":
-        return Nf4(parts, sharded=sharded, nested=nested)
+        return Nf4(parts, sharded=sharded, double_quant=double_quant)
     return ShardedDense(parts) if sharded else Dense(parts)

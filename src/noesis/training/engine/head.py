@@ -1,6 +1,7 @@
-"""Last norm, output layer and cross-entropy in one: only the trained tokens, a chunk at a time, so the vocabulary-wide logits never exist whole.
+"""Last norm, output layer and cross-entropy in one: only the trained tokens, a chunk at a time, so that the logits never exist all at once.
 
-The gradient to the hidden states is computed with the loss; backward only hands it on, or weighs it by token (`TokenLosses`).
+The gradient to the hidden states is computed with the loss; backward only returns it, or weighs it by token (`TokenLosses`).
+The idea is that of Liger Kernel's fused linear cross-entropy (https://arxiv.org/abs/2410.10989).
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ class Loss(torch.autograd.Function):
         divisor: Tensor,
         chunk: int,
     ) -> Tensor:
-        whole = len(positions) == len(h)  # every token is trained: nothing to pick out
-        some = h if whole else h.index_select(0, positions)
-        if len(some) == 0:
+        all_trained = len(positions) == len(h)
+        selected = h if all_trained else h.index_select(0, positions)
+        if len(selected) == 0:
             ctx.gradient = torch.zeros_like(h)
             return torch.zeros((), dtype=torch.float32, device=h.device)
         factor = (1.0 / divisor).reshape(1)
-        losses, dh = _losses(some, norm, eps, head, targets, factor, chunk)
-        ctx.gradient = dh if whole else torch.zeros_like(h).index_copy_(0, positions, dh)
+        losses, dh = _losses(selected, norm, eps, head, targets, factor, chunk)
+        ctx.gradient = dh if all_trained else torch.zeros_like(h).index_copy_(0, positions, dh)
         return losses.sum() * factor[0]
 
     @staticmethod
@@ -68,15 +69,15 @@ class TokenLosses(torch.autograd.Function):
 
 
 def _losses(
-    some: Tensor, norm: Tensor, eps: float, head: Tensor, targets: Tensor, factor: Tensor, chunk: int
+    h: Tensor, norm: Tensor, eps: float, head: Tensor, targets: Tensor, factor: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """(loss of each token, not multiplied by `factor`: (trained tokens,), gradient of their sum times `factor` to `some`: (trained tokens, H))."""
-    x, rstd = ops.norm(some, norm, eps, ops.Dropout(0), fp8=False)
-    losses = torch.empty(len(some), dtype=torch.float32, device=some.device)
+    """h: (trained tokens, H), `chunk` tokens at a time → (their losses: (trained tokens,), gradient of `factor` times the sum of these to h)."""
+    x, rstd = ops.norm(h, norm, eps, ops.Dropout(0), fp8=False)
+    losses = torch.empty(len(h), dtype=torch.float32, device=h.device)
     dx = torch.empty_like(x.plain)
-    for start in range(0, len(some), chunk):
+    for start in range(0, len(h), chunk):
         part = slice(start, start + chunk)
         logits = x.plain[part] @ head.T  # (chunk, vocabulary)
         losses[part] = ops.cross_entropy(logits, targets[part], factor)
         dx[part] = logits @ head
-    return losses, ops.norm_backward(dx, some, rstd, norm, torch.zeros_like(some), fp8=False).plain
+    return losses, ops.norm_backward(dx, h, rstd, norm, torch.zeros_like(h), fp8=False).plain

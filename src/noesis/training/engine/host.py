@@ -1,6 +1,6 @@
-"""The steps between matrix products on a processor: few passes over memory, in place, in the activations' own type.
+"""The steps between matrix products on a CPU: few passes over memory, in place, in the activations' own dtype.
 
-`reference` says what they compute; here sums are rounded to bfloat16 once more than there. No compiler is needed.
+`reference` defines what they compute; here sums are rounded to bfloat16 once more than there. No compiler is needed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Triton kernels of the decoder layer: what lies between its matrix products, fused so that each tensor is read and written once.
+"""Triton kernels of the decoder layer: what comes between its matrix products, fused so that each tensor is read and written once.
 
-`ops` calls them on a card; `reference` says in plain torch what each computes, and the tests hold the two together. Rows are tokens.
+`ops` calls them on a GPU; `reference` defines in plain torch what each computes, and the tests compare the two. Rows are tokens.
 Names: T tokens, H hidden width, I intermediate width, D head width, R rank of the adapter. Numbers are float32 inside a kernel.
 """
 
@@ -25,7 +25,7 @@ def _keep(index, seed, threshold):
 
 @triton.jit
 def _store_fp8(value, q, scale, row, columns, mask, width):
-    """Quantise one row with a scale of its own."""
+    """Quantise one row with its own scale."""
     s = tl.maximum(tl.max(tl.abs(value)), 1e-12) / FP8_MAX
     tl.store(scale + row, s)
     tl.store(q + row * width + columns, (value / s).to(tl.float8e4nv), mask=mask)
@@ -36,7 +36,7 @@ def norm_forward(
     h, weight, x, dropped, q, scale, rstd, seed, threshold, keep_scale, width, eps,
     BLOCK: tl.constexpr, PLAIN: tl.constexpr, DROP: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
-    """RMSNorm of one row; written as it is, with dropout, and in FP8, as asked."""
+    """RMSNorm of one row; written plain, with dropout, and in FP8, as the flags say."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     mask = columns < width
@@ -79,7 +79,7 @@ def norm_backward(dx, h, rstd, weight, residual, dh, q, scale, width, BLOCK: tl.
 def quantise(
     x, dropped, q, scale, seed, threshold, keep_scale, width, BLOCK: tl.constexpr, DROP: tl.constexpr, FP8: tl.constexpr
 ):  # fmt: skip
-    """One row in FP8 with its scale, and with dropout; two passes over the row, of which the second finds it in the cache."""
+    """One row in FP8 with its scale, and with dropout; two passes over the row, the second of which reads it from cache."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     s = 1.0

@@ -1,8 +1,9 @@
 """One decoder layer, forward and backward by hand: frozen products, adapters, norms, attention and SwiGLU as few passes over memory.
 
-LoRA on a frozen base needs no weight gradients of the base, so nothing is kept for them. What is kept for the backward pass is chosen by
-`gradient_checkpointing`: `none` keeps all, `selective` recomputes the MLP's wide tensors and the norms, `full` keeps the layer's input only.
-T tokens of a packed row, H hidden width, I intermediate width, R rank, u = scaled low-rank activations (T, R).
+LoRA (Hu et al., https://arxiv.org/abs/2106.09685) on a frozen base needs no weight gradients of the base, so nothing is saved for them.
+`gradient_checkpointing` chooses what is saved for the backward pass: `none` saves all, `selective` recomputes the MLP's wide tensors and the
+norms, `full` saves the layer's input only (`planning/memory.kept_values` counts the same). T tokens of a packed row, H hidden width,
+I intermediate width, R rank, u = scaled low-rank activations (T, R).
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 import torch
 
 from noesis.training.engine import attention, ops
-from noesis.training.engine.attention import Attended, Segments
+from noesis.training.engine.attention import Segments
+from noesis.training.engine.frozen import FrozenWeights
 from noesis.training.engine.offload import Offload
 from noesis.training.engine.ops import Dropout, Inputs
 
@@ -21,9 +23,10 @@ Tensor = Any
 
 
 class Adapters:
-    """The LoRA matrices of projections with one input: A_i (R, K) and B_i (N_i, R), float32 parameters; copies in the activations' type.
+    """The LoRA matrices of projections with one input: A_i (R, K) and B_i (N_i, R), float32 parameters, with copies in the activations' dtype.
 
-    A projection without an adapter has None twice and takes part with zeros.
+    pairs: (A, B) of each projection; None for one without an adapter, which is computed with zeros
+    sizes: N_i; inputs: K
     """
 
     def __init__(
@@ -36,15 +39,8 @@ class Adapters:
         dtype: Any,
         device: Any,
     ) -> None:
-        self.pairs, self.sizes, self.inputs, self.rank, self.scale, self.dtype, self.device = (
-            pairs,
-            sizes,
-            inputs,
-            rank,
-            scale,
-            dtype,
-            device,
-        )
+        self.pairs, self.sizes, self.inputs = pairs, sizes, inputs
+        self.rank, self.scale, self.dtype, self.device = rank, scale, dtype, device
         self.copies: tuple[Tensor, Tensor, Tensor] | None = None
 
     def parameters(self) -> list[Tensor]:
@@ -89,7 +85,7 @@ class Adapters:
 
 
 def _float_product(a: Tensor, b: Tensor) -> Tensor:
-    """a · b in float32, whatever the factors' type."""
+    """a · b in float32, whatever the factors' dtype."""
     if a.dtype == torch.float32:
         return a @ b
     if a.is_cuda:
@@ -104,19 +100,19 @@ class Row:
     segments: Segments
     cos: Tensor  # (T, D/2), float32
     sin: Tensor
-    drops: list[list[Dropout]]  # four a layer: inputs of q/k/v, of o, of gate/up, of down
-    incoming: Inputs | None = None  # the gradient that the layer above handed down, already in FP8
+    drops: list[list[Dropout]]  # four a layer: for the inputs of q/k/v, of o, of gate/up, of down
+    incoming: Inputs | None = None  # the gradient from the layer above, already in FP8
 
 
 @dataclass
 class Saved:
-    """Tensors of the forward pass that backward uses; None where they are to be computed again."""
+    """Tensors of the forward pass that backward uses; None where they are to be recomputed."""
 
     h: Tensor
     x: Tensor | None = None  # normed input of q/k/v, with dropout
     rstd: Tensor | None = None
     qkv: Tensor | None = None  # rotated
-    attended: Attended | None = None
+    attended: Any = None  # attention.Attended
     o: Tensor | None = None  # attention's output with dropout
     h2: Tensor | None = None
     x2: Tensor | None = None
@@ -136,7 +132,7 @@ class Layer:
     eps: float
     heads: tuple[int, int]  # of queries, of keys
     head_dim: int
-    frozen: dict[str, Any]  # qkv, o, gate_up, down
+    frozen: dict[str, FrozenWeights]  # qkv, o, gate_up, down
     adapters: dict[str, Adapters]
     checkpointing: str
     backend: attention.Backend
@@ -155,110 +151,108 @@ class Layer:
 
     def forward(self, h: Tensor, row: Row) -> tuple[Tensor, Saved]:
         """h: (T, H) → (T, H), and everything that was computed on the way."""
-        drops, kept = row.drops[self.index], Saved(h)
-        x, kept.rstd = ops.norm(h, self.norm, self.eps, drops[0], fp8=self.fp8)
-        kept.x = x.dropped
+        drops, saved = row.drops[self.index], Saved(h)
+        x, saved.rstd = ops.norm(h, self.norm, self.eps, drops[0], fp8=self.fp8)
+        saved.x = x.dropped
         u = self.adapters["qkv"].down(x.dropped)
         qkv = self.frozen["qkv"].forward(x)
-        kept.qkv = ops.rotate(qkv, u, self.adapters["qkv"].matrices()[2], row.cos, row.sin, self.heads)
-        kept.attended = attention.forward(*self._split(kept.qkv), row.segments, self.scale, self.backend)
-        o = ops.prepare(kept.attended.out.reshape(len(h), -1), drops[1], fp8=self.fp8)
-        kept.o = o.dropped
+        saved.qkv = ops.rotate(qkv, u, self.adapters["qkv"].matrices()[2], row.cos, row.sin, self.heads)
+        saved.attended = attention.forward(*self._split(saved.qkv), row.segments, self.scale, self.backend)
+        o = ops.prepare(saved.attended.out.reshape(len(h), -1), drops[1], fp8=self.fp8)
+        saved.o = o.dropped
         u2 = self.adapters["o"].down(o.dropped)
         y = self.frozen["o"].forward(o)
-        kept.h2 = ops.add_low_rank(y, u2, self.adapters["o"].matrices()[2][None], drop=NO_DROP, residual=h)
-        kept.u = [u, u2]
-        return self._mlp(kept, drops), kept
+        saved.h2 = ops.add_low_rank(y, u2, self.adapters["o"].matrices()[2][None], drop=NO_DROP, residual=h)
+        saved.u = [u, u2]
+        return self._mlp(saved, drops), saved
 
-    def _mlp(self, kept: Saved, drops: list[Dropout]) -> Tensor:
-        self._gate_up(kept, drops)
-        act = ops.swiglu(kept.gu, kept.u[2], self.adapters["gate_up"].matrices()[2])
+    def _mlp(self, saved: Saved, drops: list[Dropout]) -> Tensor:
+        self._gate_up(saved, drops)
+        act = ops.swiglu(saved.gu, saved.u[2], self.adapters["gate_up"].matrices()[2])
         a = ops.prepare(act, drops[3], fp8=self.fp8)
-        kept.act = a.dropped
+        saved.act = a.dropped
         u = self.adapters["down"].down(a.dropped)
-        kept.u.append(u)
+        saved.u.append(u)
         y = self.frozen["down"].forward(a)
-        return ops.add_low_rank(y, u, self.adapters["down"].matrices()[2][None], drop=NO_DROP, residual=kept.h2)
+        return ops.add_low_rank(y, u, self.adapters["down"].matrices()[2][None], drop=NO_DROP, residual=saved.h2)
 
-    def _gate_up(self, kept: Saved, drops: list[Dropout]) -> None:
-        x, kept.rstd2 = ops.norm(kept.h2, self.norm2, self.eps, drops[2], fp8=self.fp8)
-        kept.x2 = x.dropped
-        if len(kept.u) == 2:
-            kept.u.append(self.adapters["gate_up"].down(x.dropped))
-        kept.gu = self.frozen["gate_up"].forward(x)
+    def _gate_up(self, saved: Saved, drops: list[Dropout]) -> None:
+        x, saved.rstd2 = ops.norm(saved.h2, self.norm2, self.eps, drops[2], fp8=self.fp8)
+        saved.x2 = x.dropped
+        if len(saved.u) == 2:
+            saved.u.append(self.adapters["gate_up"].down(x.dropped))
+        saved.gu = self.frozen["gate_up"].forward(x)
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k = self.heads
         heads = qkv.view(len(qkv), q + 2 * k, self.head_dim)
         return heads[:, :q], heads[:, q : q + k], heads[:, q + k :]
 
-    def reduce(self, kept: Saved) -> Saved:
-        """Forget what will be computed again."""
+    def reduce(self, saved: Saved) -> Saved:
+        """Drop what will be recomputed."""
         if self.checkpointing == "full":
             if self.offload is not None:
-                self.offload.store(self.index, kept.h)
+                self.offload.store(self.index, saved.h)
                 return Saved(None)
-            return Saved(kept.h)
+            return Saved(saved.h)
         if self.checkpointing == "selective":
-            kept.x = kept.x2 = kept.gu = kept.act = None
-        return kept
+            saved.x = saved.x2 = saved.gu = saved.act = None
+        return saved
 
-    def restore(self, kept: Saved, row: Row) -> Saved:
-        """Compute again what `reduce` forgot."""
+    def restore(self, saved: Saved, row: Row) -> Saved:
+        """Recompute what `reduce` dropped."""
         drops = row.drops[self.index]
         if self.checkpointing == "full":
-            h = kept.h if self.offload is None else self.offload.load(self.index)
+            h = saved.h if self.offload is None else self.offload.load(self.index)
             return self.forward(h, row)[1]
         if self.checkpointing == "selective":
-            x, _ = ops.norm(kept.h, self.norm, self.eps, drops[0], fp8=False)
-            kept.x = x.dropped
-            self._gate_up(kept, drops)
-            act = ops.swiglu(kept.gu, kept.u[2], self.adapters["gate_up"].matrices()[2])
-            kept.act = ops.prepare(act, drops[3], fp8=False).dropped
-        return kept
+            x, _ = ops.norm(saved.h, self.norm, self.eps, drops[0], fp8=False)
+            saved.x = x.dropped
+            self._gate_up(saved, drops)
+            act = ops.swiglu(saved.gu, saved.u[2], self.adapters["gate_up"].matrices()[2])
+            saved.act = ops.prepare(act, drops[3], fp8=False).dropped
+        return saved
 
-    def backward(self, dh3: Tensor, kept: Saved, row: Row, *, first: bool) -> tuple[Tensor | None, list[Tensor]]:
+    def backward(self, dh3: Tensor, saved: Saved, row: Row, *, first: bool) -> tuple[Tensor | None, list[Tensor]]:
         """(gradient of the layer's input, or None for the first layer; gradients of the adapters in the order of `parameters`)."""
         drops, low, fp8 = row.drops[self.index], self.adapters, self.fp8
-        d = (
-            row.incoming
-            if row.incoming is not None and row.incoming.plain.data_ptr() == dh3.data_ptr()
-            else ops.prepare(dh3, NO_DROP, fp8=fp8)
-        )
-        du, g_down = low["down"].backward(dh3, kept.u[3], kept.act)
+        if row.incoming is not None and row.incoming.plain.data_ptr() == dh3.data_ptr():
+            d = row.incoming
+        else:
+            d = ops.prepare(dh3, NO_DROP, fp8=fp8)
+        du, g_down = low["down"].backward(dh3, saved.u[3], saved.act)
         dact = self.frozen["down"].backward(d)
-        kept.act = None
+        saved.act = None
         dgu = ops.swiglu_backward(
-            kept.gu, kept.u[2], low["gate_up"].matrices()[2], dact, du, low["down"].matrices()[1][0], drops[3]
+            saved.gu, saved.u[2], low["gate_up"].matrices()[2], dact, du, low["down"].matrices()[1][0], drops[3]
         )
-        kept.gu = dact = None
-        du, g_gate_up = low["gate_up"].backward(dgu, kept.u[2], kept.x2)
+        saved.gu = dact = None
+        du, g_gate_up = low["gate_up"].backward(dgu, saved.u[2], saved.x2)
         dx = self.frozen["gate_up"].backward(ops.prepare(dgu, NO_DROP, fp8=fp8))
-        dgu = kept.x2 = None
+        dgu = saved.x2 = None
         dx = ops.add_low_rank(dx, du, low["gate_up"].matrices()[1], drop=drops[2])
-        d = ops.norm_backward(dx, kept.h2, kept.rstd2, self.norm2, dh3, fp8=fp8)
+        d = ops.norm_backward(dx, saved.h2, saved.rstd2, self.norm2, dh3, fp8=fp8)
 
-        du, g_o = low["o"].backward(d.plain, kept.u[1], kept.o)
+        du, g_o = low["o"].backward(d.plain, saved.u[1], saved.o)
         do = self.frozen["o"].backward(d)
         do = ops.add_low_rank(do, du, low["o"].matrices()[1], drop=drops[1])
-        q, k, v = self._split(kept.qkv)
-        assert kept.attended is not None
+        q, k, v = self._split(saved.qkv)
         dq, dk, dv = attention.backward(
-            do.view(q.shape), q, k, v, kept.attended, row.segments, self.scale, self.backend
+            do.view(q.shape), q, k, v, saved.attended, row.segments, self.scale, self.backend
         )
-        kept.attended = kept.qkv = kept.o = do = None
+        saved.attended = saved.qkv = saved.o = do = None
         dqkv = ops.rotate_backward(dq, dk, dv, row.cos, row.sin)
-        du, g_qkv = low["qkv"].backward(dqkv, kept.u[0], kept.x)
+        du, g_qkv = low["qkv"].backward(dqkv, saved.u[0], saved.x)
         gradients = [*g_qkv, *g_o, *g_gate_up, *g_down]
         if first:
             return None, gradients
         dx = self.frozen["qkv"].backward(ops.prepare(dqkv, NO_DROP, fp8=fp8))
         dx = ops.add_low_rank(dx, du, low["qkv"].matrices()[1], drop=drops[0])
-        row.incoming = ops.norm_backward(dx, kept.h, kept.rstd, self.norm, d.plain, fp8=fp8)
+        row.incoming = ops.norm_backward(dx, saved.h, saved.rstd, self.norm, d.plain, fp8=fp8)
         return row.incoming.plain, gradients
 
     def release(self) -> None:
-        """Give unpacked weights back."""
+        """Free unpacked weights."""
         for weights in self.frozen.values():
             weights.release()
         if self.checkpointing == "full":
@@ -270,19 +264,19 @@ NO_DROP = Dropout(0)
 
 
 class DecoderLayer(torch.autograd.Function):
-    """The layer to autograd: inputs h, the layer, the row, the adapters' parameters."""
+    """The layer as autograd sees it: inputs h, the layer, the row, the adapters' parameters."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, layer: Layer, row: Row, *parameters: Tensor) -> Tensor:
-        out, kept = layer.forward(h, row)
+        out, saved = layer.forward(h, row)
         layer.release()
-        ctx.layer, ctx.row, ctx.kept = layer, row, layer.reduce(kept)
+        ctx.layer, ctx.row, ctx.saved = layer, row, layer.reduce(saved)
         return out
 
     @staticmethod
     def backward(ctx: Any, dh: Tensor) -> Any:  # type: ignore[override]
-        layer, kept = ctx.layer, ctx.layer.restore(ctx.kept, ctx.row)
-        ctx.kept = None
-        dh, gradients = layer.backward(dh.contiguous(), kept, ctx.row, first=not ctx.needs_input_grad[0])
+        layer, saved = ctx.layer, ctx.layer.restore(ctx.saved, ctx.row)
+        ctx.saved = None
+        dh, gradients = layer.backward(dh.contiguous(), saved, ctx.row, first=not ctx.needs_input_grad[0])
         layer.release()
         return (dh, None, None, *gradients)

@@ -1,7 +1,7 @@
 """A Llama-like model with a PEFT adapter whose forward pass is the engine's: packed rows in, loss out.
 
-The modules are those of transformers and PEFT, so that saving, resuming and the optimizer see what they know; the linear modules
-of the base hold no weights of their own (their weight is a single zero seen as a matrix), the engine holds them as it needs them.
+The modules are those of transformers and PEFT, so that saving, resuming and the optimizer see what they know. The linear modules of the
+base have no weights of their own (their weight is a single zero expanded to a matrix): the engine stores the weights as it needs them.
 """
 
 from __future__ import annotations
@@ -30,15 +30,17 @@ GROUPS = {
     "gate_up": ("gate_proj", "up_proj"),
     "down": ("down_proj",),
 }
-LOGITS_BYTES = 512 * 2**20  # of one chunk of logits, where memory is no concern
-SMALL_LOGITS_BYTES = 128 * 2**20
 
 
-def supported(folder: Path, target_modules: tuple[str, ...], *, kernels: bool) -> str | None:
-    """Why the engine can't train this model, or None where it can; `kernels`: on a card, where widths must suit them."""
+def unsupported_reason(folder: Path, target_modules: tuple[str, ...], *, kernels: bool) -> str | None:
+    """Why the engine can't train the model in `folder`; None if it can.
+
+    Args:
+        kernels: the Triton kernels will run (on a GPU), which limit the widths.
+    """
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if raw.get("model_type") not in ("llama", "mistral"):
-        return f"its layers are of type {raw.get('model_type')!r}; known are llama and mistral"
+        return f"its layers are of type {raw.get('model_type')!r}; the engine knows llama and mistral"
     if (
         raw.get("sliding_window")
         or raw.get("attention_bias")
@@ -48,9 +50,7 @@ def supported(folder: Path, target_modules: tuple[str, ...], *, kernels: bool) -
         return "it has a sliding window, biases, or an activation other than silu"
     head = raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"]
     if kernels and (head not in (32, 64, 128, 256) or raw["hidden_size"] % 64 or raw["intermediate_size"] % 64):
-        return (
-            f"its heads are {head} wide, or a width is no multiple of 64; the kernels take heads of 32, 64, 128 or 256"
-        )
+        return f"its heads are {head} wide, or a width is not a multiple of 64; the kernels take heads of 32, 64, 128 or 256"
     if "quantization_config" in raw:
         return "its weights are quantised already"
     other = set(target_modules) - {name for names in GROUPS.values() for name in names}
@@ -63,17 +63,15 @@ def build(
     lora: Any,
     device: Any,
     *,
-    offload: bool = False,
     sharded: bool = False,
-    nested: bool = True,
+    double_quant: bool = True,
 ) -> Any:
     """The PEFT model, its frozen base loaded in `setup.precision`. Its forward takes a `PackedRow` and a divisor, and returns the loss.
 
     Args:
         lora: `peft.LoraConfig`.
-        offload: keep the embedding and, with full checkpointing, the layers' inputs in main memory.
-        sharded: spread the projections' frozen weights over the cards.
-        nested: quantise NF4's scales too (`bnb_4bit_use_double_quant`).
+        sharded: spread the projections' frozen weights over the GPUs.
+        double_quant: quantise NF4's scales too (`bnb_4bit_use_double_quant`).
     """
     from peft import get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -93,8 +91,8 @@ def build(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     with Reader(folder, dtype, device) as reader:
-        engine = Engine(base, setup, lora, reader, device, offload=offload, sharded=sharded, nested=nested)
-    # DistributedDataParallel would send the frozen base from card to card
+        engine = Engine(base, setup, lora, reader, device, sharded=sharded, double_quant=double_quant)
+    # DistributedDataParallel would broadcast the frozen base to every GPU
     model._ddp_params_and_buffers_to_ignore = [n for n, p in model.named_parameters() if not p.requires_grad] + [
         n for n, _ in model.named_buffers()
     ]
@@ -114,9 +112,8 @@ class Engine:
         reader: Reader,
         device: Any,
         *,
-        offload: bool,
         sharded: bool,
-        nested: bool,
+        double_quant: bool,
     ) -> None:
         config = base.config
         self.base, self.setup, self.device = base, setup, device
@@ -126,9 +123,8 @@ class Engine:
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.rotary = base.model.rotary_emb
         heads = (config.num_attention_heads, config.num_key_value_heads)
-        backend = attention.choose(device, reader.dtype)
-        full = setup.gradient_checkpointing == "full"
-        moved = Offload() if offload and full and device.type == "cuda" else None
+        backend = attention.choose_attention(device, reader.dtype)
+        offload = Offload() if setup.offloads else None
         self.layers: list[Layer] = []
         prefixes = [f"model.layers.{i}." for i in range(config.num_hidden_layers)]
         names = [f"self_attn.{p}" for p in (*GROUPS["qkv"], *GROUPS["o"])] + [
@@ -145,25 +141,33 @@ class Engine:
             for group, members in GROUPS.items():
                 parts = [by_name.pop(name) for name in members]
                 adapters[group] = _adapters(module, members, parts, lora, dtype=parts[0].dtype, device=device)
-                frozen[group] = store(setup.precision, parts, sharded=sharded, nested=nested)
+                frozen[group] = store(setup.precision, parts, sharded=sharded, double_quant=double_quant)
                 del parts
             self.layers.append(
                 Layer(
-                    i, module.input_layernorm.weight, module.post_attention_layernorm.weight, self.eps, heads, self.head_dim, frozen, adapters,
-                    setup.gradient_checkpointing, backend, moved,
+                    index=i,
+                    norm=module.input_layernorm.weight,
+                    norm2=module.post_attention_layernorm.weight,
+                    eps=self.eps,
+                    heads=heads,
+                    head_dim=self.head_dim,
+                    frozen=frozen,
+                    adapters=adapters,
+                    checkpointing=setup.gradient_checkpointing,
+                    backend=backend,
+                    offload=offload,
                 )
-            )  # fmt: skip
-        self._ends(base, reader, offload=offload)
-        budget = SMALL_LOGITS_BYTES if full else LOGITS_BYTES
-        self.chunk = max(128, budget // (2 * len(self.head)) // 128 * 128)
+            )
+        self._load_ends(base, reader)
+        self.chunk = max(128, setup.logits_bytes // (2 * len(self.head)) // 128 * 128)  # tokens
         self.parameters = [layer.parameters() for layer in self.layers]
 
-    def _ends(self, base: Any, reader: Reader, *, offload: bool) -> None:
-        """Embedding, last norm, output layer."""
+    def _load_ends(self, base: Any, reader: Reader) -> None:
+        """Load embedding, last norm and output layer."""
         embedding = reader.one("model.embed_tokens.weight")
         tied = base.config.tie_word_embeddings or "lm_head.weight" not in reader.entries
         self.head = embedding if tied else reader.one("lm_head.weight")
-        self.embedding = embedding.to("cpu") if offload and not tied else embedding
+        self.embedding = embedding.to("cpu") if self.setup.offloads and not tied else embedding
         self.norm = reader.one("model.norm.weight")
         base.model.embed_tokens.weight = torch.nn.Parameter(self.embedding, requires_grad=False)
         base.lm_head.weight = (
@@ -172,7 +176,7 @@ class Engine:
         base.model.norm.weight = torch.nn.Parameter(self.norm, requires_grad=False)
 
     def begin_step(self) -> None:
-        """The adapter has changed: drop the copies made of it."""
+        """The adapter has changed: drop the copies in the activations' dtype."""
         for layer in self.layers:
             for adapters in layer.adapters.values():
                 adapters.copies = None
@@ -180,30 +184,36 @@ class Engine:
     def loss(self, packed: PackedRow, divisor: Tensor) -> Tensor:
         """Summed negative log-likelihood of the row's trained tokens divided by `divisor` (a float32 scalar on the device)."""
         h = self._layers(packed)
-        positions, targets = self._move(packed.positions), self._move(packed.targets)
+        positions, targets = self._to_device(packed.positions), self._to_device(packed.targets)
         return Loss.apply(h, self.norm, self.eps, self.head, positions, targets, divisor, self.chunk)
 
     def token_losses(self, packed: PackedRow) -> Tensor:
         """Negative log-likelihood of each of the row's trained tokens: (trained tokens,) float32."""
         h = self._layers(packed)
         return TokenLosses.apply(
-            h, self.norm, self.eps, self.head, self._move(packed.positions), self._move(packed.targets), self.chunk
+            h,
+            self.norm,
+            self.eps,
+            self.head,
+            self._to_device(packed.positions),
+            self._to_device(packed.targets),
+            self.chunk,
         )
 
     def _layers(self, packed: PackedRow) -> Tensor:
         """Hidden states after the last layer: (T, H)."""
-        h, row = self.open(packed)
+        h, row = self._embed(packed)
         for layer, parameters in zip(self.layers, self.parameters, strict=True):
             h = DecoderLayer.apply(h, layer, row, *parameters)
         return h
 
-    def open(self, packed: PackedRow) -> tuple[Tensor, Row]:
-        """Embedded tokens (T, H) and what the layers share."""
+    def _embed(self, packed: PackedRow) -> tuple[Tensor, Row]:
+        """Embedded tokens (T, H), and what all layers share."""
         ids = torch.tensor(packed.input_ids)
         h = torch.nn.functional.embedding(ids.to(self.embedding.device), self.embedding).to(self.device)
         with torch.no_grad():
             cos, sin = self.rotary(
-                torch.empty((), dtype=torch.float32, device=self.device), self._move(packed.position_ids)[None]
+                torch.empty((), dtype=torch.float32, device=self.device), self._to_device(packed.position_ids)[None]
             )
         half = self.head_dim // 2
         cos, sin = cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
@@ -213,10 +223,10 @@ class Engine:
         count = len(self.layers)
         if self.threshold == 0 or not self.training:
             return [[NO_DROP] * 4] * count
-        seeds = torch.randint(2**31 - 1, (count, 4)).tolist()  # from torch's own generator, whose state is saved
+        seeds = torch.randint(2**31 - 1, (count, 4)).tolist()  # by torch's own generator, whose state is saved
         return [[Dropout(self.threshold, seed) for seed in four] for four in seeds]
 
-    def _move(self, values: list[int]) -> Tensor:
+    def _to_device(self, values: list[int]) -> Tensor:
         tensor = torch.tensor(values, dtype=torch.int64)
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 

@@ -1,4 +1,4 @@
-"""Layer inputs kept in main memory between the forward and the backward pass, copied beside the computation."""
+"""Layer inputs stored in main memory between the forward and the backward pass, copied while the GPU computes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Tensor = Any
 
 
 class Offload:
-    """One pinned buffer a layer; the input of the layer below is fetched while this one computes."""
+    """One pinned buffer a layer; the input of the next lower layer is fetched while this one computes."""
 
     def __init__(self) -> None:
         self.stream = torch.cuda.Stream()
@@ -19,7 +19,7 @@ class Offload:
         self.fetched: dict[int, tuple[Tensor, Any]] = {}
 
     def store(self, index: int, h: Tensor) -> None:
-        """Copy h: (T, H) out; the tensor may be freed at once."""
+        """Copy h: (T, H) of layer `index` out; the tensor may be freed at once."""
         buffer = self.buffers.get(index)
         if buffer is None or buffer.numel() < h.numel():
             buffer = self.buffers[index] = torch.empty(h.numel(), dtype=h.dtype, pin_memory=True)
@@ -30,7 +30,7 @@ class Offload:
         self.shapes[index] = tuple(h.shape)
 
     def load(self, index: int) -> Tensor:
-        """The tensor of layer `index`; the next lower one starts on its way."""
+        """The tensor of layer `index`; fetching that of the next lower layer starts."""
         self._fetch(index)
         h, event = self.fetched.pop(index)
         torch.cuda.current_stream().wait_event(event)

@@ -1,4 +1,4 @@
-"""The steps between matrix products: a Triton kernel on a card, `host` on a processor. Same results within rounding (`reference`)."""
+"""The steps between matrix products: a Triton kernel on a GPU, `host` on a CPU. Same results within rounding (`reference`)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from noesis.training.engine import host, reference
 
 Tensor = Any
-# rows, columns and warps of a tile of the kernels that hold a small matrix product
+# rows, columns and warps of a tile of the kernels that contain a small matrix product: the fastest of twelve on Hopper
 TILES = {
     "add_low_rank": (128, 128, 8),
     "swiglu": (64, 64, 8),
     "swiglu_backward": (64, 128, 4),
     "rotate": (64, 0, 4),
-}  # the fastest of twelve on Hopper
+}
 QUANTISE = (8192, 16)  # columns at a time, warps
 
 
@@ -32,13 +32,13 @@ class Dropout:
         return 256 / (256 - self.threshold)
 
     def apply(self, x: Tensor) -> Tensor:
-        """On a processor."""
+        """x with dropout, on a CPU."""
         return host.drop(x, self.threshold, self.seed)
 
 
 @dataclass
 class Inputs:
-    """A tensor (T, N) as the next product needs it: as it is, in FP8 with row scales, and with dropout for the adapter."""
+    """A tensor (T, N) as the next product needs it: plain, in FP8 with row scales, and with dropout for the adapter."""
 
     plain: Tensor  # None where FP8 and dropout take its place
     dropped: Tensor  # `plain` itself where nothing is dropped
@@ -129,7 +129,7 @@ def add_low_rank(y: Tensor, u: Tensor, b: Tensor, *, drop: Dropout, residual: Te
 
 
 def rotate(qkv: Tensor, u: Tensor, b: Tensor, cos: Tensor, sin: Tensor, heads: tuple[int, int]) -> Tensor:
-    """Adapters' part of q, k, v added, q and k rotated; in place on a card. qkv: (T, (Q + 2K)·D), u: (T, 3R), b: ((Q + 2K)·D, R)."""
+    """Adapters' part of q, k, v added, q and k rotated; in place on a GPU. qkv: (T, (Q + 2K)·D), u: (T, 3R), b: ((Q + 2K)·D, R)."""
     (tokens, width), (qh, kh), r, half = qkv.shape, heads, b.shape[1], cos.shape[1]
     if not qkv.is_cuda:
         return host.rotate(qkv, u, b, cos, sin, heads)
@@ -195,7 +195,7 @@ def swiglu(gu: Tensor, u: Tensor, b: Tensor) -> Tensor:
 
 
 def swiglu_backward(gu: Tensor, u: Tensor, b: Tensor, dact: Tensor, du: Tensor, a: Tensor, drop: Dropout) -> Tensor:
-    """Gradients of gate and up: (T, 2I), written over gu on a card. du: (T, R), a: (I, R)."""
+    """Gradients of gate and up: (T, 2I), written over gu on a GPU. du: (T, R), a: (I, R)."""
     if not gu.is_cuda:
         return host.swiglu_backward(gu, dact, du, a, threshold=drop.threshold, seed=drop.seed)
     tokens, width, r = gu.shape[0], gu.shape[1] // 2, b.shape[1]

@@ -1,6 +1,6 @@
-"""Weights from safetensors to where they compute, a few at a time: no second copy of the model ever exists.
+"""Weights from safetensors to the device, a few at a time: no second copy of the model ever exists.
 
-On a card several threads read the files into pinned buffers and copy from there, so that loading runs at the speed of the page cache.
+On a GPU several threads read the files into pinned buffers and copy from there, so that loading runs at the speed of the page cache.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from noesis.core.errors import ModelError
 
 Tensor = Any
 TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-READERS = 8
-AHEAD = 3  # groups of tensors that are read before they are asked for
+GPU_READERS, CPU_READERS = 8, 2  # threads
+PREFETCHED_GROUPS = 3
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies."""
+    """Where a tensor is: `start` and `size` in bytes from the beginning of the file."""
 
     file: Path
-    start: int  # bytes from the beginning of the file
+    start: int
     size: int
     shape: tuple[int, ...]
     dtype: Any
@@ -39,7 +39,7 @@ def read_index(folder: Path) -> dict[str, Entry]:
     """Every tensor of a model folder, from the headers of its safetensors files.
 
     Raises:
-        ModelError: there is none, or one is damaged.
+        ModelError: there is no such file, or one is damaged.
     """
     entries: dict[str, Entry] = {}
     for file in sorted(folder.glob("*.safetensors")):
@@ -54,7 +54,7 @@ def read_index(folder: Path) -> dict[str, Entry]:
                         file, 8 + length + begin, end - begin, tuple(item["shape"]), TYPES[item["dtype"]]
                     )
                     if 8 + length + end > file.stat().st_size:
-                        raise ValueError(f"{name} ends behind the end of the file")
+                        raise ValueError(f"{name} ends after the end of the file")
         except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError) as error:
             raise ModelError(f"{file} can't be read as safetensors ({error!r}): fetch the model again") from None
     if not entries:
@@ -67,7 +67,7 @@ class Reader:
 
     def __init__(self, folder: Path, dtype: Any, device: Any) -> None:
         self.entries, self.dtype, self.device = read_index(folder), dtype, torch.device(device)
-        self.pool = ThreadPoolExecutor(READERS if self.device.type == "cuda" else 2)
+        self.pool = ThreadPoolExecutor(GPU_READERS if self.device.type == "cuda" else CPU_READERS)
         self.thread = local()
 
     def __enter__(self) -> Reader:
@@ -78,22 +78,22 @@ class Reader:
 
     def groups(self, groups: list[list[str]]) -> Iterator[list[Tensor]]:
         """Each group's tensors, in order; the next groups are already being read."""
-        waiting: list[list[Future[Tensor]]] = []
-        todo = iter(groups)
+        reading: list[list[Future[Tensor]]] = []
+        remaining = iter(groups)
         while True:
-            while len(waiting) <= AHEAD and (names := next(todo, None)) is not None:
-                waiting.append([self.pool.submit(self._read, name) for name in names])
-            if not waiting:
+            while len(reading) <= PREFETCHED_GROUPS and (names := next(remaining, None)) is not None:
+                reading.append([self.pool.submit(self._read, name) for name in names])
+            if not reading:
                 return
-            yield [future.result() for future in waiting.pop(0)]
+            yield [future.result() for future in reading.pop(0)]
 
     def one(self, name: str) -> Tensor:
-        """A single tensor."""
+        """A single tensor, read now."""
         return self._read(name)
 
     def _read(self, name: str) -> Tensor:
         if name not in self.entries:
-            raise ModelError(f"the model has no weight {name!r}: it is not a whole Llama-like model")
+            raise ModelError(f"the model has no weight {name!r}: it is not a complete Llama-like model")
         entry = self.entries[name]
         if self.device.type != "cuda":
             raw = torch.empty(entry.size, dtype=torch.uint8)
@@ -103,7 +103,7 @@ class Reader:
         _fill(entry, raw)
         with torch.cuda.stream(self.thread.stream):
             out = raw.view(entry.dtype).view(entry.shape).to(self.device, non_blocking=True).to(self.dtype)
-        self.thread.stream.synchronize()  # the buffer is used again
+        self.thread.stream.synchronize()  # the buffer is reused
         out.record_stream(torch.cuda.default_stream(self.device))
         return out
 

@@ -1,4 +1,7 @@
-"""A fork begins with the adapter of another run (`noesis train --fork RUN`): its weights only; optimizer, schedule and order are its own."""
+"""A PEFT adapter on disk: saved whole or not at all, or loaded into a model.
+
+A fork (`noesis train --fork RUN`) and the second part of `sft+dpo` start with an adapter's weights; optimizer, schedule and order are new.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from noesis.core.files import replace_folder, sync_tree
 ADAPTER_FILE = "adapter_model.safetensors"
 
 
-def load_adapter_into(model: Any, parent: Path) -> None:
-    """Copy the adapter in folder `parent` into `model`.
+def load_adapter_into(model: Any, adapter: Path) -> None:
+    """Copy the adapter in folder `adapter` into `model`.
 
     Raises:
         TrainingError: it has other tensors or shapes: another base, rank, or other target modules.
@@ -23,7 +26,7 @@ def load_adapter_into(model: Any, parent: Path) -> None:
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file
 
-    theirs, ours = load_file(parent / ADAPTER_FILE), get_peft_model_state_dict(model)
+    theirs, ours = load_file(adapter / ADAPTER_FILE), get_peft_model_state_dict(model)
     wrong = sorted(
         name
         for name in theirs.keys() | ours.keys()
@@ -31,7 +34,8 @@ def load_adapter_into(model: Any, parent: Path) -> None:
     )
     if wrong:
         raise TrainingError(
-            f"the parent's adapter does not fit this run's ({wrong[0]}): a fork needs the same base model, rank and target_modules"
+            f"the parent's adapter does not fit this run's ({wrong[0]}): "
+            "a fork needs the same base model, rank and target_modules"
         )
     with torch.no_grad():
         for name, tensor in ours.items():
@@ -39,19 +43,19 @@ def load_adapter_into(model: Any, parent: Path) -> None:
 
 
 def save_adapter(model: Any, tokenizer: Any, target: Path) -> None:
-    """A complete PEFT adapter with tokenizer, whole or not at all."""
+    """Write a complete PEFT adapter with tokenizer into folder `target`, whole or not at all."""
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     getattr(model, "module", model).save_pretrained(part, safe_serialization=True)
     tokenizer.save_pretrained(part)
     (part / "README.md").unlink(missing_ok=True)  # PEFT's card template; the run has its own
-    _forget_places(part / "adapter_config.json")
+    _remove_local_path(part / "adapter_config.json")
     sync_tree(part)
     replace_folder(part, target)
 
 
-def _forget_places(file: Path) -> None:
-    """The base by its folder's name: where that lies on this machine, under whose home, is nobody's business."""
-    settings = json.loads(file.read_text(encoding="utf-8"))
+def _remove_local_path(config_file: Path) -> None:
+    """Name the base by its folder alone: its place on this machine, and in whose home, is private."""
+    settings = json.loads(config_file.read_text(encoding="utf-8"))
     settings["base_model_name_or_path"] = Path(str(settings.get("base_model_name_or_path"))).name
-    file.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
+    config_file.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")

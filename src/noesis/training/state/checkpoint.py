@@ -1,7 +1,7 @@
 """Trainer states on disk, whole or not at all, and read without running code: `checkpoints/resume/checkpoint-N/`.
 
-A state is written into a temporary folder, flushed, sealed by a manifest with the hash of each file, and renamed. At the start the newest
-whole one is taken; a torn or tampered one is named and set aside. Tensors are safetensors, everything else JSON: no pickle.
+A state is written into a temporary folder, flushed, sealed by a manifest with the hash of each file, and renamed. A resuming run takes the
+newest intact one; a torn or tampered one is reported and set aside. Tensors are safetensors, everything else JSON: no pickle.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from noesis.core.errors import TrainingError
 from noesis.core.files import replace_folder, sha256_file, sha256_json, sync_tree
 
 FORMAT = 1
-SEAL = "manifest.json"
+SEAL = "manifest.json"  # hashes of a state's files, written last
 STATE = "trainer_state.json"  # the name that transformers reads
-KEEP = 2
+KEEP = 2  # states
 
 Tree = Any  # dicts, lists and tuples of tensors and plain values
 
@@ -29,6 +29,7 @@ Tree = Any  # dicts, lists and tuples of tensors and plain values
 
 
 def step_of(folder: Path) -> int:
+    """The step of a folder `checkpoint-N`."""
     return int(folder.name.rpartition("-")[2])
 
 
@@ -38,7 +39,7 @@ def saved(folder: Path) -> list[Path]:
 
 
 def seal(part: Path, step: int) -> None:
-    """Write the manifest of a folder that is complete but for it."""
+    """Write the manifest of a folder that is otherwise complete."""
     files = {
         p.name: {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in sorted(part.iterdir()) if p.name != SEAL
     }
@@ -51,9 +52,8 @@ def publish(part: Path, target: Path) -> None:
     sync_tree(part)
     replace_folder(part, target)
     for old in saved(target.parent)[:-KEEP]:
-        gone = old.with_name(
-            f".{old.name}.part"
-        )  # renamed first: a kill in between must not leave something that looks torn
+        # renamed first: a kill in between must not leave something that looks torn
+        gone = old.with_name(f".{old.name}.part")
         shutil.rmtree(gone, ignore_errors=True)
         old.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
@@ -86,19 +86,24 @@ def unusable_reason(folder: Path) -> str | None:
 
 
 def newest_whole(folder: Path, *, set_aside: bool = True, tell: Callable[[str], None] = say) -> Path | None:
-    """The newest whole checkpoint; newer ones that are not whole are named and set aside as `torn-N` (by one process of several)."""
-    for left in folder.glob(".*.part") if set_aside else ():
-        shutil.rmtree(left, ignore_errors=True)
+    """The newest whole checkpoint; None if there is none.
+
+    Args:
+        set_aside: rename newer ones that are not whole to `torn-N`; of several processes one does.
+        tell: prints which were set aside, and why.
+    """
+    for leftover in folder.glob(".*.part") if set_aside else ():
+        shutil.rmtree(leftover, ignore_errors=True)
     for candidate in reversed(saved(folder)):
-        why = unusable_reason(candidate)
-        if why is None:
+        reason = unusable_reason(candidate)
+        if reason is None:
             return candidate
         if not set_aside:
             continue
         aside = candidate.with_name(f"torn-{step_of(candidate)}")
         shutil.rmtree(aside, ignore_errors=True)
         candidate.rename(aside)
-        tell(f"  {candidate.name} is not whole ({why}): set aside as {aside.name}, the one before it is used")
+        tell(f"  {candidate.name} is not whole ({reason}): set aside as {aside.name}, the one before it is used")
     return None
 
 
@@ -117,7 +122,7 @@ def write_tree(folder: Path, name: str, tree: Tree) -> None:
 
 
 def read_tree(folder: Path, name: str) -> Tree:
-    """What `write_tree` wrote, bit by bit; tensors in main memory."""
+    """What `write_tree` wrote, bit-identical; tensors in main memory."""
     from safetensors.torch import load_file
 
     tensors = load_file(folder / f"{name}.safetensors")
@@ -156,7 +161,7 @@ def _unpack(value: Any, tensors: dict[str, Any]) -> Tree:
     return tuple(items) if kind == "tuple" else items
 
 
-def generators() -> Tree:
+def rng_states() -> Tree:
     """The states of every random number generator in this process."""
     import numpy as np
     import torch
@@ -173,8 +178,8 @@ def generators() -> Tree:
     return found
 
 
-def set_generators(state: Tree) -> None:
-    """Put the generators back; a card's only where there is one."""
+def set_rng_states(state: Tree) -> None:
+    """Restore what `rng_states` returned; a GPU's only where there is one."""
     import numpy as np
     import torch
 

@@ -1,4 +1,4 @@
-"""The reference's log-probabilities on disk, `checkpoints/reference.json`, so that a run that goes on has the same rewards to the bit."""
+"""The reference's log-probabilities on disk, `checkpoints/reference.json`, so that a resumed run has bit-identical rewards."""
 
 from __future__ import annotations
 
@@ -6,34 +6,43 @@ import json
 from pathlib import Path
 
 from noesis.core.files import sha256_file, sha256_json, write_json
-from noesis.planning.plan import Plan
-from noesis.training.job import PreferencePairs
+from noesis.training.job import TrainJob
 from noesis.training.state.adapter import ADAPTER_FILE
 
-Losses = list[list[float]]  # (pairs, then held-out pairs; 2): summed negative log-likelihoods of chosen and rejected
+REFERENCE_FILE = "reference.json"
+PairLosses = list[
+    list[float]
+]  # (pairs, then held-out pairs; 2): summed negative log-likelihoods of chosen and rejected
 
 
-def load_reference(file: Path, data: PreferencePairs, start: Path | None, plan: Plan) -> Losses | None:
-    """What `keep_reference` wrote for these very pairs, this adapter and this arithmetic; None otherwise, then it is computed anew."""
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        losses: Losses = stored["losses"]
-        same = stored["key"] == _key(data, start, plan) and stored["sha256"] == sha256_json(losses)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-    return losses if same else None
+class ReferenceCache:
+    """The stored reference of a job: valid for its very pairs, for one adapter and for the arithmetic of its plan.
 
+    Args:
+        adapter: folder of the adapter that the reference has; None: the bare base.
+    """
 
-def save_reference(file: Path, data: PreferencePairs, start: Path | None, plan: Plan, losses: Losses) -> None:
-    """Write them, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, {"key": _key(data, start, plan), "sha256": sha256_json(losses), "losses": losses})
+    def __init__(self, job: TrainJob, *, adapter: Path | None) -> None:
+        pairs, plan = job.pairs, job.plan
+        rows = [
+            [pair.chosen.input_ids, pair.chosen.labels, pair.rejected.input_ids, pair.rejected.labels]
+            for pair in (*pairs.train, *pairs.held_out)
+        ]
+        adapter_hash = None if adapter is None else sha256_file(adapter / ADAPTER_FILE)
+        self.file = job.checkpoints / REFERENCE_FILE
+        self.key = sha256_json([rows, adapter_hash, plan.model, plan.setup.precision, plan.setup.compute_dtype])
 
+    def load(self) -> PairLosses | None:
+        """What `save` wrote for the same key; None otherwise, then it must be computed."""
+        try:
+            stored = json.loads(self.file.read_text(encoding="utf-8"))
+            losses: PairLosses = stored["losses"]
+            valid = stored["key"] == self.key and stored["sha256"] == sha256_json(losses)
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+        return losses if valid else None
 
-def _key(data: PreferencePairs, start: Path | None, plan: Plan) -> str:
-    rows = [
-        [pair.chosen.input_ids, pair.chosen.labels, pair.rejected.input_ids, pair.rejected.labels]
-        for pair in (*data.train, *data.held_out)
-    ]
-    adapter = None if start is None else sha256_file(start / ADAPTER_FILE)
-    return sha256_json([rows, adapter, plan.model, plan.setup.precision, plan.setup.compute_dtype])
+    def save(self, losses: PairLosses) -> None:
+        """Write them, whole or not at all."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.file, {"key": self.key, "sha256": sha256_json(losses), "losses": losses})
