@@ -18,8 +18,8 @@ def test_every_stage_runs_and_a_second_time_none_does(
     small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path, capsys: pytest.CaptureFixture[str]
 ):
     s = run_all(small_project, tiny_model, tmp_path / "run")
-    stages = s.run.manifest["stages"]
-    assert {name: entry["status"] for name, entry in stages.items()} == dict.fromkeys(
+    stages = s.run.manifest.stages
+    assert {name: record.status for name, record in stages.items()} == dict.fromkeys(
         ("export", "plan", "train", "choose", "judge", "merge", "gguf", "report"), "done"
     )
     judged = s.run.result("judge")
@@ -30,16 +30,16 @@ def test_every_stage_runs_and_a_second_time_none_does(
     answers = [json.loads(line) for line in (s.run.tribunal / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(answers) == 2
     assert s.constitution.digest()[:16] in (s.run.merged / "README.md").read_text(encoding="utf-8")
-    hashes = {name: o["sha256"] for entry in stages.values() for name, o in entry["outputs"].items()}
+    hashes = {name: o.sha256 for record in stages.values() for name, o in record.outputs.items()}
     assert "checkpoints/epoch_0/adapter_model.safetensors" in hashes
 
     capsys.readouterr()
     again = run_all(small_project, tiny_model, tmp_path / "run")
     assert capsys.readouterr().out.count("already done") == 7  # all but the report
     assert {
-        n: o["sha256"]
-        for e in again.run.manifest["stages"].values()
-        for n, o in e["outputs"].items()
+        n: o.sha256
+        for record in again.run.manifest.stages.values()
+        for n, o in record.outputs.items()
         if n != "report.html"
     } == {n: h for n, h in hashes.items() if n != "report.html"}
 
@@ -75,7 +75,7 @@ def test_the_report_escapes_what_it_shows_and_loads_nothing(
         "UNDECIDED",
         "offline screen (not a judge)",
         "polyline",
-        s.run.manifest["identity"]["dataset_sha256"],
+        s.run.identity.dataset_sha256,
     ):
         assert shown in page
 

@@ -583,7 +583,7 @@ def test_a_run_that_went_on_with_a_smaller_plan_stores_it_and_the_report_compare
     tmp_path: Path, tiny_shape: Path, record: dict, monkeypatch: pytest.MonkeyPatch
 ):
     """Merging read the first plan's precision, which was not what had been trained."""
-    from noesis.pipeline.stages.report import compared
+    from noesis.pipeline.stages.report import planned_and_actual
     from noesis.training import trainer
 
     h100 = replace(rented_gpu("H100"), name="NVIDIA H100 80GB HBM3")
@@ -611,9 +611,11 @@ def test_a_run_that_went_on_with_a_smaller_plan_stores_it_and_the_report_compare
     result = run_train(s)
     assert result["out_of_memory_once"] and "smaller_plan" not in result
     again = load_run(s.run.path)
-    assert Plan.from_json(again.result("plan")) == lower
+    assert Plan.from_json(again.executed_plan()) == lower
+    assert Plan.from_json(again.result("plan")) == Plan.from_json(first)  # what was planned stays what it was
+    assert again.is_done("train")
     assert replace(s, run=again).as_trained.lora.quantization.load_in_4bit
-    rows = {label: (expected, happened) for label, expected, happened in compared(again)}
+    rows = {label: (expected, happened) for label, expected, happened in planned_and_actual(again)}
     assert rows["training time"] == (f"{duration(lower.seconds)} with start", duration(12.5))
     assert rows["tokens a second"] == (f"{lower.tokens_per_s:,.0f}", "3,457")
     assert rows["peak memory"] == (size(lower.memory_bytes), "7.0 GB")

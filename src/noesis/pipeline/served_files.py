@@ -68,7 +68,7 @@ def served_files(run: Run, *, quant: str | None = None, base: Path | None = None
 
 def find_base_gguf(run: Run) -> Path | None:
     """The run's base as a GGUF file: from the cache, or written for the embedded model; a large one is not fetched for this."""
-    name, revision = run.manifest["identity"]["base_model"], run.config().training.revision
+    name, revision = run.identity.base_model, run.config().training.revision
     here = find_tokenizer(name, revision) if name != EMBEDDED else None
     if name != EMBEDDED and (here is None or not any(here.glob("*.safetensors"))):
         return None

@@ -21,7 +21,7 @@ def run_judge(s: RunSession, *, again: bool = False, answers: bool = True) -> di
 
     def work() -> dict[str, Any]:
         require_remaining(s.budget(), "judging")
-        held_out = s.examples("eval")
+        held_out = s.held_out
         chosen = s.run.adapter().name
         scores = score_checkpoints(s, [chosen])
         preference = compare([r["id"] for r in held_out], scores[BASE], scores[chosen]) | {"adapter": chosen}

@@ -8,7 +8,7 @@ from noesis.core.config import Quantization
 from noesis.core.console import say, size
 from noesis.core.errors import RunError
 from noesis.core.files import sha256_file
-from noesis.pipeline.gguf_files import provenance
+from noesis.pipeline.model_card_file import card_text
 from noesis.pipeline.session import RunSession
 from noesis.planning.budget import require_remaining
 
@@ -20,12 +20,10 @@ def run_merge(s: RunSession, *, again: bool = False, original: bool = False) -> 
         original: into the base's original weights, though it was trained against dequantised ones.
     """
     from noesis.release.merge_weights import merge as merge_weights
-    from noesis.release.model_card import model_card
 
     def work() -> dict[str, Any]:
         require_remaining(s.budget(), "merging")
         require_same_base(s)
-        card = model_card(s.run.merged.name, s.config.training.model, s.model.licence, s.run.manifest)
         into = merge_quantization(s, original=original)
         result = merge_weights(
             s.model.path,
@@ -33,8 +31,8 @@ def run_merge(s: RunSession, *, again: bool = False, original: bool = False) -> 
             s.run.merged,
             quantization=into,
             dtype=s.arithmetic,
-            card=card,
-            lineage=provenance(s),
+            card=card_text(s),
+            lineage=s.provenance(),
         )
         return result | {"basis": "original" if original else "trained"}
 
@@ -62,12 +60,13 @@ def require_same_base(s: RunSession) -> None:
     Raises:
         RunError: the base model here is another revision, or the adapter's file was changed.
     """
-    trained_on = s.run.manifest["identity"]["revision"]
+    trained_on = s.run.identity.revision
     if s.model.revision != trained_on:
         raise RunError(
             f"{s.run.path} was trained on {s.config.training.model} {trained_on}, here is {s.model.revision}: fetch that revision, or train again"
         )
     file = s.run.adapter() / "adapter_model.safetensors"
-    known = s.run.manifest["stages"].get("train", {}).get("outputs", {}).get(file.relative_to(s.run.path).as_posix())
-    if known is not None and sha256_file(file) != known["sha256"]:
+    trained = s.run.manifest.stages.get("train")
+    known = trained.outputs.get(file.relative_to(s.run.path).as_posix()) if trained else None
+    if known is not None and sha256_file(file) != known.sha256:
         raise RunError(f"{file} is not the file that training left (its hash differs): restore it, or train again")

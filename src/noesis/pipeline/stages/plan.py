@@ -98,21 +98,24 @@ def _device(gpu: str | None, gpus: int | None) -> Device:
 
 
 def run_plan(s: RunSession, *, again: bool = False) -> dict[str, Any]:
-    """What will be trained, in how many tokens, and what it is expected to take."""
-    stored = s.run.result("plan")
-    config = s.config
+    """What will be trained, in how many tokens, and what it is expected to take.
+
+    A run that continues on another device is planned again, on the base that its saved states were trained against.
+    """
+    config, stored = s.config, s.run.executed_plan()
     if stored is not None and not s.run.is_done("train"):
-        same = "setup" in stored and (stored["device"]["name"], stored["device"]["cards"]) == (
-            s.device.name,
-            s.device.cards,
-        )
-        again = again or not same  # a run that goes on elsewhere is planned anew, but on the base that it began on
+        again = again or not _is_for_device(stored, s.device)
         if saved_states(s.run.checkpoints):
             config = with_planned_storage(config, stored)
 
     def work() -> dict[str, Any]:
-        return plan_run(config, s.model.path, s.training_set().workloads, s.device).as_json()
+        return plan_run(config, s.model.path, s.training_set.workloads, s.device).as_json()
 
     result = s.run.perform("plan", work, list, again=again)
     show_plan(result)
     return result
+
+
+def _is_for_device(plan: dict[str, Any], device: Device) -> bool:
+    planned = plan.get("device", {})
+    return "setup" in plan and (planned.get("name"), planned.get("cards")) == (device.name, device.cards)

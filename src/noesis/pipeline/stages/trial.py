@@ -15,7 +15,7 @@ from typing import Any
 from noesis.core.config import TribunalSection, load_config
 from noesis.core.console import say
 from noesis.core.errors import UsageError
-from noesis.core.files import sha256_file, sha256_json, utc_now, write_json, write_jsonl, write_text
+from noesis.core.files import sha256_file, sha256_json, utc_now, write_json, write_jsonl
 from noesis.core.project import Project, calibrations_folder, tribunal_folder
 from noesis.llm.clients.open import close_clients, open_judges
 from noesis.llm.clients.reply_cache import open_cache
@@ -23,6 +23,7 @@ from noesis.llm.clients.spec import ModelSpec, parse_spec, same_model
 from noesis.llm.clients.spending import Spending
 from noesis.pipeline.answers import answer_generator, answer_identities
 from noesis.pipeline.gguf_files import base_gguf
+from noesis.pipeline.model_card_file import refresh_card
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.choose import CheckpointScore, CheckpointScorer
 from noesis.tribunal.calibration_store import calibration_summary, error_counts, load_calibration, unfit_reason
@@ -125,7 +126,7 @@ def run_trial(
     result = s.run.perform(
         "trial", work, lambda: files, again=again or (before is not None and before["request"] != request)
     )
-    _stamp_card(s)
+    refresh_card(s)
     show(result)
     return result
 
@@ -266,16 +267,3 @@ def _log_locked(run: Path, tribunal: Path, what: str) -> None:
     run.mkdir(parents=True, exist_ok=True)
     with open(run / "locked_uses.jsonl", "a", encoding="utf-8") as f:
         f.write(json.dumps({"date": utc_now(), "what": what, "seal_sha256": sha256_json(seal(tribunal))}) + "\n")
-
-
-def _stamp_card(s: RunSession) -> None:
-    """Put the verdict on a model card that was written before it."""
-    from noesis.release.model_card import model_card
-
-    card = s.run.merged / "README.md"
-    if not s.run.is_done("merge") or not card.is_file():
-        return
-    write_text(card, model_card(s.run.merged.name, s.config.training.model, s.model.licence, s.run.manifest))
-    entry = s.run.manifest["stages"]["merge"]["outputs"][card.relative_to(s.run.path).as_posix()]
-    entry.update(bytes=card.stat().st_size, sha256=sha256_file(card))
-    s.run.save()
