@@ -37,6 +37,7 @@ from noesis.planning.setup import Setup
 from noesis.planning.speed import cards_share, cpu_tokens_per_second, row_seconds
 from noesis.planning.workload import Workload, first_fit
 from noesis.run.directory import load_run, open_run
+from noesis.run.manifest import Identity
 
 CPU = Device("cpu", "test", 16 * 10**9, 2, True)
 LENGTHS = tuple(300 + 37 * i % 500 for i in range(111))
@@ -548,7 +549,7 @@ def test_a_wrong_switch_is_named(key: str):
 
 def session(path: Path, folder: Path, device: Device, record: dict) -> RunSession:
     config = settings()
-    run = open_run(path, {"base_model": "tiny", "revision": "0"}, config)
+    run = open_run(path, Identity("", "", "", "tiny", "0"), config)
     write_jsonl(
         run.data / "train.jsonl",
         [record | {"id": f"x_{i:03}", "prompt": f"Pergunta {i}: o que é a coragem?"} for i in range(20)],

@@ -268,11 +268,12 @@ def test_a_directory_that_becomes_read_only_keeps_the_last_whole_step(
 
 def test_an_old_run_on_a_disk_of_its_own_is_archived_on_that_disk(disk: Path):
     from noesis.run.directory import open_run
+    from noesis.run.manifest import Identity
 
     config = load_config(Project(ROOT))
-    open_run(disk, {"a": "1"}, config)
+    open_run(disk, Identity("1", "", "", "", ""), config)
     (disk / "data").mkdir()
-    open_run(disk, {"a": "2"}, config)
+    open_run(disk, Identity("2", "", "", "", ""), config)
     (target,) = (disk / ".archive").iterdir()
     assert sorted(p.name for p in target.iterdir()) == ["config.json", "data", "manifest.json"]
 
