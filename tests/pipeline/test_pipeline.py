@@ -107,8 +107,7 @@ def test_a_trial_before_a_scripted_judge(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    import judge_server as play
-
+    from helpers import judge_server as play
     from noesis.cli import run_command
     from noesis.pipeline.session import reopen_run
     from noesis.pipeline.stages.report import run_report

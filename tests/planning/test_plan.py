@@ -584,7 +584,7 @@ def test_a_run_that_went_on_with_a_smaller_plan_stores_it_and_the_report_compare
     tmp_path: Path, tiny_shape: Path, record: dict, monkeypatch: pytest.MonkeyPatch
 ):
     """Merging read the first plan's precision, which was not what had been trained."""
-    from noesis.pipeline.stages.report import planned_and_actual
+    from noesis.pipeline.stages.report import compared
     from noesis.training import trainer
 
     h100 = replace(rented_gpu("H100"), name="NVIDIA H100 80GB HBM3")
@@ -616,7 +616,7 @@ def test_a_run_that_went_on_with_a_smaller_plan_stores_it_and_the_report_compare
     assert Plan.from_json(again.result("plan")) == Plan.from_json(first)  # what was planned stays what it was
     assert again.is_done("train")
     assert replace(s, run=again).as_trained.lora.quantization.load_in_4bit
-    rows = {label: (expected, happened) for label, expected, happened in planned_and_actual(again)}
+    rows = {label: (expected, happened) for label, expected, happened in compared(again)}
     assert rows["training time"] == (f"{duration(lower.seconds)} with start", duration(12.5))
     assert rows["tokens a second"] == (f"{lower.tokens_per_s:,.0f}", "3,457")
     assert rows["peak memory"] == (size(lower.memory_bytes), "7.0 GB")

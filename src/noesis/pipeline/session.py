@@ -1,4 +1,4 @@
-"""A run with what its stages share: configuration, constitution, base model, device, and its data, each file read once."""
+"""A run with what its stages share: configuration, constitution, base model, device and data."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Any
 from noesis.constitution.document import Constitution, load_constitution
 from noesis.core.config import Config
 from noesis.core.device import Device, detect
-from noesis.core.files import sha256_file
 from noesis.dataset.auxiliary import read_auxiliary
 from noesis.dataset.load import read_examples
-from noesis.llm.embedded import EMBEDDED, Model
+from noesis.llm.embedded import Model
 from noesis.llm.hub import find_model
 from noesis.pipeline.training_set import build_training_set
 from noesis.planning.budget import Budget, budget_of
@@ -49,33 +48,19 @@ class RunSession:
             since=self.run.working_since,
         )
 
-    # --- data: the run's own copies, never the project's files
-    @cached_property
-    def train_examples(self) -> Records:
-        return read_examples(self.run.data / "train.jsonl", self.constitution)
-
-    @cached_property
-    def held_out(self) -> Records:
-        return read_examples(self.run.data / "eval.jsonl", self.constitution)
-
-    @cached_property
-    def auxiliary(self) -> dict[str, Records]:
-        """Preference pairs and replay rows that the run takes besides its examples."""
-        return read_auxiliary(self.run.data)
+    def examples(self, part: str) -> Records:
+        """The run's own copy of `train` or `eval`."""
+        return read_examples(self.run.data / f"{part}.jsonl", self.constitution)
 
     @cached_property
     def training_set(self) -> TrainingSet:
-        """The token rows that the method trains on."""
+        """The token rows that the method trains on, from the run's own copies; made once."""
+        besides = read_auxiliary(self.run.data)
+        held_out = self.examples("eval") if self.config.training.method != "sft" else []
         return build_training_set(
-            self.config,
-            self.model.path,
-            self.train_examples,
-            self.constitution,
-            held_out=self.held_out if self.config.training.method != "sft" else [],
-            besides=self.auxiliary,
+            self.config, self.model.path, self.examples("train"), self.constitution, held_out=held_out, besides=besides
         )
 
-    # --- what was trained
     @property
     def as_trained(self) -> Config:
         """The configuration with the base's storage that was trained against; what merges and scores must read."""
@@ -86,29 +71,6 @@ class RunSession:
         """The type that training computed in, whatever this machine would choose."""
         plan = self.run.executed_plan() or {}
         return str(plan["setup"]["compute_dtype"]) if "setup" in plan else compute_dtype(self.config, self.device)
-
-    @property
-    def system_prompt(self) -> str:
-        """The constitution's system prompt in the language of the examples."""
-        prompt = self.constitution.system_prompt
-        return prompt.en if self.config.training.data.language == "en" else prompt.pt
-
-    def provenance(self) -> dict[str, Any]:
-        """What the model is made of: for noesis.json next to the weights, and the metadata of GGUF files."""
-        identity, name = self.run.identity, self.config.training.model
-        return {
-            "noesis": self.run.manifest.noesis,
-            "base": "HuggingFaceTB/SmolLM2-135M-Instruct" if name == EMBEDDED else name,
-            "base_revision": identity.revision,
-            "licence": self.model.licence,
-            "dataset_sha256": identity.dataset_sha256,
-            "constitution_sha256": identity.constitution_sha256,
-            "config_sha256": identity.config_sha256,
-            "adapter_sha256": sha256_file(self.run.adapter() / "adapter_model.safetensors"),
-            "system_prompt": self.system_prompt,
-            "system_prompt_pt": self.constitution.system_prompt.pt,
-            "system_prompt_en": self.constitution.system_prompt.en,
-        }
 
 
 def reopen_run(path: Path) -> RunSession:

@@ -49,7 +49,7 @@ def score_checkpoints(s: RunSession, epochs: Sequence[str]) -> dict[str, Scores]
     Args:
         epochs: names of folders under checkpoints/. What was scored before is read, not scored again.
     """
-    held_out = s.held_out
+    held_out = s.examples("eval")
     data = sha256_json(held_out)
     adapters = {name: s.run.checkpoints / name for name in epochs}
     keys = {BASE: sha256_json([s.model.revision, s.as_trained.lora.quantization.model_dump(), s.arithmetic, data])}
@@ -123,7 +123,7 @@ def choose_checkpoint(s: RunSession, hear: CheckpointScorer | None = None) -> di
     """
     epochs = [folder.name for folder in s.run.epochs()]
     scores = score_checkpoints(s, epochs)
-    ids = [record["id"] for record in s.held_out]
+    ids = [record["id"] for record in s.examples("eval")]
     figures: dict[str, dict[str, Any]] = {}
     for name in epochs:
         tuned = compare(ids, scores[BASE], scores[name])["tuned"]

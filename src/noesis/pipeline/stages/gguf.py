@@ -17,7 +17,7 @@ from noesis.core.project import Project, find_project
 from noesis.dataset.load import evenly_spread
 from noesis.llm.chat_template import render
 from noesis.llm.tokenizer import load_tokenizer
-from noesis.pipeline.gguf_files import adapter_file, base_gguf, write_adapter
+from noesis.pipeline.gguf_files import _system, adapter_file, base_gguf, write_adapter
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.merge import merge_quantization
 from noesis.planning.budget import require_remaining
@@ -126,7 +126,7 @@ def certify_files(
     best = next(files[kind] for kind in ("q8_0", "f16", "q4_k_m", "f32") if kind in files)
     context = min(int(read_config(s.run.merged)["max_position_embeddings"]), 8192)
     try:
-        text = modelfile(best.name, tokenizer, system=s.system_prompt, context=context, licence=s.model.licence)
+        text = modelfile(best.name, tokenizer, system=_system(s), context=context, licence=s.model.licence)
     except ModelError as error:
         text = f"# {error}\n"
     write_text(s.run.gguf / "Modelfile", text)
@@ -160,7 +160,7 @@ def _compared(s: RunSession, tokenizer: Any) -> tuple[list[str], list[str], str]
             [*opening_messages(s.constitution, r), {"role": "assistant", "content": r["response_revised"]}],
             add_generation_prompt=False,
         )
-        for r in evenly_spread(s.held_out, 2)
+        for r in evenly_spread(s.examples("eval"), 2)
     ]
     return [*map(one, asked), *whole], list(map(one, answered)), source
 

@@ -8,7 +8,7 @@ from noesis.core.config import Quantization
 from noesis.core.console import say, size
 from noesis.core.errors import RunError
 from noesis.core.files import sha256_file
-from noesis.pipeline.model_card_file import card_text
+from noesis.pipeline.gguf_files import provenance
 from noesis.pipeline.session import RunSession
 from noesis.planning.budget import require_remaining
 
@@ -31,8 +31,8 @@ def run_merge(s: RunSession, *, again: bool = False, original: bool = False) -> 
             s.run.merged,
             quantization=into,
             dtype=s.arithmetic,
-            card=card_text(s),
-            lineage=s.provenance(),
+            card=_card(s),
+            lineage=provenance(s),
         )
         return result | {"basis": "original" if original else "trained"}
 
@@ -70,3 +70,19 @@ def require_same_base(s: RunSession) -> None:
     known = trained.outputs.get(file.relative_to(s.run.path).as_posix()) if trained else None
     if known is not None and sha256_file(file) != known.sha256:
         raise RunError(f"{file} is not the file that training left (its hash differs): restore it, or train again")
+
+
+def write_card(s: RunSession) -> None:
+    """Derive the merged model's card again from what the run says now, the verdict included; nothing where there is no model."""
+    card = s.run.merged / "README.md"
+    if s.run.is_done("merge") and card.is_file() and card.read_text(encoding="utf-8") != (text := _card(s)):
+        s.run.write_derived("merge", card, text)
+
+
+def _card(s: RunSession) -> str:
+    from noesis.release.model_card import model_card
+
+    manifest = s.run.manifest.to_json()
+    if (plan := s.run.executed_plan()) is not None:
+        manifest["stages"]["plan"]["result"] = plan  # in this copy: the card says what was trained
+    return model_card(s.run.merged.name, s.config.training.model, s.model.licence, manifest)

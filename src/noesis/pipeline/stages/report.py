@@ -51,7 +51,7 @@ def write_report(run: Run, config: Config, constitution: Constitution) -> dict[s
         config=config,
         data=run.result("export"),
         plan=run.executed_plan(),
-        compared=planned_and_actual(run) if run.result("plan") else [],
+        compared=compared(run) if run.result("plan") else [],
         train=run.result("train"),
         choice=run.result("choose"),
         judge=run.result("judge"),
@@ -124,7 +124,7 @@ def _read_jsonl(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
 
-def planned_and_actual(run: Run) -> list[tuple[str, str, str]]:
+def compared(run: Run) -> list[tuple[str, str, str]]:
     """What the executed plan expected and what happened, in words: (label, expected, actual); '–' where nothing is known."""
     plan, train = run.executed_plan() or {}, run.result("train")
     unknown = "–"

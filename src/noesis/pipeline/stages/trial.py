@@ -23,9 +23,9 @@ from noesis.llm.clients.spec import ModelSpec, parse_spec, same_model
 from noesis.llm.clients.spending import Spending
 from noesis.pipeline.answers import answer_generator, answer_identities
 from noesis.pipeline.gguf_files import base_gguf
-from noesis.pipeline.model_card_file import refresh_card
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.choose import CheckpointScore, CheckpointScorer
+from noesis.pipeline.stages.merge import write_card
 from noesis.tribunal.calibration_store import calibration_summary, error_counts, load_calibration, unfit_reason
 from noesis.tribunal.panel import JudgePanel
 from noesis.tribunal.rubric import JUDGES, load_rubrics
@@ -126,7 +126,7 @@ def run_trial(
     result = s.run.perform(
         "trial", work, lambda: files, again=again or (before is not None and before["request"] != request)
     )
-    refresh_card(s)
+    write_card(s)
     show(result)
     return result
 
