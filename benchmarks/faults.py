@@ -33,6 +33,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from noesis.run.stages import STAGES as ALL_STAGES
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 CALLS = (
@@ -55,7 +57,7 @@ SKIPPED = ("judge", "gguf", "report")  # no later stage needs them
 STRACE = shutil.which("strace") is not None
 PYTHON_CALLS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
 MOMENTS = ("forward", "backward", "optimizer")
-STAGES = ("export", "plan", "train", "choose", "judge", "merge", "gguf", "report")
+STAGES = tuple(name for name in ALL_STAGES if name != "trial")
 OVERRIDES: dict[str, Any] = {
     "lora.r": 4,
     "lora.lora_alpha": 8,
@@ -86,9 +88,10 @@ def child(
     project: Any, config: Any, path: Path, point: Point | None, gate: int, told: int, only: tuple[str, ...]
 ) -> None:
     """Run the pipeline up to the last stage of `only`; at the beginning of the point's stage wait until strace has been attached."""
-    from noesis.pipeline.registry import STAGE_FUNCTIONS
+    from noesis.pipeline.registry import REGISTRY, PipelineOptions
     from noesis.pipeline.start_run import from_sources, start_run
     from noesis.run.directory import Run
+    from noesis.run.lock import locked
 
     plain = Run.perform
     current = ""
@@ -112,13 +115,13 @@ def child(
     if point is None or point.what in MOMENTS or not STRACE:
         count_moments(point, told, lambda: current)
     announce("export")
-    with Run(path, {}).locked():
+    with locked(path):
         s = start_run(project, config, path, from_sources(project, config))
         for stage in STAGES[1:]:
             if any(STAGES.index(stage) <= STAGES.index(last) for last in only) and (
                 stage not in SKIPPED or stage in only
             ):
-                STAGE_FUNCTIONS[stage](s)
+                REGISTRY[stage].run(s, PipelineOptions())
     if point is not None and current == point.stage:
         os._exit(MISSED)
 

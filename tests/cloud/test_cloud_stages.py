@@ -95,7 +95,7 @@ def test_a_whole_run_on_a_volume_and_a_longer_one_after_it(place: stages.Contain
         CloudRequest.from_json(asked(place, tiny_model)), place.root, in_process(place, []), "call-2"
     )
     assert again["code"] == 0
-    assert load_run(place.root).manifest["created"] == run.manifest["created"]
+    assert load_run(place.root).manifest.created == run.manifest.created
     longer = stages.train(place, asked(place, tiny_model, epochs=3), "call-3")
     assert longer["epochs"] == 3
     (archived,) = (place.root / "runs").iterdir()
@@ -117,7 +117,7 @@ def test_an_epoch_is_judged_from_a_file_of_its_own_and_booked_at_the_end(
     assert "error" not in stages.judge(place, asked(place, tiny_model), False)
     for _ in range(2):  # a second time books nothing again
         assert "error" not in stages.merge(place, asked(place, tiny_model), False)
-    assert [e["stage"] for e in load_run(place.root).manifest["ledger"]].count("judge_epochs") == 1
+    assert [entry.stage for entry in load_run(place.root).manifest.ledger].count("judge_epochs") == 1
 
 
 def test_what_a_user_gets_wrong_comes_back_as_a_result(place: stages.ContainerContext, tiny_model: Path):
@@ -152,7 +152,7 @@ def test_a_container_that_is_taken_away_leaves_what_it_had_and_the_next_goes_on(
         stages.train(place, asked(place, tiny_model, epochs=3), "call")
     monkeypatch.undo()
     monkeypatch.setenv("NOESIS_CACHE", str(place.root.parent / "cache"))
-    assert load_run(place.root).manifest["stages"]["train"]["status"] == "interrupted"
+    assert load_run(place.root).state("train") == "interrupted"
     assert stages.train(place, asked(place, tiny_model, epochs=3, fresh=True), "call")["epochs"] == 3
     assert not (place.root / "runs").exists()  # the same call goes on with the run that it opened, fresh or not
     done = order.orchestrate(
@@ -206,7 +206,7 @@ def test_all_answers_come_first_then_the_judge_is_served_and_ends(
     assert ("error" in done, calls) == (False, ["answer_shard", "answer_shard", "judge"]), (
         done
     )  # 24 prompts are two chunks
-    stages_of_ledger = [entry["stage"] for entry in load_run(place.root).manifest["ledger"]]
+    stages_of_ledger = [entry.stage for entry in load_run(place.root).manifest.ledger]
     assert stages_of_ledger.count("answers") == 2
     result = load_run(place.root).result("trial")
     assert result["judges"][0]["name"] == "Qwen/Qwen2.5-7B-Instruct", result

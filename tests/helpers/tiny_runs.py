@@ -48,14 +48,14 @@ OVERRIDES = {
 
 
 def run_all(project: Project, model: Path, path: Path, **overrides: object):
-    from noesis.pipeline.registry import run_stages
+    from noesis.pipeline import registry
     from noesis.pipeline.start_run import from_sources, start_run
 
     config = load_config(
         project, OVERRIDES | {"training.model": str(model), "training.data.language": "en"} | overrides
     )
     s = start_run(project, config, path, from_sources(project, config))
-    run_stages(s, first=1, total=7)
+    registry.run_all(s)
     return s
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from helpers.manifest import edited_manifest
 from helpers.tiny_runs import run_all
 from noesis.core.project import Project
 from noesis.pipeline.stages.choose import CheckpointScore, choose_checkpoint, score_checkpoints
+from noesis.run.directory import load_run
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +76,8 @@ def test_a_lie_about_the_choice_is_found(trained):
     from noesis.pipeline.verify import verify
 
     assert [what for what, wrong in verify(trained.run) if wrong] == []
-    trained.run.manifest["stages"]["choose"]["result"]["epochs"]["epoch_0"]["preferred"] += 1
+    with edited_manifest(trained.run.path) as manifest:
+        manifest["stages"]["choose"]["result"]["epochs"]["epoch_0"]["preferred"] += 1
     assert "the choice of the checkpoint follows from the scores" in [
-        what for what, wrong in verify(trained.run) if wrong
+        what for what, wrong in verify(load_run(trained.run.path)) if wrong
     ]

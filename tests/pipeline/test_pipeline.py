@@ -8,18 +8,25 @@ from pathlib import Path
 
 import pytest
 
+from helpers.manifest import as_version_0_1_0
 from helpers.tiny_runs import run_all, toy_tribunal
 from noesis.core.project import Project
+from noesis.pipeline.verify import status, verify
+from noesis.run.directory import load_run
 
 pytestmark = pytest.mark.slow
+
+
+def wrong(run: Path) -> list[str]:
+    return [f"{what}: {why}" for what, why in verify(load_run(run)) if why]
 
 
 def test_every_stage_runs_and_a_second_time_none_does(
     small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path, capsys: pytest.CaptureFixture[str]
 ):
     s = run_all(small_project, tiny_model, tmp_path / "run")
-    stages = s.run.manifest["stages"]
-    assert {name: entry["status"] for name, entry in stages.items()} == dict.fromkeys(
+    stages = s.run.manifest.stages
+    assert {name: record.status for name, record in stages.items()} == dict.fromkeys(
         ("export", "plan", "train", "choose", "judge", "merge", "gguf", "report"), "done"
     )
     judged = s.run.result("judge")
@@ -30,18 +37,44 @@ def test_every_stage_runs_and_a_second_time_none_does(
     answers = [json.loads(line) for line in (s.run.tribunal / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(answers) == 2
     assert s.constitution.digest()[:16] in (s.run.merged / "README.md").read_text(encoding="utf-8")
-    hashes = {name: o["sha256"] for entry in stages.values() for name, o in entry["outputs"].items()}
+    hashes = {name: o.sha256 for record in stages.values() for name, o in record.outputs.items()}
     assert "checkpoints/epoch_0/adapter_model.safetensors" in hashes
 
     capsys.readouterr()
     again = run_all(small_project, tiny_model, tmp_path / "run")
     assert capsys.readouterr().out.count("already done") == 7  # all but the report
     assert {
-        n: o["sha256"]
-        for e in again.run.manifest["stages"].values()
-        for n, o in e["outputs"].items()
+        n: o.sha256
+        for record in again.run.manifest.stages.values()
+        for n, o in record.outputs.items()
         if n != "report.html"
     } == {n: h for n, h in hashes.items() if n != "report.html"}
+
+
+def test_a_released_run_is_judged_again_and_goes_on_also_if_version_0_1_0_made_it(
+    small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Judging again made the merged model stale: `holds no merged model`."""
+    from noesis.pipeline.session import reopen_run
+    from noesis.pipeline.stages.gguf import parity, run_gguf
+    from noesis.pipeline.stages.judge import run_judge
+
+    path = run_all(small_project, tiny_model, tmp_path / "run").run.path
+    for old in (False, True):
+        if old:
+            as_version_0_1_0(path)
+            assert wrong(path) == []
+            assert {state.status for state in status(load_run(path))} == {"done", "stale", "not run"}
+        s = reopen_run(path)
+        run_judge(s, again=True, answers=old)  # without answers it is another judgement than before
+        assert [name for name in ("merge", "gguf") if not load_run(path).is_done(name)] == []
+        assert {state.name for state in status(load_run(path)) if state.status == "stale"} == {"report"}
+        capsys.readouterr()
+        run_gguf(s)
+        assert "already done" in capsys.readouterr().out
+        parity(s)
+        assert wrong(path) == []
+    assert json.loads((path / "manifest.json").read_text(encoding="utf-8"))["format"] == 2
 
 
 def test_other_epochs_archive_the_old_run(small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path):
@@ -75,7 +108,7 @@ def test_the_report_escapes_what_it_shows_and_loads_nothing(
         "UNDECIDED",
         "offline screen (not a judge)",
         "polyline",
-        s.run.manifest["identity"]["dataset_sha256"],
+        s.run.identity.dataset_sha256,
     ):
         assert shown in page
 
@@ -107,8 +140,7 @@ def test_a_trial_before_a_scripted_judge(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    import judge_server as play
-
+    from helpers import judge_server as play
     from noesis.cli import run_command
     from noesis.pipeline.session import reopen_run
     from noesis.pipeline.stages.report import run_report
@@ -136,9 +168,11 @@ def test_a_trial_before_a_scripted_judge(
     assert result["models"]["tuned"]["all"]["mean"]["clusters"] == 22
     assert (s.run.tribunal / "verdicts.jsonl").is_file()
     s = reopen_run(s.run.path)
-    assert s.run.is_done("merge")
+    assert s.run.is_done("merge") and s.run.is_done("gguf")
+    assert wrong(s.run.path) == []  # the card was rewritten, and what read the merged model has read no card
     assert "judge not fit" in (s.run.merged / "README.md").read_text(encoding="utf-8")
     run_report(s)
+    assert wrong(s.run.path) == []
     page = s.run.report.read_text(encoding="utf-8")
     assert "never calibrated" in page
     assert "discipline: x" in page

@@ -12,15 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from helpers.manifest import edited_manifest
 from noesis.cli import run_command
 from noesis.core.config import Config, load_config
 from noesis.core.errors import RunError, UsageError
-from noesis.core.files import sha256_json, write_json
+from noesis.core.files import write_json
 from noesis.core.project import Project
 from noesis.pipeline.resume_fork import parent_of
 from noesis.pipeline.verify import status, verify
 from noesis.run import archive as archiving
 from noesis.run.directory import Run, load_run, open_run
+from noesis.run.manifest import Extension
 from noesis.training.state.checkpoint import KEEP, SEAL, newest_whole, publish, saved, seal, unusable_reason
 
 
@@ -112,7 +114,7 @@ def test_an_archive_that_was_killed_half_way_ends_whole(tmp_path: Path, monkeypa
     real_write = archiving.write_text
     monkeypatch.setattr(archiving, "write_text", lambda path, text: path.write_text(text))
     with pytest.raises(KeyboardInterrupt):
-        archiving.archive(run, {}, tmp_path / ".archive")
+        archiving.archive(run, tmp_path / ".archive")
     monkeypatch.undo()
     assert real_write is archiving.write_text
     assert (run / "checkpoints").exists() or (run / "data").exists()
@@ -203,8 +205,8 @@ def test_a_change_that_keeps_size_and_time_is_seen_by_verify(run: Run, capsys: p
     ],
 )
 def test_a_lie_in_the_manifest_is_named(run: Run, lie, named: str):
-    lie(run.manifest)
-    run.save()
+    with edited_manifest(run.path) as manifest:
+        lie(manifest)
     assert re.search(named, "\n".join(wrong(run)))
 
 
@@ -220,23 +222,23 @@ def test_resume_refuses_another_run_and_says_what_differs(project: Path, run: Ru
         config = settings(project, tiny_shape, **overrides)
         return start_run(Project(project), config, run.path, from_sources(Project(project), config), resume=True).run
 
-    assert again().manifest["created"] == run.manifest["created"]
+    assert again().manifest.created == run.manifest.created
     with pytest.raises(
         RunError, match=r"training.learning_rate: 0.0002 there, 0.01 asked for.*Without --resume it is archived"
     ):
         again(**{"training.learning_rate": 1e-2})
     with pytest.raises(RunError, match="another dataset"):
         again(**{"training.data.language": "en"})
-    run.manifest["libraries"]["torch"] = "1.13.0"
-    run.save()
+    with edited_manifest(run.path) as manifest:
+        manifest["libraries"]["torch"] = "1.13.0"
     with pytest.raises(RunError, match=r"another torch: 2.* instead of 1\.13\.0"):
         again(**{"training.num_train_epochs": 5})
-    run.manifest["libraries"].pop("torch")
-    run.save()
+    with edited_manifest(run.path) as manifest:
+        manifest["libraries"].pop("torch")
     more = again(**{"training.num_train_epochs": 5})
-    assert more.manifest["history"] == [{"epochs": 3, "finished": False}]
+    assert more.manifest.history == (Extension(epochs=3, finished=False),)
     assert more.config().training.num_train_epochs == 5
-    assert more.manifest["stages"]["plan"]["status"] == "stale"
+    assert more.state("plan") == "stale"
     assert not (run.path.parent / ".archive").exists()
 
 
@@ -253,17 +255,17 @@ def test_what_is_asked_for_with_no_run_there(
 
 
 def test_other_libraries_in_the_middle_of_training_start_a_new_run(run: Run, project: Path, tiny_shape: Path):
-    run.manifest["stages"]["train"] = {"status": "interrupted", "seconds": 1.0, "outputs": {}}
-    run.manifest["libraries"]["transformers"] = "4.57.1"
-    run.save()
-    again = open_run(run.path, run.manifest["identity"], run.config())
-    assert "train" not in again.manifest["stages"]
+    with edited_manifest(run.path) as manifest:
+        manifest["stages"]["train"] = {"status": "interrupted", "seconds": 1.0, "outputs": {}}
+        manifest["libraries"]["transformers"] = "4.57.1"
+    again = open_run(run.path, run.identity, run.config())
+    assert again.state("train") == "not run"
     assert len(list((run.path.parent / ".archive").iterdir())) == 1
 
 
 def test_two_runs_of_the_same_things_have_the_same_identity(run: Run, project: Path, tmp_path: Path, tiny_shape: Path):
     other = exported(project, tmp_path / "other", tiny_shape)
-    assert sha256_json(other.manifest["identity"]) == sha256_json(run.manifest["identity"])
+    assert other.identity == run.identity
 
 
 HANDLES = """

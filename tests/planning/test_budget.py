@@ -18,11 +18,13 @@ from noesis.planning.draft import make_plan
 from noesis.planning.model_shapes import known_model
 from noesis.planning.pricing import MachineOption, StageCost
 from noesis.planning.workload import Workload
-from noesis.run.directory import Run, load_run, open_run
+from noesis.run.directory import load_run, open_run
 from noesis.run.ledger import EVERY_S, StageMeter, total, unrecorded_cost
+from noesis.run.manifest import Identity
 from noesis.training.state.save_schedule import SHARE, SaveSchedule
 
 CPU = Device("cpu", "test", 16 * 10**9, 2, True)
+IDENTITY = Identity("x", "", "", "", "")
 PLAN = replace(
     make_plan(load_config(Project(ROOT)), "m", known_model("smollm2").shape, Workload((100,) * 24, 50), CPU),
     rented=True,
@@ -158,10 +160,10 @@ def test_it_stops_before_the_cap_is_passed_with_time_to_save(step_s: float, save
 
 def test_the_ledger_counts_processes_that_were_killed(tmp_path: Path):
     config = load_config(Project(ROOT))
-    run = open_run(tmp_path / "r", {"config_sha256": "x"}, config)
+    run = open_run(tmp_path / "r", IDENTITY, config)
     run.usd_per_s = 0.5
     run.perform("plan", dict, list)
-    assert [e["ended"] for e in run.manifest["ledger"]] == ["done"]
+    assert [entry.ended for entry in run.manifest.ledger] == ["done"]
     note = run.path / ".meter"
     killed = json.loads(note.read_text()) | {"id": "other", "stage": "train", "seconds": 20.0}
     note.write_text(json.dumps(killed))  # as a process leaves it that was killed 20 s after its start
@@ -171,14 +173,14 @@ def test_the_ledger_counts_processes_that_were_killed(tmp_path: Path):
     assert before[1] == pytest.approx(20 + EVERY_S, abs=1)
     again.perform("merge", dict, list)
     booked = load_run(run.path).manifest
-    assert [(e["stage"], e["ended"]) for e in booked["ledger"]] == [
+    assert [(entry.stage, entry.ended) for entry in booked.ledger] == [
         ("plan", "done"),
         ("train", "killed"),
         ("merge", "done"),
     ]
-    assert booked["cost_usd"] == pytest.approx(0.5 * (20 + EVERY_S), abs=1)
-    assert total(booked["ledger"])[0] == booked["cost_usd"]
-    assert unrecorded_cost(run.path, booked["ledger"]) is None
+    assert booked.cost_usd == pytest.approx(0.5 * (20 + EVERY_S), abs=1)
+    assert total(booked.ledger)[0] == booked.cost_usd
+    assert unrecorded_cost(run.path, booked.ledger) is None
 
 
 def test_a_running_stage_is_noted_and_a_stop_at_the_cap_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -187,15 +189,15 @@ def test_a_running_stage_is_noted_and_a_stop_at_the_cap_is_no_failure(tmp_path: 
     first = json.loads((tmp_path / ".meter").read_text())["seconds"]
     while json.loads((tmp_path / ".meter").read_text())["seconds"] <= first:
         pass
-    assert meter.stop("done")["usd"] > first
-    run = open_run(tmp_path / "r", {"config_sha256": "x"}, load_config(Project(ROOT)))
+    assert meter.stop("done").usd > first
+    run = open_run(tmp_path / "r", IDENTITY, load_config(Project(ROOT)))
 
     def at_the_cap() -> dict:
         raise CapError("enough")
 
     with pytest.raises(CapError):
         run.perform("train", at_the_cap, list)
-    assert load_run(run.path).manifest["stages"]["train"]["status"] == "interrupted"
+    assert load_run(run.path).state("train") == "interrupted"
 
 
 def test_the_budget_is_no_part_of_a_runs_identity():
@@ -209,4 +211,4 @@ def test_the_budget_is_no_part_of_a_runs_identity():
         SaveEvery(seconds=600.0),
         SaveEvery(steps=7),
     )
-    assert Run(Path("x"), {}).spent() == (0.0, 0.0)
+    assert total(()) == (0.0, 0.0)

@@ -39,6 +39,7 @@ from noesis.planning.setup import Setup
 from noesis.planning.speed import cpu_tokens_per_second, row_seconds, scaling_efficiency
 from noesis.planning.workload import PairWorkload, Workload, Workloads, first_fit
 from noesis.run.directory import load_run, open_run
+from noesis.run.manifest import Identity
 
 CPU = Device("cpu", "test", 16 * 10**9, 2, True)
 LENGTHS = tuple(300 + 37 * i % 500 for i in range(111))
@@ -556,7 +557,7 @@ def test_a_wrong_switch_is_named(key: str):
 
 def session(path: Path, folder: Path, device: Device, record: dict) -> RunSession:
     config = settings()
-    run = open_run(path, {"base_model": "tiny", "revision": "0"}, config)
+    run = open_run(path, Identity("", "", "", "tiny", "0"), config)
     write_jsonl(
         run.data / "train.jsonl",
         [record | {"id": f"x_{i:03}", "prompt": f"Pergunta {i}: o que é a coragem?"} for i in range(20)],
@@ -624,7 +625,9 @@ def test_a_run_that_went_on_with_a_smaller_plan_stores_it_and_the_report_compare
     result = run_train(s)
     assert result["out_of_memory_once"] and Plan.from_json(result["smaller_plan"]) == lower
     again = load_run(s.run.path)
-    assert stored_plan(again.result("plan")) == lower
+    assert stored_plan(again.executed_plan()) == lower
+    assert again.result("plan") == first  # what was planned stays what it was
+    assert again.is_done("train")
     assert replace(s, run=again).as_trained.lora.quantization.load_in_4bit
     rows = {label: (expected, happened) for label, expected, happened in compared(again, lower)}
     assert rows["training time"] == (f"{duration(lower.seconds)} with start", duration(12.5))

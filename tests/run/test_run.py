@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,11 @@ from noesis.core.errors import NoesisError, RunError, UsageError
 from noesis.core.files import atomic, explain_os_error, require_space, write_json
 from noesis.core.project import Project
 from noesis.run.directory import Run, load_run, open_run
+from noesis.run.lock import locked
+from noesis.run.manifest import Identity
 
 CONFIG = load_config(Project(ROOT))
-IDENTITY = {"config_sha256": "a", "dataset_sha256": "b", "constitution_sha256": "c", "base_model": "m", "revision": "r"}
+IDENTITY = Identity("a", "b", "c", "m", "r")
 
 
 def do(run: Run, stage: str, text: str) -> dict:
@@ -45,7 +48,7 @@ def test_doing_a_stage_makes_the_later_ones_stale(tmp_path: Path):
     do(run, "merge", "b")
     run.perform("train", dict, list, again=True)
     assert not run.is_done("merge")
-    assert load_run(run.path).manifest["stages"]["merge"]["status"] == "stale"
+    assert load_run(run.path).manifest.stages["merge"].status == "stale"
 
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError, "failed"), (KeyboardInterrupt, "interrupted")])
@@ -57,7 +60,7 @@ def test_a_stage_that_breaks_is_not_done(tmp_path: Path, error: type[BaseExcepti
 
     with pytest.raises(error):
         run.perform("train", work, list)
-    assert load_run(run.path).manifest["stages"]["train"]["status"] == status
+    assert load_run(run.path).state("train") == status
 
 
 def test_another_configuration_archives_the_old_run_whole(tmp_path: Path):
@@ -65,13 +68,13 @@ def test_another_configuration_archives_the_old_run_whole(tmp_path: Path):
     (run.path / "checkpoints" / "epoch_0").mkdir(parents=True)
     (run.path / "checkpoints" / "epoch_0" / "adapter").write_text("precious")
     (run.path / "dataset").mkdir()  # on a volume the upload lies beside the run and is not part of it
-    new = open_run(tmp_path / "r", IDENTITY | {"config_sha256": "z"}, CONFIG)
-    assert new.manifest["identity"]["config_sha256"] == "z"
+    new = open_run(tmp_path / "r", replace(IDENTITY, config_sha256="z"), CONFIG)
+    assert new.identity.config_sha256 == "z"
     assert not (new.path / "checkpoints").exists()
     assert (new.path / "dataset").is_dir()
     (archived,) = (tmp_path / ".archive").iterdir()
     assert (archived / "checkpoints" / "epoch_0" / "adapter").read_text() == "precious"
-    assert json.loads((archived / "manifest.json").read_text())["identity"] == IDENTITY
+    assert json.loads((archived / "manifest.json").read_text())["identity"] == IDENTITY.to_json()
 
 
 def test_fresh_archives_an_equal_run(tmp_path: Path):
@@ -82,26 +85,26 @@ def test_fresh_archives_an_equal_run(tmp_path: Path):
 
 def test_a_second_process_is_refused_and_told_who_holds_it(tmp_path: Path):
     with (
-        Run(tmp_path, {}).locked(),
+        locked(tmp_path),
         pytest.raises(RunError, match=f"process {os.getpid()}"),
-        Run(tmp_path, {}).locked(),
+        locked(tmp_path),
     ):
         pass
-    with Run(tmp_path, {}).locked():
+    with locked(tmp_path):
         assert (tmp_path / ".holder").is_file()  # free again, and held by the new owner
 
 
 @pytest.mark.timing
 def test_the_lock_of_a_process_that_was_killed_is_taken_over(tmp_path: Path):
-    code = "import sys, time; from pathlib import Path; from noesis.run.directory import Run\nwith Run(Path(sys.argv[1]), {}).locked(): print('held', flush=True); time.sleep(60)"
+    code = "import sys, time; from pathlib import Path; from noesis.run.lock import locked\nwith locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout and holder.stdout.readline() == "held\n"
-    with pytest.raises(RunError, match=f"process {holder.pid}"), Run(tmp_path, {}).locked():
+    with pytest.raises(RunError, match=f"process {holder.pid}"), locked(tmp_path):
         pass
     holder.kill()
     holder.communicate()
     assert (tmp_path / ".holder").is_file()  # it had no time to take it away
-    with Run(tmp_path, {}).locked():
+    with locked(tmp_path):
         assert f"process {os.getpid()}" in (tmp_path / ".holder").read_text()
 
 

@@ -255,11 +255,12 @@ def test_a_directory_that_becomes_read_only_keeps_the_last_whole_step(
 
 def test_an_old_run_on_a_disk_of_its_own_is_archived_on_that_disk(disk: Path):
     from noesis.run.directory import open_run
+    from noesis.run.manifest import Identity
 
     config = load_config(Project(ROOT))
-    open_run(disk, {"a": "1"}, config)
+    open_run(disk, Identity("1", "", "", "", ""), config)
     (disk / "data").mkdir()
-    open_run(disk, {"a": "2"}, config)
+    open_run(disk, Identity("2", "", "", "", ""), config)
     (target,) = (disk / ".archive").iterdir()
     assert sorted(p.name for p in target.iterdir()) == ["config.json", "data", "manifest.json"]
 
@@ -294,7 +295,7 @@ def test_no_secret_and_no_home_reaches_any_file(
     project: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     """Runs the whole pipeline with secrets all around it, stops it once, and searches every byte that it left and printed."""
-    from noesis.pipeline.registry import run_stages
+    from noesis.pipeline.registry import run_all
     from noesis.pipeline.start_run import from_sources, start_run
 
     planted = {
@@ -336,7 +337,7 @@ def test_no_secret_and_no_home_reaches_any_file(
     assert config.training.model == "~/models/mine"
     monkeypatch.chdir(tmp_path)
     s = start_run(Project(project), config, Path("run"), from_sources(Project(project), config))
-    run_stages(s, first=1, total=6)
+    run_all(s)
     files = [p for p in (tmp_path / "run").rglob("*") if p.is_file()]
     assert {"manifest.json", "report.html", "trainer_state.json", "model.safetensors"} <= {p.name for p in files}
     printed = "".join(capfd.readouterr()).encode()
@@ -352,6 +353,7 @@ def test_a_run_is_verified_replayed_and_given_more_epochs(
 ):
     from noesis.cli import run_command
     from noesis.run.directory import load_run
+    from noesis.run.manifest import Extension
 
     path = str(tmp_path / "run")
     text = (project / "data/training/lora_config.yaml").read_text().replace("r: 64", "r: 4", 1)
@@ -365,12 +367,13 @@ def test_a_run_is_verified_replayed_and_given_more_epochs(
     assert run_command([*command, "--epochs", "3", "--resume"]) == 0
     assert sha256_file(tmp_path / "run" / ADAPTER) == first
     assert (tmp_path / "run" / "checkpoints" / "epoch_2").is_dir()
-    assert load_run(Path(path)).manifest["history"] == [{"epochs": 2, "finished": True}]
+    assert load_run(Path(path)).manifest.history == (Extension(epochs=2, finished=True),)
     assert run_command(["verify", path]) == 0
     assert run_command(["replay", path]) == 0
     assert run_command([*command, "--epochs", "1", "--fork", path, "--run", str(tmp_path / "child")]) == 0
     child = load_run(tmp_path / "child").manifest
-    assert child["parent"]["adapter_sha256"] == sha256_file(
+    assert child.parent is not None
+    assert child.parent.adapter_sha256 == sha256_file(
         tmp_path / "run" / "checkpoints" / "epoch_2" / "adapter_model.safetensors"
     )
     assert run_command(["replay", str(tmp_path / "child")]) == 0

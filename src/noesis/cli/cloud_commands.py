@@ -97,7 +97,7 @@ def cost(
     from noesis.cloud.volume.remote import ModalVolumeFiles, manifest_of
 
     with explained(section):
-        manifest = load_run(run).manifest if run else manifest_of(ModalVolumeFiles(section))
+        manifest = load_run(run).manifest.to_json() if run else manifest_of(ModalVolumeFiles(section))
         rows = costs(manifest)
         amount, why = billed(section.app, manifest)
     say(f"  {'':14} {'quoted':>24}   {'metered':>24}")

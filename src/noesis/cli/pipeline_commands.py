@@ -68,7 +68,7 @@ def demo(
     result = s.run.result("judge") or {}
     court = s.run.verdict()
     b, t, n = result["preference"]["base"], result["preference"]["tuned"], result["preference"]["examples"]
-    seconds = sum(stage["seconds"] for stage in s.run.manifest["stages"].values())
+    seconds = sum(stage.seconds for stage in s.run.manifest.stages.values())
     say("\nBase → tuned")
     say(f"  held-out loss        {b['held_out_loss']:.4f} → {t['held_out_loss']:.4f}")
     say(
@@ -155,12 +155,9 @@ def train(
     """
     from noesis.core.console import heading, say
     from noesis.core.errors import UsageError
-    from noesis.pipeline.stages.choose import run_choose
-    from noesis.pipeline.stages.plan import run_plan
-    from noesis.pipeline.stages.train import run_train
-    from noesis.pipeline.stages.trial import checkpoint_scorer
+    from noesis.pipeline.registry import PipelineOptions, run_all
     from noesis.pipeline.start_run import from_exports, start_run
-    from noesis.run.directory import Run
+    from noesis.run.lock import locked
 
     if resume and (fresh or fork):
         raise UsageError("--resume goes on with a run; --fresh and --fork begin one: give one of them")
@@ -168,7 +165,7 @@ def train(
         project, model, epochs, max_examples, False, max_usd=max_usd, max_minutes=max_minutes, method=method
     )
     path = run or found.runs / config.training.output_name
-    with Run(path, {}).locked():
+    with locked(path):
         heading(1, 4, "data", "the exported examples, checked again")
         s = start_run(
             found,
@@ -179,12 +176,8 @@ def train(
             resume=resume,
             fork=fork,
         )
-        heading(2, 4, "plan", "what will be trained, and what it should take")
-        run_plan(s)
-        heading(3, 4, "train", f"QLoRA by {config.training.method}, loss on the answers only")
-        run_train(s)
-        heading(4, 4, "choose", "which epoch's adapter is used")
-        run_choose(s, checkpoint_scorer(s, found, judges))
+        named = tuple(config.training.tribunal.judges if judges is None else judges)
+        run_all(s, PipelineOptions(found, named), stages=("plan", "train", "choose"), done=1)
     say(f"Next: {program()} judge {shown(path)}")
 
 

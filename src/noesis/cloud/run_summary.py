@@ -23,8 +23,8 @@ def summary_lines(root: Path, *, volume: str | None = None) -> list[str]:
     volume = volume or run.config().training.modal.volume
     lines = ["", "Where everything is on the volume", *_places(run)]
     lines += ["", *_epochs(root), *_verdict(run)]
-    lines += ["", "What it cost", *cost_lines(run.manifest)]
-    lines += preemption_lines(run.manifest, starts(root))
+    lines += ["", "What it cost", *cost_lines(run.manifest.to_json())]
+    lines += preemption_lines(run.manifest.to_json(), starts(root))
     if run.is_done("merge"):
         lines += [
             "",

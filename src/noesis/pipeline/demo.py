@@ -17,15 +17,12 @@ from noesis.dataset.encode import training_rows
 from noesis.dataset.export import check_sources
 from noesis.llm.hub import find_model
 from noesis.llm.tokenizer import load_tokenizer
-from noesis.pipeline.registry import run_stages
+from noesis.pipeline.registry import PipelineOptions, run_all, stages_to_run
 from noesis.pipeline.session import Records, RunSession
-from noesis.pipeline.stages.report import run_report
-from noesis.pipeline.stages.trial import TrialRequest, checkpoint_scorer
-from noesis.pipeline.stages.trial import run_trial as trial
 from noesis.pipeline.start_run import from_sources, start_run
 from noesis.planning.draft import choose_demo_rank_and_epochs
 from noesis.planning.model_shapes import read_shape
-from noesis.run.directory import Run
+from noesis.run.lock import locked
 from noesis.training.job import count_workload
 from noesis.tribunal.calibration.calibrate import LivePairs, live_pairs, show_live_pairs
 
@@ -40,7 +37,13 @@ def demo(
     max_usd: float | None = None,
     max_minutes: float | None = None,
 ) -> RunSession:
-    """The whole pipeline on the embedded model, in minutes on two cores."""
+    """Run every stage on the embedded model, then show why that model may not be the judge.
+
+    Args:
+        path: the run directory.
+        quick: one epoch on a few examples.
+        judges: as given with --judge; None: those of training_config.yaml.
+    """
     base = load_config(project)
     d = base.training.demo
     config = load_config(
@@ -56,24 +59,22 @@ def demo(
         },
     )
 
-    heading(1, 8, "validate and export", "every example checked, some held out")
+    options = PipelineOptions(project, tuple(base.training.tribunal.judges if judges is None else judges))
+    steps = 1 + len(stages_to_run(options))
+    heading(1, steps, "validate and export", "every example checked, some held out")
     _check_other_languages(project, config)
     data = from_sources(project, config)
-    with Run(path, {}).locked():
+    with locked(path):
         config, choice = _demo_choice(config, data, project, path, quick=quick, fresh=fresh)
         s = start_run(project, config, path, data, fresh=fresh)
         write_json(path / "demo.json", choice)
-        hear = checkpoint_scorer(s, project, judges)
-        run_stages(s, first=2, total=8, hear=hear)
-        if hear:
-            trial(s, project, TrialRequest(tuple(judges or s.config.training.tribunal.judges)))
-            run_report(s)
+        run_all(s, options, done=1)
         _embedded_judge(s, project)
     return s
 
 
 def _embedded_judge(s: RunSession, project: Project) -> None:
-    """Why no verdict: the embedded model in the judge's chair, shown to be unfit."""
+    """Why there is no verdict: the embedded model as a judge, shown to be unfit."""
     from noesis.llm.embedded import EMBEDDED, embedded_gguf
 
     if s.config.training.model != EMBEDDED:
@@ -89,7 +90,7 @@ def _embedded_judge(s: RunSession, project: Project) -> None:
 
 
 def _check_other_languages(project: Project, config: Config) -> None:
-    """The examples that this run does not use are checked all the same."""
+    """Check the examples in the language that this run does not use as well."""
     for language in ("pt", "en"):
         if language != config.training.data.language and all(
             any(folder.glob("*.jsonl")) for folder in project.sources(language)
@@ -103,7 +104,11 @@ def _check_other_languages(project: Project, config: Config) -> None:
 def _demo_choice(
     config: Config, data: tuple[Records, Records], project: Project, path: Path, *, quick: bool, fresh: bool
 ) -> tuple[Config, dict[str, Any]]:
-    """Rank and epochs by the plan; once chosen they stay, so that a second `noesis demo` finds its stages done."""
+    """Rank and epochs by the plan; once chosen they stay, so that a second `noesis demo` finds its stages done.
+
+    Returns:
+        the configuration with them, and the choice as demo.json stores it.
+    """
     request = sha256_json([config.digest(), sha256_json([*data]), config.training.demo.model_dump(), quick])
     stored = path / "demo.json"
     if stored.is_file() and not fresh:

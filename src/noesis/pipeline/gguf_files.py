@@ -17,15 +17,15 @@ BASE_FORMAT = 1  # part of the cache key: raise it when the same base would be w
 
 def provenance(s: RunSession) -> Provenance:
     """What the run's model was made from."""
-    identity, model = s.run.manifest["identity"], s.config.training.model
+    identity, model = s.run.identity, s.config.training.model
     return Provenance(
-        noesis=s.run.manifest["noesis"],
+        noesis=s.run.manifest.noesis,
         base=EMBEDDED_ON_HUB if model == EMBEDDED else model,
-        base_revision=identity["revision"],
+        base_revision=identity.revision,
         licence=s.model.licence,
-        dataset_sha256=identity["dataset_sha256"],
-        constitution_sha256=identity["constitution_sha256"],
-        config_sha256=identity["config_sha256"],
+        dataset_sha256=identity.dataset_sha256,
+        constitution_sha256=identity.constitution_sha256,
+        config_sha256=identity.config_sha256,
         adapter_sha256=sha256_file(s.run.adapter() / "adapter_model.safetensors"),
         system_prompt=system_prompt(s),
         system_prompt_pt=s.constitution.system_prompt.pt,

@@ -1,46 +1,129 @@
-"""The whole pipeline, a function a stage: export → plan → train → choose → judge → merge → gguf → report.
+"""The whole pipeline: export → plan → train → choose → judge → merge → gguf → trial → report. Start reading here.
 
-`noesis demo`, the single commands and Modal's functions all call these. A stage finds what it needs in the run directory.
+`noesis demo`, the single commands and Modal's functions all run these stages. A stage finds what it needs in the run directory
+and leaves its outcome there; `run/stages.py` says what each one reads and leaves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from noesis.core.console import heading
+from noesis.core.errors import RunError, UsageError
+from noesis.core.project import Project
 from noesis.pipeline.session import RunSession
-from noesis.pipeline.stages.choose import CheckpointScorer, run_choose
+from noesis.pipeline.stages.choose import run_choose
+from noesis.pipeline.stages.export import ExportSource, run_export
 from noesis.pipeline.stages.gguf import run_gguf
 from noesis.pipeline.stages.judge import run_judge
 from noesis.pipeline.stages.merge import run_merge
 from noesis.pipeline.stages.plan import run_plan
 from noesis.pipeline.stages.report import run_report
 from noesis.pipeline.stages.train import run_train
+from noesis.pipeline.stages.trial import TrialRequest, checkpoint_scorer, run_trial
+from noesis.planning.plan import Plan
+from noesis.run.stages import SPECS, StageSpec
 
-STAGE_FUNCTIONS: dict[str, Callable[[RunSession], Any]] = {
-    "plan": run_plan,
-    "train": run_train,
-    "choose": run_choose,
-    "judge": run_judge,
-    "merge": run_merge,
-    "gguf": run_gguf,
-    "report": run_report,
+
+@dataclass(frozen=True)
+class PipelineOptions:
+    """What stages take from outside the run.
+
+    Attributes:
+        project: where the Tribunal's suite and rubrics are; needed if there are judges.
+        judges: who chooses the checkpoint and judges the trial; none: no trial, and the held-out examples choose.
+        source: what a new run is made from; None: the run has its data.
+    """
+
+    project: Project | None = None
+    judges: tuple[str, ...] = ()
+    source: ExportSource | None = None
+
+    def judging_project(self) -> Project:
+        if self.project is None:
+            raise UsageError("judges need a project with a Tribunal: name its folder with --project")
+        return self.project
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage bound to the function that does its work.
+
+    Attributes:
+        title: what it does, for its heading.
+        run: does it, unless it is done.
+        result: makes a typed value of what the manifest has of it.
+    """
+
+    spec: StageSpec
+    title: str
+    run: Callable[[RunSession, PipelineOptions], Any]
+    result: Callable[[dict[str, Any]], Any] = field(default=dict)
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return self.spec.needs
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return self.spec.outputs
+
+
+def _export(s: RunSession, options: PipelineOptions) -> Any:
+    if options.source is None:
+        raise RunError(f"{s.run.path} has no data to copy from: start it again with  noesis train --run {s.run.path}")
+    return run_export(s, options.source)
+
+
+def _choose(s: RunSession, options: PipelineOptions) -> Any:
+    return run_choose(s, checkpoint_scorer(s, options.judging_project(), options.judges) if options.judges else None)
+
+
+def _trial(s: RunSession, options: PipelineOptions) -> Any:
+    return run_trial(s, options.judging_project(), TrialRequest(options.judges))
+
+
+REGISTRY = {
+    stage.name: stage
+    for stage in (
+        Stage(SPECS["export"], "the run's own copy of its examples", _export),
+        Stage(SPECS["plan"], "what will be trained, and what it should take", lambda s, _: run_plan(s), Plan.from_json),
+        Stage(SPECS["train"], "QLoRA, loss on the answers only", lambda s, _: run_train(s)),
+        Stage(SPECS["choose"], "which epoch's adapter is used", _choose),
+        Stage(SPECS["judge"], "base against tuned on the held-out examples", lambda s, _: run_judge(s)),
+        Stage(SPECS["merge"], "adapter and base into one model", lambda s, _: run_merge(s)),
+        Stage(SPECS["gguf"], "for llama.cpp, and does it behave alike?", lambda s, _: run_gguf(s)),
+        Stage(SPECS["trial"], "base and tuned model before the Tribunal", _trial),
+        Stage(SPECS["report"], "one page", lambda s, _: run_report(s)),
+    )
 }
 
 
-def run_stages(s: RunSession, *, first: int, total: int, hear: CheckpointScorer | None = None) -> None:
-    """Every stage after the export, in order, each announced. `hear`: as in `choose`."""
-    court = "base against tuned on the held-out examples"
-    stages: list[tuple[str, str, Callable[[RunSession], Any]]] = [
-        ("plan", "what will be trained, and what it should take", run_plan),
-        ("train", "QLoRA, loss on the answers only", run_train),
-        ("choose", "which epoch's adapter is used", lambda s: run_choose(s, hear)),
-        ("judge", court, run_judge),
-        ("merge", "adapter and base into one model", run_merge),
-        ("gguf", "for llama.cpp, and does it behave alike?", run_gguf),
-        ("report", "one page", run_report),
-    ]
-    for offset, (name, what, work) in enumerate(stages):
-        heading(first + offset, total, name, what)
-        work(s)
+def stages_to_run(options: PipelineOptions) -> tuple[str, ...]:
+    """The stages of a whole pipeline, in order, for a run that has its data: without judges there is no trial."""
+    return tuple(name for name in REGISTRY if name != "export" and (name != "trial" or options.judges))
+
+
+def run_all(
+    s: RunSession,
+    options: PipelineOptions = PipelineOptions(),
+    *,
+    stages: Sequence[str] | None = None,
+    done: int = 0,
+) -> None:
+    """Run the stages in order, each under a heading.
+
+    Args:
+        stages: which; default: those of `stages_to_run`.
+        done: steps that came before and count in the headings.
+    """
+    names = stages_to_run(options) if stages is None else stages
+    for number, name in enumerate(names, start=done + 1):
+        heading(number, done + len(names), name, REGISTRY[name].title)
+        REGISTRY[name].run(s, options)

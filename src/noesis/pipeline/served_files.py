@@ -117,7 +117,7 @@ def _certified_adapter(run: Run) -> Path | None:
 
 def find_base_gguf(run: Run) -> Path | None:
     """The run's base as a GGUF file: cached, or written from weights on this machine; nothing is downloaded for it."""
-    name, revision = run.manifest["identity"]["base_model"], run.config().training.revision
+    name, revision = run.identity.base_model, run.config().training.revision
     folder = find_tokenizer(name, revision) if name != EMBEDDED else None
     if name != EMBEDDED and (folder is None or not any(folder.glob("*.safetensors"))):
         return None

@@ -1,8 +1,9 @@
-"""A run with what its stages share."""
+"""A run with what its stages share: configuration, constitution, base model, device and data."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ Records = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class RunSession:
-    """A run with what its stages share."""
+    """A run with what its stages share. Make one with `start_run`, or with `reopen_run` for a run that exists."""
 
     run: Run
     config: Config
@@ -38,17 +39,23 @@ class RunSession:
         self.run.usd_per_s = usd_per_second(self.device, self.config.training.budget.usd_per_hour)
 
     def budget(self) -> Budget:
-        """What is left to spend, counted from the beginning of the stage that is at work."""
+        """What is left to spend, counted from the start of the stage that is running."""
         spent, seconds = self.run.spent()
-        section, rate_, since = self.config.training.budget, self.run.usd_per_s, self.run.metering
-        return budget_of(section, usd_per_s=rate_, spent_usd=spent, spent_seconds=seconds, since=since)
+        return budget_of(
+            self.config.training.budget,
+            usd_per_s=self.run.usd_per_s,
+            spent_usd=spent,
+            spent_seconds=seconds,
+            since=self.run.working_since,
+        )
 
     def examples(self, part: str) -> Records:
         """The run's own copy of `train` or `eval`."""
         return read_examples(self.run.data / f"{part}.jsonl", self.constitution)
 
+    @cached_property
     def training_set(self) -> TrainingSet:
-        """The token rows that the method trains on, from the run's own copies."""
+        """The token rows that the method trains on, from the run's own copies; made once."""
         besides = read_auxiliary(self.run.data)
         held_out = self.examples("eval") if self.config.training.method != "sft" else []
         return build_training_set(
@@ -57,12 +64,12 @@ class RunSession:
 
     @property
     def plan(self) -> Plan | None:
-        """The run's plan; None before it is made."""
-        return stored_plan(self.run.result("plan"))
+        """The plan that was executed, or will be; None before it is made."""
+        return stored_plan(self.run.executed_plan())
 
     @property
     def as_trained(self) -> Config:
-        """The configuration with the base's storage that the plan settled on; what merges and scores must read."""
+        """The configuration with the base's storage that was trained against; what merges and scores must read."""
         return with_planned_storage(self.config, self.plan)
 
     @property
@@ -73,7 +80,11 @@ class RunSession:
 
 
 def reopen_run(path: Path) -> RunSession:
-    """The session of an existing run, from what lies in it."""
+    """The session of an existing run, from what lies in it.
+
+    Raises:
+        UsageError: there is no run.
+    """
     run = load_run(path)
     config = run.config()
     constitution = load_constitution(run.data / "constitution.yaml")

@@ -1,26 +1,24 @@
-"""A run with what its stages share: opened for given settings and data, or found again from what lies in its directory."""
+"""A run opened for given settings and data: `noesis train`, `noesis demo` and Modal's training start here."""
 
 from __future__ import annotations
 
 import hashlib
-import shutil
 from pathlib import Path
-from typing import Any
 
 from noesis.constitution.document import load_constitution
 from noesis.core.config import Config
-from noesis.core.console import say
 from noesis.core.device import detect
-from noesis.core.files import write_json, write_jsonl
+from noesis.core.files import write_json
 from noesis.core.project import Project
 from noesis.dataset.auxiliary import data_hash, load_auxiliary
 from noesis.dataset.load import read_exports, split_sources
-from noesis.dataset.statistics import describe
 from noesis.llm.hub import find_model
 from noesis.pipeline.resume_fork import adopt, parent_of
 from noesis.pipeline.resume_fork import resume as resume_run
 from noesis.pipeline.session import Records, RunSession
+from noesis.pipeline.stages.export import ExportSource, run_export
 from noesis.run.directory import open_run
+from noesis.run.manifest import Identity
 
 
 def from_sources(project: Project, config: Config) -> tuple[Records, Records]:
@@ -49,46 +47,39 @@ def start_run(
     """Open the run at `path` for these settings and data; its copy of data and constitution is written if it is new.
 
     Args:
+        data: examples to train on, and held out.
+        fresh: archive the run at `path` even if it is this one.
+        archive_to: where another run at `path` is moved.
         resume: refuse if another run lies there, instead of archiving it; more epochs are added to it.
-        fork: begin with the adapter of this run.
+        fork: start with the adapter of this run.
+
+    Raises:
+        UsageError: nothing to resume, or a fork into the parent's own directory.
+        RunError: the run at `path` can't continue with these settings.
     """
-    train, held_out = data
     constitution = load_constitution(project.constitution)
     model = find_model(config.training.model, config.training.revision)
-    train = subset(train, config)
-    more = load_auxiliary(project, config, train, held_out)
-    identity = {
-        "config_sha256": config.digest(),
-        "dataset_sha256": data_hash(train, held_out, more),
-        "constitution_sha256": constitution.digest(),
-        "base_model": config.training.model,
-        "revision": model.revision,
-    }
+    train, held_out = subset(data[0], config), data[1]
+    auxiliary = load_auxiliary(project, config, train, held_out)
     parent = parent_of(fork, path) if fork else None
-    if parent:
-        identity["parent_sha256"] = parent["adapter_sha256"]
+    identity = Identity(
+        config_sha256=config.digest(),
+        dataset_sha256=data_hash(train, held_out, auxiliary),
+        constitution_sha256=constitution.digest(),
+        base_model=config.training.model,
+        revision=model.revision,
+        parent_sha256=parent.adapter_sha256 if parent else None,
+    )
     if resume:
         resume_run(path, identity, config)
     run = open_run(path, identity, config, fresh=fresh, archive_to=archive_to)
     if parent and fork:
         adopt(run, fork, parent)
-    if run.config() != config:  # what does not decide the adapter, such as the budget, holds as asked for last
+    if run.config() != config:  # settings that do not decide the adapter, such as the budget: the latest ones hold
         write_json(run.path / "config.json", config.model_dump(mode="json"))
-
-    def work() -> dict[str, Any]:
-        write_jsonl(run.data / "train.jsonl", train)
-        write_jsonl(run.data / "eval.jsonl", held_out)
-        for name, rows in more.items():
-            write_jsonl(run.data / f"{name}.jsonl", rows)
-        run.data.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(project.constitution, run.data / "constitution.yaml")
-        statistics = describe(run.data / "train.jsonl", run.data / "eval.jsonl", constitution, config)
-        write_json(run.data / "statistics.json", statistics)
-        return statistics
-
-    statistics = run.perform("export", work, lambda: sorted(run.data.iterdir()))
-    say(f"  {statistics['train']['examples']} to train on, {statistics['eval']['examples']} held out → {run.data}")
-    return RunSession(run, config, constitution, model, detect())
+    s = RunSession(run, config, constitution, model, detect())
+    run_export(s, ExportSource(train, held_out, auxiliary, project.constitution))
+    return s
 
 
 def subset(train: Records, config: Config) -> Records:

@@ -1,6 +1,6 @@
-"""`noesis status RUN` and `noesis verify RUN`: is what the manifest says still so?
+"""`noesis status RUN` and `noesis verify RUN`: does the run directory still hold what its manifest says?
 
-Status looks at sizes and times and hashes only what changed; verify hashes every file and derives again what can be derived.
+Status compares sizes and times and hashes only what changed; verify hashes every file and derives again what can be derived.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from noesis.pipeline.stages.choose import BASE
 from noesis.pipeline.training_set import build_training_set
 from noesis.run.directory import Run
 from noesis.run.ledger import total
-from noesis.run.manifest import digest
 from noesis.run.metrics import read_metrics
-from noesis.run.stages import NEEDS, STAGES
+from noesis.run.stages import STAGES, needs_of
 from noesis.training.methods import saved_states
 from noesis.training.state.checkpoint import unusable_reason
 from noesis.tribunal.court import opinion
@@ -33,98 +32,93 @@ from noesis.tribunal.verdict import verdict_from_json
 
 @dataclass(frozen=True)
 class StageState:
-    """One stage as it is now."""
+    """One stage as it is now.
+
+    Attributes:
+        status: done, stale, failed, interrupted, running, not run; `changed`: recorded as done, but its outputs have changed.
+        inputs: stage that it read from → whether that is still what it read.
+        wrong: outputs that are missing or changed.
+    """
 
     name: str
-    status: str  # done, stale, failed, interrupted, running, not run; `changed`: recorded as done, but its outputs are not what they were
-    inputs: dict[str, bool]  # stage it read from → whether that still is what it read
-    wrong: list[str]  # outputs that are missing or changed
+    status: str
+    inputs: dict[str, bool]
+    wrong: list[str]
     seconds: float
     usd: float
 
 
 def status(run: Run) -> list[StageState]:
-    """Every stage, in order."""
-    found = []
-    for name in STAGES:
-        entry = run.manifest["stages"].get(name)
-        if entry is None:
-            found.append(StageState(name, "not run", {}, [], 0.0, 0.0))
-            continue
-        wrong = run.changed(name) if entry["status"] in ("done", "stale") else []
-        inputs = {other: _as_read(run, other, read) for other, read in entry.get("inputs", {}).items()}
-        usd, seconds = total([e for e in run.manifest.get("ledger", []) if e["stage"] == name])
-        state = "changed" if wrong and entry["status"] == "done" else str(entry["status"])
-        found.append(StageState(name, state, inputs, wrong, seconds or float(entry["seconds"]), usd))
-    return found
+    """Every stage in order, then other work whose cost was booked (epochs judged during training, answers, …)."""
+    recorded = [*run.manifest.stages, *(entry.stage for entry in run.manifest.ledger)]
+    return [_state(run, name) for name in dict.fromkeys([*STAGES, *recorded])]
 
 
-def _as_read(run: Run, other: str, read: str) -> bool:
-    entry = run.manifest["stages"].get(other, {})
-    return entry.get("status") == "done" and digest(entry) == read and not run.changed(other)
+def _state(run: Run, name: str) -> StageState:
+    record = run.manifest.stages.get(name)
+    ledger = [entry for entry in run.manifest.ledger if entry.stage == name]
+    usd, seconds = total(ledger)
+    if record is None:  # done on another machine, from a copy of the run: its cost is all that is here
+        return StageState(name, (ledger[-1].ended or "done") if ledger else "not run", {}, [], seconds, usd)
+    state = run.state(name)
+    wrong = run.changed(name) if state in ("done", "stale") else []
+    inputs = {other: _is_as_read(run, other, read) for other, read in record.inputs.items()}
+    state = "changed" if wrong and state == "done" else state
+    return StageState(name, state, inputs, wrong, seconds or record.seconds, usd)
+
+
+def _is_as_read(run: Run, stage: str, digest: str) -> bool:
+    return run.manifest.is_as_read(stage, digest) and not run.changed(stage)
 
 
 def verify(run: Run) -> Iterator[tuple[str, str | None]]:
     """(what was checked, what is wrong with it or None), one after the other."""
     for name in STAGES:
-        entry = run.manifest["stages"].get(name, {})
-        if entry.get("status") not in ("done", "stale"):
+        if run.result(name) is None:
             continue
+        record = run.manifest.stages[name]
         wrong = run.changed(name, thoroughly=True)
-        yield f"{name}: {len(entry['outputs'])} files have their hashes", "; ".join(wrong) or None
-        if entry["status"] == "done":
-            lost = [
-                other
-                for other in NEEDS.get(name, ())
-                if other in entry.get("inputs", {}) and not _as_read(run, other, entry["inputs"][other])
-            ]
+        yield f"{name}: {len(record.outputs)} files have their hashes", "; ".join(wrong) or None
+        if record.status == "done":
+            read = {other: record.inputs[other] for other in needs_of(name) if other in record.inputs}
+            # a stage that has to be done again is known to differ, and so is everything that reads it
+            known = [other for other in read if run.state(other) != "done"]
+            lost = [o for o, digest in read.items() if o not in known and not _is_as_read(run, o, digest)]
             yield f"{name}: what it read is what lies there", ", ".join(lost) + " changed since" if lost else None
     for what, check in CHECKS.items():
         try:
             yield what, check(run)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            NoesisError,
-        ) as error:  # a damaged file is a finding, whatever it breaks
+        except (OSError, ValueError, KeyError, TypeError, NoesisError) as error:  # a damaged file is a finding
             yield what, f"can't be read: {' '.join(str(error).split())[:200]}"
 
 
 def _config(run: Run) -> str | None:
-    return (
-        None
-        if run.config().digest() == run.manifest["identity"]["config_sha256"]
-        else "config.json is of another configuration than the manifest"
-    )
+    same = run.config().digest() == run.identity.config_sha256
+    return None if same else "config.json is of another configuration than the manifest"
 
 
 def _data(run: Run) -> str | None:
     constitution = load_constitution(run.data / "constitution.yaml")
-    if constitution.digest() != run.manifest["identity"]["constitution_sha256"]:
+    if constitution.digest() != run.identity.constitution_sha256:
         return "data/constitution.yaml is another constitution than the manifest's"
-    records = [read_examples(run.data / f"{part}.jsonl", constitution) for part in ("train", "eval")]
-    same = data_hash(records[0], records[1], read_auxiliary(run.data)) == run.manifest["identity"]["dataset_sha256"]
+    train, held_out = (read_examples(run.data / f"{part}.jsonl", constitution) for part in ("train", "eval"))
+    same = data_hash(train, held_out, read_auxiliary(run.data)) == run.identity.dataset_sha256
     return None if same else "data/train.jsonl and eval.jsonl are other examples than the manifest's"
 
 
 def _statistics(run: Run) -> str | None:
     constitution = load_constitution(run.data / "constitution.yaml")
-    derived = describe(run.data / "train.jsonl", run.data / "eval.jsonl", constitution, run.config())
-    derived = json.loads(json.dumps(derived))
+    derived = _as_json(describe(run.data / "train.jsonl", run.data / "eval.jsonl", constitution, run.config()))
     stored = json.loads((run.data / "statistics.json").read_text(encoding="utf-8"))
     return None if derived == stored == run.result("export") else "data/statistics.json does not follow from the data"
 
 
 def _base(run: Run) -> str | None:
-    config = run.config()
-    folder = find_tokenizer(config.training.model, config.training.revision)
-    if folder is None:
+    name, revision = run.config().training.model, run.config().training.revision
+    if find_tokenizer(name, revision) is None:
         return None  # not on this machine: nothing to compare with
-    found = find_model(config.training.model, config.training.revision)
-    named = run.manifest["identity"]["revision"]
-    return None if found.revision == named else f"the base model here is {found.revision}, the manifest's {named}"
+    found, named = find_model(name, revision).revision, run.identity.revision
+    return None if found == named else f"the base model here is {found}, the manifest's {named}"
 
 
 def _tokens(run: Run) -> str | None:
@@ -133,23 +127,23 @@ def _tokens(run: Run) -> str | None:
     if plan is None or folder is None:
         return None
     constitution = load_constitution(run.data / "constitution.yaml")
-    tokens = build_training_set(
-        config,
-        folder,
-        read_examples(run.data / "train.jsonl", constitution),
-        constitution,
-        besides=read_auxiliary(run.data),
-    ).workloads.last.tokens
-    return (
-        None
-        if tokens == plan["tokens_per_epoch"]
-        else f"the examples have {tokens} tokens, the plan says {plan['tokens_per_epoch']}"
-    )
+    train, auxiliary = read_examples(run.data / "train.jsonl", constitution), read_auxiliary(run.data)
+    tokens = build_training_set(config, folder, train, constitution, besides=auxiliary).workloads.last.tokens
+    planned = plan["tokens_per_epoch"]
+    return None if tokens == planned else f"the examples have {tokens} tokens, the plan says {planned}"
+
+
+def _executed_plan(run: Run) -> str | None:
+    planned, executed = run.result("plan"), run.executed_plan()
+    if planned is None or executed is None or run.state("train") != "done":
+        return None
+    wrong = [key for key in ("model", "r", "epochs", "tokens_per_epoch") if planned[key] != executed[key]]
+    return f"training's own plan has another {', '.join(wrong)} than the plan" if wrong else None
 
 
 def _training(run: Run) -> str | None:
     result = run.result("train")
-    if result is None or run.manifest["stages"]["train"]["status"] != "done":
+    if result is None or run.manifest.stages["train"].status != "done":
         return None
     first = result.get("sft")
     if first is not None:
@@ -174,9 +168,9 @@ def _judgement(run: Run) -> str | None:
     if json.loads((run.tribunal / "summary.json").read_text(encoding="utf-8")) != result:
         return "tribunal/summary.json and the manifest differ"
     rows = [json.loads(line) for line in (run.tribunal / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
-    for who in ("base", "tuned"):
-        if json.loads(json.dumps(tally([row[who]["flags"] for row in rows]))) != result["screen"][who]:
-            return f"the screen's totals for the {who} model do not follow from tribunal/answers.jsonl"
+    for model in ("base", "tuned"):
+        if _as_json(tally([row[model]["flags"] for row in rows])) != result["screen"][model]:
+            return f"the screen's totals for the {model} model do not follow from tribunal/answers.jsonl"
     return None
 
 
@@ -185,12 +179,12 @@ def _choice(run: Run) -> str | None:
     if result is None:
         return None
     for name, figures in result["epochs"].items():
-        kept = {
-            who: json.loads((run.tribunal / "checkpoints" / f"{who}.json").read_text(encoding="utf-8"))["scores"]
-            for who in (BASE, name)
+        scores = {
+            model: json.loads((run.tribunal / "checkpoints" / f"{model}.json").read_text(encoding="utf-8"))["scores"]
+            for model in (BASE, name)
         }
-        ids = [str(i) for i in range(len(kept[name]["revised"]))]
-        tuned = compare(ids, kept[BASE], kept[name]).tuned.to_json()
+        ids = [str(i) for i in range(len(scores[name]["revised"]))]
+        tuned = compare(ids, scores[BASE], scores[name]).tuned.to_json()
         if any(tuned[key] != figures[key] for key in ("preferred", "mean_margin", "held_out_loss")):
             return f"{name}'s figures do not follow from tribunal/checkpoints/"
     return None
@@ -206,17 +200,18 @@ def _trial(run: Run) -> str | None:
     means: dict[str, list[float]] = {"base": [], "tuned": []}
     for line in (run.tribunal / "verdicts.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        said = row["opinion"]
+        stored = row["opinion"]
         if row["verdicts"]:
             formed = opinion(row["answer"], [verdict_from_json(v) for v in row["verdicts"]], section).to_json()
-            if any(formed[key] != said[key] for key in ("judges", "mean", "out")):
-                return f"the court's opinion of {row['answer']} does not follow from its verdicts"
-        if said["mean"] is not None:
-            means[row["answer"].split("/")[1]].append(sum(said["mean"]) / 2)
-    for who, values in means.items():
-        told = result["models"][who]["all"].get("mean", {}).get("mean")
-        if values and (told is None or abs(sum(values) / len(values) - told) > 2e-4):  # both are rounded to four digits
-            return f"the {who} model's mean of {told} does not follow from tribunal/verdicts.jsonl ({sum(values) / len(values):.4f})"
+            if any(formed[key] != stored[key] for key in ("judges", "mean", "out")):
+                return f"the Tribunal's opinion of {row['answer']} does not follow from its verdicts"
+        if stored["mean"] is not None:
+            means[row["answer"].split("/")[1]].append(sum(stored["mean"]) / 2)
+    for model, values in means.items():
+        told = result["models"][model]["all"].get("mean", {}).get("mean")
+        mean = sum(values) / len(values) if values else None
+        if mean is not None and (told is None or abs(mean - told) > 2e-4):  # both are rounded to four digits
+            return f"the {model} model's mean of {told} does not follow from tribunal/verdicts.jsonl ({mean:.4f})"
     return None
 
 
@@ -227,23 +222,22 @@ def _parity(run: Run) -> str | None:
 
 
 def _parent(run: Run) -> str | None:
-    parent = run.manifest.get("parent")
-    file = run.path / "parent" / "adapter_model.safetensors"
-    return (
-        None
-        if parent is None or sha256_file(file) == parent["adapter_sha256"]
-        else "parent/ holds another adapter than the manifest's"
-    )
+    recorded = run.manifest.parent
+    if recorded is None or sha256_file(run.path / "parent" / "adapter_model.safetensors") == recorded.adapter_sha256:
+        return None
+    return "parent/ holds another adapter than the manifest's"
 
 
 def _ledger(run: Run) -> str | None:
-    usd, seconds = total(run.manifest.get("ledger", []))
-    told = (run.manifest["cost_usd"], run.manifest.get("worked_seconds", 0.0))
-    return (
-        None
-        if told == (usd, seconds)
-        else f"the ledger's entries add up to {usd} USD and {seconds} s, the manifest says {told}"
-    )
+    usd, seconds = total(run.manifest.ledger)
+    told = (run.manifest.cost_usd, run.manifest.worked_seconds)
+    if told == (usd, seconds):
+        return None
+    return f"the ledger's entries add up to {usd} USD and {seconds} s, the manifest says {told}"
+
+
+def _as_json(value: object) -> object:
+    return json.loads(json.dumps(value))
 
 
 CHECKS: dict[str, Callable[[Run], str | None]] = {
@@ -252,6 +246,7 @@ CHECKS: dict[str, Callable[[Run], str | None]] = {
     "the export's statistics follow from the data": _statistics,
     "the base model is the manifest's": _base,
     "the plan's tokens follow from the examples": _tokens,
+    "what was executed is of the plan": _executed_plan,
     "training's figures follow from metrics.jsonl": _training,
     "the saved states are whole": _states,
     "the judgement's totals follow from the answers": _judgement,

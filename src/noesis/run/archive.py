@@ -1,11 +1,10 @@
-"""A run directory's contents move to the archive whole: all of it or, killed in between, all of it when the run is opened next."""
+"""A run directory's contents are moved to the archive whole: if a process is killed meanwhile, opening the run finishes the move."""
 
 from __future__ import annotations
 
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 from noesis.core.files import sha256_json, write_text
 
@@ -23,17 +22,16 @@ RUN_FILES = (
     "parent",
     ".meter",
 )
-MOVING = ".moving"  # in a run directory that is being archived: where to
+MOVING = ".moving"  # in a run directory that is being archived: names the target
 
 
-def archive(path: Path, manifest: dict[str, Any] | None, folder: Path) -> Path:
-    """Move what belongs to the run at `path` into a folder of its own under `folder`; nothing is deleted, and nothing is copied."""
+def archive(path: Path, folder: Path) -> Path:
+    """Move what belongs to the run at `path` into a new folder under `folder`; nothing is deleted, and nothing is copied."""
     folder.mkdir(parents=True, exist_ok=True)
-    if (
-        folder.stat().st_dev != path.stat().st_dev
-    ):  # a run directory that is a disk of its own: moved there it would be copied, and could be torn
+    if folder.stat().st_dev != path.stat().st_dev:  # moving to another disk would copy, and could be torn
         folder = path / ".archive"
-    target = folder / f"{path.resolve().name or 'run'}-{sha256_json([manifest, time.time_ns()])[:8]}"
+    name = path.resolve().name or "run"
+    target = folder / f"{name}-{sha256_json([name, time.time_ns()])[:8]}"
     target.mkdir(parents=True)
     write_text(path / MOVING, str(target.resolve()))
     finish_archiving(path)
@@ -41,7 +39,7 @@ def archive(path: Path, manifest: dict[str, Any] | None, folder: Path) -> Path:
 
 
 def finish_archiving(path: Path) -> None:
-    """Move what is left to where `MOVING` says, if a move was begun."""
+    """Complete a move that was started, if there is one."""
     note = path / MOVING
     if not note.is_file():
         return

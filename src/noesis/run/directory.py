@@ -1,44 +1,48 @@
-"""The run directory: manifest, stages, lock. Every file in it is written whole or not at all.
+"""The run directory: where its files are, and the one way to run a stage. Every file in it is written whole or not at all.
 
 runs/<name>/manifest.json   what this run is made of, and the state of every stage
 runs/<name>/config.json     the resolved configuration
-runs/.archive/<name>-<id>   where a run goes, whole, when another configuration takes its name
+runs/.archive/<name>-<id>   where a run is moved, whole, when another configuration takes its name
 
-A stage is `done` when its outputs are on the disk with the hashes that its entry lists, and not before.
+A stage is `done` when its outputs are on disk with the hashes that its record lists, and not before.
 """
 
 from __future__ import annotations
 
-import os
+import json
 import platform
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
 
 from noesis import __version__
 from noesis.core.config import Config
 from noesis.core.console import say
 from noesis.core.errors import CapError, RunError, UsageError
-from noesis.core.files import sha256_file, sweep, sync_file, utc_now, write_json
+from noesis.core.files import sha256_file, sweep, sync_file, utc_now, write_json, write_text
 from noesis.core.libraries import library_versions
 from noesis.run.archive import RUN_FILES, archive, finish_archiving
-from noesis.run.ledger import StageMeter, total, unrecorded_cost
-from noesis.run.manifest import digest, foreign_libraries, identity_differences, read_manifest
-from noesis.run.stages import NEEDS, STAGES
+from noesis.run.ledger import LedgerEntry, StageMeter, total, unrecorded_cost
+from noesis.run.lock import locked
+from noesis.run.manifest import Extension, Identity, Json, Manifest, OutputFile, Parent, StageRecord
+from noesis.run.manifest_file import read_manifest
+from noesis.run.stages import is_derived
 
 
 class Run:
-    """One run directory. Make one with `open_run`, read one with `load_run`."""
+    """One run directory. Make one with `open_run`, read one with `load_run`.
 
-    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+    Attributes:
+        usd_per_s: price of this machine.
+        working_since: when a stage of this process started, on the monotonic clock; None while none is running.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
-        self.manifest = manifest
-        self.usd_per_s = 0.0  # of this machine
-        self.metering: float | None = None  # since when on the monotonic clock a stage of this process is at work
+        self._manifest = manifest
+        self.usd_per_s = 0.0
+        self.working_since: float | None = None
 
     # --- where things are
     @property
@@ -59,7 +63,7 @@ class Run:
 
     @property
     def merged(self) -> Path:
-        return self.path / "merged" / str(self.manifest["output_name"])
+        return self.path / "merged" / self._manifest.output_name
 
     @property
     def gguf(self) -> Path:
@@ -68,6 +72,11 @@ class Run:
     @property
     def report(self) -> Path:
         return self.path / "report.html"
+
+    @property
+    def parent(self) -> Path | None:
+        """The folder with the adapter that a fork starts from; None if the run is no fork."""
+        return self.path / "parent" if self._manifest.parent else None
 
     def config(self) -> Config:
         """The resolved configuration that this run was made with."""
@@ -91,15 +100,26 @@ class Run:
         Raises:
             RunError: nothing was trained yet.
         """
-        epochs, chosen = self.epochs(), self.manifest["stages"].get("choose", {})
-        named = chosen["result"]["adapter"] if chosen.get("status") == "done" else None
-        return next((p for p in epochs if p.name == named), epochs[-1])
+        epochs = self.epochs()
+        choice = self.result("choose") if self.state("choose") == "done" else None
+        return next((p for p in epochs if choice and p.name == choice["adapter"]), epochs[-1])
 
-    # --- stages
+    # --- what the manifest says
+    @property
+    def manifest(self) -> Manifest:
+        return self._manifest
+
+    @property
+    def identity(self) -> Identity:
+        return self._manifest.identity
+
+    def state(self, stage: str) -> str:
+        """The status of a stage by the manifest: done, stale, failed, interrupted, running or not run."""
+        return self._manifest.state(stage)
+
     def is_done(self, stage: str) -> bool:
-        """Whether `stage` ran to its end and its outputs are still those that it left."""
-        entry = self.manifest["stages"].get(stage, {})
-        return entry.get("status") == "done" and not self.changed(stage)
+        """Whether `stage` ran to its end, what it read has not changed, and its outputs are still those that it left."""
+        return self.state(stage) == "done" and not self.changed(stage)
 
     def changed(self, stage: str, *, thoroughly: bool = False) -> list[str]:
         """What is wrong with the outputs of a stage: `name: missing` or `name: changed`.
@@ -107,180 +127,171 @@ class Run:
         Args:
             thoroughly: hash every file; otherwise one whose size and time are as recorded is taken for unchanged.
         """
+        record = self._manifest.stages.get(stage)
         wrong = []
-        for name, output in self.manifest["stages"].get(stage, {}).get("outputs", {}).items():
+        for name, output in record.outputs.items() if record else ():
             file = self.path / name
             if not file.is_file():
                 wrong.append(f"{name}: missing")
                 continue
             found = file.stat()
-            known = not thoroughly and found.st_mtime_ns == output.get("mtime_ns")
-            if found.st_size != output["bytes"] or not (known or sha256_file(file) == output["sha256"]):
+            known = not thoroughly and found.st_mtime_ns == output.mtime_ns
+            if found.st_size != output.bytes or not (known or sha256_file(file) == output.sha256):
                 wrong.append(f"{name}: changed")
         return wrong
 
-    def inputs(self, stage: str) -> dict[str, str]:
-        """What a stage reads: of each stage before it the hash of its outputs, or of its result where it leaves no file."""
-        return {
-            name: digest(self.manifest["stages"][name])
-            for name in NEEDS.get(stage, ())
-            if "result" in self.manifest["stages"].get(name, {})
-        }
-
-    def perform(
-        self, stage: str, work: Callable[[], dict[str, Any]], outputs: Callable[[], list[Path]], *, again: bool = False
-    ) -> dict[str, Any]:
-        """Run a stage unless it is done; record its result, time and outputs. Later stages are marked stale.
-
-        Args:
-            work: does it and returns what the manifest should say of it (plain JSON).
-            outputs: the files that it left, asked for afterwards.
-        """
-        if self.is_done(stage) and not again:
-            say("  already done")
-            return dict(self.manifest["stages"][stage]["result"])
-        for later in STAGES[STAGES.index(stage) + 1 :] if stage in STAGES else ():
-            if later in self.manifest["stages"]:
-                self.manifest["stages"][later]["status"] = "stale"
-        before = (
-            float(self.manifest["stages"].get(stage, {}).get("seconds", 0))
-            if self.manifest["stages"].get(stage, {}).get("status") == "interrupted"
-            else 0.0
-        )
-        started = time.monotonic()
-        entry: dict[str, Any] = {
-            "status": "running",
-            "started": utc_now(),
-            "seconds": before,
-            "inputs": self.inputs(stage),
-            "outputs": {},
-        }
-        self.manifest["stages"][stage] = entry
-        self.record_cost(unrecorded_cost(self.path, self.manifest.get("ledger", [])))
-        sweep(self.path)
-        self.save()
-        meter = StageMeter(self.path, stage, entry["started"], self.usd_per_s)
-        self.metering = meter.began
-        try:
-            result = work()
-            files = {
-                str(p.relative_to(self.path).as_posix()): self._recorded(p)
-                for p in sorted(outputs())
-                if not p.name.startswith(".")
-            }
-        except BaseException as error:
-            # a stop at the cap is no failure: the stage goes on when more was agreed
-            status = "failed" if isinstance(error, Exception) and not isinstance(error, CapError) else "interrupted"
-            entry.update(status=status, seconds=round(before + time.monotonic() - started, 2))
-            self.record_cost(meter.stop("capped" if isinstance(error, CapError) else status))
-            self.save()
-            raise
-        entry.update(status="done", seconds=round(before + time.monotonic() - started, 2), outputs=files, result=result)
-        self.record_cost(meter.stop("done"))
-        self.save()
-        return result
-
-    def _recorded(self, file: Path) -> dict[str, Any]:
-        """A file's entry, once it is on the disk."""
-        sync_file(file)
-        found = file.stat()
-        return {"bytes": found.st_size, "sha256": sha256_file(file), "mtime_ns": found.st_mtime_ns}
-
-    def spent(self) -> tuple[float, float]:
-        """(USD, seconds) in the ledger, with those of a process that was killed."""
-        ledger = self.manifest.get("ledger", [])
-        killed = unrecorded_cost(self.path, ledger)
-        return total(ledger if killed is None or self.metering is not None else [*ledger, killed])
-
-    def record_cost(self, entry: dict[str, Any] | None) -> None:
-        """Add an entry to the ledger; `cost_usd` and `worked_seconds` are its sums."""
-        self.metering = None
-        ledger = self.manifest.setdefault("ledger", [])
-        if entry is not None:
-            ledger.append(entry)
-        self.manifest["cost_usd"], self.manifest["worked_seconds"] = total(ledger)
-
-    def result(self, stage: str) -> dict[str, Any] | None:
+    def result(self, stage: str) -> Json | None:
         """What a finished stage reported, None if it has not run."""
-        entry = self.manifest["stages"].get(stage, {})
-        return dict(entry["result"]) if entry.get("status") in ("done", "stale") and "result" in entry else None
+        record = self._manifest.stages.get(stage)
+        return None if record is None or record.result is None else dict(record.result)
 
-    def verdict(self) -> dict[str, Any]:
-        """The court's last word: of the trial, where there was one, else the empty bench's; {"verdict", "reason", …}."""
+    def executed_plan(self) -> Json | None:
+        """The plan that was trained by: the smaller one that training went on with, if it had to, else the stage's plan."""
+        executed = (self.result("train") or {}).get("smaller_plan")
+        return dict(executed) if executed else self.result("plan")
+
+    def verdict(self) -> Json:
+        """The Tribunal's ruling: of the trial if there was one, else that no judge is set. {"verdict", "reason", …}"""
         for stage in ("trial", "judge"):
             if (found := self.result(stage)) is not None and "court" in found:
                 return dict(found["court"])
         return {"verdict": "UNDECIDED", "reason": "not judged"}
 
-    def save(self) -> None:
-        """Write the manifest."""
-        write_json(self.path / "manifest.json", self.manifest)
+    def spent(self) -> tuple[float, float]:
+        """(USD, seconds) in the ledger, with those of a process that was killed."""
+        ledger = self._manifest.ledger
+        killed = unrecorded_cost(self.path, ledger) if self.working_since is None else None
+        return total(ledger if killed is None else [*ledger, killed])
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the run directory; a second process is refused and told who holds it. A dead holder's lock is free.
+    # --- what changes the manifest
+    def perform(
+        self, stage: str, work: Callable[[], Json], outputs: Callable[[], Sequence[Path]], *, again: bool = False
+    ) -> Json:
+        """Run a stage unless it is done; record its result, time and outputs. Stages that read something else become stale.
 
-        Raises:
-            RunError: another process is at work here.
+        Args:
+            stage: one of `STAGES`, or the name of other work whose time and cost the run should know.
+            work: does it and returns its result (plain JSON).
+            outputs: lists the files that it left; called afterwards.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock, holder = FileLock(self.path / ".lock", timeout=0), self.path / ".holder"
+        previous = self._manifest.stages.get(stage)
+        if self.is_done(stage) and not again and previous is not None:
+            say("  already done")
+            return dict(previous.result or {})
+        before = previous.seconds if previous is not None and previous.status == "interrupted" else 0.0
+        record = StageRecord("running", utc_now(), before, self._manifest.inputs_for(stage))
+        self._manifest = self._manifest.with_stage(stage, record)
+        if (killed := unrecorded_cost(self.path, self._manifest.ledger)) is not None:
+            self._manifest = self._manifest.with_cost([killed])
+        sweep(self.path)
+        self._save()
+        meter = StageMeter(self.path, stage, record.started, self.usd_per_s)
+        self.working_since = meter.started_at
         try:
-            lock.acquire()
-        except Timeout:
-            who = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
-            raise RunError(
-                f"{self.path} is in use by {who}: wait for it to end, or use another folder with --run"
-            ) from None
-        try:
-            holder.write_text(f"process {os.getpid()} on {platform.node()} since {utc_now()}", encoding="utf-8")
-            yield
-        finally:
-            holder.unlink(missing_ok=True)
-            lock.release()
+            result = work()
+            files = {
+                file.relative_to(self.path).as_posix(): self._recorded(stage, file)
+                for file in sorted(outputs())
+                if not file.name.startswith(".")
+            }
+        except BaseException as error:
+            # reaching the cap is no failure: the stage continues once more was agreed
+            status = "failed" if isinstance(error, Exception) and not isinstance(error, CapError) else "interrupted"
+            cost = meter.stop("capped" if isinstance(error, CapError) else status)
+            stopped = replace(record, status=status, seconds=round(before + cost.seconds, 2))
+            self._end(self._manifest.with_stage(stage, stopped), cost)
+            raise
+        cost = meter.stop("done")
+        seconds = round(before + cost.seconds, 2)
+        done = replace(record, status="done", seconds=seconds, outputs=files, result=json.loads(json.dumps(result)))
+        self._end(self._manifest.with_finished(stage, done, previous), cost)
+        return result
+
+    def book(self, entries: Iterable[LedgerEntry]) -> None:
+        """Add what was spent on this run elsewhere to its ledger; an entry that is in it already counts once."""
+        self._manifest = self._manifest.with_cost(entries)
+        self._save()
+
+    def write_derived(self, stage: str, file: Path, text: str) -> None:
+        """Write a derived file of a finished stage again, such as the model card, and record its new hash."""
+        name, record = file.relative_to(self.path).as_posix(), self._manifest.stages[stage]
+        if not is_derived(stage, name):
+            raise ValueError(f"{name} is no derived file of {stage}")
+        write_text(file, text)
+        outputs = {**record.outputs, name: self._recorded(stage, file)}
+        self._manifest = self._manifest.with_stage(stage, replace(record, outputs=outputs))
+        self._save()
+
+    def set_parent(self, parent: Parent | None) -> None:
+        """Record which adapter this run starts from."""
+        if parent != self._manifest.parent:
+            self._manifest = replace(self._manifest, parent=parent)
+            self._save()
+
+    def extend(self, identity: Identity, config: Config) -> None:
+        """Continue as the run of another configuration that asks for more epochs; everything from the plan on has to be done again."""
+        earlier = Extension(self.config().training.num_train_epochs, self.result("train") is not None)
+        extended = replace(self._manifest, identity=identity, history=(*self._manifest.history, earlier))
+        self._manifest = extended.with_stale("plan")
+        self._save()
+        write_json(self.path / "config.json", config.model_dump(mode="json"))
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Lock the run directory; see `noesis.run.lock.locked`."""
+        return locked(self.path)
+
+    def _recorded(self, stage: str, file: Path) -> OutputFile:
+        """A file's record, once it is on the disk."""
+        sync_file(file)
+        found, derived = file.stat(), is_derived(stage, file.relative_to(self.path).as_posix())
+        return OutputFile(found.st_size, sha256_file(file), found.st_mtime_ns, derived)
+
+    def _end(self, manifest: Manifest, cost: LedgerEntry) -> None:
+        self.working_since = None
+        self._manifest = manifest.with_cost([cost])
+        self._save()
+
+    def _save(self) -> None:
+        write_json(self.path / "manifest.json", self._manifest.to_json())
 
 
 def open_run(
-    path: Path, identity: dict[str, Any], config: Config, *, fresh: bool = False, archive_to: Path | None = None
+    path: Path, identity: Identity, config: Config, *, fresh: bool = False, archive_to: Path | None = None
 ) -> Run:
     """The run at `path` if it has this identity, else a new one; another run that lies there is archived whole.
 
     Args:
-        identity: what decides the adapter: hashes of configuration, data and constitution, base model and revision.
-        archive_to: where an old run goes; default `.archive/` beside `path` (on a volume, whose root is the run, a folder in it).
+        archive_to: where an old run goes; default: `.archive/` next to `path` (on a volume, whose root is the run, a folder in it).
     """
     finish_archiving(path)
     old = read_manifest(path)
-    if old is not None and old["identity"] == identity and not fresh and not foreign_libraries(old):
+    if old is not None and old.identity == identity and not fresh and not old.library_differences():
         return Run(path, old)
     if old is not None or any((path / name).exists() for name in RUN_FILES):
-        moved = archive(path, old, archive_to or path.parent / ".archive")
-        why = "it held no manifest"
-        if old is not None:
-            why = (
-                ", ".join(
-                    [f"another {name}" for name in identity_differences(old["identity"], identity)]
-                    + foreign_libraries(old)
-                )
-                or "asked for with --fresh"
-            )
-        say(f"  the old run was moved to {moved} ({why})")
-    manifest = {
-        "noesis": __version__,
-        "created": utc_now(),
-        "output_name": config.training.output_name,
-        "identity": identity,
-        "libraries": library_versions(),
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cost_usd": 0.0,
-        "ledger": [],
-        "stages": {},
-    }
-    run = Run(path, manifest)
+        moved = archive(path, archive_to or path.parent / ".archive")
+        say(f"  the old run was moved to {moved} ({_why_archived(old, identity)})")
+    run = Run(
+        path,
+        Manifest(
+            noesis=__version__,
+            created=utc_now(),
+            output_name=config.training.output_name,
+            identity=identity,
+            libraries=library_versions(),
+            python=platform.python_version(),
+            system=f"{platform.system()} {platform.machine()}",
+        ),
+    )
     write_json(path / "config.json", config.model_dump(mode="json"))
-    run.save()
+    run._save()
     return run
+
+
+def _why_archived(old: Manifest | None, identity: Identity) -> str:
+    if old is None:
+        return "it held no manifest"
+    differences = [f"another {name}" for name in old.identity.differences(identity)] + old.library_differences()
+    return ", ".join(differences) or "asked for with --fresh"
 
 
 def load_run(path: Path) -> Run:
@@ -288,11 +299,13 @@ def load_run(path: Path) -> Run:
 
     Raises:
         UsageError: there is none at `path`.
+        RunError: its manifest can't be read.
     """
     finish_archiving(path)
     manifest = read_manifest(path)
     if manifest is None:
         raise UsageError(
-            f"no run in {path}: {path / 'manifest.json'} is missing; make one with  noesis train --run {path}  or  noesis demo"
+            f"no run in {path}: {path / 'manifest.json'} is missing; "
+            f"make one with  noesis train --run {path}  or  noesis demo"
         )
     return Run(path, manifest)

@@ -1,7 +1,7 @@
-"""What a run has cost so far: the ledger in its manifest, an entry a stage and process, also of processes that were killed.
+"""What a run has cost so far: one ledger entry for each stage and process, including processes that were killed.
 
-While a stage runs, `.meter` in the run directory tells every few seconds how long it has been at work. Whoever opens the run next finds
-the note of a killed process and books it, with one interval more than it had noted, so that nothing spent is forgotten.
+While a stage runs, `.meter` in the run directory records every few seconds how long it has been running. Whoever opens the run
+next finds what a killed process left there and books it, plus one interval, so that nothing spent is forgotten.
 Durations come from the monotonic clock: setting the time of day changes nothing.
 """
 
@@ -11,6 +11,8 @@ import json
 import os
 import threading
 import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,55 +22,84 @@ FILE = ".meter"
 EVERY_S = 5.0
 
 
+@dataclass(frozen=True)
+class LedgerEntry:
+    """What one process spent on one stage.
+
+    Attributes:
+        ended: done, failed, interrupted, capped or killed; None while the stage is running.
+    """
+
+    id: str
+    stage: str
+    started: str
+    usd_per_s: float
+    seconds: float
+    usd: float
+    ended: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> LedgerEntry:
+        """Raises: KeyError, TypeError, ValueError: not an entry."""
+        return cls(
+            str(value.get("id", "")),
+            str(value["stage"]),
+            str(value.get("started", "")),
+            float(value.get("usd_per_s", 0.0)),
+            float(value["seconds"]),
+            float(value["usd"]),
+            value.get("ended"),
+        )
+
+    def after(self, seconds: float, ended: str | None = None) -> LedgerEntry:
+        """The same entry once `seconds` have passed."""
+        return replace(self, seconds=round(seconds, 2), usd=round(seconds * self.usd_per_s, 6), ended=ended)
+
+
 class StageMeter:
-    """Of one stage in one process."""
+    """Measures one stage in one process."""
 
     def __init__(self, folder: Path, stage: str, started: str, usd_per_s: float) -> None:
         self.file = folder / FILE
-        self.entry: dict[str, Any] = {
-            "id": f"{time.time_ns():x}-{os.getpid()}",
-            "stage": stage,
-            "started": started,
-            "usd_per_s": usd_per_s,
-        }
-        self.began = time.monotonic()
-        self.done = threading.Event()
+        self.entry = LedgerEntry(f"{time.time_ns():x}-{os.getpid()}", stage, started, usd_per_s, 0.0, 0.0)
+        self.started_at = time.monotonic()
+        self._done = threading.Event()
         self._note()
-        self.thread = threading.Thread(target=self._tick, name="meter", daemon=True)
-        self.thread.start()
+        self._thread = threading.Thread(target=self._tick, name="meter", daemon=True)
+        self._thread.start()
 
-    def stop(self, ended: str) -> dict[str, Any]:
-        """The entry for the ledger; `ended` says how: done, failed, interrupted, capped."""
-        self.done.set()
-        self.thread.join()
-        return self._priced(time.monotonic() - self.began) | {"ended": ended}
+    def stop(self, ended: str) -> LedgerEntry:
+        """The entry for the ledger; `ended`: done, failed, interrupted or capped."""
+        self._done.set()
+        self._thread.join()
+        return self.entry.after(time.monotonic() - self.started_at, ended)
 
     def _tick(self) -> None:
-        while not self.done.wait(EVERY_S):
+        while not self._done.wait(EVERY_S):
             try:
                 self._note()
-            except OSError:  # a full disk: the note can wait, the stage itself will meet it
+            except OSError:  # a full disk: the note can wait, the stage itself will run into it
                 continue
 
     def _note(self) -> None:
-        write_json(self.file, self._priced(time.monotonic() - self.began))
-
-    def _priced(self, seconds: float) -> dict[str, Any]:
-        return self.entry | {"seconds": round(seconds, 2), "usd": round(seconds * self.entry["usd_per_s"], 6)}
+        write_json(self.file, self.entry.after(time.monotonic() - self.started_at).to_json())
 
 
-def unrecorded_cost(folder: Path, ledger: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The entry of a process that was killed while it worked here, if there is one that the ledger does not hold."""
+def unrecorded_cost(folder: Path, ledger: Iterable[LedgerEntry]) -> LedgerEntry | None:
+    """The entry of a process that was killed while it worked in `folder`, if there is one that the ledger lacks."""
     try:
-        entry = dict(json.loads((folder / FILE).read_text(encoding="utf-8")))
-        seconds, rate = float(entry["seconds"]) + EVERY_S, float(entry["usd_per_s"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        entry = LedgerEntry.from_json(json.loads((folder / FILE).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if any(booked.get("id") == entry.get("id") for booked in ledger):
+    if any(booked.id == entry.id for booked in ledger):
         return None
-    return entry | {"seconds": round(seconds, 2), "usd": round(seconds * rate, 6), "ended": "killed"}
+    return entry.after(entry.seconds + EVERY_S, "killed")
 
 
-def total(ledger: list[dict[str, Any]]) -> tuple[float, float]:
+def total(ledger: Iterable[LedgerEntry]) -> tuple[float, float]:
     """(USD, seconds) of all entries."""
-    return round(sum(float(e["usd"]) for e in ledger), 6), round(sum(float(e["seconds"]) for e in ledger), 2)
+    entries = tuple(ledger)
+    return round(sum(e.usd for e in entries), 6), round(sum(e.seconds for e in entries), 2)

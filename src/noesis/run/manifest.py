@@ -1,57 +1,290 @@
-"""manifest.json: what a run is made of, and the state of every stage."""
+"""manifest.json: what a run is made of, and the state of every stage.
+
+Frozen values: `Run` alone replaces one by the next and writes it. `to_json` and `from_json` are the only places that know the
+keys on disk. Format 2 is written; `manifest_file.py` reads both formats.
+"""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from noesis.core.errors import RunError
 from noesis.core.files import sha256_json
 from noesis.core.libraries import library_versions
+from noesis.run.ledger import LedgerEntry, total
+from noesis.run.stages import downstream_of, needs_of
+
+FORMAT = 2
+Json = dict[str, Any]
 
 
-def digest(entry: dict[str, Any]) -> str:
-    """What a stage left, in one hash: of its files, or of its result where there are none."""
-    files = {name: output["sha256"] for name, output in entry.get("outputs", {}).items()}
-    return sha256_json(files or entry.get("result"))
+@dataclass(frozen=True)
+class Identity:
+    """What decides the adapter. Two runs with equal identities are the same run."""
+
+    config_sha256: str
+    dataset_sha256: str
+    constitution_sha256: str
+    base_model: str
+    revision: str
+    parent_sha256: str | None = None  # of the adapter that a fork starts from
+
+    def to_json(self) -> dict[str, str]:
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Identity:
+        """Raises: KeyError: a field is missing."""
+        parent = value.get("parent_sha256")
+        own = {f.name: str(value[f.name]) for f in fields(cls) if f.name != "parent_sha256"}
+        return cls(**own, parent_sha256=None if parent is None else str(parent))
+
+    def differences(self, other: Identity) -> list[str]:
+        """What differs, in words."""
+        own, others = self.to_json(), other.to_json()
+        return [
+            key.removesuffix("_sha256").replace("_", " ")
+            for key in sorted(own.keys() | others.keys())
+            if own.get(key) != others.get(key)
+        ]
 
 
-def foreign_libraries(manifest: dict[str, Any], *, always: bool = False) -> list[str]:
-    """Libraries whose major version changed while training was under way (or `always`): what goes on would not be the same run."""
-    if not always and manifest["stages"].get("train", {}).get("status", "done") == "done":
-        return []
-    here = library_versions()
-    return [
-        f"another {name}: {here[name]} instead of {old}"
-        for name, old in manifest.get("libraries", {}).items()
-        if name in here and _major(old) != _major(here[name])
-    ]
+@dataclass(frozen=True)
+class OutputFile:
+    """A file that a stage left. `derived`: it can be written again from other results, and is no part of the digest."""
+
+    bytes: int
+    sha256: str
+    mtime_ns: int | None = None
+    derived: bool = False
+
+    def to_json(self) -> Json:
+        found: Json = {"bytes": self.bytes, "sha256": self.sha256}
+        if self.mtime_ns is not None:
+            found["mtime_ns"] = self.mtime_ns
+        return found | ({"derived": True} if self.derived else {})
+
+    @classmethod
+    def from_json(cls, value: Json) -> OutputFile:
+        mtime = value.get("mtime_ns")
+        return cls(
+            int(value["bytes"]),
+            str(value["sha256"]),
+            None if mtime is None else int(mtime),
+            bool(value.get("derived", False)),
+        )
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """The last time that a stage was run.
+
+    Attributes:
+        status: running, done, stale (done, but what it read has changed since), failed or interrupted.
+        seconds: with those of the interrupted attempts that it continued.
+        inputs: stage that it read from → digest of what it read.
+        result: what it reported, plain JSON; None unless it ran to its end.
+    """
+
+    status: str
+    started: str = ""
+    seconds: float = 0.0
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    outputs: Mapping[str, OutputFile] = field(default_factory=dict)
+    result: Json | None = None
+
+    def digest(self) -> str:
+        """What the stage left, in one hash: its result and its files, without derived ones."""
+        files = {name: output.sha256 for name, output in self.outputs.items() if not output.derived}
+        return sha256_json({"files": files, "result": self.result})
+
+    def to_json(self) -> Json:
+        found: Json = {
+            "status": self.status,
+            "started": self.started,
+            "seconds": self.seconds,
+            "inputs": dict(self.inputs),
+            "outputs": {name: output.to_json() for name, output in self.outputs.items()},
+        }
+        return found if self.result is None else found | {"result": self.result}
+
+    @classmethod
+    def from_json(cls, value: Json) -> StageRecord:
+        return cls(
+            str(value["status"]),
+            str(value.get("started", "")),
+            float(value.get("seconds", 0.0)),
+            {str(name): str(sha256) for name, sha256 in value.get("inputs", {}).items()},
+            {name: OutputFile.from_json(output) for name, output in value.get("outputs", {}).items()},
+            value.get("result"),
+        )
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The run that a fork starts from. `steps`: how many its adapter was trained."""
+
+    run: str
+    adapter: str
+    adapter_sha256: str
+    steps: int | None
+    identity: Identity
+
+    def to_json(self) -> Json:
+        return asdict(self) | {"identity": self.identity.to_json()}
+
+    @classmethod
+    def from_json(cls, value: Json) -> Parent:
+        identity = Identity.from_json(value["identity"])
+        return cls(value["run"], value["adapter"], value["adapter_sha256"], value.get("steps"), identity)
+
+
+@dataclass(frozen=True)
+class Extension:
+    """A time that `--resume` added epochs: how many there were, and whether they had all been trained."""
+
+    epochs: int
+    finished: bool
+
+    def to_json(self) -> Json:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Json) -> Extension:
+        return cls(int(value["epochs"]), bool(value["finished"]))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole of manifest.json. `cost_usd` and `worked_seconds` are the sums of the ledger when it was written."""
+
+    noesis: str
+    created: str
+    output_name: str
+    identity: Identity
+    libraries: Mapping[str, str]
+    python: str
+    system: str
+    cost_usd: float = 0.0
+    worked_seconds: float = 0.0
+    ledger: tuple[LedgerEntry, ...] = ()
+    stages: Mapping[str, StageRecord] = field(default_factory=dict)
+    parent: Parent | None = None
+    history: tuple[Extension, ...] = ()
+
+    def to_json(self) -> Json:
+        found: Json = {
+            "format": FORMAT,
+            "noesis": self.noesis,
+            "created": self.created,
+            "output_name": self.output_name,
+            "identity": self.identity.to_json(),
+            "libraries": dict(self.libraries),
+            "python": self.python,
+            "system": self.system,
+            "cost_usd": self.cost_usd,
+            "worked_seconds": self.worked_seconds,
+            "ledger": [entry.to_json() for entry in self.ledger],
+            "stages": {name: record.to_json() for name, record in self.stages.items()},
+        }
+        if self.parent is not None:
+            found["parent"] = self.parent.to_json()
+        if self.history:
+            found["history"] = [extension.to_json() for extension in self.history]
+        return found
+
+    @classmethod
+    def from_json(cls, value: Json) -> Manifest:
+        """Raises: KeyError, TypeError, ValueError, AttributeError: not a manifest of this format."""
+        return cls(
+            str(value.get("noesis", "")),
+            str(value.get("created", "")),
+            str(value["output_name"]),
+            Identity.from_json(value["identity"]),
+            {str(name): str(version) for name, version in value.get("libraries", {}).items()},
+            str(value.get("python", "")),
+            str(value.get("system", "")),
+            float(value.get("cost_usd", 0.0)),
+            float(value.get("worked_seconds", 0.0)),
+            tuple(LedgerEntry.from_json(entry) for entry in value.get("ledger", [])),
+            {name: StageRecord.from_json(record) for name, record in value["stages"].items()},
+            Parent.from_json(value["parent"]) if "parent" in value else None,
+            tuple(Extension.from_json(extension) for extension in value.get("history", [])),
+        )
+
+    # --- reading
+    def state(self, stage: str) -> str:
+        """The status of a stage as things are now, or `not run`. Done becomes stale where an input was not left as it was."""
+        record = self.stages.get(stage)
+        if record is None:
+            return "not run"
+        if record.status == "done" and not all(
+            self.is_as_read(name, digest) for name, digest in record.inputs.items() if name in needs_of(stage)
+        ):
+            return "stale"
+        return record.status
+
+    def is_as_read(self, stage: str, digest: str) -> bool:
+        """Whether `stage` is done and left what `digest` says."""
+        return self.state(stage) == "done" and self.stages[stage].digest() == digest
+
+    def inputs_for(self, stage: str) -> dict[str, str]:
+        """The digests of what `stage` would read now."""
+        return {name: self.stages[name].digest() for name in needs_of(stage) if self.state(name) == "done"}
+
+    def library_differences(self, *, always: bool = False) -> list[str]:
+        """Libraries whose major version has changed while training was under way (or `always`), in words."""
+        if not always and self.state("train") in ("not run", "done"):
+            return []
+        here = library_versions()
+        return [
+            f"another {name}: {here[name]} instead of {old}"
+            for name, old in self.libraries.items()
+            if name in here and _major(old) != _major(here[name])
+        ]
+
+    # --- the manifest after a change
+    def with_stage(self, stage: str, record: StageRecord) -> Manifest:
+        return replace(self, stages={**self.stages, stage: record})
+
+    def with_finished(self, stage: str, record: StageRecord, previous: StageRecord | None) -> Manifest:
+        """`record` in place of `previous`; stages that read something else than what it left become stale."""
+        after, digest = self.with_stage(stage, record), record.digest()
+        changed = previous is None or previous.result is None or previous.digest() != digest
+        downstream = downstream_of(stage)
+        for name in downstream:
+            reader = after.stages.get(name)
+            if reader is None or reader.status != "done":
+                continue
+            if stage in needs_of(name):
+                affected = reader.inputs.get(stage) != digest
+            else:  # it reads this stage through others: those that it recorded tell by themselves when they change
+                affected = changed and any(n in downstream and n not in reader.inputs for n in needs_of(name))
+            if affected:
+                after = after.with_stage(name, replace(reader, status="stale"))
+        return after
+
+    def with_stale(self, stage: str) -> Manifest:
+        """`stage` and everything that reads it, directly or not, has to be done again."""
+        stale = {
+            name: replace(self.stages[name], status="stale")
+            for name in (stage, *downstream_of(stage))
+            if name in self.stages
+        }
+        return replace(self, stages={**self.stages, **stale})
+
+    def with_cost(self, entries: Iterable[LedgerEntry]) -> Manifest:
+        """With more entries in the ledger; one that is in it already is not added again."""
+        ledger = list(self.ledger)
+        for entry in entries:
+            if not entry.id or all(entry.id != booked.id for booked in ledger):
+                ledger.append(entry)
+        usd, seconds = total(ledger)
+        return replace(self, ledger=tuple(ledger), cost_usd=usd, worked_seconds=seconds)
 
 
 def _major(version: str) -> list[str]:
     """`5.23.0` → 5; below 1.0 the second number counts."""
     parts = version.split(".")
     return parts[:2] if parts[0] == "0" else parts[:1]
-
-
-def read_manifest(path: Path) -> dict[str, Any] | None:
-    file = path / "manifest.json"
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError:
-        raise RunError(f"{file} is damaged (not JSON): move {path} away, or start anew with --fresh") from None
-    if not isinstance(manifest, dict) or not {"identity", "stages", "output_name"} <= manifest.keys():
-        raise RunError(f"{file} is not a manifest of Noesis: move {path} away, or choose another folder with --run")
-    return manifest
-
-
-def identity_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What two identities differ in, in words."""
-    return [
-        key.removesuffix("_sha256").replace("_", " ")
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]

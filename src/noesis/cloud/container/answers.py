@@ -17,6 +17,7 @@ from noesis.core.files import sha256_file
 from noesis.core.project import Project
 from noesis.pipeline.session import RunSession
 from noesis.run.directory import load_run
+from noesis.run.ledger import LedgerEntry
 
 CHUNK = 16  # prompts that are answered together
 
@@ -31,7 +32,7 @@ def trial_shards(root: Path, project: Project, request: CloudRequest) -> tuple[S
     section = load_config(project).training.tribunal.model_dump(
         mode="json", include={"samples", "temperature", "trial_tokens"}
     )
-    key = [prompts, adapter, run.manifest["identity"], section]
+    key = [prompts, adapter, run.identity.to_json(), section]
     return Shards(root, "answers", key, request.shards), [prompts[i : i + CHUNK] for i in range(0, len(prompts), CHUNK)]
 
 
@@ -49,7 +50,7 @@ def answer_shard(place: ContainerContext, asked: dict[str, Any], index: int) -> 
         def answer(own: list[list[str]]) -> list[dict[str, Any]]:
             with tempfile.TemporaryDirectory() as folder:
                 s = reopen_run(copy_of_run(place.root, Path(folder) / "run"))
-                known = {entry["id"] for entry in s.run.manifest.get("ledger", [])}
+                known = {entry.id for entry in s.run.manifest.ledger}
                 items = {item.id: item for item in trial_items(place.project, TrialRequest(request.judges))}
                 section = current_tribunal_settings(s, place.project)
                 found = s.run.perform(
@@ -57,7 +58,7 @@ def answer_shard(place: ContainerContext, asked: dict[str, Any], index: int) -> 
                     lambda: {"rows": [generate_answers(s, section, [items[i] for i in chunk]) for chunk in own]},
                     list,
                 )
-                ledger = [entry for entry in s.run.manifest["ledger"] if entry["id"] not in known]
+                ledger = [entry.to_json() for entry in s.run.manifest.ledger if entry.id not in known]
             return [{"answers": row, "ledger": ledger if i == 0 else []} for i, row in enumerate(found["rows"])]
 
         return {"chunks": do_shard(shards, index, chunks, answer, place.commit)}
@@ -72,10 +73,7 @@ def take_answers(s: RunSession, root: Path, project: Project, request: CloudRequ
     shards, chunks = trial_shards(root, project, request)
     if shards.missing(chunks):
         return  # the trial answers itself what is not there
-    known = {entry.get("id") for entry in s.run.manifest.get("ledger", [])}
-    for row in merged(shards, chunks):
+    rows = merged(shards, chunks)
+    for row in rows:
         store_answers(s, row["answers"])
-        for entry in row["ledger"]:
-            if entry["id"] not in known:
-                s.run.record_cost(entry)
-    s.run.save()
+    s.run.book(LedgerEntry.from_json(entry) for row in rows for entry in row["ledger"])

@@ -29,6 +29,7 @@ from noesis.cloud.volume.uploaded_data import require_upload
 from noesis.core.config import load_config
 from noesis.core.files import write_json, write_text
 from noesis.run.directory import Run
+from noesis.run.ledger import LedgerEntry
 
 
 def train(place: ContainerContext, asked: dict[str, Any], ticket: str) -> CallResult:
@@ -91,7 +92,7 @@ def judge_epoch(place: ContainerContext, epoch: int) -> CallResult:
             if (place.root / scores).is_dir():
                 shutil.copytree(place.root / scores, copy / scores)
             s = reopen_run(copy)
-            known = {entry["id"] for entry in s.run.manifest.get("ledger", [])}
+            known = {entry.id for entry in s.run.manifest.ledger}
 
             def measure() -> CallResult:
                 found = score_checkpoints(s, [name])
@@ -99,7 +100,7 @@ def judge_epoch(place: ContainerContext, epoch: int) -> CallResult:
                 return {"preference": compare(ids, found[BASE], found[name]).to_json()}
 
             measured = s.run.perform("judge_epoch", measure, list)
-            entries = [entry for entry in s.run.manifest["ledger"] if entry["id"] not in known]
+            entries = [entry.to_json() for entry in s.run.manifest.ledger if entry.id not in known]
             for file in (f"{name}.json", f"{BASE}.json"):  # the base's are the same, whoever measured them
                 if not (place.root / scores / file).is_file() or file != f"{BASE}.json":
                     write_text(place.root / scores / file, (copy / scores / file).read_text(encoding="utf-8"))
@@ -166,9 +167,5 @@ def merge(place: ContainerContext, asked: dict[str, Any], again: bool) -> CallRe
 
 def _book_epochs(run: Run) -> None:
     """Add to the ledger what judging the epochs cost, once."""
-    known = {entry.get("id") for entry in run.manifest.get("ledger", [])}
-    for row in epochs_judged(run.path):
-        for entry in row["ledger"]:
-            if entry["id"] not in known:
-                run.record_cost(entry | {"stage": "judge_epochs"})
-    run.save()
+    entries = [entry for row in epochs_judged(run.path) for entry in row["ledger"]]
+    run.book(LedgerEntry.from_json(entry | {"stage": "judge_epochs"}) for entry in entries)

@@ -79,7 +79,7 @@ def run_guarded(place: ContainerContext, work: Callable[[], CallResult]) -> Call
 @contextmanager
 def staged_run(place: ContainerContext, *, link: tuple[str, ...] = HEAVY) -> Iterator[Run]:
     """The run on this container's own disk, published to the volume while it is worked on and at the end."""
-    name = load_run(place.root).manifest["output_name"]
+    name = load_run(place.root).manifest.output_name
     with tempfile.TemporaryDirectory(prefix="noesis-") as folder:
         staging = VolumeSync(place.root, Path(folder) / name, place.commit)
         staging.bring(link=link)

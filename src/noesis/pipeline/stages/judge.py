@@ -10,6 +10,7 @@ from noesis.dataset.load import evenly_spread
 from noesis.pipeline.answers import base_and_tuned_answers
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.choose import BASE, score_checkpoints
+from noesis.pipeline.stages.merge import write_card
 from noesis.planning.budget import require_remaining
 
 
@@ -53,6 +54,7 @@ def run_judge(s: RunSession, *, again: bool = False, answers: bool = True) -> di
     result = s.run.perform(
         "judge", work, lambda: [s.run.tribunal / "answers.jsonl", s.run.tribunal / "summary.json"], again=again
     )
+    write_card(s)
     show_judgement(result)
     return result
 

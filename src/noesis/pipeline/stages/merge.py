@@ -12,7 +12,7 @@ from typing import Any
 from noesis.core.config import Quantization
 from noesis.core.console import say, size
 from noesis.core.errors import RunError
-from noesis.core.files import sha256_file, write_text
+from noesis.core.files import sha256_file
 from noesis.pipeline.gguf_files import provenance
 from noesis.pipeline.session import RunSession
 from noesis.planning.budget import require_remaining
@@ -47,8 +47,8 @@ def run_merge(s: RunSession, *, again: bool = False, original: bool = False) -> 
         )
         return replace(result, basis=basis).to_json()
 
-    def outputs() -> list[Path]:  # without the card, which is derived from the run
-        return [file for file in s.run.merged.iterdir() if file.is_file() and file.name != CARD_NAME]
+    def outputs() -> list[Path]:
+        return [file for file in s.run.merged.iterdir() if file.is_file()]
 
     result = MergeResult.from_json(s.run.perform("merge", work, outputs, again=again or merge_basis(s) != basis))
     show_merge(result, s.run.merged)
@@ -84,40 +84,46 @@ def require_same_base(s: RunSession) -> None:
     Raises:
         RunError: the base model here is another revision, or the adapter's file was changed.
     """
-    trained_on = s.run.manifest["identity"]["revision"]
+    trained_on = s.run.identity.revision
     if s.model.revision != trained_on:
         raise RunError(
             f"{s.run.path} was trained on {s.config.training.model} {trained_on}, but the model here is "
             f"{s.model.revision}: fetch that revision, or train again"
         )
     file = s.run.adapter() / "adapter_model.safetensors"
-    known = s.run.manifest["stages"].get("train", {}).get("outputs", {}).get(file.relative_to(s.run.path).as_posix())
-    if known is not None and sha256_file(file) != known["sha256"]:
+    trained = s.run.manifest.stages.get("train")
+    known = trained.outputs.get(file.relative_to(s.run.path).as_posix()) if trained else None
+    if known is not None and sha256_file(file) != known.sha256:
         raise RunError(f"{file} is not the file that training wrote (its hash differs): restore it, or train again")
 
 
 def write_card(s: RunSession) -> None:
     """Derive the merged model's card again from what the run says now, the verdict included.
 
-    Only the card is written, and nothing where there is no merged model.
+    Nothing is written where there is no merged model.
     """
-    if s.run.result("merge") is not None and s.run.merged.is_dir():
-        write_text(s.run.merged / CARD_NAME, model_card(card_content(s)))
+    card = s.run.merged / CARD_NAME
+    if (
+        s.run.is_done("merge")
+        and card.is_file()
+        and card.read_text(encoding="utf-8") != (text := model_card(card_content(s)))
+    ):
+        s.run.write_derived("merge", card, text)
 
 
 def card_content(s: RunSession) -> CardContent:
     """What the card says, from the run's results."""
-    identity = s.run.manifest["identity"]
+    identity = s.run.identity
     verdict = _trial(s).get("court") or (s.run.result("judge") or {}).get("court") or {}
     return CardContent(
         name=s.run.merged.name,
         base=s.config.training.model,
         licence=s.model.licence,
-        noesis=s.run.manifest["noesis"],
-        dataset_sha256=identity["dataset_sha256"],
-        constitution_sha256=identity["constitution_sha256"],
-        config_sha256=identity["config_sha256"],
-        base_revision=identity["revision"],
+        noesis=s.run.manifest.noesis,
+        dataset_sha256=identity.dataset_sha256,
+        constitution_sha256=identity.constitution_sha256,
+        config_sha256=identity.config_sha256,
+        base_revision=identity.revision,
         training=_training_figures(s),
         held_out=_held_out_figures(s),
         verdict=verdict.get("verdict", "UNDECIDED"),
@@ -132,7 +138,7 @@ def _trial(s: RunSession) -> dict[str, Any]:
 
 
 def _training_figures(s: RunSession) -> TrainingFigures:
-    plan, train = s.run.result("plan") or {}, s.run.result("train") or {}
+    plan, train = s.run.executed_plan() or {}, s.run.result("train") or {}
     return TrainingFigures(
         examples=plan.get("rows"),
         epochs=plan.get("epochs"),

@@ -120,15 +120,14 @@ def run_plan(s: RunSession, *, again: bool = False) -> dict[str, Any]:
 
     A run that continues on another device is planned again, but with the base stored as it was when training started.
     """
-    earlier, config = s.run.result("plan"), s.config
-    if earlier is not None and not s.run.is_done("train"):
-        plan = stored_plan(earlier)
-        again = again or plan is None or (plan.device.name, plan.device.gpus) != (s.device.name, s.device.gpus)
+    config, earlier = s.config, s.plan
+    if s.run.result("plan") is not None and not s.run.is_done("train"):
+        again = again or earlier is None or (earlier.device.name, earlier.device.gpus) != (s.device.name, s.device.gpus)
         if saved_states(s.run.checkpoints):
-            config = with_planned_storage(config, plan)
+            config = with_planned_storage(config, earlier)
 
     def work() -> dict[str, Any]:
-        return plan_run(config, s.model.path, s.training_set().workloads, s.device).to_json()
+        return plan_run(config, s.model.path, s.training_set.workloads, s.device).to_json()
 
     result = s.run.perform("plan", work, list, again=again)
     plan = stored_plan(result)

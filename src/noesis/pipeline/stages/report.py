@@ -1,6 +1,6 @@
 """`runs/<name>/report.html`: one page that works offline and escapes every string that it shows.
 
-Text in it comes from data sets and models and is hostile: Jinja's autoescaping is on, no script is in the page, and its
+Text in it comes from datasets and models and is hostile: Jinja's autoescaping is on, no script is in the page, and its
 Content-Security-Policy lets nothing be fetched.
 """
 
@@ -27,17 +27,25 @@ from noesis.run.stages import STAGES
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
+def run_report(s: RunSession) -> Path:
+    """Write the report again, whatever it was before; returns its path."""
+    s.run.perform("report", lambda: write_report(s.run, s.config, s.constitution), lambda: [s.run.report], again=True)
+    say(f"  → {s.run.report}")
+    return s.run.report
+
+
 def write_report(run: Run, config: Config, constitution: Constitution) -> dict[str, Any]:
     """Write the page from what lies in the run directory; a stage that has not run is shown as missing."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(duration=duration, size=size, signed=lambda x: f"{x:+.4f}")
-    metrics = read_metrics(run.metrics)
-    answers = run.tribunal / "answers.jsonl"
-    plan, train = stored_plan(run.result("plan")), run.result("train")
+    shown = [name for name in STAGES if name != "report"]
+    records, certificate = run.manifest.stages, certificate_of(run)
+    plan = stored_plan(run.executed_plan())
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         run=run.manifest,
+        identity=run.identity.to_json(),
         name=run.path.name,
         made=utc_now(),
         repeat_penalty=REPEAT_PENALTY,
@@ -46,40 +54,33 @@ def write_report(run: Run, config: Config, constitution: Constitution) -> dict[s
         data=run.result("export"),
         plan=plan,
         compared=compared(run, plan) if plan else [],
-        train=train,
+        train=run.result("train"),
         choice=run.result("choose"),
         judge=run.result("judge"),
         trial=run.result("trial"),
         spoken=_judged(run.tribunal / "trial_answers.jsonl", run.tribunal / "verdicts.jsonl"),
         merge=run.result("merge"),
-        gguf=(certificate := certificate_of(run)),
+        gguf=certificate,
         parity_chart=parity_chart(certificate) if certificate else None,
-        answers=[json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
-        if answers.is_file()
-        else [],
-        curve=loss_curve([(m["step"], m["loss"]) for m in metrics]),
-        stages=[(name, run.manifest["stages"].get(name)) for name in STAGES if name != "report"],
-        outputs=[
-            (path, o)
-            for name in STAGES
-            for path, o in run.manifest["stages"].get(name, {}).get("outputs", {}).items()
-            if name != "report"
-        ],
+        answers=_read_jsonl(run.tribunal / "answers.jsonl"),
+        curve=loss_curve([(line["step"], line["loss"]) for line in read_metrics(run.metrics)]),
+        stages=[(name, run.state(name), records.get(name)) for name in shown],
+        outputs=[item for name in shown if name in records for item in records[name].outputs.items()],
     )
     write_text(run.report, page)
-    return {"stages_shown": sum(run.result(name) is not None for name in STAGES if name != "report")}
+    return {"stages_shown": sum(run.result(name) is not None for name in shown)}
 
 
 def certificate_of(run: Run) -> dict[str, Any] | None:
     """The parity certificate: the stage's result, or the one that made it fail."""
     result, file = run.result("gguf"), run.gguf / "parity.json"
-    if result is None and run.manifest["stages"].get("gguf", {}).get("status") == "failed" and file.is_file():
+    if result is None and run.state("gguf") == "failed" and file.is_file():
         return dict(json.loads(file.read_text(encoding="utf-8")))
     return result
 
 
 def parity_chart(certificate: dict[str, Any], width: int = 640) -> dict[str, Any] | None:
-    """Bars of the mean KL of each export beside its tolerance, in pixels on a logarithmic scale; None where nothing finite is known."""
+    """Bars of each export's mean KL and its tolerance, in pixels on a logarithmic scale; None where nothing finite is known."""
     parts = [
         ("merged model", certificate.get("merge")),
         *certificate["files"].items(),
@@ -113,20 +114,16 @@ def parity_chart(certificate: dict[str, Any], width: int = 640) -> dict[str, Any
 
 
 def _judged(answers: Path, verdicts: Path, most: int = 6) -> list[dict[str, Any]]:
-    """Answers of the tuned model with what every judge said of them, spans and all: the lowest means first."""
-    if not (answers.is_file() and verdicts.is_file()):
-        return []
-    said = {
-        f"{a['id']}/{a['who']}/{a['sample']}": a
-        for a in map(json.loads, answers.read_text(encoding="utf-8").splitlines())
-    }
-    rows = [
-        v
-        for v in map(json.loads, verdicts.read_text(encoding="utf-8").splitlines())
-        if v["answer"] in said and "/tuned/" in v["answer"]
-    ]
+    """Answers of the tuned model with each judge's verdict and evidence, the lowest means first."""
+    by_name = {f"{a['id']}/{a['who']}/{a['sample']}": a for a in _read_jsonl(answers)}
+    rows = [v for v in _read_jsonl(verdicts) if v["answer"] in by_name and "/tuned/" in v["answer"]]
     rows.sort(key=lambda v: (not v["opinion"]["vetoes"], v["opinion"]["mean"] or [2.0]))
-    return [{**row, "said": said[row["answer"]]} for row in rows[:most]]
+    return [{**row, "said": by_name[row["answer"]]} for row in rows[:most]]
+
+
+def _read_jsonl(file: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; none if it is missing."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
 
 def compared(run: Run, plan: Plan) -> list[tuple[str, str, str]]:
@@ -140,16 +137,14 @@ def compared(run: Run, plan: Plan) -> list[tuple[str, str, str]]:
         ("steps", str(plan.steps), str(train["steps"]) if train else unknown),
     ]
     for stage in plan.stages:
-        took = [
-            run.manifest["stages"][name]["seconds"]
-            for name in stage.name.split(" and ")
-            if run.result(name) is not None
-        ]
+        names = [name for name in stage.name.split(" and ") if run.result(name) is not None]
+        seconds = [run.manifest.stages[name].seconds for name in names]
         price = f", {stage.usd:.2f} USD" if stage.usd else ""
-        rows.append((f"stage {stage.name}", duration(stage.seconds) + price, duration(sum(took)) if took else unknown))
-    # nothing is paid for a machine of one's own; what a rented one cost is known where it was recorded
-    paid = run.manifest["cost_usd"] or (unknown if plan.rented else 0.0)
-    rows.append(("USD", f"{plan.usd:.2f}", paid if isinstance(paid, str) else f"{paid:.2f}"))
+        actual = duration(sum(seconds)) if seconds else unknown
+        rows.append((f"stage {stage.name}", duration(stage.seconds) + price, actual))
+    # nothing is paid for one's own machine; what a rented one cost is known if it was recorded
+    known = run.manifest.cost_usd or not plan.rented
+    rows.append(("USD", f"{plan.usd:.2f}", f"{run.manifest.cost_usd:.2f}" if known else unknown))
     return rows
 
 
@@ -181,12 +176,3 @@ def loss_curve(points: list[tuple[int, float]], width: int = 640, height: int = 
         "right": width - right,
         "floor": height - bottom,
     }
-
-
-def run_report(s: RunSession) -> Path:
-    """One self-contained page."""
-    from noesis.pipeline.stages.report import write_report
-
-    s.run.perform("report", lambda: write_report(s.run, s.config, s.constitution), lambda: [s.run.report], again=True)
-    say(f"  → {s.run.report}")
-    return s.run.report

@@ -1,0 +1,36 @@
+"""One process at a time works on a run directory."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from noesis.core.errors import RunError
+from noesis.core.files import utc_now
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Lock the run directory `path`, which need not exist yet. The lock of a process that was killed is free.
+
+    Raises:
+        RunError: another process is working here; the message says which.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(path / ".lock", timeout=0), path / ".holder"
+    try:
+        lock.acquire()
+    except Timeout:
+        who = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
+        raise RunError(f"{path} is in use by {who}: wait for it to end, or use another folder with --run") from None
+    try:
+        holder.write_text(f"process {os.getpid()} on {platform.node()} since {utc_now()}", encoding="utf-8")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()

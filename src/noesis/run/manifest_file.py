@@ -1,0 +1,91 @@
+"""Reading manifest.json: format 2 as it is, format 1 (written by version 0.1.0, without the key `format`) brought to format 2.
+
+Format 1 hashed a stage's files, or its result where it had none. The model card was among the files of `merge` although a later
+trial rewrote it, and after running out of memory `train` replaced the plan that it had read. What such a run recorded of its
+inputs is accepted, so that an honest run of that version is an honest run here.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from noesis.core.errors import RunError
+from noesis.core.files import sha256_json
+from noesis.run.manifest import FORMAT, Json, Manifest, StageRecord
+from noesis.run.stages import is_derived
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """The manifest of the run at `path`, None if there is none.
+
+    Raises:
+        RunError: it is damaged, or no manifest, or was written by a newer Noesis.
+    """
+    file = path / "manifest.json"
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        raise RunError(f"{file} is damaged (not JSON): move {path} away, or start again with --fresh") from None
+    try:
+        return parse_manifest(value)
+    except RunError as error:
+        raise RunError(f"{file} {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        why = f"move {path} away, or choose another folder with --run"
+        raise RunError(f"{file} is not a manifest of Noesis: {why}") from None
+
+
+def parse_manifest(value: Json) -> Manifest:
+    """A manifest of either format.
+
+    Raises:
+        RunError: it was written by a newer Noesis. KeyError, TypeError, ValueError, AttributeError: it is no manifest.
+    """
+    written = int(value.get("format", 1))
+    if written > FORMAT:
+        raise RunError(f"is of format {written}; this version of Noesis reads up to {FORMAT}: update Noesis")
+    manifest = Manifest.from_json(value)
+    return manifest if written == FORMAT else _from_format_1(manifest)
+
+
+def _from_format_1(old: Manifest) -> Manifest:
+    stages = {name: _with_derived(name, record) for name, record in old.stages.items()}
+    return replace(
+        old,
+        stages={
+            name: replace(
+                record,
+                inputs={
+                    other: stages[other].digest() if _was_read(old, name, other, read) else read
+                    for other, read in record.inputs.items()
+                },
+            )
+            for name, record in stages.items()
+        },
+    )
+
+
+def _with_derived(stage: str, record: StageRecord) -> StageRecord:
+    outputs = {name: replace(file, derived=is_derived(stage, name)) for name, file in record.outputs.items()}
+    return replace(record, outputs=outputs)
+
+
+def _was_read(old: Manifest, reader: str, stage: str, read: str) -> bool:
+    """Whether what `stage` left is what `reader` recorded by its format-1 digest, or was changed in one of the two known ways."""
+    record = old.stages.get(stage)
+    if record is None:
+        return False
+    if read == _format_1_digest(record):
+        return True
+    own = old.stages[reader]
+    card_was_rewritten = stage == "merge" and "trial" in old.stages
+    plan_was_replaced = stage == "plan" and bool((own.result or {}).get("out_of_memory_once"))
+    return (card_was_rewritten or plan_was_replaced) and record.started <= own.started
+
+
+def _format_1_digest(record: StageRecord) -> str:
+    return sha256_json({name: output.sha256 for name, output in record.outputs.items()} or record.result)
