@@ -1,7 +1,7 @@
-"""One llama.cpp server inside this process: loaded, reachable on 127.0.0.1 with a key of its own, and stopped without a deadlock.
+"""A GGUF model in llama.cpp inside this process (https://github.com/xorbitsai/xllamacpp).
 
-https://github.com/xorbitsai/xllamacpp . Freeing a server while a request is in flight never returns, and signals are
-then ignored: it is freed only after `/slots` says that it is idle.
+`LlamaServer` answers over HTTP on 127.0.0.1, with a key of its own; `LlamaEngine` answers calls. Freeing a server while
+a request is under way never returns, and signals are then ignored: a server is freed once `/slots` reports it idle.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from noesis.core.errors import MissingExtra, ModelError
 from noesis.core.messages import Message
 
 IDLE_POLL_S = 0.1
-REMAKE = "make it anew with  noesis gguf RUN --again"
+REMAKE = "make it again with  noesis gguf RUN --again"
 
 
 def load_llama_server(
@@ -30,13 +30,13 @@ def load_llama_server(
     """A running xllamacpp server for `model`.
 
     Args:
-        key: what its port asks for.
+        key: the API key that its port requires.
         adapter: a GGUF adapter for the model, at scale 1 unless a request says otherwise.
         parallel: requests at once.
         context: tokens of prompt and answer for each of them.
 
     Raises:
-        ModelError: a file is missing, is no GGUF, is cut off, or is of an architecture or a base that does not fit.
+        ModelError: a file is missing, not GGUF or truncated, or of another architecture or base.
     """
     try:
         import xllamacpp
@@ -48,10 +48,8 @@ def load_llama_server(
     params = xllamacpp.CommonParams()
     params.model.path = str(model)
     params.n_ctx, params.n_parallel = context * parallel, parallel
-    params.n_threads_http = parallel + 4  # one a request under way, and some for /slots
-    params.cache_ram_mib = (
-        0  # else up to 8 GB of old prompts are kept, without regard to the adapter that they were read with
-    )
+    params.n_threads_http = parallel + 4  # one for each request under way, and some for /slots
+    params.cache_ram_mib = 0  # else up to 8 GB of old prompts are cached, whatever adapter they were computed with
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = usable_threads()
     params.hostnames, params.port = ["127.0.0.1"], 0
     params.api_keys = [key]
@@ -65,7 +63,8 @@ def load_llama_server(
     except RuntimeError as error:
         what = f"{model} with the adapter {adapter}" if adapter else str(model)
         raise ModelError(
-            f"llama.cpp can't load {what} (cut off, too large for the memory, or of an unknown architecture): {error}; {REMAKE}"
+            f"llama.cpp can't load {what} (truncated, too large for the memory, or of an unknown architecture): "
+            f"{error}; {REMAKE}"
         ) from None
 
 
@@ -80,23 +79,23 @@ def check_gguf(file: Path) -> None:
 
 
 class LlamaServer:
-    """A loaded model that answers over HTTP at `url` to those who know `key`."""
+    """A loaded model that answers over HTTP at `url` with the API key `key`."""
 
     def __init__(self, model: Path, *, adapter: Path | None = None, parallel: int = 8, context: int = 4096) -> None:
-        """Load it; seconds for a small model, more for a large one. Raises ModelError as `load`."""
+        """Load the model, which takes seconds for a small one. Raises ModelError as `load_llama_server` does."""
         self.key = secrets.token_urlsafe(24)
         self.adapted = adapter is not None
         self._server = load_llama_server(model, key=self.key, adapter=adapter, parallel=parallel, context=context)
         self.url = str(self._server.listening_address)
 
     def busy(self) -> int:
-        """Requests that it is working on."""
+        """The number of requests under way."""
         request = urllib.request.Request(self.url + "/slots", headers={"Authorization": f"Bearer {self.key}"})  # noqa: S310  (our own port)
         with urllib.request.urlopen(request, timeout=10) as reply:  # noqa: S310
             return sum(bool(slot["is_processing"]) for slot in json.load(reply))
 
     def stop(self, patience_s: float) -> bool:
-        """Free the model once it is idle; False if it was not within `patience_s` seconds, and then it is left alone."""
+        """Free the model once it is idle; False, and it stays, if it is not idle within `patience_s` seconds."""
         end = time.monotonic() + patience_s
         while self.busy():
             if time.monotonic() > end:
@@ -118,7 +117,7 @@ class LlamaEngine:
 
         Args:
             adapter: a GGUF adapter for it.
-            parallel: how many requests are served at once.
+            parallel: requests at once.
             context: tokens of prompt and answer for each of them.
 
         Raises:
@@ -140,7 +139,7 @@ class LlamaEngine:
         adapter: bool = True,
         on_token: Callable[[str], None] | None = None,
     ) -> str:
-        """The model's answer; with `on_token` each piece is handed over as it comes.
+        """The model's answer; `on_token` is called with each piece of text as it comes.
 
         Raises:
             ModelError: llama.cpp refuses the request (a prompt longer than the context, say).
@@ -152,7 +151,7 @@ class LlamaEngine:
             "seed": seed,
             "repeat_penalty": REPEAT_PENALTY,
             "stream": on_token is not None,
-            "cache_prompt": False,  # else an answer could depend on what was asked before
+            "cache_prompt": False,  # else an answer could depend on earlier requests
         }
         if self._adapted:
             request["lora"] = [{"id": 0, "scale": 1.0 if adapter else 0.0}]

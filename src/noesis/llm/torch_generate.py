@@ -1,10 +1,9 @@
-"""Packed answering in torch: many conversations share each pass through the weights. `python benchmarks/tribunal.py` times it.
+"""Batched generation in torch: many conversations share each pass through the weights (`benchmarks/tribunal.py`).
 
-On a processor a pass for one token waits for memory, not for arithmetic, so that 32 conversations at once cost little
-more than one.
-What is drawn depends on prompt and seed: each conversation has a generator of its own, whatever it is packed with.
-(Rounding does depend on the company, in the last bits; a near tie can then fall the other way.) What all of a batch
-begin with (a system prompt, examples) is read once.
+On a CPU, a pass for one token is bound by memory, not by arithmetic, so that 32 conversations at once cost little more
+than one. Sampling depends on prompt and seed alone: each conversation has a generator of its own, whatever else is in
+its batch. (Rounding does depend on the batch, in the last bits, which can decide a near tie.) A prefix that the whole
+batch shares (a system prompt, examples) is computed once.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from noesis.llm.tokenizer import ChatTokenizer
 from noesis.llm.weights import read_adapter, released
 
 BATCH = 32  # conversations at once
-PENALISED = 64  # last tokens that the repetition penalty looks at
+PENALISED = 64  # last tokens that the repetition penalty considers
 TOP_K = 40  # as llama.cpp's default
-SHARED_FROM = 32  # tokens of a common beginning from which reading it once pays
+SHARED_FROM = 32  # shortest shared prefix, in tokens, that is worth computing separately
 
 
 def generate_batch(
@@ -43,38 +42,39 @@ def generate_batch(
     """One answer to each conversation, in order.
 
     Args:
-        model: a causal language model of transformers, in the mode (adapter on or off) that is wanted.
-        seeds: one a conversation, for a temperature above 0.
-        on_answer: told how many answers came.
+        model: a causal language model of transformers, with its adapter on or off.
+        seeds: of each conversation, for a temperature above 0.
+        on_answer: called with the number of new answers.
 
     Raises:
-        ModelError: a conversation leaves no room in the model's window.
+        ModelError: a conversation and its answer are longer than the model's context.
     """
     prompts = [tokenizer(render(tokenizer, c, add_generation_prompt=True))["input_ids"] for c in conversations]
     window = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
     longest = max((len(p) for p in prompts), default=0)
     if longest + max_tokens > window:
         raise ModelError(
-            f"a prompt of {longest} tokens and an answer of {max_tokens} do not fit the model's window of {window}: lower tribunal.trial_tokens"
+            f"a prompt of {longest} tokens and an answer of {max_tokens} exceed the model's context of {window}: "
+            "lower tribunal.trial_tokens"
         )
     seeds = seeds or [0] * len(prompts)
     stop = end_of_turn(tokenizer)
     answers = [""] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths together: less padding
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths together: less padding
     for start in range(0, len(order), batch):
-        part = order[start : start + batch]
-        found = _generate(model, [prompts[i] for i in part], [seeds[i] for i in part], max_tokens, temperature, stop)
-        for i, ids in zip(part, found, strict=True):
+        rows = order[start : start + batch]
+        found = _generate(model, [prompts[i] for i in rows], [seeds[i] for i in rows], max_tokens, temperature, stop)
+        for i, ids in zip(rows, found, strict=True):
             answers[i] = tokenizer.decode(ids).strip()
         if on_answer is not None:
-            on_answer(len(part))
+            on_answer(len(rows))
     return answers
 
 
 def _generate(
     model: Any, prompts: list[list[int]], seeds: list[int], max_tokens: int, temperature: float, stop: int
 ) -> list[list[int]]:
-    """Token ids of each answer, without the one that ends it. Rows that ended leave the batch when half of it has."""
+    """Token ids of each answer, without the end token. Finished rows leave the batch once half of it is finished."""
     import torch
     from transformers import DynamicCache
 
@@ -107,8 +107,8 @@ def _generate(
                 logits_to_keep=1,
             )
             logits = out.logits[:, -1].float().cpu()
-            drawn = [_draw(logits[k], seen[row], temperature, generators[row]) for k, row in enumerate(rows)]
-            for row, token in zip(rows, drawn, strict=True):
+            tokens = [_sample(logits[k], seen[row], temperature, generators[row]) for k, row in enumerate(rows)]
+            for row, token in zip(rows, tokens, strict=True):
                 if token == stop:
                     ended.add(row)
                 elif row not in ended:
@@ -117,7 +117,7 @@ def _generate(
             if not going:
                 break
             positions = positions[:, -1:] + 1
-            ids = torch.tensor([[t] for t in drawn], device=model.device)
+            ids = torch.tensor([[t] for t in tokens], device=model.device)
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
             if 2 * len(going) <= len(rows):
                 keep = torch.tensor(going, device=model.device)
@@ -128,7 +128,7 @@ def _generate(
 
 
 def shared_beginning(prompts: list[list[int]]) -> int:
-    """How many tokens all prompts begin with, each keeping one of its own; 0 where there are too few to gain by it."""
+    """Tokens of the prefix that all prompts share, leaving each at least one; 0 where it is too short to matter."""
     if len(prompts) < 2:
         return 0
     low, high = min(prompts), max(prompts)  # the two that differ first, in the order of lists
@@ -140,9 +140,9 @@ def shared_beginning(prompts: list[list[int]]) -> int:
 def next_tokens(
     model: Any, tokenizer: ChatTokenizer, conversations: list[list[Message]], count: int
 ) -> list[list[tuple[str, float]]]:
-    """The likeliest next tokens of each conversation as (text, natural-log probability), the likeliest first.
+    """The likeliest next tokens of each conversation, as (text, natural-log probability), the likeliest first.
 
-    An assistant's message that stands last is gone on from.
+    A last message whose role is assistant is continued.
 
     Args:
         count: how many of them.
@@ -150,9 +150,9 @@ def next_tokens(
     import torch
 
     found = []
-    for talk in conversations:
-        said = talk[-1]["content"] if talk[-1]["role"] == "assistant" else ""
-        text = render(tokenizer, talk[:-1] if said else talk, add_generation_prompt=True) + said
+    for messages in conversations:
+        begun = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
+        text = render(tokenizer, messages[:-1] if begun else messages, add_generation_prompt=True) + begun
         ids = tokenizer(text)["input_ids"]
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1].float()
@@ -161,7 +161,7 @@ def next_tokens(
     return found
 
 
-def _draw(logits: Any, seen: list[int], temperature: float, generator: Any) -> int:
+def _sample(logits: Any, seen: list[int], temperature: float, generator: Any) -> int:
     """The next token of one row. logits: (vocabulary,), changed in place."""
     import torch
 
@@ -175,21 +175,22 @@ def _draw(logits: Any, seen: list[int], temperature: float, generator: Any) -> i
 
 
 def free_gpu_memory() -> None:
-    """Give the card's memory back, as far as a living process can; nothing where there is none."""
+    """Free the GPU's memory, as far as a living process can; nothing without a GPU."""
     import torch
 
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-        say(f"  the answering model has left the card: {torch.cuda.memory_allocated() / 2**30:.1f} GiB still held")
+        say(f"  the answering model has left the GPU: {torch.cuda.memory_allocated() / 2**30:.1f} GiB still in use")
 
 
 def load_merged_model(
     base: Path, adapter_folder: Path | None, *, quantization: Quantization, dtype: str, device: str = "cpu"
 ) -> Any:
-    """The merged model (without an adapter: the base as it was trained against) in memory, as `transformers` loads it; for answering.
+    """The merged model in memory, to generate answers with.
 
     Args:
+        adapter_folder: None: the base alone, as it was trained against.
         dtype: of weights and arithmetic.
         device: `cpu` or `cuda`.
     """

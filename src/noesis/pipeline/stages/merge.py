@@ -46,7 +46,8 @@ def run_merge(s: RunSession, *, again: bool = False, original: bool = False) -> 
         "merge", work, lambda: [p for p in s.run.merged.iterdir() if p.is_file() and p.name != CARD_NAME], again=again
     )
     say(
-        f"  {result['merged_tensors']} of {result['tensors']} tensors merged into {result['into']}; {size(result['bytes'])} → {s.run.merged}"
+        f"  {result['merged_tensors']} of {result['tensors']} tensors merged into {result['into']}; "
+        f"{size(result['bytes'])} → {s.run.merged}"
     )
     if other := result.get("originals"):
         away, own = other["relative_difference"], other["relative_update"]
@@ -55,7 +56,7 @@ def run_merge(s: RunSession, *, again: bool = False, original: bool = False) -> 
 
 
 def write_card(s: RunSession) -> None:
-    """Derive the merged model's card again from what the run says now, the verdict included; only the card is written."""
+    """Derive the merged model's card again from the run's results, the verdict included; only the card is written."""
     from noesis.release.model_card import model_card
 
     if s.run.result("merge") is not None and s.run.merged.is_dir():
@@ -78,7 +79,8 @@ def require_same_base(s: RunSession) -> None:
     trained_on = s.run.manifest["identity"]["revision"]
     if s.model.revision != trained_on:
         raise RunError(
-            f"{s.run.path} was trained on {s.config.training.model} {trained_on}, here is {s.model.revision}: fetch that revision, or train again"
+            f"{s.run.path} was trained on {s.config.training.model} {trained_on}, here is {s.model.revision}: "
+            "fetch that revision, or train again"
         )
     file = s.run.adapter() / "adapter_model.safetensors"
     known = s.run.manifest["stages"].get("train", {}).get("outputs", {}).get(file.relative_to(s.run.path).as_posix())
