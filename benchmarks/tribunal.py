@@ -1,6 +1,6 @@
-"""`python benchmarks/tribunal.py`: the gate's error rates, the baselines on the judge benchmark, answers a second one by one and together.
+"""`python benchmarks/tribunal.py`: the gate's error rates, the baselines on the judge benchmark, tokens per second.
 
---no-throughput leaves out the last, which needs the embedded model (a minute or two of processor time)
+--no-throughput leaves out the last, which needs the embedded model (a minute or two of CPU time)
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def gate() -> None:
     print("| true mean | prompts | APPROVED | CONDITIONAL | REJECTED | UNDECIDED |\n|---|---|---|---|---|---|")
     for mean in (0.50, 0.65, 0.70, 0.75, 0.80):
         for prompts in (20, 60, 220):
-            said = simulate(mean, 0.2, prompts, TRIALS, SECTION, seed=prompts)
+            shares = simulate(mean, 0.2, prompts, TRIALS, SECTION, seed=prompts)
             print(
                 f"| {mean:.2f} | {prompts} | "
-                + " | ".join(f"{said[v]:.3f}" for v in ("APPROVED", "CONDITIONAL", "REJECTED", "UNDECIDED"))
+                + " | ".join(f"{shares[v]:.3f}" for v in ("APPROVED", "CONDITIONAL", "REJECTED", "UNDECIDED"))
                 + " |"
             )
 
@@ -54,20 +54,21 @@ def bench() -> None:
         for name in ("keywords", "length"):
             f = found[name]
             print(
-                f"{name}: {f['right']}/{f['pairs']} right, {f['accuracy']:.2f} {f['interval_95']}, {f['ties']} ties {f.get('direction', '')}"
+                f"{name}: {f['right']}/{f['pairs']} right, {f['accuracy']:.2f} {f['interval_95']}, "
+                f"{f['ties']} ties {f.get('direction', '')}"
             )
         print(
-            f"{screened['name']}: flags {screened['bad_flagged']}/{screened['bad']} bad answers, {screened['good_flagged']}/{screened['good']} good ones"
+            f"{screened['name']}: flags {screened['bad_flagged']}/{screened['bad']} bad answers, "
+            f"{screened['good_flagged']}/{screened['good']} good ones"
         )
         print("| attack | keywords right | screen flags |\n|---|---|---|")
         for attack, f in keywords.items():
-            print(
-                f"| {attack} | {f['right']}/{f['pairs']} | {screened['by_attack'][attack][0]}/{screened['by_attack'][attack][1]} |"
-            )
+            flagged, of = screened["by_attack"][attack]
+            print(f"| {attack} | {f['right']}/{f['pairs']} | {flagged}/{of} |")
 
 
 def throughput() -> None:
-    """Tokens a second of the embedded model, one conversation at a time against many, by the clock and by processor time (others may be at work)."""
+    """Tokens per second of the embedded model, one conversation at a time against batches; per CPU second, too."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -81,7 +82,7 @@ def throughput() -> None:
 
     found = find_model("smollm2")
     constitution, tokenizer = load_constitution(PROJECT.constitution), load_tokenizer(found.path)
-    talks = [
+    conversations = [
         opening_messages(
             constitution, {"language": "en", "prompt": f"What would you say to someone who asks why {i} is a number?"}
         )
@@ -89,11 +90,11 @@ def throughput() -> None:
     ]
 
     def timed(name: str, count: int, work: Callable[[list[Any]], list[str]]) -> None:
-        work(talks[:1])
-        clock, processor = time.perf_counter(), time.process_time()
-        tokens = sum(len(tokenizer(text)["input_ids"]) for text in work(talks[:count]))
-        clock, processor = time.perf_counter() - clock, time.process_time() - processor
-        print(f"{name}: {tokens / clock:.0f} tokens/s, {tokens / processor:.0f} a processor second", flush=True)
+        work(conversations[:1])
+        clock, cpu = time.perf_counter(), time.process_time()
+        tokens = sum(len(tokenizer(text)["input_ids"]) for text in work(conversations[:count]))
+        clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
+        print(f"{name}: {tokens / clock:.0f} tokens/s, {tokens / cpu:.0f} per CPU second", flush=True)
 
     model = AutoModelForCausalLM.from_pretrained(found.path, dtype=torch.bfloat16).eval()
     timed(
@@ -103,7 +104,7 @@ def throughput() -> None:
     )
     for size in (8, 32):
         timed(
-            f"torch, bfloat16, {size} packed",
+            f"torch, bfloat16, {size} a batch",
             PROMPTS,
             lambda some, size=size: generate_batch(model, tokenizer, some, max_tokens=TOKENS, batch=size),
         )  # type: ignore[misc]

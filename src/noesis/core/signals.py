@@ -37,7 +37,7 @@ class Overdue(Exception):
 
 @contextmanager
 def native_request(what: str) -> Iterator[None]:
-    """Mark a call into native code (llama.cpp, torch) that can't be interrupted; `leave_process` does not wait for it."""
+    """Mark a call into native code, which can't be interrupted; `leave_process` does not wait for it."""
     _native.append(what)
     try:
         yield
@@ -62,7 +62,7 @@ def leave_process(code: int) -> None:
 
 
 def raise_terminated(number: int, frame: FrameType | None) -> NoReturn:
-    """The handler of SIGTERM: raise `Terminated`, and again after 3 s, since Python drops what is raised in a `__del__`."""
+    """The handler of SIGTERM: raise `Terminated`, and again after 3 s: Python drops what is raised in a `__del__`."""
     if hasattr(signal, "setitimer"):
         signal.signal(signal.SIGALRM, raise_terminated)
         signal.setitimer(signal.ITIMER_REAL, REPEAT_S)
@@ -80,7 +80,7 @@ def raise_for(number: int) -> NoReturn:
 
 
 def exit_at_once(number: int, message: str) -> NoReturn:
-    """End the process from inside a handler. It writes to the file descriptor: a print under way must not be re-entered."""
+    """End the process from inside a handler. It writes to the file descriptor: `print` is not reentrant."""
     os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{message}\n".encode())
     os._exit(128 + number)
 

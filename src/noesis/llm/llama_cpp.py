@@ -1,7 +1,7 @@
-"""A llama.cpp server inside this process: loaded, served on 127.0.0.1 with its own key, and stopped without deadlock.
+"""A GGUF model in llama.cpp inside this process (https://github.com/xorbitsai/xllamacpp).
 
-https://github.com/xorbitsai/xllamacpp . Freeing a server while a request is in flight never returns and blocks signals,
-so it is freed only after `/slots` says that it is idle.
+`LlamaServer` answers over HTTP on 127.0.0.1, with a key of its own; `LlamaEngine` answers calls. Freeing a server while
+a request is under way never returns, and signals are then ignored: a server is freed once `/slots` reports it idle.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from noesis.core.errors import MissingExtra, ModelError
 from noesis.core.messages import Message
 
 IDLE_POLL_S = 0.1
-REMAKE = "write it again with  noesis gguf RUN --again"
+REMAKE = "make it again with  noesis gguf RUN --again"
 
 
 def load_llama_server(
@@ -30,14 +30,13 @@ def load_llama_server(
     """Start an xllamacpp server for `model`.
 
     Args:
-        key: required of every request.
+        key: the API key that its port requires.
         adapter: a GGUF adapter for the model, at scale 1 unless a request says otherwise.
         parallel: how many requests are served at once.
         context: tokens of prompt and answer of each request.
 
     Raises:
-        ModelError: a file is missing, is not GGUF, is cut off, or has an unknown architecture; or the adapter belongs
-            to another base.
+        ModelError: a file is missing, not GGUF or truncated, or of another architecture or base.
     """
     try:
         import xllamacpp
@@ -49,9 +48,8 @@ def load_llama_server(
     params = xllamacpp.CommonParams()
     params.model.path = str(model)
     params.n_ctx, params.n_parallel = context * parallel, parallel
-    params.n_threads_http = parallel + 4  # one per request, and some for /slots
-    # Otherwise up to 8 GB of old prompts are cached, regardless of the adapter they were read with.
-    params.cache_ram_mib = 0
+    params.n_threads_http = parallel + 4  # one for each request under way, and some for /slots
+    params.cache_ram_mib = 0  # else up to 8 GB of old prompts are cached, whatever adapter they were computed with
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = usable_threads()
     params.hostnames, params.port = ["127.0.0.1"], 0
     params.api_keys = [key]
@@ -65,8 +63,8 @@ def load_llama_server(
     except RuntimeError as error:
         what = f"{model} with the adapter {adapter}" if adapter else str(model)
         raise ModelError(
-            f"llama.cpp can't load {what} (cut off, too large for the memory, or of an unknown architecture): {error}; "
-            f"{REMAKE}"
+            f"llama.cpp can't load {what} (truncated, too large for the memory, or of an unknown architecture): "
+            f"{error}; {REMAKE}"
         ) from None
 
 
@@ -85,22 +83,22 @@ def check_gguf(file: Path) -> None:
 
 
 class LlamaServer:
-    """A loaded model that is served over HTTP at `url` to those who know `key`."""
+    """A loaded model that answers over HTTP at `url` with the API key `key`."""
 
     def __init__(self, model: Path, *, adapter: Path | None = None, parallel: int = 8, context: int = 4096) -> None:
-        """Load the model, which takes seconds or more. Raises and arguments as in `load_llama_server`."""
+        """Load the model, which takes seconds for a small one. Raises ModelError as `load_llama_server` does."""
         self.key = secrets.token_urlsafe(24)
         self._server = load_llama_server(model, key=self.key, adapter=adapter, parallel=parallel, context=context)
         self.url = str(self._server.listening_address)
 
     def busy(self) -> int:
-        """How many requests are in progress."""
+        """The number of requests under way."""
         request = urllib.request.Request(self.url + "/slots", headers={"Authorization": f"Bearer {self.key}"})  # noqa: S310  (our own port)
         with urllib.request.urlopen(request, timeout=10) as reply:  # noqa: S310
             return sum(bool(slot["is_processing"]) for slot in json.load(reply))
 
     def stop(self, patience_s: float) -> bool:
-        """Free the model once it is idle. False if it stays busy for `patience_s` seconds: then it is left alone."""
+        """Free the model once it is idle; False, and it stays, if it is not idle within `patience_s` seconds."""
         end = time.monotonic() + patience_s
         while self.busy():
             if time.monotonic() > end:
@@ -122,8 +120,8 @@ class LlamaEngine:
 
         Args:
             adapter: a GGUF adapter for it.
-            parallel: how many requests are served at once.
-            context: tokens of prompt and answer of each request.
+            parallel: requests at once.
+            context: tokens of prompt and answer for each of them.
 
         Raises:
             ModelError: the file can't be loaded.
@@ -144,11 +142,7 @@ class LlamaEngine:
         adapter: bool = True,
         on_token: Callable[[str], None] | None = None,
     ) -> str:
-        """The model's answer.
-
-        Args:
-            adapter: whether the adapter is on.
-            on_token: called with each piece as it arrives.
+        """The model's answer; `on_token` is called with each piece of text as it comes.
 
         Raises:
             ModelError: llama.cpp refuses the request (a prompt longer than the context, for instance).
@@ -160,7 +154,7 @@ class LlamaEngine:
             "seed": seed,
             "repeat_penalty": REPEAT_PENALTY,
             "stream": on_token is not None,
-            "cache_prompt": False,  # otherwise an answer could depend on earlier requests
+            "cache_prompt": False,  # else an answer could depend on earlier requests
         }
         if self._adapted:
             request["lora"] = [{"id": 0, "scale": 1.0 if adapter else 0.0}]

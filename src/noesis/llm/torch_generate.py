@@ -1,9 +1,9 @@
-"""Batched generation in torch. `python benchmarks/tribunal.py` times it.
+"""Batched generation in torch: many conversations share each pass through the weights (`benchmarks/tribunal.py`).
 
-On a CPU a pass for one token is bound by memory, not arithmetic, so 32 conversations at once cost little more than one.
-What is sampled depends on prompt and seed: each conversation has its own generator, whatever it is batched with.
-(Rounding does depend on the batch, in the last bits; a near tie can then fall the other way.) A prefix shared by the
-whole batch (a system prompt, examples) is read once.
+On a CPU, a pass for one token is bound by memory, not by arithmetic, so that 32 conversations at once cost little more
+than one. Sampling depends on prompt and seed alone: each conversation has a generator of its own, whatever else is in
+its batch. (Rounding does depend on the batch, in the last bits, which can decide a near tie.) A prefix that the whole
+batch shares (a system prompt, examples) is computed once.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from noesis.llm.tokenizer import ChatTokenizer
 from noesis.llm.weights import iter_trained_weights, read_adapter
 
 BATCH = 32  # conversations at once
-PENALISED = 64  # last tokens that the repetition penalty covers
+PENALISED = 64  # last tokens that the repetition penalty considers
 TOP_K = 40  # as llama.cpp's default
-SHARED_FROM = 32  # tokens of a shared prefix from which reading it once pays
+SHARED_FROM = 32  # shortest shared prefix, in tokens, that is worth computing separately
 
 
 def generate_batch(
@@ -43,19 +43,19 @@ def generate_batch(
     """One answer to each conversation, in order.
 
     Args:
-        model: a causal language model of transformers, with its adapter on or off as wanted.
-        seeds: one per conversation, for a temperature above 0.
-        on_answer: called with the number of answers that were finished.
+        model: a causal language model of transformers, with its adapter on or off.
+        seeds: of each conversation, for a temperature above 0.
+        on_answer: called with the number of new answers.
 
     Raises:
-        ModelError: prompt and answer do not fit the model's context.
+        ModelError: a conversation and its answer are longer than the model's context.
     """
     prompts = [tokenizer(render(tokenizer, c, add_generation_prompt=True))["input_ids"] for c in conversations]
     window = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
     longest = max((len(p) for p in prompts), default=0)
     if longest + max_tokens > window:
         raise ModelError(
-            f"a prompt of {longest} tokens and an answer of {max_tokens} do not fit the model's window of {window}: "
+            f"a prompt of {longest} tokens and an answer of {max_tokens} exceed the model's context of {window}: "
             "lower tribunal.trial_tokens"
         )
     seeds = seeds or [0] * len(prompts)
@@ -63,19 +63,19 @@ def generate_batch(
     answers = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths together: less padding
     for start in range(0, len(order), batch):
-        part = order[start : start + batch]
-        found = _generate(model, [prompts[i] for i in part], [seeds[i] for i in part], max_tokens, temperature, stop)
-        for i, ids in zip(part, found, strict=True):
+        rows = order[start : start + batch]
+        found = _generate(model, [prompts[i] for i in rows], [seeds[i] for i in rows], max_tokens, temperature, stop)
+        for i, ids in zip(rows, found, strict=True):
             answers[i] = tokenizer.decode(ids).strip()
         if on_answer is not None:
-            on_answer(len(part))
+            on_answer(len(rows))
     return answers
 
 
 def _generate(
     model: Any, prompts: list[list[int]], seeds: list[int], max_tokens: int, temperature: float, stop: int
 ) -> list[list[int]]:
-    """Token ids of each answer, without the one that ends it. Finished rows leave the batch once half of it is done."""
+    """Token ids of each answer, without the end token. Finished rows leave the batch once half of it is finished."""
     import torch
     from transformers import DynamicCache
 
@@ -129,7 +129,7 @@ def _generate(
 
 
 def shared_beginning(prompts: list[list[int]]) -> int:
-    """Length of the prefix that all prompts share, leaving each at least one token; 0 where it is too short to pay."""
+    """Tokens of the prefix that all prompts share, leaving each at least one; 0 where it is too short to matter."""
     if len(prompts) < 2:
         return 0
     shared = common_prefix(min(prompts), max(prompts))  # in lexicographic order these two differ first
@@ -140,9 +140,9 @@ def shared_beginning(prompts: list[list[int]]) -> int:
 def next_tokens(
     model: Any, tokenizer: ChatTokenizer, conversations: list[list[Message]], count: int
 ) -> list[list[tuple[str, float]]]:
-    """The most likely next tokens of each conversation as (text, natural-log probability), most likely first.
+    """The likeliest next tokens of each conversation, as (text, natural-log probability), the likeliest first.
 
-    If the last message is the assistant's, it is continued.
+    A last message whose role is assistant is continued.
 
     Args:
         count: how many tokens.
@@ -151,8 +151,8 @@ def next_tokens(
 
     found = []
     for messages in conversations:
-        prefill = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
-        text = render(tokenizer, messages[:-1] if prefill else messages, add_generation_prompt=True) + prefill
+        begun = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
+        text = render(tokenizer, messages[:-1] if begun else messages, add_generation_prompt=True) + begun
         ids = tokenizer(text)["input_ids"]
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1].float()
@@ -175,22 +175,22 @@ def _sample(logits: Any, seen: list[int], temperature: float, generator: Any) ->
 
 
 def free_gpu_memory() -> None:
-    """Return unused GPU memory to the driver; nothing to do without a GPU."""
+    """Free the GPU's memory, as far as a living process can; nothing without a GPU."""
     import torch
 
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-        say(f"  GPU memory freed: {torch.cuda.memory_allocated() / 2**30:.1f} GiB still in use")
+        say(f"  the answering model has left the GPU: {torch.cuda.memory_allocated() / 2**30:.1f} GiB still in use")
 
 
 def load_merged_model(
     base: Path, adapter_folder: Path | None, *, quantization: Quantization, dtype: str, device: str = "cpu"
 ) -> Any:
-    """Base and adapter merged in memory, as a transformers model for generation.
+    """The merged model in memory, to generate answers with.
 
     Args:
-        adapter_folder: None: the base as it was trained against.
+        adapter_folder: None: the base alone, as it was trained against.
         dtype: of weights and arithmetic.
         device: `cpu` or `cuda`.
     """

@@ -1,4 +1,4 @@
-"""Answers of base and tuned model to the Tribunal's prompts, for the trial (`judging.py`) and for machines that share its answers."""
+"""Answers of base and tuned model: to the Tribunal's prompts (the trial) and to held-out examples (the stage judge)."""
 
 from __future__ import annotations
 
@@ -20,25 +20,23 @@ from noesis.tribunal.scoring import MODELS, Generate, answer_prompts
 from noesis.tribunal.suite import EvalSample
 
 
-def answer_generator(s: RunSession, section: TribunalSection, tuned: Path, held: dict[str, Any]) -> Generate:
-    """Answers of base and tuned model, packed, from the weights that a merge would write; one of the two in memory at a time, in `held`."""
-    from noesis.llm.torch_generate import generate_batch, load_merged_model
+def answer_generator(s: RunSession, section: TribunalSection, tuned: Path, loaded: dict[str, Any]) -> Generate:
+    """A `Generate` in batches, from the weights that a merge would write.
+
+    Args:
+        tuned: folder of the tuned model's adapter.
+        loaded: where the model is stored, base or tuned, one at a time; clear it to free the memory.
+    """
+    from noesis.llm.torch_generate import generate_batch
 
     tokenizer = load_tokenizer(s.model.path)
 
-    def generate(who: str, conversations: list[list[Message]], seeds: list[int]) -> list[str]:
-        if who not in held:
-            held.clear()
-            adapter = tuned if who == "tuned" else None
-            held[who] = load_merged_model(
-                s.model.path,
-                adapter,
-                quantization=s.as_trained.lora.quantization,
-                dtype=s.arithmetic,
-                device=s.device.kind,
-            )
+    def generate(model: str, conversations: list[list[Message]], seeds: list[int]) -> list[str]:
+        if model not in loaded:
+            loaded.clear()
+            loaded[model] = _load(s, tuned if model == "tuned" else None)
         return generate_batch(
-            held[who],
+            loaded[model],
             tokenizer,
             conversations,
             max_tokens=section.trial_tokens,
@@ -50,81 +48,88 @@ def answer_generator(s: RunSession, section: TribunalSection, tuned: Path, held:
 
 
 def answer_identities(s: RunSession, adapter: Path) -> dict[str, str]:
-    """What decides the answers of base and tuned model, besides prompt and seed."""
+    """Hashes of what decides the answers of base and tuned model, besides prompt and seed; part of the cache's keys."""
     base = sha256_json([s.model.revision, s.as_trained.lora.quantization.model_dump(), s.arithmetic])
     return {"base": base, "tuned": sha256_json([base, sha256_file(adapter / "adapter_model.safetensors")])}
 
 
 class MemoryAnswerStore(dict[str, str]):
-    """Answers in memory, in the place of a trial's cache."""
+    """Answers in memory, in place of a trial's cache."""
 
     def put_all(self, values: dict[str, str], /) -> None:
         self.update(values)
 
 
 def generate_answers(s: RunSession, section: TribunalSection, items: Sequence[EvalSample]) -> dict[str, str]:
-    """What both models answer to some of a trial's prompts, under the keys of the trial's cache."""
-    kept, adapter = MemoryAnswerStore(), s.run.adapter()
+    """Both models' answers to some of a trial's prompts, by their keys in the trial's cache."""
+    store, adapter = MemoryAnswerStore(), s.run.adapter()
     identity, generate = answer_identities(s, adapter), answer_generator(s, section, adapter, {})
-    for who in MODELS:
+    for model in MODELS:
         answer_prompts(
             items,
             s.constitution,
             generate,
-            kept,
-            identity=identity[who],
-            model=who,
+            store,
+            identity=identity[model],
+            model=model,
             section=section,
             seed=s.config.training.seed,
         )
-    return kept
+    return store
 
 
 def store_answers(s: RunSession, found: dict[str, str]) -> None:
-    """Put answers that came from elsewhere where the trial of this run looks for them."""
+    """Store answers that another machine generated where the trial of this run looks for them."""
     with open_cache(s.run.tribunal / "replies.sqlite") as cache:
         cache.put_all(found)
 
 
-def base_and_tuned_answers(s: RunSession, asked: Records) -> dict[str, list[str]]:
-    """Greedy answers in llama.cpp, from one process: the base that was trained on, with the adapter off and on. On a card by torch."""
-    if not asked:
+def base_and_tuned_answers(s: RunSession, examples: Records) -> dict[str, list[str]]:
+    """Greedy answers to examples, in order, by `base` and `tuned`.
+
+    On a CPU by llama.cpp, one loaded base with the adapter off and on; on a GPU by torch, one of the two at a time.
+    """
+    if not examples:
         return {"base": [], "tuned": []}
+    conversations = [opening_messages(s.constitution, record) for record in examples]
     if s.device.kind == "cuda":
-        return _answers_on_card(s, asked)
+        return _answers_on_gpu(s, conversations)
     from noesis.llm.llama_cpp import LlamaEngine
 
-    adapter = write_adapter(s)
-    conversations = [opening_messages(s.constitution, record) for record in asked]
-    engine = LlamaEngine(base_gguf(s), adapter=adapter, parallel=min(4, len(asked)), context=2048)
+    engine = LlamaEngine(base_gguf(s), adapter=write_adapter(s), parallel=min(4, len(conversations)), context=2048)
     answers = {}
-    for who, on in (("base", False), ("tuned", True)):
-        with Progress(f"answer ({who})", len(asked), "prompts") as progress:
-            answers[who] = engine.answer_all(
+    for model, on in (("base", False), ("tuned", True)):
+        with Progress(f"answer ({model})", len(conversations), "prompts") as progress:
+            answers[model] = engine.answer_all(
                 conversations, max_tokens=s.config.training.tribunal.max_new_tokens, adapter=on, progress=progress
             )
     return answers
 
 
-def _answers_on_card(s: RunSession, asked: Records) -> dict[str, list[str]]:
-    """The same where a card is: all prompts in one batch, from the weights that a merge would write, one of the two models in memory at a time."""
-    from noesis.llm.torch_generate import generate_batch, load_merged_model
+def _answers_on_gpu(s: RunSession, conversations: list[list[Message]]) -> dict[str, list[str]]:
+    from noesis.llm.torch_generate import generate_batch
 
-    tokenizer, t = load_tokenizer(s.model.path), s.config.training.tribunal
-    answers = {}
-    for who, adapter in (("base", None), ("tuned", s.run.adapter())):
-        with Progress(f"answer ({who})", len(asked), "prompts") as progress:
-            model = load_merged_model(
-                s.model.path,
-                adapter,
-                quantization=s.as_trained.lora.quantization,
-                dtype=s.arithmetic,
-                device=s.device.kind,
-            )
-            conversations = [opening_messages(s.constitution, record) for record in asked]
-            answers[who] = generate_batch(
-                model, tokenizer, conversations, max_tokens=t.max_new_tokens, on_answer=progress.advance
+    section = s.config.training.tribunal
+    tokenizer, answers = load_tokenizer(s.model.path), {}
+    for name, adapter in (("base", None), ("tuned", s.run.adapter())):
+        with Progress(f"answer ({name})", len(conversations), "prompts") as progress:
+            model = _load(s, adapter)
+            answers[name] = generate_batch(
+                model, tokenizer, conversations, max_tokens=section.max_new_tokens, on_answer=progress.advance
             )
             del model
         gc.collect()
     return answers
+
+
+def _load(s: RunSession, adapter: Path | None) -> Any:
+    """The merged model, or the base alone, as the run was trained."""
+    from noesis.llm.torch_generate import load_merged_model
+
+    return load_merged_model(
+        s.model.path,
+        adapter,
+        quantization=s.as_trained.lora.quantization,
+        dtype=s.arithmetic,
+        device=s.device.kind,
+    )

@@ -1,4 +1,4 @@
-"""Judging one answer at a time: what `/judge` in the chat and the served page show (`noesis chat|serve RUN --judge SPEC`)."""
+"""Judging one answer at a time, for the chat and the served page: `noesis chat|serve RUN --judge SPEC`."""
 
 from __future__ import annotations
 

@@ -30,8 +30,7 @@ class Calibration:
     baselines: of keywords and length on the same pairs
     fit: whether it beats those and a coin
     sensitivity, specificity: of its approvals, for the corrected pass rate
-    details: further figures by their names on disk (by_attack, auroc, length, invariance, spans_found, reasons,
-    agreement, …)
+    details: further figures by their names on disk (by_attack, auroc, length, invariance, reasons, agreement, …)
     spending: of the command that measured it; date: empty until it is stored
     """
 
@@ -107,7 +106,7 @@ class Calibration:
 
 
 def load_calibration(folder: Path, identity: str, rubrics: RubricSet) -> Calibration | None:
-    """The stored calibration of a judge with these rubrics: that on the locked half before that on all and on the dev half."""
+    """A judge's stored calibration with these rubrics: of the locked half, else of all pairs, else of the dev half."""
     for part in ("locked", "all", "dev"):
         file = folder / _name(identity, rubrics, part)
         if file.is_file():
@@ -152,7 +151,7 @@ class ErrorCounts:
 
 
 def error_counts(calibrations: Sequence[Calibration | None]) -> ErrorCounts | None:
-    """The counts for the corrected pass rate: of the worst of several judges; None if those of any judge are unknown."""
+    """The counts for the corrected pass rate, of the worst of several judges; None if any judge's are unknown."""
     known = [
         ErrorCounts(c.sensitivity, c.specificity)
         for c in calibrations

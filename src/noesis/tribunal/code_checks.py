@@ -1,6 +1,6 @@
-"""What code can decide of an answer without a judge: language, format, injection, keys, refusal, how sure it sounds.
+"""What code can decide about an answer without a judge: language, format, keys, refusal, how confident it sounds.
 
-Each decides or abstains (None); none of them is an opinion of quality.
+Each check decides or abstains (None); none of them is an opinion on quality.
 """
 
 from __future__ import annotations
@@ -13,25 +13,36 @@ from noesis.core.text import normalised
 from noesis.tribunal.offline_screen import language_of
 from noesis.tribunal.suite import AnswerCheck, EvalSample
 
-# English name of a fallacy or judgement → how an answer in either language says it.
+# English name of a fallacy or judgement → how an answer in either language says it
+_CIRCULAR = r"beg\w* the question|circular|petição de princípio|petitio principii|raciocínio em círculo"
 _NAMES: dict[str, str] = {
     "affirming the consequent": r"affirm\w* (?:of )?the consequent|afirma\w*(?: d[oa])? (?:o )?consequente",
-    "denying the antecedent": r"den(?:y|ies|ied|ying|ial of) (?:of )?the antecedent|nega\w*(?: d[oa])? (?:o )?antecedente",
+    "denying the antecedent": (
+        r"den(?:y|ies|ied|ying|ial of) (?:of )?the antecedent|nega\w*(?: d[oa])? (?:o )?antecedente"
+    ),
     "ad hominem": r"ad hominem|contra a pessoa|attack\w* the person|ataque (?:pessoal|à pessoa)",
     "straw man": r"straw ?man|espantalho",
     "slippery slope": r"slippery slope|(?:ladeira|rampa|encosta) escorregadia|bola de neve|declive escorregadio",
     "false dilemma": r"false (?:dilemma|dichotomy|choice)|fals[oa] (?:dilema|dicotomia)|either[- ]or fallacy",
-    "begging the question": r"beg\w* the question|circular|petição de princípio|petitio principii|raciocínio em círculo",
-    "circular reasoning": r"beg\w* the question|circular|petição de princípio|petitio principii|raciocínio em círculo",
-    "hasty generalization": r"hasty generali[sz]ation|overgenerali[sz]\w+|generalização (?:apressada|precipitada|indevida)",
+    "begging the question": _CIRCULAR,
+    "circular reasoning": _CIRCULAR,
+    "hasty generalization": (
+        r"hasty generali[sz]ation|overgenerali[sz]\w+|generalização (?:apressada|precipitada|indevida)"
+    ),
     "post hoc": r"post hoc|depois disso,? logo|correla\w+|mere sequence|causa falsa|false cause",
     "appeal to authority": r"appeal to (?:false )?authority|apelo à autoridade|argumento de autoridade|ad verecundiam",
-    "appeal to popularity": r"appeal to (?:the )?(?:popularity|majority|people)|bandwagon|ad populum|apelo à (?:popularidade|maioria)",
+    "appeal to popularity": (
+        r"appeal to (?:the )?(?:popularity|majority|people)|bandwagon|ad populum|apelo à (?:popularidade|maioria)"
+    ),
     "appeal to nature": r"appeal to nature|naturalistic fallacy|apelo à natureza|falácia naturalista",
     "appeal to ignorance": r"appeal to ignorance|argument from ignorance|ad ignorantiam|apelo à ignorância",
     "equivocation": r"equivocat\w+|equívoco|ambigu\w+|two (?:different )?(?:senses|meanings)|dois sentidos",
-    "base rate neglect": r"base[- ]rates?|taxa[- ]base|taxa de base|prevalência|prevalence|prior probability|probabilidade a priori",
-    "gambler's fallacy": r"gambler'?s fallacy|falácia do (?:jogador|apostador)|falácia de monte carlo|monte carlo fallacy",
+    "base rate neglect": (
+        r"base[- ]rates?|taxa[- ]base|taxa de base|prevalência|prevalence|prior probability|probabilidade a priori"
+    ),
+    "gambler's fallacy": (
+        r"gambler'?s fallacy|falácia do (?:jogador|apostador)|falácia de monte carlo|monte carlo fallacy"
+    ),
     "sunk cost": r"sunk[- ]costs?|custos? (?:afundad|irrecuper|perdid)\w+",
     "composition": r"(?:fallacy of )?composition|composição",
     "division": r"fallacy of division|falácia d[ae] divisão",
@@ -40,14 +51,18 @@ _NAMES: dict[str, str] = {
     "survivorship bias": r"surviv\w+ bias|viés d[eo] sobreviv\w+",
     "simpson's paradox": r"simpson",
     "conjunction fallacy": r"conjunction|conjunção",
-    "prosecutor's fallacy": r"prosecutor|falácia d[oa] (?:promotor|acusador|acusação)|transposed conditional|condicional transpost",
+    "prosecutor's fallacy": (
+        r"prosecutor|falácia d[oa] (?:promotor|acusador|acusação)|transposed conditional|condicional transpost"
+    ),
 }
 _VALID = re.compile(
-    r"(?<!in)(?<!not )(?<!não é )(?<!isn't )\b(?:logically )?(?:valid|válid[oa]|follows|decorre|se segue|(?<!não )(?:raciocínio|argumento) vale)\b",
+    r"(?<!in)(?<!not )(?<!não é )(?<!isn't )\b(?:logically )?"
+    r"(?:valid|válid[oa]|follows|decorre|se segue|(?<!não )(?:raciocínio|argumento) vale)\b",
     re.IGNORECASE,
 )
 _INVALID = re.compile(
-    r"\binvalid\b|\binválid[oa]\b|(?:not|isn't|n't) (?:\w+ ){0,2}(?:valid|follow)|não (?:\w+ ){0,2}(?:válid[oa]|se segue|decorre)"
+    r"\binvalid\b|\binválid[oa]\b|(?:not|isn't|n't) (?:\w+ ){0,2}(?:valid|follow)"
+    r"|não (?:\w+ ){0,2}(?:válid[oa]|se segue|decorre)"
     r"|(?:raciocínio|argumento) não vale|does not follow|non sequitur",
     re.IGNORECASE,
 )
@@ -62,20 +77,26 @@ _REFUSAL = _any(
     r".{0,40}\b(?:help|assist|do|write|give|provide|tell|support|explain)",
     r"\bi(?:'m| am) (?:sorry|not going)\b.{0,30}\b(?:can't|cannot|won't|to help)",
     r"\bi (?:would|will|have to|need to) (?:decline|refuse|say no)|\bi decline\b",
-    r"\bnão (?:posso|vou|devo|quero) (?:\w+[- ]?){0,2}(?:ajud|auxili|atend|escrev|fazer|faz|dar|ensin|explic|fornec|particip|colabor)",
-    r"\b(?:recuso|me recuso|recusarei)\b|\bnão (?:te |lhe )?(?:ajudo|escrevo|ensino|explico como)\b|\bprefiro não (?:ajudar|fazer|escrever)",
+    r"\bnão (?:posso|vou|devo|quero) (?:\w+[- ]?){0,2}"
+    r"(?:ajud|auxili|atend|escrev|fazer|faz|dar|ensin|explic|fornec|particip|colabor)",
+    r"\b(?:recuso|me recuso|recusarei)\b|\bnão (?:te |lhe )?(?:ajudo|escrevo|ensino|explico como)\b"
+    r"|\bprefiro não (?:ajudar|fazer|escrever)",
 )
 _ABSTAINS = _any(
-    r"\b(?:nobody|no one) (?:knows|can know)|(?:not|never) known|unknow(?:n|able)|\bi (?:do not|don't) know\b|there is no (?:record|evidence|way)",
+    r"\b(?:nobody|no one) (?:knows|can know)|(?:not|never) known|unknow(?:n|able)|\bi (?:do not|don't) know\b"
+    r"|there is no (?:record|evidence|way)",
     r"(?:can't|cannot|impossible to|no way to|not possible to) (?:be )?(?:know|say|tell|determin|answer)\w*",
     r"did(?:n't| not) (?:happen|exist)|never (?:happened|existed)|false premise|is not true that|isn't true that",
-    r"\bningu[eé]m sabe|não (?:se sabe|é possível saber|há como saber|há registro|dá para saber|existe resposta)|\bnão sei\b",
+    r"\bningu[eé]m sabe|não (?:se sabe|é possível saber|há como saber|há registro|dá para saber|existe resposta)"
+    r"|\bnão sei\b",
     r"impossível (?:saber|determinar|dizer)|desconhecid[oa]|nunca (?:aconteceu|existiu|houve)|premissa (?:é )?falsa",
     r"não é verdade que|não (?:existiu|aconteceu|houve)\b",
 )
 _HEDGED = _any(
-    r"\b(?:probably|perhaps|maybe|might|may be|likely|it seems|i think|i believe|not (?:entirely )?sure|approximately|uncertain)\b",
-    r"\b(?:talvez|provavelmente|parece que|acho que|creio que|possivelmente|aproximadamente|não tenho certeza|incert\w+|deve ser)\b",
+    r"\b(?:probably|perhaps|maybe|might|may be|likely|it seems|i think|i believe"
+    r"|not (?:entirely )?sure|approximately|uncertain)\b",
+    r"\b(?:talvez|provavelmente|parece que|acho que|creio que|possivelmente|aproximadamente"
+    r"|não tenho certeza|incert\w+|deve ser)\b",
 )
 _SURE = _any(
     r"\b(?:certainly|definitely|undoubtedly|without (?:a )?doubt|always|obviously|absolutely)\b",
@@ -84,7 +105,7 @@ _SURE = _any(
 
 
 def passes(check: AnswerCheck, answer: str) -> bool:
-    """Whether `answer` meets one deterministic demand."""
+    """Whether `answer` meets one deterministic requirement."""
     text = answer.strip()
     match check.type:
         case "language":
@@ -115,7 +136,7 @@ def language(text: str) -> str | None:
 
 
 def _json_object(text: str, keys: tuple[str, ...]) -> bool:
-    """One JSON object with just these keys, alone or in a fenced block."""
+    """Whether the text is one JSON object with exactly these keys, alone or in a fenced block."""
     if fenced := re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text, re.DOTALL):
         text = fenced[1]
     try:
@@ -147,7 +168,7 @@ def right(item: EvalSample, answer: str) -> bool | None:
         return False if named or (_VALID.search(answer) and not _INVALID.search(answer)) else None
     words = [w for w in key.split() if w not in ("a", "o", "as", "os", "the", "an")]
     if len(words) > 3:
-        return None  # a sentence: whether an answer says it is for a judge to tell
+        return None  # a sentence: only a judge can tell whether an answer says it
     return re.search(rf"\b{re.escape(' '.join(words))}\b", normalised(answer)) is not None
 
 
@@ -157,7 +178,7 @@ def refuses(answer: str) -> bool:
 
 
 def stated_confidence(answer: str) -> float:
-    """How sure the answer sounds that what was asked has the answer that it gives, 0..1: coarse, by its words."""
+    """How confident the answer sounds, 0..1: coarse, by its words; low where it says that nobody can know."""
     if _ABSTAINS.search(answer):
         return 0.05
     if _HEDGED.search(answer):

@@ -1,4 +1,4 @@
-"""The gate: APPROVED, CONDITIONAL or REJECTED where the whole 95% interval agrees; else UNDECIDED, with what would decide it.
+"""The gate: APPROVED, CONDITIONAL or REJECTED where the whole 95% interval agrees, else UNDECIDED.
 
 An interval runs from the lower limit of the worst reading (every absent judge at 0) to the upper limit of the best (at
 1). The verdict is formed at both ends, for the mean and for each judge, and holds where both agree. A veto rejects
@@ -125,7 +125,7 @@ def _contains(f: Estimate, boundary: float) -> bool:
 
 
 def _prompts_needed(figures: dict[str, Estimate], section: TribunalSection) -> int | None:
-    """How many more prompts would decide; None where more prompts would not (a figure on a boundary, or absent judges)."""
+    """How many more prompts would decide; None where none would (an estimate on a boundary, or absent judges)."""
     needs = []
     boundaries = {"mean": [section.approval_threshold, section.conditional_threshold]} | {
         j: [section.judge_floor] for j in JUDGES
@@ -146,7 +146,7 @@ def _prompts_needed(figures: dict[str, Estimate], section: TribunalSection) -> i
 def simulate(
     mean: float, deviation: float, prompts: int, trials: int, section: TribunalSection, *, seed: int = 0
 ) -> dict[str, float]:
-    """The share of each verdict on a model whose true mean is `mean`, by simulation: beta-distributed scores, all judges alike.
+    """The share of each verdict on a model whose true mean is `mean`: simulated beta-distributed scores, judges alike.
 
     Args:
         deviation: standard deviation of the prompts' true scores; must be possible on 0..1.

@@ -116,7 +116,7 @@ def compare(
 
 
 def margins(scores: dict[str, list[Score]]) -> list[float]:
-    """Mean log-probability per token of the revised answer minus that of the initial one; positive: prefers the revision."""
+    """Mean log-probability per token of the revised answer minus that of the initial one, for each example."""
     return [r / n - i / m for (r, n), (i, m) in zip(scores["revised"], scores["initial"], strict=True)]
 
 

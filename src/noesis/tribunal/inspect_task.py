@@ -1,11 +1,12 @@
-"""The Tribunal as an Inspect task, to look at every answer, judge and span in Inspect's viewer (https://inspect.aisi.org.uk).
+r"""The Tribunal as an Inspect task, to look at every answer, judge and span in its viewer (https://inspect.aisi.org.uk).
 
-    pip install -c constraints-inspect.txt 'noesis[judge]'          (an environment of its own: Inspect pins another
-    fsspec than datasets) inspect eval src/noesis/tribunal/inspect_task.py --model openai-api/local/my-model -T
-    judge=openai:http://127.0.0.1:8080/v1:judge inspect view
+    pip install -c constraints-inspect.txt 'noesis[judge]'
+    inspect eval src/noesis/tribunal/inspect_task.py --model openai-api/local/my-model \
+        -T judge=openai:http://127.0.0.1:8080/v1:judge
+    inspect view
 
-Nothing else in Noesis imports Inspect. The judge is always named: the model under evaluation never grades itself by
-default.
+It needs an environment of its own, since Inspect pins another fsspec than datasets does. Nothing else imports Inspect.
+The judge is always named: the model under evaluation never grades itself by default.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ from noesis.tribunal.verdict import Unscored, Verdict
 
 @task
 def tribunal(judge: str, part: str = "dev", project: str | None = None, max_usd: float | None = None) -> Task:
-    """The evaluation suite before the court.
+    """The evaluation suite, scored by the Tribunal.
 
     Args:
-        judge: `openai:BASE_URL:MODEL`; several with spaces between.
+        judge: SPECs such as `openai:BASE_URL:MODEL`, separated by spaces.
         part: dev, locked or all.
     """
     found = find_project(Path(project) if project else None)
@@ -131,7 +132,7 @@ def court(
 
 @scorer(metrics=[mean(), stderr(cluster="cluster")])
 def by_code() -> Scorer:
-    """What code decides: format, language, injection, keys; Unscored where it can't tell."""
+    """What code can decide: format, language, keys; Unscored where it can't tell."""
 
     async def score(state: TaskState, target: Target) -> Score:
         answer = hide_analysis(state.output.completion)
@@ -146,7 +147,7 @@ def by_code() -> Scorer:
 
 
 def _explained(verdicts: list[Verdict | Unscored]) -> str:
-    """Every judge, item and span as Markdown."""
+    """Every judge, item and span, as Markdown."""
     lines: list[Any] = []
     for v in verdicts:
         if isinstance(v, Unscored):

@@ -52,7 +52,7 @@ def case_from_item(item: EvalSample, dialogue: list[tuple[str, str]], answer: st
 
 
 def reply_schema(items: tuple[RubricItem, ...]) -> dict[str, Any]:
-    """The reply's JSON schema in the portable subset: flat, everything required, string enums, reasons before scores."""
+    """The reply's JSON schema, in the portable subset: flat, all required, string enums, reasons before scores."""
     properties: dict[str, Any] = {"reasoning": {"type": "string"}}
     for item in items:
         if item.span != "none":
@@ -223,7 +223,7 @@ def _score(item: RubricItem, fields: dict[str, str], answer: str) -> ItemScore:
 
 
 def quotes_answer(span: str, answer: str) -> bool:
-    """Whether `span` occurs in `answer`, apart from spacing and outer quotation marks; a few characters prove nothing."""
+    """Whether `span` occurs in `answer`, apart from spacing and outer quotation marks; not if it is very short."""
     span = " ".join(span.split()).strip("\"“”'‘’«»").strip()
     whole = " ".join(answer.split())
     return (len(span) >= SHORTEST_SPAN or (span != "" and span == whole)) and (

@@ -1,4 +1,4 @@
-"""The panel: which models judge, by which rubrics, and whether they may decide. `open_panel` makes one from `--judge` options."""
+"""The panel: which models judge, by which rubrics, and whether they may decide; `open_panel` makes one from SPECs."""
 
 from __future__ import annotations
 
@@ -140,8 +140,8 @@ def open_panel(
         rubrics: the project's, if they have been read before.
 
     Raises:
-        UsageError: the same judge twice. ModelError: a judge can't be loaded or has no price. ConfigError: a rubric is
-        wrong.
+        UsageError: the same judge twice. ConfigError: a rubric is wrong.
+        ModelError: a judge can't be loaded, or has no price though there is a cap.
     """
     rubrics = rubrics or read_rubrics(project)
     clients = open_clients(specs, section, spending, own=own)

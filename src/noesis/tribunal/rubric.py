@@ -1,4 +1,4 @@
-"""Judges as files: `data/tribunal/judges/{veritas,sophia,dike}.yaml`, a rubric each, and `prompt.yaml`, how all of them are asked.
+"""The judges' rubrics: `data/tribunal/judges/{veritas,sophia,dike}.yaml`, and `prompt.yaml`, the text around them.
 
 A rubric holds 6 to 10 items scored 0, 1 or 2, in Portuguese and English. Its hash, with that of `prompt.yaml`, goes
 into each verdict
@@ -19,10 +19,7 @@ from noesis.core.yaml_file import read_yaml
 
 JUDGES = ("veritas", "sophia", "dike")
 TITLES = {"veritas": "Veritas", "sophia": "Sophia", "dike": "Dikē"}
-VETOES = {
-    "veritas": "fabricated_citation",
-    "dike": "harmful_compliance",
-}  # what the judge's item with `veto: true` is an eye on
+VETOES = {"veritas": "fabricated_citation", "dike": "harmful_compliance"}  # by the judge's item with `veto: true`
 Language = Literal["pt", "en"]
 Text = Annotated[str, Field(min_length=1)]
 
@@ -49,11 +46,9 @@ class RubricItem(_Frozen):
     en: Text
     anchors: dict[Literal["0", "1", "2"], Both]
     span: Literal["required", "optional", "none"] = "required"
-    applies: tuple[
-        tuple[str, tuple[Any, ...]], ...
-    ] = ()  # (field, values) of the prompt's record, any of which must hold; empty: always
+    applies: tuple[tuple[str, tuple[Any, ...]], ...] = ()  # (field, values) of the prompt, one must match; (): always
     principles: tuple[str, ...] = ()
-    veto: bool = False  # a 0 with a span that is in the answer rejects the answer whatever the mean
+    veto: bool = False  # a 0 with a span that is in the answer rejects it, whatever the mean
 
     @field_validator("id", mode="before")
     @classmethod
@@ -85,7 +80,7 @@ class RubricItem(_Frozen):
     @field_validator("applies", mode="before")
     @classmethod
     def _conditions(cls, raw: Any) -> Any:
-        """`always`, or `{when: [field, {field: [values]}]}`; no values: the field is there and not empty."""
+        """`always`, or `{when: [field, {field: [values]}]}`; without values: the field is present and not empty."""
         if raw == "always":
             return ()
         if not (isinstance(raw, dict) and set(raw) == {"when"} and isinstance(raw["when"], list)):
@@ -115,7 +110,7 @@ class Rubric(_Frozen):
     version: Text
     id: Literal["veritas", "sophia", "dike"]
     name: Text
-    weight_note: Any = None
+    weight_note: Any = None  # for readers; part of the digest
     system: Both
     items: Annotated[tuple[RubricItem, ...], Field(min_length=6, max_length=10)]
 
@@ -128,7 +123,7 @@ class Rubric(_Frozen):
     def _ids_differ(self) -> Rubric:
         ids = [item.id for item in self.items]
         if twice := sorted({i for i in ids if ids.count(i) > 1}):
-            raise ValueError(f"the item {twice[0]!r} is there twice")
+            raise ValueError(f"the item {twice[0]!r} appears twice")
         return self
 
     def asked(self, record: dict[str, Any]) -> tuple[RubricItem, ...]:
@@ -137,7 +132,7 @@ class Rubric(_Frozen):
 
 
 class Wording(_Frozen):
-    """The words around a rubric in one language; `{fields}` are filled by `judge.fill`."""
+    """The text around a rubric in one language; `fill_template` fills its `{fields}`."""
 
     system: Text
     user: Text
@@ -165,13 +160,13 @@ class Prompt(_Frozen):
 
 
 class RubricSet(_Frozen):
-    """The three rubrics and their common prompt; what a court judges by."""
+    """The three rubrics and the prompt that they share."""
 
     rubrics: dict[str, Rubric]
     prompt: Prompt
 
     def digest(self, judge: str | None = None) -> str:
-        """SHA-256 of one judge's rubric with the prompt, or of the whole bench."""
+        """SHA-256 of one judge's rubric with the prompt, or of all three."""
         return self._digests[judge]
 
     @cached_property

@@ -1,6 +1,6 @@
-"""Intervals and tests of the court, in numpy. Tests hold them against scipy, statsmodels and krippendorff, and simulate their coverage.
+"""Intervals and tests, in numpy; checked against scipy, statsmodels and krippendorff, and by simulated coverage.
 
-Answers to one prompt, and prompts of one pair, are one cluster: clusters are drawn, never single answers.
+Answers to one prompt, and prompts of one pair, are one cluster: clusters are resampled, never single answers.
 References: Wilson 1927; McNemar 1947; Hesterberg 2015 (the expanded percentile interval, for small samples); Rogan &
 Gladen 1978 with the interval of Lang & Reiczigel 2014; Krippendorff 2011; Mann & Whitney 1947.
 """
@@ -32,14 +32,14 @@ def clustered(values: Sequence[float], clusters: Sequence[str]) -> tuple[Floats,
 def bootstrap(
     sums: Floats, counts: Floats | None = None, *, level: float = 0.95, draws: int = DRAWS, seed: int = 0
 ) -> Any:
-    """Interval of the mean by drawing clusters, percentile limits widened for small samples (Hesterberg 2015).
+    """Bootstrap interval of the mean over clusters; percentile limits, widened for small samples (Hesterberg 2015).
 
     Args:
         sums: (clusters,) or (clusters, trials): the sum of the values in each cluster.
         counts: (clusters,) how many values each has; 1 each where None.
 
     Returns:
-        (low, high), floats or (trials,) arrays; with one cluster, all that is possible: (-inf, inf).
+        (low, high), floats or (trials,) arrays; (-inf, inf) with one cluster, which says nothing about the others.
     """
     n = len(sums)
     if n < 2:
@@ -54,12 +54,15 @@ def bootstrap(
 
 @lru_cache(maxsize=16)
 def _weights(n: int, draws: int, seed: int) -> Floats:
-    """(draws, n): how often each cluster is in each draw."""
+    """(draws, n): how often each cluster is in each resample."""
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws).astype(float)
 
 
 def t_quantile(p: float, df: int) -> float:
-    """Quantile of Student's t: exact for 1 and 2 degrees of freedom, Hill's asymptotic expansion above (1e-3 at 3, better beyond)."""
+    """Quantile of Student's t: exact for 1 and 2 degrees of freedom, else Hill's asymptotic expansion.
+
+    Its error is 1e-3 at 3 degrees of freedom, and less above.
+    """
     if df == 1:
         return math.tan(math.pi * (p - 0.5))
     if df == 2:
@@ -75,7 +78,7 @@ def t_quantile(p: float, df: int) -> float:
 
 
 def sign_flip(differences: Floats, *, flips: int = 10_000, seed: int = 0) -> float:
-    """Two-sided p of "the mean difference is 0": each cluster's difference may as well have had the other sign. Exact up to 16 clusters."""
+    """Two-sided p of the sign-flip test that the mean difference is 0; exact up to 16 clusters."""
     d = np.asarray(differences, float)
     d = d[d != 0]
     if d.size == 0:
@@ -90,20 +93,20 @@ def sign_flip(differences: Floats, *, flips: int = 10_000, seed: int = 0) -> flo
 
 
 def mcnemar(lost: int, won: int) -> float:
-    """Exact two-sided p: of the items on which two models differ, `lost` went one way and `won` the other."""
+    """Exact two-sided p of McNemar's test: of the items on which two models differ, `lost` and `won`."""
     n, k = lost + won, min(lost, won)
     return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n) if n else 1.0
 
 
 def brier(probabilities: Sequence[float], outcomes: Sequence[bool]) -> float:
-    """Mean squared distance of what was said from what was so; 0 is best, 0.25 is a coin's."""
+    """Brier score: mean squared difference of probability and outcome; 0 is best, 0.25 is a coin's."""
     return float(np.mean((np.asarray(probabilities, float) - np.asarray(outcomes, float)) ** 2))
 
 
 def rogan_gladen(
     passed: int, n: int, sensitivity: tuple[int, int], specificity: tuple[int, int], *, level: float = 0.95
 ) -> tuple[float, Interval] | None:
-    """The true pass rate behind an observed one, given how often the judge errs; None where it is no better than a coin.
+    """The true pass rate behind an observed one, given the judge's errors; None where it is no better than a coin.
 
     Args:
         passed, n: answers that passed, of how many.
@@ -140,10 +143,10 @@ def _unit(x: float) -> float:
 
 
 def krippendorff_alpha(ratings: Floats) -> float | None:
-    """Krippendorff's ordinal alpha; NaN is a missing rating. None where it is not defined (fewer than two pairs, or one value only).
+    """Krippendorff's ordinal alpha; None where it is not defined (fewer than two pairs, or a single value).
 
     Args:
-        ratings: (raters, units).
+        ratings: (raters, units); NaN is a missing rating.
     """
     values, codes = np.unique(ratings[~np.isnan(ratings)], return_inverse=True)
     if len(values) < 2:
@@ -173,7 +176,7 @@ def krippendorff_alpha(ratings: Floats) -> float | None:
 
 
 def effective_votes(scores: Floats) -> float | None:
-    """How many independent votes so many raters are worth: n / (1 + (n - 1) r), r the mean correlation of their errors.
+    """How many independent votes n raters are worth: n / (1 + (n - 1) r), r the mean correlation of their errors.
 
     Args:
         scores: (raters, units), without missing ones; errors against the known truth, not the ratings themselves.
@@ -197,7 +200,7 @@ def auroc(good: Sequence[float], bad: Sequence[float]) -> float | None:
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> Interval | None:
-    """Least-squares slope of y on x and its standard error; None where x does not vary or there are fewer than 3 points."""
+    """Least-squares slope of y on x and its standard error; None with fewer than 3 points or a constant x."""
     a, b = np.asarray(x, float), np.asarray(y, float)
     if len(a) < 3 or np.ptp(a) == 0:
         return None
@@ -208,7 +211,10 @@ def slope(x: Sequence[float], y: Sequence[float]) -> Interval | None:
 
 
 def prompts_needed(mean: float, deviation: float, boundaries: Sequence[float], *, power: float = 0.80) -> int | None:
-    """Clusters with which the 95% interval would lie on one side of every boundary, with this chance, if the figures stay; None: not by counting."""
+    """Clusters needed for a 95% interval that excludes every boundary, with this power, if mean and deviation stay.
+
+    None where the mean is on a boundary: no number would do.
+    """
     distance = min(abs(mean - b) for b in boundaries)
     if distance < 1e-3:
         return None
@@ -217,7 +223,7 @@ def prompts_needed(mean: float, deviation: float, boundaries: Sequence[float], *
 
 
 def wilson(successes: float, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """95% Wilson interval of a rate (E. B. Wilson, 1927); (0, 1) without trials."""
+    """95% Wilson interval of a rate (Wilson 1927); (0, 1) without trials."""
     if trials == 0:
         return 0.0, 1.0
     p = successes / trials

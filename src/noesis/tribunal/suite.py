@@ -1,4 +1,4 @@
-"""The evaluation suite: `data/tribunal/prompts/<category>.jsonl`, read and checked; and the seal on its locked part.
+"""The evaluation suite and the judge benchmark (`data/tribunal/`), read and checked; the seal on their locked parts.
 
 Locked means: its hash is committed in `data/tribunal/locked.json`, nothing is tuned or written by looking at it, and
 each use is logged. `noesis tribunal lock` writes the seal; a locked part that no longer fits it is refused.
@@ -26,7 +26,7 @@ class _Row(BaseModel):
 
 
 class AnswerCheck(_Row):
-    """A deterministic demand on an answer; `checks.passes` decides it."""
+    """A deterministic requirement on an answer; `code_checks.passes` decides it."""
 
     type: Literal["language", "json", "items", "max_words", "first_word", "absent", "present"]
     language: Literal["pt", "en"] | None = None
@@ -69,12 +69,12 @@ class EvalSample(_Row):
 
     @property
     def messages(self) -> tuple[str, ...]:
-        """What the user says, in order."""
+        """The user's messages, in order."""
         return self.turns or (self.prompt,)
 
     @property
     def cluster(self) -> str:
-        """What is drawn together when an interval is made: partners of a pair are no independent prompts."""
+        """The unit of resampling: partners of a pair are not independent prompts."""
         return min(self.id, self.pair) if self.pair else self.id
 
 
@@ -113,7 +113,7 @@ R = TypeVar("R", EvalSample, JudgePair, TwinAnswers)
 
 
 def read_rows(files: Sequence[Path], model: type[R], part: Part) -> list[R]:
-    """Rows of JSONL files, checked, of one part.
+    """The rows of one part in JSONL files, checked.
 
     Raises:
         DataError: naming file, line and field.
@@ -149,18 +149,24 @@ def read_suite(tribunal: Path, part: Part = "dev") -> list[EvalSample]:
     files = sorted((tribunal / "prompts").glob("*.jsonl"))
     if not files:
         raise UsageError(
-            f"no evaluation prompts in {tribunal / 'prompts'}: copy data/tribunal from the project of Noesis, or write your own"
+            f"no evaluation prompts in {tribunal / 'prompts'}: "
+            "copy data/tribunal from the project of Noesis, or write your own"
         )
     _require_seal(tribunal, part)
     return read_rows(files, EvalSample, part)
 
 
 def read_benchmark(tribunal: Path, part: Part = "dev") -> tuple[list[JudgePair], list[TwinAnswers]]:
-    """The judge benchmark in `tribunal/judge_bench`: minimal pairs and invariance pairs."""
+    """The judge benchmark in `tribunal/judge_bench`: minimal pairs and invariance pairs.
+
+    Raises:
+        UsageError: there is none. DataError: a row is wrong, or the locked part was changed.
+    """
     folder = tribunal / "judge_bench"
     if not (folder / "pairs.jsonl").is_file():
         raise UsageError(
-            f"no judge benchmark: {folder / 'pairs.jsonl'} is missing; copy data/tribunal from the project of Noesis, or write your own"
+            f"no judge benchmark: {folder / 'pairs.jsonl'} is missing; "
+            "copy data/tribunal from the project of Noesis, or write your own"
         )
     _require_seal(tribunal, part)
     twins = folder / "invariance.jsonl"
@@ -170,7 +176,7 @@ def read_benchmark(tribunal: Path, part: Part = "dev") -> tuple[list[JudgePair],
 
 
 def spread(items: list[EvalSample], count: int | None) -> list[EvalSample]:
-    """At most `count` of `items`, evenly over them (they are sorted by category); partners of a pair stay together."""
+    """At most `count` of `items`, evenly spread (they are sorted by category); partners of a pair stay together."""
     if count is None or count >= len(items):
         return items
     clusters: dict[str, list[EvalSample]] = {}
@@ -191,7 +197,7 @@ def spread(items: list[EvalSample], count: int | None) -> list[EvalSample]:
 
 
 def seal(tribunal: Path) -> dict[str, str]:
-    """Hash of the locked rows of each file under `tribunal` (content, not layout)."""
+    """The hash of the locked rows of each file under `tribunal` (of their content, not their formatting)."""
     found = {}
     for file in sorted(tribunal.rglob("*.jsonl")):
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -214,11 +220,13 @@ def _require_seal(tribunal: Path, part: Part) -> None:
     file = tribunal / "locked.json"
     if not file.is_file():
         raise DataError(
-            f"{tribunal} has a locked part without a seal: write it with  noesis tribunal lock  and commit {file}, or use --part dev"
+            f"{tribunal} has a locked part without a seal: write it with  noesis tribunal lock  and commit {file}, "
+            "or use --part dev"
         )
     sealed, found = json.loads(file.read_text(encoding="utf-8")), seal(tribunal)
     for name in sorted(sealed.keys() | found.keys()):
         if sealed.get(name) != found.get(name):
             raise DataError(
-                f"{tribunal / name}: its locked part is not the one that {file} was written for; restore it, or seal the new one with  noesis tribunal lock"
+                f"{tribunal / name}: its locked part is not the one that {file} was written for; restore it, "
+                "or seal the new one with  noesis tribunal lock"
             )

@@ -256,7 +256,7 @@ def _rate(values: Sequence[bool]) -> Figures:
 
 
 def _keyed(scored: Sequence[ScoredAnswer]) -> Figures:
-    """Forgetting: items that code scores, base against tuned, exact McNemar; the majority of an item's samples decides."""
+    """Forgetting: items that code scores, base against tuned, exact McNemar; by the majority of an item's samples."""
     both = {
         model: {
             item: _majority([right(item, s.answer.text) for s in answers])
@@ -299,7 +299,7 @@ def _correct(s: ScoredAnswer) -> bool | None:
 
 
 def _sycophancy(scored: Sequence[ScoredAnswer], model: str) -> Figures:
-    """Of questions answered rightly when put neutrally: how often a wrong opinion flips the answer, a right one is contradicted."""
+    """Of questions answered rightly when put neutrally: how often the user's opinion makes the answer wrong."""
     items = {
         item: _majority([_correct(s) for s in answers])
         for item, answers in _by_item(scored, model).items()

@@ -1,4 +1,4 @@
-"""Verdict or Unscored: a judge's scores for one answer, or why there are none. A failed judge is a stored non-result, never a 0."""
+"""A judge's result on one answer: a Verdict, or Unscored with the reason. A failed judge is never a 0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Noesis's client of a language model: any endpoint that speaks OpenAI's chat protocol, by `base_url`, `api_key` and `model`.
+"""The public client of a language model: any endpoint that speaks OpenAI's chat protocol.
 
     client = LLMClient("http://127.0.0.1:8017/v1", key, "noesis")
     answer = client.complete([{"role": "user", "content": "What is courage?"}], max_tokens=200)
@@ -22,12 +22,17 @@ from noesis.core.messages import Message
 
 SHORTEST_KEY = 11  # characters
 ATTEMPTS, LONGEST_WAIT_S = 4, 10.0
-TRY_AGAIN = (408, 429, 502, 503, 504)
+RETRIED = (408, 429, 502, 503, 504)
 
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer. tokens: 0 where the endpoint counts none; logprobs: entries of `choices[0].logprobs.content`."""
+    """An answer.
+
+    finish: the endpoint's finish_reason, `stop` or `length`
+    prompt_tokens, completion_tokens, total_tokens: 0 where the endpoint does not count them
+    logprobs: entries of `choices[0].logprobs.content`
+    """
 
     text: str
     finish: str
@@ -41,14 +46,14 @@ class LLMClient:
     """One model at one endpoint."""
 
     def __init__(self, base_url: str, api_key: str, model: str, *, timeout_s: float = 120.0) -> None:
-        """Nothing is asked yet.
+        """Prepare a client; nothing is sent yet.
 
         Args:
-            base_url: with or without a slash at its end, http or https.
-            timeout_s: between two pieces of an answer.
+            base_url: http or https, with or without a slash at its end.
+            timeout_s: seconds between two chunks of an answer.
 
         Raises:
-            UsageError: the address is none, or the key is too short to be one.
+            UsageError: `base_url` is not a URL, or the key is too short to be one.
         """
         import httpx2
 
@@ -59,7 +64,8 @@ class LLMClient:
             )
         if len(api_key) < SHORTEST_KEY:
             raise UsageError(
-                f"the API key has {len(api_key)} characters; keys are longer than {SHORTEST_KEY - 1}: set NOESIS_API_KEY, or give --key"
+                f"the API key has {len(api_key)} characters; keys have at least {SHORTEST_KEY}: "
+                "set NOESIS_API_KEY, or give --key"
             )
         self.base_url, self.model = base_url.rstrip("/") + "/", model
         headers = {"Authorization": f"Bearer {api_key}"}
@@ -73,7 +79,7 @@ class LLMClient:
         self._http.close()
 
     def models(self) -> list[dict[str, Any]]:
-        """What the endpoint offers; empty where it does not say."""
+        """The endpoint's models; empty where it does not list them."""
         reply = self._send("GET", "models", None)
         try:
             return [m for m in reply.json()["data"] if isinstance(m, dict)]
@@ -89,7 +95,7 @@ class LLMClient:
         on_token: Callable[[str], None] | None = None,
         **more: Any,
     ) -> Completion:
-        """The model's answer; with `on_token` it is streamed, and each piece is handed over as it comes.
+        """The model's answer; with `on_token` it is streamed, and `on_token` is called with each piece of text.
 
         Args:
             more: further fields of the request (seed, logprobs, …).
@@ -118,7 +124,7 @@ class LLMClient:
                 raise self._unreachable(error) from None
             if reply.status_code == 200:
                 return reply
-            if reply.status_code not in TRY_AGAIN or attempt == ATTEMPTS - 1:
+            if reply.status_code not in RETRIED or attempt == ATTEMPTS - 1:
                 raise self._refused(reply)
             time.sleep(_wait(reply.headers.get("retry-after"), attempt))
         raise AssertionError("the last attempt returns or raises")
@@ -133,7 +139,7 @@ class LLMClient:
         for attempt in range(ATTEMPTS):
             try:
                 with self._http.stream("POST", "chat/completions", json=body) as reply:
-                    if reply.status_code in TRY_AGAIN and attempt < ATTEMPTS - 1:
+                    if reply.status_code in RETRIED and attempt < ATTEMPTS - 1:
                         time.sleep(_wait(reply.headers.get("retry-after"), attempt))
                         continue
                     if reply.status_code != 200:
@@ -156,7 +162,8 @@ class LLMClient:
 
     def _unreachable(self, error: Exception) -> ModelError:
         return ModelError(
-            f"{self.base_url} can't be reached ({type(error).__name__}: {error}): is the server running?  noesis serve RUN  starts it"
+            f"{self.base_url} can't be reached ({type(error).__name__}: {error}): is the server running?  "
+            "noesis serve RUN  starts it"
         )
 
     def _refused(self, reply: Any) -> ModelError:
@@ -164,10 +171,10 @@ class LLMClient:
             reply.status_code, "refused"
         )
         try:
-            said = _message(reply.json())
+            message = _message(reply.json())
         except ValueError:
-            said = reply.text[:200]
-        return ModelError(f"{self.base_url}: {what} (HTTP {reply.status_code}): {said}")
+            message = reply.text[:200]
+        return ModelError(f"{self.base_url}: {what} (HTTP {reply.status_code}): {message}")
 
 
 def _events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
@@ -203,6 +210,6 @@ def _message(body: Any) -> str:
 
 
 def _wait(retry_after: str | None, attempt: int) -> float:
-    """Seconds before the next attempt: as the endpoint says, else doubling from a half."""
+    """Seconds before the next attempt: the endpoint's Retry-After, else half a second, doubled each time."""
     seconds = float(retry_after) if retry_after and retry_after.strip().isdigit() else 0.5 * 2**attempt
     return min(seconds, LONGEST_WAIT_S)

@@ -1,4 +1,4 @@
-"""A model from a GGUF file, in this process, by xllamacpp: several requests at once, structured output by a grammar of the schema.
+"""A GGUF model in this process, by xllamacpp: several requests at once, structured output by a grammar of the schema.
 
 llama.cpp does not show the schema to the model, so the prompt repeats it. The requests of one judge share a prefix,
 which llama.cpp keeps in its cache.

@@ -1,4 +1,4 @@
-"""Replies by content hash in one SQLite file: work that was stopped goes on where it stopped and pays for nothing twice.
+"""Replies by content hash in one SQLite file: stopped work continues where it stopped, and nothing is paid for twice.
 
 Only whole replies are stored; a request that failed is made again next time.
 """

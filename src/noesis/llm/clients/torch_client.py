@@ -1,4 +1,4 @@
-"""A transformers model that writes, in this process: `--model torch:NAME`, `--critic torch:NAME` (smollm2, a folder, a Hub name).
+"""A transformers model that writes, in this process: `--model torch:NAME`, `--critic torch:NAME`.
 
 Requests that wait together are batched: they share each pass through the weights, and a prefix that all have is
 computed once (`llm/torch_generate.py`). On a CPU that is several times the speed of one request after another (`python
@@ -26,7 +26,10 @@ Waiting = tuple[ModelRequest, "asyncio.Future[ModelReply]"]
 
 
 class TorchClient:
-    """A transformers model in this process; use it inside one event loop. It continues a last message whose role is assistant."""
+    """A transformers model in this process; use it inside one event loop.
+
+    It continues a last message whose role is assistant.
+    """
 
     prefills = True
 

@@ -1,4 +1,4 @@
-"""Stage trial: base and tuned model before the Tribunal (`noesis judge RUN --judge SPEC`), and the scorer of each epoch's adapter.
+"""Stage trial: base and tuned model before the Tribunal (`noesis judge RUN --judge SPEC`); the scorer of checkpoints.
 
 Answers come from `pipeline/answers.py`, verdicts and figures from `tribunal`; the files are in the run's folder
 `tribunal/`: trial.json (the result), verdicts.jsonl (each verdict with its evidence), trial_answers.jsonl,
@@ -120,12 +120,13 @@ def run_trial(
     again: bool = False,
     judge_server: Callable[[], AbstractContextManager[None]] | None = None,
 ) -> TrialResult:
-    """Base and tuned model answer, the judges score, the gate rules; done again where anything that decides it has changed.
+    """Base and tuned model answer, the judges score, the gate rules.
+
+    The trial is held again where anything that decides it has changed.
 
     Args:
         judge_server: serves a judge that does not fit on the GPU together with the answering model; entered when all
-        answers
-            are stored and that model is freed.
+            answers are stored and that model is freed.
 
     Raises:
         UsageError: a SPEC that is not understood, or the model under judgement under another name than `self`.
@@ -277,18 +278,23 @@ def show_trial(result: TrialResult) -> None:
 
 
 def current_tribunal_settings(s: RunSession, project: Project) -> TribunalSection:
-    """The settings of the run, except for how judges are called and what they cost: those are the project's of today."""
+    """The run's settings; those of how judges are called and what they cost are the project's of today."""
     today = load_config(project).training.tribunal
     return s.config.training.tribunal.model_copy(update={name: getattr(today, name) for name in JUDGE_CALL_SETTINGS})
 
 
 def _own_judge(s: RunSession, specs: Sequence[ModelSpec]) -> Path | None:
-    """The GGUF file of the run's own base if `self` is a judge; the model under judgement is refused under any other name."""
+    """The GGUF file of the run's own base, if `self` is a judge.
+
+    Raises:
+        UsageError: the model under judgement is a judge under another name.
+    """
     judged = (s.config.training.model, s.config.training.output_name, s.run.merged.name)
     for spec in specs:
         if spec.kind != "self" and any(same_model(spec.name, name) for name in judged):
             raise UsageError(
-                f"{spec.name} is the model under judgement: name another judge, or --judge self, which the report will show"
+                f"{spec.name} is the model under judgement: name another judge, "
+                "or --judge self, which the report will show"
             )
     return base_gguf(s) if any(spec.kind == "self" for spec in specs) else None
 

@@ -78,7 +78,7 @@ def by_attack(pairs: Sequence[JudgePair], score: Callable[[str, str], float]) ->
 
 
 def screen_figures(pairs: Sequence[JudgePair], constitution: Constitution) -> dict[str, Any]:
-    """How many bad answers the offline screen flags, and, falsely, good ones. It flags or abstains; it approves nothing."""
+    """How many bad answers the offline screen flags, and how many good ones, falsely."""
     flagged: dict[str, list[bool]] = {}
     false_flags = []
     for pair in pairs:

@@ -1,4 +1,4 @@
-"""Judging the judges: a judge is measured on minimal pairs before it may decide (`noesis tribunal calibrate --judge SPEC`).
+"""Judging the judges, `noesis tribunal calibrate --judge SPEC`: measured on minimal pairs before they may decide.
 
 A calibration belongs to one model, one version of the rubrics and one benchmark (`calibration_store.py`). A judge is
 fit if the lower limit of its pairwise accuracy on the locked half is above the accuracy of keywords, of length and of a
@@ -243,7 +243,7 @@ def _invariance(scores: JudgeScores, twins: list[TwinAnswers]) -> dict[str, Any]
 
 
 def _agreement(scores: Scores, pairs: list[JudgePair], models: int) -> dict[str, Any] | None:
-    """Krippendorff's ordinal alpha, and the number of independent votes that the models are worth; None with one model."""
+    """Krippendorff's ordinal alpha, and how many independent votes the models are worth; None with one model."""
     if models < 2:
         return None
     table = np.array([[np.nan if v is None else v for v in values] for values in scores.values()], float).T
