@@ -1,9 +1,9 @@
-"""Write the cost tables between `<!-- costs -->` and `<!-- /costs -->` from the planner: `make docs`; with --check only compare (a test does).
+"""Write the cost tables between `<!-- costs -->` and `<!-- /costs -->` from the planner: `make docs`.
 
-    python docs/make_costs.py [--check] [FILE …]     default: both READMEs and both guides to Modal, those that hold the marks
+    python docs/make_costs.py [--check] [FILE …]     default: both READMEs and both guides to Modal
 
-The plan is that of Llama-3.1-8B on the 111 exported examples, at the prices of cards.yaml; tokens are estimated, so that the table is
-the same on a machine that has Llama's tokenizer and on one that has not.
+--check only compares (a test does that). The plan is for Llama-3.1-8B on the 111 exported examples, at the prices in
+planning/gpus.yaml. Tokens are estimated, so the table is the same with and without Llama's tokenizer at hand.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,41 +19,40 @@ FILES = ("README.md", "README.pt-BR.md", "docs/modal.md", "docs/modal.pt-BR.md")
 MARKS = re.compile(r"(<!-- costs -->\n).*?(<!-- /costs -->)", re.DOTALL)
 WORDS = {
     "en": {
-        "head": ("operation", "machine", "the guide said", "the planner says"),
+        "head": ("operation", "machine", "first estimate", "the planner says"),
         "train": "training, {n} epochs",
         "train1": "training, 1 epoch",
         "judge": "judging, once",
-        "beside": "judging 2 epochs beside",
+        "beside": "judging 2 epochs during training",
         "trial": "the Tribunal's trial",
         "merge": "merge and GGUF",
-        "conductor": "the container that waits",
+        "conductor": "the container that orchestrates",
         "all": "**3 epochs, everything**",
         "min": "min",
         "h": "h",
         "cores": "4 cores",
         "core": "1/4 core",
-        "note": "Planned for meta-llama/Llama-3.1-8B-Instruct on 111 examples ({tokens:,} tokens an epoch, ± {error:.0%}), prices of {date}, "
-        "{source}; the trial is estimated from the card's data sheet. "
-        "The guide's own rows add up to 10 to 13 USD, not 90; that cap of 90 USD stays as the default of `--max-usd`.",
+        "note": "Planned for meta-llama/Llama-3.1-8B-Instruct on 111 examples ({tokens:,} tokens an epoch, ± {error:.0%}), "
+        "at the prices of {date} ({source}). The trial is estimated from the GPU's data sheet. The 90 USD of the first "
+        "estimate are the default of `--max-usd`.",
     },
     "pt": {
-        "head": ("operação", "máquina", "o guia dizia", "o planejador diz"),
+        "head": ("operação", "máquina", "primeira estimativa", "o planejador diz"),
         "train": "treino, {n} épocas",
         "train1": "treino, 1 época",
         "judge": "julgamento, uma vez",
-        "beside": "julgamento de 2 épocas em paralelo",
+        "beside": "julgamento de 2 épocas durante o treino",
         "trial": "a sessão do Tribunal",
         "merge": "merge e GGUF",
-        "conductor": "o contêiner que espera",
+        "conductor": "o contêiner que coordena",
         "all": "**3 épocas, tudo**",
         "min": "min",
         "h": "h",
         "cores": "4 núcleos",
         "core": "1/4 de núcleo",
-        "note": "Planejado para meta-llama/Llama-3.1-8B-Instruct com 111 exemplos ({tokens:,} tokens por época, ± {error:.0%}), preços de {date}, "
-        "tabela do Modal; a sessão do Tribunal é "
-        "estimada pela ficha técnica da placa. As linhas do próprio guia somam de 10 a 13 dólares, não 90; "
-        "o limite de 90 dólares continua como padrão de `--max-usd`.",
+        "note": "Planejado para meta-llama/Llama-3.1-8B-Instruct com 111 exemplos ({tokens:,} tokens por época, "
+        "± {error:.0%}), com os preços de {date} (tabela do Modal). A sessão do Tribunal é estimada pela ficha técnica "
+        "da GPU. Os 90 dólares da primeira estimativa são o padrão de `--max-usd`.",
     },
 }
 
@@ -116,7 +116,7 @@ def table(language: str) -> str:
     )
     if language == "pt":
         note = re.sub(r"(\d),(\d{3})", r"\1.\2", note)
-    return "\n".join([*lines, "", note]) + "\n"
+    return "\n".join([*lines, "", *textwrap.wrap(note, 118)]) + "\n"
 
 
 def plans():
