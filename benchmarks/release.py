@@ -1,8 +1,10 @@
-"""Memory and time of a release at Llama-3.1-8B's shapes: `python benchmarks/release.py [--layers 4] [--kinds f16,q8_0,q4_k_m]`.
+"""Memory and time of a release at Llama-3.1-8B's shapes: `python benchmarks/release.py [--layers 4] [--kinds
+f16,q8_0,q4_k_m]`.
 
-Random weights, every shape of the 8B but fewer layers, in files of 5 GB at most, as the Hub has them. Each step runs in a process of its
-own, whose peak memory (VmHWM: with the pages of mapped files) is what the kernel says. All 32 layers are extrapolated: time is linear in
-the layers, memory does not depend on them, since one tensor is held at a time.
+Random weights, every shape of the 8B but fewer layers, in files of 5 GB at most, as the Hub has them. Each step runs
+in a process of its own, whose peak memory (VmHWM: with the pages of mapped files) is what the kernel says. All 32
+layers are extrapolated: time is linear in the layers, memory does not depend on them, since one tensor is held at a
+time.
 """
 
 from __future__ import annotations
@@ -20,15 +22,36 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
-    "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "hidden_act": "silu", "vocab_size": 128256,
-    "tie_word_embeddings": False, "rope_theta": 500000.0,
-    "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
-}  # fmt: skip
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "vocab_size": 128256,
+    "tie_word_embeddings": False,
+    "rope_theta": 500000.0,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+}
 PROJECTIONS = {
-    "self_attn.q_proj": (4096, 4096), "self_attn.k_proj": (1024, 4096), "self_attn.v_proj": (1024, 4096), "self_attn.o_proj": (4096, 4096),
-    "mlp.gate_proj": (14336, 4096), "mlp.up_proj": (14336, 4096), "mlp.down_proj": (4096, 14336),
-}  # fmt: skip
+    "self_attn.q_proj": (4096, 4096),
+    "self_attn.k_proj": (1024, 4096),
+    "self_attn.v_proj": (1024, 4096),
+    "self_attn.o_proj": (4096, 4096),
+    "mlp.gate_proj": (14336, 4096),
+    "mlp.up_proj": (14336, 4096),
+    "mlp.down_proj": (4096, 14336),
+}
 RANK = 64
 LIMIT_GB = 6.0
 
@@ -148,7 +171,8 @@ def main() -> None:
             make(folder, given.layers)
         sizes = {f.name: f.stat().st_size for f in (folder / "base").glob("*.safetensors")}
         print(
-            f"base: {given.layers} of 32 layers, {sum(sizes.values()) / 1e9:.2f} GB in {len(sizes)} files, the largest {max(sizes.values()) / 1e9:.2f} GB"
+            f"base: {given.layers} of 32 layers, {sum(sizes.values()) / 1e9:.2f} GB in {len(sizes)} files, the "
+            f"largest {max(sizes.values()) / 1e9:.2f} GB"
         )
         worst = 0.0
         for name in ("merge", "merge into NF4", "adapter", *given.kinds.split(",")):

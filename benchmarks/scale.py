@@ -1,9 +1,10 @@
-"""What 124, 6,000 and 300,000 examples and a 70B base cost in time and USD on 1 to 64 GPUs, by the planner's own functions.
+"""What 124, 6,000 and 300,000 examples and a 70B base cost in time and USD on 1 to 64 GPUs, by the planner's own
+functions.
 
     python benchmarks/scale.py [--write]       the tables of docs/scale.md; --write puts them between its marks
 
-The planner was fitted to runs on one and two H200 (docs/decisions/0011). Beyond two GPUs it is a model, beyond one machine's eight it is
-a bound: this software trains in one machine.
+The planner was fitted to runs on one and two H200 (docs/decisions/0011). Beyond two GPUs it is a model, beyond one
+machine's eight it is a bound: this software trains in one machine.
 """
 
 from __future__ import annotations
@@ -150,7 +151,8 @@ def judged() -> list[str]:
     return [
         *lines,
         "",
-        f"Merging and GGUF of the 8B, on {MERGE_MACHINE[0]} cores: {duration(merge['seconds'])}, {merge['usd']:.2f} USD, whatever the number of examples.",
+        f"Merging and GGUF of the 8B, on {MERGE_MACHINE[0]} cores: {duration(merge['seconds'])}, {merge['usd']:.2f} "
+        f"USD, whatever the number of examples.",
     ]
 
 

@@ -1,11 +1,13 @@
-"""The server under load: 8 parallel streams for 10 minutes, a third of the clients killed in mid-stream; memory, descriptors and threads bounded.
+"""The server under load: 8 parallel streams for 10 minutes, a third of the clients killed in mid-stream; memory,
+descriptors and threads bounded.
 
     python benchmarks/serve_load.py RUN [--minutes 10] [--streams 8] [--out FILE]
     python benchmarks/serve_load.py --model FILE.gguf [--minutes 1]
 
-The server is a process of its own (`noesis serve`), the clients are threads with bare sockets: a kill is a TCP reset, as of a process that
-died. It fails (exit code 1) if a stream hangs, an answer that was not killed is not whole, the memory or the number of open files grows
-between the second quarter and the end, or the server does not stop within its time.
+The server is a process of its own (`noesis serve`), the clients are threads with bare sockets: a kill is a TCP reset,
+as of a process that died. It fails (exit code 1) if a stream hangs, an answer that was not killed is not whole, the
+memory or the number of open files grows between the second quarter and the end, or the server does not stop within its
+time.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ from noesis.constitution.document import SystemPrompt
 from noesis.serving.protocol import Limits
 from noesis.serving.server import ModelFiles, Server, Settings
 limits = Limits(parallel=int(sys.argv[3]), context=2048, max_tokens=256)
-server = Server(ModelFiles(Path(sys.argv[1]), None), Settings(sys.argv[2], SystemPrompt(pt="Responda.", en="Answer."), "en", port=0, limits=limits))
+settings = Settings(sys.argv[2], SystemPrompt(pt="Responda.", en="Answer."), "en", port=0, limits=limits)
+server = Server(ModelFiles(Path(sys.argv[1]), None), settings)
 asyncio.run(server.run(lambda: print("Serving noesis at " + server.url + "/v1", flush=True)))
 server.free()
 """
@@ -95,7 +98,10 @@ def one(port: int, rng: random.Random, tokens: int, die_after: int | None, tally
         "messages": [{"role": "user", "content": rng.choice(PROMPTS)}],
     }
     data = json.dumps(body).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer "
+        f"{KEY}\r\nContent-Length: {len(data)}\r\n\r\n"
+    )
     sock = socket.create_connection(("127.0.0.1", port), timeout=SILENCE_S)
     started = time.monotonic()
     received, seen = b"", 0
@@ -195,14 +201,26 @@ def main() -> int:
     growth = [statistics.median(s[i] for s in late) - statistics.median(s[i] for s in early) for i in (1, 2, 3)]
     firsts = sorted(tally.first_s) or [float("nan")]
     result = {
-        "seconds": round(seconds, 1), "streams": arguments.streams, "whole": tally.whole, "killed": tally.killed, "busy": tally.busy,
-        "failed": len(tally.failed), "failures": tally.failed[:5], "hung": hung,
+        "seconds": round(seconds, 1),
+        "streams": arguments.streams,
+        "whole": tally.whole,
+        "killed": tally.killed,
+        "busy": tally.busy,
+        "failed": len(tally.failed),
+        "failures": tally.failed[:5],
+        "hung": hung,
         "tokens_per_s": round(tally.tokens / seconds, 1),
-        "first_token_s": {"median": round(statistics.median(firsts), 3), "p95": round(firsts[int(0.95 * (len(firsts) - 1))], 3), "max": round(firsts[-1], 3)},
+        "first_token_s": {
+            "median": round(statistics.median(firsts), 3),
+            "p95": round(firsts[int(0.95 * (len(firsts) - 1))], 3),
+            "max": round(firsts[-1], 3),
+        },
         "resident_mb": {"growth": round(growth[0] / 1e6, 2), "peak": round(max(s[1] for s in samples) / 1e6, 1)},
-        "open_files": {"growth": growth[1], "peak": max(s[2] for s in samples)}, "threads": {"growth": growth[2], "peak": max(s[3] for s in samples)},
-        "stopped_in_s": round(time.monotonic() - stopping, 2), "exit_code": code,
-    }  # fmt: skip
+        "open_files": {"growth": growth[1], "peak": max(s[2] for s in samples)},
+        "threads": {"growth": growth[2], "peak": max(s[3] for s in samples)},
+        "stopped_in_s": round(time.monotonic() - stopping, 2),
+        "exit_code": code,
+    }
     print(json.dumps(result, indent=2))
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,5 @@
-"""`python benchmarks/tribunal.py`: the gate's error rates, the baselines on the judge benchmark, answers a second one by one and together.
+"""`python benchmarks/tribunal.py`: the gate's error rates, the baselines on the judge benchmark, answers a second one
+by one and together.
 
 --no-throughput leaves out the last, which needs the embedded model (a minute or two of processor time)
 """
@@ -54,20 +55,24 @@ def bench() -> None:
         for name in ("keywords", "length"):
             f = found[name]
             print(
-                f"{name}: {f['right']}/{f['pairs']} right, {f['accuracy']:.2f} {f['interval_95']}, {f['ties']} ties {f.get('direction', '')}"
+                f"{name}: {f['right']}/{f['pairs']} right, {f['accuracy']:.2f} {f['interval_95']}, {f['ties']} ties "
+                f"{f.get('direction', '')}"
             )
         print(
-            f"{screened['name']}: flags {screened['bad_flagged']}/{screened['bad']} bad answers, {screened['good_flagged']}/{screened['good']} good ones"
+            f"{screened['name']}: flags {screened['bad_flagged']}/{screened['bad']} bad answers, "
+            f"{screened['good_flagged']}/{screened['good']} good ones"
         )
         print("| attack | keywords right | screen flags |\n|---|---|---|")
         for attack, f in keywords.items():
             print(
-                f"| {attack} | {f['right']}/{f['pairs']} | {screened['by_attack'][attack][0]}/{screened['by_attack'][attack][1]} |"
+                f"| {attack} | {f['right']}/{f['pairs']} | "
+                f"{screened['by_attack'][attack][0]}/{screened['by_attack'][attack][1]} |"
             )
 
 
 def throughput() -> None:
-    """Tokens a second of the embedded model, one conversation at a time against many, by the clock and by processor time (others may be at work)."""
+    """Tokens a second of the embedded model, one conversation at a time against many, by the clock and by processor
+    time (others may be at work)."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -32,7 +32,8 @@ WORDS = {
         "h": "h",
         "cores": "4 cores",
         "core": "1/4 core",
-        "note": "Planned for meta-llama/Llama-3.1-8B-Instruct on 111 examples ({tokens:,} tokens an epoch, ± {error:.0%}), "
+        "note": "Planned for meta-llama/Llama-3.1-8B-Instruct on 111 examples ({tokens:,} tokens an epoch, ± "
+        "{error:.0%}), "
         "at the prices of {date} ({source}). The trial is estimated from the GPU's data sheet. The 90 USD of the first "
         "estimate are the default of `--max-usd`.",
     },
