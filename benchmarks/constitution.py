@@ -1,8 +1,10 @@
-"""`python benchmarks/constitution.py`: chains of critique and revision on the embedded model, one request after another against packed.
+"""`python benchmarks/constitution.py`: chains of critique and revision on the embedded model, one request after
+another against packed.
 
-A chain is an initial answer, a critique and a revision, behind one hand-written example each; the figure is tokens written a second, by
-the clock and by processor time (others may be at work). Loading the model is not counted. Both draw at the same seeds; on a processor
-the first is bound by reading the weights once a token, the second shares that reading and reads the common beginning once.
+A chain is an initial answer, a critique and a revision, behind one hand-written example each; the figure is tokens
+written a second, by the clock and by processor time (others may be at work). Loading the model is not counted. Both
+draw at the same seeds; on a processor the first is bound by reading the weights once a token, the second shares that
+reading and reads the common beginning once.
 
 --chains N       how many are packed (default 32); --alone N: how many go one by one (default 2)
 --gguf PATH      the same through llama.cpp, 1 slot against 8

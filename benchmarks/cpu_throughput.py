@@ -1,8 +1,10 @@
-"""Training on a processor: this project's engine beside plain TRL with its defaults, in turns: `python benchmarks/cpu_throughput.py [--rounds 2]`.
+"""Training on a processor: this project's engine beside plain TRL with its defaults, in turns: `python
+benchmarks/cpu_throughput.py [--rounds 2]`.
 
-The same eight examples in every step (so the losses can be compared step by step), SmolLM2, LoRA of rank 64 on all projections, no dropout, the
-same learning rate. TRL: NF4 by bitsandbytes, batch 2 × 4, its own gradient checkpointing, padding, attention and loss. Rates count the tokens of
-the rows, without padding; the first step of each process is warm-up.
+The same eight examples in every step (so the losses can be compared step by step), SmolLM2, LoRA of rank 64 on all
+projections, no dropout, the same learning rate. TRL: NF4 by bitsandbytes, batch 2 × 4, its own gradient checkpointing,
+padding, attention and loss. Rates count the tokens of the rows, without padding; the first step of each process is
+warm-up.
 """
 
 from __future__ import annotations
@@ -112,15 +114,31 @@ def plain_trl() -> dict[str, Any]:
         trainer = SFTTrainer(
             model=AutoModelForCausalLM.from_pretrained(folder, quantization_config=nf4, dtype=torch.bfloat16),
             args=SFTConfig(
-                output_dir=out, num_train_epochs=STEPS, learning_rate=RATE, lr_scheduler_type="constant", per_device_train_batch_size=2,
-                gradient_accumulation_steps=EXAMPLES // 2, logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
-                bf16=detect().bf16, max_length=None, dataloader_pin_memory=False,
+                output_dir=out,
+                num_train_epochs=STEPS,
+                learning_rate=RATE,
+                lr_scheduler_type="constant",
+                per_device_train_batch_size=2,
+                gradient_accumulation_steps=EXAMPLES // 2,
+                logging_steps=1,
+                save_strategy="no",
+                report_to=[],
+                disable_tqdm=True,
+                use_cpu=True,
+                bf16=detect().bf16,
+                max_length=None,
+                dataloader_pin_memory=False,
             ),
             train_dataset=Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows]),
             processing_class=AutoTokenizer.from_pretrained(folder),
-            peft_config=LoraConfig(r=config.lora.r, lora_alpha=config.lora.lora_alpha, target_modules=list(config.lora.target_modules), task_type="CAUSAL_LM"),
+            peft_config=LoraConfig(
+                r=config.lora.r,
+                lora_alpha=config.lora.lora_alpha,
+                target_modules=list(config.lora.target_modules),
+                task_type="CAUSAL_LM",
+            ),
             callbacks=[Clock()],
-        )  # fmt: skip
+        )
         trainer.train()
     return report(rows, [b - a for a, b in itertools.pairwise(times)], lines, peak_memory(detect()), "nf4")
 

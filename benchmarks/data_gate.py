@@ -1,9 +1,10 @@
-"""How fast, and in how much memory, the data gate takes 30,000 to 1,000,000 records: `python benchmarks/data_gate.py [--rows 30000 …]`.
+"""How fast, and in how much memory, the data gate takes 30,000 to 1,000,000 records: `python benchmarks/data_gate.py
+[--rows 30000 …]`.
 
-Two sets are made: distinct records of about 1 kB (words drawn from the project's own examples), and records
-with a prompt each that share 24 replies (weak answer, critique, revision).
-Each is validated, clustered, split and exported by the command line in a process of its own; beside it, in the same run, a naive script that
-loads, shuffles, splits and writes, and finds nothing. Memory is that of all processes together, sampled every 0.1 s.
+Two sets are made: distinct records of about 1 kB (words drawn from the project's own examples), and records with a
+prompt each that share 24 replies (weak answer, critique, revision). Each is validated, clustered, split and exported
+by the command line in a process of its own; beside it, in the same run, a naive script that loads, shuffles, splits
+and writes, and finds nothing. Memory is that of all processes together, sampled every 0.1 s.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ ROOT = Path(__file__).resolve().parents[1]
 NAIVE = """
 import json, random, sys
 from pathlib import Path
+NAMES = "id prompt response_initial critique response_revised reasoning values_applied difficulty".split()
 rows = []
 for line in open(sys.argv[1], encoding="utf-8"):
     row = json.loads(line)
-    assert all(name in row for name in ("id", "prompt", "response_initial", "critique", "response_revised", "reasoning", "values_applied", "difficulty"))
+    assert all(name in row for name in NAMES)
     rows.append(row)
 random.Random(42).shuffle(rows)
 cut = len(rows) * 13 // 124
@@ -118,7 +120,8 @@ def main() -> None:
     parser.add_argument("--repeated", type=int, nargs="*", default=[300_000], help="rows of the sets with 24 answers")
     arguments = parser.parse_args()
     print(
-        f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} processors, Python {platform.python_version()}",
+        f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} processors, Python "
+        f"{platform.python_version()}",
         flush=True,
     )
     for rows in arguments.rows:

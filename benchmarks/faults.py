@@ -1,13 +1,15 @@
-"""Kill a run at every kind of moment, start it again with the same call, and compare it with one that was never stopped.
+"""Kill a run at every kind of moment, start it again with the same call, and compare it with one that was never
+stopped.
 
 python benchmarks/faults.py --kills 240              (Linux; needs strace: apt install strace)
 python benchmarks/faults.py --kills 24 --seed 7 --only train,merge      (shorter; what CI does)
 
-Each attempt is a process forked from this one, whose imports it shares. A point is drawn by stage and then by moment: a system call of that
-stage (SIGKILL by strace before the n-th write, fsync, rename, …, Python's or a library's), or a moment inside a training step (before the
-n-th micro-batch, in its backward pass, in the optimizer's update). A run is killed again and again, a few times a stage, until it ends; then
-its adapters, merged model and GGUF files must have the hashes of the reference run, and metrics.jsonl the same line for each step. Where strace
-is missing, Python's own calls (open, rename, remove, mkdir, rmdir, fsync) and the moments of training take the system calls' place.
+Each attempt is a process forked from this one, whose imports it shares. A point is drawn by stage and then by moment:
+a system call of that stage (SIGKILL by strace before the n-th write, fsync, rename, …, Python's or a library's), or a
+moment inside a training step (before the n-th micro-batch, in its backward pass, in the optimizer's update). A run is
+killed again and again, a few times a stage, until it ends; then its adapters, merged model and GGUF files must have
+the hashes of the reference run, and metrics.jsonl the same line for each step. Where strace is missing, Python's own
+calls (open, rename, remove, mkdir, rmdir, fsync) and the moments of training take the system calls' place.
 """
 
 from __future__ import annotations
@@ -87,7 +89,8 @@ class Point:
 def child(
     project: Any, config: Any, path: Path, point: Point | None, gate: int, told: int, only: tuple[str, ...]
 ) -> None:
-    """Run the pipeline up to the last stage of `only`; at the beginning of the point's stage wait until strace has been attached."""
+    """Run the pipeline up to the last stage of `only`; at the beginning of the point's stage wait until strace has
+    been attached."""
     from noesis.pipeline.registry import REGISTRY, PipelineOptions
     from noesis.pipeline.start_run import from_sources, start_run
     from noesis.run.directory import Run
@@ -172,7 +175,8 @@ def count_moments(point: Point | None, told: int, stage: Any) -> None:
 def attempt(
     project: Any, config: Any, path: Path, point: Point | None, only: tuple[str, ...], log: Path | None = None
 ) -> tuple[int, list[str]]:
-    """Run until it ends or is killed; returns the wait status's exit code (negative: the signal), and what the child told."""
+    """Run until it ends or is killed; returns the wait status's exit code (negative: the signal), and what the child
+    told."""
     gate_r, gate_w = os.pipe()
     told_r, told_w = os.pipe()
     sys.stdout.flush()
@@ -242,7 +246,8 @@ def trace(pid: int, options: list[str]) -> subprocess.Popen[bytes]:
     assert process.stderr is not None
     if b"attached" not in process.stderr.readline():
         raise SystemExit(
-            "error: strace could not attach: run as the same user, with ptrace allowed (kernel.yama.ptrace_scope 0 or 1)"
+            "error: strace could not attach: run as the same user, with ptrace allowed (kernel.yama.ptrace_scope 0 or "
+            "1)"
         )
     return process
 
@@ -361,14 +366,16 @@ def matrix(
         tally["runs"] += 1
         done = sum(tally["kills"].values())
         print(
-            f"  {what}: {done} kills in {tally['runs']} runs, {tally['identical']} identical, {time.monotonic() - began:.0f} s",
+            f"  {what}: {done} kills in {tally['runs']} runs, {tally['identical']} identical, "
+            f"{time.monotonic() - began:.0f} s",
             flush=True,
         )
     return tally
 
 
 def warm() -> None:
-    """Import what the stages use, so that a forked process need not; with one thread, since threads do not survive a fork."""
+    """Import what the stages use, so that a forked process need not; with one thread, since threads do not survive a
+    fork."""
     import torch
 
     torch.set_num_threads(1)

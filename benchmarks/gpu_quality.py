@@ -1,7 +1,10 @@
-"""What each precision costs in accuracy: gradients on a small model, held-out loss of SmolLM2 on the project's own examples. One NVIDIA card.
+"""What each precision costs in accuracy: gradients on a small model, held-out loss of SmolLM2 on the project's own
+examples. One NVIDIA card.
 
-python benchmarks/gpu_quality.py gradients     # a random Llama of 4 layers and width 1024, every precision against float32
-python benchmarks/gpu_quality.py held-out      # SmolLM2, rank 64: start and end of the held-out loss, each in its own precision
+python benchmarks/gpu_quality.py gradients
+    # a random Llama of 4 layers and width 1024, every precision against float32
+python benchmarks/gpu_quality.py held-out
+    # SmolLM2, rank 64: start and end of the held-out loss, each in its own precision
 """
 
 from __future__ import annotations
@@ -173,9 +176,16 @@ def held_out(place: Path) -> None:
             trainer.train()
             end = loss(trainer.model.engine, scored)
             report(
-                mode="held-out", language=language, epochs=epochs, learning_rate=rate, precision=precision, compute=compute,
-                start=round(start, 4), end=round(end, 4), gain=round(start - end, 4),
-            )  # fmt: skip
+                mode="held-out",
+                language=language,
+                epochs=epochs,
+                learning_rate=rate,
+                precision=precision,
+                compute=compute,
+                start=round(start, 4),
+                end=round(end, 4),
+                gain=round(start - end, 4),
+            )
 
 
 def main() -> None:

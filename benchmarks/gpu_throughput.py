@@ -1,13 +1,19 @@
-"""Tokens/s, peak memory and time to the saved adapter of LoRA training on a Llama-3.1-8B-shaped model with random weights, beside other tools.
+"""Tokens/s, peak memory and time to the saved adapter of LoRA training on a Llama-3.1-8B-shaped model with random
+weights, beside other tools.
 
-    python benchmarks/gpu_throughput.py make                  # the model into $MODEL (default /dev/shm/llama8b), and the card's own rates
-    python benchmarks/gpu_throughput.py noesis fp8            # also bf16, nf4; words after it: drop (LoRA dropout 0.05), step8, cards=2
-    python benchmarks/gpu_throughput.py start                 # the project's 124 examples, 3 epochs: process start to saved adapter
+    python benchmarks/gpu_throughput.py make
+        # the model into $MODEL (default /dev/shm/llama8b), and the card's own rates
+    python benchmarks/gpu_throughput.py noesis fp8
+        # also bf16, nf4; words after it: drop (LoRA dropout 0.05), step8, cards=2
+    python benchmarks/gpu_throughput.py start
+        # the project's 124 examples, 3 epochs: process start to saved adapter
     python benchmarks/gpu_throughput.py trl                   # TRL's SFTTrainer, NF4, gradient checkpointing, batch 8
-    python benchmarks/gpu_throughput.py unsloth nf4 gc        # or: unsloth nf4, unsloth bf16; packed, batch 4 of 2048; in its own environment
+    python benchmarks/gpu_throughput.py unsloth nf4 gc
+        # or: unsloth nf4, unsloth bf16; packed, batch 4 of 2048; in its own environment
 
-Every mode trains on the same 192 sequences (log-normal lengths, median 520, clipped to 64..2048); padding is never counted. Each prints a
-RESULT line with loss and gradient norm beside the speed. $TOKENIZER: a folder with tokenizer files, needed by `start` and the other tools.
+Every mode trains on the same 192 sequences (log-normal lengths, median 520, clipped to 64..2048); padding is never
+counted. Each prints a RESULT line with loss and gradient norm beside the speed. $TOKENIZER: a folder with tokenizer
+files, needed by `start` and the other tools.
 """
 
 from __future__ import annotations
@@ -31,14 +37,32 @@ WORK = Path(os.environ.get("WORK", "/dev/shm/work"))
 VOCABULARY, RANK = 128256, 64
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SHAPE = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": VOCABULARY, "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "hidden_act": "silu",
-    "dtype": "bfloat16", "rope_parameters": {
-        "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+    "hidden_act": "silu",
+    "dtype": "bfloat16",
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     },
-}  # fmt: skip
+}
 LINEAR = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
 ADAPTER = 32 * RANK * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
 FLOPS = (
@@ -97,9 +121,14 @@ def make() -> None:
                 layer + "post_attention_layernorm.weight": ones.clone(),
             }
             for name, rows, columns in (
-                ("self_attn.q_proj", 4096, 4096), ("self_attn.k_proj", 1024, 4096), ("self_attn.v_proj", 1024, 4096), ("self_attn.o_proj", 4096, 4096),
-                ("mlp.gate_proj", 14336, 4096), ("mlp.up_proj", 14336, 4096), ("mlp.down_proj", 4096, 14336),
-            ):  # fmt: skip
+                ("self_attn.q_proj", 4096, 4096),
+                ("self_attn.k_proj", 1024, 4096),
+                ("self_attn.v_proj", 1024, 4096),
+                ("self_attn.o_proj", 4096, 4096),
+                ("mlp.gate_proj", 14336, 4096),
+                ("mlp.up_proj", 14336, 4096),
+                ("mlp.down_proj", 4096, 14336),
+            ):
                 tensors[f"{layer}{name}.weight"] = weight(rows, columns)
         else:
             tensors = {
@@ -135,7 +164,8 @@ def make() -> None:
 
 
 def noesis(precision: str, *words: str) -> None:
-    """The project's own training path; full rows: a step is 96 sequences, packed into rows of 8192 tokens (step8: the default 8 sequences)."""
+    """The project's own training path; full rows: a step is 96 sequences, packed into rows of 8192 tokens (step8: the
+    default 8 sequences)."""
     from noesis.core.config import load_config
     from noesis.core.device import detect
     from noesis.core.project import Project
@@ -152,10 +182,17 @@ def noesis(precision: str, *words: str) -> None:
     per_step = 8 if "step8" in words else 96
     device = detect()
     overrides = {
-        "lora.r": RANK, "lora.lora_alpha": 2 * RANK, "lora.lora_dropout": 0.05 if "drop" in words else 0.0, "training.num_train_epochs": 1,
-        "training.precision": precision, "training.learning_rate": 1e-4, "training.per_device_train_batch_size": per_step,
-        "training.gradient_accumulation_steps": 1, "lora.quantization.load_in_4bit": precision == "nf4", "training.lr_scheduler_type": "constant",
-    }  # fmt: skip
+        "lora.r": RANK,
+        "lora.lora_alpha": 2 * RANK,
+        "lora.lora_dropout": 0.05 if "drop" in words else 0.0,
+        "training.num_train_epochs": 1,
+        "training.precision": precision,
+        "training.learning_rate": 1e-4,
+        "training.per_device_train_batch_size": per_step,
+        "training.gradient_accumulation_steps": 1,
+        "lora.quantization.load_in_4bit": precision == "nf4",
+        "training.lr_scheduler_type": "constant",
+    }
     config = load_config(Project(ROOT), overrides)
     rows = [TokenRow(ids, ids) for ids in sequences()] * 2
     plan = draft_plan(config, str(MODEL), read_shape(MODEL), count_workload(rows), device)
@@ -169,11 +206,20 @@ def noesis(precision: str, *words: str) -> None:
     warm = 8 if "step8" in words else 1  # steps that are not timed
     rate = (lines[-1]["tokens"] - lines[warm - 1]["tokens"]) / (clock[-1] - clock[warm - 1])
     report(
-        mode=" ".join(("noesis", precision, *words)), tok_s=round(rate), recompute=recompute, optimizer=optimizer, cards=cards, sequences_per_step=per_step,
-        steps_timed=len(lines) - warm, peak_gib=round(max(line["peak_memory_bytes"] for line in lines) / 2**30, 2),
-        model_tflops=round(rate * FLOPS / 1e12 / cards), first_steps_s=round(clock[warm - 1], 2), train_s=result["seconds"],
-        loss=[round(lines[i]["loss"], 4) for i in (0, warm, -1)], grad_norm=[round(lines[i]["grad_norm"], 4) for i in (0, warm, -1)],
-    )  # fmt: skip
+        mode=" ".join(("noesis", precision, *words)),
+        tok_s=round(rate),
+        recompute=recompute,
+        optimizer=optimizer,
+        cards=cards,
+        sequences_per_step=per_step,
+        steps_timed=len(lines) - warm,
+        peak_gib=round(max(line["peak_memory_bytes"] for line in lines) / 2**30, 2),
+        model_tflops=round(rate * FLOPS / 1e12 / cards),
+        first_steps_s=round(clock[warm - 1], 2),
+        train_s=result["seconds"],
+        loss=[round(lines[i]["loss"], 4) for i in (0, warm, -1)],
+        grad_norm=[round(lines[i]["grad_norm"], 4) for i in (0, warm, -1)],
+    )
 
 
 def start() -> None:
@@ -267,9 +313,15 @@ def other_tool(tool: str, *words: str) -> None:
             str(MODEL), max_seq_length=2048, dtype=torch.bfloat16, load_in_4bit=four_bits
         )
         model = FastLanguageModel.get_peft_model(
-            model, r=RANK, lora_alpha=2 * RANK, lora_dropout=0, target_modules=MODULES, bias="none", random_state=0,
+            model,
+            r=RANK,
+            lora_alpha=2 * RANK,
+            lora_dropout=0,
+            target_modules=MODULES,
+            bias="none",
+            random_state=0,
             use_gradient_checkpointing="unsloth" if recompute else False,
-        )  # fmt: skip
+        )
     else:
         from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
@@ -295,10 +347,21 @@ def other_tool(tool: str, *words: str) -> None:
         {"packing": True} if tool == "unsloth" else {"dataset_kwargs": {"skip_prepare_dataset": True}}
     )
     arguments = SFTConfig(
-        output_dir=str(WORK / tool), num_train_epochs=2, per_device_train_batch_size=batch, gradient_accumulation_steps=8 // batch, learning_rate=1e-4,
-        bf16=True, optim="adamw_8bit", logging_steps=1, save_strategy="no", report_to="none", max_length=2048, gradient_checkpointing=recompute,
-        dataset_num_proc=1, **settings,
-    )  # fmt: skip
+        output_dir=str(WORK / tool),
+        num_train_epochs=2,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=8 // batch,
+        learning_rate=1e-4,
+        bf16=True,
+        optim="adamw_8bit",
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        max_length=2048,
+        gradient_checkpointing=recompute,
+        dataset_num_proc=1,
+        **settings,
+    )
     times: list[float] = []
 
     class Clock(TrainerCallback):  # type: ignore[misc]
@@ -315,11 +378,15 @@ def other_tool(tool: str, *words: str) -> None:
     seconds, tokens = times[3] - times[2], sum(lengths())
     logs = [line for line in trainer.state.log_history if "loss" in line]
     report(
-        mode=" ".join((tool, *words)), tok_s=round(tokens / seconds), rows=len(trainer.train_dataset),
+        mode=" ".join((tool, *words)),
+        tok_s=round(tokens / seconds),
+        rows=len(trainer.train_dataset),
         peak_gib=round(torch.cuda.max_memory_allocated() / 2**30, 2),
-        first_epoch_s=round(times[1] - times[0], 1), model_tflops=round(tokens / seconds * FLOPS / 1e12), loss=[logs[0]["loss"], logs[-1]["loss"]],
+        first_epoch_s=round(times[1] - times[0], 1),
+        model_tflops=round(tokens / seconds * FLOPS / 1e12),
+        loss=[logs[0]["loss"], logs[-1]["loss"]],
         grad_norm=[logs[0].get("grad_norm"), logs[-1].get("grad_norm")],
-    )  # fmt: skip
+    )
 
 
 def main() -> None:

@@ -2,8 +2,9 @@
 
     python benchmarks/pipeline.py [--skip-setup]
 
-Clones this checkout into a temporary folder; sets up twice, with an empty and then a full pip cache, so that the difference is the
-download; runs `noesis demo` there with an empty model cache. With --skip-setup the demo alone, in this environment.
+Clones this checkout into a temporary folder; sets up twice, with an empty and then a full pip cache, so that the
+difference is the download; runs `noesis demo` there with an empty model cache. With --skip-setup the demo alone, in
+this environment.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def main() -> None:
         train, plan, judge = (manifest["stages"][s]["result"] for s in ("train", "plan", "judge"))
         print(f"training at rank {plan['r']}: {train['tokens_per_s']:.0f} tokens/s (plan: {plan['tokens_per_s']:.0f})")
         print(
-            f"peak memory of training: {train['peak_memory_bytes'] / 1e9:.2f} GB (plan: {plan['memory_bytes'] / 1e9:.2f})"
+            f"peak memory of training: {train['peak_memory_bytes'] / 1e9:.2f} GB (plan: "
+            f"{plan['memory_bytes'] / 1e9:.2f})"
         )
         print("held-out", json.dumps({who: judge["preference"][who] for who in ("base", "tuned")}))
         files = manifest["stages"]["gguf"]["result"]["files"]

@@ -1,9 +1,10 @@
-"""What 124, 6,000 and 300,000 examples and a 70B base cost in time and USD on 1 to 64 GPUs, by the planner's own functions.
+"""What 124, 6,000 and 300,000 examples and a 70B base cost in time and USD on 1 to 64 GPUs, by the planner's own
+functions.
 
     python benchmarks/scale.py [--write]       the tables of docs/scale.md; --write puts them between its marks
 
-The planner was fitted to runs on one and two H200 (docs/decisions/0011). Beyond two cards it is a model, beyond one machine's eight it is
-a bound: this software trains in one machine.
+The planner was fitted to runs on one and two H200 (docs/decisions/0011). Beyond two GPUs it is a model, beyond one
+machine's eight it is a bound: this software trains in one machine.
 """
 
 from __future__ import annotations
@@ -116,8 +117,8 @@ def words(option: SetupOption) -> str:
 
 
 def fits(model: str) -> list[str]:
-    """Which cards hold a model, one and several of them."""
-    lines = ["| card | alone | 2 | 4 | 8 |", "|---|---|---|---|---|"]
+    """Which GPUs hold a model, one and several of them."""
+    lines = ["| GPU | alone | 2 | 4 | 8 |", "|---|---|---|---|---|"]
     for card in ("A10", "L40S", "A100-80GB", "H100", "H200", "B200"):
         row = []
         for cards in (1, 2, 4, 8):
@@ -150,7 +151,8 @@ def judged() -> list[str]:
     return [
         *lines,
         "",
-        f"Merging and GGUF of the 8B, on {MERGE_MACHINE[0]} cores: {duration(merge['seconds'])}, {merge['usd']:.2f} USD, whatever the number of examples.",
+        f"Merging and GGUF of the 8B, on {MERGE_MACHINE[0]} cores: {duration(merge['seconds'])}, {merge['usd']:.2f} "
+        f"USD, whatever the number of examples.",
     ]
 
 
@@ -163,7 +165,7 @@ def page() -> str:
         *table(MODELS["8B"], "L40S"),
         "### Llama-3.1-70B on H200s",
         *table(MODELS["70B"], "H200"),
-        "### Which cards hold a 70B (6,000 examples, 3 epochs)",
+        "### Which GPUs hold a 70B (6,000 examples, 3 epochs)",
         *fits(MODELS["70B"]),
         "### Answers and judging over shards (8B answers, Qwen2.5-7B judges, two answers of each model to each prompt)",
         *judged(),

@@ -1,4 +1,5 @@
-"""What `noesis --help` costs: seconds as a whole process (median of 15), beside a bare interpreter, and the modules it loads.
+"""What `noesis --help` costs: seconds as a whole process (median of 15), beside a bare interpreter, and the modules it
+loads.
 
 python benchmarks/startup.py
 """

@@ -1,8 +1,10 @@
-"""Write data/croissant.json, the data set's Croissant 1.1 card, from its files: `make docs`; with --check only compare (a test does).
+"""Write data/croissant.json, the data set's Croissant 1.1 card, from its files: `make docs`; with --check only compare
+(a test does).
 
-Croissant (https://docs.mlcommons.org/croissant/docs/croissant-spec-1.1.html) is JSON-LD on schema.org's vocabulary: which files there are,
-with their hashes, and how the fields of a record are read from them. Readers ask each file of a set for each field, so a field that some
-files do not hold (`turns`, `key`) has a record set of its own, over the files that do. Needs the standard library only.
+Croissant (https://docs.mlcommons.org/croissant/docs/croissant-spec-1.1.html) is JSON-LD on schema.org's vocabulary:
+which files there are, with their hashes, and how the fields of a record are read from them. Readers ask each file of a
+set for each field, so a field that some files do not hold (`turns`, `key`) has a record set of its own, over the files
+that do. Needs the standard library only.
 """
 
 from __future__ import annotations
@@ -65,16 +67,20 @@ FIELDS = {
     "language": "pt (Brazilian Portuguese) or en (English).",
     "category": "One of the twelve kinds of example, such as maieutica, logical_argument or anti_sycophancy.",
     "prompt": "What the user says last.",
-    "turns": "Earlier messages of a conversation of several turns, the user's first, the assistant's last; absent from most examples.",
-    "response_initial": "A plausible weak answer: flattering, shallow, dogmatic, moralising, needlessly refusing or confidently wrong. Not to be trained on.",
+    "turns": "Earlier messages of a conversation of several turns, the user's first, the assistant's last; absent "
+    "from most examples.",
+    "response_initial": "A plausible weak answer: flattering, shallow, dogmatic, moralising, needlessly refusing or "
+    "confidently wrong. Not to be trained on.",
     "critique": "What is wrong with the weak answer, by Veritas (honesty), Sophia (discernment) and Dikē (fairness).",
     "response_revised": "The answer that Noesis would give: what a model is trained to say.",
     "reasoning": "Why the revision is better, in a sentence or two.",
-    "values_applied": "The values of the constitution at work: verdade, sabedoria, justica, florescimento, alianca, humildade.",
+    "values_applied": "The values of the constitution at work: verdade, sabedoria, justica, florescimento, alianca, "
+    "humildade.",
     "difficulty": "easy, medium or hard.",
     "principles": "Ids of the principles of data/constitution.yaml that the revision follows.",
     "stance": "How the answer stands towards the user: agree, disagree, uncertain, decline or explore.",
-    "key": "For examples whose answer can be checked, what it must say (valid, invalid, the name of a fallacy); absent from the rest.",
+    "key": "For examples whose answer can be checked, what it must say (valid, invalid, the name of a fallacy); "
+    "absent from the rest.",
     "sources": "Works that the revised answer mentions, paraphrased.",
 }
 ARRAYS = {"values_applied", "principles"}
@@ -131,17 +137,21 @@ def card() -> dict[str, Any]:
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.1",
         "name": "noesis-philosophical",
-        "description": "Hand-written examples for constitutional fine-tuning: a question, a plausible weak answer, a critique by three judges, and the answer "
-        "that Noesis would give. 124 examples in Brazilian Portuguese and the same 124 in English, in twelve categories of philosophical conversation.",
+        "description": "Hand-written examples for constitutional fine-tuning: a question, a plausible weak answer, a "
+        "critique by three judges, and the answer "
+        "that Noesis would give. 124 examples in Brazilian Portuguese and the same 124 in English, in twelve "
+        "categories of philosophical conversation.",
         "license": "https://creativecommons.org/licenses/by/4.0/",
         "version": "1.0.0",
         "datePublished": "2026-11-22",
         "inLanguage": ["pt-BR", "en"],
         "keywords": ["philosophy", "instruction tuning", "constitutional AI", "critique and revision", "Portuguese"],
         "creator": {"@type": "sc:Organization", "name": "The Noesis maintainers"},
-        "citeAs": "@misc{noesis2026, title={Noesis: philosophical examples with critiques and revisions}, author={The Noesis maintainers}, year={2026}}",
+        "citeAs": "@misc{noesis2026, title={Noesis: philosophical examples with critiques and revisions}, author={The "
+        "Noesis maintainers}, year={2026}}",
         "isLiveDataset": False,
-        "rai:dataCollection": "Each example was written by hand for its own sake, then read by someone who did not write it.",
+        "rai:dataCollection": "Each example was written by hand for its own sake, then read by someone who did not "
+        "write it.",
         "rai:dataUseCases": [
             "Supervised fine-tuning on the revised answers",
             "Preference training of revised over weak answers",
@@ -149,7 +159,8 @@ def card() -> dict[str, Any]:
         ],
         "rai:dataLimitations": [
             "Thirteen held-out examples decide little: report intervals.",
-            "Telephone numbers of Brazilian public services occur in a few answers; check them before use in another country.",
+            "Telephone numbers of Brazilian public services occur in a few answers; check them before use in another "
+            "country.",
         ],
         "distribution": [*map(_file_object, files), *sets],
         "recordSet": record_sets,

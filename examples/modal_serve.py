@@ -1,11 +1,14 @@
-"""The tuned model behind an address of your own: vLLM on Modal, OpenAI's protocol, a key from a secret, nothing to pay while nobody asks.
+"""The tuned model behind an address of your own: vLLM on Modal, OpenAI's protocol, a key from a secret, nothing to pay
+while nobody asks.
 
     modal secret create noesis-serve NOESIS_API_KEY=$(openssl rand -hex 24)
     modal deploy examples/modal_serve.py                              # the merged model of the volume
-    NOESIS_SERVE=adapter modal deploy examples/modal_serve.py         # base and adapter: noesis and noesis-base from one card
+    NOESIS_SERVE=adapter modal deploy examples/modal_serve.py
+        # base and adapter: noesis and noesis-base from one card
 
-It reads the volume that `modal run scripts/modal_train.py` wrote: /data/merged/noesis-philosopher-v1, /data/checkpoints/epoch_N. vLLM brings
-a torch of its own, so it lives in an image of its own and shares nothing with the project's environment. docs/integrate.md says how to use it.
+It reads the volume that `modal run scripts/modal_train.py` wrote: /data/merged/noesis-philosopher-v1,
+/data/checkpoints/epoch_N. vLLM brings a torch of its own, so it lives in an image of its own and shares nothing with
+the project's environment. docs/integrate.md says how to use it.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ image = (
 
 
 def command(what: str, checkpoints: Path = Path("/data/checkpoints")) -> list[str]:
-    """vLLM's command line for the `merged` model, or for the base with the newest `adapter`. The key goes by the environment, never here."""
+    """vLLM's command line for the `merged` model, or for the base with the newest `adapter`. The key goes by the
+    environment, never here."""
     common = ["--host", "0.0.0.0", "--port", str(PORT), "--max-model-len", str(LONGEST), "--dtype", "bfloat16"]  # noqa: S104  (inside Modal's container)
     if what == "merged":
         return ["vllm", "serve", MERGED, "--served-model-name", "noesis", *common]

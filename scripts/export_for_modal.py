@@ -1,4 +1,5 @@
-"""Write data/training/exports/{train,eval}.jsonl and statistics.json: `python scripts/export_for_modal.py [--language pt|en|both] [--out DIR]`.
+"""Write data/training/exports/{train,eval}.jsonl and statistics.json: `python scripts/export_for_modal.py [--language
+pt|en|both] [--out DIR]`.
 
 The same as `noesis data export`.
 """
