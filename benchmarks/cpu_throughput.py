@@ -1,8 +1,9 @@
 """Training on a processor: this project's engine beside plain TRL with its defaults, in turns: `python benchmarks/cpu_throughput.py [--rounds 2]`.
 
-The same eight examples in every step (so the losses can be compared step by step), SmolLM2, LoRA of rank 64 on all projections, no dropout, the
-same learning rate. TRL: NF4 by bitsandbytes, batch 2 × 4, its own gradient checkpointing, padding, attention and loss. Rates count the tokens of
-the rows, without padding; the first step of each process is warm-up.
+The same eight examples in every step (so the losses can be compared step by step), SmolLM2, LoRA of rank 64 on all
+projections, no dropout, the same learning rate. TRL: NF4 by bitsandbytes, batch 2 × 4, its own gradient checkpointing,
+padding, attention and loss. Rates count the tokens of the rows, without padding; the first step of each process is
+warm-up.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """What each precision costs in accuracy: gradients on a small model, held-out loss of SmolLM2 on the project's own examples. One NVIDIA card.
 
-python benchmarks/gpu_quality.py gradients     # a random Llama of 4 layers and width 1024, every precision against float32
-python benchmarks/gpu_quality.py held-out      # SmolLM2, rank 64: start and end of the held-out loss, each in its own precision
+python benchmarks/gpu_quality.py gradients     # a random Llama of 4 layers and width 1024, every precision against
+    float32
+python benchmarks/gpu_quality.py held-out      # SmolLM2, rank 64: start and end of the held-out loss, each in its own
+    precision
 """
 
 from __future__ import annotations

@@ -1,13 +1,16 @@
 """SFT, DPO and SFT+DPO, with and without the critique, three seeds each: SmolLM2 on the English examples, 111 to train on and 13 held out.
 
-python benchmarks/preference.py split                        # writes each seed's split to WORK/splits, so that `run` needs torch's packages only
-python benchmarks/preference.py run [--device cuda]          # trains and measures what WORK/results.jsonl does not hold yet
+python benchmarks/preference.py split                        # writes each seed's split to WORK/splits, so that `run`
+    needs torch's packages only
+python benchmarks/preference.py run [--device cuda]          # trains and measures what WORK/results.jsonl does not hold
+    yet
 python benchmarks/preference.py table                        # the table, with paired intervals
 
-Each seed holds out another 13 examples, so that three seeds judge by 39. Measured of each model, in bfloat16, by transformers' own layers:
-how often it finds the revised answer likelier a token than the initial one (preference), by how much (margin), its loss a token on the
-revised answers, each also with the hand-written critique before both answers (`block`); the same on DPO's rewards against the base;
-`drift`, its loss on the base model's own answers to the Tribunal's English dev prompts minus the base's; and its own answers to those.
+Each seed holds out another 13 examples, so that three seeds judge by 39. Measured of each model, in bfloat16, by
+transformers' own layers: how often it finds the revised answer likelier a token than the initial one (preference), by
+how much (margin), its loss a token on the revised answers, each also with the hand-written critique before both answers
+(`block`); the same on DPO's rewards against the base; `drift`, its loss on the base model's own answers to the
+Tribunal's English dev prompts minus the base's; and its own answers to those.
 """
 
 from __future__ import annotations

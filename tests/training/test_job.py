@@ -76,6 +76,7 @@ def test_each_job_goes_to_its_backend(tiny_model: Path, tmp_path: Path, record: 
     assert chosen(plain) == chosen(plain, cards=2) == "transformers"  # only the engine trains on several GPUs
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert chosen(job, cards=2) == "engine"  # one of torchrun's processes
-    assert chosen(
-        preference_job(tiny_model, tmp_path, PreferencePairs([], []), small(**{"training.method": "dpo"}))
-    ) == ("preference")
+    pairs = example_pairs(
+        records(2, record), load_tokenizer(tiny_model), CONSTITUTION, include_critique=False, max_length=2048
+    )
+    assert chosen(preference_job(tiny_model, tmp_path, PreferencePairs(pairs), small())) == "preference"
