@@ -196,7 +196,6 @@ class TrainResult:
     """What a training did.
 
     tokens, seconds, tokens_per_s: of this process, not of an earlier one that it resumed from
-
     first_loss, final_loss: of the first and last step in metrics.jsonl; None where there is none
     peak_memory_bytes: of the GPU, or of the process on a CPU
     saves, save_seconds, save_share: trainer states saved, the time that took, and its share of the training time

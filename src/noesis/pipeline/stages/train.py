@@ -43,7 +43,8 @@ def run_train(s: RunSession) -> dict[str, Any]:
     if result.get("held_out", {}).get("by_epoch"):
         last, pairs = result["held_out"]["by_epoch"][-1], result["held_out"]["pairs"]
         say(
-            f"  held-out pairs: chosen above rejected in {last['reward_accuracy'] * pairs:.0f} of {pairs}, mean margin {last['reward_margin']:+.3f}"
+            f"  held-out pairs: chosen above rejected in {last['reward_accuracy'] * pairs:.0f} of {pairs}, "
+            f"mean margin {last['reward_margin']:+.3f}"
         )
     if "mean_training_loss" in result:
         losses = ", ".join(

@@ -82,7 +82,7 @@ class WholeStepTrainer(Resumable):
         self.first_event: Any = None  # an event on the GPU, which the steps' times count from
 
     def get_train_dataloader(self) -> Any:
-        """Every process sees the whole step and takes its share in `training_step`: a step is the same on any number of GPUs."""
+        """Every process sees the whole step and takes its share of it, so a step is the same on any number of GPUs."""
         return DataLoader(
             range(len(self.rows)), batch_sampler=self.sampler, collate_fn=lambda indices: {"indices": list(indices)}
         )

@@ -82,7 +82,8 @@ def _trainer_class(config: Config, device: Device) -> Any:
             if not torch.isfinite(loss):
                 raise TrainingError(
                     f"the loss is {float(loss)} at step {self.state.global_step + 1}; "
-                    "nothing of this step was applied. Lower learning_rate in training_config.yaml, or look for odd examples with  noesis data validate"
+                    "nothing of this step was applied. Lower learning_rate in training_config.yaml, "
+                    "or look for odd examples with  noesis data validate"
                 )
             self.stop_if_asked()
             self.micro_batches_done += 1

@@ -215,7 +215,7 @@ class Layer:
         return saved
 
     def backward(self, dh3: Tensor, saved: Saved, row: Row, *, first: bool) -> tuple[Tensor | None, list[Tensor]]:
-        """(gradient of the layer's input, None for the first layer; adapters' gradients in the order of `parameters`)."""
+        """(gradient of the input, None for the first layer; adapters' gradients in the order of `parameters`)."""
         drops, low, fp8 = row.drops[self.index], self.adapters, self.fp8
         if row.incoming is not None and row.incoming.plain.data_ptr() == dh3.data_ptr():
             d = row.incoming

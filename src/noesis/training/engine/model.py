@@ -70,7 +70,7 @@ def build(
     sharded: bool = False,
     double_quant: bool = True,
 ) -> Any:
-    """The PEFT model with its frozen base in `setup.precision`; its forward takes (PackedRow, divisor), returns the loss.
+    """The PEFT model with its frozen base in `setup.precision`; `model(PackedRow, divisor)` is the loss.
 
     Args:
         lora: `peft.LoraConfig`.

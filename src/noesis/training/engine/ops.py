@@ -215,7 +215,7 @@ def swiglu_backward(gu: Tensor, u: Tensor, b: Tensor, dact: Tensor, du: Tensor, 
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, factor: Tensor) -> Tensor:
-    """Losses (rows,) of logits (rows, V), which become their gradient times `factor`, a float32 scalar on the device."""
+    """Losses (rows,) of logits (rows, V), which become their gradient times `factor` (float32, on the device)."""
     if not logits.is_cuda:
         probabilities = torch.log_softmax(logits.float(), dim=-1)
         loss = -probabilities.gather(1, labels[:, None])[:, 0]
