@@ -62,25 +62,19 @@ def ours() -> dict[str, Any]:
     from noesis.core.device import detect
     from noesis.planning.draft import make_plan
     from noesis.planning.model_shapes import read_shape
-    from noesis.training.job import count_workload
-    from noesis.training.trainer import read_metrics, train
+    from noesis.run.metrics import read_metrics
+    from noesis.training.job import TrainingSet, TrainJob, count_workload
+    from noesis.training.trainer import train
 
     folder, rows, config = prepared()
     plan = make_plan(config, "smollm2", read_shape(folder), count_workload(rows), detect())
     with tempfile.TemporaryDirectory() as out:
-        result = train(
-            folder,
-            rows,
-            config,
-            plan,
-            detect(),
-            checkpoints=Path(out) / "checkpoints",
-            metrics=Path(out) / "metrics.jsonl",
-        )
-        lines = read_metrics(Path(out) / "metrics.jsonl")
+        checkpoints, metrics = Path(out) / "checkpoints", Path(out) / "metrics.jsonl"
+        result = train(TrainJob(folder, TrainingSet(rows), config, plan, detect(), checkpoints, metrics))
+        lines = read_metrics(metrics)
     ends = [line["tokens"] / line["tokens_per_s"] for line in lines]
     seconds = [b - a for a, b in itertools.pairwise(ends)]
-    return report(rows, seconds, lines, result["peak_memory_bytes"], plan.precision)
+    return report(rows, seconds, lines, result.peak_memory_bytes, plan.precision)
 
 
 def plain_trl() -> dict[str, Any]:
@@ -92,7 +86,7 @@ def plain_trl() -> dict[str, Any]:
     from trl import SFTConfig, SFTTrainer
 
     from noesis.core.device import detect
-    from noesis.training.trainer import peak_memory
+    from noesis.training.recorder import peak_memory
 
     folder, rows, config = prepared()
     times: list[float] = []

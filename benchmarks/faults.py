@@ -4,12 +4,13 @@ stopped.
 python benchmarks/faults.py --kills 240              (Linux; needs strace: apt install strace)
 python benchmarks/faults.py --kills 24 --seed 7 --only train,merge      (shorter; what CI does)
 
-Each attempt is a process forked from this one, whose imports it shares. A point is drawn by stage and then by moment:
-a system call of that stage (SIGKILL by strace before the n-th write, fsync, rename, …, Python's or a library's), or a
-moment inside a training step (before the n-th micro-batch, in its backward pass, in the optimizer's update). A run is
-killed again and again, a few times a stage, until it ends; then its adapters, merged model and GGUF files must have
-the hashes of the reference run, and metrics.jsonl the same line for each step. Where strace is missing, Python's own
-calls (open, rename, remove, mkdir, rmdir, fsync) and the moments of training take the system calls' place.
+Each attempt is a process forked from this one, whose imports it shares: a fresh interpreter would take 15 s to import
+what an attempt of 2 s needs. A point is chosen at random by stage and then by moment: a system call of that stage
+(SIGKILL by strace before the n-th write, fsync, rename, …, Python's or a library's), or a moment inside a training step
+(before the n-th micro-batch, in its backward pass, in the optimizer's update). A run is killed repeatedly, a few times
+a stage, until it ends; then its adapters, merged model and GGUF files must have the hashes of the reference run, and
+metrics.jsonl the same line for each step. Where strace is missing, Python's own calls (open, rename, remove, mkdir,
+rmdir, fsync) and the moments of training take the place of system calls.
 """
 
 from __future__ import annotations
@@ -188,6 +189,7 @@ def attempt(
             output = os.open(path.parent / f"{path.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(output, 1), os.dup2(output, 2)
             sys.stdout = sys.stderr = open(output, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+            repair_torch_threads()
             if point is None:
                 os.read(gate_r, 1)
             child(project, config, path, point, gate_r, told_w, only)
@@ -371,6 +373,18 @@ def matrix(
             flush=True,
         )
     return tally
+
+
+def repair_torch_threads() -> None:
+    """To be called first in a forked process, in its only thread.
+
+    A fork leaves torch's thread pool to be made again, by the first use of it. If two threads use it first at the same
+    time (the engine's readers of weights), one of them finds none and raises "Invalid thread pool!", which is a fault
+    of the fork and not of the run.
+    """
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def warm() -> None:

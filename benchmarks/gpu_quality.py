@@ -54,7 +54,7 @@ def gradients(place: Path, device: str) -> None:
     for _ in range(8):
         ids = [draw.randrange(3, 8000) for _ in range(draw.randrange(100, 500))]
         step.append((ids, [IGNORED] * 40 + ids[40:]))
-    rows = rows_of_step(step, list(range(8)), cards=1, card=0, pack_length=2048, micro_batch=1)
+    rows = rows_of_step(step, list(range(8)), world_size=1, rank=0, pack_length=2048, micro_batch=1)
     trained = sum(len(row.targets) for row in rows)
     lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=MODULES, task_type="CAUSAL_LM")
 
@@ -103,7 +103,7 @@ def held_out(place: Path) -> None:
     from transformers import AutoTokenizer, PrinterCallback
 
     from noesis.constitution.document import load_constitution
-    from noesis.core.config import load_config
+    from noesis.core.config import SaveEvery, load_config
     from noesis.core.device import detect
     from noesis.core.project import Project
     from noesis.dataset.encode import training_rows
@@ -112,10 +112,12 @@ def held_out(place: Path) -> None:
     from noesis.planning.draft import draft_plan
     from noesis.planning.model_shapes import read_shape
     from noesis.planning.setup import Setup
-    from noesis.training import trainer as training
-    from noesis.training.job import count_workload
+    from noesis.training.backends.engine_sft import build_engine_trainer
+    from noesis.training.backends.trl_run import TrainerParts
+    from noesis.training.job import TrainingSet, TrainJob, count_workload
     from noesis.training.packing import pack
     from noesis.training.recorder import Metrics, recorder
+    from noesis.training.state.save_schedule import SaveSchedule
 
     folder, project, device = find_model("smollm2").path, Project(ROOT), detect()
     constitution = load_constitution(project.constitution)
@@ -165,13 +167,16 @@ def held_out(place: Path) -> None:
             setup = Setup("noesis", precision, compute, "none", True, 4096, 8, 1, "adamw", 1)  # type: ignore[arg-type]
             plan = replace(plan, setup=setup, sharded=False)
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            lines = Metrics(place / "metrics.jsonl", plan, device, sum(len(r.input_ids) for r in rows))
-            callback = recorder(place / "checkpoints", lines, tokenizer)
-            trainer = training._engine_trainer(
-                folder, rows, config, plan, device, tokenizer, callback, lines, place / "resume"
+            data, checkpoints = TrainingSet(rows), place / "checkpoints"
+            job = TrainJob(folder, data, config, plan, device, checkpoints, place / "metrics.jsonl")
+            lines = Metrics(job.metrics, plan, device, data.tokens)
+            callback = recorder(checkpoints, lines, tokenizer)
+            trainer = build_engine_trainer(job, TrainerParts(tokenizer, callback, lines))
+            trainer.schedule = SaveSchedule(
+                SaveEvery(steps=10**9), on_gpu=True, step_seconds=1.0, state_bytes=1e9, steps=plan.steps
             )
             trainer.remove_callback(PrinterCallback)
-            callback.trainer = trainer
+            callback.trainer, trainer.sync_metrics = trainer, lines.sync
             start = loss(trainer.model.engine, scored)
             trainer.train()
             end = loss(trainer.model.engine, scored)

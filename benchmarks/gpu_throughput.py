@@ -174,7 +174,7 @@ def noesis(precision: str, *words: str) -> None:
     from noesis.planning.model_shapes import read_shape
     from noesis.planning.setup import Setup
     from noesis.run.metrics import read_metrics
-    from noesis.training.job import count_workload
+    from noesis.training.job import TrainingSet, TrainJob, count_workload
     from noesis.training.trainer import train
 
     cards = next((int(w.removeprefix("cards=")) for w in words if w.startswith("cards=")), 1)
@@ -200,7 +200,8 @@ def noesis(precision: str, *words: str) -> None:
     setup = Setup("noesis", precision, "bfloat16", recompute, True, 8192, per_step, 1, optimizer, cards)  # type: ignore[arg-type]
     plan = replace(plan, setup=setup, sharded="sharded" in words, fallbacks=())
     shutil.rmtree(WORK, ignore_errors=True)
-    result = train(MODEL, rows, config, plan, device, checkpoints=WORK / "checkpoints", metrics=WORK / "metrics.jsonl")
+    job = TrainJob(MODEL, TrainingSet(rows), config, plan, device, WORK / "checkpoints", WORK / "metrics.jsonl")
+    result = train(job)
     lines = read_metrics(WORK / "metrics.jsonl")
     clock = [line["tokens"] / line["tokens_per_s"] for line in lines]
     warm = 8 if "step8" in words else 1  # steps that are not timed
@@ -216,7 +217,7 @@ def noesis(precision: str, *words: str) -> None:
         peak_gib=round(max(line["peak_memory_bytes"] for line in lines) / 2**30, 2),
         model_tflops=round(rate * FLOPS / 1e12 / cards),
         first_steps_s=round(clock[warm - 1], 2),
-        train_s=result["seconds"],
+        train_s=result.seconds,
         loss=[round(lines[i]["loss"], 4) for i in (0, warm, -1)],
         grad_norm=[round(lines[i]["grad_norm"], 4) for i in (0, warm, -1)],
     )
@@ -247,7 +248,7 @@ def start_child(began: float) -> None:
     from noesis.planning.draft import draft_plan
     from noesis.planning.model_shapes import read_shape
     from noesis.run.metrics import read_metrics
-    from noesis.training.job import count_workload
+    from noesis.training.job import TrainingSet, TrainJob, count_workload
     from noesis.training.trainer import train
 
     project = Project(ROOT)
@@ -272,26 +273,20 @@ def start_child(began: float) -> None:
         optimizer="adamw",
     )
     ready = time.time() - began
-    result = train(
-        MODEL,
-        rows,
-        config,
-        replace(plan, setup=setup),
-        device,
-        checkpoints=WORK / "checkpoints",
-        metrics=WORK / "metrics.jsonl",
-    )
+    plan = replace(plan, setup=setup)
+    job = TrainJob(MODEL, TrainingSet(rows), config, plan, device, WORK / "checkpoints", WORK / "metrics.jsonl")
+    result = train(job)
     lines = read_metrics(WORK / "metrics.jsonl")
     saved = sorted(p.name for p in (WORK / "checkpoints").iterdir())
     child = {
         "rows": len(rows),
-        "tokens": result["tokens"],
-        "steps": result["steps"],
+        "tokens": result.tokens,
+        "steps": result.steps,
         "planned_after_s": round(ready, 1),
-        "train_s": result["seconds"],
+        "train_s": result.seconds,
     }
     child |= {
-        "tok_s_in_training": result["tokens_per_s"],
+        "tok_s_in_training": result.tokens_per_s,
         "loss": [lines[0]["loss"], lines[-1]["loss"]],
         "saved": saved,
     }

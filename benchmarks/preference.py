@@ -207,7 +207,7 @@ def train_cell(
     from noesis.planning.by_method import preference_plan
     from noesis.planning.draft import make_plan
     from noesis.planning.model_shapes import read_shape
-    from noesis.training.job import PreferencePairs, count_workload
+    from noesis.training.job import PreferencePairs, TrainingSet, TrainJob
     from noesis.training.trainer import train as train_adapter
 
     shutil.rmtree(place, ignore_errors=True)
@@ -215,14 +215,14 @@ def train_cell(
     how = {"include_critique": config.training.constitutional_ai.include_critique, "max_length": 4096}
     shape = read_shape(folder)
     if config.training.method == "sft":
-        rows: Any = training_rows(train, tokenizer, constitution, **how)
-        plan = make_plan(config, options.model, shape, count_workload(rows), device)
+        data = TrainingSet(rows=training_rows(train, tokenizer, constitution, **how))
+        plan = make_plan(config, options.model, shape, data.workloads.last, device)
     else:
-        rows = PreferencePairs(*(example_pairs(part, tokenizer, constitution, **how) for part in (train, held_out)))
-        plan = preference_plan(config, options.model, shape, rows.work, device)
-    result = train_adapter(
-        folder, rows, config, plan, device, checkpoints=place, metrics=place / "metrics.jsonl", parent=start
-    )
+        parts = (example_pairs(part, tokenizer, constitution, **how) for part in (train, held_out))
+        data = TrainingSet(pairs=PreferencePairs(*parts))
+        plan = preference_plan(config, options.model, shape, data.pairs.work, device)
+    job = TrainJob(folder, data, config, plan, device, place, place / "metrics.jsonl", parent=start)
+    result = train_adapter(job).to_json()
     shutil.rmtree(place / "resume", ignore_errors=True)
     keep = ("steps", "tokens", "seconds", "tokens_per_s", "first_loss", "final_loss", "peak_memory_bytes", "held_out")
     return place / f"epoch_{plan.epochs - 1}", {key: result[key] for key in keep if key in result}

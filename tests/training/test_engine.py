@@ -191,6 +191,37 @@ def test_recomputing_changes_nothing(tiny_model: Path, checkpointing: str, dropo
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+def test_the_planner_counts_what_a_layer_saves(tiny_model: Path, checkpointing: str):
+    """`kept_values` counts the wide tensors; the adapters' activations (rank 4) and the norms' come on top."""
+    import torch
+
+    from noesis.planning.memory import kept_values
+    from noesis.planning.model_shapes import read_shape
+
+    setup = replace(FP32, gradient_checkpointing=checkpointing)
+    engine = engine_of(tiny_model, setup, lora_of(dropout=0.3)).engine
+    (row,) = rows(toy(2))
+    layer = engine.layers[0]
+    with torch.no_grad():
+        h, shared = engine._embed(row)
+        _, saved = layer.forward(h, shared)
+        saved = layer.reduce(saved)
+    tensors = [value for value in vars(saved).values() if isinstance(value, torch.Tensor)]
+    tensors += [saved.attended.out] if saved.attended is not None else []
+    wide = {t.data_ptr(): t.numel() for t in tensors if t.dim() > 1}
+    assert sum(wide.values()) == len(h) * kept_values(read_shape(tiny_model), setup)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_the_planner_and_the_engine_agree_on_the_logits_at_a_time(tiny_model: Path, checkpointing: str):
+    setup = replace(FP32, gradient_checkpointing=checkpointing)
+    engine = engine_of(tiny_model, setup).engine
+    assert engine.chunk * 2 * len(engine.head) <= setup.logits_bytes < (engine.chunk + 128) * 2 * len(engine.head)
+
+
+@pytest.mark.slow
 def test_gradients_with_dropout_are_those_of_finite_differences(tiny_model: Path):
     import torch
 

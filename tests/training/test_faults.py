@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import json
 import os
 import shutil
@@ -386,6 +387,21 @@ def test_a_run_is_verified_replayed_and_given_more_epochs(
     file.write_bytes(raw)
     assert run_command(["verify", str(tmp_path / "child")]) == 1
     assert "checkpoints/epoch_0/adapter_model.safetensors: changed" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks processes")
+def test_an_attempt_of_the_kill_matrix_repairs_torchs_threads_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Under load, two threads that read weights in a forked process met in torch's unmade pool: "Invalid thread pool!" and a LOST line."""
+    spec = importlib.util.spec_from_file_location("faults", ROOT / "benchmarks" / "faults.py")
+    faults = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "faults", faults)
+    spec.loader.exec_module(faults)
+    order: list[str] = []
+    monkeypatch.setattr(faults, "repair_torch_threads", lambda: order.append("repaired"))
+    monkeypatch.setattr(faults, "child", lambda *a: os.write(a[5], " ".join([*order, "run"]).encode() + b"\n"))
+    assert faults.attempt(None, None, tmp_path / "run", None, ()) == (0, ["repaired run"])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks and traces processes as Linux does")

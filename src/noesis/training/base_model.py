@@ -59,7 +59,10 @@ def load_base(folder: Path, config: Config, device: Device, *, longest: int) -> 
 
 @contextmanager
 def compute_context(model: Any, config: Config, device: Device) -> Iterator[None]:
-    """Run an adapted model's forward pass in the configured type on a CPU: the float32 adapter is cast, not its wide inputs."""
+    """On a CPU, run an adapted model's forward pass in the configured dtype.
+
+    The float32 adapter is cast, not its wide inputs.
+    """
     import torch
     from peft.helpers import disable_input_dtype_casting
 
@@ -89,7 +92,8 @@ def with_adapter(base: Any, adapter: Path) -> Any:
 def swap_adapter(model: Any, adapter: Path) -> None:
     """Replace the adapter that `with_adapter` put on by another of the same shape.
 
-    Copied tensor by tensor: `load_state_dict` would make bitsandbytes unpack the base for good, and its other kernel rounds differently.
+    Copied tensor by tensor: `load_state_dict` would make bitsandbytes unpack the base for good, and its other kernel
+    rounds differently.
 
     Raises:
         ModelError: the new adapter has other tensors or shapes.

@@ -1,7 +1,8 @@
 """Dropout whose mask costs a byte of randomness an element.
 
-torch draws a mask on a CPU with a 64-bit draw an element, in one thread: with LoRA dropout on seven projections that is a third of a
-training step. Eight elements share a draw here; the probability is rounded to 1/256, and the scale is exact for the rounded one.
+torch draws a mask on a CPU with a 64-bit draw an element, in one thread: with LoRA dropout on seven projections that is
+a third of a training step. Eight elements share a draw here; the probability is rounded to 1/256, and the scale is
+exact for the rounded one.
 """
 
 from __future__ import annotations

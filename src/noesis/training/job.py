@@ -1,7 +1,8 @@
 """A training job and its result as plain data, and the `Backend` that carries one out. Torch-free.
 
-`pipeline/training_set` makes the `TrainingSet`, the train stage makes the `TrainJob`, `training/trainer` chooses the backend. A job goes to
-other processes as JSON: to torchrun's (`worker.py`) and to Unsloth's (`backends/unsloth_worker.py`).
+`pipeline/training_set` makes the `TrainingSet`, the train stage makes the `TrainJob`, `training/trainer` chooses the
+backend. A job goes to other processes as JSON: to torchrun's (`worker.py`) and to Unsloth's
+(`backends/unsloth_worker.py`).
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class PreferencePairs:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What a method trains on: rows for SFT, pairs for DPO, both for `sft+dpo`; None for the part that the method lacks."""
+    """What a method trains on: rows for SFT, pairs for DPO, both for `sft+dpo`; None for what the method lacks."""
 
     rows: list[TokenRow] | None = None
     pairs: PreferencePairs | None = None
@@ -192,8 +193,9 @@ class HeldOutPairs:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training did. `tokens`, `seconds` and `tokens_per_s` are those of this process, not of an earlier one that it resumed from.
+    """What a training did.
 
+    tokens, seconds, tokens_per_s: of this process, not of an earlier one that it resumed from
     first_loss, final_loss: of the first and last step in metrics.jsonl; None where there is none
     peak_memory_bytes: of the GPU, or of the process on a CPU
     saves, save_seconds, save_share: trainer states saved, the time that took, and its share of the training time
@@ -256,7 +258,7 @@ _ALWAYS_WRITTEN = ("first_loss", "final_loss")
 
 
 class Backend(Protocol):
-    """A way to carry out a job: on the engine, by transformers, by Unsloth, on several GPUs. Implementations are in `training/backends/`."""
+    """A way to carry out a job: on the engine, by transformers, by Unsloth, on several GPUs (`training/backends/`)."""
 
     name: str
 

@@ -1,4 +1,4 @@
-"""How likely a model finds given answers. It needs probabilities, so it is here and not in the Tribunal, which gets the numbers."""
+"""How likely a model finds given answers; the Tribunal, which loads no model, gets the numbers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Cross-entropy of the trained tokens only: the output layer is not even computed for the prompt.
 
-On two CPU cores a 450-token row takes 0.5 s, where the stock loss (log-probabilities, entropy and accuracy of every position) takes 1.3 s.
+On two CPU cores a 450-token row takes 0.5 s, where the stock loss (log-probabilities, entropy and accuracy of every
+position) takes 1.3 s.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ def answer_loss(model: Any, inputs: Any, items: Any) -> Any:
     """Summed negative log-likelihood of the labelled tokens, divided by `items`.
 
     Args:
-        model: a causal language model (its adapter inside), with `model.model` the decoder and `lm_head` the output layer.
+        model: a causal language model (its adapter inside), with `model.model` the decoder and `lm_head` the output
+            layer.
         inputs: mapping with input_ids, attention_mask, labels: (batch, length).
         items: labelled tokens in the optimizer's whole step, so that micro-batches weigh as in one large batch.
     """

@@ -1,7 +1,7 @@
 """What a run trains, by its method: `sft` on rows, `dpo` on pairs, `sft+dpo` on one after the other.
 
-The second part of `sft+dpo` starts with the adapter of the first, which stays in `checkpoints/sft/` with its states and metrics; the run's
-own adapters, states and metrics are those of the second. Torch-free until something is trained.
+The second part of `sft+dpo` starts with the adapter of the first, which stays in `checkpoints/sft/` with its states and
+metrics; the run's own adapters, states and metrics are those of the second. Torch-free until something is trained.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The sequences of one optimizer step, divided among the GPUs and packed into rows without padding between them.
 
-A step holds the same sequences however they are packed and on however many GPUs: only the order of computing changes. Torch-free.
+A step holds the same sequences however they are packed and on however many GPUs: only the order of computing changes.
+Torch-free.
 """
 
 from __future__ import annotations
@@ -94,7 +95,9 @@ def rows_of_step(
     micro_batch: int,
     equal_rows: bool = False,
 ) -> list[PackedRow]:
-    """Rows of a step for the process `rank`; at least one: gradients are summed by all, so an idle process gets a row that trains nothing.
+    """Rows of a step for the process `rank`; at least one, since all processes sum their gradients.
+
+    A process without sequences gets a row that trains nothing.
 
     Args:
         pack_length: tokens of a row at most; 0: `micro_batch` sequences a row, in their order.

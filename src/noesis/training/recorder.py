@@ -134,7 +134,7 @@ def recorder(checkpoints: Path, metrics: Metrics, tokenizer: Any) -> Any:
                 self.trainer.on_state_loaded()
 
         def save_missing_adapter(self, state: Any, model: Any) -> None:
-            """Write the adapter of an epoch whose state was saved by a process that was killed before it wrote the adapter."""
+            """Write the adapter of an epoch that an earlier process finished, but was killed before it wrote it."""
             per_epoch = state.max_steps // state.num_train_epochs
             epochs, steps = divmod(state.global_step, per_epoch)
             target = checkpoints / f"epoch_{epochs - 1}"

@@ -27,7 +27,8 @@ def train(job: TrainJob) -> TrainResult:
     """Train and leave `checkpoints/epoch_0 …`; resumes from the newest intact state in `checkpoints/resume/`.
 
     Raises:
-        TrainingError: a loss that is not finite (nothing of that step was applied), or too little memory for this plan and the next smaller one.
+        TrainingError: a loss that is not finite (nothing of that step was applied), or too little memory for this plan
+            and the next smaller one.
         CapError: another step would exceed the budget; the last one is saved.
         KeyboardInterrupt, Terminated: asked to stop; the last whole step is saved.
     """

@@ -1,7 +1,10 @@
-"""Preference training by TRL's DPOTrainer on pairs of token rows: `noesis train --method dpo|sft+dpo` (the loss: preference_loss.py).
+"""Preference training by TRL's DPOTrainer on pairs of token rows: `noesis train --method dpo|sft+dpo`.
 
-The rewards β (log π − log π_ref) need the reference's log-probabilities, which never change: they are computed once, before the first
-step, by the model as it is then, and stored beside the saved states. No second model or adapter is in memory.
+The loss is in preference_loss.py.
+
+The rewards β (log π − log π_ref) need the reference's log-probabilities, which never change: they are computed once,
+before the first step, by the model as it is then, and stored beside the saved states. No second model or adapter is in
+memory.
 """
 
 from __future__ import annotations
@@ -121,7 +124,7 @@ class PreferenceTrainer(WholeStepTrainer, DPOTrainer):  # type: ignore[misc]
             write_jsonl(self.metrics.file, lines)
 
     def measure_held_out(self) -> dict[str, float]:
-        """Rewards of the held-out pairs, and mean loss a token of their chosen answers; empty without such pairs, or after a signal."""
+        """Figures of the held-out pairs: `HELD_OUT_FIGURES`; empty without such pairs, or after a signal."""
         if not self.held_out:
             return {}
         found = pair_losses(self.scorer, self.held_out, self.setup, stop=lambda: self.schedule.interrupted)
@@ -137,7 +140,7 @@ class PreferenceTrainer(WholeStepTrainer, DPOTrainer):  # type: ignore[misc]
 
 
 def build_with_reference(job: TrainJob, parts: TrainerParts) -> PreferenceTrainer:
-    """A trainer with its reference, which a resumed run finds beside its states; its adapter starts as the job's parent."""
+    """A trainer with its reference, which a resumed run finds on disk; its adapter starts as the job's parent."""
     engine = engine_refusal(job) is None
     trainer = build_preference_trainer(job, parts, engine=engine)
     scorer = scorer_of(trainer, job, engine=engine)
@@ -210,6 +213,7 @@ def reference_losses(scorer: Scorer, data: PreferencePairs, setup: Setup, budget
     if found is None:
         spent = "" if budget is None else budget.describe()
         raise CapError(
-            f"stopped at the agreed cap, before the first step: {spent}; the same command with a higher cap starts again"
+            f"stopped at the agreed cap, before the first step: {spent}; "
+            "the same command with a higher cap starts again"
         )
     return found

@@ -1,6 +1,7 @@
-"""The loss of preference training (DPO: Rafailov et al., https://arxiv.org/abs/2305.18290) and how answers are scored for it.
+"""The loss of preference training (DPO, https://arxiv.org/abs/2305.18290), and how answers are scored for it.
 
-For a pair whose chosen answer is the better one with probability p, and Δ the log-odds by which the model prefers it beyond the reference:
+For a pair whose chosen answer is the better one with probability p, and Δ the log-odds by which the model prefers it
+beyond the reference:
 
     p · −log σ(β Δ) + (1 − p) · −log σ(−β Δ)  +  nll_weight · the chosen answer's own loss a token
 """
@@ -89,7 +90,7 @@ def preference_loss(chosen: Tensor, rejected: Tensor, p: Tensor) -> Tensor:
 
 
 def reward_sums(reward: Tensor) -> Tensor:
-    """(pairs, 2) rewards → (4,) sums over pairs: chosen above rejected, margin, the chosen answer's reward, the rejected one's."""
+    """(pairs, 2) rewards → (4,) sums over pairs: chosen above rejected, margin, chosen reward, rejected reward."""
     margin = reward[:, 0] - reward[:, 1]
     return torch.stack([(margin > 0).to(reward.dtype).sum(), margin.sum(), reward[:, 0].sum(), reward[:, 1].sum()])
 

@@ -1,7 +1,8 @@
-"""A trainer of TRL that takes a whole optimizer step at a time and never waits for the GPU (engine_sft.py, preference.py).
+"""A trainer of TRL that takes a whole optimizer step at a time and never waits for the GPU.
 
-The loss and the gradient's norm of a step are read while the next one computes. A step whose gradient is not finite is skipped by the
-optimizer on the GPU itself (`found_inf`), and training stops when the numbers arrive, before the next update.
+The loss and the gradient's norm of a step are read while the next one computes. A step whose gradient is not finite is
+skipped by the optimizer on the GPU itself (`found_inf`), and training stops when the numbers arrive, before the next
+update.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class WholeStepTrainer(Resumable):
         self.first_event: Any = None  # an event on the GPU, which the steps' times count from
 
     def get_train_dataloader(self) -> Any:
-        """Every process sees every step whole and takes its share in `training_step`, so a step is the same on any number of GPUs."""
+        """Every process sees the whole step and takes its share of it, so a step is the same on any number of GPUs."""
         return DataLoader(
             range(len(self.rows)), batch_sampler=self.sampler, collate_fn=lambda indices: {"indices": list(indices)}
         )

@@ -1,4 +1,4 @@
-"""SFT on every GPU of this host: one process for each, started by torchrun and stopped with the command that the user ran.
+"""SFT on every GPU of this host: one process for each, started by torchrun and stopped with the user's command.
 
 python -m torch.distributed.run --standalone --nproc-per-node 2 -m noesis.training.worker JOB.json OUTCOME.json
 """

@@ -81,8 +81,9 @@ def _trainer_class(config: Config, device: Device) -> Any:
                 loss = super().training_step(model, inputs, *args, **kwargs)
             if not torch.isfinite(loss):
                 raise TrainingError(
-                    f"the loss is {float(loss)} at step {self.state.global_step + 1}; nothing of this step was applied. "
-                    "Lower learning_rate in training_config.yaml, or look for odd examples with  noesis data validate"
+                    f"the loss is {float(loss)} at step {self.state.global_step + 1}; "
+                    "nothing of this step was applied. Lower learning_rate in training_config.yaml, "
+                    "or look for odd examples with  noesis data validate"
                 )
             self.stop_if_asked()
             self.micro_batches_done += 1

@@ -1,4 +1,7 @@
-"""Runs a trainer of TRL through a job: resume, save, stop at a signal or at the budget, and report. Shared by the backends that use TRL."""
+"""Runs a trainer of TRL through a job: resume, save, stop at a signal or at the budget, and report.
+
+Shared by the backends that use TRL: engine_sft.py, transformers_sft.py, preference.py.
+"""
 
 from __future__ import annotations
 
@@ -124,7 +127,7 @@ def _train(job: TrainJob, trainer: Any, metrics: Metrics, checkpoint: Path | Non
 
 
 def _require_space(job: TrainJob, state_bytes: float) -> None:
-    """Refuse to start where the disk can't hold an adapter an epoch and three states: two that are kept and the one being written.
+    """Refuse to start where the disk can't hold an adapter an epoch and three states, one of which is being written.
 
     Raises:
         NoesisError: naming the folder and what is free there.

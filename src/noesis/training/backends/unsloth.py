@@ -1,7 +1,7 @@
-"""`engine: unsloth`: the same rows in, the same adapters and metrics out, trained by Unsloth (https://unsloth.ai) in its own environment.
+"""`engine: unsloth`: SFT by Unsloth (https://unsloth.ai); the same rows in, the same adapters and metrics out.
 
-Unsloth needs older versions of transformers and TRL than this project, so it is never imported here: a process of the other environment runs
-`unsloth_worker.py`. NOESIS_UNSLOTH_PYTHON names that environment's interpreter.
+Unsloth needs older versions of transformers and TRL than this project, so it is never imported here: a process of the
+other environment runs `unsloth_worker.py`. NOESIS_UNSLOTH_PYTHON names that environment's interpreter.
 """
 
 from __future__ import annotations

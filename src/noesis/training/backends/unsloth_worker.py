@@ -1,6 +1,7 @@
-"""Runs in Unsloth's environment, where this project is not installed: `python unsloth_worker.py JOB.json` (see unsloth.py).
+"""Runs in Unsloth's environment, without this project: `python unsloth_worker.py JOB.json` (see unsloth.py).
 
-The file holds `job` (`TrainJob.to_json`), `trl` (`trl_arguments.shared_arguments`) and `result`, the file to write the figures to.
+The file holds `job` (`TrainJob.to_json`), `trl` (`trl_arguments.shared_arguments`) and `result`, the file to write the
+figures to.
 """
 
 from __future__ import annotations

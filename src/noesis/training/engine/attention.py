@@ -1,7 +1,7 @@
-"""Causal attention within the sequences of one packed row: the boundaries are cumulative lengths, no token sees another sequence.
+"""Causal attention within the sequences of one packed row: no token sees another sequence.
 
-On a GPU FlashAttention (Dao, https://arxiv.org/abs/2307.08691) through torch's own operator; on a CPU torch's fused attention, a sequence at a
-time.
+On a GPU FlashAttention (Dao, https://arxiv.org/abs/2307.08691) through torch's own operator; on a CPU torch's fused
+attention, a sequence at a time.
 """
 
 from __future__ import annotations

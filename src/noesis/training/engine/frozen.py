@@ -1,7 +1,7 @@
-"""Frozen weights of one or several projections that share an input, as they are stored and multiplied: dense, FP8 or NF4.
+"""Frozen weights of one or several projections with the same input, stored and multiplied as dense, FP8 or NF4.
 
-The rows of the projections are stacked: weight (N, K), with N the sum of their outputs. `forward` gives x·Wᵀ, `backward` gives dy·W.
-NF4 is that of bitsandbytes (QLoRA, https://arxiv.org/abs/2305.14314).
+The rows of the projections are stacked: weight (N, K), with N the sum of their outputs. `forward` gives x·Wᵀ,
+`backward` gives dy·W. NF4 is that of bitsandbytes (QLoRA, https://arxiv.org/abs/2305.14314).
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ class Dense:
 
 
 class ShardedDense(Dense):
-    """The same, sharded: each GPU has an equal part, gathered for a product. All GPUs run the same products in the same order."""
+    """The same, sharded: each GPU has an equal part, gathered for a product.
+
+    All GPUs run the same products in the same order.
+    """
 
     def __init__(self, parts: list[Tensor]) -> None:
         super().__init__(parts)
@@ -61,7 +64,7 @@ class ShardedDense(Dense):
 
 
 class Fp8:
-    """Float8 e4m3 with a scale a row, stored once for each direction of the product; inputs are quantised row by row."""
+    """Float8 e4m3 with a scale a row, stored once for each direction; inputs are quantised row by row."""
 
     fp8 = True
 
@@ -94,7 +97,10 @@ class Fp8:
 
 
 class Nf4:
-    """bitsandbytes' NF4: blocks of 64 weights, whose scales are quantised too if `double_quant`; unpacked for a product, until `release`."""
+    """bitsandbytes' NF4: blocks of 64 weights, their scales quantised too if `double_quant`.
+
+    Unpacked for a product, until `release`.
+    """
 
     fp8 = False
 
@@ -152,7 +158,8 @@ def dequantise(packed: Tensor, state: Any, out: Tensor) -> None:
     empty = state.code
     kernels.nf4_dequantise[(-(-out.numel() // (2 * block)),)](
         packed, state.absmax, state.code,
-        state.state2.code if nested else empty, state.state2.absmax if nested else empty, state.offset if nested else empty, out, out.numel(), NESTED=nested, BLOCK=block, num_warps=8,
+        state.state2.code if nested else empty, state.state2.absmax if nested else empty,
+        state.offset if nested else empty, out, out.numel(), NESTED=nested, BLOCK=block, num_warps=8,
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
-"""Last norm, output layer and cross-entropy in one: only the trained tokens, a chunk at a time, so that the logits never exist all at once.
+"""Last norm, output layer and cross-entropy in one, for the trained tokens only, a chunk of logits at a time.
 
-The gradient to the hidden states is computed with the loss; backward only returns it, or weighs it by token (`TokenLosses`).
-The idea is that of Liger Kernel's fused linear cross-entropy (https://arxiv.org/abs/2410.10989).
+The gradient to the hidden states is computed with the loss; backward only returns it, or weighs it by token
+(`TokenLosses`). The idea is that of Liger Kernel's fused linear cross-entropy (https://arxiv.org/abs/2410.10989).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Loss(torch.autograd.Function):
 
 
 class TokenLosses(torch.autograd.Function):
-    """h: (T, H), positions and targets: (trained tokens,) → negative log-likelihood of each: (trained tokens,) float32."""
+    """h: (T, H), positions and targets: (trained tokens,) → negative log-likelihoods: (trained tokens,) float32."""
 
     @staticmethod
     def forward(
@@ -71,7 +71,11 @@ class TokenLosses(torch.autograd.Function):
 def _losses(
     h: Tensor, norm: Tensor, eps: float, head: Tensor, targets: Tensor, factor: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """h: (trained tokens, H), `chunk` tokens at a time → (their losses: (trained tokens,), gradient of `factor` times the sum of these to h)."""
+    """h: (trained tokens, H) → (losses: (trained tokens,), gradient of `factor` times their sum to h).
+
+    Args:
+        chunk: tokens at a time.
+    """
     x, rstd = ops.norm(h, norm, eps, ops.Dropout(0), fp8=False)
     losses = torch.empty(len(h), dtype=torch.float32, device=h.device)
     dx = torch.empty_like(x.plain)

@@ -14,7 +14,7 @@ Tensor = Any
 
 
 def drop(x: Tensor, threshold: int, seed: int) -> Tensor:
-    """x with dropout: an element is dropped when its random byte is below `threshold`; eight elements share a 64-bit draw."""
+    """x with dropout of the elements whose random byte is below `threshold`; eight elements share a 64-bit draw."""
     if threshold == 0:
         return x
     count = x.numel()

@@ -1,7 +1,8 @@
-"""Triton kernels of the decoder layer: what comes between its matrix products, fused so that each tensor is read and written once.
+"""Triton kernels of the decoder layer: the steps between its matrix products, each tensor read and written once.
 
-`ops` calls them on a GPU; `reference` defines in plain torch what each computes, and the tests compare the two. Rows are tokens.
-Names: T tokens, H hidden width, I intermediate width, D head width, R rank of the adapter. Numbers are float32 inside a kernel.
+`ops` calls them on a GPU; `reference` defines in plain torch what each computes, and the tests compare the two. Rows
+are tokens. Names: T tokens, H hidden width, I intermediate width, D head width, R rank of the adapter. Numbers are
+float32 inside a kernel.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ FP8_MAX = tl.constexpr(448.0)  # largest float8 e4m3
 
 @triton.jit
 def _keep(index, seed, threshold):
-    """Dropout: true where this element's random byte is not below `threshold`. A hash of the index, so that backward repeats it."""
+    """Dropout: true where this element's random byte, a hash of its index, is not below `threshold`."""
     word = (index >> 2).to(tl.uint32) * 0x9E3779B1 + seed.to(tl.uint32)
     word = (word ^ (word >> 16)) * 0x85EBCA6B
     word = (word ^ (word >> 13)) * 0xC2B2AE35
@@ -79,7 +80,7 @@ def norm_backward(dx, h, rstd, weight, residual, dh, q, scale, width, BLOCK: tl.
 def quantise(
     x, dropped, q, scale, seed, threshold, keep_scale, width, BLOCK: tl.constexpr, DROP: tl.constexpr, FP8: tl.constexpr
 ):  # fmt: skip
-    """One row in FP8 with its scale, and with dropout; two passes over the row, the second of which reads it from cache."""
+    """One row in FP8 with its scale, and with dropout; two passes, the second of which reads the row from cache."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     s = 1.0
@@ -116,7 +117,8 @@ def _low_rank(u, b, rows, columns, row_mask, column_mask, u_stride, R: tl.conste
 @triton.jit(do_not_specialize=["seed", "threshold"])
 def add_low_rank(
     y, u, b, residual, out, seed, threshold, keep_scale, tokens, width, u_stride,
-    G: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, DROP: tl.constexpr, RESIDUAL: tl.constexpr,
+    G: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    DROP: tl.constexpr, RESIDUAL: tl.constexpr,
 ):  # fmt: skip
     """out = y + dropout(Σ_g u_g · b_gᵀ) (+ residual); u: (T, G·R), b: (G, width, R)."""
     rows = tl.program_id(1) * BM + tl.arange(0, BM)
@@ -140,7 +142,10 @@ def rotate_forward(
     qkv, u, b, cos, sin, tokens, width, u_stride, QH, KH,
     D2: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, BM: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """Adds the adapters' part to q, k and v and rotates q and k, in place. One head of a block of rows. cos, sin: (T, D/2)."""
+    """Adds the adapters' part to q, k and v and rotates q and k, in place, one head of a block of rows.
+
+    cos, sin: (T, D/2)
+    """
     head = tl.program_id(0)
     rows = tl.program_id(1) * BM + tl.arange(0, BM)
     half = tl.arange(0, D2)
@@ -215,7 +220,10 @@ def swiglu_backward(
     gu, u, b, dact, du, a, dgu, seed, threshold, keep_scale, tokens, width, u_stride,
     R: tl.constexpr, RP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, DROP: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of gate and up. dact: (T, I) without the adapter's part, which is du · a; du: (T, R), a: (I, R); dgu may be gu itself."""
+    """Gradients of gate and up; dgu may be gu itself.
+
+    dact: (T, I) without the adapter's part, which is du · a; du: (T, R), a: (I, R)
+    """
     rows = tl.program_id(1) * BM + tl.arange(0, BM)
     columns = tl.program_id(0) * BN + tl.arange(0, BN)
     row_mask, column_mask = rows < tokens, columns < width
@@ -271,7 +279,10 @@ def cross_entropy(logits, labels, loss, factor, vocabulary, BLOCK: tl.constexpr)
 def nf4_dequantise(
     packed, absmax, code, absmax_code, absmax_scale, offset, out, elements, NESTED: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """bitsandbytes' NF4 to the output's type: two weights a byte (high half first), a scale for 64 weights, itself 8 bits if nested."""
+    """bitsandbytes' NF4 to the output's dtype: two weights a byte (high half first), a scale for 64 weights.
+
+    NESTED: the scales are 8 bits themselves
+    """
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # bytes
     mask = i < elements // 2
     byte = tl.load(packed + i, mask=mask, other=0).to(tl.int32)

@@ -1,9 +1,10 @@
-"""One decoder layer, forward and backward by hand: frozen products, adapters, norms, attention and SwiGLU as few passes over memory.
+"""One decoder layer, forward and backward by hand, in few passes over memory.
 
-LoRA (Hu et al., https://arxiv.org/abs/2106.09685) on a frozen base needs no weight gradients of the base, so nothing is saved for them.
-`gradient_checkpointing` chooses what is saved for the backward pass: `none` saves all, `selective` recomputes the MLP's wide tensors and the
-norms, `full` saves the layer's input only (`planning/memory.kept_values` counts the same). T tokens of a packed row, H hidden width,
-I intermediate width, R rank, u = scaled low-rank activations (T, R).
+LoRA (Hu et al., https://arxiv.org/abs/2106.09685) on a frozen base needs no weight gradients of the base, so nothing is
+saved for them. `gradient_checkpointing` chooses what is saved for the backward pass: `none` saves all, `selective`
+recomputes the MLP's wide tensors and the norms, `full` saves the layer's input only (`planning/memory.kept_values`
+counts the same). T tokens of a packed row, H hidden width, I intermediate width, R rank, u = scaled low-rank
+activations (T, R).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Tensor = Any
 
 
 class Adapters:
-    """The LoRA matrices of projections with one input: A_i (R, K) and B_i (N_i, R), float32 parameters, with copies in the activations' dtype.
+    """The LoRA matrices of projections with one input: A_i (R, K) and B_i (N_i, R), float32 parameters.
 
     pairs: (A, B) of each projection; None for one without an adapter, which is computed with zeros
     sizes: N_i; inputs: K
@@ -214,7 +215,7 @@ class Layer:
         return saved
 
     def backward(self, dh3: Tensor, saved: Saved, row: Row, *, first: bool) -> tuple[Tensor | None, list[Tensor]]:
-        """(gradient of the layer's input, or None for the first layer; gradients of the adapters in the order of `parameters`)."""
+        """(gradient of the input, None for the first layer; adapters' gradients in the order of `parameters`)."""
         drops, low, fp8 = row.drops[self.index], self.adapters, self.fp8
         if row.incoming is not None and row.incoming.plain.data_ptr() == dh3.data_ptr():
             d = row.incoming

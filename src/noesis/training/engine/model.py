@@ -1,7 +1,8 @@
 """A Llama-like model with a PEFT adapter whose forward pass is the engine's: packed rows in, loss out.
 
-The modules are those of transformers and PEFT, so that saving, resuming and the optimizer see what they know. The linear modules of the
-base have no weights of their own (their weight is a single zero expanded to a matrix): the engine stores the weights as it needs them.
+The modules are those of transformers and PEFT, so that saving, resuming and the optimizer see what they know. The
+linear modules of the base have no weights of their own (their weight is a single zero expanded to a matrix): the engine
+stores the weights as it needs them.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ def unsupported_reason(folder: Path, target_modules: tuple[str, ...], *, kernels
         return "it has a sliding window, biases, or an activation other than silu"
     head = raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"]
     if kernels and (head not in (32, 64, 128, 256) or raw["hidden_size"] % 64 or raw["intermediate_size"] % 64):
-        return f"its heads are {head} wide, or a width is not a multiple of 64; the kernels take heads of 32, 64, 128 or 256"
+        return (
+            f"its heads are {head} wide, or a width is not a multiple of 64; "
+            "the kernels take heads of 32, 64, 128 or 256"
+        )
     if "quantization_config" in raw:
         return "its weights are quantised already"
     other = set(target_modules) - {name for names in GROUPS.values() for name in names}
@@ -66,7 +70,7 @@ def build(
     sharded: bool = False,
     double_quant: bool = True,
 ) -> Any:
-    """The PEFT model, its frozen base loaded in `setup.precision`. Its forward takes a `PackedRow` and a divisor, and returns the loss.
+    """The PEFT model with its frozen base in `setup.precision`; `model(PackedRow, divisor)` is the loss.
 
     Args:
         lora: `peft.LoraConfig`.
@@ -182,7 +186,7 @@ class Engine:
                 adapters.copies = None
 
     def loss(self, packed: PackedRow, divisor: Tensor) -> Tensor:
-        """Summed negative log-likelihood of the row's trained tokens divided by `divisor` (a float32 scalar on the device)."""
+        """Summed negative log-likelihood of the row's trained tokens / `divisor` (a float32 scalar on the device)."""
         h = self._layers(packed)
         positions, targets = self._to_device(packed.positions), self._to_device(packed.targets)
         return Loss.apply(h, self.norm, self.eps, self.head, positions, targets, divisor, self.chunk)

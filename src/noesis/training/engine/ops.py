@@ -1,4 +1,4 @@
-"""The steps between matrix products: a Triton kernel on a GPU, `host` on a CPU. Same results within rounding (`reference`)."""
+"""The steps between matrix products: a Triton kernel on a GPU, `host` on a CPU; the same within rounding."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUANTISE = (8192, 16)  # columns at a time, warps
 
 @dataclass(frozen=True)
 class Dropout:
-    """One dropout mask: elements whose hashed byte is below `threshold` are dropped. No randomness is stored, only the seed."""
+    """One dropout mask: elements whose hashed byte is below `threshold` are dropped. Only the seed is stored."""
 
     threshold: int  # of 256; 0: nothing is dropped
     seed: int = 0
@@ -74,7 +74,8 @@ def norm(h: Tensor, weight: Tensor, eps: float, drop: Dropout, *, fp8: bool) -> 
     scale = torch.empty((tokens, 1), dtype=torch.float32, device=h.device) if fp8 else None
     rstd = torch.empty(tokens, dtype=torch.float32, device=h.device)
     _kernels().norm_forward[(tokens,)](
-        h, weight, x if plain else h, dropped, q if fp8 else h, scale if fp8 else rstd, rstd, drop.seed, drop.threshold, drop.scale, width, eps,
+        h, weight, x if plain else h, dropped, q if fp8 else h, scale if fp8 else rstd, rstd,
+        drop.seed, drop.threshold, drop.scale, width, eps,
         BLOCK=_power_of_two(width), PLAIN=plain, DROP=drop.threshold > 0, FP8=fp8, num_warps=8,
     )  # fmt: skip
     return Inputs(x, dropped, q, scale), rstd
@@ -91,7 +92,8 @@ def norm_backward(dx: Tensor, h: Tensor, rstd: Tensor, weight: Tensor, residual:
     q = torch.empty(h.shape, dtype=torch.float8_e4m3fn, device=h.device) if fp8 else None
     scale = torch.empty((tokens, 1), dtype=torch.float32, device=h.device) if fp8 else None
     _kernels().norm_backward[(tokens,)](
-        dx, h, rstd, weight, residual, dh, q if fp8 else dh, scale if fp8 else rstd, width, BLOCK=_power_of_two(width), FP8=fp8, num_warps=8
+        dx, h, rstd, weight, residual, dh, q if fp8 else dh, scale if fp8 else rstd, width,
+        BLOCK=_power_of_two(width), FP8=fp8, num_warps=8,
     )  # fmt: skip
     return Inputs(dh, dh, q, scale)
 
@@ -122,14 +124,19 @@ def add_low_rank(y: Tensor, u: Tensor, b: Tensor, *, drop: Dropout, residual: Te
     tokens = y.shape[0]
     bm, bn, warps = TILES["add_low_rank"]
     _kernels().add_low_rank[_grid(tokens, width, bm, bn)](
-        y, u, b, y if residual is None else residual, y, drop.seed, drop.threshold, drop.scale, tokens, width, u.stride(0),
-        G=groups, R=r, RP=_power_of_two(r), BM=bm, BN=bn, DROP=drop.threshold > 0, RESIDUAL=residual is not None, num_warps=warps,
+        y, u, b, y if residual is None else residual, y,
+        drop.seed, drop.threshold, drop.scale, tokens, width, u.stride(0),
+        G=groups, R=r, RP=_power_of_two(r), BM=bm, BN=bn,
+        DROP=drop.threshold > 0, RESIDUAL=residual is not None, num_warps=warps,
     )  # fmt: skip
     return y
 
 
 def rotate(qkv: Tensor, u: Tensor, b: Tensor, cos: Tensor, sin: Tensor, heads: tuple[int, int]) -> Tensor:
-    """Adapters' part of q, k, v added, q and k rotated; in place on a GPU. qkv: (T, (Q + 2K)·D), u: (T, 3R), b: ((Q + 2K)·D, R)."""
+    """Adapters' part of q, k, v added, q and k rotated, in place.
+
+    qkv: (T, (Q + 2K)·D), u: (T, 3R), b: ((Q + 2K)·D, R)
+    """
     (tokens, width), (qh, kh), r, half = qkv.shape, heads, b.shape[1], cos.shape[1]
     if not qkv.is_cuda:
         return host.rotate(qkv, u, b, cos, sin, heads)
@@ -208,7 +215,7 @@ def swiglu_backward(gu: Tensor, u: Tensor, b: Tensor, dact: Tensor, du: Tensor, 
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, factor: Tensor) -> Tensor:
-    """Losses (rows,) of logits (rows, V), which become their gradient times `factor` (a float32 scalar on the device)."""
+    """Losses (rows,) of logits (rows, V), which become their gradient times `factor` (float32, on the device)."""
     if not logits.is_cuda:
         probabilities = torch.log_softmax(logits.float(), dim=-1)
         loss = -probabilities.gather(1, labels[:, None])[:, 0]

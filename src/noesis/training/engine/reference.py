@@ -1,6 +1,7 @@
 """What each kernel computes, in plain torch: used on a CPU, and by the tests as what the kernels must reproduce.
 
-Shapes: T tokens, H hidden width, I intermediate width, R rank. Same functions and arguments as `ops` passes to the kernels.
+Shapes: T tokens, H hidden width, I intermediate width, R rank. Same functions and arguments as `ops` passes to the
+    kernels.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Weights from safetensors to the device, a few at a time: no second copy of the model ever exists.
 
-On a GPU several threads read the files into pinned buffers and copy from there, so that loading runs at the speed of the page cache.
+On a GPU several threads read the files into pinned buffers and copy from there, so that loading runs at the speed of
+the page cache.
 """
 
 from __future__ import annotations

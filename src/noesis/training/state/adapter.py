@@ -1,6 +1,7 @@
 """A PEFT adapter on disk: saved whole or not at all, or loaded into a model.
 
-A fork (`noesis train --fork RUN`) and the second part of `sft+dpo` start with an adapter's weights; optimizer, schedule and order are new.
+A fork (`noesis train --fork RUN`) and the second part of `sft+dpo` start with an adapter's weights; optimizer, schedule
+and order are new.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Trainer states on disk, whole or not at all, and read without running code: `checkpoints/resume/checkpoint-N/`.
 
-A state is written into a temporary folder, flushed, sealed by a manifest with the hash of each file, and renamed. A resuming run takes the
-newest intact one; a torn or tampered one is reported and set aside. Tensors are safetensors, everything else JSON: no pickle.
+A state is written into a temporary folder, flushed, sealed by a manifest with the hash of each file, and renamed. A
+resuming run takes the newest intact one; a torn or tampered one is reported and set aside. Tensors are safetensors,
+everything else JSON: no pickle.
 """
 
 from __future__ import annotations

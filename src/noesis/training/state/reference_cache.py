@@ -1,4 +1,4 @@
-"""The reference's log-probabilities on disk, `checkpoints/reference.json`, so that a resumed run has bit-identical rewards."""
+"""The reference's log-probabilities on disk: a resumed run has bit-identical rewards."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Makes a trainer of transformers resume exactly where it was stopped: its state is saved whole and read without pickle.
+"""Makes a trainer of transformers resume exactly where it was stopped; its state is read without pickle.
 
-It also ends training between two steps: at a signal, whose partial accumulation is dropped, or before the agreed cap would be exceeded.
+It also ends training between two steps: at a signal, whose partial accumulation is dropped, or before the agreed cap
+would be exceeded.
 """
 
 from __future__ import annotations
@@ -61,7 +62,10 @@ class Resumable:
             raise StopTraining
 
     def interruptible(self) -> AbstractContextManager[None]:
-        """Around the passes of a step: after a signal they need not end. Several processes must end them, since they wait for one another."""
+        """Around the passes of a step: after a signal they need not end.
+
+        Several processes must end them, since they wait for one another.
+        """
         alone = self.accelerator.num_processes == 1  # type: ignore[attr-defined]
         return self.schedule.interrupt.may_break() if alone else nullcontext()
 

@@ -1,6 +1,7 @@
 """When to save and when to stop: the one place where the run's clock meets its agreed cap. Torch-free.
 
-Saving interrupts training, so saves are spaced such that they stay below 3% of the run, whatever interval in minutes was configured.
+Saving interrupts training, so saves are spaced such that they stay below 3% of the run, whatever interval in minutes
+was configured.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class SaveSchedule:
         self.seconds_in_saves, self.saves = 0.0, 0
         self.started = self.last_step = self.last_save = clock()
         self.interval = every.seconds or (GPU_INTERVAL_S if on_gpu else CPU_INTERVAL_S)
-        # The state after the last step only serves adding epochs, and the adapter is saved seconds later anyway: on a GPU it is
-        # saved only where that is cheap, by the plan's figures, so that several processes decide alike.
+        # The state after the last step only serves adding epochs, and the adapter is saved seconds later anyway: on a
+        # GPU it is saved only where that is cheap, by the plan's figures, so that several processes decide alike.
         self.save_last = not on_gpu or self.save_seconds <= SHARE * step_seconds * steps
         self.every_steps = every.steps or (max(1, round(self.interval / step_seconds)) if processes > 1 else None)
 
