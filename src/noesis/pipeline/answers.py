@@ -1,4 +1,4 @@
-"""Answers of base and tuned model to the Tribunal's prompts, for the trial (`judging.py`) and for machines that share its answers."""
+"""Answers of base and tuned model: for the stage judge, the trial, and machines that share a trial's answers."""
 
 from __future__ import annotations
 
@@ -20,17 +20,22 @@ from noesis.tribunal.scoring import MODELS, Generate, answer_prompts
 from noesis.tribunal.suite import EvalSample
 
 
-def answer_generator(s: RunSession, section: TribunalSection, tuned: Path, held: dict[str, Any]) -> Generate:
-    """Answers of base and tuned model, packed, from the weights that a merge would write; one of the two in memory at a time, in `held`."""
+def answer_generator(s: RunSession, section: TribunalSection, tuned: Path, loaded: dict[str, Any]) -> Generate:
+    """Generates answers of base and tuned model in batches, from the weights that a merge would write.
+
+    Args:
+        tuned: folder of the adapter.
+        loaded: holds the one model that is in memory, so that the caller can free it.
+    """
     from noesis.llm.torch_generate import generate_batch, load_merged_model
 
     tokenizer = load_tokenizer(s.model.path)
 
     def generate(who: str, conversations: list[list[Message]], seeds: list[int]) -> list[str]:
-        if who not in held:
-            held.clear()
+        if who not in loaded:
+            loaded.clear()
             adapter = tuned if who == "tuned" else None
-            held[who] = load_merged_model(
+            loaded[who] = load_merged_model(
                 s.model.path,
                 adapter,
                 quantization=s.as_trained.lora.quantization,
@@ -38,7 +43,7 @@ def answer_generator(s: RunSession, section: TribunalSection, tuned: Path, held:
                 device=s.device.kind,
             )
         return generate_batch(
-            held[who],
+            loaded[who],
             tokenizer,
             conversations,
             max_tokens=section.trial_tokens,
@@ -50,70 +55,73 @@ def answer_generator(s: RunSession, section: TribunalSection, tuned: Path, held:
 
 
 def answer_identities(s: RunSession, adapter: Path) -> dict[str, str]:
-    """What decides the answers of base and tuned model, besides prompt and seed."""
+    """Hashes of what decides the answers of base and tuned model, apart from prompt and seed."""
     base = sha256_json([s.model.revision, s.as_trained.lora.quantization.model_dump(), s.arithmetic])
     return {"base": base, "tuned": sha256_json([base, sha256_file(adapter / "adapter_model.safetensors")])}
 
 
 class MemoryAnswerStore(dict[str, str]):
-    """Answers in memory, in the place of a trial's cache."""
+    """Answers in memory, instead of in a trial's cache."""
 
     def put_all(self, values: dict[str, str], /) -> None:
         self.update(values)
 
 
 def generate_answers(s: RunSession, section: TribunalSection, items: Sequence[EvalSample]) -> dict[str, str]:
-    """What both models answer to some of a trial's prompts, under the keys of the trial's cache."""
-    kept, adapter = MemoryAnswerStore(), s.run.adapter()
+    """Answers of both models to some of a trial's prompts, under the keys of the trial's cache."""
+    store, adapter = MemoryAnswerStore(), s.run.adapter()
     identity, generate = answer_identities(s, adapter), answer_generator(s, section, adapter, {})
     for who in MODELS:
         answer_prompts(
             items,
             s.constitution,
             generate,
-            kept,
+            store,
             identity=identity[who],
             who=who,
             section=section,
             seed=s.config.training.seed,
         )
-    return kept
+    return store
 
 
 def store_answers(s: RunSession, found: dict[str, str]) -> None:
-    """Put answers that came from elsewhere where the trial of this run looks for them."""
+    """Store answers from another machine where the trial of this run looks for them."""
     with open_cache(s.run.tribunal / "replies.sqlite") as cache:
         cache.put_all(found)
 
 
-def base_and_tuned_answers(s: RunSession, asked: Records) -> dict[str, list[str]]:
-    """Greedy answers in llama.cpp, from one process: the base that was trained on, with the adapter off and on. On a card by torch."""
-    if not asked:
+def base_and_tuned_answers(s: RunSession, prompts: Records) -> dict[str, list[str]]:
+    """Greedy answers of both models.
+
+    On a GPU by torch; else by llama.cpp in one process, on the base that was trained on, with the adapter off and on.
+    """
+    if not prompts:
         return {"base": [], "tuned": []}
     if s.device.kind == "cuda":
-        return _answers_on_card(s, asked)
+        return _answers_on_gpu(s, prompts)
     from noesis.llm.llama_cpp import LlamaEngine
 
     adapter = write_adapter(s)
-    conversations = [opening_messages(s.constitution, record) for record in asked]
-    engine = LlamaEngine(base_gguf(s), adapter=adapter, parallel=min(4, len(asked)), context=2048)
+    conversations = [opening_messages(s.constitution, record) for record in prompts]
+    engine = LlamaEngine(base_gguf(s), adapter=adapter, parallel=min(4, len(prompts)), context=2048)
     answers = {}
     for who, on in (("base", False), ("tuned", True)):
-        with Progress(f"answer ({who})", len(asked), "prompts") as progress:
+        with Progress(f"answer ({who})", len(prompts), "prompts") as progress:
             answers[who] = engine.answer_all(
                 conversations, max_tokens=s.config.training.tribunal.max_new_tokens, adapter=on, progress=progress
             )
     return answers
 
 
-def _answers_on_card(s: RunSession, asked: Records) -> dict[str, list[str]]:
-    """The same where a card is: all prompts in one batch, from the weights that a merge would write, one of the two models in memory at a time."""
+def _answers_on_gpu(s: RunSession, prompts: Records) -> dict[str, list[str]]:
+    """All prompts in one batch, from the weights that a merge would write; one model in memory at a time."""
     from noesis.llm.torch_generate import generate_batch, load_merged_model
 
     tokenizer, t = load_tokenizer(s.model.path), s.config.training.tribunal
     answers = {}
     for who, adapter in (("base", None), ("tuned", s.run.adapter())):
-        with Progress(f"answer ({who})", len(asked), "prompts") as progress:
+        with Progress(f"answer ({who})", len(prompts), "prompts") as progress:
             model = load_merged_model(
                 s.model.path,
                 adapter,
@@ -121,7 +129,7 @@ def _answers_on_card(s: RunSession, asked: Records) -> dict[str, list[str]]:
                 dtype=s.arithmetic,
                 device=s.device.kind,
             )
-            conversations = [opening_messages(s.constitution, record) for record in asked]
+            conversations = [opening_messages(s.constitution, record) for record in prompts]
             answers[who] = generate_batch(
                 model, tokenizer, conversations, max_tokens=t.max_new_tokens, on_answer=progress.advance
             )

@@ -1,4 +1,4 @@
-"""Plans from examples: of a run on this machine, and (`noesis plan`) of one whose model and card need not be here."""
+"""Stage plan, and `noesis plan`: what a run will take, on this machine or on one whose model and GPU need not be here."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def plan_without_run(
         besides: what the run takes besides its examples.
         gpu: a card of gpus.yaml; None: what this machine has.
         gpus: how many of them; None: all that are here, or 1.
-        exactly: fetch the model's tokenizer (not its weights) rather than estimate tokens; for a quote before a rented card starts.
+        exactly: fetch the model's tokenizer (not its weights) rather than estimate tokens; for a quote before a rented
+            card starts.
 
     Returns:
         the plan, and what raises a TrainingError if it does not fit.

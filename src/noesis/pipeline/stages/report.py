@@ -56,7 +56,7 @@ def write_report(run: Run, config: Config, constitution: Constitution) -> dict[s
         choice=run.result("choose"),
         judge=run.result("judge"),
         trial=run.result("trial"),
-        spoken=_judged(run.tribunal / "trial_answers.jsonl", run.tribunal / "verdicts.jsonl"),
+        judged=_judged(run.tribunal / "trial_answers.jsonl", run.tribunal / "verdicts.jsonl"),
         merge=run.result("merge"),
         gguf=certificate,
         parity_chart=parity_chart(certificate) if certificate else None,
@@ -78,7 +78,7 @@ def certificate_of(run: Run) -> dict[str, Any] | None:
 
 
 def parity_chart(certificate: dict[str, Any], width: int = 640) -> dict[str, Any] | None:
-    """Bars of each export's mean KL and its tolerance, in pixels on a logarithmic scale; None where nothing finite is known."""
+    """Bars of each export's mean KL and its tolerance, in pixels on a logarithmic scale; None if nothing is finite."""
     parts = [
         ("merged model", certificate.get("merge")),
         *certificate["files"].items(),
@@ -125,7 +125,7 @@ def _read_jsonl(file: Path) -> list[dict[str, Any]]:
 
 
 def compared(run: Run) -> list[tuple[str, str, str]]:
-    """What the executed plan expected and what happened, in words: (label, expected, actual); '–' where nothing is known."""
+    """What the executed plan expected and what happened, in words: (label, expected, actual); '–' if unknown."""
     plan, train = run.executed_plan() or {}, run.result("train")
     unknown = "–"
     rows = [
