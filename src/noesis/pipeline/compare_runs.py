@@ -1,4 +1,4 @@
-"""`noesis constitution diff --runs A B`: how two tuned models behave, principle by principle, by their Tribunal's verdicts.
+"""`noesis constitution diff --runs A B`: two tuned models, principle by principle, by their Tribunal's verdicts.
 
 Each item of a rubric names the principles that it tests; an answer's score on a principle is the mean of its items'
 points (0..1). Runs are compared on the prompts that both were judged on, by the same judges with the same rubrics;

@@ -146,7 +146,7 @@ class Run:
         return None if record is None or record.result is None else dict(record.result)
 
     def executed_plan(self) -> Json | None:
-        """The plan that was carried out: the smaller one if training ran out of memory, else that of the stage `plan`."""
+        """The plan that was carried out: the smaller one if training ran out of memory, else the stage's."""
         executed = (self.result("train") or {}).get("executed_plan")
         return dict(executed) if executed else self.result("plan")
 
@@ -167,7 +167,7 @@ class Run:
     def perform(
         self, stage: str, work: Callable[[], Json], outputs: Callable[[], Sequence[Path]], *, again: bool = False
     ) -> Json:
-        """Run a stage unless it is done; record its result, time and outputs. Stages that read another outcome become stale.
+        """Run a stage unless it is done; record its result, time and outputs. Readers of another outcome become stale.
 
         Args:
             stage: one of `STAGES`, or the name of other work whose time and cost the run should know.
@@ -261,8 +261,8 @@ def open_run(
     """The run at `path` if it has this identity, else a new one; another run that lies there is archived whole.
 
     Args:
-        archive_to: where an old run goes; default: `.archive/` next to `path` (on a volume, whose root is the run, a
-            folder in it).
+        archive_to: where an old run goes; default: `.archive/` next to `path`. On a volume, whose root is the run,
+            a folder in it.
     """
     finish_archiving(path)
     old = read_manifest(path)

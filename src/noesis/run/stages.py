@@ -17,9 +17,8 @@ class StageSpec:
     Attributes:
         needs: stages whose outcome this one reads.
         outputs: patterns of the files it leaves, relative to the run directory.
-        derived: those of its files that are made from other stages' results and can be written again at any time; they
-            are
-            no part of the stage's digest.
+        derived: those of its files that follow from other stages' results and can be written again at any time; they
+            are no part of the stage's digest.
     """
 
     name: str

@@ -3,9 +3,8 @@
 The Tribunal decides on its dev prompts if a judge is fit, else the held-out examples do.
 
 `noesis train`, `noesis demo` and Modal run it after training. `score_checkpoints` can also be called for one epoch
-while the
-next one is trained: each epoch has its own file under tribunal/checkpoints/, so that two machines never write the same
-one.
+while the next one is trained: each epoch has its own file under tribunal/checkpoints/, so that two machines never
+write the same one.
 """
 
 from __future__ import annotations
@@ -35,8 +34,7 @@ class CheckpointScore:
 
     Attributes:
         mean: weighted mean of the judges, 0..1.
-        accuracy_drop: by how much the share of right answers to keyed items fell from base to tuned; None if not
-            measured.
+        accuracy_drop: how far the share of right answers to keyed items fell, base to tuned; None if not measured.
         unfit_reason: why these judges may not decide; None if they may.
     """
 

@@ -1,4 +1,4 @@
-"""Stage plan, and `noesis plan`: what a run will take, on this machine or on one whose model and GPU need not be here."""
+"""Stage plan, and `noesis plan`: what a run will take, on this machine or on a GPU that need not be here."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def plan_without_run(
     gpus: int | None = None,
     exactly: bool = False,
 ) -> tuple[Plan, Callable[[], None]]:
-    """The plan of a run that need not exist. Where the model is not on this machine but known, nothing is fetched unless `exactly`.
+    """The plan of a run that need not exist. For a known model that is not here nothing is fetched unless `exactly`.
 
     Args:
         besides: what the run takes besides its examples.
