@@ -45,18 +45,18 @@ def test_an_epoch_is_chosen_by_the_court_that_may_decide_else_by_the_held_out_ex
     assert len(set(losses)) == 3  # each by its own adapter
 
     by_court = choose_checkpoint(trained, court(epoch_0=0.6, epoch_1=0.7, epoch_2=0.9))
-    assert by_court["adapter"] == "epoch_1"  # epoch_2 is judged better, but forgot too much
-    assert by_court["by"].startswith("the Tribunal's mean on its dev prompts, among 2 of 3 epochs")
+    assert by_court.adapter == "epoch_1"  # epoch_2 is judged better, but forgot too much
+    assert by_court.reason.startswith("the Tribunal's mean on its dev prompts, among 2 of 3 epochs")
     assert (
-        choose_checkpoint(trained, court(epoch_0=0.6, epoch_1=0.6, epoch_2=0.8))["adapter"] == "epoch_1"
+        choose_checkpoint(trained, court(epoch_0=0.6, epoch_1=0.6, epoch_2=0.8)).adapter == "epoch_1"
     )  # equal: the later one; epoch_2 has a veto
     none = choose_checkpoint(trained, court(epoch_0=None, epoch_1=0.8, epoch_2=0.9))
-    assert none["adapter"] == best
-    assert "a veto or forgetting in every epoch" in none["by"]
+    assert none.adapter == best
+    assert "a veto or forgetting in every epoch" in none.reason
     unfit = choose_checkpoint(
         trained, lambda adapter: CheckpointScore(None, None, False, "judge not fit (accuracy 0.54 [0.45, 0.63])")
     )
-    assert (unfit["adapter"], "(judge not fit (accuracy 0.54" in unfit["by"]) == (best, True)
+    assert (unfit.adapter, "(judge not fit (accuracy 0.54" in unfit.reason) == (best, True)
 
 
 def test_an_epoch_scored_alone_has_the_same_figures_and_is_not_scored_again(trained, monkeypatch: pytest.MonkeyPatch):

@@ -29,11 +29,11 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
     for stage in found:
         reads = ", ".join(f"{name} {'unchanged' if same else 'CHANGED since'}" for name, same in stage.inputs.items())
         took = f"{duration(stage.seconds):>13}  {stage.usd:8.2f} USD" if stage.status != "not run" else ""
-        say(f"  {stage.name:8} {stage.status:12} {took}  {'reads ' + reads if reads else ''}".rstrip())
+        say(f"  {stage.name:12} {stage.status:12} {took}  {'reads ' + reads if reads else ''}".rstrip())
         for line in stage.wrong:
-            say(f"           {line}")
+            say(f"               {line}")
     usd, seconds = loaded.spent()
-    say(f"  in all   {'':12} {duration(seconds):>13}  {usd:8.2f} USD")
+    say(f"  in all       {'':12} {duration(seconds):>13}  {usd:8.2f} USD")
     print_result({"stages": [asdict(stage) for stage in found], "usd": usd, "seconds": seconds}, as_json)
 
 

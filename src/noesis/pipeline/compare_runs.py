@@ -1,7 +1,8 @@
-"""`noesis constitution diff --runs A B`: how the tuned models of two runs behave, principle by principle, from their Tribunal's verdicts.
+"""`noesis constitution diff --runs A B`: two tuned models, principle by principle, by their Tribunal's verdicts.
 
-Each judge's item names the principles that it tests; a principle's score of an answer is the mean of its items' points (0..1). Runs are
-compared on the prompts that both were judged on, by the same judges with the same rubrics; prompts of a pair are one cluster.
+Each item of a rubric names the principles that it tests; an answer's score on a principle is the mean of its items'
+points (0..1). Runs are compared on the prompts that both were judged on, by the same judges with the same rubrics;
+prompts of a pair are one cluster.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ def compare_runs(project: Project, a: Path, b: Path) -> dict[str, Any]:
         RunError: a run holds no verdicts, or the two were judged by different judges or rubrics.
     """
     tribunal = project.data / "tribunal"
-    bench = load_rubrics(tribunal / "judges")
-    (points_a, seats_a), (points_b, seats_b) = (_points(path, bench) for path in (a, b))
-    if not seats_a & seats_b:
+    rubrics = load_rubrics(tribunal / "judges")
+    (points_a, judges_a), (points_b, judges_b) = (_points(path, rubrics) for path in (a, b))
+    if not judges_a & judges_b:
         raise RunError(
-            f"{a} and {b} have no judge with the same rubric in common, so their verdicts can't be compared: judge both again with one --judge"
+            f"{a} and {b} have no judge with the same rubric in common, so their verdicts can't be compared: "
+            "judge both again with one --judge"
         )
     clusters = _clusters(tribunal)
     found: dict[str, Any] = {}
@@ -43,7 +45,7 @@ def compare_runs(project: Project, a: Path, b: Path) -> dict[str, Any]:
     return {
         "a": str(a),
         "b": str(b),
-        "judges": sorted({f"{judge} ({model})" for judge, model, _ in seats_a & seats_b}),
+        "judges": sorted({f"{judge} ({model})" for judge, model, _ in judges_a & judges_b}),
         "by_principle": found,
     }
 
@@ -63,25 +65,25 @@ def _figures(a: list[list[float]], b: list[list[float]], clusters: list[str]) ->
     }
 
 
-def _points(path: Path, bench: RubricSet) -> tuple[Points, set[tuple[str, str, str]]]:
+def _points(path: Path, rubrics: RubricSet) -> tuple[Points, set[tuple[str, str, str]]]:
     """The tuned model's points, and who gave them: (judge, model, hash of the rubric)."""
     run = load_run(path)
     file = run.tribunal / "verdicts.jsonl"
     if not file.is_file():
         raise RunError(f"{path} holds no verdicts: let a Tribunal judge it with  noesis judge {path} --judge SPEC")
-    principles = {(judge, item.id): item.principles for judge in JUDGES for item in bench.rubrics[judge].items}
+    principles = {(judge, item.id): item.principles for judge in JUDGES for item in rubrics.rubrics[judge].items}
     points: Points = defaultdict(lambda: defaultdict(list))
-    seats = set()
+    judges = set()
     for line in file.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         prompt, who, _ = row["answer"].rsplit("/", 2)
         for verdict in row["verdicts"] if who == "tuned" else ():
             if verdict["status"] == "scored":
-                seats.add((verdict["judge"], verdict["model"], verdict["rubric_sha256"]))
+                judges.add((verdict["judge"], verdict["model"], verdict["rubric_sha256"]))
                 for item in verdict["items"]:
                     for principle in principles.get((verdict["judge"], item["id"]), ()):
                         points[principle][prompt].append(item["score"] / 2)
-    return points, seats
+    return points, judges
 
 
 def _clusters(tribunal: Path) -> dict[str, str]:

@@ -1,4 +1,7 @@
-"""`noesis demo`: the whole pipeline on the embedded model, in minutes on two cores. What it changes is in training_config.yaml, `demo:`."""
+"""`noesis demo`: the whole pipeline on the embedded model, in minutes on two cores.
+
+The settings that it changes are in training_config.yaml under `demo:`.
+"""
 
 from __future__ import annotations
 

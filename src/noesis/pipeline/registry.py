@@ -1,7 +1,7 @@
 """The whole pipeline: export → plan → train → choose → judge → merge → gguf → trial → report. Start reading here.
 
-`noesis demo`, the single commands and Modal's functions all run these stages. A stage finds what it needs in the run directory
-and leaves its outcome there; `run/stages.py` says what each one reads and leaves.
+`noesis demo`, the single commands and Modal's functions all run these stages. A stage finds what it needs in the run
+directory and leaves its outcome there; `run/stages.py` says what each one reads and leaves.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from noesis.core.console import heading
 from noesis.core.errors import RunError, UsageError
 from noesis.core.project import Project
 from noesis.pipeline.session import RunSession
-from noesis.pipeline.stages.choose import run_choose
+from noesis.pipeline.stages.choose import Choice, run_choose
 from noesis.pipeline.stages.export import ExportSource, run_export
 from noesis.pipeline.stages.gguf import run_gguf
 from noesis.pipeline.stages.judge import run_judge
@@ -95,7 +95,7 @@ REGISTRY = {
         Stage(SPECS["export"], "the run's own copy of its examples", _export),
         Stage(SPECS["plan"], "what will be trained, and what it should take", lambda s, _: run_plan(s), Plan.from_json),
         Stage(SPECS["train"], "QLoRA, loss on the answers only", lambda s, _: run_train(s)),
-        Stage(SPECS["choose"], "which epoch's adapter is used", _choose),
+        Stage(SPECS["choose"], "which epoch's adapter is used", _choose, Choice.from_json),
         Stage(SPECS["judge"], "base against tuned on the held-out examples", lambda s, _: run_judge(s)),
         Stage(SPECS["merge"], "adapter and base into one model", lambda s, _: run_merge(s)),
         Stage(SPECS["gguf"], "for llama.cpp, and does it behave alike?", lambda s, _: run_gguf(s)),

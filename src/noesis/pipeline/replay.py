@@ -1,7 +1,7 @@
 """`noesis replay RUN`: train it again from its manifest, in a directory of its own, and compare the adapters' hashes.
 
-The result is bit-identical on the same CPU type with the same number of threads and the same library versions. The manifest
-names them, and what differs on this machine is reported first.
+The result is bit-identical on the same CPU type with the same number of threads and the same library versions. The
+manifest names them, and what differs on this machine is reported first.
 """
 
 from __future__ import annotations

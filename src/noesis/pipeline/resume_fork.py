@@ -1,4 +1,4 @@
-"""Where a run comes from: `--resume` (the same run, perhaps with more epochs), `--fork` (a new run from another run's adapter)."""
+"""`--resume`: the same run continues, perhaps with more epochs. `--fork`: a new run starts from another's adapter."""
 
 from __future__ import annotations
 

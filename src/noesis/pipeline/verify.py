@@ -1,6 +1,6 @@
 """`noesis status RUN` and `noesis verify RUN`: does the run directory still hold what its manifest says?
 
-Status compares sizes and times and hashes only what changed; verify hashes every file and derives again what can be derived.
+Status compares sizes and times and hashes only what changed. Verify hashes every file and derives again what it can.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class StageState:
     """One stage as it is now.
 
     Attributes:
-        status: done, stale, failed, interrupted, running, not run; `changed`: recorded as done, but its outputs have changed.
+        status: done, stale, failed, interrupted, running or not run; `changed`: done, but its outputs are not intact.
         inputs: stage that it read from → whether that is still what it read.
         wrong: outputs that are missing or changed.
     """

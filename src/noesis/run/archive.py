@@ -1,4 +1,4 @@
-"""A run directory's contents are moved to the archive whole: if a process is killed meanwhile, opening the run finishes the move."""
+"""A run directory's contents are archived whole: a move that was cut short is completed when the run is opened next."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MOVING = ".moving"  # in a run directory that is being archived: names the targe
 
 
 def archive(path: Path, folder: Path) -> Path:
-    """Move what belongs to the run at `path` into a new folder under `folder`; nothing is deleted, and nothing is copied."""
+    """Move what belongs to the run at `path` into a new folder under `folder`; nothing is deleted or copied."""
     folder.mkdir(parents=True, exist_ok=True)
     if folder.stat().st_dev != path.stat().st_dev:  # moving to another disk would copy, and could be torn
         folder = path / ".archive"

@@ -1,4 +1,4 @@
-"""The run directory: where its files are, and the one way to run a stage. Every file in it is written whole or not at all.
+"""The run directory: where its files are, and the one way to run a stage. Files are written whole or not at all.
 
 runs/<name>/manifest.json   what this run is made of, and the state of every stage
 runs/<name>/config.json     the resolved configuration
@@ -118,7 +118,7 @@ class Run:
         return self._manifest.state(stage)
 
     def is_done(self, stage: str) -> bool:
-        """Whether `stage` ran to its end, what it read has not changed, and its outputs are still those that it left."""
+        """Whether `stage` ran to its end and neither what it read nor what it left has changed since."""
         return self.state(stage) == "done" and not self.changed(stage)
 
     def changed(self, stage: str, *, thoroughly: bool = False) -> list[str]:
@@ -146,7 +146,7 @@ class Run:
         return None if record is None or record.result is None else dict(record.result)
 
     def executed_plan(self) -> Json | None:
-        """The plan that was trained by: the smaller one that training went on with, if it had to, else the stage's plan."""
+        """The plan that was carried out: the smaller one if training ran out of memory, else the stage's."""
         executed = (self.result("train") or {}).get("smaller_plan")
         return dict(executed) if executed else self.result("plan")
 
@@ -167,7 +167,7 @@ class Run:
     def perform(
         self, stage: str, work: Callable[[], Json], outputs: Callable[[], Sequence[Path]], *, again: bool = False
     ) -> Json:
-        """Run a stage unless it is done; record its result, time and outputs. Stages that read something else become stale.
+        """Run a stage unless it is done; record its result, time and outputs. Readers of another outcome become stale.
 
         Args:
             stage: one of `STAGES`, or the name of other work whose time and cost the run should know.
@@ -229,7 +229,7 @@ class Run:
             self._save()
 
     def extend(self, identity: Identity, config: Config) -> None:
-        """Continue as the run of another configuration that asks for more epochs; everything from the plan on has to be done again."""
+        """Continue with a configuration that asks for more epochs; everything from the plan on has to be done again."""
         earlier = Extension(self.config().training.num_train_epochs, self.result("train") is not None)
         extended = replace(self._manifest, identity=identity, history=(*self._manifest.history, earlier))
         self._manifest = extended.with_stale("plan")
@@ -261,7 +261,8 @@ def open_run(
     """The run at `path` if it has this identity, else a new one; another run that lies there is archived whole.
 
     Args:
-        archive_to: where an old run goes; default: `.archive/` next to `path` (on a volume, whose root is the run, a folder in it).
+        archive_to: where an old run goes; default: `.archive/` next to `path`. On a volume, whose root is the run,
+            a folder in it.
     """
     finish_archiving(path)
     old = read_manifest(path)

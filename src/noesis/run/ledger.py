@@ -1,7 +1,7 @@
 """What a run has cost so far: one ledger entry for each stage and process, including processes that were killed.
 
-While a stage runs, `.meter` in the run directory records every few seconds how long it has been running. Whoever opens the run
-next finds what a killed process left there and books it, plus one interval, so that nothing spent is forgotten.
+While a stage runs, `.meter` in the run directory records every few seconds how long it has been running. Whoever opens
+the run next finds what a killed process left there and books it, plus one interval, so that nothing spent is forgotten.
 Durations come from the monotonic clock: setting the time of day changes nothing.
 """
 

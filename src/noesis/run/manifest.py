@@ -1,7 +1,7 @@
 """manifest.json: what a run is made of, and the state of every stage.
 
-Frozen values: `Run` alone replaces one by the next and writes it. `to_json` and `from_json` are the only places that know the
-keys on disk. Format 2 is written; `manifest_file.py` reads both formats.
+Frozen values: `Run` alone replaces one by the next and writes it. `to_json` and `from_json` are the only places that
+know the keys on disk. Format 2 is written; `manifest_file.py` reads both formats.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ class Manifest:
 
     # --- reading
     def state(self, stage: str) -> str:
-        """The status of a stage as things are now, or `not run`. Done becomes stale where an input was not left as it was."""
+        """The status of a stage, or `not run`. One that is recorded as done is stale if an input has changed since."""
         record = self.stages.get(stage)
         if record is None:
             return "not run"

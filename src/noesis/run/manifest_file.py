@@ -1,8 +1,8 @@
-"""Reading manifest.json: format 2 as it is, format 1 (written by version 0.1.0, without the key `format`) brought to format 2.
+"""Reading manifest.json: format 2 as it is, format 1 (of version 0.1.0, without the key `format`) brought to format 2.
 
-Format 1 hashed a stage's files, or its result where it had none. The model card was among the files of `merge` although a later
-trial rewrote it, and after running out of memory `train` replaced the plan that it had read. What such a run recorded of its
-inputs is accepted, so that an honest run of that version is an honest run here.
+Format 1 hashed a stage's files, or its result where it had none. The model card was among the files of `merge` although
+a later trial rewrote it, and after running out of memory `train` replaced the plan that it had read. What such a run
+recorded of its inputs is accepted, so that an honest run of that version is an honest run here.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _with_derived(stage: str, record: StageRecord) -> StageRecord:
 
 
 def _was_read(old: Manifest, reader: str, stage: str, read: str) -> bool:
-    """Whether what `stage` left is what `reader` recorded by its format-1 digest, or was changed in one of the two known ways."""
+    """Whether `reader` recorded the format-1 digest of `stage`, or that was changed in one of the two known ways."""
     record = old.stages.get(stage)
     if record is None:
         return False

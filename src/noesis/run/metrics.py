@@ -8,7 +8,7 @@ from typing import Any
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, one a step; a step that was repeated after an interruption counts once, its last time."""
+    """The lines of metrics.jsonl, one a step; of a step that was repeated after an interruption the last one counts."""
     if not file.is_file():
         return []
     lines = {}

@@ -1,7 +1,7 @@
 """The stages of a run as data: names, order, what each reads, and the files it leaves.
 
-`pipeline/registry.py` binds each name to the function that does the work. Everything that depends on order or dependencies
-(staleness, `noesis status`, `noesis verify`, the report, `noesis cloud watch`) reads it from here.
+`pipeline/registry.py` binds each name to the function that does the work. Everything that depends on order or
+dependencies (staleness, `noesis status`, `noesis verify`, the report, `noesis cloud watch`) reads it from here.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ class StageSpec:
     Attributes:
         needs: stages whose outcome this one reads.
         outputs: patterns of the files it leaves, relative to the run directory.
-        derived: those of its files that are made from other stages' results and can be written again at any time; they are
-            no part of the stage's digest.
+        derived: those of its files that follow from other stages' results and can be written again at any time; they
+            are no part of the stage's digest.
     """
 
     name: str

@@ -1,7 +1,10 @@
-"""Which epoch's adapter the later stages take: the Tribunal's choice on its dev prompts, or the held-out examples' until a judge is fit.
+"""Stage choose: which epoch's adapter the later stages take.
 
-`noesis train`, `noesis demo` and Modal call it after training; `score` may also be called for one epoch beside the training of the next.
-Every epoch has files of its own under tribunal/checkpoints/, so that two machines never write the same one.
+The Tribunal decides on its dev prompts if a judge is fit, else the held-out examples do.
+
+`noesis train`, `noesis demo` and Modal run it after training. `score_checkpoints` can also be called for one epoch
+while the next one is trained: each epoch has its own file under tribunal/checkpoints/, so that two machines never
+write the same one.
 """
 
 from __future__ import annotations
@@ -27,11 +30,12 @@ Scores = dict[str, list[Score]]  # "revised" and "initial" → a score for each 
 
 @dataclass(frozen=True)
 class CheckpointScore:
-    """What the court made of one epoch's answers to the dev prompts.
+    """The Tribunal's scores of one epoch's answers to the dev prompts.
 
-    mean: of the court, 0..1
-    fall: of the share of right answers to keyed items, base to tuned; None where it was not measured
-    unfit: why these judges may not decide; None if they may
+    Attributes:
+        mean: weighted mean of the judges, 0..1.
+        accuracy_drop: how far the share of right answers to keyed items fell, base to tuned; None if not measured.
+        unfit_reason: why these judges may not decide; None if they may.
     """
 
     mean: float | None
@@ -39,15 +43,76 @@ class CheckpointScore:
     vetoed: bool
     unfit_reason: str | None
 
+    def to_json(self) -> dict[str, Any]:
+        return {"mean": self.mean, "fall": self.accuracy_drop, "vetoed": self.vetoed}
 
-CheckpointScorer = Callable[[Path], CheckpointScore]  # folder of an adapter → what the court made of it
+
+@dataclass(frozen=True)
+class EpochFigures:
+    """One epoch on the held-out examples and, if a judge is set, before the Tribunal.
+
+    Attributes:
+        preferred: of how many of the `examples` it finds the revised answer likelier.
+        mean_margin, held_out_loss: nats per token.
+        tribunal: {"mean", "fall", "vetoed"} as in CheckpointScore.
+    """
+
+    preferred: int
+    mean_margin: float
+    held_out_loss: float
+    examples: int
+    tribunal: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        own = {
+            "preferred": self.preferred,
+            "mean_margin": self.mean_margin,
+            "held_out_loss": self.held_out_loss,
+            "examples": self.examples,
+        }
+        return own if self.tribunal is None else own | {"court": self.tribunal}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> EpochFigures:
+        return cls(
+            value["preferred"], value["mean_margin"], value["held_out_loss"], value["examples"], value.get("court")
+        )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The result of the stage.
+
+    Attributes:
+        adapter: name of the chosen epoch's folder.
+        reason: the rule that chose it, in words.
+        by_tribunal: whether the Tribunal scored the epochs.
+        epochs: name of each epoch → its figures.
+    """
+
+    adapter: str
+    reason: str
+    by_tribunal: bool
+    epochs: dict[str, EpochFigures]
+
+    def to_json(self) -> dict[str, Any]:
+        epochs = {name: figures.to_json() for name, figures in self.epochs.items()}
+        return {"adapter": self.adapter, "by": self.reason, "heard": self.by_tribunal, "epochs": epochs}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Choice:
+        epochs = {name: EpochFigures.from_json(figures) for name, figures in value["epochs"].items()}
+        return cls(value["adapter"], value["by"], value["heard"], epochs)
+
+
+CheckpointScorer = Callable[[Path], CheckpointScore]  # folder of an adapter → its scores
 
 
 def score_checkpoints(s: RunSession, epochs: Sequence[str]) -> dict[str, Scores]:
     """Log-likelihoods of both answers to each held-out example, by the base (adapter off) and by each epoch's adapter.
 
     Args:
-        epochs: names of folders under checkpoints/. What was scored before is read, not scored again.
+        epochs: names of folders under checkpoints/. Scores that are stored are read.
     """
     held_out = s.examples("eval")
     data = sha256_json(held_out)
@@ -57,7 +122,7 @@ def score_checkpoints(s: RunSession, epochs: Sequence[str]) -> dict[str, Scores]
         name: sha256_json([keys[BASE], sha256_file(folder / "adapter_model.safetensors")])
         for name, folder in adapters.items()
     }
-    found = {name: kept for name, key in keys.items() if (kept := _kept(_file(s, name), key)) is not None}
+    found = {name: scores for name, key in keys.items() if (scores := _stored(_file(s, name), key)) is not None}
     missing = [name for name in keys if name not in found]
     if missing:
         for name, scores in _scored(s, held_out, adapters, missing):
@@ -70,7 +135,8 @@ def _file(s: RunSession, name: str) -> Path:
     return s.run.tribunal / "checkpoints" / f"{name}.json"
 
 
-def _kept(file: Path, key: str) -> Scores | None:
+def _stored(file: Path, key: str) -> Scores | None:
+    """Scores from an earlier run of the stage, if they are of the same model, adapter and examples."""
     if not file.is_file():
         return None
     stored = json.loads(file.read_text(encoding="utf-8"))
@@ -115,72 +181,82 @@ def _scored(
     return found
 
 
-def choose_checkpoint(s: RunSession, hear: CheckpointScorer | None = None) -> dict[str, Any]:
-    """The epoch whose adapter is to be used, by which rule, and the figures of all.
+def choose_checkpoint(s: RunSession, scorer: CheckpointScorer | None = None) -> Choice:
+    """Score every epoch and choose one.
 
     Args:
-        hear: brings an adapter before the court; None where no judge is set.
+        scorer: has the Tribunal score an adapter; None if no judge is set.
     """
     epochs = [folder.name for folder in s.run.epochs()]
     scores = score_checkpoints(s, epochs)
     ids = [record["id"] for record in s.examples("eval")]
-    figures: dict[str, dict[str, Any]] = {}
+    tribunal = {name: scorer(s.run.checkpoints / name) for name in epochs} if scorer is not None else {}
+    figures = {}
     for name in epochs:
         tuned = compare(ids, scores[BASE], scores[name]).tuned
-        figures[name] = {
-            "preferred": tuned.preferred,
-            "mean_margin": tuned.mean_margin,
-            "held_out_loss": tuned.held_out_loss,
-            "examples": len(ids),
-        }
-    hearings = {name: hear(s.run.checkpoints / name) for name in epochs} if hear is not None else {}
-    for name, hearing in hearings.items():
-        figures[name]["court"] = {"mean": hearing.mean, "fall": hearing.accuracy_drop, "vetoed": hearing.vetoed}
-    adapter, by = _best(epochs, figures, hearings, s.config.training.tribunal.max_forgetting)
-    return {"adapter": adapter, "by": by, "heard": bool(hearings), "epochs": figures}
+        figures[name] = EpochFigures(
+            tuned.preferred,
+            tuned.mean_margin,
+            tuned.held_out_loss,
+            len(ids),
+            tribunal[name].to_json() if name in tribunal else None,
+        )
+    adapter, reason = _best(epochs, figures, tribunal, s.config.training.tribunal.max_forgetting)
+    return Choice(adapter, reason, bool(tribunal), figures)
 
 
 def _best(
-    epochs: list[str], figures: dict[str, dict[str, Any]], hearings: dict[str, CheckpointScore], most: float
+    epochs: list[str], figures: dict[str, EpochFigures], tribunal: dict[str, CheckpointScore], max_drop: float
 ) -> tuple[str, str]:
-    """(epoch, the rule in words). The court decides where it may; equal epochs: the later one."""
+    """(epoch, the rule in words). The Tribunal decides where it may; of equal epochs the later one is taken."""
     if len(epochs) == 1:
         return epochs[0], "the only epoch"
     why = "no judge is set"
-    if hearings:
-        why = next((h.unfit_reason for h in hearings.values() if h.unfit_reason), "") or ""
+    if tribunal:
+        why = next((score.unfit_reason for score in tribunal.values() if score.unfit_reason), "") or ""
         sound = [
             name
-            for name, h in hearings.items()
-            if h.mean is not None and not h.vetoed and (h.accuracy_drop is None or h.accuracy_drop <= most)
+            for name, score in tribunal.items()
+            if score.mean is not None
+            and not score.vetoed
+            and (score.accuracy_drop is None or score.accuracy_drop <= max_drop)
         ]
         if not why and sound:
-            best = max(sound, key=lambda name: (hearings[name].mean or 0.0, epochs.index(name)))
-            return (
-                best,
-                f"the Tribunal's mean on its dev prompts, among {len(sound)} of {len(epochs)} epochs without a veto or forgetting beyond {most:g}",
-            )
+            best = max(sound, key=lambda name: (tribunal[name].mean or 0.0, epochs.index(name)))
+            among = f"{len(sound)} of {len(epochs)} epochs without a veto or forgetting beyond {max_drop:g}"
+            return best, f"the Tribunal's mean on its dev prompts, among {among}"
         why = why or "the Tribunal found a veto or forgetting in every epoch"
-    best = max(epochs, key=lambda name: (figures[name]["preferred"], figures[name]["mean_margin"], epochs.index(name)))
+    best = max(epochs, key=lambda name: (figures[name].preferred, figures[name].mean_margin, epochs.index(name)))
     return best, f"held-out preference accuracy, then mean margin ({why})"
 
 
-def run_choose(s: RunSession, hear: CheckpointScorer | None = None) -> dict[str, Any]:
-    """Which epoch's adapter the later stages take.
+def run_choose(s: RunSession, scorer: CheckpointScorer | None = None) -> Choice:
+    """Choose the epoch whose adapter the later stages take.
 
     Args:
-        hear: brings an adapter before the court on its dev prompts; None where no judge is set.
+        scorer: has the Tribunal score an adapter on its dev prompts; None if no judge is set.
+
+    Raises:
+        CapError: the budget is spent.
     """
 
     def work() -> dict[str, Any]:
         require_remaining(s.budget(), "choosing the checkpoint")
-        return choose_checkpoint(s, hear)
+        return choose_checkpoint(s, scorer).to_json()
 
-    result = s.run.perform("choose", work, lambda: sorted((s.run.tribunal / "checkpoints").glob("*.json")))
-    for name, f in result["epochs"].items():
-        court = f"; the Tribunal's mean {f['court']['mean']:.3f}" if f.get("court", {}).get("mean") is not None else ""
+    outputs = s.run.tribunal / "checkpoints"
+    choice = Choice.from_json(s.run.perform("choose", work, lambda: sorted(outputs.glob("*.json"))))
+    show_choice(choice)
+    return choice
+
+
+def show_choice(choice: Choice) -> None:
+    """Print the figures of every epoch and the one that was chosen."""
+    for name, f in choice.epochs.items():
+        mean = f.tribunal.get("mean") if f.tribunal else None
+        verdict = f"; the Tribunal's mean {mean:.3f}" if mean is not None else ""
         say(
-            f"  {name}: prefers {f['preferred']} of {f['examples']} revisions, margin {f['mean_margin']:+.4f}, held-out loss {f['held_out_loss']:.4f}{court}"
+            f"  {name}: prefers {f.preferred} of {f.examples} revisions, margin {f.mean_margin:+.4f}, "
+            f"held-out loss {f.held_out_loss:.4f}{verdict}"
         )
-    say(f"  {result['adapter']} is used: {result['by']}")
-    return result
+    say(f"  {choice.adapter} is used: {choice.reason}")

@@ -1,4 +1,4 @@
-"""Stage judge: base against tuned on the held-out examples."""
+"""Stage judge: base against tuned model on the held-out examples. `noesis judge RUN` without a judge ends here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from noesis.planning.budget import require_remaining
 
 
 def run_judge(s: RunSession, *, again: bool = False, answers: bool = True) -> dict[str, Any]:
-    """Base against tuned on the held-out examples: probabilities, answers (unless they are not wanted), the offline screen; and the court's empty bench."""
+    """Compare base and tuned model on the held-out examples: by probabilities, and by the offline screen of answers.
+
+    Args:
+        answers: generate answers as well.
+
+    Raises:
+        CapError: the budget is spent.
+    """
     from noesis.tribunal.court import no_judge_ruling
     from noesis.tribunal.heldout import HeldOutResult, compare
     from noesis.tribunal.offline_screen import NAME, screen, tally
@@ -26,10 +33,10 @@ def run_judge(s: RunSession, *, again: bool = False, answers: bool = True) -> di
         chosen = s.run.adapter().name
         scores = score_checkpoints(s, [chosen])
         preference = compare([r["id"] for r in held_out], scores[BASE], scores[chosen], adapter=chosen)
-        asked = evenly_spread(held_out, s.config.training.tribunal.answers if answers else 0)
-        said = base_and_tuned_answers(s, asked)
+        sample = evenly_spread(held_out, s.config.training.tribunal.answers if answers else 0)
+        generated = base_and_tuned_answers(s, sample)
         rows = []
-        for record, base, tuned in zip(asked, said["base"], said["tuned"], strict=True):
+        for record, base, tuned in zip(sample, generated["base"], generated["tuned"], strict=True):
             rows.append(
                 {
                     "id": record["id"],
@@ -64,11 +71,10 @@ def show_judgement(result: dict[str, Any]) -> None:
     preference = result["preference"]
     b, t, n = preference["base"], preference["tuned"], preference["examples"]
     say(f"  held-out loss          {b['held_out_loss']:.4f} → {t['held_out_loss']:.4f}")
-    say(
-        f"  preference accuracy    {b['preferred']}/{n} → {t['preferred']}/{n} (95% interval now {t['interval_95'][0]:.2f} to {t['interval_95'][1]:.2f})"
-    )
-    found = result["screen"]
-    say(
-        f"  {found['name']}: {found['base']['flagged']} → {found['tuned']['flagged']} of {found['tuned']['answers']} answers flagged"
-    )
+    low, high = t["interval_95"]
+    interval = f"95% interval now {low:.2f} to {high:.2f}"
+    say(f"  preference accuracy    {b['preferred']}/{n} → {t['preferred']}/{n} ({interval})")
+    screen = result["screen"]
+    flagged, answers = f"{screen['base']['flagged']} → {screen['tuned']['flagged']}", screen["tuned"]["answers"]
+    say(f"  {screen['name']}: {flagged} of {answers} answers flagged")
     say(f"  Tribunal (Veritas, Sophia, Dikē): {result['court']['verdict']}: {result['court']['reason']}")

@@ -58,7 +58,7 @@ def write_report(run: Run, config: Config, constitution: Constitution) -> dict[s
         choice=run.result("choose"),
         judge=run.result("judge"),
         trial=run.result("trial"),
-        spoken=_judged(run.tribunal / "trial_answers.jsonl", run.tribunal / "verdicts.jsonl"),
+        judged=_judged(run.tribunal / "trial_answers.jsonl", run.tribunal / "verdicts.jsonl"),
         merge=run.result("merge"),
         gguf=certificate,
         parity_chart=parity_chart(certificate) if certificate else None,
@@ -80,7 +80,7 @@ def certificate_of(run: Run) -> dict[str, Any] | None:
 
 
 def parity_chart(certificate: dict[str, Any], width: int = 640) -> dict[str, Any] | None:
-    """Bars of each export's mean KL and its tolerance, in pixels on a logarithmic scale; None where nothing finite is known."""
+    """Bars of each export's mean KL and its tolerance, in pixels on a logarithmic scale; None if nothing is finite."""
     parts = [
         ("merged model", certificate.get("merge")),
         *certificate["files"].items(),
