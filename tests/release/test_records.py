@@ -14,6 +14,7 @@ from noesis.core.device import detect
 from noesis.core.errors import ModelError
 from noesis.llm.embedded import Model
 from noesis.pipeline.session import RunSession
+from noesis.pipeline.stages.gguf import previous_certificate
 from noesis.pipeline.stages.merge import card_content, write_card
 from noesis.release.merge_weights import MergeResult
 from noesis.release.model_card import model_card
@@ -63,6 +64,13 @@ def test_a_comparison_with_every_part_is_read_and_written_unchanged():
 def test_a_damaged_certificate_is_one_message(damage: dict):
     with pytest.raises(ModelError, match="certificate is damaged .* noesis parity RUN"):
         Certificate.from_json(golden_certificate().to_json() | damage)
+
+
+def test_a_run_with_a_damaged_certificate_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    s = session(tmp_path / "run")
+    assert previous_certificate(s) == golden_certificate()
+    monkeypatch.setattr(s.run, "result", lambda stage: {"files": {"f16": {"passed": True}}})
+    assert previous_certificate(s) is None
 
 
 def test_the_tolerance_depends_on_the_size_and_the_first_finding_is_blamed():

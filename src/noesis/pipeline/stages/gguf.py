@@ -106,9 +106,12 @@ def parity(s: RunSession) -> Certificate:
 
 
 def previous_certificate(s: RunSession) -> Certificate | None:
-    """The certificate that the stage left; None if it has not run."""
+    """The certificate that the stage left; None if it has not run, or left one that can't be read."""
     result = s.run.result("gguf")
-    return None if result is None else Certificate.from_json(result)
+    try:
+        return None if result is None else Certificate.from_json(result)
+    except ModelError:
+        return None  # then everything is measured again
 
 
 def _outputs(s: RunSession, files: dict[str, Path], with_adapter: bool) -> list[Path]:

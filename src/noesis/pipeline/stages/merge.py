@@ -16,7 +16,7 @@ from noesis.core.files import sha256_file
 from noesis.pipeline.gguf_files import provenance
 from noesis.pipeline.session import RunSession
 from noesis.planning.budget import require_remaining
-from noesis.release.merge_weights import MergeResult
+from noesis.release.merge_weights import MergeResult, merge
 from noesis.release.model_card import CardContent, HeldOutFigures, JudgeScore, TrainingFigures, model_card
 
 CARD_NAME = "README.md"
@@ -29,14 +29,12 @@ def run_merge(s: RunSession, *, again: bool = False, original: bool = False) -> 
     Args:
         original: into the base's original weights, though it was trained against dequantised ones.
     """
-    from noesis.release.merge_weights import merge as merge_weights
-
     basis = "original" if original else "trained"
 
     def work() -> dict[str, Any]:
         require_remaining(s.budget(), "merging")
         require_same_base(s)
-        result = merge_weights(
+        result = merge(
             s.model.path,
             s.run.adapter(),
             s.run.merged,
