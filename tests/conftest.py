@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,16 @@ os.environ |= {
 }  # nor Modal's service: nothing listens there
 for name in ("MODAL_TOKEN_ID", "MODAL_TOKEN_SECRET", "MODAL_PROFILE", "MODAL_ENVIRONMENT"):
     os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def torch_is_for_slow_tests(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The unit part stays under a minute because nothing in it loads torch, which alone takes several seconds."""
+    before = "torch" in sys.modules
+    yield
+    if not before and "torch" in sys.modules:
+        marks = {mark.name for mark in request.node.iter_markers()}
+        assert marks & {"slow", "full"}, "this test loads torch: mark it slow"
 
 
 @pytest.fixture

@@ -70,6 +70,12 @@ def tree(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"))
 
 
+@cache
+def nodes(file: Path) -> list[ast.AST]:
+    return list(ast.walk(tree(file)))
+
+
+@cache
 def python_files(*folders: str) -> list[Path]:
     return sorted(file for folder in folders for file in (ROOT / folder).rglob("*.py"))
 
@@ -97,7 +103,7 @@ def resolve(dotted: str) -> Module | None:
 def imported(file: Path) -> frozenset[Module]:
     """Modules of src/noesis that a file imports, inside functions too, down to the very file a name comes from."""
     found: set[Module | None] = set()
-    for node in ast.walk(tree(file)):
+    for node in nodes(file):
         if isinstance(node, ast.Import):
             found |= {resolve(alias.name) for alias in node.names if alias.name.split(".")[0] == "noesis"}
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "noesis":
@@ -107,7 +113,7 @@ def imported(file: Path) -> frozenset[Module]:
 
 def external(file: Path) -> Iterator[str]:
     """Top-level names of what a file imports."""
-    for node in ast.walk(tree(file)):
+    for node in nodes(file):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -118,7 +124,7 @@ def test_no_import_is_relative():
     relative = [
         f"{file.relative_to(ROOT)}:{node.lineno}"
         for file in modules().values()
-        for node in ast.walk(tree(file))
+        for node in nodes(file)
         if isinstance(node, ast.ImportFrom) and node.level
     ]
     assert relative == []
@@ -204,7 +210,7 @@ def test_the_package_itself_uses_no_public_name():
     names = {
         (str(file.relative_to(SRC)), alias.name)
         for file in modules().values()
-        for node in ast.walk(tree(file))
+        for node in nodes(file)
         if isinstance(node, ast.ImportFrom) and node.module == "noesis"
         for alias in node.names
         if resolve(f"noesis.{alias.name}") is None
@@ -313,7 +319,8 @@ def test_no_jsonl_is_read_with_splitlines():
     found = {
         file.relative_to(SRC).as_posix()
         for file in modules().values()
-        for node in ast.walk(tree(file))
+        if ".splitlines(" in file.read_text(encoding="utf-8")
+        for node in nodes(file)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and splits_jsonl(node)
     }
     assert found - SPLITS_JSONL == set()
@@ -335,7 +342,7 @@ def test_no_test_imports_another_test():
 
     wrong = []
     for file in python_files("tests"):
-        for node in ast.walk(tree(file)):
+        for node in nodes(file):
             if isinstance(node, ast.Import):
                 wrong += [f"{file.name} imports {alias.name}" for alias in node.names if is_test(alias.name)]
             elif isinstance(node, ast.ImportFrom) and node.module and is_test(node.module):
@@ -364,7 +371,7 @@ def test_every_test_asserts_something():
     functions = [
         (file, node)
         for file in python_files("tests")
-        for node in ast.walk(tree(file))
+        for node in nodes(file)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
     helpers = [(file, node) for file, node in functions if not node.name.startswith("test_")]

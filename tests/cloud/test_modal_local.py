@@ -130,7 +130,7 @@ def test_ctrl_c_ends_the_containers_and_detach_lets_them_go_on(plane: ControlPla
         run = plane.start("run", *(["--detach"] if detach else []), TOY, "--what", "steps", "--n", "15")
         wait(lambda: file.exists() and int(file.read_text()) >= 2)
         os.kill(run.pid, signal.SIGINT)
-        run.wait(30)
+        run.wait(120)
         task = plane.tasks_of("steps")[-1]
         wait(lambda task=task: not task.alive)
         assert (int(file.read_text()) == 15) == detach
@@ -216,7 +216,7 @@ def test_without_a_plane_nothing_is_reached() -> None:
     ]
 
 
-def wait(until, seconds: float = 30.0) -> None:
+def wait(until, seconds: float = 120.0) -> None:
     """Until it is so, or fail."""
     end = time.monotonic() + seconds
     while not until():

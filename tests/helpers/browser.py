@@ -34,7 +34,7 @@ class Tab:
         self._number += 1
         await self._socket.send_json({"id": self._number, "method": method, "params": parameters})
         while True:
-            message = await self._socket.receive_json(timeout=30)
+            message = await self._socket.receive_json(timeout=60)
             if message.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
                 self.said.append(json.dumps(message["params"])[:500])
             if message.get("id") == self._number:
@@ -44,7 +44,7 @@ class Tab:
     async def evaluate(self, expression: str) -> Any:
         return (await self.call("Runtime.evaluate", expression=expression, returnByValue=True))["result"].get("value")
 
-    async def until(self, expression: str, seconds: float = 20.0) -> None:
+    async def until(self, expression: str, seconds: float = 60.0) -> None:
         end = time.monotonic() + seconds
         while not await self.evaluate(expression):
             assert time.monotonic() < end, (
@@ -105,4 +105,4 @@ async def browser(folder: Path) -> AsyncIterator[Tab]:
                 yield tab
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(60)

@@ -43,14 +43,14 @@ def running(files: ModelFiles, limits: Limits, *, judge: AnswerJudge | None = No
     loop, up, stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
     thread = threading.Thread(target=lambda: loop.run_until_complete(server.run(up.set, stop)))
     thread.start()
-    assert up.wait(10)
+    assert up.wait(60)
     client = Client(server.url, server.port)
     try:
         yield client
     finally:
         client.http.close()
         loop.call_soon_threadsafe(stop.set)
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive(), "the server did not stop"
         server.free()
         loop.close()
@@ -61,7 +61,7 @@ class Client:
 
     def __init__(self, url: str, port: int) -> None:
         self.url, self.port = url, port
-        self.http = httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
+        self.http = httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=120)
 
     def chat(self, **body):
         return self.http.post(
@@ -85,7 +85,7 @@ class Client:
 
     def raw(self, data: bytes = b"") -> socket.socket:
         """A bare connection, with `data` sent."""
-        sock = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        sock = socket.create_connection(("127.0.0.1", self.port), timeout=60)
         sock.sendall(data)
         return sock
 

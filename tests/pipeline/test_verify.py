@@ -309,7 +309,7 @@ def test_a_signal_is_obeyed_at_a_whole_step_and_a_second_at_once(
             if "once more to stop at once" in line:
                 break
         process.send_signal(number)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == code
     assert ("saved" in out, "stopped at once" in err) == (mode == "whole", mode == "twice")
     if mode == "whole":
@@ -346,5 +346,5 @@ def test_a_signal_that_python_drops_is_obeyed_all_the_same(project: Path, tmp_pa
         if line == "ready\n":
             break
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
+    process.communicate(timeout=120)
     assert process.returncode == 143

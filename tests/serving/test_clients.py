@@ -88,7 +88,7 @@ def test_llm(server: Client, tmp_path: Path):
     def run(*arguments: str) -> str:
         command = [sys.executable, "-m", "llm", "prompt", *arguments, "Hello"]
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=60, env=environment, check=False, stdin=subprocess.DEVNULL
+            command, capture_output=True, text=True, timeout=120, env=environment, check=False, stdin=subprocess.DEVNULL
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()

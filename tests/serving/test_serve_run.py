@@ -118,7 +118,7 @@ def noesis(tmp_path: Path, *arguments: str, stdin: str = "") -> subprocess.Compl
         capture_output=True,
         text=True,
         input=stdin,
-        timeout=60,
+        timeout=120,
         env=environment(tmp_path),
     )
 
@@ -140,7 +140,7 @@ def served(tmp_path: Path, run: Path, *more: str):
         assert found, lines
         yield found[0].split(" at ")[1].strip(), "".join(lines)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
         assert process.stdout.read().endswith("stopped\n")
     finally:
         process.kill()
@@ -377,7 +377,7 @@ def test_what_is_printed_can_be_used_and_no_value_breaks_out(target: str, tmp_pa
     script = (
         text + '\nprintf %s "$NOESIS_API_KEY"' if target == "env" else "docker() { printf '%s\\n' \"$@\"; }\n" + text
     )
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=20)
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert evil in done.stdout and not list(tmp_path.iterdir()), done.stderr
     if target == "docker":
         assert "NOESIS_BASE_URL=http://host.docker.internal:8017/v1" in done.stdout
@@ -425,7 +425,7 @@ def test_the_example_for_modal_says_what_vllm_is_started_with(tmp_path: Path):
         capture_output=True,
         text=True,
         cwd=ROOT / "examples",
-        timeout=60,
+        timeout=120,
         env=os.environ | {"PYTHONPATH": "."},
     )
     assert done.returncode == 0, done.stderr

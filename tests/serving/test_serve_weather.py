@@ -32,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory):
         yield client
 
 
-def until(true, seconds: float = 15.0) -> None:
+def until(true, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not come true"
@@ -99,11 +99,11 @@ def test_a_thousand_connections(server: Client):
     socks = []
     try:
         for _ in range(1000):
-            sock = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+            sock = socket.create_connection(("127.0.0.1", server.port), timeout=60)
             socks.append(sock)
         said = 0
         for sock in socks[200:]:
-            sock.settimeout(5)
+            sock.settimeout(60)
             said += sock.recv(20).startswith(b"HTTP/1.1 503") if len(socks) else 0
             if said > 100:
                 break
@@ -121,7 +121,7 @@ def test_a_thousand_connections(server: Client):
 def test_connections_that_say_nothing_or_too_slowly_are_closed(server: Client):
     for beginning in (b"", b"POST /v1/chat/completions HTTP/1.1\r\nHo"):
         sock = server.raw(beginning)
-        sock.settimeout(8)
+        sock.settimeout(60)
         assert sock.recv(10) == b""
     slow = server.raw(
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 50\r\n\r\n{{".encode()
@@ -155,7 +155,7 @@ def test_stopping_finishes_what_is_under_way(tmp_path: Path):
 
         reader = threading.Thread(target=read)
         reader.start()
-    reader.join(10)
+    reader.join(60)
     assert b'"finish_reason":"length"' in finished[0] and b"[DONE]" in finished[0]
 
 
@@ -210,7 +210,7 @@ def test_signals(tmp_path: Path, first: int, again: bool):
         except ConnectionResetError:
             assert again
         assert (b"[DONE]" in received) == (not again)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert process.stdout.read().strip() == "stopped"
     finally:
         process.kill()
@@ -218,7 +218,7 @@ def test_signals(tmp_path: Path, first: int, again: bool):
 
 def answers(port: int) -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        socket.create_connection(("127.0.0.1", port), timeout=60).close()
     except OSError:
         return False
     return True

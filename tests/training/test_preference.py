@@ -150,6 +150,7 @@ def test_the_first_step_is_that_of_trl(tiny_model: Path, tmp_path: Path, record:
             ), name
 
 
+@pytest.mark.slow
 def test_a_soft_label_is_the_mean_of_both_orders():
     import torch
 

@@ -8,8 +8,6 @@ import krippendorff
 import numpy as np
 import pytest
 from scipy import stats
-from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
-from statsmodels.stats.proportion import proportion_confint
 
 from noesis.core.config import TribunalSection
 from noesis.tribunal.court import APPROVED, CONDITIONAL, REJECTED, UNDECIDED, Opinion
@@ -36,6 +34,8 @@ RNG = np.random.default_rng(1)
 
 @pytest.mark.parametrize(("k", "n"), [(0, 30), (7, 10), (60, 126), (126, 126)])
 def test_wilson(k: int, n: int):
+    from statsmodels.stats.proportion import proportion_confint
+
     assert wilson(k, n) == pytest.approx(proportion_confint(k, n, method="wilson"), abs=1e-4)
 
 
@@ -46,6 +46,8 @@ def test_t_quantiles(df: int):
 
 @pytest.mark.parametrize(("lost", "won"), [(0, 0), (7, 0), (3, 9), (10, 10), (25, 12)])
 def test_mcnemar(lost: int, won: int):
+    from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
+
     expected = reference_mcnemar([[5, lost], [won, 5]], exact=True).pvalue if lost + won else 1.0
     assert mcnemar(lost, won) == pytest.approx(expected)
 

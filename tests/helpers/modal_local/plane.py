@@ -154,7 +154,7 @@ class ControlPlane:
         *args: str | Path,
         cwd: Path = CHECKOUT,
         env: dict[str, str] | None = None,
-        timeout: float = 240.0,
+        timeout: float = 900.0,
         check: bool = False,
     ) -> subprocess.CompletedProcess[str]:
         """Run `python -m modal ARGS` in `cwd`; with `check`, fail with what it printed."""
