@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from noesis import __version__
 from noesis.core.config import Config
-from noesis.core.console import say
+from noesis.core.console import command, say
 from noesis.core.errors import CapError, RunError, UsageError
 from noesis.core.files import sha256_file, sweep, sync_file, utc_now, write_json
 from noesis.core.libraries import library_versions
@@ -82,7 +82,7 @@ class Run:
         folders = sorted(self.checkpoints.glob("epoch_[0-9]*"), key=lambda p: int(p.name.removeprefix("epoch_")))
         whole = [p for p in folders if (p / "adapter_model.safetensors").is_file()]
         if not whole:
-            raise RunError(f"{self.path} holds no trained adapter: run  noesis train --run {self.path}  first")
+            raise RunError(f"{self.path} holds no trained adapter: run  {command('train', '--run', self.path)}  first")
         return whole
 
     def adapter(self) -> Path:
@@ -293,6 +293,6 @@ def load_run(path: Path) -> Run:
     manifest = read_manifest(path)
     if manifest is None:
         raise UsageError(
-            f"no run in {path}: {path / 'manifest.json'} is missing; make one with  noesis train --run {path}  or  noesis demo"
+            f"no run in {path}: {path / 'manifest.json'} is missing; make one with  {command('train', '--run', path)}  or  {command('demo')}"
         )
     return Run(path, manifest)
