@@ -11,6 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from noesis.core.console import command
 from noesis.core.errors import RunError
 from noesis.core.project import Project
 from noesis.run.directory import load_run
@@ -68,7 +69,9 @@ def _points(path: Path, bench: RubricSet) -> tuple[Points, set[tuple[str, str, s
     run = load_run(path)
     file = run.tribunal / "verdicts.jsonl"
     if not file.is_file():
-        raise RunError(f"{path} holds no verdicts: let a Tribunal judge it with  noesis judge {path} --judge SPEC")
+        raise RunError(
+            f"{path} holds no verdicts: let a Tribunal judge it with  {command('judge', path, '--judge', 'SPEC')}"
+        )
     principles = {(judge, item.id): item.principles for judge in JUDGES for item in bench.rubrics[judge].items}
     points: Points = defaultdict(lambda: defaultdict(list))
     seats = set()

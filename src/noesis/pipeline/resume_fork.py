@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.config import Config
+from noesis.core.console import command
 from noesis.core.errors import RunError, UsageError
 from noesis.core.files import replace_folder, sha256_file, sync_tree, write_json
 from noesis.run.directory import Run, load_run
@@ -45,7 +46,8 @@ def resume(path: Path, identity: dict[str, Any], config: Config) -> None:
     if wrong:
         raise RunError(
             f"{path} can't go on like this: {'; '.join(wrong)}. "
-            f"Without --resume it is archived and a new run starts; --fork {path} --run DIR starts from its adapter"
+            f"Without --resume it is archived and a new run starts; "
+            f"{command('train', '--fork', path, '--run', 'DIR')} starts from its adapter"
         )
     if run.manifest["identity"]["config_sha256"] == identity["config_sha256"]:
         return

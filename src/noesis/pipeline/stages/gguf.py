@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.constitution.dialogue import opening_messages
-from noesis.core.console import say, size
+from noesis.core.console import command, say, size
 from noesis.core.errors import ModelError, RunError, UsageError
 from noesis.core.files import copy_file, write_json, write_text
 from noesis.core.messages import Message
@@ -85,7 +85,7 @@ def parity(s: RunSession) -> dict[str, Any]:
     with_adapter = found.pop("adapter", None) is not None
     kinds = [kind for kind in (s.run.result("gguf") or {}).get("files", {}) if kind in found] or sorted(found)
     if not kinds:
-        raise RunError(f"{s.run.gguf} holds no GGUF file: run  noesis gguf {s.run.path}  first")
+        raise RunError(f"{s.run.gguf} holds no GGUF file: run  {command('gguf', s.run.path)}  first")
     files = {kind: found[kind] for kind in kinds}
 
     def outputs() -> list[Path]:
@@ -138,7 +138,7 @@ def require_merged(s: RunSession) -> None:
     RunError: there is no merged model, or it is not that of the trained adapter.
     """
     if not s.run.is_done("merge"):
-        raise RunError(f"{s.run.path} holds no merged model: run  noesis merge {s.run.path}  first")
+        raise RunError(f"{s.run.path} holds no merged model: run  {command('merge', s.run.path)}  first")
 
 
 def _compared(s: RunSession, tokenizer: Any) -> tuple[list[str], list[str], str]:
