@@ -170,3 +170,8 @@ def simulate(
     best = [band([x], x, section) for x in high]
     said = [w if w == b else UNDECIDED for w, b in zip(worst, best, strict=True)]
     return {name: said.count(name) / trials for name in (APPROVED, CONDITIONAL, REJECTED, UNDECIDED)}
+
+
+def verdict_exit_code(verdict: str) -> int:
+    """A verdict's exit code: 0 APPROVED, 3 REJECTED, 4 CONDITIONAL or UNDECIDED."""
+    return {APPROVED: 0, REJECTED: 3}.get(verdict, 4)
