@@ -64,7 +64,10 @@ def main() -> None:
 def run_command(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
     from noesis.core.files import explain_error
+    from noesis.core.libraries import silence_libraries
     from noesis.core.signals import Terminated
+
+    silence_libraries()
 
     signal.signal(signal.SIGTERM, _terminated)
     try:
@@ -82,7 +85,8 @@ def run_command(arguments: list[str]) -> int:
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
         print(
-            "\nstopped by SIGTERM; what was finished is kept, and the same command goes on from there", file=sys.stderr
+            "\nstopped by SIGTERM; what was finished is kept, and the same command goes on from there",
+            file=sys.stderr,
         )
         return 143
     except BrokenPipeError:

@@ -70,7 +70,7 @@ def watch(
 def cost(
     run: Annotated[
         Path | None,
-        typer.Argument(metavar="[RUN]", help="Run directory that was pulled; default: the run on the volume."),
+        typer.Argument(metavar="RUN", help="Run directory that was pulled; default: the run on the volume."),
     ] = None,
     project: ProjectOption = None,
     as_json: JsonOption = False,

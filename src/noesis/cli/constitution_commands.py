@@ -1,4 +1,4 @@
-"""`noesis constitution show|check|diff`: the document. `synthesis_commands.py` has the commands that make data from it."""
+"""`noesis constitution show|check|diff`: the document. The commands that make data from it: `synthesis_commands.py`."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ CapOption = Annotated[
         help="Stop before endpoints cost more than this; needs tribunal: prices in training_config.yaml.",
     ),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of all random choices; it is recorded.")]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, metavar="N", help="Seed of all random choices; it is recorded.")
+]
 
 
 @app.command()
 def show(
     ids: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[ID]...", help="Ids of principles or values to show in full; default: an overview of all."
-        ),
+        typer.Argument(metavar="ID", help="Ids of principles or values to show in full; default: an overview of all."),
     ] = None,
     language: Annotated[Literal["pt", "en"], typer.Option(help="Language of the text.")] = "en",
     project: ProjectOption = None,
@@ -125,9 +125,9 @@ def check(project: ProjectOption = None, as_json: JsonOption = False) -> None:
 
 @app.command()
 def diff(
-    old: Annotated[Path | None, typer.Argument(metavar="[OLD]", help="YAML file of the older constitution.")] = None,
+    old: Annotated[Path | None, typer.Argument(metavar="OLD", help="YAML file of the older constitution.")] = None,
     new: Annotated[
-        Path | None, typer.Argument(metavar="[NEW]", help="YAML file of the newer one; default: the project's.")
+        Path | None, typer.Argument(metavar="NEW", help="YAML file of the newer one; default: the project's.")
     ] = None,
     runs: Annotated[
         tuple[Path, Path] | None,

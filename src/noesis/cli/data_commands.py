@@ -20,7 +20,7 @@ app = typer.Typer(
 def data_validate(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[PATHS]", help="JSONL files or folders; default: the project's examples."),
+        typer.Argument(metavar="PATH", help="JSONL files or folders; default: the project's examples."),
     ] = None,
     project: ProjectOption = None,
     json_file: Annotated[
@@ -81,7 +81,7 @@ def data_validate(
 @app.command("export")
 def data_export(
     more: Annotated[
-        list[Path] | None, typer.Argument(metavar="[PATH]...", help="JSONL files or folders, added to --source.")
+        list[Path] | None, typer.Argument(metavar="PATH", help="JSONL files or folders, added to --source.")
     ] = None,
     source: Annotated[
         list[Path] | None,
@@ -90,7 +90,9 @@ def data_export(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Folder to write; default: data/training/exports.")
     ] = None,
-    language: Annotated[str | None, typer.Option(help="pt, en or both; default: as in training_config.yaml.")] = None,
+    language: Annotated[
+        str | None, typer.Option(metavar="LANGUAGE", help="pt, en or both; default: as in training_config.yaml.")
+    ] = None,
     dedupe: Annotated[
         bool,
         typer.Option(
@@ -128,7 +130,7 @@ def data_export(
 def data_inspect(
     ids: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ID]...", help="Ids of the examples to show; default: the first three."),
+        typer.Argument(metavar="ID", help="Ids of the examples to show; default: the first three."),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Show all examples.")] = False,
     html: Annotated[
@@ -139,9 +141,14 @@ def data_inspect(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Model whose tokenizer and chat template are used; default: as in training_config.yaml."),
+        typer.Option(
+            metavar="MODEL",
+            help="Model whose tokenizer and chat template are used; default: as in training_config.yaml.",
+        ),
     ] = None,
-    language: Annotated[str | None, typer.Option(help="pt, en or both; default: as in training_config.yaml.")] = None,
+    language: Annotated[
+        str | None, typer.Option(metavar="LANGUAGE", help="pt, en or both; default: as in training_config.yaml.")
+    ] = None,
     project: ProjectOption = None,
 ) -> None:
     """Show what the model is trained on: the rendered conversation, with the trained tokens marked and counted.

@@ -30,11 +30,14 @@ FreshOption = Annotated[
 ]
 
 ModelOption = Annotated[
-    str | None, typer.Option("--model", help="Base model: smollm2, a folder, or a name on the Hugging Face Hub.")
+    str | None,
+    typer.Option("--model", metavar="MODEL", help="Base model: smollm2, a folder, or a name on the Hugging Face Hub."),
 ]
 EpochsOption = Annotated[
     int | None,
-    typer.Option("--epochs", min=1, help="Passes over the examples (dpo: over the pairs; sft+dpo: of the SFT part)."),
+    typer.Option(
+        "--epochs", min=1, metavar="N", help="Passes over the examples (dpo: over the pairs; sft+dpo: of the SFT part)."
+    ),
 ]
 MaxExamplesOption = Annotated[
     int | None, typer.Option("--max-examples", min=1, metavar="N", help="Train on only N of the examples.")
@@ -53,8 +56,8 @@ MaxUsdOption = Annotated[
         "--max-usd",
         min=0.01,
         metavar="USD",
-        help="Stop before the whole run, restarts included, costs more than this; default: as in "
-        "training_config.yaml (90).",
+        help="Stop before the whole run, restarts included, costs more than this; default: budget.max_usd in "
+        "training_config.yaml.",
     ),
 ]
 MaxMinutesOption = Annotated[
@@ -63,7 +66,8 @@ MaxMinutesOption = Annotated[
         "--max-minutes",
         min=0.01,
         metavar="MINUTES",
-        help="Stop before the whole run, restarts included, takes longer than this; default: no limit.",
+        help="Stop before the whole run, restarts included, takes longer than this; default: budget.max_minutes in "
+        "training_config.yaml.",
     ),
 ]
 

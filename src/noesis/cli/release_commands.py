@@ -44,8 +44,9 @@ def gguf(
     quant: Annotated[
         str | None,
         typer.Option(
+            metavar="KINDS",
             help="Formats, separated by commas: f32, f16, q8_0, q4_k_m; default: as in training_config.yaml, "
-            "f16 for a model folder."
+            "f16 for a model folder.",
         ),
     ] = None,
     outfile: Annotated[

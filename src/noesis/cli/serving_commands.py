@@ -52,9 +52,11 @@ KeyOption = Annotated[
 @app.command()
 def serve(
     run: RunArgument,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = PORT,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="N", help="Port to listen on; 0 picks a free one.")
+    ] = PORT,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 accepts connections from the network.")
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0 accepts connections from the network.")
     ] = "127.0.0.1",
     key: KeyOption = None,
     ui: Annotated[
@@ -64,7 +66,9 @@ def serve(
     language: LanguageOption = None,
     quant: QuantOption = None,
     base: BaseOption = None,
-    parallel: Annotated[int, typer.Option(min=1, max=64, help="Requests answered at once; more get status 429.")] = 8,
+    parallel: Annotated[
+        int, typer.Option(min=1, max=64, metavar="N", help="Requests answered at once; more get status 429.")
+    ] = 8,
     context: Annotated[
         int, typer.Option(min=256, metavar="TOKENS", help="Context window of one request: prompt and answer together.")
     ] = 4096,
@@ -136,7 +140,7 @@ def chat(
     language: LanguageOption = None,
     max_tokens: Annotated[int, typer.Option(min=1, max=2048, metavar="TOKENS", help="Longest answer.")] = 400,
     temperature: Annotated[
-        float, typer.Option(min=0, max=2, help="Sampling temperature; 0 always takes the likeliest token.")
+        float, typer.Option(min=0, max=2, metavar="T", help="Sampling temperature; 0 always takes the likeliest token.")
     ] = 0.7,
     judges: JudgeOption = None,
     quant: QuantOption = None,
@@ -213,7 +217,7 @@ def connect(
         typer.Option("--base-url", metavar="URL", help="Address of the API, with or without a slash at its end."),
     ] = f"http://127.0.0.1:{PORT}/v1",
     key: KeyOption = None,
-    model: Annotated[str, typer.Option(help="Name of the model at that address.")] = "noesis",
+    model: Annotated[str, typer.Option(metavar="NAME", help="Name of the model at that address.")] = "noesis",
     probe: Annotated[
         bool,
         typer.Option(

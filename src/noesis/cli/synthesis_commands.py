@@ -34,7 +34,9 @@ def prompts(
     ] = None,
     language: Annotated[Literal["pt", "en", "both"], typer.Option(help="Language of the prompts.")] = "both",
     count: Annotated[int, typer.Option(min=1, metavar="N", help="Number of combinations to sample.")] = 100,
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="Sampling temperature of --model.")] = 0.8,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=2, metavar="T", help="Sampling temperature of --model.")
+    ] = 0.8,
     seed: SeedOption = 0,
     max_usd: CapOption = None,
     project: ProjectOption = None,
@@ -91,7 +93,9 @@ def prefer(
         bool,
         typer.Option("--reasoning", help="Let the critic reason first; its labels are then clamped to 0.4 to 0.6."),
     ] = False,
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="Sampling temperature of the two answers.")] = 1.0,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=2, metavar="T", help="Sampling temperature of the two answers.")
+    ] = 1.0,
     seed: SeedOption = 0,
     count: CountOption = None,
     max_usd: CapOption = None,
@@ -163,14 +167,23 @@ def revise(
         typer.Option("--out", metavar="DIR", help="Folder to write or continue; default: data/generated/revisions."),
     ] = None,
     rounds: Annotated[
-        int, typer.Option(min=1, max=4, help="Critiques and revisions of each answer, each by another principle.")
+        int,
+        typer.Option(
+            min=1, max=4, metavar="N", help="Critiques and revisions of each answer, each by another principle."
+        ),
     ] = 1,
-    shots: Annotated[int, typer.Option(min=0, max=8, help="Hand-written examples shown before each request.")] = 2,
+    shots: Annotated[
+        int, typer.Option(min=0, max=8, metavar="N", help="Hand-written examples shown before each request.")
+    ] = 2,
     reviser: Annotated[
         Literal["critic", "model"], typer.Option(help="Which of the two writes the revisions.")
     ] = "critic",
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="Sampling temperature of all replies.")] = 0.7,
-    attempts: Annotated[int, typer.Option(min=1, max=10, help="Tries of each step before an example is left out.")] = 3,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=2, metavar="T", help="Sampling temperature of all replies.")
+    ] = 0.7,
+    attempts: Annotated[
+        int, typer.Option(min=1, max=10, metavar="N", help="Tries of each step before an example is left out.")
+    ] = 3,
     tokens: Annotated[
         int, typer.Option(min=32, metavar="TOKENS", help="Longest answer; a critique gets three quarters of it.")
     ] = 400,

@@ -113,7 +113,7 @@ def _refuse_another_run(target: Path, manifest: dict[str, Any]) -> None:
 def _copy(remote: RemoteFiles, source: str, target: Path, name: str, sha256: str | None, progress: Progress) -> None:
     file = target / name
     if not file.resolve().is_relative_to(target.resolve()):
-        raise RunError(f"{file} leads out of {target} (a link lies there): remove it, or pull to another folder")
+        raise RunError(f"{file} leads out of {target} (a link is there): remove it, or pull to another folder")
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.part")
     digest = hashlib.sha256()

@@ -51,7 +51,7 @@ def command(*words: str | Path) -> str:
 
 
 def path_here(path: Path) -> str:
-    """`path` as typed from the working directory: relative where it lies below, absolute elsewhere."""
+    """`path` as typed from the working directory: relative if it is below, else unchanged."""
     full, here = path.absolute(), Path.cwd()
     return str(full.relative_to(here)) if full.is_relative_to(here) else str(path)
 

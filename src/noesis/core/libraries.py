@@ -1,4 +1,4 @@
-"""Silence the libraries' own bars and warnings; what matters is said by this project, once. Called before they do work."""
+"""Versions of the libraries that results depend on, and silence for their progress bars and warnings."""
 
 from __future__ import annotations
 
@@ -7,37 +7,18 @@ import logging
 import os
 import warnings
 
-
-def quiet_libraries() -> None:
-    """No bars of local work, no warnings that a user can't act on, no telemetry. A download from a hub keeps its bar."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning)
-    # bitsandbytes warns that it can't fetch a faster kernel from a hub; its own path is meant, and code from a hub is not.
-    names = (
-        "bitsandbytes.backends.cpu.ops",
-        "transformers",
-        "trl",
-        "peft",
-        "accelerate",
-        "bitsandbytes",
-        "datasets",
-        "torch",
-        "huggingface_hub",
-    )
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    import datasets
-
-    datasets.disable_progress_bars()
-
-
+LOGGERS = (
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    # warns that it can't fetch a faster kernel from a hub; its own is meant to be used, and no code from a hub
+    "bitsandbytes.backends.cpu.ops",
+    "datasets",
+    "torch",
+    "huggingface_hub",
+)
 LIBRARIES = (
     "torch",
     "transformers",
@@ -53,8 +34,36 @@ LIBRARIES = (
 )
 
 
+def silence_libraries() -> None:
+    """Switch off telemetry, progress bars of local work, and warnings that a user can't act on.
+
+    Some libraries print while they are imported, so this comes first in a process; it imports none of them. Downloads
+    from a hub keep their progress bars, which don't go by TQDM_DISABLE.
+    """
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "TRL_EXPERIMENTAL_SILENCE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def quiet_libraries() -> None:
+    """Silence the libraries that are loaded already, too; call before using them."""
+    silence_libraries()
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    import datasets
+
+    datasets.disable_progress_bars()
+
+
 def library_versions() -> dict[str, str]:
-    """Installed versions of the libraries that a result depends on."""
+    """Installed versions of `LIBRARIES`; those that are not installed are left out."""
     found = {}
     for name in LIBRARIES:
         try:

@@ -1,6 +1,6 @@
 """What command-line options set in the configuration: the one mapping from an option to a key of the YAML files.
 
-The command line, `modal run scripts/modal_train.py`, `noesis demo` and callers of the package all go through `Overrides`:
+The command line, `modal run scripts/modal_train.py`, `noesis demo` and callers of the package all use `Overrides`:
 
     Overrides(method="dpo", epochs=1).configure(project)     # training.dpo.epochs: 1
 """

@@ -22,7 +22,7 @@ ROUNDS = 3  # tries of each shard, the first included
 
 T = TypeVar("T")
 Rows = list[Any]
-# Runs each shard on a machine of its own: results or exceptions, in order, as `Function.map(…, return_exceptions=True)`.
+# Runs each shard on its own machine: results or exceptions, in order, as `Function.map(…, return_exceptions=True)`.
 Spread = Callable[[list[int]], Iterable[Any]]
 
 

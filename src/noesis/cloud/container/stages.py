@@ -1,4 +1,4 @@
-"""What each container does: copy the run, call the package's stages, publish. `cloud/app.py` makes them Modal functions.
+"""What each container does: copy the run, call the package's stages, publish. `cloud/app.py` turns it into functions.
 
 The volume's root is the run directory. Training, and later judging and merging, write the manifest, one after the
 other; judging an epoch during training writes files of its own and nothing else.
@@ -133,7 +133,7 @@ def _publish_scores(copy: Path, root: Path, name: str) -> None:
 
 
 def judge(context: ContainerContext, request: CloudRequest, again: bool) -> CallResult:
-    """Judge the checkpoint that the run chose, on the held-out examples and, where judges are named, by the Tribunal."""
+    """Judge the checkpoint that the run chose: on the held-out examples and, if judges are named, by the Tribunal."""
     from noesis.pipeline.session import reopen_run
     from noesis.pipeline.stages.choose import run_choose
     from noesis.pipeline.stages.judge import run_judge

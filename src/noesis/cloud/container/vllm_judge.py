@@ -1,4 +1,4 @@
-"""The Tribunal on one GPU: all answers are written first, then the judge replaces the model; the two don't fit together.
+"""The Tribunal on one GPU: all answers are written first, then the judge replaces the model; both don't fit.
 
 `--judge vllm:MODEL` is served by vLLM in an environment of its own (constraints-vllm.txt) that this package never
 imports: a process there speaks OpenAI's protocol on 127.0.0.1, with a key made for it. Other judges

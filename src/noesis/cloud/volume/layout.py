@@ -1,4 +1,4 @@
-"""Names on the Modal volume. Its root is the run directory; the rest lies beside the run's own files.
+"""Names on the Modal volume. Its root is the run directory; the rest is next to the run's own files.
 
 /manifest.json, /checkpoints/, /merged/, …   the run
 /dataset/                                    the uploaded export

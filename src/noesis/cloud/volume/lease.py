@@ -83,7 +83,7 @@ class Lease:
         self._write(LASTS_S)
 
     def release(self, *, leaving: bool = False) -> None:
-        """Give the lease back; with `leaving` a little later, since started calls are still saving, or this call restarts."""
+        """Give the lease back; with `leaving` after LEAVING_S: started calls are saving, or this call restarts."""
         if not leaving:
             self.calls = {}
         self._write(LEAVING_S if leaving else 0.0)

@@ -85,7 +85,7 @@ class VolumeSync:
         )
 
     def _units(self) -> Iterator[tuple[str, Path]]:
-        """What is published as one: each checkpoint and merged model as a folder, everything else by file; manifest last."""
+        """What is published as a unit: a checkpoint or merged model as a folder, other files alone; manifest last."""
         for name in sorted(RUN_FILES, key=lambda n: (n == "manifest.json", n)):
             path = self.local / name
             if path.is_symlink():
