@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.project import ROOT
 from noesis.core import console
 from noesis.core.console import command
 
@@ -69,3 +70,15 @@ def test_a_command_printed_in_a_folder_with_a_space_can_be_pasted(folder: Path):
     assert Path(words[-1]).is_dir()
     done = subprocess.run([*words[:3], "data", "validate", "--project", words[-1]], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_no_message_writes_a_path_into_a_command_by_hand():
+    """An f-string with `noesis …` and a value behind it would name the wrong program, and leave the path unquoted."""
+    by_hand = re.compile(r"""f"[^"]*\bnoesis [a-z]+(?:[^" ]| (?! ))*?\{""")  # two spaces end a command
+    found = [
+        f"{file.relative_to(ROOT)}: {line.strip()}"
+        for file in sorted((ROOT / "src").rglob("*.py"))
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if by_hand.search(line) and "command(" not in line
+    ]
+    assert found == []
