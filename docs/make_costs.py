@@ -83,7 +83,7 @@ def table(language: str) -> str:
     stages = {stage["name"]: stage for stage in three.stages}
     beside = {name.split()[0]: (seconds, usd) for name, seconds, usd in extra}
     total = three.usd + sum(usd for _, _, usd in extra)
-    waits = next(seconds for name, seconds, _ in extra if name == "conductor")
+    waits = next(seconds for name, seconds, _ in extra if name == "orchestrator")
 
     def cell(seconds: float, usd: float) -> str:
         minutes = seconds / 60
@@ -105,7 +105,7 @@ def table(language: str) -> str:
             "~10 min, ~$0.10",
             cell(stages["merge and gguf"]["seconds"], stages["merge and gguf"]["usd"]),
         ),
-        (w["conductor"], w["core"], "", cell(*beside["conductor"])),
+        (w["conductor"], w["core"], "", cell(*beside["orchestrator"])),
         (w["all"], "", "~6-8 h, **~$90**", "**" + cell(waits, total) + "**"),
     ]
     lines = ["| " + " | ".join(w["head"]) + " |", "|---" * 4 + "|", *("| " + " | ".join(row) + " |" for row in rows)]

@@ -1,13 +1,11 @@
-"""The tuned model behind an address of your own: vLLM on Modal, OpenAI's protocol, a key from a secret, nothing to pay
-while nobody asks.
+"""Serve the tuned model on Modal: vLLM, OpenAI's protocol, a key from a secret, no cost while nobody uses it.
 
     modal secret create noesis-serve NOESIS_API_KEY=$(openssl rand -hex 24)
-    modal deploy examples/modal_serve.py                              # the merged model of the volume
-    NOESIS_SERVE=adapter modal deploy examples/modal_serve.py
-        # base and adapter: noesis and noesis-base from one card
+    modal deploy examples/modal_serve.py                              # the merged model on the volume
+    NOESIS_SERVE=adapter modal deploy examples/modal_serve.py         # base and adapter: noesis and noesis-base
 
-It reads the volume that `modal run scripts/modal_train.py` wrote: /data/merged/noesis-philosopher-v1,
-/data/checkpoints/epoch_N. vLLM brings a torch of its own, so it lives in an image of its own and shares nothing with
+It reads the volume that `modal run scripts/modal_train.py` wrote: /data/merged/noesis-philosopher-v1 and
+/data/checkpoints/epoch_N. vLLM needs its own version of torch, so it has an image of its own and shares nothing with
 the project's environment. docs/integrate.md says how to use it.
 """
 
@@ -26,7 +24,7 @@ VOLUME, SECRET, HUGGING_FACE = "noesis-training-data", "noesis-serve", "huggingf
 BASE = os.environ.get("NOESIS_BASE", "meta-llama/Llama-3.1-8B-Instruct")
 MERGED = os.environ.get("NOESIS_MERGED", "/data/merged/noesis-philosopher-v1")
 WHAT = os.environ.get("NOESIS_SERVE", "merged")
-LONGEST, RANK = 8192, 64  # tokens of a conversation; the largest rank of an adapter
+LONGEST, RANK = 8192, 64  # tokens of a conversation; largest rank of an adapter
 
 app = modal.App("noesis-serve")
 image = (
@@ -45,8 +43,10 @@ image = (
 
 
 def command(what: str, checkpoints: Path = Path("/data/checkpoints")) -> list[str]:
-    """vLLM's command line for the `merged` model, or for the base with the newest `adapter`. The key goes by the
-    environment, never here."""
+    """vLLM's command line for the `merged` model, or for the base with the newest `adapter`.
+
+    The key is passed through the environment, never here.
+    """
     common = ["--host", "0.0.0.0", "--port", str(PORT), "--max-model-len", str(LONGEST), "--dtype", "bfloat16"]  # noqa: S104  (inside Modal's container)
     if what == "merged":
         return ["vllm", "serve", MERGED, "--served-model-name", "noesis", *common]
@@ -68,7 +68,7 @@ def command(what: str, checkpoints: Path = Path("/data/checkpoints")) -> list[st
         modal.Secret.from_name(HUGGING_FACE, required_keys=["HF_TOKEN"]),
     ],
     min_containers=0,  # scale to zero: an idle endpoint costs nothing, and its first answer takes a minute or two
-    max_containers=1,  # one card at most, whatever comes
+    max_containers=1,  # one GPU at most, however many requests come
     scaledown_window=5 * MINUTES,
     timeout=60 * MINUTES,
 )

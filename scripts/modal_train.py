@@ -1,7 +1,7 @@
-"""Train in the cloud: `modal run scripts/modal_train.py --epochs 3`, `--test-only` to judge, `--merge-only` to merge,
-`--dry-run` for the quote.
+"""Train on Modal: `modal run scripts/modal_train.py --epochs 3`.
 
-App, volumes and functions are in src/noesis/cloud/app.py; they call the same stages as `noesis demo`.
+--test-only judges, --merge-only merges, --dry-run prints the quote. App, volumes and functions are in
+src/noesis/cloud/app.py; they call the same stages as `noesis demo`.
 """
 
 from noesis.cloud.app import answer_shard, app, conduct, judge, judge_epoch, main, merge, train

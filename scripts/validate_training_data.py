@@ -1,6 +1,6 @@
-"""Check the examples by file and line: `python scripts/validate_training_data.py [PATHS] [--json]`.
+"""Check the examples by file and line; the same as `noesis data validate`.
 
-The same as `noesis data validate`.
+python scripts/validate_training_data.py [PATHS] [--json FILE]
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Modal's side without Modal: options, the upload's check, the lease, publishing to a volume, the conductor's order, the quote."""
+"""Modal's side without Modal: options, the upload's check, the lease, publishing to a volume, the orchestrator's order, the quote."""
 
 from __future__ import annotations
 
@@ -13,40 +13,37 @@ import pytest
 
 from helpers.project import ROOT
 from noesis.cloud.container import orchestrator as order
-from noesis.cloud.container import stages
 from noesis.cloud.container.shards import Shards, do_shard, map_shards
+from noesis.cloud.container.workspace import CallResult, ContainerContext, run_guarded
+from noesis.cloud.cost import metered_lines
 from noesis.cloud.pull import pull
 from noesis.cloud.quote import quote_lines
-from noesis.cloud.request import CloudRequest, checked, gpu_to_rent
-from noesis.cloud.run_summary import cost_lines, preemption_lines
-from noesis.cloud.volume.layout import FOLDER
+from noesis.cloud.request import CloudRequest, gpu_to_rent, request_from_options
+from noesis.cloud.run_summary import preemption_lines
+from noesis.cloud.volume.layout import FOLDER, OPENED
 from noesis.cloud.volume.lease import LASTS_S, LEAVING_S, Lease
-from noesis.cloud.volume.remote import Entry, safe_name
+from noesis.cloud.volume.remote import RemoteFile, safe_name
 from noesis.cloud.volume.sync import VolumeSync, publishing
 from noesis.cloud.volume.uploaded_data import exported_hashes, require_upload
 from noesis.cloud.watch import progress_lines, read_progress
-from noesis.core.config import ModalSection, load_config
+from noesis.core.config import ModalSection
 from noesis.core.errors import DataError, RunError, UsageError
 from noesis.core.project import Project
 
-GIVEN: dict = dict(  # noqa: C408  (as on the command line)
-    epochs=3, test_only=False, merge_only=False, model="", method="", gpu="", gpus=0, max_usd=0.0, max_minutes=0.0, max_examples=0,
-    resume=False, fresh=False, gguf="", judge="", judge_secret="", shards=0, gate=False,
-)  # fmt: skip
 SECTION = ModalSection()
 
 
 def asked(**more: object) -> CloudRequest:
-    return checked(SECTION, **(GIVEN | more))
+    return request_from_options(SECTION, **({"epochs": 3} | more))
 
 
 def test_options_become_a_request_that_survives_the_journey():
     request = asked(epochs=1, gguf="q8_0,f16,q8_0", max_usd=5.0, method="dpo", judge="none", gate=True)
     assert request.gguf == ("q8_0", "f16")
     assert (request.judges, request.max_usd, request.max_minutes, request.gate) == ((), 5.0, None, True)
-    assert CloudRequest.from_json(json.loads(json.dumps(request.as_json()))) == request
-    assert request.overrides()["training.method"] == "dpo"
-    assert "training.method" not in asked().overrides()
+    assert CloudRequest.from_json(json.loads(json.dumps(request.to_json()))) == request
+    assert request.overrides.settings("dpo")["training.method"] == "dpo"
+    assert "training.method" not in asked().overrides.settings("sft")
     assert asked().model == "meta-llama/Llama-3.1-8B-Instruct"
 
 
@@ -56,13 +53,13 @@ def test_options_become_a_request_that_survives_the_journey():
         ({"test_only": True, "merge_only": True}, "exclude each other"),
         ({"resume": True, "fresh": True}, "one of them"),
         ({"epochs": 0}, "--epochs 0"),
-        ({"max_usd": -1.0}, "--max-usd -1 is below 0"),
-        ({"gpus": 9}, "at most 8 cards"),
+        ({"max_usd": -1.0}, "--max-usd -1: it must be above 0"),
+        ({"gpus": 9}, "at most 8 GPUs"),
         ({"method": "ppo"}, "choose sft, dpo"),
         ({"test_only": True, "fresh": True}, "train nothing"),
         ({"judge": "gguf:judge.gguf"}, "is not in the cloud"),
         ({"judge": "openai:http://127.0.0.1:8000/v1:x"}, "is not in the cloud"),
-        ({"judge": "vllm:../../etc"}, "name a model of the Hub"),
+        ({"judge": "vllm:../../etc"}, "name a model on the Hub"),
         ({"judge": "nonsense"}, "not understood"),
     ],
 )
@@ -73,22 +70,22 @@ def test_options_that_can_not_work_are_refused_before_anything_starts(given: dic
 
 def test_a_served_judge_needs_its_image():
     with pytest.raises(UsageError, match="modal: judges"):
-        checked(ModalSection(judges=()), **(GIVEN | {"judge": "vllm:Qwen/Qwen2.5-7B-Instruct"}))
+        request_from_options(ModalSection(judges=()), judge="vllm:Qwen/Qwen2.5-7B-Instruct")
 
 
 @pytest.mark.parametrize(
     ("gpu", "gpus", "rented"),
     [
-        ("", 0, None),
-        ("H100", 0, "H100"),
+        (None, None, None),
+        ("H100", None, "H100"),
         ("H100", 4, "H100:4"),
-        ("H100:2", 0, "H100:2"),
-        ("", 2, "L40S:2"),
-        ("a10g", 0, "A10"),
+        ("H100:2", None, "H100:2"),
+        (None, 2, "L40S:2"),
+        ("a10g", None, "A10"),
         ("H100:2", 2, "H100:2"),
     ],
 )
-def test_the_card_of_a_call(gpu: str, gpus: int, rented: str | None):
+def test_the_gpu_of_a_call(gpu: str | None, gpus: int | None, rented: str | None):
     assert gpu_to_rent(asked(gpu=gpu, gpus=gpus), SECTION) == rented
 
 
@@ -115,7 +112,7 @@ def test_an_upload_that_is_missing_torn_stale_or_misplaced_says_what_to_type(tmp
     require_upload(dataset, None, "vol")
     lines = (dataset / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (dataset / "train.jsonl").write_text("".join(lines[:-1]), encoding="utf-8")
-    with pytest.raises(DataError, match="not whole.*--force"):
+    with pytest.raises(DataError, match="not complete.*--force"):
         require_upload(dataset, here, "vol")
     shutil.copyfile(exports / "train.jsonl", dataset / "train.jsonl")
     with pytest.raises(DataError, match="not the one that was exported here.*--force"):
@@ -148,24 +145,24 @@ def test_one_run_at_a_time_and_a_killed_holder_s_lease_runs_out(tmp_path: Path):
     clock = Clock()
     first = lease(tmp_path, "a", clock)
     first.take()
-    with pytest.raises(RunError, match="another run is at work"):
+    with pytest.raises(RunError, match="another run is using"):
         lease(tmp_path, "b", clock).take()
     clock.now += LASTS_S
     second = lease(tmp_path, "b", clock)
     second.take()
     clock.now += 61
-    with pytest.raises(RunError, match="another run began"):
+    with pytest.raises(RunError, match="another run started"):
         first.renew()
     second.renew()
     second.release()
     lease(tmp_path, "c", clock).take()
 
 
-def test_a_conductor_that_starts_again_finds_its_calls_and_another_waits_for_one_that_leaves(tmp_path: Path):
+def test_an_orchestrator_that_starts_again_finds_its_calls_and_another_waits_for_one_that_leaves(tmp_path: Path):
     clock = Clock()
     first = lease(tmp_path, "a", clock)
     first.take()
-    first.note("train", "fc-1")
+    first.add_call("train", "fc-1")
     first.release(leaving=True)
     again = lease(tmp_path, "a", clock)
     again.take()
@@ -233,33 +230,33 @@ def test_the_end_is_published_however_it_comes(tmp_path: Path):
     a_run(volume)
     staging = VolumeSync(volume, local, lambda: None)
     staging.bring()
-    with pytest.raises(KeyboardInterrupt), publishing(staging, look_s=60):
+    with pytest.raises(KeyboardInterrupt), publishing(staging, check_s=60):
         (local / "metrics.jsonl").write_text("more", encoding="utf-8")
         raise KeyboardInterrupt
     assert (volume / "metrics.jsonl").read_text(encoding="utf-8") == "more"
 
 
-# --- the conductor
+# --- the orchestrator
 
 
 class Plays:
     """Functions that end when they are polled for the third time; training leaves an epoch at each poll."""
 
-    def __init__(self, root: Path, **results: dict) -> None:
+    def __init__(self, root: Path, **results: CallResult) -> None:
         self.root, self.results, self.started, self.polls = root, results, [], {}
 
-    def hands(self) -> order.FunctionCalls:
+    def calls(self) -> order.FunctionCalls:
         return order.FunctionCalls(self.start, self.result, lambda: None, lambda: None, sleep=lambda s: None)
 
     def start(self, name: str, arguments: dict) -> str:
         self.started.append(name if name != "judge_epoch" else f"judge epoch_{arguments['epoch']}")
         if name == "train":
-            (self.root / FOLDER / order.OPENED).write_text(
+            (self.root / FOLDER / OPENED).write_text(
                 json.dumps({"ticket": arguments["ticket"], "epochs": 3, "starts": 1}), encoding="utf-8"
             )
         return f"{name}-{len(self.started)}"
 
-    def result(self, call: str, seconds: float) -> dict | None:
+    def result(self, call: str, seconds: float) -> CallResult | None:
         self.polls[call] = self.polls.get(call, 0) + 1
         name = call.split("-")[0]
         if name == "train":
@@ -268,7 +265,7 @@ class Plays:
             adapter.write_text("", encoding="utf-8")
         if self.polls[call] < 3:
             return None
-        return self.results.get(name, {"court": {"verdict": "REJECTED"}})
+        return self.results.get(name, CallResult({"court": {"verdict": "REJECTED"}}))
 
 
 @pytest.fixture
@@ -285,42 +282,45 @@ def test_epochs_are_judged_beside_and_the_verdict_is_the_exit_code_only_where_as
     )  # of a run before: nobody's to judge until training has opened its own
     old.parent.mkdir(parents=True)
     old.write_text("", encoding="utf-8")
-    assert order.orchestrate(asked(gate=True), tmp_path, plays.hands(), "call")["code"] == 3
+    assert order.orchestrate(asked(gate=True), tmp_path, plays.calls(), "call").code == 3
     assert plays.started == ["train", "judge epoch_0", "judge epoch_1", "judge", "merge"]
-    assert order.orchestrate(asked(), tmp_path, Plays(tmp_path).hands(), "call-2")["code"] == 0
+    assert order.orchestrate(asked(), tmp_path, Plays(tmp_path).calls(), "call-2").code == 0
 
 
 def test_test_only_and_merge_only_do_only_that(tmp_path: Path, quiet_summary: None):
     for given, started in (({"test_only": True}, ["judge"]), ({"merge_only": True}, ["merge"])):
         plays = Plays(tmp_path)
-        assert order.orchestrate(asked(**given), tmp_path, plays.hands(), "call")["code"] == 0
+        assert order.orchestrate(asked(**given), tmp_path, plays.calls(), "call").code == 0
         assert plays.started == started
 
 
 def test_a_stop_ends_the_order_with_its_code_and_gives_the_volume_back(tmp_path: Path):
-    plays = Plays(tmp_path, train={"error": "at the cap", "code": 5})
-    assert order.orchestrate(asked(), tmp_path, plays.hands(), "call")["code"] == 5
+    plays = Plays(tmp_path, train=CallResult(error="at the cap", code=5))
+    assert order.orchestrate(asked(), tmp_path, plays.calls(), "call").code == 5
     assert "judge" not in plays.started
     assert (
         order.orchestrate(
-            asked(test_only=True), tmp_path, Plays(tmp_path, judge={"error": "x", "code": 1}).hands(), "other"
-        )["code"]
+            asked(test_only=True), tmp_path, Plays(tmp_path, judge=CallResult(error="x", code=1)).calls(), "other"
+        ).code
         == 1
     )
 
 
-def test_a_conductor_taken_away_waits_for_the_same_training(tmp_path: Path, quiet_summary: None):
+def test_a_preempted_orchestrator_waits_for_the_same_training(tmp_path: Path, quiet_summary: None):
     plays = Plays(tmp_path)
-    hands = plays.hands()
+    calls = plays.calls()
 
-    def taken(call: str, seconds: float) -> dict | None:
+    def preempted(call: str, seconds: float) -> CallResult | None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         order.orchestrate(
-            asked(), tmp_path, order.FunctionCalls(hands.start, taken, hands.reload, hands.commit, hands.sleep), "call"
+            asked(),
+            tmp_path,
+            order.FunctionCalls(calls.start, preempted, calls.reload, calls.commit, calls.sleep),
+            "call",
         )
-    assert order.orchestrate(asked(), tmp_path, hands, "call")["code"] == 0
+    assert order.orchestrate(asked(), tmp_path, calls, "call").code == 0
     assert plays.started.count("train") == 1
 
 
@@ -330,7 +330,7 @@ def test_a_conductor_taken_away_waits_for_the_same_training(tmp_path: Path, quie
 def test_the_quote_names_every_part_and_the_parts_add_up():
     project = Project(ROOT)
     request = asked()
-    lines = quote_lines(project, load_config(project, request.overrides()), request, SECTION)
+    lines = quote_lines(project, request.overrides.configure(project), request, SECTION)
     text = "\n".join(lines)
     for part in (
         "train",
@@ -338,7 +338,7 @@ def test_the_quote_names_every_part_and_the_parts_add_up():
         "merge and gguf",
         "judge 2 epochs",
         "trial, estimated",
-        "conductor",
+        "orchestrator",
         "cap 90.00 USD",
         "L40S",
     ):
@@ -354,7 +354,7 @@ def test_the_quote_names_every_part_and_the_parts_add_up():
     few = "\n".join(
         quote_lines(
             project,
-            load_config(project, asked(epochs=1, judge="none").overrides()),
+            asked(epochs=1, judge="none").overrides.configure(project),
             asked(epochs=1, judge="none"),
             SECTION,
         )
@@ -364,8 +364,8 @@ def test_the_quote_names_every_part_and_the_parts_add_up():
 
 def test_cards_that_would_be_paid_for_and_not_used_are_refused():
     request = asked(method="sft+dpo", gpus=2)
-    with pytest.raises(UsageError, match="runs on one card"):
-        quote_lines(Project(ROOT), load_config(Project(ROOT), request.overrides()), request, SECTION)
+    with pytest.raises(UsageError, match="runs on one GPU"):
+        quote_lines(Project(ROOT), request.overrides.configure(Project(ROOT)), request, SECTION)
 
 
 def test_costs_by_stage_and_how_often_it_was_taken_away():
@@ -375,15 +375,15 @@ def test_costs_by_stage_and_how_often_it_was_taken_away():
     ] + [entry | {"stage": "merge"}]
     plan = {"result": {"stages": [{"name": "train", "usd": 2.0}, {"name": "merge and gguf", "usd": 0.1}]}}
     manifest = {"ledger": ledger, "stages": {"plan": plan}}
-    lines = cost_lines(manifest)
+    lines = metered_lines(manifest)
     assert "2.5000 USD   quoted 2.00" in lines[0]
     assert "3.0000 USD   quoted 2.10" in lines[-1]
-    assert preemption_lines(manifest) == ["  training was taken away 3 times and went on each time"]
+    assert preemption_lines(manifest) == ["  training was preempted 3 times and resumed each time"]
 
 
 def test_what_goes_wrong_in_a_container_is_a_result_and_what_takes_it_away_is_not(tmp_path: Path):
     done: list[str] = []
-    place = stages.ContainerContext(
+    context = ContainerContext(
         tmp_path,
         Project(ROOT),
         lambda: done.append("reload"),
@@ -401,13 +401,13 @@ def test_what_goes_wrong_in_a_container_is_a_result_and_what_takes_it_away_is_no
         pass
 
     for error in (MemoryError(), OutOfMemoryError("CUDA out of memory")):
-        said = stages.run_guarded(place, raises(error))["error"]
+        said = run_guarded(context, raises(error)).error
         assert "per_device_train_batch_size: 1 and gradient_accumulation_steps: 8" in said
-    assert stages.run_guarded(place, raises(UsageError("x"))) == {"error": "x", "code": 2, "capped": False}
-    assert "modal app logs" in stages.run_guarded(place, raises(ZeroDivisionError("y")))["error"]
+    assert run_guarded(context, raises(UsageError("x"))) == CallResult(error="x", code=2)
+    assert "modal app logs" in run_guarded(context, raises(ZeroDivisionError("y"))).error
     done.clear()
     with pytest.raises(KeyboardInterrupt):
-        stages.run_guarded(place, raises(KeyboardInterrupt()))
+        run_guarded(context, raises(KeyboardInterrupt()))
     assert done == ["reload", "commit", "keep"]
 
 
@@ -466,14 +466,14 @@ class Folder:
     def __init__(self, root: Path, hostile: str = "") -> None:
         self.root, self.hostile, self.read = root, hostile, []
 
-    def files(self, folder: str = "/") -> list[Entry]:
+    def files(self, folder: str = "/") -> list[RemoteFile]:
         base = self.root / folder.strip("/")
         found = [base] if base.is_file() else sorted(p for p in base.rglob("*") if p.is_file())
         names = [p.relative_to(self.root).as_posix() for p in found]
         if self.hostile and folder == "/data":
             names.append(self.hostile)
         return [
-            Entry(safe_name(n), (self.root / n).stat().st_size if (self.root / n).is_file() else 1, 0.0) for n in names
+            RemoteFile(safe_name(n), (self.root / n).stat().st_size if (self.root / n).is_file() else 1) for n in names
         ]
 
     def chunks(self, path: str):
@@ -574,10 +574,14 @@ def test_watching_tells_step_loss_spent_and_who_is_there(tmp_path: Path):
     (tmp_path / FOLDER).mkdir()
     (tmp_path / FOLDER / "lease.json").write_text(json.dumps({"holder": "h", "until": 1000.0}), encoding="utf-8")
     found = read_progress(far, now=lambda: 900.0)
-    assert (found["stage"], found["step"], found["usd"], found["seconds_left"]) == ("train", 14, 0.12, 35.0)
+    assert (found.stage, found.training.step, found.usd, found.training.seconds_left) == ("train", 14, 0.12, 35.0)
+    assert found.to_json() | {"stages": {}} == {
+        "stage": "train", "alive": True, "done": False, "usd": 0.12, "quoted_usd": 0.28, "steps": 42, "step": 14,
+        "epoch": 1.0, "loss": 2.5, "tokens_per_s": 3600.0, "seconds_left": 35.0, "stages": {},
+    }  # fmt: skip
     text = "\n".join(progress_lines(found))
     for said in (
-        "at work: train",
+        "running: train",
         "step 14/42",
         "loss 2.500",
         "3,600 tokens/s",
@@ -586,7 +590,7 @@ def test_watching_tells_step_loss_spent_and_who_is_there(tmp_path: Path):
     ):
         assert said in text
     gone = "\n".join(progress_lines(read_progress(far, now=lambda: 2000.0)))
-    assert "nobody is at work" in gone
+    assert "nothing is running" in gone
     assert "train stopped before its end" in gone
 
 

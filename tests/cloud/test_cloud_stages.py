@@ -15,6 +15,7 @@ from noesis.cloud.container import answers as answering
 from noesis.cloud.container import orchestrator as order
 from noesis.cloud.container import stages
 from noesis.cloud.container import vllm_judge as judges
+from noesis.cloud.container.workspace import CallResult, ContainerContext
 from noesis.cloud.request import CloudRequest
 from noesis.cloud.volume.uploaded_data import exported_hashes
 from noesis.core.project import Project
@@ -24,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timing]
 
 
 @pytest.fixture
-def place(project: Path, tiny_model: Path, tmp_path: Path, quiet_cache: Path) -> stages.ContainerContext:
+def place(project: Path, tiny_model: Path, tmp_path: Path, quiet_cache: Path) -> ContainerContext:
     """A project of a few rows whose Modal model is the tiny one, and a folder as the volume with its data set."""
     from noesis.cli import run_command
 
@@ -42,25 +43,27 @@ def place(project: Path, tiny_model: Path, tmp_path: Path, quiet_cache: Path) ->
     assert run_command(["data", "export", "--project", str(project)]) == 0
     root = tmp_path / "volume"
     shutil.copytree(found.exports, root / "dataset")
-    return stages.ContainerContext(root, found, lambda: None, lambda: None, lambda: None)
+    return ContainerContext(root, found, lambda: None, lambda: None, lambda: None)
 
 
-def asked(place: stages.ContainerContext, tiny_model: Path, **more: object) -> dict:
+def asked(place: ContainerContext, tiny_model: Path, **more: object) -> CloudRequest:
     return CloudRequest(
         **{"epochs": 2, "model": str(tiny_model), "max_examples": 8, "uploaded": exported_hashes(place.project.exports)}
         | more
-    ).as_json()
+    )
 
 
-def in_process(place: stages.ContainerContext, calls: list[str]) -> order.FunctionCalls:
+def in_process(place: ContainerContext, calls: list[str]) -> order.FunctionCalls:
     """Calls that are done when they are started."""
     functions = {"train": stages.train, "judge": stages.judge, "judge_epoch": stages.judge_epoch, "merge": stages.merge}
     functions["answer_shard"] = answering.answer_shard
-    results: dict[str, dict] = {}
+    results: dict[str, CallResult] = {}
 
     def start(name: str, arguments: dict) -> str:
         calls.append(name)
-        results[f"{name}-{len(calls)}"] = functions[name](place, *arguments.values())
+        if "request" in arguments:
+            arguments = arguments | {"request": CloudRequest.from_json(arguments["request"])}
+        results[f"{name}-{len(calls)}"] = CallResult.from_json(functions[name](place, *arguments.values()).to_json())
         return f"{name}-{len(calls)}"
 
     return order.FunctionCalls(
@@ -68,12 +71,12 @@ def in_process(place: stages.ContainerContext, calls: list[str]) -> order.Functi
     )
 
 
-def test_a_whole_run_on_a_volume_and_a_longer_one_after_it(place: stages.ContainerContext, tiny_model: Path):
+def test_a_whole_run_on_a_volume_and_a_longer_one_after_it(place: ContainerContext, tiny_model: Path):
     calls: list[str] = []
-    done = order.orchestrate(
-        CloudRequest.from_json(asked(place, tiny_model)), place.root, in_process(place, calls), "call-1"
+    done = order.orchestrate(asked(place, tiny_model), place.root, in_process(place, calls), "call-1")
+    assert (done.code, done.value["verdict"], calls) == (0, "UNDECIDED", ["train", "judge_epoch", "judge", "merge"]), (
+        done
     )
-    assert (done["code"], done["verdict"], calls) == (0, "UNDECIDED", ["train", "judge_epoch", "judge", "merge"]), done
     for file in (
         "checkpoints/epoch_0/adapter_model.safetensors",
         "checkpoints/epoch_1/adapter_model.safetensors",
@@ -88,55 +91,51 @@ def test_a_whole_run_on_a_volume_and_a_longer_one_after_it(place: stages.Contain
     run = load_run(place.root)
     assert all(run.is_done(name) for name in ("export", "plan", "train", "judge", "merge", "gguf", "report"))
     assert not list(place.root.rglob(".*.part"))
-    text = "\n".join(done["lines"])
+    text = "\n".join(done.value["lines"])
     assert "model     /merged/noesis-philosopher-v1" in text
-    assert "taken away" not in text
-    again = order.orchestrate(
-        CloudRequest.from_json(asked(place, tiny_model)), place.root, in_process(place, []), "call-2"
-    )
-    assert again["code"] == 0
-    assert load_run(place.root).manifest.created == run.manifest.created
+    assert "preempted" not in text
+    again = order.orchestrate(asked(place, tiny_model), place.root, in_process(place, []), "call-2")
+    assert again.code == 0
+    assert load_run(place.root).manifest["created"] == run.manifest["created"]
     longer = stages.train(place, asked(place, tiny_model, epochs=3), "call-3")
-    assert longer["epochs"] == 3
+    assert longer.value["epochs"] == 3
     (archived,) = (place.root / "runs").iterdir()
     assert (archived / "merged" / "noesis-philosopher-v1" / "model.safetensors").is_file()
     assert not (place.root / "merged").exists()
 
 
-def test_an_epoch_is_judged_from_a_file_of_its_own_and_booked_at_the_end(
-    place: stages.ContainerContext, tiny_model: Path
-):
-    assert "error" not in stages.train(place, asked(place, tiny_model), "call")
+def test_an_epoch_is_judged_from_a_file_of_its_own_and_booked_at_the_end(place: ContainerContext, tiny_model: Path):
+    assert stages.train(place, asked(place, tiny_model), "call").error is None
     before = (place.root / "manifest.json").read_bytes()
-    found = stages.judge_epoch(place, 0)
+    found = stages.judge_epoch(place, 0).value
     assert (place.root / "manifest.json").read_bytes() == before
     assert json.loads((place.root / "tribunal" / "epochs" / "epoch_0.json").read_text(encoding="utf-8")) == found
     assert found["preference"]["examples"] == len(
         (place.root / "dataset" / "eval.jsonl").read_text(encoding="utf-8").splitlines()
     )
-    assert "error" not in stages.judge(place, asked(place, tiny_model), False)
+    assert stages.judge(place, asked(place, tiny_model), False).error is None
     for _ in range(2):  # a second time books nothing again
-        assert "error" not in stages.merge(place, asked(place, tiny_model), False)
-    assert [entry.stage for entry in load_run(place.root).manifest.ledger].count("judge_epochs") == 1
+        assert stages.merge(place, asked(place, tiny_model), False).error is None
+    assert [e["stage"] for e in load_run(place.root).manifest["ledger"]].count("judge_epochs") == 1
 
 
-def test_what_a_user_gets_wrong_comes_back_as_a_result(place: stages.ContainerContext, tiny_model: Path):
-    assert "modal run scripts/modal_train.py" in stages.judge(place, asked(place, tiny_model), False)["error"]
+def test_what_a_user_gets_wrong_comes_back_as_a_result(place: ContainerContext, tiny_model: Path):
+    assert "modal run scripts/modal_train.py" in stages.judge(place, asked(place, tiny_model), False).error
     capped = stages.train(place, asked(place, tiny_model, max_minutes=0.001), "call")
-    assert (capped["code"], "what would fit" in capped["error"]) == (5, True)
+    assert (capped.code, capped.capped, "what would fit" in capped.error) == (5, True, True)
     gone = stages.train(place, asked(place, str(tiny_model) + "-gone"), "call")
-    assert (gone["code"], "no model" in gone["error"]) == (1, True)
+    assert (gone.code, "no model" in gone.error) == (1, True)
     (place.root / "dataset" / "train.jsonl").unlink()
     missing = stages.train(place, asked(place, tiny_model), "call")
     assert (
-        missing["code"],
-        "Dataset not found" in missing["error"],
-        "modal volume put noesis-training-data" in missing["error"],
+        missing.code,
+        "Dataset not found" in missing.error,
+        "modal volume put noesis-training-data" in missing.error,
     ) == (2, True, True)
 
 
 def test_a_container_that_is_taken_away_leaves_what_it_had_and_the_next_goes_on(
-    place: stages.ContainerContext, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    place: ContainerContext, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ):
     from noesis.training import recorder
 
@@ -152,13 +151,11 @@ def test_a_container_that_is_taken_away_leaves_what_it_had_and_the_next_goes_on(
         stages.train(place, asked(place, tiny_model, epochs=3), "call")
     monkeypatch.undo()
     monkeypatch.setenv("NOESIS_CACHE", str(place.root.parent / "cache"))
-    assert load_run(place.root).state("train") == "interrupted"
-    assert stages.train(place, asked(place, tiny_model, epochs=3, fresh=True), "call")["epochs"] == 3
+    assert load_run(place.root).manifest["stages"]["train"]["status"] == "interrupted"
+    assert stages.train(place, asked(place, tiny_model, epochs=3, fresh=True), "call").value["epochs"] == 3
     assert not (place.root / "runs").exists()  # the same call goes on with the run that it opened, fresh or not
-    done = order.orchestrate(
-        CloudRequest.from_json(asked(place, tiny_model, epochs=3)), place.root, in_process(place, []), "call-2"
-    )
-    assert "  training was taken away 1 time and went on each time" in done["lines"]
+    done = order.orchestrate(asked(place, tiny_model, epochs=3), place.root, in_process(place, []), "call-2")
+    assert "  training was preempted 1 time and resumed each time" in done.value["lines"]
 
 
 DOUBLE = """
@@ -188,25 +185,20 @@ ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 
 def test_all_answers_come_first_then_the_judge_is_served_and_ends(
-    place: stages.ContainerContext, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: ContainerContext, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     from helpers.tiny_runs import toy_tribunal
 
     toy_tribunal(place.project.root)
     double = tmp_path / "vllm.py"
     double.write_text(DOUBLE, encoding="utf-8")
-    monkeypatch.setenv(judges.COMMAND, f"{sys.executable} {double} {Path(play.__file__).parents[1]}")
-    assert "error" not in stages.train(place, asked(place, tiny_model, epochs=1), "call")
-    request = asked(place, tiny_model, epochs=1, judges=("vllm:Qwen/Qwen2.5-7B-Instruct",))
+    monkeypatch.setenv(judges.COMMAND, f"{sys.executable} {double} {Path(play.__file__).parent}")
+    assert stages.train(place, asked(place, tiny_model, epochs=1), "call").error is None
+    request = asked(place, tiny_model, epochs=1, judges=("vllm:Qwen/Qwen2.5-7B-Instruct",), shards=3, what="test")
     calls: list[str] = []
-    request |= {"shards": 3, "what": "test"}
-    done = order.orchestrate(
-        CloudRequest.from_json(request), place.root, in_process(place, calls), "call-1", project=place.project
-    )
-    assert ("error" in done, calls) == (False, ["answer_shard", "answer_shard", "judge"]), (
-        done
-    )  # 24 prompts are two chunks
-    stages_of_ledger = [entry.stage for entry in load_run(place.root).manifest.ledger]
+    done = order.orchestrate(request, place.root, in_process(place, calls), "call-1", project=place.project)
+    assert (done.error, calls) == (None, ["answer_shard", "answer_shard", "judge"]), done  # 24 prompts are two chunks
+    stages_of_ledger = [entry["stage"] for entry in load_run(place.root).manifest["ledger"]]
     assert stages_of_ledger.count("answers") == 2
     result = load_run(place.root).result("trial")
     assert result["judges"][0]["name"] == "Qwen/Qwen2.5-7B-Instruct", result
@@ -215,6 +207,6 @@ def test_all_answers_come_first_then_the_judge_is_served_and_ends(
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", judges.PORT)) != 0
     monkeypatch.setenv(judges.COMMAND, f"{sys.executable} -c raise(SystemExit(3))")
-    ended = stages.judge(place, request, True)
+    ended = stages.judge(place, request, True).value
     assert ended["court"]["verdict"] == "UNDECIDED"
     assert "judges" not in ended  # no trial was held, and the run goes on

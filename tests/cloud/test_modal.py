@@ -97,7 +97,7 @@ class Cloud:
 
 @pytest.fixture(scope="module")
 def make_cloud(clone: Path, tiny_model: Path) -> Iterator:
-    """Makes a control plane with the data set and the secret in place, and the model on its Hub."""
+    """Makes a control plane with the dataset and the secret in place, and the model on its Hub."""
     planes = []
 
     def make(*, ready: bool = True) -> Cloud:
@@ -193,7 +193,7 @@ def test_doctor_watch_cost_and_pull_after_the_guide(guide, tmp_path: Path) -> No
         "Modal token",
         f"volume {VOLUME}",
         "secret huggingface-token",
-        "data set on the volume",
+        "dataset on the volume",
         f"licence of {LLAMA}",
     ):
         assert re.search(rf"^  ok +{name}", said, re.M), said
@@ -268,8 +268,8 @@ def test_a_run_taken_away_again_and_again_ends_with_the_same_files(guide, make_c
     first = plane.start(*RUN, "--epochs", "3", cwd=cloud.clone, env=cloud.env)
     wait(lambda: plane.tasks_of("train"), 300)
     second = cloud.run("--epochs", "3", code=1)  # two runs at once
-    assert "another run is at work on this volume" in second
-    said = first.communicate(timeout=900)[0]
+    assert "another run is using this volume" in second
+    said = first.communicate(timeout=280)[0]
     assert first.returncode == 0, said[-5000:]
     assert [fault.struck for fault in (*taken, *others)] == [1] * 7
     assert len(plane.tasks_of("train")) == 6
@@ -279,7 +279,7 @@ def test_a_run_taken_away_again_and_again_ends_with_the_same_files(guide, make_c
         "gguf/noesis-philosopher-v1-f16.gguf",
     ):
         assert (cloud.volume / path).read_bytes() == (undisturbed.volume / path).read_bytes(), path
-    assert re.search(r"training was taken away [45] times and went on each time", said)
+    assert re.search(r"training was preempted [45] times and resumed each time", said)
     assert not list(cloud.volume.rglob("*.part"))
 
 
@@ -299,7 +299,7 @@ def test_what_is_missing_is_said_with_what_to_type(make_cloud) -> None:
     train = cloud.volume / "dataset" / "train.jsonl"
     train.write_bytes(train.read_bytes().replace(b"a", b"e", 1))
     said = cloud.run(code=1)
-    assert "data set on the volume is not whole" in said
+    assert "dataset on the volume is not complete" in said
     assert "--force" in said
     assert not (cloud.volume / "checkpoints").exists()
 
@@ -340,7 +340,7 @@ def test_ctrl_c_then_the_cap_then_more_money_and_it_goes_on(make_cloud) -> None:
     assert rows >= 1
     assert (cloud.volume / "report.html").is_file()
     assert not (cloud.volume / "runs").exists()  # nothing was begun again
-    assert "was taken away" in said
+    assert "was preempted" in said
 
 
 def test_dry_run_starts_nothing(make_cloud) -> None:

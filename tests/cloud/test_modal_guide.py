@@ -85,8 +85,8 @@ def test_each_command_of_the_guide_works_in_its_order(tmp_path: Path, tiny_model
             "/merged/noesis-philosopher-v1",
         ):
             assert words in trained, words
-        assert "Close this terminal" not in trained
-        assert "the one exported here" not in said["noesis cloud doctor"].split("data set on the volume")[0]
+        assert "close this terminal" not in trained
+        assert "the one exported here" not in said["noesis cloud doctor"].split("dataset on the volume")[0]
         assert (
             "done; done: export, plan, train, choose, judge, merge, gguf, report" in said["noesis cloud watch --once"]
         )

@@ -1,8 +1,8 @@
-"""The command line, `noesis …`: a group of commands a file.
+"""The command line: `noesis …`. Each command imports its stage when it is called, so that `--help` is quick.
 
-Every command imports its stage only when it is called, so that `--help` costs nothing. This is the one boundary where
-errors become messages and exit codes: 0 done (`noesis judge`: approved), 1 failed, 2 usage, 3 rejected, 4 conditional or
-undecided, 5 stopped at the cap, 130 and 143 interrupted.
+`run_command` is the one boundary where errors become messages and exit codes: 0 done (`noesis judge`: APPROVED),
+1 failed, 2 usage, 3 REJECTED, 4 CONDITIONAL or UNDECIDED, 5 stopped at the cap, 130 (Ctrl-C) and 143 (SIGTERM)
+interrupted. Ctrl-C and SIGTERM are handled in `core/signals.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from noesis.cli import (
 )
 
 app = typer.Typer(
-    help="From a constitution and about a hundred examples to a small model that can be trusted to speak by them.\n\nExample: noesis demo",
+    help="Turn a constitution and about a hundred examples into a small language model that keeps to them.\n\n"
+    "Example: noesis demo",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -47,14 +48,14 @@ app.add_typer(cloud_commands.app, name="cloud")
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
         print(f"noesis {__version__}")
         raise typer.Exit()
 
 
 def main() -> None:
-    """Run the command line; every foreseeable failure ends in one message and an exit code."""
+    """Run the command line and exit; every foreseeable failure ends in one message and an exit code."""
     from noesis.core.signals import leave_process
 
     leave_process(run_command(sys.argv[1:]))
@@ -62,13 +63,15 @@ def main() -> None:
 
 def run_command(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
-    from noesis.core.errors import NoesisError
+    from noesis.core.files import explain_error
+    from noesis.core.libraries import silence_libraries
     from noesis.core.signals import Terminated, raise_terminated
 
+    silence_libraries()
     signal.signal(signal.SIGTERM, raise_terminated)
     try:
         code = app(arguments, standalone_mode=False)
-        if code == 130:  # typer turns Ctrl-C into this code without a word
+        if code == 130:  # typer turns Ctrl-C into this code and prints nothing
             raise KeyboardInterrupt
         return int(code) if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
@@ -81,31 +84,15 @@ def run_command(arguments: list[str]) -> int:
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
         print(
-            "\nstopped by SIGTERM; what was finished is kept, and the same command goes on from there", file=sys.stderr
+            "\nstopped by SIGTERM; what was finished is kept, and the same command goes on from there",
+            file=sys.stderr,
         )
         return 143
-    except NoesisError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
     except BrokenPipeError:
         return 0
-    except OSError as error:
-        from noesis.core.files import explain_os_error
-
-        print(f"error: {explain_os_error(error)}", file=sys.stderr)
-        return 1
-    except MemoryError:
-        print(
-            "error: out of memory: choose a smaller --model, or lower max_length in training_config.yaml",
-            file=sys.stderr,
-        )
-        return 1
     except Exception as error:
-        # safetensors wraps the operating system's error in a class of its own
-        if "os error 28" not in str(error):
+        failure = explain_error(error)
+        if failure is None:
             raise
-        print(
-            "error: no space left on the disk: free some with  noesis clean  and run the same command again; nothing finished is lost",
-            file=sys.stderr,
-        )
-        return 1
+        print(f"error: {failure}", file=sys.stderr)
+        return failure.exit_code

@@ -1,119 +1,98 @@
-"""`noesis cloud doctor|cost|watch|pull`: what a run on Modal needs, cost, does, left. The run itself is `modal run scripts/modal_train.py`."""
+"""`noesis cloud doctor|watch|cost|pull`: prepare, follow and fetch a run on Modal.
+
+The run itself is `modal run scripts/modal_train.py`. Page: https://modal.com/docs
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from noesis.cli.options import JsonOption, ProjectOption, print_result, send_output_to
+from noesis.cli.options import JsonOption, ProjectOption, print_result, report_checks, reserve_stdout
+
+if TYPE_CHECKING:
+    from noesis.cloud.volume.remote import ModalVolumeFiles
+    from noesis.core.config import ModalSection
+    from noesis.core.project import Project
 
 app = typer.Typer(
-    help="Training on Modal.com: is everything there, how far is it, what did it cost?\n\nExample: noesis cloud doctor",
+    help="Prepare, follow and fetch a training run on Modal.com.\n\nExample: noesis cloud doctor",
     no_args_is_help=True,
 )
 
 
 @app.command()
 def doctor(project: ProjectOption = None, as_json: JsonOption = False) -> None:
-    """Token, volume, secret, data set on the volume, licence of the model, age of the prices: ok, or what to type.
+    """Check what a run on Modal needs: token, volume, secret, dataset, model licence, price list.
+
+    Exit code 1: something is missing; the command that creates it is printed.
 
     Example: noesis cloud doctor
     """
-    from noesis.core.console import say
-
-    send_output_to(as_json)
-    found, section = _section(project)
+    reserve_stdout(as_json)
+    found, section = _modal_section(project)
     from noesis.cloud.doctor import run_checks
 
-    checks = run_checks(found, section)
-    for check in checks:
-        state = "ok     " if check.ok else "MISSING" if check.needed else "–      "
-        say(f"  {state}  {check.name}: {check.found}" + ("" if check.ok else f"\n           → {check.remedy}"))
-    print_result([vars(c) for c in checks], as_json)
-    if any(not c.ok and c.needed for c in checks):
-        raise typer.Exit(1)
+    report_checks(run_checks(found, section), as_json)
 
 
 @app.command()
 def watch(
     project: ProjectOption = None,
-    once: Annotated[bool, typer.Option("--once", help="Look once instead of until the run ends.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print the state once instead of until the run ends.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Progress, tokens a second, loss, USD spent, time left of the run on the volume; it publishes them about once a minute.
+    """Follow the run on the volume: step, loss, tokens per second, USD spent, time left.
+
+    The run publishes these about once a minute.
 
     Example: noesis cloud watch --once
     """
-    import time
-
     from noesis.core.console import say
 
-    send_output_to(as_json)
-    _, section = _section(project)
-    from noesis.cloud.modal_errors import explained
-    from noesis.cloud.volume.layout import SUMMARY
-    from noesis.cloud.volume.remote import ModalVolumeFiles, read_text
-    from noesis.cloud.watch import EVERY_S, progress_lines, read_progress
+    reserve_stdout(as_json)
+    with _modal_volume(project) as (_, files):
+        from noesis.cloud.volume.layout import SUMMARY
+        from noesis.cloud.volume.remote import read_text
+        from noesis.cloud.watch import follow
 
-    with explained(section):
-        far, before = ModalVolumeFiles(section), [""]
-        while True:
-            found = read_progress(far)
-            lines = progress_lines(found)
-            if lines != before:
-                say("\n".join(["", *lines]))
-                before = lines
-            if once or as_json or not found["alive"]:
-                break
-            time.sleep(EVERY_S)
-        if found["done"]:
-            say(read_text(far, f"/{SUMMARY}") or "")
-    print_result(found, as_json)
+        progress = follow(files, once=once or as_json)
+        if progress.done:
+            say(read_text(files, f"/{SUMMARY}") or "")
+    print_result(progress.to_json(), as_json)
 
 
 @app.command()
 def cost(
     run: Annotated[
         Path | None,
-        typer.Argument(metavar="[RUN]", help="A run directory that was pulled; default: the one on the volume."),
+        typer.Argument(metavar="RUN", help="Run directory that was pulled; default: the run on the volume."),
     ] = None,
     project: ProjectOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What a run was quoted, what it metered stage by stage (seconds × price), and, where Modal tells, what was billed.
+    """Compare what a run was quoted, what it metered stage by stage, and what Modal billed.
 
     Example: noesis cloud cost runs/noesis-philosopher-v1
     """
-    from noesis.core.console import duration, say
+    from noesis.core.console import say
     from noesis.run.directory import load_run
 
-    send_output_to(as_json)
-    _, section = _section(project)
-    from noesis.cloud.cost import billed, costs
-    from noesis.cloud.modal_errors import explained
-    from noesis.cloud.run_summary import preemption_lines
-    from noesis.cloud.volume.remote import ModalVolumeFiles, manifest_of
+    reserve_stdout(as_json)
+    with _modal_volume(project) as (section, files):
+        from noesis.cloud.cost import CostReport
+        from noesis.cloud.run_summary import preemption_lines
+        from noesis.cloud.volume.remote import manifest_of
 
-    with explained(section):
-        manifest = load_run(run).manifest.to_json() if run else manifest_of(ModalVolumeFiles(section))
-        rows = costs(manifest)
-        amount, why = billed(section.app, manifest)
-    say(f"  {'':14} {'quoted':>24}   {'metered':>24}")
-    for r in rows:
-        quoted = "" if r["quoted_usd"] is None else f"{duration(r['quoted_seconds'])} {r['quoted_usd']:9.4f} USD"
-        metered = (
-            "not yet" if r["metered_usd"] is None else f"{duration(r['metered_seconds'])} {r['metered_usd']:9.4f} USD"
-        )
-        say(f"  {r['stage']:14} {quoted:>24}   {metered:>24}")
-    total = {name: round(sum(r[name] or 0.0 for r in rows), 6) for name in ("quoted_usd", "metered_usd")}
-    say(f"  {'in all':14} {total['quoted_usd']:20.4f} USD   {total['metered_usd']:20.4f} USD")
-    for line in preemption_lines(manifest):
+        manifest = load_run(run).manifest.to_json() if run else manifest_of(files)
+        report = CostReport.of(section.app, manifest)
+    for line in [*report.lines(), *preemption_lines(manifest), *report.billing_lines()]:
         say(line)
-    say(f"  billed         {'–' if amount is None else f'{amount:.4f} USD'}: {why}")
-    say("  metered is the stages' own time; Modal also charges for starting and ending containers")
-    print_result({"stages": rows, **total, "billed_usd": amount, "billed_how": why}, as_json)
+    print_result(report.to_json(), as_json)
 
 
 @app.command()
@@ -122,35 +101,44 @@ def pull(
         Path, typer.Argument(metavar="RUN", help="Folder to copy to, for example runs/noesis-philosopher-v1.")
     ],
     state: Annotated[
-        bool, typer.Option("--state", help="With the trainer's saved state, to go on training here.")
+        bool, typer.Option("--state", help="Include the trainer's saved state, to continue the training here.")
     ] = False,
     archived: Annotated[
-        str | None, typer.Option("--archived", metavar="NAME", help="An older run, a name in /runs of the volume.")
+        str | None, typer.Option("--archived", metavar="NAME", help="An older run: a name in /runs of the volume.")
     ] = None,
     project: ProjectOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Copy the run from the volume, each file checked against its hash; the same command goes on where it was broken off.
+    """Copy the run from the volume, checking each file against its hash.
+
+    If it is interrupted, the same command continues.
 
     Example: noesis cloud pull runs/noesis-philosopher-v1
     """
-    from noesis.cli.options import program, shown
-    from noesis.core.console import say
+    from noesis.core.console import command, say
 
-    send_output_to(as_json)
-    _, section = _section(project)
+    reserve_stdout(as_json)
+    with _modal_volume(project) as (_, files):
+        from noesis.cloud.pull import pull as pull_run
+
+        result = pull_run(files, run, state=state, archived=archived)
+    say(f"Next: {command('verify', run)}")
+    print_result(result.to_json(), as_json)
+
+
+@contextmanager
+def _modal_volume(project: Path | None) -> Iterator[tuple[ModalSection, ModalVolumeFiles]]:
+    """The project's settings for Modal and its volume; Modal's errors inside the block become one message."""
+    _, section = _modal_section(project)
     from noesis.cloud.modal_errors import explained
-    from noesis.cloud.pull import pull as copy
     from noesis.cloud.volume.remote import ModalVolumeFiles
 
     with explained(section):
-        result = copy(ModalVolumeFiles(section), run, state=state, archived=archived)
-    say(f"Next: {program()} verify {shown(run.absolute())}")
-    print_result(result, as_json)
+        yield section, ModalVolumeFiles(section)
 
 
-def _section(project: Path | None) -> tuple[Any, Any]:
-    """The project and what its training_config.yaml says of Modal.
+def _modal_section(project: Path | None) -> tuple[Project, ModalSection]:
+    """The project, and `modal:` of its training_config.yaml.
 
     Raises:
         MissingExtra: the package modal is not installed.

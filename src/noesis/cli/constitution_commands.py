@@ -1,43 +1,48 @@
-"""`noesis constitution show|check|diff`: the document. The commands that make data from it are in `making_commands.py`."""
+"""`noesis constitution show|check|diff`: the document. The commands that make data from it: `synthesis_commands.py`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from noesis.cli.options import JsonOption, ProjectOption, print_result, send_output_to
+from noesis.cli.options import JsonOption, ProjectOption, print_result, reserve_stdout
 
 app = typer.Typer(
-    help="The constitution: what it says, what it reaches, and data made from it.\n\nExample: noesis constitution check",
+    help="Read, check and compare the constitution, and make data from it.\n\nExample: noesis constitution check",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
-SPEC = "openai:BASE_URL:MODEL, gguf:PATH, or torch:NAME (smollm2, a model folder, a Hub name)"
+SPEC = "openai:BASE_URL:MODEL, gguf:PATH, or torch:NAME (smollm2, a folder, or a name on the Hub)"
 CapOption = Annotated[
     float | None,
     typer.Option(
         "--max-usd",
         min=0,
+        metavar="USD",
         help="Stop before endpoints cost more than this; needs tribunal: prices in training_config.yaml.",
     ),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of all draws; recorded.")]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, metavar="N", help="Seed of all random choices; it is recorded.")
+]
 
 
 @app.command()
 def show(
     ids: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ID]...", help="Principles or values to show; default: all, without the requests."),
+        typer.Argument(metavar="ID", help="Ids of principles or values to show in full; default: an overview of all."),
     ] = None,
-    language: Annotated[str, typer.Option(help="pt or en.")] = "en",
+    language: Annotated[Literal["pt", "en"], typer.Option(help="Language of the text.")] = "en",
     project: ProjectOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Values in rank order with their principles; named ones with their requests, judges' items, prompts and examples.
+    """Show the values in rank order with their principles.
+
+    Those named by id are shown with their critique requests, judges' items, prompts and examples.
 
     Example: noesis constitution show fontes-reais
     """
@@ -45,11 +50,9 @@ def show(
     from noesis.core.console import say
     from noesis.core.errors import UsageError
     from noesis.core.project import find_project
-    from noesis.synthesis.coverage import check as covered
+    from noesis.synthesis.coverage import check as check_coverage
 
-    send_output_to(as_json)
-    if language not in ("pt", "en"):
-        raise UsageError(f"--language {language!r}: choose pt or en")
+    reserve_stdout(as_json)
     found = find_project(project)
     constitution = load_constitution(found.constitution)
     wanted = set(ids or ())
@@ -57,7 +60,7 @@ def show(
         raise UsageError(
             f"the constitution has no {unknown[0]!r}; principles: {', '.join(p.id for p in constitution.principles)}"
         )
-    covers = {cover.principle: cover for cover in covered(found).covers} if wanted else {}
+    covers = {cover.principle: cover for cover in check_coverage(found).covers} if wanted else {}
     for rank, value in enumerate(constitution.values, 1):
         named = getattr(value, language)
         mine = [
@@ -90,16 +93,18 @@ def show(
 
 @app.command()
 def check(project: ProjectOption = None, as_json: JsonOption = False) -> None:
-    """Does the document hold together, and does each principle reach examples, judges' items and prompts? Exit code 1: mistakes; gaps are only listed.
+    """Check the document, and that each principle has examples, judges' items and prompts.
+
+    Exit code 1: mistakes in the document; gaps are only listed.
 
     Example: noesis constitution check
     """
     from noesis.core.console import say
     from noesis.core.project import find_project
-    from noesis.synthesis.coverage import check as covered
+    from noesis.synthesis.coverage import check as check_coverage
 
-    send_output_to(as_json)
-    result = covered(find_project(project))
+    reserve_stdout(as_json)
+    result = check_coverage(find_project(project))
     for mistake in result.mistakes:
         say(str(mistake))
     if result.covers:
@@ -120,23 +125,29 @@ def check(project: ProjectOption = None, as_json: JsonOption = False) -> None:
 
 @app.command()
 def diff(
-    old: Annotated[Path | None, typer.Argument(metavar="[OLD]", help="A constitution's YAML file.")] = None,
-    new: Annotated[Path | None, typer.Argument(metavar="[NEW]", help="Another; default: the project's.")] = None,
+    old: Annotated[Path | None, typer.Argument(metavar="OLD", help="YAML file of the older constitution.")] = None,
+    new: Annotated[
+        Path | None, typer.Argument(metavar="NEW", help="YAML file of the newer one; default: the project's.")
+    ] = None,
     runs: Annotated[
         tuple[Path, Path] | None,
-        typer.Option("--runs", metavar="A B", help="Two judged runs: how behaviour differs by principle."),
+        typer.Option("--runs", metavar="A B", help="Two judged runs, compared principle by principle."),
     ] = None,
-    apply: Annotated[bool, typer.Option("--apply", help="Make the dependent critiques anew, into a new file.")] = False,
-    critic: Annotated[str | None, typer.Option("--critic", metavar="SPEC", help=f"Who writes them: {SPEC}.")] = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Write new critiques for what depends on a change, to a new file.")
+    ] = False,
+    critic: Annotated[
+        str | None, typer.Option("--critic", metavar="SPEC", help=f"Model that writes them: {SPEC}.")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Where to; default: data/generated/critiques.")
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder to write; default: data/generated/critiques.")
     ] = None,
     seed: SeedOption = 0,
     max_usd: CapOption = None,
     project: ProjectOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What changed in the text and what hangs on it; with --runs, how two models behave, principle by principle.
+    """Show what changed in the text and what depends on it; with --runs, how two models' behaviour differs.
 
     Example: noesis constitution diff before.yaml data/constitution.yaml --runs runs/before runs/after
     """
@@ -145,7 +156,7 @@ def diff(
     from noesis.core.errors import UsageError
     from noesis.core.project import find_project
 
-    send_output_to(as_json)
+    reserve_stdout(as_json)
     found = find_project(project)
     result: dict[str, Any] = {}
     if old is None and runs is None:
@@ -159,25 +170,22 @@ def diff(
 
         before, after = load_constitution(old), load_constitution(new or found.constitution)
         changes = compare(before, after)
-        hanging = dependents(found, before, after, changes)
+        affected = dependents(found, before, after, changes)
         for change in changes:
             say(f"  {change}")
-        for d in hanging:
+        for d in affected:
             counts = ", ".join(f"{len(names)} in {code}" for code, names in d.examples.items()) or "none"
             say(
-                f"  on {d.principle} hang: examples {counts}; generated {len(d.generated)}; items {', '.join(d.items) or 'none'}; prompts {len(d.prompts)}"
+                f"  {d.principle} affects: examples {counts}; generated {len(d.generated)}; "
+                f"items {', '.join(d.items) or 'none'}; prompts {len(d.prompts)}"
             )
-        say(f"{len(changes)} changes, {len(hanging)} principles touched")
-        result = {"changes": [vars(c) for c in changes], "dependents": [vars(d) for d in hanging]}
+        say(f"{len(changes)} changes, {len(affected)} principles affected")
+        result = {"changes": [vars(c) for c in changes], "dependents": [vars(d) for d in affected]}
         if apply and critic:
             settings = Settings(shots=0, seed=seed)
-            made = renew(
-                found,
-                after,
-                changes,
-                RenewalRequest(critic, out or found.data / "generated" / "critiques", settings, max_usd),
-            )
-            say(f"{made['made']} of {made['of']} critiques made anew → {made['file']}")
+            folder = out or found.data / "generated" / "critiques"
+            made = renew(found, after, changes, RenewalRequest(critic, folder, settings, max_usd))
+            say(f"{made['made']} of {made['of']} critiques rewritten → {made['file']}")
             result["applied"] = made
     if runs is not None:
         from noesis.pipeline.compare_runs import compare_runs
@@ -186,7 +194,8 @@ def diff(
         say(f"  {'principle':<28} {'prompts':>7} {'A':>6} {'B':>6}   B − A")
         for name, f in behaviour["by_principle"].items():
             say(
-                f"  {name:<28} {f['prompts']:>7} {f['a']:>6.3f} {f['b']:>6.3f}   {f['difference']:+.3f} {f['interval_95'] or ''}, p {f['p']:.3f}"
+                f"  {name:<28} {f['prompts']:>7} {f['a']:>6.3f} {f['b']:>6.3f}   "
+                f"{f['difference']:+.3f} {f['interval_95'] or ''}, p {f['p']:.3f}"
             )
         result["runs"] = behaviour
     print_result(result, as_json)

@@ -1,4 +1,4 @@
-"""`noesis data validate|export|inspect`."""
+"""`noesis data validate|export|inspect`: the examples that are trained on."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from noesis.cli.options import JsonOption, ProjectOption, print_result, send_output_to
+from noesis.cli.options import JsonOption, ProjectOption, print_result, reserve_stdout
 
 app = typer.Typer(
-    help="Examples: check, split and look at them.\n\nExample: noesis data validate",
+    help="Check, split and inspect the examples.\n\nExample: noesis data validate",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -20,15 +20,19 @@ app = typer.Typer(
 def data_validate(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[PATHS]", help="JSONL files or folders; default: the project's examples."),
+        typer.Argument(metavar="PATH", help="JSONL files or folders; default: the project's examples."),
     ] = None,
     project: ProjectOption = None,
     json_file: Annotated[
         Path | None,
-        typer.Option("--json", metavar="FILE", help="Write the report as JSON; - for stdout, talk going to stderr."),
+        typer.Option(
+            "--json", metavar="FILE", help="Write the report as JSON; - for stdout, with everything else on stderr."
+        ),
     ] = None,
 ) -> None:
-    """Check examples by file and line. Exit code 0: no errors (warnings allowed), 1: errors.
+    """Check examples and report problems by file and line.
+
+    Exit code 0: no errors (warnings allowed), 1: errors.
 
     Example: noesis data validate data/training/philosophical
     """
@@ -48,13 +52,13 @@ def data_validate(
     sources = paths or [
         folder for language in ("pt", "en") for folder in found.sources(language) if any(folder.glob("*.jsonl"))
     ]
-    ruler = find_token_counter(config, constitution)
-    result = validate(sources or found.sources("pt"), constitution, config.training.data.categories, ruler=ruler)
+    counter = find_token_counter(config, constitution)
+    result = validate(sources or found.sources("pt"), constitution, config.training.data.categories, ruler=counter)
     for problem in result.problems:
         say(str(problem))
     for (severity, code), count in sorted(result.found.items()):
-        if count > (shown_here := sum(p.code == code and p.severity == severity for p in result.problems)):
-            say(f"{count:,} {severity}s [{code}], {shown_here} of them shown")
+        if count > (printed := sum(p.code == code and p.severity == severity for p in result.problems)):
+            say(f"{count:,} {severity}s [{code}], {printed} of them shown")
     say(
         result.window
         or f"lengths in tokens were not checked: the tokenizer of {config.training.model} is not on this machine"
@@ -77,38 +81,40 @@ def data_validate(
 @app.command("export")
 def data_export(
     more: Annotated[
-        list[Path] | None, typer.Argument(metavar="[PATH]...", help="More sources, after --source.")
+        list[Path] | None, typer.Argument(metavar="PATH", help="JSONL files or folders, added to --source.")
     ] = None,
     source: Annotated[
         list[Path] | None,
         typer.Option("--source", metavar="PATH", help="JSONL files or folders; default: the project's examples."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Where to; default: data/training/exports.")
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder to write; default: data/training/exports.")
     ] = None,
-    language: Annotated[str | None, typer.Option(help="pt, en or both; default: as in training_config.yaml.")] = None,
+    language: Annotated[
+        str | None, typer.Option(metavar="LANGUAGE", help="pt, en or both; default: as in training_config.yaml.")
+    ] = None,
     dedupe: Annotated[
         bool,
         typer.Option(
-            "--dedupe", help="Keep one of each cluster of rows that say the same; dropped.jsonl names the others."
+            "--dedupe", help="Keep one row of each cluster of near-duplicates; dropped.jsonl names the others."
         ),
     ] = False,
     project: ProjectOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write train.jsonl, eval.jsonl and statistics.json: the same bytes for the same input and settings.
+    """Write train.jsonl, eval.jsonl and statistics.json, with the same bytes for the same input and settings.
 
     Example: noesis data export --language both --out /tmp/exports
     """
     from noesis.constitution.document import load_constitution
-    from noesis.core.config import load_config
     from noesis.core.console import say
+    from noesis.core.overrides import Overrides
     from noesis.core.project import find_project
     from noesis.dataset.export import export
 
-    send_output_to(as_json)
+    reserve_stdout(as_json)
     found = find_project(project)
-    config = load_config(found, {"training.data.language": language})
+    config = Overrides(language=language).configure(found)
     target = out or found.exports
     sources = [*(source or ()), *(more or ())] or found.sources(config.training.data.language)
     statistics = export(
@@ -123,32 +129,39 @@ def data_export(
 @app.command("inspect")
 def data_inspect(
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[ID]...", help="Examples to show; default: the first three.")
+        list[str] | None,
+        typer.Argument(metavar="ID", help="Ids of the examples to show; default: the first three."),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Show all examples.")] = False,
     html: Annotated[
         Path | None,
         typer.Option(
-            "--html", metavar="FILE", help="Write one self-contained page; the terminal gets the counts only."
+            "--html", metavar="FILE", help="Write a self-contained page; the terminal then shows only the counts."
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Whose tokenizer and template; default: as in training_config.yaml.")
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Model whose tokenizer and chat template are used; default: as in training_config.yaml.",
+        ),
     ] = None,
-    language: Annotated[str | None, typer.Option(help="pt, en or both; default: as in training_config.yaml.")] = None,
+    language: Annotated[
+        str | None, typer.Option(metavar="LANGUAGE", help="pt, en or both; default: as in training_config.yaml.")
+    ] = None,
     project: ProjectOption = None,
 ) -> None:
-    """Exactly what the model is trained on: the rendered conversation token by token, trained tokens marked and counted.
+    """Show what the model is trained on: the rendered conversation, with the trained tokens marked and counted.
 
-    Exit code 0: training takes the rows shown, 1: it would refuse one, and the reason is shown.
+    Exit code 0: training accepts the rows shown, 1: it would refuse one, and the reason is shown.
 
     Example: noesis data inspect maieutica_001
     """
-    from noesis.core.config import load_config
+    from noesis.core.overrides import Overrides
     from noesis.core.project import find_project
     from noesis.dataset.inspect import show
 
     found = find_project(project)
-    config = load_config(found, {"training.model": model, "training.data.language": language})
+    config = Overrides(model=model, language=language).configure(found)
     if any(row.refusal for row in show(found, config, ids or [], everything=everything, html=html)):
         raise typer.Exit(1)

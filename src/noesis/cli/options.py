@@ -3,39 +3,72 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+if TYPE_CHECKING:
+    from noesis.workspace.doctor import Check
+
 ProjectOption = Annotated[
     Path | None,
-    typer.Option("--project", metavar="DIR", help="Project folder; default: the nearest one at or above here."),
+    typer.Option("--project", metavar="DIR", help="Project folder; default: the nearest one at or above this folder."),
 ]
 RunOption = Annotated[
-    Path | None, typer.Option("--run", metavar="DIR", help="Run directory; default: runs/<output_name> of the project.")
+    Path | None,
+    typer.Option("--run", metavar="DIR", help="Run directory; default: runs/<output_name> in the project."),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, for example runs/demo.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout; talk goes to stderr.")]
-AgainOption = Annotated[bool, typer.Option("--again", help="Do it again though it is done.")]
-MethodOption = Annotated[
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON to stdout and everything else to stderr.")
+]
+AgainOption = Annotated[bool, typer.Option("--again", help="Repeat the stage even if it is done.")]
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", help="Start a new run; the old one is moved to .archive/, nothing is deleted.")
+]
+
+ModelOption = Annotated[
     str | None,
+    typer.Option("--model", metavar="MODEL", help="Base model: smollm2, a folder, or a name on the Hugging Face Hub."),
+]
+EpochsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--epochs", min=1, metavar="N", help="Passes over the examples (dpo: over the pairs; sft+dpo: of the SFT part)."
+    ),
+]
+MaxExamplesOption = Annotated[
+    int | None, typer.Option("--max-examples", min=1, metavar="N", help="Train on only N of the examples.")
+]
+MethodOption = Annotated[
+    Literal["sft", "dpo", "sft+dpo"] | None,
     typer.Option(
         "--method",
-        help="sft: the examples; dpo: pairs of a weak and a revised answer; sft+dpo: both in turn; default: the YAML's.",
+        help="sft trains on the examples, dpo on pairs of a weak and a revised answer, sft+dpo on one after the "
+        "other; default: as in training_config.yaml.",
     ),
 ]
 MaxUsdOption = Annotated[
     float | None,
-    typer.Option(min=0.01, metavar="USD", help="The run may cost this much in all, across restarts; default: 90."),
+    typer.Option(
+        "--max-usd",
+        min=0.01,
+        metavar="USD",
+        help="Stop before the whole run, restarts included, costs more than this; default: budget.max_usd in "
+        "training_config.yaml.",
+    ),
 ]
 MaxMinutesOption = Annotated[
-    float | None, typer.Option(min=0.01, metavar="N", help="The run may take this long in all, across restarts.")
-]
-FreshOption = Annotated[
-    bool, typer.Option("--fresh", help="Start anew; the old run is moved to .archive/, nothing is deleted.")
+    float | None,
+    typer.Option(
+        "--max-minutes",
+        min=0.01,
+        metavar="MINUTES",
+        help="Stop before the whole run, restarts included, takes longer than this; default: budget.max_minutes in "
+        "training_config.yaml.",
+    ),
 ]
 
 JudgeOption = Annotated[
@@ -43,61 +76,30 @@ JudgeOption = Annotated[
     typer.Option(
         "--judge",
         metavar="SPEC",
-        help="openai:BASE_URL:MODEL, gguf:PATH, or self (the run's own base); may be given several times.",
+        help="Judge model: openai:BASE_URL:MODEL, gguf:PATH, or self (the run's own base); may be repeated.",
     ),
 ]
 GateOption = Annotated[
     bool,
-    typer.Option(
-        "--gate", help="End with the verdict's exit code: 0 APPROVED, 3 REJECTED, 4 CONDITIONAL or UNDECIDED."
-    ),
+    typer.Option("--gate", help="Exit with the verdict's code: 0 APPROVED, 3 REJECTED, 4 CONDITIONAL or UNDECIDED."),
 ]
-PartOption = Annotated[str, typer.Option("--part", help="dev, locked or all; each use of the locked part is logged.")]
+PartOption = Annotated[
+    Literal["dev", "locked", "all"],
+    typer.Option("--part", help="Part of the Tribunal's suite; each use of the locked part is logged."),
+]
 JudgesMaxUsdOption = Annotated[
     float | None,
     typer.Option(
         "--max-usd",
         min=0,
+        metavar="USD",
         help="Stop before judges cost more than this; needs tribunal: prices in training_config.yaml.",
     ),
 ]
 
 
-def checked_part(part: str) -> Any:
-    """`part`, if there is such a one."""
-    from noesis.core.errors import UsageError
-
-    if part not in ("dev", "locked", "all"):
-        raise UsageError(f"--part {part!r}: choose dev, locked or all")
-    return part
-
-
-def configured(
-    project: Path | None,
-    model: str | None,
-    epochs: int | None,
-    max_examples: int | None,
-    as_json: bool,
-    *,
-    max_usd: float | None = None,
-    max_minutes: float | None = None,
-    method: str | None = None,
-) -> tuple[Any, Any]:
-    """The project, and its configuration with the options laid over it; epochs: of the only part, of `sft+dpo` the first."""
-    from noesis.core.config import load_config
-    from noesis.core.project import find_project
-
-    send_output_to(as_json)
-    found = find_project(project)
-    overrides = {"training.model": model, "training.method": method, "max_examples": max_examples}
-    only = epochs is not None and load_config(found, {"training.method": method}).training.method == "dpo"
-    overrides["training.dpo.epochs" if only else "training.num_train_epochs"] = epochs
-    return found, load_config(
-        found, overrides | {"training.budget.max_usd": max_usd, "training.budget.max_minutes": max_minutes}
-    )
-
-
-def send_output_to(as_json: bool) -> None:
+def reserve_stdout(as_json: bool) -> None:
+    """With --json, keep stdout for the result and print everything else to stderr."""
     if as_json:
         from noesis.core.console import use_stderr
 
@@ -105,15 +107,22 @@ def send_output_to(as_json: bool) -> None:
 
 
 def print_result(value: Any, as_json: bool) -> None:
+    """With --json, print the command's result."""
     if as_json:
         print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
 
 
-def program() -> str:
-    """This program as one would type it here: its path where the environment is not activated."""
-    return "noesis" if shutil.which("noesis") else shown(Path(sys.argv[0]).absolute())
+def report_checks(checks: Sequence[Check], as_json: bool) -> None:
+    """Print each check, with the remedy where it failed.
 
+    Raises:
+        typer.Exit: code 1 if something needed is missing.
+    """
+    from noesis.core.console import say
 
-def shown(path: Path) -> str:
-    """A path as one would type it from here."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    for check in checks:
+        state = "ok     " if check.ok else "MISSING" if check.needed else "–      "
+        say(f"  {state}  {check.name}: {check.found}" + ("" if check.ok else f"\n           → {check.remedy}"))
+    print_result([vars(c) for c in checks], as_json)
+    if any(not c.ok and c.needed for c in checks):
+        raise typer.Exit(1)

@@ -1,33 +1,35 @@
-"""`noesis demo|plan|train|judge|report`: each imports its stage only when it is called."""
+"""`noesis demo|plan|train|judge|report`: train a model and judge it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from noesis.cli.options import (
     AgainOption,
+    EpochsOption,
     FreshOption,
     GateOption,
     JsonOption,
     JudgeOption,
     JudgesMaxUsdOption,
+    MaxExamplesOption,
     MaxMinutesOption,
     MaxUsdOption,
     MethodOption,
+    ModelOption,
     PartOption,
     ProjectOption,
     RunArgument,
     RunOption,
-    checked_part,
-    configured,
     print_result,
-    program,
-    send_output_to,
-    shown,
+    reserve_stdout,
 )
+
+if TYPE_CHECKING:
+    from noesis.run.directory import Run
 
 app = typer.Typer()
 
@@ -36,10 +38,10 @@ app = typer.Typer()
 def demo(
     project: ProjectOption = None,
     run: Annotated[
-        Path | None, typer.Option("--run", metavar="DIR", help="Run directory; default: runs/demo of the project.")
+        Path | None, typer.Option("--run", metavar="DIR", help="Run directory; default: runs/demo in the project.")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="One epoch on a few examples: is everything in place?")
+        bool, typer.Option("--quick", help="Train one epoch on a few examples, to check the installation.")
     ] = False,
     fresh: FreshOption = False,
     judges: JudgeOption = None,
@@ -47,13 +49,13 @@ def demo(
     max_usd: MaxUsdOption = None,
     max_minutes: MaxMinutesOption = None,
 ) -> None:
-    """The whole pipeline on the embedded model: validate, plan, train, judge, merge, GGUF, report.
+    """Run the whole pipeline on the embedded model: validate, plan, train, judge, merge, GGUF, report.
 
     Example: noesis demo --quick
     """
-    from noesis.core.console import duration, say
     from noesis.core.project import find_project
     from noesis.pipeline.demo import demo as run_demo
+    from noesis.tribunal.court import verdict_exit_code
 
     found = find_project(project)
     s = run_demo(
@@ -65,55 +67,66 @@ def demo(
         max_usd=max_usd,
         max_minutes=max_minutes,
     )
-    result = s.run.result("judge") or {}
-    court = s.run.verdict()
+    _show_outcome(s.run)
+    if gate:
+        raise typer.Exit(verdict_exit_code(s.run.verdict()["verdict"]))
+
+
+def _show_outcome(run: Run) -> None:
+    """What training changed, where the files are, and the next command."""
+    from noesis.core.console import command, duration, say
+
+    result, court = run.result("judge") or {}, run.verdict()
     b, t, n = result["preference"]["base"], result["preference"]["tuned"], result["preference"]["examples"]
-    seconds = sum(stage.seconds for stage in s.run.manifest.stages.values())
+    seconds = sum(stage.seconds for stage in run.manifest.stages.values())
     say("\nBase → tuned")
     say(f"  held-out loss        {b['held_out_loss']:.4f} → {t['held_out_loss']:.4f}")
     say(
-        f"  preference accuracy  {b['preferred']}/{n} → {t['preferred']}/{n}   mean margin {b['mean_margin']:+.4f} → {t['mean_margin']:+.4f}"
+        f"  preference accuracy  {b['preferred']}/{n} → {t['preferred']}/{n}   "
+        f"mean margin {b['mean_margin']:+.4f} → {t['mean_margin']:+.4f}"
     )
     say(f"  Tribunal             {court['verdict']}: {court['reason'].split(':')[0]}")
     say(f"Stages took {duration(seconds)} in all.")
-    say(f"Report   {s.run.report}\nModel    {s.run.merged}\nGGUF     {s.run.gguf}\nAdapter  {s.run.adapter()}")
-    say(f"Next:    {program()} chat {shown(s.run.path)}")
-    if gate:
-        from noesis.tribunal.court import Ruling
-
-        raise typer.Exit(Ruling.from_json(court).exit_code)
+    say(f"Report   {run.report}\nModel    {run.merged}\nGGUF     {run.gguf}\nAdapter  {run.adapter()}")
+    say(f"Next:    {command('chat', run.path)}")
 
 
 @app.command()
 def plan(
     project: ProjectOption = None,
-    model: Annotated[str | None, typer.Option(help="smollm2, a folder, or a Hub name.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the examples.")] = None,
-    max_examples: Annotated[int | None, typer.Option(min=1, help="Train on this many only.")] = None,
+    model: ModelOption = None,
+    epochs: EpochsOption = None,
+    max_examples: MaxExamplesOption = None,
     method: MethodOption = None,
     gpu: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="A card that need not be here: L40S, A100-80GB, H100 …; default: this machine."
+            metavar="NAME",
+            help="Plan for this GPU, which need not be here: L40S, A100-80GB, H100 …; default: this machine.",
         ),
     ] = None,
     gpus: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Cards of one machine; default: all that are here, or 1.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="GPUs in one machine; default: all that are here, or 1."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Does it fit, how, in what time, for how many USD, and what would it be elsewhere? Trains nothing.
+    """Predict memory, time and cost of a training, here and on other machines, without training.
 
     Example: noesis plan --model meta-llama/Llama-3.1-8B-Instruct --gpu L40S --epochs 3
     """
     from noesis.constitution.document import load_constitution
+    from noesis.core.overrides import Overrides
+    from noesis.core.project import find_project
     from noesis.dataset.auxiliary import load_auxiliary
     from noesis.dataset.load import read_examples
     from noesis.pipeline.stages.plan import plan_without_run
     from noesis.pipeline.start_run import subset
     from noesis.planning.display import show_plan
 
-    found, config = configured(project, model, epochs, max_examples, as_json, method=method)
+    reserve_stdout(as_json)
+    found = find_project(project)
+    config = Overrides(model=model, epochs=epochs, max_examples=max_examples, method=method).configure(found)
     constitution = load_constitution(found.constitution)
     examples = subset(read_examples(found.exports / "train.jsonl", constitution), config)
     result, require_fit = plan_without_run(
@@ -127,9 +140,9 @@ def plan(
 def train(
     project: ProjectOption = None,
     run: RunOption = None,
-    model: Annotated[str | None, typer.Option(help="smollm2, a folder, or a Hub name.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the examples.")] = None,
-    max_examples: Annotated[int | None, typer.Option(min=1, help="Train on this many only.")] = None,
+    model: ModelOption = None,
+    epochs: EpochsOption = None,
+    max_examples: MaxExamplesOption = None,
     method: MethodOption = None,
     dataset: Annotated[
         Path | None,
@@ -139,93 +152,92 @@ def train(
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="Go on with the run that lies there, or refuse and say what differs; may add epochs."
+            "--resume", help="Continue the run in --run, with more --epochs if you like; stop if other settings differ."
         ),
     ] = False,
     fork: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Begin a new run with the adapter of this one.")
+        Path | None, typer.Option(metavar="RUN", help="Start a new run from the adapter of this one.")
     ] = None,
     judges: JudgeOption = None,
     max_usd: MaxUsdOption = None,
     max_minutes: MaxMinutesOption = None,
 ) -> None:
-    """Train on the exported examples and choose the epoch to use. The same command goes on where it was interrupted. Exit code 5: stopped at the cap.
+    """Train on the exported examples and choose which epoch to use.
+
+    If it is interrupted, the same command continues where it stopped. Exit code 5: stopped at the cap.
 
     Example: noesis train --model smollm2 --epochs 3 --run runs/mine
     """
-    from noesis.core.console import heading, say
+    from noesis.core.console import command, heading, say
     from noesis.core.errors import UsageError
+    from noesis.core.overrides import Overrides
+    from noesis.core.project import find_project
     from noesis.pipeline.registry import PipelineOptions, run_all
     from noesis.pipeline.start_run import from_exports, start_run
     from noesis.run.lock import locked
 
     if resume and (fresh or fork):
-        raise UsageError("--resume goes on with a run; --fresh and --fork begin one: give one of them")
-    found, config = configured(
-        project, model, epochs, max_examples, False, max_usd=max_usd, max_minutes=max_minutes, method=method
-    )
+        raise UsageError("--resume continues a run, --fresh and --fork start one: give only one of them")
+    found = find_project(project)
+    config = Overrides(
+        model=model,
+        epochs=epochs,
+        max_examples=max_examples,
+        method=method,
+        max_usd=max_usd,
+        max_minutes=max_minutes,
+    ).configure(found)
     path = run or found.runs / config.training.output_name
     with locked(path):
         heading(1, 4, "data", "the exported examples, checked again")
-        s = start_run(
-            found,
-            config,
-            path,
-            from_exports(dataset or found.exports, found),
-            fresh=fresh,
-            resume=resume,
-            fork=fork,
-        )
+        data = from_exports(dataset or found.exports, found)
+        s = start_run(found, config, path, data, fresh=fresh, resume=resume, fork=fork)
         named = tuple(config.training.tribunal.judges if judges is None else judges)
         run_all(s, PipelineOptions(found, named), stages=("plan", "train", "choose"), done=1)
-    say(f"Next: {program()} judge {shown(path)}")
+    say(f"Next: {command('judge', path)}")
 
 
 @app.command()
 def judge(
     run: RunArgument,
     judges: JudgeOption = None,
-    against: Annotated[
-        str, typer.Option(help="What the tuned model is compared with; base is the only choice so far.")
-    ] = "base",
     part: PartOption = "dev",
     prompts: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="So many prompts of the suite only, evenly spread.")
+        int | None, typer.Option(min=1, metavar="N", help="Use only N prompts of the suite, evenly spread.")
     ] = None,
     max_usd: JudgesMaxUsdOption = None,
     project: ProjectOption = None,
     again: AgainOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Base against tuned: on the held-out examples and, with --judge, before the Tribunal. Exit code 0: APPROVED, 3: REJECTED, 4: CONDITIONAL or UNDECIDED.
+    """Compare the tuned model with its base on the held-out examples and, with --judge, before the Tribunal.
+
+    Exit code 0: APPROVED, 3: REJECTED, 4: CONDITIONAL or UNDECIDED.
 
     Example: noesis judge runs/demo --judge openai:https://api.openai.com/v1:gpt-5-mini --max-usd 2
     """
-    from noesis.core.errors import UsageError
+    from noesis.core.project import find_project
     from noesis.pipeline.session import reopen_run
     from noesis.pipeline.stages.judge import run_judge
-    from noesis.tribunal.court import Ruling
+    from noesis.pipeline.stages.trial import TrialRequest, run_trial
+    from noesis.tribunal.court import verdict_exit_code
 
-    if against != "base":
-        raise UsageError(f"--against {against!r}: base is the only choice so far")
-    send_output_to(as_json)
+    reserve_stdout(as_json)
     s = reopen_run(run)
     with s.run.locked():
         result = run_judge(s, again=again)
         named = tuple(judges) if judges else s.config.training.tribunal.judges
         if named:
-            from noesis.core.project import find_project
-            from noesis.pipeline.stages.trial import TrialRequest, run_trial
-
-            request = TrialRequest(named, checked_part(part), prompts, max_usd)
-            result = run_trial(s, find_project(project), request, again=again).to_json()
+            result = run_trial(
+                s, find_project(project), TrialRequest(named, part, prompts, max_usd), again=again
+            ).to_json()
     print_result(result, as_json)
-    raise typer.Exit(Ruling.from_json(result["court"]).exit_code)
+    raise typer.Exit(verdict_exit_code(result["court"]["verdict"]))
 
 
 @app.command()
 def report(run: RunArgument) -> None:
-    """Write the run's report again: one page that works offline.
+    """Rewrite the run's report, one HTML page that works offline.
 
     Example: noesis report runs/demo
     """

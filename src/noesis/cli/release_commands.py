@@ -1,4 +1,4 @@
-"""`noesis merge|gguf|parity`: each imports its stage only when it is called."""
+"""`noesis merge|gguf|parity`: turn a trained run into files that other programs load, and certify them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from noesis.cli.options import AgainOption, JsonOption, RunArgument, print_result, send_output_to
+from noesis.cli.options import AgainOption, JsonOption, RunArgument, print_result, reserve_stdout
 
 app = typer.Typer()
 
@@ -19,11 +19,11 @@ def merge(
     original: Annotated[
         bool,
         typer.Option(
-            "--original", help="Into the base's original weights, though it was trained against dequantised ones."
+            "--original", help="Merge into the base's original weights, even if it was trained on dequantised ones."
         ),
     ] = False,
 ) -> None:
-    """Adapter and base into one standalone model (safetensors).
+    """Merge adapter and base into one standalone model (safetensors).
 
     Example: noesis merge runs/demo
     """
@@ -38,21 +38,26 @@ def merge(
 @app.command()
 def gguf(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Run directory, or a model folder with config.json and .safetensors.")
+        Path,
+        typer.Argument(metavar="RUN", help="Run directory, or a model folder with config.json and safetensors files."),
     ],
     quant: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated: f32, f16, q8_0, q4_k_m; default: as in training_config.yaml, f16 for a model folder."
+            metavar="KINDS",
+            help="Formats, separated by commas: f32, f16, q8_0, q4_k_m; default: as in training_config.yaml, "
+            "f16 for a model folder.",
         ),
     ] = None,
-    outfile: Annotated[Path | None, typer.Option(metavar="FILE", help="Where the one kind asked for goes.")] = None,
+    outfile: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File to write, where only one format is wanted.")
+    ] = None,
     adapter: Annotated[
-        bool, typer.Option("--adapter", help="The adapter alone as well, for a GGUF of its base.")
+        bool, typer.Option("--adapter", help="Also write the adapter alone, for use with a GGUF file of its base.")
     ] = False,
     again: AgainOption = False,
 ) -> None:
-    """GGUF files for llama.cpp and Ollama, and the certificate that they behave like what was trained.
+    """Write GGUF files for llama.cpp and Ollama, and certify that they behave like the trained model.
 
     Example: noesis gguf runs/demo --quant f16,q8_0 · noesis gguf ./noesis_model --outfile noesis.gguf
     """
@@ -68,7 +73,7 @@ def gguf(
             raise UsageError(f"--quant {kind!r} is not known; choose from {', '.join(KINDS)}")
     if run.is_dir() and not (run / "manifest.json").is_file():
         if adapter:
-            raise UsageError(f"--adapter needs a run, and {run} is none")
+            raise UsageError(f"--adapter needs a run directory, and {run} is a model folder (it has no manifest.json)")
         convert_folder(run, outfile, kinds or ("f16",))
         return
     s = reopen_run(run)
@@ -80,14 +85,16 @@ def gguf(
 
 @app.command()
 def parity(run: RunArgument, as_json: JsonOption = False) -> None:
-    """Measure again: adapter on its base, merged model, each GGUF. Exit code 1: one is outside its tolerance, and is put aside.
+    """Compare adapter, merged model and each GGUF file again.
+
+    Exit code 1: one is outside its tolerance, and is renamed to *.rejected.gguf.
 
     Example: noesis parity runs/demo
     """
     from noesis.pipeline.session import reopen_run
     from noesis.pipeline.stages.gguf import parity
 
-    send_output_to(as_json)
+    reserve_stdout(as_json)
     s = reopen_run(run)
     with s.run.locked():
         result = parity(s)

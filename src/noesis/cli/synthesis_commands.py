@@ -1,21 +1,22 @@
-"""`noesis constitution prompts|revise|prefer`: data made from the constitution."""
+"""`noesis constitution prompts|revise|prefer`: make training data from the constitution."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from noesis.cli.constitution_commands import SPEC, CapOption, SeedOption
 from noesis.cli.constitution_commands import app as app  # one group of commands
-from noesis.cli.options import JsonOption, ProjectOption, print_result, send_output_to
+from noesis.cli.options import JsonOption, ProjectOption, print_result, reserve_stdout
 
-ModelSpec = Annotated[str, typer.Option("--model", metavar="SPEC", help=f"Whose answers are revised: {SPEC}.")]
+ModelSpec = Annotated[str, typer.Option("--model", metavar="SPEC", help=f"Model whose answers are revised: {SPEC}.")]
 CriticSpec = Annotated[
-    str | None, typer.Option("--critic", metavar="SPEC", help="Who criticises and revises; default: the model itself.")
+    str | None,
+    typer.Option("--critic", metavar="SPEC", help="Model that criticises and revises; default: the same as --model."),
 ]
-CountOption = Annotated[int | None, typer.Option("--count", min=1, metavar="N", help="Only the first N.")]
+CountOption = Annotated[int | None, typer.Option("--count", min=1, metavar="N", help="Take only the first N.")]
 
 
 @app.command()
@@ -23,33 +24,36 @@ def prompts(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", metavar="SPEC", help="Who phrases them; without one, instructions for people are written."
+            "--model",
+            metavar="SPEC",
+            help="Model that words the prompts; without it, instructions for people are written.",
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Where to; default: data/generated/prompts.")
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder to write; default: data/generated/prompts.")
     ] = None,
-    language: Annotated[str, typer.Option(help="pt, en or both.")] = "both",
-    count: Annotated[int, typer.Option(min=1, metavar="N", help="How many combinations are dealt out.")] = 100,
-    temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.8,
+    language: Annotated[Literal["pt", "en", "both"], typer.Option(help="Language of the prompts.")] = "both",
+    count: Annotated[int, typer.Option(min=1, metavar="N", help="Number of combinations to sample.")] = 100,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=2, metavar="T", help="Sampling temperature of --model.")
+    ] = 0.8,
     seed: SeedOption = 0,
     max_usd: CapOption = None,
     project: ProjectOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prompts varied by construction: topic, situation, asker, difficulty from data/constitution_prompts.yaml; what exists already is left out.
+    """Make prompts by combining topic, situation, asker and difficulty from data/constitution_prompts.yaml.
+
+    Prompts that exist already are left out.
 
     Example: noesis constitution prompts --count 200 --model openai:http://127.0.0.1:8080/v1:qwen3
     """
     from noesis.core.console import say
-    from noesis.core.errors import UsageError
     from noesis.core.project import find_project
     from noesis.synthesis.make_prompts import PromptsRequest, make_prompts
 
-    send_output_to(as_json)
-    languages = {"pt": ("pt",), "en": ("en",), "both": ("pt", "en")}.get(language)
-    if languages is None:
-        raise UsageError(f"--language {language!r}: choose pt, en or both")
+    reserve_stdout(as_json)
+    languages = ("pt", "en") if language == "both" else (language,)
     found = find_project(project)
     ask = PromptsRequest(
         out or found.data / "generated" / "prompts", languages, count, model, seed, temperature, max_usd=max_usd
@@ -65,32 +69,42 @@ def prompts(
 @app.command()
 def prefer(
     critic: Annotated[
-        str, typer.Option("--critic", metavar="SPEC", help=f"Who compares; must give log-probabilities: {SPEC}.")
+        str,
+        typer.Option(
+            "--critic", metavar="SPEC", help=f"Model that compares; it must return log-probabilities: {SPEC}."
+        ),
     ],
     pairs: Annotated[
         Path | None,
         typer.Option(
-            "--pairs", metavar="FILE", help="JSONL with prompt, a and b; or examples: revision against initial answer."
+            "--pairs",
+            metavar="FILE",
+            help="JSONL with prompt, a and b, or examples, whose revised and initial answers are compared.",
         ),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option("--prompts", metavar="FILE", help="Prompts that --model answers twice.")
+        Path | None, typer.Option("--prompts", metavar="FILE", help="JSONL of prompts that --model answers twice.")
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", metavar="SPEC", help="Who answers --prompts.")] = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="SPEC", help="Model that answers --prompts.")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Where to; default: data/generated/preferences.")
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder to write; default: data/generated/preferences.")
     ] = None,
     reasoning: Annotated[
-        bool, typer.Option("--reasoning", help="The critic thinks first; its labels are then clamped to 0.4..0.6.")
+        bool,
+        typer.Option("--reasoning", help="Let the critic reason first; its labels are then clamped to 0.4 to 0.6."),
     ] = False,
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="Of the two answers.")] = 1.0,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=2, metavar="T", help="Sampling temperature of the two answers.")
+    ] = 1.0,
     seed: SeedOption = 0,
     count: CountOption = None,
     max_usd: CapOption = None,
     project: ProjectOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Soft preference labels: one drawn principle a comparison, the letters' probabilities in both orders. Resumable after a kill.
+    """Label pairs of answers with a probability that one is preferred, by a random principle for each pair.
+
+    The critic compares each pair in both orders. If interrupted, the same command continues.
 
     Example: noesis constitution prefer --critic torch:smollm2 --pairs data/generated/revisions/examples.jsonl
     """
@@ -99,7 +113,7 @@ def prefer(
     from noesis.synthesis.make_preferences import prefer as label
     from noesis.synthesis.preference_labels import PreferencesRequest
 
-    send_output_to(as_json)
+    reserve_stdout(as_json)
     found = find_project(project)
     folder = out or found.data / "generated" / "preferences"
     ask = PreferencesRequest(
@@ -122,11 +136,13 @@ def prefer(
         say(f"  probability of whatever stands first {place['mean']:.2f} {place['interval_95'] or ''}")
         if report["both_orders_agree"] < 0.6:
             say(
-                "  the critic goes by the place of an answer more than by what it says: such labels teach little; name a stronger one"
+                "  the critic goes by an answer's position more than by its content, so these labels teach little: "
+                "name a stronger critic"
             )
     if "revised_preferred" in report:
         say(
-            f"  the revision is preferred in {report['revised_preferred']['count']} of {report['revised_preferred']['of']}"
+            f"  the revision is preferred in {report['revised_preferred']['count']} "
+            f"of {report['revised_preferred']['of']} pairs"
         )
     if report["left_out"]:
         say("  left out: " + ", ".join(f"{why} {n}" for why, n in report["left_out"].items()))
@@ -142,50 +158,62 @@ def revise(
         typer.Option(
             "--prompts",
             metavar="FILE",
-            help="JSONL with id and prompt; made by  noesis constitution prompts  or your own.",
+            help="JSONL with id and prompt, your own or from  noesis constitution prompts.",
         ),
     ],
     critic: CriticSpec = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", metavar="DIR", help="Where to; default: data/generated/revisions. The same command goes on there."
-        ),
+        typer.Option("--out", metavar="DIR", help="Folder to write or continue; default: data/generated/revisions."),
     ] = None,
     rounds: Annotated[
-        int, typer.Option(min=1, max=4, help="Critiques and revisions of each answer, each by another principle.")
+        int,
+        typer.Option(
+            min=1, max=4, metavar="N", help="Critiques and revisions of each answer, each by another principle."
+        ),
     ] = 1,
-    shots: Annotated[int, typer.Option(min=0, max=8, help="Hand-written examples shown before each request.")] = 2,
-    reviser: Annotated[str, typer.Option(help="Who writes the revisions: critic or model.")] = "critic",
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="Of all replies.")] = 0.7,
-    attempts: Annotated[int, typer.Option(min=1, max=10, help="Of each step, before an example is left out.")] = 3,
+    shots: Annotated[
+        int, typer.Option(min=0, max=8, metavar="N", help="Hand-written examples shown before each request.")
+    ] = 2,
+    reviser: Annotated[
+        Literal["critic", "model"], typer.Option(help="Which of the two writes the revisions.")
+    ] = "critic",
+    temperature: Annotated[
+        float, typer.Option(min=0, max=2, metavar="T", help="Sampling temperature of all replies.")
+    ] = 0.7,
+    attempts: Annotated[
+        int, typer.Option(min=1, max=10, metavar="N", help="Tries of each step before an example is left out.")
+    ] = 3,
     tokens: Annotated[
-        int, typer.Option(min=32, help="Longest answer; a critique may have three quarters of it.")
+        int, typer.Option(min=32, metavar="TOKENS", help="Longest answer; a critique gets three quarters of it.")
     ] = 400,
     seed: SeedOption = 0,
     judges: Annotated[
         list[str] | None,
-        typer.Option("--judge", metavar="SPEC", help="A Tribunal that revisions go before, if it is fit."),
+        typer.Option(
+            "--judge",
+            metavar="SPEC",
+            help="Judge model of a Tribunal that must pass each revision, if it is fit; may be repeated.",
+        ),
     ] = None,
     count: CountOption = None,
     max_usd: CapOption = None,
     project: ProjectOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Initial answer, critique by a drawn principle, revision: examples marked as generated, with their lineage. Resumable after a kill.
+    """Make examples: initial answer, critique by a random principle, revision.
+
+    They are marked as generated, with their lineage. If interrupted, the same command continues.
 
     Example: noesis constitution revise --model torch:smollm2 --prompts prompts.jsonl --count 8
     """
     from noesis.core.console import say
-    from noesis.core.errors import UsageError
     from noesis.core.project import find_project
     from noesis.synthesis.critique_revision import Settings
     from noesis.synthesis.make_examples import ExamplesRequest
     from noesis.synthesis.make_examples import revise as make
 
-    send_output_to(as_json)
-    if reviser not in ("critic", "model"):
-        raise UsageError(f"--reviser {reviser!r}: choose critic or model")
+    reserve_stdout(as_json)
     found = find_project(project)
     settings = Settings(rounds, shots, seed, attempts, temperature, tokens, max(32, tokens * 3 // 4), reviser)
     folder = out or found.data / "generated" / "revisions"
@@ -193,20 +221,17 @@ def revise(
     _show_report(make(found, ask))
     say(f"  → {folder / 'examples.jsonl'}; left out: {folder / 'left_out.jsonl'}")
     if as_json:
-        print_result(_report(folder), True)
+        import json
 
-
-def _report(folder: Path) -> Any:
-    import json
-
-    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        print_result(json.loads((folder / "report.json").read_text(encoding="utf-8")), True)
 
 
 def _show_report(report: dict[str, Any]) -> None:
     from noesis.core.console import duration, say
 
     say(
-        f"{report['kept']} examples kept of {report['prompts']} prompts ({report['made']} made), {duration(report['seconds'])}"
+        f"{report['kept']} examples kept of {report['prompts']} prompts ({report['made']} made), "
+        f"{duration(report['seconds'])}"
     )
     for name, f in report["by_principle"].items():
         low, high = f["interval_95"]
@@ -215,6 +240,5 @@ def _show_report(report: dict[str, Any]) -> None:
         if counts:
             say(f"  {title}: " + ", ".join(f"{why} {n}" for why, n in counts.items()))
     spent = report["spending"]
-    say(
-        f"  {report['court']}; {spent['requests']} requests to endpoints, {'price unknown' if spent['usd'] is None else str(spent['usd']) + ' USD'}"
-    )
+    price = "price unknown" if spent["usd"] is None else f"{spent['usd']} USD"
+    say(f"  {report['court']}; {spent['requests']} requests to endpoints, {price}")

@@ -1,4 +1,4 @@
-"""`noesis tribunal calibrate|baselines|lock`: judging the judges."""
+"""`noesis tribunal calibrate|baselines|lock`: are the judges fit to judge?"""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from noesis.cli.options import (
     JudgesMaxUsdOption,
     PartOption,
     ProjectOption,
-    checked_part,
     print_result,
-    send_output_to,
+    reserve_stdout,
 )
 
 if TYPE_CHECKING:
     from noesis.tribunal.calibration_store import Calibration
 
 app = typer.Typer(
-    help="The judges of the Tribunal: are they fit to judge?\n\nExample: noesis tribunal baselines",
+    help="Measure the Tribunal's judges: are they fit to judge?\n\nExample: noesis tribunal baselines",
     no_args_is_help=True,
 )
 
@@ -31,13 +30,15 @@ def calibrate(
     judges: JudgeOption = None,
     part: PartOption = "dev",
     pairs: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="So many pairs only, to try it; not kept.")
+        int | None, typer.Option(min=1, metavar="N", help="Use only N pairs, as a trial; the result is not stored.")
     ] = None,
     max_usd: JudgesMaxUsdOption = None,
     project: ProjectOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure judges on minimal pairs, beside keywords and length, and keep what was found. A verdict needs --part locked.
+    """Measure judges on minimal pairs, against keyword and length baselines, and store the result.
+
+    A judge counts as fit only after --part locked.
 
     Example: noesis tribunal calibrate --judge gguf:judge.gguf --part locked
     """
@@ -48,11 +49,9 @@ def calibrate(
 
     if not judges:
         raise UsageError("name a judge: --judge openai:BASE_URL:MODEL or --judge gguf:PATH")
-    send_output_to(as_json)
+    reserve_stdout(as_json)
     found = find_project(project)
-    results = measure(
-        found, load_config(found).training.tribunal, judges, checked_part(part), max_usd=max_usd, count=pairs
-    )
+    results = measure(found, load_config(found).training.tribunal, judges, part, max_usd=max_usd, count=pairs)
     for result in results:
         _show(result)
     print_result([result.to_json() for result in results], as_json)
@@ -60,7 +59,7 @@ def calibrate(
 
 @app.command()
 def baselines(part: PartOption = "dev", project: ProjectOption = None, as_json: JsonOption = False) -> None:
-    """What keywords, length and the offline screen do on the judge benchmark. Needs no model.
+    """Measure keywords, length and the offline screen on the judge benchmark; needs no model.
 
     Example: noesis tribunal baselines
     """
@@ -71,9 +70,9 @@ def baselines(part: PartOption = "dev", project: ProjectOption = None, as_json: 
     from noesis.tribunal.calibration.baselines import by_attack, keyword_score, screen_figures
     from noesis.tribunal.suite import read_benchmark
 
-    send_output_to(as_json)
+    reserve_stdout(as_json)
     found = find_project(project)
-    pairs, _ = read_benchmark(found.tribunal, checked_part(part))
+    pairs, _ = read_benchmark(found.tribunal, part)
     result: dict[str, Any] = both(pairs) | {
         "keywords_by_attack": by_attack(pairs, keyword_score),
         "screen": screen_figures(pairs, load_constitution(found.constitution)),
@@ -93,7 +92,7 @@ def baselines(part: PartOption = "dev", project: ProjectOption = None, as_json: 
 
 @app.command()
 def lock(project: ProjectOption = None) -> None:
-    """Seal the locked parts of prompts and benchmark: write their hashes to data/tribunal/locked.json.
+    """Seal the locked parts of prompts and benchmark by writing their hashes to data/tribunal/locked.json.
 
     Example: noesis tribunal lock
     """

@@ -1,4 +1,4 @@
-"""`noesis init|clean|doctor`."""
+"""`noesis init|clean|doctor`: the project folder and this machine."""
 
 from __future__ import annotations
 
@@ -7,67 +7,65 @@ from typing import Annotated
 
 import typer
 
-from noesis.cli.options import JsonOption, ProjectOption, print_result, send_output_to
+from noesis.cli.options import JsonOption, ProjectOption, print_result, report_checks, reserve_stdout
 
 app = typer.Typer()
 
 
 @app.command()
-def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where; must not exist or be empty.")]) -> None:
-    """A project of your own: both YAML files, a constitution and three examples to edit.
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The new folder; it must not exist yet, or be empty.")],
+) -> None:
+    """Create a project of your own: both YAML files, a constitution and three examples to edit.
 
     Example: noesis init my-philosopher
     """
-    from noesis.core.console import say
+    from noesis.core.console import command, say
     from noesis.workspace.new_project import create_project
 
     for file in create_project(folder):
         say(f"  {file}")
-    say(f"Edit them, then:  noesis demo --project {folder}")
+    say(f"Edit them, then:  {command('demo', '--project', folder)}")
 
 
 @app.command()
 def clean(
     project: ProjectOption = None,
-    delete: Annotated[bool, typer.Option("--delete", help="Free it; without this only the list is shown.")] = False,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Delete what is listed; without this, nothing is deleted.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """What can be freed and how much: archived runs, half-written files, converted models that can be made again.
+    """List what can be deleted to free space: archived runs, half-written files, converted models.
 
     Example: noesis clean --delete
     """
-    from noesis.core.console import say, size
+    from noesis.core.console import command, say, size
     from noesis.core.project import find_project
     from noesis.workspace.clean import free, garbage
 
-    send_output_to(as_json)
+    reserve_stdout(as_json)
     items = garbage(find_project(project))
+    place = () if project is None else ("--project", project)
     for item in items:
         say(f"  {size(item.bytes):>10}  {item.path}  ({item.what})")
     say(
         f"{size(sum(i.bytes for i in items))} in {len(items)} places"
-        + ("" if delete or not items else "; free it with  noesis clean --delete")
+        + ("" if delete or not items else f"; delete them with  {command('clean', '--delete', *place)}")
     )
     if delete:
         free(items)
-        say("freed")
+        say("deleted")
     print_result([{"path": str(i.path), "bytes": i.bytes, "what": i.what, "freed": delete} for i in items], as_json)
 
 
 @app.command()
 def doctor(project: ProjectOption = None, as_json: JsonOption = False) -> None:
-    """What is here: Python, device, memory, disk, packages, tokens; what is missing and how to get it.
+    """Check this machine: Python, device, memory, disk, packages, tokens; say how to get what is missing.
 
     Example: noesis doctor
     """
-    from noesis.core.console import say
     from noesis.workspace.doctor import run_checks
 
-    send_output_to(as_json)
-    checks = run_checks(project)
-    for check in checks:
-        state = "ok     " if check.ok else "MISSING" if check.needed else "–      "
-        say(f"  {state}  {check.name}: {check.found}" + ("" if check.ok else f"\n           → {check.remedy}"))
-    print_result([vars(c) for c in checks], as_json)
-    if any(not c.ok and c.needed for c in checks):
-        raise typer.Exit(1)
+    reserve_stdout(as_json)
+    report_checks(run_checks(project), as_json)

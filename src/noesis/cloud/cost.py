@@ -1,51 +1,132 @@
-"""`noesis cloud cost`: what the run has cost so far, by its own ledger and by Modal's bill."""
+"""What a run on Modal costs: quoted by the plan, metered by its ledger (seconds × price), billed by Modal.
+
+`noesis cloud cost` prints all three; the run's summary prints the first two. Page: https://modal.com/docs/guide/billing
+"""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from noesis.cloud.run_summary import by_stage
+from noesis.core.console import duration
 
 
-def billed(app: str, manifest: dict[str, Any]) -> tuple[float | None, str]:
-    """(USD that Modal billed for the app on the days of the run, or None; in words how that came)."""
+@dataclass(frozen=True)
+class CostRow:
+    """One stage: quoted and metered; None where the plan or the ledger does not name it."""
+
+    stage: str
+    quoted_usd: float | None
+    quoted_seconds: float | None
+    metered_usd: float | None
+    metered_seconds: float | None
+
+    def to_json(self) -> dict[str, str | float | None]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class CostReport:
+    """Every stage's cost, and Modal's bill where Modal tells it."""
+
+    rows: list[CostRow]
+    billed_usd: float | None
+    billed_how: str  # where the bill comes from, or why there is none
+
+    @classmethod
+    def of(cls, app: str, manifest: dict[str, Any]) -> CostReport:
+        """The costs of the run with this manifest; `app` is the name that Modal bills it under."""
+        return cls(cost_rows(manifest), *_billed(app, manifest))
+
+    @property
+    def quoted_usd(self) -> float:
+        return round(sum(row.quoted_usd or 0.0 for row in self.rows), 6)
+
+    @property
+    def metered_usd(self) -> float:
+        return round(sum(row.metered_usd or 0.0 for row in self.rows), 6)
+
+    def lines(self) -> list[str]:
+        """The table of stages."""
+        lines = [f"  {'':14} {'quoted':>24}   {'metered':>24}"]
+        for r in self.rows:
+            quoted, metered = _amount(r.quoted_seconds, r.quoted_usd, ""), _amount(r.metered_seconds, r.metered_usd)
+            lines.append(f"  {r.stage:14} {quoted:>24}   {metered:>24}")
+        return [*lines, f"  {'in all':14} {self.quoted_usd:20.4f} USD   {self.metered_usd:20.4f} USD"]
+
+    def billing_lines(self) -> list[str]:
+        """Modal's bill, and why it may differ."""
+        amount = "–" if self.billed_usd is None else f"{self.billed_usd:.4f} USD"
+        return [
+            f"  billed         {amount}: {self.billed_how}",
+            "  metered is the stages' own time; Modal also charges for starting and stopping containers",
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "stages": [row.to_json() for row in self.rows],
+            "quoted_usd": self.quoted_usd,
+            "metered_usd": self.metered_usd,
+            "billed_usd": self.billed_usd,
+            "billed_how": self.billed_how,
+        }
+
+
+def cost_rows(manifest: dict[str, Any]) -> list[CostRow]:
+    """Each stage of the ledger, then those that only the plan names."""
+    plan = manifest["stages"].get("plan", {}).get("result") or {}
+    quoted = {
+        str(stage["name"]).split(" and ")[0]: (float(stage["usd"]), stage.get("seconds"))
+        for stage in plan.get("stages", [])
+    }
+    metered: dict[str, tuple[float, float]] = {}
+    for entry in manifest.get("ledger", []):
+        usd, seconds = metered.get(entry["stage"], (0.0, 0.0))
+        metered[entry["stage"]] = (usd + float(entry["usd"]), seconds + float(entry["seconds"]))
+    rows = []
+    for name in dict.fromkeys([*metered, *quoted]):
+        quoted_usd, quoted_seconds = quoted.get(name, (None, None))
+        usd_seconds = metered.get(name)
+        spent = (None, None) if usd_seconds is None else (round(usd_seconds[0], 6), round(usd_seconds[1], 2))
+        rows.append(CostRow(name, quoted_usd, quoted_seconds, *spent))
+    return rows
+
+
+def metered_lines(manifest: dict[str, Any]) -> list[str]:
+    """Each stage that has run: time, metered cost, and the quote; then the sum."""
+    rows = cost_rows(manifest)
+    spent = [row for row in rows if row.metered_usd is not None]
+    lines = []
+    for row in spent:
+        quoted = "" if row.quoted_usd is None else f"   quoted {row.quoted_usd:.2f}"
+        lines.append(f"  {row.stage:12} {duration(row.metered_seconds or 0.0):>13}  {row.metered_usd:8.4f} USD{quoted}")
+    seconds, usd = sum(row.metered_seconds or 0.0 for row in spent), sum(row.metered_usd or 0.0 for row in spent)
+    quoted_usd = sum(row.quoted_usd or 0.0 for row in rows)
+    return [*lines, f"  {'in all':12} {duration(seconds):>13}  {usd:8.4f} USD   quoted {quoted_usd:.2f}"]
+
+
+def _amount(seconds: float | None, usd: float | None, absent: str = "not yet") -> str:
+    return absent if usd is None else f"{duration(seconds or 0.0)} {usd:9.4f} USD"
+
+
+def _billed(app: str, manifest: dict[str, Any]) -> tuple[float | None, str]:
+    """USD that Modal billed for the app since the day the run started, or None; and how that is known."""
     import modal
 
     starts = sorted(str(entry["started"]) for entry in manifest.get("ledger", []) if entry.get("started"))
     if not starts:
         return None, "nothing was started yet"
-    first = (
-        datetime.fromisoformat(starts[0])
-        .astimezone(UTC)
-        .replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
-    )
-    tomorrow = (datetime.now(UTC) + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
+    first = _midnight(datetime.fromisoformat(starts[0]).astimezone(UTC))
+    tomorrow = _midnight(datetime.now(UTC) + timedelta(days=1))
     try:
         rows = modal.Workspace.from_context().billing.report(start=first, end=tomorrow, resolution="d")
     except modal.exception.Error as error:
-        return None, f"modal billing report does not answer here ({' '.join(str(error).split())[:120]})"
-    own = [row for row in rows if row.description == app]
-    return float(
-        sum(row.cost for row in own)
-    ), f"by Modal for all runs of the app {app} since {first:%Y-%m-%d}; whole days only, so today's may be missing"
+        return None, f"Modal's billing report is not available here ({' '.join(str(error).split())[:120]})"
+    how = f"by Modal for all runs of the app {app} since {first:%Y-%m-%d}; whole days only, so today's may be missing"
+    return float(sum(row.cost for row in rows if row.description == app)), how
 
 
-def costs(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of each stage: quoted, and metered as seconds times price."""
-    quoted = {
-        s["name"].split(" and ")[0]: s
-        for s in ((manifest["stages"].get("plan", {}).get("result")) or {}).get("stages", [])
-    }
-    metered = by_stage(manifest)
-    names = [*dict.fromkeys([*metered, *quoted])]
-    return [
-        {
-            "stage": name,
-            "quoted_usd": quoted[name]["usd"] if name in quoted else None,
-            "quoted_seconds": quoted[name]["seconds"] if name in quoted else None,
-            "metered_usd": round(metered[name][0], 6) if name in metered else None,
-            "metered_seconds": round(metered[name][1], 2) if name in metered else None,
-        }
-        for name in names
-    ]
+def _midnight(time: datetime) -> datetime:
+    """The start of that UTC day, without a time zone, as Modal's API wants it."""
+    return time.replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)

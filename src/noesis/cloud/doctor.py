@@ -1,4 +1,4 @@
-"""`noesis cloud doctor`: everything that a run on Modal needs, each line ok or what to type."""
+"""`noesis cloud doctor`: check what a run on Modal needs, and say how to get what is missing."""
 
 from __future__ import annotations
 
@@ -19,20 +19,18 @@ from noesis.core.console import size
 from noesis.core.errors import NoesisError
 from noesis.core.project import Project
 from noesis.llm.embedded import EMBEDDED
-from noesis.planning.gpus import FILE as CARDS
+from noesis.planning.gpus import FILE as PRICE_LIST
 from noesis.planning.gpus import prices
 from noesis.workspace.doctor import Check
 
-TRIED = (1, 6)  # version of Modal's SDK that this was made for
+TESTED = (1, 6)  # version of Modal's SDK
 STALE_MONTHS = 6
-MOST_HASHED = 512 * 2**20  # bytes of a data set that are fetched to be hashed
+MAX_HASHED = 512 * 2**20  # bytes of a dataset that are fetched to be hashed
 
 
 def run_checks(project: Project, section: ModalSection) -> list[Check]:
-    """All checks, in the order in which one would mend them. Nothing is changed, and no secret is shown."""
-    checks = [_sdk(), _prices()]
-    here = _here(project)
-    checks.append(here)
+    """All checks, in the order in which to fix them. Nothing is changed, and no secret is shown."""
+    checks = [_sdk(), _prices(), _local_dataset(project)]
     token = _try("Modal token", lambda: str(modal.Client.from_env().hello() or "accepted"), section)
     checks.append(token)
     if token.ok:
@@ -44,7 +42,7 @@ def run_checks(project: Project, section: ModalSection) -> list[Check]:
         checks.append(volume)
         checks.append(_secret(section))
         if volume.ok:
-            checks.append(_dataset(project, section))
+            checks.append(_uploaded_dataset(project, section))
     return [*checks, _licence(section)]
 
 
@@ -54,41 +52,41 @@ def _sdk() -> Check:
     return Check(
         "modal",
         found,
-        version[:1] == TRIED[:1] and version >= TRIED,
+        version[:1] == TESTED[:1] and version >= TESTED,
         True,
-        f"pip install 'modal>={TRIED[0]}.{TRIED[1]},<{TRIED[0] + 1}'",
+        f"pip install 'modal>={TESTED[0]}.{TESTED[1]},<{TESTED[0] + 1}'",
     )
 
 
 def _prices() -> Check:
-    """How old the prices are that quotes are made of."""
+    """Age of the prices that quotes are based on."""
     date = prices().date
     year, month = (int(part) for part in date.split("-")[:2])
     now = datetime.now(UTC)
     months = (now.year - year) * 12 + now.month - month
     return Check(
         "prices",
-        f"of {date}, {months} months old",
+        f"from {date}, {months} months old",
         months <= STALE_MONTHS,
         False,
-        f"compare with  modal billing rates --json  and edit {CARDS.name}",
+        f"compare with  modal billing rates --json  and edit {PRICE_LIST.name}",
     )
 
 
-def _here(project: Project) -> Check:
+def _local_dataset(project: Project) -> Check:
     """The export on this machine."""
     try:
         found = exported_hashes(project.exports)
     except NoesisError as error:
-        return Check("data set here", "changed since its export", False, True, str(error))
+        return Check("dataset here", "changed since its export", False, True, str(error))
     if found is None:
-        return Check("data set here", "not exported", False, False, "python scripts/export_for_modal.py")
-    return Check("data set here", f"{found['train'][:12]}…", True)
+        return Check("dataset here", "not exported", False, False, "python scripts/export_for_modal.py")
+    return Check("dataset here", f"{found['train'][:12]}…", True)
 
 
-def _try(name: str, look: Callable[[], str], section: ModalSection) -> Check:
+def _try(name: str, call: Callable[[], str], section: ModalSection) -> Check:
     try:
-        return Check(name, look(), True)
+        return Check(name, call(), True)
     except modal.exception.Error as error:
         return Check(name, "not there", False, True, str(explain(error, section)))
 
@@ -102,10 +100,10 @@ def _secret(section: ModalSection) -> Check:
     return Check(name, "there, with HF_TOKEN", True)
 
 
-def _dataset(project: Project, section: ModalSection) -> Check:
-    """What lies in /dataset of the volume, against its own statistics and against the export here."""
-    far, name = ModalVolumeFiles(section), "data set on the volume"
-    sizes = {entry.path.rsplit("/", 1)[-1]: entry.size for entry in far.files("/dataset")}
+def _uploaded_dataset(project: Project, section: ModalSection) -> Check:
+    """/dataset on the volume, compared with its own statistics and with the export on this machine."""
+    files, name = ModalVolumeFiles(section), "dataset on the volume"
+    sizes = {entry.path.rsplit("/", 1)[-1]: entry.size for entry in files.files("/dataset")}
     absent = [part for part in PARTS if f"{part}.jsonl" not in sizes]
     if absent:
         return Check(
@@ -115,36 +113,36 @@ def _dataset(project: Project, section: ModalSection) -> Check:
             True,
             put_command(section.volume, force=bool(sizes)),
         )
-    again = put_command(section.volume, force=True)
-    if sum(sizes.values()) > MOST_HASHED:
-        return Check(name, f"{size(sum(sizes.values()))}, not fetched to be hashed; the container does", True)
-    found = {part: _hash(far, f"/dataset/{part}.jsonl") for part in PARTS}
+    upload = put_command(section.volume, force=True)
+    if sum(sizes.values()) > MAX_HASHED:
+        return Check(name, f"{size(sum(sizes.values()))}, too large to be hashed here; the container checks it", True)
+    found = {part: _sha256(files, f"/dataset/{part}.jsonl") for part in PARTS}
     try:
         described = {
-            part: json.loads(read_text(far, "/dataset/statistics.json") or "{}")[part]["sha256"] for part in PARTS
+            part: json.loads(read_text(files, "/dataset/statistics.json") or "{}")[part]["sha256"] for part in PARTS
         }
     except (ValueError, KeyError, TypeError):
-        return Check(name, "without a statistics.json that describes it", False, False, again)
+        return Check(name, "without a statistics.json that describes it", False, False, upload)
     if described != found:
-        return Check(name, "not whole: it is not what its statistics.json describes", False, True, again)
+        return Check(name, "not complete: it differs from what its statistics.json describes", False, True, upload)
     try:
         here = exported_hashes(project.exports)
     except NoesisError:
         here = None
     if here is not None and here != found:
-        return Check(name, "another one than was exported here", False, True, again)
+        return Check(name, "not the one that was exported here", False, True, upload)
     return Check(name, f"{found['train'][:12]}…" + (", the one exported here" if here else ""), True)
 
 
-def _hash(far: ModalVolumeFiles, path: str) -> str:
+def _sha256(files: ModalVolumeFiles, path: str) -> str:
     digest = hashlib.sha256()
-    for chunk in far.chunks(path):
+    for chunk in files.chunks(path):
         digest.update(chunk)
     return digest.hexdigest()
 
 
 def _licence(section: ModalSection) -> Check:
-    """Whether the token of this machine's environment may read the gated model; the secret's own is never seen here."""
+    """Whether this machine's HF_TOKEN may read the gated model; the token in the secret is never read here."""
     from huggingface_hub import auth_check
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
@@ -157,7 +155,7 @@ def _licence(section: ModalSection) -> Check:
             "not checked: no HF_TOKEN on this machine",
             False,
             False,
-            f"accept it at {page}; export HF_TOKEN=hf_… lets this be checked",
+            f"accept it at {page}; set HF_TOKEN=hf_… to have it checked here",
         )
     try:
         auth_check(section.model, token=os.environ["HF_TOKEN"])
@@ -171,8 +169,8 @@ def _licence(section: ModalSection) -> Check:
             "Model not found, or HF_TOKEN is not valid",
             False,
             True,
-            f"look at {page}; make a token at https://huggingface.co/settings/tokens",
+            f"see {page}; create a token at https://huggingface.co/settings/tokens",
         )
     except (HfHubHTTPError, OSError) as error:
-        return Check(name, f"not checked: {' '.join(str(error).split())[:100]}", False, False, f"look at {page}")
+        return Check(name, f"not checked: {' '.join(str(error).split())[:100]}", False, False, f"see {page}")
     return Check(name, "accepted", True)

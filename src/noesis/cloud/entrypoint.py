@@ -1,4 +1,4 @@
-"""The part of `modal run scripts/modal_train.py` that happens where it is typed: check, plan, quote, start, tell how it ended."""
+"""What `modal run scripts/modal_train.py` does on the machine where it is typed: check, plan, quote, start, report."""
 
 from __future__ import annotations
 
@@ -8,55 +8,62 @@ from typing import Any
 
 import modal
 
+from noesis.cloud.container.workspace import CallResult
 from noesis.cloud.modal_errors import explained, no_token
 from noesis.cloud.quote import quote_lines
-from noesis.cloud.request import CloudRequest, checked
+from noesis.cloud.request import CloudRequest, request_from_options
 from noesis.cloud.volume.uploaded_data import exported_hashes
-from noesis.core.config import ModalSection, load_config
-from noesis.core.console import say
-from noesis.core.errors import NoesisError, UsageError
+from noesis.core.config import ModalSection
+from noesis.core.console import command, say
+from noesis.core.errors import UsageError
+from noesis.core.files import explain_error
 from noesis.core.project import Project
 from noesis.llm.embedded import EMBEDDED
 
-Start = Callable[[CloudRequest, list[str]], dict[str, Any]]
+# Runs the orchestrator: a request and the names of secrets in, its result out.
+Start = Callable[[CloudRequest, list[str]], CallResult]
 
 
 def run_from_terminal(
     project: Project, section: ModalSection, start: Start, *, dry_run: bool, options: dict[str, Any]
 ) -> None:
-    """Everything on this side.
-
-    Args:
-        start: the conductor: a request and the names of secrets in, its result out.
+    """Everything on this side of a run.
 
     Raises:
         SystemExit: with the exit code, unless it is 0.
     """
     try:
-        code = _begin(project, section, start, dry_run=dry_run, options=options)
-    except NoesisError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+        code = _run(project, section, start, dry_run=dry_run, options=options)
+    except Exception as error:
+        failure = explain_error(error)
+        if failure is None:
+            raise
+        print(f"error: {failure}", file=sys.stderr)
+        raise SystemExit(failure.exit_code) from None
     if code:
         raise SystemExit(code)
 
 
-def _begin(project: Project, section: ModalSection, start: Start, *, dry_run: bool, options: dict[str, Any]) -> int:
-    request = checked(section, **options)
+def _run(project: Project, section: ModalSection, start: Start, *, dry_run: bool, options: dict[str, Any]) -> int:
+    request = request_from_options(section, **options)
     _check_gguf(request)
-    config = load_config(project, request.overrides())
+    config = request.overrides.configure(project)
     if request.what == "all":
         for line in quote_lines(project, config, request, section):
             say(line)
     if dry_run:
-        say("\nNothing was started. The same command without --dry-run does.")
+        say("\nNothing was started. The same command without --dry-run starts the run.")
         return 0
-    request = CloudRequest.from_json(request.as_json() | {"uploaded": exported_hashes(project.exports)})
+    request = CloudRequest.from_json(request.to_json() | {"uploaded": exported_hashes(project.exports)})
     with explained(section):
         secrets = _secrets(request, section)
-        _advise()
-        done = start(request, secrets)
-    return _end(done)
+        _say_how_to_leave()
+        result = start(request, secrets)
+    for line in result.value.get("lines", ()):
+        say(line)
+    if result.error is not None:
+        print(f"error: {result.error}", file=sys.stderr)
+    return result.code
 
 
 def _check_gguf(request: CloudRequest) -> None:
@@ -68,18 +75,13 @@ def _check_gguf(request: CloudRequest) -> None:
 
 
 def _secrets(request: CloudRequest, section: ModalSection) -> list[str]:
-    """The names of the secrets that the containers get, each seen to be there.
+    """The names of the secrets that the containers need, each checked to exist.
 
     Raises:
-        UsageError: the token for a model of the Hub is missing.
+        UsageError: the token for a model on the Hub is missing.
     """
     found = []
-    if (
-        request.model is not None
-        and request.model != EMBEDDED
-        and "/" in request.model
-        and not request.model.startswith(("/", "~", "."))
-    ):
+    if _is_on_the_hub(request.model):
         try:
             modal.Secret.from_name(section.secret, required_keys=["HF_TOKEN"]).hydrate()
         except (modal.exception.NotFoundError, modal.exception.InvalidError):
@@ -91,18 +93,15 @@ def _secrets(request: CloudRequest, section: ModalSection) -> list[str]:
     return found
 
 
-def _advise() -> None:
-    """How to leave it alone."""
+def _is_on_the_hub(model: str | None) -> bool:
+    return model is not None and model != EMBEDDED and "/" in model and not model.startswith(("/", "~", "."))
+
+
+def _say_how_to_leave() -> None:
+    """How the run outlives this terminal."""
     if not {"--detach", "-d"} & set(sys.argv):
         say(
-            "\n  Close this terminal and the run stops, saved; `modal run --detach scripts/modal_train.py …` goes on without it."
+            "\n  If you close this terminal, the run saves and stops; "
+            "with  modal run --detach scripts/modal_train.py …  it continues."
         )
-    say("  See it from anywhere:  noesis cloud watch")
-
-
-def _end(done: dict[str, Any]) -> int:
-    for line in done.get("lines", ()):
-        say(line)
-    if "error" in done:
-        print(f"error: {done['error']}", file=sys.stderr)
-    return int(done["code"])
+    say(f"  Follow it from anywhere:  {command('cloud', 'watch')}")

@@ -1,4 +1,4 @@
-"""Modal's errors in the words of this project: one message that says what to type."""
+"""Modal's errors as messages of this project, each with the command to type."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOKENS = "https://huggingface.co/settings/tokens"
 
 @contextmanager
 def explained(section: ModalSection) -> Iterator[None]:
-    """Turn what Modal raises inside the block into a message.
+    """Turn Modal's errors inside the block into this project's.
 
     Raises:
         UsageError: something is missing that a command creates.
@@ -28,11 +28,12 @@ def explained(section: ModalSection) -> Iterator[None]:
 
 
 def explain(error: Exception, section: ModalSection) -> NoesisError:
-    """What to do about an error of Modal's."""
+    """The error to raise instead of one of Modal's."""
     text = " ".join(str(error).split())
     if isinstance(error, modal.exception.AuthError):
         return UsageError(
-            f"Modal does not know you ({text[:120]}): type  modal token new  (an account comes first, at https://modal.com)"
+            f"Modal did not accept this machine's token ({text[:120]}): type  modal token new  "
+            "(it needs an account at https://modal.com)"
         )
     if isinstance(error, modal.exception.NotFoundError):
         if section.volume in text or "olume" in text:
@@ -40,16 +41,15 @@ def explain(error: Exception, section: ModalSection) -> NoesisError:
         if section.secret in text:
             return no_token(section)
         if "ecret" in text:
-            return UsageError(f"{text}: make it with  modal secret create NAME NOESIS_KEY_<HOST>=…")
+            return UsageError(f"{text}: create it with  modal secret create NAME NOESIS_KEY_<HOST>=…")
     if isinstance(error, modal.exception.ConnectionError):
-        return RunError(
-            f"Modal can't be reached ({text[:160]}): is there a network? Its state is at https://status.modal.com"
-        )
+        return RunError(f"Modal can't be reached ({text[:160]}): check the network, and https://status.modal.com")
     return RunError(f"Modal refused: {type(error).__name__}: {text[:300]}")
 
 
 def no_token(section: ModalSection) -> UsageError:
-    """The secret is missing or empty."""
+    """The error for a secret that is missing or empty."""
     return UsageError(
-        f"HuggingFace token not found: type  modal secret create {section.secret} HF_TOKEN=hf_… --force  with a token from {TOKENS}"
+        f"HuggingFace token not found: type  modal secret create {section.secret} HF_TOKEN=hf_… --force  "
+        f"with a token from {TOKENS}"
     )

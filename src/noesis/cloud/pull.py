@@ -1,64 +1,83 @@
-"""`noesis cloud pull RUN`: the run directory from the volume, each file checked against the manifest's hash; broken off, it goes on where it was."""
+"""`noesis cloud pull RUN`: copy the run from the volume, each file checked against its hash in the manifest.
+
+If it is interrupted, the same command continues: files that are here with the right hash are not copied again.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from noesis.cloud.volume.remote import Entry, RemoteFiles, read_text, safe_name
-from noesis.core.console import Progress, say, size
+from noesis.cloud.volume.layout import ARCHIVE, SUMMARY
+from noesis.cloud.volume.remote import RemoteFile, RemoteFiles, read_text, safe_name
+from noesis.core.console import Progress, command, say, size
 from noesis.core.errors import RunError
 from noesis.core.files import require_space, sha256_file, sync_folder
 from noesis.run.archive import RUN_FILES
 
-NEVER = ("checkpoints/resume/",)  # the trainer's state: only for going on where it is
-MORE = ("summary.txt",)
+STATE = "checkpoints/resume/"  # the trainer's state: only needed to continue the training
 
 
-def pull(far: RemoteFiles, target: Path, *, state: bool = False, archived: str | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class PullResult:
+    """What was copied; `already_here` files were not, since their hash was right."""
+
+    files: int
+    bytes: int
+    already_here: int
+    run: str
+
+    def to_json(self) -> dict[str, str | int]:
+        return asdict(self)
+
+
+def pull(remote: RemoteFiles, target: Path, *, state: bool = False, archived: str | None = None) -> PullResult:
     """Copy the run to `target`.
 
     Args:
         state: with the trainer's state, 12 bytes for each weight of the adapter.
         archived: the name of an older run, in /runs of the volume.
 
-    Returns:
-        how many files and bytes were copied, and how many lay here already.
-
     Raises:
         RunError: there is no run, a name leads out of `target`, or a file is not what the manifest says.
     """
-    base = f"runs/{safe_name(archived)}/" if archived else ""
-    manifest = _manifest(far, base)
-    known = {name: entry for stage in manifest["stages"].values() for name, entry in stage.get("outputs", {}).items()}
-    found = [entry for top in (*RUN_FILES, *MORE) for entry in far.files("/" + base + top)]
-    wanted = {name: e for e in found if _belongs(name := e.path.removeprefix(base), state=state)}
-    here = [name for name, e in wanted.items() if _is_here(target / name, e, known.get(name))]
-    missing = {name: e for name, e in wanted.items() if name not in here}
-    total = sum(e.size for e in missing.values())
+    base = f"{ARCHIVE}/{safe_name(archived)}/" if archived else ""
+    manifest = _manifest(remote, base)
+    hashes = {
+        name: str(entry["sha256"])
+        for stage in manifest["stages"].values()
+        for name, entry in stage.get("outputs", {}).items()
+    }
+    found = [file for top in (*RUN_FILES, SUMMARY) for file in remote.files("/" + base + top)]
+    wanted = {name: file for file in found if _is_wanted(name := file.path.removeprefix(base), state=state)}
+    here = {name for name, file in wanted.items() if _is_here(target / name, file, hashes.get(name))}
+    missing = {name: file for name, file in wanted.items() if name not in here}
+    total = sum(file.size for file in missing.values())
     _refuse_another_run(target, manifest)
     require_space(target, total, "the run")
-    say(f"  {len(missing)} files, {size(total)} to copy; {len(here)} lie here already → {target}")
+    say(f"  {len(missing)} files, {size(total)} to copy; {len(here)} are already here → {target}")
     with Progress("pull", total, "B") as progress:
-        # the manifest last: a folder with it is whole
-        for name in sorted(missing, key=lambda n: (n == "manifest.json", n)):
-            _copy(far, base + name, target, name, known.get(name), progress)
-    absent = sorted(name for name in known if _belongs(name, state=state) and not (target / name).is_file())
+        for name in sorted(missing, key=lambda n: (n == "manifest.json", n)):  # last: a folder with it is complete
+            _copy(remote, base + name, target, name, hashes.get(name), progress)
+    absent = sorted(name for name in hashes if _is_wanted(name, state=state) and not (target / name).is_file())
     if absent:
         raise RunError(
-            f"the volume lacks {len(absent)} files that the manifest names, for example {absent[0]}: see  noesis cloud watch"
+            f"the volume lacks {len(absent)} files that the manifest names, for example {absent[0]}: "
+            f"see  {command('cloud', 'watch')}"
         )
-    return {"files": len(missing), "bytes": total, "already_here": len(here), "run": str(target)}
+    return PullResult(len(missing), total, len(here), str(target))
 
 
-def _manifest(far: RemoteFiles, base: str) -> dict[str, Any]:
-    text = read_text(far, "/" + base + "manifest.json")
+def _manifest(remote: RemoteFiles, base: str) -> dict[str, Any]:
+    text = read_text(remote, "/" + base + "manifest.json")
     if text is None:
         raise RunError(
-            f"there is no run in /{base} of the volume: type  modal run scripts/modal_train.py, or look with  modal volume ls"
+            f"there is no run in /{base} of the volume: "
+            "start one with  modal run scripts/modal_train.py, or look with  modal volume ls"
         )
     try:
         manifest = json.loads(text)
@@ -70,53 +89,46 @@ def _manifest(far: RemoteFiles, base: str) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _belongs(name: str, *, state: bool) -> bool:
-    top = name.split("/")[0]
-    hidden = any(part.startswith(".") for part in name.split("/"))
-    return (top in RUN_FILES or name in MORE) and not hidden and (state or not name.startswith(NEVER))
+def _is_wanted(name: str, *, state: bool) -> bool:
+    parts = name.split("/")
+    hidden = any(part.startswith(".") for part in parts)
+    return (parts[0] in RUN_FILES or name == SUMMARY) and not hidden and (state or not name.startswith(STATE))
 
 
-def _is_here(file: Path, entry: Entry, known: dict[str, Any] | None) -> bool:
-    """Whether a file was copied before: by its hash; where the manifest has none it is copied again."""
-    return (
-        known is not None
-        and file.is_file()
-        and file.stat().st_size == entry.size
-        and sha256_file(file) == known["sha256"]
-    )
+def _is_here(file: Path, remote: RemoteFile, sha256: str | None) -> bool:
+    """Whether a file was copied before; one without a hash in the manifest is copied again."""
+    return sha256 is not None and file.is_file() and file.stat().st_size == remote.size and sha256_file(file) == sha256
 
 
 def _refuse_another_run(target: Path, manifest: dict[str, Any]) -> None:
-    """A folder that holds another run is not mixed with this one."""
+    """Raise RunError if `target` holds another run: two runs are never mixed."""
     file = target / "manifest.json"
     if file.is_file():
         here = json.loads(file.read_text(encoding="utf-8"))
         if (here.get("identity"), here.get("created")) != (manifest.get("identity"), manifest.get("created")):
-            raise RunError(
-                f"{target} holds another run: name a folder of its own, for example  noesis cloud pull {target}-2"
-            )
+            other = command("cloud", "pull", target.with_name(f"{target.name}-2"))
+            raise RunError(f"{target} holds another run: pull to another folder, for example  {other}")
 
 
-def _copy(
-    far: RemoteFiles, source: str, target: Path, name: str, known: dict[str, Any] | None, progress: Progress
-) -> None:
+def _copy(remote: RemoteFiles, source: str, target: Path, name: str, sha256: str | None, progress: Progress) -> None:
     file = target / name
     if not file.resolve().is_relative_to(target.resolve()):
-        raise RunError(f"{file} leads out of {target} (a link lies there): remove it, or pull to another folder")
+        raise RunError(f"{file} leads out of {target} (a link is there): remove it, or pull to another folder")
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.part")
     digest = hashlib.sha256()
     try:
         with open(part, "wb") as f:
-            for chunk in far.chunks("/" + source):
+            for chunk in remote.chunks("/" + source):
                 f.write(chunk)
                 digest.update(chunk)
                 progress.advance(len(chunk))
             f.flush()
             os.fsync(f.fileno())
-        if known is not None and digest.hexdigest() != known["sha256"]:
+        if sha256 is not None and digest.hexdigest() != sha256:
             raise RunError(
-                f"/{source} is not what the manifest says (its hash differs): it may be being written; try again when  noesis cloud watch  says done"
+                f"/{source} is not what the manifest says (its hash differs): it may be being written; "
+                f"try again when  {command('cloud', 'watch')}  says done"
             )
         os.replace(part, file)
     except BaseException:

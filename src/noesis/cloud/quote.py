@@ -1,13 +1,14 @@
-"""The plan and the quote of a run in the cloud, before anything is started: `modal run scripts/modal_train.py --dry-run`.
+"""The plan and the quote of a run on Modal, before anything starts: `modal run scripts/modal_train.py --dry-run`.
 
-The plan is that of `noesis plan --gpu …`. What this adds: judging each epoch beside the next, and the trial before a served judge, which
-is estimated from the judging card's bandwidth and arithmetic and was not measured.
+The plan is that of `noesis plan --gpu …`. Added here: judging each epoch while the next one trains, and the trial
+before a served judge, which is estimated from the judging GPU's bandwidth and arithmetic and was not measured.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 from noesis.cloud.request import LOCAL_JUDGE, CloudRequest, gpu_to_rent
 from noesis.constitution.document import load_constitution
@@ -27,79 +28,92 @@ from noesis.planning.pricing import JUDGE_MACHINE, StageCost, usd_for
 from noesis.planning.speed import CONTAINER_SECONDS
 from noesis.tribunal.suite import read_suite
 
-REACHED = 0.5  # of a card's bandwidth and arithmetic, while it answers and judges
-BATCH = 32  # conversations that answer together
-JUDGE_PARAMETERS, JUDGE_LOADS_S = 7.6e9, 300.0  # of Qwen2.5-7B; its start with the download
-ASKED_TOKENS, REPLY_TOKENS = 2500, 350  # of one question to a judge
-CONDUCTOR_NAME = "conductor"
-CONDUCTOR = (0.25, 1.0)  # cores and GiB of the container that waits
+JUDGE_GPU = "A10"
+UTILISATION = 0.5  # of the GPU's bandwidth and arithmetic, while it answers and judges
+BATCH = 32  # conversations answered together
+JUDGE_PARAMETERS, JUDGE_LOADS_S = 7.6e9, 300.0  # Qwen2.5-7B; its start, download included
+PROMPT_TOKENS, REPLY_TOKENS = 2500, 350  # of one question to a judge
+ORCHESTRATOR = "orchestrator"
+ORCHESTRATOR_MACHINE = (0.25, 1.0)  # cores and GiB of the container that waits
+
+
+class ExtraCost(NamedTuple):
+    """What a run in the cloud does in addition to the plan's stages."""
+
+    name: str
+    seconds: float
+    usd: float
 
 
 def quote_lines(project: Project, config: Config, request: CloudRequest, section: ModalSection) -> list[str]:
     """The lines of plan and quote.
 
     Raises:
-        TrainingError: it does not fit the card; the message names what does.
-        UsageError: more cards than this method uses.
+        TrainingError: it does not fit the GPU; the message names what does.
+        UsageError: more GPUs than this method uses.
     """
     file = project.exports / "train.jsonl"
     if not file.is_file():
-        return ["  no data set was exported here, so there is no quote:  python scripts/export_for_modal.py  makes one"]
-    name, _, count = (gpu_to_rent(request, section) or section.train_gpu[0]).partition(":")
-    if config.training.method != "sft" and int(count or 1) > 1:
+        return [
+            "  no dataset was exported here, so there is no quote: make one with  python scripts/export_for_modal.py"
+        ]
+    gpu, _, count = (gpu_to_rent(request, section) or section.train_gpu[0]).partition(":")
+    gpus = int(count or 1)
+    if config.training.method != "sft" and gpus > 1:
         raise UsageError(
-            f"--gpus {count}: preference training (method: {config.training.method}) runs on one card, and all of them would be paid for"
+            f"--gpus {gpus}: preference training (method: {config.training.method}) runs on one GPU, "
+            "and all of them would be paid for"
         )
     constitution = load_constitution(project.constitution)
     examples = subset(read_examples(file, constitution), config)
-    plan, require_fit = plan_without_run(
-        config,
-        examples,
-        constitution,
-        besides=load_auxiliary(project, config, examples, []),
-        gpu=name,
-        gpus=int(count or 1),
-    )
+    auxiliary = load_auxiliary(project, config, examples, [])
+    plan, require_fit = plan_without_run(config, examples, constitution, besides=auxiliary, gpu=gpu, gpus=gpus)
     require_fit()
     extra = extra_costs(project, config, request, plan)
-    usd = sum(cost for _, _, cost in extra)
-    # the other extras run at the same time as the plan's stages
-    seconds = next(s for what, s, _ in extra if what == CONDUCTOR_NAME) - plan.stage_seconds
     lines = ["", *plan_lines(plan, everything=True), ""]
-    lines += [
-        f"  {'beside' if i == 0 else '':9} {what:15} {duration(s):>13}  {cost:8.2f} USD"
-        for i, (what, s, cost) in enumerate(extra)
-    ]
+    for i, cost in enumerate(extra):
+        label = "besides" if i == 0 else ""
+        lines.append(f"  {label:9} {cost.name:15} {duration(cost.seconds):>13}  {cost.usd:8.2f} USD")
     budget = budget_of(config.training.budget, usd_per_s=0.0, spent_usd=0.0, spent_seconds=0.0)
-    whole = replace(plan, usd=plan.usd + usd, stages=(*plan.stages, StageCost("beside", "", seconds, usd)))
-    return [*lines, *quote(whole, budget)]
+    return [*lines, *quote(_with_extra_costs(plan, extra), budget)]
 
 
-def extra_costs(project: Project, config: Config, request: CloudRequest, plan: Plan) -> list[tuple[str, float, float]]:
-    """(what, seconds, USD) of what a run in the cloud does beside the plan's stages."""
+def _with_extra_costs(plan: Plan, extra: list[ExtraCost]) -> Plan:
+    """The plan with the extra costs; only the orchestrator's wait adds to the time."""
+    waits = next(cost.seconds for cost in extra if cost.name == ORCHESTRATOR)
+    added = StageCost(ORCHESTRATOR, "cloud", waits - plan.stage_seconds, 0.0)
+    return replace(plan, usd=plan.usd + sum(cost.usd for cost in extra), stages=(*plan.stages, added))
+
+
+def extra_costs(project: Project, config: Config, request: CloudRequest, plan: Plan) -> list[ExtraCost]:
+    """What a run in the cloud does in addition to the plan's stages: judging epochs, the trial, the orchestrator."""
     found = []
-    judging = next(s for s in plan.stages if s.name == "judge")
+    judging = next(stage for stage in plan.stages if stage.name == "judge")
+    waits = plan.stage_seconds
     if plan.epochs > 1:
         n = plan.epochs - 1
-        found.append((f"judge {n} epoch{'s' if n > 1 else ''}", n * judging.seconds, n * judging.usd))
+        found.append(ExtraCost(f"judge {n} epoch{'s' if n > 1 else ''}", n * judging.seconds, n * judging.usd))
     if any(judge.startswith(LOCAL_JUDGE) for judge in request.judges):
         seconds = trial_seconds(config, plan, len(read_suite(project.tribunal, "dev")))
-        found.append(("trial, estimated", seconds, usd_for(rented_gpu("A10"), seconds, 1, JUDGE_MACHINE)))
-    waits = plan.stage_seconds + sum(s for what, s, _ in found if what.startswith("trial"))
+        usd = usd_for(rented_gpu(JUDGE_GPU), seconds, 1, JUDGE_MACHINE)
+        found.append(ExtraCost("trial, estimated", seconds, usd))
+        waits += seconds
+    cores, gib = ORCHESTRATOR_MACHINE
     p = prices()
-    return [
-        *found,
-        (CONDUCTOR_NAME, waits, waits * (CONDUCTOR[0] * p.cpu_core_per_s + CONDUCTOR[1] * p.memory_gib_per_s)),
-    ]
+    return [*found, ExtraCost(ORCHESTRATOR, waits, waits * (cores * p.cpu_core_per_s + gib * p.memory_gib_per_s))]
 
 
 def trial_seconds(config: Config, plan: Plan, items: int) -> float:
-    """Answers of both models, a batch at a time, each token a pass over the weights; then every answer before three judges."""
-    t, card = config.training.tribunal, gpu_of(rented_gpu("A10"))
-    answers = items * t.samples
-    a_pass = 2 * plan.parameters / (REACHED * card.bandwidth)
-    answering = 2 * math.ceil(answers / BATCH) * t.trial_tokens * a_pass
+    """Seconds of a trial on the judging GPU.
+
+    Base and tuned model answer in batches, each token a pass over the weights; then three judges read each answer.
+    """
+    tribunal, gpu = config.training.tribunal, gpu_of(rented_gpu(JUDGE_GPU))
+    answers = items * tribunal.samples
+    seconds_per_token = 2 * plan.parameters / (UTILISATION * gpu.bandwidth)
+    answering = 2 * math.ceil(answers / BATCH) * tribunal.trial_tokens * seconds_per_token
     questions = 2 * answers * 3
-    reading = questions * 2 * JUDGE_PARAMETERS * ASKED_TOKENS / (REACHED * card.half)
-    writing = questions / t.concurrency * REPLY_TOKENS * 2 * JUDGE_PARAMETERS / (REACHED * card.bandwidth)
+    reading = questions * 2 * JUDGE_PARAMETERS * PROMPT_TOKENS / (UTILISATION * gpu.half)
+    judge_seconds_per_token = 2 * JUDGE_PARAMETERS / (UTILISATION * gpu.bandwidth)
+    writing = questions / tribunal.concurrency * REPLY_TOKENS * judge_seconds_per_token
     return CONTAINER_SECONDS + answering + JUDGE_LOADS_S + reading + writing

@@ -1,13 +1,13 @@
-"""Where everything lies on the volume, what it cost and how often it was taken away: the last words of a run in the cloud."""
+"""The last lines of a run on Modal: where everything is on the volume, what it cost, how often it was preempted."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from noesis.cloud.volume.layout import FOLDER, OPENED
-from noesis.core.console import duration, size
+from noesis.cloud.cost import metered_lines
+from noesis.cloud.volume.notes import OpenedRun, judged_epochs
+from noesis.core.console import command, size
 from noesis.run.directory import Run, load_run
 
 NAMES = {"train": "training", "judge": "judging", "trial": "the trial", "merge": "merging", "gguf": "writing GGUF"}
@@ -21,60 +21,49 @@ def summary_lines(root: Path, *, volume: str | None = None) -> list[str]:
     """
     run = load_run(root)
     volume = volume or run.config().training.modal.volume
+    opened = OpenedRun.read(root)
     lines = ["", "Where everything is on the volume", *_places(run)]
-    lines += ["", *_epochs(root), *_verdict(run)]
-    lines += ["", "What it cost", *cost_lines(run.manifest.to_json())]
-    lines += preemption_lines(run.manifest.to_json(), starts(root))
+    lines += ["", *_epochs(run), *_verdict(run)]
+    lines += ["", "What it cost", *metered_lines(run.manifest.to_json())]
+    lines += preemption_lines(run.manifest.to_json(), opened.starts if opened else 1)
     if run.is_done("merge"):
         lines += [
             "",
-            f"Next:    noesis cloud pull runs/{run.merged.name}",
+            f"Next:    {command('cloud', 'pull', f'runs/{run.merged.name}')}",
             f"   or    modal volume get {volume} /merged/{run.merged.name} ./model_output",
         ]
     return lines
 
 
 def _places(run: Run) -> list[str]:
+    """Each part of the run that exists: its path on the volume and its size."""
     found = []
-    for what, path in (
+    for name, path in (
         ("adapters", run.checkpoints),
         ("model", run.merged),
         ("GGUF", run.gguf),
         ("report", run.report),
         ("metrics", run.metrics),
     ):
-        if path.exists():
-            files = (
-                [path]
-                if path.is_file()
-                else [p for p in path.rglob("*") if p.is_file() and "resume" not in p.relative_to(path).parts]
-            )
-            if files:
-                found.append(
-                    f"  {what:9} /{path.relative_to(run.path).as_posix()}  {size(sum(p.stat().st_size for p in files))}"
-                )
+        files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+        files = [p for p in files if "resume" not in p.relative_to(run.path).parts]
+        if files:
+            total = size(sum(p.stat().st_size for p in files))
+            found.append(f"  {name:9} /{path.relative_to(run.path).as_posix()}  {total}")
     return found
 
 
-def _epochs(root: Path) -> list[str]:
-    """Held-out loss and preference after each epoch that was judged."""
-    rows = epochs_judged(root)
-    own = load_run(root).result("judge")
-    if own and rows:
-        rows = [*rows, {"epoch": max(r["epoch"] for r in rows) + 1, "preference": own["preference"]}]
-    lines = []
-    for row in rows:
-        p = row["preference"]
-        lines.append(
-            f"  epoch_{row['epoch']}  held-out loss {p['tuned']['held_out_loss']:.4f}, prefers the revised answer {p['tuned']['preferred']}/{p['examples']}"
-        )
-    return lines
-
-
-def epochs_judged(root: Path) -> list[dict[str, Any]]:
-    """What was found of each epoch beside the training of the next, in order."""
-    files = (root / "tribunal" / "epochs").glob("epoch_[0-9]*.json")
-    return sorted((json.loads(f.read_text(encoding="utf-8")) for f in files), key=lambda row: int(row["epoch"]))
+def _epochs(run: Run) -> list[str]:
+    """Held-out loss and preference after each epoch; the last one is judged as the run's own."""
+    found = [(judged.epoch, judged.preference) for judged in judged_epochs(run.path)]
+    own = run.result("judge")
+    if own and found:
+        found.append((found[-1][0] + 1, own["preference"]))
+    return [
+        f"  epoch_{epoch}  held-out loss {p['tuned']['held_out_loss']:.4f}, "
+        f"prefers the revised answer {p['tuned']['preferred']}/{p['examples']}"
+        for epoch, p in found
+    ]
 
 
 def _verdict(run: Run) -> list[str]:
@@ -82,36 +71,8 @@ def _verdict(run: Run) -> list[str]:
     return [f"  Tribunal: {found['court']['verdict']}: {found['court']['reason']}"] if found else []
 
 
-def by_stage(manifest: dict[str, Any]) -> dict[str, tuple[float, float]]:
-    """Of each stage in the ledger: (USD, seconds)."""
-    found: dict[str, tuple[float, float]] = {}
-    for entry in manifest.get("ledger", []):
-        usd, seconds = found.get(entry["stage"], (0.0, 0.0))
-        found[entry["stage"]] = (usd + float(entry["usd"]), seconds + float(entry["seconds"]))
-    return found
-
-
-def cost_lines(manifest: dict[str, Any]) -> list[str]:
-    """Metered, stage by stage: the seconds that it worked at the price of its machine; beside it what the plan had said."""
-    quoted: dict[str, float] = {}
-    for stage in ((manifest["stages"].get("plan", {}).get("result")) or {}).get("stages", []):
-        quoted[stage["name"].split(" and ")[0]] = float(stage["usd"])
-    lines, usd, seconds = [], 0.0, 0.0
-    for stage, (cost, took) in by_stage(manifest).items():
-        said = f"   quoted {quoted[stage]:.2f}" if stage in quoted else ""
-        lines.append(f"  {stage:12} {duration(took):>13}  {cost:8.4f} USD{said}")
-        usd, seconds = usd + cost, seconds + took
-    return [*lines, f"  {'in all':12} {duration(seconds):>13}  {usd:8.4f} USD   quoted {sum(quoted.values()):.2f}"]
-
-
-def starts(root: Path) -> int:
-    """How many containers the last training had, one after the other."""
-    note = root / FOLDER / OPENED
-    return int(json.loads(note.read_text(encoding="utf-8"))["starts"]) if note.is_file() else 1
-
-
 def preemption_lines(manifest: dict[str, Any], starts: int = 1) -> list[str]:
-    """How often a stage's container was taken away before the stage had ended.
+    """How often a stage's container was preempted before the stage had ended.
 
     Args:
         starts: containers of the training; one that was killed before it could publish anything is in no ledger.
@@ -123,6 +84,6 @@ def preemption_lines(manifest: dict[str, Any], starts: int = 1) -> list[str]:
     if starts - 1 > counts.get("train", 0):
         counts["train"] = starts - 1
     return [
-        f"  {NAMES.get(stage, stage)} was taken away {n} time{'s' if n > 1 else ''} and went on each time"
+        f"  {NAMES.get(stage, stage)} was preempted {n} time{'s' if n > 1 else ''} and resumed each time"
         for stage, n in counts.items()
     ]

@@ -1,4 +1,4 @@
-"""What long work prints: stage headings, plain lines, and progress with rate and time left.
+"""What commands print: stage headings, plain lines, progress with rate and time left, and commands to type next.
 
 On a terminal a progress line is redrawn in place; elsewhere (CI, `modal app logs`) it is a plain line now and then.
 Everything goes to stderr when the command's result on stdout is meant for a script (`--json`).
@@ -6,32 +6,65 @@ Everything goes to stderr when the command's result on stdout is meant for a scr
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import sys
 import time
+from pathlib import Path
 from typing import TextIO
 
 _quiet_stdout = False
 
 
 def use_stderr() -> None:
-    """Send all talk to stderr from now on, so that stdout holds nothing but the result."""
+    """Print everything to stderr from now on, so that stdout holds nothing but the result."""
     global _quiet_stdout
     _quiet_stdout = True
 
 
 def _out() -> TextIO:
-    """Where talk goes now; asked each time, since whoever called may have put other streams in place."""
+    """The stream to print to; looked up each time, since a caller may have replaced sys.stdout."""
     return sys.stderr if _quiet_stdout else sys.stdout
 
 
 def say(text: str = "") -> None:
-    """Print one line of talk, at once (never held back in a pipe)."""
+    """Print one line and flush it, so that a pipe shows it at once."""
     print(_printable(text), file=_out(), flush=True)
 
 
 def heading(number: int, total: int, name: str, what: str) -> None:
     """Announce a stage: `[3/7] train — …`."""
     say(f"\n[{number}/{total}] {name} — {what}")
+
+
+def command(*words: str | Path) -> str:
+    """A `noesis` command to copy and paste: `command("chat", run.path)` → `noesis chat 'my runs/demo'`.
+
+    Args:
+        words: a `Path` is written relative to the working directory; words that need quotes get them.
+
+    Returns:
+        the command, starting with the program as it was started: `noesis`, its path where it is not on PATH, or
+        `python -m noesis`.
+    """
+    return " ".join([_program(), *(shlex.quote(path_here(w) if isinstance(w, Path) else w) for w in words)])
+
+
+def path_here(path: Path) -> str:
+    """`path` as typed from the working directory: relative if it is below, else unchanged."""
+    full, here = path.absolute(), Path.cwd()
+    return str(full.relative_to(here)) if full.is_relative_to(here) else str(path)
+
+
+def _program() -> str:
+    started = Path(sys.argv[0])
+    if started.name == "__main__.py" and started.parent.name == "noesis":
+        on_path = shutil.which("python")
+        same = on_path is not None and Path(on_path) == Path(sys.executable)
+        return f"{'python' if same else shlex.quote(path_here(Path(sys.executable)))} -m noesis"
+    if started.stem == "noesis" and shutil.which("noesis") is None and started.is_file():
+        return shlex.quote(path_here(started))
+    return "noesis"
 
 
 def duration(seconds: float) -> str:
@@ -79,8 +112,9 @@ class Progress:
     def _show(self, now: float, note: str) -> None:
         rate = self.done / max(now - self.started, 1e-9)
         left = max(self.total - self.done, 0) / max(rate, 1e-9)
-        line = f"  {self.what} {self.done:,}/{self.total:,} {self.unit} · {f'{rate:,.0f}' if rate >= 10 else f'{rate:.2g}'} {self.unit}/s · {duration(left)} left"
-        line += f" · {note}" if note else ""
+        speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+        line = f"  {self.what} {self.done:,}/{self.total:,} {self.unit} · {speed} {self.unit}/s"
+        line += f" · {duration(left)} left" + (f" · {note}" if note else "")
         if self.live:
             print("\r\x1b[K" + line, end="", file=self.out, flush=True)
         else:
@@ -92,5 +126,5 @@ class Progress:
 
 
 def _printable(text: str) -> str:
-    """Text from files and models is hostile: control characters (a terminal would obey them) are shown, not sent."""
+    """Text from files and models is hostile: control characters, which a terminal would obey, are escaped."""
     return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)

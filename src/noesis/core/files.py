@@ -162,6 +162,19 @@ def explain_os_error(error: OSError) -> NoesisError:
     return NoesisError(f"{error.strerror or error}{where}")
 
 
+def explain_error(error: Exception) -> NoesisError | None:
+    """Any foreseeable failure as one message with an exit code; None for a fault of the program, which needs its traceback."""
+    if isinstance(error, NoesisError):
+        return error
+    if isinstance(error, OSError):
+        return explain_os_error(error)
+    if isinstance(error, MemoryError):
+        return NoesisError("out of memory: choose a smaller --model, or lower max_length in training_config.yaml")
+    if "os error 28" in str(error):  # safetensors wraps the operating system's error in a class of its own
+        return explain_os_error(OSError(errno.ENOSPC, "No space left on device"))
+    return None
+
+
 def utc_now() -> str:
     """The current time in UTC as ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

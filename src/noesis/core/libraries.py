@@ -34,18 +34,25 @@ LIBRARIES = (
 )
 
 
-def quiet_libraries() -> None:
-    """Switch off telemetry, progress bars of local work, and warnings that a user can't act on; call before using them.
+def silence_libraries() -> None:
+    """Switch off telemetry, progress bars of local work, and warnings that a user can't act on.
 
-    Downloads from a hub keep their progress bars.
+    Some libraries print while they are imported, so this comes first in a process; it imports none of them. Downloads
+    from a hub keep their progress bars, which don't go by TQDM_DISABLE.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "TRL_EXPERIMENTAL_SILENCE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning)
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def quiet_libraries() -> None:
+    """Silence the libraries that are loaded already, too; call before using them."""
+    silence_libraries()
     import transformers
 
     transformers.utils.logging.set_verbosity_error()

@@ -1,12 +1,13 @@
-"""`noesis demo`: the whole pipeline on the embedded model, in minutes on two cores.
+"""`noesis demo`: the whole pipeline on the embedded model, in minutes on two CPU cores.
 
-The settings that it changes are in training_config.yaml under `demo:`.
+What it changes in the project's settings is in training_config.yaml, `demo:`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from noesis.core.config import Config, load_config
 from noesis.core.console import heading, say
 from noesis.core.device import detect
 from noesis.core.files import sha256_json, write_json
+from noesis.core.overrides import Overrides
 from noesis.core.project import Project
 from noesis.dataset.encode import training_rows
 from noesis.dataset.export import check_sources
@@ -29,6 +31,20 @@ from noesis.run.lock import locked
 from noesis.training.job import count_workload
 from noesis.tribunal.calibration.calibrate import LivePairs, live_pairs, show_live_pairs
 
+CHOICE = "demo.json"  # in the run directory
+
+
+@dataclass(frozen=True)
+class DemoChoice:
+    """Rank and epochs that fit the demo's time on this machine; `request` is a hash of what they were chosen for."""
+
+    request: str
+    r: int
+    epochs: int
+
+    def to_json(self) -> dict[str, str | int]:
+        return asdict(self)
+
 
 def demo(
     project: Project,
@@ -40,44 +56,42 @@ def demo(
     max_usd: float | None = None,
     max_minutes: float | None = None,
 ) -> RunSession:
-    """Run every stage on the embedded model, then show why that model may not be the judge.
-
-    Args:
-        path: the run directory.
-        quick: one epoch on a few examples.
-        judges: as given with --judge; None: those of training_config.yaml.
-    """
-    base = load_config(project)
-    d = base.training.demo
-    config = load_config(
-        project,
-        {
-            "training.model": d.model,
-            "training.data.language": d.language,
-            "training.learning_rate": d.learning_rate,
-            "training.num_train_epochs": 1 if quick else None,
-            "max_examples": d.quick_examples if quick else None,
-            "training.budget.max_usd": max_usd,
-            "training.budget.max_minutes": max_minutes,
-        },
-    )
-
-    options = PipelineOptions(project, tuple(base.training.tribunal.judges if judges is None else judges))
-    steps = 1 + len(stages_to_run(options))
-    heading(1, steps, "validate and export", "every example checked, some held out")
+    """Run every stage into the run directory at `path`."""
+    config = demo_config(project, quick=quick, max_usd=max_usd, max_minutes=max_minutes)
+    options = PipelineOptions(project, tuple(config.training.tribunal.judges if judges is None else judges))
+    heading(1, 1 + len(stages_to_run(options)), "validate and export", "every example checked, some held out")
     _check_other_languages(project, config)
     data = from_sources(project, config)
     with locked(path):
-        config, choice = _demo_choice(config, data, project, path, quick=quick, fresh=fresh)
+        choice = _choose(config, data, project, path, quick=quick, fresh=fresh)
+        config = _with_choice(config, choice)
         s = start_run(project, config, path, data, fresh=fresh)
-        write_json(path / "demo.json", choice)
+        write_json(path / CHOICE, choice.to_json())
         run_all(s, options, done=1)
-        _embedded_judge(s, project)
+        _judge_with_embedded_model(s, project)
     return s
 
 
-def _embedded_judge(s: RunSession, project: Project) -> None:
-    """Why there is no verdict: the embedded model as a judge, shown to be unfit."""
+def demo_config(
+    project: Project, *, quick: bool = False, max_usd: float | None = None, max_minutes: float | None = None
+) -> Config:
+    """The project's configuration with the demo's settings; `quick`: one epoch on a few examples."""
+    training = load_config(project).training
+    settings = training.demo
+    overrides = Overrides(
+        model=settings.model,
+        language=settings.language,
+        learning_rate=settings.learning_rate if training.method != "dpo" else None,  # it is one for SFT
+        epochs=1 if quick else None,
+        max_examples=settings.quick_examples if quick else None,
+        max_usd=max_usd,
+        max_minutes=max_minutes,
+    )
+    return overrides.configure(project)
+
+
+def _judge_with_embedded_model(s: RunSession, project: Project) -> None:
+    """Show why there is no verdict: the embedded model is not fit to judge."""
     from noesis.llm.embedded import EMBEDDED, embedded_gguf
 
     if s.config.training.model != EMBEDDED:
@@ -93,31 +107,28 @@ def _embedded_judge(s: RunSession, project: Project) -> None:
 
 
 def _check_other_languages(project: Project, config: Config) -> None:
-    """Check the examples in the language that this run does not use as well."""
+    """Check the examples that this run does not use, too."""
     for language in ("pt", "en"):
         if language != config.training.data.language and all(
             any(folder.glob("*.jsonl")) for folder in project.sources(language)
         ):
             report = check_sources(project.sources(language), load_constitution(project.constitution), config)
             say(
-                f"  {language}: {report.rows} examples in {report.files} files: no errors, {len(report.warnings)} warnings"
+                f"  {language}: {report.rows} examples in {len(report.files)} files: no errors, "
+                f"{report.total('warning')} warnings"
             )
 
 
-def _demo_choice(
+def _choose(
     config: Config, data: tuple[Records, Records], project: Project, path: Path, *, quick: bool, fresh: bool
-) -> tuple[Config, dict[str, Any]]:
-    """Rank and epochs by the plan; once chosen they stay, so that a second `noesis demo` finds its stages done.
-
-    Returns:
-        the configuration with them, and the choice as demo.json stores it.
-    """
+) -> DemoChoice:
+    """Rank and epochs by the plan; they are stored, so that a second `noesis demo` finds its stages done."""
     request = sha256_json([config.digest(), sha256_json([*data]), config.training.demo.model_dump(), quick])
-    stored = path / "demo.json"
+    stored = path / CHOICE
     if stored.is_file() and not fresh:
-        choice = dict(json.loads(stored.read_text(encoding="utf-8")))
-        if choice.get("request") == request:
-            return _with_choice(config, int(choice["r"]), int(choice["epochs"])), choice
+        found = json.loads(stored.read_text(encoding="utf-8"))
+        if found.get("request") == request:
+            return DemoChoice(request, int(found["r"]), int(found["epochs"]))
     constitution = load_constitution(project.constitution)
     model = find_model(config.training.model, config.training.revision)
     rows = training_rows(
@@ -128,16 +139,15 @@ def _demo_choice(
         max_length=config.training.max_length,
     )
     r, epochs = choose_demo_rank_and_epochs(config, read_shape(model.path), count_workload(rows), detect())
-    choice = {"request": request, "r": r, "epochs": 1 if quick else epochs}
-    return _with_choice(config, r, int(choice["epochs"])), choice
+    return DemoChoice(request, r, 1 if quick else epochs)
 
 
-def _with_choice(config: Config, r: int, epochs: int) -> Config:
+def _with_choice(config: Config, choice: DemoChoice) -> Config:
     """`config` with another rank and number of epochs; alpha keeps its ratio to the rank."""
-    alpha = max(1, round(config.lora.lora_alpha * r / config.lora.r))
+    alpha = max(1, round(config.lora.lora_alpha * choice.r / config.lora.r))
     return config.model_copy(
         update={
-            "lora": config.lora.model_copy(update={"r": r, "lora_alpha": alpha}),
-            "training": config.training.model_copy(update={"num_train_epochs": epochs}),
+            "lora": config.lora.model_copy(update={"r": choice.r, "lora_alpha": alpha}),
+            "training": config.training.model_copy(update={"num_train_epochs": choice.epochs}),
         }
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.constitution.document import load_constitution
-from noesis.core.console import say
+from noesis.core.console import command, say
 from noesis.core.errors import NoesisError, RunError
 from noesis.core.messages import Message
 from noesis.llm.clients.chat_client import Completion, LLMClient
@@ -71,11 +71,11 @@ def certified_gguf(run: Run, quant: str | None = None) -> Path:
     if best is None:
         which = f"no {quant} GGUF file" if quant else "no GGUF file"
         raise RunError(
-            f"{run.path} holds {which} that was shown to behave like the model: run  noesis gguf {run.path}  first"
+            f"{run.path} holds {which} that was shown to behave like the model: run  {command('gguf', run.path)}  first"
         )
     file = run.gguf / f"{run.merged.name}-{best}.gguf"
     if wrong := [name for name in run.changed("gguf") if name.startswith(f"gguf/{file.name}:")]:
-        raise RunError(f"{run.path}: {wrong[0]} since it was certified: run  noesis gguf {run.path} --again")
+        raise RunError(f"{run.path}: {wrong[0]} since it was certified: run  {command('gguf', run.path, '--again')}")
     return file
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from noesis import __version__
 from noesis.core.config import Config
-from noesis.core.console import say
+from noesis.core.console import command, say
 from noesis.core.errors import CapError, RunError, UsageError
 from noesis.core.files import sha256_file, sweep, sync_file, utc_now, write_json, write_text
 from noesis.core.libraries import library_versions
@@ -91,7 +91,7 @@ class Run:
         folders = sorted(self.checkpoints.glob("epoch_[0-9]*"), key=lambda p: int(p.name.removeprefix("epoch_")))
         whole = [p for p in folders if (p / "adapter_model.safetensors").is_file()]
         if not whole:
-            raise RunError(f"{self.path} holds no trained adapter: run  noesis train --run {self.path}  first")
+            raise RunError(f"{self.path} holds no trained adapter: run  {command('train', '--run', self.path)}  first")
         return whole
 
     def adapter(self) -> Path:

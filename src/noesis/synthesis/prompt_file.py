@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from noesis.constitution.document import Constitution
+from noesis.core.console import command
 from noesis.core.errors import DataError, UsageError
 from noesis.dataset.checks.fingerprint import fingerprint
 from noesis.dataset.checks.near_duplicates import NEAR
@@ -72,7 +73,7 @@ def read_prompts(file: Path, constitution: Constitution) -> list[Prompt]:
     """
     if not file.is_file():
         raise UsageError(
-            f"{file} does not exist: name a file of prompts, or write one with  noesis constitution prompts --model SPEC --out {file}"
+            f"{file} does not exist: name a file of prompts, or write one with  {command('constitution', 'prompts', '--model', 'SPEC', '--out', file)}"
         )
     found: list[Prompt] = []
     places: dict[str, str] = {}

@@ -1,6 +1,7 @@
-"""A trial's answers over many machines (`modal run scripts/modal_train.py --shards N`): each answers every n-th chunk of prompts, leaves a file.
+"""A trial's answers over several machines (`modal run scripts/modal_train.py --shards N`).
 
-The judging container finds them where it looks for answers, so that the trial is the same, only that nobody has to answer any more.
+Each machine answers every n-th chunk of prompts and leaves a file; the judging container stores these answers where the
+trial looks for them, so the trial is the same and has no answers left to write.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from noesis.cloud.container.shards import Shards, do_shard, merged
+from noesis.cloud.container.shards import Shards, do_shard, results_in_order
 from noesis.cloud.container.workspace import CallResult, ContainerContext, copy_of_run, run_guarded
 from noesis.cloud.request import CloudRequest
 from noesis.core.config import load_config
@@ -36,44 +37,48 @@ def trial_shards(root: Path, project: Project, request: CloudRequest) -> tuple[S
     return Shards(root, "answers", key, request.shards), [prompts[i : i + CHUNK] for i in range(0, len(prompts), CHUNK)]
 
 
-def answer_shard(place: ContainerContext, asked: dict[str, Any], index: int) -> CallResult:
-    """Answer this shard's chunks by base and tuned model, from a copy of the run."""
+def answer_shard(context: ContainerContext, request: CloudRequest, index: int) -> CallResult:
+    """Answer this shard's chunks by base and tuned model, on a copy of the run."""
+
+    def work() -> CallResult:
+        shards, chunks = trial_shards(context.root, context.project, request)
+
+        def answer(own: list[list[str]]) -> list[dict[str, Any]]:
+            return _answer_chunks(context, request, own)
+
+        return CallResult({"chunks": do_shard(shards, index, chunks, answer, context.commit)})
+
+    return run_guarded(context, work)
+
+
+def _answer_chunks(context: ContainerContext, request: CloudRequest, chunks: list[list[str]]) -> list[dict[str, Any]]:
+    """For each chunk its answers; the first one also has the ledger entries of all."""
     from noesis.pipeline.answers import generate_answers
     from noesis.pipeline.session import reopen_run
     from noesis.pipeline.stages.trial import TrialRequest, current_tribunal_settings, trial_items
 
-    request = CloudRequest.from_json(asked)
-
-    def work() -> CallResult:
-        shards, chunks = trial_shards(place.root, place.project, request)
-
-        def answer(own: list[list[str]]) -> list[dict[str, Any]]:
-            with tempfile.TemporaryDirectory() as folder:
-                s = reopen_run(copy_of_run(place.root, Path(folder) / "run"))
-                known = {entry.id for entry in s.run.manifest.ledger}
-                items = {item.id: item for item in trial_items(place.project, TrialRequest(request.judges))}
-                section = current_tribunal_settings(s, place.project)
-                found = s.run.perform(
-                    "answers",
-                    lambda: {"rows": [generate_answers(s, section, [items[i] for i in chunk]) for chunk in own]},
-                    list,
-                )
-                ledger = [entry.to_json() for entry in s.run.manifest.ledger if entry.id not in known]
-            return [{"answers": row, "ledger": ledger if i == 0 else []} for i, row in enumerate(found["rows"])]
-
-        return {"chunks": do_shard(shards, index, chunks, answer, place.commit)}
-
-    return run_guarded(place, work)
+    with tempfile.TemporaryDirectory() as folder:
+        s = reopen_run(copy_of_run(context.root, Path(folder) / "run"))
+        known = {entry.id for entry in s.run.manifest.ledger}
+        items = {item.id: item for item in trial_items(context.project, TrialRequest(request.judges))}
+        section = current_tribunal_settings(s, context.project)
+        found = s.run.perform(
+            "answers",
+            lambda: {"rows": [generate_answers(s, section, [items[i] for i in chunk]) for chunk in chunks]},
+            list,
+        )
+        ledger = [entry.to_json() for entry in s.run.manifest.ledger if entry.id not in known]
+    return [{"answers": row, "ledger": ledger if i == 0 else []} for i, row in enumerate(found["rows"])]
 
 
 def take_answers(s: RunSession, root: Path, project: Project, request: CloudRequest) -> None:
-    """Put what the shards answered where the trial looks, and book what they cost, once."""
+    """Store the shards' answers where the trial looks for them, and record what they cost, once."""
     from noesis.pipeline.answers import store_answers
 
     shards, chunks = trial_shards(root, project, request)
     if shards.missing(chunks):
-        return  # the trial answers itself what is not there
-    rows = merged(shards, chunks)
+        return  # the trial writes the answers that are not there
+    rows = list(results_in_order(shards, chunks))
     for row in rows:
         store_answers(s, row["answers"])
     s.run.book(LedgerEntry.from_json(entry) for row in rows for entry in row["ledger"])

@@ -1,164 +1,165 @@
-"""The order of a run in the cloud: train, with the judging of each epoch beside the training of the next; judge; merge; say what lies where.
+"""The order of a run on Modal: train, judging each epoch while the next one trains; judge; merge; summarise.
 
-It runs in a small container of its own, so that the run goes on when the machine that started it is closed. It starts the functions by
-name through `Hands` and waits; what it started is noted in its lease, so that after a restart it waits for the same calls.
+It runs in a small container of its own, so the run continues when the machine that started it is switched off. It
+starts Modal functions by name through `FunctionCalls` and waits for them. The calls are recorded in its lease, so after
+a restart it waits for the same ones.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from noesis.cloud.container.workspace import CallResult
 from noesis.cloud.request import CloudRequest
 from noesis.cloud.run_summary import summary_lines
-from noesis.cloud.volume.layout import EPOCHS, FOLDER, OPENED, SUMMARY
+from noesis.cloud.volume.layout import SUMMARY
 from noesis.cloud.volume.lease import Lease
+from noesis.cloud.volume.notes import OpenedRun, judged_epoch_file
 from noesis.core.console import say
 from noesis.core.errors import RunError
 from noesis.core.files import write_text
 from noesis.core.project import Project
+from noesis.tribunal.court import verdict_exit_code
 
 POLL_S = 10.0
 
 
 @dataclass(frozen=True)
 class FunctionCalls:
-    """What a conductor does through Modal."""
+    """How the orchestrator reaches Modal.
 
-    start: Callable[[str, dict[str, Any]], str]  # a function's name, its arguments → the call's id
-    result: Callable[[str, float], CallResult | None]  # of a call, within so many seconds
+    start: a function's name and its arguments → the call's id
+    result: a call's id, seconds to wait → its result, None if it has not ended
+    reload, commit: of the volume, as in `ContainerContext`
+    """
+
+    start: Callable[[str, dict[str, Any]], str]
+    result: Callable[[str, float], CallResult | None]
     reload: Callable[[], None]
     commit: Callable[[], None]
     sleep: Callable[[float], None] = time.sleep
 
 
 def orchestrate(
-    request: CloudRequest, root: Path, hands: FunctionCalls, holder: str, *, project: Project | None = None
+    request: CloudRequest, root: Path, calls: FunctionCalls, holder: str, *, project: Project | None = None
 ) -> CallResult:
-    """The whole of what was asked for.
+    """Everything that was asked for.
 
     Returns:
-        `code` for the exit, `lines` to print, and `error` where it stopped.
+        its exit code; `value` has `verdict` and the `lines` to print. Or the error of the stage that failed.
     """
-    lease = Lease(root, holder, hands.commit, hands.reload, sleep=hands.sleep)
-    hands.reload()
+    lease = Lease(root, holder, calls.commit, calls.reload, sleep=calls.sleep)
+    calls.reload()
     lease.take()
     leaving = True
     try:
-        done = _work(request, root, hands, lease, project)
-        hands.reload()
-        if "error" not in done:
-            done |= {"lines": summary_lines(root)}
-            write_text(root / SUMMARY, "\n".join(done["lines"]) + "\n")
+        result = _Orchestrator(request, root, project, calls, lease).run()
+        calls.reload()
+        if result.error is None:
+            lines = summary_lines(root)
+            write_text(root / SUMMARY, "\n".join(lines) + "\n")
+            result = replace(result, value=result.value | {"lines": lines})
         leaving = False
-        return done
+        return result
     finally:
         lease.release(leaving=leaving)
 
 
-def _work(request: CloudRequest, root: Path, hands: FunctionCalls, lease: Lease, project: Project | None) -> CallResult:
-    asked = request.as_json()
-    beside = EpochJudging(root, hands, lease)
-    if request.what == "all":
-        done = wait(hands, lease, "train", {"request": asked, "ticket": lease.holder}, meanwhile=beside.start_ready)
-        if "error" in done:
-            return done
-        beside.start_ready()  # what a short training left since
-    verdict = None
-    if request.what != "merge" and request.shards > 1 and request.judges and project is not None:
-        _answer_in_shards(request, root, project, hands, lease)
-    if request.what != "merge":
-        done = wait(
-            hands, lease, "judge", {"request": asked, "again": request.what == "test"}, meanwhile=beside.start_ready
-        )
-        if "error" in done:
-            return done
-        verdict = str(done["court"]["verdict"])
-    beside.finish()
-    if request.what != "test":
-        done = wait(hands, lease, "merge", {"request": asked, "again": request.what == "merge"})
-        if "error" in done:
-            return done
-    from noesis.tribunal.court import Ruling
+@dataclass(frozen=True)
+class _Orchestrator:
+    """One run of the orchestrator, while it holds the lease."""
 
-    code = Ruling(verdict, "").exit_code if request.gate and verdict is not None else 0
-    return {"code": code, "verdict": verdict}
+    request: CloudRequest
+    root: Path
+    project: Project | None
+    calls: FunctionCalls
+    lease: Lease
 
+    def run(self) -> CallResult:
+        """Train, judge, merge: what the request asks for, up to the first error."""
+        what, request_json, verdict = self.request.what, self.request.to_json(), None
+        if what == "all":
+            trained = self.call(
+                "train", {"request": request_json, "ticket": self.lease.holder}, meanwhile=self.judge_trained_epochs
+            )
+            if trained.error is not None:
+                return trained
+            self.judge_trained_epochs()  # what a short training left since the last poll
+        if what != "merge":
+            if self.request.shards > 1 and self.request.judges and self.project is not None:
+                self.answer_in_shards(self.project)
+            judged = self.call(
+                "judge", {"request": request_json, "again": what == "test"}, meanwhile=self.judge_trained_epochs
+            )
+            if judged.error is not None:
+                return judged
+            verdict = str(judged.value["court"]["verdict"])
+        self.wait_for_epochs()
+        if what != "test":
+            merged = self.call("merge", {"request": request_json, "again": what == "merge"})
+            if merged.error is not None:
+                return merged
+        gated = self.request.gate and verdict is not None
+        return CallResult({"verdict": verdict}, code=verdict_exit_code(str(verdict)) if gated else 0)
 
-def _answer_in_shards(request: CloudRequest, root: Path, project: Project, hands: FunctionCalls, lease: Lease) -> None:
-    """Base and tuned model answer the trial's prompts on so many machines; the judging container answers itself what is lost for good."""
-    from noesis.cloud.container.answers import trial_shards
-    from noesis.cloud.container.shards import map_shards
+    def call(self, name: str, arguments: dict[str, Any], *, meanwhile: Callable[[], None] = lambda: None) -> CallResult:
+        """The result of the function `name`, which is started unless this orchestrator started it before a restart."""
+        self._start(name, name, arguments)
+        return self._wait(name, meanwhile)
 
-    shards, chunks = trial_shards(root, project, request)
-    asked = request.as_json()
-
-    def spread(indices: list[int]) -> list[Any]:
-        for i in indices:  # all of them are started before any is waited for
-            if f"shard_{i}" not in lease.calls:
-                lease.note(f"shard_{i}", hands.start("answer_shard", {"request": asked, "index": i}))
-        found = [wait(hands, lease, f"shard_{i}", {}) for i in indices]
-        for i in indices:
-            lease.forget(f"shard_{i}")
-        return [RunError(str(result["error"])) if "error" in result else result for result in found]
-
-    try:
-        map_shards(shards, chunks, spread, hands.reload)
-    except RunError as error:
-        say(f"  {error}")
-
-
-def wait(
-    hands: FunctionCalls,
-    lease: Lease,
-    name: str,
-    arguments: dict[str, Any],
-    *,
-    meanwhile: Callable[[], None] = lambda: None,
-) -> CallResult:
-    """What the function `name` returns; it is started unless an earlier life of this conductor did so."""
-    if name not in lease.calls:
-        lease.note(name, hands.start(name, arguments))
-    while True:
-        found = hands.result(lease.calls[name], POLL_S)
-        if found is not None:
-            break
-        hands.reload()
-        lease.renew()
-        meanwhile()
-    hands.reload()
-    return found
-
-
-class EpochJudging:
-    """Judging of the epochs but the last while training goes on; each writes a file of its own, so that no two containers write one."""
-
-    def __init__(self, root: Path, hands: FunctionCalls, lease: Lease) -> None:
-        self.root, self.hands, self.lease = root, hands, lease
-
-    def start_ready(self) -> None:
-        """Start judging what training has left since the last look."""
-        for epoch in range(self._epochs() - 1):  # the last one is judged as the run's own
+    def judge_trained_epochs(self) -> None:
+        """Start judging each epoch that training has finished, except the last, which is judged as the run's own."""
+        opened = OpenedRun.read(self.root)
+        epochs = opened.epochs if opened is not None and opened.ticket == self.lease.holder else 0
+        for epoch in range(epochs - 1):
             name = f"epoch_{epoch}"
-            whole = (self.root / "checkpoints" / name / "adapter_model.safetensors").is_file()
-            if whole and name not in self.lease.calls and not (self.root / EPOCHS / f"{name}.json").is_file():
-                say(f"  {name} is trained: judging it beside the training of the next")
-                self.lease.note(name, self.hands.start("judge_epoch", {"epoch": epoch}))
+            trained = (self.root / "checkpoints" / name / "adapter_model.safetensors").is_file()
+            if trained and name not in self.lease.calls and not judged_epoch_file(self.root, epoch).is_file():
+                say(f"  {name} is trained: judging it while the next one trains")
+                self._start(name, "judge_epoch", {"epoch": epoch})
 
-    def finish(self) -> None:
-        """Wait for those that are under way; one that failed is said and changes nothing else."""
+    def wait_for_epochs(self) -> None:
+        """Wait until the started epochs are judged; one that failed is reported and changes nothing else."""
         for name in [name for name in self.lease.calls if name.startswith("epoch_")]:
-            found = wait(self.hands, self.lease, name, {})
-            if "error" in found:
-                say(f"  {name} was not judged: {found['error']}")
+            result = self._wait(name)
+            if result.error is not None:
+                say(f"  {name} was not judged: {result.error}")
 
-    def _epochs(self) -> int:
-        """Of the run, once training has opened it; 0 before."""
-        note = self.root / FOLDER / OPENED
-        found = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
-        return int(found["epochs"]) if found.get("ticket") == self.lease.holder else 0
+    def answer_in_shards(self, project: Project) -> None:
+        """Let several machines answer the trial's prompts; what is lost for good the judging container answers."""
+        from noesis.cloud.container.answers import trial_shards
+        from noesis.cloud.container.shards import map_shards
+
+        shards, chunks = trial_shards(self.root, project, self.request)
+        request_json = self.request.to_json()
+
+        def spread(indices: list[int]) -> list[CallResult | RunError]:
+            for i in indices:  # start all before waiting for any
+                self._start(f"shard_{i}", "answer_shard", {"request": request_json, "index": i})
+            results = [self._wait(f"shard_{i}") for i in indices]
+            for i in indices:
+                self.lease.remove_call(f"shard_{i}")
+            return [result if result.error is None else RunError(result.error) for result in results]
+
+        try:
+            map_shards(shards, chunks, spread, self.calls.reload)
+        except RunError as error:
+            say(f"  {error}")
+
+    def _start(self, name: str, function: str, arguments: dict[str, Any]) -> None:
+        """Start a call under `name`, unless there is one."""
+        if name not in self.lease.calls:
+            self.lease.add_call(name, self.calls.start(function, arguments))
+
+    def _wait(self, name: str, meanwhile: Callable[[], None] = lambda: None) -> CallResult:
+        """The result of the call `name`; until it ends, the lease is renewed and `meanwhile` called."""
+        while (result := self.calls.result(self.lease.calls[name], POLL_S)) is None:
+            self.calls.reload()
+            self.lease.renew()
+            meanwhile()
+        self.calls.reload()
+        return result

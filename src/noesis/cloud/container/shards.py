@@ -1,8 +1,8 @@
-"""A stage over many prompts on many machines at once, in shards that survive the loss of any of them.
+"""Work on many prompts spread over several machines, in shards that survive the loss of any machine.
 
-Shard i of n takes the items i, i + n, i + 2n, …, and leaves one file, written whole: `tribunal/shards/<name>-<key>/i-of-n.json`. What is there is
-not done again; a shard that was lost is tried again, alone. The key is a hash of what decides the results, so that other items or settings
-find nothing of this.
+Shard i of n takes the items i, i + n, i + 2n, … and leaves one file, written atomically:
+`tribunal/shards/<name>-<key>/i-of-n.json`. A file that is there is not made again; a lost shard is retried alone. The
+key is a hash of what decides the results, so other items or settings never find these files.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from noesis.cloud.volume.layout import SHARDS
 from noesis.core.console import say
 from noesis.core.errors import RunError
 from noesis.core.files import sha256_json, write_json
 
-FOLDER = "tribunal/shards"
-ROUNDS = 3  # that a shard gets, its first included
+ROUNDS = 3  # tries of each shard, the first included
 
 T = TypeVar("T")
 Rows = list[Any]
-# Runs a shard function for each index, on machines of its own: results or exceptions, in order (as `Function.map(…, return_exceptions=True)`).
+# Runs each shard on its own machine: results or exceptions, in order, as `Function.map(…, return_exceptions=True)`.
 Spread = Callable[[list[int]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
 class Shards:
-    """How a stage's items are split, and where the parts lie.
+    """How items are split, and where the shards' files are.
 
     key: what decides the results, as plain JSON
     """
@@ -44,21 +44,22 @@ class Shards:
 
     @property
     def folder(self) -> Path:
-        return self.root / FOLDER / f"{self.name}-{sha256_json([self.name, self.key])[:16]}"
+        return self.root / SHARDS / f"{self.name}-{sha256_json([self.name, self.key])[:16]}"
 
     def file(self, index: int) -> Path:
         return self.folder / f"{index}-of-{self.count}.json"
 
-    def mine(self, items: Sequence[T], index: int) -> list[T]:
+    def items_of(self, items: Sequence[T], index: int) -> list[T]:
         """The items of shard `index`."""
         return list(items[index :: self.count])
 
     def missing(self, items: Sequence[Any]) -> list[int]:
-        """Shards that have items and no whole file."""
-        return [i for i in range(self.count) if self.mine(items, i) and self.read(i, len(self.mine(items, i))) is None]
+        """Shards that have items and no valid file."""
+        expected = [len(self.items_of(items, i)) for i in range(self.count)]
+        return [i for i, count in enumerate(expected) if count and self.read(i, count) is None]
 
     def read(self, index: int, expected: int) -> Rows | None:
-        """A shard's results; None where there are none, or not as many as items: a file of another attempt is not trusted."""
+        """A shard's results; None if there are none, or their number is not `expected`."""
         try:
             found = json.loads(self.file(index).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
@@ -69,18 +70,18 @@ class Shards:
 def do_shard(
     shards: Shards, index: int, items: Sequence[T], work: Callable[[list[T]], Rows], commit: Callable[[], None]
 ) -> int:
-    """What one machine does: its items' results into its file, unless they are there.
+    """What one machine does: write its items' results to its file, unless they are there.
 
     Args:
         work: a result for each item, in order; plain JSON.
 
     Returns:
-        how many results lie there.
+        how many results the file holds.
 
     Raises:
-        RunError: `work` gave another number of results.
+        RunError: `work` returned a different number of results.
     """
-    own = shards.mine(items, index)
+    own = shards.items_of(items, index)
     if own and shards.read(index, len(own)) is None:
         results = work(own)
         if len(results) != len(own):
@@ -93,14 +94,14 @@ def do_shard(
 def map_shards(
     shards: Shards, items: Sequence[Any], spread: Spread, reload: Callable[[], None], *, rounds: int = ROUNDS
 ) -> Rows:
-    """The results of all items, in their order; shards that are missing are spread over machines, those that were lost once more.
+    """The results of all items, in their order. Missing shards are spread over machines; lost ones are retried.
 
     Args:
-        spread: runs shards elsewhere; one that fails must come back as an exception, not end the others.
+        spread: runs shards elsewhere; one that fails must come back as an exception, not stop the others.
         reload: shows here what the machines committed.
 
     Raises:
-        RunError: a shard was lost every time; what the others did is kept for the next call.
+        RunError: a shard was lost every time; the others' results are kept for the next call.
     """
     why: dict[int, str] = {}
     for attempt in range(rounds):
@@ -109,7 +110,8 @@ def map_shards(
             break
         if attempt:
             say(
-                f"  {len(missing)} of {shards.count} shards of {shards.name} were lost ({'; '.join(sorted(set(why.values())))[:200]}): once more"
+                f"  {len(missing)} of {shards.count} shards of {shards.name} were lost "
+                f"({'; '.join(sorted(set(why.values())))[:200]}): retrying"
             )
         why = {
             index: f"{type(r).__name__}: {r}"
@@ -119,15 +121,16 @@ def map_shards(
         reload()
     missing = shards.missing(items)
     if missing:
-        words = "; ".join(f"{i}: {why.get(i, 'its file is missing or not whole')}" for i in missing[:5])
+        reasons = "; ".join(f"{i}: {why.get(i, 'its file is missing or incomplete')}" for i in missing[:5])
         raise RunError(
-            f"{len(missing)} of {shards.count} shards of {shards.name} were lost {rounds} times ({words}); the others are kept, and the same command goes on"
+            f"{len(missing)} of {shards.count} shards of {shards.name} were lost {rounds} times ({reasons}); "
+            "the others are kept, and the same command continues"
         )
-    return list(merged(shards, items))
+    return list(results_in_order(shards, items))
 
 
-def merged(shards: Shards, items: Sequence[Any]) -> Iterator[Any]:
-    """Results in the order of the items."""
-    parts = [shards.read(i, len(shards.mine(items, i))) or [] for i in range(shards.count)]
+def results_in_order(shards: Shards, items: Sequence[Any]) -> Iterator[Any]:
+    """All shards' results, in the order of the items."""
+    parts = [shards.read(i, len(shards.items_of(items, i))) or [] for i in range(shards.count)]
     for position in range(len(items)):
         yield parts[position % shards.count][position // shards.count]

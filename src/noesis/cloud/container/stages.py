@@ -1,39 +1,46 @@
-"""What each container does: bring the run, call the package's stages, publish. `app.py` wraps these in Modal's functions.
+"""What each container does: copy the run, call the package's stages, publish. `cloud/app.py` turns it into functions.
 
-The volume's root is the run directory. Training, and later judging and merging, write the manifest, one after the other; judging an epoch
-beside training writes one file of its own and nothing else.
+The volume's root is the run directory. Training, and later judging and merging, write the manifest, one after the
+other; judging an epoch during training writes files of its own and nothing else.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from noesis.cloud.container.answers import take_answers
 from noesis.cloud.container.vllm_judge import trial_with_vllm_judge
 from noesis.cloud.container.workspace import (
     CallResult,
     ContainerContext,
-    _require_run,
     copy_of_run,
+    require_trained_run,
     run_guarded,
     staged_run,
 )
 from noesis.cloud.request import LOCAL_JUDGE, CloudRequest
-from noesis.cloud.run_summary import epochs_judged
-from noesis.cloud.volume.layout import EPOCHS, FOLDER, OPENED
+from noesis.cloud.volume.layout import ARCHIVE, DATASET
+from noesis.cloud.volume.notes import JudgedEpoch, OpenedRun, judged_epochs
 from noesis.cloud.volume.sync import HEAVY
 from noesis.cloud.volume.uploaded_data import require_upload
-from noesis.core.config import load_config
-from noesis.core.files import write_json, write_text
+from noesis.core.files import write_text
 from noesis.run.directory import Run
 from noesis.run.ledger import LedgerEntry
 
+if TYPE_CHECKING:
+    from noesis.pipeline.session import RunSession
+    from noesis.pipeline.stages.choose import CheckpointScorer
 
-def train(place: ContainerContext, asked: dict[str, Any], ticket: str) -> CallResult:
-    """Open the run on the volume (another one that lies there is moved to /data/runs/), train in all epochs, publishing as it goes.
+SCORES = Path("tribunal/checkpoints")  # in a run: what the stage `choose` reads
+
+
+def train(context: ContainerContext, request: CloudRequest, ticket: str) -> CallResult:
+    """Open the run on the volume and train all epochs, publishing each as it ends.
+
+    Another run that is there is moved to /data/runs/.
 
     Returns:
         training's figures.
@@ -41,131 +48,148 @@ def train(place: ContainerContext, asked: dict[str, Any], ticket: str) -> CallRe
     from noesis.pipeline.session import reopen_run
     from noesis.pipeline.stages.plan import run_plan
     from noesis.pipeline.stages.train import run_train
-    from noesis.pipeline.start_run import from_exports, start_run
-
-    request = CloudRequest.from_json(asked)
 
     def work() -> CallResult:
-        config = load_config(place.project, request.overrides())
-        require_upload(place.root / "dataset", request.uploaded, config.training.modal.volume)
-        data = from_exports(place.root / "dataset", place.project)
-        starts = _starts(place, ticket)  # --fresh must not begin the run anew that this very call began
-        options: dict[str, Any] = {
-            "archive_to": place.root / "runs",
-            "resume": request.resume,
-            "fresh": request.fresh and not starts,
-        }
-        opened = start_run(place.project, config, place.root, data, **options)
-        write_json(
-            place.root / FOLDER / OPENED, {"ticket": ticket, "starts": starts + 1, "epochs": config.training.epochs}
-        )
-        place.commit()
-        place.keep()  # the weights were fetched by now: judging an epoch, beside this, need not fetch them again
+        opened = _open_run(context, request, ticket)
+        context.commit()
+        context.commit_weights()  # fetched by now: judging an epoch meanwhile need not fetch them again
         if opened.run.is_done("train"):
-            return dict(run_train(opened))
-        with staged_run(place) as run:
+            return CallResult(dict(run_train(opened)))
+        with staged_run(context) as run:
             s = reopen_run(run.path)
             run_plan(s)
-            return dict(run_train(s))
+            return CallResult(dict(run_train(s)))
 
-    return run_guarded(place, work)
-
-
-def _starts(place: ContainerContext, ticket: str) -> int:
-    """How often a container of this very call opened the run before: it was taken away as often."""
-    note = place.root / FOLDER / OPENED
-    found = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
-    return int(found["starts"]) if found.get("ticket") == ticket else 0
+    return run_guarded(context, work)
 
 
-def judge_epoch(place: ContainerContext, epoch: int) -> CallResult:
-    """Held-out loss and preference after one epoch, from a copy of the run; its scores are where the stage `choose` looks for them."""
+def _open_run(context: ContainerContext, request: CloudRequest, ticket: str) -> RunSession:
+    """The run on the volume, for the uploaded dataset and the request's settings."""
+    from noesis.pipeline.start_run import from_exports, start_run
+
+    config = request.overrides.configure(context.project)
+    dataset = context.root / DATASET
+    require_upload(dataset, request.uploaded, config.training.modal.volume)
+    before = OpenedRun.read(context.root)
+    starts = before.starts if before is not None and before.ticket == ticket else 0
+    s = start_run(
+        context.project,
+        config,
+        context.root,
+        from_exports(dataset, context.project),
+        archive_to=context.root / ARCHIVE,
+        resume=request.resume,
+        fresh=request.fresh and not starts,  # after a preemption the run is this very call's
+    )
+    OpenedRun(ticket, starts + 1, config.training.epochs).write(context.root)
+    return s
+
+
+def judge_epoch(context: ContainerContext, epoch: int) -> CallResult:
+    """Measure held-out loss and preference after one epoch, on a copy of the run.
+
+    The scores go where the stage `choose` reads them, the rest into a file of this epoch's own.
+    """
     from noesis.pipeline.session import reopen_run
-    from noesis.pipeline.stages.choose import BASE, score_checkpoints
-    from noesis.tribunal.heldout import compare
 
     name = f"epoch_{epoch}"
 
     def work() -> CallResult:
         with tempfile.TemporaryDirectory() as folder:
-            copy, scores = copy_of_run(place.root, Path(folder) / name, name), Path("tribunal/checkpoints")
-            if (place.root / scores).is_dir():
-                shutil.copytree(place.root / scores, copy / scores)
-            s = reopen_run(copy)
-            known = {entry.id for entry in s.run.manifest.ledger}
+            copy = copy_of_run(context.root, Path(folder) / name, name)
+            if (context.root / SCORES).is_dir():
+                shutil.copytree(context.root / SCORES, copy / SCORES)
+            judged = _judge_copy(reopen_run(copy), epoch)
+            _publish_scores(copy, context.root, name)
+        judged.write(context.root)
+        return CallResult(judged.to_json())
 
-            def measure() -> CallResult:
-                found = score_checkpoints(s, [name])
-                ids = [record["id"] for record in s.examples("eval")]
-                return {"preference": compare(ids, found[BASE], found[name]).to_json()}
-
-            measured = s.run.perform("judge_epoch", measure, list)
-            entries = [entry.to_json() for entry in s.run.manifest.ledger if entry.id not in known]
-            for file in (f"{name}.json", f"{BASE}.json"):  # the base's are the same, whoever measured them
-                if not (place.root / scores / file).is_file() or file != f"{BASE}.json":
-                    write_text(place.root / scores / file, (copy / scores / file).read_text(encoding="utf-8"))
-        found = {"epoch": epoch, "preference": measured["preference"], "ledger": entries}
-        write_json(place.root / EPOCHS / f"{name}.json", found)
-        return found
-
-    return run_guarded(place, work)
+    return run_guarded(context, work)
 
 
-def judge(place: ContainerContext, asked: dict[str, Any], again: bool) -> CallResult:
-    """Judge the checkpoint that the run chose: on the held-out examples, and before the Tribunal where judges are seated."""
-    from noesis.cloud.container.answers import take_answers
+def _judge_copy(s: RunSession, epoch: int) -> JudgedEpoch:
+    from noesis.pipeline.stages.choose import BASE, score_checkpoints
+    from noesis.tribunal.heldout import compare
+
+    name = f"epoch_{epoch}"
+    known = {entry.id for entry in s.run.manifest.ledger}
+
+    def measure() -> dict[str, object]:
+        found = score_checkpoints(s, [name])
+        ids = [record["id"] for record in s.examples("eval")]
+        return {"preference": compare(ids, found[BASE], found[name]).to_json()}
+
+    measured = s.run.perform("judge_epoch", measure, list)
+    entries = [entry.to_json() for entry in s.run.manifest.ledger if entry.id not in known]
+    return JudgedEpoch(epoch, measured["preference"], entries)
+
+
+def _publish_scores(copy: Path, root: Path, name: str) -> None:
+    """Copy the epoch's scores to the volume, and the base's if nobody has yet: they are the same for every epoch."""
+    from noesis.pipeline.stages.choose import BASE
+
+    for file in (f"{name}.json", f"{BASE}.json"):
+        target = root / SCORES / file
+        if file != f"{BASE}.json" or not target.is_file():
+            write_text(target, (copy / SCORES / file).read_text(encoding="utf-8"))
+
+
+def judge(context: ContainerContext, request: CloudRequest, again: bool) -> CallResult:
+    """Judge the checkpoint that the run chose: on the held-out examples and, if judges are named, by the Tribunal."""
     from noesis.pipeline.session import reopen_run
     from noesis.pipeline.stages.choose import run_choose
     from noesis.pipeline.stages.judge import run_judge
 
-    request = CloudRequest.from_json(asked)
-
     def work() -> CallResult:
-        _require_run(place)
-        with staged_run(place) as run:
+        require_trained_run(context.root)
+        with staged_run(context) as run:
             s = reopen_run(run.path)
-            run_choose(s, _hearing(s, place, request))
+            run_choose(s, _checkpoint_scorer(s, context, request))
             result = run_judge(s, again=again)
             if request.judges:
                 if request.shards > 1:
-                    take_answers(s, place.root, place.project, request)
-                result = trial_with_vllm_judge(s, place.project, request, again=again) or result
-            return dict(result)
+                    take_answers(s, context.root, context.project, request)
+                result = trial_with_vllm_judge(s, context.project, request, again=again) or result
+            return CallResult(dict(result))
 
-    return run_guarded(place, work)
+    return run_guarded(context, work)
 
 
-def _hearing(s: Any, place: ContainerContext, request: CloudRequest) -> Any:
-    """Who may choose the checkpoint: judges at an address. One that is served on this card comes after all answers; it judges, and chooses nothing."""
+def _checkpoint_scorer(s: RunSession, context: ContainerContext, request: CloudRequest) -> CheckpointScorer | None:
+    """Judges that may choose the checkpoint: those at an address.
+
+    One that is served on this GPU is loaded only after all answers are written, so it chooses nothing.
+    """
     from noesis.pipeline.stages.trial import checkpoint_scorer
 
     reachable = tuple(judge for judge in request.judges if not judge.startswith(LOCAL_JUDGE))
-    return checkpoint_scorer(s, place.project, reachable) if reachable else None
+    return checkpoint_scorer(s, context.project, reachable) if reachable else None
 
 
-def merge(place: ContainerContext, asked: dict[str, Any], again: bool) -> CallResult:
-    """Merge adapter and base, write GGUF and the report; epochs judged beside training are booked here, where nobody else writes."""
+def merge(context: ContainerContext, request: CloudRequest, again: bool) -> CallResult:
+    """Merge adapter and base, write GGUF files and the report.
+
+    What judging the epochs cost is recorded here, where no other container writes the manifest.
+    """
     from noesis.pipeline.session import reopen_run
     from noesis.pipeline.stages.gguf import run_gguf
     from noesis.pipeline.stages.merge import run_merge
     from noesis.pipeline.stages.report import run_report
 
-    request = CloudRequest.from_json(asked)
-
     def work() -> CallResult:
-        _require_run(place)
-        with staged_run(place, link=() if again else HEAVY) as run:
+        require_trained_run(context.root)
+        with staged_run(context, link=() if again else HEAVY) as run:
             s = reopen_run(run.path)
             result = run_merge(s, again=again)
             run_gguf(s, kinds=request.gguf or None, again=again)
-            _book_epochs(s.run)
+            _record_epoch_costs(s.run)
             run_report(s)
-            return result.to_json()
+            return CallResult(result.to_json())
 
-    return run_guarded(place, work)
+    return run_guarded(context, work)
 
 
-def _book_epochs(run: Run) -> None:
+def _record_epoch_costs(run: Run) -> None:
     """Add to the ledger what judging the epochs cost, once."""
-    entries = [entry for row in epochs_judged(run.path) for entry in row["ledger"]]
+    entries = [entry for judged in judged_epochs(run.path) for entry in judged.ledger]
     run.book(LedgerEntry.from_json(entry | {"stage": "judge_epochs"}) for entry in entries)

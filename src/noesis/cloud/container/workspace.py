@@ -1,4 +1,4 @@
-"""Where a container works: the run brought to local disk, work done, results published."""
+"""How a container works: the run is copied to its own disk, worked on, and published to the volume."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +16,93 @@ from noesis.core.errors import CapError, NoesisError, RunError, TrainingError
 from noesis.core.project import Project
 from noesis.run.directory import Run, load_run
 
-CallResult = dict[str, Any]
-
-
-def failed(error: Exception) -> CallResult:
-    """An error as a result: as an exception Modal would try the call again, at a price."""
-    return {"error": str(error), "code": getattr(error, "exit_code", 1), "capped": isinstance(error, CapError)}
-
-
+START = "start one with  modal run scripts/modal_train.py --epochs 3"
 NO_MEMORY = (
-    "Out of memory: in training_config.yaml set per_device_train_batch_size: 1 and gradient_accumulation_steps: 8, or take a larger card, "
-    "for example --gpu A100-80GB (modal: judge_gpu for judging)"
+    "Out of memory: in training_config.yaml set per_device_train_batch_size: 1 and gradient_accumulation_steps: 8, "
+    "or take a larger GPU, for example --gpu A100-80GB (modal: judge_gpu for judging)"
 )
+
+
+@dataclass(frozen=True)
+class CallResult:
+    """What a call of a Modal function returns. An error is a result too: an exception Modal would retry, at a price.
+
+    value: the stage's result; {} where it failed
+    code: the command's exit code
+    """
+
+    value: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    code: int = 0
+
+    @classmethod
+    def failed(cls, error: NoesisError) -> CallResult:
+        return cls(error=str(error), code=error.exit_code)
+
+    @property
+    def capped(self) -> bool:
+        """Whether the run stopped at its cap of USD or minutes."""
+        return self.code == CapError.exit_code
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> CallResult:
+        return cls(**value)
 
 
 @dataclass(frozen=True)
 class ContainerContext:
     """Where a container works.
 
-    root: the mounted volume; reload, commit: of that volume
-    keep: commits the second volume, with the models' weights
+    root: the mounted volume with the run
+    reload, commit: show here what other containers committed; show others what was written here
+    commit_weights: the same for the second volume, with the models' weights
     """
 
     root: Path
     project: Project
     reload: Callable[[], None]
     commit: Callable[[], None]
-    keep: Callable[[], None]
+    commit_weights: Callable[[], None]
+
+
+def run_guarded(context: ContainerContext, work: Callable[[], CallResult]) -> CallResult:
+    """Do the work on the volume's newest state and commit what it wrote, whatever happens.
+
+    Errors come back as results, since Modal would retry an exception ten times, each at the price of a GPU.
+    KeyboardInterrupt, which Modal raises on preemption, is passed on: that call is to be retried.
+    """
+    context.reload()
+    try:
+        return work()
+    except NoesisError as error:
+        return CallResult.failed(error)
+    except Exception as error:
+        traceback.print_exc()
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, on a GPU
+            return CallResult.failed(TrainingError(NO_MEMORY))
+        message = f"{type(error).__name__}: {error} (the traceback is in  modal app logs)"
+        return CallResult.failed(RunError(message))
+    finally:
+        context.commit()
+        context.commit_weights()
+
+
+@contextmanager
+def staged_run(context: ContainerContext, *, link: tuple[str, ...] = HEAVY) -> Iterator[Run]:
+    """The run on this container's own disk, published to the volume during the block and at its end."""
+    name = load_run(context.root).manifest.output_name
+    with tempfile.TemporaryDirectory(prefix="noesis-") as folder:
+        sync = VolumeSync(context.root, Path(folder) / name, context.commit)
+        sync.bring(link=link)
+        with publishing(sync):
+            yield load_run(sync.local)
 
 
 def copy_of_run(root: Path, target: Path, epoch: str | None = None) -> Path:
-    """What scoring and answering need of the run, with one adapter: that of `epoch`, or the one that the run uses."""
+    """Copy what scoring and answering need: settings, data, and the adapter of `epoch` or the one the run uses."""
     target.mkdir()
     for name in ("manifest.json", "config.json"):
         shutil.copy2(root / name, target / name)
@@ -56,42 +112,9 @@ def copy_of_run(root: Path, target: Path, epoch: str | None = None) -> Path:
     return target
 
 
-def run_guarded(place: ContainerContext, work: Callable[[], CallResult]) -> CallResult:
-    """See what others committed, do the work, commit it whatever happens. An error comes back as a result.
-
-    As an exception Modal would try it again, ten times, each at the price of a card; what is taken away (KeyboardInterrupt) is tried again.
-    """
-    place.reload()
-    try:
-        return work()
-    except NoesisError as error:
-        return failed(error)
-    except Exception as error:
-        traceback.print_exc()
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a card
-            return failed(TrainingError(NO_MEMORY))
-        return failed(RunError(f"{type(error).__name__}: {error} (its traceback is in  modal app logs)"))
-    finally:
-        place.commit()
-        place.keep()
-
-
-@contextmanager
-def staged_run(place: ContainerContext, *, link: tuple[str, ...] = HEAVY) -> Iterator[Run]:
-    """The run on this container's own disk, published to the volume while it is worked on and at the end."""
-    name = load_run(place.root).manifest.output_name
-    with tempfile.TemporaryDirectory(prefix="noesis-") as folder:
-        staging = VolumeSync(place.root, Path(folder) / name, place.commit)
-        staging.bring(link=link)
-        with publishing(staging):
-            yield load_run(staging.local)
-
-
-def _require_run(place: ContainerContext) -> None:
-    """Refuse to judge or merge what was never trained, in the words of the cloud."""
-    if not (place.root / "manifest.json").is_file():
-        raise RunError("the volume holds no run yet: type  modal run scripts/modal_train.py --epochs 3")
-    if not list((place.root / "checkpoints").glob("epoch_[0-9]*")):
-        raise RunError(
-            "the run on the volume has no finished epoch yet: type  modal run scripts/modal_train.py --epochs 3"
-        )
+def require_trained_run(root: Path) -> None:
+    """Raise RunError if the volume has no run, or none with a finished epoch, to judge or merge."""
+    if not (root / "manifest.json").is_file():
+        raise RunError(f"the volume holds no run yet: {START}")
+    if not list((root / "checkpoints").glob("epoch_[0-9]*")):
+        raise RunError(f"the run on the volume has no finished epoch yet: {START}")

@@ -1,4 +1,4 @@
-"""A volume seen from here: what lies on it, and its files' contents, each name checked before anything is done with it."""
+"""A volume read from this machine: its files and their contents. Each name is checked before it is used."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ import modal
 from noesis.core.config import ModalSection
 from noesis.core.errors import RunError
 
-MOST_TEXT = 64 * 2**20  # of a file that is read whole, bytes
+MAX_TEXT = 64 * 2**20  # bytes of a file that is read whole
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A file on the volume."""
+class RemoteFile:
+    """A file on the volume; `size` in bytes."""
 
     path: str
     size: int
-    changed: float  # seconds since 1970, 0: not known
 
 
 class RemoteFiles(Protocol):
-    """Something that holds a run and is not here."""
+    """Files of a run that are somewhere else."""
 
-    def files(self, folder: str = "/") -> list[Entry]:
+    def files(self, folder: str = "/") -> list[RemoteFile]:
         """Every file below `folder`, [] where there is none."""
 
     def chunks(self, path: str) -> Iterator[bytes]:
@@ -36,13 +35,13 @@ class RemoteFiles(Protocol):
 
 
 class ModalVolumeFiles:
-    """A volume of the account whose token is here."""
+    """The project's volume, in the Modal account whose token is on this machine."""
 
     def __init__(self, section: ModalSection) -> None:
         self._volume: Any = modal.Volume.from_name(section.volume)
 
-    def files(self, folder: str = "/") -> list[Entry]:
-        """Every file below `folder`; a link or anything else that is no plain file is left out."""
+    def files(self, folder: str = "/") -> list[RemoteFile]:
+        """Every file below `folder`; links and anything else that is not a plain file are left out."""
         try:
             entries = self._volume.listdir(folder, recursive=True)
         except (FileNotFoundError, modal.exception.NotFoundError) as error:
@@ -50,23 +49,23 @@ class ModalVolumeFiles:
                 raise
             return []
         return [
-            Entry(safe_name(e.path), int(e.size), float(e.mtime))
-            for e in entries
-            if e.type == modal.volume.FileEntryType.FILE
+            RemoteFile(safe_name(e.path), int(e.size)) for e in entries if e.type == modal.volume.FileEntryType.FILE
         ]
 
     def chunks(self, path: str) -> Iterator[bytes]:
         yield from self._volume.read_file(path)
 
 
-def read_text(far: RemoteFiles, path: str) -> str | None:
-    """A small file's text, None where it is not there."""
+def read_text(files: RemoteFiles, path: str) -> str | None:
+    """A small file's text; None if there is no such file."""
     found = bytearray()
     try:
-        for chunk in far.chunks(path):
+        for chunk in files.chunks(path):
             found += chunk
-            if len(found) > MOST_TEXT:
-                raise RunError(f"{path} on the volume is too large to be what it should be")
+            if len(found) > MAX_TEXT:
+                raise RunError(
+                    f"{path} on the volume is larger than {MAX_TEXT >> 20} MiB: it is not a file that a run writes"
+                )
     except FileNotFoundError:
         return None
     return found.decode("utf-8", errors="replace")
@@ -76,39 +75,43 @@ def safe_name(path: str) -> str:
     """A path on the volume as a relative one.
 
     Raises:
-        RunError: it could lead out of the folder that it is copied to, or would be obeyed by a terminal.
+        RunError: it could lead out of the folder that it is copied to, or holds control characters.
     """
     relative = path.lstrip("/")
     parts = relative.split("/")
-    bad = not relative or any(part in ("", ".", "..") or part.endswith((" ", ".")) or len(part) > 200 for part in parts)
+    unsafe = not relative or any(
+        part in ("", ".", "..") or part.endswith((" ", ".")) or len(part) > 200 for part in parts
+    )
     if (
-        bad
+        unsafe
         or "\\" in relative
         or ":" in relative
         or not relative.isprintable()
         or PurePosixPath(relative).is_absolute()
     ):
         raise RunError(
-            f"a file on the volume has a name that is not safe to copy: {path!r}; nothing was copied. Look at it with  modal volume ls, and remove it"
+            f"a file on the volume has a name that is not safe to copy: {path!r}; nothing was copied. "
+            "Look at it with  modal volume ls, and remove it"
         )
     return relative
 
 
-def read_json(far: RemoteFiles, path: str) -> dict[str, Any]:
+def read_json(files: RemoteFiles, path: str) -> dict[str, Any]:
+    """A small JSON file; {} if there is none, or it is just being replaced."""
     try:
-        found = json.loads(read_text(far, path) or "{}")
-    except ValueError:  # it is being replaced
+        found = json.loads(read_text(files, path) or "{}")
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def manifest_of(far: RemoteFiles) -> dict[str, Any]:
+def manifest_of(files: RemoteFiles) -> dict[str, Any]:
     """The manifest of the run on the volume.
 
     Raises:
         RunError: there is none.
     """
-    found = read_json(far, "/manifest.json")
+    found = read_json(files, "/manifest.json")
     if not isinstance(found.get("stages"), dict):
-        raise RunError("the volume holds no run yet: type  modal run scripts/modal_train.py --epochs 3")
+        raise RunError("the volume holds no run yet: start one with  modal run scripts/modal_train.py --epochs 3")
     return found

@@ -1,8 +1,9 @@
-"""A run worked on in a container: on its own fast disk, and published to the volume thing by thing, each of them whole.
+"""Work on a run on the container's own disk, and publish it to the volume, each file or folder atomically.
 
-A volume is no place to write steps to: writing waits for the network, and whoever commits a file last wins. So a run is brought from the
-volume, worked on locally, and a thread publishes what is whole (an epoch's adapter, a saved state) as soon as it appears, with the
-manifest and the metrics once a minute. Manifest last: it never names a file that is not there.
+Writing every step to a volume would wait for the network, and the last writer of a file wins. So the run is copied from
+the volume and worked on locally, and a thread publishes what is complete (an epoch's adapter, a saved state) as soon as
+it appears, and the manifest and metrics once a minute. The manifest comes last, so it never names a missing file.
+Page: https://modal.com/docs/guide/volumes
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from noesis.core.console import say
 from noesis.core.files import replace_folder, sweep
 from noesis.run.archive import RUN_FILES
 
-HEAVY = ("merged", "gguf")  # linked rather than copied where a stage only reads them
-LOOK_S = 2.0  # between two looks for something whole and new
-EVERY_S = 60.0  # between two publications of manifest and metrics
+HEAVY = ("merged", "gguf")  # linked instead of copied where a stage only reads them
+CHECK_S = 2.0  # between two checks for something new and complete
+PUBLISH_S = 60.0  # between two publications of manifest and metrics
 
-Mark = tuple[tuple[str, int, int], ...]  # of a file or folder: names, sizes, times
+Mark = tuple[tuple[str, int, int], ...]  # name, size and time of each file in a folder
 
 
 class VolumeSync:
-    """The run at `volume` as it is worked on in `local`.
+    """The run at `volume`, and its working copy at `local`.
 
     Args:
-        commit: makes what was written to the volume visible to others.
+        commit: makes what was written to the volume visible to other containers.
     """
 
     def __init__(self, volume: Path, local: Path, commit: Callable[[], None]) -> None:
@@ -39,7 +40,7 @@ class VolumeSync:
         self._lock = threading.Lock()
 
     def bring(self, *, link: tuple[str, ...] = HEAVY) -> None:
-        """Copy the run from the volume; folders in `link` are linked, and writing to them goes straight to the volume."""
+        """Copy the run from the volume; folders in `link` are linked, so writes to them go straight to the volume."""
         shutil.rmtree(self.local, ignore_errors=True)
         self.local.mkdir(parents=True)
         for name in RUN_FILES:
@@ -47,27 +48,27 @@ class VolumeSync:
             if source.is_dir() and name in link:
                 target.symlink_to(source, target_is_directory=True)
             elif source.is_dir():
-                sweep(source)  # what a container that was killed left half-copied
+                sweep(source)  # what a killed container left half-copied
                 shutil.copytree(source, target)
             elif source.is_file():
                 shutil.copy2(source, target)
-        self._published = {name: change_mark(path) for name, path in self._things()}
+        self._published = {name: change_mark(path) for name, path in self._units()}
 
     def publish(self) -> list[str]:
-        """Copy to the volume what is new or changed, drop saved states that are gone here, and commit.
+        """Copy to the volume what is new or changed, delete saved states that are gone here, and commit.
 
         Returns:
             the names of what was copied.
         """
         with self._lock:
-            things = dict(self._things())
+            units = dict(self._units())
             done = []
-            for name, path in things.items():
+            for name, path in units.items():
                 now = change_mark(path)
                 if self._published.get(name) != now and self._copy(name, path):
                     self._published[name] = now
                     done.append(name)
-            gone = [name for name in self._published if "/resume/checkpoint-" in name and name not in things]
+            gone = [name for name in self._published if "/resume/checkpoint-" in name and name not in units]
             for name in gone:
                 shutil.rmtree(self.volume / name, ignore_errors=True)
                 del self._published[name]
@@ -76,46 +77,31 @@ class VolumeSync:
             return done
 
     def is_due(self) -> bool:
-        """Whether an adapter or a state that the volume does not have lies here, whole."""
+        """Whether there is a complete adapter or state that the volume does not have."""
         return any(
             name not in self._published
-            for name, path in self._things()
+            for name, path in self._units()
             if path.is_dir() and not name.startswith("tribunal")
         )
 
-    def _things(self) -> Iterator[tuple[str, Path]]:
-        """What is published as one: folders of checkpoints and merged models, else files; the manifest last."""
+    def _units(self) -> Iterator[tuple[str, Path]]:
+        """What is published as a unit: a checkpoint or merged model as a folder, other files alone; manifest last."""
         for name in sorted(RUN_FILES, key=lambda n: (n == "manifest.json", n)):
             path = self.local / name
             if path.is_symlink():
                 continue
             if name == "checkpoints":
-                whole = [
-                    p for kind in ("epoch_[0-9]*", "checkpoint-[0-9]*") for p in sorted(path.rglob(kind)) if p.is_dir()
-                ]  # also of a first part
-                plain = [
-                    p
-                    for p in sorted(path.rglob("*"))
-                    if p.is_file() and not p.name.startswith(".") and not set(p.parents) & set(whole)
-                ]
-                beside = [
-                    p for p in plain if not any(part.startswith((".", "torn-")) for part in p.relative_to(path).parts)
-                ]
-                yield from ((p.relative_to(self.local).as_posix(), p) for p in (*whole, *beside))
+                units = _checkpoint_units(path)
             elif name == "merged":
-                yield from ((p.relative_to(self.local).as_posix(), p) for p in sorted(path.glob("[!.]*")) if p.is_dir())
+                units = [p for p in sorted(path.glob("[!.]*")) if p.is_dir()]
             elif path.is_dir():
-                files = (
-                    p
-                    for p in sorted(path.rglob("*"))
-                    if p.is_file() and not any(part.startswith(".") for part in p.relative_to(path).parts)
-                )
-                yield from ((p.relative_to(self.local).as_posix(), p) for p in files)
-            elif path.is_file():
-                yield name, path
+                units = _visible_files(path)
+            else:
+                units = [path] if path.is_file() else []
+            yield from ((unit.relative_to(self.local).as_posix(), unit) for unit in units)
 
     def _copy(self, name: str, path: Path) -> bool:
-        """Onto the volume under its name, whole; False where it went away meanwhile (a state that was rotated out)."""
+        """Copy to the volume atomically; False if it disappeared meanwhile (a state that was rotated out)."""
         target = self.volume / name
         part = target.with_name(f".{target.name.removeprefix('.')}.part")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -135,31 +121,44 @@ class VolumeSync:
         return True
 
 
+def _checkpoint_units(folder: Path) -> list[Path]:
+    """Each adapter and saved state (also of a first part of training) as a folder, then the other files."""
+    folders = [p for kind in ("epoch_[0-9]*", "checkpoint-[0-9]*") for p in sorted(folder.rglob(kind)) if p.is_dir()]
+    files = [p for p in _visible_files(folder, hidden=(".", "torn-")) if not set(p.parents) & set(folders)]
+    return [*folders, *files]
+
+
+def _visible_files(folder: Path, *, hidden: tuple[str, ...] = (".",)) -> list[Path]:
+    """The files below `folder`, but none whose path has a part that starts with one of `hidden`."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file())
+    return [p for p in files if not any(part.startswith(hidden) for part in p.relative_to(folder).parts)]
+
+
 def change_mark(path: Path) -> Mark:
-    """What tells one state of a file or folder from another, without reading it."""
+    """Names, sizes and times of the files at `path`: it changes when one of them does."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     found = []
     for file in files:
         try:
             known = file.stat()
         except FileNotFoundError:
-            continue  # replaced or rotated away this moment: the next look sees what it became
+            continue  # just being replaced or rotated out; the next check sees the result
         found.append((file.relative_to(path).as_posix(), known.st_size, known.st_mtime_ns))
     return tuple(found)
 
 
 @contextmanager
-def publishing(staging: VolumeSync, *, look_s: float = LOOK_S, every_s: float = EVERY_S) -> Iterator[None]:
-    """Publish while the block works, and once more at its end, however it ends."""
+def publishing(sync: VolumeSync, *, check_s: float = CHECK_S, publish_s: float = PUBLISH_S) -> Iterator[None]:
+    """Publish during the block, and once more at its end, however it ends."""
     done = threading.Event()
 
     def work() -> None:
-        last = time.monotonic() - every_s  # at once: whoever watches sees that it began
-        while not done.wait(look_s):
-            if staging.is_due() or time.monotonic() - last >= every_s:
+        last = time.monotonic() - publish_s  # publish at once, so that `noesis cloud watch` sees the start
+        while not done.wait(check_s):
+            if sync.is_due() or time.monotonic() - last >= publish_s:
                 try:
-                    staging.publish()
-                except OSError as error:  # the volume's trouble must not end a training that goes well; the last publication reports it
+                    sync.publish()
+                except OSError as error:  # it must not stop the training; the last publication raises it again
                     say(f"  could not publish to the volume, will try again: {error}")
                 last = time.monotonic()
 
@@ -170,4 +169,4 @@ def publishing(staging: VolumeSync, *, look_s: float = LOOK_S, every_s: float = 
     finally:
         done.set()
         thread.join()
-        staging.publish()
+        sync.publish()

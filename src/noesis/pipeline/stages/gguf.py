@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.constitution.dialogue import opening_messages
-from noesis.core.console import say, size
+from noesis.core.console import command, say, size
 from noesis.core.errors import ModelError, RunError, UsageError
 from noesis.core.files import copy_file, write_json, write_text
 from noesis.core.project import Project, find_project
@@ -93,7 +93,7 @@ def parity(s: RunSession) -> Certificate:
     before = previous_certificate(s)
     kinds = [kind for kind in (before.files if before else ()) if kind in found] or sorted(found)
     if not kinds:
-        raise RunError(f"{s.run.gguf} holds no GGUF file: run  noesis gguf {s.run.path}  first")
+        raise RunError(f"{s.run.gguf} holds no GGUF file: run  {command('gguf', s.run.path)}  first")
     files = {kind: found[kind] for kind in kinds}
 
     def work() -> dict[str, Any]:
@@ -173,7 +173,7 @@ def require_merged(s: RunSession) -> None:
         RunError: there is none.
     """
     if not s.run.is_done("merge"):
-        raise RunError(f"{s.run.path} holds no merged model: run  noesis merge {s.run.path}  first")
+        raise RunError(f"{s.run.path} holds no merged model: run  {command('merge', s.run.path)}  first")
 
 
 @dataclass(frozen=True)
