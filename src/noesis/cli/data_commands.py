@@ -48,8 +48,8 @@ def data_validate(
     sources = paths or [
         folder for language in ("pt", "en") for folder in found.sources(language) if any(folder.glob("*.jsonl"))
     ]
-    ruler = find_token_counter(config, constitution)
-    result = validate(sources or found.sources("pt"), constitution, config.training.data.categories, ruler=ruler)
+    counter = find_token_counter(config, constitution)
+    result = validate(sources or found.sources("pt"), constitution, config.training.data.categories, counter=counter)
     for problem in result.problems:
         say(str(problem))
     for (severity, code), count in sorted(result.found.items()):
@@ -66,9 +66,9 @@ def data_validate(
     for name, counts in result.counts().items():
         say(f"  {name}: " + ", ".join(f"{k} {v:,}" for k, v in sorted(counts.items())))
     if json_file == Path("-"):
-        print_result(result.summary(), True)
+        print_result(result.to_json(), True)
     elif json_file is not None:
-        write_json(json_file, result.summary())
+        write_json(json_file, result.to_json())
         say(f"  → {json_file}")
     if result.total("error"):
         raise typer.Exit(1)

@@ -106,18 +106,14 @@ def plan(
     Example: noesis plan --model meta-llama/Llama-3.1-8B-Instruct --gpu L40S --epochs 3
     """
     from noesis.constitution.document import load_constitution
-    from noesis.dataset.auxiliary import load_auxiliary
-    from noesis.dataset.load import read_examples
+    from noesis.dataset.load import read_train_export
     from noesis.pipeline.stages.plan import plan_without_run
-    from noesis.pipeline.start_run import subset
     from noesis.planning.display import show_plan
 
     found, config = configured(project, model, epochs, max_examples, as_json, method=method)
     constitution = load_constitution(found.constitution)
-    examples = subset(read_examples(found.exports / "train.jsonl", constitution), config)
-    result, require_fit = plan_without_run(
-        config, examples, constitution, besides=load_auxiliary(found, config, examples, []), gpu=gpu, gpus=gpus
-    )
+    dataset = read_train_export(found, config, constitution)
+    result, require_fit = plan_without_run(config, dataset, constitution, gpu=gpu, gpus=gpus)
     print_result(result.as_json(), as_json) if as_json else show_plan(result.as_json(), everything=True)
     require_fit()
 

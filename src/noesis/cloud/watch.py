@@ -80,7 +80,7 @@ def progress_lines(found: dict[str, Any]) -> list[str]:
 
 
 def _last_step(far: RemoteFiles) -> dict[str, Any] | None:
-    for line in reversed((read_text(far, "/metrics.jsonl") or "").splitlines()):
+    for line in reversed((read_text(far, "/metrics.jsonl") or "").split("\n")):
         try:
             return dict(json.loads(line))
         except ValueError:

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from noesis.constitution.dialogue import opening_messages
 from noesis.core.config import TribunalSection
 from noesis.core.console import Progress
 from noesis.core.files import sha256_file, sha256_json
 from noesis.core.messages import Message
+from noesis.dataset.encode import prompt_messages
+from noesis.dataset.schema import Example
 from noesis.llm.clients.reply_cache import open_cache
 from noesis.llm.tokenizer import load_tokenizer
 from noesis.pipeline.gguf_files import base_gguf, write_adapter
-from noesis.pipeline.session import Records, RunSession
+from noesis.pipeline.session import RunSession
 from noesis.tribunal.scoring import MODELS, Generate, answer_prompts
 from noesis.tribunal.suite import EvalSample
 
@@ -86,7 +87,7 @@ def store_answers(s: RunSession, found: dict[str, str]) -> None:
         cache.put_all(found)
 
 
-def base_and_tuned_answers(s: RunSession, asked: Records) -> dict[str, list[str]]:
+def base_and_tuned_answers(s: RunSession, asked: Sequence[Example]) -> dict[str, list[str]]:
     """Greedy answers in llama.cpp, from one process: the base that was trained on, with the adapter off and on. On a card by torch."""
     if not asked:
         return {"base": [], "tuned": []}
@@ -95,7 +96,7 @@ def base_and_tuned_answers(s: RunSession, asked: Records) -> dict[str, list[str]
     from noesis.llm.llama_cpp import LlamaEngine
 
     adapter = write_adapter(s)
-    conversations = [opening_messages(s.constitution, record) for record in asked]
+    conversations = [prompt_messages(s.constitution, example) for example in asked]
     engine = LlamaEngine(base_gguf(s), adapter=adapter, parallel=min(4, len(asked)), context=2048)
     answers = {}
     for who, on in (("base", False), ("tuned", True)):
@@ -106,7 +107,7 @@ def base_and_tuned_answers(s: RunSession, asked: Records) -> dict[str, list[str]
     return answers
 
 
-def _answers_on_card(s: RunSession, asked: Records) -> dict[str, list[str]]:
+def _answers_on_card(s: RunSession, asked: Sequence[Example]) -> dict[str, list[str]]:
     """The same where a card is: all prompts in one batch, from the weights that a merge would write, one of the two models in memory at a time."""
     from noesis.llm.torch_generate import generate_batch, load_merged_model
 
@@ -121,7 +122,7 @@ def _answers_on_card(s: RunSession, asked: Records) -> dict[str, list[str]]:
                 dtype=s.arithmetic,
                 device=s.device.kind,
             )
-            conversations = [opening_messages(s.constitution, record) for record in asked]
+            conversations = [prompt_messages(s.constitution, example) for example in asked]
             answers[who] = generate_batch(
                 model, tokenizer, conversations, max_tokens=t.max_new_tokens, on_answer=progress.advance
             )

@@ -13,12 +13,14 @@ from noesis.core.console import heading, say
 from noesis.core.device import detect
 from noesis.core.files import sha256_json, write_json
 from noesis.core.project import Project
+from noesis.dataset.checks.length import find_token_counter
 from noesis.dataset.encode import training_rows
 from noesis.dataset.export import check_sources
+from noesis.dataset.schema import Dataset
 from noesis.llm.hub import find_model
-from noesis.llm.tokenizer import load_tokenizer
+from noesis.llm.row_encoder import encoder_for
 from noesis.pipeline.registry import run_stages
-from noesis.pipeline.session import Records, RunSession
+from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.report import run_report
 from noesis.pipeline.stages.trial import TrialRequest, checkpoint_scorer
 from noesis.pipeline.stages.trial import run_trial as trial
@@ -57,10 +59,10 @@ def demo(
 
     heading(1, 8, "validate and export", "every example checked, some held out")
     _check_other_languages(project, config)
-    data = from_sources(project, config)
+    dataset = from_sources(project, config)
     with Run(path, {}).locked():
-        config, choice = _demo_choice(config, data, project, path, quick=quick, fresh=fresh)
-        s = start_run(project, config, path, data, fresh=fresh)
+        config, choice = _demo_choice(config, dataset, project, path, quick=quick, fresh=fresh)
+        s = start_run(project, config, path, dataset, fresh=fresh)
         write_json(path / "demo.json", choice)
         hear = checkpoint_scorer(s, project, judges)
         run_stages(s, first=2, total=8, hear=hear)
@@ -93,17 +95,17 @@ def _check_other_languages(project: Project, config: Config) -> None:
         if language != config.training.data.language and all(
             any(folder.glob("*.jsonl")) for folder in project.sources(language)
         ):
-            report = check_sources(project.sources(language), load_constitution(project.constitution), config)
-            say(
-                f"  {language}: {report.rows} examples in {report.files} files: no errors, {len(report.warnings)} warnings"
-            )
+            constitution = load_constitution(project.constitution)
+            counter = find_token_counter(config, constitution)
+            report = check_sources(project.sources(language), constitution, config, counter=counter)
+            say(f"  {language}: {report.describe()}")
 
 
 def _demo_choice(
-    config: Config, data: tuple[Records, Records], project: Project, path: Path, *, quick: bool, fresh: bool
+    config: Config, dataset: Dataset, project: Project, path: Path, *, quick: bool, fresh: bool
 ) -> tuple[Config, dict[str, Any]]:
     """Rank and epochs by the plan; once chosen they stay, so that a second `noesis demo` finds its stages done."""
-    request = sha256_json([config.digest(), sha256_json([*data]), config.training.demo.model_dump(), quick])
+    request = sha256_json([config.digest(), dataset.digest(), config.training.demo.model_dump(), quick])
     stored = path / "demo.json"
     if stored.is_file() and not fresh:
         choice = dict(json.loads(stored.read_text(encoding="utf-8")))
@@ -112,8 +114,8 @@ def _demo_choice(
     constitution = load_constitution(project.constitution)
     model = find_model(config.training.model, config.training.revision)
     rows = training_rows(
-        data[0],
-        load_tokenizer(model.path),
+        dataset.train,
+        encoder_for(model.path, dataset.encoder),
         constitution,
         include_critique=config.training.constitutional_ai.include_critique,
         max_length=config.training.max_length,

@@ -18,7 +18,7 @@ from noesis.pipeline.served_files import find_base_gguf
 from noesis.run.directory import Run
 from noesis.tribunal.court import opinion
 from noesis.tribunal.judge import JudgeCase
-from noesis.tribunal.offline_screen import NAME, screen
+from noesis.tribunal.offline_screen import NAME, ScreenedPrompt, screen
 from noesis.tribunal.panel import JudgePanel
 from noesis.tribunal.rubric import load_rubrics
 
@@ -65,7 +65,7 @@ class LiveJudge:
         """
         if not answer.strip() or not said or said[-1]["role"] != "user":
             raise UsageError("there is no answer to judge yet")
-        flags = screen(answer, {"prompt": said[-1]["content"], "language": language}, self._constitution)
+        flags = screen(answer, ScreenedPrompt(said[-1]["content"], language), self._constitution)
         if self._seats is None:
             return {"judge": self.name, "flags": flags, "verdict": None}
         case = JudgeCase(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,25 +12,27 @@ from noesis.core.console import say
 from noesis.core.device import detect
 from noesis.core.files import write_json, write_jsonl
 from noesis.core.project import Project
-from noesis.dataset.auxiliary import data_hash, load_auxiliary
-from noesis.dataset.load import read_exports, split_sources
+from noesis.dataset.auxiliary import PAIRS_FILE, REPLAY_FILE
+from noesis.dataset.checks.length import counter_of
+from noesis.dataset.load import for_run, read_exports, split_sources
+from noesis.dataset.schema import Dataset
 from noesis.dataset.statistics import describe
 from noesis.llm.hub import find_model
 from noesis.pipeline.resume_fork import adopt, parent_of
 from noesis.pipeline.resume_fork import resume as resume_run
-from noesis.pipeline.session import Records, RunSession
+from noesis.pipeline.session import RunSession
 from noesis.run.directory import open_run
 
 
-def from_sources(project: Project, config: Config) -> tuple[Records, Records]:
-    """Validate the hand-written examples and split them (train, held out)."""
+def from_sources(project: Project, config: Config) -> Dataset:
+    """Validate the hand-written examples and split them."""
     return split_sources(
         project.sources(config.training.data.language), load_constitution(project.constitution), config
     )
 
 
-def from_exports(folder: Path, project: Project) -> tuple[Records, Records]:
-    """Read files that were exported before (train, held out)."""
+def from_exports(folder: Path, project: Project) -> Dataset:
+    """Read files that were exported before."""
     return read_exports(folder, load_constitution(project.constitution))
 
 
@@ -39,7 +40,7 @@ def start_run(
     project: Project,
     config: Config,
     path: Path,
-    data: tuple[Records, Records],
+    dataset: Dataset,
     *,
     fresh: bool = False,
     archive_to: Path | None = None,
@@ -52,14 +53,12 @@ def start_run(
         resume: refuse if another run lies there, instead of archiving it; more epochs are added to it.
         fork: begin with the adapter of this run.
     """
-    train, held_out = data
     constitution = load_constitution(project.constitution)
     model = find_model(config.training.model, config.training.revision)
-    train = subset(train, config)
-    more = load_auxiliary(project, config, train, held_out)
+    dataset = for_run(dataset, project, config)
     identity = {
         "config_sha256": config.digest(),
-        "dataset_sha256": data_hash(train, held_out, more),
+        "dataset_sha256": dataset.digest(),
         "constitution_sha256": constitution.digest(),
         "base_model": config.training.model,
         "revision": model.revision,
@@ -75,26 +74,23 @@ def start_run(
     if run.config() != config:  # what does not decide the adapter, such as the budget, holds as asked for last
         write_json(run.path / "config.json", config.model_dump(mode="json"))
 
+    session = RunSession(run, config, constitution, model, detect(), dataset)
+
     def work() -> dict[str, Any]:
-        write_jsonl(run.data / "train.jsonl", train)
-        write_jsonl(run.data / "eval.jsonl", held_out)
-        for name, rows in more.items():
-            write_jsonl(run.data / f"{name}.jsonl", rows)
-        run.data.mkdir(parents=True, exist_ok=True)
+        for name, rows in (
+            ("train.jsonl", dataset.train),
+            ("eval.jsonl", dataset.held_out),
+            (PAIRS_FILE, dataset.pairs),
+            (REPLAY_FILE, dataset.replay),
+        ):
+            if rows is not None:
+                write_jsonl(run.data / name, [row.to_json() for row in rows])
         shutil.copyfile(project.constitution, run.data / "constitution.yaml")
-        statistics = describe(run.data / "train.jsonl", run.data / "eval.jsonl", constitution, config)
+        counter = counter_of(session.encoder, config, constitution)
+        statistics = describe(dataset, run.data, constitution, config, counter)
         write_json(run.data / "statistics.json", statistics)
         return statistics
 
     statistics = run.perform("export", work, lambda: sorted(run.data.iterdir()))
     say(f"  {statistics['train']['examples']} to train on, {statistics['eval']['examples']} held out → {run.data}")
-    return RunSession(run, config, constitution, model, detect())
-
-
-def subset(train: Records, config: Config) -> Records:
-    """The examples that `max_examples` leaves: the same ones for the same seed."""
-    if config.max_examples is None:
-        return train
-    return sorted(train, key=lambda r: hashlib.sha256(f"{config.training.seed}:{r['id']}".encode()).hexdigest())[
-        : config.max_examples
-    ]
+    return session

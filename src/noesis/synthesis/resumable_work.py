@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from noesis.core.console import Progress
 from noesis.core.errors import RunError, UsageError
 from noesis.core.files import sweep, write_json, write_jsonl
+from noesis.core.jsonl import read_objects
 from noesis.dataset.jsonl import is_hand_written
 
 SHARD = 32  # rows
@@ -70,8 +71,7 @@ def open_folder(path: Path, plan: dict[str, Any]) -> Iterator[WorkFolder]:
             write_json(file, plan)
         folder = WorkFolder(path, plan)
         for shard in sorted((path / "shards").glob("*.jsonl")):
-            for line in shard.read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
+            for row in read_objects(shard):
                 folder.done[row["key"]] = row
         yield folder
 

@@ -33,7 +33,7 @@ from noesis.tribunal.judge import case_from_item
 from noesis.tribunal.offline_screen import screen
 from noesis.tribunal.panel import JudgePanel
 from noesis.tribunal.rubric import JUDGES, RubricSet, load_rubrics
-from noesis.tribunal.scoring import record_of
+from noesis.tribunal.scoring import screened_prompt
 from noesis.tribunal.suite import EvalSample, read_suite
 from noesis.tribunal.verdict import Unscored, Verdict
 
@@ -99,7 +99,7 @@ def court(
         item, answer = EvalSample.model_validate(state.metadata["item"]), hide_analysis(state.output.completion)
         if item.check:
             return Score.unscored(reason="scored by code", answer=answer)
-        flags = screen(answer, record_of(item), constitution)
+        flags = screen(answer, screened_prompt(item), constitution)
         if "empty" in flags:
             return Score(
                 value=dict.fromkeys(("mean", *JUDGES), 0.0),

@@ -19,7 +19,7 @@ from noesis.core.files import sha256_json
 from noesis.core.messages import Message
 from noesis.tribunal.court import Opinion, opinion
 from noesis.tribunal.judge import JudgeCase, case_from_item
-from noesis.tribunal.offline_screen import screen
+from noesis.tribunal.offline_screen import ScreenedPrompt, screen
 from noesis.tribunal.panel import JudgePanel
 from noesis.tribunal.rubric import JUDGES
 from noesis.tribunal.suite import EvalSample
@@ -95,7 +95,7 @@ def answer_prompts(
         identity: what decides the answers besides prompt and seed: hashes of model, adapter and settings; part of the cache's key.
     """
     states = [
-        (item, k, [opening_messages(constitution, {"language": item.language, "prompt": item.messages[0]})[0]])
+        (item, k, [opening_messages(constitution, item.language, item.messages[0])[0]])
         for item in items
         for k in range(section.samples)
     ]
@@ -129,7 +129,7 @@ async def score_answers(
     found: Sequence[Answer], seats: JudgePanel, section: TribunalSection, constitution: Constitution
 ) -> list[ScoredAnswer]:
     """The court's opinion of each answer that judges are to score; empty ones are 0 without asking."""
-    flags = [tuple(screen(a.text, record_of(a.item), constitution)) for a in found]
+    flags = [tuple(screen(a.text, screened_prompt(a.item), constitution)) for a in found]
     before = [i for i, a in enumerate(found) if not a.item.check and "empty" not in flags[i]]
     cases = [_case(found[i]) for i in before]
     verdicts = dict(zip(before, await seats.judge(cases), strict=True))
@@ -159,11 +159,11 @@ def _case(answer: Answer) -> JudgeCase:
     return JudgeCase(answer.id, case.language, case.dialogue, case.answer, case.record)
 
 
-def record_of(item: EvalSample) -> dict[str, Any]:
+def screened_prompt(item: EvalSample) -> ScreenedPrompt:
     """A prompt as the offline screen reads it."""
     demanded = next((check.language for check in item.check if check.type == "language"), None)
     stance = None if item.harmful is None else "decline" if item.harmful else "explore"
-    return {"prompt": item.prompt, "language": demanded or item.language, "stance": stance}
+    return ScreenedPrompt(item.prompt, demanded or item.language, stance)
 
 
 def verdict_rows(heard: Sequence[ScoredAnswer]) -> list[dict[str, Any]]:

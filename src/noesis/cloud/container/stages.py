@@ -95,9 +95,7 @@ def judge_epoch(place: ContainerContext, epoch: int) -> CallResult:
 
             def measure() -> CallResult:
                 found = score_checkpoints(s, [name])
-                return {
-                    "preference": compare([record["id"] for record in s.examples("eval")], found[BASE], found[name])
-                }
+                return {"preference": compare([example.id for example in s.dataset.held_out], found[BASE], found[name])}
 
             measured = s.run.perform("judge_epoch", measure, list)
             entries = [entry for entry in s.run.manifest["ledger"] if entry["id"] not in known]

@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from noesis.constitution.dialogue import opening_messages
 from noesis.core.console import say, size
 from noesis.core.errors import ModelError, RunError, UsageError
 from noesis.core.files import copy_file, write_json, write_text
 from noesis.core.messages import Message
 from noesis.core.project import Project, find_project
+from noesis.dataset.encode import prompt_messages
 from noesis.dataset.load import evenly_spread
 from noesis.llm.chat_template import render
 from noesis.llm.tokenizer import load_tokenizer
@@ -145,22 +145,20 @@ def _compared(s: RunSession, tokenizer: Any) -> tuple[list[str], list[str], str]
     """(texts compared at every position, prompts answered, where they are from): the Tribunal's open prompts in both languages, where the
     project with them is at hand; else the constitution's principles. And two whole conversations with system prompt and answer."""
     by_language, source = _prompts(s)
-    asked = [text for texts in by_language.values() for text in evenly_spread([{"prompt": t} for t in texts], PROMPTS)]
-    answered = [
-        text for texts in by_language.values() for text in evenly_spread([{"prompt": t} for t in texts], ANSWERED)
-    ]
+    asked = [text for texts in by_language.values() for text in evenly_spread(texts, PROMPTS)]
+    answered = [text for texts in by_language.values() for text in evenly_spread(texts, ANSWERED)]
 
-    def one(record: dict[str, Any]) -> str:
-        message: Message = {"role": "user", "content": record["prompt"]}
+    def one(prompt: str) -> str:
+        message: Message = {"role": "user", "content": prompt}
         return render(tokenizer, [message], add_generation_prompt=True)
 
     whole = [
         render(
             tokenizer,
-            [*opening_messages(s.constitution, r), {"role": "assistant", "content": r["response_revised"]}],
+            [*prompt_messages(s.constitution, example), {"role": "assistant", "content": example.response_revised}],
             add_generation_prompt=False,
         )
-        for r in evenly_spread(s.examples("eval"), 2)
+        for example in evenly_spread(s.dataset.held_out, 2)
     ]
     return [*map(one, asked), *whole], list(map(one, answered)), source
 

@@ -12,7 +12,9 @@ from noesis.constitution.document import Constitution
 from noesis.core.config import Config
 from noesis.core.device import Device, detect
 from noesis.core.errors import UsageError
+from noesis.dataset.schema import Dataset
 from noesis.llm.hub import find_description, find_tokenizer
+from noesis.llm.row_encoder import open_encoder
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.training_set import build_training_set, estimate_workloads
 from noesis.planning.by_method import plan_of
@@ -22,8 +24,6 @@ from noesis.planning.model_shapes import Known, Shape, known_model
 from noesis.planning.plan import Plan, read_shape, require_fit, with_planned_storage
 from noesis.planning.workload import Workload, Workloads
 from noesis.training.methods import saved_states
-
-Records = list[dict[str, Any]]
 
 
 def plan_run(config: Config, folder: Path, workloads: Workloads, device: Device) -> Plan:
@@ -42,10 +42,9 @@ def plan_run(config: Config, folder: Path, workloads: Workloads, device: Device)
 
 def plan_without_run(
     config: Config,
-    train: Records,
+    dataset: Dataset,
     constitution: Constitution,
     *,
-    besides: dict[str, Records] | None = None,
     gpu: str | None = None,
     gpus: int | None = None,
     exactly: bool = False,
@@ -53,7 +52,6 @@ def plan_without_run(
     """The plan of a run that need not exist. Where the model is not on this machine but known, nothing is fetched unless `exactly`.
 
     Args:
-        besides: what the run takes besides its examples.
         gpu: a card of gpus.yaml; None: what this machine has.
         gpus: how many of them; None: all that are here, or 1.
         exactly: fetch the model's tokenizer (not its weights) rather than estimate tokens; for a quote before a rented card starts.
@@ -68,9 +66,9 @@ def plan_without_run(
         folder = find_description(name, revision)
     shape = known.shape if known is not None and not _has_config(folder) else read_shape(cast(Path, folder))
     if folder is None:
-        workloads = estimate_workloads(config, train, constitution, cast(Known, known).ratio, besides=besides)
+        workloads = estimate_workloads(config, dataset, constitution, cast(Known, known).ratio)
     else:
-        workloads = build_training_set(config, folder, train, constitution, besides=besides).workloads
+        workloads = build_training_set(config, dataset, open_encoder(folder), constitution).workloads
     plan = plan_of(config, name, shape, workloads, device, rented=gpu is not None)
     return plan, lambda: _require_fit(plan, config, shape, workloads, device)
 
@@ -111,7 +109,7 @@ def run_plan(s: RunSession, *, again: bool = False) -> dict[str, Any]:
             config = with_planned_storage(config, stored)
 
     def work() -> dict[str, Any]:
-        return plan_run(config, s.model.path, s.training_set().workloads, s.device).as_json()
+        return plan_run(config, s.model.path, s.training_set.workloads, s.device).as_json()
 
     result = s.run.perform("plan", work, list, again=again)
     show_plan(result)

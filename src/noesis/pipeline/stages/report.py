@@ -17,6 +17,7 @@ from noesis.constitution.document import Constitution
 from noesis.core.config import Config
 from noesis.core.console import duration, say, size
 from noesis.core.files import utc_now, write_text
+from noesis.core.jsonl import read_objects
 from noesis.llm.llama_cpp import REPEAT_PENALTY
 from noesis.pipeline.session import RunSession
 from noesis.run.directory import Run
@@ -53,9 +54,7 @@ def write_report(run: Run, config: Config, constitution: Constitution) -> dict[s
         merge=run.result("merge"),
         gguf=(certificate := certificate_of(run)),
         parity_chart=parity_chart(certificate) if certificate else None,
-        answers=[json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
-        if answers.is_file()
-        else [],
+        answers=read_objects(answers) if answers.is_file() else [],
         curve=loss_curve([(m["step"], m["loss"]) for m in metrics]),
         stages=[(name, run.manifest["stages"].get(name)) for name in STAGES if name != "report"],
         outputs=[
@@ -115,15 +114,8 @@ def _judged(answers: Path, verdicts: Path, most: int = 6) -> list[dict[str, Any]
     """Answers of the tuned model with what every judge said of them, spans and all: the lowest means first."""
     if not (answers.is_file() and verdicts.is_file()):
         return []
-    said = {
-        f"{a['id']}/{a['who']}/{a['sample']}": a
-        for a in map(json.loads, answers.read_text(encoding="utf-8").splitlines())
-    }
-    rows = [
-        v
-        for v in map(json.loads, verdicts.read_text(encoding="utf-8").splitlines())
-        if v["answer"] in said and "/tuned/" in v["answer"]
-    ]
+    said = {f"{a['id']}/{a['who']}/{a['sample']}": a for a in read_objects(answers)}
+    rows = [v for v in read_objects(verdicts) if v["answer"] in said and "/tuned/" in v["answer"]]
     rows.sort(key=lambda v: (not v["opinion"]["vetoes"], v["opinion"]["mean"] or [2.0]))
     return [{**row, "said": said[row["answer"]]} for row in rows[:most]]
 

@@ -17,7 +17,7 @@ def run_train(s: RunSession) -> dict[str, Any]:
 
     def work() -> dict[str, Any]:
         p = Plan.from_json(s.run.manifest["stages"]["plan"]["result"])
-        material, budget = s.training_set(), s.budget()
+        material, budget = s.training_set, s.budget()
         if not saved_states(s.run.checkpoints):
             s.run.metrics.unlink(missing_ok=True)
         for line in quote(p.as_json(), budget):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from noesis.constitution.document import Constitution
-from noesis.tribunal.offline_screen import NAME, screen
+from noesis.tribunal.offline_screen import NAME, ScreenedPrompt, screen
 from noesis.tribunal.statistics import wilson
 from noesis.tribunal.suite import JudgePair
 
@@ -80,13 +80,10 @@ def screen_figures(pairs: Sequence[JudgePair], constitution: Constitution) -> di
     found: dict[str, list[bool]] = {}
     false = []
     for pair in pairs:
-        record = {
-            "prompt": pair.prompt,
-            "language": pair.language,
-            "stance": "explore" if pair.attack == "needless_refusal" else None,
-        }
-        found.setdefault(pair.attack, []).append(bool(screen(pair.bad, record, constitution)))
-        false.append(bool(screen(pair.good, record, constitution)))
+        stance = "explore" if pair.attack == "needless_refusal" else None
+        prompt = ScreenedPrompt(pair.prompt, pair.language, stance)
+        found.setdefault(pair.attack, []).append(bool(screen(pair.bad, prompt, constitution)))
+        false.append(bool(screen(pair.good, prompt, constitution)))
     seen = [flag for flags in found.values() for flag in flags]
     return {
         "name": NAME,
