@@ -177,8 +177,8 @@ def diff(
                 changes,
                 RenewalRequest(critic, out or found.data / "generated" / "critiques", settings, max_usd),
             )
-            say(f"{made['made']} of {made['of']} critiques made anew → {made['file']}")
-            result["applied"] = made
+            say(f"{made.made} of {made.due} critiques renewed → {made.file}")
+            result["applied"] = made.to_json()
     if runs is not None:
         from noesis.pipeline.compare_runs import compare_runs
 

@@ -172,6 +172,9 @@ class Lineage(_Strict):
     settings: dict[str, Any]
     steps: list[dict[str, Any]]
 
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
 
 class GeneratedExample(Example):
     """An example that a model wrote. It never stands in the folders of the hand-written ones."""

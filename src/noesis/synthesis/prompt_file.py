@@ -9,7 +9,7 @@ optional. Examples and prompts of the Tribunal's form load as they are; their ot
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -17,6 +17,8 @@ from noesis.constitution.document import Constitution
 from noesis.core.errors import DataError, UsageError
 from noesis.core.jsonl import read_models
 from noesis.dataset.schema import MIN_PROMPT, Difficulty, Example, Language, Stance, Turn
+
+P = TypeVar("P", bound="Prompt")
 
 
 class Prompt(BaseModel):
@@ -73,6 +75,15 @@ def read_prompts(file: Path, constitution: Constitution) -> list[Prompt]:
     """The prompts in `file`.
 
     Raises:
+        UsageError: no such file. DataError: naming the first line that is wrong.
+    """
+    return read_prompt_rows(file, constitution, Prompt)
+
+
+def read_prompt_rows(file: Path, constitution: Constitution, model: type[P]) -> list[P]:
+    """The rows of `file`, each a prompt with further fields.
+
+    Raises:
         UsageError: no such file. DataError: naming the line of the first that is wrong.
     """
     if not file.is_file():
@@ -80,9 +91,9 @@ def read_prompts(file: Path, constitution: Constitution) -> list[Prompt]:
             f"{file} does not exist: name a file of prompts, or write one with  "
             f"noesis constitution prompts --model SPEC --out {file}"
         )
-    prompts: list[Prompt] = []
+    prompts: list[P] = []
     places: dict[str, str] = {}
-    for place, prompt in read_models(file, Prompt):
+    for place, prompt in read_models(file, model):
         if (first := places.setdefault(prompt.key, place)) != place:
             raise DataError(f"{place}: the id {prompt.id} ({prompt.language}) is already used at {first}")
         if prompt.category == "tribunal":

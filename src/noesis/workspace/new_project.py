@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 from noesis.core.errors import UsageError
-from noesis.core.jsonl import iter_lines, parse_object
 from noesis.core.files import write_text
+from noesis.core.jsonl import iter_lines, parse_object
 from noesis.core.project import Project
 
 CHECKOUT = Project(Path(__file__).resolve().parents[3])
