@@ -137,7 +137,7 @@ def recorder(checkpoints: Path, metrics: Metrics, tokenizer: Any) -> Any:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.trainer.step_ended()
-            control.should_save = self.trainer.pace.due(state.global_step)
+            control.should_save = self.trainer.pace.should_save(state.global_step)
 
         def on_log(
             self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
