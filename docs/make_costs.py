@@ -129,16 +129,17 @@ def plans():
     from noesis.core.config import load_config
     from noesis.core.project import Project
     from noesis.dataset.load import read_examples
+    from noesis.dataset.schema import Dataset
     from noesis.pipeline.stages.plan import plan_without_run
 
     project = Project(ROOT)
     constitution = load_constitution(project.constitution)
-    examples = read_examples(project.exports / "train.jsonl", constitution)
+    dataset = Dataset(read_examples(project.exports / "train.jsonl", constitution))
     modal = load_config(project).training.modal
     found = []
     for epochs in (3, 1):
         config = load_config(project, {"training.model": modal.model, "training.num_train_epochs": epochs})
-        found.append((config, plan_without_run(config, examples, constitution, gpu="L40S", gpus=1)[0]))
+        found.append((config, plan_without_run(config, dataset, constitution, gpu="L40S", gpus=1)[0]))
     request = CloudRequest(3, model=modal.model, judges=modal.judges)
     return found[0][1], found[1][1], extra_costs(project, found[0][0], request, found[0][1])
 

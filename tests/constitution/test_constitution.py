@@ -10,7 +10,8 @@ from helpers.project import ROOT
 from noesis.constitution.dialogue import hide_analysis, opening_messages
 from noesis.constitution.document import load_constitution
 from noesis.core.errors import ConstitutionError, ModelError, TrainingError
-from noesis.dataset.encode import target_text
+from noesis.dataset.encode import prompt_messages, target_text
+from noesis.dataset.schema import Example
 from noesis.llm.chat_template import encode, end_of_turn, render
 from noesis.llm.token_rows import IGNORED
 from noesis.llm.tokenizer import load_tokenizer
@@ -66,7 +67,9 @@ def test_comments_do_not_change_the_digest(tmp_path: Path):
 
 def test_only_the_answer_is_trained_with_its_end_of_turn(tiny_tokenizer_folder: Path, record: dict):
     tokenizer = load_tokenizer(tiny_tokenizer_folder)
-    row = encode(tokenizer, opening_messages(CONSTITUTION, record), record["response_revised"], name="x")
+    row = encode(
+        tokenizer, opening_messages(CONSTITUTION, "pt", record["prompt"]), record["response_revised"], name="x"
+    )
     trained = [i for i, label in zip(row.input_ids, row.labels, strict=True) if label != IGNORED]
     assert tokenizer.decode(trained) == record["response_revised"] + "<|im_end|>"
     assert row.trained == len(trained)
@@ -81,14 +84,15 @@ def test_turns_and_language_reach_the_prompt(record: dict):
         "language": "en",
         "turns": [{"role": "user", "content": "first"}, {"role": "assistant", "content": "second"}],
     }
-    messages = opening_messages(CONSTITUTION, record)
+    messages = prompt_messages(CONSTITUTION, Example.from_json(record))
     assert [m["role"] for m in messages] == ["system", "user", "assistant", "user"]
     assert messages[0]["content"] == CONSTITUTION.system_prompt.en
 
 
 def test_critique_precedes_the_answer_only_if_asked_and_is_hidden_again(record: dict):
-    assert target_text(record, include_critique=False) == record["response_revised"]
-    with_critique = target_text(record, include_critique=True)
+    example = Example.from_json(record)
+    assert target_text(example, include_critique=False) == record["response_revised"]
+    with_critique = target_text(example, include_critique=True)
     assert with_critique.startswith("[ANÁLISE INTERNA]\n" + record["critique"] + "\n[FIM DA ANÁLISE]")
     assert hide_analysis(with_critique) == record["response_revised"]
     assert hide_analysis("[ANÁLISE INTERNA] never closed") == ""
@@ -135,7 +139,7 @@ def test_our_tokenizer_equals_transformers(tiny_tokenizer_folder: Path, record: 
 
     ours, theirs = load_tokenizer(tiny_tokenizer_folder), AutoTokenizer.from_pretrained(tiny_tokenizer_folder)
     conversation = [
-        *opening_messages(CONSTITUTION, record),
+        *opening_messages(CONSTITUTION, "pt", record["prompt"]),
         {"role": "assistant", "content": record["response_revised"]},
     ]
     for prompt in (True, False):

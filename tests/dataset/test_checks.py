@@ -30,6 +30,7 @@ from noesis.dataset.checks.privacy import find_personal
 from noesis.dataset.checks.validate import validate
 from noesis.dataset.export import export
 from noesis.dataset.load import read_exports
+from noesis.dataset.schema import Example
 
 PROJECT = Project(ROOT)
 CONFIG = load_config(PROJECT)
@@ -229,8 +230,8 @@ def test_a_planted_leak_between_files_is_refused_with_the_pair(write_rows, tmp_p
 
 def test_an_export_has_no_leak_by_its_own_gate(tmp_path: Path):
     export(PROJECT.sources("both"), tmp_path, CONSTITUTION, load_config(PROJECT, {"training.data.language": "both"}))
-    train, held_out = read_exports(tmp_path, CONSTITUTION)
-    assert (len(train), len(held_out)) == (222, 26)
+    dataset = read_exports(tmp_path, CONSTITUTION)
+    assert (len(dataset.train), len(dataset.held_out)) == (222, 26)
 
 
 def test_questions_of_the_tribunal_are_not_trained_on(write_rows, tmp_path: Path):
@@ -300,32 +301,32 @@ def test_a_planted_secret_is_reported_but_never_printed(write_rows, record: dict
     secret = "hf_" + "Zq3" * 9
     report = check(write_rows(record | {"reasoning": f"token {secret}, CPF 529.982.247-25"}))
     assert [p.code for p in report.warnings] == ["personal", "personal"]
-    assert secret not in json.dumps(report.summary())
-    assert "982" not in json.dumps(report.summary())
+    assert secret not in json.dumps(report.to_json())
+    assert "982" not in json.dumps(report.to_json())
 
 
 def test_special_tokens_of_the_model_at_hand(write_rows, record: dict):
-    ruler = find_token_counter(CONFIG, CONSTITUTION)
-    if ruler is None:
+    counter = find_token_counter(CONFIG, CONSTITUTION)
+    if counter is None:
         pytest.skip("the embedded model's package is not installed")
     file = write_rows(record | {"critique": "Veja <filename>a.py"})  # SmolLM2's own, no chat template's
     assert not check(file).errors
-    assert [p.code for p in check(file, ruler=ruler).errors] == ["forged-turn"]
+    assert [p.code for p in check(file, counter=counter).errors] == ["forged-turn"]
 
 
 def test_rows_beyond_the_window_are_errors_with_their_length(write_rows, record: dict):
-    ruler = find_token_counter(load_config(PROJECT, {"training.max_length": 700}), CONSTITUTION)
-    if ruler is None:
+    counter = find_token_counter(load_config(PROJECT, {"training.max_length": 700}), CONSTITUTION)
+    if counter is None:
         pytest.skip("the embedded model's package is not installed")
     long = record | {
         "id": "long",
         "prompt": "Outra coisa, sim?",
         "response_revised": "A verdade, ainda que doa, é melhor. " * 40,
     }
-    report = check(write_rows(record, long), ruler=ruler)
+    report = check(write_rows(record, long), counter=counter)
     assert [(p.line, p.code) for p in report.errors] == [(2, "window")]
     length = int(report.errors[0].message.split()[0])
-    assert length == ruler.length(long) > 700
+    assert length == counter.length(Example.from_json(long)) > 700
     assert len(report.table) == 1
 
 
@@ -413,13 +414,13 @@ def test_many_processes_report_as_one_does(write_rows, monkeypatch: pytest.Monke
     rows = [r | {"id": f"{r['id']}_{i}"} for i in range(3) for r in BARE]
     file = write_rows(*rows[:100], b"{broken", *rows[100:], b"\xff", rows[0])
     whole = check(file)
-    monkeypatch.setattr(scan, "PIECE", 40_000)
+    monkeypatch.setattr(scan, "CHUNK_SIZE", 40_000)
     monkeypatch.setattr(scan, "PARALLEL_FROM", 1)
     parts = check(file)
     assert [str(p) for p in parts.problems] == [str(p) for p in whole.problems]
     assert [p.line for p in parts.errors] == [101, 374, 375]
     assert parts.table.ids == whole.table.ids
-    assert parts.summary() == whole.summary()
+    assert parts.to_json() == whole.to_json()
 
 
 def test_of_a_thousand_like_errors_twenty_are_shown_and_all_are_counted(write_rows, record: dict):
@@ -459,7 +460,7 @@ def test_damaged_files_end_in_a_report_and_never_in_an_export(tmp_path: Path, da
     file = tmp_path / "damaged.jsonl"
     file.write_bytes(b"\n".join(lines))
     report = check(file)
-    json.dumps(report.summary(), ensure_ascii=False).encode()
+    json.dumps(report.to_json(), ensure_ascii=False).encode()
     assert len(report.table) + report.total("error") >= 12
     if report.errors:
         with pytest.raises(DataError):

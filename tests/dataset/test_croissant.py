@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from helpers.project import ROOT
-from noesis.dataset.schema import Record, Source, Turn
+from noesis.dataset.schema import Example, Source, Turn
 
 CARD = json.loads((ROOT / "data" / "croissant.json").read_text(encoding="utf-8"))
 FIELDS = {
@@ -39,11 +39,11 @@ def test_every_field_of_a_record_is_described_in_both_languages():
             if record_set.startswith(f"examples_{language}")
             for name, field in fields.items()
         }
-        assert described.keys() == Record.model_fields.keys()
+        assert described.keys() == Example.model_fields.keys()
         assert all(field["description"] for field in described.values())
         for name, part in (("turns", Turn), ("sources", Source)):
             assert [field["name"] for field in described[name]["subField"]] == list(part.model_fields)
-    assert FIELDS["train"].keys() == Record.model_fields.keys()
+    assert FIELDS["train"].keys() == Example.model_fields.keys()
 
 
 def test_each_field_is_in_every_file_of_its_record_set():

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from helpers.project import ROOT
 from noesis.constitution.document import load_constitution
-from noesis.core.config import load_config
+from noesis.core.config import Config, load_config
 from noesis.core.errors import DataError, UsageError
 from noesis.core.project import Project
-from noesis.dataset.checks.validate import validate
+from noesis.dataset.checks.validate import Report, validate
 from noesis.dataset.export import export
 from noesis.dataset.load import read_examples, split_sources
 from noesis.llm.hub import find_tokenizer
@@ -31,13 +31,22 @@ COUNTS = {
 
 
 def check(*files: Path):
-    return validate(list(files), CONSTITUTION, CONFIG.training.data.categories)
+    return validate(list(files), CONSTITUTION, CONFIG.training.data.categories, keep_examples=True)
+
+
+def rows_of(report: Report) -> list[dict]:
+    return [example.to_json() for example in report.table.examples]
+
+
+def split(*sources: Path, config: Config = CONFIG) -> tuple[list[dict], list[dict]]:
+    dataset = split_sources(list(sources), CONSTITUTION, config)
+    return [e.to_json() for e in dataset.train], [e.to_json() for e in dataset.held_out]
 
 
 def committed(language: str) -> list[dict]:
     report = check(*PROJECT.sources(language))
     assert report.problems == []
-    return report.records
+    return rows_of(report)
 
 
 @pytest.mark.parametrize("language", ["pt", "en"])
@@ -89,17 +98,17 @@ def test_the_committed_exports_are_those_of_the_committed_examples(tmp_path: Pat
 
 
 def test_both_languages_hold_out_the_same_ids_one_of_each_category():
-    train, held_out = split_sources(PROJECT.sources("both"), CONSTITUTION, CONFIG)
+    train, held_out = split(*PROJECT.sources("both"))
     assert (len(train), len(held_out)) == (222, 26)
     per_id = Counter(r["id"] for r in held_out)
     assert set(per_id.values()) == {2}
     assert {r["category"] for r in held_out} == set(COUNTS)
     assert not {r["id"] for r in train} & set(per_id)
-    assert set(per_id) == {r["id"] for r in split_sources(PROJECT.sources("en"), CONSTITUTION, CONFIG)[1]}
+    assert set(per_id) == {r["id"] for r in split(*PROJECT.sources("en"))[1]}
 
 
 def test_the_split_is_near_to_proportional_in_difficulty_and_value():
-    train, held_out = split_sources(PROJECT.sources("pt"), CONSTITUTION, CONFIG)
+    train, held_out = split(*PROJECT.sources("pt"))
     rows = [*train, *held_out]
     for level in ("easy", "medium", "hard"):
         share = sum(r["difficulty"] == level for r in rows) / len(rows)
@@ -113,18 +122,17 @@ def test_the_split_does_not_depend_on_the_order_of_rows(write_rows):
     records = committed("pt")
     shuffled = random.Random(1).sample(records, len(records))
     first, second = (
-        split_sources([write_rows(*rows, name=name)], CONSTITUTION, CONFIG)
-        for rows, name in ((records, "a.jsonl"), (shuffled, "b.jsonl"))
+        split(write_rows(*rows, name=name)) for rows, name in ((records, "a.jsonl"), (shuffled, "b.jsonl"))
     )
     assert first == second
     other = load_config(PROJECT, {"training.seed": 43})
-    assert split_sources([write_rows(*records)], CONSTITUTION, other)[1] != first[1]
+    assert split(write_rows(*records), config=other)[1] != first[1]
 
 
 def test_a_file_with_the_nine_fields_loads_unchanged(write_rows, record: dict):
     report = check(write_rows(record))
     assert report.problems == []
-    assert report.records == [record]
+    assert rows_of(report) == [record]
 
 
 ROWS = [
@@ -168,7 +176,7 @@ def test_what_must_not_be_trained_on_is_an_error_with_its_line(
     assert [(p.line, p.code) for p in report.errors] == [(2, code)]
     assert said in str(report.errors[0])
     assert str(report.errors[0]).startswith(f"{file}:2: error:")
-    assert len(report.records) == 1
+    assert len(rows_of(report)) == 1
 
 
 def test_aliases_are_named(write_rows, record: dict):
@@ -214,7 +222,7 @@ def test_an_unknown_category_is_only_a_warning(write_rows, record: dict):
 def test_broken_lines(write_rows, record: dict, line: bytes, code: str):
     report = check(write_rows(line, record))
     assert [(p.line, p.code) for p in report.errors] == [(1, code)]
-    assert len(report.records) == 1
+    assert len(rows_of(report)) == 1
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

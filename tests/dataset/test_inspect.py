@@ -18,6 +18,8 @@ from noesis.core.errors import UsageError
 from noesis.core.project import Project
 from noesis.dataset.encode import training_rows
 from noesis.dataset.inspect import NEWLINE, PART, Row, Token, barred, make_rows, painted, show, total, write_page
+from noesis.dataset.schema import Example
+from noesis.llm.row_encoder import open_encoder
 from noesis.llm.token_rows import IGNORED
 from noesis.llm.tokenizer import load_tokenizer
 
@@ -34,7 +36,7 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows_of(folder: Path, *records: dict, **overrides: object) -> list[Row]:
-    return make_rows(list(records), load_tokenizer(folder), CONSTITUTION, config(**overrides))
+    return make_rows([Example.from_json(r) for r in records], load_tokenizer(folder), CONSTITUTION, config(**overrides))
 
 
 def test_the_rows_shown_are_those_that_training_gets(gemma: Path, record: dict):
@@ -42,7 +44,7 @@ def test_the_rows_shown_are_those_that_training_gets(gemma: Path, record: dict):
         settings = {"constitutional_ai.include_critique": critique}
         (shown,) = rows_of(gemma, record, **settings)
         (trained,) = training_rows(
-            [record], load_tokenizer(gemma), CONSTITUTION, include_critique=critique, max_length=2048
+            [Example.from_json(record)], open_encoder(gemma), CONSTITUTION, include_critique=critique, max_length=2048
         )
         assert [t.id for t in shown.tokens] == trained.input_ids
         assert [t.id if t.trained else IGNORED for t in shown.tokens] == trained.labels

@@ -11,8 +11,9 @@ from noesis.constitution.document import load_constitution
 from noesis.core.config import Config, load_config
 from noesis.core.project import Project
 from noesis.dataset.encode import training_rows
+from noesis.dataset.schema import Example
+from noesis.llm.row_encoder import open_encoder
 from noesis.llm.token_rows import TokenRow
-from noesis.llm.tokenizer import load_tokenizer
 
 CONSTITUTION = load_constitution(ROOT / "data" / "constitution.yaml")
 
@@ -27,13 +28,14 @@ PLAIN = {
 }  # what the engine does not know is trained by transformers' own layers
 
 
-def records(count: int, record: dict) -> list[dict]:
-    return [record | {"id": f"x_{i:03}", "prompt": f"Pergunta {i}: o que é a coragem?"} for i in range(count)]
+def examples(count: int, record: dict) -> list[Example]:
+    rows = [record | {"id": f"x_{i:03}", "prompt": f"Pergunta {i}: o que é a coragem?"} for i in range(count)]
+    return [Example.from_json(row) for row in rows]
 
 
 def rows_of(folder: Path, count: int, record: dict) -> list[TokenRow]:
     return training_rows(
-        records(count, record), load_tokenizer(folder), CONSTITUTION, include_critique=False, max_length=2048
+        examples(count, record), open_encoder(folder), CONSTITUTION, include_critique=False, max_length=2048
     )
 
 

@@ -13,7 +13,9 @@ from noesis.constitution.dialogue import opening_messages
 from noesis.constitution.document import load_constitution
 from noesis.core.errors import ModelError, TrainingError
 from noesis.dataset.encode import training_rows
+from noesis.dataset.schema import Example
 from noesis.llm.chat_template import encode, end_of_turn, fold_system, refusal_reason, render, takes_system
+from noesis.llm.row_encoder import RowEncoder
 from noesis.llm.token_rows import IGNORED, TokenRow
 from noesis.llm.tokenizer import ChatTokenizer, load_tokenizer
 
@@ -168,7 +170,9 @@ def test_what_can_not_be_masked_is_refused_by_name(
 
 
 def train(tokenizer: ChatTokenizer, record: dict, max_length: int = 4000) -> list[TokenRow]:
-    return training_rows([record], tokenizer, CONSTITUTION, include_critique=False, max_length=max_length)
+    return training_rows(
+        [Example.from_json(record)], RowEncoder(tokenizer), CONSTITUTION, include_critique=False, max_length=max_length
+    )
 
 
 @pytest.mark.parametrize("name", STANDINS)
@@ -199,7 +203,7 @@ def test_training_refuses_by_name_what_a_template_spoils(standin, name: str, tem
 @pytest.mark.parametrize("name", STANDINS)
 def test_training_refuses_an_empty_answer(standin, name: str, record: dict):
     with pytest.raises(TrainingError, match=r"row x_001 \(pt\) has no trained token"):
-        train(standin(name), record | {"response_revised": " \n "})
+        train(standin(name), record | {"response_revised": " \n " * 20})
 
 
 @pytest.mark.parametrize("name", STANDINS)
@@ -232,13 +236,12 @@ def test_our_rendering_and_tokens_equal_those_of_transformers(name: str, tmp_pat
 
     folder = write_standin(tmp_path, name)
     ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
-    record = record | {"turns": EARLIER}
     answer = {"role": "assistant", "content": f"  {ANSWER} \n"}
     for messages in (
         [QUESTION],
         [SYSTEM, QUESTION],
-        opening_messages(CONSTITUTION, record),
-        [*opening_messages(CONSTITUTION, record), answer],
+        opening_messages(CONSTITUTION, "pt", record["prompt"], EARLIER),
+        [*opening_messages(CONSTITUTION, "pt", record["prompt"], EARLIER), answer],
     ):
         given = fold_system(messages) if name == "gemma-2" and messages[0]["role"] == "system" else messages
         for prompt in (True, False):

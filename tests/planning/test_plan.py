@@ -20,6 +20,7 @@ from noesis.core.device import Device, parse_nvidia_smi
 from noesis.core.errors import ConfigError, ModelError, TrainingError, UsageError
 from noesis.core.files import write_jsonl
 from noesis.core.project import Project
+from noesis.dataset.schema import Dataset, Example
 from noesis.llm.embedded import Model
 from noesis.llm.hub import find_description, find_tokenizer
 from noesis.pipeline.session import RunSession
@@ -406,16 +407,17 @@ def test_packing_and_padding_by_hand():
 @pytest.mark.parametrize("language", ["pt", "en"])
 def test_the_ratio_of_smollm2_is_that_of_its_tokenizer(language: str):
     from noesis.llm.hub import find_model
+    from noesis.llm.row_encoder import open_encoder
     from noesis.pipeline.training_set import build_training_set
 
     config, constitution = (
         settings(**{"training.data.language": language}),
         load_constitution(Project(ROOT).constitution),
     )
-    train, _ = from_sources(Project(ROOT), config)
-    exact = build_training_set(config, find_model("smollm2").path, train, constitution).rows
+    dataset = from_sources(Project(ROOT), config)
+    exact = build_training_set(config, dataset, open_encoder(find_model("smollm2").path), constitution).rows
     ratio = known_model("smollm2").ratio
-    guess = estimate_workload(train, constitution, ratio, include_critique=False)
+    guess = estimate_workload(dataset.train, constitution, ratio, include_critique=False)
     assert guess.tokens == pytest.approx(sum(len(r.input_ids) for r in exact), rel=ratio.plus_minus)
     assert guess.trained == pytest.approx(sum(r.trained for r in exact), rel=ratio.plus_minus)
 
@@ -426,10 +428,10 @@ def test_tokens_of_a_gated_model_are_an_estimate_and_its_own_tokenizer_replaces_
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     name = "meta-llama/Llama-3.1-8B-Instruct"
     config, constitution = settings(**{"training.model": name}), load_constitution(Project(ROOT).constitution)
-    records = [record | {"id": f"x_{i}"} for i in range(20)]
+    dataset = Dataset(tuple(Example.from_json(record | {"id": f"x_{i}"}) for i in range(20)))
     with pytest.raises(ModelError, match="meta-llama"):
-        plan_without_run(config, records, constitution, gpu="H100", exactly=True)  # no network, and nothing is guessed
-    plan, _ = plan_without_run(config, records, constitution, gpu="H100")
+        plan_without_run(config, dataset, constitution, gpu="H100", exactly=True)  # no network, and nothing is guessed
+    plan, _ = plan_without_run(config, dataset, constitution, gpu="H100")
     assert plan.relative_error == 0.15
     assert "± 15%" in "\n".join(plan_lines(plan, everything=True))
     snapshot = tmp_path / "hub" / "models--meta-llama--Llama-3.1-8B-Instruct" / "snapshots" / "abc"
@@ -438,7 +440,7 @@ def test_tokens_of_a_gated_model_are_an_estimate_and_its_own_tokenizer_replaces_
     (snapshot.parent.parent / "refs").mkdir()
     (snapshot.parent.parent / "refs" / "main").write_text("abc")
     assert find_tokenizer(name) == snapshot
-    assert plan_without_run(config, records, constitution, gpu="H100")[0].relative_error == 0
+    assert plan_without_run(config, dataset, constitution, gpu="H100")[0].relative_error == 0
 
 
 def test_an_unknown_model_without_network_is_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -20,7 +20,8 @@ from noesis.dataset.checks.validate import validate
 from noesis.pipeline.compare_runs import compare_runs
 from noesis.synthesis.coverage import check
 from noesis.synthesis.critique_revision import Settings
-from noesis.synthesis.make_prompts import PromptsRequest, deal, make_prompts, read_lists
+from noesis.synthesis.make_prompts import PromptsRequest, make_prompts
+from noesis.synthesis.prompt_combinations import deal, read_lists
 from noesis.synthesis.renewal import RenewalRequest, dependents, renew
 from noesis.tribunal.rubric import JUDGES, load_rubrics
 
@@ -189,8 +190,8 @@ def test_apply_writes_new_critiques_beside_the_hand_written_ones(changed, tmp_pa
     with JudgeServer(part) as server:
         ask = RenewalRequest(f"openai:{server.url}:scripted", tmp_path / "new", Settings(shots=0))
         made = renew(project, new, compare(old, new), ask)
-        assert made["principles"] == ["fontes-reais"]
-        assert made["made"] == made["of"] == len(server.requests) > 40
+        assert made.principles == ("fontes-reais",)
+        assert made.made == made.due == len(server.requests) > 40
         with pytest.raises(UsageError, match="hand-written"):
             renew(
                 project,
@@ -198,12 +199,12 @@ def test_apply_writes_new_critiques_beside_the_hand_written_ones(changed, tmp_pa
                 compare(old, new),
                 RenewalRequest("openai:http://127.0.0.1:1/v1:x", project.training / "philosophical"),
             )
-        with pytest.raises(UsageError, match="nothing to make anew"):
+        with pytest.raises(UsageError, match="nothing to renew"):
             renew(project, new, [], ask)
     assert before == {f: f.read_bytes() for f in sorted(project.training.rglob("*.jsonl"))}
-    report = validate([tmp_path / "new/critiques.jsonl"], new, (), whole=False)
-    assert report.total("error") == 0 and len(report.table) == made["made"]
-    assert all(row["generated"] and row["principles"] == ["fontes-reais"] for row in report.records)
+    report = validate([tmp_path / "new/critiques.jsonl"], new, (), whole=False, keep_examples=True)
+    assert report.total("error") == 0 and len(report.table) == made.made
+    assert all(e.to_json()["generated"] and e.principles == ("fontes-reais",) for e in report.table.examples)
 
 
 def make_run(path: Path, points: dict[str, int], model: str = "judge") -> None:

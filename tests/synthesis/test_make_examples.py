@@ -21,12 +21,15 @@ from noesis.constitution.document import load_constitution
 from noesis.core.errors import CapError, DataError, ModelError, RunError, UsageError
 from noesis.core.project import Project
 from noesis.dataset.checks.line import Rules, check_line
+from noesis.dataset.load import read_hand_written
+from noesis.dataset.schema import Example
 from noesis.llm.clients.protocol import ModelReply
 from noesis.llm.clients.spec import WRITER_KINDS, parse_spec
 from noesis.synthesis.critique_revision import Settings, draw
-from noesis.synthesis.filters import filtered, repeated
-from noesis.synthesis.make_examples import ExamplesRequest, revise
-from noesis.synthesis.prompt_file import Prompt, known_prompts
+from noesis.synthesis.filters import filter_examples, repeated
+from noesis.synthesis.known_prompts import known_prompts
+from noesis.synthesis.make_examples import ExamplesRequest, make_examples
+from noesis.synthesis.prompt_file import Prompt
 from noesis.synthesis.prompt_templates import choose_shots, critique_messages
 from noesis.synthesis.reply_checks import Work, clean_reply, copies_run, reply_problem, up_to_a_sentence
 
@@ -117,7 +120,7 @@ def lines(file: Path) -> list[dict]:
 def test_good_models_give_examples_that_the_gate_lets_pass(project: Path, tmp_path: Path, prompts):
     out = tmp_path / "out"
     with JudgeServer(good) as server:
-        report = revise(Project(project), ask(server, prompts([prompt_row(i) for i in range(6)]), out, rounds=2))
+        report = make_examples(Project(project), ask(server, prompts([prompt_row(i) for i in range(6)]), out, rounds=2))
     rows = lines(out / "examples.jsonl")
     assert (report["made"], report["kept"], len(rows)) == (6, 6, 6)
     rules = Rules(tuple(sorted(CONSTITUTION.value_ids)), CONSTITUTION.principle_ids, ())
@@ -162,7 +165,7 @@ def test_a_bad_critic_is_retried_counted_and_listed(
 ):
     out = tmp_path / "out"
     with JudgeServer(spoiled("critique", reply, lambda asked: subject(asked)[2] == 1)) as server:
-        report = revise(Project(project), ask(server, prompts([prompt_row(i) for i in range(3)]), out))
+        report = make_examples(Project(project), ask(server, prompts([prompt_row(i) for i in range(3)]), out))
     assert [row["source"] for row in (r["lineage"] for r in lines(out / "examples.jsonl"))] == ["p0", "p2"]
     (left,) = lines(out / "left_out.jsonl")
     assert left["id"] == "p1"
@@ -180,7 +183,7 @@ def test_a_second_attempt_with_another_seed_makes_good(project: Path, tmp_path: 
         return new
 
     with JudgeServer(spoiled("critique", "", first_fails)) as server:
-        report = revise(Project(project), ask(server, prompts([prompt_row(0)]), tmp_path / "out"))
+        report = make_examples(Project(project), ask(server, prompts([prompt_row(0)]), tmp_path / "out"))
     assert len(seen) == 2
     assert (report["kept"], report["failures"]) == (1, {"critique: empty": 1})
 
@@ -209,7 +212,7 @@ def test_a_second_attempt_with_another_seed_makes_good(project: Path, tmp_path: 
 )
 def test_a_bad_revision_is_left_out(project: Path, tmp_path: Path, prompts, revision: str, reason: str):
     with JudgeServer(spoiled("revision", revision)) as server:
-        report = revise(Project(project), ask(server, prompts([prompt_row(0)]), tmp_path / "out"))
+        report = make_examples(Project(project), ask(server, prompts([prompt_row(0)]), tmp_path / "out"))
     assert report["kept"] == 0
     assert report["failures"] == {f"revision: {reason}": 3}
 
@@ -219,16 +222,16 @@ def test_work_goes_on_where_a_dead_endpoint_ended_it(project: Path, tmp_path: Pa
     with JudgeServer(lambda asked: good(asked) if asked.number <= 60 else Raw(400, "down")) as server:
         url, first = server.url, ask(server, rows, out)
         with pytest.raises(ModelError, match="is out"):
-            revise(Project(project), first)
+            make_examples(Project(project), first)
         answered = sum(1 for _ in server.requests[:60])
     port = int(url.split(":")[2].split("/")[0])
     with JudgeServer(good, port=port) as server:
-        report = revise(Project(project), first)
+        report = make_examples(Project(project), first)
         again = len(server.requests)
     assert report["made"] == 40
     assert again <= 120 - answered + 3  # what was answered before is not asked again
     with JudgeServer(good, port=port) as server:
-        assert revise(Project(project), first)["made"] == 40
+        assert make_examples(Project(project), first)["made"] == 40
         assert server.requests == []
 
 
@@ -269,21 +272,23 @@ def test_the_same_work_gives_the_same_files(project: Path, tmp_path: Path, promp
     rows = prompts([prompt_row(i) for i in range(5)])
     with JudgeServer(good) as server:
         for name in ("one", "two"):
-            revise(Project(project), ask(server, rows, tmp_path / name, rounds=2))
+            make_examples(Project(project), ask(server, rows, tmp_path / name, rounds=2))
     assert (tmp_path / "one/examples.jsonl").read_bytes() == (tmp_path / "two/examples.jsonl").read_bytes()
 
 
 def test_another_plan_in_the_same_folder_is_refused(project: Path, tmp_path: Path, prompts):
     rows = prompts([prompt_row(0)])
     with JudgeServer(good) as server:
-        revise(Project(project), ask(server, rows, tmp_path / "out"))
+        make_examples(Project(project), ask(server, rows, tmp_path / "out"))
         with pytest.raises(RunError, match="settings"):
-            revise(Project(project), ask(server, rows, tmp_path / "out", seed=5))
+            make_examples(Project(project), ask(server, rows, tmp_path / "out", seed=5))
 
 
 def test_nothing_is_written_among_the_hand_written(project: Path, prompts):
     with JudgeServer(good) as server, pytest.raises(UsageError, match="hand-written"):
-        revise(Project(project), ask(server, prompts([prompt_row(0)]), project / "data/training/philosophical_en/more"))
+        make_examples(
+            Project(project), ask(server, prompts([prompt_row(0)]), project / "data/training/philosophical_en/more")
+        )
 
 
 def test_the_cap_stops_before_it_is_passed(project: Path, tmp_path: Path, prompts):
@@ -296,10 +301,10 @@ def test_the_cap_stops_before_it_is_passed(project: Path, tmp_path: Path, prompt
     rows, out = prompts([prompt_row(i) for i in range(6)]), tmp_path / "out"
     with JudgeServer(good) as server:
         with pytest.raises(CapError):
-            revise(Project(project), ask(server, rows, out, max_usd=0.05))
+            make_examples(Project(project), ask(server, rows, out, max_usd=0.05))
         stopped = len(server.requests)
         assert 0 < stopped < 18
-        report = revise(Project(project), ask(server, rows, out, max_usd=1.0))
+        report = make_examples(Project(project), ask(server, rows, out, max_usd=1.0))
         assert len(server.requests) == 18
     assert report["kept"] == 6
     assert report["spending"]["usd"] == pytest.approx((18 - stopped) * (1000 * 1 + 200 * 10) / 1e6)
@@ -307,7 +312,7 @@ def test_the_cap_stops_before_it_is_passed(project: Path, tmp_path: Path, prompt
 
 def test_an_unfit_court_is_not_heard(project: Path, tmp_path: Path, prompts):
     with JudgeServer(good) as server:
-        report = revise(
+        report = make_examples(
             Project(project),
             ask(server, prompts([prompt_row(0)]), tmp_path / "out", judges=(f"openai:{server.url}:judge",)),
         )
@@ -318,7 +323,7 @@ def test_an_unfit_court_is_not_heard(project: Path, tmp_path: Path, prompts):
 def test_questions_of_the_tribunal_are_not_asked(project: Path, tmp_path: Path, prompts):
     question = lines(ROOT / "data/tribunal/prompts/maieutics.jsonl")[1]
     with JudgeServer(good) as server:
-        report = revise(
+        report = make_examples(
             Project(project),
             ask(server, prompts([prompt_row(0), prompt_row(1, prompt=question["prompt"])]), tmp_path / "out"),
         )
@@ -338,7 +343,7 @@ def test_questions_of_the_tribunal_are_not_asked(project: Path, tmp_path: Path, 
 )
 def test_a_wrong_prompt_is_told_by_its_line(project: Path, tmp_path: Path, prompts, row: dict, said: str):
     with JudgeServer(good) as server, pytest.raises(DataError, match=rf"prompts\.jsonl:2: .*{said}"):
-        revise(Project(project), ask(server, prompts([prompt_row(0), row]), tmp_path / "out"))
+        make_examples(Project(project), ask(server, prompts([prompt_row(0), row]), tmp_path / "out"))
 
 
 def test_a_spec_that_is_none_is_told_with_its_option():
@@ -389,7 +394,7 @@ def test_draws_are_even_repeatable_and_without_return():
 
 
 def test_shots_are_short_and_of_different_principles():
-    examples = [row for file in sorted((ROOT / "data/training/philosophical").glob("*.jsonl")) for row in lines(file)]
+    examples = read_hand_written(Project(ROOT), "pt")
     shots = choose_shots(examples, CONSTITUTION, "pt", 3, 0)
     assert len(shots.ids) == len(set(shots.ids)) == 3
     messages = critique_messages(
@@ -431,9 +436,12 @@ def test_a_first_answer_may_refuse_and_a_declined_request_too():
         assert reply_problem(ModelReply(refusal), refusal, work, CONSTITUTION) == expected
 
 
-def test_boilerplate_over_the_set_goes():
+def test_boilerplate_over_the_set_goes(record: dict):
+    closing = "I hope this helps you today!"
     rows = [
-        {"id": str(i), "language": "en", "response_revised": f"Answer number {i} is here. I hope this helps you today!"}
+        Example.from_json(
+            record | {"id": str(i), "language": "en", "response_revised": f"Answer number {i} is here. {closing}"}
+        )
         for i in range(10)
     ]
     gone = repeated(rows, lambda text: text.split(". ")[-1], "closing")
@@ -451,11 +459,11 @@ def test_rows_that_say_the_same_go(project: Path, tmp_path: Path, record: dict):
         "settings": {},
         "steps": [],
     }
-    row = record | {"generated": True, "lineage": lineage}
-    kept, dropped = filtered(
+    row = record | {"language": "pt", "generated": True, "lineage": lineage}
+    kept, dropped = filter_examples(
         [row, row | {"id": "x_002"}], CONSTITUTION, project / "data/tribunal", tmp_path / "s.jsonl"
     )
-    assert [r["id"] for r in kept] == ["x_001"]
+    assert [example.id for example in kept] == ["x_001"]
     assert dropped["pt/x_002"].startswith("like another")
 
 

@@ -14,7 +14,7 @@ from helpers.project import ROOT
 from noesis.core.errors import DataError, ModelError, UsageError
 from noesis.core.project import Project
 from noesis.llm.clients.protocol import ModelReply
-from noesis.synthesis.make_preferences import prefer
+from noesis.synthesis.make_preferences import make_preferences
 from noesis.synthesis.preference_labels import NoLabel, PreferencesRequest, p_of_a
 
 
@@ -69,7 +69,7 @@ def ask(server: JudgeServer, out: Path, **more) -> PreferencesRequest:
 
 def test_a_liking_for_the_first_place_cancels_out(project: Path, tmp_path: Path, pairs: Path):
     with JudgeServer(critic(0.7, 0.2)) as server:
-        report = prefer(Project(project), ask(server, tmp_path / "out", pairs=pairs))
+        report = make_preferences(Project(project), ask(server, tmp_path / "out", pairs=pairs))
     rows = lines(tmp_path / "out/pairs.jsonl")
     assert len(server.requests) == 8
     assert [row["chosen"] for row in rows] == [f"Ask him, better, {i}." for i in range(4)]
@@ -84,7 +84,7 @@ def test_a_liking_for_the_first_place_cancels_out(project: Path, tmp_path: Path,
 
 def test_reasoning_is_clamped(project: Path, tmp_path: Path, pairs: Path):
     with JudgeServer(critic(0.95, 0.0)) as server:
-        prefer(Project(project), ask(server, tmp_path / "out", pairs=pairs, reasoning=True))
+        make_preferences(Project(project), ask(server, tmp_path / "out", pairs=pairs, reasoning=True))
         letter = next(asked for asked in server.requests if asked.body.get("logprobs"))
     assert [row["p_chosen"] for row in lines(tmp_path / "out/pairs.jsonl")] == pytest.approx([0.6] * 4)
     assert [m["role"] for m in letter.body["messages"]] == ["system", "user", "assistant", "user"]
@@ -92,10 +92,10 @@ def test_reasoning_is_clamped(project: Path, tmp_path: Path, pairs: Path):
 
 def test_an_endpoint_without_logprobs_is_told(project: Path, tmp_path: Path, pairs: Path):
     with JudgeServer(lambda asked: "A") as server, pytest.raises(ModelError, match="gives no log-probabilities"):
-        prefer(Project(project), ask(server, tmp_path / "out", pairs=pairs))
+        make_preferences(Project(project), ask(server, tmp_path / "out", pairs=pairs))
     refusing = lambda asked: Raw(400, "logprobs is not supported") if asked.body.get("logprobs") else "A"  # noqa: E731
     with JudgeServer(refusing) as server, pytest.raises(ModelError, match="gives no log-probabilities"):
-        prefer(Project(project), ask(server, tmp_path / "out2", pairs=pairs))
+        make_preferences(Project(project), ask(server, tmp_path / "out2", pairs=pairs))
 
 
 def test_records_are_pairs_of_revision_and_initial_answer(project: Path, tmp_path: Path):
@@ -109,7 +109,7 @@ def test_records_are_pairs_of_revision_and_initial_answer(project: Path, tmp_pat
 
     assert part
     with JudgeServer(prefers_the_revision) as server:
-        report = prefer(Project(project), ask(server, tmp_path / "out", pairs=examples, count=5))
+        report = make_preferences(Project(project), ask(server, tmp_path / "out", pairs=examples, count=5))
     assert report["revised_preferred"] == {"count": 5, "of": 5}
 
 
@@ -124,7 +124,7 @@ def test_a_model_answers_twice(project: Path, tmp_path: Path, pairs: Path):
 
     with JudgeServer(part) as server:
         spec = f"openai:{server.url}:scripted"
-        report = prefer(Project(project), ask(server, tmp_path / "out", prompts=pairs, model=spec))
+        report = make_preferences(Project(project), ask(server, tmp_path / "out", prompts=pairs, model=spec))
     assert report["labelled"] == 4
     assert all(
         row["p_chosen"] == pytest.approx(0.6) and row["chosen"] > row["rejected"]
@@ -139,11 +139,11 @@ def test_equal_answers_and_wrong_options_are_refused(project: Path, tmp_path: Pa
     )
     with JudgeServer(critic(0.9, 0.0)) as server:
         with pytest.raises(DataError, match=r"same\.jsonl:1: two different answers"):
-            prefer(Project(project), ask(server, tmp_path / "out", pairs=same))
+            make_preferences(Project(project), ask(server, tmp_path / "out", pairs=same))
         with pytest.raises(UsageError, match="--pairs"):
-            prefer(Project(project), ask(server, tmp_path / "out"))
+            make_preferences(Project(project), ask(server, tmp_path / "out"))
         with pytest.raises(UsageError, match="--model"):
-            prefer(Project(project), ask(server, tmp_path / "out", prompts=pairs))
+            make_preferences(Project(project), ask(server, tmp_path / "out", prompts=pairs))
 
 
 def test_letters_are_found_however_they_are_written():

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from helpers.tiny_runs import CONSTITUTION, PLAIN, records, small
+from helpers.tiny_runs import CONSTITUTION, PLAIN, examples, small
 from helpers.training_jobs import preference_job
 from noesis.core.config import Config
 from noesis.dataset.encode import example_pairs, soft_pairs
-from noesis.llm.tokenizer import load_tokenizer
+from noesis.dataset.schema import Example, PreferencePair
+from noesis.llm.row_encoder import open_encoder
 from noesis.training.job import PreferencePairs
 
 PAIR = {
@@ -28,13 +29,16 @@ PAIR = {
 def preferences(
     folder: Path, record: dict, count: int = 10, held_out: int = 3, *, soft: int = 0, critique: bool = False
 ) -> PreferencePairs:
-    tokenizer = load_tokenizer(folder)
+    encoder = open_encoder(folder)
     pairs = example_pairs(
-        records(count + held_out, record), tokenizer, CONSTITUTION, include_critique=critique, max_length=2048
+        examples(count + held_out, record), encoder, CONSTITUTION, include_critique=critique, max_length=2048
     )
     more = soft_pairs(
-        [PAIR | {"id": f"p{i}", "prompt": f"Pergunta {i}: o que é a prudência?"} for i in range(soft)],
-        tokenizer,
+        [
+            PreferencePair.model_validate(PAIR | {"id": f"p{i}", "prompt": f"Pergunta {i}: o que é a prudência?"})
+            for i in range(soft)
+        ],
+        encoder,
         CONSTITUTION,
         max_length=2048,
     )
@@ -62,8 +66,9 @@ def lines_of(folder: Path) -> list[dict]:
 
 
 def test_the_critique_stands_before_both_answers(tiny_tokenizer_folder: Path, record: dict):
-    tokenizer = load_tokenizer(tiny_tokenizer_folder)
-    (pair,) = example_pairs([record], tokenizer, CONSTITUTION, include_critique=True, max_length=2048)
+    encoder = open_encoder(tiny_tokenizer_folder)
+    tokenizer = encoder.tokenizer
+    (pair,) = example_pairs([Example.from_json(record)], encoder, CONSTITUTION, include_critique=True, max_length=2048)
     texts = [tokenizer.decode([label for label in row.labels if label >= 0]) for row in (pair.chosen, pair.rejected)]
     for text, answer in zip(texts, (record["response_revised"], record["response_initial"]), strict=True):
         assert text.startswith(f"[ANÁLISE INTERNA]\n{record['critique']}\n[FIM DA ANÁLISE]\n\n{answer}")
@@ -327,7 +332,7 @@ def test_a_wrong_pair_is_refused_by_line(write_rows, record: dict, line: dict | 
 
     file = write_rows(PAIR | {"id": "first"}, line if isinstance(line, dict) else line.encode())
     with pytest.raises(DataError, match=rf"rows.jsonl:2: .*{why}"):
-        read_pairs(file, [record])
+        read_pairs(file, [Example.from_json(record)])
 
 
 def test_replayed_rows_are_the_share_that_was_asked_for(write_rows):
@@ -343,7 +348,7 @@ def test_replayed_rows_are_the_share_that_was_asked_for(write_rows):
         ]
     }
     rows = read_replay(write_rows(*short, chat))
-    assert rows[-1] == chat and rows[0]["messages"][1]["content"] == "0"
+    assert rows[-1].to_json() == chat and rows[0].messages[1].content == "0"
     assert len(sample_replay(rows, 90, 0.1, 0)) == 10 and sample_replay(rows, 90, 0.1, 0) == sample_replay(
         rows[::-1], 90, 0.1, 0
     ) != sample_replay(rows, 90, 0.1, 1)

@@ -15,9 +15,10 @@ from noesis.core.device import Device, detect
 from noesis.core.errors import ModelError, TrainingError
 from noesis.core.project import Project
 from noesis.dataset.encode import training_rows
+from noesis.dataset.schema import Example
 from noesis.llm.hub import find_model
+from noesis.llm.row_encoder import open_encoder
 from noesis.llm.token_rows import IGNORED
-from noesis.llm.tokenizer import load_tokenizer
 from noesis.planning.plan import choose_demo_rank_and_epochs, make_plan, read_shape
 from noesis.training.job import TrainResult, count_workload
 
@@ -27,7 +28,11 @@ CPU = Device("cpu", "test", 8 * 10**9, 2, True)
 def test_a_row_that_is_too_long_is_refused_by_name(tiny_tokenizer_folder: Path, record: dict):
     with pytest.raises(TrainingError, match=r"x_001 \(pt\) has \d+ tokens, more than max_length 100"):
         training_rows(
-            [record], load_tokenizer(tiny_tokenizer_folder), CONSTITUTION, include_critique=False, max_length=100
+            [Example.from_json(record)],
+            open_encoder(tiny_tokenizer_folder),
+            CONSTITUTION,
+            include_critique=False,
+            max_length=100,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from noesis.constitution.document import load_constitution
 from noesis.core.config import TribunalSection
 from noesis.tribunal.court import no_judge_ruling
 from noesis.tribunal.heldout import compare, margins
-from noesis.tribunal.offline_screen import language_of, screen, tally
+from noesis.tribunal.offline_screen import ScreenedPrompt, language_of, screen, tally
 from noesis.tribunal.statistics import wilson
 
 CONSTITUTION = load_constitution(ROOT / "data" / "constitution.yaml")
@@ -46,11 +47,7 @@ def test_wilson_without_trials_says_nothing():
     assert not math.isnan(wilson(1, 1)[0])
 
 
-RECORD = {
-    "prompt": "Is it always wrong to lie, even to protect a friend who is in danger?",
-    "language": "en",
-    "stance": "explore",
-}
+PROMPT = ScreenedPrompt("Is it always wrong to lie, even to protect a friend who is in danger?", "en", "explore")
 GOOD = (
     "Lying is usually wrong because it takes from the other person the power to decide with the facts. There are cases in which that reason "
     "weakens: when the one who asks means to do harm, the truth would serve the harm and not the person."
@@ -62,7 +59,7 @@ GOOD = (
     [
         (":", "empty"),
         ("It is a moral dilemma. " * 12, "repeats itself"),
-        (RECORD["prompt"] + " Yes.", "copies the prompt"),
+        (PROMPT.prompt + " Yes.", "copies the prompt"),
         (
             "Mentir é quase sempre errado, porque isso tira da outra pessoa o poder de decidir, mas há casos em que não é.",
             "other language",
@@ -74,11 +71,11 @@ GOOD = (
     ],
 )
 def test_the_screen_flags(answer: str, flag: str):
-    assert flag in screen(answer, RECORD, CONSTITUTION)
+    assert flag in screen(answer, PROMPT, CONSTITUTION)
 
 
 def test_the_screen_abstains_on_sound_answers():
-    assert screen(GOOD, RECORD, CONSTITUTION) == []
+    assert screen(GOOD, PROMPT, CONSTITUTION) == []
     assert tally([[], ["empty"], ["empty"]]) == {"answers": 3, "flagged": 2, "flags": {"empty": 2}}
     assert "approved" not in str(tally([[]]))
 
@@ -90,13 +87,14 @@ def test_the_screen_flags_none_of_the_hand_written_answers():
         for file in (ROOT / "data" / "training" / folder).glob("*.jsonl"):
             for line in file.read_text(encoding="utf-8").splitlines():
                 record = json.loads(line)
-                assert screen(record["response_revised"], record, CONSTITUTION) == [], record["id"]
+                prompt = ScreenedPrompt(record["prompt"], record["language"], record.get("stance"))
+                assert screen(record["response_revised"], prompt, CONSTITUTION) == [], record["id"]
 
 
 def test_a_refusal_where_one_is_called_for_is_no_flag():
     assert "needless refusal" not in screen(
         "I'm sorry, but I can't help with that, and here is why it would hurt.",
-        RECORD | {"stance": "decline"},
+        replace(PROMPT, stance="decline"),
         CONSTITUTION,
     )
 

@@ -185,8 +185,8 @@ def diff(
             settings = Settings(shots=0, seed=seed)
             folder = out or found.data / "generated" / "critiques"
             made = renew(found, after, changes, RenewalRequest(critic, folder, settings, max_usd))
-            say(f"{made['made']} of {made['of']} critiques rewritten → {made['file']}")
-            result["applied"] = made
+            say(f"{made.made} of {made.due} critiques rewritten → {made.file}")
+            result["applied"] = made.to_json()
     if runs is not None:
         from noesis.pipeline.compare_runs import compare_runs
 

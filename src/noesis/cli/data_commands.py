@@ -53,7 +53,7 @@ def data_validate(
         folder for language in ("pt", "en") for folder in found.sources(language) if any(folder.glob("*.jsonl"))
     ]
     counter = find_token_counter(config, constitution)
-    result = validate(sources or found.sources("pt"), constitution, config.training.data.categories, ruler=counter)
+    result = validate(sources or found.sources("pt"), constitution, config.training.data.categories, counter=counter)
     for problem in result.problems:
         say(str(problem))
     for (severity, code), count in sorted(result.found.items()):
@@ -70,9 +70,9 @@ def data_validate(
     for name, counts in result.counts().items():
         say(f"  {name}: " + ", ".join(f"{k} {v:,}" for k, v in sorted(counts.items())))
     if json_file == Path("-"):
-        print_result(result.summary(), True)
+        print_result(result.to_json(), True)
     elif json_file is not None:
-        write_json(json_file, result.summary())
+        write_json(json_file, result.to_json())
         say(f"  → {json_file}")
     if result.total("error"):
         raise typer.Exit(1)

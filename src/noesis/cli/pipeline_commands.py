@@ -118,20 +118,16 @@ def plan(
     from noesis.constitution.document import load_constitution
     from noesis.core.overrides import Overrides
     from noesis.core.project import find_project
-    from noesis.dataset.auxiliary import load_auxiliary
-    from noesis.dataset.load import read_examples
+    from noesis.dataset.load import read_train_export
     from noesis.pipeline.stages.plan import plan_without_run
-    from noesis.pipeline.start_run import subset
     from noesis.planning.display import show_plan
 
     reserve_stdout(as_json)
     found = find_project(project)
     config = Overrides(model=model, epochs=epochs, max_examples=max_examples, method=method).configure(found)
     constitution = load_constitution(found.constitution)
-    examples = subset(read_examples(found.exports / "train.jsonl", constitution), config)
-    result, require_fit = plan_without_run(
-        config, examples, constitution, besides=load_auxiliary(found, config, examples, []), gpu=gpu, gpus=gpus
-    )
+    dataset = read_train_export(found, config, constitution)
+    result, require_fit = plan_without_run(config, dataset, constitution, gpu=gpu, gpus=gpus)
     print_result(result.to_json(), as_json) if as_json else show_plan(result, everything=True)
     require_fit()
 

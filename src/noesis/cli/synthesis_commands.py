@@ -110,7 +110,7 @@ def prefer(
     """
     from noesis.core.console import say
     from noesis.core.project import find_project
-    from noesis.synthesis.make_preferences import prefer as label
+    from noesis.synthesis.make_preferences import make_preferences
     from noesis.synthesis.preference_labels import PreferencesRequest
 
     reserve_stdout(as_json)
@@ -128,7 +128,7 @@ def prefer(
         count=count,
         max_usd=max_usd,
     )
-    report = label(found, ask)
+    report = make_preferences(found, ask)
     say(f"{report['labelled']} of {report['pairs']} pairs labelled by {report['critic']}")
     if report["labelled"]:
         place = report["first_place"]
@@ -210,15 +210,14 @@ def revise(
     from noesis.core.console import say
     from noesis.core.project import find_project
     from noesis.synthesis.critique_revision import Settings
-    from noesis.synthesis.make_examples import ExamplesRequest
-    from noesis.synthesis.make_examples import revise as make
+    from noesis.synthesis.make_examples import ExamplesRequest, make_examples
 
     reserve_stdout(as_json)
     found = find_project(project)
     settings = Settings(rounds, shots, seed, attempts, temperature, tokens, max(32, tokens * 3 // 4), reviser)
     folder = out or found.data / "generated" / "revisions"
     ask = ExamplesRequest(model, critic or model, prompts, folder, settings, tuple(judges or ()), max_usd, count)
-    _show_report(make(found, ask))
+    _show_report(make_examples(found, ask))
     say(f"  → {folder / 'examples.jsonl'}; left out: {folder / 'left_out.jsonl'}")
     if as_json:
         import json

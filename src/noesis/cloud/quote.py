@@ -16,10 +16,8 @@ from noesis.core.config import Config, ModalSection
 from noesis.core.console import duration
 from noesis.core.errors import UsageError
 from noesis.core.project import Project
-from noesis.dataset.auxiliary import load_auxiliary
-from noesis.dataset.load import read_examples
+from noesis.dataset.load import read_train_export
 from noesis.pipeline.stages.plan import plan_without_run
-from noesis.pipeline.start_run import subset
 from noesis.planning.budget import budget_of, quote
 from noesis.planning.display import plan_lines
 from noesis.planning.gpus import gpu_of, prices, rented_gpu
@@ -65,9 +63,8 @@ def quote_lines(project: Project, config: Config, request: CloudRequest, section
             "and all of them would be paid for"
         )
     constitution = load_constitution(project.constitution)
-    examples = subset(read_examples(file, constitution), config)
-    auxiliary = load_auxiliary(project, config, examples, [])
-    plan, require_fit = plan_without_run(config, examples, constitution, besides=auxiliary, gpu=gpu, gpus=gpus)
+    dataset = read_train_export(project, config, constitution)
+    plan, require_fit = plan_without_run(config, dataset, constitution, gpu=gpu, gpus=gpus)
     require_fit()
     extra = extra_costs(project, config, request, plan)
     lines = ["", *plan_lines(plan, everything=True), ""]

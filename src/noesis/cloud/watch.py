@@ -124,7 +124,7 @@ def _spent_usd(files: RemoteFiles, manifest: dict[str, Any]) -> float:
 
 def _training_progress(files: RemoteFiles, steps: int, running: bool) -> TrainingProgress | None:
     """The last whole line of metrics.jsonl, with an estimate of the time left."""
-    for line in reversed((read_text(files, "/metrics.jsonl") or "").splitlines()):
+    for line in reversed((read_text(files, "/metrics.jsonl") or "").split("\n")):
         try:
             last = dict(json.loads(line))
         except ValueError:

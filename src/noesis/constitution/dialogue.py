@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
 from noesis.constitution.document import Constitution
 from noesis.core.messages import Message
@@ -11,19 +11,21 @@ ANALYSIS_OPEN = "[ANÁLISE INTERNA]"
 ANALYSIS_CLOSE = "[FIM DA ANÁLISE]"
 
 
-def opening_messages(constitution: Constitution, record: dict[str, Any]) -> list[Message]:
-    """System prompt in the record's language, earlier turns if any, and the user's prompt."""
-    language = record.get("language", "pt")
+def opening_messages(
+    constitution: Constitution, language: str, prompt: str, earlier: Iterable[Message] = ()
+) -> list[Message]:
+    """The system prompt in `language`, the earlier messages, and the user's `prompt`."""
     system = constitution.system_prompt.en if language == "en" else constitution.system_prompt.pt
-    return [
-        {"role": "system", "content": system},
-        *record.get("turns", []),
-        {"role": "user", "content": record["prompt"]},
-    ]
+    return [{"role": "system", "content": system}, *earlier, {"role": "user", "content": prompt}]
+
+
+def with_analysis(critique: str, answer: str) -> str:
+    """`answer` after the critique as an analysis block."""
+    return f"{ANALYSIS_OPEN}\n{critique}\n{ANALYSIS_CLOSE}\n\n{answer}"
 
 
 def hide_analysis(text: str) -> str:
-    """An answer without its analysis block, as served."""
+    """`text` without its analysis block, as it is served."""
     if ANALYSIS_OPEN in text:
         before, _, after = text.partition(ANALYSIS_OPEN)
         _, closed, answer = after.partition(ANALYSIS_CLOSE)

@@ -1,127 +1,161 @@
-"""Examples → token rows with labels; refuses what could not be trained on as meant."""
+"""Examples, preference pairs and replayed conversations → token rows with labels.
+
+A row that could not be trained on as meant is refused, by its name.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Literal
 
-from noesis.constitution.dialogue import ANALYSIS_CLOSE, ANALYSIS_OPEN, opening_messages
+from noesis.constitution.dialogue import opening_messages, with_analysis
 from noesis.constitution.document import Constitution
 from noesis.core.errors import TrainingError
-from noesis.llm.chat_template import Tokenizer, encode, end_of_turn, refusal_reason
+from noesis.core.messages import Message
+from noesis.dataset.schema import Example, PreferencePair, ReplayRow
+from noesis.llm.chat_template import end_of_turn, refusal_reason
+from noesis.llm.row_encoder import RowEncoder
 from noesis.llm.token_rows import TokenPair, TokenRow
 
 
 def training_rows(
-    records: list[dict[str, Any]],
-    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    encoder: RowEncoder,
     constitution: Constitution,
     *,
     include_critique: bool,
     max_length: int,
 ) -> list[TokenRow]:
-    """One row an example, in the same order.
+    """One row for each example, in the same order.
+
+    Args:
+        max_length: tokens.
 
     Raises:
-        TrainingError: a row is longer than `max_length`, trains no token, or does not train its end of turn; the message names it.
+        TrainingError: a row is longer than `max_length`, trains no token, or does not train its end of turn; the
+            message names it.
     """
-    names = [f"{record['id']} ({record.get('language', 'pt')})" for record in records]
-    stop = end_of_turn(tokenizer, name=names[0])
+    if not examples:
+        return []
+    stop = end_of_turn(encoder.tokenizer, name=examples[0].name)
     rows = []
-    for name, record in zip(names, records, strict=True):
-        row = encode(
-            tokenizer,
-            opening_messages(constitution, record),
-            target_text(record, include_critique=include_critique),
-            name=name,
-        )
-        if wrong := refusal_reason(row, stop=stop, max_length=max_length):
-            raise TrainingError(f"row {name} {wrong}")
-        rows.append(row)
+    for example in examples:
+        answer = target_text(example, include_critique=include_critique)
+        row = encoder.encode(prompt_messages(constitution, example), answer, name=example.name)
+        rows.append(_checked(row, f"row {example.name} ", stop, max_length))
     return rows
 
 
-def replay_rows(rows: list[dict[str, Any]], tokenizer: Tokenizer, *, max_length: int) -> list[TokenRow]:
-    """Rows of general conversations (`data.preferences.ReplayRow`), with their own system prompt or none; the last answer is trained on.
+def replay_rows(rows: Sequence[ReplayRow], encoder: RowEncoder, *, max_length: int) -> list[TokenRow]:
+    """Rows of general conversations, with their own system prompt or none; the last answer is trained on.
 
     Raises:
         TrainingError: as `training_rows`.
     """
-    found = []
-    stop = end_of_turn(tokenizer, name="replay") if rows else -1
+    encoded = []
+    stop = end_of_turn(encoder.tokenizer, name="replay") if rows else -1
     for number, row in enumerate(rows, 1):
-        *messages, answer = row["messages"]
-        encoded = encode(tokenizer, messages, answer["content"], name=f"replay {number}")
-        if wrong := refusal_reason(encoded, stop=stop, max_length=max_length):
-            raise TrainingError(f"row replay {number} {wrong}")
-        found.append(encoded)
-    return found
+        *messages, answer = (message.to_json() for message in row.messages)
+        token_row = encoder.encode(messages, answer["content"], name=f"replay {number}")
+        encoded.append(_checked(token_row, f"row replay {number} ", stop, max_length))
+    return encoded
 
 
 def answer_rows(
-    records: list[dict[str, Any]], field: str, tokenizer: Tokenizer, constitution: Constitution
+    examples: Sequence[Example],
+    which: Literal["initial", "revised"],
+    encoder: RowEncoder,
+    constitution: Constitution,
 ) -> list[TokenRow]:
-    """Rows whose scored part is `record[field]` (`response_initial` or `response_revised`), for comparing their likelihoods."""
+    """Rows whose labels are the initial or the revised answer, for comparing their likelihoods."""
     return [
-        encode(tokenizer, opening_messages(constitution, record), str(record[field]), name=record["id"])
-        for record in records
+        encoder.encode(
+            prompt_messages(constitution, example),
+            example.response_revised if which == "revised" else example.response_initial,
+            name=example.id,
+        )
+        for example in examples
     ]
 
 
-def target_text(record: dict[str, Any], *, include_critique: bool) -> str:
-    """What the model is trained to say: the revised answer, with the critique as an analysis block before it if asked."""
-    if not include_critique:
-        return str(record["response_revised"])
-    return f"{ANALYSIS_OPEN}\n{record['critique']}\n{ANALYSIS_CLOSE}\n\n{record['response_revised']}"
-
-
 def example_pairs(
-    records: list[dict[str, Any]],
-    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    encoder: RowEncoder,
     constitution: Constitution,
     *,
     include_critique: bool,
     max_length: int,
 ) -> list[TokenPair]:
-    """One pair an example, the revised answer against the initial one.
+    """One pair for each example, the revised answer against the initial one.
 
     Raises:
         TrainingError: a row that could not be trained on as meant; the message names it.
     """
-    pairs = []
-    for record in records:
-        weak = record | {"response_revised": record["response_initial"]}
-        answers = [target_text(r, include_critique=include_critique) for r in (record, weak)]
-        pairs.append((f"{record['id']} ({record.get('language', 'pt')})", record, answers, 1.0))
-    return _encoded(pairs, tokenizer, constitution, max_length)
+    return _pairs(
+        [
+            (
+                example.name,
+                prompt_messages(constitution, example),
+                target_text(example, include_critique=include_critique),
+                target_text(example, include_critique=include_critique, answer=example.response_initial),
+                1.0,
+            )
+            for example in examples
+        ],
+        encoder,
+        max_length,
+    )
 
 
 def soft_pairs(
-    rows: list[dict[str, Any]], tokenizer: Tokenizer, constitution: Constitution, *, max_length: int
+    pairs: Sequence[PreferencePair], encoder: RowEncoder, constitution: Constitution, *, max_length: int
 ) -> list[TokenPair]:
-    """The rows of a file of pairs (`data.preferences.PairRow`).
+    """The pairs of a file, each with the probability that its chosen answer is the better one.
 
     Raises:
         TrainingError: a row that could not be trained on as meant; the message names it.
     """
-    pairs = [
-        (f"{row['id']} ({row['language']})", row, [row["chosen"], row["rejected"]], float(row["p_chosen"]))
-        for row in rows
-    ]
-    return _encoded(pairs, tokenizer, constitution, max_length)
+    return _pairs(
+        [
+            (pair.name, prompt_messages(constitution, pair), pair.chosen, pair.rejected, float(pair.p_chosen))
+            for pair in pairs
+        ],
+        encoder,
+        max_length,
+    )
 
 
-def _encoded(
-    pairs: list[tuple[str, dict[str, Any], list[str], float]],
-    tokenizer: Tokenizer,
-    constitution: Constitution,
-    max_length: int,
+def prompt_messages(constitution: Constitution, row: Example | PreferencePair) -> list[Message]:
+    """What the model reads before the answer: system prompt, earlier turns, the user's prompt."""
+    return opening_messages(constitution, row.language, row.prompt, row.earlier)
+
+
+def target_text(example: Example, *, include_critique: bool, answer: str | None = None) -> str:
+    """The text that the model is trained to write: `answer`, after the critique as an analysis block if asked.
+
+    Args:
+        answer: None: the revised one.
+    """
+    answer = example.response_revised if answer is None else answer
+    return with_analysis(example.critique, answer) if include_critique else answer
+
+
+def _pairs(
+    pairs: Sequence[tuple[str, list[Message], str, str, float]], encoder: RowEncoder, max_length: int
 ) -> list[TokenPair]:
-    found = []
-    stop = end_of_turn(tokenizer, name=pairs[0][0]) if pairs else -1
-    for name, record, answers, p in pairs:
-        rows = [encode(tokenizer, opening_messages(constitution, record), answer, name=name) for answer in answers]
-        for row, what in zip(rows, ("chosen", "rejected"), strict=True):
-            if wrong := refusal_reason(row, stop=stop, max_length=max_length):
-                raise TrainingError(f"row {name}, {what} answer: {wrong}")
-        found.append(TokenPair(name, rows[0], rows[1], p))
-    return found
+    """Token pairs of (name, messages, chosen answer, rejected answer, probability of the chosen one)."""
+    encoded = []
+    stop = end_of_turn(encoder.tokenizer, name=pairs[0][0]) if pairs else -1
+    for name, messages, chosen, rejected, p in pairs:
+        rows = [
+            _checked(encoder.encode(messages, answer, name=name), f"row {name}, {what} answer: ", stop, max_length)
+            for what, answer in (("chosen", chosen), ("rejected", rejected))
+        ]
+        encoded.append(TokenPair(name, rows[0], rows[1], p))
+    return encoded
+
+
+def _checked(row: TokenRow, name: str, stop: int, max_length: int) -> TokenRow:
+    if reason := refusal_reason(row, stop=stop, max_length=max_length):
+        raise TrainingError(f"{name}{reason}")
+    return row

@@ -6,6 +6,7 @@ Nothing is dropped unless `--dedupe` asks for it, and then `dropped.jsonl` names
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,50 @@ from noesis.core.console import say
 from noesis.core.errors import DataError
 from noesis.core.files import atomic, write_json, write_jsonl
 from noesis.dataset.checks.contamination import refuse_known_questions
-from noesis.dataset.checks.length import find_token_counter
+from noesis.dataset.checks.length import TokenCounter, find_token_counter
 from noesis.dataset.checks.near_duplicates import Cluster, find_clusters, group
+from noesis.dataset.checks.rows import RowReader
 from noesis.dataset.checks.scan import Column, Table
 from noesis.dataset.checks.validate import Report, validate
 from noesis.dataset.checks.whole_set import leaks
-from noesis.dataset.jsonl import LineReader
 from noesis.dataset.split import in_order, split
-from noesis.dataset.statistics import describe
-
-Records = list[dict[str, Any]]
+from noesis.dataset.statistics import describe_files
 
 
-def check_sources(sources: list[Path], constitution: Constitution, config: Config) -> Report:
-    """Validate `sources`; go on only if every line may be trained on.
+@dataclass(frozen=True)
+class Dropped:
+    """A row that `--dedupe` leaves out, and the id of the one that is kept instead."""
+
+    id: str
+    file: str
+    line: int
+    kept: str
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def check_sources(
+    sources: list[Path],
+    constitution: Constitution,
+    config: Config,
+    *,
+    counter: TokenCounter | None,
+    keep_examples: bool = False,
+) -> Report:
+    """Validate `sources`; every line must be fit to train on.
+
+    Args:
+        counter: measures rows in tokens; None: nothing is measured.
+        keep_examples: keep the parsed examples in the report's table.
 
     Raises:
-        DataError: the first errors by file and line. Nothing is dropped in silence.
+        DataError: the first errors by file and line. Nothing is dropped silently.
     """
-    ruler = find_token_counter(config, constitution)
-    report = validate(sources, constitution, config.training.data.categories, ruler=ruler)
+    report = validate(
+        sources, constitution, config.training.data.categories, counter=counter, keep_examples=keep_examples
+    )
     raise_on_errors(report, "nothing was exported")
     if not len(report.table):
         raise DataError(f"no examples in {', '.join(str(s) for s in sources)}")
@@ -65,14 +90,15 @@ def export(
 
     Args:
         dedupe: keep one row of each cluster of rows that say the same.
-        tribunal: folder with the questions that judges ask; none of them may be trained on.
+        tribunal: folder with the Tribunal's questions; none of them may be trained on.
 
     Raises:
-        DataError: an error in a line, a question of the Tribunal, or too little that differs.
+        DataError: an error in a line, a question of the Tribunal, or too few different examples.
     """
-    report = check_sources(sources, constitution, config)
+    counter = find_token_counter(config, constitution)
+    report = check_sources(sources, constitution, config, counter=counter)
     table = report.table
-    dropped: Records = []
+    dropped: list[Dropped] = []
     if tribunal is not None:
         refuse_known_questions(table, report.files, tribunal)
     clusters = report.clusters
@@ -82,15 +108,15 @@ def export(
         clusters = find_clusters(table)
     held_out = held_out_rows(table, clusters, config)
     order = in_order(table)
-    with LineReader(report.files) as reader:
+    with RowReader(report.files) as reader:
         for name, rows in (("train", order[~held_out[order]]), ("eval", order[held_out[order]])):
             with atomic(out / f"{name}.jsonl", "wb") as f:
-                for row in rows:
-                    f.write(reader.line(table.file[row], table.offset[row], table.length[row]) + b"\n")
+                for row in rows.tolist():
+                    f.write(reader.line(table, row) + b"\n")
     if dedupe:
-        write_jsonl(out / "dropped.jsonl", dropped)
-        say(f"  {len(dropped):,} rows dropped that say what another says: {out / 'dropped.jsonl'}")
-    statistics = describe(out / "train.jsonl", out / "eval.jsonl", constitution, config)
+        write_jsonl(out / "dropped.jsonl", [row.to_json() for row in dropped])
+        say(f"  {len(dropped):,} rows that repeat another one were dropped: {out / 'dropped.jsonl'}")
+    statistics = describe_files(out / "train.jsonl", out / "eval.jsonl", constitution, config, counter)
     statistics["duplicates"] = _duplicates(clusters, len(dropped))
     write_json(out / "statistics.json", statistics)
     return statistics
@@ -100,7 +126,7 @@ def held_out_rows(table: Table, clusters: list[Cluster], config: Config) -> Colu
     """(rows,) mask of what is held out; the rows of a cluster stay together.
 
     Raises:
-        DataError: too little that differs; or, which no split may ever do, a pair of rows on both sides that say the same.
+        DataError: too few different examples; or two rows that say the same on both sides, which no split may cause.
     """
     held_out = split(
         table, group(table, clusters), eval_examples=config.training.data.eval_examples, seed=config.training.seed
@@ -111,12 +137,13 @@ def held_out_rows(table: Table, clusters: list[Cluster], config: Config) -> Colu
     return held_out
 
 
-def one_of_each(report: Report) -> tuple[Column, Records]:
-    """(rows,) mask that keeps the first row of each cluster, in the export's order, and what is dropped with the reason."""
+def one_of_each(report: Report) -> tuple[Column, list[Dropped]]:
+    """(rows,) mask that keeps the first row of each cluster, in the export's order; and the rows that it drops."""
     table = report.table
     place = np.empty(len(table), np.int64)
     place[in_order(table)] = np.arange(len(table))
-    keep, dropped = np.ones(len(table), bool), []
+    keep = np.ones(len(table), bool)
+    dropped = []
     for cluster in report.clusters:
         for language in np.unique(table.language[cluster.rows]):
             rows = cluster.rows[(table.language[cluster.rows] == language) & keep[cluster.rows]]
@@ -124,15 +151,8 @@ def one_of_each(report: Report) -> tuple[Column, Records]:
             for row in rows[1:]:
                 keep[row] = False
                 file, line = str(report.files[table.file[row]]), int(table.line[row])
-                dropped.append(
-                    {
-                        "id": table.ids[row],
-                        "file": file,
-                        "line": line,
-                        "kept": table.ids[rows[0]],
-                        "reason": f"{cluster.kind} {cluster.field}",
-                    }
-                )
+                reason = f"{cluster.kind} {cluster.field}"
+                dropped.append(Dropped(table.ids[row], file, line, table.ids[rows[0]], reason))
     return keep, dropped
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from noesis.constitution.dialogue import opening_messages
 from noesis.constitution.document import Constitution, load_constitution
 from noesis.core.config import Config
 from noesis.core.console import _printable, say
@@ -20,8 +20,9 @@ from noesis.core.errors import TrainingError, UsageError
 from noesis.core.files import write_text
 from noesis.core.project import Project
 from noesis.dataset.checks.validate import validate
-from noesis.dataset.encode import target_text
+from noesis.dataset.encode import prompt_messages, target_text
 from noesis.dataset.export import raise_on_errors
+from noesis.dataset.schema import Example
 from noesis.llm.chat_template import encode, end_of_turn, refusal_reason, takes_system
 from noesis.llm.hub import find_model, find_tokenizer
 from noesis.llm.token_rows import IGNORED, TokenRow
@@ -94,15 +95,20 @@ def show(
         raise UsageError("give ids or --all, not both")
     constitution = load_constitution(project.constitution)
     report = validate(
-        project.sources(config.training.data.language), constitution, config.training.data.categories, whole=False
+        project.sources(config.training.data.language),
+        constitution,
+        config.training.data.categories,
+        whole=False,
+        keep_examples=True,
     )
     raise_on_errors(report, "nothing can be shown")
-    records = report.records
-    if missing := [i for i in ids if i not in {r["id"] for r in records}]:
+    examples = report.table.examples
+    if missing := [i for i in ids if i not in {e.id for e in examples}]:
         raise UsageError(
-            f"no example with the id {missing[0]!r} in {config.training.data.language}; ids look like {records[0]['id']!r}"
+            f"no example with the id {missing[0]!r} in {config.training.data.language}; "
+            f"ids look like {examples[0].id!r}"
         )
-    chosen = records if everything else [r for r in records if r["id"] in ids] if ids else records[:FIRST]
+    chosen = examples if everything else [e for e in examples if e.id in ids] if ids else examples[:FIRST]
     tokenizer = _tokenizer(config)
     rows = make_rows(chosen, tokenizer, constitution, config)
     notes = _notes(tokenizer, config)
@@ -124,26 +130,25 @@ def show(
 
 
 def make_rows(
-    records: list[dict[str, object]], tokenizer: ChatTokenizer, constitution: Constitution, config: Config
+    examples: Sequence[Example], tokenizer: ChatTokenizer, constitution: Constitution, config: Config
 ) -> list[Row]:
-    """The rows of `records` with what training would say of them; a row that can't be rendered has no tokens."""
-    spoilt = None
+    """The rows of `examples`, each with the reason if training would refuse it; one that can't be rendered is empty."""
+    broken_template = None
     try:
         stop = end_of_turn(tokenizer, name="(any)")
-    except TrainingError as error:  # of the template, so of every row; they are shown all the same
-        stop, spoilt = -1, str(error)
+    except TrainingError as error:  # every row is shown with this reason
+        stop, broken_template = -1, str(error)
     rows = []
-    for record in records:
-        language = str(record.get("language", "pt"))
+    for example in examples:
         tokens: tuple[Token, ...] = ()
         try:
-            answer = target_text(record, include_critique=config.training.constitutional_ai.include_critique)
-            row = encode(tokenizer, opening_messages(constitution, record), answer, name=str(record["id"]))
+            answer = target_text(example, include_critique=config.training.constitutional_ai.include_critique)
+            row = encode(tokenizer, prompt_messages(constitution, example), answer, name=example.id)
             tokens = _tokens(tokenizer, row)
-            refusal = spoilt or refusal_reason(row, stop=stop, max_length=config.training.max_length)
+            refusal = broken_template or refusal_reason(row, stop=stop, max_length=config.training.max_length)
         except TrainingError as error:
             refusal = str(error)
-        rows.append(Row(str(record["id"]), language, str(record["category"]), tokens, refusal))
+        rows.append(Row(example.id, example.language, example.category, tokens, refusal))
     return rows
 
 

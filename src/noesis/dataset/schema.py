@@ -1,13 +1,33 @@
-"""The record: one JSONL line, UTF-8. Nine fields are required; files of users hold exactly those and load as they are."""
+"""What a dataset holds: examples, preference pairs and replayed conversations, each one JSONL line.
+
+Nine fields of an example are required; files of users hold exactly those and load as they are. These classes are the
+only place that knows the keys on disk.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    model_validator,
+)
+
+from noesis.core.files import sha256_json
+from noesis.core.messages import Message
+from noesis.llm.row_encoder import RowEncoder
 
 Language = Literal["pt", "en"]
 Stance = Literal["agree", "disagree", "uncertain", "decline", "explore"]
+Difficulty = Literal["easy", "medium", "hard"]
 MIN_PROMPT, MIN_REVISED = 10, 50  # characters
 
 # Other names under which the fields are found in the wild.
@@ -28,10 +48,28 @@ ALIASES = {
     "lang": "language",
     "type": "category",
 }
+GENERATED_MARKS = ("generated", "lineage")  # fields that only generated examples have
+
+
+def _list_to_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _optional_list_to_tuple(value: Any) -> Any:
+    return () if value is None else _list_to_tuple(value)
+
+
+_AsTuple = BeforeValidator(_list_to_tuple)
+_AsTupleOrEmpty = BeforeValidator(_optional_list_to_tuple)  # null means the same as no entry
+_Text = Annotated[str, Field(min_length=1)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _Lenient(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
 
 class Source(_Strict):
@@ -46,45 +84,86 @@ class Turn(_Strict):
     """An earlier message of a multi-turn example."""
 
     role: Literal["user", "assistant"]
-    content: Annotated[str, Field(min_length=1)]
+    content: _Text
+
+    def to_json(self) -> Message:
+        return {"role": self.role, "content": self.content}
 
 
-class Record(_Strict):
-    """One example: what was asked, a weak answer, what is wrong with it, and what Noesis would say."""
+class Example(_Strict):
+    """One example: a prompt, a weak answer, what is wrong with it, and the answer that Noesis would give.
+
+    turns: earlier messages, the user's first, the assistant's last; `prompt` is the last user message
+    key: what a checkable answer must contain: valid, invalid, a fallacy's name
+    """
 
     id: Annotated[str, Field(min_length=1, max_length=200)]
     language: Language = "pt"
-    category: Annotated[str, Field(min_length=1)]
+    category: _Text
     prompt: Annotated[str, Field(min_length=MIN_PROMPT)]
-    turns: list[Turn] | None = None  # earlier messages, user first, assistant last; `prompt` is the last user message
-    response_initial: Annotated[str, Field(min_length=1)]
-    critique: Annotated[str, Field(min_length=1)]
+    turns: Annotated[tuple[Turn, ...], _AsTupleOrEmpty] = ()
+    response_initial: _Text
+    critique: _Text
     response_revised: Annotated[str, Field(min_length=MIN_REVISED)]
     reasoning: str
-    values_applied: Annotated[list[str], Field(min_length=1)]
-    difficulty: Literal["easy", "medium", "hard"]
-    principles: list[str] | None = None
+    values_applied: Annotated[tuple[str, ...], Field(min_length=1), _AsTuple]
+    difficulty: Difficulty
+    principles: Annotated[tuple[str, ...], _AsTupleOrEmpty] = ()
     stance: Stance | None = None
-    key: str | None = None  # what a checkable answer must say: valid, invalid, a fallacy's name
-    sources: list[Source] | None = None
+    key: str | None = None
+    sources: Annotated[tuple[Source, ...], _AsTupleOrEmpty] = ()
+    _json: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
-    def _turns_alternate(self) -> Record:
-        for index, turn in enumerate(self.turns or []):
+    def _turns_alternate(self) -> Example:
+        for index, turn in enumerate(self.turns):
             if turn.role != ("user", "assistant")[index % 2]:
                 raise ValueError("turns must alternate, beginning with the user")
-        if self.turns and len(self.turns) % 2:
+        if len(self.turns) % 2:
             raise ValueError("turns must end with the assistant; the last user message belongs in prompt")
         return self
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep_json(cls, raw: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        example = handler(raw)
+        if isinstance(raw, dict):
+            example._json = raw
+        return example
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Example:
+        """The example in a JSON object; a `GeneratedExample` if the object is marked as one.
+
+        Raises:
+            pydantic.ValidationError: a field is missing, unknown or has another type.
+        """
+        kind = GeneratedExample if any(name in raw for name in GENERATED_MARKS) else Example
+        return kind.model_validate(raw)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that the example was read from: the same keys in the same order."""
+        return dict(self._json)
+
+    @property
+    def name(self) -> str:
+        """Id and language, which together are unique in a dataset; for messages."""
+        return f"{self.id} ({self.language})"
+
+    @property
+    def earlier(self) -> list[Message]:
+        """The earlier turns as messages."""
+        return [turn.to_json() for turn in self.turns]
 
 
 class Lineage(_Strict):
     """Where a generated example comes from: enough to make it again with the same models.
 
-    settings: what the command was asked for; steps: what was asked and drawn, in order (principle, seed, hash of the messages)
+    settings: what the command was asked for
+    steps: each request and its draw, in order (principle, seed, hash of the messages)
     """
 
-    method: Annotated[str, Field(min_length=1)]  # critique-revision, critique, preference
+    method: _Text  # critique-revision, critique, preference
     model: str
     critic: str
     source: str  # id of the prompt or of the hand-written example
@@ -93,9 +172,120 @@ class Lineage(_Strict):
     settings: dict[str, Any]
     steps: list[dict[str, Any]]
 
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
 
-class Generated(Record):
+
+class GeneratedExample(Example):
     """An example that a model wrote. It never stands in the folders of the hand-written ones."""
 
     generated: Literal[True]
     lineage: Lineage
+
+
+class PreferencePair(_Lenient):
+    """Two answers to one prompt, and the probability that the first is the better one."""
+
+    id: _Text
+    language: Language = "pt"
+    prompt: _Text
+    turns: Annotated[tuple[Turn, ...], _AsTuple] | None = None
+    chosen: _Text
+    rejected: _Text
+    p_chosen: Annotated[float, Field(ge=0.5, le=1, allow_inf_nan=False)]
+
+    @model_validator(mode="after")
+    def _differ(self) -> PreferencePair:
+        if self.chosen.strip() == self.rejected.strip():
+            raise ValueError("chosen and rejected are the same answer")
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude_none=True)
+
+    @property
+    def name(self) -> str:
+        """Id and language, which together are unique in a file; for messages."""
+        return f"{self.id} ({self.language})"
+
+    @property
+    def earlier(self) -> list[Message]:
+        """The earlier turns as messages."""
+        return [turn.to_json() for turn in self.turns or ()]
+
+
+class ReplayMessage(_Lenient):
+    """One message of a replayed conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: _Text
+
+    def to_json(self) -> Message:
+        return {"role": self.role, "content": self.content}
+
+
+class ReplayRow(_Lenient):
+    """A general conversation whose last message is the assistant's."""
+
+    messages: Annotated[tuple[ReplayMessage, ...], Field(min_length=2), _AsTuple]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and "messages" not in raw and {"prompt", "response"} <= raw.keys():
+            named = (("system", raw.get("system")), ("user", raw["prompt"]), ("assistant", raw["response"]))
+            return {"messages": [{"role": role, "content": text} for role, text in named if text is not None]}
+        return raw
+
+    @model_validator(mode="after")
+    def _order(self) -> ReplayRow:
+        roles = [message.role for message in self.messages]
+        turns = roles[roles[0] == "system" :]
+        if len(turns) % 2 or any(role != ("user", "assistant")[i % 2] for i, role in enumerate(turns)):
+            raise ValueError("after an optional system message, user and assistant must alternate, the assistant last")
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        return {"messages": [message.to_json() for message in self.messages]}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Everything that a run trains and measures on.
+
+    held_out: examples that are measured and never trained on
+    pairs, replay: None where the configuration asks for none
+    encoder: the tokenizer that reading the dataset used, with the rows that it has encoded; None if it used none
+    """
+
+    train: tuple[Example, ...]
+    held_out: tuple[Example, ...] = ()
+    pairs: tuple[PreferencePair, ...] | None = None
+    replay: tuple[ReplayRow, ...] | None = None
+    encoder: RowEncoder | None = field(default=None, compare=False, repr=False)
+
+    def digest(self) -> str:
+        """SHA-256 of the content of all rows, in order."""
+        auxiliary = {
+            name: [row.to_json() for row in rows]
+            for name, rows in (("pairs", self.pairs), ("replay", self.replay))
+            if rows is not None
+        }
+        parts = [_json_of(self.train), _json_of(self.held_out)]
+        return sha256_json([*parts, auxiliary] if auxiliary else parts)
+
+    def subset(self, count: int | None, seed: int) -> Dataset:
+        """The dataset with at most `count` training examples, the same ones for the same seed; None: all of them."""
+        if count is None:
+            return self
+        ordered = sorted(self.train, key=lambda e: hashlib.sha256(f"{seed}:{e.id}".encode()).hexdigest())
+        return replace(self, train=tuple(ordered[:count]))
+
+
+def examples_digest(examples: Iterable[Example]) -> str:
+    """SHA-256 of the content of `examples`, in order."""
+    return sha256_json(_json_of(examples))
+
+
+def _json_of(examples: Iterable[Example]) -> list[dict[str, Any]]:
+    return [example.to_json() for example in examples]

@@ -32,7 +32,7 @@ class ChatTokenizer:
 
     def __init__(self, backend: Any, template: str, special: dict[str, str]) -> None:
         self.backend = backend
-        self._encode = lru_cache(maxsize=16)(self._encode_anew)  # the system prompt stands in every row
+        self._encode = lru_cache(maxsize=16)(self._encode_uncached)  # the system prompt stands in every row
         self.special = special
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
@@ -80,7 +80,7 @@ class ChatTokenizer:
     def __call__(self, text: str, *, add_special_tokens: bool = False) -> dict[str, list[int]]:
         return {"input_ids": list(self._encode(text, add_special_tokens))}
 
-    def _encode_anew(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
+    def _encode_uncached(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
         return tuple(
             self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         )  # without offsets

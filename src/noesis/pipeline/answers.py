@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from noesis.constitution.dialogue import opening_messages
 from noesis.core.config import TribunalSection
 from noesis.core.console import Progress
 from noesis.core.files import sha256_file, sha256_json
 from noesis.core.messages import Message
+from noesis.dataset.encode import prompt_messages
+from noesis.dataset.schema import Example
 from noesis.llm.clients.reply_cache import open_cache
 from noesis.llm.tokenizer import load_tokenizer
 from noesis.pipeline.gguf_files import base_gguf, write_adapter
-from noesis.pipeline.session import Records, RunSession
+from noesis.pipeline.session import RunSession
 from noesis.tribunal.scoring import MODELS, Generate, answer_prompts
 from noesis.tribunal.suite import EvalSample
 
@@ -84,14 +85,14 @@ def store_answers(s: RunSession, found: dict[str, str]) -> None:
         cache.put_all(found)
 
 
-def base_and_tuned_answers(s: RunSession, examples: Records) -> dict[str, list[str]]:
+def base_and_tuned_answers(s: RunSession, examples: Sequence[Example]) -> dict[str, list[str]]:
     """Greedy answers to examples, in order, by `base` and `tuned`.
 
     On a CPU by llama.cpp, one loaded base with the adapter off and on; on a GPU by torch, one of the two at a time.
     """
     if not examples:
         return {"base": [], "tuned": []}
-    conversations = [opening_messages(s.constitution, record) for record in examples]
+    conversations = [prompt_messages(s.constitution, example) for example in examples]
     if s.device.kind == "cuda":
         return _answers_on_gpu(s, conversations)
     from noesis.llm.llama_cpp import LlamaEngine

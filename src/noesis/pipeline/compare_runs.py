@@ -7,12 +7,12 @@ prompts of a pair are one cluster.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from noesis.core.errors import RunError
+from noesis.core.jsonl import read_objects
 from noesis.core.project import Project
 from noesis.run.directory import load_run
 from noesis.tribunal.rubric import JUDGES, RubricSet, load_rubrics
@@ -74,8 +74,7 @@ def _points(path: Path, rubrics: RubricSet) -> tuple[Points, set[tuple[str, str,
     principles = {(judge, item.id): item.principles for judge in JUDGES for item in rubrics.rubrics[judge].items}
     points: Points = defaultdict(lambda: defaultdict(list))
     judges = set()
-    for line in file.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_objects(file):
         prompt, who, _ = row["answer"].rsplit("/", 2)
         for verdict in row["verdicts"] if who == "tuned" else ():
             if verdict["status"] == "scored":
@@ -90,8 +89,7 @@ def _clusters(tribunal: Path) -> dict[str, str]:
     """The cluster of each prompt that has a partner; only ids are read, so that no locked text is looked at."""
     found = {}
     for file in sorted((tribunal / "prompts").glob("*.jsonl")):
-        for line in file.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line) if line.strip() else {}
+        for row in read_objects(file):
             if row.get("pair"):
                 found[row["id"]] = min(row["id"], row["pair"])
     return found

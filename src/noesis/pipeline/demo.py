@@ -18,12 +18,14 @@ from noesis.core.device import detect
 from noesis.core.files import sha256_json, write_json
 from noesis.core.overrides import Overrides
 from noesis.core.project import Project
+from noesis.dataset.checks.length import find_token_counter
 from noesis.dataset.encode import training_rows
 from noesis.dataset.export import check_sources
+from noesis.dataset.schema import Dataset
 from noesis.llm.hub import find_model
-from noesis.llm.tokenizer import load_tokenizer
+from noesis.llm.row_encoder import encoder_for
 from noesis.pipeline.registry import PipelineOptions, run_all, stages_to_run
-from noesis.pipeline.session import Records, RunSession
+from noesis.pipeline.session import RunSession
 from noesis.pipeline.start_run import from_sources, start_run
 from noesis.planning.draft import choose_demo_rank_and_epochs
 from noesis.planning.model_shapes import read_shape
@@ -61,11 +63,11 @@ def demo(
     options = PipelineOptions(project, tuple(config.training.tribunal.judges if judges is None else judges))
     heading(1, 1 + len(stages_to_run(options)), "validate and export", "every example checked, some held out")
     _check_other_languages(project, config)
-    data = from_sources(project, config)
+    dataset = from_sources(project, config)
     with locked(path):
-        choice = _choose(config, data, project, path, quick=quick, fresh=fresh)
+        choice = _choose(config, dataset, project, path, quick=quick, fresh=fresh)
         config = _with_choice(config, choice)
-        s = start_run(project, config, path, data, fresh=fresh)
+        s = start_run(project, config, path, dataset, fresh=fresh)
         write_json(path / CHOICE, choice.to_json())
         run_all(s, options, done=1)
         _judge_with_embedded_model(s, project)
@@ -112,18 +114,15 @@ def _check_other_languages(project: Project, config: Config) -> None:
         if language != config.training.data.language and all(
             any(folder.glob("*.jsonl")) for folder in project.sources(language)
         ):
-            report = check_sources(project.sources(language), load_constitution(project.constitution), config)
-            say(
-                f"  {language}: {report.rows} examples in {len(report.files)} files: no errors, "
-                f"{report.total('warning')} warnings"
-            )
+            constitution = load_constitution(project.constitution)
+            counter = find_token_counter(config, constitution)
+            report = check_sources(project.sources(language), constitution, config, counter=counter)
+            say(f"  {language}: {report.describe()}")
 
 
-def _choose(
-    config: Config, data: tuple[Records, Records], project: Project, path: Path, *, quick: bool, fresh: bool
-) -> DemoChoice:
+def _choose(config: Config, dataset: Dataset, project: Project, path: Path, *, quick: bool, fresh: bool) -> DemoChoice:
     """Rank and epochs by the plan; they are stored, so that a second `noesis demo` finds its stages done."""
-    request = sha256_json([config.digest(), sha256_json([*data]), config.training.demo.model_dump(), quick])
+    request = sha256_json([config.digest(), dataset.digest(), config.training.demo.model_dump(), quick])
     stored = path / CHOICE
     if stored.is_file() and not fresh:
         found = json.loads(stored.read_text(encoding="utf-8"))
@@ -132,8 +131,8 @@ def _choose(
     constitution = load_constitution(project.constitution)
     model = find_model(config.training.model, config.training.revision)
     rows = training_rows(
-        data[0],
-        load_tokenizer(model.path),
+        dataset.train,
+        encoder_for(model.path, dataset.encoder),
         constitution,
         include_critique=config.training.constitutional_ai.include_critique,
         max_length=config.training.max_length,

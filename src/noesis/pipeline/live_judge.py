@@ -16,7 +16,7 @@ from noesis.pipeline.served_files import find_base_gguf
 from noesis.run.directory import Run
 from noesis.tribunal.court import opinion
 from noesis.tribunal.judge import JudgeCase
-from noesis.tribunal.offline_screen import NAME, screen
+from noesis.tribunal.offline_screen import NAME, ScreenedPrompt, screen
 from noesis.tribunal.panel import JudgePanel, open_panel
 from noesis.tribunal.verdict import Verdict
 
@@ -65,8 +65,7 @@ class LiveJudge:
         """
         if not answer.strip() or not dialogue or dialogue[-1]["role"] != "user":
             raise UsageError("there is no answer to judge yet")
-        prompt = {"prompt": dialogue[-1]["content"], "language": language}
-        flags = screen(answer, prompt, self._constitution)
+        flags = screen(answer, ScreenedPrompt(dialogue[-1]["content"], language), self._constitution)
         if self._panel is None:
             return {"judge": self.name, "flags": flags, "verdict": None}
         turns = tuple((m["role"], m["content"]) for m in dialogue)

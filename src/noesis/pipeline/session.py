@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from noesis.constitution.document import Constitution, load_constitution
 from noesis.core.config import Config
 from noesis.core.device import Device, detect
-from noesis.dataset.auxiliary import read_auxiliary
-from noesis.dataset.load import read_examples
+from noesis.dataset.load import read_run_copy
+from noesis.dataset.schema import Dataset
 from noesis.llm.embedded import Model
 from noesis.llm.hub import find_model
+from noesis.llm.row_encoder import RowEncoder, encoder_for
 from noesis.pipeline.training_set import build_training_set
 from noesis.planning.budget import Budget, budget_of
 from noesis.planning.plan import Plan, stored_plan, with_planned_storage
@@ -22,18 +22,20 @@ from noesis.planning.pricing import usd_per_second
 from noesis.run.directory import Run, load_run
 from noesis.training.job import TrainingSet
 
-Records = list[dict[str, Any]]
-
 
 @dataclass(frozen=True)
 class RunSession:
-    """A run with what its stages share. Make one with `start_run`, or with `reopen_run` for a run that exists."""
+    """A run with what its stages share.
+
+    loaded: the dataset, where it was read to start the run; None: the run's own copy is read when it is first needed
+    """
 
     run: Run
     config: Config
     constitution: Constitution
     model: Model
     device: Device
+    loaded: Dataset | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.run.usd_per_s = usd_per_second(self.device, self.config.training.budget.usd_per_hour)
@@ -49,18 +51,20 @@ class RunSession:
             since=self.run.working_since,
         )
 
-    def examples(self, part: str) -> Records:
-        """The run's own copy of `train` or `eval`."""
-        return read_examples(self.run.data / f"{part}.jsonl", self.constitution)
+    @cached_property
+    def dataset(self) -> Dataset:
+        """What the run trains and measures on; parsed once."""
+        return self.loaded or read_run_copy(self.run.data, self.constitution)
+
+    @cached_property
+    def encoder(self) -> RowEncoder:
+        """The model's tokenizer with the rows that it has encoded, so that each conversation is tokenised once."""
+        return encoder_for(self.model.path, self.dataset.encoder)
 
     @cached_property
     def training_set(self) -> TrainingSet:
-        """The token rows that the method trains on, from the run's own copies; made once."""
-        besides = read_auxiliary(self.run.data)
-        held_out = self.examples("eval") if self.config.training.method != "sft" else []
-        return build_training_set(
-            self.config, self.model.path, self.examples("train"), self.constitution, held_out=held_out, besides=besides
-        )
+        """The token rows that the method trains on."""
+        return build_training_set(self.config, self.dataset, self.encoder, self.constitution)
 
     @property
     def plan(self) -> Plan | None:

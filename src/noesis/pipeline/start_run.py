@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from noesis.constitution.document import load_constitution
@@ -10,26 +9,26 @@ from noesis.core.config import Config
 from noesis.core.device import detect
 from noesis.core.files import write_json
 from noesis.core.project import Project
-from noesis.dataset.auxiliary import data_hash, load_auxiliary
-from noesis.dataset.load import read_exports, split_sources
+from noesis.dataset.load import for_run, read_exports, split_sources
+from noesis.dataset.schema import Dataset
 from noesis.llm.hub import find_model
 from noesis.pipeline.resume_fork import adopt, parent_of
 from noesis.pipeline.resume_fork import resume as resume_run
-from noesis.pipeline.session import Records, RunSession
+from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.export import ExportSource, run_export
 from noesis.run.directory import open_run
 from noesis.run.manifest import Identity
 
 
-def from_sources(project: Project, config: Config) -> tuple[Records, Records]:
-    """Validate the hand-written examples and split them (train, held out)."""
+def from_sources(project: Project, config: Config) -> Dataset:
+    """Validate the hand-written examples and split them."""
     return split_sources(
         project.sources(config.training.data.language), load_constitution(project.constitution), config
     )
 
 
-def from_exports(folder: Path, project: Project) -> tuple[Records, Records]:
-    """Read files that were exported before (train, held out)."""
+def from_exports(folder: Path, project: Project) -> Dataset:
+    """Read files that were exported before."""
     return read_exports(folder, load_constitution(project.constitution))
 
 
@@ -37,7 +36,7 @@ def start_run(
     project: Project,
     config: Config,
     path: Path,
-    data: tuple[Records, Records],
+    dataset: Dataset,
     *,
     fresh: bool = False,
     archive_to: Path | None = None,
@@ -47,7 +46,7 @@ def start_run(
     """Open the run at `path` for these settings and data; its copy of data and constitution is written if it is new.
 
     Args:
-        data: examples to train on, and held out.
+        dataset: as validated; the run takes the part that the configuration asks for.
         fresh: archive the run at `path` even if it is this one.
         archive_to: where another run at `path` is moved.
         resume: refuse if another run lies there, instead of archiving it; more epochs are added to it.
@@ -59,12 +58,11 @@ def start_run(
     """
     constitution = load_constitution(project.constitution)
     model = find_model(config.training.model, config.training.revision)
-    train, held_out = subset(data[0], config), data[1]
-    auxiliary = load_auxiliary(project, config, train, held_out)
+    dataset = for_run(dataset, project, config)
     parent = parent_of(fork, path) if fork else None
     identity = Identity(
         config_sha256=config.digest(),
-        dataset_sha256=data_hash(train, held_out, auxiliary),
+        dataset_sha256=dataset.digest(),
         constitution_sha256=constitution.digest(),
         base_model=config.training.model,
         revision=model.revision,
@@ -77,15 +75,6 @@ def start_run(
         adopt(run, fork, parent)
     if run.config() != config:  # settings that do not decide the adapter, such as the budget: the latest ones hold
         write_json(run.path / "config.json", config.model_dump(mode="json"))
-    s = RunSession(run, config, constitution, model, detect())
-    run_export(s, ExportSource(train, held_out, auxiliary, project.constitution))
+    s = RunSession(run, config, constitution, model, detect(), dataset)
+    run_export(s, ExportSource(dataset, project.constitution))
     return s
-
-
-def subset(train: Records, config: Config) -> Records:
-    """The examples that `max_examples` leaves: the same ones for the same seed."""
-    if config.max_examples is None:
-        return train
-    return sorted(train, key=lambda r: hashlib.sha256(f"{config.training.seed}:{r['id']}".encode()).hexdigest())[
-        : config.max_examples
-    ]

@@ -1,114 +1,111 @@
-"""From a dataset to the token rows that a method trains on."""
+"""From a dataset to the token rows that a method trains on, or to an estimate of their number."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-from noesis.constitution.dialogue import opening_messages
 from noesis.constitution.document import Constitution
 from noesis.core.config import Config
-from noesis.dataset.encode import example_pairs, replay_rows, soft_pairs, target_text, training_rows
-from noesis.llm.tokenizer import load_tokenizer
+from noesis.core.messages import Message
+from noesis.dataset.encode import (
+    example_pairs,
+    prompt_messages,
+    replay_rows,
+    soft_pairs,
+    target_text,
+    training_rows,
+)
+from noesis.dataset.schema import Dataset, Example, PreferencePair
+from noesis.llm.row_encoder import RowEncoder
 from noesis.planning.model_shapes import TokenRatio
 from noesis.planning.workload import PairWorkload, Workload, Workloads
 from noesis.training.job import PreferencePairs, TrainingSet
 
-Records = list[dict[str, Any]]
+Conversation = tuple[str, Sequence[Message], str]  # language, messages, the answer that is trained on
 
 
 def build_training_set(
-    config: Config,
-    folder: Path,
-    train: Records,
-    constitution: Constitution,
-    *,
-    held_out: Records | None = None,
-    besides: dict[str, Records] | None = None,
+    config: Config, dataset: Dataset, encoder: RowEncoder, constitution: Constitution
 ) -> TrainingSet:
-    """Token rows by the tokenizer in `folder`.
-
-    Args:
-        held_out: examples whose pairs are measured and never trained on.
-        besides: what the run takes besides its examples (`data.preferences.besides`).
+    """The token rows of the configured method. Held-out examples become pairs that are measured, never trained on.
 
     Raises:
         TrainingError: a row that could not be trained on as meant; the message names it.
     """
-    t, more = config.training, besides or {}
-    tokenizer = load_tokenizer(folder)
+    t = config.training
     critique, longest = t.constitutional_ai.include_critique, t.max_length
     rows = pairs = None
     if t.method != "dpo":
-        rows = training_rows(train, tokenizer, constitution, include_critique=critique, max_length=longest)
-        rows += replay_rows(more.get("replay", []), tokenizer, max_length=longest)
+        rows = training_rows(dataset.train, encoder, constitution, include_critique=critique, max_length=longest)
+        rows += replay_rows(dataset.replay or (), encoder, max_length=longest)
     if t.method != "sft":
-        own, kept = (
-            example_pairs(part, tokenizer, constitution, include_critique=critique, max_length=longest)
-            for part in (train, held_out or [])
+        train, held_out = (
+            example_pairs(examples, encoder, constitution, include_critique=critique, max_length=longest)
+            for examples in (dataset.train, dataset.held_out)
         )
-        pairs = PreferencePairs(
-            [*own, *soft_pairs(more.get("pairs", []), tokenizer, constitution, max_length=longest)], kept
-        )
+        soft = soft_pairs(dataset.pairs or (), encoder, constitution, max_length=longest)
+        pairs = PreferencePairs([*train, *soft], held_out)
     return TrainingSet(rows, pairs)
 
 
-def estimate_workloads(
-    config: Config,
-    train: Records,
-    constitution: Constitution,
-    ratio: TokenRatio,
-    *,
-    besides: dict[str, Records] | None = None,
-) -> Workloads:
-    """The work of a run whose tokenizer is not here."""
-    t, more = config.training, besides or {}
+def estimate_workloads(config: Config, dataset: Dataset, constitution: Constitution, ratio: TokenRatio) -> Workloads:
+    """What a run computes whose tokenizer is not on this machine, estimated from the bytes of its texts."""
+    t = config.training
     critique = t.constitutional_ai.include_critique
     rows = pairs = None
     if t.method != "dpo":
-        rows = estimate_workload(train, constitution, ratio, include_critique=critique)
-        general = [
-            {"language": "en", "prompt": " ".join(m["content"] for m in r["messages"]), "response_revised": ""}
-            for r in more.get("replay", [])
-        ]
-        rows = (
-            _both(rows, estimate_workload(general, constitution, ratio, include_critique=False), end_to_end=True)
-            if general
-            else rows
-        )
+        rows = estimate_workload(dataset.train, constitution, ratio, include_critique=critique)
+        if dataset.replay:
+            conversations = ([message.to_json() for message in row.messages] for row in dataset.replay)
+            replay = _estimate((("en", c[:-1], c[-1]["content"]) for c in conversations), ratio)
+            rows = _concatenated(rows, replay)
     if t.method != "sft":
-        soft = [r | {"response_revised": r["chosen"], "response_initial": r["rejected"]} for r in more.get("pairs", [])]
-        parts = []
-        for records, block in ((train, critique), (soft, False)):
-            weak = [r | {"response_revised": r["response_initial"]} for r in records]
-            parts.append(
-                _both(
-                    *(estimate_workload(part, constitution, ratio, include_critique=block) for part in (records, weak)),
-                    end_to_end=False,
-                )
+        prompted: list[Example | PreferencePair] = [*dataset.train, *(dataset.pairs or ())]
+        prompts = [(row.language, prompt_messages(constitution, row)) for row in prompted]
+        chosen = [target_text(e, include_critique=critique) for e in dataset.train]
+        rejected = [target_text(e, include_critique=critique, answer=e.response_initial) for e in dataset.train]
+        chosen += [pair.chosen for pair in dataset.pairs or ()]
+        rejected += [pair.rejected for pair in dataset.pairs or ()]
+        both = _summed(
+            *(
+                _estimate(((*prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)), ratio)
+                for answers in (chosen, rejected)
             )
-        both = _both(*parts, end_to_end=True) if soft else parts[0]
+        )
         pairs = PairWorkload(both.lengths, both.trained, both.relative_error)
     return Workloads(rows, pairs)
 
 
-def _both(a: Workload, b: Workload, *, end_to_end: bool) -> Workload:
-    """Two works as one: one after the other, or row by row."""
-    lengths = (
-        (*a.lengths, *b.lengths) if end_to_end else tuple(x + y for x, y in zip(a.lengths, b.lengths, strict=True))
-    )
-    return Workload(lengths, a.trained + b.trained, max(a.relative_error, b.relative_error))
-
-
 def estimate_workload(
-    records: list[dict[str, Any]], constitution: Constitution, ratio: TokenRatio, *, include_critique: bool
+    examples: Sequence[Example], constitution: Constitution, ratio: TokenRatio, *, include_critique: bool
 ) -> Workload:
-    """The work of examples whose model's tokenizer is not here: from their bytes."""
+    """The work of supervised training on `examples`, estimated from the bytes of their texts."""
+    return _estimate(
+        (
+            (e.language, prompt_messages(constitution, e), target_text(e, include_critique=include_critique))
+            for e in examples
+        ),
+        ratio,
+    )
+
+
+def _estimate(conversations: Iterable[Conversation], ratio: TokenRatio) -> Workload:
     lengths, trained = [], 0
-    for record in records:
-        per_byte = ratio.en if record.get("language", "pt") == "en" else ratio.pt
-        answer = round(len(target_text(record, include_critique=include_critique).encode()) * per_byte)
-        prompt = sum(len(message["content"].encode()) for message in opening_messages(constitution, record))
-        lengths.append(round(prompt * per_byte) + ratio.frame + answer)
-        trained += answer + 1
+    for language, messages, answer in conversations:
+        per_byte = ratio.en if language == "en" else ratio.pt
+        answer_tokens = round(len(answer.encode()) * per_byte)
+        prompt_bytes = sum(len(message["content"].encode()) for message in messages)
+        lengths.append(round(prompt_bytes * per_byte) + ratio.frame + answer_tokens)
+        trained += answer_tokens + 1
     return Workload(tuple(lengths), trained, ratio.plus_minus)
+
+
+def _concatenated(a: Workload, b: Workload) -> Workload:
+    """The rows of both."""
+    return Workload((*a.lengths, *b.lengths), a.trained + b.trained, max(a.relative_error, b.relative_error))
+
+
+def _summed(a: Workload, b: Workload) -> Workload:
+    """Rows as long as those of both together, one by one."""
+    lengths = tuple(x + y for x, y in zip(a.lengths, b.lengths, strict=True))
+    return Workload(lengths, a.trained + b.trained, max(a.relative_error, b.relative_error))

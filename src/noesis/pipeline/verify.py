@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from noesis.constitution.document import load_constitution
 from noesis.core.errors import NoesisError
 from noesis.core.files import sha256_file
-from noesis.dataset.auxiliary import data_hash, read_auxiliary
-from noesis.dataset.load import read_examples
+from noesis.core.jsonl import read_objects
+from noesis.dataset.checks.length import find_token_counter
+from noesis.dataset.load import read_run_copy
 from noesis.dataset.statistics import describe
 from noesis.llm.hub import find_model, find_tokenizer
+from noesis.llm.row_encoder import open_encoder
 from noesis.pipeline.stages.choose import BASE
 from noesis.pipeline.training_set import build_training_set
 from noesis.run.directory import Run
@@ -101,14 +103,15 @@ def _data(run: Run) -> str | None:
     constitution = load_constitution(run.data / "constitution.yaml")
     if constitution.digest() != run.identity.constitution_sha256:
         return "data/constitution.yaml is another constitution than the manifest's"
-    train, held_out = (read_examples(run.data / f"{part}.jsonl", constitution) for part in ("train", "eval"))
-    same = data_hash(train, held_out, read_auxiliary(run.data)) == run.identity.dataset_sha256
+    same = read_run_copy(run.data, constitution).digest() == run.identity.dataset_sha256
     return None if same else "data/train.jsonl and eval.jsonl are other examples than the manifest's"
 
 
 def _statistics(run: Run) -> str | None:
     constitution = load_constitution(run.data / "constitution.yaml")
-    derived = _as_json(describe(run.data / "train.jsonl", run.data / "eval.jsonl", constitution, run.config()))
+    counter = find_token_counter(run.config(), constitution)
+    dataset = read_run_copy(run.data, constitution)
+    derived = _as_json(describe(dataset, run.data, constitution, run.config(), counter))
     stored = json.loads((run.data / "statistics.json").read_text(encoding="utf-8"))
     return None if derived == stored == run.result("export") else "data/statistics.json does not follow from the data"
 
@@ -127,8 +130,8 @@ def _tokens(run: Run) -> str | None:
     if plan is None or folder is None:
         return None
     constitution = load_constitution(run.data / "constitution.yaml")
-    train, auxiliary = read_examples(run.data / "train.jsonl", constitution), read_auxiliary(run.data)
-    tokens = build_training_set(config, folder, train, constitution, besides=auxiliary).workloads.last.tokens
+    dataset = read_run_copy(run.data, constitution)
+    tokens = build_training_set(config, dataset, open_encoder(folder), constitution).workloads.last.tokens
     planned = plan["tokens_per_epoch"]
     return None if tokens == planned else f"the examples have {tokens} tokens, the plan says {planned}"
 
@@ -167,7 +170,7 @@ def _judgement(run: Run) -> str | None:
         return None
     if json.loads((run.tribunal / "summary.json").read_text(encoding="utf-8")) != result:
         return "tribunal/summary.json and the manifest differ"
-    rows = [json.loads(line) for line in (run.tribunal / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = read_objects(run.tribunal / "answers.jsonl")
     for model in ("base", "tuned"):
         if _as_json(tally([row[model]["flags"] for row in rows])) != result["screen"][model]:
             return f"the screen's totals for the {model} model do not follow from tribunal/answers.jsonl"
@@ -198,8 +201,7 @@ def _trial(run: Run) -> str | None:
         return "tribunal/trial.json and the manifest differ"
     section = run.config().training.tribunal
     means: dict[str, list[float]] = {"base": [], "tuned": []}
-    for line in (run.tribunal / "verdicts.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_objects(run.tribunal / "verdicts.jsonl"):
         stored = row["opinion"]
         if row["verdicts"]:
             formed = opinion(row["answer"], [verdict_from_json(v) for v in row["verdicts"]], section).to_json()

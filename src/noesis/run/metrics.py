@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from noesis.core.jsonl import iter_intact_objects
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
@@ -12,11 +13,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     lines = {}
-    for text in file.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue  # a line cut off when the process was killed
+    for _, line in iter_intact_objects(file):  # a line may be cut off, where the process was killed
         lines[line["step"]] = line
     return [lines[step] for step in sorted(lines)]
 

@@ -7,16 +7,15 @@ Gaps are listed and no mistake: a principle without example, item, prompt or req
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from noesis.constitution.document import Constitution, Mistake, read_constitution
+from noesis.core.jsonl import iter_intact_objects
 from noesis.core.project import Project
 from noesis.core.yaml_file import line_of
-from noesis.dataset.jsonl import FileChunk, find_files, lines
 from noesis.tribunal.rubric import JUDGES, RubricItem, RubricSet, load_rubrics
 from noesis.tribunal.suite import EvalSample, read_suite
 
@@ -135,13 +134,11 @@ def items_mistakes(constitution: Constitution, bench: RubricSet, folder: Path) -
 def _count_examples(project: Project, constitution: Constitution, found: Coverage) -> None:
     by_id = {cover.principle: cover for cover in found.covers}
     for language in ("pt", "en"):
-        folder = project.sources("en" if language == "en" else "pt")[0]
-        files = find_files([folder]) if any(folder.glob("*.jsonl")) else []
+        (folder,) = project.sources("en" if language == "en" else "pt")
         for cover in found.covers:
             cover.examples[language] = []
-        for file in files:
-            for number, _, line in lines(FileChunk(file, 0, file.stat().st_size)):
-                row = _row(line)
+        for file in sorted(folder.glob("*.jsonl")):
+            for number, row in iter_intact_objects(file):  # noesis data validate reports the other lines
                 for name in row.get("principles") or ():
                     if name in by_id:
                         by_id[name].examples[language].append(str(row.get("id")))
@@ -149,19 +146,10 @@ def _count_examples(project: Project, constitution: Constitution, found: Coverag
                         found.mistakes.append(
                             Mistake(
                                 file,
-                                number + 1,
+                                number,
                                 f"{row.get('id')} names the principle {name!r}, which the constitution does not have",
                             )
                         )
-
-
-def _row(line: bytes) -> dict[str, Any]:
-    """The object in a line; an empty one where there is none (`noesis data validate` says what is wrong with it)."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return {}
-    return row if isinstance(row, dict) else {}
 
 
 def _gaps(cover: Cover, constitution: Constitution, found: Coverage) -> Any:

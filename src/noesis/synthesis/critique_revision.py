@@ -1,18 +1,20 @@
-"""One example: initial answer → critique by a drawn principle → revision, for so many rounds (Constitutional AI, arXiv 2212.08073).
+"""One example: initial answer → critique by a random principle → revision (Constitutional AI, arXiv 2212.08073).
 
-The model answers as it would (no system prompt: its own habits are what there is to revise). A reply that can't be used is asked for
-again with another seed; after the last attempt the example is left out, with the reason. Draws depend on seed and prompt alone.
+The model answers without a system prompt, since its own habits are what is to be revised. A reply that can't be used is
+requested again with another seed; after the last attempt the example is left out, with the reason. The choice of a
+principle depends on seed and prompt alone.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from noesis.constitution.document import Constitution, Principle
 from noesis.core.files import sha256_json
+from noesis.dataset.schema import Lineage
 from noesis.llm.clients.cached_client import CachedClient, UnusableReplyError, request_seed
 from noesis.llm.clients.protocol import EndpointDownError, ModelClient, ModelReply, ModelRequest, NoReplyError
 from noesis.llm.clients.reply_cache import ReplyCache
@@ -25,9 +27,13 @@ UNANSWERED = "unanswered"
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides a chain, beside models, prompts and constitution.
+    """What decides a chain, apart from models, prompts and constitution.
 
-    temperature: of all replies; tokens: the longest answer and the longest critique
+    rounds: critiques and revisions of each answer
+    shots: hand-written examples that are shown before each request
+    attempts: at each step
+    temperature: of all replies
+    answer_tokens, critique_tokens: the longest answer and the longest critique, in tokens
     reviser: who writes the revisions, `critic` or `model`
     """
 
@@ -40,45 +46,91 @@ class Settings:
     critique_tokens: int = 300
     reviser: str = "critic"
 
-    def as_json(self) -> dict[str, Any]:
-        return dict(vars(self))
+    def to_json(self) -> dict[str, int | float | str]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One reply to one request, and what is wrong with it; None: it can be used.
+
+    round: from 0
+    messages: of the first attempt at a step; the later ones repeat them
+    """
+
+    step: Kind
+    round: int
+    principle: str | None
+    model: str
+    seed: int
+    temperature: float
+    messages_sha256: str
+    reply: str
+    problem: str | None
+    messages: Messages | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "step": self.step,
+            "round": self.round,
+            "principle": self.principle,
+            "model": self.model,
+            "seed": self.seed,
+            "temperature": self.temperature,
+            "messages_sha256": self.messages_sha256,
+            "reply": self.reply,
+            "fault": self.problem,
+        }
+        return row if self.messages is None else row | {"messages": [list(m) for m in self.messages]}
+
+    def lineage_step(self) -> dict[str, Any]:
+        """The request as a step in the lineage of an example."""
+        names = ("step", "principle", "model", "seed", "messages_sha256")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass
 class ExampleOutcome:
-    """What became of one prompt: a record, or the reason why not.
+    """What became of one prompt: an example, or the reason why there is none.
 
-    failures: (step, reason) of every reply that could not be used, also of those that a later attempt made good
-    tried: the principles that were drawn
-    trace: everything asked and said, in order
+    example: as it will be written, not yet checked by the data gate
+    failures: (step, problem) of every reply that could not be used, even if a later attempt succeeded
+    principles: ids of those that were drawn
+    attempts: every request and reply, in order; not read back from disk
     """
 
-    prompt: Prompt
-    record: dict[str, Any] | None = None
+    id: str
+    language: str
+    example: dict[str, Any] | None = None
     reason: str | None = None
     failures: list[tuple[str, str]] = field(default_factory=list)
-    tried: list[str] = field(default_factory=list)
-    trace: list[dict[str, Any]] = field(default_factory=list)
+    principles: list[str] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
 
-    def as_json(self) -> dict[str, Any]:
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> ExampleOutcome:
+        failures = [(str(step), str(problem)) for step, problem in raw["failures"]]
+        return cls(raw["id"], raw["language"], raw["record"], raw["reason"], failures, list(raw["tried"]))
+
+    def to_json(self) -> dict[str, Any]:
         return {
-            "id": self.prompt.id,
-            "language": self.prompt.language,
-            "record": self.record,
+            "id": self.id,
+            "language": self.language,
+            "record": self.example,
             "reason": self.reason,
             "failures": [list(f) for f in self.failures],
-            "tried": self.tried,
-            "trace": self.trace,
+            "tried": self.principles,
+            "trace": [attempt.to_json() for attempt in self.attempts],
         }
 
 
 class _LeftOut(Exception):
-    """The example can't be made; the message says why."""
+    """The example can't be made; the message gives the reason."""
 
 
 @dataclass
 class ExampleMaker:
-    """Makes examples one by one; many may be under way at once in one event loop."""
+    """Makes examples; many may be in progress at once in one event loop."""
 
     constitution: Constitution
     model: ModelClient
@@ -92,66 +144,65 @@ class ExampleMaker:
         """The chain of one prompt.
 
         Raises:
-            Gone: an endpoint is dead. CapError: the cap is reached. ModelError: a key or model is refused.
+            EndpointDownError: an endpoint no longer answers. CapError: the cap is reached. ModelError: a key or model
+                is refused.
         """
-        outcome = ExampleOutcome(prompt)
+        outcome = ExampleOutcome(prompt.id, prompt.language)
         try:
-            initial = await self._initial(outcome)
+            initial = await self._initial(prompt, outcome)
             answer = initial
             critiques: list[str] = []
             principles: list[Principle] = []
             for number in range(self.settings.rounds):
                 principle = draw(self.constitution, prompt, self.settings.seed, number, principles)
-                outcome.tried.append(principle.id)
-                critique, answer = await self._round(outcome, principle, answer, number)
+                outcome.principles.append(principle.id)
+                critique, answer = await self._round(prompt, outcome, principle, answer, number)
                 critiques.append(critique)
                 principles.append(principle)
-        except _LeftOut as why:
-            outcome.reason = str(why)
+        except _LeftOut as reason:
+            outcome.reason = str(reason)
         else:
-            outcome.record = self._record(outcome, initial, critiques, answer, principles)
+            outcome.example = self._example(prompt, outcome, initial, critiques, answer, principles)
         return outcome
 
-    async def criticise(self, outcome: ExampleOutcome, principle: Principle, answer: str) -> str | None:
-        """A critique alone; None with the outcome's reason where there is none that can be used."""
+    async def criticise(self, prompt: Prompt, outcome: ExampleOutcome, principle: Principle, answer: str) -> str | None:
+        """A critique alone; None, with the outcome's reason, if none can be used."""
         try:
-            return await self._critique(outcome, principle, answer, 0)
-        except _LeftOut as why:
-            outcome.reason = str(why)
+            return await self._critique(prompt, outcome, principle, answer, 0)
+        except _LeftOut as reason:
+            outcome.reason = str(reason)
             return None
 
-    async def _initial(self, outcome: ExampleOutcome) -> str:
-        prompt = outcome.prompt
+    async def _initial(self, prompt: Prompt, outcome: ExampleOutcome) -> str:
         work = Work("initial", prompt.prompt, prompt.language, prompt.stance)
-        return await self._ask(
-            outcome, "initial", self.model, tuple(prompt.dialogue), self.settings.answer_tokens, work, 0
-        )
+        tokens = self.settings.answer_tokens
+        return await self._ask(prompt, outcome, self.model, tuple(prompt.dialogue), tokens, work, 0)
 
-    async def _round(self, outcome: ExampleOutcome, principle: Principle, answer: str, number: int) -> tuple[str, str]:
-        prompt, language = outcome.prompt, outcome.prompt.language
+    async def _round(
+        self, prompt: Prompt, outcome: ExampleOutcome, principle: Principle, answer: str, number: int
+    ) -> tuple[str, str]:
+        """(critique, revised answer)"""
+        language, tokens = prompt.language, self.settings.answer_tokens
+        critique = await self._critique(prompt, outcome, principle, answer, number)
         shots = self.shots[language]
-        critique = await self._critique(outcome, principle, answer, number)
-        asked = revision_messages(
-            shots, prompt.dialogue, answer, critique, principle, language, words=self.settings.answer_tokens // 2
-        )
+        messages = revision_messages(shots, prompt.dialogue, answer, critique, principle, language, words=tokens // 2)
         work = Work("revision", prompt.prompt, language, prompt.stance, answer, critique)
         reviser = self.critic if self.settings.reviser == "critic" else self.model
-        return critique, await self._ask(
-            outcome, "revision", reviser, asked, self.settings.answer_tokens, work, number, principle.id
-        )
+        revised = await self._ask(prompt, outcome, reviser, messages, tokens, work, number, principle.id)
+        return critique, revised
 
-    async def _critique(self, outcome: ExampleOutcome, principle: Principle, answer: str, number: int) -> str:
-        prompt, language = outcome.prompt, outcome.prompt.language
-        asked = critique_messages(self.shots[language], prompt.dialogue, answer, principle, language)
+    async def _critique(
+        self, prompt: Prompt, outcome: ExampleOutcome, principle: Principle, answer: str, number: int
+    ) -> str:
+        language, tokens = prompt.language, self.settings.critique_tokens
+        messages = critique_messages(self.shots[language], prompt.dialogue, answer, principle, language)
         work = Work("critique", prompt.prompt, language, prompt.stance, answer)
-        return await self._ask(
-            outcome, "critique", self.critic, asked, self.settings.critique_tokens, work, number, principle.id
-        )
+        return await self._ask(prompt, outcome, self.critic, messages, tokens, work, number, principle.id)
 
     async def _ask(
         self,
+        prompt: Prompt,
         outcome: ExampleOutcome,
-        step: Kind,
         client: ModelClient,
         messages: Messages,
         tokens: int,
@@ -159,33 +210,35 @@ class ExampleMaker:
         number: int,
         principle: str | None = None,
     ) -> str:
-        """A reply that can be used, cleaned; asked for up to `attempts` times."""
-        settings = self.settings
+        """A reply that can be used, cleaned, from up to `attempts` requests."""
+        step, settings = work.kind, self.settings
 
         def request(attempt: int, problem: str) -> ModelRequest:
-            seed = seed_of(settings.seed, outcome.prompt, step, number, attempt)
+            seed = seed_of(settings.seed, prompt, step, number, attempt)
             return ModelRequest(messages, {}, tokens, seed, attempt, settings.temperature)
 
         def read(reply: ModelReply, attempt: int) -> str:
             text = clean_reply(reply.text)
             if reply.finish == "length" and step != "revision" and (whole := up_to_a_sentence(text)):
                 reply, text = replace(reply, finish="stop"), whole  # a revision must end by itself
-            found = reply_problem(reply, text, work, self.constitution)
-            outcome.trace.append(
-                {
-                    "step": step,
-                    "round": number,
-                    "principle": principle,
-                    "model": client.name,
-                    "seed": request(attempt, "").seed,
-                    "temperature": settings.temperature,
-                }
-                | {"messages_sha256": sha256_json(messages), "reply": reply.text, "fault": found}
-                | ({"messages": [list(m) for m in messages]} if attempt == 0 else {})
+            problem = reply_problem(reply, text, work, self.constitution)
+            outcome.attempts.append(
+                Attempt(
+                    step=step,
+                    round=number,
+                    principle=principle,
+                    model=client.name,
+                    seed=request(attempt, "").seed,
+                    temperature=settings.temperature,
+                    messages_sha256=sha256_json(messages),
+                    reply=reply.text,
+                    problem=problem,
+                    messages=messages if attempt == 0 else None,
+                )
             )
-            if found is not None:
-                outcome.failures.append((step, found))
-                raise UnusableReplyError(found)
+            if problem is not None:
+                outcome.failures.append((step, problem))
+                raise UnusableReplyError(problem)
             return text
 
         cached = CachedClient(client, self.cache, lambda reply: self.on_reply(reply.completion_tokens))
@@ -199,14 +252,19 @@ class ExampleMaker:
         except UnusableReplyError as error:
             raise _LeftOut(f"{step}: {error}, {settings.attempts} times") from None
 
-    def _record(
-        self, outcome: ExampleOutcome, initial: str, critiques: list[str], answer: str, principles: list[Principle]
+    def _example(
+        self,
+        prompt: Prompt,
+        outcome: ExampleOutcome,
+        initial: str,
+        critiques: list[str],
+        answer: str,
+        principles: list[Principle],
     ) -> dict[str, Any]:
-        prompt = outcome.prompt
         reason = {"pt": "Revisão gerada por um modelo segundo: ", "en": "Revision generated by a model after: "}[
             prompt.language
         ]
-        record: dict[str, Any] = {
+        example: dict[str, Any] = {
             "id": f"gen_{prompt.id}_{self.settings.seed}",
             "language": prompt.language,
             "category": prompt.category,
@@ -219,35 +277,30 @@ class ExampleMaker:
             "difficulty": prompt.difficulty,
             "principles": list(dict.fromkeys(p.id for p in principles)),
             "generated": True,
-            "lineage": self.lineage(outcome, "critique-revision"),
+            "lineage": self.lineage(prompt, outcome, "critique-revision").to_json(),
         }
         if prompt.turns:
-            record["turns"] = [t.model_dump() for t in prompt.turns]
+            example["turns"] = [turn.to_json() for turn in prompt.turns]
         if prompt.stance:
-            record["stance"] = prompt.stance
-        return record
+            example["stance"] = prompt.stance
+        return example
 
-    def lineage(self, outcome: ExampleOutcome, method: str) -> dict[str, Any]:
-        """Where an outcome comes from, as `data.record.Lineage` has it."""
-        steps = [
-            {name: t[name] for name in ("step", "principle", "model", "seed", "messages_sha256")}
-            for t in outcome.trace
-            if t["fault"] is None
-        ]
-        return {
-            "method": method,
-            "model": self.model.name,
-            "critic": self.critic.name,
-            "source": outcome.prompt.id,
-            "constitution_sha256": self.constitution.requests_digest(),
-            "seed": self.settings.seed,
-            "settings": self.settings.as_json() | {"shot_ids": list(self.shots[outcome.prompt.language].ids)},
-            "steps": steps,
-        }
+    def lineage(self, prompt: Prompt, outcome: ExampleOutcome, method: str) -> Lineage:
+        """Where the outcome's example comes from."""
+        return Lineage(
+            method=method,
+            model=self.model.name,
+            critic=self.critic.name,
+            source=prompt.id,
+            constitution_sha256=self.constitution.requests_digest(),
+            seed=self.settings.seed,
+            settings=self.settings.to_json() | {"shot_ids": list(self.shots[prompt.language].ids)},
+            steps=[attempt.lineage_step() for attempt in outcome.attempts if attempt.problem is None],
+        )
 
 
 def draw(constitution: Constitution, prompt: Prompt, seed: int, number: int, before: list[Principle]) -> Principle:
-    """The principle of one round: evenly among those that the prompt allows and no earlier round drew."""
+    """The principle of one round, drawn uniformly from those that the prompt allows and no earlier round had."""
     allowed = [
         p for p in constitution.principles if (not prompt.principles or p.id in prompt.principles) and p not in before
     ]

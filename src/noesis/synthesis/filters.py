@@ -1,8 +1,8 @@
-"""Which generated examples are kept: what the gate, the set as a whole and (where a fit judge sits) the Tribunal say. Each row that goes has its reason.
+"""Which generated examples are kept. Every example that goes has its reason.
 
-Single replies were read before (`reading.py`). Here: errors of the data gate, questions of the Tribunal, rows that say what another
-says, closings and openings used again and again (boilerplate is what over-training on such data brings out), and answers that a court
-rejects or finds no better than the weak one.
+Single replies were checked before (`reply_checks.py`). Here go: errors of the data gate, questions of the Tribunal, examples
+that repeat an earlier one, closings and openings that occur again and again (training on such boilerplate brings it
+out), and answers that a fit Tribunal rejects or finds no better than the weak one.
 """
 
 from __future__ import annotations
@@ -21,79 +21,91 @@ from noesis.dataset.checks.contamination import known_questions
 from noesis.dataset.checks.line import Rules, check_line
 from noesis.dataset.checks.validate import validate
 from noesis.dataset.export import one_of_each
+from noesis.dataset.schema import Example
 from noesis.synthesis.reply_checks import EMOJI
 from noesis.tribunal.court import REJECTED, opinion
 from noesis.tribunal.judge import JudgeCase
 from noesis.tribunal.panel import JudgePanel
 
-Rows = list[dict[str, Any]]
-Dropped = dict[str, str]  # (language/id) → reason
-BOILERPLATE_SHARE, BOILERPLATE_FROM = (
-    0.02,
-    2,
-)  # most rows that may close or open alike: this share, and at least so many
+Dropped = dict[str, str]  # key of an example → reason
+# The most examples that may close or open alike: this share, and at least so many.
+BOILERPLATE_SHARE, BOILERPLATE_FROM = 0.02, 2
 OPENING = 6  # words
 
 
-def key(row: dict[str, Any]) -> str:
-    return f"{row.get('language', 'pt')}/{row['id']}"
+def key_of(example: Example) -> str:
+    """Language and id, which together are unique in a set."""
+    return f"{example.language}/{example.id}"
 
 
-def filtered(rows: Rows, constitution: Constitution, tribunal: Path, scratch: Path) -> tuple[Rows, Dropped]:
-    """Rows that pass every filter of plain code, in order, and why the others do not.
+def filter_examples(
+    rows: Sequence[dict[str, Any]], constitution: Constitution, tribunal: Path, scratch: Path
+) -> tuple[list[Example], Dropped]:
+    """The examples that pass every filter of plain code, in order, and why the others do not.
 
     Args:
+        rows: generated examples as JSON objects, not yet checked.
         tribunal: data/tribunal, whose questions must not be trained on.
-        scratch: a file that may be written, for the gate to read.
+        scratch: a file that may be written, for the data gate to read.
     """
     dropped: Dropped = {}
+    examples: list[Example] = []
+    for row in rows:
+        example, reason = _through_the_gate(row, constitution)
+        if example is None:
+            dropped[f"{row['language']}/{row['id']}"] = reason
+        else:
+            examples.append(example)
 
-    def passing(check: Callable[[Rows], Dropped]) -> None:
-        dropped.update(check([row for row in rows if key(row) not in dropped]))
+    def drop(check: Callable[[list[Example]], Dropped]) -> None:
+        dropped.update(check([example for example in examples if key_of(example) not in dropped]))
 
-    passing(lambda left: {key(row): why for row in left if (why := _refused_by_gate(row, constitution))})
-    passing(lambda left: {key(row): "emojis" for row in left if EMOJI.search(row["response_revised"])})
-    passing(lambda left: _alike(left, constitution, tribunal, scratch))
-    passing(lambda left: repeated(left, closing, "closing used again and again"))
-    passing(lambda left: repeated(left, opening_words, "opening used again and again"))
-    return [row for row in rows if key(row) not in dropped], dropped
+    drop(lambda left: {key_of(example): "emojis" for example in left if EMOJI.search(example.response_revised)})
+    drop(lambda left: _similar(left, constitution, tribunal, scratch))
+    drop(lambda left: repeated(left, closing, "closing used again and again"))
+    drop(lambda left: repeated(left, opening_words, "opening used again and again"))
+    return [example for example in examples if key_of(example) not in dropped], dropped
 
 
-def _refused_by_gate(row: dict[str, Any], constitution: Constitution) -> str | None:
+def _through_the_gate(row: dict[str, Any], constitution: Constitution) -> tuple[Example | None, str]:
+    """(the example or None, why the data gate refuses it)"""
     rules = Rules(tuple(sorted(constitution.value_ids)), constitution.principle_ids, ())
-    _, findings = check_line(json.dumps(row, ensure_ascii=False).encode(), rules)
-    bad = [f.code for f in findings if not f.warning or f.code in ("language", "accents", "personal")]
-    return f"gate: {bad[0]}" if bad else None
+    example, findings = check_line(json.dumps(row, ensure_ascii=False).encode(), rules)
+    refused = [f.code for f in findings if not f.warning or f.code in ("language", "accents", "personal")]
+    return (None, f"gate: {refused[0]}") if refused or example is None else (example, "")
 
 
-def _alike(rows: Rows, constitution: Constitution, tribunal: Path, scratch: Path) -> Dropped:
-    """Rows that say what an earlier one says, and prompts that the Tribunal asks."""
-    if not rows:
+def _similar(examples: list[Example], constitution: Constitution, tribunal: Path, scratch: Path) -> Dropped:
+    """Examples that say what an earlier one says, and prompts that the Tribunal asks."""
+    if not examples:
         return {}
-    write_jsonl(scratch, rows)
+    write_jsonl(scratch, [example.to_json() for example in examples])
     try:
         report = validate([scratch], constitution, categories=())
-        _, gone = one_of_each(report)
-        at = {int(line): i for i, line in enumerate(range(1, len(rows) + 1))}
-        dropped = {key(rows[at[each["line"]]]): f"like another ({each['reason']})" for each in gone}
-        for pair in known_questions(report.table, report.files, tribunal):
-            line = int(pair.removeprefix(f"{scratch}:").split(" ", 1)[0])
-            dropped[key(rows[at[line]])] = "asks what the Tribunal asks"
+        _, repeats = one_of_each(report)
+        dropped = {key_of(examples[row.line - 1]): f"like another ({row.reason})" for row in repeats}
+        for question in known_questions(report.table, report.files, tribunal):
+            line = int(report.table.line[question.row])
+            dropped[key_of(examples[line - 1])] = "asks what the Tribunal asks"
     finally:
         scratch.unlink(missing_ok=True)
     return dropped
 
 
-def repeated(rows: Rows, part: Callable[[str], str], reason: str) -> Dropped:
-    """The rows beyond the share that may have one closing (or opening): the first of them stay."""
-    most = max(BOILERPLATE_FROM, int(BOILERPLATE_SHARE * len(rows)))
+def repeated(examples: Sequence[Example], part: Callable[[str], str], reason: str) -> Dropped:
+    """The examples beyond the share that may have the same closing (or opening); the first of them stay.
+
+    Args:
+        part: gives the closing (or opening) of a revised answer; empty: it has none.
+    """
+    most = max(BOILERPLATE_FROM, int(BOILERPLATE_SHARE * len(examples)))
     seen: Counter[str] = Counter()
     dropped: Dropped = {}
-    for row in rows:
-        said = normalised(part(row["response_revised"]))
-        seen[said] += bool(said)
-        if seen[said] > most:
-            dropped[key(row)] = reason
+    for example in examples:
+        text = normalised(part(example.response_revised))
+        seen[text] += bool(text)
+        if seen[text] > most:
+            dropped[key_of(example)] = reason
     return dropped
 
 
@@ -103,27 +115,34 @@ def opening_words(text: str) -> str:
     return " ".join(words[:OPENING]) if len(words) > 2 * OPENING else ""
 
 
-async def judge_examples(rows: Rows, seats: JudgePanel, section: TribunalSection) -> tuple[Rows, Dropped]:
-    """What a fit court lets pass: revisions that it does not reject and finds better than the weak answer; without an opinion a row goes."""
-    cases = [_case(row, name) for row in rows for name in ("response_initial", "response_revised")]
-    verdicts = await seats.judge(cases, what="judge generated answers")
+async def judge_examples(
+    examples: list[Example], panel: JudgePanel, section: TribunalSection
+) -> tuple[list[Example], Dropped]:
+    """The examples whose revision a fit Tribunal does not reject and finds better than the weak answer.
+
+    An example without an opinion is dropped.
+    """
+    answers = [(example, name) for example in examples for name in ("response_initial", "response_revised")]
+    cases = [_case(example, name) for example, name in answers]
+    verdicts = await panel.judge(cases, what="judge generated answers")
     dropped: Dropped = {}
-    for i, row in enumerate(rows):
+    for i, example in enumerate(examples):
         weak, revised = (opinion(cases[k].id, verdicts[k], section) for k in (2 * i, 2 * i + 1))
         if revised.mean is None or weak.mean is None:
-            dropped[key(row)] = "Tribunal: no opinion"
+            dropped[key_of(example)] = "Tribunal: no opinion"
         elif revised.band(section) == REJECTED:
-            dropped[key(row)] = "Tribunal: rejected"
+            dropped[key_of(example)] = "Tribunal: rejected"
         elif revised.mean[0] <= weak.mean[1]:
-            dropped[key(row)] = "Tribunal: no better than the initial answer"
-    return [row for row in rows if key(row) not in dropped], dropped
+            dropped[key_of(example)] = "Tribunal: no better than the initial answer"
+    return [example for example in examples if key_of(example) not in dropped], dropped
 
 
-def _case(row: dict[str, Any], name: str) -> JudgeCase:
-    dialogue = [*((t["role"], t["content"]) for t in row.get("turns") or ()), ("user", row["prompt"])]
-    stance = row.get("stance")
-    record = {"category": row["category"]} | ({"harmful": stance == "decline"} if stance else {})
-    return JudgeCase(f"{key(row)}/{name}", row.get("language", "pt"), tuple(dialogue), row[name], record)
+def _case(example: Example, name: str) -> JudgeCase:
+    dialogue = [*((turn.role, turn.content) for turn in example.turns), ("user", example.prompt)]
+    harmful = {"harmful": example.stance == "decline"} if example.stance else {}
+    record = {"category": example.category} | harmful
+    answer = getattr(example, name)
+    return JudgeCase(f"{key_of(example)}/{name}", example.language, tuple(dialogue), answer, record)
 
 
 def tallies(reasons: Sequence[str]) -> dict[str, int]:

@@ -1,14 +1,13 @@
-"""`noesis constitution revise --model SPEC --critic SPEC --prompts FILE`: examples by critique and revision, filtered and accounted for.
+"""`noesis constitution revise --model SPEC --critic SPEC --prompts FILE`: examples by critique and revision.
 
-DIR/examples.jsonl   the examples kept, in the record format, marked as generated, with their lineage
+DIR/examples.jsonl   the examples that are kept, marked as generated, with their lineage
 DIR/left_out.jsonl   every prompt that gave none, and why
 DIR/report.json      acceptance by principle, failures by step, tokens, USD, rate
-DIR/shards/          the chains with everything asked and said; with plan.json and replies.sqlite they make the work resumable
+DIR/shards/          every request and reply; with plan.json and replies.sqlite they make the work resumable
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -21,16 +20,19 @@ from noesis.core.config import TribunalSection, load_config
 from noesis.core.console import say
 from noesis.core.event_loop import run_async
 from noesis.core.files import sha256_json, write_json, write_jsonl
+from noesis.core.jsonl import read_objects
 from noesis.core.project import Project
-from noesis.dataset.jsonl import find_files
+from noesis.dataset.load import read_hand_written
+from noesis.dataset.schema import Example, Language
 from noesis.llm.clients.open import WRITER_SLOTS, close_clients, open_clients
 from noesis.llm.clients.protocol import ModelClient
 from noesis.llm.clients.reply_cache import ReplyCache, open_cache
 from noesis.llm.clients.spec import WRITER_KINDS, parse_spec
 from noesis.llm.clients.spending import Spending
-from noesis.synthesis.critique_revision import UNANSWERED, ExampleMaker, Settings
-from noesis.synthesis.filters import Dropped, filtered, judge_examples, key, tallies
-from noesis.synthesis.prompt_file import Prompt, known_prompts, read_prompts
+from noesis.synthesis.critique_revision import UNANSWERED, ExampleMaker, ExampleOutcome, Settings
+from noesis.synthesis.filters import Dropped, filter_examples, judge_examples, key_of, tallies
+from noesis.synthesis.known_prompts import known_prompts
+from noesis.synthesis.prompt_file import Prompt, read_prompts
 from noesis.synthesis.prompt_templates import Shots, choose_shots, wording_digest
 from noesis.synthesis.resumable_work import Result, WorkFolder, open_folder, process_rows
 from noesis.tribunal.panel import make_panel
@@ -39,7 +41,12 @@ from noesis.tribunal.statistics import wilson
 
 @dataclass(frozen=True)
 class ExamplesRequest:
-    """What was asked for on the command line. judges: SPECs of a court that the revisions go before, if it is fit."""
+    """Options of `noesis constitution revise`.
+
+    model, critic: SPECs
+    judges: SPECs of a Tribunal that judges the revisions, if it is fit
+    count: only the first so many prompts
+    """
 
     model: str
     critic: str
@@ -51,194 +58,189 @@ class ExamplesRequest:
     count: int | None = None
 
 
-def revise(project: Project, ask: ExamplesRequest) -> dict[str, Any]:
+def make_examples(project: Project, request: ExamplesRequest) -> dict[str, Any]:
     """Make, filter and write examples; returns the report.
 
     Raises:
-        UsageError, DataError: the prompts or a SPEC can't be used. CapError: the cap; the same command with a higher one goes on.
+        UsageError, DataError: the prompts or a SPEC can't be used. CapError: the cap is reached; the same command with
+            a higher one resumes.
     """
     constitution, section = load_constitution(project.constitution), load_config(project).training.tribunal
-    prompts = read_prompts(ask.prompts, constitution)[: ask.count]
-    spending = Spending(max_usd=ask.max_usd)
-    specs = [parse_spec(ask.model, "--model", WRITER_KINDS), parse_spec(ask.critic, "--critic", WRITER_KINDS)]
-    specs += [parse_spec(text, kinds=("openai", "gguf")) for text in ask.judges]
-    voices = open_clients(specs, section, spending, slots=WRITER_SLOTS)
+    prompts = read_prompts(request.prompts, constitution)[: request.count]
+    spending = Spending(max_usd=request.max_usd)
+    specs = [parse_spec(request.model, "--model", WRITER_KINDS), parse_spec(request.critic, "--critic", WRITER_KINDS)]
+    specs += [parse_spec(text, kinds=("openai", "gguf")) for text in request.judges]
+    clients = open_clients(specs, section, spending, slots=WRITER_SLOTS)
     shots: dict[str, Shots] = {
-        language: _shots(project, constitution, language, ask.settings)
-        for language in sorted({p.language for p in prompts})
+        language: _shots(project, constitution, language, request.settings)
+        for language in sorted({prompt.language for prompt in prompts})
     }
     plan = {
         "command": "revise",
-        "model": voices[0].identity,
-        "critic": voices[1].identity,
+        "model": clients[0].identity,
+        "critic": clients[1].identity,
         "prompts": sha256_json([p.model_dump(mode="json") for p in prompts]),
         "constitution": constitution.requests_digest(),
         "wording": wording_digest(),
         "shots": {language: list(s.ids) for language, s in shots.items()},
-        "settings": ask.settings.as_json(),
+        "settings": request.settings.to_json(),
     }
-    with open_folder(ask.out, plan) as folder, open_cache(folder.replies) as cache:
-        return run_async(_run(project, ask, constitution, section, prompts, voices, shots, spending, folder, cache))
+    with open_folder(request.out, plan) as folder, open_cache(folder.replies) as cache:
+        work = _Work(project, request, constitution, section, prompts, clients, shots, spending, folder, cache)
+        return run_async(work.run())
 
 
-async def _run(
-    project: Project,
-    ask: ExamplesRequest,
-    constitution: Constitution,
-    section: TribunalSection,
-    prompts: list[Prompt],
-    voices: list[ModelClient],
-    shots: dict[str, Shots],
-    spending: Spending,
-    folder: WorkFolder,
-    cache: ReplyCache,
-) -> dict[str, Any]:
-    model, critic, *judges = voices
-    tokens, started = Counter[str](), time.monotonic()
-    asked_before = known_prompts(sorted((project.data / "tribunal").rglob("*.jsonl")))
+@dataclass(frozen=True)
+class _Work:
+    """Everything that the work needs; `clients` are the model, the critic and the judges."""
 
-    def count(made: int) -> None:
-        tokens["made"] += made
+    project: Project
+    request: ExamplesRequest
+    constitution: Constitution
+    section: TribunalSection
+    prompts: list[Prompt]
+    clients: list[ModelClient]
+    shots: dict[str, Shots]
+    spending: Spending
+    folder: WorkFolder
+    cache: ReplyCache
+    tokens: Counter[str] = field(default_factory=Counter)
 
-    maker = ExampleMaker(constitution, model, critic, shots, cache, ask.settings, count)
+    async def run(self) -> dict[str, Any]:
+        """Make the examples, filter them, have them judged, and write files and report."""
+        started = time.monotonic()
+        tribunal, scratch = self.project.data / "tribunal", self.folder.path / ".candidates.jsonl"
+        try:
+            outcomes = await self._make_all(started)
+            rows = [outcome.example for outcome in outcomes if outcome.example]
+            kept, dropped = filter_examples(rows, self.constitution, tribunal, scratch)
+            court = "no judge is seated: the offline screen and the gate decided alone"
+            if self.clients[2:]:
+                court, kept, rejected = await self._judged(kept)
+                dropped |= rejected
+        finally:
+            await close_clients(self.clients)
+        left_out = _left_out(outcomes, dropped)
+        write_jsonl(self.folder.path / "examples.jsonl", [example.to_json() for example in kept])
+        write_jsonl(self.folder.path / "left_out.jsonl", left_out)
+        model, critic, *_ = self.clients
+        report = {
+            "prompts": len(self.prompts),
+            "made": len(rows),
+            "kept": len(kept),
+            "model": model.name,
+            "critic": critic.name,
+            "court": court,
+            "by_principle": acceptance(outcomes, {key_of(example) for example in kept}),
+            "left_out": tallies([_short(row["reason"]) for row in left_out]),
+            "failures": tallies([f"{step}: {problem}" for o in outcomes for step, problem in o.failures]),
+            "settings": {
+                name: self.folder.plan[name] for name in ("settings", "shots", "constitution", "wording", "prompts")
+            },
+            "tokens_made": self.tokens["made"],
+            "seconds": round(time.monotonic() - started, 1),
+            "spending": self.spending.to_json(),
+        }
+        write_json(self.folder.path / "report.json", report)
+        return report
 
-    async def make(i: int) -> Result:
-        if place := asked_before.find_similar(prompts[i].prompt):  # before anything is spent on it
-            return {
-                "id": prompts[i].id,
-                "language": prompts[i].language,
-                "record": None,
-                "reason": f"asks what the Tribunal asks ({place})",
-            } | _NOTHING
-        return (await maker.make(prompts[i])).as_json()
+    async def _make_all(self, started: float) -> list[ExampleOutcome]:
+        model, critic, *_ = self.clients
+        known = known_prompts(sorted((self.project.data / "tribunal").rglob("*.jsonl")))
 
-    try:
-        keys = [f"{p.language}/{p.id}" for p in prompts]
+        def count(tokens: int) -> None:
+            self.tokens["made"] += tokens
+
+        maker = ExampleMaker(self.constitution, model, critic, self.shots, self.cache, self.request.settings, count)
+
+        async def make(i: int) -> Result:
+            prompt = self.prompts[i]
+            if place := known.find_similar(prompt.prompt):  # before anything is spent on it
+                reason = f"asks what the Tribunal asks ({place})"
+                return ExampleOutcome(prompt.id, prompt.language, reason=reason).to_json()
+            return (await maker.make(prompt)).to_json()
+
+        def rate() -> str:
+            per_second = self.tokens["made"] / max(time.monotonic() - started, 1e-9)
+            return f"{per_second:.0f} tokens/s, {self.spending.usd:.4f} USD"
+
         results = await process_rows(
-            folder,
-            keys,
+            self.folder,
+            [prompt.key for prompt in self.prompts],
             make,
             window=2 * max(model.concurrency, critic.concurrency),
             what="revise",
             unit="examples",
-            again=lambda row: UNANSWERED in str(row["reason"]),
-            note=lambda: (
-                f"{tokens['made'] / max(time.monotonic() - started, 1e-9):.0f} tokens/s, {spending.usd:.4f} USD"
-            ),
+            again=lambda result: UNANSWERED in str(result["reason"]),
+            note=rate,
         )
-        rows = [r["record"] for r in results if r["record"]]
-        kept, dropped = filtered(rows, constitution, project.data / "tribunal", folder.path / ".candidates.jsonl")
-        court = "no judge is seated: the offline screen and the gate decided alone"
-        if judges:
-            court, kept, more = await _before_the_court(project, section, judges, cache, kept)
-            dropped |= more
-    finally:
-        await close_clients(voices)
-    seconds = time.monotonic() - started
-    left_out = _left_out(results, dropped)
-    write_jsonl(folder.path / "examples.jsonl", kept)
-    write_jsonl(folder.path / "left_out.jsonl", left_out)
-    report = {
-        "prompts": len(prompts),
-        "made": len(rows),
-        "kept": len(kept),
-        "model": model.name,
-        "critic": critic.name,
-        "court": court,
-        "by_principle": acceptance(results, {key(row) for row in kept}),
-        "left_out": tallies([_short(row["reason"]) for row in left_out]),
-        "failures": tallies([f"{step}: {why}" for r in results for step, why in r["failures"]]),
-        "settings": plan_settings(folder),
-        "tokens_made": tokens["made"],
-        "seconds": round(seconds, 1),
-        "spending": spending.to_json(),
-    }
-    write_json(folder.path / "report.json", report)
-    return report
+        return [ExampleOutcome.from_json(result) for result in results]
+
+    async def _judged(self, examples: list[Example]) -> tuple[str, list[Example], Dropped]:
+        """(what the report says of the Tribunal, examples kept, examples dropped); an unfit one judges nothing."""
+        panel = make_panel(self.project, self.clients[2:], self.cache)
+        if reason := panel.unfit_reason:
+            say(f"  {reason}; the offline screen and the gate decide alone")
+            return f"not heard: {reason}", examples, {}
+        kept, dropped = await judge_examples(examples, panel, self.section)
+        return f"heard: {', '.join(panel.names)}", kept, dropped
 
 
-_NOTHING: dict[str, Any] = {"failures": [], "tried": [], "trace": []}
+def acceptance(outcomes: Sequence[ExampleOutcome], kept: set[str]) -> dict[str, dict[str, Any]]:
+    """For each principle: chains that drew it, those whose example was kept, the rate and its Wilson interval.
 
-
-async def _before_the_court(
-    project: Project,
-    section: TribunalSection,
-    judges: Sequence[ModelClient],
-    cache: ReplyCache,
-    kept: list[dict[str, Any]],
-) -> Any:
-    """(what the report says of the court, rows kept, rows dropped): an unfit court is not heard."""
-    panel = make_panel(project, judges, cache)
-    if why := panel.unfit_reason:
-        say(f"  {why}; the offline screen and the gate decide alone")
-        none: Dropped = {}
-        return f"not heard: {why}", kept, none
-    rows, dropped = await judge_examples(kept, panel, section)
-    return f"heard: {', '.join(panel.names)}", rows, dropped
-
-
-def acceptance(results: Sequence[Result], kept: set[str]) -> dict[str, dict[str, Any]]:
-    """For each principle that was drawn: chains that drew it, those whose example was kept, rate and Wilson interval."""
+    Args:
+        kept: keys of the examples kept.
+    """
     drawn, accepted = Counter[str](), Counter[str]()
-    for r in results:
-        names = set(r["tried"])
+    for outcome in outcomes:
+        names = set(outcome.principles)
         drawn.update(names)
-        if r["record"] and key(r["record"]) in kept:
+        if outcome.example and _key(outcome.example) in kept:
             accepted.update(names)
     found = {}
     for name in sorted(drawn):
         low, high = wilson(accepted[name], drawn[name])
-        rate = round(accepted[name] / drawn[name], 4)
         found[name] = {
             "drawn": drawn[name],
             "kept": accepted[name],
-            "rate": rate,
+            "rate": round(accepted[name] / drawn[name], 4),
             "interval_95": [round(low, 4), round(high, 4)],
         }
     return found
 
 
-def _left_out(results: Sequence[Result], dropped: Dropped) -> list[dict[str, Any]]:
+def _left_out(outcomes: Sequence[ExampleOutcome], dropped: Dropped) -> list[dict[str, Any]]:
     rows = []
-    for r in results:
-        reason = r["reason"] or (dropped.get(key(r["record"])) if r["record"] else None)
+    for outcome in outcomes:
+        reason = outcome.reason or (dropped.get(_key(outcome.example)) if outcome.example else None)
         if reason:
             rows.append(
                 {
-                    "id": r["id"],
-                    "language": r["language"],
+                    "id": outcome.id,
+                    "language": outcome.language,
                     "reason": reason,
-                    "failures": r["failures"],
-                    "principles": r["tried"],
+                    "failures": [list(failure) for failure in outcome.failures],
+                    "principles": outcome.principles,
                 }
             )
     return rows
 
 
+def _key(row: dict[str, Any]) -> str:
+    """As `key_of`, of an example that has not been checked."""
+    return f"{row['language']}/{row['id']}"
+
+
 def _short(reason: str) -> str:
-    """A reason without the particulars of one row."""
+    """A reason without the particulars of one prompt."""
     return reason.split(" (", 1)[0].split(", ", 1)[0]
 
 
-def plan_settings(folder: WorkFolder) -> dict[str, Any]:
-    return {name: folder.plan[name] for name in ("settings", "shots", "constitution", "wording", "prompts")}
-
-
-def _shots(project: Project, constitution: Constitution, language: str, settings: Settings) -> Shots:
+def _shots(project: Project, constitution: Constitution, language: Language, settings: Settings) -> Shots:
     """Hand-written examples to show; never one that is held out."""
-    held_out = {row["id"] for row in _rows(project.exports / "eval.jsonl")}
-    folder = project.sources("en" if language == "en" else "pt")[0]
-    examples = (
-        [row for file in find_files([folder]) for row in _rows(file)]
-        if settings.shots and any(folder.glob("*.jsonl"))
-        else []
-    )
-    return choose_shots(
-        [e for e in examples if e["id"] not in held_out], constitution, language, settings.shots, settings.seed
-    )
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    if not file.is_file():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    file = project.exports / "eval.jsonl"
+    held_out = {row["id"] for row in read_objects(file)} if file.is_file() else set()
+    examples = read_hand_written(project, language) if settings.shots else ()
+    shown = [example for example in examples if example.id not in held_out]
+    return choose_shots(shown, constitution, language, settings.shots, settings.seed)

@@ -1,114 +1,128 @@
-"""`noesis constitution prefer --critic SPEC`: soft preference labels, one drawn principle a comparison (RLAIF, arXiv 2212.08073 section 4).
+"""`noesis constitution prefer --critic SPEC`: soft preference labels (RLAIF, arXiv 2212.08073 section 4).
 
-Which of two answers meets the principle better, as the normalised probability of the letters A and B, asked in both orders and averaged,
-so that a liking for the first place cancels out. With --reasoning the critic thinks first; its certainty is then clamped to 0.4..0.6,
-since a written-out thought makes the letter all but certain whatever it is worth.
+Which of two answers meets a random principle better, as the normalised probability of the letters A and B, averaged
+over both orders, so that a preference for the first place cancels out. With --reasoning the critic thinks first; its
+certainty is then clamped to 0.4..0.6, since a written-out thought makes the letter all but certain, however good it is.
 
-    DIR/pairs.jsonl     {"id", "language", "prompt", "turns"?, "chosen", "rejected", "p_chosen" (0.5..1), "principle", "generated", "lineage"}
-    DIR/left_out.jsonl  pairs without a label, and why      DIR/report.json
+    DIR/pairs.jsonl     {"id", "language", "prompt", "turns"?, "chosen", "rejected", "p_chosen" (0.5..1), "principle",
+                         "generated", "lineage"}
+    DIR/left_out.jsonl  pairs without a label, and why
+    DIR/report.json
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from pydantic import model_validator
+
 from noesis.constitution.document import Constitution, load_constitution
 from noesis.core.config import load_config
-from noesis.core.errors import DataError, UsageError
+from noesis.core.errors import UsageError
 from noesis.core.event_loop import run_async
 from noesis.core.files import sha256_json, write_json, write_jsonl
 from noesis.core.project import Project
-from noesis.dataset.jsonl import FileChunk, lines
 from noesis.llm.clients.open import WRITER_SLOTS, close_clients, open_clients
 from noesis.llm.clients.reply_cache import open_cache
 from noesis.llm.clients.spec import WRITER_KINDS, parse_spec
 from noesis.llm.clients.spending import Spending
 from noesis.synthesis.filters import tallies
 from noesis.synthesis.preference_labels import Answerer, AnswerPair, Labeller, NoLabel, PreferencesRequest
-from noesis.synthesis.prompt_file import read_prompts
+from noesis.synthesis.prompt_file import Prompt, read_prompt_rows, read_prompts
 from noesis.synthesis.prompt_templates import wording_digest
-from noesis.synthesis.resumable_work import Result, open_folder, process_rows
+from noesis.synthesis.resumable_work import Result, RowResult, open_folder, process_rows
 from noesis.tribunal.statistics import bootstrap
 
 
-def prefer(project: Project, ask: PreferencesRequest) -> dict[str, Any]:
+def make_preferences(project: Project, request: PreferencesRequest) -> dict[str, Any]:
     """Label pairs and write them; returns the report.
 
     Raises:
-        UsageError, DataError: neither pairs nor prompts that can be used. ModelError: the critic gives no log-probabilities.
+        UsageError, DataError: neither pairs nor prompts that can be used. ModelError: the critic gives no
+            log-probabilities. CapError: the cap is reached; the same command with a higher one resumes.
     """
-    constitution, section = load_constitution(project.constitution), load_config(project).training.tribunal
-    if (ask.pairs is None) == (ask.prompts is None) or (ask.prompts is not None and ask.model is None):
+    constitution = load_constitution(project.constitution)
+    without_model = request.prompts is not None and request.model is None
+    if (request.pairs is None) == (request.prompts is None) or without_model:
         raise UsageError(
             "name either --pairs FILE, or --prompts FILE with --model SPEC, which then answers each prompt twice"
         )
-    given = read_pairs(ask.pairs, constitution) if ask.pairs else []
-    prompts = [p.prompt for p in given] or read_prompts(ask.prompts or Path(), constitution)
-    prompts, given = prompts[: ask.count], given[: ask.count]
-    spending = Spending(max_usd=ask.max_usd)
-    specs = [parse_spec(ask.critic, "--critic", WRITER_KINDS)]
-    specs += [parse_spec(ask.model, "--model", WRITER_KINDS)] if ask.model else []
-    voices = open_clients(specs, section, spending, slots=WRITER_SLOTS)
-    plan = {"command": "prefer", "critic": voices[0].identity, "model": voices[1].identity if ask.model else None}
-    plan |= {name: getattr(ask, name) for name in ("reasoning", "seed", "temperature", "answer_tokens", "attempts")}
-    plan |= {"rows": sha256_json([[p.model_dump(mode="json") for p in prompts], [[p.a, p.b] for p in given]])}
-    plan |= {"constitution": constitution.requests_digest(), "wording": wording_digest()}
-    with open_folder(ask.out, plan) as folder, open_cache(folder.replies) as cache:
-        labeller = Labeller(constitution, voices[0], cache, ask)
-        answerer = Answerer(constitution, voices[-1], cache, ask)
+    pairs = read_answer_pairs(request.pairs, constitution)[: request.count] if request.pairs else []
+    prompts = [pair.prompt for pair in pairs] or read_prompts(request.prompts or Path(), constitution)[: request.count]
+    spending = Spending(max_usd=request.max_usd)
+    specs = [parse_spec(request.critic, "--critic", WRITER_KINDS)]
+    specs += [parse_spec(request.model, "--model", WRITER_KINDS)] if request.model else []
+    clients = open_clients(specs, load_config(project).training.tribunal, spending, slots=WRITER_SLOTS)
+    critic, writer = clients[0], clients[-1]
+    plan = {
+        "command": "prefer",
+        "critic": critic.identity,
+        "model": writer.identity if request.model else None,
+        "reasoning": request.reasoning,
+        "seed": request.seed,
+        "temperature": request.temperature,
+        "answer_tokens": request.answer_tokens,
+        "attempts": request.attempts,
+        "rows": sha256_json([[p.model_dump(mode="json") for p in prompts], [[p.a, p.b] for p in pairs]]),
+        "constitution": constitution.requests_digest(),
+        "wording": wording_digest(),
+    }
+    with open_folder(request.out, plan) as folder, open_cache(folder.replies) as cache:
+        labeller = Labeller(constitution, critic, cache, request)
+        answerer = Answerer(constitution, writer, cache, request)
 
         async def make(i: int) -> Result:
             try:
-                pair = given[i] if given else await answerer.pair(prompts[i])
-                return {"row": await labeller.label(pair), "id": prompts[i].id, "reason": None}
-            except NoLabel as why:
-                return {"row": None, "id": prompts[i].id, "reason": str(why)}
+                pair = pairs[i] if pairs else await answerer.pair(prompts[i])
+                result = RowResult(prompts[i].id, (await labeller.label(pair)).to_json())
+            except NoLabel as reason:
+                result = RowResult(prompts[i].id, reason=str(reason))
+            return result.to_json()
 
-        async def work() -> list[Result]:
+        async def make_all() -> list[Result]:
             try:
-                keys, window = [f"{p.language}/{p.id}" for p in prompts], 2 * max(v.concurrency for v in voices)
-                return await process_rows(
-                    folder, keys, make, window=window, what="prefer", unit="pairs", again=_unanswered
-                )
+                window = 2 * max(client.concurrency for client in clients)
+                keys, again = [prompt.key for prompt in prompts], RowResult.is_unanswered
+                return await process_rows(folder, keys, make, window=window, what="prefer", unit="pairs", again=again)
             finally:
-                await close_clients(voices)
+                await close_clients(clients)
 
-        results = run_async(work())
-        rows = [r["row"] for r in results if r["row"]]
-        left_out = [{"id": r["id"], "reason": r["reason"]} for r in results if r["reason"]]
+        results = [RowResult.from_json(raw) for raw in run_async(make_all())]
+        rows = [result.row for result in results if result.row]
+        left_out = [(result.id, result.reason) for result in results if result.reason]
         report = {
             "pairs": len(results),
             "labelled": len(rows),
-            "critic": voices[0].name,
-            "reasoning": ask.reasoning,
-            **figures(rows),
-        }
-        report |= {
-            "left_out": tallies([r["reason"].split(" (", 1)[0] for r in left_out]),
+            "critic": critic.name,
+            "reasoning": request.reasoning,
+            **label_statistics(rows),
+            "left_out": tallies([reason.split(" (", 1)[0] for _, reason in left_out]),
             "spending": spending.to_json(),
         }
-        write_jsonl(ask.out / "pairs.jsonl", rows)
-        write_jsonl(ask.out / "left_out.jsonl", left_out)
-        write_json(ask.out / "report.json", report)
+        write_jsonl(request.out / "pairs.jsonl", rows)
+        write_jsonl(request.out / "left_out.jsonl", [{"id": name, "reason": reason} for name, reason in left_out])
+        write_json(request.out / "report.json", report)
     return report
 
 
-def _unanswered(result: Result) -> bool:
-    return str(result["reason"]).startswith("unanswered")
+def label_statistics(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """How certain the labels are, how much the order of the answers matters, and how often the revision is preferred.
 
-
-def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """How certain the labels are, how much the order of the answers matters, and (where a is the revision) how often it is preferred."""
+    Args:
+        rows: of pairs.jsonl.
+    """
     if not rows:
         return {}
-    orders = [row["lineage"]["settings"]["orders"] for row in rows]
+    import numpy as np
+
+    settings = [row["lineage"]["settings"] for row in rows]
+    orders = [s["orders"] for s in settings]
     agree = sum((p >= 0.5) == (q >= 0.5) for p, q in orders)
-    first = [(p + 1 - q) / 2 for p, q in orders]  # probability of whatever stood in the first place
-    low, high = bootstrap(_array(first))
-    found: dict[str, Any] = {
+    first = [(p + 1 - q) / 2 for p, q in orders]  # probability of whichever answer stands first
+    low, high = bootstrap(np.asarray(first, np.float64))
+    statistics: dict[str, Any] = {
         "mean_p_chosen": round(sum(row["p_chosen"] for row in rows) / len(rows), 4),
         "both_orders_agree": round(agree / len(rows), 4),
         "first_place": {
@@ -117,49 +131,47 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
         },
         "by_principle": dict(sorted(Counter(row["principle"] for row in rows).items())),
     }
-    kinds = [
-        row["lineage"]["settings"]["chosen_is"]
-        for row in rows
-        if row["lineage"]["settings"]["chosen_is"] in ("initial", "revised")
-    ]
+    kinds = [s["chosen_is"] for s in settings if s["chosen_is"] in ("initial", "revised")]
     if kinds:
-        found["revised_preferred"] = {"count": kinds.count("revised"), "of": len(kinds)}
-    return found
+        statistics["revised_preferred"] = {"count": kinds.count("revised"), "of": len(kinds)}
+    return statistics
 
 
-def _array(values: list[float]) -> Any:
-    import numpy as np
+class _PairRow(Prompt):
+    """A prompt with two answers, as `a` and `b` or as the two answers of an example."""
 
-    return np.asarray(values, np.float64)
+    a: str | None = None
+    b: str | None = None
+    response_revised: str | None = None
+    response_initial: str | None = None
+    lineage: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _two_answers(self) -> _PairRow:
+        first, second = self.answers
+        if not (first and second and first.strip() and second.strip() and first != second):
+            raise ValueError("two different answers are needed, as a and b or as response_revised and response_initial")
+        return self
+
+    @property
+    def answers(self) -> tuple[str | None, str | None]:
+        return (self.a, self.b) if self._named else (self.response_revised, self.response_initial)
+
+    @property
+    def _named(self) -> bool:
+        return "a" in self.model_fields_set
+
+    def pair(self) -> AnswerPair:
+        first, second = self.answers
+        kinds = ("a", "b") if self._named else ("revised", "initial")
+        prompt = Prompt(**{name: getattr(self, name) for name in Prompt.model_fields})
+        return AnswerPair(prompt, first or "", second or "", kinds, str((self.lineage or {}).get("model", "as given")))
 
 
-def read_pairs(file: Path, constitution: Constitution) -> list[AnswerPair]:
-    """Pairs from a JSONL file: rows with `a` and `b`, or records (`a` is then the revision, `b` the initial answer).
+def read_answer_pairs(file: Path, constitution: Constitution) -> list[AnswerPair]:
+    """Pairs from a JSONL file: rows with `a` and `b`, or examples; their revision is then the first answer.
 
     Raises:
         UsageError: no such file. DataError: naming the line.
     """
-    prompts = read_prompts(file, constitution)
-    found = []
-    rows = ((number, json.loads(line)) for number, _, line in lines(FileChunk(file, 0, file.stat().st_size)))
-    for prompt, (number, row) in zip(prompts, rows, strict=True):
-        names = ("a", "b") if "a" in row else ("response_revised", "response_initial")
-        a, b = (row.get(name) for name in names)
-        if not (isinstance(a, str) and isinstance(b, str) and a.strip() and b.strip() and a != b):
-            raise DataError(
-                f"{file}:{number + 1}: two different answers are needed, as a and b or as response_revised and response_initial"
-            )
-        kinds = ["a", "b"] if names[0] == "a" else ["revised", "initial"]
-        found.append(
-            AnswerPair(
-                prompt,
-                a,
-                b,
-                {
-                    "kinds": kinds,
-                    "source": prompt.id,
-                    "model": str((row.get("lineage") or {}).get("model", "as given")),
-                },
-            )
-        )
-    return found
+    return [row.pair() for row in read_prompt_rows(file, constitution, _PairRow)]

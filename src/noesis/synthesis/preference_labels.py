@@ -1,6 +1,6 @@
-"""How a pair of answers gets its soft label, and how a model is made to give two answers. `prefer.py` is the command.
+"""How a pair of answers gets its soft label, and how a model gives two answers. `make_preferences.py` is the command.
 
-The critic's next token after both answers is looked at, not drawn: the probability of A against B, in both orders.
+The critic's next token after both answers is not sampled: its probabilities of A and B are read, in both orders.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from noesis.constitution.document import Constitution, Principle
 from noesis.core.errors import ModelError
+from noesis.dataset.schema import Lineage
 from noesis.llm.clients.cached_client import CachedClient, UnusableReplyError, request_seed
 from noesis.llm.clients.protocol import EndpointDownError, ModelClient, ModelReply, ModelRequest, NoReplyError
 from noesis.llm.clients.reply_cache import ReplyCache
@@ -20,29 +21,34 @@ from noesis.synthesis.prompt_file import Prompt
 from noesis.synthesis.prompt_templates import WORDS, Messages, comparison
 from noesis.synthesis.reply_checks import Work, clean_reply, reply_problem, up_to_a_sentence
 
-ALTERNATIVES = 20  # as many as endpoints give
+TOP_LOGPROBS = 20  # the most that endpoints give
 CLAMP = (0.4, 0.6)  # of labels after reasoning
 LETTER_TOKENS, THOUGHT_TOKENS = 4, 200
-LEAST_MASS = 0.01  # probability of both letters together, under which they say nothing
+LEAST_MASS = 0.01  # probability of both letters together, below which they mean nothing
 
 
 class NoLabel(Exception):
-    """A pair that gets no label; the message says why."""
+    """A pair that gets no label; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class AnswerPair:
-    """Two answers to one prompt; lineage: where each comes from."""
+    """Two answers to one prompt.
+
+    kinds: what each answer is: a and b, or revised and initial
+    model: that wrote them; "as given" if unknown
+    """
 
     prompt: Prompt
     a: str
     b: str
-    lineage: dict[str, Any]
+    kinds: tuple[str, str] = ("a", "b")
+    model: str = "as given"
 
 
 @dataclass(frozen=True)
 class PreferencesRequest:
-    """What was asked for on the command line: `pairs`, or `prompts` and a `model` that answers each twice."""
+    """Options of `noesis constitution prefer`: `pairs`, or `prompts` and a `model` that answers each twice."""
 
     critic: str
     out: Path
@@ -58,6 +64,35 @@ class PreferencesRequest:
     max_usd: float | None = None
 
 
+@dataclass(frozen=True)
+class SoftLabel:
+    """A labelled pair: a line of pairs.jsonl. p_chosen: probability that the chosen answer is better, 0.5 to 1."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    p_chosen: float
+    principle: str
+    lineage: Lineage
+
+    def to_json(self) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "id": f"pref_{self.prompt.id}_{self.lineage.seed}",
+            "language": self.prompt.language,
+            "prompt": self.prompt.prompt,
+        }
+        if self.prompt.turns:
+            row["turns"] = [turn.to_json() for turn in self.prompt.turns]
+        return row | {
+            "chosen": self.chosen,
+            "rejected": self.rejected,
+            "p_chosen": self.p_chosen,
+            "principle": self.principle,
+            "generated": True,
+            "lineage": self.lineage.to_json(),
+        }
+
+
 @dataclass
 class Answerer:
     """Has a model answer a prompt twice, at two seeds."""
@@ -65,33 +100,33 @@ class Answerer:
     constitution: Constitution
     model: ModelClient
     cache: ReplyCache
-    ask: PreferencesRequest
+    request: PreferencesRequest
 
     async def pair(self, prompt: Prompt) -> AnswerPair:
         first = await self._answer(prompt, 0, ())
         second = await self._answer(prompt, 1, (first,))
-        return AnswerPair(prompt, first, second, {"kinds": ["a", "b"], "source": prompt.id, "model": self.model.name})
+        return AnswerPair(prompt, first, second, model=self.model.name)
 
     async def _answer(self, prompt: Prompt, which: int, others: tuple[str, ...]) -> str:
-        ask = self.ask
+        settings = self.request
 
         def request(attempt: int, problem: str) -> ModelRequest:
-            seed = request_seed(ask.seed, prompt.language, prompt.id, which, attempt)
-            return ModelRequest(tuple(prompt.dialogue), {}, ask.answer_tokens, seed, attempt, ask.temperature)
+            seed = request_seed(settings.seed, prompt.language, prompt.id, which, attempt)
+            return ModelRequest(tuple(prompt.dialogue), {}, settings.answer_tokens, seed, attempt, settings.temperature)
 
         def read(reply: ModelReply, attempt: int) -> str:
             text = clean_reply(reply.text)
             if reply.finish == "length" and (whole := up_to_a_sentence(text)):
                 reply, text = replace(reply, finish="stop"), whole
             work = Work("initial", prompt.prompt, prompt.language)
-            wrong = reply_problem(reply, text, work, self.constitution) or ("the same twice" if text in others else "")
-            if wrong:
-                raise UnusableReplyError(wrong)
+            problem = reply_problem(reply, text, work, self.constitution)
+            if problem := problem or ("the same twice" if text in others else None):
+                raise UnusableReplyError(problem)
             return text
 
-        client = CachedClient(self.model, self.cache)
         try:
-            return await client.ask_until_usable(request, read, attempts=ask.attempts)
+            client = CachedClient(self.model, self.cache)
+            return await client.ask_until_usable(request, read, attempts=settings.attempts)
         except EndpointDownError:
             raise
         except NoReplyError as error:
@@ -107,70 +142,56 @@ class Labeller:
     constitution: Constitution
     critic: ModelClient
     cache: ReplyCache
-    ask: PreferencesRequest
+    request: PreferencesRequest
 
-    async def label(self, pair: AnswerPair) -> dict[str, Any]:
-        """The pair with its soft label.
+    async def label(self, pair: AnswerPair) -> SoftLabel:
+        """The soft label of a pair.
 
         Raises:
-            NoLabel: the letters were not among the likeliest tokens, or both orders cancel out. ModelError: there are no log-probabilities.
+            NoLabel: the letters were not among the likeliest tokens, or the two orders cancel out.
+            ModelError: the critic gives no log-probabilities.
         """
-        prompt, principle = pair.prompt, drawn(self.constitution, pair.prompt, self.ask.seed)
-        forward = await self._p_first(pair.a, pair.b, prompt, principle)
-        backward = 1 - await self._p_first(pair.b, pair.a, prompt, principle)
+        principle = draw_principle(self.constitution, pair.prompt, self.request.seed)
+        forward = await self._p_first(pair.a, pair.b, pair.prompt, principle)
+        backward = 1 - await self._p_first(pair.b, pair.a, pair.prompt, principle)
         p = (forward + backward) / 2
-        if self.ask.reasoning:
+        if self.request.reasoning:
             p = min(max(p, CLAMP[0]), CLAMP[1])
         if p == 0.5:
             raise NoLabel("neither is preferred")
-        chosen, rejected, kind = (
-            (pair.a, pair.b, pair.lineage["kinds"][0]) if p > 0.5 else (pair.b, pair.a, pair.lineage["kinds"][1])
-        )
-        row: dict[str, Any] = {
-            "id": f"pref_{prompt.id}_{self.ask.seed}",
-            "language": prompt.language,
-            "prompt": prompt.prompt,
-        }
-        if prompt.turns:
-            row["turns"] = [t.model_dump() for t in prompt.turns]
-        return row | {
-            "chosen": chosen,
-            "rejected": rejected,
-            "p_chosen": round(max(p, 1 - p), 6),
-            "principle": principle.id,
-            "generated": True,
-            "lineage": {
-                "method": "preference",
-                "model": pair.lineage["model"],
-                "critic": self.critic.name,
-                "source": pair.lineage["source"],
-                "constitution_sha256": self.constitution.requests_digest(),
-                "seed": self.ask.seed,
-                "settings": {
-                    "reasoning": self.ask.reasoning,
-                    "orders": [round(forward, 6), round(backward, 6)],
-                    "chosen_is": kind,
-                },
-                "steps": [],
+        lineage = Lineage(
+            method="preference",
+            model=pair.model,
+            critic=self.critic.name,
+            source=pair.prompt.id,
+            constitution_sha256=self.constitution.requests_digest(),
+            seed=self.request.seed,
+            settings={
+                "reasoning": self.request.reasoning,
+                "orders": [round(forward, 6), round(backward, 6)],
+                "chosen_is": pair.kinds[0] if p > 0.5 else pair.kinds[1],
             },
-        }
+            steps=[],
+        )
+        chosen, rejected = (pair.a, pair.b) if p > 0.5 else (pair.b, pair.a)
+        return SoftLabel(pair.prompt, chosen, rejected, round(max(p, 1 - p), 6), principle.id, lineage)
 
     async def _p_first(self, first: str, second: str, prompt: Prompt, principle: Principle) -> float:
-        """Probability of the letter A against B, `first` standing as A."""
+        """Probability of the letter A against B, where `first` is answer A."""
         words, dialogue = WORDS[prompt.language], prompt.dialogue
         messages = comparison(dialogue, first, second, principle, prompt.language, question="letter")
-        if self.ask.reasoning:
+        if self.request.reasoning:
             thinking = comparison(dialogue, first, second, principle, prompt.language, question="think")
-            seed = request_seed(self.ask.seed, prompt.language, prompt.id, first)
+            seed = request_seed(self.request.seed, prompt.language, prompt.id, first)
             thought = await _reply(self.critic, self.cache, ModelRequest(thinking, {}, THOUGHT_TOKENS, seed, 0, 0.7))
             messages = (*thinking, ("assistant", thought.text.strip() or "…"), ("user", words["letter"]))
         return await self._p_letter(messages, words["verdict"])
 
     async def _p_letter(self, messages: Messages, verdict: str) -> float:
         prefills = getattr(self.critic, "prefills", False)
-        if prefills:  # the model goes on from "The answer … is (", so that its next token is the letter
+        if prefills:  # the model continues "The answer … is (", so its next token is the letter
             messages = (*messages, ("assistant", verdict))
-        request = ModelRequest(messages, {}, 1 if prefills else LETTER_TOKENS, self.ask.seed, logprobs=ALTERNATIVES)
+        request = ModelRequest(messages, {}, 1 if prefills else LETTER_TOKENS, self.request.seed, logprobs=TOP_LOGPROBS)
         reply = await _reply(self.critic, self.cache, request)
         if not reply.top_logprobs:
             raise ModelError(
@@ -190,10 +211,10 @@ async def _reply(client: ModelClient, cache: ReplyCache, request: ModelRequest) 
 
 
 def p_of_a(reply: ModelReply) -> float:
-    """P(A) / (P(A) + P(B)) at the first token that may be one of the letters, however it is written: `A`, ` A`, `(A`, `**A**`.
+    """P(A) / (P(A) + P(B)) at the first token that can be a letter, in any spelling: `A`, ` A`, `(A`, `**A**`.
 
     Raises:
-        NoLabel: no token has them among its likeliest.
+        NoLabel: no token has the letters among its likeliest.
     """
     for alternatives in reply.top_logprobs:
         mass = {"A": 0.0, "B": 0.0}
@@ -206,7 +227,7 @@ def p_of_a(reply: ModelReply) -> float:
     raise NoLabel("neither letter is among the likeliest tokens")
 
 
-def drawn(constitution: Constitution, prompt: Prompt, seed: int) -> Principle:
-    """The principle of one comparison."""
+def draw_principle(constitution: Constitution, prompt: Prompt, seed: int) -> Principle:
+    """The principle of one comparison, drawn uniformly from those that the prompt allows."""
     allowed = [p for p in constitution.principles if not prompt.principles or p.id in prompt.principles]
-    return random.Random(f"{seed}:{prompt.language}:{prompt.id}:prefer").choice(allowed)  # noqa: S311  (a draw, not a secret)
+    return random.Random(f"{seed}:{prompt.language}:{prompt.id}:prefer").choice(allowed)  # noqa: S311  (not a secret)

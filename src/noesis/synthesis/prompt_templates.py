@@ -12,11 +12,11 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from noesis.constitution.document import Constitution, Principle
 from noesis.core.files import sha256_json
 from noesis.core.text import fill_template, neutralise
+from noesis.dataset.schema import Example
 
 Messages = tuple[tuple[str, str], ...]
 
@@ -103,42 +103,35 @@ class Shots:
 
 
 def choose_shots(
-    examples: Sequence[dict[str, Any]], constitution: Constitution, language: str, count: int, seed: int
+    examples: Sequence[Example], constitution: Constitution, language: str, count: int, seed: int
 ) -> Shots:
     """`count` short examples of `language`, each by another principle, drawn from the shortest third.
 
     Args:
-        examples: hand-written records that may be shown; leave out what is held out.
+        examples: hand-written ones that may be shown; leave out what is held out.
     """
-    fit = [
-        e
-        for e in examples
-        if e.get("language", "pt") == language
-        and not e.get("turns")
-        and e["category"] != "tribunal"
-        and e.get("principles")
-    ]
-    fit.sort(key=lambda e: (len(e["response_initial"]) + len(e["critique"]) + len(e["response_revised"]), e["id"]))
+    fit = [e for e in examples if e.language == language and not e.turns and e.category != "tribunal" and e.principles]
+    fit.sort(key=lambda e: (len(e.response_initial) + len(e.critique) + len(e.response_revised), e.id))
     short = fit[: max(count, len(fit) // 3)]
     random.Random(f"{seed}:{language}:shots").shuffle(short)  # noqa: S311  (a draw, not a secret)
-    chosen: list[tuple[dict[str, Any], Principle]] = []
+    chosen: list[tuple[Example, Principle]] = []
     for example in short:
-        name = example["principles"][0]
+        name = example.principles[0]
         if len(chosen) < count and name in constitution.principle_ids and name not in {p.id for _, p in chosen}:
             chosen.append((example, constitution.principle(name)))
     critiques: list[tuple[str, str]] = []
     revisions: list[tuple[str, str]] = []
     for e, principle in chosen:
-        dialogue = [("user", e["prompt"])]
+        dialogue = [("user", e.prompt)]
         critiques += [
-            ("user", critique_task(dialogue, e["response_initial"], principle, language)),
-            ("assistant", e["critique"]),
+            ("user", critique_task(dialogue, e.response_initial, principle, language)),
+            ("assistant", e.critique),
         ]
         revisions += [
-            ("user", revision_task(dialogue, e["response_initial"], e["critique"], principle, language)),
-            ("assistant", e["response_revised"]),
+            ("user", revision_task(dialogue, e.response_initial, e.critique, principle, language)),
+            ("assistant", e.response_revised),
         ]
-    return Shots(tuple(e["id"] for e, _ in chosen), tuple(critiques), tuple(revisions))
+    return Shots(tuple(e.id for e, _ in chosen), tuple(critiques), tuple(revisions))
 
 
 def critique_messages(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from noesis.constitution.dialogue import hide_analysis
 from noesis.constitution.document import Constitution
@@ -17,7 +17,7 @@ from noesis.core.language import other_language
 from noesis.core.text import invisible, normalised, placeholder
 from noesis.dataset.schema import MIN_REVISED
 from noesis.llm.clients.protocol import ModelReply
-from noesis.tribunal.offline_screen import screen
+from noesis.tribunal.offline_screen import ScreenedPrompt, screen
 
 Kind = Literal["initial", "critique", "revision"]
 COPIED_RUN = 10  # words in a row of the critique that a revision may not hold, unless prompt or answer held them first
@@ -76,7 +76,7 @@ def reply_problem(reply: ModelReply, text: str, work: Work, constitution: Consti
     """
     if reply.finish == "length":
         return "loops" if _loops(text) else "cut off"
-    flags = screen(text, _as_record(work), constitution)
+    flags = screen(text, _screened(work), constitution)
     for flag, name in (
         ("empty", "empty"),
         ("repeats itself", "loops"),
@@ -141,7 +141,7 @@ def _loops(text: str) -> bool:
     return any(long.count(part) >= 3 for part in set(long))
 
 
-def _as_record(work: Work) -> dict[str, Any]:
-    """As the screen reads it; a first answer may refuse (that is for the critique to see), a critique may not."""
+def _screened(work: Work) -> ScreenedPrompt:
+    """The prompt as the screen reads it; a first answer may refuse (the critique will see it), a critique may not."""
     stance = {"initial": None, "critique": "explore", "revision": work.stance or "explore"}[work.kind]
-    return {"prompt": work.prompt, "language": work.language, "stance": stance}
+    return ScreenedPrompt(work.prompt, work.language, stance)

@@ -1,10 +1,10 @@
-"""Long work over many rows, so that a kill costs nothing: results in shards, replies in a cache, a plan that must stay the same.
+"""Long work over many rows that resumes after a kill: results in shards, replies in a cache, a plan that stays the same.
 
-    DIR/plan.json        what was asked for; another plan in the same folder is refused
-    DIR/replies.sqlite   every reply as it came, so that what was paid for is not asked again
+    DIR/plan.json        what was requested; work with another plan in the same folder is refused
+    DIR/replies.sqlite   every reply as it came, so that nothing is paid for twice
     DIR/shards/00000.jsonl …   results of SHARD rows each, written whole when the last of them is done
 
-So many rows are under way at once as the models take requests. Results depend on rows and seeds, not on the order in which they end.
+Results depend on rows and seeds, not on the order in which they finish.
 """
 
 from __future__ import annotations
@@ -23,19 +23,47 @@ from filelock import FileLock, Timeout
 from noesis.core.console import Progress
 from noesis.core.errors import RunError, UsageError
 from noesis.core.files import sweep, write_json, write_jsonl
+from noesis.core.jsonl import read_objects
 from noesis.dataset.jsonl import is_hand_written
 
 SHARD = 32  # rows
-Result = dict[str, Any]
+Result = dict[str, Any]  # of one row, as JSON; the commands have types for theirs
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """A row that was made, or the reason why it was not.
+
+    failures: problems of the replies that could not be used; None where they are not counted
+    """
+
+    id: str
+    row: dict[str, Any] | None = None
+    reason: str | None = None
+    failures: tuple[str, ...] | None = None
+
+    @classmethod
+    def from_json(cls, raw: Result) -> RowResult:
+        failures = raw.get("failures")
+        return cls(raw["id"], raw["row"], raw["reason"], None if failures is None else tuple(failures))
+
+    def to_json(self) -> Result:
+        row: Result = {"row": self.row, "id": self.id, "reason": self.reason}
+        return row if self.failures is None else row | {"failures": list(self.failures)}
+
+    @staticmethod
+    def is_unanswered(raw: Result) -> bool:
+        """Whether a stored result is worth another try, since the model did not answer."""
+        return str(raw["reason"]).startswith("unanswered")
 
 
 @dataclass
 class WorkFolder:
-    """A folder of long work."""
+    """A folder of long work. done: results of finished shards, by row key."""
 
     path: Path
     plan: dict[str, Any]
-    done: dict[str, Result] = field(default_factory=dict)  # by row key
+    done: dict[str, Result] = field(default_factory=dict)
 
     @property
     def replies(self) -> Path:
@@ -47,10 +75,11 @@ class WorkFolder:
 
 @contextmanager
 def open_folder(path: Path, plan: dict[str, Any]) -> Iterator[WorkFolder]:
-    """The folder at `path`, for this plan alone, and by one process at a time.
+    """The folder at `path`, for this plan alone, and for one process at a time.
 
     Raises:
-        UsageError: it lies among the hand-written examples. RunError: it holds the work of another plan, or another process is at work in it.
+        UsageError: it lies among the hand-written examples.
+        RunError: it contains work with another plan, or another process uses it.
     """
     if is_hand_written(path):
         raise UsageError(
@@ -64,14 +93,14 @@ def open_folder(path: Path, plan: dict[str, Any]) -> Iterator[WorkFolder]:
             old = json.loads(file.read_text(encoding="utf-8"))
             if wrong := [name for name in sorted(old.keys() | plan.keys()) if old.get(name) != plan.get(name)]:
                 raise RunError(
-                    f"{path} holds work with another {', '.join(wrong)}: repeat that command to go on with it, or name another folder with --out"
+                    f"{path} contains work with another {', '.join(wrong)}: repeat that command to resume it, "
+                    "or name another folder with --out"
                 )
         else:
             write_json(file, plan)
         folder = WorkFolder(path, plan)
         for shard in sorted((path / "shards").glob("*.jsonl")):
-            for line in shard.read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
+            for row in read_objects(shard):
                 folder.done[row["key"]] = row
         yield folder
 
@@ -82,9 +111,7 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise RunError(
-            f"another process is at work in {path}: wait for it, or name another folder with --out"
-        ) from None
+        raise RunError(f"another process uses {path}: wait for it, or name another folder with --out") from None
     try:
         yield
     finally:
@@ -105,13 +132,14 @@ async def process_rows(
     """The result of every row, in order; those of finished shards are not made again.
 
     Args:
-        keys: one a row, all different.
+        keys: one for each row, all different.
         make: makes the row of this index; its result gets the row's key.
-        window: rows under way at once.
-        again: whether a stored result should be tried once more.
+        window: rows in progress at once.
+        again: whether a stored result should be made once more.
+        note: what the progress line says besides.
 
     Raises:
-        whatever stops `make` (a cap, a dead endpoint); rows under way may end first, and what they asked is in the cache.
+        Whatever stops `make` (a cap, a dead endpoint). Rows in progress may end first; their replies are in the cache.
     """
     shards = [range(start, min(start + SHARD, len(keys))) for start in range(0, len(keys), SHARD)]
     results: dict[int, Result] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from noesis.constitution.document import Constitution
@@ -43,23 +44,29 @@ _REFUSAL = re.compile(
 )
 
 
-def screen(answer: str, record: dict[str, Any], constitution: Constitution) -> list[str]:
-    """The flags of `answer`; none means that the screen abstains, not that the answer is good.
+@dataclass(frozen=True)
+class ScreenedPrompt:
+    """What the screen has to know of a prompt.
 
-    Args:
-        record: of the prompt: `prompt`, `language`, `stance` (an example, or a suite's prompt).
+    stance: what an answer should do, where that is known: agree, disagree, uncertain, decline, explore
     """
+
+    prompt: str
+    language: str
+    stance: str | None = None
+
+
+def screen(answer: str, prompt: ScreenedPrompt, constitution: Constitution) -> list[str]:
+    """Names of what the screen saw in `answer`; empty means that it abstains, not that the answer is good."""
     checks: dict[str, Callable[[], bool]] = {
         "empty": lambda: len(re.findall(r"\w", answer)) < 10,
         "repeats itself": lambda: _repeats(answer),
-        "copies the prompt": lambda: _copies(answer, str(record["prompt"])),
-        "other language": lambda: language_of(answer) not in (None, record.get("language", "pt")),
+        "copies the prompt": lambda: _copies(answer, prompt.prompt),
+        "other language": lambda: language_of(answer) not in (None, prompt.language),
         "control token": lambda: CONTROL_TOKEN.search(answer) is not None,
         "addresses the judge": lambda: _INJECTION.search(answer) is not None,
         "recites the system prompt": lambda: _recites(answer, constitution),
-        "needless refusal": lambda: (
-            record.get("stance") not in (None, "decline") and _REFUSAL.search(answer) is not None
-        ),
+        "needless refusal": lambda: prompt.stance not in (None, "decline") and _REFUSAL.search(answer) is not None,
     }
     return [name for name, flagged in checks.items() if flagged()]
 

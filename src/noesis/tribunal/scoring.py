@@ -21,7 +21,7 @@ from noesis.core.messages import Message
 from noesis.llm.clients.cached_client import sample_seed
 from noesis.tribunal.court import Opinion, opinion
 from noesis.tribunal.judge import JudgeCase, case_from_item
-from noesis.tribunal.offline_screen import screen
+from noesis.tribunal.offline_screen import ScreenedPrompt, screen
 from noesis.tribunal.panel import JudgePanel
 from noesis.tribunal.rubric import JUDGES
 from noesis.tribunal.suite import EvalSample
@@ -112,8 +112,8 @@ def answer_prompts(
         cache's key.
         model: base or tuned.
     """
-    states: list[tuple[EvalSample, int, list[Message]]] = [
-        (item, k, [opening_messages(constitution, {"language": item.language, "prompt": item.messages[0]})[0]])
+    states = [
+        (item, k, [opening_messages(constitution, item.language, item.messages[0])[0]])
         for item in items
         for k in range(section.samples)
     ]
@@ -173,11 +173,11 @@ def _case(answer: Answer) -> JudgeCase:
     return JudgeCase(answer.id, case.language, case.dialogue, case.answer, case.record)
 
 
-def screened_prompt(item: EvalSample) -> dict[str, Any]:
+def screened_prompt(item: EvalSample) -> ScreenedPrompt:
     """A prompt as the offline screen reads it."""
     demanded = next((check.language for check in item.check if check.type == "language"), None)
     stance = None if item.harmful is None else "decline" if item.harmful else "explore"
-    return {"prompt": item.prompt, "language": demanded or item.language, "stance": stance}
+    return ScreenedPrompt(item.prompt, demanded or item.language, stance)
 
 
 def verdict_rows(scored: Sequence[ScoredAnswer]) -> list[dict[str, Any]]:

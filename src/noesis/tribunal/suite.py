@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from noesis.core.errors import DataError, UsageError
 from noesis.core.files import sha256_json, write_json
+from noesis.core.jsonl import read_models, read_objects
 
 Part = Literal["dev", "locked", "all"]
 Answerable = Literal["answerable", "unanswerable", "false_premise"]
@@ -121,19 +122,9 @@ def read_rows(files: Sequence[Path], model: type[R], part: Part) -> list[R]:
     rows: list[R] = []
     seen: dict[str, str] = {}
     for file in files:
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-            if not line.strip():
-                continue
-            place = f"{file}:{number}"
-            try:
-                row = model.model_validate(json.loads(line))
-            except ValidationError as error:
-                first = error.errors()[0]
-                raise DataError(f"{place}: {'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from None
-            except ValueError as error:
-                raise DataError(f"{place}: not JSON ({error})") from None
+        for place, row in read_models(file, model):
             if row.id in seen:
-                raise DataError(f"{place}: the id {row.id!r} is used at {seen[row.id]} too")
+                raise DataError(f"{place}: the id {row.id!r} is already used at {seen[row.id]}")
             seen[row.id] = place
             if part in ("all", row.split):
                 rows.append(row)
@@ -200,8 +191,7 @@ def seal(tribunal: Path) -> dict[str, str]:
     """The hash of the locked rows of each file under `tribunal` (of their content, not their formatting)."""
     found = {}
     for file in sorted(tribunal.rglob("*.jsonl")):
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        locked = [row for row in rows if row.get("split") == "locked"]
+        locked = [row for row in read_objects(file) if row.get("split") == "locked"]
         if locked:
             found[file.relative_to(tribunal).as_posix()] = sha256_json(locked)
     return found

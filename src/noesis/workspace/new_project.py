@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 from noesis.core.errors import UsageError
 from noesis.core.files import write_text
+from noesis.core.jsonl import iter_lines, parse_object
 from noesis.core.language import Language
 from noesis.core.project import Project
 
@@ -64,7 +64,7 @@ def _copy_examples(project: Project) -> list[Path]:
 
 
 def _example(file: Path, name: str) -> str:
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if json.loads(line)["id"] == name:
-            return line + "\n"
+    for line in iter_lines(file):
+        if parse_object(line.data)["id"] == name:
+            return line.data.decode().rstrip("\n") + "\n"
     raise UsageError(f"{file} no longer holds {name}: the checkout is incomplete")

@@ -116,7 +116,7 @@ def _judge_copy(s: RunSession, epoch: int) -> JudgedEpoch:
 
     def measure() -> dict[str, object]:
         found = score_checkpoints(s, [name])
-        ids = [record["id"] for record in s.examples("eval")]
+        ids = [example.id for example in s.dataset.held_out]
         return {"preference": compare(ids, found[BASE], found[name]).to_json()}
 
     measured = s.run.perform("judge_epoch", measure, list)

@@ -1,24 +1,24 @@
-"""The gate between training data and what judges ask: no question of the Tribunal, nor of its judges' benchmark, may be trained on."""
+"""Keeps the questions of the Tribunal and of its judges' benchmark out of the training data."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from noesis.core.errors import DataError
+from noesis.core.jsonl import iter_objects
 from noesis.dataset.checks.fingerprint import fingerprint
 from noesis.dataset.checks.near_duplicates import NEAR, bands, mix
 from noesis.dataset.checks.scan import Table
-from noesis.dataset.jsonl import FileChunk, lines
 
 SHOWN = 5
 
 
 def refuse_known_questions(table: Table, files: list[Path], tribunal: Path) -> None:
-    """Compare every training prompt with every question under `tribunal`, read alike or nearly so.
+    """Compare every training prompt with every question under `tribunal`; near-duplicates count.
 
     Raises:
         DataError: the pairs, by file and line.
@@ -27,14 +27,29 @@ def refuse_known_questions(table: Table, files: list[Path], tribunal: Path) -> N
     if pairs:
         more = f"\n  … and {len(pairs) - SHOWN:,} more" if len(pairs) > SHOWN else ""
         raise DataError(
-            f"{len(pairs)} training prompt(s) are questions that the Tribunal asks, so its verdict would be worth nothing; take them out:\n  "
-            + "\n  ".join(pairs[:SHOWN])
-            + more
+            f"{len(pairs)} training prompt(s) are questions that the Tribunal asks, so its verdict would be worth "
+            "nothing; remove them:\n  " + "\n  ".join(str(pair) for pair in pairs[:SHOWN]) + more
         )
 
 
-def known_questions(table: Table, files: list[Path], tribunal: Path) -> Iterator[str]:
-    """Pairs as text, `data.jsonl:3 (id) asks what prompts/facts.jsonl:7 asks`."""
+@dataclass(frozen=True)
+class KnownQuestion:
+    """A training prompt that asks what a question asks.
+
+    row: of the table
+    prompt, question: places, `data.jsonl:3 (id)` and `prompts/facts.jsonl:7`
+    """
+
+    row: int
+    prompt: str
+    question: str
+
+    def __str__(self) -> str:
+        return f"{self.prompt} asks what {self.question} asks"
+
+
+def known_questions(table: Table, files: list[Path], tribunal: Path) -> Iterator[KnownQuestion]:
+    """The training prompts that ask what a question under `tribunal` asks."""
     places, texts = [], []
     for file in sorted(tribunal.rglob("*.jsonl")):
         for number, text in _questions(file):
@@ -42,31 +57,34 @@ def known_questions(table: Table, files: list[Path], tribunal: Path) -> Iterator
             texts.append(text)
     if not texts or not len(table):
         return
-    asked = fingerprint(texts)
-    digests = asked.minhash()
-    by_key = dict(zip(asked.key.tolist(), places, strict=True))
-    candidates = np.isin(table.prompt_key, asked.key)
+    questions = fingerprint(texts)
+    digests = questions.minhash()
+    by_key = dict(zip(questions.key.tolist(), places, strict=True))
+    candidates = np.isin(table.prompt_key, questions.key)
     for columns in bands():
         candidates |= np.isin(mix(table.prompt_digest[:, columns]), mix(digests[:, columns]))
-    for row in np.flatnonzero(candidates):
-        likeness = (digests == table.prompt_digest[row]).mean(axis=1)
+    for row in np.flatnonzero(candidates).tolist():
+        similarity = (digests == table.prompt_digest[row]).mean(axis=1)
         place = by_key.get(int(table.prompt_key[row])) or (
-            places[likeness.argmax()] if likeness.max() >= NEAR else None
+            places[similarity.argmax()] if similarity.max() >= NEAR else None
         )
         if place:
-            yield f"{files[table.file[row]]}:{table.line[row]} ({table.ids[row][:80]}) asks what {place} asks"
+            prompt = f"{files[table.file[row]]}:{table.line[row]} ({table.ids[row][:80]})"
+            yield KnownQuestion(row, prompt, place)
 
 
 def _questions(file: Path) -> Iterator[tuple[int, str]]:
-    """The prompts in a file of the Tribunal: `prompt`, with the user's earlier turns; and each user turn of a dialogue (a text, or role and content)."""
-    size = file.stat().st_size
-    for number, _, line in lines(FileChunk(file, 0, size)):
-        row = json.loads(line)
+    """(line, text) of the prompts in a file of the Tribunal.
+
+    Those are `prompt`, alone and with the user's earlier turns, `b_prompt`, and each user turn of a dialogue (a text,
+    or role and content).
+    """
+    for number, row in iter_objects(file):
         turns = [turn["content"] for turn in row.get("turns") or () if isinstance(turn, dict)]
         if isinstance(row.get("prompt"), str):
-            yield number + 1, " ".join([*turns, row["prompt"]])
+            yield number, " ".join([*turns, row["prompt"]])
             if turns:
-                yield number + 1, row["prompt"]
+                yield number, row["prompt"]
         for text in [*(row.get("turns") or ()), row.get("b_prompt")]:
             if isinstance(text, str) and text != row.get("prompt"):
-                yield number + 1, text
+                yield number, text

@@ -1,4 +1,4 @@
-"""How long the examples are in tokens of the model that is to be trained, and which do not fit its window."""
+"""How long the examples are in tokens of the model that is to be trained, and which of them exceed its window."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from noesis.constitution.dialogue import opening_messages
+from noesis.constitution.dialogue import opening_messages, with_analysis
 from noesis.constitution.document import Constitution
 from noesis.core.config import Config
 from noesis.core.console import Progress
 from noesis.core.errors import NoesisError
+from noesis.core.messages import Message
 from noesis.core.text import CONTROL_TOKEN
-from noesis.dataset.checks.scan import Column, Table
-from noesis.dataset.encode import target_text
-from noesis.dataset.jsonl import LineReader
+from noesis.dataset.checks.rows import RowReader
+from noesis.dataset.checks.scan import Table
+from noesis.dataset.encode import prompt_messages, target_text
+from noesis.dataset.schema import Example
 from noesis.llm.chat_template import encode
 from noesis.llm.hub import find_tokenizer
+from noesis.llm.row_encoder import RowEncoder
 from noesis.llm.tokenizer import ChatTokenizer, load_tokenizer
 
 MARGIN = 16  # tokens by which a template's own may vary between rows (role names, joins)
@@ -29,17 +31,22 @@ MARGIN = 16  # tokens by which a template's own may vary between rows (role name
 
 @dataclass(frozen=True)
 class TokenCounter:
-    """Measures records as training would render them."""
+    """Measures examples as training would render them.
+
+    encoder: remembers the rows that were measured, for training; None: nothing is remembered
+    max_length: tokens
+    """
 
     model: str
     tokenizer: ChatTokenizer
     constitution: Constitution
     include_critique: bool
     max_length: int
+    encoder: RowEncoder | None = None
 
     @property
     def special_tokens(self) -> re.Pattern[str] | None:
-        """What would become a special token of this model, wherever it stands in a text; None if the usual ones are all."""
+        """Matches the special tokens that only this model has; None if it has none beyond the usual ones."""
         tokens = [
             t.content
             for t in self.tokenizer.backend.get_added_tokens_decoder().values()
@@ -49,29 +56,54 @@ class TokenCounter:
 
     @property
     def byte_level(self) -> bool:
-        """Whether a token is never less than a byte of text."""
+        """Whether every token stands for at least one byte of text."""
         backend = self.tokenizer.backend
         return type(backend.decoder).__name__ == "ByteLevel" or bool(getattr(backend.model, "byte_fallback", False))
 
-    def length(self, record: dict[str, Any]) -> int:
+    def length(self, example: Example) -> int:
         """Tokens of the whole row.
 
         Raises:
             TrainingError: the model's template refuses the row.
         """
-        answer = target_text(record, include_critique=self.include_critique)
-        return len(
-            encode(self.tokenizer, opening_messages(self.constitution, record), answer, name=record["id"]).input_ids
+        answer = target_text(example, include_critique=self.include_critique)
+        return self._length(prompt_messages(self.constitution, example), answer, example.id)
+
+    def overhead(self) -> int:
+        """Tokens of the system prompt and the template, in the language that takes more of them."""
+        answer = with_analysis("c", "b") if self.include_critique else "b"
+        return max(
+            self._length(opening_messages(self.constitution, language, "a"), answer, "(probe)")
+            for language in ("pt", "en")
         )
 
+    def _length(self, messages: list[Message], answer: str, name: str) -> int:
+        if self.encoder is not None:
+            return len(self.encoder.encode(messages, answer, name=name).input_ids)
+        return len(encode(self.tokenizer, messages, answer, name=name).input_ids)
 
-def find_token_counter(config: Config, constitution: Constitution) -> TokenCounter | None:
-    """The ruler of the configured model; None if its tokenizer is not on this machine."""
+
+def find_token_counter(config: Config, constitution: Constitution, *, remember: bool = False) -> TokenCounter | None:
+    """The token counter of the configured model; None if its tokenizer is not on this machine.
+
+    Args:
+        remember: keep the rows that are measured, so that training need not tokenise them again.
+    """
     t = config.training
     folder = find_tokenizer(t.model, t.revision)
     if folder is None:
         return None
-    return TokenCounter(t.model, _tokenizer(folder), constitution, t.constitutional_ai.include_critique, t.max_length)
+    tokenizer = _tokenizer(folder)
+    encoder = RowEncoder(tokenizer, folder) if remember else None
+    critique = t.constitutional_ai.include_critique
+    return TokenCounter(t.model, tokenizer, constitution, critique, t.max_length, encoder)
+
+
+def counter_of(encoder: RowEncoder, config: Config, constitution: Constitution) -> TokenCounter:
+    """The token counter of the configured model that measures with `encoder`."""
+    t = config.training
+    critique = t.constitutional_ai.include_critique
+    return TokenCounter(t.model, encoder.tokenizer, constitution, critique, t.max_length, encoder)
 
 
 @lru_cache(maxsize=2)
@@ -79,31 +111,23 @@ def _tokenizer(folder: Path) -> ChatTokenizer:
     return load_tokenizer(folder)
 
 
-def too_long(ruler: TokenCounter, table: Table, reader: LineReader) -> Iterator[tuple[int, str]]:
-    """(row, what is wrong) of the rows that would not fit the window, or that the template refuses.
+def too_long(counter: TokenCounter, table: Table, reader: RowReader) -> Iterator[tuple[int, str]]:
+    """(row, what is wrong) for each row that exceeds the window or that the template refuses.
 
-    A row whose bytes fit is not tokenised where a token is at least a byte.
+    Where every token is at least a byte, a row whose bytes fit is not tokenised.
     """
     rows = np.arange(len(table))
-    if ruler.byte_level:
-        texts = table.length if ruler.include_critique else table.text_bytes
-        rows = np.flatnonzero(texts + table.turns * MARGIN + _overhead(ruler) > ruler.max_length)
+    if counter.byte_level:
+        texts = table.length if counter.include_critique else table.text_bytes
+        rows = np.flatnonzero(texts + table.turns * MARGIN + counter.overhead() + MARGIN > counter.max_length)
+    limit = f"more than max_length {counter.max_length} in training_config.yaml; answers are never cut"
     with Progress("measure", len(rows), "rows") as progress:
-        for row in rows:
+        for row in rows.tolist():
             try:
-                length = ruler.length(reader.record(table.file[row], table.offset[row], table.length[row]))
+                length = counter.length(reader.example(table, row))
             except NoesisError as error:
-                yield int(row), str(error)
+                yield row, str(error)
             else:
-                if length > ruler.max_length:
-                    yield (
-                        int(row),
-                        f"{length} tokens of {ruler.model}, more than max_length {ruler.max_length} in training_config.yaml; answers are never cut",
-                    )
+                if length > counter.max_length:
+                    yield row, f"{length} tokens of {counter.model}, {limit}"
             progress.advance(1)
-
-
-def _overhead(ruler: TokenCounter) -> Column:
-    """Tokens of the system prompt and the template, by the longer language."""
-    probe = {"id": "(probe)", "prompt": "a", "response_revised": "b", "critique": "c"}
-    return np.int64(max(ruler.length(probe | {"language": language}) for language in ("pt", "en")) + MARGIN)  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""One line of a JSONL file → the record in it, and what is wrong with it. What only the whole set can tell is in `validate.py`."""
+"""One line of a JSONL file → the example in it, and what is wrong with it. `whole_set.py` has the checks of the set."""
 
 from __future__ import annotations
 
@@ -11,27 +11,32 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from noesis.core.jsonl import MAX_LINE
 from noesis.core.language import missing_accents, other_language
 from noesis.core.text import control_token, invisible, normalised, placeholder
 from noesis.dataset.checks.privacy import find_personal
-from noesis.dataset.jsonl import MAX_LINE
-from noesis.dataset.schema import ALIASES, Generated, Record
+from noesis.dataset.schema import ALIASES, GENERATED_MARKS, Example
 
 TEXT_FIELDS = ("prompt", "response_initial", "critique", "response_revised", "reasoning")
 LABEL_FIELDS = ("id", "category", "key")
 JUDGES = ("[VERITAS]", "[SOPHIA]", "[DIKE]")
-MARKS_OF_GENERATED = ("generated", "lineage")
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a record may name."""
+    """What an example may name, and how thoroughly it is checked.
 
-    values: tuple[str, ...]  # in rank order
+    values: of the constitution, in rank order
+    categories: the configured ones; () accepts any
+    special: matches the special tokens of the model that is to be trained
+    doubts: also look for what a person should check; that loads a language detector, which takes 0.2 s
+    """
+
+    values: tuple[str, ...]
     principles: frozenset[str]
-    categories: tuple[str, ...]  # () accepts any
-    special: re.Pattern[str] | None = None  # special tokens of the model that is to be trained
-    doubts: bool = True  # also look for what a person should look at; it takes a language model that is loaded in 0.2 s
+    categories: tuple[str, ...]
+    special: re.Pattern[str] | None = None
+    doubts: bool = True
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,8 @@ class Finding:
     warning: bool = False
 
 
-def check_line(line: bytes, rules: Rules, *, hand_written: bool = False) -> tuple[dict[str, Any] | None, list[Finding]]:
-    """The record in `line` (None if it holds none that could be trained on) and the findings.
+def check_line(line: bytes, rules: Rules, *, hand_written: bool = False) -> tuple[Example | None, list[Finding]]:
+    """The example in `line` (None if there is none that could be trained on) and the findings.
 
     Args:
         hand_written: the file is one of those that only people write; a generated example in it is an error.
@@ -52,22 +57,18 @@ def check_line(line: bytes, rules: Rules, *, hand_written: bool = False) -> tupl
     row = _parse(line)
     if isinstance(row, Finding):
         return None, [row]
-    if hand_written and any(name in row for name in MARKS_OF_GENERATED):
-        return None, [
-            Finding(
-                "generated",
-                "a generated example among the hand-written ones: keep it in a folder of its own, such as data/generated",
-            )
-        ]
-    findings = list(_fields(row))
-    findings += (
-        _content(row, rules)
-        if not findings
-        else _traps([(k[:80], v) for k, v in row.items() if isinstance(v, str)], rules)
-    )
+    if hand_written and any(name in row for name in GENERATED_MARKS):
+        advice = "keep it in a folder of its own, such as data/generated"
+        return None, [Finding("generated", f"a generated example among the hand-written ones: {advice}")]
+    try:
+        example = Example.from_json(row)
+    except ValidationError as error:
+        texts = [(name[:80], value) for name, value in row.items() if isinstance(value, str)]
+        return None, [*_field_errors(error, row), *_traps(texts, rules)]
+    findings = list(_content(example, rules))
     if any(not finding.warning for finding in findings):
         return None, findings
-    return row, [*findings, *(_doubts(row) if rules.doubts else ())]
+    return example, [*findings, *(_doubts(example) if rules.doubts else ())]
 
 
 class _DuplicateKeyError(ValueError):
@@ -81,10 +82,8 @@ def _parse(line: bytes) -> dict[str, Any] | Finding:
         row = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
         utf16 = " (it looks like UTF-16)" if b"\x00" in line[:4] or line[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-        return Finding(
-            "not-utf8",
-            f"not UTF-8{utf16}: byte 0x{line[error.start]:02x} at column {error.start + 1}; save the file as UTF-8",
-        )
+        place = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
+        return Finding("not-utf8", f"not UTF-8{utf16}: {place}; save the file as UTF-8")
     except RecursionError:
         return Finding("not-json", "not JSON that can be read: nested too deeply")
     except _DuplicateKeyError as error:
@@ -104,7 +103,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys are all different: of two equal ones, each reader would take another."""
+    """An object whose keys all differ: readers disagree about which of two equal keys counts."""
     made = dict(pairs)
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
@@ -112,67 +111,60 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _fields(row: dict[str, Any]) -> Iterator[Finding]:
-    """Errors of missing, unknown or mistyped fields, at most five."""
-    kind = Generated if any(name in row for name in MARKS_OF_GENERATED) else Record
-    try:
-        kind.model_validate(row)
-    except ValidationError as error:
-        for item in error.errors(include_input=False, include_url=False)[:5]:
-            name = ".".join(str(part) for part in item["loc"])[:80] or "record"
-            if item["type"] == "missing":
-                other = next((k for k in row if ALIASES.get(k) == name), None)
-                yield Finding(
-                    "missing-field",
-                    f"the field {name!r} is missing" + (f"; {other!r} is there: rename it" if other else ""),
-                )
-            elif item["type"] == "string_too_short":
-                yield Finding(
-                    "bad-field", f"{name} is too short: at least {item['ctx']['min_length']} characters are needed"
-                )
-            elif item["type"] != "extra_forbidden":
-                yield Finding("bad-field", f"{name}: {item['msg'].removeprefix('Value error, ')}")
-            elif name not in ALIASES or ALIASES[name] in row:  # else it was named with the missing field
-                yield Finding("unknown-field", f"unknown field {name!r}")
+def _field_errors(error: ValidationError, row: dict[str, Any]) -> Iterator[Finding]:
+    """Missing, unknown and mistyped fields, at most five."""
+    items = error.errors(include_input=False, include_url=False)
+    missing = {item["loc"][0] for item in items if item["type"] == "missing"}
+    for item in items[:5]:
+        name = ".".join(str(part) for part in item["loc"])[:80] or "record"
+        if item["type"] == "missing":
+            other = next((k for k in row if ALIASES.get(k) == name), None)
+            advice = f"; {other!r} is there: rename it" if other else ""
+            yield Finding("missing-field", f"the field {name!r} is missing{advice}")
+        elif item["type"] == "string_too_short":
+            yield Finding(
+                "bad-field", f"{name} is too short: at least {item['ctx']['min_length']} characters are needed"
+            )
+        elif item["type"] != "extra_forbidden":
+            message = item["msg"].removeprefix("Value error, ").replace("Tuple", "List").replace("tuple", "list")
+            yield Finding("bad-field", f"{name}: {message}")
+        elif ALIASES.get(name) not in missing:  # else it was named with the missing field
+            yield Finding("unknown-field", f"unknown field {name!r}")
 
 
-def _content(row: dict[str, Any], rules: Rules) -> Iterator[Finding]:
+def _content(example: Example, rules: Rules) -> Iterator[Finding]:
     """Errors in what the fields say, and a category that is not configured."""
-    if any(_trapped(text, rules.special) for text in _halves(row)):
-        yield from _traps(_texts(row), rules)
-    initial, revised = row["response_initial"], row["response_revised"]
+    if any(_trapped(text, rules.special) for text in _halves(example)):
+        yield from _traps(_texts(example), rules)
+    initial, revised = example.response_initial, example.response_revised
     if abs(len(initial) - len(revised)) < 0.2 * len(revised) and normalised(initial) == normalised(revised):
         yield Finding("no-revision", "response_revised says the same as response_initial")
-    if row["category"] == "tribunal" and (absent := [judge for judge in JUDGES if judge not in row["critique"]]):
-        yield Finding(
-            "judges", f"a tribunal example's critique needs a paragraph of each judge; missing: {', '.join(absent)}"
-        )
-    for value in row["values_applied"]:
+    if example.category == "tribunal" and (absent := [judge for judge in JUDGES if judge not in example.critique]):
+        message = "a tribunal example's critique needs a paragraph of each judge"
+        yield Finding("judges", f"{message}; missing: {', '.join(absent)}")
+    for value in example.values_applied:
         if value not in rules.values:
-            yield Finding(
-                "unknown-value",
-                f"values_applied names {value[:80]!r}; the constitution has {', '.join(sorted(rules.values))}",
-            )
-    for principle in row.get("principles") or ():
+            known = ", ".join(sorted(rules.values))
+            yield Finding("unknown-value", f"values_applied names {value[:80]!r}; the constitution has {known}")
+    for principle in example.principles:
         if principle not in rules.principles:
-            yield Finding(
-                "unknown-principle", f"principles names {principle[:80]!r}, which the constitution does not have"
-            )
-    if rules.categories and row["category"] not in rules.categories:
-        yield Finding(
-            "unknown-category",
-            f"category {row['category'][:80]!r} is not in training_config.yaml (data.categories)",
-            warning=True,
-        )
+            message = f"principles names {principle[:80]!r}, which the constitution does not have"
+            yield Finding("unknown-principle", message)
+    if rules.categories and example.category not in rules.categories:
+        message = f"category {example.category[:80]!r} is not in training_config.yaml (data.categories)"
+        yield Finding("unknown-category", message, warning=True)
 
 
-def _halves(row: dict[str, Any]) -> tuple[str, str]:
-    """All texts of a record in two: what is often the same in many rows, and what is not."""
+def _halves(example: Example) -> tuple[str, str]:
+    """All texts of an example in two parts: those that many rows of a generated set share, and the others."""
     shared = ("response_initial", "critique", "response_revised")
-    return "\n".join(row[name] for name in shared), "\n".join(text for name, text in _texts(row) if name not in shared)
+    return (
+        "\n".join(getattr(example, name) for name in shared),
+        "\n".join(text for name, text in _texts(example) if name not in shared),
+    )
 
 
-# Generated sets repeat a few answers thousands of times: what was found in one is remembered.
+# Generated sets repeat a few answers thousands of times: each is searched once.
 @lru_cache(maxsize=2048)
 def _trapped(text: str, special: re.Pattern[str] | None) -> bool:
     return bool(control_token(text, special) or placeholder(text) or invisible(text))
@@ -184,48 +176,48 @@ def _personal(text: str) -> bool:
 
 
 @lru_cache(maxsize=2048)
-def _speech(text: str, label: str) -> tuple[str | None, list[str]]:
-    """(another language than the label's, words without their accents)"""
+def _language_problems(text: str, label: str) -> tuple[str | None, list[str]]:
+    """(the text's language if it is not the label's, words that lack their accents)"""
     return other_language(text, label), missing_accents(text) if label == "pt" else []
 
 
 def _traps(texts: Iterable[tuple[str, str]], rules: Rules) -> Iterator[Finding]:
     for name, text in texts:
         if token := control_token(text, rules.special):
-            yield Finding(
-                "forged-turn", f"{name} holds {token!r}, a control token of chat templates: it would forge a turn"
-            )
+            message = f"{name} contains {token!r}, a control token of chat templates: it would forge a turn"
+            yield Finding("forged-turn", message)
         if unfilled := placeholder(text):
-            yield Finding("placeholder", f"{name} holds the unfilled placeholder {unfilled!r}")
+            yield Finding("placeholder", f"{name} contains the unfilled placeholder {unfilled!r}")
         if character := invisible(text):
-            yield Finding("invisible", f"{name} holds an invisible character ({character})")
+            yield Finding("invisible", f"{name} contains an invisible character ({character})")
 
 
-def _texts(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _texts(example: Example) -> Iterator[tuple[str, str]]:
+    """(field, text) of every text of an example."""
     for name in TEXT_FIELDS:
-        yield name, row[name]
+        yield name, getattr(example, name)
     for name in LABEL_FIELDS:
-        if row.get(name):
-            yield name, row[name]
-    for i, turn in enumerate(row.get("turns") or ()):
-        yield f"turns[{i}]", turn["content"]
-    for i, source in enumerate(row.get("sources") or ()):
-        yield f"sources[{i}]", " ".join(source.values())
+        if value := getattr(example, name):
+            yield name, value
+    for i, turn in enumerate(example.turns):
+        yield f"turns[{i}]", turn.content
+    for i, source in enumerate(example.sources):
+        yield f"sources[{i}]", f"{source.author} {source.work} {source.place}"
 
 
-def _doubts(row: dict[str, Any]) -> Iterator[Finding]:
-    """Warnings: what a person should look at."""
-    label = row.get("language", "pt")
-    language, accents = _speech(row["response_revised"], label)
+def _doubts(example: Example) -> Iterator[Finding]:
+    """Warnings: what a person should check."""
+    label = example.language
+    language, accents = _language_problems(example.response_revised, label)
     if language is not None:
         yield Finding("language", f"response_revised is in {language!r}, its label says {label!r}", warning=True)
-    elif label == "pt" and (words := accents or missing_accents(row["prompt"])):
+    elif label == "pt" and (words := accents or missing_accents(example.prompt)):
         yield Finding("accents", f"Portuguese without its accents: {', '.join(words[:4])}", warning=True)
-    if not any(_personal(text) for text in _halves(row)):
+    if not any(_personal(text) for text in _halves(example)):
         return
-    seen = set()
-    for name, text in _texts(row):
+    reported = set()
+    for name, text in _texts(example):
         for kind, masked in find_personal(text):
-            if kind not in seen:
-                seen.add(kind)
-                yield Finding("personal", f"{name} seems to hold a {kind}: {masked}", warning=True)
+            if kind not in reported:
+                reported.add(kind)
+                yield Finding("personal", f"{name} seems to contain a {kind}: {masked}", warning=True)

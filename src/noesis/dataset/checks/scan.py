@@ -1,6 +1,6 @@
-"""One pass over JSONL files, in all processors: every line checked, every good record reduced to a row of numbers.
+"""One pass over JSONL files on all CPU cores: every line is checked, every good example becomes a row of a table.
 
-The texts are not kept: 300,000 records take about 250 MB here, whatever they say.
+By default the texts are dropped: 300,000 examples take about 250 MB, however long they are.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from noesis.core.device import usable_threads
 from noesis.core.text import closing
 from noesis.dataset.checks.fingerprint import fingerprint
 from noesis.dataset.checks.line import Finding, Rules, check_line
-from noesis.dataset.jsonl import FileChunk, file_chunks, is_hand_written, lines, total_size
+from noesis.dataset.jsonl import FileChunk, chunk_lines, file_chunks, is_hand_written, total_size
+from noesis.dataset.schema import Example
 
-PIECE = 3_000_000  # bytes of a file that are checked at a time
+CHUNK_SIZE = 3_000_000  # bytes
 PARALLEL_FROM = 12_000_000  # bytes below which starting processes costs more than it saves
-KEPT = 20  # findings of one kind of which a piece keeps place and words; of the others it keeps the number
+MAX_FINDINGS = 20  # of one kind, whose place and message a chunk keeps; the others are counted
 LANGUAGES, DIFFICULTIES = ("pt", "en"), ("easy", "medium", "hard")
 STANCES = ("unlabelled", "agree", "disagree", "uncertain", "decline", "explore")
 PROMPT_GRAMS, ANSWER_GRAMS = 32, 48  # 3-grams of a text's beginning by which templates are found
 COPIED = 0.8  # share of common 3-grams from which a revision only lengthens or shortens
+NOT_COLUMNS = ("ids", "categories", "examples")
 
 Column = np.ndarray[Any, np.dtype[Any]]
 Result = TypeVar("Result")
@@ -37,18 +39,20 @@ Result = TypeVar("Result")
 
 @dataclass
 class Table:
-    """The good records as columns, one row each, in the order of files and lines.
+    """The good examples as columns, one row each, in the order of files and lines.
 
-    file, line, offset, length: where the record stands (line from 1; offset and length in bytes)
+    file, line, offset, length: where the example is (line from 1; offset and length in bytes)
     language, difficulty, stance: index into LANGUAGES, DIFFICULTIES, STANCES
     category: index into `categories`
-    values: bit i set where the constitution's i-th value is applied
-    turns: earlier messages
-    words: (rows, 3) of the initial answer, the critique and the revised answer
-    text_bytes: UTF-8 length of what is rendered besides the system prompt
-    prompt_key, answer_key, closing_key: equal for texts that read alike; of turns with prompt, of the revised answer, of its last sentence (0: none)
+    values: bit i is set where the constitution's i-th value is applied
+    turns: number of earlier messages
+    words: (rows, 3) number of words of the initial answer, the critique and the revised answer
+    text_bytes: UTF-8 length of what is rendered apart from the system prompt
+    prompt_key, answer_key, closing_key: equal for texts that read alike: turns with prompt, revised answer, its last
+        sentence (0: it has none)
     prompt_digest, answer_digest: (rows, 63) MinHash
     prompt_grams, answer_grams: (rows, 32 or 48) 3-grams of the beginning
+    examples: as parsed, where the scan was asked to keep them; else empty
     """
 
     file: Column
@@ -72,6 +76,7 @@ class Table:
     answer_grams: Column
     ids: list[str]
     categories: list[str]
+    examples: tuple[Example, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -84,45 +89,64 @@ class Table:
     def keep(self, rows: Column) -> Table:
         """The table of `rows` (indices or a mask)."""
         index = np.flatnonzero(rows) if rows.dtype == bool else rows
-        columns = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name not in ("ids", "categories")}
-        return Table(**columns, ids=[self.ids[i] for i in index], categories=self.categories)
+        columns = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name not in NOT_COLUMNS}
+        examples = tuple(self.examples[i] for i in index) if self.examples else ()
+        return Table(**columns, ids=[self.ids[i] for i in index], categories=self.categories, examples=examples)
 
 
 @dataclass
 class ChunkResult:
-    """What one piece came to."""
+    """What a scan found in one chunk.
 
-    piece: FileChunk
-    rows: int  # lines that are not blank
+    rows: lines that are not blank
+    lines: all lines
+    findings: (line within the chunk from 1, finding), at most MAX_FINDINGS of a code
+    counts: of all findings, by (code, warning)
+    """
+
+    chunk: FileChunk
+    rows: int
     lines: int
-    findings: list[tuple[int, Finding]]  # (line within the piece from 0, finding), at most KEPT of a code
-    counts: Counter[tuple[str, bool]]  # of all findings, by (code, warning)
+    findings: list[tuple[int, Finding]]
+    counts: Counter[tuple[str, bool]]
     table: Table
 
 
+@dataclass(frozen=True)
+class _Parsed:
+    """An example and where it is: line within the chunk from 1, offset and length in bytes."""
+
+    example: Example
+    line: int
+    offset: int
+    length: int
+
+
 def scan(
-    files: list[Path], rules: Rules, *, processes: int | None = None, what: str = "check"
+    files: list[Path], rules: Rules, *, keep_examples: bool = False, processes: int | None = None, what: str = "check"
 ) -> Iterator[ChunkResult]:
-    """Check every line of `files`; the parts come in order.
+    """Check every line of `files`; the results come in order.
 
     Args:
-        processes: at a time; default: as many as the processor runs, one for small data.
+        keep_examples: hand on the parsed examples, for data that fits into memory.
+        processes: default: one for each CPU core, a single one for small data.
     """
     number = {file: i for i, file in enumerate(files)}
-    return map_chunks(files, partial(_scan_piece, number=number, rules=rules), what=what, processes=processes)
+    work = partial(_scan_chunk, number=number, rules=rules, keep_examples=keep_examples)
+    return map_chunks(files, work, what=what, processes=processes)
 
 
 def map_chunks(
     files: list[Path], work: Callable[[FileChunk], Result], *, what: str, processes: int | None = None
 ) -> Iterator[Result]:
-    """`work` on every piece of `files`, in as many processes as the processor runs (one for small data); the results come in order."""
+    """`work` on every chunk of `files`, in parallel unless the data is small; the results come in order."""
     total = total_size(files)
-    todo = [piece for file in files for piece in file_chunks(file, PIECE)]
+    todo = [chunk for file in files for chunk in file_chunks(file, CHUNK_SIZE)]
     processes = processes or (usable_threads() if total >= PARALLEL_FROM else 1)
     with Progress(what, max(total // 1_000_000, 1), "MB", every_s=5.0) as progress:
         read = 0
-        for piece, result in zip(todo, _in_order(todo, work, processes), strict=True):
-            read += piece.end - piece.start
+        for chunk, result in zip(todo, _in_order(todo, work, processes), strict=True):
+            read += chunk.end - chunk.start
             progress.advance(read // 1_000_000 - progress.done)
             yield result
 
@@ -134,9 +158,9 @@ def _in_order(todo: list[FileChunk], work: Callable[[FileChunk], Result], proces
     waiting: deque[Future[Result]] = deque()
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
-            for piece in todo:
-                waiting.append(pool.submit(work, piece))
-                if len(waiting) > 2 * processes:  # a few ahead: finished parts must not pile up in memory
+            for chunk in todo:
+                waiting.append(pool.submit(work, chunk))
+                if len(waiting) > 2 * processes:  # finished chunks must not pile up in memory
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -145,45 +169,41 @@ def _in_order(todo: list[FileChunk], work: Callable[[FileChunk], Result], proces
                 future.cancel()
 
 
-def _scan_piece(piece: FileChunk, number: dict[Path, int], rules: Rules) -> ChunkResult:
-    """Check one piece. Runs in a process of its own for large data."""
+def _scan_chunk(chunk: FileChunk, number: dict[Path, int], rules: Rules, keep_examples: bool) -> ChunkResult:
+    """Check one chunk. Runs in a process of its own for large data."""
     findings: list[tuple[int, Finding]] = []
     counts: Counter[tuple[str, bool]] = Counter()
-    records: list[tuple[int, int, int, dict[str, Any]]] = []  # line, offset, length, record
+    parsed: list[_Parsed] = []
     rows = last = 0
 
     def note(line: int, finding: Finding) -> None:
         counts[finding.code, finding.warning] += 1
-        if counts[finding.code, finding.warning] <= KEPT:
+        if counts[finding.code, finding.warning] <= MAX_FINDINGS:
             findings.append((line, finding))
 
-    hand_written = is_hand_written(piece.file)
-    for index, offset, line in lines(piece):
-        rows, last = rows + 1, index
-        record, found = check_line(line, rules, hand_written=hand_written)
+    hand_written = is_hand_written(chunk.file)
+    for line in chunk_lines(chunk):
+        rows, last = rows + 1, line.number
+        example, found = check_line(line.data, rules, hand_written=hand_written)
         for finding in found:
-            note(index, finding)
-        if record is not None:
-            records.append((index, offset, len(line), record))
-    table, copied = _table(records, number[piece.file], rules)
+            note(line.number, finding)
+        if example is not None:
+            parsed.append(_Parsed(example, line.number, line.offset, len(line.data)))
+    table, copied = _table(parsed, number[chunk.file], rules)
+    if keep_examples:
+        table.examples = tuple(p.example for p in parsed)
+    message = "response_revised only lengthens or shortens response_initial: most of the words are the same"
     for i in np.flatnonzero(copied):
-        note(
-            records[i][0],
-            Finding(
-                "length-only",
-                "response_revised only lengthens or shortens response_initial: most of the words are the same",
-                warning=True,
-            ),
-        )
-    return ChunkResult(piece, rows, last + 1, findings, counts, table)
+        note(parsed[i].line, Finding("length-only", message, warning=True))
+    return ChunkResult(chunk, rows, last, findings, counts, table)
 
 
-def _table(records: list[tuple[int, int, int, dict[str, Any]]], file: int, rules: Rules) -> tuple[Table, Column]:
-    """The records' columns, and for each record whether its revision only changes the length."""
-    made = [record for *_, record in records]
-    prompts = [" ".join([*(turn["content"] for turn in r.get("turns") or ()), r["prompt"]]) for r in made]
-    # Generated sets repeat a few answers thousands of times: each is looked at once a piece.
-    replies = [(r["response_initial"], r["critique"], r["response_revised"]) for r in made]
+def _table(parsed: list[_Parsed], file: int, rules: Rules) -> tuple[Table, Column]:
+    """The columns of the examples, and for each example whether its revision only changes the length."""
+    examples = [p.example for p in parsed]
+    prompts = [" ".join([*(turn.content for turn in e.turns), e.prompt]) for e in examples]
+    # Generated sets repeat a few answers thousands of times: each is examined once in a chunk.
+    replies = [(e.response_initial, e.critique, e.response_revised) for e in examples]
     distinct = {reply: i for i, reply in enumerate(dict.fromkeys(replies))}
     which = np.array([distinct[reply] for reply in replies], np.int64)
     initial, critique, answer = (fingerprint([reply[i] for reply in distinct]) for i in range(3))
@@ -191,20 +211,20 @@ def _table(records: list[tuple[int, int, int, dict[str, Any]]], file: int, rules
     closings = np.where([bool(ending) for ending in endings], fingerprint(endings).key, np.uint64(0)).astype(np.uint64)
     bytes_of_answers = np.array([len(reply[2].encode()) for reply in distinct], np.int32)
     prompt = fingerprint(prompts)
-    categories = sorted({r["category"] for r in made})
+    categories = sorted({e.category for e in examples})
     category = {name: i for i, name in enumerate(categories)}
     bit = {value: 1 << i for i, value in enumerate(rules.values)}
     table = Table(
-        file=np.full(len(made), file, np.int32),
-        line=np.array([line for line, *_ in records], np.int64),
-        offset=np.array([offset for _, offset, *_ in records], np.int64),
-        length=np.array([length for _, _, length, _ in records], np.int32),
-        language=np.array([LANGUAGES.index(r.get("language", "pt")) for r in made], np.uint8),
-        category=np.array([category[r["category"]] for r in made], np.int32),
-        difficulty=np.array([DIFFICULTIES.index(r["difficulty"]) for r in made], np.uint8),
-        stance=np.array([STANCES.index(r.get("stance") or "unlabelled") for r in made], np.uint8),
-        values=np.array([sum({bit[v] for v in r["values_applied"]}) for r in made], np.uint64),
-        turns=np.array([len(r.get("turns") or ()) for r in made], np.int32),
+        file=np.full(len(examples), file, np.int32),
+        line=np.array([p.line for p in parsed], np.int64),
+        offset=np.array([p.offset for p in parsed], np.int64),
+        length=np.array([p.length for p in parsed], np.int32),
+        language=np.array([LANGUAGES.index(e.language) for e in examples], np.uint8),
+        category=np.array([category[e.category] for e in examples], np.int32),
+        difficulty=np.array([DIFFICULTIES.index(e.difficulty) for e in examples], np.uint8),
+        stance=np.array([STANCES.index(e.stance or "unlabelled") for e in examples], np.uint8),
+        values=np.array([sum({bit[v] for v in e.values_applied}) for e in examples], np.uint64),
+        turns=np.array([len(e.turns) for e in examples], np.int32),
         words=np.stack([initial.words, critique.words, answer.words], axis=1)[which].astype(np.int32),
         text_bytes=np.array([len(p.encode()) for p in prompts], np.int32) + bytes_of_answers[which],
         prompt_key=prompt.key,
@@ -214,22 +234,25 @@ def _table(records: list[tuple[int, int, int, dict[str, Any]]], file: int, rules
         answer_digest=answer.minhash()[which],
         prompt_grams=prompt.first_grams(PROMPT_GRAMS),
         answer_grams=answer.first_grams(ANSWER_GRAMS)[which],
-        ids=[r["id"] for r in made],
+        ids=[e.id for e in examples],
         categories=categories,
     )
     return table, initial.overlap(answer)[which] >= COPIED
 
 
 def join(tables: list[Table]) -> Table:
-    """One table of many, categories numbered anew."""
+    """One table of many; categories are renumbered."""
     names = sorted({name for table in tables for name in table.categories})
     number = {name: i for i, name in enumerate(names)}
     for table in tables:
         if len(table):
             table.category = np.array([number[name] for name in table.categories], np.int32)[table.category]
     columns = {
-        f.name: np.concatenate([getattr(t, f.name) for t in tables])
-        for f in fields(Table)
-        if f.name not in ("ids", "categories")
+        f.name: np.concatenate([getattr(t, f.name) for t in tables]) for f in fields(Table) if f.name not in NOT_COLUMNS
     }
-    return Table(**columns, ids=[i for t in tables for i in t.ids], categories=names)
+    return Table(
+        **columns,
+        ids=[i for t in tables for i in t.ids],
+        categories=names,
+        examples=tuple(e for t in tables for e in t.examples),
+    )

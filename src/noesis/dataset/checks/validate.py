@@ -1,4 +1,4 @@
-"""`noesis data validate [PATHS]`: every line checked, then the set as a whole. Errors are what must not be trained on.
+"""`noesis data validate [PATHS]`: checks every line, then the set as a whole. An error is what must not be trained on.
 
 Users' own files with the nine required fields load as they are.
 """
@@ -16,16 +16,17 @@ from noesis.constitution.document import Constitution
 from noesis.dataset.checks.length import TokenCounter, too_long
 from noesis.dataset.checks.line import Finding, Rules
 from noesis.dataset.checks.near_duplicates import Cluster, find_clusters
+from noesis.dataset.checks.rows import RowReader
 from noesis.dataset.checks.scan import DIFFICULTIES, LANGUAGES, STANCES, Table, join, scan
 from noesis.dataset.checks.whole_set import check_whole_set
-from noesis.dataset.jsonl import LineReader, find_files
+from noesis.dataset.jsonl import find_files
 
-SHOWN = 20  # problems of one kind whose place and words are kept; of the others, the number is
+SHOWN = 20  # problems of one kind whose place and message are kept; the others are counted
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with one line, or with the set (then `line` is that of an example, or 0)."""
+    """Something wrong with one line, or with the set; `line` is then that of an example, or 0."""
 
     file: str
     line: int
@@ -40,15 +41,22 @@ class Problem:
 
 @dataclass
 class Report:
-    """What validation found."""
+    """What validation found.
+
+    table: the rows without an error, with their examples where `validate` was asked to keep them
+    rows: lines that are not blank
+    problems: at most SHOWN of a kind, in order of place
+    found: the number of all problems, by (severity, code)
+    window: whether the rows fit the model's window; empty where it was not measured
+    """
 
     files: list[Path]
-    table: Table  # the rows without an error
+    table: Table
     rows: int = 0
-    problems: list[Problem] = field(default_factory=list)  # at most SHOWN of a kind, in order of place
-    found: Counter[tuple[str, str]] = field(default_factory=Counter)  # all of them, by (severity, code)
+    problems: list[Problem] = field(default_factory=list)
+    found: Counter[tuple[str, str]] = field(default_factory=Counter)
     clusters: list[Cluster] = field(default_factory=list)
-    window: str = ""  # what was or was not measured in tokens
+    window: str = ""
 
     @property
     def errors(self) -> list[Problem]:
@@ -62,12 +70,13 @@ class Report:
         """How many errors or warnings there are, shown or not."""
         return sum(n for (kind, _), n in self.found.items() if kind == severity)
 
-    @property
-    def records(self) -> list[dict[str, Any]]:
-        """The rows without an error, read again: for data that fits into memory."""
-        t = self.table
-        with LineReader(self.files) as reader:
-            return [reader.record(f, o, n) for f, o, n in zip(t.file, t.offset, t.length, strict=True)]
+    def describe(self) -> str:
+        """One line for the terminal: how many examples in how many files, with how many problems."""
+        errors = self.total("error")
+        return (
+            f"{self.rows:,} examples in {len(self.files)} files: "
+            f"{f'{errors:,}' if errors else 'no'} errors, {self.total('warning'):,} warnings"
+        )
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Rows by language, category, difficulty, stance."""
@@ -83,8 +92,8 @@ class Report:
             for name, (column, labels) in columns.items()
         }
 
-    def summary(self) -> dict[str, Any]:
-        """The report as JSON would hold it."""
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON."""
         return {
             "files": [str(file) for file in self.files],
             "rows": self.rows,
@@ -94,11 +103,11 @@ class Report:
             "found": {f"{severity}:{code}": count for (severity, code), count in sorted(self.found.items())},
             "problems": [vars(p) for p in self.problems],
             "counts": self.counts(),
-            "clusters": [self.cluster_summary(c) for c in self.clusters[:100]],
+            "clusters": [self._cluster_json(c) for c in self.clusters[:100]],
             "window": self.window,
         }
 
-    def cluster_summary(self, cluster: Cluster) -> dict[str, Any]:
+    def _cluster_json(self, cluster: Cluster) -> dict[str, Any]:
         t = self.table
         sample = [
             {"id": t.ids[i], "file": str(self.files[t.file[i]]), "line": int(t.line[i])} for i in cluster.rows[:3]
@@ -111,24 +120,26 @@ def validate(
     constitution: Constitution,
     categories: tuple[str, ...],
     *,
-    ruler: TokenCounter | None = None,
+    counter: TokenCounter | None = None,
     whole: bool = True,
+    keep_examples: bool = False,
 ) -> Report:
     """Check every line of every file, then the set.
 
     Args:
         categories: the known ones; another is a warning, since categories are configuration. () accepts any.
-        ruler: measures rows in tokens; None: nothing is measured.
-        whole: also look at the set (likeness, balance, leaks between files), and for language, accents and personal data.
+        counter: measures rows in tokens; None: nothing is measured.
+        whole: also check the set (duplicates, balance, leaks between files), language, accents and personal data.
+        keep_examples: keep the parsed examples in the report's table, for data that fits into memory.
     """
     files = find_files(paths)
-    special = ruler.special_tokens if ruler else None
+    special = counter.special_tokens if counter else None
     rules = Rules(tuple(sorted(constitution.value_ids)), constitution.principle_ids, categories, special, doubts=whole)
-    report = _check_lines(files, rules)
+    report = _check_lines(files, rules, keep_examples)
     _check_ids(report)
-    with LineReader(files) as reader:
-        if ruler is not None:
-            _check_window(report, ruler, reader)
+    with RowReader(files) as reader:
+        if counter is not None:
+            _check_window(report, counter, reader)
         if whole:
             report.clusters = find_clusters(report.table)
             for row, finding in check_whole_set(report.table, report.clusters, files, rules.values, reader):
@@ -137,21 +148,21 @@ def validate(
     return report
 
 
-def _check_lines(files: list[Path], rules: Rules) -> Report:
+def _check_lines(files: list[Path], rules: Rules, keep_examples: bool) -> Report:
     tables, report = [], Report(files, _EMPTY)
-    first_line: Counter[Path] = Counter()
-    for part in scan(files, rules):
-        base = first_line[part.piece.file] + 1
-        first_line[part.piece.file] += part.lines
-        part.table.line += base
-        tables.append(part.table)
-        report.rows += part.rows
+    lines_before: Counter[Path] = Counter()
+    for result in scan(files, rules, keep_examples=keep_examples):
+        file = result.chunk.file
+        result.table.line += lines_before[file]
+        tables.append(result.table)
+        report.rows += result.rows
         shown: Counter[str] = Counter()
-        for line, finding in part.findings:
+        for line, finding in result.findings:
             shown[finding.code] += 1
-            _add(report, finding, place=(str(part.piece.file), base + line))
-        for (code, warning), count in part.counts.items():
-            report.found["warning" if warning else "error", code] += count - shown[code]
+            _add(report, finding, place=(str(file), lines_before[file] + line))
+        for (code, warning), number in result.counts.items():
+            report.found["warning" if warning else "error", code] += number - shown[code]
+        lines_before[file] += result.lines
     report.table = join(tables) if tables else _EMPTY
     return report
 
@@ -163,34 +174,31 @@ def _check_ids(report: Report) -> None:
     good = np.ones(len(table), bool)
     for row, key in enumerate(zip(table.ids, table.language.tolist(), strict=True)):
         if first.setdefault(key, row) != row:
-            there = first[key]
-            place = f"{report.files[table.file[there]]}:{table.line[there]}"
-            _add(
-                report,
-                Finding("duplicate-id", f"the id {key[0][:80]!r} ({LANGUAGES[key[1]]}) was already used at {place}"),
-                row,
-            )
+            other = first[key]
+            place = f"{report.files[table.file[other]]}:{table.line[other]}"
+            message = f"the id {key[0][:80]!r} ({LANGUAGES[key[1]]}) is already used at {place}"
+            _add(report, Finding("duplicate-id", message), row)
             good[row] = False
     if not good.all():
         report.table = table.keep(good)
 
 
-def _check_window(report: Report, ruler: TokenCounter, reader: LineReader) -> None:
+def _check_window(report: Report, counter: TokenCounter, reader: RowReader) -> None:
     good = np.ones(len(report.table), bool)
-    for row, message in too_long(ruler, report.table, reader):
+    for row, message in too_long(counter, report.table, reader):
         _add(report, Finding("window", message), row)
         good[row] = False
     report.window = (
-        f"every row fits into {ruler.max_length} tokens of {ruler.model}"
+        f"every row fits into {counter.max_length} tokens of {counter.model}"
         if good.all()
-        else f"{(~good).sum()} rows do not fit {ruler.model}"
+        else f"{(~good).sum()} rows do not fit {counter.model}"
     )
     if not good.all():
         report.table = report.table.keep(good)
 
 
 def _add(report: Report, finding: Finding, row: int | None = None, place: tuple[str, int] | None = None) -> None:
-    """Note a finding at a row of the table, at a place, or of the set."""
+    """Add a finding about a row of the table, a place, or the set."""
     severity = "warning" if finding.warning else "error"
     report.found[severity, finding.code] += 1
     if report.found[severity, finding.code] <= SHOWN:

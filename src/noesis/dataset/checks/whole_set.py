@@ -10,8 +10,8 @@ import numpy as np
 from noesis.core.text import closing
 from noesis.dataset.checks.line import Finding
 from noesis.dataset.checks.near_duplicates import Cluster
+from noesis.dataset.checks.rows import RowReader
 from noesis.dataset.checks.scan import LANGUAGES, Table
-from noesis.dataset.jsonl import LineReader
 
 HELD_OUT_NAMES = {"eval", "test", "valid", "validation", "dev", "held_out"}
 SMALL = 24  # rows under which a set is not asked to be balanced
@@ -19,7 +19,7 @@ LISTED = 20  # clusters
 
 
 def check_whole_set(
-    table: Table, clusters: list[Cluster], files: list[Path], values: tuple[str, ...], reader: LineReader
+    table: Table, clusters: list[Cluster], files: list[Path], values: tuple[str, ...], reader: RowReader
 ) -> Iterator[tuple[int | None, Finding]]:
     """(row to look at or None, finding) of each thing that is wrong with the set."""
     yield from _leaks(table, clusters, files)
@@ -80,7 +80,7 @@ def _repetition(table: Table, clusters: list[Cluster]) -> Iterator[tuple[int | N
                                             + (", …" if len(rows) > 3 else ""), warning=True)  # fmt: skip
 
 
-def _closings(table: Table, reader: LineReader) -> Iterator[tuple[int, Finding]]:
+def _closings(table: Table, reader: RowReader) -> Iterator[tuple[int, Finding]]:
     """A closing that many different answers share."""
     _, distinct = np.unique(table.answer_key, return_index=True)
     rows = distinct[table.closing_key[distinct] != 0]
@@ -89,7 +89,7 @@ def _closings(table: Table, reader: LineReader) -> Iterator[tuple[int, Finding]]
     for i in np.argsort(-counts)[:LISTED]:
         if counts[i] > limit:
             row = rows[first[i]]
-            words = closing(reader.record(table.file[row], table.offset[row], table.length[row])["response_revised"])
+            words = closing(reader.example(table, int(row)).response_revised)
             yield (
                 int(row),
                 Finding(

@@ -19,7 +19,7 @@ from typing import Any
 from noesis.core.console import say
 from noesis.core.files import sha256_file, sha256_json, write_json
 from noesis.dataset.encode import answer_rows
-from noesis.llm.tokenizer import load_tokenizer
+from noesis.dataset.schema import Example, examples_digest
 from noesis.pipeline.session import RunSession
 from noesis.planning.budget import require_remaining
 from noesis.tribunal.heldout import Score, compare
@@ -114,8 +114,8 @@ def score_checkpoints(s: RunSession, epochs: Sequence[str]) -> dict[str, Scores]
     Args:
         epochs: names of folders under checkpoints/. Scores that are stored are read.
     """
-    held_out = s.examples("eval")
-    data = sha256_json(held_out)
+    held_out = s.dataset.held_out
+    data = examples_digest(held_out)
     adapters = {name: s.run.checkpoints / name for name in epochs}
     keys = {BASE: sha256_json([s.model.revision, s.as_trained.lora.quantization.model_dump(), s.arithmetic, data])}
     keys |= {
@@ -148,14 +148,14 @@ def _stored(file: Path, key: str) -> Scores | None:
 
 
 def _scored(
-    s: RunSession, held_out: list[dict[str, Any]], adapters: dict[str, Path], missing: list[str]
+    s: RunSession, held_out: Sequence[Example], adapters: dict[str, Path], missing: list[str]
 ) -> list[tuple[str, Scores]]:
     from noesis.training.base_model import load_base, swap_adapter, with_adapter
     from noesis.training.likelihood import log_likelihoods
 
-    tokenizer = load_tokenizer(s.model.path)
     rows = {
-        part: answer_rows(held_out, f"response_{part}", tokenizer, s.constitution) for part in ("revised", "initial")
+        "revised": answer_rows(held_out, "revised", s.encoder, s.constitution),
+        "initial": answer_rows(held_out, "initial", s.encoder, s.constitution),
     }
     longest = max(len(row.input_ids) for part in rows.values() for row in part)
     first = next((name for name in missing if name != BASE), next(iter(adapters)))
@@ -189,7 +189,7 @@ def choose_checkpoint(s: RunSession, scorer: CheckpointScorer | None = None) -> 
     """
     epochs = [folder.name for folder in s.run.epochs()]
     scores = score_checkpoints(s, epochs)
-    ids = [record["id"] for record in s.examples("eval")]
+    ids = [example.id for example in s.dataset.held_out]
     tribunal = {name: scorer(s.run.checkpoints / name) for name in epochs} if scorer is not None else {}
     figures = {}
     for name in epochs:

@@ -9,8 +9,11 @@ from typing import Any
 
 from noesis.core.console import say
 from noesis.core.files import write_json, write_jsonl
+from noesis.dataset.auxiliary import PAIRS_FILE, REPLAY_FILE
+from noesis.dataset.checks.length import counter_of
+from noesis.dataset.schema import Dataset
 from noesis.dataset.statistics import describe
-from noesis.pipeline.session import Records, RunSession
+from noesis.pipeline.session import RunSession
 
 
 @dataclass(frozen=True)
@@ -18,13 +21,10 @@ class ExportSource:
     """What a run is made from, already checked.
 
     Attributes:
-        auxiliary: preference pairs and replay rows, by the name of their file.
         constitution: the project's constitution file.
     """
 
-    train: Records
-    held_out: Records
-    auxiliary: dict[str, Records]
+    dataset: Dataset
     constitution: Path
 
 
@@ -32,13 +32,18 @@ def run_export(s: RunSession, source: ExportSource) -> dict[str, Any]:
     """Copy data and constitution into the run; returns the statistics of the examples."""
 
     def work() -> dict[str, Any]:
-        data = s.run.data
-        write_jsonl(data / "train.jsonl", source.train)
-        write_jsonl(data / "eval.jsonl", source.held_out)
-        for name, rows in source.auxiliary.items():
-            write_jsonl(data / f"{name}.jsonl", rows)
+        data, dataset = s.run.data, source.dataset
+        for name, rows in (
+            ("train.jsonl", dataset.train),
+            ("eval.jsonl", dataset.held_out),
+            (PAIRS_FILE, dataset.pairs),
+            (REPLAY_FILE, dataset.replay),
+        ):
+            if rows is not None:
+                write_jsonl(data / name, [row.to_json() for row in rows])
         shutil.copyfile(source.constitution, data / "constitution.yaml")
-        statistics = describe(data / "train.jsonl", data / "eval.jsonl", s.constitution, s.config)
+        counter = counter_of(s.encoder, s.config, s.constitution)
+        statistics = describe(dataset, data, s.constitution, s.config, counter)
         write_json(data / "statistics.json", statistics)
         return statistics
 

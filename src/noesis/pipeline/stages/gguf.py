@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from noesis.constitution.dialogue import opening_messages
 from noesis.core.console import command, say, size
 from noesis.core.errors import ModelError, RunError, UsageError
 from noesis.core.files import copy_file, write_json, write_text
 from noesis.core.project import Project, find_project
+from noesis.dataset.encode import prompt_messages
 from noesis.dataset.load import evenly_spread
 from noesis.llm.chat_template import render
 from noesis.llm.tokenizer import load_tokenizer
@@ -199,10 +199,10 @@ def _parity_texts(s: RunSession, tokenizer: Any) -> _ParityTexts:
     conversations = [
         render(
             tokenizer,
-            [*opening_messages(s.constitution, record), {"role": "assistant", "content": record["response_revised"]}],
+            [*prompt_messages(s.constitution, example), {"role": "assistant", "content": example.response_revised}],
             add_generation_prompt=False,
         )
-        for record in evenly_spread(s.examples("eval"), CONVERSATIONS)
+        for example in evenly_spread(s.dataset.held_out, CONVERSATIONS)
     ]
     return _ParityTexts([*choose(PROMPTS), *conversations], choose(ANSWERED), source)
 

@@ -25,28 +25,29 @@ def run_judge(s: RunSession, *, again: bool = False, answers: bool = True) -> di
     """
     from noesis.tribunal.court import no_judge_ruling
     from noesis.tribunal.heldout import HeldOutResult, compare
-    from noesis.tribunal.offline_screen import NAME, screen, tally
+    from noesis.tribunal.offline_screen import NAME, ScreenedPrompt, screen, tally
 
     def work() -> dict[str, Any]:
         require_remaining(s.budget(), "judging")
-        held_out = s.examples("eval")
+        held_out = s.dataset.held_out
         chosen = s.run.adapter().name
         scores = score_checkpoints(s, [chosen])
-        preference = compare([r["id"] for r in held_out], scores[BASE], scores[chosen], adapter=chosen)
+        preference = compare([example.id for example in held_out], scores[BASE], scores[chosen], adapter=chosen)
         sample = evenly_spread(held_out, s.config.training.tribunal.answers if answers else 0)
         generated = base_and_tuned_answers(s, sample)
-        rows = []
-        for record, base, tuned in zip(sample, generated["base"], generated["tuned"], strict=True):
+        rows: list[dict[str, Any]] = []
+        for example, base, tuned in zip(sample, generated["base"], generated["tuned"], strict=True):
+            screened = ScreenedPrompt(example.prompt, example.language, example.stance)
             rows.append(
                 {
-                    "id": record["id"],
-                    "language": record.get("language", "pt"),
-                    "category": record["category"],
-                    "prompt": record["prompt"],
-                    "turns": record.get("turns") or [],
-                    "base": {"answer": base, "flags": screen(base, record, s.constitution)},
-                    "tuned": {"answer": tuned, "flags": screen(tuned, record, s.constitution)},
-                    "written": record["response_revised"],
+                    "id": example.id,
+                    "language": example.language,
+                    "category": example.category,
+                    "prompt": example.prompt,
+                    "turns": example.earlier,
+                    "base": {"answer": base, "flags": screen(base, screened, s.constitution)},
+                    "tuned": {"answer": tuned, "flags": screen(tuned, screened, s.constitution)},
+                    "written": example.response_revised,
                 }
             )
         write_jsonl(s.run.tribunal / "answers.jsonl", rows)

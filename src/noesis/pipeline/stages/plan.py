@@ -13,7 +13,9 @@ from noesis.core.config import Config
 from noesis.core.console import say
 from noesis.core.device import Device, detect
 from noesis.core.errors import UsageError
+from noesis.dataset.schema import Dataset
 from noesis.llm.hub import find_description, find_tokenizer
+from noesis.llm.row_encoder import open_encoder
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.training_set import build_training_set, estimate_workloads
 from noesis.planning.by_method import plan_of
@@ -24,8 +26,6 @@ from noesis.planning.model_shapes import Shape, known_model, read_shape
 from noesis.planning.plan import Plan, stored_plan, with_planned_storage
 from noesis.planning.workload import Workloads
 from noesis.training.methods import saved_states
-
-Records = list[dict[str, Any]]
 
 
 def plan_run(config: Config, folder: Path, workloads: Workloads, device: Device) -> Plan:
@@ -47,10 +47,9 @@ def plan_run(config: Config, folder: Path, workloads: Workloads, device: Device)
 
 def plan_without_run(
     config: Config,
-    train: Records,
+    dataset: Dataset,
     constitution: Constitution,
     *,
-    besides: dict[str, Records] | None = None,
     gpu: str | None = None,
     gpus: int | None = None,
     exactly: bool = False,
@@ -58,7 +57,6 @@ def plan_without_run(
     """The plan of a run that need not exist. Nothing is downloaded for a model of `models.yaml`, unless `exactly`.
 
     Args:
-        besides: preference pairs and replay rows besides the examples.
         gpu: a GPU of gpus.yaml to rent; None: this machine.
         gpus: how many of them; None: all that are here, or 1.
         exactly: download the model's tokenizer (not its weights) if needed, instead of estimating the tokens.
@@ -67,28 +65,23 @@ def plan_without_run(
         the plan, and a function that raises a TrainingError if it does not fit.
     """
     device = _device(gpu, gpus)
-    shape, workloads = _shape_and_workloads(config, train, constitution, besides=besides, exactly=exactly)
+    shape, workloads = _shape_and_workloads(config, dataset, constitution, exactly=exactly)
     plan = plan_of(config, config.training.model, shape, workloads, device, rented=gpu is not None)
     return plan, lambda: _require_fit(plan, config, shape, workloads, device)
 
 
 def _shape_and_workloads(
-    config: Config,
-    train: Records,
-    constitution: Constitution,
-    *,
-    besides: dict[str, Records] | None,
-    exactly: bool,
+    config: Config, dataset: Dataset, constitution: Constitution, *, exactly: bool
 ) -> tuple[Shape, Workloads]:
     """What a plan needs of model and data, from the model's files if they are here, else from `models.yaml`."""
     name, revision = config.training.model, config.training.revision
     folder, known = find_tokenizer(name, revision), known_model(name)
     if folder is None and known is not None and not exactly:
-        return known.shape, estimate_workloads(config, train, constitution, known.ratio, besides=besides)
+        return known.shape, estimate_workloads(config, dataset, constitution, known.ratio)
     if folder is None or (known is None and not _has_config(folder)):
         folder = find_description(name, revision)
     shape = known.shape if known is not None and not _has_config(folder) else read_shape(folder)
-    return shape, build_training_set(config, folder, train, constitution, besides=besides).workloads
+    return shape, build_training_set(config, dataset, open_encoder(folder), constitution).workloads
 
 
 def _has_config(folder: Path) -> bool:

@@ -17,6 +17,7 @@ from noesis.constitution.document import Constitution
 from noesis.core.config import Config
 from noesis.core.console import duration, say, size
 from noesis.core.files import utc_now, write_text
+from noesis.core.jsonl import read_objects
 from noesis.llm.llama_cpp import REPEAT_PENALTY
 from noesis.pipeline.session import RunSession
 from noesis.planning.plan import Plan, stored_plan
@@ -123,7 +124,7 @@ def _judged(answers: Path, verdicts: Path, most: int = 6) -> list[dict[str, Any]
 
 def _read_jsonl(file: Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file; none if it is missing."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    return read_objects(file) if file.is_file() else []
 
 
 def compared(run: Run, plan: Plan) -> list[tuple[str, str, str]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from noesis.constitution.document import Constitution
-from noesis.tribunal.offline_screen import NAME, screen
+from noesis.tribunal.offline_screen import NAME, ScreenedPrompt, screen
 from noesis.tribunal.statistics import wilson
 from noesis.tribunal.suite import JudgePair
 
@@ -82,13 +82,10 @@ def screen_figures(pairs: Sequence[JudgePair], constitution: Constitution) -> di
     flagged: dict[str, list[bool]] = {}
     false_flags = []
     for pair in pairs:
-        record = {
-            "prompt": pair.prompt,
-            "language": pair.language,
-            "stance": "explore" if pair.attack == "needless_refusal" else None,
-        }
-        flagged.setdefault(pair.attack, []).append(bool(screen(pair.bad, record, constitution)))
-        false_flags.append(bool(screen(pair.good, record, constitution)))
+        stance = "explore" if pair.attack == "needless_refusal" else None
+        prompt = ScreenedPrompt(pair.prompt, pair.language, stance)
+        flagged.setdefault(pair.attack, []).append(bool(screen(pair.bad, prompt, constitution)))
+        false_flags.append(bool(screen(pair.good, prompt, constitution)))
     seen = [flag for flags in flagged.values() for flag in flags]
     return {
         "name": NAME,
