@@ -26,7 +26,7 @@ from noesis.dataset.load import read_examples
 from noesis.pipeline.training_set import estimate_workload
 from noesis.planning.draft import draft_plan
 from noesis.planning.gpus import gpu_of, rented_gpu
-from noesis.planning.model_shapes import known_model
+from noesis.planning.model_shapes import Known, known_model
 from noesis.planning.pricing import MERGE_MACHINE, TRAIN_MACHINE, usd_for
 from noesis.planning.search import PlanningTask, SetupOption, enumerate_setups, fastest_fit
 from noesis.planning.workload import Workload
@@ -34,10 +34,18 @@ from noesis.planning.workload import Workload
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "scale.md"
 EPOCHS = {124: 3, 6_000: 3, 300_000: 1}  # of 300,000 one pass is what one pays for
-STEP = {124: 8, 6_000: 64, 300_000: 64}  # sequences of a step; 64 cards can share 64
-CARDS = (1, 2, 4, 8, 16, 32, 64)
+STEP = {124: 8, 6_000: 64, 300_000: 64}  # sequences of a step; 64 GPUs can share 64
+GPU_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 ONE_MACHINE = 8
 MODELS = {"8B": "meta-llama/Llama-3.1-8B-Instruct", "70B": "meta-llama/Llama-3.1-70B-Instruct"}
+
+
+def known(model: str) -> Known:
+    """The entry of `model` in models.yaml, which all models of this file have."""
+    found = known_model(model)
+    if found is None:
+        raise KeyError(model)
+    return found
 
 
 def work_of(examples: int, model: str) -> Workload:
@@ -45,9 +53,7 @@ def work_of(examples: int, model: str) -> Workload:
     project = Project(ROOT)
     constitution = load_constitution(project.constitution)
     own = [r for part in ("train", "eval") for r in read_examples(project.exports / f"{part}.jsonl", constitution)]
-    known = known_model(model)
-    assert known is not None
-    once = estimate_workload(own, constitution, known.ratio, include_critique=False)
+    once = estimate_workload(own, constitution, known(model).ratio, include_critique=False)
     times, rest = divmod(examples, len(once.lengths))
     return Workload(
         once.lengths * times + once.lengths[:rest],
@@ -69,41 +75,34 @@ def config_of(examples: int, model: str) -> Config:
 
 
 def cheapest(examples: int, model: str, device: Device) -> tuple[SetupOption, float]:
-    """The planner's choice on these cards, and its price."""
-    known = known_model(model)
-    assert known is not None
-    option = fastest_fit(
-        enumerate_setups(
-            PlanningTask(config_of(examples, model), known.shape, work_of(examples, model), device, rented=True)
-        )
-    )
+    """The planner's choice on these GPUs, and its price."""
+    config, work = config_of(examples, model), work_of(examples, model)
+    option = fastest_fit(enumerate_setups(PlanningTask(config, known(model).shape, work, device, rented=True)))
     hosts = -(-device.gpus // ONE_MACHINE)
-    machine = (TRAIN_MACHINE[0] * hosts, TRAIN_MACHINE[1] * hosts)
+    machine = (TRAIN_MACHINE.cores * hosts, TRAIN_MACHINE.memory_gib * hosts)
     return option, usd_for(device, option.seconds, device.gpus, machine)
 
 
-def table(model: str, card: str) -> list[str]:
-    """Time and USD of training, a column for each number of examples, a row for each number of cards."""
+def table(model: str, gpu: str) -> list[str]:
+    """Time and USD of training: a column for each number of examples, a row for each number of GPUs."""
     lines = [
         "| "
-        + " | ".join(
-            (f"{card}s", *(f"{n:,} examples, {EPOCHS[n]} epoch{'s' if EPOCHS[n] > 1 else ''}" for n in EPOCHS))
-        )
+        + " | ".join((f"{gpu}s", *(f"{n:,} examples, {EPOCHS[n]} epoch{'s' if EPOCHS[n] > 1 else ''}" for n in EPOCHS)))
         + " |",
         "|---" * (len(EPOCHS) + 1) + "|",
     ]
-    for cards in CARDS:
+    for count in GPU_COUNTS:
         cells = []
         for n in EPOCHS:
-            if STEP[n] % cards:
+            if STEP[n] % count:
                 cells.append(f"a step of {STEP[n]} can't be shared")
                 continue
-            option, usd = cheapest(n, model, rented_gpu(card, cards))
+            option, usd = cheapest(n, model, rented_gpu(gpu, count))
             cells.append(
                 f"{duration(option.seconds)}, {usd:,.2f} USD ({words(option)})" if option.fits else "does not fit"
             )
-        mark = "" if cards <= 2 else "" if cards <= ONE_MACHINE else " †"
-        lines.append(f"| {cards}{mark} | " + " | ".join(cells) + " |")
+        mark = " †" if count > ONE_MACHINE else ""
+        lines.append(f"| {count}{mark} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -119,26 +118,24 @@ def words(option: SetupOption) -> str:
 def fits(model: str) -> list[str]:
     """Which GPUs hold a model, one and several of them."""
     lines = ["| GPU | alone | 2 | 4 | 8 |", "|---|---|---|---|---|"]
-    for card in ("A10", "L40S", "A100-80GB", "H100", "H200", "B200"):
+    for gpu in ("A10", "L40S", "A100-80GB", "H100", "H200", "B200"):
         row = []
-        for cards in (1, 2, 4, 8):
-            option, usd = cheapest(6_000, model, rented_gpu(card, cards))
+        for count in (1, 2, 4, 8):
+            option, usd = cheapest(6_000, model, rented_gpu(gpu, count))
             row.append(
                 f"{words(option)}: {duration(option.seconds)}, {usd:,.0f} USD"
                 if option.fits
-                else f"no: {option.memory.needed(card=True) / 2**30:.0f} GiB needed"
+                else f"no: {option.needed_bytes / 2**30:.0f} GiB needed"
             )
-        lines.append(f"| {card} ({gpu_of(rented_gpu(card)).memory_bytes / 2**30:.0f} GiB) | " + " | ".join(row) + " |")
+        lines.append(f"| {gpu} ({gpu_of(rented_gpu(gpu)).memory_bytes / 2**30:.0f} GiB) | " + " | ".join(row) + " |")
     return lines
 
 
 def judged() -> list[str]:
-    """Answering and judging N prompts on A10s, in as many shards; merging needs no card."""
+    """Answering and judging N prompts on A10s, in as many shards; merging needs no GPU."""
     model = MODELS["8B"]
     config = config_of(124, model)
-    known = known_model(model)
-    assert known is not None
-    plan = draft_plan(config, model, known.shape, work_of(124, model), rented_gpu("L40S"), rented=True)
+    plan = draft_plan(config, model, known(model).shape, work_of(124, model), rented_gpu("L40S"), rented=True)
     lines = ["| prompts | 1 A10 | 4 A10s | 16 A10s | 64 A10s |", "|---|---|---|---|---|"]
     fixed = trial_seconds(config, plan, 0)  # container, and the judge's loading
     for prompts in (124, 6_000, 300_000):
@@ -147,12 +144,12 @@ def judged() -> list[str]:
             each = fixed + (trial_seconds(config, plan, prompts) - fixed) / shards
             cells.append(f"{duration(each)}, {shards * usd_for(rented_gpu('A10'), each, 1, TRAIN_MACHINE):,.2f} USD")
         lines.append(f"| {prompts:,} | " + " | ".join(cells) + " |")
-    merge = next(s for s in plan.stages if s["name"] == "merge and gguf")
+    merge = next(s for s in plan.stages if s.name == "merge and gguf")
     return [
         *lines,
         "",
-        f"Merging and GGUF of the 8B, on {MERGE_MACHINE[0]} cores: {duration(merge['seconds'])}, {merge['usd']:.2f} "
-        f"USD, whatever the number of examples.",
+        f"Merging and GGUF of the 8B, on {MERGE_MACHINE.cores} cores: {duration(merge.seconds)}, {merge.usd:.2f} "
+        "USD, whatever the number of examples.",
     ]
 
 

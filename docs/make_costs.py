@@ -80,7 +80,6 @@ def main() -> int:
 def table(language: str) -> str:
     """The table and the note under it, in Markdown."""
     w, (three, one, extra) = WORDS[language], plans()
-    stages = {stage["name"]: stage for stage in three.stages}
     beside = {name.split()[0]: (seconds, usd) for name, seconds, usd in extra}
     total = three.usd + sum(usd for _, _, usd in extra)
     waits = next(seconds for name, seconds, _ in extra if name == "orchestrator")
@@ -93,17 +92,18 @@ def table(language: str) -> str:
     def comma(text: str) -> str:
         return text.replace(".", ",") if language == "pt" else text
 
+    stages = {stage.name: cell(stage.seconds, stage.usd) for stage in three.stages}
     rows = [
-        (w["train1"], "L40S", "~2 h, ~$3-4", cell(one.stages[0]["seconds"], one.stages[0]["usd"])),
-        (w["train"].format(n=3), "L40S", "", cell(stages["train"]["seconds"], stages["train"]["usd"])),
-        (w["judge"], "A10", "~30 min, ~$0.50", cell(stages["judge"]["seconds"], stages["judge"]["usd"])),
+        (w["train1"], "L40S", "~2 h, ~$3-4", cell(one.stages[0].seconds, one.stages[0].usd)),
+        (w["train"].format(n=3), "L40S", "", stages["train"]),
+        (w["judge"], "A10", "~30 min, ~$0.50", stages["judge"]),
         (w["beside"], "A10", "", cell(*beside["judge"])),
         (w["trial"], "A10", "", cell(*beside["trial,"])),
         (
             w["merge"],
             w["cores"],
             "~10 min, ~$0.10",
-            cell(stages["merge and gguf"]["seconds"], stages["merge and gguf"]["usd"]),
+            stages["merge and gguf"],
         ),
         (w["conductor"], w["core"], "", cell(*beside["orchestrator"])),
         (w["all"], "", "~6-8 h, **~$90**", "**" + cell(waits, total) + "**"),
@@ -111,9 +111,9 @@ def table(language: str) -> str:
     lines = ["| " + " | ".join(w["head"]) + " |", "|---" * 4 + "|", *("| " + " | ".join(row) + " |" for row in rows)]
     note = w["note"].format(
         tokens=round(three.tokens_per_epoch, -3),
-        error=three.tokens_plus_minus,
-        date=three.prices["date"],
-        source=three.prices["source"],
+        error=three.relative_error,
+        date=three.prices.date,
+        source=three.prices.source,
     )
     if language == "pt":
         note = re.sub(r"(\d),(\d{3})", r"\1.\2", note)
