@@ -76,7 +76,7 @@ def test_langchain(server: Client):
 
 def test_llm(server: Client, tmp_path: Path):
     """Its own command line, with the model named in its settings as docs/integrate.md says."""
-    pytest.importorskip("llm")
+    pytest.importorskip("llm.cli")  # not tests/llm, which is a namespace package of that name
     models = [
         {"model_id": f"my-{name}", "model_name": name, "api_base": server.url + "/v1", "api_key_name": "noesis"}
         for name in ("noesis", "noesis-base")
