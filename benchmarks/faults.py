@@ -1,5 +1,4 @@
-"""Kill a run at every kind of moment, start it again with the same call, and compare it with one that was never
-stopped.
+"""Kill a run at every kind of moment, start it again with the same call, and compare it with an uninterrupted one.
 
 python benchmarks/faults.py --kills 240              (Linux; needs strace: apt install strace)
 python benchmarks/faults.py --kills 24 --seed 7 --only train,merge      (shorter; what CI does)
@@ -88,10 +87,9 @@ class Point:
 
 
 def child(
-    project: Any, config: Any, path: Path, point: Point | None, gate: int, told: int, only: tuple[str, ...]
+    project: Any, config: Any, path: Path, point: Point | None, gate: int, report: int, only: tuple[str, ...]
 ) -> None:
-    """Run the pipeline up to the last stage of `only`; at the beginning of the point's stage wait until strace has
-    been attached."""
+    """Run the pipeline up to the last stage of `only`; at the point's stage wait until strace is attached."""
     from noesis.pipeline.registry import REGISTRY, PipelineOptions
     from noesis.pipeline.start_run import from_sources, start_run
     from noesis.run.directory import Run
@@ -105,9 +103,9 @@ def child(
         if point is not None and current == point.stage:
             os._exit(MISSED)  # the moment lay in a part that was done before; the next attempt goes on from here
         current = stage
-        os.write(told, f"{stage}\n".encode())
+        os.write(report, f"{stage}\n".encode())
         if point is not None and stage == point.stage:
-            os.write(told, b"here\n")
+            os.write(report, b"here\n")
             os.read(gate, 1)
 
     def perform(run: Any, stage: str, *args: Any, **kwargs: Any) -> Any:
@@ -117,7 +115,7 @@ def child(
 
     Run.perform = perform  # type: ignore[method-assign]
     if point is None or point.what in MOMENTS or not STRACE:
-        count_moments(point, told, lambda: current)
+        count_moments(point, report, lambda: current)
     announce("export")
     with locked(path):
         s = start_run(project, config, path, from_sources(project, config))
@@ -130,8 +128,8 @@ def child(
         os._exit(MISSED)
 
 
-def count_moments(point: Point | None, told: int, stage: Any) -> None:
-    """Kill at the n-th moment of training; without a point, tell of each."""
+def count_moments(point: Point | None, report: int, stage: Any) -> None:
+    """Kill at the n-th moment of training; without a point, report each."""
     import torch
 
     seen: collections.Counter[str] = collections.Counter()
@@ -143,7 +141,7 @@ def count_moments(point: Point | None, told: int, stage: Any) -> None:
             return
         seen[what] += 1
         if point is None:
-            os.write(told, f"moment {what} {stage()}\n".encode())
+            os.write(report, f"moment {what} {stage()}\n".encode())
         elif point.what == what and seen[what] == point.n:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -176,23 +174,22 @@ def count_moments(point: Point | None, told: int, stage: Any) -> None:
 def attempt(
     project: Any, config: Any, path: Path, point: Point | None, only: tuple[str, ...], log: Path | None = None
 ) -> tuple[int, list[str]]:
-    """Run until it ends or is killed; returns the wait status's exit code (negative: the signal), and what the child
-    told."""
+    """Run until it ends or is killed; its exit code (negative: the signal), and the lines that it reported."""
     gate_r, gate_w = os.pipe()
-    told_r, told_w = os.pipe()
+    report_r, report_w = os.pipe()
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
-            os.close(gate_w), os.close(told_r)
+            os.close(gate_w), os.close(report_r)
             output = os.open(path.parent / f"{path.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(output, 1), os.dup2(output, 2)
             sys.stdout = sys.stderr = open(output, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
             repair_torch_threads()
             if point is None:
                 os.read(gate_r, 1)
-            child(project, config, path, point, gate_r, told_w, only)
+            child(project, config, path, point, gate_r, report_w, only)
             code = 0
         except BaseException:
             traceback.print_exc()
@@ -200,14 +197,14 @@ def attempt(
             with contextlib.suppress(Exception):
                 sys.stdout.flush()
             os._exit(code)
-    os.close(gate_r), os.close(told_w)
+    os.close(gate_r), os.close(report_w)
     tracer = None
     lines: list[str] = []
     if point is None:
         if log is not None and STRACE:
             tracer = trace(pid, ["-e", "trace=" + known_calls(), "-o", str(log)])
         os.write(gate_w, b"x")
-    for line in reading(told_r):
+    for line in reading(report_r):
         lines.append(line)
         if line == "here" and point is not None:
             if STRACE and point.what not in MOMENTS:
@@ -226,7 +223,7 @@ def attempt(
     _, status = os.waitpid(pid, 0)
     if tracer is not None:
         tracer.wait()
-    os.close(gate_w), os.close(told_r)
+    os.close(gate_w), os.close(report_r)
     return os.waitstatus_to_exitcode(status), lines
 
 
@@ -248,8 +245,8 @@ def trace(pid: int, options: list[str]) -> subprocess.Popen[bytes]:
     assert process.stderr is not None
     if b"attached" not in process.stderr.readline():
         raise SystemExit(
-            "error: strace could not attach: run as the same user, with ptrace allowed (kernel.yama.ptrace_scope 0 or "
-            "1)"
+            "error: strace could not attach: run as the same user, with ptrace allowed "
+            "(kernel.yama.ptrace_scope 0 or 1)"
         )
     return process
 
@@ -261,7 +258,7 @@ def known_calls() -> str:
 # --- points and results
 
 
-def counts(log: Path, told: list[str]) -> dict[str, collections.Counter[str]]:
+def counts(log: Path, events: list[str]) -> dict[str, collections.Counter[str]]:
     """Of each stage, how many calls and moments there are in a run that nothing happens to."""
     found: dict[str, collections.Counter[str]] = {stage: collections.Counter() for stage in STAGES}
     stage = "export"
@@ -272,23 +269,23 @@ def counts(log: Path, told: list[str]) -> dict[str, collections.Counter[str]]:
             found[stage][call[1]] += 1
         elif call and "moment" not in line:
             found[stage]["write"] += 1
-    for line in told:
+    for line in events:
         if line.startswith("moment "):
             found[line.split()[2]][line.split()[1]] += 1
     return found
 
 
-def draw(dice: random.Random, seen: dict[str, collections.Counter[str]], stage: str) -> Point:
+def choose_point(rng: random.Random, seen: dict[str, collections.Counter[str]], stage: str) -> Point:
     """A kind of moment of the stage, rare kinds as often as frequent ones, then which of them."""
     kinds = sorted(kind for kind, count in seen[stage].items() if count)
     weights = [
         3 if kind in ("fsync", "rename", *MOMENTS) else 2 if kind in ("write", "pwrite64") else 1 for kind in kinds
     ]
-    kind = dice.choices(kinds, weights)[0]
+    kind = rng.choices(kinds, weights)[0]
     among = seen[stage][kind]
-    if stage == "train" and dice.random() < 0.7:  # killed several times a run: mostly by steps of a third of it
+    if stage == "train" and rng.random() < 0.7:  # killed several times a run: mostly by steps of a third of it
         among = -(-among // 3)
-    return Point(stage, kind, dice.randint(1, among))
+    return Point(stage, kind, rng.randint(1, among))
 
 
 def products(path: Path) -> dict[str, str]:
@@ -321,17 +318,17 @@ def matrix(
     place: Path,
     *,
     kills: int,
-    dice: random.Random,
+    rng: random.Random,
     per_run: dict[str, int],
     what: str,
     only: tuple[str, ...],
 ) -> dict[str, Any]:
     """`kills` kills, over as many runs as it takes."""
     reference, log = place / f"{what}-reference", place / f"{what}.strace"
-    code, told = attempt(project, config, reference, None, only, log)
+    code, events = attempt(project, config, reference, None, only, log)
     if code != 0:
         raise SystemExit(f"error: the reference run ended with {code}; see {reference}.log")
-    seen, expected = counts(log, told), products(reference)
+    seen, expected = counts(log, events), products(reference)
     tally: dict[str, Any] = {
         "kills": collections.Counter(),
         "calls": collections.Counter(),
@@ -344,9 +341,9 @@ def matrix(
     while sum(tally["kills"].values()) < kills:
         path = place / f"{what}-{tally['runs']}"
         mine = 0
-        points = [draw(dice, seen, stage) for stage in only for _ in range(per_run[stage])]
+        points = [choose_point(rng, seen, stage) for stage in only for _ in range(per_run[stage])]
         for point in [*points, None]:
-            code, told = attempt(project, config, path, point, only)
+            code, events = attempt(project, config, path, point, only)
             if code == -signal.SIGKILL and point is not None:
                 tally["kills"][point.stage] += 1
                 tally["calls"][point.what] += 1
@@ -388,8 +385,7 @@ def repair_torch_threads() -> None:
 
 
 def warm() -> None:
-    """Import what the stages use, so that a forked process need not; with one thread, since threads do not survive a
-    fork."""
+    """Import what the stages use, so that forked processes need not; in one thread, since no other survives a fork."""
     import torch
 
     torch.set_num_threads(1)
@@ -402,13 +398,14 @@ def warm() -> None:
 
     from noesis.pipeline import registry
     from noesis.training import trainer
-    from noesis.training.backends import stepwise as steps
+    from noesis.training.backends import engine_trainer, transformers_sft
     from noesis.training.state import resumable
 
     _ = (
         registry,
         resumable,
-        steps,
+        engine_trainer,
+        transformers_sft,
         trainer,
         transformers.LlamaForCausalLM,
         trl.SFTTrainer,
@@ -452,7 +449,7 @@ def main() -> int:
         "TOKENIZERS_PARALLELISM": "false",
         "CUDA_VISIBLE_DEVICES": "",
     }
-    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # threads that load weights trip over torch's pool in a forked process
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # transformers, too, would read weights in threads
     place = Path(arguments.keep or tempfile.mkdtemp(prefix="noesis-faults-"))
     place.mkdir(parents=True, exist_ok=True)
     os.environ["NOESIS_CACHE"] = str(place / "cache")
@@ -460,7 +457,7 @@ def main() -> int:
     from noesis.core.config import load_config
 
     project, model = tiny_project(place)
-    dice = random.Random(arguments.seed)
+    rng = random.Random(arguments.seed)
     per_run = {"export": 1, "plan": 1, "train": 6, "judge": 1, "merge": 2, "gguf": 2, "report": 1}
     tallies = {}
     for what, packing in (("not packed", False), ("packed", True)):
@@ -470,7 +467,7 @@ def main() -> int:
             config,
             place,
             kills=arguments.kills // 2,
-            dice=dice,
+            rng=rng,
             per_run=per_run,
             what=what.replace(" ", "-"),
             only=only,

@@ -112,7 +112,7 @@ def held_out(place: Path) -> None:
     from noesis.planning.draft import draft_plan
     from noesis.planning.model_shapes import read_shape
     from noesis.planning.setup import Setup
-    from noesis.training.backends.engine_sft import build_engine_trainer
+    from noesis.training.backends.engine_trainer import build_engine_trainer
     from noesis.training.backends.trl_run import TrainerParts
     from noesis.training.job import TrainingSet, TrainJob, count_workload
     from noesis.training.packing import pack

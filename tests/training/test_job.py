@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +59,13 @@ def test_the_train_stages_result_of_an_old_run_is_read(tmp_path: Path):
     manifest = json.loads((ROOT / "tests/helpers/golden_run/manifest.json").read_text(encoding="utf-8"))
     stored = manifest["stages"]["train"]["result"]
     assert TrainResult.from_json(stored).to_json() == stored
+
+
+def test_libraries_are_silenced_before_a_backend_imports_them():
+    """bitsandbytes warns while it is imported; TRL imports it."""
+    code = "import noesis.training.trainer, sys; print(*{'torch', 'trl', 'transformers', 'bitsandbytes'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 @pytest.mark.slow

@@ -83,8 +83,8 @@ def test_the_first_step_is_that_of_trl(tiny_model: Path, tmp_path: Path, record:
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
-    from noesis.training.backends.preference import build_preference_trainer, scorer_of
     from noesis.training.backends.preference_loss import rewards
+    from noesis.training.backends.preference_trainer import build_preference_trainer, scorer_of
     from noesis.training.backends.trl_run import TrainerParts
     from noesis.training.base_model import lora_config
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from noesis.core.console import say
 from noesis.core.errors import TrainingError
+from noesis.core.libraries import quiet_libraries
 from noesis.planning.plan import next_smaller_plan
 from noesis.training.backends.engine_sft import EngineSft
 from noesis.training.backends.preference import PreferenceBackend
@@ -32,6 +33,7 @@ def train(job: TrainJob) -> TrainResult:
         CapError: another step would exceed the budget; the last one is saved.
         KeyboardInterrupt, Terminated: asked to stop; the last whole step is saved.
     """
+    quiet_libraries()  # before anything imports bitsandbytes: the backends import TRL when they train
     result = _attempt(job)
     if result is not None:
         return result

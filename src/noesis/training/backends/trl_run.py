@@ -14,7 +14,6 @@ from typing import Any
 from noesis.core.console import say
 from noesis.core.errors import CapError
 from noesis.core.files import require_space
-from noesis.core.libraries import quiet_libraries
 from noesis.core.signals import Overdue, deferred
 from noesis.run.metrics import held_out_figures, losses_by_epoch, read_metrics
 from noesis.training.distributed import is_main_process
@@ -48,7 +47,6 @@ def run_trainer(job: TrainJob, build: BuildTrainer, *, load_parent: bool = True)
     Raises:
         As `Backend.train`.
     """
-    quiet_libraries()  # before anything imports bitsandbytes
     import torch
     from transformers import PrinterCallback
 
