@@ -96,7 +96,9 @@ def judge_epoch(place: ContainerContext, epoch: int) -> CallResult:
 
             def measure() -> CallResult:
                 found = score_checkpoints(s, [name])
-                return {"preference": compare([record["id"] for record in s.examples("eval")], found[BASE], found[name])}
+                return {
+                    "preference": compare([record["id"] for record in s.examples("eval")], found[BASE], found[name])
+                }
 
             measured = s.run.perform("judge_epoch", measure, list)
             entries = [entry.to_json() for entry in s.run.manifest.ledger if entry.id not in known]
