@@ -73,7 +73,7 @@ def take_answers(s: RunSession, root: Path, project: Project, request: CloudRequ
     shards, chunks = trial_shards(root, project, request)
     if shards.missing(chunks):
         return  # the trial answers itself what is not there
-    rows = merged(shards, chunks)
+    rows = list(merged(shards, chunks))
     for row in rows:
         store_answers(s, row["answers"])
     s.run.book(LedgerEntry.from_json(entry) for row in rows for entry in row["ledger"])
