@@ -234,7 +234,8 @@ def test_kills_at_random_moments_end_with_the_signals_code(project: Path, tmp_pa
             number, asked = list(CODES)[i % 2], len(server.requests)
             print("go", file=parent.stdin, flush=True)
             child = told("pid")
-            while len(server.requests) < asked + 1 + draw.randrange(40):
+            wanted, until = asked + 1 + draw.randrange(40), time.monotonic() + 60
+            while len(server.requests) < wanted and time.monotonic() < until:
                 time.sleep(0.002)
             time.sleep(draw.random() * 0.05)
             os.kill(child, number)
