@@ -245,3 +245,10 @@ def test_kills_at_random_moments_end_with_the_signals_code(project: Path, tmp_pa
         assert parent.wait(timeout=20) == 0
     assert [(number, code) for number, code in codes if code != CODES[number]] == [], errors
     assert "Traceback" not in errors and "never awaited" not in errors and "Fatal" not in errors, errors
+
+
+def test_every_event_loop_is_run_here():
+    for file in (ROOT / "src").rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        if file.name != "event_loop.py":
+            assert "asyncio.run(" not in text and "asyncio.Runner(" not in text, file
