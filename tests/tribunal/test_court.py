@@ -270,7 +270,7 @@ def test_items_of_other_prompts_are_not_asked():
 
 
 def test_the_last_whole_object_counts_and_scores_must_be_allowed():
-    items = BENCH.rubrics["veritas"].asked({})[:1]
+    items = BENCH.rubrics["veritas"].applicable_items({})[:1]
     name = items[0].id
     one = json.dumps({"reasoning": "", f"{name}_span": "", name: "0"})
     two = json.dumps({"reasoning": "", f"{name}_span": "", name: 2})
@@ -375,7 +375,10 @@ def test_the_worked_verdict_of_the_guide():
     whole = opinion("c", [*veritas, points("sophia", "a", 11, 18), points("sophia", "b", 11, 18), *dike], SECTION)
     assert whole.mean[0] == pytest.approx(0.717, abs=1e-3)
     assert whole.band(SECTION) == "APPROVED"
-    asked = {j: len(BENCH.rubrics[j].asked({"category": "ethical_dilemma", "stakeholders": ["x"]})) for j in JUDGES}
+    asked = {
+        j: len(BENCH.rubrics[j].applicable_items({"category": "ethical_dilemma", "stakeholders": ["x"]}))
+        for j in JUDGES
+    }
     assert asked == {"veritas": 6, "sophia": 9, "dike": 9}
 
 

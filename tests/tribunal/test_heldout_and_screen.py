@@ -109,3 +109,26 @@ def test_an_empty_bench_has_no_opinion():
     assert court["verdict"] == "UNDECIDED"
     assert [j["weight"] for j in court["judges"].values()] == [0.40, 0.30, 0.30]
     assert not any(key in judge for judge in court["judges"].values() for key in ("score", "mean"))
+
+
+def test_results_on_disk_are_read_and_written_as_they_are():
+    import json
+
+    from noesis.tribunal.calibration_store import Calibration
+    from noesis.tribunal.heldout import HeldOutResult
+
+    judged = json.loads((ROOT / "tests/helpers/golden_run/tribunal/summary.json").read_text(encoding="utf-8"))
+    assert HeldOutResult.from_json(judged).to_json() == judged
+    assert HeldOutResult.from_json(judged).preference.adapter.startswith("epoch_")
+    calibrations = list((ROOT / "data" / "tribunal" / "calibrations").glob("*.json"))
+    assert calibrations
+    for file in calibrations:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        assert Calibration.from_json(stored).to_json() == stored
+
+
+def test_a_verdict_has_its_exit_code():
+    from noesis.tribunal.court import Ruling
+
+    codes = {verdict: Ruling(verdict, "").exit_code for verdict in ("APPROVED", "REJECTED", "CONDITIONAL", "UNDECIDED")}
+    assert codes == {"APPROVED": 0, "REJECTED": 3, "CONDITIONAL": 4, "UNDECIDED": 4}

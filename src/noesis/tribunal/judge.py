@@ -70,7 +70,7 @@ def build_request(
         backwards: ask for the items in reverse order (does their position matter?).
     """
     words = rubrics.prompt[case.language]
-    items = rubric.asked(dict(case.record))
+    items = rubric.applicable_items(dict(case.record))
     items = items[::-1] if backwards else items
     schema = reply_schema(items)
     listed = "\n".join(

@@ -126,7 +126,7 @@ class Rubric(_Frozen):
             raise ValueError(f"the item {twice[0]!r} appears twice")
         return self
 
-    def asked(self, record: dict[str, Any]) -> tuple[RubricItem, ...]:
+    def applicable_items(self, record: dict[str, Any]) -> tuple[RubricItem, ...]:
         """The items that apply to a prompt with the fields of `record`."""
         return tuple(item for item in self.items if item.applies_to(record))
 

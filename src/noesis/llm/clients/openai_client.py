@@ -39,7 +39,7 @@ KEYS = {
 
 
 def key_for(url: str) -> str | None:
-    """The API key for the host of `url`: `NOESIS_KEY_<HOST>` or the provider's variable; by TLS or to localhost only."""
+    """The API key for `url`: `NOESIS_KEY_<HOST>` or the provider's variable; by TLS or to localhost only."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     if parts.scheme != "https" and host not in ("localhost", "127.0.0.1", "::1"):

@@ -17,6 +17,7 @@ from typing import Any
 from noesis.core.config import TribunalSection, load_config
 from noesis.core.console import say
 from noesis.core.errors import UsageError
+from noesis.core.event_loop import run_async
 from noesis.core.files import sha256_file, sha256_json, utc_now, write_json, write_jsonl
 from noesis.core.project import Project
 from noesis.llm.clients.spec import ModelSpec, parse_spec, same_model
@@ -175,7 +176,7 @@ def run_trial(
             court=ruling_for_report(summary, section),
             summary=summary,
         ).to_json()
-        write_jsonl(folder / "trial_answers.jsonl", [s.answer.to_json() for s in scored])
+        write_jsonl(folder / "trial_answers.jsonl", [one.answer.to_json() for one in scored])
         write_jsonl(folder / "verdicts.jsonl", verdict_rows(scored))
         write_json(folder / "trial.json", result)
         return result
@@ -213,6 +214,7 @@ def checkpoint_scorer(s: RunSession, project: Project, judges: Sequence[str] | N
     def score(adapter: Path) -> CheckpointScore:
         with open_panel(project, specs, section, Spending(), own=own, replies=replies, rubrics=rubrics) as panel:
             if reason := panel.unfit_reason:
+                run_async(panel.close())
                 return CheckpointScore(None, None, False, reason)
             say(f"  the Tribunal scores {adapter.name} on {len(items)} dev prompts")
             scored = _answer_and_score(s, section, items, panel, adapter)

@@ -259,6 +259,3 @@ def _agreement(scores: Scores, pairs: list[JudgePair], models: int) -> dict[str,
         "alpha": _round(krippendorff_alpha(table)),
         "effective_votes": _round(effective_votes(errors)),
     }
-
-
-# --- kept calibrations
