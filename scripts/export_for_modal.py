@@ -1,6 +1,6 @@
-"""Write data/training/exports/{train,eval}.jsonl and statistics.json: `python scripts/export_for_modal.py [--language pt|en|both] [--out DIR]`.
+"""Write data/training/exports/{train,eval}.jsonl and statistics.json; the same as `noesis data export`.
 
-The same as `noesis data export`.
+python scripts/export_for_modal.py [--language pt|en|both] [--out DIR]
 """
 
 import sys

@@ -1,5 +1,6 @@
-"""Train in the cloud: `modal run scripts/modal_train.py --epochs 3`, `--test-only` to judge, `--merge-only` to merge, `--dry-run` for the quote.
+"""Train in the cloud: `modal run scripts/modal_train.py --epochs 3`.
 
+`--test-only` judges, `--merge-only` merges, `--dry-run` prints the quote.
 App, volumes and functions are in src/noesis/cloud/app.py; they call the same stages as `noesis demo`.
 """
 

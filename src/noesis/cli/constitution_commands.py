@@ -45,7 +45,7 @@ def show(
     from noesis.core.console import say
     from noesis.core.errors import UsageError
     from noesis.core.project import find_project
-    from noesis.synthesis.coverage import check as covered
+    from noesis.synthesis.coverage import check_coverage
 
     send_output_to(as_json)
     if language not in ("pt", "en"):
@@ -57,7 +57,7 @@ def show(
         raise UsageError(
             f"the constitution has no {unknown[0]!r}; principles: {', '.join(p.id for p in constitution.principles)}"
         )
-    covers = {cover.principle: cover for cover in covered(found).covers} if wanted else {}
+    covers = {cover.principle: cover for cover in check_coverage(found).covers} if wanted else {}
     for rank, value in enumerate(constitution.values, 1):
         named = getattr(value, language)
         mine = [
@@ -96,10 +96,10 @@ def check(project: ProjectOption = None, as_json: JsonOption = False) -> None:
     """
     from noesis.core.console import say
     from noesis.core.project import find_project
-    from noesis.synthesis.coverage import check as covered
+    from noesis.synthesis.coverage import check_coverage
 
     send_output_to(as_json)
-    result = covered(find_project(project))
+    result = check_coverage(find_project(project))
     for mistake in result.mistakes:
         say(str(mistake))
     if result.covers:
@@ -113,7 +113,7 @@ def check(project: ProjectOption = None, as_json: JsonOption = False) -> None:
     for gap in gaps:
         say(f"  gap: {gap}")
     say(f"{len(result.covers)} principles, {len(result.mistakes)} mistakes, {len(gaps)} gaps")
-    print_result(result.as_json(), as_json)
+    print_result(result.to_json(), as_json)
     if result.mistakes:
         raise typer.Exit(1)
 

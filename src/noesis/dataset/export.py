@@ -1,6 +1,7 @@
-"""`noesis data export`: write `train.jsonl`, `eval.jsonl` and `statistics.json`, byte-identical for the same input and configuration.
+"""`noesis data export`: write `train.jsonl`, `eval.jsonl` and `statistics.json`.
 
-Nothing is dropped unless `--dedupe` asks for it, and then `dropped.jsonl` names each row and the one kept instead.
+The files are byte-identical for the same input and configuration. Nothing is dropped unless `--dedupe` asks for it, and
+then `dropped.jsonl` names each row and the one that is kept instead.
 """
 
 from __future__ import annotations
