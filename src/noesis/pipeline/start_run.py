@@ -87,7 +87,7 @@ def start_run(
                 write_jsonl(run.data / name, [row.to_json() for row in rows])
         shutil.copyfile(project.constitution, run.data / "constitution.yaml")
         counter = counter_of(session.encoder, config, constitution)
-        statistics = describe(dataset, run.data, constitution, config, counter)
+        statistics = describe(dataset, run.data, constitution, config, counter).to_json()
         write_json(run.data / "statistics.json", statistics)
         return statistics
 
