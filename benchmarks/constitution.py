@@ -1,12 +1,13 @@
-"""`python benchmarks/constitution.py`: chains of critique and revision on the embedded model, one request after
-another against packed.
+"""Critique and revision on the embedded model, one request after another against batched.
 
-A chain is an initial answer, a critique and a revision, behind one hand-written example each; the figure is tokens
-written a second, by the clock and by processor time (others may be at work). Loading the model is not counted. Both
-draw at the same seeds; on a processor the first is bound by reading the weights once a token, the second shares that
-reading and reads the common beginning once.
+    python benchmarks/constitution.py [--chains N] [--alone N] [--gguf PATH]
 
---chains N       how many are packed (default 32); --alone N: how many go one by one (default 2)
+A chain is an initial answer, a critique and a revision, each after one hand-written example; the figure is tokens
+written a second, by the clock and by CPU time (other work may be running). Loading the model is not counted. Both use
+the same seeds. On a CPU the first is bound by reading the weights once for each token; the second shares that reading
+and reads the common beginning once.
+
+--chains N       chains in a batch (default 32); --alone N: chains one by one (default 2)
 --gguf PATH      the same through llama.cpp, 1 slot against 8
 """
 
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -22,11 +22,12 @@ from typing import Any
 
 from noesis.constitution.document import load_constitution
 from noesis.core.project import find_project
+from noesis.dataset.load import read_hand_written
 from noesis.llm.clients.protocol import ModelClient
 from noesis.llm.clients.reply_cache import open_cache
 from noesis.llm.clients.torch_client import TorchClient
 from noesis.synthesis.critique_revision import ExampleMaker, Settings
-from noesis.synthesis.make_prompts import deal, read_lists
+from noesis.synthesis.prompt_combinations import deal, read_lists
 from noesis.synthesis.prompt_file import Prompt
 from noesis.synthesis.prompt_templates import choose_shots
 
@@ -46,11 +47,7 @@ def measure(name: str, voice: ModelClient, count: int, window: int) -> float:
         )
         for s in seeds
     ]
-    rows = [
-        json.loads(line)
-        for line in (PROJECT.training / "philosophical_en" / "maieutica.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    shots = {"en": choose_shots(rows, constitution, "en", SETTINGS.shots, 0)}
+    shots = {"en": choose_shots(read_hand_written(PROJECT, "en"), constitution, "en", SETTINGS.shots, 0)}
     made = 0
 
     def add(tokens: int) -> None:

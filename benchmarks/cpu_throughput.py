@@ -31,8 +31,9 @@ def prepared() -> tuple[Path, list[Any], Any]:
     from noesis.core.config import load_config
     from noesis.core.project import Project
     from noesis.dataset.encode import training_rows
+    from noesis.dataset.load import read_hand_written
     from noesis.llm.hub import find_model
-    from noesis.llm.tokenizer import load_tokenizer
+    from noesis.llm.row_encoder import open_encoder
 
     project = Project(ROOT)
     constant = {
@@ -43,13 +44,9 @@ def prepared() -> tuple[Path, list[Any], Any]:
     }
     config = load_config(project, constant)
     model = find_model("smollm2")
-    files = sorted((ROOT / "data/training/philosophical_en").glob("*.jsonl"))
-    records = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()][::15][
-        :EXAMPLES
-    ]
     rows = training_rows(
-        records,
-        load_tokenizer(model.path),
+        read_hand_written(project, "en")[::15][:EXAMPLES],
+        open_encoder(model.path),
         load_constitution(project.constitution),
         include_critique=False,
         max_length=2048,

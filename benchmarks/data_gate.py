@@ -1,10 +1,11 @@
-"""How fast, and in how much memory, the data gate takes 30,000 to 1,000,000 records: `python benchmarks/data_gate.py
-[--rows 30000 …]`.
+"""How fast, and in how much memory, the data gate takes 30,000 to 1,000,000 examples.
 
-Two sets are made: distinct records of about 1 kB (words drawn from the project's own examples), and records with a
-prompt each that share 24 replies (weak answer, critique, revision). Each is validated, clustered, split and exported
-by the command line in a process of its own; beside it, in the same run, a naive script that loads, shuffles, splits
-and writes, and finds nothing. Memory is that of all processes together, sampled every 0.1 s.
+    python benchmarks/data_gate.py [--rows 30000 …]
+
+Two sets are generated: distinct examples of about 1 kB (words drawn from the project's own), and examples with a prompt
+each that share 24 replies (weak answer, critique, revision). Each is validated, clustered, split and exported by the
+command line in a process of its own, and by a naive script that loads, shuffles, splits and writes, and finds nothing.
+Memory is that of all processes together, sampled every 0.1 s.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from noesis.core.jsonl import read_objects
 
 ROOT = Path(__file__).resolve().parents[1]
 NAIVE = """
@@ -46,7 +49,7 @@ for name, part in (("eval", rows[:cut]), ("train", rows[cut:])):
 def make(file: Path, rows: int, answers: int | None) -> None:
     """Write `rows` records; with `answers`, that many different answers for all of them."""
     sources = sorted((ROOT / "data/training/philosophical").glob("*.jsonl"))
-    examples = [json.loads(line) for source in sources for line in source.read_text(encoding="utf-8").splitlines()]
+    examples = [row for source in sources for row in read_objects(source)]
     words = [word for e in examples for word in f"{e['prompt']} {e['response_revised']}".split()]
     categories = sorted({e["category"] for e in examples})
     values = sorted({value for e in examples for value in e["values_applied"]})
@@ -120,8 +123,8 @@ def main() -> None:
     parser.add_argument("--repeated", type=int, nargs="*", default=[300_000], help="rows of the sets with 24 answers")
     arguments = parser.parse_args()
     print(
-        f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} processors, Python "
-        f"{platform.python_version()}",
+        f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} CPU cores, "
+        f"Python {platform.python_version()}",
         flush=True,
     )
     for rows in arguments.rows:

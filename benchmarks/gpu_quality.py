@@ -107,8 +107,9 @@ def held_out(place: Path) -> None:
     from noesis.core.device import detect
     from noesis.core.project import Project
     from noesis.dataset.encode import training_rows
+    from noesis.dataset.load import read_hand_written
     from noesis.llm.hub import find_model
-    from noesis.llm.tokenizer import load_tokenizer
+    from noesis.llm.row_encoder import open_encoder
     from noesis.planning.draft import draft_plan
     from noesis.planning.model_shapes import read_shape
     from noesis.planning.setup import Setup
@@ -136,18 +137,11 @@ def held_out(place: Path) -> None:
         return total / count
 
     for language, epochs, rate in (("en", 1, 1e-3), ("pt", 3, 2e-4)):
-        source = project.training / ("philosophical_en" if language == "en" else "philosophical")
-        records = [
-            json.loads(line)
-            for file in sorted(source.glob("*.jsonl"))
-            for line in file.read_text(encoding="utf-8").splitlines()
-            if line
-        ]
-        held = records[4::10][:13]
-        parts = ([r for r in records if r not in held], held)
+        examples = read_hand_written(project, language)
+        held_out = examples[4::10][:13]
+        parts = ([e for e in examples if e not in held_out], held_out)
         rows, scored = (
-            training_rows(p, load_tokenizer(folder), constitution, include_critique=False, max_length=2048)
-            for p in parts
+            training_rows(p, open_encoder(folder), constitution, include_critique=False, max_length=2048) for p in parts
         )
         for precision, compute in (
             ("fp32", "float32"),

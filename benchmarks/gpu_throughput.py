@@ -244,7 +244,8 @@ def start_child(began: float) -> None:
     from noesis.core.device import detect
     from noesis.core.project import Project
     from noesis.dataset.encode import training_rows
-    from noesis.llm.tokenizer import load_tokenizer
+    from noesis.dataset.load import read_hand_written
+    from noesis.llm.row_encoder import open_encoder
     from noesis.planning.draft import draft_plan
     from noesis.planning.model_shapes import read_shape
     from noesis.run.metrics import read_metrics
@@ -253,14 +254,9 @@ def start_child(began: float) -> None:
 
     project = Project(ROOT)
     config = load_config(project, {"training.precision": "fp8", "lora.quantization.load_in_4bit": False})
-    records = [
-        json.loads(line)
-        for file in sorted((project.training / "philosophical").glob("*.jsonl"))
-        for line in file.read_text().splitlines()
-        if line
-    ]
+    examples = read_hand_written(project, "pt")
     rows = training_rows(
-        records, load_tokenizer(MODEL), load_constitution(project.constitution), include_critique=False, max_length=2048
+        examples, open_encoder(MODEL), load_constitution(project.constitution), include_critique=False, max_length=2048
     )
     device = detect()
     plan = draft_plan(config, str(MODEL), read_shape(MODEL), count_workload(rows), device)

@@ -25,9 +25,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from noesis.dataset.schema import Example
+
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("sft", "dpo", "sft+dpo")
-Records = list[dict[str, Any]]
+Records = list[Example]
 
 
 def configured(
@@ -71,9 +73,14 @@ def split_of(options: argparse.Namespace, seed: int) -> tuple[Records, Records]:
             configured(options, seed, method="sft", critique=False),
         )
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(parts, ensure_ascii=False), encoding="utf-8")
+        file.write_text(
+            json.dumps([[e.to_json() for e in p] for p in (parts.train, parts.held_out)], ensure_ascii=False),
+            encoding="utf-8",
+        )
     train, held_out = json.loads(file.read_text(encoding="utf-8"))
-    return train[: options.limit], held_out[: options.limit]
+    return [Example.from_json(e) for e in train[: options.limit]], [
+        Example.from_json(e) for e in held_out[: options.limit]
+    ]
 
 
 def device_of(options: argparse.Namespace) -> Any:
@@ -124,23 +131,25 @@ class Measure:
 
     def _pairs(self, model: Any, held_out: Records) -> list[dict[str, Any]]:
         from noesis.dataset.encode import example_pairs
+        from noesis.llm.row_encoder import RowEncoder
 
-        found: list[dict[str, Any]] = [{"id": record["id"]} for record in held_out]
+        found: list[dict[str, Any]] = [{"id": example.id} for example in held_out]
         for name, critique in (("plain", False), ("block", True)):
             pairs = example_pairs(
-                held_out, self.tokenizer, self.constitution, include_critique=critique, max_length=4096
+                held_out, RowEncoder(self.tokenizer), self.constitution, include_critique=critique, max_length=4096
             )
             scores = self._scores(model, [row for pair in pairs for row in (pair.chosen, pair.rejected)])
             for line, chosen, rejected in zip(found, scores[::2], scores[1::2], strict=True):
                 line[name] = [*chosen, *rejected]  # sums of log-probabilities and tokens
         return found
 
-    def _losses(self, model: Any, records: Records) -> dict[str, list[float]]:
+    def _losses(self, model: Any, records: list[dict[str, Any]]) -> dict[str, list[float]]:
         from noesis.constitution.dialogue import opening_messages
         from noesis.llm.chat_template import encode
 
         rows = [
-            encode(self.tokenizer, opening_messages(self.constitution, r), r["answer"], name=r["id"]) for r in records
+            encode(self.tokenizer, opening_messages(self.constitution, "en", r["prompt"]), r["answer"], name=r["id"])
+            for r in records
         ]
         return {r["id"]: list(score) for r, score in zip(records, self._scores(model, rows), strict=True)}
 
@@ -166,7 +175,9 @@ class Measure:
         stop = end_of_turn(self.tokenizer)
         prompts = [
             self.tokenizer(
-                render(self.tokenizer, opening_messages(self.constitution, r), add_generation_prompt=True),
+                render(
+                    self.tokenizer, opening_messages(self.constitution, "en", r["prompt"]), add_generation_prompt=True
+                ),
                 add_special_tokens=False,
             )["input_ids"]
             for r in self.asked
@@ -203,7 +214,7 @@ def train_cell(
     from noesis.constitution.document import load_constitution
     from noesis.core.project import Project
     from noesis.dataset.encode import example_pairs, training_rows
-    from noesis.llm.tokenizer import load_tokenizer
+    from noesis.llm.row_encoder import open_encoder
     from noesis.planning.by_method import preference_plan
     from noesis.planning.draft import make_plan
     from noesis.planning.model_shapes import read_shape
@@ -211,14 +222,14 @@ def train_cell(
     from noesis.training.trainer import train as train_adapter
 
     shutil.rmtree(place, ignore_errors=True)
-    constitution, tokenizer = load_constitution(Project(ROOT).constitution), load_tokenizer(folder)
+    constitution, encoder = load_constitution(Project(ROOT).constitution), open_encoder(folder)
     how = {"include_critique": config.training.constitutional_ai.include_critique, "max_length": 4096}
     shape = read_shape(folder)
     if config.training.method == "sft":
-        data = TrainingSet(rows=training_rows(train, tokenizer, constitution, **how))
+        data = TrainingSet(rows=training_rows(train, encoder, constitution, **how))
         plan = make_plan(config, options.model, shape, data.workloads.last, device)
     else:
-        parts = (example_pairs(part, tokenizer, constitution, **how) for part in (train, held_out))
+        parts = (example_pairs(part, encoder, constitution, **how) for part in (train, held_out))
         data = TrainingSet(pairs=PreferencePairs(*parts))
         plan = preference_plan(config, options.model, shape, data.pairs.work, device)
     job = TrainJob(folder, data, config, plan, device, place, place / "metrics.jsonl", parent=start)

@@ -83,9 +83,7 @@ def throughput() -> None:
     found = find_model("smollm2")
     constitution, tokenizer = load_constitution(PROJECT.constitution), load_tokenizer(found.path)
     conversations = [
-        opening_messages(
-            constitution, {"language": "en", "prompt": f"What would you say to someone who asks why {i} is a number?"}
-        )
+        opening_messages(constitution, "en", f"What would you say to someone who asks why {i} is a number?")
         for i in range(PROMPTS)
     ]
 

@@ -169,7 +169,7 @@ def card() -> dict[str, Any]:
 
 def _fields_in(file: Path) -> set[str]:
     """Fields that at least one example of `file` holds."""
-    return {field for line in file.read_text(encoding="utf-8").splitlines() for field in json.loads(line)}
+    return {field for line in file.read_bytes().splitlines() for field in json.loads(line)}
 
 
 def _file_object(file: Path) -> dict[str, Any]:

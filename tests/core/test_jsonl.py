@@ -99,7 +99,7 @@ def test_no_reader_breaks_at_a_line_separator(project: Path, tmp_path: Path, wri
     assert read_replay(file)[0].messages[0].content == text
     assert read_metrics(file)[0]["prompt"] == text
     assert known_prompts([file]).find_similar(text) == "rows.jsonl:1"
-    assert list(seal(tmp_path)) == ["suite.jsonl"]
+    assert "suite.jsonl" in seal(tmp_path)
     shard = tmp_path / "work" / "shards" / "00000.jsonl"
     shard.parent.mkdir(parents=True)
     shard.write_bytes(file.read_bytes())

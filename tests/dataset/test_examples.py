@@ -86,7 +86,7 @@ def test_what_the_set_as_a_whole_teaches():
 
 def test_the_committed_exports_are_those_of_the_committed_examples(tmp_path: Path):
     statistics = export(PROJECT.sources("pt"), tmp_path, CONSTITUTION, CONFIG)
-    assert (statistics["train"]["examples"], statistics["eval"]["examples"]) == (111, 13)
+    assert (statistics.train.examples, statistics.held_out.examples) == (111, 13)
     names = ["train.jsonl", "eval.jsonl"]
     if find_tokenizer(CONFIG.training.model) is not None:  # else lengths in tokens are missing
         names.append("statistics.json")

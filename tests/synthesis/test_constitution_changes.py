@@ -18,7 +18,7 @@ from noesis.core.errors import ConfigError, RunError, UsageError
 from noesis.core.project import Project
 from noesis.dataset.checks.validate import validate
 from noesis.pipeline.compare_runs import compare_runs
-from noesis.synthesis.coverage import check
+from noesis.synthesis.coverage import check_coverage
 from noesis.synthesis.critique_revision import Settings
 from noesis.synthesis.make_prompts import PromptsRequest, make_prompts
 from noesis.synthesis.prompt_combinations import deal, read_lists
@@ -44,7 +44,7 @@ def edit(file: Path, old: str, new: str) -> int:
 
 
 def test_the_committed_constitution_covers_everything():
-    found = check(Project(ROOT))
+    found = check_coverage(Project(ROOT))
     assert found.mistakes == []
     assert [(c.principle, c.gaps) for c in found.covers if c.gaps] == []
     assert all(c.items and c.prompts and c.examples["pt"] and c.examples["en"] for c in found.covers)
@@ -114,7 +114,7 @@ def test_an_item_that_tests_nothing_and_one_that_tests_what_is_not_there(project
     file = project / "data/tribunal/judges/veritas.yaml"
     nothing = edit(file, "principles: [fontes-reais]", "principles: []")
     edit(file, "principles: [firmeza-sob-pressao]", "principles: [coragem]")
-    found = check(Project(project))
+    found = check_coverage(Project(project))
     told = [str(m) for m in found.mistakes]
     assert len(told) == 2
     assert told[0].startswith(f"{file}:") and "'fontes_reais' tests nothing" in told[0]

@@ -422,7 +422,7 @@ def test_replies_are_cleaned_of_their_wrapping():
 def test_quoting_the_answer_is_no_copy_of_the_critique():
     run = "one two three four five six seven eight nine ten eleven"
     assert copies_run(f"well {run} so", f"it says {run}")
-    assert not copies_run(f"well {run} so", f"it says {run}", besides=f"I say {run}")
+    assert not copies_run(f"well {run} so", f"it says {run}", allowed=f"I say {run}")
 
 
 def test_a_first_answer_may_refuse_and_a_declined_request_too():

@@ -50,7 +50,7 @@ def show(
     from noesis.core.console import say
     from noesis.core.errors import UsageError
     from noesis.core.project import find_project
-    from noesis.synthesis.coverage import check as check_coverage
+    from noesis.synthesis.coverage import check_coverage
 
     reserve_stdout(as_json)
     found = find_project(project)
@@ -101,7 +101,7 @@ def check(project: ProjectOption = None, as_json: JsonOption = False) -> None:
     """
     from noesis.core.console import say
     from noesis.core.project import find_project
-    from noesis.synthesis.coverage import check as check_coverage
+    from noesis.synthesis.coverage import check_coverage
 
     reserve_stdout(as_json)
     result = check_coverage(find_project(project))
@@ -118,7 +118,7 @@ def check(project: ProjectOption = None, as_json: JsonOption = False) -> None:
     for gap in gaps:
         say(f"  gap: {gap}")
     say(f"{len(result.covers)} principles, {len(result.mistakes)} mistakes, {len(gaps)} gaps")
-    print_result(result.as_json(), as_json)
+    print_result(result.to_json(), as_json)
     if result.mistakes:
         raise typer.Exit(1)
 

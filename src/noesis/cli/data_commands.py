@@ -120,10 +120,10 @@ def data_export(
     statistics = export(
         sources, target, load_constitution(found.constitution), config, dedupe=dedupe, tribunal=found.data / "tribunal"
     )
-    for part in ("train", "eval"):
-        say(f"  {target / statistics[part]['file']}: {statistics[part]['examples']} examples")
+    for part in (statistics.train, statistics.held_out):
+        say(f"  {part.file}: {part.examples} examples")
     say(f"  {target / 'statistics.json'}")
-    print_result(statistics, as_json)
+    print_result(statistics.to_json(), as_json)
 
 
 @app.command("inspect")

@@ -7,12 +7,15 @@ from typing import Any
 
 from noesis.constitution.document import Constitution
 
+TEXT = "text"
+
 
 @dataclass(frozen=True)
 class Change:
     """One thing that differs.
 
-    what: principle, value, attitude, system prompt, version; id: of the entry, "" where there is none
+    what: principle, value, attitude, system prompt, version
+    id: of the entry, "" where there is none
     kind: added, removed, or what of it changed (text, requests, value, rank, judge)
     """
 
@@ -49,8 +52,8 @@ def compare(old: Constitution, new: Constitution) -> list[Change]:
         ("principle", old.principles, new.principles),
     ):
         there, here = {e.id: e for e in before}, {e.id: e for e in after}
-        found += [Change(what, name, "removed", _said(there[name])) for name in there if name not in here]
-        found += [Change(what, name, "added", "", _said(here[name])) for name in here if name not in there]
+        found += [Change(what, name, "removed", _text_of(there[name])) for name in there if name not in here]
+        found += [Change(what, name, "added", "", _text_of(here[name])) for name in here if name not in there]
         for name in here:
             if name in there:
                 found += _changes(what, there[name], here[name])
@@ -82,8 +85,5 @@ def _changes(what: str, old: Any, new: Any) -> list[Change]:
     return found
 
 
-def _said(entry: Any) -> str:
+def _text_of(entry: Any) -> str:
     return entry.en if isinstance(entry.en, str) else f"{entry.en.name}: {entry.en.text}"
-
-
-TEXT, REQUESTS, VALUE = "text", "requests", "value"

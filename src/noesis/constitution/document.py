@@ -1,6 +1,6 @@
-"""Read `data/constitution.yaml`: values in rank order, principles, system prompt. Its hash goes into every artefact.
+"""Reads `data/constitution.yaml`: values in rank order, principles, system prompt. Its hash is in every artefact.
 
-What is wrong is told by its line: `noesis constitution check` lists all of it, every other command the first.
+Mistakes are named by line: `noesis constitution check` lists all of them, every other command the first.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class Both(_Frozen):
 class Principle(_Entry):
     """What a value asks for in conduct; positive and behavioural, so that it can be tested.
 
-    critique, revision: what a model is asked when data is made from the principle; None: in general words (`revising.wording`)
+    critique, revision: the requests to a model that makes data from the principle; None: general words are used
+        (`synthesis/prompt_templates.py`)
     """
 
     value: Slug
@@ -73,6 +74,7 @@ class Principle(_Entry):
     revision: Both | None = None
 
     def text(self, language: str) -> str:
+        """The principle in one language."""
         return self.en if language == "en" else self.pt
 
 
@@ -86,8 +88,8 @@ class SystemPrompt(_Frozen):
 Location = tuple[str | int, ...]
 
 
-class _Broken(ValueError):
-    """References that do not hold: (location, what is wrong) each."""
+class _BrokenReferences(ValueError):
+    """(location, what is wrong) of each reference that is broken."""
 
     def __init__(self, found: list[tuple[Location, str]]) -> None:
         super().__init__(found[0][1])
@@ -106,11 +108,11 @@ class Constitution(_Frozen):
 
     @model_validator(mode="after")
     def _references_exist(self) -> Constitution:
-        if found := list(self._broken()):
-            raise _Broken(found)
+        if found := list(self._broken_references()):
+            raise _BrokenReferences(found)
         return self
 
-    def _broken(self) -> Iterator[tuple[Location, str]]:
+    def _broken_references(self) -> Iterator[tuple[Location, str]]:
         seen: set[str] = set()
         sections: tuple[tuple[str, tuple[_Entry, ...]], ...] = (
             ("values", self.values),
@@ -127,7 +129,8 @@ class Constitution(_Frozen):
             if principle.value not in known:
                 yield (
                     ("principles", i, "value"),
-                    f"principle {principle.id!r} serves the unknown value {principle.value!r}; values: {', '.join(sorted(known))}",
+                    f"principle {principle.id!r} serves the unknown value {principle.value!r}; "
+                    f"values: {', '.join(sorted(known))}",
                 )
         for i, value in enumerate(self.values):
             if not any(principle.value == value.id for principle in self.principles):
@@ -141,6 +144,7 @@ class Constitution(_Frozen):
 
     @property
     def principle_ids(self) -> frozenset[str]:
+        """What an example's `principles` may name."""
         return frozenset(principle.id for principle in self.principles)
 
     def principle(self, name: str) -> Principle:
@@ -148,11 +152,11 @@ class Constitution(_Frozen):
         return {p.id: p for p in self.principles}[name]
 
     def digest(self) -> str:
-        """SHA-256 of what a model is trained and judged by: comments and layout do not count, nor do the requests that make data."""
+        """SHA-256 of what a model is trained and judged by: not of comments, layout and the requests that make data."""
         return sha256_json(self.model_dump(mode="json", exclude={"principles": {"__all__": {"critique", "revision"}}}))
 
     def requests_digest(self) -> str:
-        """SHA-256 of everything, the requests too: what generated data was made by."""
+        """SHA-256 of everything, including the requests: what generated data was made from."""
         return sha256_json(self.model_dump(mode="json"))
 
 
@@ -172,7 +176,7 @@ def load_constitution(path: Path) -> Constitution:
     """Read and check the constitution.
 
     Raises:
-        ConstitutionError: naming line and entry of the first thing that is wrong.
+        ConstitutionError: naming line and entry of the first mistake.
     """
     constitution, mistakes = read_constitution(path)
     if constitution is None:
@@ -181,10 +185,10 @@ def load_constitution(path: Path) -> Constitution:
 
 
 def read_constitution(path: Path) -> tuple[Constitution | None, list[Mistake]]:
-    """The constitution, or None and all that is wrong with it.
+    """The constitution, or None and all its mistakes.
 
     Raises:
-        ConstitutionError: it is not there, or not YAML at all.
+        ConstitutionError: it is missing, or not YAML.
     """
     try:
         raw = read_yaml(path)
@@ -198,19 +202,18 @@ def read_constitution(path: Path) -> tuple[Constitution | None, list[Mistake]]:
         return Constitution.model_validate(raw), []
     except ValidationError as error:
         found: list[tuple[Location, str]] = []
-        for each in sorted(
-            error.errors(), key=lambda e: e["type"] == "missing"
-        ):  # a misspelt key explains a missing one
+        # A misspelt key explains a missing one.
+        for each in sorted(error.errors(), key=lambda e: e["type"] == "missing"):
             broken = each.get("ctx", {}).get("error")
-            if isinstance(broken, _Broken):
+            if isinstance(broken, _BrokenReferences):
                 found += broken.found
             else:
-                said = {"extra_forbidden": "unknown key", "missing": "it is missing"}.get(
+                message = {"extra_forbidden": "unknown key", "missing": "it is missing"}.get(
                     each["type"], each["msg"].removeprefix("Value error, ")
                 )
-                found.append((each["loc"], said))
+                found.append((each["loc"], message))
         return None, [
-            Mistake(path, line_of(path, location), f"{_name_of(raw, location)}{said}") for location, said in found
+            Mistake(path, line_of(path, location), f"{_name_of(raw, location)}{message}") for location, message in found
         ]
 
 

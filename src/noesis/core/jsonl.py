@@ -1,4 +1,4 @@
-"""Reading JSON Lines (https://jsonlines.org): one JSON object a line, UTF-8. Every JSONL file of the project is read here.
+"""Reading JSON Lines (https://jsonlines.org): one JSON object a line, UTF-8. All JSONL of the project is read here.
 
 A line ends at a newline byte and nowhere else. U+2028, U+2029, U+0085 and the form feed are ordinary text inside a JSON
 string, so `str.splitlines`, which breaks lines at them, must never be used on JSONL.
@@ -91,7 +91,7 @@ def read_objects(file: Path) -> list[dict[str, Any]]:
 
 
 def iter_intact_objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """As `iter_objects`, without the lines that hold no object, such as one that was cut off when its writer was killed."""
+    """As `iter_objects`, without the lines that hold no object, such as one whose writer was killed."""
     for line in iter_lines(file):
         try:
             value = parse_object(line.data)

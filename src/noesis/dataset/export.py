@@ -1,12 +1,13 @@
-"""`noesis data export`: write `train.jsonl`, `eval.jsonl` and `statistics.json`, byte-identical for the same input and configuration.
+"""`noesis data export`: write `train.jsonl`, `eval.jsonl` and `statistics.json`.
 
-Nothing is dropped unless `--dedupe` asks for it, and then `dropped.jsonl` names each row and the one kept instead.
+The files are byte-identical for the same input and configuration. Nothing is dropped unless `--dedupe` asks for it, and
+then `dropped.jsonl` names each row and the one that is kept instead.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from noesis.dataset.checks.scan import Column, Table
 from noesis.dataset.checks.validate import Report, validate
 from noesis.dataset.checks.whole_set import leaks
 from noesis.dataset.split import in_order, split
-from noesis.dataset.statistics import describe_files
+from noesis.dataset.statistics import ExportStatistics, describe_files
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def export(
     *,
     dedupe: bool = False,
     tribunal: Path | None = None,
-) -> dict[str, Any]:
+) -> ExportStatistics:
     """Check, split and write; returns the statistics, which are counted in the files as written.
 
     Args:
@@ -116,9 +117,9 @@ def export(
     if dedupe:
         write_jsonl(out / "dropped.jsonl", [row.to_json() for row in dropped])
         say(f"  {len(dropped):,} rows that repeat another one were dropped: {out / 'dropped.jsonl'}")
-    statistics = describe_files(out / "train.jsonl", out / "eval.jsonl", constitution, config, counter)
-    statistics["duplicates"] = _duplicates(clusters, len(dropped))
-    write_json(out / "statistics.json", statistics)
+    statistics = describe_files(out, constitution, config, counter)
+    statistics = replace(statistics, duplicates=_duplicates(clusters, len(dropped)))
+    write_json(out / "statistics.json", statistics.to_json())
     return statistics
 
 

@@ -1,8 +1,9 @@
-"""`noesis data inspect`: the loss-mask microscope. What the model reads, token by token, and which tokens it is trained on.
+"""`noesis data inspect`: what the model reads, token by token, and which tokens it is trained on.
 
-The rows are made by the function that training uses, and a row that training would refuse is shown with the reason. On a terminal tokens
-are told apart by alternating shades, and trained ones are green and underlined; elsewhere bars stand between them. `--html` writes one
-page that needs neither network nor JavaScript and escapes all that it shows: examples and vocabularies are hostile text.
+The rows are made by the function that training uses, and a row that training would refuse is shown with the reason. On
+a terminal, alternating shades separate the tokens, and trained ones are green and underlined; elsewhere bars stand
+between them. `--html` writes one page that needs neither network nor JavaScript and escapes everything that it shows:
+examples and vocabularies are hostile text.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Row:
 def show(
     project: Project, config: Config, ids: list[str], *, everything: bool = False, html: Path | None = None
 ) -> list[Row]:
-    """Print the rows of `ids` (default: the first three examples), or write them to the page `html` and print their counts.
+    """Print the rows of `ids` (default: the first three examples); with `html`, write a page and print the counts.
 
     Returns:
         the rows shown.
@@ -121,7 +122,7 @@ def show(
         if row.refusal:
             say(f"  REFUSED {row.refusal}")
         if html is None:
-            print(painted(row) if _colour() else barred(row), flush=True)  # noqa: T201  (say would show the colours' codes)
+            print(painted(row) if _colour() else barred(row), flush=True)  # noqa: T201  (say escapes colour codes)
     say(f"\n{total(rows, config.training.max_length)}")
     if html is not None:
         write_page(html, rows, notes, config)
@@ -158,7 +159,7 @@ def barred(row: Row) -> str:
 
 
 def painted(row: Row) -> str:
-    """The row in colours; shades alternate, and a newline ends its colour first, so that no line is coloured to its end."""
+    """The row in colours; shades alternate, and each colour ends before a newline, else it would fill the line."""
     parts = []
     for token in row.tokens:
         style = (TRAINED if token.trained else MASKED)[token.index % 2] + (CONTROL if token.control else "")
@@ -173,7 +174,10 @@ def total(rows: list[Row], max_length: int) -> str:
     refused = sum(r.refusal is not None for r in rows)
     longest = max(len(r.tokens) for r in rows)
     rows_of = f"{len(rows)} row{'s' if len(rows) != 1 else ''}"
-    counts = f"{rows_of}: {tokens:,} tokens, {trained:,} trained ({trained / max(tokens, 1):.0%}); longest {longest:,} of max_length {max_length:,}"
+    counts = (
+        f"{rows_of}: {tokens:,} tokens, {trained:,} trained ({trained / max(tokens, 1):.0%}); "
+        f"longest {longest:,} of max_length {max_length:,}"
+    )
     return counts + (f"; training would refuse {refused}" if refused else "; training takes them all")
 
 
@@ -222,7 +226,7 @@ def _tokenizer(config: Config) -> ChatTokenizer:
 
 
 def _notes(tokenizer: ChatTokenizer, config: Config) -> list[str]:
-    """What is said once, before the rows."""
+    """Notes that are printed once, before the rows."""
     notes = [f"{config.training.model}, language {config.training.data.language}, its own chat template"]
     if not takes_system(tokenizer):
         notes.append("this template has no place for a system prompt: it opens the first user message")
@@ -237,5 +241,9 @@ def _colour() -> bool:
 
 def _legend() -> str:
     if _colour():
-        return f"trained tokens are green and underlined, control tokens bold; shades tell tokens apart; {NEWLINE} newline, {PART} part of a character"
-    return f"│ token  ┃ trained token  ⟦control token⟧  {NEWLINE} newline  {PART} part of a character that a later token completes"
+        return (
+            "trained tokens are green and underlined, control tokens bold; shades separate tokens; "
+            f"{NEWLINE} newline, {PART} part of a character"
+        )
+    legend = f"│ token  ┃ trained token  ⟦control token⟧  {NEWLINE} newline  {PART} part of a character"
+    return f"{legend} that a later token completes"

@@ -159,7 +159,7 @@ class Example(_Strict):
 class Lineage(_Strict):
     """Where a generated example comes from: enough to make it again with the same models.
 
-    settings: what the command was asked for
+    settings: options of the command
     steps: each request and its draw, in order (principle, seed, hash of the messages)
     """
 

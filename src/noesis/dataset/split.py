@@ -1,7 +1,8 @@
 """Which examples are held out: the same for the same ids, seed and count, whatever the order of files.
 
-Rows that say the same stay on one side (`similar.group`). At least one id of each category where the count allows; the rest as near to
-proportional in difficulty and value as it can be: one id after the other, each time of the kind that is most wanting.
+Rows that say the same stay on one side (`near_duplicates.group`). At least one id of each category is held out where
+the count allows. The rest is as near to proportional in difficulty and value as possible: greedily one id after the
+other, each time of the kind that is most underrepresented.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ REFERENCE_SIZE = 124  # `data.eval_examples` is meant for this many; other sizes
 
 @dataclass(frozen=True)
 class _Units:
-    """What is held out or not as a whole: the rows of one group. Arrays of one entry a unit.
+    """Groups of rows that are held out together or not at all.
 
-    ids: distinct ids
+    of_row: (rows,) the unit of each row; the other arrays have one entry for each unit
+    ids: number of distinct ids
     first: the row that stands for the unit, the first in the export's order
-    rank: a number drawn from seed and id
+    rank: a pseudorandom number from 0 to 1, by seed and id
     """
 
     of_row: Column
@@ -57,8 +59,8 @@ def split(table: Table, groups: Column, *, eval_examples: int, seed: int) -> Col
     units = _units(table, groups, seed)
     if len(units.ids) < 2:
         raise DataError(
-            f"{len(table):,} example(s), all of which say the same or are filled from one template: at least two different ones are needed, "
-            "one to train on and one to hold out; see them with  noesis data validate"
+            f"{len(table):,} example(s), all of which say the same or are filled from one template: at least two "
+            "different ones are needed, one to train on and one to hold out; see them with  noesis data validate"
         )
     total = int(units.ids.sum())
     wanted = max(1, round(total * eval_examples / REFERENCE_SIZE))
@@ -78,7 +80,7 @@ def _units(table: Table, groups: Column, seed: int) -> _Units:
 
 
 def _choose(table: Table, units: _Units, wanted: int) -> Column:
-    """(units,) mask: greedy over kinds (category, difficulty, values), so that its cost does not depend on how many ids are of one kind."""
+    """(units,) mask, chosen greedily by kind (category, difficulty, values): the cost does not grow with the ids."""
     category, difficulty, values = table.category[units.first], table.difficulty[units.first], table.values[units.first]
     bits = max(int(values.max()).bit_length(), 1)
     has = (values[:, None] >> np.arange(bits, dtype=np.uint64) & np.uint64(1)).astype(np.int64)  # (units, values)
@@ -88,30 +90,30 @@ def _choose(table: Table, units: _Units, wanted: int) -> Column:
     quota = _quotas(np.bincount(category, weights=units.ids, minlength=len(table.categories)), wanted)
 
     kinds, kind = np.unique(np.column_stack([category, traits]), axis=0, return_inverse=True)
-    # Units of one kind in the order in which they are taken: the small ones first, so that a large cluster is not held out.
+    # Units of one kind in the order in which they are taken: small ones first, so that no large cluster is held out.
     order = np.lexsort((units.rank, units.ids, kind))
     begin = np.searchsorted(kind[order], np.arange(len(kinds)))
     end = np.append(begin[1:], len(order))
     of_category, kind_traits = kinds[:, 0], kinds[:, 1:]
     jitter = np.array([units.rank[order[b]] for b in begin])  # the seed decides between equals
-    taken, held = np.zeros(traits.shape[1]), np.zeros(len(kind), bool)
+    taken, mask = np.zeros(traits.shape[1]), np.zeros(len(kind), bool)
     while True:
         next_unit = order[np.minimum(begin, len(order) - 1)]
         possible = (begin < end) & (units.ids[next_unit] <= quota[of_category])
         if not possible.any():
-            return _one_each(held, category, units)
+            return _one_each(mask, category, units)
         # What taking one more of this kind adds to the squared distance from the target.
         cost = kind_traits @ (2 * (taken - target) + 1) + 0.3 * jitter
         chosen = int(np.argmin(np.where(possible, cost, np.inf)))
         unit = next_unit[chosen]
-        held[unit] = True
+        mask[unit] = True
         begin[chosen] += 1
         taken += traits[unit] * units.ids[unit]
         quota[of_category[chosen]] -= units.ids[unit]
 
 
 def _quotas(sizes: Column, wanted: int) -> Column:
-    """(categories,) ids to hold out: one each while they last, the rest in proportion by largest remainder; never a whole category."""
+    """(categories,) ids to hold out: one each, the rest in proportion by largest remainder; never a whole category."""
     room = np.maximum(sizes - 1, 0) if (sizes > 1).any() else sizes
     quota = np.minimum(room, 1)
     if quota.sum() > wanted:  # fewer than categories: the largest have one
@@ -127,18 +129,18 @@ def _quotas(sizes: Column, wanted: int) -> Column:
     return np.asarray(quota)
 
 
-def _one_each(held: Column, category: Column, units: _Units) -> Column:
-    """Hold out the smallest unit of a category of which nothing is held out because all its groups are large, if others are left."""
+def _one_each(mask: Column, category: Column, units: _Units) -> Column:
+    """Hold out the smallest unit of each category of which nothing is held out because all its groups are large."""
     for name in np.unique(category):
         mine = np.flatnonzero(category == name)
-        if len(mine) > 1 and not held[mine].any():
+        if len(mine) > 1 and not mask[mine].any():
             smallest = mine[np.lexsort((units.rank[mine], units.ids[mine]))[0]]
-            held[smallest] = units.ids[smallest] <= 0.5 * units.ids[mine].sum()
-    if not held.any():
-        held[np.argmin(units.ids)] = True
-    return held
+            mask[smallest] = units.ids[smallest] <= 0.5 * units.ids[mine].sum()
+    if not mask.any():
+        mask[np.argmin(units.ids)] = True
+    return mask
 
 
 def _rank(seed: int, text: str) -> float:
-    """A reproducible draw from 0 to 1."""
+    """A reproducible pseudorandom number from 0 to 1."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{text}".encode()).digest()[:6], "big") / 2**48

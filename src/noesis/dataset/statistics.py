@@ -58,16 +58,95 @@ class Count:
             self.tallies[name].update(tally)
 
 
+@dataclass(frozen=True)
+class TokenStatistics:
+    """Lengths of rows in tokens.
+
+    rows_measured: all rows if `exact`, else a sample of them
+    p50, p95, longest: tokens
+    """
+
+    model: str
+    vocabulary_sha256: str
+    rows_measured: int
+    exact: bool
+    p50: int
+    p95: int
+    longest: int
+
+    def to_json(self) -> dict[str, str | int]:
+        return {
+            "model": self.model,
+            "vocabulary_sha256": self.vocabulary_sha256,
+            "rows_measured": self.rows_measured,
+            "exact": self.exact,
+            "p50": self.p50,
+            "p95": self.p95,
+            "max": self.longest,
+        }
+
+
+@dataclass(frozen=True)
+class PartStatistics:
+    """What is in one exported file. tokens: None if the model's tokenizer is not on this machine."""
+
+    file: Path
+    sha256: str
+    count: Count
+    model: str
+    tokens: TokenStatistics | None
+
+    @property
+    def examples(self) -> int:
+        return self.count.examples
+
+    def to_json(self) -> dict[str, Any]:
+        count = self.count
+        words = np.repeat(sorted(count.words), [count.words[n] for n in sorted(count.words)])
+        unknown = {"model": self.model, "unknown": "this model's tokenizer is not on this machine"}
+        return {
+            "file": self.file.name,
+            "sha256": self.sha256,
+            "examples": count.examples,
+            **{name: dict(sorted(tally.items())) for name, tally in count.tallies.items()},
+            "multi_turn": count.multi_turn,
+            "revised_words": {"min": int(words[0]), "median": float(np.median(words)), "max": int(words[-1])},
+            "tokens": unknown if self.tokens is None else self.tokens.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class ExportStatistics:
+    """What `statistics.json` says.
+
+    duplicates: rows in clusters of each kind, and rows dropped; None where nothing was looked for
+    """
+
+    train: PartStatistics
+    held_out: PartStatistics
+    constitution_version: str
+    constitution_sha256: str
+    duplicates: dict[str, int] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        found = {
+            "train": self.train.to_json(),
+            "eval": self.held_out.to_json(),
+            "constitution": {"version": self.constitution_version, "sha256": self.constitution_sha256},
+        }
+        return found if self.duplicates is None else found | {"duplicates": self.duplicates}
+
+
 def describe(
     dataset: Dataset, folder: Path, constitution: Constitution, config: Config, counter: TokenCounter | None
-) -> dict[str, Any]:
+) -> ExportStatistics:
     """The statistics of a dataset that was written to `train.jsonl` and `eval.jsonl` in `folder`.
 
     Args:
         counter: measures rows in tokens; None: the model's tokenizer is not on this machine.
     """
 
-    def part(file: Path, examples: Sequence[Example]) -> dict[str, Any]:
+    def part(file: Path, examples: Sequence[Example]) -> PartStatistics:
         count = Count()
         for example in examples:
             count.add(example)
@@ -75,19 +154,19 @@ def describe(
         def chosen(rows: set[int] | None) -> Iterable[Example]:
             return examples if rows is None else (examples[i] for i in sorted(rows))
 
-        return _part_json(file, count, _tokens(chosen, count.examples, counter, config))
+        tokens = _tokens(chosen, count.examples, counter, config.training.seed)
+        return PartStatistics(file, sha256_file(file), count, config.training.model, tokens)
 
-    return _statistics(
-        part(folder / "train.jsonl", dataset.train), part(folder / "eval.jsonl", dataset.held_out), constitution
-    )
+    train, held_out = part(folder / "train.jsonl", dataset.train), part(folder / "eval.jsonl", dataset.held_out)
+    return ExportStatistics(train, held_out, constitution.version, constitution.digest())
 
 
 def describe_files(
-    train_file: Path, eval_file: Path, constitution: Constitution, config: Config, counter: TokenCounter | None
-) -> dict[str, Any]:
-    """The statistics of two files, counted in the files themselves, which need not fit into memory."""
+    folder: Path, constitution: Constitution, config: Config, counter: TokenCounter | None
+) -> ExportStatistics:
+    """As `describe`, counted in the files themselves, which need not fit into memory."""
 
-    def part(file: Path) -> dict[str, Any]:
+    def part(file: Path) -> PartStatistics:
         count = Count()
         for result in map_chunks([file], _count_chunk, what="count"):
             count.merge(result)
@@ -96,9 +175,11 @@ def describe_files(
             lines = (line.data for i, line in enumerate(iter_lines(file)) if rows is None or i in rows)
             return (Example.from_json(parse_object(data)) for data in lines)
 
-        return _part_json(file, count, _tokens(chosen, count.examples, counter, config))
+        tokens = _tokens(chosen, count.examples, counter, config.training.seed)
+        return PartStatistics(file, sha256_file(file), count, config.training.model, tokens)
 
-    return _statistics(part(train_file), part(eval_file), constitution)
+    train, held_out = part(folder / "train.jsonl"), part(folder / "eval.jsonl")
+    return ExportStatistics(train, held_out, constitution.version, constitution.digest())
 
 
 def _count_chunk(chunk: FileChunk) -> Count:
@@ -108,45 +189,20 @@ def _count_chunk(chunk: FileChunk) -> Count:
     return count
 
 
-def _statistics(train: dict[str, Any], held_out: dict[str, Any], constitution: Constitution) -> dict[str, Any]:
-    about = {"version": constitution.version, "sha256": constitution.digest()}
-    return {"train": train, "eval": held_out, "constitution": about}
-
-
-def _part_json(file: Path, count: Count, tokens: dict[str, Any]) -> dict[str, Any]:
-    words = np.repeat(sorted(count.words), [count.words[n] for n in sorted(count.words)])
-    return {
-        "file": file.name,
-        "sha256": sha256_file(file),
-        "examples": count.examples,
-        **{name: dict(sorted(tally.items())) for name, tally in count.tallies.items()},
-        "multi_turn": count.multi_turn,
-        "revised_words": {"min": int(words[0]), "median": float(np.median(words)), "max": int(words[-1])},
-        "tokens": tokens,
-    }
-
-
 def _tokens(
-    chosen: Callable[[set[int] | None], Iterable[Example]], rows: int, counter: TokenCounter | None, config: Config
-) -> dict[str, Any]:
-    """p50, p95 and maximum of the rows' lengths in tokens, exact or of a stated sample.
+    chosen: Callable[[set[int] | None], Iterable[Example]], rows: int, counter: TokenCounter | None, seed: int
+) -> TokenStatistics | None:
+    """Lengths of all rows, or of a sample where there are many.
 
     Args:
         chosen: gives the examples at these indices; None: all of them.
     """
     if counter is None:
-        return {"model": config.training.model, "unknown": "this model's tokenizer is not on this machine"}
+        return None
     sample = None
     if rows > EXACT_UP_TO:
-        sample = set(np.random.default_rng([config.training.seed, rows]).choice(rows, SAMPLE, replace=False).tolist())
+        sample = set(np.random.default_rng([seed, rows]).choice(rows, SAMPLE, replace=False).tolist())
     lengths = [counter.length(example) for example in chosen(sample)]
     p50, p95 = np.percentile(lengths, [50, 95], method="inverted_cdf")
-    return {
-        "model": counter.model,
-        "vocabulary_sha256": sha256_json(counter.tokenizer.backend.get_vocab(with_added_tokens=True)),
-        "rows_measured": len(lengths),
-        "exact": sample is None,
-        "p50": int(p50),
-        "p95": int(p95),
-        "max": max(lengths),
-    }
+    vocabulary = sha256_json(counter.tokenizer.backend.get_vocab(with_added_tokens=True))
+    return TokenStatistics(counter.model, vocabulary, len(lengths), sample is None, int(p50), int(p95), max(lengths))

@@ -1,10 +1,10 @@
-"""The only place where a conversation is rendered to text and tokens.
+"""The only place where a conversation is rendered to text and tokens, always by the model's own chat template.
 
-Always by the model's own chat template. What is trained on is all that follows the generation prompt, up to and with the token that
-ends the assistant's turn, and nothing else: exactly what the model will have to produce when it is served. That is found by comparing
-two renderings (with and without the answer) and by asking the template, never by a model's name, so that it holds for templates that
-have no place for a system prompt (Gemma 2), move it (Mistral), trim the answer (Llama 3.1) or go on after the turn's end (ChatML's
-newline). What can't be masked safely is refused, by the row's name.
+Trained on is everything after the generation prompt, up to and including the token that ends the assistant's turn:
+exactly what the model has to produce when it is served. It is found by comparing two renderings (with and without the
+answer) and by probing the template, never by a model's name. So it holds for templates that have no place for a system
+prompt (Gemma 2), move it (Mistral), trim the answer (Llama 3.1) or write on after the end of the turn (ChatML).
+What can't be masked safely is refused, by the row's name.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from noesis.core.errors import ModelError, TrainingError
 from noesis.core.messages import Message
 from noesis.llm.token_rows import IGNORED, TokenRow
 
-PROBE = "noesis-probe-7c41"  # a text that no template holds of itself
+PROBE = "noesis-probe-7c41"  # a text that no template contains
 
 
 class Tokenizer(Protocol):
-    """The part of `ChatTokenizer` that rendering needs; tokens of text are made without adding any of the tokenizer's own."""
+    """The part of `ChatTokenizer` that rendering needs."""
 
     bos_token_id: int | None
     control_ids: frozenset[int]
@@ -40,9 +40,9 @@ class Tokenizer(Protocol):
 
 
 def render(tokenizer: Tokenizer, messages: list[Message], *, add_generation_prompt: bool) -> str:
-    """The conversation as the text that the model reads; special tokens are in it, so tokenise without adding any.
+    """The conversation as the text that the model reads; with special tokens, so tokenise without adding any.
 
-    Where the template has no place for a system prompt, that prompt opens the first user message.
+    Where the template has no place for a system prompt, the first user message begins with it.
     """
     if messages[0]["role"] == "system" and not takes_system(tokenizer):
         messages = fold_system(messages)
@@ -60,26 +60,28 @@ def takes_system(tokenizer: Tokenizer) -> bool:
 
 
 def fold_system(messages: list[Message]) -> list[Message]:
-    """`[system, user, …]` → `[user, …]`, the system prompt and a blank line before the user's text (as Gemma 3's own template does)."""
+    """`[system, user, …]` → `[user, …]`: system prompt, blank line, user's text, as Gemma 3's own template does."""
     system, user, *later = messages
     return [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *later]
 
 
 def encode(tokenizer: Tokenizer, messages: list[Message], answer: str, *, name: str) -> TokenRow:
-    """Render `messages` and `answer` and mark what is trained on: all after the generation prompt, the end of turn included.
+    """Render `messages` and `answer`; labels begin after the generation prompt and include the end of turn.
 
-    A row that ends without an end-of-turn token is returned as it is; `objection` says what is wrong with it.
+    A row without an end-of-turn token is returned as it is; `refusal_reason` says what is wrong with it.
 
     Args:
         name: the row's id, for errors.
 
     Raises:
-        TrainingError: the template refuses the conversation or rewrites it, or its text holds one of the model's control tokens.
+        TrainingError: the template refuses the conversation or rewrites it, or its text contains one of the model's
+            control tokens.
     """
     for role, text in [*((m["role"], m["content"]) for m in messages), ("answer", answer)]:
         if forged := _controls(tokenizer).search(text):
             raise TrainingError(
-                f"row {name}: the {role} text holds {forged.group()!r}, a control token of this model: take it out or write it otherwise"
+                f"row {name}: the {role} text holds {forged.group()!r}, a control token of this model: "
+                "remove it or write it otherwise"
             )
     if not answer.strip():
         raise TrainingError(f"row {name} has no trained token: its answer is empty; write one, or take the example out")
@@ -89,20 +91,21 @@ def encode(tokenizer: Tokenizer, messages: list[Message], answer: str, *, name: 
         raise TrainingError(f"row {name}: {error}; mend the row's turns, or choose another model") from None
     if rest is None:
         raise TrainingError(
-            f"row {name}: this model's chat template renders the prompt otherwise once an answer follows; it can't be masked safely"
+            f"row {name}: this model's chat template renders the prompt otherwise once an answer follows; "
+            "it can't be masked safely"
         )
     start = _ids(tokenizer, prompt)
     if start[:2] == [tokenizer.bos_token_id] * 2:
-        raise TrainingError(
-            f"row {name}: this model's chat template begins with two {tokenizer.convert_ids_to_tokens(start[:1])[0]} tokens: mend the template"
-        )
+        token = tokenizer.convert_ids_to_tokens(start[:1])[0]
+        raise TrainingError(f"row {name}: this model's chat template begins with two {token} tokens: mend the template")
     head = _head(tokenizer, tuple(m["role"] for m in messages))
     if rest and not (rest.startswith(head) and rest[len(head) :].lstrip().startswith(answer.strip())):
         raise TrainingError(
-            f"row {name}: this model's chat template changes the text of the answer, so what would be trained on is not what was written"
+            f"row {name}: this model's chat template changes the text of the answer, "
+            "so what would be trained on is not what was written"
         )
     ids = _join(tokenizer, prompt, start, rest, name)
-    # The turn ends with the first control token after the answer; what a template writes behind it is not for the model to say.
+    # The turn ends with the first control token after the answer; what a template writes after it is not trained on.
     framing = len(_controls(tokenizer).findall(head))
     controls = [i for i in range(len(start), len(ids)) if ids[i] in tokenizer.control_ids]
     if len(controls) > framing:
@@ -117,18 +120,20 @@ def end_of_turn(tokenizer: Tokenizer, *, name: str = "(any)") -> int:
         name: a row's id, for errors: what is wrong with a template is wrong with every row.
 
     Raises:
-        TrainingError: the template ends a turn with ordinary text, so a trained model would never stop, or leaves answers out.
+        TrainingError: the template ends a turn with ordinary text, so a trained model would never stop, or it leaves
+            answers out.
     """
     probe = [{"role": "user", "content": "a"}]
     row = encode(tokenizer, probe, "b", name=name)
     if not row.trained:
         raise TrainingError(
-            f"row {name} has no trained token: this model's chat template leaves out the answers; use the template of an instruct model"
+            f"row {name} has no trained token: this model's chat template leaves out the answers; "
+            "use the template of an instruct model"
         )
     if row.input_ids[-1] not in tokenizer.control_ids:
         raise TrainingError(
-            f"row {name}: this model's chat template puts no end-of-turn token after an answer, so there is none to train and the model would never stop; "
-            "use the template of an instruct model"
+            f"row {name}: this model's chat template puts no end-of-turn token after an answer, "
+            "so there is none to train and the model would never stop; use the template of an instruct model"
         )
     return row.input_ids[-1]
 
@@ -141,7 +146,10 @@ def refusal_reason(row: TokenRow, *, stop: int, max_length: int) -> str | None:
         max_length: tokens.
     """
     if not row.trained:
-        return "has no trained token: the model's chat template leaves nothing of its answer; use the template of an instruct model"
+        return (
+            "has no trained token: the model's chat template leaves nothing of its answer; "
+            "use the template of an instruct model"
+        )
     if row.labels[-1] != stop:
         return (
             "its end-of-turn token is not trained, so the model would never stop; look at it with  noesis data inspect"
@@ -155,7 +163,7 @@ def refusal_reason(row: TokenRow, *, stop: int, max_length: int) -> str | None:
 
 
 def _prompt_and_rest(tokenizer: Tokenizer, messages: list[Message], answer: str) -> tuple[str, str | None]:
-    """The text up to where the model begins to write, and what it should write; None where the template does not append."""
+    """The text that the model continues, and the text that it should write; None where the template does not append."""
     reply = {"role": "assistant", "content": answer}
     prompt = render(tokenizer, messages, add_generation_prompt=True)
     whole = render(tokenizer, [*messages, reply], add_generation_prompt=False)
@@ -171,24 +179,23 @@ def _prompt_and_rest(tokenizer: Tokenizer, messages: list[Message], answer: str)
 
 @lru_cache(maxsize=64)
 def _head(tokenizer: Tokenizer, roles: tuple[str, ...]) -> str:
-    """What the template writes between the generation prompt and an answer (an empty block of thoughts, say); learnt from a known answer."""
+    """What the template writes between the generation prompt and an answer, such as an empty block of thoughts."""
     _, rest = _prompt_and_rest(tokenizer, [{"role": role, "content": "a"} for role in roles], PROBE)
     head, found, _ = (rest or "").partition(PROBE)
     return head if found else ""
 
 
 def _join(tokenizer: Tokenizer, prompt: str, start: list[int], rest: str, name: str) -> list[int]:
-    """Tokens of the whole, of which `start`, the prompt's own, must be the beginning: served, the model is given just those."""
+    """Tokens of the whole conversation; they begin with `start`, the prompt's tokens, which a served model gets."""
     whole = _ids(tokenizer, prompt + rest)
     if whole[: len(start)] == start:
         return whole
-    apart = [
-        *start,
-        *_ids(tokenizer, rest),
-    ]  # one token would span the border, of a newline before and one after it, say
+    # One token would span the border, such as one of two newlines: the parts are tokenised separately.
+    apart = [*start, *_ids(tokenizer, rest)]
     if tokenizer.decode(apart) != tokenizer.decode(whole):
         raise TrainingError(
-            f"row {name}: the prompt's last and the answer's first characters make one token of this model; begin the answer otherwise"
+            f"row {name}: the prompt's last and the answer's first characters make one token of this model; "
+            "begin the answer otherwise"
         )
     return apart
 
@@ -199,6 +206,6 @@ def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 @lru_cache(maxsize=8)
 def _controls(tokenizer: Tokenizer) -> re.Pattern[str]:
-    """What becomes a control token of this model wherever it stands in a text."""
+    """Matches what becomes a control token of this model anywhere in a text."""
     tokens = tokenizer.convert_ids_to_tokens(sorted(tokenizer.control_ids))
     return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) or r"(?!)")

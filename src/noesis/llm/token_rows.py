@@ -20,7 +20,7 @@ class TokenRow:
 
     @property
     def trained(self) -> int:
-        """How many tokens carry loss."""
+        """Number of tokens that carry loss."""
         return sum(label != IGNORED for label in self.labels)
 
 
@@ -28,7 +28,8 @@ class TokenRow:
 class TokenPair:
     """Two answers to one prompt.
 
-    p: how likely `chosen` is the better one, 0.5 to 1
+    name: of the row, for messages
+    p: probability that `chosen` is the better one, 0.5 to 1
     """
 
     name: str
@@ -38,7 +39,7 @@ class TokenPair:
 
     @property
     def tokens(self) -> int:
-        """Of both rows."""
+        """Number of tokens of both rows."""
         return len(self.chosen.input_ids) + len(self.rejected.input_ids)
 
     @property

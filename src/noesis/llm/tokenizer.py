@@ -1,8 +1,8 @@
 """A model's tokenizer and chat template without transformers or torch: exact token counts in a fraction of a second.
 
-The template runs in Jinja's immutable sandbox with the settings that transformers uses (a test compares the two on the templates of
-five families of models). One thing differs on purpose: a template that asks for today's date is always given the same one, so that
-the same examples make the same rows on every day (docs/decisions/0009-fixed-date.md).
+The template runs in Jinja's immutable sandbox with the settings that transformers uses; a test compares the two on the
+templates of five families of models. One difference is deliberate: a template that asks for today's date always gets
+the same one, so that the same examples make the same rows on every day (docs/decisions/0009-fixed-date.md).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tokenizers import Tokenizer as _Tokenizer
 
 from noesis.core.errors import ModelError
 
-DATE = datetime(2024, 7, 26)  # what Llama 3.1's own template says where it is told no date
+DATE = datetime(2024, 7, 26)  # what Llama 3.1's own template uses where it gets no date
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 INCOMPLETE = "\ufffd"  # what a decoder puts where the bytes of a character are missing
 
@@ -32,7 +32,7 @@ class ChatTokenizer:
 
     def __init__(self, backend: Any, template: str, special: dict[str, str]) -> None:
         self.backend = backend
-        self._encode = lru_cache(maxsize=16)(self._encode_uncached)  # the system prompt stands in every row
+        self._encode = lru_cache(maxsize=16)(self._encode_uncached)
         self.special = special
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
@@ -48,9 +48,8 @@ class ChatTokenizer:
         self.eos_token_id: int | None = self._id("eos_token")
         added = backend.get_added_tokens_decoder()
         named = {i for name in SPECIAL if (i := self._id(name)) is not None}
-        self.control_ids = frozenset(
-            named | {i for i, token in added.items() if token.special}
-        )  # tokens that no text may hold
+        # Tokens that no text may contain.
+        self.control_ids = frozenset(named | {i for i, token in added.items() if token.special})
 
     def _id(self, name: str) -> int | None:
         token = self.special.get(name)
@@ -74,22 +73,22 @@ class ChatTokenizer:
                 add_generation_prompt=add_generation_prompt,
                 **self.special,
             )
-        except Exception as error:  # a template is a foreign program: whatever it raises is its refusal
+        except Exception as error:  # a template is untrusted code: whatever it raises is a refusal
             raise ModelError(f"the model's chat template refuses this conversation: {error}") from None
 
     def __call__(self, text: str, *, add_special_tokens: bool = False) -> dict[str, list[int]]:
         return {"input_ids": list(self._encode(text, add_special_tokens))}
 
     def _encode_uncached(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
-        return tuple(
-            self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
-        )  # without offsets
+        # The fast form computes no offsets.
+        return tuple(self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        """The names of tokens in the vocabulary."""
         return [self.backend.id_to_token(i) for i in ids]
 
     def decode(self, ids: list[int]) -> str:
-        """Text of `ids`, special tokens kept."""
+        """The text of `ids`, with special tokens."""
         return str(self.backend.decode(ids, skip_special_tokens=False))
 
     def pieces(self, ids: list[int]) -> list[str]:
@@ -98,7 +97,7 @@ class ChatTokenizer:
         A character whose bytes are spread over several tokens belongs to the last of them: the ones before it add "".
         """
         texts: list[str] = []
-        start = shown = 0  # decoding begins anew at the last whole character, so that a row takes linear time
+        start = shown = 0  # decoding restarts at the last whole character, so that a row takes linear time
         for end in range(1, len(ids) + 1):
             before, text = self.decode(ids[start:shown]), self.decode(ids[start:end])
             if text.endswith(INCOMPLETE) and end < len(ids):
@@ -142,7 +141,7 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}…{% endgeneration %}` marks an assistant's text in some templates; here it is only let through."""
+    """`{% generation %}…{% endgeneration %}` marks an assistant's text in some templates; it has no effect here."""
 
     tags = {"generation"}  # noqa: RUF012  (Jinja's own annotation)
 

@@ -111,7 +111,7 @@ def _statistics(run: Run) -> str | None:
     constitution = load_constitution(run.data / "constitution.yaml")
     counter = find_token_counter(run.config(), constitution)
     dataset = read_run_copy(run.data, constitution)
-    derived = _as_json(describe(dataset, run.data, constitution, run.config(), counter))
+    derived = _as_json(describe(dataset, run.data, constitution, run.config(), counter).to_json())
     stored = json.loads((run.data / "statistics.json").read_text(encoding="utf-8"))
     return None if derived == stored == run.result("export") else "data/statistics.json does not follow from the data"
 

@@ -1,8 +1,9 @@
-"""`noesis constitution check`: does the document hold together, and does each principle reach data and judgement?
+"""`noesis constitution check`: is the document consistent, and does each principle reach data and judgement?
 
-What tests a principle is written once, with the judges' items (`principles:` in data/tribunal/judges/*.yaml); here it is only derived.
-Mistakes (exit code 1): in the document itself, an item that tests nothing or a principle that does not exist, an example that names one.
-Gaps are listed and no mistake: a principle without example, item, prompt or request. Of the Tribunal's prompts the open half is counted.
+What tests a principle is written once, with the judges' items (`principles:` in data/tribunal/judges/*.yaml), and only
+derived here. Mistakes (exit code 1) are in the document itself, an item that tests nothing or an unknown principle, and
+an example that names one. Gaps are listed and are no mistake: a principle without example, item, prompt or request. Of
+the Tribunal's prompts only the open half is counted.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Cover:
 
     examples: ids of the hand-written examples that name it, by language
     items: judges' items that test it, `veritas.acerto`
-    prompts: ids of the Tribunal's open prompts to whose answers one of those items is put
+    prompts: ids of the Tribunal's open prompts to whose answers one of those items is applied
     """
 
     principle: str
@@ -39,7 +40,7 @@ class Cover:
 
 @dataclass
 class Coverage:
-    """What `check` found. judges, suite: whether there are such files at all."""
+    """What `check_coverage` found. judges, suite: whether the project has any."""
 
     constitution: Constitution | None
     covers: list[Cover] = field(default_factory=list)
@@ -47,7 +48,7 @@ class Coverage:
     judges: bool = False
     suite: bool = False
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return {
             "mistakes": [str(m) for m in self.mistakes],
             "principles": [
@@ -58,11 +59,12 @@ class Coverage:
         }
 
 
-def check(project: Project) -> Coverage:
-    """Read everything that follows from the constitution and hold it against the constitution.
+def check_coverage(project: Project) -> Coverage:
+    """Compare the constitution with everything that refers to it.
 
     Raises:
-        ConstitutionError: the document is missing or no YAML. ConfigError, DataError: a judge or a prompt can't be read.
+        ConstitutionError: the document is missing or not YAML.
+        ConfigError, DataError: a judge or a prompt can't be read.
     """
     constitution, mistakes = read_constitution(project.constitution)
     if constitution is None:
@@ -71,23 +73,23 @@ def check(project: Project) -> Coverage:
     tribunal = project.data / "tribunal"
     found.judges = (tribunal / "judges").is_dir()
     found.suite = any((tribunal / "prompts").glob("*.jsonl"))
-    bench = load_rubrics(tribunal / "judges") if found.judges else None
+    rubrics = load_rubrics(tribunal / "judges") if found.judges else None
     suite = read_suite(tribunal, "dev") if found.suite else []
-    found.covers = covers(constitution, bench, suite)
-    if bench is not None:
-        found.mistakes += items_mistakes(constitution, bench, tribunal / "judges")
+    found.covers = covers(constitution, rubrics, suite)
+    if rubrics is not None:
+        found.mistakes += items_mistakes(constitution, rubrics, tribunal / "judges")
     _count_examples(project, constitution, found)
     for cover in found.covers:
         cover.gaps = list(_gaps(cover, constitution, found))
     return found
 
 
-def covers(constitution: Constitution, bench: RubricSet | None, suite: Sequence[EvalSample]) -> list[Cover]:
+def covers(constitution: Constitution, rubrics: RubricSet | None, suite: Sequence[EvalSample]) -> list[Cover]:
     """Each principle with the items that test it and the prompts that they are put to; examples are not counted."""
     found = []
     for principle in constitution.principles:
         cover = Cover(principle.id, principle.value)
-        items = items_of(bench, principle.id) if bench else []
+        items = items_of(rubrics, principle.id) if rubrics else []
         cover.items = [name for name, _ in items]
         cover.prompts = [
             p.id for p in suite if not p.check and any(item.applies_to(p.model_dump(mode="json")) for _, item in items)
@@ -96,22 +98,22 @@ def covers(constitution: Constitution, bench: RubricSet | None, suite: Sequence[
     return found
 
 
-def items_of(bench: RubricSet, principle: str) -> list[tuple[str, RubricItem]]:
+def items_of(rubrics: RubricSet, principle: str) -> list[tuple[str, RubricItem]]:
     """(judge.item, item) of the items that test a principle."""
     return [
         (f"{judge}.{item.id}", item)
         for judge in JUDGES
-        for item in bench.rubrics[judge].items
+        for item in rubrics.rubrics[judge].items
         if principle in item.principles
     ]
 
 
-def items_mistakes(constitution: Constitution, bench: RubricSet, folder: Path) -> list[Mistake]:
+def items_mistakes(constitution: Constitution, rubrics: RubricSet, folder: Path) -> list[Mistake]:
     """Items that name no principle, or one that the constitution does not have."""
     found = []
     for judge in JUDGES:
         file = folder / f"{judge}.yaml"
-        for i, item in enumerate(bench.rubrics[judge].items):
+        for i, item in enumerate(rubrics.rubrics[judge].items):
             if not item.principles:
                 found.append(
                     Mistake(
@@ -163,4 +165,4 @@ def _gaps(cover: Cover, constitution: Constitution, found: Coverage) -> Any:
     principle = constitution.principle(cover.principle)
     for name in ("critique", "revision"):
         if getattr(principle, name) is None:
-            yield f"no {name} request: it is asked for in general words"
+            yield f"no {name} request: general words are used instead"

@@ -95,7 +95,7 @@ class ExampleOutcome:
 
     example: as it will be written, not yet checked by the data gate
     failures: (step, problem) of every reply that could not be used, even if a later attempt succeeded
-    principles: ids of those that were drawn
+    principles: ids of those that were chosen
     attempts: every request and reply, in order; not read back from disk
     """
 
@@ -304,8 +304,8 @@ def draw(constitution: Constitution, prompt: Prompt, seed: int, number: int, bef
     allowed = [
         p for p in constitution.principles if (not prompt.principles or p.id in prompt.principles) and p not in before
     ]
-    drawn = random.Random(f"{seed}:{prompt.language}:{prompt.id}:{number}")  # noqa: S311  (a draw, not a secret)
-    return drawn.choice(allowed or list(constitution.principles))
+    generator = random.Random(f"{seed}:{prompt.language}:{prompt.id}:{number}")  # noqa: S311  (not a secret)
+    return generator.choice(allowed or list(constitution.principles))
 
 
 def seed_of(seed: int, prompt: Prompt, step: str, number: int, attempt: int) -> int:

@@ -1,4 +1,4 @@
-"""Combinations of topic, situation, asker and difficulty, from the hand-written lists in data/constitution_prompts.yaml.
+"""Combinations of topic, situation, asker and difficulty, from the lists in data/constitution_prompts.yaml.
 
 Every list is dealt out evenly, so that prompts vary by construction instead of filling one template again and again.
 """
@@ -20,13 +20,17 @@ from noesis.dataset.schema import Difficulty
 
 INSTRUCTION = {
     "pt": (
-        "Escreva a mensagem que esta pessoa manda a um conselheiro.\nQuem escreve: {asker}.\nO assunto: {topic}.\nO que houve: {situation}.\n"
-        "Dificuldade: {difficulty}.\n\nEm português, na primeira pessoa, como ela digitaria: de duas a cinco frases, com um detalhe concreto da vida dela, "
+        "Escreva a mensagem que esta pessoa manda a um conselheiro.\nQuem escreve: {asker}.\nO assunto: {topic}.\nO "
+        "que houve: {situation}.\n"
+        "Dificuldade: {difficulty}.\n\nEm português, na primeira pessoa, como ela digitaria: de duas a cinco frases, "
+        "com um detalhe concreto da vida dela, "
         "terminando numa pergunta ou num pedido. Escreva só a mensagem, sem saudação nem assinatura."
     ),
     "en": (
-        "Write the message that this person sends to an adviser.\nWho writes: {asker}.\nThe subject: {topic}.\nWhat happened: {situation}.\n"
-        "Difficulty: {difficulty}.\n\nIn English, in the first person, as they would type it: two to five sentences, with one concrete detail of their life, "
+        "Write the message that this person sends to an adviser.\nWho writes: {asker}.\nThe subject: {topic}.\nWhat "
+        "happened: {situation}.\n"
+        "Difficulty: {difficulty}.\n\nIn English, in the first person, as they would type it: two to five sentences, "
+        "with one concrete detail of their life, "
         "ending in a question or a request. Write the message alone, with no greeting and no signature."
     ),
 }

@@ -2,8 +2,8 @@
 
     {"id": "p_001", "language": "en", "prompt": "…", "category": "ethical_dilemma", "difficulty": "medium"}
 
-Only id and prompt are required; `turns`, `stance` and `principles` (which limits the principles that are drawn from) are
-optional. Examples and prompts of the Tribunal's form load as they are; their other fields are ignored.
+Only id and prompt are required. `turns`, `stance` and `principles` (which limits the choice of one) are optional.
+Examples and prompts of the Tribunal's form load as they are; their other fields are ignored.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a model's reply is worth: cleaned of what small models wrap around it, and what is wrong with it. Plain code, no judge.
+"""Cleans a model's reply of what small models wrap around it, and says why it can't be used. Plain code, no judge.
 
-An answer can be turned down as empty, refusing, in another language, looping, cut off, a copy of what it was to criticise or mend, one
-that speaks of the critique instead of using it, or one with emojis: repeated closings and emojis in revisions have led a model trained
-on them to collapse (arXiv 2504.04918).
+A reply can be turned down as empty, refusing, in another language, looping, cut off, a copy of what it was to criticise
+or revise, one that speaks of the critique instead of using it, or one with emojis: repeated closings and emojis in
+revisions have led a model trained on them to collapse (arXiv 2504.04918).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from noesis.llm.clients.protocol import ModelReply
 from noesis.tribunal.offline_screen import ScreenedPrompt, screen
 
 Kind = Literal["initial", "critique", "revision"]
-COPIED_RUN = 10  # words in a row of the critique that a revision may not hold, unless prompt or answer held them first
+COPIED_RUN = 10  # consecutive words of the critique that a revision may not contain, unless prompt or answer do
 COPIED_SHARE = 0.8  # share of a text's three-word runs from which it is a copy
 EMOJI = re.compile("[\U0001f000-\U0001faff\u2600-\u27bf\u2b50\u2b55\u231a\u231b\u23e9-\u23f3\ufe0f\u20e3]")
 _LABEL = re.compile(
@@ -34,8 +34,10 @@ _LABEL = re.compile(
 _THOUGHT = re.compile(r"^\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
 _WRAPPING = re.compile(r"<{2,}[^<>\n]{0,60}>{2,}|‹{2,}[^‹›\n]{0,60}›{2,}")
 _SPEAKS_OF_WORK = re.compile(
-    r"\b(?:the|this|your) critique\b|\b(?:revised|previous|original|old|new) (?:answer|response)\b|\bas (?:an? )?(?:revision|rewrite)\b|\bthe principle of\b"
-    r"|\b(?:a|essa|esta|sua) crítica (?:aponta|diz|acima|anterior|feita)|\bresposta (?:revisada|reescrita|original|anterior|antiga|nova)\b"
+    r"\b(?:the|this|your) critique\b|\b(?:revised|previous|original|old|new) (?:answer|response)\b"
+    r"|\bas (?:an? )?(?:revision|rewrite)\b|\bthe principle of\b"
+    r"|\b(?:a|essa|esta|sua) crítica (?:aponta|diz|acima|anterior|feita)|\bresposta (?:revisada|reescrita|original"
+    r"|anterior|antiga|nova)\b"
     r"|\bo princípio (?:de|diz|pede)\b",
     re.IGNORECASE,
 )
@@ -43,7 +45,7 @@ _SPEAKS_OF_WORK = re.compile(
 
 @dataclass(frozen=True)
 class Work:
-    """What a reply is an answer to; `answer` and `critique` were before the model, and it must not copy them."""
+    """What a reply responds to. answer, critique: texts in the request, which the reply must not copy."""
 
     kind: Kind
     prompt: str
@@ -70,9 +72,9 @@ def up_to_a_sentence(text: str) -> str:
 
 
 def reply_problem(reply: ModelReply, text: str, work: Work, constitution: Constitution) -> str | None:
-    """Why `text` (a cleaned reply) can't be used; None: it can.
+    """Why `text` (a cleaned reply) can't be used; None if it can.
 
-    The order is that of cause: an empty text is not also called short.
+    Causes come before effects: an empty text is not also called short.
     """
     if reply.finish == "length":
         return "loops" if _loops(text) else "cut off"
@@ -99,16 +101,16 @@ def reply_problem(reply: ModelReply, text: str, work: Work, constitution: Consti
         return "copies the answer" if share_copied(text, work.answer) >= COPIED_SHARE else None
     if work.kind == "initial":
         return None
-    return _fault_of_revision(text, work)
+    return _revision_problem(text, work)
 
 
-def _fault_of_revision(text: str, work: Work) -> str | None:
+def _revision_problem(text: str, work: Work) -> str | None:
     if len(text) < MIN_REVISED:
         return "empty"
     if normalised(text) == normalised(work.answer) or share_copied(text, work.answer) >= 0.95:
         return "says the same as before"
     if (
-        copies_run(text, work.critique, besides=work.answer + " " + work.prompt)
+        copies_run(text, work.critique, allowed=work.answer + " " + work.prompt)
         or share_copied(text, work.critique) >= COPIED_SHARE / 2
     ):
         return "copies the critique"
@@ -118,14 +120,14 @@ def _fault_of_revision(text: str, work: Work) -> str | None:
 
 
 def share_copied(text: str, source: str) -> float:
-    """Share of the three-word runs of `text` that stand in `source`; 0 for texts under eight runs."""
+    """Share of the three-word runs of `text` that `source` contains; 0 for texts of under eight runs."""
     runs, there = _runs(text, 3), set(_runs(source, 3))
     return sum(run in there for run in runs) / len(runs) if len(runs) >= 8 else 0.0
 
 
-def copies_run(text: str, source: str, *, besides: str = "") -> bool:
-    """Whether COPIED_RUN words in a row of `source` stand in `text`, other than those that `besides` holds too."""
-    taken = set(_runs(source, COPIED_RUN)) - set(_runs(besides, COPIED_RUN))
+def copies_run(text: str, source: str, *, allowed: str = "") -> bool:
+    """Whether `text` contains COPIED_RUN consecutive words of `source` that `allowed` does not contain."""
+    taken = set(_runs(source, COPIED_RUN)) - set(_runs(allowed, COPIED_RUN))
     return any(run in taken for run in _runs(text, COPIED_RUN))
 
 
@@ -135,7 +137,7 @@ def _runs(text: str, length: int) -> list[tuple[str, ...]]:
 
 
 def _loops(text: str) -> bool:
-    """One line or one sentence three times over: what the screen's share of repeated runs misses in a long text."""
+    """Whether a sentence or line occurs three times; the screen's share of repeated runs misses that in long texts."""
     parts = [normalised(part) for part in re.split(r"[.!?…\n]+", text)]
     long = [part for part in parts if len(part.split()) >= 4]
     return any(long.count(part) >= 3 for part in set(long))

@@ -1,4 +1,4 @@
-"""Long work over many rows that resumes after a kill: results in shards, replies in a cache, a plan that stays the same.
+"""Long work over many rows that resumes after a kill: results in shards, replies in a cache, one fixed plan.
 
     DIR/plan.json        what was requested; work with another plan in the same folder is refused
     DIR/replies.sqlite   every reply as it came, so that nothing is paid for twice
@@ -136,7 +136,7 @@ async def process_rows(
         make: makes the row of this index; its result gets the row's key.
         window: rows in progress at once.
         again: whether a stored result should be made once more.
-        note: what the progress line says besides.
+        note: gives a text for the end of the progress line.
 
     Raises:
         Whatever stops `make` (a cap, a dead endpoint). Rows in progress may end first; their replies are in the cache.

@@ -1,7 +1,7 @@
-"""Texts → numbers that tell which of them are alike: exact keys, word 3-grams, MinHash digests. Whole batches at a time, in numpy.
+"""Texts → numbers that tell which of them are alike: exact keys, word 3-grams, MinHash digests; in numpy batches.
 
-Words are runs of letters and digits, without case. A word's hash, a 3-gram's and a whole text's are all polynomial hashes modulo 2^64 of
-their parts, each taken from one running sum. MinHash (Broder 1997) by `rensa`.
+Words are runs of letters and digits, without case. The hashes of a word, of a 3-gram and of a whole text are polynomial
+hashes modulo 2^64 of their parts, each taken from one running sum. MinHash (Broder 1997) is from `rensa`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ class Fingerprints:
     offsets: Indices
 
     def minhash(self) -> np.ndarray[Any, np.dtype[np.uint32]]:
-        """(texts, PERMUTATIONS) MinHash digests: the share of equal columns estimates the Jaccard similarity of two texts' 3-grams."""
+        """(texts, PERMUTATIONS) MinHash digests.
+
+        The share of equal columns estimates the Jaccard similarity of two texts' 3-grams.
+        """
         from rensa import RMinHash
 
         matrix = RMinHash.digest_matrix_from_flat_token_hashes(
@@ -57,7 +60,7 @@ class Fingerprints:
         return np.where(inside, grams[np.minimum(position, len(grams) - 1)], np.uint32(0))
 
     def overlap(self, other: Fingerprints) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """(texts,) share of the shorter text's 3-grams that stand in the longer one too; 0 where the shorter has under 8."""
+        """(texts,) share of the shorter text's 3-grams that the longer one contains; 0 if the shorter has under 8."""
         here, there = self.grams.tolist(), other.grams.tolist()
         shares = np.zeros(len(self.key))
         for i, (a, b, c, d) in enumerate(
@@ -94,7 +97,7 @@ def _words(texts: list[str]) -> tuple[Hashes, Indices]:
 
 
 def _plain(text: str) -> bytes:
-    """UTF-8 without case and without the punctuation that is not ASCII; a text without a word becomes one (a hash of itself)."""
+    """UTF-8 without case and non-ASCII punctuation; a text without a word becomes a hash of itself."""
     plain = text.casefold()
     if not plain.isascii():
         if not unicodedata.is_normalized("NFKC", plain):

@@ -1,10 +1,10 @@
-"""Which records say the same: equal texts, near-duplicates, and families filled from one template. All of it in time linear in the rows.
+"""Which examples say the same: equal texts, near-duplicates, and families filled from one template; in linear time.
 
-Near-duplicates: MinHash digests in 21 bands of 3 columns; rows that agree in a band are compared by their whole digests. At 8% of the words
-replaced, all but one pair in a thousand is found; at 30% few are: a paraphrase is not.
+Near-duplicates: MinHash digests in 21 bands of 3 columns; rows that agree in a band are compared by their whole
+digests. All but one pair in a thousand are found where 8% of the words are replaced, few at 30%, and no paraphrase.
 
-Template families: a template's own words recur in every row, what fills it varies. Of each text's first 3-grams those are kept that are about as
-frequent in the set as the text's more frequent ones; texts that keep the same ones are a family.
+Template families: a template's own words recur in every row, what fills it varies. Of each text's first 3-grams those
+count that are about as frequent in the set as its more frequent ones; texts in which the same ones count are a family.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _near(digest: Column) -> Iterator[Column]:
     left, right = [], []
     for columns in bands():
         band = mix(digest[:, columns])
-        order = np.argsort(band, kind="stable")  # stable: the same groups on every processor
+        order = np.argsort(band, kind="stable")  # stable: the same groups on every CPU
         same = band[order[1:]] == band[order[:-1]]
         # Neighbours in the sorted band, and each with the first of its run.
         run = (

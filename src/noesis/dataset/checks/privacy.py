@@ -1,6 +1,7 @@
-"""Personal data and secrets in a text: CPF and CNPJ by their check digits, e-mail, telephone, access tokens. Always shown masked.
+"""Personal data and secrets in a text: CPF and CNPJ by their check digits, e-mail, telephone, access tokens.
 
-CPF and CNPJ: the modulo-11 digits of Brazil's Receita Federal; since July 2026 a CNPJ may hold letters, valued by their ASCII code less 48.
+What is found is only shown masked. CPF and CNPJ have the modulo-11 digits of Brazil's Receita Federal; since July 2026
+a CNPJ may contain letters, valued by their ASCII code less 48.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ _DIGIT = re.compile(r"\d")
 
 
 def find_personal(text: str) -> list[tuple[str, str]]:
-    """(kind, masked text) of what looks personal or secret in `text`, in a fixed order of kinds; at most one of a kind."""
+    """(kind, masked text) of what looks personal or secret, at most one of a kind, in a fixed order of kinds."""
     found = []
-    digits = _DIGIT.search(text) is not None  # all but addresses and key blocks hold one
+    digits = _DIGIT.search(text) is not None  # all but addresses and key blocks contain one
     if ((digits and any(hint in text for hint in _TOKEN_HINTS)) or "PRIVATE KEY" in text) and (
         match := _TOKEN.search(text)
     ):

@@ -1,4 +1,4 @@
-"""What only the set as a whole shows: repetition, leaks between files, closings used again and again, lopsided values and categories."""
+"""What only the whole set shows: repetition, leaks between files, overused closings, lopsided values and categories."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from noesis.dataset.checks.rows import RowReader
 from noesis.dataset.checks.scan import LANGUAGES, Table
 
 HELD_OUT_NAMES = {"eval", "test", "valid", "validation", "dev", "held_out"}
-SMALL = 24  # rows under which a set is not asked to be balanced
+SMALL = 24  # rows below which balance is not checked
 LISTED = 20  # clusters
 
 
 def check_whole_set(
     table: Table, clusters: list[Cluster], files: list[Path], values: tuple[str, ...], reader: RowReader
 ) -> Iterator[tuple[int | None, Finding]]:
-    """(row to look at or None, finding) of each thing that is wrong with the set."""
+    """(row that shows it or None, finding) for each thing that is wrong with the set."""
     yield from _leaks(table, clusters, files)
     yield from _repetition(table, clusters)
     yield from _closings(table, reader)
@@ -30,7 +30,9 @@ def check_whole_set(
 
 
 def leaks(clusters: list[Cluster], held_out: np.ndarray) -> Iterator[tuple[int, int, Cluster]]:  # type: ignore[type-arg]
-    """(held-out row, training row, cluster) for each held-out row that says what a training row says. Skeletons alone are none.
+    """(held-out row, training row, cluster) for each held-out row that says what a training row says.
+
+    A common template alone is no leak.
 
     Args:
         held_out: (rows,) mask.
@@ -53,9 +55,9 @@ def _leaks(table: Table, clusters: list[Cluster], files: list[Path]) -> Iterator
     if held_out.all() or not held_out.any():
         return
     for row, other, cluster in leaks(clusters, held_out):
-        likeness = "the same" if cluster.kind == "same" else "nearly the same"
+        similarity = "the same" if cluster.kind == "same" else "nearly the same"
         where = f"{files[table.file[other]]}:{table.line[other]} ({table.ids[other][:80]})"
-        yield row, Finding("leak", f"held out, but {likeness} {cluster.field} is trained on at {where}")
+        yield row, Finding("leak", f"held out, but {similarity} {cluster.field} is trained on at {where}")
 
 
 def _repetition(table: Table, clusters: list[Cluster]) -> Iterator[tuple[int | None, Finding]]:
@@ -69,15 +71,16 @@ def _repetition(table: Table, clusters: list[Cluster]) -> Iterator[tuple[int | N
                 warning=True,
             ),
         )
-    told: set[int] = set()
+    codes = {"same": "duplicates", "near": "near-duplicates", "template": "template"}
+    reported: set[int] = set()
     for cluster in clusters[: 10 * LISTED]:
         rows = set(cluster.rows.tolist())
-        if len(rows - told) < 2:
-            continue  # the same rows again, under another likeness
-        told |= rows
+        if len(rows - reported) < 2:
+            continue  # the same rows again, alike in another way
+        reported |= rows
         sample = ", ".join(table.ids[i][:60] for i in cluster.rows[:3])
-        yield int(cluster.rows[0]), Finding({"same": "duplicates", "near": "near-duplicates", "template": "template"}[cluster.kind], f"{cluster}: {sample}"
-                                            + (", …" if len(rows) > 3 else ""), warning=True)  # fmt: skip
+        more = ", …" if len(rows) > 3 else ""
+        yield int(cluster.rows[0]), Finding(codes[cluster.kind], f"{cluster}: {sample}{more}", warning=True)
 
 
 def _closings(table: Table, reader: RowReader) -> Iterator[tuple[int, Finding]]:
@@ -94,7 +97,7 @@ def _closings(table: Table, reader: RowReader) -> Iterator[tuple[int, Finding]]:
                 int(row),
                 Finding(
                     "closing",
-                    f"{counts[i]:,} answers end alike: {words[:100]!r}: the model will end all of its so",
+                    f"{counts[i]:,} answers end alike: {words[:100]!r}: the model will end all its answers so",
                     warning=True,
                 ),
             )

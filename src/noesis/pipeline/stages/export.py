@@ -43,7 +43,7 @@ def run_export(s: RunSession, source: ExportSource) -> dict[str, Any]:
                 write_jsonl(data / name, [row.to_json() for row in rows])
         shutil.copyfile(source.constitution, data / "constitution.yaml")
         counter = counter_of(s.encoder, s.config, s.constitution)
-        statistics = describe(dataset, data, s.constitution, s.config, counter)
+        statistics = describe(dataset, data, s.constitution, s.config, counter).to_json()
         write_json(data / "statistics.json", statistics)
         return statistics
 
