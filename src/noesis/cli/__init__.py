@@ -1,8 +1,8 @@
-"""The command line, `noesis …`: a group of commands a file.
+"""The command line: `noesis …`. Each command imports its stage when it is called, so that `--help` is quick.
 
-Every command imports its stage only when it is called, so that `--help` costs nothing. This is the one boundary where
-errors become messages and exit codes: 0 done (`noesis judge`: approved), 1 failed, 2 usage, 3 rejected, 4 conditional or
-undecided, 5 stopped at the cap, 130 and 143 interrupted.
+`run_command` is the one boundary where errors become messages and exit codes: 0 done (`noesis judge`: APPROVED),
+1 failed, 2 usage, 3 REJECTED, 4 CONDITIONAL or UNDECIDED, 5 stopped at the cap, 130 (Ctrl-C) and 143 (SIGTERM)
+interrupted. Ctrl-C and SIGTERM during training and serving are handled in `core/signals.py`.
 """
 
 from __future__ import annotations
