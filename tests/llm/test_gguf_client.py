@@ -71,10 +71,10 @@ def test_a_file_that_is_no_model_is_said(tmp_path: Path):
 
 STOPPED = """
 import os, signal, sys, threading, time
-from noesis import interrupt
+from noesis.core import signals
 from noesis.cli import main
 def kill():
-    while not interrupt._native:
+    while not signals._native:
         time.sleep(0.05)
     time.sleep(0.5)
     print("in llama.cpp", flush=True)
