@@ -1,4 +1,4 @@
-"""What a release leaves on disk is read into types and written back unchanged; the card follows from the run."""
+"""What a release leaves on disk is read into types and written back unchanged; the card says what the run says."""
 
 from __future__ import annotations
 
@@ -122,15 +122,9 @@ def test_damaged_provenance_is_one_message(tmp_path: Path):
         read_provenance(tmp_path)
 
 
-def test_the_card_follows_from_the_run_and_touches_no_manifest(tmp_path: Path):
-    """After a trial the card was rewritten together with merge's recorded hash, so that `gguf` failed verification."""
+def test_the_card_says_what_the_run_says(tmp_path: Path):
     s = session(tmp_path / "run")
-    manifest, card = s.run.path / "manifest.json", s.run.merged / "README.md"
-    before = manifest.read_bytes()
-    card.write_text("an old card", encoding="utf-8")
-    write_card(s)
-    text = card.read_text(encoding="utf-8")
-    assert text == model_card(card_content(s))
+    text = model_card(card_content(s))
     for line in (
         "| examples | 16, sha256 ee4a04ac2d86ead9 |",
         "| steps, loss | 2, 3.905 → 3.866 |",
@@ -139,7 +133,6 @@ def test_the_card_follows_from_the_run_and_touches_no_manifest(tmp_path: Path):
     ):
         assert line in text.splitlines()
     assert "| Tribunal | UNDECIDED: no judge is seated" in text
-    assert manifest.read_bytes() == before
 
 
 def test_there_is_no_card_before_there_is_a_model(tmp_path: Path):
