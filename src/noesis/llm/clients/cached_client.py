@@ -31,10 +31,6 @@ class CachedClient:
     cache: ReplyCache
     on_reply: Callable[[ModelReply], None] = lambda reply: None
 
-    @property
-    def name(self) -> str:
-        return self.client.name
-
     async def ask(self, request: ModelRequest) -> ModelReply:
         """The reply to `request`: the stored one, else the model's, which is then stored.
 
