@@ -1,4 +1,4 @@
-"""Training that is stopped, runs out of disk or budget, or is lied to by the clock: nothing is lost, and the end is the same to the bit."""
+"""Training that is stopped, or runs out of disk or budget: nothing is lost, and the result is bit-identical."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[bo
 
 RECORD = {
     "prompt": "O que é a coragem, afinal?",
-    "response_revised": "Quem nada teme não precisa de coragem; ela aparece quando o medo existe e a razão decide mesmo assim.",
+    "response_revised": "Quem nada teme não precisa de coragem; "
+    "ela aparece quando o medo existe e a razão decide mesmo assim.",
 }
 
 
@@ -294,7 +295,7 @@ def test_a_fork_begins_with_its_parents_adapter(tiny_model: Path, tmp_path: Path
 def test_no_secret_and_no_home_reaches_any_file(
     project: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    """Runs the whole pipeline with secrets all around it, stops it once, and searches every byte that it left and printed."""
+    """Runs the whole pipeline with secrets in its environment, and searches every byte that it wrote and printed."""
     from noesis.pipeline.registry import run_stages
     from noesis.pipeline.start_run import from_sources, start_run
 
@@ -390,7 +391,7 @@ def test_a_run_is_verified_replayed_and_given_more_epochs(
 def test_an_attempt_of_the_kill_matrix_repairs_torchs_threads_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Under load, two threads that read weights in a forked process met in torch's unmade pool: "Invalid thread pool!" and a LOST line."""
+    """Under load, two threads of a forked process raced to make torch's pool: "Invalid thread pool!", a LOST line."""
     spec = importlib.util.spec_from_file_location("faults", ROOT / "benchmarks" / "faults.py")
     faults = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "faults", faults)
