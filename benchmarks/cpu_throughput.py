@@ -1,5 +1,6 @@
-"""Training on a processor: this project's engine beside plain TRL with its defaults, in turns: `python
-benchmarks/cpu_throughput.py [--rounds 2]`.
+"""Training on a CPU: this project's engine against plain TRL with its defaults, in turns.
+
+python benchmarks/cpu_throughput.py [--rounds 2]
 
 The same eight examples in every step (so the losses can be compared step by step), SmolLM2, LoRA of rank 64 on all
 projections, no dropout, the same learning rate. TRL: NF4 by bitsandbytes, batch 2 × 4, its own gradient checkpointing,

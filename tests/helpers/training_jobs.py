@@ -31,4 +31,5 @@ def preference_job(model: Path, folder: Path, pairs: PreferencePairs, config: Co
 def _job(
     model: Path, folder: Path, data: TrainingSet, config: Config, plan: Plan, device: Device, **more: object
 ) -> TrainJob:
-    return TrainJob(model, data, config, plan, device, folder / "checkpoints", folder / "metrics.jsonl", **more)  # type: ignore[arg-type]
+    checkpoints, metrics = folder / "checkpoints", folder / "metrics.jsonl"
+    return TrainJob(model, data, config, plan, device, checkpoints, metrics, **more)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The training engine against transformers and PEFT on a tiny Llama: losses, gradients, packing, precisions, checkpointing, dropout."""
+"""The training engine against transformers and PEFT on a tiny Llama: gradients, packing, precisions, dropout."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ def test_only_the_chosen_modules_get_an_adapter(tiny_model: Path):
 
 @pytest.mark.slow
 def test_bfloat16_gradients_stay_near_float32(tiny_model: Path):
-    """Looser than on a real model: this one is 64 wide and random, so rounding averages out less; and a processor rounds sums once more."""
+    """Looser than on a real model: rounding averages out less at width 64, and a CPU rounds sums once more."""
     step = toy(12)
     loss, got = gradients(
         engine_of(tiny_model, replace(FP32, precision="bf16", compute_dtype="bfloat16")), rows(step), trained(step)

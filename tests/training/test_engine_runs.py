@@ -1,4 +1,4 @@
-"""Whole runs on the engine, on a tiny Llama and a processor: what they leave, going on, stopping, too little memory, two processes, Unsloth."""
+"""Whole runs on the engine, on a tiny Llama and a CPU: outputs, resuming, too little memory, two processes, Unsloth."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 def train_packed(tiny_model: Path, folder: Path, record: dict, **overrides: object):
-    """The result of training 20 examples as `noesis train` does, on the engine; its plan has one smaller one, which recomputes."""
+    """The result of training 20 examples on the engine; the plan has one fallback, which recomputes."""
     from dataclasses import asdict
 
     from helpers.tiny_runs import rows_of, small

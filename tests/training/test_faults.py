@@ -1,4 +1,4 @@
-"""Training that is stopped, runs out of disk or budget, or is lied to by the clock: nothing is lost, and the end is the same to the bit."""
+"""Training that is stopped, or runs out of disk or budget: nothing is lost, and the result is bit-identical."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[bo
 
 RECORD = {
     "prompt": "O que é a coragem, afinal?",
-    "response_revised": "Quem nada teme não precisa de coragem; ela aparece quando o medo existe e a razão decide mesmo assim.",
+    "response_revised": "Quem nada teme não precisa de coragem; "
+    "ela aparece quando o medo existe e a razão decide mesmo assim.",
 }
 
 
@@ -393,7 +394,7 @@ def test_a_run_is_verified_replayed_and_given_more_epochs(
 def test_an_attempt_of_the_kill_matrix_repairs_torchs_threads_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Under load, two threads that read weights in a forked process met in torch's unmade pool: "Invalid thread pool!" and a LOST line."""
+    """Under load, two threads of a forked process raced to make torch's pool: "Invalid thread pool!", a LOST line."""
     spec = importlib.util.spec_from_file_location("faults", ROOT / "benchmarks" / "faults.py")
     faults = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "faults", faults)

@@ -63,7 +63,8 @@ def test_the_train_stages_result_of_an_old_run_is_read(tmp_path: Path):
 
 def test_libraries_are_silenced_before_a_backend_imports_them():
     """bitsandbytes warns while it is imported; TRL imports it."""
-    code = "import noesis.training.trainer, sys; print(*{'torch', 'trl', 'transformers', 'bitsandbytes'} & set(sys.modules))"
+    names = "{'torch', 'trl', 'transformers', 'bitsandbytes'}"
+    code = f"import noesis.training.trainer, sys; print(*{names} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 

@@ -1,4 +1,7 @@
-"""Each Triton kernel against its plain-torch twin, on a card:  CUDA_VISIBLE_DEVICES=0 pytest tests/test_kernels.py  (skipped elsewhere)."""
+"""Each Triton kernel against its plain-torch twin, on a GPU (skipped elsewhere).
+
+CUDA_VISIBLE_DEVICES=0 pytest tests/training/test_kernels.py
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("needs triton", allow_module_level=True)
 torch = pytest.importorskip("torch")
 if not torch.cuda.is_available():
-    pytest.skip("needs an NVIDIA card", allow_module_level=True)
+    pytest.skip("needs an NVIDIA GPU", allow_module_level=True)
 
 from noesis.training.engine import attention, frozen, ops, reference  # noqa: E402
 from noesis.training.engine.ops import Dropout  # noqa: E402

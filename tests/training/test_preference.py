@@ -1,4 +1,4 @@
-"""Preference training on a tiny Llama: the loss beside TRL's own, soft labels, both paths, rewards held out, and going on after a kill."""
+"""Preference training on a tiny Llama: the loss against TRL's own, soft labels, held-out rewards, resuming."""
 
 from __future__ import annotations
 
@@ -123,14 +123,25 @@ def test_the_first_step_is_that_of_trl(tiny_model: Path, tmp_path: Path, record:
             return dataset
 
     columns = [
-        {"prompt_ids": ids[: len(ids) - p.chosen.trained], "chosen_ids": ids[len(ids) - p.chosen.trained :], "rejected_ids": p.rejected.input_ids[len(ids) - p.chosen.trained :]}
+        {
+            "prompt_ids": ids[: len(ids) - p.chosen.trained],
+            "chosen_ids": ids[len(ids) - p.chosen.trained :],
+            "rejected_ids": p.rejected.input_ids[len(ids) - p.chosen.trained :],
+        }
         for p in data.train
         for ids in [p.chosen.input_ids]
-    ]  # fmt: skip
+    ]
     arguments = DPOConfig(
-        output_dir=str(tmp_path), beta=0.1, loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.3], max_length=None, use_cpu=True, report_to=[], bf16=False,
+        output_dir=str(tmp_path),
+        beta=0.1,
+        loss_type=["sigmoid", "sft"],
+        loss_weights=[1.0, 0.3],
+        max_length=None,
+        use_cpu=True,
+        report_to=[],
+        bf16=False,
         gradient_checkpointing=False,
-    )  # fmt: skip
+    )
     base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     theirs = AsItIs(
         model=base,
@@ -246,9 +257,17 @@ def project_of(tmp_path: Path) -> Path:
 
 def settings(**more: object) -> dict:
     return {
-        "lora.r": 4, "lora.lora_alpha": 8, "training.learning_rate": 1e-2, "training.dpo.learning_rate": 1e-2, "training.dpo.epochs": 1,
-        "training.num_train_epochs": 1, "training.save_every": "1 step", "training.dpo.pairs": "pairs.jsonl", "training.per_device_train_batch_size": 1, "training.max_length": 8192,
-    } | more  # fmt: skip
+        "lora.r": 4,
+        "lora.lora_alpha": 8,
+        "training.learning_rate": 1e-2,
+        "training.dpo.learning_rate": 1e-2,
+        "training.dpo.epochs": 1,
+        "training.num_train_epochs": 1,
+        "training.save_every": "1 step",
+        "training.dpo.pairs": "pairs.jsonl",
+        "training.per_device_train_batch_size": 1,
+        "training.max_length": 8192,
+    } | more
 
 
 def run_of(root: Path, tiny_model: Path, path: Path, **more: object):

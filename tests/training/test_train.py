@@ -1,4 +1,4 @@
-"""Training on a tiny Llama: the loss, the dropout, the rows, an adapter that plain peft loads, and a run that goes on after Ctrl-C."""
+"""Training on a tiny Llama: loss, dropout, rows, an adapter that plain peft loads, resuming after Ctrl-C."""
 
 from __future__ import annotations
 

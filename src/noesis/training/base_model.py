@@ -1,4 +1,4 @@
-"""The frozen base model, quantised as configured, and the adapter on it (QLoRA: Dettmers et al., https://arxiv.org/abs/2305.14314)."""
+"""The frozen base model, quantised as configured, and the adapter on it (QLoRA, https://arxiv.org/abs/2305.14314)."""
 
 from __future__ import annotations
 
