@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,8 @@ LINEAGE = {
 )
 def test_an_example_gives_back_the_object_that_was_read(record: dict, more: dict):
     raw = dict(reversed((record | more).items()))  # in an order that is not that of the fields
-    for example in (Example.from_json(raw), check_line(json.dumps(raw).encode(), RULES)[0]):
+    read = Example.from_json(raw)
+    for example in (read, check_line(json.dumps(raw).encode(), RULES)[0], pickle.loads(pickle.dumps(read))):
         assert json.dumps(example.to_json()) == json.dumps(raw)
     assert isinstance(example, GeneratedExample) == ("generated" in more)
 

@@ -18,7 +18,6 @@ from noesis.core.config import Config, load_config
 from noesis.core.console import duration, size
 from noesis.core.device import Device, parse_nvidia_smi
 from noesis.core.errors import ConfigError, ModelError, TrainingError, UsageError
-from noesis.core.files import write_jsonl
 from noesis.core.project import Project
 from noesis.dataset.schema import Dataset, Example
 from noesis.llm.embedded import Model
@@ -560,12 +559,10 @@ def test_a_wrong_switch_is_named(key: str):
 def session(path: Path, folder: Path, device: Device, record: dict) -> RunSession:
     config = settings()
     run = open_run(path, Identity("", "", "", "tiny", "0"), config)
-    write_jsonl(
-        run.data / "train.jsonl",
-        [record | {"id": f"x_{i:03}", "prompt": f"Pergunta {i}: o que é a coragem?"} for i in range(20)],
-    )
+    rows = [record | {"id": f"x_{i:03}", "prompt": f"Pergunta {i}: o que é a coragem?"} for i in range(20)]
+    dataset = Dataset(tuple(Example.from_json(row) for row in rows))
     constitution = load_constitution(Project(ROOT).constitution)
-    return RunSession(run, config, constitution, Model("tiny", folder, "0", "none"), device)
+    return RunSession(run, config, constitution, Model("tiny", folder, "0", "none"), device, dataset)
 
 
 def test_a_run_that_goes_on_on_another_card_is_planned_anew_on_the_base_it_began_on(
