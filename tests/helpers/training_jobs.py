@@ -8,7 +8,9 @@ from noesis.core.config import Config
 from noesis.core.device import Device, detect
 from noesis.llm.token_rows import TokenRow
 from noesis.planning.by_method import preference_plan
-from noesis.planning.plan import Plan, make_plan, read_shape
+from noesis.planning.draft import make_plan
+from noesis.planning.model_shapes import read_shape
+from noesis.planning.plan import Plan
 from noesis.training.job import PreferencePairs, TrainingSet, TrainJob, count_workload
 
 
@@ -24,7 +26,7 @@ def sft_job(
 def preference_job(model: Path, folder: Path, pairs: PreferencePairs, config: Config, **more: object) -> TrainJob:
     """DPO on `pairs`, whose checkpoints and metrics go into `folder`."""
     data, device = TrainingSet(pairs=pairs), detect()
-    plan = preference_plan(config, "tiny", read_shape(model), data.workloads, device)
+    plan = preference_plan(config, "tiny", read_shape(model), pairs.work, device)
     return _job(model, folder, data, config, plan, device, **more)
 
 

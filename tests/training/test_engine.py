@@ -193,10 +193,10 @@ def test_recomputing_changes_nothing(tiny_model: Path, checkpointing: str, dropo
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 def test_the_planner_counts_what_a_layer_saves(tiny_model: Path, checkpointing: str):
-    """`kept_values` counts the wide tensors; the adapters' activations (rank 4) and the norms' come on top."""
+    """`saved_activations` counts the wide tensors; the adapters' activations (rank 4) and the norms' come on top."""
     import torch
 
-    from noesis.planning.memory import kept_values
+    from noesis.planning.memory import saved_activations
     from noesis.planning.model_shapes import read_shape
 
     setup = replace(FP32, gradient_checkpointing=checkpointing)
@@ -210,7 +210,7 @@ def test_the_planner_counts_what_a_layer_saves(tiny_model: Path, checkpointing: 
     tensors = [value for value in vars(saved).values() if isinstance(value, torch.Tensor)]
     tensors += [saved.attended.out] if saved.attended is not None else []
     wide = {t.data_ptr(): t.numel() for t in tensors if t.dim() > 1}
-    assert sum(wide.values()) == len(h) * kept_values(read_shape(tiny_model), setup)
+    assert sum(wide.values()) == len(h) * saved_activations(read_shape(tiny_model), setup)
 
 
 @pytest.mark.slow

@@ -153,7 +153,7 @@ def test_two_processes_train_what_one_trains(
         },
     )
     job = sft_job(tiny_model, tmp_path / "two", rows_of(tiny_model, 20, record), config)
-    job = replace(job, plan=replace(job.plan, setup=replace(job.plan.setup, cards=2)))
+    job = replace(job, plan=replace(job.plan, setup=replace(job.plan.setup, gpus=2)))
     assert job.plan.setup.precision == "fp32"
     assert choose_backend(job).name == "torchrun"
     assert train(job).steps == 3
@@ -174,7 +174,8 @@ def test_unsloth_without_its_environment_is_one_message(
     from helpers.training_jobs import sft_job
     from noesis.core.device import Device
     from noesis.core.errors import TrainingError
-    from noesis.planning.plan import draft_plan, read_shape
+    from noesis.planning.draft import draft_plan
+    from noesis.planning.model_shapes import read_shape
     from noesis.training.backends.unsloth import PYTHON, Unsloth
     from noesis.training.job import count_workload
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from helpers.project import ROOT
-from helpers.tiny_runs import CONSTITUTION, PLAIN, records, rows_of, small
+from helpers.tiny_runs import CONSTITUTION, PLAIN, examples, rows_of, small
 from helpers.training_jobs import preference_job, sft_job
 from noesis.dataset.encode import example_pairs
-from noesis.llm.tokenizer import load_tokenizer
+from noesis.llm.row_encoder import open_encoder
 from noesis.planning.budget import Budget
 from noesis.training.job import HeldOutPairs, HeldOutRewards, PreferencePairs, TrainJob, TrainResult
 
@@ -35,7 +35,7 @@ def test_a_job_survives_the_way_to_another_process(tiny_shape: Path, tmp_path: P
     job = sft_job(tiny_shape, tmp_path, rows_of(tiny_shape, 4, record), small(), budget=budget, parent=tmp_path / "p")
     assert TrainJob.from_json(json.loads(json.dumps(job.to_json()))) == job
     pairs = example_pairs(
-        records(4, record), load_tokenizer(tiny_shape), CONSTITUTION, include_critique=False, max_length=2048
+        examples(4, record), open_encoder(tiny_shape), CONSTITUTION, include_critique=False, max_length=2048
     )
     job = preference_job(tiny_shape, tmp_path, PreferencePairs(pairs[:3], pairs[3:]), small())
     assert TrainJob.from_json(json.loads(json.dumps(job.to_json()))) == job
@@ -81,12 +81,12 @@ def test_each_job_goes_to_its_backend(tiny_model: Path, tmp_path: Path, record: 
 
     assert chosen(job) == "engine"
     assert chosen(job, engine="unsloth") == "unsloth"
-    assert chosen(job, cards=2) == "torchrun"
+    assert chosen(job, gpus=2) == "torchrun"
     plain = sft_job(tiny_model, tmp_path, rows, small(**PLAIN))
-    assert chosen(plain) == chosen(plain, cards=2) == "transformers"  # only the engine trains on several GPUs
+    assert chosen(plain) == chosen(plain, gpus=2) == "transformers"  # only the engine trains on several GPUs
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert chosen(job, cards=2) == "engine"  # one of torchrun's processes
+    assert chosen(job, gpus=2) == "engine"  # one of torchrun's processes
     pairs = example_pairs(
-        records(2, record), load_tokenizer(tiny_model), CONSTITUTION, include_critique=False, max_length=2048
+        examples(2, record), open_encoder(tiny_model), CONSTITUTION, include_critique=False, max_length=2048
     )
     assert chosen(preference_job(tiny_model, tmp_path, PreferencePairs(pairs), small())) == "preference"

@@ -19,7 +19,8 @@ from noesis.dataset.schema import Example
 from noesis.llm.hub import find_model
 from noesis.llm.row_encoder import open_encoder
 from noesis.llm.token_rows import IGNORED
-from noesis.planning.plan import choose_demo_rank_and_epochs, make_plan, read_shape
+from noesis.planning.draft import choose_demo_rank_and_epochs, make_plan
+from noesis.planning.model_shapes import read_shape
 from noesis.training.job import TrainResult, count_workload
 
 CPU = Device("cpu", "test", 8 * 10**9, 2, True)

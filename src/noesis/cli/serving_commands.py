@@ -154,10 +154,9 @@ def chat(
     Example: noesis chat runs/demo
     """
     _require_serving_extra()
-    import asyncio
-
     from noesis.core.console import say
     from noesis.core.errors import UsageError
+    from noesis.core.event_loop import AsyncRunner
     from noesis.pipeline.live_judge import format_opinion
     from noesis.pipeline.served_files import certified_gguf, find_base_gguf, served_files
     from noesis.run.directory import load_run
@@ -189,7 +188,7 @@ def chat(
 
     tuned = client(files.base or certified_gguf(loaded), files.adapter) if files.tuned is None else client(files.tuned)
     system = constitution.system_prompt.en if prompt_language == "en" else constitution.system_prompt.pt
-    with asyncio.Runner() as runner:
+    with AsyncRunner() as runner:
         answer = answer_function(
             tuned, base_client, max_tokens=max_tokens, temperature=temperature, scales=files.adapter is not None
         )

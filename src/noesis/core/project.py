@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from noesis.core.console import command
 from noesis.core.errors import UsageError
 from noesis.core.language import Language
 
@@ -70,7 +71,7 @@ def find_project(path: Path | None = None) -> Project:
         project = Project(path)
         if not project.training_yaml.is_file():
             raise UsageError(
-                f"no project in {path}: {project.training_yaml} is missing; make one with  noesis init {path}"
+                f"no project in {path}: {project.training_yaml} is missing; make one with  {command('init', path)}"
             )
         return project
     here = Path.cwd()

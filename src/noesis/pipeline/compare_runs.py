@@ -11,6 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from noesis.core.console import command
 from noesis.core.errors import RunError
 from noesis.core.jsonl import read_objects
 from noesis.core.project import Project
@@ -70,7 +71,8 @@ def _points(path: Path, rubrics: RubricSet) -> tuple[Points, set[tuple[str, str,
     run = load_run(path)
     file = run.tribunal / "verdicts.jsonl"
     if not file.is_file():
-        raise RunError(f"{path} holds no verdicts: let a Tribunal judge it with  noesis judge {path} --judge SPEC")
+        how = command("judge", path, "--judge", "SPEC")
+        raise RunError(f"{path} holds no verdicts: have it judged with  {how}")
     principles = {(judge, item.id): item.principles for judge in JUDGES for item in rubrics.rubrics[judge].items}
     points: Points = defaultdict(lambda: defaultdict(list))
     judges = set()

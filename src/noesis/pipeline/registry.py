@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from noesis.core.console import heading
+from noesis.core.console import command, heading
 from noesis.core.errors import RunError, UsageError
 from noesis.core.project import Project
 from noesis.pipeline.session import RunSession
@@ -77,7 +77,8 @@ class Stage:
 
 def _export(s: RunSession, options: PipelineOptions) -> Any:
     if options.source is None:
-        raise RunError(f"{s.run.path} has no data to copy from: start it again with  noesis train --run {s.run.path}")
+        again = command("train", "--run", s.run.path)
+        raise RunError(f"{s.run.path} has no data to copy from: start it again with  {again}")
     return run_export(s, options.source)
 
 

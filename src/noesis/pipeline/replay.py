@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.config import Config
+from noesis.core.console import command
 from noesis.core.device import detect
 from noesis.core.errors import RunError
 from noesis.core.files import sha256_file
@@ -78,7 +79,7 @@ def replay(path: Path, target: Path | None = None) -> Replay:
     if not run.is_done("train"):
         raise RunError(
             f"{path} is not trained to its end, or its files have changed: "
-            f"there is nothing to compare with (noesis status {path})"
+            f"there is nothing to compare with ({command('status', path)})"
         )
     history = run.manifest.history
     if any(not extension.finished for extension in history):

@@ -307,6 +307,6 @@ def load_run(path: Path) -> Run:
     if manifest is None:
         raise UsageError(
             f"no run in {path}: {path / 'manifest.json'} is missing; "
-            f"make one with  noesis train --run {path}  or  noesis demo"
+            f"make one with  {command('train', '--run', path)}  or  {command('demo')}"
         )
     return Run(path, manifest)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from noesis.constitution.document import Constitution
+from noesis.core.console import command
 from noesis.core.errors import DataError, UsageError
 from noesis.core.jsonl import read_models
 from noesis.dataset.schema import MIN_PROMPT, Difficulty, Example, Language, Stance, Turn
@@ -89,7 +90,7 @@ def read_prompt_rows(file: Path, constitution: Constitution, model: type[P]) -> 
     if not file.is_file():
         raise UsageError(
             f"{file} does not exist: name a file of prompts, or write one with  "
-            f"noesis constitution prompts --model SPEC --out {file}"
+            f"{command('constitution', 'prompts', '--model', 'SPEC', '--out', file)}"
         )
     prompts: list[P] = []
     places: dict[str, str] = {}
