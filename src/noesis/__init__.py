@@ -10,9 +10,10 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
-__all__ = ["LLMClient", "NoesisError", "Project", "__version__", "load_config", "load_run", "start_run"]
+__all__ = ["Dataset", "LLMClient", "NoesisError", "Project", "__version__", "load_config", "load_run", "start_run"]
 
 _MODULES = {
+    "Dataset": "noesis.dataset.schema",
     "LLMClient": "noesis.llm.clients.chat_client",
     "NoesisError": "noesis.core.errors",
     "Project": "noesis.core.project",

@@ -96,7 +96,7 @@ def test_a_whole_run_on_a_volume_and_a_longer_one_after_it(place: ContainerConte
     assert "preempted" not in text
     again = order.orchestrate(asked(place, tiny_model), place.root, in_process(place, []), "call-2")
     assert again.code == 0
-    assert load_run(place.root).manifest["created"] == run.manifest["created"]
+    assert load_run(place.root).manifest.created == run.manifest.created
     longer = stages.train(place, asked(place, tiny_model, epochs=3), "call-3")
     assert longer.value["epochs"] == 3
     (archived,) = (place.root / "runs").iterdir()
@@ -116,7 +116,7 @@ def test_an_epoch_is_judged_from_a_file_of_its_own_and_booked_at_the_end(place: 
     assert stages.judge(place, asked(place, tiny_model), False).error is None
     for _ in range(2):  # a second time books nothing again
         assert stages.merge(place, asked(place, tiny_model), False).error is None
-    assert [e["stage"] for e in load_run(place.root).manifest["ledger"]].count("judge_epochs") == 1
+    assert [entry.stage for entry in load_run(place.root).manifest.ledger].count("judge_epochs") == 1
 
 
 def test_what_a_user_gets_wrong_comes_back_as_a_result(place: ContainerContext, tiny_model: Path):
@@ -151,7 +151,7 @@ def test_a_container_that_is_taken_away_leaves_what_it_had_and_the_next_goes_on(
         stages.train(place, asked(place, tiny_model, epochs=3), "call")
     monkeypatch.undo()
     monkeypatch.setenv("NOESIS_CACHE", str(place.root.parent / "cache"))
-    assert load_run(place.root).manifest["stages"]["train"]["status"] == "interrupted"
+    assert load_run(place.root).state("train") == "interrupted"
     assert stages.train(place, asked(place, tiny_model, epochs=3, fresh=True), "call").value["epochs"] == 3
     assert not (place.root / "runs").exists()  # the same call goes on with the run that it opened, fresh or not
     done = order.orchestrate(asked(place, tiny_model, epochs=3), place.root, in_process(place, []), "call-2")
@@ -192,13 +192,13 @@ def test_all_answers_come_first_then_the_judge_is_served_and_ends(
     toy_tribunal(place.project.root)
     double = tmp_path / "vllm.py"
     double.write_text(DOUBLE, encoding="utf-8")
-    monkeypatch.setenv(judges.COMMAND, f"{sys.executable} {double} {Path(play.__file__).parent}")
+    monkeypatch.setenv(judges.COMMAND, f"{sys.executable} {double} {Path(play.__file__).parents[1]}")
     assert stages.train(place, asked(place, tiny_model, epochs=1), "call").error is None
     request = asked(place, tiny_model, epochs=1, judges=("vllm:Qwen/Qwen2.5-7B-Instruct",), shards=3, what="test")
     calls: list[str] = []
     done = order.orchestrate(request, place.root, in_process(place, calls), "call-1", project=place.project)
     assert (done.error, calls) == (None, ["answer_shard", "answer_shard", "judge"]), done  # 24 prompts are two chunks
-    stages_of_ledger = [entry["stage"] for entry in load_run(place.root).manifest["ledger"]]
+    stages_of_ledger = [entry.stage for entry in load_run(place.root).manifest.ledger]
     assert stages_of_ledger.count("answers") == 2
     result = load_run(place.root).result("trial")
     assert result["judges"][0]["name"] == "Qwen/Qwen2.5-7B-Instruct", result

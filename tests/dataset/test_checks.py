@@ -246,12 +246,9 @@ def test_questions_of_the_tribunal_are_not_trained_on(write_rows, tmp_path: Path
     with pytest.raises(DataError, match=rf"{BARE[10]['id']}\) asks what .*facts\.jsonl:1"):
         export([write_rows(*BARE)], tmp_path / "out", CONSTITUTION, CONFIG, tribunal=tmp_path / "tribunal")
     assert not (tmp_path / "out").exists()
-    assert (
-        export(
-            [write_rows(*BARE[:10], *BARE[11:])], tmp_path / "out", CONSTITUTION, CONFIG, tribunal=tmp_path / "tribunal"
-        )["train"]["examples"]
-        > 100
-    )
+    rows = write_rows(*BARE[:10], *BARE[11:])
+    found = export([rows], tmp_path / "out", CONSTITUTION, CONFIG, tribunal=tmp_path / "tribunal")
+    assert found.to_json()["train"]["examples"] > 100
 
 
 def test_no_committed_example_asks_what_the_tribunal_asks():

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.manifest import write_manifest
 from helpers.project import ROOT
 from helpers.running_server import ANSWER, BASE, KEY
 from helpers.tiny_gguf import write_reciter, write_switch
@@ -57,18 +58,13 @@ def run(tmp_path: Path) -> Path:
         json.dumps(load_config(Project(ROOT), {"training.model": "someone/else"}).model_dump(mode="json")),
         encoding="utf-8",
     )
-    outputs = {f"gguf/{file.name}": {"bytes": file.stat().st_size, "sha256": sha256_file(file)}}
+    outputs = {f"gguf/{file.name}": {"bytes": file.stat().st_size, "sha256": sha256_file(file), "mtime_ns": 0}}
     stage = {
         "status": "done",
         "result": certificate(f16=comparison(True), q8_0=comparison(False)).to_json(),
         "outputs": outputs,
     }
-    manifest = {
-        "output_name": NAME,
-        "identity": {"base_model": "someone/else", "revision": None},
-        "stages": {"gguf": stage},
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    write_manifest(folder, output_name=NAME, stages={"gguf": stage})
     return folder
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers.judge_server import Asked, JudgeServer
+from helpers.manifest import write_manifest
 from helpers.project import ROOT
 from noesis.cli import run_command
 from noesis.constitution.diff import compare
@@ -211,9 +212,7 @@ def make_run(path: Path, points: dict[str, int], model: str = "judge") -> None:
     """A run of which only the manifest and the verdicts are there; every item of every judge gets the prompt's points."""
     bench = load_rubrics(ROOT / "data/tribunal/judges")
     (path / "tribunal").mkdir(parents=True)
-    (path / "manifest.json").write_text(
-        json.dumps({"stages": {}, "identity": {}, "output_name": "x"}), encoding="utf-8"
-    )
+    write_manifest(path)
     rows = []
     for prompt, score in points.items():
         for who in ("base", "tuned"):
