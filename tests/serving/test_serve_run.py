@@ -1,4 +1,4 @@
-"""`noesis serve|chat|connect` on a run directory, as commands; and which of a run's files they take."""
+"""`noesis serve|chat|connect` on a run directory, as commands; which of a run's files they take; its live judge."""
 
 from __future__ import annotations
 
@@ -17,22 +17,18 @@ import pytest
 from helpers.manifest import write_manifest
 from helpers.project import ROOT
 from helpers.running_server import ANSWER, BASE, KEY
-from helpers.tiny_gguf import write_reciter, write_switch
+from helpers.tiny_gguf import write_reciter
 from noesis.core.config import load_config
 from noesis.core.errors import RunError, UsageError
 from noesis.core.files import sha256_file
 from noesis.core.project import Project
-from noesis.llm.clients.chat_client import Completion, LLMClient
-from noesis.llm.llama_cpp import LlamaServer
 from noesis.pipeline.live_judge import LiveJudge, format_opinion
 from noesis.pipeline.served_files import certified_gguf, served_files
 from noesis.release.parity.certificate import AnswerAgreement, Certificate, Comparison, Divergence, Tolerance
 from noesis.run.directory import load_run
-from noesis.serving.chat import ChatSession, answer_function, chat, fit_context
-from noesis.serving.connect import TARGETS, Endpoint, instructions
-from noesis.serving.probe import answer_distance, same_model_verdict
 
 pytestmark = pytest.mark.timing
+
 
 NAME = "noesis-philosopher-v1"
 
@@ -207,7 +203,7 @@ def test_ctrl_c_in_a_real_terminal(run: Path, tmp_path: Path):
     change(
         run,
         lambda stage: stage.update(
-            outputs={f"gguf/{file.name}": {"bytes": file.stat().st_size, "sha256": sha256_file(file)}}
+            outputs={f"gguf/{file.name}": {"bytes": file.stat().st_size, "sha256": sha256_file(file), "mtime_ns": 0}}
         ),
     )
     command = [sys.executable, "-m", "noesis", "chat", str(run), "--max-tokens", "2048"]
@@ -235,80 +231,6 @@ def test_ctrl_c_in_a_real_terminal(run: Path, tmp_path: Path):
         assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
     finally:
         os.close(screen)
-
-
-def test_base_and_tuned_of_one_file_in_the_chat(tmp_path: Path):
-    plain, tuned = ["plain", " words"], ["[ANÁLISE INTERNA]", " hm ", "[FIM DA ANÁLISE]", "tuned", " speech"]
-    base = write_reciter(tmp_path / "base.gguf", plain, other=tuned)
-    backend = LlamaServer(base, adapter=write_switch(tmp_path / "adapter.gguf", plain, tuned), parallel=1, context=512)
-    client = LLMClient(backend.url + "/v1", backend.key, "noesis")
-    answer = answer_function(client, lambda: client, max_tokens=40, temperature=0.0, scales=True)
-    shown: list[str] = []
-    messages = [{"role": "user", "content": "Hello"}]
-    assert [answer(messages, of_base, shown.append) for of_base in (False, True, False)] == [
-        "tuned speech",
-        "plain words",
-        "tuned speech",
-    ]
-    assert "".join(shown) == "tuned speechplain wordstuned speech"
-    client.close()
-    assert backend.stop(5.0)
-
-
-def talk(answer=None, judge=None) -> ChatSession:
-    def say(messages, base, show):
-        show("yes")
-        return "yes"
-
-    return ChatSession(answer or say, judge or (lambda said, text: [f"{len(said)} {text}"]), "system", 100)
-
-
-def test_ctrl_c_stops_an_answer_and_not_the_chat(capsys):
-    def broken(messages, base, show):
-        show("half an")
-        raise KeyboardInterrupt
-
-    typed = iter(["one", KeyboardInterrupt, "two", "/quit"])
-
-    def read(prompt: str) -> str:
-        value = next(typed)
-        if value is KeyboardInterrupt:
-            raise KeyboardInterrupt
-        return value
-
-    t = talk(broken)
-    chat(t, read)
-    assert [m["content"] for m in t.history] == ["system", "one", "half an", "two", "half an"]
-    assert capsys.readouterr().out.count("(stopped)") == 2
-
-
-def test_a_failed_answer_leaves_the_conversation_as_it_was(capsys):
-    def refuse(messages, base, show):
-        raise UsageError("no")
-
-    t = talk(refuse)
-    typed = iter(["one", "/quit"])
-    chat(t, lambda prompt: next(typed))
-    assert len(t.history) == 1 and "no" in capsys.readouterr().out
-
-
-def test_hostile_answers_do_not_command_the_terminal(capsys):
-    def evil(messages, base, show):
-        show("\x1b[2Jgone")
-        return "\x1b[2Jgone"
-
-    t = talk(evil)
-    t.turn("hello")
-    assert "\x1b" not in capsys.readouterr().out
-
-
-def test_long_conversations_keep_the_system_prompt_and_the_end():
-    history = [
-        {"role": "system", "content": "s"},
-        *[{"role": "user", "content": f"{i} " + "x" * 1000} for i in range(30)],
-    ]
-    kept = fit_context(history, 400)
-    assert kept[0] == history[0] and kept[-1] == history[-1] and 1 < len(kept) < 10
 
 
 def test_without_a_judge_the_screen_speaks_and_says_so(run: Path):
@@ -361,74 +283,3 @@ def test_a_judge_is_heard_on_one_answer(run: Path, tmp_path: Path, monkeypatch: 
     assert silent["verdict"] == "UNDECIDED" and silent["mean"] is None and "no verdict" in format_opinion(silent)[1]
     with pytest.raises(UsageError, match="not understood"):
         LiveJudge(load_run(run), Project(ROOT), load_constitution(run / "data" / "constitution.yaml"), ["nobody"])
-
-
-@pytest.mark.parametrize("target", TARGETS)
-def test_what_is_printed_can_be_used_and_no_value_breaks_out(target: str, tmp_path: Path):
-    evil = "k'; touch owned; echo '\"$(touch owned)`touch owned`\\"
-    text = instructions(target, Endpoint("http://127.0.0.1:8017/v1", evil, evil))
-    if target == "python":
-        assert compile(text, "x", "exec") and repr(evil) in text
-        return
-    script = (
-        text + '\nprintf %s "$NOESIS_API_KEY"' if target == "env" else "docker() { printf '%s\\n' \"$@\"; }\n" + text
-    )
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert evil in done.stdout and not list(tmp_path.iterdir()), done.stderr
-    if target == "docker":
-        assert "NOESIS_BASE_URL=http://host.docker.internal:8017/v1" in done.stdout
-
-
-@pytest.mark.parametrize("target", TARGETS)
-def test_a_key_in_the_environment_is_not_printed(target: str):
-    assert "NOESIS_API_KEY" in instructions(target, Endpoint("https://x.example/v1", "noesis", None))
-
-
-def entry(token: str, logprob: float, **others: float) -> dict:
-    return {
-        "token": token,
-        "bytes": list(token.encode()),
-        "logprob": logprob,
-        "top_logprobs": [{"token": t, "bytes": list(t.encode()), "logprob": p} for t, p in others.items()],
-    }
-
-
-def test_the_probe_compares_as_far_as_both_stand_before_the_same_text():
-    ours = [Completion("abx", "stop", logprobs=[entry("a", -0.1), entry("b", -0.2), entry("x", -0.3)])]
-    same = [Completion("abx", "stop", logprobs=[entry("a", -0.1), entry("b", -0.2), entry("x", -0.3)])]
-    tie = [Completion("acy", "stop", logprobs=[entry("a", -0.2), entry("c", -0.3, b=-0.4), entry("y", -5.0)])]
-    assert answer_distance(ours, same).mean == 0 and answer_distance(ours, same).positions == 3
-    near = answer_distance(ours, tie)
-    assert (near.positions, near.mean, near.same) == (2, pytest.approx(0.15), pytest.approx(1 / 3))
-    assert same_model_verdict(answer_distance(ours, same), near)[0]
-    assert not same_model_verdict(near, answer_distance(ours, same))[0]  # the base is nearer
-    far = answer_distance(ours, [Completion("zzz", "stop", logprobs=[entry("z", -0.1)])])
-    assert far.mean == pytest.approx(8.9) and not same_model_verdict(far, None)[0]
-    mute = [Completion("abx", "stop")]
-    passed, why = same_model_verdict(answer_distance(ours, mute), None)
-    assert passed and "weaker" in why
-    assert not same_model_verdict(answer_distance(ours, [Completion("qqq", "stop")]), None)[0]
-
-
-@pytest.mark.slow
-def test_the_example_for_modal_says_what_vllm_is_started_with(tmp_path: Path):
-    pytest.importorskip("modal")
-    (tmp_path / "epoch_2").mkdir()
-    (tmp_path / "epoch_10").mkdir()
-    code = f"import pathlib, modal_serve as m; print(m.command('merged')); print(m.command('adapter', pathlib.Path({str(tmp_path)!r}))); print(m.app.name)"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=ROOT / "examples",
-        timeout=120,
-        env=os.environ | {"PYTHONPATH": "."},
-    )
-    assert done.returncode == 0, done.stderr
-    merged, adapter, name = done.stdout.splitlines()
-    assert (
-        "--served-model-name', 'noesis'" in merged
-        and f"noesis={tmp_path}/epoch_10" in adapter
-        and name == "noesis-serve"
-    )
-    assert "NOESIS_API_KEY" not in merged + adapter

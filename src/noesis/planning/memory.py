@@ -2,7 +2,7 @@
 
 On a GPU the sum corresponds to `torch.cuda.max_memory_allocated`, on a CPU to the process's largest resident size. The
 terms were fitted to measurements on an H200 and an H100 (Llama-3.1-8B, rank 64, rows of 8192 tokens) and on two CPU
-cores (SmolLM2); tests/planning/test_plan.py holds them to those figures.
+cores (SmolLM2); tests/planning/test_memory_and_speed.py holds them to those figures.
 """
 
 from __future__ import annotations

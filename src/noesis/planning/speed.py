@@ -5,7 +5,7 @@ activations) and 6 per token and adapter weight; recomputing everything (`gradie
 each. On a GPU the time is that of the matrix products at a share of the GPU's rate, plus the memory traffic of
 everything between them at the GPU's bandwidth, plus, for NF4, unpacking each matrix once per row and direction. The
 engine's constants were fitted to an H200, Unsloth's to an H100 (Llama-3.1-8B, rank 64, rows of 8192 tokens);
-tests/planning/test_plan.py holds the model to both.
+tests/planning/test_memory_and_speed.py holds the model to both.
 """
 
 from __future__ import annotations
