@@ -40,18 +40,6 @@ HEAVY = {  # a package that costs seconds or gigabytes: where in src/noesis it m
     "aiohttp": {"serving"},
 }
 MAX_LINES, MAX_MODULES = 400, 15
-# Older than the rules that name them; both sets only shrink, and a test says when an entry is no longer needed.
-LONG = {
-    "benchmarks/faults.py",
-    "benchmarks/preference.py",
-    "tests/cloud/test_cloud.py",
-    "tests/dataset/test_checks.py",
-    "tests/planning/test_plan.py",
-    "tests/serving/test_serve_run.py",
-    "tests/synthesis/test_make_examples.py",
-    "tests/training/test_faults.py",
-    "tests/tribunal/test_court.py",
-}
 
 
 @cache
@@ -284,8 +272,7 @@ def test_no_module_is_long():
         for file in python_files("src", "tests", "benchmarks", "scripts", "docs")
         if file.read_text(encoding="utf-8").count("\n") > MAX_LINES
     }
-    assert long - LONG == set()
-    assert LONG - long == set(), "no longer over the limit: take it from LONG"
+    assert long == set()
 
 
 def test_no_folder_is_crowded():

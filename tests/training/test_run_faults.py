@@ -124,14 +124,14 @@ def test_an_attempt_of_the_kill_matrix_repairs_torchs_threads_before_anything_ru
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Under load, two threads of a forked process raced to make torch's pool: "Invalid thread pool!", a LOST line."""
-    spec = importlib.util.spec_from_file_location("faults", ROOT / "benchmarks" / "faults.py")
-    faults = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "faults", faults)
-    spec.loader.exec_module(faults)
+    spec = importlib.util.spec_from_file_location("kill_points", ROOT / "benchmarks" / "kill_points.py")
+    kill_points = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "kill_points", kill_points)
+    spec.loader.exec_module(kill_points)
     order: list[str] = []
-    monkeypatch.setattr(faults, "repair_torch_threads", lambda: order.append("repaired"))
-    monkeypatch.setattr(faults, "child", lambda *a: os.write(a[5], " ".join([*order, "run"]).encode() + b"\n"))
-    assert faults.attempt(None, None, tmp_path / "run", None, ()) == (0, ["repaired run"])
+    monkeypatch.setattr(kill_points, "repair_torch_threads", lambda: order.append("repaired"))
+    monkeypatch.setattr(kill_points, "child", lambda *a: os.write(a[5], " ".join([*order, "run"]).encode() + b"\n"))
+    assert kill_points.attempt(None, None, tmp_path / "run", None, ()) == (0, ["repaired run"])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks and traces processes as Linux does")

@@ -112,7 +112,8 @@ def check(project: ProjectOption = None, as_json: JsonOption = False) -> None:
     for cover in result.covers:
         counts = {code: len(names) for code, names in cover.examples.items()}
         say(
-            f"  {cover.principle:<28} {counts['pt']:>11} {counts['en']:>4} {len(cover.items):>6} {len(cover.prompts):>8}"
+            f"  {cover.principle:<28} {counts['pt']:>11} {counts['en']:>4}"
+            f" {len(cover.items):>6} {len(cover.prompts):>8}"
         )
     gaps = [f"{cover.principle}: {gap}" for cover in result.covers for gap in cover.gaps]
     for gap in gaps:
