@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from helpers.project import ROOT, SHAPE, make_tokenizer_files
+from helpers.project import ROOT, SHAPE, example_record, make_tokenizer_files
 from noesis.core.project import Project
 
 if TYPE_CHECKING:
@@ -47,17 +47,7 @@ def torch_is_for_slow_tests(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture
 def record() -> dict:
     """A valid example with the nine required fields and nothing else."""
-    return {
-        "id": "x_001",
-        "category": "maieutica",
-        "prompt": "O que é a coragem, afinal?",
-        "response_initial": "Coragem é não ter medo de nada.",
-        "critique": "Veritas: falso, quem não teme nada é temerário.",
-        "response_revised": "Quem nada teme não precisa de coragem; ela aparece quando o medo existe e a razão decide mesmo assim.",
-        "reasoning": "A revisão distingue coragem de ausência de medo.",
-        "values_applied": ["verdade", "sabedoria"],
-        "difficulty": "easy",
-    }
+    return example_record()
 
 
 @pytest.fixture

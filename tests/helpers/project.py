@@ -62,3 +62,18 @@ SHAPE = {
     "num_key_value_heads": 2,
     "tie_word_embeddings": True,
 }
+
+
+def example_record() -> dict:
+    """A valid example with the nine required fields and nothing else."""
+    return {
+        "id": "x_001",
+        "category": "maieutica",
+        "prompt": "O que é a coragem, afinal?",
+        "response_initial": "Coragem é não ter medo de nada.",
+        "critique": "Veritas: falso, quem não teme nada é temerário.",
+        "response_revised": "Quem nada teme não precisa de coragem; ela aparece quando o medo existe e a razão decide mesmo assim.",
+        "reasoning": "A revisão distingue coragem de ausência de medo.",
+        "values_applied": ["verdade", "sabedoria"],
+        "difficulty": "easy",
+    }

@@ -20,6 +20,7 @@ from helpers.project import ROOT
 from helpers.running_server import KEY, Client, endless, reciters, running
 from noesis.serving.protocol import Limits
 
+pytestmark = pytest.mark.timing
 LONG = 6000  # tokens: seconds for the tiny model
 LIMITS = Limits(
     parallel=2, context=8000, max_tokens=LONG, body_bytes=1_000_000, idle_s=1.0, body_s=1.0, connections=100
@@ -175,7 +176,6 @@ from noesis.constitution.document import SystemPrompt
 from noesis.serving.protocol import Limits
 from noesis.serving.server import ModelFiles, Server, Settings
 
-pytestmark = pytest.mark.timing
 server = Server(ModelFiles(Path(sys.argv[1]), None), Settings(sys.argv[2], SystemPrompt(pt="x", en="x"), "en", port=0, limits=Limits(parallel=2, context=60000, max_tokens=50000)))
 asyncio.run(server.run(lambda: print(server.port, flush=True)))
 server.free()

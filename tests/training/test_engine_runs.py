@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +10,10 @@ import pytest
 
 def train_packed(tiny_model: Path, folder: Path, record: dict, **overrides: object):
     """The result of training 20 examples on the engine; the plan has one fallback, which recomputes."""
-    from dataclasses import asdict
 
     from helpers.tiny_runs import rows_of, small
     from helpers.training_jobs import sft_job
+    from noesis.planning.plan import PlanVariant
     from noesis.training.trainer import train
 
     config = small(
@@ -27,8 +27,9 @@ def train_packed(tiny_model: Path, folder: Path, record: dict, **overrides: obje
     )
     job = sft_job(tiny_model, folder, rows_of(tiny_model, 20, record), config)
     assert job.plan.setup.packing
-    smaller = {"setup": asdict(replace(job.plan.setup, gradient_checkpointing="full"))}
-    return train(replace(job, plan=replace(job.plan, fallbacks=[smaller])))
+    smaller = PlanVariant(**{field.name: getattr(job.plan, field.name) for field in fields(PlanVariant)})
+    smaller = replace(smaller, setup=replace(smaller.setup, gradient_checkpointing="full"))
+    return train(replace(job, plan=replace(job.plan, fallbacks=(smaller,))))
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.project import ROOT
+from helpers.project import ROOT, example_record
 from helpers.tiny_runs import rows_of, small
 from helpers.training_jobs import sft_job
 from noesis.core.config import Config, load_config
@@ -55,11 +55,7 @@ def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[bo
     return folders
 
 
-RECORD = {
-    "prompt": "O que é a coragem, afinal?",
-    "response_revised": "Quem nada teme não precisa de coragem; "
-    "ela aparece quando o medo existe e a razão decide mesmo assim.",
-}
+RECORD = example_record()
 
 
 def same(whole: Path, other: Path) -> bool:
