@@ -23,6 +23,12 @@ def test_python_m_noesis_is_the_command():
     assert wrong.stderr == "error: nowhere.jsonl does not exist: name a .jsonl file or a folder of them\n"
 
 
+def test_a_wrong_choice_is_told_without_the_words_of_a_library():
+    done = noesis("plan", "--method", "ppo")
+    assert done.returncode == 2
+    assert "'--method': 'ppo' is not one of 'sft', 'dpo', 'sft+dpo'" in done.stderr
+
+
 def test_version_and_help():
     assert noesis("--version").stdout.startswith("noesis 0.")
     done = noesis("--help")

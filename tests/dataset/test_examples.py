@@ -225,6 +225,11 @@ def test_broken_lines(write_rows, record: dict, line: bytes, code: str):
     assert len(rows_of(report)) == 1
 
 
+def test_a_broken_line_is_named_with_the_column_in_that_line(write_rows):
+    report = check(write_rows(b'{"id": 3'))
+    assert [p.message for p in report.errors] == ["not JSON: Expecting ',' delimiter at column 9"]
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=300))
 def test_any_bytes_end_in_a_report(tmp_path: Path, data: bytes):

@@ -78,6 +78,8 @@ def run_command(arguments: list[str]) -> int:
         print("\nstopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
         return 130
     except TyperException as error:  # a wrong command, option or value
+        if isinstance(error.message, str):  # type: ignore[attr-defined]
+            error.message = error.message.replace("Value error, ", "")  # type: ignore[attr-defined]
         error.show()  # type: ignore[attr-defined]
         return 2
     except Terminated:

@@ -68,7 +68,8 @@ def data_validate(
         f"{result.total('error'):,} errors, {result.total('warning'):,} warnings"
     )
     for name, counts in result.counts().items():
-        say(f"  {name}: " + ", ".join(f"{k} {v:,}" for k, v in sorted(counts.items())))
+        if counts:
+            say(f"  {name}: " + ", ".join(f"{k} {v:,}" for k, v in sorted(counts.items())))
     if json_file == Path("-"):
         print_result(result.to_json(), True)
     elif json_file is not None:

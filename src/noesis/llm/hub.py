@@ -116,7 +116,7 @@ def _from_hub(name: str, revision: str | None, *, weights: bool = True) -> Model
     except RevisionNotFoundError:
         raise ModelError(f"{name} has no revision {revision!r}: see {page}/tree/main") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error.__cause__ or error).split())[:200].rstrip(".")  # the cause is what went wrong
         raise ModelError(
             f"can't fetch {name}: {reason}. What was downloaded is kept; "
             "run the same command again when the network is back, or use --model smollm2"

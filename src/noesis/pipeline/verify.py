@@ -86,7 +86,7 @@ def verify(run: Run) -> Iterator[tuple[str, str | None]]:
             # a stage that has to be done again is known to differ, and so is everything that reads it
             known = [other for other in read if run.state(other) != "done"]
             lost = [o for o, digest in read.items() if o not in known and not _is_as_read(run, o, digest)]
-            yield f"{name}: what it read is what lies there", ", ".join(lost) + " changed since" if lost else None
+            yield f"{name}: what it read is unchanged", ", ".join(lost) + " changed since" if lost else None
     for what, check in CHECKS.items():
         try:
             yield what, check(run)
@@ -248,13 +248,13 @@ CHECKS: dict[str, Callable[[Run], str | None]] = {
     "the export's statistics follow from the data": _statistics,
     "the base model is the manifest's": _base,
     "the plan's tokens follow from the examples": _tokens,
-    "what was executed is of the plan": _executed_plan,
+    "what was executed follows the plan": _executed_plan,
     "training's figures follow from metrics.jsonl": _training,
     "the saved states are whole": _states,
     "the judgement's totals follow from the answers": _judgement,
     "the choice of the checkpoint follows from the scores": _choice,
     "the trial's opinions and means follow from the verdicts": _trial,
-    "the parity figures are those of the file": _parity,
+    "the parity figures are those of gguf/parity.json": _parity,
     "the parent's adapter is the manifest's": _parent,
     "the ledger adds up": _ledger,
 }

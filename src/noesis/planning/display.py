@@ -55,7 +55,10 @@ def _contents(plan: Plan) -> list[str]:
         _line("model", f"{plan.model}: {millions:,.0f} M parameters, adapter of rank {plan.r} with {adapter:.1f} M"),
         _line("data", f"{plan.rows} examples, {plan.tokens_per_epoch:,} tokens an epoch{error}"),
         _line("", f"{plan.trained_tokens_per_epoch:,} of them trained on, longest row {plan.longest_row:,}"),
-        _line("steps", f"{plan.epochs} epoch(s), {plan.steps} steps of {setup.sequences_per_step} sequences"),
+        _line(
+            "steps",
+            f"{plan.epochs} epoch{'s' * (plan.epochs > 1)}, {plan.steps} steps of {setup.sequences_per_step} sequences",
+        ),
         _line("device", f"{where} ({kind}, {size(device.memory_bytes)} free)"),
         _line("setup", plan.precision),
         _line("", ", ".join(how)),

@@ -2,8 +2,7 @@
 
 The answer under judgement is hostile text. It stands between marks that carry a code derived from its own content,
 which it can't know; copies of the marks and control tokens inside it are neutralised, and the prompt is filled in one
-pass. A reply that can't be
-parsed is asked for once more, then the answer is Unscored: never 0, never dropped.
+pass. A reply that can't be parsed is asked for once more, then the answer is Unscored: never 0, never dropped.
 """
 
 from __future__ import annotations

@@ -88,6 +88,9 @@ def _parse(line: bytes) -> dict[str, Any] | Finding:
         return Finding("not-json", "not JSON that can be read: nested too deeply")
     except _DuplicateKeyError as error:
         return Finding("duplicate-field", f"the field {str(error)!r} stands twice in one object; which one is meant?")
+    except json.JSONDecodeError as error:  # its own text counts lines inside of this one
+        column = min(error.pos, len(error.doc.rstrip())) + 1
+        return Finding("not-json", f"not JSON: {error.msg} at column {column}")
     except ValueError as error:
         return Finding("not-json", f"not JSON: {error}")
     if not isinstance(row, dict):

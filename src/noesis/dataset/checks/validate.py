@@ -184,6 +184,9 @@ def _check_ids(report: Report) -> None:
 
 
 def _check_window(report: Report, counter: TokenCounter, reader: RowReader) -> None:
+    if not len(report.table):
+        report.window = "no valid row whose length could be checked"
+        return
     good = np.ones(len(report.table), bool)
     for row, message in too_long(counter, report.table, reader):
         _add(report, Finding("window", message), row)
