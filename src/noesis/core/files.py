@@ -163,7 +163,7 @@ def explain_os_error(error: OSError) -> NoesisError:
 
 
 def explain_error(error: Exception) -> NoesisError | None:
-    """Any foreseeable failure as one message with an exit code; None for a fault of the program, which needs its traceback."""
+    """Any foreseeable failure as one message with an exit code; None for a bug, which needs its traceback."""
     if isinstance(error, NoesisError):
         return error
     if isinstance(error, OSError):
