@@ -75,7 +75,7 @@ def show(
             if principle.id in covers:
                 for name in ("critique", "revision"):
                     request = getattr(principle, name)
-                    say(f"     {name}: {request[language] if request else '(general words)'}")
+                    say(f"     {name}: {request[language] if request else '(generic wording)'}")
                 cover = covers[principle.id]
                 say(f"     items: {', '.join(cover.items) or 'none'}; prompts: {len(cover.prompts)}")
                 say(
@@ -112,7 +112,8 @@ def check(project: ProjectOption = None, as_json: JsonOption = False) -> None:
     for cover in result.covers:
         counts = {code: len(names) for code, names in cover.examples.items()}
         say(
-            f"  {cover.principle:<28} {counts['pt']:>11} {counts['en']:>4} {len(cover.items):>6} {len(cover.prompts):>8}"
+            f"  {cover.principle:<28} {counts['pt']:>11} {counts['en']:>4} "
+            f"{len(cover.items):>6} {len(cover.prompts):>8}"
         )
     gaps = [f"{cover.principle}: {gap}" for cover in result.covers for gap in cover.gaps]
     for gap in gaps:

@@ -81,11 +81,13 @@ def baselines(part: PartOption = "dev", project: ProjectOption = None, as_json: 
         f = result[name]
         low, high = f["interval_95"]
         say(
-            f"  {name:<9} {f['right']}/{f['pairs']} pairs right: {f['accuracy']:.2f} [{low:.2f}, {high:.2f}], {f['ties']} ties"
+            f"  {name:<9} {f['right']}/{f['pairs']} pairs right: {f['accuracy']:.2f} "
+            f"[{low:.2f}, {high:.2f}], {f['ties']} ties"
         )
     s = result["screen"]
     say(
-        f"  {s['name']}: flags {s['bad_flagged']} of {s['bad']} bad answers and {s['good_flagged']} of {s['good']} good ones"
+        f"  {s['name']}: flags {s['bad_flagged']} of {s['bad']} bad answers "
+        f"and {s['good_flagged']} of {s['good']} good ones"
     )
     print_result(result, as_json)
 
