@@ -221,7 +221,7 @@ def test_work_goes_on_where_a_dead_endpoint_ended_it(project: Path, tmp_path: Pa
     rows, out = prompts([prompt_row(i) for i in range(40)]), tmp_path / "out"
     with JudgeServer(lambda asked: good(asked) if asked.number <= 60 else Raw(400, "down")) as server:
         url, first = server.url, ask(server, rows, out)
-        with pytest.raises(ModelError, match="is out"):
+        with pytest.raises(ModelError, match="is down"):
             make_examples(Project(project), first)
         answered = sum(1 for _ in server.requests[:60])
     port = int(url.split(":")[2].split("/")[0])
@@ -316,7 +316,7 @@ def test_an_unfit_court_is_not_heard(project: Path, tmp_path: Path, prompts):
             Project(project),
             ask(server, prompts([prompt_row(0)]), tmp_path / "out", judges=(f"openai:{server.url}:judge",)),
         )
-    assert report["court"].startswith("not heard: judge not fit: judge was calibrated never")
+    assert report["court"].startswith("did not judge: judge not fit: judge was calibrated never")
     assert all("JSON" not in asked.user for asked in server.requests)
 
 

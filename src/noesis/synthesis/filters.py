@@ -1,6 +1,6 @@
 """Which generated examples are kept. Every example that is dropped has its reason.
 
-Single replies were checked before (`reply_checks.py`). Here go errors of the data gate, questions of the Tribunal,
+Single replies were checked before (`reply_checks.py`). Dropped here: errors of the data gate, the Tribunal's questions,
 examples that repeat an earlier one, closings and openings that occur again and again (training on such boilerplate
 brings it out), and answers that a fit Tribunal rejects or finds no better than the weak one.
 """
