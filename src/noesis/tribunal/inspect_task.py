@@ -104,7 +104,7 @@ def court(
             return Score(
                 value=dict.fromkeys(("mean", *JUDGES), 0.0),
                 answer=answer,
-                explanation="nothing was said (found by code)",
+                explanation="the answer is empty (found by code)",
             )
         if panel is None:
             clients = open_clients([parse_spec(text) for text in judges.split()], section, Spending(max_usd=max_usd))
