@@ -28,7 +28,7 @@ from noesis.tribunal.judge import JudgeCase
 from noesis.tribunal.panel import JudgePanel
 
 Dropped = dict[str, str]  # key of an example → reason
-# The most examples that may close or open alike: this share, and at least so many.
+# The most examples that may close or open alike: this share, or this number if it is greater.
 BOILERPLATE_SHARE, BOILERPLATE_FROM = 0.02, 2
 OPENING = 6  # words
 

@@ -45,7 +45,7 @@ class ExamplesRequest:
 
     model, critic: SPECs
     judges: SPECs of a Tribunal that judges the revisions, if it is fit
-    count: only the first so many prompts
+    count: only this many prompts, the first ones
     """
 
     model: str

@@ -5,7 +5,8 @@ r"""The Tribunal as an Inspect task, to look at every answer, judge and span in 
         -T judge=openai:http://127.0.0.1:8080/v1:judge
     inspect view
 
-It needs an environment of its own, since Inspect pins another fsspec than datasets does. Nothing else imports Inspect.
+It needs an environment of its own, since Inspect and datasets pin different versions of fsspec. Nothing else here
+imports Inspect.
 The judge is always named: the model under evaluation never grades itself by default.
 """
 

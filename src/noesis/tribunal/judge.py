@@ -1,6 +1,6 @@
 """One judge, one answer: `build_request`, ask, `parse_reply`, check the evidence.
 
-The answer under judgement is hostile text. It stands between marks that carry a code derived from its own content,
+The answer under judgement is hostile text. It is enclosed in marks that carry a code derived from its own content,
 which it can't know; copies of the marks and control tokens inside it are neutralised, and the prompt is filled in one
 pass. A reply that can't be parsed is requested once more, then the answer is Unscored: never 0, never dropped.
 """

@@ -155,4 +155,4 @@ class Resumable:
             set_rng_states(self._rng_states)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        """There is none: gradients are never scaled here."""
+        """Does nothing: gradients are never scaled here, so there is no scaler."""
