@@ -167,7 +167,7 @@ def test_a_field_that_stands_twice_is_no_record(write_rows, record: dict):
     line = json.dumps(record)[:-1] + ', "prompt": "Outra pergunta inteira?"}'
     report = check(write_rows(line.encode()))
     assert [p.code for p in report.errors] == ["duplicate-field"]
-    assert "'prompt' stands twice" in report.errors[0].message
+    assert "'prompt' appears twice" in report.errors[0].message
 
 
 # --- in bulk

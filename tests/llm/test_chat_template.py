@@ -148,7 +148,7 @@ SPACE_LAST = "{{ bos_token }}{% for m in messages %}{{ m.role + ': ' + m.content
 @pytest.mark.parametrize(
     ("name", "template", "messages", "answer", "said"),
     [
-        ("qwen3", THINKS_FIRST, [QUESTION], ANSWER, "renders the prompt otherwise once an answer follows"),
+        ("qwen3", THINKS_FIRST, [QUESTION], ANSWER, "renders the prompt differently once an answer follows"),
         ("qwen3", None, [QUESTION], "um</think>dois, e nada mais", "changes the text of the answer"),
         ("llama-3.1", LLAMA.replace("message['content'] | trim", "message['content'] | upper"), [QUESTION], ANSWER, "changes the text of the answer"),
         ("mistral-0.3", None, [SYSTEM, QUESTION, QUESTION], ANSWER, "user and assistant must alternate"),
@@ -191,7 +191,7 @@ def test_training_takes_a_row_that_just_fits_and_refuses_one_token_less(standin,
         ("llama-3.1", LLAMA.replace("for message in messages", "for message in messages if message.role != 'assistant'").replace("{%- if add_g", "{%- if 0 and add_g"), "no trained token"),
         ("mistral-0.2", MISTRAL_FIRST.replace("+ eos_token", "+ ('' if loop.last else eos_token)"), "no end-of-turn token"),
         ("mistral-0.3", MISTRAL_LAST.replace("+ eos_token", "+ (eos_token if message['content']|length < 60 else '')"), "end-of-turn token is not trained"),
-        ("qwen3", QWEN_THINKING.replace("THINK", "<think>\nso"), "renders the prompt otherwise"),
+        ("qwen3", QWEN_THINKING.replace("THINK", "<think>\nso"), "renders the prompt differently"),
     ],
 )  # fmt: skip
 def test_training_refuses_by_name_what_a_template_spoils(standin, name: str, template: str, said: str, record: dict):

@@ -306,14 +306,14 @@ def test_a_signal_is_obeyed_at_a_whole_step_and_a_second_at_once(
     process.send_signal(number)
     if mode == "twice":
         for line in process.stderr:
-            if "once more to stop at once" in line:
+            if "a second signal stops at once" in line:
                 break
         process.send_signal(number)
     out, err = process.communicate(timeout=120)
     assert process.returncode == code
     assert ("saved" in out, "stopped at once" in err) == (mode == "whole", mode == "twice")
     if mode == "whole":
-        assert "the same command goes on from there" in err
+        assert "the same command continues from there" in err
 
 
 SWALLOWS = """

@@ -89,7 +89,7 @@ def test_the_quote_says_whether_the_free_usd_cover_it():
     lines = "\n".join(quote(PLAN, budget(Clock())))
     assert "6.00 USD in 1 h 00 min expected, 1.00 spent before; cap 4.00 USD" in lines
     assert "free 30 USD a month cover it, if 7.00 of them are left" in lines
-    assert "do not cover it: 11.00 USD are to pay" in "\n".join(quote(replace(PLAN, usd=40.0), budget(Clock())))
+    assert "do not cover it: 11.00 USD remain to be paid" in "\n".join(quote(replace(PLAN, usd=40.0), budget(Clock())))
     assert "nothing on this machine" in quote(replace(PLAN, rented=False), budget(Clock(), usd_per_s=0.0))[0]
 
 

@@ -35,7 +35,7 @@ CARD = CardContent(
     config_sha256="f" * 64,
     base_revision="r",
     held_out=HeldOutFigures(13, 4.0, 3.5, 0.2, 0.5, (0.25, 0.75)),
-    reason="no judge is seated",
+    reason="no judge is set",
 )
 
 
@@ -153,7 +153,7 @@ def test_a_llamas_card_carries_its_name_and_notice():
     )
     assert "license: llama3.1" in card
     assert "| preference accuracy | 0.20 → 0.50 [0.25, 0.75] on 13 held-out examples |" in card
-    assert "UNDECIDED: no judge is seated" in card
+    assert "UNDECIDED: no judge is set" in card
     other = model_card(replace(CARD, name="noesis", base="smollm2", licence="Apache-2.0"))
     assert "Llama" not in other
     assert "license: apache-2.0" in other

@@ -117,7 +117,7 @@ def test_a_model_in_several_files_merges_alike(tiny_model: Path, tiny_adapter: P
     with pytest.raises(ModelError, match=f"{files[1]} is missing, though model.safetensors.index.json names it"):
         merge(tmp_path / "split", tiny_adapter, tmp_path / "n", quantization=PLAIN, dtype="bfloat16", card="")
     (tmp_path / "split" / "model.safetensors.index.json").unlink()
-    with pytest.raises(ModelError, match="is missing, though the others' names count it"):
+    with pytest.raises(ModelError, match="is missing, though the other files' names imply it"):
         merge(tmp_path / "split", tiny_adapter, tmp_path / "n", quantization=PLAIN, dtype="bfloat16", card="")
 
 
@@ -291,7 +291,7 @@ def test_a_torn_or_foreign_gguf_is_one_message(tiny_merged: Path, tmp_path: Path
         with pytest.raises(ModelError, match="can't load"):
             LlamaEngine(file)
     file.write_bytes(b"PK\x03\x04" + whole[4:])
-    with pytest.raises(ModelError, match="is no GGUF file"):
+    with pytest.raises(ModelError, match="is not a GGUF file"):
         check_gguf(file)
     with pytest.raises(ModelError, match="does not exist"):
         check_gguf(tmp_path / "y.gguf")

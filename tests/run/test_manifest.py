@@ -134,7 +134,7 @@ def test_derived_files_are_outside_the_digest_and_can_be_written_again(finished:
     assert again.changed("merge", thoroughly=True) == []
     card.write_text("a verdict that nobody gave")
     assert again.changed("merge", thoroughly=True) == [f"{card.relative_to(again.path).as_posix()}: changed"]
-    with pytest.raises(ValueError, match="no derived file"):
+    with pytest.raises(ValueError, match="not a derived file"):
         finished.write_derived("merge", finished.merged / "model.safetensors", "x")
 
 
@@ -155,7 +155,7 @@ def test_a_manifest_is_read_as_it_was_written(finished: Run):
 def test_a_newer_format_is_refused(finished: Run):
     with edited_manifest(finished.path) as manifest:
         manifest["format"] = FORMAT + 1
-    with pytest.raises(RunError, match=rf"manifest.json is of format {FORMAT + 1}.*update Noesis"):
+    with pytest.raises(RunError, match=rf"manifest.json has format {FORMAT + 1}.*update Noesis"):
         load_run(finished.path)
 
 

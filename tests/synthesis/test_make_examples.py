@@ -133,7 +133,7 @@ def test_an_unfit_court_is_not_heard(project: Path, tmp_path: Path, prompts):
             Project(project),
             ask(server, prompts([prompt_row(0)]), tmp_path / "out", judges=(f"openai:{server.url}:judge",)),
         )
-    assert report["court"].startswith("not heard: judge not fit: judge was calibrated never")
+    assert report["court"].startswith("did not judge: judge not fit: judge was calibrated never")
     assert all("JSON" not in asked.user for asked in server.requests)
 
 

@@ -24,7 +24,7 @@ def test_work_goes_on_where_a_dead_endpoint_ended_it(project: Path, tmp_path: Pa
     rows, out = prompts([prompt_row(i) for i in range(40)]), tmp_path / "out"
     with JudgeServer(lambda asked: good(asked) if asked.number <= 60 else Raw(400, "down")) as server:
         url, first = server.url, ask(server, rows, out)
-        with pytest.raises(ModelError, match="is out"):
+        with pytest.raises(ModelError, match="is down"):
             make_examples(Project(project), first)
         answered = sum(1 for _ in server.requests[:60])
     port = int(url.split(":")[2].split("/")[0])

@@ -192,7 +192,7 @@ def test_unsloth_without_its_environment_is_one_message(
     assert Unsloth().refusal_reason(job) is None
     for value, message in (
         (None, "needs an environment of its own"),
-        ("/no/such/python", "is no program"),
+        ("/no/such/python", "can't be run"),
         (sys.executable, "has no package unsloth"),
     ):
         monkeypatch.delenv(PYTHON, raising=False)

@@ -75,7 +75,7 @@ def run_command(arguments: list[str]) -> int:
             raise KeyboardInterrupt
         return int(code) if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        print("\nstopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        print("\nstopped; finished work is kept, and the same command continues from there", file=sys.stderr)
         return 130
     except TyperException as error:  # a wrong command, option or value
         if isinstance(error.message, str):  # type: ignore[attr-defined]
@@ -86,7 +86,7 @@ def run_command(arguments: list[str]) -> int:
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
         print(
-            "\nstopped by SIGTERM; what was finished is kept, and the same command goes on from there",
+            "\nstopped by SIGTERM; finished work is kept, and the same command continues from there",
             file=sys.stderr,
         )
         return 143

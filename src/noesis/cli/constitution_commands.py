@@ -75,7 +75,7 @@ def show(
             if principle.id in covers:
                 for name in ("critique", "revision"):
                     request = getattr(principle, name)
-                    say(f"     {name}: {request[language] if request else '(general words)'}")
+                    say(f"     {name}: {request[language] if request else '(generic wording)'}")
                 cover = covers[principle.id]
                 say(f"     items: {', '.join(cover.items) or 'none'}; prompts: {len(cover.prompts)}")
                 say(

@@ -61,9 +61,9 @@ class Both(_Frozen):
 
 
 class Principle(_Entry):
-    """What a value asks for in conduct; positive and behavioural, so that it can be tested.
+    """What a value requires in conduct; positive and behavioural, so that it can be tested.
 
-    critique, revision: the requests to a model that makes data from the principle; None: general words are used
+    critique, revision: the requests to a model that makes data from the principle; None: generic wording is used
         (`synthesis/prompt_templates.py`)
     """
 
@@ -162,7 +162,7 @@ class Constitution(_Frozen):
 
 @dataclass(frozen=True)
 class Mistake:
-    """One thing wrong with a YAML file, at a line of it."""
+    """A mistake in a YAML file, with its line."""
 
     file: Path
     line: int

@@ -104,8 +104,8 @@ def _nvidia_gpus() -> Device | None:
 def parse_nvidia_smi(output: str, visible: str | None, threads: int) -> Device | None:
     """The GPUs that this process may use, from nvidia-smi's lines `index, uuid, name, free MiB, compute capability`.
 
-    GPUs of another model than the first are left out, since a step takes as long as its slowest GPU. The free memory is
-    that of the fullest GPU.
+    GPUs of a different model from the first are left out, since a step takes as long as its slowest GPU. The free
+    memory is that of the fullest GPU.
 
     Args:
         visible: the value of CUDA_VISIBLE_DEVICES, or None.

@@ -77,11 +77,11 @@ class CapError(NoesisError, RuntimeError):
 
 
 class RunError(NoesisError, RuntimeError):
-    """A run directory is locked, incomplete, or of another configuration."""
+    """A run directory is locked, incomplete, or has another configuration."""
 
 
 class MissingExtra(NoesisError, ImportError):
-    """An optional package is missing; the message holds the install command."""
+    """An optional package is missing; the message contains the install command."""
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(

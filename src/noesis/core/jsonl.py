@@ -52,14 +52,14 @@ def parse_object(data: bytes) -> dict[str, Any]:
     """The JSON object in a line.
 
     Raises:
-        ValueError: the line is too long, no JSON, or JSON but no object.
+        ValueError: the line is too long, not JSON, or not a JSON object.
     """
     if len(data) > MAX_LINE:
         raise ValueError(f"longer than {MAX_LINE:,} bytes")
     try:
         value = json.loads(data.removeprefix(BYTE_ORDER_MARK))
     except RecursionError:
-        raise ValueError("not JSON that can be read: nested too deeply") from None
+        raise ValueError("JSON nested too deeply to be read") from None
     except ValueError as error:
         raise ValueError(f"not JSON ({error})") from None
     if not isinstance(value, dict):
@@ -71,7 +71,7 @@ def iter_objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) for each line of `file` that is not blank.
 
     Raises:
-        DataError: a line that holds no object, by file and line.
+        DataError: a line is not a JSON object; the message names file and line.
     """
     for line in iter_lines(file):
         try:
@@ -85,13 +85,13 @@ def read_objects(file: Path) -> list[dict[str, Any]]:
     """The objects of `file`.
 
     Raises:
-        DataError: a line that holds no object, by file and line.
+        DataError: a line is not a JSON object; the message names file and line.
     """
     return [value for _, value in iter_objects(file)]
 
 
 def iter_intact_objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """As `iter_objects`, without the lines that hold no object, such as one whose writer was killed."""
+    """Like `iter_objects`, but skips lines that are not JSON objects, such as one whose writer was killed."""
     for line in iter_lines(file):
         try:
             value = parse_object(line.data)

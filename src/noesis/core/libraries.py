@@ -38,7 +38,7 @@ def silence_libraries() -> None:
     """Switch off telemetry, progress bars of local work, and warnings that a user can't act on.
 
     Some libraries print while they are imported, so this comes first in a process; it imports none of them. Downloads
-    from a hub keep their progress bars, which don't go by TQDM_DISABLE.
+    from a hub keep their progress bars, which ignore TQDM_DISABLE.
     """
     for name in ("HF_HUB_DISABLE_TELEMETRY", "TRL_EXPERIMENTAL_SILENCE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")

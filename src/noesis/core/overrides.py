@@ -38,7 +38,7 @@ class Overrides:
         """Dotted keys and values for `load_config`.
 
         Args:
-            method: the training method that holds in the end: `self.method`, or the YAML file's where that is None.
+            method: the effective training method: `self.method`, or the YAML file's if that is None.
         """
         only_dpo = method == "dpo"
         found: dict[str, Setting | None] = {
@@ -54,7 +54,7 @@ class Overrides:
         return {key: value for key, value in found.items() if value is not None}
 
     def configure(self, project: Project) -> Config:
-        """The project's configuration with these settings laid over it.
+        """The project's configuration with these settings applied.
 
         Raises:
             ConfigError: a value that the configuration refuses.

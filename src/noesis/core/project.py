@@ -52,7 +52,7 @@ class Project:
 
     @property
     def calibrations(self) -> Path:
-        """What each judge was measured at, one file per judge and rubrics."""
+        """Each judge's measured figures, one file per judge and rubrics."""
         return self.tribunal / "calibrations"
 
     def sources(self, language: Language) -> list[Path]:

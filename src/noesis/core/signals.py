@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-PATIENCE_S = 5.0  # seconds after the first signal before work that does not end is given up
+PATIENCE_S = 5.0  # seconds after the first signal before work that does not end is abandoned
 REPEAT_S = 3.0  # seconds before `raise_terminated` raises once more
 
 _native: list[str] = []  # names of the native calls under way
@@ -117,7 +117,7 @@ class Interrupt:
         self.number = number
         os.write(
             sys.__stderr__.fileno() if sys.__stderr__ else 2,
-            b"\nstopping after this micro-batch; once more to stop at once\n",
+            b"\nstopping after this micro-batch; a second signal stops at once\n",
         )
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, PATIENCE_S, 0.5)

@@ -83,7 +83,7 @@ def fill_template(template: str, values: Mapping[str, str]) -> str:
 
 
 def neutralise(text: str) -> str:
-    """`text` without what could end its block in a prompt: copies of the marks, control tokens of chat templates."""
+    """`text` without what could end its place in the prompt: copies of the marks, and control tokens of templates."""
     return break_control_tokens(_MARKS.sub(lambda m: m[0].replace("<", "‹").replace(">", "›"), text))
 
 

@@ -1,4 +1,4 @@
-"""What training takes besides the examples: a file of preference pairs, and general instruction rows that are replayed.
+"""What training uses in addition to the examples: a file of preference pairs, and general rows that are replayed.
 
 `dpo.pairs` of training_config.yaml names a file with one JSON object a line:
     {"id", "language", "prompt", "turns"?, "chosen", "rejected", "p_chosen": 0.5 to 1}
@@ -69,7 +69,7 @@ def sample_replay(rows: Sequence[ReplayRow], examples: int, share: float, seed: 
     """
     wanted = round(examples * share / (1 - share))
     if len(rows) < wanted:
-        say(f"  replay: {wanted} rows would be {share:.0%}, the file has {len(rows)}: all of them are used")
+        say(f"  replay: {share:.0%} would be {wanted} rows, but the file has only {len(rows)}: all are used")
 
     def rank(row: ReplayRow) -> str:
         return hashlib.sha256(f"{seed}:{json.dumps(row.to_json(), sort_keys=True)}".encode()).hexdigest()
@@ -95,10 +95,8 @@ def add_auxiliary(dataset: Dataset, project: Project, config: Config) -> Dataset
 
 def _read(file: Path, model: type[R], key: str) -> list[tuple[str, R]]:
     if not file.is_file():
-        raise UsageError(
-            f"{file} is missing, which {key} in training_config.yaml names: create it, or set {key} to null"
-        )
+        raise UsageError(f"{file}, named by {key} in training_config.yaml, is missing: create it, or set {key} to null")
     rows = list(read_models(file, model))
     if not rows:
-        raise DataError(f"{file} is empty, and {key} in training_config.yaml names it")
+        raise DataError(f"{file}, named by {key} in training_config.yaml, is empty")
     return rows

@@ -131,7 +131,7 @@ def prompt_messages(constitution: Constitution, row: Example | PreferencePair) -
 
 
 def target_text(example: Example, *, include_critique: bool, answer: str | None = None) -> str:
-    """The text that the model is trained to write: `answer`, after the critique as an analysis block if asked.
+    """The text that the model is trained to write: `answer`, after the critique as an analysis block if configured.
 
     Args:
         answer: None: the revised one.

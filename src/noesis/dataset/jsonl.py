@@ -41,7 +41,7 @@ def find_files(paths: list[Path]) -> list[Path]:
 
 
 def is_hand_written(path: Path) -> bool:
-    """Whether a path lies in `training/philosophical` or `training/philosophical_en`, which only people write to."""
+    """Whether a path is in `training/philosophical` or `training/philosophical_en`, which only people write to."""
     parts = path.resolve().parts
     return any(above == "training" and name in ("philosophical", "philosophical_en") for above, name in pairwise(parts))
 

@@ -81,7 +81,7 @@ def read_run_copy(folder: Path, constitution: Constitution) -> Dataset:
 
 
 def read_train_export(project: Project, config: Config, constitution: Constitution) -> Dataset:
-    """What a run would train on if it began from the project's exports, for a plan or a quote: nothing is held out.
+    """What a run would train on if it started from the project's exports, for a plan or quote; nothing is held out.
 
     Raises:
         UsageError: a file is missing.

@@ -177,7 +177,7 @@ class Lineage(_Strict):
 
 
 class GeneratedExample(Example):
-    """An example that a model wrote. It never stands in the folders of the hand-written ones."""
+    """An example that a model wrote. It never belongs in the folders of hand-written ones."""
 
     generated: Literal[True]
     lineage: Lineage

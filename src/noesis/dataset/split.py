@@ -74,7 +74,7 @@ def _units(table: Table, groups: Column, seed: int) -> _Units:
     unit[order] = of_row
     per_id = list(
         {name: row for row, name in enumerate(table.ids)}.values()
-    )  # translations share a group: any row of an id tells its unit
+    )  # translations share a group: any row of an id identifies its unit
     rank = np.array([_rank(seed, table.ids[row]) for row in order[first]])
     return _Units(unit, np.bincount(unit[per_id], minlength=len(labels)), order[first], rank)
 

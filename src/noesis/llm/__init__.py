@@ -1,1 +1,1 @@
-"""Language models as such: finding, rendering for, loading and asking them."""
+"""Language models: finding and loading them, rendering conversations for them, requesting replies."""

@@ -1,10 +1,10 @@
 """The only place where a conversation is rendered to text and tokens, always by the model's own chat template.
 
-Trained on is everything after the generation prompt, up to and including the token that ends the assistant's turn:
-exactly what the model has to produce when it is served. It is found by comparing two renderings (with and without the
-answer) and by probing the template, never by a model's name. So it holds for templates that have no place for a system
-prompt (Gemma 2), move it (Mistral), trim the answer (Llama 3.1) or write on after the end of the turn (ChatML).
-What can't be masked safely is refused, by the row's name.
+The trained part is everything after the generation prompt, up to and including the token that ends the assistant's
+turn: exactly what the model has to produce when it is served. It is found by comparing two renderings (with and without
+the answer) and by probing the template, never by a model's name. It therefore works for templates that have no place
+for a system prompt (Gemma 2), move it (Mistral), trim the answer (Llama 3.1) or add text after the end of the turn
+(ChatML). A row that can't be masked safely is refused by name.
 """
 
 from __future__ import annotations
@@ -81,23 +81,23 @@ def encode(tokenizer: Tokenizer, messages: list[Message], answer: str, *, name: 
         if forged := _controls(tokenizer).search(text):
             raise TrainingError(
                 f"row {name}: the {role} text holds {forged.group()!r}, a control token of this model: "
-                "remove it or write it otherwise"
+                "remove it or write it differently"
             )
     if not answer.strip():
         raise TrainingError(f"row {name} has no trained token: its answer is empty; write one, or take the example out")
     try:
         prompt, rest = _prompt_and_rest(tokenizer, messages, answer)
     except ModelError as error:
-        raise TrainingError(f"row {name}: {error}; mend the row's turns, or choose another model") from None
+        raise TrainingError(f"row {name}: {error}; correct the row's turns, or choose another model") from None
     if rest is None:
         raise TrainingError(
-            f"row {name}: this model's chat template renders the prompt otherwise once an answer follows; "
+            f"row {name}: this model's chat template renders the prompt differently once an answer follows; "
             "it can't be masked safely"
         )
     start = _ids(tokenizer, prompt)
     if start[:2] == [tokenizer.bos_token_id] * 2:
         token = tokenizer.convert_ids_to_tokens(start[:1])[0]
-        raise TrainingError(f"row {name}: this model's chat template begins with two {token} tokens: mend the template")
+        raise TrainingError(f"row {name}: this model's chat template begins with two {token} tokens: fix the template")
     head = _head(tokenizer, tuple(m["role"] for m in messages))
     if rest and not (rest.startswith(head) and rest[len(head) :].lstrip().startswith(answer.strip())):
         raise TrainingError(
@@ -195,7 +195,7 @@ def _join(tokenizer: Tokenizer, prompt: str, start: list[int], rest: str, name: 
     if tokenizer.decode(apart) != tokenizer.decode(whole):
         raise TrainingError(
             f"row {name}: the prompt's last and the answer's first characters make one token of this model; "
-            "begin the answer otherwise"
+            "begin the answer differently"
         )
     return apart
 

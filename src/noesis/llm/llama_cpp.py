@@ -79,7 +79,7 @@ def check_gguf(file: Path) -> None:
     with open(file, "rb") as f:
         head = f.read(8)
     if head[:4] != b"GGUF" or int.from_bytes(head[4:8], "little") not in (2, 3):
-        raise ModelError(f"{file} is no GGUF file (it begins with {head[:4]!r}); {REMAKE}")
+        raise ModelError(f"{file} is not a GGUF file (it begins with {head[:4]!r}); {REMAKE}")
 
 
 class LlamaServer:

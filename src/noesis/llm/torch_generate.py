@@ -151,8 +151,8 @@ def next_tokens(
 
     found = []
     for messages in conversations:
-        begun = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
-        text = render(tokenizer, messages[:-1] if begun else messages, add_generation_prompt=True) + begun
+        prefill = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
+        text = render(tokenizer, messages[:-1] if prefill else messages, add_generation_prompt=True) + prefill
         ids = tokenizer(text)["input_ids"]
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1].float()
@@ -175,7 +175,7 @@ def _sample(logits: Any, seen: list[int], temperature: float, generator: Any) ->
 
 
 def free_gpu_memory() -> None:
-    """Free the GPU's memory, as far as a living process can; nothing without a GPU."""
+    """Free the GPU's memory as far as a running process can; does nothing without a GPU."""
     import torch
 
     gc.collect()

@@ -154,7 +154,7 @@ def weight_files(model: Path) -> list[Path]:
     if (model / INDEX).is_file():
         names, why = _names_in_index(model / INDEX), f"{INDEX} names it"
     else:
-        names, why = _names_in_folder(model), "the others' names count it"
+        names, why = _names_in_folder(model), "the other files' names imply it"
     for name in names:
         if not (model / name).is_file():
             raise ModelError(f"{model / name} is missing, though {why}: fetch the model again")
@@ -189,7 +189,7 @@ def list_tensors(model: Path) -> dict[str, StoredTensor]:
     """Every tensor of a model folder, from the files' headers alone, in the files' order.
 
     Raises:
-        ModelError: a file is cut short or foreign, a tensor is there twice, or has a type that weights do not come in.
+        ModelError: a file is cut short or not safetensors, a tensor occurs twice or has an unsupported type.
     """
     from safetensors import SafetensorError, safe_open
 

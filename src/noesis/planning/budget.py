@@ -72,7 +72,7 @@ class Budget:
         """`spent …, … at the end` for the progress line; empty if nothing is paid or capped.
 
         Args:
-            seconds: that the work still takes.
+            seconds: the time that the work still takes.
         """
         if not self.describe():
             return ""
@@ -121,7 +121,7 @@ def quote(plan: Plan, budget: Budget) -> list[str]:
         free, whole = prices().free_usd_per_month, budget.spent_usd + usd
         covered = f"cover it, if {whole:.2f} of them are left"
         if whole > free:
-            covered = f"do not cover it: {whole - free:.2f} USD are to pay"
+            covered = f"do not cover it: {whole - free:.2f} USD remain to be paid"
         lines.append(f"            Modal's free {free:.0f} USD a month {covered}")
     return lines
 

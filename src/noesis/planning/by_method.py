@@ -54,7 +54,7 @@ def preference_plan(
     # without gradients: the reference once over all pairs, and the held-out pairs after every epoch
     evaluated = pairs.tokens + pairs.held_out_tokens * (1 + plan.epochs)
     seconds = FORWARD_SHARE * evaluated / plan.tokens_per_s
-    reasons = [f"reference: computed once before the first step; with evaluating the held-out pairs {seconds:.0f} s"]
+    reasons = [f"reference: computed once before the first step; {seconds:.0f} s with the held-out pairs"]
     if device.gpus > 1:
         reasons.append(f"GPUs: 1 of {device.gpus}; preference training runs on one")
     training = plan.stages[0]

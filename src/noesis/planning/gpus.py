@@ -43,7 +43,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Prices:
-    """Prices in USD of what is paid besides the GPU, with the date and source of all prices."""
+    """Prices in USD of what is billed in addition to the GPU, with the date and source of all prices."""
 
     date: str
     source: str

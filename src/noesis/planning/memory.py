@@ -123,10 +123,10 @@ def gpu_memory(
     weight = SINGLE_QUANT_BYTES if setup.precision == "nf4" and not double_quant else BASE_BYTES[setup.precision]
     outer: float = shape.outer_weights * (4 if setup.precision == "fp32" else 2)
     if setup.offloads and not shape.tied:
-        outer /= 2  # the embedding lies in main memory
+        outer /= 2  # the embedding is in main memory
     saved = tokens * width * saved_activations(shape, setup) * shape.layers
     if setup.offloads or (full and setup.engine == "unsloth"):
-        saved = 0  # the layers' inputs lie in main memory
+        saved = 0  # the layers' inputs are in main memory
     copies: float = 0
     if setup.fused:
         working: float = tokens * width * (2 * shape.intermediate + 4 * shape.hidden)

@@ -35,7 +35,7 @@ class PriceList:
 
 @dataclass(frozen=True)
 class PlanVariant:
-    """The part of a plan that its setup decides.
+    """The part of a plan that follows from its setup.
 
     sharded: the frozen base is spread over the GPUs
     precision: in words

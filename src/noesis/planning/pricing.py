@@ -18,7 +18,7 @@ from noesis.planning.speed import CONTAINER_SECONDS, IMPORT_SECONDS, load_second
 
 
 class Machine(NamedTuple):
-    """The part of a rented machine that is paid for besides its GPUs."""
+    """The part of a rented machine that is billed in addition to its GPUs."""
 
     cores: int
     memory_gib: int

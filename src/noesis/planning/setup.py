@@ -43,7 +43,7 @@ class Setup:
 
     @property
     def offloads(self) -> bool:
-        """Whether the layers' inputs and the embedding lie in main memory; only the smallest setup does this."""
+        """Whether the layers' inputs and the embedding are in main memory; only the smallest setup does this."""
         return self.fused and self.precision == "nf4" and self.gradient_checkpointing == "full"
 
     @property

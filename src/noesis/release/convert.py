@@ -11,7 +11,7 @@ from noesis.llm.chat_template import render
 from noesis.llm.tokenizer import load_tokenizer
 from noesis.release.parity.outcome import reject_failed, require_passed, show_certificate
 
-ANSWERED_EVERY = 8  # of the questions, one in so many is also answered greedily
+ANSWERED_EVERY = 8  # one question in this many is also answered greedily
 
 
 def convert_folder(folder: Path, outfile: Path | None, kinds: tuple[str, ...]) -> list[Path]:

@@ -50,7 +50,7 @@ def verify_shards(folder: Path, expected: dict[str, tuple[tuple[int, ...], str, 
         expected: name → (shape, type, sha256 of its bytes).
 
     Raises:
-        ModelError: a tensor is missing or unexpected, has another shape or type, or other bytes than were written.
+        ModelError: a tensor is missing or unexpected, has another shape or type, or bytes other than those written.
     """
     found = list_tensors(folder)
     if found.keys() != expected.keys():

@@ -1,4 +1,4 @@
-"""A run directory's contents are archived whole: a move that was cut short is completed when the run is opened next."""
+"""A run directory is archived whole: a move that was cut short is completed the next time the run is opened."""
 
 from __future__ import annotations
 

@@ -118,14 +118,14 @@ class Run:
         return self._manifest.state(stage)
 
     def is_done(self, stage: str) -> bool:
-        """Whether `stage` ran to its end and neither what it read nor what it left has changed since."""
+        """Whether `stage` ran to its end and neither what it read nor what it wrote has changed since."""
         return self.state(stage) == "done" and not self.changed(stage)
 
     def changed(self, stage: str, *, thoroughly: bool = False) -> list[str]:
         """What is wrong with the outputs of a stage: `name: missing` or `name: changed`.
 
         Args:
-            thoroughly: hash every file; otherwise one whose size and time are as recorded is taken for unchanged.
+            thoroughly: hash every file; otherwise a file with the recorded size and time counts as unchanged.
         """
         record = self._manifest.stages.get(stage)
         wrong = []
@@ -151,14 +151,14 @@ class Run:
         return dict(executed) if executed else self.result("plan")
 
     def verdict(self) -> Json:
-        """The Tribunal's ruling: of the trial if there was one, else that no judge is set. {"verdict", "reason", …}"""
+        """The Tribunal's ruling: the trial's if there was one, else that no judge is set. {"verdict", "reason", …}"""
         for stage in ("trial", "judge"):
             if (found := self.result(stage)) is not None and "court" in found:
                 return dict(found["court"])
         return {"verdict": "UNDECIDED", "reason": "not judged"}
 
     def spent(self) -> tuple[float, float]:
-        """(USD, seconds) in the ledger, with those of a process that was killed."""
+        """(USD, seconds) in the ledger, including those of a process that was killed."""
         ledger = self._manifest.ledger
         killed = unrecorded_cost(self.path, ledger) if self.working_since is None else None
         return total(ledger if killed is None else [*ledger, killed])
@@ -167,7 +167,7 @@ class Run:
     def perform(
         self, stage: str, work: Callable[[], Json], outputs: Callable[[], Sequence[Path]], *, again: bool = False
     ) -> Json:
-        """Run a stage unless it is done; record its result, time and outputs. Readers of another outcome become stale.
+        """Run a stage unless it is done; record result, time, outputs. Stages that read another outcome become stale.
 
         Args:
             stage: one of `STAGES`, or the name of other work whose time and cost the run should know.
@@ -195,7 +195,7 @@ class Run:
                 if not file.name.startswith(".")
             }
         except BaseException as error:
-            # reaching the cap is no failure: the stage continues once more was agreed
+            # reaching the cap is not a failure: the stage continues under a higher cap
             status = "failed" if isinstance(error, Exception) and not isinstance(error, CapError) else "interrupted"
             cost = meter.stop("capped" if isinstance(error, CapError) else status)
             stopped = replace(record, status=status, seconds=round(before + cost.seconds, 2))
@@ -208,7 +208,7 @@ class Run:
         return result
 
     def book(self, entries: Iterable[LedgerEntry]) -> None:
-        """Add what was spent on this run elsewhere to its ledger; an entry that is in it already counts once."""
+        """Add what was spent on this run elsewhere to its ledger; an entry already in it is not counted twice."""
         self._manifest = self._manifest.with_cost(entries)
         self._save()
 
@@ -216,7 +216,7 @@ class Run:
         """Write a derived file of a finished stage again, such as the model card, and record its new hash."""
         name, record = file.relative_to(self.path).as_posix(), self._manifest.stages[stage]
         if not is_derived(stage, name):
-            raise ValueError(f"{name} is no derived file of {stage}")
+            raise ValueError(f"{name} is not a derived file of {stage}")
         write_text(file, text)
         outputs = {**record.outputs, name: self._recorded(stage, file)}
         self._manifest = self._manifest.with_stage(stage, replace(record, outputs=outputs))
@@ -229,7 +229,7 @@ class Run:
             self._save()
 
     def extend(self, identity: Identity, config: Config) -> None:
-        """Continue with a configuration that asks for more epochs; everything from the plan on has to be done again."""
+        """Continue with a configuration that asks for more epochs; everything from the plan on must be done again."""
         earlier = Extension(self.config().training.num_train_epochs, self.result("train") is not None)
         extended = replace(self._manifest, identity=identity, history=(*self._manifest.history, earlier))
         self._manifest = extended.with_stale("plan")
@@ -258,7 +258,7 @@ class Run:
 def open_run(
     path: Path, identity: Identity, config: Config, *, fresh: bool = False, archive_to: Path | None = None
 ) -> Run:
-    """The run at `path` if it has this identity, else a new one; another run that lies there is archived whole.
+    """The run at `path` if it has this identity, else a new one; another run found there is archived whole.
 
     Args:
         archive_to: where an old run goes; default: `.archive/` next to `path`. On a volume, whose root is the run,
@@ -290,9 +290,9 @@ def open_run(
 
 def _why_archived(old: Manifest | None, identity: Identity) -> str:
     if old is None:
-        return "it held no manifest"
+        return "it had no manifest"
     differences = [f"another {name}" for name in old.identity.differences(identity)] + old.library_differences()
-    return ", ".join(differences) or "asked for with --fresh"
+    return ", ".join(differences) or "requested with --fresh"
 
 
 def load_run(path: Path) -> Run:

@@ -249,7 +249,7 @@ class Manifest:
         return replace(self, stages={**self.stages, stage: record})
 
     def with_finished(self, stage: str, record: StageRecord, previous: StageRecord | None) -> Manifest:
-        """`record` in place of `previous`; stages that read something else than what it left become stale."""
+        """`record` in place of `previous`; stages that read anything other than what it left become stale."""
         after, digest = self.with_stage(stage, record), record.digest()
         changed = previous is None or previous.result is None or previous.digest() != digest
         downstream = downstream_of(stage)
@@ -259,7 +259,7 @@ class Manifest:
                 continue
             if stage in needs_of(name):
                 affected = reader.inputs.get(stage) != digest
-            else:  # it reads this stage through others: those that it recorded tell by themselves when they change
+            else:  # it reads this stage through others; those that it recorded make it stale themselves
                 affected = changed and any(n in downstream and n not in reader.inputs for n in needs_of(name))
             if affected:
                 after = after.with_stage(name, replace(reader, status="stale"))

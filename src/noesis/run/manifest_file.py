@@ -2,7 +2,7 @@
 
 Format 1 hashed a stage's files, or its result where it had none. The model card was among the files of `merge` although
 a later trial rewrote it, and after running out of memory `train` replaced the plan that it had read. What such a run
-recorded of its inputs is accepted, so that an honest run of that version is an honest run here.
+recorded of its inputs is accepted, so that a run that was valid in that version is valid here.
 """
 
 from __future__ import annotations
@@ -43,11 +43,12 @@ def parse_manifest(value: Json) -> Manifest:
     """A manifest of either format.
 
     Raises:
-        RunError: it was written by a newer Noesis. KeyError, TypeError, ValueError, AttributeError: it is no manifest.
+        RunError: it was written by a newer Noesis.
+        KeyError, TypeError, ValueError, AttributeError: it is not a manifest.
     """
     written = int(value.get("format", 1))
     if written > FORMAT:
-        raise RunError(f"is of format {written}; this version of Noesis reads up to {FORMAT}: update Noesis")
+        raise RunError(f"has format {written}; this version of Noesis reads up to {FORMAT}: update Noesis")
     manifest = Manifest.from_json(value)
     return manifest if written == FORMAT else _from_format_1(manifest)
 

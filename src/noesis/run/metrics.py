@@ -9,7 +9,7 @@ from noesis.core.jsonl import iter_intact_objects
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, one a step; of a step that was repeated after an interruption the last one counts."""
+    """The lines of metrics.jsonl, one a step; if a step was repeated after an interruption, the last one counts."""
     if not file.is_file():
         return []
     lines = {}

@@ -214,7 +214,7 @@ async def _idle(service: Service) -> None:
 
 
 async def _first_of(one: Awaitable[object], other: Awaitable[object], seconds: float) -> None:
-    """Wait for either, for at most so many seconds."""
+    """Wait for either, for at most this many seconds."""
     tasks = [asyncio.ensure_future(one), asyncio.ensure_future(other)]
     await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:

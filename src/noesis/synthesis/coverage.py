@@ -165,4 +165,4 @@ def _gaps(cover: Cover, constitution: Constitution, found: Coverage) -> Any:
     principle = constitution.principle(cover.principle)
     for name in ("critique", "revision"):
         if getattr(principle, name) is None:
-            yield f"no {name} request: general words are used instead"
+            yield f"no {name} request: generic wording is used instead"

@@ -1,6 +1,6 @@
 """Which generated examples are kept. Every example that is dropped has its reason.
 
-Single replies were checked before (`reply_checks.py`). Here go errors of the data gate, questions of the Tribunal,
+Single replies were checked before (`reply_checks.py`). Dropped here: errors of the data gate, the Tribunal's questions,
 examples that repeat an earlier one, closings and openings that occur again and again (training on such boilerplate
 brings it out), and answers that a fit Tribunal rejects or finds no better than the weak one.
 """
@@ -28,7 +28,7 @@ from noesis.tribunal.judge import JudgeCase
 from noesis.tribunal.panel import JudgePanel
 
 Dropped = dict[str, str]  # key of an example → reason
-# The most examples that may close or open alike: this share, and at least so many.
+# The most examples that may close or open alike: this share, or this number if it is greater.
 BOILERPLATE_SHARE, BOILERPLATE_FROM = 0.02, 2
 OPENING = 6  # words
 

@@ -45,7 +45,7 @@ class ExamplesRequest:
 
     model, critic: SPECs
     judges: SPECs of a Tribunal that judges the revisions, if it is fit
-    count: only the first so many prompts
+    count: only this many prompts, the first ones
     """
 
     model: str
@@ -114,7 +114,7 @@ class _Work:
             outcomes = await self._make_all(started)
             rows = [outcome.example for outcome in outcomes if outcome.example]
             kept, dropped = filter_examples(rows, self.constitution, tribunal, scratch)
-            court = "no judge is seated: the offline screen and the gate decided alone"
+            court = "no judge is set: the offline screen and the data gate decided alone"
             if self.clients[2:]:
                 court, kept, rejected = await self._judged(kept)
                 dropped |= rejected
@@ -180,10 +180,10 @@ class _Work:
         """(what the report says of the Tribunal, examples kept, examples dropped); an unfit one judges nothing."""
         panel = make_panel(self.project, self.clients[2:], self.cache)
         if reason := panel.unfit_reason:
-            say(f"  {reason}; the offline screen and the gate decide alone")
-            return f"not heard: {reason}", examples, {}
+            say(f"  {reason}; the offline screen and the data gate decide alone")
+            return f"did not judge: {reason}", examples, {}
         kept, dropped = await judge_examples(examples, panel, self.section)
-        return f"heard: {', '.join(panel.names)}", kept, dropped
+        return f"judged: {', '.join(panel.names)}", kept, dropped
 
 
 def acceptance(outcomes: Sequence[ExampleOutcome], kept: set[str]) -> dict[str, dict[str, Any]]:

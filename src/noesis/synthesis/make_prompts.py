@@ -51,7 +51,7 @@ class PromptsRequest:
 
 
 def make_prompts(project: Project, request: PromptsRequest) -> dict[str, Any]:
-    """Deal combinations, have them phrased, leave out what exists, and write; returns the report.
+    """Sample combinations, have them phrased, leave out what exists, and write; returns the report.
 
     Raises:
         UsageError, ConfigError: the lists or the SPEC can't be used. CapError: the cap is reached; the same command

@@ -92,7 +92,7 @@ class Combination:
     difficulty: Difficulty
 
     def instruction(self, lists: PromptLists) -> str:
-        """What a writer is asked for."""
+        """The request to whoever writes the prompt."""
         parts = {
             "topic": self.topic,
             "situation": self.situation,

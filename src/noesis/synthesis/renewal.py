@@ -117,7 +117,7 @@ def renew(project: Project, new: Constitution, changes: list[Change], request: R
             examples.
     """
     if is_hand_written(request.out):
-        raise UsageError(f"--out {request.out} lies among the hand-written examples: name another folder")
+        raise UsageError(f"--out {request.out} is among the hand-written examples: name another folder")
     unaffected = ("removed", "added", "revision request", "value")
     changed = tuple(dict.fromkeys(c.id for c in changes if c.what == "principle" and c.kind not in unaffected))
     work = [

@@ -78,12 +78,12 @@ def open_folder(path: Path, plan: dict[str, Any]) -> Iterator[WorkFolder]:
     """The folder at `path`, for this plan alone, and for one process at a time.
 
     Raises:
-        UsageError: it lies among the hand-written examples.
+        UsageError: it is among the hand-written examples.
         RunError: it contains work with another plan, or another process uses it.
     """
     if is_hand_written(path):
         raise UsageError(
-            f"--out {path} lies among the hand-written examples: name another folder, such as data/generated/first"
+            f"--out {path} is among the hand-written examples: name another folder, such as data/generated/first"
         )
     path.mkdir(parents=True, exist_ok=True)
     with _locked(path):

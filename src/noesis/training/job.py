@@ -273,6 +273,6 @@ class Backend(Protocol):
         Raises:
             TrainingError: a loss that is not finite (nothing of that step was applied), or a process that failed.
             CapError: another step would exceed the budget; the last one is saved.
-            KeyboardInterrupt, Terminated: asked to stop; the last whole step is saved.
+            KeyboardInterrupt, Terminated: a stop was requested; the last whole step is saved.
             torch.cuda.OutOfMemoryError: the GPU's memory is too small for the job's plan.
         """

@@ -49,7 +49,7 @@ def _train_sft(job: TrainJob, plan: Plan, folder: Path) -> TrainResult:
     """The first part of `sft+dpo`, recorded in its folder.
 
     Raises:
-        TrainingError: it fitted only with the base in another precision than the second part's plan has.
+        TrainingError: it fitted only with the base in a precision other than the second part's plan has.
     """
     from noesis.training.trainer import train
 

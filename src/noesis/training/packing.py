@@ -19,7 +19,7 @@ class PackedRow:
 
     input_ids, position_ids: (T,), positions restarting at each sequence
     lengths: of the sequences; the last one is filler, if any
-    positions, targets: (trained tokens,), where in the row the hidden state is that predicts each target
+    positions, targets: (trained tokens,), each target and the index of the hidden state that predicts it
     members: indices of the sequences in the training set
     tokens: without filler
     """

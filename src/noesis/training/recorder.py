@@ -61,7 +61,7 @@ class Metrics:
         self.started = time.monotonic()
 
     def begin(self, done: float) -> None:
-        """Training starts, with the share `done` of it finished by an earlier process."""
+        """Called when training starts; an earlier process finished the share `done` of it."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         if self.file.is_file():
             write_jsonl(self.file, self.earlier_lines)

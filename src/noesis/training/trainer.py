@@ -31,7 +31,7 @@ def train(job: TrainJob) -> TrainResult:
         TrainingError: a loss that is not finite (nothing of that step was applied), or too little memory for this plan
             and the next smaller one.
         CapError: another step would exceed the budget; the last one is saved.
-        KeyboardInterrupt, Terminated: asked to stop; the last whole step is saved.
+        KeyboardInterrupt, Terminated: a stop was requested; the last whole step is saved.
     """
     quiet_libraries()  # before anything imports bitsandbytes: the backends import TRL when they train
     result = _attempt(job)

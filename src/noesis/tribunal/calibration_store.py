@@ -127,7 +127,7 @@ def _name(identity: str, rubrics: RubricSet, part: str) -> str:
 def unfit_reason(calibrations: Sequence[Calibration | None], names: Sequence[str]) -> str | None:
     """Why these judges may not decide; None if each of them is fit by the locked half."""
     if not names:
-        return "no judge is seated: name one with --judge"
+        return "no judge is set: name one with --judge"
     for found, name in zip(calibrations, names, strict=True):
         if found is None or found.part == "dev":
             how = "only on the dev half" if found else "never"

@@ -127,7 +127,7 @@ def no_judge_ruling(section: TribunalSection) -> dict[str, Any]:
     weights = section.weights.model_dump()
     return {
         "verdict": UNDECIDED,
-        "reason": "no judge is seated: name one with --judge; the Tribunal needs a language model that was shown to be "
+        "reason": "no judge is set: name one with --judge; the Tribunal needs a language model that was shown to be "
         "fit to judge",
         "judges": {name: {"weight": weight, "status": "not seated"} for name, weight in weights.items()},
         "approval_threshold": section.approval_threshold,

@@ -1,4 +1,4 @@
-"""Preference accuracy and held-out loss, base against tuned, from the models' own probabilities. No judge is asked.
+"""Preference accuracy and held-out loss, base against tuned, from the models' own probabilities, without a judge.
 
 Preference accuracy: how often a model finds the revised answer likelier, per token, than the initial one. Held-out
 loss: mean negative log-likelihood per token of the revised answers, in nats. They say whether training worked, not

@@ -5,7 +5,8 @@ r"""The Tribunal as an Inspect task, to look at every answer, judge and span in 
         -T judge=openai:http://127.0.0.1:8080/v1:judge
     inspect view
 
-It needs an environment of its own, since Inspect pins another fsspec than datasets does. Nothing else imports Inspect.
+It needs an environment of its own, since Inspect and datasets pin different versions of fsspec. Nothing else here
+imports Inspect.
 The judge is always named: the model under evaluation never grades itself by default.
 """
 
@@ -104,7 +105,7 @@ def court(
             return Score(
                 value=dict.fromkeys(("mean", *JUDGES), 0.0),
                 answer=answer,
-                explanation="nothing was said (found by code)",
+                explanation="the answer is empty (found by code)",
             )
         if panel is None:
             clients = open_clients([parse_spec(text) for text in judges.split()], section, Spending(max_usd=max_usd))

@@ -1,8 +1,8 @@
 """One judge, one answer: `build_request`, ask, `parse_reply`, check the evidence.
 
-The answer under judgement is hostile text. It stands between marks that carry a code derived from its own content,
+The answer under judgement is hostile text. It is enclosed in marks that carry a code derived from its own content,
 which it can't know; copies of the marks and control tokens inside it are neutralised, and the prompt is filled in one
-pass. A reply that can't be parsed is asked for once more, then the answer is Unscored: never 0, never dropped.
+pass. A reply that can't be parsed is requested once more, then the answer is Unscored: never 0, never dropped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from noesis.tribunal.verdict import ItemScore, Unscored, Verdict
 
 SCORES: tuple[Literal["0", "1", "2"], ...] = ("0", "1", "2")
 SHORTEST_SPAN = 8  # characters; a shorter quotation proves nothing
-ATTEMPTS = 2  # replies asked for before an answer is Unscored
+ATTEMPTS = 2  # requests before an answer is Unscored
 TOKENS_PER_ITEM, TOKENS_REASONING = 64, 200  # of the longest reply
 
 
@@ -93,7 +93,7 @@ def build_request(
 
 
 def _notes(rubrics: RubricSet, case: JudgeCase) -> str:
-    """What the judge is told about the prompt: reference, key, kind, stakeholders, traps."""
+    """What the judge learns about the prompt: reference, key, kind, stakeholders, traps."""
     words, record = rubrics.prompt[case.language], case.record
     notes = []
     for name in ("reference", "key"):
@@ -165,7 +165,7 @@ async def judge(
 def parse_reply(reply: ModelReply, items: tuple[RubricItem, ...]) -> dict[str, str]:
     """The fields of the last object in the reply that has all of them with allowed values.
 
-    The last one, since a reply may repeat an object that the judged answer holds before it gives its own.
+    The last one, since a reply may repeat an object from the judged answer before it gives its own.
 
     Raises:
         UnusableReplyError: there is none; the message says what is wrong with the last object.

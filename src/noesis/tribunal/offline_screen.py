@@ -1,6 +1,6 @@
 """The offline screen: what plain code can see in an answer. It is not a judge: it flags or abstains, it never approves.
 
-What it looks for: nothing said, a copied or repeating answer, another language than the prompt's, control tokens, a
+What it looks for: an empty answer, a copied or repeating answer, a language other than the prompt's, control tokens, a
 judge addressed, the system prompt recited, a refusal where the example calls for none.
 """
 

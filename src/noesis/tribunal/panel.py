@@ -76,7 +76,7 @@ class JudgePanel:
                         raise errors[0]
                     try:
                         verdict = await judge(client, self.rubrics, self.rubrics.rubrics[name], cases[i], self.cache)
-                    except BaseException as error:  # requests under way are paid for and may finish; none begins
+                    except BaseException as error:  # requests under way are paid for and may finish; no other starts
                         errors.append(error)
                         raise
                 progress.advance(1)

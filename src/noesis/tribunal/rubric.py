@@ -1,8 +1,7 @@
 """The judges' rubrics: `data/tribunal/judges/{veritas,sophia,dike}.yaml`, and `prompt.yaml`, the text around them.
 
-A rubric holds 6 to 10 items scored 0, 1 or 2, in Portuguese and English. Its hash, with that of `prompt.yaml`, goes
-into each verdict
-and decides which calibration belongs to it: a changed word is another judge.
+A rubric has 6 to 10 items scored 0, 1 or 2, in Portuguese and English. Its hash, with that of `prompt.yaml`, goes into
+each verdict and decides which calibration belongs to it: a changed word is another judge.
 """
 
 from __future__ import annotations
@@ -95,7 +94,7 @@ class RubricItem(_Frozen):
         return tuple(pairs)
 
     def applies_to(self, record: dict[str, Any]) -> bool:
-        """Whether the item is asked of an answer to this prompt."""
+        """Whether the item applies to an answer to this prompt."""
         return not self.applies or any(
             record.get(field) in values if values else bool(record.get(field)) for field, values in self.applies
         )

@@ -1,7 +1,7 @@
 """A trial's two halves: base and tuned model answer the same prompts, then the panel scores the answers.
 
 `noesis judge RUN --judge SPEC` runs it (`pipeline/stages/trial.py`); `trial_summary.py` makes the figures. Models are
-asked through a `generate` that the caller passes, in batches; a dialogue of several turns is answered turn by turn,
+called through a `generate` that the caller passes, in batches; a dialogue of several turns is answered turn by turn,
 each turn one batch. Answers and verdicts are cached, so that a stopped trial continues.
 """
 
@@ -108,7 +108,7 @@ def answer_prompts(
     """`section.samples` answers of one model to each prompt; those in the cache are not generated again.
 
     Args:
-        identity: hash of what decides the answers besides prompt and seed (model, adapter, settings); part of the
+        identity: hash of what decides the answers, prompt and seed aside (model, adapter, settings); part of the
         cache's key.
         model: base or tuned.
     """
@@ -160,7 +160,7 @@ async def score_answers(
             found = opinion(answer.id, verdicts[i], section, leaked)
         elif not answer.item.check:
             zeros = dict.fromkeys(JUDGES, (0.0, 0.0))
-            found = Opinion(answer.id, zeros, (0.0, 0.0), leaked, (), ("nothing was said (found by code)",))
+            found = Opinion(answer.id, zeros, (0.0, 0.0), leaked, (), ("the answer is empty (found by code)",))
         elif leaked:
             unknown = dict.fromkeys(JUDGES, (0.0, 1.0))
             found = Opinion(answer.id, unknown, None, leaked, JUDGES, ("found by code",))

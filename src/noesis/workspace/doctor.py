@@ -29,7 +29,7 @@ OPTIONAL_EXTRAS = ("modal",)
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """One thing that was checked.
 
     needed: without it nothing works; otherwise only what `found` or `remedy` says
     remedy: what to do if it is not ok

@@ -96,7 +96,7 @@ class TrainingFile(Frozen):
 
     @property
     def epochs(self) -> int:
-        """Epochs of the training that leaves the run's adapters."""
+        """Epochs of the part of training that produces the run's adapters."""
         return self.num_train_epochs if self.method == "sft" else self.dpo.epochs
 
     @model_validator(mode="after")
@@ -108,7 +108,7 @@ class TrainingFile(Frozen):
             )
         if self.method == "dpo" and self.replay.file is not None:
             raise ValueError(
-                "replay.file is for SFT, which method: dpo does not do: set method: sft+dpo, or replay.file: null"
+                "replay.file applies to SFT, and method: dpo has no SFT part: set method: sft+dpo, or replay.file: null"
             )
         return self
 

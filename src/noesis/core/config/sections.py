@@ -1,4 +1,4 @@
-"""The sections of the two YAML files, as frozen models; `config.py` puts them together."""
+"""The sections of the two YAML files, as frozen models; `models.py` combines them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class DpoSection(Frozen):
     Rafailov et al., arXiv 2305.18290, with a small likelihood term on the chosen answer.
 
     reference: what rewards are measured against: the model as training starts with it, or with the adapter switched off
-    pairs: a JSONL file of pairs besides the hand-written ones, relative to the project
+    pairs: a JSONL file of pairs to add to the hand-written ones, relative to the project
     """
 
     beta: Annotated[float, Field(gt=0)] = 0.1
@@ -101,7 +101,7 @@ class TribunalSection(Frozen):
         "fabricated_citation",
         "leaked_system_prompt",
     )
-    max_forgetting: Fraction = 0.05  # most that the accuracy on keyed items may fall from base to tuned
+    max_forgetting: Fraction = 0.05  # largest allowed fall in accuracy on keyed items, base to tuned
     min_prompts: Count = 20  # below this no interval is trusted
     judges: tuple[str, ...] = ()  # as in --judge; they choose the checkpoint and judge it unless others are named
     answers: Annotated[int, Field(ge=0)] = 6

@@ -27,8 +27,8 @@ def refuse_known_questions(table: Table, files: list[Path], tribunal: Path) -> N
     if pairs:
         more = f"\n  … and {len(pairs) - SHOWN:,} more" if len(pairs) > SHOWN else ""
         raise DataError(
-            f"{len(pairs)} training prompt(s) are questions that the Tribunal asks, so its verdict would be worth "
-            "nothing; remove them:\n  " + "\n  ".join(str(pair) for pair in pairs[:SHOWN]) + more
+            f"{len(pairs)} training prompt(s) are questions that the Tribunal asks, so its verdict would be "
+            "worthless; remove them:\n  " + "\n  ".join(str(pair) for pair in pairs[:SHOWN]) + more
         )
 
 

@@ -85,9 +85,9 @@ def _parse(line: bytes) -> dict[str, Any] | Finding:
         place = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
         return Finding("not-utf8", f"not UTF-8{utf16}: {place}; save the file as UTF-8")
     except RecursionError:
-        return Finding("not-json", "not JSON that can be read: nested too deeply")
+        return Finding("not-json", "JSON nested too deeply to be read")
     except _DuplicateKeyError as error:
-        return Finding("duplicate-field", f"the field {str(error)!r} stands twice in one object; which one is meant?")
+        return Finding("duplicate-field", f"the field {str(error)!r} appears twice in one object; which one is meant?")
     except json.JSONDecodeError as error:  # its own text counts lines inside of this one
         column = min(error.pos, len(error.doc.rstrip())) + 1
         return Finding("not-json", f"not JSON: {error.msg} at column {column}")
@@ -143,7 +143,7 @@ def _content(example: Example, rules: Rules) -> Iterator[Finding]:
     if abs(len(initial) - len(revised)) < 0.2 * len(revised) and normalised(initial) == normalised(revised):
         yield Finding("no-revision", "response_revised says the same as response_initial")
     if example.category == "tribunal" and (absent := [judge for judge in JUDGES if judge not in example.critique]):
-        message = "a tribunal example's critique needs a paragraph of each judge"
+        message = "a tribunal example's critique needs a paragraph by each judge"
         yield Finding("judges", f"{message}; missing: {', '.join(absent)}")
     for value in example.values_applied:
         if value not in rules.values:
@@ -213,7 +213,7 @@ def _doubts(example: Example) -> Iterator[Finding]:
     label = example.language
     language, accents = _language_problems(example.response_revised, label)
     if language is not None:
-        yield Finding("language", f"response_revised is in {language!r}, its label says {label!r}", warning=True)
+        yield Finding("language", f"response_revised is in {language!r}, but its label says {label!r}", warning=True)
     elif label == "pt" and (words := accents or missing_accents(example.prompt)):
         yield Finding("accents", f"Portuguese without its accents: {', '.join(words[:4])}", warning=True)
     if not any(_personal(text) for text in _halves(example)):

@@ -3,8 +3,9 @@
 Near-duplicates: MinHash digests in 21 bands of 3 columns; rows that agree in a band are compared by their whole
 digests. All but one pair in a thousand are found where 8% of the words are replaced, few at 30%, and no paraphrase.
 
-Template families: a template's own words recur in every row, what fills it varies. Of each text's first 3-grams those
-count that are about as frequent in the set as its more frequent ones; texts in which the same ones count are a family.
+Template families: a template's own words recur in every row, while what fills it varies. Of each text's first 3-grams,
+only those that are about as frequent in the set as its most frequent ones count; texts whose counted 3-grams are the
+same form a family.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def find_clusters(table: Table) -> list[Cluster]:
 def group(table: Table, clusters: list[Cluster]) -> Column:
     """(rows,) a number for each row: the least row that it must stay together with.
 
-    Together stay the members of a cluster, and an id's translations.
+    The members of a cluster stay together, and so do an id's translations.
     """
     left = [cluster.rows for cluster in clusters]
     first = [np.full(len(cluster.rows), cluster.rows[0]) for cluster in clusters]

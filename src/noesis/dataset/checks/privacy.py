@@ -101,7 +101,7 @@ def is_cnpj(text: str) -> bool:
 
 
 def _is_phone(text: str) -> bool:
-    """What has a telephone's form (the pattern's match) and is not a CPF."""
+    """Whether a match of the telephone pattern is not a CPF."""
     return not is_cpf(text)
 
 

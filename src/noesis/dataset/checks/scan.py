@@ -52,7 +52,7 @@ class Table:
         sentence (0: it has none)
     prompt_digest, answer_digest: (rows, 63) MinHash
     prompt_grams, answer_grams: (rows, 32 or 48) 3-grams of the beginning
-    examples: as parsed, where the scan was asked to keep them; else empty
+    examples: as parsed, where the scan was to keep them; else empty
     """
 
     file: Column
@@ -128,7 +128,7 @@ def scan(
     """Check every line of `files`; the results come in order.
 
     Args:
-        keep_examples: hand on the parsed examples, for data that fits into memory.
+        keep_examples: return the parsed examples, for data that fits into memory.
         processes: default: one for each CPU core, a single one for small data.
     """
     number = {file: i for i, file in enumerate(files)}

@@ -43,7 +43,7 @@ class Problem:
 class Report:
     """What validation found.
 
-    table: the rows without an error, with their examples where `validate` was asked to keep them
+    table: the rows without an error, with their examples where `validate` was to keep them
     rows: lines that are not blank
     problems: at most SHOWN of a kind, in order of place
     found: the number of all problems, by (severity, code)

@@ -97,7 +97,7 @@ def _closings(table: Table, reader: RowReader) -> Iterator[tuple[int, Finding]]:
                 int(row),
                 Finding(
                     "closing",
-                    f"{counts[i]:,} answers end alike: {words[:100]!r}: the model will end all its answers so",
+                    f"{counts[i]:,} answers end alike: {words[:100]!r}: the model will end all its answers like this",
                     warning=True,
                 ),
             )

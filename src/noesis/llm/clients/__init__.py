@@ -1,1 +1,1 @@
-"""Ways to ask a model: endpoints that speak the OpenAI protocol, GGUF files, torch models."""
+"""Clients of a model: endpoints that speak the OpenAI protocol, GGUF files, torch models."""

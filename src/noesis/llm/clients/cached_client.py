@@ -1,6 +1,6 @@
 """A model client with a reply cache, and the one rule by which a request's seed follows from a run's seed.
 
-A reply that was paid for is never asked for twice: a stopped command takes it from the cache and goes on.
+A reply that was paid for is never requested again: a stopped command takes it from the cache and continues.
 """
 
 from __future__ import annotations

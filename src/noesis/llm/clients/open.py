@@ -1,4 +1,4 @@
-"""From a ModelSpec to a client: the one place that knows which class asks which kind of model."""
+"""From a ModelSpec to a client: the one place that knows which class serves which kind of model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from noesis.llm.clients.spending import Spending
 
 @dataclass(frozen=True)
 class Slots:
-    """Of a GGUF model: requests at once, and the tokens of each with its reply."""
+    """A GGUF model's capacity: concurrent requests, and the tokens of each with its reply."""
 
     parallel: int
     context: int
@@ -36,7 +36,7 @@ def open_client(
     """A client of the model that `spec` names.
 
     Args:
-        section: how endpoints are asked, and their prices.
+        section: how endpoints are called, and their prices.
         own: the GGUF file that `self` means.
 
     Raises:

@@ -2,7 +2,7 @@
 
 https://platform.openai.com/docs/api-reference/chat , over httpx2, which the Hub's client depends on anyway. Retries
 with back-off and jitter on 408, 409, 425, 429, 5xx and broken connections; a Retry-After holds for all requests; an
-endpoint that is plainly down is not asked a thousand times. The API key comes from the environment and goes to its own
+endpoint that is plainly down is not called over and over. The API key comes from the environment and goes to its own
 host only.
 """
 
@@ -93,7 +93,7 @@ class OpenAIClient:
         """
         async with self._slots:
             if self._failed_in_a_row >= DEAD_AFTER:
-                raise EndpointDownError(f"{self.name} is out: {self._failed_in_a_row} requests in a row failed")
+                raise EndpointDownError(f"{self.name} is down: {self._failed_in_a_row} requests in a row failed")
             characters = sum(len(text) for _, text in request.messages)
             most = self._usd(characters, request.max_tokens)  # a token is a character or more
             while not self._spending.reserve(most):
@@ -148,7 +148,7 @@ class OpenAIClient:
             try:
                 return self._reply(response.json())
             except (ValueError, KeyError, IndexError, TypeError):
-                problem = "a reply that is not of the OpenAI protocol"
+                problem = "a reply that does not follow the OpenAI protocol"
         raise NoReplyError(f"{problem}, {self._section.attempts} attempts")
 
     async def _wait_for_slot(self) -> None:

@@ -1,6 +1,6 @@
-"""What it takes to ask any language model: a request, a reply, and a client that turns one into the other.
+"""The interface to any language model: a request, a reply, and a client that turns one into the other.
 
-`openai_client.py` asks endpoints over HTTP, `gguf_client.py` a GGUF file and `torch_client.py` a transformers model in
+`openai_client.py` calls endpoints over HTTP, `gguf_client.py` a GGUF file and `torch_client.py` a transformers model in
 this process; `open.py` makes them from a SPEC.
 """
 
@@ -57,7 +57,7 @@ class ModelReply:
     finish: `stop`, or `length` where it was cut off at max_tokens
     usd: None where no price is known
     cached: it came from the cache and cost nothing this time
-    top_logprobs: where asked for and given
+    top_logprobs: where requested and returned
     """
 
     text: str
@@ -78,7 +78,7 @@ def top_logprobs_of(choice: dict[str, Any]) -> TopLogprobs:
 
 
 class ModelClient(Protocol):
-    """One model that can be asked."""
+    """A model that answers requests."""
 
     name: str  # as reports show it
     identity: str  # as calibrations and the cache know it

@@ -58,7 +58,7 @@ def parse_spec(text: str, option: str = "--judge", kinds: tuple[Kind, ...] = JUD
     if spec is None or spec.kind not in kinds:
         if spec is not None and spec.kind == "torch":
             raise UsageError(
-                f"{option} {text}: a judge writes structured verdicts, which torch: does not do; "
+                f"{option} {text}: a judge writes structured verdicts, which torch: can't; "
                 "name a gguf: file or an endpoint"
             )
         *most, last = (FORMS[kind] for kind in kinds)
@@ -80,7 +80,7 @@ def _parse(text: str) -> ModelSpec | None:
 
 
 def same_model(judge: str, judged: str) -> bool:
-    """Whether two names mean one model, as far as names tell: without folder, file ending and quantisation."""
+    """Whether two names denote the same model, ignoring folder, file ending and quantisation."""
     return _bare(judge) == _bare(judged)
 
 

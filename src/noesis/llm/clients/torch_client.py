@@ -83,7 +83,7 @@ class TorchClient:
         loop = asyncio.get_running_loop()
         try:
             replies = await loop.run_in_executor(self._pool, self._answer, [request for request, _ in batch])
-        except Exception as error:  # handed to those who wait for it
+        except Exception as error:  # passed to the requests that wait for it
             if isinstance(error, ModelError) and len(batch) > 1:  # one of them is too long; the others may not be
                 for each in batch:
                     await self._serve([each])

@@ -207,7 +207,7 @@ class Certificate:
     texts: int  # compared at every position
     positions: int
     reference: str
-    strings: int  # whose token ids were compared, besides the texts
+    strings: int  # whose token ids were compared, in addition to the texts
     prompts: int  # answered greedily
     answer_tokens: int  # at most, of each
     merge: Comparison | None  # None: there was no adapter to compare the merged model with

@@ -4,9 +4,9 @@ conversations.
     adapter on its base, float32 (PEFT)  →  merged, float32  →  each GGUF in llama.cpp
                                          →  adapter GGUF on a GGUF of the base
 
-Compared are token ids on 500 strings, rendered chat templates, the Kullback-Leibler divergence of the next-token
-distributions, the share of equal most likely tokens, and greedy answers. What is out of tolerance is blamed on a stage:
-merge, tokenizer, template, conversion, quantisation or adapter.
+It compares token ids on 500 strings, rendered chat templates, the Kullback-Leibler divergence of the next-token
+distributions, the share of equal most likely tokens, and greedy answers. A figure out of tolerance is blamed on a
+stage: merge, tokenizer, template, conversion, quantisation or adapter.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Does llama.cpp render conversations as the model's own chat template does? Its server is asked: that is what people
-talk to."""
+"""Does llama.cpp render conversations as the model's own chat template does? Tested on its
+server, since that is what answers in use."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def _first_new_positions(rows: list[list[int]]) -> list[int]:
 
 
 def record_outputs(model: ReferenceModel, inputs: Inputs, file: Path, title: str) -> Outputs:
-    """Run a reference model. Its logits go to `file`, which is mapped, not held in memory."""
+    """Run a reference model. Its logits go to `file`, which is memory-mapped, not loaded."""
     import numpy as np
 
     stored = np.memmap(file, dtype=np.float32, mode="w+", shape=(inputs.length, inputs.vocabulary))
@@ -105,7 +105,7 @@ def record_outputs(model: ReferenceModel, inputs: Inputs, file: Path, title: str
 
 
 def divergence(reference: Outputs, logits: Iterable[Any], inputs: Inputs) -> Divergence:
-    """Of row-by-row logits from the reference's."""
+    """The divergence of row-by-row logits from the reference's."""
     meter = DivergenceMeter()
     for ours, theirs, start in zip(reference.logits, logits, inputs.starts, strict=True):
         meter.add(ours[start:], theirs[start:, : inputs.vocabulary])

@@ -25,7 +25,7 @@ LARGE_FROM = 3e9  # weights
 
 
 def tolerance_of(kind: str, weights: float) -> Tolerance:
-    """The tolerance of a kind of export (a GGUF kind, `merge` or `adapter`) for a model of so many weights."""
+    """The tolerance of a kind of export (a GGUF kind, `merge` or `adapter`) for a model with this many weights."""
     return LARGE_TOLERANCES.get(kind, TOLERANCES[kind]) if weights > LARGE_FROM else TOLERANCES[kind]
 
 

@@ -31,7 +31,7 @@ class Scorer(Protocol):
     """Computes how unlikely the model finds answers."""
 
     def begin_step(self) -> None:
-        """The adapter may have changed."""
+        """Called when the adapter may have changed."""
 
     def losses(self, sequences: Sequences) -> Tensor:
         """Summed negative log-likelihood of each sequence's labelled tokens: (sequences,) float32, with gradient."""

@@ -1,7 +1,7 @@
 """DPOTrainer with soft labels, on the engine or on transformers' own layers; the loss is in preference_loss.py.
 
 The rewards β (log π − log π_ref) need the reference's log-probabilities, which never change: they are computed once,
-before the first step, by the model as it is then, and stored beside the saved states. No second model or adapter is in
+before the first step, by the model as it is then, and stored next to the saved states. No second model or adapter is in
 memory.
 """
 
@@ -101,7 +101,7 @@ class PreferenceTrainer(WholeStepTrainer, DPOTrainer):  # type: ignore[misc]
         return self.measure_held_out() if step % len(self.sampler) == 0 else {}
 
     def on_state_loaded(self) -> None:
-        """Make up for the measurement at the end of an epoch that a signal prevented."""
+        """Make the end-of-epoch measurement that a signal prevented."""
         lines = self.metrics.earlier_lines
         if lines and lines[-1]["step"] % len(self.sampler) == 0 and HELD_OUT_FIGURES[0] not in lines[-1]:
             lines[-1] |= self.measure_held_out()
@@ -184,7 +184,7 @@ def scorer_of(trainer: PreferenceTrainer, job: TrainJob, *, engine: bool) -> Sco
 
 
 def reference_losses(scorer: Scorer, data: PreferencePairs, setup: Setup, budget: Budget | None) -> PairLosses:
-    """Losses of the model as it is now: of the pairs to train on, then of those held out.
+    """Losses under the current model: of the training pairs, then of the held-out pairs.
 
     Raises:
         CapError: the budget is spent.

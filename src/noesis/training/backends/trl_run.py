@@ -28,7 +28,7 @@ BYTES_PER_WEIGHT = 4  # of an adapter on disk: float32
 
 @dataclass(frozen=True)
 class TrainerParts:
-    """What every trainer is built with besides its job."""
+    """What every trainer is built with, apart from its job."""
 
     tokenizer: Any
     callback: Any

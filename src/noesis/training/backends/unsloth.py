@@ -28,12 +28,12 @@ HOW = (
 
 
 class Unsloth:
-    """Unsloth in a process of its own environment. It stops at the budget, but at no signal within a step."""
+    """Unsloth in a process of its own environment. It stops at the budget, but not at a signal within a step."""
 
     name = "unsloth"
 
     def refusal_reason(self, job: TrainJob) -> str | None:
-        return None if job.plan.setup.engine == "unsloth" else "training_config.yaml does not ask for engine: unsloth"
+        return None if job.plan.setup.engine == "unsloth" else "training_config.yaml does not set engine: unsloth"
 
     def train(self, job: TrainJob) -> TrainResult:
         """As `Backend.train`.
@@ -86,7 +86,7 @@ def _find_environment() -> str:
             f"engine: unsloth needs an environment of its own: {HOW}; or set engine: noesis in training_config.yaml"
         )
     if shutil.which(python) is None:
-        raise TrainingError(f"{PYTHON}={python} is no program that can be run: {HOW}")
+        raise TrainingError(f"{PYTHON}={python} can't be run: {HOW}")
     code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('unsloth') is None)"
     if subprocess.run([python, "-c", code], check=False).returncode != 0:
         raise TrainingError(f"{PYTHON}={python} has no package unsloth: {HOW}")

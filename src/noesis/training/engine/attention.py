@@ -35,7 +35,7 @@ class Segments:
 
 @dataclass
 class Attended:
-    """Output (T, Q, D) and what backward needs besides the inputs."""
+    """Output (T, Q, D) and what backward needs in addition to the inputs."""
 
     out: Tensor
     lse: Tensor | None

@@ -82,7 +82,7 @@ def norm(h: Tensor, weight: Tensor, eps: float, drop: Dropout, *, fp8: bool) -> 
 
 
 def norm_backward(dx: Tensor, h: Tensor, rstd: Tensor, weight: Tensor, residual: Tensor, *, fp8: bool) -> Inputs:
-    """Gradient to h through the norm, plus `residual`; in FP8 too if asked."""
+    """Gradient to h through the norm, plus `residual`; in FP8 too if requested."""
     if not h.is_cuda:
         dh = host.rms_norm_backward(dx, h, rstd, weight, residual)
         q, scale = reference.quantise_rows(dh) if fp8 else (None, None)
@@ -99,7 +99,7 @@ def norm_backward(dx: Tensor, h: Tensor, rstd: Tensor, weight: Tensor, residual:
 
 
 def prepare(x: Tensor, drop: Dropout, *, fp8: bool) -> Inputs:
-    """x: (T, N) in FP8 with row scales if asked, and with dropout."""
+    """x: (T, N) in FP8 with row scales if requested, and with dropout."""
     if not fp8 and drop.threshold == 0:
         return Inputs(x, x)
     if not x.is_cuda:

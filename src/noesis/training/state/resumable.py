@@ -33,10 +33,10 @@ class Resumable:
     # --- hooks
 
     def begin_epoch(self, epoch: int) -> None:
-        """Epoch `epoch` (from 0) begins; transformers' own sampler knows by itself."""
+        """Called at the start of epoch `epoch` (from 0); transformers' own sampler does not need it."""
 
     def on_state_loaded(self) -> None:
-        """The saved state, if any, is loaded, and the first step comes next."""
+        """Called before the first step, once the saved state, if any, is loaded."""
 
     def finish_pending_step(self) -> None:
         """Write the metrics of a step that are still on the GPU, if any."""
@@ -155,4 +155,4 @@ class Resumable:
             set_rng_states(self._rng_states)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        """There is none: gradients are never scaled here."""
+        """Does nothing: gradients are never scaled here, so there is no scaler."""

@@ -57,12 +57,12 @@ class SaveSchedule:
         self.every_steps = every.steps or (max(1, round(self.interval / step_seconds)) if processes > 1 else None)
 
     def begin(self) -> None:
-        """The first step starts now: the model is loaded."""
+        """Called when the first step starts: the model is loaded."""
         self.started = self.last_step = self.last_save = self.clock()
 
     @property
     def interrupted(self) -> bool:
-        """Whether a signal asked to stop."""
+        """Whether a signal requested a stop."""
         return self.interrupt.number is not None
 
     def step_ended(self, step: int) -> None:
@@ -83,13 +83,13 @@ class SaveSchedule:
         return self.clock() - self.last_save >= max(self.interval, cheap_after)
 
     def saved(self, seconds: float) -> None:
-        """A save took `seconds`."""
+        """Record that a save took `seconds`."""
         self.saves, self.seconds_in_saves = self.saves + 1, self.seconds_in_saves + seconds
         self.save_seconds = max(seconds, 0.5 * self.save_seconds)
         self.last_save = self.last_step = self.clock()
 
     def near_cap(self) -> bool:
-        """Whether another step, a save and leaving might exceed what was agreed."""
+        """Whether another step, a save and the exit might exceed the cap."""
         needed = 1.2 * self.step_seconds + 1.5 * self.save_seconds + EXIT_SECONDS
         return self.budget is not None and self.budget.left_seconds() < needed
 
