@@ -12,6 +12,7 @@ from helpers.project import ROOT
 from noesis.cloud.run_summary import summary_lines
 from noesis.constitution.document import load_constitution
 from noesis.core.config import load_config
+from noesis.core.errors import RunError
 from noesis.core.files import sha256_json
 from noesis.core.project import Project
 from noesis.llm.clients.protocol import ModelRequest
@@ -49,6 +50,16 @@ def test_every_stage_writes_its_result_as_it_read_it(file: str):
     assert len(stored) >= len(STAGES) - 1
     for name, result in stored.items():
         assert json.loads(json.dumps(REGISTRY[name].result(result).to_json())) == result, name
+
+
+def test_a_damaged_result_is_named(golden: Path):
+    manifest = json.loads((golden / "manifest.json").read_text(encoding="utf-8"))
+    del manifest["stages"]["train"]["result"]["steps"]
+    (golden / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    results = RunResults(load_run(golden))
+    assert results.judge is not None
+    with pytest.raises(RunError, match="result of the stage train can't be read"):
+        _ = results.train
 
 
 def test_status_and_verify_miss_its_weights_and_nothing_else(golden: Path):

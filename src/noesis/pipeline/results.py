@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
+from noesis.core.errors import RunError
 from noesis.dataset.statistics import ExportStatistics
 from noesis.planning.plan import Plan, stored_plan
 from noesis.release.merge_weights import MergeResult
@@ -185,14 +186,26 @@ class ReportResult:
 
 
 class RunResults:
-    """The results of a run's stages; None for a stage that has not run. Each is read when it is asked for."""
+    """The results of a run's stages; None for a stage that has not run. Each is read when it is asked for.
+
+    Raises:
+        RunError: a result is damaged; ModelError: the certificate is.
+    """
 
     def __init__(self, run: Run) -> None:
         self._run = run
 
     def _read(self, stage: str, from_json: Callable[[dict[str, Any]], T]) -> T | None:
         stored = self._run.result(stage)
-        return None if stored is None else from_json(stored)
+        if stored is None:
+            return None
+        try:
+            return from_json(stored)
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                f"{self._run.path / 'manifest.json'}: the result of the stage {stage} can't be read "
+                f"({type(error).__name__}: {error}): restore the file, or run the stage again"
+            ) from None
 
     @property
     def export(self) -> ExportStatistics | None:
