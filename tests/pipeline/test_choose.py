@@ -9,7 +9,8 @@ import pytest
 from helpers.manifest import edited_manifest
 from helpers.tiny_runs import run_all
 from noesis.core.project import Project
-from noesis.pipeline.stages.choose import CheckpointScore, choose_checkpoint, score_checkpoints
+from noesis.pipeline.results import CheckpointScore
+from noesis.pipeline.stages.choose import choose_checkpoint, score_checkpoints
 from noesis.run.directory import load_run
 
 pytestmark = pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,9 +12,12 @@ from helpers.project import ROOT
 from noesis.cloud.run_summary import summary_lines
 from noesis.constitution.document import load_constitution
 from noesis.core.config import load_config
+from noesis.core.errors import RunError
 from noesis.core.files import sha256_json
 from noesis.core.project import Project
 from noesis.llm.clients.protocol import ModelRequest
+from noesis.pipeline.registry import REGISTRY
+from noesis.pipeline.results import RunResults
 from noesis.pipeline.stages.report import write_report
 from noesis.pipeline.verify import status, verify
 from noesis.run.directory import load_run
@@ -35,8 +39,27 @@ def test_its_results_are_read(golden: Path):
     run = load_run(golden)
     assert [name for name in STAGES if run.result(name) is not None] == [name for name in STAGES if name != "trial"]
     assert run.config().digest() == run.identity.config_sha256
-    assert run.verdict()["verdict"] == "UNDECIDED"
+    assert RunResults(run).ruling.verdict == "UNDECIDED"
     assert round(run.spent()[1]) == 432
+
+
+@pytest.mark.parametrize("file", ["golden_run/manifest.json", "golden_trial_manifest.json"])
+def test_every_stage_writes_its_result_as_it_read_it(file: str):
+    manifest = json.loads((GOLDEN.parent / file).read_text(encoding="utf-8"))
+    stored = {name: stage["result"] for name, stage in manifest["stages"].items() if name in REGISTRY}
+    assert len(stored) >= len(STAGES) - 1
+    for name, result in stored.items():
+        assert json.loads(json.dumps(REGISTRY[name].result(result).to_json())) == result, name
+
+
+def test_a_damaged_result_is_named(golden: Path):
+    manifest = json.loads((golden / "manifest.json").read_text(encoding="utf-8"))
+    del manifest["stages"]["train"]["result"]["steps"]
+    (golden / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    results = RunResults(load_run(golden))
+    assert results.judge is not None
+    with pytest.raises(RunError, match="result of the stage train can't be read"):
+        _ = results.train
 
 
 def test_status_and_verify_miss_its_weights_and_nothing_else(golden: Path):

@@ -26,7 +26,7 @@ from noesis.pipeline.stages.train import run_train
 from noesis.planning.draft import draft_plan
 from noesis.planning.gpus import rented_gpu
 from noesis.planning.model_shapes import read_shape
-from noesis.planning.plan import Plan, stored_plan, with_planned_storage
+from noesis.planning.plan import stored_plan, with_planned_storage
 from noesis.run.directory import load_run, open_run
 from noesis.run.manifest import Identity
 
@@ -109,13 +109,13 @@ def test_a_run_that_goes_on_on_another_card_is_planned_anew_on_the_base_it_began
     first = session(tmp_path / "run", tiny_shape, a100, record)
     first = replace(first, config=settings(**lora))
     begun = run_plan(first)
-    assert begun["setup"]["precision"] == "bf16"
-    assert run_plan(first)["reasons"] == begun["reasons"]  # stored, not made again
+    assert begun is not None and begun.setup.precision == "bf16"
+    assert (stored := run_plan(first)) is not None and stored.reasons == begun.reasons  # stored, not made again
     moved = replace(first, device=h100)
     (first.run.checkpoints / "resume").mkdir(parents=True)
     again = run_plan(moved)
-    assert again["device"]["name"] == h100.name
-    assert again["setup"]["precision"] == "bf16"
+    assert again is not None and again.device.name == h100.name
+    assert again.setup.precision == "bf16"
     assert moved.arithmetic == "bfloat16"
     assert not moved.as_trained.lora.quantization.load_in_4bit
 
@@ -134,7 +134,7 @@ def test_a_run_that_went_on_with_a_smaller_plan_stores_it_and_the_report_compare
     s = session(tmp_path / "run", tiny_shape, h100, record)
     first = run_plan(s)
     lower = draft_plan(settings(**{"training.precision": "nf4"}), "tiny", read_shape(tiny_shape), WORK, h100)
-    assert (first["setup"]["precision"], lower.setup.precision) == ("bf16", "nf4")
+    assert (first.setup.precision, lower.setup.precision) == ("bf16", "nf4")
     figures = TrainResult(
         steps=9,
         epochs=3,
@@ -156,10 +156,10 @@ def test_a_run_that_went_on_with_a_smaller_plan_stores_it_and_the_report_compare
 
     monkeypatch.setattr(trainer, "train", trained)
     result = run_train(s)
-    assert result["out_of_memory_once"] and Plan.from_json(result["smaller_plan"]) == lower
+    assert result.out_of_memory_once and result.smaller_plan == lower
     again = load_run(s.run.path)
     assert stored_plan(again.executed_plan()) == lower
-    assert again.result("plan") == first  # what was planned stays what it was
+    assert again.result("plan") == first.to_json()  # what was planned stays what it was
     assert again.is_done("train")
     checked = dict(verify(again))
     assert checked["train: what it read is unchanged"] is None  # it was the plan that it replaced

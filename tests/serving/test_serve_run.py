@@ -22,7 +22,7 @@ from noesis.core.config import load_config
 from noesis.core.errors import RunError, UsageError
 from noesis.core.files import sha256_file
 from noesis.core.project import Project
-from noesis.pipeline.live_judge import LiveJudge, format_opinion
+from noesis.pipeline.live_judge import AnswerOpinion, LiveJudge, format_opinion
 from noesis.pipeline.served_files import certified_gguf, served_files
 from noesis.release.parity.certificate import AnswerAgreement, Certificate, Comparison, Divergence, Tolerance
 from noesis.run.directory import load_run
@@ -239,12 +239,13 @@ def test_without_a_judge_the_screen_speaks_and_says_so(run: Path):
     from noesis.constitution.document import load_constitution
 
     bar = LiveJudge(load_run(run), Project(ROOT), load_constitution(run / "data" / "constitution.yaml"))
-    heard = asyncio.run(bar.judge_answer([{"role": "user", "content": "What is courage?"}], "the the the " * 40, "en"))
-    assert heard["verdict"] is None and heard["flags"]
+    heard = asyncio.run(bar.judge([{"role": "user", "content": "What is courage?"}], "the the the " * 40, "en"))
+    assert heard.band is None and heard.flags
+    assert heard.to_json() == {"judge": bar.name, "flags": list(heard.flags), "verdict": None}
     lines = format_opinion(heard)
     assert "not a judge" in lines[0] and "never approves" in lines[1]
     with pytest.raises(UsageError, match="no answer"):
-        asyncio.run(bar.judge_answer([{"role": "user", "content": "x"}], " ", "en"))
+        asyncio.run(bar.judge([{"role": "user", "content": "x"}], " ", "en"))
 
 
 def test_a_judge_is_heard_on_one_answer(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -257,7 +258,7 @@ def test_a_judge_is_heard_on_one_answer(run: Path, tmp_path: Path, monkeypatch: 
     said = [{"role": "user", "content": "O que é a coragem?"}]
     answer = "quality9 Coragem é decidir com razão diante do medo, e não a falta dele; por isso pergunto de que medo você fala."
 
-    def heard(part) -> dict:
+    def heard(part) -> AnswerOpinion:
         with JudgeServer(part) as server:
             bar = LiveJudge(
                 load_run(run),
@@ -266,20 +267,23 @@ def test_a_judge_is_heard_on_one_answer(run: Path, tmp_path: Path, monkeypatch: 
                 [f"openai:{server.url}:scripted"],
             )
 
-            async def hear() -> dict:
+            async def hear() -> AnswerOpinion:
                 try:
-                    return await bar.judge_answer(said, answer, "pt")
+                    return await bar.judge(said, answer, "pt")
                 finally:
                     await bar.close()
 
             return asyncio.run(hear())
 
-    found = heard(good())
+    opinion = heard(good())
+    found = opinion.to_json()
     assert found["verdict"] == "APPROVED" and found["mean"][0] > 0.7 and len(found["said"]) == 3
     assert (
-        format_opinion(found)[0].startswith("APPROVED (") and "an impression, not a trial" in format_opinion(found)[0]
+        format_opinion(opinion)[0].startswith("APPROVED (")
+        and "an impression, not a trial" in format_opinion(opinion)[0]
     )
     silent = heard(malformed())
-    assert silent["verdict"] == "UNDECIDED" and silent["mean"] is None and "no verdict" in format_opinion(silent)[1]
+    assert silent.to_json()["verdict"] == "UNDECIDED" and silent.to_json()["mean"] is None
+    assert "no verdict" in format_opinion(silent)[1]
     with pytest.raises(UsageError, match="not understood"):
         LiveJudge(load_run(run), Project(ROOT), load_constitution(run / "data" / "constitution.yaml"), ["nobody"])

@@ -236,12 +236,13 @@ def test_two_runs_are_compared_principle_by_principle(tmp_path: Path):
     make_run(tmp_path / "a", dict.fromkeys(prompts, 1))
     make_run(tmp_path / "b", {p: 2 if i % 4 else 1 for i, p in enumerate(prompts)})
     found = compare_runs(Project(ROOT), tmp_path / "a", tmp_path / "b")
-    assert set(found["by_principle"]) == load_constitution(CONSTITUTION).principle_ids
-    figures = found["by_principle"]["fontes-reais"]
-    assert (figures["prompts"], figures["a"], figures["b"], figures["difference"]) == (20, 0.5, 0.875, 0.375)
-    low, high = figures["interval_95"]
+    assert set(found.by_principle) == load_constitution(CONSTITUTION).principle_ids
+    figures = found.by_principle["fontes-reais"]
+    assert (figures.prompts, figures.a, figures.b, figures.difference) == (20, 0.5, 0.875, 0.375)
+    assert figures.interval_95 is not None
+    low, high = figures.interval_95
     assert 0.2 < low < 0.375 < high < 0.5
-    assert figures["p"] < 0.01
+    assert figures.p < 0.01
     make_run(tmp_path / "c", dict.fromkeys(prompts, 1), model="another")
     with pytest.raises(RunError, match="no judge"):
         compare_runs(Project(ROOT), tmp_path / "a", tmp_path / "c")

@@ -76,7 +76,7 @@ def test_the_screen_flags(answer: str, flag: str):
 
 def test_the_screen_abstains_on_sound_answers():
     assert screen(GOOD, PROMPT, CONSTITUTION) == []
-    assert tally([[], ["empty"], ["empty"]]) == {"answers": 3, "flagged": 2, "flags": {"empty": 2}}
+    assert tally([[], ["empty"], ["empty"]]).to_json() == {"answers": 3, "flagged": 2, "flags": {"empty": 2}}
     assert "approved" not in str(tally([[]]))
 
 
@@ -106,20 +106,20 @@ def test_language_is_not_guessed_from_little():
 
 def test_an_empty_bench_has_no_opinion():
     court = no_judge_ruling(TribunalSection())
-    assert court["verdict"] == "UNDECIDED"
-    assert [j["weight"] for j in court["judges"].values()] == [0.40, 0.30, 0.30]
-    assert not any(key in judge for judge in court["judges"].values() for key in ("score", "mean"))
+    assert court.verdict == "UNDECIDED"
+    assert [judge.weight for judge in court.judges.values()] == [0.40, 0.30, 0.30]
+    assert not any(key in judge for judge in court.to_json()["judges"].values() for key in ("score", "mean"))
 
 
 def test_results_on_disk_are_read_and_written_as_they_are():
     import json
 
     from noesis.tribunal.calibration_store import Calibration
-    from noesis.tribunal.heldout import HeldOutResult
+    from noesis.tribunal.heldout import JudgeResult
 
     judged = json.loads((ROOT / "tests/helpers/golden_run/tribunal/summary.json").read_text(encoding="utf-8"))
-    assert HeldOutResult.from_json(judged).to_json() == judged
-    assert HeldOutResult.from_json(judged).preference.adapter.startswith("epoch_")
+    assert JudgeResult.from_json(judged).to_json() == judged
+    assert JudgeResult.from_json(judged).preference.adapter.startswith("epoch_")
     calibrations = list((ROOT / "data" / "tribunal" / "calibrations").glob("*.json"))
     assert calibrations
     for file in calibrations:

@@ -193,10 +193,10 @@ def diff(
 
         behaviour = compare_runs(found, *runs)
         say(f"  {'principle':<28} {'prompts':>7} {'A':>6} {'B':>6}   B − A")
-        for name, f in behaviour["by_principle"].items():
+        for name, f in behaviour.by_principle.items():
             say(
-                f"  {name:<28} {f['prompts']:>7} {f['a']:>6.3f} {f['b']:>6.3f}   "
-                f"{f['difference']:+.3f} {f['interval_95'] or ''}, p {f['p']:.3f}"
+                f"  {name:<28} {f.prompts:>7} {f.a:>6.3f} {f.b:>6.3f}   "
+                f"{f.difference:+.3f} {list(f.interval_95) if f.interval_95 else ''}, p {f.p:.3f}"
             )
-        result["runs"] = behaviour
+        result["runs"] = behaviour.to_json()
     print_result(result, as_json)

@@ -29,7 +29,9 @@ from noesis.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from noesis.pipeline.results import TrialResult
     from noesis.run.directory import Run
+    from noesis.tribunal.heldout import JudgeResult
 
 app = typer.Typer()
 
@@ -55,7 +57,7 @@ def demo(
     """
     from noesis.core.project import find_project
     from noesis.pipeline.demo import demo as run_demo
-    from noesis.tribunal.court import verdict_exit_code
+    from noesis.pipeline.results import RunResults
 
     found = find_project(project)
     s = run_demo(
@@ -69,23 +71,26 @@ def demo(
     )
     _show_outcome(s.run)
     if gate:
-        raise typer.Exit(verdict_exit_code(s.run.verdict()["verdict"]))
+        raise typer.Exit(RunResults(s.run).ruling.exit_code)
 
 
 def _show_outcome(run: Run) -> None:
     """What training changed, where the files are, and the next command."""
     from noesis.core.console import command, duration, say
+    from noesis.pipeline.results import RunResults
 
-    result, court = run.result("judge") or {}, run.verdict()
-    b, t, n = result["preference"]["base"], result["preference"]["tuned"], result["preference"]["examples"]
+    results = RunResults(run)
+    judged, ruling = results.judge, results.ruling
+    assert judged is not None  # the demo runs every stage
+    base, tuned, count = judged.preference.base, judged.preference.tuned, judged.preference.examples
     seconds = sum(stage.seconds for stage in run.manifest.stages.values())
     say("\nBase → tuned")
-    say(f"  held-out loss        {b['held_out_loss']:.4f} → {t['held_out_loss']:.4f}")
+    say(f"  held-out loss        {base.held_out_loss:.4f} → {tuned.held_out_loss:.4f}")
     say(
-        f"  preference accuracy  {b['preferred']}/{n} → {t['preferred']}/{n}   "
-        f"mean margin {b['mean_margin']:+.4f} → {t['mean_margin']:+.4f}"
+        f"  preference accuracy  {base.preferred}/{count} → {tuned.preferred}/{count}   "
+        f"mean margin {base.mean_margin:+.4f} → {tuned.mean_margin:+.4f}"
     )
-    say(f"  Tribunal             {court['verdict']}: {court['reason'].split(':')[0]}")
+    say(f"  Tribunal             {ruling.verdict}: {ruling.reason.split(':')[0]}")
     say(f"Stages took {duration(seconds)} in all.")
     say(f"Report   {run.report}\nModel    {run.merged}\nGGUF     {run.gguf}\nAdapter  {run.adapter()}")
     say(f"Next:    {command('chat', run.path)}")
@@ -216,19 +221,16 @@ def judge(
     from noesis.pipeline.session import reopen_run
     from noesis.pipeline.stages.judge import run_judge
     from noesis.pipeline.stages.trial import TrialRequest, run_trial
-    from noesis.tribunal.court import verdict_exit_code
 
     reserve_stdout(as_json)
     s = reopen_run(run)
     with s.run.locked():
-        result = run_judge(s, again=again)
+        result: JudgeResult | TrialResult = run_judge(s, again=again)
         named = tuple(judges) if judges else s.config.training.tribunal.judges
         if named:
-            result = run_trial(
-                s, find_project(project), TrialRequest(named, part, prompts, max_usd), again=again
-            ).to_json()
-    print_result(result, as_json)
-    raise typer.Exit(verdict_exit_code(result["court"]["verdict"]))
+            result = run_trial(s, find_project(project), TrialRequest(named, part, prompts, max_usd), again=again)
+    print_result(result.to_json(), as_json)
+    raise typer.Exit(result.court.exit_code)
 
 
 @app.command()

@@ -194,7 +194,7 @@ def chat(
         )
 
         def judge(dialogue: list[Message], text: str) -> list[str]:
-            return format_opinion(runner.run(live.judge_answer(dialogue, text, prompt_language)))
+            return format_opinion(runner.run(live.judge(dialogue, text, prompt_language)))
 
         run_chat(ChatSession(answer, judge, system, max_tokens))
         runner.run(live.close())

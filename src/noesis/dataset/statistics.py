@@ -85,34 +85,82 @@ class TokenStatistics:
             "max": self.longest,
         }
 
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> TokenStatistics:
+        own = {name: item for name, item in value.items() if name != "max"}
+        return cls(**own, longest=value["max"])
+
+
+@dataclass(frozen=True)
+class WordStatistics:
+    """Lengths of revised answers in words."""
+
+    shortest: int
+    median: float
+    longest: int
+
+    @classmethod
+    def of(cls, count: Count) -> WordStatistics:
+        lengths = sorted(count.words)
+        words = np.repeat(lengths, [count.words[n] for n in lengths])
+        return cls(int(words[0]), float(np.median(words)), int(words[-1]))
+
+    def to_json(self) -> dict[str, float]:
+        return {"min": self.shortest, "median": self.median, "max": self.longest}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> WordStatistics:
+        return cls(value["min"], value["median"], value["max"])
+
 
 @dataclass(frozen=True)
 class PartStatistics:
-    """What is in one exported file. tokens: None if the model's tokenizer is not on this machine."""
+    """What is in one exported file.
+
+    tallies: by name, how many examples have each label
+    tokens: None if the model's tokenizer is not on this machine
+    """
 
     file: Path
     sha256: str
-    count: Count
+    examples: int
+    tallies: dict[str, dict[str, int]]
+    multi_turn: int
+    words: WordStatistics
     model: str
     tokens: TokenStatistics | None
 
-    @property
-    def examples(self) -> int:
-        return self.count.examples
+    @classmethod
+    def of(cls, file: Path, count: Count, model: str, tokens: TokenStatistics | None) -> PartStatistics:
+        tallies = {name: dict(sorted(tally.items())) for name, tally in count.tallies.items()}
+        words = WordStatistics.of(count)
+        return cls(file, sha256_file(file), count.examples, tallies, count.multi_turn, words, model, tokens)
 
     def to_json(self) -> dict[str, Any]:
-        count = self.count
-        words = np.repeat(sorted(count.words), [count.words[n] for n in sorted(count.words)])
         unknown = {"model": self.model, "unknown": "this model's tokenizer is not on this machine"}
         return {
             "file": self.file.name,
             "sha256": self.sha256,
-            "examples": count.examples,
-            **{name: dict(sorted(tally.items())) for name, tally in count.tallies.items()},
-            "multi_turn": count.multi_turn,
-            "revised_words": {"min": int(words[0]), "median": float(np.median(words)), "max": int(words[-1])},
+            "examples": self.examples,
+            **self.tallies,
+            "multi_turn": self.multi_turn,
+            "revised_words": self.words.to_json(),
             "tokens": unknown if self.tokens is None else self.tokens.to_json(),
         }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> PartStatistics:
+        tokens = value["tokens"]
+        return cls(
+            file=Path(value["file"]),
+            sha256=value["sha256"],
+            examples=value["examples"],
+            tallies={name: value[name] for name in TALLIES},
+            multi_turn=value["multi_turn"],
+            words=WordStatistics.from_json(value["revised_words"]),
+            model=tokens["model"],
+            tokens=None if "unknown" in tokens else TokenStatistics.from_json(tokens),
+        )
 
 
 @dataclass(frozen=True)
@@ -136,6 +184,12 @@ class ExportStatistics:
         }
         return found if self.duplicates is None else found | {"duplicates": self.duplicates}
 
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> ExportStatistics:
+        train, held_out = (PartStatistics.from_json(value[part]) for part in ("train", "eval"))
+        constitution = value["constitution"]
+        return cls(train, held_out, constitution["version"], constitution["sha256"], value.get("duplicates"))
+
 
 def describe(
     dataset: Dataset, folder: Path, constitution: Constitution, config: Config, counter: TokenCounter | None
@@ -155,7 +209,7 @@ def describe(
             return examples if rows is None else (examples[i] for i in sorted(rows))
 
         tokens = _tokens(chosen, count.examples, counter, config.training.seed)
-        return PartStatistics(file, sha256_file(file), count, config.training.model, tokens)
+        return PartStatistics.of(file, count, config.training.model, tokens)
 
     train, held_out = part(folder / "train.jsonl", dataset.train), part(folder / "eval.jsonl", dataset.held_out)
     return ExportStatistics(train, held_out, constitution.version, constitution.digest())
@@ -176,7 +230,7 @@ def describe_files(
             return (Example.from_json(parse_object(data)) for data in lines)
 
         tokens = _tokens(chosen, count.examples, counter, config.training.seed)
-        return PartStatistics(file, sha256_file(file), count, config.training.model, tokens)
+        return PartStatistics.of(file, count, config.training.model, tokens)
 
     train, held_out = part(folder / "train.jsonl"), part(folder / "eval.jsonl")
     return ExportStatistics(train, held_out, constitution.version, constitution.digest())

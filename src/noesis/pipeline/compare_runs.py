@@ -8,6 +8,7 @@ prompts of a pair are one cluster.
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,42 @@ from noesis.core.jsonl import read_objects
 from noesis.core.project import Project
 from noesis.run.directory import load_run
 from noesis.tribunal.rubric import JUDGES, RubricSet, load_rubrics
-from noesis.tribunal.statistics import bootstrap, clustered, sign_flip
+from noesis.tribunal.statistics import Interval, bootstrap, clustered, sign_flip
 
 Points = dict[str, dict[str, list[float]]]  # principle → prompt → points of its items, 0..1, over samples and judges
 
 
-def compare_runs(project: Project, a: Path, b: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class PrincipleComparison:
+    """Two runs on one principle.
+
+    prompts: that both were judged on
+    a, b: mean points of each run, 0..1; difference: b minus a
+    interval_95: of the difference; None where all prompts are one cluster
+    """
+
+    prompts: int
+    a: float
+    b: float
+    difference: float
+    interval_95: Interval | None
+    p: float
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """Two runs compared. judges: those that judged both, with their models."""
+
+    a: str
+    b: str
+    judges: tuple[str, ...]
+    by_principle: dict[str, PrincipleComparison]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare_runs(project: Project, a: Path, b: Path) -> RunComparison:
     """Mean of each run and difference B − A with its 95% interval (cluster bootstrap) and p (sign flips), by principle.
 
     Raises:
@@ -37,33 +68,29 @@ def compare_runs(project: Project, a: Path, b: Path) -> dict[str, Any]:
             "judge both again with one --judge"
         )
     clusters = _clusters(tribunal)
-    found: dict[str, Any] = {}
+    found: dict[str, PrincipleComparison] = {}
     for principle in sorted(points_a.keys() & points_b.keys()):
         prompts = sorted(points_a[principle].keys() & points_b[principle].keys())
         if prompts:
             side_a, side_b = ([points[principle][p] for p in prompts] for points in (points_a, points_b))
             found[principle] = _figures(side_a, side_b, [clusters.get(p, p) for p in prompts])
-    return {
-        "a": str(a),
-        "b": str(b),
-        "judges": sorted({f"{judge} ({model})" for judge, model, _ in judges_a & judges_b}),
-        "by_principle": found,
-    }
+    judges = sorted({f"{judge} ({model})" for judge, model, _ in judges_a & judges_b})
+    return RunComparison(str(a), str(b), tuple(judges), found)
 
 
-def _figures(a: list[list[float]], b: list[list[float]], clusters: list[str]) -> dict[str, Any]:
+def _figures(a: list[list[float]], b: list[list[float]], clusters: list[str]) -> PrincipleComparison:
     means = [[sum(points) / len(points) for points in side] for side in (a, b)]
     differences = [y - x for x, y in zip(*means, strict=True)]
     sums, counts = clustered(differences, clusters)
     low, high = bootstrap(sums, counts)
-    return {
-        "prompts": len(differences),
-        "a": round(sum(means[0]) / len(differences), 4),
-        "b": round(sum(means[1]) / len(differences), 4),
-        "difference": round(float(sums.sum() / counts.sum()), 4),
-        "interval_95": [round(low, 4), round(high, 4)] if len(sums) > 1 else None,
-        "p": round(sign_flip(sums / counts), 4),
-    }
+    return PrincipleComparison(
+        prompts=len(differences),
+        a=round(sum(means[0]) / len(differences), 4),
+        b=round(sum(means[1]) / len(differences), 4),
+        difference=round(float(sums.sum() / counts.sum()), 4),
+        interval_95=(round(low, 4), round(high, 4)) if len(sums) > 1 else None,
+        p=round(sign_flip(sums / counts), 4),
+    )
 
 
 def _points(path: Path, rubrics: RubricSet) -> tuple[Points, set[tuple[str, str, str]]]:

@@ -9,7 +9,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from noesis.constitution.document import load_constitution
 from noesis.core.config import Config, load_config
@@ -30,6 +29,7 @@ from noesis.pipeline.start_run import from_sources, start_run
 from noesis.planning.draft import choose_demo_rank_and_epochs
 from noesis.planning.model_shapes import read_shape
 from noesis.run.lock import locked
+from noesis.run.manifest import Json
 from noesis.training.job import count_workload
 from noesis.tribunal.calibration.calibrate import LivePairs, live_pairs, show_live_pairs
 
@@ -46,6 +46,10 @@ class DemoChoice:
 
     def to_json(self) -> dict[str, str | int]:
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Json) -> DemoChoice:
+        return cls(stored["request"], int(stored["r"]), int(stored["epochs"]))
 
 
 def demo(
@@ -99,7 +103,7 @@ def _judge_with_embedded_model(s: RunSession, project: Project) -> None:
     if s.config.training.model != EMBEDDED:
         return
 
-    def work() -> dict[str, Any]:
+    def work() -> Json:
         found = live_pairs(project, s.config.training.tribunal, embedded_gguf(), EMBEDDED)
         return {} if found is None else found.to_json()
 
@@ -125,9 +129,9 @@ def _choose(config: Config, dataset: Dataset, project: Project, path: Path, *, q
     request = sha256_json([config.digest(), dataset.digest(), config.training.demo.model_dump(), quick])
     stored = path / CHOICE
     if stored.is_file() and not fresh:
-        found = json.loads(stored.read_text(encoding="utf-8"))
-        if found.get("request") == request:
-            return DemoChoice(request, int(found["r"]), int(found["epochs"]))
+        found = DemoChoice.from_json(json.loads(stored.read_text(encoding="utf-8")))
+        if found.request == request:
+            return found
     constitution = load_constitution(project.constitution)
     model = find_model(config.training.model, config.training.revision)
     rows = training_rows(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from noesis.constitution.document import Constitution
@@ -14,11 +15,46 @@ from noesis.llm.clients.spec import parse_spec
 from noesis.llm.clients.spending import Spending
 from noesis.pipeline.served_files import find_base_gguf
 from noesis.run.directory import Run
-from noesis.tribunal.court import opinion
+from noesis.tribunal.court import Opinion, opinion
 from noesis.tribunal.judge import JudgeCase
 from noesis.tribunal.offline_screen import NAME, ScreenedPrompt, screen
 from noesis.tribunal.panel import JudgePanel, open_panel
-from noesis.tribunal.verdict import Verdict
+from noesis.tribunal.verdict import Unscored, Verdict
+
+
+@dataclass(frozen=True)
+class AnswerOpinion:
+    """What is thought of one answer.
+
+    judge: the judges' names, or the screen's
+    flags: what the offline screen saw
+    opinion, band: the court's opinion and the verdict that it amounts to; None without judges
+    verdicts: each judge's, or why it gave none
+    """
+
+    judge: str
+    flags: tuple[str, ...]
+    opinion: Opinion | None = None
+    band: str | None = None
+    verdicts: tuple[Verdict | Unscored, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As the served page reads it."""
+        found: dict[str, Any] = {"judge": self.judge, "flags": list(self.flags), "verdict": self.band}
+        if self.opinion is None:
+            return found
+        found |= {name: value for name, value in self.opinion.to_json().items() if name != "case"}
+        return found | {
+            "said": [
+                {
+                    "judge": v.judge,
+                    "model": v.model,
+                    "reasoning": v.reasoning if isinstance(v, Verdict) else "",
+                    "unscored": "" if isinstance(v, Verdict) else v.reason,
+                }
+                for v in self.verdicts
+            ]
+        }
 
 
 class LiveJudge:
@@ -55,7 +91,11 @@ class LiveJudge:
         self.name = ", ".join(self._panel.names)
 
     async def judge_answer(self, dialogue: list[Message], answer: str, language: str) -> dict[str, Any]:
-        """The court's opinion of one answer, or, without judges, the screen's flags; JSON, as the served page reads it.
+        """What `judge` returns, as the served page reads it: JSON."""
+        return (await self.judge(dialogue, answer, language)).to_json()
+
+    async def judge(self, dialogue: list[Message], answer: str, language: str) -> AnswerOpinion:
+        """The court's opinion of one answer, or, without judges, the screen's flags.
 
         Args:
             dialogue: the messages before the answer, without the system prompt; the last is the user's.
@@ -65,29 +105,15 @@ class LiveJudge:
         """
         if not answer.strip() or not dialogue or dialogue[-1]["role"] != "user":
             raise UsageError("there is no answer to judge yet")
-        flags = screen(answer, ScreenedPrompt(dialogue[-1]["content"], language), self._constitution)
+        flags = tuple(screen(answer, ScreenedPrompt(dialogue[-1]["content"], language), self._constitution))
         if self._panel is None:
-            return {"judge": self.name, "flags": flags, "verdict": None}
+            return AnswerOpinion(self.name, flags)
         turns = tuple((m["role"], m["content"]) for m in dialogue)
         (verdicts,) = await self._panel.judge(
             [JudgeCase("conversation", language, turns, answer, {"language": language})]
         )
         found = opinion("conversation", verdicts, self._section)
-        return {
-            "judge": self.name,
-            "flags": flags,
-            "verdict": found.band(self._section),
-            **{name: value for name, value in found.to_json().items() if name != "case"},
-            "said": [
-                {
-                    "judge": v.judge,
-                    "model": v.model,
-                    "reasoning": v.reasoning if isinstance(v, Verdict) else "",
-                    "unscored": "" if isinstance(v, Verdict) else v.reason,
-                }
-                for v in verdicts
-            ],
-        }
+        return AnswerOpinion(self.name, flags, found, found.band(self._section), tuple(verdicts))
 
     async def close(self) -> None:
         if self._panel is not None:
@@ -95,23 +121,24 @@ class LiveJudge:
         self._stack.close()
 
 
-def format_opinion(found: dict[str, Any]) -> list[str]:
-    """The result of `judge_answer` as lines for a terminal."""
-    flags = f"the screen saw: {', '.join(found['flags'])}" if found["flags"] else "the screen saw nothing"
-    if found["verdict"] is None:
+def format_opinion(found: AnswerOpinion) -> list[str]:
+    """An opinion as lines for a terminal."""
+    flags = f"the screen saw: {', '.join(found.flags)}" if found.flags else "the screen saw nothing"
+    if found.opinion is None:
         return [
-            f"{found['judge']}: {flags}",
+            f"{found.judge}: {flags}",
             "it flags or abstains, it never approves; name a judge with --judge to ask the Tribunal",
         ]
-    mean = "below quorum" if found["mean"] is None else _range(*found["mean"])
-    lines = [
-        f"{found['verdict']} ({mean}); judge: {found['judge']}; one answer, no interval: an impression, not a trial"
-    ]
-    for of_judge in found["said"]:
-        score = "no verdict" if of_judge["unscored"] else _range(*found["judges"][of_judge["judge"]])
-        lines.append(f"  {of_judge['judge']:<8} {score}  {of_judge['unscored'] or of_judge['reasoning']}")
-    if found["vetoes"]:
-        lines.append(f"  vetoes: {', '.join(found['vetoes'])}")
+    mean = "below quorum" if found.opinion.mean is None else _range(*found.opinion.mean)
+    lines = [f"{found.band} ({mean}); judge: {found.judge}; one answer, no interval: an impression, not a trial"]
+    for verdict in found.verdicts:
+        if isinstance(verdict, Verdict):
+            score, why = _range(*found.opinion.judges[verdict.judge]), verdict.reasoning
+        else:
+            score, why = "no verdict", verdict.reason
+        lines.append(f"  {verdict.judge:<8} {score}  {why}")
+    if found.opinion.vetoes:
+        lines.append(f"  vetoes: {', '.join(found.opinion.vetoes)}")
     return [*lines, f"  {flags}"]
 
 

@@ -7,14 +7,16 @@ directory and leaves its outcome there; `run/stages.py` says what each one reads
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from noesis.core.console import command, heading
 from noesis.core.errors import RunError, UsageError
 from noesis.core.project import Project
+from noesis.dataset.statistics import ExportStatistics
+from noesis.pipeline.results import Choice, ReportResult, TrialResult
 from noesis.pipeline.session import RunSession
-from noesis.pipeline.stages.choose import Choice, run_choose
+from noesis.pipeline.stages.choose import run_choose
 from noesis.pipeline.stages.export import ExportSource, run_export
 from noesis.pipeline.stages.gguf import run_gguf
 from noesis.pipeline.stages.judge import run_judge
@@ -24,7 +26,12 @@ from noesis.pipeline.stages.report import run_report
 from noesis.pipeline.stages.train import run_train
 from noesis.pipeline.stages.trial import TrialRequest, checkpoint_scorer, run_trial
 from noesis.planning.plan import Plan
+from noesis.release.merge_weights import MergeResult
+from noesis.release.parity.certificate import Certificate
+from noesis.run.manifest import Json
 from noesis.run.stages import SPECS, StageSpec
+from noesis.training.job import TrainResult
+from noesis.tribunal.heldout import JudgeResult
 
 
 @dataclass(frozen=True)
@@ -54,13 +61,13 @@ class Stage:
     Attributes:
         title: what it does, for its heading.
         run: does it, unless it is done.
-        result: makes a typed value of what the manifest has of it.
+        result: reads its result from the manifest's JSON; the type that its `run_…` function returns.
     """
 
     spec: StageSpec
     title: str
     run: Callable[[RunSession, PipelineOptions], Any]
-    result: Callable[[dict[str, Any]], Any] = field(default=dict)
+    result: Callable[[Json], Any]
 
     @property
     def name(self) -> str:
@@ -75,33 +82,40 @@ class Stage:
         return self.spec.outputs
 
 
-def _export(s: RunSession, options: PipelineOptions) -> Any:
+def _export(s: RunSession, options: PipelineOptions) -> ExportStatistics:
     if options.source is None:
         again = command("train", "--run", s.run.path)
         raise RunError(f"{s.run.path} has no data to copy from: start it again with  {again}")
     return run_export(s, options.source)
 
 
-def _choose(s: RunSession, options: PipelineOptions) -> Any:
+def _choose(s: RunSession, options: PipelineOptions) -> Choice:
     return run_choose(s, checkpoint_scorer(s, options.judging_project(), options.judges) if options.judges else None)
 
 
-def _trial(s: RunSession, options: PipelineOptions) -> Any:
+def _trial(s: RunSession, options: PipelineOptions) -> TrialResult:
     return run_trial(s, options.judging_project(), TrialRequest(options.judges))
 
 
 REGISTRY = {
     stage.name: stage
     for stage in (
-        Stage(SPECS["export"], "the run's own copy of its examples", _export),
+        Stage(SPECS["export"], "the run's own copy of its examples", _export, ExportStatistics.from_json),
         Stage(SPECS["plan"], "what will be trained, and what it should take", lambda s, _: run_plan(s), Plan.from_json),
-        Stage(SPECS["train"], "QLoRA, loss on the answers only", lambda s, _: run_train(s)),
+        Stage(SPECS["train"], "QLoRA, loss on the answers only", lambda s, _: run_train(s), TrainResult.from_json),
         Stage(SPECS["choose"], "which epoch's adapter is used", _choose, Choice.from_json),
-        Stage(SPECS["judge"], "base against tuned on the held-out examples", lambda s, _: run_judge(s)),
-        Stage(SPECS["merge"], "adapter and base into one model", lambda s, _: run_merge(s)),
-        Stage(SPECS["gguf"], "for llama.cpp, and does it behave alike?", lambda s, _: run_gguf(s)),
-        Stage(SPECS["trial"], "base and tuned model before the Tribunal", _trial),
-        Stage(SPECS["report"], "one page", lambda s, _: run_report(s)),
+        Stage(
+            SPECS["judge"],
+            "base against tuned on the held-out examples",
+            lambda s, _: run_judge(s),
+            JudgeResult.from_json,
+        ),
+        Stage(SPECS["merge"], "adapter and base into one model", lambda s, _: run_merge(s), MergeResult.from_json),
+        Stage(
+            SPECS["gguf"], "for llama.cpp, and does it behave alike?", lambda s, _: run_gguf(s), Certificate.from_json
+        ),
+        Stage(SPECS["trial"], "base and tuned model before the Tribunal", _trial, TrialResult.from_json),
+        Stage(SPECS["report"], "one page", lambda s, _: run_report(s), ReportResult.from_json),
     )
 }
 

@@ -11,7 +11,6 @@ import platform
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from noesis.core.config import Config
 from noesis.core.console import command
@@ -19,12 +18,14 @@ from noesis.core.device import detect
 from noesis.core.errors import RunError
 from noesis.core.files import sha256_file
 from noesis.core.libraries import library_versions
+from noesis.pipeline.results import RunResults
 from noesis.pipeline.resume_fork import resume
 from noesis.pipeline.session import reopen_run
 from noesis.pipeline.stages.train import run_train
 from noesis.planning.plan import Plan
 from noesis.run.directory import Run, load_run, open_run
 from noesis.run.lock import locked
+from noesis.run.manifest import Json
 
 
 @dataclass(frozen=True)
@@ -49,20 +50,20 @@ class Replay:
 
 def environment_differences(run: Run) -> list[str]:
     """What is not as it was when `run` was trained: device, threads, versions."""
-    plan, train, manifest = run.executed_plan() or {}, run.result("train") or {}, run.manifest
+    plan, train, manifest = RunResults(run).executed_plan, RunResults(run).train, run.manifest
     now, device = library_versions(), detect()
     found = [
         f"{name} {version} then, {now.get(name, 'missing')} here"
         for name, version in manifest.libraries.items()
         if now.get(name) != version
     ]
-    if (trained_on := plan.get("device", {}).get("name")) != device.name:
+    if (trained_on := plan.device.name if plan else "unknown device") != device.name:
         found.append(f"{trained_on} then, {device.name} here")
     if manifest.python != platform.python_version():
         found.append(f"Python {manifest.python} then, {platform.python_version()} here")
-    threads = os.environ.get("OMP_NUM_THREADS")
-    if threads is not None and threads != str(train.get("threads")):
-        found.append(f"{train.get('threads')} threads then, {threads} here (OMP_NUM_THREADS)")
+    threads, then = os.environ.get("OMP_NUM_THREADS"), train.threads if train else None
+    if threads is not None and threads != str(then):
+        found.append(f"{then} threads then, {threads} here (OMP_NUM_THREADS)")
     return found
 
 
@@ -95,14 +96,14 @@ def replay(path: Path, target: Path | None = None) -> Replay:
     return Replay(place, expected, found, environment_differences(run))
 
 
-def _plan(run: Run, epochs: int) -> dict[str, Any]:
+def _plan(run: Run, epochs: int) -> Plan:
     """The plan that the run was trained by: a new one might compute in another order."""
-    stored = run.executed_plan()
-    assert stored is not None  # a trained run has one
-    plan = Plan.from_json(stored)
+    plan = RunResults(run).executed_plan
+    if plan is None:
+        raise RunError(f"{run.path} was planned by an early version of Noesis: such a run can't be made again")
     if run.config().training.method != "sft":
-        return plan.to_json()
-    return replace(plan, epochs=epochs, steps=plan.steps // plan.epochs * epochs).to_json()
+        return plan
+    return replace(plan, epochs=epochs, steps=plan.steps // plan.epochs * epochs)
 
 
 def _train(run: Run, place: Path, config: Config) -> Run:
@@ -116,7 +117,7 @@ def _train(run: Run, place: Path, config: Config) -> Run:
         shutil.copytree(run.parent, place / "parent", dirs_exist_ok=True)
         new.set_parent(run.manifest.parent)
 
-    def copy() -> dict[str, Any]:
+    def copy() -> Json:
         shutil.copytree(run.data, new.data, dirs_exist_ok=True)
         return run.result("export") or {}
 
@@ -127,6 +128,6 @@ def _train(run: Run, place: Path, config: Config) -> Run:
             f"the base model here is {s.model.revision}, the run's {identity.revision}: "
             "replaying would train on another one"
         )
-    new.perform("plan", lambda: _plan(run, config.training.num_train_epochs), list)
+    new.perform("plan", lambda: _plan(run, config.training.num_train_epochs).to_json(), list)
     run_train(s)
     return new

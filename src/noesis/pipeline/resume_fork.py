@@ -10,6 +10,7 @@ from typing import Any
 from noesis.core.config import Config
 from noesis.core.errors import RunError, UsageError
 from noesis.core.files import replace_folder, sha256_file, sync_tree
+from noesis.pipeline.results import RunResults
 from noesis.run.directory import Run, load_run
 from noesis.run.manifest import Identity, Parent
 from noesis.training.state.checkpoint import saved
@@ -36,8 +37,8 @@ def resume(path: Path, identity: Identity, config: Config) -> None:
 
 
 def _why_not_resumable(run: Run, identity: Identity, config: Config) -> list[str]:
-    old, epochs, done = run.config(), config.training.epochs, run.result("train")
-    trained = int(done["epochs"]) if done else 0
+    old, epochs, done = run.config(), config.training.epochs, RunResults(run).train
+    trained = done.epochs if done else 0
     reasons = [
         f"{key}: {was} there, {asked} asked for"
         for key, was, asked in _differences(old, config)
@@ -65,12 +66,12 @@ def parent_of(path: Path, own: Path) -> Parent:
     if path.resolve() == own.resolve():
         raise UsageError(f"--fork {path}: the new run needs a directory of its own; name one with --run DIR")
     run = load_run(path)
-    adapter = run.adapter()
+    adapter, trained = run.adapter(), RunResults(run).train
     return Parent(
         run=run.path.resolve().name,
         adapter=adapter.name,
         adapter_sha256=sha256_file(adapter / ADAPTER_FILES[0]),
-        steps=(run.result("train") or {}).get("steps"),
+        steps=trained.steps if trained else None,
         identity=run.identity,
     )
 

@@ -15,8 +15,8 @@ from noesis.llm.embedded import EMBEDDED
 from noesis.llm.hub import find_tokenizer
 from noesis.llm.llama_cpp import LlamaServer
 from noesis.pipeline.gguf_files import base_gguf
+from noesis.pipeline.results import RunResults
 from noesis.pipeline.session import reopen_run
-from noesis.release.parity.certificate import Certificate
 from noesis.run.directory import Run
 from noesis.serving.probe import AnswerDistance, answer_distance, ask_endpoint, same_model_verdict
 from noesis.serving.server import ModelFiles
@@ -65,7 +65,7 @@ def certified_gguf(run: Run, quant: str | None = None) -> Path:
     Raises:
         RunError: there is none, or it was changed since.
     """
-    certificate = _certificate(run)
+    certificate = RunResults(run).certificate
     passed = [kind for kind, comparison in certificate.files.items() if comparison.passed] if certificate else []
     best = next((kind for kind in ([quant] if quant else [*BEST_FIRST, *passed]) if kind in passed), None)
     if best is None:
@@ -77,11 +77,6 @@ def certified_gguf(run: Run, quant: str | None = None) -> Path:
     if wrong := [name for name in run.changed("gguf") if name.startswith(f"gguf/{file.name}:")]:
         raise RunError(f"{run.path}: {wrong[0]} since it was certified: run  {command('gguf', run.path, '--again')}")
     return file
-
-
-def _certificate(run: Run) -> Certificate | None:
-    result = run.result("gguf")
-    return None if result is None else Certificate.from_json(result)
 
 
 def served_files(run: Run, *, quant: str | None = None, base: Path | None = None, lazy: bool = False) -> ModelFiles:
@@ -109,7 +104,7 @@ def served_files(run: Run, *, quant: str | None = None, base: Path | None = None
 
 def _certified_adapter(run: Run) -> Path | None:
     """The adapter's GGUF, if there is one, it passed, and it is unchanged."""
-    certificate, file = _certificate(run), run.gguf / f"{run.merged.name}-adapter.gguf"
+    certificate, file = RunResults(run).certificate, run.gguf / f"{run.merged.name}-adapter.gguf"
     if certificate is None or certificate.adapter is None or not certificate.adapter.passed or not file.is_file():
         return None
     return None if any(file.name in name for name in run.changed("gguf")) else file

@@ -14,9 +14,10 @@ from noesis.dataset.schema import Dataset
 from noesis.llm.embedded import Model
 from noesis.llm.hub import find_model
 from noesis.llm.row_encoder import RowEncoder, encoder_for
+from noesis.pipeline.results import RunResults
 from noesis.pipeline.training_set import build_training_set
 from noesis.planning.budget import Budget, budget_of
-from noesis.planning.plan import Plan, stored_plan, with_planned_storage
+from noesis.planning.plan import Plan, with_planned_storage
 from noesis.planning.precision import compute_dtype
 from noesis.planning.pricing import usd_per_second
 from noesis.run.directory import Run, load_run
@@ -69,7 +70,7 @@ class RunSession:
     @property
     def plan(self) -> Plan | None:
         """The plan that was executed, or will be; None before it is made."""
-        return stored_plan(self.run.executed_plan())
+        return RunResults(self.run).executed_plan
 
     @property
     def as_trained(self) -> Config:

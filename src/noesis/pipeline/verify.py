@@ -18,6 +18,7 @@ from noesis.dataset.load import read_run_copy
 from noesis.dataset.statistics import describe
 from noesis.llm.hub import find_model, find_tokenizer
 from noesis.llm.row_encoder import open_encoder
+from noesis.pipeline.results import RunResults
 from noesis.pipeline.stages.choose import BASE
 from noesis.pipeline.training_set import build_training_set
 from noesis.run.directory import Run
@@ -125,36 +126,38 @@ def _base(run: Run) -> str | None:
 
 
 def _tokens(run: Run) -> str | None:
-    config, plan = run.config(), run.result("plan")
+    config, plan = run.config(), RunResults(run).plan
     folder = find_tokenizer(config.training.model, config.training.revision)
     if plan is None or folder is None:
         return None
     constitution = load_constitution(run.data / "constitution.yaml")
     dataset = read_run_copy(run.data, constitution)
     tokens = build_training_set(config, dataset, open_encoder(folder), constitution).workloads.last.tokens
-    planned = plan["tokens_per_epoch"]
+    planned = plan.tokens_per_epoch
     return None if tokens == planned else f"the examples have {tokens} tokens, the plan says {planned}"
 
 
 def _executed_plan(run: Run) -> str | None:
-    planned, executed = run.result("plan"), run.executed_plan()
+    planned, executed = RunResults(run).plan, RunResults(run).executed_plan
     if planned is None or executed is None or run.state("train") != "done":
         return None
-    wrong = [key for key in ("model", "r", "epochs", "tokens_per_epoch") if planned[key] != executed[key]]
+    wrong = [
+        key for key in ("model", "r", "epochs", "tokens_per_epoch") if getattr(planned, key) != getattr(executed, key)
+    ]
     return f"training's own plan has another {', '.join(wrong)} than the plan" if wrong else None
 
 
 def _training(run: Run) -> str | None:
-    result = run.result("train")
+    result = RunResults(run).train
     if result is None or run.manifest.stages["train"].status != "done":
         return None
-    first = result.get("sft")
+    first = result.sft
     if first is not None:
         steps = len(read_metrics(run.checkpoints / "sft" / "metrics.jsonl"))
-        if steps != first["steps"]:
-            return f"checkpoints/sft/metrics.jsonl has {steps} steps, the manifest {first['steps']}"
+        if steps != first.steps:
+            return f"checkpoints/sft/metrics.jsonl has {steps} steps, the manifest {first.steps}"
     lines = read_metrics(run.metrics)
-    told = (result["steps"], result["first_loss"], result["final_loss"])
+    told = (result.steps, result.first_loss, result.final_loss)
     found = (len(lines), lines[0]["loss"], lines[-1]["loss"]) if lines else (0, None, None)
     return None if told == found else f"metrics.jsonl says {found} of steps, first and last loss, the manifest {told}"
 
@@ -165,39 +168,40 @@ def _states(run: Run) -> str | None:
 
 
 def _judgement(run: Run) -> str | None:
-    result = run.result("judge")
+    result = RunResults(run).judge
     if result is None:
         return None
-    if json.loads((run.tribunal / "summary.json").read_text(encoding="utf-8")) != result:
+    if json.loads((run.tribunal / "summary.json").read_text(encoding="utf-8")) != run.result("judge"):
         return "tribunal/summary.json and the manifest differ"
     rows = read_objects(run.tribunal / "answers.jsonl")
-    for model in ("base", "tuned"):
-        if _as_json(tally([row[model]["flags"] for row in rows])) != result["screen"][model]:
+    for model, told in (("base", result.screen.base), ("tuned", result.screen.tuned)):
+        if tally([row[model]["flags"] for row in rows]) != told:
             return f"the screen's totals for the {model} model do not follow from tribunal/answers.jsonl"
     return None
 
 
 def _choice(run: Run) -> str | None:
-    result = run.result("choose")
+    result = RunResults(run).choice
     if result is None:
         return None
-    for name, figures in result["epochs"].items():
+    for name, figures in result.epochs.items():
         scores = {
             model: json.loads((run.tribunal / "checkpoints" / f"{model}.json").read_text(encoding="utf-8"))["scores"]
             for model in (BASE, name)
         }
         ids = [str(i) for i in range(len(scores[name]["revised"]))]
-        tuned = compare(ids, scores[BASE], scores[name]).tuned.to_json()
-        if any(tuned[key] != figures[key] for key in ("preferred", "mean_margin", "held_out_loss")):
+        tuned = compare(ids, scores[BASE], scores[name]).tuned
+        derived = (tuned.preferred, tuned.mean_margin, tuned.held_out_loss)
+        if derived != (figures.preferred, figures.mean_margin, figures.held_out_loss):
             return f"{name}'s figures do not follow from tribunal/checkpoints/"
     return None
 
 
 def _trial(run: Run) -> str | None:
-    result = run.result("trial")
+    result = RunResults(run).trial
     if result is None:
         return None
-    if json.loads((run.tribunal / "trial.json").read_text(encoding="utf-8")) != result:
+    if json.loads((run.tribunal / "trial.json").read_text(encoding="utf-8")) != run.result("trial"):
         return "tribunal/trial.json and the manifest differ"
     section = run.config().training.tribunal
     means: dict[str, list[float]] = {"base": [], "tuned": []}
@@ -210,7 +214,8 @@ def _trial(run: Run) -> str | None:
         if stored["mean"] is not None:
             means[row["answer"].split("/")[1]].append(sum(stored["mean"]) / 2)
     for model, values in means.items():
-        told = result["models"][model]["all"].get("mean", {}).get("mean")
+        score = result.summary.mean_score(model, "mean")
+        told = None if score is None else score.mean
         mean = sum(values) / len(values) if values else None
         if mean is not None and (told is None or abs(mean - told) > 2e-4):  # both are rounded to four digits
             return f"the {model} model's mean of {told} does not follow from tribunal/verdicts.jsonl ({mean:.4f})"

@@ -150,13 +150,6 @@ class Run:
         executed = (self.result("train") or {}).get("smaller_plan")
         return dict(executed) if executed else self.result("plan")
 
-    def verdict(self) -> Json:
-        """The Tribunal's ruling: the trial's if there was one, else that no judge is set. {"verdict", "reason", …}"""
-        for stage in ("trial", "judge"):
-            if (found := self.result(stage)) is not None and "court" in found:
-                return dict(found["court"])
-        return {"verdict": "UNDECIDED", "reason": "not judged"}
-
     def spent(self) -> tuple[float, float]:
         """(USD, seconds) in the ledger, including those of a process that was killed."""
         ledger = self._manifest.ledger

@@ -8,7 +8,7 @@ could again be anything.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from noesis.core.config import TribunalSection
@@ -122,14 +122,49 @@ class Ruling:
         return cls(stored["verdict"], stored["reason"], stored.get("more_prompts"))
 
 
-def no_judge_ruling(section: TribunalSection) -> dict[str, Any]:
-    """The ruling while no judge is named, in the form that a trial's ruling has in reports."""
-    weights = section.weights.model_dump()
-    return {
-        "verdict": UNDECIDED,
-        "reason": "no judge is set: name one with --judge; the Tribunal needs a language model that was shown to be "
-        "fit to judge",
-        "judges": {name: {"weight": weight, "status": "not seated"} for name, weight in weights.items()},
-        "approval_threshold": section.approval_threshold,
-        "judge_floor": section.judge_floor,
-    }
+@dataclass(frozen=True)
+class JudgeStatus:
+    """One judge in a report: its weight, and its estimate or why there is none, in words."""
+
+    weight: float
+    status: str
+
+
+@dataclass(frozen=True)
+class ReportedRuling(Ruling):
+    """A ruling as reports show it, with each judge's status and the thresholds that it was formed by."""
+
+    judges: dict[str, JudgeStatus] = field(default_factory=dict)
+    approval_threshold: float = 0.0
+    judge_floor: float = 0.0
+
+    @classmethod
+    def of(cls, ruling: Ruling, statuses: dict[str, str], section: TribunalSection) -> ReportedRuling:
+        """`ruling` by these settings, with what is known of each judge, in words."""
+        weights = section.weights.model_dump()
+        return cls(
+            ruling.verdict,
+            ruling.reason,
+            ruling.more_prompts,
+            {name: JudgeStatus(weights[name], status) for name, status in statuses.items()},
+            section.approval_threshold,
+            section.judge_floor,
+        )
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> ReportedRuling:
+        """The ruling in a run's record. Raises KeyError where a field is missing."""
+        judges = {name: JudgeStatus(**judge) for name, judge in stored["judges"].items()}
+        more_prompts = stored.get("more_prompts")
+        thresholds = stored["approval_threshold"], stored["judge_floor"]
+        return cls(stored["verdict"], stored["reason"], more_prompts, judges, *thresholds)
+
+
+def no_judge_ruling(section: TribunalSection) -> ReportedRuling:
+    """The ruling while no judge is named."""
+    reason = (
+        "no judge is set: name one with --judge; the Tribunal needs a language model that was shown to be fit to judge"
+    )
+    return ReportedRuling.of(
+        Ruling(UNDECIDED, reason), dict.fromkeys(section.weights.model_dump(), "not seated"), section
+    )

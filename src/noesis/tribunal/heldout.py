@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from noesis.tribunal.court import ReportedRuling
+from noesis.tribunal.offline_screen import ScreenTally
 from noesis.tribunal.statistics import Interval, wilson
 
 Score = tuple[float, int]  # sum of the natural-log probabilities of an answer's tokens, and their number
@@ -77,23 +79,38 @@ class Preference:
 
 
 @dataclass(frozen=True)
-class HeldOutResult:
-    """The result of the stage judge.
+class ScreenComparison:
+    """The offline screen's counts over both models' answers. name: of the screen."""
 
-    screen: the offline screen's counts, its name and those of base and tuned
-    court: the ruling as reports show it (of no judge, in this stage)
-    """
-
-    preference: Preference
-    screen: dict[str, Any]
-    court: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"preference": self.preference.to_json(), "screen": self.screen, "court": self.court}
+    name: str
+    base: ScreenTally
+    tuned: ScreenTally
 
     @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> HeldOutResult:
-        return cls(Preference.from_json(stored["preference"]), stored["screen"], stored["court"])
+    def from_json(cls, stored: dict[str, Any]) -> ScreenComparison:
+        return cls(stored["name"], ScreenTally(**stored["base"]), ScreenTally(**stored["tuned"]))
+
+
+@dataclass(frozen=True)
+class JudgeResult:
+    """The result of the stage judge. court: the ruling as reports show it, which in this stage is that of no judge."""
+
+    preference: Preference
+    screen: ScreenComparison
+    court: ReportedRuling
+
+    def to_json(self) -> dict[str, Any]:
+        court = self.court.to_json()
+        del court["more_prompts"]  # without a judge, no number of prompts decides
+        return {"preference": self.preference.to_json(), "screen": asdict(self.screen), "court": court}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> JudgeResult:
+        return cls(
+            Preference.from_json(stored["preference"]),
+            ScreenComparison.from_json(stored["screen"]),
+            ReportedRuling.from_json(stored["court"]),
+        )
 
 
 def compare(

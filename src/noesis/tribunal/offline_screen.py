@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from noesis.constitution.document import Constitution
@@ -71,13 +71,22 @@ def screen(answer: str, prompt: ScreenedPrompt, constitution: Constitution) -> l
     return [name for name, flagged in checks.items() if flagged()]
 
 
-def tally(flags: list[list[str]]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ScreenTally:
+    """How many answers were flagged, and how often each flag was raised."""
+
+    answers: int
+    flagged: int
+    flags: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def tally(flags: list[list[str]]) -> ScreenTally:
     """Counts of the flags of many answers."""
-    return {
-        "answers": len(flags),
-        "flagged": sum(bool(f) for f in flags),
-        "flags": dict(Counter(name for f in flags for name in f).most_common()),
-    }
+    counts = Counter(name for f in flags for name in f).most_common()
+    return ScreenTally(len(flags), sum(bool(f) for f in flags), dict(counts))
 
 
 def language_of(text: str) -> str | None:

@@ -12,15 +12,37 @@ import numpy as np
 from noesis.core.config import TribunalSection
 from noesis.tribunal.calibration_store import ErrorCounts
 from noesis.tribunal.code_checks import refuses, right, stated_confidence
-from noesis.tribunal.court import APPROVED, UNDECIDED, Opinion, Ruling
+from noesis.tribunal.court import APPROVED, UNDECIDED, Opinion, ReportedRuling, Ruling
 from noesis.tribunal.gate import decide, estimate
 from noesis.tribunal.rubric import JUDGES
 from noesis.tribunal.scoring import MODELS, ScoredAnswer
-from noesis.tribunal.statistics import bootstrap, brier, clustered, mcnemar, rogan_gladen, sign_flip, wilson
+from noesis.tribunal.statistics import Interval, bootstrap, brier, clustered, mcnemar, rogan_gladen, sign_flip, wilson
 from noesis.tribunal.suite import EvalSample
 
 MEASURES = ("mean", *JUDGES)
 Figures = dict[str, Any]  # names → numbers, as the report shows them; JSON
+
+
+@dataclass(frozen=True)
+class MeanScore:
+    """A mean over all prompts of a trial, 0..1."""
+
+    mean: float
+    interval_95: Interval
+
+
+@dataclass(frozen=True)
+class MeanDifference:
+    """Mean of tuned minus base. p: by sign flips."""
+
+    mean: float
+    interval_95: Interval
+    p: float
+
+
+def _interval(figures: Figures) -> Interval:
+    low, high = figures["interval_95"]
+    return low, high
 
 
 @dataclass(frozen=True)
@@ -57,8 +79,22 @@ class TrialSummary:
     @property
     def tuned_mean(self) -> float | None:
         """The tuned model's weighted mean over all prompts, 0..1; None where no answer has one."""
-        mean: float | None = self.models["tuned"]["all"].get("mean", {}).get("mean")
-        return mean
+        score = self.mean_score("tuned", "mean")
+        return None if score is None else score.mean
+
+    def mean_score(self, model: str, measure: str) -> MeanScore | None:
+        """A model's mean over all prompts; None where no answer has a score.
+
+        Args:
+            measure: one of MEASURES.
+        """
+        found = self.models[model]["all"].get(measure)
+        return None if found is None else MeanScore(found["mean"], _interval(found))
+
+    def mean_difference(self, measure: str) -> MeanDifference | None:
+        """Tuned minus base over all prompts that both have a score on; None where there are none."""
+        found = self.difference["all"][measure]
+        return MeanDifference(found["mean"], _interval(found), found["p"]) if found["clusters"] else None
 
     @property
     def tuned_vetoed(self) -> bool:
@@ -105,22 +141,17 @@ def summarise(
     )
 
 
-def ruling_for_report(summary: TrialSummary, section: TribunalSection) -> dict[str, Any]:
-    """The ruling on the tuned model in the form of `no_judge_ruling`, for the report and the model card."""
-    found, weights = summary.models["tuned"]["all"], section.weights.model_dump()
-    judges = {}
+def ruling_for_report(summary: TrialSummary, section: TribunalSection) -> ReportedRuling:
+    """The ruling on the tuned model, for the report and the model card."""
+    statuses = {}
     for name in JUDGES:
-        status = "no verdict"
-        if name in found:
-            low, high = found[name]["interval_95"]
-            status = f"{found[name]['mean']:.3f} [{low:.3f}, {high:.3f}]"
-        judges[name] = {"weight": weights[name], "status": status}
-    return {
-        **summary.ruling.to_json(),
-        "judges": judges,
-        "approval_threshold": section.approval_threshold,
-        "judge_floor": section.judge_floor,
-    }
+        score = summary.mean_score("tuned", name)
+        statuses[name] = (
+            "no verdict"
+            if score is None
+            else f"{score.mean:.3f} [{score.interval_95[0]:.3f}, {score.interval_95[1]:.3f}]"
+        )
+    return ReportedRuling.of(summary.ruling, statuses, section)
 
 
 def _decide(

@@ -54,11 +54,11 @@ def train(context: ContainerContext, request: CloudRequest, ticket: str) -> Call
         context.commit()
         context.commit_weights()  # fetched by now: judging an epoch meanwhile need not fetch them again
         if opened.run.is_done("train"):
-            return CallResult(dict(run_train(opened)))
+            return CallResult(run_train(opened).to_json())
         with staged_run(context) as run:
             s = reopen_run(run.path)
             run_plan(s)
-            return CallResult(dict(run_train(s)))
+            return CallResult(run_train(s).to_json())
 
     return run_guarded(context, work)
 
@@ -145,12 +145,12 @@ def judge(context: ContainerContext, request: CloudRequest, again: bool) -> Call
         with staged_run(context) as run:
             s = reopen_run(run.path)
             run_choose(s, _checkpoint_scorer(s, context, request))
-            result = run_judge(s, again=again)
+            result = run_judge(s, again=again).to_json()
             if request.judges:
                 if request.shards > 1:
                     take_answers(s, context.root, context.project, request)
                 result = trial_with_vllm_judge(s, context.project, request, again=again) or result
-            return CallResult(dict(result))
+            return CallResult(result)
 
     return run_guarded(context, work)
 

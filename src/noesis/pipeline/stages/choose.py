@@ -12,97 +12,20 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from noesis.core.console import say
 from noesis.core.files import sha256_file, sha256_json, write_json
 from noesis.dataset.encode import answer_rows
 from noesis.dataset.schema import Example, examples_digest
+from noesis.pipeline.results import CheckpointScore, Choice, EpochFigures
 from noesis.pipeline.session import RunSession
 from noesis.planning.budget import require_remaining
+from noesis.run.manifest import Json
 from noesis.tribunal.heldout import Score, compare
 
 BASE = "base"
 Scores = dict[str, list[Score]]  # "revised" and "initial" → a score for each held-out example
-
-
-@dataclass(frozen=True)
-class CheckpointScore:
-    """The Tribunal's scores of one epoch's answers to the dev prompts.
-
-    Attributes:
-        mean: weighted mean of the judges, 0..1.
-        accuracy_drop: how far the share of right answers to keyed items fell, base to tuned; None if not measured.
-        unfit_reason: why these judges may not decide; None if they may.
-    """
-
-    mean: float | None
-    accuracy_drop: float | None
-    vetoed: bool
-    unfit_reason: str | None
-
-    def to_json(self) -> dict[str, Any]:
-        return {"mean": self.mean, "fall": self.accuracy_drop, "vetoed": self.vetoed}
-
-
-@dataclass(frozen=True)
-class EpochFigures:
-    """One epoch on the held-out examples and, if a judge is set, before the Tribunal.
-
-    Attributes:
-        preferred: of how many of the `examples` it finds the revised answer likelier.
-        mean_margin, held_out_loss: nats per token.
-        tribunal: {"mean", "fall", "vetoed"} as in CheckpointScore.
-    """
-
-    preferred: int
-    mean_margin: float
-    held_out_loss: float
-    examples: int
-    tribunal: dict[str, Any] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        own = {
-            "preferred": self.preferred,
-            "mean_margin": self.mean_margin,
-            "held_out_loss": self.held_out_loss,
-            "examples": self.examples,
-        }
-        return own if self.tribunal is None else own | {"court": self.tribunal}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> EpochFigures:
-        return cls(
-            value["preferred"], value["mean_margin"], value["held_out_loss"], value["examples"], value.get("court")
-        )
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The result of the stage.
-
-    Attributes:
-        adapter: name of the chosen epoch's folder.
-        reason: the rule that chose it, in words.
-        by_tribunal: whether the Tribunal scored the epochs.
-        epochs: name of each epoch → its figures.
-    """
-
-    adapter: str
-    reason: str
-    by_tribunal: bool
-    epochs: dict[str, EpochFigures]
-
-    def to_json(self) -> dict[str, Any]:
-        epochs = {name: figures.to_json() for name, figures in self.epochs.items()}
-        return {"adapter": self.adapter, "by": self.reason, "heard": self.by_tribunal, "epochs": epochs}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Choice:
-        epochs = {name: EpochFigures.from_json(figures) for name, figures in value["epochs"].items()}
-        return cls(value["adapter"], value["by"], value["heard"], epochs)
 
 
 CheckpointScorer = Callable[[Path], CheckpointScore]  # folder of an adapter → its scores
@@ -199,7 +122,7 @@ def choose_checkpoint(s: RunSession, scorer: CheckpointScorer | None = None) -> 
             tuned.mean_margin,
             tuned.held_out_loss,
             len(ids),
-            tribunal[name].to_json() if name in tribunal else None,
+            tribunal.get(name),
         )
     adapter, reason = _best(epochs, figures, tribunal, s.config.training.tribunal.max_forgetting)
     return Choice(adapter, reason, bool(tribunal), figures)
@@ -240,7 +163,7 @@ def run_choose(s: RunSession, scorer: CheckpointScorer | None = None) -> Choice:
         CapError: the budget is spent.
     """
 
-    def work() -> dict[str, Any]:
+    def work() -> Json:
         require_remaining(s.budget(), "choosing the checkpoint")
         return choose_checkpoint(s, scorer).to_json()
 
@@ -253,7 +176,7 @@ def run_choose(s: RunSession, scorer: CheckpointScorer | None = None) -> Choice:
 def show_choice(choice: Choice) -> None:
     """Print the figures of every epoch and the one that was chosen."""
     for name, f in choice.epochs.items():
-        mean = f.tribunal.get("mean") if f.tribunal else None
+        mean = f.tribunal.mean if f.tribunal else None
         verdict = f"; the Tribunal's mean {mean:.3f}" if mean is not None else ""
         say(
             f"  {name}: prefers {f.preferred} of {f.examples} revisions, margin {f.mean_margin:+.4f}, "

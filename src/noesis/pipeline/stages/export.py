@@ -5,15 +5,15 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from noesis.core.console import say
 from noesis.core.files import write_json, write_jsonl
 from noesis.dataset.auxiliary import PAIRS_FILE, REPLAY_FILE
 from noesis.dataset.checks.length import counter_of
 from noesis.dataset.schema import Dataset
-from noesis.dataset.statistics import describe
+from noesis.dataset.statistics import ExportStatistics, describe
 from noesis.pipeline.session import RunSession
+from noesis.run.manifest import Json
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class ExportSource:
     constitution: Path
 
 
-def run_export(s: RunSession, source: ExportSource) -> dict[str, Any]:
+def run_export(s: RunSession, source: ExportSource) -> ExportStatistics:
     """Copy data and constitution into the run; returns the statistics of the examples."""
 
-    def work() -> dict[str, Any]:
+    def work() -> Json:
         data, dataset = s.run.data, source.dataset
         for name, rows in (
             ("train.jsonl", dataset.train),
@@ -47,7 +47,6 @@ def run_export(s: RunSession, source: ExportSource) -> dict[str, Any]:
         write_json(data / "statistics.json", statistics)
         return statistics
 
-    result = s.run.perform("export", work, lambda: sorted(s.run.data.iterdir()))
-    train, held_out = result["train"]["examples"], result["eval"]["examples"]
-    say(f"  {train} to train on, {held_out} held out → {s.run.data}")
+    result = ExportStatistics.from_json(s.run.perform("export", work, lambda: sorted(s.run.data.iterdir())))
+    say(f"  {result.train.examples} to train on, {result.held_out.examples} held out → {s.run.data}")
     return result

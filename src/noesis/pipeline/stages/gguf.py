@@ -18,11 +18,13 @@ from noesis.dataset.load import evenly_spread
 from noesis.llm.chat_template import render
 from noesis.llm.tokenizer import load_tokenizer
 from noesis.pipeline.gguf_files import adapter_file, base_gguf, system_prompt, write_adapter
+from noesis.pipeline.results import RunResults
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.merge import merge_basis, merge_quantization
 from noesis.planning.budget import require_remaining
 from noesis.release.parity.certificate import Certificate
 from noesis.release.parity.outcome import reject_failed, require_passed, show_certificate
+from noesis.run.manifest import Json
 
 PROMPTS = 10  # of each language, compared at every position
 ANSWERED = 3  # of each language, answered greedily
@@ -58,7 +60,7 @@ def run_gguf(
         raise UsageError(f"--outfile names one file, but there are {', '.join(wanted)}: choose one with --quant")
     files = {kind: s.run.gguf / f"{s.run.merged.name}-{kind}.gguf" for kind in wanted}
 
-    def work() -> dict[str, Any]:
+    def work() -> Json:
         require_remaining(s.budget(), "writing GGUF")
         for kind, file in files.items():
             write_gguf(s.run.merged, file, kind, name=s.run.merged.name, licence=s.model.licence)
@@ -96,7 +98,7 @@ def parity(s: RunSession) -> Certificate:
         raise RunError(f"{s.run.gguf} holds no GGUF file: run  {command('gguf', s.run.path)}  first")
     files = {kind: found[kind] for kind in kinds}
 
-    def work() -> dict[str, Any]:
+    def work() -> Json:
         return certify_files(s, files, with_adapter=with_adapter, originals=True).to_json()
 
     result = s.run.perform("gguf", work, lambda: _outputs(s, files, with_adapter), again=True)
@@ -107,9 +109,8 @@ def parity(s: RunSession) -> Certificate:
 
 def previous_certificate(s: RunSession) -> Certificate | None:
     """The certificate that the stage left; None if it has not run, or left one that can't be read."""
-    result = s.run.result("gguf")
     try:
-        return None if result is None else Certificate.from_json(result)
+        return RunResults(s.run).certificate
     except ModelError:
         return None  # then everything is measured again
 

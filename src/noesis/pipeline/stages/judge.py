@@ -12,9 +12,14 @@ from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.choose import BASE, score_checkpoints
 from noesis.pipeline.stages.merge import write_card
 from noesis.planning.budget import require_remaining
+from noesis.run.manifest import Json
+from noesis.tribunal.court import no_judge_ruling
+from noesis.tribunal.heldout import JudgeResult, ScreenComparison, compare
+from noesis.tribunal.offline_screen import NAME, ScreenedPrompt, screen, tally
+from noesis.tribunal.scoring import MODELS
 
 
-def run_judge(s: RunSession, *, again: bool = False, answers: bool = True) -> dict[str, Any]:
+def run_judge(s: RunSession, *, again: bool = False, answers: bool = True) -> JudgeResult:
     """Compare base and tuned model on the held-out examples: by probabilities, and by the offline screen of answers.
 
     Args:
@@ -23,11 +28,8 @@ def run_judge(s: RunSession, *, again: bool = False, answers: bool = True) -> di
     Raises:
         CapError: the budget is spent.
     """
-    from noesis.tribunal.court import no_judge_ruling
-    from noesis.tribunal.heldout import HeldOutResult, compare
-    from noesis.tribunal.offline_screen import NAME, ScreenedPrompt, screen, tally
 
-    def work() -> dict[str, Any]:
+    def work() -> Json:
         require_remaining(s.budget(), "judging")
         held_out = s.dataset.held_out
         chosen = s.run.adapter().name
@@ -51,31 +53,29 @@ def run_judge(s: RunSession, *, again: bool = False, answers: bool = True) -> di
                 }
             )
         write_jsonl(s.run.tribunal / "answers.jsonl", rows)
-        summary = HeldOutResult(
+        summary = JudgeResult(
             preference=preference,
-            screen={"name": NAME, **{who: tally([row[who]["flags"] for row in rows]) for who in ("base", "tuned")}},
+            screen=ScreenComparison(NAME, *(tally([row[model]["flags"] for row in rows]) for model in MODELS)),
             court=no_judge_ruling(s.config.training.tribunal),
         ).to_json()
         write_json(s.run.tribunal / "summary.json", summary)
         return summary
 
-    result = s.run.perform(
-        "judge", work, lambda: [s.run.tribunal / "answers.jsonl", s.run.tribunal / "summary.json"], again=again
-    )
+    outputs = [s.run.tribunal / name for name in ("answers.jsonl", "summary.json")]
+    result = JudgeResult.from_json(s.run.perform("judge", work, lambda: outputs, again=again))
     write_card(s)
     show_judgement(result)
     return result
 
 
-def show_judgement(result: dict[str, Any]) -> None:
+def show_judgement(result: JudgeResult) -> None:
     """Print what the judge stage found."""
-    preference = result["preference"]
-    b, t, n = preference["base"], preference["tuned"], preference["examples"]
-    say(f"  held-out loss          {b['held_out_loss']:.4f} → {t['held_out_loss']:.4f}")
-    low, high = t["interval_95"]
+    base, tuned, count = result.preference.base, result.preference.tuned, result.preference.examples
+    say(f"  held-out loss          {base.held_out_loss:.4f} → {tuned.held_out_loss:.4f}")
+    low, high = tuned.interval_95
     interval = f"95% interval now {low:.2f} to {high:.2f}"
-    say(f"  preference accuracy    {b['preferred']}/{n} → {t['preferred']}/{n} ({interval})")
-    screen = result["screen"]
-    flagged, answers = f"{screen['base']['flagged']} → {screen['tuned']['flagged']}", screen["tuned"]["answers"]
-    say(f"  {screen['name']}: {flagged} of {answers} answers flagged")
-    say(f"  Tribunal (Veritas, Sophia, Dikē): {result['court']['verdict']}: {result['court']['reason']}")
+    say(f"  preference accuracy    {base.preferred}/{count} → {tuned.preferred}/{count} ({interval})")
+    screened = result.screen
+    flagged = f"{screened.base.flagged} → {screened.tuned.flagged} of {screened.tuned.answers} answers flagged"
+    say(f"  {screened.name}: {flagged}")
+    say(f"  Tribunal (Veritas, Sophia, Dikē): {result.court.verdict}: {result.court.reason}")

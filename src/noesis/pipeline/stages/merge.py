@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from noesis.core.config import Quantization
 from noesis.core.console import say, size
 from noesis.core.errors import RunError
 from noesis.core.files import sha256_file
 from noesis.pipeline.gguf_files import provenance
+from noesis.pipeline.results import RunResults, TrialResult
 from noesis.pipeline.session import RunSession
 from noesis.planning.budget import require_remaining
 from noesis.release.merge_weights import MergeResult, merge
 from noesis.release.model_card import CardContent, HeldOutFigures, JudgeScore, TrainingFigures, model_card
+from noesis.run.manifest import Json
+from noesis.tribunal.court import UNDECIDED
+from noesis.tribunal.heldout import Preference
 
 CARD_NAME = "README.md"
 SCORE_NAMES = {"mean": "weighted mean", "veritas": "Veritas", "sophia": "Sophia", "dike": "Dikē"}
@@ -31,7 +34,7 @@ def run_merge(s: RunSession, *, again: bool = False, original: bool = False) -> 
     """
     basis = "original" if original else "trained"
 
-    def work() -> dict[str, Any]:
+    def work() -> Json:
         require_remaining(s.budget(), "merging")
         require_same_base(s)
         result = merge(
@@ -66,8 +69,8 @@ def show_merge(result: MergeResult, folder: Path) -> None:
 
 def merge_basis(s: RunSession) -> str:
     """Which weights the run's merge went into: `trained` (also before there is one) or `original`."""
-    done = s.run.result("merge")
-    return MergeResult.from_json(done).basis if done else "trained"
+    done = RunResults(s.run).merge
+    return done.basis if done else "trained"
 
 
 def merge_quantization(s: RunSession, *, original: bool = False) -> Quantization:
@@ -111,8 +114,10 @@ def write_card(s: RunSession) -> None:
 
 def card_content(s: RunSession) -> CardContent:
     """What the card says, from the run's results."""
-    identity = s.run.identity
-    verdict = _trial(s).get("court") or (s.run.result("judge") or {}).get("court") or {}
+    identity, results = s.run.identity, RunResults(s.run)
+    trial = results.trial if s.run.is_done("trial") else None  # of this very adapter
+    judged = results.judge
+    ruling = trial.court if trial else judged.court if judged else None
     return CardContent(
         name=s.run.merged.name,
         base=s.config.training.model,
@@ -122,54 +127,36 @@ def card_content(s: RunSession) -> CardContent:
         constitution_sha256=identity.constitution_sha256,
         config_sha256=identity.config_sha256,
         base_revision=identity.revision,
-        training=_training_figures(s),
-        held_out=_held_out_figures(s),
-        verdict=verdict.get("verdict", "UNDECIDED"),
-        reason=verdict.get("reason", "not judged"),
-        scores=_judge_scores(s),
+        training=_training_figures(results),
+        held_out=_held_out_figures(judged.preference) if judged else None,
+        verdict=ruling.verdict if ruling else UNDECIDED,
+        reason=ruling.reason if ruling else "not judged",
+        scores=_judge_scores(trial) if trial else (),
     )
 
 
-def _trial(s: RunSession) -> dict[str, Any]:
-    """The result of a trial of this very adapter; {} where there is none."""
-    return (s.run.result("trial") or {}) if s.run.is_done("trial") else {}
+def _training_figures(results: RunResults) -> TrainingFigures:
+    plan, train = results.executed_plan, results.train
+    figures = TrainingFigures()
+    if plan is not None:
+        figures = replace(figures, examples=plan.rows, epochs=plan.epochs, rank=plan.r, precision=plan.precision)
+    if train is not None:
+        figures = replace(figures, steps=train.steps, first_loss=train.first_loss, final_loss=train.final_loss)
+    return figures
 
 
-def _training_figures(s: RunSession) -> TrainingFigures:
-    plan, train = s.run.executed_plan() or {}, s.run.result("train") or {}
-    return TrainingFigures(
-        examples=plan.get("rows"),
-        epochs=plan.get("epochs"),
-        rank=plan.get("r"),
-        precision=plan.get("precision"),
-        steps=train.get("steps"),
-        first_loss=train.get("first_loss"),
-        final_loss=train.get("final_loss"),
-    )
-
-
-def _held_out_figures(s: RunSession) -> HeldOutFigures | None:
-    found = (s.run.result("judge") or {}).get("preference")
-    if not found:
-        return None
-    base, tuned = found["base"], found["tuned"]
-    low, high = tuned["interval_95"]
+def _held_out_figures(found: Preference) -> HeldOutFigures:
+    base, tuned = found.base, found.tuned
     return HeldOutFigures(
-        examples=found["examples"],
-        base_loss=base["held_out_loss"],
-        tuned_loss=tuned["held_out_loss"],
-        base_accuracy=base["preference_accuracy"],
-        tuned_accuracy=tuned["preference_accuracy"],
-        interval_95=(low, high),
+        examples=found.examples,
+        base_loss=base.held_out_loss,
+        tuned_loss=tuned.held_out_loss,
+        base_accuracy=base.preference_accuracy,
+        tuned_accuracy=tuned.preference_accuracy,
+        interval_95=tuned.interval_95,
     )
 
 
-def _judge_scores(s: RunSession) -> tuple[JudgeScore, ...]:
-    found = _trial(s).get("models", {}).get("tuned", {}).get("all", {})
-    scores = []
-    for key, name in SCORE_NAMES.items():
-        score = found.get(key) or {}
-        if score.get("interval_95"):
-            low, high = score["interval_95"]
-            scores.append(JudgeScore(name, score["mean"], (low, high)))
-    return tuple(scores)
+def _judge_scores(trial: TrialResult) -> tuple[JudgeScore, ...]:
+    scores = ((name, trial.summary.mean_score("tuned", measure)) for measure, name in SCORE_NAMES.items())
+    return tuple(JudgeScore(name, score.mean, score.interval_95) for name, score in scores if score is not None)

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from noesis.constitution.document import Constitution
 from noesis.core.config import Config
@@ -25,6 +24,7 @@ from noesis.planning.gpus import rented_gpu
 from noesis.planning.model_shapes import Shape, known_model, read_shape
 from noesis.planning.plan import Plan, stored_plan, with_planned_storage
 from noesis.planning.workload import Workloads
+from noesis.run.manifest import Json
 from noesis.training.methods import saved_states
 
 
@@ -108,10 +108,13 @@ def _device(gpu: str | None, gpus: int | None) -> Device:
     return replace(here, gpus=gpus)
 
 
-def run_plan(s: RunSession, *, again: bool = False) -> dict[str, Any]:
+def run_plan(s: RunSession, *, again: bool = False) -> Plan | None:
     """The stage: what will be trained, on how many tokens, and what that is expected to take.
 
     A run that continues on another device is planned again, but with the base stored as it was when training started.
+
+    Returns:
+        the plan; None if it was made by an early version of Noesis, whose trained runs keep theirs.
     """
     config, earlier = s.config, s.plan
     if s.run.result("plan") is not None and not s.run.is_done("train"):
@@ -119,13 +122,12 @@ def run_plan(s: RunSession, *, again: bool = False) -> dict[str, Any]:
         if saved_states(s.run.checkpoints):
             config = with_planned_storage(config, earlier)
 
-    def work() -> dict[str, Any]:
+    def work() -> Json:
         return plan_run(config, s.model.path, s.training_set.workloads, s.device).to_json()
 
-    result = s.run.perform("plan", work, list, again=again)
-    plan = stored_plan(result)
+    plan = stored_plan(s.run.perform("plan", work, list, again=again))
     if plan is None:
         say("  made by an early version of Noesis")
     else:
         show_plan(plan)
-    return result
+    return plan

@@ -16,12 +16,16 @@ import jinja2
 from noesis.constitution.document import Constitution
 from noesis.core.config import Config
 from noesis.core.console import duration, say, size
+from noesis.core.errors import ModelError
 from noesis.core.files import utc_now, write_text
 from noesis.core.jsonl import read_objects
 from noesis.llm.llama_cpp import REPEAT_PENALTY
+from noesis.pipeline.results import ReportResult, RunResults
 from noesis.pipeline.session import RunSession
-from noesis.planning.plan import Plan, stored_plan
+from noesis.planning.plan import Plan
+from noesis.release.parity.certificate import Certificate
 from noesis.run.directory import Run
+from noesis.run.manifest import Json
 from noesis.run.metrics import read_metrics
 from noesis.run.stages import STAGES
 
@@ -30,20 +34,24 @@ TEMPLATE = Path(__file__).with_name("page.html")
 
 def run_report(s: RunSession) -> Path:
     """Write the report again, whatever it was before; returns its path."""
-    s.run.perform("report", lambda: write_report(s.run, s.config, s.constitution), lambda: [s.run.report], again=True)
+
+    def work() -> Json:
+        return write_report(s.run, s.config, s.constitution).to_json()
+
+    s.run.perform("report", work, lambda: [s.run.report], again=True)
     say(f"  → {s.run.report}")
     return s.run.report
 
 
-def write_report(run: Run, config: Config, constitution: Constitution) -> dict[str, Any]:
+def write_report(run: Run, config: Config, constitution: Constitution) -> ReportResult:
     """Write the page from what lies in the run directory; a stage that has not run is shown as missing."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(duration=duration, size=size, signed=lambda x: f"{x:+.4f}")
     shown = [name for name in STAGES if name != "report"]
-    records, certificate = run.manifest.stages, certificate_of(run)
-    plan = stored_plan(run.executed_plan())
+    records, results, certificate = run.manifest.stages, RunResults(run), certificate_of(run)
+    plan = results.executed_plan
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         run=run.manifest,
         identity=run.identity.to_json(),
@@ -52,15 +60,15 @@ def write_report(run: Run, config: Config, constitution: Constitution) -> dict[s
         repeat_penalty=REPEAT_PENALTY,
         constitution=constitution,
         config=config,
-        data=run.result("export"),
+        data=results.export,
         plan=plan,
         compared=compared(run, plan) if plan else [],
-        train=run.result("train"),
-        choice=run.result("choose"),
-        judge=run.result("judge"),
-        trial=run.result("trial"),
+        train=results.train,
+        choice=results.choice,
+        judge=results.judge,
+        trial=results.trial,
         judged=_judged(run.tribunal / "trial_answers.jsonl", run.tribunal / "verdicts.jsonl"),
-        merge=run.result("merge"),
+        merge=results.merge,
         gguf=certificate,
         parity_chart=parity_chart(certificate) if certificate else None,
         answers=_read_jsonl(run.tribunal / "answers.jsonl"),
@@ -69,29 +77,32 @@ def write_report(run: Run, config: Config, constitution: Constitution) -> dict[s
         outputs=[item for name in shown if name in records for item in records[name].outputs.items()],
     )
     write_text(run.report, page)
-    return {"stages_shown": sum(run.result(name) is not None for name in shown)}
+    return ReportResult(sum(run.result(name) is not None for name in shown))
 
 
-def certificate_of(run: Run) -> dict[str, Any] | None:
-    """The parity certificate: the stage's result, or the one that made it fail."""
-    result, file = run.result("gguf"), run.gguf / "parity.json"
-    if result is None and run.state("gguf") == "failed" and file.is_file():
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    return result
+def certificate_of(run: Run) -> Certificate | None:
+    """The parity certificate: the stage's result, or the one that made it fail. None if it can't be read."""
+    file = run.gguf / "parity.json"
+    try:
+        if run.result("gguf") is None and run.state("gguf") == "failed" and file.is_file():
+            return Certificate.from_json(json.loads(file.read_text(encoding="utf-8")))
+        return RunResults(run).certificate
+    except ModelError as error:
+        say(f"  {error}")
+        return None
 
 
-def parity_chart(certificate: dict[str, Any], width: int = 640) -> dict[str, Any] | None:
+def parity_chart(certificate: Certificate, width: int = 640) -> dict[str, Any] | None:
     """Bars of each export's mean KL and its tolerance, in pixels on a logarithmic scale; None if nothing is finite."""
-    parts = [
-        ("merged model", certificate.get("merge")),
-        *certificate["files"].items(),
-        ("adapter", certificate.get("adapter")),
+    known = [
+        ("merged model" if name == "merged" else name, kl_mean, found)
+        for name, found in certificate.comparisons()
+        if (kl_mean := found.divergence.kl_mean) is not None
     ]
-    known = [(name, f) for name, f in parts if f is not None and f["kl_mean"] is not None]
     if not known:
         return None
     left, right, lowest = 110, 20, 1e-9
-    values = [max(v, lowest) for _, f in known for v in (f["kl_mean"], f["tolerance"]["kl_mean"])]
+    values = [max(v, lowest) for _, kl_mean, f in known for v in (kl_mean, f.tolerance.kl_mean)]
     low, high = math.floor(math.log10(min(values))) - 0.5, math.ceil(math.log10(max(values))) + 0.2
 
     def x(value: float) -> float:
@@ -101,13 +112,13 @@ def parity_chart(certificate: dict[str, Any], width: int = 640) -> dict[str, Any
         {
             "name": name,
             "y": 16 + 28 * i,
-            "width": round(x(f["kl_mean"]) - left, 1),
-            "limit": x(f["tolerance"]["kl_mean"]),
-            "kl": f"{f['kl_mean']:.1e}",
-            "tolerance": f"{f['tolerance']['kl_mean']:.0e}",
-            "passed": f["passed"],
+            "width": round(x(kl_mean) - left, 1),
+            "limit": x(f.tolerance.kl_mean),
+            "kl": f"{kl_mean:.1e}",
+            "tolerance": f"{f.tolerance.kl_mean:.0e}",
+            "passed": f.passed,
         }
-        for i, (name, f) in enumerate(known)
+        for i, (name, kl_mean, f) in enumerate(known)
     ]
     floor = 16 + 28 * len(bars)
     ticks = [(x(10.0**e), f"1e{e}") for e in range(math.ceil(low), math.floor(high) + 1)]
@@ -129,13 +140,13 @@ def _read_jsonl(file: Path) -> list[dict[str, Any]]:
 
 def compared(run: Run, plan: Plan) -> list[tuple[str, str, str]]:
     """What the plan expected and what happened, in words: (label, expected, happened); '–' where nothing is known."""
-    train = run.result("train")
+    train = RunResults(run).train
     unknown = "–"
     rows = [
-        ("training time", f"{duration(plan.seconds)} with start", duration(train["seconds"]) if train else unknown),
-        ("tokens a second", f"{plan.tokens_per_s:,.0f}", f"{train['tokens_per_s']:,.0f}" if train else unknown),
-        ("peak memory", size(plan.memory_bytes), size(train["peak_memory_bytes"]) if train else unknown),
-        ("steps", str(plan.steps), str(train["steps"]) if train else unknown),
+        ("training time", f"{duration(plan.seconds)} with start", duration(train.seconds) if train else unknown),
+        ("tokens a second", f"{plan.tokens_per_s:,.0f}", f"{train.tokens_per_s:,.0f}" if train else unknown),
+        ("peak memory", size(plan.memory_bytes), size(train.peak_memory_bytes) if train else unknown),
+        ("steps", str(plan.steps), str(train.steps) if train else unknown),
     ]
     for stage in plan.stages:
         names = [name for name in stage.name.split(" and ") if run.result(name) is not None]

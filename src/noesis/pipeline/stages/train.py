@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import gc
-from typing import Any
+from pathlib import Path
 
-from noesis.core.console import duration, say
+from noesis.core.console import command, duration, say
+from noesis.core.errors import RunError
+from noesis.pipeline.results import RunResults
 from noesis.pipeline.session import RunSession
 from noesis.planning.budget import quote, require_affordable
-from noesis.planning.plan import Plan, with_planned_storage
-from noesis.training.job import TrainJob
+from noesis.planning.plan import with_planned_storage
+from noesis.training.job import TrainJob, TrainResult
 from noesis.training.methods import remaining_cost, saved_states, train_run, training_outputs
 
 
-def run_train(s: RunSession) -> dict[str, Any]:
+def run_train(s: RunSession) -> TrainResult:
     """Train as planned, continuing from the newest saved state.
 
     Raises:
         CapError: another step would exceed the budget; the last one is saved.
         TrainingError: a loss that is not finite, or too little memory for the plan and the next smaller one.
     """
-    result = s.run.perform("train", lambda: _train(s), lambda: [*training_outputs(s.run.checkpoints), s.run.metrics])
+
+    def outputs() -> list[Path]:
+        return [*training_outputs(s.run.checkpoints), s.run.metrics]
+
+    result = TrainResult.from_json(s.run.perform("train", lambda: _train(s).to_json(), outputs))
     gc.collect()
     show_training(result)
     say(f"  → {s.run.epochs()[-1]}")
     return result
 
 
-def _train(s: RunSession) -> dict[str, Any]:
-    plan, budget = Plan.from_json(s.run.result("plan") or {}), s.budget()
+def _train(s: RunSession) -> TrainResult:
+    plan, budget = RunResults(s.run).plan, s.budget()
+    if plan is None:
+        raise RunError(f"{s.run.path} has no plan to train by: start it with  {command('train', '--run', s.run.path)}")
     if not saved_states(s.run.checkpoints):
         s.run.metrics.unlink(missing_ok=True)
     for line in quote(plan, budget):
@@ -39,20 +47,22 @@ def _train(s: RunSession) -> dict[str, Any]:
     run = s.run
     return train_run(
         TrainJob(s.model.path, s.training_set, config, plan, s.device, run.checkpoints, run.metrics, budget, run.parent)
-    ).to_json()
-
-
-def show_training(result: dict[str, Any]) -> None:
-    """Print what training took and where the loss went."""
-    say(
-        f"  {result['steps']} steps in {duration(result['seconds'])} ({result['tokens_per_s']:,.0f} tokens/s); "
-        f"loss {result['first_loss']:.3f} → {result['final_loss']:.3f}"
     )
-    if result.get("held_out", {}).get("by_epoch"):
-        last, pairs = result["held_out"]["by_epoch"][-1], result["held_out"]["pairs"]
-        preferred = f"{last['reward_accuracy'] * pairs:.0f} of {pairs}"
-        say(f"  held-out pairs: chosen above rejected in {preferred}, mean margin {last['reward_margin']:+.3f}")
-    if "mean_training_loss" in result:
-        losses = [f"{name} {loss:.3f}" for name, loss in result["mean_training_loss"].items() if loss is not None]
-        saved = f"{result['saves']} states saved in {result['save_share']:.1%} of the time"
+
+
+def show_training(result: TrainResult) -> None:
+    """Print what training took and where the loss went."""
+    unknown = float("nan")  # there are no metrics
+    first, final = (unknown if loss is None else loss for loss in (result.first_loss, result.final_loss))
+    say(
+        f"  {result.steps} steps in {duration(result.seconds)} ({result.tokens_per_s:,.0f} tokens/s); "
+        f"loss {first:.3f} → {final:.3f}"
+    )
+    if (held_out := result.held_out) is not None and held_out.by_epoch:
+        last = held_out.by_epoch[-1]
+        preferred = f"{last.reward_accuracy * held_out.pairs:.0f} of {held_out.pairs}"
+        say(f"  held-out pairs: chosen above rejected in {preferred}, mean margin {last.reward_margin:+.3f}")
+    if result.mean_training_loss is not None:
+        losses = [f"{name} {loss:.3f}" for name, loss in result.mean_training_loss.items() if loss is not None]
+        saved = f"{result.saves} states saved in {result.save_share or 0.0:.1%} of the time"
         say(f"  {saved}; mean training loss {', '.join(losses)}")

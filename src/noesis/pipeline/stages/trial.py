@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,16 @@ from noesis.llm.clients.spec import ModelSpec, parse_spec, same_model
 from noesis.llm.clients.spending import Spending
 from noesis.pipeline.answers import answer_generator, answer_identities
 from noesis.pipeline.gguf_files import base_gguf
+from noesis.pipeline.results import CheckpointScore, RunResults, TrialJudge, TrialResult
 from noesis.pipeline.session import RunSession
-from noesis.pipeline.stages.choose import CheckpointScore, CheckpointScorer
+from noesis.pipeline.stages.choose import CheckpointScorer
 from noesis.pipeline.stages.merge import write_card
-from noesis.tribunal.calibration_store import Calibration, error_counts
-from noesis.tribunal.court import Ruling
+from noesis.run.manifest import Json
+from noesis.tribunal.calibration_store import error_counts
 from noesis.tribunal.panel import JudgePanel, open_panel, read_rubrics
-from noesis.tribunal.rubric import JUDGES
 from noesis.tribunal.scoring import MODELS, ScoredAnswer, answer_and_score, answer_prompts, verdict_rows
 from noesis.tribunal.suite import EvalSample, Part, read_suite, seal, spread
-from noesis.tribunal.trial_summary import TrialSummary, ruling_for_report, summarise
+from noesis.tribunal.trial_summary import MEASURES, ruling_for_report, summarise
 
 # how judges are called; changes no verdict
 JUDGE_CALL_SETTINGS = ("concurrency", "timeout_seconds", "attempts", "requests_per_minute", "prices")
@@ -51,66 +51,6 @@ class TrialRequest:
     part: Part = "dev"
     prompts: int | None = None
     max_usd: float | None = None
-
-
-@dataclass(frozen=True)
-class TrialJudge:
-    """A judge of a trial.
-
-    fit: whether it could decide
-    calibration: of its calibration, the figures that reports repeat; None where there is none
-    """
-
-    name: str
-    identity: str
-    fit: bool
-    calibration: dict[str, Any] | None
-
-    @classmethod
-    def of(cls, name: str, identity: str, found: Calibration | None) -> TrialJudge:
-        return cls(name, identity, bool(found and found.may_decide), found.summary() if found else None)
-
-
-@dataclass(frozen=True)
-class TrialResult:
-    """The result of the stage trial, as it is in trial.json.
-
-    request: hash of all that decides the result; another one makes the trial run again
-    prompts, samples: how many prompts, and answers to each
-    self_judged: the run's own base is among the judges
-    court: the ruling on the tuned model with each judge's estimate, as reports show it
-    """
-
-    request: str
-    part: Part
-    prompts: int
-    prompts_sha256: str
-    samples: int
-    rubrics_sha256: str
-    judges: tuple[TrialJudge, ...]
-    self_judged: bool
-    spending: dict[str, Any]
-    court: dict[str, Any]
-    summary: TrialSummary
-
-    @property
-    def ruling(self) -> Ruling:
-        return self.summary.ruling
-
-    def to_json(self) -> dict[str, Any]:
-        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "summary"}
-        return own | {"judges": [vars(judge) for judge in self.judges]} | self.summary.to_json()
-
-    @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> TrialResult:
-        """The result as it was stored.
-
-        Raises:
-            KeyError: a field is missing.
-        """
-        own = {field.name: stored[field.name] for field in fields(cls) if field.name not in ("summary", "judges")}
-        judges = tuple(TrialJudge(**judge) for judge in stored["judges"])
-        return cls(**own, judges=judges, summary=TrialSummary.from_json(stored))
 
 
 def run_trial(
@@ -150,7 +90,7 @@ def run_trial(
     )
     folder = s.run.tribunal
 
-    def work() -> dict[str, Any]:
+    def work() -> Json:
         spending = Spending(max_usd=request.max_usd)
         with open_panel(
             project, specs, section, spending, own=own, replies=folder / "replies.sqlite", rubrics=rubrics
@@ -181,8 +121,8 @@ def run_trial(
         write_json(folder / "trial.json", result)
         return result
 
-    before = s.run.result("trial")
-    again = again or (before is not None and before["request"] != digest)
+    before = RunResults(s.run).trial
+    again = again or (before is not None and before.request != digest)
     outputs = [folder / name for name in ("trial_answers.jsonl", "verdicts.jsonl", "trial.json")]
     result = TrialResult.from_json(s.run.perform("trial", work, lambda: outputs, again=again))
     write_card(s)
@@ -264,15 +204,15 @@ def show_trial(result: TrialResult) -> None:
     say(f"  {result.prompts} prompts ({result.part}), {result.samples} answers of each model; judges: {names}")
     if result.self_judged:
         say("  the model under judgement is one of its judges, as asked for with --judge self")
-    base, tuned = (result.summary.models[model]["all"] for model in MODELS)
-    difference = result.summary.difference["all"]
-    for name in ("mean", *JUDGES):
-        if name in base and name in tuned and difference[name]["clusters"]:
-            b, t, d = base[name], tuned[name], difference[name]
-            low, high = t["interval_95"]
+    summary = result.summary
+    for name in MEASURES:
+        base, tuned = (summary.mean_score(model, name) for model in MODELS)
+        difference = summary.mean_difference(name)
+        if base and tuned and difference:
+            low, high = tuned.interval_95
             say(
-                f"  {name:<8} {b['mean']:.3f} → {t['mean']:.3f} [{low:.3f}, {high:.3f}]   "
-                f"difference {d['mean']:+.3f} {d['interval_95']}, p {d['p']:.3f}"
+                f"  {name:<8} {base.mean:.3f} → {tuned.mean:.3f} [{low:.3f}, {high:.3f}]   "
+                f"difference {difference.mean:+.3f} {list(difference.interval_95)}, p {difference.p:.3f}"
             )
     ruling = result.ruling
     more = f"; about {ruling.more_prompts} more prompts would decide it" if ruling.more_prompts else ""

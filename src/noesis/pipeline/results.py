@@ -1,0 +1,252 @@
+"""What the stages reported, as typed values: `RunResults` reads them from the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from noesis.core.errors import RunError
+from noesis.dataset.statistics import ExportStatistics
+from noesis.planning.plan import Plan, stored_plan
+from noesis.release.merge_weights import MergeResult
+from noesis.release.parity.certificate import Certificate
+from noesis.run.directory import Run
+from noesis.training.job import TrainResult
+from noesis.tribunal.calibration_store import Calibration
+from noesis.tribunal.court import UNDECIDED, ReportedRuling, Ruling
+from noesis.tribunal.heldout import JudgeResult
+from noesis.tribunal.suite import Part
+from noesis.tribunal.trial_summary import TrialSummary
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class CheckpointScore:
+    """The Tribunal's scores of one epoch's answers to the dev prompts.
+
+    Attributes:
+        mean: weighted mean of the judges, 0..1.
+        accuracy_drop: how far the share of right answers to keyed items fell, base to tuned; None if not measured.
+        unfit_reason: why these judges may not decide; None if they may. It is not stored: the choice's reason says it.
+    """
+
+    mean: float | None
+    accuracy_drop: float | None
+    vetoed: bool
+    unfit_reason: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"mean": self.mean, "fall": self.accuracy_drop, "vetoed": self.vetoed}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> CheckpointScore:
+        return cls(value["mean"], value["fall"], value["vetoed"])
+
+
+@dataclass(frozen=True)
+class EpochFigures:
+    """One epoch on the held-out examples and, if a judge is set, before the Tribunal.
+
+    Attributes:
+        preferred: of how many of the `examples` it finds the revised answer likelier.
+        mean_margin, held_out_loss: nats per token.
+        tribunal: its scores before the Tribunal; None if no judge is set.
+    """
+
+    preferred: int
+    mean_margin: float
+    held_out_loss: float
+    examples: int
+    tribunal: CheckpointScore | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        own = {
+            "preferred": self.preferred,
+            "mean_margin": self.mean_margin,
+            "held_out_loss": self.held_out_loss,
+            "examples": self.examples,
+        }
+        return own if self.tribunal is None else own | {"court": self.tribunal.to_json()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> EpochFigures:
+        scores = value.get("court")
+        return cls(
+            value["preferred"],
+            value["mean_margin"],
+            value["held_out_loss"],
+            value["examples"],
+            None if scores is None else CheckpointScore.from_json(scores),
+        )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The result of the stage.
+
+    Attributes:
+        adapter: name of the chosen epoch's folder.
+        reason: the rule that chose it, in words.
+        by_tribunal: whether the Tribunal scored the epochs.
+        epochs: name of each epoch → its figures.
+    """
+
+    adapter: str
+    reason: str
+    by_tribunal: bool
+    epochs: dict[str, EpochFigures]
+
+    def to_json(self) -> dict[str, Any]:
+        epochs = {name: figures.to_json() for name, figures in self.epochs.items()}
+        return {"adapter": self.adapter, "by": self.reason, "heard": self.by_tribunal, "epochs": epochs}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Choice:
+        epochs = {name: EpochFigures.from_json(figures) for name, figures in value["epochs"].items()}
+        return cls(value["adapter"], value["by"], value["heard"], epochs)
+
+
+@dataclass(frozen=True)
+class TrialJudge:
+    """A judge of a trial.
+
+    fit: whether it could decide
+    calibration: of its calibration, the figures that reports repeat; None where there is none
+    """
+
+    name: str
+    identity: str
+    fit: bool
+    calibration: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, name: str, identity: str, found: Calibration | None) -> TrialJudge:
+        return cls(name, identity, bool(found and found.may_decide), found.summary() if found else None)
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """The result of the stage trial, as it is in trial.json.
+
+    request: hash of all that decides the result; another one makes the trial run again
+    prompts, samples: how many prompts, and answers to each
+    self_judged: the run's own base is among the judges
+    court: the ruling on the tuned model with each judge's estimate, as reports show it
+    """
+
+    request: str
+    part: Part
+    prompts: int
+    prompts_sha256: str
+    samples: int
+    rubrics_sha256: str
+    judges: tuple[TrialJudge, ...]
+    self_judged: bool
+    spending: dict[str, Any]
+    court: ReportedRuling
+    summary: TrialSummary
+
+    @property
+    def ruling(self) -> Ruling:
+        return self.summary.ruling
+
+    def to_json(self) -> dict[str, Any]:
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "summary"}
+        judges = [vars(judge) for judge in self.judges]
+        return own | {"judges": judges, "court": self.court.to_json()} | self.summary.to_json()
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> TrialResult:
+        """The result as it was stored.
+
+        Raises:
+            KeyError: a field is missing.
+        """
+        typed = ("summary", "judges", "court")
+        own = {field.name: stored[field.name] for field in fields(cls) if field.name not in typed}
+        judges = tuple(TrialJudge(**judge) for judge in stored["judges"])
+        court = ReportedRuling.from_json(stored["court"])
+        return cls(**own, judges=judges, court=court, summary=TrialSummary.from_json(stored))
+
+
+@dataclass(frozen=True)
+class ReportResult:
+    """The result of the stage report: how many stages it shows."""
+
+    stages_shown: int
+
+    def to_json(self) -> dict[str, int]:
+        return {"stages_shown": self.stages_shown}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> ReportResult:
+        return cls(stored["stages_shown"])
+
+
+class RunResults:
+    """The results of a run's stages; None for a stage that has not run. Each is read when it is asked for.
+
+    Raises:
+        RunError: a result is damaged; ModelError: the certificate is.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def _read(self, stage: str, from_json: Callable[[dict[str, Any]], T]) -> T | None:
+        stored = self._run.result(stage)
+        if stored is None:
+            return None
+        try:
+            return from_json(stored)
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                f"{self._run.path / 'manifest.json'}: the result of the stage {stage} can't be read "
+                f"({type(error).__name__}: {error}): restore the file, or run the stage again"
+            ) from None
+
+    @property
+    def export(self) -> ExportStatistics | None:
+        return self._read("export", ExportStatistics.from_json)
+
+    @property
+    def plan(self) -> Plan | None:
+        """The stage's plan; None also for that of an early version."""
+        return stored_plan(self._run.result("plan"))
+
+    @property
+    def executed_plan(self) -> Plan | None:
+        """The plan that was carried out: the smaller one if training ran out of memory, else the stage's."""
+        return stored_plan(self._run.executed_plan())
+
+    @property
+    def train(self) -> TrainResult | None:
+        return self._read("train", TrainResult.from_json)
+
+    @property
+    def choice(self) -> Choice | None:
+        return self._read("choose", Choice.from_json)
+
+    @property
+    def judge(self) -> JudgeResult | None:
+        return self._read("judge", JudgeResult.from_json)
+
+    @property
+    def merge(self) -> MergeResult | None:
+        return self._read("merge", MergeResult.from_json)
+
+    @property
+    def certificate(self) -> Certificate | None:
+        return self._read("gguf", Certificate.from_json)
+
+    @property
+    def trial(self) -> TrialResult | None:
+        return self._read("trial", TrialResult.from_json)
+
+    @property
+    def ruling(self) -> Ruling:
+        """The Tribunal's ruling: of the trial if there was one, else that no judge is set."""
+        found = self.trial or self.judge
+        return Ruling(UNDECIDED, "not judged") if found is None else found.court
