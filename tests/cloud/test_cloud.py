@@ -29,8 +29,11 @@ from noesis.cloud.watch import progress_lines, read_progress
 from noesis.core.config import ModalSection
 from noesis.core.errors import DataError, RunError, UsageError
 from noesis.core.project import Project
+from noesis.run.manifest import Identity
+from noesis.run.manifest_file import parse_manifest
 
 SECTION = ModalSection()
+IDENTITY = Identity("c", "d", "k", "someone/else", "r").to_json()
 
 
 def asked(**more: object) -> CloudRequest:
@@ -265,7 +268,7 @@ class Plays:
             adapter.write_text("", encoding="utf-8")
         if self.polls[call] < 3:
             return None
-        return self.results.get(name, CallResult({"court": {"verdict": "REJECTED"}}))
+        return self.results.get(name, CallResult({"court": {"verdict": "REJECTED", "reason": ""}}))
 
 
 @pytest.fixture
@@ -374,7 +377,8 @@ def test_costs_by_stage_and_how_often_it_was_taken_away():
         entry | {"stage": "train", "ended": e} for e in ("killed", "interrupted", "interrupted", "capped", "done")
     ] + [entry | {"stage": "merge"}]
     plan = {"result": {"stages": [{"name": "train", "usd": 2.0}, {"name": "merge and gguf", "usd": 0.1}]}}
-    manifest = {"ledger": ledger, "stages": {"plan": plan}}
+    stages = {"plan": {"status": "done"} | plan}
+    manifest = parse_manifest({"identity": IDENTITY, "output_name": "m", "ledger": ledger, "stages": stages})
     lines = metered_lines(manifest)
     assert "2.5000 USD   quoted 2.00" in lines[0]
     assert "3.0000 USD   quoted 2.10" in lines[-1]
@@ -492,8 +496,8 @@ def a_pulled_run(root: Path) -> None:
         name: hashlib.sha256((root / name).read_bytes()).hexdigest()
         for name in ("data/train.jsonl", "checkpoints/epoch_0/adapter_model.safetensors")
     }
-    entry = {"status": "done", "outputs": {name: {"sha256": digest} for name, digest in outputs.items()}}
-    manifest = {"identity": {}, "created": "now", "output_name": "m", "stages": {"train": entry}}
+    entry = {"status": "done", "outputs": {name: {"bytes": 0, "sha256": digest} for name, digest in outputs.items()}}
+    manifest = {"identity": IDENTITY, "created": "now", "output_name": "m", "stages": {"train": entry}}
     (root / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
@@ -551,7 +555,7 @@ def test_a_manifest_that_names_files_elsewhere_and_a_link_in_the_target_are_refu
         pull(far, target)
     assert list((tmp_path / "elsewhere").iterdir()) == []
     manifest = json.loads((far.root / "manifest.json").read_text(encoding="utf-8"))
-    manifest["stages"]["train"]["outputs"]["dataset/x"] = {"sha256": ""}
+    manifest["stages"]["train"]["outputs"]["dataset/x"] = {"bytes": 0, "sha256": ""}
     (far.root / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(RunError, match="no part of a run"):
         pull(far, tmp_path / "other")
@@ -563,6 +567,8 @@ def test_watching_tells_step_loss_spent_and_who_is_there(tmp_path: Path):
         read_progress(far)
     plan = {"status": "done", "result": {"steps": 42, "usd": 0.28, "stages": []}}
     manifest = {
+        "identity": IDENTITY,
+        "output_name": "m",
         "cost_usd": 0.1,
         "ledger": [],
         "stages": {"export": {"status": "done"}, "plan": plan, "train": {"status": "running"}},
@@ -570,7 +576,9 @@ def test_watching_tells_step_loss_spent_and_who_is_there(tmp_path: Path):
     (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     line = {"step": 14, "epoch": 1.0, "loss": 2.5, "tokens": 63000, "tokens_per_s": 3600.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + '\n{"step": 15, "ep', encoding="utf-8")
-    (tmp_path / ".meter").write_text(json.dumps({"id": "x", "usd": 0.02}), encoding="utf-8")
+    (tmp_path / ".meter").write_text(
+        json.dumps({"id": "x", "stage": "train", "seconds": 9.0, "usd": 0.02}), encoding="utf-8"
+    )
     (tmp_path / FOLDER).mkdir()
     (tmp_path / FOLDER / "lease.json").write_text(json.dumps({"holder": "h", "until": 1000.0}), encoding="utf-8")
     found = read_progress(far, now=lambda: 900.0)

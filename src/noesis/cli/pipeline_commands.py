@@ -55,7 +55,7 @@ def demo(
     """
     from noesis.core.project import find_project
     from noesis.pipeline.demo import demo as run_demo
-    from noesis.tribunal.court import verdict_exit_code
+    from noesis.tribunal.court import Ruling
 
     found = find_project(project)
     s = run_demo(
@@ -69,7 +69,7 @@ def demo(
     )
     _show_outcome(s.run)
     if gate:
-        raise typer.Exit(verdict_exit_code(s.run.verdict()["verdict"]))
+        raise typer.Exit(Ruling.from_json(s.run.verdict()).exit_code)
 
 
 def _show_outcome(run: Run) -> None:
@@ -216,7 +216,7 @@ def judge(
     from noesis.pipeline.session import reopen_run
     from noesis.pipeline.stages.judge import run_judge
     from noesis.pipeline.stages.trial import TrialRequest, run_trial
-    from noesis.tribunal.court import verdict_exit_code
+    from noesis.tribunal.court import Ruling
 
     reserve_stdout(as_json)
     s = reopen_run(run)
@@ -228,7 +228,7 @@ def judge(
                 s, find_project(project), TrialRequest(named, part, prompts, max_usd), again=again
             ).to_json()
     print_result(result, as_json)
-    raise typer.Exit(verdict_exit_code(result["court"]["verdict"]))
+    raise typer.Exit(Ruling.from_json(result["court"]).exit_code)
 
 
 @app.command()
