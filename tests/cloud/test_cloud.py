@@ -20,6 +20,8 @@ from noesis.cloud.volume.uploaded_data import exported_hashes, require_upload
 from noesis.core.config import ModalSection
 from noesis.core.errors import DataError, UsageError
 from noesis.core.project import Project
+from noesis.run.manifest import Identity
+from noesis.run.manifest_file import parse_manifest
 
 SECTION = ModalSection()
 
@@ -164,7 +166,9 @@ def test_costs_by_stage_and_how_often_it_was_taken_away():
         entry | {"stage": "train", "ended": e} for e in ("killed", "interrupted", "interrupted", "capped", "done")
     ] + [entry | {"stage": "merge"}]
     plan = {"result": {"stages": [{"name": "train", "usd": 2.0}, {"name": "merge and gguf", "usd": 0.1}]}}
-    manifest = {"ledger": ledger, "stages": {"plan": plan}}
+    stages = {"plan": {"status": "done"} | plan}
+    identity = Identity("c", "d", "k", "someone/else", "r").to_json()
+    manifest = parse_manifest({"identity": identity, "output_name": "m", "ledger": ledger, "stages": stages})
     lines = metered_lines(manifest)
     assert "2.5000 USD   quoted 2.00" in lines[0]
     assert "3.0000 USD   quoted 2.10" in lines[-1]

@@ -53,7 +53,7 @@ class Plays:
             adapter.write_text("", encoding="utf-8")
         if self.polls[call] < 3:
             return None
-        return self.results.get(name, CallResult({"court": {"verdict": "REJECTED"}}))
+        return self.results.get(name, CallResult({"court": {"verdict": "REJECTED", "reason": ""}}))
 
 
 @pytest.fixture

@@ -15,6 +15,9 @@ from noesis.cloud.volume.remote import RemoteFile, safe_name
 from noesis.cloud.volume.sync import VolumeSync, publishing
 from noesis.cloud.watch import progress_lines, read_progress
 from noesis.core.errors import RunError
+from noesis.run.manifest import Identity
+
+IDENTITY = Identity("c", "d", "k", "someone/else", "r").to_json()
 
 # --- the lease
 
@@ -164,8 +167,8 @@ def a_pulled_run(root: Path) -> None:
         name: hashlib.sha256((root / name).read_bytes()).hexdigest()
         for name in ("data/train.jsonl", "checkpoints/epoch_0/adapter_model.safetensors")
     }
-    entry = {"status": "done", "outputs": {name: {"sha256": digest} for name, digest in outputs.items()}}
-    manifest = {"identity": {}, "created": "now", "output_name": "m", "stages": {"train": entry}}
+    entry = {"status": "done", "outputs": {name: {"bytes": 0, "sha256": digest} for name, digest in outputs.items()}}
+    manifest = {"identity": IDENTITY, "created": "now", "output_name": "m", "stages": {"train": entry}}
     (root / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
@@ -223,7 +226,7 @@ def test_a_manifest_that_names_files_elsewhere_and_a_link_in_the_target_are_refu
         pull(far, target)
     assert list((tmp_path / "elsewhere").iterdir()) == []
     manifest = json.loads((far.root / "manifest.json").read_text(encoding="utf-8"))
-    manifest["stages"]["train"]["outputs"]["dataset/x"] = {"sha256": ""}
+    manifest["stages"]["train"]["outputs"]["dataset/x"] = {"bytes": 0, "sha256": ""}
     (far.root / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(RunError, match="no part of a run"):
         pull(far, tmp_path / "other")
@@ -235,6 +238,8 @@ def test_watching_tells_step_loss_spent_and_who_is_there(tmp_path: Path):
         read_progress(far)
     plan = {"status": "done", "result": {"steps": 42, "usd": 0.28, "stages": []}}
     manifest = {
+        "identity": IDENTITY,
+        "output_name": "m",
         "cost_usd": 0.1,
         "ledger": [],
         "stages": {"export": {"status": "done"}, "plan": plan, "train": {"status": "running"}},
@@ -242,7 +247,9 @@ def test_watching_tells_step_loss_spent_and_who_is_there(tmp_path: Path):
     (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     line = {"step": 14, "epoch": 1.0, "loss": 2.5, "tokens": 63000, "tokens_per_s": 3600.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + '\n{"step": 15, "ep', encoding="utf-8")
-    (tmp_path / ".meter").write_text(json.dumps({"id": "x", "usd": 0.02}), encoding="utf-8")
+    (tmp_path / ".meter").write_text(
+        json.dumps({"id": "x", "stage": "train", "seconds": 9.0, "usd": 0.02}), encoding="utf-8"
+    )
     (tmp_path / FOLDER).mkdir()
     (tmp_path / FOLDER / "lease.json").write_text(json.dumps({"holder": "h", "until": 1000.0}), encoding="utf-8")
     found = read_progress(far, now=lambda: 900.0)

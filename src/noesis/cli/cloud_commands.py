@@ -88,7 +88,7 @@ def cost(
         from noesis.cloud.run_summary import preemption_lines
         from noesis.cloud.volume.remote import manifest_of
 
-        manifest = load_run(run).manifest.to_json() if run else manifest_of(files)
+        manifest = load_run(run).manifest if run else manifest_of(files)
         report = CostReport.of(section.app, manifest)
     for line in [*report.lines(), *preemption_lines(manifest), *report.billing_lines()]:
         say(line)

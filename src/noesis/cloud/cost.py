@@ -10,6 +10,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from noesis.core.console import duration
+from noesis.run.ledger import total
+from noesis.run.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class CostReport:
     billed_how: str  # where the bill comes from, or why there is none
 
     @classmethod
-    def of(cls, app: str, manifest: dict[str, Any]) -> CostReport:
+    def of(cls, app: str, manifest: Manifest) -> CostReport:
         """The costs of the run with this manifest; `app` is the name that Modal bills it under."""
         return cls(cost_rows(manifest), *_billed(app, manifest))
 
@@ -73,27 +75,25 @@ class CostReport:
         }
 
 
-def cost_rows(manifest: dict[str, Any]) -> list[CostRow]:
+def cost_rows(manifest: Manifest) -> list[CostRow]:
     """Each stage of the ledger, then those that only the plan names."""
-    plan = manifest["stages"].get("plan", {}).get("result") or {}
+    plan = manifest.result("plan") or {}
     quoted = {
         str(stage["name"]).split(" and ")[0]: (float(stage["usd"]), stage.get("seconds"))
         for stage in plan.get("stages", [])
     }
-    metered: dict[str, tuple[float, float]] = {}
-    for entry in manifest.get("ledger", []):
-        usd, seconds = metered.get(entry["stage"], (0.0, 0.0))
-        metered[entry["stage"]] = (usd + float(entry["usd"]), seconds + float(entry["seconds"]))
-    rows = []
-    for name in dict.fromkeys([*metered, *quoted]):
-        quoted_usd, quoted_seconds = quoted.get(name, (None, None))
-        usd_seconds = metered.get(name)
-        spent = (None, None) if usd_seconds is None else (round(usd_seconds[0], 6), round(usd_seconds[1], 2))
-        rows.append(CostRow(name, quoted_usd, quoted_seconds, *spent))
-    return rows
+    metered = {
+        name: total(entry for entry in manifest.ledger if entry.stage == name)
+        for name in dict.fromkeys(entry.stage for entry in manifest.ledger)
+    }
+    absent = (None, None)
+    return [
+        CostRow(name, *quoted.get(name, absent), *metered.get(name, absent))
+        for name in dict.fromkeys([*metered, *quoted])
+    ]
 
 
-def metered_lines(manifest: dict[str, Any]) -> list[str]:
+def metered_lines(manifest: Manifest) -> list[str]:
     """Each stage that has run: time, metered cost, and the quote; then the sum."""
     rows = cost_rows(manifest)
     spent = [row for row in rows if row.metered_usd is not None]
@@ -110,11 +110,11 @@ def _amount(seconds: float | None, usd: float | None, absent: str = "not yet") -
     return absent if usd is None else f"{duration(seconds or 0.0)} {usd:9.4f} USD"
 
 
-def _billed(app: str, manifest: dict[str, Any]) -> tuple[float | None, str]:
+def _billed(app: str, manifest: Manifest) -> tuple[float | None, str]:
     """USD that Modal billed for the app since the day the run started, or None; and how that is known."""
     import modal
 
-    starts = sorted(str(entry["started"]) for entry in manifest.get("ledger", []) if entry.get("started"))
+    starts = sorted(entry.started for entry in manifest.ledger if entry.started)
     if not starts:
         return None, "nothing was started yet"
     first = _midnight(datetime.fromisoformat(starts[0]).astimezone(UTC))

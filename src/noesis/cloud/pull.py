@@ -6,18 +6,18 @@ If it is interrupted, the same command continues: files that are here with the r
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from noesis.cloud.volume.layout import ARCHIVE, SUMMARY
-from noesis.cloud.volume.remote import RemoteFile, RemoteFiles, read_text, safe_name
+from noesis.cloud.volume.remote import RemoteFile, RemoteFiles, manifest_of, safe_name
 from noesis.core.console import Progress, command, say, size
 from noesis.core.errors import RunError
 from noesis.core.files import require_space, sha256_file, sync_folder
 from noesis.run.archive import RUN_FILES
+from noesis.run.manifest import Manifest
+from noesis.run.manifest_file import read_manifest
 
 STATE = "checkpoints/resume/"  # the trainer's state: only needed to continue the training
 
@@ -46,12 +46,8 @@ def pull(remote: RemoteFiles, target: Path, *, state: bool = False, archived: st
         RunError: there is no run, a name leads out of `target`, or a file is not what the manifest says.
     """
     base = f"{ARCHIVE}/{safe_name(archived)}/" if archived else ""
-    manifest = _manifest(remote, base)
-    hashes = {
-        name: str(entry["sha256"])
-        for stage in manifest["stages"].values()
-        for name, entry in stage.get("outputs", {}).items()
-    }
+    manifest = manifest_of(remote, base)
+    hashes = _safe_hashes(manifest, base)
     found = [file for top in (*RUN_FILES, SUMMARY) for file in remote.files("/" + base + top)]
     wanted = {name: file for file in found if _is_wanted(name := file.path.removeprefix(base), state=state)}
     here = {name for name, file in wanted.items() if _is_here(target / name, file, hashes.get(name))}
@@ -72,21 +68,18 @@ def pull(remote: RemoteFiles, target: Path, *, state: bool = False, archived: st
     return PullResult(len(missing), total, len(here), str(target))
 
 
-def _manifest(remote: RemoteFiles, base: str) -> dict[str, Any]:
-    text = read_text(remote, "/" + base + "manifest.json")
-    if text is None:
-        raise RunError(
-            f"there is no run in /{base} of the volume: "
-            "start one with  modal run scripts/modal_train.py, or look with  modal volume ls"
-        )
-    try:
-        manifest = json.loads(text)
-        names = [safe_name(name) for stage in manifest["stages"].values() for name in stage.get("outputs", {})]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise RunError(f"/{base}manifest.json on the volume is not a manifest of Noesis") from None
-    if any(name.split("/")[0] not in RUN_FILES for name in names):
+def _safe_hashes(manifest: Manifest, base: str) -> dict[str, str]:
+    """SHA-256 of each file that the manifest names.
+
+    Raises:
+        RunError: a name leads out of the run, or is of no part of a run.
+    """
+    hashes = {
+        safe_name(name): file.sha256 for stage in manifest.stages.values() for name, file in stage.outputs.items()
+    }
+    if any(name.split("/")[0] not in RUN_FILES for name in hashes):
         raise RunError(f"/{base}manifest.json on the volume names files that are no part of a run")
-    return dict(manifest)
+    return hashes
 
 
 def _is_wanted(name: str, *, state: bool) -> bool:
@@ -100,14 +93,12 @@ def _is_here(file: Path, remote: RemoteFile, sha256: str | None) -> bool:
     return sha256 is not None and file.is_file() and file.stat().st_size == remote.size and sha256_file(file) == sha256
 
 
-def _refuse_another_run(target: Path, manifest: dict[str, Any]) -> None:
-    """Raise RunError if `target` holds another run: two runs are never mixed."""
-    file = target / "manifest.json"
-    if file.is_file():
-        here = json.loads(file.read_text(encoding="utf-8"))
-        if (here.get("identity"), here.get("created")) != (manifest.get("identity"), manifest.get("created")):
-            other = command("cloud", "pull", target.with_name(f"{target.name}-2"))
-            raise RunError(f"{target} holds another run: pull to another folder, for example  {other}")
+def _refuse_another_run(target: Path, manifest: Manifest) -> None:
+    """Raise RunError if `target` holds another run, or one that can't be read: two runs are never mixed."""
+    here = read_manifest(target)
+    if here is not None and (here.identity, here.created) != (manifest.identity, manifest.created):
+        other = command("cloud", "pull", target.with_name(f"{target.name}-2"))
+        raise RunError(f"{target} holds another run: pull to another folder, for example  {other}")
 
 
 def _copy(remote: RemoteFiles, source: str, target: Path, name: str, sha256: str | None, progress: Progress) -> None:

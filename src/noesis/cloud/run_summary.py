@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from noesis.cloud.cost import metered_lines
 from noesis.cloud.volume.notes import OpenedRun, judged_epochs
 from noesis.core.console import command, size
 from noesis.run.directory import Run, load_run
+from noesis.run.manifest import Manifest
+from noesis.tribunal.court import Ruling
+from noesis.tribunal.heldout import Preference
 
 NAMES = {"train": "training", "judge": "judging", "trial": "the trial", "merge": "merging", "gguf": "writing GGUF"}
 
@@ -24,8 +26,8 @@ def summary_lines(root: Path, *, volume: str | None = None) -> list[str]:
     opened = OpenedRun.read(root)
     lines = ["", "Where everything is on the volume", *_places(run)]
     lines += ["", *_epochs(run), *_verdict(run)]
-    lines += ["", "What it cost", *metered_lines(run.manifest.to_json())]
-    lines += preemption_lines(run.manifest.to_json(), opened.starts if opened else 1)
+    lines += ["", "What it cost", *metered_lines(run.manifest)]
+    lines += preemption_lines(run.manifest, opened.starts if opened else 1)
     if run.is_done("merge"):
         lines += [
             "",
@@ -58,29 +60,32 @@ def _epochs(run: Run) -> list[str]:
     found = [(judged.epoch, judged.preference) for judged in judged_epochs(run.path)]
     own = run.result("judge")
     if own and found:
-        found.append((found[-1][0] + 1, own["preference"]))
+        found.append((found[-1][0] + 1, Preference.from_json(own["preference"])))
     return [
-        f"  epoch_{epoch}  held-out loss {p['tuned']['held_out_loss']:.4f}, "
-        f"prefers the revised answer {p['tuned']['preferred']}/{p['examples']}"
+        f"  epoch_{epoch}  held-out loss {p.tuned.held_out_loss:.4f}, "
+        f"prefers the revised answer {p.tuned.preferred}/{p.examples}"
         for epoch, p in found
     ]
 
 
 def _verdict(run: Run) -> list[str]:
     found = run.result("trial") or run.result("judge")
-    return [f"  Tribunal: {found['court']['verdict']}: {found['court']['reason']}"] if found else []
+    if not found:
+        return []
+    ruling = Ruling.from_json(found["court"])
+    return [f"  Tribunal: {ruling.verdict}: {ruling.reason}"]
 
 
-def preemption_lines(manifest: dict[str, Any], starts: int = 1) -> list[str]:
+def preemption_lines(manifest: Manifest, starts: int = 1) -> list[str]:
     """How often a stage's container was preempted before the stage had ended.
 
     Args:
         starts: containers of the training; one that was killed before it could publish anything is in no ledger.
     """
     counts: dict[str, int] = {}
-    for entry in manifest.get("ledger", []):
-        if entry.get("ended") in ("interrupted", "killed"):
-            counts[entry["stage"]] = counts.get(entry["stage"], 0) + 1
+    for entry in manifest.ledger:
+        if entry.ended in ("interrupted", "killed"):
+            counts[entry.stage] = counts.get(entry.stage, 0) + 1
     if starts - 1 > counts.get("train", 0):
         counts["train"] = starts - 1
     return [

@@ -9,9 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from noesis.cloud.volume.layout import FOLDER, LEASE, SUMMARY
-from noesis.cloud.volume.remote import RemoteFiles, manifest_of, read_json, read_text
+from noesis.cloud.volume.lease import LeaseRecord
+from noesis.cloud.volume.remote import RemoteFiles, UnreadableManifest, manifest_of, read_text
 from noesis.core.console import duration, say
 from noesis.run.ledger import FILE as METER
+from noesis.run.ledger import parse_entry
+from noesis.run.manifest import Manifest
 from noesis.run.stages import STAGES
 
 EVERY_S = 20.0  # between two readings of the volume
@@ -34,23 +37,26 @@ class RunProgress:
 
     stage: the one that is running, None between two stages
     alive: whether a container holds the volume's lease
-    stages: the status of each stage that has started
+    stages: the state of each stage that has started; stale where what it read has changed since
+    usd: spent so far; None where the manifest could not be read
+    problem: why the manifest could not be read; only `alive` and `training` are known then
     """
 
     stage: str | None
     alive: bool
     done: bool
-    usd: float
+    usd: float | None
     quoted_usd: float | None
     steps: int | None
     training: TrainingProgress | None
     stages: dict[str, str]
+    problem: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Flat: the fields of `training` stand with the others."""
+        """Flat: the fields of `training` are with the others. `problem` is left out where there is none."""
         found = asdict(self)
-        training = found.pop("training")
-        return found | (training or {})
+        training, problem = found.pop("training"), found.pop("problem")
+        return found | (training or {}) | ({"problem": problem} if problem else {})
 
 
 def follow(files: RemoteFiles, *, once: bool = False, sleep: Callable[[float], None] = time.sleep) -> RunProgress:
@@ -73,10 +79,14 @@ def read_progress(files: RemoteFiles, *, now: Callable[[], float] = time.time) -
     Raises:
         RunError: the volume holds no run.
     """
-    manifest = manifest_of(files)
-    stages = {name: str(entry.get("status")) for name, entry in manifest["stages"].items()}
-    plan = manifest["stages"].get("plan", {}).get("result") or {}
-    alive = float(read_json(files, f"/{FOLDER}/{LEASE}").get("until", 0.0)) > now()
+    alive = LeaseRecord.parse(read_text(files, f"/{FOLDER}/{LEASE}")).until > now()
+    try:
+        manifest = manifest_of(files)
+    except UnreadableManifest as error:
+        training = _training_progress(files, None, False)
+        return RunProgress(None, alive, False, None, None, None, training, {}, str(error))
+    stages = {name: manifest.state(name) for name in manifest.stages}
+    plan = manifest.result("plan") or {}
     running = next((name for name in reversed(STAGES) if stages.get(name) == "running"), None)
     return RunProgress(
         stage=running,
@@ -85,7 +95,7 @@ def read_progress(files: RemoteFiles, *, now: Callable[[], float] = time.time) -
         usd=_spent_usd(files, manifest),
         quoted_usd=plan.get("usd"),
         steps=plan.get("steps"),
-        training=_training_progress(files, int(plan.get("steps") or 0), running == "train"),
+        training=_training_progress(files, plan.get("steps"), running == "train"),
         stages=stages,
     )
 
@@ -94,43 +104,49 @@ def progress_lines(progress: RunProgress) -> list[str]:
     """The state as lines for a terminal."""
     if progress.done:
         state = "done"
-    elif progress.alive:
-        state = f"running: {progress.stage or 'between two stages'}"
-    else:
+    elif not progress.alive:
         state = "nothing is running on this volume"
-    finished = [name for name in STAGES if progress.stages.get(name) == "done"]
-    lines = [f"  {state}; done: {', '.join(finished) or 'nothing yet'}"]
+    elif progress.problem is not None:
+        state = "a run is using this volume"
+    else:
+        state = f"running: {progress.stage or 'between two stages'}"
+    if progress.problem is not None:
+        lines = [f"  {state}", f"  {progress.problem}"]
+    else:
+        done, stale = ([name for name in STAGES if progress.stages.get(name) == status] for status in ("done", "stale"))
+        lines = [f"  {state}; done: {', '.join(done) or 'nothing yet'}"]
+        if stale:
+            lines.append(f"  stale: {', '.join(stale)} (what they read has changed since)")
     if (t := progress.training) is not None:
+        step = f"{t.step}/{progress.steps}" if progress.steps else str(t.step)
         left = f" · {duration(t.seconds_left)} of training left" if t.seconds_left else ""
-        lines.append(
-            f"  step {t.step}/{progress.steps} · epoch {t.epoch:.2f} · loss {t.loss:.3f} · "
-            f"{t.tokens_per_s:,.0f} tokens/s{left}"
-        )
-    quoted = f" of {progress.quoted_usd:.2f} quoted" if progress.quoted_usd is not None else ""
-    lines.append(f"  spent {progress.usd:.2f} USD{quoted}")
+        lines.append(f"  step {step} · epoch {t.epoch:.2f} · loss {t.loss:.3f} · {t.tokens_per_s:,.0f} tokens/s{left}")
+    if progress.usd is not None:
+        quoted = f" of {progress.quoted_usd:.2f} quoted" if progress.quoted_usd is not None else ""
+        lines.append(f"  spent {progress.usd:.2f} USD{quoted}")
     stopped = [name for name, status in progress.stages.items() if status in ("interrupted", "failed", "running")]
     if not progress.alive and not progress.done and stopped:
         lines.append(f"  {stopped[0]} stopped before its end: the same  modal run  continues from there")
     return lines
 
 
-def _spent_usd(files: RemoteFiles, manifest: dict[str, Any]) -> float:
-    """What the ledger holds, and what the running stage has metered since."""
-    meter = read_json(files, f"/{METER}")
-    recorded = {entry.get("id") for entry in manifest.get("ledger", [])}
-    running = float(meter.get("usd", 0.0)) if meter.get("id") not in recorded else 0.0
-    return round(float(manifest.get("cost_usd", 0.0)) + running, 4)
+def _spent_usd(files: RemoteFiles, manifest: Manifest) -> float:
+    """What is in the ledger, and what the running stage has metered since."""
+    running = parse_entry(read_text(files, f"/{METER}") or "")
+    recorded = running is None or any(entry.id == running.id for entry in manifest.ledger)
+    return round(manifest.cost_usd + (0.0 if running is None or recorded else running.usd), 4)
 
 
-def _training_progress(files: RemoteFiles, steps: int, running: bool) -> TrainingProgress | None:
+def _training_progress(files: RemoteFiles, steps: int | None, running: bool) -> TrainingProgress | None:
     """The last whole line of metrics.jsonl, with an estimate of the time left."""
     for line in reversed((read_text(files, "/metrics.jsonl") or "").split("\n")):
         try:
             last = dict(json.loads(line))
-        except ValueError:
+            step, tokens, speed = int(last["step"]), int(last["tokens"]), float(last["tokens_per_s"])
+            epoch, loss = float(last["epoch"]), float(last["loss"])
+        except (ValueError, TypeError, KeyError):
             continue  # half-written
-        step, speed = int(last["step"]), float(last["tokens_per_s"])
-        tokens_left = int(last["tokens"]) / max(step, 1) * max(steps - step, 0)
+        tokens_left = tokens / max(step, 1) * max((steps or 0) - step, 0)
         left = round(tokens_left / max(speed, 1e-9), 1) if running else 0.0
-        return TrainingProgress(step, float(last["epoch"]), float(last["loss"]), speed, left)
+        return TrainingProgress(step, epoch, loss, speed, left)
     return None

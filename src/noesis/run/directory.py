@@ -142,8 +142,7 @@ class Run:
 
     def result(self, stage: str) -> Json | None:
         """What a finished stage reported, None if it has not run."""
-        record = self._manifest.stages.get(stage)
-        return None if record is None or record.result is None else dict(record.result)
+        return self._manifest.result(stage)
 
     def executed_plan(self) -> Json | None:
         """The plan that was carried out: the smaller one if training ran out of memory, else the stage's."""

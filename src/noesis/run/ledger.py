@@ -59,6 +59,14 @@ class LedgerEntry:
         return replace(self, seconds=round(seconds, 2), usd=round(seconds * self.usd_per_s, 6), ended=ended)
 
 
+def parse_entry(text: str) -> LedgerEntry | None:
+    """The entry in the text of a `.meter` file; None where it is damaged."""
+    try:
+        return LedgerEntry.from_json(json.loads(text))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 class StageMeter:
     """Measures one stage in one process."""
 
@@ -91,10 +99,10 @@ class StageMeter:
 def unrecorded_cost(folder: Path, ledger: Iterable[LedgerEntry]) -> LedgerEntry | None:
     """The entry of a process that was killed while it worked in `folder`, if there is one that the ledger lacks."""
     try:
-        entry = LedgerEntry.from_json(json.loads((folder / FILE).read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        entry = parse_entry((folder / FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, UnicodeDecodeError):
         return None
-    if any(booked.id == entry.id for booked in ledger):
+    if entry is None or any(booked.id == entry.id for booked in ledger):
         return None
     return entry.after(entry.seconds + EVERY_S, "killed")
 

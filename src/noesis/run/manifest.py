@@ -214,6 +214,11 @@ class Manifest:
         )
 
     # --- reading
+    def result(self, stage: str) -> Json | None:
+        """What a finished stage reported, None if it has not run."""
+        record = self.stages.get(stage)
+        return None if record is None or record.result is None else dict(record.result)
+
     def state(self, stage: str) -> str:
         """The status of a stage, or `not run`. One that is recorded as done is stale if an input has changed since."""
         record = self.stages.get(stage)

@@ -95,11 +95,6 @@ def opinion(
     return Opinion(case, judges, None if len(absent) >= 2 else (low, high), valid, tuple(absent), reasons)
 
 
-def verdict_exit_code(verdict: str) -> int:
-    """0 APPROVED, 3 REJECTED, 4 CONDITIONAL or UNDECIDED."""
-    return {APPROVED: 0, REJECTED: 3}.get(verdict, 4)
-
-
 @dataclass(frozen=True)
 class Ruling:
     """The verdict on a model, why, and how many more prompts would decide it, where more prompts would."""
@@ -110,8 +105,8 @@ class Ruling:
 
     @property
     def exit_code(self) -> int:
-        """Of a command that gates on the verdict."""
-        return verdict_exit_code(self.verdict)
+        """The exit code of a command that gates on the verdict: 0 APPROVED, 3 REJECTED, 4 CONDITIONAL or UNDECIDED."""
+        return {APPROVED: 0, REJECTED: 3}.get(self.verdict, 4)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

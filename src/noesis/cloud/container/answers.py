@@ -7,6 +7,7 @@ trial looks for them, so the trial is the same and has no answers left to write.
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,25 @@ from noesis.run.directory import load_run
 from noesis.run.ledger import LedgerEntry
 
 CHUNK = 16  # prompts that are answered together
+
+
+@dataclass(frozen=True)
+class AnsweredChunk:
+    """The answers to one chunk of prompts, as a row of a shard's file.
+
+    answers: by their keys in the trial's cache
+    ledger: what they cost; a shard's first chunk has the entries of all its chunks
+    """
+
+    answers: dict[str, str]
+    ledger: tuple[LedgerEntry, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {"answers": self.answers, "ledger": [entry.to_json() for entry in self.ledger]}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> AnsweredChunk:
+        return cls(value["answers"], tuple(LedgerEntry.from_json(entry) for entry in value["ledger"]))
 
 
 def trial_shards(root: Path, project: Project, request: CloudRequest) -> tuple[Shards, list[list[str]]]:
@@ -43,16 +63,15 @@ def answer_shard(context: ContainerContext, request: CloudRequest, index: int) -
     def work() -> CallResult:
         shards, chunks = trial_shards(context.root, context.project, request)
 
-        def answer(own: list[list[str]]) -> list[dict[str, Any]]:
-            return _answer_chunks(context, request, own)
+        def answer(own: list[list[str]]) -> list[Any]:
+            return [chunk.to_json() for chunk in _answer_chunks(context, request, own)]
 
         return CallResult({"chunks": do_shard(shards, index, chunks, answer, context.commit)})
 
     return run_guarded(context, work)
 
 
-def _answer_chunks(context: ContainerContext, request: CloudRequest, chunks: list[list[str]]) -> list[dict[str, Any]]:
-    """For each chunk its answers; the first one also has the ledger entries of all."""
+def _answer_chunks(context: ContainerContext, request: CloudRequest, chunks: list[list[str]]) -> list[AnsweredChunk]:
     from noesis.pipeline.answers import generate_answers
     from noesis.pipeline.session import reopen_run
     from noesis.pipeline.stages.trial import TrialRequest, current_tribunal_settings, trial_items
@@ -67,8 +86,8 @@ def _answer_chunks(context: ContainerContext, request: CloudRequest, chunks: lis
             lambda: {"rows": [generate_answers(s, section, [items[i] for i in chunk]) for chunk in chunks]},
             list,
         )
-        ledger = [entry.to_json() for entry in s.run.manifest.ledger if entry.id not in known]
-    return [{"answers": row, "ledger": ledger if i == 0 else []} for i, row in enumerate(found["rows"])]
+        ledger = tuple(entry for entry in s.run.manifest.ledger if entry.id not in known)
+    return [AnsweredChunk(row, () if i else ledger) for i, row in enumerate(found["rows"])]
 
 
 def take_answers(s: RunSession, root: Path, project: Project, request: CloudRequest) -> None:
@@ -78,7 +97,7 @@ def take_answers(s: RunSession, root: Path, project: Project, request: CloudRequ
     shards, chunks = trial_shards(root, project, request)
     if shards.missing(chunks):
         return  # the trial writes the answers that are not there
-    rows = list(results_in_order(shards, chunks))
-    for row in rows:
-        store_answers(s, row["answers"])
-    s.run.book(LedgerEntry.from_json(entry) for row in rows for entry in row["ledger"])
+    answered = [AnsweredChunk.from_json(row) for row in results_in_order(shards, chunks)]
+    for chunk in answered:
+        store_answers(s, chunk.answers)
+    s.run.book(entry for chunk in answered for entry in chunk.ledger)

@@ -23,7 +23,7 @@ from noesis.core.console import say
 from noesis.core.errors import RunError
 from noesis.core.files import write_text
 from noesis.core.project import Project
-from noesis.tribunal.court import verdict_exit_code
+from noesis.tribunal.court import Ruling
 
 POLL_S = 10.0
 
@@ -81,7 +81,8 @@ class _Orchestrator:
 
     def run(self) -> CallResult:
         """Train, judge, merge: what the request asks for, up to the first error."""
-        what, request_json, verdict = self.request.what, self.request.to_json(), None
+        what, request_json = self.request.what, self.request.to_json()
+        ruling: Ruling | None = None
         if what == "all":
             trained = self.call(
                 "train", {"request": request_json, "ticket": self.lease.holder}, meanwhile=self.judge_trained_epochs
@@ -97,14 +98,14 @@ class _Orchestrator:
             )
             if judged.error is not None:
                 return judged
-            verdict = str(judged.value["court"]["verdict"])
+            ruling = Ruling.from_json(judged.value["court"])
         self.wait_for_epochs()
         if what != "test":
             merged = self.call("merge", {"request": request_json, "again": what == "merge"})
             if merged.error is not None:
                 return merged
-        gated = self.request.gate and verdict is not None
-        return CallResult({"verdict": verdict}, code=verdict_exit_code(str(verdict)) if gated else 0)
+        verdict, code = (None, 0) if ruling is None else (ruling.verdict, ruling.exit_code)
+        return CallResult({"verdict": verdict}, code=code if self.request.gate else 0)
 
     def call(self, name: str, arguments: dict[str, Any], *, meanwhile: Callable[[], None] = lambda: None) -> CallResult:
         """The result of the function `name`, which is started unless this orchestrator started it before a restart."""

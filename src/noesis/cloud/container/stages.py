@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,6 @@ from noesis.cloud.volume.sync import HEAVY
 from noesis.cloud.volume.uploaded_data import require_upload
 from noesis.core.files import write_text
 from noesis.run.directory import Run
-from noesis.run.ledger import LedgerEntry
 
 if TYPE_CHECKING:
     from noesis.pipeline.session import RunSession
@@ -109,7 +109,7 @@ def judge_epoch(context: ContainerContext, epoch: int) -> CallResult:
 
 def _judge_copy(s: RunSession, epoch: int) -> JudgedEpoch:
     from noesis.pipeline.stages.choose import BASE, score_checkpoints
-    from noesis.tribunal.heldout import compare
+    from noesis.tribunal.heldout import Preference, compare
 
     name = f"epoch_{epoch}"
     known = {entry.id for entry in s.run.manifest.ledger}
@@ -120,8 +120,8 @@ def _judge_copy(s: RunSession, epoch: int) -> JudgedEpoch:
         return {"preference": compare(ids, found[BASE], found[name]).to_json()}
 
     measured = s.run.perform("judge_epoch", measure, list)
-    entries = [entry.to_json() for entry in s.run.manifest.ledger if entry.id not in known]
-    return JudgedEpoch(epoch, measured["preference"], entries)
+    entries = tuple(entry for entry in s.run.manifest.ledger if entry.id not in known)
+    return JudgedEpoch(epoch, Preference.from_json(measured["preference"]), entries)
 
 
 def _publish_scores(copy: Path, root: Path, name: str) -> None:
@@ -149,7 +149,8 @@ def judge(context: ContainerContext, request: CloudRequest, again: bool) -> Call
             if request.judges:
                 if request.shards > 1:
                     take_answers(s, context.root, context.project, request)
-                result = trial_with_vllm_judge(s, context.project, request, again=again) or result
+                trial = trial_with_vllm_judge(s, context.project, request, again=again)
+                result = result if trial is None else trial.to_json()
             return CallResult(result)
 
     return run_guarded(context, work)
@@ -192,4 +193,4 @@ def merge(context: ContainerContext, request: CloudRequest, again: bool) -> Call
 def _record_epoch_costs(run: Run) -> None:
     """Add to the ledger what judging the epochs cost, once."""
     entries = [entry for judged in judged_epochs(run.path) for entry in judged.ledger]
-    run.book(LedgerEntry.from_json(entry | {"stage": "judge_epochs"}) for entry in entries)
+    run.book(replace(entry, stage="judge_epochs") for entry in entries)

@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from noesis.cloud.request import LOCAL_JUDGE, CloudRequest
 from noesis.core.console import duration, say
@@ -26,6 +26,9 @@ from noesis.core.signals import Terminated
 from noesis.llm.torch_generate import free_gpu_memory
 from noesis.pipeline.session import RunSession
 
+if TYPE_CHECKING:
+    from noesis.pipeline.results import TrialResult
+
 COMMAND = "NOESIS_VLLM"  # environment variable: the vLLM program and its arguments before `serve`
 IN_IMAGE = "/opt/vllm/bin/vllm"
 PORT = 8811  # fixed, since calibrations and cached replies are stored under the judge's address
@@ -34,9 +37,7 @@ CONTEXT = 8192  # tokens of a judge's question and reply
 KEY = "NOESIS_KEY_127_0_0_1"
 
 
-def trial_with_vllm_judge(
-    s: RunSession, project: Project, request: CloudRequest, *, again: bool
-) -> dict[str, Any] | None:
+def trial_with_vllm_judge(s: RunSession, project: Project, request: CloudRequest, *, again: bool) -> TrialResult | None:
     """The run's trial by the judges of the request.
 
     Returns:
@@ -52,12 +53,12 @@ def trial_with_vllm_judge(
         )
     others = tuple(spec for spec in request.judges if not spec.startswith(LOCAL_JUDGE))
     if not served:
-        return run_trial(s, project, TrialRequest(others), again=again).to_json()
+        return run_trial(s, project, TrialRequest(others), again=again)
     trial = TrialRequest((f"openai:http://127.0.0.1:{PORT}/v1:{served[0]}", *others))
     try:
         command = vllm_command(served[0])
         with temporary_key() as key:
-            return run_trial(s, project, trial, again=again, judge_server=lambda: vllm_server(command, key)).to_json()
+            return run_trial(s, project, trial, again=again, judge_server=lambda: vllm_server(command, key))
     except ModelError as error:
         say(f"  there is no trial: {error}")
         return None

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from noesis.cloud.volume.layout import FOLDER, LEASE
 from noesis.core.console import command, duration, say
@@ -23,6 +22,32 @@ LASTS_S = 600.0  # until it expires, unless renewed
 LEAVING_S = 45.0  # after an orderly stop, while started calls may still be saving
 RENEW_S = 60.0
 SETTLE_S = 1.5  # between writing and reading back
+
+
+@dataclass(frozen=True)
+class LeaseRecord:
+    """lease.json on the volume.
+
+    until: Unix time at which it expires
+    calls: what its holder has started: name → id of the Modal call
+    """
+
+    holder: str = ""
+    until: float = 0.0
+    calls: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, text: str | None) -> LeaseRecord:
+        """The record in `text`; nobody's, expired, where there is none or it is damaged."""
+        try:
+            found = json.loads(text or "{}")
+            calls = {str(name): str(call) for name, call in found.get("calls", {}).items()}
+            return cls(str(found.get("holder", "")), float(found.get("until", 0.0)), calls)
+        except (ValueError, TypeError, AttributeError):
+            return cls()
 
 
 @dataclass
@@ -55,8 +80,8 @@ class Lease:
             self.sleep(min(left, 5.0))
             self.reload()
         own = self._read()
-        if own.get("holder") == self.holder:
-            self.calls = dict(own.get("calls", {}))
+        if own.holder == self.holder:
+            self.calls = dict(own.calls)
         self._write(LASTS_S)
         self.sleep(SETTLE_S)
         self.reload()
@@ -91,25 +116,23 @@ class Lease:
     def _seconds_of_others(self) -> float:
         """Seconds until the lease of another holder expires."""
         lease = self._read()
-        return 0.0 if lease.get("holder") == self.holder else float(lease.get("until", 0.0)) - self.clock()
+        return 0.0 if lease.holder == self.holder else lease.until - self.clock()
 
     def _require_own(self) -> None:
-        if self._read().get("holder") != self.holder:
+        if self._read().holder != self.holder:
             raise RunError(
                 "another run started on this volume at the same moment; it continues and this one stops: "
                 f"see it with  {command('cloud', 'watch')}"
             )
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> LeaseRecord:
         try:
-            found = json.loads((self.root / FOLDER / LEASE).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+            return LeaseRecord.parse((self.root / FOLDER / LEASE).read_text(encoding="utf-8"))
+        except (FileNotFoundError, UnicodeDecodeError):
+            return LeaseRecord()
 
     def _write(self, lasts: float) -> None:
         self.renewed = self.clock()
-        write_json(
-            self.root / FOLDER / LEASE, {"holder": self.holder, "until": self.renewed + lasts, "calls": self.calls}
-        )
+        record = LeaseRecord(self.holder, self.renewed + lasts, self.calls)
+        write_json(self.root / FOLDER / LEASE, record.to_json())
         self.commit()

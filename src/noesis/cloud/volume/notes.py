@@ -9,6 +9,8 @@ from typing import Any
 
 from noesis.cloud.volume.layout import EPOCHS, FOLDER, OPENED
 from noesis.core.files import write_json
+from noesis.run.ledger import LedgerEntry
+from noesis.tribunal.heldout import Preference
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,20 @@ class JudgedEpoch:
     """
 
     epoch: int
-    preference: dict[str, Any]
-    ledger: list[dict[str, Any]]
+    preference: Preference
+    ledger: tuple[LedgerEntry, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "preference": self.preference, "ledger": self.ledger}
+        return {
+            "epoch": self.epoch,
+            "preference": self.preference.to_json(),
+            "ledger": [entry.to_json() for entry in self.ledger],
+        }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> JudgedEpoch:
-        return cls(int(value["epoch"]), value["preference"], value["ledger"])
+        ledger = tuple(LedgerEntry.from_json(entry) for entry in value["ledger"])
+        return cls(int(value["epoch"]), Preference.from_json(value["preference"]), ledger)
 
     def write(self, root: Path) -> None:
         write_json(judged_epoch_file(root, self.epoch), self.to_json())

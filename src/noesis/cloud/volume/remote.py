@@ -12,6 +12,8 @@ import modal
 
 from noesis.core.config import ModalSection
 from noesis.core.errors import RunError
+from noesis.run.manifest import Manifest
+from noesis.run.manifest_file import parse_manifest
 
 MAX_TEXT = 64 * 2**20  # bytes of a file that is read whole
 
@@ -22,6 +24,10 @@ class RemoteFile:
 
     path: str
     size: int
+
+
+class UnreadableManifest(RunError):
+    """A manifest that is on the volume and can't be read: incomplete, no manifest, or of a newer format."""
 
 
 class RemoteFiles(Protocol):
@@ -96,22 +102,30 @@ def safe_name(path: str) -> str:
     return relative
 
 
-def read_json(files: RemoteFiles, path: str) -> dict[str, Any]:
-    """A small JSON file; {} if there is none, or it is just being replaced."""
-    try:
-        found = json.loads(read_text(files, path) or "{}")
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def manifest_of(files: RemoteFiles) -> dict[str, Any]:
+def manifest_of(files: RemoteFiles, folder: str = "") -> Manifest:
     """The manifest of the run on the volume.
 
+    Args:
+        folder: of an archived run, relative to the volume's root and ending in a slash.
+
     Raises:
-        RunError: there is none.
+        RunError: there is none. UnreadableManifest: there is one, which this version can't read.
     """
-    found = read_json(files, "/manifest.json")
-    if not isinstance(found.get("stages"), dict):
-        raise RunError("the volume holds no run yet: start one with  modal run scripts/modal_train.py --epochs 3")
-    return found
+    path = f"/{folder}manifest.json"
+    text = read_text(files, path)
+    if text is None:
+        raise RunError(
+            f"there is no run in /{folder} of the volume: look with  modal volume ls"
+            if folder
+            else "the volume holds no run yet: start one with  modal run scripts/modal_train.py --epochs 3"
+        )
+    try:
+        return parse_manifest(json.loads(text))
+    except RunError as error:
+        raise UnreadableManifest(f"{path} on the volume {error}") from None
+    except json.JSONDecodeError:
+        raise UnreadableManifest(
+            f"{path} on the volume is incomplete; if it is being written, it can be read in a minute"
+        ) from None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UnreadableManifest(f"{path} on the volume is not a manifest of Noesis") from None
