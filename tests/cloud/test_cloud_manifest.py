@@ -22,7 +22,7 @@ NEWER = json.dumps({"format": FORMAT + 1, "stages": [{"shape": "unknown"}]})
 UNREADABLE = {
     "half written": ('{"format": 2, "stages": {"train": {"sta', "incomplete"),
     "empty": ("", "incomplete"),
-    "newer": (NEWER, f"is of format {FORMAT + 1}.*update Noesis"),
+    "newer": (NEWER, f"has format {FORMAT + 1}.*update Noesis"),
     "another file": ('{"stages": {}}', "not a manifest of Noesis"),
     "a list": ("[]", "not a manifest of Noesis"),
 }

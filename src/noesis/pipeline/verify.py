@@ -81,13 +81,13 @@ def verify(run: Run) -> Iterator[tuple[str, str | None]]:
             continue
         record = run.manifest.stages[name]
         wrong = run.changed(name, thoroughly=True)
-        yield f"{name}: {len(record.outputs)} files have their hashes", "; ".join(wrong) or None
+        yield f"{name}: hashes of its {len(record.outputs)} files", "; ".join(wrong) or None
         if record.status == "done":
             read = {other: record.inputs[other] for other in needs_of(name) if other in record.inputs}
             # a stage that has to be done again is known to differ, and so is everything that reads it
             known = [other for other in read if run.state(other) != "done"]
             lost = [o for o, digest in read.items() if o not in known and not _is_as_read(run, o, digest)]
-            yield f"{name}: what it read is unchanged", ", ".join(lost) + " changed since" if lost else None
+            yield f"{name}: what it read", ", ".join(lost) + " changed since" if lost else None
     for what, check in CHECKS.items():
         try:
             yield what, check(run)
