@@ -99,13 +99,13 @@ def test_validate_names_file_and_line_and_exits_1(write_rows, record: dict):
     done = noesis("data", "validate", file)
     assert done.returncode == 1
     assert f"{file}:2: error: not JSON" in done.stdout
-    assert "2 rows in 1 files: 1 valid, 1 errors" in done.stdout
+    assert "2 rows in 1 file: 1 valid, 1 error" in done.stdout
 
 
 def test_json_is_all_that_stands_on_stdout(write_rows, record: dict):
     done = noesis("data", "validate", write_rows(record), "--json", "-")
     assert json.loads(done.stdout)["valid"] == 1
-    assert "1 rows in 1 files" in done.stderr
+    assert "1 row in 1 file" in done.stderr
 
 
 def test_the_scripts_of_the_guide(tmp_path: Path):

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from noesis.cli.options import JsonOption, ProjectOption, print_result, reserve_stdout
+from noesis.core.text import counted
 
 app = typer.Typer(
     help="Check, split and inspect the examples.\n\nExample: noesis data validate",
@@ -64,8 +65,8 @@ def data_validate(
         or f"lengths in tokens were not checked: the tokenizer of {config.training.model} is not on this machine"
     )
     say(
-        f"{result.rows:,} rows in {len(result.files)} files: {len(result.table):,} valid, "
-        f"{result.total('error'):,} errors, {result.total('warning'):,} warnings"
+        f"{counted(result.rows, 'row')} in {counted(len(result.files), 'file')}: {len(result.table):,} valid, "
+        f"{counted(result.total('error'), 'error')}, {counted(result.total('warning'), 'warning')}"
     )
     for name, counts in result.counts().items():
         if counts:
@@ -122,7 +123,7 @@ def data_export(
         sources, target, load_constitution(found.constitution), config, dedupe=dedupe, tribunal=found.data / "tribunal"
     )
     for part in (statistics.train, statistics.held_out):
-        say(f"  {part.file}: {part.examples} examples")
+        say(f"  {part.file}: {counted(part.examples, 'example')}")
     say(f"  {target / 'statistics.json'}")
     print_result(statistics.to_json(), as_json)
 

@@ -77,6 +77,11 @@ def closing(text: str) -> str:
     return last if 3 <= len(last.split()) <= 40 and len(last) < len(tail) else ""
 
 
+def counted(count: int, noun: str) -> str:
+    """`count` of something, for a message: "1 row", "1,024 rows"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def fill_template(template: str, values: Mapping[str, str]) -> str:
     """Put `values` into the `{fields}` of `template` in one pass: braces inside a value are never read as a field."""
     return _FIELD.sub(lambda m: values[m[1]], template)

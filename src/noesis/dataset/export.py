@@ -18,6 +18,7 @@ from noesis.core.config import Config
 from noesis.core.console import say
 from noesis.core.errors import DataError
 from noesis.core.files import atomic, write_json, write_jsonl
+from noesis.core.text import counted
 from noesis.dataset.checks.contamination import refuse_known_questions
 from noesis.dataset.checks.length import TokenCounter, find_token_counter
 from noesis.dataset.checks.near_duplicates import Cluster, find_clusters, group
@@ -75,7 +76,7 @@ def raise_on_errors(report: Report, consequence: str) -> None:
     if errors:
         shown = "\n  ".join(str(problem) for problem in report.errors[:5])
         more = f"\n  … and {errors - 5:,} more: noesis data validate" if errors > 5 else ""
-        raise DataError(f"{errors:,} error(s) in the examples; {consequence}:\n  {shown}{more}")
+        raise DataError(f"{counted(errors, 'error')} in the examples; {consequence}:\n  {shown}{more}")
 
 
 def export(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from noesis.core.errors import DataError
+from noesis.core.text import counted
 from noesis.dataset.checks.scan import DIFFICULTIES, Column, Table
 
 REFERENCE_SIZE = 124  # `data.eval_examples` is meant for this many; other sizes keep the proportion
@@ -59,8 +60,8 @@ def split(table: Table, groups: Column, *, eval_examples: int, seed: int) -> Col
     units = _units(table, groups, seed)
     if len(units.ids) < 2:
         raise DataError(
-            f"{len(table):,} example(s), all of which say the same or are filled from one template: at least two "
-            "different ones are needed, one to train on and one to hold out; see them with  noesis data validate"
+            f"{counted(len(table), 'example')}, all of which say the same or are filled from one template: at least "
+            "two different ones are needed, one to train on and one to hold out; see them with  noesis data validate"
         )
     total = int(units.ids.sum())
     wanted = max(1, round(total * eval_examples / REFERENCE_SIZE))

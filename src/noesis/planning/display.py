@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from noesis.core.console import duration, say, size
+from noesis.core.text import counted
 from noesis.planning.plan import Plan
 
 LABEL = 9  # width of the column before the text
@@ -44,7 +45,7 @@ def _contents(plan: Plan) -> list[str]:
     how = [
         f"rows of up to {setup.pack_length:,} tokens"
         if setup.packing
-        else f"{setup.micro_batch} sequence(s) at a time",
+        else f"{counted(setup.micro_batch, 'sequence')} at a time",
         f"checkpointing {setup.gradient_checkpointing}",
     ]
     if setup.optimizer == "adamw_8bit":
@@ -53,11 +54,12 @@ def _contents(plan: Plan) -> list[str]:
         how.append("through Unsloth")
     return [
         _line("model", f"{plan.model}: {millions:,.0f} M parameters, adapter of rank {plan.r} with {adapter:.1f} M"),
-        _line("data", f"{plan.rows} examples, {plan.tokens_per_epoch:,} tokens an epoch{error}"),
+        _line("data", f"{counted(plan.rows, 'example')}, {plan.tokens_per_epoch:,} tokens an epoch{error}"),
         _line("", f"{plan.trained_tokens_per_epoch:,} of them trained on, longest row {plan.longest_row:,}"),
         _line(
             "steps",
-            f"{plan.epochs} epoch{'s' * (plan.epochs > 1)}, {plan.steps} steps of {setup.sequences_per_step} sequences",
+            f"{counted(plan.epochs, 'epoch')}, {counted(plan.steps, 'step')} of "
+            f"{counted(setup.sequences_per_step, 'sequence')}",
         ),
         _line("device", f"{where} ({kind}, {size(device.memory_bytes)} free)"),
         _line("setup", plan.precision),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from noesis.core.console import duration, size
+from noesis.core.text import counted
 from noesis.planning.precision import allowed_precisions
 from noesis.planning.search import PlanningTask, SetupOption, enumerate_setups, fastest_fit
 
@@ -102,7 +103,7 @@ def _packing(task: PlanningTask, chosen: SetupOption) -> str:
         )
     if not task.packs and task.config.training.packing is not False:
         return "packing: no, this GPU can't run the attention that keeps packed sequences apart"
-    return f"packing: no, as configured; {setup.micro_batch} sequence(s) at a time"
+    return f"packing: no, as configured; {counted(setup.micro_batch, 'sequence')} at a time"
 
 
 def _gpus(task: PlanningTask, chosen: SetupOption) -> list[str]:

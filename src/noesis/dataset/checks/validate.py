@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from noesis.constitution.document import Constitution
+from noesis.core.text import counted
 from noesis.dataset.checks.length import TokenCounter, too_long
 from noesis.dataset.checks.line import Finding, Rules
 from noesis.dataset.checks.near_duplicates import Cluster, find_clusters
@@ -74,8 +75,8 @@ class Report:
         """One line for the terminal: how many examples in how many files, with how many problems."""
         errors = self.total("error")
         return (
-            f"{self.rows:,} examples in {len(self.files)} files: "
-            f"{f'{errors:,}' if errors else 'no'} errors, {self.total('warning'):,} warnings"
+            f"{counted(self.rows, 'example')} in {counted(len(self.files), 'file')}: "
+            f"{counted(errors, 'error') if errors else 'no errors'}, {counted(self.total('warning'), 'warning')}"
         )
 
     def counts(self) -> dict[str, dict[str, int]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from noesis.core.console import command, duration, say
 from noesis.core.errors import RunError
+from noesis.core.text import counted
 from noesis.pipeline.results import RunResults
 from noesis.pipeline.session import RunSession
 from noesis.planning.budget import quote, require_affordable
@@ -55,7 +56,7 @@ def show_training(result: TrainResult) -> None:
     unknown = float("nan")  # there are no metrics
     first, final = (unknown if loss is None else loss for loss in (result.first_loss, result.final_loss))
     say(
-        f"  {result.steps} steps in {duration(result.seconds)} ({result.tokens_per_s:,.0f} tokens/s); "
+        f"  {counted(result.steps, 'step')} in {duration(result.seconds)} ({result.tokens_per_s:,.0f} tokens/s); "
         f"loss {first:.3f} → {final:.3f}"
     )
     if (held_out := result.held_out) is not None and held_out.by_epoch:
@@ -64,5 +65,5 @@ def show_training(result: TrainResult) -> None:
         say(f"  held-out pairs: chosen above rejected in {preferred}, mean margin {last.reward_margin:+.3f}")
     if result.mean_training_loss is not None:
         losses = [f"{name} {loss:.3f}" for name, loss in result.mean_training_loss.items() if loss is not None]
-        saved = f"{result.saves} states saved in {result.save_share or 0.0:.1%} of the time"
+        saved = f"{counted(result.saves or 0, 'state')} saved in {result.save_share or 0.0:.1%} of the time"
         say(f"  {saved}; mean training loss {', '.join(losses)}")
