@@ -13,6 +13,7 @@ from noesis.constitution.document import load_constitution
 from noesis.core.errors import NoesisError
 from noesis.core.files import sha256_file
 from noesis.core.jsonl import read_objects
+from noesis.core.text import counted
 from noesis.dataset.checks.length import find_token_counter
 from noesis.dataset.load import read_run_copy
 from noesis.dataset.statistics import describe
@@ -81,7 +82,7 @@ def verify(run: Run) -> Iterator[tuple[str, str | None]]:
             continue
         record = run.manifest.stages[name]
         wrong = run.changed(name, thoroughly=True)
-        yield f"{name}: hashes of its {len(record.outputs)} files", "; ".join(wrong) or None
+        yield f"{name}: hashes of {counted(len(record.outputs), 'file')}", "; ".join(wrong) or None
         if record.status == "done":
             read = {other: record.inputs[other] for other in needs_of(name) if other in record.inputs}
             # a stage that has to be done again is known to differ, and so is everything that reads it
