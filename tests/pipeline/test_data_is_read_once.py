@@ -10,6 +10,7 @@ import pytest
 
 from helpers.tiny_runs import run_all
 from noesis.core.project import Project
+from noesis.dataset.checks import length
 from noesis.dataset.encode import answer_rows
 from noesis.llm.tokenizer import ChatTokenizer
 from noesis.pipeline.session import reopen_run
@@ -35,6 +36,7 @@ def parses(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str]]:
 def tokenised(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each text was tokenised."""
     found: Counter[str] = Counter()
+    length._tokenizer.cache_clear()  # a tokenizer that an earlier test opened keeps the method it was made with
     encode = ChatTokenizer._encode_uncached
 
     def counted(self: ChatTokenizer, text: str, add_special_tokens: bool) -> tuple[int, ...]:

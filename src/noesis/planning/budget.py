@@ -76,9 +76,8 @@ class Budget:
         """
         if not self.describe():
             return ""
-        end = duration(self.seconds() + seconds)
-        if self.usd_per_s > 0:
-            end = f"{self.usd() + seconds * self.usd_per_s:.2f} USD"
+        paid = self.usd_per_s > 0
+        end = f"{self.usd() + seconds * self.usd_per_s:.2f} USD" if paid else duration(self.seconds() + seconds)
         return f" · spent {self.describe()}; {end} at the end"
 
     def amount(self, seconds: float) -> str:
