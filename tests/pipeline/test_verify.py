@@ -332,6 +332,7 @@ sys.exit(run_command(["train", "--project", sys.argv[1], "--run", sys.argv[2]]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timing
 def test_a_signal_that_python_drops_is_obeyed_all_the_same(project: Path, tmp_path: Path):
     """It used to be lost when it came while an object was cleared away: the next stage went on as if nothing had been asked."""

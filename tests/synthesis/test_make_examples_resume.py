@@ -38,6 +38,7 @@ def test_work_goes_on_where_a_dead_endpoint_ended_it(project: Path, tmp_path: Pa
         assert server.requests == []
 
 
+@pytest.mark.slow
 @pytest.mark.timing
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_killed_command_goes_on(project: Path, tmp_path: Path, prompts, number: signal.Signals, code: int):

@@ -16,8 +16,8 @@ from noesis.core.files import sha256_file, sha256_json
 from noesis.core.jsonl import iter_lines, parse_object
 from noesis.dataset.checks.length import TokenCounter
 from noesis.dataset.checks.scan import map_chunks
-from noesis.dataset.jsonl import FileChunk, chunk_lines
 from noesis.dataset.schema import Dataset, Example
+from noesis.dataset.source_files import FileChunk, chunk_lines
 
 EXACT_UP_TO = 20_000  # rows; beyond that, lengths are those of a sample
 SAMPLE = 2_000

@@ -19,9 +19,9 @@ from noesis.core.event_loop import run_async
 from noesis.core.files import sha256_json, write_jsonl
 from noesis.core.jsonl import read_objects
 from noesis.core.project import Project
-from noesis.dataset.jsonl import is_hand_written
 from noesis.dataset.load import read_hand_written
 from noesis.dataset.schema import Example
+from noesis.dataset.source_files import is_hand_written
 from noesis.llm.clients.open import WRITER_SLOTS, open_client
 from noesis.llm.clients.reply_cache import open_cache
 from noesis.llm.clients.spec import WRITER_KINDS, parse_spec

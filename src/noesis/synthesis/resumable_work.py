@@ -24,7 +24,7 @@ from noesis.core.console import Progress
 from noesis.core.errors import RunError, UsageError
 from noesis.core.files import sweep, write_json, write_jsonl
 from noesis.core.jsonl import read_objects
-from noesis.dataset.jsonl import is_hand_written
+from noesis.dataset.source_files import is_hand_written
 
 SHARD = 32  # rows
 Result = dict[str, Any]  # of one row, as JSON; the commands have types for theirs

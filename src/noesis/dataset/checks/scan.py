@@ -21,8 +21,8 @@ from noesis.core.device import usable_threads
 from noesis.core.text import closing
 from noesis.dataset.checks.fingerprint import fingerprint
 from noesis.dataset.checks.line import Finding, Rules, check_line
-from noesis.dataset.jsonl import FileChunk, chunk_lines, file_chunks, is_hand_written, total_size
 from noesis.dataset.schema import Example
+from noesis.dataset.source_files import FileChunk, chunk_lines, file_chunks, is_hand_written, total_size
 
 CHUNK_SIZE = 3_000_000  # bytes
 PARALLEL_FROM = 12_000_000  # bytes below which starting processes costs more than it saves

@@ -20,7 +20,7 @@ from noesis.dataset.checks.near_duplicates import Cluster, find_clusters
 from noesis.dataset.checks.rows import RowReader
 from noesis.dataset.checks.scan import DIFFICULTIES, LANGUAGES, STANCES, Table, join, scan
 from noesis.dataset.checks.whole_set import check_whole_set
-from noesis.dataset.jsonl import find_files
+from noesis.dataset.source_files import find_files
 
 SHOWN = 20  # problems of one kind whose place and message are kept; the others are counted
 
