@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from helpers.project import ROOT, SHAPE, example_record, make_tokenizer_files
+from helpers.project import ROOT, SHAPE, example_record, make_tokenizer_files, small_project_in
 from noesis.core.project import Project
 
 if TYPE_CHECKING:
@@ -155,10 +155,6 @@ def quiet_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def small_project(project: Path) -> Project:
-    """The project with 40 of its examples' rows, so that scoring stays short."""
-    for folder in (project / "data" / "training").glob("philosophical*"):
-        for file in folder.glob("*.jsonl"):
-            lines = file.read_text(encoding="utf-8").splitlines()[:2]
-            file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return Project(project)
+def small_project(tmp_path: Path) -> Project:
+    """A small project in a folder of its own."""
+    return small_project_in(tmp_path / "project")

@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from helpers.manifest import as_version_0_1_0
+from helpers.project import small_project_in
 from helpers.tiny_runs import run_all, toy_tribunal
 from noesis.core.project import Project
 from noesis.pipeline.verify import status, verify
-from noesis.run.directory import load_run
+from noesis.run.directory import Run, load_run
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small project, and beside it its run with every stage done."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NOESIS_CACHE", str(folder / "cache"))
+        run_all(small_project_in(folder / "project"), tiny_model, folder / "run")
+    return folder
+
+
+@pytest.fixture
+def released(finished: Path, tmp_path: Path) -> Run:
+    """A copy of the finished run, of its project and of its cache."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return load_run(tmp_path / "run")
 
 
 def wrong(run: Path) -> list[str]:
@@ -52,14 +71,14 @@ def test_every_stage_runs_and_a_second_time_none_does(
 
 
 def test_a_released_run_is_judged_again_and_goes_on_also_if_version_0_1_0_made_it(
-    small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path, capsys: pytest.CaptureFixture[str]
+    released: Run, quiet_cache: Path, capsys: pytest.CaptureFixture[str]
 ):
     """Judging again made the merged model stale: `holds no merged model`."""
     from noesis.pipeline.session import reopen_run
     from noesis.pipeline.stages.gguf import parity, run_gguf
     from noesis.pipeline.stages.judge import run_judge
 
-    path = run_all(small_project, tiny_model, tmp_path / "run").run.path
+    path = released.path
     for old in (False, True):
         if old:
             as_version_0_1_0(path)
@@ -77,20 +96,30 @@ def test_a_released_run_is_judged_again_and_goes_on_also_if_version_0_1_0_made_i
     assert json.loads((path / "manifest.json").read_text(encoding="utf-8"))["format"] == 2
 
 
-def test_other_epochs_archive_the_old_run(small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path):
-    run_all(small_project, tiny_model, tmp_path / "run")
-    s = run_all(small_project, tiny_model, tmp_path / "run", **{"training.num_train_epochs": 2})
+def test_a_run_is_verified_where_its_model_is_not(released: Run, monkeypatch: pytest.MonkeyPatch):
+    """A run pulled from the cloud: the statistics were said not to follow from the data, for want of a tokenizer to count with."""
+    for module in ("noesis.dataset.checks.length", "noesis.pipeline.verify"):
+        monkeypatch.setattr(f"{module}.find_tokenizer", lambda *_: None)
+    assert wrong(released.path) == []
+    file = released.data / "statistics.json"
+    statistics = json.loads(file.read_text(encoding="utf-8"))
+    statistics["train"]["examples"] += 1
+    file.write_text(json.dumps(statistics), encoding="utf-8")
+    assert any("does not follow from the data" in why for why in wrong(released.path))
+
+
+def test_other_epochs_archive_the_old_run(released: Run, tiny_model: Path, tmp_path: Path, quiet_cache: Path):
+    s = run_all(Project(tmp_path / "project"), tiny_model, released.path, **{"training.num_train_epochs": 2})
     assert [p.name for p in sorted(s.run.checkpoints.iterdir())] == ["epoch_0", "epoch_1", "resume"]
     (archived,) = (tmp_path / ".archive").iterdir()
     assert (archived / "checkpoints" / "epoch_0" / "adapter_model.safetensors").is_file()
 
 
-def test_the_report_escapes_what_it_shows_and_loads_nothing(
-    small_project: Project, tiny_model: Path, tmp_path: Path, quiet_cache: Path
-):
+def test_the_report_escapes_what_it_shows_and_loads_nothing(released: Run, quiet_cache: Path):
+    from noesis.pipeline.session import reopen_run
     from noesis.pipeline.stages.report import run_report
 
-    s = run_all(small_project, tiny_model, tmp_path / "run")
+    s = reopen_run(released.path)
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
     file = s.run.tribunal / "answers.jsonl"
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
@@ -114,20 +143,14 @@ def test_the_report_escapes_what_it_shows_and_loads_nothing(
 
 
 def test_chat_streams_from_the_gguf(
-    small_project: Project,
-    tiny_model: Path,
-    tmp_path: Path,
-    quiet_cache: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    released: Run, quiet_cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     import io
 
     from noesis.cli import run_command
 
-    s = run_all(small_project, tiny_model, tmp_path / "run")
     monkeypatch.setattr("sys.stdin", io.StringIO("what is courage?\n/base\n/reset\nand fear?\n/judge\n/quit\n"))
-    assert run_command(["chat", str(s.run.path), "--max-tokens", "8", "--temperature", "0"]) == 0
+    assert run_command(["chat", str(released.path), "--max-tokens", "8", "--temperature", "0"]) == 0
     said = capsys.readouterr().out
     assert said.count("noesis ›") == 2 and said.count("base ›") == 1 and "not a judge" in said
 

@@ -1,4 +1,5 @@
-"""SmolLM2's certificate: an adapter on the quantised base, merged, F32, F16, Q8_0, Q4_K_M and the adapter's GGUF, within the tolerances."""
+"""SmolLM2's certificate: an adapter on the quantised base, merged, F32, Q4_K_M and the adapter's GGUF, within the tolerances. The demo has F16
+and Q8_0 certified."""
 
 from __future__ import annotations
 
@@ -39,17 +40,19 @@ def test_smollm2_is_served_as_it_was_trained(tmp_path: Path):
     del model
     result = merge(base, tmp_path / "adapter", tmp_path / "m", quantization=nf4, dtype="bfloat16", card="")
     assert result.merged_tensors == 210
-    files = {kind: tmp_path / f"m-{kind}.gguf" for kind in ("f32", "f16", "q8_0", "q4_k_m")}
+    files = {kind: tmp_path / f"m-{kind}.gguf" for kind in ("f32", "q4_k_m")}
     for kind, file in files.items():
         write_gguf(tmp_path / "m", file, kind, name="m", licence="Apache-2.0")
     write_gguf(base, tmp_path / "base.gguf", "f16", name="base", licence="Apache-2.0", quantization=nf4)
     write_adapter_gguf(tmp_path / "adapter", base, tmp_path / "adapter.gguf")
     tokenizer = load_tokenizer(tmp_path / "m")
-    texts = [render(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True) for text in QUESTIONS]
+    texts = [
+        render(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True) for text in QUESTIONS[:8]
+    ]
     own = TrainedAdapter(tmp_path / "adapter", base, nf4, "bfloat16", tmp_path / "adapter.gguf", tmp_path / "base.gguf")
-    found = certify(Subject(tmp_path / "m", files, own, texts, texts[5::10], answer_tokens=16), tokenizer)
+    found = certify(Subject(tmp_path / "m", files, own, texts, texts[5:7], answer_tokens=16), tokenizer)
     for kind, comparison in found.comparisons():
         print(kind, comparison.divergence, comparison.answers)  # pytest -s shows them
     require_passed(found)
-    assert (found.texts, found.strings) == (20, 500)
-    assert found.files["q4_k_m"].file.bytes < found.files["q8_0"].file.bytes < found.files["f16"].file.bytes
+    assert (found.texts, found.strings) == (8, 500)
+    assert 4 * found.files["q4_k_m"].file.bytes < found.files["f32"].file.bytes
