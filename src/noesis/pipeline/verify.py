@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from noesis.constitution.document import load_constitution
 from noesis.core.errors import NoesisError
@@ -247,7 +248,7 @@ def _ledger(run: Run) -> str | None:
     return f"the ledger's entries add up to {usd} USD and {seconds} s, the manifest says {told}"
 
 
-def _as_json(value: object) -> object:
+def _as_json(value: object) -> Any:
     return json.loads(json.dumps(value))
 
 
