@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 # test processes side by side; each needs about 2 GB
 JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest
-# by file, in the order of the folders: what a file's tests share is made once, and the longest files come early
-PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# by file: what a file's tests share is made once; the longest files come first, so that both processes end together
+LONGEST = tests/cloud tests/training tests/release
+PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder $(LONGEST) tests
 STAMP := $(VENV)/.set-up
 
 .PHONY: demo setup test test-unit test-all test-load lint docs bench

@@ -16,7 +16,7 @@ import pytest
 from helpers.modal_local import ControlPlane, Fault
 from helpers.project import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timing]
+pytestmark = pytest.mark.slow
 TOY = ROOT / "tests" / "helpers" / "modal_local" / "toy_app.py"
 
 
@@ -72,6 +72,7 @@ def test_calls_of_each_kind(plane: ControlPlane) -> None:
     assert toy(plane, "class") == "abc hello world | abc hi you"
 
 
+@pytest.mark.timing
 def test_retries_by_client_and_by_service(plane: ControlPlane) -> None:
     assert toy(plane, "retries") == "3 3 [3]"
     assert "try 4" in toy(plane, "exhausted", code=1)
@@ -82,6 +83,7 @@ def test_exceptions_keep_their_class(plane: ControlPlane, what: str, said: str) 
     assert toy(plane, what) == said
 
 
+@pytest.mark.timing
 def test_a_container_that_dies_and_one_that_takes_too_long(plane: ControlPlane) -> None:
     assert "exited with code 7" in toy(plane, "exit", code=1)
     assert re.fullmatch(r"Task's current input in-\w+ hit its timeout of 2s", toy(plane, "slow"))
@@ -101,6 +103,7 @@ def test_definitions_are_recorded(plane: ControlPlane) -> None:
     assert any("PyYAML==6.0.3" in line for line in plane.mounts.commands(flaky.image_id))
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     ("fault", "starts"),
     [
@@ -123,6 +126,7 @@ def test_an_input_taken_away_runs_again_from_what_was_committed(fault: Fault, st
         assert len(plane.tasks_of("steps")) == fault.times + 1
 
 
+@pytest.mark.timing
 def test_ctrl_c_ends_the_containers_and_detach_lets_them_go_on(plane: ControlPlane) -> None:
     file = plane.volume("toy-data") / "step"
     for detach in (False, True):

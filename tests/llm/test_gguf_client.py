@@ -21,7 +21,7 @@ from noesis.tribunal.panel import JudgePanel
 from noesis.tribunal.rubric import Both, RubricSet, load_rubrics
 from noesis.tribunal.verdict import Verdict
 
-pytestmark = [pytest.mark.slow, pytest.mark.timing]
+pytestmark = pytest.mark.slow
 
 
 def small_bench() -> RubricSet:
@@ -85,6 +85,7 @@ main()
 """
 
 
+@pytest.mark.timing
 def test_sigterm_does_not_wait_for_llama_cpp(tmp_path: Path):
     """It hung: Python joined the thread that was in llama.cpp, for the minutes that a long prompt takes a slow processor."""
     ended = subprocess.run(

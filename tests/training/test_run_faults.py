@@ -16,7 +16,7 @@ from noesis.core.config import load_config
 from noesis.core.files import sha256_file
 from noesis.core.project import Project
 
-pytestmark = [pytest.mark.slow, pytest.mark.timing]
+pytestmark = pytest.mark.slow
 
 
 ADAPTER = "checkpoints/epoch_1/adapter_model.safetensors"
@@ -134,6 +134,7 @@ def test_an_attempt_of_the_kill_matrix_repairs_torchs_threads_before_anything_ru
     assert kill_points.attempt(None, None, tmp_path / "run", None, ()) == (0, ["repaired run"])
 
 
+@pytest.mark.timing
 @pytest.mark.skipif(sys.platform != "linux", reason="forks and traces processes as Linux does")
 def test_a_short_kill_matrix():
     done = subprocess.run(

@@ -121,7 +121,7 @@ def _check_other_languages(project: Project, config: Config) -> None:
             constitution = load_constitution(project.constitution)
             counter = find_token_counter(config, constitution)
             report = check_sources(project.sources(language), constitution, config, counter=counter)
-            say(f"  {language}: {report.describe()}")
+            say(f"  {report.describe()} ({language}: not used by this run)")
 
 
 def _choose(config: Config, dataset: Dataset, project: Project, path: Path, *, quick: bool, fresh: bool) -> DemoChoice:
