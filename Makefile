@@ -6,9 +6,8 @@ BIN := $(VENV)/bin
 # test processes side by side; each needs about 2 GB
 JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest
-# by file: what a file's tests share is made once; the longest files come first, so that both processes end together
-LONGEST = tests/cloud tests/training tests/release
-PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder $(LONGEST) tests
+# by file: what a file's tests share is made once; tests/conftest.py puts the longest files first
+PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 STAMP := $(VENV)/.set-up
 
 .PHONY: demo setup test test-unit test-all test-load lint docs bench

@@ -34,6 +34,14 @@ for name in ("MODAL_TOKEN_ID", "MODAL_TOKEN_SECRET", "MODAL_PROFILE", "MODAL_ENV
     os.environ.pop(name, None)
 
 
+LONGEST = ("test_modal_guide.py", "test_run_faults.py", "test_modal.py", "test_certificate.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that the processes of `make test` end together."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(autouse=True)
 def torch_is_for_slow_tests(request: pytest.FixtureRequest) -> Iterator[None]:
     """The unit part stays under a minute because nothing in it loads torch, which alone takes several seconds."""
