@@ -44,7 +44,7 @@ def test_a_part_of_a_file(tmp_path: Path):
     [
         (b"{", "not JSON"),
         (b"[1]", "expected a JSON object, found list"),
-        (b'{"a": "\xff"}', "not JSON"),
+        (b'{"a": "\xff"}', "not UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"a": "' + b"x" * jsonl.MAX_LINE + b'"}', "longer than 4,000,000 bytes"),
     ],

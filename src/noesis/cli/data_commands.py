@@ -41,6 +41,7 @@ def data_validate(
     from noesis.core.config import load_config
     from noesis.core.console import say, use_stderr
     from noesis.core.files import write_json
+    from noesis.core.jsonl import jsonl_files
     from noesis.core.project import find_project
     from noesis.dataset.checks.length import find_token_counter
     from noesis.dataset.checks.validate import validate
@@ -51,7 +52,7 @@ def data_validate(
     config = load_config(found)
     constitution = load_constitution(found.constitution)
     sources = paths or [
-        folder for language in ("pt", "en") for folder in found.sources(language) if any(folder.glob("*.jsonl"))
+        folder for language in ("pt", "en") for folder in found.sources(language) if jsonl_files(folder)
     ]
     counter = find_token_counter(config, constitution)
     result = validate(sources or found.sources("pt"), constitution, config.training.data.categories, counter=counter)

@@ -127,6 +127,28 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def files_in(folder: Path, suffix: str = "", *, below: bool = False) -> list[Path]:
+    """The files in a folder that are data, sorted; none where there is no such folder.
+
+    Hidden files (`.#x.jsonl` of an editor, `._x.jsonl` of a Mac), folders and pipes are none, whatever their names end
+    in; a link is what it leads to. A link that leads nowhere is listed, so that reading it names what is missing.
+
+    Args:
+        suffix: how the names end, in small or capital letters; "" for any.
+        below: also look into the folders below that are not hidden.
+    """
+    found = []
+    for file in folder.glob("**/*" if below else "*"):
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if not hidden and file.name.lower().endswith(suffix) and (file.is_file() or _leads_nowhere(file)):
+            found.append(file)
+    return sorted(found)
+
+
+def _leads_nowhere(file: Path) -> bool:
+    return file.is_symlink() and not file.exists()
+
+
 def require_space(folder: Path, needed: float, what: str) -> None:
     """Refuse to start writing what the disk can't hold.
 

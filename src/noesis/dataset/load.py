@@ -13,7 +13,7 @@ from noesis.constitution.document import Constitution
 from noesis.core.config import Config
 from noesis.core.console import say
 from noesis.core.errors import DataError, UsageError
-from noesis.core.jsonl import read_models
+from noesis.core.jsonl import jsonl_files, read_models
 from noesis.core.project import Project
 from noesis.dataset.auxiliary import PAIRS_FILE, REPLAY_FILE, add_auxiliary, read_pairs
 from noesis.dataset.checks.length import find_token_counter
@@ -120,7 +120,7 @@ def read_hand_written(project: Project, language: Language) -> tuple[Example, ..
     Raises:
         DataError: a line that is no example.
     """
-    files = [file for folder in project.sources(language) for file in sorted(folder.glob("*.jsonl"))]
+    files = [file for folder in project.sources(language) for file in jsonl_files(folder)]
     return tuple(example for file in files for _, example in read_models(file, Example))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from noesis.core.errors import UsageError
-from noesis.core.jsonl import MAX_LINE, Line, iter_lines
+from noesis.core.jsonl import MAX_LINE, Line, iter_lines, jsonl_files
 
 
 class FileChunk(NamedTuple):
@@ -21,7 +21,7 @@ class FileChunk(NamedTuple):
 
 
 def find_files(paths: list[Path]) -> list[Path]:
-    """The JSONL files that `paths` name: files as they are, folders by their `*.jsonl`, sorted.
+    """The JSONL files that `paths` name: files as they are, folders by the `.jsonl` files in them, sorted.
 
     Raises:
         UsageError: a path does not exist, or a folder holds no JSONL file.
@@ -31,7 +31,7 @@ def find_files(paths: list[Path]) -> list[Path]:
         if path.is_file():
             files.append(path)
         elif path.is_dir():
-            inside = sorted(path.glob("*.jsonl"))
+            inside = jsonl_files(path)
             if not inside:
                 raise UsageError(f"{path} holds no .jsonl file: put examples there, one JSON object a line")
             files.extend(inside)
@@ -41,9 +41,11 @@ def find_files(paths: list[Path]) -> list[Path]:
 
 
 def is_hand_written(path: Path) -> bool:
-    """Whether a path is in `training/philosophical` or `training/philosophical_en`, which only people write to."""
-    parts = path.resolve().parts
-    return any(above == "training" and name in ("philosophical", "philosophical_en") for above, name in pairwise(parts))
+    """Whether a path is in `training/philosophical` or `training/philosophical_en`, which only people write to.
+
+    A link counts by its own place and by that of what it leads to.
+    """
+    return _among_hand_written(Path(os.path.abspath(path))) or _among_hand_written(path.resolve())
 
 
 def file_chunks(file: Path, size: int) -> Iterator[FileChunk]:
@@ -68,3 +70,8 @@ def chunk_lines(chunk: FileChunk) -> Iterator[Line]:
 def total_size(files: list[Path]) -> int:
     """Bytes of all files."""
     return sum(os.stat(file).st_size for file in files)
+
+
+def _among_hand_written(path: Path) -> bool:
+    folders = ("philosophical", "philosophical_en")
+    return any(above == "training" and name in folders for above, name in pairwise(path.parts))

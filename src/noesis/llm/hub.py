@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.errors import ModelError
-from noesis.core.files import sha256_file
+from noesis.core.files import files_in, sha256_file
 from noesis.llm.embedded import EMBEDDED, EMBEDDED_SHA256, Model, converted_folder, embedded_folder, embedded_tokenizer
 
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "LICENSE*", "NOTICE*"]
@@ -30,7 +30,7 @@ def find_model(name: str, revision: str | None = None) -> Model:
         return Model(name, embedded_folder(), EMBEDDED_SHA256[:12], "Apache-2.0")
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file() or not list(path.glob("*.safetensors")):
+        if not (path / "config.json").is_file() or not files_in(path, ".safetensors"):
             raise ModelError(f"{path} is not a model folder: it needs config.json and at least one .safetensors file")
         return Model(name, path, _folder_revision(path), "see the model's folder")
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
@@ -81,7 +81,7 @@ def _folder_revision(path: Path) -> str:
     """The revision of a folder, which has none of its own: a hash of its config and the size of each shard."""
     from noesis.core.files import sha256_json
 
-    shards = {f.name: f.stat().st_size for f in sorted(path.glob("*.safetensors"))}
+    shards = {f.name: f.stat().st_size for f in files_in(path, ".safetensors")}
     return sha256_json([sha256_file(path / "config.json"), shards])[:12]
 
 
@@ -121,7 +121,7 @@ def _from_hub(name: str, revision: str | None, *, weights: bool = True) -> Model
             f"can't fetch {name}: {reason}. What was downloaded is kept; "
             "run the same command again when the network is back, or use --model smollm2"
         ) from None
-    if weights and not list(path.glob("*.safetensors")):
+    if weights and not files_in(path, ".safetensors"):
         raise ModelError(
             f"{name} has no .safetensors file: weights in other formats are not loaded, since they can run code"
         )

@@ -18,6 +18,7 @@ from typing import Any
 
 from noesis.core.config import Quantization
 from noesis.core.errors import ModelError
+from noesis.core.files import files_in
 
 ADAPTER_WEIGHTS, INDEX = "adapter_model.safetensors", "model.safetensors.index.json"
 PEFT_PREFIX = "base_model.model."
@@ -173,7 +174,7 @@ def _names_in_index(index: Path) -> list[str]:
 
 
 def _names_in_folder(model: Path) -> list[str]:
-    names = sorted(file.name for file in model.glob("*.safetensors") if file.name != ADAPTER_WEIGHTS)
+    names = [file.name for file in files_in(model, ".safetensors") if file.name != ADAPTER_WEIGHTS]
     if not names:
         if (model / ADAPTER_WEIGHTS).is_file():
             raise ModelError(f"{model} holds an adapter, not a model: merge it first, or give --adapter")

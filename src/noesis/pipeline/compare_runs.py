@@ -14,7 +14,7 @@ from typing import Any
 
 from noesis.core.console import command
 from noesis.core.errors import RunError
-from noesis.core.jsonl import read_objects
+from noesis.core.jsonl import jsonl_files, read_objects
 from noesis.core.project import Project
 from noesis.run.directory import load_run
 from noesis.tribunal.rubric import JUDGES, RubricSet, load_rubrics
@@ -117,7 +117,7 @@ def _points(path: Path, rubrics: RubricSet) -> tuple[Points, set[tuple[str, str,
 def _clusters(tribunal: Path) -> dict[str, str]:
     """The cluster of each prompt that has a partner; only ids are read, so that no locked text is looked at."""
     found = {}
-    for file in sorted((tribunal / "prompts").glob("*.jsonl")):
+    for file in jsonl_files(tribunal / "prompts"):
         for row in read_objects(file):
             if row.get("pair"):
                 found[row["id"]] = min(row["id"], row["pair"])

@@ -15,6 +15,7 @@ from noesis.core.config import Config, load_config
 from noesis.core.console import heading, say
 from noesis.core.device import detect
 from noesis.core.files import sha256_json, write_json
+from noesis.core.jsonl import jsonl_files
 from noesis.core.overrides import Overrides
 from noesis.core.project import Project
 from noesis.dataset.checks.length import find_token_counter
@@ -116,7 +117,7 @@ def _check_other_languages(project: Project, config: Config) -> None:
     """Check the examples that this run does not use, too."""
     for language in ("pt", "en"):
         if language != config.training.data.language and all(
-            any(folder.glob("*.jsonl")) for folder in project.sources(language)
+            jsonl_files(folder) for folder in project.sources(language)
         ):
             constitution = load_constitution(project.constitution)
             counter = find_token_counter(config, constitution)

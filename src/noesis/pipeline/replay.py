@@ -16,7 +16,7 @@ from noesis.core.config import Config
 from noesis.core.console import command
 from noesis.core.device import detect
 from noesis.core.errors import RunError
-from noesis.core.files import sha256_file
+from noesis.core.files import files_in, sha256_file
 from noesis.core.libraries import library_versions
 from noesis.pipeline.results import RunResults
 from noesis.pipeline.resume_fork import resume
@@ -121,7 +121,7 @@ def _train(run: Run, place: Path, config: Config) -> Run:
         shutil.copytree(run.data, new.data, dirs_exist_ok=True)
         return run.result("export") or {}
 
-    new.perform("export", copy, lambda: sorted(new.data.iterdir()))
+    new.perform("export", copy, lambda: files_in(new.data))
     s = replace(reopen_run(place), run=new)
     if s.model.revision != identity.revision:
         raise RunError(

@@ -9,6 +9,7 @@ from typing import Any
 from noesis.constitution.document import load_constitution
 from noesis.core.console import command, say
 from noesis.core.errors import NoesisError, RunError
+from noesis.core.files import files_in
 from noesis.core.messages import Message
 from noesis.llm.clients.chat_client import Completion, LLMClient
 from noesis.llm.embedded import EMBEDDED
@@ -114,7 +115,7 @@ def find_base_gguf(run: Run) -> Path | None:
     """The run's base as a GGUF file: cached, or written from weights on this machine; nothing is downloaded for it."""
     name, revision = run.identity.base_model, run.config().training.revision
     folder = find_tokenizer(name, revision) if name != EMBEDDED else None
-    if name != EMBEDDED and (folder is None or not any(folder.glob("*.safetensors"))):
+    if name != EMBEDDED and (folder is None or not files_in(folder, ".safetensors")):
         return None
     try:
         return base_gguf(reopen_run(run.path))

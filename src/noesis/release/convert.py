@@ -59,7 +59,7 @@ def find_model_folder(folder: Path) -> Path:
         )
     if (folder / "config.json").is_file():
         return folder
-    below = sorted(p for p in folder.iterdir() if p.is_dir() and (p / "config.json").is_file())
+    below = sorted(p for p in folder.glob("[!.]*") if p.is_dir() and (p / "config.json").is_file())
     if len(below) == 1:
         say(f"  the model is one level down: {below[0]}")
         return below[0]

@@ -17,7 +17,7 @@ from typing import Any
 from noesis.core.config import Quantization
 from noesis.core.console import Progress
 from noesis.core.errors import ModelError
-from noesis.core.files import replace_folder, require_space, sync_tree
+from noesis.core.files import files_in, replace_folder, require_space, sync_tree
 from noesis.llm.weights import (
     AdapterFile,
     StoredTensor,
@@ -246,10 +246,9 @@ class _ErrorMeter:
 
 def _write_other_files(base: Path, folder: Path, card: str, provenance: Provenance | None) -> None:
     """Copy tokenizer, configuration and licence from the base; write the model card and the provenance."""
-    for pattern in COPIED:
-        for file in base.glob(pattern):
-            if file.name not in NOT_COPIED:
-                shutil.copy2(file, folder / file.name)
+    for file in files_in(base):
+        if any(file.match(pattern) for pattern in COPIED) and file.name not in NOT_COPIED:
+            shutil.copy2(file, folder / file.name)
     (folder / "README.md").write_text(card, encoding="utf-8")
     if provenance is not None:
         provenance.save(folder)

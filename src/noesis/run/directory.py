@@ -88,7 +88,8 @@ class Run:
         Raises:
             RunError: nothing was trained yet.
         """
-        folders = sorted(self.checkpoints.glob("epoch_[0-9]*"), key=lambda p: int(p.name.removeprefix("epoch_")))
+        numbered = [p for p in self.checkpoints.glob("epoch_*") if p.name.removeprefix("epoch_").isdecimal()]
+        folders = sorted(numbered, key=lambda p: int(p.name.removeprefix("epoch_")))
         whole = [p for p in folders if (p / "adapter_model.safetensors").is_file()]
         if not whole:
             raise RunError(f"{self.path} holds no trained adapter: run  {command('train', '--run', self.path)}  first")

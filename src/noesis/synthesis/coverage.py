@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.constitution.document import Constitution, Mistake, read_constitution
-from noesis.core.jsonl import iter_intact_objects
+from noesis.core.jsonl import iter_intact_objects, jsonl_files
 from noesis.core.project import Project
 from noesis.core.yaml_file import line_of
 from noesis.tribunal.rubric import JUDGES, RubricItem, RubricSet, load_rubrics
@@ -72,7 +72,7 @@ def check_coverage(project: Project) -> Coverage:
     found = Coverage(constitution)
     tribunal = project.data / "tribunal"
     found.judges = (tribunal / "judges").is_dir()
-    found.suite = any((tribunal / "prompts").glob("*.jsonl"))
+    found.suite = bool(jsonl_files(tribunal / "prompts"))
     rubrics = load_rubrics(tribunal / "judges") if found.judges else None
     suite = read_suite(tribunal, "dev") if found.suite else []
     found.covers = covers(constitution, rubrics, suite)
@@ -139,7 +139,7 @@ def _count_examples(project: Project, constitution: Constitution, found: Coverag
         (folder,) = project.sources("en" if language == "en" else "pt")
         for cover in found.covers:
             cover.examples[language] = []
-        for file in sorted(folder.glob("*.jsonl")):
+        for file in jsonl_files(folder):
             for number, row in iter_intact_objects(file):  # noesis data validate reports the other lines
                 for name in row.get("principles") or ():
                     if name in by_id:

@@ -20,7 +20,7 @@ from noesis.core.config import TribunalSection, load_config
 from noesis.core.console import say
 from noesis.core.event_loop import run_async
 from noesis.core.files import sha256_json, write_json, write_jsonl
-from noesis.core.jsonl import read_objects
+from noesis.core.jsonl import jsonl_files, read_objects
 from noesis.core.project import Project
 from noesis.dataset.load import read_hand_written
 from noesis.dataset.schema import Example, Language
@@ -146,7 +146,7 @@ class _Work:
 
     async def _make_all(self, started: float) -> list[ExampleOutcome]:
         model, critic, *_ = self.clients
-        known = known_prompts(sorted((self.project.data / "tribunal").rglob("*.jsonl")))
+        known = known_prompts(jsonl_files(self.project.data / "tribunal", below=True))
 
         def count(tokens: int) -> None:
             self.tokens["made"] += tokens

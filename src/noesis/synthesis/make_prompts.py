@@ -19,6 +19,7 @@ from noesis.constitution.document import Constitution, load_constitution
 from noesis.core.config import load_config
 from noesis.core.event_loop import run_async
 from noesis.core.files import sha256_json, write_json, write_jsonl
+from noesis.core.jsonl import jsonl_files
 from noesis.core.project import Project
 from noesis.dataset.schema import MIN_PROMPT
 from noesis.llm.clients.cached_client import CachedClient, UnusableReplyError, request_seed
@@ -180,7 +181,7 @@ def _new_prompts(
     """(prompts that ask what nothing before them asks, what is left out and why)"""
     files = [
         file
-        for file in sorted(project.data.rglob("*.jsonl"))
+        for file in jsonl_files(project.data, below=True)
         if not file.resolve().is_relative_to(out.resolve()) and "shards" not in file.parts
     ]
     known = known_prompts(files)

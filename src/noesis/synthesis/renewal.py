@@ -17,7 +17,7 @@ from noesis.core.config import load_config
 from noesis.core.errors import UsageError
 from noesis.core.event_loop import run_async
 from noesis.core.files import sha256_json, write_jsonl
-from noesis.core.jsonl import read_objects
+from noesis.core.jsonl import jsonl_files, read_objects
 from noesis.core.project import Project
 from noesis.dataset.load import read_hand_written
 from noesis.dataset.schema import Example
@@ -57,14 +57,14 @@ def dependents(project: Project, old: Constitution, new: Constitution, changes: 
     found = {name: Dependents(name) for name in names}
     tribunal = project.data / "tribunal"
     rubrics = load_rubrics(tribunal / "judges") if (tribunal / "judges").is_dir() else None
-    suite = read_suite(tribunal, "dev") if any((tribunal / "prompts").glob("*.jsonl")) else []
+    suite = read_suite(tribunal, "dev") if jsonl_files(tribunal / "prompts") else []
     for cover in [*covers(new, rubrics, suite), *covers(old, rubrics, suite)]:
         if cover.principle in found:
             found[cover.principle].items, found[cover.principle].prompts = cover.items, cover.prompts
     for example in _hand_written(project):
         for name in set(example.principles) & found.keys():
             found[name].examples.setdefault(example.language, []).append(example.id)
-    for file in sorted((project.data / "generated").rglob("*.jsonl")):
+    for file in jsonl_files(project.data / "generated", below=True):
         if "shards" not in file.parts:
             for row in read_objects(file):  # generated examples, preference pairs and prompts
                 for name in {*(row.get("principles") or ()), row.get("principle")} & found.keys():

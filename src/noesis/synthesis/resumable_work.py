@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from noesis.core.console import Progress
 from noesis.core.errors import RunError, UsageError
 from noesis.core.files import sweep, write_json, write_jsonl
-from noesis.core.jsonl import read_objects
+from noesis.core.jsonl import jsonl_files, read_objects
 from noesis.dataset.source_files import is_hand_written
 
 SHARD = 32  # rows
@@ -99,7 +99,7 @@ def open_folder(path: Path, plan: dict[str, Any]) -> Iterator[WorkFolder]:
         else:
             write_json(file, plan)
         folder = WorkFolder(path, plan)
-        for shard in sorted((path / "shards").glob("*.jsonl")):
+        for shard in jsonl_files(path / "shards"):
             for row in read_objects(shard):
                 folder.done[row["key"]] = row
         yield folder

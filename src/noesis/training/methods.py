@@ -13,7 +13,7 @@ from pathlib import Path
 
 from noesis.core.console import say
 from noesis.core.errors import TrainingError
-from noesis.core.files import sha256_file, write_json
+from noesis.core.files import files_in, sha256_file, write_json
 from noesis.planning.plan import Plan
 from noesis.training.job import TrainingSet, TrainJob, TrainResult
 from noesis.training.state.adapter import ADAPTER_FILE
@@ -94,7 +94,8 @@ def saved_states(checkpoints: Path) -> list[Path]:
 def training_outputs(checkpoints: Path) -> Sequence[Path]:
     """The files that training leaves in the checkpoints folder, states excluded."""
     sft = checkpoints / SFT_FOLDER
-    adapters = [*checkpoints.glob("epoch_*/*"), *sft.glob("epoch_*/*")]
+    epochs = [*checkpoints.glob("epoch_*"), *sft.glob("epoch_*")]
+    adapters = [file for epoch in epochs for file in files_in(epoch)]
     others = (checkpoints / REFERENCE_FILE, sft / "metrics.jsonl", sft / RESULT_FILE)
     return adapters + [file for file in others if file.is_file()]
 

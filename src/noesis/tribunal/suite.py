@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from noesis.core.errors import DataError, UsageError
 from noesis.core.files import sha256_json, write_json
-from noesis.core.jsonl import read_models, read_objects
+from noesis.core.jsonl import jsonl_files, read_models, read_objects
 
 Part = Literal["dev", "locked", "all"]
 Answerable = Literal["answerable", "unanswerable", "false_premise"]
@@ -137,7 +137,7 @@ def read_suite(tribunal: Path, part: Part = "dev") -> list[EvalSample]:
     Raises:
         UsageError: there is no suite. DataError: a row is wrong, or the locked part was changed.
     """
-    files = sorted((tribunal / "prompts").glob("*.jsonl"))
+    files = jsonl_files(tribunal / "prompts")
     if not files:
         raise UsageError(
             f"no evaluation prompts in {tribunal / 'prompts'}: "
@@ -190,7 +190,7 @@ def spread(items: list[EvalSample], count: int | None) -> list[EvalSample]:
 def seal(tribunal: Path) -> dict[str, str]:
     """The hash of the locked rows of each file under `tribunal` (of their content, not their formatting)."""
     found = {}
-    for file in sorted(tribunal.rglob("*.jsonl")):
+    for file in jsonl_files(tribunal, below=True):
         locked = [row for row in read_objects(file) if row.get("split") == "locked"]
         if locked:
             found[file.relative_to(tribunal).as_posix()] = sha256_json(locked)

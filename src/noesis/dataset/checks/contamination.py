@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from noesis.core.errors import DataError
-from noesis.core.jsonl import iter_objects
+from noesis.core.jsonl import iter_objects, jsonl_files
 from noesis.dataset.checks.fingerprint import fingerprint
 from noesis.dataset.checks.near_duplicates import NEAR, bands, mix
 from noesis.dataset.checks.scan import Table
@@ -51,7 +51,7 @@ class KnownQuestion:
 def known_questions(table: Table, files: list[Path], tribunal: Path) -> Iterator[KnownQuestion]:
     """The training prompts that ask what a question under `tribunal` asks."""
     places, texts = [], []
-    for file in sorted(tribunal.rglob("*.jsonl")):
+    for file in jsonl_files(tribunal, below=True):
         for number, text in _questions(file):
             places.append(f"{file}:{number}")
             texts.append(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from noesis.core.jsonl import MAX_LINE
+from noesis.core.jsonl import LineError, parse_object
 from noesis.core.language import missing_accents, other_language
 from noesis.core.text import control_token, invisible, normalised, placeholder
 from noesis.dataset.checks.privacy import find_personal
@@ -71,47 +70,15 @@ def check_line(line: bytes, rules: Rules, *, hand_written: bool = False) -> tupl
     return example, [*findings, *(_doubts(example) if rules.doubts else ())]
 
 
-class _DuplicateKeyError(ValueError):
-    pass
-
-
 def _parse(line: bytes) -> dict[str, Any] | Finding:
-    if len(line) > MAX_LINE:
-        return Finding("too-long", f"the line is longer than {MAX_LINE:,} bytes")
     try:
-        row = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant, object_pairs_hook=_unique)
-    except UnicodeDecodeError as error:
-        utf16 = " (it looks like UTF-16)" if b"\x00" in line[:4] or line[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-        place = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
-        return Finding("not-utf8", f"not UTF-8{utf16}: {place}; save the file as UTF-8")
-    except RecursionError:
-        return Finding("not-json", "JSON nested too deeply to be read")
-    except _DuplicateKeyError as error:
-        return Finding("duplicate-field", f"the field {str(error)!r} appears twice in one object; which one is meant?")
-    except json.JSONDecodeError as error:  # its own text counts lines inside of this one
-        column = min(error.pos, len(error.doc.rstrip())) + 1
-        return Finding("not-json", f"not JSON: {error.msg} at column {column}")
-    except ValueError as error:
-        return Finding("not-json", f"not JSON: {error}")
-    if not isinstance(row, dict):
-        return Finding("not-an-object", f"expected a JSON object, found {type(row).__name__}")
+        row = parse_object(line)
+    except LineError as error:
+        return Finding(error.code, str(error))
     if "messages" in row and "prompt" not in row:
         advice = "write it as a record with prompt, response_initial, critique, response_revised"
         return Finding("messages-row", f"a chat row (`messages`): it has no weak answer and no critique; {advice}")
     return row
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys all differ: readers disagree about which of two equal keys counts."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _DuplicateKeyError(next(name for name in names if names.count(name) > 1)[:80])
-    return made
 
 
 def _field_errors(error: ValidationError, row: dict[str, Any]) -> Iterator[Finding]:

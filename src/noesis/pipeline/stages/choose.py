@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from noesis.core.console import say
-from noesis.core.files import sha256_file, sha256_json, write_json
+from noesis.core.files import files_in, sha256_file, sha256_json, write_json
 from noesis.dataset.encode import answer_rows
 from noesis.dataset.schema import Example, examples_digest
 from noesis.pipeline.results import CheckpointScore, Choice, EpochFigures
@@ -168,7 +168,7 @@ def run_choose(s: RunSession, scorer: CheckpointScorer | None = None) -> Choice:
         return choose_checkpoint(s, scorer).to_json()
 
     outputs = s.run.tribunal / "checkpoints"
-    choice = Choice.from_json(s.run.perform("choose", work, lambda: sorted(outputs.glob("*.json"))))
+    choice = Choice.from_json(s.run.perform("choose", work, lambda: files_in(outputs, ".json")))
     show_choice(choice)
     return choice
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from noesis.core.console import say
-from noesis.core.files import write_json, write_jsonl
+from noesis.core.files import files_in, write_json, write_jsonl
 from noesis.dataset.auxiliary import PAIRS_FILE, REPLAY_FILE
 from noesis.dataset.checks.length import counter_of
 from noesis.dataset.schema import Dataset
@@ -47,6 +47,6 @@ def run_export(s: RunSession, source: ExportSource) -> ExportStatistics:
         write_json(data / "statistics.json", statistics)
         return statistics
 
-    result = ExportStatistics.from_json(s.run.perform("export", work, lambda: sorted(s.run.data.iterdir())))
+    result = ExportStatistics.from_json(s.run.perform("export", work, lambda: files_in(s.run.data)))
     say(f"  {result.train.examples} to train on, {result.held_out.examples} held out → {s.run.data}")
     return result

@@ -11,7 +11,7 @@ from pathlib import Path
 from noesis.core.config import Quantization
 from noesis.core.console import say, size
 from noesis.core.errors import RunError
-from noesis.core.files import sha256_file
+from noesis.core.files import files_in, sha256_file
 from noesis.pipeline.gguf_files import provenance
 from noesis.pipeline.results import RunResults, TrialResult
 from noesis.pipeline.session import RunSession
@@ -49,7 +49,7 @@ def run_merge(s: RunSession, *, again: bool = False, original: bool = False) -> 
         return replace(result, basis=basis).to_json()
 
     def outputs() -> list[Path]:
-        return [file for file in s.run.merged.iterdir() if file.is_file()]
+        return files_in(s.run.merged)
 
     result = MergeResult.from_json(s.run.perform("merge", work, outputs, again=again or merge_basis(s) != basis))
     show_merge(result, s.run.merged)

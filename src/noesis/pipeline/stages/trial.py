@@ -18,7 +18,7 @@ from noesis.core.config import TribunalSection, load_config
 from noesis.core.console import say
 from noesis.core.errors import UsageError
 from noesis.core.event_loop import run_async
-from noesis.core.files import sha256_file, sha256_json, utc_now, write_json, write_jsonl
+from noesis.core.files import files_in, sha256_file, sha256_json, utc_now, write_json, write_jsonl
 from noesis.core.project import Project
 from noesis.llm.clients.spec import ModelSpec, parse_spec, same_model
 from noesis.llm.clients.spending import Spending
@@ -85,7 +85,7 @@ def run_trial(
             rubrics.digest(),
             section.model_dump(mode="json", exclude=set(JUDGE_CALL_SETTINGS)),
             sha256_file(s.run.adapter() / "adapter_model.safetensors"),
-            sorted(sha256_file(p) for p in project.calibrations.glob("*.json")),
+            sorted(sha256_file(p) for p in files_in(project.calibrations, ".json")),
         ]
     )
     folder = s.run.tribunal

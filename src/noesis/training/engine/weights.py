@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from noesis.core.errors import ModelError
+from noesis.core.files import files_in
 
 Tensor = Any
 TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
@@ -43,7 +44,7 @@ def read_index(folder: Path) -> dict[str, Entry]:
         ModelError: there is no such file, or one is damaged.
     """
     entries: dict[str, Entry] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in files_in(folder, ".safetensors"):
         try:
             with open(file, "rb") as f:
                 length = int.from_bytes(f.read(8), "little")

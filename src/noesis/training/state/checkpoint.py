@@ -16,7 +16,7 @@ from typing import Any
 
 from noesis.core.console import say
 from noesis.core.errors import TrainingError
-from noesis.core.files import replace_folder, sha256_file, sha256_json, sync_tree
+from noesis.core.files import files_in, replace_folder, sha256_file, sha256_json, sync_tree
 
 FORMAT = 1
 SEAL = "manifest.json"  # hashes of a state's files, written last
@@ -41,9 +41,7 @@ def saved(folder: Path) -> list[Path]:
 
 def seal(part: Path, step: int) -> None:
     """Write the manifest of a folder that is otherwise complete."""
-    files = {
-        p.name: {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in sorted(part.iterdir()) if p.name != SEAL
-    }
+    files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in files_in(part) if p.name != SEAL}
     body = {"format": FORMAT, "step": step, "files": files}
     (part / SEAL).write_text(json.dumps(body | {"sha256": sha256_json(body)}, indent=2), encoding="utf-8")
 
@@ -82,7 +80,9 @@ def unusable_reason(folder: Path) -> str | None:
             return f"{name} is missing"
         if file.stat().st_size != entry["bytes"] or sha256_file(file) != entry["sha256"]:
             return f"{name} is torn or was changed"
-    extra = sorted(p.name for p in folder.iterdir() if p.name not in names and p.name != SEAL)
+    extra = sorted(
+        p.name for p in folder.iterdir() if p.name not in names and p.name != SEAL and not p.name.startswith(".")
+    )
     return f"{extra[0]} does not belong to it" if extra else None
 
 

@@ -6,18 +6,16 @@ string, so `str.splitlines`, which breaks lines at them, must never be used on J
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from noesis.core.errors import DataError
+from noesis.core.files import files_in
+from noesis.core.jsonl.parse import MAX_LINE, parse_object, texts_in
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
-
-MAX_LINE = 4_000_000  # bytes; a longer line is reported, never parsed
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 M = TypeVar("M", bound="BaseModel")
 
@@ -46,25 +44,6 @@ def iter_lines(file: Path, start: int = 0, end: int | None = None) -> Iterator[L
             if data.strip():
                 yield Line(number, offset, data)
             number, offset = number + 1, f.tell()
-
-
-def parse_object(data: bytes) -> dict[str, Any]:
-    """The JSON object in a line.
-
-    Raises:
-        ValueError: the line is too long, not JSON, or not a JSON object.
-    """
-    if len(data) > MAX_LINE:
-        raise ValueError(f"longer than {MAX_LINE:,} bytes")
-    try:
-        value = json.loads(data.removeprefix(BYTE_ORDER_MARK))
-    except RecursionError:
-        raise ValueError("JSON nested too deeply to be read") from None
-    except ValueError as error:
-        raise ValueError(f"not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"expected a JSON object, found {type(value).__name__}")
-    return value
 
 
 def iter_objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -101,23 +80,46 @@ def iter_intact_objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def read_models(file: Path, model: type[M]) -> Iterator[tuple[str, M]]:
-    """(place, row) for each line of `file`, checked by a pydantic model; the place is `file:line`, for messages.
+    """(place, row) for each line of a file that users give, checked by a pydantic model; the place is `file:line`.
 
     Raises:
-        DataError: the first line that does not fit the model, with the field and what is wrong with it.
+        DataError: the first line that does not fit the model, with the field as the line has it and what is wrong.
     """
     from pydantic import ValidationError
 
     for number, value in iter_objects(file):
         place = f"{file}:{number}"
+        if _has_nul(value):
+            raise DataError(f"{place}: contains the character U+0000, which no text has")
         try:
             row = model.model_validate(value)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
+            where = ".".join(_path_in(value, first["loc"]))
             message = first["msg"].removeprefix("Value error, ")
             raise DataError(f"{place}: {f'{where}: ' if where else ''}{message}") from None
         yield place, row
+
+
+def jsonl_files(folder: Path, *, below: bool = False) -> list[Path]:
+    """The JSONL files in a folder (with `below`, also in the folders below it), sorted."""
+    return files_in(folder, ".jsonl", below=below)
+
+
+def _has_nul(value: Any) -> bool:
+    """Whether a text in a JSON value contains U+0000."""
+    return any("\0" in text for text in texts_in(value))
+
+
+def _path_in(value: Any, path: tuple[int | str, ...]) -> Iterator[str]:
+    """The path of a field, without the steps that checking added to what the user wrote (one item made a list)."""
+    for part in path:
+        if isinstance(part, int) and isinstance(value, dict):
+            continue
+        yield str(part)
+        found = isinstance(value, dict) and part in value
+        found = found or (isinstance(value, list) and isinstance(part, int) and part < len(value))
+        value = value[part] if found else None
 
 
 def _skip_line(f: IO[bytes], data: bytes) -> None:

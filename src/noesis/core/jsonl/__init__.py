@@ -1,0 +1,28 @@
+"""Reading JSON Lines: the only reader of JSONL files, from users and from runs."""
+
+from __future__ import annotations
+
+from noesis.core.jsonl.lines import (
+    Line,
+    iter_intact_objects,
+    iter_lines,
+    iter_objects,
+    jsonl_files,
+    read_models,
+    read_objects,
+)
+from noesis.core.jsonl.parse import BYTE_ORDER_MARK, MAX_LINE, LineError, parse_object
+
+__all__ = [
+    "BYTE_ORDER_MARK",
+    "MAX_LINE",
+    "Line",
+    "LineError",
+    "iter_intact_objects",
+    "iter_lines",
+    "iter_objects",
+    "jsonl_files",
+    "parse_object",
+    "read_models",
+    "read_objects",
+]
