@@ -15,8 +15,9 @@ from helpers.data_gate import BARE, CONFIG, CONSTITUTION, EXAMPLES, PROJECT, che
 from noesis.core.config import load_config
 from noesis.core.errors import DataError
 from noesis.core.language import missing_accents, other_language
-from noesis.core.text import INVISIBLE, closing
+from noesis.core.text import closing
 from noesis.dataset.checks import scan
+from noesis.dataset.checks.invisible import INVISIBLE, LINE_BREAKS
 from noesis.dataset.checks.length import find_token_counter
 from noesis.dataset.checks.privacy import find_personal
 from noesis.dataset.export import export
@@ -96,7 +97,8 @@ def test_rows_beyond_the_window_are_errors_with_their_length(write_rows, record:
 def test_invisible_characters_are_those_that_unicode_calls_so():
     for code in range(sys.maxunicode + 1):
         character = chr(code)
-        hidden = unicodedata.category(character) in ("Cf", "Cc", "Co", "Cs", "Zl", "Zp") and character not in "\n\t"
+        hidden = unicodedata.category(character) in ("Cf", "Cc", "Co", "Cs", "Zl", "Zp")
+        hidden = hidden and character not in LINE_BREAKS + "\t"
         assert not hidden or INVISIBLE.match(character), f"U+{code:04X}"
     assert not any(INVISIBLE.match(c) for c in "aé中—“”\u0301 \u00a0🙂")
 

@@ -1,4 +1,4 @@
-"""Checks of text for control tokens, placeholders and invisible characters; templates filled with untrusted text."""
+"""Texts compared as a reader would, searched for control tokens, and put into templates without trusting them."""
 
 from __future__ import annotations
 
@@ -13,22 +13,6 @@ CONTROL_TOKEN = re.compile(
     r"|\[(?:gMASK|MASK|CLS|SEP|/?SYSTEM_PROMPT|/?AVAILABLE_TOOLS)\]"
     r"|<｜[^｜\n]{2,40}｜>"  # DeepSeek's, with full-width bars
 )
-PLACEHOLDER = re.compile(
-    r"\{\{?\s*[A-Za-zÀ-ÿ_][\wÀ-ÿ .-]{0,40}\}?\}"  # {concept}, {{ name }}
-    r"|\[(?:TODO|FIXME|TBD|INSERT[^\]]*|INSERIR[^\]]*|PREENCHER[^\]]*)\]"
-    r"|<(?:insert|inserir|your|seu|sua|todo)\b[^>]{0,60}>"
-    r"|\blorem ipsum\b",
-    re.IGNORECASE,
-)
-# A quick test before the search, five times as fast.
-_MAY_HOLD_PLACEHOLDER = re.compile(r"\{|<|\[[TFIPtfip]|psum|PSUM")
-# Unicode categories Cc (but newline and tab), Cf, Co, Cs, line and paragraph separators, and blank letters; checked by
-# a test.
-INVISIBLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5"
-    "\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ud800-\uf8ff\ufeff\uffa0\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
-    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff\U000f0000-\U0010ffff]"
-)
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"”»)]?\s+")
 _WORD = re.compile(r"\w+")
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -40,29 +24,6 @@ def control_token(text: str, special: re.Pattern[str] | None = None) -> str | No
     if ("<" in text or "[" in text) and (match := CONTROL_TOKEN.search(text)):
         return match.group()
     return match.group() if special and (match := special.search(text)) else None
-
-
-def placeholder(text: str) -> str | None:
-    """The first unfilled placeholder in `text`; None if there is none."""
-    if not _MAY_HOLD_PLACEHOLDER.search(text):
-        return None
-    return match.group() if (match := PLACEHOLDER.search(text)) else None
-
-
-def invisible(text: str) -> str | None:
-    """The name of the first zero-width, bidirectional or control character in `text`; None if there is none."""
-    if _is_latin(text) and text.replace("\n", "").replace("\t", "").isprintable():
-        return None  # ten times as fast, and true of most texts
-    match = INVISIBLE.search(text)
-    return unicodedata.name(match.group(), f"U+{ord(match.group()):04X}") if match else None
-
-
-def _is_latin(text: str) -> bool:
-    try:
-        text.encode("latin-1")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def normalised(text: str) -> str:

@@ -18,7 +18,7 @@ from typing import TypeVar
 from noesis.core.config import Config
 from noesis.core.console import say
 from noesis.core.errors import DataError, UsageError
-from noesis.core.jsonl import read_models
+from noesis.core.jsonl import UniqueIds, read_models
 from noesis.core.project import Project
 from noesis.core.text import normalised
 from noesis.dataset.schema import Dataset, Example, PreferencePair, ReplayRow
@@ -38,15 +38,14 @@ def read_pairs(file: Path, held_out: Iterable[Example]) -> tuple[PreferencePair,
         UsageError: there is no such file. DataError: naming file and line.
     """
     untrainable = {normalised(example.prompt) for example in held_out}
-    places: dict[tuple[str, str], str] = {}
+    ids = UniqueIds()
     pairs = []
     for place, pair in _read(file, PreferencePair, "dpo.pairs"):
         if normalised(pair.prompt) in untrainable:
             raise DataError(
                 f"{place}: its prompt is that of a held-out example, which must not be trained on; remove the pair"
             )
-        if (first := places.setdefault((pair.id, pair.language), place)) != place:
-            raise DataError(f"{place}: the id {pair.id!r} is already used at {first}")
+        ids.add(pair.id, place, pair.language)
         pairs.append(pair)
     return tuple(pairs)
 

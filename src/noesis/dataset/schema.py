@@ -12,12 +12,15 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
     PrivateAttr,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -59,9 +62,15 @@ def _optional_list_to_tuple(value: Any) -> Any:
     return () if value is None else _list_to_tuple(value)
 
 
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is empty: it has only spaces")
+    return text
+
+
 _AsTuple = BeforeValidator(_list_to_tuple)
 _AsTupleOrEmpty = BeforeValidator(_optional_list_to_tuple)  # null means the same as no entry
-_Text = Annotated[str, Field(min_length=1)]
+_Text = Annotated[str, Field(min_length=1), AfterValidator(_not_blank)]
 
 
 class _Strict(BaseModel):
@@ -100,11 +109,11 @@ class Example(_Strict):
     id: Annotated[str, Field(min_length=1, max_length=200)]
     language: Language = "pt"
     category: _Text
-    prompt: Annotated[str, Field(min_length=MIN_PROMPT)]
+    prompt: Annotated[str, Field(min_length=MIN_PROMPT), AfterValidator(_not_blank)]
     turns: Annotated[tuple[Turn, ...], _AsTupleOrEmpty] = ()
     response_initial: _Text
     critique: _Text
-    response_revised: Annotated[str, Field(min_length=MIN_REVISED)]
+    response_revised: Annotated[str, Field(min_length=MIN_REVISED), AfterValidator(_not_blank)]
     reasoning: str
     values_applied: Annotated[tuple[str, ...], Field(min_length=1), _AsTuple]
     difficulty: Difficulty
@@ -215,33 +224,49 @@ class PreferencePair(_Lenient):
 
 
 class ReplayMessage(_Lenient):
-    """One message of a replayed conversation."""
+    """One message of a replayed conversation; only a system message may be empty."""
 
     role: Literal["system", "user", "assistant"]
-    content: _Text
+    content: str
+
+    @field_validator("content")
+    @classmethod
+    def _says_something(cls, content: str, info: ValidationInfo) -> str:
+        return content if info.data.get("role") == "system" else _not_blank(content)
 
     def to_json(self) -> Message:
         return {"role": self.role, "content": self.content}
 
 
+def _without_empty_system(messages: tuple[ReplayMessage, ...]) -> tuple[ReplayMessage, ...]:
+    """An empty system message is none."""
+    return messages[1:] if messages[0].role == "system" and not messages[0].content.strip() else messages
+
+
 class ReplayRow(_Lenient):
     """A general conversation whose last message is the assistant's."""
 
-    messages: Annotated[tuple[ReplayMessage, ...], Field(min_length=2), _AsTuple]
+    messages: Annotated[tuple[ReplayMessage, ...], Field(min_length=2), _AsTuple, AfterValidator(_without_empty_system)]
 
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, raw: Any) -> Any:
-        if isinstance(raw, dict) and "messages" not in raw and {"prompt", "response"} <= raw.keys():
-            named = (("system", raw.get("system")), ("user", raw["prompt"]), ("assistant", raw["response"]))
-            return {"messages": [{"role": role, "content": text} for role, text in named if text is not None]}
-        return raw
+        if not isinstance(raw, dict) or "messages" in raw or not {"prompt", "response"} <= raw.keys():
+            return raw
+        named = {"system": raw.get("system") or "", "prompt": raw["prompt"], "response": raw["response"]}
+        for name, text in named.items():  # named as the user's row has it, not as messages
+            if not isinstance(text, str):
+                raise ValueError(f"{name}: expected a text, found {type(text).__name__}")
+            if name != "system" and not text.strip():
+                raise ValueError(f"{name}: is empty")
+        roles = ("system", "user", "assistant")
+        return {"messages": [{"role": r, "content": t} for r, t in zip(roles, named.values(), strict=True)]}
 
     @model_validator(mode="after")
     def _order(self) -> ReplayRow:
         roles = [message.role for message in self.messages]
         turns = roles[roles[0] == "system" :]
-        if len(turns) % 2 or any(role != ("user", "assistant")[i % 2] for i, role in enumerate(turns)):
+        if not turns or len(turns) % 2 or any(role != ("user", "assistant")[i % 2] for i, role in enumerate(turns)):
             raise ValueError("after an optional system message, user and assistant must alternate, the assistant last")
         return self
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from noesis.constitution.document import Constitution
 from noesis.core.console import command
 from noesis.core.errors import DataError, UsageError
-from noesis.core.jsonl import read_models
+from noesis.core.jsonl import UniqueIds, read_models
 from noesis.dataset.schema import MIN_PROMPT, Difficulty, Example, Language, Stance, Turn
 
 P = TypeVar("P", bound="Prompt")
@@ -93,10 +93,9 @@ def read_prompt_rows(file: Path, constitution: Constitution, model: type[P]) -> 
             f"{command('constitution', 'prompts', '--model', 'SPEC', '--out', file)}"
         )
     prompts: list[P] = []
-    places: dict[str, str] = {}
+    ids = UniqueIds()
     for place, prompt in read_models(file, model):
-        if (first := places.setdefault(prompt.key, place)) != place:
-            raise DataError(f"{place}: the id {prompt.id} ({prompt.language}) is already used at {first}")
+        ids.add(prompt.id, place, prompt.language)
         if prompt.category == "tribunal":
             raise DataError(
                 f"{place}: the category 'tribunal' needs a critique by three judges, which this method does not write: "

@@ -14,7 +14,9 @@ from typing import Literal
 from noesis.constitution.dialogue import hide_analysis
 from noesis.constitution.document import Constitution
 from noesis.core.language import other_language
-from noesis.core.text import invisible, normalised, placeholder
+from noesis.core.text import normalised
+from noesis.dataset.checks.invisible import invisible
+from noesis.dataset.checks.placeholders import placeholder
 from noesis.dataset.schema import MIN_REVISED
 from noesis.llm.clients.protocol import ModelReply
 from noesis.tribunal.offline_screen import ScreenedPrompt, screen

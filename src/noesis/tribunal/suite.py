@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from noesis.core.errors import DataError, UsageError
 from noesis.core.files import sha256_json, write_json
-from noesis.core.jsonl import jsonl_files, read_models, read_objects
+from noesis.core.jsonl import UniqueIds, jsonl_files, read_models, read_objects
 
 Part = Literal["dev", "locked", "all"]
 Answerable = Literal["answerable", "unanswerable", "false_premise"]
@@ -120,12 +120,10 @@ def read_rows(files: Sequence[Path], model: type[R], part: Part) -> list[R]:
         DataError: naming file, line and field.
     """
     rows: list[R] = []
-    seen: dict[str, str] = {}
+    ids = UniqueIds()
     for file in files:
         for place, row in read_models(file, model):
-            if row.id in seen:
-                raise DataError(f"{place}: the id {row.id!r} is already used at {seen[row.id]}")
-            seen[row.id] = place
+            ids.add(row.id, place)
             if part in ("all", row.split):
                 rows.append(row)
     return rows

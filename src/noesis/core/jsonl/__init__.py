@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from noesis.core.jsonl.ids import UniqueIds, id_key, id_problem, same_id
 from noesis.core.jsonl.lines import (
     Line,
     iter_intact_objects,
@@ -18,6 +19,9 @@ __all__ = [
     "MAX_LINE",
     "Line",
     "LineError",
+    "UniqueIds",
+    "id_key",
+    "id_problem",
     "iter_intact_objects",
     "iter_lines",
     "iter_objects",
@@ -25,4 +29,5 @@ __all__ = [
     "parse_object",
     "read_models",
     "read_objects",
+    "same_id",
 ]

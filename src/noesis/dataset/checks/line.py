@@ -10,15 +10,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from noesis.core.jsonl import LineError, parse_object
+from noesis.core.jsonl import LineError, id_problem, parse_object
 from noesis.core.language import missing_accents, other_language
-from noesis.core.text import control_token, invisible, normalised, placeholder
+from noesis.core.text import control_token, normalised
+from noesis.dataset.checks.invisible import invisible, unusual_break
+from noesis.dataset.checks.judges import find_judges
+from noesis.dataset.checks.placeholders import placeholder, set_elements
 from noesis.dataset.checks.privacy import find_personal
 from noesis.dataset.schema import ALIASES, GENERATED_MARKS, Example
 
 TEXT_FIELDS = ("prompt", "response_initial", "critique", "response_revised", "reasoning")
 LABEL_FIELDS = ("id", "category", "key")
-JUDGES = ("[VERITAS]", "[SOPHIA]", "[DIKE]")
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,10 @@ def _content(example: Example, rules: Rules) -> Iterator[Finding]:
     initial, revised = example.response_initial, example.response_revised
     if abs(len(initial) - len(revised)) < 0.2 * len(revised) and normalised(initial) == normalised(revised):
         yield Finding("no-revision", "response_revised says the same as response_initial")
-    if example.category == "tribunal" and (absent := [judge for judge in JUDGES if judge not in example.critique]):
-        message = "a tribunal example's critique needs a paragraph by each judge"
-        yield Finding("judges", f"{message}; missing: {', '.join(absent)}")
+    if problem := id_problem(example.id):
+        yield Finding("bad-id", f"id {problem}")
+    if example.category == "tribunal":
+        yield from _judges(example.critique)
     for value in example.values_applied:
         if value not in rules.values:
             known = ", ".join(sorted(rules.values))
@@ -123,6 +126,19 @@ def _content(example: Example, rules: Rules) -> Iterator[Finding]:
     if rules.categories and example.category not in rules.categories:
         message = f"category {example.category[:80]!r} is not in training_config.yaml (data.categories)"
         yield Finding("unknown-category", message, warning=True)
+
+
+def _judges(critique: str) -> Iterator[Finding]:
+    """Judges who are absent from a tribunal example's critique, or named in an unusual form."""
+    found = find_judges(critique)
+    if found.absent:
+        message = "a tribunal example's critique needs a paragraph by each judge, headed like [VERITAS]"
+        yield Finding("judges", f"{message}; missing: {', '.join(f'[{judge}]' for judge in found.absent)}")
+    if found.unusual:
+        names = ", ".join(f"[{judge}]" for judge in found.unusual)
+        yield Finding(
+            "judges", f"critique names its judges in an unusual form; most examples have {names}", warning=True
+        )
 
 
 def _halves(example: Example) -> tuple[str, str]:
@@ -152,12 +168,14 @@ def _language_problems(text: str, label: str) -> tuple[str | None, list[str]]:
 
 
 def _traps(texts: Iterable[tuple[str, str]], rules: Rules) -> Iterator[Finding]:
+    texts = list(texts)
+    elements = frozenset[str]().union(*(set_elements(text) for _, text in texts))
     for name, text in texts:
         if token := control_token(text, rules.special):
             message = f"{name} contains {token!r}, a control token of chat templates: it would forge a turn"
             yield Finding("forged-turn", message)
-        if unfilled := placeholder(text):
-            yield Finding("placeholder", f"{name} contains the unfilled placeholder {unfilled!r}")
+        if unfilled := placeholder(text, elements=elements):
+            yield Finding("placeholder", f"{name} contains the unfilled placeholder {unfilled[:80]!r}")
         if character := invisible(text):
             yield Finding("invisible", f"{name} contains an invisible character ({character})")
 
@@ -177,6 +195,10 @@ def _texts(example: Example) -> Iterator[tuple[str, str]]:
 
 def _doubts(example: Example) -> Iterator[Finding]:
     """Warnings: what a person should check."""
+    for name, text in _texts(example):
+        if character := unusual_break(text):
+            message = f"{name} contains a line break that most tools don't know ({character}); is it meant?"
+            yield Finding("line-break", message, warning=True)
     label = example.language
     language, accents = _language_problems(example.response_revised, label)
     if language is not None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from noesis.constitution.document import Constitution
+from noesis.core.jsonl import id_key, same_id
 from noesis.core.text import counted
 from noesis.dataset.checks.length import TokenCounter, too_long
 from noesis.dataset.checks.line import Finding, Rules
@@ -169,15 +170,15 @@ def _check_lines(files: list[Path], rules: Rules, keep_examples: bool) -> Report
 
 
 def _check_ids(report: Report) -> None:
-    """An id is unique within its language; the later row is the error."""
+    """An id is unique within its language, as a reader sees it; the later row is the error."""
     table = report.table
     first: dict[tuple[str, int], int] = {}
     good = np.ones(len(table), bool)
-    for row, key in enumerate(zip(table.ids, table.language.tolist(), strict=True)):
-        if first.setdefault(key, row) != row:
-            other = first[key]
+    for row, (name, language) in enumerate(zip(table.ids, table.language.tolist(), strict=True)):
+        other = first.setdefault((id_key(name), language), row)
+        if other != row:
             place = f"{report.files[table.file[other]]}:{table.line[other]}"
-            message = f"the id {key[0][:80]!r} ({LANGUAGES[key[1]]}) is already used at {place}"
+            message = f"the id {name[:80]!r} ({LANGUAGES[language]}) {same_id(table.ids[other], name)} {place}"
             _add(report, Finding("duplicate-id", message), row)
             good[row] = False
     if not good.all():
