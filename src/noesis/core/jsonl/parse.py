@@ -89,9 +89,9 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _looks_like(data: bytes) -> str:
-    if data[:2] in _UTF16_MARKS or b"\x00" in data[:4]:
-        return " (it looks like UTF-16)"
-    return " (it looks like a gzip archive: unpack it)" if data.startswith(_GZIP) else ""
+    if data.startswith(_GZIP):
+        return " (it looks like a gzip archive: unpack it)"
+    return " (it looks like UTF-16)" if data[:2] in _UTF16_MARKS or b"\x00" in data[:4] else ""
 
 
 def _json_advice(text: str) -> str:

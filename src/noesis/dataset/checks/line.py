@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from noesis.core.jsonl import LineError, id_problem, parse_object
 from noesis.core.language import missing_accents, other_language
 from noesis.core.text import control_token, normalised
+from noesis.dataset.checks.damage import damage
 from noesis.dataset.checks.invisible import invisible, unusual_break
 from noesis.dataset.checks.judges import find_judges
 from noesis.dataset.checks.placeholders import placeholder, set_elements
@@ -199,6 +200,9 @@ def _doubts(example: Example) -> Iterator[Finding]:
         if character := unusual_break(text):
             message = f"{name} contains a line break that most tools don't know ({character}); is it meant?"
             yield Finding("line-break", message, warning=True)
+        if piece := damage(text):
+            message = f"{name} was read in a wrong encoding at some time: {piece!r}; write it again"
+            yield Finding("encoding", message, warning=True)
     label = example.language
     language, accents = _language_problems(example.response_revised, label)
     if language is not None:

@@ -26,7 +26,7 @@ _PLACEHOLDER = re.compile(
 _MAY_HOLD_ONE = re.compile(r"[\[{<]|%\(|XXX|___|TODO:|FIXME:|psum|PSUM")  # a quick test before the search
 # Code and formulas; each search ends at the next mark of its kind, so that it takes linear time on any text.
 _WRITTEN = re.compile(
-    r"(?m:^)[ \t]{0,3}(?:```(?:[^`]|`(?!``))*(?:```|\Z)|~~~(?:[^~]|~(?!~~))*(?:~~~|\Z))"
+    r"```(?:[^`]|`(?!``))*(?:```|\Z)|(?m:^)[ \t]{0,3}~~~(?:[^~]|~(?!~~))*(?:~~~|\Z)"
     r"|``(?:[^`\n]|`(?!`))+``|`[^`\n]+`"
     r"|\b(?:[rR]?[fF]|[fF][rR])(?:\"[^\"\n]*\"|'[^'\n]*')|(?:\"[^\"\n]*\"|'[^'\n]*')\.format\("
     r"|\$\$[^$]+\$\$|\\\((?:[^\\]|\\(?![()]))*\\\)|\\\[(?:[^\\]|\\(?![\[\]]))*\\\]"
