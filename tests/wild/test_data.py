@@ -46,7 +46,9 @@ def test_judges_are_recognised_and_an_unusual_form_is_a_warning():
     assert errors("judge_headings") == []
     assert warnings("judge_headings") == {(1, "judges")}
     assert {line for line, code in warnings("judges_as_people_write") if code == "judges"} == set(range(1, 7))
-    (first, second) = check(CASES / "judges_missing.jsonl").errors
+    report = check(CASES / "judges_missing.jsonl")
+    assert (report.total("error"), report.total("warning")) == (2, 1)  # of one code
+    first, second = report.errors
     assert "missing: [DIKE]" in first.message and "missing: [DIKE]" in second.message
 
 

@@ -235,11 +235,14 @@ def test_nothing_in_the_package_breaks_jsonl_at_what_python_calls_lines():
     assert found <= {"device.py"}  # the output of nvidia-smi, and /proc/cpuinfo
 
 
-def test_prompts_of_the_tribunal_with_line_separators():
+def test_prompts_of_the_tribunal_with_line_separators(tmp_path: Path):
     rows = read_objects(CASES / "u2028_prompts.jsonl")
     assert [row["id"] for row in rows] == ["p1", "p2"]
     assert known_prompts([CASES / "u2028_prompts.jsonl"]).find_similar(rows[0]["prompt"]) == "u2028_prompts.jsonl:1"
     assert len(read_prompts(CASES / "u2028_prompts.jsonl", CONSTITUTION)) == 2
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "own.jsonl").write_bytes((CASES / "u2028_prompts.jsonl").read_bytes())
+    assert [item.prompt for item in read_suite(tmp_path)] == [row["prompt"] for row in rows]
 
 
 @several

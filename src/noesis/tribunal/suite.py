@@ -38,13 +38,16 @@ class AnswerCheck(_Row):
 
 
 class EvalSample(_Row):
-    """One prompt of the suite, with what code and judges need to score an answer to it."""
+    """One prompt of the suite, with what code and judges need to score an answer to it.
+
+    Id, language and prompt are enough for a prompt of one's own: judges score the answers, nothing is held back.
+    """
 
     id: Text
-    category: Text
+    category: Text = "own"
     language: Literal["pt", "en"]
-    split: Literal["dev", "locked"]
-    kind: Text
+    split: Literal["dev", "locked"] = "dev"
+    kind: Text = "own"
     prompt: Annotated[str, Field(min_length=3)]
     turns: tuple[str, ...] = ()  # the user's messages in order; the model answers each
     pair: str | None = None

@@ -10,7 +10,7 @@ _DAMAGE = re.compile(r"Ã[\u00a1-\u00bf]|â€|Â[º°ª»«¿¡]|ï¿½|\ufffd"
 
 def damage(text: str) -> str | None:
     """A piece of `text` that lost or changed its letters; None if there is none."""
-    if text.isascii():
-        return None
+    if not any(sign in text for sign in ("Ã", "â€", "Â", "ï¿", "\ufffd")):
+        return None  # ten times as fast as the search
     match = _DAMAGE.search(text)
     return text[max(0, match.start() - 10) : match.end() + 10] if match else None

@@ -8,6 +8,7 @@ overrides of direction, control characters, private use.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 import regex
@@ -15,6 +16,7 @@ import regex
 LINE_BREAKS = "\n\x0b\x0c\r\x85\u2028\u2029"
 _HIDDEN = r"[\p{Cc}\p{Cf}\p{Co}\p{Cs}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}]"
 INVISIBLE = regex.compile(rf"[{_HIDDEN}--[\t{LINE_BREAKS}]]", regex.V1)
+_UNUSUAL_BREAK = re.compile("[\x0b\x0c\x85\u2028\u2029]|\r(?!\n)")
 _EMOJI = r"\p{Extended_Pictographic}[\p{Emoji_Modifier}\uFE0F]?"
 _JOINING = (  # letters of scripts whose shapes a joiner changes, and the marks on them
     r"[[\p{Joining_Type=Dual_Joining}\p{Joining_Type=Right_Joining}\p{Joining_Type=Left_Joining}"
@@ -38,7 +40,7 @@ _RIGHT_TO_LEFT = regex.compile(r"[\p{Bidi_Class=R}\p{Bidi_Class=AL}--\u200F]", r
 
 def invisible(text: str) -> str | None:
     """The name of the first hidden character in `text`; None if there is none."""
-    if _is_latin(text) and text.replace("\n", "").replace("\t", "").isprintable():
+    if _is_western(text) and text.replace("\n", "").replace("\t", "").isprintable():
         return None  # ten times as fast, and true of most texts
     if not INVISIBLE.search(text):
         return None
@@ -50,13 +52,14 @@ def invisible(text: str) -> str | None:
 
 def unusual_break(text: str) -> str | None:
     """The name of the first line break in `text` that is no newline, such as U+2028; None if there is none."""
-    found = next((c for c in text if c in LINE_BREAKS and c not in "\n\r"), None) if not text.isprintable() else None
-    return unicodedata.name(found, f"U+{ord(found):04X}") if found else None
+    match = _UNUSUAL_BREAK.search(text)
+    return unicodedata.name(match.group(), f"U+{ord(match.group()):04X}") if match else None
 
 
-def _is_latin(text: str) -> bool:
+def _is_western(text: str) -> bool:
+    """Whether all characters are in Windows-1252: letters of Western Europe, and dashes and quotation marks."""
     try:
-        text.encode("latin-1")
+        text.encode("cp1252")
     except UnicodeEncodeError:
         return False
     return True

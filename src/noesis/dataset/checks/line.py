@@ -158,6 +158,11 @@ def _trapped(text: str, special: re.Pattern[str] | None) -> bool:
 
 
 @lru_cache(maxsize=2048)
+def _odd(text: str) -> bool:
+    return bool(unusual_break(text) or damage(text))
+
+
+@lru_cache(maxsize=2048)
 def _personal(text: str) -> bool:
     return bool(find_personal(text))
 
@@ -194,8 +199,8 @@ def _texts(example: Example) -> Iterator[tuple[str, str]]:
         yield f"sources[{i}]", f"{source.author} {source.work} {source.place}"
 
 
-def _doubts(example: Example) -> Iterator[Finding]:
-    """Warnings: what a person should check."""
+def _oddities(example: Example) -> Iterator[Finding]:
+    """Warnings about line breaks that few tools know, and letters that were read in a wrong encoding."""
     for name, text in _texts(example):
         if character := unusual_break(text):
             message = f"{name} contains a line break that most tools don't know ({character}); is it meant?"
@@ -203,6 +208,12 @@ def _doubts(example: Example) -> Iterator[Finding]:
         if piece := damage(text):
             message = f"{name} was read in a wrong encoding at some time: {piece!r}; write it again"
             yield Finding("encoding", message, warning=True)
+
+
+def _doubts(example: Example) -> Iterator[Finding]:
+    """Warnings: what a person should check."""
+    if any(_odd(text) for text in _halves(example)):
+        yield from _oddities(example)
     label = example.language
     language, accents = _language_problems(example.response_revised, label)
     if language is not None:

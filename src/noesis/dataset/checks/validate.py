@@ -158,12 +158,12 @@ def _check_lines(files: list[Path], rules: Rules, keep_examples: bool) -> Report
         result.table.line += lines_before[file]
         tables.append(result.table)
         report.rows += result.rows
-        shown: Counter[str] = Counter()
+        shown: Counter[tuple[str, bool]] = Counter()
         for line, finding in result.findings:
-            shown[finding.code] += 1
+            shown[finding.code, finding.warning] += 1
             _add(report, finding, place=(str(file), lines_before[file] + line))
         for (code, warning), number in result.counts.items():
-            report.found["warning" if warning else "error", code] += number - shown[code]
+            report.found["warning" if warning else "error", code] += number - shown[code, warning]
         lines_before[file] += result.lines
     report.table = join(tables) if tables else _EMPTY
     return report
