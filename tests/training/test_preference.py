@@ -341,7 +341,7 @@ def test_a_whole_run_of_both_parts_goes_on_after_a_kill_and_can_be_verified_and_
         ({k: v for k, v in PAIR.items() if k != "p_chosen"}, "p_chosen: Field required"),
         (PAIR | {"rejected": PAIR["chosen"] + " "}, "the same answer"),
         (PAIR | {"prompt": "O que é a coragem, afinal?"}, "of a held-out example"),
-        (PAIR | {"p_chosen": float("nan")}, "p_chosen"),
+        (PAIR | {"p_chosen": float("nan")}, "NaN is not JSON"),
         ("not JSON", "not JSON"),
     ],
 )

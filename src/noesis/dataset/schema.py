@@ -109,11 +109,11 @@ class Example(_Strict):
     id: Annotated[str, Field(min_length=1, max_length=200)]
     language: Language = "pt"
     category: _Text
-    prompt: Annotated[str, Field(min_length=MIN_PROMPT), AfterValidator(_not_blank)]
+    prompt: Annotated[str, Field(min_length=MIN_PROMPT)]
     turns: Annotated[tuple[Turn, ...], _AsTupleOrEmpty] = ()
     response_initial: _Text
     critique: _Text
-    response_revised: Annotated[str, Field(min_length=MIN_REVISED), AfterValidator(_not_blank)]
+    response_revised: Annotated[str, Field(min_length=MIN_REVISED)]
     reasoning: str
     values_applied: Annotated[tuple[str, ...], Field(min_length=1), _AsTuple]
     difficulty: Difficulty

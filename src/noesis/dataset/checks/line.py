@@ -112,6 +112,9 @@ def _content(example: Example, rules: Rules) -> Iterator[Finding]:
     initial, revised = example.response_initial, example.response_revised
     if abs(len(initial) - len(revised)) < 0.2 * len(revised) and normalised(initial) == normalised(revised):
         yield Finding("no-revision", "response_revised says the same as response_initial")
+    for name in ("prompt", "response_revised"):
+        if not getattr(example, name).strip():
+            yield Finding("bad-field", f"{name}: is empty: it has only spaces")
     if problem := id_problem(example.id):
         yield Finding("bad-id", f"id {problem}")
     if example.category == "tribunal":
