@@ -218,13 +218,12 @@ def judge(
     Example: noesis judge runs/demo --judge openai:https://api.openai.com/v1:gpt-5-mini --max-usd 2
     """
     from noesis.core.project import find_project
-    from noesis.pipeline.session import reopen_run
+    from noesis.pipeline.session import locked_session
     from noesis.pipeline.stages.judge import run_judge
     from noesis.pipeline.stages.trial import TrialRequest, run_trial
 
     reserve_stdout(as_json)
-    s = reopen_run(run)
-    with s.run.locked():
+    with locked_session(run) as s:
         result: JudgeResult | TrialResult = run_judge(s, again=again)
         named = tuple(judges) if judges else s.config.training.tribunal.judges
         if named:
@@ -239,9 +238,8 @@ def report(run: RunArgument) -> None:
 
     Example: noesis report runs/demo
     """
-    from noesis.pipeline.session import reopen_run
+    from noesis.pipeline.session import locked_session
     from noesis.pipeline.stages.report import run_report
 
-    s = reopen_run(run)
-    with s.run.locked():
+    with locked_session(run) as s:
         run_report(s)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +23,7 @@ from noesis.planning.plan import Plan, with_planned_storage
 from noesis.planning.precision import compute_dtype
 from noesis.planning.pricing import usd_per_second
 from noesis.run.directory import Run, load_run
+from noesis.run.lock import locked
 from noesis.training.job import TrainingSet
 
 
@@ -94,3 +97,15 @@ def reopen_run(path: Path) -> RunSession:
     config = run.config()
     constitution = load_constitution(run.data / "constitution.yaml")
     return RunSession(run, config, constitution, find_model(config.training.model, config.training.revision), detect())
+
+
+@contextmanager
+def locked_session(path: Path) -> Iterator[RunSession]:
+    """The session of an existing run, locked before it is read: it starts from what other commands have left.
+
+    Raises:
+        UsageError: there is no run. RunError: another process is working on it.
+    """
+    load_run(path)  # locking would make a folder where there is none
+    with locked(path):
+        yield reopen_run(path)
