@@ -218,14 +218,15 @@ def judge(
     Example: noesis judge runs/demo --judge openai:https://api.openai.com/v1:gpt-5-mini --max-usd 2
     """
     from noesis.core.project import find_project
+    from noesis.pipeline.consent import judges_to_ask
     from noesis.pipeline.session import locked_session
     from noesis.pipeline.stages.judge import run_judge
     from noesis.pipeline.stages.trial import TrialRequest, run_trial
 
     reserve_stdout(as_json)
     with locked_session(run) as s:
+        named = judges_to_ask(run, s.config, judges, project)
         result: JudgeResult | TrialResult = run_judge(s, again=again)
-        named = tuple(judges) if judges else s.config.training.tribunal.judges
         if named:
             result = run_trial(s, find_project(project), TrialRequest(named, part, prompts, max_usd), again=again)
     print_result(result.to_json(), as_json)

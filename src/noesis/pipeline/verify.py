@@ -17,7 +17,7 @@ from noesis.core.text import counted
 from noesis.dataset.checks.length import find_token_counter
 from noesis.dataset.load import read_run_copy
 from noesis.dataset.statistics import describe
-from noesis.llm.hub import find_model, find_tokenizer
+from noesis.llm.hub import find_local_model, find_tokenizer
 from noesis.llm.row_encoder import open_encoder
 from noesis.pipeline.results import RunResults
 from noesis.pipeline.stages.choose import BASE
@@ -123,9 +123,9 @@ def _statistics(run: Run) -> str | None:
 
 def _base(run: Run) -> str | None:
     name, revision = run.config().training.model, run.config().training.revision
-    if find_tokenizer(name, revision) is None:
+    if find_tokenizer(name, revision) is None or (model := find_local_model(name, revision)) is None:
         return None  # not on this machine: nothing to compare with
-    found, named = find_model(name, revision).revision, run.identity.revision
+    found, named = model.revision, run.identity.revision
     return None if found == named else f"the base model here is {found}, the manifest's {named}"
 
 
