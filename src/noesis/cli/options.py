@@ -112,6 +112,21 @@ def print_result(value: Any, as_json: bool) -> None:
         print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
 
 
+def show_manifest_hash(run: Path, *, known: bool = False) -> None:
+    """Print the hash by which a run can be recognised later, whoever had it meanwhile.
+
+    Args:
+        known: it was just compared with one that the user kept.
+    """
+    from noesis.core.console import command, say
+    from noesis.core.files import sha256_file
+
+    if known:
+        return
+    check = command("verify", run, "--sha256", sha256_file(run / "manifest.json"))
+    say(f"Keep    {check}\n        run it later: files that were rewritten together with the manifest are seen only so")
+
+
 def report_checks(checks: Sequence[Check], as_json: bool) -> None:
     """Print each check, with the remedy where it failed.
 
