@@ -124,7 +124,7 @@ def show_manifest_hash(run: Path, *, known: bool = False) -> None:
     if known:
         return
     check = command("verify", run, "--sha256", sha256_file(run / "manifest.json"))
-    say(f"Keep    {check}\n        run it later: files that were rewritten together with the manifest are seen only so")
+    say(f"Keep     {check}\n         shows later whether anything was rewritten, the manifest included")
 
 
 def report_checks(checks: Sequence[Check], as_json: bool) -> None:

@@ -26,6 +26,7 @@ from noesis.cli.options import (
     RunOption,
     print_result,
     reserve_stdout,
+    show_manifest_hash,
 )
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def _show_outcome(run: Run) -> None:
     say(f"  Tribunal             {ruling.verdict}: {ruling.reason.split(':')[0]}")
     say(f"Stages took {duration(seconds)} in all.")
     say(f"Report   {run.report}\nModel    {run.merged}\nGGUF     {run.gguf}\nAdapter  {run.adapter()}")
+    show_manifest_hash(run.path)
     say(f"Next:    {command('chat', run.path)}")
 
 
@@ -195,6 +197,7 @@ def train(
         s = start_run(found, config, path, data, fresh=fresh, resume=resume, fork=fork)
         named = tuple(config.training.tribunal.judges if judges is None else judges)
         run_all(s, PipelineOptions(found, named), stages=("plan", "train", "choose"), done=1)
+    show_manifest_hash(path)
     say(f"Next: {command('judge', path)}")
 
 
@@ -229,6 +232,7 @@ def judge(
         result: JudgeResult | TrialResult = run_judge(s, again=again)
         if named:
             result = run_trial(s, find_project(project), TrialRequest(named, part, prompts, max_usd), again=again)
+    show_manifest_hash(run)
     print_result(result.to_json(), as_json)
     raise typer.Exit(result.court.exit_code)
 
@@ -244,3 +248,4 @@ def report(run: RunArgument) -> None:
 
     with locked_session(run) as s:
         run_report(s)
+    show_manifest_hash(run)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from noesis.cli.options import AgainOption, JsonOption, RunArgument, print_result, reserve_stdout
+from noesis.cli.options import AgainOption, JsonOption, RunArgument, print_result, reserve_stdout, show_manifest_hash
 
 app = typer.Typer()
 
@@ -32,6 +32,7 @@ def merge(
 
     with locked_session(run) as s:
         run_merge(s, again=again, original=original)
+    show_manifest_hash(run)
 
 
 @app.command()
@@ -79,6 +80,7 @@ def gguf(
         if outfile is not None and kinds is None:
             kinds = (s.config.training.gguf.quantizations[0],)
         run_gguf(s, kinds=kinds, adapter=adapter, again=again, outfile=outfile)
+    show_manifest_hash(run)
 
 
 @app.command()
@@ -95,4 +97,5 @@ def parity(run: RunArgument, as_json: JsonOption = False) -> None:
     reserve_stdout(as_json)
     with locked_session(run) as s:
         result = parity(s)
+    show_manifest_hash(run)
     print_result(result.to_json(), as_json)

@@ -30,6 +30,7 @@ from noesis.run.manifest_file import read_manifest
 from noesis.run.stages import is_derived
 
 SETTINGS = "config.json"
+ADAPTER = "adapter_model.safetensors"  # in the folder of an epoch
 MANIFEST_LOCK = ".manifest.lock"  # held while the manifest is read, changed and written; a moment
 LONGEST_WRITE_S = 60.0
 
@@ -93,7 +94,9 @@ class Run:
             RunError: nothing was trained yet.
         """
         folders = sorted(self.checkpoints.glob("epoch_[0-9]*"), key=lambda p: int(p.name.removeprefix("epoch_")))
-        whole = [p for p in folders if (p / "adapter_model.safetensors").is_file()]
+        whole = [p for p in folders if (p / ADAPTER).is_file()]
+        if self.result("train") is not None:  # one that training did not leave was put there by somebody
+            whole = [p for p in whole if self._relative(p / ADAPTER) in self._manifest.stages["train"].outputs]
         if not whole:
             raise RunError(f"{self.path} holds no trained adapter: run  {command('train', '--run', self.path)}  first")
         return whole
@@ -132,17 +135,15 @@ class Run:
             thoroughly: hash every file; otherwise a file with the recorded size and time counts as unchanged.
         """
         record = self._manifest.stages.get(stage)
-        wrong = []
-        for name, output in record.outputs.items() if record else ():
-            file = self.path / name
-            if not file.is_file():
-                wrong.append(f"{name}: missing")
-                continue
-            found = file.stat()
-            known = not thoroughly and found.st_mtime_ns == output.mtime_ns
-            if found.st_size != output.bytes or not (known or sha256_file(file) == output.sha256):
-                wrong.append(f"{name}: changed")
-        return wrong
+        outputs = record.outputs.items() if record else ()
+        problems = {name: self._problem(self.path / name, o, thoroughly=thoroughly) for name, o in outputs}
+        return [f"{name}: {problem}" for name, problem in problems.items() if problem]
+
+    def vouches_for(self, stage: str, file: Path, *, thoroughly: bool = False) -> bool:
+        """Whether a stage lists `file`, and it is as the stage left it; `thoroughly` as in `changed`."""
+        record = self._manifest.stages.get(stage)
+        output = record.outputs.get(self._relative(file)) if record else None
+        return output is not None and self._problem(file, output, thoroughly=thoroughly) is None
 
     def result(self, stage: str) -> Json | None:
         """What a finished stage reported, None if it has not run."""
@@ -185,7 +186,7 @@ class Run:
         try:
             result = work()
             files = {
-                file.relative_to(self.path).as_posix(): self._recorded(stage, file)
+                self._relative(file): self._recorded(stage, file)
                 for file in sorted(outputs())
                 if not file.name.startswith(".")
             }
@@ -209,7 +210,7 @@ class Run:
 
     def write_derived(self, stage: str, file: Path, text: str) -> None:
         """Write a derived file of a finished stage again, such as the model card, and record its new hash."""
-        name = file.relative_to(self.path).as_posix()
+        name = self._relative(file)
         if not is_derived(stage, name):
             raise ValueError(f"{name} is not a derived file of {stage}")
         write_text(file, text)
@@ -234,10 +235,24 @@ class Run:
             write_json(file, config.model_dump(mode="json"))
             self._change(lambda m: replace(m, settings_sha256=sha256_file(file)))
 
+    @staticmethod
+    def _problem(file: Path, output: OutputFile, *, thoroughly: bool) -> str | None:
+        """`missing`, `changed`, or None where the file is as recorded."""
+        if not file.is_file():
+            return "missing"
+        found = file.stat()
+        known = not thoroughly and found.st_mtime_ns == output.mtime_ns
+        same = found.st_size == output.bytes and (known or sha256_file(file) == output.sha256)
+        return None if same else "changed"
+
+    def _relative(self, file: Path) -> str:
+        """A file's name in the manifest."""
+        return file.relative_to(self.path).as_posix()
+
     def _recorded(self, stage: str, file: Path) -> OutputFile:
         """A file's record, once it is on the disk."""
         sync_file(file)
-        found, derived = file.stat(), is_derived(stage, file.relative_to(self.path).as_posix())
+        found, derived = file.stat(), is_derived(stage, self._relative(file))
         return OutputFile(found.st_size, sha256_file(file), found.st_mtime_ns, derived)
 
     def _end(self, change: Callable[[Manifest], Manifest], cost: LedgerEntry) -> None:
