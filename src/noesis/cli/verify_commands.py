@@ -74,7 +74,10 @@ def verify(
     outcome = [f"{bad} do not match"] if bad else []
     outcome += [f"{unchecked} could not be made, marked –"] if unchecked else []
     say(f"{len(results)} checks, {', '.join(outcome) or 'all match'}")
-    show_manifest_hash(loaded.path, known=sha256 is not None)
+    if not bad and sha256 is None:
+        say("  This shows that the run agrees with itself, not who made it: files that were rewritten together")
+        say("  with the manifest are found only by a hash that you kept, or a signature (docs/verify.md).")
+        show_manifest_hash(loaded.path)
     print_result(results, as_json)
     if bad:
         raise typer.Exit(1)

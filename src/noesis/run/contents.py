@@ -25,8 +25,10 @@ UNLISTED = (
     ".cloud/*",
     "parent/adapter_model.safetensors",
     "parent/adapter_config.json",
-    "checkpoints/resume/*",
-    "checkpoints/sft/resume/*",
+    "checkpoints/resume/checkpoint-*/*",
+    "checkpoints/resume/torn-*/*",
+    "checkpoints/sft/resume/checkpoint-*/*",
+    "checkpoints/sft/resume/torn-*/*",
     "tribunal/replies.sqlite",
     "tribunal/replies.sqlite-*",
     "tribunal/locked_uses.jsonl",
@@ -36,7 +38,8 @@ UNLISTED = (
     "gguf/*.rejected.gguf",
 )
 OTHER_FOLDERS = (".archive", "dataset", "runs")  # beside the run on a volume, and not part of it
-RUNS_CODE = (".py", ".pyc", ".so", ".dll", ".dylib", ".sh", ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+RUNS_CODE = (".py", ".pyc", ".so", ".dll", ".dylib", ".exe", ".sh")
 
 
 def stage_of(name: str) -> str | None:
@@ -62,8 +65,12 @@ def _may_be_unlisted(name: str, manifest: Manifest) -> bool:
 
 
 def runs_code(names: Iterable[str]) -> list[str]:
-    """Those of `names` that other programs would run, or unpickle: no stage writes such files."""
-    return sorted(name for name in names if name.lower().endswith(RUNS_CODE) and "/resume/" not in name)
+    """Those of `names` that other programs would run, or unpickle; only Unsloth's own states hold pickles."""
+    return sorted(
+        name
+        for name in names
+        if name.lower().endswith(RUNS_CODE) or (name.lower().endswith(PICKLED) and "/resume/checkpoint-" not in name)
+    )
 
 
 def files_in(run: Path) -> Iterator[tuple[str, bool]]:
