@@ -19,7 +19,8 @@ from noesis.core.errors import RunError, UsageError
 from noesis.core.files import write_json
 from noesis.core.project import Project
 from noesis.pipeline.resume_fork import parent_of
-from noesis.pipeline.verify import status, verify
+from noesis.pipeline.verify.check_run import verify
+from noesis.pipeline.verify.status import status
 from noesis.run import archive as archiving
 from noesis.run.directory import Run, load_run, open_run
 from noesis.run.manifest import Extension
@@ -154,7 +155,7 @@ def run(project: Path, tmp_path: Path, tiny_shape: Path, quiet_cache: Path) -> R
 
 
 def wrong(run: Run) -> list[str]:
-    return [f"{what}: {why}" for what, why in verify(load_run(run.path)) if why]
+    return [f"{f.what}: {f.wrong}" for f in verify(load_run(run.path)) if f.wrong]
 
 
 def test_verify_finds_nothing_in_an_honest_run(run: Run):

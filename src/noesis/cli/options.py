@@ -112,6 +112,15 @@ def print_result(value: Any, as_json: bool) -> None:
         print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
 
 
+def show_manifest_hash(run: Path) -> None:
+    """Print the command by which a run can be recognised later, whoever had it meanwhile."""
+    from noesis.core.console import command, say
+    from noesis.core.files import sha256_file
+
+    kept = command("verify", run, "--sha256", sha256_file(run / "manifest.json"))
+    say(f"Keep     {kept}\n         shows later whether anything was rewritten, the manifest included")
+
+
 def report_checks(checks: Sequence[Check], as_json: bool) -> None:
     """Print each check, with the remedy where it failed.
 

@@ -6,6 +6,7 @@ If it is interrupted, the same command continues: files that are here with the r
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,9 +16,11 @@ from noesis.cloud.volume.remote import RemoteFile, RemoteFiles, manifest_of, saf
 from noesis.core.console import Progress, command, say, size
 from noesis.core.errors import RunError
 from noesis.core.files import require_space, sha256_file, sync_folder
+from noesis.core.text import counted
 from noesis.run.archive import RUN_FILES
-from noesis.run.manifest import Manifest
-from noesis.run.manifest_file import read_manifest
+from noesis.run.contents import strays
+from noesis.run.manifest import Manifest, OutputFile
+from noesis.run.manifest_file import parse_manifest, read_manifest
 
 STATE = "checkpoints/resume/"  # the trainer's state: only needed to continue the training
 
@@ -47,9 +50,11 @@ def pull(remote: RemoteFiles, target: Path, *, state: bool = False, archived: st
     """
     base = f"{ARCHIVE}/{safe_name(archived)}/" if archived else ""
     manifest = manifest_of(remote, base)
-    hashes = _safe_hashes(manifest, base)
+    listed = _listed_files(manifest, base)
+    hashes = {name: file.sha256 for name, file in listed.items()}
     found = [file for top in (*RUN_FILES, SUMMARY) for file in remote.files("/" + base + top)]
     wanted = {name: file for file in found if _is_wanted(name := file.path.removeprefix(base), state=state)}
+    _require_accounted(wanted, listed, manifest, base)
     here = {name for name, file in wanted.items() if _is_here(target / name, file, hashes.get(name))}
     missing = {name: file for name, file in wanted.items() if name not in here}
     total = sum(file.size for file in missing.values())
@@ -58,7 +63,7 @@ def pull(remote: RemoteFiles, target: Path, *, state: bool = False, archived: st
     say(f"  {len(missing)} files, {size(total)} to copy; {len(here)} are already here → {target}")
     with Progress("pull", total, "B") as progress:
         for name in sorted(missing, key=lambda n: (n == "manifest.json", n)):  # last: a folder with it is complete
-            _copy(remote, base + name, target, name, hashes.get(name), progress)
+            _copy(remote, missing[name], target, name, hashes.get(name), progress, manifest)
     absent = sorted(name for name in hashes if _is_wanted(name, state=state) and not (target / name).is_file())
     if absent:
         raise RunError(
@@ -68,18 +73,38 @@ def pull(remote: RemoteFiles, target: Path, *, state: bool = False, archived: st
     return PullResult(len(missing), total, len(here), str(target))
 
 
-def _safe_hashes(manifest: Manifest, base: str) -> dict[str, str]:
-    """SHA-256 of each file that the manifest names.
+def _listed_files(manifest: Manifest, base: str) -> dict[str, OutputFile]:
+    """Each file that the manifest names.
 
     Raises:
         RunError: a name leads out of the run, or is of no part of a run.
     """
-    hashes = {
-        safe_name(name): file.sha256 for stage in manifest.stages.values() for name, file in stage.outputs.items()
-    }
-    if any(name.split("/")[0] not in RUN_FILES for name in hashes):
+    files = {safe_name(name): file for stage in manifest.stages.values() for name, file in stage.outputs.items()}
+    if any(name.split("/")[0] not in RUN_FILES for name in files):
         raise RunError(f"/{base}manifest.json on the volume names files that are no part of a run")
-    return hashes
+    return files
+
+
+def _require_accounted(
+    wanted: dict[str, RemoteFile], listed: dict[str, OutputFile], manifest: Manifest, base: str
+) -> None:
+    """Check the volume's listing against the manifest before anything is copied.
+
+    Raises:
+        RunError: a file should have a hash in the manifest and has none, or another size than there.
+    """
+    if unknown := strays(wanted, manifest):
+        raise RunError(
+            f"{counted(len(unknown), 'file')} on the volume, for example /{base}{unknown[0]}, "
+            f"{'has' if len(unknown) == 1 else 'have'} no hash in the manifest, so nothing was copied: "
+            "remove what no stage has left with  modal volume rm"
+        )
+    for name, file in wanted.items():
+        if name in listed and file.size != listed[name].bytes:
+            raise RunError(
+                f"/{file.path} has {file.size} bytes and the manifest says {listed[name].bytes}: it may be being "
+                f"written; try again when  {command('cloud', 'watch')}  says done"
+            )
 
 
 def _is_wanted(name: str, *, state: bool) -> bool:
@@ -101,26 +126,39 @@ def _refuse_another_run(target: Path, manifest: Manifest) -> None:
         raise RunError(f"{target} holds another run: pull to another folder, for example  {other}")
 
 
-def _copy(remote: RemoteFiles, source: str, target: Path, name: str, sha256: str | None, progress: Progress) -> None:
+def _copy(
+    remote: RemoteFiles,
+    source: RemoteFile,
+    target: Path,
+    name: str,
+    sha256: str | None,
+    progress: Progress,
+    manifest: Manifest,
+) -> None:
     file = target / name
     if not file.resolve().is_relative_to(target.resolve()):
         raise RunError(f"{file} leads out of {target} (a link is there): remove it, or pull to another folder")
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.part")
-    digest = hashlib.sha256()
+    digest, left = hashlib.sha256(), source.size
+    again = f"it may be being written; try again when  {command('cloud', 'watch')}  says done"
     try:
         with open(part, "wb") as f:
-            for chunk in remote.chunks("/" + source):
+            for chunk in remote.chunks("/" + source.path):
+                left -= len(chunk)
+                if left < 0:
+                    break
                 f.write(chunk)
                 digest.update(chunk)
                 progress.advance(len(chunk))
             f.flush()
             os.fsync(f.fileno())
+        if left:
+            raise RunError(f"/{source.path} is {'longer' if left < 0 else 'shorter'} than {source.size} bytes: {again}")
         if sha256 is not None and digest.hexdigest() != sha256:
-            raise RunError(
-                f"/{source} is not what the manifest says (its hash differs): it may be being written; "
-                f"try again when  {command('cloud', 'watch')}  says done"
-            )
+            raise RunError(f"/{source.path} is not what the manifest says (its hash differs): {again}")
+        if name == "manifest.json" and parse_manifest(json.loads(part.read_text(encoding="utf-8"))) != manifest:
+            raise RunError(f"/{source.path} has changed since the files were copied by it: {again}")
         os.replace(part, file)
     except BaseException:
         part.unlink(missing_ok=True)

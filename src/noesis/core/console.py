@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import TextIO
 
+from noesis.core.errors import UsageError
+
 _quiet_stdout = False
 
 
@@ -30,6 +32,23 @@ def _out() -> TextIO:
 def say(text: str = "") -> None:
     """Print one line and flush it, so that a pipe shows it at once."""
     print(_printable(text), file=_out(), flush=True)
+
+
+def require_consent(what: str, remedy: str) -> None:
+    """Announce what the user has not asked for, and go on only after a yes on the terminal.
+
+    Args:
+        what: will happen; shown before anything does.
+        remedy: how to ask for it, or how to do without.
+
+    Raises:
+        UsageError: the answer is not yes, or there is no terminal to ask on.
+    """
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError(f"{what}; there is no terminal to ask on, so nothing was done: {remedy}")
+    print(_printable(f"{what}. Go on? [y/N] "), end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UsageError(f"nothing was done: {remedy}")
 
 
 def heading(number: int, total: int, name: str, what: str) -> None:

@@ -8,6 +8,7 @@ Hugging Face Hub. Only safetensors are read, and no code from a model's reposito
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,40 @@ def find_model(name: str, revision: str | None = None) -> Model:
             f"no model {name!r}: give {EMBEDDED!r}, a folder, or a Hub name such as meta-llama/Llama-3.1-8B-Instruct"
         )
     return _from_hub(name, revision)
+
+
+def find_local_model(name: str, revision: str | None = None) -> Model | None:
+    """As `find_model`, but nothing is downloaded: None for a Hub's model that is not whole on this machine.
+
+    Raises:
+        ModelError: the name is unknown, or the folder is incomplete.
+    """
+    if name == EMBEDDED or Path(name).expanduser().is_dir() or name.startswith((".", "~", "/")) or name.count("/") != 1:
+        return find_model(name, revision)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    return _hub_model(name, path) if _has_all_weights(path) else None
+
+
+def _has_all_weights(folder: Path) -> bool:
+    """Whether a snapshot holds its weights: a download may have been cut short, or was of the description alone."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return all((folder / str(shard)).is_file() for shard in shards)
+
+
+def _hub_model(name: str, path: Path) -> Model:
+    return Model(name, path, path.name, "see the model's page")
 
 
 def find_tokenizer(name: str, revision: str | None = None) -> Path | None:
@@ -125,4 +160,4 @@ def _from_hub(name: str, revision: str | None, *, weights: bool = True) -> Model
         raise ModelError(
             f"{name} has no .safetensors file: weights in other formats are not loaded, since they can run code"
         )
-    return Model(name, path, path.name, "see the model's page")
+    return _hub_model(name, path)

@@ -157,7 +157,13 @@ class Extension:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole of manifest.json. `cost_usd` and `worked_seconds` are the sums of the ledger when it was written."""
+    """The whole of manifest.json.
+
+    Attributes:
+        cost_usd, worked_seconds: the sums of the ledger when it was written.
+        settings_sha256: of config.json, all settings included; None in a run of an early version, whose identity covers
+            only the settings that decide the adapter.
+    """
 
     noesis: str
     created: str
@@ -172,6 +178,7 @@ class Manifest:
     stages: Mapping[str, StageRecord] = field(default_factory=dict)
     parent: Parent | None = None
     history: tuple[Extension, ...] = ()
+    settings_sha256: str | None = None
 
     def to_json(self) -> Json:
         found: Json = {
@@ -188,6 +195,8 @@ class Manifest:
             "ledger": [entry.to_json() for entry in self.ledger],
             "stages": {name: record.to_json() for name, record in self.stages.items()},
         }
+        if self.settings_sha256 is not None:
+            found["settings_sha256"] = self.settings_sha256
         if self.parent is not None:
             found["parent"] = self.parent.to_json()
         if self.history:
@@ -211,6 +220,7 @@ class Manifest:
             {name: StageRecord.from_json(record) for name, record in value["stages"].items()},
             Parent.from_json(value["parent"]) if "parent" in value else None,
             tuple(Extension.from_json(extension) for extension in value.get("history", [])),
+            str(value["settings_sha256"]) if "settings_sha256" in value else None,
         )
 
     # --- reading
@@ -253,6 +263,11 @@ class Manifest:
     def with_stage(self, stage: str, record: StageRecord) -> Manifest:
         return replace(self, stages={**self.stages, stage: record})
 
+    def with_output(self, stage: str, name: str, file: OutputFile) -> Manifest:
+        """With another record of one of the files of `stage`."""
+        record = self.stages[stage]
+        return self.with_stage(stage, replace(record, outputs={**record.outputs, name: file}))
+
     def with_finished(self, stage: str, record: StageRecord, previous: StageRecord | None) -> Manifest:
         """`record` in place of `previous`; stages that read anything other than what it left become stale."""
         after, digest = self.with_stage(stage, record), record.digest()
@@ -280,11 +295,17 @@ class Manifest:
         return replace(self, stages={**self.stages, **stale})
 
     def with_cost(self, entries: Iterable[LedgerEntry]) -> Manifest:
-        """With more entries in the ledger; one that is in it already is not added again."""
+        """With more entries in the ledger; one that is in it already is not added again.
+
+        Who was taken for killed, and lives, knows better what it took.
+        """
         ledger = list(self.ledger)
         for entry in entries:
-            if not entry.id or all(entry.id != booked.id for booked in ledger):
+            places = [i for i, booked in enumerate(ledger) if entry.id and booked.id == entry.id]
+            if not places:
                 ledger.append(entry)
+            elif ledger[places[0]].ended == "killed" and entry.ended not in (None, "killed"):
+                ledger[places[0]] = entry
         usd, seconds = total(ledger)
         return replace(self, ledger=tuple(ledger), cost_usd=usd, worked_seconds=seconds)
 

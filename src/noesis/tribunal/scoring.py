@@ -40,6 +40,12 @@ class AnswerStore(Protocol):
     def put_all(self, values: dict[str, Any], /) -> None: ...
 
 
+class Judges(Protocol):
+    """Who gives verdicts: a `JudgePanel`, or the record of one."""
+
+    async def judge(self, cases: Sequence[JudgeCase], /) -> list[list[Verdict | Unscored]]: ...
+
+
 @dataclass(frozen=True)
 class Answer:
     """One answer of one model to one prompt.
@@ -145,7 +151,7 @@ def answer_prompts(
 
 
 async def score_answers(
-    answers: Sequence[Answer], panel: JudgePanel, section: TribunalSection, constitution: Constitution
+    answers: Sequence[Answer], panel: Judges, section: TribunalSection, constitution: Constitution
 ) -> list[ScoredAnswer]:
     """The court's opinion of each answer that judges are to score; empty answers get 0 without being judged."""
     flags = [tuple(screen(a.text, screened_prompt(a.item), constitution)) for a in answers]

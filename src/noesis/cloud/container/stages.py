@@ -56,7 +56,7 @@ def train(context: ContainerContext, request: CloudRequest, ticket: str) -> Call
         if opened.run.is_done("train"):
             return CallResult(run_train(opened).to_json())
         with staged_run(context) as run:
-            s = reopen_run(run.path)
+            s = reopen_run(run.path, fetch=True)
             run_plan(s)
             return CallResult(run_train(s).to_json())
 
@@ -99,7 +99,7 @@ def judge_epoch(context: ContainerContext, epoch: int) -> CallResult:
             copy = copy_of_run(context.root, Path(folder) / name, name)
             if (context.root / SCORES).is_dir():
                 shutil.copytree(context.root / SCORES, copy / SCORES)
-            judged = _judge_copy(reopen_run(copy), epoch)
+            judged = _judge_copy(reopen_run(copy, fetch=True), epoch)
             _publish_scores(copy, context.root, name)
         judged.write(context.root)
         return CallResult(judged.to_json())
@@ -143,7 +143,7 @@ def judge(context: ContainerContext, request: CloudRequest, again: bool) -> Call
     def work() -> CallResult:
         require_trained_run(context.root)
         with staged_run(context) as run:
-            s = reopen_run(run.path)
+            s = reopen_run(run.path, fetch=True)
             run_choose(s, _checkpoint_scorer(s, context, request))
             result = run_judge(s, again=again).to_json()
             if request.judges:
@@ -180,7 +180,7 @@ def merge(context: ContainerContext, request: CloudRequest, again: bool) -> Call
     def work() -> CallResult:
         require_trained_run(context.root)
         with staged_run(context, link=() if again else HEAVY) as run:
-            s = reopen_run(run.path)
+            s = reopen_run(run.path, fetch=True)
             result = run_merge(s, again=again)
             run_gguf(s, kinds=request.gguf or None, again=again)
             _record_epoch_costs(s.run)

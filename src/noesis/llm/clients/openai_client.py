@@ -31,6 +31,9 @@ REFUSED = {
 }
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds of back-off; doubled each time
 DEAD_AFTER = 4  # requests in a row that failed altogether
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+# a host's name in ASCII: labels of letters, digits and inner hyphens
+_HOST = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*")
 KEYS = {
     "api.openai.com": "OPENAI_API_KEY",
     "api.anthropic.com": "ANTHROPIC_API_KEY",
@@ -42,8 +45,10 @@ def key_for(url: str) -> str | None:
     """The API key for `url`: `NOESIS_KEY_<HOST>` or the provider's variable; by TLS or to localhost only."""
     parts = urlsplit(url)
     host = parts.hostname or ""
-    if parts.scheme != "https" and host not in ("localhost", "127.0.0.1", "::1"):
+    if parts.scheme != "https" and host not in LOOPBACK:
         return None
+    if not _HOST.fullmatch(host) and host not in LOOPBACK:
+        return None  # another spelling of a name could share its variable
     return os.environ.get(own_variable(host)) or os.environ.get(KEYS.get(host, ""))
 
 
@@ -204,8 +209,11 @@ class OpenAIClient:
 
 
 def own_variable(host: str) -> str:
-    """The environment variable of a host that has none in KEYS: `NOESIS_KEY_OPENROUTER_AI`."""
-    return "NOESIS_KEY_" + re.sub(r"[^A-Za-z0-9]", "_", host).upper()
+    """The environment variable of a host that has none in KEYS: `NOESIS_KEY_OPENROUTER_AI`.
+
+    A hyphen is two underscores, so that my-host.com and my.host.com have a variable each.
+    """
+    return "NOESIS_KEY_" + re.sub(r"[^A-Za-z0-9]", "_", host.replace("-", "__")).upper()
 
 
 def retry_after(value: str | None) -> float | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from noesis.core.config import TribunalSection, load_config
+from noesis.core.config import TribunalSection
 from noesis.core.console import say
 from noesis.core.errors import UsageError
 from noesis.core.event_loop import run_async
@@ -23,6 +23,7 @@ from noesis.core.project import Project
 from noesis.llm.clients.spec import ModelSpec, parse_spec, same_model
 from noesis.llm.clients.spending import Spending
 from noesis.pipeline.answers import answer_generator, answer_identities
+from noesis.pipeline.consent import JUDGE_CALL_SETTINGS, tribunal_settings
 from noesis.pipeline.gguf_files import base_gguf
 from noesis.pipeline.results import CheckpointScore, RunResults, TrialJudge, TrialResult
 from noesis.pipeline.session import RunSession
@@ -34,9 +35,6 @@ from noesis.tribunal.panel import JudgePanel, open_panel, read_rubrics
 from noesis.tribunal.scoring import MODELS, ScoredAnswer, answer_and_score, answer_prompts, verdict_rows
 from noesis.tribunal.suite import EvalSample, Part, read_suite, seal, spread
 from noesis.tribunal.trial_summary import MEASURES, ruling_for_report, summarise
-
-# how judges are called; changes no verdict
-JUDGE_CALL_SETTINGS = ("concurrency", "timeout_seconds", "attempts", "requests_per_minute", "prices")
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def run_trial(
         UsageError: a SPEC that is not understood, or the model under judgement under another name than `self`.
         CapError: the cap is reached; the same command with a higher one continues.
     """
-    section = current_tribunal_settings(s, project)
+    section = tribunal_settings(s.config, project)
     rubrics, items = read_rubrics(project), trial_items(project, request)
     specs = [parse_spec(text) for text in request.judges]
     own = _own_judge(s, specs)
@@ -143,7 +141,7 @@ def checkpoint_scorer(s: RunSession, project: Project, judges: Sequence[str] | N
     Args:
         judges: as given with --judge; None: those in training_config.yaml (`tribunal: judges`).
     """
-    section = current_tribunal_settings(s, project)
+    section = tribunal_settings(s.config, project)
     named = section.judges if judges is None else tuple(judges)
     if not named:
         return None
@@ -217,12 +215,6 @@ def show_trial(result: TrialResult) -> None:
     ruling = result.ruling
     more = f"; about {ruling.more_prompts} more prompts would decide it" if ruling.more_prompts else ""
     say(f"  Tribunal: {ruling.verdict}: {ruling.reason}{more}")
-
-
-def current_tribunal_settings(s: RunSession, project: Project) -> TribunalSection:
-    """The run's settings; those of how judges are called and what they cost are the project's of today."""
-    today = load_config(project).training.tribunal
-    return s.config.training.tribunal.model_copy(update={name: getattr(today, name) for name in JUDGE_CALL_SETTINGS})
 
 
 def _own_judge(s: RunSession, specs: Sequence[ModelSpec]) -> Path | None:
