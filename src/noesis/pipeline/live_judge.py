@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from noesis.constitution.document import Constitution
+from noesis.core.config import load_config
 from noesis.core.errors import UsageError
 from noesis.core.messages import Message
 from noesis.core.project import Project
@@ -78,7 +79,7 @@ class LiveJudge:
             UsageError: a SPEC that is not understood. ModelError: a judge that can't be loaded.
         """
         self._constitution = constitution
-        self._section = run.config().training.tribunal
+        self._section = run.config().training.tribunal.called_as(load_config(project).training.tribunal)
         self._stack = ExitStack()
         self._panel: JudgePanel | None = None
         self.name = NAME

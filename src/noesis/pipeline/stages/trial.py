@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from noesis.core.config import TribunalSection, load_config
+from noesis.core.config import JUDGE_CALLS, TribunalSection, load_config
 from noesis.core.console import say
 from noesis.core.errors import UsageError
 from noesis.core.event_loop import run_async
@@ -34,9 +34,6 @@ from noesis.tribunal.panel import JudgePanel, open_panel, read_rubrics
 from noesis.tribunal.scoring import MODELS, ScoredAnswer, answer_and_score, answer_prompts, verdict_rows
 from noesis.tribunal.suite import EvalSample, Part, read_suite, seal, spread
 from noesis.tribunal.trial_summary import MEASURES, ruling_for_report, summarise
-
-# how judges are called; changes no verdict
-JUDGE_CALL_SETTINGS = ("concurrency", "timeout_seconds", "attempts", "requests_per_minute", "prices")
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def run_trial(
             request.judges,
             prompts,
             rubrics.digest(),
-            section.model_dump(mode="json", exclude=set(JUDGE_CALL_SETTINGS)),
+            section.model_dump(mode="json", exclude=set(JUDGE_CALLS)),
             sha256_file(s.run.adapter() / "adapter_model.safetensors"),
             sorted(sha256_file(p) for p in project.calibrations.glob("*.json")),
         ]
@@ -93,7 +90,14 @@ def run_trial(
     def work() -> Json:
         spending = Spending(max_usd=request.max_usd)
         with open_panel(
-            project, specs, section, spending, own=own, replies=folder / "replies.sqlite", rubrics=rubrics
+            project,
+            specs,
+            section,
+            spending,
+            own=own,
+            replies=folder / "replies.sqlite",
+            rubrics=rubrics,
+            account=digest,
         ) as panel:
             if request.part != "dev":
                 _log_locked_use(folder, project.tribunal, "trial")
@@ -221,8 +225,7 @@ def show_trial(result: TrialResult) -> None:
 
 def current_tribunal_settings(s: RunSession, project: Project) -> TribunalSection:
     """The run's settings; those of how judges are called and what they cost are the project's of today."""
-    today = load_config(project).training.tribunal
-    return s.config.training.tribunal.model_copy(update={name: getattr(today, name) for name in JUDGE_CALL_SETTINGS})
+    return s.config.training.tribunal.called_as(load_config(project).training.tribunal)
 
 
 def _own_judge(s: RunSession, specs: Sequence[ModelSpec]) -> Path | None:
