@@ -26,7 +26,7 @@ def ok(body: Any, *headers: str) -> bytes:
 
 def answer(status: int, body: Any, *headers: str) -> bytes:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    lines = [f"HTTP/1.1 {status} x", f"Content-Length: {len(data)}", *headers]
+    lines = [f"HTTP/1.1 {status} x", f"Content-Length: {len(data)}", "Connection: close", *headers]
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + data
 
 
