@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.asking import MAX_TOKENS, PRICE, SECTION, ask, request
-from helpers.raw_server import RawServer, answer, chat, ok
+from helpers.endpoints.asking import MAX_TOKENS, PRICE, SECTION, ask, request
+from helpers.endpoints.raw_server import RawServer, answer, chat, ok
 from noesis.core.config import TribunalSection
 from noesis.core.errors import CapError, ModelError, UsageError
 from noesis.llm.clients.openai_client import OpenAIClient

@@ -10,8 +10,8 @@ import zlib
 
 import pytest
 
-from helpers.asking import SECTION, ask
-from helpers.raw_server import RawServer, answer, chat, ok
+from helpers.endpoints.asking import SECTION, ask
+from helpers.endpoints.raw_server import RawServer, answer, chat, ok
 from noesis.core.console import say
 from noesis.llm.clients.protocol import ModelReply, NoReplyError
 

@@ -94,9 +94,11 @@ def _options(url: str, headers: dict[str, str]) -> dict[str, Any]:
 
 @contextmanager
 def _explained_proxy() -> Iterator[None]:
+    import httpx2
+
     try:
         yield
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, httpx2.InvalidURL) as error:
         raise UsageError(f"the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names can't be used: {error}") from None
 
 
@@ -178,10 +180,9 @@ class Http:
                 self._client.stream(method, url, json=body, extensions={"trace": deadline.watch}) as response,
             ):
                 _check_encoding(response)
-                yield response.status_code, _retry_after_of(response), _limited(response.iter_bytes())
+                yield response.status_code, _retry_after_of(response), _limited(response.iter_bytes(), deadline)
         except _errors() as error:
-            late = f"no whole reply within {deadline_s:g} s"
-            raise HttpError(late if deadline.passed else _said(error), sent=_was_sent(error)) from None
+            raise HttpError(deadline.reason if deadline.passed else _said(error), sent=_was_sent(error)) from None
 
     def close(self) -> None:
         self._client.close()
@@ -194,7 +195,7 @@ class _Deadline:
     """
 
     def __init__(self, seconds: float) -> None:
-        self.passed = False
+        self.passed, self.reason = False, f"no whole reply within {seconds:g} s"
         self._socket: socket.socket | None = None
         self._timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), self._cut)
         self._timer.daemon = True
@@ -288,11 +289,13 @@ def _check_size(size: int) -> int:
     return size
 
 
-def _limited(parts: Iterator[bytes]) -> Iterator[bytes]:
+def _limited(parts: Iterator[bytes], deadline: _Deadline) -> Iterator[bytes]:
     size = 0
     for part in parts:
         size = _check_size(size + len(part))
         yield part
+    if deadline.passed:  # a body without a length ends where its connection does
+        raise HttpError(deadline.reason)
 
 
 def _errors() -> tuple[type[Exception], ...]:

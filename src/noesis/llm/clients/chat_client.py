@@ -59,8 +59,7 @@ class LLMClient:
         Raises:
             UsageError: `base_url` is not a URL, or the key is too short to be one.
         """
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not _is_url(base_url):
             raise UsageError(
                 f"base URL {base_url!r}: give one such as http://127.0.0.1:8017/v1 or https://api.openai.com/v1"
             )
@@ -136,7 +135,7 @@ class LLMClient:
     def _read_stream(self, parts: Iterator[bytes], on_token: Callable[[str], None]) -> Completion:
         pieces: list[str] = []
         entries: list[TokenEntry] = []
-        finish, last = "", dict[str, Any]()
+        finish, last, seen = "", dict[str, Any](), False
         for event in self._events(parts):
             if "error" in event:
                 raise ModelError(f"{self.base_url} broke off: {shown(error_message(event), self._key)}")
@@ -147,11 +146,13 @@ class LLMClient:
                 piece = read_piece(event)
             except ValueError as error:
                 raise ModelError(f"{self.base_url} gives {error}") from None
-            finish = piece.finish or finish
+            finish, seen = piece.finish or finish, True
             entries += piece.tokens
             if piece.text:
                 pieces.append(piece.text)
                 on_token(piece.text)
+        if not seen:
+            raise ModelError(f"{self.base_url} does not answer in OpenAI's protocol: its stream has no choices")
         return _completion("".join(pieces), finish, last, entries)
 
     def _events(self, parts: Iterator[bytes]) -> Iterator[dict[str, Any]]:
@@ -190,6 +191,14 @@ class LLMClient:
             reply.status, "refused"
         )
         return ModelError(f"{self.base_url}: {what} (HTTP {reply.status}): {shown(reply.message, self._key)}")
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a bracket or a port that is none
+        return False
 
 
 def _completion(text: str, finish: str, body: dict[str, Any], entries: Sequence[TokenEntry]) -> Completion:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from helpers.raw_server import RawServer
+from helpers.endpoints.raw_server import RawServer
 from noesis.core.config import Price, TribunalSection
 from noesis.llm.clients.cached_client import CachedClient
 from noesis.llm.clients.openai_client import OpenAIClient
