@@ -66,8 +66,10 @@ def run_command(arguments: list[str]) -> int:
     from noesis.core.files import explain_error
     from noesis.core.libraries import silence_libraries
     from noesis.core.signals import Terminated, raise_terminated
+    from noesis.llm.http import spare_loopback_from_proxies
 
     silence_libraries()
+    spare_loopback_from_proxies()
     signal.signal(signal.SIGTERM, raise_terminated)
     try:
         code = app(arguments, standalone_mode=False)

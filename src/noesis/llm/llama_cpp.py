@@ -6,10 +6,8 @@ a request is under way never returns, and signals are then ignored: a server is 
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
-import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,8 +17,9 @@ from noesis.core.console import Progress
 from noesis.core.device import usable_threads
 from noesis.core.errors import MissingExtra, ModelError
 from noesis.core.messages import Message
+from noesis.llm.http import Http, parse_json
 
-IDLE_POLL_S = 0.1
+IDLE_POLL_S, SLOTS_S = 0.1, 10.0
 REMAKE = "make it again with  noesis gguf RUN --again"
 
 
@@ -90,12 +89,12 @@ class LlamaServer:
         self.key = secrets.token_urlsafe(24)
         self._server = load_llama_server(model, key=self.key, adapter=adapter, parallel=parallel, context=context)
         self.url = str(self._server.listening_address)
+        self._http = Http(self.url, {"Authorization": f"Bearer {self.key}"}, timeout_s=SLOTS_S)
 
     def busy(self) -> int:
         """The number of requests under way."""
-        request = urllib.request.Request(self.url + "/slots", headers={"Authorization": f"Bearer {self.key}"})  # noqa: S310  (our own port)
-        with urllib.request.urlopen(request, timeout=10) as reply:  # noqa: S310
-            return sum(bool(slot["is_processing"]) for slot in json.load(reply))
+        reply = self._http.request("GET", self.url + "/slots", deadline_s=SLOTS_S)
+        return sum(bool(slot["is_processing"]) for slot in parse_json(reply.body))
 
     def stop(self, patience_s: float) -> bool:
         """Free the model once it is idle; False, and it stays, if it is not idle within `patience_s` seconds."""
@@ -104,6 +103,7 @@ class LlamaServer:
             if time.monotonic() > end:
                 return False
             time.sleep(IDLE_POLL_S)
+        self._http.close()
         self._server = None
         return True
 

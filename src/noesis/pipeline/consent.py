@@ -18,17 +18,13 @@ from noesis.llm.clients.spec import parse_spec
 from noesis.llm.embedded import Model
 from noesis.llm.hub import find_local_model, find_model
 
-# how judges are called and what they cost; changes no verdict
-JUDGE_CALL_SETTINGS = ("concurrency", "timeout_seconds", "attempts", "requests_per_minute", "prices")
-
 
 def tribunal_settings(config: Config, project: Project) -> TribunalSection:
     """The run's settings; those of how judges are called and what they cost are the project's of today.
 
     A price of 0 in a stranger's run would switch a cap off.
     """
-    today = load_config(project).training.tribunal
-    return config.training.tribunal.model_copy(update={name: getattr(today, name) for name in JUDGE_CALL_SETTINGS})
+    return config.training.tribunal.called_as(load_config(project).training.tribunal)
 
 
 def judges_to_ask(path: Path, config: Config, given: Sequence[str] | None, project: Path | None) -> tuple[str, ...]:

@@ -77,6 +77,7 @@ def make_prompts(project: Project, request: PromptsRequest) -> dict[str, Any]:
         "wording": sha256_json(INSTRUCTION),
     }
     with open_folder(request.out, plan) as folder, open_cache(folder.replies) as cache:
+        spending.resume(cache)
         writer = _PromptWriter(load_constitution(project.constitution), lists, client, cache, request)
 
         async def phrase(i: int) -> dict[str, Any]:

@@ -131,6 +131,7 @@ def open_panel(
     own: Path | None = None,
     replies: Path | None = None,
     rubrics: RubricSet | None = None,
+    account: str | None = None,
 ) -> Iterator[JudgePanel]:
     """The panel of the judges that `specs` name; the reply cache is closed at the end of the block.
 
@@ -138,6 +139,7 @@ def open_panel(
         own: the GGUF file that `self` means.
         replies: the reply cache; the one shared by all projects where None.
         rubrics: the project's, if they have been read before.
+        account: whose earlier spending the cap counts, as the cache remembers it; None: it counts this command's alone.
 
     Raises:
         UsageError: the same judge twice. ConfigError: a rubric is wrong.
@@ -148,4 +150,6 @@ def open_panel(
     if len({client.identity for client in clients}) < len(clients):
         raise UsageError("the same judge is named twice: one model has one vote")
     with open_cache(replies or cache_folder() / "tribunal" / "replies.sqlite") as cache:
+        if account is not None:
+            spending.resume(cache, account)
         yield make_panel(project, clients, cache, rubrics)

@@ -135,7 +135,7 @@ def answer_prompts(
                 sha256_json([identity, model, messages, own, section.trial_tokens, section.temperature])
                 for (_, _, messages), own in zip(active, seeds, strict=True)
             ]
-            missing = [i for i, key in enumerate(keys) if cache.get(key) is None]
+            missing = [i for i, key in enumerate(keys) if not isinstance(cache.get(key), str)]
             progress.advance(len(active) - len(missing))
             for start in range(0, len(missing), BATCH):
                 batch = missing[start : start + BATCH]

@@ -16,7 +16,8 @@ from noesis.core.device import usable_threads
 from noesis.core.errors import MissingExtra, ModelError
 from noesis.core.files import sha256_file
 from noesis.core.signals import native_request
-from noesis.llm.clients.protocol import ModelReply, ModelRequest, NoReplyError, top_logprobs_of
+from noesis.llm.clients.chat_reply import read_chat_reply, read_usage
+from noesis.llm.clients.protocol import ModelReply, ModelRequest, NoReplyError
 
 REASONING, SPAN = 240, 100  # characters at most
 REPEAT_PENALTY = 1.1  # of free text: small models fall into loops
@@ -100,15 +101,13 @@ class GgufClient:
             raise NoReplyError(
                 f"llama.cpp refuses the request: {error.get('message', error) if isinstance(error, dict) else error}"
             )
-        choice, usage = answer["choices"][0], answer.get("usage") or {}
-        return ModelReply(
-            str(choice["message"]["content"] or ""),
-            str(choice.get("finish_reason") or "stop"),
-            int(usage.get("prompt_tokens", 0)),
-            int(usage.get("completion_tokens", 0)),
-            0.0,
-            top_logprobs=top_logprobs_of(choice),
-        )
+        try:
+            reply = read_chat_reply(answer, logprobs=bool(request.logprobs), max_tokens=request.max_tokens)
+        except ValueError as error:
+            raise NoReplyError(f"llama.cpp gives {error}") from None
+        usage = read_usage(answer, reply.text)
+        prompt, completion = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        return ModelReply(reply.text, reply.finish, prompt, completion, 0.0, top_logprobs=reply.top_logprobs)
 
     async def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

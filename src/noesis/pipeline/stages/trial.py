@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from noesis.core.config import TribunalSection
+from noesis.core.config import JUDGE_CALLS, TribunalSection
 from noesis.core.console import say
 from noesis.core.errors import UsageError
 from noesis.core.event_loop import run_async
@@ -23,7 +23,7 @@ from noesis.core.project import Project
 from noesis.llm.clients.spec import ModelSpec, parse_spec, same_model
 from noesis.llm.clients.spending import Spending
 from noesis.pipeline.answers import answer_generator, answer_identities
-from noesis.pipeline.consent import JUDGE_CALL_SETTINGS, tribunal_settings
+from noesis.pipeline.consent import tribunal_settings
 from noesis.pipeline.gguf_files import base_gguf
 from noesis.pipeline.results import CheckpointScore, RunResults, TrialJudge, TrialResult
 from noesis.pipeline.session import RunSession
@@ -81,7 +81,7 @@ def run_trial(
             request.judges,
             prompts,
             rubrics.digest(),
-            section.model_dump(mode="json", exclude=set(JUDGE_CALL_SETTINGS)),
+            section.model_dump(mode="json", exclude=set(JUDGE_CALLS)),
             sha256_file(s.run.adapter() / "adapter_model.safetensors"),
             sorted(sha256_file(p) for p in project.calibrations.glob("*.json")),
         ]
@@ -91,7 +91,14 @@ def run_trial(
     def work() -> Json:
         spending = Spending(max_usd=request.max_usd)
         with open_panel(
-            project, specs, section, spending, own=own, replies=folder / "replies.sqlite", rubrics=rubrics
+            project,
+            specs,
+            section,
+            spending,
+            own=own,
+            replies=folder / "replies.sqlite",
+            rubrics=rubrics,
+            account=digest,
         ) as panel:
             if request.part != "dev":
                 _log_locked_use(folder, project.tribunal, "trial")

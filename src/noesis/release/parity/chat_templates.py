@@ -3,20 +3,19 @@ server, since that is what answers in use."""
 
 from __future__ import annotations
 
-import json
 import secrets
-import urllib.error
-import urllib.request
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from noesis.core.errors import MissingExtra, ModelError
 from noesis.core.messages import Message
+from noesis.llm.http import Http, HttpError, parse_json
 from noesis.llm.tokenizer import DATE
 from noesis.release.gguf.vocabulary import adds_bos
 from noesis.release.parity.certificate import TemplateCheck
 
+RENDER_S = 30.0  # of one conversation
 SYSTEM = "Você é Noesis. Diga a verdade.\n"
 CONVERSATIONS: list[list[Message]] = [
     [{"role": "user", "content": "O que é a coragem?"}],
@@ -59,6 +58,8 @@ def compare_renderings(file: Path, tokenizer: Any) -> TemplateCheck:
         server = xllamacpp.Server(params)
     except RuntimeError as error:
         raise ModelError(f"llama.cpp can't serve {file}: {error}") from None
+    address = str(server.listening_address)
+    http = Http(address, {"Authorization": f"Bearer {key}"}, timeout_s=RENDER_S)
     bos = tokenizer.special["bos_token"] if adds_bos(tokenizer) else ""
     different, compared = [], 0
     today, fixed = datetime.now().strftime("%d %b %Y"), DATE.strftime("%d %b %Y")
@@ -68,21 +69,20 @@ def compare_renderings(file: Path, tokenizer: Any) -> TemplateCheck:
         except ModelError:
             continue
         compared += 1
-        theirs = _render_in_llama(server.listening_address, key, conversation).replace(today, fixed)
+        theirs = _render_in_llama(http, address, conversation).replace(today, fixed)
         if theirs.removeprefix(bos) != ours.removeprefix(bos):
             different.append({"model": ours, "llama.cpp": theirs})
+    http.close()
     del server
     return TemplateCheck(compared, len(different), tuple(different[:1]))
 
 
-def _render_in_llama(address: str, key: str, conversation: list[Message]) -> str:
-    request = urllib.request.Request(  # noqa: S310  (an address of this process)
-        f"{address}/apply-template",
-        data=json.dumps({"messages": conversation}).encode(),
-        headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
-    )
+def _render_in_llama(http: Http, address: str, conversation: list[Message]) -> str:
+    body: dict[str, Any] = {"messages": conversation}
     try:
-        with urllib.request.urlopen(request, timeout=30) as reply:  # noqa: S310
-            return str(json.loads(reply.read())["prompt"])
-    except urllib.error.HTTPError as error:  # llama.cpp's template engine refuses what the model's own renders
-        return f"llama.cpp refuses: {error.read(500).decode(errors='replace')}"
+        reply = http.request("POST", f"{address}/apply-template", body, deadline_s=RENDER_S)
+    except HttpError as error:
+        raise ModelError(f"llama.cpp renders no conversation: {error}") from None
+    if reply.status != 200:  # llama.cpp's template engine refuses what the model's own renders
+        return f"llama.cpp refuses: {reply.message[:500]}"
+    return str(parse_json(reply.body)["prompt"])
