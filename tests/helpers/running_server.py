@@ -99,7 +99,7 @@ class Client:
                 "messages": [{"role": "user", "content": "Hi"}],
             }
         ).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
         sock = self.raw(head.encode() + body)
         received = b""
         while b" word" not in received:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 # What a chat template turns into the boundary of a message. A dataset must not be able to forge one.
 CONTROL_TOKEN = re.compile(
@@ -92,9 +93,37 @@ def neutralise(text: str) -> str:
     return break_control_tokens(_MARKS.sub(lambda m: m[0].replace("<", "‹").replace(">", "›"), text))
 
 
-def break_control_tokens(text: str) -> str:
-    """`text` with a space inside each chat-template token, so that no tokenizer reads it as one."""
-    return CONTROL_TOKEN.sub(lambda m: m[0][0] + " " + m[0][1:], text)
+def break_control_tokens(text: str, special: re.Pattern[str] | None = None) -> str:
+    """`text` with a space inside each chat-template token, so that no tokenizer reads it as one.
+
+    Args:
+        special: matches the model's own tokens, from `any_of`; those of known models are always broken up.
+    """
+    for pattern in (CONTROL_TOKEN, special):
+        while pattern is not None and pattern.search(text):  # a break may leave another token: "<</s></s>"
+            text = pattern.sub(lambda m: m[0][0] + " " + m[0][1:], text)
+    return text
+
+
+def any_of(words: Iterable[str]) -> re.Pattern[str]:
+    """A pattern of the longest of `words` (of at least two characters, no white space) at each place of a text.
+
+    It is a tree of their characters: trying thousands of words one by one at every `<` would take minutes.
+    """
+    tree: dict[str, Any] = {}
+    for word in words:
+        node = tree
+        for char in word:
+            node = node.setdefault(char, {})
+        node[""] = {}
+    return re.compile(_branches(tree) if tree else r"(?!)")
+
+
+def _branches(node: dict[str, Any]) -> str:
+    follow = [re.escape(char) + _branches(after) for char, after in node.items() if char]
+    if "" not in node and len(follow) == 1:
+        return follow[0]
+    return f"(?:{'|'.join(follow)}){'?' if '' in node else ''}" if follow else ""
 
 
 def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:

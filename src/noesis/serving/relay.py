@@ -15,7 +15,8 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from noesis.serving.analysis_filter import AnalysisFilter, TokenFilter, ends_inside_analysis
+from noesis.constitution.analysis_block import AnalysisFilter
+from noesis.serving.analysis_filter import TokenFilter, ends_inside_analysis
 from noesis.serving.metrics import Metrics
 from noesis.serving.protocol import ApiError, ChatRequest
 
@@ -30,6 +31,8 @@ class Target:
     url: str
     key: str
     scale: float | None = None  # of the adapter; None where there is none
+    socket: str | None = None  # Unix socket to connect to; None: as `url` says
+    special: frozenset[str] = frozenset()  # the model's tokens that no text may contain
 
 
 class Relay:

@@ -24,6 +24,7 @@ from noesis.core.console import say
 from noesis.core.errors import UsageError
 from noesis.llm.llama_cpp import LlamaServer
 from noesis.serving.app import AnswerJudge, Service
+from noesis.serving.error_log import ErrorLog
 from noesis.serving.page import Page
 from noesis.serving.protocol import ApiError, Limits
 from noesis.serving.relay import Target
@@ -98,15 +99,16 @@ class Server:
             self._llama_servers.append(server)
             return server
 
+        def target(server: LlamaServer, scale: float | None = None) -> Target:
+            return Target(server.url, server.key, scale, server.socket, server.special)
+
         if files.tuned is None:
             assert files.base is not None and files.adapter is not None
             both = start(files.base, files.adapter)
-            return {"noesis": Target(both.url, both.key, 1.0), "noesis-base": Target(both.url, both.key, 0.0)}
-        tuned = start(files.tuned)
-        targets = {"noesis": Target(tuned.url, tuned.key)}
+            return {"noesis": target(both, 1.0), "noesis-base": target(both, 0.0)}
+        targets = {"noesis": target(start(files.tuned))}
         if files.base is not None:
-            base = start(files.base)
-            targets["noesis-base"] = Target(base.url, base.key)
+            targets["noesis-base"] = target(start(files.base))
         return targets
 
     async def run(self, ready: Callable[[], None] = lambda: None, stop: asyncio.Event | None = None) -> None:
@@ -127,10 +129,15 @@ class Server:
             limits=limits,
             judge=self._judge,
             page=self._page,
+            any_host=settings.host not in LOOPBACK,
         )
+        errors = ErrorLog(service.metrics)
+        service.on_error = errors.count
+        asyncio.get_running_loop().set_exception_handler(errors.on_loop_error)
         runner = web.AppRunner(
             service.application(),
             access_log=None,
+            logger=errors.logger,
             handle_signals=False,
             handler_cancellation=True,
             keepalive_timeout=limits.idle_s,

@@ -45,12 +45,15 @@ class Completion:
 class LLMClient:
     """One model at one endpoint."""
 
-    def __init__(self, base_url: str, api_key: str, model: str, *, timeout_s: float = 120.0) -> None:
+    def __init__(
+        self, base_url: str, api_key: str, model: str, *, timeout_s: float = 120.0, socket: str | None = None
+    ) -> None:
         """Prepare a client; nothing is sent yet.
 
         Args:
             base_url: http or https, with or without a slash at its end.
             timeout_s: seconds between two chunks of an answer.
+            socket: path of a Unix socket to connect to, whatever host `base_url` names.
 
         Raises:
             UsageError: `base_url` is not a URL, or the key is too short to be one.
@@ -72,7 +75,12 @@ class LLMClient:
         # a connection a request: llama.cpp's server closes one that streamed, and the next request on it would be lost
         limits = httpx2.Limits(max_keepalive_connections=0)
         self._http = httpx2.Client(
-            base_url=self.base_url, headers=headers, timeout=httpx2.Timeout(timeout_s, connect=10.0), limits=limits
+            base_url=self.base_url,
+            headers=headers,
+            timeout=httpx2.Timeout(timeout_s, connect=10.0),
+            limits=limits,
+            transport=httpx2.HTTPTransport(uds=socket, limits=limits) if socket else None,
+            trust_env=socket is None,
         )
 
     def close(self) -> None:

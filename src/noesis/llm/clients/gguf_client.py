@@ -7,7 +7,6 @@ which llama.cpp keeps in its cache.
 from __future__ import annotations
 
 import asyncio
-import secrets
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from noesis.core.errors import MissingExtra, ModelError
 from noesis.core.files import sha256_file
 from noesis.core.signals import native_request
 from noesis.llm.clients.protocol import ModelReply, ModelRequest, NoReplyError, top_logprobs_of
+from noesis.llm.llama_cpp import listen_privately
 
 REASONING, SPAN = 240, 100  # characters at most
 REPEAT_PENALTY = 1.1  # of free text: small models fall into loops
@@ -60,8 +60,7 @@ class GgufClient:
         params.model.path = str(path)
         params.n_ctx, params.n_parallel = context * parallel, parallel
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = usable_threads()
-        params.hostnames, params.port = ["127.0.0.1"], 0
-        params.api_keys = [secrets.token_urlsafe(24)]
+        self._folder = listen_privately(params)  # nobody asks it there, but it listens all the same
         params.offline, params.ui, params.verbosity = True, False, 0
         try:
             self._server = xllamacpp.Server(params)
