@@ -138,6 +138,8 @@ class LlamaServer:
                 return False
             time.sleep(IDLE_POLL_S)
         self._server = None
+        if self._folder:
+            self._folder.cleanup()
         return True
 
 
