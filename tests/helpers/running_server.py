@@ -89,11 +89,11 @@ class Client:
         sock.sendall(data)
         return sock
 
-    def begin_stream(self, max_tokens: int) -> socket.socket:
+    def begin_stream(self, max_tokens: int, model: str = "noesis") -> socket.socket:
         """A streamed request of which the first piece has arrived."""
         body = json.dumps(
             {
-                "model": "noesis",
+                "model": model,
                 "stream": True,
                 "max_tokens": max_tokens,
                 "messages": [{"role": "user", "content": "Hi"}],

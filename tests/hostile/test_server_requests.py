@@ -6,13 +6,16 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from helpers.running_server import Client, reciters, running
+from helpers.tiny_gguf import write_reciter, write_switch
 from noesis.serving.answer_schema import SchemaError, bounded_schema
 from noesis.serving.protocol import Limits
+from noesis.serving.server import ModelFiles
 
 pytestmark = pytest.mark.timing
 
@@ -225,7 +228,6 @@ def test_schemas_within_the_budget_hold_nobody_up():
     """The dearest schemas that are let through, on a real vocabulary: another client's request ends meanwhile."""
     from noesis.core.errors import ModelError
     from noesis.llm.embedded import embedded_gguf
-    from noesis.serving.server import ModelFiles
 
     try:
         file = embedded_gguf()
@@ -247,3 +249,16 @@ def test_schemas_within_the_budget_hold_nobody_up():
                 assert server.chat(max_tokens=2).status_code == 200
                 assert time.process_time() - started < 20
                 assert all(reply.result(100).status_code == 200 for reply in asked)
+
+
+@pytest.mark.slow
+def test_a_long_answer_of_one_model_does_not_hold_up_the_other(tmp_path: Path):
+    """Base and adapter in one llama.cpp took turns by whole answers."""
+    plain, tuned = [f" word{i}" for i in range(40)], ["tuned", " speech"]
+    base = write_reciter(tmp_path / "base.gguf", plain, other=tuned, forever=True, context=100_000)
+    files = ModelFiles(None, base, write_switch(tmp_path / "adapter.gguf", plain, tuned))
+    with running(files, Limits(parallel=2, context=60_000, max_tokens=50_000)) as server:
+        long = server.begin_stream(50_000, model="noesis-base")
+        assert server.chat(max_tokens=3).json()["choices"][0]["message"]["content"] == "tuned speech"
+        assert server.metric("noesis_in_flight") == 1  # the long one is not at its end yet
+        long.close()

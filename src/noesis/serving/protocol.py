@@ -84,7 +84,7 @@ class ChatRequest:
     """A checked request."""
 
     model: str
-    body: dict[str, Any]  # for llama.cpp, without the choice of adapter
+    body: dict[str, Any]  # for llama.cpp
     stream: bool
     usage_in_stream: bool  # send a last event with token counts
     include_analysis: bool

@@ -30,7 +30,6 @@ class Target:
 
     url: str
     key: str
-    scale: float | None = None  # of the adapter; None where there is none
     socket: str | None = None  # Unix socket to connect to; None: as `url` says
     special: frozenset[str] = frozenset()  # the model's tokens that no text may contain
 
@@ -45,8 +44,6 @@ class Relay:
         body = chat.body | {"stream": chat.stream}
         if chat.stream:
             body["stream_options"] = {"include_usage": True}
-        if self._target.scale is not None:
-            body["lora"] = [{"id": 0, "scale": self._target.scale}]
         return self._http.post(
             self._target.url + "/v1/chat/completions",
             json=body,

@@ -93,22 +93,19 @@ class Server:
     def _load(self, files: ModelFiles) -> dict[str, Target]:
         limits = self.settings.limits
 
-        def start(model: Path, adapter: Path | None = None) -> LlamaServer:
+        def start(model: Path, adapter: Path | None = None) -> Target:
             say(f"  loading {model.name}{' with ' + adapter.name if adapter else ''} …")
             server = LlamaServer(model, adapter=adapter, parallel=limits.parallel, context=limits.context)
             self._llama_servers.append(server)
-            return server
+            return Target(server.url, server.key, server.socket, server.special)
 
-        def target(server: LlamaServer, scale: float | None = None) -> Target:
-            return Target(server.url, server.key, scale, server.socket, server.special)
-
-        if files.tuned is None:
-            assert files.base is not None and files.adapter is not None
-            both = start(files.base, files.adapter)
-            return {"noesis": target(both, 1.0), "noesis-base": target(both, 0.0)}
-        targets = {"noesis": target(start(files.tuned))}
+        # One each, also where base and adapter are at hand: within one, an answer with the adapter and one without
+        # wait for each other to end.
+        tuned = files.tuned or files.base
+        assert tuned is not None
+        targets = {"noesis": start(tuned, files.adapter)}
         if files.base is not None:
-            targets["noesis-base"] = target(start(files.base))
+            targets["noesis-base"] = start(files.base)
         return targets
 
     async def run(self, ready: Callable[[], None] = lambda: None, stop: asyncio.Event | None = None) -> None:
