@@ -118,7 +118,7 @@ def serve(
         if not given_key:
             say(f"Key     {api_key}\n  generated for this start; set NOESIS_API_KEY to use your own")
         if ui:
-            say(f"Page    {server.url}/#key={'KEY  (KEY: the one that you set)' if given_key else api_key}")
+            say(f"Page    {server.url}/" + ("  (it asks for your key)" if given_key else f"#key={api_key}"))
         say(f"Try     {command('connect', run, '--base-url', f'{server.url}/v1', '--probe')}")
 
     async def work() -> None:

@@ -30,6 +30,7 @@ INVISIBLE = re.compile(
     "\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ud800-\uf8ff\ufeff\uffa0\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
     "\U0001d173-\U0001d17a\U000e0000-\U000e0fff\U000f0000-\U0010ffff]"
 )
+LONGEST_TOKEN = 200  # characters
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"”»)]?\s+")
 _WORD = re.compile(r"\w+")
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -105,17 +106,19 @@ def break_control_tokens(text: str, special: re.Pattern[str] | None = None) -> s
     return text
 
 
-def any_of(words: Iterable[str]) -> re.Pattern[str]:
-    """A pattern of the longest of `words` (of at least two characters, no white space) at each place of a text.
+def any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    """A pattern of the longest of a model's `tokens` at each place of a text.
 
-    It is a tree of their characters: trying thousands of words one by one at every `<` would take minutes.
+    Tokens of one character, with white space, or of more than 200 characters are left out: a space can't break them up,
+    or no tokenizer has them. The pattern is a tree: trying thousands of tokens one by one at each `<` takes minutes.
     """
     tree: dict[str, Any] = {}
-    for word in words:
-        node = tree
-        for char in word:
-            node = node.setdefault(char, {})
-        node[""] = {}
+    for token in tokens:
+        if 1 < len(token) <= LONGEST_TOKEN and not any(map(str.isspace, token)):
+            node = tree
+            for char in token:
+                node = node.setdefault(char, {})
+            node[""] = {}
     return re.compile(_branches(tree) if tree else r"(?!)")
 
 

@@ -15,7 +15,6 @@ from noesis.core.errors import ModelError
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # llama.cpp's types of tokens that are found in texts before tokenising
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-LONGEST = 200  # characters
 WANTED = ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.chat_template")
 
 
@@ -32,7 +31,6 @@ def special_tokens(file: Path) -> frozenset[str]:
         return frozenset(
             token
             for token, kind in (zip(tokens, types, strict=True) if tokens and types else ())
-            if 1 < len(token) <= LONGEST and not any(map(str.isspace, token))
             if kind in (CONTROL, UNKNOWN) or (kind == USER_DEFINED and token in (template or ""))
         )
     except (OSError, ValueError, TypeError, struct.error) as error:

@@ -15,7 +15,9 @@ from noesis.core.device import usable_threads
 from noesis.core.errors import MissingExtra, ModelError
 from noesis.core.files import sha256_file
 from noesis.core.signals import native_request
+from noesis.core.text import any_of, break_control_tokens
 from noesis.llm.clients.protocol import ModelReply, ModelRequest, NoReplyError, top_logprobs_of
+from noesis.llm.gguf_tokens import special_tokens
 from noesis.llm.llama_cpp import listen_privately
 
 REASONING, SPAN = 240, 100  # characters at most
@@ -66,6 +68,7 @@ class GgufClient:
             self._server = xllamacpp.Server(params)
         except RuntimeError as error:
             raise ModelError(f"llama.cpp can't load the judge {path}: {error}") from None
+        self._special = any_of(special_tokens(path))
         self.name = name or path.name
         self.identity = f"gguf:{sha256_file(path)}"
         self.concurrency = parallel
@@ -77,7 +80,9 @@ class GgufClient:
 
     def _ask(self, request: ModelRequest) -> ModelReply:
         body: dict[str, Any] = {
-            "messages": request.as_messages(),
+            "messages": [
+                m | {"content": break_control_tokens(m["content"], self._special)} for m in request.as_messages()
+            ],
             "max_tokens": request.max_tokens,
             "temperature": request.temperature,
             "seed": request.seed,
