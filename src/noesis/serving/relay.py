@@ -21,6 +21,7 @@ from noesis.serving.metrics import Metrics
 from noesis.serving.protocol import ApiError, ChatRequest
 
 LAST_ERROR_S = 1.0  # for a client to take the error that ends its stream
+UNREAD_S = 30.0  # for a client to take what is sent to it
 MAX_EVENT_BYTES = 4_000_000  # of llama.cpp's; one with 20 alternatives to a token has a few thousand
 
 
@@ -239,4 +240,7 @@ async def _break_off(request: web.Request, response: web.StreamResponse, error: 
 
 
 async def _send(response: web.StreamResponse, event: dict[str, Any]) -> None:
-    await response.write(b"data: " + json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n")
+    """Raises TimeoutError where the client has not read for a while: it would keep its place among those served."""
+    data = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
+    async with asyncio.timeout(UNREAD_S):
+        await response.write(b"data: " + data + b"\n\n")
