@@ -118,7 +118,7 @@ def serve(
         if not given_key:
             say(f"Key     {api_key}\n  generated for this start; set NOESIS_API_KEY to use your own")
         if ui:
-            say(f"Page    {server.url}/#key={api_key}")
+            say(f"Page    {server.url}/" + ("  (it asks for your key)" if given_key else f"#key={api_key}"))
         say(f"Try     {command('connect', run, '--base-url', f'{server.url}/v1', '--probe')}")
 
     async def work() -> None:
@@ -175,7 +175,9 @@ def chat(
         from noesis.llm.llama_cpp import LlamaServer
 
         backend = LlamaServer(model, adapter=adapter, parallel=1, context=CONTEXT)
-        started.append((backend, LLMClient(backend.url + "/v1", backend.key, "noesis", timeout_s=600)))
+        started.append(
+            (backend, LLMClient(backend.url + "/v1", backend.key, "noesis", timeout_s=600, socket=backend.socket))
+        )
         return started[-1][1]
 
     def base_client() -> LLMClient:
@@ -190,7 +192,12 @@ def chat(
     system = constitution.system_prompt.en if prompt_language == "en" else constitution.system_prompt.pt
     with AsyncRunner() as runner:
         answer = answer_function(
-            tuned, base_client, max_tokens=max_tokens, temperature=temperature, scales=files.adapter is not None
+            tuned,
+            base_client,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            scales=files.adapter is not None,
+            special=started[0][0].special,
         )
 
         def judge(dialogue: list[Message], text: str) -> list[str]:

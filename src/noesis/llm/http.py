@@ -152,15 +152,21 @@ class Http:
     llama.cpp's server closes a connection that streamed, and the next request on it would be lost.
     """
 
-    def __init__(self, url: str, headers: dict[str, str], *, timeout_s: float) -> None:
-        """Prepare a client. timeout_s: seconds that the endpoint may be silent"""
+    def __init__(self, url: str, headers: dict[str, str], *, timeout_s: float, unix_socket: str | None = None) -> None:
+        """Prepare a client.
+
+        Args:
+            timeout_s: seconds that the endpoint may be silent.
+            unix_socket: path of a socket to connect to, whatever host `url` names.
+        """
         import httpx2
 
+        limits, options = httpx2.Limits(max_keepalive_connections=0), _options(url, headers)
+        if unix_socket is not None:
+            options |= {"trust_env": False, "transport": httpx2.HTTPTransport(uds=unix_socket, limits=limits)}
         with _explained_proxy():
             self._client = httpx2.Client(
-                timeout=httpx2.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s)),
-                limits=httpx2.Limits(max_keepalive_connections=0),
-                **_options(url, headers),
+                timeout=httpx2.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s)), limits=limits, **options
             )
 
     def request(self, method: str, url: str, body: dict[str, Any] | None = None, *, deadline_s: float) -> HttpReply:
@@ -207,7 +213,7 @@ class _Deadline:
         self._timer.cancel()
 
     def watch(self, event: str, info: dict[str, Any]) -> None:
-        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+        if event.endswith((".connect_tcp.complete", ".connect_unix_socket.complete", ".start_tls.complete")):
             self._socket = info["return_value"].get_extra_info("socket")
             if self.passed:
                 self._cut()

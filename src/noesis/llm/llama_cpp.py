@@ -1,12 +1,15 @@
 """A GGUF model in llama.cpp inside this process (https://github.com/xorbitsai/xllamacpp).
 
-`LlamaServer` answers over HTTP on 127.0.0.1, with a key of its own; `LlamaEngine` answers calls. Freeing a server while
-a request is under way never returns, and signals are then ignored: a server is freed once `/slots` reports it idle.
+`LlamaServer` answers over HTTP, with a key of its own, on a Unix socket that only this user may open (127.0.0.1 where
+there are none); `LlamaEngine` answers calls. Freeing a server while a request is under way never returns, and signals
+are then ignored: a server is freed once `/slots` reports it idle.
 """
 
 from __future__ import annotations
 
 import secrets
+import socket
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,22 +20,48 @@ from noesis.core.console import Progress
 from noesis.core.device import usable_threads
 from noesis.core.errors import MissingExtra, ModelError
 from noesis.core.messages import Message
+from noesis.core.text import any_of, break_control_tokens
+from noesis.llm.gguf_tokens import special_tokens
 from noesis.llm.http import Http, parse_json
 
 IDLE_POLL_S, SLOTS_S = 0.1, 10.0
+NO_ORIGIN = "http://noesis.invalid"  # no page has it: else llama.cpp lets every page read its answers
+LONGEST_SOCKET_PATH = 100  # bytes; the systems' limits are 104 and 108
 REMAKE = "make it again with  noesis gguf RUN --again"
 
 
+def listen_privately(params: Any) -> tempfile.TemporaryDirectory[str] | None:
+    """Have a server listen on a socket in a folder that only this user may enter, and give it a key of its own.
+
+    Returns:
+        the folder, which is deleted with this object; None where there are no such sockets: 127.0.0.1, any free port.
+    """
+    params.api_keys, params.port = [secrets.token_urlsafe(24)], 0
+    params.cors_origins, params.cors_credentials = NO_ORIGIN, False
+    params.hostnames = ["127.0.0.1"]
+    if not hasattr(socket, "AF_UNIX"):
+        return None
+    folder = tempfile.TemporaryDirectory(prefix="noesis-", ignore_cleanup_errors=True)
+    path = f"{folder.name}/llama.sock"
+    if len(path.encode()) > LONGEST_SOCKET_PATH:
+        folder.cleanup()
+        return None
+    params.hostnames = [path]
+    return folder
+
+
 def load_llama_server(
-    model: Path, *, key: str, adapter: Path | None = None, parallel: int = 1, context: int = 4096
-) -> Any:
+    model: Path, *, adapter: Path | None = None, parallel: int = 1, context: int = 4096
+) -> tuple[Any, Any, tempfile.TemporaryDirectory[str] | None]:
     """Start an xllamacpp server for `model`.
 
     Args:
-        key: the API key that its port requires.
         adapter: a GGUF adapter for the model, at scale 1 unless a request says otherwise.
         parallel: how many requests are served at once.
         context: tokens of prompt and answer of each request.
+
+    Returns:
+        the server, its parameters, and the folder of its socket, from `listen_privately`.
 
     Raises:
         ModelError: a file is missing, not GGUF or truncated, or of another architecture or base.
@@ -48,17 +77,17 @@ def load_llama_server(
     params.model.path = str(model)
     params.n_ctx, params.n_parallel = context * parallel, parallel
     params.n_threads_http = parallel + 4  # one for each request under way, and some for /slots
+    params.n_batch = params.n_ubatch  # long prompts are computed in pieces, and others' answers go on in between
     params.cache_ram_mib = 0  # else up to 8 GB of old prompts are cached, whatever adapter they were computed with
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = usable_threads()
-    params.hostnames, params.port = ["127.0.0.1"], 0
-    params.api_keys = [key]
+    folder = listen_privately(params)
     params.offline, params.ui, params.verbosity = True, False, 0
     if adapter is not None:
         lora = xllamacpp.CommonAdapterLoraInfo()
         lora.path, lora.scale = str(adapter), 1.0
         params.lora_adapters = [lora]
     try:
-        return xllamacpp.Server(params)
+        return xllamacpp.Server(params), params, folder
     except RuntimeError as error:
         what = f"{model} with the adapter {adapter}" if adapter else str(model)
         raise ModelError(
@@ -86,10 +115,14 @@ class LlamaServer:
 
     def __init__(self, model: Path, *, adapter: Path | None = None, parallel: int = 8, context: int = 4096) -> None:
         """Load the model, which takes seconds for a small one. Raises ModelError as `load_llama_server` does."""
-        self.key = secrets.token_urlsafe(24)
-        self._server = load_llama_server(model, key=self.key, adapter=adapter, parallel=parallel, context=context)
-        self.url = str(self._server.listening_address)
-        self._http = Http(self.url, {"Authorization": f"Bearer {self.key}"}, timeout_s=SLOTS_S)
+        loaded = load_llama_server(model, adapter=adapter, parallel=parallel, context=context)
+        self._server, params, self._folder = loaded
+        self.key = str(params.api_keys[0])
+        self.socket = str(params.hostnames[0]) if self._folder else None  # Unix socket
+        self.url = "http://llama.cpp" if self._folder else str(self._server.listening_address)
+        self.special = special_tokens(model)  # what no text of a conversation may contain
+        headers = {"Authorization": f"Bearer {self.key}"}
+        self._http = Http(self.url, headers, timeout_s=SLOTS_S, unix_socket=self.socket)
 
     def busy(self) -> int:
         """The number of requests under way."""
@@ -105,6 +138,8 @@ class LlamaServer:
             time.sleep(IDLE_POLL_S)
         self._http.close()
         self._server = None
+        if self._folder:
+            self._folder.cleanup()
         return True
 
 
@@ -128,9 +163,8 @@ class LlamaEngine:
         """
         self._adapted = adapter is not None
         self.parallel = parallel
-        self._server = load_llama_server(
-            model, key=secrets.token_urlsafe(24), adapter=adapter, parallel=parallel, context=context
-        )
+        self._server, _, self._folder = load_llama_server(model, adapter=adapter, parallel=parallel, context=context)
+        self._special = any_of(special_tokens(model))
 
     def chat(
         self,
@@ -144,11 +178,13 @@ class LlamaEngine:
     ) -> str:
         """The model's answer; `on_token` is called with each piece of text as it comes.
 
+        Control tokens in `messages` are broken up, so that no text forges a message.
+
         Raises:
             ModelError: llama.cpp refuses the request (a prompt longer than the context, for instance).
         """
         request: dict[str, Any] = {
-            "messages": messages,
+            "messages": [m | {"content": break_control_tokens(m["content"], self._special)} for m in messages],
             "max_tokens": max_tokens,
             "temperature": temperature,
             "seed": seed,

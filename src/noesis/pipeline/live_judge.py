@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from noesis.constitution.document import Constitution
-from noesis.core.config import load_config
 from noesis.core.errors import UsageError
 from noesis.core.messages import Message
 from noesis.core.project import Project

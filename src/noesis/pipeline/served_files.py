@@ -164,7 +164,7 @@ def _probe_conversations(run: Run) -> list[list[Message]]:
 def _reference_answers(file: Path, conversations: list[list[Message]]) -> list[Completion]:
     """What the file itself answers."""
     server = LlamaServer(file, parallel=1)
-    client = LLMClient(server.url + "/v1", server.key, "reference")
+    client = LLMClient(server.url + "/v1", server.key, "reference", socket=server.socket)
     try:
         return ask_endpoint(client, conversations, repeat_penalty=1.0, cache_prompt=False)
     finally:

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from noesis.constitution.dialogue import hide_analysis
+from noesis.constitution.analysis_block import hide_analysis
 from noesis.constitution.document import Constitution
 from noesis.core.language import other_language
 from noesis.core.text import invisible, normalised, placeholder

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from noesis.constitution.dialogue import hide_analysis, opening_messages
+from noesis.constitution.analysis_block import hide_analysis
+from noesis.constitution.dialogue import opening_messages
 from noesis.constitution.document import Constitution
 from noesis.core.config import TribunalSection
 from noesis.core.console import Progress

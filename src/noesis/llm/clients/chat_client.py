@@ -48,13 +48,16 @@ class Completion:
 class LLMClient:
     """One model at one endpoint."""
 
-    def __init__(self, base_url: str, api_key: str, model: str, *, timeout_s: float = 120.0) -> None:
+    def __init__(
+        self, base_url: str, api_key: str, model: str, *, timeout_s: float = 120.0, socket: str | None = None
+    ) -> None:
         """Prepare a client; nothing is sent yet.
 
         Args:
             base_url: http or https, with or without a slash at its end.
             timeout_s: seconds of a whole answer; of a streamed one, seconds between two pieces, and ten times as many
                 for the whole.
+            socket: path of a Unix socket to connect to, whatever host `base_url` names.
 
         Raises:
             UsageError: `base_url` is not a URL, or the key is too short to be one.
@@ -70,7 +73,8 @@ class LLMClient:
             )
         self.base_url, self.model = base_url.rstrip("/") + "/", model
         self._key, self._timeout_s = api_key, timeout_s
-        self._http = Http(self.base_url, {"Authorization": f"Bearer {api_key}"}, timeout_s=timeout_s)
+        headers = {"Authorization": f"Bearer {api_key}"}
+        self._http = Http(self.base_url, headers, timeout_s=timeout_s, unix_socket=socket)
 
     def close(self) -> None:
         self._http.close()

@@ -7,7 +7,6 @@ which llama.cpp keeps in its cache.
 from __future__ import annotations
 
 import asyncio
-import secrets
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,11 @@ from noesis.core.device import usable_threads
 from noesis.core.errors import MissingExtra, ModelError
 from noesis.core.files import sha256_file
 from noesis.core.signals import native_request
+from noesis.core.text import any_of, break_control_tokens
 from noesis.llm.clients.chat_reply import read_chat_reply, read_usage
 from noesis.llm.clients.protocol import ModelReply, ModelRequest, NoReplyError
+from noesis.llm.gguf_tokens import special_tokens
+from noesis.llm.llama_cpp import listen_privately
 
 REASONING, SPAN = 240, 100  # characters at most
 REPEAT_PENALTY = 1.1  # of free text: small models fall into loops
@@ -61,13 +63,13 @@ class GgufClient:
         params.model.path = str(path)
         params.n_ctx, params.n_parallel = context * parallel, parallel
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = usable_threads()
-        params.hostnames, params.port = ["127.0.0.1"], 0
-        params.api_keys = [secrets.token_urlsafe(24)]
+        self._folder = listen_privately(params)  # nobody asks it there, but it listens all the same
         params.offline, params.ui, params.verbosity = True, False, 0
         try:
             self._server = xllamacpp.Server(params)
         except RuntimeError as error:
             raise ModelError(f"llama.cpp can't load the judge {path}: {error}") from None
+        self._special = any_of(special_tokens(path))
         self.name = name or path.name
         self.identity = f"gguf:{sha256_file(path)}"
         self.concurrency = parallel
@@ -79,7 +81,9 @@ class GgufClient:
 
     def _ask(self, request: ModelRequest) -> ModelReply:
         body: dict[str, Any] = {
-            "messages": request.as_messages(),
+            "messages": [
+                m | {"content": break_control_tokens(m["content"], self._special)} for m in request.as_messages()
+            ],
             "max_tokens": request.max_tokens,
             "temperature": request.temperature,
             "seed": request.seed,
