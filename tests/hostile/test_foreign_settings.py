@@ -266,7 +266,7 @@ def test_a_key_goes_to_its_own_host_only(url: str, monkeypatch: pytest.MonkeyPat
     if spec is not None:
         client = OpenAIClient(spec, settings().training.tribunal, Spending())
         trusted = httpx2.URL(client._url).host == "openrouter.ai" and client._url.startswith("https:")
-        assert ("authorization" in client._http.headers) == trusted
+        assert ("authorization" in client._http._client.headers) == trusted
 
 
 @pytest.mark.parametrize(

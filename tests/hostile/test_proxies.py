@@ -120,12 +120,12 @@ def test_what_other_libraries_and_children_send_is_spared_too(proxy: RawServer, 
 def test_the_server_of_a_model_is_reached_without_a_proxy(
     proxy: RawServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """`noesis chat`, `serve`, `connect --probe` and `gguf` talk to llama.cpp on a port of this machine."""
+    """`noesis chat`, `serve`, `connect --probe` and `gguf` talk to llama.cpp on a socket or port of this machine."""
     from noesis.llm.llama_cpp import LlamaServer
 
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.port}")
     server = LlamaServer(write_reciter(tmp_path / "a.gguf", ["plain", " words"]), parallel=1, context=256)
-    client = LLMClient(server.url + "/v1", server.key, "m")
+    client = LLMClient(server.url + "/v1", server.key, "m", socket=server.socket)
     assert client.complete([{"role": "user", "content": "a"}], max_tokens=2).completion_tokens
     client.close()
     assert server.busy() == 0 and server.stop(10)
