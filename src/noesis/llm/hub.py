@@ -15,7 +15,14 @@ from typing import Any
 
 from noesis.core.errors import ModelError
 from noesis.core.files import sha256_file
-from noesis.llm.embedded import EMBEDDED, EMBEDDED_SHA256, Model, converted_folder, embedded_folder, embedded_tokenizer
+from noesis.llm.embedded import (
+    EMBEDDED,
+    EMBEDDED_REVISION,
+    Model,
+    converted_folder,
+    embedded_folder,
+    embedded_tokenizer,
+)
 
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "LICENSE*", "NOTICE*"]
 DESCRIPTION_FILES = ["*.json", "*.jinja"]
@@ -28,7 +35,7 @@ def find_model(name: str, revision: str | None = None) -> Model:
         ModelError: the name is unknown, the licence is not accepted, the download failed, or the folder is incomplete.
     """
     if name == EMBEDDED:
-        return Model(name, embedded_folder(), EMBEDDED_SHA256[:12], "Apache-2.0")
+        return Model(name, embedded_folder(), EMBEDDED_REVISION, "Apache-2.0")
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file() or not list(path.glob("*.safetensors")):

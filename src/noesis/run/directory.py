@@ -105,11 +105,19 @@ class Run:
         """The adapter that the stage `choose` settled on; before it, that of the last finished epoch.
 
         Raises:
-            RunError: nothing was trained yet.
+            RunError: nothing was trained yet, or the chosen adapter is not one that training left.
         """
         epochs = self.epochs()
         choice = self.result("choose") if self.state("choose") == "done" else None
-        return next((p for p in epochs if choice and p.name == choice["adapter"]), epochs[-1])
+        if choice is None:
+            return epochs[-1]
+        for folder in epochs:
+            if folder.name == choice["adapter"]:
+                return folder
+        raise RunError(
+            f"{self.path} chose {choice['adapter']}, which is not among the adapters that training left here: "
+            f"see  {command('verify', self.path)}"
+        )
 
     # --- what the manifest says
     @property
