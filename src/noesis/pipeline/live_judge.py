@@ -79,12 +79,13 @@ class LiveJudge:
             UsageError: a SPEC that is not understood. ModelError: a judge that can't be loaded.
         """
         self._constitution = constitution
-        self._section = run.config().training.tribunal.called_as(load_config(project).training.tribunal)
+        self._section = run.config().training.tribunal
         self._stack = ExitStack()
         self._panel: JudgePanel | None = None
         self.name = NAME
         if not judges:
             return
+        self._section = self._section.called_as(load_config(project).training.tribunal)
         specs = [parse_spec(text) for text in judges]
         own = find_base_gguf(run) if any(spec.kind == "self" for spec in specs) else None
         spending = Spending(max_usd=max_usd)
