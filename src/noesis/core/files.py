@@ -19,21 +19,24 @@ from typing import IO, Any
 
 from noesis.core.console import size
 from noesis.core.errors import NoesisError
+from noesis.core.rooted import move, open_file, open_folder, remove
 
 
 @contextmanager
 def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open `path` for writing (`"w"` UTF-8 text or `"wb"`); it gets its name only if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with open_folder(path.parent, make=True):
+        remove(part)
+        handle = open_file(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
-        with open(part, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "\n") as f:
+        with open(handle, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "\n") as f:
             yield f
             f.flush()
             os.fsync(f.fileno())
-        os.replace(part, path)
+        move(part, path)
     except BaseException:
-        part.unlink(missing_ok=True)
+        remove(part)
         raise
     sync_folder(path.parent)
 
@@ -72,18 +75,18 @@ def replace_folder(part: Path, target: Path) -> None:
     If the process is killed in between, there is no folder called `target`, but never an incomplete one.
     """
     old = target.with_name(f".{target.name}.old.part")
-    if target.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(target, old)
-    os.replace(part, target)
+    if target.exists() or target.is_symlink():
+        remove(old)
+        move(target, old)
+    move(part, target)
     sync_folder(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
 
 
 def sweep(folder: Path) -> None:
     """Remove what killed processes left half-written below `folder`; no other process may be writing there."""
     for part in folder.rglob(".*.part"):
-        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+        remove(part)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -137,8 +140,8 @@ def require_space(folder: Path, needed: float, what: str) -> None:
     Raises:
         NoesisError: naming both amounts.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
+    with open_folder(folder, make=True):
+        free = shutil.disk_usage(folder).free
     if free < needed * 1.05:
         raise NoesisError(
             f"{what} needs {size(needed)} and {folder} has {size(free)} free: "
