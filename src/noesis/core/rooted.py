@@ -1,8 +1,8 @@
 """Files below a folder that a stranger may have filled: opened, moved and deleted without following a link out of it.
 
-A run directory, a volume or a model folder can hold symbolic links. Guard such a folder once (`guard`); from then on every
-function here and in `files.py` reaches a path below it one component at a time, with `O_NOFOLLOW` and `dir_fd`, and refuses
-a link by name. The guarded folder itself may be reached through links: its owner typed it.
+A run directory, a volume or a model folder can hold symbolic links. Guard such a folder once (`guard`); from then on
+every function here and in `files.py` reaches a path below it one component at a time, with `O_NOFOLLOW` and `dir_fd`,
+and refuses a link by name. The guarded folder itself may be reached through links: its owner typed it.
 https://cwe.mitre.org/data/definitions/59.html
 """
 
