@@ -30,7 +30,8 @@ def victim(tmp_path: Path) -> Path:
 def run(tmp_path: Path) -> Path:
     folder = tmp_path / "evil"
     folder.mkdir()
-    return guard(folder)
+    guard(folder)
+    return folder
 
 
 def unharmed(victim: Path) -> bool:

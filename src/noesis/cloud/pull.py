@@ -6,7 +6,6 @@ If it is interrupted, the same command continues: files that are here with the r
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,8 +13,9 @@ from noesis.cloud.volume.layout import ARCHIVE, SUMMARY
 from noesis.cloud.volume.remote import RemoteFile, RemoteFiles, manifest_of, safe_name
 from noesis.core.console import Progress, command, say, size
 from noesis.core.errors import RunError
-from noesis.core.files import require_space, sha256_file, sync_folder
+from noesis.core.files import atomic, require_space, sha256_file
 from noesis.run.archive import RUN_FILES
+from noesis.run.folder import guard_run
 from noesis.run.manifest import Manifest
 from noesis.run.manifest_file import read_manifest
 
@@ -48,12 +48,13 @@ def pull(remote: RemoteFiles, target: Path, *, state: bool = False, archived: st
     base = f"{ARCHIVE}/{safe_name(archived)}/" if archived else ""
     manifest = manifest_of(remote, base)
     hashes = _safe_hashes(manifest, base)
+    guard_run(target)
     found = [file for top in (*RUN_FILES, SUMMARY) for file in remote.files("/" + base + top)]
     wanted = {name: file for file in found if _is_wanted(name := file.path.removeprefix(base), state=state)}
     here = {name for name, file in wanted.items() if _is_here(target / name, file, hashes.get(name))}
     missing = {name: file for name, file in wanted.items() if name not in here}
     total = sum(file.size for file in missing.values())
-    _refuse_another_run(target, manifest)
+    _refuse_another_run(target, manifest, wanted, here)
     require_space(target, total, "the run")
     say(f"  {len(missing)} files, {size(total)} to copy; {len(here)} are already here → {target}")
     with Progress("pull", total, "B") as progress:
@@ -93,36 +94,35 @@ def _is_here(file: Path, remote: RemoteFile, sha256: str | None) -> bool:
     return sha256 is not None and file.is_file() and file.stat().st_size == remote.size and sha256_file(file) == sha256
 
 
-def _refuse_another_run(target: Path, manifest: Manifest) -> None:
-    """Raise RunError if `target` holds another run, or one that can't be read: two runs are never mixed."""
-    here = read_manifest(target)
-    if here is not None and (here.identity, here.created) != (manifest.identity, manifest.created):
-        other = command("cloud", "pull", target.with_name(f"{target.name}-2"))
+def _refuse_another_run(target: Path, manifest: Manifest, wanted: dict[str, RemoteFile], here: set[str]) -> None:
+    """Raise RunError if `target` holds anything but this run or a part of it that was copied before.
+
+    Args:
+        wanted: the run's files; here: those that are in `target` with the right hash.
+    """
+    other = command("cloud", "pull", target.with_name(f"{target.name}-2"))
+    found = read_manifest(target)
+    if found is not None and (found.identity, found.created) != (manifest.identity, manifest.created):
         raise RunError(f"{target} holds another run: pull to another folder, for example  {other}")
+    for file in sorted(target.rglob("*")) if found is None else ():
+        name = file.relative_to(target).as_posix()
+        copied = name in here or (name in wanted and file.stat().st_size == wanted[name].size)
+        if file.is_file() and not copied and not (file.name.startswith(".") and file.name.endswith(".part")):
+            raise RunError(
+                f"{target} holds {name}, which is not of this run: nothing was copied; "
+                f"pull to a new or empty folder, for example  {other}"
+            )
 
 
 def _copy(remote: RemoteFiles, source: str, target: Path, name: str, sha256: str | None, progress: Progress) -> None:
-    file = target / name
-    if not file.resolve().is_relative_to(target.resolve()):
-        raise RunError(f"{file} leads out of {target} (a link is there): remove it, or pull to another folder")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
     digest = hashlib.sha256()
-    try:
-        with open(part, "wb") as f:
-            for chunk in remote.chunks("/" + source):
-                f.write(chunk)
-                digest.update(chunk)
-                progress.advance(len(chunk))
-            f.flush()
-            os.fsync(f.fileno())
+    with atomic(target / name, "wb") as f:
+        for chunk in remote.chunks("/" + source):
+            f.write(chunk)
+            digest.update(chunk)
+            progress.advance(len(chunk))
         if sha256 is not None and digest.hexdigest() != sha256:
             raise RunError(
                 f"/{source} is not what the manifest says (its hash differs): it may be being written; "
                 f"try again when  {command('cloud', 'watch')}  says done"
             )
-        os.replace(part, file)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    sync_folder(file.parent)

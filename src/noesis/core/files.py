@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,8 +19,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from noesis.core.console import size
-from noesis.core.errors import NoesisError
-from noesis.core.rooted import move, open_file, open_folder, remove
+from noesis.core.errors import NoesisError, UnsafePathError
+from noesis.core.rooted import guarded_root, move, open_file, open_folder, remove, require_plain
 
 
 @contextmanager
@@ -107,15 +108,103 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
             f.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append `line` and a line break to a text file, which is made if it is not there.
+
+    Raises:
+        UnsafePathError: below a guarded folder, it is a link, no plain file, or has a second name somewhere.
+    """
+    with open_folder(path.parent, make=True):
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)  # no waiting for a pipe's reader
+        with open(open_file(path, flags), "a", encoding="utf-8", newline="\n") as f:
+            found = os.fstat(f.fileno())
+            if guarded_root(path) and not (stat.S_ISREG(found.st_mode) and found.st_nlink == 1):
+                raise UnsafePathError(f"{path} is not a file of its own (another name leads to it): remove it")
+            f.write(line + "\n")
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and those above it, unless they are there."""
+    with open_folder(path, make=True):
+        pass
+
+
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """A free name next to `target`, for code that opens files by name; the file becomes `target` if the block succeeds.
+
+    An older `target` stays until then.
+    """
+    part = target.with_name(f".{target.name}.part")
+    with open_folder(target.parent, make=True):
+        remove(part)
+    try:
+        yield part
+        sync_file(part)
+        move(part, target)
+    except BaseException:
+        remove(part)
+        raise
+    sync_folder(target.parent)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """An empty folder next to `target`, which it replaces, flushed to the disk, if the block succeeds."""
+    part = target.with_name(f".{target.name}.part")
+    with open_folder(target.parent, make=True):
+        remove(part)
+        make_folder(part)
+    try:
+        yield part
+        sync_tree(part)
+        replace_folder(part, target)
+    except BaseException:
+        remove(part)
+        raise
+
+
+@contextmanager
+def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
+    """An empty hidden folder in `parent` for files that are not yet good for use; it is removed at the end."""
+    folder = parent / f".{name}.part"
+    remove(folder)
+    make_folder(folder)
+    try:
+        yield folder
+    finally:
+        remove(folder)
+
+
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file atomically.
+    """Copy a file atomically, with its time.
 
     Raises:
         NoesisError: there is not enough space on the disk.
     """
-    require_space(target.absolute().parent, source.stat().st_size, target.name)
-    with open(source, "rb") as f, atomic(target, "wb") as out:
-        shutil.copyfileobj(f, out, 1 << 20)
+    with open(open_file(source, os.O_RDONLY), "rb") as f:
+        found = os.fstat(f.fileno())
+        require_space(target.absolute().parent, found.st_size, target.name)
+        with atomic(target, "wb") as out:
+            shutil.copyfileobj(f, out, 1 << 20)
+            if os.utime in os.supports_fd:
+                out.flush()
+                os.utime(out.fileno(), ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy every file below `source` to the same place below `target`, each atomically and with its time.
+
+    Raises:
+        UnsafePathError: something below `source` is neither a plain file nor a folder.
+        NoesisError: there is not enough space on the disk.
+    """
+    require_plain(source)
+    for parent, _, names in os.walk(source):
+        place = target / Path(parent).relative_to(source)
+        make_folder(place)
+        for name in sorted(names):
+            copy_file(Path(parent) / name, place / name)
 
 
 def sha256_file(path: Path) -> str:

@@ -1,9 +1,9 @@
 """Files below a folder that a stranger may have filled: opened, moved and deleted without following a link out of it.
 
-A run directory, a volume or a model folder can hold symbolic links. Guard such a folder once (`guard`); from then on
-every function here and in `files.py` reaches a path below it one component at a time, with `O_NOFOLLOW` and `dir_fd`,
-and refuses a link by name. The guarded folder itself may be reached through links: its owner typed it.
-https://cwe.mitre.org/data/definitions/59.html
+A run directory or a volume can hold symbolic links, pipes and devices. Guard such a folder once (`guard`): it is
+refused if it holds one now, and from then on every function here and in `files.py` reaches a path below it one
+component at a time, with `O_NOFOLLOW` and `dir_fd`, so that a link made later is not followed either. The guarded
+folder itself may be reached through links: its owner typed it. https://cwe.mitre.org/data/definitions/59.html
 """
 
 from __future__ import annotations
@@ -12,27 +12,69 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from noesis.core.errors import UnsafePathError
 
 POSIX = os.name == "posix"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of a run's model, which is also the name of a folder and of files
 _guarded: set[Path] = set()
+_own_links: dict[Path, Path] = {}  # made by `link`: place → target
 
 
-def guard(root: Path) -> Path:
-    """Never follow a link below `root`, in this process. Returns `root`, absolute."""
-    absolute = Path(os.path.abspath(root))
-    _guarded.add(absolute)
+def guard(root: Path, *, parts: Collection[str] | None = None) -> None:
+    """Never follow a link below `root`, in this process.
+
+    Args:
+        parts: what in `root` is looked through to the bottom; default: everything. All of `root` is guarded.
+
+    Raises:
+        UnsafePathError: it holds something that is neither a plain file nor a folder.
+    """
+    _guarded.add(Path(os.path.abspath(root)))
+    require_plain(root, parts=parts)
+
+
+def require_plain(root: Path, *, parts: Collection[str] | None = None) -> None:
+    """Refuse a folder that holds a link, a pipe, a device or a socket. The arguments and error are those of `guard`."""
+    for folder, folders, files in os.walk(root):
+        here = Path(folder)
+        for name in (*folders, *files):
+            with suppress(FileNotFoundError):  # another process is working here
+                kind = os.lstat(here / name).st_mode
+                if stat.S_ISLNK(kind) and Path(os.path.abspath(here / name)) not in _own_links:
+                    raise _is_link(here / name, name)
+                if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind) or stat.S_ISLNK(kind)):
+                    raise UnsafePathError(f"{here / name} is neither a file nor a folder: remove it; nothing was read")
+        if parts is not None and here == root:
+            folders[:] = [name for name in folders if name in parts]
+
+
+def link(place: Path, target: Path) -> None:
+    """Make a link of our own from `place` to the folder `target`, the only kind that is followed."""
+    with open_folder(place.parent, make=True) as folder:
+        if folder is None:
+            os.symlink(target, place, target_is_directory=True)
+        else:
+            os.symlink(os.path.abspath(target), place.name, dir_fd=folder)
+    _own_links[Path(os.path.abspath(place))] = Path(os.path.abspath(target))
+
+
+def _placed(path: Path) -> Path:
+    """`path`, absolute, behind our own links."""
+    absolute = Path(os.path.abspath(path))
+    for place in absolute.parents:
+        if place in _own_links:
+            return _own_links[place] / absolute.relative_to(place)
     return absolute
 
 
 def guarded_root(path: Path) -> Path | None:
     """The innermost guarded folder that holds `path`; None where there is none."""
-    absolute = Path(os.path.abspath(path))
-    return next((folder for folder in (absolute, *absolute.parents) if folder in _guarded), None)
+    placed = _placed(path)
+    return next((folder for folder in (placed, *placed.parents) if folder in _guarded), None)
 
 
 def below(root: Path, name: str) -> Path:
@@ -55,6 +97,20 @@ def below(root: Path, name: str) -> Path:
     return root.joinpath(*parts)
 
 
+def file_of_model(folder: Path, name: str) -> Path:
+    """A file of a model folder. Links are usual there, but only to files beside it or in the Hub's own cache of it.
+
+    Raises:
+        UnsafePathError: it leads elsewhere.
+    """
+    home, file = folder.resolve(), (folder / name).resolve()
+    repository = home.parent.parent  # of the Hub's cache: models--who--what/{snapshots/revision/,blobs/}
+    in_cache = home.parent.name == "snapshots" and repository.name.startswith("models--")
+    if not any(file.is_relative_to(place) for place in (home, *([repository / "blobs"] if in_cache else []))):
+        raise UnsafePathError(f"{folder / name} is a link that leads out of the model's folder: nothing was copied")
+    return file
+
+
 @contextmanager
 def open_folder(folder: Path, *, make: bool = False) -> Iterator[int | None]:
     """A descriptor of `folder`, for `dir_fd`; None where the system has none (Windows), after the same checks by name.
@@ -65,63 +121,55 @@ def open_folder(folder: Path, *, make: bool = False) -> Iterator[int | None]:
     Raises:
         UnsafePathError: a component below the guarded folder is a link.
     """
-    absolute = Path(os.path.abspath(folder))
-    root = guarded_root(absolute)
+    placed = _placed(folder / "x").parent  # `folder` itself may be a link of our own
+    root = guarded_root(placed)
     if not POSIX:
-        if root is not None:
-            _require_no_link(root, absolute)
+        _require_no_link(root, placed)
         if make:
-            absolute.mkdir(parents=True, exist_ok=True)
+            placed.mkdir(parents=True, exist_ok=True)
         yield None
         return
-    if root is None:
-        if make:
-            absolute.mkdir(parents=True, exist_ok=True)
-        handle = os.open(absolute, os.O_RDONLY | os.O_DIRECTORY)
-    else:
-        if make:
-            root.mkdir(parents=True, exist_ok=True)
-        handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            for part in absolute.relative_to(root).parts:
-                handle = _step(handle, part, absolute, make=make)
-        except BaseException:
-            os.close(handle)
-            raise
+    start = root or placed
+    if make:
+        start.mkdir(parents=True, exist_ok=True)
+    handle = os.open(start, os.O_RDONLY | os.O_DIRECTORY)
     try:
+        for part in placed.relative_to(start).parts:
+            following = _step(handle, part, placed, make=make)
+            os.close(handle)
+            handle = following
         yield handle
     finally:
         os.close(handle)
 
 
 def _step(handle: int, part: str, whole: Path, *, make: bool) -> int:
-    """The descriptor one component further down; the old one is closed once it is had."""
+    """The descriptor one component further down."""
     if make:
         with suppress(FileExistsError):
             os.mkdir(part, dir_fd=handle)
     try:
-        following = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=handle)
+        return os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=handle)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR) and stat.S_ISLNK(os.lstat(part, dir_fd=handle).st_mode):
-            raise _link(whole, part) from None
+            raise _is_link(whole, part) from None
+        error.filename = str(whole)
         raise
-    os.close(handle)
-    return following
 
 
 def open_file(path: Path, flags: int, mode: int = 0o666) -> int:
     """`os.open` that never follows a link below a guarded folder, neither the last component nor one before it."""
+    root = guarded_root(path)
     with open_folder(path.parent) as folder:
-        if guarded_root(path) is None:
-            return os.open(path, flags, mode)
         try:
             if folder is None:
-                _require_no_link(guarded_root(path) or path, path)
+                _require_no_link(root, path)
                 return os.open(path, flags, mode)
-            return os.open(path.name, flags | os.O_NOFOLLOW, mode, dir_fd=folder)
+            return os.open(path.name, flags | (os.O_NOFOLLOW if root else 0), mode, dir_fd=folder)
         except OSError as error:
             if error.errno == errno.ELOOP:
-                raise _link(path, path.name) from None
+                raise _is_link(path, path.name) from None
+            error.filename = str(path)
             raise
 
 
@@ -136,27 +184,22 @@ def move(source: Path, target: Path) -> None:
 
 def remove(path: Path) -> None:
     """Delete a file, a link (never what it points to), or a folder with all that is in it; nothing where nothing is."""
-    try:
-        with open_folder(path.parent) as folder:
-            kind = os.lstat(path.name, dir_fd=folder).st_mode if folder is not None else os.lstat(path).st_mode
-            if not stat.S_ISDIR(kind):
-                os.unlink(path.name, dir_fd=folder) if folder is not None else os.unlink(path)
-            elif folder is not None:
-                shutil.rmtree(path.name, dir_fd=folder)  # opens each folder with O_NOFOLLOW
-            else:
-                shutil.rmtree(path)
-    except FileNotFoundError:
-        return
+    with suppress(FileNotFoundError), open_folder(path.parent) as folder:
+        name = path if folder is None else path.name
+        if not stat.S_ISDIR(os.lstat(name, dir_fd=folder).st_mode):
+            os.unlink(name, dir_fd=folder)
+        else:
+            shutil.rmtree(name, dir_fd=folder)  # with a descriptor, opens each folder with O_NOFOLLOW
 
 
-def _require_no_link(root: Path, path: Path) -> None:
+def _require_no_link(root: Path | None, path: Path) -> None:
     """The check by name, for systems without `dir_fd`."""
     for place in reversed([path, *path.parents]):
-        if place != root and root in place.parents and place.is_symlink():
-            raise _link(path, place.name)
+        if root is not None and root in place.parents and place.is_symlink():
+            raise _is_link(path, place.name)
 
 
-def _link(path: Path, part: str) -> UnsafePathError:
+def _is_link(path: Path, part: str) -> UnsafePathError:
     return UnsafePathError(
         f"{path}: {part} is a symbolic link, which Noesis does not follow in a folder that it works in; "
         "replace it by what it points to, or use another folder"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from noesis.core.config import Config
 from noesis.core.console import command
 from noesis.core.device import detect
 from noesis.core.errors import RunError
-from noesis.core.files import sha256_file
+from noesis.core.files import copy_folder, sha256_file
 from noesis.core.libraries import library_versions
 from noesis.pipeline.results import RunResults
 from noesis.pipeline.resume_fork import resume
@@ -114,11 +113,11 @@ def _train(run: Run, place: Path, config: Config) -> Run:
         resume(place, identity, config)
     new = open_run(place, identity, config)
     if run.parent is not None:
-        shutil.copytree(run.parent, place / "parent", dirs_exist_ok=True)
+        copy_folder(run.parent, place / "parent")
         new.set_parent(run.manifest.parent)
 
     def copy() -> Json:
-        shutil.copytree(run.data, new.data, dirs_exist_ok=True)
+        copy_folder(run.data, new.data)
         return run.result("export") or {}
 
     new.perform("export", copy, lambda: sorted(new.data.iterdir()))

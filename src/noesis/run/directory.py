@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -22,12 +23,15 @@ from noesis.core.console import command, say
 from noesis.core.errors import CapError, RunError, UsageError
 from noesis.core.files import sha256_file, sweep, sync_file, utc_now, write_json, write_text
 from noesis.core.libraries import library_versions
-from noesis.run.archive import RUN_FILES, archive, finish_archiving
+from noesis.run.archive import MOVING, RUN_FILES, archive, finish_archiving
+from noesis.run.folder import guard_run, require_run_folder
 from noesis.run.ledger import LedgerEntry, StageMeter, total, unrecorded_cost
 from noesis.run.lock import locked
 from noesis.run.manifest import Extension, Identity, Json, Manifest, OutputFile, Parent, StageRecord
 from noesis.run.manifest_file import read_manifest
 from noesis.run.stages import is_derived
+
+EPOCH = re.compile(r"epoch_(0|[1-9][0-9]{0,8})").fullmatch  # the folder of an epoch's adapter
 
 
 class Run:
@@ -88,8 +92,8 @@ class Run:
         Raises:
             RunError: nothing was trained yet.
         """
-        folders = sorted(self.checkpoints.glob("epoch_[0-9]*"), key=lambda p: int(p.name.removeprefix("epoch_")))
-        whole = [p for p in folders if (p / "adapter_model.safetensors").is_file()]
+        found = {int(p.name.removeprefix("epoch_")): p for p in self.checkpoints.glob("epoch_*") if EPOCH(p.name)}
+        whole = [found[i] for i in sorted(found) if (found[i] / "adapter_model.safetensors").is_file()]
         if not whole:
             raise RunError(f"{self.path} holds no trained adapter: run  {command('train', '--run', self.path)}  first")
         return whole
@@ -102,7 +106,7 @@ class Run:
         """
         epochs = self.epochs()
         choice = self.result("choose") if self.state("choose") == "done" else None
-        return next((p for p in epochs if choice and p.name == choice["adapter"]), epochs[-1])
+        return next((p for p in epochs if choice and p.name == choice.get("adapter")), epochs[-1])
 
     # --- what the manifest says
     @property
@@ -255,13 +259,18 @@ def open_run(
     Args:
         archive_to: where an old run goes; default: `.archive/` next to `path`. On a volume, whose root is the run,
             a folder in it.
+
+    Raises:
+        UsageError: what is at `path` is no run. RunError: it can't be read, or leads elsewhere.
     """
-    finish_archiving(path)
+    guard_run(path) if archive_to else require_run_folder(path)
+    archives = archive_to or path.parent / ".archive"
+    finish_archiving(path, archives)
     old = read_manifest(path)
     if old is not None and old.identity == identity and not fresh and not old.library_differences():
         return Run(path, old)
     if old is not None or any((path / name).exists() for name in RUN_FILES):
-        moved = archive(path, archive_to or path.parent / ".archive")
+        moved = archive(path, archives)
         say(f"  the old run was moved to {moved} ({_why_archived(old, identity)})")
     run = Run(
         path,
@@ -292,10 +301,15 @@ def load_run(path: Path) -> Run:
 
     Raises:
         UsageError: there is none at `path`.
-        RunError: its manifest can't be read.
+        RunError: its manifest can't be read, or names or links in it lead elsewhere.
     """
-    finish_archiving(path)
+    guard_run(path)
     manifest = read_manifest(path)
+    if manifest is None and (path / MOVING).is_file():
+        raise UsageError(
+            f"{path} was being archived when its process was killed; "
+            f"{command('train', '--run', path)}  completes that and starts a new run"
+        )
     if manifest is None:
         raise UsageError(
             f"no run in {path}: {path / 'manifest.json'} is missing; "

@@ -28,8 +28,8 @@ def read_manifest(path: Path) -> Manifest | None:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError:
-        raise RunError(f"{file} is damaged (not JSON): move {path} away, or start again with --fresh") from None
+    except (ValueError, RecursionError):
+        raise RunError(f"{file} is damaged (not JSON): move {path} away, or name another folder with --run") from None
     try:
         return parse_manifest(value)
     except RunError as error:

@@ -112,7 +112,6 @@ def make_prompts(project: Project, request: PromptsRequest) -> dict[str, Any]:
 
 def _write_instructions(out: Path, lists: PromptLists, combinations: list[Combination]) -> dict[str, Any]:
     """Write the combinations as instructions for people; returns the report."""
-    out.mkdir(parents=True, exist_ok=True)
     rows = [c.to_json() | {"instruction": c.instruction(lists), "lineage": c.lineage()} for c in combinations]
     file = out / "instructions.jsonl"
     write_jsonl(file, rows)

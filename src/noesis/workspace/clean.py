@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from noesis.core.project import Project, cache_folder
+from noesis.core.rooted import remove
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,7 @@ def garbage(project: Project) -> list[Garbage]:
 def free(items: list[Garbage]) -> None:
     """Delete `items`."""
     for item in items:
-        if item.path.is_dir():
-            shutil.rmtree(item.path)
-        else:
-            item.path.unlink(missing_ok=True)
+        remove(item.path)
 
 
 def _bytes(path: Path) -> int:

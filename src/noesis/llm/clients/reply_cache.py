@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from noesis.core.files import make_folder
 from noesis.llm.clients.protocol import ModelReply
 
 
@@ -19,7 +20,7 @@ class ReplyCache:
     """A key-value store of JSON values; each `put` is a transaction of its own."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         self._db = sqlite3.connect(path, isolation_level=None, timeout=30, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode = WAL")
         # intact after a kill or a power cut, though a cut may lose the last few replies
