@@ -12,14 +12,14 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 from noesis.core.console import size
-from noesis.core.errors import NoesisError, UnsafePathError
+from noesis.core.errors import NoesisError, UnsafePathError, UsageError
 from noesis.core.rooted import guarded_root, move, open_file, open_folder, remove, require_plain
 
 
@@ -106,6 +106,32 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     with atomic(path) as f:
         for row in rows:
             f.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def require_output(path: Path, option: str, *, inputs: Iterable[Path] = (), starts: bytes = b"") -> None:
+    """Refuse to write a file where something is that the user may want to keep.
+
+    Args:
+        option: how the file was named, for the message.
+        inputs: files that are read, and folders that nothing may be added to.
+        starts: how every file of this kind starts; a file of another kind is not replaced.
+
+    Raises:
+        UsageError: it is a folder, an input, inside such a folder, or a file of another kind.
+    """
+    place = path.resolve()
+    if place.is_dir():
+        raise UsageError(f"{option} {path} is a folder: name a file")
+    for item in inputs:
+        inside = item.is_dir() and place.is_relative_to(item.resolve())
+        if inside or (place.exists() and item.exists() and place.samefile(item)):
+            raise UsageError(f"{option} {path} is among what is read ({item}): name a file elsewhere")
+    if place.exists():
+        with open(place, "rb") as f:
+            if (start := f.read(len(starts))) and start != starts:
+                raise UsageError(
+                    f"{option} {path} exists and is of another kind: name another file, or remove it"
+                )
 
 
 def append_line(path: Path, line: str) -> None:

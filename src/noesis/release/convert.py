@@ -6,7 +6,7 @@ from pathlib import Path
 
 from noesis.core.console import say, size
 from noesis.core.errors import UsageError
-from noesis.core.files import scratch_folder, write_json
+from noesis.core.files import require_output, scratch_folder, write_json
 from noesis.llm.chat_template import render
 from noesis.llm.tokenizer import load_tokenizer
 from noesis.release.parity.outcome import name_files, require_passed, show_certificate
@@ -21,7 +21,8 @@ def convert_folder(folder: Path, outfile: Path | None, kinds: tuple[str, ...]) -
         the files, certified against the model in float32; the certificate is `<first file>.parity.json`.
 
     Raises:
-        UsageError: no model is there, or more than one.
+        UsageError: no model is there, or more than one; or a file would stand in its folder, or replace one of another
+            kind.
         ParityError: a file does not behave like the model; it was renamed to *.rejected.gguf.
     """
     from noesis.release.gguf.writer import write_gguf
@@ -32,6 +33,8 @@ def convert_folder(folder: Path, outfile: Path | None, kinds: tuple[str, ...]) -
         raise UsageError(f"--outfile names one file, but there are {', '.join(kinds)}: choose one with --quant")
     name = model.resolve().name
     files = {kind: outfile or Path.cwd() / f"{name}-{kind}.gguf" for kind in kinds}
+    for file in files.values():
+        require_output(file, "--outfile", inputs=(model,), starts=b"GGUF")
     tokenizer = load_tokenizer(model)
     texts = [render(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True) for text in QUESTIONS]
     first = next(iter(files.values()))

@@ -11,7 +11,7 @@ from typing import Any
 
 from noesis.core.console import command, say, size
 from noesis.core.errors import ModelError, RunError, UsageError
-from noesis.core.files import copy_file, scratch_folder, write_json, write_text
+from noesis.core.files import copy_file, require_output, scratch_folder, write_json, write_text
 from noesis.core.project import Project, find_project
 from noesis.dataset.encode import prompt_messages
 from noesis.dataset.load import evenly_spread
@@ -58,6 +58,8 @@ def run_gguf(
     wanted = kinds or s.config.training.gguf.quantizations
     if outfile is not None and len(wanted) != 1:
         raise UsageError(f"--outfile names one file, but there are {', '.join(wanted)}: choose one with --quant")
+    if outfile is not None:
+        require_output(outfile, "--outfile", inputs=(s.run.path, s.model.path), starts=b"GGUF")
     files = {kind: s.run.gguf / f"{s.run.merged.name}-{kind}.gguf" for kind in wanted}
 
     def work() -> Json:

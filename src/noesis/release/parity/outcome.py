@@ -26,7 +26,8 @@ def name_files(certificate: Certificate, measured: Path, folder: Path) -> Certif
             return comparison
         file = measured / comparison.file.name
         name = file.name if comparison.passed and not bad_merge else f"{file.stem}.rejected.gguf"
-        move(file, folder / name)
+        if file != folder / name:
+            move(file, folder / name)
         return replace(comparison, file=replace(comparison.file, name=name))
 
     bad_merge = certificate.merge is not None and not certificate.merge.passed
