@@ -13,7 +13,7 @@ from noesis.cloud.volume.layout import ARCHIVE, SUMMARY
 from noesis.cloud.volume.remote import RemoteFile, RemoteFiles, manifest_of, safe_name
 from noesis.core.console import Progress, command, say, size
 from noesis.core.errors import RunError
-from noesis.core.files import atomic, require_space, sha256_file
+from noesis.core.files import atomic, require_space, sha256_file, sweep
 from noesis.run.archive import RUN_FILES
 from noesis.run.folder import guard_run
 from noesis.run.manifest import Manifest
@@ -54,7 +54,8 @@ def pull(remote: RemoteFiles, target: Path, *, state: bool = False, archived: st
     here = {name for name, file in wanted.items() if _is_here(target / name, file, hashes.get(name))}
     missing = {name: file for name, file in wanted.items() if name not in here}
     total = sum(file.size for file in missing.values())
-    _refuse_another_run(target, manifest, wanted, here)
+    _refuse_another_run(target, manifest, wanted, here, wanted.keys() - hashes.keys())
+    sweep(target)
     require_space(target, total, "the run")
     say(f"  {len(missing)} files, {size(total)} to copy; {len(here)} are already here → {target}")
     with Progress("pull", total, "B") as progress:
@@ -94,11 +95,14 @@ def _is_here(file: Path, remote: RemoteFile, sha256: str | None) -> bool:
     return sha256 is not None and file.is_file() and file.stat().st_size == remote.size and sha256_file(file) == sha256
 
 
-def _refuse_another_run(target: Path, manifest: Manifest, wanted: dict[str, RemoteFile], here: set[str]) -> None:
+def _refuse_another_run(
+    target: Path, manifest: Manifest, wanted: dict[str, RemoteFile], here: set[str], unhashed: set[str]
+) -> None:
     """Raise RunError if `target` holds anything but this run or a part of it that was copied before.
 
     Args:
         wanted: the run's files; here: those that are in `target` with the right hash.
+        unhashed: names of those that have no hash in the manifest.
     """
     other = command("cloud", "pull", target.with_name(f"{target.name}-2"))
     found = read_manifest(target)
@@ -106,7 +110,7 @@ def _refuse_another_run(target: Path, manifest: Manifest, wanted: dict[str, Remo
         raise RunError(f"{target} holds another run: pull to another folder, for example  {other}")
     for file in sorted(target.rglob("*")) if found is None else ():
         name = file.relative_to(target).as_posix()
-        copied = name in here or (name in wanted and file.stat().st_size == wanted[name].size)
+        copied = name in here or (name in unhashed and file.stat().st_size == wanted[name].size)
         if file.is_file() and not copied and not (file.name.startswith(".") and file.name.endswith(".part")):
             raise RunError(
                 f"{target} holds {name}, which is not of this run: nothing was copied; "

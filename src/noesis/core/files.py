@@ -129,9 +129,7 @@ def require_output(path: Path, option: str, *, inputs: Iterable[Path] = (), star
     if place.exists():
         with open(place, "rb") as f:
             if (start := f.read(len(starts))) and start != starts:
-                raise UsageError(
-                    f"{option} {path} exists and is of another kind: name another file, or remove it"
-                )
+                raise UsageError(f"{option} {path} exists and is of another kind: name another file, or remove it")
 
 
 def append_line(path: Path, line: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import stat
 from collections.abc import Collection, Iterator
@@ -19,9 +20,9 @@ from pathlib import Path
 from noesis.core.errors import UnsafePathError
 
 POSIX = os.name == "posix"
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of a run's model, which is also the name of a folder and of files
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of a model, and so of its folder and files
 _guarded: set[Path] = set()
-_own_links: dict[Path, Path] = {}  # made by `link`: place → target
+_own_links: dict[Path, Path] = {}  # made by `make_link`: place → target
 
 
 def guard(root: Path, *, parts: Collection[str] | None = None) -> None:
@@ -52,7 +53,7 @@ def require_plain(root: Path, *, parts: Collection[str] | None = None) -> None:
             folders[:] = [name for name in folders if name in parts]
 
 
-def link(place: Path, target: Path) -> None:
+def make_link(place: Path, target: Path) -> None:
     """Make a link of our own from `place` to the folder `target`, the only kind that is followed."""
     with open_folder(place.parent, make=True) as folder:
         if folder is None:
@@ -109,6 +110,11 @@ def file_of_model(folder: Path, name: str) -> Path:
     if not any(file.is_relative_to(place) for place in (home, *([repository / "blobs"] if in_cache else []))):
         raise UnsafePathError(f"{folder / name} is a link that leads out of the model's folder: nothing was copied")
     return file
+
+
+def is_name(name: object) -> bool:
+    """Whether `name` may become part of a path."""
+    return isinstance(name, str) and re.fullmatch(NAME, name) is not None and not name.endswith("\n")
 
 
 @contextmanager

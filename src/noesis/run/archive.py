@@ -61,11 +61,12 @@ def finish_archiving(path: Path, folder: Path) -> None:
         return
     target = _noted_target(note, (folder, path / ".archive"))
     make_folder(target)
-    for name in RUN_FILES:
-        if (path / name).exists():
-            if os.path.lexists(target / name):
-                raise RunError(f"{target / name} exists already, so {path / name} was not moved there: remove {note}")
-            move(path / name, target / name)
+    left = [name for name in RUN_FILES if (path / name).exists()]
+    for name in left:
+        if os.path.lexists(target / name):
+            raise RunError(f"{target / name} exists already, so {path / name} was not moved there: remove {note}")
+    for name in left:
+        move(path / name, target / name)
     remove(note)
 
 

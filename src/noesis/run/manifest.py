@@ -6,7 +6,6 @@ know the keys on disk. Format 2 is written; `manifest_file.py` reads both format
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from noesis.core.errors import UnsafePathError
 from noesis.core.files import sha256_json
 from noesis.core.libraries import library_versions
-from noesis.core.rooted import NAME, below
+from noesis.core.rooted import below, is_name
 from noesis.run.ledger import LedgerEntry, total
 from noesis.run.stages import downstream_of, needs_of
 
@@ -306,9 +305,9 @@ def _major(version: str) -> list[str]:
 
 def _plain_name(name: Any) -> str:
     """A name that becomes part of a path, held to the rule of `output_name` in training_config.yaml."""
-    if not isinstance(name, str) or not re.fullmatch(NAME.rstrip("$"), name):
+    if not is_name(name):
         raise UnsafePathError(f"holds the name {name!r}, which is no name of a folder: don't trust this run")
-    return name
+    return str(name)
 
 
 def _own_file(name: str) -> str:

@@ -16,8 +16,7 @@ from pathlib import Path
 
 from noesis.core.console import say
 from noesis.core.files import copy_file, copy_folder, make_folder, new_folder, sweep
-from noesis.core.rooted import guard, remove
-from noesis.core.rooted import link as make_link
+from noesis.core.rooted import guard, make_link, remove
 from noesis.run.archive import RUN_FILES
 
 HEAVY = ("merged", "gguf")  # linked instead of copied where a stage only reads them
@@ -44,6 +43,7 @@ class VolumeSync:
         guard(self.volume, parts=RUN_FILES)
         remove(self.local)
         make_folder(self.local)
+        guard(self.local)
         for name in RUN_FILES:
             source, target = self.volume / name, self.local / name
             if source.is_dir() and name in link:
