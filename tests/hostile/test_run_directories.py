@@ -148,7 +148,7 @@ def link(evil: Path, name: str, victim: Path) -> None:
     place = evil / name
     shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
     place.parent.mkdir(parents=True, exist_ok=True)
-    to_file = "." in name.removeprefix(".") and not name.endswith(".part") or name in (".holder", ".lock", ".meter")
+    to_file = ("." in name.removeprefix(".") and not name.endswith(".part")) or name in (".holder", ".lock", ".meter")
     place.symlink_to(victim / "config.json" if to_file else victim)
 
 

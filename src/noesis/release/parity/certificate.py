@@ -251,7 +251,7 @@ class Certificate:
         try:
             if wrong := [kind for kind in raw["files"] if not is_name(kind)]:
                 raise ModelError(
-                    f"the parity certificate is of {wrong[0]!r}, which is no kind of GGUF: don't trust this run"
+                    f"the parity certificate names {wrong[0]!r}, which is no kind of GGUF file: measure again"
                 )
             return cls(
                 texts=raw["texts"],
