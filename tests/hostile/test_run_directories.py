@@ -14,6 +14,8 @@ import pytest
 
 from helpers.command import noesis
 from helpers.project import ROOT
+from noesis.cloud.container.orchestrator import FunctionCalls, orchestrate
+from noesis.cloud.request import CloudRequest
 from noesis.cloud.volume.sync import VolumeSync
 from noesis.core.config import load_config
 from noesis.core.errors import RunError, UnsafePathError
@@ -295,3 +297,19 @@ def test_copying_a_folder_takes_no_link_along(evil: Path, victim: Path, tmp_path
     with pytest.raises(UnsafePathError, match="is a symbolic link"):
         copy_folder(evil / "data", tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize(
+    "name", [".cloud", ".cloud/lease.json", "data", "tribunal/epochs", "manifest.json", "summary.txt"]
+)
+def test_a_link_on_a_volume_stops_the_orchestrator_before_it_writes(evil: Path, victim: Path, name: str):
+    link(evil, name, victim)
+    before = contents(evil), contents(victim)
+
+    def never(*_: object) -> None:
+        raise AssertionError("nothing is started, and nothing paid for")
+
+    calls = FunctionCalls(never, never, lambda: None, lambda: None)  # type: ignore[arg-type]
+    result = orchestrate(CloudRequest(), evil, calls, "holder")
+    assert "is a symbolic link" in (result.error or "")
+    assert (contents(evil), contents(victim)) == before

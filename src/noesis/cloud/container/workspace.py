@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from noesis.cloud.volume.layout import guard_volume
 from noesis.cloud.volume.sync import HEAVY, VolumeSync, publishing
 from noesis.core.errors import CapError, NoesisError, RunError, TrainingError
 from noesis.core.files import copy_file, copy_folder
@@ -76,6 +77,7 @@ def run_guarded(context: ContainerContext, work: Callable[[], CallResult]) -> Ca
     """
     context.reload()
     try:
+        guard_volume(context.root)
         return work()
     except NoesisError as error:
         return CallResult.failed(error)

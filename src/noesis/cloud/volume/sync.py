@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from noesis.cloud.volume.layout import guard_volume
 from noesis.core.console import say
 from noesis.core.files import copy_file, copy_folder, make_folder, new_folder, sweep
 from noesis.core.rooted import guard, make_link, remove
@@ -40,7 +41,7 @@ class VolumeSync:
 
     def bring(self, *, link: tuple[str, ...] = HEAVY) -> None:
         """Copy the run from the volume; folders in `link` are linked, so writes to them go straight to the volume."""
-        guard(self.volume, parts=RUN_FILES)
+        guard_volume(self.volume)
         remove(self.local)
         make_folder(self.local)
         guard(self.local)
