@@ -244,6 +244,14 @@ def test_a_second_name_of_a_file_leaves_it_as_it_is(evil: Path, victim: Path, na
     assert contents(victim) == before
 
 
+def test_folders_in_folders_without_end_are_refused(evil: Path):
+    """A thousand would end Python's own functions that walk and delete with a RecursionError."""
+    evil.joinpath(*["data"] * 60).mkdir(parents=True)
+    found = noesis("status", evil)
+    assert found.returncode == 1
+    assert "50 deep and more" in found.stderr
+
+
 # --- other places where a run is read
 
 

@@ -21,6 +21,7 @@ from noesis.core.errors import UnsafePathError
 
 POSIX = os.name == "posix"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of a model, and so of its folder and files
+DEEPEST = 50  # folders in folders; a run needs six
 _guarded: set[Path] = set()
 _own_links: dict[Path, Path] = {}  # made by `make_link`: place → target
 
@@ -40,17 +41,21 @@ def guard(root: Path, *, parts: Collection[str] | None = None) -> None:
 
 def require_plain(root: Path, *, parts: Collection[str] | None = None) -> None:
     """Refuse a folder that holds a link, a pipe, a device or a socket. The arguments and error are those of `guard`."""
-    for folder, folders, files in os.walk(root):
-        here = Path(folder)
-        for name in (*folders, *files):
+    left = [(root, 0)] if root.is_dir() else []
+    while left:
+        folder, depth = left.pop()
+        if depth > DEEPEST:
+            raise UnsafePathError(f"{root} holds folders in folders, {DEEPEST} deep and more: nothing was read")
+        for name in os.listdir(folder):
+            place = folder / name
             with suppress(FileNotFoundError):  # another process is working here
-                kind = os.lstat(here / name).st_mode
-                if stat.S_ISLNK(kind) and Path(os.path.abspath(here / name)) not in _own_links:
-                    raise _is_link(here / name, name)
-                if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind) or stat.S_ISLNK(kind)):
-                    raise UnsafePathError(f"{here / name} is neither a file nor a folder: remove it; nothing was read")
-        if parts is not None and here == root:
-            folders[:] = [name for name in folders if name in parts]
+                kind = os.lstat(place).st_mode
+                if stat.S_ISDIR(kind):
+                    left += [(place, depth + 1)] if depth or parts is None or name in parts else []
+                elif stat.S_ISLNK(kind) and Path(os.path.abspath(place)) not in _own_links:
+                    raise _is_link(place, name)
+                elif not (stat.S_ISREG(kind) or stat.S_ISLNK(kind)):
+                    raise UnsafePathError(f"{place} is neither a file nor a folder: remove it; nothing was read")
 
 
 def make_link(place: Path, target: Path) -> None:
@@ -114,7 +119,7 @@ def file_of_model(folder: Path, name: str) -> Path:
 
 def is_name(name: object) -> bool:
     """Whether `name` may become part of a path."""
-    return isinstance(name, str) and re.fullmatch(NAME, name) is not None and not name.endswith("\n")
+    return isinstance(name, str) and re.fullmatch(NAME, name) is not None
 
 
 @contextmanager
