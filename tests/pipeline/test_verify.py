@@ -103,24 +103,23 @@ def test_an_archive_that_was_killed_half_way_ends_whole(tmp_path: Path, monkeypa
         (run / name).mkdir(parents=True)
         (run / name / "file").write_text(name)
     write_json(run / "manifest.json", {"identity": {}, "stages": {}, "output_name": "x"})
-    real, left = os.replace, iter(range(3))
-
-    def dies(a: str, b: str) -> None:
-        if Path(a).parent == run and next(left) == 2:
-            raise KeyboardInterrupt
-        real(a, b)
-
     write_json(run / "config.json", {})
-    monkeypatch.setattr(archiving.os, "replace", dies)
-    real_write = archiving.write_text
-    monkeypatch.setattr(archiving, "write_text", lambda path, text: path.write_text(text))
+    real, left = archiving.move, iter(range(3))
+
+    def dies(source: Path, target: Path) -> None:
+        if next(left) == 2:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(archiving, "move", dies)
     with pytest.raises(KeyboardInterrupt):
         archiving.archive(run, tmp_path / ".archive")
     monkeypatch.undo()
-    assert real_write is archiving.write_text
     assert (run / "checkpoints").exists() or (run / "data").exists()
-    with pytest.raises(UsageError, match="no run in"):
-        load_run(run)
+    with pytest.raises(UsageError, match="was being archived when its process was killed"):
+        load_run(run)  # reading a run moves nothing
+    assert (run / ".moving").is_file()
+    archiving.finish_archiving(run, tmp_path / ".archive")  # as starting a run there does
     (target,) = (tmp_path / ".archive").iterdir()
     assert sorted(p.name for p in target.iterdir()) == ["checkpoints", "config.json", "data", "manifest.json", "merged"]
     assert list(run.iterdir()) == []

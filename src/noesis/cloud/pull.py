@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,10 +14,11 @@ from noesis.cloud.volume.layout import ARCHIVE, SUMMARY
 from noesis.cloud.volume.remote import RemoteFile, RemoteFiles, manifest_of, safe_name
 from noesis.core.console import Progress, command, say, size
 from noesis.core.errors import RunError
-from noesis.core.files import require_space, sha256_file, sync_folder
+from noesis.core.files import atomic, require_space, sha256_file, sweep
 from noesis.core.text import counted
 from noesis.run.archive import RUN_FILES
 from noesis.run.contents import strays
+from noesis.run.folder import guard_run
 from noesis.run.manifest import Manifest, OutputFile
 from noesis.run.manifest_file import parse_manifest, read_manifest
 
@@ -52,13 +52,15 @@ def pull(remote: RemoteFiles, target: Path, *, state: bool = False, archived: st
     manifest = manifest_of(remote, base)
     listed = _listed_files(manifest, base)
     hashes = {name: file.sha256 for name, file in listed.items()}
+    guard_run(target)
     found = [file for top in (*RUN_FILES, SUMMARY) for file in remote.files("/" + base + top)]
     wanted = {name: file for file in found if _is_wanted(name := file.path.removeprefix(base), state=state)}
     _require_accounted(wanted, listed, manifest, base)
     here = {name for name, file in wanted.items() if _is_here(target / name, file, hashes.get(name))}
     missing = {name: file for name, file in wanted.items() if name not in here}
     total = sum(file.size for file in missing.values())
-    _refuse_another_run(target, manifest)
+    _refuse_another_run(target, manifest, wanted, here, wanted.keys() - hashes.keys())
+    sweep(target)
     require_space(target, total, "the run")
     say(f"  {len(missing)} files, {size(total)} to copy; {len(here)} are already here → {target}")
     with Progress("pull", total, "B") as progress:
@@ -118,12 +120,27 @@ def _is_here(file: Path, remote: RemoteFile, sha256: str | None) -> bool:
     return sha256 is not None and file.is_file() and file.stat().st_size == remote.size and sha256_file(file) == sha256
 
 
-def _refuse_another_run(target: Path, manifest: Manifest) -> None:
-    """Raise RunError if `target` holds another run, or one that can't be read: two runs are never mixed."""
-    here = read_manifest(target)
-    if here is not None and (here.identity, here.created) != (manifest.identity, manifest.created):
-        other = command("cloud", "pull", target.with_name(f"{target.name}-2"))
+def _refuse_another_run(
+    target: Path, manifest: Manifest, wanted: dict[str, RemoteFile], here: set[str], unhashed: set[str]
+) -> None:
+    """Raise RunError if `target` holds anything but this run or a part of it that was copied before.
+
+    Args:
+        wanted: the run's files; here: those that are in `target` with the right hash.
+        unhashed: names of those that have no hash in the manifest.
+    """
+    other = command("cloud", "pull", target.with_name(f"{target.name}-2"))
+    found = read_manifest(target)
+    if found is not None and (found.identity, found.created) != (manifest.identity, manifest.created):
         raise RunError(f"{target} holds another run: pull to another folder, for example  {other}")
+    for file in sorted(target.rglob("*")) if found is None else ():
+        name = file.relative_to(target).as_posix()
+        copied = name in here or (name in unhashed and file.stat().st_size == wanted[name].size)
+        if file.is_file() and not copied and not (file.name.startswith(".") and file.name.endswith(".part")):
+            raise RunError(
+                f"{target} holds {name}, which is not of this run: nothing was copied; "
+                f"pull to a new or empty folder, for example  {other}"
+            )
 
 
 def _copy(
@@ -135,32 +152,26 @@ def _copy(
     progress: Progress,
     manifest: Manifest,
 ) -> None:
-    file = target / name
-    if not file.resolve().is_relative_to(target.resolve()):
-        raise RunError(f"{file} leads out of {target} (a link is there): remove it, or pull to another folder")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
-    digest, left = hashlib.sha256(), source.size
+    """Copy one file; it gets its name only if it is what the volume's listing and the manifest say.
+
+    Raises:
+        RunError: it is longer or shorter, has another hash, or is a manifest that has changed meanwhile.
+    """
+    digest, left, whole = hashlib.sha256(), source.size, b""
     again = f"it may be being written; try again when  {command('cloud', 'watch')}  says done"
-    try:
-        with open(part, "wb") as f:
-            for chunk in remote.chunks("/" + source.path):
-                left -= len(chunk)
-                if left < 0:
-                    break
-                f.write(chunk)
-                digest.update(chunk)
-                progress.advance(len(chunk))
-            f.flush()
-            os.fsync(f.fileno())
+    with atomic(target / name, "wb") as f:
+        for chunk in remote.chunks("/" + source.path):
+            left -= len(chunk)
+            if left < 0:
+                break
+            f.write(chunk)
+            digest.update(chunk)
+            progress.advance(len(chunk))
+            if name == "manifest.json":
+                whole += chunk
         if left:
             raise RunError(f"/{source.path} is {'longer' if left < 0 else 'shorter'} than {source.size} bytes: {again}")
         if sha256 is not None and digest.hexdigest() != sha256:
             raise RunError(f"/{source.path} is not what the manifest says (its hash differs): {again}")
-        if name == "manifest.json" and parse_manifest(json.loads(part.read_text(encoding="utf-8"))) != manifest:
+        if whole and parse_manifest(json.loads(whole)) != manifest:
             raise RunError(f"/{source.path} has changed since the files were copied by it: {again}")
-        os.replace(part, file)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    sync_folder(file.parent)

@@ -18,7 +18,7 @@ from noesis.constitution.document import Constitution, load_constitution
 from noesis.core.config import Config
 from noesis.core.console import _printable, say
 from noesis.core.errors import TrainingError, UsageError
-from noesis.core.files import write_text
+from noesis.core.files import require_output, write_text
 from noesis.core.project import Project
 from noesis.dataset.checks.validate import validate
 from noesis.dataset.encode import prompt_messages, target_text
@@ -112,6 +112,8 @@ def show(
     chosen = examples if everything else [e for e in examples if e.id in ids] if ids else examples[:FIRST]
     tokenizer = _tokenizer(config)
     rows = make_rows(chosen, tokenizer, constitution, config)
+    if html is not None:
+        require_output(html, "--html", inputs=(project.training, project.constitution), starts=b"<!DOCTYPE html>")
     notes = _notes(tokenizer, config)
     for note in notes:
         say(note)

@@ -31,7 +31,7 @@ def find_files(paths: list[Path]) -> list[Path]:
         if path.is_file():
             files.append(path)
         elif path.is_dir():
-            inside = sorted(path.glob("*.jsonl"))
+            inside = sorted(file for file in path.glob("*.jsonl") if file.is_file())  # no pipe, which would never end
             if not inside:
                 raise UsageError(f"{path} holds no .jsonl file: put examples there, one JSON object a line")
             files.extend(inside)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from filelock import FileLock
 
 from noesis.core.console import say
 from noesis.core.errors import ModelError
-from noesis.core.files import require_space, sha256_file, sync_folder
+from noesis.core.files import make_folder, new_folder, require_space, sha256_file, write_text
 from noesis.core.project import cache_folder
+from noesis.core.rooted import move, remove
 
 EMBEDDED = "smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -63,7 +63,7 @@ def embedded_folder() -> Path:
     target = converted_folder()
     if (target / "model.safetensors").is_file():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     with FileLock(target.with_suffix(".lock")):
         if not (target / "model.safetensors").is_file():
             say("  converting the embedded model, once: about half a minute …")
@@ -94,17 +94,17 @@ def embedded_tokenizer() -> Path:
     control = [tokens[i] for i, kind in enumerate(value["ggml.token_type"]) if kind == 3]
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    remove(part)
+    make_folder(part)
     tokenizer.save(str(part / "tokenizer.json"))
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     settings = {name: tokens[value[f"ggml.{key}_token_id"]] for name, key in names.items()}
-    (part / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
-    (part / "chat_template.jinja").write_text(value["chat_template"], encoding="utf-8")
+    write_text(part / "tokenizer_config.json", json.dumps(settings, indent=2))
+    write_text(part / "chat_template.jinja", value["chat_template"])
     try:
-        os.replace(part, target)
+        move(part, target)
     except OSError:
-        shutil.rmtree(part, ignore_errors=True)
+        remove(part)
         if not target.is_dir():  # else another process was faster, and its folder is the same
             raise
     return target
@@ -152,9 +152,6 @@ def _convert_embedded(gguf: Path, target: Path) -> None:
         gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
     )
     model.config._name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    os.replace(part, target)
-    sync_folder(target.parent)
+    with new_folder(target) as part:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)

@@ -86,7 +86,6 @@ class LiveJudge:
         self.name = NAME
         if not judges:
             return
-        self._section = self._section.called_as(load_config(project).training.tribunal)
         specs = [parse_spec(text) for text in judges]
         own = find_base_gguf(run) if any(spec.kind == "self" for spec in specs) else None
         spending = Spending(max_usd=max_usd)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,8 @@ from noesis.core.console import command, say
 from noesis.core.errors import CapError, RunError, UsageError
 from noesis.core.files import sha256_file, sweep, sync_file, utc_now, write_json, write_text
 from noesis.core.libraries import library_versions
-from noesis.run.archive import RUN_FILES, archive, finish_archiving
+from noesis.run.archive import MOVING, RUN_FILES, archive, finish_archiving
+from noesis.run.folder import guard_run, require_run_folder
 from noesis.run.ledger import LedgerEntry, StageMeter, total, unrecorded_cost
 from noesis.run.manifest import Extension, Identity, Json, Manifest, OutputFile, Parent, StageRecord
 from noesis.run.manifest_file import read_manifest
@@ -31,6 +33,7 @@ from noesis.run.stages import is_derived
 
 SETTINGS = "config.json"
 ADAPTER = "adapter_model.safetensors"  # in the folder of an epoch
+EPOCH = re.compile(r"epoch_(0|[1-9][0-9]{0,8})").fullmatch  # the folder of an epoch's adapter
 MANIFEST_LOCK = ".manifest.lock"  # held while the manifest is read, changed and written; a moment
 LONGEST_WRITE_S = 60.0
 
@@ -93,8 +96,8 @@ class Run:
         Raises:
             RunError: nothing was trained yet.
         """
-        folders = sorted(self.checkpoints.glob("epoch_[0-9]*"), key=lambda p: int(p.name.removeprefix("epoch_")))
-        whole = [p for p in folders if (p / ADAPTER).is_file()]
+        found = {int(p.name.removeprefix("epoch_")): p for p in self.checkpoints.glob("epoch_*") if EPOCH(p.name)}
+        whole = [found[i] for i in sorted(found) if (found[i] / ADAPTER).is_file()]
         if self.result("train") is not None:  # one that training did not leave was put there by somebody
             whole = [p for p in whole if self._relative(p / ADAPTER) in self._manifest.stages["train"].outputs]
         if not whole:
@@ -112,10 +115,10 @@ class Run:
         if choice is None:
             return epochs[-1]
         for folder in epochs:
-            if folder.name == choice["adapter"]:
+            if folder.name == choice.get("adapter"):
                 return folder
         raise RunError(
-            f"{self.path} chose {choice['adapter']}, which is not among the adapters that training left here: "
+            f"{self.path} chose {choice.get('adapter')!r}, which is not among the adapters that training left here: "
             f"see  {command('verify', self.path)}"
         )
 
@@ -296,13 +299,18 @@ def open_run(
     Args:
         archive_to: where an old run goes; default: `.archive/` next to `path`. On a volume, whose root is the run,
             a folder in it.
+
+    Raises:
+        UsageError: what is at `path` is no run. RunError: it can't be read, or leads elsewhere.
     """
-    finish_archiving(path)
+    guard_run(path) if archive_to else require_run_folder(path)
+    archives = archive_to or path.parent / ".archive"
+    finish_archiving(path, archives)
     old = read_manifest(path)
     if old is not None and old.identity == identity and not fresh and not old.library_differences():
         return Run(path, old)
     if old is not None or any((path / name).exists() for name in RUN_FILES):
-        moved = archive(path, archive_to or path.parent / ".archive")
+        moved = archive(path, archives)
         say(f"  the old run was moved to {moved} ({_why_archived(old, identity)})")
     write_json(path / SETTINGS, config.model_dump(mode="json"))
     manifest = Manifest(
@@ -331,10 +339,15 @@ def load_run(path: Path) -> Run:
 
     Raises:
         UsageError: there is none at `path`.
-        RunError: its manifest can't be read.
+        RunError: its manifest can't be read, or names or links in it lead elsewhere.
     """
-    finish_archiving(path)
+    guard_run(path)
     manifest = read_manifest(path)
+    if manifest is None and (path / MOVING).is_file():
+        raise UsageError(
+            f"{path} was being archived when its process was killed; "
+            f"{command('train', '--run', path)}  completes that and starts a new run"
+        )
     if manifest is None:
         raise UsageError(
             f"no run in {path}: {path / 'manifest.json'} is missing; "

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
+from noesis.core.errors import UnsafePathError
 from noesis.core.files import sha256_json
 from noesis.core.libraries import library_versions
+from noesis.core.rooted import below, is_name
 from noesis.run.ledger import LedgerEntry, total
 from noesis.run.stages import downstream_of, needs_of
 
@@ -111,13 +114,15 @@ class StageRecord:
 
     @classmethod
     def from_json(cls, value: Json) -> StageRecord:
+        """Raises: UnsafePathError: an output outside the run; KeyError, TypeError, ValueError: no record."""
+        result = value.get("result")
         return cls(
             str(value["status"]),
             str(value.get("started", "")),
             float(value.get("seconds", 0.0)),
             {str(name): str(sha256) for name, sha256 in value.get("inputs", {}).items()},
-            {name: OutputFile.from_json(output) for name, output in value.get("outputs", {}).items()},
-            value.get("result"),
+            {_own_file(name): OutputFile.from_json(output) for name, output in value.get("outputs", {}).items()},
+            None if result is None else dict(result),
         )
 
 
@@ -137,7 +142,9 @@ class Parent:
     @classmethod
     def from_json(cls, value: Json) -> Parent:
         identity = Identity.from_json(value["identity"])
-        return cls(value["run"], value["adapter"], value["adapter_sha256"], value.get("steps"), identity)
+        return cls(
+            str(value["run"]), _plain_name(value["adapter"]), str(value["adapter_sha256"]), value.get("steps"), identity
+        )
 
 
 @dataclass(frozen=True)
@@ -205,11 +212,12 @@ class Manifest:
 
     @classmethod
     def from_json(cls, value: Json) -> Manifest:
-        """Raises: KeyError, TypeError, ValueError, AttributeError: not a manifest of this format."""
+        """Raises: UnsafePathError: a name leads out of the run. KeyError, TypeError, ValueError, AttributeError: not a
+        manifest of this format."""
         return cls(
             str(value.get("noesis", "")),
             str(value.get("created", "")),
-            str(value["output_name"]),
+            _plain_name(value["output_name"]),
             Identity.from_json(value["identity"]),
             {str(name): str(version) for name, version in value.get("libraries", {}).items()},
             str(value.get("python", "")),
@@ -314,3 +322,19 @@ def _major(version: str) -> list[str]:
     """`5.23.0` → 5; below 1.0 the second number counts."""
     parts = version.split(".")
     return parts[:2] if parts[0] == "0" else parts[:1]
+
+
+def _plain_name(name: Any) -> str:
+    """A name that becomes part of a path, held to the rule of `output_name` in training_config.yaml."""
+    if not is_name(name):
+        raise UnsafePathError(f"holds the name {name!r}, which is no name of a folder: don't trust this run")
+    return str(name)
+
+
+def _own_file(name: str) -> str:
+    """The name of a file of the run, relative to it."""
+    try:
+        below(Path(), name)
+    except UnsafePathError:
+        raise UnsafePathError(f"names the file {name!r}, which is not in the run: don't trust this run") from None
+    return name

@@ -6,7 +6,6 @@ Symbolic links are neither followed nor counted, nor is anything below one: what
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from filelock import FileLock, Timeout
 
 from noesis.core.errors import RunError
 from noesis.core.project import Project, cache_folder
-from noesis.run.archive import MOVING
+from noesis.core.rooted import remove
+from noesis.run.archive import is_being_archived_to
 from noesis.run.lock import locked
 
 
@@ -70,9 +70,9 @@ def _lock(item: Garbage, held: ExitStack) -> None:
             break
         if (folder / ".lock").is_file():
             held.enter_context(locked(folder))
-    for note in item.root.glob(f"*/{MOVING}"):
-        if Path(note.read_text(encoding="utf-8", errors="replace")) == item.path.resolve():
-            raise RunError(f"{note.parent} is being moved here")
+    for run in item.root.iterdir():
+        if is_being_archived_to(run, item.path):
+            raise RunError(f"{run} is being moved here")
     for lock in item.root.glob("*.lock"):
         held.enter_context(FileLock(lock, timeout=0))
 
@@ -80,10 +80,7 @@ def _lock(item: Garbage, held: ExitStack) -> None:
 def _delete(item: Garbage) -> None:
     if _is_linked(item.path, item.root):
         raise OSError(f"{item.path} is a link, or below one")
-    if item.path.is_dir():
-        shutil.rmtree(item.path)
-    else:
-        item.path.unlink(missing_ok=True)
+    remove(item.path)
 
 
 def _is_linked(path: Path, root: Path) -> bool:

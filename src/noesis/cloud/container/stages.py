@@ -6,7 +6,6 @@ other; judging an epoch during training writes files of its own and nothing else
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from noesis.cloud.volume.layout import ARCHIVE, DATASET
 from noesis.cloud.volume.notes import JudgedEpoch, OpenedRun, judged_epochs
 from noesis.cloud.volume.sync import HEAVY
 from noesis.cloud.volume.uploaded_data import require_upload
-from noesis.core.files import write_text
+from noesis.core.files import copy_folder, write_text
 from noesis.run.directory import Run
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ def judge_epoch(context: ContainerContext, epoch: int) -> CallResult:
         with tempfile.TemporaryDirectory() as folder:
             copy = copy_of_run(context.root, Path(folder) / name, name)
             if (context.root / SCORES).is_dir():
-                shutil.copytree(context.root / SCORES, copy / SCORES)
+                copy_folder(context.root / SCORES, copy / SCORES)
             judged = _judge_copy(reopen_run(copy, fetch=True), epoch)
             _publish_scores(copy, context.root, name)
         judged.write(context.root)

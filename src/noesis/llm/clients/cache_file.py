@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 
 from noesis.core.console import say
+from noesis.core.files import make_folder
+from noesis.core.rooted import move
 
 TABLES = (
     "CREATE TABLE replies (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
@@ -35,7 +37,7 @@ class _DamagedError(Exception):
 def open_database(path: Path) -> sqlite3.Connection:
     """The cache at `path`; one in memory, which is said, where there can be none."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             return _open(path)
         except _DamagedError as error:
@@ -121,5 +123,5 @@ def _set_aside(path: Path) -> Path:
     aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
     for end in ("", *BESIDE):
         if (file := path.with_name(path.name + end)).exists():
-            file.rename(aside.with_name(aside.name + end))
+            move(file, aside.with_name(aside.name + end))
     return aside

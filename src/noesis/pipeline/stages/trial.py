@@ -18,7 +18,7 @@ from noesis.core.config import JUDGE_CALLS, TribunalSection
 from noesis.core.console import say
 from noesis.core.errors import UsageError
 from noesis.core.event_loop import run_async
-from noesis.core.files import sha256_file, sha256_json, utc_now, write_json, write_jsonl
+from noesis.core.files import append_line, sha256_file, sha256_json, utc_now, write_json, write_jsonl
 from noesis.core.project import Project
 from noesis.llm.clients.spec import ModelSpec, parse_spec, same_model
 from noesis.llm.clients.spending import Spending
@@ -242,7 +242,5 @@ def _own_judge(s: RunSession, specs: Sequence[ModelSpec]) -> Path | None:
 
 def _log_locked_use(run_folder: Path, tribunal: Path, what: str) -> None:
     """Log a use of a locked part in the run."""
-    run_folder.mkdir(parents=True, exist_ok=True)
     line = {"date": utc_now(), "what": what, "seal_sha256": sha256_json(seal(tribunal))}
-    with open(run_folder / "locked_uses.jsonl", "a", encoding="utf-8") as f:
-        f.write(json.dumps(line) + "\n")
+    append_line(run_folder / "locked_uses.jsonl", json.dumps(line))
