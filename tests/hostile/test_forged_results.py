@@ -191,10 +191,6 @@ FORGED: dict[str, Attack] = {
     "a parent that the identity does not name": lambda _, m: m["identity"].update(parent_sha256="0" * 64),
     "another base in the identity": lambda _, m: m["identity"].update(base_model="meta-llama/Llama-3.1-8B"),
     "a cost of nothing": lambda _, m: m.update(cost_usd=-1.0),
-    "a cost that a negative entry takes away": lambda _, m: (
-        m["ledger"].append(dict(m["ledger"][0], id="x", usd=-5.0, seconds=0.0)),
-        m.update(cost_usd=-5.0),
-    ),
 }
 
 

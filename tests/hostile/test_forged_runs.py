@@ -13,6 +13,7 @@ import pytest
 
 from helpers.manifest import edited_manifest
 from hostile.finished_run import ADAPTER, NAME, edit_json, findings, rehashed, wrong
+from noesis.core.errors import UnsafePathError
 
 Attack = Callable[[Path], None]
 
@@ -114,12 +115,23 @@ STRAYS = {
     "a folder of its own": add("tools/run.sh"),
     "a script under a name in capitals": add("merged/RUN.SH"),
     "code among the trainer's states": add("checkpoints/resume/hook.py"),
+}
+
+
+LINKS = {
     "a linked report": link("report.html"),
     "a linked adapter": link("checkpoints/epoch_1/adapter_model.safetensors"),
     "a linked folder": link("data/more", to="/"),
     "a link to nowhere": link("gguf/x.gguf", to="/nowhere"),
     "a linked folder that no part of a run has": link("dataset", to="/"),
 }
+
+
+@pytest.mark.parametrize("attack", [pytest.param(a, id=f"a run with {name}") for name, a in LINKS.items()])
+def test_a_run_with_a_link_is_not_even_opened(run: Path, finished: Path, attack: Attack):
+    attack(run)
+    with pytest.raises(UnsafePathError, match="symbolic link"):
+        wrong(run, finished)
 
 
 @pytest.mark.parametrize("attack", [pytest.param(a, id=f"a run with {name}") for name, a in STRAYS.items()])

@@ -18,7 +18,7 @@ from noesis.core.project import Project
 from noesis.pipeline.session import locked_session
 from noesis.run.directory import Run, load_run, open_run
 from noesis.run.ledger import LedgerEntry
-from noesis.run.lock import locked
+from noesis.run.lock import held
 from noesis.run.manifest import Identity, Parent
 from noesis.workspace.clean import free, garbage
 
@@ -221,7 +221,7 @@ def test_clean_skips_what_another_command_works_on(tmp_path: Path, quiet_cache: 
     project = Project(tmp_path / "p")
     (project.root / place).parent.mkdir(parents=True)
     (project.root / place).write_text("half")
-    with locked(project.root / lock):
+    with held(project.root / lock):
         ((_, why),) = free(garbage(project))
         assert "in use by" in why
         assert (project.root / place).is_file()

@@ -171,10 +171,9 @@ def test_a_pull_that_was_interrupted_goes_on_and_takes_no_file_of_the_user_for_i
     assert contents(tmp_path / "run") == contents(volume)
 
 
-@pytest.mark.parametrize("name", ["data/train.jsonl", "report.html", "gguf/parity.json", "config.json"])
+@pytest.mark.parametrize("name", ["data/train.jsonl", "gguf/parity.json", "config.json"])
 def test_a_file_of_the_user_with_the_name_of_one_of_the_runs_is_not_replaced(volume: Path, tmp_path: Path, name: str):
     file = tmp_path / "run" / name
-    (volume / "report.html").write_text("<!DOCTYPE html>")
     file.parent.mkdir(parents=True)
     file.write_text("precious")
     with pytest.raises(RunError, match="which is not of this run"):

@@ -26,6 +26,17 @@ def locked(path: Path) -> Iterator[None]:
     """
     require_run_folder(path)
     make_folder(path)
+    with held(path):
+        yield
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """As `locked`, for any folder that is there.
+
+    Raises:
+        RunError: another process is working here.
+    """
     lock, holder = FileLock(path / ".lock", timeout=0), path / ".holder"
     try:
         lock.acquire()

@@ -17,7 +17,7 @@ from noesis.core.errors import RunError
 from noesis.core.project import Project, cache_folder
 from noesis.core.rooted import remove
 from noesis.run.archive import is_being_archived_to
-from noesis.run.lock import locked
+from noesis.run.lock import held
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def free(items: Iterable[Garbage]) -> list[tuple[Garbage, str]]:
     kept = []
     for item in items:
         try:
-            with ExitStack() as held:
-                _lock(item, held)
+            with ExitStack() as locks:
+                _lock(item, locks)
                 _delete(item)
         except (RunError, Timeout) as error:
             kept.append((item, f"in use: {error}"))
@@ -63,18 +63,18 @@ def free(items: Iterable[Garbage]) -> list[tuple[Garbage, str]]:
     return kept
 
 
-def _lock(item: Garbage, held: ExitStack) -> None:
+def _lock(item: Garbage, locks: ExitStack) -> None:
     """Lock what `item` belongs to: its run, the run that is being archived into it, or the converted models."""
     for folder in (item.path, *item.path.parents):
         if folder == item.root.parent:
             break
         if (folder / ".lock").is_file():
-            held.enter_context(locked(folder))
+            locks.enter_context(held(folder))
     for run in item.root.iterdir():
         if is_being_archived_to(run, item.path):
             raise RunError(f"{run} is being moved here")
     for lock in item.root.glob("*.lock"):
-        held.enter_context(FileLock(lock, timeout=0))
+        locks.enter_context(FileLock(lock, timeout=0))
 
 
 def _delete(item: Garbage) -> None:
