@@ -178,7 +178,7 @@ def _names_in_folder(model: Path) -> list[str]:
         if (model / ADAPTER_WEIGHTS).is_file():
             raise ModelError(f"{model} holds an adapter, not a model: merge it first, or give --adapter")
         raise ModelError(f"{model} has no .safetensors file")
-    numbered = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.safetensors", names[0])
+    numbered = re.fullmatch(r"(.{1,200})-\d{5}-of-(\d{5})\.safetensors", names[0])
     if numbered is None:
         return names
     stem, count = numbered.group(1), numbered.group(2)
