@@ -97,7 +97,7 @@ def _audit_pre_tokenizer(reader: Any, model: Path) -> list[Finding]:
     raw = read_tokenizer(model)
     if raw["model"].get("byte_fallback"):
         return []
-    found, expected = _field(reader, "tokenizer.ggml.pre"), pre_tokenizer(raw, load_tokenizer(model).backend, model)
+    found, expected = _field(reader, "tokenizer.ggml.pre"), pre_tokenizer(raw, load_tokenizer(model), model)
     if found == expected:
         return []
     return [Finding("tokenizer", f"its pre-tokenizer is {found or 'lost'}, the model's is {expected}")]

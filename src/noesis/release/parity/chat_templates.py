@@ -13,7 +13,7 @@ from typing import Any
 
 from noesis.core.errors import MissingExtra, ModelError
 from noesis.core.messages import Message
-from noesis.llm.tokenizer import DATE
+from noesis.llm.tokenizer_worker import DATE
 from noesis.release.gguf.vocabulary import adds_bos
 from noesis.release.parity.certificate import TemplateCheck
 
