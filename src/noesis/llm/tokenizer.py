@@ -108,7 +108,8 @@ class RemoteTokenizer:
 
     def _ask_child(self, call: str, seconds: float, arguments: dict[str, Any]) -> Any:
         assert self._child is not None
-        what = str(self._file.parent / "chat_template.jinja" if call == "render" else self._file)
+        of = {"render": "the chat template of {0}", "load": "tokenizer.json or the chat template of {0}"}
+        what = of.get(call, "{0}/tokenizer.json").format(self._file.parent)
         try:
             return self._child.ask(what, seconds, call=call, file=str(self._file), arguments=arguments)
         except ModelError as error:
