@@ -1,7 +1,6 @@
-"""A GGUF model in llama.cpp inside this process (https://github.com/xorbitsai/xllamacpp).
+"""A GGUF model in llama.cpp (https://github.com/xorbitsai/xllamacpp), in a process of its own.
 
-`LlamaServer` answers over HTTP on 127.0.0.1, with a key of its own; `LlamaEngine` answers calls. Freeing a server while
-a request is under way never returns, and signals are then ignored: a server is freed once `/slots` reports it idle.
+`LlamaServer` answers over HTTP on 127.0.0.1, with a key of its own; `LlamaEngine` answers calls.
 """
 
 from __future__ import annotations
@@ -17,16 +16,17 @@ from typing import Any
 
 from noesis.core.console import Progress
 from noesis.core.device import usable_threads
-from noesis.core.errors import MissingExtra, ModelError
+from noesis.core.errors import ModelError
 from noesis.core.messages import Message
+from noesis.llm.gguf_header import REMAKE, read_header
+from noesis.llm.llama_process import LlamaProcess
 
 IDLE_POLL_S = 0.1
-REMAKE = "make it again with  noesis gguf RUN --again"
 
 
 def load_llama_server(
     model: Path, *, key: str, adapter: Path | None = None, parallel: int = 1, context: int = 4096
-) -> Any:
+) -> LlamaProcess:
     """Start an xllamacpp server for `model`.
 
     Args:
@@ -38,29 +38,29 @@ def load_llama_server(
     Raises:
         ModelError: a file is missing, not GGUF or truncated, or of another architecture or base.
     """
-    try:
-        import xllamacpp
-    except ImportError:
-        raise MissingExtra("xllamacpp", "gguf") from None
     for file in (model, adapter):
         if file is not None:
             check_gguf(file)
-    params = xllamacpp.CommonParams()
-    params.model.path = str(model)
-    params.n_ctx, params.n_parallel = context * parallel, parallel
-    params.n_threads_http = parallel + 4  # one for each request under way, and some for /slots
-    params.cache_ram_mib = 0  # else up to 8 GB of old prompts are cached, whatever adapter they were computed with
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = usable_threads()
-    params.hostnames, params.port = ["127.0.0.1"], 0
-    params.api_keys = [key]
-    params.offline, params.ui, params.verbosity = True, False, 0
+    settings: dict[str, Any] = {
+        "model": {"path": str(model)},
+        "n_ctx": context * parallel,
+        "n_parallel": parallel,
+        "n_threads_http": parallel + 4,  # one for each request under way, and some for /slots
+        "cache_ram_mib": 0,  # else up to 8 GB of old prompts are cached, whatever adapter they were computed with
+        "cpuparams": {"n_threads": usable_threads()},
+        "cpuparams_batch": {"n_threads": usable_threads()},
+        "hostnames": ["127.0.0.1"],
+        "port": 0,
+        "api_keys": [key],
+        "offline": True,
+        "ui": False,
+        "verbosity": 0,
+    }
     if adapter is not None:
-        lora = xllamacpp.CommonAdapterLoraInfo()
-        lora.path, lora.scale = str(adapter), 1.0
-        params.lora_adapters = [lora]
+        settings["lora_adapters"] = [{"path": str(adapter), "scale": 1.0}]
     try:
-        return xllamacpp.Server(params)
-    except RuntimeError as error:
+        return LlamaProcess(settings)
+    except ModelError as error:
         what = f"{model} with the adapter {adapter}" if adapter else str(model)
         raise ModelError(
             f"llama.cpp can't load {what} (truncated, too large for the memory, or of an unknown architecture): "
@@ -69,17 +69,12 @@ def load_llama_server(
 
 
 def check_gguf(file: Path) -> None:
-    """Check the first bytes of `file`.
+    """Check the head of `file`: see `gguf_header.read_header`.
 
     Raises:
-        ModelError: the file is missing, or is not GGUF.
+        ModelError: the file is missing, is not GGUF, or its numbers are none that a model has.
     """
-    if not file.is_file():
-        raise ModelError(f"{file} does not exist: make it with  noesis gguf RUN")
-    with open(file, "rb") as f:
-        head = f.read(8)
-    if head[:4] != b"GGUF" or int.from_bytes(head[4:8], "little") not in (2, 3):
-        raise ModelError(f"{file} is not a GGUF file (it begins with {head[:4]!r}); {REMAKE}")
+    read_header(file)
 
 
 class LlamaServer:
@@ -92,20 +87,20 @@ class LlamaServer:
         self.url = str(self._server.listening_address)
 
     def busy(self) -> int:
-        """The number of requests under way."""
+        """The number of requests under way; 0 where the process has ended."""
+        if not self._server.running:
+            return 0
         request = urllib.request.Request(self.url + "/slots", headers={"Authorization": f"Bearer {self.key}"})  # noqa: S310  (our own port)
         with urllib.request.urlopen(request, timeout=10) as reply:  # noqa: S310
             return sum(bool(slot["is_processing"]) for slot in json.load(reply))
 
     def stop(self, patience_s: float) -> bool:
-        """Free the model once it is idle; False, and it stays, if it is not idle within `patience_s` seconds."""
+        """Free the model once it is idle, or after `patience_s` seconds; whether it was idle."""
         end = time.monotonic() + patience_s
-        while self.busy():
-            if time.monotonic() > end:
-                return False
+        while (busy := self.busy()) and time.monotonic() < end:
             time.sleep(IDLE_POLL_S)
-        self._server = None
-        return True
+        self._server.close()
+        return not busy
 
 
 # Small models fall into loops under greedy decoding. The same mild penalty applies to every model and answer.

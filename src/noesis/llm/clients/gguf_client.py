@@ -1,4 +1,5 @@
-"""A GGUF model in this process, by xllamacpp: several requests at once, structured output by a grammar of the schema.
+"""A GGUF model in a process of its own, by xllamacpp: several requests at once, structured output by a grammar of the
+schema.
 
 llama.cpp does not show the schema to the model, so the prompt repeats it. The requests of one judge share a prefix,
 which llama.cpp keeps in its cache.
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.device import usable_threads
-from noesis.core.errors import MissingExtra, ModelError
+from noesis.core.errors import ModelError
 from noesis.core.files import sha256_file
 from noesis.core.signals import native_request
 from noesis.llm.clients.protocol import ModelReply, ModelRequest, NoReplyError, top_logprobs_of
+from noesis.llm.gguf_header import read_header
+from noesis.llm.llama_process import LlamaProcess
 
 REASONING, SPAN = 240, 100  # characters at most
 REPEAT_PENALTY = 1.1  # of free text: small models fall into loops
@@ -52,20 +55,23 @@ class GgufClient:
         Raises:
             ModelError: it can't be loaded.
         """
+        read_header(path)
+        settings: dict[str, Any] = {
+            "model": {"path": str(path)},
+            "n_ctx": context * parallel,
+            "n_parallel": parallel,
+            "cpuparams": {"n_threads": usable_threads()},
+            "cpuparams_batch": {"n_threads": usable_threads()},
+            "hostnames": ["127.0.0.1"],
+            "port": 0,
+            "api_keys": [secrets.token_urlsafe(24)],
+            "offline": True,
+            "ui": False,
+            "verbosity": 0,
+        }
         try:
-            import xllamacpp
-        except ImportError:
-            raise MissingExtra("xllamacpp", "gguf") from None
-        params = xllamacpp.CommonParams()
-        params.model.path = str(path)
-        params.n_ctx, params.n_parallel = context * parallel, parallel
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = usable_threads()
-        params.hostnames, params.port = ["127.0.0.1"], 0
-        params.api_keys = [secrets.token_urlsafe(24)]
-        params.offline, params.ui, params.verbosity = True, False, 0
-        try:
-            self._server = xllamacpp.Server(params)
-        except RuntimeError as error:
+            self._server = LlamaProcess(settings)
+        except ModelError as error:
             raise ModelError(f"llama.cpp can't load the judge {path}: {error}") from None
         self.name = name or path.name
         self.identity = f"gguf:{sha256_file(path)}"
@@ -94,7 +100,10 @@ class GgufClient:
         else:
             body["repeat_penalty"] = REPEAT_PENALTY
         with native_request(self.name):
-            answer = self._server.handle_chat_completions(body)
+            try:
+                answer = self._server.handle_chat_completions(body)
+            except ModelError as ended:
+                raise NoReplyError(str(ended)) from None
         if not isinstance(answer, dict) or "choices" not in answer:
             error = answer.get("error", answer) if isinstance(answer, dict) else answer
             raise NoReplyError(
@@ -111,4 +120,5 @@ class GgufClient:
         )
 
     async def close(self) -> None:
+        self._server.close()
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -173,12 +173,12 @@ def _compare_files(
     templates: TemplateCheck | None = None
     comparisons: dict[str, Comparison] = {}
     for kind, file in subject.files.items():
+        if templates is None:  # every file has the same template, which the audit checks
+            templates = compare_renderings(file, tokenizer)  # in a process of its own, before the file is loaded here
         with LlamaModel(file, context=CONTEXT + inputs.answer_tokens) as model:
             different = [text for text, ids in zip(strings, expected, strict=True) if model.tokenize(text) != ids]
             references = [merged, adapted] if adapted else [merged]
             divergences, answers = measure_gguf(model, inputs, references, f"compare {kind}")
-        if templates is None:  # every file has the same template, which the audit checks
-            templates = compare_renderings(file, tokenizer)
         tokens = TokenizerCheck(len(strings), len(different), tuple(different[:3]))
         comparison = assess(
             divergences[0],
