@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from noesis.core.errors import MissingExtra, ModelError
 from noesis.llm.child import Child
 
 LOAD_S = 900.0  # tens of gigabytes from a slow disk
+ENDING_S = 0.2  # from a connection that breaks to the end of the process that broke it
 LONGEST_LINE = 16_000_000  # bytes of an answer
 
 
@@ -69,13 +71,14 @@ class LlamaProcess:
                     receive(answer)
                 return answer
             while line := response.readline(LONGEST_LINE):
-                kind, _, data = line.decode(errors="replace").partition(": ")
-                if kind in ("data", "error") and data.strip() != "[DONE]":
+                kind, _, data = line.decode(errors="replace").strip().partition(": ")
+                if data == "[DONE]":
+                    return None
+                if kind in ("data", "error"):
                     receive(json.loads(data) if kind == "data" else {"error": json.loads(data)})
+            raise http.client.IncompleteRead(b"")
         except (OSError, http.client.HTTPException, ValueError) as error:
-            why = str(error) if self.running else "its process ended"
-            raise ModelError(f"llama.cpp gave no answer from {self._file}: {why}") from None
-        return None
+            raise self._explained(error) from None
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """The answer to any other request, as JSON.
@@ -86,8 +89,12 @@ class LlamaProcess:
         try:
             return json.loads(self._post(path, body).read(LONGEST_LINE))
         except (OSError, http.client.HTTPException, ValueError) as error:
-            why = str(error) if self.running else "its process ended"
-            raise ModelError(f"llama.cpp gave no answer from {self._file}: {why}") from None
+            raise self._explained(error) from None
+
+    def _explained(self, error: Exception) -> ModelError:
+        time.sleep(ENDING_S)
+        why = str(error) if self.running else "its process ended"
+        return ModelError(f"llama.cpp gave no answer from {self._file}: {why}")
 
     def _post(self, path: str, body: dict[str, Any]) -> http.client.HTTPResponse:
         connection = self._connection()  # no proxy ever: this is our own process
