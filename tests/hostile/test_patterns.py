@@ -16,7 +16,7 @@ import pytest
 
 import noesis
 from helpers.project import ROOT
-from helpers.regex_attacks import growth, quadratic
+from hostile.regex_attacks import growth, quadratic
 from noesis.core.text import (
     break_control_tokens,
     closing,

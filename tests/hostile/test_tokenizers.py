@@ -20,7 +20,7 @@ import pytest
 from helpers.project import ROOT, make_tokenizer_files
 from noesis.core.errors import ModelError
 from noesis.llm import tokenizer as module
-from noesis.llm.child import Child
+from noesis.llm.isolated.child import Child
 from noesis.llm.tokenizer import load_tokenizer
 
 QUESTION = [{"role": "user", "content": "a"}]

@@ -86,6 +86,34 @@ def read_json_file(file: Path, most: int = MAX_FILE) -> dict[str, Any]:
     return parse_object(data, most)
 
 
+def whole_number(raw: dict[str, Any], key: str, least: int, most: int) -> int:
+    """`raw[key]` of a stranger's JSON, a whole number.
+
+    Raises:
+        ValueError: it is missing, of another type, or outside of `least` to `most`; the message names the key.
+    """
+    value = raw.get(key)
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{key} is {repr(value)[:60]}: expected a whole number from {least} to {most}")
+    return value
+
+
+def fraction(raw: dict[str, Any], key: str, above: float, most: float, *, zero: bool = False) -> float:
+    """`raw[key]` of a stranger's JSON, a number above `above`; with `zero` also `above` itself.
+
+    Raises:
+        ValueError: it is missing, of another type, not finite, or outside; the message names the key.
+    """
+    value = raw.get(key)
+    if (
+        not isinstance(value, (int, float))
+        or isinstance(value, bool)
+        or not (above < value <= most or (zero and value == above))
+    ):
+        raise ValueError(f"{key} is {repr(value)[:60]}: expected a number above {above:g} and up to {most:g}")
+    return float(value)
+
+
 def iter_objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) for each line of `file` that is not blank.
 

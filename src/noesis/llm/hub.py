@@ -15,6 +15,7 @@ from typing import Any
 from noesis.core.errors import ModelError
 from noesis.core.files import sha256_file
 from noesis.llm.embedded import EMBEDDED, EMBEDDED_SHA256, Model, converted_folder, embedded_folder, embedded_tokenizer
+from noesis.llm.model_config import check_model_folder
 
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "LICENSE*", "NOTICE*"]
 DESCRIPTION_FILES = ["*.json", "*.jinja"]
@@ -32,6 +33,7 @@ def find_model(name: str, revision: str | None = None) -> Model:
     if path.is_dir():
         if not (path / "config.json").is_file() or not list(path.glob("*.safetensors")):
             raise ModelError(f"{path} is not a model folder: it needs config.json and at least one .safetensors file")
+        check_model_folder(path)
         return Model(name, path, _folder_revision(path), "see the model's folder")
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise ModelError(
@@ -125,4 +127,6 @@ def _from_hub(name: str, revision: str | None, *, weights: bool = True) -> Model
         raise ModelError(
             f"{name} has no .safetensors file: weights in other formats are not loaded, since they can run code"
         )
+    if weights:
+        check_model_folder(path)
     return Model(name, path, path.name, "see the model's page")

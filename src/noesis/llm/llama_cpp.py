@@ -19,7 +19,7 @@ from noesis.core.device import usable_threads
 from noesis.core.errors import ModelError
 from noesis.core.messages import Message
 from noesis.llm.gguf_header import REMAKE, read_header
-from noesis.llm.llama_process import LlamaProcess
+from noesis.llm.isolated.llama_process import LlamaProcess
 
 IDLE_POLL_S = 0.1
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from noesis.core.errors import ModelError
 from noesis.core.jsonl import read_json_file
-from noesis.llm.child import Child
 from noesis.llm.embedded import tokenizer_folders
-from noesis.llm.tokenizer_worker import LocalTokenizer
+from noesis.llm.isolated.child import Child
+from noesis.llm.isolated.tokenizer_worker import LocalTokenizer
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 LONGEST_TEMPLATE = 500_000  # characters; the longest known ones have 20,000
@@ -153,7 +153,7 @@ class RemoteTokenizer:
 @lru_cache(maxsize=4)
 def _child_for(file: str, modified_ns: int, size: int) -> Child:
     """The child that reads this version of a tokenizer.json; it ends when nobody holds it any more."""
-    return Child("noesis.llm.tokenizer_worker", memory=MEMORY)
+    return Child("noesis.llm.isolated.tokenizer_worker", memory=MEMORY)
 
 
 def load_tokenizer(folder: Path) -> ChatTokenizer:

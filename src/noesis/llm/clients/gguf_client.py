@@ -19,7 +19,7 @@ from noesis.core.files import sha256_file
 from noesis.core.signals import native_request
 from noesis.llm.clients.protocol import ModelReply, ModelRequest, NoReplyError, top_logprobs_of
 from noesis.llm.gguf_header import read_header
-from noesis.llm.llama_process import LlamaProcess
+from noesis.llm.isolated.llama_process import LlamaProcess
 
 REASONING, SPAN = 240, 100  # characters at most
 REPEAT_PENALTY = 1.1  # of free text: small models fall into loops

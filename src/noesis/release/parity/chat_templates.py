@@ -10,8 +10,8 @@ from typing import Any
 
 from noesis.core.errors import ModelError
 from noesis.core.messages import Message
-from noesis.llm.llama_process import LlamaProcess
-from noesis.llm.tokenizer_worker import DATE
+from noesis.llm.isolated.llama_process import LlamaProcess
+from noesis.llm.isolated.tokenizer_worker import DATE
 from noesis.release.gguf.vocabulary import adds_bos
 from noesis.release.parity.certificate import TemplateCheck
 

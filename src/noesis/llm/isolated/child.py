@@ -43,11 +43,11 @@ class Child:
         """
         environment = {name: value for name, value in os.environ.items() if not _SECRET.search(name.upper())}
         environment["TOKENIZERS_PARALLELISM"] = "false"
-        package = str(Path(__file__).resolve().parents[2])
+        package = str(Path(__file__).resolve().parents[3])
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115  (closed when it ends)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "noesis.llm.child", worker, str(memory)],
+            [sys.executable, "-m", "noesis.llm.isolated.child", worker, str(memory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._printed,

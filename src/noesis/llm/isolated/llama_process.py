@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from noesis.core.errors import MissingExtra, ModelError
-from noesis.llm.child import Child
+from noesis.llm.isolated.child import Child
 
 LOAD_S = 900.0  # tens of gigabytes from a slow disk
 ENDING_S = 0.2  # from a connection that breaks to the end of the process that broke it
@@ -45,7 +45,7 @@ class LlamaProcess:
         self._file = Path(settings["model"]["path"])
         self._key, self._host = str(settings["api_keys"][0]), str(settings["hostnames"][0])
         # no more than the machine has: it is to fail rather than push everything else out of memory
-        self._child = Child("noesis.llm.llama_worker", memory=psutil.virtual_memory().total)
+        self._child = Child("noesis.llm.isolated.llama_worker", memory=psutil.virtual_memory().total)
         self.listening_address = str(self._child.ask(str(self._file), LOAD_S, settings=settings))
 
     @property
