@@ -284,7 +284,7 @@ def test_a_torn_or_foreign_gguf_is_one_message(tiny_merged: Path, tmp_path: Path
     whole = file.read_bytes()
     for length in (20000, 100, len(whole) - 4096):
         file.write_bytes(whole[:length])
-        with pytest.raises(ModelError, match="not a complete GGUF file"):
+        with pytest.raises(ModelError, match="can't load"):
             open_gguf(file)
         with pytest.raises(ModelError, match="can't load"):
             LlamaModel(file)

@@ -237,6 +237,7 @@ def connect(
 
     Example: noesis connect runs/demo --target python
     """
+    from noesis.core.console import say
     from noesis.core.errors import ParityError, UsageError
     from noesis.llm.clients.chat_client import LLMClient
     from noesis.run.directory import load_run
@@ -246,10 +247,9 @@ def connect(
     loaded = load_run(run)
     if not probe:
         text = instructions(target, Endpoint(base_url.rstrip("/"), model, key))
-        print_result({"base_url": base_url, "model": model, "text": text}, True) if as_json else print(text)
+        print_result({"base_url": base_url, "model": model, "text": text}, True) if as_json else say(text)
         return
     _require_serving_extra()
-    from noesis.core.console import say
     from noesis.pipeline.served_files import probe_endpoint
 
     api_key = key or os.environ.get("NOESIS_API_KEY")

@@ -1,4 +1,5 @@
-"""Reading JSON Lines (https://jsonlines.org): one JSON object a line, UTF-8. All JSONL of the project is read here.
+"""Reading JSON Lines (https://jsonlines.org): one JSON object a line, UTF-8. All JSONL of the project is read here, and
+the JSON files of models (`read_json_file`).
 
 A line ends at a newline byte and nowhere else. U+2028, U+2029, U+0085 and the form feed are ordinary text inside a JSON
 string, so `str.splitlines`, which breaks lines at them, must never be used on JSONL.
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 MAX_LINE = 4_000_000  # bytes; a longer line is reported, never parsed
+MAX_FILE = 50_000_000  # bytes of a model's JSON file
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 M = TypeVar("M", bound="BaseModel")
@@ -48,14 +50,14 @@ def iter_lines(file: Path, start: int = 0, end: int | None = None) -> Iterator[L
             number, offset = number + 1, f.tell()
 
 
-def parse_object(data: bytes) -> dict[str, Any]:
-    """The JSON object in a line.
+def parse_object(data: bytes, most: int = MAX_LINE) -> dict[str, Any]:
+    """The JSON object in a line of at most `most` bytes.
 
     Raises:
         ValueError: the line is too long, not JSON, or not a JSON object.
     """
-    if len(data) > MAX_LINE:
-        raise ValueError(f"longer than {MAX_LINE:,} bytes")
+    if len(data) > most:
+        raise ValueError(f"longer than {most:,} bytes")
     try:
         value = json.loads(data.removeprefix(BYTE_ORDER_MARK))
     except RecursionError:
@@ -65,6 +67,51 @@ def parse_object(data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def read_json_file(file: Path, most: int = MAX_FILE) -> dict[str, Any]:
+    """The JSON object that `file`, a stranger's, consists of.
+
+    Args:
+        most: bytes; a longer file is not read.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        ValueError: it is too long, or not a JSON object; the message does not name it.
+    """
+    with open(file, "rb") as f:
+        data = f.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"longer than {most:,} bytes")
+    return parse_object(data, most)
+
+
+def whole_number(raw: dict[str, Any], key: str, least: int, most: int) -> int:
+    """`raw[key]` of a stranger's JSON, a whole number.
+
+    Raises:
+        ValueError: it is missing, of another type, or outside of `least` to `most`; the message names the key.
+    """
+    value = raw.get(key)
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{key} is {repr(value)[:60]}: expected a whole number from {least} to {most}")
+    return value
+
+
+def fraction(raw: dict[str, Any], key: str, above: float, most: float, *, zero: bool = False) -> float:
+    """`raw[key]` of a stranger's JSON, a number above `above`; with `zero` also `above` itself.
+
+    Raises:
+        ValueError: it is missing, of another type, not finite, or outside; the message names the key.
+    """
+    value = raw.get(key)
+    if (
+        not isinstance(value, (int, float))
+        or isinstance(value, bool)
+        or not (above < value <= most or (zero and value == above))
+    ):
+        raise ValueError(f"{key} is {repr(value)[:60]}: expected a number above {above:g} and up to {most:g}")
+    return float(value)
 
 
 def iter_objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+# Texts are hostile: every repetition that may fail after it has an upper bound, so that a search takes linear time
+# (tests/hostile/test_patterns.py measures each pattern of the package).
 # What a chat template turns into the boundary of a message. A dataset must not be able to forge one.
 CONTROL_TOKEN = re.compile(
     r"<\|[A-Za-z0-9_]{2,40}\|>"  # <|im_start|>, <|eot_id|>, <|endoftext|>
@@ -16,7 +18,7 @@ CONTROL_TOKEN = re.compile(
 )
 PLACEHOLDER = re.compile(
     r"\{\{?\s*[A-Za-zÀ-ÿ_][\wÀ-ÿ .-]{0,40}\}?\}"  # {concept}, {{ name }}
-    r"|\[(?:TODO|FIXME|TBD|INSERT[^\]]*|INSERIR[^\]]*|PREENCHER[^\]]*)\]"
+    r"|\[(?:TODO|FIXME|TBD|(?:INSERT|INSERIR|PREENCHER)[^\]]{0,200})\]"
     r"|<(?:insert|inserir|your|seu|sua|todo)\b[^>]{0,60}>"
     r"|\blorem ipsum\b",
     re.IGNORECASE,

@@ -58,6 +58,12 @@ def converted_folder() -> Path:
     return cache_folder() / "models" / f"smollm2-135m-instruct-v{CONVERSION}"
 
 
+def tokenizer_folders() -> tuple[Path, Path]:
+    """Where our own tokenizer files are, once they were made: those of the conversion, and the tokenizer alone."""
+    target = converted_folder()
+    return target, target.with_name(target.name + "-tokenizer")
+
+
 def embedded_folder() -> Path:
     """The folder of the converted model; converts it on first use (about 30 s), one process at a time."""
     target = converted_folder()
@@ -73,7 +79,7 @@ def embedded_folder() -> Path:
 
 def embedded_tokenizer() -> Path:
     """A folder with tokenizer.json, its settings and the chat template, made from the GGUF file's metadata."""
-    target = converted_folder().with_name(converted_folder().name + "-tokenizer")
+    target = tokenizer_folders()[1]
     if target.is_dir():
         return target
     from gguf import GGUFReader

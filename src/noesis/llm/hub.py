@@ -23,6 +23,7 @@ from noesis.llm.embedded import (
     embedded_folder,
     embedded_tokenizer,
 )
+from noesis.llm.model_config import check_model_folder
 
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "LICENSE*", "NOTICE*"]
 DESCRIPTION_FILES = ["*.json", "*.jinja"]
@@ -40,6 +41,7 @@ def find_model(name: str, revision: str | None = None) -> Model:
     if path.is_dir():
         if not (path / "config.json").is_file() or not list(path.glob("*.safetensors")):
             raise ModelError(f"{path} is not a model folder: it needs config.json and at least one .safetensors file")
+        check_model_folder(path)
         return Model(name, path, _folder_revision(path), "see the model's folder")
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise ModelError(
@@ -167,4 +169,6 @@ def _from_hub(name: str, revision: str | None, *, weights: bool = True) -> Model
         raise ModelError(
             f"{name} has no .safetensors file: weights in other formats are not loaded, since they can run code"
         )
+    if weights:
+        check_model_folder(path)
     return _hub_model(name, path)

@@ -1,15 +1,10 @@
-"""A GGUF model in llama.cpp inside this process (https://github.com/xorbitsai/xllamacpp).
+"""A GGUF model in llama.cpp (https://github.com/xorbitsai/xllamacpp), in a process of its own.
 
-`LlamaServer` answers over HTTP, with a key of its own, on a Unix socket that only this user may open (127.0.0.1 where
-there are none); `LlamaEngine` answers calls. Freeing a server while a request is under way never returns, and signals
-are then ignored: a server is freed once `/slots` reports it idle.
+`LlamaServer` answers over HTTP; `LlamaEngine` answers calls.
 """
 
 from __future__ import annotations
 
-import secrets
-import socket
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,41 +13,20 @@ from typing import Any
 
 from noesis.core.console import Progress
 from noesis.core.device import usable_threads
-from noesis.core.errors import MissingExtra, ModelError
+from noesis.core.errors import ModelError
 from noesis.core.messages import Message
 from noesis.core.text import any_of, break_control_tokens
+from noesis.llm.gguf_header import REMAKE, read_header
 from noesis.llm.gguf_tokens import special_tokens
-from noesis.llm.http import Http, parse_json
+from noesis.llm.isolated.llama_process import LlamaProcess
 
-IDLE_POLL_S, SLOTS_S = 0.1, 10.0
-NO_ORIGIN = "http://noesis.invalid"  # no page has it: else llama.cpp lets every page read its answers
-LONGEST_SOCKET_PATH = 100  # bytes; the systems' limits are 104 and 108
-REMAKE = "make it again with  noesis gguf RUN --again"
-
-
-def listen_privately(params: Any) -> tempfile.TemporaryDirectory[str] | None:
-    """Have a server listen on a socket in a folder that only this user may enter, and give it a key of its own.
-
-    Returns:
-        the folder, which is deleted with this object; None where there are no such sockets: 127.0.0.1, any free port.
-    """
-    params.api_keys, params.port = [secrets.token_urlsafe(24)], 0
-    params.cors_origins, params.cors_credentials = NO_ORIGIN, False
-    params.hostnames = ["127.0.0.1"]
-    if not hasattr(socket, "AF_UNIX"):
-        return None
-    folder = tempfile.TemporaryDirectory(prefix="noesis-", ignore_cleanup_errors=True)
-    path = f"{folder.name}/llama.sock"
-    if len(path.encode()) > LONGEST_SOCKET_PATH:
-        folder.cleanup()
-        return None
-    params.hostnames = [path]
-    return folder
+IDLE_POLL_S = 0.1
+UBATCH = 512  # tokens that llama.cpp computes at once
 
 
 def load_llama_server(
     model: Path, *, adapter: Path | None = None, parallel: int = 1, context: int = 4096
-) -> tuple[Any, Any, tempfile.TemporaryDirectory[str] | None]:
+) -> LlamaProcess:
     """Start an xllamacpp server for `model`.
 
     Args:
@@ -60,35 +34,27 @@ def load_llama_server(
         parallel: how many requests are served at once.
         context: tokens of prompt and answer of each request.
 
-    Returns:
-        the server, its parameters, and the folder of its socket, from `listen_privately`.
-
     Raises:
         ModelError: a file is missing, not GGUF or truncated, or of another architecture or base.
     """
-    try:
-        import xllamacpp
-    except ImportError:
-        raise MissingExtra("xllamacpp", "gguf") from None
     for file in (model, adapter):
         if file is not None:
-            check_gguf(file)
-    params = xllamacpp.CommonParams()
-    params.model.path = str(model)
-    params.n_ctx, params.n_parallel = context * parallel, parallel
-    params.n_threads_http = parallel + 4  # one for each request under way, and some for /slots
-    params.n_batch = params.n_ubatch  # long prompts are computed in pieces, and others' answers go on in between
-    params.cache_ram_mib = 0  # else up to 8 GB of old prompts are cached, whatever adapter they were computed with
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = usable_threads()
-    folder = listen_privately(params)
-    params.offline, params.ui, params.verbosity = True, False, 0
+            read_header(file)
+    settings: dict[str, Any] = {
+        "model": {"path": str(model)},
+        "n_ctx": context * parallel,
+        "n_parallel": parallel,
+        "n_threads_http": parallel + 4,  # one for each request under way, and some for /slots
+        "n_batch": UBATCH,  # long prompts are computed in pieces, and others' answers go on in between
+        "cache_ram_mib": 0,  # else up to 8 GB of old prompts are cached, whatever adapter they were computed with
+        "cpuparams": {"n_threads": usable_threads()},
+        "cpuparams_batch": {"n_threads": usable_threads()},
+    }
     if adapter is not None:
-        lora = xllamacpp.CommonAdapterLoraInfo()
-        lora.path, lora.scale = str(adapter), 1.0
-        params.lora_adapters = [lora]
+        settings["lora_adapters"] = [{"path": str(adapter), "scale": 1.0}]
     try:
-        return xllamacpp.Server(params), params, folder
-    except RuntimeError as error:
+        return LlamaProcess(settings)
+    except ModelError as error:
         what = f"{model} with the adapter {adapter}" if adapter else str(model)
         raise ModelError(
             f"llama.cpp can't load {what} (truncated, too large for the memory, or of an unknown architecture): "
@@ -96,51 +62,26 @@ def load_llama_server(
         ) from None
 
 
-def check_gguf(file: Path) -> None:
-    """Check the first bytes of `file`.
-
-    Raises:
-        ModelError: the file is missing, or is not GGUF.
-    """
-    if not file.is_file():
-        raise ModelError(f"{file} does not exist: make it with  noesis gguf RUN")
-    with open(file, "rb") as f:
-        head = f.read(8)
-    if head[:4] != b"GGUF" or int.from_bytes(head[4:8], "little") not in (2, 3):
-        raise ModelError(f"{file} is not a GGUF file (it begins with {head[:4]!r}); {REMAKE}")
-
-
 class LlamaServer:
-    """A loaded model that answers over HTTP at `url` with the API key `key`."""
+    """A loaded model that answers over HTTP at `url` with the API key `key`; `socket`: path of a Unix socket, or None."""
 
     def __init__(self, model: Path, *, adapter: Path | None = None, parallel: int = 8, context: int = 4096) -> None:
         """Load the model, which takes seconds for a small one. Raises ModelError as `load_llama_server` does."""
-        loaded = load_llama_server(model, adapter=adapter, parallel=parallel, context=context)
-        self._server, params, self._folder = loaded
-        self.key = str(params.api_keys[0])
-        self.socket = str(params.hostnames[0]) if self._folder else None  # Unix socket
-        self.url = "http://llama.cpp" if self._folder else str(self._server.listening_address)
+        self._server = load_llama_server(model, adapter=adapter, parallel=parallel, context=context)
+        self.url, self.key, self.socket = self._server.url, self._server.key, self._server.socket
         self.special = special_tokens(model)  # what no text of a conversation may contain
-        headers = {"Authorization": f"Bearer {self.key}"}
-        self._http = Http(self.url, headers, timeout_s=SLOTS_S, unix_socket=self.socket)
 
     def busy(self) -> int:
-        """The number of requests under way."""
-        reply = self._http.request("GET", self.url + "/slots", deadline_s=SLOTS_S)
-        return sum(bool(slot["is_processing"]) for slot in parse_json(reply.body))
+        """The number of requests under way; 0 where the process has ended."""
+        return sum(bool(slot["is_processing"]) for slot in self._server.get("/slots")) if self._server.running else 0
 
     def stop(self, patience_s: float) -> bool:
-        """Free the model once it is idle; False, and it stays, if it is not idle within `patience_s` seconds."""
+        """Free the model once it is idle, or after `patience_s` seconds; whether it was idle."""
         end = time.monotonic() + patience_s
-        while self.busy():
-            if time.monotonic() > end:
-                return False
+        while (busy := self.busy()) and time.monotonic() < end:
             time.sleep(IDLE_POLL_S)
-        self._http.close()
-        self._server = None
-        if self._folder:
-            self._folder.cleanup()
-        return True
+        self._server.close()
+        return not busy
 
 
 # Small models fall into loops under greedy decoding. The same mild penalty applies to every model and answer.
@@ -163,7 +104,7 @@ class LlamaEngine:
         """
         self._adapted = adapter is not None
         self.parallel = parallel
-        self._server, _, self._folder = load_llama_server(model, adapter=adapter, parallel=parallel, context=context)
+        self._server = load_llama_server(model, adapter=adapter, parallel=parallel, context=context)
         self._special = any_of(special_tokens(model))
 
     def chat(

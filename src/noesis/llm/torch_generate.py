@@ -20,6 +20,7 @@ from noesis.core.messages import Message
 from noesis.core.text import common_prefix
 from noesis.llm.chat_template import break_controls, end_of_turn, render
 from noesis.llm.llama_cpp import REPEAT_PENALTY
+from noesis.llm.model_config import check_model_folder
 from noesis.llm.tokenizer import ChatTokenizer
 from noesis.llm.weights import iter_trained_weights, read_adapter
 
@@ -200,6 +201,7 @@ def load_merged_model(
     import torch
     from transformers import AutoModelForCausalLM
 
+    check_model_folder(base)
     kind = getattr(torch, dtype)
     model = AutoModelForCausalLM.from_pretrained(
         base, dtype=kind, use_safetensors=True, trust_remote_code=False, local_files_only=True

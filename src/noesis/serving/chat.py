@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from noesis.constitution.analysis_block import AnalysisFilter
-from noesis.core.console import _printable, say
+from noesis.core import console
+from noesis.core.console import say
 from noesis.core.errors import ModelError, NoesisError, UsageError
 from noesis.core.files import write_text
 from noesis.core.messages import Message
@@ -110,11 +110,9 @@ class ChatSession:
 
         def show(piece: str) -> None:
             pieces.append(piece)
-            sys.stdout.write(_printable(piece))
-            sys.stdout.flush()
+            console.show(piece)
 
-        sys.stdout.write(label)
-        sys.stdout.flush()
+        console.show(label)
         try:
             return self.answer(fit_context(messages, self.max_tokens), base, show)
         except KeyboardInterrupt:

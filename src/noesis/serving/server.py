@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import socket
-import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from pathlib import Path
 from aiohttp import web
 
 from noesis.constitution.document import SystemPrompt
-from noesis.core.console import say
+from noesis.core.console import complain, say
 from noesis.core.errors import UsageError
 from noesis.llm.llama_cpp import LlamaServer
 from noesis.serving.app import AnswerJudge, Service
@@ -166,7 +165,7 @@ class Server:
         self._socket.close()
         for server in self._llama_servers:
             if not server.stop(FREE_S):
-                print("llama.cpp stays busy; exiting all the same", file=sys.stderr, flush=True)  # noqa: T201
+                complain("llama.cpp stays busy; exiting all the same")
                 os._exit(1)
 
 

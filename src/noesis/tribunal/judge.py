@@ -25,6 +25,7 @@ from noesis.tribunal.verdict import ItemScore, Unscored, Verdict
 SCORES: tuple[Literal["0", "1", "2"], ...] = ("0", "1", "2")
 SHORTEST_SPAN = 8  # characters; a shorter quotation proves nothing
 ATTEMPTS = 2  # requests before an answer is Unscored
+LONGEST = 50_000  # characters of a reply in which its objects are looked for
 TOKENS_PER_ITEM, TOKENS_REASONING = 64, 200  # of the longest reply
 LONGEST_REPLY = 32_000  # characters, from the end, in which its object is looked for
 
@@ -185,7 +186,8 @@ def parse_reply(reply: ModelReply, items: tuple[RubricItem, ...]) -> dict[str, s
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """Every outermost JSON object in `text`, in order."""
+    """Every outermost JSON object in the last LONGEST characters of `text`, in order."""
+    text = text[-LONGEST:]  # each brace may be tried to no avail, which takes quadratic time
     decoder, start = json.JSONDecoder(), text.find("{")
     while start >= 0:
         try:

@@ -12,6 +12,7 @@ from typing import Any
 
 from noesis.cloud.volume.layout import guard_volume
 from noesis.cloud.volume.sync import HEAVY, VolumeSync, publishing
+from noesis.core.console import complain
 from noesis.core.errors import CapError, NoesisError, RunError, TrainingError
 from noesis.core.files import copy_file, copy_folder
 from noesis.core.project import Project
@@ -82,7 +83,7 @@ def run_guarded(context: ContainerContext, work: Callable[[], CallResult]) -> Ca
     except NoesisError as error:
         return CallResult.failed(error)
     except Exception as error:
-        traceback.print_exc()
+        complain(traceback.format_exc())
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, on a GPU
             return CallResult.failed(TrainingError(NO_MEMORY))
         message = f"{type(error).__name__}: {error} (the traceback is in  modal app logs)"

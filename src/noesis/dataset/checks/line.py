@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -109,8 +110,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object whose keys all differ: readers disagree about which of two equal keys counts."""
     made = dict(pairs)
     if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _DuplicateKeyError(next(name for name in names if names.count(name) > 1)[:80])
+        counts = Counter(name for name, _ in pairs)
+        raise _DuplicateKeyError(next(name for name, count in counts.items() if count > 1)[:80])
     return made
 
 
