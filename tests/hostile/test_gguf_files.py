@@ -236,13 +236,13 @@ def test_llama_cpp_is_reached_without_the_proxy_of_the_environment(tmp_path: Pat
 @pytest.mark.slow
 def test_every_reader_of_gguf_files_checks_them_first(sound: bytes, tmp_path: Path):
     from noesis.llm.clients.gguf_client import GgufClient
-    from noesis.llm.llama_cpp import LlamaEngine, LlamaServer, check_gguf
+    from noesis.llm.llama_cpp import LlamaEngine, LlamaServer
     from noesis.release.parity.audit import open_gguf
     from noesis.release.parity.llama_logits import LlamaModel
 
     file = tmp_path / "x.gguf"
     file.write_bytes(number_of(sound, "llama.block_count", 0))
-    readers: list[Callable[[Path], Any]] = [check_gguf, LlamaServer, LlamaEngine, GgufClient, LlamaModel, open_gguf]
+    readers: list[Callable[[Path], Any]] = [read_header, LlamaServer, LlamaEngine, GgufClient, LlamaModel, open_gguf]
     for read in readers:
         with pytest.raises(ModelError, match=r"block_count is 0"):
             read(file)

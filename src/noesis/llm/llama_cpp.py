@@ -63,7 +63,7 @@ def load_llama_server(
 
 
 class LlamaServer:
-    """A loaded model that answers over HTTP at `url` with the API key `key`; `socket`: path of a Unix socket, or None."""
+    """A loaded model that answers over HTTP at `url` with the key `key`, on the Unix socket `socket` if not None."""
 
     def __init__(self, model: Path, *, adapter: Path | None = None, parallel: int = 8, context: int = 4096) -> None:
         """Load the model, which takes seconds for a small one. Raises ModelError as `load_llama_server` does."""
