@@ -17,7 +17,8 @@ from noesis.core.console import Progress
 from noesis.core.device import usable_threads
 from noesis.core.errors import MissingExtra, ModelError
 from noesis.core.messages import Message
-from noesis.llm.http import Http, parse_json
+from noesis.llm.http import Http
+from noesis.llm.http_reply import parse_json
 
 IDLE_POLL_S, SLOTS_S = 0.1, 10.0
 REMAKE = "make it again with  noesis gguf RUN --again"

@@ -21,7 +21,7 @@ from noesis.core.console import say
 from noesis.llm.clients.cache_file import LOCKED_S, open_database
 from noesis.llm.clients.chat_reply import MOST_TOKENS, MOST_USD, Logprob
 from noesis.llm.clients.protocol import ModelReply
-from noesis.llm.http import parse_json
+from noesis.llm.http_reply import parse_json
 
 Tokens = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
 

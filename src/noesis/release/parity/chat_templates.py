@@ -10,7 +10,8 @@ from typing import Any
 
 from noesis.core.errors import MissingExtra, ModelError
 from noesis.core.messages import Message
-from noesis.llm.http import Http, HttpError, parse_json
+from noesis.llm.http import Http
+from noesis.llm.http_reply import HttpError, parse_json
 from noesis.llm.tokenizer import DATE
 from noesis.release.gguf.vocabulary import adds_bos
 from noesis.release.parity.certificate import TemplateCheck
