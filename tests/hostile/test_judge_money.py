@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -209,7 +210,7 @@ def test_a_command_that_goes_on_counts_what_was_spent_before(tmp_path: Path):
         for _ in range(3):
             spending = Spending(max_usd=CAP)
             with open_cache(tmp_path / "replies.sqlite") as cache:
-                spending.resume(cache, "trial")
+                spending.resume(cache)
                 ask(server, 20, spending=spending, cache=cache)
             asked.append(len(server.requests))
     assert 1 <= asked[0] <= 5 and asked[1:] == asked[:1] * 2
@@ -220,16 +221,10 @@ def test_a_command_that_was_killed_has_spent_what_it_reserved(tmp_path: Path):
     file = tmp_path / "replies.sqlite"
     with open_cache(file) as cache:
         spending = Spending(max_usd=CAP)
-        spending.resume(cache, "trial")
+        spending.resume(cache)
         asyncio.run(spending.reserve(0.75))  # and no settlement
         with open_cache(file) as other:
-            assert other.spent("trial") == 0.75
-
-
-def test_another_trial_has_a_cap_of_its_own(tmp_path: Path):
-    with open_cache(tmp_path / "replies.sqlite") as cache:
-        cache.add_spent("one", 5.0)
-        assert (cache.spent("one"), cache.spent("two")) == (5.0, 0.0)
+            assert other.spent() == 0.75
 
 
 @pytest.mark.parametrize(
@@ -245,11 +240,11 @@ def test_a_run_cannot_bring_a_credit(tmp_path: Path, usd: object, capsys: pytest
     file = tmp_path / "replies.sqlite"
     open_cache(file).__enter__().close()
     with sqlite3.connect(file) as db:
-        db.execute("INSERT INTO spending VALUES ('trial', ?)", (usd,))
+        db.execute("INSERT INTO spending VALUES (1, ?)", (usd,))
     with open_cache(file) as cache:
-        assert cache.spent("trial") == 0.0
-        cache.add_spent("trial", 1.0)
-        assert cache.spent("trial") <= 1.0
+        assert cache.spent() == 0.0
+        cache.add_spent(1.0)
+        assert cache.spent() <= 1.0
     assert "did not write" in capsys.readouterr().out
 
 
@@ -257,3 +252,16 @@ def test_a_run_names_no_price_of_its_own():
     run = TribunalSection(prices={"m": {"prompt": 0, "completion": 0}}, approval_threshold=0.9)
     assert run.called_as(SECTION).prices == {"m": PRICE}
     assert run.called_as(SECTION).approval_threshold == 0.9
+
+
+def test_judges_of_a_run_spend_no_more_than_its_cap_leaves():
+    """`noesis demo --judge …` names no cap for judges; `budget: max_usd` is for the whole run."""
+    from noesis.pipeline.stages.trial import _under_the_runs_cap
+    from noesis.planning.budget import Budget
+
+    spec = parse_spec("openai:http://127.0.0.1:9/v1:m")
+    left = Budget(0.0, 4.0, 0.0, 10.0, None, 0.0)
+    over = Budget(0.0, 40.0, 0.0, 10.0, None, 0.0)
+    found = [_under_the_runs_cap(SimpleNamespace(budget=lambda b=b: b), SECTION, [spec]).max_usd for b in (left, over)]
+    assert found == [6.0, 0.0]
+    assert _under_the_runs_cap(SimpleNamespace(budget=lambda: left), TribunalSection(), [spec]).max_usd is None

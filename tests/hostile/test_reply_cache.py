@@ -108,12 +108,12 @@ def test_replies_that_were_stored_while_it_was_locked_are_written_at_the_end(fil
         holder = sqlite3.connect(file, isolation_level=None)
         holder.execute("BEGIN IMMEDIATE")
         cache.store("new", REPLY)
-        cache.add_spent("a", 2.0)
-        assert cache.reply("new") is not None and cache.spent("a") == 2.0
+        cache.add_spent(2.0)
+        assert cache.reply("new") is not None and cache.spent() == 2.0
         holder.close()
     assert capsys.readouterr().out.count("can't be written") == 1
     with open_cache(file) as cache:
-        assert cache.reply("new") is not None and cache.spent("a") == 2.0
+        assert cache.reply("new") is not None and cache.spent() == 2.0
 
 
 def trap_link(path: Path, victim: Path) -> None:

@@ -234,7 +234,6 @@ def test_an_adapter_in_llama_cpp_answers_like_the_merged_model(
     tiny_model: Path, tiny_adapter: Path, tiny_merged: Path, tmp_path: Path
 ):
     from noesis.core.console import Progress
-    from noesis.llm.gguf_header import read_header
     from noesis.llm.llama_cpp import LlamaEngine
     from noesis.release.gguf.writer import write_adapter_gguf, write_gguf
 

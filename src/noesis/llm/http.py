@@ -6,56 +6,20 @@ decompression; redirects are not followed. Nothing that is meant for this machin
 
 from __future__ import annotations
 
-import email.utils
+import asyncio
 import ipaddress
-import json
 import os
-import re
 import socket
 import threading
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 from urllib.parse import urlsplit
 
 from noesis.core.errors import UsageError
+from noesis.llm.http_reply import HttpError, HttpReply, check_encoding, check_size, retry_after_of, shown
 
-if TYPE_CHECKING:
-    import httpx2
-
-MOST_BYTES = 8 << 20  # of a reply; one of 4,000 tokens, each with 20 alternatives, takes about 6 MB
 CONNECT_S = 10.0
-SHOWN = 200  # characters of an endpoint's own words in a message
-
-
-class HttpError(Exception):
-    """There is no whole reply; the message says why.
-
-    sent: the request may have reached the endpoint
-    """
-
-    def __init__(self, reason: str, *, sent: bool = True) -> None:
-        super().__init__(reason)
-        self.sent = sent
-
-
-@dataclass(frozen=True)
-class HttpReply:
-    """A whole reply. retry_after: seconds, where the endpoint says so"""
-
-    status: int
-    body: bytes
-    retry_after: float | None = None
-
-    @property
-    def message(self) -> str:
-        """The message in an error of OpenAI's form or any other; else the beginning of the body as text."""
-        try:
-            return error_message(parse_json(self.body))
-        except ValueError:
-            return self.body[: 4 * SHOWN].decode(errors="replace")
 
 
 # --- where a request goes
@@ -118,29 +82,22 @@ class AsyncHttp:
 
     async def post(self, url: str, body: dict[str, Any], *, deadline_s: float) -> HttpReply:
         """The whole reply to `body`. Raises HttpError where there is none within `deadline_s` seconds."""
-        import asyncio
-
         import httpx2
 
         limits = httpx2.Timeout(deadline_s, connect=min(CONNECT_S, deadline_s / 2))
         try:
             async with asyncio.timeout(deadline_s):
-                async with self._opened(url, body, limits) as response:
-                    _check_encoding(response)
+                async with self._client.stream("POST", url, json=body, timeout=limits) as response:
+                    check_encoding(response)
                     size, parts = 0, []
                     async for part in response.aiter_bytes():
-                        size = _check_size(size + len(part))
+                        size = check_size(size + len(part))
                         parts.append(part)
-                    return HttpReply(response.status_code, b"".join(parts), _retry_after_of(response))
+                    return HttpReply(response.status_code, b"".join(parts), retry_after_of(response))
         except (TimeoutError, httpx2.TimeoutException) as error:
             raise HttpError(f"no reply within {deadline_s:g} s", sent=_was_sent(error)) from None
         except _errors() as error:
             raise HttpError(_said(error), sent=_was_sent(error)) from None
-
-    @asynccontextmanager
-    async def _opened(self, url: str, body: dict[str, Any], limits: httpx2.Timeout) -> AsyncIterator[httpx2.Response]:
-        async with self._client.stream("POST", url, json=body, timeout=limits) as response:
-            yield response
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -185,8 +142,8 @@ class Http:
                 deadline,
                 self._client.stream(method, url, json=body, extensions={"trace": deadline.watch}) as response,
             ):
-                _check_encoding(response)
-                yield response.status_code, _retry_after_of(response), _limited(response.iter_bytes(), deadline)
+                check_encoding(response)
+                yield response.status_code, retry_after_of(response), _limited(response.iter_bytes(), deadline)
         except _errors() as error:
             raise HttpError(deadline.reason if deadline.passed else _said(error), sent=_was_sent(error)) from None
 
@@ -225,80 +182,10 @@ class _Deadline:
                 self._socket.shutdown(socket.SHUT_RDWR)
 
 
-# --- replies
-
-
-def lines(parts: Iterator[bytes]) -> Iterator[bytes]:
-    """The lines of a body that comes in parts; only a newline byte ends one."""
-    line: list[bytes] = []
-    for part in parts:
-        first, *rest = part.split(b"\n")
-        line.append(first)
-        for piece in rest:
-            yield b"".join(line)
-            line = [piece]
-    yield b"".join(line)
-
-
-def parse_json(data: bytes | str) -> Any:
-    """The value that `data` holds; no NaN, no half characters, not nested beyond reason.
-
-    Raises:
-        ValueError: it is not such JSON; the message says where.
-    """
-    from pydantic_core import from_json
-
-    try:
-        return from_json(data, allow_inf_nan=False)
-    except ValueError as error:
-        raise ValueError(f"not JSON ({error})") from None
-
-
-def error_message(body: Any) -> str:
-    """The message in a parsed error of OpenAI's form or any other."""
-    error = body.get("error", body) if isinstance(body, dict) else body
-    message = error.get("message", error) if isinstance(error, dict) else error
-    return message if isinstance(message, str) else json.dumps(message, ensure_ascii=False)
-
-
-def shown(text: str, secret: str | None = None) -> str:
-    """An endpoint's words in a message: quoted, shortened, with escapes for control characters, without `secret`."""
-    text = text.replace(secret, "[key]") if secret else text
-    return repr(text if len(text) <= SHOWN else text[:SHOWN] + "…")
-
-
-def retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, a number or an HTTP date; None where there is none or it can't be read."""
-    if not value:
-        return None
-    if re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", value.strip()):
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, OverflowError, OSError):
-        return None
-
-
-def _retry_after_of(response: httpx2.Response) -> float | None:
-    return retry_after(response.headers.get("retry-after"))
-
-
-def _check_encoding(response: httpx2.Response) -> None:
-    coding = response.headers.get("content-encoding", "identity").strip().lower()
-    if coding not in ("gzip", "identity", ""):  # codings inside each other multiply without giving a byte
-        raise HttpError(f"a reply in the coding {shown(coding)}, which was not asked for")
-
-
-def _check_size(size: int) -> int:
-    if size > MOST_BYTES:
-        raise HttpError(f"a reply of more than {MOST_BYTES >> 20} MiB")
-    return size
-
-
 def _limited(parts: Iterator[bytes], deadline: _Deadline) -> Iterator[bytes]:
     size = 0
     for part in parts:
-        size = _check_size(size + len(part))
+        size = check_size(size + len(part))
         yield part
     if deadline.passed:  # a body without a length ends where its connection does
         raise HttpError(deadline.reason)

@@ -131,15 +131,14 @@ def open_panel(
     own: Path | None = None,
     replies: Path | None = None,
     rubrics: RubricSet | None = None,
-    account: str | None = None,
 ) -> Iterator[JudgePanel]:
     """The panel of the judges that `specs` name; the reply cache is closed at the end of the block.
 
     Args:
         own: the GGUF file that `self` means.
-        replies: the reply cache; the one shared by all projects where None.
+        replies: the reply cache, whose earlier spending the cap counts; where None, the one that all projects share,
+            and the cap counts this command's alone.
         rubrics: the project's, if they have been read before.
-        account: whose earlier spending the cap counts, as the cache remembers it; None: it counts this command's alone.
 
     Raises:
         UsageError: the same judge twice. ConfigError: a rubric is wrong.
@@ -150,6 +149,6 @@ def open_panel(
     if len({client.identity for client in clients}) < len(clients):
         raise UsageError("the same judge is named twice: one model has one vote")
     with open_cache(replies or cache_folder() / "tribunal" / "replies.sqlite") as cache:
-        if account is not None:
-            spending.resume(cache, account)
+        if replies is not None:
+            spending.resume(cache)
         yield make_panel(project, clients, cache, rubrics)

@@ -21,7 +21,8 @@ from noesis.core.console import duration, say
 from noesis.core.errors import ModelError, UsageError
 from noesis.core.project import Project
 from noesis.core.signals import Terminated
-from noesis.llm.http import Http, HttpError
+from noesis.llm.http import Http
+from noesis.llm.http_reply import HttpError
 from noesis.llm.torch_generate import free_gpu_memory
 from noesis.pipeline.session import RunSession
 

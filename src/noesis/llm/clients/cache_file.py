@@ -18,7 +18,7 @@ from noesis.core.rooted import move
 
 TABLES = (
     "CREATE TABLE replies (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE spending (account TEXT PRIMARY KEY, usd REAL NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE spending (id INTEGER PRIMARY KEY, usd REAL NOT NULL)",
 )
 LOCKED_S = 10.0  # how long another process may hold the file
 MOST_BYTES = 16 << 20  # of an entry

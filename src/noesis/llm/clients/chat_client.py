@@ -20,7 +20,8 @@ from urllib.parse import urlsplit
 from noesis.core.errors import ModelError, UsageError
 from noesis.core.messages import Message
 from noesis.llm.clients.chat_reply import TokenEntry, read_chat_reply, read_piece, read_usage
-from noesis.llm.http import Http, HttpError, HttpReply, error_message, lines, parse_json, shown
+from noesis.llm.http import Http
+from noesis.llm.http_reply import HttpError, HttpReply, error_message, lines, parse_json, shown
 
 SHORTEST_KEY = 11  # characters
 ATTEMPTS, LONGEST_WAIT_S = 4, 10.0

@@ -22,7 +22,8 @@ from noesis.llm.clients.chat_reply import Usage, read_chat_reply, read_cost, rea
 from noesis.llm.clients.protocol import EndpointDownError, ModelReply, ModelRequest, NoReplyError
 from noesis.llm.clients.spec import ModelSpec
 from noesis.llm.clients.spending import Reservation, Spending
-from noesis.llm.http import AsyncHttp, HttpError, HttpReply, is_loopback, parse_json, shown
+from noesis.llm.http import AsyncHttp, is_loopback
+from noesis.llm.http_reply import HttpError, HttpReply, parse_json, shown
 
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 MAY_HAVE_ANSWERED = {502, 504, 520, 522, 524}  # a gateway's: the model behind it may have worked, and be charged for

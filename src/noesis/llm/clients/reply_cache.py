@@ -21,7 +21,7 @@ from noesis.core.console import say
 from noesis.llm.clients.cache_file import LOCKED_S, open_database
 from noesis.llm.clients.chat_reply import MOST_TOKENS, MOST_USD, Logprob
 from noesis.llm.clients.protocol import ModelReply
-from noesis.llm.http import parse_json
+from noesis.llm.http_reply import parse_json
 
 Tokens = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
 
@@ -37,6 +37,9 @@ class _StoredReply(BaseModel):
     alternatives: tuple[tuple[tuple[str, Logprob], ...], ...] = ()
 
 
+ADD_SPENT = "INSERT INTO spending VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET usd = max(0.0, usd + excluded.usd)"
+
+
 class ReplyCache:
     """A key-value store of JSON values; each `put` is a transaction of its own."""
 
@@ -44,7 +47,7 @@ class ReplyCache:
         self._path = path
         self._db = open_database(path)
         self._unsaved: dict[str, str] = {}  # what could not be written, or was stored after that
-        self._unsaved_usd: dict[str, float] = {}
+        self._unsaved_usd = 0.0
         self._told: set[str] = set()
         self._works = True
 
@@ -63,7 +66,7 @@ class ReplyCache:
     def put_all(self, values: dict[str, Any]) -> None:
         """Store several values, all or none."""
         stored = {key: json.dumps(value, ensure_ascii=False, allow_nan=False) for key, value in values.items()}
-        if not self._works or not self._write(stored, {}):
+        if not self._works or not self._write(stored, 0.0):
             self._unsaved |= stored
 
     def reply(self, key: str) -> ModelReply | None:
@@ -92,18 +95,18 @@ class ReplyCache:
             | ({"alternatives": reply.top_logprobs} if reply.top_logprobs else {}),
         )
 
-    def spent(self, account: str) -> float:
-        """USD that commands have spent for `account`, as `add_spent` was told."""
-        stored = self._read("SELECT usd FROM spending WHERE account = ?", account)
+    def spent(self) -> float:
+        """USD that commands with this cache have spent, as `add_spent` was told."""
+        stored = self._read("SELECT usd FROM spending WHERE id = ?", 1)
         if stored is not None and not (isinstance(stored, float) and 0 <= stored < math.inf):
             self._disbelieve()
             stored = None
-        return (stored or 0.0) + self._unsaved_usd.get(account, 0.0)
+        return (stored or 0.0) + self._unsaved_usd
 
-    def add_spent(self, account: str, usd: float) -> None:
+    def add_spent(self, usd: float) -> None:
         """Remember `usd` more; a negative amount takes back what was only reserved."""
-        if not self._works or not self._write({}, {account: usd}):
-            self._unsaved_usd[account] = self._unsaved_usd.get(account, 0.0) + usd
+        if not self._works or not self._write({}, usd):
+            self._unsaved_usd += usd
 
     def close(self) -> None:
         """Write what could not be written before, and say what is lost if it still can't be."""
@@ -117,7 +120,7 @@ class ReplyCache:
     def _stored(self, key: str) -> Any | None:
         return self._unsaved.get(key) or self._read("SELECT value FROM replies WHERE key = ?", key)
 
-    def _read(self, query: str, name: str) -> Any | None:
+    def _read(self, query: str, name: str | int) -> Any | None:
         try:
             row = self._db.execute(query, (name,)).fetchone()
         except sqlite3.Error as error:
@@ -125,17 +128,14 @@ class ReplyCache:
             return None
         return row[0] if row else None
 
-    def _write(self, replies: dict[str, str], usd: dict[str, float]) -> bool:
+    def _write(self, replies: dict[str, str], usd: float) -> bool:
         """All or nothing, and whether it was all."""
         try:
             with self._db:
                 self._db.execute("BEGIN")
                 self._db.executemany("INSERT OR REPLACE INTO replies VALUES (?, ?)", replies.items())
-                self._db.executemany(
-                    "INSERT INTO spending VALUES (?, ?) "
-                    "ON CONFLICT (account) DO UPDATE SET usd = max(0.0, usd + excluded.usd)",
-                    usd.items(),
-                )
+                if usd:
+                    self._db.execute(ADD_SPENT, (usd,))
         except sqlite3.Error as error:
             self._works = False
             self._fail(f"can't be written ({error}): new replies stay in memory until the command ends")

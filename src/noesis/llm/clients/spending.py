@@ -16,12 +16,12 @@ WAIT_S = 0.05  # between two looks at whether requests under way cost less than 
 
 
 class Ledger(Protocol):
-    """Remembers what was spent for an account, across commands."""
+    """Remembers what the commands that work on the same have spent."""
 
-    def spent(self, account: str) -> float:
+    def spent(self) -> float:
         """USD."""
 
-    def add_spent(self, account: str, usd: float) -> None: ...
+    def add_spent(self, usd: float) -> None: ...
 
 
 @dataclass
@@ -44,18 +44,18 @@ class Spending:
     unpriced: int = 0
     uncounted: int = 0
     reserved: float = field(default=0.0, repr=False)
-    _account: tuple[Ledger, str] | None = field(default=None, repr=False)
+    _ledger: Ledger | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.max_usd is not None and not self.max_usd >= 0:  # NaN, too
             raise UsageError(f"--max-usd {self.max_usd:g}: give an amount in USD, 0 or more")
 
-    def resume(self, ledger: Ledger, account: str = "") -> None:
-        """Count what was spent for `account` before, and remember there what will be.
+    def resume(self, ledger: Ledger) -> None:
+        """Count what `ledger` says was spent before, and remember there what will be.
 
         What is reserved is remembered as spent, so that a killed command loses nothing.
         """
-        self.before, self._account = ledger.spent(account), (ledger, account)
+        self.before, self._ledger = ledger.spent(), ledger
 
     async def reserve(self, usd: float) -> Reservation:
         """Reserve `usd` for a request; waits while requests under way may yet leave room for it.
@@ -82,9 +82,8 @@ class Spending:
         self._remember(usd - reserved)
 
     def _remember(self, usd: float) -> None:
-        if self._account is not None and usd:
-            ledger, account = self._account
-            ledger.add_spent(account, usd)
+        if self._ledger is not None and usd:
+            self._ledger.add_spent(usd)
 
     def to_json(self) -> dict[str, Any]:
         return {

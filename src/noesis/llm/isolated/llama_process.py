@@ -19,7 +19,8 @@ from typing import Any
 import psutil
 
 from noesis.core.errors import MissingExtra, ModelError
-from noesis.llm.http import Http, HttpError, lines
+from noesis.llm.http import Http
+from noesis.llm.http_reply import HttpError, lines
 from noesis.llm.isolated.child import Child
 
 LOAD_S = 900.0  # tens of gigabytes from a slow disk

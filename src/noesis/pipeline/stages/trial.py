@@ -43,6 +43,7 @@ class TrialRequest:
 
     judges: SPECs
     prompts: how many of the suite; all where None
+    max_usd: cap on what the judges of this run cost, earlier trials included; None: the run's, where prices are known
     """
 
     judges: tuple[str, ...]
@@ -89,7 +90,8 @@ def run_trial(
     folder = s.run.tribunal
 
     def work() -> Json:
-        spending = Spending(max_usd=request.max_usd)
+        given = request.max_usd is not None
+        spending = Spending(max_usd=request.max_usd) if given else _under_the_runs_cap(s, section, specs)
         with open_panel(
             project,
             specs,
@@ -98,7 +100,6 @@ def run_trial(
             own=own,
             replies=folder / "replies.sqlite",
             rubrics=rubrics,
-            account=digest,
         ) as panel:
             if request.part != "dev":
                 _log_locked_use(folder, project.tribunal, "trial")
@@ -157,7 +158,8 @@ def checkpoint_scorer(s: RunSession, project: Project, judges: Sequence[str] | N
     own, replies = _own_judge(s, specs), s.run.tribunal / "replies.sqlite"
 
     def score(adapter: Path) -> CheckpointScore:
-        with open_panel(project, specs, section, Spending(), own=own, replies=replies, rubrics=rubrics) as panel:
+        spending = _under_the_runs_cap(s, section, specs)
+        with open_panel(project, specs, section, spending, own=own, replies=replies, rubrics=rubrics) as panel:
             if reason := panel.unfit_reason:
                 run_async(panel.close())
                 return CheckpointScore(None, None, False, reason)
@@ -222,6 +224,14 @@ def show_trial(result: TrialResult) -> None:
     ruling = result.ruling
     more = f"; about {ruling.more_prompts} more prompts would decide it" if ruling.more_prompts else ""
     say(f"  Tribunal: {ruling.verdict}: {ruling.reason}{more}")
+
+
+def _under_the_runs_cap(s: RunSession, section: TribunalSection, specs: Sequence[ModelSpec]) -> Spending:
+    """Judges may spend what the machine has left of the run's cap; without prices there is nothing to hold to it."""
+    budget = s.budget()
+    if budget.max_usd is None or any(spec.kind == "openai" and spec.model not in section.prices for spec in specs):
+        return Spending()
+    return Spending(max_usd=max(0.0, budget.max_usd - budget.usd()))
 
 
 def _own_judge(s: RunSession, specs: Sequence[ModelSpec]) -> Path | None:
