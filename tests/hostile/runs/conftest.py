@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.project import ROOT
-from hostile.finished_run import finish_run
+from hostile.runs.finished_run import finish_run
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from helpers.manifest import edited_manifest
-from hostile.finished_run import ADAPTER, NAME, rehashed
+from hostile.runs.finished_run import ADAPTER, NAME, rehashed
 from noesis.core.device import Device
 from noesis.core.errors import RunError
 from noesis.llm.embedded import Model

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from helpers.manifest import edited_manifest
-from hostile.finished_run import ADAPTER, NAME, edit_json, findings, rehashed, wrong
+from hostile.runs.finished_run import ADAPTER, NAME, edit_json, findings, rehashed, wrong
 from noesis.core.errors import UnsafePathError
 
 Attack = Callable[[Path], None]

@@ -210,7 +210,8 @@ def refused(server: Client) -> int:
 def test_llama_cpp_listens_on_no_port_and_only_this_user_may_reach_it(tmp_path: Path):
     import httpx2
 
-    from noesis.llm.llama_cpp import NO_ORIGIN, LlamaServer
+    from noesis.llm.isolated.llama_process import NO_ORIGIN
+    from noesis.llm.llama_cpp import LlamaServer
 
     backend = LlamaServer(reciters(tmp_path).tuned, parallel=1, context=512)
     socket_file = Path(str(backend.socket))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from helpers.manifest import edited_manifest
-from hostile.finished_run import ADAPTER, NAME, edit_json, rehashed, wrong
+from hostile.runs.finished_run import ADAPTER, NAME, edit_json, rehashed, wrong
 from noesis.cli import run_command
 from noesis.core.project import Project
 from noesis.pipeline.verify.check_run import manifest_sha256, verify
