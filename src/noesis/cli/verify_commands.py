@@ -56,7 +56,7 @@ def verify(
 
     Example: noesis verify runs/demo
     """
-    from noesis.core.console import say
+    from noesis.core.console import quoted, say
     from noesis.core.project import find_project
     from noesis.pipeline.verify.check_run import verify as verify_run
     from noesis.pipeline.verify.trial import project_here
@@ -68,7 +68,7 @@ def verify(
     for finding in verify_run(loaded, found, sha256=sha256):
         results.append(asdict(finding) | {"checked": finding.what})
         state, why = ("WRONG", finding.wrong) if finding.wrong else ("–    ", finding.unchecked)
-        say(f"  {state if why else 'ok   '}  {finding.what}" + (f": {why}" if why else ""))
+        say(quoted(f"  {state if why else 'ok   '}  {finding.what}" + (f": {why}" if why else "")))
     bad = sum(r["wrong"] is not None for r in results)
     unchecked = sum(r["unchecked"] is not None for r in results)
     outcome = [f"{bad} do not match"] if bad else []

@@ -6,7 +6,7 @@ If it is interrupted, the same command continues: files that are here with the r
 from __future__ import annotations
 
 import hashlib
-import json
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,10 +15,13 @@ from noesis.cloud.volume.remote import RemoteFile, RemoteFiles, manifest_of, saf
 from noesis.core.console import Progress, command, say, size
 from noesis.core.errors import RunError
 from noesis.core.files import atomic, require_space, sha256_file, sweep
+from noesis.core.jsonl import parse_object
 from noesis.core.text import counted
 from noesis.run.archive import RUN_FILES
-from noesis.run.contents import strays
+from noesis.run.contents import runs_code, strays
+from noesis.run.directory import SETTINGS
 from noesis.run.folder import guard_run
+from noesis.run.lock import held
 from noesis.run.manifest import Manifest, OutputFile
 from noesis.run.manifest_file import parse_manifest, read_manifest
 
@@ -52,6 +55,8 @@ def pull(remote: RemoteFiles, target: Path, *, state: bool = False, archived: st
     manifest = manifest_of(remote, base)
     listed = _listed_files(manifest, base)
     hashes = {name: file.sha256 for name, file in listed.items()}
+    if manifest.settings_sha256 is not None:
+        hashes[SETTINGS] = manifest.settings_sha256
     guard_run(target)
     found = [file for top in (*RUN_FILES, SUMMARY) for file in remote.files("/" + base + top)]
     wanted = {name: file for file in found if _is_wanted(name := file.path.removeprefix(base), state=state)}
@@ -60,12 +65,13 @@ def pull(remote: RemoteFiles, target: Path, *, state: bool = False, archived: st
     missing = {name: file for name, file in wanted.items() if name not in here}
     total = sum(file.size for file in missing.values())
     _refuse_another_run(target, manifest, wanted, here, wanted.keys() - hashes.keys())
-    sweep(target)
-    require_space(target, total, "the run")
-    say(f"  {len(missing)} files, {size(total)} to copy; {len(here)} are already here → {target}")
-    with Progress("pull", total, "B") as progress:
-        for name in sorted(missing, key=lambda n: (n == "manifest.json", n)):  # last: a folder with it is complete
-            _copy(remote, missing[name], target, name, hashes.get(name), progress, manifest)
+    with held(target) if (target / "manifest.json").is_file() else nullcontext():  # a run that others may work on
+        sweep(target)
+        require_space(target, total, "the run")
+        say(f"  {len(missing)} files, {size(total)} to copy; {len(here)} are already here → {target}")
+        with Progress("pull", total, "B") as progress:
+            for name in sorted(missing, key=lambda n: (n == "manifest.json", n)):  # last: a folder with it is complete
+                _copy(remote, missing[name], target, name, hashes.get(name), progress, manifest)
     absent = sorted(name for name in hashes if _is_wanted(name, state=state) and not (target / name).is_file())
     if absent:
         raise RunError(
@@ -95,7 +101,7 @@ def _require_accounted(
     Raises:
         RunError: a file should have a hash in the manifest and has none, or another size than there.
     """
-    if unknown := strays(wanted, manifest):
+    if unknown := strays(wanted, manifest) or runs_code(wanted):
         raise RunError(
             f"{counted(len(unknown), 'file')} on the volume, for example /{base}{unknown[0]}, "
             f"{'has' if len(unknown) == 1 else 'have'} no hash in the manifest, so nothing was copied: "
@@ -133,6 +139,11 @@ def _refuse_another_run(
     found = read_manifest(target)
     if found is not None and (found.identity, found.created) != (manifest.identity, manifest.created):
         raise RunError(f"{target} holds another run: pull to another folder, for example  {other}")
+    if found is not None and {entry.id for entry in found.ledger} - {entry.id for entry in manifest.ledger}:
+        raise RunError(
+            f"in {target} work was done that the volume does not know, and its manifest would be replaced: "
+            f"pull to another folder, for example  {other}"
+        )
     for file in sorted(target.rglob("*")) if found is None else ():
         name = file.relative_to(target).as_posix()
         copied = name in here or (name in unhashed and file.stat().st_size == wanted[name].size)
@@ -173,5 +184,12 @@ def _copy(
             raise RunError(f"/{source.path} is {'longer' if left < 0 else 'shorter'} than {source.size} bytes: {again}")
         if sha256 is not None and digest.hexdigest() != sha256:
             raise RunError(f"/{source.path} is not what the manifest says (its hash differs): {again}")
-        if whole and parse_manifest(json.loads(whole)) != manifest:
+        if name == "manifest.json" and not _is_same(whole, manifest):
             raise RunError(f"/{source.path} has changed since the files were copied by it: {again}")
+
+
+def _is_same(content: bytes, manifest: Manifest) -> bool:
+    try:
+        return parse_manifest(parse_object(content)) == manifest
+    except (ValueError, RunError):
+        return False

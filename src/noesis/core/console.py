@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import traceback
+import unicodedata
 import warnings
 from pathlib import Path
 from types import TracebackType
@@ -181,10 +182,19 @@ class Progress:
 def printable(text: str) -> str:
     """`text` with control characters, which a terminal would obey, written as Python does: `\\x1b`, `\\u202e`.
 
-    So are what reorders or hides text (bidirectional and zero-width characters) and lone surrogates. Newlines and tabs
-    stay as they are.
+    So is what reorders text, and what hides in it. Newlines and tabs stay as they are, and so does what writing needs:
+    spaces of every width, and the joiners of emoji and of Persian and Indic scripts.
     """
-    return "".join(c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() or _is_writing(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def quoted(text: str) -> str:
+    """A name or a message by a stranger within a line of ours: `printable`, and it can't begin a line."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def _is_writing(c: str) -> bool:
+    return c in "\n\t\u00ad\u200c\u200d" or unicodedata.category(c) == "Zs"
 
 
 def guard_terminal() -> None:

@@ -26,7 +26,8 @@ BLOCKS = {
     26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
     40: (64, 36), 41: (128, 18),
 }  # fmt: skip
-MOST_KEYS, MOST_TENSORS, MOST_ITEMS = 10_000, 200_000, 4_000_000
+MOST_KEYS, MOST_TENSORS = 10_000, 200_000
+MOST_ITEMS = 4_000_000  # of all lists together; the largest vocabularies have 262,000 tokens in three lists, and merges
 LONGEST_NAME, LONGEST_TEXT = 256, 4_000_000  # bytes: of a key or tensor; of any other text
 TENSOR_DIMENSIONS, LARGEST_DIMENSION = 4, 1 << 31
 LARGEST_ALIGNMENT = 1 << 16
@@ -83,7 +84,7 @@ class _Reader:
     """Reads on from a position; nothing is believed to be longer than the file."""
 
     def __init__(self, content: mmap.mmap) -> None:
-        self._content, self._at = content, 8
+        self._content, self._at, self._items = content, 8, 0
 
     def read(self) -> GgufHeader:
         tensors, keys = self._count(MOST_TENSORS, "tensors"), self._count(MOST_KEYS, "keys")
@@ -130,7 +131,8 @@ class _Reader:
             return self._scalar(_form(kind))
         if nested:
             raise ValueError("it has lists within lists")
-        inner, count = self._scalar("I"), self._count(MOST_ITEMS, "items of a list")
+        inner, count = self._scalar("I"), self._count(MOST_ITEMS - self._items, "items of lists")
+        self._items += count
         if inner in (STRING, ARRAY):
             return [self._value(inner, nested=True) for _ in range(count)]
         form = _form(inner)

@@ -89,7 +89,7 @@ def _noted_target(note: Path, folders: tuple[Path, ...]) -> Path:
     for folder in folders:
         # an early version of Noesis wrote the resolved path
         inside = target.parent in (Path(os.path.abspath(folder)), folder.resolve())
-        if inside and not folder.is_symlink() and re.fullmatch(r".+-[0-9a-f]{8}", target.name):
+        if inside and not folder.is_symlink() and re.search(r"-[0-9a-f]{8}\Z", target.name):
             return folder / target.name
     raise UnsafePathError(
         f"{note} says that the run is to be moved to {text[:200]!r}, which is no place of an archived run: "

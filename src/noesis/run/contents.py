@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from noesis.run.folder import DROPPINGS
 from noesis.run.manifest import Manifest
 from noesis.run.stages import SPECS
 
@@ -57,7 +58,7 @@ def strays(names: Iterable[str], manifest: Manifest) -> list[str]:
 
 
 def _may_be_unlisted(name: str, manifest: Manifest) -> bool:
-    if any(fnmatchcase(name, pattern) for pattern in UNLISTED):
+    if any(fnmatchcase(name, pattern) for pattern in UNLISTED) or name.rpartition("/")[2] in DROPPINGS:
         return True
     stage = stage_of(name)
     record = manifest.stages.get(stage) if stage else None

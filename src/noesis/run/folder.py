@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from noesis.core.config import Config
-from noesis.core.errors import UsageError
+from noesis.core.errors import UnsafePathError, UsageError
 from noesis.core.rooted import guard
 from noesis.run.archive import MOVING, RUN_FILES
 from noesis.run.manifest_file import read_manifest
 
 OWN = (".lock", ".holder", ".archive", MOVING)  # may be left where there is no run yet, or no more
+DROPPINGS = (".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", ".gitignore")  # what other programs leave anywhere
 
 
 def guard_run(path: Path) -> None:
     """Never follow a link in the run directory `path`.
 
     Raises:
-        UnsafePathError: it holds a link, or anything else that is neither a file nor a folder.
+        UnsafePathError: it holds a link, or anything else that is neither a file nor a folder; or `path` goes through a
+            link and back (`link/..`), which the system reads as another folder than the words say.
     """
+    if os.path.realpath(path) != os.path.realpath(os.path.abspath(path)):
+        raise UnsafePathError(f"{path} goes through a symbolic link and back by '..': name the folder without it")
     guard(path, parts=RUN_FILES)
 
 
@@ -35,7 +40,7 @@ def require_run_folder(path: Path) -> None:
         return
     if not path.is_dir():
         raise UsageError(f"{path} is a file: name a folder for the run")
-    found = sorted({item.name for item in path.iterdir()} - set(OWN))
+    found = sorted({item.name for item in path.iterdir()} - {*OWN, *DROPPINGS})
     found = [name for name in found if not (name.startswith(".") and name.endswith(".part"))]
     if found == ["config.json"] and _is_configuration(path / "config.json"):
         return  # a run whose process was killed before it wrote the manifest

@@ -9,15 +9,18 @@ budget can't judge (a pattern, a recursive reference) is refused by name.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
+from itertools import pairwise
 from typing import Any
 
 from noesis.core.errors import UsageError
 
-MAX_DEPTH = 8  # schemas inside one another
+MAX_DEPTH = 16  # schemas inside one another; a reference is none
 MAX_SCHEMAS = 100
 MAX_ALTERNATIVES = 40  # values of enums, branches, optional properties: of the whole schema
 MAX_REPEATS = 2000  # the sum of all bounds of items and characters
-MAX_CHARACTERS = 4000  # of property names and values
+MAX_CHARACTERS = 4000  # of property names and values; what two share at their beginning counts SHARED times
+SHARED = 5  # as long as they agree, all of them are compared with every token
 
 TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 FORMATS = ("date", "time", "date-time", "uuid")
@@ -89,6 +92,9 @@ class _Builder:
                     out["format"] = value
             else:
                 raise SchemaError(f"{name[:40]!r} in the schema is not supported")
+        for least, most in (COUNTS[:2], COUNTS[2:]):
+            if out.get(least, 0) > out.get(most, MAX_REPEATS):  # llama.cpp would count down past nothing
+                raise SchemaError(f"{least} in the schema is above {most}")
         if bounded:
             out = {"enum": self._range(schema)}
         return out
@@ -102,7 +108,7 @@ class _Builder:
             raise SchemaError(f"$ref {str(ref)[:80]!r} in the schema: only #/$defs/NAME is supported")
         if name in inside:
             raise SchemaError(f"$ref {str(ref)[:80]!r} in the schema refers to itself, which is not supported")
-        return self.build(definitions[name], (*inside, name), depth + 1)
+        return self.build(definitions[name], (*inside, name), depth)
 
     def _types(self, value: Any) -> Any:
         types = value if isinstance(value, list) else [value]
@@ -116,7 +122,7 @@ class _Builder:
     def _branches(self, name: str, value: Any) -> list[Any]:
         if not isinstance(value, list) or not value:
             raise SchemaError(f"{name} in the schema must be a list of schemas")
-        self._choose(len(value))
+        self._choose(len(value) - ({"type": "null"} in value))  # "or null" is no other reading
         return value
 
     def _values(self, value: Any) -> list[Any]:
@@ -128,7 +134,7 @@ class _Builder:
         except (ValueError, RecursionError):
             raise SchemaError("the schema contains a number that is not finite, or deep nesting") from None
         self._choose(len(different))
-        self._spell("".join(different))
+        self._spell(different)
         return list(different.values())
 
     def _properties(self, value: Any, schema: dict[str, Any], inside: tuple[str, ...], depth: int) -> dict[str, Any]:
@@ -136,7 +142,7 @@ class _Builder:
             raise SchemaError("properties in the schema must be an object")
         required = self._names(schema.get("required", []))
         self._choose(len(value.keys() - set(required)))
-        self._spell("".join(value))
+        self._spell(value)
         return {name: self.build(part, inside, depth + 1) for name, part in value.items()}
 
     def _names(self, value: Any) -> list[str]:
@@ -168,9 +174,16 @@ class _Builder:
         problem = "the schema has more than {} alternatives (values of enums, branches, optional properties)"
         self._alternatives = _spend(self._alternatives, count, MAX_ALTERNATIVES, problem)
 
-    def _spell(self, text: str) -> None:
-        problem = "names and values in the schema have more than {:,} characters"
-        self._characters = _spend(self._characters, len(text), MAX_CHARACTERS, problem)
+    def _spell(self, texts: Collection[str]) -> None:
+        problem = "names and values in the schema have more than {:,} characters, or begin alike for too long"
+        shared = sum(_shared(a, b) for a, b in pairwise(sorted(texts)))
+        count = sum(map(len, texts)) + (SHARED - 1) * shared
+        self._characters = _spend(self._characters, count, MAX_CHARACTERS, problem)
+
+
+def _shared(a: str, b: str) -> int:
+    """How many characters two texts have in common at their beginning."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _spend(spent: int, more: int, limit: int, problem: str) -> int:

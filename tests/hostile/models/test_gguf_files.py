@@ -176,6 +176,17 @@ TEMPLATES = [
 ]  # fmt: skip
 
 
+def test_lists_are_bounded_together(sound: bytes, tmp_path: Path):
+    """300 sparse lists of four million zeros, 1 MB on the disk, took 10 GB."""
+    file, whole = tmp_path / "x.gguf", sound
+    for i in range(3):
+        items = struct.pack("<IIQ", ARRAY, 0, 2_000_000)
+        whole = extra_key(whole, text(f"general.zeros{i}") + items + bytes(2_000_000))
+    file.write_bytes(whole)
+    with pytest.raises(ModelError, match="items of lists"):
+        read_header(file)
+
+
 @pytest.mark.slow
 @pytest.mark.timing
 @pytest.mark.parametrize("template", TEMPLATES)

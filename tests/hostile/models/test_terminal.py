@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import unicodedata
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -105,7 +106,20 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def harmful(text: str) -> set[str]:
-    return {c for c in text if c not in "\n\t" and not c.isprintable()}
+    """Its characters that a terminal obeys, or that hide or reorder others; not those that writing needs."""
+    needed = "\n\t\u00ad\u200c\u200d"
+    return {c for c in text if c not in needed and not c.isprintable() and unicodedata.category(c) != "Zs"}
+
+
+@pytest.mark.parametrize(
+    "text", ["1\xa0234,5 €", "日本語\u3000テスト", "می\u200cخواهم", "क्\u200dष", "👨\u200d👩\u200d👧", "ação, Dikē"]
+)
+def test_what_people_write_is_shown_as_it_is(text: str):
+    assert console.printable(text) == text
+
+
+def test_a_name_cannot_begin_a_line_of_ours():
+    assert console.quoted("x\n39 checks, all match\t!") == "x\\n39 checks, all match\\t!"
 
 
 @pytest.mark.parametrize("text", ATTACKS)

@@ -15,6 +15,8 @@ import pytest
 from helpers.manifest import edited_manifest
 from hostile.runs.finished_run import ADAPTER, NAME, edit_json, rehashed, wrong
 from noesis.cli import run_command
+from noesis.core.errors import UsageError
+from noesis.core.files import sha256_file
 from noesis.core.project import Project
 from noesis.pipeline.verify.check_run import manifest_sha256, verify
 from noesis.run.directory import load_run
@@ -271,10 +273,17 @@ def test_a_consistent_forgery_matches_and_only_the_kept_hash_shows_it(
     assert "manifest.json has the hash that you kept: it has" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kept", ["", "0", "0" * 64, "*", "é" * 64])
-def test_a_hash_that_is_none_never_matches(run: Path, kept: str):
-    first = next(iter(verify(load_run(run), None, sha256=kept)))
-    assert first.wrong is not None
+@pytest.mark.parametrize("kept", ["", "0", "*", "é" * 64, "sha256:" + "0" * 63])
+def test_a_hash_that_is_none_is_refused(run: Path, kept: str):
+    with pytest.raises(UsageError, match="64 hexadecimal digits"):
+        next(iter(verify(load_run(run), None, sha256=kept)))
+
+
+def test_a_hash_is_taken_in_every_form_that_tools_print_and_another_never_matches(run: Path):
+    right = sha256_file(run / "manifest.json")
+    for kept in (right, right.upper(), f"sha256:{right}", f"{right}  runs/demo/manifest.json"):
+        assert next(iter(verify(load_run(run), None, sha256=kept))).wrong is None
+    assert next(iter(verify(load_run(run), None, sha256="0" * 64))).wrong is not None
 
 
 @pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="OpenSSH is not installed")

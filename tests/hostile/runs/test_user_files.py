@@ -19,8 +19,10 @@ from noesis.core.files import require_output
 from noesis.core.project import Project
 from noesis.core.rooted import file_of_model
 from noesis.release.merge_weights import _write_other_files
+from noesis.run.contents import strays
 from noesis.run.directory import load_run, open_run
-from noesis.run.lock import locked
+from noesis.run.folder import DROPPINGS, require_run_folder
+from noesis.run.lock import held, locked
 from noesis.run.manifest import Identity
 
 GOLDEN = ROOT / "tests" / "helpers" / "golden_run"
@@ -169,6 +171,42 @@ def test_a_pull_that_was_interrupted_goes_on_and_takes_no_file_of_the_user_for_i
     (tmp_path / "run" / "data" / "mine.txt").unlink()
     pull(Volume(volume), tmp_path / "run")
     assert contents(tmp_path / "run") == contents(volume)
+
+
+def test_a_pull_keeps_work_that_the_volume_does_not_know(volume: Path, tmp_path: Path):
+    pull(Volume(volume), tmp_path / "run")
+    load_run(tmp_path / "run").perform("noted", dict, list)
+    before = (tmp_path / "run" / "manifest.json").read_bytes()
+    with pytest.raises(RunError, match="work was done that the volume does not know"):
+        pull(Volume(volume), tmp_path / "run")
+    assert (tmp_path / "run" / "manifest.json").read_bytes() == before
+
+
+def test_a_pull_waits_for_nobody_who_works_on_the_run(volume: Path, tmp_path: Path):
+    pull(Volume(volume), tmp_path / "run")
+    (tmp_path / "run" / ".x.1.part").write_text("being written")
+    with held(tmp_path / "run"), pytest.raises(RunError, match="is in use by"):
+        pull(Volume(volume), tmp_path / "run")
+    assert (tmp_path / "run" / ".x.1.part").read_text() == "being written"
+
+
+def test_a_path_through_a_link_and_back_is_refused(volume: Path, tmp_path: Path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    shutil.copytree(volume, tmp_path / "a" / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "report.html").write_text("precious")
+    (tmp_path / "link").symlink_to("a/b")
+    with pytest.raises(UnsafePathError, match="through a symbolic link and back"):
+        load_run(tmp_path / "link" / ".." / "run")
+    assert (tmp_path / "run" / "report.html").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", DROPPINGS)
+def test_what_other_programs_leave_anywhere_is_no_file_of_the_user(volume: Path, tmp_path: Path, name: str):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / name).touch()
+    require_run_folder(tmp_path / "new")
+    assert strays([name, f"data/{name}", "notes.md"], load_run(volume).manifest) == ["notes.md"]
 
 
 @pytest.mark.parametrize("name", ["data/train.jsonl", "gguf/parity.json", "config.json"])

@@ -33,6 +33,13 @@ def nested(depth: int) -> dict[str, Any]:
 
 
 SCHEMAS = [
+    pytest.param({"type": "string", "minLength": 10, "maxLength": 2}, id="a string of at least 10 and at most 2"),
+    pytest.param({"type": "array", "items": {}, "minItems": 3, "maxItems": 1}, id="a list of at least 3 and at most 1"),
+    pytest.param({"enum": ["b" * 96 + f"{i:02}" for i in range(40)]}, id="40 values that share 96 characters"),
+    pytest.param(
+        {"anyOf": [{"enum": [c * 60 + f"{i:02}" for i in range(13)]} for c in "abc"]},
+        id="groups that share 60 characters",
+    ),
     pytest.param({"enum": [f"a{i}" for i in range(7000)]}, id="an enum of 7,000 values"),
     pytest.param({"enum": ["a" * 90 + str(i) for i in range(200)]}, id="an enum of 200 values that begin alike"),
     pytest.param({"enum": ["a" * 50_000]}, id="a value of 50,000 characters"),

@@ -7,10 +7,11 @@ hash or a signature from outside; `noesis verify RUN --sha256 HEX` compares the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from noesis.core.errors import NoesisError
+from noesis.core.errors import NoesisError, UsageError
 from noesis.core.files import sha256_file
 from noesis.core.project import Project
 from noesis.pipeline.verify import held_out, origin, records, release, training, trial
@@ -68,13 +69,21 @@ def verify(run: Run, project: Project | None = None, *, sha256: str | None = Non
     """
     if sha256 is not None:
         found = manifest_sha256(run)
-        wrong = None if found == sha256.strip().lower() else f"it has {found}"
+        wrong = None if found == _digest(sha256) else f"it has {found}"
         yield Finding("manifest.json has the hash that you kept", wrong)
     evidence = Evidence(run, project)
     yield from _guarded("the stages' records", records.check_stages(run))
     for check in CHECKS:
         if not check.stage or run.state(check.stage) == "done":
             yield from _guarded(check.what, _made(check, evidence))
+
+
+def _digest(text: str) -> str:
+    """The digest in `HEX`, `sha256:HEX` or a line of `sha256sum`. Raises UsageError where there is none."""
+    found = re.fullmatch(r"(?:sha256:)?([0-9a-f]{64})(?:\s.*)?", text.strip().lower())
+    if found is None:
+        raise UsageError(f"--sha256 {text[:80]!r} is no SHA-256 hash: give its 64 hexadecimal digits")
+    return found[1]
 
 
 def manifest_sha256(run: Run) -> str:

@@ -92,6 +92,10 @@ class GgufFile:
     bytes: int
     sha256: str
 
+    def __post_init__(self) -> None:
+        if not is_name(self.name):
+            raise ValueError(f"{self.name!r} is no name of a file")
+
     def to_json(self) -> dict[str, Any]:
         return {"file": self.name, "bytes": self.bytes, "sha256": self.sha256}
 
