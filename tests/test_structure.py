@@ -264,6 +264,12 @@ def test_the_trees_of_the_readmes_are_those_of_the_docstrings(
     assert main() == 0, capsys.readouterr().err
 
 
+def test_security_md_lists_the_attacks_of_today():
+    command = [sys.executable, str(ROOT / "docs" / "make_attacks.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_docstring_of_errors_draws_every_class():
     drawn = set(re.findall(r"\b([A-Z]\w+(?:Error|Extra))\b", noesis.core.errors.__doc__ or ""))
     assert set(noesis.core.errors.__all__) <= drawn
