@@ -48,6 +48,7 @@ docs: $(STAMP)
 	$(BIN)/python docs/make_croissant.py
 	$(BIN)/python docs/make_costs.py
 	$(BIN)/python docs/make_tree.py
+	$(BIN)/python docs/make_attacks.py
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/startup.py

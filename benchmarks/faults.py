@@ -64,10 +64,10 @@ def products(path: Path) -> dict[str, str]:
 
 def sound(path: Path) -> list[str]:
     """What `noesis verify` finds wrong."""
-    from noesis.pipeline.verify import verify
+    from noesis.pipeline.verify.check_run import verify
     from noesis.run.directory import load_run
 
-    return [f"{what}: {wrong}" for what, wrong in verify(load_run(path)) if wrong]
+    return [f"{found.what}: {found.wrong}" for found in verify(load_run(path)) if found.wrong]
 
 
 def matrix(

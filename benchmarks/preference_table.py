@@ -43,7 +43,7 @@ def drifts(line: dict[str, Any], base: dict[str, Any]) -> dict[str, float]:
 
 def keyed(line: dict[str, Any]) -> dict[str, bool]:
     """Whether the answers that code can grade are right."""
-    from noesis.constitution.dialogue import hide_analysis
+    from noesis.constitution.analysis_block import hide_analysis
     from noesis.tribunal.code_checks import right
     from noesis.tribunal.suite import read_suite
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import io
 import sys
 from itertools import groupby
 from pathlib import Path
@@ -33,13 +35,16 @@ def sentence(name: str) -> str:
 
 def block(cases: list[tuple[Path, str, str]]) -> str:
     """The list between its markers: a section a file, a line a test, its cases behind it."""
-    lines = [BEGIN, f"{len(cases)} attacks, each a test that `make test` runs; all held."]
+    lines = [
+        BEGIN,
+        f"{len(cases)} cases, variants of the same attack counted; each is a test that `make test` runs; all held.",
+    ]
     for file, group in groupby(sorted(cases, key=lambda case: case[0]), key=lambda case: case[0]):
         tests: dict[str, list[str]] = {}
         for _, name, case in group:
             tests.setdefault(name, []).append(case)
         title = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split("\n", 1)[0].rstrip(".")
-        lines += ["", f"### {title}", "", f"`tests/hostile/{file.name}`, {sum(map(len, tests.values()))}", ""]
+        lines += ["", f"### {title}", "", f"`{file.relative_to(ROOT).as_posix()}`, {sum(map(len, tests.values()))}", ""]
         for name, found in tests.items():
             shown = [" ".join(case.split()).replace("<", "&lt;").replace("|", "\\|") for case in found if case]
             lines.append(f"- {sentence(name)}" + (f": {'; '.join(shown)}" if shown else ""))
@@ -58,7 +63,9 @@ def main() -> int:
         "-p",
         "no:cacheprovider",
     ]
-    if pytest.main(command, plugins=[collected]) != 0:
+    with contextlib.redirect_stdout(io.StringIO()):
+        code = pytest.main(command, plugins=[collected])
+    if code != 0:
         print("tests/hostile can't be collected", file=sys.stderr)
         return 1
     page = PAGE.read_text(encoding="utf-8")

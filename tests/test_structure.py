@@ -164,6 +164,34 @@ def test_heavy_packages_stay_where_the_work_is():
     assert wrong == []
 
 
+HTTP_MODULES = {"httpx", "httpx2", "openai", "requests", "urllib3", "urllib.request", "http.client", "aiohttp"}
+MAKES_CLIENTS = {  # what each may use of them
+    "llm/http.py": {"httpx2"},
+    "llm/http_reply.py": {"httpx2"},  # the type of a response
+    "serving/app.py": {"aiohttp"},
+    "serving/relay.py": {"aiohttp"},
+    "serving/server.py": {"aiohttp"},
+}
+
+
+def test_http_clients_are_made_in_one_place():
+    """Else one would send what is meant for this machine through a proxy, or read a reply without end."""
+    wrong = []
+    for file in modules().values():
+        name = file.relative_to(SRC).as_posix()
+        for node in nodes(file):
+            found: list[str] = []
+            if isinstance(node, ast.Import):
+                found = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            used = {module for module in HTTP_MODULES for one in found if f"{one}.".startswith(f"{module}.")}
+            wrong += [f"{name} imports {module}" for module in used - MAKES_CLIENTS.get(name, set())]
+            if isinstance(node, ast.keyword) and node.arg == "trust_env" and ast.unparse(node.value) != "False":
+                wrong.append(f"{name}:{node.value.lineno} takes proxies from the environment")
+    assert wrong == []
+
+
 # --- what packages offer ------------------------------------------------------------------------------------------
 
 
@@ -234,6 +262,12 @@ def test_the_trees_of_the_readmes_are_those_of_the_docstrings(
     monkeypatch.setattr(sys, "argv", ["make_tree.py", "--check"])
     main = runpy.run_path(str(ROOT / "docs" / "make_tree.py"))["main"]
     assert main() == 0, capsys.readouterr().err
+
+
+def test_security_md_lists_the_attacks_of_today():
+    command = [sys.executable, str(ROOT / "docs" / "make_attacks.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_docstring_of_errors_draws_every_class():

@@ -164,10 +164,13 @@ def a_pulled_run(root: Path) -> None:
 
     a_run(root)
     outputs = {
-        name: hashlib.sha256((root / name).read_bytes()).hexdigest()
+        name: {
+            "bytes": (root / name).stat().st_size,
+            "sha256": hashlib.sha256((root / name).read_bytes()).hexdigest(),
+        }
         for name in ("data/train.jsonl", "checkpoints/epoch_0/adapter_model.safetensors")
     }
-    entry = {"status": "done", "outputs": {name: {"bytes": 0, "sha256": digest} for name, digest in outputs.items()}}
+    entry = {"status": "done", "outputs": outputs}
     manifest = {"identity": IDENTITY, "created": "now", "output_name": "m", "stages": {"train": entry}}
     (root / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
@@ -191,7 +194,7 @@ def test_pulling_checks_hashes_goes_on_and_takes_only_the_run(tmp_path: Path):
     pull(far, target)
     assert "/data/train.jsonl" in far.read
     assert "/checkpoints/epoch_0/adapter_model.safetensors" not in far.read
-    (far.root / "data" / "train.jsonl").write_text("forged", encoding="utf-8")
+    (far.root / "data" / "train.jsonl").write_text("forged, and long", encoding="utf-8")
     (target / "data" / "train.jsonl").unlink()
     with pytest.raises(RunError, match="its hash differs"):
         pull(far, target)
@@ -222,7 +225,7 @@ def test_a_manifest_that_names_files_elsewhere_and_a_link_in_the_target_are_refu
     target.mkdir()
     (tmp_path / "elsewhere").mkdir()
     (target / "data").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(RunError, match="leads out of"):
+    with pytest.raises(RunError, match="is a symbolic link"):
         pull(far, target)
     assert list((tmp_path / "elsewhere").iterdir()) == []
     manifest = json.loads((far.root / "manifest.json").read_text(encoding="utf-8"))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from helpers.project import ROOT
-from noesis.constitution.dialogue import hide_analysis, opening_messages
+from noesis.constitution.analysis_block import hide_analysis
+from noesis.constitution.dialogue import opening_messages
 from noesis.constitution.document import load_constitution
 from noesis.core.errors import ConstitutionError, ModelError, TrainingError
 from noesis.dataset.encode import prompt_messages, target_text

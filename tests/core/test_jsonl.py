@@ -103,7 +103,9 @@ def test_no_reader_breaks_at_a_line_separator(project: Path, tmp_path: Path, wri
     shard = tmp_path / "work" / "shards" / "00000.jsonl"
     shard.parent.mkdir(parents=True)
     shard.write_bytes(file.read_bytes())
-    with open_folder(tmp_path / "work", {}) as folder:
+    plan = {"command": "prompts"}
+    (tmp_path / "work" / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    with open_folder(tmp_path / "work", plan) as folder:
         assert folder.done["en/a"]["prompt"] == text
 
 

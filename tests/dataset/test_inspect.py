@@ -165,7 +165,7 @@ def test_the_page_has_a_rule_for_every_filter(tmp_path: Path, gemma: Path, recor
 
 def test_a_terminal_is_sent_no_control_character_of_a_row():
     for text in (barred(hostile_row()), re.sub(r"\x1b\[[0-9;]*m", "", painted(hostile_row()))):
-        assert "\\x1b[2J\\x202e" in text
+        assert "\\x1b[2J\\u202e" in text
         assert "\x1b" not in text
         assert "\u202e" not in text
 

@@ -61,7 +61,13 @@ class Client:
 
     def __init__(self, url: str, port: int) -> None:
         self.url, self.port = url, port
-        self.http = httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=120)
+        # A connection a request: the server may close one that stays idle at the moment that a request is sent on it.
+        self.http = httpx2.Client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {KEY}"},
+            timeout=120,
+            limits=httpx2.Limits(max_keepalive_connections=0),
+        )
 
     def chat(self, **body):
         return self.http.post(
@@ -89,7 +95,7 @@ class Client:
         sock.sendall(data)
         return sock
 
-    def begin_stream(self, max_tokens: int) -> socket.socket:
+    def begin_stream(self, max_tokens: int, **more: object) -> socket.socket:
         """A streamed request of which the first piece has arrived."""
         body = json.dumps(
             {
@@ -98,8 +104,9 @@ class Client:
                 "max_tokens": max_tokens,
                 "messages": [{"role": "user", "content": "Hi"}],
             }
+            | more
         ).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
         sock = self.raw(head.encode() + body)
         received = b""
         while b" word" not in received:

@@ -65,7 +65,7 @@ def test_smollm2_speaks_the_protocol(tmp_path: Path):
 
 def test_a_file_that_is_no_model_is_said(tmp_path: Path):
     (tmp_path / "x.gguf").write_bytes(b"GGUF nothing")
-    with pytest.raises(ModelError, match="can't load the judge"):
+    with pytest.raises(ModelError, match="is not a GGUF file"):
         GgufClient(tmp_path / "x.gguf")
 
 

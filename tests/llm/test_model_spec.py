@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from noesis.core.errors import UsageError
-from noesis.llm.clients.openai_client import key_for, retry_after
+from noesis.llm.clients.openai_client import key_for
 from noesis.llm.clients.spec import parse_spec, same_model
+from noesis.llm.http_reply import retry_after
 
 
 def test_a_key_goes_to_its_own_host_only(monkeypatch: pytest.MonkeyPatch):

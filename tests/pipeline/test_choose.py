@@ -74,11 +74,11 @@ def test_an_epoch_scored_alone_has_the_same_figures_and_is_not_scored_again(trai
 
 
 def test_a_lie_about_the_choice_is_found(trained):
-    from noesis.pipeline.verify import verify
+    from noesis.pipeline.verify.check_run import verify
 
-    assert [what for what, wrong in verify(trained.run) if wrong] == []
+    assert [found for found in verify(trained.run) if found.wrong] == []
     with edited_manifest(trained.run.path) as manifest:
         manifest["stages"]["choose"]["result"]["epochs"]["epoch_0"]["preferred"] += 1
     assert "the choice of the checkpoint follows from the scores" in [
-        what for what, wrong in verify(load_run(trained.run.path)) if wrong
+        found.what for found in verify(load_run(trained.run.path)) if found.wrong
     ]

@@ -19,7 +19,8 @@ from noesis.llm.clients.protocol import ModelRequest
 from noesis.pipeline.registry import REGISTRY
 from noesis.pipeline.results import RunResults
 from noesis.pipeline.stages.report import write_report
-from noesis.pipeline.verify import status, verify
+from noesis.pipeline.verify.check_run import verify
+from noesis.pipeline.verify.status import status
 from noesis.run.directory import load_run
 from noesis.run.stages import STAGES
 from noesis.synthesis.prompt_templates import wording_digest
@@ -67,7 +68,7 @@ def test_status_and_verify_miss_its_weights_and_nothing_else(golden: Path):
     states = {state.name: state for state in status(load_run(golden))}
     assert {name for name, state in states.items() if state.wrong} == missing | {"report"}
     assert all("missing" in wrong for state in states.values() for wrong in state.wrong)
-    found = {what: why for what, why in verify(load_run(golden)) if why}
+    found = {f.what: f.wrong for f in verify(load_run(golden)) if f.wrong}
     assert found
     assert all(why.endswith(("missing", "changed since")) for why in found.values()), found
 

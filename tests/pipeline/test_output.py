@@ -15,7 +15,9 @@ import pytest
 from helpers.project import ROOT
 
 pytestmark = pytest.mark.slow
-OURS = re.compile(r"|\[\d/\d\] \w[\w ]+ — .+|  \S?.*|Base → tuned|Stages took .*|(Report|Model|GGUF|Adapter|Next:) .*")
+OURS = re.compile(
+    r"|\[\d/\d\] \w[\w ]+ — .+|  \S?.*|Base → tuned|Stages took .*|(Report|Model|GGUF|Adapter|Keep|Next:) .*"
+)
 
 
 def test_every_line_of_the_demo_is_ours_and_its_next_command_can_be_pasted(tiny_model: Path, tmp_path: Path):

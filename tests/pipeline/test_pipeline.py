@@ -12,8 +12,10 @@ import pytest
 from helpers.manifest import as_version_0_1_0
 from helpers.project import small_project_in
 from helpers.tiny_runs import run_all, toy_tribunal
+from noesis.core.files import sha256_file
 from noesis.core.project import Project
-from noesis.pipeline.verify import status, verify
+from noesis.pipeline.verify.check_run import verify
+from noesis.pipeline.verify.status import status
 from noesis.run.directory import Run, load_run
 
 pytestmark = pytest.mark.slow
@@ -37,7 +39,7 @@ def released(finished: Path, tmp_path: Path) -> Run:
 
 
 def wrong(run: Path) -> list[str]:
-    return [f"{what}: {why}" for what, why in verify(load_run(run)) if why]
+    return [f"{f.what}: {f.wrong}" for f in verify(load_run(run)) if f.wrong]
 
 
 def test_every_stage_runs_and_a_second_time_none_does(
@@ -96,9 +98,29 @@ def test_a_released_run_is_judged_again_and_goes_on_also_if_version_0_1_0_made_i
     assert json.loads((path / "manifest.json").read_text(encoding="utf-8"))["format"] == 2
 
 
+def test_gguf_files_that_fail_leave_the_certified_ones(
+    released: Run, quiet_cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import noesis.release.gguf.writer as writer
+    from noesis.core.errors import ParityError
+    from noesis.pipeline.session import reopen_run
+    from noesis.pipeline.stages.gguf import run_gguf
+
+    before = {file.name: sha256_file(file) for file in released.gguf.glob("*.gguf")}
+    assert before
+    real = writer.quantise
+    monkeypatch.setattr(writer, "quantise", lambda rows, stored: real(rows * 0.5 if rows.ndim == 2 else rows, stored))
+    s = reopen_run(released.path)
+    with pytest.raises(ParityError):
+        run_gguf(s, again=True)
+    assert {name: sha256_file(released.gguf / name) for name in before} == before
+    assert list(released.gguf.glob("*.rejected.gguf"))
+    assert not list(released.gguf.glob(".*"))
+
+
 def test_a_run_is_verified_where_its_model_is_not(released: Run, monkeypatch: pytest.MonkeyPatch):
     """A run pulled from the cloud: the statistics were said not to follow from the data, for want of a tokenizer to count with."""
-    for module in ("noesis.dataset.checks.length", "noesis.pipeline.verify"):
+    for module in ("noesis.dataset.checks.length", "noesis.pipeline.verify.origin"):
         monkeypatch.setattr(f"{module}.find_tokenizer", lambda *_: None)
     assert wrong(released.path) == []
     file = released.data / "statistics.json"

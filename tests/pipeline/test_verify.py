@@ -19,7 +19,8 @@ from noesis.core.errors import RunError, UsageError
 from noesis.core.files import write_json
 from noesis.core.project import Project
 from noesis.pipeline.resume_fork import parent_of
-from noesis.pipeline.verify import status, verify
+from noesis.pipeline.verify.check_run import verify
+from noesis.pipeline.verify.status import status
 from noesis.run import archive as archiving
 from noesis.run.directory import Run, load_run, open_run
 from noesis.run.manifest import Extension
@@ -102,24 +103,23 @@ def test_an_archive_that_was_killed_half_way_ends_whole(tmp_path: Path, monkeypa
         (run / name).mkdir(parents=True)
         (run / name / "file").write_text(name)
     write_json(run / "manifest.json", {"identity": {}, "stages": {}, "output_name": "x"})
-    real, left = os.replace, iter(range(3))
-
-    def dies(a: str, b: str) -> None:
-        if Path(a).parent == run and next(left) == 2:
-            raise KeyboardInterrupt
-        real(a, b)
-
     write_json(run / "config.json", {})
-    monkeypatch.setattr(archiving.os, "replace", dies)
-    real_write = archiving.write_text
-    monkeypatch.setattr(archiving, "write_text", lambda path, text: path.write_text(text))
+    real, left = archiving.move, iter(range(3))
+
+    def dies(source: Path, target: Path) -> None:
+        if next(left) == 2:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(archiving, "move", dies)
     with pytest.raises(KeyboardInterrupt):
         archiving.archive(run, tmp_path / ".archive")
     monkeypatch.undo()
-    assert real_write is archiving.write_text
     assert (run / "checkpoints").exists() or (run / "data").exists()
-    with pytest.raises(UsageError, match="no run in"):
-        load_run(run)
+    with pytest.raises(UsageError, match="was being archived when its process was killed"):
+        load_run(run)  # reading a run moves nothing
+    assert (run / ".moving").is_file()
+    archiving.finish_archiving(run, tmp_path / ".archive")  # as starting a run there does
     (target,) = (tmp_path / ".archive").iterdir()
     assert sorted(p.name for p in target.iterdir()) == ["checkpoints", "config.json", "data", "manifest.json", "merged"]
     assert list(run.iterdir()) == []
@@ -154,7 +154,7 @@ def run(project: Path, tmp_path: Path, tiny_shape: Path, quiet_cache: Path) -> R
 
 
 def wrong(run: Run) -> list[str]:
-    return [f"{what}: {why}" for what, why in verify(load_run(run.path)) if why]
+    return [f"{f.what}: {f.wrong}" for f in verify(load_run(run.path)) if f.wrong]
 
 
 def test_verify_finds_nothing_in_an_honest_run(run: Run):

@@ -41,7 +41,7 @@ def build(folder: Path, standin: str, kind: str, **settings: object) -> Path:
             raw["normalizer"] = {"type": "NFC"}
         (folder / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
     torch.manual_seed(0)
-    size = load_tokenizer(folder).backend.get_vocab_size()
+    size = len(transformers.AutoTokenizer.from_pretrained(folder))
     config = getattr(transformers, f"{kind}Config")(**SMALL | {"vocab_size": size} | settings)
     model = getattr(transformers, f"{kind}ForCausalLM")(config)
     with torch.no_grad():

@@ -202,7 +202,7 @@ def test_an_adapter_applied_twice_or_not_at_all(
     tiny_model: Path, tiny_adapter: Path, tiny_merged: Path, tmp_path: Path
 ):
     from noesis.release.merge_weights import merge
-    from noesis.release.parity.outcome import reject_failed, require_passed
+    from noesis.release.parity.outcome import name_files, require_passed
 
     merge(tiny_merged, tiny_adapter, tmp_path / "twice", quantization=PLAIN, dtype="bfloat16", card="")
     for model, words in (
@@ -214,7 +214,7 @@ def test_an_adapter_applied_twice_or_not_at_all(
         assert words in broken.merge.why
         with pytest.raises(ParityError, match=f"merged model must not be used: broken by the stage merge: {words}"):
             require_passed(broken)
-        renamed = reject_failed(broken, tmp_path)  # a sound conversion of a bad merge is no good file
+        renamed = name_files(broken, tmp_path, tmp_path)  # a sound conversion of a bad merge is no good file
         assert [p.name for p in tmp_path.glob("m-*")] == ["m-f32.rejected.gguf"]
         assert renamed.files["f32"].file.name == "m-f32.rejected.gguf"
         (tmp_path / "m-f32.rejected.gguf").unlink()

@@ -19,7 +19,7 @@ from noesis.pipeline.stages.merge import card_content, write_card
 from noesis.release.merge_weights import MergeResult
 from noesis.release.model_card import model_card
 from noesis.release.parity.certificate import Certificate, Finding, Tolerance
-from noesis.release.parity.outcome import reject_failed, require_passed
+from noesis.release.parity.outcome import name_files, require_passed
 from noesis.release.parity.tolerances import TOLERANCES, assess, tolerance_of
 from noesis.release.provenance import Provenance, read_provenance
 from noesis.run.directory import load_run
@@ -90,7 +90,7 @@ def test_the_tolerance_depends_on_the_size_and_the_first_finding_is_blamed():
 
 def test_a_certificate_that_passed_renames_nothing(tmp_path: Path):
     certificate = golden_certificate()
-    assert reject_failed(certificate, tmp_path) == certificate
+    assert name_files(certificate, tmp_path, tmp_path) == certificate
 
 
 def test_a_merge_result_is_read_and_written_unchanged():

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from noesis.constitution.dialogue import hide_analysis
-from noesis.serving.analysis_filter import AnalysisFilter, TokenFilter, ends_inside_analysis
+from noesis.constitution.analysis_block import AnalysisFilter, hide_analysis
+from noesis.serving.analysis_filter import TokenFilter, ends_inside_analysis
 
 BLOCK = "[ANÁLISE INTERNA]\nsegredo\n[FIM DA ANÁLISE]"
 

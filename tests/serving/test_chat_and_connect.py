@@ -25,7 +25,7 @@ def test_base_and_tuned_of_one_file_in_the_chat(tmp_path: Path):
     plain, tuned = ["plain", " words"], ["[ANÁLISE INTERNA]", " hm ", "[FIM DA ANÁLISE]", "tuned", " speech"]
     base = write_reciter(tmp_path / "base.gguf", plain, other=tuned)
     backend = LlamaServer(base, adapter=write_switch(tmp_path / "adapter.gguf", plain, tuned), parallel=1, context=512)
-    client = LLMClient(backend.url + "/v1", backend.key, "noesis")
+    client = LLMClient(backend.url + "/v1", backend.key, "noesis", socket=backend.socket)
     answer = answer_function(client, lambda: client, max_tokens=40, temperature=0.0, scales=True)
     shown: list[str] = []
     messages = [{"role": "user", "content": "Hello"}]

@@ -87,6 +87,9 @@ def test_base_and_adapter_are_preferred_where_the_adapter_was_certified(run: Pat
     adapter.write_bytes(b"GGUF")
     assert served_files(load_run(run), base=base).adapter is None  # it has no certificate
     change(run, lambda stage: stage["result"].update(adapter=comparison(True).to_json()))
+    assert served_files(load_run(run), base=base).adapter is None  # the stage does not list it
+    entry = {"bytes": adapter.stat().st_size, "sha256": sha256_file(adapter)}
+    change(run, lambda stage: stage["outputs"].update({f"gguf/{adapter.name}": entry}))
     files = served_files(load_run(run), base=base)
     assert (files.tuned, files.base, files.adapter) == (None, base, adapter)
     assert served_files(load_run(run), base=base, quant="f16").tuned is not None
@@ -142,7 +145,7 @@ def served(tmp_path: Path, run: Path, *more: str):
 def test_the_commands(run: Path, tmp_path: Path):
     base = write_reciter(tmp_path / "base.gguf", BASE)
     with served(tmp_path, run, "--base", str(base), "--ui") as (url, said):
-        assert "noesis, noesis-base" in said and f"/#key={KEY}" in said
+        assert "noesis, noesis-base" in said and "it asks for your key" in said and KEY not in said
         taken = noesis(tmp_path, "serve", str(run), "--port", url.rsplit(":", 1)[1].split("/")[0])
         assert taken.returncode == 2 and "is in use" in taken.stderr
         for address in (url, url + "/"):

@@ -70,7 +70,7 @@ def test_requests_above_the_limit_are_asked_to_come_again(server: Client):
 
 def test_a_body_of_100_mb_is_refused_without_being_read(server: Client):
     before = psutil.Process().memory_info().rss
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 100000000\r\n\r\n"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 100000000\r\n\r\n"
     sock = server.raw(head.encode())
     assert sock.recv(100).startswith(b"HTTP/1.1 413")
     sock.close()
@@ -113,7 +113,7 @@ def test_a_thousand_connections(server: Client):
         for sock in socks:
             sock.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    until(lambda: server.raw(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").recv(100).startswith(b"HTTP/1.1 200"))
+    until(lambda: server.raw(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").recv(100).startswith(b"HTTP/1.1 200"))
     assert server.chat(max_tokens=3).status_code == 200
     assert server.metric("noesis_refused_connections_total") >= 100
 
@@ -125,7 +125,7 @@ def test_connections_that_say_nothing_or_too_slowly_are_closed(server: Client):
         sock.settimeout(60)
         assert sock.recv(10) == b""
     slow = server.raw(
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 50\r\n\r\n{{".encode()
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 50\r\n\r\n{{".encode()
     )
     assert slow.recv(100).startswith(b"HTTP/1.1 408")
     slow.close()

@@ -291,7 +291,7 @@ def test_a_whole_run_of_both_parts_goes_on_after_a_kill_and_can_be_verified_and_
 ):
     from noesis.core.files import sha256_file
     from noesis.pipeline.replay import replay
-    from noesis.pipeline.verify import verify
+    from noesis.pipeline.verify.check_run import verify
     from noesis.training.state.resumable import Resumable
 
     root = project_of(tmp_path)
@@ -304,7 +304,7 @@ def test_a_whole_run_of_both_parts_goes_on_after_a_kill_and_can_be_verified_and_
     )  # 9 examples and 3 general rows; 9 examples and 3 pairs; 4 a step
     assert len((whole.run.data / "replay.jsonl").read_text().splitlines()) == 3
     assert result["held_out"]["pairs"] == 3
-    assert {what for what, wrong in verify(whole.run) if wrong} == set()
+    assert [found for found in verify(whole.run) if found.wrong] == []
     from noesis.pipeline.stages.report import run_report
 
     page = run_report(whole).read_text(encoding="utf-8")
@@ -331,7 +331,7 @@ def test_a_whole_run_of_both_parts_goes_on_after_a_kill_and_can_be_verified_and_
     assert replay(whole.run.path).identical
     again = (whole.run.data / "pairs.jsonl").read_text().replace("0.75", "0.95", 1)
     (whole.run.data / "pairs.jsonl").write_text(again)
-    assert any("other examples" in (wrong or "") for _, wrong in verify(whole.run))
+    assert any("other examples" in (found.wrong or "") for found in verify(whole.run))
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,9 @@ def test_usd_and_tokens_are_counted(tmp_path: Path):
         "retries": 0,
         "prompt_tokens": 3000,
         "completion_tokens": 600,
+        "uncounted": 0,
         "usd": pytest.approx(0.012),
+        "usd_before": 0.0,
         "max_usd": None,
     }
 

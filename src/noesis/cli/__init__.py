@@ -7,6 +7,7 @@ interrupted. Ctrl-C and SIGTERM are handled in `core/signals.py`.
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from typing import Annotated
@@ -26,6 +27,7 @@ from noesis.cli import (
     verify_commands,
     workspace_commands,
 )
+from noesis.core.console import complain, guard_terminal, say
 
 app = typer.Typer(
     help="Turn a constitution and about a hundred examples into a small language model that keeps to them.\n\n"
@@ -50,7 +52,7 @@ app.add_typer(cloud_commands.app, name="cloud")
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
-        print(f"noesis {__version__}")
+        say(f"noesis {__version__}")
         raise typer.Exit()
 
 
@@ -66,8 +68,11 @@ def run_command(arguments: list[str]) -> int:
     from noesis.core.files import explain_error
     from noesis.core.libraries import silence_libraries
     from noesis.core.signals import Terminated, raise_terminated
+    from noesis.llm.http import spare_loopback_from_proxies
 
     silence_libraries()
+    spare_loopback_from_proxies()
+    guard_terminal()
     signal.signal(signal.SIGTERM, raise_terminated)
     try:
         code = app(arguments, standalone_mode=False)
@@ -75,20 +80,19 @@ def run_command(arguments: list[str]) -> int:
             raise KeyboardInterrupt
         return int(code) if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        print("\nstopped; finished work is kept, and the same command continues from there", file=sys.stderr)
+        complain("\nstopped; finished work is kept, and the same command continues from there")
         return 130
     except TyperException as error:  # a wrong command, option or value
         if isinstance(error.message, str):  # type: ignore[attr-defined]
             error.message = error.message.replace("Value error, ", "")  # type: ignore[attr-defined]
-        error.show()  # type: ignore[attr-defined]
+        shown = io.StringIO()
+        error.show(shown)  # type: ignore[attr-defined]
+        complain(shown.getvalue().rstrip("\n"))
         return 2
     except Terminated:
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
-        print(
-            "\nstopped by SIGTERM; finished work is kept, and the same command continues from there",
-            file=sys.stderr,
-        )
+        complain("\nstopped by SIGTERM; finished work is kept, and the same command continues from there")
         return 143
     except BrokenPipeError:
         return 0
@@ -96,5 +100,5 @@ def run_command(arguments: list[str]) -> int:
         failure = explain_error(error)
         if failure is None:
             raise
-        print(f"error: {failure}", file=sys.stderr)
+        complain(f"error: {failure}")
         return failure.exit_code

@@ -40,7 +40,7 @@ def data_validate(
     from noesis.constitution.document import load_constitution
     from noesis.core.config import load_config
     from noesis.core.console import say, use_stderr
-    from noesis.core.files import write_json
+    from noesis.core.files import require_output, write_json
     from noesis.core.jsonl import jsonl_files
     from noesis.core.project import find_project
     from noesis.dataset.checks.length import find_token_counter
@@ -54,6 +54,8 @@ def data_validate(
     sources = paths or [
         folder for language in ("pt", "en") for folder in found.sources(language) if jsonl_files(folder)
     ]
+    if json_file is not None and json_file != Path("-"):
+        require_output(json_file, "--json", inputs=(*sources, found.training, found.constitution), starts=b"{\n")
     counter = find_token_counter(config, constitution)
     result = validate(sources or found.sources("pt"), constitution, config.training.data.categories, counter=counter)
     for problem in result.problems:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -109,7 +108,18 @@ def reserve_stdout(as_json: bool) -> None:
 def print_result(value: Any, as_json: bool) -> None:
     """With --json, print the command's result."""
     if as_json:
-        print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+        from noesis.core.console import print_json
+
+        print_json(value)
+
+
+def show_manifest_hash(run: Path) -> None:
+    """Print the command by which a run can be recognised later, whoever had it meanwhile."""
+    from noesis.core.console import command, say
+    from noesis.core.files import sha256_file
+
+    kept = command("verify", run, "--sha256", sha256_file(run / "manifest.json"))
+    say(f"Keep     {kept}\n         shows later whether anything was rewritten, the manifest included")
 
 
 def report_checks(checks: Sequence[Check], as_json: bool) -> None:

@@ -26,6 +26,7 @@ from noesis.cli.options import (
     RunOption,
     print_result,
     reserve_stdout,
+    show_manifest_hash,
 )
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def _show_outcome(run: Run) -> None:
     say(f"  Tribunal             {ruling.verdict}: {ruling.reason.split(':')[0]}")
     say(f"Stages took {duration(seconds)} in all.")
     say(f"Report   {run.report}\nModel    {run.merged}\nGGUF     {run.gguf}\nAdapter  {run.adapter()}")
+    show_manifest_hash(run.path)
     say(f"Next:    {command('chat', run.path)}")
 
 
@@ -195,6 +197,7 @@ def train(
         s = start_run(found, config, path, data, fresh=fresh, resume=resume, fork=fork)
         named = tuple(config.training.tribunal.judges if judges is None else judges)
         run_all(s, PipelineOptions(found, named), stages=("plan", "train", "choose"), done=1)
+    show_manifest_hash(path)
     say(f"Next: {command('judge', path)}")
 
 
@@ -218,17 +221,18 @@ def judge(
     Example: noesis judge runs/demo --judge openai:https://api.openai.com/v1:gpt-5-mini --max-usd 2
     """
     from noesis.core.project import find_project
-    from noesis.pipeline.session import reopen_run
+    from noesis.pipeline.consent import judges_to_ask
+    from noesis.pipeline.session import locked_session
     from noesis.pipeline.stages.judge import run_judge
     from noesis.pipeline.stages.trial import TrialRequest, run_trial
 
     reserve_stdout(as_json)
-    s = reopen_run(run)
-    with s.run.locked():
+    with locked_session(run) as s:
+        named = judges_to_ask(run, s.config, judges, project)
         result: JudgeResult | TrialResult = run_judge(s, again=again)
-        named = tuple(judges) if judges else s.config.training.tribunal.judges
         if named:
             result = run_trial(s, find_project(project), TrialRequest(named, part, prompts, max_usd), again=again)
+    show_manifest_hash(run)
     print_result(result.to_json(), as_json)
     raise typer.Exit(result.court.exit_code)
 
@@ -239,9 +243,9 @@ def report(run: RunArgument) -> None:
 
     Example: noesis report runs/demo
     """
-    from noesis.pipeline.session import reopen_run
+    from noesis.pipeline.session import locked_session
     from noesis.pipeline.stages.report import run_report
 
-    s = reopen_run(run)
-    with s.run.locked():
+    with locked_session(run) as s:
         run_report(s)
+    show_manifest_hash(run)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from noesis.cli.options import AgainOption, JsonOption, RunArgument, print_result, reserve_stdout
+from noesis.cli.options import AgainOption, JsonOption, RunArgument, print_result, reserve_stdout, show_manifest_hash
 
 app = typer.Typer()
 
@@ -27,12 +27,12 @@ def merge(
 
     Example: noesis merge runs/demo
     """
-    from noesis.pipeline.session import reopen_run
+    from noesis.pipeline.session import locked_session
     from noesis.pipeline.stages.merge import run_merge
 
-    s = reopen_run(run)
-    with s.run.locked():
+    with locked_session(run) as s:
         run_merge(s, again=again, original=original)
+    show_manifest_hash(run)
 
 
 @app.command()
@@ -62,7 +62,7 @@ def gguf(
     Example: noesis gguf runs/demo --quant f16,q8_0 · noesis gguf ./noesis_model --outfile noesis.gguf
     """
     from noesis.core.errors import UsageError
-    from noesis.pipeline.session import reopen_run
+    from noesis.pipeline.session import locked_session
     from noesis.pipeline.stages.gguf import run_gguf
     from noesis.release.convert import convert_folder
     from noesis.release.gguf.quantize import KINDS
@@ -76,11 +76,11 @@ def gguf(
             raise UsageError(f"--adapter needs a run directory, and {run} is a model folder (it has no manifest.json)")
         convert_folder(run, outfile, kinds or ("f16",))
         return
-    s = reopen_run(run)
-    with s.run.locked():
+    with locked_session(run) as s:
         if outfile is not None and kinds is None:
             kinds = (s.config.training.gguf.quantizations[0],)
         run_gguf(s, kinds=kinds, adapter=adapter, again=again, outfile=outfile)
+    show_manifest_hash(run)
 
 
 @app.command()
@@ -91,11 +91,11 @@ def parity(run: RunArgument, as_json: JsonOption = False) -> None:
 
     Example: noesis parity runs/demo
     """
-    from noesis.pipeline.session import reopen_run
+    from noesis.pipeline.session import locked_session
     from noesis.pipeline.stages.gguf import parity
 
     reserve_stdout(as_json)
-    s = reopen_run(run)
-    with s.run.locked():
+    with locked_session(run) as s:
         result = parity(s)
+    show_manifest_hash(run)
     print_result(result.to_json(), as_json)

@@ -118,7 +118,7 @@ def serve(
         if not given_key:
             say(f"Key     {api_key}\n  generated for this start; set NOESIS_API_KEY to use your own")
         if ui:
-            say(f"Page    {server.url}/#key={api_key}")
+            say(f"Page    {server.url}/" + ("  (it asks for your key)" if given_key else f"#key={api_key}"))
         say(f"Try     {command('connect', run, '--base-url', f'{server.url}/v1', '--probe')}")
 
     async def work() -> None:
@@ -175,7 +175,9 @@ def chat(
         from noesis.llm.llama_cpp import LlamaServer
 
         backend = LlamaServer(model, adapter=adapter, parallel=1, context=CONTEXT)
-        started.append((backend, LLMClient(backend.url + "/v1", backend.key, "noesis", timeout_s=600)))
+        started.append(
+            (backend, LLMClient(backend.url + "/v1", backend.key, "noesis", timeout_s=600, socket=backend.socket))
+        )
         return started[-1][1]
 
     def base_client() -> LLMClient:
@@ -190,7 +192,12 @@ def chat(
     system = constitution.system_prompt.en if prompt_language == "en" else constitution.system_prompt.pt
     with AsyncRunner() as runner:
         answer = answer_function(
-            tuned, base_client, max_tokens=max_tokens, temperature=temperature, scales=files.adapter is not None
+            tuned,
+            base_client,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            scales=files.adapter is not None,
+            special=started[0][0].special,
         )
 
         def judge(dialogue: list[Message], text: str) -> list[str]:
@@ -230,6 +237,7 @@ def connect(
 
     Example: noesis connect runs/demo --target python
     """
+    from noesis.core.console import say
     from noesis.core.errors import ParityError, UsageError
     from noesis.llm.clients.chat_client import LLMClient
     from noesis.run.directory import load_run
@@ -239,10 +247,9 @@ def connect(
     loaded = load_run(run)
     if not probe:
         text = instructions(target, Endpoint(base_url.rstrip("/"), model, key))
-        print_result({"base_url": base_url, "model": model, "text": text}, True) if as_json else print(text)
+        print_result({"base_url": base_url, "model": model, "text": text}, True) if as_json else say(text)
         return
     _require_serving_extra()
-    from noesis.core.console import say
     from noesis.pipeline.served_files import probe_endpoint
 
     api_key = key or os.environ.get("NOESIS_API_KEY")

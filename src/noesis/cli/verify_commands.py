@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from noesis.cli.options import JsonOption, RunArgument, print_result, reserve_stdout
+from noesis.cli.options import JsonOption, ProjectOption, RunArgument, print_result, reserve_stdout, show_manifest_hash
 
 app = typer.Typer()
 
@@ -20,7 +20,7 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
     Example: noesis status runs/demo
     """
     from noesis.core.console import duration, say
-    from noesis.pipeline.verify import status as run_status
+    from noesis.pipeline.verify.status import status as run_status
     from noesis.run.directory import load_run
 
     reserve_stdout(as_json)
@@ -38,24 +38,46 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def verify(run: RunArgument, as_json: JsonOption = False) -> None:
+def verify(
+    run: RunArgument,
+    sha256: Annotated[
+        str | None,
+        typer.Option(
+            "--sha256", metavar="HEX", help="Hash of manifest.json that you kept; each run prints it at its end."
+        ),
+    ] = None,
+    project: ProjectOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Check a run against its manifest: hash every file again, derive again what can be derived.
 
+    A manifest that was rewritten together with its files is found only by a hash that you kept, or a signature.
     Exit code 1: something does not match; it is named.
 
     Example: noesis verify runs/demo
     """
-    from noesis.core.console import say
-    from noesis.pipeline.verify import verify as verify_run
+    from noesis.core.console import quoted, say
+    from noesis.core.project import find_project
+    from noesis.pipeline.verify.check_run import verify as verify_run
+    from noesis.pipeline.verify.trial import project_here
     from noesis.run.directory import load_run
 
     reserve_stdout(as_json)
+    loaded, found = load_run(run), find_project(project) if project else project_here()
     results = []
-    for what, wrong in verify_run(load_run(run)):
-        results.append({"checked": what, "wrong": wrong})
-        say(f"  {'ok   ' if wrong is None else 'WRONG'}  {what}" + (f": {wrong}" if wrong else ""))
+    for finding in verify_run(loaded, found, sha256=sha256):
+        results.append(asdict(finding) | {"checked": finding.what})
+        state, why = ("WRONG", finding.wrong) if finding.wrong else ("–    ", finding.unchecked)
+        say(quoted(f"  {state if why else 'ok   '}  {finding.what}" + (f": {why}" if why else "")))
     bad = sum(r["wrong"] is not None for r in results)
-    say(f"{len(results)} checks, {bad} do not match" if bad else f"{len(results)} checks, all match")
+    unchecked = sum(r["unchecked"] is not None for r in results)
+    outcome = [f"{bad} do not match"] if bad else []
+    outcome += [f"{unchecked} could not be made, marked –"] if unchecked else []
+    say(f"{len(results)} checks, {', '.join(outcome) or 'all match'}")
+    if not bad and sha256 is None:
+        say("  This shows that the run agrees with itself, not who made it: files that were rewritten together")
+        say("  with the manifest are found only by a hash that you kept, or a signature (docs/verify.md).")
+        show_manifest_hash(loaded.path)
     print_result(results, as_json)
     if bad:
         raise typer.Exit(1)

@@ -53,10 +53,19 @@ def clean(
         f"{size(sum(i.bytes for i in items))} in {len(items)} places"
         + ("" if delete or not items else f"; delete them with  {command('clean', '--delete', *place)}")
     )
+    kept = free(items) if delete else []
+    for item, why in kept:
+        say(f"  kept {item.path}: {why}")
     if delete:
-        free(items)
-        say("deleted")
-    print_result([{"path": str(i.path), "bytes": i.bytes, "what": i.what, "freed": delete} for i in items], as_json)
+        say(f"deleted {len(items) - len(kept)} of {len(items)}" if kept else "deleted")
+    left = {item.path for item, _ in kept}
+    print_result(
+        [
+            {"path": str(i.path), "bytes": i.bytes, "what": i.what, "freed": delete and i.path not in left}
+            for i in items
+        ],
+        as_json,
+    )
 
 
 @app.command()

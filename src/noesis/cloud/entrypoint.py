@@ -14,7 +14,7 @@ from noesis.cloud.quote import quote_lines
 from noesis.cloud.request import CloudRequest, request_from_options
 from noesis.cloud.volume.uploaded_data import exported_hashes
 from noesis.core.config import ModalSection
-from noesis.core.console import command, say
+from noesis.core.console import command, complain, guard_terminal, say
 from noesis.core.errors import UsageError
 from noesis.core.files import explain_error
 from noesis.core.project import Project
@@ -32,13 +32,14 @@ def run_from_terminal(
     Raises:
         SystemExit: with the exit code, unless it is 0.
     """
+    guard_terminal()
     try:
         code = _run(project, section, start, dry_run=dry_run, options=options)
     except Exception as error:
         failure = explain_error(error)
         if failure is None:
             raise
-        print(f"error: {failure}", file=sys.stderr)
+        complain(f"error: {failure}")
         raise SystemExit(failure.exit_code) from None
     if code:
         raise SystemExit(code)
@@ -62,7 +63,7 @@ def _run(project: Project, section: ModalSection, start: Start, *, dry_run: bool
     for line in result.value.get("lines", ()):
         say(line)
     if result.error is not None:
-        print(f"error: {result.error}", file=sys.stderr)
+        complain(f"error: {result.error}")
     return result.code
 
 

@@ -6,7 +6,7 @@ If it is interrupted, the same command continues: files that are here with the r
 from __future__ import annotations
 
 import hashlib
-import os
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,10 +14,16 @@ from noesis.cloud.volume.layout import ARCHIVE, SUMMARY
 from noesis.cloud.volume.remote import RemoteFile, RemoteFiles, manifest_of, safe_name
 from noesis.core.console import Progress, command, say, size
 from noesis.core.errors import RunError
-from noesis.core.files import require_space, sha256_file, sync_folder
+from noesis.core.files import atomic, require_space, sha256_file, sweep
+from noesis.core.jsonl import parse_object
+from noesis.core.text import counted
 from noesis.run.archive import RUN_FILES
-from noesis.run.manifest import Manifest
-from noesis.run.manifest_file import read_manifest
+from noesis.run.contents import runs_code, strays
+from noesis.run.directory import SETTINGS
+from noesis.run.folder import guard_run
+from noesis.run.lock import held
+from noesis.run.manifest import Manifest, OutputFile
+from noesis.run.manifest_file import parse_manifest, read_manifest
 
 STATE = "checkpoints/resume/"  # the trainer's state: only needed to continue the training
 
@@ -47,18 +53,25 @@ def pull(remote: RemoteFiles, target: Path, *, state: bool = False, archived: st
     """
     base = f"{ARCHIVE}/{safe_name(archived)}/" if archived else ""
     manifest = manifest_of(remote, base)
-    hashes = _safe_hashes(manifest, base)
+    listed = _listed_files(manifest, base)
+    hashes = {name: file.sha256 for name, file in listed.items()}
+    if manifest.settings_sha256 is not None:
+        hashes[SETTINGS] = manifest.settings_sha256
+    guard_run(target)
     found = [file for top in (*RUN_FILES, SUMMARY) for file in remote.files("/" + base + top)]
     wanted = {name: file for file in found if _is_wanted(name := file.path.removeprefix(base), state=state)}
+    _require_accounted(wanted, listed, manifest, base)
     here = {name for name, file in wanted.items() if _is_here(target / name, file, hashes.get(name))}
     missing = {name: file for name, file in wanted.items() if name not in here}
     total = sum(file.size for file in missing.values())
-    _refuse_another_run(target, manifest)
-    require_space(target, total, "the run")
-    say(f"  {len(missing)} files, {size(total)} to copy; {len(here)} are already here → {target}")
-    with Progress("pull", total, "B") as progress:
-        for name in sorted(missing, key=lambda n: (n == "manifest.json", n)):  # last: a folder with it is complete
-            _copy(remote, base + name, target, name, hashes.get(name), progress)
+    _refuse_another_run(target, manifest, wanted, here, wanted.keys() - hashes.keys())
+    with held(target) if (target / "manifest.json").is_file() else nullcontext():  # a run that others may work on
+        sweep(target)
+        require_space(target, total, "the run")
+        say(f"  {len(missing)} files, {size(total)} to copy; {len(here)} are already here → {target}")
+        with Progress("pull", total, "B") as progress:
+            for name in sorted(missing, key=lambda n: (n == "manifest.json", n)):  # last: a folder with it is complete
+                _copy(remote, missing[name], target, name, hashes.get(name), progress, manifest)
     absent = sorted(name for name in hashes if _is_wanted(name, state=state) and not (target / name).is_file())
     if absent:
         raise RunError(
@@ -68,18 +81,38 @@ def pull(remote: RemoteFiles, target: Path, *, state: bool = False, archived: st
     return PullResult(len(missing), total, len(here), str(target))
 
 
-def _safe_hashes(manifest: Manifest, base: str) -> dict[str, str]:
-    """SHA-256 of each file that the manifest names.
+def _listed_files(manifest: Manifest, base: str) -> dict[str, OutputFile]:
+    """Each file that the manifest names.
 
     Raises:
         RunError: a name leads out of the run, or is of no part of a run.
     """
-    hashes = {
-        safe_name(name): file.sha256 for stage in manifest.stages.values() for name, file in stage.outputs.items()
-    }
-    if any(name.split("/")[0] not in RUN_FILES for name in hashes):
+    files = {safe_name(name): file for stage in manifest.stages.values() for name, file in stage.outputs.items()}
+    if any(name.split("/")[0] not in RUN_FILES for name in files):
         raise RunError(f"/{base}manifest.json on the volume names files that are no part of a run")
-    return hashes
+    return files
+
+
+def _require_accounted(
+    wanted: dict[str, RemoteFile], listed: dict[str, OutputFile], manifest: Manifest, base: str
+) -> None:
+    """Check the volume's listing against the manifest before anything is copied.
+
+    Raises:
+        RunError: a file should have a hash in the manifest and has none, or another size than there.
+    """
+    if unknown := strays(wanted, manifest) or runs_code(wanted):
+        raise RunError(
+            f"{counted(len(unknown), 'file')} on the volume, for example /{base}{unknown[0]}, "
+            f"{'has' if len(unknown) == 1 else 'have'} no hash in the manifest, so nothing was copied: "
+            "remove what no stage has left with  modal volume rm"
+        )
+    for name, file in wanted.items():
+        if name in listed and file.size != listed[name].bytes:
+            raise RunError(
+                f"/{file.path} has {file.size} bytes and the manifest says {listed[name].bytes}: it may be being "
+                f"written; try again when  {command('cloud', 'watch')}  says done"
+            )
 
 
 def _is_wanted(name: str, *, state: bool) -> bool:
@@ -93,36 +126,70 @@ def _is_here(file: Path, remote: RemoteFile, sha256: str | None) -> bool:
     return sha256 is not None and file.is_file() and file.stat().st_size == remote.size and sha256_file(file) == sha256
 
 
-def _refuse_another_run(target: Path, manifest: Manifest) -> None:
-    """Raise RunError if `target` holds another run, or one that can't be read: two runs are never mixed."""
-    here = read_manifest(target)
-    if here is not None and (here.identity, here.created) != (manifest.identity, manifest.created):
-        other = command("cloud", "pull", target.with_name(f"{target.name}-2"))
+def _refuse_another_run(
+    target: Path, manifest: Manifest, wanted: dict[str, RemoteFile], here: set[str], unhashed: set[str]
+) -> None:
+    """Raise RunError if `target` holds anything but this run or a part of it that was copied before.
+
+    Args:
+        wanted: the run's files; here: those that are in `target` with the right hash.
+        unhashed: names of those that have no hash in the manifest.
+    """
+    other = command("cloud", "pull", target.with_name(f"{target.name}-2"))
+    found = read_manifest(target)
+    if found is not None and (found.identity, found.created) != (manifest.identity, manifest.created):
         raise RunError(f"{target} holds another run: pull to another folder, for example  {other}")
-
-
-def _copy(remote: RemoteFiles, source: str, target: Path, name: str, sha256: str | None, progress: Progress) -> None:
-    file = target / name
-    if not file.resolve().is_relative_to(target.resolve()):
-        raise RunError(f"{file} leads out of {target} (a link is there): remove it, or pull to another folder")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
-    digest = hashlib.sha256()
-    try:
-        with open(part, "wb") as f:
-            for chunk in remote.chunks("/" + source):
-                f.write(chunk)
-                digest.update(chunk)
-                progress.advance(len(chunk))
-            f.flush()
-            os.fsync(f.fileno())
-        if sha256 is not None and digest.hexdigest() != sha256:
+    if found is not None and {entry.id for entry in found.ledger} - {entry.id for entry in manifest.ledger}:
+        raise RunError(
+            f"in {target} work was done that the volume does not know, and its manifest would be replaced: "
+            f"pull to another folder, for example  {other}"
+        )
+    for file in sorted(target.rglob("*")) if found is None else ():
+        name = file.relative_to(target).as_posix()
+        copied = name in here or (name in unhashed and file.stat().st_size == wanted[name].size)
+        if file.is_file() and not copied and not (file.name.startswith(".") and file.name.endswith(".part")):
             raise RunError(
-                f"/{source} is not what the manifest says (its hash differs): it may be being written; "
-                f"try again when  {command('cloud', 'watch')}  says done"
+                f"{target} holds {name}, which is not of this run: nothing was copied; "
+                f"pull to a new or empty folder, for example  {other}"
             )
-        os.replace(part, file)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    sync_folder(file.parent)
+
+
+def _copy(
+    remote: RemoteFiles,
+    source: RemoteFile,
+    target: Path,
+    name: str,
+    sha256: str | None,
+    progress: Progress,
+    manifest: Manifest,
+) -> None:
+    """Copy one file; it gets its name only if it is what the volume's listing and the manifest say.
+
+    Raises:
+        RunError: it is longer or shorter, has another hash, or is a manifest that has changed meanwhile.
+    """
+    digest, left, whole = hashlib.sha256(), source.size, b""
+    again = f"it may be being written; try again when  {command('cloud', 'watch')}  says done"
+    with atomic(target / name, "wb") as f:
+        for chunk in remote.chunks("/" + source.path):
+            left -= len(chunk)
+            if left < 0:
+                break
+            f.write(chunk)
+            digest.update(chunk)
+            progress.advance(len(chunk))
+            if name == "manifest.json":
+                whole += chunk
+        if left:
+            raise RunError(f"/{source.path} is {'longer' if left < 0 else 'shorter'} than {source.size} bytes: {again}")
+        if sha256 is not None and digest.hexdigest() != sha256:
+            raise RunError(f"/{source.path} is not what the manifest says (its hash differs): {again}")
+        if name == "manifest.json" and not _is_same(whole, manifest):
+            raise RunError(f"/{source.path} has changed since the files were copied by it: {again}")
+
+
+def _is_same(content: bytes, manifest: Manifest) -> bool:
+    try:
+        return parse_manifest(parse_object(content)) == manifest
+    except (ValueError, RunError):
+        return False

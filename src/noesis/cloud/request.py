@@ -143,7 +143,7 @@ def check_judge(spec: str, section: ModalSection) -> None:
         UsageError: not one of the forms, or a file or address of this machine.
     """
     if spec.startswith(LOCAL_JUDGE):
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", spec.removeprefix(LOCAL_JUDGE)):
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", spec.removeprefix(LOCAL_JUDGE)):
             raise UsageError(
                 f"--judge {spec!r}: name a model on the Hub, for example {LOCAL_JUDGE}Qwen/Qwen2.5-7B-Instruct"
             )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from noesis.cloud.cost import metered_lines
 from noesis.cloud.volume.notes import OpenedRun, judged_epochs
 from noesis.core.console import command, size
+from noesis.core.files import sha256_file
 from noesis.run.directory import Run, load_run
 from noesis.run.manifest import Manifest
 from noesis.tribunal.court import Ruling
@@ -28,13 +30,15 @@ def summary_lines(root: Path, *, volume: str | None = None) -> list[str]:
     lines += ["", *_epochs(run), *_verdict(run)]
     lines += ["", "What it cost", *metered_lines(run.manifest)]
     lines += preemption_lines(run.manifest, opened.starts if opened else 1)
+    target = f"runs/{run.merged.name}"
     if run.is_done("merge"):
         lines += [
             "",
-            f"Next:    {command('cloud', 'pull', f'runs/{run.merged.name}')}",
-            f"   or    modal volume get {volume} /merged/{run.merged.name} ./model_output",
+            f"Next:    {command('cloud', 'pull', target)}",
+            f"   or    modal volume get {shlex.quote(volume)} /merged/{run.merged.name} ./model_output",
         ]
-    return lines
+    kept = command("verify", target, "--sha256", sha256_file(run.path / "manifest.json"))
+    return [*lines, "", f"Keep     {kept}", "         shows after the pull that this is still this run's manifest"]
 
 
 def _places(run: Run) -> list[str]:

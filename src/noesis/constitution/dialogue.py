@@ -1,14 +1,12 @@
-"""How a conversation with the model opens, and the analysis block that serving hides."""
+"""How a conversation with the model opens, and an answer with its analysis."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from noesis.constitution.analysis_block import ANALYSIS_CLOSE, ANALYSIS_OPEN
 from noesis.constitution.document import Constitution
 from noesis.core.messages import Message
-
-ANALYSIS_OPEN = "[ANÁLISE INTERNA]"
-ANALYSIS_CLOSE = "[FIM DA ANÁLISE]"
 
 
 def opening_messages(
@@ -22,12 +20,3 @@ def opening_messages(
 def with_analysis(critique: str, answer: str) -> str:
     """`answer` after the critique as an analysis block."""
     return f"{ANALYSIS_OPEN}\n{critique}\n{ANALYSIS_CLOSE}\n\n{answer}"
-
-
-def hide_analysis(text: str) -> str:
-    """`text` without its analysis block, as it is served."""
-    if ANALYSIS_OPEN in text:
-        before, _, after = text.partition(ANALYSIS_OPEN)
-        _, closed, answer = after.partition(ANALYSIS_CLOSE)
-        return (before + answer).strip() if closed else before.strip()
-    return text

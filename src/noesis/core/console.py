@@ -1,17 +1,30 @@
 """What commands print: stage headings, plain lines, progress with rate and time left, and commands to type next.
 
+The only place that writes to a terminal. Names of files, answers of models and errors of servers are hostile text, and
+a terminal obeys what it is sent, so control characters are made visible in every line (`printable`); what libraries
+log and the tracebacks of bugs come through `guard_terminal`.
+
 On a terminal a progress line is redrawn in place; elsewhere (CI, `modal app logs`) it is a plain line now and then.
 Everything goes to stderr when the command's result on stdout is meant for a script (`--json`).
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import shlex
 import shutil
 import sys
+import threading
 import time
+import traceback
+import unicodedata
+import warnings
 from pathlib import Path
-from typing import TextIO
+from types import TracebackType
+from typing import Any, TextIO
+
+from noesis.core.errors import UsageError
 
 _quiet_stdout = False
 
@@ -29,7 +42,48 @@ def _out() -> TextIO:
 
 def say(text: str = "") -> None:
     """Print one line and flush it, so that a pipe shows it at once."""
-    print(_printable(text), file=_out(), flush=True)
+    print(printable(text), file=_out(), flush=True)
+
+
+def complain(text: str) -> None:
+    """Print one line to stderr: an error, or why work stopped."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def show(piece: str) -> None:
+    """Print a piece of a text that arrives bit by bit; the line stays open."""
+    print(printable(piece), end="", file=_out(), flush=True)
+
+
+def say_coloured(text: str) -> None:
+    """Print one line with its colours. What it quotes must have been through `printable`: nothing is escaped here."""
+    print(text, file=_out(), flush=True)
+
+
+def print_json(value: Any) -> None:
+    """Print a command's result to stdout as indented JSON.
+
+    What a terminal would obey is escaped as JSON has it, so that the value that a script reads is unchanged.
+    """
+    text = json.dumps(value, ensure_ascii=False, indent=2, default=str)
+    print("".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text), flush=True)
+
+
+def require_consent(what: str, remedy: str) -> None:
+    """Announce what the user has not asked for, and go on only after a yes on the terminal.
+
+    Args:
+        what: will happen; shown before anything does.
+        remedy: how to ask for it, or how to do without.
+
+    Raises:
+        UsageError: the answer is not yes, or there is no terminal to ask on.
+    """
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError(f"{what}; there is no terminal to ask on, so nothing was done: {remedy}")
+    print(printable(f"{what}. Go on? [y/N] "), end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UsageError(f"nothing was done: {remedy}")
 
 
 def heading(number: int, total: int, name: str, what: str) -> None:
@@ -116,15 +170,58 @@ class Progress:
         line = f"  {self.what} {self.done:,}/{self.total:,} {self.unit} · {speed} {self.unit}/s"
         line += f" · {duration(left)} left" + (f" · {note}" if note else "")
         if self.live:
-            print("\r\x1b[K" + line, end="", file=self.out, flush=True)
+            print("\r\x1b[K" + printable(line).replace("\n", " "), end="", file=self.out, flush=True)
         else:
-            print(line, file=self.out, flush=True)
+            print(printable(line), file=self.out, flush=True)
 
     def __exit__(self, *_: object) -> None:
         if self.live and self.shown:
             print(file=self.out, flush=True)
 
 
-def _printable(text: str) -> str:
-    """Text from files and models is hostile: control characters, which a terminal would obey, are escaped."""
-    return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+def printable(text: str) -> str:
+    """`text` with control characters, which a terminal would obey, written as Python does: `\\x1b`, `\\u202e`.
+
+    So is what reorders text, and what hides in it. Newlines and tabs stay as they are, and so does what writing needs:
+    spaces of every width, and the joiners of emoji and of Persian and Indic scripts.
+    """
+    return "".join(c if c.isprintable() or _is_writing(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def quoted(text: str) -> str:
+    """A name or a message by a stranger within a line of ours: `printable`, and it can't begin a line."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def _is_writing(c: str) -> bool:
+    return c in "\n\t\u00ad\u200c\u200d" or unicodedata.category(c) == "Zs"
+
+
+def guard_terminal() -> None:
+    """Make what other code prints in this process printable: tracebacks, warnings, and what libraries log."""
+    sys.excepthook = _print_traceback
+    threading.excepthook = lambda failed: _print_traceback(failed.exc_type, failed.exc_value, failed.exc_traceback)
+    warnings.showwarning = _print_warning
+    if logging.lastResort is not None:  # what prints where no handler was set up
+        logging.lastResort.setFormatter(_PrintableFormatter())
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    complain("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"))
+
+
+def _print_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    text = warnings.formatwarning(message, category, filename, lineno, line)
+    print(printable(text), end="", file=file or sys.stderr)
+
+
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))

@@ -10,6 +10,7 @@
     ├── TrainingError (RuntimeError)     exit 1   training that can't start or must stop
     ├── CapError (RuntimeError)          exit 5   a cap in USD or minutes is reached; a higher one continues the run
     ├── RunError (RuntimeError)          exit 1   a run directory that is locked, incomplete, or of another kind
+    │   └── UnsafePathError              exit 1   a link, or a name that leads out of the folder it belongs to
     └── MissingExtra (ImportError)       exit 1   an optional package that is not installed
 
 Add a class only if a caller would handle it differently; otherwise raise an existing one with a better message.
@@ -28,6 +29,7 @@ __all__ = [
     "ParityError",
     "RunError",
     "TrainingError",
+    "UnsafePathError",
     "UsageError",
 ]
 
@@ -78,6 +80,10 @@ class CapError(NoesisError, RuntimeError):
 
 class RunError(NoesisError, RuntimeError):
     """A run directory is locked, incomplete, or has another configuration."""
+
+
+class UnsafePathError(RunError):
+    """A path in a folder that a stranger may have filled leads out of it; nothing was followed."""
 
 
 class MissingExtra(NoesisError, ImportError):

@@ -11,29 +11,33 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 from noesis.core.console import size
-from noesis.core.errors import NoesisError
+from noesis.core.errors import NoesisError, UnsafePathError, UsageError
+from noesis.core.rooted import guarded_root, move, open_file, open_folder, remove, require_plain
 
 
 @contextmanager
 def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open `path` for writing (`"w"` UTF-8 text or `"wb"`); it gets its name only if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with open_folder(path.parent, make=True):
+        remove(part)
+        handle = open_file(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
-        with open(part, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "\n") as f:
+        with open(handle, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "\n") as f:
             yield f
             f.flush()
             os.fsync(f.fileno())
-        os.replace(part, path)
+        move(part, path)
     except BaseException:
-        part.unlink(missing_ok=True)
+        remove(part)
         raise
     sync_folder(path.parent)
 
@@ -72,18 +76,18 @@ def replace_folder(part: Path, target: Path) -> None:
     If the process is killed in between, there is no folder called `target`, but never an incomplete one.
     """
     old = target.with_name(f".{target.name}.old.part")
-    if target.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(target, old)
-    os.replace(part, target)
+    if target.exists() or target.is_symlink():
+        remove(old)
+        move(target, old)
+    move(part, target)
     sync_folder(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
 
 
 def sweep(folder: Path) -> None:
     """Remove what killed processes left half-written below `folder`; no other process may be writing there."""
     for part in folder.rglob(".*.part"):
-        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+        remove(part)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -104,15 +108,127 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
             f.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def require_output(path: Path, option: str, *, inputs: Iterable[Path] = (), starts: bytes = b"") -> None:
+    """Refuse to write a file where something is that the user may want to keep.
+
+    Args:
+        option: how the file was named, for the message.
+        inputs: files that are read, and folders that nothing may be added to.
+        starts: how every file of this kind starts; a file of another kind is not replaced.
+
+    Raises:
+        UsageError: it is a folder, an input, inside such a folder, or a file of another kind.
+    """
+    place = path.resolve()
+    if place.is_dir():
+        raise UsageError(f"{option} {path} is a folder: name a file")
+    for item in inputs:
+        inside = item.is_dir() and place.is_relative_to(item.resolve())
+        if inside or (place.exists() and item.exists() and place.samefile(item)):
+            raise UsageError(f"{option} {path} is among what is read ({item}): name a file elsewhere")
+    if place.exists():
+        with open(place, "rb") as f:
+            if (start := f.read(len(starts))) and start != starts:
+                raise UsageError(f"{option} {path} exists and is of another kind: name another file, or remove it")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append `line` and a line break to a text file, which is made if it is not there.
+
+    Raises:
+        UnsafePathError: below a guarded folder, it is a link, no plain file, or has a second name somewhere.
+    """
+    with open_folder(path.parent, make=True):
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)  # no waiting for a pipe's reader
+        with open(open_file(path, flags), "a", encoding="utf-8", newline="\n") as f:
+            found = os.fstat(f.fileno())
+            if guarded_root(path) and not (stat.S_ISREG(found.st_mode) and found.st_nlink == 1):
+                raise UnsafePathError(f"{path} is not a file of its own (another name leads to it): remove it")
+            f.write(line + "\n")
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and those above it, unless they are there."""
+    with open_folder(path, make=True):
+        pass
+
+
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """A free name next to `target`, for code that opens files by name; the file becomes `target` if the block succeeds.
+
+    An older `target` stays until then.
+    """
+    part = target.with_name(f".{target.name}.part")
+    with open_folder(target.parent, make=True):
+        remove(part)
+    try:
+        yield part
+        sync_file(part)
+        move(part, target)
+    except BaseException:
+        remove(part)
+        raise
+    sync_folder(target.parent)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """An empty folder next to `target`, which it replaces, flushed to the disk, if the block succeeds."""
+    part = target.with_name(f".{target.name}.part")
+    with open_folder(target.parent, make=True):
+        remove(part)
+        make_folder(part)
+    try:
+        yield part
+        sync_tree(part)
+        replace_folder(part, target)
+    except BaseException:
+        remove(part)
+        raise
+
+
+@contextmanager
+def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
+    """An empty hidden folder in `parent` for files that are not yet good for use; it is removed at the end."""
+    folder = parent / f".{name}.part"
+    remove(folder)
+    make_folder(folder)
+    try:
+        yield folder
+    finally:
+        remove(folder)
+
+
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file atomically.
+    """Copy a file atomically, with its time.
 
     Raises:
         NoesisError: there is not enough space on the disk.
     """
-    require_space(target.absolute().parent, source.stat().st_size, target.name)
-    with open(source, "rb") as f, atomic(target, "wb") as out:
-        shutil.copyfileobj(f, out, 1 << 20)
+    with open(open_file(source, os.O_RDONLY), "rb") as f:
+        found = os.fstat(f.fileno())
+        require_space(target.absolute().parent, found.st_size, target.name)
+        with atomic(target, "wb") as out:
+            shutil.copyfileobj(f, out, 1 << 20)
+            if os.utime in os.supports_fd:
+                out.flush()
+                os.utime(out.fileno(), ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy every file below `source` to the same place below `target`, each atomically and with its time.
+
+    Raises:
+        UnsafePathError: something below `source` is neither a plain file nor a folder.
+        NoesisError: there is not enough space on the disk.
+    """
+    require_plain(source)
+    for parent, _, names in os.walk(source):
+        place = target / Path(parent).relative_to(source)
+        make_folder(place)
+        for name in sorted(names):
+            copy_file(Path(parent) / name, place / name)
 
 
 def sha256_file(path: Path) -> str:
@@ -159,8 +275,8 @@ def require_space(folder: Path, needed: float, what: str) -> None:
     Raises:
         NoesisError: naming both amounts.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
+    with open_folder(folder, make=True):
+        free = shutil.disk_usage(folder).free
     if free < needed * 1.05:
         raise NoesisError(
             f"{what} needs {size(needed)} and {folder} has {size(free)} free: "

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+# Texts are hostile: every repetition that may fail after it has an upper bound, so that a search takes linear time
+# (tests/hostile/test_patterns.py measures each pattern of the package).
 # What a chat template turns into the boundary of a message. A dataset must not be able to forge one.
 CONTROL_TOKEN = re.compile(
     r"<\|[A-Za-z0-9_]{2,40}\|>"  # <|im_start|>, <|eot_id|>, <|endoftext|>
@@ -13,6 +16,7 @@ CONTROL_TOKEN = re.compile(
     r"|\[(?:gMASK|MASK|CLS|SEP|/?SYSTEM_PROMPT|/?AVAILABLE_TOOLS)\]"
     r"|<｜[^｜\n]{2,40}｜>"  # DeepSeek's, with full-width bars
 )
+LONGEST_TOKEN = 200  # characters
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"”»)]?\s+")
 _WORD = re.compile(r"\w+")
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -53,9 +57,39 @@ def neutralise(text: str) -> str:
     return break_control_tokens(_MARKS.sub(lambda m: m[0].replace("<", "‹").replace(">", "›"), text))
 
 
-def break_control_tokens(text: str) -> str:
-    """`text` with a space inside each chat-template token, so that no tokenizer reads it as one."""
-    return CONTROL_TOKEN.sub(lambda m: m[0][0] + " " + m[0][1:], text)
+def break_control_tokens(text: str, special: re.Pattern[str] | None = None) -> str:
+    """`text` with a space inside each chat-template token, so that no tokenizer reads it as one.
+
+    Args:
+        special: matches the model's own tokens, from `any_of`; those of known models are always broken up.
+    """
+    for pattern in (CONTROL_TOKEN, special):
+        while pattern is not None and pattern.search(text):  # a break may leave another token: "<</s></s>"
+            text = pattern.sub(lambda m: m[0][0] + " " + m[0][1:], text)
+    return text
+
+
+def any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    """A pattern of the longest of a model's `tokens` at each place of a text.
+
+    Tokens of one character, with white space, or of more than 200 characters are left out: a space can't break them up,
+    or no tokenizer has them. The pattern is a tree: trying thousands of tokens one by one at each `<` takes minutes.
+    """
+    tree: dict[str, Any] = {}
+    for token in tokens:
+        if 1 < len(token) <= LONGEST_TOKEN and not any(map(str.isspace, token)):
+            node = tree
+            for char in token:
+                node = node.setdefault(char, {})
+            node[""] = {}
+    return re.compile(_branches(tree) if tree else r"(?!)")
+
+
+def _branches(node: dict[str, Any]) -> str:
+    follow = [re.escape(char) + _branches(after) for char, after in node.items() if char]
+    if "" not in node and len(follow) == 1:
+        return follow[0]
+    return f"(?:{'|'.join(follow)}){'?' if '' in node else ''}" if follow else ""
 
 
 def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:

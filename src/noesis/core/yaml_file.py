@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
 
+MOST_BYTES = 4_000_000  # the largest of ours has 30,000
+
+
 class _Loader(yaml.SafeLoader):
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):  # a few lines of them can stand for a billion values
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read: write the value out", mark)
+        return super().compose_node(parent, index)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
@@ -31,11 +40,17 @@ def read_yaml(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: it does not exist.
-        ValueError: it is not YAML, or not UTF-8; the message names the line.
+        ValueError: it is too long, not YAML, or not UTF-8; the message names the line.
     """
+    with open(path, "rb") as f:
+        data = f.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"longer than {MOST_BYTES:,} bytes")
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  (a SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return yaml.load(data.decode("utf-8"), Loader=_Loader)  # noqa: S506  (a SafeLoader)
+    except RecursionError:
+        raise ValueError("nested too deeply to be read") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError, OverflowError) as error:
         raise ValueError(" ".join(str(error).split())) from None
 
 

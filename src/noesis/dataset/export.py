@@ -16,8 +16,8 @@ import numpy as np
 from noesis.constitution.document import Constitution
 from noesis.core.config import Config
 from noesis.core.console import say
-from noesis.core.errors import DataError
-from noesis.core.files import atomic, write_json, write_jsonl
+from noesis.core.errors import DataError, UsageError
+from noesis.core.files import atomic, require_output, write_json, write_jsonl
 from noesis.core.text import counted
 from noesis.dataset.checks.contamination import refuse_known_questions
 from noesis.dataset.checks.length import TokenCounter, find_token_counter
@@ -26,6 +26,7 @@ from noesis.dataset.checks.rows import RowReader
 from noesis.dataset.checks.scan import Column, Table
 from noesis.dataset.checks.validate import Report, validate
 from noesis.dataset.checks.whole_set import leaks
+from noesis.dataset.source_files import is_hand_written
 from noesis.dataset.split import in_order, split
 from noesis.dataset.statistics import ExportStatistics, describe_files
 
@@ -97,6 +98,10 @@ def export(
     Raises:
         DataError: an error in a line, a question of the Tribunal, or too few different examples.
     """
+    if is_hand_written(out):
+        raise UsageError(f"--out {out} is among the hand-written examples: name another folder")
+    for name in ("train.jsonl", "eval.jsonl", "dropped.jsonl", "statistics.json"):
+        require_output(out / name, "--out", inputs=sources)
     counter = find_token_counter(config, constitution)
     report = check_sources(sources, constitution, config, counter=counter)
     table = report.table

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from noesis.constitution.document import Constitution, load_constitution
 from noesis.core.config import Config
-from noesis.core.console import _printable, say
+from noesis.core.console import printable, say, say_coloured
 from noesis.core.errors import TrainingError, UsageError
-from noesis.core.files import write_text
+from noesis.core.files import require_output, write_text
 from noesis.core.project import Project
 from noesis.dataset.checks.validate import validate
 from noesis.dataset.encode import prompt_messages, target_text
@@ -53,7 +53,7 @@ class Token:
     @property
     def shown(self) -> str:
         """The text with what can't be seen made visible; a newline keeps its effect."""
-        return _printable(self.text).replace("\t", "⇥\t").replace("\n", f"{NEWLINE}\n") or PART
+        return printable(self.text).replace("\t", "⇥\t").replace("\n", f"{NEWLINE}\n") or PART
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,8 @@ def show(
     chosen = examples if everything else [e for e in examples if e.id in ids] if ids else examples[:FIRST]
     tokenizer = _tokenizer(config)
     rows = make_rows(chosen, tokenizer, constitution, config)
+    if html is not None:
+        require_output(html, "--html", inputs=(project.training, project.constitution), starts=b"<!DOCTYPE html>")
     notes = _notes(tokenizer, config)
     for note in notes:
         say(note)
@@ -122,7 +124,7 @@ def show(
         if row.refusal:
             say(f"  REFUSED {row.refusal}")
         if html is None:
-            print(painted(row) if _colour() else barred(row), flush=True)  # noqa: T201  (say escapes colour codes)
+            say_coloured(painted(row)) if _colour() else say(barred(row))
     say(f"\n{total(rows, config.training.max_length)}")
     if html is not None:
         write_page(html, rows, notes, config)
@@ -190,7 +192,7 @@ def write_page(file: Path, rows: list[Row], notes: list[str], config: Config) ->
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda v: _printable(v) if type(v) is str else v,
+        finalize=lambda v: printable(v) if type(v) is str else v,
     )
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         rows=rows,

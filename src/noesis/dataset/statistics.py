@@ -12,7 +12,7 @@ import numpy as np
 
 from noesis.constitution.document import Constitution
 from noesis.core.config import Config
-from noesis.core.files import sha256_file, sha256_json
+from noesis.core.files import sha256_file
 from noesis.core.jsonl import iter_lines, parse_object
 from noesis.dataset.checks.length import TokenCounter
 from noesis.dataset.checks.scan import map_chunks
@@ -258,5 +258,5 @@ def _tokens(
         sample = set(np.random.default_rng([seed, rows]).choice(rows, SAMPLE, replace=False).tolist())
     lengths = [counter.length(example) for example in chosen(sample)]
     p50, p95 = np.percentile(lengths, [50, 95], method="inverted_cdf")
-    vocabulary = sha256_json(counter.tokenizer.backend.get_vocab(with_added_tokens=True))
+    vocabulary = counter.tokenizer.vocabulary_sha256()
     return TokenStatistics(counter.model, vocabulary, len(lengths), sample is None, int(p50), int(p95), max(lengths))

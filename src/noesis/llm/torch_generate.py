@@ -18,8 +18,9 @@ from noesis.core.console import say
 from noesis.core.errors import ModelError
 from noesis.core.messages import Message
 from noesis.core.text import common_prefix
-from noesis.llm.chat_template import end_of_turn, render
+from noesis.llm.chat_template import break_controls, end_of_turn, render
 from noesis.llm.llama_cpp import REPEAT_PENALTY
+from noesis.llm.model_config import check_model_folder
 from noesis.llm.tokenizer import ChatTokenizer
 from noesis.llm.weights import iter_trained_weights, read_adapter
 
@@ -50,7 +51,10 @@ def generate_batch(
     Raises:
         ModelError: a conversation and its answer are longer than the model's context.
     """
-    prompts = [tokenizer(render(tokenizer, c, add_generation_prompt=True))["input_ids"] for c in conversations]
+    prompts = [
+        tokenizer(render(tokenizer, break_controls(tokenizer, c), add_generation_prompt=True))["input_ids"]
+        for c in conversations
+    ]
     window = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
     longest = max((len(p) for p in prompts), default=0)
     if longest + max_tokens > window:
@@ -150,7 +154,7 @@ def next_tokens(
     import torch
 
     found = []
-    for messages in conversations:
+    for messages in (break_controls(tokenizer, c) for c in conversations):
         prefill = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
         text = render(tokenizer, messages[:-1] if prefill else messages, add_generation_prompt=True) + prefill
         ids = tokenizer(text)["input_ids"]
@@ -197,6 +201,7 @@ def load_merged_model(
     import torch
     from transformers import AutoModelForCausalLM
 
+    check_model_folder(base)
     kind = getattr(torch, dtype)
     model = AutoModelForCausalLM.from_pretrained(
         base, dtype=kind, use_safetensors=True, trust_remote_code=False, local_files_only=True

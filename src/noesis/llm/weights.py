@@ -8,7 +8,6 @@ of one tensor.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -19,6 +18,8 @@ from typing import Any
 from noesis.core.config import Quantization
 from noesis.core.errors import ModelError
 from noesis.core.files import files_in
+from noesis.core.jsonl import read_json_file
+from noesis.llm.model_config import check_adapter_settings
 
 ADAPTER_WEIGHTS, INDEX = "adapter_model.safetensors", "model.safetensors.index.json"
 PEFT_PREFIX = "base_model.model."
@@ -30,6 +31,12 @@ UNSUPPORTED = (
     "layers_to_transform",
     "lora_bias",
     "fan_in_fan_out",
+    "exclude_modules",
+    "layers_pattern",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_qalora",
 )
 TORCH_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' name → torch's
 MAX_SHARDS = 10_000
@@ -85,7 +92,7 @@ def read_adapter(folder: Path) -> AdapterFile:
             raise ModelError(
                 f"{folder}: adapters with {key} can't be merged here; merge it with peft's merge_and_unload()"
             )
-    r, alpha = int(settings["r"]), float(settings["lora_alpha"])
+    r, alpha = settings["r"], float(settings["lora_alpha"])
     scale = alpha / (r**0.5 if settings.get("use_rslora") else r)
     return AdapterFile(folder, r, scale, _lora_pairs(folder, shapes), shapes)
 
@@ -95,7 +102,7 @@ def _read_adapter_files(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[i
     from safetensors import SafetensorError, safe_open
 
     try:
-        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        settings = check_adapter_settings(folder / "adapter_config.json")
         with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as f:
             shapes = {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118  (not a dict)
     except FileNotFoundError as error:
@@ -164,9 +171,11 @@ def weight_files(model: Path) -> list[Path]:
 
 def _names_in_index(index: Path) -> list[str]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted({str(name) for name in read_json_file(index)["weight_map"].values()})
     except (ValueError, KeyError, AttributeError, TypeError):
         raise ModelError(f"{index} is damaged: fetch the model again") from None
+    if len(names) > MAX_SHARDS:
+        raise ModelError(f"{index} names {len(names):,} files: it is damaged or hostile")
     for name in names:
         if Path(name).name != name:
             raise ModelError(f"{index} names a file outside its folder: {name!r}")
@@ -179,7 +188,7 @@ def _names_in_folder(model: Path) -> list[str]:
         if (model / ADAPTER_WEIGHTS).is_file():
             raise ModelError(f"{model} holds an adapter, not a model: merge it first, or give --adapter")
         raise ModelError(f"{model} has no .safetensors file")
-    numbered = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.safetensors", names[0])
+    numbered = re.fullmatch(r"(.{1,200})-\d{5}-of-(\d{5})\.safetensors", names[0])
     if numbered is None:
         return names
     stem, count = numbered.group(1), numbered.group(2)

@@ -9,7 +9,7 @@ from typing import Any
 
 from noesis.core.config import TribunalSection
 from noesis.core.console import Progress
-from noesis.core.files import sha256_file, sha256_json
+from noesis.core.files import scratch_folder, sha256_file, sha256_json
 from noesis.core.messages import Message
 from noesis.dataset.encode import prompt_messages
 from noesis.dataset.schema import Example
@@ -97,13 +97,16 @@ def base_and_tuned_answers(s: RunSession, examples: Sequence[Example]) -> dict[s
         return _answers_on_gpu(s, conversations)
     from noesis.llm.llama_cpp import LlamaEngine
 
-    engine = LlamaEngine(base_gguf(s), adapter=write_adapter(s), parallel=min(4, len(conversations)), context=2048)
     answers = {}
-    for model, on in (("base", False), ("tuned", True)):
-        with Progress(f"answer ({model})", len(conversations), "prompts") as progress:
-            answers[model] = engine.answer_all(
-                conversations, max_tokens=s.config.training.tribunal.max_new_tokens, adapter=on, progress=progress
-            )
+    with scratch_folder(s.run.tribunal, "answering") as folder:
+        engine = LlamaEngine(
+            base_gguf(s), adapter=write_adapter(s, folder), parallel=min(4, len(conversations)), context=2048
+        )
+        for model, on in (("base", False), ("tuned", True)):
+            with Progress(f"answer ({model})", len(conversations), "prompts") as progress:
+                answers[model] = engine.answer_all(
+                    conversations, max_tokens=s.config.training.tribunal.max_new_tokens, adapter=on, progress=progress
+                )
     return answers
 
 

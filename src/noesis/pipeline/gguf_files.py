@@ -40,15 +40,15 @@ def system_prompt(s: RunSession) -> str:
 
 
 def adapter_file(s: RunSession) -> Path:
-    """Where the adapter's GGUF is."""
+    """Where the adapter's GGUF is, once it is certified."""
     return s.run.gguf / f"{s.run.merged.name}-adapter.gguf"
 
 
-def write_adapter(s: RunSession) -> Path:
-    """Write the adapter as GGUF, for a GGUF of its base."""
+def write_adapter(s: RunSession, folder: Path) -> Path:
+    """Write the adapter as GGUF into `folder`, for a GGUF of its base."""
     from noesis.release.gguf.writer import write_adapter_gguf
 
-    file = adapter_file(s)
+    file = folder / adapter_file(s).name
     write_adapter_gguf(s.run.adapter(), s.model.path, file, licence=s.model.licence, provenance=provenance(s))
     return file
 

@@ -13,6 +13,7 @@ from noesis.core.messages import Message
 from noesis.core.project import Project
 from noesis.llm.clients.spec import parse_spec
 from noesis.llm.clients.spending import Spending
+from noesis.pipeline.consent import tribunal_settings
 from noesis.pipeline.served_files import find_base_gguf
 from noesis.run.directory import Run
 from noesis.tribunal.court import Opinion, opinion
@@ -78,7 +79,8 @@ class LiveJudge:
             UsageError: a SPEC that is not understood. ModelError: a judge that can't be loaded.
         """
         self._constitution = constitution
-        self._section = run.config().training.tribunal
+        config = run.config()
+        self._section = tribunal_settings(config, project) if judges else config.training.tribunal
         self._stack = ExitStack()
         self._panel: JudgePanel | None = None
         self.name = NAME

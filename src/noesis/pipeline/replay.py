@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from noesis.core.config import Config
 from noesis.core.console import command
 from noesis.core.device import detect
-from noesis.core.errors import RunError
-from noesis.core.files import files_in, sha256_file
+from noesis.core.errors import RunError, UsageError
+from noesis.core.files import copy_folder, files_in, sha256_file
 from noesis.core.libraries import library_versions
 from noesis.pipeline.results import RunResults
 from noesis.pipeline.resume_fork import resume
@@ -87,6 +86,8 @@ def replay(path: Path, target: Path | None = None) -> Replay:
         raise RunError(f"{path} was given more epochs before it was finished: such a run can't be made again")
     expected = sha256_file(run.epochs()[-1] / "adapter_model.safetensors")
     place = target or path.parent / ".replay" / f"{path.resolve().name}-{expected[:8]}"
+    if place.resolve().is_relative_to(path.resolve()):
+        raise UsageError(f"--out {place} is the run itself or a folder in it: name another folder")
     config = run.config()
     with locked(place):
         for epochs in [extension.epochs for extension in history] + [config.training.num_train_epochs]:
@@ -114,11 +115,11 @@ def _train(run: Run, place: Path, config: Config) -> Run:
         resume(place, identity, config)
     new = open_run(place, identity, config)
     if run.parent is not None:
-        shutil.copytree(run.parent, place / "parent", dirs_exist_ok=True)
+        copy_folder(run.parent, place / "parent")
         new.set_parent(run.manifest.parent)
 
     def copy() -> Json:
-        shutil.copytree(run.data, new.data, dirs_exist_ok=True)
+        copy_folder(run.data, new.data)
         return run.result("export") or {}
 
     new.perform("export", copy, lambda: files_in(new.data))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from noesis.core.errors import RunError
+from noesis.core.rooted import is_name
 from noesis.dataset.statistics import ExportStatistics
 from noesis.planning.plan import Plan, stored_plan
 from noesis.release.merge_weights import MergeResult
@@ -105,6 +106,8 @@ class Choice:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Choice:
         epochs = {name: EpochFigures.from_json(figures) for name, figures in value["epochs"].items()}
+        if not all(is_name(name) for name in (value["adapter"], *epochs)):
+            raise ValueError("an epoch's name is none")
         return cls(value["adapter"], value["by"], value["heard"], epochs)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from noesis.core.config import Config
 from noesis.core.errors import RunError, UsageError
-from noesis.core.files import replace_folder, sha256_file, sync_tree
+from noesis.core.files import copy_file, new_folder, sha256_file
 from noesis.pipeline.results import RunResults
 from noesis.run.directory import Run, load_run
 from noesis.run.manifest import Identity, Parent
@@ -80,13 +79,10 @@ def adopt(run: Run, path: Path, parent: Parent) -> None:
     """Copy the parent's adapter into the new run, which needs nothing of the parent from then on."""
     target = run.path / "parent"
     if not target.is_dir():
-        part = run.path / ".parent.part"
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        for name in ADAPTER_FILES:
-            shutil.copyfile(load_run(path).adapter() / name, part / name)
-        sync_tree(part)
-        replace_folder(part, target)
+        adapter = load_run(path).adapter()
+        with new_folder(target) as part:
+            for name in ADAPTER_FILES:
+                copy_file(adapter / name, part / name)
     run.set_parent(parent)
 
 

@@ -75,8 +75,10 @@ def certified_gguf(run: Run, quant: str | None = None) -> Path:
             f"{run.path} holds {which} that was shown to behave like the model: run  {command('gguf', run.path)}  first"
         )
     file = run.gguf / f"{run.merged.name}-{best}.gguf"
-    if wrong := [name for name in run.changed("gguf") if name.startswith(f"gguf/{file.name}:")]:
-        raise RunError(f"{run.path}: {wrong[0]} since it was certified: run  {command('gguf', run.path, '--again')}")
+    if not run.vouches_for("gguf", file):
+        raise RunError(
+            f"{file} is missing, or was changed since it was certified: run  {command('gguf', run.path, '--again')}"
+        )
     return file
 
 
@@ -108,7 +110,7 @@ def _certified_adapter(run: Run) -> Path | None:
     certificate, file = RunResults(run).certificate, run.gguf / f"{run.merged.name}-adapter.gguf"
     if certificate is None or certificate.adapter is None or not certificate.adapter.passed or not file.is_file():
         return None
-    return None if any(file.name in name for name in run.changed("gguf")) else file
+    return file if run.vouches_for("gguf", file) else None
 
 
 def find_base_gguf(run: Run) -> Path | None:
@@ -163,7 +165,7 @@ def _probe_conversations(run: Run) -> list[list[Message]]:
 def _reference_answers(file: Path, conversations: list[list[Message]]) -> list[Completion]:
     """What the file itself answers."""
     server = LlamaServer(file, parallel=1)
-    client = LLMClient(server.url + "/v1", server.key, "reference")
+    client = LLMClient(server.url + "/v1", server.key, "reference", socket=server.socket)
     try:
         return ask_endpoint(client, conversations, repeat_penalty=1.0, cache_prompt=False)
     finally:

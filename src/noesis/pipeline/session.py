@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +14,8 @@ from noesis.core.device import Device, detect
 from noesis.dataset.load import read_run_copy
 from noesis.dataset.schema import Dataset
 from noesis.llm.embedded import Model
-from noesis.llm.hub import find_model
 from noesis.llm.row_encoder import RowEncoder, encoder_for
+from noesis.pipeline.consent import base_model
 from noesis.pipeline.results import RunResults
 from noesis.pipeline.training_set import build_training_set
 from noesis.planning.budget import Budget, budget_of
@@ -21,6 +23,7 @@ from noesis.planning.plan import Plan, with_planned_storage
 from noesis.planning.precision import compute_dtype
 from noesis.planning.pricing import usd_per_second
 from noesis.run.directory import Run, load_run
+from noesis.run.lock import locked
 from noesis.training.job import TrainingSet
 
 
@@ -84,13 +87,28 @@ class RunSession:
         return compute_dtype(self.config, self.device) if plan is None else plan.setup.compute_dtype
 
 
-def reopen_run(path: Path) -> RunSession:
+def reopen_run(path: Path, *, fetch: bool = False) -> RunSession:
     """The session of an existing run, from what lies in it.
 
+    Args:
+        fetch: the run is known to be the user's own: its base model may be downloaded without asking.
+
     Raises:
-        UsageError: there is no run.
+        UsageError: there is no run, or its base model is not here and only the run names it.
     """
     run = load_run(path)
     config = run.config()
     constitution = load_constitution(run.data / "constitution.yaml")
-    return RunSession(run, config, constitution, find_model(config.training.model, config.training.revision), detect())
+    return RunSession(run, config, constitution, base_model(path, config, fetch=fetch), detect())
+
+
+@contextmanager
+def locked_session(path: Path) -> Iterator[RunSession]:
+    """The session of an existing run, locked before it is read: it starts from what other commands have left.
+
+    Raises:
+        UsageError: as `reopen_run`. RunError: another process is working on it.
+    """
+    load_run(path)  # locking would make a folder where there is none
+    with locked(path):
+        yield reopen_run(path)

@@ -7,7 +7,6 @@ from pathlib import Path
 from noesis.constitution.document import load_constitution
 from noesis.core.config import Config
 from noesis.core.device import detect
-from noesis.core.files import write_json
 from noesis.core.project import Project
 from noesis.dataset.load import for_run, read_exports, split_sources
 from noesis.dataset.schema import Dataset
@@ -73,8 +72,7 @@ def start_run(
     run = open_run(path, identity, config, fresh=fresh, archive_to=archive_to)
     if parent and fork:
         adopt(run, fork, parent)
-    if run.config() != config:  # settings that do not decide the adapter, such as the budget: the latest ones hold
-        write_json(run.path / "config.json", config.model_dump(mode="json"))
+    run.record_settings(config)  # those that do not decide the adapter, such as the budget: the latest ones hold
     s = RunSession(run, config, constitution, model, detect(), dataset)
     run_export(s, ExportSource(dataset, project.constitution))
     return s

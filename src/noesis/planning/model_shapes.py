@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from noesis.core.errors import ModelError
+from noesis.core.jsonl import read_json_file, whole_number
 
 FILE = Path(__file__).with_name("models.yaml")
 
@@ -126,17 +126,22 @@ def read_shape(folder: Path) -> Shape:
         ModelError: config.json is missing or describes no Llama-like model.
     """
     try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        heads, hidden = int(raw["num_attention_heads"]), int(raw["hidden_size"])
+        raw = read_json_file(folder / "config.json")
+        heads, hidden = (
+            whole_number(raw, "num_attention_heads", 1, 1 << 14),
+            whole_number(raw, "hidden_size", 1, 1 << 20),
+        )
+        given = {"num_key_value_heads": heads, "head_dim": hidden // heads}
+        given |= {key: raw[key] for key in given if raw.get(key)}
         return Shape(
-            layers=int(raw["num_hidden_layers"]),
+            layers=whole_number(raw, "num_hidden_layers", 1, 2_000),
             hidden=hidden,
-            intermediate=int(raw["intermediate_size"]),
+            intermediate=whole_number(raw, "intermediate_size", 1, 1 << 22),
             heads=heads,
-            kv_heads=int(raw.get("num_key_value_heads") or heads),
-            head_dim=int(raw.get("head_dim") or hidden // heads),
-            vocabulary=int(raw["vocab_size"]),
+            kv_heads=whole_number(given, "num_key_value_heads", 1, 1 << 14),
+            head_dim=whole_number(given, "head_dim", 1, 1 << 14),
+            vocabulary=whole_number(raw, "vocab_size", 1, 4_000_000),
             tied=bool(raw.get("tie_word_embeddings", False)),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise ModelError(f"{folder / 'config.json'} does not describe a Llama-like model: {error!r}") from None

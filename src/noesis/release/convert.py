@@ -6,10 +6,10 @@ from pathlib import Path
 
 from noesis.core.console import say, size
 from noesis.core.errors import UsageError
-from noesis.core.files import write_json
+from noesis.core.files import require_output, scratch_folder, write_json
 from noesis.llm.chat_template import render
 from noesis.llm.tokenizer import load_tokenizer
-from noesis.release.parity.outcome import reject_failed, require_passed, show_certificate
+from noesis.release.parity.outcome import name_files, require_passed, show_certificate
 
 ANSWERED_EVERY = 8  # one question in this many is also answered greedily
 
@@ -21,7 +21,8 @@ def convert_folder(folder: Path, outfile: Path | None, kinds: tuple[str, ...]) -
         the files, certified against the model in float32; the certificate is `<first file>.parity.json`.
 
     Raises:
-        UsageError: no model is there, or more than one.
+        UsageError: no model is there, or more than one; or a file would stand in its folder, or replace one of another
+            kind.
         ParityError: a file does not behave like the model; it was renamed to *.rejected.gguf.
     """
     from noesis.release.gguf.writer import write_gguf
@@ -32,14 +33,18 @@ def convert_folder(folder: Path, outfile: Path | None, kinds: tuple[str, ...]) -
         raise UsageError(f"--outfile names one file, but there are {', '.join(kinds)}: choose one with --quant")
     name = model.resolve().name
     files = {kind: outfile or Path.cwd() / f"{name}-{kind}.gguf" for kind in kinds}
+    for file in files.values():
+        require_output(file, "--outfile", inputs=(model,), starts=b"GGUF")
     tokenizer = load_tokenizer(model)
-    for kind, file in files.items():
-        write_gguf(model, file, kind, name=name, licence="see the model's folder")
-        say(f"  {file}: {size(file.stat().st_size)}")
     texts = [render(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True) for text in QUESTIONS]
-    subject = Subject(model, files, None, texts, texts[::ANSWERED_EVERY], prompts_from="twenty questions")
     first = next(iter(files.values()))
-    certificate = reject_failed(certify(subject, tokenizer), first.parent)
+    with scratch_folder(first.parent, first.stem) as scratch:
+        written = {kind: scratch / file.name for kind, file in files.items()}
+        for kind, file in written.items():
+            write_gguf(model, file, kind, name=name, licence="see the model's folder")
+            say(f"  {files[kind]}: {size(file.stat().st_size)}")
+        subject = Subject(model, written, None, texts, texts[::ANSWERED_EVERY], prompts_from="twenty questions")
+        certificate = name_files(certify(subject, tokenizer), scratch, first.parent)
     record = first.parent / f"{first.stem}.parity.json"
     write_json(record, certificate.to_json())
     require_passed(certificate, str(record))

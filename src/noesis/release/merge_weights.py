@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any
 from noesis.core.config import Quantization
 from noesis.core.console import Progress
 from noesis.core.errors import ModelError
-from noesis.core.files import files_in, replace_folder, require_space, sync_tree
+from noesis.core.files import copy_file, files_in, new_folder, require_space, write_text
+from noesis.core.rooted import file_of_model
 from noesis.llm.weights import (
     AdapterFile,
     StoredTensor,
@@ -164,15 +164,11 @@ def merge(
     """
     plan = plan_merge(base, adapter_folder, quantization, dtype)
     require_space(target.parent, plan.bytes, "the merged model")
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     error = _ErrorMeter()
-    digests = _write_weights(plan, part, error)
-    _write_other_files(plan.base, part, card, provenance)
-    verify_shards(part, {t.name: (t.shape, t.dtype, digests[t.name]) for t in plan.tensors})
-    sync_tree(part)
-    replace_folder(part, target)
+    with new_folder(target) as part:
+        digests = _write_weights(plan, part, error)
+        _write_other_files(plan.base, part, card, provenance)
+        verify_shards(part, {t.name: (t.shape, t.dtype, digests[t.name]) for t in plan.tensors})
     return MergeResult(
         tensors=len(plan.tensors),
         merged_tensors=len(plan.adapter.targets),
@@ -196,7 +192,7 @@ def _write_weights(plan: MergePlan, folder: Path, error: _ErrorMeter) -> dict[st
     if len(plan.files) > 1:
         weight_map = {tensor.name: tensor.file.name for tensor in plan.tensors}
         index = json.dumps({"metadata": {"total_size": plan.bytes}, "weight_map": weight_map}, indent=2)
-        (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+        write_text(folder / "model.safetensors.index.json", index)
     return digests
 
 
@@ -248,7 +244,7 @@ def _write_other_files(base: Path, folder: Path, card: str, provenance: Provenan
     """Copy tokenizer, configuration and licence from the base; write the model card and the provenance."""
     for file in files_in(base):
         if any(file.match(pattern) for pattern in COPIED) and file.name not in NOT_COPIED:
-            shutil.copy2(file, folder / file.name)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+            copy_file(file_of_model(base, file.name), folder / file.name)
+    write_text(folder / "README.md", card)
     if provenance is not None:
         provenance.save(folder)

@@ -5,7 +5,11 @@ A fine-tune of a Llama carries Llama in its name and Meta's notice (Llama 3.1 Co
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
+
+from noesis.core.console import printable
 
 LLAMA_NOTICE = (
     "{name} is licensed under the {name} Community License, Copyright © Meta Platforms, Inc. All Rights Reserved."
@@ -88,11 +92,11 @@ def model_card(content: CardContent) -> str:
     lines = [
         *_front_matter(c, llama),
         "",
-        f"# {display_name(c.name, c.base)}",
+        f"# {_plain(display_name(c.name, c.base))}",
         "",
         *([f"Built with {llama.split()[0]}.", ""] if llama else []),
-        f"A fine-tune of {c.base} by Constitutional AI, made with Noesis {c.noesis}: QLoRA on revised answers, the",
-        "adapter merged into the base as it was trained against it (dequantised NF4 weights where the base was",
+        f"A fine-tune of {_plain(c.base)} by Constitutional AI, made with Noesis {c.noesis}: QLoRA on revised answers,",
+        "the adapter merged into the base as it was trained against it (dequantised NF4 weights where the base was",
         "quantised). Each GGUF file was compared with the merged model at every position of prompts in both languages;",
         "the figures are in its parity.json.",
         "",
@@ -109,7 +113,7 @@ def model_card(content: CardContent) -> str:
         "Held-out loss and preference accuracy show that training took effect, not that the answers are good; no judge",
         "has approved the model unless the table says so.",
         "",
-        f"Licence of the base: {llama + ' Community License' if llama else c.licence}.",
+        f"Licence of the base: {llama + ' Community License' if llama else _plain(c.licence)}.",
         *_llama_notice(llama),
         "",
     ]
@@ -120,7 +124,7 @@ def _front_matter(c: CardContent, llama: str | None) -> list[str]:
     licence = llama.lower().replace(" ", "") if llama else "apache-2.0" if c.licence == "Apache-2.0" else "other"
     return [
         "---",
-        f"base_model: {EMBEDDED_ON_HUB if c.base == 'smollm2' else c.base}",
+        f"base_model: {_scalar(EMBEDDED_ON_HUB if c.base == 'smollm2' else c.base)}",
         f"license: {licence}",
         "language: [pt, en]",
         "library_name: transformers",
@@ -154,7 +158,18 @@ def _table(c: CardContent) -> list[str]:
     for score in c.scores:
         low, high = score.interval_95
         rows.append((score.name, f"{score.mean:.3f} [{low:.3f}, {high:.3f}]"))
-    return [f"| {name} | {value} |" for name, value in rows]
+    return [f"| {_plain(name)} | {_plain(value)} |" for name, value in rows]
+
+
+def _plain(text: str) -> str:
+    """A foreign text as one line of Markdown that is neither markup nor HTML; what is usual in names stays as it is."""
+    text = printable(" ".join(text.split()))
+    return re.sub(r"[\\`*|]|\](?=\()", r"\\\g<0>", text.replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def _scalar(text: str) -> str:
+    """A text as a YAML scalar: quoted, as JSON has it, unless it is a plain name."""
+    return text if re.fullmatch(r"[A-Za-z][\w.-]*(/[\w.-]+)*", text, re.ASCII) else json.dumps(text)
 
 
 def _known(value: int | None) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.errors import ModelError
+from noesis.core.files import write_text
 
 FILE_NAME = "noesis.json"
 
@@ -46,8 +47,7 @@ class Provenance:
 
     def save(self, folder: Path) -> None:
         """Write `noesis.json` into a model folder."""
-        text = json.dumps(self.to_json(), ensure_ascii=False, indent=2)
-        (folder / FILE_NAME).write_text(text, encoding="utf-8")
+        write_text(folder / FILE_NAME, json.dumps(self.to_json(), ensure_ascii=False, indent=2))
 
 
 def read_provenance(model: Path) -> Provenance:

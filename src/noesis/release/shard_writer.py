@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.errors import ModelError
+from noesis.core.files import atomic
 from noesis.llm.weights import StoredTensor, list_tensors, read_tensor
 
 
@@ -33,7 +34,7 @@ def write_shard(file: Path, tensors: list[StoredTensor], arrays: Iterable[Any]) 
         offset += tensor.size
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with open(file, "wb") as f:
+    with atomic(file, "wb") as f:
         f.write(len(encoded).to_bytes(8, "little") + encoded)
         for tensor, array in zip(tensors, arrays, strict=True):
             data = _bytes(array)

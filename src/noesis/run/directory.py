@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+
+from filelock import FileLock
 
 from noesis import __version__
 from noesis.core.config import Config
@@ -22,12 +24,18 @@ from noesis.core.console import command, say
 from noesis.core.errors import CapError, RunError, UsageError
 from noesis.core.files import sha256_file, sweep, sync_file, utc_now, write_json, write_text
 from noesis.core.libraries import library_versions
-from noesis.run.archive import RUN_FILES, archive, finish_archiving
+from noesis.run.archive import MOVING, RUN_FILES, archive, finish_archiving
+from noesis.run.folder import guard_run, require_run_folder
 from noesis.run.ledger import LedgerEntry, StageMeter, total, unrecorded_cost
-from noesis.run.lock import locked
 from noesis.run.manifest import Extension, Identity, Json, Manifest, OutputFile, Parent, StageRecord
 from noesis.run.manifest_file import read_manifest
 from noesis.run.stages import is_derived
+
+SETTINGS = "config.json"
+ADAPTER = "adapter_model.safetensors"  # in the folder of an epoch
+EPOCH = re.compile(r"epoch_(0|[1-9][0-9]{0,8})").fullmatch  # the folder of an epoch's adapter
+MANIFEST_LOCK = ".manifest.lock"  # held while the manifest is read, changed and written; a moment
+LONGEST_WRITE_S = 60.0
 
 
 class Run:
@@ -80,7 +88,7 @@ class Run:
 
     def config(self) -> Config:
         """The resolved configuration that this run was made with."""
-        return Config.model_validate_json((self.path / "config.json").read_text(encoding="utf-8"))
+        return Config.model_validate_json((self.path / SETTINGS).read_text(encoding="utf-8"))
 
     def epochs(self) -> list[Path]:
         """The adapters of the finished epochs, in order.
@@ -88,9 +96,10 @@ class Run:
         Raises:
             RunError: nothing was trained yet.
         """
-        numbered = [p for p in self.checkpoints.glob("epoch_*") if p.name.removeprefix("epoch_").isdecimal()]
-        folders = sorted(numbered, key=lambda p: int(p.name.removeprefix("epoch_")))
-        whole = [p for p in folders if (p / "adapter_model.safetensors").is_file()]
+        found = {int(p.name.removeprefix("epoch_")): p for p in self.checkpoints.glob("epoch_*") if EPOCH(p.name)}
+        whole = [found[i] for i in sorted(found) if (found[i] / ADAPTER).is_file()]
+        if self.result("train") is not None:  # one that training did not leave was put there by somebody
+            whole = [p for p in whole if self._relative(p / ADAPTER) in self._manifest.stages["train"].outputs]
         if not whole:
             raise RunError(f"{self.path} holds no trained adapter: run  {command('train', '--run', self.path)}  first")
         return whole
@@ -99,11 +108,19 @@ class Run:
         """The adapter that the stage `choose` settled on; before it, that of the last finished epoch.
 
         Raises:
-            RunError: nothing was trained yet.
+            RunError: nothing was trained yet, or the chosen adapter is not one that training left.
         """
         epochs = self.epochs()
         choice = self.result("choose") if self.state("choose") == "done" else None
-        return next((p for p in epochs if choice and p.name == choice["adapter"]), epochs[-1])
+        if choice is None:
+            return epochs[-1]
+        for folder in epochs:
+            if folder.name == choice.get("adapter"):
+                return folder
+        raise RunError(
+            f"{self.path} chose {choice.get('adapter')!r}, which is not among the adapters that training left here: "
+            f"see  {command('verify', self.path)}"
+        )
 
     # --- what the manifest says
     @property
@@ -129,17 +146,15 @@ class Run:
             thoroughly: hash every file; otherwise a file with the recorded size and time counts as unchanged.
         """
         record = self._manifest.stages.get(stage)
-        wrong = []
-        for name, output in record.outputs.items() if record else ():
-            file = self.path / name
-            if not file.is_file():
-                wrong.append(f"{name}: missing")
-                continue
-            found = file.stat()
-            known = not thoroughly and found.st_mtime_ns == output.mtime_ns
-            if found.st_size != output.bytes or not (known or sha256_file(file) == output.sha256):
-                wrong.append(f"{name}: changed")
-        return wrong
+        outputs = record.outputs.items() if record else ()
+        problems = {name: self._problem(self.path / name, o, thoroughly=thoroughly) for name, o in outputs}
+        return [f"{name}: {problem}" for name, problem in problems.items() if problem]
+
+    def vouches_for(self, stage: str, file: Path, *, thoroughly: bool = False) -> bool:
+        """Whether a stage lists `file`, and it is as the stage left it; `thoroughly` as in `changed`."""
+        record = self._manifest.stages.get(stage)
+        output = record.outputs.get(self._relative(file)) if record else None
+        return output is not None and self._problem(file, output, thoroughly=thoroughly) is None
 
     def result(self, stage: str) -> Json | None:
         """What a finished stage reported, None if it has not run."""
@@ -167,23 +182,22 @@ class Run:
             work: does it and returns its result (plain JSON).
             outputs: lists the files that it left; called afterwards.
         """
+        self._manifest = self._stored()
         previous = self._manifest.stages.get(stage)
         if self.is_done(stage) and not again and previous is not None:
             say("  already done")
             return dict(previous.result or {})
         before = previous.seconds if previous is not None and previous.status == "interrupted" else 0.0
         record = StageRecord("running", utc_now(), before, self._manifest.inputs_for(stage))
-        self._manifest = self._manifest.with_stage(stage, record)
-        if (killed := unrecorded_cost(self.path, self._manifest.ledger)) is not None:
-            self._manifest = self._manifest.with_cost([killed])
+        killed = unrecorded_cost(self.path, self._manifest.ledger)
         sweep(self.path)
-        self._save()
+        self._change(lambda m: m.with_stage(stage, record).with_cost([killed] if killed else []))
         meter = StageMeter(self.path, stage, record.started, self.usd_per_s)
         self.working_since = meter.started_at
         try:
             result = work()
             files = {
-                file.relative_to(self.path).as_posix(): self._recorded(stage, file)
+                self._relative(file): self._recorded(stage, file)
                 for file in sorted(outputs())
                 if not file.name.startswith(".")
             }
@@ -192,60 +206,89 @@ class Run:
             status = "failed" if isinstance(error, Exception) and not isinstance(error, CapError) else "interrupted"
             cost = meter.stop("capped" if isinstance(error, CapError) else status)
             stopped = replace(record, status=status, seconds=round(before + cost.seconds, 2))
-            self._end(self._manifest.with_stage(stage, stopped), cost)
+            self._end(lambda m: m.with_stage(stage, stopped), cost)
             raise
         cost = meter.stop("done")
         seconds = round(before + cost.seconds, 2)
         done = replace(record, status="done", seconds=seconds, outputs=files, result=json.loads(json.dumps(result)))
-        self._end(self._manifest.with_finished(stage, done, previous), cost)
+        self._end(lambda m: m.with_finished(stage, done, previous), cost)
         return result
 
     def book(self, entries: Iterable[LedgerEntry]) -> None:
         """Add what was spent on this run elsewhere to its ledger; an entry already in it is not counted twice."""
-        self._manifest = self._manifest.with_cost(entries)
-        self._save()
+        booked = tuple(entries)
+        self._change(lambda m: m.with_cost(booked))
 
     def write_derived(self, stage: str, file: Path, text: str) -> None:
         """Write a derived file of a finished stage again, such as the model card, and record its new hash."""
-        name, record = file.relative_to(self.path).as_posix(), self._manifest.stages[stage]
+        name = self._relative(file)
         if not is_derived(stage, name):
             raise ValueError(f"{name} is not a derived file of {stage}")
         write_text(file, text)
-        outputs = {**record.outputs, name: self._recorded(stage, file)}
-        self._manifest = self._manifest.with_stage(stage, replace(record, outputs=outputs))
-        self._save()
+        written = self._recorded(stage, file)
+        self._change(lambda m: m.with_output(stage, name, written))
 
     def set_parent(self, parent: Parent | None) -> None:
         """Record which adapter this run starts from."""
         if parent != self._manifest.parent:
-            self._manifest = replace(self._manifest, parent=parent)
-            self._save()
+            self._change(lambda m: replace(m, parent=parent))
 
     def extend(self, identity: Identity, config: Config) -> None:
         """Continue with a configuration that asks for more epochs; everything from the plan on must be done again."""
         earlier = Extension(self.config().training.num_train_epochs, self.result("train") is not None)
-        extended = replace(self._manifest, identity=identity, history=(*self._manifest.history, earlier))
-        self._manifest = extended.with_stale("plan")
-        self._save()
-        write_json(self.path / "config.json", config.model_dump(mode="json"))
+        self._change(lambda m: replace(m, identity=identity, history=(*m.history, earlier)).with_stale("plan"))
+        self.record_settings(config)
 
-    def locked(self) -> AbstractContextManager[None]:
-        """Lock the run directory; see `noesis.run.lock.locked`."""
-        return locked(self.path)
+    def record_settings(self, config: Config) -> None:
+        """Let these settings hold from now on; those that do not decide the adapter may be newer than the run."""
+        file = self.path / SETTINGS
+        if self.config() != config or self._manifest.settings_sha256 != sha256_file(file):
+            write_json(file, config.model_dump(mode="json"))
+            self._change(lambda m: replace(m, settings_sha256=sha256_file(file)))
+
+    @staticmethod
+    def _problem(file: Path, output: OutputFile, *, thoroughly: bool) -> str | None:
+        """`missing`, `changed`, or None where the file is as recorded."""
+        if not file.is_file():
+            return "missing"
+        found = file.stat()
+        known = not thoroughly and found.st_mtime_ns == output.mtime_ns
+        same = found.st_size == output.bytes and (known or sha256_file(file) == output.sha256)
+        return None if same else "changed"
+
+    def _relative(self, file: Path) -> str:
+        """A file's name in the manifest."""
+        return file.relative_to(self.path).as_posix()
 
     def _recorded(self, stage: str, file: Path) -> OutputFile:
         """A file's record, once it is on the disk."""
         sync_file(file)
-        found, derived = file.stat(), is_derived(stage, file.relative_to(self.path).as_posix())
+        found, derived = file.stat(), is_derived(stage, self._relative(file))
         return OutputFile(found.st_size, sha256_file(file), found.st_mtime_ns, derived)
 
-    def _end(self, manifest: Manifest, cost: LedgerEntry) -> None:
+    def _end(self, change: Callable[[Manifest], Manifest], cost: LedgerEntry) -> None:
         self.working_since = None
-        self._manifest = manifest.with_cost([cost])
-        self._save()
+        self._change(lambda m: change(m).with_cost([cost]))
 
-    def _save(self) -> None:
-        write_json(self.path / "manifest.json", self._manifest.to_json())
+    def _change(self, change: Callable[[Manifest], Manifest]) -> None:
+        """Write what `change` makes of the manifest as it is on the disk: what others wrote meanwhile is kept.
+
+        Raises:
+            RunError: it is no longer the manifest of this run.
+        """
+        with FileLock(self.path / MANIFEST_LOCK, timeout=LONGEST_WRITE_S):
+            self._manifest = change(self._stored())
+            write_json(self.path / "manifest.json", self._manifest.to_json())
+
+    def _stored(self) -> Manifest:
+        """The manifest on the disk. Raises RunError if it is another run's, or of other settings than this object's."""
+        found, own = read_manifest(self.path), self._manifest
+        if found is None or (found.created, found.identity) != (own.created, own.identity):
+            raise RunError(
+                f"{self.path} was replaced or given other settings by another command while this one ran: "
+                "run the same command again"
+            )
+        return found
 
 
 def open_run(
@@ -256,29 +299,32 @@ def open_run(
     Args:
         archive_to: where an old run goes; default: `.archive/` next to `path`. On a volume, whose root is the run,
             a folder in it.
+
+    Raises:
+        UsageError: what is at `path` is no run. RunError: it can't be read, or leads elsewhere.
     """
-    finish_archiving(path)
+    guard_run(path) if archive_to else require_run_folder(path)
+    archives = archive_to or path.parent / ".archive"
+    finish_archiving(path, archives)
     old = read_manifest(path)
     if old is not None and old.identity == identity and not fresh and not old.library_differences():
         return Run(path, old)
     if old is not None or any((path / name).exists() for name in RUN_FILES):
-        moved = archive(path, archive_to or path.parent / ".archive")
+        moved = archive(path, archives)
         say(f"  the old run was moved to {moved} ({_why_archived(old, identity)})")
-    run = Run(
-        path,
-        Manifest(
-            noesis=__version__,
-            created=utc_now(),
-            output_name=config.training.output_name,
-            identity=identity,
-            libraries=library_versions(),
-            python=platform.python_version(),
-            system=f"{platform.system()} {platform.machine()}",
-        ),
+    write_json(path / SETTINGS, config.model_dump(mode="json"))
+    manifest = Manifest(
+        noesis=__version__,
+        created=utc_now(),
+        output_name=config.training.output_name,
+        identity=identity,
+        libraries=library_versions(),
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.machine()}",
+        settings_sha256=sha256_file(path / SETTINGS),
     )
-    write_json(path / "config.json", config.model_dump(mode="json"))
-    run._save()
-    return run
+    write_json(path / "manifest.json", manifest.to_json())
+    return Run(path, manifest)
 
 
 def _why_archived(old: Manifest | None, identity: Identity) -> str:
@@ -293,10 +339,15 @@ def load_run(path: Path) -> Run:
 
     Raises:
         UsageError: there is none at `path`.
-        RunError: its manifest can't be read.
+        RunError: its manifest can't be read, or names or links in it lead elsewhere.
     """
-    finish_archiving(path)
+    guard_run(path)
     manifest = read_manifest(path)
+    if manifest is None and (path / MOVING).is_file():
+        raise UsageError(
+            f"{path} was being archived when its process was killed; "
+            f"{command('train', '--run', path)}  completes that and starts a new run"
+        )
     if manifest is None:
         raise UsageError(
             f"no run in {path}: {path / 'manifest.json'} is missing; "

@@ -8,6 +8,7 @@ Durations come from the monotonic clock: setting the time of day changes nothing
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import time
@@ -48,9 +49,9 @@ class LedgerEntry:
             str(value.get("id", "")),
             str(value["stage"]),
             str(value.get("started", "")),
-            float(value.get("usd_per_s", 0.0)),
-            float(value["seconds"]),
-            float(value["usd"]),
+            _amount(value.get("usd_per_s", 0.0)),
+            _amount(value["seconds"]),
+            _amount(value["usd"]),
             value.get("ended"),
         )
 
@@ -59,11 +60,19 @@ class LedgerEntry:
         return replace(self, seconds=round(seconds, 2), usd=round(seconds * self.usd_per_s, 6), ended=ended)
 
 
+def _amount(value: Any) -> float:
+    """Seconds or USD: finite, and not negative, or a cap on their sum would not hold."""
+    found = float(value)
+    if not (math.isfinite(found) and found >= 0):
+        raise ValueError(f"{value!r} is no amount")
+    return found
+
+
 def parse_entry(text: str) -> LedgerEntry | None:
     """The entry in the text of a `.meter` file; None where it is damaged."""
     try:
         return LedgerEntry.from_json(json.loads(text))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

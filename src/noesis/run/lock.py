@@ -11,7 +11,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from noesis.core.errors import RunError
-from noesis.core.files import utc_now
+from noesis.core.files import make_folder, utc_now, write_text
+from noesis.core.rooted import remove
+from noesis.run.folder import require_run_folder
 
 
 @contextmanager
@@ -20,8 +22,21 @@ def locked(path: Path) -> Iterator[None]:
 
     Raises:
         RunError: another process is working here; the message says which.
+        UsageError, UnsafePathError: it is a folder to keep out of; see `require_run_folder`.
     """
-    path.mkdir(parents=True, exist_ok=True)
+    require_run_folder(path)
+    make_folder(path)
+    with held(path):
+        yield
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """As `locked`, for any folder that is there.
+
+    Raises:
+        RunError: another process is working here.
+    """
     lock, holder = FileLock(path / ".lock", timeout=0), path / ".holder"
     try:
         lock.acquire()
@@ -29,8 +44,8 @@ def locked(path: Path) -> Iterator[None]:
         who = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
         raise RunError(f"{path} is in use by {who}: wait for it to end, or use another folder with --run") from None
     try:
-        holder.write_text(f"process {os.getpid()} on {platform.node()} since {utc_now()}", encoding="utf-8")
+        write_text(holder, f"process {os.getpid()} on {platform.node()} since {utc_now()}")
         yield
     finally:
-        holder.unlink(missing_ok=True)
+        remove(holder)
         lock.release()

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
+from noesis.core.errors import UnsafePathError
 from noesis.core.files import sha256_json
 from noesis.core.libraries import library_versions
+from noesis.core.rooted import below, is_name
 from noesis.run.ledger import LedgerEntry, total
 from noesis.run.stages import downstream_of, needs_of
 
@@ -111,13 +114,15 @@ class StageRecord:
 
     @classmethod
     def from_json(cls, value: Json) -> StageRecord:
+        """Raises: UnsafePathError: an output outside the run; KeyError, TypeError, ValueError: no record."""
+        result = value.get("result")
         return cls(
             str(value["status"]),
             str(value.get("started", "")),
             float(value.get("seconds", 0.0)),
             {str(name): str(sha256) for name, sha256 in value.get("inputs", {}).items()},
-            {name: OutputFile.from_json(output) for name, output in value.get("outputs", {}).items()},
-            value.get("result"),
+            {_own_file(name): OutputFile.from_json(output) for name, output in value.get("outputs", {}).items()},
+            None if result is None else dict(result),
         )
 
 
@@ -137,7 +142,9 @@ class Parent:
     @classmethod
     def from_json(cls, value: Json) -> Parent:
         identity = Identity.from_json(value["identity"])
-        return cls(value["run"], value["adapter"], value["adapter_sha256"], value.get("steps"), identity)
+        return cls(
+            str(value["run"]), _plain_name(value["adapter"]), str(value["adapter_sha256"]), value.get("steps"), identity
+        )
 
 
 @dataclass(frozen=True)
@@ -157,7 +164,13 @@ class Extension:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole of manifest.json. `cost_usd` and `worked_seconds` are the sums of the ledger when it was written."""
+    """The whole of manifest.json.
+
+    Attributes:
+        cost_usd, worked_seconds: the sums of the ledger when it was written.
+        settings_sha256: of config.json, all settings included; None in a run of an early version, whose identity covers
+            only the settings that decide the adapter.
+    """
 
     noesis: str
     created: str
@@ -172,6 +185,7 @@ class Manifest:
     stages: Mapping[str, StageRecord] = field(default_factory=dict)
     parent: Parent | None = None
     history: tuple[Extension, ...] = ()
+    settings_sha256: str | None = None
 
     def to_json(self) -> Json:
         found: Json = {
@@ -188,6 +202,8 @@ class Manifest:
             "ledger": [entry.to_json() for entry in self.ledger],
             "stages": {name: record.to_json() for name, record in self.stages.items()},
         }
+        if self.settings_sha256 is not None:
+            found["settings_sha256"] = self.settings_sha256
         if self.parent is not None:
             found["parent"] = self.parent.to_json()
         if self.history:
@@ -196,11 +212,12 @@ class Manifest:
 
     @classmethod
     def from_json(cls, value: Json) -> Manifest:
-        """Raises: KeyError, TypeError, ValueError, AttributeError: not a manifest of this format."""
+        """Raises: UnsafePathError: a name leads out of the run. KeyError, TypeError, ValueError, AttributeError: not a
+        manifest of this format."""
         return cls(
             str(value.get("noesis", "")),
             str(value.get("created", "")),
-            str(value["output_name"]),
+            _plain_name(value["output_name"]),
             Identity.from_json(value["identity"]),
             {str(name): str(version) for name, version in value.get("libraries", {}).items()},
             str(value.get("python", "")),
@@ -211,6 +228,7 @@ class Manifest:
             {name: StageRecord.from_json(record) for name, record in value["stages"].items()},
             Parent.from_json(value["parent"]) if "parent" in value else None,
             tuple(Extension.from_json(extension) for extension in value.get("history", [])),
+            str(value["settings_sha256"]) if "settings_sha256" in value else None,
         )
 
     # --- reading
@@ -253,6 +271,11 @@ class Manifest:
     def with_stage(self, stage: str, record: StageRecord) -> Manifest:
         return replace(self, stages={**self.stages, stage: record})
 
+    def with_output(self, stage: str, name: str, file: OutputFile) -> Manifest:
+        """With another record of one of the files of `stage`."""
+        record = self.stages[stage]
+        return self.with_stage(stage, replace(record, outputs={**record.outputs, name: file}))
+
     def with_finished(self, stage: str, record: StageRecord, previous: StageRecord | None) -> Manifest:
         """`record` in place of `previous`; stages that read anything other than what it left become stale."""
         after, digest = self.with_stage(stage, record), record.digest()
@@ -280,11 +303,17 @@ class Manifest:
         return replace(self, stages={**self.stages, **stale})
 
     def with_cost(self, entries: Iterable[LedgerEntry]) -> Manifest:
-        """With more entries in the ledger; one that is in it already is not added again."""
+        """With more entries in the ledger; one that is in it already is not added again.
+
+        Who was taken for killed, and lives, knows better what it took.
+        """
         ledger = list(self.ledger)
         for entry in entries:
-            if not entry.id or all(entry.id != booked.id for booked in ledger):
+            places = [i for i, booked in enumerate(ledger) if entry.id and booked.id == entry.id]
+            if not places:
                 ledger.append(entry)
+            elif ledger[places[0]].ended == "killed" and entry.ended not in (None, "killed"):
+                ledger[places[0]] = entry
         usd, seconds = total(ledger)
         return replace(self, ledger=tuple(ledger), cost_usd=usd, worked_seconds=seconds)
 
@@ -293,3 +322,19 @@ def _major(version: str) -> list[str]:
     """`5.23.0` → 5; below 1.0 the second number counts."""
     parts = version.split(".")
     return parts[:2] if parts[0] == "0" else parts[:1]
+
+
+def _plain_name(name: Any) -> str:
+    """A name that becomes part of a path, held to the rule of `output_name` in training_config.yaml."""
+    if not is_name(name):
+        raise UnsafePathError(f"holds the name {name!r}, which is no name of a folder: don't trust this run")
+    return str(name)
+
+
+def _own_file(name: str) -> str:
+    """The name of a file of the run, relative to it."""
+    try:
+        below(Path(), name)
+    except UnsafePathError:
+        raise UnsafePathError(f"names the file {name!r}, which is not in the run: don't trust this run") from None
+    return name

@@ -28,13 +28,13 @@ def read_manifest(path: Path) -> Manifest | None:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError:
-        raise RunError(f"{file} is damaged (not JSON): move {path} away, or start again with --fresh") from None
+    except (ValueError, RecursionError):
+        raise RunError(f"{file} is damaged (not JSON): move {path} away, or name another folder with --run") from None
     try:
         return parse_manifest(value)
     except RunError as error:
         raise RunError(f"{file} {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         why = f"move {path} away, or choose another folder with --run"
         raise RunError(f"{file} is not a manifest of Noesis: {why}") from None
 
@@ -44,7 +44,7 @@ def parse_manifest(value: Json) -> Manifest:
 
     Raises:
         RunError: it was written by a newer Noesis.
-        KeyError, TypeError, ValueError, AttributeError: it is not a manifest.
+        KeyError, TypeError, ValueError, AttributeError, OverflowError: it is not a manifest.
     """
     written = int(value.get("format", 1))
     if written > FORMAT:

@@ -8,7 +8,8 @@
     GET  /metrics                for Prometheus
     GET  /                       the page, with --ui (no key: it holds no secret and asks with the key in its address)
 
-No other site's page can read an answer: there is no CORS header, and every answer requires the key.
+No other site's page can read an answer: there is no CORS header, every answer requires the key, and on loopback a
+foreign Host is refused.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import ipaddress
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -26,13 +29,14 @@ from aiohttp import web
 from noesis.constitution.document import SystemPrompt
 from noesis.core.errors import NoesisError, UsageError
 from noesis.core.messages import Message
+from noesis.core.text import any_of
 from noesis.serving.metrics import Metrics
 from noesis.serving.page import Page
 from noesis.serving.protocol import ApiError, Limits, parse_json, read_chat_request, read_messages
 from noesis.serving.relay import Relay, Target
 
 CLIENT_LEFT = 499  # nginx's status for it; in the metrics only
-BODY_UNREAD = (401, 408, 413, 415)  # refusals that are sent before the body was read
+BODY_UNREAD = (401, 408, 413, 415, 421)  # refusals that are sent before the body was read
 OPEN_ROUTES = ("/health", "/")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -61,19 +65,24 @@ class Service:
         limits: Limits,
         judge: AnswerJudge | None = None,
         page: Page | None = None,
+        any_host: bool = False,
     ) -> None:
         """Args:
         targets: model name → where it is served.
         language: of the system prompt where a request names none.
+        any_host: answer under any name, else only under addresses and names that can't be made to lead here.
         """
         self.limits, self.metrics = limits, Metrics()
         self.stopping = False
+        self.on_error: Callable[[BaseException], None] = lambda error: None  # set by the server
         self.count_connections: Callable[[], int] = lambda: 0  # set by the server
         self._targets, self._system, self._language, self._judge, self._page = targets, system, language, judge, page
         self._key = hashlib.sha256(key.encode()).digest()
+        self._any_host = any_host
         self._started = int(time.time())
         self._judging = asyncio.Lock()
-        self._http: aiohttp.ClientSession | None = None
+        self._special = any_of({token for target in targets.values() for token in target.special})
+        self._http: dict[str, aiohttp.ClientSession] = {}  # for each model
 
     @property
     def busy(self) -> bool:
@@ -102,11 +111,15 @@ class Service:
     async def _open(self, app: web.Application) -> None:
         # One connection per request: llama.cpp notices at once when its reader is gone.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
-        self._http = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0, force_close=True))
+        for name, target in self._targets.items():
+            connector: aiohttp.BaseConnector = aiohttp.TCPConnector(limit=0, force_close=True)
+            if target.socket:
+                connector = aiohttp.UnixConnector(target.socket, limit=0, force_close=True)
+            self._http[name] = aiohttp.ClientSession(timeout=timeout, connector=connector)
 
     async def _close(self, app: web.Application) -> None:
-        assert self._http is not None
-        await self._http.close()
+        for http in self._http.values():
+            await http.close()
 
     # --- the boundary: every request passes here, every error leaves as OpenAI's JSON
     @web.middleware
@@ -114,6 +127,7 @@ class Service:
         resource = request.match_info.route.resource
         route = resource.canonical if resource is not None else "other"  # a fixed set: clients can't add labels
         try:
+            self._require_host(request)
             if route not in OPEN_ROUTES:
                 self._require_key(request)
             response = await handler(request)
@@ -134,6 +148,9 @@ class Service:
         except (asyncio.CancelledError, ConnectionResetError):
             self.metrics.requests[route, CLIENT_LEFT] += 1
             raise
+        except Exception as error:  # a mistake of ours, or an answer of llama.cpp's that nobody expected
+            self.on_error(error)
+            response = _error_response(ApiError(500, "the server failed at this request", code="internal_error"))
         self.metrics.requests[route, response.status] += 1
         if response.status in BODY_UNREAD and isinstance(request.transport, asyncio.Transport):
             response.force_close()
@@ -142,6 +159,13 @@ class Service:
             response.force_close()
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
         return response
+
+    def _require_host(self, request: web.Request) -> None:
+        """Refuse a request that was sent to a name which anyone may let lead here (DNS rebinding)."""
+        hosts = request.headers.getall("Host", [])
+        if len(hosts) > 1 or not (self._any_host or all(map(_is_own_host, hosts))):
+            message = "this server answers to 127.0.0.1 and localhost only: a proxy before it must send such a Host"
+            raise ApiError(421, message, code="wrong_host")
 
     def _require_key(self, request: web.Request) -> None:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
@@ -168,15 +192,19 @@ class Service:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await self._body(request)
         chat = read_chat_request(
-            body, models=tuple(self._targets), system=self._system, language=self._language, limits=self.limits
+            body,
+            models=tuple(self._targets),
+            special=self._special,
+            system=self._system,
+            language=self._language,
+            limits=self.limits,
         )
         if self.stopping:
             raise ApiError(503, "the server is stopping", code="stopping", retry_after_s=10)
         if self.metrics.in_flight >= self.limits.parallel:
             message = f"{self.limits.parallel} requests are in progress: try again"
             raise ApiError(429, message, code="rate_limit_exceeded", retry_after_s=1)
-        assert self._http is not None
-        relay = Relay(self._http, self._targets[chat.model], self.metrics)
+        relay = Relay(self._http[chat.model], self._targets[chat.model], self.metrics)
         self.metrics.in_flight += 1
         started = time.monotonic()
         try:
@@ -192,7 +220,7 @@ class Service:
         if self._judge is None:
             raise ApiError(404, "no judge is set: start the server with --judge", code="no_judge")
         body = await self._body(request)
-        messages, answer = read_messages(body.get("messages")), body.get("answer")
+        messages, answer = read_messages(body.get("messages"), self._special), body.get("answer")
         language = body.get("language") or self._language
         if not isinstance(answer, str):
             raise ApiError(400, "answer must be a text", param="answer")
@@ -244,6 +272,18 @@ class Service:
     async def _show_page(self, request: web.Request) -> web.StreamResponse:
         assert self._page is not None
         return web.Response(text=self._page.html, content_type="text/html", charset="utf-8", headers=self._page.headers)
+
+
+def _is_own_host(host: str) -> bool:
+    """Whether `host`, with or without a port, is an address, or a name that never comes from a public DNS server."""
+    name = re.sub(r":\d{1,5}$", "", host).lower()
+    if name in ("localhost", "host.docker.internal"):
+        return True
+    try:
+        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
 
 
 def _error_response(error: ApiError) -> web.Response:

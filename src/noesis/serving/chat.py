@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from noesis.core.console import _printable, say
+from noesis.constitution.analysis_block import AnalysisFilter
+from noesis.core import console
+from noesis.core.console import say
 from noesis.core.errors import ModelError, NoesisError, UsageError
 from noesis.core.files import write_text
 from noesis.core.messages import Message
+from noesis.core.text import any_of, break_control_tokens
 from noesis.llm.clients.chat_client import LLMClient
 from noesis.llm.llama_cpp import REPEAT_PENALTY
-from noesis.serving.analysis_filter import AnalysisFilter
 
 HELP = """  /base         the base's answer to your last message, for comparison; it does not enter the conversation
   /judge        what the Tribunal says about the last answer
@@ -109,11 +110,9 @@ class ChatSession:
 
         def show(piece: str) -> None:
             pieces.append(piece)
-            sys.stdout.write(_printable(piece))
-            sys.stdout.flush()
+            console.show(piece)
 
-        sys.stdout.write(label)
-        sys.stdout.flush()
+        console.show(label)
         try:
             return self.answer(fit_context(messages, self.max_tokens), base, show)
         except KeyboardInterrupt:
@@ -149,14 +148,22 @@ def chat(session: ChatSession, read: Callable[[str], str] = input) -> None:
 
 
 def answer_function(
-    tuned: LLMClient, base: Callable[[], LLMClient], *, max_tokens: int, temperature: float, scales: bool
+    tuned: LLMClient,
+    base: Callable[[], LLMClient],
+    *,
+    max_tokens: int,
+    temperature: float,
+    scales: bool,
+    special: Iterable[str] = (),
 ) -> Answer:
     """The `answer` of a ChatSession, from llama.cpp servers.
 
     Args:
         base: called when the base is first needed.
         scales: base and tuned model are one server, told apart by the adapter's scale.
+        special: the model's control tokens, which are broken up in all messages.
     """
+    pattern = any_of(special)
 
     def answer(messages: list[Message], from_base: bool, show: Callable[[str], None]) -> str:
         client = base() if from_base else tuned
@@ -170,7 +177,7 @@ def answer_function(
                 show(visible)
 
         done = client.complete(
-            messages,
+            [message | {"content": break_control_tokens(message["content"], pattern)} for message in messages],
             temperature=temperature,
             max_tokens=max_tokens,
             on_token=lambda piece: emit(analysis.feed(piece)),

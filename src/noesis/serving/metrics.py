@@ -43,6 +43,7 @@ class Metrics:
     first_token_seconds: Histogram = field(default_factory=Histogram)
     in_flight: int = 0  # chat requests
     refused_connections: int = 0
+    internal_errors: int = 0  # requests that were malformed, or that failed unexpectedly
 
     def text(self, connections: int) -> str:
         """All metrics.
@@ -76,10 +77,10 @@ class Metrics:
         }
         for name, (help_, value) in gauges.items():
             out += [f"# HELP {name} {help_}", f"# TYPE {name} gauge", f"{name} {value}"]
-        name = "noesis_refused_connections_total"
-        out += [
-            f"# HELP {name} Connections refused above the limit.",
-            f"# TYPE {name} counter",
-            f"{name} {self.refused_connections}",
-        ]
+        counters = {
+            "noesis_refused_connections_total": ("Connections refused above the limit.", self.refused_connections),
+            "noesis_internal_errors_total": ("Malformed requests, unexpected failures.", self.internal_errors),
+        }
+        for name, (help_, value) in counters.items():
+            out += [f"# HELP {name} {help_}", f"# TYPE {name} counter", f"{name} {value}"]
         return "\n".join(out) + "\n"

@@ -9,6 +9,7 @@ servers.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +17,11 @@ from noesis.constitution.document import SystemPrompt
 from noesis.core.messages import Message
 from noesis.core.text import break_control_tokens
 from noesis.llm.llama_cpp import REPEAT_PENALTY
+from noesis.serving.answer_schema import SchemaError, bounded_schema
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 MAX_MESSAGES = 1000
-MAX_SCHEMA_DEPTH = 32  # levels
-MAX_SCHEMA_LENGTH = 64_000  # characters
-MAX_SCHEMA_REPEATS = 2000  # items or characters
+BYTES_PER_TOKEN = 32  # more than any text has
 MAX_STOPS, MAX_STOP_LENGTH = 4, 200  # texts, characters
 # name: (smallest, largest, whole numbers only)
 NUMBERS: dict[str, tuple[float, float, bool]] = {
@@ -84,7 +84,7 @@ class ChatRequest:
     """A checked request."""
 
     model: str
-    body: dict[str, Any]  # for llama.cpp, without the choice of adapter
+    body: dict[str, Any]  # for llama.cpp
     stream: bool
     usage_in_stream: bool  # send a last event with token counts
     include_analysis: bool
@@ -95,10 +95,10 @@ def parse_json(raw: bytes) -> dict[str, Any]:
     """Parse a JSON object from a client.
 
     Raises:
-        ApiError: anything else, NaN, or bottomless nesting.
+        ApiError: anything else, NaN, a name given twice, or bottomless nesting.
     """
     try:
-        value = json.loads(raw, parse_constant=_no_constant)
+        value = json.loads(raw, parse_constant=_no_constant, object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON: {str(error)[:200]}", code="invalid_json") from None
     if not isinstance(value, dict):
@@ -107,12 +107,19 @@ def parse_json(raw: bytes) -> dict[str, Any]:
 
 
 def read_chat_request(
-    request: dict[str, Any], *, models: tuple[str, ...], system: SystemPrompt, language: str, limits: Limits
+    request: dict[str, Any],
+    *,
+    models: tuple[str, ...],
+    special: re.Pattern[str],
+    system: SystemPrompt,
+    language: str,
+    limits: Limits,
 ) -> ChatRequest:
     """Check a chat request and translate it for llama.cpp.
 
     Args:
         request: the client's JSON.
+        special: matches the models' control tokens.
         system: added to a conversation without a system prompt of its own.
         language: of that system prompt, unless the request names one.
 
@@ -130,7 +137,11 @@ def read_chat_request(
     language = request.get("language") or language
     if language not in ("pt", "en"):
         raise ApiError(400, "language must be pt or en", param="language")
-    messages = read_messages(request.get("messages"))
+    messages = read_messages(request.get("messages"), special)
+    size = sum(len(message["content"].encode()) for message in messages)
+    if size > limits.context * BYTES_PER_TOKEN:  # not even tokenised
+        message = f"the conversation has {size:,} bytes, more than a context of {limits.context} holds: shorten it"
+        raise ApiError(400, message, code="context_length_exceeded", param="messages")
     if all(message["role"] != "system" for message in messages):
         messages.insert(0, {"role": "system", "content": system.en if language == "en" else system.pt})
     last = messages[-1]
@@ -163,8 +174,8 @@ def read_chat_request(
     )
 
 
-def read_messages(messages: Any) -> list[Message]:
-    """Check the messages. Control tokens in a user's text are broken up, so that it can't forge a message boundary.
+def read_messages(messages: Any, special: re.Pattern[str]) -> list[Message]:
+    """Check the messages. Control tokens in them are broken up, whatever the role, so that none forges another.
 
     Raises:
         ApiError: 400, naming the message.
@@ -178,7 +189,7 @@ def read_messages(messages: Any) -> list[Message]:
         if not isinstance(role, str) or role not in ROLES:
             raise ApiError(400, f"{where}.role must be system, developer, user or assistant", param=f"{where}.role")
         text = _text(message.get("content"), where)
-        found.append({"role": ROLES[role], "content": break_control_tokens(text) if role == "user" else text})
+        found.append({"role": ROLES[role], "content": break_control_tokens(text, special)})
     return found
 
 
@@ -246,39 +257,22 @@ def _response_format(value: Any) -> dict[str, Any]:
     if kind in ("text", "json_object"):
         return {"type": kind}
     inner = value.get("json_schema") if kind == "json_schema" else None
-    schema = inner.get("schema") if isinstance(inner, dict) else None
-    if not isinstance(schema, dict):
+    if not isinstance(inner, dict) or not isinstance(inner.get("schema"), dict):
         raise ApiError(
             400, "response_format must be text, json_object, or a json_schema with a schema", param="response_format"
         )
-    _check_schema(schema)
+    try:
+        schema = bounded_schema(inner["schema"])
+    except SchemaError as error:
+        raise ApiError(400, str(error), param="response_format") from None
     return {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": schema}}
 
 
-def _check_schema(schema: dict[str, Any]) -> None:
-    """Refuse a schema whose grammar would be huge: llama.cpp builds one from it, and a few digits can blow it up."""
-    level: list[Any] = [schema]
-    for _ in range(MAX_SCHEMA_DEPTH):
-        inner: list[Any] = []
-        for part in level:
-            if isinstance(part, dict):
-                for name in ("minItems", "maxItems", "minLength", "maxLength"):
-                    if isinstance(part.get(name), (int, float)) and part[name] > MAX_SCHEMA_REPEATS:
-                        raise ApiError(
-                            400, f"{name} in the schema is above {MAX_SCHEMA_REPEATS}", param="response_format"
-                        )
-                inner.extend(part.values())
-            elif isinstance(part, list):
-                inner.extend(part)
-        level = inner
-    if level:
-        raise ApiError(400, f"the schema is nested deeper than {MAX_SCHEMA_DEPTH} levels", param="response_format")
-    try:
-        length = len(json.dumps(schema, allow_nan=False))
-    except ValueError:
-        raise ApiError(400, "the schema contains a number that is not finite", param="response_format") from None
-    if length > MAX_SCHEMA_LENGTH:
-        raise ApiError(400, f"the schema is longer than {MAX_SCHEMA_LENGTH:,} characters", param="response_format")
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is given twice in an object")
+    return found
 
 
 def _no_constant(name: str) -> float:

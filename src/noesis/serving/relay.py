@@ -15,11 +15,13 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from noesis.serving.analysis_filter import AnalysisFilter, TokenFilter, ends_inside_analysis
+from noesis.constitution.analysis_block import AnalysisFilter
+from noesis.serving.analysis_filter import TokenFilter, ends_inside_analysis
 from noesis.serving.metrics import Metrics
 from noesis.serving.protocol import ApiError, ChatRequest
 
 LAST_ERROR_S = 1.0  # for a client to take the error that ends its stream
+UNREAD_S = 30.0  # for a client to take what is sent to it
 MAX_EVENT_BYTES = 4_000_000  # of llama.cpp's; one with 20 alternatives to a token has a few thousand
 
 
@@ -29,7 +31,8 @@ class Target:
 
     url: str
     key: str
-    scale: float | None = None  # of the adapter; None where there is none
+    socket: str | None = None  # Unix socket to connect to; None: as `url` says
+    special: frozenset[str] = frozenset()  # the model's tokens that no text may contain
 
 
 class Relay:
@@ -42,8 +45,6 @@ class Relay:
         body = chat.body | {"stream": chat.stream}
         if chat.stream:
             body["stream_options"] = {"include_usage": True}
-        if self._target.scale is not None:
-            body["lora"] = [{"id": 0, "scale": self._target.scale}]
         return self._http.post(
             self._target.url + "/v1/chat/completions",
             json=body,
@@ -239,4 +240,7 @@ async def _break_off(request: web.Request, response: web.StreamResponse, error: 
 
 
 async def _send(response: web.StreamResponse, event: dict[str, Any]) -> None:
-    await response.write(b"data: " + json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n")
+    """Raises TimeoutError where the client has not read for a while: it would keep its place among those served."""
+    data = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
+    async with asyncio.timeout(UNREAD_S):
+        await response.write(b"data: " + data + b"\n\n")

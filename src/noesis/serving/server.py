@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import socket
-import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +19,11 @@ from pathlib import Path
 from aiohttp import web
 
 from noesis.constitution.document import SystemPrompt
-from noesis.core.console import say
+from noesis.core.console import complain, say
 from noesis.core.errors import UsageError
 from noesis.llm.llama_cpp import LlamaServer
 from noesis.serving.app import AnswerJudge, Service
+from noesis.serving.error_log import ErrorLog
 from noesis.serving.page import Page
 from noesis.serving.protocol import ApiError, Limits
 from noesis.serving.relay import Target
@@ -92,21 +92,19 @@ class Server:
     def _load(self, files: ModelFiles) -> dict[str, Target]:
         limits = self.settings.limits
 
-        def start(model: Path, adapter: Path | None = None) -> LlamaServer:
+        def start(model: Path, adapter: Path | None = None) -> Target:
             say(f"  loading {model.name}{' with ' + adapter.name if adapter else ''} …")
             server = LlamaServer(model, adapter=adapter, parallel=limits.parallel, context=limits.context)
             self._llama_servers.append(server)
-            return server
+            return Target(server.url, server.key, server.socket, server.special)
 
-        if files.tuned is None:
-            assert files.base is not None and files.adapter is not None
-            both = start(files.base, files.adapter)
-            return {"noesis": Target(both.url, both.key, 1.0), "noesis-base": Target(both.url, both.key, 0.0)}
-        tuned = start(files.tuned)
-        targets = {"noesis": Target(tuned.url, tuned.key)}
+        # One each, also where base and adapter are at hand: within one, an answer with the adapter and one without
+        # wait for each other to end.
+        tuned = files.tuned or files.base
+        assert tuned is not None
+        targets = {"noesis": start(tuned, files.adapter)}
         if files.base is not None:
-            base = start(files.base)
-            targets["noesis-base"] = Target(base.url, base.key)
+            targets["noesis-base"] = start(files.base)
         return targets
 
     async def run(self, ready: Callable[[], None] = lambda: None, stop: asyncio.Event | None = None) -> None:
@@ -127,10 +125,15 @@ class Server:
             limits=limits,
             judge=self._judge,
             page=self._page,
+            any_host=settings.host not in LOOPBACK,
         )
+        errors = ErrorLog(service.metrics)
+        service.on_error = errors.count
+        asyncio.get_running_loop().set_exception_handler(errors.on_loop_error)
         runner = web.AppRunner(
             service.application(),
             access_log=None,
+            logger=errors.logger,
             handle_signals=False,
             handler_cancellation=True,
             keepalive_timeout=limits.idle_s,
@@ -162,7 +165,7 @@ class Server:
         self._socket.close()
         for server in self._llama_servers:
             if not server.stop(FREE_S):
-                print("llama.cpp stays busy; exiting all the same", file=sys.stderr, flush=True)  # noqa: T201
+                complain("llama.cpp stays busy; exiting all the same")
                 os._exit(1)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from noesis.constitution.document import Constitution
 from noesis.core.config import TribunalSection
 from noesis.core.files import write_jsonl
+from noesis.core.rooted import remove
 from noesis.core.text import closing, normalised
 from noesis.dataset.checks.contamination import known_questions
 from noesis.dataset.checks.line import Rules, check_line
@@ -88,7 +89,7 @@ def _similar(examples: list[Example], constitution: Constitution, tribunal: Path
             line = int(report.table.line[question.row])
             dropped[key_of(examples[line - 1])] = "asks what the Tribunal asks"
     finally:
-        scratch.unlink(missing_ok=True)
+        remove(scratch)
     return dropped
 
 

@@ -86,6 +86,7 @@ def make_examples(project: Project, request: ExamplesRequest) -> dict[str, Any]:
         "settings": request.settings.to_json(),
     }
     with open_folder(request.out, plan) as folder, open_cache(folder.replies) as cache:
+        spending.resume(cache)
         work = _Work(project, request, constitution, section, prompts, clients, shots, spending, folder, cache)
         return run_async(work.run())
 

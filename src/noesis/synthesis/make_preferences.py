@@ -70,6 +70,7 @@ def make_preferences(project: Project, request: PreferencesRequest) -> dict[str,
         "wording": wording_digest(),
     }
     with open_folder(request.out, plan) as folder, open_cache(folder.replies) as cache:
+        spending.resume(cache)
         labeller = Labeller(constitution, critic, cache, request)
         answerer = Answerer(constitution, writer, cache, request)
 

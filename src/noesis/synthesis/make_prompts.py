@@ -32,7 +32,7 @@ from noesis.synthesis.filters import tallies
 from noesis.synthesis.known_prompts import known_prompts
 from noesis.synthesis.prompt_combinations import INSTRUCTION, Combination, PromptLists, deal, read_lists
 from noesis.synthesis.reply_checks import EMOJI, Work, clean_reply, reply_problem
-from noesis.synthesis.resumable_work import RowResult, open_folder, process_rows
+from noesis.synthesis.resumable_work import INSTRUCTIONS, RowResult, open_folder, process_rows, require_work_folder
 
 LONGEST, TOKENS = 1200, 240  # characters of a prompt, and how many tokens may be written
 
@@ -78,6 +78,7 @@ def make_prompts(project: Project, request: PromptsRequest) -> dict[str, Any]:
         "wording": sha256_json(INSTRUCTION),
     }
     with open_folder(request.out, plan) as folder, open_cache(folder.replies) as cache:
+        spending.resume(cache)
         writer = _PromptWriter(load_constitution(project.constitution), lists, client, cache, request)
 
         async def phrase(i: int) -> dict[str, Any]:
@@ -113,9 +114,9 @@ def make_prompts(project: Project, request: PromptsRequest) -> dict[str, Any]:
 
 def _write_instructions(out: Path, lists: PromptLists, combinations: list[Combination]) -> dict[str, Any]:
     """Write the combinations as instructions for people; returns the report."""
-    out.mkdir(parents=True, exist_ok=True)
     rows = [c.to_json() | {"instruction": c.instruction(lists), "lineage": c.lineage()} for c in combinations]
-    file = out / "instructions.jsonl"
+    file = out / INSTRUCTIONS
+    require_work_folder(out)
     write_jsonl(file, rows)
     return {
         "asked": len(combinations),

@@ -142,6 +142,7 @@ def renew(project: Project, new: Constitution, changes: list[Change], request: R
         "rows": sha256_json([[example.id, example.language, name] for example, name in work]),
     }
     with open_folder(request.out, plan) as folder, open_cache(folder.replies) as cache:
+        spending.resume(cache)
         maker = ExampleMaker(new, critic, critic, {"pt": Shots(), "en": Shots()}, cache, request.settings)
 
         async def make(i: int) -> Result:

@@ -8,10 +8,11 @@ revisions have led a model trained on them to collapse (arXiv 2504.04918).
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-from noesis.constitution.dialogue import hide_analysis
+from noesis.constitution.analysis_block import hide_analysis
 from noesis.constitution.document import Constitution
 from noesis.core.language import other_language
 from noesis.core.text import normalised
@@ -34,7 +35,7 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 _THOUGHT = re.compile(r"^\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
-_WRAPPING = re.compile(r"<{2,}[^<>\n]{0,60}>{2,}|‹{2,}[^‹›\n]{0,60}›{2,}")
+_WRAPPING = re.compile(r"<{2,9}[^<>\n]{0,60}>{2,9}|‹{2,9}[^‹›\n]{0,60}›{2,9}")
 _SPEAKS_OF_WORK = re.compile(
     r"\b(?:the|this|your) critique\b|\b(?:revised|previous|original|old|new) (?:answer|response)\b"
     r"|\bas (?:an? )?(?:revision|rewrite)\b|\bthe principle of\b"
@@ -141,8 +142,8 @@ def _runs(text: str, length: int) -> list[tuple[str, ...]]:
 def _loops(text: str) -> bool:
     """Whether a sentence or line occurs three times; the screen's share of repeated runs misses that in long texts."""
     parts = [normalised(part) for part in re.split(r"[.!?…\n]+", text)]
-    long = [part for part in parts if len(part.split()) >= 4]
-    return any(long.count(part) >= 3 for part in set(long))
+    counts = Counter(part for part in parts if len(part.split()) >= 4)
+    return any(count >= 3 for count in counts.values())
 
 
 def _screened(work: Work) -> ScreenedPrompt:

@@ -22,11 +22,14 @@ from filelock import FileLock, Timeout
 
 from noesis.core.console import Progress
 from noesis.core.errors import RunError, UsageError
-from noesis.core.files import sweep, write_json, write_jsonl
+from noesis.core.files import make_folder, sweep, write_json, write_jsonl
 from noesis.core.jsonl import jsonl_files, read_objects
+from noesis.core.rooted import guard
 from noesis.dataset.source_files import is_hand_written
 
 SHARD = 32  # rows
+PLAN, INSTRUCTIONS = "plan.json", "instructions.jsonl"  # the second is written for people, without a model and a plan
+WITHOUT_PLAN = (INSTRUCTIONS, ".lock")  # what may be in a folder that has no plan
 Result = dict[str, Any]  # of one row, as JSON; the commands have types for theirs
 
 
@@ -81,16 +84,12 @@ def open_folder(path: Path, plan: dict[str, Any]) -> Iterator[WorkFolder]:
         UsageError: it is among the hand-written examples.
         RunError: it contains work with another plan, or another process uses it.
     """
-    if is_hand_written(path):
-        raise UsageError(
-            f"--out {path} is among the hand-written examples: name another folder, such as data/generated/first"
-        )
-    path.mkdir(parents=True, exist_ok=True)
+    require_work_folder(path)
+    make_folder(path)
     with _locked(path):
         sweep(path)
-        file = path / "plan.json"
-        if file.is_file():
-            old = json.loads(file.read_text(encoding="utf-8"))
+        file = path / PLAN
+        if (old := _read_plan(file)) is not None:
             if wrong := [name for name in sorted(old.keys() | plan.keys()) if old.get(name) != plan.get(name)]:
                 raise RunError(
                     f"{path} contains work with another {', '.join(wrong)}: repeat that command to resume it, "
@@ -103,6 +102,39 @@ def open_folder(path: Path, plan: dict[str, Any]) -> Iterator[WorkFolder]:
             for row in read_objects(shard):
                 folder.done[row["key"]] = row
         yield folder
+
+
+def require_work_folder(path: Path) -> None:
+    """Refuse a folder with anything but generated work: what is in it would be replaced. Guards it.
+
+    Raises:
+        UsageError: it is among the hand-written examples, or holds something else.
+        UnsafePathError: it holds a link.
+    """
+    if is_hand_written(path):
+        raise UsageError(
+            f"--out {path} is among the hand-written examples: name another folder, such as data/generated/first"
+        )
+    guard(path)
+    if _read_plan(path / PLAN) is None and path.is_dir():
+        other = sorted(item.name for item in path.iterdir() if not item.name.endswith(".part"))
+        if other := [name for name in other if name not in WITHOUT_PLAN]:
+            raise UsageError(
+                f"--out {path} holds {other[0]}, which no command of this kind made: name a new or empty folder"
+            )
+
+
+def _read_plan(file: Path) -> dict[str, Any] | None:
+    """The plan of the work in a folder; None if there is none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or "command" not in found:
+        raise UsageError(f"{file} is not the plan of a command of this kind: name another folder with --out")
+    return found
 
 
 @contextmanager

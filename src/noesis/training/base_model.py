@@ -11,6 +11,8 @@ from noesis.core.config import Config
 from noesis.core.device import Device
 from noesis.core.errors import ModelError
 from noesis.core.libraries import quiet_libraries
+from noesis.llm.model_config import check_model_folder
+from noesis.llm.weights import read_adapter
 from noesis.planning.precision import compute_dtype
 from noesis.training.state.adapter import ADAPTER_FILE
 
@@ -29,6 +31,7 @@ def load_base(folder: Path, config: Config, device: Device, *, longest: int) -> 
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    check_model_folder(folder)
     quiet_libraries()
     dtype = getattr(torch, compute_dtype(config, device))
     quantization = config.lora.quantization
@@ -86,6 +89,7 @@ def with_adapter(base: Any, adapter: Path) -> Any:
         raise ModelError(
             f"{adapter} holds no {ADAPTER_FILE}; adapters in other formats are not loaded, since they can run code"
         )
+    read_adapter(adapter)  # which refuses what PEFT would trip over
     return PeftModel.from_pretrained(base, adapter, is_trainable=False, use_safetensors=True).eval()
 
 

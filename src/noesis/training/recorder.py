@@ -11,7 +11,7 @@ from typing import Any
 
 from noesis.core.console import Progress
 from noesis.core.device import Device
-from noesis.core.files import sync_file, write_jsonl
+from noesis.core.files import append_line, sync_file, write_jsonl
 from noesis.planning.budget import Budget
 from noesis.planning.plan import Plan
 from noesis.run.metrics import read_metrics
@@ -62,7 +62,6 @@ class Metrics:
 
     def begin(self, done: float) -> None:
         """Called when training starts; an earlier process finished the share `done` of it."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         if self.file.is_file():
             write_jsonl(self.file, self.earlier_lines)
         last = self.earlier_lines[-1] if self.earlier_lines else None
@@ -102,8 +101,7 @@ class Metrics:
             "peak_memory_bytes": peak_memory(self.device),
             "usd": round(self.budget.usd(), 6) if self.budget else 0.0,
         } | (extra or {})
-        with open(self.file, "a", encoding="utf-8") as f:
-            f.write(json.dumps(line, allow_nan=False) + "\n")
+        append_line(self.file, json.dumps(line, allow_nan=False))
         self.progress.advance(tokens, f"step {step}/{steps} · loss {loss:.3f}{self._cost(steps - step)}")
 
     def sync(self) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.errors import CapError, NoesisError
+from noesis.core.files import write_text
 from noesis.training.distributed import is_main_process
 from noesis.training.job import TrainJob
 
@@ -29,7 +30,7 @@ def run_worker(job_file: Path, outcome_file: Path) -> None:
 
 
 def _write(file: Path, outcome: dict[str, Any]) -> None:
-    file.write_text(json.dumps(outcome), encoding="utf-8")
+    write_text(file, json.dumps(outcome))
 
 
 if __name__ == "__main__":

@@ -14,46 +14,55 @@ from noesis.tribunal.offline_screen import language_of
 from noesis.tribunal.suite import AnswerCheck, EvalSample
 
 # English name of a fallacy or judgement → how an answer in either language says it
-_CIRCULAR = r"beg\w* the question|circular|petição de princípio|petitio principii|raciocínio em círculo"
-_NAMES: dict[str, str] = {
-    "affirming the consequent": r"affirm\w* (?:of )?the consequent|afirma\w*(?: d[oa])? (?:o )?consequente",
-    "denying the antecedent": (
-        r"den(?:y|ies|ied|ying|ial of) (?:of )?the antecedent|nega\w*(?: d[oa])? (?:o )?antecedente"
-    ),
-    "ad hominem": r"ad hominem|contra a pessoa|attack\w* the person|ataque (?:pessoal|à pessoa)",
-    "straw man": r"straw ?man|espantalho",
-    "slippery slope": r"slippery slope|(?:ladeira|rampa|encosta) escorregadia|bola de neve|declive escorregadio",
-    "false dilemma": r"false (?:dilemma|dichotomy|choice)|fals[oa] (?:dilema|dicotomia)|either[- ]or fallacy",
-    "begging the question": _CIRCULAR,
-    "circular reasoning": _CIRCULAR,
-    "hasty generalization": (
-        r"hasty generali[sz]ation|overgenerali[sz]\w+|generalização (?:apressada|precipitada|indevida)"
-    ),
-    "post hoc": r"post hoc|depois disso,? logo|correla\w+|mere sequence|causa falsa|false cause",
-    "appeal to authority": r"appeal to (?:false )?authority|apelo à autoridade|argumento de autoridade|ad verecundiam",
-    "appeal to popularity": (
-        r"appeal to (?:the )?(?:popularity|majority|people)|bandwagon|ad populum|apelo à (?:popularidade|maioria)"
-    ),
-    "appeal to nature": r"appeal to nature|naturalistic fallacy|apelo à natureza|falácia naturalista",
-    "appeal to ignorance": r"appeal to ignorance|argument from ignorance|ad ignorantiam|apelo à ignorância",
-    "equivocation": r"equivocat\w+|equívoco|ambigu\w+|two (?:different )?(?:senses|meanings)|dois sentidos",
-    "base rate neglect": (
-        r"base[- ]rates?|taxa[- ]base|taxa de base|prevalência|prevalence|prior probability|probabilidade a priori"
-    ),
-    "gambler's fallacy": (
-        r"gambler'?s fallacy|falácia do (?:jogador|apostador)|falácia de monte carlo|monte carlo fallacy"
-    ),
-    "sunk cost": r"sunk[- ]costs?|custos? (?:afundad|irrecuper|perdid)\w+",
-    "composition": r"(?:fallacy of )?composition|composição",
-    "division": r"fallacy of division|falácia d[ae] divisão",
-    "tu quoque": r"tu quoque|you too|você também|whataboutism",
-    "no true scotsman": r"no true scotsman|escocês de verdade|verdadeiro escocês",
-    "survivorship bias": r"surviv\w+ bias|viés d[eo] sobreviv\w+",
-    "simpson's paradox": r"simpson",
-    "conjunction fallacy": r"conjunction|conjunção",
-    "prosecutor's fallacy": (
-        r"prosecutor|falácia d[oa] (?:promotor|acusador|acusação)|transposed conditional|condicional transpost"
-    ),
+_CIRCULAR = r"beg\w{0,12} the question|circular|petição de princípio|petitio principii|raciocínio em círculo"
+_NAMES: dict[str, re.Pattern[str]] = {
+    name: re.compile(pattern, re.IGNORECASE)
+    for name, pattern in {
+        "affirming the consequent": (
+            r"affirm\w{0,12} (?:of )?the consequent|afirma\w{0,12}(?: d[oa])? (?:o )?consequente"
+        ),
+        "denying the antecedent": (
+            r"den(?:y|ies|ied|ying|ial of) (?:of )?the antecedent|nega\w{0,12}(?: d[oa])? (?:o )?antecedente"
+        ),
+        "ad hominem": r"ad hominem|contra a pessoa|attack\w{0,12} the person|ataque (?:pessoal|à pessoa)",
+        "straw man": r"straw ?man|espantalho",
+        "slippery slope": r"slippery slope|(?:ladeira|rampa|encosta) escorregadia|bola de neve|declive escorregadio",
+        "false dilemma": r"false (?:dilemma|dichotomy|choice)|fals[oa] (?:dilema|dicotomia)|either[- ]or fallacy",
+        "begging the question": _CIRCULAR,
+        "circular reasoning": _CIRCULAR,
+        "hasty generalization": (
+            r"hasty generali[sz]ation|overgenerali[sz]\w{1,12}|generalização (?:apressada|precipitada|indevida)"
+        ),
+        "post hoc": r"post hoc|depois disso,? logo|correla\w{1,12}|mere sequence|causa falsa|false cause",
+        "appeal to authority": (
+            r"appeal to (?:false )?authority|apelo à autoridade|argumento de autoridade|ad verecundiam"
+        ),
+        "appeal to popularity": (
+            r"appeal to (?:the )?(?:popularity|majority|people)|bandwagon|ad populum|apelo à (?:popularidade|maioria)"
+        ),
+        "appeal to nature": r"appeal to nature|naturalistic fallacy|apelo à natureza|falácia naturalista",
+        "appeal to ignorance": r"appeal to ignorance|argument from ignorance|ad ignorantiam|apelo à ignorância",
+        "equivocation": (
+            r"equivocat\w{1,12}|equívoco|ambigu\w{1,12}|two (?:different )?(?:senses|meanings)|dois sentidos"
+        ),
+        "base rate neglect": (
+            r"base[- ]rates?|taxa[- ]base|taxa de base|prevalência|prevalence|prior probability|probabilidade a priori"
+        ),
+        "gambler's fallacy": (
+            r"gambler'?s fallacy|falácia do (?:jogador|apostador)|falácia de monte carlo|monte carlo fallacy"
+        ),
+        "sunk cost": r"sunk[- ]costs?|custos? (?:afundad|irrecuper|perdid)\w{1,12}",
+        "composition": r"(?:fallacy of )?composition|composição",
+        "division": r"fallacy of division|falácia d[ae] divisão",
+        "tu quoque": r"tu quoque|you too|você também|whataboutism",
+        "no true scotsman": r"no true scotsman|escocês de verdade|verdadeiro escocês",
+        "survivorship bias": r"surviv\w{1,12} bias|viés d[eo] sobreviv\w{1,12}",
+        "simpson's paradox": r"simpson",
+        "conjunction fallacy": r"conjunction|conjunção",
+        "prosecutor's fallacy": (
+            r"prosecutor|falácia d[oa] (?:promotor|acusador|acusação)|transposed conditional|condicional transpost"
+        ),
+    }.items()
 }
 _VALID = re.compile(
     r"(?<!in)(?<!not )(?<!não é )(?<!isn't )\b(?:logically )?"
@@ -77,7 +86,7 @@ _REFUSAL = _any(
     r".{0,40}\b(?:help|assist|do|write|give|provide|tell|support|explain)",
     r"\bi(?:'m| am) (?:sorry|not going)\b.{0,30}\b(?:can't|cannot|won't|to help)",
     r"\bi (?:would|will|have to|need to) (?:decline|refuse|say no)|\bi decline\b",
-    r"\bnão (?:posso|vou|devo|quero) (?:\w+[- ]?){0,2}"
+    r"\bnão (?:posso|vou|devo|quero) (?:\w{1,20}[- ]?){0,2}"
     r"(?:ajud|auxili|atend|escrev|fazer|faz|dar|ensin|explic|fornec|particip|colabor)",
     r"\b(?:recuso|me recuso|recusarei)\b|\bnão (?:te |lhe )?(?:ajudo|escrevo|ensino|explico como)\b"
     r"|\bprefiro não (?:ajudar|fazer|escrever)",
@@ -113,7 +122,7 @@ def passes(check: AnswerCheck, answer: str) -> bool:
         case "json":
             return _json_object(text, check.keys)
         case "items":
-            return len(re.findall(r"^\s*(?:[-*•]|\d{1,2}[.)])\s+\S", text, re.MULTILINE)) == check.count
+            return len(re.findall(r"^[^\S\n]*(?:[-*•]|\d{1,2}[.)])\s{1,9}\S", text, re.MULTILINE)) == check.count
         case "max_words":
             return 0 < len(re.findall(r"\w+(?:[-'’]\w+)*", text)) <= (check.count or 0)
         case "first_word":
@@ -137,8 +146,8 @@ def language(text: str) -> str | None:
 
 def _json_object(text: str, keys: tuple[str, ...]) -> bool:
     """Whether the text is one JSON object with exactly these keys, alone or in a fenced block."""
-    if fenced := re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text, re.DOTALL):
-        text = fenced[1]
+    if fenced := re.fullmatch(r"```(?:json)?(.*)```", text, re.DOTALL):
+        text = fenced[1].strip()
     try:
         value = json.loads(text)
     except ValueError:
@@ -159,11 +168,11 @@ def right(item: EvalSample, answer: str) -> bool | None:
             return None
         return bool(invalid) == (key == "invalid")
     if item.category == "logical_argument":
-        named = {normalised(name) for name, pattern in _NAMES.items() if re.search(pattern, answer, re.IGNORECASE)}
+        named = {normalised(name) for name, pattern in _NAMES.items() if pattern.search(answer)}
         pattern = next((p for name, p in _NAMES.items() if normalised(name) in key or key in normalised(name)), None)
         if pattern is None:
             return True if key in normalised(answer) else None
-        if re.search(pattern, answer, re.IGNORECASE):
+        if pattern.search(answer):
             return True
         return False if named or (_VALID.search(answer) and not _INVALID.search(answer)) else None
     words = [w for w in key.split() if w not in ("a", "o", "as", "os", "the", "an")]

@@ -21,7 +21,7 @@ from inspect_ai.model import ChatMessageSystem, ChatMessageUser
 from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
-from noesis.constitution.dialogue import hide_analysis
+from noesis.constitution.analysis_block import hide_analysis
 from noesis.constitution.document import Constitution, load_constitution
 from noesis.core.config import TribunalSection, load_config
 from noesis.core.project import cache_folder, find_project

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,7 +25,9 @@ from noesis.tribunal.verdict import ItemScore, Unscored, Verdict
 SCORES: tuple[Literal["0", "1", "2"], ...] = ("0", "1", "2")
 SHORTEST_SPAN = 8  # characters; a shorter quotation proves nothing
 ATTEMPTS = 2  # requests before an answer is Unscored
+LONGEST = 50_000  # characters of a reply in which its objects are looked for
 TOKENS_PER_ITEM, TOKENS_REASONING = 64, 200  # of the longest reply
+LONGEST_REPLY = 32_000  # characters, from the end, in which its object is looked for
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,7 @@ def parse_reply(reply: ModelReply, items: tuple[RubricItem, ...]) -> dict[str, s
     """
     schema = reply_schema(items)
     problem = ""
-    for found in reversed(list(_objects(reply.text))):
+    for found in reversed(list(_objects(reply.text[-LONGEST_REPLY:]))):
         wrong = _mismatch(found, schema)
         if wrong is None:
             return {name: str(value) for name, value in found.items()}
@@ -183,7 +186,8 @@ def parse_reply(reply: ModelReply, items: tuple[RubricItem, ...]) -> dict[str, s
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """Every outermost JSON object in `text`, in order."""
+    """Every outermost JSON object in the last LONGEST characters of `text`, in order."""
+    text = text[-LONGEST:]  # each brace may be tried to no avail, which takes quadratic time
     decoder, start = json.JSONDecoder(), text.find("{")
     while start >= 0:
         try:
@@ -204,10 +208,15 @@ def _mismatch(found: dict[str, Any], schema: dict[str, Any]) -> str | None:
         value = found[name]
         if "enum" in field_schema and (isinstance(value, bool) or str(value) not in field_schema["enum"]):
             return f"{name!r} is {str(value)[:20]!r}, not one of {', '.join(field_schema['enum'])}"
-        if "enum" not in field_schema and not isinstance(value, str):
+        if "enum" not in field_schema and not _is_text(value):
             return f"{name!r} is not a text"
     extra = found.keys() - schema["properties"].keys()
-    return f"unknown field {sorted(extra)[0]!r}" if extra else None
+    return f"unknown field {sorted(extra)[0][:40]!r}" if extra else None
+
+
+def _is_text(value: Any) -> bool:
+    """Whether `value` can be written to a file: JSON's escapes allow half a character, which can't."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
 def score_items(items: tuple[RubricItem, ...], fields: dict[str, str], answer: str) -> tuple[ItemScore, ...]:

@@ -136,7 +136,8 @@ def open_panel(
 
     Args:
         own: the GGUF file that `self` means.
-        replies: the reply cache; the one shared by all projects where None.
+        replies: the reply cache, whose earlier spending the cap counts; where None, the one that all projects share,
+            and the cap counts this command's alone.
         rubrics: the project's, if they have been read before.
 
     Raises:
@@ -148,4 +149,6 @@ def open_panel(
     if len({client.identity for client in clients}) < len(clients):
         raise UsageError("the same judge is named twice: one model has one vote")
     with open_cache(replies or cache_folder() / "tribunal" / "replies.sqlite") as cache:
+        if replies is not None:
+            spending.resume(cache)
         yield make_panel(project, clients, cache, rubrics)

@@ -6,6 +6,7 @@ each verdict and decides which calibration belongs to it: a changed word is anot
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -120,8 +121,8 @@ class Rubric(_Frozen):
 
     @model_validator(mode="after")
     def _ids_differ(self) -> Rubric:
-        ids = [item.id for item in self.items]
-        if twice := sorted({i for i in ids if ids.count(i) > 1}):
+        counts = Counter(item.id for item in self.items)
+        if twice := sorted(name for name, count in counts.items() if count > 1):
             raise ValueError(f"the item {twice[0]!r} appears twice")
         return self
 

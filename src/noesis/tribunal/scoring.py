@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from noesis.constitution.dialogue import hide_analysis, opening_messages
+from noesis.constitution.analysis_block import hide_analysis
+from noesis.constitution.dialogue import opening_messages
 from noesis.constitution.document import Constitution
 from noesis.core.config import TribunalSection
 from noesis.core.console import Progress
@@ -38,6 +39,12 @@ class AnswerStore(Protocol):
 
     def get(self, key: str, /) -> Any | None: ...
     def put_all(self, values: dict[str, Any], /) -> None: ...
+
+
+class Judges(Protocol):
+    """Who gives verdicts: a `JudgePanel`, or the record of one."""
+
+    async def judge(self, cases: Sequence[JudgeCase], /) -> list[list[Verdict | Unscored]]: ...
 
 
 @dataclass(frozen=True)
@@ -129,7 +136,7 @@ def answer_prompts(
                 sha256_json([identity, model, messages, own, section.trial_tokens, section.temperature])
                 for (_, _, messages), own in zip(active, seeds, strict=True)
             ]
-            missing = [i for i, key in enumerate(keys) if cache.get(key) is None]
+            missing = [i for i, key in enumerate(keys) if not isinstance(cache.get(key), str)]
             progress.advance(len(active) - len(missing))
             for start in range(0, len(missing), BATCH):
                 batch = missing[start : start + BATCH]
@@ -145,7 +152,7 @@ def answer_prompts(
 
 
 async def score_answers(
-    answers: Sequence[Answer], panel: JudgePanel, section: TribunalSection, constitution: Constitution
+    answers: Sequence[Answer], panel: Judges, section: TribunalSection, constitution: Constitution
 ) -> list[ScoredAnswer]:
     """The court's opinion of each answer that judges are to score; empty answers get 0 without being judged."""
     flags = [tuple(screen(a.text, screened_prompt(a.item), constitution)) for a in answers]

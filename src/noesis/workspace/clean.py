@@ -1,46 +1,94 @@
-"""`noesis clean`: list what can be deleted without losing anything in use, and delete it."""
+"""`noesis clean`: list what can be deleted without losing anything in use, and delete it.
+
+Symbolic links are neither followed nor counted, nor is anything below one: what they point at is somebody else's.
+"""
 
 from __future__ import annotations
 
-import shutil
+import os
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from noesis.core.errors import RunError
 from noesis.core.project import Project, cache_folder
+from noesis.core.rooted import remove
+from noesis.run.archive import is_being_archived_to
+from noesis.run.lock import held
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """A file or folder that can be deleted."""
+    """A file or folder that can be deleted. `root`: the folder that it was looked for in."""
 
     path: Path
     bytes: int
     what: str
+    root: Path
 
 
 def garbage(project: Project) -> list[Garbage]:
     """Archived runs, incomplete files of killed processes, replays, and converted models."""
-    runs = project.runs
-    models = (path for path in (cache_folder() / "models").glob("*") if path.suffix != ".lock")
-    found: list[tuple[str, Iterable[Path]]] = [
-        ("archived run", (runs / ".archive").glob("*")),
-        ("incomplete, of a process that was killed", runs.rglob(".*.part")),
-        ("damaged training state, set aside", runs.rglob("checkpoints/resume/torn-*")),
-        ("made again by noesis replay", (runs / ".replay").glob("*")),
-        ("converted model, made again when needed", models),
+    runs, models = project.runs, cache_folder() / "models"
+    found: list[tuple[Path, str, Iterable[Path]]] = [
+        (runs, "archived run", (runs / ".archive").glob("*")),
+        (runs, "incomplete, of a process that was killed", runs.rglob(".*.part")),
+        (runs, "damaged training state, set aside", runs.rglob("checkpoints/resume/torn-*")),
+        (runs, "made again by noesis replay", (runs / ".replay").glob("*")),
+        (models, "converted model, made again when needed", (p for p in models.glob("*") if p.suffix != ".lock")),
     ]
-    return [Garbage(path, _bytes(path), what) for what, paths in found for path in sorted(paths)]
+    return [
+        Garbage(path, _bytes(path), what, root)
+        for root, what, paths in found
+        for path in sorted(paths)
+        if not _is_linked(path, root)
+    ]
 
 
-def free(items: list[Garbage]) -> None:
-    """Delete `items`."""
+def free(items: Iterable[Garbage]) -> list[tuple[Garbage, str]]:
+    """Delete `items`, except where another process works; returns those that were kept, each with the reason."""
+    kept = []
     for item in items:
-        if item.path.is_dir():
-            shutil.rmtree(item.path)
-        else:
-            item.path.unlink(missing_ok=True)
+        try:
+            with ExitStack() as locks:
+                _lock(item, locks)
+                _delete(item)
+        except (RunError, Timeout) as error:
+            kept.append((item, f"in use: {error}"))
+        except OSError as error:
+            kept.append((item, error.strerror or str(error)))
+    return kept
+
+
+def _lock(item: Garbage, locks: ExitStack) -> None:
+    """Lock what `item` belongs to: its run, the run that is being archived into it, or the converted models."""
+    for folder in (item.path, *item.path.parents):
+        if folder == item.root.parent:
+            break
+        if (folder / ".lock").is_file():
+            locks.enter_context(held(folder))
+    for run in item.root.iterdir():
+        if is_being_archived_to(run, item.path):
+            raise RunError(f"{run} is being moved here")
+    for lock in item.root.glob("*.lock"):
+        locks.enter_context(FileLock(lock, timeout=0))
+
+
+def _delete(item: Garbage) -> None:
+    if _is_linked(item.path, item.root):
+        raise OSError(f"{item.path} is a link, or below one")
+    remove(item.path)
+
+
+def _is_linked(path: Path, root: Path) -> bool:
+    """Whether `path`, `root`, or a folder between them is a symbolic link."""
+    return any(p.is_symlink() for p in (path, *path.parents) if p == root or p.is_relative_to(root))
 
 
 def _bytes(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    if not path.is_dir():
+        return path.lstat().st_size
+    return sum((Path(folder) / name).lstat().st_size for folder, _, names in os.walk(path) for name in names)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from noesis.core.errors import UsageError
-from noesis.core.files import write_text
+from noesis.core.files import copy_file, copy_folder, write_text
 from noesis.core.jsonl import iter_lines, parse_object
 from noesis.core.language import Language
 from noesis.core.project import Project
@@ -44,14 +43,14 @@ def _copy_settings(project: Project) -> list[Path]:
     written = []
     for source in sources:
         target = project.root / source.relative_to(CHECKOUT.root)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        copy_file(source, target)
         written.append(target)
     return written
 
 
 def _copy_tribunal(project: Project) -> Path:
-    return Path(shutil.copytree(CHECKOUT.tribunal, project.tribunal))
+    copy_folder(CHECKOUT.tribunal, project.tribunal)
+    return project.tribunal
 
 
 def _copy_examples(project: Project) -> list[Path]:

@@ -73,14 +73,15 @@ def answer_shard(context: ContainerContext, request: CloudRequest, index: int) -
 
 def _answer_chunks(context: ContainerContext, request: CloudRequest, chunks: list[list[str]]) -> list[AnsweredChunk]:
     from noesis.pipeline.answers import generate_answers
+    from noesis.pipeline.consent import tribunal_settings
     from noesis.pipeline.session import reopen_run
-    from noesis.pipeline.stages.trial import TrialRequest, current_tribunal_settings, trial_items
+    from noesis.pipeline.stages.trial import TrialRequest, trial_items
 
     with tempfile.TemporaryDirectory() as folder:
-        s = reopen_run(copy_of_run(context.root, Path(folder) / "run"))
+        s = reopen_run(copy_of_run(context.root, Path(folder) / "run"), fetch=True)
         known = {entry.id for entry in s.run.manifest.ledger}
         items = {item.id: item for item in trial_items(context.project, TrialRequest(request.judges))}
-        section = current_tribunal_settings(s, context.project)
+        section = tribunal_settings(s.config, context.project)
         found = s.run.perform(
             "answers",
             lambda: {"rows": [generate_answers(s, section, [items[i] for i in chunk]) for chunk in chunks]},

@@ -16,7 +16,7 @@ from typing import Any
 from noesis.cloud.container.workspace import CallResult
 from noesis.cloud.request import CloudRequest
 from noesis.cloud.run_summary import summary_lines
-from noesis.cloud.volume.layout import SUMMARY
+from noesis.cloud.volume.layout import SUMMARY, guard_volume
 from noesis.cloud.volume.lease import Lease
 from noesis.cloud.volume.notes import OpenedRun, judged_epoch_file
 from noesis.core.console import say
@@ -54,6 +54,10 @@ def orchestrate(
     """
     lease = Lease(root, holder, calls.commit, calls.reload, sleep=calls.sleep)
     calls.reload()
+    try:
+        guard_volume(root)
+    except RunError as error:
+        return CallResult.failed(error)
     lease.take()
     leaving = True
     try:

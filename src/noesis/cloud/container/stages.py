@@ -6,7 +6,6 @@ other; judging an epoch during training writes files of its own and nothing else
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from noesis.cloud.volume.layout import ARCHIVE, DATASET
 from noesis.cloud.volume.notes import JudgedEpoch, OpenedRun, judged_epochs
 from noesis.cloud.volume.sync import HEAVY
 from noesis.cloud.volume.uploaded_data import require_upload
-from noesis.core.files import write_text
+from noesis.core.files import copy_folder, write_text
 from noesis.run.directory import Run
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def train(context: ContainerContext, request: CloudRequest, ticket: str) -> Call
         if opened.run.is_done("train"):
             return CallResult(run_train(opened).to_json())
         with staged_run(context) as run:
-            s = reopen_run(run.path)
+            s = reopen_run(run.path, fetch=True)
             run_plan(s)
             return CallResult(run_train(s).to_json())
 
@@ -98,8 +97,8 @@ def judge_epoch(context: ContainerContext, epoch: int) -> CallResult:
         with tempfile.TemporaryDirectory() as folder:
             copy = copy_of_run(context.root, Path(folder) / name, name)
             if (context.root / SCORES).is_dir():
-                shutil.copytree(context.root / SCORES, copy / SCORES)
-            judged = _judge_copy(reopen_run(copy), epoch)
+                copy_folder(context.root / SCORES, copy / SCORES)
+            judged = _judge_copy(reopen_run(copy, fetch=True), epoch)
             _publish_scores(copy, context.root, name)
         judged.write(context.root)
         return CallResult(judged.to_json())
@@ -143,7 +142,7 @@ def judge(context: ContainerContext, request: CloudRequest, again: bool) -> Call
     def work() -> CallResult:
         require_trained_run(context.root)
         with staged_run(context) as run:
-            s = reopen_run(run.path)
+            s = reopen_run(run.path, fetch=True)
             run_choose(s, _checkpoint_scorer(s, context, request))
             result = run_judge(s, again=again).to_json()
             if request.judges:
@@ -180,7 +179,7 @@ def merge(context: ContainerContext, request: CloudRequest, again: bool) -> Call
     def work() -> CallResult:
         require_trained_run(context.root)
         with staged_run(context, link=() if again else HEAVY) as run:
-            s = reopen_run(run.path)
+            s = reopen_run(run.path, fetch=True)
             result = run_merge(s, again=again)
             run_gguf(s, kinds=request.gguf or None, again=again)
             _record_epoch_costs(s.run)

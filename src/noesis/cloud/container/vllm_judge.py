@@ -12,10 +12,8 @@ import secrets
 import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from noesis.cloud.request import LOCAL_JUDGE, CloudRequest
@@ -23,6 +21,8 @@ from noesis.core.console import duration, say
 from noesis.core.errors import ModelError, UsageError
 from noesis.core.project import Project
 from noesis.core.signals import Terminated
+from noesis.llm.http import Http
+from noesis.llm.http_reply import HttpError
 from noesis.llm.torch_generate import free_gpu_memory
 from noesis.pipeline.session import RunSession
 
@@ -129,7 +129,8 @@ def vllm_server(command: list[str], key: str, *, port: int = PORT, starts_s: flo
 
 
 def _wait(process: subprocess.Popen[bytes], port: int, key: str, starts_s: float) -> None:
-    started = time.monotonic()
+    started, url = time.monotonic(), f"http://127.0.0.1:{port}/v1/models"
+    http = Http(url, {"Authorization": f"Bearer {key}"}, timeout_s=5)
     say("  loading the judge …")
     while True:
         if process.poll() is not None:
@@ -138,13 +139,9 @@ def _wait(process: subprocess.Popen[bytes], port: int, key: str, starts_s: float
             )
         if time.monotonic() - started > starts_s:
             raise ModelError(f"the judge's server did not answer within {duration(starts_s)}")
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/v1/models", headers={"Authorization": f"Bearer {key}"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=5) as reply:  # noqa: S310
-                if reply.status == 200:
-                    say(f"  the judge is ready after {duration(time.monotonic() - started)}")
-                    return
-        except (urllib.error.URLError, OSError):
-            time.sleep(1.0)
+        with suppress(HttpError):
+            if http.request("GET", url, deadline_s=5).status == 200:
+                say(f"  the judge is ready after {duration(time.monotonic() - started)}")
+                http.close()
+                return
+        time.sleep(1.0)

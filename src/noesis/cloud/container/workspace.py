@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -11,8 +10,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from noesis.cloud.volume.layout import guard_volume
 from noesis.cloud.volume.sync import HEAVY, VolumeSync, publishing
+from noesis.core.console import complain
 from noesis.core.errors import CapError, NoesisError, RunError, TrainingError
+from noesis.core.files import copy_file, copy_folder
 from noesis.core.project import Project
 from noesis.run.directory import Run, load_run
 
@@ -76,11 +78,12 @@ def run_guarded(context: ContainerContext, work: Callable[[], CallResult]) -> Ca
     """
     context.reload()
     try:
+        guard_volume(context.root)
         return work()
     except NoesisError as error:
         return CallResult.failed(error)
     except Exception as error:
-        traceback.print_exc()
+        complain(traceback.format_exc())
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, on a GPU
             return CallResult.failed(TrainingError(NO_MEMORY))
         message = f"{type(error).__name__}: {error} (the traceback is in  modal app logs)"
@@ -103,12 +106,12 @@ def staged_run(context: ContainerContext, *, link: tuple[str, ...] = HEAVY) -> I
 
 def copy_of_run(root: Path, target: Path, epoch: str | None = None) -> Path:
     """Copy what scoring and answering need: settings, data, and the adapter of `epoch` or the one the run uses."""
-    target.mkdir()
+    run = load_run(root)
     for name in ("manifest.json", "config.json"):
-        shutil.copy2(root / name, target / name)
-    shutil.copytree(root / "data", target / "data")
-    adapter = root / "checkpoints" / epoch if epoch else load_run(root).adapter()
-    shutil.copytree(adapter, target / "checkpoints" / adapter.name)
+        copy_file(root / name, target / name)
+    copy_folder(run.data, target / "data")
+    adapter = run.checkpoints / epoch if epoch else run.adapter()
+    copy_folder(adapter, target / "checkpoints" / adapter.name)
     return target
 
 

@@ -10,6 +10,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from noesis.core.rooted import guard
+from noesis.run.archive import RUN_FILES
+
 DATASET = "dataset"
 ARCHIVE = "runs"
 SUMMARY = "summary.txt"
@@ -18,3 +23,12 @@ LEASE = "lease.json"  # in FOLDER
 OPENED = "opened.json"  # in FOLDER
 EPOCHS = "tribunal/epochs"
 SHARDS = "tribunal/shards"
+
+
+def guard_volume(root: Path) -> None:
+    """Never follow a link on the mounted volume; older runs on it are not looked through.
+
+    Raises:
+        UnsafePathError: it holds a link, or anything else that is neither a file nor a folder.
+    """
+    guard(root, parts=(*RUN_FILES, DATASET, FOLDER))

@@ -123,9 +123,9 @@ def manifest_of(files: RemoteFiles, folder: str = "") -> Manifest:
         return parse_manifest(json.loads(text))
     except RunError as error:
         raise UnreadableManifest(f"{path} on the volume {error}") from None
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         raise UnreadableManifest(
             f"{path} on the volume is incomplete; if it is being written, it can be read in a minute"
         ) from None
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise UnreadableManifest(f"{path} on the volume is not a manifest of Noesis") from None

@@ -8,16 +8,16 @@ Page: https://modal.com/docs/guide/volumes
 
 from __future__ import annotations
 
-import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from noesis.cloud.volume.layout import guard_volume
 from noesis.core.console import say
-from noesis.core.files import replace_folder, sweep
+from noesis.core.files import copy_file, copy_folder, make_folder, new_folder, sweep
+from noesis.core.rooted import guard, make_link, remove
 from noesis.run.archive import RUN_FILES
 
 HEAVY = ("merged", "gguf")  # linked instead of copied where a stage only reads them
@@ -41,17 +41,19 @@ class VolumeSync:
 
     def bring(self, *, link: tuple[str, ...] = HEAVY) -> None:
         """Copy the run from the volume; folders in `link` are linked, so writes to them go straight to the volume."""
-        shutil.rmtree(self.local, ignore_errors=True)
-        self.local.mkdir(parents=True)
+        guard_volume(self.volume)
+        remove(self.local)
+        make_folder(self.local)
+        guard(self.local)
         for name in RUN_FILES:
             source, target = self.volume / name, self.local / name
             if source.is_dir() and name in link:
-                target.symlink_to(source, target_is_directory=True)
+                make_link(target, source)
             elif source.is_dir():
                 sweep(source)  # what a killed container left half-copied
-                shutil.copytree(source, target)
+                copy_folder(source, target)
             elif source.is_file():
-                shutil.copy2(source, target)
+                copy_file(source, target)
         self._published = {name: change_mark(path) for name, path in self._units()}
 
     def publish(self) -> list[str]:
@@ -70,7 +72,7 @@ class VolumeSync:
                     done.append(name)
             gone = [name for name in self._published if "/resume/checkpoint-" in name and name not in units]
             for name in gone:
-                shutil.rmtree(self.volume / name, ignore_errors=True)
+                remove(self.volume / name)
                 del self._published[name]
             if done or gone:
                 self.commit()
@@ -103,18 +105,13 @@ class VolumeSync:
     def _copy(self, name: str, path: Path) -> bool:
         """Copy to the volume atomically; False if it disappeared meanwhile (a state that was rotated out)."""
         target = self.volume / name
-        part = target.with_name(f".{target.name.removeprefix('.')}.part")
-        target.parent.mkdir(parents=True, exist_ok=True)
         try:
             if path.is_dir():
-                shutil.rmtree(part, ignore_errors=True)
-                shutil.copytree(path, part)
-                replace_folder(part, target)
+                with new_folder(target) as part:
+                    copy_folder(path, part)
             else:
-                shutil.copy2(path, part)
-                os.replace(part, target)
-        except (FileNotFoundError, shutil.Error):
-            shutil.rmtree(part, ignore_errors=True)
+                copy_file(path, target)
+        except FileNotFoundError:
             if path.exists():
                 raise
             return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 from noesis.core.config.loading import load_config
 from noesis.core.config.models import Config, LoraFile, SaveEvery, TrainingFile
 from noesis.core.config.sections import (
+    JUDGE_CALLS,
     BudgetSection,
     ConstitutionalSection,
     DataSection,
@@ -24,6 +25,7 @@ from noesis.core.config.sections import (
 )
 
 __all__ = [
+    "JUDGE_CALLS",
     "BudgetSection",
     "Config",
     "ConstitutionalSection",

@@ -24,6 +24,7 @@ from noesis.core.config.sections import (
     TribunalSection,
 )
 from noesis.core.files import sha256_json
+from noesis.core.rooted import NAME
 
 # Keys of training_config.yaml that don't reach the adapter: how it is computed, and what happens around and after it.
 NOT_DECIDING = (
@@ -66,7 +67,7 @@ class TrainingFile(Frozen):
 
     model: str = "smollm2"
     revision: str | None = None
-    output_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "noesis-philosopher-v1"
+    output_name: Annotated[str, Field(pattern=NAME)] = "noesis-philosopher-v1"
     method: Literal["sft", "dpo", "sft+dpo"] = "sft"
     num_train_epochs: Count = 3
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-4

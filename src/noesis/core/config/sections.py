@@ -89,6 +89,10 @@ class Price(Frozen):
     completion: Annotated[float, Field(ge=0)]
 
 
+# how judges are called and what they cost; changes no verdict
+JUDGE_CALLS = ("concurrency", "timeout_seconds", "attempts", "requests_per_minute", "prices")
+
+
 class TribunalSection(Frozen):
     """The court's weights, bands, floor and vetoes; the trial; the requests to its judges."""
 
@@ -123,6 +127,10 @@ class TribunalSection(Frozen):
         if self.conditional_threshold > self.approval_threshold:
             raise ValueError("tribunal.conditional_threshold is above tribunal.approval_threshold")
         return self
+
+    def called_as(self, today: TribunalSection) -> TribunalSection:
+        """These settings with `today`'s calls: a run, which may be a stranger's, names no price that a cap rests on."""
+        return self.model_copy(update={name: getattr(today, name) for name in JUDGE_CALLS})
 
 
 class GgufSection(Frozen):

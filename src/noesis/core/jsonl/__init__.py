@@ -1,7 +1,8 @@
-"""Reading JSON Lines: the only reader of JSONL files, from users and from runs."""
+"""Reading JSON Lines: the only reader of JSONL files, from users and from runs, and of models' JSON files."""
 
 from __future__ import annotations
 
+from noesis.core.jsonl.documents import fraction, read_json_file, whole_number
 from noesis.core.jsonl.ids import UniqueIds, id_key, id_problem, same_id
 from noesis.core.jsonl.lines import (
     Line,
@@ -20,6 +21,7 @@ __all__ = [
     "Line",
     "LineError",
     "UniqueIds",
+    "fraction",
     "id_key",
     "id_problem",
     "iter_intact_objects",
@@ -27,7 +29,9 @@ __all__ = [
     "iter_objects",
     "jsonl_files",
     "parse_object",
+    "read_json_file",
     "read_models",
     "read_objects",
     "same_id",
+    "whole_number",
 ]

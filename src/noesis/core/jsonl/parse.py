@@ -29,18 +29,24 @@ class LineError(ValueError):
         self.code = code
 
 
-def parse_object(data: bytes) -> dict[str, Any]:
-    """The JSON object in a line.
+def parse_object(data: bytes, most: int = MAX_LINE, *, constants: bool = False) -> dict[str, Any]:
+    """The JSON object in a line of at most `most` bytes.
+
+    Args:
+        constants: read NaN and Infinity too.
 
     Raises:
         LineError: the line is too long, not UTF-8, not JSON, nested too deeply, or not a JSON object.
     """
-    if len(data) > MAX_LINE:
-        raise LineError("too-long", f"longer than {MAX_LINE:,} bytes")
+    if len(data) > most:
+        raise LineError("too-long", f"longer than {most:,} bytes")
     try:
         text = data.removeprefix(BYTE_ORDER_MARK).decode()
         value = json.loads(
-            text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_duplicates
+            text,
+            parse_constant=None if constants else _refuse_constant,
+            parse_float=_finite,
+            object_pairs_hook=_without_duplicates,
         )
     except LineError:
         raise

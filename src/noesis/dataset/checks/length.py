@@ -47,18 +47,8 @@ class TokenCounter:
     @property
     def special_tokens(self) -> re.Pattern[str] | None:
         """Matches the special tokens that only this model has; None if it has none beyond the usual ones."""
-        tokens = [
-            t.content
-            for t in self.tokenizer.backend.get_added_tokens_decoder().values()
-            if t.special and not CONTROL_TOKEN.fullmatch(t.content)
-        ]
+        tokens = [token for token in self.tokenizer.added_special if not CONTROL_TOKEN.fullmatch(token)]
         return re.compile("|".join(re.escape(token) for token in sorted(tokens))) if tokens else None
-
-    @property
-    def byte_level(self) -> bool:
-        """Whether every token stands for at least one byte of text."""
-        backend = self.tokenizer.backend
-        return type(backend.decoder).__name__ == "ByteLevel" or bool(getattr(backend.model, "byte_fallback", False))
 
     def length(self, example: Example) -> int:
         """Tokens of the whole row.
@@ -117,7 +107,7 @@ def too_long(counter: TokenCounter, table: Table, reader: RowReader) -> Iterator
     Where every token is at least a byte, a row whose bytes fit is not tokenised.
     """
     rows = np.arange(len(table))
-    if counter.byte_level:
+    if counter.tokenizer.byte_level:
         texts = table.length if counter.include_critique else table.text_bytes
         rows = np.flatnonzero(texts + table.turns * MARGIN + counter.overhead() + MARGIN > counter.max_length)
     limit = f"more than max_length {counter.max_length} in training_config.yaml; answers are never cut"

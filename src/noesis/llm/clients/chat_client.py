@@ -10,18 +10,22 @@ the three values.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from noesis.core.errors import ModelError, UsageError
 from noesis.core.messages import Message
+from noesis.llm.clients.chat_reply import TokenEntry, read_chat_reply, read_piece, read_usage
+from noesis.llm.http import Http
+from noesis.llm.http_reply import HttpError, HttpReply, error_message, lines, parse_json, shown
 
 SHORTEST_KEY = 11  # characters
 ATTEMPTS, LONGEST_WAIT_S = 4, 10.0
+STREAM_FACTOR = 10  # a streamed answer may take this many times as long as the endpoint may be silent
 RETRIED = (408, 429, 502, 503, 504)
 
 
@@ -45,20 +49,21 @@ class Completion:
 class LLMClient:
     """One model at one endpoint."""
 
-    def __init__(self, base_url: str, api_key: str, model: str, *, timeout_s: float = 120.0) -> None:
+    def __init__(
+        self, base_url: str, api_key: str, model: str, *, timeout_s: float = 120.0, socket: str | None = None
+    ) -> None:
         """Prepare a client; nothing is sent yet.
 
         Args:
             base_url: http or https, with or without a slash at its end.
-            timeout_s: seconds between two chunks of an answer.
+            timeout_s: seconds of a whole answer; of a streamed one, seconds between two pieces, and ten times as many
+                for the whole.
+            socket: path of a Unix socket to connect to, whatever host `base_url` names.
 
         Raises:
             UsageError: `base_url` is not a URL, or the key is too short to be one.
         """
-        import httpx2
-
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not _is_url(base_url):
             raise UsageError(
                 f"base URL {base_url!r}: give one such as http://127.0.0.1:8017/v1 or https://api.openai.com/v1"
             )
@@ -68,12 +73,9 @@ class LLMClient:
                 "set NOESIS_API_KEY, or give --key"
             )
         self.base_url, self.model = base_url.rstrip("/") + "/", model
+        self._key, self._timeout_s = api_key, timeout_s
         headers = {"Authorization": f"Bearer {api_key}"}
-        # a connection a request: llama.cpp's server closes one that streamed, and the next request on it would be lost
-        limits = httpx2.Limits(max_keepalive_connections=0)
-        self._http = httpx2.Client(
-            base_url=self.base_url, headers=headers, timeout=httpx2.Timeout(timeout_s, connect=10.0), limits=limits
-        )
+        self._http = Http(self.base_url, headers, timeout_s=timeout_s, unix_socket=socket)
 
     def close(self) -> None:
         self._http.close()
@@ -82,7 +84,7 @@ class LLMClient:
         """The endpoint's models; empty where it does not list them."""
         reply = self._send("GET", "models", None)
         try:
-            return [m for m in reply.json()["data"] if isinstance(m, dict)]
+            return [m for m in parse_json(reply.body)["data"] if isinstance(m, dict)]
         except (ValueError, KeyError, TypeError):
             return []
 
@@ -104,112 +106,107 @@ class LLMClient:
             ModelError: the endpoint can't be reached, or refuses.
         """
         body = {"model": self.model, "messages": messages, "temperature": temperature, "max_tokens": max_tokens, **more}
-        if on_token is None:
-            reply = self._send("POST", "chat/completions", body)
-            try:
-                return _completion(reply.json())
-            except (ValueError, KeyError, IndexError, TypeError):
-                raise ModelError(
-                    f"{self.base_url} does not answer in OpenAI's protocol: {reply.text[:200]!r}"
-                ) from None
-        return self._stream(body | {"stream": True}, on_token)
+        if on_token is not None:
+            return self._stream(body | {"stream": True}, on_token)
+        reply = self._send("POST", "chat/completions", body)
+        try:
+            parsed = parse_json(reply.body)
+            chat = read_chat_reply(parsed, logprobs=bool(more.get("logprobs")), max_tokens=max_tokens)
+        except ValueError as error:
+            raise ModelError(f"{self.base_url} gives {error}: {shown(reply.message, self._key)}") from None
+        return _completion(chat.text, chat.finish, parsed, chat.tokens)
 
-    def _send(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
-        import httpx2
-
+    def _send(self, method: str, path: str, body: dict[str, Any] | None) -> HttpReply:
         for attempt in range(ATTEMPTS):
-            try:
-                reply = self._http.request(method, path, json=body)
-            except httpx2.HTTPError as error:
-                raise self._unreachable(error) from None
-            if reply.status_code == 200:
+            with self._explained():
+                reply = self._http.request(method, self.base_url + path, body, deadline_s=self._timeout_s)
+            if not self._is_to_be_retried(reply, attempt):
                 return reply
-            if reply.status_code not in RETRIED or attempt == ATTEMPTS - 1:
-                raise self._refused(reply)
-            time.sleep(_wait(reply.headers.get("retry-after"), attempt))
         raise AssertionError("the last attempt returns or raises")
 
     def _stream(self, body: dict[str, Any], on_token: Callable[[str], None]) -> Completion:
-        import httpx2
-
-        pieces: list[str] = []
-        entries: list[dict[str, Any]] = []
-        finish = ""
-        usage: dict[str, Any] = {}
+        url, deadline_s = self.base_url + "chat/completions", STREAM_FACTOR * self._timeout_s
         for attempt in range(ATTEMPTS):
-            try:
-                with self._http.stream("POST", "chat/completions", json=body) as reply:
-                    if reply.status_code in RETRIED and attempt < ATTEMPTS - 1:
-                        time.sleep(_wait(reply.headers.get("retry-after"), attempt))
-                        continue
-                    if reply.status_code != 200:
-                        reply.read()
-                        raise self._refused(reply)
-                    for event in _events(reply.iter_lines()):
-                        if "error" in event:
-                            raise ModelError(f"{self.base_url} broke off: {_message(event)}")
-                        usage = event.get("usage") or usage
-                        for choice in event.get("choices") or []:
-                            finish = choice.get("finish_reason") or finish
-                            entries += (choice.get("logprobs") or {}).get("content") or []
-                            if text := (choice.get("delta") or {}).get("content"):
-                                pieces.append(text)
-                                on_token(text)
-                    return _completed("".join(pieces), finish, usage, entries)
-            except httpx2.HTTPError as error:
-                raise self._unreachable(error) from None
+            with (
+                self._explained(),
+                self._http.stream("POST", url, body, deadline_s=deadline_s) as (status, retry_after, parts),
+            ):
+                if status == 200:
+                    return self._read_stream(parts, on_token)
+                reply = HttpReply(status, b"".join(parts), retry_after)
+            self._is_to_be_retried(reply, attempt)
         raise AssertionError("the last attempt returns or raises")
 
-    def _unreachable(self, error: Exception) -> ModelError:
-        return ModelError(
-            f"{self.base_url} can't be reached ({type(error).__name__}: {error}): is the server running?  "
-            "noesis serve RUN  starts it"
-        )
-
-    def _refused(self, reply: Any) -> ModelError:
-        what = {401: "the key is not accepted", 404: f"there is no model {self.model!r}, or the base URL is wrong"}.get(
-            reply.status_code, "refused"
-        )
-        try:
-            message = _message(reply.json())
-        except ValueError:
-            message = reply.text[:200]
-        return ModelError(f"{self.base_url}: {what} (HTTP {reply.status_code}): {message}")
-
-
-def _events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        if line.startswith("data:") and (data := line[5:].strip()) not in ("", "[DONE]"):
+    def _read_stream(self, parts: Iterator[bytes], on_token: Callable[[str], None]) -> Completion:
+        pieces: list[str] = []
+        entries: list[TokenEntry] = []
+        finish, last, seen = "", dict[str, Any](), False
+        for event in self._events(parts):
+            if "error" in event:
+                raise ModelError(f"{self.base_url} broke off: {shown(error_message(event), self._key)}")
+            last = event if event.get("usage") else last
+            if not event.get("choices"):
+                continue
             try:
-                event = json.loads(data)
-            except ValueError:
-                raise ModelError(f"an event of the stream is not JSON: {data[:100]!r}") from None
-            if isinstance(event, dict):
-                yield event
+                piece = read_piece(event)
+            except ValueError as error:
+                raise ModelError(f"{self.base_url} gives {error}") from None
+            finish, seen = piece.finish or finish, True
+            entries += piece.tokens
+            if piece.text:
+                pieces.append(piece.text)
+                on_token(piece.text)
+        if not seen:
+            raise ModelError(f"{self.base_url} does not answer in OpenAI's protocol: its stream has no choices")
+        return _completion("".join(pieces), finish, last, entries)
+
+    def _events(self, parts: Iterator[bytes]) -> Iterator[dict[str, Any]]:
+        for line in lines(parts):
+            if line.startswith(b"data:") and (data := line[5:].strip()) not in (b"", b"[DONE]"):
+                try:
+                    event = parse_json(data)
+                except ValueError as error:
+                    raise ModelError(f"an event of the stream is {error}") from None
+                if isinstance(event, dict):
+                    yield event
+
+    def _is_to_be_retried(self, reply: HttpReply, attempt: int) -> bool:
+        """False if the reply is good; waits before another attempt. Raises ModelError where there is to be none."""
+        if reply.status == 200:
+            return False
+        if reply.status not in RETRIED or attempt == ATTEMPTS - 1:
+            raise self._refused(reply)
+        wait = 0.5 * 2**attempt if reply.retry_after is None else reply.retry_after
+        time.sleep(min(wait, LONGEST_WAIT_S))
+        return True
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except HttpError as error:
+            if error.sent:
+                raise ModelError(f"{self.base_url} gives no whole answer ({error})") from None
+            raise ModelError(
+                f"{self.base_url} can't be reached ({error}): is the server running?  noesis serve RUN  starts it"
+            ) from None
+
+    def _refused(self, reply: HttpReply) -> ModelError:
+        what = {401: "the key is not accepted", 404: f"there is no model {self.model!r}, or the base URL is wrong"}.get(
+            reply.status, "refused"
+        )
+        return ModelError(f"{self.base_url}: {what} (HTTP {reply.status}): {shown(reply.message, self._key)}")
 
 
-def _completion(answer: dict[str, Any]) -> Completion:
-    choice = answer["choices"][0]
-    entries = (choice.get("logprobs") or {}).get("content") or []
-    return _completed(
-        str(choice["message"]["content"] or ""),
-        str(choice.get("finish_reason") or ""),
-        answer.get("usage") or {},
-        entries,
-    )
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a bracket or a port that is none
+        return False
 
 
-def _completed(text: str, finish: str, usage: dict[str, Any], entries: list[dict[str, Any]]) -> Completion:
-    prompt, completion, total = (int(usage.get(f"{kind}_tokens") or 0) for kind in ("prompt", "completion", "total"))
-    return Completion(text, finish, prompt, completion, total, entries)
-
-
-def _message(body: Any) -> str:
-    error = body.get("error", body) if isinstance(body, dict) else body
-    return str(error.get("message", error) if isinstance(error, dict) else error)[:300]
-
-
-def _wait(retry_after: str | None, attempt: int) -> float:
-    """Seconds before the next attempt: the endpoint's Retry-After, else half a second, doubled each time."""
-    seconds = float(retry_after) if retry_after and retry_after.strip().isdigit() else 0.5 * 2**attempt
-    return min(seconds, LONGEST_WAIT_S)
+def _completion(text: str, finish: str, body: dict[str, Any], entries: Sequence[TokenEntry]) -> Completion:
+    usage = read_usage(body, text)
+    prompt, completion = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+    return Completion(text, finish, prompt, completion, prompt + completion, [entry.model_dump() for entry in entries])

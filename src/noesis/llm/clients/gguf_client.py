@@ -1,4 +1,5 @@
-"""A GGUF model in this process, by xllamacpp: several requests at once, structured output by a grammar of the schema.
+"""A GGUF model in a process of its own, by xllamacpp: several requests at once, structured output by a grammar of the
+schema.
 
 llama.cpp does not show the schema to the model, so the prompt repeats it. The requests of one judge share a prefix,
 which llama.cpp keeps in its cache.
@@ -7,16 +8,19 @@ which llama.cpp keeps in its cache.
 from __future__ import annotations
 
 import asyncio
-import secrets
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from noesis.core.device import usable_threads
-from noesis.core.errors import MissingExtra, ModelError
+from noesis.core.errors import ModelError
 from noesis.core.files import sha256_file
 from noesis.core.signals import native_request
-from noesis.llm.clients.protocol import ModelReply, ModelRequest, NoReplyError, top_logprobs_of
+from noesis.core.text import any_of, break_control_tokens
+from noesis.llm.clients.chat_reply import read_chat_reply, read_usage
+from noesis.llm.clients.protocol import ModelReply, ModelRequest, NoReplyError
+from noesis.llm.gguf_tokens import special_tokens
+from noesis.llm.isolated.llama_process import LlamaProcess
 
 REASONING, SPAN = 240, 100  # characters at most
 REPEAT_PENALTY = 1.1  # of free text: small models fall into loops
@@ -52,21 +56,19 @@ class GgufClient:
         Raises:
             ModelError: it can't be loaded.
         """
+        special = special_tokens(path)
+        settings: dict[str, Any] = {
+            "model": {"path": str(path)},
+            "n_ctx": context * parallel,
+            "n_parallel": parallel,
+            "cpuparams": {"n_threads": usable_threads()},
+            "cpuparams_batch": {"n_threads": usable_threads()},
+        }
         try:
-            import xllamacpp
-        except ImportError:
-            raise MissingExtra("xllamacpp", "gguf") from None
-        params = xllamacpp.CommonParams()
-        params.model.path = str(path)
-        params.n_ctx, params.n_parallel = context * parallel, parallel
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = usable_threads()
-        params.hostnames, params.port = ["127.0.0.1"], 0
-        params.api_keys = [secrets.token_urlsafe(24)]
-        params.offline, params.ui, params.verbosity = True, False, 0
-        try:
-            self._server = xllamacpp.Server(params)
-        except RuntimeError as error:
+            self._server = LlamaProcess(settings)
+        except ModelError as error:
             raise ModelError(f"llama.cpp can't load the judge {path}: {error}") from None
+        self._special = any_of(special)
         self.name = name or path.name
         self.identity = f"gguf:{sha256_file(path)}"
         self.concurrency = parallel
@@ -78,7 +80,9 @@ class GgufClient:
 
     def _ask(self, request: ModelRequest) -> ModelReply:
         body: dict[str, Any] = {
-            "messages": request.as_messages(),
+            "messages": [
+                m | {"content": break_control_tokens(m["content"], self._special)} for m in request.as_messages()
+            ],
             "max_tokens": request.max_tokens,
             "temperature": request.temperature,
             "seed": request.seed,
@@ -94,21 +98,23 @@ class GgufClient:
         else:
             body["repeat_penalty"] = REPEAT_PENALTY
         with native_request(self.name):
-            answer = self._server.handle_chat_completions(body)
+            try:
+                answer = self._server.handle_chat_completions(body)
+            except ModelError as ended:
+                raise NoReplyError(str(ended)) from None
         if not isinstance(answer, dict) or "choices" not in answer:
             error = answer.get("error", answer) if isinstance(answer, dict) else answer
             raise NoReplyError(
                 f"llama.cpp refuses the request: {error.get('message', error) if isinstance(error, dict) else error}"
             )
-        choice, usage = answer["choices"][0], answer.get("usage") or {}
-        return ModelReply(
-            str(choice["message"]["content"] or ""),
-            str(choice.get("finish_reason") or "stop"),
-            int(usage.get("prompt_tokens", 0)),
-            int(usage.get("completion_tokens", 0)),
-            0.0,
-            top_logprobs=top_logprobs_of(choice),
-        )
+        try:
+            reply = read_chat_reply(answer, logprobs=bool(request.logprobs), max_tokens=request.max_tokens)
+        except ValueError as error:
+            raise NoReplyError(f"llama.cpp gives {error}") from None
+        usage = read_usage(answer, reply.text)
+        prompt, completion = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        return ModelReply(reply.text, reply.finish, prompt, completion, 0.0, top_logprobs=reply.top_logprobs)
 
     async def close(self) -> None:
+        self._server.close()
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,15 +1,14 @@
 """A model behind an OpenAI-compatible endpoint: OpenAI, Anthropic, Gemini, vLLM, llama.cpp, Ollama, …
 
-https://platform.openai.com/docs/api-reference/chat , over httpx2, which the Hub's client depends on anyway. Retries
-with back-off and jitter on 408, 409, 425, 429, 5xx and broken connections; a Retry-After holds for all requests; an
-endpoint that is plainly down is not called over and over. The API key comes from the environment and goes to its own
-host only.
+https://platform.openai.com/docs/api-reference/chat . Retries with back-off and jitter on 408, 409, 425, 429, 5xx,
+broken connections and replies that can't be read; a Retry-After holds for all requests; an endpoint that is plainly
+down is not called over and over. The API key comes from the environment and goes to its own host only.
 """
 
 from __future__ import annotations
 
 import asyncio
-import email.utils
+import json
 import os
 import random
 import re
@@ -19,11 +18,15 @@ from urllib.parse import urlsplit
 
 from noesis.core.config import Price, TribunalSection
 from noesis.core.errors import ModelError
-from noesis.llm.clients.protocol import EndpointDownError, ModelReply, ModelRequest, NoReplyError, top_logprobs_of
+from noesis.llm.clients.chat_reply import Usage, read_chat_reply, read_cost, read_usage
+from noesis.llm.clients.protocol import EndpointDownError, ModelReply, ModelRequest, NoReplyError
 from noesis.llm.clients.spec import ModelSpec
-from noesis.llm.clients.spending import Spending
+from noesis.llm.clients.spending import Reservation, Spending
+from noesis.llm.http import AsyncHttp, is_loopback
+from noesis.llm.http_reply import HttpError, HttpReply, parse_json, shown
 
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+MAY_HAVE_ANSWERED = {502, 504, 520, 522, 524}  # a gateway's: the model behind it may have worked, and be charged for
 REFUSED = {
     401: "the key is not accepted",
     403: "the key may not use this model",
@@ -31,6 +34,8 @@ REFUSED = {
 }
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds of back-off; doubled each time
 DEAD_AFTER = 4  # requests in a row that failed altogether
+# a host's name in ASCII: labels of letters, digits and inner hyphens
+_HOST = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*")
 KEYS = {
     "api.openai.com": "OPENAI_API_KEY",
     "api.anthropic.com": "ANTHROPIC_API_KEY",
@@ -42,8 +47,10 @@ def key_for(url: str) -> str | None:
     """The API key for `url`: `NOESIS_KEY_<HOST>` or the provider's variable; by TLS or to localhost only."""
     parts = urlsplit(url)
     host = parts.hostname or ""
-    if parts.scheme != "https" and host not in ("localhost", "127.0.0.1", "::1"):
+    if parts.scheme != "https" and not is_loopback(url):
         return None
+    if not _HOST.fullmatch(host) and not is_loopback(url):
+        return None  # another spelling of a name could share its variable
     return os.environ.get(own_variable(host)) or os.environ.get(KEYS.get(host, ""))
 
 
@@ -56,33 +63,28 @@ class OpenAIClient:
         Raises:
             ModelError: there is a cap, but no price of the model.
         """
-        import httpx2
-
         self.name, self.identity = spec.model, f"openai:{spec.url}:{spec.model}"
         self.concurrency = section.concurrency
         self._url, self._model = spec.url + "/chat/completions", spec.model
         self._price: Price | None = section.prices.get(spec.model)
         self._section, self._spending = section, spending
-        key = key_for(spec.url)
-        self._http = httpx2.AsyncClient(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx2.Timeout(section.timeout_seconds, connect=min(10.0, section.timeout_seconds)),
-            limits=httpx2.Limits(max_connections=section.concurrency),
-        )
-        self._slots = asyncio.Semaphore(section.concurrency)
-        self._not_before = 0.0  # time.monotonic() before which no request starts
-        self._without: set[str] = set()  # optional parts of a request that this endpoint refuses
-        self._failed_in_a_row = 0
-        self._random = random.Random(0)  # noqa: S311  (jitter)
         if spending.max_usd is not None and self._price is None:
             raise ModelError(
                 f"--max-usd needs the price of {spec.model!r}: write it in training_config.yaml, "
                 f"tribunal: prices: {{{spec.model}: {{prompt: USD, completion: USD}}}} "
                 "(for a million tokens; 0 on a machine of your own)"
             )
+        self._key = key_for(spec.url)
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        self._http = AsyncHttp(self._url, headers, connections=section.concurrency)
+        self._slots = asyncio.Semaphore(section.concurrency)
+        self._not_before = 0.0  # time.monotonic() before which no request starts
+        self._without: set[str] = set()  # optional parts of a request that this endpoint refuses
+        self._failed_in_a_row = 0
+        self._random = random.Random(0)  # noqa: S311  (jitter)
 
     async def close(self) -> None:
-        await self._http.aclose()
+        await self._http.close()
 
     async def ask(self, request: ModelRequest) -> ModelReply:
         """The model's reply.
@@ -94,26 +96,15 @@ class OpenAIClient:
         async with self._slots:
             if self._failed_in_a_row >= DEAD_AFTER:
                 raise EndpointDownError(f"{self.name} is down: {self._failed_in_a_row} requests in a row failed")
-            characters = sum(len(text) for _, text in request.messages)
-            most = self._usd(characters, request.max_tokens)  # a token is a character or more
-            while not self._spending.reserve(most):
-                await asyncio.sleep(0.05)  # requests under way may cost less than was reserved for them
             try:
                 reply = await self._send_with_retries(request)
-            except BaseException as error:
-                self._spending.release(most)
-                self._failed_in_a_row += isinstance(error, NoReplyError)
+            except NoReplyError:
+                self._failed_in_a_row += 1
                 raise
-            if reply.text or reply.prompt_tokens:
-                self._spending.settle(most, reply)
-            else:
-                self._spending.release(most)
             self._failed_in_a_row = 0
             return reply
 
     async def _send_with_retries(self, request: ModelRequest) -> ModelReply:
-        import httpx2
-
         problem, wait = "", FIRST_WAIT
         for attempt in range(self._section.attempts):
             if attempt:
@@ -122,34 +113,77 @@ class OpenAIClient:
                 wait = min(2 * wait, LONGEST_WAIT)
             await self._wait_for_slot()
             try:
-                response = await self._http.post(self._url, json=self._body(request))
-            except httpx2.TimeoutException:
-                problem = f"no reply within {self._section.timeout_seconds:g} s"
+                found = await self._send(request)
+            except (HttpError, ValueError) as error:
+                problem = str(error)
                 continue
-            except httpx2.TransportError as error:
-                problem = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-                continue
-            while response.status_code == 400 and (name := self._refused_option(response.text)):
-                self._without.add(name)  # the schema is in the prompt, too, and every reply is checked
-                response = await self._http.post(self._url, json=self._body(request))
-            if response.status_code in REFUSED:
-                raise ModelError(
-                    f"{self._url} refuses {self._model!r}: {REFUSED[response.status_code]} "
-                    f"(HTTP {response.status_code}); {self._key_hint()}"
-                )
-            if response.status_code != 200:
-                problem = f"HTTP {response.status_code}"
-                if response.status_code not in RETRIED:
-                    raise NoReplyError(f"{problem}: {response.text[:200]}")
-                if (after := retry_after(response.headers.get("retry-after"))) is not None:
-                    self._not_before = max(self._not_before, time.monotonic() + min(after, LONGEST_WAIT))
-                    wait = FIRST_WAIT
-                continue
-            try:
-                return self._reply(response.json())
-            except (ValueError, KeyError, IndexError, TypeError):
-                problem = "a reply that does not follow the OpenAI protocol"
+            if isinstance(found, ModelReply):
+                return found
+            self._raise_if_refused(found)
+            problem = f"HTTP {found.status}"
+            if found.status not in RETRIED:
+                raise NoReplyError(f"{problem}: {shown(found.message, self._key)}")
+            if found.retry_after is not None:
+                self._not_before = max(self._not_before, time.monotonic() + min(found.retry_after, LONGEST_WAIT))
+                wait = FIRST_WAIT
         raise NoReplyError(f"{problem}, {self._section.attempts} attempts")
+
+    async def _send(self, request: ModelRequest) -> ModelReply | HttpReply:
+        """The model's reply, or the endpoint's refusal; each request that is sent is paid for.
+
+        Raises:
+            HttpError: there is no reply. ValueError: there is one that can't be read.
+        """
+        while True:
+            without, body = frozenset(self._without), self._body(request)
+            size = len(json.dumps(body, ensure_ascii=False).encode())  # a token is a byte or more
+            with await self._spending.reserve(self._usd(size, request.max_tokens)) as reservation:
+                try:
+                    reply = await self._http.post(self._url, body, deadline_s=self._section.timeout_seconds)
+                except HttpError as error:
+                    if not error.sent:
+                        reservation.free()
+                    raise
+                if reply.status == 200:
+                    return self._read(reply, request, reservation)
+                if reply.status not in MAY_HAVE_ANSWERED:
+                    reservation.free()
+            name = _refused_option(reply.message, without) if reply.status == 400 else None
+            if name is None:
+                return reply
+            self._without.add(name)  # the schema is in the prompt, too, and every reply is checked
+
+    def _read(self, reply: HttpReply, request: ModelRequest, reservation: Reservation) -> ModelReply:
+        """The model's reply, paid for with the larger of what its tokens cost and what the endpoint reports.
+
+        Raises:
+            ValueError: it can't be read.
+        """
+        body = parse_json(reply.body)
+        try:
+            chat = read_chat_reply(body, logprobs=bool(request.logprobs), max_tokens=request.max_tokens)
+        except ValueError:
+            self._settle(reservation, body, "")  # it has its price, too
+            raise
+        usage, usd = self._settle(reservation, body, chat.text)
+        prompt, completion = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        return ModelReply(chat.text, chat.finish, prompt, completion, usd, top_logprobs=chat.top_logprobs)
+
+    def _settle(self, reservation: Reservation, body: Any, text: str) -> tuple[Usage | None, float | None]:
+        """Book what a reply took and what it cost; without a usage, what was reserved for it."""
+        usage, reported = read_usage(body, text), read_cost(body)
+        prompt, completion = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        known = self._usd(prompt, completion) if usage else reservation.usd
+        usd = max(known, reported or 0.0) if self._price or reported is not None else None
+        reservation.settle(usd, prompt, completion, counted=usage is not None)
+        return usage, usd
+
+    def _raise_if_refused(self, reply: HttpReply) -> None:
+        if reply.status in REFUSED:
+            raise ModelError(
+                f"{self._url} refuses {self._model!r}: {REFUSED[reply.status]} (HTTP {reply.status}); "
+                f"{self._key_hint()}"
+            )
 
     async def _wait_for_slot(self) -> None:
         """Wait until a request may start: Retry-After of any other request, and the rate of requests a minute."""
@@ -171,28 +205,6 @@ class OpenAIClient:
             optional |= {"logprobs": True, "top_logprobs": request.logprobs}
         return body | {name: value for name, value in optional.items() if name not in self._without}
 
-    def _refused_option(self, message: str) -> str | None:
-        """The optional part of a request that an error 400 names, if it was not dropped before."""
-        names = {
-            "response_format": r"response_format|json_schema",
-            "max_tokens": "max_tokens",
-            "temperature": "temperature",
-            "seed": r"\bseed\b",
-            "logprobs": "logprobs",
-        }
-        return next(
-            (name for name, pattern in names.items() if name not in self._without and re.search(pattern, message)), None
-        )
-
-    def _reply(self, body: dict[str, Any]) -> ModelReply:
-        choice, usage = body["choices"][0], body.get("usage") or {}
-        prompt, completion = int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
-        usd = usage.get("cost")
-        if not isinstance(usd, (int, float)):
-            usd = self._usd(prompt, completion) if self._price else None
-        text, finish = str(choice["message"]["content"] or ""), str(choice.get("finish_reason") or "stop")
-        return ModelReply(text, finish, prompt, completion, usd, top_logprobs=top_logprobs_of(choice))
-
     def _usd(self, prompt: int, completion: int) -> float:
         return (prompt * self._price.prompt + completion * self._price.completion) / 1e6 if self._price else 0.0
 
@@ -204,18 +216,20 @@ class OpenAIClient:
 
 
 def own_variable(host: str) -> str:
-    """The environment variable of a host that has none in KEYS: `NOESIS_KEY_OPENROUTER_AI`."""
-    return "NOESIS_KEY_" + re.sub(r"[^A-Za-z0-9]", "_", host).upper()
+    """The environment variable of a host that has none in KEYS: `NOESIS_KEY_OPENROUTER_AI`.
+
+    A hyphen is two underscores, so that my-host.com and my.host.com have a variable each.
+    """
+    return "NOESIS_KEY_" + re.sub(r"[^A-Za-z0-9]", "_", host.replace("-", "__")).upper()
 
 
-def retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, a number or an HTTP date; None where there is none or it can't be read."""
-    if not value:
-        return None
-    if re.fullmatch(r"\d+(?:\.\d+)?", value.strip()):
-        return float(value)
-    try:
-        when = email.utils.parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return max(0.0, when.timestamp() - time.time())
+def _refused_option(message: str, without: frozenset[str]) -> str | None:
+    """The optional part of a request that an error 400 names, if the request had it."""
+    names = {
+        "response_format": r"response_format|json_schema",
+        "max_tokens": "max_tokens",
+        "temperature": "temperature",
+        "seed": r"\bseed\b",
+        "logprobs": "logprobs",
+    }
+    return next((name for name, words in names.items() if name not in without and re.search(words, message)), None)

@@ -69,14 +69,6 @@ class ModelReply:
     top_logprobs: TopLogprobs = ()
 
 
-def top_logprobs_of(choice: dict[str, Any]) -> TopLogprobs:
-    """The log-probabilities in a choice of OpenAI's protocol; () where it has none."""
-    tokens = (choice.get("logprobs") or {}).get("content") or []
-    return tuple(
-        tuple((str(t["token"]), float(t["logprob"])) for t in token.get("top_logprobs") or []) for token in tokens
-    )
-
-
 class ModelClient(Protocol):
     """A model that answers requests."""
 

@@ -1,7 +1,7 @@
 """How a model is named on the command line, `--judge SPEC`, `--model SPEC`, `--critic SPEC`:
 
 openai:BASE_URL:MODEL   an endpoint that speaks OpenAI's protocol (openai:https://api.openai.com/v1:gpt-5-mini)
-gguf:PATH               a GGUF file, in this process
+gguf:PATH               a GGUF file, in a process of its own
 torch:NAME              smollm2, a model folder or a Hub name, in this process; it writes, but can't judge
 self                    the run's own base as judge, which the report then says
 """

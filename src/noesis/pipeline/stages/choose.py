@@ -25,6 +25,7 @@ from noesis.run.manifest import Json
 from noesis.tribunal.heldout import Score, compare
 
 BASE = "base"
+SCORES = ("tribunal", "checkpoints")  # folder of the scores in a run: a file for the base, one for each epoch
 Scores = dict[str, list[Score]]  # "revised" and "initial" → a score for each held-out example
 
 
@@ -37,14 +38,8 @@ def score_checkpoints(s: RunSession, epochs: Sequence[str]) -> dict[str, Scores]
     Args:
         epochs: names of folders under checkpoints/. Scores that are stored are read.
     """
-    held_out = s.dataset.held_out
-    data = examples_digest(held_out)
+    held_out, keys = s.dataset.held_out, score_keys(s, epochs)
     adapters = {name: s.run.checkpoints / name for name in epochs}
-    keys = {BASE: sha256_json([s.model.revision, s.as_trained.lora.quantization.model_dump(), s.arithmetic, data])}
-    keys |= {
-        name: sha256_json([keys[BASE], sha256_file(folder / "adapter_model.safetensors")])
-        for name, folder in adapters.items()
-    }
     found = {name: scores for name, key in keys.items() if (scores := _stored(_file(s, name), key)) is not None}
     missing = [name for name in keys if name not in found]
     if missing:
@@ -54,8 +49,16 @@ def score_checkpoints(s: RunSession, epochs: Sequence[str]) -> dict[str, Scores]
     return found
 
 
+def score_keys(s: RunSession, epochs: Sequence[str]) -> dict[str, str]:
+    """A hash for the base and for each epoch of all that decides its scores: weights, arithmetic and examples."""
+    data = examples_digest(s.dataset.held_out)
+    base = sha256_json([s.model.revision, s.as_trained.lora.quantization.model_dump(), s.arithmetic, data])
+    adapters = {name: sha256_file(s.run.checkpoints / name / "adapter_model.safetensors") for name in epochs}
+    return {BASE: base} | {name: sha256_json([base, adapter]) for name, adapter in adapters.items()}
+
+
 def _file(s: RunSession, name: str) -> Path:
-    return s.run.tribunal / "checkpoints" / f"{name}.json"
+    return s.run.path.joinpath(*SCORES, f"{name}.json")
 
 
 def _stored(file: Path, key: str) -> Scores | None:
@@ -114,21 +117,18 @@ def choose_checkpoint(s: RunSession, scorer: CheckpointScorer | None = None) -> 
     scores = score_checkpoints(s, epochs)
     ids = [example.id for example in s.dataset.held_out]
     tribunal = {name: scorer(s.run.checkpoints / name) for name in epochs} if scorer is not None else {}
-    figures = {}
-    for name in epochs:
-        tuned = compare(ids, scores[BASE], scores[name]).tuned
-        figures[name] = EpochFigures(
-            tuned.preferred,
-            tuned.mean_margin,
-            tuned.held_out_loss,
-            len(ids),
-            tribunal.get(name),
-        )
-    adapter, reason = _best(epochs, figures, tribunal, s.config.training.tribunal.max_forgetting)
+    figures = {name: epoch_figures(ids, scores[BASE], scores[name], tribunal.get(name)) for name in epochs}
+    adapter, reason = best_epoch(epochs, figures, tribunal, s.config.training.tribunal.max_forgetting)
     return Choice(adapter, reason, bool(tribunal), figures)
 
 
-def _best(
+def epoch_figures(ids: list[str], base: Scores, epoch: Scores, tribunal: CheckpointScore | None) -> EpochFigures:
+    """One epoch's figures, from the scores of each held-out example by the base and by its adapter."""
+    tuned = compare(ids, base, epoch).tuned
+    return EpochFigures(tuned.preferred, tuned.mean_margin, tuned.held_out_loss, len(ids), tribunal)
+
+
+def best_epoch(
     epochs: list[str], figures: dict[str, EpochFigures], tribunal: dict[str, CheckpointScore], max_drop: float
 ) -> tuple[str, str]:
     """(epoch, the rule in words). The Tribunal decides where it may; of equal epochs the later one is taken."""
@@ -167,7 +167,7 @@ def run_choose(s: RunSession, scorer: CheckpointScorer | None = None) -> Choice:
         require_remaining(s.budget(), "choosing the checkpoint")
         return choose_checkpoint(s, scorer).to_json()
 
-    outputs = s.run.tribunal / "checkpoints"
+    outputs = s.run.path.joinpath(*SCORES)
     choice = Choice.from_json(s.run.perform("choose", work, lambda: files_in(outputs, ".json")))
     show_choice(choice)
     return choice

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from noesis.core.console import say
-from noesis.core.files import files_in, write_json, write_jsonl
+from noesis.core.files import copy_file, files_in, write_json, write_jsonl
 from noesis.dataset.auxiliary import PAIRS_FILE, REPLAY_FILE
 from noesis.dataset.checks.length import counter_of
 from noesis.dataset.schema import Dataset
@@ -41,7 +40,7 @@ def run_export(s: RunSession, source: ExportSource) -> ExportStatistics:
         ):
             if rows is not None:
                 write_jsonl(data / name, [row.to_json() for row in rows])
-        shutil.copyfile(source.constitution, data / "constitution.yaml")
+        copy_file(source.constitution, data / "constitution.yaml")
         counter = counter_of(s.encoder, s.config, s.constitution)
         statistics = describe(dataset, data, s.constitution, s.config, counter).to_json()
         write_json(data / "statistics.json", statistics)

@@ -11,7 +11,7 @@ from typing import Any
 
 from noesis.core.console import command, say, size
 from noesis.core.errors import ModelError, RunError, UsageError
-from noesis.core.files import copy_file, write_json, write_text
+from noesis.core.files import copy_file, require_output, scratch_folder, write_json, write_text
 from noesis.core.project import Project, find_project
 from noesis.dataset.encode import prompt_messages
 from noesis.dataset.load import evenly_spread
@@ -23,7 +23,7 @@ from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.merge import merge_basis, merge_quantization
 from noesis.planning.budget import require_remaining
 from noesis.release.parity.certificate import Certificate
-from noesis.release.parity.outcome import reject_failed, require_passed, show_certificate
+from noesis.release.parity.outcome import name_files, require_passed, show_certificate
 from noesis.run.manifest import Json
 
 PROMPTS = 10  # of each language, compared at every position
@@ -58,14 +58,20 @@ def run_gguf(
     wanted = kinds or s.config.training.gguf.quantizations
     if outfile is not None and len(wanted) != 1:
         raise UsageError(f"--outfile names one file, but there are {', '.join(wanted)}: choose one with --quant")
+    if outfile is not None:
+        require_output(outfile, "--outfile", inputs=(s.run.path, s.model.path), starts=b"GGUF")
     files = {kind: s.run.gguf / f"{s.run.merged.name}-{kind}.gguf" for kind in wanted}
 
     def work() -> Json:
         require_remaining(s.budget(), "writing GGUF")
-        for kind, file in files.items():
-            write_gguf(s.run.merged, file, kind, name=s.run.merged.name, licence=s.model.licence)
-            say(f"  {file.name}: {size(file.stat().st_size)}")
-        return certify_files(s, files, with_adapter=adapter).to_json()
+        with scratch_folder(s.run.gguf, "measured") as folder:
+            for kind, file in files.items():
+                written = folder / file.name
+                write_gguf(s.run.merged, written, kind, name=s.run.merged.name, licence=s.model.licence)
+                say(f"  {written.name}: {size(written.stat().st_size)}")
+            if adapter:
+                write_adapter(s, folder)
+            return certify_files(s, files, folder, with_adapter=adapter).to_json()
 
     before = previous_certificate(s)
     covered = before is not None and set(before.files) == set(wanted) and (before.adapter is not None or not adapter)
@@ -99,7 +105,7 @@ def parity(s: RunSession) -> Certificate:
     files = {kind: found[kind] for kind in kinds}
 
     def work() -> Json:
-        return certify_files(s, files, with_adapter=with_adapter, originals=True).to_json()
+        return certify_files(s, files, s.run.gguf, with_adapter=with_adapter, originals=True).to_json()
 
     result = s.run.perform("gguf", work, lambda: _outputs(s, files, with_adapter), again=True)
     certificate = Certificate.from_json(result)
@@ -120,10 +126,13 @@ def _outputs(s: RunSession, files: dict[str, Path], with_adapter: bool) -> list[
     return [*files.values(), s.run.gguf / "parity.json", s.run.gguf / "Modelfile", *adapter]
 
 
-def certify_files(s: RunSession, files: dict[str, Path], *, with_adapter: bool, originals: bool = False) -> Certificate:
-    """Certify `files` and write gguf/parity.json and gguf/Modelfile. A file out of tolerance is renamed.
+def certify_files(
+    s: RunSession, files: dict[str, Path], folder: Path, *, with_adapter: bool, originals: bool = False
+) -> Certificate:
+    """Certify what is to become `files`, and write gguf/parity.json and gguf/Modelfile.
 
     Args:
+        folder: where the files, and the adapter's, are until they have passed; a file out of tolerance is renamed.
         originals: also measure the adapter on the base's original weights.
 
     Raises:
@@ -134,19 +143,19 @@ def certify_files(s: RunSession, files: dict[str, Path], *, with_adapter: bool, 
     quantization = merge_quantization(s, original=merge_basis(s) == "original")
     adapter = TrainedAdapter(s.run.adapter(), s.model.path, quantization, s.arithmetic)
     if with_adapter:
-        adapter = replace(adapter, file=write_adapter(s), base_file=base_gguf(s))
+        adapter = replace(adapter, file=folder / adapter_file(s).name, base_file=base_gguf(s))
     tokenizer = load_tokenizer(s.run.merged)
     texts = _parity_texts(s, tokenizer)
     subject = Subject(
         s.run.merged,
-        files,
+        {kind: folder / file.name for kind, file in files.items()},
         adapter,
         texts.compared,
         texts.answered,
         originals=originals,
         prompts_from=texts.source,
     )
-    certificate = reject_failed(certify(subject, tokenizer), s.run.gguf)
+    certificate = name_files(certify(subject, tokenizer), folder, s.run.gguf)
     write_json(s.run.gguf / "parity.json", certificate.to_json())
     require_passed(certificate)
     _write_modelfile(s, files, tokenizer)

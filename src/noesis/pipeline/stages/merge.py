@@ -11,7 +11,7 @@ from pathlib import Path
 from noesis.core.config import Quantization
 from noesis.core.console import say, size
 from noesis.core.errors import RunError
-from noesis.core.files import files_in, sha256_file
+from noesis.core.files import files_in
 from noesis.pipeline.gguf_files import provenance
 from noesis.pipeline.results import RunResults, TrialResult
 from noesis.pipeline.session import RunSession
@@ -92,9 +92,7 @@ def require_same_base(s: RunSession) -> None:
             f"{s.model.revision}: fetch that revision, or train again"
         )
     file = s.run.adapter() / "adapter_model.safetensors"
-    trained = s.run.manifest.stages.get("train")
-    known = trained.outputs.get(file.relative_to(s.run.path).as_posix()) if trained else None
-    if known is not None and sha256_file(file) != known.sha256:
+    if s.run.result("train") is not None and not s.run.vouches_for("train", file, thoroughly=True):
         raise RunError(f"{file} is not the file that training wrote (its hash differs): restore it, or train again")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from noesis.core.console import command, duration, say
 from noesis.core.errors import RunError
+from noesis.core.rooted import remove
 from noesis.core.text import counted
 from noesis.pipeline.results import RunResults
 from noesis.pipeline.session import RunSession
@@ -39,7 +40,7 @@ def _train(s: RunSession) -> TrainResult:
     if plan is None:
         raise RunError(f"{s.run.path} has no plan to train by: start it with  {command('train', '--run', s.run.path)}")
     if not saved_states(s.run.checkpoints):
-        s.run.metrics.unlink(missing_ok=True)
+        remove(s.run.metrics)
     for line in quote(plan, budget):
         say(line)
     remaining, done = remaining_cost(plan, s.run.checkpoints)

@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from noesis.core.config import TribunalSection, load_config
+from noesis.core.config import JUDGE_CALLS, TribunalSection
 from noesis.core.console import say
 from noesis.core.errors import UsageError
 from noesis.core.event_loop import run_async
-from noesis.core.files import files_in, sha256_file, sha256_json, utc_now, write_json, write_jsonl
+from noesis.core.files import append_line, files_in, sha256_file, sha256_json, utc_now, write_json, write_jsonl
 from noesis.core.project import Project
 from noesis.llm.clients.spec import ModelSpec, parse_spec, same_model
 from noesis.llm.clients.spending import Spending
 from noesis.pipeline.answers import answer_generator, answer_identities
+from noesis.pipeline.consent import tribunal_settings
 from noesis.pipeline.gguf_files import base_gguf
 from noesis.pipeline.results import CheckpointScore, RunResults, TrialJudge, TrialResult
 from noesis.pipeline.session import RunSession
@@ -35,9 +36,6 @@ from noesis.tribunal.scoring import MODELS, ScoredAnswer, answer_and_score, answ
 from noesis.tribunal.suite import EvalSample, Part, read_suite, seal, spread
 from noesis.tribunal.trial_summary import MEASURES, ruling_for_report, summarise
 
-# how judges are called; changes no verdict
-JUDGE_CALL_SETTINGS = ("concurrency", "timeout_seconds", "attempts", "requests_per_minute", "prices")
-
 
 @dataclass(frozen=True)
 class TrialRequest:
@@ -45,6 +43,7 @@ class TrialRequest:
 
     judges: SPECs
     prompts: how many of the suite; all where None
+    max_usd: cap on what the judges of this run cost, earlier trials included; None: the run's, where prices are known
     """
 
     judges: tuple[str, ...]
@@ -73,7 +72,7 @@ def run_trial(
         UsageError: a SPEC that is not understood, or the model under judgement under another name than `self`.
         CapError: the cap is reached; the same command with a higher one continues.
     """
-    section = current_tribunal_settings(s, project)
+    section = tribunal_settings(s.config, project)
     rubrics, items = read_rubrics(project), trial_items(project, request)
     specs = [parse_spec(text) for text in request.judges]
     own = _own_judge(s, specs)
@@ -83,7 +82,7 @@ def run_trial(
             request.judges,
             prompts,
             rubrics.digest(),
-            section.model_dump(mode="json", exclude=set(JUDGE_CALL_SETTINGS)),
+            section.model_dump(mode="json", exclude=set(JUDGE_CALLS)),
             sha256_file(s.run.adapter() / "adapter_model.safetensors"),
             sorted(sha256_file(p) for p in files_in(project.calibrations, ".json")),
         ]
@@ -91,9 +90,16 @@ def run_trial(
     folder = s.run.tribunal
 
     def work() -> Json:
-        spending = Spending(max_usd=request.max_usd)
+        given = request.max_usd is not None
+        spending = Spending(max_usd=request.max_usd) if given else _under_the_runs_cap(s, section, specs)
         with open_panel(
-            project, specs, section, spending, own=own, replies=folder / "replies.sqlite", rubrics=rubrics
+            project,
+            specs,
+            section,
+            spending,
+            own=own,
+            replies=folder / "replies.sqlite",
+            rubrics=rubrics,
         ) as panel:
             if request.part != "dev":
                 _log_locked_use(folder, project.tribunal, "trial")
@@ -143,7 +149,7 @@ def checkpoint_scorer(s: RunSession, project: Project, judges: Sequence[str] | N
     Args:
         judges: as given with --judge; None: those in training_config.yaml (`tribunal: judges`).
     """
-    section = current_tribunal_settings(s, project)
+    section = tribunal_settings(s.config, project)
     named = section.judges if judges is None else tuple(judges)
     if not named:
         return None
@@ -152,7 +158,8 @@ def checkpoint_scorer(s: RunSession, project: Project, judges: Sequence[str] | N
     own, replies = _own_judge(s, specs), s.run.tribunal / "replies.sqlite"
 
     def score(adapter: Path) -> CheckpointScore:
-        with open_panel(project, specs, section, Spending(), own=own, replies=replies, rubrics=rubrics) as panel:
+        spending = _under_the_runs_cap(s, section, specs)
+        with open_panel(project, specs, section, spending, own=own, replies=replies, rubrics=rubrics) as panel:
             if reason := panel.unfit_reason:
                 run_async(panel.close())
                 return CheckpointScore(None, None, False, reason)
@@ -219,10 +226,12 @@ def show_trial(result: TrialResult) -> None:
     say(f"  Tribunal: {ruling.verdict}: {ruling.reason}{more}")
 
 
-def current_tribunal_settings(s: RunSession, project: Project) -> TribunalSection:
-    """The run's settings; those of how judges are called and what they cost are the project's of today."""
-    today = load_config(project).training.tribunal
-    return s.config.training.tribunal.model_copy(update={name: getattr(today, name) for name in JUDGE_CALL_SETTINGS})
+def _under_the_runs_cap(s: RunSession, section: TribunalSection, specs: Sequence[ModelSpec]) -> Spending:
+    """Judges may spend what the machine has left of the run's cap; without prices there is nothing to hold to it."""
+    budget = s.budget()
+    if budget.max_usd is None or any(spec.kind == "openai" and spec.model not in section.prices for spec in specs):
+        return Spending()
+    return Spending(max_usd=max(0.0, budget.max_usd - budget.usd()))
 
 
 def _own_judge(s: RunSession, specs: Sequence[ModelSpec]) -> Path | None:
@@ -243,7 +252,5 @@ def _own_judge(s: RunSession, specs: Sequence[ModelSpec]) -> Path | None:
 
 def _log_locked_use(run_folder: Path, tribunal: Path, what: str) -> None:
     """Log a use of a locked part in the run."""
-    run_folder.mkdir(parents=True, exist_ok=True)
     line = {"date": utc_now(), "what": what, "seal_sha256": sha256_json(seal(tribunal))}
-    with open(run_folder / "locked_uses.jsonl", "a", encoding="utf-8") as f:
-        f.write(json.dumps(line) + "\n")
+    append_line(run_folder / "locked_uses.jsonl", json.dumps(line))

@@ -6,13 +6,13 @@ Llama, Mistral, Qwen2 and Gemma-2; any other architecture is refused by name. La
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from noesis.core.errors import ModelError
+from noesis.llm.model_config import read_model_config
 
 CONVERTER = "use llama.cpp's  python convert_hf_to_gguf.py"
 GEMMA_27B_LAYERS = 46  # llama.cpp scales the queries of Gemma-2 27B by another rule
@@ -76,15 +76,12 @@ def read_config(model: Path) -> ModelConfig:
     Raises:
         ModelError: not a model folder, an unsupported architecture, or a variant that llama.cpp computes differently.
     """
-    try:
-        raw = dict(json.loads((model / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{model} is not a model folder: {error}") from None
+    raw = read_model_config(model)
     family = _family(raw, model)
     try:
         _require_gemma_query_scale(raw, family, model)
         return _parse(raw, family)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ModelError(f"{model / 'config.json'} lacks what a conversion needs: {error!r}") from None
 
 

@@ -8,13 +8,14 @@ token ids on 500 strings.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import unicodedata
 from pathlib import Path
 from typing import Any
 
-from noesis.llm.tokenizer import load_tokenizer
+from noesis.core.errors import ModelError
+from noesis.core.jsonl import read_json_file
+from noesis.llm.tokenizer import LARGEST, chat_template_of, load_tokenizer, tokenizer_settings
 from noesis.release.gguf.families import unsupported
 
 PROBE = (
@@ -51,14 +52,14 @@ def write_vocabulary(writer: Any, model: Path, size: int) -> None:
     Raises:
         ModelError: an unsupported kind of tokenizer.
     """
+    tokenizer = load_tokenizer(model)  # which refuses a file that is no tokenizer's
     raw = read_tokenizer(model)
     if raw["model"]["type"] != "BPE":
         raise unsupported(model, f"a {raw['model']['type']} tokenizer can't be converted here")
-    tokenizer = load_tokenizer(model)
     if raw["model"].get("byte_fallback"):
         _write_pieces(writer, raw, size)
     else:
-        _write_byte_level(writer, raw, size, pre_tokenizer(raw, tokenizer.backend, model))
+        _write_byte_level(writer, raw, size, pre_tokenizer(raw, tokenizer, model))
     for key, add in (
         ("bos_token", writer.add_bos_token_id),
         ("eos_token", writer.add_eos_token_id),
@@ -66,7 +67,7 @@ def write_vocabulary(writer: Any, model: Path, size: int) -> None:
         ("pad_token", writer.add_pad_token_id),
     ):
         token = tokenizer.special.get(key)
-        token_id = tokenizer.backend.token_to_id(token) if token else None
+        token_id = tokenizer.token_id(token) if token else None
         if token_id is not None:
             add(token_id)
     writer.add_add_bos_token(adds_bos(tokenizer))
@@ -77,27 +78,21 @@ def write_vocabulary(writer: Any, model: Path, size: int) -> None:
 def adds_bos(tokenizer: Any) -> bool:
     """Whether the tokenizer adds a BOS by itself."""
     bos = tokenizer.special.get("bos_token")
-    return bool(bos) and tokenizer.backend.encode("a").ids[:1] == [tokenizer.backend.token_to_id(bos)]
+    return bool(bos) and tokenizer("a", add_special_tokens=True)["input_ids"][:1] == [tokenizer.token_id(bos)]
 
 
 def chat_template(model: Path) -> str:
     """The model's own chat template."""
-    file = model / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))["chat_template"]
-    return str(
-        template if isinstance(template, str) else next(t["template"] for t in template if t.get("name") == "default")
-    )
+    return chat_template_of(model, tokenizer_settings(model))
 
 
-def pre_tokenizer(raw: dict[str, Any], backend: Any, model: Path) -> str:
+def pre_tokenizer(raw: dict[str, Any], tokenizer: Any, model: Path) -> str:
     """llama.cpp's name of the pre-tokenizer: looked up by hash, else by the structure of tokenizer.json.
 
     Raises:
         ModelError: an unknown pre-tokenizer.
     """
-    found = hashlib.sha256(str(backend.encode(PROBE).ids).encode()).hexdigest()
+    found = hashlib.sha256(str(tokenizer(PROBE, add_special_tokens=True)["input_ids"]).encode()).hexdigest()
     if found in HASHES:
         return HASHES[found]
     steps = raw.get("pre_tokenizer") or {}
@@ -180,8 +175,16 @@ def comparable(text: str, raw: dict[str, Any], bos: str | None) -> str:
 
 
 def read_tokenizer(model: Path) -> dict[str, Any]:
-    """tokenizer.json, parsed."""
-    return dict(json.loads((model / "tokenizer.json").read_text(encoding="utf-8")))
+    """tokenizer.json, parsed.
+
+    Raises:
+        ModelError: it is missing or can't be read.
+    """
+    file = model / "tokenizer.json"
+    try:
+        return read_json_file(file, LARGEST)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} can't be read: {error}; fetch the model again") from None
 
 
 def _normalizers(raw: dict[str, Any]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from typing import Any
 from noesis.core.config import Quantization
 from noesis.core.console import Progress
 from noesis.core.errors import MissingExtra, ModelError
-from noesis.core.files import require_space, sync_file, sync_folder
+from noesis.core.files import new_file, require_space
 from noesis.llm.weights import (
     StoredTensor,
     list_tensors,
@@ -169,18 +169,12 @@ def write_adapter_gguf(
 @contextmanager
 def _writing(target: Path, config: ModelConfig) -> Iterator[Any]:
     """A GGUFWriter whose file gets its name when the block ends well, and is removed otherwise."""
-    part = target.with_name(f".{target.name}.part")
-    writer = _gguf_package().GGUFWriter(part, config.family.arch)
-    try:
-        yield writer
-        writer.close()
-        sync_file(part)
-        part.replace(target)
-    except BaseException:
-        writer.close()
-        part.unlink(missing_ok=True)
-        raise
-    sync_folder(target.parent)
+    with new_file(target) as part:
+        writer = _gguf_package().GGUFWriter(part, config.family.arch)
+        try:
+            yield writer
+        finally:
+            writer.close()
 
 
 def _write_header(writer: Any, planned: list[GgufTensor]) -> None:

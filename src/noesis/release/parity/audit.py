@@ -11,7 +11,7 @@ from typing import Any
 
 from noesis.core.config import Quantization
 from noesis.core.errors import ModelError
-from noesis.llm.llama_cpp import REMAKE
+from noesis.llm.gguf_header import REMAKE, read_header
 from noesis.llm.tokenizer import load_tokenizer
 from noesis.llm.weights import StoredTensor, list_tensors, lora_update, read_adapter, read_as_trained, read_tensor
 from noesis.release.gguf.families import ModelConfig, permuted, read_config, rope_factors
@@ -27,6 +27,7 @@ def open_gguf(file: Path) -> Any:
     """
     import gguf
 
+    read_header(file)  # the reader believes what a file claims
     try:
         return gguf.GGUFReader(file)
     except FileNotFoundError:
@@ -97,7 +98,7 @@ def _audit_pre_tokenizer(reader: Any, model: Path) -> list[Finding]:
     raw = read_tokenizer(model)
     if raw["model"].get("byte_fallback"):
         return []
-    found, expected = _field(reader, "tokenizer.ggml.pre"), pre_tokenizer(raw, load_tokenizer(model).backend, model)
+    found, expected = _field(reader, "tokenizer.ggml.pre"), pre_tokenizer(raw, load_tokenizer(model), model)
     if found == expected:
         return []
     return [Finding("tokenizer", f"its pre-tokenizer is {found or 'lost'}, the model's is {expected}")]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from noesis.core.errors import ModelError
+from noesis.core.rooted import is_name
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,10 @@ class GgufFile:
     name: str
     bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        if not is_name(self.name):
+            raise ValueError(f"{self.name!r} is no name of a file")
 
     def to_json(self) -> dict[str, Any]:
         return {"file": self.name, "bytes": self.bytes, "sha256": self.sha256}
@@ -248,6 +253,10 @@ class Certificate:
             ModelError: a part of it is missing or is not what it should be.
         """
         try:
+            if wrong := [kind for kind in raw["files"] if not is_name(kind)]:
+                raise ModelError(
+                    f"the parity certificate names {wrong[0]!r}, which is no kind of GGUF file: measure again"
+                )
             return cls(
                 texts=raw["texts"],
                 positions=raw["positions"],

@@ -20,7 +20,7 @@ from typing import Any
 from noesis.core.config import Quantization
 from noesis.core.files import require_space, sha256_file
 from noesis.core.libraries import library_versions
-from noesis.llm.llama_cpp import check_gguf
+from noesis.llm.gguf_header import read_header
 from noesis.llm.weights import list_tensors
 from noesis.release.gguf.families import read_config
 from noesis.release.gguf.vocabulary import comparable, read_tokenizer
@@ -89,7 +89,7 @@ def certify(subject: Subject, tokenizer: Any) -> Certificate:
     """
     started = time.monotonic()
     for file in subject.files.values():
-        check_gguf(file)
+        read_header(file)
     inputs = prepare_inputs(
         tokenizer,
         subject.texts,
@@ -173,12 +173,12 @@ def _compare_files(
     templates: TemplateCheck | None = None
     comparisons: dict[str, Comparison] = {}
     for kind, file in subject.files.items():
+        if templates is None:  # every file has the same template, which the audit checks
+            templates = compare_renderings(file, tokenizer)  # in a process of its own, before the file is loaded here
         with LlamaModel(file, context=CONTEXT + inputs.answer_tokens) as model:
             different = [text for text, ids in zip(strings, expected, strict=True) if model.tokenize(text) != ids]
             references = [merged, adapted] if adapted else [merged]
             divergences, answers = measure_gguf(model, inputs, references, f"compare {kind}")
-        if templates is None:  # every file has the same template, which the audit checks
-            templates = compare_renderings(file, tokenizer)
         tokens = TokenizerCheck(len(strings), len(different), tuple(different[:3]))
         comparison = assess(
             divergences[0],

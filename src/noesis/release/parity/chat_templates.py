@@ -3,17 +3,14 @@ server, since that is what answers in use."""
 
 from __future__ import annotations
 
-import json
-import secrets
-import urllib.error
-import urllib.request
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from noesis.core.errors import MissingExtra, ModelError
+from noesis.core.errors import ModelError
 from noesis.core.messages import Message
-from noesis.llm.tokenizer import DATE
+from noesis.llm.isolated.llama_process import LlamaProcess
+from noesis.llm.isolated.tokenizer_worker import DATE
 from noesis.release.gguf.vocabulary import adds_bos
 from noesis.release.parity.certificate import TemplateCheck
 
@@ -45,19 +42,15 @@ def compare_renderings(file: Path, tokenizer: Any) -> TemplateCheck:
     Raises:
         ModelError: llama.cpp can't load the file or its template.
     """
+    settings: dict[str, Any] = {
+        "model": {"path": str(file)},
+        "n_ctx": 256,
+        "n_parallel": 1,
+        "warmup": False,
+    }
     try:
-        import xllamacpp
-    except ImportError:
-        raise MissingExtra("xllamacpp", "gguf") from None
-    params = xllamacpp.CommonParams()
-    params.model.path, params.n_ctx, params.n_parallel, params.warmup = str(file), 256, 1, False
-    params.hostnames, params.port = ["127.0.0.1"], 0
-    params.offline, params.ui, params.verbosity = True, False, 0
-    key = secrets.token_urlsafe(24)
-    params.api_keys = [key]
-    try:
-        server = xllamacpp.Server(params)
-    except RuntimeError as error:
+        server = LlamaProcess(settings)
+    except ModelError as error:
         raise ModelError(f"llama.cpp can't serve {file}: {error}") from None
     bos = tokenizer.special["bos_token"] if adds_bos(tokenizer) else ""
     different, compared = [], 0
@@ -68,21 +61,15 @@ def compare_renderings(file: Path, tokenizer: Any) -> TemplateCheck:
         except ModelError:
             continue
         compared += 1
-        theirs = _render_in_llama(server.listening_address, key, conversation).replace(today, fixed)
+        theirs = _render_in_llama(server, conversation).replace(today, fixed)
         if theirs.removeprefix(bos) != ours.removeprefix(bos):
             different.append({"model": ours, "llama.cpp": theirs})
-    del server
+    server.close()
     return TemplateCheck(compared, len(different), tuple(different[:1]))
 
 
-def _render_in_llama(address: str, key: str, conversation: list[Message]) -> str:
-    request = urllib.request.Request(  # noqa: S310  (an address of this process)
-        f"{address}/apply-template",
-        data=json.dumps({"messages": conversation}).encode(),
-        headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=30) as reply:  # noqa: S310
-            return str(json.loads(reply.read())["prompt"])
-    except urllib.error.HTTPError as error:  # llama.cpp's template engine refuses what the model's own renders
-        return f"llama.cpp refuses: {error.read(500).decode(errors='replace')}"
+def _render_in_llama(server: LlamaProcess, conversation: list[Message]) -> str:
+    answer = server.post("/apply-template", {"messages": conversation})
+    if isinstance(answer, dict) and "prompt" in answer:
+        return str(answer["prompt"])
+    return f"llama.cpp refuses: {str(answer)[:500]}"  # its template engine refuses what the model's own renders

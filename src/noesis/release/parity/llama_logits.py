@@ -13,7 +13,7 @@ from typing import Any
 
 from noesis.core.device import usable_threads
 from noesis.core.errors import MissingExtra, ModelError
-from noesis.llm.llama_cpp import REMAKE
+from noesis.llm.gguf_header import REMAKE, read_header
 
 
 class _Params(c.Structure):
@@ -48,12 +48,13 @@ class LlamaModel:
             context: most tokens of one sequence.
 
         Raises:
-            ModelError: llama.cpp can't load it.
+            ModelError: llama.cpp can't load it, or should not try.
         """
         try:
             import xllamacpp
         except ImportError:
             raise MissingExtra("xllamacpp", "gguf") from None
+        read_header(file)
         self._lib = lib = _declare(c.CDLL(str(xllamacpp.xllamacpp.__file__)))
         lib.llama_log_set(_no_log, None)
         lib.llama_backend_init()

@@ -7,32 +7,35 @@ from pathlib import Path
 
 from noesis.core.console import say
 from noesis.core.errors import ParityError
+from noesis.core.rooted import move
 from noesis.release.parity.certificate import Certificate, Comparison
 
 
-def reject_failed(certificate: Certificate, folder: Path) -> Certificate:
-    """Rename the files in `folder` that must not be used to `*.rejected.gguf`.
+def name_files(certificate: Certificate, measured: Path, folder: Path) -> Certificate:
+    """Move the files that were measured in `measured` to `folder`, those that must not be used as `*.rejected.gguf`.
 
-    These are the files out of tolerance, and every file of a failed merge.
+    These are the files out of tolerance, and every file of a failed merge. A file takes the place of an earlier one
+    only if it passed.
 
     Returns:
         the certificate with the new names.
     """
+
+    def named(comparison: Comparison, bad_merge: bool) -> Comparison:
+        if comparison.file is None:
+            return comparison
+        file = measured / comparison.file.name
+        name = file.name if comparison.passed and not bad_merge else f"{file.stem}.rejected.gguf"
+        if file != folder / name:
+            move(file, folder / name)
+        return replace(comparison, file=replace(comparison.file, name=name))
+
     bad_merge = certificate.merge is not None and not certificate.merge.passed
     return replace(
         certificate,
-        files={kind: _rename(c, folder, reject=bad_merge or not c.passed) for kind, c in certificate.files.items()},
-        adapter=certificate.adapter and _rename(certificate.adapter, folder, reject=not certificate.adapter.passed),
+        files={kind: named(comparison, bad_merge) for kind, comparison in certificate.files.items()},
+        adapter=certificate.adapter and named(certificate.adapter, False),
     )
-
-
-def _rename(comparison: Comparison, folder: Path, *, reject: bool) -> Comparison:
-    if not reject or comparison.file is None:
-        return comparison
-    file = folder / comparison.file.name
-    rejected = file.with_name(f"{file.stem}.rejected.gguf")
-    file.replace(rejected)
-    return replace(comparison, file=replace(comparison.file, name=rejected.name))
 
 
 def require_passed(certificate: Certificate, where: str = "gguf/parity.json") -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.config import Quantization
-from noesis.llm.weights import iter_trained_weights, list_tensors
+from noesis.llm.model_config import check_model_folder
+from noesis.llm.weights import iter_trained_weights, list_tensors, read_adapter
 
 LARGE = 4e9  # bytes in float32; above, weights are widened one layer at a time
 
@@ -31,6 +32,7 @@ def adapted_model(base: Path, adapter: Path, quantization: Quantization | None, 
     import torch
     from peft import PeftModel
 
+    read_adapter(adapter)  # which refuses what PEFT would trip over
     model = _load(base)
     state = model.state_dict()
     with torch.inference_mode():
@@ -44,6 +46,7 @@ def _load(folder: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    check_model_folder(folder)
     numbers = sum(tensor.numbers for tensor in list_tensors(folder).values())
     kind = torch.float32 if numbers * 4 <= LARGE else "auto"
     return AutoModelForCausalLM.from_pretrained(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.errors import CapError, TrainingError
+from noesis.core.files import write_text
 from noesis.training.backends.engine_sft import engine_refusal
 from noesis.training.distributed import is_worker
 from noesis.training.job import TrainJob, TrainResult
@@ -36,7 +37,7 @@ class Torchrun:
         gpus = job.plan.setup.gpus
         with tempfile.TemporaryDirectory() as folder:
             job_file, outcome_file = Path(folder) / "job.json", Path(folder) / "outcome.json"
-            job_file.write_text(json.dumps(job.to_json()), encoding="utf-8")
+            write_text(job_file, json.dumps(job.to_json()))
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)]
             command += ["-m", "noesis.training.worker", str(job_file), str(outcome_file)]
             outcome = _run(command, outcome_file)

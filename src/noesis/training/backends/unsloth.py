@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.errors import CapError, TrainingError
+from noesis.core.files import write_text
+from noesis.core.rooted import remove
 from noesis.run.metrics import read_metrics
 from noesis.training.backends.trl_arguments import shared_arguments
 from noesis.training.job import TrainJob, TrainResult
@@ -44,13 +46,11 @@ class Unsloth:
         python = _find_environment()
         with tempfile.TemporaryDirectory() as folder:
             job_file, result_file = Path(folder) / "job.json", Path(folder) / "result.json"
-            job_file.write_text(
-                json.dumps({"job": job.to_json(), "trl": shared_arguments(job), "result": str(result_file)}),
-                encoding="utf-8",
-            )
+            message = {"job": job.to_json(), "trl": shared_arguments(job), "result": str(result_file)}
+            write_text(job_file, json.dumps(message))
             command = [python, str(Path(__file__).with_name("unsloth_worker.py")), str(job_file)]
             figures = _run(job, command, Path(folder), result_file)
-        shutil.rmtree(job.resume_folder, ignore_errors=True)  # Unsloth's states, which nothing else can read
+        remove(job.resume_folder)  # Unsloth's states, which nothing else can read
         losses = [line["loss"] for line in read_metrics(job.metrics)]
         return TrainResult(epochs=job.plan.epochs, first_loss=losses[0], final_loss=losses[-1], **figures)
 

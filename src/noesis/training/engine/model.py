@@ -7,12 +7,12 @@ stores the weights as it needs them.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from noesis.llm.model_config import read_model_config
 from noesis.planning.setup import Setup
 from noesis.training.engine import attention
 from noesis.training.engine.attention import Segments
@@ -39,7 +39,7 @@ def unsupported_reason(folder: Path, target_modules: tuple[str, ...], *, kernels
     Args:
         kernels: the Triton kernels will run (on a GPU), which limit the widths.
     """
-    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    raw = read_model_config(folder)
     if raw.get("model_type") not in ("llama", "mistral"):
         return f"its layers are of type {raw.get('model_type')!r}; the engine knows llama and mistral"
     if (

@@ -7,12 +7,12 @@ and order are new.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from noesis.core.errors import TrainingError
-from noesis.core.files import replace_folder, sync_tree
+from noesis.core.files import new_folder, write_text
+from noesis.core.rooted import remove
 
 ADAPTER_FILE = "adapter_model.safetensors"
 
@@ -45,18 +45,15 @@ def load_adapter_into(model: Any, adapter: Path) -> None:
 
 def save_adapter(model: Any, tokenizer: Any, target: Path) -> None:
     """Write a complete PEFT adapter with tokenizer into folder `target`, whole or not at all."""
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    getattr(model, "module", model).save_pretrained(part, safe_serialization=True)
-    tokenizer.save_pretrained(part)
-    (part / "README.md").unlink(missing_ok=True)  # PEFT's card template; the run has its own
-    _remove_local_path(part / "adapter_config.json")
-    sync_tree(part)
-    replace_folder(part, target)
+    with new_folder(target) as part:
+        getattr(model, "module", model).save_pretrained(part, safe_serialization=True)
+        tokenizer.save_pretrained(part)
+        remove(part / "README.md")  # PEFT's card template; the run has its own
+        _remove_local_path(part / "adapter_config.json")
 
 
 def _remove_local_path(config_file: Path) -> None:
     """Name the base by its folder alone: its place on this machine, and in whose home, is private."""
     settings = json.loads(config_file.read_text(encoding="utf-8"))
     settings["base_model_name_or_path"] = Path(str(settings.get("base_model_name_or_path"))).name
-    config_file.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
+    write_text(config_file, json.dumps(settings, indent=2, sort_keys=True))

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from noesis.core.console import say
 from noesis.core.errors import TrainingError
-from noesis.core.files import files_in, replace_folder, sha256_file, sha256_json, sync_tree
+from noesis.core.files import files_in, replace_folder, sha256_file, sha256_json, sync_tree, write_text
+from noesis.core.rooted import move, remove
 
 FORMAT = 1
 SEAL = "manifest.json"  # hashes of a state's files, written last
@@ -43,7 +43,7 @@ def seal(part: Path, step: int) -> None:
     """Write the manifest of a folder that is otherwise complete."""
     files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in files_in(part) if p.name != SEAL}
     body = {"format": FORMAT, "step": step, "files": files}
-    (part / SEAL).write_text(json.dumps(body | {"sha256": sha256_json(body)}, indent=2), encoding="utf-8")
+    write_text(part / SEAL, json.dumps(body | {"sha256": sha256_json(body)}, indent=2))
 
 
 def publish(part: Path, target: Path) -> None:
@@ -53,9 +53,9 @@ def publish(part: Path, target: Path) -> None:
     for old in saved(target.parent)[:-KEEP]:
         # renamed first: a kill in between must not leave something that looks torn
         gone = old.with_name(f".{old.name}.part")
-        shutil.rmtree(gone, ignore_errors=True)
-        old.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        remove(gone)
+        move(old, gone)
+        remove(gone)
 
 
 def unusable_reason(folder: Path) -> str | None:
@@ -94,7 +94,7 @@ def newest_whole(folder: Path, *, set_aside: bool = True, tell: Callable[[str], 
         tell: prints which were set aside, and why.
     """
     for leftover in folder.glob(".*.part") if set_aside else ():
-        shutil.rmtree(leftover, ignore_errors=True)
+        remove(leftover)
     for candidate in reversed(saved(folder)):
         reason = unusable_reason(candidate)
         if reason is None:
@@ -102,8 +102,8 @@ def newest_whole(folder: Path, *, set_aside: bool = True, tell: Callable[[str], 
         if not set_aside:
             continue
         aside = candidate.with_name(f"torn-{step_of(candidate)}")
-        shutil.rmtree(aside, ignore_errors=True)
-        candidate.rename(aside)
+        remove(aside)
+        move(candidate, aside)
         tell(f"  {candidate.name} is not whole ({reason}): set aside as {aside.name}, the one before it is used")
     return None
 
@@ -118,7 +118,7 @@ def write_tree(folder: Path, name: str, tree: Tree) -> None:
     tensors: dict[str, Any] = {}
     seen: set[int] = set()
     plain = _pack(tree, tensors, seen)
-    (folder / f"{name}.json").write_text(json.dumps(plain, allow_nan=False), encoding="utf-8")
+    write_text(folder / f"{name}.json", json.dumps(plain, allow_nan=False))
     save_file(tensors, folder / f"{name}.safetensors")
 
 

@@ -44,5 +44,4 @@ class ReferenceCache:
 
     def save(self, losses: PairLosses) -> None:
         """Write them, whole or not at all."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.file, {"key": self.key, "sha256": sha256_json(losses), "losses": losses})

@@ -6,13 +6,14 @@ would be exceeded.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from noesis.core.files import make_folder
+from noesis.core.rooted import remove
 from noesis.training.state.checkpoint import STATE, publish, read_tree, rng_states, seal, set_rng_states, write_tree
 from noesis.training.state.save_schedule import SaveSchedule
 
@@ -94,8 +95,8 @@ class Resumable:
         part = target.with_name(f".{target.name}.part")
         if main_process:
             self.schedule.require_space(target.parent)
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
+            remove(part)
+            make_folder(part)
         try:
             trainer.accelerator.wait_for_everyone()
             write_tree(part, f"generators-{trainer.accelerator.process_index}", self._rng_states or rng_states())
@@ -109,7 +110,7 @@ class Resumable:
                 seal(part, step)
                 publish(part, target)
         except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
+            remove(part)
             raise
         trainer.accelerator.wait_for_everyone()
         self._saved_step = step

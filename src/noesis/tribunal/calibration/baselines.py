@@ -21,20 +21,23 @@ _PHILOSOPHERS = (
     r"|hobbes|rousseau|agostinho|augustine|aquin[oa]s?|conf[úu]ci(?:o|us)|levinas|weil|bentham|marx"
 )
 # (judge, points, pattern); every answer starts with half a point
-_WORDS = (
-    ("veritas", 0.20, r"\b(?:talvez|depende|não sei|maybe|perhaps|it depends|i don't know|i do not know)\b"),
-    ("veritas", 0.15, r"\b(?:por outro lado|perspectivas?|on the other hand|perspectives?)\b"),
-    ("veritas", -0.10, r"\b(?:sempre|nunca|certamente|always|never|certainly)\b"),
-    ("sophia", 0.15, r"\?"),
-    ("sophia", 0.15, rf"\b(?:{_PHILOSOPHERS})\b"),
-    ("sophia", 0.10, r"\b(?:exemplo|na prática|example|in practice)\b"),
-    ("dike", 0.15, r"\b(?:impactos?|consequências?|outros|impacts?|consequences?|others)\b"),
+_WORDS = tuple(
+    (judge, points, re.compile(pattern, re.IGNORECASE))
+    for judge, points, pattern in (
+        ("veritas", 0.20, r"\b(?:talvez|depende|não sei|maybe|perhaps|it depends|i don't know|i do not know)\b"),
+        ("veritas", 0.15, r"\b(?:por outro lado|perspectivas?|on the other hand|perspectives?)\b"),
+        ("veritas", -0.10, r"\b(?:sempre|nunca|certamente|always|never|certainly)\b"),
+        ("sophia", 0.15, r"\?"),
+        ("sophia", 0.15, rf"\b(?:{_PHILOSOPHERS})\b"),
+        ("sophia", 0.10, r"\b(?:exemplo|na prática|example|in practice)\b"),
+        ("dike", 0.15, r"\b(?:impactos?|consequências?|outros|impacts?|consequences?|others)\b"),
+    )
 )
 
 
 def keyword_score(answer: str, judge: str) -> float:
     """0..1 by keywords; 0.5 where none is found."""
-    found = sum(points for of, points, pattern in _WORDS if of == judge and re.search(pattern, answer, re.IGNORECASE))
+    found = sum(points for of, points, pattern in _WORDS if of == judge and pattern.search(answer))
     return min(1.0, max(0.0, 0.5 + found))
 
 

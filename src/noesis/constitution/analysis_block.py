@@ -1,0 +1,131 @@
+"""The analysis block of an answer, `[ANÁLISE INTERNA] … [FIM DA ANÁLISE]`, and the one way to hide it.
+
+Models misspell the marks: case, accents, white space, invisible and combined characters don't count, and the English
+words do. What can't be decided yet (the beginning of a mark, white space that may turn out to precede one) is withheld
+until it can. A block that never closes hides the rest of the answer.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+ANALYSIS_OPEN = "[ANÁLISE INTERNA]"
+ANALYSIS_CLOSE = "[FIM DA ANÁLISE]"
+OTHER_OPENINGS = ("[INTERNAL ANALYSIS]",)
+OTHER_CLOSINGS = (
+    *("[FIM DA ANÁLISE INTERNA]", "[/ANÁLISE INTERNA]", "[/INTERNAL ANALYSIS]"),
+    *("[END OF ANALYSIS]", "[END OF THE ANALYSIS]", "[END OF INTERNAL ANALYSIS]", "[END OF THE INTERNAL ANALYSIS]"),
+)
+BRACKETS = "[［﹇"  # all characters that begin a mark; checked by a test
+IGNORED = ("C", "M", "Z")  # Unicode categories: control and format, combining, space
+
+
+def hide_analysis(text: str) -> str:
+    """`text` without its analysis blocks, as it is served; unchanged if it has none."""
+    answer = AnalysisFilter()
+    visible = answer.feed(text) + answer.finish()
+    return visible if answer.hidden else text
+
+
+def _letters(char: str) -> str:
+    """What of a character counts in a mark; may be empty."""
+    folded = unicodedata.normalize("NFKD", char).casefold()
+    return "".join(c for c in folded if unicodedata.category(c)[0] not in IGNORED)
+
+
+def _folded(marks: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple("".join(map(_letters, mark)) for mark in marks)
+
+
+OPENINGS, CLOSINGS = _folded((ANALYSIS_OPEN, *OTHER_OPENINGS)), _folded((ANALYSIS_CLOSE, *OTHER_CLOSINGS))
+
+
+class AnalysisFilter:
+    """Returns the visible part of an answer that is fed to it in pieces; `finish` returns the rest.
+
+    However the answer is split, the visible parts add up to the same text: the answer without its analysis blocks and
+    without white space at either end. The time is linear in the answer's length.
+    """
+
+    def __init__(self, *, inside: bool = False) -> None:
+        """Args:
+        inside: the answer begins inside a block (which the client began).
+        """
+        self.inside = inside
+        self.decided = 0  # bytes of the answer that were shown or hidden
+        self.hidden: list[tuple[int, int]] = []  # byte ranges of the blocks, marks included
+        self._pending: list[str] = []  # characters that may be a mark
+        self._letters: list[tuple[str, int]] = []  # what counts of them, and which of them it came from
+        self._space: list[str] = []  # white space that is withheld
+        self._any_shown = False
+
+    def feed(self, piece: str) -> str:
+        """What can be shown now that `piece` has arrived."""
+        visible: list[str] = []
+        for char in piece:
+            self._pending.append(char)
+            if len(self._pending) == 1 and char not in BRACKETS:
+                self._decide(1, visible)
+                continue
+            for letter in _letters(char):
+                self._letters.append((letter, len(self._pending) - 1))
+                if self._mark_ends(visible):
+                    break
+            if not self._letters:
+                self._decide(len(self._pending), visible)
+        return "".join(visible)
+
+    def finish(self) -> str:
+        """What is left to show at the end: the beginning of a mark that did not become one."""
+        visible: list[str] = []
+        self._letters = []
+        self._decide(len(self._pending), visible)
+        return "".join(visible)
+
+    def _mark_ends(self, visible: list[str]) -> bool:
+        """Drop from the front what can't begin a mark; if what is left is one, hide it."""
+        marks = CLOSINGS if self.inside else OPENINGS
+        while self._letters:
+            text = "".join(letter for letter, _ in self._letters)
+            if text in marks:
+                self._decide(self._letters[0][1], visible)
+                self._hide(len(self._pending))
+                self.inside, self._letters = not self.inside, []
+                return True
+            if any(mark.startswith(text) for mark in marks):
+                self._decide(self._letters[0][1], visible)
+                return False
+            del self._letters[0]
+        return False
+
+    def _decide(self, count: int, visible: list[str]) -> None:
+        """Show or hide the first `count` pending characters."""
+        if not count:
+            return
+        if self.inside:
+            self._hide(count)
+            return
+        shown = self._pending[:count]
+        self._take(count)
+        for char in shown:
+            if char.isspace():
+                if self._any_shown:
+                    self._space.append(char)
+                continue
+            visible += self._space
+            visible.append(char)
+            self._space, self._any_shown = [], True
+
+    def _hide(self, count: int) -> None:
+        """Hide the first `count` pending characters."""
+        begin = self.decided
+        self._take(count)
+        if self.hidden and self.hidden[-1][1] == begin:
+            self.hidden[-1] = (self.hidden[-1][0], self.decided)
+        else:
+            self.hidden.append((begin, self.decided))
+
+    def _take(self, count: int) -> None:
+        self.decided += len("".join(self._pending[:count]).encode(errors="surrogatepass"))
+        del self._pending[:count]
+        self._letters = [(letter, index - count) for letter, index in self._letters]

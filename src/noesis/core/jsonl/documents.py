@@ -1,0 +1,55 @@
+"""The JSON files of models, a stranger's: one object a file, and the numbers in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from noesis.core.jsonl.parse import LineError, parse_object
+
+MAX_FILE = 50_000_000  # bytes
+
+
+def read_json_file(file: Path, most: int = MAX_FILE) -> dict[str, Any]:
+    """The JSON object that `file`, a stranger's, consists of; NaN and Infinity, which models' files hold, are read.
+
+    Args:
+        most: bytes; a longer file is not read.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        ValueError: it is too long, or not a JSON object; the message does not name it.
+    """
+    with open(file, "rb") as f:
+        data = f.read(most + 1)
+    if len(data) > most:
+        raise LineError("too-long", f"longer than {most:,} bytes")
+    return parse_object(data, most, constants=True)
+
+
+def whole_number(raw: dict[str, Any], key: str, least: int, most: int) -> int:
+    """`raw[key]` of a stranger's JSON, a whole number.
+
+    Raises:
+        ValueError: it is missing, of another type, or outside of `least` to `most`; the message names the key.
+    """
+    value = raw.get(key)
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{key} is {repr(value)[:60]}: expected a whole number from {least} to {most}")
+    return value
+
+
+def fraction(raw: dict[str, Any], key: str, above: float, most: float, *, zero: bool = False) -> float:
+    """`raw[key]` of a stranger's JSON, a number above `above`; with `zero` also `above` itself.
+
+    Raises:
+        ValueError: it is missing, of another type, not finite, or outside; the message names the key.
+    """
+    value = raw.get(key)
+    if (
+        not isinstance(value, (int, float))
+        or isinstance(value, bool)
+        or not (above < value <= most or (zero and value == above))
+    ):
+        raise ValueError(f"{key} is {repr(value)[:60]}: expected a number above {above:g} and up to {most:g}")
+    return float(value)

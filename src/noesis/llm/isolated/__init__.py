@@ -1,0 +1,1 @@
+"""Strangers' tokenizers, templates and GGUF files, read in child processes with limits."""

@@ -1,0 +1,149 @@
+"""The JSON files of a model folder, checked before any library builds a model by them.
+
+transformers and PEFT believe what they read: a config.json of two million layers takes all memory, one of 0 heads ends
+in a traceback, and a text of `target_modules` is a regular expression. A folder is refused in one message instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from noesis.core.errors import ModelError
+from noesis.core.files import files_in
+from noesis.core.jsonl import fraction, read_json_file, whole_number
+
+# key of config.json: (least, most)
+SIZES = {
+    "num_hidden_layers": (1, 2_000),
+    "hidden_size": (1, 1 << 20),
+    "intermediate_size": (1, 1 << 22),
+    "num_attention_heads": (1, 1 << 14),
+    "num_key_value_heads": (1, 1 << 14),
+    "head_dim": (1, 1 << 14),
+    "vocab_size": (1, 4_000_000),
+    "max_position_embeddings": (1, 1 << 28),
+    "sliding_window": (0, 1 << 28),
+    "original_max_position_embeddings": (1, 1 << 28),
+}
+POSITIVE = ("rms_norm_eps", "layer_norm_eps", "rope_theta", "factor", "low_freq_factor", "high_freq_factor")
+ROPE = ("rope_scaling", "rope_parameters")
+LARGEST_FACTOR = 1e12
+READ_BY_LIBRARIES = (
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "preprocessor_config.json",
+    "model.safetensors.index.json",
+)
+WEIGHTS_PER_BYTE = 2  # of the densest storage, 4 bits
+SMALL = 10_000_000  # weights that a model without any may have: a file of the shape alone
+
+
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """config.json, with numbers that a model can have.
+
+    Raises:
+        ModelError: it is missing, not JSON, or one of its numbers is none that a model has.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ModelError(f"{folder} is not a model folder: it has no config.json")
+    raw = _read(file)
+    try:
+        for key, (least, most) in SIZES.items():
+            if raw.get(key) is not None:
+                whole_number(raw, key, least, most)
+        for part in (raw, *(raw[key] for key in ROPE if isinstance(raw.get(key), dict))):
+            for key in POSITIVE:
+                if part.get(key) is not None:
+                    fraction(part, key, 0.0, LARGEST_FACTOR)
+        heads, shared = raw.get("num_attention_heads"), raw.get("num_key_value_heads")
+        if heads and shared and heads % shared:
+            raise ValueError(f"num_attention_heads is {heads}, no multiple of num_key_value_heads, {shared}")
+        names = raw.get("architectures")
+        if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise ValueError(f"architectures is {_short(names)}: expected a list of names")
+    except ValueError as error:
+        raise ModelError(f"{file}: {error}; it is damaged or hostile: fetch the model again") from None
+    return raw
+
+
+def check_model_folder(folder: Path) -> None:
+    """Check the JSON files of `folder`, and that its weights are about as many as config.json says.
+
+    Raises:
+        ModelError: a file can't be read, or holds what no model has.
+    """
+    raw = read_model_config(folder)
+    for name in READ_BY_LIBRARIES:
+        if (folder / name).is_file():
+            _read(folder / name)
+    stored = sum(file.stat().st_size for file in files_in(folder, ".safetensors"))
+    claimed = _claimed_weights(raw)
+    if claimed > max(SMALL, 2 * WEIGHTS_PER_BYTE * stored):
+        raise ModelError(
+            f"{folder / 'config.json'} describes {claimed:.2g} weights, and the .safetensors files have {stored:,} "
+            "bytes: it is damaged or hostile: fetch the model again"
+        )
+
+
+def check_adapter_settings(file: Path) -> dict[str, Any]:
+    """adapter_config.json, with values that PEFT can use without harm.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ModelError: it is not JSON, or holds what no LoRA adapter has.
+    """
+    raw = _read(file)
+    checks: dict[str, Callable[[], object]] = {
+        "r": lambda: whole_number(raw, "r", 1, 1 << 16),
+        "lora_alpha": lambda: fraction(raw, "lora_alpha", 0.0, 1e6),
+        "lora_dropout": lambda: fraction(raw, "lora_dropout", 0.0, 1.0, zero=True) if "lora_dropout" in raw else None,
+        "target_modules": lambda: _names(raw.get("target_modules")),
+        "init_lora_weights": lambda: _one_of(raw.get("init_lora_weights"), (None, True, False, "gaussian")),
+    }
+    try:
+        for check in checks.values() if raw.get("peft_type") == "LORA" else ():
+            check()
+    except ValueError as error:
+        raise ModelError(f"{file}: {error}; it is damaged or hostile: fetch the adapter again") from None
+    return raw
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return read_json_file(file)
+    except ValueError as error:
+        raise ModelError(f"{file} is damaged: {error}") from None
+
+
+def _names(value: Any) -> None:
+    """PEFT takes a text as a regular expression, which may never end."""
+    if not (isinstance(value, list) and value and all(isinstance(name, str) for name in value)):
+        raise ValueError(f"target_modules is {_short(value)}: expected a list of names")
+
+
+def _one_of(value: Any, known: tuple[Any, ...]) -> None:
+    """PEFT's other ways to begin change the base's own weights."""
+    if not any(value is other or (isinstance(value, str) and value == other) for other in known):
+        raise ValueError(f"init_lora_weights is {_short(value)}: expected one of {known}")
+
+
+def _claimed_weights(raw: dict[str, Any]) -> float:
+    """About how many weights the config describes; 0 where it does not say."""
+    if not all(raw.get(key) for key in ("num_hidden_layers", "hidden_size")):
+        return 0.0
+    hidden, heads = raw["hidden_size"], raw.get("num_attention_heads") or 1
+    head = raw.get("head_dim") or max(hidden // heads, 1)
+    attention = 2 * hidden * head * (heads + (raw.get("num_key_value_heads") or heads))
+    layer = attention + 3 * hidden * (raw.get("intermediate_size") or 0)
+    return math.fsum((raw["num_hidden_layers"] * layer, hidden * (raw.get("vocab_size") or 0)))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "…"

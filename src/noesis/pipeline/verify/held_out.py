@@ -1,0 +1,105 @@
+"""The choice of the epoch and the judgement on the held-out examples, from each example's scores and answers."""
+
+from __future__ import annotations
+
+from noesis.pipeline.stages.choose import BASE, SCORES, best_epoch, epoch_figures, score_keys
+from noesis.pipeline.verify.evidence import Evidence, UncheckedError, as_json
+from noesis.tribunal.court import no_judge_ruling
+from noesis.tribunal.heldout import Score, compare
+from noesis.tribunal.offline_screen import ScreenedPrompt, screen, tally
+
+
+def _scores(e: Evidence, name: str) -> dict[str, list[Score]]:
+    return {
+        part: [(float(total), int(tokens)) for total, tokens in pairs]
+        for part, pairs in e.json_of(*SCORES, f"{name}.json")["scores"].items()
+    }
+
+
+def scored_models(e: Evidence) -> str | None:
+    """Whether the scores are those of this base, these adapters and these examples: their keys say so."""
+    choice = e.results.choice
+    assert choice is not None
+    whole = [name for name in choice.epochs if (e.run.checkpoints / name / "adapter_model.safetensors").is_file()]
+    keys = score_keys(e.session, whole)
+    wrong = [name for name, key in keys.items() if e.json_of(*SCORES, f"{name}.json")["key"] != key]
+    if wrong:
+        return f"the scores of {', '.join(wrong)} are of another model, adapter or other examples"
+    if len(whole) < len(choice.epochs):
+        raise UncheckedError("an adapter is missing")
+    return None
+
+
+def choice(e: Evidence) -> str | None:
+    result, train = e.results.choice, e.results.train
+    assert result is not None
+    if train is not None and set(result.epochs) != {f"epoch_{epoch}" for epoch in range(train.epochs)}:
+        return f"it chose among {', '.join(result.epochs)}, and training made {train.epochs}"
+    ids, base = [example.id for example in e.dataset.held_out], _scores(e, BASE)
+    for name, told in result.epochs.items():
+        if epoch_figures(ids, base, _scores(e, name), told.tribunal) != told:
+            return f"{name}'s figures do not follow from tribunal/checkpoints/"
+    tribunal = {name: told.tribunal for name, told in result.epochs.items() if told.tribunal is not None}
+    heard = len(tribunal) == len(result.epochs)
+    if result.by_tribunal != heard:
+        return "whether the Tribunal scored the epochs does not follow from their scores"
+    limit = e.config.training.tribunal.max_forgetting
+    derived = best_epoch(list(result.epochs), result.epochs, tribunal, limit)
+    if result.by_tribunal and derived != (result.adapter, result.reason):
+        # judges that were not fit are not recorded but in the reason: then the held-out examples decide
+        derived = best_epoch(list(result.epochs), result.epochs, {}, limit)[0], result.reason
+        if "(judge not fit" not in result.reason:
+            return "the choice does not follow from the Tribunal's scores of the epochs"
+    return (
+        None if derived == (result.adapter, result.reason) else f"by its figures, {derived[0]} is chosen: {derived[1]}"
+    )
+
+
+def preference(e: Evidence) -> str | None:
+    result, chosen = e.results.judge, e.results.choice
+    assert result is not None
+    told = result.preference
+    adapter = told.adapter or (chosen.adapter if chosen else "")
+    if chosen is not None and adapter != chosen.adapter:
+        return f"it is of {adapter}, and {chosen.adapter} was chosen"
+    ids = [example.id for example in e.dataset.held_out]
+    derived = compare(ids, _scores(e, BASE), _scores(e, adapter), adapter=told.adapter)
+    same = as_json(derived.to_json()) == as_json(told.to_json())
+    return None if same else "preference and held-out loss do not follow from the scores of each example"
+
+
+def answers(e: Evidence) -> str | None:
+    """The screen's flags and totals from the answers, and the answers from the held-out examples."""
+    result = e.results.judge
+    assert result is not None
+    if e.json_of("tribunal", "summary.json") != e.run.result("judge"):
+        return "tribunal/summary.json and the manifest differ"
+    examples = {example.id: example for example in e.dataset.held_out}
+    rows = e.rows("tribunal", "answers.jsonl")
+    for row in rows:
+        example = examples.get(row["id"])
+        if example is None or (row["prompt"], row["written"]) != (example.prompt, example.response_revised):
+            return f"tribunal/answers.jsonl: {row['id']} is not one of the held-out examples"
+        screened = ScreenedPrompt(example.prompt, example.language, example.stance)
+        for model in ("base", "tuned"):
+            if screen(row[model]["answer"], screened, e.constitution) != row[model]["flags"]:
+                return e.differs(f"the {model} model's answer to {row['id']} is flagged in another way")
+    for model, told in (("base", result.screen.base), ("tuned", result.screen.tuned)):
+        if tally([row[model]["flags"] for row in rows]) != told:
+            return f"the screen's totals for the {model} model do not follow from tribunal/answers.jsonl"
+    return None
+
+
+def ruling_without_judges(e: Evidence) -> str | None:
+    """On the held-out examples no judge is asked: there is no other ruling than UNDECIDED."""
+    result = e.results.judge
+    assert result is not None
+    told, derived = result.court, no_judge_ruling(e.config.training.tribunal)
+    if told.verdict != derived.verdict:
+        return f"it says {told.verdict}, and without a judge there is no verdict but {derived.verdict}"
+    same = (told.approval_threshold, told.judge_floor, told.judges) == (
+        derived.approval_threshold,
+        derived.judge_floor,
+        derived.judges,
+    )
+    return None if same else "its thresholds and weights are not those of config.json"

@@ -1,0 +1,123 @@
+"""The manifest against the files: hashes, what each stage must list, what it read, and what nobody listed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from noesis.core.text import counted
+from noesis.pipeline.results import RunResults
+from noesis.pipeline.resume_fork import ADAPTER_FILES
+from noesis.pipeline.verify.evidence import Evidence, Finding
+from noesis.pipeline.verify.status import is_as_read
+from noesis.run.contents import files_in, runs_code, stage_of, strays
+from noesis.run.directory import Run
+from noesis.run.manifest import StageRecord
+from noesis.run.stages import STAGES, needs_of
+
+MOST_NAMES = 6  # in one message
+
+
+def check_stages(run: Run) -> Iterator[Finding]:
+    """Every stage's record: its status, its files, and what it read."""
+    for name, record in run.manifest.stages.items():
+        if record.result is None or record.status not in ("done", "stale"):
+            yield _unfinished(name, record)
+        elif name in STAGES:
+            yield from _finished(run, name, record)
+        elif record.outputs:
+            yield Finding(f"{name}: its files", f"it is no stage, and lists {_named(list(record.outputs))}")
+
+
+def _unfinished(name: str, record: StageRecord) -> Finding:
+    left = [*(["a result"] if record.result is not None else []), *record.outputs]
+    if left:
+        return Finding(f"{name}: its status", f"it is recorded as {record.status}, and yet with {_named(left)}")
+    return Finding(
+        f"{name}: its status", unchecked=f"it is {record.status}: nothing vouches for what it has left so far"
+    )
+
+
+def _finished(run: Run, name: str, record: StageRecord) -> Iterator[Finding]:
+    wrong = run.changed(name, thoroughly=True)
+    unlisted = sorted(must_list(run, name) - record.outputs.keys())
+    foreign = sorted(file for file in record.outputs if stage_of(file) != name)
+    problems = [_named(wrong, "; ")] if wrong else []
+    problems += [f"it does not list {_named(unlisted)}"] if unlisted else []
+    problems += [f"it lists files that are not its own: {_named(foreign)}"] if foreign else []
+    yield Finding(f"{name}: hashes of {counted(len(record.outputs), 'file')}", "; ".join(problems) or None)
+    if record.status == "stale":
+        yield Finding(f"{name}: what it read", unchecked="it is stale: what it read has changed, do it again")
+        return
+    # a stage that has to be done again is known to differ, and so is everything that reads it
+    read = {other: record.inputs[other] for other in needs_of(name) if other in record.inputs}
+    known = [other for other in read if run.state(other) != "done"]
+    lost = [other for other, digest in read.items() if other not in known and not is_as_read(run, other, digest)]
+    unread = [other for other in _must_have_read(run, name, record) if other not in record.inputs]
+    if unread and name in ("trial", "report") and run.manifest.settings_sha256 is None:
+        yield Finding(f"{name}: what it read", unchecked="an early version did not record it")
+        return
+    problems = [", ".join(lost) + " changed since"] if lost else []
+    problems += [f"it does not say which {', '.join(unread)} it read"] if unread else []
+    stale = f"stale: {', '.join(known)} has to be done again" if known and not problems else None
+    yield Finding(f"{name}: what it read", "; ".join(problems) or None, stale)
+
+
+def _must_have_read(run: Run, name: str, record: StageRecord) -> tuple[str, ...]:
+    """The stages without which `name` can't have been done; a report shows those that were done before it."""
+    if name != "report":
+        return needs_of(name)
+    stages = run.manifest.stages
+    return tuple(
+        n for n in needs_of(name) if n in stages and run.state(n) == "done" and stages[n].started <= record.started
+    )
+
+
+def must_list(run: Run, stage: str) -> set[str]:
+    """The files without which the outcome of `stage` is not whole, relative to the run."""
+    results = RunResults(run)
+    match stage:
+        case "export":
+            return {f"data/{name}" for name in ("train.jsonl", "eval.jsonl", "constitution.yaml", "statistics.json")}
+        case "train":
+            train = results.train
+            epochs = range(train.epochs if train else 0)
+            adapters = {f"checkpoints/epoch_{epoch}/{name}" for epoch in epochs for name in ADAPTER_FILES}
+            return {"metrics.jsonl", *adapters}
+        case "choose":
+            choice = results.choice
+            return {f"tribunal/checkpoints/{name}.json" for name in ("base", *(choice.epochs if choice else ()))}
+        case "judge":
+            return {"tribunal/answers.jsonl", "tribunal/summary.json"}
+        case "merge":
+            folder = f"merged/{run.manifest.output_name}"
+            listed = run.manifest.stages[stage].outputs
+            weights = {file for file in listed if file.startswith(folder) and file.endswith(".safetensors")}
+            return {f"{folder}/{name}" for name in ("config.json", "README.md", "noesis.json")} | (
+                weights or {f"{folder}/model.safetensors"}
+            )
+        case "gguf":
+            certificate = results.certificate
+            files = [c.file for _, c in certificate.comparisons() if c.file] if certificate else []
+            return {"gguf/parity.json", "gguf/Modelfile", *(f"gguf/{file.name}" for file in files)}
+        case "trial":
+            return {f"tribunal/{name}" for name in ("trial.json", "trial_answers.jsonl", "verdicts.jsonl")}
+        case "report":
+            return {"report.html"}
+    return set()
+
+
+def check_contents(e: Evidence) -> str | None:
+    """What lies in the run and should not: files that nobody listed, code, links."""
+    found = list(files_in(e.run.path))
+    names = [name for name, _ in found]
+    links, code, unknown = [n for n, linked in found if linked], runs_code(names), strays(names, e.run.manifest)
+    problems = [f"symbolic links: {_named(links)}"] if links else []
+    problems += [f"files that can run code: {_named(code)}"] if code else []
+    problems += [f"files that no stage lists: {_named(sorted(set(unknown) - {*links, *code}))}"] if unknown else []
+    return "; ".join(problems) or None
+
+
+def _named(names: list[str], separator: str = ", ") -> str:
+    """The first names, for a message."""
+    more = [f"{len(names) - MOST_NAMES} more"] if len(names) > MOST_NAMES else []
+    return separator.join([*names[:MOST_NAMES], *more])

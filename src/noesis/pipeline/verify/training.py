@@ -1,0 +1,55 @@
+"""What training reports: by its plan, by its metrics, and by the adapters that it left."""
+
+from __future__ import annotations
+
+from noesis.pipeline.verify.evidence import Evidence, UncheckedError
+from noesis.run.metrics import losses_by_epoch, read_metrics
+from noesis.training.methods import saved_states
+from noesis.training.state.checkpoint import unusable_reason
+
+
+def executed_plan(e: Evidence) -> str | None:
+    planned, executed, train = e.results.plan, e.results.executed_plan, e.results.train
+    if planned is None or executed is None:
+        raise UncheckedError("an early version made no such plan")
+    wrong = [
+        key for key in ("model", "r", "epochs", "tokens_per_epoch") if getattr(planned, key) != getattr(executed, key)
+    ]
+    if wrong:
+        return f"training's own plan has another {', '.join(wrong)} than the plan"
+    asked = (e.config.lora.r, e.config.training.epochs)
+    if (planned.r, planned.epochs) != asked:
+        return f"the plan has rank {planned.r} and {planned.epochs} epochs, config.json {asked[0]} and {asked[1]}"
+    if train is not None and train.epochs != executed.epochs:
+        return f"training reports {train.epochs} epochs, its plan has {executed.epochs}"
+    return None
+
+
+def figures(e: Evidence) -> str | None:
+    result = e.results.train
+    assert result is not None
+    if result.sft is not None:
+        steps = len(read_metrics(e.run.checkpoints / "sft" / "metrics.jsonl"))
+        if steps != result.sft.steps:
+            return f"checkpoints/sft/metrics.jsonl has {steps} steps, the manifest {result.sft.steps}"
+    lines = read_metrics(e.run.metrics)
+    told = (result.steps, result.first_loss, result.final_loss)
+    found = (len(lines), lines[0]["loss"], lines[-1]["loss"]) if lines else (0, None, None)
+    if told != found:
+        return f"metrics.jsonl says {found} of steps, first and last loss, the manifest {told}"
+    losses = result.mean_training_loss
+    same = losses is None or losses == losses_by_epoch(lines, result.epochs)
+    return None if same else "the mean losses of the epochs do not follow from metrics.jsonl"
+
+
+def epochs(e: Evidence) -> str | None:
+    result = e.results.train
+    assert result is not None
+    listed = {name.split("/")[1] for name in e.run.manifest.stages["train"].outputs if name.startswith("checkpoints/e")}
+    made = {f"epoch_{epoch}" for epoch in range(result.epochs)}
+    return None if listed == made else f"it trained {result.epochs}, and lists {', '.join(sorted(listed)) or 'none'}"
+
+
+def states(e: Evidence) -> str | None:
+    wrong = [f"{p.name}: {why}" for p in saved_states(e.run.checkpoints) if (why := unusable_reason(p))]
+    return "; ".join(wrong) or None

@@ -1,0 +1,84 @@
+"""What lies in a run directory: the files that stages list with their hashes, a few that nobody lists, and strays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from noesis.run.folder import DROPPINGS
+from noesis.run.manifest import Manifest
+from noesis.run.stages import SPECS
+
+# Files without a hash in the manifest: locks and notes, states under a seal of their own, caches, what containers
+# leave for each other, and what a stage wrote for its own use or rejected. `*` matches slashes, too.
+UNLISTED = (
+    "manifest.json",
+    "manifest.json.sig",
+    "config.json",
+    "demo.json",
+    "summary.txt",
+    ".lock",
+    ".manifest.lock",
+    ".holder",
+    ".meter",
+    ".cloud/*",
+    "parent/adapter_model.safetensors",
+    "parent/adapter_config.json",
+    "checkpoints/resume/checkpoint-*/*",
+    "checkpoints/resume/torn-*/*",
+    "checkpoints/sft/resume/checkpoint-*/*",
+    "checkpoints/sft/resume/torn-*/*",
+    "tribunal/replies.sqlite",
+    "tribunal/replies.sqlite-*",
+    "tribunal/locked_uses.jsonl",
+    "tribunal/epochs/epoch_*.json",
+    "tribunal/shards/*",
+    "gguf/*-adapter.gguf",
+    "gguf/*.rejected.gguf",
+)
+OTHER_FOLDERS = (".archive", "dataset", "runs")  # beside the run on a volume, and not part of it
+PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+RUNS_CODE = (".py", ".pyc", ".so", ".dll", ".dylib", ".exe", ".sh")
+
+
+def stage_of(name: str) -> str | None:
+    """The stage whose output a file is by its name (relative to the run directory); None for no stage's."""
+    return next((spec.name for spec in SPECS.values() if any(fnmatchcase(name, p) for p in spec.outputs)), None)
+
+
+def strays(names: Iterable[str], manifest: Manifest) -> list[str]:
+    """Those of `names` that no stage lists and nobody needs.
+
+    A stage that is under way, or was stopped, lists its files when it ends: until then they are none.
+    """
+    listed = {name for stage in SPECS if stage in manifest.stages for name in manifest.stages[stage].outputs}
+    return sorted(name for name in names if name not in listed and not _may_be_unlisted(name, manifest))
+
+
+def _may_be_unlisted(name: str, manifest: Manifest) -> bool:
+    if any(fnmatchcase(name, pattern) for pattern in UNLISTED) or name.rpartition("/")[2] in DROPPINGS:
+        return True
+    stage = stage_of(name)
+    record = manifest.stages.get(stage) if stage else None
+    return record is not None and record.result is None
+
+
+def runs_code(names: Iterable[str]) -> list[str]:
+    """Those of `names` that other programs would run, or unpickle; only Unsloth's own states hold pickles."""
+    return sorted(
+        name
+        for name in names
+        if name.lower().endswith(RUNS_CODE) or (name.lower().endswith(PICKLED) and "/resume/checkpoint-" not in name)
+    )
+
+
+def files_in(run: Path) -> Iterator[tuple[str, bool]]:
+    """(name relative to the run, whether it is a symbolic link) of everything in it; links are not followed."""
+    for folder, folders, files in os.walk(run):
+        here = Path(folder)
+        if here == run:
+            folders[:] = [name for name in folders if name not in OTHER_FOLDERS or (here / name).is_symlink()]
+        for name in [*files, *(n for n in folders if (here / n).is_symlink())]:
+            yield (here / name).relative_to(run).as_posix(), (here / name).is_symlink()

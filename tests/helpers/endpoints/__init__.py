@@ -1,0 +1,1 @@
+"""Endpoints that answer anything at all, and the client that asks them."""
