@@ -108,6 +108,19 @@ def slow(seconds: float) -> Part:
     return lambda asked: Raw(text=verdict(asked, asked.quality), wait=seconds)
 
 
+def together(part: Part, count: int) -> Part:
+    """The first `count` requests are answered once all of them have come, however slow the machine (30 s at most)."""
+    come = threading.Event()
+
+    def played(asked: Asked) -> str | Raw:
+        if asked.number >= count:
+            come.set()
+        come.wait(30)
+        return part(asked)
+
+    return played
+
+
 def rate_limiting(every: int, retry_after: str = "0.05") -> Part:
     """Refuses every n-th request with 429."""
     return lambda asked: (

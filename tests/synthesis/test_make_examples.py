@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.judge_server import Asked, JudgeServer, Raw
+from helpers.judge_server import Asked, JudgeServer, Raw, together
 from helpers.project import ROOT
 from helpers.scripted_writer import ask, good, lines, prompt_row, spoiled, subject
 from noesis.constitution.document import load_constitution
@@ -22,7 +22,7 @@ CONSTITUTION = load_constitution(ROOT / "data" / "constitution.yaml")
 
 def test_good_models_give_examples_that_the_gate_lets_pass(project: Path, tmp_path: Path, prompts):
     out = tmp_path / "out"
-    with JudgeServer(good) as server:
+    with JudgeServer(together(good, 2)) as server:
         report = make_examples(Project(project), ask(server, prompts([prompt_row(i) for i in range(6)]), out, rounds=2))
     rows = lines(out / "examples.jsonl")
     assert (report["made"], report["kept"], len(rows)) == (6, 6, 6)

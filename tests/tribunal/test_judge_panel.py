@@ -89,7 +89,11 @@ def test_a_stopped_court_asks_nothing_twice(tmp_path: Path):
 
 
 def test_requests_run_at_once_but_not_more_than_allowed(tmp_path: Path):
-    _, server = hear(play.slow(0.05), [case(f"c{i}", f"{ANSWER} {i}") for i in range(6)], tmp_path)
+    _, server = hear(
+        play.together(play.slow(0.05), SECTION.concurrency),
+        [case(f"c{i}", f"{ANSWER} {i}") for i in range(6)],
+        tmp_path,
+    )
     assert server.most_at_once == SECTION.concurrency
 
 
