@@ -18,7 +18,7 @@ MAX_DEPTH = 64  # of nested objects and lists; what can be read at any depth may
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _GZIP = b"\x1f\x8b"
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class LineError(ValueError):
@@ -67,7 +67,7 @@ def parse_object(data: bytes, most: int = MAX_LINE, *, constants: bool = False) 
         raise LineError("not-an-object", f"expected a JSON object, found {type(value).__name__}{advice}")
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth_exceeds(value, MAX_DEPTH):
         raise _too_deep()
-    if _SURROGATE.search(data) and (half := _lone_surrogate(value)):
+    if _SURROGATE.search(text) and (half := _lone_surrogate(value)):
         message = f"half a character: the surrogate {half} stands alone; write the whole character"
         raise LineError("not-unicode", message)
     return value
