@@ -33,7 +33,7 @@ from noesis.core.text import any_of
 from noesis.serving.metrics import Metrics
 from noesis.serving.page import Page
 from noesis.serving.protocol import ApiError, Limits, parse_json, read_chat_request, read_messages
-from noesis.serving.relay import Relay, Target
+from noesis.serving.relay import Relay, Target, no_answer
 
 CLIENT_LEFT = 499  # nginx's status for it; in the metrics only
 BODY_UNREAD = (401, 408, 413, 415, 421)  # refusals that are sent before the body was read
@@ -109,13 +109,14 @@ class Service:
         return app
 
     async def _open(self, app: web.Application) -> None:
-        # One connection per request: llama.cpp notices at once when its reader is gone.
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
         for name, target in self._targets.items():
-            connector: aiohttp.BaseConnector = aiohttp.TCPConnector(limit=0, force_close=True)
-            if target.socket:
-                connector = aiohttp.UnixConnector(target.socket, limit=0, force_close=True)
-            self._http[name] = aiohttp.ClientSession(timeout=timeout, connector=connector)
+            self._http[name] = _session(target)
+
+    async def replace(self, name: str, target: Target) -> None:
+        """Send further requests for a model elsewhere: its process ended, and another was started."""
+        before, self._http[name] = self._http[name], _session(target)
+        self._targets[name] = target
+        await before.close()
 
     async def _close(self, app: web.Application) -> None:
         for http in self._http.values():
@@ -140,8 +141,8 @@ class Service:
             response = _error_response(ApiError(error.status, message, code="not_found"))
         except TimeoutError:
             response = _error_response(ApiError(504, "the answer took too long", code="timeout"))
-        except aiohttp.ClientError as error:
-            response = _error_response(ApiError(502, f"llama.cpp does not answer: {error}", code="model_error"))
+        except aiohttp.ClientError:
+            response = _error_response(no_answer())
         except NoesisError as error:  # from a judge: nothing to judge, unreachable, at its spending cap
             status = 400 if isinstance(error, UsageError) else 503
             response = _error_response(ApiError(status, str(error), code="no_verdict"))
@@ -272,6 +273,14 @@ class Service:
     async def _show_page(self, request: web.Request) -> web.StreamResponse:
         assert self._page is not None
         return web.Response(text=self._page.html, content_type="text/html", charset="utf-8", headers=self._page.headers)
+
+
+def _session(target: Target) -> aiohttp.ClientSession:
+    """A connection for each request: llama.cpp notices at once when its reader is gone."""
+    connector: aiohttp.BaseConnector = aiohttp.TCPConnector(limit=0, force_close=True)
+    if target.socket:
+        connector = aiohttp.UnixConnector(target.socket, limit=0, force_close=True)
+    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None, sock_connect=10), connector=connector)
 
 
 def _is_own_host(host: str) -> bool:

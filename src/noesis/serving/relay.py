@@ -199,6 +199,12 @@ async def read_events(content: aiohttp.StreamReader) -> AsyncIterator[dict[str, 
                 yield {"error": json.loads(line[7:])}
 
 
+def no_answer() -> ApiError:
+    """Of a connection to llama.cpp that fails: aiohttp's own words would name the socket's path."""
+    message = "the model gives no answer: if its process has ended, it is being started again; try again in a while"
+    return ApiError(503, message, code="model_unavailable", retry_after_s=5)
+
+
 async def error_from_llama(reply: aiohttp.ClientResponse) -> ApiError:
     """llama.cpp's error response as one of ours."""
     try:
@@ -226,7 +232,7 @@ async def _break_off(request: web.Request, response: web.StreamResponse, error: 
     No `[DONE]` is sent, so that nobody takes the answer for complete.
     """
     if isinstance(error, aiohttp.ClientError):
-        error = ApiError(502, f"llama.cpp does not answer: {error}", code="model_error")
+        error = no_answer()
     elif not isinstance(error, ApiError):
         error = ApiError(504, "the answer took too long", code="timeout")
     try:
