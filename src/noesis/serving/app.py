@@ -30,6 +30,7 @@ from noesis.constitution.document import SystemPrompt
 from noesis.core.errors import NoesisError, UsageError
 from noesis.core.messages import Message
 from noesis.core.text import any_of
+from noesis.serving.answer_check import AnswerChecker
 from noesis.serving.metrics import Metrics
 from noesis.serving.page import Page
 from noesis.serving.protocol import ApiError, Limits, parse_json, read_chat_request, read_messages
@@ -82,6 +83,7 @@ class Service:
         self._started = int(time.time())
         self._judging = asyncio.Lock()
         self._special = any_of({token for target in targets.values() for token in target.special})
+        self._checker = AnswerChecker()
         self._http: dict[str, aiohttp.ClientSession] = {}  # for each model
 
     @property
@@ -121,6 +123,7 @@ class Service:
     async def _close(self, app: web.Application) -> None:
         for http in self._http.values():
             await http.close()
+        self._checker.close()
 
     # --- the boundary: every request passes here, every error leaves as OpenAI's JSON
     @web.middleware
@@ -205,10 +208,12 @@ class Service:
         if self.metrics.in_flight >= self.limits.parallel:
             message = f"{self.limits.parallel} requests are in progress: try again"
             raise ApiError(429, message, code="rate_limit_exceeded", retry_after_s=1)
-        relay = Relay(self._http[chat.model], self._targets[chat.model], self.metrics)
         self.metrics.in_flight += 1
         started = time.monotonic()
         try:
+            if chat.schema is not None:
+                await self._checker.require_checkable(chat.schema)
+            relay = Relay(self._http[chat.model], self._targets[chat.model], self.metrics, self._checker)
             if chat.stream:
                 return await relay.stream(chat, request, self.limits.request_s)
             async with asyncio.timeout(self.limits.request_s):

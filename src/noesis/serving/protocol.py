@@ -17,7 +17,8 @@ from noesis.constitution.document import SystemPrompt
 from noesis.core.messages import Message
 from noesis.core.text import break_control_tokens
 from noesis.llm.llama_cpp import REPEAT_PENALTY
-from noesis.serving.answer_schema import SchemaError, bounded_schema
+from noesis.serving.answer_schema import bounded_schema
+from noesis.serving.schema_rules import SchemaError
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 MAX_MESSAGES = 1000
@@ -89,6 +90,7 @@ class ChatRequest:
     usage_in_stream: bool  # send a last event with token counts
     include_analysis: bool
     prefill: str  # the beginning of the answer, written by the client; the model continues it
+    schema: dict[str, Any] | None  # that the answer must follow, as the client wrote it
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
@@ -144,7 +146,7 @@ def read_chat_request(
         raise ApiError(400, message, code="context_length_exceeded", param="messages")
     if all(message["role"] != "system" for message in messages):
         messages.insert(0, {"role": "system", "content": system.en if language == "en" else system.pt})
-    last = messages[-1]
+    last, schema = messages[-1], None
     body: dict[str, Any] = {
         "messages": messages,
         "max_tokens": _max_tokens(request, limits),
@@ -160,7 +162,7 @@ def read_chat_request(
     if request.get("stop") is not None:
         body["stop"] = _stops(request["stop"])
     if request.get("response_format") is not None:
-        body["response_format"] = _response_format(request["response_format"])
+        body["response_format"], schema = _response_format(request["response_format"])
     # A cached prompt changes the last bits, and an answer that must be reproducible with them.
     body["cache_prompt"] = not (body.get("temperature") == 0 or "seed" in body)
     options = request.get("stream_options") or {}
@@ -171,6 +173,7 @@ def read_chat_request(
         usage_in_stream=isinstance(options, dict) and options.get("include_usage") is True,
         include_analysis=_flag(request, "include_analysis"),
         prefill=last["content"] if last["role"] == "assistant" else "",
+        schema=schema,
     )
 
 
@@ -215,11 +218,11 @@ def _text(content: Any, where: str) -> str:
     return content
 
 
-def _flag(request: dict[str, Any], name: str) -> bool:
+def _flag(request: dict[str, Any], name: str, *, default: bool = False) -> bool:
     value = request.get(name)
     if value is not None and not isinstance(value, bool):
         raise ApiError(400, f"{name} must be true or false", param=name)
-    return bool(value)
+    return default if value is None else value
 
 
 def _number(request: dict[str, Any], name: str) -> float:
@@ -252,10 +255,11 @@ def _stops(value: Any) -> list[str]:
     return stops
 
 
-def _response_format(value: Any) -> dict[str, Any]:
+def _response_format(value: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The form for llama.cpp, and the schema that the finished answer is checked against."""
     kind = value.get("type") if isinstance(value, dict) else None
     if kind in ("text", "json_object"):
-        return {"type": kind}
+        return {"type": kind}, None
     inner = value.get("json_schema") if kind == "json_schema" else None
     if not isinstance(inner, dict) or not isinstance(inner.get("schema"), dict):
         raise ApiError(
@@ -265,7 +269,8 @@ def _response_format(value: Any) -> dict[str, Any]:
         schema = bounded_schema(inner["schema"])
     except SchemaError as error:
         raise ApiError(400, str(error), param="response_format") from None
-    return {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": schema}}
+    checked = inner["schema"] if _flag(inner, "strict", default=True) else None
+    return {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": schema}}, checked
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -13,8 +13,9 @@ import pytest
 
 from helpers.running_server import Client, reciters, running
 from helpers.tiny_gguf import write_reciter, write_switch
-from noesis.serving.answer_schema import SchemaError, bounded_schema
+from noesis.serving.answer_schema import bounded_schema
 from noesis.serving.protocol import Limits
+from noesis.serving.schema_rules import SchemaError
 from noesis.serving.server import ModelFiles
 
 pytestmark = pytest.mark.timing
