@@ -39,6 +39,7 @@ from noesis.serving.relay import Relay, Target, no_answer
 CLIENT_LEFT = 499  # nginx's status for it; in the metrics only
 BODY_UNREAD = (401, 408, 413, 415, 421)  # refusals that are sent before the body was read
 OPEN_ROUTES = ("/health", "/")
+SERVED = "this server has OpenAI's POST /v1/chat/completions and GET /v1/models (docs/integrate.md)"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -139,9 +140,12 @@ class Service:
             response = _error_response(error)
         except web.HTTPRequestEntityTooLarge:
             response = _error_response(self._too_large())
-        except web.HTTPException as error:
-            message = f"{request.method} {request.path[:200]}: {error.reason}"
-            response = _error_response(ApiError(error.status, message, code="not_found"))
+        except web.HTTPException as error:  # no such address, or not with this method
+            code = "method_not_allowed" if error.status == 405 else "not_found"
+            message = f"{request.method} {request.path[:200]}: {error.reason}; {SERVED}"
+            response = _error_response(ApiError(error.status, message, code=code))
+            if "Allow" in error.headers:
+                response.headers["Allow"] = error.headers["Allow"]
         except TimeoutError:
             response = _error_response(ApiError(504, "the answer took too long", code="timeout"))
         except aiohttp.ClientError:
@@ -179,7 +183,7 @@ class Service:
 
     async def _body(self, request: web.Request) -> dict[str, Any]:
         """The request's JSON object. A body that announces too large a size is refused before it is read."""
-        if request.headers.get("Content-Encoding", "identity") != "identity":
+        if request.headers.get("Content-Encoding", "").strip().lower() not in ("", "identity"):
             raise ApiError(415, "compressed bodies are not accepted")
         if (request.content_length or 0) > self.limits.body_bytes:
             raise self._too_large()

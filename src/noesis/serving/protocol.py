@@ -34,7 +34,13 @@ NUMBERS: dict[str, tuple[float, float, bool]] = {
     "seed": (-(2**63), 2**63 - 1, True),
     "top_logprobs": (0, 20, True),
 }
-UNSUPPORTED = ("tools", "functions", "audio", "logit_bias", "modalities", "prediction")
+UNSUPPORTED = ("tools", "functions", "audio", "logit_bias", "prediction")
+HARMLESS = {  # what asks for nothing else than this server does
+    "n": (1,),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+}
 
 
 class ApiError(Exception):
@@ -90,6 +96,7 @@ class ChatRequest:
     usage_in_stream: bool  # send a last event with token counts
     include_analysis: bool
     prefill: str  # the beginning of the answer, written by the client; the model continues it
+    alternatives: int  # to each token, with its log-probability
     schema: dict[str, Any] | None  # that the answer must follow, as the client wrote it
 
 
@@ -134,8 +141,10 @@ def read_chat_request(
     for name in UNSUPPORTED:
         if request.get(name):
             raise ApiError(400, f"{name} is not supported by this server", code="unsupported_parameter", param=name)
-    if request.get("n") not in (None, 1):
-        raise ApiError(400, "n may only be 1", code="unsupported_value", param="n")
+    for name, values in HARMLESS.items():
+        if (value := request.get(name)) is not None and (value not in values or value is True):
+            allowed = " or ".join(map(json.dumps, values))
+            raise ApiError(400, f"{name} may only be {allowed}", code="unsupported_value", param=name)
     language = request.get("language") or language
     if language not in ("pt", "en"):
         raise ApiError(400, "language must be pt or en", param="language")
@@ -146,7 +155,7 @@ def read_chat_request(
         raise ApiError(400, message, code="context_length_exceeded", param="messages")
     if all(message["role"] != "system" for message in messages):
         messages.insert(0, {"role": "system", "content": system.en if language == "en" else system.pt})
-    last, schema = messages[-1], None
+    last, schema, alternatives = messages[-1], None, 0
     body: dict[str, Any] = {
         "messages": messages,
         "max_tokens": _max_tokens(request, limits),
@@ -156,7 +165,8 @@ def read_chat_request(
         if request.get(name) is not None:
             body[name] = _number(request, name)
     if _flag(request, "logprobs"):
-        body["logprobs"], body["top_logprobs"] = True, max(int(body.get("top_logprobs", 0)), 1)
+        alternatives = int(body.get("top_logprobs", 0))
+        body["logprobs"], body["top_logprobs"] = True, max(alternatives, 1)  # llama.cpp gives no log-probability with 0
     else:
         body.pop("top_logprobs", None)
     if request.get("stop") is not None:
@@ -174,6 +184,7 @@ def read_chat_request(
         include_analysis=_flag(request, "include_analysis"),
         prefill=last["content"] if last["role"] == "assistant" else "",
         schema=schema,
+        alternatives=alternatives,
     )
 
 
@@ -191,6 +202,9 @@ def read_messages(messages: Any, special: re.Pattern[str]) -> list[Message]:
         role = message.get("role") if isinstance(message, dict) else None
         if not isinstance(role, str) or role not in ROLES:
             raise ApiError(400, f"{where}.role must be system, developer, user or assistant", param=f"{where}.role")
+        for name in ("tool_calls", "function_call"):
+            if message.get(name):
+                raise ApiError(400, f"{where}.{name} is not supported by this server", param=f"{where}.{name}")
         text = _text(message.get("content"), where)
         found.append({"role": ROLES[role], "content": break_control_tokens(text, special)})
     return found
@@ -227,16 +241,22 @@ def _flag(request: dict[str, Any], name: str, *, default: bool = False) -> bool:
 
 def _number(request: dict[str, Any], name: str) -> float:
     low, high, whole = NUMBERS[name]
-    value = request[name]
+    value = _whole(request[name]) if whole else request[name]
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not low <= value <= high:
         raise ApiError(400, f"{name} must be a {'whole ' if whole else ''}number from {low} to {high}", param=name)
     return value  # type: ignore[no-any-return]
 
 
+def _whole(value: Any) -> Any:
+    """3.0 as 3, which is the same in JSON: some languages write every number so."""
+    exact = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+    return int(value) if exact else value
+
+
 def _max_tokens(request: dict[str, Any], limits: Limits) -> int:
     """Tokens of the answer, as requested but within the server's own limit."""
     for name in ("max_completion_tokens", "max_tokens"):
-        if (value := request.get(name)) is not None:
+        if (value := _whole(request.get(name))) is not None:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ApiError(400, f"{name} must be a whole number above 0", param=name)
             return min(value, limits.max_tokens)

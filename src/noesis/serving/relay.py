@@ -183,7 +183,9 @@ def _logprob_entries(choice: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _logprobs(chat: ChatRequest, entries: list[dict[str, Any]]) -> dict[str, Any] | None:
-    return {"content": entries, "refusal": None} if "logprobs" in chat.body else None
+    if "logprobs" not in chat.body:
+        return None
+    return {"content": [e | {"top_logprobs": e["top_logprobs"][: chat.alternatives]} for e in entries], "refusal": None}
 
 
 def _usage(usage: dict[str, Any] | None) -> dict[str, int] | None:
