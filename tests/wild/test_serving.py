@@ -216,6 +216,17 @@ ORDINARY: dict[str, tuple[dict[str, Any], Any, Any]] = {  # schema, a value that
     ),
     "a model of itself": (Node.model_json_schema(), {"name": "a", "children": [{"name": "b"}]}, {"children": []}),
     "a tree by #": (TREE, {"value": 1, "left": {"value": 2}}, {"value": 1, "left": {"value": "2"}}),
+    "a tree by a way through the schema": (  # ggml-org/llama.cpp#16790
+        {"properties": {"tree": {"type": "object", "properties": {"left": {"$ref": "#/properties/tree"}}}}},
+        {"tree": {"left": {"left": {}}}}, {"tree": {"left": 1}},
+    ),
+    "a definition of itself beside others": (  # mudler/LocalAI#11020
+        {"$defs": {"A": {"$ref": "#/$defs/A"}}, "oneOf": [{"type": "object", "properties": {"x": {"$ref": "#/$defs/A"}}}]},
+        {}, {"x": 1},
+    ),
+    "a pattern with a needless escape": (  # ggml-org/llama.cpp#19051
+        {"type": "string", "pattern": r"^hello there indeed\!$"}, "hello there indeed!", "hello",
+    ),
     "60 optional fields or null": ({"type": "object", "properties": OPTIONAL}, {"field3": None}, {"field3": "x"}),
     "Zod's object": (
         ZOD,
