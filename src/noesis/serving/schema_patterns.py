@@ -24,7 +24,7 @@ _SIMPLE = re.compile(
     r"\^(?:(?:\[(?:[0-9A-Za-z_ -]|\\[dw])+\]|\\[dw]|[0-9A-Za-z_ @:,/-])(?:[?*+]|\{\d{1,4}(?:,\d{0,4})?\})?)*\$",
     re.ASCII,
 )
-_REPEATED = re.compile(r"[?*+]|\{(\d+)(,)?(\d*)\}")
+_REPEATED = re.compile(r"[?*+]|\{(\d{1,4})(,)?(\d{0,4})\}")
 
 
 @lru_cache(256)
