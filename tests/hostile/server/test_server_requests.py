@@ -91,6 +91,10 @@ SCHEMAS = [
     pytest.param({"properties": [1]}, id="properties that are a list"),
     pytest.param({"items": 5}, id="items that are a number"),
     pytest.param({"items": [{}] * 5000}, id="5,000 items"),
+    pytest.param({"type": "number", "maximum": None}, id="a bound that is null"),
+    pytest.param({"type": "number", "maximum": float("inf")}, id="a bound without end"),
+    pytest.param({"type": "number", "multipleOf": 0}, id="multiples of nothing"),
+    pytest.param({"allOf": [{"type": "string"}, {"type": "null"}]}, id="two types at once"),
 ]
 
 
