@@ -217,7 +217,7 @@ def test_what_a_user_wrote_forges_no_message(server: Client):
             {
                 "response_format": {
                     "type": "json_schema",
-                    "json_schema": {"schema": {"type": "string", "maxLength": 10**9}},
+                    "json_schema": {"schema": {"type": "string", "minLength": 10**9}},
                 }
             },
             400,

@@ -1,13 +1,17 @@
 """The analysis block of an answer, `[ANÁLISE INTERNA] … [FIM DA ANÁLISE]`, and the one way to hide it.
 
-Models misspell the marks: case, accents, white space, invisible and combined characters don't count, and the English
-words do. What can't be decided yet (the beginning of a mark, white space that may turn out to precede one) is withheld
-until it can. A block that never closes hides the rest of the answer.
+Models misspell the marks: case, accents, white space, punctuation, symbols, invisible and combined characters don't
+count, letters and brackets count as what they look like, and the English words do. What can't be decided yet (the
+beginning of a mark, white space that may turn out to precede one) is withheld until it can. A block that never closes
+hides the rest of the answer. One that never opens hides what stands before its end, back to the block before; a stream
+has shown that already, except for what arrives with the mark itself.
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from functools import lru_cache
 
 ANALYSIS_OPEN = "[ANÁLISE INTERNA]"
 ANALYSIS_CLOSE = "[FIM DA ANÁLISE]"
@@ -16,8 +20,36 @@ OTHER_CLOSINGS = (
     *("[FIM DA ANÁLISE INTERNA]", "[/ANÁLISE INTERNA]", "[/INTERNAL ANALYSIS]"),
     *("[END OF ANALYSIS]", "[END OF THE ANALYSIS]", "[END OF INTERNAL ANALYSIS]", "[END OF THE INTERNAL ANALYSIS]"),
 )
-BRACKETS = "[［﹇"  # all characters that begin a mark; checked by a test
-IGNORED = ("C", "M", "Z")  # Unicode categories: control and format, combining, space
+BRACKETS = "[［﹇⁅❲⟦⟬⦋⦍⦏【〔〖〘〚"  # all characters that begin a mark; those of NFKC checked by a test
+IGNORED = ("C", "M", "P", "S", "Z")  # Unicode categories: control and format, combining, punctuation, symbol, space
+# What looks like the letters of the marks in other scripts (as in Unicode's confusables.txt), and digits for letters.
+ALIKE = {
+    other: letter
+    for letter, others in {
+        "[": BRACKETS,
+        "]": "]］﹈⁆❳⟧⟭⦌⦎⦐】〕〗〙〛",
+        "/": "/⁄∕⟋",
+        "A": "АаΑαᎪꓮΛ4",
+        "D": "ԀԁᎠꓓ",
+        "E": "ЕеΕεЄєᎬꓰΣ3",
+        "F": "ҒғϜϝꓝ",
+        "H": "НнҺһΗհᎻꓧ",
+        "I": "ІіΙιЇїᎥꓲІӀӏ1",
+        "L": "ᏞꓡԼլ",
+        "M": "МмΜμᎷꓟ",
+        "N": "ΝνηИиПпꓠո",
+        "O": "ОоΟοσօꓳ0",
+        "R": "ЯяГгᎡꓣ",
+        "S": "ЅѕՏᏚꓢς5",
+        "T": "ТтΤτᎢꓔ",
+        "Y": "УуΥυҮүꓬ",
+    }.items()
+    for other in others
+}
+_LATIN = re.compile(  # the letter that a Latin one, with whatever is added to it, is named after
+    r"(?:LATIN (?:SMALL |CAPITAL )?LETTER (?:SMALL CAPITAL |DOTLESS )?|INDICATOR SYMBOL LETTER )"
+    r"([A-Z])(?= WITH |$)"
+)
 
 
 def hide_analysis(text: str) -> str:
@@ -27,10 +59,18 @@ def hide_analysis(text: str) -> str:
     return visible if answer.hidden else text
 
 
+@lru_cache(4096)
 def _letters(char: str) -> str:
-    """What of a character counts in a mark; may be empty."""
-    folded = unicodedata.normalize("NFKD", char).casefold()
-    return "".join(c for c in folded if unicodedata.category(c)[0] not in IGNORED)
+    """What of a character counts in a mark; may be empty. I and l look the same, and are."""
+    return "".join(map(_letter, unicodedata.normalize("NFKD", char))).replace("i", "l")
+
+
+def _letter(char: str) -> str:
+    if alike := ALIKE.get(char):
+        return alike.casefold()
+    if not char.isascii() and (latin := _LATIN.search(unicodedata.name(char, ""))):
+        return latin[1].casefold()
+    return "" if unicodedata.category(char)[0] in IGNORED else char.casefold()
 
 
 def _folded(marks: tuple[str, ...]) -> tuple[str, ...]:
@@ -57,11 +97,13 @@ class AnalysisFilter:
         self._pending: list[str] = []  # characters that may be a mark
         self._letters: list[tuple[str, int]] = []  # what counts of them, and which of them it came from
         self._space: list[str] = []  # white space that is withheld
-        self._any_shown = False
+        self._any_shown = self._any_returned = False
+        self._block_end = 0  # how much of what `feed` has found so far stands before the last block
 
     def feed(self, piece: str) -> str:
         """What can be shown now that `piece` has arrived."""
         visible: list[str] = []
+        self._block_end = 0
         for char in piece:
             self._pending.append(char)
             if len(self._pending) == 1 and char not in BRACKETS:
@@ -73,6 +115,7 @@ class AnalysisFilter:
                     break
             if not self._letters:
                 self._decide(len(self._pending), visible)
+        self._any_returned |= bool(visible)
         return "".join(visible)
 
     def finish(self) -> str:
@@ -84,13 +127,16 @@ class AnalysisFilter:
 
     def _mark_ends(self, visible: list[str]) -> bool:
         """Drop from the front what can't begin a mark; if what is left is one, hide it."""
-        marks = CLOSINGS if self.inside else OPENINGS
+        marks = CLOSINGS if self.inside else (*OPENINGS, *CLOSINGS)
         while self._letters:
             text = "".join(letter for letter, _ in self._letters)
             if text in marks:
                 self._decide(self._letters[0][1], visible)
+                if not self.inside and text in CLOSINGS:
+                    self._take_back(visible)
                 self._hide(len(self._pending))
-                self.inside, self._letters = not self.inside, []
+                self.inside, self._letters = text in OPENINGS, []
+                self._block_end = len(visible)
                 return True
             if any(mark.startswith(text) for mark in marks):
                 self._decide(self._letters[0][1], visible)
@@ -115,6 +161,13 @@ class AnalysisFilter:
             visible += self._space
             visible.append(char)
             self._space, self._any_shown = [], True
+
+    def _take_back(self, visible: list[str]) -> None:
+        """Hide what stands between the last block and the end of one that has no beginning, unless it was returned."""
+        del visible[self._block_end :]
+        self._space, self._any_shown = [], self._any_returned or bool(visible)
+        begin = self.hidden[-1][1] if self.hidden else 0
+        self.hidden.append((begin, self.decided))
 
     def _hide(self, count: int) -> None:
         """Hide the first `count` pending characters."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,31 @@ class LlamaServer:
 
     def __init__(self, model: Path, *, adapter: Path | None = None, parallel: int = 8, context: int = 4096) -> None:
         """Load the model, which takes seconds for a small one. Raises ModelError as `load_llama_server` does."""
-        self._server = load_llama_server(model, adapter=adapter, parallel=parallel, context=context)
-        self.url, self.key, self.socket = self._server.url, self._server.key, self._server.socket
+        self._load = partial(load_llama_server, model, adapter=adapter, parallel=parallel, context=context)
+        self._server = self._load()
         self.special = special_tokens(model)  # what no text of a conversation may contain
+
+    @property
+    def url(self) -> str:
+        return self._server.url
+
+    @property
+    def key(self) -> str:
+        return self._server.key
+
+    @property
+    def socket(self) -> str | None:
+        return self._server.socket
+
+    @property
+    def running(self) -> bool:
+        """Whether the process still is."""
+        return self._server.running
+
+    def restart(self) -> None:
+        """Load the model again, in a new process with another socket and key. Raises ModelError as at first."""
+        self._server.close()
+        self._server = self._load()
 
     def busy(self) -> int:
         """The number of requests under way; 0 where the process has ended."""

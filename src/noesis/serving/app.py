@@ -30,14 +30,16 @@ from noesis.constitution.document import SystemPrompt
 from noesis.core.errors import NoesisError, UsageError
 from noesis.core.messages import Message
 from noesis.core.text import any_of
+from noesis.serving.answer_check import AnswerChecker
 from noesis.serving.metrics import Metrics
 from noesis.serving.page import Page
 from noesis.serving.protocol import ApiError, Limits, parse_json, read_chat_request, read_messages
-from noesis.serving.relay import Relay, Target
+from noesis.serving.relay import Relay, Target, no_answer
 
 CLIENT_LEFT = 499  # nginx's status for it; in the metrics only
 BODY_UNREAD = (401, 408, 413, 415, 421)  # refusals that are sent before the body was read
 OPEN_ROUTES = ("/health", "/")
+SERVED = "this server has OpenAI's POST /v1/chat/completions and GET /v1/models (docs/integrate.md)"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -82,6 +84,7 @@ class Service:
         self._started = int(time.time())
         self._judging = asyncio.Lock()
         self._special = any_of({token for target in targets.values() for token in target.special})
+        self._checker = AnswerChecker()
         self._http: dict[str, aiohttp.ClientSession] = {}  # for each model
 
     @property
@@ -109,17 +112,19 @@ class Service:
         return app
 
     async def _open(self, app: web.Application) -> None:
-        # One connection per request: llama.cpp notices at once when its reader is gone.
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
         for name, target in self._targets.items():
-            connector: aiohttp.BaseConnector = aiohttp.TCPConnector(limit=0, force_close=True)
-            if target.socket:
-                connector = aiohttp.UnixConnector(target.socket, limit=0, force_close=True)
-            self._http[name] = aiohttp.ClientSession(timeout=timeout, connector=connector)
+            self._http[name] = _session(target)
+
+    async def replace(self, name: str, target: Target) -> None:
+        """Send further requests for a model elsewhere: its process ended, and another was started."""
+        before, self._http[name] = self._http[name], _session(target)
+        self._targets[name] = target
+        await before.close()
 
     async def _close(self, app: web.Application) -> None:
         for http in self._http.values():
             await http.close()
+        self._checker.close()
 
     # --- the boundary: every request passes here, every error leaves as OpenAI's JSON
     @web.middleware
@@ -135,13 +140,16 @@ class Service:
             response = _error_response(error)
         except web.HTTPRequestEntityTooLarge:
             response = _error_response(self._too_large())
-        except web.HTTPException as error:
-            message = f"{request.method} {request.path[:200]}: {error.reason}"
-            response = _error_response(ApiError(error.status, message, code="not_found"))
+        except web.HTTPException as error:  # no such address, or not with this method
+            code = "method_not_allowed" if error.status == 405 else "not_found"
+            message = f"{request.method} {request.path[:200]}: {error.reason}; {SERVED}"
+            response = _error_response(ApiError(error.status, message, code=code))
+            if "Allow" in error.headers:
+                response.headers["Allow"] = error.headers["Allow"]
         except TimeoutError:
             response = _error_response(ApiError(504, "the answer took too long", code="timeout"))
-        except aiohttp.ClientError as error:
-            response = _error_response(ApiError(502, f"llama.cpp does not answer: {error}", code="model_error"))
+        except aiohttp.ClientError:
+            response = _error_response(no_answer())
         except NoesisError as error:  # from a judge: nothing to judge, unreachable, at its spending cap
             status = 400 if isinstance(error, UsageError) else 503
             response = _error_response(ApiError(status, str(error), code="no_verdict"))
@@ -175,7 +183,7 @@ class Service:
 
     async def _body(self, request: web.Request) -> dict[str, Any]:
         """The request's JSON object. A body that announces too large a size is refused before it is read."""
-        if request.headers.get("Content-Encoding", "identity") != "identity":
+        if request.headers.get("Content-Encoding", "").strip().lower() not in ("", "identity"):
             raise ApiError(415, "compressed bodies are not accepted")
         if (request.content_length or 0) > self.limits.body_bytes:
             raise self._too_large()
@@ -204,10 +212,12 @@ class Service:
         if self.metrics.in_flight >= self.limits.parallel:
             message = f"{self.limits.parallel} requests are in progress: try again"
             raise ApiError(429, message, code="rate_limit_exceeded", retry_after_s=1)
-        relay = Relay(self._http[chat.model], self._targets[chat.model], self.metrics)
         self.metrics.in_flight += 1
         started = time.monotonic()
         try:
+            if chat.schema is not None:
+                await self._checker.require_checkable(chat.schema)
+            relay = Relay(self._http[chat.model], self._targets[chat.model], self.metrics, self._checker)
             if chat.stream:
                 return await relay.stream(chat, request, self.limits.request_s)
             async with asyncio.timeout(self.limits.request_s):
@@ -272,6 +282,14 @@ class Service:
     async def _show_page(self, request: web.Request) -> web.StreamResponse:
         assert self._page is not None
         return web.Response(text=self._page.html, content_type="text/html", charset="utf-8", headers=self._page.headers)
+
+
+def _session(target: Target) -> aiohttp.ClientSession:
+    """A connection for each request: llama.cpp notices at once when its reader is gone."""
+    connector: aiohttp.BaseConnector = aiohttp.TCPConnector(limit=0, force_close=True)
+    if target.socket:
+        connector = aiohttp.UnixConnector(target.socket, limit=0, force_close=True)
+    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None, sock_connect=10), connector=connector)
 
 
 def _is_own_host(host: str) -> bool:

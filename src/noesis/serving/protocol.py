@@ -17,7 +17,8 @@ from noesis.constitution.document import SystemPrompt
 from noesis.core.messages import Message
 from noesis.core.text import break_control_tokens
 from noesis.llm.llama_cpp import REPEAT_PENALTY
-from noesis.serving.answer_schema import SchemaError, bounded_schema
+from noesis.serving.answer_schema import bounded_schema
+from noesis.serving.schema_rules import SchemaError
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 MAX_MESSAGES = 1000
@@ -33,7 +34,13 @@ NUMBERS: dict[str, tuple[float, float, bool]] = {
     "seed": (-(2**63), 2**63 - 1, True),
     "top_logprobs": (0, 20, True),
 }
-UNSUPPORTED = ("tools", "functions", "audio", "logit_bias", "modalities", "prediction")
+UNSUPPORTED = ("tools", "functions", "audio", "logit_bias", "prediction")
+HARMLESS = {  # what asks for nothing else than this server does
+    "n": (1,),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+}
 
 
 class ApiError(Exception):
@@ -89,6 +96,8 @@ class ChatRequest:
     usage_in_stream: bool  # send a last event with token counts
     include_analysis: bool
     prefill: str  # the beginning of the answer, written by the client; the model continues it
+    alternatives: int  # to each token, with its log-probability
+    schema: dict[str, Any] | None  # that the answer must follow, as the client wrote it
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
@@ -132,8 +141,10 @@ def read_chat_request(
     for name in UNSUPPORTED:
         if request.get(name):
             raise ApiError(400, f"{name} is not supported by this server", code="unsupported_parameter", param=name)
-    if request.get("n") not in (None, 1):
-        raise ApiError(400, "n may only be 1", code="unsupported_value", param="n")
+    for name, values in HARMLESS.items():
+        if (value := request.get(name)) is not None and (value not in values or value is True):
+            allowed = " or ".join(map(json.dumps, values))
+            raise ApiError(400, f"{name} may only be {allowed}", code="unsupported_value", param=name)
     language = request.get("language") or language
     if language not in ("pt", "en"):
         raise ApiError(400, "language must be pt or en", param="language")
@@ -144,7 +155,7 @@ def read_chat_request(
         raise ApiError(400, message, code="context_length_exceeded", param="messages")
     if all(message["role"] != "system" for message in messages):
         messages.insert(0, {"role": "system", "content": system.en if language == "en" else system.pt})
-    last = messages[-1]
+    last, schema, alternatives = messages[-1], None, 0
     body: dict[str, Any] = {
         "messages": messages,
         "max_tokens": _max_tokens(request, limits),
@@ -154,13 +165,14 @@ def read_chat_request(
         if request.get(name) is not None:
             body[name] = _number(request, name)
     if _flag(request, "logprobs"):
-        body["logprobs"], body["top_logprobs"] = True, max(int(body.get("top_logprobs", 0)), 1)
+        alternatives = int(body.get("top_logprobs", 0))
+        body["logprobs"], body["top_logprobs"] = True, max(alternatives, 1)  # llama.cpp gives no log-probability with 0
     else:
         body.pop("top_logprobs", None)
     if request.get("stop") is not None:
         body["stop"] = _stops(request["stop"])
     if request.get("response_format") is not None:
-        body["response_format"] = _response_format(request["response_format"])
+        body["response_format"], schema = _response_format(request["response_format"])
     # A cached prompt changes the last bits, and an answer that must be reproducible with them.
     body["cache_prompt"] = not (body.get("temperature") == 0 or "seed" in body)
     options = request.get("stream_options") or {}
@@ -171,6 +183,8 @@ def read_chat_request(
         usage_in_stream=isinstance(options, dict) and options.get("include_usage") is True,
         include_analysis=_flag(request, "include_analysis"),
         prefill=last["content"] if last["role"] == "assistant" else "",
+        schema=schema,
+        alternatives=alternatives,
     )
 
 
@@ -188,6 +202,9 @@ def read_messages(messages: Any, special: re.Pattern[str]) -> list[Message]:
         role = message.get("role") if isinstance(message, dict) else None
         if not isinstance(role, str) or role not in ROLES:
             raise ApiError(400, f"{where}.role must be system, developer, user or assistant", param=f"{where}.role")
+        for name in ("tool_calls", "function_call"):
+            if message.get(name):
+                raise ApiError(400, f"{where}.{name} is not supported by this server", param=f"{where}.{name}")
         text = _text(message.get("content"), where)
         found.append({"role": ROLES[role], "content": break_control_tokens(text, special)})
     return found
@@ -215,25 +232,31 @@ def _text(content: Any, where: str) -> str:
     return content
 
 
-def _flag(request: dict[str, Any], name: str) -> bool:
+def _flag(request: dict[str, Any], name: str, *, default: bool = False) -> bool:
     value = request.get(name)
     if value is not None and not isinstance(value, bool):
         raise ApiError(400, f"{name} must be true or false", param=name)
-    return bool(value)
+    return default if value is None else value
 
 
 def _number(request: dict[str, Any], name: str) -> float:
     low, high, whole = NUMBERS[name]
-    value = request[name]
+    value = _whole(request[name]) if whole else request[name]
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not low <= value <= high:
         raise ApiError(400, f"{name} must be a {'whole ' if whole else ''}number from {low} to {high}", param=name)
     return value  # type: ignore[no-any-return]
 
 
+def _whole(value: Any) -> Any:
+    """3.0 as 3, which is the same in JSON: some languages write every number so."""
+    exact = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+    return int(value) if exact else value
+
+
 def _max_tokens(request: dict[str, Any], limits: Limits) -> int:
     """Tokens of the answer, as requested but within the server's own limit."""
     for name in ("max_completion_tokens", "max_tokens"):
-        if (value := request.get(name)) is not None:
+        if (value := _whole(request.get(name))) is not None:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ApiError(400, f"{name} must be a whole number above 0", param=name)
             return min(value, limits.max_tokens)
@@ -252,10 +275,11 @@ def _stops(value: Any) -> list[str]:
     return stops
 
 
-def _response_format(value: Any) -> dict[str, Any]:
+def _response_format(value: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The form for llama.cpp, and the schema that the finished answer is checked against."""
     kind = value.get("type") if isinstance(value, dict) else None
     if kind in ("text", "json_object"):
-        return {"type": kind}
+        return {"type": kind}, None
     inner = value.get("json_schema") if kind == "json_schema" else None
     if not isinstance(inner, dict) or not isinstance(inner.get("schema"), dict):
         raise ApiError(
@@ -265,7 +289,8 @@ def _response_format(value: Any) -> dict[str, Any]:
         schema = bounded_schema(inner["schema"])
     except SchemaError as error:
         raise ApiError(400, str(error), param="response_format") from None
-    return {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": schema}}
+    checked = inner["schema"] if _flag(inner, "strict", default=True) else None
+    return {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": schema}}, checked
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

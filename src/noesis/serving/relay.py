@@ -17,6 +17,7 @@ from aiohttp import web
 
 from noesis.constitution.analysis_block import AnalysisFilter
 from noesis.serving.analysis_filter import TokenFilter, ends_inside_analysis
+from noesis.serving.answer_check import AnswerChecker
 from noesis.serving.metrics import Metrics
 from noesis.serving.protocol import ApiError, ChatRequest
 
@@ -38,8 +39,8 @@ class Target:
 class Relay:
     """Relays requests to one target."""
 
-    def __init__(self, http: aiohttp.ClientSession, target: Target, metrics: Metrics) -> None:
-        self._http, self._target, self._metrics = http, target, metrics
+    def __init__(self, http: aiohttp.ClientSession, target: Target, metrics: Metrics, checker: AnswerChecker) -> None:
+        self._http, self._target, self._metrics, self._checker = http, target, metrics, checker
 
     def _post(self, chat: ChatRequest) -> Any:
         body = chat.body | {"stream": chat.stream}
@@ -55,7 +56,7 @@ class Relay:
         """The answer as one object.
 
         Raises:
-            ApiError: llama.cpp refuses the request.
+            ApiError: llama.cpp refuses the request, or the answer breaks its schema.
         """
         async with self._post(chat) as reply:
             if reply.status != 200:
@@ -65,6 +66,7 @@ class Relay:
         choice = answer["choices"][0]
         text = str(choice["message"].get("content") or "").removeprefix(chat.prefill)
         text, entries = _AnswerFilter(chat).feed(text, _logprob_entries(choice), last=True)
+        await self._check(chat, text, choice.get("finish_reason"))
         return {
             "id": answer["id"],
             "object": "chat.completion",
@@ -103,6 +105,7 @@ class Relay:
     async def _stream_answer(self, chat: ChatRequest, request: web.Request, response: web.StreamResponse) -> None:
         started = time.monotonic()
         answer, first = _AnswerFilter(chat), True
+        shown: list[str] = []
         async with self._post(chat) as reply:
             if reply.status != 200:
                 raise await error_from_llama(reply)
@@ -115,9 +118,18 @@ class Relay:
                     self._metrics.first_token_seconds.add(time.monotonic() - started)
                     first = False
                 for chunk in _chunks(chat, event, answer):
+                    for choice in chunk["choices"]:
+                        shown.append(choice["delta"].get("content", ""))
+                        if finish := choice["finish_reason"]:
+                            await self._check(chat, "".join(shown), finish)
                     await _send(response, chunk)
             await response.write(b"data: [DONE]\n\n")
             await response.write_eof()
+
+    async def _check(self, chat: ChatRequest, text: str, finish: str | None) -> None:
+        """Refuse a finished answer that breaks its schema; one that was cut at the limit says so itself."""
+        if chat.schema is not None and finish == "stop":
+            await self._checker.require_valid(chat.schema, text)
 
     def _count_tokens(self, chat: ChatRequest, usage: dict[str, Any] | None) -> None:
         for kind in ("prompt", "completion"):
@@ -171,7 +183,9 @@ def _logprob_entries(choice: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _logprobs(chat: ChatRequest, entries: list[dict[str, Any]]) -> dict[str, Any] | None:
-    return {"content": entries, "refusal": None} if "logprobs" in chat.body else None
+    if "logprobs" not in chat.body:
+        return None
+    return {"content": [e | {"top_logprobs": e["top_logprobs"][: chat.alternatives]} for e in entries], "refusal": None}
 
 
 def _usage(usage: dict[str, Any] | None) -> dict[str, int] | None:
@@ -197,6 +211,12 @@ async def read_events(content: aiohttp.StreamReader) -> AsyncIterator[dict[str, 
                 yield json.loads(data)
             elif line.startswith(b"error: "):
                 yield {"error": json.loads(line[7:])}
+
+
+def no_answer() -> ApiError:
+    """Of a connection to llama.cpp that fails: aiohttp's own words would name the socket's path."""
+    message = "the model gives no answer: if its process has ended, it is being started again; try again in a while"
+    return ApiError(503, message, code="model_unavailable", retry_after_s=5)
 
 
 async def error_from_llama(reply: aiohttp.ClientResponse) -> ApiError:
@@ -226,7 +246,7 @@ async def _break_off(request: web.Request, response: web.StreamResponse, error: 
     No `[DONE]` is sent, so that nobody takes the answer for complete.
     """
     if isinstance(error, aiohttp.ClientError):
-        error = ApiError(502, f"llama.cpp does not answer: {error}", code="model_error")
+        error = no_answer()
     elif not isinstance(error, ApiError):
         error = ApiError(504, "the answer took too long", code="timeout")
     try:

@@ -20,7 +20,7 @@ from aiohttp import web
 
 from noesis.constitution.document import SystemPrompt
 from noesis.core.console import complain, say
-from noesis.core.errors import UsageError
+from noesis.core.errors import ModelError, UsageError
 from noesis.llm.llama_cpp import LlamaServer
 from noesis.serving.app import AnswerJudge, Service
 from noesis.serving.error_log import ErrorLog
@@ -30,6 +30,8 @@ from noesis.serving.relay import Target
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MIN_KEY_CHARS = 11
+POLL_S = 0.5  # between looks at whether llama.cpp's processes still run
+RESTART_S = 30.0  # from one start of a process to the next
 FREE_S = 10.0  # for llama.cpp to notice that nobody reads
 
 
@@ -85,27 +87,26 @@ class Server:
         self.port = int(self._socket.getsockname()[1])
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self.url = f"http://{host}:{self.port}"
-        self._llama_servers: list[LlamaServer] = []
-        self._targets = self._load(files)
-        self.models = tuple(self._targets)
+        self._llama_servers: dict[str, LlamaServer] = {}
+        self._load(files)
+        self.models = tuple(self._llama_servers)
 
-    def _load(self, files: ModelFiles) -> dict[str, Target]:
+    def _load(self, files: ModelFiles) -> None:
         limits = self.settings.limits
 
-        def start(model: Path, adapter: Path | None = None) -> Target:
+        def start(name: str, model: Path, adapter: Path | None = None) -> None:
             say(f"  loading {model.name}{' with ' + adapter.name if adapter else ''} …")
-            server = LlamaServer(model, adapter=adapter, parallel=limits.parallel, context=limits.context)
-            self._llama_servers.append(server)
-            return Target(server.url, server.key, server.socket, server.special)
+            self._llama_servers[name] = LlamaServer(
+                model, adapter=adapter, parallel=limits.parallel, context=limits.context
+            )
 
         # One each, also where base and adapter are at hand: within one, an answer with the adapter and one without
         # wait for each other to end.
         tuned = files.tuned or files.base
         assert tuned is not None
-        targets = {"noesis": start(tuned, files.adapter)}
+        start("noesis", tuned, files.adapter)
         if files.base is not None:
-            targets["noesis-base"] = start(files.base)
-        return targets
+            start("noesis-base", files.base)
 
     async def run(self, ready: Callable[[], None] = lambda: None, stop: asyncio.Event | None = None) -> None:
         """Serve until a signal arrives, then finish the requests in progress. Call `free` and exit afterwards.
@@ -118,7 +119,7 @@ class Server:
         stop, hurry = stop or asyncio.Event(), asyncio.Event()
         _on_signals(stop, hurry)
         service = Service(
-            self._targets,
+            {name: _target(server) for name, server in self._llama_servers.items()},
             key=settings.key,
             system=settings.system,
             language=settings.language,
@@ -153,9 +154,12 @@ class Server:
             return web_server()
 
         listener = await asyncio.get_running_loop().create_server(connect, sock=self._socket, backlog=1024)
+        revivals = [asyncio.create_task(_revive(*item, service)) for item in self._llama_servers.items()]
         ready()
         await stop.wait()
         service.stopping = True
+        for task in revivals:
+            task.cancel()
         listener.close()
         await _first_of(hurry.wait(), _idle(service), limits.grace_s)
         await runner.cleanup()
@@ -163,7 +167,7 @@ class Server:
     def free(self) -> None:
         """Free the models. If one stays busy, the process could not exit by itself: it is ended here, with code 1."""
         self._socket.close()
-        for server in self._llama_servers:
+        for server in self._llama_servers.values():
             if not server.stop(FREE_S):
                 complain("llama.cpp stays busy; exiting all the same")
                 os._exit(1)
@@ -209,6 +213,25 @@ def _on_signals(stop: asyncio.Event, hurry: asyncio.Event) -> None:
             loop.add_signal_handler(number, on_signal)
         except (NotImplementedError, RuntimeError, ValueError):  # Windows; or not the main thread
             return
+
+
+def _target(server: LlamaServer) -> Target:
+    return Target(server.url, server.key, server.socket, server.special)
+
+
+async def _revive(name: str, server: LlamaServer, service: Service) -> None:
+    """Start a model's process again when it has ended, at most once each RESTART_S: one that can't live is not spun."""
+    while True:
+        await asyncio.sleep(POLL_S)
+        if server.running:
+            continue
+        complain(f"the process of {name} has ended; starting it again …")
+        try:
+            await asyncio.to_thread(server.restart)
+            await service.replace(name, _target(server))
+        except (ModelError, OSError) as error:
+            complain(str(error))
+        await asyncio.sleep(RESTART_S)
 
 
 async def _idle(service: Service) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noesis.constitution.analysis_block import BRACKETS, AnalysisFilter, hide_analysis
-from noesis.serving.analysis_filter import ends_inside_analysis
+from noesis.serving.analysis_filter import TokenFilter, ends_inside_analysis
 
 SECRET = "segredo"
 OPENINGS = [
@@ -40,8 +40,27 @@ OPENINGS = [
     pytest.param("[ANÁLISE [ANÁLISE INTERNA]", id="a mark begun twice"),
     pytest.param("[INTERNAL ANALYSIS]", id="in English"),
     pytest.param("[Internal  analysis]", id="in English, lower case and two spaces"),
+    pytest.param("[ANÁLISE-INTERNA]", id="a hyphen"),
+    pytest.param("[ANÁLISE_INTERNA]", id="an underscore"),
+    pytest.param("[ANÁLISE – INTERNA:]", id="a dash and a colon"),
+    pytest.param("[**ANÁLISE INTERNA**]", id="bold type of Markdown"),
+    pytest.param("[🔍 ANÁLISE INTERNA]", id="an emoji"),
+    pytest.param("[АNÁLISE INTERNA]", id="a Cyrillic letter"),
+    pytest.param("[АΝАLІЅЕ ІΝТЕRΝА]", id="Cyrillic and Greek letters"),
+    pytest.param("[αναlιse ιντεrνα]", id="small Greek letters"),
+    pytest.param("[ᴀɴᴀʟɪꜱᴇ ɪɴᴛᴇʀɴᴀ]", id="small capitals"),
+    pytest.param("[ꓮꓠꓮꓡꓲꓢꓰ ꓲꓠꓔꓰꓣꓠꓮ]", id="Lisu letters"),
+    pytest.param("[ANÁLlSE lNTERNA]", id="an l for an I"),
+    pytest.param("[4N4L1S3 1NT3RN4]", id="digits for letters"),
+    pytest.param("[ȺNȺŁƗSE ƗNŦERNA]", id="letters with strokes"),
+    pytest.param("[🄰🄽🄰🄻🄸🅂🄴 🅘🅝🅣🅔🅡🅝🅐]", id="letters in squares and circles"),
+    pytest.param("【ANÁLISE INTERNA】", id="black lenticular brackets"),
+    pytest.param("⟦ANÁLISE INTERNA⟧", id="double brackets"),
 ]
-CLOSINGS = ["[FIM DA ANÁLISE]", "[ fim  da\u00a0analise ]", "[FIM DA ANÁLISE INTERNA]", "[END OF ANALYSIS]"]
+CLOSINGS = [
+    *("[FIM DA ANÁLISE]", "[ fim  da\u00a0analise ]", "[FIM DA ANÁLISE INTERNA]", "[END OF ANALYSIS]"),
+    *("[FIM-DA-ANÁLISE]", "[FІМ DА АNÁLIЅЕ]", "［／ＡＮÁＬＩＳＥ＿ＩＮＴＥＲＮＡ］"),
+]
 
 
 def shown(*pieces: str, inside: bool = False) -> str:
@@ -78,7 +97,7 @@ def test_every_further_block_is_hidden_too(count: int):
 @given(
     st.text("aá [\u00a0\n\u0301\u200b]ß", max_size=12),
     st.text("bcd \n[FIM", max_size=12),
-    st.integers(0, 24),
+    st.integers(0, len(OPENINGS) - 1),
     st.sets(st.integers(0, 80), max_size=8),
 )
 @settings(max_examples=300, deadline=None)
@@ -92,13 +111,30 @@ def test_however_it_is_cut_the_same_is_shown(before: str, secret: str, which: in
 
 
 def test_a_text_without_a_block_is_left_as_it_is():
-    for text in (" [1] a\n", "[ANÁLISE] x", "array[interna]", "[FIM DA ANÁLISE] x", "  "):
+    for text in (" [1] a\n", "[ANÁLISE] x", "array[interna]", "[ANÁLISE INTERNA e externa] x", "[FIM] x", "[-…]", "  "):
         assert hide_analysis(text) == text
+
+
+@pytest.mark.parametrize("closing", CLOSINGS)
+def test_an_end_without_a_beginning_hides_what_stands_before_it(closing: str):
+    assert hide_analysis(f"{SECRET}\n{closing}\n\nDepois.") == "Depois."
+    assert hide_analysis(f"Antes. [ANÁLISE INTERNA]x[FIM DA ANÁLISE] {SECRET} {closing} Depois.") == "Antes. Depois."
+    assert hide_analysis(f"[ANÁLISE INTERNA]x{closing}{closing}Depois.") == "Depois."
+    streamed = shown(*f"a {closing} b")
+    assert streamed == "a b"  # what was sent can't be taken back; the mark itself is not shown
+
+
+def test_log_probabilities_of_a_block_without_a_beginning_are_hidden():
+    text, tokens = f"{SECRET}[FIM DA ANÁLISE]sim", [SECRET, "[FIM DA ANÁLISE", "]", "sim"]
+    answer = AnalysisFilter()
+    answer.feed(text)
+    entries = [{"token": token, "bytes": list(token.encode())} for token in tokens]
+    assert TokenFilter(answer).feed(entries) == entries[3:]
 
 
 def test_every_character_that_reads_as_a_bracket_is_known():
     read = {c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.normalize("NFKC", c).startswith("[")}
-    assert read == set(BRACKETS)
+    assert read <= set(BRACKETS)
 
 
 @pytest.mark.timing
@@ -111,6 +147,8 @@ def test_every_character_that_reads_as_a_bracket_is_known():
         pytest.param("[\u00a0", id="brackets and spaces"),
         pytest.param(" ", id="spaces"),
         pytest.param("[A\u0301", id="accents apart"),
+        pytest.param("[-", id="brackets and dashes"),
+        pytest.param("x[FIM DA ANÁLISE]", id="ends without a beginning"),
     ],
 )
 def test_the_time_is_linear_in_the_answer(unit: str):

@@ -1,0 +1,296 @@
+"""What clients and people really send to `noesis serve`: each has its documented answer, and none a 500."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from typing import Any, Literal, Optional
+
+import pytest
+from pydantic import BaseModel, Field
+
+from helpers.running_server import KEY, Client, reciters, running
+from noesis.serving import schema_rules
+from noesis.serving.answer_schema import bounded_schema
+from noesis.serving.protocol import Limits
+
+pytestmark = pytest.mark.timing
+HI = [{"role": "user", "content": "Hello"}]
+SAID = "Courage is knowledge."
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    limits = Limits(parallel=2, context=512, max_tokens=64)
+    with running(reciters(tmp_path_factory.mktemp("gguf")), limits) as client:
+        yield client
+
+
+ANSWERED = {
+    "options of a stream that is none": {"stream_options": {"include_usage": True}},
+    "fields that are null": dict.fromkeys(
+        ("stream", "stream_options", "n", "stop", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed",
+         "presence_penalty", "frequency_penalty", "logit_bias", "tools", "tool_choice", "parallel_tool_calls", "user",
+         "response_format", "logprobs", "top_logprobs", "metadata", "store", "audio", "modalities", "functions")
+    ),
+    "no tools, and none chosen": {"tools": [], "tool_choice": "none", "functions": [], "function_call": "none"},
+    "a choice of tools left to the model": {"tool_choice": "auto", "parallel_tool_calls": True},
+    "no biases": {"logit_bias": {}},
+    "who asks, and for what": {"user": "a", "metadata": {"a": "b"}, "store": True, "service_tier": "auto"},
+    "fields of other servers": {"top_k": 40, "min_p": 0.1, "reasoning_effort": "low", "keep_alive": "5m", "options": {}},
+    "text asked for by name": {"response_format": {"type": "text"}, "modalities": ["text"]},
+    "a number as a float": {"n": 1.0, "max_tokens": 60.0, "seed": 7.0},
+    "one text that stops": {"stop": "zzz"},
+    "a list of texts that stop": {"stop": ["zzz", "yyy"]},
+    "an empty list of them": {"stop": []},
+    "a developer's message": {"messages": [{"role": "developer", "content": "Be brief."}, *HI]},
+    "names and ids in messages": {"messages": [{"role": "user", "name": "Ana", "id": 3, "content": "Hello"}]},
+    "content in parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}]},
+    "no content": {"messages": [{"role": "user", "content": None}]},
+    "no calls of tools": {"messages": [*HI, {"role": "assistant", "content": "a", "tool_calls": None}, *HI]},
+    "a system message alone": {"messages": [{"role": "system", "content": "x"}]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", ANSWERED.values(), ids=ANSWERED)
+def test_what_clients_send_beside_the_question_is_answered(server: Client, body: dict[str, Any]):
+    reply = server.chat(**body)
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["choices"][0]["message"]["content"] == SAID
+
+
+REFUSED = {
+    "tools": {"tools": [{"type": "function", "function": {"name": "f"}}]},
+    "tool_choice": {"tool_choice": "required"},
+    "function_call": {"function_call": {"name": "f"}},
+    "logit_bias": {"logit_bias": {"5": 1}},
+    "modalities": {"modalities": ["text", "audio"]},
+    "n": {"n": True},
+    "seed": {"seed": 1.5},
+    "max_tokens": {"max_tokens": -1},
+    "messages": {"messages": []},
+    "messages[0].content": {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+    "messages[0].role": {"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]},
+    "messages[1].tool_calls": {"messages": [*HI, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]},
+    "model": {"model": "modèle-日本"},
+}
+
+
+@pytest.mark.parametrize(("param", "body"), REFUSED.items(), ids=REFUSED)
+def test_what_is_not_supported_is_refused_by_name(server: Client, param: str, body: dict[str, Any]):
+    reply = server.chat(**body)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (404 if param == "model" else 400, param)
+
+
+def test_the_last_message_may_be_the_beginning_of_the_answer(server: Client):
+    assert server.chat(messages=[*HI, {"role": "assistant", "content": "x"}], max_tokens=4).status_code == 200
+
+
+@pytest.mark.parametrize("count", [None, 0, 2])
+def test_as_many_alternatives_to_a_token_as_were_asked_for(server: Client, count: int | None):
+    """issue 15, 20: none where `top_logprobs` is 0."""
+    for entries in (
+        server.chat(logprobs=True, top_logprobs=count).json()["choices"][0]["logprobs"]["content"],
+        [e for event in server.events(logprobs=True, top_logprobs=count)
+         for e in event["choices"][0]["logprobs"]["content"]],
+    ):  # fmt: skip
+        assert len(entries) > 2 and all(len(e["top_logprobs"]) == (count or 0) for e in entries)
+
+
+PROBES = [
+    *(("POST", f"/v1/{name}") for name in ("embeddings", "completions", "responses", "messages", "moderations")),
+    *(("POST", f"/v1/{name}") for name in ("messages/count_tokens", "audio/speech", "images/generations")),
+    *(("GET", name) for name in ("/v1", "/props", "/slots", "/version", "/models", "/api/tags", "/api/version")),
+    *(("POST", name) for name in ("/api/chat", "/api/generate", "/api/show", "/completion", "/tokenize")),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), PROBES)
+def test_other_servers_addresses_are_not_found_in_words(server: Client, method: str, path: str):
+    reply = server.http.request(method, path)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found")
+    assert "POST /v1/chat/completions" in reply.json()["error"]["message"]
+    assert server.http.request(method, path, headers={"Authorization": ""}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "allow"),
+    [
+        ("HEAD", "/health", 200, None),
+        ("HEAD", "/v1/models", 200, None),
+        ("HEAD", "/v1/chat/completions", 405, "POST"),
+        ("GET", "/v1/chat/completions", 405, "POST"),
+        ("OPTIONS", "/v1/models", 405, "GET,HEAD"),
+        ("OPTIONS", "/v1/chat/completions", 405, "POST"),
+        ("DELETE", "/v1/models/noesis", 405, "GET,HEAD"),
+    ],
+)
+def test_methods(server: Client, method: str, path: str, status: int, allow: str | None):
+    reply = server.http.request(method, path)
+    assert (reply.status_code, reply.headers.get("allow")) == (status, allow)
+    assert not any(name.lower().startswith("access-control") for name in reply.headers)
+
+
+BODY = json.dumps({"model": "noesis", "messages": HI}).encode()
+
+
+@pytest.mark.parametrize(
+    ("version", "headers", "body", "expected"),
+    [
+        pytest.param(b"1.0", b"Content-Length: %d" % len(BODY), BODY, b"HTTP/1.0 200", id="HTTP/1.0"),
+        pytest.param(
+            b"1.1", b"Transfer-Encoding: chunked", b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY), b" 200", id="in chunks"
+        ),
+        pytest.param(
+            b"1.1", b"Expect: 100-continue\r\nContent-Length: %d" % len(BODY), BODY, b"HTTP/1.1 100", id="told to go on"
+        ),
+        pytest.param(
+            b"1.1", b"Content-Encoding: Identity\r\nContent-Length: %d" % len(BODY), BODY, b" 200", id="not compressed"
+        ),
+        pytest.param(
+            b"1.1",
+            b"Content-Encoding: gzip\r\nContent-Length: %d" % len(gzip.compress(BODY, mtime=0)),
+            gzip.compress(BODY, mtime=0),
+            b" 415",
+            id="compressed",
+        ),
+    ],
+)
+def test_ways_to_send(server: Client, version: bytes, headers: bytes, body: bytes, expected: bytes):
+    head = b"POST /v1/chat/completions HTTP/" + version + b"\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+    sock = server.raw(head + f"Authorization: Bearer {KEY}\r\n".encode() + headers + b"\r\n\r\n" + body)
+    received = b""
+    while piece := sock.recv(65536):
+        received += piece
+    assert expected in received[:14] and (b" 415" in received or SAID.encode() in received)
+
+
+def test_a_connection_that_is_kept_serves_several_requests(server: Client):
+    sock = server.raw()
+    for _ in range(3):
+        sock.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert sock.recv(4096).startswith(b"HTTP/1.1 200")
+    sock.close()
+
+
+class Node(BaseModel):
+    name: str
+    children: list[Node] = []
+
+
+class Address(BaseModel):
+    street: str
+    postcode: Optional[str] = None  # noqa: UP045  (as people write it)
+
+
+class Person(BaseModel):
+    name: str = Field(min_length=1, max_length=5000)
+    age: int = Field(ge=18)
+    score: float = Field(ge=0, le=1)
+    tags: set[Literal["a", "b"]]
+    code: str = Field(pattern=r"^[A-Z]{2}\d{3}$")
+    address: Address
+
+
+OPTIONAL = {f"field{i}": {"anyOf": [{"type": "integer"}, {"type": "null"}], "default": None} for i in range(60)}
+ZOD = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "type": "object",
+    "properties": {
+        "id": {"type": "integer", "minimum": -9007199254740991, "maximum": 9007199254740991},
+        "pair": {"type": "array", "prefixItems": [{"type": "string"}, {"type": "number"}]},
+        "more": {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {"type": "boolean"}},
+        "kind": {"oneOf": [{"type": "string", "const": "a"}, {"type": "string", "const": "b"}]},
+        "mail": {"type": "string", "format": "email", "pattern": r"^(?:\S+)@\S+$"},
+    },
+    "required": ["id", "pair", "more", "kind", "mail"],
+    "additionalProperties": False,
+}
+TREE = {"type": "object", "properties": {"left": {"$ref": "#"}, "value": {"type": "integer"}}, "required": ["value"]}
+ORDINARY: dict[str, tuple[dict[str, Any], Any, Any]] = {  # schema, a value that follows it, one that breaks it
+    "Pydantic's model": (
+        Person.model_json_schema(),
+        {"name": "A", "age": 18, "score": 0.5, "tags": ["a"], "code": "AB123", "address": {"street": "x"}},
+        {"name": "A", "age": 17, "score": 0.5, "tags": ["a"], "code": "AB123", "address": {"street": "x"}},
+    ),
+    "a model of itself": (Node.model_json_schema(), {"name": "a", "children": [{"name": "b"}]}, {"children": []}),
+    "a tree by #": (TREE, {"value": 1, "left": {"value": 2}}, {"value": 1, "left": {"value": "2"}}),
+    "a tree by a way through the schema": (  # ggml-org/llama.cpp#16790
+        {"properties": {"tree": {"type": "object", "properties": {"left": {"$ref": "#/properties/tree"}}}}},
+        {"tree": {"left": {"left": {}}}}, {"tree": {"left": 1}},
+    ),
+    "a definition of itself beside others": (  # mudler/LocalAI#11020
+        {"$defs": {"A": {"$ref": "#/$defs/A"}}, "oneOf": [{"type": "object", "properties": {"x": {"$ref": "#/$defs/A"}}}]},
+        {}, {"x": 1},
+    ),
+    "a pattern with a needless escape": (  # ggml-org/llama.cpp#19051
+        {"type": "string", "pattern": r"^hello there indeed\!$"}, "hello there indeed!", "hello",
+    ),
+    "60 optional fields or null": ({"type": "object", "properties": OPTIONAL}, {"field3": None}, {"field3": "x"}),
+    "Zod's object": (
+        ZOD,
+        {"id": 1, "pair": ["a", 0.5], "more": {"x": True}, "kind": "b", "mail": "a@b"},
+        {"id": 1, "pair": [1, 0.5], "more": {"x": True}, "kind": "b", "mail": "a@b"},
+    ),
+    "an enum of 100": ({"enum": [f"category {i}" for i in range(100)]}, "category 99", "category 100"),
+    "a number without an upper bound": ({"type": "integer", "minimum": 5}, 5, 4),
+    "fractions": ({"type": "number", "exclusiveMinimum": 0.1, "maximum": 0.2}, 0.15, 0.1),
+    "different items": ({"type": "array", "uniqueItems": True}, [1, True, "1"], [1, 1.0]),
+    "multiples": ({"type": "number", "multipleOf": 0.1}, 0.3, 0.35),
+    "letters of any language": ({"type": "string", "pattern": r"^\p{L}+$"}, "São", "S4"),
+    "digits of ASCII": ({"type": "string", "pattern": r"^[\d-]{3}$"}, "1-2", "١-٢"),
+    "a discriminator": (
+        {"oneOf": [{"type": "object", "properties": {"k": {"const": k}}, "required": ["k"]} for k in "ab"],
+         "discriminator": {"propertyName": "k"}}, {"k": "a"}, {"k": "c"},
+    ),
+    "all of two": (
+        {"allOf": [{"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"]},
+                   {"properties": {"b": {"type": "null"}}, "required": ["b"]}]}, {"a": None, "b": None}, {"a": None},
+    ),
+    "a reference with a default": (
+        {"properties": {"a": {"$ref": "#/$defs/A", "default": 1, "description": "d"}}, "$defs": {"A": {"type": "null"}}},
+        {"a": None}, {"a": 1},
+    ),
+    "a day": ({"type": "string", "format": "date"}, "2024-02-29", "2023-02-29"),
+    "a moment": ({"type": "string", "format": "date-time"}, "2024-02-29T10:00:00Z", "2024-02-29"),
+    "an address in the web": ({"type": "string", "format": "uri"}, "https://a.b/c", "a b"),
+    "a UUID": ({"type": "string", "format": "uuid"}, "123e4567-e89b-12d3-a456-426614174000", "123e4567"),
+    "nullable by a list": ({"type": ["string", "null"]}, None, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "good", "bad"), ORDINARY.values(), ids=ORDINARY)
+def test_ordinary_schemas_are_served_and_checked(schema: dict[str, Any], good: Any, bad: Any):
+    """issue 15, 19. The grammar leaves out what it can't enforce; the finished answer is checked for all of it."""
+    assert "$ref" not in json.dumps(bounded_schema(schema))
+    assert schema_rules.handle(schema, json.dumps(good)) is None
+    assert schema_rules.handle(schema, json.dumps(bad))
+
+
+def form(schema: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, **more}}}
+
+
+FOLLOWED, BROKEN = {"type": "integer", "minimum": 5, "maximum": 9}, {"enum": [1, 2], "multipleOf": 5}
+
+
+def test_an_answer_follows_its_schema_or_the_request_fails(server: Client):
+    text = server.chat(**form(FOLLOWED, strict=True)).json()["choices"][0]["message"]["content"]
+    assert 5 <= json.loads(text) <= 9
+    for broken in (server.chat(**form(BROKEN, strict=True)), server.chat(**form(BROKEN))):
+        assert (broken.status_code, broken.json()["error"]["code"]) == (422, "json_validate_failed")
+        assert "no multiple of 5" in broken.json()["error"]["message"]
+    assert server.chat(**form(BROKEN, strict=False)).status_code == 200  # the client wants no check
+    refused = server.chat(**form({"type": "string", "pattern": "(?=a)b"}))
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "response_format")
+    assert "look-around" in refused.json()["error"]["message"]
+
+
+def test_a_stream_that_breaks_its_schema_ends_with_an_error_and_without_done(server: Client):
+    assert (
+        json.loads("".join(e["choices"][0]["delta"].get("content", "") for e in server.events(**form(FOLLOWED)))) < 10
+    )
+    lines = server.chat(stream=True, **form(BROKEN)).text.splitlines()
+    assert json.loads(lines[-2].removeprefix("data: "))["error"]["code"] == "json_validate_failed"
+    assert "data: [DONE]" not in lines and '"finish_reason":"stop"' not in "".join(lines)
