@@ -175,6 +175,7 @@ def test_what_the_functions_ask_of_modal(guide) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_a_run_taken_away_again_and_again_ends_with_the_same_files(guide, make_cloud) -> None:
     undisturbed, done = guide
     assert all(result.returncode == 0 for result in done.values())

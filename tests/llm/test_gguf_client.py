@@ -38,6 +38,7 @@ def small_bench() -> RubricSet:
     return RubricSet(rubrics=whole.rubrics | {"veritas": veritas}, prompt=whole.prompt)
 
 
+@pytest.mark.full
 def test_smollm2_speaks_the_protocol(tmp_path: Path):
     client = GgufClient(embedded_gguf(), name="smollm2", parallel=1)
     assert client.identity == f"gguf:{EMBEDDED_SHA256}"

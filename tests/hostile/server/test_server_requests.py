@@ -273,7 +273,7 @@ def test_schemas_within_the_budget_hold_nobody_up():
         {"anyOf": [{"type": "number"}] * 40},
         {"type": "array", "minItems": 1999, "items": {"anyOf": [{"type": "string"}, {"type": "array", "items": {}}]}},
     ]
-    with running(ModelFiles(file, None), Limits(parallel=3, context=512, max_tokens=30)) as server:
+    with running(ModelFiles(file, None), Limits(parallel=3, context=512, max_tokens=8)) as server:
         for schema in schemas:
             form = {"type": "json_schema", "json_schema": {"schema": schema}}
             with ThreadPoolExecutor(2) as clients:
