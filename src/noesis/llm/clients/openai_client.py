@@ -18,11 +18,12 @@ from urllib.parse import urlsplit
 
 from noesis.core.config import Price, TribunalSection
 from noesis.core.errors import ModelError
+from noesis.llm.addresses import is_loopback
 from noesis.llm.clients.chat_reply import Usage, read_chat_reply, read_cost, read_usage
 from noesis.llm.clients.protocol import EndpointDownError, ModelReply, ModelRequest, NoReplyError
 from noesis.llm.clients.spec import ModelSpec
 from noesis.llm.clients.spending import Reservation, Spending
-from noesis.llm.http import AsyncHttp, is_loopback
+from noesis.llm.http import AsyncHttp
 from noesis.llm.http_reply import HttpError, HttpReply, parse_json, shown
 
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
