@@ -15,7 +15,7 @@ from helpers.endpoints.raw_server import RawServer, answer, chat, ok
 from helpers.tiny_gguf import write_reciter
 from noesis.core.errors import UsageError
 from noesis.llm import addresses
-from noesis.llm.addresses import is_loopback, spare_loopback_from_proxies
+from noesis.llm.addresses import is_loopback, is_loopback_address, spare_loopback_from_proxies
 from noesis.llm.clients.chat_client import LLMClient
 from noesis.llm.clients.protocol import ModelReply
 from noesis.llm.http import Http
@@ -132,6 +132,17 @@ def test_its_own_name_and_address_are_this_machine(monkeypatch: pytest.MonkeyPat
     assert [is_loopback(f"http://{name}:8000/v1") for name in names] == [True, True, True, False, False, False]
     addresses._own_addresses.cache_clear()
     addresses._resolved.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("host", "private"), [("localhost", True), ("127.0.0.2", True), ("LOCALHOST", True), ("0.0.0.0", False)]
+)
+def test_what_listens_is_private_by_its_address_and_not_by_its_name(host: str, private: bool):
+    """`noesis serve --host` says that it is open to others, and refuses foreign names only where nobody else comes."""
+    from noesis.serving.server import claim_port
+
+    with claim_port(host, 0) as listener:
+        assert is_loopback_address(listener.getsockname()[0]) is private
 
 
 def test_what_other_libraries_and_children_send_is_spared_too(proxy: RawServer, monkeypatch: pytest.MonkeyPatch):
