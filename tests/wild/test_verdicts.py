@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +16,9 @@ from noesis.core.errors import ModelError
 from noesis.core.project import Project
 from noesis.llm.clients.cached_client import UnusableReplyError
 from noesis.llm.clients.protocol import ModelReply
+from noesis.pipeline.stages.trial import show_trial
 from noesis.tribunal.calibration.calibrate import calibrate
+from noesis.tribunal.court import Ruling
 from noesis.tribunal.judge import SCORES, parse_reply, quotes_answer
 from noesis.tribunal.rubric import load_rubrics
 
@@ -142,3 +145,15 @@ def few(folder: Path, part: str):
 
     pairs, _ = read_benchmark(folder, part)
     return pairs[:2], []
+
+
+def test_a_trial_shows_why_verdicts_are_missing(capsys: pytest.CaptureFixture[str]):
+    reasons = [f"veritas (m): HTTP 50{number}, 5 attempts\x1b[2J" for number in range(7)]
+    summary = SimpleNamespace(unscored=reasons, mean_score=lambda *_: None, mean_difference=lambda *_: None)
+    ruling = Ruling("UNDECIDED", "below quorum")
+    result = SimpleNamespace(
+        judges=(), prompts=1, part="dev", samples=1, self_judged=False, summary=summary, ruling=ruling
+    )
+    show_trial(result)  # type: ignore[arg-type]
+    out = capsys.readouterr().out
+    assert out.count("no verdict: veritas (m): HTTP 50") == 5 and "and 2 more reasons" in out and "\x1b" not in out
