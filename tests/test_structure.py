@@ -166,7 +166,7 @@ def test_heavy_packages_stay_where_the_work_is():
 
 HTTP_MODULES = {"httpx", "httpx2", "openai", "requests", "urllib3", "urllib.request", "http.client", "aiohttp"}
 MAKES_CLIENTS = {  # what each may use of them
-    "llm/http.py": {"httpx2"},
+    "llm/http.py": {"httpx2", "urllib.request"},  # whether there is a proxy
     "llm/http_reply.py": {"httpx2"},  # the type of a response
     "serving/app.py": {"aiohttp"},
     "serving/relay.py": {"aiohttp"},

@@ -68,7 +68,7 @@ def run_command(arguments: list[str]) -> int:
     from noesis.core.files import explain_error
     from noesis.core.libraries import silence_libraries
     from noesis.core.signals import Terminated, raise_terminated
-    from noesis.llm.http import spare_loopback_from_proxies
+    from noesis.llm.addresses import spare_loopback_from_proxies
 
     silence_libraries()
     spare_loopback_from_proxies()

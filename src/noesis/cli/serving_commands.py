@@ -93,7 +93,7 @@ def serve(
     from noesis.run.directory import load_run
     from noesis.serving.page import load_page
     from noesis.serving.protocol import Limits
-    from noesis.serving.server import LOOPBACK, Server, Settings, claim_port
+    from noesis.serving.server import Server, Settings, claim_port
 
     loaded = load_run(run)
     if context <= max_tokens:
@@ -113,7 +113,7 @@ def serve(
 
     def ready() -> None:
         say(f"Serving {', '.join(server.models)} at {server.url}/v1")
-        if host not in LOOPBACK:
+        if not server.is_private:
             say(f"  open to anyone who can reach {host}, and not encrypted: put a proxy with TLS in front of it")
         if not given_key:
             say(f"Key     {api_key}\n  generated for this start; set NOESIS_API_KEY to use your own")

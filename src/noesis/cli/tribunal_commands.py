@@ -116,6 +116,8 @@ def _show(c: Calibration) -> None:
     say(f"{c.judge} on {c.pairs} pairs ({c.part}): {'beats both baselines' if c.fit else 'NOT FIT'}")
     missing = f"{d['abstention']['count']} of {d['abstention']['of']} scores missing"
     say(f"  accuracy   {c.accuracy or 0.0:.2f} [{low:.2f}, {high:.2f}], {c.ties} ties, {missing}")
+    for reason in d["reasons"]:
+        say(f"    missing: {reason}")
     for name in ("keywords", "length"):
         b = c.baselines[name]
         say(f"  {name:<10} {b['accuracy']:.2f} [{b['interval_95'][0]:.2f}, {b['interval_95'][1]:.2f}]")

@@ -19,6 +19,7 @@ from noesis.cloud.container.workspace import CallResult, ContainerContext, run_g
 from noesis.cloud.entrypoint import run_from_terminal
 from noesis.cloud.request import LOCAL_JUDGE, CloudRequest, gpu_to_rent
 from noesis.core.config import TrainingFile, load_config
+from noesis.core.console import guard_terminal
 from noesis.core.libraries import silence_libraries
 from noesis.core.project import Project
 from noesis.planning.pricing import JUDGE_MACHINE, MERGE_MACHINE, TRAIN_MACHINE
@@ -73,6 +74,7 @@ def _with_sources(image: modal.Image) -> modal.Image:
 
 
 silence_libraries()
+guard_terminal()  # in a container, too: what is logged there comes to the user's terminal
 settings = _settings()
 app = modal.App(settings.modal.app)
 # create_if_missing: with an empty volume the run ends in the message about the missing dataset.

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from noesis.core.config import ModalSection
 from noesis.core.errors import UsageError
 from noesis.core.overrides import Overrides
+from noesis.llm.addresses import is_loopback
 from noesis.llm.clients.spec import parse_spec
 
 METHODS = ("sft", "dpo", "sft+dpo")
@@ -158,7 +159,7 @@ def check_judge(spec: str, section: ModalSection) -> None:
             f"--judge {spec!r}: a file of this machine is not in the cloud; "
             f"use {LOCAL_JUDGE}MODEL or openai:BASE_URL:MODEL"
         )
-    if parse_spec(spec).kind == "openai" and re.search(r"//(localhost|127\.|\[::1\])", spec):
+    if is_loopback(parse_spec(spec).url):
         raise UsageError(
             f"--judge {spec!r}: an address of this machine is not in the cloud; "
             f"use {LOCAL_JUDGE}MODEL or an https address"

@@ -20,6 +20,7 @@ import time
 import traceback
 import unicodedata
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -84,6 +85,18 @@ def require_consent(what: str, remedy: str) -> None:
     print(printable(f"{what}. Go on? [y/N] "), end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise UsageError(f"nothing was done: {remedy}")
+
+
+def relay(lines: Iterable[str]) -> threading.Thread:
+    """Complain of each line that another program prints, until it ends; in a thread, which the caller joins."""
+
+    def print_all() -> None:
+        for line in lines:
+            complain(line.rstrip("\r\n"))
+
+    thread = threading.Thread(target=print_all, daemon=True)
+    thread.start()
+    return thread
 
 
 def heading(number: int, total: int, name: str, what: str) -> None:
@@ -202,8 +215,7 @@ def guard_terminal() -> None:
     sys.excepthook = _print_traceback
     threading.excepthook = lambda failed: _print_traceback(failed.exc_type, failed.exc_value, failed.exc_traceback)
     warnings.showwarning = _print_warning
-    if logging.lastResort is not None:  # what prints where no handler was set up
-        logging.lastResort.setFormatter(_PrintableFormatter())
+    logging.setLogRecordFactory(_PrintableRecord)  # whatever handlers a library has set up, or will
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
@@ -222,6 +234,16 @@ def _print_warning(
     print(printable(text), end="", file=file or sys.stderr)
 
 
-class _PrintableFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+class _PrintableRecord(logging.LogRecord):
+    """What is logged, with control characters visible in its message, its traceback and its stack."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.name = printable(self.name)
+        if self.exc_info and self.exc_info[0] is not None:
+            self.exc_text = printable("".join(traceback.format_exception(*self.exc_info)).rstrip("\n"))
+        if self.stack_info:
+            self.stack_info = printable(self.stack_info)
+
+    def getMessage(self) -> str:
+        return printable(super().getMessage())

@@ -7,16 +7,15 @@ decompression; redirects are not followed. Nothing that is meant for this machin
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import os
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from noesis.core.errors import UsageError
+from noesis.llm.addresses import is_loopback
 from noesis.llm.http_reply import HttpError, HttpReply, check_encoding, check_size, retry_after_of, shown
 
 CONNECT_S = 10.0
@@ -25,33 +24,11 @@ CONNECT_S = 10.0
 # --- where a request goes
 
 
-def is_loopback(url: str) -> bool:
-    """Whether `url` leads to this machine by its loopback interface, however that is spelt: `127.1`, `[::1]`, …"""
-    host = (urlsplit(url).hostname or "").rstrip(".").lower()
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    with suppress(OSError):  # the short forms that the system's resolver takes, too
-        host = socket.inet_ntoa(socket.inet_aton(host))
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    address = getattr(address, "ipv4_mapped", None) or address
-    return address.is_loopback or address.is_unspecified
-
-
-def spare_loopback_from_proxies() -> None:
-    """Have libraries and child processes, which make their own clients, reach this machine without a proxy."""
-    for name in ("no_proxy", "NO_PROXY"):
-        hosts = [host for host in os.environ.get(name, os.environ.get(name.swapcase(), "")).split(",") if host.strip()]
-        os.environ[name] = ",".join([*hosts, *(h for h in ("localhost", "127.0.0.1", "::1") if h not in hosts)])
-
-
 def _options(url: str, headers: dict[str, str]) -> dict[str, Any]:
     import httpx2
 
     options: dict[str, Any] = {"headers": headers | {"Accept-Encoding": "gzip, identity"}, "follow_redirects": False}
-    if is_loopback(url):  # certificates are still those of the environment
+    if getproxies() and is_loopback(url):  # certificates are still those of the environment
         options |= {"trust_env": False, "verify": httpx2.create_ssl_context()}
     return options
 

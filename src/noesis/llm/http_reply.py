@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import html
 import json
 import re
 import time
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     import httpx2
 
 MOST_BYTES = 8 << 20  # of a reply; one of 4,000 tokens, each with 20 alternatives, takes about 6 MB
+WORDS = ("message", "detail", "error_description", "title")  # where errors have their words
+PAGE = 4000  # bytes of an error page that are read
 SHOWN = 200  # characters of an endpoint's own words in a message
 
 
@@ -42,7 +45,15 @@ class HttpReply:
         try:
             return error_message(parse_json(self.body))
         except ValueError:
-            return self.body[: 4 * SHOWN].decode(errors="replace")
+            return _text_of_page(self.body[:PAGE].decode(errors="replace"))
+
+
+def _text_of_page(text: str) -> str:
+    """The words of an error page in HTML: its title, or the text without tags; any other text as it is."""
+    if not re.match(r"\s*<(?:!doctype|html|head|body|h1|center)\b", text, re.IGNORECASE):
+        return text[: 4 * SHOWN]
+    title = re.search(r"<title>([^<]{1,400})</title>", text, re.IGNORECASE)
+    return " ".join(html.unescape(title[1] if title else re.sub(r"<[^<>]*>", " ", text)).split())
 
 
 def lines(parts: Iterator[bytes]) -> Iterator[bytes]:
@@ -73,8 +84,10 @@ def parse_json(data: bytes | str) -> Any:
 
 def error_message(body: Any) -> str:
     """The message in a parsed error of OpenAI's form or any other."""
-    error = body.get("error", body) if isinstance(body, dict) else body
-    message = error.get("message", error) if isinstance(error, dict) else error
+    if isinstance(body, list) and len(body) == 1:  # Gemini's
+        body = body[0]
+    error = (body.get("error") or body) if isinstance(body, dict) else body
+    message = next((error[name] for name in WORDS if error.get(name)), error) if isinstance(error, dict) else error
     return message if isinstance(message, str) else json.dumps(message, ensure_ascii=False)
 
 
@@ -97,7 +110,8 @@ def retry_after(value: str | None) -> float | None:
 
 
 def retry_after_of(response: httpx2.Response) -> float | None:
-    return retry_after(response.headers.get("retry-after"))
+    exact = retry_after(response.headers.get("retry-after-ms"))  # OpenAI's and Azure's
+    return exact / 1000 if exact is not None else retry_after(response.headers.get("retry-after"))
 
 
 def check_encoding(response: httpx2.Response) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from noesis.core.config import Config, TribunalSection, load_config
 from noesis.core.console import command, require_consent
 from noesis.core.errors import UsageError
 from noesis.core.project import Project, find_project
+from noesis.llm.addresses import host_and_port
 from noesis.llm.clients.spec import parse_spec
 from noesis.llm.embedded import Model
 from noesis.llm.hub import find_local_model, find_model
@@ -44,7 +44,7 @@ def judges_to_ask(path: Path, config: Config, given: Sequence[str] | None, proje
         spec = parse_spec(text)
         if spec.kind == "self" or text in own:
             continue
-        host = urlsplit(spec.url).hostname
+        host = host_and_port(spec.url)
         does = f"prompts, answers and your key for {host} go to {host}" if host else f"the file {spec.model} is loaded"
         require_consent(
             f"{path / 'config.json'} names the judge {text}, which your project does not: {does}",

@@ -20,7 +20,7 @@ import hmac
 import ipaddress
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Protocol
 
 import aiohttp
@@ -30,6 +30,7 @@ from noesis.constitution.document import SystemPrompt
 from noesis.core.errors import NoesisError, UsageError
 from noesis.core.messages import Message
 from noesis.core.text import any_of
+from noesis.llm.addresses import LOCAL_NAMES
 from noesis.serving.answer_check import AnswerChecker
 from noesis.serving.metrics import Metrics
 from noesis.serving.page import Page
@@ -67,12 +68,12 @@ class Service:
         limits: Limits,
         judge: AnswerJudge | None = None,
         page: Page | None = None,
-        any_host: bool = False,
+        hosts: Sequence[str] | None = (),
     ) -> None:
         """Args:
         targets: model name → where it is served.
         language: of the system prompt where a request names none.
-        any_host: answer under any name, else only under addresses and names that can't be made to lead here.
+        hosts: names to answer under, beside addresses and names that can't be made to lead here; None: under any.
         """
         self.limits, self.metrics = limits, Metrics()
         self.stopping = False
@@ -80,7 +81,7 @@ class Service:
         self.count_connections: Callable[[], int] = lambda: 0  # set by the server
         self._targets, self._system, self._language, self._judge, self._page = targets, system, language, judge, page
         self._key = hashlib.sha256(key.encode()).digest()
-        self._any_host = any_host
+        self._hosts = None if hosts is None else LOCAL_NAMES | {"host.docker.internal", *map(str.lower, hosts)}
         self._started = int(time.time())
         self._judging = asyncio.Lock()
         self._special = any_of({token for target in targets.values() for token in target.special})
@@ -171,7 +172,7 @@ class Service:
     def _require_host(self, request: web.Request) -> None:
         """Refuse a request that was sent to a name which anyone may let lead here (DNS rebinding)."""
         hosts = request.headers.getall("Host", [])
-        if len(hosts) > 1 or not (self._any_host or all(map(_is_own_host, hosts))):
+        if len(hosts) > 1 or not (self._hosts is None or all(_is_one_of(self._hosts, host) for host in hosts)):
             message = "this server answers to 127.0.0.1 and localhost only: a proxy before it must send such a Host"
             raise ApiError(421, message, code="wrong_host")
 
@@ -292,10 +293,10 @@ def _session(target: Target) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None, sock_connect=10), connector=connector)
 
 
-def _is_own_host(host: str) -> bool:
-    """Whether `host`, with or without a port, is an address, or a name that never comes from a public DNS server."""
+def _is_one_of(names: Collection[str], host: str) -> bool:
+    """Whether `host`, with or without a port, is an address or one of `names`."""
     name = re.sub(r":\d{1,5}$", "", host).lower()
-    if name in ("localhost", "host.docker.internal"):
+    if name in names:
         return True
     try:
         ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))

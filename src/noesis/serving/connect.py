@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from noesis.llm.addresses import is_loopback
 
 TARGETS = ("env", "python", "docker")
 
@@ -55,8 +58,10 @@ print(answer.choices[0].message.content)"""
 def _docker(e: Endpoint) -> str:
     """A container reaches its host by a special name, not loopback: the server must listen on `--host 0.0.0.0`."""
     url = e.base_url
-    for loopback in ("//127.0.0.1", "//localhost", "//[::1]"):
-        url = url.replace(loopback, "//host.docker.internal", 1)
+    if is_loopback(url):
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+        url = parts._replace(netloc=f"host.docker.internal{port}").geturl()
     values = {"OPENAI_BASE_URL": url, "NOESIS_BASE_URL": url, "NOESIS_MODEL": e.model}
     flags = [f"  -e {name}={shlex.quote(value)} \\" for name, value in values.items()]
     if e.key:

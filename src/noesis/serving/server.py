@@ -21,6 +21,7 @@ from aiohttp import web
 from noesis.constitution.document import SystemPrompt
 from noesis.core.console import complain, say
 from noesis.core.errors import ModelError, UsageError
+from noesis.llm.addresses import is_loopback_address
 from noesis.llm.llama_cpp import LlamaServer
 from noesis.serving.app import AnswerJudge, Service
 from noesis.serving.error_log import ErrorLog
@@ -28,7 +29,6 @@ from noesis.serving.page import Page
 from noesis.serving.protocol import ApiError, Limits
 from noesis.serving.relay import Target
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MIN_KEY_CHARS = 11
 POLL_S = 0.5  # between looks at whether llama.cpp's processes still run
 RESTART_S = 30.0  # from one start of a process to the next
@@ -85,6 +85,7 @@ class Server:
         self.settings, self._judge, self._page = settings, judge, page
         self._socket = port or claim_port(settings.host, settings.port)
         self.port = int(self._socket.getsockname()[1])
+        self.is_private = is_loopback_address(self._socket.getsockname()[0])  # nothing but this machine reaches it
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self.url = f"http://{host}:{self.port}"
         self._llama_servers: dict[str, LlamaServer] = {}
@@ -126,7 +127,7 @@ class Server:
             limits=limits,
             judge=self._judge,
             page=self._page,
-            any_host=settings.host not in LOOPBACK,
+            hosts=(settings.host,) if self.is_private else None,
         )
         errors = ErrorLog(service.metrics)
         service.on_error = errors.count

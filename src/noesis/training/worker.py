@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from noesis.core.console import guard_terminal
 from noesis.core.errors import CapError, NoesisError
 from noesis.core.files import write_text
 from noesis.training.distributed import is_main_process
@@ -34,4 +35,5 @@ def _write(file: Path, outcome: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    guard_terminal()
     run_worker(Path(sys.argv[1]), Path(sys.argv[2]))

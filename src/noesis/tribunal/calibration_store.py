@@ -57,6 +57,12 @@ class Calibration:
         """Whether this judge may rule: fit, and not only on the half that judges are tuned on."""
         return self.fit and self.part != "dev"
 
+    @property
+    def verdicts(self) -> int:
+        """How many the judge gave."""
+        missing = self.details["abstention"]
+        return int(missing["of"] - missing["count"])
+
     def to_json(self) -> dict[str, Any]:
         stored = {"date": self.date, "made_by": "noesis tribunal calibrate"} if self.date else {}
         return stored | {

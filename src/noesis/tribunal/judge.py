@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from noesis.core.console import quoted
 from noesis.core.text import fill_template, neutralise
 from noesis.llm.clients.cached_client import CachedClient, UnusableReplyError
 from noesis.llm.clients.protocol import ModelClient, ModelReply, ModelRequest, NoReplyError
@@ -27,6 +28,11 @@ SHORTEST_SPAN = 8  # characters; a shorter quotation proves nothing
 ATTEMPTS = 2  # requests before an answer is Unscored
 LONGEST = 50_000  # characters of a reply in which its objects are looked for
 TOKENS_PER_ITEM, TOKENS_REASONING = 64, 200  # of the longest reply
+LONGEST_ENDING = 120  # characters of how a reply ended, in a reason
+_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|[\"\\/bfnrt])?")
+_SCORE = re.compile(r"\s*([012])(?:\.0{1,9})?\s*", re.ASCII)
+# what JSON makes of LaTeX's \beta, \theta, \nu, \frac, \rho if its backslash is not doubled
+_LATEX = str.maketrans({"\b": r"\b", "\t": r"\t", "\n": r"\n", "\f": r"\f", "\r": r"\r"})
 LONGEST_REPLY = 32_000  # characters, from the end, in which its object is looked for
 
 
@@ -178,17 +184,22 @@ def parse_reply(reply: ModelReply, items: tuple[RubricItem, ...]) -> dict[str, s
     for found in reversed(list(_objects(reply.text[-LONGEST_REPLY:]))):
         wrong = _mismatch(found, schema)
         if wrong is None:
-            return {name: str(value) for name, value in found.items()}
+            fields = schema["properties"].items()
+            return {name: _score_in(found[name]) or "" if "enum" in of else found[name] for name, of in fields}
         problem = problem or wrong
-    problem = problem or "no JSON object"
-    cut = f"; cut off at {reply.completion_tokens} tokens" if reply.finish == "length" else ""
-    raise UnusableReplyError(problem + cut)
+    problem = problem or ("no JSON object" if reply.text.strip() else "an empty reply")
+    if reply.finish == "length":
+        problem += f"; cut off at {reply.completion_tokens} tokens"
+    elif reply.finish != "stop":
+        problem += f"; it ended with {quoted(reply.finish)[:LONGEST_ENDING]}"
+    raise UnusableReplyError(problem)
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
     """Every outermost JSON object in the last LONGEST characters of `text`, in order."""
     text = text[-LONGEST:]  # each brace may be tried to no avail, which takes quadratic time
-    decoder, start = json.JSONDecoder(), text.find("{")
+    text = _ESCAPE.sub(lambda m: m[0] if m[1] else "\\\\", text)  # "\(" as LaTeX writes it, not as JSON does
+    decoder, start = json.JSONDecoder(strict=False), text.find("{")  # line breaks and tabs in texts are let pass
     while start >= 0:
         try:
             value, end = decoder.raw_decode(text, start)
@@ -206,12 +217,19 @@ def _mismatch(found: dict[str, Any], schema: dict[str, Any]) -> str | None:
         if name not in found:
             return f"the field {name!r} is missing"
         value = found[name]
-        if "enum" in field_schema and (isinstance(value, bool) or str(value) not in field_schema["enum"]):
+        if "enum" in field_schema and _score_in(value) not in field_schema["enum"]:
             return f"{name!r} is {str(value)[:20]!r}, not one of {', '.join(field_schema['enum'])}"
         if "enum" not in field_schema and not _is_text(value):
             return f"{name!r} is not a text"
-    extra = found.keys() - schema["properties"].keys()
-    return f"unknown field {sorted(extra)[0][:40]!r}" if extra else None
+    return None
+
+
+def _score_in(value: Any) -> str | None:
+    """The score that `value` is, however a model writes it: 1, 1.0, "1", "1.0"; None where it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    match = _SCORE.fullmatch(str(value))
+    return match[1] if match else None
 
 
 def _is_text(value: Any) -> bool:
@@ -231,7 +249,14 @@ def _score(item: RubricItem, fields: dict[str, str], answer: str) -> ItemScore:
 
 
 def quotes_answer(span: str, answer: str) -> bool:
-    """Whether `span` occurs in `answer`, apart from spacing and outer quotation marks; not if it is very short."""
+    """Whether `span` occurs in `answer`, apart from spacing and outer quotation marks; not if it is very short.
+
+    A backslash that a judge did not double, as JSON wants it, is taken for one.
+    """
+    return _quotes(span, answer) or (span != span.translate(_LATEX) and _quotes(span.translate(_LATEX), answer))
+
+
+def _quotes(span: str, answer: str) -> bool:
     span = " ".join(span.split()).strip("\"“”'‘’«»").strip()
     whole = " ".join(answer.split())
     return (len(span) >= SHORTEST_SPAN or (span != "" and span == whole)) and (

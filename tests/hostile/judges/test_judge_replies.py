@@ -96,6 +96,7 @@ BOMB = b'{"choices":[' + b'{"message":{"content":"7"}},' * 20_000
         pytest.param(answer(307, b"", "Location: /v1/chat/completions"), id="a redirect to itself"),
         pytest.param(answer(302, b"", "Location: http://[::1"), id="a redirect to no address"),
         pytest.param(answer(302, b"", "Location: file:///etc/passwd"), id="a redirect to a file"),
+        pytest.param(answer(301, b"", "Location: http://169.254.169.254/latest/meta-data/"), id="a redirect to a cloud's metadata service"),
         pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n", id="chunks of no size"),
         pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffffffff\r\n{}", id="a chunk of more bytes than there are"),
         pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{}", id="a chunk that ends early"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,9 +14,11 @@ from helpers.endpoints.asking import SECTION, ask
 from helpers.endpoints.raw_server import RawServer, answer, chat, ok
 from helpers.tiny_gguf import write_reciter
 from noesis.core.errors import UsageError
+from noesis.llm import addresses
+from noesis.llm.addresses import is_loopback, is_loopback_address, spare_loopback_from_proxies
 from noesis.llm.clients.chat_client import LLMClient
 from noesis.llm.clients.protocol import ModelReply
-from noesis.llm.http import Http, is_loopback, spare_loopback_from_proxies
+from noesis.llm.http import Http
 
 KEY = "sk-a-key-of-some-length"
 NAMES = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy")
@@ -37,7 +41,7 @@ def proxy(monkeypatch: pytest.MonkeyPatch):
         pytest.param("all_proxy", id="all_proxy in lower case"),
     ],
 )
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1", socket.gethostname()])
 def test_a_proxy_gets_no_prompt_and_no_key(proxy: RawServer, name: str, host: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
     with RawServer(lambda number: ok(chat())) as server:
@@ -98,11 +102,47 @@ def test_a_proxy_that_cannot_be_used_is_told_and_does_not_matter_here(
         ("http://192.168.0.1", False),
         ("http://[2001:db8::1]", False),
         ("http://", False),
+        ("http://ip6-localhost:8017", True),
+        ("http://%6cocalhost", True),
+        ("http://127.0.0.%31:80", True),
+        ("http://\uff4c\uff4f\uff43\uff41\uff4c\uff48\uff4f\uff53\uff54", True),
+        ("http://\uff11\uff12\uff17.0.0.1", True),
+        ("http://127\u30020\u30020\u30021", True),
+        ("http://a\x1b[31mb", False),
+        ("http://[::zz]", False),
     ],
     ids=lambda value: value if isinstance(value, str) else "is here" if value else "is elsewhere",
 )
 def test_what_counts_as_this_machine(url: str, here: bool):
     assert is_loopback(url) is here
+
+
+def test_its_own_name_and_address_are_this_machine(monkeypatch: pytest.MonkeyPatch):
+    import psutil
+
+    found = {"judge.lan": ["192.0.2.7"], "own.lan": ["127.0.1.1", "192.0.2.7"], "other.lan": ["192.0.2.8"]}
+    found["both.lan"] = ["127.0.0.1", "192.0.2.8"]  # a name that may lead elsewhere at the next look
+    resolved = lambda host, *_, **__: [(0, 0, 0, "", (address, 0)) for address in found[host]]  # noqa: E731
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    interface = [SimpleNamespace(family=socket.AF_INET, address="192.0.2.7")]
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: {"eth0": interface})
+    addresses._own_addresses.cache_clear()
+    addresses._resolved.cache_clear()
+    names = ("192.0.2.7", "judge.lan", "own.lan", "192.0.2.8", "other.lan", "both.lan")
+    assert [is_loopback(f"http://{name}:8000/v1") for name in names] == [True, True, True, False, False, False]
+    addresses._own_addresses.cache_clear()
+    addresses._resolved.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("host", "private"), [("localhost", True), ("127.0.0.2", True), ("LOCALHOST", True), ("0.0.0.0", False)]
+)
+def test_what_listens_is_private_by_its_address_and_not_by_its_name(host: str, private: bool):
+    """`noesis serve --host` says that it is open to others, and refuses foreign names only where nobody else comes."""
+    from noesis.serving.server import claim_port
+
+    with claim_port(host, 0) as listener:
+        assert is_loopback_address(listener.getsockname()[0]) is private
 
 
 def test_what_other_libraries_and_children_send_is_spared_too(proxy: RawServer, monkeypatch: pytest.MonkeyPatch):

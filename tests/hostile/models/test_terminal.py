@@ -11,7 +11,7 @@ import sys
 import threading
 import unicodedata
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -47,6 +47,22 @@ ATTACKS = [
 
 def log(text: str) -> None:
     logging.Logger("a library").error("it said %s", text)  # without pytest's handlers, which hang on the root
+
+
+def log_by_own_handler(text: str) -> None:
+    """As transformers, huggingface_hub, datasets and modal do: a handler and a format of their own."""
+    logger, handler = logging.Logger(f"modules.{text}"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("[%(levelname)s|%(name)s] %(message)s"))
+    logger.addHandler(handler)
+    logger.warning(text, stack_info=True)
+    try:
+        raise RuntimeError(text)
+    except RuntimeError:
+        logger.exception("failed at %(name)s", {"name": text})
+
+
+def print_in_a_child(text: str) -> None:
+    console.relay(iter([text + "\r\n", "done"])).join()
 
 
 def warn(text: str) -> None:
@@ -87,6 +103,8 @@ PRINTERS: dict[str, Callable[[str], object]] = {
     "json": console.print_json,
     "json-key": lambda text: console.print_json({text: [text]}),
     "log": log,
+    "log-handler": log_by_own_handler,
+    "child": print_in_a_child,
     "warning": warn,
     "traceback": raise_uncaught,
     "thread": raise_in_thread,
@@ -96,13 +114,16 @@ PRINTERS: dict[str, Callable[[str], object]] = {
 
 
 @pytest.fixture
-def guarded(monkeypatch: pytest.MonkeyPatch) -> None:
+def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     monkeypatch.setattr(console, "_quiet_stdout", False)
     monkeypatch.setattr(logging, "lastResort", logging._StderrHandler(logging.WARNING))
+    factory = logging.getLogRecordFactory()
     console.guard_terminal()
+    yield
+    logging.setLogRecordFactory(factory)
 
 
 def harmful(text: str) -> set[str]:
@@ -225,6 +246,24 @@ def test_nothing_but_console_prints():
         if writes(node) and ast.unparse(node) != "sys.__stderr__.fileno()"
     ]
     assert found == []
+
+
+@pytest.mark.parametrize("file", ["cli/__init__.py", "cloud/app.py", "cloud/entrypoint.py", "training/worker.py"])
+def test_every_process_of_ours_that_reaches_a_terminal_is_guarded(file: str):
+    assert re.search(
+        r"^ *guard_terminal\(\)", (ROOT / "src" / "noesis" / file).read_text(encoding="utf-8"), re.MULTILINE
+    )
+
+
+@pytest.mark.parametrize("file", ["training/backends/unsloth.py", "cloud/container/vllm_judge.py"])
+def test_what_other_programs_print_comes_through_the_same_place(file: str):
+    text = (ROOT / "src" / "noesis" / file).read_text(encoding="utf-8")
+    assert "relay(process.stdout)" in text and text.count("subprocess.Popen(") == 1
+
+
+def test_nothing_writes_csv_whose_cells_a_spreadsheet_would_run():
+    """Figures leave as JSON, JSONL, HTML and Markdown; a writer of CSV would have to quote =, +, - and @."""
+    assert [f for f in (ROOT / "src").rglob("*.py") if re.search(r"\bimport csv\b|to_csv|\.csv\b", f.read_text())] == []
 
 
 # --- other places where a name is read ------------------------------------------------------------------------------

@@ -75,7 +75,6 @@ def typed(monkeypatch: pytest.MonkeyPatch, text: str) -> Terminal:
 JUDGES = {
     "an endpoint": EVIL,
     "an endpoint that looks like a provider's": "openai:https://api.openai.com.evil.example/v1:gpt",
-    "an endpoint behind a provider's name as its user": "openai:https://api.openai.com@evil.example/v1:gpt",
     "an endpoint without TLS": "openai:http://evil.example/v1:gpt",
     "a service on this machine": "openai:http://127.0.0.1:6379/v1:gpt",
     "a provider to be paid with the user's key": "openai:https://api.openai.com/v1:gpt-dearest",
@@ -118,10 +117,18 @@ def test_what_is_no_yes_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_true_host_is_announced_and_a_yes_is_a_yes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    judge = JUDGES["an endpoint behind a provider's name as its user"]
+    judge = "openai:https://api.openai.com.evil.example:8443/v1:gpt@api.openai.com"
     screen = typed(monkeypatch, "y\n")
     assert judges_to_ask(tmp_path, settings(**{"training.tribunal.judges": [judge]}), None, ROOT) == (judge,)
-    assert "go to evil.example" in screen.getvalue()
+    assert "go to api.openai.com.evil.example:8443. " in screen.getvalue()
+
+
+def test_an_endpoint_behind_a_provider_s_name_as_its_user_is_refused_without_its_password(tmp_path: Path):
+    """It was announced, with the password in the line; an address that holds a user has no use here."""
+    judge = "openai:https://api.openai.com:secret@evil.example/v1:gpt"
+    with pytest.raises(UsageError, match=r"@evil\.example/v1.*no user and no password") as told:
+        judges_to_ask(tmp_path, settings(**{"training.tribunal.judges": [judge]}), None, ROOT)
+    assert "secret" not in str(told.value)
 
 
 def test_escape_sequences_in_a_judge_s_name_do_not_reach_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -256,7 +263,10 @@ def test_a_key_goes_to_its_own_host_only(url: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("NOESIS_KEY_API_MY_HOST_COM", "secret")
     for name in KEYS.values():
         monkeypatch.delenv(name, raising=False)
-    spec = parse_spec(f"openai:{url.rstrip('/')}:m") if "\\" not in url else None
+    try:
+        spec = parse_spec(f"openai:{url.rstrip('/')}:m")
+    except UsageError:  # most of them have no use
+        spec = None
     sent = key_for(url)
     try:
         contacted = httpx2.URL(url).host

@@ -14,10 +14,10 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from noesis.cloud.request import LOCAL_JUDGE, CloudRequest
-from noesis.core.console import duration, say
+from noesis.core.console import duration, relay, say
 from noesis.core.errors import ModelError, UsageError
 from noesis.core.project import Project
 from noesis.core.signals import Terminated
@@ -115,7 +115,11 @@ def vllm_server(command: list[str], key: str, *, port: int = PORT, starts_s: flo
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise ModelError(f"port {port} is taken: the judge's server can't listen on it")
-    process = subprocess.Popen(command, env={**os.environ, "VLLM_API_KEY": key})
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    environment = {**os.environ, "VLLM_API_KEY": key}
+    process = subprocess.Popen(command, env=environment, encoding="utf-8", errors="replace", **pipes)
+    assert process.stdout is not None
+    relay(process.stdout)  # it logs what requests and models hold
     try:
         _wait(process, port, key, starts_s)
         yield
@@ -128,7 +132,7 @@ def vllm_server(command: list[str], key: str, *, port: int = PORT, starts_s: flo
             process.wait()
 
 
-def _wait(process: subprocess.Popen[bytes], port: int, key: str, starts_s: float) -> None:
+def _wait(process: subprocess.Popen[str], port: int, key: str, starts_s: float) -> None:
     started, url = time.monotonic(), f"http://127.0.0.1:{port}/v1/models"
     http = Http(url, {"Authorization": f"Bearer {key}"}, timeout_s=5)
     say("  loading the judge …")

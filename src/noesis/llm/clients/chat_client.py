@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 from noesis.core.errors import ModelError, UsageError
 from noesis.core.messages import Message
+from noesis.llm.addresses import check_url
 from noesis.llm.clients.chat_reply import TokenEntry, read_chat_reply, read_piece, read_usage
 from noesis.llm.http import Http
 from noesis.llm.http_reply import HttpError, HttpReply, error_message, lines, parse_json, shown
@@ -63,16 +63,12 @@ class LLMClient:
         Raises:
             UsageError: `base_url` is not a URL, or the key is too short to be one.
         """
-        if not _is_url(base_url):
-            raise UsageError(
-                f"base URL {base_url!r}: give one such as http://127.0.0.1:8017/v1 or https://api.openai.com/v1"
-            )
+        self.base_url, self.model = check_url(base_url, "base URL") + "/", model
         if len(api_key) < SHORTEST_KEY:
             raise UsageError(
                 f"the API key has {len(api_key)} characters; keys have at least {SHORTEST_KEY}: "
                 "set NOESIS_API_KEY, or give --key"
             )
-        self.base_url, self.model = base_url.rstrip("/") + "/", model
         self._key, self._timeout_s = api_key, timeout_s
         headers = {"Authorization": f"Bearer {api_key}"}
         self._http = Http(self.base_url, headers, timeout_s=timeout_s, unix_socket=socket)
@@ -196,14 +192,6 @@ class LLMClient:
             reply.status, "refused"
         )
         return ModelError(f"{self.base_url}: {what} (HTTP {reply.status}): {shown(reply.message, self._key)}")
-
-
-def _is_url(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a bracket or a port that is none
-        return False
 
 
 def _completion(text: str, finish: str, body: dict[str, Any], entries: Sequence[TokenEntry]) -> Completion:

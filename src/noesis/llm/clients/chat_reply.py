@@ -6,16 +6,22 @@ whatever else an endpoint adds is ignored.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from noesis.llm.clients.protocol import TopLogprobs
+from noesis.llm.http_reply import error_message, shown
 
 MOST_TOKENS = 1 << 31  # in a usage that is believed
 MOST_USD = 1e6  # of one reply, likewise
 CHARACTERS_PER_TOKEN = 128  # of the longest tokens in today's vocabularies
+TEXT_PARTS = ("text", "output_text")
+# why an answer was cut off, as Mistral, Gemini, Anthropic, OpenAI's newer protocol and others spell it
+CUT_OFF = {"length", "max_tokens", "max_completion_tokens", "max_output_tokens", "model_length", "token_limit"}
+_THOUGHT = re.compile(r"\s*(?:<(think|thinking|thought|reasoning)>|(\[THINK\])|(◁think▷))", re.IGNORECASE)
 
 
 Logprob = Annotated[float, Field(le=1e-3, allow_inf_nan=False)]  # rounding makes some a little more than 0
@@ -43,14 +49,35 @@ class Logprobs(_Part):
     content: Annotated[list[TokenEntry], Field(fail_fast=True)] | None = None
 
 
+class _ContentPart(_Part):
+    """A part of a text that comes as a list; only those of text are read, not thoughts or references."""
+
+    type: str
+    text: str | None = None
+
+
+def _joined(content: Any) -> Any:
+    """The text parts of a content that is a list, as Mistral's and others' are."""
+    if not isinstance(content, list):
+        return content
+    parts = [_ContentPart.model_validate(part) for part in content]
+    return "".join(part.text or "" for part in parts if part.type in TEXT_PARTS)
+
+
 class _Message(_Part):
-    content: str | None = None
+    """reasoning_content, reasoning: what a model thought, as vLLM, DeepSeek, OpenRouter, Groq and others name it"""
+
+    content: Annotated[str | None, BeforeValidator(_joined)] = None
+    refusal: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
 
 
 class _Choice(_Part):
     message: _Message
     finish_reason: str | None = None
     logprobs: Any = None
+    error: Any = None  # OpenRouter's, of a provider that failed while it answered
 
 
 class _Body(_Part):
@@ -78,11 +105,39 @@ class Usage(_Part):
 
 @dataclass(frozen=True)
 class ChatReply:
-    """A reply's first choice. finish: `stop`, or `length` where it was cut off; tokens: those of `logprobs`"""
+    """A reply's first choice.
+
+    text: as it came; `answer` is without thoughts
+    finish: `length` where it was cut off, else the endpoint's word, mostly `stop`
+    tokens: those of `logprobs`
+    thought: the endpoint gave thoughts apart from the text
+    refusal: the model's words where it refuses in a field of its own
+    """
 
     text: str
     finish: str
     tokens: tuple[TokenEntry, ...] = ()
+    thought: bool = False
+    refusal: str = ""
+
+    @property
+    def answer(self) -> str:
+        """The text after the thought that it begins with; empty where that does not end."""
+        return without_thought(self.text)
+
+    @property
+    def ending(self) -> str:
+        """How it ended, for a reason: `finish`, the model's refusal, or that there were thoughts alone."""
+        if self.answer.strip() or self.finish == "length":
+            return self.finish
+        if self.refusal:
+            return f"the model refuses: {shown(self.refusal)}"
+        return "thoughts, but no answer" if self.thought or self.text else self.finish
+
+    @property
+    def starved(self) -> bool:
+        """Whether it was cut off before its end because the model thinks: with more room it may answer."""
+        return self.finish == "length" and (self.thought or not self.answer.strip() or self.answer != self.text)
 
     @property
     def top_logprobs(self) -> TopLogprobs:
@@ -107,10 +162,29 @@ def read_chat_reply(body: Any, *, logprobs: bool, max_tokens: int) -> ChatReply:
         entries = Logprobs.model_validate(choice.logprobs).content if logprobs and choice.logprobs is not None else None
     except ValidationError as error:
         raise _broken(error) from None
-    text = choice.message.content or ""
+    message, finish = choice.message, choice.finish_reason or "stop"
+    if choice.error:
+        raise ValueError(f"an error in place of the rest of a reply: {shown(error_message({'error': choice.error}))}")
+    text = message.content or ""
     if len(text) > CHARACTERS_PER_TOKEN * max_tokens:
         raise ValueError(f"a reply of {len(text):,} characters, too many for {max_tokens} tokens")
-    return ChatReply(text, choice.finish_reason or "stop", tuple(entries or ()))
+    return ChatReply(
+        text,
+        "length" if finish.lower() in CUT_OFF else finish,
+        tuple(entries or ()),
+        thought=bool(message.reasoning_content or message.reasoning),
+        refusal=message.refusal if isinstance(message.refusal, str) and not text else "",
+    )
+
+
+def without_thought(text: str) -> str:
+    """`text` without the thought that it begins with, between `<think>` and `</think>` or marks like them."""
+    begins = _THOUGHT.match(text)
+    if begins is None:
+        return text
+    end = f"</{begins[1]}>" if begins[1] else "[/THINK]" if begins[2] else "◁/think▷"
+    at = text.lower().find(end.lower(), begins.end())
+    return text[at + len(end) :] if at >= 0 else ""
 
 
 def read_piece(event: Any) -> ChatReply:
@@ -128,12 +202,30 @@ def read_piece(event: Any) -> ChatReply:
 
 
 def read_usage(body: Any, text: str) -> Usage | None:
-    """The tokens that a body says it took; None where it says nothing that can be so for this text."""
+    """The tokens that a body says it took; None where it says nothing that can be so for this text.
+
+    Some count thoughts in the total alone (Gemini, xAI): they are paid for as part of the reply.
+    """
     try:
         usage = Usage.model_validate(body["usage"])
     except (ValidationError, LookupError, TypeError):
         return None
+    total = body["usage"].get("total_tokens")
+    if isinstance(total, int) and usage.prompt_tokens + usage.completion_tokens < total <= MOST_TOKENS:
+        usage = usage.model_copy(update={"completion_tokens": total - usage.prompt_tokens})
     return usage if usage.completion_tokens or not text else None
+
+
+def read_refusal(body: Any) -> int | None:
+    """The HTTP status that an error is meant as which came with HTTP 200 and without a reply, as OpenRouter's do.
+
+    504, after which a request counts as paid, where the error has no such code; None where there is no error.
+    """
+    if not isinstance(body, dict) or not body.get("error") or body.get("choices"):
+        return None
+    error = body["error"]
+    code = str(error.get("code") or error.get("status") or "") if isinstance(error, dict) else ""
+    return int(code) if re.fullmatch(r"[45]\d\d", code, re.ASCII) else 504
 
 
 def read_cost(body: Any) -> float | None:

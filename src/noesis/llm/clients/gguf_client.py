@@ -113,7 +113,7 @@ class GgufClient:
             raise NoReplyError(f"llama.cpp gives {error}") from None
         usage = read_usage(answer, reply.text)
         prompt, completion = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        return ModelReply(reply.text, reply.finish, prompt, completion, 0.0, top_logprobs=reply.top_logprobs)
+        return ModelReply(reply.answer, reply.ending, prompt, completion, 0.0, top_logprobs=reply.top_logprobs)
 
     async def close(self) -> None:
         self._server.close()

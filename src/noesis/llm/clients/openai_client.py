@@ -1,5 +1,7 @@
 """A model behind an OpenAI-compatible endpoint: OpenAI, Anthropic, Gemini, vLLM, llama.cpp, Ollama, …
 
+What they answer differs more than the protocol says; tests/wild/test_providers.py has their replies as they are.
+
 https://platform.openai.com/docs/api-reference/chat . Retries with back-off and jitter on 408, 409, 425, 429, 5xx,
 broken connections and replies that can't be read; a Retry-After holds for all requests; an endpoint that is plainly
 down is not called over and over. The API key comes from the environment and goes to its own host only.
@@ -13,25 +15,32 @@ import os
 import random
 import re
 import time
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
 from noesis.core.config import Price, TribunalSection
+from noesis.core.console import say
 from noesis.core.errors import ModelError
-from noesis.llm.clients.chat_reply import Usage, read_chat_reply, read_cost, read_usage
+from noesis.llm.addresses import is_loopback
+from noesis.llm.clients.chat_reply import ChatReply, Usage, read_chat_reply, read_cost, read_refusal, read_usage
+from noesis.llm.clients.chat_request import chat_body, refused_option
 from noesis.llm.clients.protocol import EndpointDownError, ModelReply, ModelRequest, NoReplyError
 from noesis.llm.clients.spec import ModelSpec
 from noesis.llm.clients.spending import Reservation, Spending
-from noesis.llm.http import AsyncHttp, is_loopback
+from noesis.llm.http import AsyncHttp
 from noesis.llm.http_reply import HttpError, HttpReply, parse_json, shown
 
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 MAY_HAVE_ANSWERED = {502, 504, 520, 522, 524}  # a gateway's: the model behind it may have worked, and be charged for
 REFUSED = {
     401: "the key is not accepted",
+    402: "the account can't pay",
     403: "the key may not use this model",
     404: "there is no such model or address",
 }
+USED_UP = re.compile(r"insufficient_quota|billing_hard_limit|credit balance is too low", re.IGNORECASE)
+MORE_ROOM = 4  # times the tokens of a reply, for models that think before they answer
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds of back-off; doubled each time
 DEAD_AFTER = 4  # requests in a row that failed altogether
 # a host's name in ASCII: labels of letters, digits and inner hyphens
@@ -79,7 +88,9 @@ class OpenAIClient:
         self._http = AsyncHttp(self._url, headers, connections=section.concurrency)
         self._slots = asyncio.Semaphore(section.concurrency)
         self._not_before = 0.0  # time.monotonic() before which no request starts
-        self._without: set[str] = set()  # optional parts of a request that this endpoint refuses
+        self._without: frozenset[str] = frozenset()  # optional parts of a request that this endpoint refuses
+        self._answered = False  # it has given a reply: what it refuses later is not for the form of requests
+        self._room = 1  # MORE_ROOM for a model that thinks
         self._failed_in_a_row = 0
         self._random = random.Random(0)  # noqa: S311  (jitter)
 
@@ -97,15 +108,37 @@ class OpenAIClient:
             if self._failed_in_a_row >= DEAD_AFTER:
                 raise EndpointDownError(f"{self.name} is down: {self._failed_in_a_row} requests in a row failed")
             try:
-                reply = await self._send_with_retries(request)
+                reply = await self._reply(request)
             except NoReplyError:
                 self._failed_in_a_row += 1
                 raise
             self._failed_in_a_row = 0
             return reply
 
-    async def _send_with_retries(self, request: ModelRequest) -> ModelReply:
-        problem, wait = "", FIRST_WAIT
+    async def _reply(self, request: ModelRequest) -> ModelReply:
+        """The reply; where it was cut off since the model thinks, the one to a second request with more room."""
+        room = self._room
+        chat, reply = await self._send_with_retries(_with_room(request, room))
+        if not chat.starved or room > 1:
+            return reply
+        if self._room == 1:
+            self._room = MORE_ROOM
+            most = self._usd(0, MORE_ROOM * request.max_tokens)
+            price = f", at most {most:.4f} USD each" if self._price else ""
+            say(
+                f"  {self.name} thinks: {request.max_tokens:,} tokens were used up before its answer; "
+                f"its replies get {MORE_ROOM * request.max_tokens:,} from now on{price}"
+            )
+        _, again = await self._send_with_retries(_with_room(request, MORE_ROOM))
+        usd = None if reply.usd is None or again.usd is None else reply.usd + again.usd
+        prompt, completion = (
+            reply.prompt_tokens + again.prompt_tokens,
+            reply.completion_tokens + again.completion_tokens,
+        )
+        return replace(again, usd=usd, prompt_tokens=prompt, completion_tokens=completion)
+
+    async def _send_with_retries(self, request: ModelRequest) -> tuple[ChatReply, ModelReply]:
+        problem, words, wait = "", "", FIRST_WAIT
         for attempt in range(self._section.attempts):
             if attempt:
                 self._spending.retries += 1
@@ -115,27 +148,28 @@ class OpenAIClient:
             try:
                 found = await self._send(request)
             except (HttpError, ValueError) as error:
-                problem = str(error)
+                problem, words = str(error), ""
                 continue
-            if isinstance(found, ModelReply):
+            if isinstance(found, tuple):
                 return found
             self._raise_if_refused(found)
-            problem = f"HTTP {found.status}"
+            problem, words = f"HTTP {found.status}", f": {shown(found.message, self._key)}" if found.body else ""
             if found.status not in RETRIED:
-                raise NoReplyError(f"{problem}: {shown(found.message, self._key)}")
+                raise NoReplyError(problem + words)
             if found.retry_after is not None:
                 self._not_before = max(self._not_before, time.monotonic() + min(found.retry_after, LONGEST_WAIT))
                 wait = FIRST_WAIT
-        raise NoReplyError(f"{problem}, {self._section.attempts} attempts")
+        raise NoReplyError(f"{problem}, {self._section.attempts} attempts{words}")
 
-    async def _send(self, request: ModelRequest) -> ModelReply | HttpReply:
+    async def _send(self, request: ModelRequest) -> tuple[ChatReply, ModelReply] | HttpReply:
         """The model's reply, or the endpoint's refusal; each request that is sent is paid for.
 
         Raises:
             HttpError: there is no reply. ValueError: there is one that can't be read.
         """
+        more = frozenset[str]()  # left out of this request; for good once that has helped
         while True:
-            without, body = frozenset(self._without), self._body(request)
+            body = chat_body(self._model, request, self._without | more)
             size = len(json.dumps(body, ensure_ascii=False).encode())  # a token is a byte or more
             with await self._spending.reserve(self._usd(size, request.max_tokens)) as reservation:
                 try:
@@ -145,21 +179,26 @@ class OpenAIClient:
                         reservation.free()
                     raise
                 if reply.status == 200:
-                    return self._read(reply, request, reservation)
+                    parsed = parse_json(reply.body)
+                    refusal = read_refusal(parsed)
+                    if refusal is None:
+                        found = self._read(parsed, request, reservation)
+                        self._answered, self._without = True, self._without | more
+                        return found
+                    reply = replace(reply, status=refusal)
                 if reply.status not in MAY_HAVE_ANSWERED:
                     reservation.free()
-            name = _refused_option(reply.message, without) if reply.status == 400 else None
+            name = refused_option(reply, body, guess=not self._answered)
             if name is None:
                 return reply
-            self._without.add(name)  # the schema is in the prompt, too, and every reply is checked
+            more |= {name}
 
-    def _read(self, reply: HttpReply, request: ModelRequest, reservation: Reservation) -> ModelReply:
+    def _read(self, body: Any, request: ModelRequest, reservation: Reservation) -> tuple[ChatReply, ModelReply]:
         """The model's reply, paid for with the larger of what its tokens cost and what the endpoint reports.
 
         Raises:
             ValueError: it can't be read.
         """
-        body = parse_json(reply.body)
         try:
             chat = read_chat_reply(body, logprobs=bool(request.logprobs), max_tokens=request.max_tokens)
         except ValueError:
@@ -167,7 +206,7 @@ class OpenAIClient:
             raise
         usage, usd = self._settle(reservation, body, chat.text)
         prompt, completion = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        return ModelReply(chat.text, chat.finish, prompt, completion, usd, top_logprobs=chat.top_logprobs)
+        return chat, ModelReply(chat.answer, chat.ending, prompt, completion, usd, top_logprobs=chat.top_logprobs)
 
     def _settle(self, reservation: Reservation, body: Any, text: str) -> tuple[Usage | None, float | None]:
         """Book what a reply took and what it cost; without a usage, what was reserved for it."""
@@ -179,10 +218,16 @@ class OpenAIClient:
         return usage, usd
 
     def _raise_if_refused(self, reply: HttpReply) -> None:
-        if reply.status in REFUSED:
+        """Raises ModelError where every other request would be refused, too."""
+        used_up = reply.status == 429 and USED_UP.search(reply.body.decode(errors="replace"))
+        status = 402 if used_up else reply.status
+        if status == 403 and self._answered:  # this one text is refused, as moderation does
+            return
+        if status in REFUSED:
+            what = "pay or raise the limit there, and the same command goes on" if status == 402 else self._key_hint()
             raise ModelError(
-                f"{self._url} refuses {self._model!r}: {REFUSED[reply.status]} (HTTP {reply.status}); "
-                f"{self._key_hint()}"
+                f"{self._url} refuses {self._model!r}: {REFUSED[status]} (HTTP {reply.status}): "
+                f"{shown(reply.message, self._key)}; {what}"
             )
 
     async def _wait_for_slot(self) -> None:
@@ -192,24 +237,13 @@ class OpenAIClient:
         if self._section.requests_per_minute:
             self._not_before = time.monotonic() + 60 / self._section.requests_per_minute
 
-    def _body(self, request: ModelRequest) -> dict[str, Any]:
-        room = "max_completion_tokens" if "max_tokens" in self._without else "max_tokens"
-        body: dict[str, Any] = {"model": self._model, "messages": request.as_messages(), room: request.max_tokens}
-        optional: dict[str, Any] = {"temperature": request.temperature, "seed": request.seed}
-        if request.schema:
-            optional["response_format"] = {
-                "type": "json_schema",
-                "json_schema": {"name": "verdict", "strict": True, "schema": request.schema},
-            }
-        if request.logprobs and "logprobs" not in self._without:
-            optional |= {"logprobs": True, "top_logprobs": request.logprobs}
-        return body | {name: value for name, value in optional.items() if name not in self._without}
-
     def _usd(self, prompt: int, completion: int) -> float:
         return (prompt * self._price.prompt + completion * self._price.completion) / 1e6 if self._price else 0.0
 
     def _key_hint(self) -> str:
         host = urlsplit(self._url).hostname or ""
+        if urlsplit(self._url).scheme == "http" and not is_loopback(self._url):
+            return "no key was sent, since the address is not https"
         return (
             f"put the key into the environment variable {KEYS.get(host) or own_variable(host)}, or name another model"
         )
@@ -223,13 +257,5 @@ def own_variable(host: str) -> str:
     return "NOESIS_KEY_" + re.sub(r"[^A-Za-z0-9]", "_", host.replace("-", "__")).upper()
 
 
-def _refused_option(message: str, without: frozenset[str]) -> str | None:
-    """The optional part of a request that an error 400 names, if the request had it."""
-    names = {
-        "response_format": r"response_format|json_schema",
-        "max_tokens": "max_tokens",
-        "temperature": "temperature",
-        "seed": r"\bseed\b",
-        "logprobs": "logprobs",
-    }
-    return next((name for name, words in names.items() if name not in without and re.search(words, message)), None)
+def _with_room(request: ModelRequest, room: int) -> ModelRequest:
+    return replace(request, max_tokens=room * request.max_tokens)

@@ -9,11 +9,12 @@ self                    the run's own base as judge, which the report then says
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from noesis.core.errors import UsageError
+from noesis.llm.addresses import check_url, without_password
 
 Kind = Literal["openai", "gguf", "torch", "self"]
 JUDGE_KINDS: tuple[Kind, ...] = ("openai", "gguf", "self")
@@ -24,7 +25,10 @@ FORMS: dict[Kind, str] = {
     "torch": "torch:NAME (smollm2, a model folder, a Hub name)",
     "self": "self",
 }
-_OPENAI = re.compile(r"openai:(https?://(?:\[[0-9a-fA-F:]+\]|[^/:\s]+)(?::\d+)?(?:/[^:\s]*)?):(\S+)")
+# the user and password that some put there are matched, so that they are refused and not read as host or model
+_OPENAI = re.compile(
+    r"openai:(https?://(?:[^/@]*@)?(?:\[[^\]/]*\]|[^/:]+)(?::\d+)?(?:/[^:]*)?):(.+)", re.IGNORECASE | re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,12 @@ def parse_spec(text: str, option: str = "--judge", kinds: tuple[Kind, ...] = JUD
                 "name a gguf: file or an endpoint"
             )
         *most, last = (FORMS[kind] for kind in kinds)
-        raise UsageError(f"{option} {text!r} is not understood: use {', '.join(most)}, or {last}")
+        raise UsageError(f"{option} {without_password(text)!r} is not understood: use {', '.join(most)}, or {last}")
+    if spec.kind == "openai":
+        url = check_url(spec.url, option).removesuffix("/chat/completions").rstrip("/")
+        if not spec.model.isprintable() or spec.model != spec.model.strip():
+            raise UsageError(f"{option} {text!r}: the model's name holds control characters or begins with a space")
+        return replace(spec, url=url)
     if spec.kind == "gguf" and not Path(spec.model).is_file():
         raise UsageError(f"{option} {text}: {spec.model} does not exist")
     return spec
@@ -72,7 +81,7 @@ def _parse(text: str) -> ModelSpec | None:
     if text == "self":
         return ModelSpec("self", "self")
     if match := _OPENAI.fullmatch(text):
-        return ModelSpec("openai", match[2], match[1].rstrip("/"))
+        return ModelSpec("openai", match[2], match[1])
     kind, _, rest = text.partition(":")
     if kind == "gguf" and rest:
         return ModelSpec("gguf", str(Path(rest).expanduser()))

@@ -36,6 +36,8 @@ from noesis.tribunal.scoring import MODELS, ScoredAnswer, answer_and_score, answ
 from noesis.tribunal.suite import EvalSample, Part, read_suite, seal, spread
 from noesis.tribunal.trial_summary import MEASURES, ruling_for_report, summarise
 
+MOST_REASONS = 5  # for missing verdicts, that the terminal shows
+
 
 @dataclass(frozen=True)
 class TrialRequest:
@@ -221,6 +223,10 @@ def show_trial(result: TrialResult) -> None:
                 f"  {name:<8} {base.mean:.3f} → {tuned.mean:.3f} [{low:.3f}, {high:.3f}]   "
                 f"difference {difference.mean:+.3f} {list(difference.interval_95)}, p {difference.p:.3f}"
             )
+    for reason in summary.unscored[:MOST_REASONS]:
+        say(f"  no verdict: {reason}")
+    if len(summary.unscored) > MOST_REASONS:
+        say(f"  and {len(summary.unscored) - MOST_REASONS} more reasons, in verdicts.jsonl")
     ruling = result.ruling
     more = f"; about {ruling.more_prompts} more prompts would decide it" if ruling.more_prompts else ""
     say(f"  Tribunal: {ruling.verdict}: {ruling.reason}{more}")

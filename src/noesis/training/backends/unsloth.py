@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from noesis.core.console import relay
 from noesis.core.errors import CapError, TrainingError
 from noesis.core.files import write_text
 from noesis.core.rooted import remove
@@ -23,6 +24,7 @@ from noesis.training.backends.trl_arguments import shared_arguments
 from noesis.training.job import TrainJob, TrainResult
 
 PYTHON = "NOESIS_UNSLOTH_PYTHON"
+PRINTED_S = 5.0  # for the last lines; a child of its own may hold the pipe open
 HOW = (
     "make one with  python -m venv unsloth-env && unsloth-env/bin/pip install -r constraints-unsloth.txt  "
     f"and set {PYTHON}=unsloth-env/bin/python"
@@ -58,17 +60,28 @@ class Unsloth:
 def _run(job: TrainJob, command: list[str], folder: Path, result_file: Path) -> dict[str, Any]:
     """Run Unsloth's process to its end; the figures that it wrote."""
     seconds = math.inf if job.budget is None else max(job.budget.left_seconds(), 0.0)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, encoding="utf-8", errors="replace", stdin=subprocess.DEVNULL, **pipes
+    )
+    assert process.stdout is not None
+    printed = relay(process.stdout)  # it can't import `guard_terminal`
     try:
-        done = subprocess.run(command, cwd=folder, check=False, timeout=None if seconds == math.inf else seconds)
+        code = process.wait(None if seconds == math.inf else seconds)
     except subprocess.TimeoutExpired:
         spent = "" if job.budget is None else job.budget.describe()
         raise CapError(
             f"Unsloth was stopped at the agreed cap: {spent}; "
             "the same command with a higher cap resumes from its last saved step"
         ) from None
-    if done.returncode != 0 or not result_file.is_file():
+    finally:
+        process.kill()
+        process.wait()
+        printed.join(PRINTED_S)
+    if code != 0 or not result_file.is_file():
         raise TrainingError(
-            f"Unsloth's process ended with code {done.returncode}; its output is above. "
+            f"Unsloth's process ended with code {code}; its output is above. "
             "To train without it: engine: noesis in training_config.yaml"
         )
     return dict(json.loads(result_file.read_text(encoding="utf-8")))

@@ -9,6 +9,7 @@ from typing import Any
 
 from noesis.core.config import TribunalSection
 from noesis.core.console import say
+from noesis.core.errors import ModelError
 from noesis.core.event_loop import run_async
 from noesis.core.files import utc_now
 from noesis.core.project import Project, cache_folder
@@ -19,6 +20,8 @@ from noesis.tribunal.calibration.benchmark import Benchmark, measure_judges
 from noesis.tribunal.calibration_store import Calibration, save_calibration
 from noesis.tribunal.panel import JudgePanel, make_panel, open_panel
 from noesis.tribunal.suite import JudgePair, Part, read_benchmark
+
+MOST_REASONS = 3  # that a message names
 
 
 def calibrate(
@@ -38,6 +41,7 @@ def calibrate(
 
     Raises:
         UsageError, DataError: no benchmark, a SPEC that is not understood, or a locked part without its seal.
+        ModelError: a judge gave no verdict at all; what is known of the others is stored.
         CapError: the cap is reached; the same command with a higher one continues.
     """
     pairs, twins = read_benchmark(project.tribunal, part)
@@ -47,12 +51,18 @@ def calibrate(
     with open_panel(project, [parse_spec(text) for text in judges], section, spending) as panel:
         measured = run_async(_measure(panel, Benchmark(pairs, twins, part), section))
         measured = [replace(calibration, spending=spending.to_json()) for calibration in measured]
-        if count is not None:
-            return measured
-        dated = [replace(calibration, date=utc_now()) for calibration in measured]
-        for calibration in dated:
-            say(f"  → {save_calibration(project.calibrations, calibration, panel.rubrics)}")
+        silent = [calibration for calibration in measured if not calibration.verdicts]
+        for calibration in measured if count is None else ():
+            if calibration not in silent:
+                dated = replace(calibration, date=utc_now())
+                say(f"  → {save_calibration(project.calibrations, dated, panel.rubrics)}")
+    if silent:
+        raise ModelError("; ".join(f"{c.judge} gave no verdict, so nothing was measured: {_why(c)}" for c in silent))
     return measured
+
+
+def _why(calibration: Calibration) -> str:
+    return " | ".join(calibration.details["reasons"][:MOST_REASONS]) or "there is nothing to judge"
 
 
 async def _measure(panel: JudgePanel, benchmark: Benchmark, section: TribunalSection) -> list[Calibration]:
