@@ -117,11 +117,13 @@ def require_output(path: Path, option: str, *, inputs: Iterable[Path] = (), star
         starts: how every file of this kind starts; a file of another kind is not replaced.
 
     Raises:
-        UsageError: it is a folder, an input, inside such a folder, or a file of another kind.
+        UsageError: it is no plain file (a folder, a pipe, a device), an input, inside such a folder, or a file of
+            another kind.
     """
     place = path.resolve()
-    if place.is_dir():
-        raise UsageError(f"{option} {path} is a folder: name a file")
+    if place.exists() and not place.is_file():  # a pipe is not even opened: that would wait for its other end
+        kind = "a folder" if place.is_dir() else "a pipe, a device or a socket"
+        raise UsageError(f"{option} {path} is {kind}: name a file")
     for item in inputs:
         inside = item.is_dir() and place.is_relative_to(item.resolve())
         if inside or (place.exists() and item.exists() and place.samefile(item)):
