@@ -54,10 +54,16 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Flush every file below a folder, and the folders themselves, to the disk."""
+    """Flush every file below a folder, and the folders themselves, to the disk.
+
+    The files get the permissions that any new file gets here: some libraries write what only its owner may read.
+    """
+    usual = folder.stat().st_mode & 0o666  # a new folder obeys the umask
     for parent, _, names in os.walk(folder):
         for name in names:
-            sync_file(Path(parent) / name)
+            file = Path(parent) / name
+            file.chmod(stat.S_IMODE(file.stat().st_mode) | usual)
+            sync_file(file)
         sync_folder(Path(parent))
 
 

@@ -51,7 +51,10 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     """
     file = folder / "config.json"
     if not file.is_file():
-        raise ModelError(f"{folder} is not a model folder: it has no config.json")
+        raise ModelError(
+            f"{folder} is not a model folder: it has no config.json; give the folder that holds config.json, "
+            "tokenizer.json and the .safetensors files, or fetch the model again"
+        )
     raw = _read(file)
     try:
         for key, (least, most) in SIZES.items():

@@ -38,8 +38,14 @@ UNSUPPORTED = (
     "trainable_token_indices",
     "use_qalora",
 )
+# What older checkpoints also hold and no loader reads: it is computed from config.json.
+BUFFERS = re.compile(
+    r"(?:.*\.)?(?:rotary_emb\.(?:inv_freq|original_inv_freq|cos_cached|sin_cached)|rope\.freqs|position_ids"
+    r"|(?:attn|attention)\.(?:masked_)?bias)"
+)
 TORCH_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' name → torch's
 MAX_SHARDS = 10_000
+LONGEST_FILE_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -177,8 +183,8 @@ def _names_in_index(index: Path) -> list[str]:
     if len(names) > MAX_SHARDS:
         raise ModelError(f"{index} names {len(names):,} files: it is damaged or hostile")
     for name in names:
-        if Path(name).name != name:
-            raise ModelError(f"{index} names a file outside its folder: {name!r}")
+        if Path(name).name != name or len(name) > LONGEST_FILE_NAME:
+            raise ModelError(f"{index} names a file outside its folder: {name[:LONGEST_FILE_NAME]!r}")
     return names
 
 
@@ -196,7 +202,7 @@ def _names_in_folder(model: Path) -> list[str]:
 
 
 def list_tensors(model: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a model folder, from the files' headers alone, in the files' order.
+    """Every weight of a model folder, from the files' headers alone, in the files' order; buffers are left out.
 
     Raises:
         ModelError: a file is cut short or not safetensors, a tensor occurs twice or has an unsupported type.
@@ -208,6 +214,8 @@ def list_tensors(model: Path) -> dict[str, StoredTensor]:
         try:
             with safe_open(file, framework="pt") as f:
                 for name in f.keys():  # noqa: SIM118  (not a dict)
+                    if BUFFERS.fullmatch(name):
+                        continue
                     if name in found:
                         raise ModelError(
                             f"{name!r} is in {found[name].file.name} and in {file.name}: fetch the model again"

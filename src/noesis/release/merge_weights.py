@@ -189,7 +189,7 @@ def _write_weights(plan: MergePlan, folder: Path, error: _ErrorMeter) -> dict[st
             for name, sha256 in write_shard(folder / file, tensors, _merged(plan, tensors, error)):
                 digests[name] = sha256
                 progress.advance(1)
-    if len(plan.files) > 1:
+    if list(plan.files) != ["model.safetensors"]:
         weight_map = {tensor.name: tensor.file.name for tensor in plan.tensors}
         index = json.dumps({"metadata": {"total_size": plan.bytes}, "weight_map": weight_map}, indent=2)
         write_text(folder / "model.safetensors.index.json", index)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from noesis.llm.causal_model import library_errors
 from noesis.llm.model_config import read_model_config
 from noesis.planning.setup import Setup
 from noesis.training.engine import attention
@@ -81,8 +82,8 @@ def build(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     device, dtype = torch.device(device), getattr(torch, setup.compute_dtype)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    with torch.device("meta"):
+    with library_errors(f"can't load {folder}"), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         base = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     for name, module in list(base.named_modules()):
         if isinstance(module, torch.nn.Linear) and name != "lm_head":
