@@ -70,5 +70,7 @@ def library_errors(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         words = " ".join(str(error).split())[:SHOWN].rstrip(".")
+        if "ignore_mismatched_sizes" in words:  # transformers logs which, and the log is silenced
+            words = "its weights do not have the shapes that config.json describes"
         kind = "" if isinstance(error, (OSError, ValueError, RuntimeError)) else f"{type(error).__name__}: "
         raise ModelError(f"{what}: {kind}{words}; if its files are damaged, fetch it again") from None

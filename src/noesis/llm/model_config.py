@@ -113,7 +113,7 @@ def check_adapter_settings(file: Path) -> dict[str, Any]:
         for check in checks.values() if raw.get("peft_type") == "LORA" else ():
             check()
     except ValueError as error:
-        raise ModelError(f"{file}: {error}; it is damaged or hostile: fetch the adapter again") from None
+        raise ModelError(f"{file}: {error}; if it is damaged, fetch the adapter again") from None
     return raw
 
 
@@ -126,6 +126,8 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _names(value: Any) -> None:
     """PEFT takes a text as a regular expression, which may never end."""
+    if isinstance(value, str):
+        raise ValueError(f"target_modules is the pattern {_short(value)}: write out the list of the modules' names")
     if not (isinstance(value, list) and value and all(isinstance(name, str) for name in value)):
         raise ValueError(f"target_modules is {_short(value)}: expected a list of names")
 

@@ -96,7 +96,10 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
     """
     file = folder / "tokenizer.json"
     if not file.is_file():
-        raise ModelError(f"{folder} has no tokenizer.json: only models with a fast tokenizer can be trained")
+        raise ModelError(
+            f"{folder} has no tokenizer.json: only models with a fast tokenizer can be used; transformers makes it "
+            "from the other files: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+        )
     if file.stat().st_size > LARGEST:
         raise ModelError(f"{file} has more than {LARGEST:,} bytes: that is no tokenizer of a language model")
     settings = tokenizer_settings(folder)

@@ -21,7 +21,7 @@ from noesis.core.files import files_in
 from noesis.core.jsonl import read_json_file
 from noesis.llm.model_config import check_adapter_settings
 
-ADAPTER_WEIGHTS, INDEX = "adapter_model.safetensors", "model.safetensors.index.json"
+ADAPTER_WEIGHTS, WHOLE, INDEX = "adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json"
 PEFT_PREFIX = "base_model.model."
 UNSUPPORTED = (
     "use_dora",
@@ -107,16 +107,18 @@ def _read_adapter_files(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[i
     """(adapter_config.json, tensor name → shape)."""
     from safetensors import SafetensorError, safe_open
 
+    if missing := [name for name in ("adapter_config.json", ADAPTER_WEIGHTS) if not (folder / name).is_file()]:
+        other = (folder / "adapter_model.bin").is_file()
+        raise ModelError(
+            f"{folder} is not an adapter: {missing[0]} is missing (only safetensors are read"
+            + ("; adapter_model.bin can run code: save it again with peft's save_pretrained)" if other else ")")
+        )
     try:
         settings = check_adapter_settings(folder / "adapter_config.json")
         with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as f:
             shapes = {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118  (not a dict)
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"{folder} is not an adapter: {error.filename} is missing (only safetensors are read)"
-        ) from None
     except (ValueError, SafetensorError) as error:
-        raise ModelError(f"{folder} is damaged: {error}") from None
+        raise ModelError(f"{folder} is damaged: {error}; fetch the adapter again") from None
     return settings, shapes
 
 
@@ -160,11 +162,15 @@ def require_matching_base(adapter: AdapterFile, tensors: dict[str, StoredTensor]
 
 
 def weight_files(model: Path) -> list[Path]:
-    """The safetensors files of a model folder: those its index names, or else those that are there.
+    """The safetensors files of a model folder: model.safetensors, or those its index names, or those that are there.
+
+    transformers looks in this order too: an index may be left from an earlier save.
 
     Raises:
         ModelError: one is missing, or there is none.
     """
+    if (model / WHOLE).is_file():
+        return [model / WHOLE]
     if (model / INDEX).is_file():
         names, why = _names_in_index(model / INDEX), f"{INDEX} names it"
     else:
