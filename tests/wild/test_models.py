@@ -8,6 +8,7 @@ import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,7 +127,7 @@ def test_a_tokenizer_of_the_older_kind_is_refused_with_the_way_to_convert_it(tmp
 def with_buffers(tensors: dict[str, Any]) -> None:
     import torch
 
-    for i in range(SHAPE["num_hidden_layers"]):  # type: ignore[arg-type]
+    for i in range(SHAPE["num_hidden_layers"]):
         tensors[f"model.layers.{i}.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
     tensors["model.layers.0.attn.masked_bias"] = torch.tensor(-1e4)
     tensors["model.position_ids"] = torch.arange(5)
@@ -242,6 +243,26 @@ def test_an_index_of_an_earlier_save_is_not_what_is_merged(model: Path, tiny_ada
     merge(model, tiny_adapter, tmp_path / "m", quantization=PLAIN, dtype="bfloat16", card="")
     assert load_file(tmp_path / "m" / "model.safetensors")["model.embed_tokens.weight"].any()
     assert not (tmp_path / "m" / "model.safetensors.index.json").exists()
+
+
+@pytest.mark.slow
+def test_a_base_that_llama_cpp_cannot_load_is_not_kept_in_the_cache(
+    tiny_model: Path, tmp_path: Path, quiet_cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import noesis.release.gguf.writer as writer
+    from noesis.pipeline.gguf_files import base_gguf
+
+    model = SimpleNamespace(path=tiny_model, revision="r", licence="none")
+    session: Any = SimpleNamespace(
+        model=model, arithmetic="bfloat16", as_trained=SimpleNamespace(lora=SimpleNamespace(quantization=PLAIN))
+    )
+    with monkeypatch.context() as patch:
+        plan = writer.plan_gguf
+        patch.setattr(writer, "plan_gguf", lambda *arguments: plan(*arguments)[:-1])
+        with pytest.raises(ModelError, match=r"llama\.cpp can't load"):
+            base_gguf(session)
+    assert not list(quiet_cache.rglob("*.gguf"))
+    assert base_gguf(session).is_file()
 
 
 # --- adapters

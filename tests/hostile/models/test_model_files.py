@@ -182,6 +182,31 @@ def test_a_weight_that_is_missing_is_never_made_up(tiny_model: Path, tmp_path: P
     assert "'model.layers.1.input_layernorm.weight'" in one_message(lambda: load_causal_model(folder))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["model.norm.weight", "model.layers.1.mlp.down_proj.weight", "model.embed_tokens.weight"]
+)
+def test_the_engine_takes_no_weight_of_another_shape(tiny_model: Path, tmp_path: Path, name: str):
+    """Its kernels would read beyond the end of a smaller one."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from noesis.training.engine.weights import Reader
+
+    folder = shutil.copytree(tiny_model, tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    with Reader(folder, torch.float32, "cpu") as reader:
+        reader.require(shapes)
+    save_file(tensors | {name: tensors[name][:8].clone()}, folder / "model.safetensors")
+    with Reader(folder, torch.float32, "cpu") as reader:
+        assert name in one_message(lambda: reader.require(shapes))
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors")
+    with Reader(folder, torch.float32, "cpu") as reader:
+        assert name in one_message(lambda: reader.require(shapes))
+
+
 # --- adapters -------------------------------------------------------------------------------------------------------
 
 

@@ -88,13 +88,26 @@ class Reader:
                 return
             yield [future.result() for future in reading.pop(0)]
 
+    def require(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Check that the files hold every weight of the model that config.json describes: kernels trust their shapes.
+
+        Raises:
+            ModelError: one is missing, or has another shape.
+        """
+        for name, shape in shapes.items():
+            if name not in self.entries:
+                raise ModelError(f"the model has no weight {name!r}: it is not a complete Llama-like model")
+            if (found := self.entries[name].shape) != shape:
+                raise ModelError(
+                    f"{self.entries[name].file}: {name!r} has the shape {found}, and config.json describes {shape}: "
+                    "fetch the model again"
+                )
+
     def one(self, name: str) -> Tensor:
         """A single tensor, read now."""
         return self._read(name)
 
     def _read(self, name: str) -> Tensor:
-        if name not in self.entries:
-            raise ModelError(f"the model has no weight {name!r}: it is not a complete Llama-like model")
         entry = self.entries[name]
         if self.device.type != "cuda":
             raw = torch.empty(entry.size, dtype=torch.uint8)
