@@ -30,9 +30,9 @@ def model(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 def edit(file: Path, **changes: Any) -> None:
-    """Other values of a JSON file's keys; None takes a key out."""
+    """Other values of a JSON file's keys; `...` takes a key out."""
     raw = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    raw = {key: value for key, value in (raw | changes).items() if value is not None}
+    raw = {key: value for key, value in (raw | changes).items() if value is not ...}
     file.write_text(json.dumps(raw), encoding="utf-8")
 
 
@@ -50,7 +50,7 @@ def token(content: str, **flags: bool) -> dict[str, Any]:
     return {"content": content, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False} | flags
 
 
-NO_NAMES: dict[str, Any] = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"))
+NO_NAMES: dict[str, Any] = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), ...)
 # file → what is written into it
 TOKENS: dict[str, dict[str, dict[str, Any]]] = {
     "in special_tokens_map.json alone": {
@@ -171,8 +171,11 @@ def test_a_checkpoint_with_more_or_less_in_it_is_the_same_model(
 @pytest.mark.parametrize(
     "config",
     [
-        pytest.param({"dtype": None, "torch_dtype": "bfloat16"}, id="torch_dtype for dtype"),
-        pytest.param({"rope_parameters": None, "rope_theta": 10000.0}, id="the older spelling of the rotary base"),
+        pytest.param({"dtype": ..., "torch_dtype": "bfloat16"}, id="torch_dtype for dtype"),
+        pytest.param(
+            {"rope_parameters": ..., "rope_theta": 10000.0, "rope_scaling": None},
+            id="the older spelling of the rotary base",
+        ),
         pytest.param({"eos_token_id": [2, 0]}, id="several tokens that end an answer"),
         pytest.param({"time_step_limit": [0.0, float("inf")], "x": float("nan")}, id="infinity and NaN, as Mamba has"),
     ],

@@ -82,6 +82,7 @@ def test_a_config_with_such_a_number_is_one_message(folder: Path, key: str, valu
     "change",
     [
         pytest.param({"num_attention_heads": 3}, id="heads that are no multiple of the shared ones"),
+        pytest.param({"head_dim": 0}, id="heads of no width"),
         pytest.param({"rms_norm_eps": 0}, id="an epsilon of 0"),
         pytest.param({"rms_norm_eps": "x"}, id="an epsilon that is a text"),
         pytest.param({"rope_theta": -1}, id="a negative theta"),
