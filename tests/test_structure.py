@@ -31,7 +31,7 @@ HEAVY = {  # a package that costs seconds or gigabytes: where in src/noesis it m
     "torch": {"llm", "training", "release"},
     "transformers": {"core", "llm", "training", "release"},
     "trl": {"training"},
-    "peft": {"training", "release"},
+    "peft": {"llm", "training"},
     "bitsandbytes": {"llm", "training", "release"},
     "datasets": {"core", "training"},
     "modal": {"cloud"},

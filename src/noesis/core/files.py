@@ -54,10 +54,16 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Flush every file below a folder, and the folders themselves, to the disk."""
+    """Flush every file below a folder, and the folders themselves, to the disk.
+
+    The files get the permissions that any new file gets here: some libraries write what only its owner may read.
+    """
+    usual = folder.stat().st_mode & 0o666  # a new folder obeys the umask
     for parent, _, names in os.walk(folder):
         for name in names:
-            sync_file(Path(parent) / name)
+            file = Path(parent) / name
+            file.chmod(stat.S_IMODE(file.stat().st_mode) | usual)
+            sync_file(file)
         sync_folder(Path(parent))
 
 
@@ -117,11 +123,13 @@ def require_output(path: Path, option: str, *, inputs: Iterable[Path] = (), star
         starts: how every file of this kind starts; a file of another kind is not replaced.
 
     Raises:
-        UsageError: it is a folder, an input, inside such a folder, or a file of another kind.
+        UsageError: it is no plain file (a folder, a pipe, a device), an input, inside such a folder, or a file of
+            another kind.
     """
     place = path.resolve()
-    if place.is_dir():
-        raise UsageError(f"{option} {path} is a folder: name a file")
+    if place.exists() and not place.is_file():  # a pipe is not even opened: that would wait for its other end
+        kind = "a folder" if place.is_dir() else "a pipe, a device or a socket"
+        raise UsageError(f"{option} {path} is {kind}: name a file")
     for item in inputs:
         inside = item.is_dir() and place.is_relative_to(item.resolve())
         if inside or (place.exists() and item.exists() and place.samefile(item)):

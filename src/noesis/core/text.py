@@ -69,15 +69,18 @@ def break_control_tokens(text: str, special: re.Pattern[str] | None = None) -> s
     return text
 
 
-def any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+def any_of(tokens: Iterable[str], *, breakable: bool = True) -> re.Pattern[str]:
     """A pattern of the longest of a model's `tokens` at each place of a text.
 
-    Tokens of one character, with white space, or of more than 200 characters are left out: a space can't break them up,
-    or no tokenizer has them. The pattern is a tree: trying thousands of tokens one by one at each `<` takes minutes.
+    The pattern is a tree: trying thousands of tokens one by one at each `<` takes minutes. Tokens of more than 200
+    characters are left out: no tokenizer has them.
+
+    Args:
+        breakable: leave out what a space can't break up too: tokens of one character, or with white space.
     """
     tree: dict[str, Any] = {}
     for token in tokens:
-        if 1 < len(token) <= LONGEST_TOKEN and not any(map(str.isspace, token)):
+        if 0 < len(token) <= LONGEST_TOKEN and not (breakable and (len(token) == 1 or any(map(str.isspace, token)))):
             node = tree
             for char in token:
                 node = node.setdefault(char, {})

@@ -52,13 +52,14 @@ def render(tokenizer: Tokenizer, messages: list[Message], *, add_generation_prom
 
 def break_controls(tokenizer: Tokenizer, messages: list[Message]) -> list[Message]:
     """The messages with a space inside each of the model's control tokens: no text of theirs begins or ends a turn."""
-    special = _control_tokens(tokenizer)
+    special = _control_tokens(tokenizer, breakable=True)
     return [message | {"content": break_control_tokens(message["content"], special)} for message in messages]
 
 
 @lru_cache(maxsize=8)
-def _control_tokens(tokenizer: Tokenizer) -> re.Pattern[str]:
-    return any_of(tokenizer.convert_ids_to_tokens(sorted(tokenizer.control_ids)))
+def _control_tokens(tokenizer: Tokenizer, *, breakable: bool = False) -> re.Pattern[str]:
+    """Matches what becomes a control token of this model anywhere in a text."""
+    return any_of(tokenizer.convert_ids_to_tokens(sorted(tokenizer.control_ids)), breakable=breakable)
 
 
 @lru_cache(maxsize=8)
@@ -90,7 +91,7 @@ def encode(tokenizer: Tokenizer, messages: list[Message], answer: str, *, name: 
             control tokens.
     """
     for role, text in [*((m["role"], m["content"]) for m in messages), ("answer", answer)]:
-        if forged := _controls(tokenizer).search(text):
+        if forged := _control_tokens(tokenizer).search(text):
             raise TrainingError(
                 f"row {name}: the {role} text holds {forged.group()!r}, a control token of this model: "
                 "remove it or write it differently"
@@ -118,7 +119,7 @@ def encode(tokenizer: Tokenizer, messages: list[Message], answer: str, *, name: 
         )
     ids = _join(tokenizer, prompt, start, rest, name)
     # The turn ends with the first control token after the answer; what a template writes after it is not trained on.
-    framing = len(_controls(tokenizer).findall(head))
+    framing = len(_control_tokens(tokenizer).findall(head))
     controls = [i for i in range(len(start), len(ids)) if ids[i] in tokenizer.control_ids]
     if len(controls) > framing:
         ids = ids[: controls[framing] + 1]
@@ -214,10 +215,3 @@ def _join(tokenizer: Tokenizer, prompt: str, start: list[int], rest: str, name: 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-@lru_cache(maxsize=8)
-def _controls(tokenizer: Tokenizer) -> re.Pattern[str]:
-    """Matches what becomes a control token of this model anywhere in a text."""
-    tokens = tokenizer.convert_ids_to_tokens(sorted(tokenizer.control_ids))
-    return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) or r"(?!)")

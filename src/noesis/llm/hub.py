@@ -8,7 +8,6 @@ Hugging Face Hub. Only safetensors are read, and no code from a model's reposito
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from noesis.llm.embedded import (
     embedded_tokenizer,
 )
 from noesis.llm.model_config import check_model_folder
+from noesis.llm.weights import weight_files
 
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "LICENSE*", "NOTICE*"]
 DESCRIPTION_FILES = ["*.json", "*.jinja"]
@@ -70,14 +70,10 @@ def find_local_model(name: str, revision: str | None = None) -> Model | None:
 
 def _has_all_weights(folder: Path) -> bool:
     """Whether a snapshot holds its weights: a download may have been cut short, or was of the description alone."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return any(folder.glob("*.safetensors"))
     try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return bool(weight_files(folder))
+    except ModelError:
         return False
-    return all((folder / str(shard)).is_file() for shard in shards)
 
 
 def _hub_model(name: str, path: Path) -> Model:

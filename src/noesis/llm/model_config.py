@@ -51,7 +51,10 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     """
     file = folder / "config.json"
     if not file.is_file():
-        raise ModelError(f"{folder} is not a model folder: it has no config.json")
+        raise ModelError(
+            f"{folder} is not a model folder: it has no config.json; give the folder that holds config.json, "
+            "tokenizer.json and the .safetensors files, or fetch the model again"
+        )
     raw = _read(file)
     try:
         for key, (least, most) in SIZES.items():
@@ -110,7 +113,7 @@ def check_adapter_settings(file: Path) -> dict[str, Any]:
         for check in checks.values() if raw.get("peft_type") == "LORA" else ():
             check()
     except ValueError as error:
-        raise ModelError(f"{file}: {error}; it is damaged or hostile: fetch the adapter again") from None
+        raise ModelError(f"{file}: {error}; if it is damaged, fetch the adapter again") from None
     return raw
 
 
@@ -123,6 +126,8 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _names(value: Any) -> None:
     """PEFT takes a text as a regular expression, which may never end."""
+    if isinstance(value, str):
+        raise ValueError(f"target_modules is the pattern {_short(value)}: write out the list of the modules' names")
     if not (isinstance(value, list) and value and all(isinstance(name, str) for name in value)):
         raise ValueError(f"target_modules is {_short(value)}: expected a list of names")
 

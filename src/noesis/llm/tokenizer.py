@@ -5,7 +5,7 @@ templates of five families of models. One difference is deliberate: a template t
 the same one, so that the same examples make the same rows on every day (docs/decisions/0009-fixed-date.md).
 
 A template can loop for ever and a tokenizer can take all memory. Those of a model that is not the embedded one
-therefore run in a child process with limits (`child.py`); what it is asked is in `tokenizer_worker.py`.
+therefore run in a child process with limits (`isolated/`).
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from typing import Any
 from noesis.core.errors import ModelError
 from noesis.core.jsonl import read_json_file
 from noesis.llm.embedded import tokenizer_folders
-from noesis.llm.isolated.child import Child
+from noesis.llm.isolated.remote_tokenizer import RemoteTokenizer
 from noesis.llm.isolated.tokenizer_worker import LocalTokenizer
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 LONGEST_TEMPLATE = 500_000  # characters; the longest known ones have 20,000
 LARGEST = 200_000_000  # bytes of tokenizer.json; the largest known ones have 40 MB
-MEMORY = 3_000_000_000  # bytes, of the child
-LOAD_S, ANSWER_S = 90.0, 20.0  # the largest tokenizers take seconds to load, a row some milliseconds
+# What `AddedToken` is made with: the rest of an entry is not read.
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+MOST_ADDED = 100_000  # tokens; the largest known tokenizers have 7,000
 
 
 class ChatTokenizer:
@@ -39,9 +40,11 @@ class ChatTokenizer:
         ids: dict[str, int | None] = known["ids"]
         self.bos_token_id, self.eos_token_id = ids.get("bos_token"), ids.get("eos_token")
         self.byte_level = bool(known["byte_level"])  # whether every token stands for at least one byte of text
-        self.added_special = tuple(str(token) for _, token in known["added"])
+        self.added = {int(i): str(token) for i, token, _ in known["added"]}  # beside the vocabulary proper
+        controls = {int(i): str(token) for i, token, special in known["added"] if special}
+        self.added_special = tuple(controls.values())
         # Tokens that no text may contain.
-        self.control_ids = frozenset({i for i in ids.values() if i is not None} | {int(i) for i, _ in known["added"]})
+        self.control_ids = frozenset({i for i in ids.values() if i is not None} | controls.keys())
 
     def apply_chat_template(
         self, conversation: list[dict[str, str]], *, tokenize: bool = False, add_generation_prompt: bool = False
@@ -85,77 +88,6 @@ class ChatTokenizer:
         return self._worker.vocabulary_sha256()
 
 
-class RemoteTokenizer:
-    """A LocalTokenizer in a child, with the same methods. One that overstepped a limit is not tried again."""
-
-    def __init__(self, file: Path, template: str, special: dict[str, str]) -> None:
-        """Load it. Raises ModelError as LocalTokenizer does, or where a limit is overstepped."""
-        self._file, self._loading = file, {"template": template, "special": special}
-        self._child: Child | None = None
-        self._failure: ModelError | None = None
-        self._known: dict[str, Any] = {}
-        self._load()
-
-    def _load(self) -> Child:
-        status = self._file.stat()
-        child = _child_for(str(self._file), status.st_mtime_ns, status.st_size)
-        if not child.running:
-            _child_for.cache_clear()
-            child = _child_for(str(self._file), status.st_mtime_ns, status.st_size)
-        self._child = child
-        self._known = self._ask_child("load", LOAD_S, self._loading)
-        return child
-
-    def _ask_child(self, call: str, seconds: float, arguments: dict[str, Any]) -> Any:
-        assert self._child is not None
-        of = {"render": "the chat template of {0}", "load": "tokenizer.json or the chat template of {0}"}
-        what = of.get(call, "{0}/tokenizer.json").format(self._file.parent)
-        try:
-            return self._child.ask(what, seconds, call=call, file=str(self._file), arguments=arguments)
-        except ModelError as error:
-            if not self._child.running:
-                self._failure = error
-            raise
-
-    def _ask(self, call: str, **arguments: Any) -> Any:
-        if self._failure is not None:
-            raise self._failure
-        if self._child is None or not self._child.running:  # Ctrl-C ended it
-            self._load()
-        return self._ask_child(call, ANSWER_S, arguments)
-
-    def describe(self) -> dict[str, Any]:
-        return self._known
-
-    def render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        return str(self._ask("render", messages=messages, add_generation_prompt=add_generation_prompt))
-
-    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        return list(self._ask("encode", text=text, add_special_tokens=add_special_tokens))
-
-    def names(self, ids: list[int]) -> list[str]:
-        return list(self._ask("names", ids=ids))
-
-    def token_id(self, token: str) -> int | None:
-        found: int | None = self._ask("token_id", token=token)
-        return found
-
-    def decode(self, ids: list[int]) -> str:
-        return str(self._ask("decode", ids=ids))
-
-    def vocabulary_sha256(self) -> str:
-        return str(self._ask("vocabulary_sha256"))
-
-    def pieces(self, ids: list[int]) -> list[str]:
-        return list(self._ask("pieces", ids=ids))
-
-
-@lru_cache(maxsize=4)
-def _child_for(file: str, modified_ns: int, size: int) -> Child:
-    """The child that reads this version of a tokenizer.json; it ends when nobody holds it any more."""
-    return Child("noesis.llm.isolated.tokenizer_worker", memory=MEMORY)
-
-
 def load_tokenizer(folder: Path) -> ChatTokenizer:
     """The tokenizer of a model folder.
 
@@ -164,22 +96,76 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
     """
     file = folder / "tokenizer.json"
     if not file.is_file():
-        raise ModelError(f"{folder} has no tokenizer.json: only models with a fast tokenizer can be trained")
+        raise ModelError(
+            f"{folder} has no tokenizer.json: only models with a fast tokenizer can be used; transformers makes it "
+            "from the other files: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+        )
     if file.stat().st_size > LARGEST:
         raise ModelError(f"{file} has more than {LARGEST:,} bytes: that is no tokenizer of a language model")
     settings = tokenizer_settings(folder)
     template = chat_template_of(folder, settings)
-    special = {}
-    for name in SPECIAL:
-        value = settings.get(name)
-        if isinstance(value, dict):
-            value = value.get("content")
-        if isinstance(value, str):
-            special[name] = value
+    special, added = special_tokens_of(folder, settings)
     make: Callable[..., LocalTokenizer | RemoteTokenizer] = (
         LocalTokenizer if _is_embedded(file, template) else RemoteTokenizer
     )
-    return ChatTokenizer(make(file, template, special), special)
+    return ChatTokenizer(make(file, template, special, added), special)
+
+
+def special_tokens_of(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """The model's special tokens by role, and what is to be added to those of tokenizer.json, as transformers does.
+
+    Older tokenizers name some of them in special_tokens_map.json alone, others under `added_tokens_decoder`.
+
+    Args:
+        settings: tokenizer_config.json.
+
+    Returns:
+        role (`eos_token`) → token; the arguments of an `AddedToken` each, in order. Those that are in tokenizer.json
+        already are among them.
+
+    Raises:
+        ModelError: a file can't be read, or a token is none.
+    """
+    listed = settings.get("added_tokens_decoder")
+    older: dict[str, Any] = {}
+    if listed is None:  # then transformers reads the older files, of which the first takes precedence
+        settings = settings | _read_settings(folder / "special_tokens_map.json")
+        older = _read_settings(folder / "added_tokens.json")  # token → id
+    try:
+        special = {role: _added_token(settings[role])["content"] for role in SPECIAL if settings.get(role)}
+        more = [
+            entry for key in ("additional_special_tokens", "extra_special_tokens") for entry in _each(settings.get(key))
+        ]
+        named = [_added_token(entry) | {"special": True} for entry in (*(settings[role] for role in special), *more)]
+        contents = {token["content"] for token in named}
+        added = [_added_token(entry) for _, entry in sorted((listed or {}).items(), key=lambda item: int(item[0]))]
+        added += [
+            {"content": token, "normalized": token not in contents, "special": token in contents}
+            for token, _ in sorted(older.items(), key=lambda item: int(item[1]))
+        ]
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise ModelError(f"{folder}: its special tokens can't be read ({error!r}): fetch the model again") from None
+    added += named
+    if len(added) > MOST_ADDED:
+        raise ModelError(f"{folder} has {len(added):,} special tokens: it is damaged or hostile")
+    return special, added
+
+
+def _each(tokens: Any) -> list[Any]:
+    """The tokens of a list, or of names with a token each. Raises TypeError where it is neither."""
+    if not isinstance(tokens, (list, dict, type(None))):
+        raise TypeError(f"a list of tokens is {type(tokens).__name__}")
+    return list(tokens.values() if isinstance(tokens, dict) else tokens or ())
+
+
+def _added_token(entry: Any) -> dict[str, Any]:
+    """The arguments of an `AddedToken`. Raises TypeError or KeyError where the entry is none."""
+    if isinstance(entry, str):
+        return {"content": entry, "normalized": False}
+    content = entry["content"]
+    if not isinstance(content, str) or not content:
+        raise TypeError(f"a token is {content!r}")
+    return {"content": content} | {flag: bool(entry[flag]) for flag in FLAGS if flag in entry}
 
 
 def tokenizer_settings(folder: Path) -> dict[str, Any]:
@@ -188,7 +174,10 @@ def tokenizer_settings(folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: it can't be read.
     """
-    file = folder / "tokenizer_config.json"
+    return _read_settings(folder / "tokenizer_config.json")
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:

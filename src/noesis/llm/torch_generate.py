@@ -18,9 +18,9 @@ from noesis.core.console import say
 from noesis.core.errors import ModelError
 from noesis.core.messages import Message
 from noesis.core.text import common_prefix
+from noesis.llm.causal_model import load_causal_model
 from noesis.llm.chat_template import break_controls, end_of_turn, render
 from noesis.llm.llama_cpp import REPEAT_PENALTY
-from noesis.llm.model_config import check_model_folder
 from noesis.llm.tokenizer import ChatTokenizer
 from noesis.llm.weights import iter_trained_weights, read_adapter
 
@@ -199,13 +199,8 @@ def load_merged_model(
         device: `cpu` or `cuda`.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
-    check_model_folder(base)
-    kind = getattr(torch, dtype)
-    model = AutoModelForCausalLM.from_pretrained(
-        base, dtype=kind, use_safetensors=True, trust_remote_code=False, local_files_only=True
-    )
+    model = load_causal_model(base, dtype=getattr(torch, dtype))
     adapter = read_adapter(adapter_folder) if adapter_folder is not None else None
     state = model.state_dict()
     with torch.inference_mode():

@@ -21,7 +21,7 @@ from noesis.core.files import files_in
 from noesis.core.jsonl import read_json_file
 from noesis.llm.model_config import check_adapter_settings
 
-ADAPTER_WEIGHTS, INDEX = "adapter_model.safetensors", "model.safetensors.index.json"
+ADAPTER_WEIGHTS, WHOLE, INDEX = "adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json"
 PEFT_PREFIX = "base_model.model."
 UNSUPPORTED = (
     "use_dora",
@@ -38,8 +38,14 @@ UNSUPPORTED = (
     "trainable_token_indices",
     "use_qalora",
 )
+# What older checkpoints also hold and no loader reads: it is computed from config.json.
+BUFFERS = re.compile(
+    r"(?:.*\.)?(?:rotary_emb\.(?:inv_freq|original_inv_freq|cos_cached|sin_cached)|rope\.freqs|position_ids"
+    r"|(?:attn|attention)\.(?:masked_)?bias)"
+)
 TORCH_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' name → torch's
 MAX_SHARDS = 10_000
+LONGEST_FILE_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -101,16 +107,18 @@ def _read_adapter_files(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[i
     """(adapter_config.json, tensor name → shape)."""
     from safetensors import SafetensorError, safe_open
 
+    if missing := [name for name in ("adapter_config.json", ADAPTER_WEIGHTS) if not (folder / name).is_file()]:
+        other = (folder / "adapter_model.bin").is_file()
+        raise ModelError(
+            f"{folder} is not an adapter: {missing[0]} is missing (only safetensors are read"
+            + ("; adapter_model.bin can run code: save it again with peft's save_pretrained)" if other else ")")
+        )
     try:
         settings = check_adapter_settings(folder / "adapter_config.json")
         with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as f:
             shapes = {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118  (not a dict)
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"{folder} is not an adapter: {error.filename} is missing (only safetensors are read)"
-        ) from None
     except (ValueError, SafetensorError) as error:
-        raise ModelError(f"{folder} is damaged: {error}") from None
+        raise ModelError(f"{folder} is damaged: {error}; fetch the adapter again") from None
     return settings, shapes
 
 
@@ -154,11 +162,15 @@ def require_matching_base(adapter: AdapterFile, tensors: dict[str, StoredTensor]
 
 
 def weight_files(model: Path) -> list[Path]:
-    """The safetensors files of a model folder: those its index names, or else those that are there.
+    """The safetensors files of a model folder: model.safetensors, or those its index names, or those that are there.
+
+    transformers looks in this order too: an index may be left from an earlier save.
 
     Raises:
         ModelError: one is missing, or there is none.
     """
+    if (model / WHOLE).is_file():
+        return [model / WHOLE]
     if (model / INDEX).is_file():
         names, why = _names_in_index(model / INDEX), f"{INDEX} names it"
     else:
@@ -177,8 +189,8 @@ def _names_in_index(index: Path) -> list[str]:
     if len(names) > MAX_SHARDS:
         raise ModelError(f"{index} names {len(names):,} files: it is damaged or hostile")
     for name in names:
-        if Path(name).name != name:
-            raise ModelError(f"{index} names a file outside its folder: {name!r}")
+        if Path(name).name != name or len(name) > LONGEST_FILE_NAME:
+            raise ModelError(f"{index} names a file outside its folder: {name[:LONGEST_FILE_NAME]!r}")
     return names
 
 
@@ -196,7 +208,7 @@ def _names_in_folder(model: Path) -> list[str]:
 
 
 def list_tensors(model: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a model folder, from the files' headers alone, in the files' order.
+    """Every weight of a model folder, from the files' headers alone, in the files' order; buffers are left out.
 
     Raises:
         ModelError: a file is cut short or not safetensors, a tensor occurs twice or has an unsupported type.
@@ -208,6 +220,8 @@ def list_tensors(model: Path) -> dict[str, StoredTensor]:
         try:
             with safe_open(file, framework="pt") as f:
                 for name in f.keys():  # noqa: SIM118  (not a dict)
+                    if BUFFERS.fullmatch(name):
+                        continue
                     if name in found:
                         raise ModelError(
                             f"{name!r} is in {found[name].file.name} and in {file.name}: fetch the model again"

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from noesis.core.console import say
-from noesis.core.files import sha256_file, sha256_json
+from noesis.core.files import scratch_folder, sha256_file, sha256_json
 from noesis.core.project import cache_folder
+from noesis.core.rooted import move
 from noesis.llm.embedded import EMBEDDED
 from noesis.pipeline.session import RunSession
 from noesis.release.model_card import EMBEDDED_ON_HUB
 from noesis.release.provenance import Provenance
 
-BASE_FORMAT = 1  # part of the cache key: raise it when the same base would be written differently
+BASE_FORMAT = 2  # part of the cache key: raise it when the same base would be written differently
 
 
 def provenance(s: RunSession) -> Provenance:
@@ -56,13 +57,25 @@ def write_adapter(s: RunSession, folder: Path) -> Path:
 def base_gguf(s: RunSession) -> Path:
     """The base as it was trained on (quantised and dequantised, if it was), as an F16 GGUF; written once and cached."""
     from noesis.release.gguf.writer import write_gguf
+    from noesis.release.parity.llama_logits import LlamaModel
 
     quantization, dtype = s.as_trained.lora.quantization, s.arithmetic
     key = sha256_json([s.model.revision, quantization.model_dump(), dtype, BASE_FORMAT])[:12]
     base = cache_folder() / "models" / f"base-{key}-f16.gguf"
     if not base.is_file():
         say("  writing the base as it was trained on to GGUF (once; it is cached) …")
-        write_gguf(
-            s.model.path, base, "f16", name="base", licence=s.model.licence, quantization=quantization, dtype=dtype
-        )
+        with scratch_folder(base.parent, base.stem) as folder:
+            written = folder / base.name
+            write_gguf(
+                s.model.path,
+                written,
+                "f16",
+                name="base",
+                licence=s.model.licence,
+                quantization=quantization,
+                dtype=dtype,
+            )
+            with LlamaModel(written):
+                pass  # what llama.cpp can't load is not kept
+            move(written, base)
     return base

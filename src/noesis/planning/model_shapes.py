@@ -143,5 +143,10 @@ def read_shape(folder: Path) -> Shape:
             vocabulary=whole_number(raw, "vocab_size", 1, 4_000_000),
             tied=bool(raw.get("tie_word_embeddings", False)),
         )
+    except FileNotFoundError:
+        raise ModelError(f"{folder} has no config.json: fetch the model again, or give another folder") from None
     except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / 'config.json'} does not describe a Llama-like model: {error!r}") from None
+        raise ModelError(
+            f"{folder / 'config.json'} does not describe a Llama-like model: {error}; fetch the model again, "
+            "or choose another"
+        ) from None

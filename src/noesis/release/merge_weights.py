@@ -19,6 +19,8 @@ from noesis.core.errors import ModelError
 from noesis.core.files import copy_file, files_in, new_folder, require_space, write_text
 from noesis.core.rooted import file_of_model
 from noesis.llm.weights import (
+    INDEX,
+    WHOLE,
     AdapterFile,
     StoredTensor,
     cast_to,
@@ -34,7 +36,7 @@ from noesis.release.provenance import FILE_NAME, Provenance
 from noesis.release.shard_writer import verify_shards, write_shard
 
 COPIED = ("*.json", "*.jinja", "*.model", "LICENSE*", "NOTICE*", "USE_POLICY*")
-NOT_COPIED = ("model.safetensors.index.json", "adapter_config.json", FILE_NAME)
+NOT_COPIED = (INDEX, "adapter_config.json", FILE_NAME)
 
 
 @dataclass(frozen=True)
@@ -189,10 +191,10 @@ def _write_weights(plan: MergePlan, folder: Path, error: _ErrorMeter) -> dict[st
             for name, sha256 in write_shard(folder / file, tensors, _merged(plan, tensors, error)):
                 digests[name] = sha256
                 progress.advance(1)
-    if len(plan.files) > 1:
+    if list(plan.files) != [WHOLE]:
         weight_map = {tensor.name: tensor.file.name for tensor in plan.tensors}
         index = json.dumps({"metadata": {"total_size": plan.bytes}, "weight_map": weight_map}, indent=2)
-        write_text(folder / "model.safetensors.index.json", index)
+        write_text(folder / INDEX, index)
     return digests
 
 
@@ -243,7 +245,8 @@ class _ErrorMeter:
 def _write_other_files(base: Path, folder: Path, card: str, provenance: Provenance | None) -> None:
     """Copy tokenizer, configuration and licence from the base; write the model card and the provenance."""
     for file in files_in(base):
-        if any(file.match(pattern) for pattern in COPIED) and file.name not in NOT_COPIED:
+        wanted = any(file.match(pattern) for pattern in COPIED) and file.name not in NOT_COPIED
+        if wanted and file.is_file():  # not a link that leads nowhere
             copy_file(file_of_model(base, file.name), folder / file.name)
     write_text(folder / "README.md", card)
     if provenance is not None:

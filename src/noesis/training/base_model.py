@@ -10,9 +10,7 @@ from typing import Any
 from noesis.core.config import Config
 from noesis.core.device import Device
 from noesis.core.errors import ModelError
-from noesis.core.libraries import quiet_libraries
-from noesis.llm.model_config import check_model_folder
-from noesis.llm.weights import read_adapter
+from noesis.llm.causal_model import load_causal_model, put_adapter
 from noesis.planning.precision import compute_dtype
 from noesis.training.state.adapter import ADAPTER_FILE
 
@@ -29,18 +27,11 @@ def load_base(folder: Path, config: Config, device: Device, *, longest: int) -> 
         ModelError: the weights can't be read.
     """
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
-    check_model_folder(folder)
-    quiet_libraries()
     dtype = getattr(torch, compute_dtype(config, device))
     quantization = config.lora.quantization
-    arguments: dict[str, Any] = {
-        "dtype": dtype,
-        "use_safetensors": True,
-        "trust_remote_code": False,
-        "local_files_only": True,
-    }
+    arguments: dict[str, Any] = {"dtype": dtype}
     if quantization.load_in_4bit:
         arguments["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -52,10 +43,7 @@ def load_base(folder: Path, config: Config, device: Device, *, longest: int) -> 
         arguments["device_map"] = {"": 0}
     elif longest <= EAGER_TOKENS:
         arguments["attn_implementation"] = "eager"
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, **arguments)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"can't load {folder}: {' '.join(str(error).split())[:300]}") from None
+    model = load_causal_model(folder, **arguments)
     model.requires_grad_(False)
     return model
 
@@ -83,14 +71,11 @@ def with_adapter(base: Any, adapter: Path) -> Any:
     Raises:
         ModelError: the adapter is not in safetensors; other formats can run code and are never loaded.
     """
-    from peft import PeftModel
-
     if not (adapter / ADAPTER_FILE).is_file():
         raise ModelError(
             f"{adapter} holds no {ADAPTER_FILE}; adapters in other formats are not loaded, since they can run code"
         )
-    read_adapter(adapter)  # which refuses what PEFT would trip over
-    return PeftModel.from_pretrained(base, adapter, is_trainable=False, use_safetensors=True).eval()
+    return put_adapter(base, adapter)
 
 
 def swap_adapter(model: Any, adapter: Path) -> None:

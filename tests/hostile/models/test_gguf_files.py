@@ -146,6 +146,22 @@ def test_a_sound_file_passes(sound: bytes, tmp_path: Path):
     assert len(header.tensors) == 12
 
 
+def test_llama_cpp_may_take_memory_by_its_file_and_context(sound: bytes, tmp_path: Path):
+    from noesis.llm.isolated.llama_process import WORKING_MEMORY, memory_limit
+
+    def limit(content: bytes, context: int) -> int:
+        file.write_bytes(content)
+        return memory_limit({"model": {"path": str(file)}, "n_ctx": context})
+
+    file = tmp_path / "x.gguf"
+    least = limit(sound, 0)
+    assert least == 2 * len(sound) + WORKING_MEMORY < psutil.virtual_memory().total
+    assert limit(sound, 1000) - least == 1000 * 2 * 2 * 32  # keys and values of one head of 32, in 16 bits
+    boastful = number_of(number_of(sound, "llama.attention.head_count", 1 << 14), "llama.block_count", 2000)
+    assert limit(boastful, 1000) == limit(sound, 1000)  # what the file claims is no reason, what it holds is
+    assert limit(sound, 1 << 50) == psutil.virtual_memory().total
+
+
 # --- llama.cpp in a process of its own ------------------------------------------------------------------------------
 
 

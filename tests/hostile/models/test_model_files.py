@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import struct
@@ -19,6 +20,7 @@ from noesis.core.errors import ConfigError, ModelError
 from noesis.core.yaml_file import read_yaml
 from noesis.llm.hub import find_model
 from noesis.llm.model_config import check_adapter_settings, check_model_folder
+from noesis.llm.weights import read_adapter, weight_files
 from noesis.planning.model_shapes import read_shape
 from noesis.release.gguf.families import read_config
 
@@ -80,6 +82,7 @@ def test_a_config_with_such_a_number_is_one_message(folder: Path, key: str, valu
     "change",
     [
         pytest.param({"num_attention_heads": 3}, id="heads that are no multiple of the shared ones"),
+        pytest.param({"head_dim": 0}, id="heads of no width"),
         pytest.param({"rms_norm_eps": 0}, id="an epsilon of 0"),
         pytest.param({"rms_norm_eps": "x"}, id="an epsilon that is a text"),
         pytest.param({"rope_theta": -1}, id="a negative theta"),
@@ -121,6 +124,90 @@ def test_a_json_file_of_a_gigabyte_is_not_read(folder: Path, name: str):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param("{}", id="an empty config.json that is loaded"),
+        pytest.param({"model_type": []}, id="a model_type that is a list"),
+        pytest.param({"model_type": "x"}, id="a model_type that nobody knows"),
+        pytest.param({"hidden_act": "x"}, id="an activation that nobody knows"),
+        pytest.param({"pad_token_id": 10**30}, id="a padding token beyond every vocabulary"),
+        pytest.param({"attention_bias": "x"}, id="a truth value that is a text"),
+        pytest.param({"rope_parameters": {"rope_type": "llama3"}}, id="rotary parameters that are not all there"),
+        pytest.param({"vocab_size": None}, id="a vocabulary of null"),
+        pytest.param({"num_key_value_heads": 1}, id="heads that the weights contradict"),
+        pytest.param({"tie_word_embeddings": False}, id="an output layer that no file holds"),
+    ],
+)  # fmt: skip
+def test_what_transformers_trips_over_is_one_message(tiny_model: Path, tmp_path: Path, change: Any):
+    from noesis.llm.causal_model import load_causal_model
+    from noesis.release.parity.reference import merged_model
+
+    folder = shutil.copytree(tiny_model, tmp_path / "m")
+    file = folder / "config.json"
+    text = change if isinstance(change, str) else json.dumps(json.loads(file.read_text(encoding="utf-8")) | change)
+    file.write_text(text, encoding="utf-8")
+    for load in (load_causal_model, merged_model):
+        assert str(folder) in one_message(lambda load=load: load(folder))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(["x" * 5000], id="an index with a name of 5,000 letters"),
+        pytest.param(["a\0b"], id="an index with a name of a null byte"),
+        pytest.param(["../model.safetensors"], id="an index that leaves its folder"),
+        pytest.param([""], id="an index with a name of no letters"),
+        pytest.param([5], id="an index with a name that is a number"),
+        pytest.param([f"{i}.safetensors" for i in range(20_000)], id="an index of 20,000 files"),
+    ],
+)
+def test_an_index_with_such_names_is_one_message(folder: Path, names: list[Any]):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    index = {"weight_map": {f"w{i}": name for i, name in enumerate(names)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    assert str(folder) in one_message(lambda: weight_files(folder))
+
+
+@pytest.mark.slow
+def test_a_weight_that_is_missing_is_never_made_up(tiny_model: Path, tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    from noesis.llm.causal_model import load_causal_model
+
+    folder = shutil.copytree(tiny_model, tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.input_layernorm.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    assert "'model.layers.1.input_layernorm.weight'" in one_message(lambda: load_causal_model(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["model.norm.weight", "model.layers.1.mlp.down_proj.weight", "model.embed_tokens.weight"]
+)
+def test_the_engine_takes_no_weight_of_another_shape(tiny_model: Path, tmp_path: Path, name: str):
+    """Its kernels would read beyond the end of a smaller one."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from noesis.training.engine.weights import Reader
+
+    folder = shutil.copytree(tiny_model, tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    with Reader(folder, torch.float32, "cpu") as reader:
+        reader.require(shapes)
+    save_file(tensors | {name: tensors[name][:8].clone()}, folder / "model.safetensors")
+    with Reader(folder, torch.float32, "cpu") as reader:
+        assert name in one_message(lambda: reader.require(shapes))
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors")
+    with Reader(folder, torch.float32, "cpu") as reader:
+        assert name in one_message(lambda: reader.require(shapes))
+
+
 # --- adapters -------------------------------------------------------------------------------------------------------
 
 
@@ -154,6 +241,16 @@ def test_an_adapter_with_such_a_value_is_one_message(tmp_path: Path, change: dic
     assert next(iter(change)) in words
 
 
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_with_a_pipe_in_place_of_a_file_does_not_wait(tmp_path: Path, name: str):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(ADAPTER), encoding="utf-8")
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    assert name in one_message(lambda: read_adapter(tmp_path))
+    if name.endswith(".json"):
+        assert "not a plain file" in one_message(lambda: check_adapter_settings(tmp_path / name))
+
+
 def test_a_sound_adapter_passes(tmp_path: Path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(ADAPTER | {"lora_alpha": 0.5, "lora_dropout": 0}))
     assert check_adapter_settings(tmp_path / "adapter_config.json")["r"] == 4
@@ -171,7 +268,6 @@ def test_a_sound_adapter_passes(tmp_path: Path):
     ],
 )
 def test_a_hostile_adapter_is_refused_wherever_it_is_loaded(tiny_adapter: Path, tmp_path: Path, change: dict[str, Any]):
-    from noesis.llm.weights import read_adapter
     from noesis.training.base_model import with_adapter
 
     shutil.copytree(tiny_adapter, tmp_path / "a")

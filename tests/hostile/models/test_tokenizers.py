@@ -19,7 +19,7 @@ import pytest
 
 from helpers.project import ROOT, make_tokenizer_files
 from noesis.core.errors import ModelError
-from noesis.llm import tokenizer as module
+from noesis.llm.isolated import remote_tokenizer as module
 from noesis.llm.isolated.child import Child
 from noesis.llm.tokenizer import load_tokenizer
 

@@ -304,6 +304,16 @@ def test_an_output_of_the_same_kind_may_be_replaced(tmp_path: Path, old: bytes):
         require_output(tmp_path / "x.gguf", "--outfile", inputs=(tmp_path,), starts=b"GGUF")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="pipes and devices have names")
+@pytest.mark.parametrize("name", ["pipe", "a link to a pipe", "device"])
+def test_an_output_that_is_no_plain_file_is_refused_without_opening_it(tmp_path: Path, name: str):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "a link to a pipe").symlink_to(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/null")
+    with pytest.raises(UsageError, match="is a pipe, a device or a socket: name a file"):
+        require_output(tmp_path / name, "--outfile", starts=b"GGUF")
+
+
 # --- what is copied out of a model's folder
 
 

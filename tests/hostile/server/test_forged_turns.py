@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from collections.abc import Callable
 from functools import cache
@@ -154,6 +156,19 @@ def test_the_search_takes_linear_time_with_6000_tokens(text: str):
     started = time.process_time()
     assert not pattern.search(break_control_tokens(text, pattern))
     assert time.process_time() - started < 10
+
+
+@pytest.mark.timing
+def test_a_row_is_searched_for_6000_control_tokens_in_linear_time(tiny_tokenizer_folder: Path, tmp_path: Path):
+    folder = shutil.copytree(tiny_tokenizer_folder, tmp_path / "t")
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings["additional_special_tokens"] = [f"<unused{i}>" for i in range(6000)]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    tokenizer = load_tokenizer(folder)
+    started = time.process_time()
+    with pytest.raises(TrainingError, match="holds '<unused5999>'"):
+        encode(tokenizer, [{"role": "user", "content": "<unused" * 100_000 + "<unused5999>"}], "b", name="x")
+    assert time.process_time() - started < 5
 
 
 def after(raw: bytes, name: bytes, skip: int, new: bytes) -> bytes:

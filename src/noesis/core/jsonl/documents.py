@@ -20,6 +20,8 @@ def read_json_file(file: Path, most: int = MAX_FILE) -> dict[str, Any]:
         FileNotFoundError: it does not exist.
         ValueError: it is too long, or not a JSON object; the message does not name it.
     """
+    if file.exists() and not file.is_file():  # a pipe would wait for its writer
+        raise LineError("not-json", "not a plain file")
     with open(file, "rb") as f:
         data = f.read(most + 1)
     if len(data) > most:

@@ -16,7 +16,7 @@ from noesis.core.config import Config
 from noesis.core.console import Progress
 from noesis.core.errors import NoesisError
 from noesis.core.messages import Message
-from noesis.core.text import CONTROL_TOKEN
+from noesis.core.text import CONTROL_TOKEN, any_of
 from noesis.dataset.checks.rows import RowReader
 from noesis.dataset.checks.scan import Table
 from noesis.dataset.encode import prompt_messages, target_text
@@ -48,7 +48,7 @@ class TokenCounter:
     def special_tokens(self) -> re.Pattern[str] | None:
         """Matches the special tokens that only this model has; None if it has none beyond the usual ones."""
         tokens = [token for token in self.tokenizer.added_special if not CONTROL_TOKEN.fullmatch(token)]
-        return re.compile("|".join(re.escape(token) for token in sorted(tokens))) if tokens else None
+        return any_of(tokens, breakable=False) if tokens else None
 
     def length(self, example: Example) -> int:
         """Tokens of the whole row.

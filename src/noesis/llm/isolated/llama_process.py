@@ -8,6 +8,8 @@ socket that only this user may open (127.0.0.1 where there are none), with a key
 from __future__ import annotations
 
 import json
+import math
+import re
 import secrets
 import socket
 import tempfile
@@ -19,6 +21,7 @@ from typing import Any
 import psutil
 
 from noesis.core.errors import MissingExtra, ModelError
+from noesis.llm.gguf_header import read_header
 from noesis.llm.http import Http
 from noesis.llm.http_reply import HttpError, lines
 from noesis.llm.isolated.child import Child
@@ -28,6 +31,8 @@ ANSWER_S = 86_400.0  # a long prompt on a slow processor
 ENDING_S = 0.2  # from a connection that breaks to the end of the process that broke it
 NO_ORIGIN = "http://noesis.invalid"  # no page has it: else llama.cpp lets every page read its answers
 LONGEST_SOCKET_PATH = 100  # bytes; the systems' limits are 104 and 108
+WORKING_MEMORY = 4_000_000_000  # bytes, of a computation of 512 tokens, a vocabulary and the threads; measured: 0.3 GB
+_CACHED = re.compile(r"blk\.\d+\.attn_(?:k|v|kv|qkv)\b.*\.weight")  # their outputs are kept for each token
 
 
 class LlamaProcess:
@@ -60,8 +65,7 @@ class LlamaProcess:
             "ui": False,
             "verbosity": 0,
         }
-        # no more than the machine has: it is to fail rather than push everything else out of memory
-        self._child = Child("noesis.llm.isolated.llama_worker", memory=psutil.virtual_memory().total)
+        self._child = Child("noesis.llm.isolated.llama_worker", memory=memory_limit(settings))
         address = str(self._child.ask(str(self._file), LOAD_S, settings=settings | private))
         self.url = "http://llama.cpp" if self.socket else address
         headers = {"Authorization": f"Bearer {self.key}"}
@@ -125,6 +129,22 @@ class LlamaProcess:
         time.sleep(ENDING_S)
         why = str(error) if self.running else "its process ended"
         return ModelError(f"llama.cpp gave no answer from {self._file}: {why}")
+
+
+def memory_limit(settings: dict[str, Any]) -> int:
+    """Bytes that llama.cpp may allocate for these settings, which are those of a `LlamaProcess`.
+
+    Twice the files (some weights are repacked beside the mapped ones), the cache of keys and values in 16 bits for the
+    whole context, and room to compute in; never more than the machine has.
+
+    Raises:
+        ModelError: a file is damaged.
+    """
+    files = [Path(part["path"]) for part in (settings["model"], *settings.get("lora_adapters", ()))]
+    shapes = read_header(files[0]).tensors.items()
+    cached = sum(math.prod(shape[1:]) for name, (shape, _) in shapes if len(shape) > 1 and _CACHED.fullmatch(name))
+    needed = 2 * sum(file.stat().st_size for file in files) + 2 * cached * int(settings["n_ctx"])
+    return min(needed + WORKING_MEMORY, psutil.virtual_memory().total)
 
 
 def _private_folder() -> tempfile.TemporaryDirectory[str] | None:

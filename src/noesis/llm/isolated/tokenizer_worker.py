@@ -16,6 +16,7 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as _Tokenizer
 
 from noesis.core.errors import ModelError
@@ -28,8 +29,12 @@ INCOMPLETE = "\ufffd"  # what a decoder puts where the bytes of a character are 
 class LocalTokenizer:
     """A tokenizer.json and a template, loaded here."""
 
-    def __init__(self, file: Path, template: str, special: dict[str, str]) -> None:
+    def __init__(self, file: Path, template: str, special: dict[str, str], added: list[dict[str, Any]]) -> None:
         """Load them.
+
+        Args:
+            special: role (`eos_token`) → token, which the template may write.
+            added: the arguments of an `AddedToken` each; those that tokenizer.json lacks are added to it.
 
         Raises:
             ModelError: one of them can't be read.
@@ -38,6 +43,11 @@ class LocalTokenizer:
             self._backend = _Tokenizer.from_file(str(file))
         except Exception as error:  # tokenizers raises no class of its own
             raise ModelError(f"{file} can't be read: {' '.join(str(error).split())[:300]}") from None
+        known = {token.content for token in self._backend.get_added_tokens_decoder().values()}
+        for token in added:
+            if token["content"] not in known:
+                known.add(token["content"])
+                self._backend.add_tokens([AddedToken(**token)])
         self._backend.no_truncation()
         self._backend.no_padding()
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
@@ -54,10 +64,10 @@ class LocalTokenizer:
 
     def describe(self) -> dict[str, Any]:
         """What a `ChatTokenizer` knows of it from the start."""
-        added = {i: t.content for i, t in self._backend.get_added_tokens_decoder().items() if t.special}
+        found = sorted(self._backend.get_added_tokens_decoder().items())
         return {
             "ids": {name: self._backend.token_to_id(token) for name, token in self._special.items()},
-            "added": sorted(added.items()),
+            "added": [(i, token.content, token.special) for i, token in found],
             "byte_level": type(self._backend.decoder).__name__ == "ByteLevel"
             or bool(getattr(self._backend.model, "byte_fallback", False)),
         }

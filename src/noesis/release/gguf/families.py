@@ -82,7 +82,10 @@ def read_config(model: Path) -> ModelConfig:
         _require_gemma_query_scale(raw, family, model)
         return _parse(raw, family)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ModelError(f"{model / 'config.json'} lacks what a conversion needs: {error!r}") from None
+        raise ModelError(
+            f"{model / 'config.json'} lacks what a conversion needs, or has it in another form ({error!r}): "
+            "fetch the model again"
+        ) from None
 
 
 def unsupported(model: Path, why: str) -> ModelError:
@@ -91,7 +94,9 @@ def unsupported(model: Path, why: str) -> ModelError:
 
 
 def _family(raw: dict[str, Any], model: Path) -> Family:
-    architecture = str((raw.get("architectures") or ["?"])[0])
+    architecture = str((raw.get("architectures") or [""])[0])
+    if not architecture:
+        raise ModelError(f"{model / 'config.json'} names no architecture: fetch the model again, or choose another")
     family = FAMILIES.get(architecture)
     if family is None:
         raise unsupported(model, f"{architecture} can't be converted here ({', '.join(FAMILIES)} can)")

@@ -13,8 +13,9 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from noesis.core.errors import ModelError
+from noesis.core.errors import ModelError, TrainingError
 from noesis.core.jsonl import read_json_file
+from noesis.llm.chat_template import end_of_turn
 from noesis.llm.tokenizer import LARGEST, chat_template_of, load_tokenizer, tokenizer_settings
 from noesis.release.gguf.families import unsupported
 
@@ -57,9 +58,9 @@ def write_vocabulary(writer: Any, model: Path, size: int) -> None:
     if raw["model"]["type"] != "BPE":
         raise unsupported(model, f"a {raw['model']['type']} tokenizer can't be converted here")
     if raw["model"].get("byte_fallback"):
-        _write_pieces(writer, raw, size)
+        _write_pieces(writer, raw, tokenizer, size)
     else:
-        _write_byte_level(writer, raw, size, pre_tokenizer(raw, tokenizer, model))
+        _write_byte_level(writer, raw, tokenizer, size, pre_tokenizer(raw, tokenizer, model))
     for key, add in (
         ("bos_token", writer.add_bos_token_id),
         ("eos_token", writer.add_eos_token_id),
@@ -70,9 +71,20 @@ def write_vocabulary(writer: Any, model: Path, size: int) -> None:
         token_id = tokenizer.token_id(token) if token else None
         if token_id is not None:
             add(token_id)
+    turn = turn_end(tokenizer)
+    if turn is not None and turn != tokenizer.eos_token_id:
+        writer.add_eot_token_id(turn)  # else llama.cpp goes on after it, unless it knows the token by name
     writer.add_add_bos_token(adds_bos(tokenizer))
     writer.add_add_eos_token(False)
     writer.add_chat_template(chat_template(model))
+
+
+def turn_end(tokenizer: Any) -> int | None:
+    """The id of the token that ends an answer; None where the template has none (a base model's)."""
+    try:
+        return end_of_turn(tokenizer)
+    except (ModelError, TrainingError):
+        return None
 
 
 def adds_bos(tokenizer: Any) -> bool:
@@ -109,9 +121,9 @@ def pre_tokenizer(raw: dict[str, Any], tokenizer: Any, model: Path) -> str:
     raise unsupported(model, f"this tokenizer's pre-tokenizer ({', '.join(map(str, kinds))}) is unknown")
 
 
-def _write_byte_level(writer: Any, raw: dict[str, Any], size: int, pre: str) -> None:
+def _write_byte_level(writer: Any, raw: dict[str, Any], tokenizer: Any, size: int, pre: str) -> None:
     """Byte-level BPE: Llama 3, Qwen2, SmolLM2, Mistral's Tekken."""
-    texts, kinds = _tokens(raw, size)
+    texts, kinds = _tokens(raw, tokenizer, size)
     merges = [
         m if isinstance(m, str) else " ".join(part.replace(" ", "Ġ") for part in m) for m in raw["model"]["merges"]
     ]
@@ -123,7 +135,7 @@ def _write_byte_level(writer: Any, raw: dict[str, Any], size: int, pre: str) -> 
     writer.add_add_space_prefix(False)
 
 
-def _write_pieces(writer: Any, raw: dict[str, Any], size: int) -> None:
+def _write_pieces(writer: Any, raw: dict[str, Any], tokenizer: Any, size: int) -> None:
     """Pieces of text with `▁` for a space (Mistral, Gemma).
 
     llama.cpp joins the neighbours whose result scores highest; the order of the merges stands in for the scores, from
@@ -131,7 +143,7 @@ def _write_pieces(writer: Any, raw: dict[str, Any], size: int) -> None:
     """
     import gguf
 
-    texts, kinds = _tokens(raw, size)
+    texts, kinds = _tokens(raw, tokenizer, size)
     rank: dict[str, int] = {}
     for i, merge in enumerate(raw["model"]["merges"]):
         rank.setdefault("".join(merge.split(" ") if isinstance(merge, str) else merge), i)
@@ -192,19 +204,28 @@ def _normalizers(raw: dict[str, Any]) -> list[dict[str, Any]]:
     return list(steps.get("normalizers", [steps]))
 
 
-def _tokens(raw: dict[str, Any], size: int) -> tuple[list[str], list[Any]]:
-    """(texts, gguf token types) of the ids below `size`; ids without a token are padding."""
+def _tokens(raw: dict[str, Any], tokenizer: Any, size: int) -> tuple[list[str], list[Any]]:
+    """(texts, gguf token types) of the ids below `size`; ids without a token are padding.
+
+    Raises:
+        ModelError: a token that no text may contain has an id beyond them.
+    """
     import gguf
 
-    added = {int(t["id"]): t for t in raw["added_tokens"]}
-    by_id = {int(i): text for text, i in raw["model"]["vocab"].items()} | {i: t["content"] for i, t in added.items()}
+    beyond = [tokenizer.added[i] for i in sorted(tokenizer.added) if i >= size and i in tokenizer.control_ids]
+    if beyond:
+        raise ModelError(
+            f"the token {beyond[0]!r} is not among the model's {size:,}: it was added to the tokenizer alone; "
+            "resize the model's embedding, or take the token out of the tokenizer's files"
+        )
+    by_id = {int(i): text for text, i in raw["model"]["vocab"].items()} | tokenizer.added
     texts, kinds = [], []
     for i in range(size):
         texts.append(by_id.get(i, f"[PAD{i}]"))
         if i not in by_id:
             kinds.append(gguf.TokenType.UNUSED)
-        elif i in added:
-            kinds.append(gguf.TokenType.CONTROL if added[i].get("special") else gguf.TokenType.USER_DEFINED)
+        elif i in tokenizer.control_ids:
+            kinds.append(gguf.TokenType.CONTROL)
         else:
-            kinds.append(gguf.TokenType.NORMAL)
+            kinds.append(gguf.TokenType.USER_DEFINED if i in tokenizer.added else gguf.TokenType.NORMAL)
     return texts, kinds

@@ -118,6 +118,11 @@ def plan_gguf(tensors: dict[str, StoredTensor], config: ModelConfig, kind: str) 
     has_output = "lm_head.weight" in sources
     if "model.embed_tokens.weight" not in sources or not (has_output or config.tied):
         raise ModelError("the model lacks its embedding or its output layer: fetch it again")
+    if (rows := sources["model.embed_tokens.weight"].shape[0]) != config.vocabulary:
+        raise ModelError(
+            f"config.json has a vocab_size of {config.vocabulary:,}, and the embedding has {rows:,} rows: "
+            "put that number there if tokens were added, or fetch the model again"
+        )
     for i in range(config.layers):
         if f"model.layers.{i}.mlp.down_proj.weight" not in sources:
             raise ModelError(f"layer {i} of {config.layers} is missing from the model's files: fetch it again")

@@ -15,8 +15,9 @@ from noesis.llm.gguf_header import REMAKE, read_header
 from noesis.llm.tokenizer import load_tokenizer
 from noesis.llm.weights import StoredTensor, list_tensors, lora_update, read_adapter, read_as_trained, read_tensor
 from noesis.release.gguf.families import ModelConfig, permuted, read_config, rope_factors
-from noesis.release.gguf.vocabulary import chat_template, pre_tokenizer, read_tokenizer
+from noesis.release.gguf.vocabulary import chat_template, pre_tokenizer, read_tokenizer, turn_end
 from noesis.release.parity.certificate import Finding
+from noesis.release.parity.llama_logits import LlamaModel
 
 
 def open_gguf(file: Path) -> Any:
@@ -87,6 +88,19 @@ def audit_gguf(model: Path, file: Path) -> list[Finding]:
         *_audit_rope_factors(tensors, config),
         *_audit_row_order(tensors, list_tensors(model), config),
     ]
+
+
+def audit_controls(model: LlamaModel, tokenizer: Any) -> list[Finding]:
+    """Whether llama.cpp reads each of the model's control tokens as one, and stops where an answer ends."""
+    ids = sorted(tokenizer.control_ids)
+    names = dict(zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True))
+    findings = []
+    if split := [name for i, name in names.items() if model.tokenize(name) != [i]]:
+        findings.append(Finding("tokenizer", f"the control token {split[0]!r} is not read as one"))
+    end = turn_end(tokenizer)
+    if end is not None and not model.ends_generation(end):
+        findings.append(Finding("tokenizer", f"llama.cpp would not stop at {names[end]!r}, which ends an answer"))
+    return findings
 
 
 def _field(reader: Any, key: str) -> Any:

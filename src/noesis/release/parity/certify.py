@@ -24,7 +24,7 @@ from noesis.llm.gguf_header import read_header
 from noesis.llm.weights import list_tensors
 from noesis.release.gguf.families import read_config
 from noesis.release.gguf.vocabulary import comparable, read_tokenizer
-from noesis.release.parity.audit import audit_gguf, audit_merge, update_share
+from noesis.release.parity.audit import audit_controls, audit_gguf, audit_merge, update_share
 from noesis.release.parity.certificate import (
     Certificate,
     Comparison,
@@ -177,6 +177,7 @@ def _compare_files(
             templates = compare_renderings(file, tokenizer)  # in a process of its own, before the file is loaded here
         with LlamaModel(file, context=CONTEXT + inputs.answer_tokens) as model:
             different = [text for text, ids in zip(strings, expected, strict=True) if model.tokenize(text) != ids]
+            controls = audit_controls(model, tokenizer)
             references = [merged, adapted] if adapted else [merged]
             divergences, answers = measure_gguf(model, inputs, references, f"compare {kind}")
         tokens = TokenizerCheck(len(strings), len(different), tuple(different[:3]))
@@ -186,7 +187,7 @@ def _compare_files(
             tolerance_of(kind, weights),
             stage="quantisation" if kind.startswith("q") else "conversion",
             symptom="it does not behave like the merged model",
-            findings=[*audit_gguf(subject.merged, file), *_text_findings(tokens, templates)],
+            findings=[*audit_gguf(subject.merged, file), *controls, *_text_findings(tokens, templates)],
         )
         comparisons[kind] = replace(
             comparison,

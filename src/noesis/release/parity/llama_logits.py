@@ -97,6 +97,10 @@ class LlamaModel:
             raise ModelError(f"llama.cpp can't tokenise {text[:40]!r}")
         return list(ids[:count])
 
+    def ends_generation(self, token: int) -> bool:
+        """Whether a server stops at this token."""
+        return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
+
     def logits(self, ids: list[int]) -> Any:
         """Logits after each token: float32 (len(ids), vocabulary)."""
         if len(ids) > min(self.context, 2048):
@@ -157,6 +161,7 @@ def _declare(lib: Any) -> Any:
         "llama_set_n_threads": (None, [void, i32, i32]),
         "llama_model_get_vocab": (void, [void]),
         "llama_vocab_n_tokens": (i32, [void]),
+        "llama_vocab_is_eog": (c.c_bool, [void, i32]),
         "llama_tokenize": (i32, [void, c.c_char_p, i32, c.POINTER(i32), i32, c.c_bool, c.c_bool]),
         "llama_batch_init": (_Batch, [i32, i32, i32]),
         "llama_batch_free": (None, [_Batch]),

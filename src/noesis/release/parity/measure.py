@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from noesis.core.console import Progress
+from noesis.release.gguf.vocabulary import turn_end
 from noesis.release.parity.certificate import Divergence
 from noesis.release.parity.figures import DivergenceMeter
 from noesis.release.parity.llama_logits import LlamaModel
@@ -74,7 +75,7 @@ def prepare_inputs(
         starts=_first_new_positions(rows),
         prompts=[encode(text)[-CONTEXT:] for text in prompts],
         answer_tokens=answer_tokens,
-        stop={tokenizer.eos_token_id} - {None},
+        stop={i for i in (tokenizer.eos_token_id, turn_end(tokenizer)) if i is not None},
         vocabulary=vocabulary,
     )
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.config import Quantization
-from noesis.llm.model_config import check_model_folder
-from noesis.llm.weights import iter_trained_weights, list_tensors, read_adapter
+from noesis.llm.causal_model import load_causal_model, put_adapter
+from noesis.llm.weights import iter_trained_weights, list_tensors
 
 LARGE = 4e9  # bytes in float32; above, weights are widened one layer at a time
 
@@ -30,28 +30,22 @@ def adapted_model(base: Path, adapter: Path, quantization: Quantization | None, 
         quantization, dtype: how training stored the base; None: its original weights.
     """
     import torch
-    from peft import PeftModel
 
-    read_adapter(adapter)  # which refuses what PEFT would trip over
     model = _load(base)
     state = model.state_dict()
     with torch.inference_mode():
         for name, weight in iter_trained_weights(base, quantization, dtype, None, exact=True):
             if name in state:
                 state[name].copy_(weight)
-    return Float32Model(PeftModel.from_pretrained(model, str(adapter)).eval())
+    return Float32Model(put_adapter(model, adapter))
 
 
 def _load(folder: Path) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
 
-    check_model_folder(folder)
     numbers = sum(tensor.numbers for tensor in list_tensors(folder).values())
     kind = torch.float32 if numbers * 4 <= LARGE else "auto"
-    return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=kind, use_safetensors=True, trust_remote_code=False, local_files_only=True
-    ).eval()
+    return load_causal_model(folder, dtype=kind).eval()
 
 
 class Float32Model:

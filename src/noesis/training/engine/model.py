@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from noesis.llm.causal_model import library_errors
 from noesis.llm.model_config import read_model_config
 from noesis.planning.setup import Setup
 from noesis.training.engine import attention
@@ -81,9 +82,10 @@ def build(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     device, dtype = torch.device(device), getattr(torch, setup.compute_dtype)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    with torch.device("meta"):
+    with library_errors(f"can't load {folder}"), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         base = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    shapes = {name: tuple(parameter.shape) for name, parameter in base.named_parameters()}
     for name, module in list(base.named_modules()):
         if isinstance(module, torch.nn.Linear) and name != "lm_head":
             empty = torch.zeros((), dtype=dtype, device=device).expand(module.out_features, module.in_features)
@@ -95,6 +97,7 @@ def build(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     with Reader(folder, dtype, device) as reader:
+        reader.require(shapes)
         engine = Engine(base, setup, lora, reader, device, sharded=sharded, double_quant=double_quant)
     # DistributedDataParallel would broadcast the frozen base to every GPU
     model._ddp_params_and_buffers_to_ignore = [n for n, p in model.named_parameters() if not p.requires_grad] + [
@@ -169,7 +172,7 @@ class Engine:
     def _load_ends(self, base: Any, reader: Reader) -> None:
         """Load embedding, last norm and output layer."""
         embedding = reader.one("model.embed_tokens.weight")
-        tied = base.config.tie_word_embeddings or "lm_head.weight" not in reader.entries
+        tied = base.config.tie_word_embeddings
         self.head = embedding if tied else reader.one("lm_head.weight")
         self.embedding = embedding.to("cpu") if self.setup.offloads and not tied else embedding
         self.norm = reader.one("model.norm.weight")

@@ -16,9 +16,10 @@ from threading import local
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from noesis.core.errors import ModelError
-from noesis.core.files import files_in
+from noesis.llm.weights import weight_files
 
 Tensor = Any
 TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
@@ -44,8 +45,10 @@ def read_index(folder: Path) -> dict[str, Entry]:
         ModelError: there is no such file, or one is damaged.
     """
     entries: dict[str, Entry] = {}
-    for file in files_in(folder, ".safetensors"):
+    for file in weight_files(folder):
         try:
+            with safe_open(file, framework="pt"):
+                pass  # it checks the header, which then can be believed
             with open(file, "rb") as f:
                 length = int.from_bytes(f.read(8), "little")
                 header = json.loads(f.read(length))
@@ -55,12 +58,8 @@ def read_index(folder: Path) -> dict[str, Entry]:
                     entries[name] = Entry(
                         file, 8 + length + begin, end - begin, tuple(item["shape"]), TYPES[item["dtype"]]
                     )
-                    if 8 + length + end > file.stat().st_size:
-                        raise ValueError(f"{name} ends after the end of the file")
-        except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError) as error:
-            raise ModelError(f"{file} can't be read as safetensors ({error!r}): fetch the model again") from None
-    if not entries:
-        raise ModelError(f"{folder} holds no .safetensors file")
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{file} can't be read as safetensors ({error}): fetch the model again") from None
     return entries
 
 
@@ -89,13 +88,26 @@ class Reader:
                 return
             yield [future.result() for future in reading.pop(0)]
 
+    def require(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Check that the files hold every weight of the model that config.json describes: kernels trust their shapes.
+
+        Raises:
+            ModelError: one is missing, or has another shape.
+        """
+        for name, shape in shapes.items():
+            if name not in self.entries:
+                raise ModelError(f"the model has no weight {name!r}: it is not a complete Llama-like model")
+            if (found := self.entries[name].shape) != shape:
+                raise ModelError(
+                    f"{self.entries[name].file}: {name!r} has the shape {found}, and config.json describes {shape}: "
+                    "fetch the model again"
+                )
+
     def one(self, name: str) -> Tensor:
         """A single tensor, read now."""
         return self._read(name)
 
     def _read(self, name: str) -> Tensor:
-        if name not in self.entries:
-            raise ModelError(f"the model has no weight {name!r}: it is not a complete Llama-like model")
         entry = self.entries[name]
         if self.device.type != "cuda":
             raw = torch.empty(entry.size, dtype=torch.uint8)

@@ -1,0 +1,76 @@
+"""A language model in transformers, with or without a LoRA adapter, from safetensors alone; no code of its folder runs.
+
+transformers and PEFT raise whatever comes to them on a folder that is not as they expect, and fill weights that are
+missing with random numbers. Both are one message here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from noesis.core.errors import ModelError, NoesisError
+from noesis.core.libraries import quiet_libraries
+from noesis.llm.model_config import check_model_folder
+from noesis.llm.weights import read_adapter
+
+SHOWN = 300  # characters of a library's own message
+
+
+def load_causal_model(folder: Path, **settings: Any) -> Any:
+    """The model in `folder`.
+
+    Args:
+        settings: of transformers' `from_pretrained`: `dtype`, `device_map`, `quantization_config`.
+
+    Raises:
+        ModelError: a file is damaged or missing, transformers does not know the architecture, or weights are missing.
+    """
+    check_model_folder(folder)
+    quiet_libraries()
+    from transformers import AutoModelForCausalLM
+
+    with library_errors(f"can't load {folder}"):
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            **settings,
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise ModelError(
+            f"{folder} lacks {len(missing)} of the model's weights, {missing[0]!r} among them: fetch the model again"
+        )
+    return model
+
+
+def put_adapter(model: Any, folder: Path) -> Any:
+    """`model` with the trained LoRA adapter in `folder` on it, as a PeftModel that is not trained further.
+
+    Raises:
+        ModelError: the adapter is damaged, of a kind that can't be merged, or of another base.
+    """
+    read_adapter(folder)  # which refuses what PEFT would trip over
+    from peft import PeftModel
+
+    with library_errors(f"can't load the adapter {folder}"):
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=False, use_safetensors=True).eval()
+
+
+@contextmanager
+def library_errors(what: str) -> Iterator[None]:
+    """Turn whatever a library raises on a stranger's files into one message that begins with `what`."""
+    try:
+        yield
+    except (NoesisError, MemoryError):
+        raise
+    except Exception as error:
+        words = " ".join(str(error).split())[:SHOWN].rstrip(".")
+        if "ignore_mismatched_sizes" in words:  # transformers logs which, and the log is silenced
+            words = "its weights do not have the shapes that config.json describes"
+        kind = "" if isinstance(error, (OSError, ValueError, RuntimeError)) else f"{type(error).__name__}: "
+        raise ModelError(f"{what}: {kind}{words}; if its files are damaged, fetch it again") from None
