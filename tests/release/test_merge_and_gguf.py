@@ -274,7 +274,7 @@ def test_other_architectures_are_refused_by_name(tiny_model: Path, tmp_path: Pat
 
 
 def test_a_torn_or_foreign_gguf_is_one_message(tiny_merged: Path, tmp_path: Path):
-    from noesis.llm.gguf_header import read_header
+    from noesis.llm.gguf.header import read_header
     from noesis.llm.llama_cpp import LlamaEngine
     from noesis.release.gguf.writer import write_gguf
     from noesis.release.parity.audit import open_gguf

@@ -17,8 +17,8 @@ from noesis.core.device import usable_threads
 from noesis.core.errors import ModelError
 from noesis.core.messages import Message
 from noesis.core.text import any_of, break_control_tokens
-from noesis.llm.gguf_header import REMAKE, read_header
-from noesis.llm.gguf_tokens import special_tokens
+from noesis.llm.gguf.header import REMAKE, read_header
+from noesis.llm.gguf.tokens import special_tokens
 from noesis.llm.isolated.llama_process import LlamaProcess
 
 IDLE_POLL_S = 0.1

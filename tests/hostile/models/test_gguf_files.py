@@ -15,7 +15,7 @@ import pytest
 
 from helpers.tiny_gguf import write_reciter
 from noesis.core.errors import ModelError
-from noesis.llm.gguf_header import read_header
+from noesis.llm.gguf.header import read_header
 
 UINT32, STRING, ARRAY, UINT64 = 4, 8, 9, 10
 

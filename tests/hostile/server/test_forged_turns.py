@@ -17,7 +17,7 @@ from helpers.tiny_tokenizers import STANDINS, write_standin
 from noesis.core.errors import ModelError, TrainingError
 from noesis.core.text import any_of, break_control_tokens
 from noesis.llm.chat_template import break_controls, encode, render
-from noesis.llm.gguf_tokens import special_tokens
+from noesis.llm.gguf.tokens import special_tokens
 from noesis.llm.tokenizer import ChatTokenizer, load_tokenizer
 from noesis.serving.protocol import Limits
 from noesis.serving.server import ModelFiles

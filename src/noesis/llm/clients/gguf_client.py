@@ -19,7 +19,7 @@ from noesis.core.signals import native_request
 from noesis.core.text import any_of, break_control_tokens
 from noesis.llm.clients.chat_reply import read_chat_reply, read_usage
 from noesis.llm.clients.protocol import ModelReply, ModelRequest, NoReplyError
-from noesis.llm.gguf_tokens import special_tokens
+from noesis.llm.gguf.tokens import special_tokens
 from noesis.llm.isolated.llama_process import LlamaProcess
 
 REASONING, SPAN = 240, 100  # characters at most

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from noesis.core.errors import MissingExtra, ModelError
-from noesis.llm.gguf_header import read_header
+from noesis.llm.gguf.header import read_header
 from noesis.llm.http import Http
 from noesis.llm.http_reply import HttpError, lines
 from noesis.llm.isolated.child import Child

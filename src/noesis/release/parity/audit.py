@@ -11,7 +11,7 @@ from typing import Any
 
 from noesis.core.config import Quantization
 from noesis.core.errors import ModelError
-from noesis.llm.gguf_header import REMAKE, read_header
+from noesis.llm.gguf.header import REMAKE, read_header
 from noesis.llm.tokenizer import load_tokenizer
 from noesis.llm.weights import StoredTensor, list_tensors, lora_update, read_adapter, read_as_trained, read_tensor
 from noesis.release.gguf.families import ModelConfig, permuted, read_config, rope_factors

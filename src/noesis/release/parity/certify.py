@@ -20,7 +20,7 @@ from typing import Any
 from noesis.core.config import Quantization
 from noesis.core.files import require_space, sha256_file
 from noesis.core.libraries import library_versions
-from noesis.llm.gguf_header import read_header
+from noesis.llm.gguf.header import read_header
 from noesis.llm.weights import list_tensors
 from noesis.release.gguf.families import read_config
 from noesis.release.gguf.vocabulary import comparable, read_tokenizer

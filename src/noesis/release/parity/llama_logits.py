@@ -13,7 +13,7 @@ from typing import Any
 
 from noesis.core.device import usable_threads
 from noesis.core.errors import MissingExtra, ModelError
-from noesis.llm.gguf_header import REMAKE, read_header
+from noesis.llm.gguf.header import REMAKE, read_header
 
 
 class _Params(c.Structure):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from noesis.llm.gguf_header import read_header
+from noesis.llm.gguf.header import read_header
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # llama.cpp's types of tokens that are found in texts before tokenising
 

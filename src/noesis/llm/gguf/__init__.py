@@ -1,0 +1,1 @@
+"""GGUF files as hostile input: their head and their vocabulary, read here before llama.cpp reads them."""
