@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from noesis.core.config.models import Config, LoraFile, TrainingFile
 from noesis.core.errors import ConfigError
+from noesis.core.machine.folders import home
 from noesis.core.project import Project
 from noesis.core.yaml_file import describe_error, read_yaml, validate
 
@@ -55,8 +56,8 @@ def _names_load_in_4bit(lora: LoraFile, given: Mapping[str, Any]) -> bool:
 
 def _without_home(model: str) -> str:
     """A folder in the user's home as `~/…`, so that no record names the home."""
-    home = str(Path.home())
-    return "~" + model[len(home) :] if home != "/" and model.startswith(home + "/") else model
+    at_home = str(home() or "/")
+    return "~" + model[len(at_home) :] if at_home != "/" and model.startswith(at_home + "/") else model
 
 
 def _read(model: type[M], path: Path) -> M:
