@@ -72,6 +72,15 @@ def test_without_a_home_nothing_ends_in_a_traceback(bare: pytest.MonkeyPatch, ca
     assert err.count("set NOESIS_CACHE to a folder") == 3
 
 
+def test_a_user_without_a_name_has_a_folder_for_compiled_code(bare: pytest.MonkeyPatch, tmp_path: Path):
+    """Containers that are started with `--user 1234`; torch asks for the name of that user, and fails."""
+    bare.setenv("HOME", str(tmp_path))
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        bare.delenv(name, raising=False)
+    settle_folders()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / ".cache/noesis/torchinductor")
+
+
 @pytest.mark.parametrize("name", ["~", "~/x", "~nobody-has-this-name/x"])
 def test_a_path_in_a_home_that_is_not_there_is_left_as_it_is(name: str, bare: pytest.MonkeyPatch):
     assert expanded(name) == Path(name)

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from noesis.core.console import command
 from noesis.core.errors import ConstitutionError
 from noesis.core.files import sha256_json
 from noesis.core.yaml_file import explain, line_of, read_yaml, validate
@@ -194,7 +195,7 @@ def read_constitution(path: Path) -> tuple[Constitution | None, list[Mistake]]:
         raw = read_yaml(path)
     except FileNotFoundError:
         raise ConstitutionError(
-            f"{path} is missing: every run needs a constitution; make one with  noesis init DIR"
+            f"{path} is missing: every run needs a constitution; make one with  {command('init', 'DIR')}"
         ) from None
     except ValueError as error:
         raise ConstitutionError(f"{path} is not valid YAML: {error}") from None

@@ -114,7 +114,32 @@ def command(*words: str | Path) -> str:
         the command, starting with the program as it was started: `noesis`, its path where it is not on PATH, or
         `python -m noesis`.
     """
-    return " ".join([_program(), *(shlex.quote(path_here(w) if isinstance(w, Path) else w) for w in words)])
+    return f"{_program()} {shell_command(*words)}"
+
+
+def shell_command(*words: str | Path) -> str:
+    """Any command to copy and paste, each word quoted where a shell would take it for something else."""
+    return " ".join(_shell_path(word) if isinstance(word, Path) else shell_word(word) for word in words)
+
+
+def shell_word(word: str) -> str:
+    """`word` for a POSIX shell; what a terminal would obey is written as in `$'\\x1b'`, to be shown and pasted."""
+    if word.isprintable():
+        return shlex.quote(word)
+    escaped = (
+        c if c.isprintable() and c not in "\\'" else "".join(f"\\x{byte:02x}" for byte in _bytes(c)) for c in word
+    )
+    return "$'" + "".join(escaped) + "'"
+
+
+def _bytes(c: str) -> bytes:
+    """A character as it stands in a file's name; half a pair of surrogates stands in none."""
+    return c.encode("utf-8", "surrogateescape" if "\udc80" <= c <= "\udcff" else "surrogatepass")
+
+
+def _shell_path(path: Path) -> str:
+    shown = path_here(path)
+    return shell_word(f"./{shown}" if shown.startswith("-") else shown)
 
 
 def path_here(path: Path) -> str:
@@ -131,9 +156,9 @@ def _program() -> str:
     if started.name == "__main__.py" and started.parent.name == "noesis":
         on_path = shutil.which("python")
         same = on_path is not None and Path(on_path) == Path(sys.executable)
-        return f"{'python' if same else shlex.quote(path_here(Path(sys.executable)))} -m noesis"
+        return f"{'python' if same else _shell_path(Path(sys.executable))} -m noesis"
     if started.stem == "noesis" and shutil.which("noesis") is None and started.is_file():
-        return shlex.quote(path_here(started))
+        return _shell_path(started)
     return "noesis"
 
 

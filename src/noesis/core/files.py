@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from noesis.core.console import size
+from noesis.core.console import command, size
 from noesis.core.errors import NoesisError, UnsafePathError, UsageError
 from noesis.core.machine.folders import variable_of
 from noesis.core.rooted import guarded_root, move, open_file, open_folder, remove, require_plain
@@ -281,7 +281,7 @@ def require_space(folder: Path, needed: float, what: str) -> None:
     if free < needed * 1.05:
         raise NoesisError(
             f"{what} needs {size(needed)} and {folder} has {size(free)} free: "
-            "make room with  noesis clean, or choose another folder with --run"
+            f"make room with  {command('clean')}, or choose another folder with --run"
         )
 
 
@@ -295,7 +295,7 @@ def explain_os_error(error: OSError) -> NoesisError:
     in_cache = f"set {cache} to a folder that you may write" if cache else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoesisError(
-            f"no space left on the disk{where}: free some with  noesis clean  and run the same command again; "
+            f"no space left on the disk{where}: free some with  {command('clean')}  and run the same command again; "
             "nothing finished is lost"
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

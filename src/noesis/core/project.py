@@ -78,5 +78,6 @@ def find_project(path: Path | None = None) -> Project:
         if Project(folder).training_yaml.is_file():
             return Project(folder)
     raise UsageError(
-        f"no project at or above {here}: change to one, name one with --project DIR, or make one with  noesis init DIR"
+        f"no project at or above {here}: change to one, name one with --project DIR, "
+        f"or make one with  {command('init', 'DIR')}"
     )

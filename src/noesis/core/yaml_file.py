@@ -46,13 +46,17 @@ class _Resolver(BaseResolver):
 
 
 for _tag, _pattern, _first in (
-    ("null", r"~?|null|Null|NULL", ["", *"~nN"]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
-    ("int", r"[-+]?(0|[1-9][0-9]*)", [*"-+0123456789"]),
-    ("float", r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?", [*"-+.0123456789"]),
-    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", [*"-+."]),
+    ("null", re.compile(r"(?:~?|null|Null|NULL)\Z"), ["", *"~nN"]),
+    ("bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), [*"tTfF"]),
+    ("int", re.compile(r"[-+]?(?:0|[1-9][0-9]*)\Z"), [*"-+0123456789"]),
+    (
+        "float",
+        re.compile(r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z"),
+        [*"-+.0123456789"],
+    ),
+    ("float", re.compile(r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z"), [*"-+."]),
 ):
-    _Resolver.add_implicit_resolver_base(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), _first)
+    _Resolver.add_implicit_resolver_base(f"tag:yaml.org,2002:{_tag}", _pattern, _first)
 
 
 class _Composer(Composer):

@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from noesis.core.console import size
+from noesis.core.console import command, size
 from noesis.core.device import Device, detect
 from noesis.core.errors import NoesisError
 from noesis.core.machine.folders import cache_folder, expanded
@@ -83,7 +83,7 @@ def _memory(device: Device) -> Check:
 
 def _disk() -> Check:
     free = shutil.disk_usage(Path.cwd()).free
-    remedy = f"the demo needs {size(NEEDED_DISK)}: make room with  noesis clean"
+    remedy = f"the demo needs {size(NEEDED_DISK)}: make room with  {command('clean')}"
     return Check("disk", f"{size(free)} free", ok=free > NEEDED_DISK, remedy=remedy)
 
 

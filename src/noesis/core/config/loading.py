@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from noesis.core.config.models import Config, LoraFile, TrainingFile
+from noesis.core.console import command
 from noesis.core.errors import ConfigError
 from noesis.core.machine.folders import home
 from noesis.core.project import Project
@@ -65,7 +66,7 @@ def _read(model: type[M], path: Path) -> M:
         value = read_yaml(path)
     except FileNotFoundError:
         raise ConfigError(
-            f"{path} is missing: copy it from the repository, or make a new project with  noesis init DIR"
+            f"{path} is missing: copy it from the repository, or make a new project with  {command('init', 'DIR')}"
         ) from None
     except ValueError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None

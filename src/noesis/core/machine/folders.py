@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 from pathlib import Path
 
@@ -77,5 +78,9 @@ def settle_folders() -> None:
             del os.environ[name]
     if home() is None and (cache := os.environ.get("NOESIS_CACHE") or os.environ.get("XDG_CACHE_HOME")):
         os.environ.setdefault("HF_HOME", str(Path(cache).absolute() / "huggingface"))
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(cache).absolute() / "torchinductor"))
         os.environ.setdefault("TRITON_HOME", str(Path(cache).absolute()))
+    try:
+        getpass.getuser()
+    except (OSError, KeyError, ImportError):  # torch's compiler would ask for the name, and fail
+        with contextlib.suppress(UsageError):
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "torchinductor"))

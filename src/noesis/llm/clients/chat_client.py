@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from noesis.core.console import command
 from noesis.core.errors import ModelError, UsageError
 from noesis.core.messages import Message
 from noesis.llm.clients.chat_reply import TokenEntry, read_chat_reply, read_piece, read_usage
@@ -188,7 +189,8 @@ class LLMClient:
             if error.sent:
                 raise ModelError(f"{self.base_url} gives no whole answer ({error})") from None
             raise ModelError(
-                f"{self.base_url} can't be reached ({error}): is the server running?  noesis serve RUN  starts it"
+                f"{self.base_url} can't be reached ({error}): is the server running?  "
+                f"{command('serve', 'RUN')}  starts it"
             ) from None
 
     def _refused(self, reply: HttpReply) -> ModelError:
