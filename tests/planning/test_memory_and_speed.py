@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import yaml
 
 from helpers.planning import CPU, LLAMA, LORA_MODULES, SMOL, setup, shape_of
+from noesis.core.yaml_file import read_yaml
 from noesis.planning.gpus import GIB, gpus
 from noesis.planning.memory import cpu_memory, gpu_memory
 from noesis.planning.model_shapes import FILE, known_model
@@ -100,7 +100,7 @@ def test_four_bits_save_nothing_on_a_processor_where_the_weights_are_kept_unpack
 
 
 def test_bundled_sizes_have_the_published_parameter_counts():
-    entries = yaml.safe_load(FILE.read_text(encoding="utf-8"))["models"]
+    entries = read_yaml(FILE)["models"]
     assert len(entries) == 18
     for entry in entries:
         # what is left is norms, and biases of the projections

@@ -303,5 +303,5 @@ def test_a_wrong_list_is_told_by_its_line(tmp_path: Path):
     file = tmp_path / "p.yaml"
     shutil.copyfile(ROOT / "data/constitution_prompts.yaml", file)
     line = edit(file, "{id: jantar, pt:", "{id: jantar, fr:")
-    with pytest.raises(ConfigError, match=rf"p\.yaml:{line}: situations\.0"):
+    with pytest.raises(ConfigError, match=rf"p\.yaml:{line}: unknown key 'situations\.0\.fr'"):
         read_lists(file)

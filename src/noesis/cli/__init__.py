@@ -2,7 +2,7 @@
 
 `run_command` is the one boundary where errors become messages and exit codes: 0 done (`noesis judge`: APPROVED),
 1 failed, 2 usage, 3 REJECTED, 4 CONDITIONAL or UNDECIDED, 5 stopped at the cap, 130 (Ctrl-C) and 143 (SIGTERM)
-interrupted. Ctrl-C and SIGTERM are handled in `core/signals.py`.
+interrupted, 141 nobody reads the output any more. Ctrl-C and SIGTERM are handled in `core/signals.py`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from noesis.cli import (
     workspace_commands,
 )
 from noesis.core.console import complain, guard_terminal, say
+from noesis.core.machine.streams import NO_READER, OutputClosed, has_no_reader, settle_streams, silence
 
 app = typer.Typer(
     help="Turn a constitution and about a hundred examples into a small language model that keeps to them.\n\n"
@@ -70,6 +71,7 @@ def run_command(arguments: list[str]) -> int:
     from noesis.core.signals import Terminated, raise_terminated
     from noesis.llm.addresses import spare_loopback_from_proxies
 
+    settle_streams()
     silence_libraries()
     spare_loopback_from_proxies()
     guard_terminal()
@@ -94,8 +96,16 @@ def run_command(arguments: list[str]) -> int:
             signal.setitimer(signal.ITIMER_REAL, 0)
         complain("\nstopped by SIGTERM; finished work is kept, and the same command continues from there")
         return 143
-    except BrokenPipeError:
-        return 0
+    except OutputClosed:
+        return NO_READER
+    except SystemExit as stopped:  # typer's silent answer to any broken pipe, in its own output or in our work
+        if not isinstance(stopped.__context__, BrokenPipeError):
+            raise
+        if has_no_reader(sys.__stdout__ or sys.stdout):
+            silence(sys.__stdout__ or sys.stdout)
+            return NO_READER
+        complain(f"error: {explain_error(stopped.__context__)}")
+        return 1
     except Exception as error:
         failure = explain_error(error)
         if failure is None:

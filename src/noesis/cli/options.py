@@ -132,7 +132,9 @@ def report_checks(checks: Sequence[Check], as_json: bool) -> None:
 
     for check in checks:
         state = "ok     " if check.ok else "MISSING" if check.needed else "–      "
-        say(f"  {state}  {check.name}: {check.found}" + ("" if check.ok else f"\n           → {check.remedy}"))
+        say(
+            f"  {state}  {check.name}: {check.found}" + ("" if check.ok else f"\n           what to do: {check.remedy}")
+        )
     print_result([vars(c) for c in checks], as_json)
     if any(not c.ok and c.needed for c in checks):
         raise typer.Exit(1)

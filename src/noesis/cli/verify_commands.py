@@ -19,7 +19,7 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
 
     Example: noesis status runs/demo
     """
-    from noesis.core.console import duration, say
+    from noesis.core.console import command, duration, say
     from noesis.pipeline.verify.status import status as run_status
     from noesis.run.directory import load_run
 
@@ -34,6 +34,8 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
             say(f"               {line}")
     usd, seconds = loaded.spent()
     say(f"  in all   {'':12} {duration(seconds):>13}  {usd:8.2f} USD")
+    if any(stage.wrong for stage in stages):
+        say(f"Something is missing or was changed: {command('verify', run)}  checks it all, and fails")
     print_result({"stages": [asdict(stage) for stage in stages], "usd": usd, "seconds": seconds}, as_json)
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import modal
 
 from noesis.core.config import ModalSection
+from noesis.core.console import shell_command
 from noesis.core.errors import NoesisError, RunError, UsageError
 
 TOKENS = "https://huggingface.co/settings/tokens"
@@ -37,7 +38,8 @@ def explain(error: Exception, section: ModalSection) -> NoesisError:
         )
     if isinstance(error, modal.exception.NotFoundError):
         if section.volume in text or "olume" in text:
-            return UsageError(f"the volume {section.volume} does not exist: type  modal volume create {section.volume}")
+            create = shell_command("modal", "volume", "create", section.volume)
+            return UsageError(f"the volume {section.volume} does not exist: type  {create}")
         if section.secret in text:
             return no_token(section)
         if "ecret" in text:
@@ -50,6 +52,7 @@ def explain(error: Exception, section: ModalSection) -> NoesisError:
 def no_token(section: ModalSection) -> UsageError:
     """The error for a secret that is missing or empty."""
     return UsageError(
-        f"HuggingFace token not found: type  modal secret create {section.secret} HF_TOKEN=hf_… --force  "
+        f"HuggingFace token not found: type  {shell_command('modal', 'secret', 'create', section.secret)} "
+        "HF_TOKEN=hf_… --force  "
         f"with a token from {TOKENS}"
     )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from noesis.cloud.cost import metered_lines
 from noesis.cloud.volume.notes import OpenedRun, judged_epochs
-from noesis.core.console import command, size
+from noesis.core.console import command, shell_command, size
 from noesis.core.files import sha256_file
 from noesis.run.directory import Run, load_run
 from noesis.run.manifest import Manifest
@@ -32,11 +31,8 @@ def summary_lines(root: Path, *, volume: str | None = None) -> list[str]:
     lines += preemption_lines(run.manifest, opened.starts if opened else 1)
     target = f"runs/{run.merged.name}"
     if run.is_done("merge"):
-        lines += [
-            "",
-            f"Next:    {command('cloud', 'pull', target)}",
-            f"   or    modal volume get {shlex.quote(volume)} /merged/{run.merged.name} ./model_output",
-        ]
+        get = shell_command("modal", "volume", "get", volume, f"/merged/{run.merged.name}", "./model_output")
+        lines += ["", f"Next:    {command('cloud', 'pull', target)}", f"   or    {get}"]
     kept = command("verify", target, "--sha256", sha256_file(run.path / "manifest.json"))
     return [*lines, "", f"Keep     {kept}", "         shows after the pull that this is still this run's manifest"]
 

@@ -12,9 +12,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from noesis.core.console import command
 from noesis.core.errors import ConstitutionError
 from noesis.core.files import sha256_json
-from noesis.core.yaml_file import line_of, read_yaml
+from noesis.core.yaml_file import explain, line_of, read_yaml, validate
 
 Text = Annotated[str, Field(min_length=1)]
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
@@ -194,12 +195,12 @@ def read_constitution(path: Path) -> tuple[Constitution | None, list[Mistake]]:
         raw = read_yaml(path)
     except FileNotFoundError:
         raise ConstitutionError(
-            f"{path} is missing: every run needs a constitution; make one with  noesis init DIR"
+            f"{path} is missing: every run needs a constitution; make one with  {command('init', 'DIR')}"
         ) from None
     except ValueError as error:
         raise ConstitutionError(f"{path} is not valid YAML: {error}") from None
     try:
-        return Constitution.model_validate(raw), []
+        return validate(Constitution, raw), []
     except ValidationError as error:
         found: list[tuple[Location, str]] = []
         # A misspelt key explains a missing one.
@@ -209,7 +210,7 @@ def read_constitution(path: Path) -> tuple[Constitution | None, list[Mistake]]:
                 found += broken.found
             else:
                 message = {"extra_forbidden": "unknown key", "missing": "it is missing"}.get(
-                    each["type"], each["msg"].removeprefix("Value error, ")
+                    each["type"], explain(each)
                 )
                 found.append((each["loc"], message))
         return None, [

@@ -10,6 +10,7 @@ Everything goes to stderr when the command's result on stdout is meant for a scr
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shlex
@@ -26,6 +27,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from noesis.core.errors import UsageError
+from noesis.core.machine.streams import OutputClosed, is_utf8, silence
 
 _quiet_stdout = False
 
@@ -41,24 +43,35 @@ def _out() -> TextIO:
     return sys.stderr if _quiet_stdout else sys.stdout
 
 
+def _print(text: str, stream: TextIO, end: str = "\n") -> None:
+    try:
+        print(text, end=end, file=stream, flush=True)
+    except OSError as error:
+        silence(stream)  # what is still in its buffer would be tried again at the end
+        if isinstance(error, BrokenPipeError):
+            raise OutputClosed from None
+        if error.errno != errno.EIO:  # a terminal that went away: the work goes on
+            raise
+
+
 def say(text: str = "") -> None:
     """Print one line and flush it, so that a pipe shows it at once."""
-    print(printable(text), file=_out(), flush=True)
+    _print(printable(text), _out())
 
 
 def complain(text: str) -> None:
     """Print one line to stderr: an error, or why work stopped."""
-    print(printable(text), file=sys.stderr, flush=True)
+    _print(printable(text), sys.stderr)
 
 
 def show(piece: str) -> None:
     """Print a piece of a text that arrives bit by bit; the line stays open."""
-    print(printable(piece), end="", file=_out(), flush=True)
+    _print(printable(piece), _out(), end="")
 
 
 def say_coloured(text: str) -> None:
     """Print one line with its colours. What it quotes must have been through `printable`: nothing is escaped here."""
-    print(text, file=_out(), flush=True)
+    _print(text, _out())
 
 
 def print_json(value: Any) -> None:
@@ -66,8 +79,8 @@ def print_json(value: Any) -> None:
 
     What a terminal would obey is escaped as JSON has it, so that the value that a script reads is unchanged.
     """
-    text = json.dumps(value, ensure_ascii=False, indent=2, default=str)
-    print("".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text), flush=True)
+    text = json.dumps(value, ensure_ascii=not is_utf8(sys.stdout), indent=2, default=str)
+    _print("".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text), sys.stdout)
 
 
 def require_consent(what: str, remedy: str) -> None:
@@ -82,7 +95,7 @@ def require_consent(what: str, remedy: str) -> None:
     """
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise UsageError(f"{what}; there is no terminal to ask on, so nothing was done: {remedy}")
-    print(printable(f"{what}. Go on? [y/N] "), end="", file=sys.stderr, flush=True)
+    _print(printable(f"{what}. Go on? [y/N] "), sys.stderr, end="")
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise UsageError(f"nothing was done: {remedy}")
 
@@ -114,12 +127,40 @@ def command(*words: str | Path) -> str:
         the command, starting with the program as it was started: `noesis`, its path where it is not on PATH, or
         `python -m noesis`.
     """
-    return " ".join([_program(), *(shlex.quote(path_here(w) if isinstance(w, Path) else w) for w in words)])
+    return f"{_program()} {shell_command(*words)}"
+
+
+def shell_command(*words: str | Path) -> str:
+    """Any command to copy and paste, each word quoted where a shell would take it for something else."""
+    return " ".join(_shell_path(word) if isinstance(word, Path) else shell_word(word) for word in words)
+
+
+def shell_word(word: str) -> str:
+    """`word` for a POSIX shell; what a terminal would obey is written as in `$'\\x1b'`, to be shown and pasted."""
+    if word.isprintable():
+        return shlex.quote(word)
+    escaped = (
+        c if c.isprintable() and c not in "\\'" else "".join(f"\\x{byte:02x}" for byte in _bytes(c)) for c in word
+    )
+    return "$'" + "".join(escaped) + "'"
+
+
+def _bytes(c: str) -> bytes:
+    """A character as it stands in a file's name; half a pair of surrogates stands in none."""
+    return c.encode("utf-8", "surrogateescape" if "\udc80" <= c <= "\udcff" else "surrogatepass")
+
+
+def _shell_path(path: Path) -> str:
+    shown = path_here(path)
+    return shell_word(f"./{shown}" if shown.startswith("-") else shown)
 
 
 def path_here(path: Path) -> str:
     """`path` as typed from the working directory: relative if it is below, else unchanged."""
-    full, here = path.absolute(), Path.cwd()
+    try:
+        full, here = path.absolute(), Path.cwd()
+    except FileNotFoundError:  # the working directory was removed
+        return str(path)
     return str(full.relative_to(here)) if full.is_relative_to(here) else str(path)
 
 
@@ -128,9 +169,9 @@ def _program() -> str:
     if started.name == "__main__.py" and started.parent.name == "noesis":
         on_path = shutil.which("python")
         same = on_path is not None and Path(on_path) == Path(sys.executable)
-        return f"{'python' if same else shlex.quote(path_here(Path(sys.executable)))} -m noesis"
+        return f"{'python' if same else _shell_path(Path(sys.executable))} -m noesis"
     if started.stem == "noesis" and shutil.which("noesis") is None and started.is_file():
-        return shlex.quote(path_here(started))
+        return _shell_path(started)
     return "noesis"
 
 
@@ -183,13 +224,13 @@ class Progress:
         line = f"  {self.what} {self.done:,}/{self.total:,} {self.unit} · {speed} {self.unit}/s"
         line += f" · {duration(left)} left" + (f" · {note}" if note else "")
         if self.live:
-            print("\r\x1b[K" + printable(line).replace("\n", " "), end="", file=self.out, flush=True)
+            _print("\r\x1b[K" + printable(line).replace("\n", " "), self.out, end="")
         else:
-            print(printable(line), file=self.out, flush=True)
+            _print(printable(line), self.out)
 
     def __exit__(self, *_: object) -> None:
         if self.live and self.shown:
-            print(file=self.out, flush=True)
+            _print("", self.out)
 
 
 def printable(text: str) -> str:
@@ -231,7 +272,7 @@ def _print_warning(
     line: str | None = None,
 ) -> None:
     text = warnings.formatwarning(message, category, filename, lineno, line)
-    print(printable(text), end="", file=file or sys.stderr)
+    _print(printable(text), file or sys.stderr, end="")
 
 
 class _PrintableRecord(logging.LogRecord):

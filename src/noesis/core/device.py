@@ -95,7 +95,9 @@ def _nvidia_gpus() -> Device | None:
         return None
     query = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.free,compute_cap", "--format=csv,noheader,nounits"]
     try:
-        output = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+        output = subprocess.run(
+            query, capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return None  # a driver without a GPU, or one that does not answer: use the CPU
     return parse_nvidia_smi(output, os.environ.get("CUDA_VISIBLE_DEVICES"), usable_threads())

@@ -18,8 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from noesis.core.console import size
+from noesis.core.console import command, size
 from noesis.core.errors import NoesisError, UnsafePathError, UsageError
+from noesis.core.machine.folders import variable_of
 from noesis.core.rooted import guarded_root, move, open_file, open_folder, remove, require_plain
 
 
@@ -288,24 +289,42 @@ def require_space(folder: Path, needed: float, what: str) -> None:
     if free < needed * 1.05:
         raise NoesisError(
             f"{what} needs {size(needed)} and {folder} has {size(free)} free: "
-            "make room with  noesis clean, or choose another folder with --run"
+            f"make room with  {command('clean')}, or choose another folder with --run"
         )
+
+
+LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)  # of the disk, not of a network
 
 
 def explain_os_error(error: OSError) -> NoesisError:
     """An error of the operating system as one message with a remedy."""
     where = f" ({error.filename})" if error.filename else ""
+    cache = variable_of(Path(error.filename)) if isinstance(error.filename, str) else None
+    in_cache = f"set {cache} to a folder that you may write" if cache else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoesisError(
-            f"no space left on the disk{where}: free some with  noesis clean  and run the same command again; "
+            f"no space left on the disk{where}: free some with  {command('clean')}  and run the same command again; "
             "nothing finished is lost"
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return NoesisError(
             f"not allowed to read or write{where}: {error.strerror}; "
-            "choose another folder with --run, or change its permissions"
+            f"{in_cache or 'choose another folder with --run, or change its permissions'}"
         )
+    if in_cache:
+        return NoesisError(f"{error.strerror}{where}: {in_cache}")
+    if error.errno == errno.ENOENT and not error.filename and not _has_working_directory():
+        return NoesisError("the working directory was removed: change to one that exists, for example  cd")
+    if error.errno == errno.EMFILE:
+        return NoesisError(f"too many files are open{where}: allow more with  ulimit -n 1024")
     return NoesisError(f"{error.strerror or error}{where}")
+
+
+def _has_working_directory() -> bool:
+    try:
+        return bool(os.getcwd())
+    except OSError:
+        return False
 
 
 def explain_error(error: Exception) -> NoesisError | None:

@@ -7,6 +7,8 @@ import logging
 import os
 import warnings
 
+from noesis.core.machine.folders import settle_folders
+
 LOGGERS = (
     "transformers",
     "trl",
@@ -40,6 +42,7 @@ def silence_libraries() -> None:
     Some libraries print while they are imported, so this comes first in a process; it imports none of them. Downloads
     from a hub keep their progress bars, which ignore TQDM_DISABLE.
     """
+    settle_folders()
     for name in ("HF_HUB_DISABLE_TELEMETRY", "TRL_EXPERIMENTAL_SILENCE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("TQDM_DISABLE", "1")

@@ -1,8 +1,7 @@
-"""The paths of a project folder, and the cache folder of this machine."""
+"""The paths of a project folder."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,10 +78,6 @@ def find_project(path: Path | None = None) -> Project:
         if Project(folder).training_yaml.is_file():
             return Project(folder)
     raise UsageError(
-        f"no project at or above {here}: change to one, name one with --project DIR, or make one with  noesis init DIR"
+        f"no project at or above {here}: change to one, name one with --project DIR, "
+        f"or make one with  {command('init', 'DIR')}"
     )
-
-
-def cache_folder() -> Path:
-    """The folder of converted models and other files that can be recreated: `$NOESIS_CACHE`, else `~/.cache/noesis`."""
-    return Path(os.environ.get("NOESIS_CACHE") or Path.home() / ".cache" / "noesis")

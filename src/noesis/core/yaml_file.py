@@ -1,38 +1,94 @@
-"""YAML as people edit it: safe types only, and a key written twice is refused (YAML would silently keep the last)."""
+"""YAML as people edit it: YAML 1.2, plain values only, and each mistake with the line that it stands on.
+
+What is no plain decimal number, `true`, `false` or `null` is text: `yes`, `010`, `0x10`, `2:30`, `1_000`, and dates,
+which YAML 1.1 turned into other values without a word. Text where a number is due is refused (`validate`).
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.resolver import BaseResolver
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
+    M = TypeVar("M", bound=BaseModel)
 
 MOST_BYTES = 4_000_000  # the largest of ours has 30,000
+EXPECTED = {  # by pydantic's type of error
+    "bool_type": "expected true or false",
+    "int_type": "expected a whole number in plain digits, such as 8",
+    "float_type": "expected a number in plain digits, such as 0.5 or 2e-4",
+}
 
 
-class _Loader(yaml.SafeLoader):
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):  # a few lines of them can stand for a billion values
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read: write the value out", mark)
-        return super().compose_node(parent, index)
+class _Resolver(BaseResolver):
+    """YAML 1.2's core schema without octal and hexadecimal numbers, whatever version a file declares."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = str(key_node.value)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is written twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    def __init__(self, version: Any = None, loader: Any = None, loadumper: Any = None) -> None:
+        super().__init__(loader or loadumper)
+
+    @property
+    def processing_version(self) -> tuple[int, int]:
+        return (1, 2)
+
+
+for _tag, _pattern, _first in (
+    ("null", re.compile(r"(?:~?|null|Null|NULL)\Z"), ["", *"~nN"]),
+    ("bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), [*"tTfF"]),
+    ("int", re.compile(r"[-+]?(?:0|[1-9][0-9]*)\Z"), [*"-+0123456789"]),
+    (
+        "float",
+        re.compile(r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z"),
+        [*"-+.0123456789"],
+    ),
+    ("float", re.compile(r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z"), [*"-+."]),
+):
+    _Resolver.add_implicit_resolver_base(f"tag:yaml.org,2002:{_tag}", _pattern, _first)
+
+
+class _Composer(Composer):
+    def compose_node(self, parent: Node | None, index: Any) -> Node | None:
+        event = self.parser.peek_event()
+        if isinstance(event, AliasEvent):  # a few lines of them can stand for a billion values
+            raise ConstructorError(None, None, "aliases (*name) are not read: write the value out", event.start_mark)
+        if getattr(event, "tag", None):
+            raise ConstructorError(None, None, "tags (!name) are not read: write the value alone", event.start_mark)
+        node: Node | None = super().compose_node(parent, index)
+        return node
+
+
+class _Constructor(SafeConstructor):
+    def construct_scalar(self, node: Node) -> Any:
+        value = super().construct_scalar(node)
+        if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+            raise ConstructorError(None, None, "half of a pair of surrogates is no character", node.start_mark)
+        return value
+
+    def check_mapping_key(self, node: Node, key_node: Node, mapping: Any, key: Any, value: Any) -> bool:
+        if not isinstance(key_node, ScalarNode):
+            raise ConstructorError(None, None, "a key that is no word", key_node.start_mark)
+        if key in mapping:
+            raise ConstructorError(None, None, f"key {str(key)!r} is written twice", key_node.start_mark)
+        return True
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Resolver, yaml.Composer, yaml.Constructor = _Resolver, _Composer, _Constructor
+    return yaml
 
 
 def read_yaml(path: Path) -> Any:
@@ -42,39 +98,80 @@ def read_yaml(path: Path) -> Any:
         FileNotFoundError: it does not exist.
         ValueError: it is too long, not YAML, or not UTF-8; the message names the line.
     """
+    try:
+        return _yaml().load(_text(path))
+    except RecursionError:
+        raise ValueError("nested too deeply to be read") from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        what = ", ".join(part for part in (error.context, error.problem) if part)
+        raise ValueError(where + " ".join(what.split())) from None
+    except (YAMLError, ValueError, TypeError, OverflowError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def _text(path: Path) -> str:
     with open(path, "rb") as f:
         data = f.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise ValueError(f"longer than {MOST_BYTES:,} bytes")
     try:
-        return yaml.load(data.decode("utf-8"), Loader=_Loader)  # noqa: S506  (a SafeLoader)
-    except RecursionError:
-        raise ValueError("nested too deeply to be read") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError, OverflowError) as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"line {line}: not UTF-8 (byte 0x{data[error.start]:02x}): save the file as UTF-8") from None
 
 
-def describe_error(model: type[BaseModel], error: ValidationError, path: Path) -> str:
-    """The first of pydantic's errors as one line: the file, the key, and what is wrong with it."""
+def validate(model: type[M], value: Any) -> M:
+    """A model from what `read_yaml` returned; text is no number, and a number is no text, whatever it looks like.
+
+    Raises:
+        pydantic.ValidationError: it does not fit.
+    """
+    return model.model_validate_json(json.dumps(value), strict=True)
+
+
+def describe_error(model: type[BaseModel], error: ValidationError, source: Path | str) -> str:
+    """The first of pydantic's errors as one line: the file and its line, the key, and what is wrong with it.
+
+    Args:
+        source: a YAML file, or the words for where the values come from.
+    """
     first = min(error.errors(), key=lambda e: e["type"] == "missing")  # a misspelt key explains a missing one
     dotted = ".".join(str(part) for part in first["loc"])
+    place = f"{source}:{line_of(source, first['loc'])}" if isinstance(source, Path) else source
     if first["type"] == "extra_forbidden":
         known = _keys_at(model, first["loc"][:-1])
+        if not known:
+            return f"{place}: unknown key {dotted!r}"
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
-        return f"{path}: unknown key {dotted!r}; {hint}"
+        return f"{place}: unknown key {dotted!r}; {hint}"
     if first["type"] == "missing":
-        return f"{path}: the key {dotted!r} is missing"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{path}: {dotted + ' = ' + repr(first['input']) + ': ' if dotted else ''}{message}"
+        return f"{place}: the key {dotted!r} is missing"
+    found = repr(first["input"])
+    found = f"{dotted} = {found if len(found) <= 80 else found[:79] + '…'}: " if dotted else ""
+    return f"{place}: {found}{explain(first)}"
+
+
+def explain(error: Mapping[str, Any]) -> str:
+    """What is wrong with one value, from one of pydantic's errors."""
+    if error["type"] == "string_type" and isinstance(error["input"], (bool, int, float)):
+        return f"expected text: write it in quotes, {json.dumps(str(error['input']))}"
+    return EXPECTED.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
 
 
 def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     from pydantic import BaseModel  # here, so that commands without a configuration never load it
 
     for part in location:
-        inner = model.model_fields[str(part)].annotation
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part)
+        within = (field.annotation, *get_args(field.annotation)) if field else ()
+        inner = next((each for each in within if isinstance(each, type) and issubclass(each, BaseModel)), None)
+        if inner is None:
             return []
         model = inner
     return list(model.model_fields)
@@ -86,15 +183,15 @@ def line_of(path: Path, location: Sequence[str | int]) -> int:
     Args:
         location: keys and indices from the top, as in pydantic's errors: `("principles", 3, "en")`.
     """
-    node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+    node = _yaml().compose(_text(path))
     line = 1
     for part in location:
-        if isinstance(node, yaml.MappingNode):
-            found = next(((key, value) for key, value in node.value if key.value == str(part)), None)
+        if isinstance(node, MappingNode):
+            found = next(((k, v) for k, v in node.value if isinstance(k, ScalarNode) and k.value == str(part)), None)
             if found is None:
                 break
             line, node = found[0].start_mark.line + 1, found[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        elif isinstance(node, SequenceNode) and isinstance(part, int) and part < len(node.value):
             node = node.value[part]
             line = node.start_mark.line + 1
         else:

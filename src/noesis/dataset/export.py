@@ -15,7 +15,7 @@ import numpy as np
 
 from noesis.constitution.document import Constitution
 from noesis.core.config import Config
-from noesis.core.console import say
+from noesis.core.console import command, say
 from noesis.core.errors import DataError, UsageError
 from noesis.core.files import atomic, require_output, write_json, write_jsonl
 from noesis.core.text import counted
@@ -76,7 +76,7 @@ def raise_on_errors(report: Report, consequence: str) -> None:
     errors = report.total("error")
     if errors:
         shown = "\n  ".join(str(problem) for problem in report.errors[:5])
-        more = f"\n  … and {errors - 5:,} more: noesis data validate" if errors > 5 else ""
+        more = f"\n  … and {errors - 5:,} more: {command('data', 'validate')}" if errors > 5 else ""
         raise DataError(f"{counted(errors, 'error')} in the examples; {consequence}:\n  {shown}{more}")
 
 

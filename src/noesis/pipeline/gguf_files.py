@@ -6,7 +6,7 @@ from pathlib import Path
 
 from noesis.core.console import say
 from noesis.core.files import scratch_folder, sha256_file, sha256_json
-from noesis.core.project import cache_folder
+from noesis.core.machine.folders import cache_folder
 from noesis.core.rooted import move
 from noesis.llm.embedded import EMBEDDED
 from noesis.pipeline.session import RunSession

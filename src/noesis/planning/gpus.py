@@ -8,10 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from noesis.core.device import Device, usable_threads
 from noesis.core.errors import UsageError
+from noesis.core.yaml_file import read_yaml
 
 FILE = Path(__file__).with_name("gpus.yaml")
 GIB = 2**30
@@ -64,8 +63,7 @@ def prices() -> Prices:
 
 @cache
 def _read() -> tuple[dict[str, Gpu], Prices]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    raw: dict[str, Any] = yaml.load(FILE.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506
+    raw: dict[str, Any] = read_yaml(FILE)
     found = {
         name: Gpu(
             name,

@@ -7,10 +7,9 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from noesis.core.errors import ModelError
 from noesis.core.jsonl import read_json_file, whole_number
+from noesis.core.yaml_file import read_yaml
 
 FILE = Path(__file__).with_name("models.yaml")
 
@@ -106,8 +105,7 @@ def known_model(name: str) -> Known | None:
 
 @cache
 def _known() -> dict[str, Known]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    raw: dict[str, Any] = yaml.load(FILE.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506
+    raw: dict[str, Any] = read_yaml(FILE)
     names = [field.name for field in fields(Shape)]
     found = {}
     for entry in raw["models"]:

@@ -101,7 +101,13 @@ class Run:
         if self.result("train") is not None:  # one that training did not leave was put there by somebody
             whole = [p for p in whole if self._relative(p / ADAPTER) in self._manifest.stages["train"].outputs]
         if not whole:
-            raise RunError(f"{self.path} holds no trained adapter: run  {command('train', '--run', self.path)}  first")
+            train = command("train", "--run", self.path)
+            if self.result("train") is None:
+                raise RunError(f"{self.path} holds no trained adapter: run  {train}  first")
+            raise RunError(
+                f"the adapters that training left in {self.checkpoints} are missing: restore them from a copy "
+                f"( {command('verify', self.path)}  lists what is missing), or train again with  {train}"
+            )
         return whole
 
     def adapter(self) -> Path:

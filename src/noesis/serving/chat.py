@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from noesis.constitution.analysis_block import AnalysisFilter
 from noesis.core import console
 from noesis.core.console import say
 from noesis.core.errors import ModelError, NoesisError, UsageError
 from noesis.core.files import write_text
+from noesis.core.machine.folders import expanded
 from noesis.core.messages import Message
 from noesis.core.text import any_of, break_control_tokens
 from noesis.llm.clients.chat_client import LLMClient
@@ -91,7 +91,7 @@ class ChatSession:
     def _save(self, name: str) -> None:
         if not name:
             raise UsageError("name the file: /save FILE")
-        file = Path(name).expanduser()
+        file = expanded(name)
         if file.exists():
             raise UsageError(f"{file} exists already: choose another name")
         write_text(file, "\n".join(f"## {ROLE_NAMES[m['role']]}\n\n{m['content']}\n" for m in self.history))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from noesis.core.console import command, shell_word
 from noesis.llm.addresses import is_loopback
 
 TARGETS = ("env", "python", "docker")
@@ -30,15 +30,15 @@ def instructions(target: str, endpoint: Endpoint) -> str:
 
 
 def _env(e: Endpoint) -> str:
-    key = shlex.quote(e.key) if e.key else '"$NOESIS_API_KEY"'
-    url = shlex.quote(e.base_url)
+    key = shell_word(e.key) if e.key else '"$NOESIS_API_KEY"'
+    url = shell_word(e.base_url)
     return "\n".join(
         [
             f"export OPENAI_BASE_URL={url}",
             f"export OPENAI_API_KEY={key}",
             f"export NOESIS_BASE_URL={url}",
             f"export NOESIS_API_KEY={key}",
-            f"export NOESIS_MODEL={shlex.quote(e.model)}",
+            f"export NOESIS_MODEL={shell_word(e.model)}",
         ]
     )
 
@@ -63,16 +63,13 @@ def _docker(e: Endpoint) -> str:
         port = f":{parts.port}" if parts.port else ""
         url = parts._replace(netloc=f"host.docker.internal{port}").geturl()
     values = {"OPENAI_BASE_URL": url, "NOESIS_BASE_URL": url, "NOESIS_MODEL": e.model}
-    flags = [f"  -e {name}={shlex.quote(value)} \\" for name, value in values.items()]
+    flags = [f"  -e {name}={shell_word(value)} \\" for name, value in values.items()]
     if e.key:
-        keys = [f"  -e {name}={shlex.quote(e.key)} \\" for name in ("NOESIS_API_KEY", "OPENAI_API_KEY")]
+        keys = [f"  -e {name}={shell_word(e.key)} \\" for name in ("NOESIS_API_KEY", "OPENAI_API_KEY")]
     else:
         keys = ["  -e NOESIS_API_KEY \\", '  -e OPENAI_API_KEY="$NOESIS_API_KEY" \\']
-    note = (
-        ["# the server must listen on more than loopback:  noesis serve RUN --host 0.0.0.0"]
-        if url != e.base_url
-        else []
-    )
+    serve = command("serve", "RUN", "--host", "0.0.0.0")  # noqa: S104  (a command that is shown)
+    note = [f"# the server must listen on more than loopback:  {serve}"] if url != e.base_url else []
     return "\n".join(
         [
             *note,

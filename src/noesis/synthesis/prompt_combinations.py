@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from noesis.constitution.document import Both, Slug
 from noesis.core.errors import ConfigError, UsageError
-from noesis.core.yaml_file import line_of, read_yaml
+from noesis.core.yaml_file import describe_error, read_yaml, validate
 from noesis.dataset.schema import Difficulty
 
 INSTRUCTION = {
@@ -68,14 +68,11 @@ def read_lists(file: Path) -> PromptLists:
         ConfigError: naming the line of what is wrong.
     """
     try:
-        return PromptLists.model_validate(read_yaml(file))
+        return validate(PromptLists, read_yaml(file))
     except FileNotFoundError:
         raise ConfigError(f"{file} is missing: copy it from the Noesis repository, or write your own lists") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(
-            f"{file}:{line_of(file, first['loc'])}: {'.'.join(str(p) for p in first['loc'])}: {first['msg']}"
-        ) from None
+        raise ConfigError(describe_error(PromptLists, error, file)) from None
     except ValueError as error:
         raise ConfigError(f"{file} is not valid YAML: {error}") from None
 

@@ -42,7 +42,7 @@ class Prompt(BaseModel):
             if raw.get("instruction") and "prompt" not in raw:
                 raise ValueError(
                     "this is an instruction to write a prompt, not a prompt: have a model phrase it "
-                    "(noesis constitution prompts --model SPEC)"
+                    f"({command('constitution', 'prompts', '--model', 'SPEC')})"
                 )
             return {name: value for name, value in raw.items() if value is not None}
         return raw

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from noesis.core.console import command
 from noesis.core.files import sha256_json, write_json
 from noesis.tribunal.rubric import RubricSet
 from noesis.tribunal.statistics import Interval
@@ -64,7 +65,7 @@ class Calibration:
         return int(missing["of"] - missing["count"])
 
     def to_json(self) -> dict[str, Any]:
-        stored = {"date": self.date, "made_by": "noesis tribunal calibrate"} if self.date else {}
+        stored = {"date": self.date, "made_by": f"{command('tribunal', 'calibrate')}"} if self.date else {}
         return stored | {
             "judge": self.judge,
             "identity": self.identity,
@@ -137,7 +138,8 @@ def unfit_reason(calibrations: Sequence[Calibration | None], names: Sequence[str
     for found, name in zip(calibrations, names, strict=True):
         if found is None or found.part == "dev":
             how = "only on the dev half" if found else "never"
-            return f"judge not fit: {name} was calibrated {how}; run  noesis tribunal calibrate --part locked --judge …"
+            again = command("tribunal", "calibrate", "--part", "locked", "--judge", name)
+            return f"judge not fit: {name} was calibrated {how}; run  {again}"
         if not found.fit:
             low, high = found.interval_95
             return f"judge not fit (accuracy {found.accuracy or 0.0:.2f} [{low:.2f}, {high:.2f}]): {name}"

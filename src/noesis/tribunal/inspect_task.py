@@ -24,7 +24,8 @@ from inspect_ai.solver import Generate, Solver, TaskState, solver
 from noesis.constitution.analysis_block import hide_analysis
 from noesis.constitution.document import Constitution, load_constitution
 from noesis.core.config import TribunalSection, load_config
-from noesis.core.project import cache_folder, find_project
+from noesis.core.machine.folders import cache_folder
+from noesis.core.project import find_project
 from noesis.llm.clients.open import open_clients
 from noesis.llm.clients.reply_cache import ReplyCache
 from noesis.llm.clients.spec import parse_spec

@@ -11,7 +11,8 @@ from pathlib import Path
 from noesis.core.config import TribunalSection
 from noesis.core.console import Progress
 from noesis.core.errors import UsageError
-from noesis.core.project import Project, cache_folder
+from noesis.core.machine.folders import cache_folder
+from noesis.core.project import Project
 from noesis.llm.clients.open import close_clients, open_clients
 from noesis.llm.clients.protocol import ModelClient
 from noesis.llm.clients.reply_cache import ReplyCache, open_cache

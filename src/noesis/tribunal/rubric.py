@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from noesis.core.errors import ConfigError
 from noesis.core.files import sha256_json
-from noesis.core.yaml_file import read_yaml
+from noesis.core.yaml_file import describe_error, read_yaml, validate
 
 JUDGES = ("veritas", "sophia", "dike")
 TITLES = {"veritas": "Veritas", "sophia": "Sophia", "dike": "Dikē"}
@@ -195,14 +195,10 @@ def load_rubrics(folder: Path) -> RubricSet:
 
 def _read(path: Path, model: Any) -> Any:
     try:
-        return model.model_validate(read_yaml(path))
+        return validate(model, read_yaml(path))
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing: copy data/tribunal/judges from the project of Noesis") from None
     except ValidationError as error:
-        first = min(error.errors(), key=lambda e: e["type"] == "missing")
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(
-            f"{path}: {where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
-        ) from None
+        raise ConfigError(describe_error(model, error, path)) from None
     except ValueError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None

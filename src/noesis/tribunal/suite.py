@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from noesis.core.console import command
 from noesis.core.errors import DataError, UsageError
 from noesis.core.files import sha256_json, write_json
 from noesis.core.jsonl import UniqueIds, jsonl_files, read_models, read_objects
@@ -211,7 +212,8 @@ def _require_seal(tribunal: Path, part: Part) -> None:
     file = tribunal / "locked.json"
     if not file.is_file():
         raise DataError(
-            f"{tribunal} has a locked part without a seal: write it with  noesis tribunal lock  and commit {file}, "
+            f"{tribunal} has a locked part without a seal: write it with  {command('tribunal', 'lock')}  "
+            f"and commit {file}, "
             "or use --part dev"
         )
     sealed, found = json.loads(file.read_text(encoding="utf-8")), seal(tribunal)
@@ -219,5 +221,5 @@ def _require_seal(tribunal: Path, part: Part) -> None:
         if sealed.get(name) != found.get(name):
             raise DataError(
                 f"{tribunal / name}: its locked part is not the one that {file} was written for; restore it, "
-                "or seal the new one with  noesis tribunal lock"
+                f"or seal the new one with  {command('tribunal', 'lock')}"
             )

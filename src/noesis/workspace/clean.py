@@ -14,7 +14,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from noesis.core.errors import RunError
-from noesis.core.project import Project, cache_folder
+from noesis.core.machine.folders import cache_folder
+from noesis.core.project import Project
 from noesis.core.rooted import remove
 from noesis.run.archive import is_being_archived_to
 from noesis.run.lock import held

@@ -10,9 +10,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from noesis.core.console import size
+from noesis.core.console import command, size
 from noesis.core.device import Device, detect
 from noesis.core.errors import NoesisError
+from noesis.core.machine.folders import cache_folder, expanded
 from noesis.core.project import find_project
 from noesis.llm.embedded import embedded_gguf
 
@@ -50,6 +51,7 @@ def run_checks(project: Path | None) -> list[Check]:
         _device(device),
         _memory(device),
         _disk(),
+        _cache(),
         *(_package(name, extra) for extra, names in PACKAGES.items() for name in names),
         _embedded_model(),
         _hub_token(),
@@ -81,8 +83,19 @@ def _memory(device: Device) -> Check:
 
 def _disk() -> Check:
     free = shutil.disk_usage(Path.cwd()).free
-    remedy = f"the demo needs {size(NEEDED_DISK)}: make room with  noesis clean"
+    remedy = f"the demo needs {size(NEEDED_DISK)}: make room with  {command('clean')}"
     return Check("disk", f"{size(free)} free", ok=free > NEEDED_DISK, remedy=remedy)
+
+
+def _cache() -> Check:
+    """Where converted models and judges' replies are kept."""
+    try:
+        folder = cache_folder()
+    except NoesisError as error:
+        return Check("cache", "no folder", ok=False, remedy=str(error))
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    ok = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    return Check("cache", f"{folder}{'' if ok else ', not writable'}", ok, remedy="set NOESIS_CACHE to another folder")
 
 
 def _package(name: str, extra: str) -> Check:
@@ -108,7 +121,7 @@ def _hub_token() -> Check:
 
 
 def _modal_token() -> Check:
-    found = bool(os.environ.get("MODAL_TOKEN_ID")) or (Path.home() / ".modal.toml").is_file()
+    found = bool(os.environ.get("MODAL_TOKEN_ID")) or expanded("~/.modal.toml").is_file()
     state = "found" if found else "not found (for training in the cloud)"
     return Check("Modal token", state, found, needed=False, remedy="modal token new")
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from helpers.project import ROOT
 from noesis.cli import run_command
@@ -281,15 +282,13 @@ def test_nothing_writes_csv_whose_cells_a_spreadsheet_would_run():
     ],
 )
 def test_a_model_card_holds_names_as_text(name: str):
-    import yaml
-
     card = model_card(
         CardContent(
             name=name, base=name, licence=name, noesis="0", dataset_sha256="0", constitution_sha256="0",
             config_sha256="0", base_revision=name, verdict=name, reason=name,
         )
     )  # fmt: skip
-    front = yaml.safe_load(card.split("\n---\n")[0].removeprefix("---\n"))
+    front = YAML(typ="safe", pure=True).load(card.split("\n---\n")[0].removeprefix("---\n"))
     assert front["base_model"] == name
     assert front["license"] == "other"
     assert harmful(card) == set()

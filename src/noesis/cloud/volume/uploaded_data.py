@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from noesis.core.console import say
+from noesis.core.console import say, shell_command
 from noesis.core.errors import DataError, UsageError
 from noesis.core.files import sha256_file
 
@@ -34,7 +34,8 @@ def exported_hashes(exports: Path) -> dict[str, str] | None:
 
 def put_command(volume: str, *, force: bool = False) -> str:
     """The command that uploads the dataset."""
-    return f"modal volume put {volume} data/training/exports /dataset" + (" --force" if force else "")
+    words = ("modal", "volume", "put", volume, "data/training/exports", "/dataset")
+    return shell_command(*words, *(["--force"] if force else []))
 
 
 def require_upload(dataset: Path, uploaded: dict[str, str] | None, volume: str) -> None:

@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from noesis.core.config.models import Config, LoraFile, TrainingFile
+from noesis.core.console import command
 from noesis.core.errors import ConfigError
+from noesis.core.machine.folders import home
 from noesis.core.project import Project
-from noesis.core.yaml_file import describe_error, read_yaml
+from noesis.core.yaml_file import describe_error, read_yaml, validate
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -25,8 +27,8 @@ def load_config(project: Project, overrides: Mapping[str, Any] | None = None) ->
     Raises:
         ConfigError: naming the file, the key and the nearest known key.
     """
-    lora = _validate(LoraFile, _read_yaml(project.lora_yaml), project.lora_yaml)
-    training = _validate(TrainingFile, _read_yaml(project.training_yaml), project.training_yaml)
+    lora = _read(LoraFile, project.lora_yaml)
+    training = _read(TrainingFile, project.training_yaml)
     settings: dict[str, Any] = {"lora": lora.model_dump(), "training": training.model_dump(), "max_examples": None}
     given = {dotted: value for dotted, value in (overrides or {}).items() if value is not None}
     for dotted, value in given.items():
@@ -39,7 +41,11 @@ def load_config(project: Project, overrides: Mapping[str, Any] | None = None) ->
     precision = settings["training"]["precision"]
     if precision != "auto" and not _names_load_in_4bit(lora, given):  # one of the two is enough; both must agree
         settings["lora"]["quantization"]["load_in_4bit"] = precision == "nf4"
-    return _validate(Config, settings, Path("the command line" if given else "the settings together"))
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        source = "the command line" if given else "the settings together"
+        raise ConfigError(describe_error(Config, error, source)) from None
 
 
 def _names_load_in_4bit(lora: LoraFile, given: Mapping[str, Any]) -> bool:
@@ -51,26 +57,22 @@ def _names_load_in_4bit(lora: LoraFile, given: Mapping[str, Any]) -> bool:
 
 def _without_home(model: str) -> str:
     """A folder in the user's home as `~/…`, so that no record names the home."""
-    home = str(Path.home())
-    return "~" + model[len(home) :] if home != "/" and model.startswith(home + "/") else model
+    at_home = str(home() or "/")
+    return "~" + model[len(at_home) :] if at_home != "/" and model.startswith(at_home + "/") else model
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read(model: type[M], path: Path) -> M:
     try:
         value = read_yaml(path)
     except FileNotFoundError:
         raise ConfigError(
-            f"{path} is missing: copy it from the repository, or make a new project with  noesis init DIR"
+            f"{path} is missing: copy it from the repository, or make a new project with  {command('init', 'DIR')}"
         ) from None
     except ValueError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected keys and values, found {type(value).__name__}")
-    return value
-
-
-def _validate(model: type[M], raw: dict[str, Any], path: Path) -> M:
     try:
-        return model.model_validate(raw)
+        return validate(model, value)
     except ValidationError as error:
         raise ConfigError(describe_error(model, error, path)) from None

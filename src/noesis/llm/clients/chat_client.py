@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from noesis.core.console import command
 from noesis.core.errors import ModelError, UsageError
 from noesis.core.messages import Message
 from noesis.llm.addresses import check_url
@@ -184,7 +185,8 @@ class LLMClient:
             if error.sent:
                 raise ModelError(f"{self.base_url} gives no whole answer ({error})") from None
             raise ModelError(
-                f"{self.base_url} can't be reached ({error}): is the server running?  noesis serve RUN  starts it"
+                f"{self.base_url} can't be reached ({error}): is the server running?  "
+                f"{command('serve', 'RUN')}  starts it"
             ) from None
 
     def _refused(self, reply: HttpReply) -> ModelError:

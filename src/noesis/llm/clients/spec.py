@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from noesis.core.errors import UsageError
+from noesis.core.machine.folders import expanded
 from noesis.llm.addresses import check_url, without_password
 
 Kind = Literal["openai", "gguf", "torch", "self"]
@@ -84,7 +85,7 @@ def _parse(text: str) -> ModelSpec | None:
         return ModelSpec("openai", match[2], match[1])
     kind, _, rest = text.partition(":")
     if kind == "gguf" and rest:
-        return ModelSpec("gguf", str(Path(rest).expanduser()))
+        return ModelSpec("gguf", str(expanded(rest)))
     return ModelSpec("torch", rest) if kind == "torch" and rest else None
 
 

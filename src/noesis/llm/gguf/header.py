@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from noesis.core.console import command
 from noesis.core.errors import ModelError
 
-REMAKE = "make it again with  noesis gguf RUN --again"
+REMAKE = f"make it again with  {command('gguf', 'RUN', '--again')}"
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 # ggml's types of tensors: id → (weights in a block, bytes of a block); a type that llama.cpp dropped is not listed
@@ -66,7 +67,7 @@ def read_header(file: Path) -> GgufHeader:
         ModelError: the file is missing, not GGUF, cut short, or names what no model has.
     """
     if not file.is_file():
-        raise ModelError(f"{file} does not exist: make it with  noesis gguf RUN")
+        raise ModelError(f"{file} does not exist: make it with  {command('gguf', 'RUN')}")
     with open(file, "rb") as f:
         head = f.read(8)
     if head[:4] != b"GGUF" or int.from_bytes(head[4:8], "little") not in (2, 3):

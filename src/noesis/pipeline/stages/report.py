@@ -15,7 +15,7 @@ import jinja2
 
 from noesis.constitution.document import Constitution
 from noesis.core.config import Config
-from noesis.core.console import duration, say, size
+from noesis.core.console import duration, printable, say, size
 from noesis.core.errors import ModelError
 from noesis.core.files import utc_now, write_text
 from noesis.core.jsonl import read_objects
@@ -46,7 +46,11 @@ def run_report(s: RunSession) -> Path:
 def write_report(run: Run, config: Config, constitution: Constitution) -> ReportResult:
     """Write the page from what lies in the run directory; a stage that has not run is shown as missing."""
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # reordering, hiding, half characters
     )
     environment.filters.update(duration=duration, size=size, signed=lambda x: f"{x:+.4f}")
     shown = [name for name in STAGES if name != "report"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.config import Quantization
+from noesis.core.console import command
 from noesis.core.errors import ModelError
 from noesis.llm.gguf.header import REMAKE, read_header
 from noesis.llm.tokenizer import load_tokenizer
@@ -32,7 +33,7 @@ def open_gguf(file: Path) -> Any:
     try:
         return gguf.GGUFReader(file)
     except FileNotFoundError:
-        raise ModelError(f"{file} does not exist: make it with  noesis gguf RUN") from None
+        raise ModelError(f"{file} does not exist: make it with  {command('gguf', 'RUN')}") from None
     except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:
         detail = " ".join(str(error).split())[:120]
         raise ModelError(f"{file} is not a complete GGUF file ({detail}); {REMAKE}") from None

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from noesis.core.console import command
 from noesis.core.errors import ModelError
 from noesis.core.rooted import is_name
 
@@ -274,5 +275,5 @@ class Certificate:
         except (KeyError, TypeError, AttributeError) as error:
             raise ModelError(
                 f"the parity certificate is damaged ({type(error).__name__}: {error}): measure again with  "
-                "noesis parity RUN"
+                f"{command('parity', 'RUN')}"
             ) from None

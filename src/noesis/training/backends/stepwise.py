@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from noesis.core.console import command
 from noesis.core.errors import TrainingError
 from noesis.planning.setup import Setup
 from noesis.training.recorder import Metrics
@@ -178,5 +179,5 @@ class WholeStepTrainer(Resumable):
         raise TrainingError(
             f"the loss is {loss} and the gradient's norm {norm} at step {pending.step or self.state.global_step + 1}; "
             f"nothing of this step was applied. Its examples are those {self.locate(suspects)}: "
-            "look at them with  noesis data inspect, or lower learning_rate in training_config.yaml"
+            f"look at them with  {command('data', 'inspect')}, or lower learning_rate in training_config.yaml"
         )

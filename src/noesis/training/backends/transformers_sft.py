@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from noesis.core.config import Config
-from noesis.core.console import say
+from noesis.core.console import command, say
 from noesis.core.device import Device
 from noesis.core.errors import TrainingError
 from noesis.training.backends.engine_sft import engine_refusal
@@ -83,7 +83,7 @@ def _trainer_class(config: Config, device: Device) -> Any:
                 raise TrainingError(
                     f"the loss is {float(loss)} at step {self.state.global_step + 1}; "
                     "nothing of this step was applied. Lower learning_rate in training_config.yaml, "
-                    "or look for odd examples with  noesis data validate"
+                    f"or look for odd examples with  {command('data', 'validate')}"
                 )
             self.stop_if_asked()
             self.micro_batches_done += 1

@@ -12,7 +12,8 @@ from noesis.core.console import say
 from noesis.core.errors import ModelError
 from noesis.core.event_loop import run_async
 from noesis.core.files import utc_now
-from noesis.core.project import Project, cache_folder
+from noesis.core.machine.folders import cache_folder
+from noesis.core.project import Project
 from noesis.llm.clients.reply_cache import open_cache
 from noesis.llm.clients.spec import parse_spec
 from noesis.llm.clients.spending import Spending
