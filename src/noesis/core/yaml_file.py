@@ -6,10 +6,12 @@ which YAML 1.1 turned into other values without a word. Text where a number is d
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -98,8 +100,14 @@ def read_yaml(path: Path) -> Any:
         FileNotFoundError: it does not exist.
         ValueError: it is too long, not YAML, or not UTF-8; the message names the line.
     """
+    return copy.deepcopy(_parse(_text(path)))
+
+
+@lru_cache(maxsize=64)
+def _parse(text: str) -> Any:
+    """A command reads the same few files again and again; the largest takes 30 ms."""
     try:
-        return _yaml().load(_text(path))
+        return _yaml().load(text)
     except RecursionError:
         raise ValueError("nested too deeply to be read") from None
     except MarkedYAMLError as error:
