@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from noesis.core.console import size
 from noesis.core.errors import NoesisError, UnsafePathError, UsageError
-from noesis.core.rooted import guarded_root, move, open_file, open_folder, remove, require_plain
+from noesis.core.rooted import guarded_root, move, open_file, open_folder, open_plain, remove, require_plain
 
 
 @contextmanager
@@ -200,13 +200,26 @@ def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
         remove(folder)
 
 
+def read_text(path: Path, *, errors: str = "strict", most: int = 64 << 20) -> str:
+    """The text of a file in UTF-8, opened as by `open_plain`.
+
+    Args:
+        most: bytes that are read.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8. UnsafePathError: as `open_plain`.
+    """
+    with open_plain(path) as f:
+        return f.read(most).decode(errors=errors)
+
+
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file atomically, with its time.
 
     Raises:
         NoesisError: there is not enough space on the disk.
     """
-    with open(open_file(source, os.O_RDONLY), "rb") as f:
+    with open_plain(source) as f:
         found = os.fstat(f.fileno())
         require_space(target.absolute().parent, found.st_size, target.name)
         with atomic(target, "wb") as out:
@@ -232,8 +245,8 @@ def copy_folder(source: Path, target: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with open(path, "rb") as f:
+    """Hexadecimal SHA-256 of a file's bytes; opened as by `open_plain`."""
+    with open_plain(path) as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 

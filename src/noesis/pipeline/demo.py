@@ -5,7 +5,6 @@ What it changes in the project's settings is in training_config.yaml, `demo:`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from noesis.core.config import Config, load_config
 from noesis.core.console import heading, say
 from noesis.core.device import detect
 from noesis.core.files import sha256_json, write_json
-from noesis.core.jsonl import jsonl_files
+from noesis.core.jsonl import jsonl_files, read_json_file
 from noesis.core.overrides import Overrides
 from noesis.core.project import Project
 from noesis.dataset.checks.length import find_token_counter
@@ -130,7 +129,7 @@ def _choose(config: Config, dataset: Dataset, project: Project, path: Path, *, q
     request = sha256_json([config.digest(), dataset.digest(), config.training.demo.model_dump(), quick])
     stored = path / CHOICE
     if stored.is_file() and not fresh:
-        found = DemoChoice.from_json(json.loads(stored.read_text(encoding="utf-8")))
+        found = DemoChoice.from_json(read_json_file(stored, constants=False))
         if found.request == request:
             return found
     constitution = load_constitution(project.constitution)

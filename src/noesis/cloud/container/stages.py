@@ -26,7 +26,7 @@ from noesis.cloud.volume.layout import ARCHIVE, DATASET
 from noesis.cloud.volume.notes import JudgedEpoch, OpenedRun, judged_epochs
 from noesis.cloud.volume.sync import HEAVY
 from noesis.cloud.volume.uploaded_data import require_upload
-from noesis.core.files import copy_folder, write_text
+from noesis.core.files import copy_folder, read_text, write_text
 from noesis.run.directory import Run
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _publish_scores(copy: Path, root: Path, name: str) -> None:
     for file in (f"{name}.json", f"{BASE}.json"):
         target = root / SCORES / file
         if file != f"{BASE}.json" or not target.is_file():
-            write_text(target, (copy / SCORES / file).read_text(encoding="utf-8"))
+            write_text(target, read_text(copy / SCORES / file))
 
 
 def judge(context: ContainerContext, request: CloudRequest, again: bool) -> CallResult:

@@ -11,7 +11,7 @@ from pathlib import Path
 from noesis.core.config import Quantization
 from noesis.core.console import say, size
 from noesis.core.errors import RunError
-from noesis.core.files import files_in
+from noesis.core.files import files_in, read_text
 from noesis.pipeline.gguf_files import provenance
 from noesis.pipeline.results import RunResults, TrialResult
 from noesis.pipeline.session import RunSession
@@ -105,7 +105,7 @@ def write_card(s: RunSession) -> None:
     if (
         s.run.is_done("merge")
         and card.is_file()
-        and card.read_text(encoding="utf-8") != (text := model_card(card_content(s)))
+        and read_text(card, errors="replace") != (text := model_card(card_content(s)))
     ):
         s.run.write_derived("merge", card, text)
 

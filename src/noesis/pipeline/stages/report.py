@@ -6,7 +6,6 @@ Content-Security-Policy lets nothing be fetched.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from noesis.core.config import Config
 from noesis.core.console import duration, say, size
 from noesis.core.errors import ModelError
 from noesis.core.files import utc_now, write_text
-from noesis.core.jsonl import read_objects
+from noesis.core.jsonl import LineError, read_json_file, read_objects
 from noesis.llm.llama_cpp import REPEAT_PENALTY
 from noesis.pipeline.results import ReportResult, RunResults
 from noesis.pipeline.session import RunSession
@@ -85,9 +84,9 @@ def certificate_of(run: Run) -> Certificate | None:
     file = run.gguf / "parity.json"
     try:
         if run.result("gguf") is None and run.state("gguf") == "failed" and file.is_file():
-            return Certificate.from_json(json.loads(file.read_text(encoding="utf-8")))
+            return Certificate.from_json(read_json_file(file, constants=False))
         return RunResults(run).certificate
-    except ModelError as error:
+    except (ModelError, LineError) as error:
         say(f"  {error}")
         return None
 

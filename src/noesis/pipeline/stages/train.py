@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from pathlib import Path
 
 from noesis.core.console import command, duration, say
@@ -14,7 +15,7 @@ from noesis.pipeline.session import RunSession
 from noesis.planning.budget import quote, require_affordable
 from noesis.planning.plan import with_planned_storage
 from noesis.training.job import TrainJob, TrainResult
-from noesis.training.methods import remaining_cost, saved_states, train_run, training_outputs
+from noesis.training.methods import remaining_cost, saved_states, state_seals, train_run, training_outputs
 
 
 def run_train(s: RunSession) -> TrainResult:
@@ -47,9 +48,10 @@ def _train(s: RunSession) -> TrainResult:
     require_affordable(remaining, budget, done=done)
     config = with_planned_storage(s.config, plan)
     run = s.run
-    return train_run(
+    result = train_run(
         TrainJob(s.model.path, s.training_set, config, plan, s.device, run.checkpoints, run.metrics, budget, run.parent)
     )
+    return replace(result, states=state_seals(run.checkpoints))
 
 
 def show_training(result: TrainResult) -> None:
