@@ -24,12 +24,16 @@ from noesis.core.rooted import guarded_root, move, open_file, open_folder, open_
 
 
 @contextmanager
-def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open `path` for writing (`"w"` UTF-8 text or `"wb"`); it gets its name only if the block succeeds."""
+def atomic(path: Path, mode: str = "w", *, permissions: int = 0o666) -> Iterator[IO[Any]]:
+    """Open `path` for writing (`"w"` UTF-8 text or `"wb"`); it gets its name only if the block succeeds.
+
+    Args:
+        permissions: of the file, less what the umask takes.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with open_folder(path.parent, make=True):
         remove(part)
-        handle = open_file(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        handle = open_file(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, permissions)
     try:
         with open(handle, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "\n") as f:
             yield f

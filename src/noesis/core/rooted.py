@@ -15,8 +15,8 @@ import shutil
 import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import IO
 
 from noesis.core.errors import UnsafePathError
 
@@ -185,7 +185,7 @@ def open_file(path: Path, flags: int, mode: int = 0o666) -> int:
             raise
 
 
-def open_plain(path: Path) -> IO[bytes]:
+def open_plain(path: Path) -> BufferedReader:
     """Open a file for reading. Below a guarded folder, only a plain file is opened: no pipe is waited for.
 
     Raises:

@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Any
+from typing import Any, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
+from pydantic import TypeAdapter, ValidationError
 
-MOST = 2.0**63  # no figure of a run comes near; beyond a float, printing and dividing fail
+MOST = 2**63  # no figure of a run comes near; printing and dividing fail on what no float holds
 
 
 def require_types(value: Any) -> None:
-    """Check a dataclass, and every dataclass in it, against the types of its fields.
+    """Check a dataclass, and every one in it, against the types of its fields.
 
     Raises:
-        ValueError: a field has a value of another type, or a number that no float holds; the message names it.
+        ValueError: a field has a value of another type, or a number beyond all figures; the message names it.
     """
-    for part in _parts(value):
-        if is_dataclass(part) and not isinstance(part, type):
+    if is_dataclass(value) and not isinstance(value, type):
+        adapters = _adapters(type(value))
+        for field in fields(value):
+            found = getattr(value, field.name)
             try:
-                _adapter(type(part)).validate_python(part, strict=True)
+                adapters[field.name].validate_python(found, strict=True)
+                require_types(found)
             except ValidationError as error:
-                first = error.errors()[0]
-                raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+                raise ValueError(f"{field.name}: {error.errors()[0]['msg']}, found {repr(found)[:60]}") from None
+            except ValueError as error:
+                raise ValueError(f"{field.name}: {error}") from None
+    elif isinstance(value, (list, tuple, Mapping)):
+        for item in _items(value):
+            require_types(item)
+    elif isinstance(value, (int, float)) and not abs(value) < MOST:
+        raise ValueError(f"{repr(value)[:60]} is no figure of a run")
+
+
+def _items(value: Any) -> Iterator[Any]:
+    yield from value.values() if isinstance(value, Mapping) else value
+
+
+@cache
+def _adapters(kind: type) -> dict[str, TypeAdapter[Any]]:
+    return {name: TypeAdapter(hint) for name, hint in get_type_hints(kind).items()}

@@ -24,6 +24,7 @@ from noesis.dataset.schema import Dataset
 from noesis.llm.hub import find_model
 from noesis.llm.row_encoder import encoder_for
 from noesis.pipeline.registry import PipelineOptions, run_all, stages_to_run
+from noesis.pipeline.results import read_result
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.start_run import from_sources, start_run
 from noesis.planning.draft import choose_demo_rank_and_epochs
@@ -109,7 +110,7 @@ def _judge_with_embedded_model(s: RunSession, project: Project) -> None:
 
     say("\nIs the embedded model fit to judge?")
     if found := s.run.perform("live_pairs", work, list):
-        show_live_pairs(LivePairs.from_json(found))
+        show_live_pairs(read_result(s.run, "live_pairs", found, LivePairs.from_json))
 
 
 def _check_other_languages(project: Project, config: Config) -> None:

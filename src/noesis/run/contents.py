@@ -38,11 +38,11 @@ UNLISTED = (
     "gguf/*.rejected.gguf",
 )
 OTHER_FOLDERS = (".archive", "dataset", "runs")  # beside the run on a volume: what they hold is listed nowhere
-PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
+PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy")
 RUNS_CODE = (
-    *(".py", ".pyc", ".pyd", ".pyw", ".pyz", ".pth", ".ipynb", ".so", ".dll", ".dylib", ".exe", ".com", ".msi", ".scr"),
+    *(".py", ".pyc", ".pyd", ".pyw", ".pyz", ".ipynb", ".so", ".dll", ".dylib", ".exe", ".com", ".msi", ".scr"),
     *(".sh", ".bash", ".zsh", ".fish", ".command", ".bat", ".cmd", ".ps1", ".vbs", ".jar", ".js", ".mjs", ".pl", ".rb"),
-    *(".desktop", ".lnk", ".hta", ".apk", ".app", ".wasm"),
+    *(".desktop", ".lnk", ".hta"),
 )
 
 

@@ -15,6 +15,7 @@ from noesis.core.errors import UnsafePathError
 from noesis.core.files import sha256_json
 from noesis.core.libraries import library_versions
 from noesis.core.rooted import below, is_name
+from noesis.core.typed import MOST
 from noesis.run.ledger import LedgerEntry, total
 from noesis.run.stages import downstream_of, needs_of
 
@@ -71,8 +72,11 @@ class OutputFile:
     @classmethod
     def from_json(cls, value: Json) -> OutputFile:
         mtime = value.get("mtime_ns")
+        size = int(value["bytes"])
+        if not 0 <= size < MOST:
+            raise ValueError(f"{size} is no size of a file")
         return cls(
-            int(value["bytes"]),
+            size,
             str(value["sha256"]),
             None if mtime is None else int(mtime),
             bool(value.get("derived", False)),

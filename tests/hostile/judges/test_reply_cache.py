@@ -16,6 +16,7 @@ import pytest
 
 from helpers.endpoints.asking import ask
 from helpers.endpoints.raw_server import RawServer, chat, ok
+from noesis.core.machine_key import sealed
 from noesis.llm.clients import cache_file
 from noesis.llm.clients.protocol import ModelReply
 from noesis.llm.clients.reply_cache import open_cache
@@ -269,7 +270,9 @@ def test_a_stored_reply_that_is_none_is_asked_for_again(file: Path, value: objec
         with open_cache(file) as cache:
             ask(server, 2, cache=cache)
         with sqlite3.connect(file) as db:
-            db.execute("UPDATE replies SET value = ?", (value,))
+            for (key,) in db.execute("SELECT key FROM replies").fetchall():
+                own = sealed(key, value) if isinstance(value, str) else value
+                db.execute("UPDATE replies SET value = ? WHERE key = ?", (own, key))
         with open_cache(file) as cache:
             found = ask(server, 2, cache=cache)
         assert len(server.requests) == 4

@@ -44,6 +44,7 @@ def train(context: ContainerContext, request: CloudRequest, ticket: str) -> Call
     Returns:
         training's figures.
     """
+    from noesis.core.machine_key import make_machine_key
     from noesis.pipeline.session import reopen_run
     from noesis.pipeline.stages.plan import run_plan
     from noesis.pipeline.stages.train import run_train
@@ -51,6 +52,7 @@ def train(context: ContainerContext, request: CloudRequest, ticket: str) -> Call
     def work() -> CallResult:
         opened = _open_run(context, request, ticket)
         context.commit()
+        make_machine_key()  # one for all containers, which share the cache
         context.commit_weights()  # fetched by now: judging an epoch meanwhile need not fetch them again
         if opened.run.is_done("train"):
             return CallResult(run_train(opened).to_json())

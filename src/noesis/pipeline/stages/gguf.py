@@ -18,7 +18,7 @@ from noesis.dataset.load import evenly_spread
 from noesis.llm.chat_template import render
 from noesis.llm.tokenizer import load_tokenizer
 from noesis.pipeline.gguf_files import adapter_file, base_gguf, system_prompt, write_adapter
-from noesis.pipeline.results import RunResults
+from noesis.pipeline.results import RunResults, read_result
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.merge import merge_basis, merge_quantization
 from noesis.planning.budget import require_remaining
@@ -80,7 +80,7 @@ def run_gguf(
 
     covered = before is not None and set(before.files) == set(wanted) and (before.adapter is not None or not adapter)
     result = s.run.perform("gguf", work, lambda: _outputs(s, files, adapter), again=again or not covered)
-    certificate = Certificate.from_json(result)
+    certificate = read_result(s.run, "gguf", result, Certificate.from_json)
     show_certificate(certificate)
     if outfile is not None:
         copy_file(files[asked], outfile)
@@ -112,7 +112,7 @@ def parity(s: RunSession) -> Certificate:
         return certify_files(s, files, s.run.gguf, with_adapter=with_adapter, originals=True).to_json()
 
     result = s.run.perform("gguf", work, lambda: _outputs(s, files, with_adapter), again=True)
-    certificate = Certificate.from_json(result)
+    certificate = read_result(s.run, "gguf", result, Certificate.from_json)
     show_certificate(certificate)
     return certificate
 

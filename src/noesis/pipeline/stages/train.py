@@ -10,7 +10,7 @@ from noesis.core.console import command, duration, say
 from noesis.core.errors import RunError
 from noesis.core.rooted import remove
 from noesis.core.text import counted
-from noesis.pipeline.results import RunResults
+from noesis.pipeline.results import RunResults, read_result
 from noesis.pipeline.session import RunSession
 from noesis.planning.budget import quote, require_affordable
 from noesis.planning.plan import with_planned_storage
@@ -29,7 +29,8 @@ def run_train(s: RunSession) -> TrainResult:
     def outputs() -> list[Path]:
         return [*training_outputs(s.run.checkpoints), s.run.metrics]
 
-    result = TrainResult.from_json(s.run.perform("train", lambda: _train(s).to_json(), outputs))
+    stored = s.run.perform("train", lambda: _train(s).to_json(), outputs)
+    result = read_result(s.run, "train", stored, TrainResult.from_json)
     gc.collect()
     show_training(result)
     say(f"  → {s.run.epochs()[-1]}")
