@@ -40,7 +40,9 @@ def atomic(path: Path, mode: str = "w", *, permissions: int = 0o666) -> Iterator
             f.flush()
             os.fsync(f.fileno())
         move(part, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         remove(part)
         raise
     sync_folder(path.parent)
@@ -313,6 +315,11 @@ def explain_os_error(error: OSError) -> NoesisError:
         return NoesisError(
             f"not allowed to read or write{where}: {error.strerror}; "
             "choose another folder with --run, or change its permissions"
+        )
+    if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+        return NoesisError(
+            f"the file system can't do what is needed here, which is mostly file locks{where}: {error.strerror}; "
+            "use a folder on a local disk"
         )
     return NoesisError(f"{error.strerror or error}{where}")
 
