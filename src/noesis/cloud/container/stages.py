@@ -44,7 +44,7 @@ def train(context: ContainerContext, request: CloudRequest, ticket: str) -> Call
     Returns:
         training's figures.
     """
-    from noesis.core.machine_key import make_machine_key
+    from noesis.llm.clients.machine_key import make_machine_key
     from noesis.pipeline.session import reopen_run
     from noesis.pipeline.stages.plan import run_plan
     from noesis.pipeline.stages.train import run_train

@@ -18,9 +18,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from noesis.core.console import say
-from noesis.core.machine_key import sealed, unsealed
 from noesis.llm.clients.cache_file import LOCKED_S, open_database
 from noesis.llm.clients.chat_reply import MOST_TOKENS, MOST_USD, Logprob
+from noesis.llm.clients.machine_key import sealed, unsealed
 from noesis.llm.clients.protocol import ModelReply
 from noesis.llm.http_reply import parse_json
 
