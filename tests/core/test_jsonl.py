@@ -90,6 +90,8 @@ def test_no_reader_breaks_at_a_line_separator(project: Path, tmp_path: Path, wri
         "p_chosen": 0.5,
         "response": text,
         "step": 1,
+        "epoch": 1.0,
+        "loss": 1.0,
         "key": "en/a",
     }
     file = write_rows(row)

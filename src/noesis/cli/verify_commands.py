@@ -19,7 +19,7 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
 
     Example: noesis status runs/demo
     """
-    from noesis.core.console import command, duration, say
+    from noesis.core.console import command, duration, quoted, say
     from noesis.pipeline.verify.status import status as run_status
     from noesis.run.directory import load_run
 
@@ -29,9 +29,9 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
     for stage in stages:
         reads = ", ".join(f"{name} {'unchanged' if same else 'CHANGED since'}" for name, same in stage.inputs.items())
         took = f"{duration(stage.seconds):>13}  {stage.usd:8.2f} USD" if stage.status != "not run" else ""
-        say(f"  {stage.name:12} {stage.status:12} {took}  {'reads ' + reads if reads else ''}".rstrip())
+        say(quoted(f"  {stage.name:12} {stage.status:12} {took}  {'reads ' + reads if reads else ''}".rstrip()))
         for line in stage.wrong:
-            say(f"               {line}")
+            say(quoted(f"               {line}"))
     usd, seconds = loaded.spent()
     say(f"  in all   {'':12} {duration(seconds):>13}  {usd:8.2f} USD")
     if any(stage.wrong for stage in stages):

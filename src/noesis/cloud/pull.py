@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from noesis.cloud.volume.layout import ARCHIVE, SUMMARY
@@ -26,6 +27,7 @@ from noesis.run.manifest import Manifest, OutputFile
 from noesis.run.manifest_file import parse_manifest, read_manifest
 
 STATE = "checkpoints/resume/"  # the trainer's state: only needed to continue the training
+NOT_HERE = ("demo.json", "tribunal/replies.sqlite*")  # of no use on another machine, and under no hash
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,8 @@ def _require_accounted(
 
 def _is_wanted(name: str, *, state: bool) -> bool:
     parts = name.split("/")
-    hidden = any(part.startswith(".") for part in parts)
-    return (parts[0] in RUN_FILES or name == SUMMARY) and not hidden and (state or not name.startswith(STATE))
+    left_out = any(part.startswith(".") for part in parts) or any(fnmatchcase(name, pattern) for pattern in NOT_HERE)
+    return (parts[0] in RUN_FILES or name == SUMMARY) and not left_out and (state or not name.startswith(STATE))
 
 
 def _is_here(file: Path, remote: RemoteFile, sha256: str | None) -> bool:

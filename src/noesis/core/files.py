@@ -21,23 +21,29 @@ from typing import IO, Any
 from noesis.core.console import command, size
 from noesis.core.errors import NoesisError, UnsafePathError, UsageError
 from noesis.core.machine.folders import variable_of
-from noesis.core.rooted import guarded_root, move, open_file, open_folder, remove, require_plain
+from noesis.core.rooted import guarded_root, move, open_file, open_folder, open_plain, remove, require_plain
 
 
 @contextmanager
-def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open `path` for writing (`"w"` UTF-8 text or `"wb"`); it gets its name only if the block succeeds."""
+def atomic(path: Path, mode: str = "w", *, permissions: int = 0o666) -> Iterator[IO[Any]]:
+    """Open `path` for writing (`"w"` UTF-8 text or `"wb"`); it gets its name only if the block succeeds.
+
+    Args:
+        permissions: of the file, less what the umask takes.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with open_folder(path.parent, make=True):
         remove(part)
-        handle = open_file(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        handle = open_file(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, permissions)
     try:
         with open(handle, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "\n") as f:
             yield f
             f.flush()
             os.fsync(f.fileno())
         move(part, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         remove(part)
         raise
     sync_folder(path.parent)
@@ -209,13 +215,26 @@ def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
         remove(folder)
 
 
+def read_text(path: Path, *, errors: str = "strict", most: int = 64 << 20) -> str:
+    """The text of a file in UTF-8, opened as by `open_plain`.
+
+    Args:
+        most: bytes that are read.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8. UnsafePathError: as `open_plain`.
+    """
+    with open_plain(path) as f:
+        return f.read(most).decode(errors=errors)
+
+
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file atomically, with its time.
 
     Raises:
         NoesisError: there is not enough space on the disk.
     """
-    with open(open_file(source, os.O_RDONLY), "rb") as f:
+    with open_plain(source) as f:
         found = os.fstat(f.fileno())
         require_space(target.absolute().parent, found.st_size, target.name)
         with atomic(target, "wb") as out:
@@ -241,8 +260,8 @@ def copy_folder(source: Path, target: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with open(path, "rb") as f:
+    """Hexadecimal SHA-256 of a file's bytes; opened as by `open_plain`."""
+    with open_plain(path) as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
@@ -317,6 +336,11 @@ def explain_os_error(error: OSError) -> NoesisError:
         return NoesisError("the working directory was removed: change to one that exists, for example  cd")
     if error.errno == errno.EMFILE:
         return NoesisError(f"too many files are open{where}: allow more with  ulimit -n 1024")
+    if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+        return NoesisError(
+            f"the file system can't do what is needed here, which is mostly file locks{where}: {error.strerror}; "
+            "use a folder on a local disk"
+        )
     return NoesisError(f"{error.strerror or error}{where}")
 
 

@@ -15,6 +15,7 @@ import shutil
 import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 
 from noesis.core.errors import UnsafePathError
@@ -182,6 +183,21 @@ def open_file(path: Path, flags: int, mode: int = 0o666) -> int:
                 raise _is_link(path, path.name) from None
             error.filename = str(path)
             raise
+
+
+def open_plain(path: Path) -> BufferedReader:
+    """Open a file for reading. Below a guarded folder, only a plain file is opened: no pipe is waited for.
+
+    Raises:
+        UnsafePathError: it is a link, a pipe, a folder, or anything else, below a guarded folder.
+    """
+    if guarded_root(path) is None:
+        return open(path, "rb")
+    handle = open_file(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UnsafePathError(f"{path} is no plain file: remove it, or restore the file; nothing was read")
+    return open(handle, "rb")
 
 
 def move(source: Path, target: Path) -> None:

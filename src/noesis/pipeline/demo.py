@@ -5,7 +5,6 @@ What it changes in the project's settings is in training_config.yaml, `demo:`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from noesis.core.config import Config, load_config
 from noesis.core.console import heading, say
 from noesis.core.device import detect
 from noesis.core.files import sha256_json, write_json
-from noesis.core.jsonl import jsonl_files
+from noesis.core.jsonl import jsonl_files, read_json_file
 from noesis.core.overrides import Overrides
 from noesis.core.project import Project
 from noesis.dataset.checks.length import find_token_counter
@@ -25,6 +24,7 @@ from noesis.dataset.schema import Dataset
 from noesis.llm.hub import find_model
 from noesis.llm.row_encoder import encoder_for
 from noesis.pipeline.registry import PipelineOptions, run_all, stages_to_run
+from noesis.pipeline.results import read_result
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.start_run import from_sources, start_run
 from noesis.planning.draft import choose_demo_rank_and_epochs
@@ -110,7 +110,7 @@ def _judge_with_embedded_model(s: RunSession, project: Project) -> None:
 
     say("\nIs the embedded model fit to judge?")
     if found := s.run.perform("live_pairs", work, list):
-        show_live_pairs(LivePairs.from_json(found))
+        show_live_pairs(read_result(s.run, "live_pairs", found, LivePairs.from_json))
 
 
 def _check_other_languages(project: Project, config: Config) -> None:
@@ -130,7 +130,7 @@ def _choose(config: Config, dataset: Dataset, project: Project, path: Path, *, q
     request = sha256_json([config.digest(), dataset.digest(), config.training.demo.model_dump(), quick])
     stored = path / CHOICE
     if stored.is_file() and not fresh:
-        found = DemoChoice.from_json(json.loads(stored.read_text(encoding="utf-8")))
+        found = DemoChoice.from_json(read_json_file(stored, constants=False))
         if found.request == request:
             return found
     constitution = load_constitution(project.constitution)

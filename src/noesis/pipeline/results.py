@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from noesis.core.errors import RunError
 from noesis.core.rooted import is_name
+from noesis.core.typed import require_types
 from noesis.dataset.statistics import ExportStatistics
 from noesis.planning.plan import Plan, stored_plan
 from noesis.release.merge_weights import MergeResult
@@ -20,6 +21,7 @@ from noesis.tribunal.heldout import JudgeResult
 from noesis.tribunal.suite import Part
 from noesis.tribunal.trial_summary import TrialSummary
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -188,6 +190,23 @@ class ReportResult:
         return cls(stored["stages_shown"])
 
 
+def read_result(run: Run, stage: str, stored: S, from_json: Callable[[S], T]) -> T:
+    """The result of a stage from the manifest's JSON, with the types that it declares.
+
+    Raises:
+        RunError: it is damaged. ModelError: the certificate is.
+    """
+    try:
+        found = from_json(stored)
+        require_types(found)
+        return found
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError) as error:
+        raise RunError(
+            f"{run.path / 'manifest.json'}: the result of the stage {stage} can't be read "
+            f"({type(error).__name__}: {error}): restore the file, or run the stage again"
+        ) from None
+
+
 class RunResults:
     """The results of a run's stages; None for a stage that has not run. Each is read when it is asked for.
 
@@ -200,15 +219,7 @@ class RunResults:
 
     def _read(self, stage: str, from_json: Callable[[dict[str, Any]], T]) -> T | None:
         stored = self._run.result(stage)
-        if stored is None:
-            return None
-        try:
-            return from_json(stored)
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunError(
-                f"{self._run.path / 'manifest.json'}: the result of the stage {stage} can't be read "
-                f"({type(error).__name__}: {error}): restore the file, or run the stage again"
-            ) from None
+        return None if stored is None else read_result(self._run, stage, stored, from_json)
 
     @property
     def export(self) -> ExportStatistics | None:
@@ -217,12 +228,12 @@ class RunResults:
     @property
     def plan(self) -> Plan | None:
         """The stage's plan; None also for that of an early version."""
-        return stored_plan(self._run.result("plan"))
+        return read_result(self._run, "plan", self._run.result("plan"), stored_plan)
 
     @property
     def executed_plan(self) -> Plan | None:
         """The plan that was carried out: the smaller one if training ran out of memory, else the stage's."""
-        return stored_plan(self._run.executed_plan())
+        return read_result(self._run, "train", self._run.executed_plan(), stored_plan)
 
     @property
     def train(self) -> TrainResult | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from noesis.core.errors import ModelError
 from noesis.core.files import write_text
+from noesis.core.jsonl import read_json_file
 
 FILE_NAME = "noesis.json"
 
@@ -60,7 +61,7 @@ def read_provenance(model: Path) -> Provenance:
     if not file.is_file():
         return Provenance()
     try:
-        return Provenance.from_json(json.loads(file.read_text(encoding="utf-8")))
+        return Provenance.from_json(read_json_file(file, constants=False))
     except ValueError:
         raise ModelError(f"{file} is damaged (not JSON): merge again, or remove it") from None
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from noesis.core.errors import RunError, UnsafePathError
-from noesis.core.files import make_folder, sha256_json, write_text
+from noesis.core.files import make_folder, read_text, sha256_json, write_text
 from noesis.core.rooted import move, remove
 
 RUN_FILES = (
@@ -73,7 +73,7 @@ def finish_archiving(path: Path, folder: Path) -> None:
 def is_being_archived_to(path: Path, target: Path) -> bool:
     """Whether a move of the run at `path` to `target` was started and not completed."""
     note = path / MOVING
-    return note.is_file() and _same(path / note.read_text(encoding="utf-8", errors="replace"), target)
+    return note.is_file() and _same(path / read_text(note, errors="replace"), target)
 
 
 def _same(path: Path, other: Path) -> bool:
@@ -84,7 +84,7 @@ def _same(path: Path, other: Path) -> bool:
 
 
 def _noted_target(note: Path, folders: tuple[Path, ...]) -> Path:
-    text = note.read_text(encoding="utf-8", errors="replace")
+    text = read_text(note, errors="replace")
     target = Path(os.path.abspath(note.parent / text)) if "\0" not in text else note
     for folder in folders:
         # an early version of Noesis wrote the resolved path

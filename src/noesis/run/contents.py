@@ -35,12 +35,15 @@ UNLISTED = (
     "tribunal/locked_uses.jsonl",
     "tribunal/epochs/epoch_*.json",
     "tribunal/shards/*",
-    "gguf/*-adapter.gguf",
     "gguf/*.rejected.gguf",
 )
-OTHER_FOLDERS = (".archive", "dataset", "runs")  # beside the run on a volume, and not part of it
-PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-RUNS_CODE = (".py", ".pyc", ".so", ".dll", ".dylib", ".exe", ".sh")
+OTHER_FOLDERS = (".archive", "dataset", "runs")  # beside the run on a volume: what they hold is listed nowhere
+PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy")
+RUNS_CODE = (
+    *(".py", ".pyc", ".pyd", ".pyw", ".pyz", ".ipynb", ".so", ".dll", ".dylib", ".exe", ".com", ".msi", ".scr"),
+    *(".sh", ".bash", ".zsh", ".fish", ".command", ".bat", ".cmd", ".ps1", ".vbs", ".jar", ".js", ".mjs", ".pl", ".rb"),
+    *(".desktop", ".lnk", ".hta"),
+)
 
 
 def stage_of(name: str) -> str | None:
@@ -58,6 +61,8 @@ def strays(names: Iterable[str], manifest: Manifest) -> list[str]:
 
 
 def _may_be_unlisted(name: str, manifest: Manifest) -> bool:
+    if name.split("/")[0] in OTHER_FOLDERS and "/" in name:
+        return True
     if any(fnmatchcase(name, pattern) for pattern in UNLISTED) or name.rpartition("/")[2] in DROPPINGS:
         return True
     stage = stage_of(name)
@@ -78,7 +83,5 @@ def files_in(run: Path) -> Iterator[tuple[str, bool]]:
     """(name relative to the run, whether it is a symbolic link) of everything in it; links are not followed."""
     for folder, folders, files in os.walk(run):
         here = Path(folder)
-        if here == run:
-            folders[:] = [name for name in folders if name not in OTHER_FOLDERS or (here / name).is_symlink()]
         for name in [*files, *(n for n in folders if (here / n).is_symlink())]:
             yield (here / name).relative_to(run).as_posix(), (here / name).is_symlink()

@@ -29,6 +29,7 @@ from noesis.run.folder import guard_run, require_run_folder
 from noesis.run.ledger import LedgerEntry, StageMeter, total, unrecorded_cost
 from noesis.run.manifest import Extension, Identity, Json, Manifest, OutputFile, Parent, StageRecord
 from noesis.run.manifest_file import read_manifest
+from noesis.run.settings import read_settings
 from noesis.run.stages import is_derived
 
 SETTINGS = "config.json"
@@ -87,8 +88,12 @@ class Run:
         return self.path / "parent" if self._manifest.parent else None
 
     def config(self) -> Config:
-        """The resolved configuration that this run was made with."""
-        return Config.model_validate_json((self.path / SETTINGS).read_text(encoding="utf-8"))
+        """The resolved configuration that this run was made with.
+
+        Raises:
+            RunError: it can't be read.
+        """
+        return read_settings(self.path / SETTINGS)
 
     def epochs(self) -> list[Path]:
         """The adapters of the finished epochs, in order.

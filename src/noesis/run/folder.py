@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from noesis.core.config import Config
-from noesis.core.errors import UnsafePathError, UsageError
+from noesis.core.errors import RunError, UnsafePathError, UsageError
 from noesis.core.rooted import guard
 from noesis.run.archive import MOVING, RUN_FILES
 from noesis.run.manifest_file import read_manifest
+from noesis.run.settings import read_settings
 
 OWN = (".lock", ".holder", ".archive", MOVING)  # may be left where there is no run yet, or no more
 DROPPINGS = (".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", ".gitignore")  # what other programs leave anywhere
@@ -53,7 +51,7 @@ def require_run_folder(path: Path) -> None:
 
 def _is_configuration(file: Path) -> bool:
     try:
-        Config.model_validate_json(file.read_bytes())
-    except (ValidationError, ValueError):
+        read_settings(file)
+    except RunError:
         return False
     return True

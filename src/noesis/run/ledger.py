@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from noesis.core.files import write_json
+from noesis.core.files import read_text, write_json
 
 FILE = ".meter"
 EVERY_S = 5.0
@@ -108,7 +108,7 @@ class StageMeter:
 def unrecorded_cost(folder: Path, ledger: Iterable[LedgerEntry]) -> LedgerEntry | None:
     """The entry of a process that was killed while it worked in `folder`, if there is one that the ledger lacks."""
     try:
-        entry = parse_entry((folder / FILE).read_text(encoding="utf-8"))
+        entry = parse_entry(read_text(folder / FILE))
     except (FileNotFoundError, UnicodeDecodeError):
         return None
     if entry is None or any(booked.id == entry.id for booked in ledger):

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from noesis.core.errors import RunError
-from noesis.core.files import make_folder, utc_now, write_text
+from noesis.core.files import make_folder, read_text, utc_now, write_text
 from noesis.core.rooted import remove
 from noesis.run.folder import require_run_folder
 
@@ -41,7 +41,7 @@ def held(path: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        who = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
+        who = read_text(holder, errors="replace", most=200) if holder.is_file() else "another process"
         raise RunError(f"{path} is in use by {who}: wait for it to end, or use another folder with --run") from None
     try:
         write_text(holder, f"process {os.getpid()} on {platform.node()} since {utc_now()}")

@@ -1,7 +1,7 @@
 """manifest.json: what a run is made of, and the state of every stage.
 
 Frozen values: `Run` alone replaces one by the next and writes it. `to_json` and `from_json` are the only places that
-know the keys on disk. Format 2 is written; `manifest_file.py` reads both formats.
+know the keys on disk. Format 3 is written; `manifest_file.py` reads all.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from noesis.core.errors import UnsafePathError
 from noesis.core.files import sha256_json
 from noesis.core.libraries import library_versions
 from noesis.core.rooted import below, is_name
+from noesis.core.typed import MOST
 from noesis.run.ledger import LedgerEntry, total
 from noesis.run.stages import downstream_of, needs_of
 
-FORMAT = 2
+FORMAT = 3  # raise it when a record gets a new field, or `noesis verify` derives something in another way
 Json = dict[str, Any]
 
 
@@ -71,8 +72,11 @@ class OutputFile:
     @classmethod
     def from_json(cls, value: Json) -> OutputFile:
         mtime = value.get("mtime_ns")
+        size = int(value["bytes"])
+        if not 0 <= size < MOST:
+            raise ValueError(f"{size} is no size of a file")
         return cls(
-            int(value["bytes"]),
+            size,
             str(value["sha256"]),
             None if mtime is None else int(mtime),
             bool(value.get("derived", False)),
@@ -170,6 +174,7 @@ class Manifest:
         cost_usd, worked_seconds: the sums of the ledger when it was written.
         settings_sha256: of config.json, all settings included; None in a run of an early version, whose identity covers
             only the settings that decide the adapter.
+        made_in: the format that the run began in. What it could not record is not asked of it.
     """
 
     noesis: str
@@ -186,6 +191,12 @@ class Manifest:
     parent: Parent | None = None
     history: tuple[Extension, ...] = ()
     settings_sha256: str | None = None
+    made_in: int = FORMAT
+
+    @property
+    def is_early(self) -> bool:
+        """Whether the run began in an earlier format, which recorded less."""
+        return self.made_in < FORMAT
 
     def to_json(self) -> Json:
         found: Json = {
@@ -208,6 +219,8 @@ class Manifest:
             found["parent"] = self.parent.to_json()
         if self.history:
             found["history"] = [extension.to_json() for extension in self.history]
+        if self.is_early:
+            found["made_in_format"] = self.made_in
         return found
 
     @classmethod
@@ -229,6 +242,7 @@ class Manifest:
             Parent.from_json(value["parent"]) if "parent" in value else None,
             tuple(Extension.from_json(extension) for extension in value.get("history", [])),
             str(value["settings_sha256"]) if "settings_sha256" in value else None,
+            min(int(value.get("made_in_format", FORMAT)), int(value.get("format", 1))),
         )
 
     # --- reading

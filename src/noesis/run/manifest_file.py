@@ -1,4 +1,4 @@
-"""Reading manifest.json: format 2 as it is, format 1 (of version 0.1.0, without the key `format`) brought to format 2.
+"""Reading manifest.json: format 1 (without the key `format`) is brought to format 2; format 3 only records more.
 
 Format 1 hashed a stage's files, or its result where it had none. The model card was among the files of `merge` although
 a later trial rewrote it, and after running out of memory `train` replaced the plan that it had read. What such a run
@@ -7,12 +7,12 @@ recorded of its inputs is accepted, so that a run that was valid in that version
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from noesis.core.errors import RunError
 from noesis.core.files import sha256_json
+from noesis.core.jsonl import read_json_file
 from noesis.run.manifest import FORMAT, Json, Manifest, StageRecord
 from noesis.run.stages import is_derived
 
@@ -25,11 +25,12 @@ def read_manifest(path: Path) -> Manifest | None:
     """
     file = path / "manifest.json"
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = read_json_file(file, constants=False)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, RecursionError):
-        raise RunError(f"{file} is damaged (not JSON): move {path} away, or name another folder with --run") from None
+    except ValueError as error:
+        why = f"move {path} away, or name another folder with --run"
+        raise RunError(f"{file} is damaged ({error}): {why}") from None
     try:
         return parse_manifest(value)
     except RunError as error:
@@ -40,7 +41,7 @@ def read_manifest(path: Path) -> Manifest | None:
 
 
 def parse_manifest(value: Json) -> Manifest:
-    """A manifest of either format.
+    """A manifest of any format.
 
     Raises:
         RunError: it was written by a newer Noesis.
@@ -50,7 +51,7 @@ def parse_manifest(value: Json) -> Manifest:
     if written > FORMAT:
         raise RunError(f"has format {written}; this version of Noesis reads up to {FORMAT}: update Noesis")
     manifest = Manifest.from_json(value)
-    return manifest if written == FORMAT else _from_format_1(manifest)
+    return _from_format_1(manifest) if written < 2 else manifest
 
 
 def _from_format_1(old: Manifest) -> Manifest:

@@ -6,16 +6,25 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.jsonl import iter_intact_objects
+from noesis.core.typed import MOST
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, one a step; if a step was repeated after an interruption, the last one counts."""
+    """The lines of metrics.jsonl, one a step; if a step was repeated after an interruption, the last one counts.
+
+    Each has at least `step`, `epoch` and `loss`, which are numbers; a line without them is none.
+    """
     if not file.is_file():
         return []
     lines = {}
     for _, line in iter_intact_objects(file):  # a line may be cut off, where the process was killed
-        lines[line["step"]] = line
+        if all(_is_figure(line.get(key)) for key in ("step", "epoch", "loss")):
+            lines[line["step"]] = line
     return [lines[step] for step in sorted(lines)]
+
+
+def _is_figure(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < MOST
 
 
 def losses_by_epoch(lines: list[dict[str, Any]], epochs: int) -> dict[str, float | None]:

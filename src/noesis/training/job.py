@@ -202,6 +202,7 @@ class TrainResult:
     mean_training_loss: by epoch (`epoch_0` …)
     held_out: of preference training with held-out pairs
     sft: the first part of `sft+dpo`
+    states: the saved states by their seals: folder below checkpoints/ → SHA-256 of its manifest; of early runs None
     smaller_plan: what was executed instead of the job's plan, after that ran out of memory
     """
 
@@ -221,6 +222,7 @@ class TrainResult:
     held_out: HeldOutPairs | None = None
     sft: TrainResult | None = None
     smaller_plan: Plan | None = None
+    states: dict[str, str] | None = None
 
     @property
     def out_of_memory_once(self) -> bool:

@@ -6,7 +6,6 @@ metrics; the run's own adapters, states and metrics are those of the second. Tor
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +13,11 @@ from pathlib import Path
 from noesis.core.console import say
 from noesis.core.errors import TrainingError
 from noesis.core.files import files_in, sha256_file, write_json
+from noesis.core.jsonl import read_json_file
 from noesis.planning.plan import Plan
 from noesis.training.job import TrainingSet, TrainJob, TrainResult
 from noesis.training.state.adapter import ADAPTER_FILE
-from noesis.training.state.checkpoint import saved, step_of
+from noesis.training.state.checkpoint import SEAL, saved, step_of
 from noesis.training.state.reference_cache import REFERENCE_FILE
 
 SFT_FOLDER = "sft"  # folder of the first part's adapters, states and metrics, in the run's checkpoints
@@ -76,10 +76,10 @@ def _last_epoch(folder: Path, plan: Plan) -> Path:
 def _finished_sft(folder: Path) -> TrainResult | None:
     """The result of a first part that is finished and whose adapter is unchanged."""
     try:
-        stored = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
+        stored = read_json_file(folder / RESULT_FILE, constants=False)
         unchanged = sha256_file(folder / str(stored["adapter"]) / ADAPTER_FILE) == stored["sha256"]
         return TrainResult.from_json(stored["result"]) if unchanged else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -89,6 +89,15 @@ def _finished_sft(folder: Path) -> TrainResult | None:
 def saved_states(checkpoints: Path) -> list[Path]:
     """Saved trainer states of every part."""
     return [*saved(checkpoints / SFT_FOLDER / "resume"), *saved(checkpoints / "resume")]
+
+
+def state_seals(checkpoints: Path) -> dict[str, str]:
+    """The seal of each saved state: its folder, relative to `checkpoints` → SHA-256 of its manifest."""
+    return {
+        state.relative_to(checkpoints).as_posix(): sha256_file(state / SEAL)
+        for state in saved_states(checkpoints)
+        if (state / SEAL).is_file()
+    }
 
 
 def training_outputs(checkpoints: Path) -> Sequence[Path]:

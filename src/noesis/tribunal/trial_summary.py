@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from noesis.core.config import TribunalSection
+from noesis.core.typed import require_types
 from noesis.tribunal.calibration_store import ErrorCounts
 from noesis.tribunal.code_checks import refuses, right, stated_confidence
 from noesis.tribunal.court import APPROVED, UNDECIDED, Opinion, ReportedRuling, Ruling
@@ -106,8 +107,12 @@ class TrialSummary:
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> TrialSummary:
+        """Raises: KeyError, TypeError, ValueError: a figure that is shown is missing or no number."""
         rulings = {name: Ruling.from_json(stored[name]) for name in ("ruling", "base_ruling")}
-        return cls(**{field.name: stored[field.name] for field in fields(cls)} | rulings)
+        found = cls(**{field.name: stored[field.name] for field in fields(cls)} | rulings)
+        require_types([found.mean_score(model, measure) for model in MODELS for measure in MEASURES])
+        require_types([found.mean_difference(measure) for measure in MEASURES])
+        return found
 
 
 def summarise(

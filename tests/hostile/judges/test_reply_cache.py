@@ -17,6 +17,7 @@ import pytest
 from helpers.endpoints.asking import ask
 from helpers.endpoints.raw_server import RawServer, chat, ok
 from noesis.llm.clients import cache_file
+from noesis.llm.clients.machine_key import sealed, unsealed
 from noesis.llm.clients.protocol import ModelReply
 from noesis.llm.clients.reply_cache import open_cache
 
@@ -269,7 +270,9 @@ def test_a_stored_reply_that_is_none_is_asked_for_again(file: Path, value: objec
         with open_cache(file) as cache:
             ask(server, 2, cache=cache)
         with sqlite3.connect(file) as db:
-            db.execute("UPDATE replies SET value = ?", (value,))
+            for (key,) in db.execute("SELECT key FROM replies").fetchall():
+                own = sealed(key, value) if isinstance(value, str) else value
+                db.execute("UPDATE replies SET value = ? WHERE key = ?", (own, key))
         with open_cache(file) as cache:
             found = ask(server, 2, cache=cache)
         assert len(server.requests) == 4
@@ -286,6 +289,52 @@ def test_a_stored_reply_with_alternatives_is_the_reply_that_was_stored(file: Pat
         cache.store("tops", reply)
         found = cache.reply("tops")
     assert (found.top_logprobs, found.usd) == (reply.top_logprobs, None)
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        pytest.param(lambda key, text: text, id="a stored reply without a seal"),
+        pytest.param(lambda key, text: f"{'0' * 64} {text}", id="a stored reply under a seal of zeros"),
+        pytest.param(lambda key, text: sealed("another", text), id="a stored reply that answers another question"),
+        pytest.param(
+            lambda key, text: sealed(key, text).replace('"8"', '"2"'),
+            id="a stored reply that was changed under its seal",
+        ),
+    ],
+)
+def test_a_reply_that_this_machine_did_not_store_is_asked_for_again(file: Path, forge: Callable[[str, str], str]):
+    """A stranger's run can hold replies that nobody gave: they would decide a trial that the user pays for."""
+    with RawServer(lambda number: ok(chat("8"))) as server:
+        with open_cache(file) as cache:
+            ask(server, 1, cache=cache)
+        with sqlite3.connect(file) as db:
+            ((key, value),) = db.execute("SELECT key, value FROM replies WHERE key != 'k'").fetchall()
+            db.execute("UPDATE replies SET value = ? WHERE key = ?", (forge(key, value.partition(" ")[2]), key))
+        with open_cache(file) as cache:
+            (found,) = ask(server, 1, cache=cache)
+        assert (len(server.requests), found.text, found.cached) == (2, "8", False)
+
+
+def test_replies_of_another_machine_are_asked_for_again_and_those_of_this_one_are_not(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with RawServer(lambda number: ok(chat("8"))) as server:
+        for machine, requests in (("mine", 1), ("theirs", 2), ("theirs", 2), ("mine", 3)):
+            monkeypatch.setenv("NOESIS_CACHE", str(tmp_path / machine))
+            with open_cache(file) as cache:
+                ask(server, 1, cache=cache)
+            assert len(server.requests) == requests
+    assert (tmp_path / "mine" / "machine.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_secret_that_can_not_be_kept_holds_for_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    (tmp_path / "no-folder").write_text("")
+    monkeypatch.setenv("NOESIS_CACHE", str(tmp_path / "no-folder" / "cache"))
+    assert unsealed("a", sealed("a", "text")) == "text"
+    assert capsys.readouterr().out.count("can't be used") == 1
 
 
 def test_an_entry_of_a_gigabyte_is_not_read(file: Path, capsys: pytest.CaptureFixture):

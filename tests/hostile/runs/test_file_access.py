@@ -80,3 +80,35 @@ def test_nothing_is_imported_from_these_modules_under_another_name():
         if alias.name in FUNCTIONS[node.module]
     ]
     assert wrong == []
+
+
+READS_RUNS = (
+    "run",
+    "pipeline",
+    "cloud/volume",
+    "cloud/container",
+    "cloud/pull.py",
+    "training/state",
+    "release/provenance.py",
+)
+OWN_FILES = {"TEMPLATE", "config_file"}  # the report's template; what PEFT has written a moment before
+
+
+def test_files_of_a_run_are_read_by_functions_that_open_plain_files_alone():
+    """`Path.read_text` and `open` would wait for a pipe, and follow a link that was made after the run was opened."""
+    found = [
+        f"{name}:{call.lineno}"
+        for file in sorted(SRC.rglob("*.py"))
+        if (name := file.relative_to(SRC).as_posix()).startswith(READS_RUNS)
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call)
+        and (
+            (isinstance(call.func, ast.Name) and call.func.id == "open")
+            or (
+                isinstance(call.func, ast.Attribute)
+                and call.func.attr in ("read_text", "read_bytes", "open")
+                and ast.unparse(call.func.value) not in OWN_FILES
+            )
+        )
+    ]
+    assert found == []

@@ -170,7 +170,14 @@ def test_a_pull_that_was_interrupted_goes_on_and_takes_no_file_of_the_user_for_i
         pull(Volume(volume), tmp_path / "run")
     (tmp_path / "run" / "data" / "mine.txt").unlink()
     pull(Volume(volume), tmp_path / "run")
-    assert contents(tmp_path / "run") == contents(volume)
+    assert contents(tmp_path / "run") == {n: f for n, f in contents(volume).items() if n != "demo.json"}
+
+
+@pytest.mark.parametrize("name", ["tribunal/replies.sqlite", "tribunal/replies.sqlite-wal", "demo.json"])
+def test_a_pull_leaves_out_what_no_hash_vouches_for_and_nothing_here_needs(volume: Path, tmp_path: Path, name: str):
+    (volume / name).write_text("evil")
+    pull(Volume(volume), tmp_path / "run")
+    assert not (tmp_path / "run" / name).exists()
 
 
 def test_a_pull_keeps_work_that_the_volume_does_not_know(volume: Path, tmp_path: Path):

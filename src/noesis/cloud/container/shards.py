@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from noesis.cloud.volume.layout import SHARDS
 from noesis.core.console import say
 from noesis.core.errors import RunError
-from noesis.core.files import sha256_json, write_json
+from noesis.core.files import read_text, sha256_json, write_json
 
 ROUNDS = 3  # tries of each shard, the first included
 
@@ -61,8 +61,8 @@ class Shards:
     def read(self, index: int, expected: int) -> Rows | None:
         """A shard's results; None if there are none, or their number is not `expected`."""
         try:
-            found = json.loads(self.file(index).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+            found = json.loads(read_text(self.file(index)))
+        except (FileNotFoundError, ValueError, RecursionError):
             return None
         return list(found) if isinstance(found, list) and len(found) == expected else None
 

@@ -26,7 +26,7 @@ from noesis.cloud.volume.layout import ARCHIVE, DATASET
 from noesis.cloud.volume.notes import JudgedEpoch, OpenedRun, judged_epochs
 from noesis.cloud.volume.sync import HEAVY
 from noesis.cloud.volume.uploaded_data import require_upload
-from noesis.core.files import copy_folder, write_text
+from noesis.core.files import copy_folder, read_text, write_text
 from noesis.run.directory import Run
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def train(context: ContainerContext, request: CloudRequest, ticket: str) -> Call
     Returns:
         training's figures.
     """
+    from noesis.llm.clients.machine_key import make_machine_key
     from noesis.pipeline.session import reopen_run
     from noesis.pipeline.stages.plan import run_plan
     from noesis.pipeline.stages.train import run_train
@@ -51,6 +52,7 @@ def train(context: ContainerContext, request: CloudRequest, ticket: str) -> Call
     def work() -> CallResult:
         opened = _open_run(context, request, ticket)
         context.commit()
+        make_machine_key()  # one for all containers, which share the cache
         context.commit_weights()  # fetched by now: judging an epoch meanwhile need not fetch them again
         if opened.run.is_done("train"):
             return CallResult(run_train(opened).to_json())
@@ -130,7 +132,7 @@ def _publish_scores(copy: Path, root: Path, name: str) -> None:
     for file in (f"{name}.json", f"{BASE}.json"):
         target = root / SCORES / file
         if file != f"{BASE}.json" or not target.is_file():
-            write_text(target, (copy / SCORES / file).read_text(encoding="utf-8"))
+            write_text(target, read_text(copy / SCORES / file))
 
 
 def judge(context: ContainerContext, request: CloudRequest, again: bool) -> CallResult:

@@ -16,7 +16,7 @@ from pathlib import Path
 from noesis.cloud.volume.layout import FOLDER, LEASE
 from noesis.core.console import command, duration, say
 from noesis.core.errors import RunError
-from noesis.core.files import write_json
+from noesis.core.files import read_text, write_json
 
 LASTS_S = 600.0  # until it expires, unless renewed
 LEAVING_S = 45.0  # after an orderly stop, while started calls may still be saving
@@ -127,7 +127,7 @@ class Lease:
 
     def _read(self) -> LeaseRecord:
         try:
-            return LeaseRecord.parse((self.root / FOLDER / LEASE).read_text(encoding="utf-8"))
+            return LeaseRecord.parse(read_text(self.root / FOLDER / LEASE))
         except (FileNotFoundError, UnicodeDecodeError):
             return LeaseRecord()
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from noesis.cloud.volume.layout import EPOCHS, FOLDER, OPENED
 from noesis.core.files import write_json
+from noesis.core.jsonl import read_json_file
 from noesis.run.ledger import LedgerEntry
 from noesis.tribunal.heldout import Preference
 
@@ -32,7 +32,7 @@ class OpenedRun:
         file = root / FOLDER / OPENED
         if not file.is_file():
             return None
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json_file(file, constants=False)
         return cls(str(found["ticket"]), int(found["starts"]), int(found["epochs"]))
 
     def write(self, root: Path) -> None:
@@ -74,5 +74,5 @@ def judged_epoch_file(root: Path, epoch: int) -> Path:
 def judged_epochs(root: Path) -> list[JudgedEpoch]:
     """The epochs that were judged, in order."""
     files = (root / EPOCHS).glob("epoch_[0-9]*.json")
-    found = [JudgedEpoch.from_json(json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    found = [JudgedEpoch.from_json(read_json_file(file, constants=False)) for file in files]
     return sorted(found, key=lambda judged: judged.epoch)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from noesis.core.console import say, shell_command
 from noesis.core.errors import DataError, UsageError
 from noesis.core.files import sha256_file
+from noesis.core.jsonl import read_json_file
 
 PARTS = ("train", "eval")
 
@@ -87,7 +87,7 @@ def _described(statistics: Path) -> dict[str, str] | None:
     if not statistics.is_file():
         return None
     try:
-        raw = json.loads(statistics.read_text(encoding="utf-8"))
+        raw = read_json_file(statistics, constants=False)
         return {part: str(raw[part]["sha256"]) for part in PARTS}
     except (ValueError, KeyError, TypeError):
         return {}

@@ -1,4 +1,4 @@
-"""The JSON files of models, a stranger's: one object a file, and the numbers in it."""
+"""JSON files of strangers, of models and of runs: one object a file, and the numbers in it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.jsonl.parse import LineError, parse_object
+from noesis.core.rooted import open_plain
 
 MAX_FILE = 50_000_000  # bytes
 
 
-def read_json_file(file: Path, most: int = MAX_FILE) -> dict[str, Any]:
-    """The JSON object that `file`, a stranger's, consists of; NaN and Infinity, which models' files hold, are read.
+def read_json_file(file: Path, most: int = MAX_FILE, *, constants: bool = True) -> dict[str, Any]:
+    """The JSON object that `file`, a stranger's, consists of; opened as by `open_plain`.
 
     Args:
         most: bytes; a longer file is not read.
+        constants: read NaN and Infinity, which models' files hold.
 
     Raises:
         FileNotFoundError: it does not exist.
@@ -22,11 +24,11 @@ def read_json_file(file: Path, most: int = MAX_FILE) -> dict[str, Any]:
     """
     if file.exists() and not file.is_file():  # a pipe would wait for its writer
         raise LineError("not-json", "not a plain file")
-    with open(file, "rb") as f:
+    with open_plain(file) as f:
         data = f.read(most + 1)
     if len(data) > most:
         raise LineError("too-long", f"longer than {most:,} bytes")
-    return parse_object(data, most, constants=True)
+    return parse_object(data, most, constants=constants)
 
 
 def whole_number(raw: dict[str, Any], key: str, least: int, most: int) -> int:

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 from noesis.core.errors import DataError
 from noesis.core.files import files_in
 from noesis.core.jsonl.parse import MAX_LINE, parse_object, texts_in
+from noesis.core.rooted import open_plain
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -35,8 +36,9 @@ class Line(NamedTuple):
 
 def iter_lines(file: Path, start: int = 0, end: int | None = None) -> Iterator[Line]:
     """The lines of `file` that are not blank; with `start` and `end`, those that begin in this range of bytes."""
-    with open(file, "rb") as f:
-        f.seek(start)
+    with open_plain(file) as f:
+        if start:
+            f.seek(start)
         number, offset = 1, start
         while (end is None or offset < end) and (data := f.readline(MAX_LINE + 1)):
             if len(data) > MAX_LINE:

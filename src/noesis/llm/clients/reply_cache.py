@@ -1,8 +1,8 @@
 """Replies by content hash in one SQLite file: stopped work continues where it stopped, and nothing is paid for twice.
 
 Only whole replies are stored; a request that failed is made again next time. The file is input like any other: see
-`cache_file.py` for which one is opened, and `reply` for what is believed of it. Where it can't be written, what this
-process stores stays in memory, is offered to the file once more at the end, and the work goes on.
+`cache_file.py` for which one is opened; of its entries, those are believed that this machine has sealed. Where it can't
+be written, what this process stores stays in memory, is offered to the file once more at the end, and the work goes on.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from noesis.core.console import say
 from noesis.llm.clients.cache_file import LOCKED_S, open_database
 from noesis.llm.clients.chat_reply import MOST_TOKENS, MOST_USD, Logprob
+from noesis.llm.clients.machine_key import sealed, unsealed
 from noesis.llm.clients.protocol import ModelReply
 from noesis.llm.http_reply import parse_json
 
@@ -117,8 +118,16 @@ class ReplyCache:
                 say(f"  the reply cache {self._path} lacks the last {len(self._unsaved)}, which could not be written")
         self._db.close()
 
-    def _stored(self, key: str) -> Any | None:
-        return self._unsaved.get(key) or self._read("SELECT value FROM replies WHERE key = ?", key)
+    def _stored(self, key: str) -> str | None:
+        if key in self._unsaved:
+            return self._unsaved[key]
+        stored = self._read("SELECT value FROM replies WHERE key = ?", key)
+        if stored is None:
+            return None
+        text = unsealed(key, stored) if isinstance(stored, str) else None
+        if text is None:
+            self._disbelieve()
+        return text
 
     def _read(self, query: str, name: str | int) -> Any | None:
         try:
@@ -130,10 +139,11 @@ class ReplyCache:
 
     def _write(self, replies: dict[str, str], usd: float) -> bool:
         """All or nothing, and whether it was all."""
+        rows = [(key, sealed(key, text)) for key, text in replies.items()]
         try:
             with self._db:
                 self._db.execute("BEGIN")
-                self._db.executemany("INSERT OR REPLACE INTO replies VALUES (?, ?)", replies.items())
+                self._db.executemany("INSERT OR REPLACE INTO replies VALUES (?, ?)", rows)
                 if usd:
                     self._db.execute(ADD_SPENT, (usd,))
         except sqlite3.Error as error:
@@ -149,7 +159,7 @@ class ReplyCache:
             self._db.execute("PRAGMA busy_timeout = 0")
 
     def _disbelieve(self) -> None:
-        self._tell("holds entries that this program did not write: they are asked for again")
+        self._tell("holds entries that Noesis on this machine did not write: they are asked for again")
 
     def _tell(self, what: str) -> None:
         if what not in self._told:

@@ -10,15 +10,15 @@ write the same one.
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from noesis.core.console import say
 from noesis.core.files import files_in, sha256_file, sha256_json, write_json
+from noesis.core.jsonl import read_json_file
 from noesis.dataset.encode import answer_rows
 from noesis.dataset.schema import Example, examples_digest
-from noesis.pipeline.results import CheckpointScore, Choice, EpochFigures
+from noesis.pipeline.results import CheckpointScore, Choice, EpochFigures, read_result
 from noesis.pipeline.session import RunSession
 from noesis.planning.budget import require_remaining
 from noesis.run.manifest import Json
@@ -65,12 +65,13 @@ def _stored(file: Path, key: str) -> Scores | None:
     """Scores from an earlier run of the stage, if they are of the same model, adapter and examples."""
     if not file.is_file():
         return None
-    stored = json.loads(file.read_text(encoding="utf-8"))
-    return (
-        {part: [(float(x), int(n)) for x, n in pairs] for part, pairs in stored["scores"].items()}
-        if stored["key"] == key
-        else None
-    )
+    try:
+        stored = read_json_file(file, constants=False)
+        found = {part: [(float(x), int(n)) for x, n in pairs] for part, pairs in stored["scores"].items()}
+        return found if stored["key"] == key else None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        say(f"  {file} is damaged: its scores are computed again")
+        return None
 
 
 def _scored(
@@ -168,7 +169,8 @@ def run_choose(s: RunSession, scorer: CheckpointScorer | None = None) -> Choice:
         return choose_checkpoint(s, scorer).to_json()
 
     outputs = s.run.path.joinpath(*SCORES)
-    choice = Choice.from_json(s.run.perform("choose", work, lambda: files_in(outputs, ".json")))
+    stored = s.run.perform("choose", work, lambda: files_in(outputs, ".json"))
+    choice = read_result(s.run, "choose", stored, Choice.from_json)
     show_choice(choice)
     return choice
 

@@ -11,6 +11,7 @@ from noesis.dataset.auxiliary import PAIRS_FILE, REPLAY_FILE
 from noesis.dataset.checks.length import counter_of
 from noesis.dataset.schema import Dataset
 from noesis.dataset.statistics import ExportStatistics, describe
+from noesis.pipeline.results import read_result
 from noesis.pipeline.session import RunSession
 from noesis.run.manifest import Json
 
@@ -46,6 +47,7 @@ def run_export(s: RunSession, source: ExportSource) -> ExportStatistics:
         write_json(data / "statistics.json", statistics)
         return statistics
 
-    result = ExportStatistics.from_json(s.run.perform("export", work, lambda: files_in(s.run.data)))
+    stored = s.run.perform("export", work, lambda: files_in(s.run.data))
+    result = read_result(s.run, "export", stored, ExportStatistics.from_json)
     say(f"  {result.train.examples} to train on, {result.held_out.examples} held out → {s.run.data}")
     return result

@@ -18,7 +18,7 @@ from noesis.dataset.load import evenly_spread
 from noesis.llm.chat_template import render
 from noesis.llm.tokenizer import load_tokenizer
 from noesis.pipeline.gguf_files import adapter_file, base_gguf, system_prompt, write_adapter
-from noesis.pipeline.results import RunResults
+from noesis.pipeline.results import RunResults, read_result
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.merge import merge_basis, merge_quantization
 from noesis.planning.budget import require_remaining
@@ -43,6 +43,8 @@ def run_gguf(
 ) -> Certificate:
     """Write and certify GGUF files of the merged model.
 
+    Those that are there already are written again with them: one certificate covers all, and of one merged model.
+
     Args:
         kinds: default: those in training_config.yaml.
         adapter: also write the adapter alone, for a GGUF of its base.
@@ -60,7 +62,10 @@ def run_gguf(
         raise UsageError(f"--outfile names one file, but there are {', '.join(wanted)}: choose one with --quant")
     if outfile is not None:
         require_output(outfile, "--outfile", inputs=(s.run.path, s.model.path), starts=b"GGUF")
-    files = {kind: s.run.gguf / f"{s.run.merged.name}-{kind}.gguf" for kind in wanted}
+    asked = wanted[0]
+    before, wanted = previous_certificate(s), (*wanted, *(kind for kind in _kinds_here(s) if kind not in wanted))
+    adapter = adapter or adapter_file(s).is_file()
+    files = {kind: _gguf_file(s, kind) for kind in wanted}
 
     def work() -> Json:
         require_remaining(s.budget(), "writing GGUF")
@@ -73,13 +78,12 @@ def run_gguf(
                 write_adapter(s, folder)
             return certify_files(s, files, folder, with_adapter=adapter).to_json()
 
-    before = previous_certificate(s)
     covered = before is not None and set(before.files) == set(wanted) and (before.adapter is not None or not adapter)
     result = s.run.perform("gguf", work, lambda: _outputs(s, files, adapter), again=again or not covered)
-    certificate = Certificate.from_json(result)
+    certificate = read_result(s.run, "gguf", result, Certificate.from_json)
     show_certificate(certificate)
     if outfile is not None:
-        copy_file(files[wanted[0]], outfile)
+        copy_file(files[asked], outfile)
         say(f"  → {outfile}")
     return certificate
 
@@ -108,9 +112,19 @@ def parity(s: RunSession) -> Certificate:
         return certify_files(s, files, s.run.gguf, with_adapter=with_adapter, originals=True).to_json()
 
     result = s.run.perform("gguf", work, lambda: _outputs(s, files, with_adapter), again=True)
-    certificate = Certificate.from_json(result)
+    certificate = read_result(s.run, "gguf", result, Certificate.from_json)
     show_certificate(certificate)
     return certificate
+
+
+def _gguf_file(s: RunSession, kind: str) -> Path:
+    return s.run.gguf / f"{s.run.merged.name}-{kind}.gguf"
+
+
+def _kinds_here(s: RunSession) -> list[str]:
+    from noesis.release.gguf.quantize import KINDS
+
+    return [kind for kind in KINDS if _gguf_file(s, kind).is_file()]
 
 
 def previous_certificate(s: RunSession) -> Certificate | None:

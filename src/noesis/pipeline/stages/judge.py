@@ -8,6 +8,7 @@ from noesis.core.console import say
 from noesis.core.files import write_json, write_jsonl
 from noesis.dataset.load import evenly_spread
 from noesis.pipeline.answers import base_and_tuned_answers
+from noesis.pipeline.results import read_result
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.choose import BASE, score_checkpoints
 from noesis.pipeline.stages.merge import write_card
@@ -62,7 +63,8 @@ def run_judge(s: RunSession, *, again: bool = False, answers: bool = True) -> Ju
         return summary
 
     outputs = [s.run.tribunal / name for name in ("answers.jsonl", "summary.json")]
-    result = JudgeResult.from_json(s.run.perform("judge", work, lambda: outputs, again=again))
+    stored = s.run.perform("judge", work, lambda: outputs, again=again)
+    result = read_result(s.run, "judge", stored, JudgeResult.from_json)
     write_card(s)
     show_judgement(result)
     return result

@@ -11,9 +11,9 @@ from pathlib import Path
 from noesis.core.config import Quantization
 from noesis.core.console import say, size
 from noesis.core.errors import RunError
-from noesis.core.files import files_in
+from noesis.core.files import files_in, read_text
 from noesis.pipeline.gguf_files import provenance
-from noesis.pipeline.results import RunResults, TrialResult
+from noesis.pipeline.results import RunResults, TrialResult, read_result
 from noesis.pipeline.session import RunSession
 from noesis.planning.budget import require_remaining
 from noesis.release.merge_weights import MergeResult, merge
@@ -51,7 +51,8 @@ def run_merge(s: RunSession, *, again: bool = False, original: bool = False) -> 
     def outputs() -> list[Path]:
         return files_in(s.run.merged)
 
-    result = MergeResult.from_json(s.run.perform("merge", work, outputs, again=again or merge_basis(s) != basis))
+    stored = s.run.perform("merge", work, outputs, again=again or merge_basis(s) != basis)
+    result = read_result(s.run, "merge", stored, MergeResult.from_json)
     show_merge(result, s.run.merged)
     return result
 
@@ -105,7 +106,7 @@ def write_card(s: RunSession) -> None:
     if (
         s.run.is_done("merge")
         and card.is_file()
-        and card.read_text(encoding="utf-8") != (text := model_card(card_content(s)))
+        and read_text(card, errors="replace") != (text := model_card(card_content(s)))
     ):
         s.run.write_derived("merge", card, text)
 

@@ -6,7 +6,6 @@ Content-Security-Policy lets nothing be fetched.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ import jinja2
 
 from noesis.constitution.document import Constitution
 from noesis.core.config import Config
-from noesis.core.console import duration, printable, say, size
-from noesis.core.errors import ModelError
+from noesis.core.console import command, duration, printable, say, size
+from noesis.core.errors import ModelError, NoesisError, RunError
 from noesis.core.files import utc_now, write_text
-from noesis.core.jsonl import read_objects
+from noesis.core.jsonl import LineError, read_json_file, read_objects
 from noesis.llm.llama_cpp import REPEAT_PENALTY
 from noesis.pipeline.results import ReportResult, RunResults
 from noesis.pipeline.session import RunSession
@@ -44,7 +43,25 @@ def run_report(s: RunSession) -> Path:
 
 
 def write_report(run: Run, config: Config, constitution: Constitution) -> ReportResult:
-    """Write the page from what lies in the run directory; a stage that has not run is shown as missing."""
+    """Write the page from what lies in the run directory; a stage that has not run is shown as missing.
+
+    Raises:
+        RunError: something in it is not what a stage writes.
+    """
+    try:
+        page = _page(run, config, constitution)
+    except (jinja2.TemplateError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        if isinstance(error, NoesisError):
+            raise
+        raise RunError(
+            f"{run.path} holds something that no stage writes, so there is no report of it "
+            f"({type(error).__name__}: {str(error)[:200]}): see  {command('verify', run.path)}"
+        ) from None
+    write_text(run.report, page)
+    return ReportResult(sum(run.result(name) is not None for name in STAGES if name != "report"))
+
+
+def _page(run: Run, config: Config, constitution: Constitution) -> str:
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -56,7 +73,7 @@ def write_report(run: Run, config: Config, constitution: Constitution) -> Report
     shown = [name for name in STAGES if name != "report"]
     records, results, certificate = run.manifest.stages, RunResults(run), certificate_of(run)
     plan = results.executed_plan
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         run=run.manifest,
         identity=run.identity.to_json(),
         name=run.path.name,
@@ -80,8 +97,6 @@ def write_report(run: Run, config: Config, constitution: Constitution) -> Report
         stages=[(name, run.state(name), records.get(name)) for name in shown],
         outputs=[item for name in shown if name in records for item in records[name].outputs.items()],
     )
-    write_text(run.report, page)
-    return ReportResult(sum(run.result(name) is not None for name in shown))
 
 
 def certificate_of(run: Run) -> Certificate | None:
@@ -89,9 +104,9 @@ def certificate_of(run: Run) -> Certificate | None:
     file = run.gguf / "parity.json"
     try:
         if run.result("gguf") is None and run.state("gguf") == "failed" and file.is_file():
-            return Certificate.from_json(json.loads(file.read_text(encoding="utf-8")))
+            return Certificate.from_json(read_json_file(file, constants=False))
         return RunResults(run).certificate
-    except ModelError as error:
+    except (ModelError, LineError) as error:
         say(f"  {error}")
         return None
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from pathlib import Path
 
 from noesis.core.console import command, duration, say
 from noesis.core.errors import RunError
 from noesis.core.rooted import remove
 from noesis.core.text import counted
-from noesis.pipeline.results import RunResults
+from noesis.pipeline.results import RunResults, read_result
 from noesis.pipeline.session import RunSession
 from noesis.planning.budget import quote, require_affordable
 from noesis.planning.plan import with_planned_storage
 from noesis.training.job import TrainJob, TrainResult
-from noesis.training.methods import remaining_cost, saved_states, train_run, training_outputs
+from noesis.training.methods import remaining_cost, saved_states, state_seals, train_run, training_outputs
 
 
 def run_train(s: RunSession) -> TrainResult:
@@ -28,7 +29,8 @@ def run_train(s: RunSession) -> TrainResult:
     def outputs() -> list[Path]:
         return [*training_outputs(s.run.checkpoints), s.run.metrics]
 
-    result = TrainResult.from_json(s.run.perform("train", lambda: _train(s).to_json(), outputs))
+    stored = s.run.perform("train", lambda: _train(s).to_json(), outputs)
+    result = read_result(s.run, "train", stored, TrainResult.from_json)
     gc.collect()
     show_training(result)
     say(f"  → {s.run.epochs()[-1]}")
@@ -47,9 +49,10 @@ def _train(s: RunSession) -> TrainResult:
     require_affordable(remaining, budget, done=done)
     config = with_planned_storage(s.config, plan)
     run = s.run
-    return train_run(
+    result = train_run(
         TrainJob(s.model.path, s.training_set, config, plan, s.device, run.checkpoints, run.metrics, budget, run.parent)
     )
+    return replace(result, states=state_seals(run.checkpoints))
 
 
 def show_training(result: TrainResult) -> None:

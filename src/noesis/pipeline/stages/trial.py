@@ -25,7 +25,7 @@ from noesis.llm.clients.spending import Spending
 from noesis.pipeline.answers import answer_generator, answer_identities
 from noesis.pipeline.consent import tribunal_settings
 from noesis.pipeline.gguf_files import base_gguf
-from noesis.pipeline.results import CheckpointScore, RunResults, TrialJudge, TrialResult
+from noesis.pipeline.results import CheckpointScore, RunResults, TrialJudge, TrialResult, read_result
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.choose import CheckpointScorer
 from noesis.pipeline.stages.merge import write_card
@@ -132,7 +132,8 @@ def run_trial(
     before = RunResults(s.run).trial
     again = again or (before is not None and before.request != digest)
     outputs = [folder / name for name in ("trial_answers.jsonl", "verdicts.jsonl", "trial.json")]
-    result = TrialResult.from_json(s.run.perform("trial", work, lambda: outputs, again=again))
+    stored = s.run.perform("trial", work, lambda: outputs, again=again)
+    result = read_result(s.run, "trial", stored, TrialResult.from_json)
     write_card(s)
     show_trial(result)
     return result

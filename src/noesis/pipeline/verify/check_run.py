@@ -18,7 +18,7 @@ from noesis.pipeline.verify import held_out, origin, records, release, training,
 from noesis.pipeline.verify.evidence import Evidence, Finding, UncheckedError
 from noesis.run.directory import Run
 
-DAMAGED = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, ZeroDivisionError, NoesisError)
+DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, NoesisError)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from noesis import __version__
 from noesis.constitution.document import Constitution, load_constitution
 from noesis.core.config import Config
 from noesis.core.device import Device
-from noesis.core.jsonl import read_objects
+from noesis.core.jsonl import read_json_file, read_objects
 from noesis.core.project import Project
 from noesis.dataset.load import read_run_copy
 from noesis.dataset.schema import Dataset
@@ -91,21 +90,22 @@ class Evidence:
 
     def json_of(self, *parts: str) -> Any:
         """A JSON file of the run."""
-        return json.loads(self.run.path.joinpath(*parts).read_text(encoding="utf-8"))
+        return read_json_file(self.run.path.joinpath(*parts), constants=False)
 
     def rows(self, *parts: str) -> list[dict[str, Any]]:
         """The objects of a JSONL file of the run."""
         return read_objects(self.run.path.joinpath(*parts))
 
     def differs(self, what: str) -> str:
-        """`what` as something wrong, for figures that another version may derive in another way.
+        """`what` as something wrong, for figures that an early version derived in another way.
+
+        The version's name in the manifest excuses nothing: it is as easily changed as the figures.
 
         Raises:
-            UncheckedError: the run was made by another version.
+            UncheckedError: the run was made in an earlier format.
         """
-        made_by = self.run.manifest.noesis
-        if made_by != __version__:
-            raise UncheckedError(f"{what} by this version ({__version__}), but the run was made by {made_by!r}")
+        if self.run.manifest.is_early:
+            raise UncheckedError(f"{what} by this version, but the run is of an early one")
         return what
 
 

@@ -24,8 +24,10 @@ def deciding_settings(e: Evidence) -> str | None:
 def all_settings(e: Evidence) -> str | None:
     """Thresholds, judges, budget and whatever else does not decide the adapter."""
     recorded = e.run.manifest.settings_sha256
-    if recorded is None:
+    if recorded is None and e.run.manifest.is_early:
         raise UncheckedError("this run recorded only the settings that decide the adapter, as early versions did")
+    if recorded is None:
+        return "the manifest lacks settings_sha256, which every manifest of its format has"
     if e.config.training.output_name != e.run.manifest.output_name:
         return f"config.json has the output_name {e.config.training.output_name!r}, the manifest another"
     same = sha256_file(e.run.path / SETTINGS) == recorded

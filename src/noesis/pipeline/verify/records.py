@@ -53,7 +53,7 @@ def _finished(run: Run, name: str, record: StageRecord) -> Iterator[Finding]:
     known = [other for other in read if run.state(other) != "done"]
     lost = [other for other, digest in read.items() if other not in known and not is_as_read(run, other, digest)]
     unread = [other for other in _must_have_read(run, name, record) if other not in record.inputs]
-    if unread and name in ("trial", "report") and run.manifest.settings_sha256 is None:
+    if unread and name in ("trial", "report") and run.manifest.is_early:
         yield Finding(f"{name}: what it read", unchecked="an early version did not record it")
         return
     problems = [", ".join(lost) + " changed since"] if lost else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from noesis.core.files import sha256_file
+from noesis.core.files import read_text, sha256_file
 from noesis.pipeline.gguf_files import provenance
 from noesis.pipeline.stages.merge import CARD_NAME, card_content
 from noesis.pipeline.verify.evidence import Evidence, UncheckedError
@@ -19,7 +19,7 @@ _FIGURE = re.compile(r"[0-9a-f]{12,}|\d+(?:\.\d+)?|[A-Z]{8,}")  # hashes, number
 
 def card(e: Evidence) -> str | None:
     """README.md: its table's figures and verdict, and, by the same version's wording, its whole text."""
-    found, derived = (e.run.merged / CARD_NAME).read_text(encoding="utf-8"), model_card(card_content(e.session))
+    found, derived = read_text(e.run.merged / CARD_NAME), model_card(card_content(e.session))
     told, follows = ({name: _FIGURE.findall(v) for name, v in _ROW.findall(text)} for text in (found, derived))
     if wrong := sorted(name for name in told.keys() | follows.keys() if told.get(name) != follows.get(name)):
         return f"{CARD_NAME} of the merged model says something else than the run of: {', '.join(wrong)}"

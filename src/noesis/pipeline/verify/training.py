@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from noesis.pipeline.verify.evidence import Evidence, UncheckedError
 from noesis.run.metrics import losses_by_epoch, read_metrics
-from noesis.training.methods import saved_states
+from noesis.training.methods import saved_states, state_seals
 from noesis.training.state.checkpoint import unusable_reason
 
 
@@ -51,5 +51,13 @@ def epochs(e: Evidence) -> str | None:
 
 
 def states(e: Evidence) -> str | None:
+    """Each state by its own seal, and the seals by what training recorded; one that is not there was left out."""
     wrong = [f"{p.name}: {why}" for p in saved_states(e.run.checkpoints) if (why := unusable_reason(p))]
-    return "; ".join(wrong) or None
+    found, train = state_seals(e.run.checkpoints), e.results.train
+    if wrong or not found or train is None:
+        return "; ".join(wrong) or None
+    if train.states is None and e.run.manifest.is_early:
+        raise UncheckedError("an early version did not record which states training left")
+    told = train.states or {}
+    other = [name for name, sha256 in found.items() if told.get(name) != sha256]
+    return f"training did not leave {', '.join(other)} as it is" if other else None

@@ -16,6 +16,7 @@ from typing import Any
 from noesis.core.console import say
 from noesis.core.errors import TrainingError
 from noesis.core.files import files_in, replace_folder, sha256_file, sha256_json, sync_tree, write_text
+from noesis.core.jsonl import read_json_file
 from noesis.core.rooted import move, remove
 
 FORMAT = 1
@@ -61,7 +62,7 @@ def publish(part: Path, target: Path) -> None:
 def unusable_reason(folder: Path) -> str | None:
     """Why a checkpoint is not whole, or None."""
     try:
-        manifest = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        manifest = read_json_file(folder / SEAL, constants=False)
         body = {key: manifest[key] for key in ("format", "step", "files")}
         names = dict(body["files"])
         if manifest["sha256"] != sha256_json(body):
@@ -127,7 +128,7 @@ def read_tree(folder: Path, name: str) -> Tree:
     from safetensors.torch import load_file
 
     tensors = load_file(folder / f"{name}.safetensors")
-    return _unpack(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")), tensors)
+    return _unpack(read_json_file(folder / f"{name}.json", constants=False), tensors)
 
 
 def _pack(value: Tree, tensors: dict[str, Any], seen: set[int]) -> Any:

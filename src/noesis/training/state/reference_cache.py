@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from noesis.core.files import sha256_file, sha256_json, write_json
+from noesis.core.jsonl import read_json_file
 from noesis.training.job import TrainJob
 from noesis.training.state.adapter import ADAPTER_FILE
 
@@ -35,10 +35,10 @@ class ReferenceCache:
     def load(self) -> PairLosses | None:
         """What `save` wrote for the same key; None otherwise, then it must be computed."""
         try:
-            stored = json.loads(self.file.read_text(encoding="utf-8"))
+            stored = read_json_file(self.file, constants=False)
             losses: PairLosses = stored["losses"]
             valid = stored["key"] == self.key and stored["sha256"] == sha256_json(losses)
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
         return losses if valid else None
 

@@ -63,14 +63,6 @@ def test_other_settings_are_found(run: Path, finished: Path, attack: Attack):
     assert "config.json" in wrong(run, finished)
 
 
-def test_a_run_of_an_early_version_is_verified_by_the_settings_that_decide_and_says_so(run: Path, finished: Path):
-    with edited_manifest(run) as manifest:
-        del manifest["settings_sha256"]
-    (found,) = findings(run, finished)
-    assert found.wrong is None
-    assert "only the settings that decide the adapter" in (found.unchecked or "")
-
-
 # --- files
 
 
@@ -107,6 +99,12 @@ STRAYS = {
     "a tokenizer beside an adapter": add("checkpoints/epoch_0/tokenizer.json"),
     "a whole epoch_7": epoch_7,
     "another GGUF file": add(f"gguf/{NAME}-q8_0.gguf"),
+    "an adapter's GGUF file that was not certified": add(f"gguf/{NAME}-adapter.gguf"),
+    "code in a folder of a volume": add("dataset/sitecustomize.py"),
+    "code in the notes of the cloud": add(".cloud/hook.py"),
+    "a script in an archived run": add("runs/old-0123abcd/tools.sh"),
+    "a pickle among archived runs": add(".archive/old-0123abcd/model.pkl"),
+    "a program in a folder of a volume": add("dataset/open-me.desktop"),
     "more examples": add("data/pairs.jsonl"),
     "an example file of a hidden name": add("data/.train.jsonl"),
     "another trial": add("tribunal/verdicts_2.jsonl"),
@@ -168,7 +166,6 @@ LEGITIMATE = (
     "tribunal/replies.sqlite-wal",
     "tribunal/locked_uses.jsonl",
     "tribunal/epochs/epoch_0.json",
-    f"gguf/{NAME}-adapter.gguf",
     f"gguf/{NAME}-q8_0.rejected.gguf",
     "dataset/train.jsonl",
     ".archive/old/manifest.json",
