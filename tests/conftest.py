@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from helpers.project import ROOT, SHAPE, example_record, make_tokenizer_files, small_project_in
@@ -33,6 +34,9 @@ os.environ |= {
 for name in ("MODAL_TOKEN_ID", "MODAL_TOKEN_SECRET", "MODAL_PROFILE", "MODAL_ENVIRONMENT"):
     os.environ.pop(name, None)
 
+
+hypothesis.settings.register_profile("noesis", deadline=None)  # a busy machine is no fault
+hypothesis.settings.load_profile("noesis")
 
 LONGEST = ("test_modal_guide.py", "test_run_faults.py", "test_modal.py", "test_certificate.py")
 

@@ -212,7 +212,7 @@ MUTATIONS = [
 ]
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.tuples(st.integers(0, 123), st.sampled_from(MUTATIONS), st.floats(0, 1)), min_size=1, max_size=6),
     st.booleans(),

@@ -54,7 +54,7 @@ def test_minhash_estimates_the_share_of_common_word_triples():
     assert abs((digest[0] == digest[1]).mean() - len(a & b) / len(a | b)) < 0.15
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 60), st.lists(st.tuples(st.integers(0, 59), st.integers(0, 59)), max_size=80))
 def test_components_against_a_plain_search(count: int, edges: list[tuple[int, int]]):
     edges = [(a % count, b % count) for a, b in edges]

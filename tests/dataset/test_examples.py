@@ -230,7 +230,7 @@ def test_a_broken_line_is_named_with_the_column_in_that_line(write_rows):
     assert [p.message for p in report.errors] == ["not JSON: Expecting ',' delimiter at column 9"]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=300))
 def test_any_bytes_end_in_a_report(tmp_path: Path, data: bytes):
     file = tmp_path / "fuzz.jsonl"
@@ -245,7 +245,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.dictionaries(
         st.sampled_from(["id", "prompt", "turns", "messages", "values_applied", "sources", "language", "critique"]),

@@ -17,6 +17,7 @@ from noesis.core.project import Project
 from noesis.pipeline.verify.check_run import verify
 from noesis.pipeline.verify.status import status
 from noesis.run.directory import Run, load_run
+from noesis.training.methods import state_seals
 
 pytestmark = pytest.mark.slow
 
@@ -95,7 +96,7 @@ def test_a_released_run_is_judged_again_and_goes_on_also_if_version_0_1_0_made_i
         assert "already done" in capsys.readouterr().out
         parity(s)
         assert wrong(path) == []
-    assert json.loads((path / "manifest.json").read_text(encoding="utf-8"))["format"] == 2
+    assert json.loads((path / "manifest.json").read_text(encoding="utf-8"))["format"] == 3
 
 
 def test_gguf_files_that_fail_leave_the_certified_ones(
@@ -133,6 +134,7 @@ def test_a_run_is_verified_where_its_model_is_not(released: Run, monkeypatch: py
 def test_other_epochs_archive_the_old_run(released: Run, tiny_model: Path, tmp_path: Path, quiet_cache: Path):
     s = run_all(Project(tmp_path / "project"), tiny_model, released.path, **{"training.num_train_epochs": 2})
     assert [p.name for p in sorted(s.run.checkpoints.iterdir())] == ["epoch_0", "epoch_1", "resume"]
+    assert (s.run.result("train") or {})["states"] == state_seals(s.run.checkpoints) != {}
     (archived,) = (tmp_path / ".archive").iterdir()
     assert (archived / "checkpoints" / "epoch_0" / "adapter_model.safetensors").is_file()
 

@@ -64,7 +64,7 @@ def test_what_is_shown(answer: str, expected: str):
     ),
     st.data(),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_however_it_is_cut(parts: list[str], data):
     answer = "".join(parts)
     cuts = sorted(data.draw(st.sets(st.integers(0, len(answer)), max_size=8)))

@@ -222,7 +222,7 @@ def test_an_error_in_a_single_check_is_named_without_the_list_that_was_made_of_i
 JSON_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
 SEPARATORS = st.sampled_from(["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\r", "\r\n"])
 ANY = st.lists(JSON_TEXT | SEPARATORS, max_size=6).map("".join)
-several = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+several = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def test_nothing_in_the_package_breaks_jsonl_at_what_python_calls_lines():

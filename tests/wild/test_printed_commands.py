@@ -12,7 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.project import ROOT
@@ -49,7 +49,6 @@ def test_what_is_shown_is_what_is_pasted(name: str):
     assert "\n" not in shown
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",))))
 def test_a_word_stays_one_line_and_printable(name: str):
     assert shell_word(name).isprintable()

@@ -156,7 +156,6 @@ def test_what_other_libraries_and_children_send_is_spared_too(proxy: RawServer, 
     assert proxy.requests == []
 
 
-@pytest.mark.slow
 def test_the_server_of_a_model_is_reached_without_a_proxy(
     proxy: RawServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -203,7 +203,6 @@ def test_lists_are_bounded_together(sound: bytes, tmp_path: Path):
         read_header(file)
 
 
-@pytest.mark.slow
 @pytest.mark.timing
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_template_that_crashes_llama_cpp_does_not_crash_us(tmp_path: Path, template: str):
@@ -221,7 +220,6 @@ def test_a_template_that_crashes_llama_cpp_does_not_crash_us(tmp_path: Path, tem
     assert {child.pid for child in psutil.Process().children()} >= before
 
 
-@pytest.mark.slow
 @pytest.mark.timing
 def test_a_template_without_end_does_not_stop_us_from_ending_it(tmp_path: Path):
     from noesis.llm.llama_cpp import LlamaServer
@@ -236,7 +234,6 @@ def test_a_template_without_end_does_not_stop_us_from_ending_it(tmp_path: Path):
     assert time.monotonic() - start < 60
 
 
-@pytest.mark.slow
 @pytest.mark.timing
 def test_a_llama_cpp_that_is_killed_at_work_is_one_message(tmp_path: Path):
     from noesis.llm.llama_cpp import LlamaEngine
@@ -252,7 +249,6 @@ def test_a_llama_cpp_that_is_killed_at_work_is_one_message(tmp_path: Path):
         engine.chat([{"role": "user", "content": "a"}], max_tokens=4)
 
 
-@pytest.mark.slow
 @pytest.mark.timing
 def test_llama_cpp_is_reached_without_the_proxy_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
@@ -260,7 +256,6 @@ def test_llama_cpp_is_reached_without_the_proxy_of_the_environment(tmp_path: Pat
     assert ask(write_reciter(tmp_path / "x.gguf", ["yes"])) == "yes"
 
 
-@pytest.mark.slow
 def test_every_reader_of_gguf_files_checks_them_first(sound: bytes, tmp_path: Path):
     from noesis.llm.clients.gguf_client import GgufClient
     from noesis.llm.llama_cpp import LlamaEngine, LlamaServer

@@ -124,7 +124,6 @@ def test_a_json_file_of_a_gigabyte_is_not_read(folder: Path, name: str):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -170,7 +169,6 @@ def test_an_index_with_such_names_is_one_message(folder: Path, names: list[Any])
     assert str(folder) in one_message(lambda: weight_files(folder))
 
 
-@pytest.mark.slow
 def test_a_weight_that_is_missing_is_never_made_up(tiny_model: Path, tmp_path: Path):
     from safetensors.torch import load_file, save_file
 
@@ -183,7 +181,6 @@ def test_a_weight_that_is_missing_is_never_made_up(tiny_model: Path, tmp_path: P
     assert "'model.layers.1.input_layernorm.weight'" in one_message(lambda: load_causal_model(folder))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["model.norm.weight", "model.layers.1.mlp.down_proj.weight", "model.embed_tokens.weight"]
 )
@@ -256,7 +253,6 @@ def test_a_sound_adapter_passes(tmp_path: Path):
     assert check_adapter_settings(tmp_path / "adapter_config.json")["r"] == 4
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -114,7 +114,6 @@ def test_every_pattern_is_a_constant_that_is_measured_here():
     assert len(all_patterns()) > 40
 
 
-@pytest.mark.slow
 @pytest.mark.timing
 def test_a_pattern_that_begins_again_at_every_character_is_found():
     assert quadratic(re.compile(r"\[INSERT[^\]]*\]"))
@@ -122,7 +121,6 @@ def test_a_pattern_that_begins_again_at_every_character_is_found():
     assert not quadratic(re.compile(r"\[INSERT[^\]]{0,200}\]"))
 
 
-@pytest.mark.slow
 @pytest.mark.timing
 @pytest.mark.parametrize("part", range(6))
 def test_no_pattern_takes_quadratic_time(part: int):
@@ -172,7 +170,6 @@ FUNCTIONS: dict[str, Callable[[str], object]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.timing
 @pytest.mark.parametrize("piece", [pytest.param(piece, id=name) for name, piece in PIECES.items()])
 def test_a_line_of_one_piece_takes_linear_time_in_the_gate(piece: str):
@@ -225,7 +222,6 @@ def test_a_line_that_is_no_record_ends_in_one_finding(piece: str, code: str):
         pytest.param('{"a" ', id="a judge's reply of keys without values"),
     ],
 )
-@pytest.mark.slow
 @pytest.mark.timing
 def test_a_reply_of_opening_braces_is_read_in_linear_time(piece: str):
     from noesis.tribunal.judge import _objects
@@ -236,7 +232,6 @@ def test_a_reply_of_opening_braces_is_read_in_linear_time(piece: str):
     assert growth(read, lambda size: piece * (size // len(piece)), (65_536, 262_144, 1_048_576)) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.timing
 def test_a_reply_that_says_ten_thousand_different_sentences_is_no_loop_and_takes_linear_time():
     from noesis.synthesis.reply_checks import _loops

@@ -204,7 +204,6 @@ def test_a_redrawn_progress_line_stays_one_line(monkeypatch: pytest.MonkeyPatch,
     assert harmful(out.removeprefix("\r\x1b[K")) == set()
 
 
-@pytest.mark.slow
 def test_the_traceback_of_a_bug_is_escaped_in_a_process_of_its_own():
     code = "from noesis.core.console import guard_terminal; guard_terminal(); raise RuntimeError('\\x1b]0;owned\\x07')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

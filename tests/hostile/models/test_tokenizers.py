@@ -99,7 +99,6 @@ TEMPLATES = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.timing
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_hostile_template_is_stopped_with_one_message(folder: Path, template: str):
@@ -108,7 +107,6 @@ def test_a_hostile_template_is_stopped_with_one_message(folder: Path, template: 
     assert "template" in words
 
 
-@pytest.mark.slow
 @pytest.mark.timing
 def test_a_template_that_was_stopped_is_not_tried_for_every_row(folder: Path):
     (folder / "chat_template.jinja").write_text(
@@ -161,7 +159,6 @@ def pad_to_a_billion(raw: dict[str, Any]) -> None:
     }
 
 
-@pytest.mark.slow
 @pytest.mark.timing
 @pytest.mark.parametrize(
     ("change", "use"),
@@ -178,7 +175,6 @@ def test_a_hostile_tokenizer_is_stopped_with_one_message(
     assert str(folder / "tokenizer.json") in words
 
 
-@pytest.mark.slow
 @pytest.mark.timing
 @pytest.mark.parametrize(
     "change",
@@ -299,7 +295,6 @@ def test_texts_of_every_kind_pass_the_child_unchanged(folder: Path):
         tokenizer("\ud800")  # no tokenizer takes half of a pair
 
 
-@pytest.mark.slow
 @pytest.mark.timing
 def test_a_child_never_outlives_its_parent_even_while_it_loops(folder: Path):
     (folder / "chat_template.jinja").write_text(
@@ -321,7 +316,6 @@ threading.Event().wait()
     assert child.wait(timeout=20) is None or not child.is_running()
 
 
-@pytest.mark.slow
 def test_what_the_child_prints_neither_fills_a_disk_nor_reaches_the_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):

@@ -100,7 +100,7 @@ def test_every_further_block_is_hidden_too(count: int):
     st.integers(0, len(OPENINGS) - 1),
     st.sets(st.integers(0, 80), max_size=8),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_however_it_is_cut_the_same_is_shown(before: str, secret: str, which: int, cuts: set[int]):
     opening = OPENINGS[which].values[0]
     answer = f"{before}{opening}{secret}\u2603[FIM DA ANÁLISE]depois"

@@ -52,7 +52,6 @@ HEAVY = {"type": "string", "pattern": "((a?){0,150}){0,150}x"}
 LOOP: dict[str, Any] = {"anyOf": [{"$ref": "#"}, {"$ref": "#"}, {"$ref": "#"}, {"type": "string"}]}
 
 
-@pytest.mark.slow
 @pytest.mark.timing
 @pytest.mark.parametrize(
     ("schema", "answer"),

@@ -12,7 +12,7 @@ import pytest
 from helpers.running_server import Client, endless, running
 from noesis.serving.protocol import Limits
 
-pytestmark = [pytest.mark.slow, pytest.mark.timing]
+pytestmark = pytest.mark.timing
 
 
 @pytest.fixture

@@ -119,7 +119,6 @@ def test_malformed_http_is_refused_without_a_word_about_the_key(
         pytest.param(b"", id="a connection that says nothing"),
     ],
 )
-@pytest.mark.slow
 def test_who_dawdles_loses_the_connection_and_nobody_waits(server: Client, raw: bytes):
     sock = server.raw(raw)
     assert server.chat(max_tokens=1).status_code == 200
@@ -129,7 +128,6 @@ def test_who_dawdles_loses_the_connection_and_nobody_waits(server: Client, raw: 
     sock.close()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "head", [pytest.param(POST + b"Content-Length: 1000\r\n\r\n", id="a body"), pytest.param(chunked(b""), id="chunks")]
 )
@@ -224,7 +222,6 @@ def test_llama_cpp_listens_on_no_port_and_only_this_user_may_reach_it(tmp_path: 
     assert backend.stop(10.0) and not socket_file.exists()
 
 
-@pytest.mark.slow
 def test_a_client_that_does_not_read_loses_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("noesis.serving.relay.UNREAD_S", 0.5)
     with running(endless(tmp_path), Limits(parallel=1, context=30_000, max_tokens=25_000)) as server:

@@ -253,7 +253,6 @@ def test_fields_of_llama_cpps_own_are_not_passed_on(server: Client, field: dict[
     assert reply.json()["choices"][0]["finish_reason"] == "stop"
 
 
-@pytest.mark.slow
 @pytest.mark.timing
 def test_schemas_within_the_budget_hold_nobody_up():
     """The dearest schemas that are let through, on a real vocabulary: another client's request ends meanwhile."""
@@ -284,7 +283,6 @@ def test_schemas_within_the_budget_hold_nobody_up():
                 assert all((reply := one.result(100)).status_code == 200 for one in asked), reply.text
 
 
-@pytest.mark.slow
 def test_a_long_answer_of_one_model_does_not_hold_up_the_other(tmp_path: Path):
     """Base and adapter in one llama.cpp took turns by whole answers."""
     plain, tuned = [f" word{i}" for i in range(40)], ["tuned", " speech"]
