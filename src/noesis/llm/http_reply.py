@@ -50,7 +50,7 @@ class HttpReply:
 
 def _text_of_page(text: str) -> str:
     """The words of an error page in HTML: its title, or the text without tags; any other text as it is."""
-    if not re.match(r"\s*<(?:!doctype|html|head|body|h1|center)\b", text, re.IGNORECASE):
+    if not re.match(r"\s{0,100}<(?:!doctype|html|head|body|h1|center)\b", text, re.IGNORECASE):
         return text[: 4 * SHOWN]
     title = re.search(r"<title>([^<]{1,400})</title>", text, re.IGNORECASE)
     return " ".join(html.unescape(title[1] if title else re.sub(r"<[^<>]*>", " ", text)).split())

@@ -22,7 +22,7 @@ CHARACTERS_PER_TOKEN = 128  # of the longest tokens in today's vocabularies
 TEXT_PARTS = ("text", "output_text")
 # why an answer was cut off, as Mistral, Gemini, Anthropic, OpenAI's newer protocol and others spell it
 CUT_OFF = {"length", "max_tokens", "max_completion_tokens", "max_output_tokens", "model_length", "token_limit"}
-_THOUGHT = re.compile(r"\s*(?:<(think|thinking|thought|reasoning)>|(\[THINK\])|(◁think▷))", re.IGNORECASE)
+_THOUGHT = re.compile(r"\s{0,100}(?:<(think|thinking|thought|reasoning)>|(\[THINK\])|(◁think▷))", re.IGNORECASE)
 
 
 Logprob = Annotated[float, Field(le=1e-3, allow_inf_nan=False)]  # rounding makes some a little more than 0
