@@ -179,7 +179,7 @@ class OpenAIClient:
                         reservation.free()
                     raise
                 if reply.status == 200:
-                    parsed = parse_json(reply.body)
+                    parsed = parse_json(reply.body, constants=True)
                     refusal = read_refusal(parsed)
                     if refusal is None:
                         found = self._read(parsed, request, reservation)
@@ -220,7 +220,7 @@ class OpenAIClient:
     def _settle_refusal(self, reservation: Reservation, reply: HttpReply) -> None:
         """A refusal costs nothing, unless it says itself what it took."""
         try:
-            body = parse_json(reply.body)
+            body = parse_json(reply.body, constants=True)
         except ValueError:
             body = None
         if read_usage(body, "") is None and read_cost(body) is None:
