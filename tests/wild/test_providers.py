@@ -42,6 +42,11 @@ def message(**fields: Any) -> dict[str, Any]:
         pytest.param(chat("7", logprobs=None, index=0, content_filter_results={"hate": {"filtered": False}}), id="Azure: the content filter's results"),
         pytest.param(chat("7", finish_reason="eos"), id="Together: it ended with eos"),
         pytest.param(chat("7", finish_reason=None), id="no reason why it ended"),
+        pytest.param(message(content=["7"]), id="parts that are plain texts"),
+        pytest.param(message(content=[{"text": "7"}, {"type": "reference"}]), id="a part without a type"),
+        pytest.param(chat("7", finish_reason=1), id="why it ended as a number"),
+        pytest.param(chat("7", finish_reason={"type": "stop", "matched": 2}), id="SGLang: why it ended as an object"),
+        pytest.param(chat("7", finish_reason="⏹"), id="why it ended in a word that nobody knows"),
         pytest.param(chat("7") | {"error": None, "timings": {"prompt_n": 3}, "system_fingerprint": None}, id="llama.cpp: error null and timings"),
     ],
 )  # fmt: skip
@@ -66,8 +71,10 @@ def test_a_paid_reply_is_read_though_it_is_no_strict_json(raw: bytes):
     assert isinstance(found, ModelReply) and found.text == "7"
 
 
-@pytest.mark.parametrize("word", ["length", "MAX_TOKENS", "max_tokens", "model_length", "max_output_tokens"])
-def test_cut_off_is_told_however_it_is_spelt(word: str):
+@pytest.mark.parametrize(
+    "word", ["length", "MAX_TOKENS", "max_tokens", "model_length", "max_output_tokens", {"type": "length", "length": 9}]
+)
+def test_cut_off_is_told_however_it_is_spelt(word: Any):
     with RawServer(lambda number: ok(chat("7", finish_reason=word))) as server:
         (found,) = ask(server)
     assert isinstance(found, ModelReply) and found.finish == "length"
@@ -95,6 +102,9 @@ def test_a_reply_without_an_answer_says_why(body: dict, why: str):
         pytest.param(USAGE | {"prompt_tokens_details": None, "cost": None, "total_tokens": None}, (1000, 200), 1.2, id="details and cost null"),
         pytest.param("none", (0, 0), None, id="a usage in words"),
         pytest.param(USAGE | {"total_tokens": 1700}, (1000, 700), 1.7, id="Gemini and xAI: thoughts in the total alone"),
+        pytest.param({"prompt_tokens": 1000.0, "completion_tokens": 200.0, "total_tokens": 1200.0}, (1000, 200), 1.2, id="whole numbers as fractions"),
+        pytest.param({"input_tokens": 1000, "output_tokens": 200}, (1000, 200), 1.2, id="the names of OpenAI's and Anthropic's other protocols"),
+        pytest.param(USAGE | {"prompt_tokens": 10.5}, (0, 0), None, id="half a token"),
         pytest.param(USAGE | {"total_tokens": 7}, (1000, 200), 1.2, id="a total below its parts"),
     ],
 )  # fmt: skip

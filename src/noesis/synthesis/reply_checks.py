@@ -20,6 +20,7 @@ from noesis.dataset.checks.invisible import invisible
 from noesis.dataset.checks.placeholders import placeholder
 from noesis.dataset.schema import MIN_REVISED
 from noesis.llm.clients.protocol import ModelReply
+from noesis.llm.clients.thoughts import has_thought_mark, without_thought
 from noesis.tribunal.offline_screen import ScreenedPrompt, screen
 
 Kind = Literal["initial", "critique", "revision"]
@@ -34,7 +35,6 @@ _LABEL = re.compile(
     r"\W{0,3}:\W*",
     re.IGNORECASE,
 )
-_THOUGHT = re.compile(r"^\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
 _WRAPPING = re.compile(r"<{2,9}[^<>\n]{0,60}>{2,9}|‹{2,9}[^‹›\n]{0,60}›{2,9}")
 _SPEAKS_OF_WORK = re.compile(
     r"\b(?:the|this|your) critique\b|\b(?:revised|previous|original|old|new) (?:answer|response)\b"
@@ -60,7 +60,7 @@ class Work:
 
 def clean_reply(text: str) -> str:
     """A reply without what models put around it: thoughts, an analysis block, marks, labels, quotation marks."""
-    text = hide_analysis(_THOUGHT.sub("", text))
+    text = hide_analysis(without_thought(text))
     text = _WRAPPING.sub("", text).strip()
     text = _LABEL.sub("", text, count=1).strip()
     if len(text) > 2 and text[0] in '"“«' and text[-1] in '"”»' and not any(c in text[1:-1] for c in '"“”«»'):
@@ -81,6 +81,8 @@ def reply_problem(reply: ModelReply, text: str, work: Work, constitution: Consti
     """
     if reply.finish == "length":
         return "loops" if _loops(text) else "cut off"
+    if has_thought_mark(text):
+        return "contains a thought"
     flags = screen(text, _screened(work), constitution)
     for flag, name in (
         ("empty", "empty"),

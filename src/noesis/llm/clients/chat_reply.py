@@ -6,15 +6,17 @@ whatever else an endpoint adds is ignored.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from noesis.llm.clients.protocol import TopLogprobs
-from noesis.llm.http_reply import error_message, shown
+from noesis.llm.clients.thoughts import without_thought
+from noesis.llm.http_reply import SHOWN, error_message, shown
 
 MOST_TOKENS = 1 << 31  # in a usage that is believed
 MOST_USD = 1e6  # of one reply, likewise
@@ -22,7 +24,6 @@ CHARACTERS_PER_TOKEN = 128  # of the longest tokens in today's vocabularies
 TEXT_PARTS = ("text", "output_text")
 # why an answer was cut off, as Mistral, Gemini, Anthropic, OpenAI's newer protocol and others spell it
 CUT_OFF = {"length", "max_tokens", "max_completion_tokens", "max_output_tokens", "model_length", "token_limit"}
-_THOUGHT = re.compile(r"\s{0,100}(?:<(think|thinking|thought|reasoning)>|(\[THINK\])|(◁think▷))", re.IGNORECASE)
 
 
 Logprob = Annotated[float, Field(le=1e-3, allow_inf_nan=False)]  # rounding makes some a little more than 0
@@ -53,16 +54,32 @@ class Logprobs(_Part):
 class _ContentPart(_Part):
     """A part of a text that comes as a list; only those of text are read, not thoughts or references."""
 
-    type: str
+    type: str = "text"
     text: str | None = None
 
 
 def _joined(content: Any) -> Any:
-    """The text parts of a content that is a list, as Mistral's and others' are."""
+    """The text parts of a content that is a list, as Mistral's and others' are; some parts are plain texts."""
     if not isinstance(content, list):
         return content
-    parts = [_ContentPart.model_validate(part) for part in content]
+    parts = [_ContentPart.model_validate({"text": part} if isinstance(part, str) else part) for part in content]
     return "".join(part.text or "" for part in parts if part.type in TEXT_PARTS)
+
+
+def _word(finish: Any) -> Any:
+    """Why an answer ended, as a text: some servers give a number, or an object with a type (SGLang's)."""
+    if isinstance(finish, dict):
+        finish = finish.get("type")
+    return finish if finish is None or isinstance(finish, str) else json.dumps(finish)[:SHOWN]
+
+
+def _whole(number: Any) -> Any:
+    """10.0 as 10, which is the same in JSON."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+Finish = Annotated[str | None, BeforeValidator(_word)]
+Count = Annotated[int, Field(le=MOST_TOKENS), BeforeValidator(_whole)]
 
 
 class _Message(_Part):
@@ -76,7 +93,7 @@ class _Message(_Part):
 
 class _Choice(_Part):
     message: _Message
-    finish_reason: str | None = None
+    finish_reason: Finish = None
     logprobs: Any = None
     error: Any = None  # OpenRouter's, of a provider that failed while it answered
 
@@ -89,7 +106,7 @@ class _Piece(_Part):
     """A choice in an event of a stream."""
 
     delta: _Message = _Message()
-    finish_reason: str | None = None
+    finish_reason: Finish = None
     logprobs: Logprobs | None = None
 
 
@@ -100,8 +117,10 @@ class _Event(_Part):
 class Usage(_Part):
     """The tokens that a reply took, as far as an endpoint is believed. A prompt without a token is not."""
 
-    prompt_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)]
-    completion_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)]
+    prompt_tokens: Annotated[Count, Field(ge=1)] = Field(validation_alias=AliasChoices("prompt_tokens", "input_tokens"))
+    completion_tokens: Annotated[Count, Field(ge=0)] = Field(
+        validation_alias=AliasChoices("completion_tokens", "output_tokens")
+    )
 
 
 @dataclass(frozen=True)
@@ -178,16 +197,6 @@ def read_chat_reply(body: Any, *, logprobs: bool, max_tokens: int) -> ChatReply:
     )
 
 
-def without_thought(text: str) -> str:
-    """`text` without the thought that it begins with, between `<think>` and `</think>` or marks like them."""
-    begins = _THOUGHT.match(text)
-    if begins is None:
-        return text
-    end = f"</{begins[1]}>" if begins[1] else "[/THINK]" if begins[2] else "◁/think▷"
-    at = text.lower().find(end.lower(), begins.end())
-    return text[at + len(end) :] if at >= 0 else ""
-
-
 def read_piece(event: Any) -> ChatReply:
     """The piece of the first choice in an event of a stream; its finish is empty before the last one.
 
@@ -211,7 +220,7 @@ def read_usage(body: Any, text: str) -> Usage | None:
         usage = Usage.model_validate(body["usage"])
     except (ValidationError, LookupError, TypeError):
         return None
-    total = body["usage"].get("total_tokens")
+    total = _whole(body["usage"].get("total_tokens"))
     if isinstance(total, int | float) and usage.prompt_tokens + usage.completion_tokens < total <= MOST_TOKENS:
         usage = usage.model_copy(update={"completion_tokens": int(total) - usage.prompt_tokens})
     return usage if usage.completion_tokens or not text else None

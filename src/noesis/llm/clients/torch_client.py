@@ -17,6 +17,7 @@ from noesis.core.config import Quantization
 from noesis.core.errors import ModelError
 from noesis.core.signals import native_request
 from noesis.llm.clients.protocol import ModelReply, ModelRequest, NoReplyError
+from noesis.llm.clients.thoughts import without_thought
 from noesis.llm.hub import find_model
 from noesis.llm.tokenizer import load_tokenizer
 
@@ -126,7 +127,7 @@ class TorchClient:
             )
             counts = [len(self._tokenizer(text)["input_ids"]) for text in texts]
             return [
-                ModelReply(text, "length" if n >= first.max_tokens - 1 else "stop", 0, n, 0.0)
+                ModelReply(without_thought(text), "length" if n >= first.max_tokens - 1 else "stop", 0, n, 0.0)
                 for text, n in zip(texts, counts, strict=True)
             ]
 
