@@ -5,15 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator
-from typing import Any, Literal, Optional
+from typing import Any
 
 import pytest
-from pydantic import BaseModel, Field
 
 from helpers.running_server import KEY, Client, reciters, running
-from noesis.serving import schema_rules
-from noesis.serving.answer_schema import bounded_schema
+from helpers.tiny_gguf import write_reciter
 from noesis.serving.protocol import Limits
+from noesis.serving.server import ModelFiles
 
 pytestmark = pytest.mark.timing
 HI = [{"role": "user", "content": "Hello"}]
@@ -50,6 +49,11 @@ ANSWERED = {
     "a developer's message": {"messages": [{"role": "developer", "content": "Be brief."}, *HI]},
     "names and ids in messages": {"messages": [{"role": "user", "name": "Ana", "id": 3, "content": "Hello"}]},
     "content in parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}]},
+    "content in parts of the newer protocol": {"messages": [{"role": "user", "content": [{"type": "input_text", "text": "Hello"}]}]},
+    "an answer of before in parts": {"messages": [*HI, {"role": "assistant", "content": [{"type": "output_text", "text": "a"}, {"type": "refusal", "refusal": "b"}]}, *HI]},
+    "the model behind a provider's name": {"model": "openai/noesis"},
+    "the model in another case": {"model": "Noesis"},
+    "the model with Ollama's tag": {"model": "noesis:latest"},
     "no content": {"messages": [{"role": "user", "content": None}]},
     "no calls of tools": {"messages": [*HI, {"role": "assistant", "content": "a", "tool_calls": None}, *HI]},
     "a system message alone": {"messages": [{"role": "system", "content": "x"}]},
@@ -177,117 +181,25 @@ def test_a_connection_that_is_kept_serves_several_requests(server: Client):
     sock.close()
 
 
-class Node(BaseModel):
-    name: str
-    children: list[Node] = []
+@pytest.fixture(scope="module")
+def pensive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    file = tmp_path_factory.mktemp("pensive") / "pensive.gguf"
+    pieces = ["[ANÁLISE", " INTERNA]", " Pois", " é.", " [Fim", " da reflexão]", " Sim."]
+    with running(
+        ModelFiles(write_reciter(file, pieces), None), Limits(parallel=2, context=512, max_tokens=64)
+    ) as client:
+        yield client
 
 
-class Address(BaseModel):
-    street: str
-    postcode: Optional[str] = None  # noqa: UP045  (as people write it)
-
-
-class Person(BaseModel):
-    name: str = Field(min_length=1, max_length=5000)
-    age: int = Field(ge=18)
-    score: float = Field(ge=0, le=1)
-    tags: set[Literal["a", "b"]]
-    code: str = Field(pattern=r"^[A-Z]{2}\d{3}$")
-    address: Address
-
-
-OPTIONAL = {f"field{i}": {"anyOf": [{"type": "integer"}, {"type": "null"}], "default": None} for i in range(60)}
-ZOD = {
-    "$schema": "https://json-schema.org/draft/2020-12/schema",
-    "type": "object",
-    "properties": {
-        "id": {"type": "integer", "minimum": -9007199254740991, "maximum": 9007199254740991},
-        "pair": {"type": "array", "prefixItems": [{"type": "string"}, {"type": "number"}]},
-        "more": {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {"type": "boolean"}},
-        "kind": {"oneOf": [{"type": "string", "const": "a"}, {"type": "string", "const": "b"}]},
-        "mail": {"type": "string", "format": "email", "pattern": r"^(?:\S+)@\S+$"},
-    },
-    "required": ["id", "pair", "more", "kind", "mail"],
-    "additionalProperties": False,
-}
-TREE = {"type": "object", "properties": {"left": {"$ref": "#"}, "value": {"type": "integer"}}, "required": ["value"]}
-ORDINARY: dict[str, tuple[dict[str, Any], Any, Any]] = {  # schema, a value that follows it, one that breaks it
-    "Pydantic's model": (
-        Person.model_json_schema(),
-        {"name": "A", "age": 18, "score": 0.5, "tags": ["a"], "code": "AB123", "address": {"street": "x"}},
-        {"name": "A", "age": 17, "score": 0.5, "tags": ["a"], "code": "AB123", "address": {"street": "x"}},
-    ),
-    "a model of itself": (Node.model_json_schema(), {"name": "a", "children": [{"name": "b"}]}, {"children": []}),
-    "a tree by #": (TREE, {"value": 1, "left": {"value": 2}}, {"value": 1, "left": {"value": "2"}}),
-    "a tree by a way through the schema": (  # ggml-org/llama.cpp#16790
-        {"properties": {"tree": {"type": "object", "properties": {"left": {"$ref": "#/properties/tree"}}}}},
-        {"tree": {"left": {"left": {}}}}, {"tree": {"left": 1}},
-    ),
-    "a definition of itself beside others": (  # mudler/LocalAI#11020
-        {"$defs": {"A": {"$ref": "#/$defs/A"}}, "oneOf": [{"type": "object", "properties": {"x": {"$ref": "#/$defs/A"}}}]},
-        {}, {"x": 1},
-    ),
-    "a pattern with a needless escape": (  # ggml-org/llama.cpp#19051
-        {"type": "string", "pattern": r"^hello there indeed\!$"}, "hello there indeed!", "hello",
-    ),
-    "60 optional fields or null": ({"type": "object", "properties": OPTIONAL}, {"field3": None}, {"field3": "x"}),
-    "Zod's object": (
-        ZOD,
-        {"id": 1, "pair": ["a", 0.5], "more": {"x": True}, "kind": "b", "mail": "a@b"},
-        {"id": 1, "pair": [1, 0.5], "more": {"x": True}, "kind": "b", "mail": "a@b"},
-    ),
-    "an enum of 100": ({"enum": [f"category {i}" for i in range(100)]}, "category 99", "category 100"),
-    "a number without an upper bound": ({"type": "integer", "minimum": 5}, 5, 4),
-    "fractions": ({"type": "number", "exclusiveMinimum": 0.1, "maximum": 0.2}, 0.15, 0.1),
-    "different items": ({"type": "array", "uniqueItems": True}, [1, True, "1"], [1, 1.0]),
-    "multiples": ({"type": "number", "multipleOf": 0.1}, 0.3, 0.35),
-    "letters of any language": ({"type": "string", "pattern": r"^\p{L}+$"}, "São", "S4"),
-    "digits of ASCII": ({"type": "string", "pattern": r"^[\d-]{3}$"}, "1-2", "١-٢"),
-    "a discriminator": (
-        {"oneOf": [{"type": "object", "properties": {"k": {"const": k}}, "required": ["k"]} for k in "ab"],
-         "discriminator": {"propertyName": "k"}}, {"k": "a"}, {"k": "c"},
-    ),
-    "all of two": (
-        {"allOf": [{"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"]},
-                   {"properties": {"b": {"type": "null"}}, "required": ["b"]}]}, {"a": None, "b": None}, {"a": None},
-    ),
-    "a reference with a default": (
-        {"properties": {"a": {"$ref": "#/$defs/A", "default": 1, "description": "d"}}, "$defs": {"A": {"type": "null"}}},
-        {"a": None}, {"a": 1},
-    ),
-    "a day": ({"type": "string", "format": "date"}, "2024-02-29", "2023-02-29"),
-    "a moment": ({"type": "string", "format": "date-time"}, "2024-02-29T10:00:00Z", "2024-02-29"),
-    "an address in the web": ({"type": "string", "format": "uri"}, "https://a.b/c", "a b"),
-    "a UUID": ({"type": "string", "format": "uuid"}, "123e4567-e89b-12d3-a456-426614174000", "123e4567"),
-    "nullable by a list": ({"type": ["string", "null"]}, None, 1),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("schema", "good", "bad"), ORDINARY.values(), ids=ORDINARY)
-def test_ordinary_schemas_are_served_and_checked(schema: dict[str, Any], good: Any, bad: Any):
-    """issue 15, 19. The grammar leaves out what it can't enforce; the finished answer is checked for all of it."""
-    assert "$ref" not in json.dumps(bounded_schema(schema))
-    assert schema_rules.handle(schema, json.dumps(good)) is None
-    assert schema_rules.handle(schema, json.dumps(bad))
-
-
-def form(schema: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, **more}}}
-
-
-FOLLOWED, BROKEN = {"type": "integer", "minimum": 5, "maximum": 9}, {"enum": [1, 2], "multipleOf": 5}
-
-
-def test_an_answer_follows_its_schema_or_the_request_fails(server: Client):
-    text = server.chat(**form(FOLLOWED, strict=True)).json()["choices"][0]["message"]["content"]
-    assert 5 <= json.loads(text) <= 9
-    for broken in (server.chat(**form(BROKEN, strict=True)), server.chat(**form(BROKEN))):
-        assert (broken.status_code, broken.json()["error"]["code"]) == (422, "json_validate_failed")
-        assert "no multiple of 5" in broken.json()["error"]["message"]
-    assert server.chat(**form(BROKEN, strict=False)).status_code == 200  # the client wants no check
-    refused = server.chat(**form({"type": "string", "pattern": "(?=a)b"}))
-    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "response_format")
-    assert "look-around" in refused.json()["error"]["message"]
+def test_an_answer_that_is_all_analysis_says_so(pensive: Client):
+    reply = pensive.chat()
+    assert (reply.status_code, reply.json()["error"]["code"]) == (422, "only_analysis")
+    assert "include_analysis" in reply.json()["error"]["message"]
+    lines = pensive.chat(stream=True).text.splitlines()
+    assert json.loads(lines[-2].removeprefix("data: "))["error"]["code"] == "only_analysis" and "Pois" not in str(lines)
+    assert "Sim." in pensive.chat(include_analysis=True).json()["choices"][0]["message"]["content"]
+    cut = pensive.chat(max_tokens=3).json()["choices"][0]
+    assert (cut["message"]["content"], cut["finish_reason"]) == ("", "length")
 
 
 def test_a_stream_that_breaks_its_schema_ends_with_an_error_and_without_done(server: Client):

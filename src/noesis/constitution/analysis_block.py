@@ -1,10 +1,10 @@
 """The analysis block of an answer, `[ANÁLISE INTERNA] … [FIM DA ANÁLISE]`, and the one way to hide it.
 
 Models misspell the marks: case, accents, white space, punctuation, symbols, invisible and combined characters don't
-count, letters and brackets count as what they look like, and the English words do. What can't be decided yet (the
-beginning of a mark, white space that may turn out to precede one) is withheld until it can. A block that never closes
-hides the rest of the answer. One that never opens hides what stands before its end, back to the block before; a stream
-has shown that already, except for what arrives with the mark itself.
+count, letters and brackets count as what they look like, and the English words do. Markdown around a mark goes with it.
+What can't be decided yet (the beginning of a mark, white space and Markdown that may turn out to precede one) is
+withheld until it can. A block that never closes hides the rest of the answer. One that never opens hides what stands
+before its end, back to the block before; a stream has shown that already, except for what arrives with the mark itself.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ from functools import lru_cache
 ANALYSIS_OPEN = "[ANÁLISE INTERNA]"
 ANALYSIS_CLOSE = "[FIM DA ANÁLISE]"
 OTHER_OPENINGS = ("[INTERNAL ANALYSIS]",)
-OTHER_CLOSINGS = (
-    *("[FIM DA ANÁLISE INTERNA]", "[/ANÁLISE INTERNA]", "[/INTERNAL ANALYSIS]"),
-    *("[END OF ANALYSIS]", "[END OF THE ANALYSIS]", "[END OF INTERNAL ANALYSIS]", "[END OF THE INTERNAL ANALYSIS]"),
+OTHER_CLOSINGS = tuple(
+    f"[{end} {what}]"
+    for end in ("FIM DA", "FIM DE", "FIM", "END OF THE", "END OF", "END", "/")
+    for what in ("ANÁLISE INTERNA", "ANÁLISE", "INTERNAL ANALYSIS", "ANALYSIS")
 )
 BRACKETS = "[［﹇⁅❲⟦⟬⦋⦍⦏【〔〖〘〚"  # all characters that begin a mark; those of NFKC checked by a test
+# Markdown before a mark, which belongs to it: a heading, a quotation, an item of a list, emphasis.
+_FRAME, LONGEST_FRAME = re.compile(r"(?:[#>-]+[ \t]*)?[*_~`]*"), 16
+EMPHASIS = "*_~`"
 IGNORED = ("C", "M", "P", "S", "Z")  # Unicode categories: control and format, combining, punctuation, symbol, space
 # What looks like the letters of the marks in other scripts (as in Unicode's confusables.txt), and digits for letters.
 ALIKE = {
@@ -77,7 +81,12 @@ def _folded(marks: tuple[str, ...]) -> tuple[str, ...]:
     return tuple("".join(map(_letters, mark)) for mark in marks)
 
 
+def _beginnings(marks: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(mark[:end] for mark in marks for end in range(1, len(mark) + 1))
+
+
 OPENINGS, CLOSINGS = _folded((ANALYSIS_OPEN, *OTHER_OPENINGS)), _folded((ANALYSIS_CLOSE, *OTHER_CLOSINGS))
+_BEGINNINGS = {False: _beginnings((*OPENINGS, *CLOSINGS)), True: _beginnings(CLOSINGS)}  # by whether inside
 
 
 class AnalysisFilter:
@@ -96,6 +105,10 @@ class AnalysisFilter:
         self.hidden: list[tuple[int, int]] = []  # byte ranges of the blocks, marks included
         self._pending: list[str] = []  # characters that may be a mark
         self._letters: list[tuple[str, int]] = []  # what counts of them, and which of them it came from
+        self._frame = 0  # how many of them are Markdown before a mark
+        self._last = ""  # the character before them
+        self._owed: str | None = None  # what ends the Markdown of the mark that stands right before; None: none does
+        self._open_emphasis = ""  # what the Markdown before the block's beginning has begun, and nothing has ended
         self._space: list[str] = []  # white space that is withheld
         self._any_shown = self._any_returned = False
         self._block_end = 0  # how much of what `feed` has found so far stands before the last block
@@ -105,10 +118,16 @@ class AnalysisFilter:
         visible: list[str] = []
         self._block_end = 0
         for char in piece:
-            self._pending.append(char)
-            if len(self._pending) == 1 and char not in BRACKETS:
-                self._decide(1, visible)
+            if self._ends_markdown(char):
                 continue
+            self._pending.append(char)
+            if not self._letters:
+                if self._may_precede_a_mark():
+                    self._frame = len(self._pending)
+                    continue
+                if char not in BRACKETS:
+                    self._decide(len(self._pending), visible)
+                    continue
             for letter in _letters(char):
                 self._letters.append((letter, len(self._pending) - 1))
                 if self._mark_ends(visible):
@@ -125,23 +144,43 @@ class AnalysisFilter:
         self._decide(len(self._pending), visible)
         return "".join(visible)
 
+    def _may_precede_a_mark(self) -> bool:
+        """Whether what is pending is Markdown at the beginning of a word."""
+        begins = self._frame > 0 or (len(self._pending) == 1 and (not self._last or self._last.isspace()))
+        return begins and len(self._pending) <= LONGEST_FRAME and bool(_FRAME.fullmatch("".join(self._pending)))
+
+    def _ends_markdown(self, char: str) -> bool:
+        """Hide a character right behind a mark that ends the Markdown before it."""
+        if self._pending or self._owed is None:
+            return False
+        if not self._owed or char not in (self._owed[0], ":"):
+            self._owed = None
+            return False
+        if char != ":":
+            self._owed = self._open_emphasis = self._owed[1:]
+        self._pending.append(char)
+        self._hide(1)
+        return True
+
     def _mark_ends(self, visible: list[str]) -> bool:
         """Drop from the front what can't begin a mark; if what is left is one, hide it."""
-        marks = CLOSINGS if self.inside else (*OPENINGS, *CLOSINGS)
         while self._letters:
-            text = "".join(letter for letter, _ in self._letters)
-            if text in marks:
-                self._decide(self._letters[0][1], visible)
-                if not self.inside and text in CLOSINGS:
-                    self._take_back(visible)
-                self._hide(len(self._pending))
-                self.inside, self._letters = text in OPENINGS, []
-                self._block_end = len(visible)
-                return True
-            if any(mark.startswith(text) for mark in marks):
-                self._decide(self._letters[0][1], visible)
+            text, begin = "".join(letter for letter, _ in self._letters), self._letters[0][1]
+            if text not in _BEGINNINGS[self.inside]:
+                del self._letters[0]
+                continue
+            if begin != self._frame:
+                self._decide(begin, visible)
+            if text not in CLOSINGS and (self.inside or text not in OPENINGS):
                 return False
-            del self._letters[0]
+            if not self.inside and text in CLOSINGS:
+                self._take_back(visible)
+            emphasis = "".join(char for char in reversed(self._pending[: self._frame]) if char in EMPHASIS)
+            self._open_emphasis = self._owed = emphasis or (self._open_emphasis if self.inside else "")
+            self._hide(len(self._pending))
+            self.inside, self._letters = text in OPENINGS, []
+            self._block_end = len(visible)
+            return True
         return False
 
     def _decide(self, count: int, visible: list[str]) -> None:
@@ -179,6 +218,7 @@ class AnalysisFilter:
             self.hidden.append((begin, self.decided))
 
     def _take(self, count: int) -> None:
+        self._last, self._frame = self._pending[count - 1], 0
         self.decided += len("".join(self._pending[:count]).encode(errors="surrogatepass"))
         del self._pending[:count]
         self._letters = [(letter, index - count) for letter, index in self._letters]

@@ -11,13 +11,13 @@ wrote it (`answer_check.py`). Keywords that are not checked either are refused b
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Collection
 from itertools import pairwise
 from typing import Any
 
 from noesis.serving.schema_patterns import for_grammar
-from noesis.serving.schema_rules import BOUNDS, TYPES, SchemaError, resolve
+from noesis.serving.schema_rules import BOUNDS, TYPES, SchemaError, handle, resolve
 
 MAX_DEPTH = 16  # schemas inside one another; a reference is none
 MAX_REFERENCES = 50  # inside one another
@@ -29,6 +29,7 @@ MAX_REPEATS = 2000  # the sum of all bounds of items and characters
 MAX_CHARACTERS = 6000  # of property names and values; what two share at their beginning counts SHARED times
 SHARED = 5  # as long as they agree, all of them are compared with every token
 MAX_BOUND = 10**15  # of integers, in a grammar
+LARGEST = sys.float_info.max  # of numbers in a schema
 MAX_LISTED = 40  # integers of a range
 MAX_UNROLLED = 3  # times that a definition may stand inside itself
 
@@ -124,6 +125,17 @@ class _Builder:
 
     def _completed(self, out: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any] | None:
         """`out` with what several keywords say together."""
+        self._require_names(schema)
+        for name in ("enum", "const"):
+            if name in out:
+                rules = {n: schema[n] for n in ("type", *BOUNDS, *COUNTS) if n in schema}
+                values = out["enum"] if name == "enum" else [out["const"]]
+                fitting = [value for value in values if handle(rules, json.dumps(value)) is None]
+                if not fitting:
+                    raise SchemaError(
+                        f"no value of {name} in the schema fits what stands beside it ({', '.join(rules)})"
+                    )
+                out[name] = fitting if name == "enum" else fitting[0]
         if "prefixItems" in out:  # llama.cpp has either those or items; what follows the first ones is left out
             if schema.get("minItems", 0) > len(out["prefixItems"]):
                 raise SchemaError("minItems in the schema is above the number of prefixItems, which is not supported")
@@ -190,8 +202,10 @@ class _Builder:
             raise SchemaError("enum in the schema must be a list of values")
         try:
             different = {json.dumps(v, allow_nan=False): v for v in value}
+            for text in different:
+                json.loads(text, parse_int=_exact)
         except (ValueError, RecursionError):
-            raise SchemaError("the schema contains a number that is not finite, or deep nesting") from None
+            raise SchemaError("the schema contains a number that is too large or not finite, or deep nesting") from None
         problem = "the schema has more than {} values of enums"
         self._listed = _spend(self._listed, len(different), MAX_VALUES, problem)
         self._spell(different)
@@ -216,6 +230,19 @@ class _Builder:
             raise SchemaError("required in the schema must be a list of names")
         return value
 
+    def _require_names(self, schema: dict[str, Any]) -> None:
+        """Refuse an object that must have properties which it can't: no other names than its own are written."""
+        names, more = schema.get("properties"), schema.get("additionalProperties", False)
+        if (
+            (names is None and "additionalProperties" not in schema)
+            or more is not False
+            or {"anyOf", "oneOf"} & set(schema)
+        ):
+            return
+        missing = [name for name in self._names(schema.get("required", [])) if name not in (names or {})]
+        if missing:
+            raise SchemaError(f"required in the schema names {missing[0][:40]!r}, which is not in properties")
+
     def _count(self, name: str, value: Any, out: dict[str, Any]) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise SchemaError(f"{name} in the schema must be a whole number from 0")
@@ -226,8 +253,8 @@ class _Builder:
         out[name] = value
 
     def _number(self, name: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) == math.inf:
-            raise SchemaError(f"{name} in the schema must be a number")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST:
+            raise SchemaError(f"{name} in the schema must be a number, of at most 308 digits")
 
     def _pattern(self, value: Any, out: dict[str, Any]) -> None:
         if not isinstance(value, str):
@@ -290,6 +317,14 @@ def _both(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         else:
             raise SchemaError(f"two different {name[:40]!r} for one part of the schema (allOf, $ref) are not supported")
     return found
+
+
+def _exact(digits: str) -> int:
+    """A whole number that llama.cpp keeps as it is: of 64 bits, or one that is a float. Raises ValueError otherwise."""
+    value = int(digits)
+    if abs(value) >= 2**63 and (abs(value) > LARGEST or int(float(value)) != value):
+        raise ValueError
+    return value
 
 
 def _shared(a: str, b: str) -> int:

@@ -34,7 +34,7 @@ from noesis.llm.addresses import LOCAL_NAMES
 from noesis.serving.answer_check import AnswerChecker
 from noesis.serving.metrics import Metrics
 from noesis.serving.page import Page
-from noesis.serving.protocol import ApiError, Limits, parse_json, read_chat_request, read_messages
+from noesis.serving.protocol import ApiError, Limits, find_model, parse_json, read_chat_request, read_messages
 from noesis.serving.relay import Relay, Target, no_answer
 
 CLIENT_LEFT = 499  # nginx's status for it; in the metrics only
@@ -99,7 +99,7 @@ class Service:
             [
                 web.get("/health", self._health),
                 web.get("/v1/models", self._models),
-                web.get("/v1/models/{name}", self._model),
+                web.get("/v1/models/{name:.+}", self._model),
                 web.post("/v1/chat/completions", self._chat),
                 web.post("/noesis/court", self._judge_answer),
                 web.get("/noesis/about", self._about),
@@ -254,10 +254,7 @@ class Service:
         return web.json_response({"object": "list", "data": [self._describe(name) for name in self._targets]})
 
     async def _model(self, request: web.Request) -> web.StreamResponse:
-        name = request.match_info["name"]
-        if name not in self._targets:
-            raise ApiError.unknown_model(name, tuple(self._targets))
-        return web.json_response(self._describe(name))
+        return web.json_response(self._describe(find_model(request.match_info["name"], tuple(self._targets))))
 
     def _describe(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._started, "owned_by": "noesis"}
@@ -295,7 +292,7 @@ def _session(target: Target) -> aiohttp.ClientSession:
 
 def _is_one_of(names: Collection[str], host: str) -> bool:
     """Whether `host`, with or without a port, is an address or one of `names`."""
-    name = re.sub(r":\d{1,5}$", "", host).lower()
+    name = re.sub(r"\.?(?::\d{1,5})?$", "", host).lower()  # a full name in DNS ends with a dot
     if name in names:
         return True
     try:

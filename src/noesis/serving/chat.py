@@ -186,8 +186,9 @@ def answer_function(
         )
         emit(analysis.finish())
         if not shown:
+            what = "nothing but its analysis" if analysis.hidden else "no answer"
             raise ModelError(
-                f"the model gave no answer ({done.finish or 'interrupted'}): ask again, or raise --max-tokens"
+                f"the model gave {what} ({done.finish or 'interrupted'}): ask again, or raise --max-tokens"
             )
         return "".join(shown)
 

@@ -34,7 +34,9 @@ NUMBERS: dict[str, tuple[float, float, bool]] = {
     "seed": (-(2**63), 2**63 - 1, True),
     "top_logprobs": (0, 20, True),
 }
+TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 UNSUPPORTED = ("tools", "functions", "audio", "logit_bias", "prediction")
+FENCE = "```json"  # that models may write around an answer in JSON
 HARMLESS = {  # what asks for nothing else than this server does
     "n": (1,),
     "tool_choice": ("none", "auto"),
@@ -99,6 +101,11 @@ class ChatRequest:
     alternatives: int  # to each token, with its log-probability
     schema: dict[str, Any] | None  # that the answer must follow, as the client wrote it
 
+    @property
+    def is_json(self) -> bool:
+        """Whether the answer is to be JSON."""
+        return str(self.body.get("response_format", {}).get("type", "text")) != "text"
+
 
 def parse_json(raw: bytes) -> dict[str, Any]:
     """Parse a JSON object from a client.
@@ -135,9 +142,7 @@ def read_chat_request(
     Raises:
         ApiError: 400 or 404, naming the field.
     """
-    model = request.get("model")
-    if model not in models:
-        raise ApiError.unknown_model(model, models)
+    model = find_model(request.get("model"), models)
     for name in UNSUPPORTED:
         if request.get(name):
             raise ApiError(400, f"{name} is not supported by this server", code="unsupported_parameter", param=name)
@@ -173,6 +178,9 @@ def read_chat_request(
         body["stop"] = _stops(request["stop"])
     if request.get("response_format") is not None:
         body["response_format"], schema = _response_format(request["response_format"])
+        if body["response_format"]["type"] != "text" and "stop" in body:
+            # A fence or white space would end the answer before it has begun; JSON ends by itself.
+            body["stop"] = [stop for stop in body["stop"] if stop.strip("` \t\r\n") not in FENCE]
     # A cached prompt changes the last bits, and an answer that must be reproducible with them.
     body["cache_prompt"] = not (body.get("temperature") == 0 or "seed" in body)
     options = request.get("stream_options") or {}
@@ -186,6 +194,19 @@ def read_chat_request(
         schema=schema,
         alternatives=alternatives,
     )
+
+
+def find_model(name: Any, models: tuple[str, ...]) -> str:
+    """The served model that `name` means: in any case, behind a provider's name (openai/noesis), with Ollama's tag.
+
+    Raises:
+        ApiError: 404.
+    """
+    plain = name.rpartition("/")[2].removesuffix(":latest").strip().lower() if isinstance(name, str) else None
+    for model in models:
+        if plain == model.lower():
+            return model
+    raise ApiError.unknown_model(name, models)
 
 
 def read_messages(messages: Any, special: re.Pattern[str]) -> list[Message]:
@@ -215,14 +236,12 @@ def _text(content: Any, where: str) -> str:
     if content is None:
         return ""
     if isinstance(content, list):
-        if not all(
-            isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-            for part in content
-        ):
+        texts = [_text_of_part(part) for part in content]
+        if None in texts:
             raise ApiError(
                 400, f"{where}.content may hold text only", code="unsupported_value", param=f"{where}.content"
             )
-        content = "".join(part["text"] for part in content)
+        content = "".join(map(str, texts))
     if not isinstance(content, str):
         raise ApiError(400, f"{where}.content must be a text", param=f"{where}.content")
     try:
@@ -230,6 +249,15 @@ def _text(content: Any, where: str) -> str:
     except UnicodeEncodeError:
         raise ApiError(400, f"{where}.content is not valid Unicode", param=f"{where}.content") from None
     return content
+
+
+def _text_of_part(part: Any) -> str | None:
+    """The text of a part, as OpenAI's protocols name it: what is said, or a refusal; None of another kind."""
+    if not isinstance(part, dict):
+        return None
+    name = "refusal" if part.get("type") == "refusal" else "text"
+    text = part.get(name) if part.get("type") in TEXT_PARTS else None
+    return text if isinstance(text, str) else None
 
 
 def _flag(request: dict[str, Any], name: str, *, default: bool = False) -> bool:
@@ -276,11 +304,16 @@ def _stops(value: Any) -> list[str]:
 
 
 def _response_format(value: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The form for llama.cpp, and the schema that the finished answer is checked against."""
+    """The form for llama.cpp, and the schema that the finished answer is checked against.
+
+    The schema stands in `json_schema.schema` (OpenAI), or in `schema` beside either type (llama.cpp, Together).
+    """
     kind = value.get("type") if isinstance(value, dict) else None
-    if kind in ("text", "json_object"):
-        return {"type": kind}, None
     inner = value.get("json_schema") if kind == "json_schema" else None
+    if kind in ("json_object", "json_schema") and inner is None and value.get("schema") is not None:
+        inner = value
+    if kind == "text" or (kind == "json_object" and inner is None):
+        return {"type": kind}, None
     if not isinstance(inner, dict) or not isinstance(inner.get("schema"), dict):
         raise ApiError(
             400, "response_format must be text, json_object, or a json_schema with a schema", param="response_format"

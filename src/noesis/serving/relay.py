@@ -19,7 +19,7 @@ from noesis.constitution.analysis_block import AnalysisFilter
 from noesis.serving.analysis_filter import TokenFilter, ends_inside_analysis
 from noesis.serving.answer_check import AnswerChecker
 from noesis.serving.metrics import Metrics
-from noesis.serving.protocol import ApiError, ChatRequest
+from noesis.serving.protocol import FENCE, ApiError, ChatRequest
 
 LAST_ERROR_S = 1.0  # for a client to take the error that ends its stream
 UNREAD_S = 30.0  # for a client to take what is sent to it
@@ -65,8 +65,11 @@ class Relay:
         self._count_tokens(chat, answer.get("usage"))
         choice = answer["choices"][0]
         text = str(choice["message"].get("content") or "").removeprefix(chat.prefill)
-        text, entries = _AnswerFilter(chat).feed(text, _logprob_entries(choice), last=True)
-        await self._check(chat, text, choice.get("finish_reason"))
+        if chat.is_json and FENCE.startswith(text.strip()):
+            text = ""  # it was cut before the answer began: llama.cpp takes away whole fences only
+        visible = _AnswerFilter(chat)
+        text, entries = visible.feed(text, _logprob_entries(choice), last=True)
+        await self._check(chat, text, choice.get("finish_reason"), visible)
         return {
             "id": answer["id"],
             "object": "chat.completion",
@@ -121,14 +124,19 @@ class Relay:
                     for choice in chunk["choices"]:
                         shown.append(choice["delta"].get("content", ""))
                         if finish := choice["finish_reason"]:
-                            await self._check(chat, "".join(shown), finish)
+                            await self._check(chat, "".join(shown), finish, answer)
                     await _send(response, chunk)
             await response.write(b"data: [DONE]\n\n")
             await response.write_eof()
 
-    async def _check(self, chat: ChatRequest, text: str, finish: str | None) -> None:
-        """Refuse a finished answer that breaks its schema; one that was cut at the limit says so itself."""
-        if chat.schema is not None and finish == "stop":
+    async def _check(self, chat: ChatRequest, text: str, finish: str | None, answer: _AnswerFilter) -> None:
+        """Refuse a finished answer that is all analysis, or breaks its schema; one cut at the limit says so itself."""
+        if finish != "stop":
+            return
+        if not text and answer.has_hidden:
+            message = 'the answer is nothing but its analysis: ask again, or send "include_analysis": true to see it'
+            raise ApiError(422, message, code="only_analysis")
+        if chat.schema is not None:
             await self._checker.require_valid(chat.schema, text)
 
     def _count_tokens(self, chat: ChatRequest, usage: dict[str, Any] | None) -> None:
@@ -144,6 +152,10 @@ class _AnswerFilter:
         if not chat.include_analysis:
             self._text = AnalysisFilter(inside=ends_inside_analysis(chat.prefill))
             self._tokens = TokenFilter(self._text)
+
+    @property
+    def has_hidden(self) -> bool:
+        return self._text is not None and bool(self._text.hidden)
 
     def feed(self, text: str, entries: list[dict[str, Any]], *, last: bool) -> tuple[str, list[dict[str, Any]]]:
         """What can be shown now that a piece of text and its entries have arrived."""
@@ -237,6 +249,8 @@ async def error_from_llama(reply: aiohttp.ClientResponse) -> ApiError:
 
 def _error_message(error: Any) -> str:
     detail = error.get("message", error) if isinstance(error, dict) else error
+    if "[json.exception" in str(detail):
+        return "llama.cpp can't read a value in the request: leave out numbers and texts beyond the ordinary"
     return f"llama.cpp refuses the request: {str(detail)[:500]}"
 
 

@@ -133,9 +133,9 @@ class _Rules:
     def _number(self, schema: dict[str, Any], value: float, at: str) -> Iterator[str]:
         for name, (fits, words) in BOUNDS.items():
             if name in schema and not fits(value, schema[name]):
-                yield f"{at} is not {words} {schema[name]}"
+                yield f"{at} is not {words} {str(schema[name])[:SHOWN]}"
         if "multipleOf" in schema and Fraction(str(value)) % Fraction(str(schema["multipleOf"])):
-            yield f"{at} is no multiple of {schema['multipleOf']}"
+            yield f"{at} is no multiple of {str(schema['multipleOf'])[:SHOWN]}"
 
 
 def _size(schema: dict[str, Any], least: str, most: str, size: int, at: str) -> Iterator[str]:

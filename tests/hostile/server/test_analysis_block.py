@@ -59,6 +59,7 @@ OPENINGS = [
 ]
 CLOSINGS = [
     *("[FIM DA ANÁLISE]", "[ fim  da\u00a0analise ]", "[FIM DA ANÁLISE INTERNA]", "[END OF ANALYSIS]"),
+    *("[/ANÁLISE]", "[FIM ANÁLISE]", "[Fim de análise interna]", "[END ANALYSIS]"),
     *("[FIM-DA-ANÁLISE]", "[FІМ DА АNÁLIЅЕ]", "［／ＡＮÁＬＩＳＥ＿ＩＮＴＥＲＮＡ］"),
 ]
 
@@ -124,6 +125,27 @@ def test_an_end_without_a_beginning_hides_what_stands_before_it(closing: str):
     assert streamed == "a b"  # what was sent can't be taken back; the mark itself is not shown
 
 
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        pytest.param("**[Análise Interna]** x **[Fim da Análise]** Sim.", "Sim.", id="each mark in bold type"),
+        pytest.param("**[ANÁLISE INTERNA] x [FIM DA ANÁLISE]**\n\nSim.", "Sim.", id="the whole block in bold type"),
+        pytest.param("**[ANÁLISE INTERNA]:** x **[/ANÁLISE]:** Sim.", "Sim.", id="a colon in the bold type"),
+        pytest.param("***[ANÁLISE INTERNA]*** x _[/ANÁLISE]_ Sim.", "Sim.", id="several kinds of emphasis"),
+        pytest.param("## [ANÁLISE INTERNA]\nx\n## [FIM DA ANÁLISE]\nSim.", "Sim.", id="headings"),
+        pytest.param("> [ANÁLISE INTERNA]\n> x\n> [FIM DA ANÁLISE]\nSim.", "Sim.", id="quotations"),
+        pytest.param("- **[ANÁLISE INTERNA]** x\n- **[FIM DA ANÁLISE]**\n- sim", "- sim", id="items of a list"),
+        pytest.param("`[ANÁLISE INTERNA]` x `[FIM DA ANÁLISE]` Sim.", "Sim.", id="code"),
+        pytest.param("[ANÁLISE INTERNA]x[FIM DA ANÁLISE]**Sim** e não.", "**Sim** e não.", id="an answer in bold type"),
+        pytest.param("**[ANÁLISE INTERNA]** x [/ANÁLISE]**Sim** e não.", "**Sim** e não.", id="its beginning alone in bold type"),
+        pytest.param("**Sim** [ANÁLISE INTERNA]x[FIM DA ANÁLISE]", "**Sim**", id="bold type that ends before it"),
+        pytest.param("* um\n- dois\n# três\n**quatro** [5] *", "* um\n- dois\n# três\n**quatro** [5] *", id="no mark"),
+    ],
+)  # fmt: skip
+def test_markdown_around_a_mark_is_hidden_with_it(answer: str, expected: str):
+    assert shown(answer) == hide_analysis(answer) == shown(*answer) == expected
+
+
 def test_log_probabilities_of_a_block_without_a_beginning_are_hidden():
     text, tokens = f"{SECRET}[FIM DA ANÁLISE]sim", [SECRET, "[FIM DA ANÁLISE", "]", "sim"]
     answer = AnalysisFilter()
@@ -148,6 +170,9 @@ def test_every_character_that_reads_as_a_bracket_is_known():
         pytest.param(" ", id="spaces"),
         pytest.param("[A\u0301", id="accents apart"),
         pytest.param("[-", id="brackets and dashes"),
+        pytest.param("*", id="stars"),
+        pytest.param("\n> **", id="Markdown before no mark"),
+        pytest.param("**[ANÁLISE INTERNA]", id="marks in bold type"),
         pytest.param("x[FIM DA ANÁLISE]", id="ends without a beginning"),
     ],
 )
