@@ -153,6 +153,15 @@ def test_an_answer_follows_its_schema_or_the_request_fails(server: Client):
     assert "backreferences" in refused.json()["error"]["message"]
 
 
+def test_a_stream_that_breaks_its_schema_ends_with_an_error_and_without_done(server: Client):
+    assert (
+        json.loads("".join(e["choices"][0]["delta"].get("content", "") for e in server.events(**form(FOLLOWED)))) < 10
+    )
+    lines = server.chat(stream=True, **form(BROKEN)).text.splitlines()
+    assert json.loads(lines[-2].removeprefix("data: "))["error"]["code"] == "json_validate_failed"
+    assert "data: [DONE]" not in lines and '"finish_reason":"stop"' not in "".join(lines)
+
+
 def test_a_pattern_that_looks_ahead_is_written_as_far_as_a_grammar_can_and_checked():
     decimal = {"type": "string", "pattern": r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"}
     assert bounded_schema(decimal)["pattern"] == r"^[+-]?0*[0-9]*\.?[0-9]*$"

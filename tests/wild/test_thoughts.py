@@ -33,6 +33,10 @@ MARKS = {
     "gpt-oss, with JSON": "<|channel|>analysis<|message|>{}<|channel|>final <|constrain|>json<|message|>",
     "gpt-oss, two channels": "<|channel|>analysis<|message|>{}<|end|><|start|>assistant<|channel|>commentary<|message|>a"
     "<|end|><|start|>assistant<|channel|>final<|message|>",
+    "gpt-oss, under a grammar": "<|channel|>analysis<|message|>{}<|end|>",
+    "Gemma": "<|channel>thought\n{}<channel|>",
+    "MedGemma": "<unused94>thought\n{}<unused95>",
+    "Risuai's": "<Thoughts>{}</Thoughts>",
     "gpt-oss without its tokens": "analysis{}assistantfinal",
     "İ, which is two letters in lower case": "<think>İİİİ{}</think>",
 }  # fmt: skip
@@ -75,6 +79,8 @@ def test_a_thought_that_does_not_end_leaves_no_answer(marks: str):
         pytest.param('{"reason": "it says hm</think>7", "score": 1}', id="a verdict that quotes a mark"),
         pytest.param('{"reason": "it says \\"hm</think>7\\"", "score": 1}', id="a verdict that quotes a quotation"),
         pytest.param("The mark (</think>) and “</think>”.", id="marks in brackets and quotation marks"),
+        pytest.param("Use `<think>draft</think>` as the example t", id="both marks in code"),
+        pytest.param("It is 7.<|end|>", id="the end of a turn that a server left"),
         pytest.param("[THINKING] of it, analysis is the final word of an assistant final.", id="words like marks"),
         pytest.param("analysis of what the assistantfinal says", id="words of channels"),
     ],

@@ -10,20 +10,24 @@ import re
 
 _NAME = r"(?:[a-z]{2,20}[:_])?(?:think(?:ing)?|thoughts?|reasoning)"
 # What begins a thought, what ends it: tags of many (also seed:think, mm:think), Magistral, Kimi, OpenThinker, Cohere,
-# and gpt-oss, whose thoughts end where the final channel begins.
+# Gemma, MedGemma, and gpt-oss, whose thoughts end where the final channel begins.
 _FAMILIES = (
     (rf"<{_NAME}(?:\s[^<>]{{0,80}})?>", rf"</{_NAME}>"),
     (r"\[THINK\]", r"\[/THINK\]"),
     ("◁think▷", "◁/think▷"),
     (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),
     (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),
+    (r"<\|channel>thought", r"<channel\|>"),
+    ("<unused94>thought", "<unused95>"),
     (
         r"(?:<\|start\|>assistant)?<\|channel\|>(?!\s?final)",
         r"(?:<\|start\|>assistant)?<\|channel\|>\s?final[^<]{0,40}(?:<\|constrain\|>[^<]{0,40})?<\|message\|>",
     ),
 )
 _OPENING = re.compile("|".join(f"({begin})" for begin, _ in _FAMILIES), re.IGNORECASE)
-_ENDS = [re.compile(end, re.IGNORECASE) for _, end in _FAMILIES]
+_END_OF_CHANNEL = r"<\|end\|>(?!\s?<\|start\|>)"  # of gpt-oss under a grammar, which lets no header follow
+_ENDS = [re.compile(end, re.IGNORECASE) for _, end in _FAMILIES[:-1]]
+_ENDS.append(re.compile(f"{_FAMILIES[-1][1]}|{_END_OF_CHANNEL}", re.IGNORECASE))
 _CLOSING = re.compile("|".join(end for _, end in _FAMILIES), re.IGNORECASE)
 _SPACE, _INDENT = re.compile(r"\s*"), re.compile(r"[ \t]*")
 _SCAN = re.compile(
