@@ -198,9 +198,7 @@ LONG = int("9" * 400)
         pytest.param({"enum": ["a", {"b": [LONG]}]}, "too large", id="a value with 400 digits"),
         pytest.param({"const": LONG}, "too large", id="a constant of 400 digits"),
         pytest.param({"const": 2**64 + 1}, "too large", id="a constant that no float is"),
-        pytest.param({"type": "integer", "minimum": LONG}, "minimum in the schema must be a number", id="a bound of 400 digits"),
         pytest.param({"type": "array", "minItems": LONG}, "minItems", id="a count of 400 digits"),
-        pytest.param({"type": "number", "multipleOf": LONG}, "multipleOf", id="a step of 400 digits"),
     ],
 )  # fmt: skip
 def test_a_schema_that_no_answer_can_follow_is_refused_before_one_is_written(schema: dict[str, Any], words: str):
@@ -217,10 +215,12 @@ def test_a_schema_that_no_answer_can_follow_is_refused_before_one_is_written(sch
         pytest.param({"const": 10**20}, id="a large number that is a float"),
         pytest.param({"const": -(2**63)}, id="64 bits"),
         pytest.param({"type": "array", "maxItems": LONG}, id="a bound above all answers"),
+        pytest.param({"type": "integer", "maximum": LONG}, id="a bound of 400 digits"),
     ],
 )  # fmt: skip
 def test_a_schema_that_an_answer_can_follow_is_not(schema: dict[str, Any]):
     assert bounded_schema(schema)
+    assert len(schema_rules.handle({"minimum": LONG, "multipleOf": LONG}, "1") or "") < 200
 
 
 @pytest.fixture(scope="module")
