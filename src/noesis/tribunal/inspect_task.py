@@ -30,6 +30,7 @@ from noesis.llm.clients.open import open_clients
 from noesis.llm.clients.reply_cache import ReplyCache
 from noesis.llm.clients.spec import parse_spec
 from noesis.llm.clients.spending import Spending
+from noesis.llm.clients.thoughts import without_thought
 from noesis.tribunal.code_checks import right
 from noesis.tribunal.court import opinion
 from noesis.tribunal.judge import case_from_item
@@ -89,6 +90,11 @@ def dialogue() -> Solver:
     return solve
 
 
+def _answer(state: TaskState) -> str:
+    """What the model says: neither its thoughts nor its analysis."""
+    return hide_analysis(without_thought(state.output.completion))
+
+
 @scorer(metrics={"*": [mean(), stderr(cluster="cluster")]})
 def court(
     rubrics: RubricSet, section: TribunalSection, judges: str, max_usd: float | None, constitution: Constitution
@@ -98,7 +104,7 @@ def court(
 
     async def score(state: TaskState, target: Target) -> Score:
         nonlocal panel
-        item, answer = EvalSample.model_validate(state.metadata["item"]), hide_analysis(state.output.completion)
+        item, answer = EvalSample.model_validate(state.metadata["item"]), _answer(state)
         if item.check:
             return Score.unscored(reason="scored by code", answer=answer)
         flags = screen(answer, screened_prompt(item), constitution)
@@ -137,7 +143,7 @@ def by_code() -> Scorer:
     """What code can decide: format, language, keys; Unscored where it can't tell."""
 
     async def score(state: TaskState, target: Target) -> Score:
-        answer = hide_analysis(state.output.completion)
+        answer = _answer(state)
         decided = right(EvalSample.model_validate(state.metadata["item"]), answer)
         return (
             Score.unscored(reason="code can't tell", answer=answer)

@@ -37,7 +37,7 @@ _SCAN = re.compile(
 )
 _BARE_CHANNELS = re.compile(r"\s{0,100}analysis(?=[^\s\w]|[A-Z]).*?assistant\s?final", re.DOTALL)
 _TURN_END = re.compile(r"<\|(?:end|return|call)\|>")
-BEFORE_A_QUOTED_MARK = "'‘’“”«»‹(["
+_BEFORE_QUOTED = "'‘’“”«»‹(["
 
 
 def without_thought(text: str) -> str:
@@ -99,7 +99,7 @@ def _ends_a_thought(text: str, line: int, start: int, end: int) -> bool:
         line: where the words of its line begin.
     """
     alone = line >= start
-    attached = not alone and not text[start - 1].isspace() and text[start - 1] not in BEFORE_A_QUOTED_MARK
+    attached = not alone and not text[start - 1].isspace() and text[start - 1] not in _BEFORE_QUOTED
     return alone or attached or text.startswith("\n\n", end)
 
 
