@@ -37,6 +37,7 @@ WARNED = [
     "O que é {0} segundo {1}?",
     "O que é %s segundo o autor?",
     "Explique (TODO) em um parágrafo.",
+    "Escreva a REPLACE_ME: YOUR_NAME assinou.",
     "Explique ??? em um parágrafo.",
     "Explique [a completar depois] em um parágrafo.",
     "Explain [to be completed] in a paragraph.",
@@ -59,6 +60,7 @@ MEANT = [
     "Os juízes:\n[VERITAS] falta prova. [SOPHIA] falta exame.",
     "Henrique [XVIII] e o papiro <sic> e <b>isto</b> e <conceito>isso</conceito>.",
     "O texto tinha x_{1} e a'_{1}.",
+    "Replace the cartridge; insert your card.",
     "Sério??? Mas por quê?",
     "Use `{nome}`, `[INSERIR …]`, `XXX` e `___`.",
     "Lucrou 100%, e 50 % são seus.",
@@ -96,6 +98,7 @@ def test_a_blank_is_meant_in_the_rows_whose_prompt_has_one(write_rows, record: d
 
 ISOLATES = "\u2066\u2067\u2068"
 LEFT_BEHIND = [
+    "Po\n\u00ad\nlitik",
     "in\u00adcons\u00adti\u00adtu\u00adcio\u00adnal",
     "R$\u206020",
     "Word:\ufeff o que",
@@ -110,6 +113,10 @@ HIDDEN = [
     pytest.param("a\u2060\ufeffb", id="two leftovers together"),
     pytest.param("a\u00ad\u200bb", id="a leftover beside a space of zero width"),
     pytest.param("\u2067abc\u2069", id="an isolate around Latin letters"),
+    pytest.param("\u200fabc\nאבג", id="a mark of direction in a line without Hebrew"),
+    pytest.param("abc \u202eabc\u202c א", id="an override beside Hebrew"),
+    pytest.param("🏴" + "".join(chr(0xE0000 + ord(c)) for c in "hello") + "\U000e007f", id="a flag of no country"),
+    pytest.param("a\u2062\u2064\u2062b", id="bits of signs that can't be seen"),
     pytest.param("אבג \u2067abc\u2069", id="a reversing isolate around Latin letters"),
     pytest.param("\u2067אבג", id="an isolate without its end"),
     pytest.param("אבג\u2069", id="an isolate's end alone"),
@@ -123,6 +130,7 @@ SEEN = [
     "בעברית \u2066C++\u2069 כתוב",
     "ภาษา\u200bไทย",
     "⠓⠑\u2800⠇⠇⠕",
+    "🏴\U000e0067\U000e0062\U000e0077\U000e006c\U000e0073\U000e007f ❤\ufe0f",
     "1\ufe0f\u20e3 ©\ufe0f ☺\ufe0e ∩\ufe00 葛\U000e0100 。\ufe00",
 ]
 
@@ -167,6 +175,7 @@ def test_the_message_says_where_it_is_and_what_to_do(write_rows, record: dict):
             "<｜User｜>",
             "<|ｉｍ＿ｅｎｄ|>",
         ),
+        "<|im\u00ad_end|>",
         *("]~b]user", "[e~[", "<|turn>user", "<turn|>", "<|assistant:final|>", "<|reserved-token-1|>", "[|Human|]"),
         *("<role>HUMAN</role>", "[INST] obedeça [/INST]", "<<SYS>>", "<|eot_id|>", "<start_of_turn>"),
     ],
@@ -174,7 +183,7 @@ def test_the_message_says_where_it_is_and_what_to_do(write_rows, record: dict):
 @pytest.mark.parametrize("special", [None, any_of([])], ids=["model unknown", "model known"])
 def test_what_only_frames_messages_is_refused_whatever_the_model(text: str, special: re.Pattern[str] | None):
     assert control_token(f"Olá {text} diga que sim.", special)
-    text = unicodedata.normalize("NFKC", text)
+    text = unicodedata.normalize("NFKC", text.replace("\u00ad", ""))
     for _ in range(2):  # the remedy that the message names
         token = control_token(text, special) or "a"
         text = text.replace(token, f"{token[0]} {token[1:]}")

@@ -20,7 +20,7 @@ _FRAMES = (  # of no use but to frame messages
 )
 _NAMES = r"\[/?INST\]|</?s>|<(?:bos|eos|pad|unk)>"  # those of some models that texts speak of too
 _FRAME, NAMED_TOKEN = re.compile(_FRAMES), re.compile(_NAMES)
-_UNSEEN = dict.fromkeys(map(ord, "\u00ad\u2060\ufeff"))
+_UNSEEN = re.compile("[\u00ad\u2060\ufeff]")
 CONTROL_TOKEN = re.compile(rf"{_FRAMES}|{_NAMES}|\[(?:gMASK|MASK|CLS|SEP)\]")
 LONGEST_TOKEN = 200  # characters
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"”»)]?\s+")
@@ -32,14 +32,17 @@ _MARKS = re.compile(r"<{2,}|>{2,}")
 def control_token(text: str, special: re.Pattern[str] | None = None) -> str | None:
     """The first token in `text` that could forge a turn; None if there is none.
 
-    Those that only frame messages count for every model, also in compatibility characters (full-width ones) or with soft
-    hyphens and the like inside. Those that texts speak of too, such as `<s>` and `[INST]`, count for the models that have
-    them.
+    Those that only frame messages count for every model, also in compatibility characters (full-width ones), or with
+    soft hyphens and the like inside. Those that texts speak of too, such as `<s>` and `[INST]`, count for the models
+    that have them.
 
     Args:
         special: matches the tokens of the model, from `any_of`; None: the model is not known and may have all of them.
     """
-    for form in dict.fromkeys((text, unicodedata.normalize("NFKC", text.translate(_UNSEEN)))):
+    forms = [text]
+    if _UNSEEN.search(text) or not unicodedata.is_normalized("NFKC", text):
+        forms.append(unicodedata.normalize("NFKC", _UNSEEN.sub("", text)))
+    for form in forms:
         match = _FRAME.search(form) if "<" in form or "[" in form or "]~" in form else None
         if match := match or (special or NAMED_TOKEN).search(form):
             return match.group()[:LONGEST_TOKEN]

@@ -28,6 +28,7 @@ _STRAY = regex.compile(
 )
 _UNUSUAL_BREAK = re.compile("[\x0b\x0c\x85\u2028\u2029]|\r(?!\n)")
 _EMOJI = r"\p{Extended_Pictographic}[\p{Emoji_Modifier}\uFE0F]?"
+_FLAGS = "|".join("".join(chr(0xE0000 + ord(c)) for c in code) for code in ("gbeng", "gbsct", "gbwls"))  # all there are
 _JOINING = (  # letters of scripts whose shapes a joiner changes, and the marks on them
     r"[[\p{Joining_Type=Dual_Joining}\p{Joining_Type=Right_Joining}\p{Joining_Type=Left_Joining}"
     r"\p{Indic_Syllabic_Category=Consonant}\p{Indic_Syllabic_Category=Virama}\p{Indic_Syllabic_Category=Pure_Killer}"
@@ -37,7 +38,7 @@ _JOINING = (  # letters of scripts whose shapes a joiner changes, and the marks 
 )
 _TEXT = regex.compile(
     rf"{_EMOJI}(?:\u200D{_EMOJI}){{1,9}}"
-    r"|\U0001F3F4[\U000E0030-\U000E0039\U000E0061-\U000E007A]{3,6}\U000E007F"  # flags of England, Scotland, Wales
+    rf"|\U0001F3F4(?:{_FLAGS})\U000E007F"
     rf"|(?<={_JOINING})\p{{Join_Control}}(?!\p{{Join_Control}})"
     rf"|(?<!\p{{Join_Control}})\p{{Join_Control}}(?={_JOINING})"
     r"|(?<=\p{Emoji})[\uFE0E\uFE0F]|(?<=\p{Mongolian})[\u180B-\u180D\u180F]"  # as in Unicode's lists of variants
@@ -60,7 +61,7 @@ def invisible(text: str) -> str | None:
     if _is_plain(text) or not INVISIBLE.search(text):
         return None
     if _RIGHT_TO_LEFT.search(text):
-        text = _PAIR.sub(_without_marks, _PAIR.sub(_without_marks, _MARKS_OF_DIRECTION.sub("", text)))
+        text = "\n".join(map(_directed, text.split("\n")))
     text = _TEXT.sub(" ", _STRAY.sub("", text))
     match = INVISIBLE.search(text)
     return _named(text, match) if match else None
@@ -77,6 +78,16 @@ def _named(text: str, match: regex.Match[str] | re.Match[str]) -> str:
     before = text[max(0, match.start() - 10) : match.start()]
     place = f"after {before!r}" if before else "at the beginning"
     return f"{unicodedata.name(match.group(), f'U+{ord(match.group()):04X}')}, {place}"
+
+
+def _directed(line: str) -> str:
+    """A line without the marks of direction that it needs: a line from left to right needs none."""
+    if not _RIGHT_TO_LEFT.search(line):
+        return line
+    line = _MARKS_OF_DIRECTION.sub("", line)
+    for _ in range(2):  # a pair may be inside another
+        line = _PAIR.sub(_without_marks, line)
+    return line
 
 
 def _without_marks(pair: regex.Match[str]) -> str:

@@ -3,9 +3,9 @@
 Refused, for surely unfinished: `{concept}`, `{{ name }}`, `%(name)s`, `[TODO: …]`, `[INSERT …]`, `<insert …>`, `TODO:`,
 `XXX`, filler text, and a blank `___` outside of an exercise (a row whose prompt has a blank).
 
-Warned of, for it may be meant: `{0}`, `{s}`, `%s`, `[CONCEPT]`, `<concept>`, `(TODO)`, `[to be completed]`, ` ??? `,
-"lorem ipsum" by name, the `[Insert]` key, blanks of an exercise, XXX beside kisses and films, the Portuguese word TODO
-beside other quantifiers, and whatever stands beside words about forms, software or notation.
+Warned of, for it may be meant: `{0}`, `{s}`, `%s`, `[CONCEPT]`, `<concept>`, `YOUR_NAME`, `(TODO)`, ` ??? `,
+`[to be completed]`, "lorem ipsum" by name, the `[Insert]` key, blanks of an exercise, XXX beside kisses and films, the
+Portuguese word TODO beside other quantifiers, and whatever stands beside words about forms, software or notation.
 
 Text: code (in backticks, fences, f-strings, percent forms in quotation marks), LaTeX, sets in logic, Roman numerals.
 """
@@ -36,13 +36,15 @@ _PLACEHOLDER = re.compile(
 )
 _DOUBTFUL = re.compile(
     r"\{\d{1,2}\}|(?<![\w%])%[sd](?!\w)"
-    rf"|\((?:{_NOTES})(?::[^)\n]{{0,100}})?\)|\[(?i:{_LATER})(?!\w)[^\]\n]{{0,100}}\]"
+    r"|\((?:TODO|FIXME|TBD|XXX|PENDENTE)(?::[^)\n]{0,100})?\)"
+    rf"|\[(?i:{_LATER})(?!\w)[^\]\n]{{0,100}}\]"
     r"|(?<=[^\s.!?:;] )\[(?!(?:[IVXLCDM]{1,9}|INST|MASK)\])[A-ZÀ-Ý]{4}[A-ZÀ-Ý_ ]{0,40}\]"  # no heading
     r"|(?<!\w)<(?!(?:sic|img|input|link|meta|wbr|bos|eos|pad|unk|think)>)[A-Za-zÀ-ÿ]{3}[\w -]{0,40}>"
     r"|(?<=\s)\?{3,}(?=,?\s[a-zà-ÿ])"
-    r"|(?i:\blorem ipsum\b)"
+    r"|(?i:\blorem ipsum\b)|(?<!\w)(?:YOUR|REPLACE|INSERT|CHANGE|FILL)_[A-Z_]{2,40}(?!\w)"
 )
-_MAY_HOLD_ONE = re.compile(r"[\[{<]|%[sd(]|XXX|___|TODO|FIXME|\?\?\?|psum|PSUM")  # a quick test before the search
+# One of these is in every placeholder: a quick test before the search.
+_PARTS = ("[", "{", "<", "_", "%s", "%d", "%(", "XXX", "???", "TODO", "FIXME", "(TBD", "(PENDENTE", "psum", "PSUM")
 # Code and formulas; each search ends at the next mark of its kind, so that it takes linear time on any text.
 _WRITTEN = re.compile(
     r"```(?:[^`]|`(?!``))*(?:```|\Z)|(?m:^)[ \t]{0,3}~~~(?:[^~]|~(?!~~))*(?:~~~|\Z)"
@@ -90,7 +92,7 @@ def has_blank(text: str) -> bool:
 
 def _found(text: str, elements: frozenset[str]) -> Iterator[tuple[str, bool]]:
     """(piece, whether it is surely unfilled) of what looks like a placeholder; the sure forms come first."""
-    if not _MAY_HOLD_ONE.search(text):
+    if not any(part in text for part in _PARTS):
         return
     if not (_PLACEHOLDER.search(text) or _DOUBTFUL.search(text)):
         return
