@@ -41,10 +41,13 @@ _DOUBTFUL = re.compile(
     r"|(?<=[^\s.!?:;] )\[(?!(?:[IVXLCDM]{1,9}|INST|MASK)\])[A-ZÀ-Ý]{4}[A-ZÀ-Ý_ ]{0,40}\]"  # no heading
     r"|(?<!\w)<(?!(?:sic|img|input|link|meta|wbr|bos|eos|pad|unk|think)>)[A-Za-zÀ-ÿ]{3}[\w -]{0,40}>"
     r"|(?<=\s)\?{3,}(?=,?\s[a-zà-ÿ])"
-    r"|(?i:\blorem ipsum\b)|(?<!\w)(?:YOUR|REPLACE|INSERT|CHANGE|FILL)_[A-Z_]{2,40}(?!\w)"
+    r"|(?i:\blorem ipsum\b)|(?<!\w)(?:YOUR|REPLACE|INSERT|CHANGE)_[A-Z_]{2,40}(?!\w)"
 )
 # One of these is in every placeholder: a quick test before the search.
-_PARTS = ("[", "{", "<", "_", "%s", "%d", "%(", "XXX", "???", "TODO", "FIXME", "(TBD", "(PENDENTE", "psum", "PSUM")
+_PARTS = (
+    *("[", "{", "<", "___", "%s", "%d", "%(", "XXX", "???", "TODO", "FIXME", "(TBD", "(PENDENTE", "psum", "PSUM"),
+    *("YOUR_", "REPLACE_", "INSERT_", "CHANGE_"),
+)
 # Code and formulas; each search ends at the next mark of its kind, so that it takes linear time on any text.
 _WRITTEN = re.compile(
     r"```(?:[^`]|`(?!``))*(?:```|\Z)|(?m:^)[ \t]{0,3}~~~(?:[^~]|~(?!~~))*(?:~~~|\Z)"
