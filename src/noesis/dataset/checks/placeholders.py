@@ -43,10 +43,10 @@ _DOUBTFUL = re.compile(
     r"|(?<=\s)\?{3,}(?=,?\s[a-zà-ÿ])"
     r"|(?i:\blorem ipsum\b)|(?<!\w)(?:YOUR|REPLACE|INSERT|CHANGE)_[A-Z_]{2,40}(?!\w)"
 )
-# One of these is in every placeholder: a quick test before the search.
-_PARTS = (
-    *("[", "{", "<", "___", "%s", "%d", "%(", "XXX", "???", "TODO", "FIXME", "(TBD", "(PENDENTE", "psum", "PSUM"),
-    *("YOUR_", "REPLACE_", "INSERT_", "CHANGE_"),
+# What each of them begins with: literals alone, which are searched for ten times as fast.
+_BEGINNING = re.compile(
+    r"\[|\{|<|___|XXX|TODO|FIXME|\?\?\?|%s|%d|%\(|\((?=TODO|FIXME|TBD|XXX|PENDENTE)"
+    r"|YOUR_|REPLACE_|INSERT_|CHANGE_|lorem ipsum|Lorem ipsum|Lorem Ipsum|LOREM IPSUM"
 )
 # Code and formulas; each search ends at the next mark of its kind, so that it takes linear time on any text.
 _WRITTEN = re.compile(
@@ -95,16 +95,23 @@ def has_blank(text: str) -> bool:
 
 def _found(text: str, elements: frozenset[str]) -> Iterator[tuple[str, bool]]:
     """(piece, whether it is surely unfilled) of what looks like a placeholder; the sure forms come first."""
-    if not any(part in text for part in _PARTS):
-        return
-    if not (_PLACEHOLDER.search(text) or _DOUBTFUL.search(text)):
+    if not any(True for pattern in (_PLACEHOLDER, _DOUBTFUL) for _ in _matches(pattern, text)):
         return
     elements |= set_elements(text)
     prose = _WRITTEN.sub(lambda m: "\0" * len(m.group()), text)
     for pattern in (_PLACEHOLDER, _DOUBTFUL):
-        for match in pattern.finditer(prose):
+        for match in _matches(pattern, prose):
             if not _means_something(prose, match, elements):
                 yield match.group(), pattern is _PLACEHOLDER and not _may_be_meant(prose, match)
+
+
+def _matches(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+    """What `pattern.finditer` finds."""
+    end = 0
+    for beginning in _BEGINNING.finditer(text):
+        if beginning.start() >= end and (match := pattern.match(text, beginning.start())):
+            end = match.end()
+            yield match
 
 
 def set_elements(text: str) -> frozenset[str]:
