@@ -57,7 +57,7 @@ MEANT = [
     "No Anki usei {{c1::Kant}} para lembrar.",
     "Em Python escrevi '%(nome)s' e \"%s\".",
     "A XXX Olimpíada, e a Olimpíada XXX de Los Angeles.",
-    "Os juízes:\n[VERITAS] falta prova. [SOPHIA] falta exame.",
+    "Os juízes:\n[VERITAS] falta prova. [SOPHIA] falta exame, e [DIKE] cala.",
     "Henrique [XVIII] e o papiro <sic> e <b>isto</b> e <conceito>isso</conceito>.",
     "O texto tinha x_{1} e a'_{1}.",
     "Replace the cartridge; insert your card.",

@@ -38,7 +38,8 @@ _DOUBTFUL = re.compile(
     r"\{\d{1,2}\}|(?<![\w%])%[sd](?!\w)"
     r"|\((?:TODO|FIXME|TBD|XXX|PENDENTE)(?::[^)\n]{0,100})?\)"
     rf"|\[(?i:{_LATER})(?!\w)[^\]\n]{{0,100}}\]"
-    r"|(?<=[^\s.!?:;] )\[(?!(?:[IVXLCDM]{1,9}|INST|MASK)\])[A-ZÀ-Ý]{4}[A-ZÀ-Ý_ ]{0,40}\]"  # no heading
+    r"|(?<=[^\s.!?:;] )"  # else it is a heading
+    r"\[(?!(?:[IVXLCDM]{1,9}|INST|MASK|VERITAS|SOPHIA|DIK[EĒÊ])\])[A-ZÀ-Ý]{4}[A-ZÀ-Ý_ ]{0,40}\]"
     r"|(?<!\w)<(?!(?:sic|img|input|link|meta|wbr|bos|eos|pad|unk|think)>)[A-Za-zÀ-ÿ]{3}[\w -]{0,40}>"
     r"|(?<=\s)\?{3,}(?=,?\s[a-zà-ÿ])"
     r"|(?i:\blorem ipsum\b)|(?<!\w)(?:YOUR|REPLACE|INSERT|CHANGE)_[A-Z_]{2,40}(?!\w)"
