@@ -10,12 +10,18 @@ from typing import Any
 # Texts are hostile: every repetition that may fail after it has an upper bound, so that a search takes linear time
 # (tests/hostile/test_patterns.py measures each pattern of the package).
 # What a chat template turns into the boundary of a message. A dataset must not be able to forge one.
-CONTROL_TOKEN = re.compile(
-    r"<\|[A-Za-z0-9_]{2,40}\|>"  # <|im_start|>, <|eot_id|>, <|endoftext|>
-    r"|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"
-    r"|\[(?:gMASK|MASK|CLS|SEP|/?SYSTEM_PROMPT|/?AVAILABLE_TOOLS)\]"
+_FRAMES = (  # of no use but to frame messages
+    r"<\|(?![a-z]+[A-Z])[A-Za-z0-9_:.-]{2,40}\|>"  # <|im_start|>, <|eot_id|>; camel case is a function's
+    r"|<\|\s{0,3}(?:[a-z]{1,20}_[a-z_]{1,20}|system|user|assistant|end|endoftext)\s{0,3}\|>"  # misspelt: <|im_end |>
+    r"|<\|(?:turn|channel|tool\w{0,20})>|<(?:turn|channel|tool\w{0,20})\|>|<(?:start|end)_of_turn>"  # Gemma's
     r"|<｜[^｜\n]{2,40}｜>"  # DeepSeek's, with full-width bars
+    r"|\[\|[A-Za-z_]{2,40}\|\]|\]~!?b[\[\]]|\[e~\[|<role>[A-Z]{4,9}</role>"  # EXAONE's, MiniMax's, Ling's
+    r"|<</?SYS>>|\[(?:/?SYSTEM_PROMPT|/?AVAILABLE_TOOLS)\]|\[INST\](?=[^\[\]]{0,2000}\[/INST\])"
 )
+_NAMES = r"\[/?INST\]|</?s>|<(?:bos|eos|pad|unk)>"  # those of some models that texts speak of too
+_FRAME, NAMED_TOKEN = re.compile(_FRAMES), re.compile(_NAMES)
+_UNSEEN = re.compile("[\u00ad\u2060\ufeff]")
+CONTROL_TOKEN = re.compile(rf"{_FRAMES}|{_NAMES}|\[(?:gMASK|MASK|CLS|SEP)\]")
 LONGEST_TOKEN = 200  # characters
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"”»)]?\s+")
 _WORD = re.compile(r"\w+")
@@ -24,10 +30,23 @@ _MARKS = re.compile(r"<{2,}|>{2,}")
 
 
 def control_token(text: str, special: re.Pattern[str] | None = None) -> str | None:
-    """The first chat-template token in `text`, of any known model or matched by `special`; None if there is none."""
-    if ("<" in text or "[" in text) and (match := CONTROL_TOKEN.search(text)):
-        return match.group()
-    return match.group() if special and (match := special.search(text)) else None
+    """The first token in `text` that could forge a turn; None if there is none.
+
+    Those that only frame messages count for every model, also in compatibility characters (full-width ones), or with
+    soft hyphens and the like inside. Those that texts speak of too, such as `<s>` and `[INST]`, count for the models
+    that have them.
+
+    Args:
+        special: matches the tokens of the model, from `any_of`; None: the model is not known and may have all of them.
+    """
+    forms = [text]
+    if _UNSEEN.search(text) or not unicodedata.is_normalized("NFKC", text):
+        forms.append(unicodedata.normalize("NFKC", _UNSEEN.sub("", text)))
+    for form in forms:
+        match = _FRAME.search(form) if "<" in form or "[" in form or "]~" in form else None
+        if match := match or (special or NAMED_TOKEN).search(form):
+            return match.group()[:LONGEST_TOKEN]
+    return None
 
 
 def normalised(text: str) -> str:

@@ -32,6 +32,7 @@ Dropped = dict[str, str]  # key of an example → reason
 # The most examples that may close or open alike: this share, or this number if it is greater.
 BOILERPLATE_SHARE, BOILERPLATE_FROM = 0.02, 2
 OPENING = 6  # words
+DOUBTS = ("language", "accents", "personal", "placeholder", "invisible")  # a person decides; here there is none
 
 
 def key_of(example: Example) -> str:
@@ -72,7 +73,7 @@ def _through_the_gate(row: dict[str, Any], constitution: Constitution) -> tuple[
     """(the example or None, why the data gate refuses it)"""
     rules = Rules(tuple(sorted(constitution.value_ids)), constitution.principle_ids, ())
     example, findings = check_line(json.dumps(row, ensure_ascii=False).encode(), rules)
-    refused = [f.code for f in findings if not f.warning or f.code in ("language", "accents", "personal")]
+    refused = [f.code for f in findings if not f.warning or f.code in DOUBTS]
     return (None, f"gate: {refused[0]}") if refused or example is None else (example, "")
 
 

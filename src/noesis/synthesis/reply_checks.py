@@ -16,7 +16,7 @@ from noesis.constitution.analysis_block import hide_analysis
 from noesis.constitution.document import Constitution
 from noesis.core.language import other_language
 from noesis.core.text import normalised
-from noesis.dataset.checks.invisible import invisible
+from noesis.dataset.checks.invisible import invisible, stray
 from noesis.dataset.checks.placeholders import placeholder
 from noesis.dataset.schema import MIN_REVISED
 from noesis.llm.clients.protocol import ModelReply
@@ -100,7 +100,7 @@ def reply_problem(reply: ModelReply, text: str, work: Work, constitution: Consti
         return "loops"
     if other_language(text, work.language):
         return "other language"
-    if invisible(text) or placeholder(text):
+    if invisible(text) or stray(text) or placeholder(text):
         return "placeholder or invisible character"
     if work.kind == "critique":
         return "copies the answer" if share_copied(text, work.answer) >= COPIED_SHARE else None

@@ -24,9 +24,9 @@ from noesis.core.text import (
     neutralise,
     normalised,
 )
-from noesis.dataset.checks.invisible import invisible
+from noesis.dataset.checks.invisible import invisible, stray
 from noesis.dataset.checks.line import Rules, check_line
-from noesis.dataset.checks.placeholders import placeholder
+from noesis.dataset.checks.placeholders import doubtful, placeholder
 from noesis.dataset.checks.privacy import find_personal
 
 SRC = ROOT / "src" / "noesis"
@@ -156,10 +156,17 @@ PIECES = {
     "a token's beginning": "sk-",
     "a key's beginning": "-----BEGIN ",
     "a letter that grows in NFKC": "\ufdfa",
+    "soft hyphens": "\u00ad",
+    "isolates without an end": "\u2067א",
+    "Braille's blanks": "\u2800",
+    "tags without an end": "<abc>",
+    "an instruction without an end": "[INST]a",
 }
 FUNCTIONS: dict[str, Callable[[str], object]] = {
     "gate": gate("prompt"),
     "placeholder": placeholder,
+    "doubtful": doubtful,
+    "stray": stray,
     "control_token": control_token,
     "invisible": invisible,
     "normalised": normalised,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-# UTF-8 read as Windows-1252. A capital Ã before a quotation mark ("AMANHÃ”") is Portuguese, so only signs count there.
-_DAMAGE = re.compile(r"Ã[\u00a1-\u00bf]|â€|Â[º°ª»«¿¡]|ï¿½|\ufffd")
+# UTF-8 read as Windows-1252. A capital Ã before a quotation mark ("AMANHÃ”") is Portuguese, so only signs count there;
+# and so is one that ends a quotation in capitals («AMANHû), or is all of it («Â»).
+_DAMAGE = re.compile(r"Ã[\u00a1-\u00ba\u00bc-\u00bf]|(?<![«A-ZÀ-Þ])[ÃÂ]»|â€|Â[º°ª«¿¡]|ï¿½|\ufffd")
 
 
 def damage(text: str) -> str | None:

@@ -14,14 +14,14 @@ from noesis.constitution.dialogue import opening_messages, with_analysis
 from noesis.constitution.document import Constitution
 from noesis.core.config import Config
 from noesis.core.console import Progress
-from noesis.core.errors import NoesisError
+from noesis.core.errors import ModelError, NoesisError
 from noesis.core.messages import Message
-from noesis.core.text import CONTROL_TOKEN, any_of
+from noesis.core.text import NAMED_TOKEN, any_of
 from noesis.dataset.checks.rows import RowReader
 from noesis.dataset.checks.scan import Table
 from noesis.dataset.encode import prompt_messages, target_text
 from noesis.dataset.schema import Example
-from noesis.llm.chat_template import encode
+from noesis.llm.chat_template import encode, render
 from noesis.llm.hub import find_tokenizer
 from noesis.llm.row_encoder import RowEncoder
 from noesis.llm.tokenizer import ChatTokenizer, load_tokenizer
@@ -45,10 +45,15 @@ class TokenCounter:
     encoder: RowEncoder | None = None
 
     @property
-    def special_tokens(self) -> re.Pattern[str] | None:
-        """Matches the special tokens that only this model has; None if it has none beyond the usual ones."""
-        tokens = [token for token in self.tokenizer.added_special if not CONTROL_TOKEN.fullmatch(token)]
-        return any_of(tokens, breakable=False) if tokens else None
+    def special_tokens(self) -> re.Pattern[str]:
+        """Matches what no text may contain: this model's control tokens, and what its template writes in words."""
+        tokens = self.tokenizer.convert_ids_to_tokens(sorted(self.tokenizer.control_ids))
+        turns = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
+        try:
+            written = NAMED_TOKEN.findall(render(self.tokenizer, turns, add_generation_prompt=True))
+        except ModelError:
+            written = []  # the template refuses every row: each says so
+        return any_of([*tokens, *written], breakable=False)
 
     def length(self, example: Example) -> int:
         """Tokens of the whole row.

@@ -12,11 +12,11 @@ from pydantic import ValidationError
 
 from noesis.core.jsonl import LineError, id_problem, parse_object
 from noesis.core.language import missing_accents, other_language
-from noesis.core.text import control_token, normalised
+from noesis.core.text import NAMED_TOKEN, control_token, normalised
 from noesis.dataset.checks.damage import damage
-from noesis.dataset.checks.invisible import invisible, unusual_break
+from noesis.dataset.checks.invisible import invisible, stray, unusual_break
 from noesis.dataset.checks.judges import find_judges
-from noesis.dataset.checks.placeholders import placeholder, set_elements
+from noesis.dataset.checks.placeholders import doubtful, has_blank, placeholder, set_elements
 from noesis.dataset.checks.privacy import find_personal
 from noesis.dataset.schema import ALIASES, GENERATED_MARKS, Example
 
@@ -30,7 +30,7 @@ class Rules:
 
     values: of the constitution, in rank order
     categories: the configured ones; () accepts any
-    special: matches the special tokens of the model that is to be trained
+    special: matches the special tokens of the model that is to be trained; None: the model is not known
     doubts: also look for what a person should check; that loads a language detector, which takes 0.2 s
     """
 
@@ -162,7 +162,7 @@ def _trapped(text: str, special: re.Pattern[str] | None) -> bool:
 
 @lru_cache(maxsize=2048)
 def _odd(text: str) -> bool:
-    return bool(unusual_break(text) or damage(text))
+    return bool(unusual_break(text) or damage(text) or stray(text) or doubtful(text) or NAMED_TOKEN.search(text))
 
 
 @lru_cache(maxsize=2048)
@@ -178,15 +178,24 @@ def _language_problems(text: str, label: str) -> tuple[str | None, list[str]]:
 
 def _traps(texts: Iterable[tuple[str, str]], rules: Rules) -> Iterator[Finding]:
     texts = list(texts)
-    elements = frozenset[str]().union(*(set_elements(text) for _, text in texts))
+    elements = _elements(texts)
+    exercise = any(has_blank(text) for name, text in texts if name == "prompt" or name.startswith("turns"))
     for name, text in texts:
         if token := control_token(text, rules.special):
             message = f"{name} contains {token!r}, a control token of chat templates: it would forge a turn"
-            yield Finding("forged-turn", message)
-        if unfilled := placeholder(text, elements=elements):
-            yield Finding("placeholder", f"{name} contains the unfilled placeholder {unfilled[:80]!r}")
+            yield Finding("forged-turn", f"{message}; if the text is about it, write {token[0] + ' ' + token[1:]!r}")
+        if unfilled := placeholder(text, elements=elements, exercise=exercise):
+            message = f"{name} contains the unfilled placeholder {unfilled[:80]!r}"
+            yield Finding(
+                "placeholder", f"{message}: fill it in, or put it between `backticks` if the text is about it"
+            )
         if character := invisible(text):
-            yield Finding("invisible", f"{name} contains an invisible character ({character})")
+            yield Finding("invisible", f"{name} contains an invisible character ({character}): delete it")
+
+
+def _elements(texts: Iterable[tuple[str, str]]) -> frozenset[str]:
+    """The elements of all sets that the texts of a row define."""
+    return frozenset[str]().union(*(set_elements(text) for _, text in texts))
 
 
 def _texts(example: Example) -> Iterator[tuple[str, str]]:
@@ -203,13 +212,24 @@ def _texts(example: Example) -> Iterator[tuple[str, str]]:
 
 
 def _oddities(example: Example) -> Iterator[Finding]:
-    """Warnings about line breaks that few tools know, and letters that were read in a wrong encoding."""
-    for name, text in _texts(example):
+    """Warnings about what is there by accident, unless it is meant: placeholders, leftovers of programs, damage."""
+    texts = list(_texts(example))
+    elements = _elements(texts)
+    for name, text in texts:
+        if piece := doubtful(text, elements=elements):
+            message = f"{name} contains {piece[:80]!r}: is it to be filled in?"
+            yield Finding("placeholder", message, warning=True)
+        if token := NAMED_TOKEN.search(text):
+            message = f"{name} contains {token.group()!r}, a control token of other models than the configured one"
+            yield Finding("other-token", message, warning=True)
+        if character := stray(text):
+            message = f"{name} contains a character that can't be seen ({character}); delete it, unless it is meant"
+            yield Finding("invisible", message, warning=True)
         if character := unusual_break(text):
             message = f"{name} contains a line break that most tools don't know ({character}); is it meant?"
             yield Finding("line-break", message, warning=True)
         if piece := damage(text):
-            message = f"{name} was read in a wrong encoding at some time: {piece!r}; write it again"
+            message = f"{name} was read in a wrong encoding at some time: {piece!r}; write it again, unless it is meant"
             yield Finding("encoding", message, warning=True)
 
 
