@@ -21,7 +21,7 @@ from noesis.dataset.checks.length import find_token_counter
 from noesis.dataset.encode import training_rows
 from noesis.dataset.export import check_sources
 from noesis.dataset.schema import Dataset
-from noesis.llm.hub import find_model
+from noesis.llm.hub import find_base
 from noesis.llm.row_encoder import encoder_for
 from noesis.pipeline.registry import PipelineOptions, run_all, stages_to_run
 from noesis.pipeline.results import read_result
@@ -134,7 +134,7 @@ def _choose(config: Config, dataset: Dataset, project: Project, path: Path, *, q
         if found.request == request:
             return found
     constitution = load_constitution(project.constitution)
-    model = find_model(config.training.model, config.training.revision)
+    model = find_base(config.training.model, config.training.revision)
     rows = training_rows(
         dataset.train,
         encoder_for(model.path, dataset.encoder),
