@@ -19,7 +19,7 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
 
     Example: noesis status runs/demo
     """
-    from noesis.core.console import command, duration, quoted, say
+    from noesis.core.console import command, duration, say
     from noesis.pipeline.verify.status import status as run_status
     from noesis.run.directory import load_run
 
@@ -29,9 +29,9 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
     for stage in stages:
         reads = ", ".join(f"{name} {'unchanged' if same else 'CHANGED since'}" for name, same in stage.inputs.items())
         took = f"{duration(stage.seconds):>13}  {stage.usd:8.2f} USD" if stage.status != "not run" else ""
-        say(quoted(f"  {stage.name:12} {stage.status:12} {took}  {'reads ' + reads if reads else ''}".rstrip()))
+        say(f"  {stage.name:12} {stage.status:12} {took}  {'reads ' + reads if reads else ''}".rstrip())
         for line in stage.wrong:
-            say(quoted(f"               {line}"))
+            say(f"               {line}")
     usd, seconds = loaded.spent()
     say(f"  in all   {'':12} {duration(seconds):>13}  {usd:8.2f} USD")
     if any(stage.wrong for stage in stages):
@@ -58,7 +58,7 @@ def verify(
 
     Example: noesis verify runs/demo
     """
-    from noesis.core.console import quoted, say
+    from noesis.core.console import say
     from noesis.core.project import find_project
     from noesis.pipeline.verify.check_run import verify as verify_run
     from noesis.pipeline.verify.trial import project_here
@@ -70,7 +70,7 @@ def verify(
     for finding in verify_run(loaded, found, sha256=sha256):
         results.append(asdict(finding) | {"checked": finding.what})
         state, why = ("WRONG", finding.wrong) if finding.wrong else ("–    ", finding.unchecked)
-        say(quoted(f"  {state if why else 'ok   '}  {finding.what}" + (f": {why}" if why else "")))
+        say(f"  {state if why else 'ok   '}  {finding.what}" + (f": {why}" if why else ""))
     bad = sum(r["wrong"] is not None for r in results)
     unchecked = sum(r["unchecked"] is not None for r in results)
     outcome = [f"{bad} do not match"] if bad else []
@@ -104,7 +104,8 @@ def replay(
     result = replay_run(run, out)
     for line in result.differs:
         say(f"  differs here: {line}")
-    say(f"  adapter of the run      sha256 {result.expected}\n  adapter of the replay   sha256 {result.found}")
+    say(f"  adapter of the run      sha256 {result.expected}")
+    say(f"  adapter of the replay   sha256 {result.found}")
     if not result.identical:
         why = "which the differences above may explain" if result.differs else "on the same CPU, threads and versions"
         say(f"the adapters differ, {why}; look at the replay with  {command('status', result.path)}")

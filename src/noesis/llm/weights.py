@@ -240,7 +240,7 @@ def list_tensors(model: Path) -> dict[str, StoredTensor]:
     for name, tensor in found.items():
         if tensor.dtype not in TORCH_TYPES:
             raise ModelError(
-                f"{tensor.file}: {name!r} is stored as {tensor.dtype}, and only {', '.join(TORCH_TYPES)} can be trained "
+                f"{tensor.file}: {name!r} is stored as {tensor.dtype}, and only {', '.join(TORCH_TYPES)} are trained "
                 "and released: give the model that it was made of"
             )
     return found

@@ -108,7 +108,8 @@ def _judge_with_embedded_model(s: RunSession, project: Project) -> None:
         found = live_pairs(project, s.config.training.tribunal, embedded_gguf(), EMBEDDED)
         return {} if found is None else found.to_json()
 
-    say("\nIs the embedded model fit to judge?")
+    say()
+    say("Is the embedded model fit to judge?")
     if found := s.run.perform("live_pairs", work, list):
         show_live_pairs(read_result(s.run, "live_pairs", found, LivePairs.from_json))
 
