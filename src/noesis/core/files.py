@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from noesis.core.console import command, size
 from noesis.core.errors import NoesisError, UnsafePathError, UsageError
-from noesis.core.machine.folders import variable_of
+from noesis.core.machine.folders import as_named, in_the_way, variable_of
 from noesis.core.rooted import guarded_root, move, open_file, open_folder, open_plain, remove, require_plain
 
 
@@ -317,8 +317,9 @@ LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.ERO
 
 def explain_os_error(error: OSError) -> NoesisError:
     """An error of the operating system as one message with a remedy."""
-    where = f" ({error.filename})" if error.filename else ""
-    cache = variable_of(Path(error.filename)) if isinstance(error.filename, str) else None
+    path = as_named(Path(error.filename)) if isinstance(error.filename, str) and error.filename else None
+    where = f" ({path})" if path else ""
+    cache = variable_of(path) if path else None
     in_cache = f"set {cache} to a folder that you may write" if cache else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoesisError(
@@ -330,6 +331,10 @@ def explain_os_error(error: OSError) -> NoesisError:
             f"not allowed to read or write{where}: {error.strerror}; "
             f"{in_cache or 'choose another folder with --run, or change its permissions'}"
         )
+    if path and (found := in_the_way(path, error.errno)):
+        return NoesisError(f"{found}: move it away, and run the same command again; nothing finished is lost")
+    if error.errno == errno.ENAMETOOLONG:
+        return NoesisError(f"a name is too long for the file system{where[:300]}: choose a shorter one")
     if in_cache:
         return NoesisError(f"{error.strerror}{where}: {in_cache}")
     if error.errno == errno.ENOENT and not error.filename and not _has_working_directory():

@@ -203,10 +203,14 @@ def open_plain(path: Path) -> BufferedReader:
 def move(source: Path, target: Path) -> None:
     """`os.replace`, both ends below their guarded folders. A link is moved as the link that it is."""
     with open_folder(source.parent) as old, open_folder(target.parent) as new:
-        if old is None or new is None:
-            os.replace(source, target)
-        else:
-            os.replace(source.name, target.name, src_dir_fd=old, dst_dir_fd=new)
+        try:
+            if old is None or new is None:
+                os.replace(source, target)
+            else:
+                os.replace(source.name, target.name, src_dir_fd=old, dst_dir_fd=new)
+        except OSError as error:  # which names both, and without their folders
+            named = source if isinstance(error, FileNotFoundError) else target
+            raise OSError(error.errno, error.strerror, str(named)) from None
 
 
 def remove(path: Path) -> None:
