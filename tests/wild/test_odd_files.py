@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from helpers.project import ROOT
 from noesis.cli import run_command
 from noesis.core.errors import NoesisError
 from noesis.core.files import (
@@ -23,8 +25,11 @@ from noesis.core.files import (
     write_jsonl,
     write_text,
 )
+from noesis.core.jsonl import read_json_file, read_objects
 from noesis.core.rooted import guard
+from noesis.core.yaml_file import read_yaml
 from noesis.run.lock import locked
+from noesis.tribunal.suite import EvalSample, read_rows
 
 
 def fill_new_file(path: Path) -> None:
@@ -56,6 +61,10 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "a file by another library": fill_new_file,
     "a copy": copy_there,
 }
+
+
+def read_samples(file: Path) -> object:
+    return read_rows([file], EvalSample, "all")
 
 
 def message_of(work: Callable[[], object]) -> str:
@@ -142,12 +151,40 @@ def make_socket(path: Path) -> None:
         os.chdir(here)
 
 
-ODD: dict[str, Callable[[Path], object]] = {
+NO_FILES: dict[str, Callable[[Path], object]] = {
     "a pipe": os.mkfifo,
     "a socket": make_socket,
-    "a device": lambda path: path.symlink_to("/dev/zero"),
-    "an endless device": lambda path: path.symlink_to("/dev/urandom"),
-    "a link that leads nowhere": lambda path: path.symlink_to("gone"),
-    "a link to itself": lambda path: path.symlink_to(path.name),
-    "a folder": Path.mkdir,
+    "an endless device": lambda path: path.symlink_to("/dev/zero"),
+    "a terminal": lambda path: path.symlink_to("/dev/null"),
 }
+
+
+@pytest.mark.parametrize("make", NO_FILES.values(), ids=list(NO_FILES))
+def test_what_is_no_file_among_the_data_is_named_and_never_waited_for(
+    make: Callable[[Path], object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "folder").mkdir()
+    odd = tmp_path / "folder" / "x.jsonl"
+    make(odd)
+    for named in (odd, odd.parent):
+        assert run_command(["data", "validate", str(named), "--project", str(ROOT)]) == 2
+        assert f"error: {odd} is a pipe, a socket or a device, and a file belongs there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("make", NO_FILES.values(), ids=list(NO_FILES))
+@pytest.mark.parametrize("read", [read_yaml, read_objects, read_json_file, read_text, read_samples])
+def test_no_reader_waits_for_what_is_no_file(
+    read: Callable[[Path], object], make: Callable[[Path], object], tmp_path: Path
+):
+    odd = tmp_path / "x.jsonl"
+    make(odd)
+    with pytest.raises((NoesisError, ValueError)) as caught:
+        read(odd)
+    assert "is a pipe, a socket or a device" in str(caught.value) or "not a plain file" in str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["gone", "x.jsonl"], ids=["nothing", "itself"])
+def test_a_link_to_nothing_among_the_data_is_said(target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "x.jsonl").symlink_to(target)
+    assert run_command(["data", "validate", str(tmp_path), "--project", str(ROOT)]) == 1
+    assert re.search(r"x\.jsonl is .*a symbolic link .*: move it away", capsys.readouterr().err)

@@ -21,7 +21,7 @@ from typing import IO, Any
 from noesis.core.console import command, size
 from noesis.core.errors import NoesisError, UnsafePathError, UsageError
 from noesis.core.machine.folders import as_named, in_the_way, variable_of
-from noesis.core.rooted import guarded_root, move, open_file, open_folder, open_plain, remove, require_plain
+from noesis.core.rooted import NO_FILE, guarded_root, move, open_file, open_folder, open_plain, remove, require_plain
 
 
 @contextmanager
@@ -274,18 +274,26 @@ def sha256_json(value: Any) -> str:
 def files_in(folder: Path, suffix: str = "", *, below: bool = False) -> list[Path]:
     """The files in a folder that are data, sorted; none where there is no such folder.
 
-    Hidden files (`.#x.jsonl` of an editor, `._x.jsonl` of a Mac), folders and pipes are none, whatever their names end
-    in; a link is what it leads to. A link that leads nowhere is listed, so that reading it names what is missing.
+    Hidden files (`.#x.jsonl` of an editor, `._x.jsonl` of a Mac) and folders are none, whatever their names end in; a
+    link is what it leads to. A link that leads nowhere is listed, so that reading it names what is missing.
 
     Args:
         suffix: how the names end, in small or capital letters; "" for any.
         below: also look into the folders below that are not hidden.
+
+    Raises:
+        UsageError: a pipe, a socket or a device has such a name: reading it might never end, and passing it over would
+            hide that its content is missing.
     """
     found = []
     for file in folder.glob("**/*" if below else "*"):
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if not hidden and file.name.lower().endswith(suffix) and (file.is_file() or _leads_nowhere(file)):
+        if hidden or not file.name.lower().endswith(suffix) or file.is_dir():
+            continue
+        if file.is_file() or _leads_nowhere(file):
             found.append(file)
+        elif suffix and file.exists():
+            raise UsageError(f"{file} {NO_FILE}")
     return sorted(found)
 
 

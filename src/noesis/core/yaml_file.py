@@ -23,6 +23,8 @@ from ruamel.yaml.events import AliasEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.resolver import BaseResolver
 
+from noesis.core.rooted import open_plain
+
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
@@ -120,7 +122,7 @@ def _parse(text: str) -> Any:
 
 
 def _text(path: Path) -> str:
-    with open(path, "rb") as f:
+    with open_plain(path) as f:
         data = f.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise ValueError(f"longer than {MOST_BYTES:,} bytes")

@@ -1,4 +1,4 @@
-"""The home and the cache folders of this machine, found alike by every command and by its libraries; what is in the way."""
+"""The home and the cache folders of this machine, found alike by every command and its libraries; what is in the way."""
 
 from __future__ import annotations
 
@@ -100,6 +100,8 @@ def in_the_way(path: Path, code: int | None) -> str | None:
     Args:
         code: the errno of the system's error.
     """
+    if code == errno.ENOENT and path.is_symlink():
+        return f"{path} is a symbolic link to something that is not there"
     if code in (errno.EISDIR, errno.ENOTEMPTY) or (code == errno.EEXIST and path.is_dir()):
         return f"{path} is a folder, and a file belongs there"
     if code in (errno.ENOTDIR, errno.EEXIST):
