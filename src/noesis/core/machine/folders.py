@@ -1,4 +1,4 @@
-"""The home and the cache folders of this machine, found alike by every command and its libraries; what is in the way."""
+"""The home and the cache folders of this machine, found alike by all commands and libraries; what is in the way."""
 
 from __future__ import annotations
 
