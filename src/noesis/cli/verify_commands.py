@@ -32,11 +32,21 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
         say(f"  {stage.name:12} {stage.status:12} {took}  {'reads ' + reads if reads else ''}".rstrip())
         for line in stage.wrong:
             say(f"               {line}")
+    if loaded.manifest.is_early:
+        say(f"  {early_version(loaded.manifest.made_in)}")
     usd, seconds = loaded.spent()
     say(f"  in all   {'':12} {duration(seconds):>13}  {usd:8.2f} USD")
     if any(stage.wrong for stage in stages):
         say(f"Something is missing or was changed: {command('verify', run)}  checks it all, and fails")
     print_result({"stages": [asdict(stage) for stage in stages], "usd": usd, "seconds": seconds}, as_json)
+
+
+def early_version(made_in: int) -> str:
+    """What a run of an early format is, and what to do where that is not enough."""
+    return (
+        f"Begun by an early version of Noesis (format {made_in}), which recorded less: what is marked – can't be "
+        "checked; make the run again where it must be"
+    )
 
 
 @app.command()
@@ -76,6 +86,8 @@ def verify(
     outcome = [f"{bad} do not match"] if bad else []
     outcome += [f"{unchecked} could not be made, marked –"] if unchecked else []
     say(f"{len(results)} checks, {', '.join(outcome) or 'all match'}")
+    if loaded.manifest.is_early:
+        say(f"  {early_version(loaded.manifest.made_in)}")
     if not bad and sha256 is None:
         say("  This shows that the run agrees with itself, not who made it: files that were rewritten together")
         say("  with the manifest are found only by a hash that you kept, or a signature (docs/verify.md).")
