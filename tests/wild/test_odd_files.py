@@ -30,6 +30,7 @@ from noesis.core.rooted import guard
 from noesis.core.yaml_file import read_yaml
 from noesis.run.lock import locked
 from noesis.tribunal.suite import EvalSample, read_rows
+from noesis.workspace.new_project import create_project
 
 
 def fill_new_file(path: Path) -> None:
@@ -188,3 +189,18 @@ def test_a_link_to_nothing_among_the_data_is_said(target: str, tmp_path: Path, c
     (tmp_path / "x.jsonl").symlink_to(target)
     assert run_command(["data", "validate", str(tmp_path), "--project", str(ROOT)]) == 1
     assert re.search(r"x\.jsonl is .*a symbolic link .*: move it away", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("name", ["lora_config.yaml", "constitution.yaml"])
+@pytest.mark.parametrize(
+    ("make", "kind"), [(Path.mkdir, "is a folder"), (os.mkfifo, "is a pipe, a socket")], ids=["a folder", "a pipe"]
+)
+def test_what_stands_in_the_place_of_a_setting_is_said(
+    name: str, make: Callable[[Path], object], kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    create_project(tmp_path / "p")
+    (file,) = (tmp_path / "p").rglob(name)
+    file.unlink()
+    make(file)
+    assert run_command(["plan", "--project", str(tmp_path / "p")]) in (1, 2)
+    assert capsys.readouterr().err.startswith(f"error: {file} {kind}")

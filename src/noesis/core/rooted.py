@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 
-from noesis.core.errors import UnsafePathError, UsageError
+from noesis.core.errors import NoesisError, UnsafePathError
 
 POSIX = os.name == "posix"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of a model, and so of its folder and files
@@ -190,12 +190,12 @@ def open_plain(path: Path) -> BufferedReader:
     """Open a file for reading; no pipe is waited for.
 
     Raises:
-        UsageError: it is a pipe, a socket or a device, or leads to one.
+        NoesisError: it is a pipe, a socket or a device, or leads to one.
         UnsafePathError: it is a link, a pipe, a folder, or anything else, below a guarded folder.
     """
     if guarded_root(path) is None:
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise UsageError(f"{path} {NO_FILE}")
+            raise NoesisError(f"{path} {NO_FILE}")
         return open(path, "rb")
     handle = open_file(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
