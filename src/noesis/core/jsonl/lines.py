@@ -6,6 +6,7 @@ string, so `str.splitlines`, which breaks lines at them, must never be used on J
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -112,7 +113,11 @@ def jsonl_files(folder: Path, *, below: bool = False) -> list[Path]:
 
 
 def _require_at_most(file: Path, most: int | None) -> None:
-    if most is not None and (found := file.stat().st_size) > most:
+    if most is None:
+        return
+    with open_plain(file) as f:  # not by its name, which may lead elsewhere
+        found = os.fstat(f.fileno()).st_size
+    if found > most:
         raise DataError(
             f"{file} has {size(found)}, and no run writes more than {size(most)} there: it was not read; "
             "restore the file, or don't trust where the run comes from"
