@@ -38,6 +38,8 @@ for name in ("MODAL_TOKEN_ID", "MODAL_TOKEN_SECRET", "MODAL_PROFILE", "MODAL_ENV
 hypothesis.settings.register_profile("noesis", deadline=None)  # a busy machine is no fault
 hypothesis.settings.load_profile("noesis")
 
+FUZZING_S = 300.0  # of one test; each takes seconds on an idle machine
+
 LONGEST = ("test_modal_guide.py", "test_run_faults.py", "test_modal.py", "test_certificate.py")
 
 
@@ -54,6 +56,27 @@ def torch_is_for_slow_tests(request: pytest.FixtureRequest) -> Iterator[None]:
     if not before and "torch" in sys.modules:
         marks = {mark.name for mark in request.node.iter_markers()}
         assert marks & {"slow", "full"}, "this test loads torch: mark it slow"
+
+
+class NeverEnds(BaseException):
+    """No Exception, which Hypothesis would take for a failing example and shrink, example by example, without end."""
+
+
+@pytest.fixture(autouse=True)
+def fuzzing_ends(request: pytest.FixtureRequest) -> Iterator[None]:
+    """An example that never ends fails its test. Examples have no deadline: a busy machine is no fault."""
+    if not getattr(request.node.obj, "is_hypothesis_test", False) or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise NeverEnds(f"all examples together took more than {FUZZING_S:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, FUZZING_S)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture

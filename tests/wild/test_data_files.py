@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,6 @@ def test_hidden_files_and_folders_are_no_data_and_capital_letters_do_not_matter(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"\x00\x05\x16\x07")
     (tmp_path / "folder.jsonl").mkdir()
-    os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "a.jsonl")
     names = ["X.JSONL", "a.jsonl", "link.jsonl"]
     assert [f.name for f in jsonl_files(tmp_path)] == [f.name for f in find_files([tmp_path])] == names

@@ -9,6 +9,7 @@ import pwd
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -156,6 +157,35 @@ def test_a_working_directory_that_was_removed_is_said(
         assert run_command(words.split()) == 1, words
         assert "the working directory was removed" in capsys.readouterr().err, words
     assert run_command(["clean", "--project", str(ROOT)]) == 0
+
+
+@pytest.mark.parametrize("failure", [FileNotFoundError, PermissionError, IsADirectoryError, OSError])
+def test_a_machine_without_proc_has_a_name_and_threads(failure: type[OSError], monkeypatch: pytest.MonkeyPatch):
+    """macOS, the BSDs, and containers that hide it."""
+    from noesis.core import device
+
+    read = Path.read_text
+
+    def read_text(self: Path, *arguments: Any, **more: Any) -> str:
+        if self.is_relative_to("/proc") or self.is_relative_to("/sys"):
+            raise failure(errno.EACCES, "hidden", str(self))
+        return read(self, *arguments, **more)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    found = device.cpu_device()
+    assert found.name
+    assert found.threads >= 1
+    assert found.memory_bytes > 0
+
+
+def test_nothing_but_the_cpu_s_name_and_flags_is_read_from_proc_or_sys():
+    source = {f.name: f.read_text(encoding="utf-8") for f in (ROOT / "src").rglob("*.py")}
+    assert {
+        name: text.count('"/proc') + text.count('"/sys/')
+        for name, text in source.items()
+        if '"/proc' in text or '"/sys/' in text
+    } == {"device.py": 1}
 
 
 def test_too_many_open_files_say_how_to_allow_more():

@@ -87,9 +87,30 @@ def test_every_number_and_switch_refuses_what_only_looks_like_one(
 
 def test_a_switch_is_no_number_and_a_number_no_switch():
     lora = read_yaml(PROJECT.lora_yaml)
-    for at, value in ((("r",), True), (("quantization", "load_in_4bit"), 1), (("r",), 64.0), (("bias",), None)):
+    for at, value in ((("r",), True), (("quantization", "load_in_4bit"), 1.0), (("r",), 64.5), (("bias",), None)):
         with pytest.raises(ValidationError):
             validate(LoraFile, replaced(lora, at, value))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_whole_number_may_be_written_as_a_float(file: Path):
+    """As tools that write YAML from floats do. What is no whole number is refused with the key."""
+    raw = read_yaml(file)
+    whole = [(at, value) for at, value in leaves(raw) if type(value) is int]
+    assert whole
+    for at, value in whole:
+        assert validate(FILES[file], replaced(raw, at, float(value))) == validate(FILES[file], raw)
+    every = raw
+    for at, value in whole:
+        every = replaced(every, at, float(value))
+    assert validate(FILES[file], every) == validate(FILES[file], raw)
+
+
+@pytest.mark.parametrize("value", [8.5, 1e300, -1e300])
+def test_a_float_that_is_no_whole_number_is_refused_with_its_key(value: float):
+    with pytest.raises(ValidationError) as caught:
+        validate(LoraFile, read_yaml(PROJECT.lora_yaml) | {"r": value})
+    assert f"r = {value!r}: expected a whole number" in describe_error(LoraFile, caught.value, PROJECT.lora_yaml)
 
 
 def test_a_short_learning_rate_is_a_number(tmp_path: Path):
@@ -125,6 +146,9 @@ def test_files_that_windows_editors_saved_are_read_alike(project: Project, kind:
         (b"r: 8\nr: 16", "line 2, column 1: key 'r' is written twice"),
         (b"r: 8\nbias: a: b", "line 2, column 8: "),
         (b'r: "\\ud800"', "line 1, column 4: half of a pair"),
+        (b"<<: {r: 8}\n", "line 1, column 1: merges (<<) are not read: write the keys out"),
+        (b"r: 8\nquantization:\n  <<: {load_in_4bit: true}\n", "line 3, column 3: merges (<<) are not read"),
+        (b"r: 8\n<<: *base\n", "line 2, column 5: aliases (*name) are not read: write the value out"),
         (b"r: !!int '8'", "line 1, column 4: tags (!name) are not read"),
         (b"r: 8\n---\nr: 9", "line 2, column 1: "),
         (b"{r: 8}: 9", "line 1, column 1: "),

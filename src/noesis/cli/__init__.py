@@ -27,7 +27,7 @@ from noesis.cli import (
     verify_commands,
     workspace_commands,
 )
-from noesis.core.console import complain, guard_terminal, say
+from noesis.core.console import complain, guard_terminal, quoted, report_error, say
 from noesis.core.machine.streams import NO_READER, OutputClosed, has_no_reader, settle_streams, silence
 
 app = typer.Typer(
@@ -66,7 +66,7 @@ def main() -> None:
 
 def run_command(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
-    from noesis.core.files import explain_error
+    from noesis.core.files import explain_error, explain_os_error
     from noesis.core.libraries import silence_libraries
     from noesis.core.signals import Terminated, raise_terminated
     from noesis.llm.addresses import spare_loopback_from_proxies
@@ -82,19 +82,20 @@ def run_command(arguments: list[str]) -> int:
             raise KeyboardInterrupt
         return int(code) if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        complain("\nstopped; finished work is kept, and the same command continues from there")
+        complain("stopped; finished work is kept, and the same command continues from there")
         return 130
     except TyperException as error:  # a wrong command, option or value
         if isinstance(error.message, str):  # type: ignore[attr-defined]
-            error.message = error.message.replace("Value error, ", "")  # type: ignore[attr-defined]
+            error.message = quoted(error.message.replace("Value error, ", ""))  # type: ignore[attr-defined]
         shown = io.StringIO()
         error.show(shown)  # type: ignore[attr-defined]
-        complain(shown.getvalue().rstrip("\n"))
+        for line in shown.getvalue().rstrip("\n").split("\n"):
+            complain(line)
         return 2
     except Terminated:
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
-        complain("\nstopped by SIGTERM; finished work is kept, and the same command continues from there")
+        complain("stopped by SIGTERM; finished work is kept, and the same command continues from there")
         return 143
     except OutputClosed:
         return NO_READER
@@ -104,11 +105,11 @@ def run_command(arguments: list[str]) -> int:
         if has_no_reader(sys.__stdout__ or sys.stdout):
             silence(sys.__stdout__ or sys.stdout)
             return NO_READER
-        complain(f"error: {explain_error(stopped.__context__)}")
+        report_error(explain_os_error(stopped.__context__))
         return 1
     except Exception as error:
         failure = explain_error(error)
         if failure is None:
             raise
-        complain(f"error: {failure}")
+        report_error(failure)
         return failure.exit_code

@@ -52,7 +52,7 @@ def watch(
 
     Example: noesis cloud watch --once
     """
-    from noesis.core.console import say
+    from noesis.core.console import say_text
 
     reserve_stdout(as_json)
     with _modal_volume(project) as (_, files):
@@ -62,7 +62,7 @@ def watch(
 
         progress = follow(files, once=once or as_json)
         if progress.done:
-            say(read_text(files, f"/{SUMMARY}") or "")
+            say_text(read_text(files, f"/{SUMMARY}") or "")
     print_result(progress.to_json(), as_json)
 
 

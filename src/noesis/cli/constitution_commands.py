@@ -47,7 +47,7 @@ def show(
     Example: noesis constitution show fontes-reais
     """
     from noesis.constitution.document import load_constitution
-    from noesis.core.console import say
+    from noesis.core.console import say, say_text
     from noesis.core.errors import UsageError
     from noesis.core.project import find_project
     from noesis.synthesis.coverage import check_coverage
@@ -87,7 +87,8 @@ def show(
             named = getattr(attitude, language)
             say(f"·  {named.name} ({attitude.id}): {named.text}")
     if not wanted:
-        say(f"\nSystem prompt: {getattr(constitution.system_prompt, language)}")
+        say()
+        say_text(f"System prompt: {getattr(constitution.system_prompt, language)}")
     print_result(constitution.model_dump(mode="json"), as_json)
 
 
@@ -173,7 +174,8 @@ def diff(
         changes = compare(before, after)
         affected = dependents(found, before, after, changes)
         for change in changes:
-            say(f"  {change}")
+            for line in change.lines():
+                say(f"  {line}")
         for d in affected:
             counts = ", ".join(f"{len(names)} in {code}" for code, names in d.examples.items()) or "none"
             say(

@@ -119,7 +119,8 @@ def show_manifest_hash(run: Path) -> None:
     from noesis.core.files import sha256_file
 
     kept = command("verify", run, "--sha256", sha256_file(run / "manifest.json"))
-    say(f"Keep     {kept}\n         shows later whether anything was rewritten, the manifest included")
+    say(f"Keep     {kept}")
+    say("         shows later whether anything was rewritten, the manifest included")
 
 
 def report_checks(checks: Sequence[Check], as_json: bool) -> None:
@@ -132,9 +133,9 @@ def report_checks(checks: Sequence[Check], as_json: bool) -> None:
 
     for check in checks:
         state = "ok     " if check.ok else "MISSING" if check.needed else "–      "
-        say(
-            f"  {state}  {check.name}: {check.found}" + ("" if check.ok else f"\n           what to do: {check.remedy}")
-        )
+        say(f"  {state}  {check.name}: {check.found}")
+        if not check.ok:
+            say(f"           what to do: {check.remedy}")
     print_result([vars(c) for c in checks], as_json)
     if any(not c.ok and c.needed for c in checks):
         raise typer.Exit(1)

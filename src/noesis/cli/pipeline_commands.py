@@ -85,7 +85,8 @@ def _show_outcome(run: Run) -> None:
     assert judged is not None  # the demo runs every stage
     base, tuned, count = judged.preference.base, judged.preference.tuned, judged.preference.examples
     seconds = sum(stage.seconds for stage in run.manifest.stages.values())
-    say("\nBase → tuned")
+    say()
+    say("Base → tuned")
     say(f"  held-out loss        {base.held_out_loss:.4f} → {tuned.held_out_loss:.4f}")
     say(
         f"  preference accuracy  {base.preferred}/{count} → {tuned.preferred}/{count}   "
@@ -93,7 +94,10 @@ def _show_outcome(run: Run) -> None:
     )
     say(f"  Tribunal             {ruling.verdict}: {ruling.reason.split(':')[0]}")
     say(f"Stages took {duration(seconds)} in all.")
-    say(f"Report   {run.report}\nModel    {run.merged}\nGGUF     {run.gguf}\nAdapter  {run.adapter()}")
+    say(f"Report   {run.report}")
+    say(f"Model    {run.merged}")
+    say(f"GGUF     {run.gguf}")
+    say(f"Adapter  {run.adapter()}")
     show_manifest_hash(run.path)
     say(f"Next:    {command('chat', run.path)}")
 

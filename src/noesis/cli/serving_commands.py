@@ -116,7 +116,8 @@ def serve(
         if not server.is_private:
             say(f"  open to anyone who can reach {host}, and not encrypted: put a proxy with TLS in front of it")
         if not given_key:
-            say(f"Key     {api_key}\n  generated for this start; set NOESIS_API_KEY to use your own")
+            say(f"Key     {api_key}")
+            say("  generated for this start; set NOESIS_API_KEY to use your own")
         if ui:
             say(f"Page    {server.url}/" + ("  (it asks for your key)" if given_key else f"#key={api_key}"))
         say(f"Try     {command('connect', run, '--base-url', f'{server.url}/v1', '--probe')}")
@@ -237,7 +238,7 @@ def connect(
 
     Example: noesis connect runs/demo --target python
     """
-    from noesis.core.console import say
+    from noesis.core.console import say, say_text
     from noesis.core.errors import ParityError, UsageError
     from noesis.llm.clients.chat_client import LLMClient
     from noesis.run.directory import load_run
@@ -247,7 +248,7 @@ def connect(
     loaded = load_run(run)
     if not probe:
         text = instructions(target, Endpoint(base_url.rstrip("/"), model, key))
-        print_result({"base_url": base_url, "model": model, "text": text}, True) if as_json else say(text)
+        print_result({"base_url": base_url, "model": model, "text": text}, True) if as_json else say_text(text)
         return
     _require_serving_extra()
     from noesis.pipeline.served_files import probe_endpoint

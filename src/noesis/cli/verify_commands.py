@@ -19,7 +19,7 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
 
     Example: noesis status runs/demo
     """
-    from noesis.core.console import command, duration, quoted, say
+    from noesis.core.console import command, duration, say
     from noesis.pipeline.verify.status import status as run_status
     from noesis.run.directory import load_run
 
@@ -29,14 +29,24 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
     for stage in stages:
         reads = ", ".join(f"{name} {'unchanged' if same else 'CHANGED since'}" for name, same in stage.inputs.items())
         took = f"{duration(stage.seconds):>13}  {stage.usd:8.2f} USD" if stage.status != "not run" else ""
-        say(quoted(f"  {stage.name:12} {stage.status:12} {took}  {'reads ' + reads if reads else ''}".rstrip()))
+        say(f"  {stage.name:12} {stage.status:12} {took}  {'reads ' + reads if reads else ''}".rstrip())
         for line in stage.wrong:
-            say(quoted(f"               {line}"))
+            say(f"               {line}")
+    if loaded.manifest.is_early:
+        say(f"  {early_version(loaded.manifest.made_in)}")
     usd, seconds = loaded.spent()
     say(f"  in all   {'':12} {duration(seconds):>13}  {usd:8.2f} USD")
     if any(stage.wrong for stage in stages):
         say(f"Something is missing or was changed: {command('verify', run)}  checks it all, and fails")
     print_result({"stages": [asdict(stage) for stage in stages], "usd": usd, "seconds": seconds}, as_json)
+
+
+def early_version(made_in: int) -> str:
+    """What a run of an early format is, and what to do where that is not enough."""
+    return (
+        f"Begun by an early version of Noesis (format {made_in}), which recorded less: what is marked – can't be "
+        "checked; make the run again where it must be"
+    )
 
 
 @app.command()
@@ -58,7 +68,7 @@ def verify(
 
     Example: noesis verify runs/demo
     """
-    from noesis.core.console import quoted, say
+    from noesis.core.console import say
     from noesis.core.project import find_project
     from noesis.pipeline.verify.check_run import verify as verify_run
     from noesis.pipeline.verify.trial import project_here
@@ -70,12 +80,14 @@ def verify(
     for finding in verify_run(loaded, found, sha256=sha256):
         results.append(asdict(finding) | {"checked": finding.what})
         state, why = ("WRONG", finding.wrong) if finding.wrong else ("–    ", finding.unchecked)
-        say(quoted(f"  {state if why else 'ok   '}  {finding.what}" + (f": {why}" if why else "")))
+        say(f"  {state if why else 'ok   '}  {finding.what}" + (f": {why}" if why else ""))
     bad = sum(r["wrong"] is not None for r in results)
     unchecked = sum(r["unchecked"] is not None for r in results)
     outcome = [f"{bad} do not match"] if bad else []
     outcome += [f"{unchecked} could not be made, marked –"] if unchecked else []
     say(f"{len(results)} checks, {', '.join(outcome) or 'all match'}")
+    if loaded.manifest.is_early:
+        say(f"  {early_version(loaded.manifest.made_in)}")
     if not bad and sha256 is None:
         say("  This shows that the run agrees with itself, not who made it: files that were rewritten together")
         say("  with the manifest are found only by a hash that you kept, or a signature (docs/verify.md).")
@@ -104,7 +116,8 @@ def replay(
     result = replay_run(run, out)
     for line in result.differs:
         say(f"  differs here: {line}")
-    say(f"  adapter of the run      sha256 {result.expected}\n  adapter of the replay   sha256 {result.found}")
+    say(f"  adapter of the run      sha256 {result.expected}")
+    say(f"  adapter of the replay   sha256 {result.found}")
     if not result.identical:
         why = "which the differences above may explain" if result.differs else "on the same CPU, threads and versions"
         say(f"the adapters differ, {why}; look at the replay with  {command('status', result.path)}")

@@ -14,7 +14,7 @@ from noesis.cloud.quote import quote_lines
 from noesis.cloud.request import CloudRequest, request_from_options
 from noesis.cloud.volume.uploaded_data import exported_hashes
 from noesis.core.config import ModalSection
-from noesis.core.console import command, complain, guard_terminal, say
+from noesis.core.console import command, complain, guard_terminal, report_error, say
 from noesis.core.errors import UsageError
 from noesis.core.files import explain_error
 from noesis.core.project import Project
@@ -39,7 +39,7 @@ def run_from_terminal(
         failure = explain_error(error)
         if failure is None:
             raise
-        complain(f"error: {failure}")
+        report_error(failure)
         raise SystemExit(failure.exit_code) from None
     if code:
         raise SystemExit(code)
@@ -53,7 +53,8 @@ def _run(project: Project, section: ModalSection, start: Start, *, dry_run: bool
         for line in quote_lines(project, config, request, section):
             say(line)
     if dry_run:
-        say("\nNothing was started. The same command without --dry-run starts the run.")
+        say()
+        say("Nothing was started. The same command without --dry-run starts the run.")
         return 0
     request = CloudRequest.from_json(request.to_json() | {"uploaded": exported_hashes(project.exports)})
     with explained(section):
@@ -101,8 +102,9 @@ def _is_on_the_hub(model: str | None) -> bool:
 def _say_how_to_leave() -> None:
     """How the run outlives this terminal."""
     if not {"--detach", "-d"} & set(sys.argv):
+        say()
         say(
-            "\n  If you close this terminal, the run saves and stops; "
+            "  If you close this terminal, the run saves and stops; "
             "with  modal run --detach scripts/modal_train.py …  it continues."
         )
     say(f"  Follow it from anywhere:  {command('cloud', 'watch')}")

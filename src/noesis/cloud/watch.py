@@ -66,7 +66,8 @@ def follow(files: RemoteFiles, *, once: bool = False, sleep: Callable[[float], N
         progress = read_progress(files)
         lines = progress_lines(progress)
         if lines != printed:
-            say("\n".join(["", *lines]))
+            for line in ("", *lines):
+                say(line)
             printed = lines
         if once or not progress.alive:
             return progress

@@ -25,13 +25,11 @@ class Change:
     old: str = ""
     new: str = ""
 
-    def __str__(self) -> str:
-        name = f"{self.what} {self.id}".strip()
-        return (
-            f"{name}: {self.kind}"
-            + (f"\n    − {self.old}" if self.old else "")
-            + (f"\n    + {self.new}" if self.new else "")
-        )
+    def lines(self) -> list[str]:
+        """What changed, and the old and the new text indented below."""
+        texts = [f"  − {self.old}"] if self.old else []
+        texts += [f"  + {self.new}"] if self.new else []
+        return [f"{self.what} {self.id}".strip() + f": {self.kind}", *texts]
 
 
 def compare(old: Constitution, new: Constitution) -> list[Change]:

@@ -1,8 +1,9 @@
 """What commands print: stage headings, plain lines, progress with rate and time left, and commands to type next.
 
 The only place that writes to a terminal. Names of files, answers of models and errors of servers are hostile text, and
-a terminal obeys what it is sent, so control characters are made visible in every line (`printable`); what libraries
-log and the tracebacks of bugs come through `guard_terminal`.
+a terminal obeys what it is sent, so control characters are made visible in every line (`printable`). A line stays one
+line whatever it quotes (`quoted`): a name with a line break in it can't forge a line of ours. What libraries log and
+the tracebacks of bugs come through `guard_terminal`.
 
 On a terminal a progress line is redrawn in place; elsewhere (CI, `modal app logs`) it is a plain line now and then.
 Everything goes to stderr when the command's result on stdout is meant for a script (`--json`).
@@ -23,10 +24,9 @@ import unicodedata
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
-from noesis.core.errors import UsageError
+from noesis.core.errors import NoesisError, UsageError
 from noesis.core.machine.streams import OutputClosed, is_utf8, silence
 
 _quiet_stdout = False
@@ -56,12 +56,30 @@ def _print(text: str, stream: TextIO, end: str = "\n") -> None:
 
 def say(text: str = "") -> None:
     """Print one line and flush it, so that a pipe shows it at once."""
+    _print(quoted(text), _out())
+
+
+def say_text(text: str) -> None:
+    """Print a text with the lines that it has: a model's answer, a page of help."""
     _print(printable(text), _out())
 
 
 def complain(text: str) -> None:
-    """Print one line to stderr: an error, or why work stopped."""
-    _print(printable(text), sys.stderr)
+    """Print one line to stderr: why work stopped."""
+    _print(quoted(text), sys.stderr)
+
+
+def complain_traceback(error: BaseException) -> None:
+    """Print the traceback of a bug to stderr."""
+    _print(_traceback(error), sys.stderr)
+
+
+def report_error(error: NoesisError) -> None:
+    """Print an error to stderr: its message, and its details indented below."""
+    message, *details = error.args
+    complain(f"error: {message}")
+    for line in details:
+        complain(f"  {line}")
 
 
 def show(piece: str) -> None:
@@ -95,7 +113,7 @@ def require_consent(what: str, remedy: str) -> None:
     """
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise UsageError(f"{what}; there is no terminal to ask on, so nothing was done: {remedy}")
-    _print(printable(f"{what}. Go on? [y/N] "), sys.stderr, end="")
+    _print(quoted(f"{what}. Go on? [y/N] "), sys.stderr, end="")
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise UsageError(f"nothing was done: {remedy}")
 
@@ -114,7 +132,8 @@ def relay(lines: Iterable[str]) -> threading.Thread:
 
 def heading(number: int, total: int, name: str, what: str) -> None:
     """Announce a stage: `[3/7] train — …`."""
-    say(f"\n[{number}/{total}] {name} — {what}")
+    say()
+    say(f"[{number}/{total}] {name} — {what}")
 
 
 def command(*words: str | Path) -> str:
@@ -224,9 +243,9 @@ class Progress:
         line = f"  {self.what} {self.done:,}/{self.total:,} {self.unit} · {speed} {self.unit}/s"
         line += f" · {duration(left)} left" + (f" · {note}" if note else "")
         if self.live:
-            _print("\r\x1b[K" + printable(line).replace("\n", " "), self.out, end="")
+            _print("\r\x1b[K" + quoted(line), self.out, end="")
         else:
-            _print(printable(line), self.out)
+            _print(quoted(line), self.out)
 
     def __exit__(self, *_: object) -> None:
         if self.live and self.shown:
@@ -243,8 +262,17 @@ def printable(text: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """A name or a message by a stranger within a line of ours: `printable`, and it can't begin a line."""
+    """A line that quotes names or messages of strangers: `printable`, and they can't begin a line."""
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def _indented(text: str) -> str:
+    """A text of other code, whose lines can't be told from those of what it quotes: no later one begins as ours do."""
+    return printable(text.rstrip("\n")).replace("\n", "\n    ")
+
+
+def _traceback(error: BaseException) -> str:
+    return "\n".join(_indented(part) for part in traceback.format_exception(error))
 
 
 def _is_writing(c: str) -> bool:
@@ -253,14 +281,10 @@ def _is_writing(c: str) -> bool:
 
 def guard_terminal() -> None:
     """Make what other code prints in this process printable: tracebacks, warnings, and what libraries log."""
-    sys.excepthook = _print_traceback
-    threading.excepthook = lambda failed: _print_traceback(failed.exc_type, failed.exc_value, failed.exc_traceback)
+    sys.excepthook = lambda kind, error, trace: complain_traceback(error)
+    threading.excepthook = lambda failed: complain_traceback(failed.exc_value or SystemError("a thread ended"))
     warnings.showwarning = _print_warning
     logging.setLogRecordFactory(_PrintableRecord)  # whatever handlers a library has set up, or will
-
-
-def _print_traceback(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
-    complain("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"))
 
 
 def _print_warning(
@@ -272,7 +296,7 @@ def _print_warning(
     line: str | None = None,
 ) -> None:
     text = warnings.formatwarning(message, category, filename, lineno, line)
-    _print(printable(text), file or sys.stderr, end="")
+    _print(_indented(text), file or sys.stderr)
 
 
 class _PrintableRecord(logging.LogRecord):
@@ -280,11 +304,11 @@ class _PrintableRecord(logging.LogRecord):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.name = printable(self.name)
-        if self.exc_info and self.exc_info[0] is not None:
-            self.exc_text = printable("".join(traceback.format_exception(*self.exc_info)).rstrip("\n"))
+        self.name = quoted(self.name)
+        if self.exc_info and self.exc_info[1] is not None:
+            self.exc_text = _traceback(self.exc_info[1])
         if self.stack_info:
-            self.stack_info = printable(self.stack_info)
+            self.stack_info = _indented(self.stack_info)
 
     def getMessage(self) -> str:
-        return printable(super().getMessage())
+        return _indented(super().getMessage())

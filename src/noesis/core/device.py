@@ -144,17 +144,21 @@ def _find_gpu(lines: list[list[str]], wanted: str) -> list[str] | None:
 
 
 def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+    for line in (_cpuinfo() or "").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
 
 def _cpu_has_bf16() -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        flags = cpuinfo.read_text(encoding="utf-8", errors="replace").split()
-        return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
+    if (text := _cpuinfo()) is not None:
+        return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(text.split()))
     return platform.machine() == "arm64"  # Apple silicon; M1 emulates it, slowly but correctly
+
+
+def _cpuinfo() -> str | None:
+    """What Linux says of its CPUs; None elsewhere, and in a container that hides it."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None

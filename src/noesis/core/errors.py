@@ -35,9 +35,20 @@ __all__ = [
 
 
 class NoesisError(Exception):
-    """Base of all errors that are shown as one message instead of a traceback."""
+    """Base of all errors that are shown as one message instead of a traceback.
+
+    Args:
+        message: one line.
+        details: further lines, such as the places of several mistakes.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", *details: str) -> None:
+        super().__init__(message, *details)
+
+    def __str__(self) -> str:
+        return "\n  ".join(str(line) for line in self.args)
 
 
 class UsageError(NoesisError, ValueError):

@@ -20,8 +20,8 @@ from typing import IO, Any
 
 from noesis.core.console import command, size
 from noesis.core.errors import NoesisError, UnsafePathError, UsageError
-from noesis.core.machine.folders import variable_of
-from noesis.core.rooted import guarded_root, move, open_file, open_folder, open_plain, remove, require_plain
+from noesis.core.machine.folders import as_named, in_the_way, variable_of
+from noesis.core.rooted import NO_FILE, guarded_root, move, open_file, open_folder, open_plain, remove, require_plain
 
 
 @contextmanager
@@ -274,18 +274,26 @@ def sha256_json(value: Any) -> str:
 def files_in(folder: Path, suffix: str = "", *, below: bool = False) -> list[Path]:
     """The files in a folder that are data, sorted; none where there is no such folder.
 
-    Hidden files (`.#x.jsonl` of an editor, `._x.jsonl` of a Mac), folders and pipes are none, whatever their names end
-    in; a link is what it leads to. A link that leads nowhere is listed, so that reading it names what is missing.
+    Hidden files (`.#x.jsonl` of an editor, `._x.jsonl` of a Mac) and folders are none, whatever their names end in; a
+    link is what it leads to. A link that leads nowhere is listed, so that reading it names what is missing.
 
     Args:
         suffix: how the names end, in small or capital letters; "" for any.
         below: also look into the folders below that are not hidden.
+
+    Raises:
+        UsageError: a pipe, a socket or a device has such a name: reading it might never end, and passing it over would
+            hide that its content is missing.
     """
     found = []
     for file in folder.glob("**/*" if below else "*"):
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if not hidden and file.name.lower().endswith(suffix) and (file.is_file() or _leads_nowhere(file)):
+        if hidden or not file.name.lower().endswith(suffix) or file.is_dir():
+            continue
+        if file.is_file() or _leads_nowhere(file):
             found.append(file)
+        elif suffix and file.exists():
+            raise UsageError(f"{file} {NO_FILE}")
     return sorted(found)
 
 
@@ -317,8 +325,9 @@ LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.ERO
 
 def explain_os_error(error: OSError) -> NoesisError:
     """An error of the operating system as one message with a remedy."""
-    where = f" ({error.filename})" if error.filename else ""
-    cache = variable_of(Path(error.filename)) if isinstance(error.filename, str) else None
+    path = as_named(Path(error.filename)) if isinstance(error.filename, str) and error.filename else None
+    where = f" ({path})" if path else ""
+    cache = variable_of(path) if path else None
     in_cache = f"set {cache} to a folder that you may write" if cache else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoesisError(
@@ -330,6 +339,10 @@ def explain_os_error(error: OSError) -> NoesisError:
             f"not allowed to read or write{where}: {error.strerror}; "
             f"{in_cache or 'choose another folder with --run, or change its permissions'}"
         )
+    if path and (found := in_the_way(path, error.errno)):
+        return NoesisError(f"{found}: move it away, and run the same command again; nothing finished is lost")
+    if error.errno == errno.ENAMETOOLONG:
+        return NoesisError(f"a name is too long for the file system{where[:300]}: choose a shorter one")
     if in_cache:
         return NoesisError(f"{error.strerror}{where}: {in_cache}")
     if error.errno == errno.ENOENT and not error.filename and not _has_working_directory():

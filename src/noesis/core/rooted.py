@@ -18,10 +18,11 @@ from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 
-from noesis.core.errors import UnsafePathError
+from noesis.core.errors import NoesisError, UnsafePathError
 
 POSIX = os.name == "posix"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of a model, and so of its folder and files
+NO_FILE = "is a pipe, a socket or a device, and a file belongs there: move it away, or save its content to a file"
 DEEPEST = 50  # folders in folders; a run needs six
 _guarded: set[Path] = set()
 _own_links: dict[Path, Path] = {}  # made by `make_link`: place → target
@@ -186,12 +187,15 @@ def open_file(path: Path, flags: int, mode: int = 0o666) -> int:
 
 
 def open_plain(path: Path) -> BufferedReader:
-    """Open a file for reading. Below a guarded folder, only a plain file is opened: no pipe is waited for.
+    """Open a file for reading; no pipe is waited for.
 
     Raises:
+        NoesisError: it is a pipe, a socket or a device, or leads to one.
         UnsafePathError: it is a link, a pipe, a folder, or anything else, below a guarded folder.
     """
     if guarded_root(path) is None:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise NoesisError(f"{path} {NO_FILE}")
         return open(path, "rb")
     handle = open_file(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -203,10 +207,14 @@ def open_plain(path: Path) -> BufferedReader:
 def move(source: Path, target: Path) -> None:
     """`os.replace`, both ends below their guarded folders. A link is moved as the link that it is."""
     with open_folder(source.parent) as old, open_folder(target.parent) as new:
-        if old is None or new is None:
-            os.replace(source, target)
-        else:
-            os.replace(source.name, target.name, src_dir_fd=old, dst_dir_fd=new)
+        try:
+            if old is None or new is None:
+                os.replace(source, target)
+            else:
+                os.replace(source.name, target.name, src_dir_fd=old, dst_dir_fd=new)
+        except OSError as error:  # which names both, and without their folders
+            named = source if isinstance(error, FileNotFoundError) else target
+            raise OSError(error.errno, error.strerror, str(named)) from None
 
 
 def remove(path: Path) -> None:

@@ -23,12 +23,15 @@ from ruamel.yaml.events import AliasEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.resolver import BaseResolver
 
+from noesis.core.rooted import open_plain
+
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
     M = TypeVar("M", bound=BaseModel)
 
 MOST_BYTES = 4_000_000  # the largest of ours has 30,000
+LARGEST_EXACT = 2**53  # up to which a float holds every whole number
 EXPECTED = {  # by pydantic's type of error
     "bool_type": "expected true or false",
     "int_type": "expected a whole number in plain digits, such as 8",
@@ -82,6 +85,8 @@ class _Constructor(SafeConstructor):
     def check_mapping_key(self, node: Node, key_node: Node, mapping: Any, key: Any, value: Any) -> bool:
         if not isinstance(key_node, ScalarNode):
             raise ConstructorError(None, None, "a key that is no word", key_node.start_mark)
+        if key == "<<":
+            raise ConstructorError(None, None, "merges (<<) are not read: write the keys out", key_node.start_mark)
         if key in mapping:
             raise ConstructorError(None, None, f"key {str(key)!r} is written twice", key_node.start_mark)
         return True
@@ -120,7 +125,7 @@ def _parse(text: str) -> Any:
 
 
 def _text(path: Path) -> str:
-    with open(path, "rb") as f:
+    with open_plain(path) as f:
         data = f.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise ValueError(f"longer than {MOST_BYTES:,} bytes")
@@ -134,10 +139,38 @@ def _text(path: Path) -> str:
 def validate(model: type[M], value: Any) -> M:
     """A model from what `read_yaml` returned; text is no number, and a number is no text, whatever it looks like.
 
+    3.0 is a whole number; 3.5 is none.
+
     Raises:
         pydantic.ValidationError: it does not fit.
     """
-    return model.model_validate_json(json.dumps(value), strict=True)
+    from pydantic import ValidationError
+
+    try:
+        return model.model_validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        whole = [e["loc"] for e in error.errors() if e["type"] == "int_type" and _is_whole(e["input"])]
+        if not whole:
+            raise
+    return model.model_validate_json(json.dumps(_with_integers(value, whole)), strict=True)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, float) and value.is_integer() and abs(value) <= LARGEST_EXACT
+
+
+def _with_integers(value: Any, places: list[tuple[int | str, ...]]) -> Any:
+    """A copy of `value` in which the whole floats at `places`, as pydantic names them, are integers."""
+    made = [copy.deepcopy(value)]
+    for place in places:
+        holder: Any = made
+        key: int | str = 0
+        for part in place:  # one that names the alternative of a union is no key
+            inner = holder[key]
+            if (isinstance(inner, dict) and part in inner) or (isinstance(inner, list) and isinstance(part, int)):
+                holder, key = inner, part
+        holder[key] = int(holder[key])
+    return made[0]
 
 
 def describe_error(model: type[BaseModel], error: ValidationError, source: Path | str) -> str:

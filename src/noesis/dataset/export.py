@@ -75,9 +75,9 @@ def raise_on_errors(report: Report, consequence: str) -> None:
     """Raise DataError if the report has an error."""
     errors = report.total("error")
     if errors:
-        shown = "\n  ".join(str(problem) for problem in report.errors[:5])
-        more = f"\n  … and {errors - 5:,} more: {command('data', 'validate')}" if errors > 5 else ""
-        raise DataError(f"{counted(errors, 'error')} in the examples; {consequence}:\n  {shown}{more}")
+        shown = [str(problem) for problem in report.errors[:5]]
+        more = [f"… and {errors - 5:,} more: {command('data', 'validate')}"] if errors > 5 else []
+        raise DataError(f"{counted(errors, 'error')} in the examples; {consequence}:", *shown, *more)
 
 
 def export(

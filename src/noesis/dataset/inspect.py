@@ -16,7 +16,7 @@ from pathlib import Path
 
 from noesis.constitution.document import Constitution, load_constitution
 from noesis.core.config import Config
-from noesis.core.console import printable, say, say_coloured
+from noesis.core.console import printable, say, say_coloured, say_text
 from noesis.core.errors import TrainingError, UsageError
 from noesis.core.files import require_output, write_text
 from noesis.core.project import Project
@@ -120,12 +120,15 @@ def show(
     if html is None:
         say(_legend())
     for row in rows:
-        say(f"{'' if html else chr(10)}{row.id} · {row.language} · {row.category}: {row.counts}")
+        if html is None:
+            say()
+        say(f"{row.id} · {row.language} · {row.category}: {row.counts}")
         if row.refusal:
             say(f"  REFUSED {row.refusal}")
         if html is None:
-            say_coloured(painted(row)) if _colour() else say(barred(row))
-    say(f"\n{total(rows, config.training.max_length)}")
+            say_coloured(painted(row)) if _colour() else say_text(barred(row))
+    say()
+    say(f"{total(rows, config.training.max_length)}")
     if html is not None:
         write_page(html, rows, notes, config)
         say(f"  → {html}")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from noesis.core.errors import UsageError
 from noesis.core.jsonl import MAX_LINE, Line, iter_lines, jsonl_files
+from noesis.core.rooted import NO_FILE
 
 
 class FileChunk(NamedTuple):
@@ -35,6 +36,8 @@ def find_files(paths: list[Path]) -> list[Path]:
             if not inside:
                 raise UsageError(f"{path} holds no .jsonl file: put examples there, one JSON object a line")
             files.extend(inside)
+        elif path.exists():
+            raise UsageError(f"{path} {NO_FILE}")
         else:
             raise UsageError(f"{path} does not exist: name a .jsonl file or a folder of them")
     return list(dict.fromkeys(files))

@@ -22,8 +22,8 @@ from noesis.llm.embedded import (
     embedded_folder,
     embedded_tokenizer,
 )
-from noesis.llm.model_config import check_model_folder
-from noesis.llm.weights import weight_files
+from noesis.llm.model_config import check_model_folder, require_trainable
+from noesis.llm.weights import list_tensors, weight_files
 
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "LICENSE*", "NOTICE*"]
 DESCRIPTION_FILES = ["*.json", "*.jinja"]
@@ -48,6 +48,18 @@ def find_model(name: str, revision: str | None = None) -> Model:
             f"no model {name!r}: give {EMBEDDED!r}, a folder, or a Hub name such as meta-llama/Llama-3.1-8B-Instruct"
         )
     return _from_hub(name, revision)
+
+
+def find_base(name: str, revision: str | None = None) -> Model:
+    """As `find_model`, for a model that is to be trained: one that can't be is refused before its weights are fetched.
+
+    Raises:
+        ModelError: as `find_model` and `require_trainable`, or its weights are stored in a type that is not trained on.
+    """
+    require_trainable(find_description(name, revision))
+    model = find_model(name, revision)
+    list_tensors(model.path)
+    return model
 
 
 def find_local_model(name: str, revision: str | None = None) -> Model | None:

@@ -39,6 +39,10 @@ READ_BY_LIBRARIES = (
     "preprocessor_config.json",
     "model.safetensors.index.json",
 )
+QUANTISED = ("quantization_config", "compression_config", "quantization")  # transformers, compressed-tensors, MLX
+QUANTISED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")  # AutoGPTQ, AutoAWQ, ModelOpt
+TOWERS = ("text_config", "vision_config", "audio_config", "thinker_config")
+WRITERS = ("ForCausalLM", "LMHeadModel")  # how the names of architectures end that write text
 WEIGHTS_PER_BYTE = 2  # of the densest storage, 4 bits
 SMALL = 10_000_000  # weights that a model without any may have: a file of the shape alone
 
@@ -91,6 +95,44 @@ def check_model_folder(folder: Path) -> None:
         raise ModelError(
             f"{folder / 'config.json'} describes {claimed:.2g} weights, and the .safetensors files have {stored:,} "
             "bytes: it is damaged or hostile: fetch the model again"
+        )
+
+
+def require_trainable(folder: Path) -> None:
+    """Refuse, by its small files alone, a model that can't be trained and released here.
+
+    Raises:
+        ModelError: it is stored quantised, a mixture of experts, sees or hears, or does not write text; or as
+            `read_model_config`.
+    """
+    raw = read_model_config(folder)
+    how = next((name for name in QUANTISED_FILES if (folder / name).is_file()), None)
+    for part in (raw, *(raw[key] for key in TOWERS if isinstance(raw.get(key), dict))):
+        for key in QUANTISED:
+            if part.get(key):
+                method = part[key].get("quant_method") if isinstance(part[key], dict) else None
+                how = f"{key}: {method}" if isinstance(method, str) else key
+    if how is not None:
+        raise ModelError(
+            f"the model in {folder} is stored quantised ({_short(how)}): give the model that it was made of, in BF16, "
+            "F16 or F32, as --model; with load_in_4bit: true in lora_config.yaml it takes as little memory"
+        )
+    if towers := [key for key in TOWERS if isinstance(raw.get(key), dict)]:
+        raise ModelError(
+            f"the model in {folder} has parts that see or hear ({', '.join(towers)} in its config.json), "
+            "and only text is trained: choose a model of the same family that is made for text alone"
+        )
+    if experts := [key for key, value in raw.items() if "experts" in key and type(value) is int and value > 1]:
+        raise ModelError(
+            f"the model in {folder} is a mixture of experts ({_short(experts[0])}: {raw[experts[0]]}), which is not "
+            "trained here: choose a dense model"
+        )
+    names = raw.get("architectures") or []
+    if raw.get("is_encoder_decoder") is True or (names and not any(name.endswith(WRITERS) for name in names)):
+        kind = ", ".join(names) or "an encoder and a decoder"
+        raise ModelError(
+            f"the model in {folder} ({_short(kind)}) does not continue a text: choose one whose architecture ends in "
+            f"{WRITERS[0]}, in its version for instructions"
         )
 
 

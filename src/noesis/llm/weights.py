@@ -37,6 +37,13 @@ UNSUPPORTED = (
     "target_parameters",
     "trainable_token_indices",
     "use_qalora",
+    "use_bdlora",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "megatron_config",  # PEFT would import whatever module `megatron_core` names
+    "monteclora_config",
+    "velora_config",
 )
 # What older checkpoints also hold and no loader reads: it is computed from config.json.
 BUFFERS = re.compile(
@@ -218,7 +225,7 @@ def list_tensors(model: Path) -> dict[str, StoredTensor]:
     found: dict[str, StoredTensor] = {}
     for file in weight_files(model):
         try:
-            with safe_open(file, framework="pt") as f:
+            with safe_open(file, framework="np") as f:  # numpy: the headers alone, without torch
                 for name in f.keys():  # noqa: SIM118  (not a dict)
                     if BUFFERS.fullmatch(name):
                         continue
@@ -233,8 +240,8 @@ def list_tensors(model: Path) -> dict[str, StoredTensor]:
     for name, tensor in found.items():
         if tensor.dtype not in TORCH_TYPES:
             raise ModelError(
-                f"{tensor.file.name}: {name!r} is stored as {tensor.dtype}: "
-                f"only {', '.join(TORCH_TYPES)} can be released"
+                f"{tensor.file}: {name!r} is stored as {tensor.dtype}, and only {', '.join(TORCH_TYPES)} are trained "
+                "and released: give the model that it was made of"
             )
     return found
 

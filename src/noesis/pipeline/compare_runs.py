@@ -14,7 +14,7 @@ from typing import Any
 
 from noesis.core.console import command
 from noesis.core.errors import RunError
-from noesis.core.jsonl import jsonl_files, read_objects
+from noesis.core.jsonl import MAX_RUN_FILE, jsonl_files, read_objects
 from noesis.core.project import Project
 from noesis.run.directory import load_run
 from noesis.tribunal.rubric import JUDGES, RubricSet, load_rubrics
@@ -103,7 +103,7 @@ def _points(path: Path, rubrics: RubricSet) -> tuple[Points, set[tuple[str, str,
     principles = {(judge, item.id): item.principles for judge in JUDGES for item in rubrics.rubrics[judge].items}
     points: Points = defaultdict(lambda: defaultdict(list))
     judges = set()
-    for row in read_objects(file):
+    for row in read_objects(file, most=MAX_RUN_FILE):
         prompt, who, _ = row["answer"].rsplit("/", 2)
         for verdict in row["verdicts"] if who == "tuned" else ():
             if verdict["status"] == "scored":

@@ -21,7 +21,7 @@ from noesis.dataset.checks.length import find_token_counter
 from noesis.dataset.encode import training_rows
 from noesis.dataset.export import check_sources
 from noesis.dataset.schema import Dataset
-from noesis.llm.hub import find_model
+from noesis.llm.hub import find_base
 from noesis.llm.row_encoder import encoder_for
 from noesis.pipeline.registry import PipelineOptions, run_all, stages_to_run
 from noesis.pipeline.results import read_result
@@ -108,7 +108,8 @@ def _judge_with_embedded_model(s: RunSession, project: Project) -> None:
         found = live_pairs(project, s.config.training.tribunal, embedded_gguf(), EMBEDDED)
         return {} if found is None else found.to_json()
 
-    say("\nIs the embedded model fit to judge?")
+    say()
+    say("Is the embedded model fit to judge?")
     if found := s.run.perform("live_pairs", work, list):
         show_live_pairs(read_result(s.run, "live_pairs", found, LivePairs.from_json))
 
@@ -134,7 +135,7 @@ def _choose(config: Config, dataset: Dataset, project: Project, path: Path, *, q
         if found.request == request:
             return found
     constitution = load_constitution(project.constitution)
-    model = find_model(config.training.model, config.training.revision)
+    model = find_base(config.training.model, config.training.revision)
     rows = training_rows(
         dataset.train,
         encoder_for(model.path, dataset.encoder),

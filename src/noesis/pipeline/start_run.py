@@ -10,7 +10,7 @@ from noesis.core.device import detect
 from noesis.core.project import Project
 from noesis.dataset.load import for_run, read_exports, split_sources
 from noesis.dataset.schema import Dataset
-from noesis.llm.hub import find_model
+from noesis.llm.hub import find_base
 from noesis.pipeline.resume_fork import adopt, parent_of
 from noesis.pipeline.resume_fork import resume as resume_run
 from noesis.pipeline.session import RunSession
@@ -56,7 +56,7 @@ def start_run(
         RunError: the run at `path` can't continue with these settings.
     """
     constitution = load_constitution(project.constitution)
-    model = find_model(config.training.model, config.training.revision)
+    model = find_base(config.training.model, config.training.revision)
     dataset = for_run(dataset, project, config)
     parent = parent_of(fork, path) if fork else None
     identity = Identity(

@@ -44,10 +44,14 @@ def parse_manifest(value: Json) -> Manifest:
     """A manifest of any format.
 
     Raises:
-        RunError: it was written by a newer Noesis.
+        RunError: it was written by a newer Noesis, or by none.
         KeyError, TypeError, ValueError, AttributeError, OverflowError: it is not a manifest.
     """
-    written = int(value.get("format", 1))
+    written = value.get("format", 1)
+    if type(written) is not int or written < 1:
+        raise RunError(
+            f"has format {repr(written)[:40]}, which no version of Noesis writes: restore the file, or don't trust it"
+        )
     if written > FORMAT:
         raise RunError(f"has format {written}; this version of Noesis reads up to {FORMAT}: update Noesis")
     manifest = Manifest.from_json(value)

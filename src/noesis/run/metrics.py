@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from noesis.core.jsonl import iter_intact_objects
+from noesis.core.jsonl import MAX_RUN_FILE, iter_intact_objects
 from noesis.core.typed import MOST
 
 
@@ -13,11 +13,14 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, one a step; if a step was repeated after an interruption, the last one counts.
 
     Each has at least `step`, `epoch` and `loss`, which are numbers; a line without them is none.
+
+    Raises:
+        DataError: it is far larger than any run's.
     """
     if not file.is_file():
         return []
     lines = {}
-    for _, line in iter_intact_objects(file):  # a line may be cut off, where the process was killed
+    for _, line in iter_intact_objects(file, most=MAX_RUN_FILE):  # a line may be cut off, where the process was killed
         if all(_is_figure(line.get(key)) for key in ("step", "epoch", "loss")):
             lines[line["step"]] = line
     return [lines[step] for step in sorted(lines)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from noesis.constitution.analysis_block import AnalysisFilter
 from noesis.core import console
-from noesis.core.console import say
+from noesis.core.console import say, say_text
 from noesis.core.errors import ModelError, NoesisError, UsageError
 from noesis.core.files import write_text
 from noesis.core.machine.folders import expanded
@@ -62,7 +62,7 @@ class ChatSession:
         elif command == "/save":
             self._save(argument.strip())
         elif text.startswith("/"):
-            say(HELP)
+            say_text(HELP)
         elif text:
             self._send(text)
         return True
@@ -128,7 +128,7 @@ def chat(session: ChatSession, read: Callable[[str], str] = input) -> None:
     Args:
         read: prints a prompt and returns a line; EOFError leaves.
     """
-    say(HELP)
+    say_text(HELP)
     while True:
         try:
             text = read("\nyou › ").strip()
@@ -136,13 +136,15 @@ def chat(session: ChatSession, read: Callable[[str], str] = input) -> None:
             say()
             return
         except KeyboardInterrupt:
-            say("\n  /quit leaves")
+            say()
+            say("  /quit leaves")
             continue
         try:
             if not session.turn(text):
                 return
         except KeyboardInterrupt:
-            say("\n  stopped")
+            say()
+            say("  stopped")
         except NoesisError as error:
             say(f"  {error}")
 

@@ -20,7 +20,7 @@ from noesis.core.errors import ConfigError, ModelError
 from noesis.core.yaml_file import read_yaml
 from noesis.llm.hub import find_model
 from noesis.llm.model_config import check_adapter_settings, check_model_folder
-from noesis.llm.weights import read_adapter, weight_files
+from noesis.llm.weights import UNSUPPORTED, read_adapter, weight_files
 from noesis.planning.model_shapes import read_shape
 from noesis.release.gguf.families import read_config
 
@@ -261,8 +261,11 @@ def test_a_sound_adapter_passes(tmp_path: Path):
         pytest.param({"layer_replication": [[0, 2], [0, 2]] * 1000}, id="merging an adapter that copies layers"),
         pytest.param({"exclude_modules": "(a+)+$"}, id="merging an adapter with a pattern of what to leave out"),
         pytest.param({"peft_type": ["LORA"]}, id="merging an adapter whose kind is a list"),
+        pytest.param({"rank_pattern": {"(a+)+$": 4}}, id="merging an adapter whose ranks go by a pattern"),
+        pytest.param({"layers_pattern": "(a+)+$"}, id="merging an adapter whose layers go by a pattern"),
+        pytest.param({"megatron_config": {"a": 1}, "megatron_core": "antigravity"}, id="merging an adapter that has a module imported"),
     ],
-)
+)  # fmt: skip
 def test_a_hostile_adapter_is_refused_wherever_it_is_loaded(tiny_adapter: Path, tmp_path: Path, change: dict[str, Any]):
     from noesis.training.base_model import with_adapter
 
@@ -271,6 +274,23 @@ def test_a_hostile_adapter_is_refused_wherever_it_is_loaded(tiny_adapter: Path, 
     (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(raw | change))
     assert str(tmp_path / "a") in one_message(lambda: read_adapter(tmp_path / "a"))
     assert str(tmp_path / "a") in one_message(lambda: with_adapter(None, tmp_path / "a"))
+
+
+CHECKED = {"peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "init_lora_weights"}
+WITHOUT_HARM = {  # not read when an adapter is loaded, or of no effect on one whose other settings passed
+    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "bias",
+    "use_rslora", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size",
+    "runtime_config", "ensure_weight_tying",
+}  # fmt: skip
+
+
+def test_each_setting_of_peft_is_checked_refused_or_known_to_be_without_harm():
+    """So that one of a later PEFT is looked at before it is let in."""
+    from dataclasses import fields
+
+    from peft import LoraConfig
+
+    assert {field.name for field in fields(LoraConfig)} - CHECKED - WITHOUT_HARM == set(UNSUPPORTED)
 
 
 # --- YAML -----------------------------------------------------------------------------------------------------------

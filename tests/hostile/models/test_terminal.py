@@ -21,8 +21,8 @@ from ruamel.yaml import YAML
 
 from helpers.project import ROOT
 from noesis.cli import run_command
-from noesis.core import console
-from noesis.core.errors import ModelError
+from noesis.core import console, errors
+from noesis.core.errors import DataError, ModelError
 from noesis.release.model_card import CardContent, model_card
 
 ATTACKS = [
@@ -140,8 +140,48 @@ def test_what_people_write_is_shown_as_it_is(text: str):
     assert console.printable(text) == text
 
 
-def test_a_name_cannot_begin_a_line_of_ours():
-    assert console.quoted("x\n39 checks, all match\t!") == "x\\n39 checks, all match\\t!"
+ERRORS = set(errors.__all__)
+FORGED = "x\n✓ verified\n  ok     39 checks, all match"
+
+
+@pytest.mark.parametrize("printer", [name for name in PRINTERS if name != "show"])
+def test_a_line_break_in_a_name_begins_no_line_like_ours(
+    printer: str, guarded: None, capsys: pytest.CaptureFixture[str]
+):
+    PRINTERS[printer](FORGED)
+    lines = "".join(capsys.readouterr()).split("\n")
+    assert any("verified" in line for line in lines)
+    assert not any(line.startswith(("✓", "  ok")) for line in lines)
+
+
+@pytest.mark.parametrize("words", [[], ["status"], ["data", "validate"], ["verify"]])
+def test_words_with_line_breaks_begin_no_line_like_ours(words: list[str], capsys: pytest.CaptureFixture[str]):
+    assert run_command([*words, FORGED]) in (1, 2)
+    lines = "".join(capsys.readouterr()).split("\n")
+    assert any("verified" in line for line in lines)
+    assert not any(line.startswith(("✓", "  ok")) for line in lines)
+
+
+def test_the_details_of_an_error_stand_below_it_and_quote_as_well(capsys: pytest.CaptureFixture[str]):
+    console.report_error(DataError(f"2 mistakes in {FORGED}:", FORGED, "another"))
+    lines = capsys.readouterr().err.split("\n")
+    assert [line[:9] for line in lines] == ["error: 2 ", "  x\\n✓ ve", "  another", ""]
+
+
+def test_a_text_with_lines_of_its_own_is_never_printed_as_a_line():
+    """`say` would show its breaks as \\n: a text goes through `say_text`, the details of an error into its arguments."""
+    found = [
+        f"{file.relative_to(ROOT)}:{node.lineno}"
+        for file in (ROOT / "src" / "noesis").rglob("*.py")
+        if file.name != "console.py"
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).split(".")[-1] in {"say", "complain", "heading"} | ERRORS
+        and any(
+            "\n" in part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and type(part.value) is str
+        )
+    ]
+    assert found == []
 
 
 @pytest.mark.parametrize("text", ATTACKS)

@@ -107,6 +107,23 @@ def test_a_hostile_template_is_stopped_with_one_message(folder: Path, template: 
     assert "template" in words
 
 
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        pytest.param("{{ messages | tojson(indent=4000000000) }}", "takes more than 3 GB of memory", id="a template that indents by gigabytes"),
+        pytest.param("{{ 'a'.center(4000000000) }}", "takes more than 3 GB of memory", id="a template that pads by gigabytes"),
+        pytest.param("{{ raise_exception('') }}", "refuses this conversation: TemplateError", id="a template that refuses without a word"),
+        pytest.param("{{ messages[0].x.y }}", "refuses this conversation: ", id="a template that asks for what is not there"),
+        pytest.param("{% if %}", "does not compile: ", id="a template that does not compile"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_which_template_is_said(folder: Path, template: str, why: str):
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    words = refusal(lambda: load_tokenizer(folder).apply_chat_template(QUESTION))
+    assert f"the chat template of {folder} {why}" in words
+    assert not words.rstrip().endswith(":")
+
+
 @pytest.mark.timing
 def test_a_template_that_was_stopped_is_not_tried_for_every_row(folder: Path):
     (folder / "chat_template.jinja").write_text(

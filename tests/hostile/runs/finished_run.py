@@ -52,7 +52,7 @@ def finish_run(root: Path, model: Path, path: Path) -> RunSession:
     """The run at `path` of the project in `root`: two epochs, and a trial that rejects the tuned model."""
     toy_tribunal(root)
     project = Project(root)
-    (model / "model.safetensors").write_bytes(b"stand-in: nothing here reads weights")
+    (model / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")  # no weights: nothing reads them
     given = {"training.model": str(model), "max_examples": 8, "lora.r": 4, "training.num_train_epochs": EPOCHS}
     config = load_config(project, given | {"training.data.language": "en", "training.tribunal.samples": 1})
     s = start_run(project, config, path, from_sources(project, config))

@@ -153,7 +153,7 @@ def test_a_judge_that_the_user_names_is_asked(tmp_path: Path, project: Path):
 def test_noesis_judge_on_a_stranger_s_run_ends_before_any_work(
     foreign: Path, tiny_shape: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    (tiny_shape / "model.safetensors").write_bytes(b"stand-in")
+    (tiny_shape / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     config = json.loads((foreign / "config.json").read_text())
     config["training"]["model"] = str(tiny_shape)
     write_json(foreign / "config.json", config)

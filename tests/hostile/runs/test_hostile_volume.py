@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from helpers.manifest import edited_manifest, write_manifest
 from noesis.cloud.pull import pull
 from noesis.cloud.volume.remote import RemoteFile, safe_name
 from noesis.core.errors import RunError
+from noesis.core.files import explain_error
 
 LISTED = {
     "data/train.jsonl": "export",
@@ -145,3 +149,38 @@ def test_a_manifest_that_is_another_one_when_it_is_copied_is_an_error(volume: Vo
     with pytest.raises(RunError, match="has changed since"):
         pull(volume, tmp_path / "run")
     assert not (tmp_path / "run" / "manifest.json").exists()
+
+
+PIECES = ["..", ".", "", "a", "data", "metrics.jsonl", "config.json", "manifest.json", "checkpoints", "epoch_0", "/", "~",
+          "\\", "C:", "\n✓ ok", "\x1b[2J", "\u202e", "\0", "é", "n" * 300, ".lock", ".holder", "-rf", "*", "con", " "]  # fmt: skip
+NAMES = st.lists(st.sampled_from(PIECES), min_size=1, max_size=5).map("/".join) | st.text(max_size=20)
+SIZES = st.sampled_from([0, 1, 2, -1, 10**18, 2**63, -(2**70)]) | st.integers()
+CONTENTS = st.sampled_from([[b""], [b"{}"], [b"x"] * 5, []])
+
+
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(NAMES, SIZES, CONTENTS), max_size=5))
+def test_whatever_a_volume_lists_nothing_is_written_outside_and_no_bug_is_shown(
+    volume: Volume, listed: list[tuple[str, int, list[bytes]]]
+):
+    class Lying(Volume):
+        def files(self, folder: str = "/") -> list[RemoteFile]:
+            found = [RemoteFile(safe_name(name), size) for name, size, _ in listed]
+            return [*super().files(folder), *(file for file in found if file.path.startswith(folder.strip("/")))]
+
+    lying = Lying(volume.root)
+    lying.contents = {name.strip("/"): lambda parts=parts: iter(parts) for name, _, parts in listed}
+    with TemporaryDirectory() as folder:
+        target = Path(folder) / "here" / "run"
+        try:
+            pull(lying, target)
+        except Exception as error:
+            explained = explain_error(error)
+            assert explained is not None, repr(error)  # a bug would have none
+            assert str(explained)
+        assert {path.name for path in Path(folder).iterdir()} <= {"here"}
+        if (target.parent).is_dir():
+            assert {path.name for path in target.parent.iterdir()} <= {"run"}
+        names = [p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file()] if target.is_dir() else []
+        assert all(name == safe_name(name) for name in names)
+        assert not any(name.endswith(".part") for name in names)

@@ -7,12 +7,18 @@ import os
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from helpers.command import noesis
+from helpers.project import ROOT
 from hostile.runs.finished_run import rehashed
+from noesis.core.errors import DataError
+from noesis.core.jsonl import MAX_RUN_FILE, read_objects
+from noesis.pipeline.verify.evidence import Evidence
+from noesis.run.metrics import read_metrics
 
 HUGE, DEEP = "§huge§", "§deep§"
 RAW = {HUGE: "1" + "0" * 400, DEEP: "[" * 100_000 + "]" * 100_000}
@@ -132,3 +138,35 @@ def test_what_is_put_there_after_a_run_was_opened_is_not_waited_for(run: Path, p
         put(run / "tribunal" / name)
         with pytest.raises(UnsafePathError):
             read("tribunal", name)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        pytest.param(read_metrics, id="metrics of four gigabytes"),
+        pytest.param(lambda file: read_objects(file, most=MAX_RUN_FILE), id="verdicts of four gigabytes"),
+        pytest.param(
+            lambda file: Evidence(SimpleNamespace(path=file.parent), None).rows(file.name),
+            id="answers of four gigabytes",
+        ),
+    ],
+)
+def test_records_far_larger_than_a_run_writes_are_not_read(tmp_path: Path, read: Callable[[Path], object]):
+    file = tmp_path / "records.jsonl"
+    with open(file, "wb") as f:
+        f.truncate(4_000_000_000)  # which takes no room
+    with pytest.raises(DataError, match=r"records\.jsonl has 4\.0 GB, and no run writes more than .*: it was not read"):
+        read(file)
+
+
+def test_every_reader_of_a_run_s_records_has_that_limit():
+    folders = ("pipeline/verify", "pipeline/stages", "run")
+    calls = [
+        line.strip()
+        for folder in folders
+        for file in (ROOT / "src" / "noesis" / folder).rglob("*.py")
+        for line in file.read_text(encoding="utf-8").split("\n")
+        if "read_objects(" in line or "iter_intact_objects(" in line or "iter_objects(" in line
+    ]
+    assert calls
+    assert [line for line in calls if "most=MAX_RUN_FILE" not in line] == []

@@ -33,6 +33,27 @@ def test_a_run_of_an_early_version_is_verified_by_the_settings_that_decide_and_s
     assert [f.unchecked for f in findings(run, finished)] == [found.unchecked]
 
 
+def test_a_run_of_an_early_version_is_said_to_be_one_with_what_to_do(run: Path, finished: Path):
+    with edited_manifest(run) as manifest:
+        del manifest["settings_sha256"]
+        manifest["format"] = 2
+    for command in ("verify", "status"):
+        found = noesis(command, run, cwd=finished / "project")
+        assert "Begun by an early version of Noesis (format 2)" in found.stdout
+        assert "make the run again" in found.stdout
+
+
+@pytest.mark.parametrize("written", [0, -1, "2", 2.0, 2.5, True, None, [2], 10**30])
+def test_a_format_that_no_version_writes_is_no_early_one(run: Path, written: Any):
+    with edited_manifest(run) as manifest:
+        manifest["format"] = written
+    for command in ("verify", "status"):
+        found = noesis(command, run)
+        assert found.returncode == 1
+        assert "manifest.json has format " in found.stderr
+        assert found.stdout == ""
+
+
 def other_flags(run: Path) -> None:
     """Answers that are flagged in another way, whose totals still follow."""
     file = run / "tribunal" / "answers.jsonl"

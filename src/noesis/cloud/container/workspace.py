@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -12,7 +11,7 @@ from typing import Any
 
 from noesis.cloud.volume.layout import guard_volume
 from noesis.cloud.volume.sync import HEAVY, VolumeSync, publishing
-from noesis.core.console import complain
+from noesis.core.console import complain_traceback
 from noesis.core.errors import CapError, NoesisError, RunError, TrainingError
 from noesis.core.files import copy_file, copy_folder
 from noesis.core.project import Project
@@ -83,7 +82,7 @@ def run_guarded(context: ContainerContext, work: Callable[[], CallResult]) -> Ca
     except NoesisError as error:
         return CallResult.failed(error)
     except Exception as error:
-        complain(traceback.format_exc())
+        complain_traceback(error)
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, on a GPU
             return CallResult.failed(TrainingError(NO_MEMORY))
         message = f"{type(error).__name__}: {error} (the traceback is in  modal app logs)"

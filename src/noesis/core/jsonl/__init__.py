@@ -5,6 +5,7 @@ from __future__ import annotations
 from noesis.core.jsonl.documents import fraction, read_json_file, whole_number
 from noesis.core.jsonl.ids import UniqueIds, id_key, id_problem, same_id
 from noesis.core.jsonl.lines import (
+    MAX_RUN_FILE,
     Line,
     iter_intact_objects,
     iter_lines,
@@ -18,6 +19,7 @@ from noesis.core.jsonl.parse import BYTE_ORDER_MARK, MAX_LINE, LineError, parse_
 __all__ = [
     "BYTE_ORDER_MARK",
     "MAX_LINE",
+    "MAX_RUN_FILE",
     "Line",
     "LineError",
     "UniqueIds",

@@ -6,10 +6,12 @@ string, so `str.splitlines`, which breaks lines at them, must never be used on J
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from noesis.core.console import size
 from noesis.core.errors import DataError
 from noesis.core.files import files_in
 from noesis.core.jsonl.parse import MAX_LINE, parse_object, texts_in
@@ -18,6 +20,7 @@ from noesis.core.rooted import open_plain
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+MAX_RUN_FILE = 256_000_000  # bytes of a run's answers, verdicts or metrics: thousands of times what a usual run has
 M = TypeVar("M", bound="BaseModel")
 
 
@@ -48,12 +51,16 @@ def iter_lines(file: Path, start: int = 0, end: int | None = None) -> Iterator[L
             number, offset = number + 1, f.tell()
 
 
-def iter_objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def iter_objects(file: Path, *, most: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) for each line of `file` that is not blank.
 
+    Args:
+        most: bytes of a file that is read whole, such as `MAX_RUN_FILE`.
+
     Raises:
-        DataError: a line is not a JSON object; the message names file and line.
+        DataError: a line is not a JSON object, or the file has more bytes; the message names file and line.
     """
+    _require_at_most(file, most)
     for line in iter_lines(file):
         try:
             value = parse_object(line.data)
@@ -62,17 +69,14 @@ def iter_objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield line.number, value
 
 
-def read_objects(file: Path) -> list[dict[str, Any]]:
-    """The objects of `file`.
-
-    Raises:
-        DataError: a line is not a JSON object; the message names file and line.
-    """
-    return [value for _, value in iter_objects(file)]
+def read_objects(file: Path, *, most: int | None = None) -> list[dict[str, Any]]:
+    """The objects of `file`. Arguments and error: as `iter_objects`."""
+    return [value for _, value in iter_objects(file, most=most)]
 
 
-def iter_intact_objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def iter_intact_objects(file: Path, *, most: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Like `iter_objects`, but skips lines that are not JSON objects, such as one whose writer was killed."""
+    _require_at_most(file, most)
     for line in iter_lines(file):
         try:
             value = parse_object(line.data)
@@ -106,6 +110,18 @@ def read_models(file: Path, model: type[M]) -> Iterator[tuple[str, M]]:
 def jsonl_files(folder: Path, *, below: bool = False) -> list[Path]:
     """The JSONL files in a folder (with `below`, also in the folders below it), sorted."""
     return files_in(folder, ".jsonl", below=below)
+
+
+def _require_at_most(file: Path, most: int | None) -> None:
+    if most is None:
+        return
+    with open_plain(file) as f:  # not by its name, which may lead elsewhere
+        found = os.fstat(f.fileno()).st_size
+    if found > most:
+        raise DataError(
+            f"{file} has {size(found)}, and no run writes more than {size(most)} there: it was not read; "
+            "restore the file, or don't trust where the run comes from"
+        )
 
 
 def _has_nul(value: Any) -> bool:

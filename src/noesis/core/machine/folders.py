@@ -1,10 +1,12 @@
-"""The home and the cache folders of this machine, found alike by every command and by the libraries that it calls."""
+"""The home and the cache folders of this machine, found alike by all commands and libraries; what is in the way."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import getpass
 import os
+import re
 from pathlib import Path
 
 from noesis.core.errors import UsageError
@@ -84,3 +86,30 @@ def settle_folders() -> None:
     except (OSError, KeyError, ImportError):  # torch's compiler would ask for the name, and fail
         with contextlib.suppress(UsageError):
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "torchinductor"))
+
+
+def as_named(path: Path) -> Path:
+    """A file that is written under a temporary name, as it will be called."""
+    hidden = re.fullmatch(r"\.(.{1,255}?)(?:\.\d{1,20})?\.part", path.name)
+    return path.with_name(hidden[1]) if hidden else path
+
+
+def in_the_way(path: Path, code: int | None) -> str | None:
+    """What stands in the place of a file or a folder that is to be written or read, in words; None if nothing does.
+
+    Args:
+        code: the errno of the system's error.
+    """
+    if code == errno.ENOENT and path.is_symlink():
+        return f"{path} is a symbolic link to something that is not there"
+    if code in (errno.EISDIR, errno.ENOTEMPTY) or (code == errno.EEXIST and path.is_dir()):
+        return f"{path} is a folder, and a file belongs there"
+    if code in (errno.ENOTDIR, errno.EEXIST):
+        places = (place for place in (*reversed(path.parents), path) if place.exists() and not place.is_dir())
+        other = next(places, path)
+        return f"{other} is a file, and a folder belongs there"
+    if code == errno.ELOOP:
+        return f"{path} is reached by a symbolic link that leads nowhere but to itself"
+    if code == errno.ENXIO:
+        return f"{path} is a pipe, a socket or a device, and a file belongs there"
+    return None

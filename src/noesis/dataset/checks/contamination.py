@@ -25,10 +25,12 @@ def refuse_known_questions(table: Table, files: list[Path], tribunal: Path) -> N
     """
     pairs = list(known_questions(table, files, tribunal))
     if pairs:
-        more = f"\n  … and {len(pairs) - SHOWN:,} more" if len(pairs) > SHOWN else ""
+        more = [f"… and {len(pairs) - SHOWN:,} more"] if len(pairs) > SHOWN else []
         raise DataError(
             f"{len(pairs)} training prompt(s) are questions that the Tribunal asks, so its verdict would be "
-            "worthless; remove them:\n  " + "\n  ".join(str(pair) for pair in pairs[:SHOWN]) + more
+            "worthless; remove them:",
+            *(str(pair) for pair in pairs[:SHOWN]),
+            *more,
         )
 
 

@@ -27,6 +27,7 @@ from noesis.core.errors import ModelError, NoesisError
 
 MOST_BYTES = 64_000_000  # of one answer
 MOST_WRITTEN = 1_000_000  # bytes of what it prints, the only thing that it may write
+ADVICE = "it may be hostile: take the model from somewhere that you trust"
 SHOWN = 300  # characters of what it printed last, where it crashed
 _SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")
 
@@ -89,6 +90,8 @@ class Child:
             if not line.endswith(b"\n"):
                 raise ModelError(f"{what} {self._why_it_ended(line, seconds if late.is_set() else None)}")
         answer = json.loads(line)
+        if "limit" in answer:
+            raise ModelError(f"{what} {answer['limit']}")
         if "error" in answer:
             raise ModelError(str(answer["error"]))
         return answer["value"]
@@ -106,17 +109,16 @@ class Child:
         self._process.kill()
 
     def _why_it_ended(self, line: bytes, seconds: float | None) -> str:
-        advice = "it may be hostile: take the model from somewhere that you trust"
         if seconds is not None:
             self.close()
-            return f"was stopped after {seconds:g} s without an answer; {advice}"
+            return f"was stopped after {seconds:g} s without an answer; {ADVICE}"
         if len(line) >= MOST_BYTES:
             self.close()
-            return f"gives more than {MOST_BYTES:,} bytes; {advice}"
+            return f"gives more than {MOST_BYTES:,} bytes; {ADVICE}"
         printed = self._last_words()
         code = self.close()
         how = f"by {signal.Signals(-code).name}" if code and code < 0 else f"with code {code}"
-        return f"ended the process that read it, {how}{printed}; {advice}"
+        return f"ended the process that read it, {how}{printed}; {ADVICE}"
 
     def _last_words(self) -> str:
         with suppress(OSError, ValueError):
@@ -168,7 +170,7 @@ def main(worker: str, memory: int) -> NoReturn:
         except NoesisError as error:
             answer = {"error": str(error)}
         except MemoryError:
-            answer = {"error": f"reading it takes more than {memory / 1e9:.0f} GB of memory: it may be hostile"}
+            answer = {"limit": f"takes more than {memory / 1e9:.0f} GB of memory; {ADVICE}"}
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
 

@@ -58,9 +58,9 @@ class LocalTokenizer:
         environment.globals["strftime_now"] = DATE.strftime
         try:
             self._template = environment.from_string(template)
-        except (jinja2.TemplateError, SyntaxError, RecursionError, MemoryError, ValueError) as error:
-            raise ModelError(f"the model's chat template does not compile: {error}") from None
-        self._special = special
+        except (jinja2.TemplateError, SyntaxError, RecursionError, ValueError) as error:
+            raise ModelError(f"the chat template of {file.parent} does not compile: {_reason(error)}") from None
+        self._special, self._folder = special, file.parent
 
     def describe(self) -> dict[str, Any]:
         """What a `ChatTokenizer` knows of it from the start."""
@@ -82,8 +82,11 @@ class LocalTokenizer:
                 add_generation_prompt=add_generation_prompt,
                 **self._special,
             )
+        except MemoryError:  # a limit, which the child that this runs in names
+            raise
         except Exception as error:  # a template is untrusted code: whatever it raises is a refusal
-            raise ModelError(f"the model's chat template refuses this conversation: {str(error)[:500]}") from None
+            what = f"the chat template of {self._folder} refuses this conversation"
+            raise ModelError(f"{what}: {_reason(error)}") from None
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids."""
@@ -155,6 +158,11 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _reason(error: Exception) -> str:
+    """What an error says; its kind where it says nothing."""
+    return str(error)[:500] or type(error).__name__
 
 
 def _raise(message: str) -> None:

@@ -14,6 +14,7 @@ from noesis.core.device import Device, detect
 from noesis.core.errors import UsageError
 from noesis.dataset.schema import Dataset
 from noesis.llm.hub import find_description, find_tokenizer
+from noesis.llm.model_config import require_trainable
 from noesis.llm.row_encoder import open_encoder
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.training_set import build_training_set, estimate_workloads
@@ -80,6 +81,8 @@ def _shape_and_workloads(
         return known.shape, estimate_workloads(config, dataset, constitution, known.ratio)
     if folder is None or (known is None and not _has_config(folder)):
         folder = find_description(name, revision)
+    if _has_config(folder):
+        require_trainable(folder)
     shape = known.shape if known is not None and not _has_config(folder) else read_shape(folder)
     return shape, build_training_set(config, dataset, open_encoder(folder), constitution).workloads
 

@@ -17,7 +17,7 @@ from noesis.core.config import Config
 from noesis.core.console import command, duration, printable, say, size
 from noesis.core.errors import ModelError, NoesisError, RunError
 from noesis.core.files import utc_now, write_text
-from noesis.core.jsonl import LineError, read_json_file, read_objects
+from noesis.core.jsonl import MAX_RUN_FILE, LineError, read_json_file, read_objects
 from noesis.llm.llama_cpp import REPEAT_PENALTY
 from noesis.pipeline.results import ReportResult, RunResults
 from noesis.pipeline.session import RunSession
@@ -154,7 +154,7 @@ def _judged(answers: Path, verdicts: Path, most: int = 6) -> list[dict[str, Any]
 
 def _read_jsonl(file: Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file; none if it is missing."""
-    return read_objects(file) if file.is_file() else []
+    return read_objects(file, most=MAX_RUN_FILE) if file.is_file() else []
 
 
 def compared(run: Run, plan: Plan) -> list[tuple[str, str, str]]:

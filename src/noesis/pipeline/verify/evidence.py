@@ -12,7 +12,7 @@ from typing import Any
 from noesis.constitution.document import Constitution, load_constitution
 from noesis.core.config import Config
 from noesis.core.device import Device
-from noesis.core.jsonl import read_json_file, read_objects
+from noesis.core.jsonl import MAX_RUN_FILE, read_json_file, read_objects
 from noesis.core.project import Project
 from noesis.dataset.load import read_run_copy
 from noesis.dataset.schema import Dataset
@@ -94,7 +94,7 @@ class Evidence:
 
     def rows(self, *parts: str) -> list[dict[str, Any]]:
         """The objects of a JSONL file of the run."""
-        return read_objects(self.run.path.joinpath(*parts))
+        return read_objects(self.run.path.joinpath(*parts), most=MAX_RUN_FILE)
 
     def differs(self, what: str) -> str:
         """`what` as something wrong, for figures that an early version derived in another way.
