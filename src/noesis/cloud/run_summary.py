@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from noesis.cloud.cost import metered_lines
+from noesis.cloud.volume.layout import get_command
 from noesis.cloud.volume.notes import OpenedRun, judged_epochs
 from noesis.core.console import command, size
 from noesis.core.files import sha256_file
@@ -35,7 +35,7 @@ def summary_lines(root: Path, *, volume: str | None = None) -> list[str]:
         lines += [
             "",
             f"Next:    {command('cloud', 'pull', target)}",
-            f"   or    modal volume get {shlex.quote(volume)} /merged/{run.merged.name} ./model_output",
+            f"   or    {get_command(volume, f'/merged/{run.merged.name}', 'model_output')}",
         ]
     kept = command("verify", target, "--sha256", sha256_file(run.path / "manifest.json"))
     return [*lines, "", f"Keep     {kept}", "         shows after the pull that this is still this run's manifest"]

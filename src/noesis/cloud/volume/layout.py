@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from noesis.core.rooted import guard
@@ -32,3 +33,12 @@ def guard_volume(root: Path) -> None:
         UnsafePathError: it holds a link, or anything else that is neither a file nor a folder.
     """
     guard(root, parts=(*RUN_FILES, DATASET, FOLDER))
+
+
+def get_command(volume: str, path: str, folder: str) -> str:
+    """The shell line that copies `path` of the volume into `folder`.
+
+    Without the folder, Modal's command would write all files over each other into one file of that name, and succeed.
+    """
+    name = shlex.quote(folder)
+    return f"mkdir -p {name} && modal volume get {shlex.quote(volume)} {shlex.quote(path)} ./{name}"
