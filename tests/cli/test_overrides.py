@@ -77,7 +77,7 @@ DATA = {"data export": command("data export"), "data inspect": command("data ins
 @pytest.mark.parametrize(
     ("options", "entrances", "settings"),
     [
-        ({"model": "./my-model"}, CLI, {"training.model": "./my-model"}),
+        ({"model": "org/my-model"}, CLI, {"training.model": "org/my-model"}),
         ({"method": "sft"}, CLI, {"training.method": "sft"}),
         ({"method": "sft+dpo", "epochs": 5}, CLI, {"training.method": "sft+dpo", "training.num_train_epochs": 5}),
         ({"method": "dpo", "epochs": 1}, CLI, {"training.method": "dpo", "training.dpo.epochs": 1}),

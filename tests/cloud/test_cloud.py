@@ -184,14 +184,3 @@ def test_what_vllm_s_image_installs_is_pinned():
     lines = (ROOT / "constraints-vllm.txt").read_text(encoding="utf-8").splitlines()
     assert any(line.startswith("vllm==") for line in lines)
     assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line)] == []
-
-
-def test_what_is_no_kind_of_gguf_is_refused_before_anything_starts():
-    """The names of other tolerances (`merge`, `adapter`) passed for kinds, and failed after the training was paid for."""
-    pytest.importorskip("modal")
-    from noesis.cloud.entrypoint import _check_gguf
-
-    _check_gguf(asked(gguf="f16,q4_k_m"))
-    for kind in ("adapter", "merge", "q9"):
-        with pytest.raises(UsageError, match=f"--gguf '{kind}' is not known; choose from f32, f16, q8_0, q4_k_m"):
-            _check_gguf(asked(gguf=kind))

@@ -1,4 +1,4 @@
-"""`noesis cloud doctor|watch|cost|pull`: prepare, follow and fetch a run on Modal.
+"""`noesis cloud plan|doctor|watch|cost|pull`: prepare, follow and fetch a run on Modal.
 
 The run itself is `modal run scripts/modal_train.py`. Page: https://modal.com/docs
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from noesis.cli import cloud_run_commands
 from noesis.cli.options import JsonOption, ProjectOption, print_result, report_checks, reserve_stdout
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ app = typer.Typer(
     help="Prepare, follow and fetch a training run on Modal.com.\n\nExample: noesis cloud doctor",
     no_args_is_help=True,
 )
+app.add_typer(cloud_run_commands.app)
 
 
 @app.command()

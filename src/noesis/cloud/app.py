@@ -9,6 +9,7 @@ when the machine that started it is switched off. Page: https://modal.com/docs/r
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,9 @@ def _with_sources(image: modal.Image) -> modal.Image:
 silence_libraries()
 settings = _settings()
 app = modal.App(settings.modal.app)
+quoting = modal.App(
+    settings.modal.app
+)  # of --dry-run: it has no functions, so Modal builds no image and makes no volume
 # create_if_missing: with an empty volume the run ends in the message about the missing dataset.
 volume = modal.Volume.from_name(settings.modal.volume, create_if_missing=True)
 weights = modal.Volume.from_name(f"{settings.modal.volume}-weights", create_if_missing=True)
@@ -194,7 +198,7 @@ def _bound(function: Any, secrets: list[str], gpu: str | None = None) -> Any:
     return function.with_options(**options) if options else function
 
 
-@app.local_entrypoint()
+@(quoting if "--dry-run" in sys.argv else app).local_entrypoint()
 def main(
     epochs: int | None = None,
     test_only: bool = False,

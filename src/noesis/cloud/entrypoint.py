@@ -8,6 +8,7 @@ from typing import Any
 
 import modal
 
+from noesis.cloud.checks import check_request, is_on_the_hub
 from noesis.cloud.container.workspace import CallResult
 from noesis.cloud.modal_errors import explained, no_token
 from noesis.cloud.quote import quote_lines
@@ -15,10 +16,8 @@ from noesis.cloud.request import CloudRequest, request_from_options
 from noesis.cloud.volume.uploaded_data import exported_hashes
 from noesis.core.config import ModalSection
 from noesis.core.console import command, complain, guard_terminal, say
-from noesis.core.errors import UsageError
 from noesis.core.files import explain_error
 from noesis.core.project import Project
-from noesis.llm.embedded import EMBEDDED
 
 # Runs the orchestrator: a request and the names of secrets in, its result out.
 Start = Callable[[CloudRequest, list[str]], CallResult]
@@ -47,13 +46,14 @@ def run_from_terminal(
 
 def _run(project: Project, section: ModalSection, start: Start, *, dry_run: bool, options: dict[str, Any]) -> int:
     request = request_from_options(section, **options)
-    _check_gguf(request)
     config = request.overrides.configure(project)
+    check_request(project, config.training, request)
     if request.what == "all":
         for line in quote_lines(project, config, request, section):
             say(line)
     if dry_run:
-        say("\nNothing was started. The same command without --dry-run starts the run.")
+        say("\nNothing was built or started. The same command without --dry-run starts the run.")
+        say(f"Modal was asked for an empty app; to plan and quote without Modal:  {command('cloud', 'plan')}")
         return 0
     request = CloudRequest.from_json(request.to_json() | {"uploaded": exported_hashes(project.exports)})
     with explained(section):
@@ -67,14 +67,6 @@ def _run(project: Project, section: ModalSection, start: Start, *, dry_run: bool
     return result.code
 
 
-def _check_gguf(request: CloudRequest) -> None:
-    from noesis.release.gguf.quantize import KINDS
-
-    for kind in request.gguf:
-        if kind not in KINDS:
-            raise UsageError(f"--gguf {kind!r} is not known; choose from {', '.join(KINDS)}")
-
-
 def _secrets(request: CloudRequest, section: ModalSection) -> list[str]:
     """The names of the secrets that the containers need, each checked to exist.
 
@@ -82,7 +74,7 @@ def _secrets(request: CloudRequest, section: ModalSection) -> list[str]:
         UsageError: the token for a model on the Hub is missing.
     """
     found = []
-    if _is_on_the_hub(request.model):
+    if is_on_the_hub(request.model):
         try:
             modal.Secret.from_name(section.secret, required_keys=["HF_TOKEN"]).hydrate()
         except (modal.exception.NotFoundError, modal.exception.InvalidError):
@@ -92,10 +84,6 @@ def _secrets(request: CloudRequest, section: ModalSection) -> list[str]:
         modal.Secret.from_name(request.judge_secret).hydrate()
         found.append(request.judge_secret)
     return found
-
-
-def _is_on_the_hub(model: str | None) -> bool:
-    return model is not None and model != EMBEDDED and "/" in model and not model.startswith(("/", "~", "."))
 
 
 def _say_how_to_leave() -> None:
