@@ -61,9 +61,11 @@ def test_options_that_can_not_work_are_refused_before_anything_starts(given: dic
         asked(**given)
 
 
-def test_a_served_judge_needs_its_image():
-    with pytest.raises(UsageError, match="modal: judges"):
-        request_from_options(ModalSection(judges=()), judge="vllm:Qwen/Qwen2.5-7B-Instruct")
+def test_one_judge_is_served_by_the_run_itself():
+    request = request_from_options(ModalSection(judges=()), judge="vllm:Qwen/Qwen2.5-7B-Instruct,openai:https://x/v1:m")
+    assert (request.served_judges, request.remote_judges) == (("Qwen/Qwen2.5-7B-Instruct",), ("openai:https://x/v1:m",))
+    with pytest.raises(UsageError, match="room for one vllm: model"):
+        asked(judge="vllm:a/b,vllm:c/d")
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import modal
 
 from noesis.cloud.checks import check_request, is_on_the_hub
+from noesis.cloud.container.prepare import judge_problem
 from noesis.cloud.container.workspace import CallResult
 from noesis.cloud.modal_errors import explained, no_token
 from noesis.cloud.quote import quote_lines
-from noesis.cloud.request import CloudRequest, request_from_options
+from noesis.cloud.request import LOCAL_JUDGE, CloudRequest, request_from_options
 from noesis.cloud.volume.uploaded_data import exported_hashes
 from noesis.core.config import ModalSection
 from noesis.core.console import command, complain, guard_terminal, say
@@ -24,16 +26,25 @@ Start = Callable[[CloudRequest, list[str]], CallResult]
 
 
 def run_from_terminal(
-    project: Project, section: ModalSection, start: Start, *, dry_run: bool, options: dict[str, Any]
+    project: Project,
+    section: ModalSection,
+    start: Start,
+    *,
+    deploy_judge: Callable[[], object],
+    dry_run: bool,
+    options: dict[str, Any],
 ) -> None:
     """Everything on this side of a run.
+
+    Args:
+        deploy_judge: builds the image with vLLM and deploys the functions that need it.
 
     Raises:
         SystemExit: with the exit code, unless it is 0.
     """
     guard_terminal()
     try:
-        code = _run(project, section, start, dry_run=dry_run, options=options)
+        code = _run(project, section, start, deploy_judge, dry_run=dry_run, options=options)
     except Exception as error:
         failure = explain_error(error)
         if failure is None:
@@ -44,7 +55,15 @@ def run_from_terminal(
         raise SystemExit(code)
 
 
-def _run(project: Project, section: ModalSection, start: Start, *, dry_run: bool, options: dict[str, Any]) -> int:
+def _run(
+    project: Project,
+    section: ModalSection,
+    start: Start,
+    deploy_judge: Callable[[], object],
+    *,
+    dry_run: bool,
+    options: dict[str, Any],
+) -> int:
     request = request_from_options(section, **options)
     config = request.overrides.configure(project)
     check_request(project, config.training, request)
@@ -58,6 +77,7 @@ def _run(project: Project, section: ModalSection, start: Start, *, dry_run: bool
     request = CloudRequest.from_json(request.to_json() | {"uploaded": exported_hashes(project.exports)})
     with explained(section):
         secrets = _secrets(request, section)
+        request = with_judge_deployed(request, deploy_judge)
         _say_how_to_leave()
         result = start(request, secrets)
     for line in result.value.get("lines", ()):
@@ -65,6 +85,27 @@ def _run(project: Project, section: ModalSection, start: Start, *, dry_run: bool
     if result.error is not None:
         complain(f"error: {result.error}")
     return result.code
+
+
+def with_judge_deployed(request: CloudRequest, deploy_judge: Callable[[], object]) -> CloudRequest:
+    """Deploy what serves the judge, if the run serves one.
+
+    Returns:
+        the request; where the image could not be built, with that as the judge's problem: training needs no judge.
+    """
+    if not request.served_judges or request.what == "merge":
+        return request
+    say("\n  the image that serves the judge: built once, in a few minutes, unless Modal has it")
+    try:
+        deploy_judge()
+    except (modal.exception.AuthError, modal.exception.ConnectionError):
+        raise
+    except modal.exception.Error as error:
+        why = f"the image with vLLM could not be built ({' '.join(str(error).split())[:300]})"
+        problem = judge_problem(LOCAL_JUDGE + request.served_judges[0], why)
+        say(f"  there will be no trial: {problem}")
+        return replace(request, judge_problem=problem)
+    return request
 
 
 def _secrets(request: CloudRequest, section: ModalSection) -> list[str]:

@@ -17,17 +17,18 @@ from noesis.tribunal.heldout import Preference
 NAMES = {"train": "training", "judge": "judging", "trial": "the trial", "merge": "merging", "gguf": "writing GGUF"}
 
 
-def summary_lines(root: Path, *, volume: str | None = None) -> list[str]:
+def summary_lines(root: Path, *, volume: str | None = None, no_trial: str | None = None) -> list[str]:
     """The summary of the run at `root`, the volume's root.
 
     Args:
         volume: its name, for the commands to type; None: as the run's configuration says.
+        no_trial: why the judges held no trial this time.
     """
     run = load_run(root)
     volume = volume or run.config().training.modal.volume
     opened = OpenedRun.read(root)
     lines = ["", "Where everything is on the volume", *_places(run)]
-    lines += ["", *_epochs(run), *_verdict(run)]
+    lines += ["", *_epochs(run), *_verdict(run, no_trial)]
     lines += ["", "What it cost", *metered_lines(run.manifest)]
     lines += preemption_lines(run.manifest, opened.starts if opened else 1)
     target = f"runs/{run.merged.name}"
@@ -72,12 +73,15 @@ def _epochs(run: Run) -> list[str]:
     ]
 
 
-def _verdict(run: Run) -> list[str]:
+def _verdict(run: Run, no_trial: str | None) -> list[str]:
     found = run.result("trial") or run.result("judge")
     if not found:
         return []
     ruling = Ruling.from_json(found["court"])
-    return [f"  Tribunal: {ruling.verdict}: {ruling.reason}"]
+    lines = [f"  Tribunal: {ruling.verdict}: {ruling.reason}"]
+    if no_trial is not None and ruling.reason != no_trial:
+        lines.append(f"  That is of an earlier trial; none was held now: {no_trial}")
+    return lines
 
 
 def preemption_lines(manifest: Manifest, starts: int = 1) -> list[str]:
