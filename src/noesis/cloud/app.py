@@ -19,11 +19,12 @@ from noesis.cloud.container import answers, orchestrator, stages
 from noesis.cloud.container import prepare as preparation
 from noesis.cloud.container.workspace import CallResult, ContainerContext, run_guarded
 from noesis.cloud.entrypoint import run_from_terminal
-from noesis.cloud.request import CloudRequest, gpu_to_rent
+from noesis.cloud.quote import FETCH_MACHINE
+from noesis.cloud.request import CloudRequest, gpu_to_rent, most_gpus
 from noesis.core.config import TrainingFile, load_config
 from noesis.core.libraries import silence_libraries
 from noesis.core.project import Project
-from noesis.planning.pricing import JUDGE_MACHINE, MERGE_MACHINE, TRAIN_MACHINE
+from noesis.planning.pricing import JUDGE_MACHINE, MERGE_MACHINE, RENTED, train_machine
 
 MINUTES = 60
 DAY = 24 * 60 * MINUTES  # the longest that Modal lets one attempt take
@@ -33,7 +34,6 @@ IN_CONTAINER = not modal.is_local()
 PROJECT = Path(os.environ.get("NOESIS_PROJECT") or ("/project" if IN_CONTAINER else CHECKOUT))
 ROOT = Path(os.environ.get("NOESIS_VOLUME_ROOT") or "/data")
 WEIGHTS = "/weights"
-FETCH_MACHINE = (2, 8)  # cores and GiB: it downloads
 # FlashInfer's sampler is compiled when it is first used, by a CUDA compiler that the image does not have; what vLLM
 # and Triton compile is kept beside the weights, so that only the first start waits for it.
 VLLM_ENVIRONMENT = {
@@ -143,9 +143,11 @@ def prepare(request: dict[str, Any]) -> dict[str, Any]:
     return preparation.prepare(_context(), CloudRequest.from_json(request)).to_json()
 
 
-@app.function(gpu=list(settings.modal.train_gpu), **_machine(TRAIN_MACHINE))
+@app.function(gpu=list(settings.modal.train_gpu), **_machine(train_machine(most_gpus(settings.modal.train_gpu))))
 def train(request: dict[str, Any], ticket: str) -> dict[str, Any]:
     """Train all epochs in one container."""
+    wanted = gpu_to_rent(CloudRequest.from_json(request), settings.modal)
+    os.environ[RENTED] = wanted or ",".join(settings.modal.train_gpu)
     return stages.train(_context(), CloudRequest.from_json(request), ticket).to_json()
 
 
@@ -179,7 +181,8 @@ def answer_shard(request: dict[str, Any], index: int) -> dict[str, Any]:
     return answers.answer_shard(_context(), CloudRequest.from_json(request), index).to_json()
 
 
-@app.function(ephemeral_disk=512 * GIB, **_machine(MERGE_MACHINE))
+# No disk is asked for: an 8B takes about 60 GB, every container may write hundreds, and a request is billed as memory.
+@app.function(**_machine(MERGE_MACHINE))
 def merge(request: dict[str, Any], again: bool = False) -> dict[str, Any]:
     """Merge the model, write its GGUF files and the report."""
     return stages.merge(_context(), CloudRequest.from_json(request), again).to_json()
@@ -228,7 +231,8 @@ def _bound(function: Any, secrets: list[str], gpu: str | None = None) -> Any:
     """`function` with the secrets and GPU of this run; without either, as it was declared."""
     options: dict[str, Any] = {"secrets": [modal.Secret.from_name(name) for name in secrets]} if secrets else {}
     if gpu is not None:
-        options["gpu"] = gpu
+        machine = train_machine(most_gpus([gpu]))
+        options |= {"gpu": gpu, "cpu": float(machine.cores), "memory": machine.memory_gib * GIB}
     return function.with_options(**options) if options else function
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -191,3 +192,8 @@ def gpu_to_rent(request: CloudRequest, section: ModalSection) -> str | None:
         raise UsageError(f"--gpu {request.gpu} and --gpus {request.gpus} contradict each other")
     gpus = request.gpus or int(count or 1)
     return name if gpus == 1 else f"{name}:{gpus}"
+
+
+def most_gpus(names: Sequence[str]) -> int:
+    """GPUs in the largest of these machines: `["L40S:2", "H100"]` → 2."""
+    return max(int(name.partition(":")[2] or 1) for name in names)
