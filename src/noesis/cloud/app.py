@@ -87,9 +87,8 @@ def _with_sources(image: modal.Image) -> modal.Image:
 silence_libraries()
 settings = _settings()
 app = modal.App(settings.modal.app)
-quoting = modal.App(
-    settings.modal.app
-)  # of --dry-run: it has no functions, so Modal builds no image and makes no volume
+# Of --dry-run: it has no functions, so Modal builds no image and makes no volume.
+quoting = modal.App(settings.modal.app)
 # The functions that need vLLM, deployed only where a judge needs them: an image that can't be built stops no training.
 judging = modal.App(f"{settings.modal.app}-judge")
 # create_if_missing: with an empty volume the run ends in the message about the missing dataset.
