@@ -1,4 +1,4 @@
-"""`noesis cloud plan|doctor|watch|cost|pull`: prepare, follow and fetch a run on Modal.
+"""`noesis cloud plan|train|doctor|watch|logs|stop|cost|pull`: prepare, follow and fetch a run on Modal.
 
 The run itself is `modal run scripts/modal_train.py`. Page: https://modal.com/docs
 """
@@ -36,7 +36,7 @@ def doctor(project: ProjectOption = None, as_json: JsonOption = False) -> None:
     Example: noesis cloud doctor
     """
     reserve_stdout(as_json)
-    found, section = _modal_section(project)
+    found, section = modal_section(project)
     from noesis.cloud.doctor import run_checks
 
     report_checks(run_checks(found, section), as_json)
@@ -131,7 +131,7 @@ def pull(
 @contextmanager
 def _modal_volume(project: Path | None) -> Iterator[tuple[ModalSection, ModalVolumeFiles]]:
     """The project's settings for Modal and its volume; Modal's errors inside the block become one message."""
-    _, section = _modal_section(project)
+    _, section = modal_section(project)
     from noesis.cloud.modal_errors import explained
     from noesis.cloud.volume.remote import ModalVolumeFiles
 
@@ -139,7 +139,7 @@ def _modal_volume(project: Path | None) -> Iterator[tuple[ModalSection, ModalVol
         yield section, ModalVolumeFiles(section)
 
 
-def _modal_section(project: Path | None) -> tuple[Project, ModalSection]:
+def modal_section(project: Path | None) -> tuple[Project, ModalSection]:
     """The project, and `modal:` of its training_config.yaml.
 
     Raises:

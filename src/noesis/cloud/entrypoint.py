@@ -76,7 +76,7 @@ def _run(
         return 0
     request = CloudRequest.from_json(request.to_json() | {"uploaded": exported_hashes(project.exports)})
     with explained(section):
-        secrets = _secrets(request, section)
+        secrets = secrets_of(request, section)
         request = with_judge_deployed(request, deploy_judge)
         _say_how_to_leave()
         result = start(request, secrets)
@@ -108,7 +108,7 @@ def with_judge_deployed(request: CloudRequest, deploy_judge: Callable[[], object
     return request
 
 
-def _secrets(request: CloudRequest, section: ModalSection) -> list[str]:
+def secrets_of(request: CloudRequest, section: ModalSection) -> list[str]:
     """The names of the secrets that the containers need, each checked to exist.
 
     Raises:
@@ -131,7 +131,7 @@ def _say_how_to_leave() -> None:
     """How the run outlives this terminal."""
     if not {"--detach", "-d"} & set(sys.argv):
         say(
-            "\n  If you close this terminal, the run saves and stops; "
-            "with  modal run --detach scripts/modal_train.py …  it continues."
+            "\n  If you close this terminal or its lid, the run saves and stops; with  "
+            f"modal run --detach scripts/modal_train.py …  or  {command('cloud', 'train', '…')}  it continues."
         )
     say(f"  Follow it from anywhere:  {command('cloud', 'watch')}")

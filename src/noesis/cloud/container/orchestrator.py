@@ -17,12 +17,12 @@ from noesis.cloud.container.prepare import judge_problem
 from noesis.cloud.container.workspace import CallResult
 from noesis.cloud.request import LOCAL_JUDGE, CloudRequest
 from noesis.cloud.run_summary import summary_lines
-from noesis.cloud.volume.layout import SUMMARY, guard_volume
+from noesis.cloud.volume.layout import ENDED, FOLDER, SUMMARY, guard_volume
 from noesis.cloud.volume.lease import Lease
 from noesis.cloud.volume.notes import OpenedRun, judged_epoch_file
 from noesis.core.console import say
 from noesis.core.errors import RunError
-from noesis.core.files import write_text
+from noesis.core.files import write_json, write_text
 from noesis.core.project import Project
 from noesis.run.directory import load_run
 from noesis.tribunal.court import Ruling
@@ -64,6 +64,7 @@ def orchestrate(
     except RunError as error:
         return CallResult.failed(error)
     lease.take()
+    (root / FOLDER / ENDED).unlink(missing_ok=True)
     leaving = True
     orchestrator = _Orchestrator(request, root, project, calls, lease)
     try:
@@ -73,6 +74,7 @@ def orchestrate(
             lines = summary_lines(root, no_trial=result.value["no_trial"])
             write_text(root / SUMMARY, "\n".join(lines) + "\n")
             result = replace(result, value=result.value | {"lines": lines})
+        write_json(root / FOLDER / ENDED, {"error": result.error, "code": result.code})
         leaving = False
         return result
     finally:

@@ -4,7 +4,7 @@
 /dataset/                                    the uploaded export
 /runs/NAME/                                  older runs
 /summary.txt                                 what the last run left
-/.cloud/                                     lease.json, opened.json: who works here
+/.cloud/                                     lease.json, opened.json: who works here; ended.json: how the last one ended
 /tribunal/epochs/, /tribunal/shards/         what parallel containers leave
 """
 
@@ -22,6 +22,7 @@ SUMMARY = "summary.txt"
 FOLDER = ".cloud"
 LEASE = "lease.json"  # in FOLDER
 OPENED = "opened.json"  # in FOLDER
+ENDED = "ended.json"  # in FOLDER
 EPOCHS = "tribunal/epochs"
 SHARDS = "tribunal/shards"
 
