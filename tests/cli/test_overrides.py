@@ -54,7 +54,9 @@ def command(name: str) -> Callable[[Project, Options], object]:
 
 
 def modal_run(project: Project, options: Options) -> None:
-    entrypoint.run_from_terminal(project, ModalSection(), lambda *_: pytest.fail(), dry_run=True, options=options)
+    entrypoint.run_from_terminal(
+        project, ModalSection(), lambda *_: pytest.fail(), deploy_judge=pytest.fail, dry_run=True, options=options
+    )
 
 
 def container(project: Project, options: Options) -> None:

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from noesis.cli import cloud_run_commands
-from noesis.cli.options import JsonOption, ProjectOption, print_result, report_checks, reserve_stdout
+from noesis.cli.options import JsonOption, ProjectOption, modal_section, print_result, report_checks, reserve_stdout
 
 if TYPE_CHECKING:
     from noesis.cloud.volume.remote import ModalVolumeFiles
     from noesis.core.config import ModalSection
-    from noesis.core.project import Project
 
 app = typer.Typer(
     help="Prepare, follow and fetch a training run on Modal.com.\n\nExample: noesis cloud doctor",
@@ -137,21 +136,3 @@ def _modal_volume(project: Path | None) -> Iterator[tuple[ModalSection, ModalVol
 
     with explained(section):
         yield section, ModalVolumeFiles(section)
-
-
-def modal_section(project: Path | None) -> tuple[Project, ModalSection]:
-    """The project, and `modal:` of its training_config.yaml.
-
-    Raises:
-        MissingExtra: the package modal is not installed.
-    """
-    import importlib.util
-
-    from noesis.core.config import load_config
-    from noesis.core.errors import MissingExtra
-    from noesis.core.project import find_project
-
-    if importlib.util.find_spec("modal") is None:
-        raise MissingExtra("modal", "modal")
-    found = find_project(project)
-    return found, load_config(found).training.modal

@@ -15,6 +15,7 @@ from noesis.cli.options import (
     MethodOption,
     ModelOption,
     ProjectOption,
+    modal_section,
     print_result,
     reserve_stdout,
 )
@@ -101,7 +102,6 @@ def train(
 
     Example: noesis cloud train --epochs 3 --max-usd 5
     """
-    from noesis.cli.cloud_commands import modal_section
     from noesis.core.libraries import silence_libraries
 
     reserve_stdout(as_json)
@@ -143,8 +143,6 @@ def logs(
     import subprocess
     import sys
 
-    from noesis.cli.cloud_commands import modal_section
-
     _, section = modal_section(project)
     more = ["-f"] if follow else []
     raise typer.Exit(subprocess.call([sys.executable, "-m", "modal", "app", "logs", section.app, *more]))
@@ -156,7 +154,6 @@ def stop(project: ProjectOption = None, as_json: JsonOption = False) -> None:
 
     Example: noesis cloud stop
     """
-    from noesis.cli.cloud_commands import modal_section
     from noesis.core.console import say
 
     reserve_stdout(as_json)

@@ -132,6 +132,6 @@ def _say_how_to_leave() -> None:
     if not {"--detach", "-d"} & set(sys.argv):
         say(
             "\n  If you close this terminal or its lid, the run saves and stops; with  "
-            f"modal run --detach scripts/modal_train.py …  or  {command('cloud', 'train', '…')}  it continues."
+            f"modal run --detach scripts/modal_train.py …  or  {command('cloud', 'train')} …  it continues."
         )
     say(f"  Follow it from anywhere:  {command('cloud', 'watch')}")
