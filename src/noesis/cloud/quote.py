@@ -10,7 +10,7 @@ import math
 from dataclasses import replace
 from typing import NamedTuple
 
-from noesis.cloud.request import LOCAL_JUDGE, CloudRequest, gpu_to_rent
+from noesis.cloud.request import CloudRequest, gpu_to_rent
 from noesis.constitution.document import load_constitution
 from noesis.core.config import Config, ModalSection
 from noesis.core.console import duration
@@ -31,6 +31,8 @@ UTILISATION = 0.5  # of the GPU's bandwidth and arithmetic, while it answers and
 BATCH = 32  # conversations answered together
 JUDGE_PARAMETERS, JUDGE_LOADS_S = 7.6e9, 300.0  # Qwen2.5-7B; its start, download included
 PROMPT_TOKENS, REPLY_TOKENS = 2500, 350  # of one question to a judge
+FETCH_MACHINE = (2, 8)  # cores and GiB of the container that fetches the weights
+FETCH_BYTES_PER_S = 2e8
 ORCHESTRATOR = "orchestrator"
 ORCHESTRATOR_MACHINE = (0.25, 1.0)  # cores and GiB of the container that waits
 
@@ -83,20 +85,23 @@ def _with_extra_costs(plan: Plan, extra: list[ExtraCost]) -> Plan:
 
 
 def extra_costs(project: Project, config: Config, request: CloudRequest, plan: Plan) -> list[ExtraCost]:
-    """What a run in the cloud does in addition to the plan's stages: judging epochs, the trial, the orchestrator."""
-    found = []
+    """What a run in the cloud does besides the plan's stages: downloads, judging epochs, trial, orchestrator."""
+    p, served = prices(), bool(request.served_judges)
+    fetching = 2 * (plan.parameters + (JUDGE_PARAMETERS if served else 0)) / FETCH_BYTES_PER_S
+    found = [ExtraCost("fetch weights", fetching, usd_for(None, fetching, 0, FETCH_MACHINE))]
     judging = next(stage for stage in plan.stages if stage.name == "judge")
-    waits = plan.stage_seconds
+    waits = plan.stage_seconds + fetching
     if plan.epochs > 1:
         n = plan.epochs - 1
         found.append(ExtraCost(f"judge {n} epoch{'s' if n > 1 else ''}", n * judging.seconds, n * judging.usd))
-    if any(judge.startswith(LOCAL_JUDGE) for judge in request.judges):
+    if served:
+        probe = CONTAINER_SECONDS + JUDGE_LOADS_S  # while training runs
+        found.append(ExtraCost("try the judge", probe, usd_for(rented_gpu(JUDGE_GPU), probe, 1, JUDGE_MACHINE)))
         seconds = trial_seconds(config, plan, len(read_suite(project.tribunal, "dev")))
         usd = usd_for(rented_gpu(JUDGE_GPU), seconds, 1, JUDGE_MACHINE)
         found.append(ExtraCost("trial, estimated", seconds, usd))
         waits += seconds
     cores, gib = ORCHESTRATOR_MACHINE
-    p = prices()
     return [*found, ExtraCost(ORCHESTRATOR, waits, waits * (cores * p.cpu_core_per_s + gib * p.memory_gib_per_s))]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ class CloudRequest:
     what: the whole run, or with `test` only the judging, with `merge` only the merge
     judges: as typed after --judge, `vllm:MODEL` included
     shards: machines that share the trial's answers
+    judge_problem: why the judges can't judge, for the verdict; the trial is then not held and not paid for
     uploaded: hashes of train and eval as exported where the command was typed; None: nothing was exported there
     """
 
@@ -46,6 +48,7 @@ class CloudRequest:
     judge_secret: str | None = None
     shards: int = 1
     gate: bool = False
+    judge_problem: str | None = None
     uploaded: dict[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -54,6 +57,16 @@ class CloudRequest:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> CloudRequest:
         return cls(**{**value, "gguf": tuple(value["gguf"]), "judges": tuple(value["judges"])})
+
+    @property
+    def served_judges(self) -> tuple[str, ...]:
+        """The models that the run itself serves as judges."""
+        return tuple(spec.removeprefix(LOCAL_JUDGE) for spec in self.judges if spec.startswith(LOCAL_JUDGE))
+
+    @property
+    def remote_judges(self) -> tuple[str, ...]:
+        """The judges at an address."""
+        return tuple(spec for spec in self.judges if not spec.startswith(LOCAL_JUDGE))
 
     @property
     def overrides(self) -> Overrides:
@@ -116,7 +129,12 @@ def request_from_options(
         raise UsageError("--resume, --fresh and --method are for training; --test-only and --merge-only train nothing")
     judges = () if judge == "none" else tuple(judge.split(",")) if judge else section.judges
     for spec in judges:
-        check_judge(spec, section)
+        check_judge(spec)
+    if len(served := [spec for spec in judges if spec.startswith(LOCAL_JUDGE)]) > 1:
+        raise UsageError(
+            f"--judge: the GPU has room for one {LOCAL_JUDGE} model; name {served[0]!r} or {served[1]!r}, "
+            "and other judges by their address"
+        )
     return CloudRequest(
         epochs=epochs,
         what="test" if test_only else "merge" if merge_only else "all",
@@ -137,7 +155,7 @@ def request_from_options(
     )
 
 
-def check_judge(spec: str, section: ModalSection) -> None:
+def check_judge(spec: str) -> None:
     """Refuse a judge that no container could reach.
 
     Raises:
@@ -147,11 +165,6 @@ def check_judge(spec: str, section: ModalSection) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", spec.removeprefix(LOCAL_JUDGE)):
             raise UsageError(
                 f"--judge {spec!r}: name a model on the Hub, for example {LOCAL_JUDGE}Qwen/Qwen2.5-7B-Instruct"
-            )
-        if not any(other.startswith(LOCAL_JUDGE) for other in section.judges):
-            raise UsageError(
-                f"--judge {spec!r}: also put it into training_config.yaml, modal: judges: [{spec}], "
-                "so that the image contains vLLM"
             )
         return
     if spec.startswith("gguf:"):
@@ -180,3 +193,8 @@ def gpu_to_rent(request: CloudRequest, section: ModalSection) -> str | None:
         raise UsageError(f"--gpu {request.gpu} and --gpus {request.gpus} contradict each other")
     gpus = request.gpus or int(count or 1)
     return name if gpus == 1 else f"{name}:{gpus}"
+
+
+def most_gpus(names: Sequence[str]) -> int:
+    """GPUs in the largest of these machines: `["L40S:2", "H100"]` → 2."""
+    return max(int(name.partition(":")[2] or 1) for name in names)

@@ -1,4 +1,4 @@
-"""The order of a run on Modal: train, judging each epoch while the next one trains; judge; merge; summarise.
+"""The order of a run on Modal: prepare; train, judging each epoch while the next one trains; judge; merge; summarise.
 
 It runs in a small container of its own, so the run continues when the machine that started it is switched off. It
 starts Modal functions by name through `FunctionCalls` and waits for them. The calls are recorded in its lease, so after
@@ -9,23 +9,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from noesis.cloud.container.prepare import judge_problem
 from noesis.cloud.container.workspace import CallResult
-from noesis.cloud.request import CloudRequest
+from noesis.cloud.request import LOCAL_JUDGE, CloudRequest
 from noesis.cloud.run_summary import summary_lines
-from noesis.cloud.volume.layout import SUMMARY, guard_volume
+from noesis.cloud.volume.layout import ENDED, FOLDER, SUMMARY, guard_volume
 from noesis.cloud.volume.lease import Lease
 from noesis.cloud.volume.notes import OpenedRun, judged_epoch_file
 from noesis.core.console import say
 from noesis.core.errors import RunError
-from noesis.core.files import write_text
+from noesis.core.files import write_json, write_text
 from noesis.core.project import Project
+from noesis.run.directory import load_run
 from noesis.tribunal.court import Ruling
 
 POLL_S = 10.0
+DEPLOYED = ("judge_served", "probe_judge")  # functions in the judge's app
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,14 @@ class FunctionCalls:
     start: a function's name and its arguments → the call's id
     result: a call's id, seconds to wait → its result, None if it has not ended
     reload, commit: of the volume, as in `ContainerContext`
+    cancel: a call's id → it ends soon, and its container saves
     """
 
     start: Callable[[str, dict[str, Any]], str]
     result: Callable[[str, float], CallResult | None]
     reload: Callable[[], None]
     commit: Callable[[], None]
+    cancel: Callable[[str], None] = lambda call: None
     sleep: Callable[[float], None] = time.sleep
 
 
@@ -59,34 +64,49 @@ def orchestrate(
     except RunError as error:
         return CallResult.failed(error)
     lease.take()
+    (root / FOLDER / ENDED).unlink(missing_ok=True)
     leaving = True
+    orchestrator = _Orchestrator(request, root, project, calls, lease)
     try:
-        result = _Orchestrator(request, root, project, calls, lease).run()
+        result = orchestrator.run()
         calls.reload()
         if result.error is None:
-            lines = summary_lines(root)
+            lines = summary_lines(root, no_trial=result.value["no_trial"])
             write_text(root / SUMMARY, "\n".join(lines) + "\n")
             result = replace(result, value=result.value | {"lines": lines})
+        write_json(root / FOLDER / ENDED, {"error": result.error, "code": result.code})
         leaving = False
         return result
     finally:
+        orchestrator.cancel_calls_apart()
         lease.release(leaving=leaving)
 
 
 @dataclass(frozen=True)
 class _Orchestrator:
-    """One run of the orchestrator, while it holds the lease."""
+    """One run of the orchestrator, while it holds the lease.
+
+    apart: calls under way of functions that are deployed, and not stopped with the app of this orchestrator
+    """
 
     request: CloudRequest
     root: Path
     project: Project | None
     calls: FunctionCalls
     lease: Lease
+    apart: set[str] = field(default_factory=set)
 
     def run(self) -> CallResult:
         """Train, judge, merge: what the request asks for, up to the first error."""
         what, request_json = self.request.what, self.request.to_json()
         ruling: Ruling | None = None
+        prepared = self.call("prepare", {"request": request_json})
+        if prepared.error is not None:
+            return prepared
+        problem = self.request.judge_problem or prepared.value["judge_problem"]
+        probed = what != "merge" and problem is None and bool(self.request.served_judges) and self._trial_is_due()
+        if probed:  # while training runs; a judge that can't start is heard of early
+            self._start("probe", "probe_judge", {"request": request_json})
         if what == "all":
             trained = self.call(
                 "train", {"request": request_json, "ticket": self.lease.holder}, meanwhile=self.judge_trained_epochs
@@ -95,10 +115,19 @@ class _Orchestrator:
                 return trained
             self.judge_trained_epochs()  # what a short training left since the last poll
         if what != "merge":
-            if self.request.shards > 1 and self.request.judges and self.project is not None:
+            if probed:
+                found = self._wait("probe", self.judge_trained_epochs)
+                problem = found.value.get("judge_problem") or (found.error and self._unprobed(found.error))
+            if problem is not None:
+                say(f"  there will be no trial: {problem}")
+            elif self.request.shards > 1 and self.request.judges and self.project is not None:
                 self.answer_in_shards(self.project)
+            request = replace(self.request, judge_problem=problem)
             judged = self.call(
-                "judge", {"request": request_json, "again": what == "test"}, meanwhile=self.judge_trained_epochs
+                "judge",
+                {"request": request.to_json(), "again": what == "test"},
+                function="judge_served" if request.served_judges and problem is None else "judge",
+                meanwhile=self.judge_trained_epochs,
             )
             if judged.error is not None:
                 return judged
@@ -109,12 +138,41 @@ class _Orchestrator:
             if merged.error is not None:
                 return merged
         verdict, code = (None, 0) if ruling is None else (ruling.verdict, ruling.exit_code)
-        return CallResult({"verdict": verdict}, code=code if self.request.gate else 0)
+        return CallResult({"verdict": verdict, "no_trial": problem}, code=code if self.request.gate else 0)
 
-    def call(self, name: str, arguments: dict[str, Any], *, meanwhile: Callable[[], None] = lambda: None) -> CallResult:
-        """The result of the function `name`, which is started unless this orchestrator started it before a restart."""
-        self._start(name, name, arguments)
+    def call(
+        self,
+        name: str,
+        arguments: dict[str, Any],
+        *,
+        function: str | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> CallResult:
+        """The result of the call `name`, which is started unless this orchestrator started it before a restart.
+
+        Args:
+            function: the function that is called, if its name is another.
+        """
+        self._start(name, function or name, arguments)
         return self._wait(name, meanwhile)
+
+    def cancel_calls_apart(self) -> None:
+        """Stop what would go on, and be paid for, without this orchestrator; a restarted one starts it again."""
+        for name in sorted(self.apart):
+            try:
+                self.calls.cancel(self.lease.calls[name])
+            except Exception as error:  # it leaves, whatever happens
+                say(f"  {name} could not be cancelled: {error}")
+            self.lease.remove_call(name)
+
+    def _unprobed(self, why: str) -> str:
+        return judge_problem(LOCAL_JUDGE + self.request.served_judges[0], why)
+
+    def _trial_is_due(self) -> bool:
+        """Whether a trial may have to be held: it is asked for, or the run on the volume has none yet."""
+        if self.request.what == "test" or self.request.fresh or not (self.root / "manifest.json").is_file():
+            return True
+        return not load_run(self.root).is_done("trial")
 
     def judge_trained_epochs(self) -> None:
         """Start judging each epoch that training has finished, except the last, which is judged as the run's own."""
@@ -159,6 +217,8 @@ class _Orchestrator:
         """Start a call under `name`, unless there is one."""
         if name not in self.lease.calls:
             self.lease.add_call(name, self.calls.start(function, arguments))
+        if function in DEPLOYED:
+            self.apart.add(name)
 
     def _wait(self, name: str, meanwhile: Callable[[], None] = lambda: None) -> CallResult:
         """The result of the call `name`; until it ends, the lease is renewed and `meanwhile` called."""
@@ -166,5 +226,6 @@ class _Orchestrator:
             self.calls.reload()
             self.lease.renew()
             meanwhile()
+        self.apart.discard(name)
         self.calls.reload()
         return result

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from noesis.cloud.container.answers import take_answers
+from noesis.cloud.container.prepare import judge_problem
 from noesis.cloud.container.vllm_judge import trial_with_vllm_judge
 from noesis.cloud.container.workspace import (
     CallResult,
@@ -21,11 +22,12 @@ from noesis.cloud.container.workspace import (
     run_guarded,
     staged_run,
 )
-from noesis.cloud.request import LOCAL_JUDGE, CloudRequest
+from noesis.cloud.request import CloudRequest
 from noesis.cloud.volume.layout import ARCHIVE, DATASET
 from noesis.cloud.volume.notes import JudgedEpoch, OpenedRun, judged_epochs
 from noesis.cloud.volume.sync import HEAVY
 from noesis.cloud.volume.uploaded_data import require_upload
+from noesis.core.errors import ModelError
 from noesis.core.files import copy_folder, read_text, write_text
 from noesis.run.directory import Run
 
@@ -146,12 +148,15 @@ def judge(context: ContainerContext, request: CloudRequest, again: bool) -> Call
         with staged_run(context) as run:
             s = reopen_run(run.path, fetch=True)
             run_choose(s, _checkpoint_scorer(s, context, request))
-            result = run_judge(s, again=again).to_json()
-            if request.judges:
+            result = run_judge(s, again=again, no_trial=request.judge_problem).to_json()
+            if request.judges and request.judge_problem is None:
                 if request.shards > 1:
                     take_answers(s, context.root, context.project, request)
-                trial = trial_with_vllm_judge(s, context.project, request, again=again)
-                result = result if trial is None else trial.to_json()
+                try:
+                    result = trial_with_vllm_judge(s, context.project, request, again=again).to_json()
+                except ModelError as error:  # a judge that was probed and failed later
+                    problem = judge_problem(", ".join(request.judges), str(error))
+                    result = run_judge(s, no_trial=problem).to_json()
             return CallResult(result)
 
     return run_guarded(context, work)
@@ -164,8 +169,9 @@ def _checkpoint_scorer(s: RunSession, context: ContainerContext, request: CloudR
     """
     from noesis.pipeline.stages.trial import checkpoint_scorer
 
-    reachable = tuple(judge for judge in request.judges if not judge.startswith(LOCAL_JUDGE))
-    return checkpoint_scorer(s, context.project, reachable) if reachable else None
+    if not request.remote_judges or request.judge_problem is not None:
+        return None
+    return checkpoint_scorer(s, context.project, request.remote_judges)
 
 
 def merge(context: ContainerContext, request: CloudRequest, again: bool) -> CallResult:
