@@ -2,5 +2,6 @@
 
 from .faults import Fault
 from .plane import ControlPlane
+from .rpc_faults import RpcFault, fault_plan
 
-__all__ = ["ControlPlane", "Fault"]
+__all__ = ["ControlPlane", "Fault", "RpcFault", "fault_plan"]
