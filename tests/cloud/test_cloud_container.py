@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from helpers.project import ROOT
 from noesis.cloud.container import orchestrator as order
 from noesis.cloud.container.shards import Shards, do_shard, map_shards
 from noesis.cloud.container.workspace import CallResult, ContainerContext, run_guarded
+from noesis.cloud.limits import CallLimit
 from noesis.cloud.request import CloudRequest, request_from_options
 from noesis.cloud.volume.layout import FOLDER, OPENED
 from noesis.core.config import ModalSection
@@ -31,12 +33,14 @@ class Plays:
     """Functions that end when they are polled for the third time; training leaves an epoch at each poll."""
 
     def __init__(self, root: Path, **results: CallResult) -> None:
-        self.root, self.results, self.started, self.polls = root, results, [], {}
+        self.root, self.results, self.started, self.polls, self.cancelled = root, results, [], {}, []
 
     def calls(self) -> order.FunctionCalls:
-        return order.FunctionCalls(self.start, self.result, lambda: None, lambda: None, sleep=lambda s: None)
+        return order.FunctionCalls(
+            self.start, self.result, self.cancelled.append, lambda: None, lambda: None, sleep=lambda s: None
+        )
 
-    def start(self, name: str, arguments: dict) -> str:
+    def start(self, name: str, arguments: dict, limit: CallLimit) -> str:
         self.started.append(name if name != "judge_epoch" else f"judge epoch_{arguments['epoch']}")
         if name == "train":
             (self.root / FOLDER / OPENED).write_text(
@@ -105,7 +109,7 @@ def test_a_preempted_orchestrator_waits_for_the_same_training(tmp_path: Path, qu
         order.orchestrate(
             asked(),
             tmp_path,
-            order.FunctionCalls(calls.start, preempted, calls.reload, calls.commit, calls.sleep),
+            replace(calls, result=preempted),
             "call",
         )
     assert order.orchestrate(asked(), tmp_path, calls, "call").code == 0

@@ -59,7 +59,7 @@ def in_process(place: ContainerContext, calls: list[str]) -> order.FunctionCalls
     functions["answer_shard"] = answering.answer_shard
     results: dict[str, CallResult] = {}
 
-    def start(name: str, arguments: dict) -> str:
+    def start(name: str, arguments: dict, limit: object) -> str:
         calls.append(name)
         if "request" in arguments:
             arguments = arguments | {"request": CloudRequest.from_json(arguments["request"])}
@@ -67,7 +67,7 @@ def in_process(place: ContainerContext, calls: list[str]) -> order.FunctionCalls
         return f"{name}-{len(calls)}"
 
     return order.FunctionCalls(
-        start, lambda call, seconds: results[call], place.reload, place.commit, sleep=lambda s: None
+        start, lambda call, seconds: results[call], calls.remove, place.reload, place.commit, sleep=lambda s: None
     )
 
 

@@ -27,7 +27,9 @@ def test_a_plan_of_faults_meets_every_call_with_every_kind_and_is_the_same_for_a
     plan = fault_plan(calls, 48)
     assert {(f.rpc, f.caller) for f in plan} == set(calls)
     assert len({(f.status, f.times, f.hang, f.lost) for f in plan}) == len(KINDS)
-    assert [str(f) for f in plan] == [str(f) for f in fault_plan(calls, 48)] != [str(f) for f in fault_plan(calls, 48, 2)]
+    assert (
+        [str(f) for f in plan] == [str(f) for f in fault_plan(calls, 48)] != [str(f) for f in fault_plan(calls, 48, 2)]
+    )
 
 
 def test_an_answer_that_is_lost_is_given_to_the_next_try_and_nothing_is_done_twice(plane: ControlPlane):

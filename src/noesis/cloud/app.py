@@ -8,15 +8,20 @@ when the machine that started it is switched off. Page: https://modal.com/docs/r
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import modal
 
 from noesis.cloud.container import answers, orchestrator, stages
+from noesis.cloud.container.spending import Spending
 from noesis.cloud.container.workspace import CallResult, ContainerContext, run_guarded
 from noesis.cloud.entrypoint import run_from_terminal
+from noesis.cloud.limits import TRIES, CallLimit, call_limit
+from noesis.cloud.patience import PASSING, commit_volume, follow, patiently, reload_volume, result_of
 from noesis.cloud.request import LOCAL_JUDGE, CloudRequest, gpu_to_rent
 from noesis.core.config import TrainingFile, load_config
 from noesis.core.libraries import silence_libraries
@@ -102,6 +107,11 @@ if any(judge.startswith(LOCAL_JUDGE) for judge in settings.modal.judges):
     )
 
 
+def _retries(tries: int) -> modal.Retries:
+    """Being preempted costs none of them."""
+    return modal.Retries(initial_delay=0.0, max_retries=tries - 1)
+
+
 def _machine(cores_gib: tuple[int, int], **more: Any) -> dict[str, Any]:
     """A function's settings: the machine that the quote priced, both volumes, and retries after a preemption."""
     return {
@@ -109,8 +119,8 @@ def _machine(cores_gib: tuple[int, int], **more: Any) -> dict[str, Any]:
         "volumes": {"/data": volume, WEIGHTS: weights},
         "cpu": float(cores_gib[0]),
         "memory": cores_gib[1] * GIB,
-        "timeout": int(settings.modal.timeout_hours * 60 * MINUTES),
-        "retries": modal.Retries(initial_delay=0.0, max_retries=10),
+        "timeout": int(settings.modal.timeout_hours * 60 * MINUTES),  # a call's own follows from its quote
+        "retries": _retries(TRIES),
         "single_use_containers": True,
         **more,
     }
@@ -119,8 +129,15 @@ def _machine(cores_gib: tuple[int, int], **more: Any) -> dict[str, Any]:
 def _context() -> ContainerContext:
     def nothing() -> None: ...
 
-    actions = (volume.reload, volume.commit, weights.commit) if IN_CONTAINER else (nothing, nothing, nothing)
-    return ContainerContext(ROOT, Project(PROJECT), *actions)
+    if not IN_CONTAINER:
+        return ContainerContext(ROOT, Project(PROJECT), nothing, nothing, nothing)
+    return ContainerContext(
+        ROOT,
+        Project(PROJECT),
+        lambda: reload_volume(volume),
+        lambda: commit_volume(volume),
+        lambda: commit_volume(weights),
+    )
 
 
 @app.function(gpu=list(settings.modal.train_gpu), **_machine(TRAIN_MACHINE))
@@ -165,33 +182,49 @@ def conduct(request: dict[str, Any], secrets: list[str]) -> dict[str, Any]:
         "judge": judge,
         "merge": merge,
     }
-    bound = {name: _bound(function, secrets, gpu if name == "train" else None) for name, function in functions.items()}
 
-    def start(name: str, arguments: dict[str, Any]) -> str:
-        return str(bound[name].spawn(**arguments).object_id)
+    def start(name: str, arguments: dict[str, Any], limit: CallLimit) -> str:
+        bound = _bound(functions[name], secrets, gpu if name == "train" else None, limit)
+
+        def spawn() -> str:  # each try has its turn: of two that did start, the later one goes on
+            turn = {"turn": time.time()}
+            asked = {key: value | turn if key == "request" else value for key, value in arguments.items()}
+            return str(bound.spawn(**asked).object_id)
+
+        return patiently(f"start {name}", spawn)
 
     def result(call: str, seconds: float) -> CallResult | None:
         try:
-            return CallResult.from_json(modal.FunctionCall.from_id(call).get(timeout=seconds))
-        except TimeoutError:
+            found = result_of(call, seconds)
+            return None if found is None else CallResult.from_json(found)
+        except PASSING:
+            time.sleep(seconds)
             return None
-        except modal.exception.Error as error:  # it failed for good: timed out, or was killed eleven times
+        except modal.exception.Error as error:  # it failed for good: timed out, or was killed again
             message = f"{type(error).__name__}: {error}; what was finished is kept, and the same command continues"
-            return CallResult(error=message, code=1)
+            return CallResult(error=message, code=1, lost=True)
 
-    calls = orchestrator.FunctionCalls(start, result, context.reload, context.commit)
-    holder = modal.current_function_call_id() or "here"
-    return run_guarded(
-        context, lambda: orchestrator.orchestrate(wanted, ROOT, calls, holder, project=context.project)
-    ).to_json()
+    def cancel(call: str) -> None:
+        patiently("cancel a call", lambda: modal.FunctionCall.from_id(call).cancel(terminate_containers=True))
+
+    def work() -> CallResult:
+        cap = wanted.overrides.configure(context.project).training.budget.max_usd
+        spending = Spending(ROOT, lambda name: call_limit(name, wanted, settings.modal), cap)
+        calls = orchestrator.FunctionCalls(start, result, cancel, context.reload, context.commit)
+        holder = modal.current_function_call_id() or "here"
+        return orchestrator.orchestrate(wanted, ROOT, calls, holder, project=context.project, spending=spending)
+
+    return run_guarded(context, work).to_json()
 
 
-def _bound(function: Any, secrets: list[str], gpu: str | None = None) -> Any:
-    """`function` with the secrets and GPU of this run; without either, as it was declared."""
-    options: dict[str, Any] = {"secrets": [modal.Secret.from_name(name) for name in secrets]} if secrets else {}
+def _bound(function: Any, secrets: list[str], gpu: str | None, limit: CallLimit) -> Any:
+    """`function` with the secrets and GPU of this run, and its time-out and tries."""
+    options: dict[str, Any] = {"timeout": math.ceil(limit.timeout_s), "retries": _retries(limit.tries)}
+    if secrets:
+        options["secrets"] = [modal.Secret.from_name(name) for name in secrets]
     if gpu is not None:
         options["gpu"] = gpu
-    return function.with_options(**options) if options else function
+    return function.with_options(**options)
 
 
 @app.local_entrypoint()
@@ -223,7 +256,9 @@ def main(
     run_from_terminal(
         Project(PROJECT),
         settings.modal,
-        lambda request, secrets: CallResult.from_json(conduct.spawn(request.to_json(), secrets).get()),
+        lambda request, secrets: CallResult.from_json(
+            follow(lambda: str(conduct.spawn(request.to_json(), secrets).object_id))
+        ),
         dry_run=dry_run,
         options=options,
     )

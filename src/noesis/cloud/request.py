@@ -27,6 +27,8 @@ class CloudRequest:
     judges: as typed after --judge, `vllm:MODEL` included
     shards: machines that share the trial's answers
     uploaded: hashes of train and eval as exported where the command was typed; None: nothing was exported there
+    seconds: quoted for each function; None: nothing was quoted
+    turn: when the orchestrator started the call that gets this, in Unix time
     """
 
     epochs: int | None = None
@@ -46,6 +48,8 @@ class CloudRequest:
     shards: int = 1
     gate: bool = False
     uploaded: dict[str, str] | None = None
+    seconds: dict[str, float] | None = None
+    turn: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

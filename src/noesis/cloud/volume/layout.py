@@ -4,7 +4,7 @@
 /dataset/                                    the uploaded export
 /runs/NAME/                                  older runs
 /summary.txt                                 what the last run left
-/.cloud/                                     lease.json, opened.json: who works here
+/.cloud/                                     lease.json, opened.json, charges.json, writers/: who works here
 /tribunal/epochs/, /tribunal/shards/         what parallel containers leave
 """
 
@@ -21,6 +21,8 @@ SUMMARY = "summary.txt"
 FOLDER = ".cloud"
 LEASE = "lease.json"  # in FOLDER
 OPENED = "opened.json"  # in FOLDER
+CHARGES = "charges.json"  # in FOLDER: containers that were paid for and left nothing in the ledger
+WRITERS = "writers"  # in FOLDER: a heartbeat for each container that writes the run
 EPOCHS = "tribunal/epochs"
 SHARDS = "tribunal/shards"
 

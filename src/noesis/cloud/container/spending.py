@@ -1,0 +1,105 @@
+"""What a run has cost and may still cost, as the orchestrator sees it: no call starts whose worst case the cap forbids.
+
+The containers meter themselves in the run's ledger. One that hung or was killed may have left nothing there, so it is
+charged in full in /.cloud/charges.json, which the next container that writes the run books.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from noesis.cloud.limits import CallLimit, within
+from noesis.cloud.volume.layout import CHARGES, FOLDER
+from noesis.core.errors import NoesisError
+from noesis.core.files import write_json
+from noesis.run.directory import load_run
+from noesis.run.ledger import LedgerEntry, total, unrecorded_cost
+
+
+def read_charges(root: Path) -> tuple[LedgerEntry, ...]:
+    """What was charged for containers and is in no ledger yet."""
+    try:
+        rows = json.loads((root / FOLDER / CHARGES).read_text(encoding="utf-8"))
+        return tuple(LedgerEntry.from_json(row) for row in rows)
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return ()
+
+
+def write_charges(root: Path, charges: tuple[LedgerEntry, ...]) -> None:
+    write_json(root / FOLDER / CHARGES, [entry.to_json() for entry in charges])
+
+
+def metered_usd(root: Path) -> float:
+    """USD that the run on the volume has cost, with what a container that still works has published."""
+    try:
+        run = load_run(root)
+    except (NoesisError, OSError):
+        return 0.0  # there is no run yet
+    entries = list(run.manifest.ledger)
+    working = unrecorded_cost(root, entries)
+    known = {entry.id for entry in entries}
+    charged = [entry for entry in read_charges(root) if entry.id not in known]
+    return total([*entries, *([working] if working else []), *charged])[0]
+
+
+@dataclass
+class Reservation:
+    """A call in flight, and what it may cost."""
+
+    limit: CallLimit
+    began: float
+    metered_usd: float
+
+
+@dataclass
+class Spending:
+    """The calls in flight, and what the cap leaves beside them.
+
+    Args:
+        limit_of: the limit of a call by its function's name.
+        cap_usd: None: there is no cap.
+    """
+
+    root: Path
+    limit_of: Callable[[str], CallLimit]
+    cap_usd: float | None
+    clock: Callable[[], float] = time.time
+    reserved: dict[str, Reservation] = field(default_factory=dict)
+
+    def reserve(self, name: str, function: str, *, running: bool = False) -> CallLimit:
+        """The limit under which the call `name` may start.
+
+        Args:
+            running: it was started before a restart of the orchestrator.
+
+        Raises:
+            CapError: what the cap leaves does not pay for it.
+        """
+        metered = metered_usd(self.root)
+        limit = self.limit_of(function)
+        if self.cap_usd is not None and not running:
+            limit = within(limit, self.cap_usd - metered - sum(r.limit.usd for r in self.reserved.values()), name)
+        self.reserved[name] = Reservation(limit, self.clock(), metered)
+        return limit
+
+    def seconds(self, name: str) -> float:
+        """How long the call has been waited for."""
+        return self.clock() - self.reserved[name].began
+
+    def settle(self, name: str, call: str, *, lost: bool) -> None:
+        """The call has ended; one that is lost, without a result, is charged for what the ledger does not show."""
+        done = self.reserved.pop(name, None)
+        if done is None or not lost:
+            return
+        seconds = min(self.clock() - done.began, done.limit.seconds)
+        usd = seconds * done.limit.usd_per_s - max(metered_usd(self.root) - done.metered_usd, 0.0)
+        if usd > 0 and math.isfinite(usd):
+            started = datetime.fromtimestamp(done.began, UTC).isoformat(timespec="seconds")
+            entry = LedgerEntry(call, name, started, done.limit.usd_per_s, round(seconds, 2), round(usd, 6), "killed")
+            write_charges(self.root, (*read_charges(self.root), entry))
