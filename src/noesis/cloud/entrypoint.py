@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import modal
 
 from noesis.cloud.container.workspace import CallResult
 from noesis.cloud.modal_errors import explained, no_token
-from noesis.cloud.quote import quote_lines
+from noesis.cloud.quote import quote_lines, quoted_seconds
 from noesis.cloud.request import CloudRequest, request_from_options
 from noesis.cloud.volume.uploaded_data import exported_hashes
 from noesis.core.config import ModalSection
@@ -55,7 +56,11 @@ def _run(project: Project, section: ModalSection, start: Start, *, dry_run: bool
     if dry_run:
         say("\nNothing was started. The same command without --dry-run starts the run.")
         return 0
-    request = CloudRequest.from_json(request.to_json() | {"uploaded": exported_hashes(project.exports)})
+    request = replace(
+        request,
+        uploaded=exported_hashes(project.exports),
+        seconds=quoted_seconds(project, config, request, section) if request.what == "all" else None,
+    )
     with explained(section):
         secrets = _secrets(request, section)
         _say_how_to_leave()

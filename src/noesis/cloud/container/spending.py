@@ -7,19 +7,20 @@ charged in full in /.cloud/charges.json, which the next container that writes th
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from noesis.cloud.limits import CallLimit, within
+from noesis.cloud.limits import CallLimit, orchestrator_limit, within
 from noesis.cloud.volume.layout import CHARGES, FOLDER
 from noesis.core.errors import NoesisError
 from noesis.core.files import write_json
 from noesis.run.directory import load_run
 from noesis.run.ledger import LedgerEntry, total, unrecorded_cost
+
+WRITERS = ("train", "judge", "merge")  # what they cost is in the ledger as soon as they publish
 
 
 def read_charges(root: Path) -> tuple[LedgerEntry, ...]:
@@ -35,8 +36,12 @@ def write_charges(root: Path, charges: tuple[LedgerEntry, ...]) -> None:
     write_json(root / FOLDER / CHARGES, [entry.to_json() for entry in charges])
 
 
-def metered_usd(root: Path) -> float:
-    """USD that the run on the volume has cost, with what a container that still works has published."""
+def metered_usd(root: Path, *, charges: bool = True) -> float:
+    """USD that the run on the volume has cost, with what a container that still works has published.
+
+    Args:
+        charges: with those that no ledger has yet.
+    """
     try:
         run = load_run(root)
     except (NoesisError, OSError):
@@ -44,7 +49,7 @@ def metered_usd(root: Path) -> float:
     entries = list(run.manifest.ledger)
     working = unrecorded_cost(root, entries)
     known = {entry.id for entry in entries}
-    charged = [entry for entry in read_charges(root) if entry.id not in known]
+    charged = [entry for entry in read_charges(root) if charges and entry.id not in known]
     return total([*entries, *([working] if working else []), *charged])[0]
 
 
@@ -71,6 +76,11 @@ class Spending:
     cap_usd: float | None
     clock: Callable[[], float] = time.time
     reserved: dict[str, Reservation] = field(default_factory=dict)
+    beside_usd: float = 0.0  # of epochs and shards: in the ledger only when judging or merging has booked them
+    began: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.began = self.clock()
 
     def reserve(self, name: str, function: str, *, running: bool = False) -> CallLimit:
         """The limit under which the call `name` may start.
@@ -81,11 +91,15 @@ class Spending:
         Raises:
             CapError: what the cap leaves does not pay for it.
         """
-        metered = metered_usd(self.root)
         limit = self.limit_of(function)
         if self.cap_usd is not None and not running:
-            limit = within(limit, self.cap_usd - metered - sum(r.limit.usd for r in self.reserved.values()), name)
-        self.reserved[name] = Reservation(limit, self.clock(), metered)
+            limits = [limit, *(r.limit for r in self.reserved.values())]
+            own = (self.clock() - self.began + max(each.seconds for each in limits)) * orchestrator_limit().usd_per_s
+            left = (
+                self.cap_usd - metered_usd(self.root) - self.beside_usd - own - sum(other.usd for other in limits[1:])
+            )
+            limit = within(limit, left, name)
+        self.reserved[name] = Reservation(limit, self.clock(), metered_usd(self.root, charges=False))
         return limit
 
     def seconds(self, name: str) -> float:
@@ -95,11 +109,15 @@ class Spending:
     def settle(self, name: str, call: str, *, lost: bool) -> None:
         """The call has ended; one that is lost, without a result, is charged for what the ledger does not show."""
         done = self.reserved.pop(name, None)
-        if done is None or not lost:
+        if done is None:
             return
         seconds = min(self.clock() - done.began, done.limit.seconds)
-        usd = seconds * done.limit.usd_per_s - max(metered_usd(self.root) - done.metered_usd, 0.0)
-        if usd > 0 and math.isfinite(usd):
+        usd = seconds * done.limit.usd_per_s
+        if name in WRITERS:
+            usd -= max(metered_usd(self.root, charges=False) - done.metered_usd, 0.0)
+        elif not lost:
+            self.beside_usd += usd
+        if lost and usd > 0:
             started = datetime.fromtimestamp(done.began, UTC).isoformat(timespec="seconds")
             entry = LedgerEntry(call, name, started, done.limit.usd_per_s, round(seconds, 2), round(usd, 6), "killed")
             write_charges(self.root, (*read_charges(self.root), entry))

@@ -168,9 +168,9 @@ def publishing(
             if not sync.is_due() and time.monotonic() - last < publish_s:
                 continue
             try:
-                sync.publish()
                 if writer is not None:
-                    writer.beat()
+                    writer.beat()  # first, since a newer container may have taken over meanwhile
+                sync.publish()
             except Exception as error:  # whatever it is, it must not end this thread in silence
                 if isinstance(error, SupersededError) or (writer is not None and writer.clock() > writer.until):
                     stopped.append(error)
