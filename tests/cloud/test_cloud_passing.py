@@ -226,6 +226,7 @@ def test_work_that_could_not_be_kept_is_interrupted_with_the_reason(tmp_path: Pa
     own = Writer(tmp_path / "volume", lambda: None, lambda: None, clock=clock)
     sync = a_sync(tmp_path, commit)
     own.take()
+    own.commit = commit
     clock.now += LASTS_S + 1
     with pytest.raises(RunError, match="could not write"), publishing(sync, own, check_s=0.01, publish_s=0.01):
         time.sleep(30)

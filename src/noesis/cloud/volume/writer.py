@@ -158,9 +158,10 @@ class Writer:
         return WriterRecord(self.id, self.turn, self.began, self.source, until)
 
     def _write(self, lasts: float) -> None:
-        self.until = self.clock() + lasts
-        write_json(self.root / FOLDER / WRITERS / f"{self.id}.json", asdict(self._record(self.until)))
+        until = self.clock() + lasts
+        write_json(self.root / FOLDER / WRITERS / f"{self.id}.json", asdict(self._record(until)))
         self.commit()
+        self.until = until
 
 
 def this_input() -> str:
