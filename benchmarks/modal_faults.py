@@ -25,9 +25,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # helpers/
 
-from helpers.modal_campaign import Campaign
 from helpers.modal_guide import make_clone
 from helpers.modal_local import Fault, RpcFault, fault_plan
+from helpers.modal_local.toys.campaign import Campaign
 
 CAP_USD = 90.0
 
@@ -48,8 +48,8 @@ def main() -> int:
         container_fault(i) if i % 10 == 9 else fault
         for i, fault in enumerate(fault_plan(campaign.calls, arguments.faults, arguments.seed))
     ]
-    chosen = [(i, plan[i]) for i in range(int(part) - 1, len(plan), int(parts))]
-    rows = []
+    first, end = ((int(part) - 1 + more) * len(plan) // int(parts) for more in (0, 1))
+    chosen = list(enumerate(plan))[first:end]
 
     def one(numbered: tuple[int, RpcFault | Fault]) -> dict[str, Any]:
         number, fault = numbered

@@ -8,8 +8,8 @@ import pytest
 from grpclib import Status
 
 from helpers.modal_local import ControlPlane, Fault, RpcFault, fault_plan
-from helpers.modal_local.rpc_faults import KINDS
-from helpers.modal_local.toy import toy
+from helpers.modal_local.faults.calls import KINDS
+from helpers.modal_local.toys.run import toy
 
 pytestmark = [pytest.mark.slow, pytest.mark.timing]
 

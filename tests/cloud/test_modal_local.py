@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from helpers.modal_local import ControlPlane, Fault
-from helpers.modal_local.toy import TOY, toy
+from helpers.modal_local.toys.run import TOY, toy
 
 pytestmark = pytest.mark.slow
 

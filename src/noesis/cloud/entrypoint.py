@@ -11,6 +11,7 @@ import modal
 
 from noesis.cloud.container.workspace import CallResult
 from noesis.cloud.modal_errors import explained, no_token
+from noesis.cloud.patience import patiently
 from noesis.cloud.quote import quote_lines, quoted_seconds
 from noesis.cloud.request import CloudRequest, request_from_options
 from noesis.cloud.volume.uploaded_data import exported_hashes
@@ -89,12 +90,12 @@ def _secrets(request: CloudRequest, section: ModalSection) -> list[str]:
     found = []
     if _is_on_the_hub(request.model):
         try:
-            modal.Secret.from_name(section.secret, required_keys=["HF_TOKEN"]).hydrate()
+            patiently("find a secret", modal.Secret.from_name(section.secret, required_keys=["HF_TOKEN"]).hydrate)
         except (modal.exception.NotFoundError, modal.exception.InvalidError):
             raise no_token(section) from None
         found.append(section.secret)
     if request.judge_secret:
-        modal.Secret.from_name(request.judge_secret).hydrate()
+        patiently("find a secret", modal.Secret.from_name(request.judge_secret).hydrate)
         found.append(request.judge_secret)
     return found
 

@@ -24,12 +24,11 @@ from modal_proto import api_pb2
 from . import tasks as containers
 from .apps import LIVE, App, Apps
 from .blobs import Mounts, Store
-from .faults import Fault, Faults
+from .faults import Fault, Faults, RpcFault, RpcFaults
 from .functions import RESULT, Function, Functions, Input
 from .hub import Hub
 from .isolation import CHECKOUT, choose
 from .rpc import Call, Tokens, servicer
-from .rpc_faults import RpcFault, RpcFaults
 from .tasks import Containers, Task
 from .volumes import Volumes
 

@@ -24,7 +24,7 @@ FILES = (
     "gguf/noesis-philosopher-v1-f16.gguf",
     "report.html",
 )
-TOY_STAGES = Path(__file__).with_name("modal_local") / "toy_stages.py"
+TOY_STAGES = Path(__file__).with_name("stages.py")
 SPEED = 20.0  # of its clocks, and of the plane's
 BUSY = "another run is using this volume"
 

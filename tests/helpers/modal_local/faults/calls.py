@@ -12,7 +12,7 @@ from typing import Any
 
 from grpclib import Status
 
-from .rpc import refuse
+from ..rpc import refuse
 
 COMMAND_LINE = "command line"  # who calls, where it is no container
 SDK_TRIES = 4  # of most calls: the first, and three more after a status that the SDK takes for a passing one

@@ -9,7 +9,7 @@ import signal
 from dataclasses import dataclass
 from typing import Any
 
-from .tasks import Task
+from ..tasks import Task
 
 
 @dataclass

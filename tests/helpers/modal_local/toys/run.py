@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from .plane import ControlPlane
+from ..plane import ControlPlane
 
 TOY = Path(__file__).with_name("toy_app.py")
 
