@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,16 @@ from helpers.project import ROOT
 from noesis.cloud.container import answers, spending
 from noesis.cloud.container import orchestrator as order
 from noesis.cloud.container.shards import Shards
-from noesis.cloud.container.workspace import CallResult
+from noesis.cloud.container.workspace import BESIDE, CallResult, ContainerContext, staged_run
 from noesis.cloud.limits import QUEUE_S, TRIES, CallLimit, call_limit, orchestrator_limit, price_of, worst_case
 from noesis.cloud.request import CloudRequest, request_from_options
 from noesis.cloud.volume.layout import FOLDER, OPENED
-from noesis.core.config import ModalSection
+from noesis.core.config import ModalSection, load_config
 from noesis.core.files import write_json
 from noesis.core.project import Project
+from noesis.run.directory import load_run, open_run
 from noesis.run.ledger import LedgerEntry
+from noesis.run.manifest import Identity
 
 SECTION = ModalSection()
 QUOTED = {"train": 1200.0, "judge_epoch": 140.0, "judge": 3000.0, "answer_shard": 1400.0, "merge": 1400.0}
@@ -168,3 +171,28 @@ def test_what_was_charged_is_read_back_and_damage_is_nothing(tmp_path: Path):
     for text in ("{", "7", '[{"stage": 1}]', '[{"stage": "x", "seconds": 1, "usd": -1}]', "[[]]"):
         (tmp_path / FOLDER / "charges.json").write_text(text, encoding="utf-8")
         assert spending.read_charges(tmp_path) == ()
+
+
+def test_starts_downloads_and_hung_containers_are_in_the_ledger_once(tmp_path: Path):
+    config = load_config(Project(ROOT))
+    open_run(tmp_path, Identity("c", "d", "k", "someone/else", "r"), config, archive_to=tmp_path / "runs")
+    hung = LedgerEntry("fc-1", "train", "2026-11-27T10:00:00+00:00", 0.001, 10.0, 0.01, "killed")
+    spending.write_charges(tmp_path, (hung,))
+    assert spending.metered_usd(tmp_path) == 0.01
+
+    def nothing() -> None: ...
+
+    for times in (1, 2):
+        began = time.monotonic() - 100.0
+        context = ContainerContext(tmp_path, Project(ROOT), nothing, nothing, nothing, began)
+        with staged_run(context) as run:
+            run.usd_per_s = 0.01
+            run.perform("plan", dict, list, again=True)
+        ledger = load_run(tmp_path).manifest.ledger
+        beside = [entry for entry in ledger if entry.stage == BESIDE]
+        assert len(beside) == times
+        assert 100.0 <= beside[-1].seconds < 160.0
+        assert beside[-1].usd == pytest.approx(0.01 * beside[-1].seconds, abs=0.001)
+        assert ledger.count(hung) == 1
+        assert spending.read_charges(tmp_path) == ()
+    assert spending.metered_usd(tmp_path) == pytest.approx(sum(entry.usd for entry in ledger), abs=1e-6)

@@ -9,14 +9,20 @@ from pathlib import Path
 import modal
 import pytest
 
+from helpers.project import ROOT
 from noesis.cloud import patience
 from noesis.cloud.container.orchestrator import POLL_S
+from noesis.cloud.container.workspace import ContainerContext, staged_run
 from noesis.cloud.patience import LONGEST_PAUSE_S, PATIENCE_S, commit_volume, patiently, reload_volume
 from noesis.cloud.volume import lease, writer
 from noesis.cloud.volume.lease import Lease
 from noesis.cloud.volume.sync import VolumeSync, publishing
 from noesis.cloud.volume.writer import BEAT_S, GRACE_S, LASTS_S, OpenFilesError, SupersededError, Writer
+from noesis.core.config import load_config
 from noesis.core.errors import RunError
+from noesis.core.project import Project
+from noesis.run.directory import open_run
+from noesis.run.manifest import Identity
 
 PASSING = [
     modal.exception.ConnectionError("lost"),
@@ -180,6 +186,17 @@ def test_no_command_starts_while_a_container_of_an_earlier_one_writes(tmp_path: 
     new().take()
     (tmp_path / ".cloud" / "writers" / "damaged.json").write_text('{"until": "x"}', encoding="utf-8")
     assert [record.id for record in writer.writers(tmp_path)] == [unattended.id]
+
+
+def test_a_container_that_may_not_begin_keeps_nobody_out(tmp_path: Path):
+    first = Writer(tmp_path, lambda: None, lambda: None, 1.0)
+    first.take()
+    context = ContainerContext(tmp_path, Project(ROOT), lambda: None, lambda: None, lambda: None)
+    open_run(tmp_path, Identity("c", "d", "k", "m", "r"), load_config(Project(ROOT)), archive_to=tmp_path / "runs")
+    with pytest.raises(SupersededError), staged_run(context, turn=0.5):
+        pass  # the other's turn is later
+    first.leave()
+    assert writer.seconds_of_writers(tmp_path, time.time()) <= 0
 
 
 # --- publishing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from grpclib import Status
@@ -54,3 +55,18 @@ def test_gpus_are_limited_cards_come_late_and_a_preempted_input_may_run_twice_at
     assert second.started_at - first.started_at > 0.3
     assert (plane.volume("toy-data") / "step").read_text() == "5"
     assert plane.definition("look").gpu_count == 1
+
+
+def test_volume_get_into_a_missing_folder_writes_all_files_into_one_and_says_it_finished(
+    plane: ControlPlane, tmp_path: Path
+):
+    for name in ("a", "b"):
+        (plane.volume("toy-data") / "in").mkdir(exist_ok=True)
+        (plane.volume("toy-data") / "in" / name).write_text(name)
+    target = tmp_path / "missing"
+    done = plane.modal("volume", "get", "toy-data", "/in", target)
+    assert (done.returncode, target.is_file()) == (0, True), done.stderr
+    target.unlink()
+    target.mkdir()
+    plane.modal("volume", "get", "toy-data", "/in", target, check=True)
+    assert (target / "in" / "b").read_text() == "b"

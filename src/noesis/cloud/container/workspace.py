@@ -132,8 +132,12 @@ def staged_run(context: ContainerContext, turn: float = 0.0, *, link: tuple[str,
     with tempfile.TemporaryDirectory(prefix="noesis-") as folder:
         sync = VolumeSync(context.root, Path(folder) / name, context.commit)
         writer = Writer(context.root, context.commit, context.reload, turn, this_input())
-        writer.take()
-        sync.bring(link=link)
+        try:
+            writer.take()
+            sync.bring(link=link)
+        except BaseException:
+            writer.leave()
+            raise
         with publishing(sync, writer), _metered(context, sync.local):
             yield load_run(sync.local)
 

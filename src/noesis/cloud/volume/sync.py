@@ -191,7 +191,10 @@ def publishing(
     finally:
         done.set()
         thread.join()
-        if writer is None or writer.may_publish():
+        if writer is None:
             sync.publish()
-            if writer is not None:
+        elif writer.may_publish():
+            try:
+                sync.publish()
+            finally:
                 writer.leave()

@@ -98,6 +98,7 @@ class Writer:
         """
         self.began = self.clock()
         self._write(LASTS_S)
+        self.require_newest()
         said = False
         while (left := self._seconds_of_older()) > 0:
             if not said:
