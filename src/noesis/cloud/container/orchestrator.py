@@ -243,13 +243,19 @@ class _Orchestrator:
 
     def _give_up(self, name: str, call: str) -> CallResult:
         waited = duration(self.spending.seconds(name))
-        self.calls.cancel(call)
+        self._cancel(name, call)
         return CallResult(
             error=f"{name} did not end within {waited} and was cancelled: there may have been no card. "
             "What was finished is kept, and the same command continues",
             code=1,
             lost=True,
         )
+
+    def _cancel(self, name: str, call: str) -> None:
+        try:
+            self.calls.cancel(call)
+        except NoesisError as error:
+            say(f"  {name} could not be cancelled and ends by itself: {error}")
 
     def cancel_all(self) -> bool:
         """Stop the calls that have not ended: nobody would wait for them.
@@ -259,10 +265,7 @@ class _Orchestrator:
         """
         left = [(name, self.lease.calls[name]) for name in self.spending.reserved if name in self.lease.calls]
         for name, call in left:
-            try:
-                self.calls.cancel(call)
-            except NoesisError as error:
-                say(f"  {name} could not be cancelled and ends by itself: {error}")
+            self._cancel(name, call)
             self.spending.settle(name, call, lost=True)
             self.lease.calls.pop(name)
         return bool(left)
