@@ -53,7 +53,7 @@ def main() -> int:
 
     def one(numbered: tuple[int, RpcFault | Fault]) -> dict[str, Any]:
         number, fault = numbered
-        outcome = campaign.run(fault, overlap=True)
+        outcome = campaign.run(fault, overlap=True, dispatch_delay=10.0)
         row = {"number": number, "fault": str(fault), "met": fault.struck, **vars(outcome)}
         print(f"{number:4} {outcome.end:5} {outcome.usd:6.2f} USD {outcome.seconds:5.0f} s  {fault}", flush=True)
         if outcome.said:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from helpers.modal_guide import RUN, TOKEN, VOLUME
 from helpers.modal_local import ControlPlane, Fault, RpcFault
+from helpers.modal_local.patches import NO_FOLDER_SYNC
 from noesis.cloud.limits import orchestrator_limit, price_of
 from noesis.cloud.request import request_from_options
 from noesis.core.config import ModalSection
@@ -24,7 +25,7 @@ FILES = (
     "gguf/noesis-philosopher-v1-f16.gguf",
     "report.html",
 )
-TOY_STAGES = Path(__file__).with_name("stages.py")
+TOY_STAGES = Path(__file__).with_name("stages.py").read_text(encoding="utf-8") + NO_FOLDER_SYNC
 SPEED = 20.0  # of its clocks, and of the plane's
 BUSY = "another run is using this volume"
 
@@ -113,7 +114,7 @@ class Campaign:
     def _plane(self) -> ControlPlane:
         plane = ControlPlane(hidden=[self.clone])
         plane.speed, plane.scaledown = SPEED, 0.1
-        plane.extra_files["/root/sitecustomize.py"] = TOY_STAGES.read_text(encoding="utf-8")
+        plane.extra_files["/root/sitecustomize.py"] = TOY_STAGES
         plane.secret("huggingface-token", HF_TOKEN=TOKEN)
         shutil.copytree(self.clone / "data" / "training" / "exports", plane.volume(VOLUME) / "dataset")
         return plane
