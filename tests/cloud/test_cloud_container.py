@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from helpers.project import ROOT
 from noesis.cloud.container import orchestrator as order
 from noesis.cloud.container.shards import Shards, do_shard, map_shards
 from noesis.cloud.container.workspace import CallResult, ContainerContext, run_guarded
+from noesis.cloud.limits import CallLimit
 from noesis.cloud.request import CloudRequest, request_from_options
-from noesis.cloud.volume.layout import FOLDER, OPENED
+from noesis.cloud.volume.layout import FOLDER, LEASE, OPENED
+from noesis.cloud.volume.lease import LeaseRecord
 from noesis.core.config import ModalSection
 from noesis.core.errors import RunError, UsageError
 from noesis.core.project import Project
@@ -38,10 +41,10 @@ class Plays:
 
     def calls(self) -> order.FunctionCalls:
         return order.FunctionCalls(
-            self.start, self.result, lambda: None, lambda: None, self.cancelled.append, sleep=lambda s: None
+            self.start, self.result, self.cancelled.append, lambda: None, lambda: None, sleep=lambda s: None
         )
 
-    def start(self, name: str, arguments: dict) -> str:
+    def start(self, name: str, arguments: dict, limit: CallLimit) -> str:
         self.started.append(name if name != "judge_epoch" else f"judge epoch_{arguments['epoch']}")
         self.asked[name] = arguments
         if name == "train":
@@ -79,7 +82,7 @@ def test_epochs_are_judged_beside_and_the_verdict_is_the_exit_code_only_where_as
     old.parent.mkdir(parents=True)
     old.write_text("", encoding="utf-8")
     assert order.orchestrate(asked(gate=True), tmp_path, plays.calls(), "call").code == 3
-    assert plays.started == ["prepare", *SERVED[:1], "train", "judge epoch_0", "judge epoch_1", *SERVED[1:], "merge"]
+    assert plays.started == ["prepare", "train", *SERVED[:1], "judge epoch_0", "judge epoch_1", *SERVED[1:], "merge"]
     assert order.orchestrate(asked(), tmp_path, Plays(tmp_path).calls(), "call-2").code == 0
 
 
@@ -116,7 +119,7 @@ def test_a_preempted_orchestrator_waits_for_the_same_training(tmp_path: Path, qu
         order.orchestrate(
             asked(),
             tmp_path,
-            order.FunctionCalls(calls.start, preempted, calls.reload, calls.commit, sleep=calls.sleep),
+            replace(calls, result=preempted),
             "call",
         )
     assert order.orchestrate(asked(), tmp_path, calls, "call").code == 0
@@ -151,9 +154,22 @@ def test_missing_weights_end_the_run_before_a_card_is_rented(tmp_path: Path):
 def test_what_runs_in_the_judges_own_app_is_cancelled_when_the_orchestrator_leaves(tmp_path: Path):
     """Calls of a deployed function are not stopped with the app of `modal run`, and would be paid for to their end."""
     plays = Plays(tmp_path, train=CallResult(error="out of memory", code=1))
-    plays.polls["probe_judge-2"] = -100  # still under way
+    plays.polls["probe_judge-3"] = -100  # still under way
     assert order.orchestrate(asked(), tmp_path, plays.calls(), "call").code == 1
-    assert plays.cancelled == ["probe_judge-2"]
+    assert plays.cancelled == ["probe_judge-3", "judge_epoch-4", "judge_epoch-5"]
+
+    stopped = Plays(tmp_path)  # Ctrl-C stops the app of `modal run`; after a preemption training is waited for again
+    calls = stopped.calls()
+
+    def result(call: str, seconds: float) -> CallResult | None:
+        if call.startswith("train"):
+            raise KeyboardInterrupt
+        return stopped.result(call, seconds)
+
+    with pytest.raises(KeyboardInterrupt):
+        order.orchestrate(asked(), tmp_path, replace(calls, result=result), "call-2")
+    assert stopped.cancelled == ["probe_judge-3"]
+    assert set(LeaseRecord.parse((tmp_path / FOLDER / LEASE).read_text()).calls) == {"prepare", "train"}
 
 
 def test_what_goes_wrong_in_a_container_is_a_result_and_what_takes_it_away_is_not(tmp_path: Path):

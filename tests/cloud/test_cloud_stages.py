@@ -62,7 +62,7 @@ def in_process(place: ContainerContext, calls: list[str]) -> order.FunctionCalls
     functions |= {"prepare": preparation.prepare, "probe_judge": preparation.probe_judge}
     results: dict[str, CallResult] = {}
 
-    def start(name: str, arguments: dict) -> str:
+    def start(name: str, arguments: dict, limit: object) -> str:
         calls.append(name)
         if "request" in arguments:
             arguments = arguments | {"request": CloudRequest.from_json(arguments["request"])}
@@ -70,7 +70,7 @@ def in_process(place: ContainerContext, calls: list[str]) -> order.FunctionCalls
         return f"{name}-{len(calls)}"
 
     return order.FunctionCalls(
-        start, lambda call, seconds: results[call], place.reload, place.commit, sleep=lambda s: None
+        start, lambda call, seconds: results[call], calls.remove, place.reload, place.commit, sleep=lambda s: None
     )
 
 

@@ -8,8 +8,10 @@ when the machine that started it is switched off. Page: https://modal.com/docs/r
 
 from __future__ import annotations
 
+import math
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ import modal
 
 from noesis.cloud.container import answers, orchestrator, stages
 from noesis.cloud.container import prepare as preparation
+from noesis.cloud.container.spending import Spending
 from noesis.cloud.container.workspace import CallResult, ContainerContext, run_guarded
 from noesis.cloud.entrypoint import run_from_terminal
-from noesis.cloud.quote import FETCH_MACHINE
+from noesis.cloud.limits import FETCH_MACHINE, ORCHESTRATOR_MACHINE, TRIES, CallLimit, call_limit
+from noesis.cloud.patience import PASSING, cancel_call, commit_volume, follow, patiently, reload_volume, result_of
 from noesis.cloud.request import CloudRequest, gpu_to_rent, most_gpus
 from noesis.core.config import TrainingFile, load_config
 from noesis.core.console import guard_terminal
@@ -117,15 +121,20 @@ vllm_image = _with_sources(
 )
 
 
-def _machine(cores_gib: tuple[int, int], **more: Any) -> dict[str, Any]:
+def _retries(tries: int) -> modal.Retries:
+    """Being preempted costs none of them."""
+    return modal.Retries(initial_delay=0.0, max_retries=tries - 1)
+
+
+def _machine(cores_gib: tuple[float, float], **more: Any) -> dict[str, Any]:
     """A function's settings: the machine that the quote priced, both volumes, and retries after a preemption."""
     return {
         "image": image,
         "volumes": {"/data": volume, WEIGHTS: weights},
         "cpu": float(cores_gib[0]),
-        "memory": cores_gib[1] * GIB,
-        "timeout": int(settings.modal.timeout_hours * 60 * MINUTES),
-        "retries": modal.Retries(initial_delay=0.0, max_retries=10),
+        "memory": int(cores_gib[1] * GIB),
+        "timeout": int(settings.modal.timeout_hours * 60 * MINUTES),  # a call's own follows from its quote
+        "retries": _retries(TRIES),
         "single_use_containers": True,
         **more,
     }
@@ -134,8 +143,15 @@ def _machine(cores_gib: tuple[int, int], **more: Any) -> dict[str, Any]:
 def _context() -> ContainerContext:
     def nothing() -> None: ...
 
-    actions = (volume.reload, volume.commit, weights.commit) if IN_CONTAINER else (nothing, nothing, nothing)
-    return ContainerContext(ROOT, Project(PROJECT), *actions)
+    if not IN_CONTAINER:
+        return ContainerContext(ROOT, Project(PROJECT), nothing, nothing, nothing)
+    return ContainerContext(
+        ROOT,
+        Project(PROJECT),
+        lambda: reload_volume(volume),
+        lambda: commit_volume(volume),
+        lambda: commit_volume(weights),
+    )
 
 
 @app.function(**_machine(FETCH_MACHINE))
@@ -189,7 +205,7 @@ def merge(request: dict[str, Any], again: bool = False) -> dict[str, Any]:
     return stages.merge(_context(), CloudRequest.from_json(request), again).to_json()
 
 
-@app.function(**_machine((1, 1), timeout=DAY, cpu=0.25))
+@app.function(**_machine(ORCHESTRATOR_MACHINE, timeout=DAY))
 def conduct(request: dict[str, Any], secrets: list[str]) -> dict[str, Any]:
     """Run everything in order; `secrets`: names of the secrets that the other functions need."""
     wanted, context = CloudRequest.from_json(request), _context()
@@ -203,38 +219,48 @@ def conduct(request: dict[str, Any], secrets: list[str]) -> dict[str, Any]:
         "merge": merge,
     }
     if wanted.served_judges:
-        functions |= {name: modal.Function.from_name(judging.name, name) for name in ("judge_served", "probe_judge")}
-    bound = {name: _bound(function, secrets, gpu if name == "train" else None) for name, function in functions.items()}
+        functions |= {name: modal.Function.from_name(judging.name, name) for name in orchestrator.DEPLOYED}
 
-    def start(name: str, arguments: dict[str, Any]) -> str:
-        return str(bound[name].spawn(**arguments).object_id)
+    def start(name: str, arguments: dict[str, Any], limit: CallLimit) -> str:
+        bound = _bound(functions[name], secrets, gpu if name == "train" else None, limit)
+
+        def spawn() -> str:  # each try has its turn: of two that did start, the later one goes on
+            turn = {"turn": time.time()}
+            asked = {key: value | turn if key == "request" else value for key, value in arguments.items()}
+            return str(bound.spawn(**asked).object_id)
+
+        return patiently(f"start {name}", spawn)
 
     def result(call: str, seconds: float) -> CallResult | None:
         try:
-            return CallResult.from_json(modal.FunctionCall.from_id(call).get(timeout=seconds))
-        except TimeoutError:
+            found = result_of(call, seconds)
+            return None if found is None else CallResult.from_json(found)
+        except PASSING:
+            time.sleep(seconds)
             return None
-        except modal.exception.Error as error:  # it failed for good: timed out, or was killed eleven times
+        except modal.exception.Error as error:  # it failed for good: timed out, or was killed again
             message = f"{type(error).__name__}: {error}; what was finished is kept, and the same command continues"
-            return CallResult(error=message, code=1)
+            return CallResult(error=message, code=1, lost=True)
 
-    def cancel(call: str) -> None:
-        modal.FunctionCall.from_id(call).cancel()
+    def work() -> CallResult:
+        cap = wanted.overrides.configure(context.project).training.budget.max_usd
+        spending = Spending(ROOT, lambda name: call_limit(name, wanted, settings.modal), cap)
+        calls = orchestrator.FunctionCalls(start, result, cancel_call, context.reload, context.commit)
+        holder = modal.current_function_call_id() or "here"
+        return orchestrator.orchestrate(wanted, ROOT, calls, holder, project=context.project, spending=spending)
 
-    calls = orchestrator.FunctionCalls(start, result, context.reload, context.commit, cancel)
-    holder = modal.current_function_call_id() or "here"
-    return run_guarded(
-        context, lambda: orchestrator.orchestrate(wanted, ROOT, calls, holder, project=context.project)
-    ).to_json()
+    return run_guarded(context, work).to_json()
 
 
-def _bound(function: Any, secrets: list[str], gpu: str | None = None) -> Any:
-    """`function` with the secrets and GPU of this run; without either, as it was declared."""
-    options: dict[str, Any] = {"secrets": [modal.Secret.from_name(name) for name in secrets]} if secrets else {}
+def _bound(function: Any, secrets: list[str], gpu: str | None, limit: CallLimit) -> Any:
+    """`function` with the secrets and GPU of this run, and its time-out and tries."""
+    options: dict[str, Any] = {"timeout": math.ceil(limit.timeout_s), "retries": _retries(limit.tries)}
+    if secrets:
+        options["secrets"] = [modal.Secret.from_name(name) for name in secrets]
     if gpu is not None:
         machine = train_machine(most_gpus([gpu]))
         options |= {"gpu": gpu, "cpu": float(machine.cores), "memory": machine.memory_gib * GIB}
-    return function.with_options(**options) if options else function
+    return function.with_options(**options)
 
 
 @(quoting if "--dry-run" in sys.argv else app).local_entrypoint()
@@ -266,7 +292,9 @@ def main(
     run_from_terminal(
         Project(PROJECT),
         settings.modal,
-        lambda request, secrets: CallResult.from_json(conduct.spawn(request.to_json(), secrets).get()),
+        lambda request, secrets: CallResult.from_json(
+            follow(lambda: str(conduct.spawn(request.to_json(), secrets).object_id))
+        ),
         deploy_judge=judging.deploy,
         dry_run=dry_run,
         options=options,

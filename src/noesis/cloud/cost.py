@@ -62,7 +62,7 @@ class CostReport:
         amount = "–" if self.billed_usd is None else f"{self.billed_usd:.4f} USD"
         return [
             f"  billed         {amount}: {self.billed_how}",
-            "  metered is the stages' own time; Modal also charges for starting and stopping containers",
+            "  metered is the time of the calls; Modal also charges for what containers do before and after",
         ]
 
     def to_json(self) -> dict[str, Any]:

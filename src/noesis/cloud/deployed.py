@@ -15,14 +15,14 @@ from typing import Any
 import modal
 
 from noesis.cloud.checks import check_request
-from noesis.cloud.entrypoint import secrets_of, with_judge_deployed
+from noesis.cloud.entrypoint import as_started, secrets_of, with_judge_deployed
 from noesis.cloud.modal_errors import explained
+from noesis.cloud.patience import BUILDS_S, cancel_call, patiently
 from noesis.cloud.quote import quote_lines
-from noesis.cloud.request import CloudRequest, request_from_options
+from noesis.cloud.request import request_from_options
 from noesis.cloud.volume.layout import FOLDER, LEASE
 from noesis.cloud.volume.lease import LeaseRecord
 from noesis.cloud.volume.remote import ModalVolumeFiles, read_text
-from noesis.cloud.volume.uploaded_data import exported_hashes
 from noesis.core.config import ModalSection
 from noesis.core.console import command, say
 from noesis.core.errors import RunError
@@ -44,13 +44,13 @@ def start_deployed(project: Project, section: ModalSection, options: dict[str, A
     if request.what == "all":
         for line in quote_lines(project, config, request, section):
             say(line)
-    request = CloudRequest.from_json(request.to_json() | {"uploaded": exported_hashes(project.exports)})
+    request = as_started(project, config, request, section)
     os.environ["NOESIS_PROJECT"] = str(project.root.resolve())  # whose settings and data the app has
     from noesis.cloud.app import app, judging
 
     with explained(section):
         secrets = secrets_of(request, section)
-        modal.Volume.from_name(section.volume, create_if_missing=True).hydrate()
+        patiently("find the volume", modal.Volume.from_name(section.volume, create_if_missing=True).hydrate)
         if _lease(section) is not None:
             raise RunError(
                 f"another run is using this volume: see it with  {command('cloud', 'watch')}, "
@@ -58,8 +58,9 @@ def start_deployed(project: Project, section: ModalSection, options: dict[str, A
             )
         with redirect_stdout(sys.stderr), modal.enable_output():  # standard output is for the result
             request = with_judge_deployed(request, judging.deploy)
-            app.deploy()
-        call = modal.Function.from_name(section.app, "conduct").spawn(request.to_json(), secrets)
+            patiently("deploy the app", app.deploy, patience_s=BUILDS_S)
+        conduct = modal.Function.from_name(section.app, "conduct")
+        call = patiently("start the run", lambda: conduct.spawn(request.to_json(), secrets))
     say(
         f"\n  The run has started and needs this machine no more (call {call.object_id}).\n"
         f"  Follow it:  {command('cloud', 'watch')}    its log:  {command('cloud', 'logs', '--follow')}\n"
@@ -74,17 +75,21 @@ def stop_run(section: ModalSection) -> list[str]:
 
     Returns:
         the ids of the calls; none where nothing is running.
+
+    Raises:
+        RunError: Modal can't be reached.
     """
     record = _lease(section)
     if record is None:
         return []
     calls = [record.holder, *record.calls.values()]  # first the one that would start others
     for call in calls:
-        modal.FunctionCall.from_id(call).cancel()
+        cancel_call(call)
     return calls
 
 
 def _lease(section: ModalSection) -> LeaseRecord | None:
     """The lease on the volume, if a run holds it."""
-    record = LeaseRecord.parse(read_text(ModalVolumeFiles(section), f"/{FOLDER}/{LEASE}"))
+    text = patiently("read the volume", lambda: read_text(ModalVolumeFiles(section), f"/{FOLDER}/{LEASE}"))
+    record = LeaseRecord.parse(text)
     return record if record.until > time.time() else None

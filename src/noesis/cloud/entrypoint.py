@@ -13,10 +13,11 @@ from noesis.cloud.checks import check_request, is_on_the_hub
 from noesis.cloud.container.prepare import judge_problem
 from noesis.cloud.container.workspace import CallResult
 from noesis.cloud.modal_errors import explained, no_token
-from noesis.cloud.quote import quote_lines
+from noesis.cloud.patience import BUILDS_S, patiently
+from noesis.cloud.quote import quote_lines, quoted_seconds
 from noesis.cloud.request import LOCAL_JUDGE, CloudRequest, request_from_options
 from noesis.cloud.volume.uploaded_data import exported_hashes
-from noesis.core.config import ModalSection
+from noesis.core.config import Config, ModalSection
 from noesis.core.console import command, complain, guard_terminal, say
 from noesis.core.files import explain_error
 from noesis.core.project import Project
@@ -74,7 +75,7 @@ def _run(
         say("\nNothing was built or started. The same command without --dry-run starts the run.")
         say(f"Modal was asked for an empty app; to plan and quote without Modal:  {command('cloud', 'plan')}")
         return 0
-    request = CloudRequest.from_json(request.to_json() | {"uploaded": exported_hashes(project.exports)})
+    request = as_started(project, config, request, section)
     with explained(section):
         secrets = secrets_of(request, section)
         request = with_judge_deployed(request, deploy_judge)
@@ -87,6 +88,12 @@ def _run(
     return result.code
 
 
+def as_started(project: Project, config: Config, request: CloudRequest, section: ModalSection) -> CloudRequest:
+    """The request with what only this machine knows: the hashes of the export, and the quote."""
+    seconds = quoted_seconds(project, config, request, section) if request.what == "all" else None
+    return replace(request, uploaded=exported_hashes(project.exports), seconds=seconds)
+
+
 def with_judge_deployed(request: CloudRequest, deploy_judge: Callable[[], object]) -> CloudRequest:
     """Deploy what serves the judge, if the run serves one.
 
@@ -97,8 +104,8 @@ def with_judge_deployed(request: CloudRequest, deploy_judge: Callable[[], object
         return request
     say("\n  the image that serves the judge: built once, in a few minutes, unless Modal has it")
     try:
-        deploy_judge()
-    except (modal.exception.AuthError, modal.exception.ConnectionError):
+        patiently("deploy the judge", deploy_judge, patience_s=BUILDS_S)
+    except modal.exception.AuthError:
         raise
     except modal.exception.Error as error:
         why = f"the image with vLLM could not be built ({' '.join(str(error).split())[:300]})"
@@ -117,12 +124,12 @@ def secrets_of(request: CloudRequest, section: ModalSection) -> list[str]:
     found = []
     if is_on_the_hub(request.model):
         try:
-            modal.Secret.from_name(section.secret, required_keys=["HF_TOKEN"]).hydrate()
+            patiently("find a secret", modal.Secret.from_name(section.secret, required_keys=["HF_TOKEN"]).hydrate)
         except (modal.exception.NotFoundError, modal.exception.InvalidError):
             raise no_token(section) from None
         found.append(section.secret)
     if request.judge_secret:
-        modal.Secret.from_name(request.judge_secret).hydrate()
+        patiently("find a secret", modal.Secret.from_name(request.judge_secret).hydrate)
         found.append(request.judge_secret)
     return found
 

@@ -10,6 +10,7 @@ import math
 from dataclasses import replace
 from typing import NamedTuple
 
+from noesis.cloud.limits import FETCH_MACHINE, ORCHESTRATOR_MACHINE, function_seconds, worst_case
 from noesis.cloud.request import CloudRequest, gpu_to_rent
 from noesis.constitution.document import load_constitution
 from noesis.core.config import Config, ModalSection
@@ -18,7 +19,7 @@ from noesis.core.errors import UsageError
 from noesis.core.project import Project
 from noesis.dataset.load import read_train_export
 from noesis.pipeline.stages.plan import plan_without_run
-from noesis.planning.budget import budget_of, quote
+from noesis.planning.budget import Budget, budget_of, quote
 from noesis.planning.display import plan_lines
 from noesis.planning.gpus import gpu_of, prices, rented_gpu
 from noesis.planning.plan import Plan
@@ -31,10 +32,9 @@ UTILISATION = 0.5  # of the GPU's bandwidth and arithmetic, while it answers and
 BATCH = 32  # conversations answered together
 JUDGE_PARAMETERS, JUDGE_LOADS_S = 7.6e9, 300.0  # Qwen2.5-7B; its start, download included
 PROMPT_TOKENS, REPLY_TOKENS = 2500, 350  # of one question to a judge
-FETCH_MACHINE = (2, 8)  # cores and GiB of the container that fetches the weights
 FETCH_BYTES_PER_S = 2e8
 ORCHESTRATOR = "orchestrator"
-ORCHESTRATOR_MACHINE = (0.25, 1.0)  # cores and GiB of the container that waits
+FETCH, TRIAL = "fetch weights", "trial, estimated"
 
 
 class ExtraCost(NamedTuple):
@@ -52,11 +52,51 @@ def quote_lines(project: Project, config: Config, request: CloudRequest, section
         TrainingError: it does not fit the GPU; the message names what does.
         UsageError: more GPUs than this method uses.
     """
-    file = project.exports / "train.jsonl"
-    if not file.is_file():
+    found = _planned(project, config, request, section)
+    if found is None:
         return [
             "  no dataset was exported here, so there is no quote: make one with  python scripts/export_for_modal.py"
         ]
+    plan, extra = found
+    lines = ["", *plan_lines(plan, everything=True), ""]
+    for i, cost in enumerate(extra):
+        label = "besides" if i == 0 else ""
+        lines.append(f"  {label:9} {cost.name:15} {duration(cost.seconds):>13}  {cost.usd:8.2f} USD")
+    budget = budget_of(config.training.budget, usd_per_s=0.0, spent_usd=0.0, spent_seconds=0.0)
+    asked = replace(request, seconds=_function_seconds(plan, extra, request))
+    return [*lines, *quote(_with_extra_costs(plan, extra), budget), _at_most(asked, section, plan.epochs, budget)]
+
+
+def quoted_seconds(
+    project: Project, config: Config, request: CloudRequest, section: ModalSection
+) -> dict[str, float] | None:
+    """The quoted seconds of each function, from which its time-out follows; None: nothing was exported here.
+
+    Raises:
+        NoesisError: as `quote_lines`.
+    """
+    found = _planned(project, config, request, section)
+    return None if found is None else _function_seconds(*found, request)
+
+
+def _function_seconds(plan: Plan, extra: list[ExtraCost], request: CloudRequest) -> dict[str, float]:
+    seconds = {cost.name: cost.seconds for cost in extra}
+    return function_seconds(plan, seconds[FETCH], seconds.get(TRIAL, 0.0), request.shards)
+
+
+def _at_most(request: CloudRequest, section: ModalSection, epochs: int, budget: Budget) -> str:
+    worst = sum(worst_case(request, section, epochs).values())
+    if budget.max_usd is not None and worst > budget.max_usd:
+        return f"  at most   {budget.max_usd:.2f} USD, the cap: no call starts whose time-outs it would not pay for"
+    return f"  at most   {worst:.2f} USD, if every function hung until its time-out and was tried again"
+
+
+def _planned(
+    project: Project, config: Config, request: CloudRequest, section: ModalSection
+) -> tuple[Plan, list[ExtraCost]] | None:
+    """The plan, and what the cloud adds to it; None: nothing was exported here."""
+    if not (project.exports / "train.jsonl").is_file():
+        return None
     gpu, _, count = (gpu_to_rent(request, section) or section.train_gpu[0]).partition(":")
     gpus = int(count or 1)
     if config.training.method != "sft" and gpus > 1:
@@ -68,13 +108,7 @@ def quote_lines(project: Project, config: Config, request: CloudRequest, section
     dataset = read_train_export(project, config, constitution)
     plan, require_fit = plan_without_run(config, dataset, constitution, gpu=gpu, gpus=gpus)
     require_fit()
-    extra = extra_costs(project, config, request, plan)
-    lines = ["", *plan_lines(plan, everything=True), ""]
-    for i, cost in enumerate(extra):
-        label = "besides" if i == 0 else ""
-        lines.append(f"  {label:9} {cost.name:15} {duration(cost.seconds):>13}  {cost.usd:8.2f} USD")
-    budget = budget_of(config.training.budget, usd_per_s=0.0, spent_usd=0.0, spent_seconds=0.0)
-    return [*lines, *quote(_with_extra_costs(plan, extra), budget)]
+    return plan, extra_costs(project, config, request, plan)
 
 
 def _with_extra_costs(plan: Plan, extra: list[ExtraCost]) -> Plan:
@@ -88,7 +122,7 @@ def extra_costs(project: Project, config: Config, request: CloudRequest, plan: P
     """What a run in the cloud does besides the plan's stages: downloads, judging epochs, trial, orchestrator."""
     p, served = prices(), bool(request.served_judges)
     fetching = 2 * (plan.parameters + (JUDGE_PARAMETERS if served else 0)) / FETCH_BYTES_PER_S
-    found = [ExtraCost("fetch weights", fetching, usd_for(None, fetching, 0, FETCH_MACHINE))]
+    found = [ExtraCost(FETCH, fetching, usd_for(None, fetching, 0, FETCH_MACHINE))]
     judging = next(stage for stage in plan.stages if stage.name == "judge")
     waits = plan.stage_seconds + fetching
     if plan.epochs > 1:
@@ -99,7 +133,7 @@ def extra_costs(project: Project, config: Config, request: CloudRequest, plan: P
         found.append(ExtraCost("try the judge", probe, usd_for(rented_gpu(JUDGE_GPU), probe, 1, JUDGE_MACHINE)))
         seconds = trial_seconds(config, plan, len(read_suite(project.tribunal, "dev")))
         usd = usd_for(rented_gpu(JUDGE_GPU), seconds, 1, JUDGE_MACHINE)
-        found.append(ExtraCost("trial, estimated", seconds, usd))
+        found.append(ExtraCost(TRIAL, seconds, usd))
         waits += seconds
     cores, gib = ORCHESTRATOR_MACHINE
     return [*found, ExtraCost(ORCHESTRATOR, waits, waits * (cores * p.cpu_core_per_s + gib * p.memory_gib_per_s))]

@@ -30,6 +30,8 @@ class CloudRequest:
     shards: machines that share the trial's answers
     judge_problem: why the judges can't judge, for the verdict; the trial is then not held and not paid for
     uploaded: hashes of train and eval as exported where the command was typed; None: nothing was exported there
+    seconds: quoted for each function; None: nothing was quoted
+    turn: when the orchestrator started the call that gets this, in Unix time
     """
 
     epochs: int | None = None
@@ -50,6 +52,8 @@ class CloudRequest:
     gate: bool = False
     judge_problem: str | None = None
     uploaded: dict[str, str] | None = None
+    seconds: dict[str, float] | None = None
+    turn: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -36,6 +36,11 @@ class Function:
         """Seconds that one input may take."""
         return int(self.definition.timeout_secs or 300)
 
+    @property
+    def gpu_count(self) -> int:
+        """GPUs of one of its containers."""
+        return int(self.gpus[0].partition(":")[2] or 1) if self.gpus else 0
+
 
 @dataclass
 class Input:

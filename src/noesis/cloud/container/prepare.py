@@ -6,6 +6,8 @@ the run serves, on the judge's own GPU, while training runs: no answer is writte
 
 from __future__ import annotations
 
+import time
+
 from noesis.cloud.checks import is_on_the_hub
 from noesis.cloud.container.vllm_judge import judge_specs, temporary_key, vllm_command, vllm_server
 from noesis.cloud.container.workspace import CallResult, ContainerContext, run_guarded
@@ -25,7 +27,8 @@ def prepare(context: ContainerContext, request: CloudRequest) -> CallResult:
     """Check the upload, fetch the weights of the base and of the judge, ask each judge at an address one question.
 
     Returns:
-        `judge_problem`: why there can be no trial, or None. What is wrong with the base is the call's error.
+        `judge_problem`: why there can be no trial, or None; `seconds` of the container. What is wrong with the base is
+        the call's error.
     """
     from noesis.llm.hub import find_model
 
@@ -40,9 +43,14 @@ def prepare(context: ContainerContext, request: CloudRequest) -> CallResult:
         problem = None
         if request.what != "merge" and request.judge_problem is None:
             problem = _problem_of_judges(context, request)
-        return CallResult({"judge_problem": problem})
+        return _found(context, problem)
 
     return run_guarded(context, work)
+
+
+def _found(context: ContainerContext, problem: str | None) -> CallResult:
+    """With what the container took, since it writes no ledger."""
+    return CallResult({"judge_problem": problem, "seconds": time.monotonic() - context.began})
 
 
 def _problem_of_judges(context: ContainerContext, request: CloudRequest) -> str | None:
@@ -66,7 +74,7 @@ def probe_judge(context: ContainerContext, request: CloudRequest) -> CallResult:
     """Start the judge that the run serves and ask it one question.
 
     Returns:
-        `judge_problem`: which judge can't judge, why, and what to type; None if it can.
+        `judge_problem`: which judge can't judge, why, and what to type, None if it can; `seconds` of the container.
     """
 
     def work() -> CallResult:
@@ -75,8 +83,8 @@ def probe_judge(context: ContainerContext, request: CloudRequest) -> CallResult:
                 with temporary_key() as key, vllm_server(vllm_command(model), key):
                     ask_one_question(context.project, spec)
             except ModelError as error:
-                return CallResult({"judge_problem": judge_problem(LOCAL_JUDGE + model, str(error))})
-        return CallResult({"judge_problem": None})
+                return _found(context, judge_problem(LOCAL_JUDGE + model, str(error)))
+        return _found(context, None)
 
     return run_guarded(context, work)
 

@@ -58,7 +58,7 @@ def train(context: ContainerContext, request: CloudRequest, ticket: str) -> Call
         context.commit_weights()  # fetched by now: judging an epoch meanwhile need not fetch them again
         if opened.run.is_done("train"):
             return CallResult(run_train(opened).to_json())
-        with staged_run(context) as run:
+        with staged_run(context, request.turn) as run:
             s = reopen_run(run.path, fetch=True)
             run_plan(s)
             return CallResult(run_train(s).to_json())
@@ -145,7 +145,7 @@ def judge(context: ContainerContext, request: CloudRequest, again: bool) -> Call
 
     def work() -> CallResult:
         require_trained_run(context.root)
-        with staged_run(context) as run:
+        with staged_run(context, request.turn) as run:
             s = reopen_run(run.path, fetch=True)
             run_choose(s, _checkpoint_scorer(s, context, request))
             result = run_judge(s, again=again, no_trial=request.judge_problem).to_json()
@@ -186,7 +186,7 @@ def merge(context: ContainerContext, request: CloudRequest, again: bool) -> Call
 
     def work() -> CallResult:
         require_trained_run(context.root)
-        with staged_run(context, link=() if again else HEAVY) as run:
+        with staged_run(context, request.turn, link=() if again else HEAVY) as run:
             s = reopen_run(run.path, fetch=True)
             result = run_merge(s, again=again)
             run_gguf(s, kinds=request.gguf or None, again=again)

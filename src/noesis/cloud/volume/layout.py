@@ -4,7 +4,8 @@
 /dataset/                                    the uploaded export
 /runs/NAME/                                  older runs
 /summary.txt                                 what the last run left
-/.cloud/                                     lease.json, opened.json: who works here; ended.json: how the last one ended
+/.cloud/                                     lease.json, opened.json, charges.json, writers/: who works here;
+                                             ended.json: how the last run ended
 /tribunal/epochs/, /tribunal/shards/         what parallel containers leave
 """
 
@@ -23,6 +24,8 @@ FOLDER = ".cloud"
 LEASE = "lease.json"  # in FOLDER
 OPENED = "opened.json"  # in FOLDER
 ENDED = "ended.json"  # in FOLDER
+CHARGES = "charges.json"  # in FOLDER: containers that were paid for and left nothing in the ledger
+WRITERS = "writers"  # in FOLDER: a heartbeat for each container that writes the run
 EPOCHS = "tribunal/epochs"
 SHARDS = "tribunal/shards"
 
