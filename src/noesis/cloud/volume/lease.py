@@ -74,7 +74,7 @@ class Lease:
             if left > LEAVING_S:
                 raise RunError(
                     f"another run is using this volume (last sign of life {duration(LASTS_S - left)} ago): "
-                    f"see it with  {command('cloud', 'watch')}, or stop it with  modal app stop. "
+                    f"see it with  {command('cloud', 'watch')}, or stop it with  {command('cloud', 'stop')}. "
                     f"If it was killed, the same command works in {duration(left)}"
                 )
             say(f"  waiting {duration(left)} for the previous run to save")
