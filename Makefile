@@ -1,5 +1,5 @@
 # make demo · make test · make setup · make lint · make docs · make bench
-# make test-unit (no torch, no attacks, under a minute) · make test-all (with minutes of the embedded model and the cloud) · make test-load (timing, on a busy machine)
+# make test-unit (no torch, no attacks, a minute and a half) · make test-all (with minutes of the embedded model and the cloud) · make test-load (timing, on a busy machine)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

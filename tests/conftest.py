@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def torch_is_for_slow_tests(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The unit part stays under a minute because nothing in it loads torch, which alone takes several seconds."""
+    """The unit part stays short because nothing in it loads torch, which alone takes several seconds."""
     before = "torch" in sys.modules
     yield
     if not before and "torch" in sys.modules:

@@ -157,7 +157,7 @@ def test_doctor_looks_and_names_no_secret(tmp_path: Path):
 def test_clean_lists_and_frees_only_when_told(project: Path, tmp_path: Path):
     old = project / "runs" / ".archive" / "demo-1"
     old.mkdir(parents=True)
-    (old / "big").write_bytes(b"x" * 5000)
+    (old / "metrics.jsonl").write_bytes(b"x" * 5000)
     environment = {"NOESIS_CACHE": str(tmp_path / "cache")}
     listed = noesis("clean", "--project", project, env=environment)
     assert "5 kB in 1 places" in listed.stdout

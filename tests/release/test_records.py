@@ -109,15 +109,16 @@ def test_provenance_is_read_and_written_unchanged(tmp_path: Path):
     assert (tmp_path / "noesis.json").read_bytes() == (MERGED / "noesis.json").read_bytes()
 
 
-@pytest.mark.parametrize("text", ['["x"]', '{"base": 7, "licence": ["MIT"], "general.name": "sly", "noesis": "1"}'])
-def test_foreign_provenance_adds_no_keys(tmp_path: Path, text: str):
+def test_foreign_provenance_adds_no_keys(tmp_path: Path):
+    text = '{"base": 7, "licence": ["MIT"], "general.name": "sly", "noesis": "1"}'
     (tmp_path / "noesis.json").write_text(text, encoding="utf-8")
-    assert read_provenance(tmp_path) == Provenance(noesis="1" if "sly" in text else "")
+    assert read_provenance(tmp_path) == Provenance(noesis="1")
     assert Provenance(base="./folder/x").base_url is None
 
 
-def test_damaged_provenance_is_one_message(tmp_path: Path):
-    (tmp_path / "noesis.json").write_text("{", encoding="utf-8")
+@pytest.mark.parametrize("text", ["{", '["x"]'])
+def test_damaged_provenance_is_one_message(tmp_path: Path, text: str):
+    (tmp_path / "noesis.json").write_text(text, encoding="utf-8")
     with pytest.raises(ModelError, match=r"noesis\.json is damaged"):
         read_provenance(tmp_path)
 

@@ -202,7 +202,7 @@ def test_what_a_user_wrote_forges_no_message(server: Client):
         ({"messages": [{"role": ["user"], "content": "x"}]}, 400, "messages[0].role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, "messages[0].content"),
-        ({"max_tokens": -1}, 400, "max_tokens"),
+        ({"max_tokens": 0}, 400, "max_tokens"),
         ({"max_tokens": True}, 400, "max_tokens"),
         ({"temperature": "hot"}, 400, "temperature"),
         ({"temperature": 10**400}, 400, "temperature"),
@@ -210,7 +210,7 @@ def test_what_a_user_wrote_forges_no_message(server: Client):
         ({"stream": "yes"}, 400, "stream"),
         ({"n": 2}, 400, "n"),
         ({"tools": [{}]}, 400, "tools"),
-        ({"stop": [""]}, 400, "stop"),
+        ({"stop": [1]}, 400, "stop"),
         ({"language": "xx"}, 400, "language"),
         ({"response_format": {"type": "grammar"}}, 400, "response_format"),
         (

@@ -10,6 +10,7 @@ import pytest
 from helpers.data_gate import BARE, CONFIG, CONSTITUTION, EXAMPLES, check
 from noesis.core.errors import DataError
 from noesis.dataset.checks.invisible import invisible
+from noesis.dataset.checks.judges import find_judges
 from noesis.dataset.checks.placeholders import placeholder
 from noesis.dataset.export import export
 from noesis.dataset.load import read_exports
@@ -50,6 +51,35 @@ def test_judges_are_recognised_and_an_unusual_form_is_a_warning():
     assert (report.total("error"), report.total("warning")) == (2, 1)  # of one code
     first, second = report.errors
     assert "missing: [DIKE]" in first.message and "missing: [DIKE]" in second.message
+
+
+@pytest.mark.parametrize(
+    "critique",
+    [
+        "A verdade (VERITAS): falta.\nA sabedoria (SOPHIA): basta.\nA justiça (DIKE): basta.",
+        "Pela Veritas, falta. Pela Sophia, basta. Pela Dikē, não.",
+        "Do ponto de vista de Veritas, falta. Do ponto de vista de Sophia, basta. Do ponto de vista de Dikē, não.",
+        "Já Veritas diz que falta. E Sophia discorda. Quanto a Dikē, nada.",
+        "According to Veritas it fails. In Sophia's view it will do. Under Dike, no.",
+        "A Veritas repugna a certeza. À Sophia agrada o resto. À Dikē choca.",
+    ],
+)
+def test_a_judge_opens_a_sentence_as_people_open_one(critique: str):
+    found = find_judges(critique)
+    assert (found.absent, found.unusual) == ((), ("VERITAS", "SOPHIA", "DIKE"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Os conjuntos {Platão} e {Aristóteles} são disjuntos.",
+        "The power set of {a} has two members.",
+        "[Todo] homem deseja saber por natureza.",
+        "They watched Super Bowl XXX together.",
+    ],
+)
+def test_sets_and_words_that_only_look_unfilled_are_text(text: str):
+    assert placeholder(text) is None
 
 
 def with_shares(critique: str) -> str:

@@ -51,6 +51,21 @@ def test_the_answer_is_read(body: dict):
     assert isinstance(found, ModelReply) and found.text.strip() == "7"
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        pytest.param(
+            json.dumps(chat("7", logprobs=float("-inf"))).encode(), id="vLLM: minus infinity where nobody looks"
+        ),
+        pytest.param(b"\xef\xbb\xbf" + json.dumps(chat("7")).encode(), id="a byte order mark"),
+    ],
+)
+def test_a_paid_reply_is_read_though_it_is_no_strict_json(raw: bytes):
+    with RawServer(lambda number: ok(raw)) as server:
+        (found,) = ask(server)
+    assert isinstance(found, ModelReply) and found.text == "7"
+
+
 @pytest.mark.parametrize("word", ["length", "MAX_TOKENS", "max_tokens", "model_length", "max_output_tokens"])
 def test_cut_off_is_told_however_it_is_spelt(word: str):
     with RawServer(lambda number: ok(chat("7", finish_reason=word))) as server:

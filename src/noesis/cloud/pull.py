@@ -103,7 +103,7 @@ def _require_accounted(
     Raises:
         RunError: a file should have a hash in the manifest and has none, or another size than there.
     """
-    if unknown := strays(wanted, manifest) or runs_code(wanted):
+    if unknown := strays(wanted, manifest) or runs_code(wanted, None):
         raise RunError(
             f"{counted(len(unknown), 'file')} on the volume, for example /{base}{unknown[0]}, "
             f"{'has' if len(unknown) == 1 else 'have'} no hash in the manifest, so nothing was copied: "

@@ -50,10 +50,10 @@ class _Resolver(BaseResolver):
 for _tag, _pattern, _first in (
     ("null", re.compile(r"(?:~?|null|Null|NULL)\Z"), ["", *"~nN"]),
     ("bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), [*"tTfF"]),
-    ("int", re.compile(r"[-+]?(?:0|[1-9][0-9]*)\Z"), [*"-+0123456789"]),
+    ("int", re.compile(r"[-+]?(?:0|[1-9][0-9]{0,99})\Z"), [*"-+0123456789"]),
     (
         "float",
-        re.compile(r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z"),
+        re.compile(r"[-+]?(?:\.[0-9]{1,99}|(?:0|[1-9][0-9]{0,99})(?:\.[0-9]{0,99})?)(?:[eE][-+]?[0-9]{1,9})?\Z"),
         [*"-+.0123456789"],
     ),
     ("float", re.compile(r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z"), [*"-+."]),

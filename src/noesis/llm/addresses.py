@@ -42,7 +42,8 @@ def check_url(url: str, option: str) -> str:
 
 def without_password(text: str) -> str:
     """`text` for a message: what may be a user and a password in a URL is left out."""
-    return re.sub(r"//.*@", "//…@", text, flags=re.DOTALL)
+    start, end = text.find("//"), text.rfind("@")
+    return f"{text[:start]}//…{text[end:]}" if 0 <= start < end else text
 
 
 def host_and_port(url: str) -> str:

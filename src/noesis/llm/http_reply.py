@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from noesis.core.jsonl import BYTE_ORDER_MARK
+
 if TYPE_CHECKING:
     import httpx2
 
@@ -50,7 +52,7 @@ class HttpReply:
 
 def _text_of_page(text: str) -> str:
     """The words of an error page in HTML: its title, or the text without tags; any other text as it is."""
-    if not re.match(r"\s*<(?:!doctype|html|head|body|h1|center)\b", text, re.IGNORECASE):
+    if not re.match(r"\s{0,100}<(?:!doctype|html|head|body|h1|center)\b", text, re.IGNORECASE):
         return text[: 4 * SHOWN]
     title = re.search(r"<title>([^<]{1,400})</title>", text, re.IGNORECASE)
     return " ".join(html.unescape(title[1] if title else re.sub(r"<[^<>]*>", " ", text)).split())
@@ -68,8 +70,11 @@ def lines(parts: Iterator[bytes]) -> Iterator[bytes]:
     yield b"".join(line)
 
 
-def parse_json(data: bytes | str) -> Any:
-    """The value that `data` holds; no NaN, no half characters, not nested beyond reason.
+def parse_json(data: bytes | str, *, constants: bool = False) -> Any:
+    """The value that `data` holds; no half characters, not nested beyond reason.
+
+    Args:
+        constants: read NaN and Infinity too, which Python's servers write where nobody looks (log-probabilities).
 
     Raises:
         ValueError: it is not such JSON; the message says where.
@@ -77,7 +82,9 @@ def parse_json(data: bytes | str) -> Any:
     from pydantic_core import from_json
 
     try:
-        return from_json(data, allow_inf_nan=False)
+        return from_json(
+            data.removeprefix(BYTE_ORDER_MARK) if isinstance(data, bytes) else data, allow_inf_nan=constants
+        )
     except ValueError as error:
         raise ValueError(f"not JSON ({error})") from None
 

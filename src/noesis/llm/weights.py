@@ -40,7 +40,7 @@ UNSUPPORTED = (
 )
 # What older checkpoints also hold and no loader reads: it is computed from config.json.
 BUFFERS = re.compile(
-    r"(?:.*\.)?(?:rotary_emb\.(?:inv_freq|original_inv_freq|cos_cached|sin_cached)|rope\.freqs|position_ids"
+    r"(?:.{0,200}\.)?(?:rotary_emb\.(?:inv_freq|original_inv_freq|cos_cached|sin_cached)|rope\.freqs|position_ids"
     r"|(?:attn|attention)\.(?:masked_)?bias)"
 )
 TORCH_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' name → torch's

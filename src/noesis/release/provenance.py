@@ -63,7 +63,7 @@ def read_provenance(model: Path) -> Provenance:
     try:
         return Provenance.from_json(read_json_file(file, constants=False))
     except ValueError:
-        raise ModelError(f"{file} is damaged (not JSON): merge again, or remove it") from None
+        raise ModelError(f"{file} is damaged (no JSON object): merge again, or remove it") from None
 
 
 def write_metadata(writer: Any, provenance: Provenance, *, default_licence: str = "") -> None:

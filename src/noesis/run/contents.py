@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from noesis.core.errors import UnsafePathError
+from noesis.core.rooted import open_plain
 from noesis.run.folder import DROPPINGS
 from noesis.run.manifest import Manifest
 from noesis.run.stages import SPECS
@@ -24,8 +26,6 @@ UNLISTED = (
     ".holder",
     ".meter",
     ".cloud/*",
-    "parent/adapter_model.safetensors",
-    "parent/adapter_config.json",
     "checkpoints/resume/checkpoint-*/*",
     "checkpoints/resume/torn-*/*",
     "checkpoints/sft/resume/checkpoint-*/*",
@@ -37,12 +37,23 @@ UNLISTED = (
     "tribunal/shards/*",
     "gguf/*.rejected.gguf",
 )
+OF_PARENT = ("parent/adapter_model.safetensors", "parent/adapter_config.json")
 OTHER_FOLDERS = (".archive", "dataset", "runs")  # beside the run on a volume: what they hold is listed nowhere
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy")
 RUNS_CODE = (
     *(".py", ".pyc", ".pyd", ".pyw", ".pyz", ".ipynb", ".so", ".dll", ".dylib", ".exe", ".com", ".msi", ".scr"),
     *(".sh", ".bash", ".zsh", ".fish", ".command", ".bat", ".cmd", ".ps1", ".vbs", ".jar", ".js", ".mjs", ".pl", ".rb"),
     *(".desktop", ".lnk", ".hta"),
+)
+PROGRAM_STARTS = (
+    b"#!",
+    b"\x7fELF",
+    b"MZ",
+    b"\xcf\xfa\xed\xfe",
+    b"\xca\xfe\xba\xbe",
+    b"\x80\x02",
+    b"\x80\x04",
+    b"\x80\x05",
 )
 
 
@@ -65,18 +76,36 @@ def _may_be_unlisted(name: str, manifest: Manifest) -> bool:
         return True
     if any(fnmatchcase(name, pattern) for pattern in UNLISTED) or name.rpartition("/")[2] in DROPPINGS:
         return True
+    if name in OF_PARENT and manifest.parent is not None:
+        return True
     stage = stage_of(name)
     record = manifest.stages.get(stage) if stage else None
     return record is not None and record.result is None
 
 
-def runs_code(names: Iterable[str]) -> list[str]:
-    """Those of `names` that other programs would run, or unpickle; only Unsloth's own states hold pickles."""
-    return sorted(
-        name
-        for name in names
-        if name.lower().endswith(RUNS_CODE) or (name.lower().endswith(PICKLED) and "/resume/checkpoint-" not in name)
-    )
+def runs_code(names: Iterable[str], run: Path | None) -> list[str]:
+    """Those of `names` that other programs would run, or unpickle; only Unsloth's own states hold pickles.
+
+    Args:
+        run: the folder in which to look at how they begin and at their modes; None: the names alone are at hand.
+    """
+    found = set()
+    for name in names:
+        lower = name.lower().rstrip(" .")
+        if lower.endswith(RUNS_CODE) or (
+            "/resume/checkpoint-" not in name
+            and (lower.endswith(PICKLED) or (run is not None and _is_program(run / name)))
+        ):
+            found.add(name)
+    return sorted(found)
+
+
+def _is_program(file: Path) -> bool:
+    try:
+        with open_plain(file) as f:
+            return bool(os.fstat(f.fileno()).st_mode & 0o111) or f.read(4).startswith(PROGRAM_STARTS)
+    except (OSError, UnsafePathError):  # named as what it is by the other checks
+        return False
 
 
 def files_in(run: Path) -> Iterator[tuple[str, bool]]:

@@ -23,7 +23,7 @@ from noesis.serving.schema_rules import SchemaError
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 MAX_MESSAGES = 1000
 BYTES_PER_TOKEN = 32  # more than any text has
-MAX_STOPS, MAX_STOP_LENGTH = 4, 200  # texts, characters
+MAX_STOPS, MAX_STOP_LENGTH = 16, 200  # texts, characters
 # name: (smallest, largest, whole numbers only)
 NUMBERS: dict[str, tuple[float, float, bool]] = {
     "temperature": (0, 2, False),
@@ -257,9 +257,9 @@ def _max_tokens(request: dict[str, Any], limits: Limits) -> int:
     """Tokens of the answer, as requested but within the server's own limit."""
     for name in ("max_completion_tokens", "max_tokens"):
         if (value := _whole(request.get(name))) is not None:
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or (value < 1 and value != -1):
                 raise ApiError(400, f"{name} must be a whole number above 0", param=name)
-            return min(value, limits.max_tokens)
+            return limits.max_tokens if value == -1 else min(value, limits.max_tokens)  # -1: LM Studio's "no limit"
     return limits.max_tokens
 
 
@@ -268,11 +268,11 @@ def _stops(value: Any) -> list[str]:
     if (
         not isinstance(stops, list)
         or len(stops) > MAX_STOPS
-        or not all(isinstance(s, str) and 0 < len(s) <= MAX_STOP_LENGTH for s in stops)
+        or not all(isinstance(s, str) and len(s) <= MAX_STOP_LENGTH for s in stops)
     ):
-        message = f"stop must be a text or up to {MAX_STOPS} texts of 1 to {MAX_STOP_LENGTH} characters"
+        message = f"stop must be a text or up to {MAX_STOPS} texts of at most {MAX_STOP_LENGTH} characters"
         raise ApiError(400, message, param="stop")
-    return stops
+    return [stop for stop in stops if stop]  # a client's empty setting
 
 
 def _response_format(value: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -30,7 +30,7 @@ LONGEST = 50_000  # characters of a reply in which its objects are looked for
 TOKENS_PER_ITEM, TOKENS_REASONING = 64, 200  # of the longest reply
 LONGEST_ENDING = 120  # characters of how a reply ended, in a reason
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|[\"\\/bfnrt])?")
-_SCORE = re.compile(r"\s*([012])(?:\.0{1,9})?\s*", re.ASCII)
+_SCORE = re.compile(r"\s{0,9}([012])(?:\.0{1,9})?\s{0,9}", re.ASCII)
 # what JSON makes of LaTeX's \beta, \theta, \nu, \frac, \rho if its backslash is not doubled
 _LATEX = str.maketrans({"\b": r"\b", "\t": r"\t", "\n": r"\n", "\f": r"\f", "\r": r"\r"})
 LONGEST_REPLY = 32_000  # characters, from the end, in which its object is looked for

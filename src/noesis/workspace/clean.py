@@ -17,7 +17,8 @@ from noesis.core.errors import RunError
 from noesis.core.machine.folders import cache_folder
 from noesis.core.project import Project
 from noesis.core.rooted import remove
-from noesis.run.archive import is_being_archived_to
+from noesis.run.archive import RUN_FILES, is_being_archived_to
+from noesis.run.folder import DROPPINGS, OWN
 from noesis.run.lock import held
 
 
@@ -35,9 +36,13 @@ def garbage(project: Project) -> list[Garbage]:
     """Archived runs, incomplete files of killed processes, replays, and converted models."""
     runs, models = project.runs, cache_folder() / "models"
     found: list[tuple[Path, str, Iterable[Path]]] = [
-        (runs, "archived run", (runs / ".archive").glob("*")),
-        (runs, "incomplete, of a process that was killed", runs.rglob(".*.part")),
-        (runs, "damaged training state, set aside", runs.rglob("checkpoints/resume/torn-*")),
+        (runs, "archived run", (p for p in (runs / ".archive").glob("*") if _is_archived_run(p))),
+        (runs, "incomplete, of a process that was killed", (p for p in runs.rglob(".*.part") if _is_ours(p, runs))),
+        (
+            runs,
+            "damaged training state, set aside",
+            (p for p in runs.rglob("checkpoints/resume/torn-*") if _is_ours(p, runs)),
+        ),
         (runs, "made again by noesis replay", (runs / ".replay").glob("*")),
         (models, "converted model, made again when needed", (p for p in models.glob("*") if p.suffix != ".lock")),
     ]
@@ -82,6 +87,19 @@ def _delete(item: Garbage) -> None:
     if _is_linked(item.path, item.root):
         raise OSError(f"{item.path} is a link, or below one")
     remove(item.path)
+
+
+def _is_archived_run(folder: Path) -> bool:
+    """Whether a folder holds nothing but a run; what else users keep in runs/ is theirs."""
+    return folder.is_dir() and {item.name for item in folder.iterdir()} <= {*RUN_FILES, *OWN, *DROPPINGS}
+
+
+def _is_ours(path: Path, root: Path) -> bool:
+    """Whether a file or folder below `root` lies in a run, or is one in the making."""
+    within = [folder for folder in path.parents if folder != root and folder.is_relative_to(root)]
+    return any((folder / name).is_file() for folder in within for name in ("manifest.json", ".lock")) or (
+        path.parent == root and _is_archived_run(path)
+    )
 
 
 def _is_linked(path: Path, root: Path) -> bool:

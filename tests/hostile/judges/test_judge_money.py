@@ -95,20 +95,23 @@ def test_each_attempt_is_paid_for(reply: bytes):
     [
         pytest.param({"cost": 0}, 0.015, id="a cost of 0"),
         pytest.param({"cost": -1}, 0.015, id="a cost below 0"),
-        pytest.param({"cost": float("nan")}, None, id="a cost that is NaN"),
-        pytest.param({"cost": -float("inf")}, None, id="a cost of minus infinity"),
+        pytest.param({"cost": float("nan")}, 0.015, id="a cost that is NaN"),
+        pytest.param({"cost": -float("inf")}, 0.015, id="a cost of minus infinity"),
         pytest.param({"cost": "0"}, 0.015, id="a cost as text"),
         pytest.param({"cost": False}, 0.015, id="a cost that is false"),
         pytest.param({"cost": 10**400}, 0.015, id="a cost that no float holds"),
         pytest.param({"cost": {}}, 0.015, id="a cost that is an object"),
         pytest.param({"cost": 0.5}, 0.5, id="a cost above the price"),
+        pytest.param({"cost": "0.5"}, 0.5, id="a cost above the price as text"),
+        pytest.param({"cost_details": {"upstream_inference_cost": 0.5}}, 0.5, id="a cost that is the provider's own"),
+        pytest.param({"cost": 1e7}, 1e6, id="a cost beyond belief"),
     ],
 )  # fmt: skip
-def test_the_larger_of_price_and_reported_cost_is_charged(fields: dict, each: float | None):
+def test_the_larger_of_price_and_reported_cost_is_charged(fields: dict, each: float):
     spending = Spending()
     with RawServer(lambda number: usage(**fields)) as server:
         ask(server, 4, spending=spending)
-    assert spending.usd == pytest.approx(4 * each) if each else spending.usd >= 4 * RESERVED
+    assert spending.usd == pytest.approx(4 * each)
 
 
 def test_no_choices_with_a_usage_costs_what_the_usage_says():
@@ -135,6 +138,28 @@ def test_a_refusal_costs_nothing(status: int):
     with RawServer(lambda number: answer(status, {"error": {"message": "no"}})) as server:
         ask(server, 8, spending=spending)
     assert (spending.usd, spending.reserved) == (0.0, pytest.approx(0.0))
+
+
+@pytest.mark.parametrize(
+    "status", [200, 302, 400, 429, 500], ids=lambda status: f"an error with HTTP {status} and a bill"
+)
+def test_a_refusal_that_says_what_it_took_is_paid_for(status: int):
+    spending = Spending()
+    body = {
+        "error": {"message": "no", "code": 400},
+        "usage": {"prompt_tokens": 10, "completion_tokens": 5, "cost": 2.0},
+    }
+    with RawServer(lambda number: answer(status, body)) as server:
+        ask(server, spending=spending)
+        assert spending.usd == pytest.approx(2.0 * len(server.requests))
+
+
+@pytest.mark.parametrize("status", [201, 206], ids=lambda status: f"an answer with HTTP {status}")
+def test_an_answer_with_an_odd_status_stays_reserved(status: int):
+    spending = Spending()
+    with RawServer(lambda number: answer(status, chat(usage=None))) as server:
+        ask(server, spending=spending)
+        assert spending.usd >= RESERVED
 
 
 def test_nothing_listens_and_nothing_is_spent():

@@ -65,7 +65,6 @@ BOMB = b'{"choices":[' + b'{"message":{"content":"7"}},' * 20_000
         pytest.param(ok(b'{"choices":[{"message":{"content":"\xff\xfe"}}]}'), id="bytes that are no UTF-8"),
         pytest.param(ok('{"choices":[{"message":{"content":"7"}}]}'.encode("utf-16")), id="a body in UTF-16"),
         pytest.param(body('{"choices":[{"message":{"content":NaN}}]}'), id="NaN in place of a text"),
-        pytest.param(body('{"choices":[{"message":{"content":"7"}}],"x":NaN}'), id="NaN beside the text"),
         pytest.param(body('{"choices":[{"message":{"content":1e999}}]}'), id="infinity in place of a text"),
         pytest.param(body("null"), id="a body that is null"),
         pytest.param(body("7"), id="a body that is a number"),

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def overwrite(path: Path, at: int, data: bytes) -> None:
 
 def with_sql(*statements: str) -> Callable[[Path], None]:
     def damage(path: Path) -> None:
-        with sqlite3.connect(path) as db:
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
             for statement in statements:
                 db.execute(statement)
 
@@ -80,7 +81,8 @@ def test_a_damaged_cache_is_set_aside_and_kept(file: Path, damage: Callable, cap
     before = file.read_bytes()
     assert works(file)
     kept = [p for p in file.parent.iterdir() if p.name.startswith("replies.sqlite.damaged-") and p.suffix != ".x"]
-    assert any(p.read_bytes()[:100] == before[:100] for p in kept), list(file.parent.iterdir())
+    # what follows in a database's head counts its changes
+    assert any(p.read_bytes()[:24] == before[:24] for p in kept), list(file.parent.iterdir())
     assert capsys.readouterr().out.count("a new one begins") == 1
     with open_cache(file) as cache:
         assert cache.reply("new") is not None  # the new one lasts

@@ -189,12 +189,29 @@ def test_clean_neither_follows_nor_counts_a_link_inside_what_it_deletes(tmp_path
     archived = tmp_path / "p" / "runs" / ".archive" / "old"
     archived.mkdir(parents=True)
     (archived / "data").symlink_to(mine)
-    (archived / "large").symlink_to(mine / "large")
+    (archived / "metrics.jsonl").symlink_to(mine / "large")
     (item,) = garbage(Project(tmp_path / "p"))
     assert item.bytes < 1000
     assert free([item]) == []
     assert not archived.exists()
     assert (mine / "large").stat().st_size == 100_000
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param("papers/.thesis.part/chapter1.txt", id="a folder of the user that is named as our own"),
+        pytest.param(".movie.mkv.part", id="a download of the user's"),
+        pytest.param(".archive/NOTES.md", id="notes beside archived runs"),
+        pytest.param(".archive/old/thesis.txt", id="a folder of the user beside archived runs"),
+        pytest.param("backup/checkpoints/resume/torn-1/x", id="a folder without a run"),
+    ],
+)
+def test_clean_takes_nothing_that_is_no_part_of_a_run(tmp_path: Path, quiet_cache: Path, place: str):
+    project = Project(tmp_path / "p")
+    (project.runs / place).parent.mkdir(parents=True)
+    (project.runs / place).write_text("years of work")
+    assert garbage(project) == []
 
 
 def test_clean_deletes_nothing_that_became_a_link_since_it_was_listed(tmp_path: Path, mine: Path):

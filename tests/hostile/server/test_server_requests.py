@@ -212,7 +212,7 @@ REQUESTS = [
     pytest.param(request(tools=[{"type": "function"}] * 1000), id="1,000 tools"),
     pytest.param(request(logit_bias={str(i): 100 for i in range(9000)}), id="9,000 biases"),
     pytest.param(request(top_logprobs=10**9, logprobs=True), id="a billion alternatives to each token"),
-    pytest.param(request(max_tokens=-1), id="an answer of minus one token"),
+    pytest.param(request(max_tokens=-2), id="an answer of minus two tokens"),
     pytest.param(request(max_tokens=1e300), id="an answer of 1e300 tokens"),
     pytest.param(request(response_format={"type": "json_schema", "json_schema": []}), id="a schema that is a list"),
 ]

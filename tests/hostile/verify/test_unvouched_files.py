@@ -18,6 +18,8 @@ from noesis.llm.embedded import Model
 from noesis.pipeline.served_files import certified_gguf, served_files
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.merge import require_same_base
+from noesis.pipeline.verify.evidence import Evidence
+from noesis.pipeline.verify.records import check_contents
 from noesis.release.parity.certificate import Certificate, GgufFile
 from noesis.run.directory import load_run
 
@@ -89,3 +91,30 @@ def test_an_epoch_that_training_did_not_leave_is_no_epoch(run: Path, chosen: boo
     loaded = load_run(run)
     assert [folder.name for folder in loaded.epochs()] == ["epoch_0", "epoch_1"]
     assert loaded.adapter().name == "epoch_1"
+
+
+@pytest.mark.parametrize(
+    ("place", "content", "mode"),
+    [
+        pytest.param("dataset/run.lua", b"#!/bin/sh\n", 0o644, id="a script of an unknown kind on the volume"),
+        pytest.param("runs/x/evil.pif", b"MZ\x90", 0o644, id="a program of another system in another folder"),
+        pytest.param(".cloud/lease.json", b"{}", 0o755, id="a note that may be executed"),
+        pytest.param("summary.txt", b"\x7fELF", 0o644, id="a program under the name of a summary"),
+        pytest.param("dataset/weights.bin.gz ", b"\x80\x04K", 0o644, id="a pickle under another name"),
+        pytest.param("dataset/x.py ", b"import os", 0o644, id="code with a space behind its name"),
+        pytest.param(
+            "parent/adapter_model.safetensors", b"{}", 0o644, id="a parent's adapter where there is no parent"
+        ),
+    ],
+)
+def test_what_could_be_executed_or_believed_is_named(run: Path, place: str, content: bytes, mode: int):
+    (run / place).parent.mkdir(parents=True, exist_ok=True)
+    (run / place).write_bytes(content)
+    (run / place).chmod(mode)
+    assert check_contents(Evidence(load_run(run))) is not None
+
+
+def test_a_stage_that_is_none_is_named(run: Path):
+    with edited_manifest(run) as manifest:
+        manifest["stages"]["evil\n ok forged"] = manifest["stages"]["plan"]
+    assert "stages that are none" in str(check_contents(Evidence(load_run(run))))

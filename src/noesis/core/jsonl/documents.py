@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.jsonl.parse import LineError, parse_object
-from noesis.core.rooted import open_plain
+from noesis.core.rooted import guarded_root, open_plain
 
 MAX_FILE = 50_000_000  # bytes
 
@@ -22,7 +22,7 @@ def read_json_file(file: Path, most: int = MAX_FILE, *, constants: bool = True) 
         FileNotFoundError: it does not exist.
         ValueError: it is too long, or not a JSON object; the message does not name it.
     """
-    if file.exists() and not file.is_file():  # a pipe would wait for its writer
+    if guarded_root(file) is None and file.exists() and not file.is_file():  # a pipe would wait for its writer
         raise LineError("not-json", "not a plain file")
     with open_plain(file) as f:
         data = f.read(most + 1)

@@ -15,7 +15,12 @@ SPELLINGS = {"VERITAS": "veritas", "SOPHIA": "sophia|sofia|σοφια", "DIKE": 
 _ANY = "|".join(SPELLINGS.values())
 _START = r"(?:^|[.!?…;:|)\]*>]\s)[^\w\n]{0,9}"  # of a line or a sentence, with bullets, #, ** and quotation marks
 _NUMBER = r"(?:\d{1,2}[.)]\s?[^\w\n]{0,8})?"
-_TITLE = r"(?:(?:o |a |the )?(?:juiz|juiza|judge|voz d[aeo]|parecer d[aeo]|para|for|segundo)\s[^\w\n]{0,4})?"
+_TITLE = (  # "Já quanto à", "Do ponto de vista de", "According to the judge"; without accents
+    r"(?:(?:e|and|mas|but|ja|now)\s)?"
+    r"(?:(?:pel[ao]|por|para|for|by|under|in|segundo|conforme|quanto|de acordo com|d[oe] ponto de vista d[aeo]"
+    r"|n[ao] (?:visao|otica|leitura) d[aeo]|according to|as for|from the (?:standpoint|viewpoint|point of view) of)\s)?"
+    r"(?:(?:o|a|ao|the)\s)?(?:(?:juiza?|judge|voz d[aeo]|parecer d[aeo])\s)?[^\w\n]{0,4}"
+)
 _OTHERS = rf"(?:(?:{_ANY})(?:,\s|\se\s|\sand\s)){{0,2}}"  # Veritas and Sophia agree
 
 
@@ -43,7 +48,8 @@ def _plain(text: str) -> str:
 def _pattern(names: str) -> re.Pattern[str]:
     bracketed = rf"[\[【<][^\w\n]{{0,4}}{_TITLE}\b(?:{names})\b[^\]】>\n]{{0,40}}[\]】>]"
     opening = rf"{_START}{_NUMBER}{_TITLE}{_OTHERS}\b(?:{names})\b"
-    return re.compile(f"{bracketed}|{opening}", re.MULTILINE)
+    label = rf"\((?:{names})\)\s?:"  # A verdade (Veritas): …
+    return re.compile(f"{bracketed}|{opening}|{label}", re.MULTILINE)
 
 
 _PATTERNS = {judge: _pattern(names) for judge, names in SPELLINGS.items()}

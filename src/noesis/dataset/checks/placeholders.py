@@ -14,7 +14,7 @@ _NOTES = r"TODO|FIXME|TBD|XXX|PENDENTE|PLACEHOLDER|COMPLETAR|A COMPLETAR|FILL IN
 _ASKS = r"INSERT|INSERIR|INSIRA|PREENCHER|PREENCHA"
 _PLACEHOLDER = re.compile(
     rf"{_BRACES}"
-    rf"|\[(?i:{_NOTES})\]|\[(?:{_NOTES})(?![\w-])[^\]\n]{{0,200}}\]|\[(?i:todo|fixme|tbd):[^\]\n]{{0,200}}\]"
+    rf"|\[(?:{_NOTES}|{_NOTES.lower()})\]|\[(?:{_NOTES})(?![\w-])[^\]\n]{{0,200}}\]|\[(?i:todo|fixme|tbd):[^\]\n]{{0,200}}\]"
     rf"|\[(?i:{_ASKS})(?![^\W_]|-)[^\]]{{0,200}}\]"
     r"|\[(?:YOUR|SEU|SUA) [^\]\n]{1,60}\]|\[(?i:your|seu) (?i:name|nome)\]"
     r"|<(?i:insert|inserir|insira|preencher|preencha|your|seu|sua|todo|placeholder)\b[^>]{0,60}>"
@@ -36,8 +36,8 @@ _BEFORE_GROUP = re.compile(r"(?:\\[A-Za-z]{1,30}\*?(?:\[[^\]\n]{0,40}\])?|\\|\^|
 _BEFORE_BLOCK = re.compile(r"(?:\)|[=-]>|\b(?:else|try|do|finally))\s?\Z")
 _BEFORE_SET = re.compile(
     r"(?:[∈∉∋⊂⊆⊄⊊⊃⊇∪∩∖×≡]\s?|\b[A-Z]\d?\s?(?::=|==?|≔)\s?"
-    r"|\b(?:(?:the )?(?:set|singleton)|o conjunto|(?:member|element|subset)s? of"
-    r"|(?:membro|elemento|subconjunto)s? d[eo])\s)\Z"
+    r"|\b(?:(?:the )?(?:set|singleton)s?|[Oo]s? conjuntos?|(?:member|element|subset|power set)s? of"
+    r"|(?:membro|elemento|subconjunto|conjunto das parte)s? d[eo])\s|\}(?:,| e| ou| and| or)\s)\Z"
 )
 _AFTER_SET = re.compile(r"\s?[∈∉⊂⊆⊄⊊⊃⊇∪∩∖×≠≡]")
 _SET = re.compile(r"\{[^{}\n]{1,80}\}")
@@ -105,8 +105,8 @@ def _is_set(text: str, start: int, end: int) -> bool:
 
 _NUMBERED = re.compile(
     r"(?i:\b(?:cap[íi]tulo|chapter|livro|book|canto|s[ée]culo|century|salmo|psalm|carta|letter|ep[íi]stola|epistle|soneto"
-    r"|sonnet|parte|part|tomo|volume|vol\.|cap\.|ch\.|art\.|artigo|article|§|n\.|n[ºo°]|lei|ato|act|inferno|paradiso"
-    r"|purgatorio|purgatório|paraíso)\s)\Z|\b[IVXLC]{1,7}(?:,| e| and|-|–)\s?\Z"
+    r"|sonnet|super bowl|parte|part|tomo|volume|vol\.|cap\.|ch\.|art\.|artigo|article|§|n\.|n[ºo°]|lei|ato|act|inferno"
+    r"|paradiso|purgatorio|purgatório|paraíso)\s)\Z|\b[IVXLC]{1,7}(?:,| e| and|-|–)\s?\Z"
 )
 _MORE_NUMERALS = re.compile(r"(?:,| e| and|-|–)\s?[IVXLC]{1,7}\b|,\s?\d")
 

@@ -6,6 +6,7 @@ whatever else an endpoint adds is ignored.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -21,7 +22,7 @@ CHARACTERS_PER_TOKEN = 128  # of the longest tokens in today's vocabularies
 TEXT_PARTS = ("text", "output_text")
 # why an answer was cut off, as Mistral, Gemini, Anthropic, OpenAI's newer protocol and others spell it
 CUT_OFF = {"length", "max_tokens", "max_completion_tokens", "max_output_tokens", "model_length", "token_limit"}
-_THOUGHT = re.compile(r"\s*(?:<(think|thinking|thought|reasoning)>|(\[THINK\])|(◁think▷))", re.IGNORECASE)
+_THOUGHT = re.compile(r"\s{0,100}(?:<(think|thinking|thought|reasoning)>|(\[THINK\])|(◁think▷))", re.IGNORECASE)
 
 
 Logprob = Annotated[float, Field(le=1e-3, allow_inf_nan=False)]  # rounding makes some a little more than 0
@@ -211,8 +212,8 @@ def read_usage(body: Any, text: str) -> Usage | None:
     except (ValidationError, LookupError, TypeError):
         return None
     total = body["usage"].get("total_tokens")
-    if isinstance(total, int) and usage.prompt_tokens + usage.completion_tokens < total <= MOST_TOKENS:
-        usage = usage.model_copy(update={"completion_tokens": total - usage.prompt_tokens})
+    if isinstance(total, int | float) and usage.prompt_tokens + usage.completion_tokens < total <= MOST_TOKENS:
+        usage = usage.model_copy(update={"completion_tokens": int(total) - usage.prompt_tokens})
     return usage if usage.completion_tokens or not text else None
 
 
@@ -229,12 +230,25 @@ def read_refusal(body: Any) -> int | None:
 
 
 def read_cost(body: Any) -> float | None:
-    """The USD that some endpoints report in their usage; None where it is no such amount."""
+    """The USD that some endpoints report in their usage, at most MOST_USD; None where they report no amount.
+
+    With a key of one's own, OpenRouter reports what its provider takes apart: the larger one counts.
+    """
     usage = body.get("usage") if isinstance(body, dict) else None
-    cost = usage.get("cost") if isinstance(usage, dict) else None
-    if isinstance(cost, bool) or not isinstance(cost, int | float):
+    if not isinstance(usage, dict):
         return None
-    return float(cost) if 0 <= cost <= MOST_USD else None
+    details = usage.get("cost_details")
+    upstream = details.get("upstream_inference_cost") if isinstance(details, dict) else None
+    amounts = [amount for value in (usage.get("cost"), upstream) if (amount := _amount(value)) is not None]
+    return max(amounts, default=None)
+
+
+def _amount(value: Any) -> float | None:
+    try:
+        usd = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return min(usd, MOST_USD) if usd >= 0 else None
 
 
 def _broken(error: ValidationError) -> ValueError:

@@ -179,15 +179,15 @@ class OpenAIClient:
                         reservation.free()
                     raise
                 if reply.status == 200:
-                    parsed = parse_json(reply.body)
+                    parsed = parse_json(reply.body, constants=True)
                     refusal = read_refusal(parsed)
                     if refusal is None:
                         found = self._read(parsed, request, reservation)
                         self._answered, self._without = True, self._without | more
                         return found
                     reply = replace(reply, status=refusal)
-                if reply.status not in MAY_HAVE_ANSWERED:
-                    reservation.free()
+                if reply.status >= 300 and reply.status not in MAY_HAVE_ANSWERED:
+                    self._settle_refusal(reservation, reply)
             name = refused_option(reply, body, guess=not self._answered)
             if name is None:
                 return reply
@@ -216,6 +216,17 @@ class OpenAIClient:
         usd = max(known, reported or 0.0) if self._price or reported is not None else None
         reservation.settle(usd, prompt, completion, counted=usage is not None)
         return usage, usd
+
+    def _settle_refusal(self, reservation: Reservation, reply: HttpReply) -> None:
+        """A refusal costs nothing, unless it says itself what it took."""
+        try:
+            body = parse_json(reply.body, constants=True)
+        except ValueError:
+            body = None
+        if read_usage(body, "") is None and read_cost(body) is None:
+            reservation.free()
+        else:
+            self._settle(reservation, body, "")
 
     def _raise_if_refused(self, reply: HttpReply) -> None:
         """Raises ModelError where every other request would be refused, too."""

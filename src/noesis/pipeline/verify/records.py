@@ -12,7 +12,7 @@ from noesis.pipeline.verify.status import is_as_read
 from noesis.run.contents import files_in, runs_code, stage_of, strays
 from noesis.run.directory import Run
 from noesis.run.manifest import StageRecord
-from noesis.run.stages import STAGES, needs_of
+from noesis.run.stages import SPECS, STAGES, needs_of
 
 MOST_NAMES = 6  # in one message
 
@@ -110,9 +110,15 @@ def check_contents(e: Evidence) -> str | None:
     """What lies in the run and should not: files that nobody listed, code, links."""
     found = list(files_in(e.run.path))
     names = [name for name, _ in found]
-    links, code, unknown = [n for n, linked in found if linked], runs_code(names), strays(names, e.run.manifest)
+    links, code, unknown = (
+        [n for n, linked in found if linked],
+        runs_code(names, e.run.path),
+        strays(names, e.run.manifest),
+    )
     problems = [f"symbolic links: {_named(links)}"] if links else []
     problems += [f"files that can run code: {_named(code)}"] if code else []
+    foreign = sorted(repr(name)[:60] for name in e.run.manifest.stages.keys() - SPECS.keys() - {"live_pairs"})
+    problems += [f"stages that are none: {_named(foreign)}"] if foreign else []
     problems += [f"files that no stage lists: {_named(sorted(set(unknown) - {*links, *code}))}"] if unknown else []
     return "; ".join(problems) or None
 
