@@ -46,18 +46,20 @@ def plan(
     judge: CloudJudgeOption = None,
     max_usd: MaxUsdOption = None,
     max_minutes: MaxMinutesOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Plan and quote a run on Modal on this machine alone: no account is needed, and Modal is not asked.
 
     Example: noesis cloud plan --epochs 3
     """
     from noesis.cloud.checks import check_request
-    from noesis.cloud.quote import quote_lines
+    from noesis.cloud.quote import NOT_EXPORTED, cloud_quote
     from noesis.cloud.request import request_from_options
     from noesis.core.config import load_config
     from noesis.core.console import say
     from noesis.core.project import find_project
 
+    reserve_stdout(as_json)
     found = find_project(project)
     section = load_config(found).training.modal
     request = request_from_options(
@@ -74,8 +76,10 @@ def plan(
     )
     config = request.overrides.configure(found)
     check_request(found, config.training, request)
-    for line in quote_lines(found, config, request, section):
+    quoted = cloud_quote(found, config, request, section)
+    for line in [NOT_EXPORTED] if quoted is None else quoted.lines():
         say(line)
+    print_result(None if quoted is None else quoted.to_json(), as_json)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from typing import Any
 
 import modal
 
+from noesis.cloud.billing import tags_of
 from noesis.cloud.container import answers, orchestrator, stages
 from noesis.cloud.container import prepare as preparation
 from noesis.cloud.container.spending import Spending
@@ -29,6 +30,7 @@ from noesis.core.config import TrainingFile, load_config
 from noesis.core.console import guard_terminal
 from noesis.core.libraries import silence_libraries
 from noesis.core.project import Project
+from noesis.planning.gpus import CURRENT, use_prices
 from noesis.planning.pricing import JUDGE_MACHINE, MERGE_MACHINE, RENTED, train_machine
 
 MINUTES = 60
@@ -92,11 +94,12 @@ def _with_sources(image: modal.Image) -> modal.Image:
 silence_libraries()
 guard_terminal()  # in a container, too: what is logged there comes to the user's terminal
 settings = _settings()
-app = modal.App(settings.modal.app)
+tags = tags_of(settings.output_name)
+app = modal.App(settings.modal.app, tags=tags)
 # Of --dry-run: it has no functions, so Modal builds no image and makes no volume.
 quoting = modal.App(settings.modal.app)
 # The functions that need vLLM, deployed only where a judge needs them: an image that can't be built stops no training.
-judging = modal.App(f"{settings.modal.app}-judge")
+judging = modal.App(f"{settings.modal.app}-judge", tags=tags)
 # create_if_missing: with an empty volume the run ends in the message about the missing dataset.
 volume = modal.Volume.from_name(settings.modal.volume, create_if_missing=True)
 weights = modal.Volume.from_name(f"{settings.modal.volume}-weights", create_if_missing=True)
@@ -209,6 +212,7 @@ def merge(request: dict[str, Any], again: bool = False) -> dict[str, Any]:
 def conduct(request: dict[str, Any], secrets: list[str]) -> dict[str, Any]:
     """Run everything in order; `secrets`: names of the secrets that the other functions need."""
     wanted, context = CloudRequest.from_json(request), _context()
+    use_prices(wanted.prices)
     gpu = gpu_to_rent(wanted, settings.modal)
     functions = {
         "prepare": prepare,
@@ -255,6 +259,8 @@ def conduct(request: dict[str, Any], secrets: list[str]) -> dict[str, Any]:
 def _bound(function: Any, secrets: list[str], gpu: str | None, limit: CallLimit) -> Any:
     """`function` with the secrets and GPU of this run, and its time-out and tries."""
     options: dict[str, Any] = {"timeout": math.ceil(limit.timeout_s), "retries": _retries(limit.tries)}
+    if CURRENT in os.environ:
+        options["env"] = {CURRENT: os.environ[CURRENT]}
     if secrets:
         options["secrets"] = [modal.Secret.from_name(name) for name in secrets]
     if gpu is not None:

@@ -15,7 +15,7 @@ from typing import Any
 import modal
 
 from noesis.cloud.checks import check_request
-from noesis.cloud.entrypoint import as_started, secrets_of, with_judge_deployed
+from noesis.cloud.entrypoint import as_started, at_current_prices, secrets_of, with_judge_deployed
 from noesis.cloud.modal_errors import explained
 from noesis.cloud.patience import BUILDS_S, cancel_call, patiently
 from noesis.cloud.quote import quote_lines
@@ -38,7 +38,7 @@ def start_deployed(project: Project, section: ModalSection, options: dict[str, A
     Raises:
         UsageError: something is missing, or can't work. RunError: another run is using the volume.
     """
-    request = request_from_options(section, **options)
+    request = at_current_prices(request_from_options(section, **options))
     config = request.overrides.configure(project)
     check_request(project, config.training, request)
     if request.what == "all":

@@ -9,6 +9,7 @@ from typing import Any
 
 import modal
 
+from noesis.cloud.billing import current_prices
 from noesis.cloud.checks import check_request, is_on_the_hub
 from noesis.cloud.container.prepare import judge_problem
 from noesis.cloud.container.workspace import CallResult
@@ -21,6 +22,7 @@ from noesis.core.config import Config, ModalSection
 from noesis.core.console import command, complain, guard_terminal, say
 from noesis.core.files import explain_error
 from noesis.core.project import Project
+from noesis.planning.gpus import use_prices
 
 # Runs the orchestrator: a request and the names of secrets in, its result out.
 Start = Callable[[CloudRequest, list[str]], CallResult]
@@ -66,6 +68,8 @@ def _run(
     options: dict[str, Any],
 ) -> int:
     request = request_from_options(section, **options)
+    if not dry_run:
+        request = at_current_prices(request)
     config = request.overrides.configure(project)
     check_request(project, config.training, request)
     if request.what == "all":
@@ -92,6 +96,14 @@ def as_started(project: Project, config: Config, request: CloudRequest, section:
     """The request with what only this machine knows: the hashes of the export, and the quote."""
     seconds = quoted_seconds(project, config, request, section) if request.what == "all" else None
     return replace(request, uploaded=exported_hashes(project.exports), seconds=seconds)
+
+
+def at_current_prices(request: CloudRequest) -> CloudRequest:
+    """The request with Modal's own rates, if it tells them; this process quotes by them too."""
+    found, how = current_prices()
+    say(f"  {how}")
+    use_prices(found)
+    return replace(request, prices=found)
 
 
 def with_judge_deployed(request: CloudRequest, deploy_judge: Callable[[], object]) -> CloudRequest:

@@ -7,8 +7,9 @@ before a served judge, which is estimated from the judging GPU's bandwidth and a
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from noesis.cloud.limits import FETCH_MACHINE, ORCHESTRATOR_MACHINE, function_seconds, worst_case
 from noesis.cloud.request import CloudRequest, gpu_to_rent
@@ -35,6 +36,7 @@ PROMPT_TOKENS, REPLY_TOKENS = 2500, 350  # of one question to a judge
 FETCH_BYTES_PER_S = 2e8
 ORCHESTRATOR = "orchestrator"
 FETCH, TRIAL = "fetch weights", "trial, estimated"
+NOT_EXPORTED = "  no dataset was exported here, so there is no quote: make one with  python scripts/export_for_modal.py"
 
 
 class ExtraCost(NamedTuple):
@@ -45,8 +47,61 @@ class ExtraCost(NamedTuple):
     usd: float
 
 
-def quote_lines(project: Project, config: Config, request: CloudRequest, section: ModalSection) -> list[str]:
-    """The lines of plan and quote.
+@dataclass(frozen=True)
+class CloudQuote:
+    """The plan of a run on Modal, what the cloud adds to it, and what it costs at most.
+
+    worst_usd: for each function, if every call hung until its last time-out; the cap left aside
+    """
+
+    plan: Plan
+    extra: list[ExtraCost]
+    budget: Budget
+    worst_usd: Mapping[str, float]
+
+    @property
+    def whole(self) -> Plan:
+        """The plan with the extra costs; only the orchestrator's wait adds to the time."""
+        waits = next(cost.seconds for cost in self.extra if cost.name == ORCHESTRATOR)
+        added = StageCost(ORCHESTRATOR, "cloud", waits - self.plan.stage_seconds, 0.0)
+        usd = self.plan.usd + sum(cost.usd for cost in self.extra)
+        return replace(self.plan, usd=usd, stages=(*self.plan.stages, added))
+
+    @property
+    def at_most_usd(self) -> float:
+        """The largest bill: the worst case, or the cap."""
+        worst, cap = sum(self.worst_usd.values()), self.budget.max_usd
+        return worst if cap is None else min(worst, cap)
+
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        lines = ["", *plan_lines(self.plan, everything=True), ""]
+        for i, cost in enumerate(self.extra):
+            label = "besides" if i == 0 else ""
+            lines.append(f"  {label:9} {cost.name:15} {duration(cost.seconds):>13}  {cost.usd:8.2f} USD")
+        capped = self.at_most_usd == self.budget.max_usd
+        why = (
+            "the cap: no call starts whose time-outs it would not pay for"
+            if capped
+            else "if every function hung until its time-out and was tried again"
+        )
+        return [*lines, *quote(self.whole, self.budget), f"  at most   {self.at_most_usd:.2f} USD, {why}"]
+
+    def to_json(self) -> dict[str, Any]:
+        whole = self.whole
+        return {
+            "usd": whole.usd,
+            "seconds": whole.stage_seconds,
+            "at_most_usd": self.at_most_usd,
+            "cap_usd": self.budget.max_usd,
+            "besides": [cost._asdict() for cost in self.extra],
+            "worst_usd": dict(self.worst_usd),
+            "plan": self.plan.to_json(),
+        }
+
+
+def cloud_quote(project: Project, config: Config, request: CloudRequest, section: ModalSection) -> CloudQuote | None:
+    """Plan and quote; None: nothing was exported here.
 
     Raises:
         TrainingError: it does not fit the GPU; the message names what does.
@@ -54,17 +109,21 @@ def quote_lines(project: Project, config: Config, request: CloudRequest, section
     """
     found = _planned(project, config, request, section)
     if found is None:
-        return [
-            "  no dataset was exported here, so there is no quote: make one with  python scripts/export_for_modal.py"
-        ]
+        return None
     plan, extra = found
-    lines = ["", *plan_lines(plan, everything=True), ""]
-    for i, cost in enumerate(extra):
-        label = "besides" if i == 0 else ""
-        lines.append(f"  {label:9} {cost.name:15} {duration(cost.seconds):>13}  {cost.usd:8.2f} USD")
-    budget = budget_of(config.training.budget, usd_per_s=0.0, spent_usd=0.0, spent_seconds=0.0)
     asked = replace(request, seconds=_function_seconds(plan, extra, request))
-    return [*lines, *quote(_with_extra_costs(plan, extra), budget), _at_most(asked, section, plan.epochs, budget)]
+    budget = budget_of(config.training.budget, usd_per_s=0.0, spent_usd=0.0, spent_seconds=0.0)
+    return CloudQuote(plan, extra, budget, worst_case(asked, section, plan.epochs))
+
+
+def quote_lines(project: Project, config: Config, request: CloudRequest, section: ModalSection) -> list[str]:
+    """The lines of plan and quote.
+
+    Raises:
+        NoesisError: as `cloud_quote`.
+    """
+    found = cloud_quote(project, config, request, section)
+    return [NOT_EXPORTED] if found is None else found.lines()
 
 
 def quoted_seconds(
@@ -73,7 +132,7 @@ def quoted_seconds(
     """The quoted seconds of each function, from which its time-out follows; None: nothing was exported here.
 
     Raises:
-        NoesisError: as `quote_lines`.
+        NoesisError: as `cloud_quote`.
     """
     found = _planned(project, config, request, section)
     return None if found is None else _function_seconds(*found, request)
@@ -82,13 +141,6 @@ def quoted_seconds(
 def _function_seconds(plan: Plan, extra: list[ExtraCost], request: CloudRequest) -> dict[str, float]:
     seconds = {cost.name: cost.seconds for cost in extra}
     return function_seconds(plan, seconds[FETCH], seconds.get(TRIAL, 0.0), request.shards)
-
-
-def _at_most(request: CloudRequest, section: ModalSection, epochs: int, budget: Budget) -> str:
-    worst = sum(worst_case(request, section, epochs).values())
-    if budget.max_usd is not None and worst > budget.max_usd:
-        return f"  at most   {budget.max_usd:.2f} USD, the cap: no call starts whose time-outs it would not pay for"
-    return f"  at most   {worst:.2f} USD, if every function hung until its time-out and was tried again"
 
 
 def _planned(
@@ -109,13 +161,6 @@ def _planned(
     plan, require_fit = plan_without_run(config, dataset, constitution, gpu=gpu, gpus=gpus)
     require_fit()
     return plan, extra_costs(project, config, request, plan)
-
-
-def _with_extra_costs(plan: Plan, extra: list[ExtraCost]) -> Plan:
-    """The plan with the extra costs; only the orchestrator's wait adds to the time."""
-    waits = next(cost.seconds for cost in extra if cost.name == ORCHESTRATOR)
-    added = StageCost(ORCHESTRATOR, "cloud", waits - plan.stage_seconds, 0.0)
-    return replace(plan, usd=plan.usd + sum(cost.usd for cost in extra), stages=(*plan.stages, added))
 
 
 def extra_costs(project: Project, config: Config, request: CloudRequest, plan: Plan) -> list[ExtraCost]:

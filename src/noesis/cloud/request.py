@@ -31,6 +31,7 @@ class CloudRequest:
     judge_problem: why the judges can't judge, for the verdict; the trial is then not held and not paid for
     uploaded: hashes of train and eval as exported where the command was typed; None: nothing was exported there
     seconds: quoted for each function; None: nothing was quoted
+    prices: in USD a second, of Modal's own rates; None: those of the dated list
     turn: when the orchestrator started the call that gets this, in Unix time
     """
 
@@ -53,6 +54,7 @@ class CloudRequest:
     judge_problem: str | None = None
     uploaded: dict[str, str] | None = None
     seconds: dict[str, float] | None = None
+    prices: dict[str, float] | None = None
     turn: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
