@@ -13,6 +13,7 @@ import pytest
 from helpers.project import ROOT
 from noesis.cloud.container import answers, spending
 from noesis.cloud.container import orchestrator as order
+from noesis.cloud.container.prepare import prepare
 from noesis.cloud.container.shards import Shards
 from noesis.cloud.container.workspace import BESIDE, CallResult, ContainerContext, staged_run
 from noesis.cloud.limits import QUEUE_S, TRIES, CallLimit, call_limit, orchestrator_limit, price_of, worst_case
@@ -47,6 +48,8 @@ class Clock:
     def __init__(self, root: Path, request: CloudRequest, *, hangs: str = "", starved: str = "") -> None:
         self.root, self.request, self.hangs, self.starved = root, request, hangs, starved
         self.now, self.metered, self.bill, self.lost = 0.0, 0.0, 0.0, 0.0
+        self.prepared: dict[str, object] = {"judge_problem": None}
+        self.before = 0.0  # USD that the run on the volume had cost
         self.calls: dict[str, tuple[str, float, CallLimit]] = {}
         self.ended: list[str] = []
         self.asked: dict[str, dict] = {}
@@ -56,6 +59,10 @@ class Clock:
         return order.FunctionCalls(
             self.start, self.result, self.cancel, lambda: None, lambda: None, sleep=lambda seconds: None
         )
+
+    def metered_usd(self, root: Path, *, run: bool = True, charges: bool = True) -> float:
+        moved = not self.prepared.get("continues", True) and (root / FOLDER / OPENED).is_file()
+        return run * (self.metered + (0.0 if moved else self.before)) + charges * charged(root)
 
     def start(self, name: str, arguments: dict, limit: CallLimit) -> str:
         call = f"{name}-{len(self.calls)}"
@@ -84,7 +91,7 @@ class Clock:
         self.metered += takes * limit.usd_per_s * (name.removesuffix("_served") in spending.WRITERS)
         if name == "answer_shard":
             write_json(self.shards.file(self.asked[call]["index"]), [0])
-        beside = {"judge_problem": None, "seconds": takes} if name in spending.LEDGERLESS else {}
+        beside = self.prepared | {"seconds": takes} if name in spending.LEDGERLESS else {}
         return CallResult({"court": {"verdict": "UNDECIDED", "reason": ""}} | beside)
 
     def end(self, call: str, seconds: float) -> None:
@@ -104,14 +111,13 @@ def conduct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     shards = (Shards(tmp_path, "answers", {}, 2), ["a", "b"])
     monkeypatch.setattr(answers, "trial_shards", lambda root, project, request: shards)
 
-    def run(cap: float, **faults: str) -> tuple[CallResult, Clock]:
+    def run(cap: float, before: float = 0.0, continues: bool = True, **faults: str) -> tuple[CallResult, Clock]:
         judge = REMOTE if "judge" in faults.values() else None
         request = request_from_options(SECTION, epochs=3, max_usd=cap, shards=2, judge=judge)
         request = replace(request, seconds=QUOTED)
         clock = Clock(tmp_path, request, **faults)
-        monkeypatch.setattr(
-            spending, "metered_usd", lambda root, *, charges=True: clock.metered + charges * charged(root)
-        )
+        clock.before, clock.prepared["continues"] = before, continues
+        monkeypatch.setattr(spending, "metered_usd", clock.metered_usd)
         money = spending.Spending(
             tmp_path, lambda name: call_limit(name, request, SECTION), cap, clock=lambda: clock.now
         )
@@ -169,6 +175,34 @@ def test_a_judge_is_tried_beside_training_where_the_cap_pays_for_both_and_what_w
         charges = {entry.stage: (entry.seconds, entry.ended) for entry in spending.read_charges(tmp_path)}
         assert charges == {"prepare": (160.0, "done"), "probe": (330.0, "done")}, result
         shutil.rmtree(tmp_path)
+
+
+def test_what_another_run_on_the_volume_has_cost_is_not_held_against_the_one_that_moves_it_away(conduct):
+    result, clock = conduct(20.0, before=19.9, continues=False)
+    assert result.error is None and clock.bill <= 20.0
+    assert next(limit for name, _, limit in clock.calls.values() if name == "train").tries == TRIES
+    shutil.rmtree(clock.root)
+    result, clock = conduct(20.0, before=19.9)  # the same run goes on
+    assert (result.code, [name for name, _, _ in clock.calls.values()]) == (5, ["prepare"])
+    assert "train was not started: 0.0" in result.error
+
+
+def test_a_preparation_that_fails_is_charged_for_its_work_and_not_for_the_wait(conduct, tmp_path: Path):
+    context = ContainerContext(tmp_path, Project(ROOT), *[lambda: None] * 3, began=time.monotonic() - 3.0)
+    failed = prepare(context, request_from_options(SECTION, epochs=3, model="smollm2"))
+    assert "Dataset not found" in failed.error and 3.0 <= failed.value["seconds"] < 30.0
+    money = spending.Spending(
+        tmp_path, lambda name: CallLimit(3600.0, 2, 0.001), 90.0, clock=iter([0, 0, 900]).__next__
+    )
+    money.reserve("prepare", "prepare", running=True)
+    money.settle("prepare", "fc-1", lost=False, worked_s=failed.value["seconds"])
+    (charge,) = spending.read_charges(tmp_path)
+    assert charge.seconds == pytest.approx(failed.value["seconds"], abs=0.01)
+
+
+def test_charges_count_before_there_is_a_run(tmp_path: Path):
+    spending.write_charges(tmp_path, (LedgerEntry("fc-1", "prepare", "2026-11-27T10:00:00+00:00", 0.01, 9.0, 0.09),))
+    assert spending.metered_usd(tmp_path) == 0.09 and spending.metered_usd(tmp_path, charges=False) == 0.0
 
 
 @pytest.mark.parametrize("starved", FUNCTIONS)

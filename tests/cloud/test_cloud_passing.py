@@ -13,7 +13,7 @@ from helpers.project import ROOT
 from noesis.cloud import patience
 from noesis.cloud.container.orchestrator import POLL_S
 from noesis.cloud.container.workspace import ContainerContext, staged_run
-from noesis.cloud.patience import LONGEST_PAUSE_S, PATIENCE_S, commit_volume, patiently, reload_volume
+from noesis.cloud.patience import BUILDS_S, LONGEST_PAUSE_S, PATIENCE_S, commit_volume, patiently, reload_volume
 from noesis.cloud.volume import lease, writer
 from noesis.cloud.volume.lease import Lease
 from noesis.cloud.volume.sync import VolumeSync, publishing
@@ -82,6 +82,43 @@ def test_silence_is_a_fault_too():
     with pytest.raises(RunError, match="no answer"):
         patiently("do it", ever.wait, patience_s=0.2)
     ever.set()
+
+
+def deploying(clock: Clock, *tries: float | Exception):
+    """A deployment whose tries take so long, or fail at once; the last one again and again."""
+    left = list(tries)
+
+    def action() -> int:
+        now = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(now, Exception):
+            raise now
+        clock.now += now
+        return 7
+
+    return action
+
+
+def test_a_deployment_may_build_for_long_but_its_faults_must_pass_within_minutes():
+    clock = Clock()
+    refused = modal.exception.ServiceError("unavailable")
+    assert patiently("deploy", deploying(clock, refused, 1700.0), works_s=BUILDS_S, clock=clock, sleep=clock.sleep) == 7
+    clock = Clock()
+    with pytest.raises(RunError, match="could not deploy for 3 min"):
+        patiently("deploy", deploying(clock, refused), works_s=BUILDS_S, clock=clock, sleep=clock.sleep)
+    assert PATIENCE_S - LONGEST_PAUSE_S <= clock.now - 1000 <= PATIENCE_S
+
+
+def test_a_deployment_that_is_silent_for_longer_than_a_build_is_not_tried_again():
+    ever, tries = threading.Event(), []
+
+    def action() -> None:
+        tries.append(1)
+        ever.wait()
+
+    with pytest.raises(RunError, match="no answer"):
+        patiently("deploy", action, works_s=0.2)
+    ever.set()
+    assert len(tries) == 1
 
 
 class OfModal:

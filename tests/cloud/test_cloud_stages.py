@@ -99,6 +99,11 @@ def test_a_whole_run_on_a_volume_and_a_longer_one_after_it(place: ContainerConte
     text = "\n".join(done.value["lines"])
     assert "model     /merged/noesis-philosopher-v1" in text
     assert "preempted" not in text
+    prepared = [
+        preparation.prepare(place, asked(place, tiny_model, **more)).value["continues"]
+        for more in ({}, {"epochs": 3}, {"fresh": True}, {"epochs": 3, "resume": True})
+    ]
+    assert prepared == [True, False, False, True]
     again = order.orchestrate(asked(place, tiny_model), place.root, in_process(place, []), "call-2")
     assert again.code == 0
     assert load_run(place.root).manifest.created == run.manifest.created

@@ -58,7 +58,7 @@ def start_deployed(project: Project, section: ModalSection, options: dict[str, A
             )
         with redirect_stdout(sys.stderr), modal.enable_output():  # standard output is for the result
             request = with_judge_deployed(request, judging.deploy)
-            patiently("deploy the app", app.deploy, patience_s=BUILDS_S)
+            patiently("deploy the app", app.deploy, works_s=BUILDS_S)
         conduct = modal.Function.from_name(section.app, "conduct")
         call = patiently("start the run", lambda: conduct.spawn(request.to_json(), secrets))
     say(

@@ -116,7 +116,7 @@ def with_judge_deployed(request: CloudRequest, deploy_judge: Callable[[], object
         return request
     say("\n  the image that serves the judge: built once, in a few minutes, unless Modal has it")
     try:
-        patiently("deploy the judge", deploy_judge, patience_s=BUILDS_S)
+        patiently("deploy the judge", deploy_judge, works_s=BUILDS_S)
     except modal.exception.AuthError:
         raise
     except modal.exception.Error as error:

@@ -20,13 +20,17 @@ from noesis.core.errors import RunError
 
 PATIENCE_S = 180.0
 WAITS_S = 900.0  # where a person waits
-BUILDS_S = 3600.0  # where images are built
+BUILDS_S = 1800.0  # longest silence while images are built
 ASK_S = 50.0  # one question for a result
 OPEN_FILES_S = 10.0  # until a file of the volume that is open here is closed
 OPEN_FILES = "there are open files"  # so the service begins its refusal
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 20.0
 
 T = TypeVar("T")
+
+
+class SilenceError(TimeoutError):
+    """A call did not come back."""
 
 
 class VolumeBusyError(Exception):
@@ -121,6 +125,7 @@ def patiently(
     action: Callable[[], T],
     *,
     patience_s: float = PATIENCE_S,
+    works_s: float | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> T:
@@ -128,23 +133,29 @@ def patiently(
 
     Args:
         what: what it does, for messages: "read the volume".
+        patience_s: until what goes wrong must have passed.
+        works_s: how long one try may work, where that takes time; the patience then begins with the first fault.
 
     Raises:
         RunError: it did not pass in time.
         Exception: what `action` raised, where that is no passing fault.
     """
     began, pause, said = clock(), FIRST_PAUSE_S, False
+    faulty = None if works_s else began
     while True:
         try:
-            return _within(patience_s - (clock() - began), action)
+            return _within(works_s or patience_s - (clock() - began), action)
         except Exception as error:
             if not isinstance(error, PASSING):
                 raise
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        left = patience_s - (clock() - began)
-        if left <= pause:
+            silent = works_s is not None and isinstance(error, SilenceError)
+        faulty = clock() if faulty is None else faulty
+        left = patience_s - (clock() - faulty)
+        if left <= pause or silent:
+            waited = duration((works_s if silent else None) or patience_s)
             raise RunError(
-                f"Modal could not {what} for {duration(patience_s)} ({reason}). What was finished is kept, and the "
+                f"Modal could not {what} for {waited} ({reason}). What was finished is kept, and the "
                 "same command continues when Modal answers again: see https://status.modal.com"
             )
         if not said:
@@ -171,5 +182,5 @@ def _within(seconds: float, action: Callable[[], T]) -> T:
     if errors:
         raise errors[0]
     if thread.is_alive() or not values:
-        raise TimeoutError("no answer")
+        raise SilenceError("no answer")
     return values[0]

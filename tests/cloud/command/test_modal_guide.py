@@ -57,7 +57,7 @@ def test_every_command_of_the_guide_works(guide) -> None:
         r"merge +1 +0\.0% +1 +0", done["modal app stats noesis-philosophical-training"].stdout
     )  # of the newest, --merge-only
     assert "report.html" in done["modal app logs noesis-philosophical-training"].stdout
-    assert "Nothing was started" in done["modal run scripts/modal_train.py --dry-run"].stdout
+    assert "Nothing was built or started" in done["modal run scripts/modal_train.py --dry-run"].stdout
     trained = done["modal run scripts/modal_train.py --epochs 3"].stdout
     for words in (
         "epoch_0  held-out loss",

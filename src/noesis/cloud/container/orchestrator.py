@@ -125,9 +125,12 @@ class _Orchestrator:
         """Train, judge, merge: what the request asks for, up to the first error."""
         what, request_json = self.request.what, self.request.to_json()
         ruling: Ruling | None = None
+        self.spending.is_own = lambda: what != "all" or self._opened() is not None
         prepared = self.call("prepare", {"request": request_json})
         if prepared.error is not None:
             return prepared
+        if prepared.value.get("continues", True):
+            self.spending.is_own = lambda: True
         problem = self.request.judge_problem or prepared.value["judge_problem"]
         probed = what != "merge" and problem is None and bool(self.request.served_judges) and self._trial_is_due()
         if what == "all":
@@ -193,10 +196,15 @@ class _Orchestrator:
             return True
         return not load_run(self.root).is_done("trial")
 
+    def _opened(self) -> OpenedRun | None:
+        """The run that this command's training has opened; None before it has."""
+        opened = OpenedRun.read(self.root)
+        return opened if opened is not None and opened.ticket == self.lease.holder else None
+
     def judge_trained_epochs(self) -> None:
         """Start judging each epoch that training has finished, except the last, which is judged as the run's own."""
-        opened = OpenedRun.read(self.root)
-        epochs = opened.epochs if opened is not None and opened.ticket == self.lease.holder else 0
+        opened = self._opened()
+        epochs = 0 if opened is None else opened.epochs
         for epoch in range(epochs - 1):
             name = f"epoch_{epoch}"
             trained = (self.root / "checkpoints" / name / "adapter_model.safetensors").is_file()

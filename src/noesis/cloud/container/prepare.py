@@ -7,6 +7,7 @@ the run serves, on the judge's own GPU, while training runs: no answer is writte
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from noesis.cloud.checks import is_on_the_hub
 from noesis.cloud.container.vllm_judge import judge_specs, temporary_key, vllm_command, vllm_server
@@ -27,8 +28,8 @@ def prepare(context: ContainerContext, request: CloudRequest) -> CallResult:
     """Check the upload, fetch the weights of the base and of the judge, ask each judge at an address one question.
 
     Returns:
-        `judge_problem`: why there can be no trial, or None; `seconds` of the container. What is wrong with the base is
-        the call's error.
+        `judge_problem`: why there can be no trial, or None; `continues`: whether training will go on with the run on
+        the volume. What is wrong with the base is the call's error. Either way the `seconds` of the container.
     """
     from noesis.llm.hub import find_model
 
@@ -40,17 +41,29 @@ def prepare(context: ContainerContext, request: CloudRequest) -> CallResult:
             say(f"  fetching {request.model}, unless it is on the volume")
             find_model(config.training.model, config.training.revision)
             context.commit_weights()
+        continues = request.what != "all" or _continues(context, request)
         problem = None
         if request.what != "merge" and request.judge_problem is None:
             problem = _problem_of_judges(context, request)
-        return _found(context, problem)
+        return CallResult({"judge_problem": problem, "continues": continues})
 
-    return run_guarded(context, work)
+    return _timed(context, run_guarded(context, work))
 
 
-def _found(context: ContainerContext, problem: str | None) -> CallResult:
-    """With what the container took, since it writes no ledger."""
-    return CallResult({"judge_problem": problem, "seconds": time.monotonic() - context.began})
+def _timed(context: ContainerContext, result: CallResult) -> CallResult:
+    """With what the container took, since it writes no ledger; also where it failed."""
+    return replace(result, value=result.value | {"seconds": time.monotonic() - context.began})
+
+
+def _continues(context: ContainerContext, request: CloudRequest) -> bool:
+    """Whether training will go on with the run on the volume, so that what it has cost counts towards the cap."""
+    from noesis.pipeline.start_run import from_exports, would_continue
+
+    if request.fresh or request.resume:
+        return request.resume
+    config = request.overrides.configure(context.project)
+    dataset = from_exports(context.root / DATASET, context.project)
+    return would_continue(context.project, config, context.root, dataset)
 
 
 def _problem_of_judges(context: ContainerContext, request: CloudRequest) -> str | None:
@@ -83,10 +96,10 @@ def probe_judge(context: ContainerContext, request: CloudRequest) -> CallResult:
                 with temporary_key() as key, vllm_server(vllm_command(model), key):
                     ask_one_question(context.project, spec)
             except ModelError as error:
-                return _found(context, judge_problem(LOCAL_JUDGE + model, str(error)))
-        return _found(context, None)
+                return CallResult({"judge_problem": judge_problem(LOCAL_JUDGE + model, str(error))})
+        return CallResult({"judge_problem": None})
 
-    return run_guarded(context, work)
+    return _timed(context, run_guarded(context, work))
 
 
 def judge_problem(spec: str, why: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,21 +39,21 @@ def write_charges(root: Path, charges: tuple[LedgerEntry, ...]) -> None:
     write_json(root / FOLDER / CHARGES, [entry.to_json() for entry in charges])
 
 
-def metered_usd(root: Path, *, charges: bool = True) -> float:
+def metered_usd(root: Path, *, run: bool = True, charges: bool = True) -> float:
     """USD that the run on the volume has cost, with what a container that still works has published.
 
     Args:
+        run: with what it has cost; it may be another than the one that is paid for.
         charges: with those that no ledger has yet.
     """
-    try:
-        run = load_run(root)
-    except (NoesisError, OSError):
-        return 0.0  # there is no run yet
-    entries = list(run.manifest.ledger)
-    working = unrecorded_cost(root, entries)
+    entries: list[LedgerEntry] = []
+    with suppress(NoesisError, OSError):  # there is no run yet
+        entries += load_run(root).manifest.ledger if run else ()
+        working = unrecorded_cost(root, entries) if run else None
+        entries += [working] if working else []
     known = {entry.id for entry in entries}
     charged = [entry for entry in read_charges(root) if charges and entry.id not in known]
-    return total([*entries, *([working] if working else []), *charged])[0]
+    return total([*entries, *charged])[0]
 
 
 @dataclass
@@ -72,12 +73,15 @@ class Spending:
     Args:
         limit_of: the limit of a call by its function's name.
         cap_usd: None: there is no cap.
+        is_own: whether the run on the volume is the one that is paid for; another is moved away when training begins,
+            with what it has cost.
     """
 
     root: Path
     limit_of: Callable[[str], CallLimit]
     cap_usd: float | None
     clock: Callable[[], float] = time.time
+    is_own: Callable[[], bool] = lambda: True
     reserved: dict[str, Reservation] = field(default_factory=dict)
     beside_usd: float = 0.0  # of epochs and shards: in the ledger only when judging or merging has booked them
     began: float = field(init=False)
@@ -98,12 +102,14 @@ class Spending:
         if self.cap_usd is not None and not running:
             limits = [limit, *(r.limit for r in self.reserved.values())]
             own = (self.clock() - self.began + max(each.seconds for each in limits)) * orchestrator_limit().usd_per_s
-            left = (
-                self.cap_usd - metered_usd(self.root) - self.beside_usd - own - sum(other.usd for other in limits[1:])
-            )
+            left = self.cap_usd - self.metered_usd() - self.beside_usd - own - sum(other.usd for other in limits[1:])
             limit = within(limit, left, name, whole=function == PROBE)
-        self.reserved[name] = Reservation(function, limit, self.clock(), metered_usd(self.root, charges=False))
+        self.reserved[name] = Reservation(function, limit, self.clock(), self.metered_usd(charges=False))
         return limit
+
+    def metered_usd(self, *, charges: bool = True) -> float:
+        """USD that is metered of what is paid for."""
+        return metered_usd(self.root, run=self.is_own(), charges=charges)
 
     def seconds(self, name: str) -> float:
         """How long the call has been waited for."""
@@ -123,7 +129,7 @@ class Spending:
         usd = seconds * done.limit.usd_per_s
         charged = lost or done.function in LEDGERLESS
         if name in WRITERS:
-            usd -= max(metered_usd(self.root, charges=False) - done.metered_usd, 0.0)
+            usd -= max(self.metered_usd(charges=False) - done.metered_usd, 0.0)
         elif not charged:
             self.beside_usd += usd
         before = read_charges(self.root)

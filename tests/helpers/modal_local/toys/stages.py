@@ -133,6 +133,9 @@ def _files(root, *names):
     return [f for p in places for f in ([p] if p.is_file() else sorted(x for x in p.rglob("*") if x.is_file()))]
 
 
+EXPORTS = {"from_exports": lambda folder, project: None, "would_continue": lambda *_: True}
+
+
 def stub(name, **content):
     module = types.ModuleType(name)
     module.__dict__.update(content)
@@ -140,7 +143,7 @@ def stub(name, **content):
 
 
 stub("noesis.pipeline.session", reopen_run=reopen_run, RunSession=Session)
-stub("noesis.pipeline.start_run", start_run=start_run, from_exports=lambda folder, project: None)
+stub("noesis.pipeline.start_run", start_run=start_run, **EXPORTS)
 stub("noesis.pipeline.stages.plan", run_plan=run_plan, plan_without_run=None)
 stub("noesis.pipeline.stages.train", run_train=run_train)
 stub("noesis.pipeline.stages.choose", run_choose=lambda s, scorer: None, BASE="base")
