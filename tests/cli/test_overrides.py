@@ -55,7 +55,13 @@ def command(name: str) -> Callable[[Project, Options], object]:
 
 def modal_run(project: Project, options: Options) -> None:
     entrypoint.run_from_terminal(
-        project, ModalSection(), lambda *_: pytest.fail(), deploy_judge=pytest.fail, dry_run=True, options=options
+        project,
+        ModalSection(),
+        lambda *_: pytest.fail(),
+        deploy_judge=pytest.fail,
+        deploy_nodes=pytest.fail,
+        dry_run=True,
+        options=options,
     )
 
 

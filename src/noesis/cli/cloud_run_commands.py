@@ -28,6 +28,9 @@ GpuOption = Annotated[
 GpusOption = Annotated[
     int | None, typer.Option("--gpus", min=1, metavar="N", help="GPUs for training, in one container.")
 ]
+NodesOption = Annotated[
+    int | None, typer.Option("--nodes", min=1, metavar="N", help="Machines for training, each with 8 GPUs.")
+]
 CloudJudgeOption = Annotated[
     str | None,
     typer.Option("--judge", metavar="SPECS", help="vllm:MODEL, openai:BASE_URL:MODEL, separated by commas; or none."),
@@ -43,6 +46,7 @@ def plan(
     method: MethodOption = None,
     gpu: GpuOption = None,
     gpus: GpusOption = None,
+    nodes: NodesOption = None,
     judge: CloudJudgeOption = None,
     max_usd: MaxUsdOption = None,
     max_minutes: MaxMinutesOption = None,
@@ -70,6 +74,7 @@ def plan(
         method=method,
         gpu=gpu,
         gpus=gpus,
+        nodes=nodes,
         judge=judge,
         max_usd=max_usd,
         max_minutes=max_minutes,
@@ -91,6 +96,7 @@ def train(
     method: MethodOption = None,
     gpu: GpuOption = None,
     gpus: GpusOption = None,
+    nodes: NodesOption = None,
     judge: CloudJudgeOption = None,
     max_usd: MaxUsdOption = None,
     max_minutes: MaxMinutesOption = None,
@@ -123,6 +129,7 @@ def train(
             "method": method,
             "gpu": gpu,
             "gpus": gpus,
+            "nodes": nodes,
             "judge": judge,
             "max_usd": max_usd,
             "max_minutes": max_minutes,

@@ -22,16 +22,17 @@ from noesis.cloud.container import answers, orchestrator, stages
 from noesis.cloud.container import prepare as preparation
 from noesis.cloud.container.spending import Spending
 from noesis.cloud.container.workspace import CallResult, ContainerContext, run_guarded
-from noesis.cloud.entrypoint import run_from_terminal
+from noesis.cloud.entrypoint import nodes_asked, run_from_terminal
 from noesis.cloud.limits import FETCH_MACHINE, ORCHESTRATOR_MACHINE, TRIES, CallLimit, call_limit
 from noesis.cloud.patience import PASSING, cancel_call, commit_volume, follow, patiently, reload_volume, result_of
-from noesis.cloud.request import CloudRequest, gpu_to_rent, most_gpus
+from noesis.cloud.request import MAX_GPUS, CloudRequest, gpu_to_rent, most_gpus
 from noesis.core.config import TrainingFile, load_config
 from noesis.core.console import guard_terminal
 from noesis.core.libraries import silence_libraries
 from noesis.core.project import Project
 from noesis.planning.gpus import CURRENT, use_prices
 from noesis.planning.pricing import JUDGE_MACHINE, MERGE_MACHINE, RENTED, train_machine
+from noesis.training.distributed import Nodes
 
 MINUTES = 60
 DAY = 24 * 60 * MINUTES  # the longest that Modal lets one attempt take
@@ -100,6 +101,8 @@ app = modal.App(settings.modal.app, tags=tags)
 quoting = modal.App(settings.modal.app)
 # The functions that need vLLM, deployed only where a judge needs them: an image that can't be built stops no training.
 judging = modal.App(f"{settings.modal.app}-judge", tags=tags)
+# Training on several machines, deployed only where it is asked for: not every plan has clusters.
+clustering = modal.App(f"{settings.modal.app}-nodes", tags=tags)
 # create_if_missing: with an empty volume the run ends in the message about the missing dataset.
 volume = modal.Volume.from_name(settings.modal.volume, create_if_missing=True)
 weights = modal.Volume.from_name(f"{settings.modal.volume}-weights", create_if_missing=True)
@@ -171,6 +174,19 @@ def train(request: dict[str, Any], ticket: str) -> dict[str, Any]:
     return stages.train(_context(), CloudRequest.from_json(request), ticket).to_json()
 
 
+if hasattr(modal, "clustered"):  # not in every version
+
+    @clustering.function(gpu=f"H100:{MAX_GPUS}", **_machine(train_machine(MAX_GPUS)))
+    @modal.clustered(size=nodes_asked())
+    def train_on_nodes(request: dict[str, Any], ticket: str) -> dict[str, Any]:
+        """As `train`, in containers that start together; the first one's result counts."""
+        wanted, cluster = CloudRequest.from_json(request), modal.Cluster.from_context()
+        os.environ[RENTED] = gpu_to_rent(wanted, settings.modal) or ""
+        addresses = cluster.container_ips()
+        nodes = Nodes(cluster.container_rank(), len(addresses), addresses[0])
+        return stages.train_on_nodes(_context(), wanted, ticket, nodes).to_json()
+
+
 @app.function(gpu=list(settings.modal.judge_gpu), **_machine(JUDGE_MACHINE))
 def judge_epoch(epoch: int) -> dict[str, Any]:
     """Judge one epoch while the next one trains."""
@@ -222,6 +238,8 @@ def conduct(request: dict[str, Any], secrets: list[str]) -> dict[str, Any]:
         "judge": judge,
         "merge": merge,
     }
+    if wanted.nodes > 1:
+        functions["train"] = modal.Function.from_name(clustering.name, "train_on_nodes")
     if wanted.served_judges:
         functions |= {name: modal.Function.from_name(judging.name, name) for name in orchestrator.DEPLOYED}
 
@@ -278,6 +296,7 @@ def main(
     method: str | None = None,
     gpu: str | None = None,
     gpus: int | None = None,
+    nodes: int | None = None,
     max_usd: float | None = None,
     max_minutes: float | None = None,
     max_examples: int | None = None,
@@ -302,6 +321,7 @@ def main(
             follow(lambda: str(conduct.spawn(request.to_json(), secrets).object_id))
         ),
         deploy_judge=judging.deploy,
+        deploy_nodes=clustering.deploy,
         dry_run=dry_run,
         options=options,
     )

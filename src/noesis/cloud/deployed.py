@@ -15,7 +15,14 @@ from typing import Any
 import modal
 
 from noesis.cloud.checks import check_request
-from noesis.cloud.entrypoint import as_started, at_current_prices, secrets_of, with_judge_deployed
+from noesis.cloud.entrypoint import (
+    NODES_ASKED,
+    as_started,
+    at_current_prices,
+    require_nodes_deployed,
+    secrets_of,
+    with_judge_deployed,
+)
 from noesis.cloud.modal_errors import explained
 from noesis.cloud.patience import BUILDS_S, cancel_call, patiently
 from noesis.cloud.quote import quote_lines
@@ -46,7 +53,8 @@ def start_deployed(project: Project, section: ModalSection, options: dict[str, A
             say(line)
     request = as_started(project, config, request, section)
     os.environ["NOESIS_PROJECT"] = str(project.root.resolve())  # whose settings and data the app has
-    from noesis.cloud.app import app, judging
+    os.environ[NODES_ASKED] = str(request.nodes) if request.nodes > 1 else ""
+    from noesis.cloud.app import app, clustering, judging
 
     with explained(section):
         secrets = secrets_of(request, section)
@@ -57,6 +65,7 @@ def start_deployed(project: Project, section: ModalSection, options: dict[str, A
                 f"or stop it with  {command('cloud', 'stop')}"
             )
         with redirect_stdout(sys.stderr), modal.enable_output():  # standard output is for the result
+            require_nodes_deployed(request, clustering.deploy)
             request = with_judge_deployed(request, judging.deploy)
             patiently("deploy the app", app.deploy, works_s=BUILDS_S)
         conduct = modal.Function.from_name(section.app, "conduct")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,10 +22,12 @@ from noesis.cloud.request import LOCAL_JUDGE, CloudRequest, request_from_options
 from noesis.cloud.volume.uploaded_data import exported_hashes
 from noesis.core.config import Config, ModalSection
 from noesis.core.console import command, complain, guard_terminal, say
+from noesis.core.errors import UsageError
 from noesis.core.files import explain_error
 from noesis.core.project import Project
 from noesis.planning.gpus import use_prices
 
+NODES_ASKED = "NOESIS_NODES_ASKED"  # environment variable where the app is deployed
 # Runs the orchestrator: a request and the names of secrets in, its result out.
 Start = Callable[[CloudRequest, list[str]], CallResult]
 
@@ -34,6 +38,7 @@ def run_from_terminal(
     start: Start,
     *,
     deploy_judge: Callable[[], object],
+    deploy_nodes: Callable[[], object],
     dry_run: bool,
     options: dict[str, Any],
 ) -> None:
@@ -41,13 +46,14 @@ def run_from_terminal(
 
     Args:
         deploy_judge: builds the image with vLLM and deploys the functions that need it.
+        deploy_nodes: deploys the training on several machines.
 
     Raises:
         SystemExit: with the exit code, unless it is 0.
     """
     guard_terminal()
     try:
-        code = _run(project, section, start, deploy_judge, dry_run=dry_run, options=options)
+        code = _run(project, section, start, deploy_judge, deploy_nodes, dry_run=dry_run, options=options)
     except Exception as error:
         failure = explain_error(error)
         if failure is None:
@@ -63,6 +69,7 @@ def _run(
     section: ModalSection,
     start: Start,
     deploy_judge: Callable[[], object],
+    deploy_nodes: Callable[[], object],
     *,
     dry_run: bool,
     options: dict[str, Any],
@@ -82,6 +89,7 @@ def _run(
     request = as_started(project, config, request, section)
     with explained(section):
         secrets = secrets_of(request, section)
+        require_nodes_deployed(request, deploy_nodes)
         request = with_judge_deployed(request, deploy_judge)
         _say_how_to_leave()
         result = start(request, secrets)
@@ -125,6 +133,32 @@ def with_judge_deployed(request: CloudRequest, deploy_judge: Callable[[], object
         say(f"  there will be no trial: {problem}")
         return replace(request, judge_problem=problem)
     return request
+
+
+def require_nodes_deployed(request: CloudRequest, deploy_nodes: Callable[[], object]) -> None:
+    """Deploy the training on several machines, if that is asked for.
+
+    Raises:
+        UsageError: this version of the SDK, or this account, has no clusters.
+    """
+    if request.nodes == 1:
+        return
+    instead = "; without --nodes one machine trains, with up to 8 GPUs"
+    if not hasattr(modal, "clustered"):
+        raise UsageError(f"--nodes {request.nodes}: modal {modal.__version__} has no clusters{instead}")
+    try:
+        patiently("deploy the cluster", deploy_nodes, works_s=BUILDS_S)
+    except modal.exception.AuthError:
+        raise
+    except modal.exception.Error as error:
+        why = " ".join(str(error).split())[:300]
+        raise UsageError(f"--nodes {request.nodes}: Modal gives no cluster here ({why}){instead}") from None
+
+
+def nodes_asked() -> int:
+    """Machines of the cluster that is declared: as typed, or as `noesis cloud train` says; else 2, for nobody."""
+    typed = re.search(r"(?:^|\s)--nodes[ =](\d+)", " ".join(sys.argv))
+    return int((typed and typed[1]) or os.environ.get(NODES_ASKED) or 2)
 
 
 def secrets_of(request: CloudRequest, section: ModalSection) -> list[str]:

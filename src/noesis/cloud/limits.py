@@ -89,7 +89,8 @@ def price_of(function: str, request: CloudRequest, section: ModalSection) -> flo
     names = [(name, int(count or 1)) for name, _, count in (card.partition(":") for card in cards)]
     most = max(count for _, count in names)  # a function's machine is declared for the largest of its cards
     machine = train_machine(most) if function == "train" else JUDGE_MACHINE
-    return max(usd_for(rented_gpu(name), 1.0, count, machine) for name, count in names)
+    machines = request.nodes if function == "train" else 1
+    return machines * max(usd_for(rented_gpu(name), 1.0, count, machine) for name, count in names)
 
 
 def call_limit(function: str, request: CloudRequest, section: ModalSection) -> CallLimit:

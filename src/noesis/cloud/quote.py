@@ -150,7 +150,7 @@ def _planned(
     if not (project.exports / "train.jsonl").is_file():
         return None
     gpu, _, count = (gpu_to_rent(request, section) or section.train_gpu[0]).partition(":")
-    gpus = int(count or 1)
+    gpus = int(count or 1) * request.nodes
     if config.training.method != "sft" and gpus > 1:
         raise UsageError(
             f"--gpus {gpus}: preference training (method: {config.training.method}) runs on one GPU, "
@@ -159,6 +159,12 @@ def _planned(
     constitution = load_constitution(project.constitution)
     dataset = read_train_export(project, config, constitution)
     plan, require_fit = plan_without_run(config, dataset, constitution, gpu=gpu, gpus=gpus)
+    if request.nodes > 1 and plan.setup.gpus != gpus:
+        raise UsageError(
+            f"--nodes {request.nodes}: {gpus} GPUs can't share a step's {plan.setup.sequences_per_step} sequences, and "
+            "all of them would be paid for: in training_config.yaml make per_device_train_batch_size × "
+            f"gradient_accumulation_steps a multiple of {gpus}, or train on one machine, without --nodes"
+        )
     require_fit()
     return plan, extra_costs(project, config, request, plan)
 

@@ -16,6 +16,7 @@ from noesis.llm.clients.spec import parse_spec
 METHODS = ("sft", "dpo", "sft+dpo")
 LOCAL_JUDGE = "vllm:"  # a judge that the run serves for itself, on the judging GPU
 MAX_GPUS = 8  # of one container
+MAX_NODES = 32  # of one cluster, as Modal documents it; its machines are whole ones
 
 Part = Literal["all", "test", "merge"]
 
@@ -27,6 +28,7 @@ class CloudRequest:
     epochs: None as other settings: what the YAML file says
     what: the whole run, or with `test` only the judging, with `merge` only the merge
     judges: as typed after --judge, `vllm:MODEL` included
+    nodes: machines that train together, each with `gpus`
     shards: machines that share the trial's answers
     judge_problem: why the judges can't judge, for the verdict; the trial is then not held and not paid for
     uploaded: hashes of train and eval as exported where the command was typed; None: nothing was exported there
@@ -41,6 +43,7 @@ class CloudRequest:
     method: str | None = None
     gpu: str | None = None
     gpus: int | None = None
+    nodes: int = 1
     max_usd: float | None = None
     max_minutes: float | None = None
     max_examples: int | None = None
@@ -97,6 +100,7 @@ def request_from_options(
     method: str | None = None,
     gpu: str | None = None,
     gpus: int | None = None,
+    nodes: int | None = None,
     max_usd: float | None = None,
     max_minutes: float | None = None,
     max_examples: int | None = None,
@@ -121,6 +125,7 @@ def request_from_options(
         ("--epochs", epochs),
         ("--shards", shards),
         ("--gpus", gpus),
+        ("--nodes", nodes),
         ("--max-usd", max_usd),
         ("--max-minutes", max_minutes),
         ("--max-examples", max_examples),
@@ -129,6 +134,9 @@ def request_from_options(
             raise UsageError(f"{name} {number:g}: it must be above 0")
     if gpus is not None and gpus > MAX_GPUS:
         raise UsageError(f"--gpus {gpus}: one container has at most {MAX_GPUS} GPUs")
+    if nodes is not None and nodes > 1:
+        _check_nodes(nodes, gpu, gpus, training=not (test_only or merge_only))
+        gpus = MAX_GPUS
     if method is not None and method not in METHODS:
         raise UsageError(f"--method {method!r}: choose {', '.join(METHODS)}")
     if (test_only or merge_only) and (resume or fresh or method):
@@ -148,6 +156,7 @@ def request_from_options(
         method=method,
         gpu=gpu,
         gpus=gpus,
+        nodes=nodes or 1,
         max_usd=max_usd,
         max_minutes=max_minutes,
         max_examples=max_examples,
@@ -159,6 +168,22 @@ def request_from_options(
         shards=shards,
         gate=gate,
     )
+
+
+def _check_nodes(nodes: int, gpu: str | None, gpus: int | None, *, training: bool) -> None:
+    """Refuse a cluster that Modal does not have: its machines are whole ones."""
+    if not training:
+        raise UsageError("--nodes is for training; --test-only and --merge-only train nothing")
+    if nodes > MAX_NODES:
+        raise UsageError(f"--nodes {nodes}: a cluster has at most {MAX_NODES} machines")
+    name, _, count = (gpu or "").partition(":")
+    if not name:
+        raise UsageError(f"--nodes {nodes}: name the card, for example  --nodes {nodes} --gpu H100")
+    if {int(count or MAX_GPUS), gpus or MAX_GPUS} != {MAX_GPUS}:
+        raise UsageError(
+            f"--nodes {nodes}: a machine of a cluster has all {MAX_GPUS} GPUs of its host; leave --gpus out, or take "
+            "fewer GPUs in one machine, without --nodes"
+        )
 
 
 def check_judge(spec: str) -> None:

@@ -52,6 +52,7 @@ class ControlPlane:
         overlap: a preempted input runs again elsewhere at once, while its first container still leaves.
         speed: seconds of this plane's clock (time-outs, hangs, delays) in one of this machine's.
         hub: models that containers can download: `plane.hub.add("org/name", folder, gated=True)`, `plane.hub.accepted.add("hf_x")`.
+        clusters: functions that run on several machines may be declared; their calls are not run.
         billing: rows for `modal billing report`, or None: refused, as on a Starter plan.
     """
 
@@ -75,6 +76,7 @@ class ControlPlane:
         self.only_pinned = True
         self.background_commits = False
         self.names_of_runs = False
+        self.clusters = False
         self.billing: list[dict[str, Any]] | None = None
         self.rates: dict[str, float] = {}
         self.max_containers = 4

@@ -316,11 +316,14 @@ class _Orchestrator:
         except Exception as error:  # it leaves, whatever happens
             say(f"  {name} could not be cancelled and ends by itself: {error}")
 
+    def _is_apart(self, function: str) -> bool:
+        return function in DEPLOYED or (function == "train" and self.request.nodes > 1)
+
     def cancel_all(self, *, apart: bool = False) -> bool:
         """Stop the calls that have not ended: nobody would wait for them.
 
         Args:
-            apart: only those in the judge's app, which do not stop with the app of this orchestrator.
+            apart: only those in apps of their own, which do not stop with the app of this orchestrator.
 
         Returns:
             whether there were any: they may still be saving.
@@ -328,7 +331,7 @@ class _Orchestrator:
         left = {
             name: self.lease.calls[name]
             for name, reserved in self.spending.reserved.items()
-            if name in self.lease.calls and (reserved.function in DEPLOYED or not apart)
+            if name in self.lease.calls and (not apart or self._is_apart(reserved.function))
         }
         for name, call in left.items():
             self._cancel(name, call)

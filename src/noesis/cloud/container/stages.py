@@ -30,10 +30,13 @@ from noesis.cloud.volume.uploaded_data import require_upload
 from noesis.core.errors import ModelError
 from noesis.core.files import copy_folder, read_text, write_text
 from noesis.run.directory import Run
+from noesis.training.backends.nodes import follow, leading
+from noesis.training.distributed import Nodes
 
 if TYPE_CHECKING:
     from noesis.pipeline.session import RunSession
     from noesis.pipeline.stages.choose import CheckpointScorer
+    from noesis.training.job import TrainJob
 
 SCORES = Path("tribunal/checkpoints")  # in a run: what the stage `choose` reads
 
@@ -60,10 +63,26 @@ def train(context: ContainerContext, request: CloudRequest, ticket: str) -> Call
             return CallResult(run_train(opened).to_json())
         with staged_run(context, request.turn) as run:
             s = reopen_run(run.path, fetch=True)
+            s = replace(s, device=replace(s.device, gpus=s.device.gpus * Nodes.here().count))
             run_plan(s)
             return CallResult(run_train(s).to_json())
 
     return run_guarded(context, work)
+
+
+def train_on_nodes(context: ContainerContext, request: CloudRequest, ticket: str, nodes: Nodes) -> CallResult:
+    """As `train`, on one of several machines: the first does all of it, the others train with it."""
+    if nodes.rank == 0:
+        with leading(nodes):
+            return train(context, request, ticket)
+
+    def bring(job: TrainJob) -> None:
+        context.reload()
+        states = context.root / "checkpoints" / job.resume_folder.name
+        if states.is_dir():
+            copy_folder(states, job.resume_folder)
+
+    return run_guarded(context, lambda: CallResult({"jobs": follow(nodes, bring)}))
 
 
 def _open_run(context: ContainerContext, request: CloudRequest, ticket: str) -> RunSession:
