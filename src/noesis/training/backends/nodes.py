@@ -99,7 +99,8 @@ def follow(nodes: Nodes, bring: Callable[[TrainJob], None]) -> int:
                 run_processes(nodes.arguments(job.plan.setup.gpus), file, Path(folder) / "outcome.json")
             done += 1
     except RuntimeError as error:  # torch's DistNetworkError and DistStoreError
-        raise TrainingError(f"machine 1 of {nodes.count} can't be reached: {str(error).splitlines()[0]}") from None
+        why, _, _ = str(error).partition("\n")
+        raise TrainingError(f"machine 1 of {nodes.count} can't be reached: {why}") from None
     finally:
         os.environ.pop(NODES, None)
 
