@@ -3,6 +3,7 @@
     modal secret create noesis-serve NOESIS_API_KEY=$(openssl rand -hex 24)
     modal deploy examples/modal_serve.py                              # the merged model on the volume
     NOESIS_SERVE=adapter modal deploy examples/modal_serve.py         # base and adapter: noesis and noesis-base
+    NOESIS_SNAPSHOT=1 modal deploy examples/modal_serve.py            # cold starts from a snapshot of the GPU's memory
 
 Then, with the address that it prints, see that it answers as the run's model:
 
@@ -10,7 +11,8 @@ Then, with the address that it prints, see that it answers as the run's model:
 
 It reads the volume that `modal run scripts/modal_train.py` wrote: /data/merged/noesis-philosopher-v1, or the adapter
 that the run chose. The base's weights, and what vLLM compiles, are on the volume of weights, so that only the first
-start downloads and compiles. vLLM needs its own version of torch, so it has an image of its own and shares nothing with
+start downloads and compiles. Snapshots are an alpha feature of Modal: the first starts take longer, later ones restore
+the server as it was. vLLM needs its own version of torch, so it has an image of its own and shares nothing with
 the project's environment. docs/integrate.md says how to use it. Page: https://modal.com/docs/reference/modal.web_server
 """
 
@@ -39,9 +41,12 @@ OPTIONS = {  # environment variables when it is deployed, and their defaults
     "NOESIS_MERGED": "/data/merged/noesis-philosopher-v1",
     "NOESIS_GPU": "L40S",
     "NOESIS_MIN_CONTAINERS": "0",  # 1: always ready, and always paid for
+    "NOESIS_SNAPSHOT": "0",
 }
 options = {name: os.environ.get(name, default) for name, default in OPTIONS.items()}
 WHAT, BASE, MERGED = options["NOESIS_SERVE"], options["NOESIS_BASE"], options["NOESIS_MERGED"]
+SNAPSHOT = options["NOESIS_SNAPSHOT"] == "1"
+GUARD = "/opt/noesis"  # where the server finds modal_serve_guard.py
 LONGEST, RANK = 8192, 64  # tokens of a conversation; largest rank of an adapter
 
 app = modal.App("noesis-serve")
@@ -49,6 +54,7 @@ weights = modal.Volume.from_name(f"{VOLUME}-weights", create_if_missing=True)
 image = (
     modal.Image.debian_slim(python_version="3.12")
     .uv_pip_install(VLLM)
+    .add_local_file(Path(__file__).with_name("modal_serve_guard.py"), f"{GUARD}/modal_serve_guard.py", copy=True)
     .env(
         {
             "HF_HOME": "/weights/huggingface",
@@ -71,7 +77,9 @@ def command(what: str, run: Path = Path("/data")) -> list[str]:
 
     The key is passed through the environment, never here.
     """
-    common = ["--host", "0.0.0.0", "--port", str(PORT), "--max-model-len", str(LONGEST), "--dtype", "bfloat16"]  # noqa: S104  (inside Modal's container)
+    snapshot = ["--enable-sleep-mode"] if SNAPSHOT else []
+    common = [*snapshot, "--middleware", "modal_serve_guard.KeyGuard"]
+    common += ["--host", "0.0.0.0", "--port", str(PORT), "--max-model-len", str(LONGEST), "--dtype", "bfloat16"]  # noqa: S104  (inside Modal's container)
     if what == "merged":
         return ["vllm", "serve", MERGED, "--served-model-name", "noesis", *common]
     if what != "adapter":
@@ -123,23 +131,81 @@ def leave_with(server: subprocess.Popen[bytes]) -> None:
     Thread(target=watch, daemon=True).start()
 
 
-@app.function(
-    image=image,
-    gpu=options["NOESIS_GPU"],
-    volumes={"/data": modal.Volume.from_name(VOLUME).with_mount_options(read_only=True), "/weights": weights},
-    secrets=secrets,
-    min_containers=int(options["NOESIS_MIN_CONTAINERS"]),  # 0: an idle endpoint costs nothing
-    max_containers=max(1, int(options["NOESIS_MIN_CONTAINERS"])),  # however many requests come
-    scaledown_window=5 * MINUTES,
-    timeout=60 * MINUTES,
-    startup_timeout=STARTS_S,
-)
-@modal.concurrent(max_inputs=32)
-@modal.web_server(port=PORT, startup_timeout=STARTS_S)
-def serve() -> None:
-    """Start vLLM; Modal passes requests on when this has returned."""
-    server = subprocess.Popen(command(WHAT), env=os.environ | {"VLLM_API_KEY": os.environ["NOESIS_API_KEY"]})
+def start_server() -> subprocess.Popen[bytes]:
+    """The server, when it answers; its key is asked for at every address, and `/v1` asks for it again."""
+    key = os.environ["NOESIS_API_KEY"]
+    path = os.pathsep.join([GUARD, os.environ.get("PYTHONPATH", "")])
+    development = {"VLLM_SERVER_DEV_MODE": "1"} if SNAPSHOT else {}  # for /sleep and /wake_up
+    server = subprocess.Popen(command(WHAT), env=os.environ | {"VLLM_API_KEY": key, "PYTHONPATH": path} | development)
     print(f"ready after {wait_until_ready(server, PORT):.0f} s", flush=True)
+    return server
+
+
+def post(path: str, body: dict[str, object] | None = None) -> None:
+    """Ask the server in this container."""
+    headers = {"Authorization": f"Bearer {os.environ['NOESIS_API_KEY']}", "Content-Type": "application/json"}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{PORT}{path}", json.dumps(body or {}).encode(), headers, method="POST"
+    )
+    with urllib.request.urlopen(request, timeout=5 * MINUTES) as reply:  # noqa: S310  (this container's)
+        reply.read()
+
+
+def start_asleep() -> subprocess.Popen[bytes]:
+    """The server that a snapshot is taken of: it has answered, so that all is compiled, and sleeps."""
+    server = start_server()
+    post("/v1/completions", {"model": "noesis", "prompt": "A", "max_tokens": 8})
+    weights.commit()
+    post("/sleep?level=1")
+    return server
+
+
+def wake(server: subprocess.Popen[bytes]) -> None:
+    """Go on after the snapshot, or from it."""
+    began = time.monotonic()
+    post("/wake_up")
+    print(f"awake after {time.monotonic() - began:.1f} s", flush=True)
     leave_with(server)
-    if not modal.is_local():
-        weights.commit()  # what was downloaded and compiled: the next start has it
+
+
+settings = {
+    "image": image,
+    "gpu": options["NOESIS_GPU"],
+    "volumes": {"/data": modal.Volume.from_name(VOLUME).with_mount_options(read_only=True), "/weights": weights},
+    "secrets": secrets,
+    "min_containers": int(options["NOESIS_MIN_CONTAINERS"]),  # 0: an idle endpoint costs nothing
+    "max_containers": max(1, int(options["NOESIS_MIN_CONTAINERS"])),  # however many requests come
+    "scaledown_window": 5 * MINUTES,
+    "timeout": 60 * MINUTES,
+    "startup_timeout": STARTS_S,
+}
+
+if SNAPSHOT:
+
+    @app.cls(**settings, enable_memory_snapshot=True, experimental_options={"enable_gpu_snapshot": True})
+    @modal.concurrent(max_inputs=32)
+    class Server:
+        """vLLM, started once and then restored from the snapshot that Modal takes of it asleep."""
+
+        @modal.enter(snap=True)
+        def start(self) -> None:
+            self.server = start_asleep()
+
+        @modal.enter(snap=False)
+        def wake(self) -> None:
+            wake(self.server)
+
+        @modal.web_server(port=PORT, startup_timeout=STARTS_S)
+        def serve(self) -> None:
+            """It serves already."""
+
+else:
+
+    @app.function(**settings)
+    @modal.concurrent(max_inputs=32)
+    @modal.web_server(port=PORT, startup_timeout=STARTS_S)
+    def serve() -> None:
+        """Start vLLM; Modal passes requests on when this has returned."""
+        leave_with(start_server())
+        if not modal.is_local():
+            weights.commit()  # what was downloaded and compiled: the next start has it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import os
@@ -17,7 +18,7 @@ import pytest
 
 from helpers.project import ROOT
 
-pytest.importorskip("modal")
+modal = pytest.importorskip("modal")
 pytestmark = pytest.mark.timing
 
 SERVER = """
@@ -34,7 +35,11 @@ HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("modal_serve", ROOT / "examples" / "modal_serve.py")
+    return load("modal_serve")
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -58,10 +63,62 @@ def test_what_vllm_is_started_with(example: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps(chosen), encoding="utf-8")
     assert f"noesis={tmp_path}/checkpoints/epoch_2" in example.command("adapter", tmp_path)
     merged = example.command("merged")
+    assert merged[merged.index("--middleware") + 1] == "modal_serve_guard.KeyGuard"
+    assert "--enable-sleep-mode" not in merged
     assert merged[merged.index("--served-model-name") + 1] == "noesis"
     assert "NOESIS_API_KEY" not in " ".join(merged)
     with pytest.raises(SystemExit, match="choose merged or adapter"):
         example.command("both")
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "headers", "passes"),
+    [
+        ("http", "/health", [], True),
+        ("lifespan", "", [], True),
+        ("http", "/v1/models", [(b"authorization", b"Bearer the-key")], True),
+        ("http", "/v1/models", [], False),
+        ("http", "/invocations", [(b"authorization", b"Bearer another")], False),
+        ("http", "/invocations", [(b"authorization", b"Bearer the-key")] * 2, False),
+        ("http", "/pause", [], False),
+        ("http", "/wake_up", [(b"authorization", b"the-key")], False),
+        ("http", "/health/../sleep", [], False),
+        ("websocket", "/v1/realtime", [], False),
+        ("websocket", "/health", [], False),
+    ],
+)
+def test_the_key_is_asked_for_at_every_address(
+    monkeypatch: pytest.MonkeyPatch, kind: str, path: str, headers: list, passes: bool
+) -> None:
+    """vLLM asks for it under /v1 and a few others only: /invocations generates without."""
+    monkeypatch.setenv("VLLM_API_KEY", "the-key")
+    passed, sent = [], []
+
+    async def app(scope: dict, receive: object, send: object) -> None:
+        passed.append(scope["path"])
+
+    async def send(message: dict) -> None:
+        sent.append(message.get("status", message.get("code")))
+
+    guard = load("modal_serve_guard").KeyGuard(app)
+    asyncio.run(guard({"type": kind, "path": path, "headers": headers}, None, send))
+    assert (passed == [path], sent[:1]) == ((True, []) if passes else (False, [401 if kind == "http" else 1008]))
+
+
+def test_a_snapshot_is_taken_of_a_server_that_has_answered_and_sleeps(
+    monkeypatch: pytest.MonkeyPatch, port: int
+) -> None:
+    monkeypatch.setenv("NOESIS_SNAPSHOT", "1")
+    example = load("modal_serve")
+    assert "--enable-sleep-mode" in example.command("merged")
+    asked: list[str] = []
+    monkeypatch.setattr(example, "start_server", lambda: asked.append("started") or "server")
+    monkeypatch.setattr(example, "post", lambda path, body=None: asked.append(path))
+    monkeypatch.setattr(example, "leave_with", asked.append)
+    monkeypatch.setattr(example.weights, "commit", lambda: asked.append("committed"))
+    assert isinstance(example.Server, modal.Cls) and not hasattr(example, "serve")
+    example.wake(example.start_asleep())
+    assert asked == ["started", "/v1/completions", "committed", "/sleep?level=1", "/wake_up", "server"]
 
 
 def test_a_cold_start_is_measured(example: ModuleType, port: int) -> None:
