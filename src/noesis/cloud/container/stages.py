@@ -63,7 +63,8 @@ def train(context: ContainerContext, request: CloudRequest, ticket: str) -> Call
             return CallResult(run_train(opened).to_json())
         with staged_run(context, request.turn) as run:
             s = reopen_run(run.path, fetch=True)
-            s = replace(s, device=replace(s.device, gpus=s.device.gpus * Nodes.here().count))
+            if (machines := Nodes.here().count) > 1:
+                s = replace(s, device=replace(s.device, gpus=s.device.gpus * machines))
             run_plan(s)
             return CallResult(run_train(s).to_json())
 
