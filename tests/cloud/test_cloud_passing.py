@@ -17,7 +17,15 @@ from noesis.cloud.patience import BUILDS_S, LONGEST_PAUSE_S, PATIENCE_S, commit_
 from noesis.cloud.volume import lease, writer
 from noesis.cloud.volume.lease import Lease
 from noesis.cloud.volume.sync import VolumeSync, publishing
-from noesis.cloud.volume.writer import BEAT_S, GRACE_S, LASTS_S, OpenFilesError, SupersededError, Writer
+from noesis.cloud.volume.writer import (
+    BEAT_S,
+    GRACE_S,
+    LASTS_S,
+    OpenFilesError,
+    SupersededError,
+    Writer,
+    seconds_of_writers,
+)
 from noesis.core.config import load_config
 from noesis.core.errors import RunError
 from noesis.core.project import Project
@@ -197,6 +205,22 @@ def test_a_killed_container_is_waited_for_as_long_as_it_may_live_and_publishes_n
     assert waits - 2 < clock.now - 1000 <= waits + 3
     assert not dead.may_publish()
     assert second.may_publish()
+
+
+def test_a_killed_container_whose_call_has_gone_on_and_ended_is_waited_for_no_more(tmp_path: Path):
+    """Judging waited twelve minutes, on its card, for a training container that had been replaced long before."""
+    clock = Clock()
+    a_writer(tmp_path, clock, turn=1.0, source="in-1").take()  # killed
+    clock.now += 1.0
+    again = a_writer(tmp_path, clock, turn=1.0, source="in-1")
+    again.take()
+    assert GRACE_S - 1 <= clock.now - 1001 <= GRACE_S + 2
+    again.leave()
+    assert seconds_of_writers(tmp_path, clock.now) <= 0
+    began = clock.now
+    judging = a_writer(tmp_path, clock, turn=2.0, source="in-2")
+    judging.take()
+    assert clock.now == began
 
 
 def test_of_two_calls_the_one_started_later_goes_on_whichever_began_first(tmp_path: Path):

@@ -72,7 +72,14 @@ def writers(root: Path) -> list[WriterRecord]:
 
 def seconds_of_writers(root: Path, now: float) -> float:
     """Seconds until no container writes the run any more, unless one of them goes on."""
-    return max((min(record.until - now, LASTS_S) for record in writers(root)), default=0.0)
+    found = writers(root)
+    return max((min(_dead_at(record, found) - now, LASTS_S) for record in found), default=0.0)
+
+
+def _dead_at(record: WriterRecord, records: list[WriterRecord]) -> float:
+    """When a container is heard no more: its heartbeat has run out, or a newer one of its input has waited for it."""
+    newer = [r.began + GRACE_S for r in records if r.source == record.source != "" and r.order > record.order]
+    return min([record.until, *newer])
 
 
 @dataclass
@@ -140,9 +147,10 @@ class Writer:
         return not newer or self.clock() < patience
 
     def _seconds_of_older(self) -> float:
-        now, own = self.clock(), self._record(self.until)
-        older = [record for record in writers(self.root) if record.order < own.order]
-        return max((self._waits(own=own, other=record) - now for record in older), default=0.0)
+        now, own, found = self.clock(), self._record(self.until), writers(self.root)
+        older = [record for record in found if record.order < own.order]
+        waits = (min(self._waits(own=own, other=record), _dead_at(record, found)) for record in older)
+        return max((until - now for until in waits), default=0.0)
 
     @staticmethod
     def _waits(*, own: WriterRecord, other: WriterRecord) -> float:
