@@ -324,4 +324,5 @@ def main(
         deploy_nodes=clustering.deploy,
         dry_run=dry_run,
         options=options,
+        app_id=app.app_id,
     )

@@ -41,19 +41,23 @@ def run_from_terminal(
     deploy_nodes: Callable[[], object],
     dry_run: bool,
     options: dict[str, Any],
+    app_id: str | None = None,
 ) -> None:
     """Everything on this side of a run.
 
     Args:
         deploy_judge: builds the image with vLLM and deploys the functions that need it.
         deploy_nodes: deploys the training on several machines.
+        app_id: of this `modal run`; its log is found by it.
 
     Raises:
         SystemExit: with the exit code, unless it is 0.
     """
     guard_terminal()
     try:
-        code = _run(project, section, start, deploy_judge, deploy_nodes, dry_run=dry_run, options=options)
+        code = _run(
+            project, section, start, deploy_judge, deploy_nodes, dry_run=dry_run, options=options, app_id=app_id
+        )
     except Exception as error:
         failure = explain_error(error)
         if failure is None:
@@ -73,9 +77,11 @@ def _run(
     *,
     dry_run: bool,
     options: dict[str, Any],
+    app_id: str | None,
 ) -> int:
     request = request_from_options(section, **options)
     if not dry_run:
+        _say_how_to_leave(app_id)
         request = at_current_prices(request)
     config = request.overrides.configure(project)
     check_request(project, config.training, request)
@@ -91,7 +97,6 @@ def _run(
         secrets = secrets_of(request, section)
         require_nodes_deployed(request, deploy_nodes)
         request = with_judge_deployed(request, deploy_judge)
-        _say_how_to_leave()
         result = start(request, secrets)
     for line in result.value.get("lines", ()):
         say(line)
@@ -180,11 +185,12 @@ def secrets_of(request: CloudRequest, section: ModalSection) -> list[str]:
     return found
 
 
-def _say_how_to_leave() -> None:
-    """How the run outlives this terminal."""
+def _say_how_to_leave(app_id: str | None) -> None:
+    """How the run outlives this terminal, and where it is seen from elsewhere."""
     if not {"--detach", "-d"} & set(sys.argv):
         say(
-            "\n  If you close this terminal or its lid, the run saves and stops; with  "
+            "  If you close this terminal or its lid, the run saves and stops; with  "
             f"modal run --detach scripts/modal_train.py …  or  {command('cloud', 'train')} …  it continues."
         )
-    say(f"  Follow it from anywhere:  {command('cloud', 'watch')}")
+    log = f"    its log:  modal app logs {app_id} -f" if app_id else ""
+    say(f"  Follow it from anywhere:  {command('cloud', 'watch')}{log}")

@@ -67,6 +67,8 @@ def test_every_command_of_the_guide_works(guide) -> None:
         "/merged/noesis-philosopher-v1",
     ):
         assert words in trained, words
+    assert 0 < trained.index("close this terminal or its lid, the run saves and stops") < trained.index("  model ")
+    assert re.search(r"its log:  modal app logs ap-\w+ -f$", trained, re.M)
     assert "close this terminal" not in done["modal run --detach scripts/modal_train.py --epochs 3"].stdout
     watched = done["noesis cloud watch --once"].stdout
     assert "done; done: export, plan, train, choose, judge, merge, gguf, report" in watched

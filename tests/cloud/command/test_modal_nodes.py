@@ -18,5 +18,7 @@ def test_a_plan_without_clusters_ends_in_one_message_before_anything_is_paid_for
     said = cloud.run("--nodes", "2", "--gpu", "H100", "--judge", "none", code=2)
     assert "--nodes 2: Modal gives no cluster here (Clusters are not available on this plan" in said
     assert "Traceback" not in said
+    assert 0 < said.index("close this terminal or its lid, the run saves and stops") < said.index("  model ")
+    assert re.search(r"its log:  modal app logs ap-\w+ -f$", said, re.M)
     assert not cloud.plane.tasks
     assert {app.tags.get("noesis-run") for app in cloud.plane.apps.apps.values()} == {"noesis-philosopher-v1"}
