@@ -18,6 +18,7 @@ from noesis.cli import run_command
 from noesis.cloud import billing
 from noesis.cloud.billing import TAG, billed, current_prices, recognised, tags_of
 from noesis.cloud.cost import CostReport
+from noesis.core import console
 from noesis.planning.gpus import CPU, MEMORY, gpus, prices, use_prices
 from noesis.planning.pricing import JUDGE_MACHINE, usd_for
 from noesis.run.manifest import Identity, Manifest
@@ -171,7 +172,8 @@ def test_a_card_is_not_taken_for_another_of_a_similar_name() -> None:
     assert recognised(rates) == {"A100-80GB": 0.0007, "H100": 0.0011, "H200": 0.0013, MEMORY: 2.2e-6}
 
 
-def test_the_quote_is_json_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_quote_is_json_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "_quiet_stdout", False)  # which the command changes for the whole process
     assert run_command(["cloud", "plan", "--json", "--max-usd", "3", "--project", str(ROOT)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["usd"] == pytest.approx(found["plan"]["usd"] + sum(part["usd"] for part in found["besides"]))
