@@ -28,7 +28,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kill_points import MISSED, STAGES, STRACE, attempt, choose_point, counts
+from parts.kill_points import MISSED, STAGES, STRACE, attempt, choose_point, counts
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # helpers/
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.dataset.schema import Example
-from preference_table import read, summary, table
+from parts.preference_table import read, summary, table
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("sft", "dpo", "sft+dpo")

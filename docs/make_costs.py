@@ -24,6 +24,8 @@ WORDS = {
         "train1": "training, 1 epoch",
         "judge": "judging, once",
         "beside": "judging 2 epochs during training",
+        "fetch": "fetching both models' weights, the first time",
+        "try": "trying the judge, during training",
         "trial": "the Tribunal's trial",
         "merge": "merge and GGUF",
         "conductor": "the container that orchestrates",
@@ -31,6 +33,7 @@ WORDS = {
         "min": "min",
         "h": "h",
         "cores": "4 cores",
+        "fetcher": "2 cores",
         "core": "1/4 core",
         "note": "Planned for meta-llama/Llama-3.1-8B-Instruct on 111 examples ({tokens:,} tokens an epoch, ± "
         "{error:.0%}), "
@@ -43,6 +46,8 @@ WORDS = {
         "train1": "treino, 1 época",
         "judge": "julgamento, uma vez",
         "beside": "julgamento de 2 épocas durante o treino",
+        "fetch": "baixar os pesos dos dois modelos, na primeira vez",
+        "try": "testar o juiz, durante o treino",
         "trial": "a sessão do Tribunal",
         "merge": "merge e GGUF",
         "conductor": "o contêiner que coordena",
@@ -50,6 +55,7 @@ WORDS = {
         "min": "min",
         "h": "h",
         "cores": "4 núcleos",
+        "fetcher": "2 núcleos",
         "core": "1/4 de núcleo",
         "note": "Planejado para meta-llama/Llama-3.1-8B-Instruct com 111 exemplos ({tokens:,} tokens por época, "
         "± {error:.0%}), com os preços de {date} (tabela do Modal). A sessão do Tribunal é estimada pela ficha técnica "
@@ -94,10 +100,12 @@ def table(language: str) -> str:
 
     stages = {stage.name: cell(stage.seconds, stage.usd) for stage in three.stages}
     rows = [
+        (w["fetch"], w["fetcher"], "", cell(*beside["fetch"])),
         (w["train1"], "L40S", "~2 h, ~$3-4", cell(one.stages[0].seconds, one.stages[0].usd)),
         (w["train"].format(n=3), "L40S", "", stages["train"]),
         (w["judge"], "A10", "~30 min, ~$0.50", stages["judge"]),
         (w["beside"], "A10", "", cell(*beside["judge"])),
+        (w["try"], "A10", "", cell(*beside["try"])),
         (w["trial"], "A10", "", cell(*beside["trial,"])),
         (
             w["merge"],

@@ -4,6 +4,12 @@
 src/noesis/cloud/app.py; they call the same stages as `noesis demo`.
 """
 
-from noesis.cloud.app import answer_shard, app, conduct, judge, judge_epoch, main, merge, train
+try:
+    from noesis.cloud.app import answer_shard, app, conduct, judge, judge_epoch, main, merge, train
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"error: {error}, in the environment of this `modal`. Set one up with  make setup  and use it:  "
+        "source .venv/bin/activate"
+    ) from None
 
 __all__ = ["answer_shard", "app", "conduct", "judge", "judge_epoch", "main", "merge", "train"]

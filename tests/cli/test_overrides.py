@@ -54,7 +54,15 @@ def command(name: str) -> Callable[[Project, Options], object]:
 
 
 def modal_run(project: Project, options: Options) -> None:
-    entrypoint.run_from_terminal(project, ModalSection(), lambda *_: pytest.fail(), dry_run=True, options=options)
+    entrypoint.run_from_terminal(
+        project,
+        ModalSection(),
+        lambda *_: pytest.fail(),
+        deploy_judge=pytest.fail,
+        deploy_nodes=pytest.fail,
+        dry_run=True,
+        options=options,
+    )
 
 
 def container(project: Project, options: Options) -> None:
@@ -77,7 +85,7 @@ DATA = {"data export": command("data export"), "data inspect": command("data ins
 @pytest.mark.parametrize(
     ("options", "entrances", "settings"),
     [
-        ({"model": "./my-model"}, CLI, {"training.model": "./my-model"}),
+        ({"model": "org/my-model"}, CLI, {"training.model": "org/my-model"}),
         ({"method": "sft"}, CLI, {"training.method": "sft"}),
         ({"method": "sft+dpo", "epochs": 5}, CLI, {"training.method": "sft+dpo", "training.num_train_epochs": 5}),
         ({"method": "dpo", "epochs": 1}, CLI, {"training.method": "dpo", "training.dpo.epochs": 1}),

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,14 @@ import pytest
 from helpers.project import ROOT
 from noesis.cloud.cost import metered_lines
 from noesis.cloud.quote import quote_lines
-from noesis.cloud.request import CloudRequest, gpu_to_rent, request_from_options
+from noesis.cloud.request import CloudRequest, gpu_to_rent, most_gpus, request_from_options
 from noesis.cloud.run_summary import preemption_lines
 from noesis.cloud.volume.uploaded_data import exported_hashes, require_upload
 from noesis.core.config import ModalSection
 from noesis.core.errors import DataError, UsageError
 from noesis.core.project import Project
+from noesis.planning.gpus import rented_gpu
+from noesis.planning.pricing import RENTED, train_machine, usd_for, usd_per_second
 from noesis.run.manifest import Identity
 from noesis.run.manifest_file import parse_manifest
 
@@ -61,9 +64,11 @@ def test_options_that_can_not_work_are_refused_before_anything_starts(given: dic
         asked(**given)
 
 
-def test_a_served_judge_needs_its_image():
-    with pytest.raises(UsageError, match="modal: judges"):
-        request_from_options(ModalSection(judges=()), judge="vllm:Qwen/Qwen2.5-7B-Instruct")
+def test_one_judge_is_served_by_the_run_itself():
+    request = request_from_options(ModalSection(judges=()), judge="vllm:Qwen/Qwen2.5-7B-Instruct,openai:https://x/v1:m")
+    assert (request.served_judges, request.remote_judges) == (("Qwen/Qwen2.5-7B-Instruct",), ("openai:https://x/v1:m",))
+    with pytest.raises(UsageError, match="room for one vllm: model"):
+        asked(judge="vllm:a/b,vllm:c/d")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +133,9 @@ def test_the_quote_names_every_part_and_the_parts_add_up():
         "train",
         "judge",
         "merge and gguf",
+        "fetch weights",
         "judge 2 epochs",
+        "try the judge",
         "trial, estimated",
         "orchestrator",
         "cap 90.00 USD",
@@ -186,12 +193,27 @@ def test_what_vllm_s_image_installs_is_pinned():
     assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line)] == []
 
 
-def test_what_is_no_kind_of_gguf_is_refused_before_anything_starts():
-    """The names of other tolerances (`merge`, `adapter`) passed for kinds, and failed after the training was paid for."""
-    pytest.importorskip("modal")
-    from noesis.cloud.entrypoint import _check_gguf
+def test_several_gpus_get_the_cores_and_the_memory_of_several():
+    assert (most_gpus(("L40S:2", "H100")), most_gpus(["H100"])) == (2, 1)
+    assert train_machine(8) == (16, 256)
 
-    _check_gguf(asked(gguf="f16,q4_k_m"))
-    for kind in ("adapter", "merge", "q9"):
-        with pytest.raises(UsageError, match=f"--gguf '{kind}' is not known; choose from f32, f16, q8_0, q4_k_m"):
-            _check_gguf(asked(gguf=kind))
+
+@pytest.mark.parametrize(
+    ("asked_for", "given", "billed"),
+    [
+        ("H100", "NVIDIA H200", "H100"),
+        ("H100:4", "NVIDIA H200", "H100"),
+        ("H100,H200", "NVIDIA H200", "H200"),
+        ("H200", "NVIDIA H200", "H200"),
+        ("L40S,A100-80GB", "NVIDIA A100-SXM4-80GB", "A100-80GB"),
+        ("", "NVIDIA H200", "H200"),
+    ],
+)
+def test_a_card_that_was_upgraded_is_metered_as_it_is_billed(
+    monkeypatch: pytest.MonkeyPatch, asked_for: str, given: str, billed: str
+):
+    """Modal may run an H100's function on an H200, at the H100's price."""
+    monkeypatch.setenv("MODAL_TASK_ID", "ta-1")
+    monkeypatch.setenv(RENTED, asked_for)
+    device = replace(rented_gpu("H200"), name=given)
+    assert usd_per_second(device, None) == pytest.approx(usd_for(rented_gpu(billed), 1.0, 1, train_machine(1)))

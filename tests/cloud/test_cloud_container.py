@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,16 @@ from helpers.project import ROOT
 from noesis.cloud.container import orchestrator as order
 from noesis.cloud.container.shards import Shards, do_shard, map_shards
 from noesis.cloud.container.workspace import CallResult, ContainerContext, run_guarded
+from noesis.cloud.limits import CallLimit
 from noesis.cloud.request import CloudRequest, request_from_options
-from noesis.cloud.volume.layout import FOLDER, OPENED
+from noesis.cloud.volume.layout import FOLDER, LEASE, OPENED
+from noesis.cloud.volume.lease import LeaseRecord
 from noesis.core.config import ModalSection
 from noesis.core.errors import RunError, UsageError
 from noesis.core.project import Project
 
 SECTION = ModalSection()
+SERVED = ["probe_judge", "judge_served"]  # the default judge is served by the run itself
 
 
 def asked(**more: object) -> CloudRequest:
@@ -32,12 +36,17 @@ class Plays:
 
     def __init__(self, root: Path, **results: CallResult) -> None:
         self.root, self.results, self.started, self.polls = root, results, [], {}
+        self.cancelled: list[str] = []
+        self.asked: dict[str, dict] = {}  # name → arguments
 
     def calls(self) -> order.FunctionCalls:
-        return order.FunctionCalls(self.start, self.result, lambda: None, lambda: None, sleep=lambda s: None)
+        return order.FunctionCalls(
+            self.start, self.result, self.cancelled.append, lambda: None, lambda: None, sleep=lambda s: None
+        )
 
-    def start(self, name: str, arguments: dict) -> str:
+    def start(self, name: str, arguments: dict, limit: CallLimit) -> str:
         self.started.append(name if name != "judge_epoch" else f"judge epoch_{arguments['epoch']}")
+        self.asked[name] = arguments
         if name == "train":
             (self.root / FOLDER / OPENED).write_text(
                 json.dumps({"ticket": arguments["ticket"], "epochs": 3, "starts": 1}), encoding="utf-8"
@@ -53,12 +62,14 @@ class Plays:
             adapter.write_text("", encoding="utf-8")
         if self.polls[call] < 3:
             return None
-        return self.results.get(name, CallResult({"court": {"verdict": "REJECTED", "reason": ""}}))
+        return self.results.get(
+            name, CallResult({"court": {"verdict": "REJECTED", "reason": ""}, "judge_problem": None})
+        )
 
 
 @pytest.fixture
 def quiet_summary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(order, "summary_lines", lambda root: ["done"])
+    monkeypatch.setattr(order, "summary_lines", lambda root, no_trial: ["done", no_trial or ""])
 
 
 def test_epochs_are_judged_beside_and_the_verdict_is_the_exit_code_only_where_asked(
@@ -71,15 +82,15 @@ def test_epochs_are_judged_beside_and_the_verdict_is_the_exit_code_only_where_as
     old.parent.mkdir(parents=True)
     old.write_text("", encoding="utf-8")
     assert order.orchestrate(asked(gate=True), tmp_path, plays.calls(), "call").code == 3
-    assert plays.started == ["train", "judge epoch_0", "judge epoch_1", "judge", "merge"]
+    assert plays.started == ["prepare", "train", *SERVED[:1], "judge epoch_0", "judge epoch_1", *SERVED[1:], "merge"]
     assert order.orchestrate(asked(), tmp_path, Plays(tmp_path).calls(), "call-2").code == 0
 
 
 def test_test_only_and_merge_only_do_only_that(tmp_path: Path, quiet_summary: None):
-    for given, started in (({"test_only": True}, ["judge"]), ({"merge_only": True}, ["merge"])):
+    for given, started in (({"test_only": True}, SERVED), ({"merge_only": True}, ["merge"])):
         plays = Plays(tmp_path)
         assert order.orchestrate(asked(**given), tmp_path, plays.calls(), "call").code == 0
-        assert plays.started == started
+        assert plays.started == ["prepare", *started]
 
 
 def test_a_stop_ends_the_order_with_its_code_and_gives_the_volume_back(tmp_path: Path):
@@ -88,7 +99,10 @@ def test_a_stop_ends_the_order_with_its_code_and_gives_the_volume_back(tmp_path:
     assert "judge" not in plays.started
     assert (
         order.orchestrate(
-            asked(test_only=True), tmp_path, Plays(tmp_path, judge=CallResult(error="x", code=1)).calls(), "other"
+            asked(test_only=True),
+            tmp_path,
+            Plays(tmp_path, judge_served=CallResult(error="x", code=1)).calls(),
+            "other",
         ).code
         == 1
     )
@@ -105,11 +119,57 @@ def test_a_preempted_orchestrator_waits_for_the_same_training(tmp_path: Path, qu
         order.orchestrate(
             asked(),
             tmp_path,
-            order.FunctionCalls(calls.start, preempted, calls.reload, calls.commit, calls.sleep),
+            replace(calls, result=preempted),
             "call",
         )
     assert order.orchestrate(asked(), tmp_path, calls, "call").code == 0
     assert plays.started.count("train") == 1
+
+
+def test_a_judge_that_can_not_judge_costs_no_answers_and_stops_nothing_else(tmp_path: Path, quiet_summary: None):
+    """All answers were paid for before the judge was started; and the verdict said that no judge was named."""
+    why = "the judge vllm:x/y can't judge: RuntimeError: no nvcc"
+    for problem in (
+        {"prepare": CallResult({"judge_problem": why})},
+        {"probe_judge": CallResult({"judge_problem": why})},
+    ):
+        plays = Plays(tmp_path, **problem)
+        done = order.orchestrate(asked(gate=True, shards=2), tmp_path, plays.calls(), "call", project=Project(ROOT))
+        assert (done.error, done.value["lines"]) == (None, ["done", why])
+        assert ("probe_judge" in plays.started) == ("probe_judge" in problem)
+        assert plays.started[-2:] == ["judge", "merge"]  # without vLLM, on the plain image
+        assert plays.asked["judge"]["request"]["judge_problem"] == why
+        assert "answer_shard" not in plays.started
+    killed = Plays(tmp_path, probe_judge=CallResult(error="FunctionTimeoutError: x", code=1))
+    done = order.orchestrate(asked(test_only=True), tmp_path, killed.calls(), "other")
+    assert "vllm:Qwen/Qwen2.5-7B-Instruct can't judge: FunctionTimeoutError" in done.value["no_trial"]
+
+
+def test_missing_weights_end_the_run_before_a_card_is_rented(tmp_path: Path):
+    plays = Plays(tmp_path, prepare=CallResult(error="meta-llama/x is gated", code=1))
+    assert order.orchestrate(asked(), tmp_path, plays.calls(), "call").error == "meta-llama/x is gated"
+    assert plays.started == ["prepare"]
+
+
+def test_what_runs_in_the_judges_own_app_is_cancelled_when_the_orchestrator_leaves(tmp_path: Path):
+    """Calls of a deployed function are not stopped with the app of `modal run`, and would be paid for to their end."""
+    plays = Plays(tmp_path, train=CallResult(error="out of memory", code=1))
+    plays.polls["probe_judge-3"] = -100  # still under way
+    assert order.orchestrate(asked(), tmp_path, plays.calls(), "call").code == 1
+    assert plays.cancelled == ["probe_judge-3", "judge_epoch-4", "judge_epoch-5"]
+
+    stopped = Plays(tmp_path)  # Ctrl-C stops the app of `modal run`; after a preemption training is waited for again
+    calls = stopped.calls()
+
+    def result(call: str, seconds: float) -> CallResult | None:
+        if call.startswith("train"):
+            raise KeyboardInterrupt
+        return stopped.result(call, seconds)
+
+    with pytest.raises(KeyboardInterrupt):
+        order.orchestrate(asked(), tmp_path, replace(calls, result=result), "call-2")
+    assert stopped.cancelled == ["probe_judge-3"]
+    assert set(LeaseRecord.parse((tmp_path / FOLDER / LEASE).read_text()).calls) == {"prepare", "train"}
 
 
 def test_what_goes_wrong_in_a_container_is_a_result_and_what_takes_it_away_is_not(tmp_path: Path):

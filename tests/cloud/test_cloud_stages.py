@@ -13,12 +13,14 @@ import pytest
 from helpers import judge_server as play
 from noesis.cloud.container import answers as answering
 from noesis.cloud.container import orchestrator as order
+from noesis.cloud.container import prepare as preparation
 from noesis.cloud.container import stages
 from noesis.cloud.container import vllm_judge as judges
 from noesis.cloud.container.workspace import CallResult, ContainerContext
 from noesis.cloud.request import CloudRequest
 from noesis.cloud.volume.uploaded_data import exported_hashes
 from noesis.core.project import Project
+from noesis.llm import hub
 from noesis.run.directory import load_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timing]
@@ -56,10 +58,11 @@ def asked(place: ContainerContext, tiny_model: Path, **more: object) -> CloudReq
 def in_process(place: ContainerContext, calls: list[str]) -> order.FunctionCalls:
     """Calls that are done when they are started."""
     functions = {"train": stages.train, "judge": stages.judge, "judge_epoch": stages.judge_epoch, "merge": stages.merge}
-    functions["answer_shard"] = answering.answer_shard
+    functions |= {"answer_shard": answering.answer_shard, "judge_served": stages.judge}
+    functions |= {"prepare": preparation.prepare, "probe_judge": preparation.probe_judge}
     results: dict[str, CallResult] = {}
 
-    def start(name: str, arguments: dict) -> str:
+    def start(name: str, arguments: dict, limit: object) -> str:
         calls.append(name)
         if "request" in arguments:
             arguments = arguments | {"request": CloudRequest.from_json(arguments["request"])}
@@ -67,16 +70,18 @@ def in_process(place: ContainerContext, calls: list[str]) -> order.FunctionCalls
         return f"{name}-{len(calls)}"
 
     return order.FunctionCalls(
-        start, lambda call, seconds: results[call], place.reload, place.commit, sleep=lambda s: None
+        start, lambda call, seconds: results[call], calls.remove, place.reload, place.commit, sleep=lambda s: None
     )
 
 
 def test_a_whole_run_on_a_volume_and_a_longer_one_after_it(place: ContainerContext, tiny_model: Path):
     calls: list[str] = []
     done = order.orchestrate(asked(place, tiny_model), place.root, in_process(place, calls), "call-1")
-    assert (done.code, done.value["verdict"], calls) == (0, "UNDECIDED", ["train", "judge_epoch", "judge", "merge"]), (
-        done
-    )
+    assert (done.code, done.value["verdict"], calls) == (
+        0,
+        "UNDECIDED",
+        ["prepare", "train", "judge_epoch", "judge", "merge"],
+    ), done
     for file in (
         "checkpoints/epoch_0/adapter_model.safetensors",
         "checkpoints/epoch_1/adapter_model.safetensors",
@@ -94,6 +99,11 @@ def test_a_whole_run_on_a_volume_and_a_longer_one_after_it(place: ContainerConte
     text = "\n".join(done.value["lines"])
     assert "model     /merged/noesis-philosopher-v1" in text
     assert "preempted" not in text
+    prepared = [
+        preparation.prepare(place, asked(place, tiny_model, **more)).value["continues"]
+        for more in ({}, {"epochs": 3}, {"fresh": True}, {"epochs": 3, "resume": True})
+    ]
+    assert prepared == [True, False, False, True]
     again = order.orchestrate(asked(place, tiny_model), place.root, in_process(place, []), "call-2")
     assert again.code == 0
     assert load_run(place.root).manifest.created == run.manifest.created
@@ -158,6 +168,26 @@ def test_a_container_that_is_taken_away_leaves_what_it_had_and_the_next_goes_on(
     assert "  training was preempted 1 time and resumed each time" in done.value["lines"]
 
 
+def judge_from_nowhere(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Lets the judge's weights be fetched without a network; the names that were."""
+    fetched, find = [], hub.find_model
+
+    def find_model(name: str, revision: str | None = None) -> object:
+        if not name.startswith("Qwen/"):
+            return find(name, revision)
+        return fetched.append(name)
+
+    monkeypatch.setattr(hub, "find_model", find_model)
+    return fetched
+
+
+BROKEN = """
+print("INFO loading")
+print("(EngineCore pid=7) ERROR [core.py:1330] RuntimeError: Could not find nvcc and default cuda_home doesn't exist")
+print("Traceback (most recent call last):")
+raise RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}")
+"""
+
 DOUBLE = """
 import json, os, sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -194,10 +224,14 @@ def test_all_answers_come_first_then_the_judge_is_served_and_ends(
     double.write_text(DOUBLE, encoding="utf-8")
     monkeypatch.setenv(judges.COMMAND, f"{sys.executable} {double} {Path(play.__file__).parents[1]}")
     assert stages.train(place, asked(place, tiny_model, epochs=1), "call").error is None
+    fetched = judge_from_nowhere(monkeypatch)
     request = asked(place, tiny_model, epochs=1, judges=("vllm:Qwen/Qwen2.5-7B-Instruct",), shards=3, what="test")
     calls: list[str] = []
     done = order.orchestrate(request, place.root, in_process(place, calls), "call-1", project=place.project)
-    assert (done.error, calls) == (None, ["answer_shard", "answer_shard", "judge"]), done  # 24 prompts are two chunks
+    assert done.error is None, done
+    # 24 prompts are two chunks
+    assert calls == ["prepare", "probe_judge", "answer_shard", "answer_shard", "judge_served"]
+    assert fetched == ["Qwen/Qwen2.5-7B-Instruct"]
     stages_of_ledger = [entry.stage for entry in load_run(place.root).manifest.ledger]
     assert stages_of_ledger.count("answers") == 2
     result = load_run(place.root).result("trial")
@@ -206,7 +240,27 @@ def test_all_answers_come_first_then_the_judge_is_served_and_ends(
     assert (place.root / "tribunal" / "verdicts.jsonl").is_file()
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", judges.PORT)) != 0
-    monkeypatch.setenv(judges.COMMAND, f"{sys.executable} -c raise(SystemExit(3))")
-    ended = stages.judge(place, request, True).value
-    assert ended["court"]["verdict"] == "UNDECIDED"
-    assert "judges" not in ended  # no trial was held, and the run goes on
+
+
+def test_a_judge_that_does_not_start_is_named_in_the_verdict_with_its_last_words(
+    place: ContainerContext, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It said that no judge was named, after all answers had been paid for."""
+    broken = tmp_path / "vllm.py"
+    broken.write_text(BROKEN, encoding="utf-8")
+    monkeypatch.setenv(judges.COMMAND, f"{sys.executable} {broken}")
+    judge_from_nowhere(monkeypatch)
+    assert stages.train(place, asked(place, tiny_model, epochs=1), "call").error is None
+    request = asked(place, tiny_model, epochs=1, judges=("vllm:Qwen/Qwen2.5-7B-Instruct",), what="test")
+    calls: list[str] = []
+    done = order.orchestrate(request, place.root, in_process(place, calls), "call-1", project=place.project)
+    assert (done.error, calls) == (None, ["prepare", "probe_judge", "judge"])
+    run = load_run(place.root)
+    assert run.result("trial") is None
+    assert not (run.tribunal / "replies.sqlite").exists()  # no answer was written
+    (verdict,) = [line for line in done.value["lines"] if "Tribunal:" in line]
+    assert "UNDECIDED: the judge vllm:Qwen/Qwen2.5-7B-Instruct can't judge" in verdict
+    assert "code 1: RuntimeError: Could not find nvcc" in verdict
+    assert "modal run scripts/modal_train.py --test-only" in verdict
+    later = stages.judge(place, request, False).value  # one that was probed and fails afterwards
+    assert "RuntimeError: Could not find nvcc" in later["court"]["reason"]

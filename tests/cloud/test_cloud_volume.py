@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -130,6 +133,29 @@ def test_the_end_is_published_however_it_comes(tmp_path: Path):
         (local / "metrics.jsonl").write_text("more", encoding="utf-8")
         raise KeyboardInterrupt
     assert (volume / "metrics.jsonl").read_text(encoding="utf-8") == "more"
+
+
+def test_a_volume_whose_folders_can_not_be_flushed_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    flush, refused = os.fsync, [errno.EINVAL]
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(refused[0], os.strerror(refused[0]))
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    volume, local = tmp_path / "volume", tmp_path / "local"
+    a_run(volume)
+    staging = VolumeSync(volume, local, lambda: None)
+    staging.bring()
+    shutil.copytree(local / "checkpoints" / "epoch_0", local / "checkpoints" / "epoch_1")
+    assert staging.publish() == ["checkpoints/epoch_1"]
+    refused[0] = errno.EIO  # this one is no refusal but a broken disk
+    (local / "metrics.jsonl").write_text("more", encoding="utf-8")
+    with pytest.raises(OSError, match="Input/output"):
+        staging.publish()
 
 
 # --- pulling

@@ -32,8 +32,7 @@ modal run scripts/modal_train.py --test-only
 modal run scripts/modal_train.py --merge-only
 modal app logs noesis-philosophical-training
 modal app stats noesis-philosophical-training
-mkdir -p model_output
-modal volume get noesis-training-data /merged/noesis-philosopher-v1 ./model_output
+mkdir -p model_output && modal volume get noesis-training-data /merged/noesis-philosopher-v1 ./model_output
 """
 
 
@@ -81,19 +80,23 @@ class Cloud:
         self.env = {"PYTHONPATH": str(clone / "src")}
         self.hub = {"HF_ENDPOINT": f"{plane.store.url}/hub", "HF_HUB_OFFLINE": "0"}
 
-    def type(self, line: str) -> subprocess.CompletedProcess[str]:
-        """A line as typed in a shell."""
-        program, *words = shlex.split(line)
-        if program == "modal":
-            return self.plane.modal(*words, cwd=self.clone, env=self.env)
-        real = {"python": [sys.executable], "noesis": [sys.executable, "-m", "noesis"]}
-        return subprocess.run(
-            [*real.get(program, [program]), *words],
-            cwd=self.clone,
-            env=self.plane.env | self.env,
-            capture_output=True,
-            text=True,
-        )
+    def type(self, line: str, *, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """A line as typed in a shell, in the clone or in another folder; of commands joined by &&, the last that ran."""
+        real = {"modal": [sys.executable, "-m", "modal"], "python": [sys.executable]}
+        real |= {"noesis": [sys.executable, "-m", "noesis"]}
+        for part in line.split(" && "):
+            program, *words = shlex.split(part)
+            done = subprocess.run(
+                [*real.get(program, [program]), *words],
+                cwd=cwd or self.clone,
+                env=self.plane.env | self.env,
+                capture_output=True,
+                text=True,
+                timeout=900,
+            )
+            if done.returncode:
+                break
+        return done
 
     def run(self, *options: str, code: int = 0, env: dict[str, str] | None = None, seconds: float = 900.0) -> str:
         """`modal run scripts/modal_train.py OPTIONS`, what it printed; it must end with `code`."""

@@ -122,8 +122,8 @@ def test_a_card_that_is_not_known_is_refused_with_the_known_ones():
 def test_usd_is_seconds_times_the_dated_price():
     plan = draft_plan(settings(), "m", LLAMA, WORK, rented_gpu("H100", 2), rented=True)
     train = plan.stages[0]
-    # the price list of 2026-08: card, core and GiB a second; 2 cores and 32 GiB beside the cards
-    assert train.usd == pytest.approx(train.seconds * (2 * 0.001097 + 2 * 0.0000131 + 32 * 0.00000222), rel=1e-9)
+    # the price list of 2026-08: card, core and GiB a second; 2 cores and 32 GiB beside each card
+    assert train.usd == pytest.approx(train.seconds * 2 * (0.001097 + 2 * 0.0000131 + 32 * 0.00000222), rel=1e-9)
     assert plan.usd == pytest.approx(sum(stage.usd for stage in plan.stages), abs=1e-3)
     assert plan.prices.date == prices().date == "2026-08"
     assert draft_plan(settings(), "m", SMOL, WORK, CPU).usd == 0

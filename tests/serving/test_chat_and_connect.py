@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from helpers.project import ROOT
 from helpers.tiny_gguf import write_reciter, write_switch
 from noesis.core.errors import UsageError
 from noesis.llm.clients.chat_client import Completion, LLMClient
@@ -140,27 +137,3 @@ def test_the_probe_compares_as_far_as_both_stand_before_the_same_text():
     passed, why = same_model_verdict(answer_distance(ours, mute), None)
     assert passed and "weaker" in why
     assert not same_model_verdict(answer_distance(ours, [Completion("qqq", "stop")]), None)[0]
-
-
-@pytest.mark.slow
-def test_the_example_for_modal_says_what_vllm_is_started_with(tmp_path: Path):
-    pytest.importorskip("modal")
-    (tmp_path / "epoch_2").mkdir()
-    (tmp_path / "epoch_10").mkdir()
-    code = f"import pathlib, modal_serve as m; print(m.command('merged')); print(m.command('adapter', pathlib.Path({str(tmp_path)!r}))); print(m.app.name)"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=ROOT / "examples",
-        timeout=120,
-        env=os.environ | {"PYTHONPATH": "."},
-    )
-    assert done.returncode == 0, done.stderr
-    merged, adapter, name = done.stdout.splitlines()
-    assert (
-        "--served-model-name', 'noesis'" in merged
-        and f"noesis={tmp_path}/epoch_10" in adapter
-        and name == "noesis-serve"
-    )
-    assert "NOESIS_API_KEY" not in merged + adapter

@@ -124,7 +124,7 @@ def test_an_attempt_of_the_kill_matrix_repairs_torchs_threads_before_anything_ru
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Under load, two threads of a forked process raced to make torch's pool: "Invalid thread pool!", a LOST line."""
-    spec = importlib.util.spec_from_file_location("kill_points", ROOT / "benchmarks" / "kill_points.py")
+    spec = importlib.util.spec_from_file_location("kill_points", ROOT / "benchmarks" / "parts" / "kill_points.py")
     kill_points = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "kill_points", kill_points)
     spec.loader.exec_module(kill_points)

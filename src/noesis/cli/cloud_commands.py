@@ -1,4 +1,4 @@
-"""`noesis cloud doctor|watch|cost|pull`: prepare, follow and fetch a run on Modal.
+"""`noesis cloud plan|train|doctor|watch|logs|stop|cost|pull`: prepare, follow and fetch a run on Modal.
 
 The run itself is `modal run scripts/modal_train.py`. Page: https://modal.com/docs
 """
@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from noesis.cli.options import JsonOption, ProjectOption, print_result, report_checks, reserve_stdout
+from noesis.cli import cloud_run_commands
+from noesis.cli.options import JsonOption, ProjectOption, modal_section, print_result, report_checks, reserve_stdout
 
 if TYPE_CHECKING:
     from noesis.cloud.volume.remote import ModalVolumeFiles
     from noesis.core.config import ModalSection
-    from noesis.core.project import Project
 
 app = typer.Typer(
     help="Prepare, follow and fetch a training run on Modal.com.\n\nExample: noesis cloud doctor",
     no_args_is_help=True,
 )
+app.add_typer(cloud_run_commands.app)
 
 
 @app.command()
@@ -34,7 +35,7 @@ def doctor(project: ProjectOption = None, as_json: JsonOption = False) -> None:
     Example: noesis cloud doctor
     """
     reserve_stdout(as_json)
-    found, section = _modal_section(project)
+    found, section = modal_section(project)
     from noesis.cloud.doctor import run_checks
 
     report_checks(run_checks(found, section), as_json)
@@ -129,27 +130,9 @@ def pull(
 @contextmanager
 def _modal_volume(project: Path | None) -> Iterator[tuple[ModalSection, ModalVolumeFiles]]:
     """The project's settings for Modal and its volume; Modal's errors inside the block become one message."""
-    _, section = _modal_section(project)
+    _, section = modal_section(project)
     from noesis.cloud.modal_errors import explained
     from noesis.cloud.volume.remote import ModalVolumeFiles
 
     with explained(section):
         yield section, ModalVolumeFiles(section)
-
-
-def _modal_section(project: Path | None) -> tuple[Project, ModalSection]:
-    """The project, and `modal:` of its training_config.yaml.
-
-    Raises:
-        MissingExtra: the package modal is not installed.
-    """
-    import importlib.util
-
-    from noesis.core.config import load_config
-    from noesis.core.errors import MissingExtra
-    from noesis.core.project import find_project
-
-    if importlib.util.find_spec("modal") is None:
-        raise MissingExtra("modal", "modal")
-    found = find_project(project)
-    return found, load_config(found).training.modal

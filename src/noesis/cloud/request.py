@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from noesis.llm.clients.spec import parse_spec
 METHODS = ("sft", "dpo", "sft+dpo")
 LOCAL_JUDGE = "vllm:"  # a judge that the run serves for itself, on the judging GPU
 MAX_GPUS = 8  # of one container
+MAX_NODES = 32  # of one cluster, as Modal documents it; its machines are whole ones
 
 Part = Literal["all", "test", "merge"]
 
@@ -26,8 +28,13 @@ class CloudRequest:
     epochs: None as other settings: what the YAML file says
     what: the whole run, or with `test` only the judging, with `merge` only the merge
     judges: as typed after --judge, `vllm:MODEL` included
+    nodes: machines that train together, each with `gpus`
     shards: machines that share the trial's answers
+    judge_problem: why the judges can't judge, for the verdict; the trial is then not held and not paid for
     uploaded: hashes of train and eval as exported where the command was typed; None: nothing was exported there
+    seconds: quoted for each function; None: nothing was quoted
+    prices: in USD a second, of Modal's own rates; None: those of the dated list
+    turn: when the orchestrator started the call that gets this, in Unix time
     """
 
     epochs: int | None = None
@@ -36,6 +43,7 @@ class CloudRequest:
     method: str | None = None
     gpu: str | None = None
     gpus: int | None = None
+    nodes: int = 1
     max_usd: float | None = None
     max_minutes: float | None = None
     max_examples: int | None = None
@@ -46,7 +54,11 @@ class CloudRequest:
     judge_secret: str | None = None
     shards: int = 1
     gate: bool = False
+    judge_problem: str | None = None
     uploaded: dict[str, str] | None = None
+    seconds: dict[str, float] | None = None
+    prices: dict[str, float] | None = None
+    turn: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -54,6 +66,16 @@ class CloudRequest:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> CloudRequest:
         return cls(**{**value, "gguf": tuple(value["gguf"]), "judges": tuple(value["judges"])})
+
+    @property
+    def served_judges(self) -> tuple[str, ...]:
+        """The models that the run itself serves as judges."""
+        return tuple(spec.removeprefix(LOCAL_JUDGE) for spec in self.judges if spec.startswith(LOCAL_JUDGE))
+
+    @property
+    def remote_judges(self) -> tuple[str, ...]:
+        """The judges at an address."""
+        return tuple(spec for spec in self.judges if not spec.startswith(LOCAL_JUDGE))
 
     @property
     def overrides(self) -> Overrides:
@@ -78,6 +100,7 @@ def request_from_options(
     method: str | None = None,
     gpu: str | None = None,
     gpus: int | None = None,
+    nodes: int | None = None,
     max_usd: float | None = None,
     max_minutes: float | None = None,
     max_examples: int | None = None,
@@ -102,6 +125,7 @@ def request_from_options(
         ("--epochs", epochs),
         ("--shards", shards),
         ("--gpus", gpus),
+        ("--nodes", nodes),
         ("--max-usd", max_usd),
         ("--max-minutes", max_minutes),
         ("--max-examples", max_examples),
@@ -110,13 +134,21 @@ def request_from_options(
             raise UsageError(f"{name} {number:g}: it must be above 0")
     if gpus is not None and gpus > MAX_GPUS:
         raise UsageError(f"--gpus {gpus}: one container has at most {MAX_GPUS} GPUs")
+    if nodes is not None and nodes > 1:
+        _check_nodes(nodes, gpu, gpus, training=not (test_only or merge_only))
+        gpus = MAX_GPUS
     if method is not None and method not in METHODS:
         raise UsageError(f"--method {method!r}: choose {', '.join(METHODS)}")
     if (test_only or merge_only) and (resume or fresh or method):
         raise UsageError("--resume, --fresh and --method are for training; --test-only and --merge-only train nothing")
     judges = () if judge == "none" else tuple(judge.split(",")) if judge else section.judges
     for spec in judges:
-        check_judge(spec, section)
+        check_judge(spec)
+    if len(served := [spec for spec in judges if spec.startswith(LOCAL_JUDGE)]) > 1:
+        raise UsageError(
+            f"--judge: the GPU has room for one {LOCAL_JUDGE} model; name {served[0]!r} or {served[1]!r}, "
+            "and other judges by their address"
+        )
     return CloudRequest(
         epochs=epochs,
         what="test" if test_only else "merge" if merge_only else "all",
@@ -124,6 +156,7 @@ def request_from_options(
         method=method,
         gpu=gpu,
         gpus=gpus,
+        nodes=nodes or 1,
         max_usd=max_usd,
         max_minutes=max_minutes,
         max_examples=max_examples,
@@ -137,7 +170,23 @@ def request_from_options(
     )
 
 
-def check_judge(spec: str, section: ModalSection) -> None:
+def _check_nodes(nodes: int, gpu: str | None, gpus: int | None, *, training: bool) -> None:
+    """Refuse a cluster that Modal does not have: its machines are whole ones."""
+    if not training:
+        raise UsageError("--nodes is for training; --test-only and --merge-only train nothing")
+    if nodes > MAX_NODES:
+        raise UsageError(f"--nodes {nodes}: a cluster has at most {MAX_NODES} machines")
+    name, _, count = (gpu or "").partition(":")
+    if not name:
+        raise UsageError(f"--nodes {nodes}: name the card, for example  --nodes {nodes} --gpu H100")
+    if {int(count or MAX_GPUS), gpus or MAX_GPUS} != {MAX_GPUS}:
+        raise UsageError(
+            f"--nodes {nodes}: a machine of a cluster has all {MAX_GPUS} GPUs of its host; leave --gpus out, or take "
+            "fewer GPUs in one machine, without --nodes"
+        )
+
+
+def check_judge(spec: str) -> None:
     """Refuse a judge that no container could reach.
 
     Raises:
@@ -147,11 +196,6 @@ def check_judge(spec: str, section: ModalSection) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", spec.removeprefix(LOCAL_JUDGE)):
             raise UsageError(
                 f"--judge {spec!r}: name a model on the Hub, for example {LOCAL_JUDGE}Qwen/Qwen2.5-7B-Instruct"
-            )
-        if not any(other.startswith(LOCAL_JUDGE) for other in section.judges):
-            raise UsageError(
-                f"--judge {spec!r}: also put it into training_config.yaml, modal: judges: [{spec}], "
-                "so that the image contains vLLM"
             )
         return
     if spec.startswith("gguf:"):
@@ -180,3 +224,8 @@ def gpu_to_rent(request: CloudRequest, section: ModalSection) -> str | None:
         raise UsageError(f"--gpu {request.gpu} and --gpus {request.gpus} contradict each other")
     gpus = request.gpus or int(count or 1)
     return name if gpus == 1 else f"{name}:{gpus}"
+
+
+def most_gpus(names: Sequence[str]) -> int:
+    """GPUs in the largest of these machines: `["L40S:2", "H100"]` → 2."""
+    return max(int(name.partition(":")[2] or 1) for name in names)

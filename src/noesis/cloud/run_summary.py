@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from noesis.cloud.cost import metered_lines
+from noesis.cloud.volume.layout import get_command
 from noesis.cloud.volume.notes import OpenedRun, judged_epochs
-from noesis.core.console import command, shell_command, size
+from noesis.core.console import command, size
 from noesis.core.files import sha256_file
 from noesis.run.directory import Run, load_run
 from noesis.run.manifest import Manifest
@@ -16,23 +17,27 @@ from noesis.tribunal.heldout import Preference
 NAMES = {"train": "training", "judge": "judging", "trial": "the trial", "merge": "merging", "gguf": "writing GGUF"}
 
 
-def summary_lines(root: Path, *, volume: str | None = None) -> list[str]:
+def summary_lines(root: Path, *, volume: str | None = None, no_trial: str | None = None) -> list[str]:
     """The summary of the run at `root`, the volume's root.
 
     Args:
         volume: its name, for the commands to type; None: as the run's configuration says.
+        no_trial: why the judges held no trial this time.
     """
     run = load_run(root)
     volume = volume or run.config().training.modal.volume
     opened = OpenedRun.read(root)
     lines = ["", "Where everything is on the volume", *_places(run)]
-    lines += ["", *_epochs(run), *_verdict(run)]
+    lines += ["", *_epochs(run), *_verdict(run, no_trial)]
     lines += ["", "What it cost", *metered_lines(run.manifest)]
     lines += preemption_lines(run.manifest, opened.starts if opened else 1)
     target = f"runs/{run.merged.name}"
     if run.is_done("merge"):
-        get = shell_command("modal", "volume", "get", volume, f"/merged/{run.merged.name}", "./model_output")
-        lines += ["", f"Next:    {command('cloud', 'pull', target)}", f"   or    {get}"]
+        lines += [
+            "",
+            f"Next:    {command('cloud', 'pull', target)}",
+            f"   or    {get_command(volume, f'/merged/{run.merged.name}', 'model_output')}",
+        ]
     kept = command("verify", target, "--sha256", sha256_file(run.path / "manifest.json"))
     return [*lines, "", f"Keep     {kept}", "         shows after the pull that this is still this run's manifest"]
 
@@ -68,12 +73,15 @@ def _epochs(run: Run) -> list[str]:
     ]
 
 
-def _verdict(run: Run) -> list[str]:
+def _verdict(run: Run, no_trial: str | None) -> list[str]:
     found = run.result("trial") or run.result("judge")
     if not found:
         return []
     ruling = Ruling.from_json(found["court"])
-    return [f"  Tribunal: {ruling.verdict}: {ruling.reason}"]
+    lines = [f"  Tribunal: {ruling.verdict}: {ruling.reason}"]
+    if no_trial is not None and ruling.reason != no_trial:
+        lines.append(f"  That is of an earlier trial; none was held now: {no_trial}")
+    return lines
 
 
 def preemption_lines(manifest: Manifest, starts: int = 1) -> list[str]:

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from noesis.cloud.volume.layout import FOLDER, LEASE, SUMMARY
+from noesis.cloud.volume.layout import ENDED, FOLDER, LEASE, SUMMARY
 from noesis.cloud.volume.lease import LeaseRecord
 from noesis.cloud.volume.remote import RemoteFiles, UnreadableManifest, manifest_of, read_text
-from noesis.core.console import duration, say
+from noesis.core.console import duration, printable, say
+from noesis.core.errors import RunError
 from noesis.run.ledger import FILE as METER
 from noesis.run.ledger import parse_entry
 from noesis.run.manifest import Manifest
@@ -40,6 +41,7 @@ class RunProgress:
     stages: the state of each stage that has started; stale where what it read has changed since
     usd: spent so far; None where the manifest could not be read
     problem: why the manifest could not be read; only `alive` and `training` are known then
+    error: what the last run on the volume ended with, once it has ended
     """
 
     stage: str | None
@@ -51,12 +53,13 @@ class RunProgress:
     training: TrainingProgress | None
     stages: dict[str, str]
     problem: str | None = None
+    error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Flat: the fields of `training` are with the others. `problem` is left out where there is none."""
+        """Flat: the fields of `training` are with the others. Without a problem or an error there is no such field."""
         found = asdict(self)
-        training, problem = found.pop("training"), found.pop("problem")
-        return found | (training or {}) | ({"problem": problem} if problem else {})
+        training = found.pop("training") or {}
+        return {k: v for k, v in (found | training).items() if v is not None or k not in ("problem", "error")}
 
 
 def follow(files: RemoteFiles, *, once: bool = False, sleep: Callable[[float], None] = time.sleep) -> RunProgress:
@@ -81,11 +84,16 @@ def read_progress(files: RemoteFiles, *, now: Callable[[], float] = time.time) -
         RunError: the volume holds no run.
     """
     alive = LeaseRecord.parse(read_text(files, f"/{FOLDER}/{LEASE}")).until > now()
+    error = None if alive else _last_error(files)
     try:
         manifest = manifest_of(files)
-    except UnreadableManifest as error:
+    except UnreadableManifest as unreadable:
         training = _training_progress(files, None, False)
-        return RunProgress(None, alive, False, None, None, None, training, {}, str(error))
+        return RunProgress(None, alive, False, None, None, None, training, {}, str(unreadable), error)
+    except RunError as absent:
+        if error is None:
+            raise
+        return RunProgress(None, alive, False, None, None, None, None, {}, str(absent), error)
     stages = {name: manifest.state(name) for name in manifest.stages}
     plan = manifest.result("plan") or {}
     running = next((name for name in reversed(STAGES) if stages.get(name) == "running"), None)
@@ -98,6 +106,7 @@ def read_progress(files: RemoteFiles, *, now: Callable[[], float] = time.time) -
         steps=plan.get("steps"),
         training=_training_progress(files, plan.get("steps"), running == "train"),
         stages=stages,
+        error=error,
     )
 
 
@@ -125,10 +134,20 @@ def progress_lines(progress: RunProgress) -> list[str]:
     if progress.usd is not None:
         quoted = f" of {progress.quoted_usd:.2f} quoted" if progress.quoted_usd is not None else ""
         lines.append(f"  spent {progress.usd:.2f} USD{quoted}")
+    if progress.error is not None:
+        lines.append(f"  the last run ended: {printable(progress.error)}")
     stopped = [name for name, status in progress.stages.items() if status in ("interrupted", "failed", "running")]
     if not progress.alive and not progress.done and stopped:
         lines.append(f"  {stopped[0]} stopped before its end: the same  modal run  continues from there")
     return lines
+
+
+def _last_error(files: RemoteFiles) -> str | None:
+    try:
+        found = json.loads(read_text(files, f"/{FOLDER}/{ENDED}") or "{}").get("error")
+    except (ValueError, AttributeError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _spent_usd(files: RemoteFiles, manifest: Manifest) -> float:

@@ -23,6 +23,8 @@ from noesis.core.errors import NoesisError, UnsafePathError, UsageError
 from noesis.core.machine.folders import as_named, in_the_way, variable_of
 from noesis.core.rooted import NO_FILE, guarded_root, move, open_file, open_folder, open_plain, remove, require_plain
 
+NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
 
 @contextmanager
 def atomic(path: Path, mode: str = "w", *, permissions: int = 0o666) -> Iterator[IO[Any]]:
@@ -50,12 +52,18 @@ def atomic(path: Path, mode: str = "w", *, permissions: int = 0o666) -> Iterator
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut (on POSIX; elsewhere there is nothing to do)."""
+    """Make a rename inside `folder` survive a power cut (on POSIX; elsewhere there is nothing to do).
+
+    Network file systems that keep no folders of their own refuse that: there it is their affair.
+    """
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
     finally:
         os.close(handle)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from noesis.constitution.document import load_constitution
+from noesis.constitution.document import Constitution, load_constitution
 from noesis.core.config import Config
 from noesis.core.device import detect
+from noesis.core.errors import UsageError
 from noesis.core.project import Project
 from noesis.dataset.load import for_run, read_exports, split_sources
 from noesis.dataset.schema import Dataset
@@ -15,7 +16,7 @@ from noesis.pipeline.resume_fork import adopt, parent_of
 from noesis.pipeline.resume_fork import resume as resume_run
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.export import ExportSource, run_export
-from noesis.run.directory import open_run
+from noesis.run.directory import load_run, open_run
 from noesis.run.manifest import Identity
 
 
@@ -59,14 +60,7 @@ def start_run(
     model = find_base(config.training.model, config.training.revision)
     dataset = for_run(dataset, project, config)
     parent = parent_of(fork, path) if fork else None
-    identity = Identity(
-        config_sha256=config.digest(),
-        dataset_sha256=dataset.digest(),
-        constitution_sha256=constitution.digest(),
-        base_model=config.training.model,
-        revision=model.revision,
-        parent_sha256=parent.adapter_sha256 if parent else None,
-    )
+    identity = _identity(config, dataset, constitution, model.revision, parent.adapter_sha256 if parent else None)
     if resume:
         resume_run(path, identity, config)
     run = open_run(path, identity, config, fresh=fresh, archive_to=archive_to)
@@ -76,3 +70,28 @@ def start_run(
     s = RunSession(run, config, constitution, model, detect(), dataset)
     run_export(s, ExportSource(dataset, project.constitution))
     return s
+
+
+def would_continue(project: Project, config: Config, path: Path, dataset: Dataset) -> bool:
+    """Whether `start_run` would go on with the run at `path`, rather than archive what is there; nothing is changed."""
+    try:
+        old = load_run(path).manifest
+    except UsageError:
+        return False  # there is no run
+    model = find_base(config.training.model, config.training.revision)
+    constitution = load_constitution(project.constitution)
+    identity = _identity(config, for_run(dataset, project, config), constitution, model.revision)
+    return old.identity == identity and not old.library_differences()
+
+
+def _identity(
+    config: Config, dataset: Dataset, constitution: Constitution, revision: str, parent: str | None = None
+) -> Identity:
+    return Identity(
+        config_sha256=config.digest(),
+        dataset_sha256=dataset.digest(),
+        constitution_sha256=constitution.digest(),
+        base_model=config.training.model,
+        revision=revision,
+        parent_sha256=parent,
+    )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,8 @@ from noesis.core.yaml_file import read_yaml
 FILE = Path(__file__).with_name("gpus.yaml")
 GIB = 2**30
 UNKNOWN_FLOPS, UNKNOWN_BANDWIDTH = 50e12, 600e9  # a GPU that the file does not list is taken for a slow one
+CURRENT = "NOESIS_PRICES"  # environment variable: prices that go before the file's; also for containers, as JSON
+CPU, MEMORY = "cpu_core", "memory_gib"  # in it, beside the names of GPUs
 ALIASES = {"A10G": "A10", "A100": "A100-80GB"}
 
 
@@ -61,9 +67,18 @@ def prices() -> Prices:
     return _read()[1]
 
 
+def use_prices(usd_per_s: Mapping[str, float] | None) -> None:
+    """Let these prices in USD a second, of the provider's own rates, go before the file's; None: the file's alone."""
+    os.environ.pop(CURRENT, None)
+    if usd_per_s:
+        os.environ[CURRENT] = json.dumps(dict(usd_per_s))
+    _read.cache_clear()
+
+
 @cache
 def _read() -> tuple[dict[str, Gpu], Prices]:
     raw: dict[str, Any] = read_yaml(FILE)
+    current: dict[str, float] = json.loads(os.environ.get(CURRENT, "{}"))
     found = {
         name: Gpu(
             name,
@@ -71,20 +86,23 @@ def _read() -> tuple[dict[str, Gpu], Prices]:
             half=row["half"] * 1e12,
             fp8=row["fp8"] * 1e12,
             bandwidth=row["gbs"] * 1e9,
-            usd_per_s=row["usd_per_s"],
+            usd_per_s=current.get(name, row["usd_per_s"]),
             measured=row["rates"] == "measured",
             bf16=row.get("bf16", True),
         )
         for name, row in raw["gpus"].items()
     }
     p = raw["prices"]
-    return found, Prices(
+    dated = Prices(
         date=str(p["date"]),
         source=str(p["source"]),
-        cpu_core_per_s=float(p["cpu_core_per_s"]),
-        memory_gib_per_s=float(p["memory_gib_per_s"]),
+        cpu_core_per_s=float(current.get(CPU, p["cpu_core_per_s"])),
+        memory_gib_per_s=float(current.get(MEMORY, p["memory_gib_per_s"])),
         free_usd_per_month=float(p["free_usd_per_month"]),
     )
+    if current:
+        dated = replace(dated, date=f"{datetime.now(UTC):%Y-%m-%d}", source="Modal's own rates")
+    return found, dated
 
 
 def gpu_of(device: Device) -> Gpu:

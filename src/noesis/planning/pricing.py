@@ -24,7 +24,9 @@ class Machine(NamedTuple):
     memory_gib: int
 
 
-TRAIN_MACHINE, JUDGE_MACHINE, MERGE_MACHINE = Machine(2, 32), Machine(2, 32), Machine(4, 24)
+JUDGE_MACHINE, MERGE_MACHINE = Machine(2, 32), Machine(4, 24)
+RENTED = "NOESIS_RENTED"  # environment variable in a container: the GPUs that were asked for, separated by commas
+UPGRADED = {"H200": "H100"}  # a GPU that the provider may give in place of another, at the other's price
 JUDGE_GPU = "A10"
 ALTERNATIVES = ("A10", "L40S", "A100-80GB", "H100")
 # CPU seconds per million parameters: scoring a held-out example, generating an answer, merging and GGUF.
@@ -80,6 +82,11 @@ class MachineOption:
         return cls(**value)
 
 
+def train_machine(gpus: int) -> Machine:
+    """The machine around `gpus` GPUs: each is driven by a process of its own, which loads the base."""
+    return Machine(2 * gpus, 32 * gpus)
+
+
 def stage_costs(task: PlanningTask, chosen: SetupOption) -> list[StageCost]:
     """Training, judging, and merge with GGUF."""
     if not task.rented:
@@ -89,7 +96,7 @@ def stage_costs(task: PlanningTask, chosen: SetupOption) -> list[StageCost]:
             StageCost("merge and gguf", "here", _merge_seconds(task, MERGE_CORES), 0.0),
         ]
     gpus, name = task.device.gpus, task.device.name  # all GPUs of the machine are paid for, used or not
-    train_usd = usd_for(task.device, chosen.seconds, gpus, TRAIN_MACHINE)
+    train_usd = usd_for(task.device, chosen.seconds, gpus, train_machine(gpus))
     judge = _judge_seconds_rented(task)
     merge = _merge_seconds(task, MERGE_MACHINE.cores) + CONTAINER_SECONDS
     return [
@@ -107,13 +114,21 @@ def other_machines(task: PlanningTask) -> list[MachineOption]:
 
 
 def usd_per_second(device: Device, usd_per_hour: float | None) -> float:
-    """Price of this machine: as given, else Modal's in one of its containers, else 0."""
+    """Price of this machine: as given, else Modal's in one of its containers, else 0.
+
+    A GPU that was given in place of the one asked for is billed as that one.
+    """
     if usd_per_hour is not None:
         return usd_per_hour / 3600
     if "MODAL_TASK_ID" not in os.environ:
         return 0.0
     if device.kind == "cuda":
-        return usd_for(device, 1.0, device.gpus, TRAIN_MACHINE)
+        asked = {name.partition(":")[0].upper() for name in os.environ.get(RENTED, "").split(",")}
+        name = gpu_of(device).name
+        billed = UPGRADED.get(name)
+        if billed in asked and name not in asked:
+            device = replace(device, name=billed)
+        return usd_for(device, 1.0, device.gpus, train_machine(device.gpus))
     return usd_for(None, 1.0, 0, MERGE_MACHINE)
 
 
@@ -132,7 +147,7 @@ def usd_for(device: Device | None, seconds: float, gpus: int, machine: tuple[flo
 
 def _on_machine(task: PlanningTask, name: str) -> MachineOption:
     choice = fastest_fit(enumerate_setups(task))
-    usd = usd_for(task.device, choice.seconds, 1, TRAIN_MACHINE) if task.rented else 0.0
+    usd = usd_for(task.device, choice.seconds, 1, train_machine(1)) if task.rented else 0.0
     return MachineOption(
         device=name,
         precision=choice.setup.precision,

@@ -155,9 +155,13 @@ class ReportedRuling(Ruling):
         return cls(stored["verdict"], stored["reason"], more_prompts, judges, *thresholds)
 
 
-def no_judge_ruling(section: TribunalSection) -> ReportedRuling:
-    """The ruling while no judge is named."""
-    reason = (
+def no_judge_ruling(section: TribunalSection, why: str | None = None) -> ReportedRuling:
+    """The ruling while no judge is named, or while the one that is named can't judge.
+
+    Args:
+        why: which judge, and why it can't.
+    """
+    reason = why or (
         "no judge is set: name one with --judge; the Tribunal needs a language model that was shown to be fit to judge"
     )
     return ReportedRuling.of(

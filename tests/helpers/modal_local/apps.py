@@ -36,6 +36,7 @@ class App:
     logs: list[Any] = field(default_factory=list)  # TaskLogsBatch, in the order printed
     news: asyncio.Event = field(default_factory=asyncio.Event)
     stop_reason: int = 0
+    tags: dict[str, str] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -65,7 +66,7 @@ class Apps:
     # --- apps
 
     async def AppCreate(self, request: Any, task_id: str) -> Any:
-        app = App(self.plane.new_id("ap"), request.description, request.app_state)
+        app = App(self.plane.new_id("ap"), request.description, request.app_state, tags=dict(request.tags))
         self.apps[app.id] = app
         return api_pb2.AppCreateResponse(
             app_id=app.id,
@@ -79,6 +80,7 @@ class Apps:
     async def AppPublish(self, request: Any, task_id: str) -> Any:
         app = self.apps[request.app_id]
         app.function_ids, app.class_ids = dict(request.function_ids), dict(request.class_ids)
+        app.tags = dict(request.tags) or app.tags
         if request.app_state:
             app.state = request.app_state
         if request.app_state == api_pb2.APP_STATE_DEPLOYED:
@@ -208,6 +210,9 @@ class Apps:
                 cost=str(row["cost"]),
             )
             item.interval.GetCurrentTime()
+            for name, value in row.get("tags", {}).items():
+                if name in request.tag_names or "*" in request.tag_names:
+                    item.tags[name] = value
             for resource, cost in row.get("cost_by_resource", {}).items():
                 item.cost_by_resource[resource] = str(cost)
             yield item

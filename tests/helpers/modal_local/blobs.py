@@ -76,6 +76,7 @@ class Mounts:
         self.store: Store = plane.store
         self.mounts: dict[str, dict[str, tuple[str, int]]] = {}  # mount → path in the container → (SHA-256, mode)
         self.images: dict[str, api_pb2.Image] = {}
+        self.unbuildable = ""  # part of a Dockerfile line: images with it can't be built
 
     async def MountBatchedCheckExistence(self, request: Any, task_id: str) -> Any:
         missing = [h for h in request.sha256_hex_hashes if not self.store.has(h)]
@@ -101,6 +102,9 @@ class Mounts:
         image_id = "im-" + hashlib.sha256(definition).hexdigest()[:22]
         self.images[image_id] = request.image
         done = api_pb2.GenericResult(status=api_pb2.GenericResult.GENERIC_STATUS_SUCCESS)
+        if self.unbuildable and any(self.unbuildable in line for line in self.commands(image_id)):
+            failed = api_pb2.GenericResult.GENERIC_STATUS_FAILURE
+            done = api_pb2.GenericResult(status=failed, exception=f"{self.unbuildable}: exit status 1")
         metadata = api_pb2.ImageMetadata(python_version_info="3.11", image_builder_version=request.builder_version)
         return api_pb2.ImageGetOrCreateResponse(image_id=image_id, result=done, metadata=metadata)
 

@@ -36,6 +36,11 @@ class Function:
         """Seconds that one input may take."""
         return int(self.definition.timeout_secs or 300)
 
+    @property
+    def gpu_count(self) -> int:
+        """GPUs of one of its containers."""
+        return int(self.gpus[0].partition(":")[2] or 1) if self.gpus else 0
+
 
 @dataclass
 class Input:
@@ -120,6 +125,8 @@ class Functions:
         longest = max(f.timeout_secs for f in ranked)
         if longest > 86_400:
             raise refuse(Status.INVALID_ARGUMENT, f"timeout of {longest} s is over the maximum of 86400 s")
+        if function.definition._experimental_group_size and not self.plane.clusters:
+            raise refuse(Status.PERMISSION_DENIED, "Clusters are not available on this plan")
         function.metadata.class_parameter_info.CopyFrom(function.definition.class_parameter_info)
         function.metadata.definition_id = self.plane.new_id("de")
         data = api_pb2.FunctionData(module_name=ranked[0].module_name, function_name=ranked[0].function_name)

@@ -27,6 +27,23 @@ def slowly(folder, name, tree):
 module.write_tree = slowly
 """
 
+NO_FOLDER_SYNC = """
+import errno
+import os
+import stat
+
+sync = os.fsync
+
+
+def fsync(handle):
+    if stat.S_ISDIR(os.fstat(handle).st_mode):
+        raise OSError(errno.EINVAL, "Invalid argument")
+    sync(handle)
+
+
+os.fsync = fsync  # as on a network file system, for every folder
+"""
+
 
 def patch(module: str, code: str) -> str:
     """A sitecustomize.py for the containers that runs `code` as soon as `module` is imported."""

@@ -22,9 +22,9 @@ from grpclib.server import Server
 from modal_proto import api_pb2
 
 from . import tasks as containers
-from .apps import App, Apps
+from .apps import LIVE, App, Apps
 from .blobs import Mounts, Store
-from .faults import Fault, Faults
+from .faults import Fault, Faults, RpcFault, RpcFaults
 from .functions import RESULT, Function, Functions, Input
 from .hub import Hub
 from .isolation import CHECKOUT, choose
@@ -46,7 +46,13 @@ class ControlPlane:
         names_of_runs: `modal app logs NAME` finds apps of `modal run` too; off, since the service finds deployed apps only.
         only_pinned: a container can import only what its image pins, what that requires, and what Modal brings.
         extra_files: path in the container → text, beside what was uploaded ("/root/sitecustomize.py" runs before anything else).
+        commits_reload: a commit also shows what others committed, and fails while a file is open, as `reload()` does.
+        max_gpus: at once, over all containers; who asks for more waits.
+        dispatch_delay: seconds from an input's arrival to its container's start, as for a card that is not free yet.
+        overlap: a preempted input runs again elsewhere at once, while its first container still leaves.
+        speed: seconds of this plane's clock (time-outs, hangs, delays) in one of this machine's.
         hub: models that containers can download: `plane.hub.add("org/name", folder, gated=True)`, `plane.hub.accepted.add("hf_x")`.
+        clusters: functions that run on several machines may be declared; their calls are not run.
         billing: rows for `modal billing report`, or None: refused, as on a Starter plan.
     """
 
@@ -70,13 +76,21 @@ class ControlPlane:
         self.only_pinned = True
         self.background_commits = False
         self.names_of_runs = False
+        self.clusters = False
         self.billing: list[dict[str, Any]] | None = None
         self.rates: dict[str, float] = {}
         self.max_containers = 4
         self.scaledown = 1.0  # seconds that an idle container waits for another input
         self.grace = 20.0  # seconds between the interrupt signal and SIGKILL
         self.extra_files: dict[str, str] = {}
+        self.commits_reload = True
+        self.max_gpus = 10
+        self.dispatch_delay = 0.0
+        self.overlap = False
+        self.speed = 1.0
         self.faults = Faults(self)
+        self.rpc_faults = RpcFaults(self)
+        self.answered: dict[str, Any] = {}  # by idempotency key: what a call that is tried again is told
         self.hub = Hub()
         self.calls: list[Call] = []
         self.empty = Empty()
@@ -202,6 +216,15 @@ class ControlPlane:
         self.faults.all.append(fault)
         return fault
 
+    def inject_rpc(self, fault: RpcFault) -> RpcFault:
+        """Let this happen to calls of the control plane from now on."""
+        self.rpc_faults.all.append(fault)
+        return fault
+
+    def real(self, seconds: float) -> float:
+        """Seconds of this plane's clock in seconds of this machine."""
+        return seconds / self.speed
+
     def definition(self, name: str) -> Function:
         """The newest function of that name that was declared, with `gpus`, `timeout`, and `definition` (the protobuf)."""
         return next(f for f in reversed(list(self.functions.functions.values())) if f.name == name and f.definition)
@@ -222,6 +245,11 @@ class ControlPlane:
         queue = self._queues[function.id]
         queue.appendleft(new) if first else queue.append(new)
         self._arrived[function.id].set()
+        self._start_container(function)
+
+    def _start_container(self, function: Function) -> None:
+        """Start one, where an input waits for it and the limits allow it."""
+        queue = self._queues[function.id]
         live = [
             t
             for t in self.tasks.values()
@@ -230,7 +258,12 @@ class ControlPlane:
         single = function.definition.single_use_containers
         free = sum(1 for t in live if not t.inputs and not (single and t.served))
         limit = function.definition.concurrency_limit or self.max_containers
-        if free < len(queue) and (len([t for t in live if not (single and t.served and not t.inputs)]) < limit):
+        in_use = sum(t.function.gpu_count for t in self.tasks.values() if t.alive)
+        if (
+            free < len(queue)
+            and len([t for t in live if not (single and t.served and not t.inputs)]) < limit
+            and in_use + function.gpu_count <= max(self.max_gpus, function.gpu_count)
+        ):
             task = Task(self.new_id("ta"), function.app_id, function, self.folder / "tasks" / f"{len(self.tasks)}")
             task.folder.mkdir(parents=True)
             self.tasks[task.id] = task
@@ -295,7 +328,7 @@ class ControlPlane:
         loop = asyncio.get_running_loop()
         began = loop.time()
         while task.alive and found.id in task.inputs and found.retry_count == attempt:
-            elapsed = loop.time() - began
+            elapsed = (loop.time() - began) * self.speed
             pause = self.faults.passing(task, elapsed)
             if elapsed >= task.function.timeout:
                 task.inputs.pop(found.id)
@@ -337,9 +370,9 @@ class ControlPlane:
     def ended(self, task: Task) -> None:
         """Called when a container has ended."""
         app = self.apps.apps[task.app_id]
-        if self._queues[task.function.id] and app.state not in (api_pb2.APP_STATE_STOPPING, api_pb2.APP_STATE_STOPPED):
-            queue = self._queues[task.function.id]
-            self.enqueue(queue.popleft(), first=True)  # starts a container if none is left for it
+        for function in [self.functions.functions[name] for name, queue in self._queues.items() if queue]:
+            if self.apps.apps[function.app_id].state in LIVE:
+                self._start_container(function)  # none may be left for it, or a GPU has become free
         if app.state == api_pb2.APP_STATE_DETACHED_DISCONNECTED:
             self.stop_when_idle(app)
         self._settle(app)

@@ -12,6 +12,7 @@ from grpclib.server import Stream
 from modal_proto import api_pb2
 from modal_proto.api_grpc import ModalClientBase
 
+IDEMPOTENCY_HEADER = "x-idempotency-key"  # the same for all tries that the SDK makes of one call: it is done once
 TASK_HEADER = "x-local-task"  # set in each container by MODAL_OVERRIDE_HEADERS: says which of them calls
 
 
@@ -75,11 +76,18 @@ def servicer(handlers: list[Any], plane: Any) -> ModalClientBase:
             plane.calls.append(Call(name, request, task_id))
             if answer is None:
                 raise refuse(Status.UNIMPLEMENTED, f"tests/modal_local does not answer {name}")
+            lost = await plane.rpc_faults.before(name, task_id)
             if inspect.isasyncgenfunction(answer):
                 async for message in answer(request, task_id):
                     await stream.send_message(message)
-            else:
-                await stream.send_message(await answer(request, task_id))
+                return
+            key = str(stream.metadata.get(IDEMPOTENCY_HEADER, ""))
+            if key not in plane.answered:
+                plane.answered[key] = await answer(request, task_id)
+            found = plane.answered[key] if key else plane.answered.pop(key)
+            if lost is not None:
+                plane.rpc_faults.refuse(lost, name)
+            await stream.send_message(found)
 
         return method
 

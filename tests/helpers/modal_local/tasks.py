@@ -156,6 +156,8 @@ def prepare(plane: Any, task: Task) -> tuple[list[str], dict[str, str], str]:
 
 async def run(plane: Any, task: Task) -> None:
     """Start the container, collect what it prints, wait for its end, and settle what it left undone."""
+    await asyncio.sleep(plane.real(plane.dispatch_delay))
+    task.started_at = time.time()
     command, env, cwd = await asyncio.to_thread(prepare, plane, task)
     if task.stopping:
         task.ended_at = time.time()

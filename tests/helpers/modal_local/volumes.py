@@ -71,7 +71,8 @@ class Copy:
 
     def __init__(self, volume: Volume, folder: Path) -> None:
         self.volume, self.folder = volume, folder
-        self.base: dict[str, tuple[int, int, int]] = {}
+        self.base: dict[str, tuple[int, int, int]] = {}  # what lay here after the last reload or commit
+        self.source: dict[str, tuple[int, int, int]] = {}  # and on the volume
         folder.mkdir(parents=True, exist_ok=True)
         self.reload()
 
@@ -81,10 +82,23 @@ class Copy:
             self._show()
 
     def _show(self) -> None:
-        for entry in list(self.folder.iterdir()):
-            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-        shutil.copytree(self.volume.folder, self.folder, symlinks=True, dirs_exist_ok=True)
-        self.base = signatures(self.folder)
+        there = signatures(self.volume.folder)
+        here = signatures(self.folder)
+        for path in here:  # what is as it was stays in place: a reload is not seen half done
+            if self.base.get(path) != here[path] or there.get(path) != self.source.get(path):
+                target = self.folder / path.rstrip("/")
+                target.rmdir() if path.endswith("/") else target.unlink()
+        for path in there:
+            source, target = self.volume.folder / path.rstrip("/"), self.folder / path.rstrip("/")
+            if path.endswith("/"):
+                target.mkdir(parents=True, exist_ok=True)
+            elif not os.path.lexists(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source, target, follow_symlinks=False)
+        for folder in sorted((p for p in self.folder.rglob("*") if p.is_dir() and not p.is_symlink()), reverse=True):
+            if not any(folder.iterdir()) and not (self.volume.folder / folder.relative_to(self.folder)).is_dir():
+                folder.rmdir()
+        self.base, self.source = signatures(self.folder), there
 
     def commit(self) -> bool:
         """Carry what was written and removed here over to the volume, file by file; the last to write a file wins.
@@ -127,7 +141,9 @@ class Copy:
             ):
                 folder.rmdir()
                 folder = folder.parent
-        self.base = now
+        there, self.base = signatures(self.volume.folder), now
+        for path in (*changed, *gone):
+            self.source[path] = there.get(path, (0, 0, 0))
         return bool(changed or gone)
 
 
@@ -286,7 +302,7 @@ class Volumes:
         changed = await asyncio.to_thread(copy.commit)
         copy.volume.commits += changed
         self.plane.faults.committed(task)
-        return api_pb2.VolumeCommitResponse(skip_reload=True)
+        return api_pb2.VolumeCommitResponse(skip_reload=not self.plane.commits_reload)
 
     async def VolumeReload(self, request: Any, task_id: str) -> Any:
         copy = self._mounted(request.volume_id, task_id)

@@ -317,7 +317,7 @@ def test_a_link_on_a_volume_stops_the_orchestrator_before_it_writes(evil: Path, 
     def never(*_: object) -> None:
         raise AssertionError("nothing is started, and nothing paid for")
 
-    calls = FunctionCalls(never, never, lambda: None, lambda: None)  # type: ignore[arg-type]
+    calls = FunctionCalls(never, never, never, lambda: None, lambda: None)  # type: ignore[arg-type]
     result = orchestrate(CloudRequest(), evil, calls, "holder")
     assert "is a symbolic link" in (result.error or "")
     assert (contents(evil), contents(victim)) == before

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from noesis.cloud.container.answers import take_answers
+from noesis.cloud.container.prepare import judge_problem
 from noesis.cloud.container.vllm_judge import trial_with_vllm_judge
 from noesis.cloud.container.workspace import (
     CallResult,
@@ -21,17 +22,21 @@ from noesis.cloud.container.workspace import (
     run_guarded,
     staged_run,
 )
-from noesis.cloud.request import LOCAL_JUDGE, CloudRequest
+from noesis.cloud.request import CloudRequest
 from noesis.cloud.volume.layout import ARCHIVE, DATASET
 from noesis.cloud.volume.notes import JudgedEpoch, OpenedRun, judged_epochs
 from noesis.cloud.volume.sync import HEAVY
 from noesis.cloud.volume.uploaded_data import require_upload
+from noesis.core.errors import ModelError
 from noesis.core.files import copy_folder, read_text, write_text
 from noesis.run.directory import Run
+from noesis.training.backends.nodes import follow, leading
+from noesis.training.distributed import Nodes
 
 if TYPE_CHECKING:
     from noesis.pipeline.session import RunSession
     from noesis.pipeline.stages.choose import CheckpointScorer
+    from noesis.training.job import TrainJob
 
 SCORES = Path("tribunal/checkpoints")  # in a run: what the stage `choose` reads
 
@@ -56,12 +61,29 @@ def train(context: ContainerContext, request: CloudRequest, ticket: str) -> Call
         context.commit_weights()  # fetched by now: judging an epoch meanwhile need not fetch them again
         if opened.run.is_done("train"):
             return CallResult(run_train(opened).to_json())
-        with staged_run(context) as run:
+        with staged_run(context, request.turn) as run:
             s = reopen_run(run.path, fetch=True)
+            if (machines := Nodes.here().count) > 1:
+                s = replace(s, device=replace(s.device, gpus=s.device.gpus * machines))
             run_plan(s)
             return CallResult(run_train(s).to_json())
 
     return run_guarded(context, work)
+
+
+def train_on_nodes(context: ContainerContext, request: CloudRequest, ticket: str, nodes: Nodes) -> CallResult:
+    """As `train`, on one of several machines: the first does all of it, the others train with it."""
+    if nodes.rank == 0:
+        with leading(nodes):
+            return train(context, request, ticket)
+
+    def bring(job: TrainJob) -> None:
+        context.reload()
+        states = context.root / "checkpoints" / job.resume_folder.name
+        if states.is_dir():
+            copy_folder(states, job.resume_folder)
+
+    return run_guarded(context, lambda: CallResult({"jobs": follow(nodes, bring)}))
 
 
 def _open_run(context: ContainerContext, request: CloudRequest, ticket: str) -> RunSession:
@@ -143,15 +165,18 @@ def judge(context: ContainerContext, request: CloudRequest, again: bool) -> Call
 
     def work() -> CallResult:
         require_trained_run(context.root)
-        with staged_run(context) as run:
+        with staged_run(context, request.turn) as run:
             s = reopen_run(run.path, fetch=True)
             run_choose(s, _checkpoint_scorer(s, context, request))
-            result = run_judge(s, again=again).to_json()
-            if request.judges:
+            result = run_judge(s, again=again, no_trial=request.judge_problem).to_json()
+            if request.judges and request.judge_problem is None:
                 if request.shards > 1:
                     take_answers(s, context.root, context.project, request)
-                trial = trial_with_vllm_judge(s, context.project, request, again=again)
-                result = result if trial is None else trial.to_json()
+                try:
+                    result = trial_with_vllm_judge(s, context.project, request, again=again).to_json()
+                except ModelError as error:  # a judge that was probed and failed later
+                    problem = judge_problem(", ".join(request.judges), str(error))
+                    result = run_judge(s, no_trial=problem).to_json()
             return CallResult(result)
 
     return run_guarded(context, work)
@@ -164,8 +189,9 @@ def _checkpoint_scorer(s: RunSession, context: ContainerContext, request: CloudR
     """
     from noesis.pipeline.stages.trial import checkpoint_scorer
 
-    reachable = tuple(judge for judge in request.judges if not judge.startswith(LOCAL_JUDGE))
-    return checkpoint_scorer(s, context.project, reachable) if reachable else None
+    if not request.remote_judges or request.judge_problem is not None:
+        return None
+    return checkpoint_scorer(s, context.project, request.remote_judges)
 
 
 def merge(context: ContainerContext, request: CloudRequest, again: bool) -> CallResult:
@@ -180,7 +206,7 @@ def merge(context: ContainerContext, request: CloudRequest, again: bool) -> Call
 
     def work() -> CallResult:
         require_trained_run(context.root)
-        with staged_run(context, link=() if again else HEAVY) as run:
+        with staged_run(context, request.turn, link=() if again else HEAVY) as run:
             s = reopen_run(run.path, fetch=True)
             result = run_merge(s, again=again)
             run_gguf(s, kinds=request.gguf or None, again=again)

@@ -8,17 +8,20 @@ imports: a process there speaks OpenAI's protocol on 127.0.0.1, with a key made 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from noesis.cloud.request import LOCAL_JUDGE, CloudRequest
+from noesis.cloud.request import CloudRequest
 from noesis.core.console import duration, relay, say
-from noesis.core.errors import ModelError, UsageError
+from noesis.core.errors import ModelError
 from noesis.core.project import Project
 from noesis.core.signals import Terminated
 from noesis.llm.http import Http
@@ -35,33 +38,32 @@ PORT = 8811  # fixed, since calibrations and cached replies are stored under the
 STARTS_S = 1200.0  # longest start, with a download of 15 GB
 CONTEXT = 8192  # tokens of a judge's question and reply
 KEY = "NOESIS_KEY_127_0_0_1"
+KEPT_LINES, LONGEST_WORDS = 200, 400  # of the server's output; characters of its last words
+# the line of an error, but not those that only say that there was one further up
+ERROR_LINE = re.compile(r"\b(\w+(?:Error|Exception): .+)")
+ONLY_POINTS = re.compile(r"root cause|Engine core init|engine core proc", re.IGNORECASE)
 
 
-def trial_with_vllm_judge(s: RunSession, project: Project, request: CloudRequest, *, again: bool) -> TrialResult | None:
+def trial_with_vllm_judge(s: RunSession, project: Project, request: CloudRequest, *, again: bool) -> TrialResult:
     """The run's trial by the judges of the request.
 
-    Returns:
-        its result; None if a judge could not be started: then there is no verdict, and the run continues.
+    Raises:
+        ModelError: a judge can't be started or reached.
     """
     from noesis.pipeline.stages.trial import TrialRequest, run_trial
 
-    served = [spec.removeprefix(LOCAL_JUDGE) for spec in request.judges if spec.startswith(LOCAL_JUDGE)]
-    if len(served) > 1:
-        raise UsageError(
-            f"--judge: the GPU has room for one {LOCAL_JUDGE} model; name {served[0]!r} or {served[1]!r}, "
-            "and other judges by their address"
-        )
-    others = tuple(spec for spec in request.judges if not spec.startswith(LOCAL_JUDGE))
-    if not served:
-        return run_trial(s, project, TrialRequest(others), again=again)
-    trial = TrialRequest((f"openai:http://127.0.0.1:{PORT}/v1:{served[0]}", *others))
-    try:
-        command = vllm_command(served[0])
-        with temporary_key() as key:
-            return run_trial(s, project, trial, again=again, judge_server=lambda: vllm_server(command, key))
-    except ModelError as error:
-        say(f"  there is no trial: {error}")
-        return None
+    trial = TrialRequest(judge_specs(request))
+    if not request.served_judges:
+        return run_trial(s, project, trial, again=again)
+    command = vllm_command(request.served_judges[0])
+    with temporary_key() as key:
+        return run_trial(s, project, trial, again=again, judge_server=lambda: vllm_server(command, key))
+
+
+def judge_specs(request: CloudRequest) -> tuple[str, ...]:
+    """The judges as the Tribunal calls them: one that is served here, at its address."""
+    served = tuple(f"openai:http://127.0.0.1:{PORT}/v1:{model}" for model in request.served_judges)
+    return (*served, *request.remote_judges)
 
 
 def vllm_command(model: str) -> list[str]:
@@ -72,10 +74,7 @@ def vllm_command(model: str) -> list[str]:
     """
     program = os.environ.get(COMMAND, IN_IMAGE).split()
     if not os.path.exists(program[0]):
-        raise ModelError(
-            f"vLLM is not installed ({program[0]} is missing): "
-            "its image is built only if training_config.yaml names a vllm: judge under modal: judges"
-        )
+        raise ModelError(f"vLLM is not installed in this container ({program[0]} is missing)")
     return [
         *program,
         "serve",
@@ -89,6 +88,16 @@ def vllm_command(model: str) -> list[str]:
         "--gpu-memory-utilization",
         "0.88",
     ]
+
+
+def server_environment(program: str, key: str) -> dict[str, str]:
+    """The environment of the server's process.
+
+    Its own environment's programs come first on PATH, since vLLM calls `ninja` by name; not in the image's PATH, where
+    they would replace the Python that runs the container.
+    """
+    path = os.pathsep.join([str(Path(program).parent), os.environ.get("PATH", os.defpath)])
+    return {**os.environ, "PATH": path, "VLLM_API_KEY": key}
 
 
 @contextmanager
@@ -115,13 +124,17 @@ def vllm_server(command: list[str], key: str, *, port: int = PORT, starts_s: flo
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise ModelError(f"port {port} is taken: the judge's server can't listen on it")
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    environment = {**os.environ, "VLLM_API_KEY": key}
-    process = subprocess.Popen(command, env=environment, encoding="utf-8", errors="replace", **pipes)
-    assert process.stdout is not None
-    relay(process.stdout)  # it logs what requests and models hold
+    process = subprocess.Popen(
+        command,
+        env=server_environment(command[0], key),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+    )
+    output = _Output(process)
     try:
-        _wait(process, port, key, starts_s)
+        _wait(process, output, port, key, starts_s)
         yield
     finally:
         process.terminate()
@@ -132,17 +145,37 @@ def vllm_server(command: list[str], key: str, *, port: int = PORT, starts_s: flo
             process.wait()
 
 
-def _wait(process: subprocess.Popen[str], port: int, key: str, starts_s: float) -> None:
+class _Output:
+    """The server's output: passed on line by line, its end kept."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        self._lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self._thread = relay(self._kept(process.stdout))  # it logs what requests and models hold
+
+    def _kept(self, lines: Iterable[str]) -> Iterator[str]:
+        for line in lines:
+            self._lines.append(line.rstrip())
+            yield line
+
+    def last_words(self) -> str:
+        """The last error that names a cause; else the last lines."""
+        self._thread.join(2.0)  # what a process has written arrives after its end
+        lines = [line for line in self._lines if line.strip()]
+        errors = [found[1] for line in lines if (found := ERROR_LINE.search(line)) and not ONLY_POINTS.search(line)]
+        words = errors[-1] if errors else " / ".join(line.strip() for line in lines[-3:])
+        return " ".join(words.split())[:LONGEST_WORDS] or "it printed nothing"
+
+
+def _wait(process: subprocess.Popen[str], output: _Output, port: int, key: str, starts_s: float) -> None:
     started, url = time.monotonic(), f"http://127.0.0.1:{port}/v1/models"
     http = Http(url, {"Authorization": f"Bearer {key}"}, timeout_s=5)
     say("  loading the judge …")
     while True:
         if process.poll() is not None:
-            raise ModelError(
-                f"the judge's server ended with code {process.returncode} before it answered; its output is above"
-            )
+            raise ModelError(f"its server ended with code {process.returncode}: {output.last_words()}")
         if time.monotonic() - started > starts_s:
-            raise ModelError(f"the judge's server did not answer within {duration(starts_s)}")
+            raise ModelError(f"its server did not answer within {duration(starts_s)}: {output.last_words()}")
         with suppress(HttpError):
             if http.request("GET", url, deadline_s=5).status == 200:
                 say(f"  the judge is ready after {duration(time.monotonic() - started)}")

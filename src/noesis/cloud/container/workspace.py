@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import tempfile
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from noesis.cloud.container.spending import read_charges, write_charges
 from noesis.cloud.volume.layout import guard_volume
 from noesis.cloud.volume.sync import HEAVY, VolumeSync, publishing
-from noesis.core.console import complain_traceback
+from noesis.cloud.volume.writer import Writer, this_input
+from noesis.core.console import complain, complain_traceback
 from noesis.core.errors import CapError, NoesisError, RunError, TrainingError
 from noesis.core.files import copy_file, copy_folder
 from noesis.core.project import Project
 from noesis.run.directory import Run, load_run
+from noesis.run.ledger import LedgerEntry
 
 START = "start one with  modal run scripts/modal_train.py --epochs 3"
+BESIDE = "containers"  # in the ledger: starts, downloads, waiting
 NO_MEMORY = (
     "Out of memory: in training_config.yaml set per_device_train_batch_size: 1 and gradient_accumulation_steps: 8, "
     "or take a larger GPU, for example --gpu A100-80GB (modal: judge_gpu for judging)"
@@ -30,11 +37,13 @@ class CallResult:
 
     value: the stage's result; {} where it failed
     code: the command's exit code
+    lost: the container gave no result: it was killed, timed out, or was cancelled
     """
 
     value: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     code: int = 0
+    lost: bool = False
 
     @classmethod
     def failed(cls, error: NoesisError) -> CallResult:
@@ -60,6 +69,7 @@ class ContainerContext:
     root: the mounted volume with the run
     reload, commit: show here what other containers committed; show others what was written here
     commit_weights: the same for the second volume, with the models' weights
+    began: when this container took its call, by the monotonic clock
     """
 
     root: Path
@@ -67,6 +77,7 @@ class ContainerContext:
     reload: Callable[[], None]
     commit: Callable[[], None]
     commit_weights: Callable[[], None]
+    began: float = field(default_factory=time.monotonic)
 
 
 def run_guarded(context: ContainerContext, work: Callable[[], CallResult]) -> CallResult:
@@ -75,32 +86,80 @@ def run_guarded(context: ContainerContext, work: Callable[[], CallResult]) -> Ca
     Errors come back as results, since Modal would retry an exception ten times, each at the price of a GPU.
     KeyboardInterrupt, which Modal raises on preemption, is passed on: that call is to be retried.
     """
-    context.reload()
     try:
+        context.reload()
         guard_volume(context.root)
-        return work()
+        result = work()
     except NoesisError as error:
-        return CallResult.failed(error)
+        result = CallResult.failed(error)
     except Exception as error:
         complain_traceback(error)
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, on a GPU
-            return CallResult.failed(TrainingError(NO_MEMORY))
         message = f"{type(error).__name__}: {error} (the traceback is in  modal app logs)"
-        return CallResult.failed(RunError(message))
-    finally:
+        result = CallResult.failed(RunError(message))
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, on a GPU
+            result = CallResult.failed(TrainingError(NO_MEMORY))
+    except BaseException:
+        _commit_all(context)
+        raise
+    return _commit_all(context) or result
+
+
+def _commit_all(context: ContainerContext) -> CallResult | None:
+    """Commit both volumes; a failure, where what was written here could not be committed."""
+    try:
         context.commit()
+    except NoesisError as error:
+        return CallResult.failed(error)
+    try:
         context.commit_weights()
+    except NoesisError as error:  # only a download that the next container repeats
+        complain(f"  the weights were not kept: {error}")
+    return None
 
 
 @contextmanager
-def staged_run(context: ContainerContext, *, link: tuple[str, ...] = HEAVY) -> Iterator[Run]:
-    """The run on this container's own disk, published to the volume during the block and at its end."""
+def staged_run(context: ContainerContext, turn: float = 0.0, *, link: tuple[str, ...] = HEAVY) -> Iterator[Run]:
+    """The run on this container's own disk, published to the volume during the block and at its end.
+
+    Args:
+        turn: when the orchestrator started this call: of two that write the same run, the later goes on.
+
+    Raises:
+        SupersededError: a newer container writes the run.
+    """
     name = load_run(context.root).manifest.output_name
     with tempfile.TemporaryDirectory(prefix="noesis-") as folder:
         sync = VolumeSync(context.root, Path(folder) / name, context.commit)
-        sync.bring(link=link)
-        with publishing(sync):
+        writer = Writer(context.root, context.commit, context.reload, turn, this_input())
+        try:
+            writer.take()
+            sync.bring(link=link)
+        except BaseException:
+            writer.leave()
+            raise
+        with publishing(sync, writer), _metered(context, sync.local):
             yield load_run(sync.local)
+
+
+@contextmanager
+def _metered(context: ContainerContext, local: Path) -> Iterator[None]:
+    """Book what containers cost that left nothing in the ledger, and what this one does beside its stages."""
+    run = load_run(local)
+    charges = read_charges(context.root)
+    if charges:
+        run.book(charges)
+        write_charges(context.root, ())
+    known = {entry.id for entry in run.manifest.ledger}
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    try:
+        yield
+    finally:
+        run = load_run(local)
+        own = [entry for entry in run.manifest.ledger if entry.id not in known]
+        idle = time.monotonic() - context.began - sum(entry.seconds for entry in own)
+        if own and idle > 0:
+            entry = LedgerEntry(f"{uuid.uuid4().hex}", BESIDE, started, own[-1].usd_per_s, 0.0, 0.0)
+            run.book([entry.after(idle, "done")])
 
 
 def copy_of_run(root: Path, target: Path, epoch: str | None = None) -> Path:

@@ -4,12 +4,14 @@
 /dataset/                                    the uploaded export
 /runs/NAME/                                  older runs
 /summary.txt                                 what the last run left
-/.cloud/                                     lease.json, opened.json: who works here
+/.cloud/                                     lease.json, opened.json, charges.json, writers/: who works here;
+                                             ended.json: how the last run ended
 /tribunal/epochs/, /tribunal/shards/         what parallel containers leave
 """
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from noesis.core.rooted import guard
@@ -21,6 +23,9 @@ SUMMARY = "summary.txt"
 FOLDER = ".cloud"
 LEASE = "lease.json"  # in FOLDER
 OPENED = "opened.json"  # in FOLDER
+ENDED = "ended.json"  # in FOLDER
+CHARGES = "charges.json"  # in FOLDER: containers that were paid for and left nothing in the ledger
+WRITERS = "writers"  # in FOLDER: a heartbeat for each container that writes the run
 EPOCHS = "tribunal/epochs"
 SHARDS = "tribunal/shards"
 
@@ -32,3 +37,12 @@ def guard_volume(root: Path) -> None:
         UnsafePathError: it holds a link, or anything else that is neither a file nor a folder.
     """
     guard(root, parts=(*RUN_FILES, DATASET, FOLDER))
+
+
+def get_command(volume: str, path: str, folder: str) -> str:
+    """The shell line that copies `path` of the volume into `folder`.
+
+    Without the folder, Modal's command would write all files over each other into one file of that name, and succeed.
+    """
+    name = shlex.quote(folder)
+    return f"mkdir -p {name} && modal volume get {shlex.quote(volume)} {shlex.quote(path)} ./{name}"

@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from noesis.cloud.volume.layout import FOLDER, LEASE
+from noesis.cloud.volume.writer import seconds_of_writers
 from noesis.core.console import command, duration, say
 from noesis.core.errors import RunError
 from noesis.core.files import read_text, write_json
 
-LASTS_S = 600.0  # until it expires, unless renewed
+LASTS_S = 720.0  # until it expires, unless renewed: longer than any silence of a holder that is alive
 LEAVING_S = 45.0  # after an orderly stop, while started calls may still be saving
 RENEW_S = 60.0
 SETTLE_S = 1.5  # between writing and reading back
@@ -73,7 +74,7 @@ class Lease:
             if left > LEAVING_S:
                 raise RunError(
                     f"another run is using this volume (last sign of life {duration(LASTS_S - left)} ago): "
-                    f"see it with  {command('cloud', 'watch')}, or stop it with  modal app stop. "
+                    f"see it with  {command('cloud', 'watch')}, or stop it with  {command('cloud', 'stop')}. "
                     f"If it was killed, the same command works in {duration(left)}"
                 )
             say(f"  waiting {duration(left)} for the previous run to save")
@@ -114,9 +115,11 @@ class Lease:
         self._write(LEAVING_S if leaving else 0.0)
 
     def _seconds_of_others(self) -> float:
-        """Seconds until the lease of another holder expires."""
+        """Seconds until the lease of another holder expires, and with it the last container that it started."""
         lease = self._read()
-        return 0.0 if lease.holder == self.holder else lease.until - self.clock()
+        if lease.holder == self.holder:
+            return 0.0
+        return max(lease.until - self.clock(), seconds_of_writers(self.root, self.clock()))
 
     def _require_own(self) -> None:
         if self._read().holder != self.holder:

@@ -97,7 +97,7 @@ def safe_name(path: str) -> str:
     ):
         raise RunError(
             f"a file on the volume has a name that is not safe to copy: {path!r}; nothing was copied. "
-            "Look at it with  modal volume ls, and remove it"
+            "Look at it with  modal volume ls VOLUME, and remove it"
         )
     return relative
 
@@ -115,7 +115,7 @@ def manifest_of(files: RemoteFiles, folder: str = "") -> Manifest:
     text = read_text(files, path)
     if text is None:
         raise RunError(
-            f"there is no run in /{folder} of the volume: look with  modal volume ls"
+            f"there is no run in /{folder} of the volume: look with  modal volume ls VOLUME /runs"
             if folder
             else "the volume holds no run yet: start one with  modal run scripts/modal_train.py --epochs 3"
         )

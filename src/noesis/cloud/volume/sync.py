@@ -8,6 +8,7 @@ Page: https://modal.com/docs/guide/volumes
 
 from __future__ import annotations
 
+import _thread
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from noesis.cloud.volume.layout import guard_volume
+from noesis.cloud.volume.writer import SupersededError, Writer
 from noesis.core.console import say
 from noesis.core.files import copy_file, copy_folder, make_folder, new_folder, sweep
 from noesis.core.rooted import guard, make_link, remove
@@ -145,25 +147,54 @@ def change_mark(path: Path) -> Mark:
 
 
 @contextmanager
-def publishing(sync: VolumeSync, *, check_s: float = CHECK_S, publish_s: float = PUBLISH_S) -> Iterator[None]:
-    """Publish during the block, and once more at its end, however it ends."""
+def publishing(
+    sync: VolumeSync, writer: Writer | None = None, *, check_s: float = CHECK_S, publish_s: float = PUBLISH_S
+) -> Iterator[None]:
+    """Publish during the block, and once more at its end, however it ends.
+
+    What can't be published is tried again until the writer's heartbeat has run out: then nothing that the block does
+    would be kept, and it is interrupted. So it is where a newer container has come.
+
+    Raises:
+        SupersededError: a newer container continues the run.
+        RunError: the volume could not be written for too long.
+    """
     done = threading.Event()
+    stopped: list[Exception] = []
 
     def work() -> None:
         last = time.monotonic() - publish_s  # publish at once, so that `noesis cloud watch` sees the start
         while not done.wait(check_s):
-            if sync.is_due() or time.monotonic() - last >= publish_s:
-                try:
-                    sync.publish()
-                except OSError as error:  # it must not stop the training; the last publication raises it again
-                    say(f"  could not publish to the volume, will try again: {error}")
-                last = time.monotonic()
+            if not sync.is_due() and time.monotonic() - last < publish_s:
+                continue
+            try:
+                if writer is not None:
+                    writer.beat()  # first, since a newer container may have taken over meanwhile
+                sync.publish()
+            except Exception as error:  # whatever it is, it must not end this thread in silence
+                if isinstance(error, SupersededError) or (writer is not None and writer.clock() > writer.until):
+                    stopped.append(error)
+                    if not done.is_set():
+                        _thread.interrupt_main()
+                    return
+                say(f"  could not publish to the volume, will try again: {type(error).__name__}: {error}")
+            last = time.monotonic()
 
     thread = threading.Thread(target=work, name="publisher", daemon=True)
     thread.start()
     try:
         yield
+    except KeyboardInterrupt:
+        if stopped:
+            raise stopped[0] from None
+        raise
     finally:
         done.set()
         thread.join()
-        sync.publish()
+        if writer is None:
+            sync.publish()
+        elif writer.may_publish():
+            try:
+                sync.publish()
+            finally:
+                writer.leave()

@@ -1,6 +1,7 @@
 """A model behind an OpenAI-compatible endpoint: OpenAI, Anthropic, Gemini, vLLM, llama.cpp, Ollama, …
 
-What they answer differs more than the protocol says; tests/wild/test_providers.py has their replies as they are.
+What they answer differs more than the protocol says; tests/wild/serving/test_providers.py has their replies as they
+are.
 
 https://platform.openai.com/docs/api-reference/chat . Retries with back-off and jitter on 408, 409, 425, 429, 5xx,
 broken connections and replies that can't be read; a Retry-After holds for all requests; an endpoint that is plainly

@@ -8,7 +8,7 @@ from noesis.core.console import say
 from noesis.core.files import write_json, write_jsonl
 from noesis.dataset.load import evenly_spread
 from noesis.pipeline.answers import base_and_tuned_answers
-from noesis.pipeline.results import read_result
+from noesis.pipeline.results import RunResults, read_result
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.choose import BASE, score_checkpoints
 from noesis.pipeline.stages.merge import write_card
@@ -20,11 +20,12 @@ from noesis.tribunal.offline_screen import NAME, ScreenedPrompt, screen, tally
 from noesis.tribunal.scoring import MODELS
 
 
-def run_judge(s: RunSession, *, again: bool = False, answers: bool = True) -> JudgeResult:
+def run_judge(s: RunSession, *, again: bool = False, answers: bool = True, no_trial: str | None = None) -> JudgeResult:
     """Compare base and tuned model on the held-out examples: by probabilities, and by the offline screen of answers.
 
     Args:
         answers: generate answers as well.
+        no_trial: why the judges that were named hold no trial; the verdict says it, also where this stage was done.
 
     Raises:
         CapError: the budget is spent.
@@ -57,11 +58,13 @@ def run_judge(s: RunSession, *, again: bool = False, answers: bool = True) -> Ju
         summary = JudgeResult(
             preference=preference,
             screen=ScreenComparison(NAME, *(tally([row[model]["flags"] for row in rows]) for model in MODELS)),
-            court=no_judge_ruling(s.config.training.tribunal),
+            court=no_judge_ruling(s.config.training.tribunal, no_trial),
         ).to_json()
         write_json(s.run.tribunal / "summary.json", summary)
         return summary
 
+    before = RunResults(s.run).judge
+    again = again or (no_trial is not None and before is not None and before.court.reason != no_trial)
     outputs = [s.run.tribunal / name for name in ("answers.jsonl", "summary.json")]
     stored = s.run.perform("judge", work, lambda: outputs, again=again)
     result = read_result(s.run, "judge", stored, JudgeResult.from_json)

@@ -1,4 +1,4 @@
-"""SFT on every GPU of this host: one process for each, started by torchrun and stopped with the user's command.
+"""SFT on every GPU of this host, or of several: a process for each, started by torchrun, stopped with the command.
 
 python -m torch.distributed.run --standalone --nproc-per-node 2 -m noesis.training.worker JOB.json OUTCOME.json
 """
@@ -6,18 +6,15 @@ python -m torch.distributed.run --standalone --nproc-per-node 2 -m noesis.traini
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from noesis.core.errors import CapError, TrainingError
 from noesis.core.files import write_text
 from noesis.training.backends.engine_sft import engine_refusal
-from noesis.training.distributed import is_worker
+from noesis.training.backends.nodes import hand_over, run_processes
+from noesis.training.distributed import Nodes, is_worker
 from noesis.training.job import TrainJob, TrainResult
 
 
@@ -34,29 +31,14 @@ class Torchrun:
         return engine_refusal(job)
 
     def train(self, job: TrainJob) -> TrainResult:
-        gpus = job.plan.setup.gpus
+        gpus, nodes = job.plan.setup.gpus, Nodes.here()
         with tempfile.TemporaryDirectory() as folder:
             job_file, outcome_file = Path(folder) / "job.json", Path(folder) / "outcome.json"
             write_text(job_file, json.dumps(job.to_json()))
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)]
-            command += ["-m", "noesis.training.worker", str(job_file), str(outcome_file)]
-            outcome = _run(command, outcome_file)
+            hand_over(json.dumps(replace(job, budget=None).to_json()))
+            outcome = run_processes(nodes.arguments(gpus), job_file, outcome_file)
         if outcome.get("capped"):
             raise CapError(outcome["error"])
         if "error" in outcome:
             raise TrainingError(f"training on {gpus} GPUs failed: {outcome['error']}")
         return TrainResult.from_json(outcome["result"])
-
-
-def _run(command: list[str], outcome_file: Path) -> dict[str, Any]:
-    """Run torchrun to its end; what the main process wrote, or an error where it wrote nothing."""
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "4")})
-    try:
-        process.wait()
-    except BaseException:  # Ctrl-C and the like: the processes save their last whole step and end before this one
-        process.send_signal(signal.SIGINT)
-        process.wait()
-        raise
-    if not outcome_file.is_file():
-        return {"error": f"a process ended with code {process.returncode}; see above"}
-    return dict(json.loads(outcome_file.read_text(encoding="utf-8")))

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.console import say
-from noesis.core.errors import CapError
+from noesis.core.errors import CapError, TrainingError
 from noesis.core.files import require_space
 from noesis.core.signals import Overdue, deferred
 from noesis.run.metrics import held_out_figures, losses_by_epoch, read_metrics
-from noesis.training.distributed import is_main_process
+from noesis.training.distributed import Nodes, is_main_process
 from noesis.training.job import HeldOutPairs, TrainJob, TrainResult
 from noesis.training.recorder import Metrics, peak_memory, recorder
 from noesis.training.state.adapter import load_adapter_into
@@ -117,6 +117,11 @@ def _train(job: TrainJob, trainer: Any, metrics: Metrics, checkpoint: Path | Non
             say(f"  stopped after step {trainer.state.global_step} of {trainer.state.max_steps}, which is saved")
             if trainer.schedule.interrupted:
                 interrupt.leave()
+            if Nodes.here().count > 1 and not trainer.schedule.near_cap():
+                raise TrainingError(
+                    "another machine of this training was stopped; the last whole step is saved, and the same command "
+                    "continues from there"
+                ) from None
             spent = "" if job.budget is None else job.budget.describe()
             raise CapError(
                 f"stopped at the agreed cap: {spent}; "

@@ -1,4 +1,4 @@
-"""A Modal app that uses what the project's uses, a line each: `modal run tests/modal_local/toy_app.py --what NAME`."""
+"""A Modal app that uses what the project's uses, a line each: `modal run tests/helpers/modal_local/toys/toy_app.py --what NAME`."""
 
 import importlib.util
 import os

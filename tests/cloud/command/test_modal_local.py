@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 
 from helpers.modal_local import ControlPlane, Fault
-from helpers.project import ROOT
+from helpers.modal_local.toys.run import TOY, toy
 
 pytestmark = pytest.mark.slow
-TOY = ROOT / "tests" / "helpers" / "modal_local" / "toy_app.py"
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +25,6 @@ def plane() -> Iterator[ControlPlane]:
         plane.volume("toy-data")
         plane.secret("toy-secret", TOY_KEY="abc")
         yield plane
-
-
-def toy(plane: ControlPlane, what: str, *more: str, code: int = 0) -> str:
-    """What the toy app printed as its result."""
-    done = plane.modal("run", TOY, "--what", what, *more)
-    assert done.returncode == code, done.stdout + done.stderr
-    found = re.search(r"^RESULT (.*)$", done.stdout, re.M)
-    return found[1] if found else done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("kind", ["namespace", "plain"])

@@ -98,7 +98,10 @@ def test_dry_run_starts_nothing(make_cloud) -> None:
     said = cloud.run("--dry-run")
     assert re.search(r"cost +\d+\.\d\d USD", said)
     assert "L40S" in said
+    assert "noesis cloud plan" in said
     assert not cloud.plane.tasks
+    assert not cloud.plane.functions.functions
+    assert not cloud.plane.mounts.images  # nothing was built
     assert not (cloud.volume / "manifest.json").exists()
 
 

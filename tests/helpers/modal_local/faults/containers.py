@@ -9,7 +9,7 @@ import signal
 from dataclasses import dataclass
 from typing import Any
 
-from .tasks import Task
+from ..tasks import Task
 
 
 @dataclass
@@ -111,13 +111,18 @@ class Faults:
         if fault.what == "kill":
             task.signal(signal.SIGKILL)
         else:
+            if self.plane.overlap:
+                undone = list(task.inputs.values())
+                task.inputs.clear()  # whatever this container still answers is heard by nobody
+                for waiting in undone:
+                    self.plane.enqueue(waiting, first=True)
             self.plane.spawn(self.interrupt(task))
 
     async def interrupt(self, task: Task) -> None:
         """The interrupt signal, and SIGKILL where it did not help in time."""
         task.signal(signal.SIGINT)
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.plane.grace
+        deadline = loop.time() + self.plane.real(self.plane.grace)
         while task.alive and loop.time() < deadline:
             await asyncio.sleep(0.02)
         task.signal(signal.SIGKILL)

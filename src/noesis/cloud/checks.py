@@ -1,0 +1,69 @@
+"""What a run on Modal can't have, refused where the command is typed, before anything is built, started or paid for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from noesis.cloud.request import CloudRequest
+from noesis.core.config import TrainingFile
+from noesis.core.errors import UsageError
+from noesis.core.project import Project
+from noesis.llm.embedded import EMBEDDED
+
+MOUNTED = ("/data", "/weights")  # the two volumes, in every container
+
+
+def check_request(project: Project, training: TrainingFile, request: CloudRequest) -> None:
+    """Check the kinds of GGUF, the model, and the files that training_config.yaml names.
+
+    Raises:
+        UsageError: one of them can't work in a container; the message says what to do.
+    """
+    _check_gguf(request)
+    if request.model is not None:
+        _check_model(request.model)
+    if request.what == "all":
+        if training.method != "sft" and training.dpo.pairs is not None:
+            _check_file(project, "dpo.pairs", training.dpo.pairs)
+        if training.method != "dpo" and training.replay.file is not None:
+            _check_file(project, "replay.file", training.replay.file)
+
+
+def is_on_the_hub(model: str | None) -> bool:
+    """Whether a model is a name on the Hub, rather than the embedded one or a folder."""
+    return model is not None and model != EMBEDDED and "/" in model and not model.startswith(("/", "~", "."))
+
+
+def _check_gguf(request: CloudRequest) -> None:
+    from noesis.release.gguf.quantize import KINDS
+
+    for kind in request.gguf:
+        if kind not in KINDS:
+            raise UsageError(f"--gguf {kind!r} is not known; choose from {', '.join(KINDS)}")
+
+
+def _check_model(model: str) -> None:
+    folder = Path(model).expanduser()
+    if folder.is_absolute() and any(folder.is_relative_to(place) for place in MOUNTED):
+        return
+    if folder.is_dir() or model.startswith(("/", "~", ".")):
+        raise UsageError(
+            f"--model {model!r} is a folder of this machine, which no container has: copy it to the volume with  "
+            f"modal volume put VOLUME {model} /models/{folder.name}  and name it as  --model /data/models/{folder.name}"
+        )
+
+
+def _check_file(project: Project, key: str, name: str) -> None:
+    """Containers have the project's `data`, without its exports, at another place than here."""
+    data, file = (project.root / "data").resolve(), (project.root / name).resolve()
+    remedy = f"copy it to data/ and name it relative to the project, for example  {key}: data/{Path(name).name}"
+    if not file.is_file():
+        raise UsageError(f"training_config.yaml, {key}: there is no file {file}")
+    if Path(name).is_absolute():
+        raise UsageError(
+            f"training_config.yaml, {key}: {name} is a path of this machine, which no container has: {remedy}"
+        )
+    if not file.is_relative_to(data) or file.is_relative_to(project.exports.resolve()):
+        raise UsageError(
+            f"training_config.yaml, {key}: {name} does not reach the containers, which get data/: {remedy}"
+        )

@@ -1,0 +1,125 @@
+"""Training on several machines: the first hands its job to the others, and torchrun's processes meet at its address.
+
+NOESIS_NODES says which of them this machine is, as JSON. The job travels through torch's own TCPStore, so nothing of an
+earlier start is mistaken for it, and the others notice when the first is gone. Every machine has the base model at the
+same path. Page: https://docs.pytorch.org/docs/stable/elastic/run.html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from noesis.core.console import say
+from noesis.core.errors import TrainingError
+from noesis.core.files import write_text
+from noesis.training.distributed import NODES, Nodes
+from noesis.training.job import TrainJob
+
+WAITS_S = 1800.0  # of a machine for the first: its container's start, its planning, its saving at the end
+LEAVES_S = 30.0  # of the first for the others
+
+
+class _Jobs:
+    """What the first machine hands out, one after the other; "" at the end."""
+
+    store: Any = None
+    handed = 0
+
+
+@contextmanager
+def leading(nodes: Nodes) -> Iterator[None]:
+    """On the first machine: jobs that are trained in this block are trained on all; at its end the others leave."""
+    if nodes.count == 1:
+        yield
+        return
+    from torch.distributed import TCPStore
+
+    nodes.enter()
+    _Jobs.store, _Jobs.handed = TCPStore(nodes.address, nodes.ports[1], None, True, wait_for_workers=False), 0
+    try:
+        yield
+    finally:
+        hand_over("")
+        with suppress(RuntimeError):  # they leave by themselves, too
+            _Jobs.store.wait([f"left-{rank}" for rank in range(1, nodes.count)], timedelta(seconds=LEAVES_S))
+        _Jobs.store = None
+        os.environ.pop(NODES, None)
+
+
+def hand_over(job: str) -> None:
+    """Give a job, as JSON, to the other machines; nothing where there are none.
+
+    It has no budget: that is counted by the clock of the first machine, and where one process stops, all do.
+    """
+    if _Jobs.store is not None:
+        _Jobs.store.set(f"job-{_Jobs.handed}", job)
+        _Jobs.handed += 1
+
+
+def follow(nodes: Nodes, bring: Callable[[TrainJob], None]) -> int:
+    """On every other machine: train each job of the first with it, until it hands out no more.
+
+    Args:
+        bring: makes the job's folders on this machine: the saved states from which training goes on.
+
+    Returns:
+        how many jobs there were.
+
+    Raises:
+        TrainingError: the first machine is gone.
+    """
+    from torch.distributed import TCPStore
+
+    nodes.enter()
+    done, waits = 0, timedelta(seconds=WAITS_S)
+    try:
+        store = TCPStore(nodes.address, nodes.ports[1], None, False, timeout=waits)
+        while True:
+            store.wait([f"job-{done}"], waits)
+            text = store.get(f"job-{done}").decode("utf-8")
+            if not text:
+                store.set(f"left-{nodes.rank}", "")
+                return done
+            job = TrainJob.from_json(json.loads(text))
+            bring(job)
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "job.json"
+                write_text(file, text)
+                say(f"  machine {nodes.rank + 1} of {nodes.count}: {job.plan.setup.gpus // nodes.count} GPUs")
+                run_processes(nodes.arguments(job.plan.setup.gpus), file, Path(folder) / "outcome.json")
+            done += 1
+    except RuntimeError as error:  # torch's DistNetworkError and DistStoreError
+        why, _, _ = str(error).partition("\n")
+        raise TrainingError(f"machine 1 of {nodes.count} can't be reached: {why}") from None
+    finally:
+        os.environ.pop(NODES, None)
+
+
+def run_processes(arguments: list[str], job_file: Path, outcome_file: Path) -> dict[str, Any]:
+    """Run torchrun to its end; what the main process wrote, or an error where it wrote nothing.
+
+    Args:
+        arguments: torchrun's: where its processes meet, and how many are of this machine.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", *arguments]
+    command += ["-m", "noesis.training.worker", str(job_file), str(outcome_file)]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "4")})
+    try:
+        process.wait()
+    except BaseException:  # Ctrl-C and the like: the processes save their last whole step and end before this one
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        raise
+    if not outcome_file.is_file():
+        return {"error": f"a process ended with code {process.returncode}; see above"}
+    return dict(json.loads(outcome_file.read_text(encoding="utf-8")))
