@@ -10,7 +10,7 @@ from noesis.core.errors import ModelError
 from noesis.llm.chat_template import render
 from noesis.llm.generation.batch import _decode, generate_batch, next_tokens, shared_beginning
 from noesis.llm.generation.sampling import sampling_noise
-from noesis.llm.generation.static_decoder import can_decode_statically, decode_statically
+from noesis.llm.generation.static_decoder import attends_in_every_layer, decode_statically
 from noesis.llm.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -151,7 +151,7 @@ def test_a_cache_of_fixed_size_gives_the_same_answers(kind: str, temperature: fl
     model = tiny(kind)
     prompts = [[(7 * i + j) % 60 + 3 for j in range(3 + 5 * i)] for i in range(4)]
     how = {"max_tokens": 20, "temperature": temperature, "noise": sampling_noise([5, 6, 7, 8], 20), "stops": [1, 2]}
-    assert can_decode_statically(model)
+    assert attends_in_every_layer(model)
     found = decode_statically(model, prompts, **how)
     assert found == _decode(model, prompts, **how)
     assert len({tuple(answer) for answer in found}) == len(prompts)

@@ -1,1 +1,1 @@
-"""Answers in batches by torch: on a CPU with a cache that grows and shrinks, on a GPU without a round trip a token."""
+"""Answers in batches by torch: on a CPU by a growing cache, on a GPU without a round trip a token."""

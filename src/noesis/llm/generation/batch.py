@@ -18,7 +18,7 @@ from noesis.core.messages import Message
 from noesis.core.text import common_prefix
 from noesis.llm.chat_template import break_controls, end_of_turn, render
 from noesis.llm.generation.sampling import PENALISED, next_token, sampling_noise
-from noesis.llm.generation.static_decoder import can_decode_statically, decode_statically, rows_that_fit
+from noesis.llm.generation.static_decoder import attends_in_every_layer, decode_statically, rows_that_fit
 from noesis.llm.tokenizer import ChatTokenizer
 
 BATCH = 32  # conversations at once on a CPU
@@ -59,7 +59,7 @@ def generate_batch(
         )
     seeds = seeds or [0] * len(prompts)
     stops = sorted({i for i in (end_of_turn(tokenizer), tokenizer.eos_token_id) if i is not None})
-    static = model.device.type == "cuda" and can_decode_statically(model)
+    static = model.device.type == "cuda" and attends_in_every_layer(model)
     if static:
         batch = rows_that_fit(model, longest + max_tokens)
     answers = [""] * len(prompts)

@@ -20,7 +20,7 @@ LAYER_TYPES = {"full_attention", "sliding_attention"}
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}  # the host looks at the positions
 
 
-def can_decode_statically(model: Any) -> bool:
+def attends_in_every_layer(model: Any) -> bool:
     """Whether every layer attends to all tokens or to a window of them."""
     return set(getattr(model.config, "layer_types", None) or LAYER_TYPES) <= LAYER_TYPES
 

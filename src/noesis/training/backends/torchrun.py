@@ -16,13 +16,13 @@ from typing import Any
 
 from noesis.core.errors import CapError, TrainingError
 from noesis.core.files import write_text
-from noesis.training.backends.engine_sft import engine_refusal
+from noesis.training.backends.build_model import engine_refusal
 from noesis.training.distributed import is_worker
 from noesis.training.job import TrainJob, TrainResult
 
 
 class Torchrun:
-    """Runs the engine in one process per GPU; each takes its share of every step."""
+    """Runs one process per GPU; each takes its share of every step."""
 
     name = "torchrun"
 
@@ -31,7 +31,7 @@ class Torchrun:
             return "the plan uses one GPU"
         if is_worker():
             return "this process is one of torchrun's already"
-        return engine_refusal(job)
+        return engine_refusal(job) if job.plan.sharded else None
 
     def train(self, job: TrainJob) -> TrainResult:
         gpus = job.plan.setup.gpus
