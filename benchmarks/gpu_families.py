@@ -70,6 +70,10 @@ def make(name: str) -> Path:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from noesis.core.libraries import quiet_libraries
+    from noesis.llm.hub import find_model
+
+    quiet_libraries()
     folder = MODELS / name
     if not (folder / "config.json").is_file():
         shape = dict(SHAPES[name])
@@ -78,6 +82,10 @@ def make(name: str) -> Path:
         with torch.device("cuda"):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         model.save_pretrained(folder)
+        for file in find_model("smollm2").path.glob(
+            "*token*"
+        ):  # the trainer wants one; its ids are in every vocabulary
+            shutil.copy(file, folder)
         del model
         torch.cuda.empty_cache()
     return folder
