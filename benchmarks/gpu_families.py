@@ -82,9 +82,7 @@ def make(name: str) -> Path:
         with torch.device("cuda"):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         model.save_pretrained(folder)
-        for file in find_model("smollm2").path.glob(
-            "*token*"
-        ):  # the trainer wants one; its ids are in every vocabulary
+        for file in find_model("smollm2").path.glob("*token*"):  # for the trainer
             shutil.copy(file, folder)
         del model
         torch.cuda.empty_cache()
