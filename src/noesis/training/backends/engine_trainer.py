@@ -82,7 +82,7 @@ def build_engine_trainer(job: TrainJob, parts: TrainerParts) -> EngineTrainer:
     model = build(
         job.model_folder,
         plan.setup,
-        lora_config(config),
+        lora_config(config, job.model_folder),
         f"cuda:{local_rank()}" if cuda else "cpu",
         sharded=plan.sharded,
         double_quant=config.lora.quantization.bnb_4bit_use_double_quant,

@@ -157,10 +157,10 @@ def build_preference_trainer(job: TrainJob, parts: TrainerParts, *, engine: bool
     if engine:
         double_quant = config.lora.quantization.bnb_4bit_use_double_quant
         device = "cuda:0" if job.device.kind == "cuda" else "cpu"
-        model = build(job.model_folder, setup, lora_config(config), device, double_quant=double_quant)
+        model = build(job.model_folder, setup, lora_config(config, job.model_folder), device, double_quant=double_quant)
     else:
         base = load_base(job.model_folder, config, job.device, longest=job.plan.longest_row)
-        model = get_peft_model(base, lora_config(config))
+        model = get_peft_model(base, lora_config(config, job.model_folder))
     trainer = PreferenceTrainer(
         model=model,
         args=arguments,

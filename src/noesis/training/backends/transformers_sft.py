@@ -47,7 +47,7 @@ def build_transformers_trainer(job: TrainJob, parts: TrainerParts) -> Any:
         args=trl_arguments(SFTConfig, job, engine=False, whole_steps=False),
         train_dataset=Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in job.rows]),
         processing_class=parts.tokenizer,
-        peft_config=lora_config(job.config),
+        peft_config=lora_config(job.config, job.model_folder),
         callbacks=[parts.callback],
     )
     keep_adapter_in_float32(trainer.model)
