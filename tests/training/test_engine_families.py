@@ -170,3 +170,25 @@ def test_capped_attention_in_blocks_is_that_of_one_matrix(window: int | None):
     found = attention.backward(dout, q, k, v, got, segments, scores, backend)
     for mine, theirs in zip(found, exact, strict=True):
         torch.testing.assert_close(mine, theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["Qwen3", "Gemma-3", "Phi-4-mini"])
+def test_a_run_leaves_an_adapter_that_plain_peft_merges(name: str, tmp_path: Path, record: dict):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from helpers.project import make_tokenizer_files
+    from helpers.tiny_runs import rows_of, small
+    from helpers.training_jobs import sft_job
+    from noesis.training.trainer import train
+
+    folder = build_tiny(tmp_path / "model", name, max_position_embeddings=2048)
+    make_tokenizer_files(folder)
+    config = small(**{"training.packing": True, "training.num_train_epochs": 1, "lora.target_modules": ALL})
+    result = train(sft_job(folder, tmp_path, rows_of(folder, 16, record), config))
+    assert result.steps == 2 and result.final_loss < result.first_loss
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    before = {label: p.clone() for label, p in base.named_parameters()}
+    merged = PeftModel.from_pretrained(base, tmp_path / "checkpoints" / "epoch_0").merge_and_unload()
+    changed = {label for label, p in merged.named_parameters() if not p.equal(before[label])}
+    assert changed == {label for label in before if label.endswith("_proj.weight")}
