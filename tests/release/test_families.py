@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.project import ROOT
-from helpers.tiny_tokenizers import write_standin
+from helpers.tiny_tokenizers import STANDINS, write_standin
 from noesis.core.errors import ModelError
 from noesis.llm.tokenizer import load_tokenizer
 
@@ -139,6 +139,67 @@ def test_a_family_converts(family: str, tmp_path: Path):
     found = certify(Subject(model, files, None, TEXTS, TEXTS[:1], answer_tokens=4), load_tokenizer(model))
     require_passed(found)
     assert [found.files[kind].passed for kind in files] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("standin", "kind", "eos"),
+    [
+        ("qwen2.5", "Qwen2", "<|endoftext|>"),
+        ("llama-3.1", "Llama", "<|end_of_text|>"),
+        ("gemma-3", "Gemma3", "<eos>"),
+        ("phi-3", "Phi3", "<|endoftext|>"),
+    ],
+)
+def test_a_turns_end_that_is_not_the_models_eos_ends_an_answer_everywhere(
+    standin: str, kind: str, eos: str, tmp_path: Path
+):
+    from noesis.release.gguf.modelfile import stop_tokens
+    from noesis.release.gguf.writer import write_gguf
+    from noesis.release.parity.audit import audit_controls
+    from noesis.release.parity.llama_logits import LlamaModel
+    from noesis.release.parity.measure import turn_end
+
+    small = {"num_hidden_layers": 1, "head_dim": 16, "query_pre_attn_scalar": 16} if kind == "Gemma3" else {}
+    model = build(tmp_path / "model", standin, kind, **small)
+    settings = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (model / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": eos}), encoding="utf-8")
+    tokenizer, turn = load_tokenizer(model), STANDINS[standin][4]
+    assert tokenizer.eos_token_id != turn_end(tokenizer) == tokenizer.token_id(turn)
+    assert stop_tokens(tokenizer) == [turn, eos]
+    write_gguf(model, tmp_path / "x.gguf", "f32", name="x", licence="")
+    with LlamaModel(tmp_path / "x.gguf") as loaded:
+        assert loaded.ends_generation(tokenizer.token_id(turn)) and loaded.ends_generation(tokenizer.token_id(eos))
+        assert audit_controls(loaded, tokenizer) == []
+
+
+@pytest.mark.parametrize("family", ["Qwen3", "Gemma-3", "Phi-4-mini"])
+def test_a_family_is_trained_merged_and_converted(family: str, tmp_path: Path, record: dict):
+    """The adapter comes out of the engine; it is certified merged, and on a GGUF of its base."""
+    from helpers.tiny_runs import rows_of, small
+    from helpers.training_jobs import sft_job
+    from noesis.core.config import Quantization
+    from noesis.release.gguf.writer import write_adapter_gguf, write_gguf
+    from noesis.release.merge_weights import merge
+    from noesis.release.parity.certify import Subject, TrainedAdapter, certify
+    from noesis.release.parity.outcome import require_passed
+    from noesis.training.trainer import train
+
+    standin, kind, settings = FAMILIES[family]
+    model, plain = build(tmp_path / "base", standin, kind, **settings), Quantization(load_in_4bit=False)
+    modules = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    config = small(**{"training.packing": True, "training.num_train_epochs": 1, "lora.target_modules": modules})
+    train(sft_job(model, tmp_path, rows_of(model, 8, record), config))
+    adapter, merged = tmp_path / "checkpoints" / "epoch_0", tmp_path / "merged"
+    found = merge(model, adapter, merged, quantization=plain, dtype="bfloat16", card="")
+    layers = json.loads((model / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
+    assert found.merged_tensors == layers * (4 if kind == "Phi3" else 7)
+    files = {"f32": tmp_path / "f32.gguf"}
+    write_gguf(merged, files["f32"], "f32", name="tiny", licence="none")
+    write_gguf(model, tmp_path / "base.gguf", "f32", name="base", licence="none")
+    write_adapter_gguf(adapter, model, tmp_path / "adapter.gguf")
+    own = TrainedAdapter(adapter, model, plain, "bfloat16", tmp_path / "adapter.gguf", tmp_path / "base.gguf")
+    tokenizer = load_tokenizer(merged)
+    require_passed(certify(Subject(merged, files, own, TEXTS, TEXTS[:1], answer_tokens=4), tokenizer))
 
 
 BASE = SMALL | {"vocab_size": 500, "head_dim": 16}

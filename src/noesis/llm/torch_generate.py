@@ -63,12 +63,13 @@ def generate_batch(
             "lower tribunal.trial_tokens"
         )
     seeds = seeds or [0] * len(prompts)
-    stop = end_of_turn(tokenizer)
+    end, eos = end_of_turn(tokenizer), tokenizer.eos_token_id  # as llama.cpp, which stops at both
+    stops = [end] if eos is None else [end, eos]
     answers = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths together: less padding
     for start in range(0, len(order), batch):
         rows = order[start : start + batch]
-        found = _generate(model, [prompts[i] for i in rows], [seeds[i] for i in rows], max_tokens, temperature, stop)
+        found = _generate(model, [prompts[i] for i in rows], [seeds[i] for i in rows], max_tokens, temperature, stops)
         for i, ids in zip(rows, found, strict=True):
             answers[i] = tokenizer.decode(ids).strip()
         if on_answer is not None:
@@ -77,16 +78,19 @@ def generate_batch(
 
 
 def _generate(
-    model: Any, prompts: list[list[int]], seeds: list[int], max_tokens: int, temperature: float, stop: int
+    model: Any, prompts: list[list[int]], seeds: list[int], max_tokens: int, temperature: float, stops: list[int]
 ) -> list[list[int]]:
-    """Token ids of each answer, without the end token. Finished rows leave the batch once half of it is finished."""
+    """Token ids of each answer, without the one of `stops` that ends it.
+
+    Finished rows leave the batch once half of it is finished.
+    """
     import torch
     from transformers import DynamicCache
 
     common = shared_beginning(prompts)
     width = max(map(len, prompts)) - common
     ids = torch.tensor(
-        [[stop] * (width + common - len(p)) + p[common:] for p in prompts], device=model.device
+        [[stops[0]] * (width + common - len(p)) + p[common:] for p in prompts], device=model.device
     )  # (rows, width), padded on the left
     mask = torch.tensor(
         [[1] * common + [0] * (width + common - len(p)) + [1] * (len(p) - common) for p in prompts], device=model.device
@@ -114,7 +118,7 @@ def _generate(
             logits = out.logits[:, -1].float().cpu()
             tokens = [_sample(logits[k], seen[row], temperature, generators[row]) for k, row in enumerate(rows)]
             for row, token in zip(rows, tokens, strict=True):
-                if token == stop:
+                if token in stops:
                     ended.add(row)
                 elif row not in ended:
                     seen[row].append(token)
