@@ -202,6 +202,36 @@ def test_a_family_is_trained_merged_and_converted(family: str, tmp_path: Path, r
     require_passed(certify(Subject(merged, files, own, TEXTS, TEXTS[:1], answer_tokens=4), tokenizer))
 
 
+@pytest.mark.parametrize(
+    ("family", "left_out"),
+    [
+        ("Gemma-3", "add_sliding_window"),
+        ("Gemma-3 with scaled positions", "add_rope_scaling_factor"),
+        ("Phi-4-mini", "add_rope_scaling_attn_factors"),
+        ("Phi-4-mini", "add_rope_dimension_count"),
+        ("Granite", "add_residual_scale"),
+    ],
+)
+def test_the_certificate_sees_what_a_conversion_leaves_out(
+    family: str, left_out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from gguf import GGUFWriter
+
+    from noesis.release.gguf.writer import write_gguf
+    from noesis.release.parity.certify import Subject, certify
+
+    standin, kind, settings = FAMILIES[family]
+    model, file = build(tmp_path / "model", standin, kind, **settings), tmp_path / "f32.gguf"
+    monkeypatch.setattr(GGUFWriter, left_out, lambda *_: None)
+    write_gguf(model, file, "f32", name="tiny", licence="none")
+    try:
+        found = certify(Subject(model, {"f32": file}, None, TEXTS[:3], [], answer_tokens=1), load_tokenizer(model))
+    except ModelError as error:
+        assert "llama.cpp" in str(error)  # it does not even load it
+    else:
+        assert not found.files["f32"].passed
+
+
 BASE = SMALL | {"vocab_size": 500, "head_dim": 16}
 GEMMA3 = {"architectures": ["Gemma3ForCausalLM"], "query_pre_attn_scalar": 16, "sliding_window": 16}
 

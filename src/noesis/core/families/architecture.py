@@ -116,7 +116,8 @@ def read_dimensions(raw: Json, parts: Parts, *, tied: bool = False, head_dim: in
 
 def require_known(raw: Json, activation: str = "hidden_act") -> None:
     """Refuse what no family here has."""
-    if (name := raw.get(activation) or "silu") not in ACTIVATIONS:
+    name = raw.get(activation) or "silu"
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise UnknownArchitecture(f"its activation is {name!r:.40}; the engine knows {', '.join(ACTIVATIONS)}")
     for key in DROPOUTS:
         if raw.get(key):
@@ -180,6 +181,6 @@ def optional_number(raw: Json, key: str, default: float | None) -> float | None:
     return default if key not in raw else None if raw[key] is None else float(fraction(raw, key, 0.0, 1e12))
 
 
-def count(raw: Json, key: str, default: int) -> int:
+def count(raw: Json, key: str, default: int, *, least: int = 1) -> int:
     """A whole number of the config, or `default` where it has none."""
-    return default if raw.get(key) is None else whole_number(raw, key, 0, 1 << 20)
+    return default if raw.get(key) is None else whole_number(raw, key, least, 1 << 20)

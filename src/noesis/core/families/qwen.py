@@ -21,5 +21,5 @@ def _windowed(raw: Json, read: Architecture) -> Architecture:
     """The upper layers have the window, if it is used."""
     if not raw.get("use_sliding_window"):
         return read
-    first = count(raw, "max_window_layers", 28)
+    first = count(raw, "max_window_layers", 28, least=0)
     return replace(read, windows=windows(raw, layer_types(raw, read.shape.layers, lambda i: i >= first), 4096))
