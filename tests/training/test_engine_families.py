@@ -143,6 +143,27 @@ def test_the_names_of_separate_projections_stand_for_the_fused_ones(tmp_path: Pa
     assert "lm_head" in str(unsupported_reason(folder, (*ALL, "lm_head"), kernels=False))
 
 
+def test_only_capped_scores_keep_a_gpu_from_flash_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Gemma's norms are kept in float32, which says nothing of its activations."""
+    import torch
+
+    from noesis.training.engine import attention
+    from noesis.training.engine.blockwise import Scores
+
+    chosen, choose = [], attention.choose_attention
+
+    def as_on_a_gpu(device, dtype, scores):
+        chosen.append(choose("cuda", dtype, scores))
+        return choose(device, dtype, scores)
+
+    monkeypatch.setattr(attention, "choose_attention", as_on_a_gpu)
+    for name in ("Qwen3", "Gemma-3", "Gemma-2"):
+        folder = build_tiny(tmp_path / name, name)
+        engine_of(folder, replace(FP32, precision="bf16", compute_dtype="bfloat16"), lora_for(folder))
+    assert chosen == ["flash"] * 6 + ["blockwise"] * 3
+    assert choose("cpu", torch.bfloat16, Scores(1.0, 5)) == "torch"
+
+
 @pytest.mark.parametrize("window", [None, 1, 100, 300, 5000])
 def test_capped_attention_in_blocks_is_that_of_one_matrix(window: int | None):
     import torch

@@ -123,21 +123,23 @@ class Engine:
         double_quant: bool,
     ) -> None:
         self.base, self.architecture, self.setup, self.device = base, architecture, setup, device
+        self.dtype = reader.dtype  # of the activations; norms may be kept in another
         self.threshold = round(lora.lora_dropout * 256)
         self.training = True
         self.rotary = Rotary(base.model.rotary_emb, architecture, device)
         self.offload = Offload() if setup.offloads else None
         names = weight_names(architecture)
         prefixes = [f"model.layers.{i}." for i in range(architecture.shape.layers)]
-        self.layers = [
-            self._layer(i, dict(zip(names, tensors, strict=True)), lora, sharded=sharded, double_quant=double_quant)
-            for i, tensors in enumerate(reader.groups([[prefix + name for name in names] for prefix in prefixes]))
-        ]
+        self.layers: list[Layer] = []
+        for i, tensors in enumerate(reader.groups([[prefix + name for name in names] for prefix in prefixes])):
+            by_name = dict(zip(names, tensors, strict=True))
+            del tensors  # each weight is freed as soon as it is stored
+            self.layers.append(self._layer(i, by_name, lora, sharded=sharded, double_quant=double_quant))
         self._load_ends(base, reader)
         self.parameters = [layer.parameters() for layer in self.layers]
 
     def _layer(self, index: int, tensors: dict[str, Tensor], lora: Any, **storage: bool) -> Layer:
-        """Layer `index` of its weights, by name; its modules get the small ones."""
+        """Layer `index` of its weights, by name, which are taken out; its modules get the small ones."""
         described, module = self.architecture, self.base.model.layers[index]
         shape, parts = described.shape, described.shape.parts
         for name, tensor in tensors.items():
@@ -174,7 +176,7 @@ class Engine:
             frozen=frozen,
             adapters=adapters,
             checkpointing=self.setup.gradient_checkpointing,
-            backend=attention.choose_attention(self.device, before.dtype, scores),
+            backend=attention.choose_attention(self.device, self.dtype, scores),
             offload=self.offload,
         )
 
