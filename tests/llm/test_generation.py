@@ -105,6 +105,26 @@ def test_greedy_is_the_models_own_choice(loaded, monkeypatch: pytest.MonkeyPatch
     assert generate_batch(model, tokenizer, [conversation], max_tokens=12) == [expected]
 
 
+@pytest.mark.parametrize("last", ["<|im_end|>", "<|endoftext|>"], ids=["the turn's end", "the model's EOS"])
+def test_an_answer_ends_at_the_turns_end_and_at_another_eos(
+    loaded, last: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import json
+    import shutil
+
+    import torch
+
+    from noesis.llm.generation import batch
+
+    shutil.copytree(tiny_model, tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors"))
+    settings = json.loads((tmp_path / "m" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<|endoftext|>"}))
+    tokenizer = load_tokenizer(tmp_path / "m")
+    script = iter([*tokenizer("yes")["input_ids"], tokenizer.token_id(last), *tokenizer("no no")["input_ids"]])
+    monkeypatch.setattr(batch, "next_token", lambda *_: torch.tensor([next(script)]))
+    assert generate_batch(loaded[0], tokenizer, talks(1), max_tokens=12) == ["yes"]
+
+
 def test_no_room_is_said(loaded):
     model, tokenizer = loaded
     with pytest.raises(ModelError, match="trial_tokens"):

@@ -153,7 +153,7 @@ def test_the_first_step_is_that_of_trl(
         args=arguments,
         train_dataset=Dataset.from_list(columns),
         processing_class=parts.tokenizer,
-        peft_config=lora_config(config),
+        peft_config=lora_config(config, tiny_model),
     )
     with torch.no_grad():
         for name, parameter in theirs.model.named_parameters():

@@ -68,10 +68,10 @@ def test_a_packed_row_trains_what_its_sequences_train_alone(kind: str, checkpoin
             "training.precision": "fp32",
         }
     )
-    lora = lora_config(config)
+    lora = lora_config(config, folder)
     lora.target_modules = targets if isinstance(targets, str) else set(targets)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("noesis.training.transformers_model.lora_config", lambda _: lora)
+        patch.setattr("noesis.training.transformers_model.lora_config", lambda *_: lora)
         setup = Setup(**{**SETUP.__dict__, "gradient_checkpointing": checkpointing})
         ours = build(folder, setup, config, CPU, longest=64)
     lora.target_modules = targets if isinstance(targets, str) else set(targets)

@@ -11,6 +11,7 @@ from noesis.core.config import Config
 from noesis.core.device import Device
 from noesis.core.errors import ModelError
 from noesis.llm.causal_model import load_causal_model, put_adapter
+from noesis.planning.model_shapes import read_shape
 from noesis.planning.precision import compute_dtype
 from noesis.training.distributed import local_rank
 from noesis.training.state.adapter import ADAPTER_FILE
@@ -106,10 +107,10 @@ def swap_adapter(model: Any, adapter: Path) -> None:
             parameter.copy_(tensors[name])
 
 
-def lora_config(config: Config) -> Any:
-    """`peft.LoraConfig` from lora_config.yaml."""
+def lora_config(config: Config, folder: Path) -> Any:
+    """`peft.LoraConfig` from lora_config.yaml, its modules by the names that the model in `folder` has for them."""
     from peft import LoraConfig
 
     settings = config.lora.model_dump(exclude={"quantization"})
-    settings["target_modules"] = list(settings["target_modules"])
+    settings["target_modules"] = list(read_shape(folder).parts.targets(tuple(settings["target_modules"])))
     return LoraConfig(**settings)

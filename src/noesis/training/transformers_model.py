@@ -38,7 +38,7 @@ def build(folder: Path, setup: Setup, config: Config, device: Device, *, longest
     base = load_base(folder, config, device, longest=longest)
     if setup.gradient_checkpointing != "none":
         base.gradient_checkpointing_enable({"use_reentrant": False})
-    model = get_peft_model(base, lora_config(config))
+    model = get_peft_model(base, lora_config(config, folder))
     for parameter in model.parameters():  # in bfloat16, steps of 2e-4 round away
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -84,7 +84,10 @@ def generate_batch(
 def _decode(
     model: Any, prompts: list[list[int]], *, max_tokens: int, temperature: float, noise: Any, stops: list[int]
 ) -> list[list[int]]:
-    """Token ids of each answer, without the end token. Finished rows leave the batch once half of it is finished."""
+    """Token ids of each answer, without the one of `stops` that ends it.
+
+    Finished rows leave the batch once half of it is finished.
+    """
     import torch
     from transformers import DynamicCache
 

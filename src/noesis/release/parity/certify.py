@@ -96,7 +96,7 @@ def certify(subject: Subject, tokenizer: Any) -> Certificate:
         subject.texts,
         subject.prompts,
         answer_tokens=subject.answer_tokens,
-        vocabulary=read_config(subject.merged).vocabulary,
+        vocabulary=read_config(subject.merged).shape.vocabulary,
     )
     require_space(Path(tempfile.gettempdir()), 2 * inputs.logits_bytes, "the certificate's reference logits")
     with tempfile.TemporaryDirectory(prefix="noesis-parity-") as scratch:

@@ -22,7 +22,7 @@ def build_model(job: TrainJob) -> Any:
         return build(
             job.model_folder,
             plan.setup,
-            lora_config(config),
+            lora_config(config, job.model_folder),
             f"cuda:{local_rank()}" if job.device.kind == "cuda" else "cpu",
             sharded=plan.sharded,
             double_quant=config.lora.quantization.bnb_4bit_use_double_quant,
