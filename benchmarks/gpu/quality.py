@@ -1,9 +1,9 @@
 """What each precision costs in accuracy: gradients on a small model, held-out loss of SmolLM2 on the project's own
 examples. One NVIDIA card.
 
-python benchmarks/gpu_quality.py gradients
+python benchmarks/gpu/quality.py gradients
     # a random Llama of 4 layers and width 1024, every precision against float32
-python benchmarks/gpu_quality.py held-out
+python benchmarks/gpu/quality.py held-out
     # SmolLM2, rank 64: start and end of the held-out loss, each in its own precision
 """
 
@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 

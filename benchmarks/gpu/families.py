@@ -1,13 +1,13 @@
 """Models of the usual families, in their real sizes, with random weights, on one GPU: how fast they train and answer,
 how much memory they take, and what the plan had said.
 
-    python benchmarks/gpu_families.py train qwen2.5-1.5b          # as planned; words: bf16, nf4, fp8, plain, step8
-    python benchmarks/gpu_families.py answers qwen2.5-1.5b 64     # 64 conversations at once, 256 tokens each
-    python benchmarks/gpu_families.py real smollm2 124            # 124 real prompts, as the Tribunal asks them
-    python benchmarks/gpu_families.py list
+    python benchmarks/gpu/families.py train qwen2.5-1.5b          # as planned; words: bf16, nf4, fp8, plain, step8
+    python benchmarks/gpu/families.py answers qwen2.5-1.5b 64     # 64 conversations at once, 256 tokens each
+    python benchmarks/gpu/families.py real smollm2 124            # 124 real prompts, as the Tribunal asks them
+    python benchmarks/gpu/families.py list
 
 `plain` trains on transformers' layers, as a model of an unknown family would. $MODELS (default /dev/shm/families) takes
-the weights. Training is timed after its first eight steps, on the 192 sequences of gpu_throughput.py; tokens are
+the weights. Training is timed after its first eight steps, on the 192 sequences of gpu/throughput.py; tokens are
 counted without padding. Each mode prints a RESULT line.
 """
 
@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpu_throughput import RANK, ROOT, WORK, report, sequences
+from throughput import RANK, ROOT, WORK, report, sequences
 
 MODELS = Path(os.environ.get("MODELS", "/dev/shm/families"))
 
