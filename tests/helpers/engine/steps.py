@@ -36,13 +36,13 @@ def lora_of(
     )
 
 
-def engine_of(folder: Path, setup: Setup, lora=None):
+def engine_of(folder: Path, setup: Setup, lora=None, device: str = "cpu"):
     """The engine's model with an adapter that is not zero, the same for every setup."""
     import torch
 
     from noesis.training.engine.model import build
 
-    model = build(folder, setup, lora or lora_of(), "cpu")
+    model = build(folder, setup, lora or lora_of(), device)
     draw = torch.Generator().manual_seed(1)
     for _, parameter in sorted(model.named_parameters()):
         if parameter.requires_grad:
@@ -59,10 +59,10 @@ def gradients(model, rows, divisor: float, seed: int = 0) -> tuple[float, dict]:
     model.engine.begin_step()
     total = 0.0
     for row in rows:
-        loss = model(row, torch.tensor(float(divisor)))
+        loss = model(row, torch.tensor(float(divisor), device=model.engine.device))
         loss.backward()
         total += float(loss.detach())
-    return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return total, {name: p.grad.cpu().clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def reference_gradients(folder: Path, like, step, divisor: float) -> tuple[float, dict]:
