@@ -110,7 +110,11 @@ FAMILIES = {
             "original_max_position_embeddings": 512,
         },
     ),
-    "SmolLM3": ("llama-3.1", "SmolLM3", {"num_hidden_layers": 4, "tie_word_embeddings": True}),
+    "SmolLM3": (
+        "llama-3.1",
+        "SmolLM3",
+        {"num_hidden_layers": 8, "initializer_range": 0.15, "tie_word_embeddings": True},
+    ),
     "Granite": (
         "llama-3.1",
         "Granite",
