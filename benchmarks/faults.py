@@ -140,22 +140,19 @@ def warm() -> None:
     import gguf  # noqa: F401
     import peft  # noqa: F401
     import transformers
-    import trl
 
     from noesis.pipeline import registry
     from noesis.training import trainer
-    from noesis.training.backends import engine_trainer, transformers_sft
+    from noesis.training.backends import sft_trainer
     from noesis.training.state import resumable
 
     _ = (
         registry,
         resumable,
-        engine_trainer,
-        transformers_sft,
+        sft_trainer,
         trainer,
         transformers.LlamaForCausalLM,
-        trl.SFTTrainer,
-        trl.SFTConfig,
+        transformers.Trainer,
     )  # some load when they are named
 
 

@@ -74,10 +74,10 @@ def throughput() -> None:
 
     from noesis.constitution.dialogue import opening_messages
     from noesis.core.project import cache_folder
+    from noesis.llm.generation.batch import generate_batch
     from noesis.llm.hub import find_model
     from noesis.llm.llama_cpp import LlamaEngine
     from noesis.llm.tokenizer import load_tokenizer
-    from noesis.llm.torch_generate import generate_batch
     from noesis.release.gguf.writer import write_gguf
 
     found = find_model("smollm2")

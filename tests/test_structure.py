@@ -33,7 +33,7 @@ HEAVY = {  # a package that costs seconds or gigabytes: where in src/noesis it m
     "trl": {"training"},
     "peft": {"llm", "training"},
     "bitsandbytes": {"llm", "training", "release"},
-    "datasets": {"core", "training"},
+    "datasets": {"training"},
     "modal": {"cloud"},
     "xllamacpp": {"llm", "release"},
     "inspect_ai": {"tribunal"},

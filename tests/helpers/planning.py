@@ -5,8 +5,9 @@ from __future__ import annotations
 from helpers.project import ROOT
 from noesis.core.config import Config, load_config
 from noesis.core.device import Device
+from noesis.core.families.shape import Shape
 from noesis.core.project import Project
-from noesis.planning.model_shapes import Shape, known_model
+from noesis.planning.model_shapes import known_model
 from noesis.planning.setup import Setup
 from noesis.planning.workload import Workload
 

@@ -146,6 +146,26 @@ GEMMA = """{{ bos_token }}
 {%- endif %}
 """
 
+# The system prompt begins the first question.
+GEMMA_3 = """{{ bos_token }}
+{%- set prefix = '' %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set prefix = messages[0]['content'] + '\n\n' %}
+    {%- set messages = messages[1:] %}
+{%- endif %}
+{%- for message in messages %}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
+        {{- raise_exception('roles must alternate') }}
+    {%- endif %}
+    {%- set role = 'model' if message['role'] == 'assistant' else message['role'] %}
+    {{- '<start_of_turn>' + role + '\n' + (prefix if loop.first else '') + message['content'] | trim }}
+    {{- '<end_of_turn>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<start_of_turn>model\n' }}
+{%- endif %}
+"""
+
 # After the last turn another token, which ends the document (as Phi-3): the model is not to say it.
 PHI = """
 {%- for message in messages %}
@@ -233,6 +253,7 @@ STANDINS = {
     "mistral-0.2": (lambda: _pieces(["<unk>", "<s>", "</s>"], prefix="always"), MISTRAL_FIRST, "<s>", "</s>", "</s>", AS_IT_IS),
     "mistral-0.3": (lambda: _pieces(["<unk>", "<s>", "</s>", "[INST]", "[/INST]"], prefix="first"), MISTRAL_LAST, "<s>", "</s>", "</s>", {"tokenizer_class": "LlamaTokenizer", "legacy": False}),
     "gemma-2": (lambda: _pieces(TURNS, prefix="never"), GEMMA, "<bos>", "<eos>", "<end_of_turn>", {"tokenizer_class": "GemmaTokenizer"}),
+    "gemma-3": (lambda: _pieces(TURNS, prefix="never"), GEMMA_3, "<bos>", "<eos>", "<end_of_turn>", {"tokenizer_class": "GemmaTokenizer"}),
     "phi-3": (lambda: _pieces(PHI_ROLES, prefix="always"), PHI, None, "<|endoftext|>", "<|end|>", AS_IT_IS),
 }  # fmt: skip
 

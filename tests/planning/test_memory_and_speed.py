@@ -101,11 +101,9 @@ def test_four_bits_save_nothing_on_a_processor_where_the_weights_are_kept_unpack
 
 def test_bundled_sizes_have_the_published_parameter_counts():
     entries = read_yaml(FILE)["models"]
-    assert len(entries) == 18
+    assert len(entries) == 30
     for entry in entries:
-        # what is left is norms, and biases of the projections
-        assert shape_of(entry["names"][0]).parameters / 1e6 == pytest.approx(entry["parameters"], rel=5e-4), entry[
-            "names"
-        ][0]
+        counted = shape_of(entry["names"][0]).parameters
+        assert counted / 1e6 == pytest.approx(entry["parameters"], abs=0.06), entry["names"][0]
     assert known_model("META-LLAMA/llama-3.1-8b") is not None
     assert known_model("some/other") is None

@@ -106,7 +106,7 @@ def as_ollama(template: str, turns: list[tuple[str, str]], system: str) -> str:
     return text
 
 
-@pytest.mark.parametrize("name", ["smollm2", "qwen2.5", "llama-3.1", "mistral-0.2", "gemma-2"])
+@pytest.mark.parametrize("name", ["smollm2", "qwen2.5", "llama-3.1", "mistral-0.2", "gemma-2", "gemma-3", "phi-3"])
 def test_ollamas_template_says_what_the_models_own_does(name: str, tmp_path: Path):
     tokenizer = load_tokenizer(write_standin(tmp_path, name))
     template, bos = go_template(tokenizer), tokenizer.special["bos_token"] if adds_bos(tokenizer) else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.project import ROOT
-from helpers.tiny_tokenizers import write_standin
+from helpers.tiny_tokenizers import STANDINS, write_standin
 from noesis.core.errors import ModelError
 from noesis.llm.tokenizer import load_tokenizer
 
@@ -18,13 +18,14 @@ TEXTS = [
 ][:6]
 SMALL = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024,
-    "initializer_range": 0.25,
+    "initializer_range": 0.25, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
 
 REST = r"[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 PATTERNS = {
     "llama-3.1": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|" + REST % r"\p{N}{1,3}",
     "qwen2.5": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|" + REST % r"\p{N}",
+    "qwen3": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|" + REST % r"\p{N}",
 }
 
 
@@ -37,12 +38,14 @@ def build(folder: Path, standin: str, kind: str, **settings: object) -> Path:
     if standin in PATTERNS:  # how the real one cuts text; the stand-in's is simpler
         raw = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         raw["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = PATTERNS[standin]
-        if standin == "qwen2.5":
+        if standin.startswith("qwen"):
             raw["normalizer"] = {"type": "NFC"}
         (folder / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
     torch.manual_seed(0)
     size = len(transformers.AutoTokenizer.from_pretrained(folder))
-    config = getattr(transformers, f"{kind}Config")(**SMALL | {"vocab_size": size} | settings)
+    config = getattr(transformers, f"{kind}TextConfig" if kind == "Gemma3" else f"{kind}Config")(
+        **SMALL | {"vocab_size": size} | settings
+    )
     model = getattr(transformers, f"{kind}ForCausalLM")(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -70,6 +73,59 @@ FAMILIES = {
             "final_logit_softcapping": 10.0,
         },
     ),
+    "Qwen3": ("qwen3", "Qwen3", {"head_dim": 32, "tie_word_embeddings": False}),
+    "Gemma-3": (
+        "gemma-3",
+        "Gemma3",
+        {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16, "num_hidden_layers": 7},
+    ),
+    "Gemma-3 with scaled positions": (
+        "gemma-3",
+        "Gemma3",
+        {
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 1024,
+            "num_hidden_layers": 6,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
+    "Phi-3": ("phi-3", "Phi3", {"tie_word_embeddings": False, "sliding_window": 600}),
+    "Phi-4-mini": (
+        "phi-3",
+        "Phi3",
+        {
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.75,
+                "short_factor": [1.0 + i / 6 for i in range(6)],
+                "long_factor": [2.0 + i for i in range(6)],
+                "original_max_position_embeddings": 512,
+            },
+            "original_max_position_embeddings": 512,
+        },
+    ),
+    "SmolLM3": (
+        "llama-3.1",
+        "SmolLM3",
+        {"num_hidden_layers": 8, "initializer_range": 0.15, "tie_word_embeddings": True},
+    ),
+    "Granite": (
+        "llama-3.1",
+        "Granite",
+        {
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.1,
+            "logits_scaling": 3.0,
+            "tie_word_embeddings": True,
+        },
+    ),
 }
 
 
@@ -89,11 +145,139 @@ def test_a_family_converts(family: str, tmp_path: Path):
     assert [found.files[kind].passed for kind in files] == [True, True]
 
 
-def test_gemmas_other_scale_of_queries_is_refused(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("standin", "kind", "eos"),
+    [
+        ("qwen2.5", "Qwen2", "<|endoftext|>"),
+        ("llama-3.1", "Llama", "<|end_of_text|>"),
+        ("gemma-3", "Gemma3", "<eos>"),
+        ("phi-3", "Phi3", "<|endoftext|>"),
+    ],
+)
+def test_a_turns_end_that_is_not_the_models_eos_ends_an_answer_everywhere(
+    standin: str, kind: str, eos: str, tmp_path: Path
+):
+    from noesis.release.gguf.modelfile import stop_tokens
+    from noesis.release.gguf.writer import write_gguf
+    from noesis.release.parity.audit import audit_controls
+    from noesis.release.parity.llama_logits import LlamaModel
+    from noesis.release.parity.measure import turn_end
+
+    small = {"num_hidden_layers": 1, "head_dim": 16, "query_pre_attn_scalar": 16} if kind == "Gemma3" else {}
+    model = build(tmp_path / "model", standin, kind, **small)
+    settings = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (model / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": eos}), encoding="utf-8")
+    tokenizer, turn = load_tokenizer(model), STANDINS[standin][4]
+    assert tokenizer.eos_token_id != turn_end(tokenizer) == tokenizer.token_id(turn)
+    assert stop_tokens(tokenizer) == [turn, eos]
+    write_gguf(model, tmp_path / "x.gguf", "f32", name="x", licence="")
+    with LlamaModel(tmp_path / "x.gguf") as loaded:
+        assert loaded.ends_generation(tokenizer.token_id(turn)) and loaded.ends_generation(tokenizer.token_id(eos))
+        assert audit_controls(loaded, tokenizer) == []
+
+
+@pytest.mark.parametrize("family", ["Qwen3", "Gemma-3", "Phi-4-mini"])
+def test_a_family_is_trained_merged_and_converted(family: str, tmp_path: Path, record: dict):
+    """The adapter comes out of the engine; it is certified merged, and on a GGUF of its base."""
+    from helpers.tiny_runs import rows_of, small
+    from helpers.training_jobs import sft_job
+    from noesis.core.config import Quantization
+    from noesis.release.gguf.writer import write_adapter_gguf, write_gguf
+    from noesis.release.merge_weights import merge
+    from noesis.release.parity.certify import Subject, TrainedAdapter, certify
+    from noesis.release.parity.outcome import require_passed
+    from noesis.training.trainer import train
+
+    standin, kind, settings = FAMILIES[family]
+    model, plain = build(tmp_path / "base", standin, kind, **settings), Quantization(load_in_4bit=False)
+    modules = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    config = small(**{"training.packing": True, "training.num_train_epochs": 1, "lora.target_modules": modules})
+    train(sft_job(model, tmp_path, rows_of(model, 8, record), config))
+    adapter, merged = tmp_path / "checkpoints" / "epoch_0", tmp_path / "merged"
+    found = merge(model, adapter, merged, quantization=plain, dtype="bfloat16", card="")
+    layers = json.loads((model / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
+    assert found.merged_tensors == layers * (4 if kind == "Phi3" else 7)
+    files = {"f32": tmp_path / "f32.gguf"}
+    write_gguf(merged, files["f32"], "f32", name="tiny", licence="none")
+    write_gguf(model, tmp_path / "base.gguf", "f32", name="base", licence="none")
+    write_adapter_gguf(adapter, model, tmp_path / "adapter.gguf")
+    own = TrainedAdapter(adapter, model, plain, "bfloat16", tmp_path / "adapter.gguf", tmp_path / "base.gguf")
+    tokenizer = load_tokenizer(merged)
+    require_passed(certify(Subject(merged, files, own, TEXTS, TEXTS[:1], answer_tokens=4), tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("family", "left_out"),
+    [
+        ("Gemma-3", "add_sliding_window"),
+        ("Gemma-3 with scaled positions", "add_rope_scaling_factor"),
+        ("Phi-4-mini", "add_rope_scaling_attn_factors"),
+        ("Phi-4-mini", "add_rope_dimension_count"),
+        ("Granite", "add_residual_scale"),
+    ],
+)
+def test_the_certificate_sees_what_a_conversion_leaves_out(
+    family: str, left_out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from gguf import GGUFWriter
+
+    from noesis.release.gguf.writer import write_gguf
+    from noesis.release.parity.certify import Subject, certify
+
+    standin, kind, settings = FAMILIES[family]
+    model, file = build(tmp_path / "model", standin, kind, **settings), tmp_path / "f32.gguf"
+    monkeypatch.setattr(GGUFWriter, left_out, lambda *_: None)
+    write_gguf(model, file, "f32", name="tiny", licence="none")
+    try:
+        found = certify(Subject(model, {"f32": file}, None, TEXTS[:3], [], answer_tokens=1), load_tokenizer(model))
+    except ModelError as error:
+        assert "llama.cpp" in str(error)  # it does not even load it
+    else:
+        assert not found.files["f32"].passed
+
+
+BASE = SMALL | {"vocab_size": 500, "head_dim": 16}
+GEMMA3 = {"architectures": ["Gemma3ForCausalLM"], "query_pre_attn_scalar": 16, "sliding_window": 16}
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        pytest.param(
+            {"architectures": ["Gemma2ForCausalLM"], "query_pre_attn_scalar": 20},
+            r"query_pre_attn_scalar 20 \(llama.cpp computes with 16\)",
+            id="another scale of Gemma-2's queries",
+        ),
+        pytest.param(GEMMA3 | {"query_pre_attn_scalar": 20}, "query_pre_attn_scalar 20", id="the same of Gemma-3"),
+        pytest.param(GEMMA3 | {"sliding_window_pattern": 2}, "each 6th", id="other layers with a window"),
+        pytest.param(GEMMA3 | {"rope_local_base_freq": 5e4}, "rotary base 50000", id="another local base"),
+        pytest.param(GEMMA3 | {"final_logit_softcapping": 30.0}, "final_logit_softcapping", id="capped logits"),
+        pytest.param(
+            {"architectures": ["SmolLM3ForCausalLM"], "no_rope_layer_interval": 2},
+            "each 4th",
+            id="other unrotated layers",
+        ),
+        pytest.param(
+            {"architectures": ["Qwen3ForCausalLM"], "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+            "'yarn'",
+            id="YaRN",
+        ),
+        pytest.param(
+            {
+                "architectures": ["LlamaForCausalLM"],
+                "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5},
+            },
+            "0.5 of each head",
+            id="half of a head rotated",
+        ),
+        pytest.param(
+            {"architectures": ["Gemma3ForConditionalGeneration"]}, "Gemma3ForConditional", id="a vision tower"
+        ),
+    ],
+)
+def test_what_llama_cpp_computes_otherwise_is_refused_by_name(config: dict, why: str, tmp_path: Path):
     from noesis.release.gguf.families import read_config
 
-    (tmp_path / "config.json").write_text(
-        json.dumps(SMALL | {"architectures": ["Gemma2ForCausalLM"], "head_dim": 16, "query_pre_attn_scalar": 20})
-    )
-    with pytest.raises(ModelError, match="query_pre_attn_scalar 20"):
+    (tmp_path / "config.json").write_text(json.dumps(BASE | config))
+    with pytest.raises(ModelError, match=f"(?s){why}.*convert_hf_to_gguf.py"):
         read_config(tmp_path)

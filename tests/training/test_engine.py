@@ -7,24 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from helpers.engine.steps import (
+    FP32,
+    engine_of,
+    gradients,
+    lora_of,
+    reference_gradients,
+    rows,
+    saved_numbers,
+    toy,
+    trained,
+    worst,
+)
 from noesis.llm.token_rows import IGNORED
-from noesis.planning.setup import Setup
 from noesis.training.packing import divide, first_fit_decreasing, pack, rows_of_step
-
-FP32 = Setup("noesis", "fp32", "float32", "none", True, 64, 8, 1, "adamw", 0)
-
-
-def toy(count: int = 6, seed: int = 0) -> list[tuple[list[int], list[int]]]:
-    """Sequences of 7 to 40 tokens; the first part of each is not trained on."""
-    import random
-
-    draw = random.Random(seed)
-    made = []
-    for _ in range(count):
-        ids = [draw.randrange(3, 500) for _ in range(draw.randrange(7, 40))]
-        cut = draw.randrange(1, len(ids) - 3)
-        made.append((ids, [IGNORED] * cut + ids[cut:]))
-    return made
 
 
 def test_gpus_share_a_step_evenly_and_lose_nothing():
@@ -66,84 +62,6 @@ def test_a_step_holds_the_same_sequences_on_any_number_of_gpus(world_size: int, 
         t for _, labels in step for t in labels[1:] if t != IGNORED
     )
     assert all(len(row.input_ids) % 64 == 0 and sum(row.lengths) == len(row.input_ids) for row in rows)
-
-
-def lora_of(
-    r: int = 4,
-    dropout: float = 0.0,
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-):
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=r, lora_alpha=2 * r, lora_dropout=dropout, target_modules=list(targets), task_type="CAUSAL_LM", bias="none"
-    )
-
-
-def engine_of(folder: Path, setup: Setup, lora=None):
-    """The engine's model with an adapter that is not zero, the same for every setup."""
-    import torch
-
-    from noesis.training.engine.model import build
-
-    model = build(folder, setup, lora or lora_of(), "cpu")
-    draw = torch.Generator().manual_seed(1)
-    for _, parameter in sorted(model.named_parameters()):
-        if parameter.requires_grad:
-            parameter.data.copy_(torch.randn(parameter.shape, generator=draw) * 0.05)
-    return model
-
-
-def gradients(model, rows, divisor: float, seed: int = 0) -> tuple[float, dict]:
-    """Loss and gradients of a whole step."""
-    import torch
-
-    torch.manual_seed(seed)
-    model.zero_grad()
-    model.engine.begin_step()
-    total = 0.0
-    for row in rows:
-        loss = model(row, torch.tensor(float(divisor)))
-        loss.backward()
-        total += float(loss.detach())
-    return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def reference_gradients(folder: Path, like, step, divisor: float) -> tuple[float, dict]:
-    """The same by transformers and PEFT in float32, a sequence at a time."""
-    import torch
-    from peft import get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    model = get_peft_model(base, like.peft_config["default"])
-    adapter = {name: p for name, p in like.named_parameters() if p.requires_grad}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            parameter.data.copy_(adapter[name].data)
-    total = 0.0
-    for ids, labels in step:
-        logits = model(input_ids=torch.tensor([ids])).logits[0, :-1]
-        loss = (
-            torch.nn.functional.cross_entropy(logits, torch.tensor(labels[1:]), reduction="sum", ignore_index=IGNORED)
-            / divisor
-        )
-        loss.backward()
-        total += float(loss.detach())
-    return total, {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-
-
-def rows(step, pack_length: int = 64):
-    return rows_of_step(step, list(range(len(step))), world_size=1, rank=0, pack_length=pack_length, micro_batch=1)
-
-
-def trained(step) -> int:
-    return sum(label != IGNORED for _, labels in step for label in labels[1:])
-
-
-def worst(got: dict, wanted: dict) -> float:
-    assert set(got) == set(wanted)
-    return max(float((got[n] - wanted[n]).norm() / wanted[n].norm()) for n in wanted)
 
 
 @pytest.mark.slow
@@ -194,31 +112,21 @@ def test_recomputing_changes_nothing(tiny_model: Path, checkpointing: str, dropo
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 def test_the_planner_counts_what_a_layer_saves(tiny_model: Path, checkpointing: str):
     """`saved_activations` counts the wide tensors; the adapters' activations (rank 4) and the norms' come on top."""
-    import torch
-
     from noesis.planning.memory import saved_activations
     from noesis.planning.model_shapes import read_shape
 
     setup = replace(FP32, gradient_checkpointing=checkpointing)
     engine = engine_of(tiny_model, setup, lora_of(dropout=0.3)).engine
     (row,) = rows(toy(2))
-    layer = engine.layers[0]
-    with torch.no_grad():
-        h, shared = engine._embed(row)
-        _, saved = layer.forward(h, shared)
-        saved = layer.reduce(saved)
-    tensors = [value for value in vars(saved).values() if isinstance(value, torch.Tensor)]
-    tensors += [saved.attended.out] if saved.attended is not None else []
-    wide = {t.data_ptr(): t.numel() for t in tensors if t.dim() > 1}
-    assert sum(wide.values()) == len(h) * saved_activations(read_shape(tiny_model), setup)
+    assert saved_numbers(engine, row) == len(row.input_ids) * saved_activations(read_shape(tiny_model), setup)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["none", "full"])
 def test_the_planner_and_the_engine_agree_on_the_logits_at_a_time(tiny_model: Path, checkpointing: str):
     setup = replace(FP32, gradient_checkpointing=checkpointing)
-    engine = engine_of(tiny_model, setup).engine
-    assert engine.chunk * 2 * len(engine.head) <= setup.logits_bytes < (engine.chunk + 128) * 2 * len(engine.head)
+    output = engine_of(tiny_model, setup).engine.output
+    assert output.chunk * 2 * len(output.weight) <= setup.logits_bytes < (output.chunk + 128) * 2 * len(output.weight)
 
 
 @pytest.mark.slow
@@ -313,9 +221,15 @@ def test_nf4_is_exact_on_its_own_dequantised_weights(tiny_model: Path, tmp_path:
     [
         ({}, None),
         ({"model_type": "gemma3"}, "of type 'gemma3'"),
-        ({"attention_bias": True}, "biases"),
+        ({"model_type": None}, "of type None"),
+        ({"attention_bias": True, "mlp_bias": True}, None),
         ({"sliding_window": 4096}, "sliding window"),
         ({"head_dim": 80}, "80 wide"),
+        ({"attention_dropout": 0.1}, "attention_dropout"),
+        ({"hidden_act": "relu"}, "activation is 'relu'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic scaling"),
+        ({"model_type": "gemma2", "layer_types": ["full_attention"]}, "layer_types"),
+        ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "come after them"),
         ({"quantization_config": {}}, "quantised already"),
     ],
 )
@@ -324,7 +238,8 @@ def test_what_the_engine_can_not_train_is_known_before_it_starts(tmp_path: Path,
 
     from noesis.training.engine.model import unsupported_reason
 
-    config = {"model_type": "llama", "hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8}
+    config = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 512, "intermediate_size": 1024}
+    config |= {"num_attention_heads": 8, "vocab_size": 1000}
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     found = unsupported_reason(tmp_path, ("q_proj",), kernels=True)
     assert found is None if why is None else why in str(found)

@@ -62,7 +62,7 @@ def test_the_train_stages_result_of_an_old_run_is_read(tmp_path: Path):
 
 
 def test_libraries_are_silenced_before_a_backend_imports_them():
-    """bitsandbytes warns while it is imported; TRL imports it."""
+    """bitsandbytes warns while it is imported; transformers imports it."""
     names = "{'torch', 'trl', 'transformers', 'bitsandbytes'}"
     code = f"import noesis.training.trainer, sys; print(*{names} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -79,13 +79,15 @@ def test_each_job_goes_to_its_backend(tiny_model: Path, tmp_path: Path, record: 
     def chosen(job: TrainJob, **setup: object) -> str:
         return choose_backend(replace(job, plan=replace(job.plan, setup=replace(job.plan.setup, **setup)))).name
 
-    assert chosen(job) == "engine"
+    assert chosen(job) == "sft"
     assert chosen(job, engine="unsloth") == "unsloth"
     assert chosen(job, gpus=2) == "torchrun"
     plain = sft_job(tiny_model, tmp_path, rows, small(**PLAIN))
-    assert chosen(plain) == chosen(plain, gpus=2) == "transformers"  # only the engine trains on several GPUs
+    assert (chosen(plain), chosen(plain, gpus=2)) == ("sft", "torchrun")
+    spread = replace(plain, plan=replace(plain.plan, sharded=True))
+    assert chosen(spread, gpus=2) == "sft"  # only the engine spreads a base over several GPUs
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert chosen(job, gpus=2) == "engine"  # one of torchrun's processes
+    assert chosen(job, gpus=2) == "sft"  # one of torchrun's processes
     pairs = example_pairs(
         examples(2, record), open_encoder(tiny_model), CONSTITUTION, include_critique=False, max_length=2048
     )

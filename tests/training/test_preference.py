@@ -76,16 +76,19 @@ def test_the_critique_stands_before_both_answers(tiny_tokenizer_folder: Path, re
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", [True, False])
-def test_the_first_step_is_that_of_trl(tiny_model: Path, tmp_path: Path, record: dict, engine: bool):
+def test_the_first_step_is_that_of_trl(
+    tiny_model: Path, tmp_path: Path, record: dict, engine: bool, monkeypatch: pytest.MonkeyPatch
+):
     """TRL's sigmoid and sft losses on the same pairs, with the adapter moved away from its reference."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
-    from noesis.training.backends.preference_loss import rewards
-    from noesis.training.backends.preference_trainer import build_preference_trainer, scorer_of
-    from noesis.training.backends.trl_run import TrainerParts
+    from noesis.training.backends import build_model
+    from noesis.training.backends.preference_loss import Scorer, rewards
+    from noesis.training.backends.preference_trainer import build_preference_trainer
+    from noesis.training.backends.run_trainer import TrainerParts
     from noesis.training.base_model import lora_config
 
     config = configured(
@@ -94,8 +97,10 @@ def test_the_first_step_is_that_of_trl(tiny_model: Path, tmp_path: Path, record:
     data = preferences(tiny_model, record, 4, 0)
     job = preference_job(tiny_model, tmp_path, data, config)
     parts = TrainerParts(AutoTokenizer.from_pretrained(tiny_model), TrainerCallback(), None)  # type: ignore[arg-type]
-    ours = build_preference_trainer(job, parts, engine=engine)
-    scorer = scorer_of(ours, job, engine=engine)
+    if not engine:
+        monkeypatch.setattr(build_model, "engine_refusal", lambda job: "this test")
+    ours = build_preference_trainer(job, parts)
+    scorer = Scorer(ours.model.engine)
     rows = [row for pair in data.train for row in pair.sequences]
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -148,7 +153,7 @@ def test_the_first_step_is_that_of_trl(tiny_model: Path, tmp_path: Path, record:
         args=arguments,
         train_dataset=Dataset.from_list(columns),
         processing_class=parts.tokenizer,
-        peft_config=lora_config(config),
+        peft_config=lora_config(config, tiny_model),
     )
     with torch.no_grad():
         for name, parameter in theirs.model.named_parameters():

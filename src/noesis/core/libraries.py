@@ -11,20 +11,17 @@ from noesis.core.machine.folders import settle_folders
 
 LOGGERS = (
     "transformers",
-    "trl",
     "peft",
     "accelerate",
     "bitsandbytes",
     # warns that it can't fetch a faster kernel from a hub; its own is meant to be used, and no code from a hub
     "bitsandbytes.backends.cpu.ops",
-    "datasets",
     "torch",
     "huggingface_hub",
 )
 LIBRARIES = (
     "torch",
     "transformers",
-    "trl",
     "peft",
     "accelerate",
     "bitsandbytes",
@@ -43,8 +40,7 @@ def silence_libraries() -> None:
     from a hub keep their progress bars, which ignore TQDM_DISABLE.
     """
     settle_folders()
-    for name in ("HF_HUB_DISABLE_TELEMETRY", "TRL_EXPERIMENTAL_SILENCE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
-        os.environ.setdefault(name, "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -60,9 +56,6 @@ def quiet_libraries() -> None:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    import datasets
-
-    datasets.disable_progress_bars()
 
 
 def library_versions() -> dict[str, str]:

@@ -6,15 +6,18 @@ missing with random numbers. Both are one message here.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from noesis.core.config import Quantization
+from noesis.core.console import say
 from noesis.core.errors import ModelError, NoesisError
 from noesis.core.libraries import quiet_libraries
 from noesis.llm.model_config import check_model_folder
-from noesis.llm.weights import read_adapter
+from noesis.llm.weights import iter_trained_weights, read_adapter
 
 SHOWN = 300  # characters of a library's own message
 
@@ -59,6 +62,38 @@ def put_adapter(model: Any, folder: Path) -> Any:
 
     with library_errors(f"can't load the adapter {folder}"):
         return PeftModel.from_pretrained(model, str(folder), is_trainable=False, use_safetensors=True).eval()
+
+
+def load_merged_model(
+    base: Path, adapter_folder: Path | None, *, quantization: Quantization, dtype: str, device: str = "cpu"
+) -> Any:
+    """The merged model in memory, to generate answers with.
+
+    Args:
+        adapter_folder: None: the base alone, as it was trained against.
+        dtype: of weights and arithmetic.
+        device: `cpu` or `cuda`.
+    """
+    import torch
+
+    model = load_causal_model(base, dtype=getattr(torch, dtype))
+    adapter = read_adapter(adapter_folder) if adapter_folder is not None else None
+    state = model.state_dict()
+    with torch.inference_mode():
+        for name, weight in iter_trained_weights(base, quantization, dtype, adapter):
+            if name in state:  # tied weights are there once
+                state[name].copy_(weight)
+    return model.to(device).eval()
+
+
+def free_gpu_memory() -> None:
+    """Free the GPU's memory as far as a running process can; does nothing without a GPU."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        say(f"  the answering model has left the GPU: {torch.cuda.memory_allocated() / 2**30:.1f} GiB still in use")
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def answer_generator(s: RunSession, section: TribunalSection, tuned: Path, loade
         tuned: folder of the tuned model's adapter.
         loaded: where the model is stored, base or tuned, one at a time; clear it to free the memory.
     """
-    from noesis.llm.torch_generate import generate_batch
+    from noesis.llm.generation.batch import generate_batch
 
     tokenizer = load_tokenizer(s.model.path)
 
@@ -111,7 +111,7 @@ def base_and_tuned_answers(s: RunSession, examples: Sequence[Example]) -> dict[s
 
 
 def _answers_on_gpu(s: RunSession, conversations: list[list[Message]]) -> dict[str, list[str]]:
-    from noesis.llm.torch_generate import generate_batch
+    from noesis.llm.generation.batch import generate_batch
 
     section = s.config.training.tribunal
     tokenizer, answers = load_tokenizer(s.model.path), {}
@@ -128,7 +128,7 @@ def _answers_on_gpu(s: RunSession, conversations: list[list[Message]]) -> dict[s
 
 def _load(s: RunSession, adapter: Path | None) -> Any:
     """The merged model, or the base alone, as the run was trained."""
-    from noesis.llm.torch_generate import load_merged_model
+    from noesis.llm.causal_model import load_merged_model
 
     return load_merged_model(
         s.model.path,

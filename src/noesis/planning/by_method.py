@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from noesis.core.config import Config
 from noesis.core.device import Device
+from noesis.core.families.shape import Shape
 from noesis.planning.draft import draft_plan
-from noesis.planning.model_shapes import Shape
 from noesis.planning.plan import Plan
 from noesis.planning.workload import PairWorkload, Workload, Workloads
 

@@ -11,8 +11,8 @@ from noesis.core.config import Config
 from noesis.core.console import duration, size
 from noesis.core.device import Device, measure_cpu_flops
 from noesis.core.errors import TrainingError
+from noesis.core.families.shape import Shape
 from noesis.planning.gpus import prices
-from noesis.planning.model_shapes import Shape
 from noesis.planning.plan import Plan, PlanVariant, PriceList
 from noesis.planning.pricing import other_machines, stage_costs
 from noesis.planning.reasons import reasons

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from noesis.planning.model_shapes import Shape
+from noesis.core.families.shape import Shape
 from noesis.planning.setup import Setup
 
 GIB = 2**30
@@ -85,14 +85,20 @@ def layer_activations(shape: Shape, setup: Setup) -> int:
 
     The engine: the layer's input, the attention's residual, both normed; q, k and v; the attention's output, again
     after dropout; gate, up and their product. Unsloth recomputes some of these. transformers' layers save q and k
-    before and after rotation, and the activated gate.
+    before and after rotation, and the activated gate. Norms of the heads, and of what is added, save what they norm.
     """
     h, i, q, kv = shape.hidden, shape.intermediate, shape.query, shape.key
     if setup.engine == "unsloth":
-        return 3 * i + 3 * h + 2 * q + 2 * kv
+        return 3 * i + 3 * h + 2 * q + 2 * kv + _normed(shape)
     if setup.fused or setup.gpus == 0:
-        return 3 * i + 4 * h + 3 * q + 2 * kv
-    return 4 * i + 4 * h + 3 * q + 2 * kv
+        return 3 * i + 4 * h + 3 * q + 2 * kv + _normed(shape)
+    return 4 * i + 4 * h + 3 * q + 2 * kv + _normed(shape)
+
+
+def _normed(shape: Shape) -> int:
+    """Numbers per token that a layer's further norms save: before the heads' norms, and before the joins' ones."""
+    heads = shape.query + shape.key if shape.parts.head_norms else 0
+    return heads + (2 * shape.hidden if shape.parts.post_norms else 0)
 
 
 def saved_activations(shape: Shape, setup: Setup) -> int:
@@ -104,7 +110,7 @@ def saved_activations(shape: Shape, setup: Setup) -> int:
     if setup.gradient_checkpointing == "full":
         return shape.hidden
     if setup.gradient_checkpointing == "selective":
-        return 2 * shape.hidden + 3 * shape.query + 2 * shape.key
+        return 2 * shape.hidden + 3 * shape.query + 2 * shape.key + _normed(shape)
     return layer_activations(shape, setup)
 
 

@@ -2,75 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from functools import cache, cached_property
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from noesis.core.errors import ModelError
-from noesis.core.jsonl import read_json_file, whole_number
+from noesis.core.families.architecture import UnknownArchitecture, read_dimensions
+from noesis.core.families.registry import describe
+from noesis.core.families.shape import Parts, Shape
+from noesis.core.jsonl import read_json_file
 from noesis.core.yaml_file import read_yaml
 
 FILE = Path(__file__).with_name("models.yaml")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The dimensions of a Llama-like model."""
-
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    tied: bool  # the output layer shares the embedding's weights
-
-    @property
-    def query(self) -> int:
-        """Width of the queries and of the attention's output."""
-        return self.heads * self.head_dim
-
-    @property
-    def key(self) -> int:
-        """Width of the keys and of the values."""
-        return self.kv_heads * self.head_dim
-
-    def linear(self) -> dict[str, tuple[int, int]]:
-        """(inputs, outputs) of each projection of one layer."""
-        q, kv, h, i = self.query, self.key, self.hidden, self.intermediate
-        return {
-            "q_proj": (h, q),
-            "k_proj": (h, kv),
-            "v_proj": (h, kv),
-            "o_proj": (q, h),
-            "gate_proj": (h, i),
-            "up_proj": (h, i),
-            "down_proj": (i, h),
-        }
-
-    @cached_property
-    def linear_weights(self) -> int:
-        """Weights of the projections of all layers."""
-        return self.layers * sum(a * b for a, b in self.linear().values())
-
-    @property
-    def embedding_weights(self) -> int:
-        return self.vocabulary * self.hidden
-
-    @property
-    def outer_weights(self) -> int:
-        """Embeddings and output layer, which are never quantised."""
-        return self.embedding_weights * (1 if self.tied else 2)
-
-    @property
-    def parameters(self) -> int:
-        return self.linear_weights + self.outer_weights
-
-    def adapter_weights(self, r: int, modules: tuple[str, ...]) -> int:
-        """Trained weights of a LoRA adapter of rank `r` on `modules`."""
-        return self.layers * sum(r * (a + b) for name, (a, b) in self.linear().items() if name in modules)
+SIZES = (  # of config.json, in the order of `size` in models.yaml
+    *("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
+    *("head_dim", "vocab_size", "tie_word_embeddings"),
+)
 
 
 @dataclass(frozen=True)
@@ -106,11 +54,9 @@ def known_model(name: str) -> Known | None:
 @cache
 def _known() -> dict[str, Known]:
     raw: dict[str, Any] = read_yaml(FILE)
-    names = [field.name for field in fields(Shape)]
     found = {}
     for entry in raw["models"]:
-        sizes = dict(zip(names, entry["size"], strict=True))
-        shape = Shape(**{**sizes, "tied": bool(sizes["tied"])})
+        shape = describe({"model_type": entry["family"], **dict(zip(SIZES, entry["size"], strict=True))}).shape
         ratio = TokenRatio(**raw["tokenizers"][entry["tokenizer"]])
         for name in entry["names"]:
             found[name.casefold()] = Known(name, shape, entry["gated"], ratio)
@@ -125,22 +71,10 @@ def read_shape(folder: Path) -> Shape:
     """
     try:
         raw = read_json_file(folder / "config.json")
-        heads, hidden = (
-            whole_number(raw, "num_attention_heads", 1, 1 << 14),
-            whole_number(raw, "hidden_size", 1, 1 << 20),
-        )
-        given = {"num_key_value_heads": heads, "head_dim": hidden // heads}
-        given |= {key: raw[key] for key in given if raw.get(key)}
-        return Shape(
-            layers=whole_number(raw, "num_hidden_layers", 1, 2_000),
-            hidden=hidden,
-            intermediate=whole_number(raw, "intermediate_size", 1, 1 << 22),
-            heads=heads,
-            kv_heads=whole_number(given, "num_key_value_heads", 1, 1 << 14),
-            head_dim=whole_number(given, "head_dim", 1, 1 << 14),
-            vocabulary=whole_number(raw, "vocab_size", 1, 4_000_000),
-            tied=bool(raw.get("tie_word_embeddings", False)),
-        )
+        try:
+            return describe(raw).shape
+        except UnknownArchitecture:
+            return read_dimensions(raw, Parts())
     except FileNotFoundError:
         raise ModelError(f"{folder} has no config.json: fetch the model again, or give another folder") from None
     except (OSError, ValueError) as error:

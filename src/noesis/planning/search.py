@@ -15,9 +15,9 @@ from itertools import product
 
 from noesis.core.config import Config
 from noesis.core.device import Device
+from noesis.core.families.shape import Shape
 from noesis.planning.gpus import Gpu, gpu_of
 from noesis.planning.memory import Memory, cpu_memory, gpu_memory
-from noesis.planning.model_shapes import Shape
 from noesis.planning.precision import allowed_precisions, compute_dtype
 from noesis.planning.setup import Checkpointing, Optimizer, Precision, Setup
 from noesis.planning.speed import (

@@ -11,9 +11,9 @@ tests/planning/test_memory_and_speed.py holds the model to both.
 from __future__ import annotations
 
 from noesis.core.device import Device, measure_cpu_flops
+from noesis.core.families.shape import Shape
 from noesis.planning.gpus import Gpu
 from noesis.planning.memory import DTYPE_BYTES, layer_activations
-from noesis.planning.model_shapes import Shape
 from noesis.planning.setup import Setup
 
 # Share of `measure_cpu_flops` that a training step reaches, with and without bfloat16 in hardware (the latter an

@@ -11,7 +11,9 @@ from noesis.core.config import Config
 from noesis.core.device import Device
 from noesis.core.errors import ModelError
 from noesis.llm.causal_model import load_causal_model, put_adapter
+from noesis.planning.model_shapes import read_shape
 from noesis.planning.precision import compute_dtype
+from noesis.training.distributed import local_rank
 from noesis.training.state.adapter import ADAPTER_FILE
 
 EAGER_TOKENS = 1024  # on a CPU, rows up to this long are faster with plain matrix products than with fused attention
@@ -40,7 +42,7 @@ def load_base(folder: Path, config: Config, device: Device, *, longest: int) -> 
             bnb_4bit_compute_dtype=dtype,
         )
     if device.kind == "cuda":
-        arguments["device_map"] = {"": 0}
+        arguments["device_map"] = {"": local_rank()}
     elif longest <= EAGER_TOKENS:
         arguments["attn_implementation"] = "eager"
     model = load_causal_model(folder, **arguments)
@@ -50,18 +52,15 @@ def load_base(folder: Path, config: Config, device: Device, *, longest: int) -> 
 
 @contextmanager
 def compute_context(model: Any, config: Config, device: Device) -> Iterator[None]:
-    """On a CPU, run an adapted model's forward pass in the configured dtype.
-
-    The float32 adapter is cast, not its wide inputs.
-    """
+    """Run an adapted model's forward pass in the configured dtype: the float32 adapter is cast, not its wide inputs."""
     import torch
     from peft.helpers import disable_input_dtype_casting
 
     dtype = compute_dtype(config, device)
-    if device.kind != "cpu" or dtype == "float32":
+    if dtype == "float32" or (device.kind == "cuda" and dtype == "float16"):
         yield
         return
-    with torch.autocast("cpu", dtype=getattr(torch, dtype)), disable_input_dtype_casting(model):
+    with torch.autocast(device.kind, dtype=getattr(torch, dtype)), disable_input_dtype_casting(model):
         yield
 
 
@@ -108,17 +107,10 @@ def swap_adapter(model: Any, adapter: Path) -> None:
             parameter.copy_(tensors[name])
 
 
-def keep_adapter_in_float32(model: Any) -> None:
-    """Undo TRL's cast of the adapter on a quantised base to bfloat16, in which steps of 2e-4 round away."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-
-
-def lora_config(config: Config) -> Any:
-    """`peft.LoraConfig` from lora_config.yaml."""
+def lora_config(config: Config, folder: Path) -> Any:
+    """`peft.LoraConfig` from lora_config.yaml, its modules by the names that the model in `folder` has for them."""
     from peft import LoraConfig
 
     settings = config.lora.model_dump(exclude={"quantization"})
-    settings["target_modules"] = list(settings["target_modules"])
+    settings["target_modules"] = list(read_shape(folder).parts.targets(tuple(settings["target_modules"])))
     return LoraConfig(**settings)

@@ -9,14 +9,13 @@ from noesis.core.console import say
 from noesis.core.errors import TrainingError
 from noesis.core.libraries import quiet_libraries
 from noesis.planning.plan import next_smaller_plan
-from noesis.training.backends.engine_sft import EngineSft
 from noesis.training.backends.preference import PreferenceBackend
+from noesis.training.backends.sft import Sft
 from noesis.training.backends.torchrun import Torchrun
-from noesis.training.backends.transformers_sft import TransformersSft
 from noesis.training.backends.unsloth import Unsloth
 from noesis.training.job import Backend, TrainJob, TrainResult
 
-BACKENDS: tuple[Backend, ...] = (PreferenceBackend(), Unsloth(), Torchrun(), EngineSft(), TransformersSft())
+BACKENDS: tuple[Backend, ...] = (PreferenceBackend(), Unsloth(), Torchrun(), Sft())
 
 
 def choose_backend(job: TrainJob) -> Backend:
@@ -33,7 +32,7 @@ def train(job: TrainJob) -> TrainResult:
         CapError: another step would exceed the budget; the last one is saved.
         KeyboardInterrupt, Terminated: a stop was requested; the last whole step is saved.
     """
-    quiet_libraries()  # before anything imports bitsandbytes: the backends import TRL when they train
+    quiet_libraries()  # before anything imports bitsandbytes: the backends import transformers when they train
     result = _attempt(job)
     if result is not None:
         return result

@@ -21,7 +21,7 @@ PYTHON_VERSIONS = ((3, 11), (3, 13))  # oldest and newest
 NEEDED_MEMORY = 5e9  # bytes: the demo's 4 GB and something to spare
 NEEDED_DISK = 4e9  # bytes: a demo run, its caches and something to spare
 PACKAGES = {  # by extra
-    "train": ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets"),
+    "train": ("torch", "transformers", "peft", "accelerate", "bitsandbytes"),
     "gguf": ("gguf", "xllamacpp"),
     "modal": ("modal",),
 }

@@ -56,7 +56,7 @@ def test_what_is_missing_is_said_with_what_to_type(make_cloud) -> None:
 
 def test_too_little_memory_names_the_two_keys(make_cloud) -> None:
     cloud = make_cloud()
-    cloud.plane.extra_files["/root/sitecustomize.py"] = patch("noesis.training.backends.trl_run", OUT_OF_MEMORY)
+    cloud.plane.extra_files["/root/sitecustomize.py"] = patch("noesis.training.backends.run_trainer", OUT_OF_MEMORY)
     said = cloud.run("--epochs", "1", code=1)
     assert "per_device_train_batch_size: 1" in said
     assert "gradient_accumulation_steps: 8" in said

@@ -61,7 +61,7 @@ def one_message(work: Callable[[], object], kind: type[Exception] = ModelError) 
 def test_a_sound_folder_passes(folder: Path):
     assert find_model(str(folder)).path == folder
     assert read_shape(folder).layers == 2
-    assert read_config(folder).heads == 4
+    assert read_config(folder).shape.heads == 4
 
 
 @pytest.mark.parametrize(

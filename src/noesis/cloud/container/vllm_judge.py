@@ -24,9 +24,9 @@ from noesis.core.console import duration, relay, say
 from noesis.core.errors import ModelError
 from noesis.core.project import Project
 from noesis.core.signals import Terminated
+from noesis.llm.causal_model import free_gpu_memory
 from noesis.llm.http import Http
 from noesis.llm.http_reply import HttpError
-from noesis.llm.torch_generate import free_gpu_memory
 from noesis.pipeline.session import RunSession
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """A transformers model that writes, in this process: `--model torch:NAME`, `--critic torch:NAME`.
 
 Requests that wait together are batched: they share each pass through the weights, and a prefix that all have is
-computed once (`llm/torch_generate.py`). On a CPU that is several times the speed of one request after another (`python
-benchmarks/constitution.py`).
+computed once (`llm/generation/batch.py`). On a CPU that is several times the speed of one request after another
+(`python benchmarks/constitution.py`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class TorchClient:
             ModelError: there is no such model.
         """
         from noesis.core.libraries import quiet_libraries
-        from noesis.llm.torch_generate import load_merged_model
+        from noesis.llm.causal_model import load_merged_model
 
         quiet_libraries()
         found = find_model(name)
@@ -109,7 +109,7 @@ class TorchClient:
         return batch
 
     def _answer(self, requests: list[ModelRequest]) -> list[ModelReply]:
-        from noesis.llm.torch_generate import generate_batch, next_tokens
+        from noesis.llm.generation.batch import generate_batch, next_tokens
 
         with native_request(self.name):
             conversations, first = [request.as_messages() for request in requests], requests[0]

@@ -168,6 +168,7 @@ def certify_files(
         texts.answered,
         originals=originals,
         prompts_from=texts.source,
+        device=s.device.kind,
     )
     certificate = name_files(certify(subject, tokenizer), folder, s.run.gguf)
     write_json(s.run.gguf / "parity.json", certificate.to_json())

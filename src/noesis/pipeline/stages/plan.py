@@ -12,6 +12,7 @@ from noesis.core.config import Config
 from noesis.core.console import say
 from noesis.core.device import Device, detect
 from noesis.core.errors import UsageError
+from noesis.core.families.shape import Shape
 from noesis.dataset.schema import Dataset
 from noesis.llm.hub import find_description, find_tokenizer
 from noesis.llm.model_config import require_trainable
@@ -22,7 +23,7 @@ from noesis.planning.by_method import plan_of
 from noesis.planning.display import show_plan
 from noesis.planning.draft import require_fit
 from noesis.planning.gpus import rented_gpu
-from noesis.planning.model_shapes import Shape, known_model, read_shape
+from noesis.planning.model_shapes import known_model, read_shape
 from noesis.planning.plan import Plan, stored_plan, with_planned_storage
 from noesis.planning.workload import Workloads
 from noesis.run.manifest import Json

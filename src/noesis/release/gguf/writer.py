@@ -1,7 +1,7 @@
 """`noesis gguf RUN`: safetensors → GGUF for llama.cpp with the `gguf` package, tensor by tensor. No compiler, no
 llama.cpp checkout.
 
-Llama, Mistral, Qwen2 and Gemma-2 (families.py); anything else is refused by name. Which tensor gets which type follows
+The architectures of families.py; anything else is refused by name. Which tensor gets which type follows
 llama.cpp's own converter and quantiser (MIT). The header is planned from the input files' headers and written first;
 then the weights stream through, a few rows at a time.
 """
@@ -35,10 +35,10 @@ from noesis.release.gguf.families import (
     name_map,
     permuted,
     read_config,
-    rope_factors,
     write_hyperparameters,
 )
 from noesis.release.gguf.quantize import BITS, KINDS, quantise, row_bytes, storage_type
+from noesis.release.gguf.rope import rope_tensors
 from noesis.release.gguf.vocabulary import write_vocabulary
 from noesis.release.provenance import Provenance, read_provenance, write_metadata
 
@@ -98,7 +98,7 @@ def write_gguf(
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         write_metadata(writer, provenance or read_provenance(model), default_licence=licence)
         write_hyperparameters(writer, config)
-        write_vocabulary(writer, model, config.vocabulary)
+        write_vocabulary(writer, model, config.shape.vocabulary)
         _write_header(writer, planned)
         with Progress(target.name, len(planned), "tensors") as progress:
             for tensor in planned:
@@ -114,25 +114,24 @@ def plan_gguf(tensors: dict[str, StoredTensor], config: ModelConfig, kind: str) 
     """
     import gguf
 
-    sources = {name: t for name, t in tensors.items() if not (name == "lm_head.weight" and config.tied)}
+    sources = {name: t for name, t in tensors.items() if not (name == "lm_head.weight" and config.shape.tied)}
     has_output = "lm_head.weight" in sources
-    if "model.embed_tokens.weight" not in sources or not (has_output or config.tied):
+    if "model.embed_tokens.weight" not in sources or not (has_output or config.shape.tied):
         raise ModelError("the model lacks its embedding or its output layer: fetch it again")
-    if (rows := sources["model.embed_tokens.weight"].shape[0]) != config.vocabulary:
+    if (rows := sources["model.embed_tokens.weight"].shape[0]) != config.shape.vocabulary:
         raise ModelError(
-            f"config.json has a vocab_size of {config.vocabulary:,}, and the embedding has {rows:,} rows: "
+            f"config.json has a vocab_size of {config.shape.vocabulary:,}, and the embedding has {rows:,} rows: "
             "put that number there if tokens were added, or fetch the model again"
         )
-    for i in range(config.layers):
+    for i in range(config.shape.layers):
         if f"model.layers.{i}.mlp.down_proj.weight" not in sources:
-            raise ModelError(f"layer {i} of {config.layers} is missing from the model's files: fetch it again")
+            raise ModelError(f"layer {i} of {config.shape.layers} is missing from the model's files: fetch it again")
     planned, names = [], name_map(config)
-    factors = rope_factors(config)
-    if factors is not None:
-        planned.append(GgufTensor("rope_freqs.weight", factors.shape, gguf.GGMLQuantizationType.F32, None))
+    for name, factors in rope_tensors(config.rope).items():
+        planned.append(GgufTensor(name, factors.shape, gguf.GGMLQuantizationType.F32, None))
     for name, source in sources.items():
         own = gguf_name(names, name, config)
-        stored = storage_type(kind, own, source.shape, layers=config.layers, has_output=has_output)
+        stored = storage_type(kind, own, source.shape, layers=config.shape.layers, has_output=has_output)
         planned.append(GgufTensor(own, source.shape, stored, source))
     return planned
 
@@ -211,11 +210,11 @@ def _rows(tensor: GgufTensor, config: ModelConfig, quantization: Quantization | 
     """A tensor as float32 arrays of some rows each; in one piece where any row depends on the whole."""
     source = tensor.source
     if source is None:
-        yield rope_factors(config)
+        yield rope_tensors(config.rope)[tensor.name]
         return
     if len(source.shape) != 2 or was_quantised(source, quantization) or is_permuted(source.name, config):
         whole = permuted(source.name, read_as_trained(source, quantization, dtype).float().numpy(), config)
-        yield whole + 1 if config.family.plus_one and source.name.endswith("norm.weight") else whole
+        yield whole + 1 if config.described.plus_one and source.name.endswith("norm.weight") else whole
         return
     step = max(1, CHUNK // source.shape[1])
     for start in range(0, source.shape[0], step):

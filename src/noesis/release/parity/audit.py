@@ -15,7 +15,8 @@ from noesis.core.errors import ModelError
 from noesis.llm.gguf.header import REMAKE, read_header
 from noesis.llm.tokenizer import load_tokenizer
 from noesis.llm.weights import StoredTensor, list_tensors, lora_update, read_adapter, read_as_trained, read_tensor
-from noesis.release.gguf.families import ModelConfig, permuted, read_config, rope_factors
+from noesis.release.gguf.families import ModelConfig, permuted, read_config
+from noesis.release.gguf.rope import rope_tensors
 from noesis.release.gguf.vocabulary import chat_template, pre_tokenizer, read_tokenizer, turn_end
 from noesis.release.parity.certificate import Finding
 from noesis.release.parity.llama_logits import LlamaModel
@@ -129,15 +130,18 @@ def _audit_template(reader: Any, model: Path) -> list[Finding]:
 def _audit_rope_factors(tensors: dict[str, Any], config: ModelConfig) -> list[Finding]:
     import numpy as np
 
-    expected, found = rope_factors(config), tensors.get("rope_freqs.weight")
-    if expected is None:
-        what = None if found is None else "it has rotary factors (rope_freqs.weight) that the model does not have"
-    elif found is None:
-        what = "the rotary factors (rope_freqs.weight) of the model's scaling are missing"
-    else:
-        same = np.allclose(found.data.reshape(-1), expected, rtol=1e-5)
-        what = None if same else "the rotary factors (rope_freqs.weight) are wrong"
-    return [] if what is None else [Finding("conversion", what)]
+    expected = rope_tensors(config.rope)
+    for name in sorted(expected.keys() | {found for found in tensors if found.startswith("rope_")}):
+        if name not in expected:
+            what = f"it has rotary factors ({name}) that the model does not have"
+        elif name not in tensors:
+            what = f"the rotary factors ({name}) of the model's scaling are missing"
+        elif not np.allclose(tensors[name].data.reshape(-1), expected[name], rtol=1e-5):
+            what = f"the rotary factors ({name}) are wrong"
+        else:
+            continue
+        return [Finding("conversion", what)]
+    return []
 
 
 def _audit_row_order(tensors: dict[str, Any], source: dict[str, StoredTensor], config: ModelConfig) -> list[Finding]:

@@ -75,6 +75,7 @@ class Subject:
     answer_tokens: int = 24
     originals: bool = False  # also measure the adapter on the base's original weights
     prompts_from: str = ""  # where texts and prompts come from, for the reader of the certificate
+    device: str = "cpu"  # where the reference is computed, if it has room (`cuda`)
 
 
 def certify(subject: Subject, tokenizer: Any) -> Certificate:
@@ -95,20 +96,22 @@ def certify(subject: Subject, tokenizer: Any) -> Certificate:
         subject.texts,
         subject.prompts,
         answer_tokens=subject.answer_tokens,
-        vocabulary=read_config(subject.merged).vocabulary,
+        vocabulary=read_config(subject.merged).shape.vocabulary,
     )
     require_space(Path(tempfile.gettempdir()), 2 * inputs.logits_bytes, "the certificate's reference logits")
     with tempfile.TemporaryDirectory(prefix="noesis-parity-") as scratch:
         adapted = _record_adapted(subject, inputs, Path(scratch))
         on_originals = _adapter_on_originals(subject, inputs, adapted)
-        merged = record_outputs(merged_model(subject.merged), inputs, Path(scratch) / "merged", "merged model")
+        model = merged_model(subject.merged, subject.device)
+        merged, where = record_outputs(model, inputs, Path(scratch) / "merged", "merged model"), model.where
+        del model
         merge = _compare_merge(subject, inputs, adapted, merged, on_originals)
         files = _compare_files(subject, tokenizer, inputs, adapted, merged)
         adapter = _compare_adapter_file(subject, inputs, adapted)
     return Certificate(
         texts=len(inputs.rows),
         positions=inputs.positions,
-        reference="the adapter on its base in float32" if subject.adapter else "the merged model in float32",
+        reference=("the adapter on its base" if subject.adapter else "the merged model") + f" in float32 ({where})",
         strings=len(hard_strings()),
         prompts=len(inputs.prompts),
         answer_tokens=inputs.answer_tokens,
@@ -126,7 +129,7 @@ def _record_adapted(subject: Subject, inputs: Inputs, scratch: Path) -> Outputs 
     a = subject.adapter
     if a is None:
         return None
-    model = adapted_model(a.base, a.folder, a.quantization, a.dtype)
+    model = adapted_model(a.base, a.folder, a.quantization, a.dtype, subject.device)
     return record_outputs(model, inputs, scratch / "adapted", "adapter on its base")
 
 
@@ -137,7 +140,7 @@ def _adapter_on_originals(subject: Subject, inputs: Inputs, adapted: Outputs | N
         return None
     if a.quantization is None or not a.quantization.load_in_4bit:
         return None
-    model = adapted_model(a.base, a.folder, None, a.dtype)
+    model = adapted_model(a.base, a.folder, None, a.dtype, subject.device)
     return divergence(adapted, model.logits(inputs.rows), inputs)
 
 

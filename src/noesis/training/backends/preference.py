@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from noesis.training.backends.transformers_sft import say_not_on_engine
-from noesis.training.backends.trl_run import run_trainer
+from noesis.training.backends.run_trainer import run_trainer
 from noesis.training.job import TrainJob, TrainResult
 
 
 class PreferenceBackend:
-    """DPO on one GPU or CPU, on the engine where it takes the model, else on transformers' own layers."""
+    """DPO on one GPU or CPU."""
 
     name = "preference"
 
@@ -18,5 +17,4 @@ class PreferenceBackend:
     def train(self, job: TrainJob) -> TrainResult:
         from noesis.training.backends.preference_trainer import build_with_reference
 
-        say_not_on_engine(job)
         return run_trainer(job, build_with_reference, load_parent=False)

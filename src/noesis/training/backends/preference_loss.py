@@ -9,17 +9,14 @@ beyond the reference:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.nn.functional import logsigmoid
 
-from noesis.core.config import Config
 from noesis.core.console import Progress
-from noesis.core.device import Device
 from noesis.llm.token_rows import IGNORED, TokenPair
 from noesis.planning.setup import Setup
-from noesis.training.base_model import compute_context
 from noesis.training.packing import group_into_rows, pack
 
 Tensor = Any
@@ -27,55 +24,22 @@ Sequences = list[tuple[list[int], list[int]]]  # (input_ids, labels) of each
 PairLosses = list[list[float]]  # (pairs, 2): summed negative log-likelihoods of chosen and rejected
 
 
-class Scorer(Protocol):
-    """Computes how unlikely the model finds answers."""
-
-    def begin_step(self) -> None:
-        """Called when the adapter may have changed."""
-
-    def losses(self, sequences: Sequences) -> Tensor:
-        """Summed negative log-likelihood of each sequence's labelled tokens: (sequences,) float32, with gradient."""
-
-
-class EngineScorer:
-    """On the engine: the sequences in one packed row."""
+class Scorer:
+    """Computes how unlikely the model finds answers, several of them in one packed row."""
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
         engine.training = False  # dropout would be noise in the difference of two log-probabilities
 
     def begin_step(self) -> None:
+        """Called when the adapter may have changed."""
         self.engine.begin_step()
 
     def losses(self, sequences: Sequences) -> Tensor:
+        """Summed negative log-likelihood of each sequence's labelled tokens: (sequences,) float32, with gradient."""
         counts = [sum(label != IGNORED for label in labels[1:]) for _, labels in sequences]
         by_token = self.engine.token_losses(pack(sequences, []))
         return torch.stack([part.sum() for part in by_token.split(counts)])
-
-
-class TransformersScorer:
-    """On transformers' own layers and TRL's output layer: the sequences padded to the longest."""
-
-    def __init__(self, model: Any, config: Config, device: Device, pad_id: int) -> None:
-        self.model, self.config, self.device, self.pad_id = model, config, device, pad_id
-
-    def begin_step(self) -> None:
-        """Nothing is cached from step to step."""
-
-    def losses(self, sequences: Sequences) -> Tensor:
-        longest = max(len(ids) for ids, _ in sequences)
-
-        def padded(rows: list[list[int]], value: int) -> Tensor:
-            return torch.tensor([row + [value] * (longest - len(row)) for row in rows], device=self.model.device)
-
-        ids, labels = [ids for ids, _ in sequences], [labels for _, labels in sequences]
-        inputs = {
-            "input_ids": padded(ids, self.pad_id),
-            "attention_mask": padded([[1] * len(row) for row in ids], 0),
-            "labels": padded(labels, IGNORED),
-        }
-        with compute_context(self.model, self.config, self.device):
-            return -self.model(**inputs, use_cache=False, fused_lm_head=True).log_probs.float().sum(1)
 
 
 def rewards(losses: Tensor, reference: Tensor, beta: float) -> Tensor:

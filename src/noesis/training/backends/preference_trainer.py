@@ -1,4 +1,4 @@
-"""DPOTrainer with soft labels, on the engine or on transformers' own layers; the loss is in preference_loss.py.
+"""DPO with soft labels; the loss is in preference_loss.py.
 
 The rewards β (log π − log π_ref) need the reference's log-probabilities, which never change: they are computed once,
 before the first step, by the model as it is then, and stored next to the saved states. No second model or adapter is in
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from trl import DPOConfig, DPOTrainer
+from transformers import Trainer
 
 from noesis.core.config import Config
 from noesis.core.console import Progress
@@ -20,22 +20,19 @@ from noesis.core.files import write_jsonl
 from noesis.llm.token_rows import TokenPair
 from noesis.planning.budget import Budget
 from noesis.planning.setup import Setup
-from noesis.training.backends.engine_sft import engine_refusal
+from noesis.training.backends.build_model import build_model
 from noesis.training.backends.preference_loss import (
-    EngineScorer,
     PairLosses,
     Scorer,
-    TransformersScorer,
     group_pairs,
     pair_losses,
     preference_loss,
     reward_sums,
     rewards,
 )
+from noesis.training.backends.run_trainer import TrainerParts
 from noesis.training.backends.stepwise import PendingStep, Tensor, WholeStepTrainer
-from noesis.training.backends.trl_arguments import trl_arguments
-from noesis.training.backends.trl_run import TrainerParts
-from noesis.training.base_model import keep_adapter_in_float32, load_base, lora_config
+from noesis.training.backends.trainer_arguments import trainer_arguments
 from noesis.training.job import PreferencePairs, TrainJob
 from noesis.training.state.adapter import load_adapter_into
 from noesis.training.state.reference_cache import ReferenceCache
@@ -44,18 +41,10 @@ STEP_FIGURES = ["preference_loss", "nll", "reward_accuracy", "reward_margin", "r
 HELD_OUT_FIGURES = ("held_out_reward_accuracy", "held_out_reward_margin", "held_out_loss")
 
 
-class PreferenceTrainer(WholeStepTrainer, DPOTrainer):  # type: ignore[misc]
-    """DPOTrainer with soft labels, on pairs that are tokens already. `attach` gives it its scorer and its reference."""
+class PreferenceTrainer(WholeStepTrainer, Trainer):  # type: ignore[misc]
+    """Trains on pairs that are tokens already. `attach` gives it its scorer and its reference."""
 
     rows: list[TokenPair]
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if "ref" in self.model.peft_config:  # TRL's copy of the adapter; the reference's figures are known
-            self.model.delete_adapter("ref")
-
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        return dataset
 
     def attach(self, scorer: Scorer, config: Config, held_out: Sequence[TokenPair], reference: PairLosses) -> None:
         """reference: (pairs and held-out pairs, 2), summed negative log-likelihoods of chosen and rejected."""
@@ -64,7 +53,6 @@ class PreferenceTrainer(WholeStepTrainer, DPOTrainer):  # type: ignore[misc]
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         self.stop_if_asked(between_steps=True)
-        model.train()
         indices: list[int] = inputs["indices"]
         pairs = [self.rows[i] for i in indices]
         # the weight of imitating the chosen answer: 0 where it is as likely as not the worse one
@@ -76,7 +64,7 @@ class PreferenceTrainer(WholeStepTrainer, DPOTrainer):  # type: ignore[misc]
             for group in groups:
                 members = [indices[i] for i in group]
                 found = self.scorer.losses([row for i in group for row in pairs[i].sequences]).view(-1, 2)
-                reward = rewards(found, self.reference[members], self.beta)
+                reward = rewards(found, self.reference[members], self.dpo.beta)
                 p = torch.tensor([pairs[i].p for i in group], device=self.device)
                 each = preference_loss(reward[:, 0], reward[:, 1], p)
                 nll = (certainty[group] * found[:, 0]).sum() / tokens
@@ -114,7 +102,7 @@ class PreferenceTrainer(WholeStepTrainer, DPOTrainer):  # type: ignore[misc]
         found = pair_losses(self.scorer, self.held_out, self.setup, stop=lambda: self.schedule.interrupted)
         if found is None:
             return {}
-        reward = rewards(torch.tensor(found), self.reference[-len(self.held_out) :].cpu(), self.beta)
+        reward = rewards(torch.tensor(found), self.reference[-len(self.held_out) :].cpu(), self.dpo.beta)
         accuracy, margin, _, _ = (reward_sums(reward) / len(reward)).tolist()
         loss = sum(chosen for chosen, _ in found) / sum(pair.chosen.trained for pair in self.held_out)
         return dict(zip(HELD_OUT_FIGURES, (accuracy, margin, loss), strict=True))
@@ -125,9 +113,8 @@ class PreferenceTrainer(WholeStepTrainer, DPOTrainer):  # type: ignore[misc]
 
 def build_with_reference(job: TrainJob, parts: TrainerParts) -> PreferenceTrainer:
     """A trainer with its reference, which a resumed run finds on disk; its adapter starts as the job's parent."""
-    engine = engine_refusal(job) is None
-    trainer = build_preference_trainer(job, parts, engine=engine)
-    scorer = scorer_of(trainer, job, engine=engine)
+    trainer = build_preference_trainer(job, parts)
+    scorer = Scorer(trainer.model.engine)
     against_base = job.config.training.dpo.reference == "base"  # a new adapter adds nothing yet: as if it were off
     if job.parent is not None and not against_base:
         load_adapter_into(trainer.model, job.parent)
@@ -142,45 +129,19 @@ def build_with_reference(job: TrainJob, parts: TrainerParts) -> PreferenceTraine
     return trainer
 
 
-def build_preference_trainer(job: TrainJob, parts: TrainerParts, *, engine: bool) -> PreferenceTrainer:
-    """The trainer without its reference, on the engine or on transformers' own layers."""
-    from datasets import Dataset
-    from peft import get_peft_model
-
-    from noesis.training.engine.model import build
-
-    config, setup, dpo = job.config, job.plan.setup, job.config.training.dpo
-    torch.manual_seed(config.training.seed)
-    arguments = trl_arguments(
-        DPOConfig, job, engine=engine, whole_steps=True, learning_rate=dpo.learning_rate, beta=dpo.beta
-    )
-    if engine:
-        double_quant = config.lora.quantization.bnb_4bit_use_double_quant
-        device = "cuda:0" if job.device.kind == "cuda" else "cpu"
-        model = build(job.model_folder, setup, lora_config(config), device, double_quant=double_quant)
-    else:
-        base = load_base(job.model_folder, config, job.device, longest=job.plan.longest_row)
-        model = get_peft_model(base, lora_config(config))
-    trainer = PreferenceTrainer(
-        model=model,
-        args=arguments,
-        # a placeholder: `WholeStepTrainer` feeds itself from `rows`
-        train_dataset=Dataset.from_list([{"prompt_ids": [0], "chosen_ids": [0], "rejected_ids": [0]}]),
+def build_preference_trainer(job: TrainJob, parts: TrainerParts) -> PreferenceTrainer:
+    """The trainer without its reference."""
+    torch.manual_seed(job.config.training.seed)
+    return PreferenceTrainer(
+        model=build_model(job),
+        args=trainer_arguments(job, learning_rate=job.config.training.dpo.learning_rate),
+        train_dataset=range(len(job.pairs.train)),  # `WholeStepTrainer` feeds itself
         processing_class=parts.tokenizer,
         callbacks=[parts.callback],
         rows=list(job.pairs.train),
-        setup=setup,
+        setup=job.plan.setup,
         metrics=parts.metrics,
     )
-    keep_adapter_in_float32(trainer.model)
-    return trainer
-
-
-def scorer_of(trainer: PreferenceTrainer, job: TrainJob, *, engine: bool) -> Scorer:
-    """The scorer of `trainer`'s model."""
-    if engine:
-        return EngineScorer(trainer.model.engine)
-    return TransformersScorer(trainer.model, job.config, job.device, int(trainer.processing_class.pad_token_id))
 
 
 def reference_losses(scorer: Scorer, data: PreferencePairs, setup: Setup, budget: Budget | None) -> PairLosses:

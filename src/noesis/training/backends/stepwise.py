@@ -1,4 +1,4 @@
-"""A trainer of TRL that takes a whole optimizer step at a time and never waits for the GPU.
+"""A trainer that takes a whole optimizer step at a time and never waits for the GPU.
 
 The loss and the gradient's norm of a step are read while the next one computes. A step whose gradient is not finite is
 skipped by the optimizer on the GPU itself (`found_inf`), and training stops when the numbers arrive, before the next
@@ -61,7 +61,7 @@ class PendingStep:
 
 
 class WholeStepTrainer(Resumable):
-    """Mixed in before a trainer of TRL whose `training_step` takes a whole step and leaves its figures in `current`."""
+    """Mixed in before a `transformers.Trainer`: `training_step` takes a whole step, leaves its figures in `current`."""
 
     writes_metrics = True
     args: Any

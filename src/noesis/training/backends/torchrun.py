@@ -12,14 +12,14 @@ from pathlib import Path
 
 from noesis.core.errors import CapError, TrainingError
 from noesis.core.files import write_text
-from noesis.training.backends.engine_sft import engine_refusal
+from noesis.training.backends.build_model import engine_refusal
 from noesis.training.backends.nodes import hand_over, run_processes
 from noesis.training.distributed import Nodes, is_worker
 from noesis.training.job import TrainJob, TrainResult
 
 
 class Torchrun:
-    """Runs the engine in one process per GPU; each takes its share of every step."""
+    """Runs one process per GPU; each takes its share of every step."""
 
     name = "torchrun"
 
@@ -28,7 +28,7 @@ class Torchrun:
             return "the plan uses one GPU"
         if is_worker():
             return "this process is one of torchrun's already"
-        return engine_refusal(job)
+        return engine_refusal(job) if job.plan.sharded else None
 
     def train(self, job: TrainJob) -> TrainResult:
         gpus, nodes = job.plan.setup.gpus, Nodes.here()

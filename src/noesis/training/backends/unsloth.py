@@ -20,7 +20,7 @@ from noesis.core.errors import CapError, TrainingError
 from noesis.core.files import write_text
 from noesis.core.rooted import remove
 from noesis.run.metrics import read_metrics
-from noesis.training.backends.trl_arguments import shared_arguments
+from noesis.training.backends.trainer_arguments import shared_arguments
 from noesis.training.job import TrainJob, TrainResult
 
 PYTHON = "NOESIS_UNSLOTH_PYTHON"

@@ -1,7 +1,7 @@
 """Causal attention within the sequences of one packed row: no token sees another sequence.
 
 On a GPU FlashAttention (Dao, https://arxiv.org/abs/2307.08691) through torch's own operator; on a CPU torch's fused
-attention, a sequence at a time.
+attention, a sequence at a time; capped scores by `blockwise`, on both.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ from typing import Any, Literal
 
 import torch
 
+from noesis.training.engine import blockwise
+from noesis.training.engine.blockwise import Scores
+
 Tensor = Any
-Backend = Literal["flash", "torch"]
+Backend = Literal["flash", "torch", "blockwise"]
 
 
 @dataclass(frozen=True)
@@ -39,34 +42,36 @@ class Attended:
 
     out: Tensor
     lse: Tensor | None
-    state: Any  # FlashAttention's random state; on a CPU (output, log-sum-exp) of each sequence
+    state: Any  # FlashAttention's random state; otherwise (output, log-sum-exp) of each sequence
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, backend: Backend) -> Attended:
+def forward(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scores: Scores, backend: Backend) -> Attended:
     """q: (T, Q, D), k and v: (T, K, D)."""
     b, n = segments.bounds, segments.longest
     if backend == "flash":
         out, lse, state, unused, _ = torch.ops.aten._flash_attention_forward(
-            q, k, v, b, b, n, n, 0.0, True, False, scale=scale
+            q, k, v, b, b, n, n, 0.0, True, False, **scores.flash
         )
         return Attended(out, lse, (state, unused))
-    parts = [_host_forward(x, y, z, scale) for x, y, z in _split(segments, q, k, v)]
+    one = blockwise.forward if backend == "blockwise" else _host_forward
+    parts = [one(x, y, z, scores) for x, y, z in _split(segments, q, k, v)]
     return Attended(torch.cat([out for out, _ in parts]), None, parts)
 
 
 def backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, saved: Attended, segments: Segments, scale: float, backend: Backend
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, saved: Attended, segments: Segments, scores: Scores, backend: Backend
 ) -> tuple[Tensor, ...]:
     """Gradients of q, k, v in their shapes."""
     b, n = segments.bounds, segments.longest
     if backend == "flash":
         return tuple(
             torch.ops.aten._flash_attention_backward(
-                dout, q, k, v, saved.out, saved.lse, b, b, n, n, 0.0, True, *saved.state, scale=scale
+                dout, q, k, v, saved.out, saved.lse, b, b, n, n, 0.0, True, *saved.state, **scores.flash
             )  # type: ignore[index]
         )
+    one = blockwise.backward if backend == "blockwise" else _host_backward
     gradients = [
-        _host_backward(d, x, y, z, out, lse, scale)
+        one(d, x, y, z, out, lse, scores)
         for (d, x, y, z), (out, lse) in zip(_split(segments, dout, q, k, v), saved.state, strict=True)
     ]
     return tuple(torch.cat(g) for g in zip(*gradients, strict=True))
@@ -81,28 +86,39 @@ def _heads_first(x: Tensor, repeat: int = 1) -> Tensor:
     return (x if repeat == 1 else x.repeat_interleave(repeat, dim=1)).transpose(0, 1)[None]
 
 
-def _host_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _host_mask(n: int, scores: Scores, like: Tensor) -> Tensor | None:
+    """What is added to the scores of a sequence longer than the window: (n, n), 0 or -inf; None: causal will do."""
+    if scores.window is None or n <= scores.window:
+        return None
+    hidden = torch.ones((n, n), dtype=torch.bool).tril_(-scores.window) | torch.ones((n, n), dtype=torch.bool).triu_(1)
+    return torch.zeros((n, n), dtype=like.dtype).masked_fill_(hidden, float("-inf"))
+
+
+def _host_forward(q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> tuple[Tensor, Any]:
     """(output (T, Q, D), log-sum-exp) of one sequence."""
-    each = q.shape[1] // k.shape[1]
+    each, mask = q.shape[1] // k.shape[1], _host_mask(len(q), scores, q)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        _heads_first(q), _heads_first(k, each), _heads_first(v, each), 0.0, True, scale=scale
-    )
+        _heads_first(q), _heads_first(k, each), _heads_first(v, each), 0.0, mask is None,
+        attn_mask=mask, scale=scores.scale,
+    )  # fmt: skip
     return out[0].transpose(0, 1), lse
 
 
 def _host_backward(
-    d: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+    d: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Any, scores: Scores
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of one sequence's q, k, v; those of heads that share a key are summed."""
     (n, heads, width), each = k.shape, q.shape[1] // k.shape[1]
-    inputs = (_heads_first(q), _heads_first(k, each), _heads_first(v, each))
+    inputs, mask = (_heads_first(q), _heads_first(k, each), _heads_first(v, each)), _host_mask(n, scores, q)
     dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        _heads_first(d), *inputs, _heads_first(out), lse, 0.0, True, scale=scale
+        _heads_first(d), *inputs, _heads_first(out), lse, 0.0, mask is None, attn_mask=mask, scale=scores.scale
     )
     dq, dk, dv = (g[0].transpose(0, 1) for g in (dq, dk, dv))
     return dq, *(g.reshape(n, heads, each, width).sum(2) for g in (dk, dv))
 
 
-def choose_attention(device: Any, dtype: Any) -> Backend:
-    """The backend for a device and a dtype of activations."""
+def choose_attention(device: Any, dtype: Any, scores: Scores) -> Backend:
+    """The backend for a device, a dtype of activations, and what is to be computed."""
+    if scores.cap is not None:
+        return "blockwise"
     return "flash" if torch.device(device).type == "cuda" and dtype != torch.float32 else "torch"

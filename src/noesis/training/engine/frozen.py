@@ -141,6 +141,23 @@ class Nf4:
             self.unpacked = None
 
 
+class Biased:
+    """Frozen weights whose product gets a bias, in the dtype of the activations: (N,)."""
+
+    def __init__(self, weights: Dense | Fp8 | Nf4, bias: Tensor) -> None:
+        self.weights, self.bias, self.fp8 = weights, bias, weights.fp8
+
+    def forward(self, x: Inputs) -> Tensor:
+        return self.weights.forward(x).add_(self.bias)
+
+    def backward(self, dy: Inputs) -> Tensor:
+        return self.weights.backward(dy)
+
+    def release(self) -> None:
+        """Free what was unpacked."""
+        self.weights.release()
+
+
 FAST_ACCUMULATION = True  # of the FP8 products: docs/decisions/0012-engine.md
 
 
@@ -180,20 +197,29 @@ def gather(part: Tensor) -> Tensor:
     return whole
 
 
-FrozenWeights = Dense | Fp8 | Nf4
+FrozenWeights = Dense | Fp8 | Nf4 | Biased
 
 
 def store(
-    precision: Precision, parts: list[Tensor], *, sharded: bool = False, double_quant: bool = True
+    precision: Precision,
+    parts: list[Tensor],
+    biases: list[Tensor],
+    *,
+    sharded: bool = False,
+    double_quant: bool = True,
 ) -> FrozenWeights:
     """Weights (outputs, inputs) of projections with one input, stored in `precision`.
 
     Args:
+        biases: (outputs,) of each projection, or none at all.
         sharded: spread over the GPUs; FP8 never is.
         double_quant: quantise NF4's scales too.
     """
+    stored: Dense | Fp8 | Nf4
     if precision == "fp8":
-        return Fp8(parts)
-    if precision == "nf4":
-        return Nf4(parts, sharded=sharded, double_quant=double_quant)
-    return ShardedDense(parts) if sharded else Dense(parts)
+        stored = Fp8(parts)
+    elif precision == "nf4":
+        stored = Nf4(parts, sharded=sharded, double_quant=double_quant)
+    else:
+        stored = ShardedDense(parts) if sharded else Dense(parts)
+    return Biased(stored, torch.cat(biases)) if biases else stored

@@ -138,70 +138,137 @@ def add_low_rank(
 
 
 @triton.jit
+def _pair(half, D2: tl.constexpr, TURNED: tl.constexpr):
+    """Where in a head the two numbers of each pair are: `TURNED` pairs at its beginning, then those that stay."""
+    if TURNED == D2:
+        one = half
+        two = half + D2
+    else:
+        one = tl.where(half < TURNED, half, half + TURNED)
+        two = tl.where(half < TURNED, half + TURNED, half + D2)
+    return one, two
+
+
+@triton.jit
+def _head_rstd(first, second, eps, D2: tl.constexpr):
+    """1/root-mean-square of a head, for each row: (BM, 1)."""
+    return (1.0 / tl.sqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / (2 * D2) + eps))[:, None]
+
+
+@triton.jit
 def rotate_forward(
-    qkv, u, b, cos, sin, tokens, width, u_stride, QH, KH,
-    D2: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, BM: tl.constexpr, LOW: tl.constexpr,
+    qkv, u, b, cos, sin, raw, norm, tokens, width, u_stride, QH, KH, eps,
+    D2: tl.constexpr, HALF: tl.constexpr, TURNED: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, BM: tl.constexpr,
+    NORM: tl.constexpr,
 ):  # fmt: skip
     """Adds the adapters' part to q, k and v and rotates q and k, in place, one head of a block of rows.
 
-    cos, sin: (T, D/2)
+    cos, sin: (T, D/2). HALF: D/2 rounded up to a power of two
+    NORM: each head of q and k is normed before; norm: (2, D), raw: (T, (Q + K)·D) receives q and k as they were
     """
     head = tl.program_id(0)
     rows = tl.program_id(1) * BM + tl.arange(0, BM)
-    half = tl.arange(0, D2)
+    half = tl.arange(0, HALF)
     row_mask = rows < tokens
+    inside = half < D2
     kind = (head >= QH).to(tl.int32) + (head >= QH + KH).to(tl.int32)
-    mask = row_mask[:, None] & (half[None, :] < D2)
-    at = rows[:, None].to(tl.int64) * width + head * 2 * D2 + half[None, :]
-    first = tl.load(qkv + at, mask=mask, other=0.0).to(tl.float32)
-    second = tl.load(qkv + at + D2, mask=mask, other=0.0).to(tl.float32)
-    if LOW:
-        columns = head * 2 * D2 + half
-        inside = half < D2
-        first += _low_rank(u + kind * R, b, rows, columns, row_mask, inside, u_stride, R, RP)
-        second += _low_rank(u + kind * R, b, rows, columns + D2, row_mask, inside, u_stride, R, RP)
+    mask = row_mask[:, None] & inside[None, :]
+    one, two = _pair(half, D2, TURNED)
+    at = rows[:, None].to(tl.int64) * width + head * 2 * D2
+    first = tl.load(qkv + at + one[None, :], mask=mask, other=0.0).to(tl.float32)
+    second = tl.load(qkv + at + two[None, :], mask=mask, other=0.0).to(tl.float32)
+    columns = head * 2 * D2
+    first += _low_rank(u + kind * R, b, rows, columns + one, row_mask, inside, u_stride, R, RP)
+    second += _low_rank(u + kind * R, b, rows, columns + two, row_mask, inside, u_stride, R, RP)
+    if NORM:
+        kept = mask & (kind < 2)
+        raw_at = rows[:, None].to(tl.int64) * ((QH + KH) * 2 * D2) + columns
+        tl.store(raw + raw_at + one[None, :], first.to(raw.dtype.element_ty), mask=kept)
+        tl.store(raw + raw_at + two[None, :], second.to(raw.dtype.element_ty), mask=kept)
+        rstd = tl.where(kind == 2, 1.0, _head_rstd(first, second, eps, D2))
+        weight = norm + kind * 2 * D2
+        known = inside & (kind < 2)
+        w1 = tl.load(weight + one, mask=known, other=1.0)
+        w2 = tl.load(weight + two, mask=known, other=1.0)
+        first = ((first * rstd).to(w1.dtype) * w1[None, :]).to(tl.float32)
+        second = ((second * rstd).to(w2.dtype) * w2[None, :]).to(tl.float32)
     c = tl.load(cos + rows[:, None] * D2 + half[None, :], mask=mask, other=0.0)
     n = tl.load(sin + rows[:, None] * D2 + half[None, :], mask=mask, other=0.0)
     c = tl.where(kind == 2, 1.0, c)
     n = tl.where(kind == 2, 0.0, n)
-    tl.store(qkv + at, (first * c - second * n).to(qkv.dtype.element_ty), mask=mask)
-    tl.store(qkv + at + D2, (second * c + first * n).to(qkv.dtype.element_ty), mask=mask)
+    tl.store(qkv + at + one[None, :], (first * c - second * n).to(qkv.dtype.element_ty), mask=mask)
+    tl.store(qkv + at + two[None, :], (second * c + first * n).to(qkv.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def rotate_backward(dq, dk, dv, dqkv, cos, sin, tokens, width, QH, KH, D2: tl.constexpr, BM: tl.constexpr):
-    """Gathers dq, dk, dv (each contiguous) into one tensor, rotated back."""
+def rotate_backward(
+    dq, dk, dv, dqkv, cos, sin, raw, norm, tokens, width, QH, KH, eps,
+    D2: tl.constexpr, HALF: tl.constexpr, TURNED: tl.constexpr, BM: tl.constexpr, NORM: tl.constexpr,
+):  # fmt: skip
+    """Gathers dq, dk, dv (each contiguous) into one tensor, rotated back and, with NORM, through the heads' norms."""
     head = tl.program_id(0)
     rows = tl.program_id(1) * BM + tl.arange(0, BM)
-    half = tl.arange(0, D2)
-    mask = (rows[:, None] < tokens) & (half[None, :] < D2)
+    half = tl.arange(0, HALF)
+    inside = half < D2
+    mask = (rows[:, None] < tokens) & inside[None, :]
     wide = rows[:, None].to(tl.int64)
+    one, two = _pair(half, D2, TURNED)
     if head < QH:
-        source = dq + wide * (QH * 2 * D2) + head * 2 * D2 + half[None, :]
-        first = tl.load(source, mask=mask, other=0.0).to(tl.float32)
-        second = tl.load(source + D2, mask=mask, other=0.0).to(tl.float32)
+        source = dq + wide * (QH * 2 * D2) + head * 2 * D2
+        first = tl.load(source + one[None, :], mask=mask, other=0.0).to(tl.float32)
+        second = tl.load(source + two[None, :], mask=mask, other=0.0).to(tl.float32)
     elif head < QH + KH:
-        source = dk + wide * (KH * 2 * D2) + (head - QH) * 2 * D2 + half[None, :]
-        first = tl.load(source, mask=mask, other=0.0).to(tl.float32)
-        second = tl.load(source + D2, mask=mask, other=0.0).to(tl.float32)
+        source = dk + wide * (KH * 2 * D2) + (head - QH) * 2 * D2
+        first = tl.load(source + one[None, :], mask=mask, other=0.0).to(tl.float32)
+        second = tl.load(source + two[None, :], mask=mask, other=0.0).to(tl.float32)
     else:
-        source = dv + wide * (KH * 2 * D2) + (head - QH - KH) * 2 * D2 + half[None, :]
-        first = tl.load(source, mask=mask, other=0.0).to(tl.float32)
-        second = tl.load(source + D2, mask=mask, other=0.0).to(tl.float32)
+        source = dv + wide * (KH * 2 * D2) + (head - QH - KH) * 2 * D2
+        first = tl.load(source + one[None, :], mask=mask, other=0.0).to(tl.float32)
+        second = tl.load(source + two[None, :], mask=mask, other=0.0).to(tl.float32)
     c = tl.load(cos + rows[:, None] * D2 + half[None, :], mask=mask, other=0.0)
     n = tl.load(sin + rows[:, None] * D2 + half[None, :], mask=mask, other=0.0)
     c = tl.where(head >= QH + KH, 1.0, c)
     n = tl.where(head >= QH + KH, 0.0, n)
-    at = wide * width + head * 2 * D2 + half[None, :]
-    tl.store(dqkv + at, (first * c + second * n).to(dqkv.dtype.element_ty), mask=mask)
-    tl.store(dqkv + at + D2, (second * c - first * n).to(dqkv.dtype.element_ty), mask=mask)
+    back1 = first * c + second * n
+    back2 = second * c - first * n
+    if NORM:
+        is_value = head >= QH + KH
+        raw_at = wide * ((QH + KH) * 2 * D2) + head * 2 * D2
+        raw1 = tl.load(raw + raw_at + one[None, :], mask=mask & (head < QH + KH), other=0.0).to(tl.float32)
+        raw2 = tl.load(raw + raw_at + two[None, :], mask=mask & (head < QH + KH), other=0.0).to(tl.float32)
+        rstd = _head_rstd(raw1, raw2, eps, D2)
+        weight = norm + (head >= QH).to(tl.int32) * 2 * D2
+        known = inside & (head < QH + KH)
+        g1 = back1 * tl.load(weight + one, mask=known, other=0.0).to(tl.float32)[None, :]
+        g2 = back2 * tl.load(weight + two, mask=known, other=0.0).to(tl.float32)[None, :]
+        raw1, raw2 = raw1 * rstd, raw2 * rstd
+        mean = ((tl.sum(g1 * raw1, 1) + tl.sum(g2 * raw2, 1)) / (2 * D2))[:, None]
+        back1 = tl.where(is_value, back1, (g1 - raw1 * mean) * rstd)
+        back2 = tl.where(is_value, back2, (g2 - raw2 * mean) * rstd)
+    at = wide * width + head * 2 * D2
+    tl.store(dqkv + at + one[None, :], back1.to(dqkv.dtype.element_ty), mask=mask)
+    tl.store(dqkv + at + two[None, :], back2.to(dqkv.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def swiglu_forward(
-    gu, u, b, act, tokens, width, u_stride, R: tl.constexpr, RP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
-):
-    """act = silu(gate) · up, both with their adapters' part. gu: (T, 2I), u: (T, 2R), b: (2I, R), act: (T, I)."""
+def _gate(gate, GELU: tl.constexpr):
+    """(s, slope): the activation is gate · s, and its derivative s · (1 + gate · (1 - s) · slope)."""
+    if GELU:  # by tanh, which is a sigmoid of twice the argument
+        square = gate * gate
+        sigmoid = tl.sigmoid(1.5957691216057308 * gate * (1.0 + 0.044715 * square))
+        slope = 1.5957691216057308 * (1.0 + 0.134145 * square)
+    else:
+        sigmoid = tl.sigmoid(gate)
+        slope = 1.0
+    return sigmoid, slope
+
+
+@triton.jit
+def glu_forward(
+    gu, u, b, act, tokens, width, u_stride,
+    R: tl.constexpr, RP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GELU: tl.constexpr,
+):  # fmt: skip
+    """act = activation(gate) · up, with their adapters' part. gu: (T, 2I), u: (T, 2R), b: (2I, R), act: (T, I)."""
     rows = tl.program_id(1) * BM + tl.arange(0, BM)
     columns = tl.program_id(0) * BN + tl.arange(0, BN)
     row_mask, column_mask = rows < tokens, columns < width
@@ -211,14 +278,15 @@ def swiglu_forward(
     gate += _low_rank(u, b, rows, columns, row_mask, column_mask, u_stride, R, RP)
     up = tl.load(gu + at + width, mask=mask, other=0.0).to(tl.float32)
     up += _low_rank(u + R, b + width * R, rows, columns, row_mask, column_mask, u_stride, R, RP)
-    value = gate * tl.sigmoid(gate) * up
+    sigmoid, _ = _gate(gate, GELU)
+    value = gate * sigmoid * up
     tl.store(act + rows[:, None].to(tl.int64) * width + columns[None, :], value.to(act.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["seed", "threshold"])
-def swiglu_backward(
+def glu_backward(
     gu, u, b, dact, du, a, dgu, seed, threshold, keep_scale, tokens, width, u_stride,
-    R: tl.constexpr, RP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, DROP: tl.constexpr,
+    R: tl.constexpr, RP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, DROP: tl.constexpr, GELU: tl.constexpr,
 ):  # fmt: skip
     """Gradients of gate and up; dgu may be gu itself.
 
@@ -238,8 +306,8 @@ def swiglu_backward(
     gate += _low_rank(u, b, rows, columns, row_mask, column_mask, u_stride, R, RP)
     up = tl.load(gu + at + width, mask=mask, other=0.0).to(tl.float32)
     up += _low_rank(u + R, b + width * R, rows, columns, row_mask, column_mask, u_stride, R, RP)
-    sigmoid = tl.sigmoid(gate)
-    dgate = d * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))
+    sigmoid, slope = _gate(gate, GELU)
+    dgate = d * up * sigmoid * (1.0 + gate * (1.0 - sigmoid) * slope)
     dup = d * gate * sigmoid
     tl.debug_barrier()  # everything is read before it is overwritten
     tl.store(dgu + at, dgate.to(dgu.dtype.element_ty), mask=mask)

@@ -1,8 +1,8 @@
-"""A Llama-like model with a PEFT adapter whose forward pass is the engine's: packed rows in, loss out.
+"""A model with a PEFT adapter whose forward pass is the engine's: packed rows in, loss out.
 
 The modules are those of transformers and PEFT, so that saving, resuming and the optimizer see what they know. The
 linear modules of the base have no weights of their own (their weight is a single zero expanded to a matrix): the engine
-stores the weights as it needs them.
+stores the weights as it needs them. What the layers compute is `core/families`' description of the model.
 """
 
 from __future__ import annotations
@@ -12,26 +12,30 @@ from typing import Any
 
 import torch
 
+from noesis.core.families.architecture import Architecture
+from noesis.core.families.registry import describe
+from noesis.core.families.shape import SEPARATE
 from noesis.llm.causal_model import library_errors
 from noesis.llm.model_config import read_model_config
 from noesis.planning.setup import Setup
 from noesis.training.engine import attention
+from noesis.training.engine.adapters import Adapters
 from noesis.training.engine.attention import Segments
+from noesis.training.engine.blockwise import Scores
 from noesis.training.engine.frozen import store
-from noesis.training.engine.head import Loss, TokenLosses
-from noesis.training.engine.layer import NO_DROP, Adapters, DecoderLayer, Layer, Row
+from noesis.training.engine.head import Loss, Output, TokenLosses
+from noesis.training.engine.join import Join, NormedJoin, ScaledJoin
+from noesis.training.engine.layer import DecoderLayer, Layer, Row
 from noesis.training.engine.offload import Offload
-from noesis.training.engine.ops import Dropout
+from noesis.training.engine.ops import NO_DROP, Dropout
+from noesis.training.engine.rotary import HeadNorms, Rotary
 from noesis.training.engine.weights import Reader
 from noesis.training.packing import PackedRow
 
 Tensor = Any
-GROUPS = {
-    "qkv": ("q_proj", "k_proj", "v_proj"),
-    "o": ("o_proj",),
-    "gate_up": ("gate_proj", "up_proj"),
-    "down": ("down_proj",),
-}
+HEAD_NORMS = ("q_norm", "k_norm")
+MLP = ("gate_proj", "up_proj", "gate_up_proj", "down_proj")
+KERNEL_HEADS = (32, 64, 96, 128, 256)  # widths that the kernels and FlashAttention take
 
 
 def unsupported_reason(folder: Path, target_modules: tuple[str, ...], *, kernels: bool) -> str | None:
@@ -41,24 +45,18 @@ def unsupported_reason(folder: Path, target_modules: tuple[str, ...], *, kernels
         kernels: the Triton kernels will run (on a GPU), which limit the widths.
     """
     raw = read_model_config(folder)
-    if raw.get("model_type") not in ("llama", "mistral"):
-        return f"its layers are of type {raw.get('model_type')!r}; the engine knows llama and mistral"
-    if (
-        raw.get("sliding_window")
-        or raw.get("attention_bias")
-        or raw.get("mlp_bias")
-        or raw.get("hidden_act", "silu") != "silu"
-    ):
-        return "it has a sliding window, biases, or an activation other than silu"
-    head = raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"]
-    if kernels and (head not in (32, 64, 128, 256) or raw["hidden_size"] % 64 or raw["intermediate_size"] % 64):
-        return (
-            f"its heads are {head} wide, or a width is not a multiple of 64; "
-            "the kernels take heads of 32, 64, 128 or 256"
-        )
     if "quantization_config" in raw:
         return "its weights are quantised already"
-    other = set(target_modules) - {name for names in GROUPS.values() for name in names}
+    try:
+        shape = describe(raw).shape
+    except ValueError as error:
+        return str(error)
+    if kernels and (shape.head_dim not in KERNEL_HEADS or shape.hidden % 64 or shape.intermediate % 64):
+        return (
+            f"its heads are {shape.head_dim} wide, or a width is not a multiple of 64; "
+            f"the kernels take heads of {', '.join(map(str, KERNEL_HEADS))}"
+        )
+    other = set(shape.parts.targets(target_modules)) - set(shape.linear())
     return f"the adapter has other target_modules: {', '.join(sorted(other))}" if other else None
 
 
@@ -85,6 +83,7 @@ def build(
     with library_errors(f"can't load {folder}"), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         base = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    architecture = describe(config.to_dict())  # completed by transformers where the file says nothing
     shapes = {name: tuple(parameter.shape) for name, parameter in base.named_parameters()}
     for name, module in list(base.named_modules()):
         if isinstance(module, torch.nn.Linear) and name != "lm_head":
@@ -98,7 +97,7 @@ def build(
             parameter.data = parameter.data.float()
     with Reader(folder, dtype, device) as reader:
         reader.require(shapes)
-        engine = Engine(base, setup, lora, reader, device, sharded=sharded, double_quant=double_quant)
+        engine = Engine(base, architecture, setup, lora, reader, device, sharded=sharded, double_quant=double_quant)
     # DistributedDataParallel would broadcast the frozen base to every GPU
     model._ddp_params_and_buffers_to_ignore = [n for n, p in model.named_parameters() if not p.requires_grad] + [
         n for n, _ in model.named_buffers()
@@ -114,6 +113,7 @@ class Engine:
     def __init__(
         self,
         base: Any,
+        architecture: Architecture,
         setup: Setup,
         lora: Any,
         reader: Reader,
@@ -122,65 +122,88 @@ class Engine:
         sharded: bool,
         double_quant: bool,
     ) -> None:
-        config = base.config
-        self.base, self.setup, self.device = base, setup, device
+        self.base, self.architecture, self.setup, self.device = base, architecture, setup, device
+        self.dtype = reader.dtype  # of the activations; norms may be kept in another
         self.threshold = round(lora.lora_dropout * 256)
         self.training = True
-        self.eps = config.rms_norm_eps
-        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.rotary = base.model.rotary_emb
-        heads = (config.num_attention_heads, config.num_key_value_heads)
-        backend = attention.choose_attention(device, reader.dtype)
-        offload = Offload() if setup.offloads else None
+        self.rotary = Rotary(base.model.rotary_emb, architecture, device)
+        self.offload = Offload() if setup.offloads else None
+        names = weight_names(architecture)
+        prefixes = [f"model.layers.{i}." for i in range(architecture.shape.layers)]
         self.layers: list[Layer] = []
-        prefixes = [f"model.layers.{i}." for i in range(config.num_hidden_layers)]
-        names = [f"self_attn.{p}" for p in (*GROUPS["qkv"], *GROUPS["o"])] + [
-            f"mlp.{p}" for p in (*GROUPS["gate_up"], *GROUPS["down"])
-        ]
-        names += ["input_layernorm", "post_attention_layernorm"]
-        for i, tensors in enumerate(reader.groups([[f"{p}{name}.weight" for name in names] for p in prefixes])):
-            module = base.model.layers[i]
-            by_name = {name.rpartition(".")[2]: tensor for name, tensor in zip(names, tensors, strict=True)}
-            del tensors
-            for norm in ("input_layernorm", "post_attention_layernorm"):
-                getattr(module, norm).weight = torch.nn.Parameter(by_name[norm], requires_grad=False)
-            frozen, adapters = {}, {}
-            for group, members in GROUPS.items():
-                parts = [by_name.pop(name) for name in members]
-                adapters[group] = _adapters(module, members, parts, lora, dtype=parts[0].dtype, device=device)
-                frozen[group] = store(setup.precision, parts, sharded=sharded, double_quant=double_quant)
-                del parts
-            self.layers.append(
-                Layer(
-                    index=i,
-                    norm=module.input_layernorm.weight,
-                    norm2=module.post_attention_layernorm.weight,
-                    eps=self.eps,
-                    heads=heads,
-                    head_dim=self.head_dim,
-                    frozen=frozen,
-                    adapters=adapters,
-                    checkpointing=setup.gradient_checkpointing,
-                    backend=backend,
-                    offload=offload,
-                )
-            )
+        for i, tensors in enumerate(reader.groups([[prefix + name for name in names] for prefix in prefixes])):
+            by_name = dict(zip(names, tensors, strict=True))
+            del tensors  # each weight is freed as soon as it is stored
+            self.layers.append(self._layer(i, by_name, lora, sharded=sharded, double_quant=double_quant))
         self._load_ends(base, reader)
-        self.chunk = max(128, setup.logits_bytes // (2 * len(self.head)) // 128 * 128)  # tokens
         self.parameters = [layer.parameters() for layer in self.layers]
+
+    def _layer(self, index: int, tensors: dict[str, Tensor], lora: Any, **storage: bool) -> Layer:
+        """Layer `index` of its weights, by name, which are taken out; its modules get the small ones."""
+        described, module = self.architecture, self.base.model.layers[index]
+        shape, parts = described.shape, described.shape.parts
+        for name, tensor in tensors.items():
+            if tensor.dim() == 1:
+                _put(module, name, tensor)
+        frozen, adapters = {}, {}
+        for group, members in parts.groups.items():
+            weights = [tensors.pop(f"{_place(name)}.weight") for name in members]
+            biases = [tensors.pop(f"{_place(name)}.bias") for name in members if group in parts.biases]
+            adapters[group] = _adapters(module, group, members, weights, lora)
+            frozen[group] = store(self.setup.precision, weights, biases, **storage)
+            del weights
+        norms = {name: self._norm(tensor) for name, tensor in tensors.items()}
+        scores = Scores(described.attention_scale, described.windows[index], described.attention_cap)
+        joins: list[Join] = [Join(), Join()]
+        if parts.output_norms:
+            joins = [NormedJoin(norms[f"{name}.weight"], described.epsilon) for name in parts.output_norms]
+        elif described.residual_scale != 1.0:
+            joins = [ScaledJoin(described.residual_scale)] * 2
+        before, after = (norms[f"{name}.weight"] for name in parts.input_norms)
+        of_heads = [norms[f"self_attn.{name}.weight"] for name in HEAD_NORMS if parts.head_norms]
+        return Layer(
+            index=index,
+            norm=before,
+            norm2=after,
+            eps=described.epsilon,
+            heads=(shape.heads, shape.kv_heads),
+            head_dim=shape.head_dim,
+            scores=scores,
+            rotary=described.rotary[index],
+            head_norms=HeadNorms(torch.stack(of_heads), described.epsilon) if of_heads else None,
+            activation=described.activation,
+            joins=(joins[0], joins[1]),
+            frozen=frozen,
+            adapters=adapters,
+            checkpointing=self.setup.gradient_checkpointing,
+            backend=attention.choose_attention(self.device, self.dtype, scores),
+            offload=self.offload,
+        )
+
+    def _norm(self, weight: Tensor) -> Tensor:
+        """A norm's weight as the layer multiplies by it."""
+        return weight.float() + 1 if self.architecture.plus_one else weight
 
     def _load_ends(self, base: Any, reader: Reader) -> None:
         """Load embedding, last norm and output layer."""
+        described = self.architecture
         embedding = reader.one("model.embed_tokens.weight")
-        tied = base.config.tie_word_embeddings
-        self.head = embedding if tied else reader.one("lm_head.weight")
+        tied = described.shape.tied
+        head = embedding if tied else reader.one("lm_head.weight")
         self.embedding = embedding.to("cpu") if self.setup.offloads and not tied else embedding
-        self.norm = reader.one("model.norm.weight")
         base.model.embed_tokens.weight = torch.nn.Parameter(self.embedding, requires_grad=False)
-        base.lm_head.weight = (
-            base.model.embed_tokens.weight if tied else torch.nn.Parameter(self.head, requires_grad=False)
+        base.lm_head.weight = base.model.embed_tokens.weight if tied else torch.nn.Parameter(head, requires_grad=False)
+        norm = reader.one("model.norm.weight")
+        _put(base.model, "norm.weight", norm)
+        self.embedding_scale = None
+        if described.embedding_scale != 1.0:  # rounded to the embedding's type, as transformers does
+            self.embedding_scale = torch.tensor(described.embedding_scale, dtype=embedding.dtype, device=self.device)
+            if hasattr(base.model.embed_tokens, "embed_scale"):
+                base.model.embed_tokens.embed_scale = self.embedding_scale
+        chunk = max(128, self.setup.logits_bytes // (2 * len(head)) // 128 * 128)
+        self.output = Output(
+            self._norm(norm), described.epsilon, head, chunk, described.logits_divisor, described.logits_cap
         )
-        base.model.norm.weight = torch.nn.Parameter(self.norm, requires_grad=False)
 
     def begin_step(self) -> None:
         """The adapter has changed: drop the copies in the activations' dtype."""
@@ -192,20 +215,12 @@ class Engine:
         """Summed negative log-likelihood of the row's trained tokens / `divisor` (a float32 scalar on the device)."""
         h = self._layers(packed)
         positions, targets = self._to_device(packed.positions), self._to_device(packed.targets)
-        return Loss.apply(h, self.norm, self.eps, self.head, positions, targets, divisor, self.chunk)
+        return Loss.apply(h, self.output, positions, targets, divisor)
 
     def token_losses(self, packed: PackedRow) -> Tensor:
         """Negative log-likelihood of each of the row's trained tokens: (trained tokens,) float32."""
         h = self._layers(packed)
-        return TokenLosses.apply(
-            h,
-            self.norm,
-            self.eps,
-            self.head,
-            self._to_device(packed.positions),
-            self._to_device(packed.targets),
-            self.chunk,
-        )
+        return TokenLosses.apply(h, self.output, self._to_device(packed.positions), self._to_device(packed.targets))
 
     def _layers(self, packed: PackedRow) -> Tensor:
         """Hidden states after the last layer: (T, H)."""
@@ -218,13 +233,10 @@ class Engine:
         """Embedded tokens (T, H), and what all layers share."""
         ids = torch.tensor(packed.input_ids)
         h = torch.nn.functional.embedding(ids.to(self.embedding.device), self.embedding).to(self.device)
-        with torch.no_grad():
-            cos, sin = self.rotary(
-                torch.empty((), dtype=torch.float32, device=self.device), self._to_device(packed.position_ids)[None]
-            )
-        half = self.head_dim // 2
-        cos, sin = cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
-        return h, Row(Segments.of(packed.lengths, self.device), cos, sin, self._drops())
+        if self.embedding_scale is not None:
+            h = h * self.embedding_scale
+        angles = self.rotary.angles(self._to_device(packed.position_ids), packed.lengths)
+        return h, Row(Segments.of(packed.lengths, self.device), angles, self._drops())
 
     def _drops(self) -> list[list[Dropout]]:
         count = len(self.layers)
@@ -238,13 +250,43 @@ class Engine:
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
 
-def _adapters(
-    module: Any, members: tuple[str, ...], parts: list[Tensor], lora: Any, *, dtype: Any, device: Any
-) -> Adapters:
+def weight_names(architecture: Architecture) -> list[str]:
+    """Names of all weights of one layer, without the layer's own."""
+    parts = architecture.shape.parts
+    names = [f"{_place(name)}.weight" for members in parts.groups.values() for name in members]
+    names += [f"{_place(name)}.bias" for group in parts.biases for name in parts.groups[group]]
+    names += [f"self_attn.{name}.weight" for name in HEAD_NORMS if parts.head_norms]
+    return names + [f"{name}.weight" for name in (*parts.input_norms, *parts.output_norms)]
+
+
+def _place(projection: str) -> str:
+    """Where in a layer a projection is."""
+    return (
+        f"{'mlp' if projection in ('gate_proj', 'up_proj', 'gate_up_proj', 'down_proj') else 'self_attn'}.{projection}"
+    )
+
+
+def _put(module: Any, name: str, tensor: Tensor) -> None:
+    """Give a weight to the module that it belongs to, under PEFT's if it has one."""
+    path, _, attribute = name.rpartition(".")
+    inner = module.get_submodule(path)
+    setattr(getattr(inner, "base_layer", inner), attribute, torch.nn.Parameter(tensor, requires_grad=False))
+
+
+def _adapters(module: Any, group: str, members: tuple[str, ...], weights: list[Tensor], lora: Any) -> Adapters:
     pairs: list[tuple[Tensor, Tensor] | None] = []
     for name in members:
-        linear = getattr(module.self_attn if hasattr(module.self_attn, name) else module.mlp, name)
+        linear = module.get_submodule(_place(name))
         has = hasattr(linear, "lora_A")
         pairs.append((linear.lora_A["default"].weight, linear.lora_B["default"].weight) if has else None)
-    sizes, inputs = [len(part) for part in parts], parts[0].shape[1]
-    return Adapters(pairs, sizes, inputs, lora.r, lora.lora_alpha / lora.r, dtype, device)
+    like, scale = weights[0], lora.lora_alpha / lora.r
+    return Adapters(
+        pairs,
+        [len(weight) for weight in weights],
+        like.shape[1],
+        lora.r,
+        scale,
+        like.dtype,
+        like.device,
+        shared=len(SEPARATE[group]) // len(members),
+    )

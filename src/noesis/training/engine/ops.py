@@ -7,14 +7,16 @@ from typing import Any
 
 import torch
 
+from noesis.core.families.architecture import Activation
 from noesis.training.engine import host, reference
+from noesis.training.engine.rotary import Angles, HeadNorms
 
 Tensor = Any
 # rows, columns and warps of a tile of the kernels that contain a small matrix product: the fastest of twelve on Hopper
 TILES = {
     "add_low_rank": (128, 128, 8),
-    "swiglu": (64, 64, 8),
-    "swiglu_backward": (64, 128, 4),
+    "glu": (64, 64, 8),
+    "glu_backward": (64, 128, 4),
     "rotate": (64, 0, 4),
 }
 QUANTISE = (8192, 16)  # columns at a time, warps
@@ -34,6 +36,9 @@ class Dropout:
     def apply(self, x: Tensor) -> Tensor:
         """x with dropout, on a CPU."""
         return host.drop(x, self.threshold, self.seed)
+
+
+NO_DROP = Dropout(0)
 
 
 @dataclass
@@ -81,12 +86,13 @@ def norm(h: Tensor, weight: Tensor, eps: float, drop: Dropout, *, fp8: bool) -> 
     return Inputs(x, dropped, q, scale), rstd
 
 
-def norm_backward(dx: Tensor, h: Tensor, rstd: Tensor, weight: Tensor, residual: Tensor, *, fp8: bool) -> Inputs:
+def norm_backward(dx: Tensor, h: Tensor, rstd: Tensor, weight: Tensor, residual: Tensor | None, *, fp8: bool) -> Inputs:
     """Gradient to h through the norm, plus `residual`; in FP8 too if requested."""
     if not h.is_cuda:
-        dh = host.rms_norm_backward(dx, h, rstd, weight, residual)
+        dh = host.rms_norm_backward(dx, h, rstd, weight, 0.0 if residual is None else residual)
         q, scale = reference.quantise_rows(dh) if fp8 else (None, None)
         return Inputs(dh, dh, q, scale)
+    residual = torch.zeros_like(h) if residual is None else residual
     tokens, width = h.shape
     dh = torch.empty_like(h)
     q = torch.empty(h.shape, dtype=torch.float8_e4m3fn, device=h.device) if fp8 else None
@@ -132,84 +138,96 @@ def add_low_rank(y: Tensor, u: Tensor, b: Tensor, *, drop: Dropout, residual: Te
     return y
 
 
-def rotate(qkv: Tensor, u: Tensor, b: Tensor, cos: Tensor, sin: Tensor, heads: tuple[int, int]) -> Tensor:
-    """Adapters' part of q, k, v added, q and k rotated, in place.
+def rotate(
+    qkv: Tensor, u: Tensor, b: Tensor, angles: Angles, heads: tuple[int, int], norms: HeadNorms | None
+) -> tuple[Tensor, Tensor | None]:
+    """Adapters' part of q, k, v added, heads of q and k normed if `norms`, q and k rotated, in place.
 
     qkv: (T, (Q + 2K)·D), u: (T, 3R), b: ((Q + 2K)·D, R)
+
+    Returns:
+        (qkv, q and k before the norms: (T, (Q + K)·D), None without norms).
     """
-    (tokens, width), (qh, kh), r, half = qkv.shape, heads, b.shape[1], cos.shape[1]
+    (tokens, width), (qh, kh), r, half = qkv.shape, heads, b.shape[1], angles.cos.shape[1]
     if not qkv.is_cuda:
-        return host.rotate(qkv, u, b, cos, sin, heads)
+        host.add_adapters(qkv, u, b, heads, half)
+        turning, raw = qkv[:, : (qh + kh) * 2 * half].view(tokens, qh + kh, 2 * half), None
+        if norms is not None:
+            raw = turning.clone()
+            turning.copy_(host.rms_norm(raw, _by_head(norms, heads), norms.eps)[0])
+            raw = raw.view(tokens, -1)
+        host.rotate(turning, turning, angles.cos, angles.sin, angles.turned)
+        return qkv, raw
     bm, _, warps = TILES["rotate"]
+    raw = None if norms is None else qkv.new_empty((tokens, (qh + kh) * 2 * half))
     _kernels().rotate_forward[(qh + 2 * kh, -(-tokens // bm))](
-        qkv,
-        u,
-        b,
-        cos,
-        sin,
-        tokens,
-        width,
-        u.stride(0),
-        qh,
-        kh,
-        D2=half,
-        R=r,
-        RP=_power_of_two(r),
-        BM=bm,
-        LOW=True,
-        num_warps=warps,
-    )
-    return qkv
+        qkv, u, b, angles.cos, angles.sin, *_norm_arguments(qkv, raw, norms), tokens, width, u.stride(0), qh, kh,
+        0.0 if norms is None else norms.eps, D2=half, HALF=_power_of_two(half), TURNED=angles.turned,
+        R=r, RP=_power_of_two(r), BM=bm, NORM=norms is not None, num_warps=warps,
+    )  # fmt: skip
+    return qkv, raw
 
 
-def rotate_backward(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """(T, heads, D) gradients of rotated q, of rotated k and of v → (T, (Q + 2K)·D)."""
+def rotate_backward(
+    dq: Tensor, dk: Tensor, dv: Tensor, angles: Angles, raw: Tensor | None, norms: HeadNorms | None
+) -> Tensor:
+    """(T, heads, D) gradients of rotated q, of rotated k and of v → (T, (Q + 2K)·D). raw, norms: as in `rotate`."""
     (tokens, qh, d), kh = dq.shape, dk.shape[1]
-    if not dq.is_cuda:
-        return host.rotate_backward(dq, dk, dv, cos, sin)
     width = (qh + 2 * kh) * d
+    if not dq.is_cuda:
+        out = host.rotate_backward(dq, dk, dv, angles.cos, angles.sin, angles.turned)
+        if raw is not None and norms is not None:
+            normed, weight = out[:, : qh + kh], _by_head(norms, (qh, kh))
+            before = raw.view(normed.shape)
+            rstd = host.rms_norm(before, weight, norms.eps)[1]
+            normed.copy_(host.rms_norm_backward(normed, before, rstd, weight, 0.0))
+        return out.view(tokens, width)
     out = torch.empty((tokens, width), dtype=dq.dtype, device=dq.device)
     _kernels().rotate_backward[(qh + 2 * kh, -(-tokens // 128))](
-        dq.contiguous(),
-        dk.contiguous(),
-        dv.contiguous(),
-        out,
-        cos,
-        sin,
-        tokens,
-        width,
-        qh,
-        kh,
-        D2=d // 2,
-        BM=128,
-        num_warps=8,
-    )
+        dq.contiguous(), dk.contiguous(), dv.contiguous(), out, angles.cos, angles.sin,
+        *_norm_arguments(out, raw, norms), tokens, width, qh, kh, 0.0 if norms is None else norms.eps,
+        D2=d // 2, HALF=_power_of_two(d // 2), TURNED=angles.turned, BM=128, NORM=norms is not None, num_warps=8,
+    )  # fmt: skip
     return out
 
 
-def swiglu(gu: Tensor, u: Tensor, b: Tensor) -> Tensor:
-    """silu(gate) · up with the adapters' parts. gu: (T, 2I), u: (T, 2R), b: (2I, R) → (T, I)."""
+def _by_head(norms: HeadNorms, heads: tuple[int, int]) -> Tensor:
+    """The weight of each head of q and k: (Q + K, D)."""
+    return torch.cat([norms.weight[i : i + 1].expand(count, -1) for i, count in enumerate(heads)])
+
+
+def _norm_arguments(unused: Tensor, raw: Tensor | None, norms: HeadNorms | None) -> tuple[Tensor, Tensor]:
+    """Pointers for a kernel, which does not follow them without norms."""
+    return (unused, unused) if norms is None else (raw, norms.weight)
+
+
+def glu(gu: Tensor, u: Tensor, b: Tensor, activation: Activation) -> Tensor:
+    """activation(gate) · up with the adapters' parts. gu: (T, 2I), u: (T, 2R), b: (2I, R) → (T, I)."""
     if not gu.is_cuda:
-        return host.swiglu(gu, u, b)
+        return host.glu(gu, u, b, activation)
     tokens, width = gu.shape[0], gu.shape[1] // 2
     act = torch.empty((tokens, width), dtype=gu.dtype, device=gu.device)
     r = b.shape[1]
-    bm, bn, warps = TILES["swiglu"]
-    _kernels().swiglu_forward[_grid(tokens, width, bm, bn)](
-        gu, u, b, act, tokens, width, u.stride(0), R=r, RP=_power_of_two(r), BM=bm, BN=bn, num_warps=warps
-    )
+    bm, bn, warps = TILES["glu"]
+    _kernels().glu_forward[_grid(tokens, width, bm, bn)](
+        gu, u, b, act, tokens, width, u.stride(0),
+        R=r, RP=_power_of_two(r), BM=bm, BN=bn, GELU=activation == "gelu_tanh", num_warps=warps,
+    )  # fmt: skip
     return act
 
 
-def swiglu_backward(gu: Tensor, u: Tensor, b: Tensor, dact: Tensor, du: Tensor, a: Tensor, drop: Dropout) -> Tensor:
+def glu_backward(
+    gu: Tensor, u: Tensor, b: Tensor, dact: Tensor, du: Tensor, a: Tensor, drop: Dropout, activation: Activation
+) -> Tensor:
     """Gradients of gate and up: (T, 2I), written over gu on a GPU. du: (T, R), a: (I, R)."""
     if not gu.is_cuda:
-        return host.swiglu_backward(gu, dact, du, a, threshold=drop.threshold, seed=drop.seed)
+        return host.glu_backward(gu, dact, du, a, activation, threshold=drop.threshold, seed=drop.seed)
     tokens, width, r = gu.shape[0], gu.shape[1] // 2, b.shape[1]
-    bm, bn, warps = TILES["swiglu_backward"]
-    _kernels().swiglu_backward[_grid(tokens, width, bm, bn)](
+    bm, bn, warps = TILES["glu_backward"]
+    _kernels().glu_backward[_grid(tokens, width, bm, bn)](
         gu, u, b, dact, du, a, gu, drop.seed, drop.threshold, drop.scale, tokens, width, u.stride(0),
-        R=r, RP=_power_of_two(r), BM=bm, BN=bn, DROP=drop.threshold > 0, num_warps=warps,
+        R=r, RP=_power_of_two(r), BM=bm, BN=bn, DROP=drop.threshold > 0, GELU=activation == "gelu_tanh",
+        num_warps=warps,
     )  # fmt: skip
     return gu
 

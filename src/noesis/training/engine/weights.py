@@ -96,7 +96,7 @@ class Reader:
         """
         for name, shape in shapes.items():
             if name not in self.entries:
-                raise ModelError(f"the model has no weight {name!r}: it is not a complete Llama-like model")
+                raise ModelError(f"the model has no weight {name!r}: it is not a complete model of its type")
             if (found := self.entries[name].shape) != shape:
                 raise ModelError(
                     f"{self.entries[name].file}: {name!r} has the shape {found}, and config.json describes {shape}: "

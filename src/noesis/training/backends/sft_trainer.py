@@ -1,4 +1,4 @@
-"""SFTTrainer on the engine: each step's sequences are packed into rows, and each row is run forward and backward."""
+"""SFT: each step's sequences are packed into rows, and each row is run forward and backward."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from trl import SFTTrainer
+from transformers import Trainer
 
 from noesis.llm.token_rows import IGNORED
+from noesis.training.backends.build_model import build_model
+from noesis.training.backends.run_trainer import TrainerParts
 from noesis.training.backends.stepwise import PendingStep, Tensor, WholeStepTrainer
-from noesis.training.backends.trl_arguments import trl_arguments
-from noesis.training.backends.trl_run import TrainerParts
-from noesis.training.base_model import lora_config
+from noesis.training.backends.trainer_arguments import trainer_arguments
 from noesis.training.distributed import local_rank
 from noesis.training.job import TrainJob
 from noesis.training.packing import rows_of_step
 
 
-class EngineTrainer(WholeStepTrainer, SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer whose `model` is one of `engine.model.build`."""
+class SftTrainer(WholeStepTrainer, Trainer):  # type: ignore[misc]
+    """A trainer whose `model` is one of `build_model`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -66,36 +66,21 @@ class EngineTrainer(WholeStepTrainer, SFTTrainer):  # type: ignore[misc]
         return total
 
 
-def build_engine_trainer(job: TrainJob, parts: TrainerParts) -> EngineTrainer:
+def build_sft_trainer(job: TrainJob, parts: TrainerParts) -> SftTrainer:
     """The trainer with its model loaded on this process's device."""
-    from datasets import Dataset
-    from trl import SFTConfig
-
-    from noesis.training.engine.model import build
-
-    config, plan, rows, cuda = job.config, job.plan, job.rows, job.device.kind == "cuda"
-    if cuda:
+    if job.device.kind == "cuda":
         torch.cuda.set_device(local_rank())
-    torch.manual_seed(config.training.seed)
+    torch.manual_seed(job.config.training.seed)
     # before the model: under torchrun, this joins the process group
-    arguments = trl_arguments(SFTConfig, job, engine=True, whole_steps=True)
-    model = build(
-        job.model_folder,
-        plan.setup,
-        lora_config(config),
-        f"cuda:{local_rank()}" if cuda else "cpu",
-        sharded=plan.sharded,
-        double_quant=config.lora.quantization.bnb_4bit_use_double_quant,
-    )
-    return EngineTrainer(
-        model=model,
+    arguments = trainer_arguments(job)
+    return SftTrainer(
+        model=build_model(job),
         args=arguments,
-        # a placeholder: `WholeStepTrainer` feeds itself from `rows`
-        train_dataset=Dataset.from_list([{"input_ids": rows[0].input_ids, "labels": rows[0].labels}]),
+        train_dataset=range(len(job.rows)),  # `WholeStepTrainer` feeds itself
         processing_class=parts.tokenizer,
         callbacks=[parts.callback],
-        rows=rows,
-        setup=plan.setup,
+        rows=job.rows,
+        setup=job.plan.setup,
         metrics=parts.metrics,
-        sharded=plan.sharded,
+        sharded=job.plan.sharded,
     )

@@ -1,4 +1,4 @@
-"""A job's settings as the arguments of a trainer of TRL (https://huggingface.co/docs/trl/sft_trainer)."""
+"""A job's settings as the arguments of a trainer of transformers."""
 
 from __future__ import annotations
 
@@ -27,32 +27,30 @@ def shared_arguments(job: TrainJob) -> dict[str, Any]:
     }
 
 
-def trl_arguments(kind: Any, job: TrainJob, *, engine: bool, whole_steps: bool, **more: Any) -> Any:
-    """An object of class `kind`, `trl.SFTConfig` or `trl.DPOConfig`.
+def trainer_arguments(job: TrainJob, **more: Any) -> Any:
+    """The `transformers.TrainingArguments` of a trainer that takes whole steps and makes rows of them itself.
 
     Args:
-        engine: the engine computes: it keeps and recomputes as planned, and its types are explicit.
-        whole_steps: the trainer is given a step's sequences at once and makes rows of them itself.
-        more: arguments that only this kind has, or that override the shared ones.
+        more: arguments that override the shared ones.
     """
-    setup, device, cuda = job.plan.setup, job.device, job.device.kind == "cuda"
-    batch = max(1, setup.sequences_per_step // max(setup.gpus, 1)) if whole_steps else setup.micro_batch
+    from transformers import TrainingArguments
+
+    setup, cuda = job.plan.setup, job.device.kind == "cuda"
     arguments: dict[str, Any] = shared_arguments(job) | {
         "output_dir": str(job.resume_folder),
-        "per_device_train_batch_size": batch,
-        "gradient_accumulation_steps": 1 if whole_steps else setup.sequences_per_step // batch,
-        "max_length": None,  # nothing is ever truncated: longer rows were refused
-        "bf16": cuda and device.bf16 and not engine,
+        "per_device_train_batch_size": max(1, setup.sequences_per_step // max(setup.gpus, 1)),
+        "gradient_accumulation_steps": 1,
+        "bf16": False,  # the model's types are explicit
         "use_cpu": not cuda,
-        "gradient_checkpointing": not engine and setup.gradient_checkpointing != "none",
-        "logging_steps": 10**9 if whole_steps else 1,
+        "gradient_checkpointing": False,  # the model recomputes as planned
+        "logging_steps": 10**9,
         "logging_nan_inf_filter": False,
         "save_strategy": "no",  # `SaveSchedule` says when
         "report_to": [],
         "disable_tqdm": True,
         "dataloader_pin_memory": cuda,
     }
-    made = kind(**(arguments | more))
+    made = TrainingArguments(**(arguments | more))
     if cuda and not is_worker():
         made._n_gpu = 1  # transformers would spread one process over every GPU that it sees
     return made

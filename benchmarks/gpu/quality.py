@@ -1,9 +1,9 @@
 """What each precision costs in accuracy: gradients on a small model, held-out loss of SmolLM2 on the project's own
 examples. One NVIDIA card.
 
-python benchmarks/gpu_quality.py gradients
+python benchmarks/gpu/quality.py gradients
     # a random Llama of 4 layers and width 1024, every precision against float32
-python benchmarks/gpu_quality.py held-out
+python benchmarks/gpu/quality.py held-out
     # SmolLM2, rank 64: start and end of the held-out loss, each in its own precision
 """
 
@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -113,8 +113,8 @@ def held_out(place: Path) -> None:
     from noesis.planning.draft import draft_plan
     from noesis.planning.model_shapes import read_shape
     from noesis.planning.setup import Setup
-    from noesis.training.backends.engine_trainer import build_engine_trainer
-    from noesis.training.backends.trl_run import TrainerParts
+    from noesis.training.backends.run_trainer import TrainerParts
+    from noesis.training.backends.sft_trainer import build_sft_trainer
     from noesis.training.job import TrainingSet, TrainJob, count_workload
     from noesis.training.packing import pack
     from noesis.training.recorder import Metrics, recorder
@@ -165,7 +165,7 @@ def held_out(place: Path) -> None:
             job = TrainJob(folder, data, config, plan, device, checkpoints, place / "metrics.jsonl")
             lines = Metrics(job.metrics, plan, device, data.tokens)
             callback = recorder(checkpoints, lines, tokenizer)
-            trainer = build_engine_trainer(job, TrainerParts(tokenizer, callback, lines))
+            trainer = build_sft_trainer(job, TrainerParts(tokenizer, callback, lines))
             trainer.schedule = SaveSchedule(
                 SaveEvery(steps=10**9), on_gpu=True, step_seconds=1.0, state_bytes=1e9, steps=plan.steps
             )

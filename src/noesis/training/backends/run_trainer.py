@@ -1,6 +1,6 @@
-"""Runs a trainer of TRL through a job: resume, save, stop at a signal or at the budget, and report.
+"""Runs a trainer of transformers through a job: resume, save, stop at a signal or at the budget, and report.
 
-Shared by the backends that use TRL: engine_sft.py, transformers_sft.py, preference.py.
+Shared by sft.py and preference.py.
 """
 
 from __future__ import annotations

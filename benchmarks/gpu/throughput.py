@@ -1,14 +1,14 @@
 """Tokens/s, peak memory and time to the saved adapter of LoRA training on a Llama-3.1-8B-shaped model with random
 weights, beside other tools.
 
-    python benchmarks/gpu_throughput.py make
+    python benchmarks/gpu/throughput.py make
         # the model into $MODEL (default /dev/shm/llama8b), and the card's own rates
-    python benchmarks/gpu_throughput.py noesis fp8
+    python benchmarks/gpu/throughput.py noesis fp8
         # also bf16, nf4; words after it: drop (LoRA dropout 0.05), step8, cards=2
-    python benchmarks/gpu_throughput.py start
+    python benchmarks/gpu/throughput.py start
         # the project's 124 examples, 3 epochs: process start to saved adapter
-    python benchmarks/gpu_throughput.py trl                   # TRL's SFTTrainer, NF4, gradient checkpointing, batch 8
-    python benchmarks/gpu_throughput.py unsloth nf4 gc
+    python benchmarks/gpu/throughput.py trl                   # TRL's SFTTrainer, NF4, gradient checkpointing, batch 8
+    python benchmarks/gpu/throughput.py unsloth nf4 gc
         # or: unsloth nf4, unsloth bf16; packed, batch 4 of 2048; in its own environment
 
 Every mode trains on the same 192 sequences (log-normal lengths, median 520, clipped to 64..2048); padding is never
@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 MODEL = Path(os.environ.get("MODEL", "/dev/shm/llama8b"))
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 WORK = Path(os.environ.get("WORK", "/dev/shm/work"))
 VOCABULARY, RANK = 128256, 64
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -1,32 +1,27 @@
 """Batched generation in torch: many conversations share each pass through the weights (`benchmarks/tribunal.py`).
 
-On a CPU, a pass for one token is bound by memory, not by arithmetic, so that 32 conversations at once cost little more
-than one. Sampling depends on prompt and seed alone: each conversation has a generator of its own, whatever else is in
-its batch. (Rounding does depend on the batch, in the last bits, which can decide a near tie.) A prefix that the whole
-batch shares (a system prompt, examples) is computed once.
+A pass for one token is bound by memory, not by arithmetic, so that 32 conversations at once cost little more than one.
+Sampling depends on prompt and seed alone: each conversation has random numbers of its own, whatever else is in its
+batch. (Rounding does depend on the batch, in the last bits, which can decide a near tie.)
+
+A GPU decodes by `static_decoder.py`. On a CPU the cache grows with the answers, finished rows leave, and a prefix that
+the whole batch shares (a system prompt, examples) is computed once.
 """
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from noesis.core.config import Quantization
-from noesis.core.console import say
 from noesis.core.errors import ModelError
 from noesis.core.messages import Message
 from noesis.core.text import common_prefix
-from noesis.llm.causal_model import load_causal_model
 from noesis.llm.chat_template import break_controls, end_of_turn, render
-from noesis.llm.llama_cpp import REPEAT_PENALTY
+from noesis.llm.generation.sampling import PENALISED, next_token, sampling_noise
+from noesis.llm.generation.static_decoder import attends_in_every_layer, decode_statically, rows_that_fit
 from noesis.llm.tokenizer import ChatTokenizer
-from noesis.llm.weights import iter_trained_weights, read_adapter
 
-BATCH = 32  # conversations at once
-PENALISED = 64  # last tokens that the repetition penalty considers
-TOP_K = 40  # as llama.cpp's default
+BATCH = 32  # conversations at once on a CPU
 SHARED_FROM = 32  # shortest shared prefix, in tokens, that is worth computing separately
 
 
@@ -63,12 +58,22 @@ def generate_batch(
             "lower tribunal.trial_tokens"
         )
     seeds = seeds or [0] * len(prompts)
-    stop = end_of_turn(tokenizer)
+    stops = sorted({i for i in (end_of_turn(tokenizer), tokenizer.eos_token_id) if i is not None})
+    static = model.device.type == "cuda" and attends_in_every_layer(model)
+    if static:
+        batch = rows_that_fit(model, longest + max_tokens)
     answers = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths together: less padding
     for start in range(0, len(order), batch):
         rows = order[start : start + batch]
-        found = _generate(model, [prompts[i] for i in rows], [seeds[i] for i in rows], max_tokens, temperature, stop)
+        found = (decode_statically if static else _decode)(
+            model,
+            [prompts[i] for i in rows],
+            max_tokens=max_tokens,
+            temperature=temperature,
+            noise=sampling_noise([seeds[i] for i in rows], max_tokens),
+            stops=stops,
+        )
         for i, ids in zip(rows, found, strict=True):
             answers[i] = tokenizer.decode(ids).strip()
         if on_answer is not None:
@@ -76,22 +81,24 @@ def generate_batch(
     return answers
 
 
-def _generate(
-    model: Any, prompts: list[list[int]], seeds: list[int], max_tokens: int, temperature: float, stop: int
+def _decode(
+    model: Any, prompts: list[list[int]], *, max_tokens: int, temperature: float, noise: Any, stops: list[int]
 ) -> list[list[int]]:
-    """Token ids of each answer, without the end token. Finished rows leave the batch once half of it is finished."""
+    """Token ids of each answer, without the one of `stops` that ends it.
+
+    Finished rows leave the batch once half of it is finished.
+    """
     import torch
     from transformers import DynamicCache
 
     common = shared_beginning(prompts)
-    width = max(map(len, prompts)) - common
+    width, pad = max(map(len, prompts)) - common, stops[0]
     ids = torch.tensor(
-        [[stop] * (width + common - len(p)) + p[common:] for p in prompts], device=model.device
+        [[pad] * (width + common - len(p)) + p[common:] for p in prompts], device=model.device
     )  # (rows, width), padded on the left
     mask = torch.tensor(
         [[1] * common + [0] * (width + common - len(p)) + [1] * (len(p) - common) for p in prompts], device=model.device
     )
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     seen = [list(p) for p in prompts]
     rows = list(range(len(prompts)))  # which prompt each row of the batch is
     ended: set[int] = set()
@@ -102,7 +109,7 @@ def _generate(
             model(input_ids=first, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache.batch_repeat_interleave(len(prompts))
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, common:]
-        for _ in range(max_tokens):
+        for draw in range(max_tokens):
             out = model(
                 input_ids=ids,
                 attention_mask=mask,
@@ -111,10 +118,10 @@ def _generate(
                 use_cache=True,
                 logits_to_keep=1,
             )
-            logits = out.logits[:, -1].float().cpu()
-            tokens = [_sample(logits[k], seen[row], temperature, generators[row]) for k, row in enumerate(rows)]
-            for row, token in zip(rows, tokens, strict=True):
-                if token == stop:
+            recent = torch.tensor([_last(seen[row]) for row in rows])
+            tokens = next_token(out.logits[:, -1].float().cpu(), recent, temperature, noise[rows, draw])
+            for row, token in zip(rows, tokens.tolist(), strict=True):
+                if token in stops:
                     ended.add(row)
                 elif row not in ended:
                     seen[row].append(token)
@@ -122,7 +129,7 @@ def _generate(
             if not active:
                 break
             positions = positions[:, -1:] + 1
-            ids = torch.tensor([[t] for t in tokens], device=model.device)
+            ids = tokens[:, None].to(model.device)
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
             if 2 * len(active) <= len(rows):
                 keep = torch.tensor(active, device=model.device)
@@ -130,6 +137,12 @@ def _generate(
                 ids, mask, positions = ids[keep], mask[keep], positions[keep]
                 rows = [rows[k] for k in active]
     return [ids_[len(p) :] for ids_, p in zip(seen, prompts, strict=True)]
+
+
+def _last(tokens: list[int]) -> list[int]:
+    """The last PENALISED tokens; if there are fewer, the first of them again and again."""
+    last = tokens[-PENALISED:]
+    return last[:1] * (PENALISED - len(last)) + last
 
 
 def shared_beginning(prompts: list[list[int]]) -> int:
@@ -163,48 +176,3 @@ def next_tokens(
         top = torch.log_softmax(logits, -1).topk(min(count, len(logits)))
         found.append([(tokenizer.decode([int(i)]), float(p)) for p, i in zip(top.values, top.indices, strict=True)])
     return found
-
-
-def _sample(logits: Any, seen: list[int], temperature: float, generator: Any) -> int:
-    """The next token of one row. logits: (vocabulary,), changed in place."""
-    import torch
-
-    recent = torch.tensor(sorted(set(seen[-PENALISED:])))
-    values = logits[recent]
-    logits[recent] = torch.where(values > 0, values / REPEAT_PENALTY, values * REPEAT_PENALTY)
-    if temperature == 0:
-        return int(logits.argmax())
-    top, places = logits.topk(min(TOP_K, len(logits)))
-    return int(places[torch.multinomial(torch.softmax(top / temperature, -1), 1, generator=generator)])
-
-
-def free_gpu_memory() -> None:
-    """Free the GPU's memory as far as a running process can; does nothing without a GPU."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        say(f"  the answering model has left the GPU: {torch.cuda.memory_allocated() / 2**30:.1f} GiB still in use")
-
-
-def load_merged_model(
-    base: Path, adapter_folder: Path | None, *, quantization: Quantization, dtype: str, device: str = "cpu"
-) -> Any:
-    """The merged model in memory, to generate answers with.
-
-    Args:
-        adapter_folder: None: the base alone, as it was trained against.
-        dtype: of weights and arithmetic.
-        device: `cpu` or `cuda`.
-    """
-    import torch
-
-    model = load_causal_model(base, dtype=getattr(torch, dtype))
-    adapter = read_adapter(adapter_folder) if adapter_folder is not None else None
-    state = model.state_dict()
-    with torch.inference_mode():
-        for name, weight in iter_trained_weights(base, quantization, dtype, adapter):
-            if name in state:  # tied weights are there once
-                state[name].copy_(weight)
-    return model.to(device).eval()

@@ -8,8 +8,10 @@ import pytest
 
 from noesis.core.errors import ModelError
 from noesis.llm.chat_template import render
+from noesis.llm.generation.batch import _decode, generate_batch, next_tokens, shared_beginning
+from noesis.llm.generation.sampling import sampling_noise
+from noesis.llm.generation.static_decoder import attends_in_every_layer, decode_statically
 from noesis.llm.tokenizer import load_tokenizer
-from noesis.llm.torch_generate import generate_batch, next_tokens, shared_beginning
 
 pytestmark = pytest.mark.slow
 
@@ -88,10 +90,10 @@ def test_seeds_decide(loaded):
 def test_greedy_is_the_models_own_choice(loaded, monkeypatch: pytest.MonkeyPatch):
     import torch
 
-    from noesis.llm import torch_generate as batch
     from noesis.llm.chat_template import end_of_turn, render
+    from noesis.llm.generation import sampling
 
-    monkeypatch.setattr(batch, "REPEAT_PENALTY", 1.0)
+    monkeypatch.setattr(sampling, "REPEAT_PENALTY", 1.0)
     model, tokenizer = loaded
     (conversation,) = talks(1)
     ids = tokenizer(render(tokenizer, conversation, add_generation_prompt=True))["input_ids"]
@@ -103,7 +105,84 @@ def test_greedy_is_the_models_own_choice(loaded, monkeypatch: pytest.MonkeyPatch
     assert generate_batch(model, tokenizer, [conversation], max_tokens=12) == [expected]
 
 
+@pytest.mark.parametrize("last", ["<|im_end|>", "<|endoftext|>"], ids=["the turn's end", "the model's EOS"])
+def test_an_answer_ends_at_the_turns_end_and_at_another_eos(
+    loaded, last: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import json
+    import shutil
+
+    import torch
+
+    from noesis.llm.generation import batch
+
+    shutil.copytree(tiny_model, tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors"))
+    settings = json.loads((tmp_path / "m" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<|endoftext|>"}))
+    tokenizer = load_tokenizer(tmp_path / "m")
+    script = iter([*tokenizer("yes")["input_ids"], tokenizer.token_id(last), *tokenizer("no no")["input_ids"]])
+    monkeypatch.setattr(batch, "next_token", lambda *_: torch.tensor([next(script)]))
+    assert generate_batch(loaded[0], tokenizer, talks(1), max_tokens=12) == ["yes"]
+
+
 def test_no_room_is_said(loaded):
     model, tokenizer = loaded
     with pytest.raises(ModelError, match="trial_tokens"):
         generate_batch(model, tokenizer, talks(1), max_tokens=5000)
+
+
+def tiny(kind: str):
+    """A random model of this family, in float32 (transformers' masks are NaN in float64)."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    own: dict[str, dict[str, object]] = {
+        "mistral": {"sliding_window": 8},
+        "qwen2": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+        "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 16},
+        "gemma3_text": {"sliding_window": 8, "query_pre_attn_scalar": 16},
+        "phi3": {"sliding_window": 8},
+    }
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=256,
+        pad_token_id=0,
+        **own.get(kind, {}),
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3"])
+def test_a_cache_of_fixed_size_gives_the_same_answers(kind: str, temperature: float):
+    """What a GPU captures as a graph, run here step by step, against the cache that grows. Windows included."""
+    model = tiny(kind)
+    prompts = [[(7 * i + j) % 60 + 3 for j in range(3 + 5 * i)] for i in range(4)]
+    how = {"max_tokens": 20, "temperature": temperature, "noise": sampling_noise([5, 6, 7, 8], 20), "stops": [1, 2]}
+    assert attends_in_every_layer(model)
+    found = decode_statically(model, prompts, **how)
+    assert found == _decode(model, prompts, **how)
+    assert len({tuple(answer) for answer in found}) == len(prompts)
+
+
+def test_an_answer_ends_at_any_of_the_ends():
+    model = tiny("llama")
+    prompts = [[(11 * i + j) % 60 + 3 for j in range(4)] for i in range(6)]
+    how = {"max_tokens": 24, "temperature": 1.2, "noise": sampling_noise(list(range(6)), 24)}
+    stops = list(range(0, 64, 5))
+    found = decode_statically(model, prompts, stops=stops, **how)
+    assert found == _decode(model, prompts, stops=stops, **how)
+    assert {len(answer) < 24 for answer in found} == {True}
+    assert not {token for answer in found for token in answer} & set(stops)

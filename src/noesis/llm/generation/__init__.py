@@ -1,0 +1,1 @@
+"""Answers in batches by torch: on a CPU by a growing cache, on a GPU without a round trip a token."""
