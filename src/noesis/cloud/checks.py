@@ -7,6 +7,7 @@ from pathlib import Path
 from noesis.cloud.request import CloudRequest
 from noesis.core.config import TrainingFile
 from noesis.core.errors import UsageError
+from noesis.core.machine.folders import expanded
 from noesis.core.project import Project
 from noesis.llm.embedded import EMBEDDED
 
@@ -43,7 +44,7 @@ def _check_gguf(request: CloudRequest) -> None:
 
 
 def _check_model(model: str) -> None:
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if folder.is_absolute() and any(folder.is_relative_to(place) for place in MOUNTED):
         return
     if folder.is_dir() or model.startswith(("/", "~", ".")):

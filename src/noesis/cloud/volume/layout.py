@@ -11,9 +11,9 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
+from noesis.core.console import shell_word
 from noesis.core.rooted import guard
 from noesis.run.archive import RUN_FILES
 
@@ -44,5 +44,5 @@ def get_command(volume: str, path: str, folder: str) -> str:
 
     Without the folder, Modal's command would write all files over each other into one file of that name, and succeed.
     """
-    name = shlex.quote(folder)
-    return f"mkdir -p {name} && modal volume get {shlex.quote(volume)} {shlex.quote(path)} ./{name}"
+    name = shell_word(folder)
+    return f"mkdir -p {name} && modal volume get {shell_word(volume)} {shell_word(path)} ./{name}"
