@@ -103,7 +103,7 @@ def table(language: str) -> str:
         (w["fetch"], w["fetcher"], "", cell(*beside["fetch"])),
         (w["train1"], "L40S", "~2 h, ~$3-4", cell(one.stages[0].seconds, one.stages[0].usd)),
         (w["train"].format(n=3), "L40S", "", stages["train"]),
-        (w["judge"], "A10", "~30 min, ~$0.50", stages["judge"]),
+        (w["judge"], "A10", "~30 min, ~$0.50", stages["choose and judge"]),
         (w["beside"], "A10", "", cell(*beside["judge"])),
         (w["try"], "A10", "", cell(*beside["try"])),
         (w["trial"], "A10", "", cell(*beside["trial,"])),

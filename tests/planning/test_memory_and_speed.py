@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from helpers.planning import CPU, LLAMA, LORA_MODULES, SMOL, setup, shape_of
+from noesis.core.families.registry import describe
 from noesis.core.yaml_file import read_yaml
 from noesis.planning.gpus import GIB, gpus
 from noesis.planning.memory import cpu_memory, gpu_memory
@@ -107,3 +108,36 @@ def test_bundled_sizes_have_the_published_parameter_counts():
         assert counted / 1e6 == pytest.approx(entry["parameters"], abs=0.06), entry["names"][0]
     assert known_model("META-LLAMA/llama-3.1-8b") is not None
     assert known_model("some/other") is None
+
+
+# `python benchmarks/gpu/families.py train NAME [step8] [plain]` on one H100, the last two on an H200: the usual families,
+# bf16, rank 64, rows of 8192 tokens, or with 8 sequences a step of 4919.
+FAMILY_ROWS = [
+    ("smollm2", "noesis", "H100", 8192, 52_057, 5.29),
+    ("smollm2", "noesis", "H100", 4919, 30_239, 4.56),
+    ("Qwen/Qwen2.5-1.5B-Instruct", "noesis", "H100", 8192, 50_512, 20.75),
+    ("Qwen/Qwen2.5-1.5B-Instruct", "noesis", "H100", 4919, 34_404, 17.83),
+    ("Qwen/Qwen2.5-7B-Instruct", "noesis", "H100", 8192, 17_583, 52.09),
+    ("Qwen/Qwen3-8B", "noesis", "H100", 8192, 15_774, 57.23),
+    ("gemma-3-4b", "noesis", "H100", 8192, 24_466, 39.05),
+    ("microsoft/Phi-3-mini-4k-instruct", "noesis", "H100", 8192, 28_903, 33.90),
+    ("meta-llama/Llama-3.1-8B-Instruct", "noesis", "H100", 8192, 16_880, 53.11),
+    ("Qwen/Qwen2.5-1.5B-Instruct", "transformers", "H200", 8192, 29_736, 29.83),
+    ("Qwen/Qwen2.5-1.5B-Instruct", "transformers", "H200", 4919, 24_009, 25.36),
+]
+
+SIZES = {"num_hidden_layers": 34, "hidden_size": 2560, "intermediate_size": 10240, "num_attention_heads": 8}
+GEMMA = describe(
+    {"model_type": "gemma3_text", "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262208, **SIZES}
+).shape  # the text model of Gemma-3-4B
+
+
+@pytest.mark.parametrize(("model", "engine", "card", "tokens", "tokens_per_s", "peak_gib"), FAMILY_ROWS)
+def test_the_models_meet_what_families_were_measured_at(
+    model: str, engine: str, card: str, tokens: int, tokens_per_s: int, peak_gib: float
+):
+    shape, how = GEMMA if model == "gemma-3-4b" else shape_of(model), setup(engine, "bf16", "none")
+    adapter = shape.adapter_weights(64, LORA_MODULES)
+    longest = 8192 if tokens == 8192 else 7168  # of the fullest step of 8 sequences
+    assert gpu_memory(shape, adapter, how, longest).total / GIB == pytest.approx(peak_gib, rel=0.15)
+    assert tokens / row_seconds(shape, adapter, how, gpus()[card], tokens) == pytest.approx(tokens_per_s, rel=0.15)

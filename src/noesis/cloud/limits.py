@@ -16,7 +16,14 @@ from noesis.core.console import duration
 from noesis.core.errors import CapError
 from noesis.planning.gpus import rented_gpu
 from noesis.planning.plan import Plan
-from noesis.planning.pricing import JUDGE_MACHINE, MERGE_MACHINE, train_machine, usd_for
+from noesis.planning.pricing import (
+    CHOOSE_AND_JUDGE,
+    JUDGE_MACHINE,
+    MERGE_AND_GGUF,
+    MERGE_MACHINE,
+    train_machine,
+    usd_for,
+)
 
 FACTOR = 4.0  # of the quoted time: quotes are estimates
 FLOOR_S = 3600.0  # the shortest time-out: a cold start downloads the weights
@@ -65,15 +72,15 @@ def function_seconds(plan: Plan, fetch_s: float, trial_s: float, shards: int) ->
         fetch_s: of the download of the weights.
         trial_s: of the trial before a judge that the run serves; 0.0: there is none.
     """
-    stages = {stage.name.split(" and ")[0]: stage.seconds for stage in plan.stages}
+    stages = {stage.name: stage.seconds for stage in plan.stages}
     return {
         "prepare": fetch_s,
         "train": stages["train"],
-        "judge_epoch": stages["judge"],
-        "judge": stages["judge"] + trial_s,
-        "judge_served": stages["judge"] + trial_s,
+        "judge_epoch": stages[CHOOSE_AND_JUDGE],
+        "judge": stages[CHOOSE_AND_JUDGE] + trial_s,
+        "judge_served": stages[CHOOSE_AND_JUDGE] + trial_s,
         "answer_shard": trial_s / shards,
-        "merge": stages["merge"],
+        "merge": stages[MERGE_AND_GGUF],
     }
 
 

@@ -24,7 +24,7 @@ from noesis.planning.budget import Budget, budget_of, quote
 from noesis.planning.display import plan_lines
 from noesis.planning.gpus import gpu_of, prices, rented_gpu
 from noesis.planning.plan import Plan
-from noesis.planning.pricing import JUDGE_MACHINE, StageCost, usd_for
+from noesis.planning.pricing import CHOOSE_AND_JUDGE, JUDGE_MACHINE, StageCost, usd_for
 from noesis.planning.speed import CONTAINER_SECONDS
 from noesis.tribunal.suite import read_suite
 
@@ -174,7 +174,7 @@ def extra_costs(project: Project, config: Config, request: CloudRequest, plan: P
     p, served = prices(), bool(request.served_judges)
     fetching = 2 * (plan.parameters + (JUDGE_PARAMETERS if served else 0)) / FETCH_BYTES_PER_S
     found = [ExtraCost(FETCH, fetching, usd_for(None, fetching, 0, FETCH_MACHINE))]
-    judging = next(stage for stage in plan.stages if stage.name == "judge")
+    judging = next(stage for stage in plan.stages if stage.name == CHOOSE_AND_JUDGE)
     waits = plan.stage_seconds + fetching
     if plan.epochs > 1:
         n = plan.epochs - 1

@@ -22,7 +22,7 @@ GRADIENT_BUFFER_BYTES = 4  # per adapter weight: gradients in flight between GPU
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 # Per adapter weight: copies in the activations' type, A twice. With full checkpointing, of one layer at a time.
 COPIES_BYTES = 3
-LOSS_TOKENS = 1024  # tokens at a time of the output layer and the loss outside the engine
+LOSS_TOKENS = 1024  # tokens at a time of the output layer and the loss in Unsloth
 CONTEXT_BYTES = 1.2 * GIB  # on a GPU, not counted by torch: CUDA's context, NCCL's buffers
 GPU_SLACK = 1.06  # fragmentation of a GPU's memory
 PROCESS_BYTES = 0.8e9  # on a CPU: Python, torch, transformers, TRL
@@ -146,7 +146,8 @@ def gpu_memory(
             working *= UNSLOTH_WORKING_SHARE
         if setup.precision == "nf4":
             working += 2 * max(a * b for a, b in shape.linear().values())
-        logits = min(tokens, LOSS_TOKENS) * shape.vocabulary * 4
+        # transformers' layers: all trained tokens' at once, which their gradient overwrites
+        logits = (min(tokens, LOSS_TOKENS) * 4 if setup.engine == "unsloth" else tokens * 2) * shape.vocabulary
     per_adapter_weight = ADAPTER_BYTES[setup.optimizer] + (GRADIENT_BUFFER_BYTES if setup.gpus > 1 else 0)
     return Memory(
         base=shape.linear_weights * weight / (setup.gpus if sharded else 1) + outer,

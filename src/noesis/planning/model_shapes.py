@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def read_shape(folder: Path) -> Shape:
         try:
             return describe(raw).shape
         except UnknownArchitecture:
-            return read_dimensions(raw, Parts())
+            return replace(read_dimensions(raw, Parts()), on_engine=False)
     except FileNotFoundError:
         raise ModelError(f"{folder} has no config.json: fetch the model again, or give another folder") from None
     except (OSError, ValueError) as error:

@@ -1,8 +1,6 @@
 """What a run takes and costs, stage by stage, and what its training would take on other machines.
 
-Training is costed by `search.py`. Judging, merging and GGUF are scaled from what the demo took on two CPU cores
-(2026-11: judging 99 s, merge and GGUF 46 s for a model of 134.5 M parameters), and answering on a GPU from its
-bandwidth: right in order of magnitude only.
+Training is costed by `search.py`, the other stages by `stage_times.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +12,8 @@ from typing import Any, NamedTuple
 from noesis.core.device import Device, cpu_device
 from noesis.planning.gpus import gpu_of, prices, rented_gpu
 from noesis.planning.search import PlanningTask, SetupOption, enumerate_setups, fastest_fit
-from noesis.planning.speed import CONTAINER_SECONDS, IMPORT_SECONDS, load_seconds
+from noesis.planning.speed import CONTAINER_SECONDS, RENTED_IMPORT_SECONDS
+from noesis.planning.stage_times import choose_seconds, gguf_seconds, judge_seconds, merge_seconds
 
 
 class Machine(NamedTuple):
@@ -28,13 +27,8 @@ JUDGE_MACHINE, MERGE_MACHINE = Machine(2, 32), Machine(4, 24)
 RENTED = "NOESIS_RENTED"  # environment variable in a container: the GPUs that were asked for, separated by commas
 UPGRADED = {"H200": "H100"}  # a GPU that the provider may give in place of another, at the other's price
 JUDGE_GPU = "A10"
+CHOOSE_AND_JUDGE, MERGE_AND_GGUF = "choose and judge", "merge and gguf"  # stages of a run that share a rented machine
 ALTERNATIVES = ("A10", "L40S", "A100-80GB", "H100")
-# CPU seconds per million parameters: scoring a held-out example, generating an answer, merging and GGUF.
-SCORE_SECONDS, ANSWER_SECONDS, MERGE_SECONDS = 0.0225, 0.050, 0.34
-ANSWER_TOKENS = 200  # of the answers behind ANSWER_SECONDS
-MERGE_CORES = 2  # of the machine behind MERGE_SECONDS
-GPU_SCORING_SPEEDUP = 50  # of the judge's GPU over the two cores behind SCORE_SECONDS
-BANDWIDTH_SHARE = 0.5  # of the judge's GPU, reached while it generates
 
 
 @dataclass(frozen=True)
@@ -88,21 +82,29 @@ def train_machine(gpus: int) -> Machine:
 
 
 def stage_costs(task: PlanningTask, chosen: SetupOption) -> list[StageCost]:
-    """Training, judging, and merge with GGUF."""
+    """Training, choosing the epoch, judging, merging, and GGUF with its certificate; rented, two on one machine."""
+    epochs = task.config.training.num_train_epochs
     if not task.rented:
-        return [
-            StageCost("train", "here", chosen.seconds, 0.0),
-            StageCost("judge", "here", _judge_seconds_here(task), 0.0),
-            StageCost("merge and gguf", "here", _merge_seconds(task, MERGE_CORES), 0.0),
-        ]
+        on_gpu, cores = task.device.kind == "cuda", task.device.threads
+        after = {
+            "choose": choose_seconds(task, epochs=epochs),
+            "judge": judge_seconds(task),
+            "merge": merge_seconds(task, cores),
+            "gguf": gguf_seconds(task, cores, on_gpu=on_gpu),
+        }
+        seconds = {"train": chosen.seconds} | after
+        return [StageCost(name, "here", round(value, 1), 0.0) for name, value in seconds.items()]
     gpus, name = task.device.gpus, task.device.name  # all GPUs of the machine are paid for, used or not
     train_usd = usd_for(task.device, chosen.seconds, gpus, train_machine(gpus))
-    judge = _judge_seconds_rented(task)
-    merge = _merge_seconds(task, MERGE_MACHINE.cores) + CONTAINER_SECONDS
+    start = CONTAINER_SECONDS + RENTED_IMPORT_SECONDS
+    judges = replace(task, device=rented_gpu(JUDGE_GPU))
+    judge = start + choose_seconds(judges, epochs=epochs) + judge_seconds(judges)
+    cores = MERGE_MACHINE.cores
+    merge = CONTAINER_SECONDS + merge_seconds(task, cores) + gguf_seconds(task, cores, on_gpu=False)
     return [
         StageCost("train", f"{gpus} × {name}" if gpus > 1 else name, chosen.seconds, train_usd),
-        StageCost("judge", JUDGE_GPU, judge, usd_for(rented_gpu(JUDGE_GPU), judge, 1, JUDGE_MACHINE)),
-        StageCost("merge and gguf", f"{MERGE_MACHINE.cores} cores", merge, usd_for(None, merge, 0, MERGE_MACHINE)),
+        StageCost(CHOOSE_AND_JUDGE, JUDGE_GPU, judge, usd_for(rented_gpu(JUDGE_GPU), judge, 1, JUDGE_MACHINE)),
+        StageCost(MERGE_AND_GGUF, f"{cores} cores", merge, usd_for(None, merge, 0, MERGE_MACHINE)),
     ]
 
 
@@ -158,29 +160,3 @@ def _on_machine(task: PlanningTask, name: str) -> MachineOption:
         seconds=round(choice.seconds, 1),
         usd=round(usd, 4),
     )
-
-
-def _judge_seconds_here(task: PlanningTask) -> float:
-    """On the CPU: scoring both answers of every held-out example, and answering prompts, with base and tuned model."""
-    tribunal, millions = task.config.training.tribunal, task.shape.parameters / 1e6
-    answering = ANSWER_SECONDS * millions * (tribunal.answers * tribunal.max_new_tokens / ANSWER_TOKENS)
-    return IMPORT_SECONDS + load_seconds(task.shape, rented=False) + _scoring_seconds(task) + answering
-
-
-def _judge_seconds_rented(task: PlanningTask) -> float:
-    """The same on the judge's GPU, in a container of its own."""
-    tribunal, answering = task.config.training.tribunal, 0.0
-    if tribunal.answers:  # all prompts in one batch: each token is a pass over the weights, of base and of tuned model
-        passes = 2 * tribunal.max_new_tokens
-        bandwidth = BANDWIDTH_SHARE * gpu_of(rented_gpu(JUDGE_GPU)).bandwidth
-        answering = passes * 2 * task.shape.parameters / bandwidth
-    scoring = _scoring_seconds(task) / GPU_SCORING_SPEEDUP
-    return IMPORT_SECONDS + load_seconds(task.shape, rented=True) + scoring + answering + CONTAINER_SECONDS
-
-
-def _scoring_seconds(task: PlanningTask) -> float:
-    return SCORE_SECONDS * (task.shape.parameters / 1e6) * task.config.training.data.eval_examples
-
-
-def _merge_seconds(task: PlanningTask, cores: float) -> float:
-    return MERGE_SECONDS * task.shape.parameters / 1e6 * MERGE_CORES / cores

@@ -19,7 +19,7 @@ from noesis.core.families.shape import Shape
 from noesis.planning.gpus import Gpu, gpu_of
 from noesis.planning.memory import Memory, cpu_memory, gpu_memory
 from noesis.planning.precision import allowed_precisions, compute_dtype
-from noesis.planning.setup import Checkpointing, Optimizer, Precision, Setup
+from noesis.planning.setup import Checkpointing, Engine, Optimizer, Precision, Setup
 from noesis.planning.speed import (
     EIGHT_BIT_SECONDS,
     cpu_tokens_per_second,
@@ -88,12 +88,16 @@ class PlanningTask:
         return math.ceil(len(self.work.lengths) / self.sequences_per_step) * self.config.training.num_train_epochs
 
     @property
+    def engine(self) -> Engine:
+        """What computes: as configured; transformers' layers where the engine does not know the model's."""
+        configured = self.config.training.engine
+        return "transformers" if configured == "noesis" and not self.shape.on_engine else configured
+
+    @property
     def fused(self) -> bool:
         """Whether the engine's kernels can run; without them one GPU is used, and never `selective` checkpointing."""
         return (
-            self.device.gpus > 0
-            and self.config.training.engine == "noesis"
-            and compute_dtype(self.config, self.device) == "bfloat16"
+            self.device.gpus > 0 and self.engine == "noesis" and compute_dtype(self.config, self.device) == "bfloat16"
         )
 
     @property
@@ -163,7 +167,7 @@ def _cpu_setups(task: PlanningTask) -> Iterator[SetupOption]:
     )
     for precision, checkpointing in product(allowed_precisions(task.config, task.device).names, checkpointings):
         setup = Setup(
-            engine="noesis",
+            engine="noesis" if task.shape.on_engine else "transformers",
             precision=precision,
             compute_dtype=compute_dtype(task.config, task.device, precision),
             gradient_checkpointing=checkpointing,
@@ -192,7 +196,7 @@ def _gpu_setups(task: PlanningTask, *, sharded: bool = False) -> Iterator[SetupO
         _gpu_precisions(task, sharded=sharded), _gpu_checkpointings(task), _gpu_optimizers(task)
     ):
         common = Setup(
-            engine=task.config.training.engine,
+            engine=task.engine,
             precision=precision,
             compute_dtype=compute_dtype(task.config, task.device, precision),
             gradient_checkpointing=checkpointing,
@@ -264,7 +268,7 @@ def _gpu_option(task: PlanningTask, setup: Setup, *, sharded: bool) -> SetupOpti
         step += EIGHT_BIT_SECONDS
     # fractional: the last step of an epoch may be short
     steps = len(work.lengths) * task.config.training.num_train_epochs / task.sequences_per_step
-    start = start_seconds(task.shape, task.device, rented=task.rented)
+    start = start_seconds(task.shape, task.device, rented=task.rented, fused=setup.fused)
     memory = gpu_memory(
         task.shape,
         task.adapter_weights,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Engine = Literal["noesis", "unsloth"]
+Engine = Literal["noesis", "transformers", "unsloth"]  # transformers: its own layers, on packed rows
 Precision = Literal["fp8", "bf16", "nf4", "fp32"]
 ComputeDtype = Literal["bfloat16", "float16", "float32"]
 Checkpointing = Literal["none", "selective", "full"]

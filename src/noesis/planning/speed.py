@@ -3,9 +3,10 @@
 LoRA on a frozen base costs 4 FLOPs per token and frozen weight (the forward pass, and the backward pass to the
 activations) and 6 per token and adapter weight; recomputing everything (`gradient_checkpointing: full`) adds 2 for
 each. On a GPU the time is that of the matrix products at a share of the GPU's rate, plus the memory traffic of
-everything between them at the GPU's bandwidth, plus, for NF4, unpacking each matrix once per row and direction. The
-engine's constants were fitted to an H200, Unsloth's to an H100 (Llama-3.1-8B, rank 64, rows of 8192 tokens);
-tests/planning/test_memory_and_speed.py holds the model to both.
+everything between them at the GPU's bandwidth, plus, for NF4, unpacking each matrix once per row and direction; small
+models take as long as the host needs to launch their kernels. The engine's constants were fitted to an H200, Unsloth's
+to an H100 (Llama-3.1-8B, rank 64, rows of 8192 tokens), launching to SmolLM2 and Qwen2.5-1.5B;
+tests/planning/test_memory_and_speed.py holds the model to all.
 """
 
 from __future__ import annotations
@@ -29,18 +30,22 @@ TRAFFIC = 15.8  # bytes moved per byte that is saved for the backward pass, atte
 DROPOUT_SHARE = 0.028  # extra time with LoRA dropout
 UNPACK_BYTES = 6.7  # bytes moved per NF4 weight that is unpacked
 ROW_TOKENS = 300  # a row takes as long as with this many more: short ones do not fill the GPU (fitted to 4,918 tokens)
-LAUNCH = 0.7e-3  # seconds per layer and row, below which the CPU can't issue kernels fast enough (an estimate)
+# Seconds per layer and row, below which the CPU can't issue kernels fast enough (Unsloth: an estimate).
+LAUNCH = {"noesis": 5.0e-3, "transformers": 7.2e-3, "unsloth": 1.5e-3}
 SCALING = 0.956  # share of the ideal rate on two GPUs; assumed for more as well
 SHARDED_SCALING = 0.934  # the same with the base spread over the GPUs
 
-# Unsloth, and transformers' own layers (float16 on GPUs without bfloat16), fitted on an H100 to Unsloth and to an eager
-# prototype.
-SLOW_PRODUCTS, SLOW_ROW_TOKENS, SLOW_LAUNCH = 0.72, 200, 1.5e-3
-TRAFFIC_UNSLOTH, TRAFFIC_PLAIN = 21.2, 20.7
+# Unsloth, fitted on an H100; transformers' own layers, on an H200 to Qwen2.5-1.5B.
+SLOW_PRODUCTS, SLOW_ROW_TOKENS = 0.72, 200
+TRAFFIC_UNSLOTH, TRAFFIC_PLAIN = 21.2, 38.5
 
 EIGHT_BIT_SECONDS = 0.005  # per step, for the 8-bit optimizer's quantisation
 
-IMPORT_SECONDS = 15.0  # torch, transformers, peft, CUDA's start (an estimate)
+IMPORT_SECONDS, RENTED_IMPORT_SECONDS = 10.0, 15.0  # torch, transformers, peft, CUDA's start (rented: an estimate)
+KERNEL_SECONDS, RENTED_KERNEL_SECONDS = (
+    8.0,
+    11.0,
+)  # the engine's kernels: 5 where they were compiled before, 12 where not
 LOCAL_BYTES_PER_S, VOLUME_BYTES_PER_S = 2e9, 1e9  # reading weights from a local disk or a network volume (estimates)
 CONTAINER_SECONDS = 40.0  # start of a rented machine: container and image (an estimate)
 
@@ -71,7 +76,7 @@ def row_seconds(shape: Shape, adapter: int, setup: Setup, gpu: Gpu, tokens: floa
         seconds += shape.linear_weights * UNPACK_BYTES * (3 if full and not fused else 2) / gpu.bandwidth
     if fused and dropout:
         seconds *= 1 + DROPOUT_SHARE
-    launch = (LAUNCH if fused else SLOW_LAUNCH) * shape.layers * (4 / 3 if full else 1)
+    launch = LAUNCH[setup.engine] * shape.layers * (4 / 3 if full else 1)
     return max(seconds, launch)
 
 
@@ -80,11 +85,15 @@ def scaling_efficiency(*, sharded: bool) -> float:
     return SHARDED_SCALING if sharded else SCALING
 
 
-def start_seconds(shape: Shape, device: Device, *, rented: bool) -> float:
+def start_seconds(shape: Shape, device: Device, *, rented: bool, fused: bool = False) -> float:
     """Seconds from the start of the process, or for a rented machine from the call, to the first step."""
     if device.kind == "cpu":
         return CPU_START_SECONDS + load_seconds(shape, rented=False)
-    return IMPORT_SECONDS + load_seconds(shape, rented=rented) + (CONTAINER_SECONDS if rented else 0)
+    if rented:
+        own = CONTAINER_SECONDS + RENTED_IMPORT_SECONDS + (RENTED_KERNEL_SECONDS if fused else 0)
+    else:
+        own = IMPORT_SECONDS + (KERNEL_SECONDS if fused else 0)
+    return own + load_seconds(shape, rented=rented)
 
 
 def load_seconds(shape: Shape, *, rented: bool) -> float:

@@ -68,6 +68,7 @@ class Shape:
     vocabulary: int
     tied: bool  # the output layer shares the embedding's weights
     parts: Parts = Parts()
+    on_engine: bool = True  # a family that the engine knows; others train on transformers' layers
 
     @property
     def query(self) -> int:
