@@ -9,13 +9,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from noesis.core.console import Progress
+from noesis.core.console import Progress, duration, say
 from noesis.core.device import Device
 from noesis.core.files import append_line, sync_file, write_jsonl
 from noesis.planning.budget import Budget
 from noesis.planning.plan import Plan
 from noesis.run.metrics import read_metrics
 from noesis.training.state.adapter import save_adapter
+
+DEPARTURE = 0.25  # from the planned time, that is worth a word
+DEPARTURE_SHARE, DEPARTURE_S = 0.1, 20.0  # of the tokens, and seconds, before it can be told
 
 
 def peak_memory(device: Device) -> int:
@@ -56,6 +59,8 @@ class Metrics:
         self.earlier_lines = [line for line in read_metrics(file) if line["step"] <= step]
         self.total = tokens_per_epoch * plan.epochs
         self.progress = Progress("train", self.total, "tok", every_s=15)
+        self.planned_rate = plan.tokens_per_s
+        self.departure_said = False
         self.tokens = 0  # trained on by this process
         self.earlier_tokens = 0  # trained on before it
         self.started = time.monotonic()
@@ -103,6 +108,18 @@ class Metrics:
         } | (extra or {})
         append_line(self.file, json.dumps(line, allow_nan=False))
         self.progress.advance(tokens, f"step {step}/{steps} · loss {loss:.3f}{self._cost(steps - step)}")
+        self._say_departure(line["tokens_per_s"])
+
+    def _say_departure(self, rate: float) -> None:
+        """Say once that training takes clearly longer or shorter than planned, as soon as that can be told."""
+        due = self.tokens >= DEPARTURE_SHARE * self.progress.total and time.monotonic() - self.started >= DEPARTURE_S
+        if self.departure_said or not due or abs(self.planned_rate / rate - 1) <= DEPARTURE:
+            return
+        self.departure_said = True
+        say(
+            f"  {rate:,.0f} tokens/s, where the plan said {self.planned_rate:,.0f}: training will take about "
+            f"{duration(self.progress.total / rate)}, not {duration(self.progress.total / self.planned_rate)}"
+        )
 
     def sync(self) -> None:
         """Flush the lines to disk: a saved step must not be newer than its line."""
