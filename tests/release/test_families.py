@@ -272,7 +272,7 @@ GEMMA3 = {"architectures": ["Gemma3ForCausalLM"], "query_pre_attn_scalar": 16, "
     ],
 )
 def test_what_llama_cpp_computes_otherwise_is_refused_by_name(config: dict, why: str, tmp_path: Path):
-    from noesis.release.gguf.families import read_config
+    from noesis.llm.gguf.families import read_config
 
     (tmp_path / "config.json").write_text(json.dumps(BASE | config))
     with pytest.raises(ModelError, match=f"(?s){why}.*convert_hf_to_gguf.py"):

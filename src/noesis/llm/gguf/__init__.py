@@ -1,1 +1,2 @@
-"""GGUF files as hostile input: their head and their vocabulary, read here before llama.cpp reads them."""
+"""GGUF files: their head and vocabulary, read as hostile input before anything else reads them, and how llama.cpp says
+what a model computes."""

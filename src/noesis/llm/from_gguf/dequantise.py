@@ -1,0 +1,77 @@
+"""The weights of a GGUF file as safetensors in bf16, by transformers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from noesis.core.console import Progress
+from noesis.core.files import scratch_folder
+from noesis.core.libraries import quiet_libraries
+
+ALONE = "model.gguf"
+
+
+def load_dequantised(gguf: Path, config: Any = None) -> tuple[Any, dict[str, Any]]:
+    """The model of a GGUF file, in bf16, and transformers' report of what was not found in it.
+
+    Args:
+        config: transformers' configuration; None: what transformers makes of the metadata.
+    """
+    quiet_libraries()
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    given = {} if config is None else {"config": config}
+    with _counted(gguf.name):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+            output_loading_info=True,
+            **given,
+        )
+    return model, report
+
+
+def load_gguf_tokenizer(gguf: Path) -> Any:
+    """transformers' tokenizer of a GGUF file, whose way of cutting a text first may be lost."""
+    quiet_libraries()
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+
+
+@contextmanager
+def alone(gguf: Path, parent: Path) -> Iterator[Path]:
+    """The file by another name, in a folder of its own within `parent`: transformers also reads the settings and
+    adapters that lie beside a model, and those may be another model's."""
+    with scratch_folder(parent, f"gguf-{os.getpid()}") as folder:
+        link = folder / ALONE
+        try:
+            link.symlink_to(gguf.resolve())
+        except OSError:  # Windows, for users without that right
+            os.link(gguf.resolve(), link)
+        yield link
+
+
+@contextmanager
+def _counted(name: str) -> Iterator[None]:
+    """transformers' bar, which can't be switched off once tqdm is loaded, as one of our lines of progress."""
+    import transformers.modeling_gguf_pytorch_utils as reader
+
+    def counted(tensors: list[Any], **_: Any) -> Iterable[Any]:
+        with Progress(f"dequantising {name}", len(tensors), "tensors") as progress:
+            for tensor in tensors:
+                yield tensor
+                progress.advance(1)
+
+    bar, reader.tqdm = reader.tqdm, counted
+    try:
+        yield
+    finally:
+        reader.tqdm = bar

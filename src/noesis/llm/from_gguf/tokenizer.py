@@ -1,0 +1,108 @@
+"""The tokenizer of a GGUF file as tokenizer.json, whose token ids are compared with llama.cpp's on 500 hard strings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from noesis.core.device import usable_threads
+from noesis.core.errors import ModelError
+from noesis.core.files import write_text
+from noesis.llm.from_gguf.config import refused
+from noesis.llm.from_gguf.dequantise import load_gguf_tokenizer
+from noesis.llm.gguf.hard_strings import hard_strings
+from noesis.llm.gguf.header import GgufHeader
+from noesis.llm.gguf.pre_tokenizers import WHOLE_TOKENS_FIRST, pre_tokenizer
+from noesis.llm.isolated.llama_process import LlamaProcess
+from noesis.llm.isolated.remote_tokenizer import RemoteTokenizer
+
+AS_IT_IS = "PreTrainedTokenizerFast"  # the class of transformers that takes tokenizer.json as it is
+SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+TEMPLATE = "tokenizer.chat_template"
+
+
+def write_tokenizer(gguf: Path, header: GgufHeader, folder: Path, *, shown: Path) -> None:
+    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja into `folder`.
+
+    Args:
+        shown: the file's name in messages.
+
+    Raises:
+        ModelError: transformers can't read the vocabulary, or tokenises otherwise than llama.cpp.
+    """
+    known = header.metadata
+    llama = _start(gguf, shown)
+    try:
+        tokenizer = _read(gguf, known, shown)
+        backend = tokenizer.backend_tokenizer
+        backend.post_processor = _post_processor(llama, known["tokenizer.ggml.tokens"])
+        backend.save(str(folder / "tokenizer.json"))
+        special = {role: token for role in SPECIAL if isinstance(token := getattr(tokenizer, role, None), str)}
+        context = known[f"{known['general.architecture']}.context_length"]
+        settings = {"tokenizer_class": AS_IT_IS, "model_max_length": context} | special
+        write_text(folder / "tokenizer_config.json", json.dumps(settings, ensure_ascii=False, indent=2))
+        write_text(folder / "chat_template.jinja", known[TEMPLATE])
+        _compare(RemoteTokenizer(folder / "tokenizer.json", known[TEMPLATE], special, []), llama, shown)
+    finally:
+        llama.close()
+
+
+def _start(gguf: Path, shown: Path) -> LlamaProcess:
+    threads = {"n_threads": usable_threads()}
+    settings = {"model": {"path": str(gguf)}, "n_ctx": 512, "n_parallel": 1, "warmup": False, "cache_ram_mib": 0}
+    try:
+        return LlamaProcess(settings | {"cpuparams": threads, "cpuparams_batch": threads})
+    except ModelError as error:
+        raise refused(shown, f"llama.cpp can't load it ({error})") from None
+
+
+def _read(gguf: Path, known: dict[str, Any], shown: Path) -> Any:
+    """transformers' tokenizer, with what it loses put back."""
+    try:
+        tokenizer = load_gguf_tokenizer(gguf)
+        if known.get("tokenizer.ggml.model") == "gpt2":
+            name = str(known.get("tokenizer.ggml.pre"))
+            if (own := pre_tokenizer(name)) is not None:
+                tokenizer.backend_tokenizer.pre_tokenizer = own
+            if name in WHOLE_TOKENS_FIRST:
+                tokenizer.backend_tokenizer.model.ignore_merges = True
+    except OSError:
+        raise  # of the disk
+    except Exception as error:  # tokenizers raises no class of its own
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise refused(shown, f"transformers can't read its tokenizer ({why})") from None
+    return tokenizer
+
+
+def _post_processor(llama: LlamaProcess, tokens: list[str]) -> Any:
+    """What adds the tokens that llama.cpp puts around a text: the file's flag may be missing."""
+    from tokenizers.processors import TemplateProcessing
+
+    plain, full = _ids(llama, "a", adds=False), _ids(llama, "a", adds=True)
+    start = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)
+    added = [*full[:start], *full[start + len(plain) :]]
+    names = [f"<{i}>" for i in added]
+    special = [{"id": name, "ids": [i], "tokens": [tokens[i]]} for name, i in zip(names, added, strict=True)]
+    return TemplateProcessing(single=[*names[:start], "$A", *names[start:]], special_tokens=special)
+
+
+def _ids(llama: LlamaProcess, text: str, *, adds: bool) -> list[int]:
+    answer = llama.post("/tokenize", {"content": text, "add_special": adds, "parse_special": True})
+    tokens = answer.get("tokens") if isinstance(answer, dict) else None
+    if not isinstance(tokens, list):
+        raise ModelError(f"llama.cpp gives no tokens of {text!r}: {answer!r:.200}")
+    return tokens
+
+
+def _compare(ours: RemoteTokenizer, llama: LlamaProcess, shown: Path) -> None:
+    """Refuse a tokenizer whose ids differ from llama.cpp's, by the first text that shows it."""
+    for text in hard_strings():
+        for adds in (False, True):
+            found, expected = ours.encode(text, adds), _ids(llama, text, adds=adds)
+            if found != expected:
+                raise refused(
+                    shown,
+                    f"transformers' tokenizer makes {found} of {text!r}, llama.cpp {expected}: "
+                    f"its way of cutting texts is not known here",
+                )
