@@ -18,7 +18,7 @@ from noesis.core.console import command, complain, guard_terminal, say
 from noesis.core.errors import UsageError
 from noesis.core.files import explain_error
 from noesis.core.project import Project
-from noesis.llm.embedded import EMBEDDED
+from noesis.llm.hub import is_hub_name
 
 # Runs the orchestrator: a request and the names of secrets in, its result out.
 Start = Callable[[CloudRequest, list[str]], CallResult]
@@ -82,7 +82,7 @@ def _secrets(request: CloudRequest, section: ModalSection) -> list[str]:
         UsageError: the token for a model on the Hub is missing.
     """
     found = []
-    if _is_on_the_hub(request.model):
+    if request.model is not None and is_hub_name(request.model):
         try:
             modal.Secret.from_name(section.secret, required_keys=["HF_TOKEN"]).hydrate()
         except (modal.exception.NotFoundError, modal.exception.InvalidError):
@@ -92,10 +92,6 @@ def _secrets(request: CloudRequest, section: ModalSection) -> list[str]:
         modal.Secret.from_name(request.judge_secret).hydrate()
         found.append(request.judge_secret)
     return found
-
-
-def _is_on_the_hub(model: str | None) -> bool:
-    return model is not None and model != EMBEDDED and "/" in model and not model.startswith(("/", "~", "."))
 
 
 def _say_how_to_leave() -> None:

@@ -9,6 +9,7 @@ model's repository is ever run.
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,11 @@ def find_model(name: str, revision: str | None = None) -> Model:
             "meta-llama/Llama-3.1-8B-Instruct"
         )
     return _from_hub(name, revision)
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a model's name is one on the Hub, not a file or a folder of this machine."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None and not is_gguf_file(name)
 
 
 def is_gguf_file(name: str) -> bool:

@@ -43,6 +43,9 @@ def read_base_config(file: Path, header: GgufHeader) -> dict[str, Any]:
     known = {key.removeprefix(f"{arch}."): v for key, v in header.metadata.items() if key.startswith(f"{arch}.")}
     if lists := [key for key in known if isinstance(known[key], list) and "pattern" not in key]:
         raise refused(file, f"{arch}.{lists[0]} differs from layer to layer")
+    for key in ("feed_forward_length", "attention.layer_norm_rms_epsilon"):
+        if key not in known:
+            raise refused(file, f"{arch}.{key} is missing")
     factors = _read_factors(file, header, arch)
     raw = _common(header, known, arch) | _own(known, arch) | {"rope_parameters": _rope(file, known, arch, factors)}
     try:
@@ -71,13 +74,13 @@ def _common(header: GgufHeader, known: dict[str, Any], arch: str) -> dict[str, A
         "model_type": FAMILIES[architecture].model_type,
         "vocab_size": header.tensors.get("token_embd.weight", ((0, 0), 0))[0][-1],
         "hidden_size": hidden,
-        "intermediate_size": known.get("feed_forward_length"),
+        "intermediate_size": known["feed_forward_length"],
         "num_hidden_layers": known["block_count"],
         "num_attention_heads": heads,
         "num_key_value_heads": known.get("attention.head_count_kv", heads),
         "head_dim": known.get("attention.key_length") or turned or hidden // heads,
         "max_position_embeddings": known["context_length"],
-        "rms_norm_eps": known.get("attention.layer_norm_rms_epsilon"),
+        "rms_norm_eps": known["attention.layer_norm_rms_epsilon"],
         "tie_word_embeddings": "output.weight" not in header.tensors,
         "bos_token_id": bos,
         "eos_token_id": eos,

@@ -15,18 +15,19 @@ from noesis.core.libraries import quiet_libraries
 ALONE = "model.gguf"
 
 
-def load_dequantised(gguf: Path, config: Any = None) -> tuple[Any, dict[str, Any]]:
+def load_dequantised(gguf: Path, config: Any = None, *, shown: str = "") -> tuple[Any, dict[str, Any]]:
     """The model of a GGUF file, in bf16, and transformers' report of what was not found in it.
 
     Args:
         config: transformers' configuration; None: what transformers makes of the metadata.
+        shown: the file's name in the line of progress.
     """
     quiet_libraries()
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
     given = {} if config is None else {"config": config}
-    with _counted(gguf.name):
+    with _counted(shown or gguf.name):
         model, report = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,
@@ -47,10 +48,10 @@ def load_gguf_tokenizer(gguf: Path) -> Any:
 
 
 @contextmanager
-def alone(gguf: Path, parent: Path) -> Iterator[Path]:
-    """The file by another name, in a folder of its own within `parent`: transformers also reads the settings and
+def alone(gguf: Path, target: Path) -> Iterator[Path]:
+    """The file by another name, in a folder of its own beside `target`: transformers also reads the settings and
     adapters that lie beside a model, and those may be another model's."""
-    with scratch_folder(parent, f"gguf-{os.getpid()}") as folder:
+    with scratch_folder(target.parent, f"{target.name}-file") as folder:
         link = folder / ALONE
         try:
             link.symlink_to(gguf.resolve())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ from noesis.llm.from_gguf.config import refused
 from noesis.llm.from_gguf.dequantise import load_gguf_tokenizer
 from noesis.llm.gguf.hard_strings import hard_strings
 from noesis.llm.gguf.header import GgufHeader
-from noesis.llm.gguf.pre_tokenizers import WHOLE_TOKENS_FIRST, pre_tokenizer
+from noesis.llm.gguf.pre_tokenizers import COMPOSED, WHOLE_TOKENS_FIRST, pre_tokenizer
 from noesis.llm.isolated.llama_process import LlamaProcess
 from noesis.llm.isolated.remote_tokenizer import RemoteTokenizer
 
-AS_IT_IS = "PreTrainedTokenizerFast"  # the class of transformers that takes tokenizer.json as it is
+AS_IT_IS = "TokenizersBackend"  # the class of transformers that takes tokenizer.json as it is
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 TEMPLATE = "tokenizer.chat_template"
 
@@ -43,7 +44,7 @@ def write_tokenizer(gguf: Path, header: GgufHeader, folder: Path, *, shown: Path
         settings = {"tokenizer_class": AS_IT_IS, "model_max_length": context} | special
         write_text(folder / "tokenizer_config.json", json.dumps(settings, ensure_ascii=False, indent=2))
         write_text(folder / "chat_template.jinja", known[TEMPLATE])
-        _compare(RemoteTokenizer(folder / "tokenizer.json", known[TEMPLATE], special, []), llama, shown)
+        _compare(RemoteTokenizer(folder / "tokenizer.json", known[TEMPLATE], special, []), llama, _pre(known), shown)
     finally:
         llama.close()
 
@@ -62,9 +63,13 @@ def _read(gguf: Path, known: dict[str, Any], shown: Path) -> Any:
     try:
         tokenizer = load_gguf_tokenizer(gguf)
         if known.get("tokenizer.ggml.model") == "gpt2":
-            name = str(known.get("tokenizer.ggml.pre"))
+            from tokenizers.normalizers import NFC
+
+            name = _pre(known)
             if (own := pre_tokenizer(name)) is not None:
                 tokenizer.backend_tokenizer.pre_tokenizer = own
+            if name in COMPOSED:
+                tokenizer.backend_tokenizer.normalizer = NFC()
             if name in WHOLE_TOKENS_FIRST:
                 tokenizer.backend_tokenizer.model.ignore_merges = True
     except OSError:
@@ -73,6 +78,11 @@ def _read(gguf: Path, known: dict[str, Any], shown: Path) -> Any:
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise refused(shown, f"transformers can't read its tokenizer ({why})") from None
     return tokenizer
+
+
+def _pre(known: dict[str, Any]) -> str:
+    """llama.cpp's name of the way in which texts are cut first."""
+    return str(known.get("tokenizer.ggml.pre"))
 
 
 def _post_processor(llama: LlamaProcess, tokens: list[str]) -> Any:
@@ -95,9 +105,10 @@ def _ids(llama: LlamaProcess, text: str, *, adds: bool) -> list[int]:
     return tokens
 
 
-def _compare(ours: RemoteTokenizer, llama: LlamaProcess, shown: Path) -> None:
+def _compare(ours: RemoteTokenizer, llama: LlamaProcess, pre: str, shown: Path) -> None:
     """Refuse a tokenizer whose ids differ from llama.cpp's, by the first text that shows it."""
-    for text in hard_strings():
+    for given in hard_strings():
+        text = unicodedata.normalize("NFC", given) if pre in COMPOSED else given
         for adds in (False, True):
             found, expected = ours.encode(text, adds), _ids(llama, text, adds=adds)
             if found != expected:

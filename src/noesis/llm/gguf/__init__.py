@@ -1,2 +1,1 @@
-"""GGUF files: their head and vocabulary, read as hostile input before anything else reads them, and how llama.cpp says
-what a model computes."""
+"""GGUF files as hostile input, and how llama.cpp says what a model computes: both directions read it here."""

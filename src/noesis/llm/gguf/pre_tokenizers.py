@@ -11,6 +11,7 @@ PATTERNS = {
     "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _REST,
 }
 SAME_AS = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "smaug-bpe": "llama-bpe", "deepseek-r1-qwen": "qwen2"}
+COMPOSED = ("qwen2", "deepseek-r1-qwen")  # characters are composed first (NFC), which llama.cpp leaves out by design
 WHOLE_TOKENS_FIRST = ("llama-bpe", "llama3", "llama-v3", "tekken")  # a piece that is a token is not merged from bytes
 
 
