@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from noesis.core.families.shape import Shape
 from noesis.llm.from_gguf.config import CLASSES, refused
 from noesis.llm.from_gguf.tokenizer import TEMPLATE
+from noesis.llm.gguf.families import config_of, gguf_name, name_map
 from noesis.llm.gguf.header import BLOCKS, GgufHeader
+from noesis.llm.gguf.rope import rope_tensors
 
 PART = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf", re.IGNORECASE)
 FETCH = "fetch the file again, or choose another"
@@ -64,3 +68,36 @@ def check_content(file: Path, header: GgufHeader) -> None:
             gguf.quants.dequantize(np.zeros((1, BLOCKS[number][1]), np.uint8), gguf.GGMLQuantizationType(number))
         except NotImplementedError:
             raise refused(file, f"it has tensors of the type {name}, which can't be dequantised here") from None
+
+
+def check_tensors(file: Path, header: GgufHeader, raw: dict[str, Any]) -> None:
+    """Refuse a model that lacks a tensor, or has one more than its architecture: transformers would make up the first
+    and leave out the second.
+
+    Args:
+        raw: the content of config.json.
+    """
+    config = config_of(raw, file)
+    names = name_map(config)
+    expected = {gguf_name(names, name, config) for name in _names(config.shape)} | set(rope_tensors(config.rope))
+    if lost := sorted(expected - header.tensors.keys()):
+        raise refused(file, f"it lacks the tensor {lost[0]}", FETCH)
+    if more := sorted(header.tensors.keys() - expected):
+        raise refused(file, f"it has the tensor {more[0]!r:.80}, which its architecture does not have")
+
+
+def _names(shape: Shape) -> Iterator[str]:
+    """Hugging Face's names of a model's tensors."""
+    parts = shape.parts
+    blocks = {"qkv": "self_attn", "o": "self_attn", "gate_up": "mlp", "down": "mlp"}
+    own = [
+        f"{blocks[group]}.{name}.{kind}"
+        for group, names in parts.groups.items()
+        for name in names
+        for kind in ("weight", *(("bias",) if group in parts.biases else ()))
+    ]
+    norms = [*parts.input_norms, *parts.output_norms]
+    norms += ["self_attn.q_norm", "self_attn.k_norm"] if parts.head_norms else []
+    for i in range(shape.layers):
+        yield from (f"model.layers.{i}.{name}" for name in (*own, *(f"{norm}.weight" for norm in norms)))
+    yield from ("model.embed_tokens.weight", "model.norm.weight", *(() if shape.tied else ("lm_head.weight",)))

@@ -8,6 +8,7 @@ says, key by key, and a key that it would not write is refused by name.
 from __future__ import annotations
 
 import math
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def read_base_config(file: Path, header: GgufHeader) -> dict[str, Any]:
         ModelError: the file has what transformers can't be told, or would compute otherwise.
     """
     arch = header.metadata["general.architecture"]
-    known = {key.removeprefix(f"{arch}."): v for key, v in header.metadata.items() if key.startswith(f"{arch}.")}
+    told = header.metadata.items()
+    known = {key.removeprefix(f"{arch}."): _shortest(v) for key, v in told if key.startswith(f"{arch}.")}
     if lists := [key for key in known if isinstance(known[key], list) and "pattern" not in key]:
         raise refused(file, f"{arch}.{lists[0]} differs from layer to layer")
     for key in ("feed_forward_length", "attention.layer_norm_rms_epsilon"):
@@ -195,6 +197,14 @@ def _check_told(file: Path, known: dict[str, Any], config: ModelConfig) -> None:
         right = (expected[key],) if key in expected else harmless.get(key, ())
         if not any(_equal(value, one) for one in right):
             raise refused(file, f"{arch}.{key} is {value!r:.60}, which a conversion to transformers would lose")
+
+
+def _shortest(value: Any) -> Any:
+    """A float32 of the file as the shortest decimal that is the same float32: 1e-06, not 9.999999974752427e-07."""
+    if not isinstance(value, float) or not math.isfinite(value):
+        return value
+    same = (float(f"{value:.{digits}g}") for digits in range(6, 18))
+    return next((one for one in same if struct.pack("<f", one) == struct.pack("<f", value)), value)
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -13,13 +13,18 @@ from noesis.core.files import write_text
 from noesis.llm.from_gguf.config import refused
 from noesis.llm.from_gguf.dequantise import load_gguf_tokenizer
 from noesis.llm.gguf.hard_strings import hard_strings
-from noesis.llm.gguf.header import GgufHeader
+from noesis.llm.gguf.header import NO_TOKEN, GgufHeader
 from noesis.llm.gguf.pre_tokenizers import COMPOSED, WHOLE_TOKENS_FIRST, pre_tokenizer
 from noesis.llm.isolated.llama_process import LlamaProcess
 from noesis.llm.isolated.remote_tokenizer import RemoteTokenizer
 
 AS_IT_IS = "TokenizersBackend"  # the class of transformers that takes tokenizer.json as it is
-SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+SPECIAL = {
+    "bos_token": "bos",
+    "eos_token": "eos",
+    "unk_token": "unknown",
+    "pad_token": "padding",
+}  # role → name in keys
 TEMPLATE = "tokenizer.chat_template"
 
 
@@ -35,11 +40,15 @@ def write_tokenizer(gguf: Path, header: GgufHeader, folder: Path, *, shown: Path
     known = header.metadata
     llama = _start(gguf, shown)
     try:
-        tokenizer = _read(gguf, known, shown)
-        backend = tokenizer.backend_tokenizer
-        backend.post_processor = _post_processor(llama, known["tokenizer.ggml.tokens"])
-        backend.save(str(folder / "tokenizer.json"))
-        special = {role: token for role in SPECIAL if isinstance(token := getattr(tokenizer, role, None), str)}
+        tokens: list[str] = known["tokenizer.ggml.tokens"]
+        backend = _read(gguf, known, shown)
+        backend.post_processor = _post_processor(llama, tokens)
+        raw = json.loads(backend.to_str())
+        # transformers adds the special tokens of its own default tokenizer, which the model has no rows for
+        raw["added_tokens"] = [token for token in raw["added_tokens"] if token["id"] < len(tokens)]
+        write_text(folder / "tokenizer.json", json.dumps(raw, ensure_ascii=False))
+        ids = {role: known.get(f"tokenizer.ggml.{name}_token_id", NO_TOKEN) for role, name in SPECIAL.items()}
+        special = {role: tokens[i] for role, i in ids.items() if i != NO_TOKEN}
         context = known[f"{known['general.architecture']}.context_length"]
         settings = {"tokenizer_class": AS_IT_IS, "model_max_length": context} | special
         write_text(folder / "tokenizer_config.json", json.dumps(settings, ensure_ascii=False, indent=2))
@@ -59,25 +68,25 @@ def _start(gguf: Path, shown: Path) -> LlamaProcess:
 
 
 def _read(gguf: Path, known: dict[str, Any], shown: Path) -> Any:
-    """transformers' tokenizer, with what it loses put back."""
+    """The `tokenizers.Tokenizer` of transformers, with what it loses put back."""
     try:
-        tokenizer = load_gguf_tokenizer(gguf)
+        backend = load_gguf_tokenizer(gguf).backend_tokenizer
         if known.get("tokenizer.ggml.model") == "gpt2":
             from tokenizers.normalizers import NFC
 
             name = _pre(known)
             if (own := pre_tokenizer(name)) is not None:
-                tokenizer.backend_tokenizer.pre_tokenizer = own
+                backend.pre_tokenizer = own
             if name in COMPOSED:
-                tokenizer.backend_tokenizer.normalizer = NFC()
+                backend.normalizer = NFC()
             if name in WHOLE_TOKENS_FIRST:
-                tokenizer.backend_tokenizer.model.ignore_merges = True
+                backend.model.ignore_merges = True
     except OSError:
         raise  # of the disk
     except Exception as error:  # tokenizers raises no class of its own
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise refused(shown, f"transformers can't read its tokenizer ({why})") from None
-    return tokenizer
+    return backend
 
 
 def _pre(known: dict[str, Any]) -> str:
