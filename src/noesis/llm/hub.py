@@ -24,7 +24,7 @@ from noesis.llm.embedded import (
     embedded_folder,
     embedded_tokenizer,
 )
-from noesis.llm.from_gguf.base_file import convert, describe, open_base_file
+from noesis.llm.from_gguf.base_file import BaseFile, convert, describe, open_base_file
 from noesis.llm.model_config import check_model_folder
 from noesis.llm.weights import weight_files
 
@@ -43,7 +43,7 @@ def find_model(name: str, revision: str | None = None) -> Model:
         return Model(name, embedded_folder(), EMBEDDED_REVISION, "Apache-2.0")
     if is_gguf_file(name):
         base = open_base_file(expanded(name))
-        return Model(name, convert(base), base.revision, base.licence or UNSAID, base.title, base.lineage)
+        return _file_model(name, base, convert(base))
     path = expanded(name)
     if path.is_dir():
         if not (path / "config.json").is_file() or not files_in(path, ".safetensors"):
@@ -72,21 +72,24 @@ def is_gguf_file(name: str) -> bool:
     return name.lower().endswith(".gguf") and not expanded(name).is_dir()
 
 
-def model_revision(name: str, revision: str | None = None) -> str | None:
-    """The revision of a model that is on this machine, as `find_model` gives it; None where it is not here.
-
-    Nothing is downloaded or converted.
+def identify_model(name: str, revision: str | None = None) -> Model | None:
+    """As `find_local_model`, but nothing is converted either: the folder may not be there. None: not on this machine.
 
     Raises:
         ModelError: as `find_local_model`.
     """
     if name == EMBEDDED:
-        return EMBEDDED_REVISION
+        return Model(name, converted_folder(), EMBEDDED_REVISION, "Apache-2.0")
     if is_gguf_file(name):
-        return open_base_file(expanded(name)).revision if expanded(name).is_file() else None
-    if find_tokenizer(name, revision) is None or (model := find_local_model(name, revision)) is None:
-        return None
-    return model.revision
+        if not expanded(name).is_file():
+            return None
+        base = open_base_file(expanded(name))
+        return _file_model(name, base, base.folder)
+    return find_local_model(name, revision) if find_tokenizer(name, revision) is not None else None
+
+
+def _file_model(name: str, base: BaseFile, folder: Path) -> Model:
+    return Model(name, folder, base.revision, base.licence or UNSAID, base.title, base.lineage)
 
 
 def find_local_model(name: str, revision: str | None = None) -> Model | None:
@@ -131,6 +134,8 @@ def find_tokenizer(name: str, revision: str | None = None) -> Path | None:
     """
     if is_gguf_file(name):
         if any(importlib.util.find_spec(package) is None for package in ("gguf", "torch", "transformers", "xllamacpp")):
+            return None
+        if not expanded(name).is_file():
             return None
         base = open_base_file(expanded(name))
         return base.folder if (base.folder / "config.json").is_file() else describe(base)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.tiny_gguf import changed, write_reciter
+from helpers.gguf.changed import changed
+from helpers.tiny_gguf import write_reciter
 from noesis.core.errors import ModelError, NoesisError
 from noesis.llm.hub import find_description, find_local_model, find_model, find_tokenizer
 

@@ -81,12 +81,25 @@ def _read(gguf: Path, known: dict[str, Any], shown: Path) -> Any:
                 backend.normalizer = NFC()
             if name in WHOLE_TOKENS_FIRST:
                 backend.model.ignore_merges = True
+        else:
+            _cut_as_pieces(backend, prefix=known.get("tokenizer.ggml.add_space_prefix", True))
     except OSError:
         raise  # of the disk
     except Exception as error:  # tokenizers raises no class of its own
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise refused(shown, f"transformers can't read its tokenizer ({why})") from None
     return backend
+
+
+def _cut_as_pieces(backend: Any, *, prefix: bool) -> None:
+    """Pieces with `▁` for a space, as llama.cpp has them: with `prefix`, one more at the start of each text."""
+    from tokenizers import decoders, normalizers
+
+    start = [normalizers.Prepend("▁")] if prefix else []
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
+    backend.normalizer = normalizers.Sequence([*start, normalizers.Replace(" ", "▁")])
+    backend.pre_tokenizer = None
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
 
 
 def _pre(known: dict[str, Any]) -> str:

@@ -94,7 +94,7 @@ FAMILIES = {
                 "rope_type": "longrope",
                 "rope_theta": 10000.0,
                 "partial_rotary_factor": 0.75,
-                "short_factor": [1.0 + i / 6 for i in range(6)],
+                "short_factor": [1.0 + i / 8 for i in range(6)],
                 "long_factor": [2.0 + i for i in range(6)],
                 "original_max_position_embeddings": 512,
             },
