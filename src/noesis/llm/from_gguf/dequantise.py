@@ -13,6 +13,7 @@ from noesis.core.files import scratch_folder
 from noesis.core.libraries import quiet_libraries
 
 ALONE = "model.gguf"
+MEGABYTE = 1_000_000  # bytes
 
 
 def load_dequantised(gguf: Path, config: Any = None, *, shown: str = "") -> tuple[Any, dict[str, Any]]:
@@ -66,10 +67,12 @@ def _counted(name: str) -> Iterator[None]:
     import transformers.modeling_gguf_pytorch_utils as reader
 
     def counted(tensors: list[Any], **_: Any) -> Iterable[Any]:
-        with Progress(f"dequantising {name}", len(tensors), "tensors") as progress:
+        done, total = 0, sum(tensor.n_bytes for tensor in tensors)
+        with Progress(f"dequantising {name}", total // MEGABYTE, "MB") as progress:
             for tensor in tensors:
                 yield tensor
-                progress.advance(1)
+                done += tensor.n_bytes
+                progress.advance(done // MEGABYTE - progress.done)
 
     bar, reader.tqdm = reader.tqdm, counted
     try:
