@@ -35,6 +35,10 @@ REFUSED = {
     "a width that is not the heads'": ({"llama.attention.value_length": 16}, "attention.value_length is 16"),
     "a part of each head rotated": ({"llama.attention.key_length": 64}, "rope.dimension_count is 32"),
     "layers of different widths": ({"llama.feed_forward_length": [32]}, "feed_forward_length differs from layer to layer"),
+    "a rotary base of infinity": ({"llama.rope.freq_base": float("inf")}, "rope.freq_base is inf; it is damaged"),
+    "an epsilon that is no number": ({"llama.attention.layer_norm_rms_epsilon": float("nan")}, "rms_epsilon is nan"),
+    "a text for a number": ({"llama.rope.freq_base": "many"}, "lacks what a conversion needs"),
+    "no architecture": ({"general.architecture": ""}, "architecture is None"),
     "no width at all": ({"llama.feed_forward_length": None}, "llama.feed_forward_length is missing"),
 }  # fmt: skip
 
@@ -95,7 +99,7 @@ def test_a_file_that_is_not_there_and_a_folder_of_gguf_files(base: Path, tmp_pat
 @pytest.mark.parametrize(
     ("drop", "extra", "why"),
     [
-        pytest.param("output_norm.weight", "", "lacks the tensor output_norm.weight; fetch", id="a lost tensor"),
+        pytest.param("output_norm.weight", "", "lacks the tensor output_norm.weight; it is damaged", id="a lost tensor"),
         pytest.param("", "blk.0.attn_q.bias", "the tensor 'blk.0.attn_q.bias', which", id="a bias without a place"),
         pytest.param("", "rope_freqs.weight", "rope_freqs.weight, up to 1", id="rotary factors of no Llama"),
     ],

@@ -20,12 +20,13 @@ from noesis.core.device import detect
 from noesis.core.errors import ModelError
 from noesis.core.files import copy_folder, make_folder, new_folder, require_space, sha256_file, write_json
 from noesis.core.machine.folders import cache_folder
-from noesis.llm.from_gguf.checks import FETCH, check_content, check_kind, check_tensors
+from noesis.llm.from_gguf.checks import check_content, check_kind, check_tensors
 from noesis.llm.from_gguf.config import ORIGINALS, read_base_config, refused
 from noesis.llm.from_gguf.dequantise import alone, load_dequantised
 from noesis.llm.from_gguf.tokenizer import write_tokenizer
 from noesis.llm.gguf.header import NO_TOKEN, GgufHeader, read_header
 
+FETCH_AGAIN = "fetch the file again, or choose another"
 CONVERSION = 1  # raise it when the conversion changes, so that old caches are not used
 LIBRARIES = 1_500_000_000  # bytes that torch, transformers and a large vocabulary take
 TEXT = 200  # characters of a name or licence that are kept
@@ -76,7 +77,7 @@ def open_base_file(file: Path) -> BaseFile:
 
 @lru_cache(maxsize=2)
 def _open(file: Path, modified_ns: int, length: int) -> BaseFile:
-    header = read_header(file, remedy=FETCH, refuse=lambda header: check_kind(file, header.metadata))
+    header = read_header(file, remedy=FETCH_AGAIN, refuse=lambda header: check_kind(file, header.metadata))
     check_content(file, header)
     check_tensors(file, header, read_base_config(file, header))
     known, sha256 = header.metadata, sha256_file(file)
@@ -168,7 +169,7 @@ def _lineage(file: Path, known: dict[str, Any], sha256: str) -> str:
 
     try:
         quantisation = re.sub("^(MOSTLY|ALL)_", "", gguf.LlamaFileType(known.get("general.file_type")).name)
-    except ValueError:
+    except (ValueError, TypeError):
         quantisation = "unknown quantisation"
     words = [f"dequantised from {file.name} ({quantisation}, sha256 {sha256[:16]})"]
     origin = _text(known, "general.source.repo_url") or _text(known, "general.repo_url")

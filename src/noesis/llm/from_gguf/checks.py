@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.families.shape import Shape
-from noesis.llm.from_gguf.config import CLASSES, refused
+from noesis.llm.from_gguf.config import CLASSES, DAMAGED, refused
 from noesis.llm.from_gguf.tokenizer import TEMPLATE
 from noesis.llm.gguf.families import config_of, gguf_name, name_map
 from noesis.llm.gguf.header import BLOCKS, GgufHeader
 from noesis.llm.gguf.rope import rope_tensors
 
 PART = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf", re.IGNORECASE)
-FETCH = "fetch the file again, or choose another"
 
 
 def check_kind(file: Path, known: dict[str, Any]) -> None:
@@ -27,8 +26,8 @@ def check_kind(file: Path, known: dict[str, Any]) -> None:
     if kind in ("mmproj", "projector") or arch == "clip":
         raise refused(file, "it is the vision or audio part of a model (mmproj)", "give the file of the text model")
     if kind != "model":
-        raise refused(file, f"it is of the type {kind!r:.40}", FETCH)
-    if arch not in CLASSES:
+        raise refused(file, f"it is of the type {kind!r:.40}", DAMAGED)
+    if not isinstance(arch, str) or arch not in CLASSES:
         raise refused(file, f"its architecture is {arch!r:.40}; here {', '.join(CLASSES)} are read")
 
 
@@ -38,7 +37,7 @@ def _refuse_part(file: Path, known: dict[str, Any]) -> None:
         return
     stem, count = (named.group(1), int(named.group(2))) if named else (file.stem, told)
     if not isinstance(count, int) or not 0 < count < 100_000:
-        raise refused(file, f"split.count is {told!r:.40}", FETCH)
+        raise refused(file, f"split.count is {told!r:.40}", DAMAGED)
     first = f"{stem}-00001-of-{count:05d}.gguf"
     raise refused(
         file,
@@ -61,7 +60,7 @@ def check_content(file: Path, header: GgufHeader) -> None:
     vocabulary = header.tensors.get("token_embd.weight", ((0, 0), 0))[0][-1]
     if vocabulary != len(known["tokenizer.ggml.tokens"]):
         tokens = len(known["tokenizer.ggml.tokens"])
-        raise refused(file, f"it has {tokens:,} tokens and {vocabulary:,} rows of token_embd.weight", FETCH)
+        raise refused(file, f"it has {tokens:,} tokens and {vocabulary:,} rows of token_embd.weight", DAMAGED)
     for number in sorted({kind for _, kind in header.tensors.values()}):
         name = gguf.GGMLQuantizationType(number).name
         try:
@@ -81,7 +80,7 @@ def check_tensors(file: Path, header: GgufHeader, raw: dict[str, Any]) -> None:
     names = name_map(config)
     expected = {gguf_name(names, name, config) for name in _names(config.shape)} | set(rope_tensors(config.rope))
     if lost := sorted(expected - header.tensors.keys()):
-        raise refused(file, f"it lacks the tensor {lost[0]}", FETCH)
+        raise refused(file, f"it lacks the tensor {lost[0]}", DAMAGED)
     if more := sorted(header.tensors.keys() - expected):
         raise refused(file, f"it has the tensor {more[0]!r:.80}, which its architecture does not have")
 

@@ -18,6 +18,7 @@ from noesis.llm.gguf.families import FAMILIES, LARGE_GEMMAS, WINDOW_PERIODS, Mod
 from noesis.llm.gguf.header import NO_TOKEN, GgufHeader
 from noesis.llm.gguf.rope import LOCAL_THETA, Llama3Scaling, Rope, rope_tensors
 
+DAMAGED = "it is damaged or hostile: fetch the file again, or choose another"
 ORIGINALS = "take the model that it was made from, in its .safetensors files"
 # llama.cpp's architecture → the class in transformers
 CLASSES = {
@@ -30,6 +31,7 @@ CLASSES = {
 }
 LLAMA_3 = tuple(Llama3Scaling(factor, 1.0, 4.0, 8192.0) for factor in (8.0, 32.0))  # 3.1 and 3.3; 3.2
 ROPE_FACTORS = {"llama": ("rope_freqs",), "phi3": ("rope_factors_long", "rope_factors_short")}
+LARGEST = 1e12  # of a number in the metadata, and of a rotary factor
 TOLERANCE = 1e-4  # relative: factors and norms' epsilon are float32 in the file
 Factors = dict[str, list[float]]  # tensors of rotary factors, by name
 
@@ -45,9 +47,12 @@ def read_base_config(file: Path, header: GgufHeader) -> dict[str, Any]:
     known = {key.removeprefix(f"{arch}."): _shortest(v) for key, v in told if key.startswith(f"{arch}.")}
     if lists := [key for key in known if isinstance(known[key], list) and "pattern" not in key]:
         raise refused(file, f"{arch}.{lists[0]} differs from layer to layer")
+    for key, value in known.items():
+        if isinstance(value, float) and not 0.0 < value < LARGEST:
+            raise refused(file, f"{arch}.{key} is {value}", DAMAGED)
     for key in ("feed_forward_length", "attention.layer_norm_rms_epsilon"):
         if key not in known:
-            raise refused(file, f"{arch}.{key} is missing")
+            raise refused(file, f"{arch}.{key} is missing", DAMAGED)
     factors = _read_factors(file, header, arch)
     raw = _common(header, known, arch) | _own(known, arch) | {"rope_parameters": _rope(file, known, arch, factors)}
     try:
@@ -157,11 +162,18 @@ def _read_factors(file: Path, header: GgufHeader, arch: str) -> Factors:
         raise refused(file, f"of its rotary factors only {wanted[0]}.weight is there")
     import gguf
 
-    found = {tensor.name.removesuffix(".weight"): tensor for tensor in gguf.GGUFReader(file).tensors}
-    return {
-        name: [float(x) for x in gguf.quants.dequantize(found[name].data, found[name].tensor_type).reshape(-1)]
-        for name in wanted
-    }
+    try:
+        stored = {tensor.name.removesuffix(".weight"): tensor for tensor in gguf.GGUFReader(file).tensors}
+        found = {
+            name: [float(x) for x in gguf.quants.dequantize(stored[name].data, stored[name].tensor_type).reshape(-1)]
+            for name in wanted
+        }
+    except (ValueError, LookupError, OverflowError, TypeError) as error:
+        raise refused(file, f"its rotary factors can't be read ({error})", DAMAGED) from None
+    for name, factors in found.items():
+        if not all(0.0 < factor < LARGEST for factor in factors):
+            raise refused(file, f"{name}.weight holds what is no rotary factor", DAMAGED)
+    return found
 
 
 def _check_factors(file: Path, rope: Rope, factors: Factors) -> None:
