@@ -64,7 +64,7 @@ def find_model(name: str, revision: str | None = None) -> Model:
 
 def is_hub_name(name: str) -> bool:
     """Whether a model's name is one on the Hub, not a file or a folder of this machine."""
-    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None and not is_gguf_file(name)
+    return re.fullmatch(r"\A[\w-][\w.-]*/[\w.-]+", name) is not None and not is_gguf_file(name)
 
 
 def is_gguf_file(name: str) -> bool:

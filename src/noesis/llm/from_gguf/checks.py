@@ -14,7 +14,7 @@ from noesis.llm.gguf.families import config_of, gguf_name, name_map
 from noesis.llm.gguf.header import BLOCKS, GgufHeader
 from noesis.llm.gguf.rope import rope_tensors
 
-PART = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf", re.IGNORECASE)
+PART = re.compile(r"\A(.*)-\d{5}-of-(\d{5})\.gguf", re.IGNORECASE)
 
 
 def check_kind(file: Path, known: dict[str, Any]) -> None:
