@@ -127,7 +127,7 @@ def test_rotary_factors_left_out(tiny_model: Path, tmp_path: Path, monkeypatch: 
     }  # fmt: skip
     (model / "config.json").write_text(json.dumps(config))
     require_passed(certificate(model, tmp_path))
-    monkeypatch.setattr(gguf, "rope_factors", lambda config: None)
+    monkeypatch.setattr(gguf, "rope_tensors", lambda rope: {})
     broken = certificate(model, tmp_path)
     assert blame(broken) == ("conversion", "the rotary factors (rope_freqs.weight) of the model's scaling are missing")
     assert broken.files["f32"].divergence.kl_mean > 1e-3

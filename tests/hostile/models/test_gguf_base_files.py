@@ -99,7 +99,9 @@ def test_a_file_that_is_not_there_and_a_folder_of_gguf_files(base: Path, tmp_pat
 @pytest.mark.parametrize(
     ("drop", "extra", "why"),
     [
-        pytest.param("output_norm.weight", "", "lacks the tensor output_norm.weight; it is damaged", id="a lost tensor"),
+        pytest.param(
+            "output_norm.weight", "", "lacks the tensor output_norm.weight; it is damaged", id="a lost tensor"
+        ),
         pytest.param("", "blk.0.attn_q.bias", "the tensor 'blk.0.attn_q.bias', which", id="a bias without a place"),
         pytest.param("", "rope_freqs.weight", "rope_freqs.weight, up to 1", id="rotary factors of no Llama"),
     ],
