@@ -33,6 +33,14 @@ def asked(**more: object) -> CloudRequest:
     return request_from_options(SECTION, **({"epochs": 3} | more))
 
 
+@pytest.mark.parametrize("model", ["models/x.gguf", "/home/someone/X.GGUF"])
+def test_a_gguf_file_of_this_machine_is_refused_before_anything_is_quoted(model: str):
+    with pytest.raises(
+        UsageError, match=f"--model {model}: a file of this machine is not in the cloud; name the model"
+    ):
+        asked(model=model)
+
+
 def test_options_become_a_request_that_survives_the_journey():
     request = asked(epochs=1, gguf="q8_0,f16,q8_0", max_usd=5.0, method="dpo", judge="none", gate=True)
     assert request.gguf == ("q8_0", "f16")

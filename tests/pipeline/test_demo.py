@@ -43,9 +43,9 @@ def test_quick_demo_then_chat(tmp_path: Path):
 def test_the_embedded_model_keeps_its_digits_and_our_tokenizer_agrees():
     from transformers import AutoTokenizer
 
+    from noesis.llm.gguf.hard_strings import HARD_STRINGS
     from noesis.llm.hub import find_model
     from noesis.llm.tokenizer import load_tokenizer
-    from noesis.release.parity.hard_strings import HARD_STRINGS
 
     folder = find_model("smollm2").path
     ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)

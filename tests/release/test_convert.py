@@ -158,7 +158,20 @@ def test_a_llamas_card_carries_its_name_and_notice():
     assert "Llama" not in other
     assert "license: apache-2.0" in other
     assert (llama_release("unsloth/Llama-3.2-1B"), llama_release("Qwen/Qwen2.5-7B")) == ("Llama 3.2", None)
-    assert display_name("Llama-x", "meta-llama/Llama-3.1-8B") == "Llama-x"
+    assert display_name("Llama-x", "Llama 3.1") == "Llama-x"
+    named = {
+        "Meta Llama 3.1 8B Instruct": "Llama 3.1",
+        "open_llama_3b": None,
+        "CodeLlama-34b": None,
+        "Llama-2-7b": "Llama 2",
+    }
+    assert {name: llama_release(name) for name in named} == named
+    assert llama_release("Hermes 3", "llama3") == llama_release("Hermes", "", "made from Llama-3-8B") == "Llama 3"
+    file = model_card(
+        replace(CARD, base="Some Name", licence="gemma https://x.org", lineage="dequantised from a|b.gguf")
+    )
+    assert "license: gemma\n" in file
+    assert r"| base weights | dequantised from a\|b.gguf |" in file
 
 
 def test_a_trials_intervals_are_on_the_card():

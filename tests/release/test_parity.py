@@ -151,7 +151,7 @@ def joined_digits(model: Path, target: Path) -> None:
     """A model whose tokenizer joins digits, as SmolLM2's does when the round trip has lost the splitting."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    from noesis.release.parity.hard_strings import HARD_STRINGS
+    from noesis.llm.gguf.hard_strings import HARD_STRINGS
 
     shutil.copytree(model, target)
     tokenizer = Tokenizer(models.BPE())

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from noesis.core.errors import ModelError
+from noesis.llm.gguf.hard_strings import HARD_STRINGS, hard_strings
 from noesis.release.gguf.quantize import KINDS, quantise, row_bytes, storage_type
-from noesis.release.parity.hard_strings import HARD_STRINGS, hard_strings
 
 
 def kinds_of(kind: str, width: int, hidden: int, layers: int, *, has_output: bool) -> dict[str, str]:

@@ -182,7 +182,7 @@ def test_a_checkpoint_with_more_or_less_in_it_is_the_same_model(
 )
 def test_older_and_newer_spellings_of_a_config_are_the_same_model(model: Path, config: dict[str, Any]):
     from noesis.llm.causal_model import load_causal_model
-    from noesis.release.gguf.families import read_config
+    from noesis.llm.gguf.families import read_config
 
     before, dtype = read_config(model), load_causal_model(model, dtype="auto").dtype
     edit(model / "config.json", **config)

@@ -32,7 +32,11 @@ FreshOption = Annotated[
 
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", metavar="MODEL", help="Base model: smollm2, a folder, or a name on the Hugging Face Hub."),
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="Base model: smollm2, a folder, a .gguf file, or a name on the Hugging Face Hub.",
+    ),
 ]
 EpochsOption = Annotated[
     int | None,

@@ -9,7 +9,6 @@ from noesis.core.config import TrainingFile
 from noesis.core.errors import UsageError
 from noesis.core.machine.folders import expanded
 from noesis.core.project import Project
-from noesis.llm.embedded import EMBEDDED
 
 MOUNTED = ("/data", "/weights")  # the two volumes, in every container
 
@@ -28,11 +27,6 @@ def check_request(project: Project, training: TrainingFile, request: CloudReques
             _check_file(project, "dpo.pairs", training.dpo.pairs)
         if training.method != "dpo" and training.replay.file is not None:
             _check_file(project, "replay.file", training.replay.file)
-
-
-def is_on_the_hub(model: str | None) -> bool:
-    """Whether a model is a name on the Hub, rather than the embedded one or a folder."""
-    return model is not None and model != EMBEDDED and "/" in model and not model.startswith(("/", "~", "."))
 
 
 def _check_gguf(request: CloudRequest) -> None:

@@ -19,6 +19,7 @@ from noesis.core.console import size
 from noesis.core.errors import NoesisError
 from noesis.core.project import Project
 from noesis.llm.embedded import EMBEDDED
+from noesis.llm.hub import is_hub_name
 from noesis.planning.gpus import FILE as PRICE_LIST
 from noesis.planning.gpus import prices
 from noesis.workspace.doctor import Check
@@ -147,7 +148,7 @@ def _licence(section: ModalSection) -> Check:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     name, page = f"licence of {section.model}", f"https://huggingface.co/{section.model}"
-    if "/" not in section.model or section.model.startswith(("/", "~", ".")):
+    if not is_hub_name(section.model):
         return Check(name, "none to accept", True)
     if not os.environ.get("HF_TOKEN"):
         return Check(

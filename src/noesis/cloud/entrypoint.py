@@ -12,7 +12,7 @@ from typing import Any
 import modal
 
 from noesis.cloud.billing import current_prices
-from noesis.cloud.checks import check_request, is_on_the_hub
+from noesis.cloud.checks import check_request
 from noesis.cloud.container.prepare import judge_problem
 from noesis.cloud.container.workspace import CallResult
 from noesis.cloud.modal_errors import explained, no_token
@@ -25,6 +25,7 @@ from noesis.core.console import command, complain, guard_terminal, report_error,
 from noesis.core.errors import UsageError
 from noesis.core.files import explain_error
 from noesis.core.project import Project
+from noesis.llm.hub import is_hub_name
 from noesis.planning.gpus import use_prices
 
 NODES_ASKED = "NOESIS_NODES_ASKED"  # environment variable where the app is deployed
@@ -175,7 +176,7 @@ def secrets_of(request: CloudRequest, section: ModalSection) -> list[str]:
         UsageError: the token for a model on the Hub is missing.
     """
     found = []
-    if is_on_the_hub(request.model):
+    if request.model is not None and is_hub_name(request.model):
         try:
             patiently("find a secret", modal.Secret.from_name(section.secret, required_keys=["HF_TOKEN"]).hydrate)
         except (modal.exception.NotFoundError, modal.exception.InvalidError):

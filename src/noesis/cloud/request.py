@@ -12,6 +12,7 @@ from noesis.core.errors import UsageError
 from noesis.core.overrides import Overrides
 from noesis.llm.addresses import is_loopback
 from noesis.llm.clients.spec import parse_spec
+from noesis.llm.hub import is_gguf_file
 
 METHODS = ("sft", "dpo", "sft+dpo")
 LOCAL_JUDGE = "vllm:"  # a judge that the run serves for itself, on the judging GPU
@@ -141,6 +142,11 @@ def request_from_options(
         raise UsageError(f"--method {method!r}: choose {', '.join(METHODS)}")
     if (test_only or merge_only) and (resume or fresh or method):
         raise UsageError("--resume, --fresh and --method are for training; --test-only and --merge-only train nothing")
+    if is_gguf_file(model or section.model):
+        raise UsageError(
+            f"--model {model or section.model}: a file of this machine is not in the cloud; "
+            "name the model that it was made from, on the Hub"
+        )
     judges = () if judge == "none" else tuple(judge.split(",")) if judge else section.judges
     for spec in judges:
         check_judge(spec)

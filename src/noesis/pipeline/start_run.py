@@ -63,7 +63,7 @@ def start_run(
     identity = _identity(config, dataset, constitution, model.revision, parent.adapter_sha256 if parent else None)
     if resume:
         resume_run(path, identity, config)
-    run = open_run(path, identity, config, fresh=fresh, archive_to=archive_to)
+    run = open_run(path, identity, config, fresh=fresh, archive_to=archive_to, base_file=model.said)
     if parent and fork:
         adopt(run, fork, parent)
     run.record_settings(config)  # those that do not decide the adapter, such as the budget: the latest ones hold

@@ -14,6 +14,10 @@ from noesis.core.console import printable
 LLAMA_NOTICE = (
     "{name} is licensed under the {name} Community License, Copyright © Meta Platforms, Inc. All Rights Reserved."
 )
+LLAMA = re.compile(
+    r"llama[\s_-]*(3\.[123]|[23])(?!\d|b\b)", re.IGNORECASE
+)  # not the 3 of open_llama_3b, Code Llama 34B
+HUB_LICENCES = ("apache-2.0", "mit", "gemma")  # those that the Hub's front matter has a word for, of bases seen so far
 EMBEDDED_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
@@ -56,13 +60,14 @@ class CardContent:
     """Everything that a card says."""
 
     name: str
-    base: str  # as configured: `smollm2`, a Hub id or a folder
+    base: str  # as configured: `smollm2`, a Hub id or a folder; of a GGUF file, its own name
     licence: str  # of the base
     noesis: str  # version
     dataset_sha256: str
     constitution_sha256: str
     config_sha256: str
     base_revision: str | None
+    lineage: str = ""  # of a GGUF file: its quantisation, and what that was made from
     training: TrainingFigures = TrainingFigures()
     held_out: HeldOutFigures | None = None
     verdict: str = "UNDECIDED"
@@ -70,29 +75,30 @@ class CardContent:
     scores: tuple[JudgeScore, ...] = ()  # of a trial
 
 
-def llama_release(base: str) -> str | None:
-    """`Llama 3.1` for a base under one of Meta's licences, None for others."""
-    words = base.rsplit("/", 1)[-1].lower().replace("_", "-")
-    for release in ("3.3", "3.2", "3.1"):
-        if f"llama-{release}" in words:
-            return f"Llama {release}"
-    if "llama-3" in words:
-        return "Llama 3"
-    return "Llama 2" if "llama-2" in words else None
+def llama_release(base: str, *more: str) -> str | None:
+    """`Llama 3.1` for a base under one of Meta's licences, None for others.
+
+    Args:
+        more: what a GGUF file says of its licence and lineage.
+    """
+    for text in (base.rsplit("/", 1)[-1], *more):
+        if found := LLAMA.search(text):
+            return f"Llama {found.group(1)}"
+    return None
 
 
-def display_name(name: str, base: str) -> str:
+def display_name(name: str, llama: str | None) -> str:
     """The model's name, with Llama in front where the licence demands it."""
-    return f"Llama-{name}" if llama_release(base) and not name.lower().startswith("llama") else name
+    return f"Llama-{name}" if llama and not name.lower().startswith("llama") else name
 
 
 def model_card(content: CardContent) -> str:
     """Markdown with the Hub's front matter."""
-    c, llama = content, llama_release(content.base)
+    c, llama = content, llama_release(content.base, content.licence, content.lineage)
     lines = [
         *_front_matter(c, llama),
         "",
-        f"# {_plain(display_name(c.name, c.base))}",
+        f"# {_plain(display_name(c.name, llama))}",
         "",
         *([f"Built with {llama.split()[0]}.", ""] if llama else []),
         f"A fine-tune of {_plain(c.base)} by Constitutional AI, made with Noesis {c.noesis}: QLoRA on revised answers,",
@@ -121,7 +127,8 @@ def model_card(content: CardContent) -> str:
 
 
 def _front_matter(c: CardContent, llama: str | None) -> list[str]:
-    licence = llama.lower().replace(" ", "") if llama else "apache-2.0" if c.licence == "Apache-2.0" else "other"
+    said = c.licence.lower().split(" ")[0]
+    licence = llama.lower().replace(" ", "") if llama else said if said in HUB_LICENCES else "other"
     return [
         "---",
         f"base_model: {_scalar(EMBEDDED_ON_HUB if c.base == 'smollm2' else c.base)}",
@@ -141,6 +148,7 @@ def _table(c: CardContent) -> list[str]:
         ("constitution", f"sha256 {c.constitution_sha256[:16]}"),
         ("configuration", f"sha256 {c.config_sha256[:16]}"),
         ("base revision", f"{c.base_revision}"),
+        *([("base weights", c.lineage)] if c.lineage else []),
         ("epochs, rank", f"{_known(t.epochs)}, {_known(t.rank)}"),
     ]
     if t.precision:

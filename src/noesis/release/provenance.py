@@ -10,6 +10,7 @@ from typing import Any
 from noesis.core.errors import ModelError
 from noesis.core.files import write_text
 from noesis.core.jsonl import read_json_file
+from noesis.llm.hub import is_hub_name
 
 FILE_NAME = "noesis.json"
 
@@ -19,8 +20,9 @@ class Provenance:
     """Base, data and constitution of a model. It is shown, never acted upon; an empty string is unknown."""
 
     noesis: str = ""  # version
-    base: str = ""  # Hub id, or a folder
+    base: str = ""  # Hub id, a folder, or what a GGUF file calls itself
     base_revision: str = ""
+    base_lineage: str = ""  # of a GGUF file: its quantisation, and what that was made from
     licence: str = ""
     dataset_sha256: str = ""
     constitution_sha256: str = ""
@@ -33,8 +35,7 @@ class Provenance:
     @property
     def base_url(self) -> str | None:
         """The base's page on the Hub; None for a base that is a folder."""
-        on_hub = "/" in self.base and not self.base.startswith(("/", ".", "~"))
-        return f"https://huggingface.co/{self.base}" if on_hub else None
+        return f"https://huggingface.co/{self.base}" if is_hub_name(self.base) else None
 
     def to_json(self) -> dict[str, str]:
         """The known fields, in order."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import platform
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -303,13 +303,20 @@ class Run:
 
 
 def open_run(
-    path: Path, identity: Identity, config: Config, *, fresh: bool = False, archive_to: Path | None = None
+    path: Path,
+    identity: Identity,
+    config: Config,
+    *,
+    fresh: bool = False,
+    archive_to: Path | None = None,
+    base_file: Mapping[str, str] | None = None,
 ) -> Run:
     """The run at `path` if it has this identity, else a new one; another run found there is archived whole.
 
     Args:
         archive_to: where an old run goes; default: `.archive/` next to `path`. On a volume, whose root is the run,
             a folder in it.
+        base_file: as the manifest's.
 
     Raises:
         UsageError: what is at `path` is no run. RunError: it can't be read, or leads elsewhere.
@@ -333,6 +340,7 @@ def open_run(
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}",
         settings_sha256=sha256_file(path / SETTINGS),
+        base_file=base_file,
     )
     write_json(path / "manifest.json", manifest.to_json())
     return Run(path, manifest)

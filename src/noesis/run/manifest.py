@@ -174,6 +174,7 @@ class Manifest:
         cost_usd, worked_seconds: the sums of the ledger when it was written.
         settings_sha256: of config.json, all settings included; None in a run of an early version, whose identity covers
             only the settings that decide the adapter.
+        base_file: `title`, `licence` and `lineage` of a base that is a GGUF file, by its own words; None: others.
         made_in: the format that the run began in. What it could not record is not asked of it.
     """
 
@@ -191,6 +192,7 @@ class Manifest:
     parent: Parent | None = None
     history: tuple[Extension, ...] = ()
     settings_sha256: str | None = None
+    base_file: Mapping[str, str] | None = None
     made_in: int = FORMAT
 
     @property
@@ -215,6 +217,8 @@ class Manifest:
         }
         if self.settings_sha256 is not None:
             found["settings_sha256"] = self.settings_sha256
+        if self.base_file is not None:
+            found["base_file"] = dict(self.base_file)
         if self.parent is not None:
             found["parent"] = self.parent.to_json()
         if self.history:
@@ -242,6 +246,7 @@ class Manifest:
             Parent.from_json(value["parent"]) if "parent" in value else None,
             tuple(Extension.from_json(extension) for extension in value.get("history", [])),
             str(value["settings_sha256"]) if "settings_sha256" in value else None,
+            {str(key): str(said) for key, said in value["base_file"].items()} if "base_file" in value else None,
             min(int(value.get("made_in_format", FORMAT)), int(value.get("format", 1))),
         )
 

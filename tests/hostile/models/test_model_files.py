@@ -18,11 +18,11 @@ from helpers.project import ROOT
 from noesis.cli import run_command
 from noesis.core.errors import ConfigError, ModelError
 from noesis.core.yaml_file import read_yaml
+from noesis.llm.gguf.families import read_config
 from noesis.llm.hub import find_model
 from noesis.llm.model_config import check_adapter_settings, check_model_folder
 from noesis.llm.weights import UNSUPPORTED, read_adapter, weight_files
 from noesis.planning.model_shapes import read_shape
-from noesis.release.gguf.families import read_config
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "num_hidden_layers": 2,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from noesis.cloud.checks import is_on_the_hub
 from noesis.cloud.container.vllm_judge import judge_specs, temporary_key, vllm_command, vllm_server
 from noesis.cloud.container.workspace import CallResult, ContainerContext, run_guarded
 from noesis.cloud.request import LOCAL_JUDGE, CloudRequest
@@ -31,13 +30,13 @@ def prepare(context: ContainerContext, request: CloudRequest) -> CallResult:
         `judge_problem`: why there can be no trial, or None; `continues`: whether training will go on with the run on
         the volume. What is wrong with the base is the call's error. Either way the `seconds` of the container.
     """
-    from noesis.llm.hub import find_model
+    from noesis.llm.hub import find_model, is_hub_name
 
     def work() -> CallResult:
         config = request.overrides.configure(context.project)
         if request.what == "all":
             require_upload(context.root / DATASET, request.uploaded, config.training.modal.volume)
-        if is_on_the_hub(request.model):
+        if request.model is not None and is_hub_name(request.model):
             say(f"  fetching {request.model}, unless it is on the volume")
             find_model(config.training.model, config.training.revision)
             context.commit_weights()

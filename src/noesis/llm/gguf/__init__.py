@@ -1,1 +1,1 @@
-"""GGUF files as hostile input: their head and their vocabulary, read here before llama.cpp reads them."""
+"""GGUF files as hostile input, and how llama.cpp says what a model computes: both directions read it here."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,24 +61,31 @@ class GgufHeader:
     tensors: dict[str, tuple[tuple[int, ...], int]]
 
 
-def read_header(file: Path) -> GgufHeader:
+def read_header(file: Path, *, remedy: str = REMAKE, refuse: Callable[[GgufHeader], None] | None = None) -> GgufHeader:
     """Read and check the head of `file`; a large vocabulary takes some tenths of a second.
+
+    Args:
+        remedy: what to do about a damaged file, for messages.
+        refuse: called before the metadata are checked as a model's; raises for files of another kind.
 
     Raises:
         ModelError: the file is missing, not GGUF, cut short, or names what no model has.
     """
     if not file.is_file():
-        raise ModelError(f"{file} does not exist: make it with  {command('gguf', 'RUN')}")
+        made = f"make it with  {command('gguf', 'RUN')}" if remedy is REMAKE else remedy
+        raise ModelError(f"{file} does not exist: {made}")
     with open(file, "rb") as f:
         head = f.read(8)
     if head[:4] != b"GGUF" or int.from_bytes(head[4:8], "little") not in (2, 3):
-        raise ModelError(f"{file} is not a GGUF file (it begins with {head[:4]!r}); {REMAKE}")
+        raise ModelError(f"{file} is not a GGUF file (it begins with {head[:4]!r}); {remedy}")
     try:
         with open(file, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as content:
             header = _Reader(content).read()
+        if refuse is not None:
+            refuse(header)
         _check_metadata(header)
     except (ValueError, struct.error) as error:
-        raise ModelError(f"can't load {file}: {error}; it is damaged or hostile; {REMAKE}") from None
+        raise ModelError(f"can't load {file}: {error}; it is damaged or hostile; {remedy}") from None
     return header
 
 

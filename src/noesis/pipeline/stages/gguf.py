@@ -179,7 +179,7 @@ def certify_files(
 
 def _write_modelfile(s: RunSession, files: dict[str, Path], tokenizer: Any) -> None:
     """Write Ollama's Modelfile, or why there is none."""
-    from noesis.release.gguf.families import read_config
+    from noesis.llm.gguf.families import read_config
     from noesis.release.gguf.modelfile import modelfile
 
     best = next(files[kind] for kind in MODELFILE_ORDER if kind in files)

@@ -119,7 +119,8 @@ def card_content(s: RunSession) -> CardContent:
     ruling = trial.court if trial else judged.court if judged else None
     return CardContent(
         name=s.run.merged.name,
-        base=s.config.training.model,
+        base=s.model.title or s.config.training.model,
+        lineage=s.model.lineage,
         licence=s.model.licence,
         noesis=s.run.manifest.noesis,
         dataset_sha256=identity.dataset_sha256,

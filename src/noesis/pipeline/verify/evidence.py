@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -78,12 +79,8 @@ class Evidence:
         """
         if self.results.executed_plan is None:
             raise UncheckedError("an early version did not record how it computed")
-        model = Model(
-            self.config.training.model,
-            Path(),
-            self.run.identity.revision,
-            read_provenance(self.run.merged).licence,
-        )
+        said = self.run.manifest.base_file or {"licence": read_provenance(self.run.merged).licence}
+        model = Model(self.config.training.model, Path(), self.run.identity.revision, **_known(said))
         return RunSession(
             self.run, self.config, self.constitution, model, Device("cpu", "none", 0, 1, bf16=False), self.dataset
         )
@@ -107,6 +104,10 @@ class Evidence:
         if self.run.manifest.is_early:
             raise UncheckedError(f"{what} by this version, but the run is of an early one")
         return what
+
+
+def _known(said: Mapping[str, str]) -> dict[str, str]:
+    return {key: said.get(key, "") for key in ("licence", "title", "lineage")}
 
 
 def as_json(value: object) -> Any:

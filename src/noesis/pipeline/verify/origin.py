@@ -5,8 +5,7 @@ from __future__ import annotations
 from noesis.core.files import sha256_file
 from noesis.dataset.checks.length import find_token_counter
 from noesis.dataset.statistics import describe
-from noesis.llm.embedded import EMBEDDED, EMBEDDED_REVISION
-from noesis.llm.hub import find_local_model, find_tokenizer
+from noesis.llm.hub import find_tokenizer, identify_model
 from noesis.llm.row_encoder import open_encoder
 from noesis.pipeline.training_set import build_training_set
 from noesis.pipeline.verify.evidence import Evidence, UncheckedError, as_json
@@ -55,13 +54,12 @@ def base_model(e: Evidence) -> str | None:
     name, revision = e.config.training.model, e.config.training.revision
     if name != e.run.identity.base_model:
         return f"config.json names {name}, the manifest {e.run.identity.base_model}"
-    found = EMBEDDED_REVISION
-    if name != EMBEDDED:
-        if find_tokenizer(name, revision) is None or (model := find_local_model(name, revision)) is None:
-            raise UncheckedError(NO_MODEL)
-        found = model.revision
-    named = e.run.identity.revision
-    return None if found == named else f"the base model here is {found}, the manifest's {named}"
+    if (found := identify_model(name, revision)) is None:
+        raise UncheckedError(NO_MODEL)
+    if found.revision != (named := e.run.identity.revision):
+        return f"the base model here is {found.revision}, the manifest's {named}"
+    same = found.said == e.run.manifest.base_file
+    return None if same else "name, licence or lineage of the base are others in the manifest than in its file"
 
 
 def tokens(e: Evidence) -> str | None:

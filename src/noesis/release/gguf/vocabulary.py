@@ -16,8 +16,9 @@ from typing import Any
 from noesis.core.errors import ModelError, TrainingError
 from noesis.core.jsonl import read_json_file
 from noesis.llm.chat_template import end_of_turn
+from noesis.llm.gguf.families import unsupported
+from noesis.llm.gguf.pre_tokenizers import name_of
 from noesis.llm.tokenizer import LARGEST, chat_template_of, load_tokenizer, tokenizer_settings
-from noesis.release.gguf.families import unsupported
 
 PROBE = (
     "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶\u200d🌫️ (multiple emojis concatenated) ✅ 🦙🦙 "
@@ -35,12 +36,6 @@ HASHES = {
     "e636dc30a262dcc0d8c323492e32ae2b70728f4df7dfe9737d9f920a282b8aea": "qwen2",
     "b3f499bb4255f8ca19fccd664443283318f2fd2414d5e0b040fbdd0cc195d6c5": "deepseek-r1-qwen",
     "63b97e4253352e6f357cc59ea5b583e3a680eaeaf2632188c2b952de2588485e": "tekken",
-}
-# The patterns of Llama 3 and Qwen2, which differ in how many digits stay together.
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-PATTERNS = {
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _REST: "llama-bpe",
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _REST: "qwen2",
 }
 
 
@@ -109,15 +104,9 @@ def pre_tokenizer(raw: dict[str, Any], tokenizer: Any, model: Path) -> str:
         return HASHES[found]
     steps = raw.get("pre_tokenizer") or {}
     steps = steps.get("pretokenizers", [steps])
+    if (name := name_of(steps)) is not None:
+        return name
     kinds = [step.get("type") for step in steps]
-    if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits") and steps[1].get("use_regex", True):
-        return "smollm"
-    if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
-        return "gpt-2"
-    if kinds == ["Split", "ByteLevel"]:
-        pattern = str(steps[0].get("pattern", {}).get("Regex", ""))
-        if pattern in PATTERNS:
-            return PATTERNS[pattern]
     raise unsupported(model, f"this tokenizer's pre-tokenizer ({', '.join(map(str, kinds))}) is unknown")
 
 

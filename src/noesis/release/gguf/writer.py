@@ -19,6 +19,16 @@ from noesis.core.config import Quantization
 from noesis.core.console import Progress
 from noesis.core.errors import MissingExtra, ModelError
 from noesis.core.files import new_file, require_space
+from noesis.llm.gguf.families import (
+    ModelConfig,
+    gguf_name,
+    is_permuted,
+    name_map,
+    permuted,
+    read_config,
+    write_hyperparameters,
+)
+from noesis.llm.gguf.rope import rope_tensors
 from noesis.llm.weights import (
     StoredTensor,
     list_tensors,
@@ -28,17 +38,7 @@ from noesis.llm.weights import (
     require_matching_base,
     was_quantised,
 )
-from noesis.release.gguf.families import (
-    ModelConfig,
-    gguf_name,
-    is_permuted,
-    name_map,
-    permuted,
-    read_config,
-    write_hyperparameters,
-)
 from noesis.release.gguf.quantize import BITS, KINDS, quantise, row_bytes, storage_type
-from noesis.release.gguf.rope import rope_tensors
 from noesis.release.gguf.vocabulary import write_vocabulary
 from noesis.release.provenance import Provenance, read_provenance, write_metadata
 

@@ -12,11 +12,11 @@ from typing import Any
 from noesis.core.config import Quantization
 from noesis.core.console import command
 from noesis.core.errors import ModelError
+from noesis.llm.gguf.families import ModelConfig, permuted, read_config
 from noesis.llm.gguf.header import REMAKE, read_header
+from noesis.llm.gguf.rope import rope_tensors
 from noesis.llm.tokenizer import load_tokenizer
 from noesis.llm.weights import StoredTensor, list_tensors, lora_update, read_adapter, read_as_trained, read_tensor
-from noesis.release.gguf.families import ModelConfig, permuted, read_config
-from noesis.release.gguf.rope import rope_tensors
 from noesis.release.gguf.vocabulary import chat_template, pre_tokenizer, read_tokenizer, turn_end
 from noesis.release.parity.certificate import Finding
 from noesis.release.parity.llama_logits import LlamaModel

@@ -20,9 +20,10 @@ from typing import Any
 from noesis.core.config import Quantization
 from noesis.core.files import require_space, sha256_file
 from noesis.core.libraries import library_versions
+from noesis.llm.gguf.families import read_config
+from noesis.llm.gguf.hard_strings import hard_strings
 from noesis.llm.gguf.header import read_header
 from noesis.llm.weights import list_tensors
-from noesis.release.gguf.families import read_config
 from noesis.release.gguf.vocabulary import comparable, read_tokenizer
 from noesis.release.parity.audit import audit_controls, audit_gguf, audit_merge, update_share
 from noesis.release.parity.certificate import (
@@ -36,7 +37,6 @@ from noesis.release.parity.certificate import (
 )
 from noesis.release.parity.chat_templates import compare_renderings
 from noesis.release.parity.figures import answer_agreement, within_tolerance
-from noesis.release.parity.hard_strings import hard_strings
 from noesis.release.parity.llama_logits import LlamaModel
 from noesis.release.parity.measure import (
     CONTEXT,

@@ -15,8 +15,8 @@ from noesis.core.families.architecture import NO_ROTARY, Architecture, UnknownAr
 from noesis.core.families.registry import describe
 from noesis.core.families.shape import Shape
 from noesis.core.jsonl import whole_number
+from noesis.llm.gguf.rope import LongRope, Rope, UnknownRope, read_rope, write_rope
 from noesis.llm.model_config import read_model_config
-from noesis.release.gguf.rope import LongRope, Rope, UnknownRope, read_rope, write_rope
 
 CONVERTER = "use llama.cpp's  python convert_hf_to_gguf.py"
 # layers of the models whose queries llama.cpp scales by the width of the model, not of a head
@@ -73,7 +73,15 @@ def read_config(model: Path) -> ModelConfig:
     Raises:
         ModelError: not a model folder, an unsupported architecture, or a variant that llama.cpp computes differently.
     """
-    raw = read_model_config(model)
+    return config_of(read_model_config(model), model)
+
+
+def config_of(raw: dict[str, Any], model: Path) -> ModelConfig:
+    """The same from the content of a config.json; `model` is named in messages.
+
+    Raises:
+        ModelError: as `read_config`.
+    """
     family, name = _family(raw, model)
     try:
         described = describe(raw | {"model_type": family.model_type})
@@ -173,6 +181,16 @@ def write_hyperparameters(writer: Any, config: ModelConfig) -> None:
         writer.add_embedding_scale(described.embedding_scale)
         writer.add_residual_scale(described.residual_scale)
         writer.add_logit_scale(described.logits_divisor)
+
+
+def hyperparameters(config: ModelConfig) -> dict[str, Any]:
+    """The same numbers, by their keys without the architecture: `block_count`."""
+    import gguf
+
+    writer = gguf.GGUFWriter(None, config.family.arch)
+    write_hyperparameters(writer, config)
+    prefix = f"{config.family.arch}."
+    return {key.removeprefix(prefix): v.value for key, v in writer.kv_data[0].items() if key.startswith(prefix)}
 
 
 def permuted(name: str, array: Any, config: ModelConfig) -> Any:
