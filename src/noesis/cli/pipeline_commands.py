@@ -41,8 +41,10 @@ app = typer.Typer()
 def demo(
     project: ProjectOption = None,
     run: Annotated[
-        Path | None, typer.Option("--run", metavar="DIR", help="Run directory; default: runs/demo in the project.")
+        Path | None,
+        typer.Option("--run", metavar="DIR", help="Run directory; default: runs/demo, with --model runs/demo-<name>."),
     ] = None,
+    model: ModelOption = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Train one epoch on a few examples, to check the installation.")
     ] = False,
@@ -52,18 +54,20 @@ def demo(
     max_usd: MaxUsdOption = None,
     max_minutes: MaxMinutesOption = None,
 ) -> None:
-    """Run the whole pipeline on the embedded model: validate, plan, train, judge, merge, GGUF, report.
+    """Run the whole pipeline on the embedded model, or another: validate, plan, train, judge, merge, GGUF, report.
 
     Example: noesis demo --quick
     """
     from noesis.core.project import find_project
     from noesis.pipeline.demo import demo as run_demo
+    from noesis.pipeline.demo import demo_run_name
     from noesis.pipeline.results import RunResults
 
     found = find_project(project)
     s = run_demo(
         found,
-        run or found.runs / "demo",
+        run or found.runs / demo_run_name(model),
+        model=model,
         quick=quick,
         fresh=fresh,
         judges=judges,

@@ -1,10 +1,11 @@
-"""`noesis demo`: the whole pipeline on the embedded model, in minutes on two CPU cores.
+"""`noesis demo`: the whole pipeline, on the embedded model in minutes on two CPU cores, or on another.
 
 What it changes in the project's settings is in training_config.yaml, `demo:`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,14 +58,19 @@ def demo(
     project: Project,
     path: Path,
     *,
+    model: str | None = None,
     quick: bool = False,
     fresh: bool = False,
     judges: Sequence[str] | None = None,
     max_usd: float | None = None,
     max_minutes: float | None = None,
 ) -> RunSession:
-    """Run every stage into the run directory at `path`."""
-    config = demo_config(project, quick=quick, max_usd=max_usd, max_minutes=max_minutes)
+    """Run every stage into the run directory at `path`.
+
+    Args:
+        model: another base than the demo's own; it learns at the project's learning rate.
+    """
+    config = demo_config(project, model=model, quick=quick, max_usd=max_usd, max_minutes=max_minutes)
     options = PipelineOptions(project, tuple(config.training.tribunal.judges if judges is None else judges))
     heading(1, 1 + len(stages_to_run(options)), "validate and export", "every example checked, some held out")
     _check_other_languages(project, config)
@@ -79,16 +85,31 @@ def demo(
     return s
 
 
+def demo_run_name(model: str | None) -> str:
+    """Name of the demo's run directory: of its own for each model, so that one does not take another's place."""
+    if model is None:
+        return "demo"
+    name = re.sub(r"[^a-z0-9.]+", "-", Path(model).name.lower().removesuffix(".gguf")).strip("-.")
+    return f"demo-{name}" if name else "demo"
+
+
 def demo_config(
-    project: Project, *, quick: bool = False, max_usd: float | None = None, max_minutes: float | None = None
+    project: Project,
+    *,
+    model: str | None = None,
+    quick: bool = False,
+    max_usd: float | None = None,
+    max_minutes: float | None = None,
 ) -> Config:
     """The project's configuration with the demo's settings; `quick`: one epoch on a few examples."""
     training = load_config(project).training
     settings = training.demo
+    # the demo's rate is one for SFT of its own small model
+    own_rate = model in (None, settings.model) and training.method != "dpo"
     overrides = Overrides(
-        model=settings.model,
+        model=model or settings.model,
         language=settings.language,
-        learning_rate=settings.learning_rate if training.method != "dpo" else None,  # it is one for SFT
+        learning_rate=settings.learning_rate if own_rate else None,
         epochs=1 if quick else None,
         max_examples=settings.quick_examples if quick else None,
         max_usd=max_usd,
