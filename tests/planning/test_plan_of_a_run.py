@@ -170,7 +170,7 @@ def test_a_run_that_went_on_with_a_smaller_plan_stores_it_and_the_report_compare
     assert rows["tokens a second"] == (f"{lower.tokens_per_s:,.0f}", "3,457")
     assert rows["peak memory"] == (size(lower.memory_bytes), "7.0 GB")
     assert rows["stage train"][0] == duration(lower.seconds)
-    assert rows["stage judge"][1] == rows["stage merge and gguf"][1] == "–"
+    assert rows["stage judge"][1] == rows["stage gguf"][1] == "–"
     assert rows["USD"] == ("0.00", "0.00")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from noesis.core.errors import ModelError, TrainingError
 from noesis.core.project import Project
 from noesis.dataset.encode import training_rows
 from noesis.dataset.schema import Example
-from noesis.llm.hub import find_model
+from noesis.llm.hub import find_base, find_description, find_model
 from noesis.llm.row_encoder import open_encoder
 from noesis.llm.token_rows import IGNORED
 from noesis.planning.draft import choose_demo_rank_and_epochs, make_plan
@@ -81,10 +82,13 @@ def test_the_demo_trains_at_least_one_epoch_however_slow_the_machine(tiny_shape:
     )
 
 
-@pytest.mark.parametrize("name", ["nonsense", "/no/such/folder", "../up", "a/b/c", ""])
-def test_a_wrong_model_name_is_one_message(name: str):
-    with pytest.raises(ModelError, match="no model|not a model folder|smollm2"):
-        find_model(name)
+@pytest.mark.parametrize("find", [find_model, find_base, find_description], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "name", ["nonsense", "/no/such/folder", "../up", "a/b/c", "", "org/na me", "org/--x", "org/x..y", "no/such.gguf"]
+)
+def test_a_wrong_model_name_is_one_message(name: str, find: Callable[[str], object]):
+    with pytest.raises(ModelError, match="no model|there is no file"):
+        find(name)
 
 
 def test_a_hub_model_without_network_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

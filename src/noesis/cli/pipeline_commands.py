@@ -124,6 +124,10 @@ def plan(
         int | None,
         typer.Option(min=1, metavar="N", help="GPUs in one machine; default: all that are here, or 1."),
     ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="First measure the model's speed on this machine, for this and later plans."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Predict memory, time and cost of a training, here and on other machines, without training.
@@ -131,10 +135,11 @@ def plan(
     Example: noesis plan --model meta-llama/Llama-3.1-8B-Instruct --gpu L40S --epochs 3
     """
     from noesis.constitution.document import load_constitution
+    from noesis.core.errors import UsageError
     from noesis.core.overrides import Overrides
     from noesis.core.project import find_project
     from noesis.dataset.load import read_train_export
-    from noesis.pipeline.stages.plan import plan_without_run
+    from noesis.pipeline.stages.plan import measure_speed, plan_without_run
     from noesis.planning.display import show_plan
 
     reserve_stdout(as_json)
@@ -142,6 +147,10 @@ def plan(
     config = Overrides(model=model, epochs=epochs, max_examples=max_examples, method=method).configure(found)
     constitution = load_constitution(found.constitution)
     dataset = read_train_export(found, config, constitution)
+    if measure:
+        if gpu is not None:
+            raise UsageError(f"--measure measures this machine, and --gpu {gpu} is another: give one of the two")
+        measure_speed(config, dataset, constitution)
     result, require_fit = plan_without_run(config, dataset, constitution, gpu=gpu, gpus=gpus)
     print_result(result.to_json(), as_json) if as_json else show_plan(result, everything=True)
     require_fit()

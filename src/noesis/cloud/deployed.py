@@ -70,12 +70,11 @@ def start_deployed(project: Project, section: ModalSection, options: dict[str, A
             patiently("deploy the app", app.deploy, works_s=BUILDS_S)
         conduct = modal.Function.from_name(section.app, "conduct")
         call = patiently("start the run", lambda: conduct.spawn(request.to_json(), secrets))
-    say(
-        f"\n  The run has started and needs this machine no more (call {call.object_id}).\n"
-        f"  Follow it:  {command('cloud', 'watch')}    its log:  {command('cloud', 'logs', '--follow')}\n"
-        f"  Stop it:    {command('cloud', 'stop')}\n"
-        f"  At its end: {command('cloud', 'pull', f'runs/{config.training.output_name}')}"
-    )
+    say()
+    say(f"  The run has started and needs this machine no more (call {call.object_id}).")
+    say(f"  Follow it:  {command('cloud', 'watch')}    its log:  {command('cloud', 'logs', '--follow')}")
+    say(f"  Stop it:    {command('cloud', 'stop')}")
+    say(f"  At its end: {command('cloud', 'pull', f'runs/{config.training.output_name}')}")
     return str(call.object_id)
 
 

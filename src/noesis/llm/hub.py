@@ -54,12 +54,16 @@ def find_model(name: str, revision: str | None = None) -> Model:
             )
         check_model_folder(path)
         return Model(name, path, _folder_revision(path), "see the model's folder")
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        raise ModelError(
-            f"no model {name!r}: give {EMBEDDED!r}, a folder, a .gguf file, or a Hub name such as "
-            "meta-llama/Llama-3.1-8B-Instruct"
-        )
+    if not is_hub_name(name):
+        raise _no_model(name)
     return _from_hub(name, revision)
+
+
+def _no_model(name: str) -> ModelError:
+    return ModelError(
+        f"no model {name!r}: give {EMBEDDED!r}, a folder, a .gguf file, or a Hub name such as "
+        "meta-llama/Llama-3.1-8B-Instruct"
+    )
 
 
 def find_base(name: str, revision: str | None = None) -> Model:
@@ -181,7 +185,7 @@ def find_description(name: str, revision: str | None = None) -> Path:
     """
     if is_gguf_file(name):
         return describe(open_base_file(expanded(name)))
-    if expanded(name).is_dir() or "/" not in name:
+    if expanded(name).is_dir() or not is_hub_name(name):
         return find_model(name, revision).path
     return _from_hub(name, revision, weights=False).path
 
@@ -199,6 +203,7 @@ def _from_hub(name: str, revision: str | None, *, weights: bool = True) -> Model
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -212,6 +217,8 @@ def _from_hub(name: str, revision: str | None, *, weights: bool = True) -> Model
     }
     try:
         path = Path(snapshot_download(**arguments))
+    except HFValidationError:
+        raise _no_model(name) from None
     except GatedRepoError:
         raise ModelError(
             f"{name} is gated (Model not found): accept its licence at {page} "

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from noesis.core.device import Device, cpu_device
 from noesis.planning.gpus import gpu_of, prices, rented_gpu
 from noesis.planning.search import PlanningTask, SetupOption, enumerate_setups, fastest_fit
-from noesis.planning.speed import CONTAINER_SECONDS, RENTED_IMPORT_SECONDS, cpu_tokens_per_second, load_seconds
+from noesis.planning.speed import CONTAINER_SECONDS, RENTED_IMPORT_SECONDS, load_seconds
 
 
 class Machine(NamedTuple):
@@ -193,7 +193,7 @@ def choose_seconds(task: PlanningTask, *, epochs: int) -> float:
     if kind == "cuda":
         row = max(FORWARD_LAUNCH * task.shape.layers, 2 * task.shape.parameters * mean / task.gpu.half)
         return CHOOSE_START[kind] + load_seconds(task.shape, rented=task.rented) + passes * rows * row
-    rate = FORWARD_SPEED * cpu_tokens_per_second(task.shape, task.adapter_weights, task.device, task.cpu_flops)
+    rate = FORWARD_SPEED * task.cpu_tokens_per_second
     return CHOOSE_START[kind] + load_seconds(task.shape, rented=False) + passes * rows * mean / rate
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from noesis.core.console import duration, size
+from noesis.core.console import command, duration, size
 from noesis.core.text import counted
 from noesis.planning.precision import allowed_precisions
 from noesis.planning.search import PlanningTask, SetupOption, enumerate_setups, fastest_fit
@@ -20,6 +20,9 @@ def reasons(task: PlanningTask, found: list[SetupOption], chosen: SetupOption) -
         lines += _gpus(task, chosen)
     else:
         lines += _cpu(task, chosen)
+    if not task.shape.on_engine and chosen.setup.engine == "transformers":
+        lines.append("engine: transformers' layers; the engine does not know this model's")
+    lines += _speed(task)
     if task.config.training.engine == "unsloth":
         lines.append(
             "engine: unsloth, as configured, in its own environment"
@@ -27,6 +30,16 @@ def reasons(task: PlanningTask, found: list[SetupOption], chosen: SetupOption) -
             else "engine: noesis; unsloth is configured, but it needs an NVIDIA GPU"
         )
     return lines
+
+
+def _speed(task: PlanningTask) -> list[str]:
+    """Whether the training rate was measured on this machine."""
+    if task.rented:
+        return []
+    if task.measured is None:
+        return [f"speed: computed; on this machine  {command('plan')} --measure  measures it, in about a minute"]
+    setup, date = task.measured.setup, task.measured.date
+    return [f"speed: measured here on {date} with a row of {task.measured.tokens:,} tokens in {setup.precision}"]
 
 
 def _precision(task: PlanningTask, found: list[SetupOption], chosen: SetupOption) -> str:

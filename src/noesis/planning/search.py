@@ -22,7 +22,9 @@ from noesis.planning.precision import allowed_precisions, compute_dtype
 from noesis.planning.setup import Checkpointing, Engine, Optimizer, Precision, Setup
 from noesis.planning.speed import (
     EIGHT_BIT_SECONDS,
+    MeasuredRow,
     cpu_tokens_per_second,
+    measured_row,
     row_seconds,
     scaling_efficiency,
     start_seconds,
@@ -77,6 +79,19 @@ class PlanningTask:
     @cached_property
     def gpu(self) -> Gpu:
         return gpu_of(self.device)
+
+    @cached_property
+    def measured(self) -> MeasuredRow | None:
+        """What `noesis plan --measure` found for this model on this machine."""
+        return None if self.rented else measured_row(self.shape, self.adapter_weights, self.device, self.engine)
+
+    @property
+    def cpu_tokens_per_second(self) -> float:
+        """Training rate on a CPU where nothing is recomputed, in tokens of whole rows: measured, else computed."""
+        if self.measured is None:
+            return cpu_tokens_per_second(self.shape, self.adapter_weights, self.device, self.cpu_flops)
+        speed = CPU_RECOMPUTE_SPEED[self.measured.setup.gradient_checkpointing]
+        return self.measured.tokens / self.measured.seconds / speed
 
     @property
     def sequences_per_step(self) -> int:
@@ -156,7 +171,7 @@ def fallbacks(found: list[SetupOption], start: SetupOption) -> list[SetupOption]
 
 def _cpu_setups(task: PlanningTask) -> Iterator[SetupOption]:
     t, work = task.config.training, task.work
-    full_speed = cpu_tokens_per_second(task.shape, task.adapter_weights, task.device, task.cpu_flops)
+    full_speed = task.cpu_tokens_per_second
     start = start_seconds(task.shape, task.device, rented=False)
     # One row at a time wastes nothing on padding and is as fast, so rows are packed only on request.
     packing = t.packing is True
@@ -262,6 +277,8 @@ def _gpu_option(task: PlanningTask, setup: Setup, *, sharded: bool) -> SetupOpti
         tokens = work.padded(setup.micro_batch) / len(work.lengths) * setup.micro_batch
         largest = work.longest * setup.micro_batch
     step = rows * row_seconds(task.shape, task.adapter_weights, setup, task.gpu, tokens, dropout=lora.lora_dropout > 0)
+    if task.measured is not None:  # one figure for all setups, so that their order stays as computed
+        step *= task.measured.ratio(task.shape, task.adapter_weights, task.gpu)
     if setup.gpus > 1:
         step /= scaling_efficiency(sharded=sharded)
     if setup.optimizer == "adamw_8bit":

@@ -11,8 +11,18 @@ tests/planning/test_memory_and_speed.py holds the model to all.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
 from noesis.core.device import Device, measure_cpu_flops
 from noesis.core.families.shape import Shape
+from noesis.core.files import make_folder, sha256_json, write_json
+from noesis.core.jsonl import read_json_file
+from noesis.core.libraries import library_versions
+from noesis.core.machine.folders import cache_folder
 from noesis.planning.gpus import Gpu
 from noesis.planning.memory import DTYPE_BYTES, layer_activations
 from noesis.planning.setup import Setup
@@ -78,6 +88,53 @@ def row_seconds(shape: Shape, adapter: int, setup: Setup, gpu: Gpu, tokens: floa
         seconds *= 1 + DROPOUT_SHARE
     launch = LAUNCH[setup.engine] * shape.layers * (4 / 3 if full else 1)
     return max(seconds, launch)
+
+
+@dataclass(frozen=True)
+class MeasuredRow:
+    """What `noesis plan --measure` found for a model on this machine: the passes of one row.
+
+    tokens: of the row
+    """
+
+    setup: Setup
+    tokens: int
+    seconds: float
+    date: str
+
+    def ratio(self, shape: Shape, adapter: int, gpu: Gpu) -> float:
+        """Measured over computed time, on a GPU."""
+        return self.seconds / row_seconds(shape, adapter, self.setup, gpu, self.tokens)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"setup": self.setup.to_json(), "tokens": self.tokens, "seconds": self.seconds, "date": self.date}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> MeasuredRow:
+        return cls(Setup.from_json(value["setup"]), int(value["tokens"]), float(value["seconds"]), str(value["date"]))
+
+
+def measured_row(shape: Shape, adapter: int, device: Device, engine: str) -> MeasuredRow | None:
+    """What was measured for this model on this machine, with these versions of the libraries; None: nothing was."""
+    file = _measured_file(shape, adapter, device, engine)
+    try:
+        found = MeasuredRow.from_json(read_json_file(file, constants=False))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # none, or one that an early version or nobody wrote
+    return found if found.tokens > 0 and 0 < found.seconds < math.inf else None
+
+
+def store_measured_row(found: MeasuredRow, shape: Shape, adapter: int, device: Device) -> None:
+    """Store what was measured, in place of what was measured before."""
+    file = _measured_file(shape, adapter, device, found.setup.engine)
+    make_folder(file.parent)
+    write_json(file, found.to_json())
+
+
+def _measured_file(shape: Shape, adapter: int, device: Device, engine: str) -> Path:
+    machine = [device.kind, device.name, device.threads, device.bf16]
+    key = sha256_json([machine, engine, adapter, asdict(shape), library_versions()])
+    return cache_folder() / "measured" / f"{key[:20]}.json"
 
 
 def scaling_efficiency(*, sharded: bool) -> float:

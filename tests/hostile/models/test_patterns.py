@@ -31,8 +31,10 @@ from noesis.dataset.checks.privacy import find_personal
 
 SRC = ROOT / "src" / "noesis"
 HEAVY = {"torch", "transformers", "modal", "triton", "unsloth", "trl", "datasets", "inspect_ai", "aiohttp"}
-# Calls that build a pattern: from words or tokens, all escaped, or from one of two names of our own.
+# Calls that build a pattern: from words or tokens, all escaped, from constants of the module (measured as they end up in
+# it), or from a client's schema, which is searched for in a child with limits.
 BUILT = {
+    "llm/clients/thoughts.py", "serving/schema_patterns.py",
     "llm/chat_template.py", "dataset/checks/length.py", "tribunal/code_checks.py", "serving/page.py",
     "llm/clients/openai_client.py", "dataset/checks/privacy.py", "core/text.py",
     "dataset/checks/judges.py", "dataset/checks/placeholders.py",

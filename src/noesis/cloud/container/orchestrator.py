@@ -27,6 +27,7 @@ from noesis.core.console import duration, say
 from noesis.core.errors import CapError, NoesisError, RunError
 from noesis.core.files import write_json, write_text
 from noesis.core.project import Project
+from noesis.core.rooted import remove
 from noesis.run.directory import load_run
 from noesis.tribunal.court import Ruling
 
@@ -78,7 +79,7 @@ def orchestrate(
     except RunError as error:
         return CallResult.failed(error)
     lease.take()
-    (root / FOLDER / ENDED).unlink(missing_ok=True)
+    remove(root / FOLDER / ENDED)
     leaving = True
     if spending is None:
         spending = Spending(root, lambda function: UNLIMITED, None)

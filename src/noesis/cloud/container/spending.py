@@ -7,7 +7,6 @@ run books.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +18,7 @@ from noesis.cloud.limits import PROBE, CallLimit, orchestrator_limit, within
 from noesis.cloud.volume.layout import CHARGES, FOLDER
 from noesis.core.errors import NoesisError
 from noesis.core.files import write_json
+from noesis.core.jsonl import read_json_file
 from noesis.run.directory import load_run
 from noesis.run.ledger import LedgerEntry, total, unrecorded_cost
 
@@ -29,14 +29,14 @@ LEDGERLESS = ("prepare", PROBE)  # functions that write no run
 def read_charges(root: Path) -> tuple[LedgerEntry, ...]:
     """What was charged for containers and is in no ledger yet."""
     try:
-        rows = json.loads((root / FOLDER / CHARGES).read_text(encoding="utf-8"))
+        rows = read_json_file(root / FOLDER / CHARGES)["charges"]
         return tuple(LedgerEntry.from_json(row) for row in rows)
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return ()
 
 
 def write_charges(root: Path, charges: tuple[LedgerEntry, ...]) -> None:
-    write_json(root / FOLDER / CHARGES, [entry.to_json() for entry in charges])
+    write_json(root / FOLDER / CHARGES, {"charges": [entry.to_json() for entry in charges]})
 
 
 def metered_usd(root: Path, *, run: bool = True, charges: bool = True) -> float:

@@ -7,7 +7,6 @@ newer container waits until no older one is alive; an older one that sees a newe
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import uuid
@@ -20,6 +19,8 @@ from noesis.cloud.volume.layout import FOLDER, WRITERS
 from noesis.core.console import duration, say
 from noesis.core.errors import RunError
 from noesis.core.files import write_json
+from noesis.core.jsonl import read_json_file
+from noesis.core.rooted import remove
 
 LASTS_S = 720.0  # until a writer counts as dead; longer than any silence of one that is not: see tests/cloud
 BEAT_S = 60.0
@@ -62,7 +63,7 @@ def writers(root: Path) -> list[WriterRecord]:
     found = []
     for file in sorted((root / FOLDER / WRITERS).glob("[!.]*.json")):
         try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
+            raw = read_json_file(file)
             numbers = (float(raw["turn"]), float(raw["began"]))
             found.append(WriterRecord(str(raw["id"]), *numbers, str(raw["source"]), float(raw["until"])))
         except (OSError, ValueError, TypeError, KeyError):
@@ -133,7 +134,7 @@ class Writer:
         self._write(0.0)
         for record in writers(self.root):
             if self.clock() - record.until > KEPT_S:
-                (self.root / FOLDER / WRITERS / f"{record.id}.json").unlink(missing_ok=True)
+                remove(self.root / FOLDER / WRITERS / f"{record.id}.json")
 
     def require_newest(self) -> None:
         """Raises: SupersededError: there is a newer container."""

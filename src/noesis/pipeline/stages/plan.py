@@ -11,10 +11,10 @@ from noesis.constitution.document import Constitution
 from noesis.core.config import Config
 from noesis.core.console import say
 from noesis.core.device import Device, detect
-from noesis.core.errors import UsageError
+from noesis.core.errors import ModelError, UsageError
 from noesis.core.families.shape import Shape
 from noesis.dataset.schema import Dataset
-from noesis.llm.hub import find_description, find_tokenizer
+from noesis.llm.hub import find_description, find_local_model, find_tokenizer
 from noesis.llm.model_config import require_trainable
 from noesis.llm.row_encoder import open_encoder
 from noesis.pipeline.session import RunSession
@@ -25,6 +25,7 @@ from noesis.planning.draft import require_fit
 from noesis.planning.gpus import rented_gpu
 from noesis.planning.model_shapes import known_model, read_shape
 from noesis.planning.plan import Plan, stored_plan, with_planned_storage
+from noesis.planning.speed import store_measured_row
 from noesis.planning.workload import Workloads
 from noesis.run.manifest import Json
 from noesis.training.methods import saved_states
@@ -70,6 +71,28 @@ def plan_without_run(
     shape, workloads = _shape_and_workloads(config, dataset, constitution, exactly=exactly)
     plan = plan_of(config, config.training.model, shape, workloads, device, rented=gpu is not None)
     return plan, lambda: _require_fit(plan, config, shape, workloads, device)
+
+
+def measure_speed(config: Config, dataset: Dataset, constitution: Constitution) -> None:
+    """Measure the training rate of the configured model on this machine, for this and every later plan.
+
+    Raises:
+        ModelError: the model's weights are not here.
+        TrainingError: it does not fit.
+    """
+    from noesis.training.measure import measure_row
+
+    plan, require_fit = plan_without_run(config, dataset, constitution)
+    require_fit()
+    model = find_local_model(config.training.model, config.training.revision)
+    if model is None:
+        raise ModelError(
+            f"{config.training.model} is not on this machine, so its speed can't be measured here: without --measure "
+            "the plan computes it"
+        )
+    shape = read_shape(model.path)
+    found = measure_row(model.path, config, plan, plan.device, layers=shape.layers)
+    store_measured_row(found, shape, plan.adapter_parameters, plan.device)
 
 
 def _shape_and_workloads(
