@@ -87,7 +87,7 @@ def test_the_demo_trains_at_least_one_epoch_however_slow_the_machine(tiny_shape:
     "name", ["nonsense", "/no/such/folder", "../up", "a/b/c", "", "org/na me", "org/--x", "org/x..y", "no/such.gguf"]
 )
 def test_a_wrong_model_name_is_one_message(name: str, find: Callable[[str], object]):
-    with pytest.raises(ModelError, match="no model|there is no file"):
+    with pytest.raises(ModelError, match="no model|there is no file|is not a model folder"):
         find(name)
 
 

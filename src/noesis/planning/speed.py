@@ -92,7 +92,7 @@ def row_seconds(shape: Shape, adapter: int, setup: Setup, gpu: Gpu, tokens: floa
 
 @dataclass(frozen=True)
 class MeasuredRow:
-    """What `noesis plan --measure` found for a model on this machine: the passes of one row.
+    """What `noesis plan --measure` found for a model on this machine: a step of one row.
 
     tokens: of the row
     """

@@ -1,4 +1,4 @@
-"""How long the passes of one row take on this machine: `noesis plan --measure`.
+"""How long a step of one row takes on this machine: `noesis plan --measure`.
 
 Two shortened copies of the model, of its first layers and with its own embedding and output layer, give the time of a
 layer and of the rest; the whole model takes as many layers as it has.
@@ -72,12 +72,17 @@ def _seconds(job: TrainJob, row: PackedRow, layers: int, progress: Progress) -> 
     torch.manual_seed(0)
     model = build_model(job, layers=layers)
     divisor = torch.tensor(1.0, device=model.engine.device)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=job.device.kind == "cuda")
     times: list[float] = []
     began = time.monotonic()
     for _ in range(REPEATS):
         start = _now(job.device)
         model.engine.begin_step()
         model(row, divisor).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
         times.append(_now(job.device) - start)
         progress.advance(1)
         if len(times) > 1 and time.monotonic() - began > LONGEST:

@@ -27,7 +27,6 @@ class SftTrainer(WholeStepTrainer, Trainer):  # type: ignore[misc]
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         self.stop_if_asked(between_steps=True)
-        model.train()
         indices: list[int] = inputs["indices"]
         sequences = [(self.rows[i].input_ids, self.rows[i].labels) for i in indices]
         world_size = self.accelerator.num_processes

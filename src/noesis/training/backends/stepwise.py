@@ -77,6 +77,11 @@ class WholeStepTrainer(Resumable):
         super().__init__(*args, **kwargs)
         self.rows, self.setup, self.metrics, self.sharded = rows, setup, metrics, sharded
         self.sampler = StepSampler(len(rows), setup.sequences_per_step, self.args.seed)
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        if (
+            self.accelerator.num_processes == 1
+        ):  # a model has some 1,500 modules, and going through them takes as long as
+            self.model.zero_grad = self._zero_grad  # a small model's layers: nothing of a step does
         self.current: PendingStep | None = None  # of this step, before the optimizer's
         self.pending: PendingStep | None = None  # of the last one
         self.device: Any = self.accelerator.device
@@ -100,7 +105,7 @@ class WholeStepTrainer(Resumable):
 
     def _clip_grad_norm(self, model: Any) -> Tensor:
         self.finish_pending_step()
-        norm = super()._clip_grad_norm(model)  # type: ignore[misc]
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.args.max_grad_norm)
         current, self.current = self.current, None
         if current is None:
             raise RuntimeError("training_step left no figures in `current`")
@@ -123,6 +128,10 @@ class WholeStepTrainer(Resumable):
         current.epoch = current.step / len(self.sampler)
         self.pending = current
         return norm
+
+    def _zero_grad(self, set_to_none: bool = True) -> None:
+        for parameter in self.trained:
+            parameter.grad = None
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         return grad_norm  # a tensor: reading it would wait for the GPU
