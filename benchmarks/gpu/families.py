@@ -1,7 +1,7 @@
 """Models of the usual families, in their real sizes, with random weights, on one GPU: how fast they train and answer,
 how much memory they take, and what the plan had said.
 
-    python benchmarks/gpu/families.py train qwen2.5-1.5b          # as planned; words: bf16, nf4, fp8, plain, step8
+    python benchmarks/gpu/families.py train qwen2.5-1.5b          # as planned; words: bf16, nf4, fp8, plain, step8, measure
     python benchmarks/gpu/families.py answers qwen2.5-1.5b 64     # 64 conversations at once, 256 tokens each
     python benchmarks/gpu/families.py real smollm2 124            # 124 real prompts, as the Tribunal asks them
     python benchmarks/gpu/families.py list
@@ -101,6 +101,7 @@ def train(name: str, *words: str) -> None:
     from noesis.training import trainer
     from noesis.training.backends import build_model
     from noesis.training.job import TrainingSet, TrainJob, count_workload
+    from noesis.training.measure import measure_row
 
     folder, device = make(name), detect()
     precision = next((word for word in words if word in ("bf16", "nf4", "fp8")), "bf16")
@@ -123,6 +124,15 @@ def train(name: str, *words: str) -> None:
     plan = draft_plan(config, str(folder), shape, count_workload(rows), device)
     if "plain" in words:
         build_model.engine_refusal = lambda job: "asked for"
+    measured = None
+    if "measure" in words:  # as `noesis plan --measure` does
+        began = time.time()
+        row = measure_row(folder, config, plan, device, layers=shape.layers)
+        measured = {
+            "tok_s": round(row.tokens / row.seconds),
+            "row": row.tokens,
+            "took_s": round(time.time() - began, 1),
+        }
     shutil.rmtree(WORK, ignore_errors=True)
     began = time.time()
     job = TrainJob(folder, TrainingSet(rows), config, plan, device, WORK / "checkpoints", WORK / "metrics.jsonl")
@@ -137,6 +147,7 @@ def train(name: str, *words: str) -> None:
         mode=" ".join(("train", name, *words)),
         tok_s=round(rate),
         planned_tok_s=round(plan.tokens_per_s),
+        measured_before=measured,
         peak_gib=round(max(line["peak_memory_bytes"] for line in lines) / 2**30, 2),
         planned_gib=round(plan.memory_bytes / 2**30, 2),
         model_tflops=round(rate * flops / 1e12),
