@@ -1,7 +1,7 @@
 """Models of the usual families, in their real sizes, with random weights, on one GPU: how fast they train and answer,
 how much memory they take, and what the plan had said.
 
-    python benchmarks/gpu/families.py train qwen2.5-1.5b          # as planned; words: bf16, nf4, fp8, plain, step8, measure
+    python benchmarks/gpu/families.py train qwen2.5-1.5b          # words: bf16, nf4, fp8, plain, step8, measure
     python benchmarks/gpu/families.py answers qwen2.5-1.5b 64     # 64 conversations at once, 256 tokens each
     python benchmarks/gpu/families.py real smollm2 124            # 124 real prompts, as the Tribunal asks them
     python benchmarks/gpu/families.py list
@@ -127,7 +127,7 @@ def train(name: str, *words: str) -> None:
     measured = None
     if "measure" in words:  # as `noesis plan --measure` does
         began = time.time()
-        row = measure_row(folder, config, plan, device, layers=shape.layers)
+        row = measure_row(folder, config, plan, device)
         measured = {
             "tok_s": round(row.tokens / row.seconds),
             "row": row.tokens,

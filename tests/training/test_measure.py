@@ -1,4 +1,4 @@
-"""`noesis plan --measure`: a row's time from two shortened models, kept by machine, model and versions."""
+"""`noesis plan --measure`: a row's share of a step that was trained, kept by machine, model and versions."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import pytest
 from helpers.planning import CPU, LORA_MODULES, SMOL, WORK, settings
 from helpers.tiny_runs import PLAIN, rows_of, small
 from helpers.training_jobs import sft_job
+from noesis.core.files import write_jsonl
 from noesis.planning import speed
 from noesis.planning.draft import draft_plan
 from noesis.planning.gpus import rented_gpu
-from noesis.planning.model_shapes import read_shape
 from noesis.planning.setup import Setup
 from noesis.planning.speed import MeasuredRow, measured_row, store_measured_row
+from noesis.planning.workload import Workload
+from noesis.training.job import TrainJob
 
 ROW = MeasuredRow(Setup("noesis", "nf4", "bfloat16", "none", False, 0, 8, 1, "adamw", 0), 512, 4.0, "2026-11-27")
 ADAPTER = SMOL.adapter_weights(64, LORA_MODULES)
@@ -72,16 +74,40 @@ def test_an_impossible_figure_counts_as_none(seconds: float):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ["engine", "transformers"])
-def test_the_time_of_the_whole_model_follows_from_two_shortened_ones(
+def test_a_few_steps_are_trained_and_nothing_of_them_is_kept(
     path: str, tiny_model: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch
 ):
     from noesis.training import measure
 
+    places = []
+    real = measure.tempfile.TemporaryDirectory
+    monkeypatch.setattr(
+        measure.tempfile, "TemporaryDirectory", lambda **how: places.append(real(dir=tmp_path, **how)) or places[-1]
+    )
     config = small(**(PLAIN if path == "transformers" else {}))
-    job = sft_job(tiny_model, tmp_path, rows_of(tiny_model, 4, record), config)
-    found = measure.measure_row(tiny_model, config, job.plan, CPU, layers=read_shape(tiny_model).layers)
-    assert found.seconds > 0
-    assert 8 <= found.tokens <= measure.CPU_TOKENS + 64
-    monkeypatch.setattr(measure, "_seconds", lambda job, row, layers, progress: 3.0 + 0.5 * layers)
-    assert measure.measure_row(tiny_model, config, job.plan, CPU, layers=32).seconds == pytest.approx(3.0 + 0.5 * 32)
-    assert measure.measure_row(tiny_model, config, job.plan, CPU, layers=1).seconds == pytest.approx(3.5)
+    job = sft_job(tiny_model, tmp_path / "job", rows_of(tiny_model, 4, record), config)
+    found = measure.measure_row(tiny_model, config, job.plan, CPU)
+    assert 0 < found.seconds < 60
+    assert found.tokens == min(measure.CPU_TOKENS, job.plan.tokens_per_epoch // job.plan.rows)
+    assert found.setup.sequences_per_step == 1
+    assert len(places) == 1
+    assert list(tmp_path.glob("noesis-measure-*")) == []
+
+
+@pytest.mark.parametrize(("pack_length", "tokens", "packed"), [(4096, 3600, 1), (2048, 1800, 2)])
+def test_a_row_is_its_share_of_a_step(
+    pack_length: int, tokens: int, packed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """On a GPU: 8 sequences of 450 tokens a step, a second a step after the first four."""
+    from noesis.training import measure, trainer
+
+    def train(job: TrainJob) -> None:
+        rest = {"epoch": 1.0, "loss": 1.0, "lr": 1e-4, "grad_norm": 1.0, "peak_memory_bytes": 1, "usd": 0.0}
+        lines = [{"step": n, "tokens": 3600 * n, "tokens_per_s": 3600 * n / (n + 4)} | rest for n in range(1, 13)]
+        write_jsonl(job.metrics, lines)
+
+    monkeypatch.setattr(trainer, "train", train)
+    plan = draft_plan(settings(), "smollm2", SMOL, Workload((450,) * 16, 100), rented_gpu("H100"))
+    plan = replace(plan, setup=replace(plan.setup, pack_length=pack_length))
+    found = measure.measure_row(tmp_path, settings(), plan, rented_gpu("H100"))
+    assert (found.tokens, found.seconds) == (tokens, pytest.approx(1.0 / packed))

@@ -51,16 +51,6 @@ def load_causal_model(folder: Path, **settings: Any) -> Any:
     return model
 
 
-def shorten(config: Any, layers: int | None) -> None:
-    """Leave the first `layers` layers in a config of transformers, to measure; None: all."""
-    if layers is None:
-        return
-    config.num_hidden_layers = layers
-    for name in ("layer_types", "no_rope_layers"):
-        if kinds := getattr(config, name, None):
-            setattr(config, name, list(kinds)[:layers])
-
-
 def put_adapter(model: Any, folder: Path) -> Any:
     """`model` with the trained LoRA adapter in `folder` on it, as a PeftModel that is not trained further.
 

@@ -92,7 +92,7 @@ def row_seconds(shape: Shape, adapter: int, setup: Setup, gpu: Gpu, tokens: floa
 
 @dataclass(frozen=True)
 class MeasuredRow:
-    """What `noesis plan --measure` found for a model on this machine: a step of one row.
+    """What `noesis plan --measure` found for a model on this machine: a row's share of a step.
 
     tokens: of the row
     """

@@ -10,7 +10,7 @@ from typing import Any
 from noesis.core.config import Config
 from noesis.core.device import Device
 from noesis.core.errors import ModelError
-from noesis.llm.causal_model import library_errors, load_causal_model, put_adapter, shorten
+from noesis.llm.causal_model import load_causal_model, put_adapter
 from noesis.planning.model_shapes import read_shape
 from noesis.planning.precision import compute_dtype
 from noesis.training.distributed import local_rank
@@ -19,18 +19,17 @@ from noesis.training.state.adapter import ADAPTER_FILE
 EAGER_TOKENS = 1024  # on a CPU, rows up to this long are faster with plain matrix products than with fused attention
 
 
-def load_base(folder: Path, config: Config, device: Device, *, longest: int, layers: int | None = None) -> Any:
+def load_base(folder: Path, config: Config, device: Device, *, longest: int) -> Any:
     """The base model from safetensors, in NF4 by bitsandbytes if configured; nothing in it requires a gradient.
 
     Args:
         longest: tokens of the longest row that will be run.
-        layers: only the first of them, to measure; None: all.
 
     Raises:
         ModelError: the weights can't be read.
     """
     import torch
-    from transformers import AutoConfig, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
     dtype = getattr(torch, compute_dtype(config, device))
     quantization = config.lora.quantization
@@ -46,10 +45,6 @@ def load_base(folder: Path, config: Config, device: Device, *, longest: int, lay
         arguments["device_map"] = {"": local_rank()}
     elif longest <= EAGER_TOKENS:
         arguments["attn_implementation"] = "eager"
-    if layers is not None:
-        with library_errors(f"can't load {folder}"):
-            arguments["config"] = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        shorten(arguments["config"], layers)
     model = load_causal_model(folder, **arguments)
     model.requires_grad_(False)
     return model

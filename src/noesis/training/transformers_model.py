@@ -27,18 +27,15 @@ ATTENTION = "noesis_packed"  # its name in transformers
 FLASH_WIDTH = 256  # widest head that FlashAttention takes, in multiples of 8
 
 
-def build(
-    folder: Path, setup: Setup, config: Config, device: Device, *, longest: int, layers: int | None = None
-) -> Any:
+def build(folder: Path, setup: Setup, config: Config, device: Device, *, longest: int) -> Any:
     """The PEFT model with its frozen base; `model(PackedRow, divisor)` is the loss.
 
     Args:
         longest: tokens of the longest row.
-        layers: only the first of them, to measure; None: all.
     """
     from peft import get_peft_model
 
-    base = load_base(folder, config, device, longest=longest, layers=layers)
+    base = load_base(folder, config, device, longest=longest)
     if setup.gradient_checkpointing != "none":
         base.gradient_checkpointing_enable({"use_reentrant": False})
     model = get_peft_model(base, lora_config(config, folder))

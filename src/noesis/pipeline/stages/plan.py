@@ -91,7 +91,7 @@ def measure_speed(config: Config, dataset: Dataset, constitution: Constitution) 
             "the plan computes it"
         )
     shape = read_shape(model.path)
-    found = measure_row(model.path, config, plan, plan.device, layers=shape.layers)
+    found = measure_row(model.path, config, plan, plan.device)
     store_measured_row(found, shape, plan.adapter_parameters, plan.device)
 
 

@@ -10,12 +10,8 @@ from noesis.training.distributed import is_main_process, local_rank
 from noesis.training.job import TrainJob
 
 
-def build_model(job: TrainJob, *, layers: int | None = None) -> Any:
-    """The PEFT model on this process's device; `model.engine` computes its losses.
-
-    Args:
-        layers: only the first of them, to measure; None: all.
-    """
+def build_model(job: TrainJob) -> Any:
+    """The PEFT model on this process's device; `model.engine` computes its losses."""
     from noesis.training.base_model import lora_config
 
     config, plan = job.config, job.plan
@@ -30,15 +26,12 @@ def build_model(job: TrainJob, *, layers: int | None = None) -> Any:
             f"cuda:{local_rank()}" if job.device.kind == "cuda" else "cpu",
             sharded=plan.sharded,
             double_quant=config.lora.quantization.bnb_4bit_use_double_quant,
-            layers=layers,
         )
     if job.device.kind == "cuda" and is_main_process():
         say(f"  trained on transformers' layers, which is slower than the engine: {refusal}")
     from noesis.training import transformers_model
 
-    return transformers_model.build(
-        job.model_folder, plan.setup, config, job.device, longest=plan.longest_row, layers=layers
-    )
+    return transformers_model.build(job.model_folder, plan.setup, config, job.device, longest=plan.longest_row)
 
 
 def engine_refusal(job: TrainJob) -> str | None:

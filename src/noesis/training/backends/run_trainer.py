@@ -5,6 +5,7 @@ Shared by sft.py and preference.py.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -109,6 +110,7 @@ def _train(job: TrainJob, trainer: Any, metrics: Metrics, checkpoint: Path | Non
             budget=job.budget,
             interrupt=interrupt,
         )
+        gc.freeze()  # what is there stays: to look through it all again and again takes half a second each time
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except (StopTraining, Overdue):
@@ -127,6 +129,8 @@ def _train(job: TrainJob, trainer: Any, metrics: Metrics, checkpoint: Path | Non
                 f"stopped at the agreed cap: {spent}; "
                 "the same command with a higher --max-usd or --max-minutes resumes from there"
             ) from None
+        finally:
+            gc.unfreeze()
 
 
 def _require_space(job: TrainJob, state_bytes: float) -> None:

@@ -15,7 +15,7 @@ import torch
 from noesis.core.families.architecture import Architecture
 from noesis.core.families.registry import describe
 from noesis.core.families.shape import SEPARATE
-from noesis.llm.causal_model import library_errors, shorten
+from noesis.llm.causal_model import library_errors
 from noesis.llm.model_config import read_model_config
 from noesis.planning.setup import Setup
 from noesis.training.engine import attention
@@ -68,7 +68,6 @@ def build(
     *,
     sharded: bool = False,
     double_quant: bool = True,
-    layers: int | None = None,
 ) -> Any:
     """The PEFT model with its frozen base in `setup.precision`; `model(PackedRow, divisor)` is the loss.
 
@@ -76,7 +75,6 @@ def build(
         lora: `peft.LoraConfig`.
         sharded: spread the projections' frozen weights over the GPUs.
         double_quant: quantise NF4's scales too (`bnb_4bit_use_double_quant`).
-        layers: only the first of them, to measure; None: all.
     """
     from peft import get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -84,7 +82,6 @@ def build(
     device, dtype = torch.device(device), getattr(torch, setup.compute_dtype)
     with library_errors(f"can't load {folder}"), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        shorten(config, layers)
         base = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     architecture = describe(config.to_dict())  # completed by transformers where the file says nothing
     shapes = {name: tuple(parameter.shape) for name, parameter in base.named_parameters()}
