@@ -126,7 +126,10 @@ def plan(
     ] = None,
     measure: Annotated[
         bool,
-        typer.Option("--measure", help="First measure the model's speed on this machine, for this and later plans."),
+        typer.Option(
+            "--measure",
+            help="First train a few steps on this machine, which should be quiet, for the speed in this and later plans.",
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
