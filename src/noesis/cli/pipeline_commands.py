@@ -128,7 +128,7 @@ def plan(
         bool,
         typer.Option(
             "--measure",
-            help="First train a few steps on this machine, which should be quiet, for the speed in this and later plans.",
+            help="Train a few steps first, with little else running: their speed goes into this and later plans.",
         ),
     ] = False,
     as_json: JsonOption = False,
