@@ -24,6 +24,12 @@ SECTION = ModalSection()
 SERVED = ["probe_judge", "judge_served"]  # the default judge is served by the run itself
 
 
+@pytest.fixture(autouse=True)
+def no_wait_for_what_was_left(monkeypatch: pytest.MonkeyPatch):
+    """The waits are none here, so that the clock would be asked for as long as a lease is held after a stop."""
+    monkeypatch.setattr("noesis.cloud.volume.lease.LEAVING_S", 0.05)
+
+
 def asked(**more: object) -> CloudRequest:
     return request_from_options(SECTION, **({"epochs": 3} | more))
 

@@ -8,7 +8,7 @@ Page: https://modal.com/docs/guide/volumes
 
 from __future__ import annotations
 
-import _thread
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -146,6 +146,12 @@ def change_mark(path: Path) -> Mark:
     return tuple(found)
 
 
+def _interrupt_main_thread() -> None:
+    """As Ctrl-C: a real signal, which also ends a wait for another process or for the network."""
+    if (main := threading.main_thread().ident) is not None:
+        signal.pthread_kill(main, signal.SIGINT)
+
+
 @contextmanager
 def publishing(
     sync: VolumeSync, writer: Writer | None = None, *, check_s: float = CHECK_S, publish_s: float = PUBLISH_S
@@ -175,7 +181,7 @@ def publishing(
                 if isinstance(error, SupersededError) or (writer is not None and writer.clock() > writer.until):
                     stopped.append(error)
                     if not done.is_set():
-                        _thread.interrupt_main()
+                        _interrupt_main_thread()
                     return
                 say(f"  could not publish to the volume, will try again: {type(error).__name__}: {error}")
             last = time.monotonic()
