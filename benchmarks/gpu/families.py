@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from throughput import RANK, ROOT, WORK, report, sequences
+from random_llama import RANK, ROOT, WORK, report, sequences
 
 MODELS = Path(os.environ.get("MODELS", "/dev/shm/families"))
 

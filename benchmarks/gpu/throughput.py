@@ -1,166 +1,35 @@
-"""Tokens/s, peak memory and time to the saved adapter of LoRA training on a Llama-3.1-8B-shaped model with random
-weights, beside other tools.
+"""Tokens/s, peak memory and time to the saved adapter of LoRA training on a Llama-3.1-shaped model with random weights,
+beside other tools.
 
     python benchmarks/gpu/throughput.py make
         # the model into $MODEL (default /dev/shm/llama8b), and the card's own rates
     python benchmarks/gpu/throughput.py noesis fp8
-        # also bf16, nf4; words after it: drop (LoRA dropout 0.05), step8, cards=2
+        # also bf16, nf4; words after it: drop (LoRA dropout 0.05), step8, cards=2, flash4,
+        # sharded (the base spread over the cards), none, selective or full (what is recomputed), short (a quarter of
+        # the sequences)
+    LLAMA=70b LAYERS=80 python benchmarks/gpu/throughput.py make   # the 70B's shape, or the first of its layers
     python benchmarks/gpu/throughput.py start
         # the project's 124 examples, 3 epochs: process start to saved adapter
     python benchmarks/gpu/throughput.py trl                   # TRL's SFTTrainer, NF4, gradient checkpointing, batch 8
     python benchmarks/gpu/throughput.py unsloth nf4 gc
         # or: unsloth nf4, unsloth bf16; packed, batch 4 of 2048; in its own environment
 
-Every mode trains on the same 192 sequences (log-normal lengths, median 520, clipped to 64..2048); padding is never
-counted. Each prints a RESULT line with loss and gradient norm beside the speed. $TOKENIZER: a folder with tokenizer
-files, needed by `start` and the other tools.
+LLAMA (8b or 70b) and LAYERS (default: all) choose the shape. Every mode trains on the same 192 sequences (log-normal
+lengths, median 520, clipped to 64..2048); padding is never counted. Each prints a RESULT line with loss and gradient
+norm beside the speed. $TOKENIZER: a folder with tokenizer files, needed by `start` and the other tools.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import os
-import random
 import shutil
 import subprocess
 import sys
 import time
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-MODEL = Path(os.environ.get("MODEL", "/dev/shm/llama8b"))
-ROOT = Path(__file__).resolve().parents[2]
-WORK = Path(os.environ.get("WORK", "/dev/shm/work"))
-VOCABULARY, RANK = 128256, 64
-MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-SHAPE = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": VOCABULARY,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
-    "hidden_act": "silu",
-    "dtype": "bfloat16",
-    "rope_parameters": {
-        "rope_type": "llama3",
-        "rope_theta": 500000.0,
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    },
-}
-LINEAR = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
-ADAPTER = 32 * RANK * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
-FLOPS = (
-    4 * (LINEAR + VOCABULARY * 4096) + 6 * ADAPTER
-)  # a token, LoRA on a frozen base, attention's own products left out
-
-
-def lengths() -> list[int]:
-    """Tokens of the 192 sequences."""
-    draw = random.Random(0)
-    return [max(64, min(2048, int(draw.lognormvariate(math.log(520), 0.55)))) for _ in range(192)]
-
-
-def sequences() -> list[list[int]]:
-    draw = random.Random(1)
-    return [[draw.randrange(10, 49000) for _ in range(n)] for n in lengths()]
-
-
-def report(**values: Any) -> None:
-    """Print one RESULT line with the versions that gave it."""
-    import torch
-
-    values["card"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    values["versions"] = {}
-    for name in ("torch", "transformers", "trl", "peft", "bitsandbytes", "triton", "unsloth"):
-        try:
-            values["versions"][name] = version(name)
-        except PackageNotFoundError:
-            continue
-    print("RESULT", json.dumps(values), flush=True)
-
-
-def make() -> None:
-    """Random weights of standard deviation 0.02, a file a layer."""
-    import torch
-    from safetensors.torch import save_file
-
-    MODEL.mkdir(parents=True, exist_ok=True)
-    (MODEL / "config.json").write_text(json.dumps(SHAPE))
-    if "TOKENIZER" in os.environ:
-        for file in Path(os.environ["TOKENIZER"]).iterdir():
-            if file.name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-                shutil.copy(file, MODEL)
-    torch.manual_seed(0)
-
-    def weight(rows: int, columns: int) -> Any:
-        return (torch.randn(rows, columns, device="cuda", dtype=torch.bfloat16) * 0.02).cpu()
-
-    index = {}
-    ones = torch.ones(4096, dtype=torch.bfloat16)
-    for i in range(33):
-        layer = f"model.layers.{i}."
-        if i < 32:
-            tensors = {
-                layer + "input_layernorm.weight": ones.clone(),
-                layer + "post_attention_layernorm.weight": ones.clone(),
-            }
-            for name, rows, columns in (
-                ("self_attn.q_proj", 4096, 4096),
-                ("self_attn.k_proj", 1024, 4096),
-                ("self_attn.v_proj", 1024, 4096),
-                ("self_attn.o_proj", 4096, 4096),
-                ("mlp.gate_proj", 14336, 4096),
-                ("mlp.up_proj", 14336, 4096),
-                ("mlp.down_proj", 4096, 14336),
-            ):
-                tensors[f"{layer}{name}.weight"] = weight(rows, columns)
-        else:
-            tensors = {
-                "model.embed_tokens.weight": weight(VOCABULARY, 4096),
-                "lm_head.weight": weight(VOCABULARY, 4096),
-                "model.norm.weight": ones.clone(),
-            }
-        name = f"model-{i:05}.safetensors"
-        save_file(tensors, MODEL / name, metadata={"format": "pt"})
-        index |= dict.fromkeys(tensors, name)
-    (MODEL / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    rates = {}
-    scale, other = torch.ones(8192, 1, device="cuda"), torch.ones(1, 8192, device="cuda")
-    a8, b8 = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn)
-    for name, product in (
-        ("bf16", lambda: a @ b),
-        ("fp8_row_scales", lambda: torch._scaled_mm(a8, b8.T, scale, other, out_dtype=torch.bfloat16)),
-        (
-            "fp8_row_scales_fast_accumulation",
-            lambda: torch._scaled_mm(a8, b8.T, scale, other, out_dtype=torch.bfloat16, use_fast_accum=True),
-        ),
-    ):
-        for _ in range(3):
-            product()
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        for _ in range(20):
-            product()
-        torch.cuda.synchronize()
-        rates[name] = round(20 * 2 * 8192**3 / (time.perf_counter() - began) / 1e12)
-    report(mode="matmul_tflops", **rates)
+from random_llama import FLOPS, MODEL, MODULES, RANK, ROOT, WORK, lengths, make, report, sequences
 
 
 def noesis(precision: str, *words: str) -> None:
@@ -179,7 +48,8 @@ def noesis(precision: str, *words: str) -> None:
 
     cards = next((int(w.removeprefix("cards=")) for w in words if w.startswith("cards=")), 1)
     recompute = next((w for w in words if w in ("none", "selective", "full")), "full" if precision == "nf4" else "none")
-    per_step = 8 if "step8" in words else 96
+    short = "short" in words
+    per_step = 8 if "step8" in words else 24 if short else 96
     device = detect()
     overrides = {
         "lora.r": RANK,
@@ -195,9 +65,15 @@ def noesis(precision: str, *words: str) -> None:
     }
     config = load_config(Project(ROOT), overrides)
     rows = [TokenRow(ids, ids) for ids in sequences()] * 2
-    plan = draft_plan(config, str(MODEL), read_shape(MODEL), count_workload(rows), device)
+    rows = rows[: len(rows) // 4] if short else rows
+    plan = draft_plan(config, str(MODEL), read_shape(MODEL), count_workload(rows), replace(device, gpus=cards))
     optimizer = "adamw_8bit" if (precision, recompute) == ("nf4", "full") else "adamw"
-    setup = Setup("noesis", precision, "bfloat16", recompute, True, 8192, per_step, 1, optimizer, cards)  # type: ignore[arg-type]
+    attention = "flash4" if "flash4" in words else "flash2"
+    setup = Setup("noesis", precision, "bfloat16", recompute, True, 8192, per_step, 1, optimizer, cards, attention)  # type: ignore[arg-type]
+    planned = {"tok_s": round(plan.tokens_per_s), "gib": round(plan.memory_bytes / 2**30, 2)}
+    planned |= {"recompute": plan.setup.gradient_checkpointing, "row": plan.setup.pack_length, "sharded": plan.sharded}
+    if "planned" in words:
+        setup = plan.setup
     plan = replace(plan, setup=setup, sharded="sharded" in words, fallbacks=())
     shutil.rmtree(WORK, ignore_errors=True)
     job = TrainJob(MODEL, TrainingSet(rows), config, plan, device, WORK / "checkpoints", WORK / "metrics.jsonl")
@@ -209,9 +85,10 @@ def noesis(precision: str, *words: str) -> None:
     report(
         mode=" ".join(("noesis", precision, *words)),
         tok_s=round(rate),
-        recompute=recompute,
-        optimizer=optimizer,
+        recompute=setup.gradient_checkpointing,
+        optimizer=setup.optimizer,
         cards=cards,
+        planned=planned,
         sequences_per_step=per_step,
         steps_timed=len(lines) - warm,
         peak_gib=round(max(line["peak_memory_bytes"] for line in lines) / 2**30, 2),

@@ -44,6 +44,28 @@ def test_more_memory_never_gives_a_slower_plan(name: str, card: str, epochs: int
 
 
 @pytest.mark.parametrize(
+    ("card", "epochs", "installed", "chosen"),
+    [
+        ("H100", 400, True, "flash4"),
+        ("H100", 1, True, "flash2"),  # compiling its kernels takes longer than they save
+        ("H100", 400, False, "flash2"),
+        ("A100-80GB", 400, True, "flash2"),
+    ],
+)
+def test_flash_attention_4_is_chosen_where_it_is_there_and_pays(
+    card: str, epochs: int, installed: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(search, "has_flash4", lambda: installed)
+    config = settings(**{"training.num_train_epochs": epochs})
+    plan = draft_plan(config, "llama", shape_of("meta-llama/Llama-3.1-8B"), WORK, rented_gpu(card))
+    assert plan.setup.attention == chosen
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))).setup == plan.setup
+    assert ("attention" in plan.setup.to_json()) == (chosen == "flash4")
+    rented = draft_plan(config, "llama", shape_of("meta-llama/Llama-3.1-8B"), WORK, rented_gpu(card), rented=True)
+    assert rented.setup.attention == "flash2"
+
+
+@pytest.mark.parametrize(
     "device",
     [CPU, rented_gpu("H100"), rented_gpu("A10"), rented_gpu("T4"), rented_gpu("L40S", 4)],
     ids=lambda d: f"{d.gpus}x{d.name}",

@@ -248,7 +248,7 @@ def test_weights_too_large_to_hold_in_float32_are_widened_layer_by_layer(
     def computed() -> list:
         adapted = reference.adapted_model(tiny_model, tiny_adapter, PLAIN, "bfloat16")
         merged = reference.merged_model(tiny_merged)
-        return [*adapted.logits(rows), *merged.logits(rows), adapted.answer(rows[0], 5, set())]
+        return [*adapted.logits(rows), *merged.logits(rows), adapted.answer(rows[0], 5, set(), [])]
 
     held = computed()
     monkeypatch.setattr(reference, "LARGE", 0)
@@ -257,3 +257,16 @@ def test_weights_too_large_to_hold_in_float32_are_widened_layer_by_layer(
     for a, b in zip(held, widened, strict=True):
         assert torch.allclose(torch.from_numpy(a), torch.from_numpy(b), atol=1e-4)
     assert {p.dtype for p in reference.merged_model(tiny_merged).model.parameters()} == {torch.bfloat16}
+
+
+def test_a_draft_changes_how_long_an_answer_takes_and_nothing_else(tiny_merged: Path):
+    from noesis.release.parity.reference import merged_model
+
+    model = merged_model(tiny_merged)
+    ids = load_tokenizer(tiny_merged)(TEXTS[0])["input_ids"][:40]
+    answer = model.answer(ids, 6, set(), [])
+    assert len(answer) == 6
+    wrong = [*answer[:2], (answer[2] + 1) % 100, *answer[3:]]
+    for draft in (answer, answer[:3], [*answer, 1, 2], wrong, [wrong[2]]):
+        assert model.answer(ids, 6, set(), draft) == answer
+        assert model.answer(ids, 6, {answer[3]}, draft) == answer[: answer.index(answer[3])]

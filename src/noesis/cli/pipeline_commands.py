@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -184,10 +185,20 @@ def train(
     judges: JudgeOption = None,
     max_usd: MaxUsdOption = None,
     max_minutes: MaxMinutesOption = None,
+    nnodes: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=1, help="Machines with GPUs that train together; they share the project's folder."
+        ),
+    ] = 1,
+    node_rank: Annotated[int, typer.Option(metavar="K", min=0, help="Which of them this is; 0 leads.")] = 0,
+    master_addr: Annotated[str, typer.Option(metavar="HOST", help="Address of machine 0.")] = "127.0.0.1",
 ) -> None:
     """Train on the exported examples and choose which epoch to use.
 
     If it is interrupted, the same command continues where it stopped. Exit code 5: stopped at the cap.
+
+    On several machines, the same command on each, with its own --node-rank.
 
     Example: noesis train --model smollm2 --epochs 3 --run runs/mine
     """
@@ -198,9 +209,17 @@ def train(
     from noesis.pipeline.registry import PipelineOptions, run_all
     from noesis.pipeline.start_run import from_exports, start_run
     from noesis.run.lock import locked
+    from noesis.training.backends.nodes import follow_here, leading, on_all
+    from noesis.training.distributed import Nodes
 
     if resume and (fresh or fork):
         raise UsageError("--resume continues a run, --fresh and --fork start one: give only one of them")
+    if node_rank >= nnodes:
+        raise UsageError(f"--node-rank {node_rank}: of {nnodes} machines the last is {nnodes - 1}; give --nnodes, too")
+    nodes = Nodes(node_rank, nnodes, master_addr)
+    if nodes.rank > 0:
+        follow_here(nodes)
+        return
     found = find_project(project)
     config = Overrides(
         model=model,
@@ -211,10 +230,11 @@ def train(
         max_minutes=max_minutes,
     ).configure(found)
     path = run or found.runs / config.training.output_name
-    with locked(path):
+    with locked(path), leading(nodes):
         heading(1, 4, "data", "the exported examples, checked again")
         data = from_exports(dataset or found.exports, found)
         s = start_run(found, config, path, data, fresh=fresh, resume=resume, fork=fork)
+        s = replace(s, device=on_all(nodes, s.device))
         named = tuple(config.training.tribunal.judges if judges is None else judges)
         run_all(s, PipelineOptions(found, named), stages=("plan", "train", "choose"), done=1)
     show_manifest_hash(path)

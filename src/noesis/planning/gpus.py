@@ -34,6 +34,7 @@ class Gpu:
     usd_per_s: None: the file's source does not rent it out
     measured: whether the rates were measured or estimated
     bf16: bfloat16 in hardware
+    flash4: FlashAttention 4 has kernels for it
     """
 
     name: str
@@ -44,6 +45,7 @@ class Gpu:
     usd_per_s: float | None
     measured: bool
     bf16: bool = True
+    flash4: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ def _read() -> tuple[dict[str, Gpu], Prices]:
             usd_per_s=current.get(name, row["usd_per_s"]),
             measured=row["rates"] == "measured",
             bf16=row.get("bf16", True),
+            flash4=row.get("flash4", False),
         )
         for name, row in raw["gpus"].items()
     }

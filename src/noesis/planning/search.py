@@ -19,9 +19,10 @@ from noesis.core.families.shape import Shape
 from noesis.planning.gpus import Gpu, gpu_of
 from noesis.planning.memory import Memory, cpu_memory, gpu_memory
 from noesis.planning.precision import allowed_precisions, compute_dtype
-from noesis.planning.setup import Checkpointing, Engine, Optimizer, Precision, Setup
+from noesis.planning.setup import Attention, Checkpointing, Engine, Optimizer, Precision, Setup, has_flash4
 from noesis.planning.speed import (
     EIGHT_BIT_SECONDS,
+    FLASH4_SECONDS,
     MeasuredRow,
     cpu_tokens_per_second,
     measured_row,
@@ -207,8 +208,8 @@ def _cpu_setups(task: PlanningTask) -> Iterator[SetupOption]:
 
 
 def _gpu_setups(task: PlanningTask, *, sharded: bool = False) -> Iterator[SetupOption]:
-    for precision, checkpointing, optimizer in product(
-        _gpu_precisions(task, sharded=sharded), _gpu_checkpointings(task), _gpu_optimizers(task)
+    for precision, checkpointing, optimizer, attention in product(
+        _gpu_precisions(task, sharded=sharded), _gpu_checkpointings(task), _gpu_optimizers(task), _attentions(task)
     ):
         common = Setup(
             engine=task.engine,
@@ -221,6 +222,7 @@ def _gpu_setups(task: PlanningTask, *, sharded: bool = False) -> Iterator[SetupO
             micro_batch=1,
             optimizer=optimizer,
             gpus=task.gpus,
+            attention=attention,
         )
         for setup in _row_layouts(task, common):
             yield _gpu_option(task, setup, sharded=sharded)
@@ -246,6 +248,10 @@ def _gpu_optimizers(task: PlanningTask) -> tuple[Optimizer, ...]:
     if not task.rented and find_spec("bitsandbytes") is None:
         return ("adamw",)
     return ("adamw", "adamw_8bit")
+
+
+def _attentions(task: PlanningTask) -> tuple[Attention, ...]:
+    return ("flash2", "flash4") if not task.rented and task.fused and task.gpu.flash4 and has_flash4() else ("flash2",)
 
 
 def _row_layouts(task: PlanningTask, common: Setup) -> Iterator[Setup]:
@@ -286,6 +292,8 @@ def _gpu_option(task: PlanningTask, setup: Setup, *, sharded: bool) -> SetupOpti
     # fractional: the last step of an epoch may be short
     steps = len(work.lengths) * task.config.training.num_train_epochs / task.sequences_per_step
     start = start_seconds(task.shape, task.device, rented=task.rented, fused=setup.fused)
+    if setup.attention == "flash4":
+        start += FLASH4_SECONDS
     memory = gpu_memory(
         task.shape,
         task.adapter_weights,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 Engine = Literal["noesis", "transformers", "unsloth"]  # transformers: its own layers, on packed rows
@@ -10,7 +11,17 @@ Precision = Literal["fp8", "bf16", "nf4", "fp32"]
 ComputeDtype = Literal["bfloat16", "float16", "float32"]
 Checkpointing = Literal["none", "selective", "full"]
 Optimizer = Literal["adamw", "adamw_8bit"]
+Attention = Literal["flash2", "flash4"]  # on the engine's GPUs: torch's own, or the package flash-attn-4
+FLASH4_RELEASE = "4.0.0b17"  # of flash-attn-4, whose private functions are called: later ones return other values
 LOGITS_BYTES, SMALL_LOGITS_BYTES = 2**29, 2**27  # of the engine's logits at a time; small with full checkpointing
+
+
+def has_flash4() -> bool:
+    """Whether the release of FlashAttention 4 that the engine knows is installed."""
+    try:
+        return version("flash-attn-4") == FLASH4_RELEASE
+    except PackageNotFoundError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -23,6 +34,7 @@ class Setup:
     sequences_per_step: of one optimizer step over all GPUs: per_device_train_batch_size × gradient_accumulation_steps
     micro_batch: sequences at a time where rows are not packed
     gpus: GPUs of this host that are used; 0: the CPU
+    attention: of the engine on GPUs; capped scores are always the engine's own
     """
 
     engine: Engine
@@ -35,6 +47,7 @@ class Setup:
     micro_batch: int
     optimizer: Optimizer
     gpus: int
+    attention: Attention = "flash2"
 
     @property
     def fused(self) -> bool:
@@ -64,7 +77,7 @@ class Setup:
             "micro_batch": self.micro_batch,
             "optimizer": self.optimizer,
             "cards": self.gpus,
-        }
+        } | ({} if self.attention == "flash2" else {"attention": self.attention})  # so early plans keep their hash
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Setup:
@@ -79,4 +92,5 @@ class Setup:
             micro_batch=value["micro_batch"],
             optimizer=value["optimizer"],
             gpus=value["cards"],
+            attention=value.get("attention", "flash2"),
         )

@@ -42,6 +42,9 @@ UNPACK_BYTES = 6.7  # bytes moved per NF4 weight that is unpacked
 ROW_TOKENS = 300  # a row takes as long as with this many more: short ones do not fill the GPU (fitted to 4,918 tokens)
 # Seconds per layer and row, below which the CPU can't issue kernels fast enough (Unsloth: an estimate).
 LAUNCH = {"noesis": 5.0e-3, "transformers": 7.2e-3, "unsloth": 1.5e-3}
+# FlashAttention 4 beside torch's own, fitted on an H100 to Llama-3.1-8B: the share of a row's time that is left, and
+# the seconds that compiling its kernels adds to each start.
+FLASH4_SHARE, FLASH4_SECONDS = 0.965, 6.0
 SCALING = 0.956  # share of the ideal rate on two GPUs; assumed for more as well
 SHARDED_SCALING = 0.934  # the same with the base spread over the GPUs
 
@@ -86,6 +89,8 @@ def row_seconds(shape: Shape, adapter: int, setup: Setup, gpu: Gpu, tokens: floa
         seconds += shape.linear_weights * UNPACK_BYTES * (3 if full and not fused else 2) / gpu.bandwidth
     if fused and dropout:
         seconds *= 1 + DROPOUT_SHARE
+    if setup.attention == "flash4":
+        seconds *= FLASH4_SHARE
     launch = LAUNCH[setup.engine] * shape.layers * (4 / 3 if full else 1)
     return max(seconds, launch)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from noesis.core.console import say, size
+from noesis.core.device import detect
 from noesis.core.errors import UsageError
 from noesis.core.files import require_output, scratch_folder, write_json
 from noesis.llm.chat_template import render
@@ -43,7 +44,14 @@ def convert_folder(folder: Path, outfile: Path | None, kinds: tuple[str, ...]) -
         for kind, file in written.items():
             write_gguf(model, file, kind, name=name, licence="see the model's folder")
             say(f"  {files[kind]}: {size(file.stat().st_size)}")
-        subject = Subject(model, written, None, texts, texts[::ANSWERED_EVERY], prompts_from="twenty questions")
+        subject = Subject(
+            model,
+            written,
+            texts=texts,
+            prompts=texts[::ANSWERED_EVERY],
+            prompts_from="twenty questions",
+            device=detect().kind,
+        )
         certificate = name_files(certify(subject, tokenizer), scratch, first.parent)
     record = first.parent / f"{first.stem}.parity.json"
     write_json(record, certificate.to_json())

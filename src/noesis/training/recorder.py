@@ -62,6 +62,7 @@ class Metrics:
         self.planned_rate = plan.tokens_per_s
         self.departure_said = False
         self.tokens = 0  # trained on by this process
+        self.first = (0, 0.0)  # tokens and seconds of its first step, in which the kernels are compiled
         self.earlier_tokens = 0  # trained on before it
         self.started = time.monotonic()
 
@@ -95,6 +96,9 @@ class Metrics:
             extra: figures that only some kinds of training have.
         """
         self.tokens += tokens
+        seconds = max(seconds or time.monotonic() - self.started, 1e-9)
+        if not self.first[0]:
+            self.first = (self.tokens, seconds)
         line = {
             "step": step,
             "epoch": round(epoch, 4),
@@ -102,23 +106,28 @@ class Metrics:
             "lr": lr,
             "grad_norm": grad_norm,
             "tokens": self.earlier_tokens + self.tokens,
-            "tokens_per_s": round(self.tokens / max(seconds or time.monotonic() - self.started, 1e-9), 1),
+            "tokens_per_s": round(self.tokens / seconds, 1),
             "peak_memory_bytes": peak_memory(self.device),
             "usd": round(self.budget.usd(), 6) if self.budget else 0.0,
         } | (extra or {})
         append_line(self.file, json.dumps(line, allow_nan=False))
         self.progress.advance(tokens, f"step {step}/{steps} · loss {loss:.3f}{self._cost(steps - step)}")
-        self._say_departure(line["tokens_per_s"])
+        self._say_departure(seconds)
 
-    def _say_departure(self, rate: float) -> None:
+    def _say_departure(self, seconds: float) -> None:
         """Say once that training takes clearly longer or shorter than planned, as soon as that can be told."""
-        due = self.tokens >= DEPARTURE_SHARE * self.progress.total and time.monotonic() - self.started >= DEPARTURE_S
-        if self.departure_said or not due or abs(self.planned_rate / rate - 1) <= DEPARTURE:
+        tokens, first_s = self.tokens - self.first[0], self.first[1]
+        due = tokens > 0 and self.tokens >= DEPARTURE_SHARE * self.progress.total and seconds >= DEPARTURE_S
+        if self.departure_said or not due:
+            return
+        rate = tokens / max(seconds - first_s, 1e-9)
+        if abs(self.planned_rate / rate - 1) <= DEPARTURE:
             return
         self.departure_said = True
+        expected = first_s + (self.progress.total - self.first[0]) / rate
         say(
             f"  {rate:,.0f} tokens/s, where the plan said {self.planned_rate:,.0f}: training will take about "
-            f"{duration(self.progress.total / rate)}, not {duration(self.progress.total / self.planned_rate)}"
+            f"{duration(expected)}, not {duration(self.progress.total / self.planned_rate)}"
         )
 
     def sync(self) -> None:

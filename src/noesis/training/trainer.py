@@ -1,4 +1,4 @@
-"""Trains one job: chooses the backend, and falls back to the next smaller plan when the GPU runs out of memory."""
+"""Trains one job: chooses the backend, and falls back to smaller plans when the GPU runs out of memory."""
 
 from __future__ import annotations
 
@@ -28,25 +28,24 @@ def train(job: TrainJob) -> TrainResult:
 
     Raises:
         TrainingError: a loss that is not finite (nothing of that step was applied), or too little memory for this plan
-            and the next smaller one.
+            and every smaller one.
         CapError: another step would exceed the budget; the last one is saved.
         KeyboardInterrupt, Terminated: a stop was requested; the last whole step is saved.
     """
     quiet_libraries()  # before anything imports bitsandbytes: the backends import transformers when they train
-    result = _attempt(job)
-    if result is not None:
-        return result
-    smaller = next_smaller_plan(job.plan)
-    if smaller is not None and job.plan.setup.gpus <= 1:
+    result, smaller = _attempt(job), None
+    while result is None and job.plan.setup.gpus <= 1 and (smaller := next_smaller_plan(job.plan)) is not None:
         say(
             f"  out of memory: resuming from the last saved step with {smaller.precision}, "
-            f"gradient checkpointing {smaller.setup.gradient_checkpointing}"
+            f"gradient checkpointing {smaller.setup.gradient_checkpointing}, "
+            f"rows of {smaller.setup.pack_length:,} tokens"
         )
-        result = _attempt(replace(job, plan=smaller))
-        if result is not None:
-            return replace(result, smaller_plan=smaller)
+        job = replace(job, plan=smaller)
+        result = _attempt(job)
+    if result is not None:
+        return result if smaller is None else replace(result, smaller_plan=smaller)
     raise TrainingError(
-        "the GPU ran out of memory, also with the next smaller plan: in training_config.yaml set "
+        "the GPU ran out of memory, also with the smallest plan: in training_config.yaml set "
         f"per_device_train_batch_size: 1 and gradient_accumulation_steps: {job.plan.setup.sequences_per_step}, "
         "lower max_length, or choose a smaller --model or a larger GPU"
     )

@@ -19,6 +19,8 @@ from noesis.training.job import TrainJob
 
 def run_worker(job_file: Path, outcome_file: Path) -> None:
     """Train this process's share of the job."""
+    import torch.distributed
+
     from noesis.training.trainer import train
 
     try:
@@ -26,6 +28,9 @@ def run_worker(job_file: Path, outcome_file: Path) -> None:
     except NoesisError as error:
         _write(outcome_file, {"error": str(error), "capped": isinstance(error, CapError)})
         raise SystemExit(1) from None
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     if is_main_process():
         _write(outcome_file, {"result": result.to_json()})
 

@@ -30,7 +30,7 @@ from noesis.cloud.volume.uploaded_data import require_upload
 from noesis.core.errors import ModelError
 from noesis.core.files import copy_folder, read_text, write_text
 from noesis.run.directory import Run
-from noesis.training.backends.nodes import follow, leading
+from noesis.training.backends.nodes import follow, leading, on_all
 from noesis.training.distributed import Nodes
 
 if TYPE_CHECKING:
@@ -63,8 +63,7 @@ def train(context: ContainerContext, request: CloudRequest, ticket: str) -> Call
             return CallResult(run_train(opened).to_json())
         with staged_run(context, request.turn) as run:
             s = reopen_run(run.path, fetch=True)
-            if (machines := Nodes.here().count) > 1:
-                s = replace(s, device=replace(s.device, gpus=s.device.gpus * machines))
+            s = replace(s, device=on_all(Nodes.here(), s.device))
             run_plan(s)
             return CallResult(run_train(s).to_json())
 

@@ -42,6 +42,7 @@ from noesis.release.parity.measure import (
     CONTEXT,
     Inputs,
     Outputs,
+    answer_prompts,
     divergence,
     measure_gguf,
     prepare_inputs,
@@ -100,13 +101,16 @@ def certify(subject: Subject, tokenizer: Any) -> Certificate:
     )
     require_space(Path(tempfile.gettempdir()), 2 * inputs.logits_bytes, "the certificate's reference logits")
     with tempfile.TemporaryDirectory(prefix="noesis-parity-") as scratch:
-        adapted = _record_adapted(subject, inputs, Path(scratch))
+        answered = _answers_of_first_file(subject, inputs)
+        drafts: list[list[int]] = next(iter(answered.values()), [[] for _ in inputs.prompts])
+        adapted = _record_adapted(subject, inputs, Path(scratch), drafts)
         on_originals = _adapter_on_originals(subject, inputs, adapted)
         model = merged_model(subject.merged, subject.device)
-        merged, where = record_outputs(model, inputs, Path(scratch) / "merged", "merged model"), model.where
+        where = model.where
+        merged = record_outputs(model, inputs, Path(scratch) / "merged", "merged model", drafts)
         del model
         merge = _compare_merge(subject, inputs, adapted, merged, on_originals)
-        files = _compare_files(subject, tokenizer, inputs, adapted, merged)
+        files = _compare_files(subject, tokenizer, inputs, adapted, merged, answered)
         adapter = _compare_adapter_file(subject, inputs, adapted)
     return Certificate(
         texts=len(inputs.rows),
@@ -124,13 +128,21 @@ def certify(subject: Subject, tokenizer: Any) -> Certificate:
     )
 
 
-def _record_adapted(subject: Subject, inputs: Inputs, scratch: Path) -> Outputs | None:
+def _answers_of_first_file(subject: Subject, inputs: Inputs) -> dict[Path, list[list[int]]]:
+    """What llama.cpp answers: the references' answers are nearly always the same, and are checked in one pass then."""
+    for file in subject.files.values():
+        with LlamaModel(file, context=CONTEXT + inputs.answer_tokens) as model:
+            return {file: answer_prompts(model, inputs)}
+    return {}
+
+
+def _record_adapted(subject: Subject, inputs: Inputs, scratch: Path, drafts: list[list[int]]) -> Outputs | None:
     """The adapter on its base, as trained; None where there is no adapter."""
     a = subject.adapter
     if a is None:
         return None
     model = adapted_model(a.base, a.folder, a.quantization, a.dtype, subject.device)
-    return record_outputs(model, inputs, scratch / "adapted", "adapter on its base")
+    return record_outputs(model, inputs, scratch / "adapted", "adapter on its base", drafts)
 
 
 def _adapter_on_originals(subject: Subject, inputs: Inputs, adapted: Outputs | None) -> Divergence | None:
@@ -166,9 +178,18 @@ def _compare_merge(
 
 
 def _compare_files(
-    subject: Subject, tokenizer: Any, inputs: Inputs, adapted: Outputs | None, merged: Outputs
+    subject: Subject,
+    tokenizer: Any,
+    inputs: Inputs,
+    adapted: Outputs | None,
+    merged: Outputs,
+    answered: dict[Path, list[list[int]]],
 ) -> dict[str, Comparison]:
-    """Each GGUF file against the merged model, and against the adapter on its base."""
+    """Each GGUF file against the merged model, and against the adapter on its base.
+
+    Args:
+        answered: answers of files that were asked before.
+    """
     raw, bos = read_tokenizer(subject.merged), tokenizer.special.get("bos_token")
     strings = [comparable(text, raw, bos) for text in (*hard_strings(), *subject.texts)]
     expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in strings]
@@ -182,7 +203,8 @@ def _compare_files(
             different = [text for text, ids in zip(strings, expected, strict=True) if model.tokenize(text) != ids]
             controls = audit_controls(model, tokenizer)
             references = [merged, adapted] if adapted else [merged]
-            divergences, answers = measure_gguf(model, inputs, references, f"compare {kind}")
+            divergences = measure_gguf(model, inputs, references, f"compare {kind}")
+            answers = answered.get(file) or answer_prompts(model, inputs)
         tokens = TokenizerCheck(len(strings), len(different), tuple(different[:3]))
         comparison = assess(
             divergences[0],
@@ -221,7 +243,7 @@ def _compare_adapter_file(subject: Subject, inputs: Inputs, adapted: Outputs | N
         return None
     with LlamaModel(a.base_file, context=CONTEXT + inputs.answer_tokens) as model:
         model.use_adapter(a.file)
-        divergences, answers = measure_gguf(model, inputs, [adapted], "compare adapter")
+        divergences, answers = measure_gguf(model, inputs, [adapted], "compare adapter"), answer_prompts(model, inputs)
     comparison = assess(
         divergences[0],
         answer_agreement(adapted.answers, answers),

@@ -22,8 +22,8 @@ class ReferenceModel(Protocol):
     def logits(self, rows: list[list[int]]) -> Iterator[Any]:
         """Logits after each token of each row: float32 (length, vocabulary)."""
 
-    def answer(self, ids: list[int], count: int, stop: set[int]) -> list[int]:
-        """Greedy continuation of `ids`."""
+    def answer(self, ids: list[int], count: int, stop: set[int], draft: list[int]) -> list[int]:
+        """Greedy continuation of `ids`; `draft` is what it may be."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,12 @@ def _first_new_positions(rows: list[list[int]]) -> list[int]:
     return starts
 
 
-def record_outputs(model: ReferenceModel, inputs: Inputs, file: Path, title: str) -> Outputs:
-    """Run a reference model. Its logits go to `file`, which is memory-mapped, not loaded."""
+def record_outputs(model: ReferenceModel, inputs: Inputs, file: Path, title: str, drafts: list[list[int]]) -> Outputs:
+    """Run a reference model. Its logits go to `file`, which is memory-mapped, not loaded.
+
+    Args:
+        drafts: another model's answers to the prompts.
+    """
     import numpy as np
 
     stored = np.memmap(file, dtype=np.float32, mode="w+", shape=(inputs.length, inputs.vocabulary))
@@ -102,7 +106,8 @@ def record_outputs(model: ReferenceModel, inputs: Inputs, file: Path, title: str
             views.append(view)
             start += len(row)
             progress.advance(len(row))
-    return Outputs(views, [model.answer(ids, inputs.answer_tokens, inputs.stop) for ids in inputs.prompts])
+    pairs = zip(inputs.prompts, drafts, strict=True)
+    return Outputs(views, [model.answer(ids, inputs.answer_tokens, inputs.stop, draft) for ids, draft in pairs])
 
 
 def divergence(reference: Outputs, logits: Iterable[Any], inputs: Inputs) -> Divergence:
@@ -113,10 +118,8 @@ def divergence(reference: Outputs, logits: Iterable[Any], inputs: Inputs) -> Div
     return meter.result()
 
 
-def measure_gguf(
-    model: LlamaModel, inputs: Inputs, references: Iterable[Outputs], title: str
-) -> tuple[list[Divergence], list[list[int]]]:
-    """Run a GGUF model once: (its divergence from each reference, its greedy answers)."""
+def measure_gguf(model: LlamaModel, inputs: Inputs, references: Iterable[Outputs], title: str) -> list[Divergence]:
+    """Run a GGUF model once: its divergence from each reference."""
     meters = [(reference, DivergenceMeter()) for reference in references]
     with Progress(title, inputs.length, "tok") as progress:
         for i, (row, start) in enumerate(zip(inputs.rows, inputs.starts, strict=True)):
@@ -124,5 +127,9 @@ def measure_gguf(
             for reference, meter in meters:
                 meter.add(reference.logits[i][start:], logits[start:])
             progress.advance(len(row))
-        answers = [model.answer(ids, inputs.answer_tokens, inputs.stop) for ids in inputs.prompts]
-    return [meter.result() for _, meter in meters], answers
+    return [meter.result() for _, meter in meters]
+
+
+def answer_prompts(model: LlamaModel, inputs: Inputs) -> list[list[int]]:
+    """A GGUF model's greedy answers."""
+    return [model.answer(ids, inputs.answer_tokens, inputs.stop) for ids in inputs.prompts]

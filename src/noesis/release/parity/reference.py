@@ -17,7 +17,7 @@ from noesis.llm.weights import iter_trained_weights, list_tensors
 
 LARGE = 4e9  # bytes in float32; above, weights are widened one layer at a time
 GPU_ROOM = 4e9  # bytes beside the weights: a widened layer, activations, logits
-GPU_ROWS = 8  # at a time
+ROWS = 8  # at a time where a pass has a cost of its own: on a GPU, and where weights are widened for it
 
 
 def merged_model(folder: Path, device: str = "cpu") -> Float32Model:
@@ -63,10 +63,11 @@ class Float32Model:
         import torch
 
         self.model = model.to(device) if device == "cpu" or _has_room(model) else model
-        for module in model.modules():
-            if any(p.dtype != torch.float32 for p in module.parameters(recurse=False)):
-                module.register_forward_pre_hook(_widen)
-                module.register_forward_hook(_narrow)
+        narrow = [m for m in model.modules() if any(p.dtype != torch.float32 for p in m.parameters(recurse=False))]
+        for module in narrow:
+            module.register_forward_pre_hook(_widen)
+            module.register_forward_hook(_narrow)
+        self.rows = ROWS if narrow or self.model.device.type == "cuda" else 1  # at a time
 
     @property
     def where(self) -> str:
@@ -80,8 +81,7 @@ class Float32Model:
         """Logits after each token of each row: float32 arrays (length, vocabulary)."""
         import torch
 
-        size = GPU_ROWS if self.model.device.type == "cuda" else 1
-        for some in (rows[i : i + size] for i in range(0, len(rows), size)):
+        for some in (rows[i : i + self.rows] for i in range(0, len(rows), self.rows)):
             width = max(map(len, some))
             # what follows a row's end is never looked at: each token sees those before it only
             ids = torch.tensor([row + row[-1:] * (width - len(row)) for row in some], device=self.model.device)
@@ -90,21 +90,34 @@ class Float32Model:
             for row, values in zip(some, found, strict=True):
                 yield values[: len(row)]
 
-    def answer(self, ids: list[int], count: int, stop: set[int]) -> list[int]:
-        """Greedy continuation of `ids`: at most `count` tokens, without the one in `stop` that ends it."""
+    def answer(self, ids: list[int], count: int, stop: set[int], draft: list[int]) -> list[int]:
+        """Greedy continuation of `ids`: at most `count` tokens, without the one in `stop` that ends it.
+
+        Args:
+            draft: what it may be, from another model: as far as it is right, it costs one pass instead of one a token.
+        """
         import torch
 
+        draft = draft[:count]
         answer: list[int] = []
-        cache, step = None, torch.tensor([ids], device=self.model.device)
-        while len(answer) < count:
-            with torch.inference_mode():
-                out = self.model(input_ids=step, past_key_values=cache, use_cache=True)
-            token = int(out.logits[0, -1].argmax())
-            if token in stop:
-                break
-            answer.append(token)
-            cache, step = out.past_key_values, torch.tensor([[token]], device=self.model.device)
+        with torch.inference_mode():
+            logits = self.model(input_ids=self._tensor(ids + draft), use_cache=False).logits[0, len(ids) - 1 :]
+            greedy = logits.argmax(-1).tolist()
+            while len(answer) < len(draft) and draft[len(answer)] == greedy[len(answer)] not in stop:
+                answer.append(draft[len(answer)])
+            following, cache, unseen = greedy[len(answer)], None, ids + answer
+            while len(answer) < count and following not in stop:
+                answer.append(following)
+                if len(answer) < count:
+                    unseen.append(following)
+                    out = self.model(input_ids=self._tensor(unseen), past_key_values=cache, use_cache=True)
+                    following, cache, unseen = int(out.logits[0, -1].argmax()), out.past_key_values, []
         return answer
+
+    def _tensor(self, ids: list[int]) -> Any:
+        import torch
+
+        return torch.tensor([ids], device=self.model.device)
 
 
 def _has_room(model: Any) -> bool:

@@ -15,12 +15,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from noesis.core.console import say
-from noesis.core.errors import TrainingError
+from noesis.core.device import Device
+from noesis.core.errors import TrainingError, UsageError
 from noesis.core.files import write_text
 from noesis.training.distributed import NODES, Nodes
 from noesis.training.job import TrainJob
@@ -103,6 +105,32 @@ def follow(nodes: Nodes, bring: Callable[[TrainJob], None]) -> int:
         raise TrainingError(f"machine 1 of {nodes.count} can't be reached: {why}") from None
     finally:
         os.environ.pop(NODES, None)
+
+
+def on_all(nodes: Nodes, device: Device) -> Device:
+    """The GPUs of all machines, which are alike.
+
+    Raises:
+        UsageError: there are several machines, and this one has no GPU.
+    """
+    if nodes.count > 1 and device.gpus == 0:
+        raise UsageError(f"--nnodes {nodes.count}: this machine has no GPU that a driver answers for")
+    return replace(device, gpus=device.gpus * nodes.count)
+
+
+def follow_here(nodes: Nodes) -> None:
+    """`follow` on a machine that sees the first one's folders at the same paths."""
+
+    def require(job: TrainJob) -> None:
+        if missing := next((p for p in (job.model_folder, job.checkpoints.parent) if not p.is_dir()), None):
+            raise TrainingError(
+                f"{missing} is not on machine {nodes.rank + 1} of {nodes.count}: all machines must see the project, "
+                "the run and the base model at the same paths"
+            )
+
+    say(f"  machine {nodes.rank + 1} of {nodes.count}: waits for {nodes.address}")
+    done = follow(nodes, require)
+    say(f"  machine {nodes.rank + 1} of {nodes.count}: trained {done} job{'s' if done != 1 else ''} with machine 1")
 
 
 def run_processes(arguments: list[str], job_file: Path, outcome_file: Path) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def trainer_arguments(job: TrainJob, **more: Any) -> Any:
         "report_to": [],
         "disable_tqdm": True,
         "dataloader_pin_memory": cuda,
+        "ddp_find_unused_parameters": False,  # every weight of the adapter takes part in every row
     }
     made = TrainingArguments(**(arguments | more))
     if cuda and not is_worker():

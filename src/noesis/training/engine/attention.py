@@ -1,7 +1,7 @@
 """Causal attention within the sequences of one packed row: no token sees another sequence.
 
-On a GPU FlashAttention (Dao, https://arxiv.org/abs/2307.08691) through torch's own operator; on a CPU torch's fused
-attention, a sequence at a time; capped scores by `blockwise`, on both.
+On a GPU FlashAttention 2 (Dao, https://arxiv.org/abs/2307.08691) through torch's own operator, or FlashAttention 4
+where the plan chose it; on a CPU torch's fused attention, a sequence at a time; capped scores by `blockwise`, on both.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 import torch
 
+from noesis.planning.setup import Attention
 from noesis.training.engine import blockwise
 from noesis.training.engine.blockwise import Scores
 
 Tensor = Any
-Backend = Literal["flash", "torch", "blockwise"]
+Backend = Literal["flash", "flash4", "torch", "blockwise"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scores: Scores,
             q, k, v, b, b, n, n, 0.0, True, False, **scores.flash
         )
         return Attended(out, lse, (state, unused))
+    if backend == "flash4":
+        return Attended(*_flash4_forward(q, k, v, b, n, scores), None)
     one = blockwise.forward if backend == "blockwise" else _host_forward
     parts = [one(x, y, z, scores) for x, y, z in _split(segments, q, k, v)]
     return Attended(torch.cat([out for out, _ in parts]), None, parts)
@@ -69,6 +72,8 @@ def backward(
                 dout, q, k, v, saved.out, saved.lse, b, b, n, n, 0.0, True, *saved.state, **scores.flash
             )  # type: ignore[index]
         )
+    if backend == "flash4":
+        return _flash4_backward(dout, q, k, v, saved.out, saved.lse, b, scores)
     one = blockwise.backward if backend == "blockwise" else _host_backward
     gradients = [
         one(d, x, y, z, out, lse, scores)
@@ -117,8 +122,50 @@ def _host_backward(
     return dq, *(g.reshape(n, heads, each, width).sum(2) for g in (dk, dv))
 
 
-def choose_attention(device: Any, dtype: Any, scores: Scores) -> Backend:
-    """The backend for a device, a dtype of activations, and what is to be computed."""
+# FlashAttention 4 on Hopper and Blackwell: the optional package flash-attn-4 (constraints-flash.txt), whose kernels are
+# compiled when a process first calls them. The functions are private to it, so one release is known
+# (`planning.setup.FLASH4_RELEASE`); for capped scores they have no backward pass of packed rows yet.
+
+
+def _flash4_forward(
+    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int, scores: Scores
+) -> tuple[Tensor, Tensor]:
+    """(output (T, Q, D), log-sum-exp (Q, T) in float32). q: (T, Q, D), k and v: (T, K, D), 16 bits."""
+    from flash_attn.cute.interface import _flash_attn_fwd
+
+    out, lse = _flash_attn_fwd(
+        q, k, v, max_seqlen_q=longest, max_seqlen_k=longest, return_lse=True,
+        **_flash4_arguments(bounds, scores),
+    )  # fmt: skip
+    return out, lse
+
+
+def _flash4_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, bounds: Tensor, scores: Scores
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v in their shapes."""
+    from flash_attn.cute.interface import _flash_attn_bwd
+
+    dq, dk, dv = _flash_attn_bwd(q, k, v, out, dout, lse, **_flash4_arguments(bounds, scores))
+    return dq, dk, dv
+
+
+def _flash4_arguments(bounds: Tensor, scores: Scores) -> dict[str, Any]:
+    left = None if scores.window is None else scores.window - 1
+    return {
+        "softmax_scale": scores.scale,
+        "causal": scores.window is None,
+        "window_size_left": left,
+        "window_size_right": None if left is None else 0,
+        "cu_seqlens_q": bounds,
+        "cu_seqlens_k": bounds,
+    }
+
+
+def choose_attention(device: Any, dtype: Any, scores: Scores, attention: Attention) -> Backend:
+    """The backend for a device, a dtype of activations, what is to be computed, and what the plan chose."""
     if scores.cap is not None:
         return "blockwise"
-    return "flash" if torch.device(device).type == "cuda" and dtype != torch.float32 else "torch"
+    if torch.device(device).type == "cpu" or dtype == torch.float32:
+        return "torch"
+    return "flash4" if attention == "flash4" else "flash"

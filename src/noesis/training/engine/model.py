@@ -176,7 +176,7 @@ class Engine:
             frozen=frozen,
             adapters=adapters,
             checkpointing=self.setup.gradient_checkpointing,
-            backend=attention.choose_attention(self.device, self.dtype, scores),
+            backend=attention.choose_attention(self.device, self.dtype, scores, self.setup.attention),
             offload=self.offload,
         )
 
