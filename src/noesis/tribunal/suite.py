@@ -84,7 +84,10 @@ class EvalSample(_Row):
 
 
 class JudgePair(_Row):
-    """A minimal pair of the judge benchmark: `bad` is `good` with one mutation, the attack."""
+    """A minimal pair of the judge benchmark: `bad` is `good` with one mutation, the attack.
+
+    since: the date on which the row joined the benchmark; empty for the first ones
+    """
 
     id: Text
     attack: Text
@@ -96,6 +99,7 @@ class JudgePair(_Row):
     judges: Annotated[tuple[Literal["veritas", "sophia", "dike"], ...], Field(min_length=1)]
     reference: str = ""
     note: str = ""
+    since: str = ""
 
 
 class TwinAnswers(_Row):
@@ -112,6 +116,7 @@ class TwinAnswers(_Row):
     b_prompt: str | None = None
     reference: str = ""
     note: str = ""
+    since: str = ""
 
 
 R = TypeVar("R", EvalSample, JudgePair, TwinAnswers)
