@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -191,7 +192,7 @@ def earlier_benchmarks(tribunal: Path, part: Part) -> dict[str, str]:
     twins = read_rows([file for file in files[1:] if file.is_file()], TwinAnswers, part)
     return {
         benchmark_digest([p for p in pairs if p.since < date], [t for t in twins if t.since < date]): date
-        for date in sorted({row.since for row in (*pairs, *twins)} - {""})
+        for date in sorted(({p.since for p in pairs} | {t.since for t in twins}) - {""})
     }
 
 
@@ -226,7 +227,7 @@ def seal(tribunal: Path) -> dict[str, str]:
         locked = [row for row in read_objects(file) if row.get("split") == "locked"]
         name = file.relative_to(tribunal).as_posix()
         dates = sorted({str(row.get("since", "")) for row in locked})
-        for date, following in zip(dates, [*dates[1:], ""], strict=True):
+        for date, following in zip_longest(dates, dates[1:]):
             rows = [row for row in locked if str(row.get("since", "")) <= date]
             found[f"{name} before {following}" if following else name] = sha256_json(rows)
     return found
