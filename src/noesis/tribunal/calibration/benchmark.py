@@ -169,8 +169,8 @@ def _details(scores: JudgeScores, benchmark: Benchmark, right: dict[str, bool]) 
 
 
 def is_fit(lower: float, of_baselines: dict[str, dict[str, Any]]) -> bool:
-    """Whether a judge whose accuracy is at least `lower` beats keywords, length and a coin."""
-    return bool(lower > max(0.5, *(of_baselines[name]["accuracy"] or 0 for name in ("keywords", "length"))))
+    """Whether a judge whose accuracy is at least `lower` beats each baseline and a coin."""
+    return bool(lower > max(0.5, *(found["accuracy"] or 0 for found in of_baselines.values())))
 
 
 def _mean(scores: JudgeScores, pair: JudgePair, side: str) -> float | None:
