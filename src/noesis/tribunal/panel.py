@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from noesis.core.config import TribunalSection
-from noesis.core.console import Progress
+from noesis.core.console import Progress, say
 from noesis.core.errors import UsageError
 from noesis.core.machine.folders import cache_folder
 from noesis.core.project import Project
@@ -18,7 +18,7 @@ from noesis.llm.clients.protocol import ModelClient
 from noesis.llm.clients.reply_cache import ReplyCache, open_cache
 from noesis.llm.clients.spec import ModelSpec
 from noesis.llm.clients.spending import Spending
-from noesis.tribunal.calibration_store import Calibration, load_calibration, unfit_reason
+from noesis.tribunal.calibration_store import Calibration, grown_since, load_calibration, unfit_reason
 from noesis.tribunal.judge import JudgeCase, judge
 from noesis.tribunal.rubric import JUDGES, RubricSet, load_rubrics
 from noesis.tribunal.verdict import Unscored, Verdict
@@ -116,10 +116,11 @@ def make_panel(
         rubrics: the project's, if they have been read before.
     """
     rubrics = rubrics or read_rubrics(project)
-    folder = project.calibrations
-    return JudgePanel(
-        rubrics, clients, cache, [load_calibration(folder, client.identity, rubrics) for client in clients]
-    )
+    found = [load_calibration(project.calibrations, client.identity, rubrics) for client in clients]
+    for client, calibration in zip(clients, found, strict=True):
+        if calibration and (date := grown_since(calibration, project.tribunal)):
+            say(f"  {client.name}: its calibration ({calibration.pairs} pairs) is of the benchmark before {date}")
+    return JudgePanel(rubrics, clients, cache, found)
 
 
 @contextmanager
