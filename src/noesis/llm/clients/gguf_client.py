@@ -107,8 +107,8 @@ class GgufClient:
                     raise NoReplyError("the model's chat template leaves out the end of the user's message")
                 head, _, tail = rendered.rpartition(PLACE)
                 for number, ending in enumerate(request.endings):
-                    ending = break_control_tokens(ending, self._special)
-                    keep(number, self._next_tokens(head + ending + tail + request.opening, slot, request.choices))
+                    prompt = head + break_control_tokens(ending, self._special) + tail + request.opening
+                    keep(number, self._next_tokens(prompt, slot, request.choices))
         finally:
             self._slots.put(slot)
 

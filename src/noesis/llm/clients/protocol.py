@@ -91,6 +91,11 @@ class ScoreRequest:
         *before, (role, text) = self.messages
         return (*before, (role, text + ending))
 
+    def as_messages(self, ending: str) -> list[Message]:
+        """The same, with what the assistant has begun to say."""
+        begun = (("assistant", self.opening),) if self.opening else ()
+        return [{"role": role, "content": content} for role, content in (*self.conversation(ending), *begun)]
+
     def key(self, identity: str, ending: str) -> str:
         """The cache's key of one ending, whatever others are asked for with it."""
         return sha256_json([identity, "scores", self.conversation(ending), self.choices, self.opening])

@@ -135,9 +135,10 @@ class TorchClient:
     def _score(self, requests: list[ScoreRequest]) -> list[list[ModelReply]]:
         from noesis.llm.generation.scores import score_endings
 
+        groups = [[request.as_messages(ending) for ending in request.endings] for request in requests]
         return [
             [ModelReply("", "length", one.tokens, 1, 0.0, top_logprobs=(one.likely,)) for one in endings]
-            for endings in score_endings(self._model, self._tokenizer, requests)
+            for endings in score_endings(self._model, self._tokenizer, groups, requests[0].choices)
         ]
 
     def _write(self, requests: list[ModelRequest]) -> list[ModelReply]:
