@@ -4,6 +4,8 @@ Speed on the same pairs in the same run, and how far the two ways agree; then, r
 the items are worth (each attack with weights learnt without it), and with --locked once on the locked half. Nothing is
 taken from a cache. A gguf: judge quotes and is read pair by pair in turn, so that a busy machine is busy for both. A
 torch: judge can't quote: what it writes in answer to the same requests, in batches, is timed and thrown away.
+llama.cpp's threads spin while they wait for one another: beside other work, `taskset -c 0` gives it one thread, and
+the CPU seconds are the figure to compare.
 
 --pairs N   pairs for the speed, spread over the dev half (0: no speed)
 --count N   pairs of each half for the accuracy (0: none)
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from noesis.core.config import TribunalSection
 from noesis.core.files import write_json
@@ -47,9 +50,11 @@ READ = open_asking(PROJECT, SECTION)
 
 @dataclass
 class Clock:
-    """seconds, verdicts and tokens (prompts and replies, shared beginnings included) of one way of asking."""
+    """seconds, CPU seconds (llama.cpp's process included), verdicts and tokens (prompts and replies, shared beginnings
+    each time) of one way of asking."""
 
     seconds: float = 0.0
+    cpu: float = 0.0
     verdicts: int = 0
     tokens: int = 0
     scores: dict[tuple[str, str, str], float | None] = field(default_factory=dict)
@@ -57,8 +62,14 @@ class Clock:
     def line(self, way: str) -> str:
         return (
             f"  {way:<8} {self.verdicts} verdicts in {self.seconds:.1f} s: "
-            f"{self.verdicts / self.seconds:.3f} verdicts/s, {self.tokens / self.seconds:.0f} tokens/s"
+            f"{self.verdicts / self.seconds:.3f} verdicts/s ({self.verdicts / self.cpu:.3f} a CPU second), "
+            f"{self.tokens / self.seconds:.0f} tokens/s"
         )
+
+
+def cpu_seconds() -> float:
+    own = psutil.Process()
+    return sum(t.user + t.system for t in (p.cpu_times() for p in (own, *own.children(recursive=True))))
 
 
 def spread(pairs: list[JudgePair], count: int | None) -> list[JudgePair]:
@@ -68,9 +79,10 @@ def spread(pairs: list[JudgePair], count: int | None) -> list[JudgePair]:
 async def timed(client: Any, cache: ReplyCache, asking: Asking, pairs: list[JudgePair], clock: Clock) -> None:
     """Adds the verdicts on both sides of `pairs`."""
     places, cases, judges = Benchmark(pairs, [], "dev").cases()
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), cpu_seconds()
     verdicts = await JudgePanel(RUBRICS, [client], cache, (), [asking]).judge(cases, judges, what="judge")
     clock.seconds += time.perf_counter() - began
+    clock.cpu += cpu_seconds() - cpu
     for place, of_answer in zip(places, verdicts, strict=True):
         for v in of_answer:
             clock.verdicts += 1
@@ -86,9 +98,10 @@ async def written(client: Any, pairs: list[JudgePair], clock: Clock) -> None:
         for case, names in zip(cases, judges, strict=True)
         for name in names
     ]
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), cpu_seconds()
     replies = await asyncio.gather(*(client.ask(request) for request in requests), return_exceptions=True)
     clock.seconds += time.perf_counter() - began
+    clock.cpu += cpu_seconds() - cpu
     clock.verdicts += len(replies)
     clock.tokens += sum(getattr(reply, "completion_tokens", 0) for reply in replies)
 
