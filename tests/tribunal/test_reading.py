@@ -135,6 +135,13 @@ def test_a_finished_hearing_is_not_asked_again(tmp_path: Path):
     assert asyncio.run(again(server.url)) == first
 
 
+def test_a_line_break_first_is_no_thought_and_is_not_asked_about_again(tmp_path: Path):
+    verdicts, server = hear(says((("\n", 0.5), ("1", 0.5))), tmp_path)
+    assert {item.read for v in verdicts for item in v.items} == {(0.0, 0.5, 0.0)}
+    assert len(server.requests) == sum(len(v.items) for v in verdicts)
+    assert {r.body["max_tokens"] for r in server.requests} == {1}
+
+
 # --- both: what decides is quoted
 
 

@@ -143,9 +143,10 @@ class OpenAIClient:
 
     async def _reply(self, request: ModelRequest) -> ModelReply:
         """The reply; where it was cut off since the model thinks, the one to a second request with more room."""
-        room = self._room
+        one_token = request.max_tokens == 1  # all that is wanted of it is what could stand there
+        room = 1 if one_token else self._room
         chat, reply = await self._send_with_retries(_with_room(request, room))
-        if not chat.starved or room > 1:
+        if not chat.starved or room > 1 or one_token:
             return reply
         if self._room == 1:
             self._room = MORE_ROOM

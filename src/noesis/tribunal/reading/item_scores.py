@@ -19,6 +19,7 @@ from noesis.tribunal.reading.asking import Asking, Reading
 from noesis.tribunal.rubric import RubricItem, RubricSet
 from noesis.tribunal.verdict import ItemScore, Unscored, Verdict
 
+READ = "read from what it would say next; nothing is quoted"
 MOST_ABSTENTIONS = 0.5  # share of a judge's items; with more it gives no verdict
 
 
@@ -87,7 +88,7 @@ def _verdict(
         **who,
         items=items,
         veto=None,  # a veto needs evidence
-        reasoning="",
+        reasoning=READ,
         prompt_tokens=sum(reply.prompt_tokens for reply in replies),
         completion_tokens=sum(reply.completion_tokens for reply in replies),
         usd=sum(reply.usd or 0.0 for reply in replies),
