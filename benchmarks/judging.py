@@ -113,9 +113,11 @@ async def speed(client: Any, kind: str, cache: ReplyCache, pairs: list[JudgePair
         await written(client, pairs, quoted)
         await timed(client, cache, READ, pairs[1:], read)
     else:
-        for pair in pairs:
+        for number, pair in enumerate(pairs, 1):
             await timed(client, cache, Asking(), [pair], quoted)
             await timed(client, cache, READ, [pair], read)
+            if number < len(pairs):
+                print(f"  after {number} pairs\n{quoted.line('quoted')}\n{read.line('read')}", flush=True)
     print(quoted.line("written" if kind == "torch" else "quoted"), flush=True)
     print(read.line("read"))
     print(

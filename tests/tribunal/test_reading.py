@@ -21,6 +21,7 @@ from noesis.llm.clients.protocol import ModelReply, probabilities
 from noesis.llm.clients.reply_cache import open_cache
 from noesis.llm.clients.spec import parse_spec
 from noesis.llm.clients.spending import Spending
+from noesis.pipeline.verify.trial import _follows
 from noesis.tribunal.calibration.weigh import Differences, learn
 from noesis.tribunal.calibration_store import load_calibration, unfit_reason
 from noesis.tribunal.court import opinion
@@ -224,6 +225,24 @@ def test_torch_judges_only_when_read():
     for ask in ("quote", "both"):
         with pytest.raises(UsageError, match="--ask score"):
             parse_spec("torch:smollm2", kinds=judge_kinds(ask))
+
+
+@pytest.mark.parametrize(
+    ("change", "follows"),
+    [
+        ({}, True),
+        ({"score": 1.9}, False),
+        ({"read": None}, False),
+        ({"span": "a passage"}, False),
+        ({"read": (0.1, 0.3, 5.0)}, False),
+        ({"how": "abstained"}, False),
+        ({"how": "abstained", "score": 0.0}, True),
+        ({"how": "quoted"}, False),
+    ],
+)
+def test_verify_sees_a_score_that_does_not_follow_from_what_was_read(change: dict[str, object], follows: bool):
+    item = ItemScore("acerto", expected((0.1, 0.3, 0.6)), 2, "", False, "read", (0.1, 0.3, 0.6))
+    assert _follows(replace(item, **change)) is follows
 
 
 # --- hostile text
