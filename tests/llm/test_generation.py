@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from noesis.core.errors import ModelError
 from noesis.llm.chat_template import render
+from noesis.llm.clients.protocol import ModelReply, ModelRequest, NoReplyError, ScoreRequest, probabilities
+from noesis.llm.clients.torch_client import TorchClient
 from noesis.llm.generation.batch import _decode, generate_batch, next_tokens, shared_beginning
 from noesis.llm.generation.sampling import sampling_noise
 from noesis.llm.generation.scores import _parts, score_endings
@@ -219,3 +222,26 @@ def test_endings_share_their_beginning_and_are_scored_as_alone(loaded):
 def test_a_pass_takes_the_endings_that_fit():
     assert list(_parts([3, 2], 4)) == [[(0, 0, 3), (1, 0, 1)], [(1, 1, 2)]]
     assert list(_parts([9], 4)) == [[(0, 0, 4)], [(0, 4, 8)], [(0, 8, 9)]]
+
+
+def test_the_client_scores_and_writes_what_waits_together(tiny_model: Path):
+    import asyncio
+
+    client = TorchClient(str(tiny_model))
+    request = ScoreRequest((("user", "Is 7 prime?"),), (" Yes?", " No, it is not?"), ("0", "1", "2"), "Score: ")
+    found: dict[int, ModelReply] = {}
+
+    async def run() -> ModelReply:
+        try:
+            written = client.ask(ModelRequest((("user", "why?"),), {}, 4))
+            _, reply = await asyncio.gather(client.scores(request, found.__setitem__), written)
+            with pytest.raises(NoReplyError, match="context"):
+                await client.scores(replace(request, endings=("why " * 9000,)), found.__setitem__)
+            return reply
+        finally:
+            await client.close()
+
+    assert asyncio.run(run()).finish == "length"
+    assert sorted(found) == [0, 1]
+    assert all(0 < sum(probabilities(reply, request.choices)) < 1 for reply in found.values())
+    assert found[0].prompt_tokens < found[1].prompt_tokens

@@ -64,6 +64,8 @@ class TorchClient:
         self.name = Path(name).name
         self.identity = f"torch:{found.name if '/' not in found.name else Path(found.name).name}@{found.revision}"
         self.concurrency = batch
+        # the endings of one request fill a processor, and a stop loses no more than that
+        self._most_scored = batch if self._model.device.type == "cuda" else 1
         self._waiting: list[Waiting] = []
         self._worker: asyncio.Task[None] | None = None
         self._pool = ThreadPoolExecutor(1)
@@ -120,7 +122,8 @@ class TorchClient:
         if not self._waiting:
             return []
         (kind, _), *_ = Counter(_kind(request) for request, _ in self._waiting).most_common(1)
-        batch = [entry for entry in self._waiting if _kind(entry[0]) == kind][: self.concurrency]
+        batch = [entry for entry in self._waiting if _kind(entry[0]) == kind]
+        batch = batch[: self._most_scored if isinstance(batch[0][0], ScoreRequest) else self.concurrency]
         taken = {id(future) for _, future in batch}
         self._waiting = [entry for entry in self._waiting if id(entry[1]) not in taken]
         return batch
