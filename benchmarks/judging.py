@@ -10,6 +10,7 @@ the CPU seconds are the figure to compare.
 --pairs N   pairs for the speed, spread over the dev half (0: no speed)
 --count N   pairs of each half for the accuracy (0: none)
 --locked    the locked half as well: this is a use of it; say so where the figures are shown
+--short     items without their anchors, which are most of what is read: faster; is it as good?
 --out DIR   the calibrations, as `noesis tribunal calibrate` would store them
 """
 
@@ -46,6 +47,15 @@ PROJECT = find_project(Path(__file__).resolve().parents[1])
 RUBRICS = read_rubrics(PROJECT)
 SECTION = TribunalSection(ask="score")
 READ = open_asking(PROJECT, SECTION)
+
+
+def without_anchors() -> Asking:
+    """Reading with items of a question alone."""
+    wording = READ.wording
+    assert wording is not None
+    pt = wording.pt.model_copy(update={"item": "Critério: {question}\n0 = não, 1 = em parte, 2 = sim. 0, 1 ou 2?"})
+    en = wording.en.model_copy(update={"item": "Criterion: {question}\n0 = no, 1 = partly, 2 = yes. 0, 1 or 2?"})
+    return replace(READ, wording=wording.model_copy(update={"pt": pt, "en": en}))
 
 
 @dataclass
@@ -106,16 +116,16 @@ async def written(client: Any, pairs: list[JudgePair], clock: Clock) -> None:
     clock.tokens += sum(getattr(reply, "completion_tokens", 0) for reply in replies)
 
 
-async def speed(client: Any, kind: str, cache: ReplyCache, pairs: list[JudgePair]) -> None:
+async def speed(client: Any, kind: str, cache: ReplyCache, asking: Asking, pairs: list[JudgePair]) -> None:
     quoted, read = Clock(), Clock()
     if kind == "torch":
-        await timed(client, cache, READ, pairs[:1], Clock())  # kernels are chosen in the first pass
+        await timed(client, cache, asking, pairs[:1], Clock())  # kernels are chosen in the first pass
         await written(client, pairs, quoted)
-        await timed(client, cache, READ, pairs[1:], read)
+        await timed(client, cache, asking, pairs[1:], read)
     else:
         for number, pair in enumerate(pairs, 1):
             await timed(client, cache, Asking(), [pair], quoted)
-            await timed(client, cache, READ, [pair], read)
+            await timed(client, cache, asking, [pair], read)
             if number < len(pairs):
                 print(f"  after {number} pairs\n{quoted.line('quoted')}\n{read.line('read')}", flush=True)
     print(quoted.line("written" if kind == "torch" else "quoted"), flush=True)
@@ -150,8 +160,9 @@ def agreement(pairs: list[JudgePair], quoted: Clock, read: Clock) -> None:
     print(f"  the same answer preferred in {same} of {len(signs)} pairs; ties: {ties[0]} quoted, {ties[1]} read")
 
 
-async def accuracy(client: Any, cache: ReplyCache, count: int | None, locked: bool, out: Path | None) -> None:
-    asking = READ
+async def accuracy(
+    client: Any, cache: ReplyCache, asking: Asking, count: int | None, locked: bool, out: Path | None
+) -> None:
     for part in ("dev", "locked") if locked else ("dev",):
         pairs, twins = read_benchmark(PROJECT.tribunal, part)  # type: ignore[arg-type]
         benchmark = Benchmark(spread(pairs, count), twins if count is None else [], part)  # type: ignore[arg-type]
@@ -168,10 +179,10 @@ async def accuracy(client: Any, cache: ReplyCache, count: int | None, locked: bo
         if out is not None:
             write_json(out / f"{found.judge}-{part}.json", found.to_json())
         if part == "dev":
-            asking = await weights(panel, benchmark)
+            asking = await weights(panel, benchmark, asking)
 
 
-async def weights(panel: JudgePanel, benchmark: Benchmark) -> Asking:
+async def weights(panel: JudgePanel, benchmark: Benchmark, asking: Asking) -> Asking:
     """What the items are worth; returns how to ask on: with the weights only if they help on attacks left out."""
     places, cases, judges = benchmark.cases()
     verdicts = await panel.judge(cases, judges, what="read")
@@ -186,7 +197,7 @@ async def weights(panel: JudgePanel, benchmark: Benchmark) -> Asking:
         f"    item weights: {found.equal} right with equal weights, {found.learnt} with those learnt, "
         f"{found.left_out} of {found.pairs} with the attack left out"
     )
-    return replace(READ, weights=found.weights) if found.left_out > found.equal else READ
+    return replace(asking, weights=found.weights) if found.left_out > found.equal else asking
 
 
 async def main() -> None:
@@ -195,18 +206,20 @@ async def main() -> None:
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--count", type=int)
     parser.add_argument("--locked", action="store_true")
+    parser.add_argument("--short", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    asking = without_anchors() if options.short else READ
     dev, _ = read_benchmark(PROJECT.tribunal, "dev")
     for text in options.judge:
         spec = parse_spec(text, kinds=READ_KINDS)
         client = open_client(spec, SECTION, Spending())
-        print(json.dumps({"judge": client.name, "identity": READ.identity(client.identity)}), flush=True)
+        print(json.dumps({"judge": client.name, "identity": asking.identity(client.identity)}), flush=True)
         with tempfile.TemporaryDirectory() as folder, open_cache(Path(folder) / "replies.sqlite") as cache:
             if options.pairs:
-                await speed(client, spec.kind, cache, spread(dev, options.pairs))
+                await speed(client, spec.kind, cache, asking, spread(dev, options.pairs))
             if options.count != 0:
-                await accuracy(client, cache, options.count, options.locked, options.out)
+                await accuracy(client, cache, asking, options.count, options.locked, options.out)
         await client.close()
 
 
