@@ -209,8 +209,8 @@ def test_another_way_of_asking_is_another_judge():
 
 
 def test_the_calibration_of_a_judge_that_quotes_is_not_that_of_one_that_is_read():
-    (file,) = [f for f in PROJECT.calibrations.glob("*-locked.json") if '"items"' not in f.read_text(encoding="utf-8")]
-    identity = json.loads(file.read_text(encoding="utf-8"))["identity"]
+    stored = (json.loads(file.read_text(encoding="utf-8")) for file in PROJECT.calibrations.glob("*-locked.json"))
+    identity = next(one["identity"] for one in stored if way_of(one["identity"]) == "quote")
     assert load_calibration(PROJECT.calibrations, identity, RUBRICS) is not None
     assert load_calibration(PROJECT.calibrations, f"{identity}+score:0", RUBRICS) is None
 
