@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from noesis.core.errors import ModelError
 from noesis.llm.chat_template import render
+from noesis.llm.clients.protocol import ModelReply, ModelRequest, NoReplyError, ScoreRequest, probabilities
+from noesis.llm.clients.torch_client import TorchClient
 from noesis.llm.generation.batch import _decode, generate_batch, next_tokens, shared_beginning
 from noesis.llm.generation.sampling import sampling_noise
+from noesis.llm.generation.scores import _parts, score_endings
 from noesis.llm.generation.static_decoder import attends_in_every_layer, decode_statically
 from noesis.llm.tokenizer import load_tokenizer
 
@@ -186,3 +190,58 @@ def test_an_answer_ends_at_any_of_the_ends():
     assert found == _decode(model, prompts, stops=stops, **how)
     assert {len(answer) < 24 for answer in found} == {True}
     assert not {token for answer in found for token in answer} & set(stops)
+
+
+def test_endings_share_their_beginning_and_are_scored_as_alone(loaded):
+    import math
+
+    model, tokenizer = loaded
+    groups = [
+        [
+            [
+                {"role": "user", "content": "A long beginning that all share. " * n + f"Is it {word} right?" * (1 + i)},
+                {"role": "assistant", "content": "Score: "},
+            ]
+            for i, word in enumerate(("perhaps", "quite", "not", "really"))
+        ]
+        for n in (3, 8)
+    ]
+    together = score_endings(model, tokenizer, groups, ("0", "1", "2"))
+    for group, found in zip(groups, together, strict=True):
+        for conversation, ending in zip(group, found, strict=True):
+            ((alone,),) = score_endings(model, tokenizer, [[conversation]], ("0", "1", "2"))
+            assert (ending.tokens, [t for t, _ in ending.likely]) == (alone.tokens, [t for t, _ in alone.likely])
+            assert [p for _, p in ending.likely] == pytest.approx([p for _, p in alone.likely], abs=1e-6)
+            ((*everything,),) = next_tokens(model, tokenizer, [conversation], 100_000)
+            for text, p in ending.likely:
+                assert math.exp(p) == pytest.approx(math.exp(dict(everything)[text]), abs=1e-6)
+    assert len({tuple(ending.likely) for found in together for ending in found}) == 8
+    assert {text.strip() for text, _ in together[0][0].likely} == {"0", "1", "2"}
+
+
+def test_a_pass_takes_the_endings_that_fit():
+    assert list(_parts([3, 2], 4)) == [[(0, 0, 3), (1, 0, 1)], [(1, 1, 2)]]
+    assert list(_parts([9], 4)) == [[(0, 0, 4)], [(0, 4, 8)], [(0, 8, 9)]]
+
+
+def test_the_client_scores_and_writes_what_waits_together(tiny_model: Path):
+    import asyncio
+
+    client = TorchClient(str(tiny_model))
+    request = ScoreRequest((("user", "Is 7 prime?"),), (" Yes?", " No, it is not?"), ("0", "1", "2"), "Score: ")
+    found: dict[int, ModelReply] = {}
+
+    async def run() -> ModelReply:
+        try:
+            written = client.ask(ModelRequest((("user", "why?"),), {}, 4))
+            _, reply = await asyncio.gather(client.scores(request, found.__setitem__), written)
+            with pytest.raises(NoReplyError, match="context"):
+                await client.scores(replace(request, endings=("why " * 9000,)), found.__setitem__)
+            return reply
+        finally:
+            await client.close()
+
+    assert asyncio.run(run()).finish == "length"
+    assert sorted(found) == [0, 1]
+    assert all(0 < sum(probabilities(reply, request.choices)) < 1 for reply in found.values())
+    assert found[0].prompt_tokens < found[1].prompt_tokens

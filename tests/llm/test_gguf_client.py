@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from helpers.project import ROOT
 from noesis.core.config import TribunalSection
 from noesis.core.errors import ModelError
 from noesis.llm.clients.gguf_client import GgufClient
+from noesis.llm.clients.protocol import ModelReply, NoReplyError, ScoreRequest, probabilities
 from noesis.llm.clients.reply_cache import open_cache
 from noesis.llm.embedded import EMBEDDED_SHA256, embedded_gguf
 from noesis.tribunal.court import opinion
@@ -62,6 +64,37 @@ def test_smollm2_speaks_the_protocol(tmp_path: Path):
     assert len(verdict.items) == 6
     assert verdict.prompt_tokens > 300
     assert opinion("c", [verdict], TribunalSection()).mean is None  # one judge is no quorum
+
+
+def test_an_ending_is_read_the_same_alone_and_after_others():
+    request = ScoreRequest(
+        (("user", "Is 7 a prime number? <|im_end|>\n<|im_start|>assistant\nIt is."),),
+        tuple(f"\nIs that {word}? Reply with 0, 1 or 2." for word in ("right", "wrong", "kind")),
+        ("0", "1", "2"),
+        "Score: ",
+    )
+    client = GgufClient(embedded_gguf(), parallel=1, context=512)
+
+    async def run(asked: ScoreRequest) -> list[tuple[float, ...]]:
+        found: dict[int, ModelReply] = {}
+        await client.scores(asked, found.__setitem__)
+        return [probabilities(found[i], asked.choices) for i in range(len(asked.endings))]
+
+    async def both() -> tuple[list[tuple[float, ...]], list[tuple[float, ...]]]:
+        try:
+            backwards = replace(request, endings=request.endings[::-1])
+            whole = await run(request), (await run(backwards))[::-1]
+            with pytest.raises(NoReplyError, match="context"):
+                await run(replace(request, endings=("why " * 600,)))
+            return whole
+        finally:
+            await client.close()
+
+    forwards, backwards = asyncio.run(both())
+    assert all(0.1 < sum(p) <= 1 for p in forwards)
+    assert len(set(forwards)) == 3
+    for one, other in zip(forwards, backwards, strict=True):
+        assert one == pytest.approx(other, abs=0.02)  # rounding depends on how much is read at once
 
 
 def test_a_file_that_is_no_model_is_said(tmp_path: Path):

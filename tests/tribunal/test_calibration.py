@@ -21,6 +21,7 @@ from noesis.llm.clients.spending import Spending
 from noesis.tribunal.calibration.baselines import baselines, keyword_score, screen_figures
 from noesis.tribunal.calibration.benchmark import Benchmark, measure_judges
 from noesis.tribunal.calibration.calibrate import calibrate
+from noesis.tribunal.calibration.weigh import weigh, weights_lines
 from noesis.tribunal.calibration_store import (
     Calibration,
     ErrorCounts,
@@ -266,3 +267,32 @@ def test_the_command_keeps_what_it_found(
         calibrate(found, SECTION, spec, "locked")
         assert len(server.requests) == before
     assert load_calibration(found.calibrations, f"openai:{server.url}:scripted", BENCH).fit is True
+
+
+def test_weights_are_learnt_by_command_and_make_another_judge(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("NOESIS_CACHE", str(tmp_path / "cache"))
+    folder = project / "data" / "tribunal" / "judge_bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pairs.jsonl").write_text("".join(p.model_dump_json() + "\n" for p in pairs(12)), encoding="utf-8")
+    (folder / "invariance.jsonl").write_text("", encoding="utf-8")
+    section = SECTION.model_copy(update={"ask": "score"})
+
+    def part(asked: play.Asked) -> play.Raw:
+        good = "quality9" in asked.user
+        return play.Raw(text="1", letters=(("2", 0.8 if good else 0.2), ("0", 0.2 if good else 0.8)))
+
+    with play.JudgeServer(part) as server:
+        spec = f"openai:{server.url}:scripted"
+        found = weigh(Project(project), section, spec)
+        asked = len(server.requests)
+        assert (found.pairs, found.equal, found.left_out) == (6, 6, 6)
+        assert "do not help" in weights_lines(found)[-1]
+        (read,) = calibrate(Project(project), section, [spec], "dev")
+        weighted = section.model_copy(update={"item_weights": True})
+        (again,) = calibrate(Project(project), weighted, [spec], "dev")
+        assert len(server.requests) == asked  # what was read is not asked again, whatever it is worth
+    assert found.identity == read.identity != again.identity
+    assert read.details["items"].keys() == {"read"}
+    assert len(list((project / "data" / "tribunal" / "calibrations").glob("*-dev.json"))) == 2

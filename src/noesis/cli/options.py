@@ -81,7 +81,16 @@ JudgeOption = Annotated[
     typer.Option(
         "--judge",
         metavar="SPEC",
-        help="Judge model: openai:BASE_URL:MODEL, gguf:PATH, or self (the run's own base); may be repeated.",
+        help="Judge model: openai:BASE_URL:MODEL, gguf:PATH, or self (the run's own base); with --ask score also "
+        "torch:NAME; may be repeated.",
+    ),
+]
+AskOption = Annotated[
+    Literal["quote", "score", "both"] | None,
+    typer.Option(
+        "--ask",
+        help="How: the judge quotes evidence for each item; its score is read from the next word's probabilities; or "
+        "both, where what decides is quoted. Default: tribunal: ask.",
     ),
 ]
 GateOption = Annotated[

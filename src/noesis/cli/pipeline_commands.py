@@ -10,6 +10,7 @@ import typer
 
 from noesis.cli.options import (
     AgainOption,
+    AskOption,
     EpochsOption,
     FreshOption,
     GateOption,
@@ -249,6 +250,7 @@ def judge(
     prompts: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Use only N prompts of the suite, evenly spread.")
     ] = None,
+    ask: AskOption = None,
     max_usd: JudgesMaxUsdOption = None,
     project: ProjectOption = None,
     again: AgainOption = False,
@@ -271,7 +273,7 @@ def judge(
         named = judges_to_ask(run, s.config, judges, project)
         result: JudgeResult | TrialResult = run_judge(s, again=again)
         if named:
-            result = run_trial(s, find_project(project), TrialRequest(named, part, prompts, max_usd), again=again)
+            result = run_trial(s, find_project(project), TrialRequest(named, part, prompts, max_usd, ask), again=again)
     show_manifest_hash(run)
     print_result(result.to_json(), as_json)
     raise typer.Exit(result.court.exit_code)

@@ -1,4 +1,4 @@
-"""`noesis tribunal calibrate|baselines|lock`: are the judges fit to judge?"""
+"""`noesis tribunal calibrate|weigh|baselines|lock`: are the judges fit to judge?"""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from noesis.cli.options import (
+    AskOption,
     JsonOption,
     JudgeOption,
     JudgesMaxUsdOption,
@@ -32,6 +33,7 @@ def calibrate(
     pairs: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Use only N pairs, as a trial; the result is not stored.")
     ] = None,
+    ask: AskOption = None,
     max_usd: JudgesMaxUsdOption = None,
     project: ProjectOption = None,
     as_json: JsonOption = False,
@@ -42,8 +44,8 @@ def calibrate(
 
     Example: noesis tribunal calibrate --judge gguf:judge.gguf --part locked
     """
-    from noesis.core.config import load_config
     from noesis.core.errors import UsageError
+    from noesis.core.overrides import Overrides
     from noesis.core.project import find_project
     from noesis.tribunal.calibration.calibrate import calibrate as measure
 
@@ -51,10 +53,41 @@ def calibrate(
         raise UsageError("name a judge: --judge openai:BASE_URL:MODEL or --judge gguf:PATH")
     reserve_stdout(as_json)
     found = find_project(project)
-    results = measure(found, load_config(found).training.tribunal, judges, part, max_usd=max_usd, count=pairs)
+    section = Overrides(ask=ask).configure(found).training.tribunal
+    results = measure(found, section, judges, part, max_usd=max_usd, count=pairs)
     for result in results:
         _show(result)
     print_result([result.to_json() for result in results], as_json)
+
+
+@app.command()
+def weigh(
+    judge: Annotated[
+        str,
+        typer.Option("--judge", metavar="SPEC", help="The judge: gguf:PATH, torch:NAME or openai:BASE_URL:MODEL."),
+    ],
+    max_usd: JudgesMaxUsdOption = None,
+    project: ProjectOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Learn on the dev half what each item of a judge that is read is worth, and how that does on attacks left out.
+
+    The weights count where training_config.yaml has tribunal: item_weights: true; the judge is then another judge.
+
+    Example: noesis tribunal weigh --judge gguf:judge.gguf
+    """
+    from noesis.core.config import load_config
+    from noesis.core.console import say
+    from noesis.core.project import find_project
+    from noesis.tribunal.calibration.weigh import weigh as learn
+    from noesis.tribunal.calibration.weigh import weights_lines
+
+    reserve_stdout(as_json)
+    project_found = find_project(project)
+    found = learn(project_found, load_config(project_found).training.tribunal, judge, max_usd=max_usd)
+    for line in weights_lines(found):
+        say(line)
+    print_result(found.to_json(), as_json)
 
 
 @app.command()
@@ -136,6 +169,8 @@ def _show(c: Calibration) -> None:
     for kind, f in d["invariance"].items():
         if f["comparisons"]:
             say(f"    {kind:<20} changes the score by {f['mean_change']:+.3f}, {f['mean_absolute_change']:.3f} in size")
+    if (ways := d.get("items")) and set(ways) != {"quoted"}:
+        say(f"  items      {', '.join(f'{count} {way}' for way, count in sorted(ways.items()))}")
     spans, injection = d["spans_found"], d["injection"]
     say(
         f"  injection  {injection['count']}/{injection['of']} succeed; Brier {d['brier']}; "

@@ -33,6 +33,7 @@ class Overrides:
     language: str | None = None
     max_usd: float | None = None
     max_minutes: float | None = None
+    ask: str | None = None
 
     def settings(self, method: str) -> dict[str, Setting]:
         """Dotted keys and values for `load_config`.
@@ -50,6 +51,7 @@ class Overrides:
             "training.data.language": self.language,
             "training.budget.max_usd": self.max_usd,
             "training.budget.max_minutes": self.max_minutes,
+            "training.tribunal.ask": self.ask,
         }
         return {key: value for key, value in found.items() if value is not None}
 

@@ -14,7 +14,7 @@ from noesis.core.console import command, require_consent
 from noesis.core.errors import UsageError
 from noesis.core.project import Project, find_project
 from noesis.llm.addresses import host_and_port
-from noesis.llm.clients.spec import parse_spec
+from noesis.llm.clients.spec import READ_KINDS, parse_spec
 from noesis.llm.embedded import Model
 from noesis.llm.hub import find_local_model, find_model
 
@@ -41,7 +41,7 @@ def judges_to_ask(path: Path, config: Config, given: Sequence[str] | None, proje
         return tuple(given or ())
     own = load_config(find_project(project)).training.tribunal.judges
     for text in config.training.tribunal.judges:
-        spec = parse_spec(text)
+        spec = parse_spec(text, kinds=READ_KINDS)
         if spec.kind == "self" or text in own:
             continue
         host = host_and_port(spec.url)

@@ -20,6 +20,7 @@ from noesis.tribunal.court import Opinion, opinion
 from noesis.tribunal.judge import JudgeCase
 from noesis.tribunal.offline_screen import NAME, ScreenedPrompt, screen
 from noesis.tribunal.panel import JudgePanel, open_panel
+from noesis.tribunal.reading.asking import judge_kinds
 from noesis.tribunal.verdict import Unscored, Verdict
 
 
@@ -86,7 +87,7 @@ class LiveJudge:
         self.name = NAME
         if not judges:
             return
-        specs = [parse_spec(text) for text in judges]
+        specs = [parse_spec(text, kinds=judge_kinds(self._section.ask)) for text in judges]
         own = find_base_gguf(run) if any(spec.kind == "self" for spec in specs) else None
         spending = Spending(max_usd=max_usd)
         self._panel = self._stack.enter_context(open_panel(project, specs, self._section, spending, own=own))

@@ -136,14 +136,23 @@ def _name(identity: str, rubrics: RubricSet, part: str) -> str:
     return f"{sha256_json([identity, rubrics.digest()])[:16]}-{part}.json"
 
 
-def unfit_reason(calibrations: Sequence[Calibration | None], names: Sequence[str]) -> str | None:
-    """Why these judges may not decide; None if each of them is fit by the locked half."""
+def unfit_reason(
+    calibrations: Sequence[Calibration | None], names: Sequence[str], ways: Sequence[str] = ()
+) -> str | None:
+    """Why these judges may not decide; None if each of them is fit by the locked half, and can show evidence.
+
+    Args:
+        ways: how each is asked (`tribunal: ask`); empty: all of them quote.
+    """
     if not names:
         return "no judge is set: name one with --judge"
-    for found, name in zip(calibrations, names, strict=True):
+    for found, name, way in zip(calibrations, names, ways or ["quote"] * len(names), strict=True):
+        if way == "score":
+            return f"{name} is read and quotes nothing, so it can raise no veto: rule with --ask both"
         if found is None or found.part == "dev":
             how = "only on the dev half" if found else "never"
-            again = command("tribunal", "calibrate", "--part", "locked", "--judge", name)
+            asked = () if way == "quote" else ("--ask", way)
+            again = command("tribunal", "calibrate", "--part", "locked", *asked, "--judge", name)
             return f"judge not fit: {name} was calibrated {how}; run  {again}"
         if not found.fit:
             low, high = found.interval_95

@@ -2,7 +2,7 @@
 
 A judge that gave no verdict could have given anything: the weighted mean is then the interval from that judge at 0 to
 that judge at 1. With two judges absent there is no mean. Several models in one role are averaged, and an absent one
-could again be anything.
+could again be anything, as could an item on which a judge that is read abstains.
 """
 
 from __future__ import annotations
@@ -84,8 +84,9 @@ def opinion(
             absent.append(name)
             judges[name] = (0.0, 1.0)
             continue
-        total, missing, count = sum(v.score for v in scored), len(all_of_judge) - len(scored), len(all_of_judge)
-        judges[name] = (total / count, (total + missing) / count)
+        missing, count = len(all_of_judge) - len(scored), len(all_of_judge)
+        low, high = (sum(v.range[end] for v in scored) for end in (0, 1))
+        judges[name] = (low / count, (high + missing) / count)
         raised = [v.veto for v in scored if v.veto]
         if raised and 2 * len(raised) > len(scored):  # by more than half of its models
             vetoes.append(raised[0])

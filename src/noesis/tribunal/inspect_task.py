@@ -39,7 +39,7 @@ from noesis.tribunal.panel import JudgePanel, read_rubrics
 from noesis.tribunal.rubric import JUDGES, RubricSet
 from noesis.tribunal.scoring import screened_prompt
 from noesis.tribunal.suite import EvalSample, read_suite
-from noesis.tribunal.verdict import Unscored, Verdict
+from noesis.tribunal.verdict import ItemScore, Unscored, Verdict
 
 
 @task
@@ -162,8 +162,12 @@ def _explained(verdicts: list[Verdict | Unscored]) -> str:
             lines.append(f"**{v.judge}** ({v.model}): unscored: {v.reason}")
             continue
         lines.append(f"**{v.judge}** ({v.model}) {v.score:.2f}{' VETO ' + v.veto if v.veto else ''}: {v.reasoning}")
-        lines += [
-            f"- {i.id}: {i.score} “{i.span}”{'' if i.span_found or not i.span else ' (not in the answer)'}"
-            for i in v.items
-        ]
+        lines += [_item_line(item) for item in v.items]
     return "\n\n".join(lines)
+
+
+def _item_line(item: ItemScore) -> str:
+    if item.how != "quoted":
+        return f"- {item.id}: {item.score:g} ({item.how})"
+    missing = " (not in the answer)" if item.span and not item.span_found else ""
+    return f"- {item.id}: {item.score:g} “{item.span}”{missing}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -70,15 +70,22 @@ def reply_schema(items: tuple[RubricItem, ...]) -> dict[str, Any]:
 
 
 def build_request(
-    rubrics: RubricSet, rubric: Rubric, case: JudgeCase, *, seed: int = 0, backwards: bool = False
+    rubrics: RubricSet,
+    rubric: Rubric,
+    case: JudgeCase,
+    *,
+    seed: int = 0,
+    backwards: bool = False,
+    only: Collection[str] | None = None,
 ) -> tuple[ModelRequest, tuple[RubricItem, ...]]:
     """The request to the judge of `rubric` about `case`, and the items that it asks for.
 
     Args:
         backwards: ask for the items in reverse order (does their position matter?).
+        only: ids of the items to ask for; None: all that apply.
     """
     words = rubrics.prompt[case.language]
-    items = rubric.applicable_items(dict(case.record))
+    items = tuple(i for i in rubric.applicable_items(dict(case.record)) if only is None or i.id in only)
     items = items[::-1] if backwards else items
     schema = reply_schema(items)
     listed = "\n".join(
@@ -90,15 +97,18 @@ def build_request(
         words.system,
         {"judge": rubric.system[case.language], "items": listed, "schema": json.dumps(schema, ensure_ascii=False)},
     )
+    user = fill_template(words.user, case_fields(rubrics, case))
+    max_tokens = TOKENS_REASONING + TOKENS_PER_ITEM * len(items)
+    return ModelRequest((("system", system), ("user", user)), schema, max_tokens, seed), items
+
+
+def case_fields(rubrics: RubricSet, case: JudgeCase) -> dict[str, str]:
+    """What a prompt's `{code}`, `{dialogue}`, `{answer}` and `{notes}` stand for: the hostile texts made harmless."""
     dialogue = "\n\n".join(f"[{role}] {neutralise(text)}" for role, text in case.dialogue)
     answer = neutralise(case.answer)
     notes = _notes(rubrics, case)
     code = hashlib.sha256(json.dumps([dialogue, answer], ensure_ascii=False).encode()).hexdigest()[:8]
-    user = fill_template(
-        words.user, {"code": code, "dialogue": dialogue, "answer": answer, "notes": notes + "\n\n" if notes else ""}
-    )
-    max_tokens = TOKENS_REASONING + TOKENS_PER_ITEM * len(items)
-    return ModelRequest((("system", system), ("user", user)), schema, max_tokens, seed), items
+    return {"code": code, "dialogue": dialogue, "answer": answer, "notes": notes + "\n\n" if notes else ""}
 
 
 def _notes(rubrics: RubricSet, case: JudgeCase) -> str:
@@ -127,13 +137,14 @@ async def judge(
     *,
     seed: int = 0,
     backwards: bool = False,
+    only: Collection[str] | None = None,
 ) -> Verdict | Unscored:
-    """The verdict of `client`, as the judge of `rubric`, on one answer.
+    """The verdict of `client`, as the judge of `rubric`, on one answer, or on the items `only` of it.
 
     Raises:
         CapError: the cap is reached. ModelError: the key or the model is refused.
     """
-    first, items = build_request(rubrics, rubric, case, seed=seed, backwards=backwards)
+    first, items = build_request(rubrics, rubric, case, seed=seed, backwards=backwards, only=only)
     retry = rubrics.prompt[case.language].retry
     replies: list[ModelReply] = []
 

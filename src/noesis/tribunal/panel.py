@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,13 @@ from noesis.llm.clients.spec import ModelSpec
 from noesis.llm.clients.spending import Spending
 from noesis.tribunal.calibration_store import Calibration, grown_since, load_calibration, unfit_reason
 from noesis.tribunal.judge import JudgeCase, judge
+from noesis.tribunal.reading.asking import Asking, asking_of, open_asking, way_of
+from noesis.tribunal.reading.evidence import quote_what_decides
+from noesis.tribunal.reading.item_scores import read_judges
 from noesis.tribunal.rubric import JUDGES, RubricSet, load_rubrics
 from noesis.tribunal.verdict import Unscored, Verdict
+
+Job = tuple[int, ModelClient, Sequence[str]]  # an answer's number, who judges it, as which judges
 
 
 @dataclass(frozen=True)
@@ -31,21 +36,33 @@ class JudgePanel:
     Use it as `async with panel:` to close its clients at the end, inside the event loop that they were used in.
 
     calibrations: of each client; None where it was never calibrated with these rubrics
+    askings: how each client is asked; empty: all of them quote
     """
 
     rubrics: RubricSet
     clients: Sequence[ModelClient]
     cache: ReplyCache
     calibrations: Sequence[Calibration | None] = ()
+    askings: Sequence[Asking] = ()
 
     @property
     def names(self) -> list[str]:
         return [client.name for client in self.clients]
 
     @property
+    def identities(self) -> list[str]:
+        """Of the judges: the same model, asked in another way, is another judge."""
+        return [self._asking(client).identity(client.identity) for client in self.clients]
+
+    @property
     def unfit_reason(self) -> str | None:
         """Why these judges may not decide; None if they may."""
-        return unfit_reason(self.calibrations or [None] * len(self.clients), self.names)
+        known = self.calibrations or [None] * len(self.clients)
+        return unfit_reason(known, self.names, [way_of(identity) for identity in self.identities])
+
+    def _asking(self, client: ModelClient) -> Asking:
+        asked = {id(c): asking for c, asking in zip(self.clients, self.askings, strict=False)}
+        return asked.get(id(client), Asking())
 
     async def judge(
         self, cases: Sequence[JudgeCase], judges: Sequence[Sequence[str]] | None = None, *, what: str = "judge"
@@ -59,38 +76,59 @@ class JudgePanel:
         Raises:
             CapError: the cap is reached; what was judged is in the cache.
         """
-        jobs = [
-            (i, client, name)
-            for i in range(len(cases))
-            for name in (judges[i] if judges else JUDGES)
-            for client in self.clients
+        seats: list[Job] = [
+            (i, client, tuple(judges[i] if judges else JUDGES)) for i in range(len(cases)) for client in self.clients
+        ]
+        quoting: list[Job] = [
+            (i, client, (name,)) for i, client, names in seats if self._asking(client).wording is None for name in names
         ]
         # one rubric in one language after another: their prompts share a prefix, which servers cache
-        jobs.sort(key=lambda job: (JUDGES.index(job[2]), cases[job[0]].language))
+        quoting.sort(key=lambda job: (JUDGES.index(job[2][0]), cases[job[0]].language))
+        reading = [seat for seat in seats if self._asking(seat[1]).wording is not None]
+        found: dict[tuple[int, int, str], Verdict | Unscored] = {}
+        with Progress(what, sum(len(names) for _, _, names in quoting + reading), "verdicts") as progress:
+
+            async def work(i: int, client: ModelClient, names: Sequence[str]) -> None:
+                for verdict in await self._verdicts(client, cases[i], names):
+                    found[i, id(client), verdict.judge] = verdict
+                progress.advance(len(names))
+
+            await self._in_slots(quoting + reading, work)
+        return [
+            [found[i, id(client), name] for name in (judges[i] if judges else JUDGES) for client in self.clients]
+            for i in range(len(cases))
+        ]
+
+    async def _verdicts(self, client: ModelClient, case: JudgeCase, names: Sequence[str]) -> list[Verdict | Unscored]:
+        """The verdicts of one client on one answer, as its `Asking` wants them formed."""
+        asking = self._asking(client)
+        if asking.wording is None:
+            return [await judge(client, self.rubrics, self.rubrics.rubrics[name], case, self.cache) for name in names]
+        read = await read_judges(client, asking, self.rubrics, case, names, self.cache)
+        if asking.way == "score":
+            return read
+        return await quote_what_decides(client, self.rubrics, asking.section, read, case, self.cache)
+
+    async def _in_slots(
+        self, jobs: Sequence[Job], work: Callable[[int, ModelClient, Sequence[str]], Awaitable[None]]
+    ) -> None:
+        """`work` on each job, as many at once as its client takes; the first error ends it once those under way end."""
         slots = {id(client): asyncio.Semaphore(2 * client.concurrency) for client in self.clients}
         errors: list[BaseException] = []
-        with Progress(what, len(jobs), "verdicts") as progress:
 
-            async def work(i: int, client: ModelClient, name: str) -> Verdict | Unscored:
-                async with slots[id(client)]:
-                    if errors:
-                        raise errors[0]
-                    try:
-                        verdict = await judge(client, self.rubrics, self.rubrics.rubrics[name], cases[i], self.cache)
-                    except BaseException as error:  # requests under way are paid for and may finish; no other starts
-                        errors.append(error)
-                        raise
-                progress.advance(1)
-                return verdict
+        async def one(job: Job) -> None:
+            async with slots[id(job[1])]:
+                if errors:
+                    return
+                try:
+                    await work(*job)
+                except BaseException as error:  # requests under way are paid for and may finish; no other starts
+                    errors.append(error)
+                    raise
 
-            results = await asyncio.gather(*(work(*job) for job in jobs), return_exceptions=True)
+        await asyncio.gather(*(one(job) for job in jobs), return_exceptions=True)
         if errors:
             raise errors[0]
-        verdicts: list[list[Verdict | Unscored]] = [[] for _ in cases]
-        for (i, _, _), verdict in zip(jobs, results, strict=True):
-            assert not isinstance(verdict, BaseException)
-            verdicts[i].append(verdict)
-        return verdicts
 
     async def close(self) -> None:
         await close_clients(self.clients)
@@ -108,19 +146,30 @@ def read_rubrics(project: Project) -> RubricSet:
 
 
 def make_panel(
-    project: Project, clients: Sequence[ModelClient], cache: ReplyCache, rubrics: RubricSet | None = None
+    project: Project,
+    clients: Sequence[ModelClient],
+    cache: ReplyCache,
+    rubrics: RubricSet | None = None,
+    section: TribunalSection | None = None,
 ) -> JudgePanel:
     """A panel of clients that are open already, with what the project knows of them.
 
     Args:
         rubrics: the project's, if they have been read before.
+        section: says how the judges are asked; where None, they quote.
+
+    Raises:
+        ConfigError: the wording is missing or wrong. UsageError: no item weights, though the settings want them.
     """
     rubrics = rubrics or read_rubrics(project)
-    found = [load_calibration(project.calibrations, client.identity, rubrics) for client in clients]
-    for client, calibration in zip(clients, found, strict=True):
+    asking = open_asking(project, section) if section else Asking()
+    askings = [asking_of(asking, project, client.identity, rubrics) for client in clients]
+    identities = [own.identity(client.identity) for client, own in zip(clients, askings, strict=True)]
+    known = [load_calibration(project.calibrations, identity, rubrics) for identity in identities]
+    for client, calibration in zip(clients, known, strict=True):
         if calibration and (date := grown_since(calibration, project.tribunal)):
             say(f"  {client.name}: its calibration ({calibration.pairs} pairs) is of the benchmark before {date}")
-    return JudgePanel(rubrics, clients, cache, found)
+    return JudgePanel(rubrics, clients, cache, known, askings)
 
 
 @contextmanager
@@ -153,4 +202,4 @@ def open_panel(
     with open_cache(replies or cache_folder() / "tribunal" / "replies.sqlite") as cache:
         if replies is not None:
             spending.resume(cache)
-        yield make_panel(project, clients, cache, rubrics)
+        yield make_panel(project, clients, cache, rubrics, section)

@@ -186,14 +186,15 @@ def load_rubrics(folder: Path) -> RubricSet:
     Raises:
         ConfigError: naming file and key.
     """
-    rubrics = {name: _read(folder / f"{name}.yaml", Rubric) for name in JUDGES}
+    rubrics = {name: read_wording(folder / f"{name}.yaml", Rubric) for name in JUDGES}
     for name, rubric in rubrics.items():
         if rubric.id != name:
             raise ConfigError(f"{folder / name}.yaml holds the rubric of {rubric.id!r}: its id must be {name!r}")
-    return RubricSet(rubrics=rubrics, prompt=_read(folder / "prompt.yaml", Prompt))
+    return RubricSet(rubrics=rubrics, prompt=read_wording(folder / "prompt.yaml", Prompt))
 
 
-def _read(path: Path, model: Any) -> Any:
+def read_wording(path: Path, model: Any) -> Any:
+    """What a file of `data/tribunal/judges` says, as `model` has it. Raises ConfigError, naming file and key."""
     try:
         return validate(model, read_yaml(path))
     except FileNotFoundError:

@@ -108,6 +108,9 @@ class TribunalSection(Frozen):
     max_forgetting: Fraction = 0.05  # largest allowed fall in accuracy on keyed items, base to tuned
     min_prompts: Count = 20  # below this no interval is trusted
     judges: tuple[str, ...] = ()  # as in --judge; they choose the checkpoint and judge it unless others are named
+    ask: Literal["quote", "score", "both"] = "quote"  # a judge writes evidence, is read, or is read and then quoted
+    min_mass: Fraction = 0.25  # of the next word's probability on 0, 1, 2; below it, an item that is read abstains
+    item_weights: bool = False  # items that are read count by what `noesis tribunal weigh` has found them worth
     answers: Annotated[int, Field(ge=0)] = 6
     max_new_tokens: Count = 200
     samples: Count = 2  # answers per model and prompt, at fixed seeds

@@ -6,11 +6,12 @@ A reply that was paid for is never requested again: a stopped command takes it f
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from noesis.core.errors import ModelError
 from noesis.core.files import sha256_json
-from noesis.llm.clients.protocol import ModelClient, ModelReply, ModelRequest
+from noesis.llm.clients.protocol import ModelClient, ModelReply, ModelRequest, ScoreRequest
 from noesis.llm.clients.reply_cache import ReplyCache
 
 T = TypeVar("T")
@@ -45,6 +46,31 @@ class CachedClient:
             self.cache.store(key, reply)
             self.on_reply(reply)
         return reply
+
+    async def scores(self, request: ScoreRequest) -> list[ModelReply]:
+        """The reply to each ending of `request`: the stored ones, and the model's to those that are missing.
+
+        Each is stored as it comes, so that a stop loses none.
+
+        Raises:
+            As `ask`; ModelError also where the model can't be asked in this way.
+        """
+        keys = [request.key(self.client.identity, ending) for ending in request.endings]
+        found = {key: reply for key in keys if (reply := self.cache.reply(key)) is not None}
+        missing = [i for i, key in enumerate(keys) if key not in found]
+
+        def keep(number: int, reply: ModelReply) -> None:
+            key = keys[missing[number]]
+            found[key] = reply
+            self.cache.store(key, reply)
+            self.on_reply(reply)
+
+        if missing:
+            ask = getattr(self.client, "scores", None)
+            if ask is None:
+                raise ModelError(f"{self.client.name} can't be read for its scores: use --ask quote")
+            await ask(replace(request, endings=tuple(request.endings[i] for i in missing)), keep)
+        return [found[key] for key in keys]
 
     async def ask_until_usable(
         self, request: Callable[[int, str], ModelRequest], read: Callable[[ModelReply, int], T], *, attempts: int

@@ -16,6 +16,7 @@ import os
 import random
 import re
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,7 +27,7 @@ from noesis.core.errors import ModelError
 from noesis.llm.addresses import is_loopback
 from noesis.llm.clients.chat_reply import ChatReply, Usage, read_chat_reply, read_cost, read_refusal, read_usage
 from noesis.llm.clients.chat_request import chat_body, refused_option
-from noesis.llm.clients.protocol import EndpointDownError, ModelReply, ModelRequest, NoReplyError
+from noesis.llm.clients.protocol import EndpointDownError, ModelReply, ModelRequest, NoReplyError, ScoreRequest
 from noesis.llm.clients.spec import ModelSpec
 from noesis.llm.clients.spending import Reservation, Spending
 from noesis.llm.http import AsyncHttp
@@ -43,6 +44,7 @@ REFUSED = {
 USED_UP = re.compile(r"insufficient_quota|billing_hard_limit|credit balance is too low", re.IGNORECASE)
 MORE_ROOM = 4  # times the tokens of a reply, for models that think before they answer
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds of back-off; doubled each time
+MOST_LOGPROBS = 20  # alternatives that OpenAI and vLLM give for a token
 DEAD_AFTER = 4  # requests in a row that failed altogether
 # a host's name in ASCII: labels of letters, digits and inner hyphens
 _HOST = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*")
@@ -116,11 +118,35 @@ class OpenAIClient:
             self._failed_in_a_row = 0
             return reply
 
+    async def scores(self, request: ScoreRequest, keep: Callable[[int, ModelReply], None]) -> None:
+        """One reply of one token for each ending; servers reuse what their prompts have in common.
+
+        Raises:
+            As `ask`; ModelError also where the endpoint gives no log-probabilities.
+        """
+
+        async def one(number: int, ending: str) -> None:
+            asked = ModelRequest(request.conversation(ending), {}, max_tokens=1, logprobs=MOST_LOGPROBS)
+            reply = await self.ask(asked)
+            if not reply.top_logprobs:
+                raise ModelError(
+                    f"{self._url} gives no log-probabilities for {self._model!r}, which --ask score and both read: "
+                    "use --ask quote, or a model and server that give them (vLLM, llama.cpp, OpenAI's without thoughts)"
+                )
+            keep(number, reply)
+
+        work = [one(number, ending) for number, ending in enumerate(request.endings)]
+        # what is under way is paid for and kept, whatever happened to another
+        for failed in await asyncio.gather(*work, return_exceptions=True):
+            if failed is not None:
+                raise failed
+
     async def _reply(self, request: ModelRequest) -> ModelReply:
         """The reply; where it was cut off since the model thinks, the one to a second request with more room."""
-        room = self._room
+        one_token = request.max_tokens == 1  # all that is wanted of it is what could stand there
+        room = 1 if one_token else self._room
         chat, reply = await self._send_with_retries(_with_room(request, room))
-        if not chat.starved or room > 1:
+        if not chat.starved or room > 1 or one_token:
             return reply
         if self._room == 1:
             self._room = MORE_ROOM

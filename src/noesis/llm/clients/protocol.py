@@ -6,6 +6,8 @@ this process; `open.py` makes them from a SPEC.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -69,6 +71,46 @@ class ModelReply:
     top_logprobs: TopLogprobs = ()
 
 
+@dataclass(frozen=True)
+class ScoreRequest:
+    """One beginning with many endings, and which of a few words would be said next after each: nothing is generated.
+
+    messages: what all have in common; the last one is the user's
+    endings: each in turn is put at the end of the last message
+    choices: words of one token, such as 0, 1, 2; a token that is one with space around it counts for it
+    opening: what the assistant has begun to say, where the client can put it there; an endpoint leaves it out
+    """
+
+    messages: tuple[tuple[str, str], ...]
+    endings: tuple[str, ...]
+    choices: tuple[str, ...]
+    opening: str = ""
+
+    def conversation(self, ending: str) -> tuple[tuple[str, str], ...]:
+        """The messages with one of the endings."""
+        *before, (role, text) = self.messages
+        return (*before, (role, text + ending))
+
+    def as_messages(self, ending: str) -> list[Message]:
+        """The same, with what the assistant has begun to say."""
+        begun = (("assistant", self.opening),) if self.opening else ()
+        return [{"role": role, "content": content} for role, content in (*self.conversation(ending), *begun)]
+
+    def key(self, identity: str, ending: str) -> str:
+        """The cache's key of one ending, whatever others are asked for with it."""
+        return sha256_json([identity, "scores", self.conversation(ending), self.choices, self.opening])
+
+
+def probabilities(reply: ModelReply, choices: tuple[str, ...]) -> tuple[float, ...]:
+    """The probability of each choice as the next word, all of its spellings together; their sum is at most 1."""
+    found = dict.fromkeys(choices, 0.0)
+    for token, logprob in reply.top_logprobs[0] if reply.top_logprobs else ():
+        if token.strip() in found:
+            found[token.strip()] += math.exp(min(logprob, 0.0))
+    total = max(1.0, sum(found.values()))  # an endpoint may round, or lie
+    return tuple(found[choice] / total for choice in choices)
+
+
 class ModelClient(Protocol):
     """A model that answers requests."""
 
@@ -80,3 +122,13 @@ class ModelClient(Protocol):
         """The reply. Raises NoReplyError where there is none after all attempts."""
 
     async def close(self) -> None: ...
+
+
+class ScoringClient(ModelClient, Protocol):
+    """A model that can also be asked what it would say next."""
+
+    async def scores(self, request: ScoreRequest, keep: Callable[[int, ModelReply], None]) -> None:
+        """Call `keep` with each ending's number and its reply, as they come: likely next tokens in `top_logprobs`.
+
+        Raises NoReplyError where an ending gets none; ModelError where this model tells no log-probabilities.
+        """

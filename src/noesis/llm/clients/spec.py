@@ -2,7 +2,7 @@
 
 openai:BASE_URL:MODEL   an endpoint that speaks OpenAI's protocol (openai:https://api.openai.com/v1:gpt-5-mini)
 gguf:PATH               a GGUF file, in a process of its own
-torch:NAME              smollm2, a model folder or a Hub name, in this process; it writes, but can't judge
+torch:NAME              smollm2, a model folder or a Hub name, in this process; it writes, and judges with --ask score
 self                    the run's own base as judge, which the report then says
 """
 
@@ -19,6 +19,7 @@ from noesis.llm.addresses import check_url, without_password
 
 Kind = Literal["openai", "gguf", "torch", "self"]
 JUDGE_KINDS: tuple[Kind, ...] = ("openai", "gguf", "self")
+READ_KINDS: tuple[Kind, ...] = ("openai", "gguf", "torch", "self")  # of judges that write nothing
 WRITER_KINDS: tuple[Kind, ...] = ("openai", "gguf", "torch")
 FORMS: dict[Kind, str] = {
     "openai": "openai:BASE_URL:MODEL (openai:https://api.openai.com/v1:gpt-5-mini)",
@@ -63,8 +64,8 @@ def parse_spec(text: str, option: str = "--judge", kinds: tuple[Kind, ...] = JUD
     if spec is None or spec.kind not in kinds:
         if spec is not None and spec.kind == "torch":
             raise UsageError(
-                f"{option} {text}: a judge writes structured verdicts, which torch: can't; "
-                "name a gguf: file or an endpoint"
+                f"{option} {text}: a judge that quotes writes structured verdicts, which torch: can't; "
+                "name a gguf: file or an endpoint, or have it read with --ask score"
             )
         *most, last = (FORMS[kind] for kind in kinds)
         raise UsageError(f"{option} {without_password(text)!r} is not understood: use {', '.join(most)}, or {last}")

@@ -167,12 +167,18 @@ def next_tokens(
     import torch
 
     found = []
-    for messages in (break_controls(tokenizer, c) for c in conversations):
-        prefill = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
-        text = render(tokenizer, messages[:-1] if prefill else messages, add_generation_prompt=True) + prefill
-        ids = tokenizer(text)["input_ids"]
+    for messages in conversations:
+        ids = torch.tensor([prompt_ids(tokenizer, messages)], device=model.device)
         with torch.inference_mode():
-            logits = model(input_ids=torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1].float()
+            logits = model(input_ids=ids, logits_to_keep=1).logits[0, -1].float()
         top = torch.log_softmax(logits, -1).topk(min(count, len(logits)))
         found.append([(tokenizer.decode([int(i)]), float(p)) for p, i in zip(top.values, top.indices, strict=True)])
     return found
+
+
+def prompt_ids(tokenizer: ChatTokenizer, conversation: list[Message]) -> list[int]:
+    """The tokens that a model reads before it says the next one; a last message of the assistant's is continued."""
+    messages = break_controls(tokenizer, conversation)
+    begun = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
+    text = render(tokenizer, messages[:-1] if begun else messages, add_generation_prompt=True) + begun
+    return list(tokenizer(text)["input_ids"])

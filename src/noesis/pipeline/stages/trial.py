@@ -32,6 +32,7 @@ from noesis.pipeline.stages.merge import write_card
 from noesis.run.manifest import Json
 from noesis.tribunal.calibration_store import error_counts
 from noesis.tribunal.panel import JudgePanel, open_panel, read_rubrics
+from noesis.tribunal.reading.asking import Ask, judge_kinds
 from noesis.tribunal.scoring import MODELS, ScoredAnswer, answer_and_score, answer_prompts, verdict_rows
 from noesis.tribunal.suite import EvalSample, Part, read_suite, seal, spread
 from noesis.tribunal.trial_summary import MEASURES, ruling_for_report, summarise
@@ -46,12 +47,14 @@ class TrialRequest:
     judges: SPECs
     prompts: how many of the suite; all where None
     max_usd: cap on what the judges of this run cost, earlier trials included; None: the run's, where prices are known
+    ask: how the judges are asked; None: as the run's settings say
     """
 
     judges: tuple[str, ...]
     part: Part = "dev"
     prompts: int | None = None
     max_usd: float | None = None
+    ask: Ask | None = None
 
 
 def run_trial(
@@ -75,8 +78,9 @@ def run_trial(
         CapError: the cap is reached; the same command with a higher one continues.
     """
     section = tribunal_settings(s.config, project)
+    section = section.model_copy(update={"ask": request.ask or section.ask})
     rubrics, items = read_rubrics(project), trial_items(project, request)
-    specs = [parse_spec(text) for text in request.judges]
+    specs = [parse_spec(text, kinds=judge_kinds(section.ask)) for text in request.judges]
     own = _own_judge(s, specs)
     prompts = sha256_json([item.model_dump(mode="json") for item in items])
     digest = sha256_json(
@@ -116,8 +120,8 @@ def run_trial(
             samples=section.samples,
             rubrics_sha256=rubrics.digest(),
             judges=tuple(
-                TrialJudge.of(client.name, client.identity, calibration)
-                for client, calibration in zip(panel.clients, panel.calibrations, strict=True)
+                TrialJudge.of(name, identity, calibration)
+                for name, identity, calibration in zip(panel.names, panel.identities, panel.calibrations, strict=True)
             ),
             self_judged=own is not None,
             spending=spending.to_json(),
@@ -157,7 +161,7 @@ def checkpoint_scorer(s: RunSession, project: Project, judges: Sequence[str] | N
     if not named:
         return None
     rubrics, items = read_rubrics(project), read_suite(project.tribunal, "dev")
-    specs = [parse_spec(text) for text in named]
+    specs = [parse_spec(text, kinds=judge_kinds(section.ask)) for text in named]
     own, replies = _own_judge(s, specs), s.run.tribunal / "replies.sqlite"
 
     def score(adapter: Path) -> CheckpointScore:

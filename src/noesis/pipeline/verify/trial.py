@@ -16,11 +16,13 @@ from noesis.tribunal.calibration_store import error_counts, load_calibration, un
 from noesis.tribunal.court import APPROVED, UNDECIDED, opinion
 from noesis.tribunal.judge import JudgeCase, quotes_answer
 from noesis.tribunal.panel import read_rubrics
+from noesis.tribunal.reading.asking import way_of
+from noesis.tribunal.reading.item_scores import expected
 from noesis.tribunal.rubric import JUDGES
 from noesis.tribunal.scoring import Answer, score_answers, verdict_rows
 from noesis.tribunal.suite import EvalSample, read_suite, spread
 from noesis.tribunal.trial_summary import ruling_for_report, summarise
-from noesis.tribunal.verdict import Unscored, Verdict, verdict_from_json
+from noesis.tribunal.verdict import ItemScore, Unscored, Verdict, verdict_from_json
 
 VERDICTS, ANSWERS = ("tribunal", "verdicts.jsonl"), ("tribunal", "trial_answers.jsonl")
 
@@ -45,11 +47,20 @@ def evidence(e: Evidence) -> str | None:
             for item in verdict.items:
                 if item.span_found != quotes_answer(item.span, texts[row["answer"]]):
                     return f"whether the answer holds what {who} quotes is told wrongly"
-                if item.score != item.given and (item.score != 0 or item.span_found):
+                if not _follows(item):
                     return f"the item {item.id} of {who} does not follow from what the judge gave"
                 if item.given not in (0, 1, 2):
                     return f"the item {item.id} of {who} has a score that there is not"
     return None
+
+
+def _follows(item: ItemScore) -> bool:
+    """Whether an item's score follows from what the judge gave, in words or in probabilities."""
+    if item.how == "quoted":
+        return item.score == item.given or (item.score == 0 and not item.span_found)
+    if item.read is None or item.span or not all(0 <= p <= 1 for p in item.read):
+        return False
+    return item.score == (0 if item.how == "abstained" else expected(item.read))
 
 
 def opinions(e: Evidence) -> str | None:
@@ -164,7 +175,8 @@ def _fitness(e: Evidence, result: TrialResult) -> tuple[str | None, Any, str]:
         then.name for then, now in zip(result.judges, as_then, strict=True) if as_json(vars(then)) != as_json(vars(now))
     ]
     if not other and rubrics.digest() == result.rubrics_sha256:
-        return unfit_reason(found, names), error_counts(found), ""
+        ways = [way_of(judge.identity) for judge in result.judges]
+        return unfit_reason(found, names, ways), error_counts(found), ""
     missing = f"the calibration of {', '.join(other or names)} that the trial names is not in this project"
     reason = None if all(judge.fit for judge in result.judges) else result.summary.ruling.reason
     return reason, None, missing

@@ -7,6 +7,7 @@ coin.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,7 @@ async def measure_judges(panel: JudgePanel, benchmark: Benchmark, section: Tribu
     verdicts = await panel.judge(cases, judges, what="calibrate")
     scores: Scores = {}
     spans = dict.fromkeys(panel.names, (0, 0))  # model → (found in the answer, given)
+    ways = {name: Counter[str]() for name in panel.names}  # model → how many items were quoted, read, abstained
     reasons: dict[str, list[str]] = {name: [] for name in panel.names}
     for (row, side), of_answer in zip(places, verdicts, strict=True):
         for v in of_answer:
@@ -79,6 +81,7 @@ async def measure_judges(panel: JudgePanel, benchmark: Benchmark, section: Tribu
             if isinstance(v, Unscored):
                 reasons[v.model].append(v.reason)
             else:
+                ways[v.model].update(i.how for i in v.items)
                 given = [i for i in v.items if i.span]
                 found, of = spans[v.model]
                 spans[v.model] = (found + sum(i.span_found for i in given), of + len(given))
@@ -89,15 +92,16 @@ async def measure_judges(panel: JudgePanel, benchmark: Benchmark, section: Tribu
             benchmark,
             section,
             judge=client.name,
-            identity=client.identity,
+            identity=identity,
             rubrics_sha256=panel.rubrics.digest(),
             more={
                 "spans_found": {"found": spans[client.name][0], "given": spans[client.name][1]},
+                "items": dict(ways[client.name]),
                 "reasons": sorted(set(reasons[client.name]))[:5],
                 "agreement": agreement,
             },
         )
-        for number, client in enumerate(panel.clients)
+        for number, (client, identity) in enumerate(zip(panel.clients, panel.identities, strict=True))
     ]
 
 

@@ -20,6 +20,7 @@ from noesis.llm.clients.spending import Spending
 from noesis.tribunal.calibration.benchmark import Benchmark, measure_judges
 from noesis.tribunal.calibration_store import Calibration, save_calibration
 from noesis.tribunal.panel import JudgePanel, make_panel, open_panel
+from noesis.tribunal.reading.asking import judge_kinds
 from noesis.tribunal.suite import JudgePair, Part, read_benchmark
 
 MOST_REASONS = 3  # that a message names
@@ -49,7 +50,9 @@ def calibrate(
     if count is not None:
         pairs, twins = _evenly(pairs, count), []
     spending = Spending(max_usd=max_usd)
-    with open_panel(project, [parse_spec(text) for text in judges], section, spending) as panel:
+    with open_panel(
+        project, [parse_spec(text, kinds=judge_kinds(section.ask)) for text in judges], section, spending
+    ) as panel:
         measured = run_async(_measure(panel, Benchmark(pairs, twins, part), section))
         measured = [replace(calibration, spending=spending.to_json()) for calibration in measured]
         silent = [calibration for calibration in measured if not calibration.verdicts]

@@ -1,0 +1,1 @@
+"""Judges that are read: what would they say next, and what has to be quoted for evidence."""
