@@ -19,6 +19,7 @@ from noesis.tribunal.calibration_store import Calibration
 from noesis.tribunal.court import UNDECIDED, ReportedRuling, Ruling
 from noesis.tribunal.heldout import JudgeResult
 from noesis.tribunal.suite import Part
+from noesis.tribunal.trial.looks import Looks
 from noesis.tribunal.trial_summary import TrialSummary
 
 S = TypeVar("S")
@@ -136,9 +137,10 @@ class TrialResult:
     """The result of the stage trial, as it is in trial.json.
 
     request: hash of all that decides the result; another one makes the trial run again
-    prompts, samples: how many prompts, and answers to each
+    prompts, samples: how many prompts were asked for, and answers to each
     self_judged: the run's own base is among the judges
     court: the ruling on the tuned model with each judge's estimate, as reports show it
+    looks: after how many prompts the trial ended, and why; None of early versions, which judged all
     """
 
     request: str
@@ -152,15 +154,17 @@ class TrialResult:
     spending: dict[str, Any]
     court: ReportedRuling
     summary: TrialSummary
+    looks: Looks | None = None
 
     @property
     def ruling(self) -> Ruling:
         return self.summary.ruling
 
     def to_json(self) -> dict[str, Any]:
-        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "summary"}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("summary", "looks")}
         judges = [vars(judge) for judge in self.judges]
-        return own | {"judges": judges, "court": self.court.to_json()} | self.summary.to_json()
+        looks = {} if self.looks is None else {"looks": self.looks.to_json()}
+        return own | {"judges": judges, "court": self.court.to_json()} | looks | self.summary.to_json()
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> TrialResult:
@@ -169,11 +173,12 @@ class TrialResult:
         Raises:
             KeyError: a field is missing.
         """
-        typed = ("summary", "judges", "court")
+        typed = ("summary", "judges", "court", "looks")
         own = {field.name: stored[field.name] for field in fields(cls) if field.name not in typed}
         judges = tuple(TrialJudge(**judge) for judge in stored["judges"])
         court = ReportedRuling.from_json(stored["court"])
-        return cls(**own, judges=judges, court=court, summary=TrialSummary.from_json(stored))
+        looks = Looks.from_json(stored["looks"]) if "looks" in stored else None
+        return cls(**own, judges=judges, court=court, summary=TrialSummary.from_json(stored), looks=looks)
 
 
 @dataclass(frozen=True)

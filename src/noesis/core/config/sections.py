@@ -107,6 +107,8 @@ class TribunalSection(Frozen):
     )
     max_forgetting: Fraction = 0.05  # largest allowed fall in accuracy on keyed items, base to tuned
     min_prompts: Count = 20  # below this no interval is trusted
+    looks: tuple[Count, ...] = (40, 80, 160)  # prompts after which the gate looks whether the interval decides
+    least_chance: Fraction = 0.10  # of a decision, for which more prompts are judged
     judges: tuple[str, ...] = ()  # as in --judge; they choose the checkpoint and judge it unless others are named
     answers: Annotated[int, Field(ge=0)] = 6
     max_new_tokens: Count = 200

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,9 @@ from noesis.pipeline.stages.merge import write_card
 from noesis.run.manifest import Json
 from noesis.tribunal.calibration_store import error_counts
 from noesis.tribunal.panel import JudgePanel, open_panel, read_rubrics
-from noesis.tribunal.scoring import MODELS, ScoredAnswer, answer_and_score, answer_prompts, verdict_rows
+from noesis.tribunal.scoring import MODELS, Answer, answer_and_score, answer_prompts, verdict_rows
 from noesis.tribunal.suite import EvalSample, Part, read_suite, seal, spread
+from noesis.tribunal.trial.looks import HeldTrial, Look, hold_looks
 from noesis.tribunal.trial_summary import MEASURES, ruling_for_report, summarise
 
 MOST_REASONS = 5  # for missing verdicts, that the terminal shows
@@ -105,9 +107,9 @@ def run_trial(
         ) as panel:
             if request.part != "dev":
                 _log_locked_use(folder, project.tribunal, "trial")
-            scored = _answer_and_score(s, section, items, panel, s.run.adapter(), judge_server)
-        errors = error_counts(panel.calibrations)
-        summary = summarise(scored, section, unfit_reason=panel.unfit_reason, errors=errors)
+            trial = _answer_and_judge(s, section, items, panel, judge_server)
+        errors, scored = error_counts(panel.calibrations), trial.scored
+        summary = summarise(scored, section, unfit_reason=panel.unfit_reason, errors=errors, level=trial.level)
         result = TrialResult(
             request=digest,
             part=request.part,
@@ -123,6 +125,7 @@ def run_trial(
             spending=spending.to_json(),
             court=ruling_for_report(summary, section),
             summary=summary,
+            looks=trial.looks,
         ).to_json()
         write_jsonl(folder / "trial_answers.jsonl", [one.answer.to_json() for one in scored])
         write_jsonl(folder / "verdicts.jsonl", verdict_rows(scored))
@@ -167,45 +170,62 @@ def checkpoint_scorer(s: RunSession, project: Project, judges: Sequence[str] | N
                 run_async(panel.close())
                 return CheckpointScore(None, None, False, reason)
             say(f"  the Tribunal scores {adapter.name} on {len(items)} dev prompts")
-            scored = _answer_and_score(s, section, items, panel, adapter)
+            scored = answer_and_score(
+                items,
+                s.constitution,
+                answer_generator(s, section, adapter, {}),
+                panel,
+                section,
+                identity=answer_identities(s, adapter),
+                seed=s.config.training.seed,
+            )
         summary = summarise(scored, section, unfit_reason=None)
         return CheckpointScore(summary.tuned_mean, summary.accuracy_drop, summary.tuned_vetoed, None)
 
     return score
 
 
-def _answer_and_score(
+def _answer_and_judge(
     s: RunSession,
     section: TribunalSection,
     items: Sequence[EvalSample],
     panel: JudgePanel,
-    adapter: Path,
     judge_server: Callable[[], AbstractContextManager[None]] | None = None,
-) -> list[ScoredAnswer]:
-    """The answers of base and tuned model to `items`, scored."""
+) -> HeldTrial:
+    """The trial, look by look; where the judge takes the answering model's place, all answers are written first."""
     loaded: dict[str, Any] = {}  # the answering model
-    generate, seed = answer_generator(s, section, adapter, loaded), s.config.training.seed
+    adapter = s.run.adapter()
     identity = answer_identities(s, adapter)
+    answered = partial(
+        answer_prompts,
+        constitution=s.constitution,
+        generate=answer_generator(s, section, adapter, loaded),
+        cache=panel.cache,
+        section=section,
+        seed=s.config.training.seed,
+    )
 
-    def score() -> list[ScoredAnswer]:
-        return answer_and_score(items, s.constitution, generate, panel, section, identity=identity, seed=seed)
+    async def answer(some: Sequence[EvalSample]) -> list[Answer]:
+        return [one for model in MODELS for one in answered(some, identity=identity[model], model=model)]
+
+    async def hold() -> HeldTrial:
+        async with panel:
+            unfit = panel.unfit_reason
+            return await hold_looks(
+                items, answer, panel, section, s.constitution, unfit_reason=unfit, on_look=_show_look
+            )
 
     if judge_server is None:
-        return score()
-    for model in MODELS:
-        answer_prompts(
-            items,
-            s.constitution,
-            generate,
-            panel.cache,
-            identity=identity[model],
-            model=model,
-            section=section,
-            seed=seed,
-        )
+        return run_async(hold())
+    run_async(answer(items))
     loaded.clear()
     with judge_server():
-        return score()
+        return run_async(hold())
+
+
+def _show_look(look: Look, left: int) -> None:
+    if left:
+        say(f"  after {look.prompts} prompts: {look.verdict}: {look.reason}; {left} more may decide it")
 
 
 def show_trial(result: TrialResult) -> None:
@@ -224,10 +244,13 @@ def show_trial(result: TrialResult) -> None:
                 f"  {name:<8} {base.mean:.3f} → {tuned.mean:.3f} [{low:.3f}, {high:.3f}]   "
                 f"difference {difference.mean:+.3f} {list(difference.interval_95)}, p {difference.p:.3f}"
             )
-    for reason in summary.unscored[:MOST_REASONS]:
-        say(f"  no verdict: {reason}")
+    counts = [f"{count} × " for count in summary.unscored_counts or ()] or [""] * len(summary.unscored)
+    for reason, times in list(zip(summary.unscored, counts, strict=False))[:MOST_REASONS]:
+        say(f"  no verdict: {times}{reason}")
     if len(summary.unscored) > MOST_REASONS:
         say(f"  and {len(summary.unscored) - MOST_REASONS} more reasons, in verdicts.jsonl")
+    if result.looks and (looks := result.looks.describe()):
+        say(f"  {looks}")
     ruling = result.ruling
     more = f"; about {ruling.more_prompts} more prompts would decide it" if ruling.more_prompts else ""
     say(f"  Tribunal: {ruling.verdict}: {ruling.reason}{more}")
