@@ -15,10 +15,10 @@ from noesis.tribunal.court import APPROVED, CONDITIONAL, REJECTED, UNDECIDED
 from noesis.tribunal.judge import JudgeCase
 from noesis.tribunal.rubric import JUDGES
 from noesis.tribunal.scoring import MODELS, Answer
+from noesis.tribunal.suite import EvalSample, read_suite
 from noesis.tribunal.trial.bounds import look_levels, obrien_fleming, pocock
 from noesis.tribunal.trial.looks import HeldTrial, Look, Looks, Schedule, hold_looks, plan_looks
 from noesis.tribunal.trial.simulate import simulate_trials
-from noesis.tribunal.suite import EvalSample, read_suite
 from noesis.tribunal.trial_summary import summarise
 from noesis.tribunal.verdict import ItemScore, Unscored, Verdict
 

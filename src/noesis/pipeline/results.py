@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from noesis.core.errors import RunError
@@ -34,19 +34,22 @@ class CheckpointScore:
         mean: weighted mean of the judges, 0..1.
         accuracy_drop: how far the share of right answers to keyed items fell, base to tuned; None if not measured.
         unfit_reason: why these judges may not decide; None if they may. It is not stored: the choice's reason says it.
+        prompts: mean of each prompt (a pair is one); empty in runs of early versions.
     """
 
     mean: float | None
     accuracy_drop: float | None
     vetoed: bool
     unfit_reason: str | None = None
+    prompts: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return {"mean": self.mean, "fall": self.accuracy_drop, "vetoed": self.vetoed}
+        own = {"mean": self.mean, "fall": self.accuracy_drop, "vetoed": self.vetoed}
+        return own | ({"prompts": self.prompts} if self.prompts else {})
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> CheckpointScore:
-        return cls(value["mean"], value["fall"], value["vetoed"])
+        return cls(value["mean"], value["fall"], value["vetoed"], prompts=value.get("prompts", {}))
 
 
 @dataclass(frozen=True)
@@ -95,23 +98,26 @@ class Choice:
         reason: the rule that chose it, in words.
         by_tribunal: whether the Tribunal scored the epochs.
         epochs: name of each epoch → its figures.
+        by_significance: whether differences counted only beyond chance; early versions took the best figure.
     """
 
     adapter: str
     reason: str
     by_tribunal: bool
     epochs: dict[str, EpochFigures]
+    by_significance: bool = False
 
     def to_json(self) -> dict[str, Any]:
         epochs = {name: figures.to_json() for name, figures in self.epochs.items()}
-        return {"adapter": self.adapter, "by": self.reason, "heard": self.by_tribunal, "epochs": epochs}
+        rule = {"significant": True} if self.by_significance else {}
+        return {"adapter": self.adapter, "by": self.reason, "heard": self.by_tribunal, "epochs": epochs} | rule
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Choice:
         epochs = {name: EpochFigures.from_json(figures) for name, figures in value["epochs"].items()}
         if not all(is_name(name) for name in (value["adapter"], *epochs)):
             raise ValueError("an epoch's name is none")
-        return cls(value["adapter"], value["by"], value["heard"], epochs)
+        return cls(value["adapter"], value["by"], value["heard"], epochs, value.get("significant", False))
 
 
 @dataclass(frozen=True)

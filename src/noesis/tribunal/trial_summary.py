@@ -267,6 +267,14 @@ def _group(
     return found
 
 
+def prompt_means(scored: Sequence[ScoredAnswer], model: str) -> dict[str, float]:
+    """A model's mean on each prompt that judges scored, 0..1; a pair of prompts is one."""
+    judged = _judged(scored, model)
+    sums, counts = clustered([_middle(o, "mean") for o, _ in judged], [c for _, c in judged])
+    names = dict.fromkeys(c for _, c in judged)
+    return {name: round(float(mean), 4) for name, mean in zip(names, sums / counts, strict=True)}
+
+
 def differences(scored: Sequence[ScoredAnswer]) -> Figures:
     """Tuned minus base on the same prompts, over all and by category and language.
 

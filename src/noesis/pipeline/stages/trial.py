@@ -36,7 +36,7 @@ from noesis.tribunal.panel import JudgePanel, open_panel, read_rubrics
 from noesis.tribunal.scoring import MODELS, Answer, answer_and_score, answer_prompts, verdict_rows
 from noesis.tribunal.suite import EvalSample, Part, read_suite, seal, spread
 from noesis.tribunal.trial.looks import HeldTrial, Look, hold_looks
-from noesis.tribunal.trial_summary import MEASURES, ruling_for_report, summarise
+from noesis.tribunal.trial_summary import MEASURES, prompt_means, ruling_for_report, summarise
 
 MOST_REASONS = 5  # for missing verdicts, that the terminal shows
 
@@ -180,7 +180,8 @@ def checkpoint_scorer(s: RunSession, project: Project, judges: Sequence[str] | N
                 seed=s.config.training.seed,
             )
         summary = summarise(scored, section, unfit_reason=None)
-        return CheckpointScore(summary.tuned_mean, summary.accuracy_drop, summary.tuned_vetoed, None)
+        found = summary.tuned_mean, summary.accuracy_drop, summary.tuned_vetoed
+        return CheckpointScore(*found, prompts=prompt_means(scored, "tuned"))
 
     return score
 
