@@ -171,7 +171,7 @@ def missing_verdicts(scored: Sequence[ScoredAnswer]) -> list[tuple[str, int]]:
     counts: Counter[tuple[str, str]] = Counter()
     for reason in (reason for s in scored if s.opinion for reason in s.opinion.reasons):
         judge, _, why = reason.partition("): ")
-        key = (judge, re.sub("[0-9]+", "#", why))
+        key = (judge, re.sub(r"(?<!HTTP )\b[0-9]+", "#", why))
         words.setdefault(key, reason)
         counts[key] += 1
     return sorted(((words[key], count) for key, count in counts.items()), key=lambda one: (-one[1], one[0]))
