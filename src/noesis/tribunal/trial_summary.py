@@ -143,7 +143,7 @@ def summarise(
         errors: of the judges on the benchmark, for the corrected pass rate.
         level: of the intervals that decide, those over all prompts; above 0.95 where the trial had several looks.
     """
-    keyed, missing = keyed_figures(scored), missing_verdicts(scored)
+    keyed, missing = keyed_figures(scored), missing_reasons([s.opinion for s in scored if s.opinion])
     return TrialSummary(
         ruling=_decide(scored, "tuned", section, keyed["fall"], unfit_reason, level),
         base_ruling=_decide(scored, "base", section, None, unfit_reason, level),
@@ -162,14 +162,14 @@ def summarise(
     )
 
 
-def missing_verdicts(scored: Sequence[ScoredAnswer]) -> list[tuple[str, int]]:
+def missing_reasons(opinions: Sequence[Opinion]) -> list[tuple[str, int]]:
     """Why verdicts are missing and how many for each reason, the commonest first.
 
     Reasons of one judge that differ in their numbers alone (of tokens, of a line) are one, in the words of the first.
     """
     words: dict[tuple[str, str], str] = {}
     counts: Counter[tuple[str, str]] = Counter()
-    for reason in (reason for s in scored if s.opinion for reason in s.opinion.reasons):
+    for reason in (reason for found in opinions for reason in found.reasons):
         judge, _, why = reason.partition("): ")
         key = (judge, re.sub(r"(?<!HTTP )\b[0-9]+", "#", why))
         words.setdefault(key, reason)

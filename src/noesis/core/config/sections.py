@@ -151,6 +151,7 @@ class DemoSection(Frozen):
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-3
     train_minutes: Annotated[float, Field(gt=0)] = 5.5
     quick_examples: Count = 16
+    court_seconds: Annotated[float, Field(gt=0)] = 50.0  # for showing the court at work
 
 
 class ModalSection(Frozen):
