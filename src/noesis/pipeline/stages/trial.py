@@ -79,7 +79,7 @@ def run_trial(
     section = tribunal_settings(s.config, project)
     rubrics, items = read_rubrics(project), trial_items(project, request)
     specs = [parse_spec(text) for text in request.judges]
-    own = _own_judge(s, specs)
+    own = own_judge(s, specs)
     prompts = sha256_json([item.model_dump(mode="json") for item in items])
     digest = sha256_json(
         [
@@ -95,7 +95,7 @@ def run_trial(
 
     def work() -> Json:
         given = request.max_usd is not None
-        spending = Spending(max_usd=request.max_usd) if given else _under_the_runs_cap(s, section, specs)
+        spending = Spending(max_usd=request.max_usd) if given else under_the_runs_cap(s, section, specs)
         with open_panel(
             project,
             specs,
@@ -106,7 +106,7 @@ def run_trial(
             rubrics=rubrics,
         ) as panel:
             if request.part != "dev":
-                _log_locked_use(folder, project.tribunal, "trial")
+                log_locked_use(folder, project.tribunal, "trial")
             trial = _answer_and_judge(s, section, items, panel, judge_server)
         errors, scored = error_counts(panel.calibrations), trial.scored
         summary = summarise(scored, section, unfit_reason=panel.unfit_reason, errors=errors, level=trial.level)
@@ -161,10 +161,10 @@ def checkpoint_scorer(s: RunSession, project: Project, judges: Sequence[str] | N
         return None
     rubrics, items = read_rubrics(project), read_suite(project.tribunal, "dev")
     specs = [parse_spec(text) for text in named]
-    own, replies = _own_judge(s, specs), s.run.tribunal / "replies.sqlite"
+    own, replies = own_judge(s, specs), s.run.tribunal / "replies.sqlite"
 
     def score(adapter: Path) -> CheckpointScore:
-        spending = _under_the_runs_cap(s, section, specs)
+        spending = under_the_runs_cap(s, section, specs)
         with open_panel(project, specs, section, spending, own=own, replies=replies, rubrics=rubrics) as panel:
             if reason := panel.unfit_reason:
                 run_async(panel.close())
@@ -257,7 +257,7 @@ def show_trial(result: TrialResult) -> None:
     say(f"  Tribunal: {ruling.verdict}: {ruling.reason}{more}")
 
 
-def _under_the_runs_cap(s: RunSession, section: TribunalSection, specs: Sequence[ModelSpec]) -> Spending:
+def under_the_runs_cap(s: RunSession, section: TribunalSection, specs: Sequence[ModelSpec]) -> Spending:
     """Judges may spend what the machine has left of the run's cap; without prices there is nothing to hold to it."""
     budget = s.budget()
     if budget.max_usd is None or any(spec.kind == "openai" and spec.model not in section.prices for spec in specs):
@@ -265,7 +265,7 @@ def _under_the_runs_cap(s: RunSession, section: TribunalSection, specs: Sequence
     return Spending(max_usd=max(0.0, budget.max_usd - budget.usd()))
 
 
-def _own_judge(s: RunSession, specs: Sequence[ModelSpec]) -> Path | None:
+def own_judge(s: RunSession, specs: Sequence[ModelSpec]) -> Path | None:
     """The GGUF file of the run's own base, if `self` is a judge.
 
     Raises:
@@ -281,7 +281,7 @@ def _own_judge(s: RunSession, specs: Sequence[ModelSpec]) -> Path | None:
     return base_gguf(s) if any(spec.kind == "self" for spec in specs) else None
 
 
-def _log_locked_use(run_folder: Path, tribunal: Path, what: str) -> None:
+def log_locked_use(run_folder: Path, tribunal: Path, what: str) -> None:
     """Log a use of a locked part in the run."""
     line = {"date": utc_now(), "what": what, "seal_sha256": sha256_json(seal(tribunal))}
     append_line(run_folder / "locked_uses.jsonl", json.dumps(line))
