@@ -23,7 +23,7 @@ from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.trial import TrialRequest, log_locked_use, own_judge, trial_items, under_the_runs_cap
 from noesis.run.manifest import Json
 from noesis.tribunal.panel import open_panel, read_rubrics
-from noesis.tribunal.scoring import Answer, ScoredAnswer, answer_prompts, score_answers
+from noesis.tribunal.scoring import Answer, Generate, ScoredAnswer, answer_prompts, score_answers
 from noesis.tribunal.trial.code_figures import Figures
 from noesis.tribunal.trial_summary import MEASURES, MOST_REASONS, summarise
 
@@ -94,11 +94,10 @@ def run_against(s: RunSession, other: RunSession, project: Project, request: Tri
                 log_locked_use(s.run.tribunal, project.tribunal, WORK)
             answers: list[Answer] = []
             for model, session, adapter in (("base", other, adapters[0]), ("tuned", s, adapters[1])):
-                tuned = answer_generator(session, section, adapter, {})
                 answers += answer_prompts(
                     items,
                     session.constitution,
-                    lambda _, conversations, seeds, tuned=tuned: tuned("tuned", conversations, seeds),
+                    _always_tuned(answer_generator(session, section, adapter, {})),
                     panel.cache,
                     identity=answer_identities(session, adapter)["tuned"],
                     model=model,
@@ -134,6 +133,11 @@ def run_against(s: RunSession, other: RunSession, project: Project, request: Tri
     result = read_result(s.run, WORK, s.run.perform(WORK, work, list, again=again), AgainstResult.from_json)
     show_against(result, s, other)
     return result
+
+
+def _always_tuned(generate: Generate) -> Generate:
+    """The run's tuned model, whichever side of the comparison it is on."""
+    return lambda _, conversations, seeds: generate("tuned", conversations, seeds)
 
 
 def show_against(result: AgainstResult, s: RunSession, other: RunSession) -> None:
