@@ -15,10 +15,10 @@ from noesis.core.config import TribunalSection
 from noesis.core.project import find_project
 from noesis.tribunal.court import APPROVED, CONDITIONAL, REJECTED, UNDECIDED
 from noesis.tribunal.rubric import JUDGES
+from noesis.tribunal.suite import Part, read_suite
 from noesis.tribunal.trial.bounds import obrien_fleming
 from noesis.tribunal.trial.looks import Schedule, plan_looks
 from noesis.tribunal.trial.simulate import simulate_trials
-from noesis.tribunal.suite import Part, read_suite
 
 SECTION = TribunalSection()
 SUITE = find_project(Path(__file__).resolve().parents[1]).tribunal

@@ -63,7 +63,7 @@ def test_runs_are_compared_and_one_is_judged_against_another(
         capsys.readouterr()
         assert run_command(["judge", str(b), "--against", str(a), *spec]) == 0
         out = capsys.readouterr().out
-        assert "a → b, the tuned model of each" in out and "difference +0.000" in out
+        assert "/a → " in out and "/b, the tuned model of each" in out and "difference +0.000" in out
         assert "so far an impression: judge not fit" in out
         asked = len(server.requests)
         assert run_command(["judge", str(b), "--against", str(a), "--json", *spec]) == 0

@@ -207,7 +207,8 @@ def _answer_and_judge(
     )
 
     async def answer(some: Sequence[EvalSample]) -> list[Answer]:
-        return [one for model in MODELS for one in answered(some, identity=identity[model], model=model)]
+        turn = sorted(MODELS, key=lambda model: model != loaded.get("is", MODELS[0]))  # the loaded one first
+        return [one for model in turn for one in answered(some, identity=identity[model], model=model)]
 
     async def hold() -> HeldTrial:
         async with panel:
