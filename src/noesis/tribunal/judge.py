@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from noesis.core.console import quoted
+from noesis.core.jsonl.loose_object import renamed, scanned
 from noesis.core.text import fill_template, neutralise
 from noesis.llm.clients.cached_client import CachedClient, UnusableReplyError
-from noesis.llm.clients.loose_object import renamed, scanned
 from noesis.llm.clients.protocol import ModelClient, ModelReply, ModelRequest, NoReplyError
 from noesis.llm.clients.reply_cache import ReplyCache
 from noesis.tribunal.rubric import VETOES, Rubric, RubricItem, RubricSet
