@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 import pytest
@@ -83,7 +84,18 @@ def test_no_question_is_begun_that_would_end_too_late():
     assert panel.clock == 40 and found.verdicts == 4  # Veritas and Sophia on the first prompt
     assert [set(pair.scores["tuned"]) for pair in found.pairs] == [{"veritas", "sophia"}]
     slow = Panel(300.0)
-    assert held(slow, 50).verdicts == 2  # the first is always asked
+    assert held(slow, 50).verdicts == 2
+
+
+def test_a_judge_that_takes_too_long_is_not_waited_for(capsys: pytest.CaptureFixture[str]):
+    class Silent(Panel):
+        async def judge(self, cases: Sequence[JudgeCase], judges: Sequence[Sequence[str]], *, what: str):
+            await asyncio.Event().wait()
+
+    found = held(Silent(0.0), 0.05)
+    assert found.verdicts == 0 and found.pairs == () and found.ruling.verdict == "UNDECIDED"
+    show_court(found)
+    assert "Veritas on e0: no reply in the 0.05 s that this may take" in capsys.readouterr().out
 
 
 def test_missing_verdicts_are_shown_with_their_number(capsys: pytest.CaptureFixture[str]):

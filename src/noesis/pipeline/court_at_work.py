@@ -6,6 +6,7 @@ a model this small is not fit to judge, and it judges its own kin.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -74,10 +75,11 @@ def hold_court(
 
     Args:
         rows: of tribunal/answers.jsonl.
-        seconds: no further question is begun that would probably end after this time; the first always is.
+        seconds: no further question is begun that would probably end after this time, and none is waited for beyond it.
     """
     cases = {(row["id"], model): _case(row, model) for row in rows for model in MODELS}
     given: dict[tuple[str, str], list[Verdict | Unscored]] = {}
+    late: list[str] = []
 
     async def judge() -> None:
         started, longest = now(), 0.0
@@ -87,7 +89,12 @@ def hold_court(
                 if given and begun - started + longest > seconds:
                     return
                 both = [(row["id"], model) for model in MODELS]
-                found = await panel.judge([cases[key] for key in both], [[name]] * 2, what=f"{TITLES[name]} judges")
+                question = panel.judge([cases[key] for key in both], [[name]] * 2, what=f"{TITLES[name]} judges")
+                try:
+                    found = await asyncio.wait_for(question, seconds - (begun - started))
+                except TimeoutError:
+                    late.append(f"{TITLES[name]} on {row['id']}: no reply in the {seconds:g} s that this may take")
+                    return
                 for key, verdicts in zip(both, found, strict=True):
                     given.setdefault(key, []).extend(verdicts)
                 longest = max(longest, now() - begun)
@@ -106,7 +113,7 @@ def hold_court(
             for row in rows
             if (row["id"], "tuned") in opinions
         ),
-        missing=tuple(f"{count} × {why}" for why, count in missing_reasons(list(opinions.values()))),
+        missing=(*(f"{count} × {why}" for why, count in missing_reasons(list(opinions.values()))), *late),
         ruling=ruling,
     )
 
