@@ -27,8 +27,9 @@ from noesis.pipeline.training_set import estimate_workload
 from noesis.planning.draft import draft_plan
 from noesis.planning.gpus import gpu_of, rented_gpu
 from noesis.planning.model_shapes import Known, known_model
-from noesis.planning.pricing import MERGE_MACHINE, TRAIN_MACHINE, usd_for
+from noesis.planning.pricing import JUDGE_MACHINE, MERGE_MACHINE, train_machine, usd_for
 from noesis.planning.search import PlanningTask, SetupOption, enumerate_setups, fastest_fit
+from noesis.planning.speed import CONTAINER_SECONDS
 from noesis.planning.workload import Workload
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,9 +79,7 @@ def cheapest(examples: int, model: str, device: Device) -> tuple[SetupOption, fl
     """The planner's choice on these GPUs, and its price."""
     config, work = config_of(examples, model), work_of(examples, model)
     option = fastest_fit(enumerate_setups(PlanningTask(config, known(model).shape, work, device, rented=True)))
-    hosts = -(-device.gpus // ONE_MACHINE)
-    machine = (TRAIN_MACHINE.cores * hosts, TRAIN_MACHINE.memory_gib * hosts)
-    return option, usd_for(device, option.seconds, device.gpus, machine)
+    return option, usd_for(device, option.seconds, device.gpus, train_machine(device.gpus))
 
 
 def table(model: str, gpu: str) -> list[str]:
@@ -137,12 +136,12 @@ def judged() -> list[str]:
     config = config_of(124, model)
     plan = draft_plan(config, model, known(model).shape, work_of(124, model), rented_gpu("L40S"), rented=True)
     lines = ["| prompts | 1 A10 | 4 A10s | 16 A10s | 64 A10s |", "|---|---|---|---|---|"]
-    fixed = trial_seconds(config, plan, 0)  # container, and the judge's loading
+    fixed = trial_seconds(config, plan, 0) + CONTAINER_SECONDS  # both models' loading, which every shard does
     for prompts in (124, 6_000, 300_000):
         cells = []
         for shards in (1, 4, 16, 64):
-            each = fixed + (trial_seconds(config, plan, prompts) - fixed) / shards
-            cells.append(f"{duration(each)}, {shards * usd_for(rented_gpu('A10'), each, 1, TRAIN_MACHINE):,.2f} USD")
+            each = fixed + (trial_seconds(config, plan, prompts) - trial_seconds(config, plan, 0)) / shards
+            cells.append(f"{duration(each)}, {shards * usd_for(rented_gpu('A10'), each, 1, JUDGE_MACHINE):,.2f} USD")
         lines.append(f"| {prompts:,} | " + " | ".join(cells) + " |")
     merge = next(s for s in plan.stages if s.name == "merge and gguf")
     return [

@@ -37,8 +37,9 @@ WORDS = {
         "core": "1/4 core",
         "note": "Planned for meta-llama/Llama-3.1-8B-Instruct on 111 examples ({tokens:,} tokens an epoch, ± "
         "{error:.0%}), "
-        "at the prices of {date} ({source}). The trial is estimated from the GPU's data sheet. The 90 USD of the first "
-        "estimate are the default of `--max-usd`.",
+        "at the prices of {date} ({source}). The trial is estimated from the GPU's data sheet, for a judge of 7 "
+        "billion weights that scores items without writing and is asked about every prompt; a trial that a look ends "
+        "earlier takes less. The 90 USD of the first estimate are the default of `--max-usd`.",
     },
     "pt": {
         "head": ("operação", "máquina", "primeira estimativa", "o planejador diz"),
@@ -59,7 +60,9 @@ WORDS = {
         "core": "1/4 de núcleo",
         "note": "Planejado para meta-llama/Llama-3.1-8B-Instruct com 111 exemplos ({tokens:,} tokens por época, "
         "± {error:.0%}), com os preços de {date} (tabela do Modal). A sessão do Tribunal é estimada pela ficha técnica "
-        "da GPU. Os 90 dólares da primeira estimativa são o padrão de `--max-usd`.",
+        "da GPU, para um juiz de 7 bilhões de pesos que pontua itens sem escrever e julga todos os prompts; a sessão "
+        "que termina numa olhada anterior leva menos. Os 90 dólares da primeira estimativa são o padrão de "
+        "`--max-usd`.",
     },
 }
 

@@ -27,7 +27,7 @@ def court(**means: float | None):
             means[adapter.name],
             accuracy_drop=0.3 if means[adapter.name] == 0.9 else 0.0,
             vetoed=means[adapter.name] == 0.8,
-            unfit_reason=None,
+            prompts={} if means[adapter.name] is None else {f"p{i}": means[adapter.name] for i in range(8)},
         )
 
     return hear
@@ -35,22 +35,19 @@ def court(**means: float | None):
 
 def test_an_epoch_is_chosen_by_the_court_that_may_decide_else_by_the_held_out_examples(trained, tiny_model: Path):
     stored = trained.run.result("choose")
-    assert stored["by"] == "held-out preference accuracy, then mean margin (no judge is set)"
-    best = max(
-        stored["epochs"], key=lambda name: (stored["epochs"][name]["preferred"], stored["epochs"][name]["mean_margin"])
-    )
-    assert (
-        stored["adapter"] == best == trained.run.adapter().name == trained.run.result("judge")["preference"]["adapter"]
-    )
+    assert stored["significant"] and stored["by"].endswith("(no judge is set)")
+    best = stored["adapter"]
+    assert best == trained.run.adapter().name == trained.run.result("judge")["preference"]["adapter"]
     losses = [f["held_out_loss"] for f in stored["epochs"].values()]
     assert len(set(losses)) == 3  # each by its own adapter
 
     by_court = choose_checkpoint(trained, court(epoch_0=0.6, epoch_1=0.7, epoch_2=0.9))
     assert by_court.adapter == "epoch_1"  # epoch_2 is judged better, but forgot too much
-    assert by_court.reason.startswith("the Tribunal's mean on its dev prompts, among 2 of 3 epochs")
-    assert (
-        choose_checkpoint(trained, court(epoch_0=0.6, epoch_1=0.6, epoch_2=0.8)).adapter == "epoch_1"
-    )  # equal: the later one; epoch_2 has a veto
+    assert by_court.reason.startswith("the Tribunal's scores, among 2 of 3 epochs")
+    assert "scores epoch_0 0.1000 [0.1000, 0.1000] below epoch_1" in by_court.reason
+    equal = choose_checkpoint(trained, court(epoch_0=0.6, epoch_1=0.6, epoch_2=0.8))  # epoch_2 has a veto
+    assert equal.adapter == "epoch_0" or "epoch_0 is out: its held-out loss" in equal.reason
+    assert choose_checkpoint(trained).to_json() == stored  # nothing in it is by chance
     none = choose_checkpoint(trained, court(epoch_0=None, epoch_1=0.8, epoch_2=0.9))
     assert none.adapter == best
     assert "a veto or forgetting in every epoch" in none.reason

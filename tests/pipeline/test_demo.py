@@ -27,7 +27,7 @@ def test_quick_demo_then_chat(tmp_path: Path):
     assert preference["tuned"]["held_out_loss"] < preference["base"]["held_out_loss"]
     assert all(f["passed"] for f in stages["gguf"]["result"]["files"].values())
     second = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert second.stdout.count("already done") == 7  # with the live pairs
+    assert second.stdout.count("already done") == 7  # with the court
     chat = subprocess.run(
         [sys.executable, "-m", "noesis", "chat", str(run)],
         input="Hello!\n",

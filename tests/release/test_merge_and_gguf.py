@@ -21,6 +21,24 @@ TEXTS = [
 ][:12]
 
 
+@pytest.mark.parametrize("quantization", [PLAIN, NF4], ids=["plain", "nf4"])
+def test_a_model_is_switched_between_base_and_tuned_bit_for_bit(
+    tiny_model: Path, tiny_adapter: Path, quantization: Quantization
+):
+    import torch
+
+    from noesis.llm.causal_model import load_merged_model, switch_adapter
+
+    how = {"quantization": quantization, "dtype": "bfloat16"}
+    anew = {on: load_merged_model(tiny_model, tiny_adapter if on else None, **how) for on in (False, True)}
+    model = load_merged_model(tiny_model, None, **how)
+    for on in (True, False, True):
+        switch_adapter(model, tiny_model, tiny_adapter, on=on, **how)
+        expected, found = anew[on].state_dict(), model.state_dict()
+        assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+    assert any(not torch.equal(a, b) for a, b in zip(anew[True].parameters(), anew[False].parameters(), strict=True))
+
+
 def test_merge_equals_peft(tiny_model: Path, tiny_adapter: Path, tmp_path: Path):
     import torch
     from peft import PeftModel

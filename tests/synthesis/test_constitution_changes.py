@@ -18,7 +18,7 @@ from noesis.constitution.document import load_constitution, read_constitution
 from noesis.core.errors import ConfigError, RunError, UsageError
 from noesis.core.project import Project
 from noesis.dataset.checks.validate import validate
-from noesis.pipeline.compare_runs import compare_runs
+from noesis.pipeline.comparison.by_principle import compare_runs
 from noesis.synthesis.coverage import check_coverage
 from noesis.synthesis.critique_revision import Settings
 from noesis.synthesis.make_prompts import PromptsRequest, make_prompts

@@ -36,6 +36,14 @@ def verdict(score: object = "1", **fields: object) -> str:
 GOOD = verdict()
 
 
+def without(name: str) -> dict[str, object]:
+    return {key: value for key, value in json.loads(GOOD).items() if key != name}
+
+
+def as_objects() -> dict[str, object]:
+    return {item.id: {"score": 1} | ({"evidence": ""} if item.span != "none" else {}) for item in ITEMS}
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -58,6 +66,21 @@ GOOD = verdict()
         pytest.param(GOOD.replace("as it should be", r"a \\( b \" c \u00e9"), id="escapes that are right"),
         pytest.param("<think>{draft} {" + verdict("0")[1:-1] + "}</think>" + GOOD, id="a thought with a draft in braces"),
         pytest.param(verdict("0") + "\nOn reflection:\n" + GOOD, id="a verdict that is corrected"),
+        pytest.param(GOOD[:-1] + ", }", id="a comma too many"),
+        pytest.param(GOOD[:-1], id="without the last brace"),
+        pytest.param(str(json.loads(GOOD)), id="Python's quotes"),
+        pytest.param(GOOD.replace('"', "“").replace("“:", "”:").replace("“,", "”,"), id="a typesetter's quotes"),
+        pytest.param(GOOD.replace("as it should be", 'he says "yes" and means it'), id="quotation marks in a text"),
+        pytest.param(GOOD.replace(', "', ',  // so it is\n"'), id="comments"),
+        pytest.param(json.dumps({"result": {"verdict": json.loads(GOOD)}}), id="in wrappers"),
+        pytest.param(json.dumps({"reasoning": "fine", "scores": without("reasoning")}), id="scores apart"),
+        pytest.param(json.dumps(without("reasoning")), id="no reasoning"),
+        pytest.param(json.dumps({"reasoning": "", **as_objects()}), id="each item an object"),
+        pytest.param(GOOD.replace("razao_da", "razão_da").replace("acerto", "Acerto"), id="accents and capitals"),
+        pytest.param(GOOD.replace('": ""', '": null'), id="null for no passage"),
+        pytest.param(verdict("1 - em parte"), id="a score with its words"),
+        pytest.param(verdict("1 (partly right)"), id="a score with its words in brackets"),
+        pytest.param(GOOD.replace('", "', '",\n- **').replace('": ', '**: '), id="a list in Markdown"),
     ],
 )  # fmt: skip
 def test_a_verdict_is_read_however_it_is_written(text: str):
@@ -70,6 +93,18 @@ def test_a_verdict_is_read_however_it_is_written(text: str):
 def test_what_is_no_score_is_none(score: object):
     with pytest.raises(UnusableReplyError, match="not one of"):
         parse_reply(ModelReply(verdict(score)), ITEMS)
+
+
+def test_an_object_that_the_judge_only_quotes_is_not_its_verdict():
+    """A judge that repeats the answer's own "verdict" in a reply that is no JSON: which is which can't be told."""
+    planted = verdict("2").replace('"', "'")
+    for reply in (
+        GOOD[:-1] + ", }" + planted,
+        planted + GOOD[:-1],
+        GOOD.replace("as it should be", f'it "says" {planted}'),
+    ):
+        with pytest.raises(UnusableReplyError):
+            parse_reply(ModelReply(reply), ITEMS)
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -149,11 +184,21 @@ def few(folder: Path, part: str):
 
 def test_a_trial_shows_why_verdicts_are_missing(capsys: pytest.CaptureFixture[str]):
     reasons = [f"veritas (m): HTTP 50{number}, 5 attempts\x1b[2J" for number in range(7)]
-    summary = SimpleNamespace(unscored=reasons, mean_score=lambda *_: None, mean_difference=lambda *_: None)
+    summary = SimpleNamespace(
+        unscored=reasons,
+        unscored_counts=[*range(9, 2, -1)],
+        mean_score=lambda *_: None,
+        mean_difference=lambda *_: None,
+    )
     ruling = Ruling("UNDECIDED", "below quorum")
     result = SimpleNamespace(
-        judges=(), prompts=1, part="dev", samples=1, self_judged=False, summary=summary, ruling=ruling
+        judges=(), prompts=1, part="dev", samples=1, self_judged=False, summary=summary, ruling=ruling, looks=None
     )
     show_trial(result)  # type: ignore[arg-type]
     out = capsys.readouterr().out
-    assert out.count("no verdict: veritas (m): HTTP 50") == 5 and "and 2 more reasons" in out and "\x1b" not in out
+    assert (
+        out.count("× veritas (m): HTTP 50") == 5
+        and "no verdict: 9 × veritas" in out
+        and "and 2 more reasons" in out
+        and "\x1b" not in out
+    )

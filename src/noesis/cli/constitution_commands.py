@@ -191,7 +191,7 @@ def diff(
             say(f"{made.made} of {made.due} critiques rewritten → {made.file}")
             result["applied"] = made.to_json()
     if runs is not None:
-        from noesis.pipeline.compare_runs import compare_runs
+        from noesis.pipeline.comparison.by_principle import compare_runs
 
         behaviour = compare_runs(found, *runs)
         say(f"  {'principle':<28} {'prompts':>7} {'A':>6} {'B':>6}   B − A")

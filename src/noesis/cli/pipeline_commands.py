@@ -251,6 +251,14 @@ def judge(
         int | None, typer.Option(min=1, metavar="N", help="Use only N prompts of the suite, evenly spread.")
     ] = None,
     ask: AskOption = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against",
+            metavar="RUN",
+            help="Have the judges score this run's tuned model in place of the base: a comparison, and no verdict.",
+        ),
+    ] = None,
     max_usd: JudgesMaxUsdOption = None,
     project: ProjectOption = None,
     again: AgainOption = False,
@@ -258,36 +266,74 @@ def judge(
 ) -> None:
     """Compare the tuned model with its base on the held-out examples and, with --judge, before the Tribunal.
 
-    Exit code 0: APPROVED, 3: REJECTED, 4: CONDITIONAL or UNDECIDED.
+    Exit code 0: APPROVED, 3: REJECTED, 4: CONDITIONAL or UNDECIDED; with --against 0.
 
     Example: noesis judge runs/demo --judge openai:https://api.openai.com/v1:gpt-5-mini --max-usd 2
     """
+    from noesis.core.errors import UsageError
     from noesis.core.project import find_project
     from noesis.pipeline.consent import judges_to_ask
-    from noesis.pipeline.session import locked_session
+    from noesis.pipeline.session import locked_session, reopen_run
+    from noesis.pipeline.stages.against import run_against
     from noesis.pipeline.stages.judge import run_judge
     from noesis.pipeline.stages.trial import TrialRequest, run_trial
 
     reserve_stdout(as_json)
     with locked_session(run) as s:
         named = judges_to_ask(run, s.config, judges, project)
+        request = TrialRequest(named, part, prompts, max_usd, ask)
+        if against is not None:
+            if not named:
+                raise UsageError("--against compares by judges: name one with --judge")
+            compared = run_against(s, reopen_run(against), find_project(project), request)
+            print_result(compared.to_json(), as_json)
+            return
         result: JudgeResult | TrialResult = run_judge(s, again=again)
         if named:
-            result = run_trial(s, find_project(project), TrialRequest(named, part, prompts, max_usd, ask), again=again)
+            result = run_trial(s, find_project(project), request, again=again)
     show_manifest_hash(run)
     print_result(result.to_json(), as_json)
     raise typer.Exit(result.court.exit_code)
 
 
 @app.command()
-def report(run: RunArgument) -> None:
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Runs; the others are compared with the first.")],
+    project: ProjectOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show several runs' tuned models side by side, with paired intervals on what they share.
+
+    Held-out loss and preference, the Tribunal's mean, keyed items, verdicts. Reads only; needs no model.
+
+    Example: noesis compare runs/before runs/after
+    """
+    from noesis.pipeline.comparison.table import compare_runs_side_by_side, project_or_none, show_comparison
+
+    reserve_stdout(as_json)
+    found = compare_runs_side_by_side(runs, project_or_none(project))
+    show_comparison(found)
+    print_result(found.to_json(), as_json)
+
+
+@app.command()
+def report(
+    run: RunArgument,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option("--with", metavar="RUN", help="Show this run beside it, as `noesis compare` does; repeatable."),
+    ] = None,
+    project: ProjectOption = None,
+) -> None:
     """Rewrite the run's report, one HTML page that works offline.
 
     Example: noesis report runs/demo
     """
+    from noesis.pipeline.comparison.table import compare_runs_side_by_side, project_or_none
     from noesis.pipeline.session import locked_session
     from noesis.pipeline.stages.report import run_report
 
     with locked_session(run) as s:
-        run_report(s)
+        comparison = compare_runs_side_by_side([run, *beside], project_or_none(project)) if beside else None
+        run_report(s, comparison)
     show_manifest_hash(run)

@@ -1,12 +1,15 @@
 """The plan and the quote of a run on Modal, before anything starts: `modal run scripts/modal_train.py --dry-run`.
 
 The plan is that of `noesis plan --gpu …`. Added here: judging each epoch while the next one trains, and the trial
-before a served judge, which is estimated from the judging GPU's bandwidth and arithmetic and was not measured.
+before a served judge. Its answers go by the rates that decoding was fitted to, on other GPUs; its judge by the data
+sheet of its own: vLLM was not measured here. A judge is taken to score items without writing, its rubric to be read
+once (prefix caching), and every prompt of the part to be asked; a trial that a look ends earlier takes less.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -24,15 +27,25 @@ from noesis.planning.budget import Budget, budget_of, quote
 from noesis.planning.display import plan_lines
 from noesis.planning.gpus import gpu_of, prices, rented_gpu
 from noesis.planning.plan import Plan
-from noesis.planning.pricing import CHOOSE_AND_JUDGE, JUDGE_MACHINE, StageCost, usd_for
-from noesis.planning.speed import CONTAINER_SECONDS
+from noesis.planning.pricing import (
+    CHOOSE_START,
+    DECODE_START,
+    DECODE_TRAFFIC,
+    JUDGE_MACHINE,
+    MERGED_LOAD,
+    StageCost,
+    usd_for,
+)
+from noesis.planning.speed import CONTAINER_SECONDS, RENTED_IMPORT_SECONDS, VOLUME_BYTES_PER_S
 from noesis.tribunal.suite import read_suite
 
 JUDGE_GPU = "A10"
-UTILISATION = 0.5  # of the GPU's bandwidth and arithmetic, while it answers and judges
 BATCH = 32  # conversations answered together
-JUDGE_PARAMETERS, JUDGE_LOADS_S = 7.6e9, 300.0  # Qwen2.5-7B; its start, download included
-PROMPT_TOKENS, REPLY_TOKENS = 2500, 350  # of one question to a judge
+JUDGE_PARAMETERS = 7.6e9  # Qwen2.5-7B; where a judge's name says no size
+SIZE_IN_NAME = re.compile(r"(?<![\w.])(\d{1,3}(?:\.\d{1,2})?)b(?![a-z])", re.IGNORECASE)
+VLLM_START_S = 60.0  # from its call to its first reply, the weights aside (an estimate)
+READING = 0.8  # of the GPU's arithmetic, while a judge reads (an estimate)
+SCORED_TOKENS = 730  # of one answer for one judge: question, answer and notes 630, eight items' ends 100
 FETCH_BYTES_PER_S = 2e8
 ORCHESTRATOR = "orchestrator"
 FETCH, TRIAL = "fetch weights", "trial, estimated"
@@ -171,36 +184,70 @@ def _planned(
 
 def extra_costs(project: Project, config: Config, request: CloudRequest, plan: Plan) -> list[ExtraCost]:
     """What a run in the cloud does besides the plan's stages: downloads, judging epochs, trial, orchestrator."""
-    p, served = prices(), bool(request.served_judges)
-    fetching = 2 * (plan.parameters + (JUDGE_PARAMETERS if served else 0)) / FETCH_BYTES_PER_S
+    p, judge = prices(), max(map(judge_parameters, request.served_judges), default=0.0)
+    fetching = 2 * (plan.parameters + judge) / FETCH_BYTES_PER_S
     found = [ExtraCost(FETCH, fetching, usd_for(None, fetching, 0, FETCH_MACHINE))]
-    judging = next(stage for stage in plan.stages if stage.name == CHOOSE_AND_JUDGE)
     waits = plan.stage_seconds + fetching
     if plan.epochs > 1:
         n = plan.epochs - 1
-        found.append(ExtraCost(f"judge {n} epoch{'s' if n > 1 else ''}", n * judging.seconds, n * judging.usd))
-    if served:
-        probe = CONTAINER_SECONDS + JUDGE_LOADS_S  # while training runs
-        found.append(ExtraCost("try the judge", probe, usd_for(rented_gpu(JUDGE_GPU), probe, 1, JUDGE_MACHINE)))
-        seconds = trial_seconds(config, plan, len(read_suite(project.tribunal, "dev")))
-        usd = usd_for(rented_gpu(JUDGE_GPU), seconds, 1, JUDGE_MACHINE)
-        found.append(ExtraCost(TRIAL, seconds, usd))
+        seconds = n * epoch_seconds(config, plan)
+        found.append(ExtraCost(f"judge {n} epoch{'s' if n > 1 else ''}", seconds, _on_judge_gpu(seconds)))
+    if judge:
+        probe = CONTAINER_SECONDS + judge_start_seconds(judge)  # while training runs
+        found.append(ExtraCost("try the judge", probe, _on_judge_gpu(probe)))
+        seconds = trial_seconds(config, plan, len(read_suite(project.tribunal, "dev")), judge)
+        found.append(ExtraCost(TRIAL, seconds, _on_judge_gpu(seconds)))
         waits += seconds
     cores, gib = ORCHESTRATOR_MACHINE
     return [*found, ExtraCost(ORCHESTRATOR, waits, waits * (cores * p.cpu_core_per_s + gib * p.memory_gib_per_s))]
 
 
-def trial_seconds(config: Config, plan: Plan, items: int) -> float:
-    """Seconds of a trial on the judging GPU.
+def _on_judge_gpu(seconds: float) -> float:
+    return usd_for(rented_gpu(JUDGE_GPU), seconds, 1, JUDGE_MACHINE)
 
-    Base and tuned model answer in batches, each token a pass over the weights; then three judges read each answer.
+
+def judge_parameters(name: str) -> float:
+    """Weights of a served judge by its name (`Qwen2.5-7B-Instruct`: 7e9); those of the default where it says none."""
+    found = SIZE_IN_NAME.search(name.replace("_", "-"))
+    return float(found[1]) * 1e9 if found else JUDGE_PARAMETERS
+
+
+def epoch_seconds(config: Config, plan: Plan) -> float:
+    """Scoring the held-out examples by the base and by one epoch, on a GPU of its own."""
+    gpu, rows = gpu_of(rented_gpu(JUDGE_GPU)), 2 * config.training.data.eval_examples
+    passes = 2 * rows * 2 * plan.parameters * plan.tokens_per_epoch / plan.rows / gpu.half
+    return CONTAINER_SECONDS + RENTED_IMPORT_SECONDS + CHOOSE_START["cuda"] + _loading(plan.parameters) + passes
+
+
+def judge_start_seconds(parameters: float) -> float:
+    """From the call of a judge's server to its first reply."""
+    return VLLM_START_S + _loading(parameters)
+
+
+def _loading(parameters: float) -> float:
+    return 2 * parameters / VOLUME_BYTES_PER_S
+
+
+def answering_seconds(config: Config, plan: Plan, items: int) -> float:
+    """Both models' answers by one engine, loaded once and switched once; a batch's token is a pass over the weights."""
+    tribunal, gpu, weights = config.training.tribunal, gpu_of(rented_gpu(JUDGE_GPU)), plan.parameters
+    token = DECODE_TRAFFIC * 2 * weights / gpu.bandwidth
+    batches = math.ceil(items * tribunal.samples / BATCH)
+    models = _loading(weights) + 2 * MERGED_LOAD * weights
+    return models + 2 * batches * (DECODE_START + tribunal.trial_tokens * token)
+
+
+def scoring_seconds(config: Config, items: int, parameters: float) -> float:
+    """A judge's start and its reading of both models' answers in three roles."""
+    tokens = 2 * items * config.training.tribunal.samples * 3 * SCORED_TOKENS
+    return judge_start_seconds(parameters) + tokens * 2 * parameters / (READING * gpu_of(rented_gpu(JUDGE_GPU)).half)
+
+
+def trial_seconds(config: Config, plan: Plan, items: int, parameters: float = JUDGE_PARAMETERS) -> float:
+    """Seconds of a trial on the judging GPU, after the stage judge in the same container.
+
+    Args:
+        items: prompts, all of which are judged.
+        parameters: of the judge.
     """
-    tribunal, gpu = config.training.tribunal, gpu_of(rented_gpu(JUDGE_GPU))
-    answers = items * tribunal.samples
-    seconds_per_token = 2 * plan.parameters / (UTILISATION * gpu.bandwidth)
-    answering = 2 * math.ceil(answers / BATCH) * tribunal.trial_tokens * seconds_per_token
-    questions = 2 * answers * 3
-    reading = questions * 2 * JUDGE_PARAMETERS * PROMPT_TOKENS / (UTILISATION * gpu.half)
-    judge_seconds_per_token = 2 * JUDGE_PARAMETERS / (UTILISATION * gpu.bandwidth)
-    writing = questions / tribunal.concurrency * REPLY_TOKENS * judge_seconds_per_token
-    return CONTAINER_SECONDS + answering + JUDGE_LOADS_S + reading + writing
+    return answering_seconds(config, plan, items) + scoring_seconds(config, items, parameters)

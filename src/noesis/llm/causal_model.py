@@ -86,6 +86,24 @@ def load_merged_model(
     return model.to(device).eval()
 
 
+def switch_adapter(
+    model: Any, base: Path, adapter_folder: Path, *, on: bool, quantization: Quantization, dtype: str
+) -> None:
+    """Turn a model of `load_merged_model` from base into tuned model or back, in place: only what the adapter changes.
+
+    Its weights are then bit for bit those that loading it anew would give.
+    """
+    import torch
+
+    adapter, state = read_adapter(adapter_folder), model.state_dict()
+    with torch.inference_mode():
+        for name, weight in iter_trained_weights(
+            base, quantization, dtype, adapter if on else None, only=adapter.targets
+        ):
+            if name in state:
+                state[name].copy_(weight)
+
+
 def free_gpu_memory() -> None:
     """Free the GPU's memory as far as a running process can; does nothing without a GPU."""
     import torch

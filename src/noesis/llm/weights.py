@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -282,7 +282,13 @@ def lora_update(adapter: AdapterFile, weight: str) -> Any:
 
 
 def iter_trained_weights(
-    base: Path, quantization: Quantization | None, dtype: str, adapter: AdapterFile | None, *, exact: bool = False
+    base: Path,
+    quantization: Quantization | None,
+    dtype: str,
+    adapter: AdapterFile | None,
+    *,
+    exact: bool = False,
+    only: Container[str] | None = None,
 ) -> Iterator[tuple[str, Any]]:
     """(name, tensor) of the base as it was trained against, with the adapter's updates added in float32.
 
@@ -290,11 +296,14 @@ def iter_trained_weights(
         quantization: how training stored the base; None or unquantised: weights as they are.
         dtype: in which training used the dequantised weights (`bfloat16`, `float32`).
         exact: do not round to the type in which the files are stored.
+        only: names of the weights that are wanted; all where None.
     """
     found = list_tensors(base)
     if adapter:
         require_matching_base(adapter, found, base)
     for name, tensor in found.items():
+        if only is not None and name not in only:
+            continue
         weight = read_as_trained(tensor, quantization, dtype)
         if adapter and name in adapter.targets:
             weight = weight.float() + lora_update(adapter, name)

@@ -26,18 +26,15 @@ def answer_generator(s: RunSession, section: TribunalSection, tuned: Path, loade
 
     Args:
         tuned: folder of the tuned model's adapter.
-        loaded: where the model is stored, base or tuned, one at a time; clear it to free the memory.
+        loaded: where the one model is stored that is both, in turn; clear it to free the memory.
     """
     from noesis.llm.generation.batch import generate_batch
 
     tokenizer = load_tokenizer(s.model.path)
 
     def generate(model: str, conversations: list[list[Message]], seeds: list[int]) -> list[str]:
-        if model not in loaded:
-            loaded.clear()
-            loaded[model] = _load(s, tuned if model == "tuned" else None)
         return generate_batch(
-            loaded[model],
+            _answering_model(s, tuned, model, loaded),
             tokenizer,
             conversations,
             max_tokens=section.trial_tokens,
@@ -88,7 +85,7 @@ def store_answers(s: RunSession, found: dict[str, str]) -> None:
 def base_and_tuned_answers(s: RunSession, examples: Sequence[Example]) -> dict[str, list[str]]:
     """Greedy answers to examples, in order, by `base` and `tuned`.
 
-    On a CPU by llama.cpp, one loaded base with the adapter off and on; on a GPU by torch, one of the two at a time.
+    One engine for both: on a CPU llama.cpp with the adapter off and on, on a GPU torch with the weights switched.
     """
     if not examples:
         return {"base": [], "tuned": []}
@@ -114,26 +111,42 @@ def _answers_on_gpu(s: RunSession, conversations: list[list[Message]]) -> dict[s
     from noesis.llm.generation.batch import generate_batch
 
     section = s.config.training.tribunal
-    tokenizer, answers = load_tokenizer(s.model.path), {}
-    for name, adapter in (("base", None), ("tuned", s.run.adapter())):
+    tokenizer, adapter = load_tokenizer(s.model.path), s.run.adapter()
+    answers: dict[str, list[str]] = {}
+    loaded: dict[str, Any] = {}
+    for name in MODELS:
         with Progress(f"answer ({name})", len(conversations), "prompts") as progress:
-            model = _load(s, adapter)
             answers[name] = generate_batch(
-                model, tokenizer, conversations, max_tokens=section.max_new_tokens, on_answer=progress.advance
+                _answering_model(s, adapter, name, loaded),
+                tokenizer,
+                conversations,
+                max_tokens=section.max_new_tokens,
+                on_answer=progress.advance,
             )
-            del model
-        gc.collect()
+    loaded.clear()
+    gc.collect()
     return answers
 
 
-def _load(s: RunSession, adapter: Path | None) -> Any:
-    """The merged model, or the base alone, as the run was trained."""
-    from noesis.llm.causal_model import load_merged_model
+def _answering_model(s: RunSession, adapter: Path, wanted: str, loaded: dict[str, Any]) -> Any:
+    """The merged model, or the base alone, as the run was trained; loaded once, then turned from one into the other.
 
-    return load_merged_model(
-        s.model.path,
-        adapter,
-        quantization=s.as_trained.lora.quantization,
-        dtype=s.arithmetic,
-        device=s.device.kind,
-    )
+    Args:
+        wanted: base or tuned.
+        loaded: which of the two it is, and the model; empty at first.
+    """
+    from noesis.llm.causal_model import load_merged_model, switch_adapter
+
+    quantization, on = s.as_trained.lora.quantization, wanted == "tuned"
+    if not loaded:
+        loaded["model"] = load_merged_model(
+            s.model.path,
+            adapter if on else None,
+            quantization=quantization,
+            dtype=s.arithmetic,
+            device=s.device.kind,
+        )
+    elif loaded["is"] != wanted:
+        switch_adapter(loaded["model"], s.model.path, adapter, on=on, quantization=quantization, dtype=s.arithmetic)
+    loaded["is"] = wanted
+    return loaded["model"]

@@ -15,15 +15,18 @@ from noesis.core.config import Config, load_config
 from noesis.core.console import heading, say
 from noesis.core.device import detect
 from noesis.core.files import sha256_json, write_json
-from noesis.core.jsonl import jsonl_files, read_json_file
+from noesis.core.jsonl import MAX_RUN_FILE, jsonl_files, read_json_file, read_objects
+from noesis.core.machine.folders import cache_folder
 from noesis.core.overrides import Overrides
 from noesis.core.project import Project
 from noesis.dataset.checks.length import find_token_counter
 from noesis.dataset.encode import training_rows
 from noesis.dataset.export import check_sources
 from noesis.dataset.schema import Dataset
+from noesis.llm.clients.reply_cache import open_cache
 from noesis.llm.hub import find_base
 from noesis.llm.row_encoder import encoder_for
+from noesis.pipeline.court_at_work import CourtAtWork, hold_court, show_court
 from noesis.pipeline.registry import PipelineOptions, run_all, stages_to_run
 from noesis.pipeline.results import read_result
 from noesis.pipeline.session import RunSession
@@ -33,7 +36,7 @@ from noesis.planning.model_shapes import read_shape
 from noesis.run.lock import locked
 from noesis.run.manifest import Json
 from noesis.training.job import count_workload
-from noesis.tribunal.calibration.calibrate import LivePairs, live_pairs, show_live_pairs
+from noesis.tribunal.panel import make_panel
 
 CHOICE = "demo.json"  # in the run directory
 
@@ -81,7 +84,7 @@ def demo(
         s = start_run(project, config, path, dataset, fresh=fresh)
         write_json(path / CHOICE, choice.to_json())
         run_all(s, options, done=1)
-        _judge_with_embedded_model(s, project)
+        _show_the_court(s, project)
     return s
 
 
@@ -118,21 +121,26 @@ def demo_config(
     return overrides.configure(project)
 
 
-def _judge_with_embedded_model(s: RunSession, project: Project) -> None:
-    """Show why there is no verdict: the embedded model is not fit to judge."""
+def _show_the_court(s: RunSession, project: Project) -> None:
+    """The embedded model judges answers that this run gave; it shows the court at work, and why it rules nothing."""
+    from noesis.llm.clients.gguf_client import GgufClient
     from noesis.llm.embedded import EMBEDDED, embedded_gguf
 
-    if s.config.training.model != EMBEDDED:
+    if s.config.training.model != EMBEDDED or not (project.tribunal / "judges").is_dir():
         return
+    seconds, section = s.config.training.demo.court_seconds, s.config.training.tribunal
+    if (project.tribunal / "judges" / "reading.yaml").is_file():  # many times as fast as having it write
+        section = section.model_copy(update={"ask": "score"})
 
     def work() -> Json:
-        found = live_pairs(project, s.config.training.tribunal, embedded_gguf(), EMBEDDED)
-        return {} if found is None else found.to_json()
+        rows = read_objects(s.run.tribunal / "answers.jsonl", most=MAX_RUN_FILE)
+        with open_cache(cache_folder() / "tribunal" / "replies.sqlite") as cache:
+            panel = make_panel(project, [GgufClient(embedded_gguf(), name=EMBEDDED)], cache, section=section)
+            return hold_court(rows, panel, section, seconds=seconds).to_json()
 
     say()
-    say("Is the embedded model fit to judge?")
-    if found := s.run.perform("live_pairs", work, list):
-        show_live_pairs(read_result(s.run, "live_pairs", found, LivePairs.from_json))
+    say("The court at work: the embedded model judges what base and tuned answered to held-out prompts")
+    show_court(read_result(s.run, "court", s.run.perform("court", work, list), CourtAtWork.from_json))
 
 
 def _check_other_languages(project: Project, config: Config) -> None:

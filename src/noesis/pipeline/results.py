@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from noesis.core.errors import RunError
@@ -19,6 +19,7 @@ from noesis.tribunal.calibration_store import Calibration
 from noesis.tribunal.court import UNDECIDED, ReportedRuling, Ruling
 from noesis.tribunal.heldout import JudgeResult
 from noesis.tribunal.suite import Part
+from noesis.tribunal.trial.looks import Looks
 from noesis.tribunal.trial_summary import TrialSummary
 
 S = TypeVar("S")
@@ -33,19 +34,22 @@ class CheckpointScore:
         mean: weighted mean of the judges, 0..1.
         accuracy_drop: how far the share of right answers to keyed items fell, base to tuned; None if not measured.
         unfit_reason: why these judges may not decide; None if they may. It is not stored: the choice's reason says it.
+        prompts: mean of each prompt (a pair is one); empty in runs of early versions.
     """
 
     mean: float | None
     accuracy_drop: float | None
     vetoed: bool
     unfit_reason: str | None = None
+    prompts: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return {"mean": self.mean, "fall": self.accuracy_drop, "vetoed": self.vetoed}
+        own = {"mean": self.mean, "fall": self.accuracy_drop, "vetoed": self.vetoed}
+        return own | ({"prompts": self.prompts} if self.prompts else {})
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> CheckpointScore:
-        return cls(value["mean"], value["fall"], value["vetoed"])
+        return cls(value["mean"], value["fall"], value["vetoed"], prompts=value.get("prompts", {}))
 
 
 @dataclass(frozen=True)
@@ -94,23 +98,26 @@ class Choice:
         reason: the rule that chose it, in words.
         by_tribunal: whether the Tribunal scored the epochs.
         epochs: name of each epoch → its figures.
+        by_significance: whether differences counted only beyond chance; early versions took the best figure.
     """
 
     adapter: str
     reason: str
     by_tribunal: bool
     epochs: dict[str, EpochFigures]
+    by_significance: bool = False
 
     def to_json(self) -> dict[str, Any]:
         epochs = {name: figures.to_json() for name, figures in self.epochs.items()}
-        return {"adapter": self.adapter, "by": self.reason, "heard": self.by_tribunal, "epochs": epochs}
+        rule = {"significant": True} if self.by_significance else {}
+        return {"adapter": self.adapter, "by": self.reason, "heard": self.by_tribunal, "epochs": epochs} | rule
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Choice:
         epochs = {name: EpochFigures.from_json(figures) for name, figures in value["epochs"].items()}
         if not all(is_name(name) for name in (value["adapter"], *epochs)):
             raise ValueError("an epoch's name is none")
-        return cls(value["adapter"], value["by"], value["heard"], epochs)
+        return cls(value["adapter"], value["by"], value["heard"], epochs, value.get("significant", False))
 
 
 @dataclass(frozen=True)
@@ -136,9 +143,10 @@ class TrialResult:
     """The result of the stage trial, as it is in trial.json.
 
     request: hash of all that decides the result; another one makes the trial run again
-    prompts, samples: how many prompts, and answers to each
+    prompts, samples: how many prompts were asked for, and answers to each
     self_judged: the run's own base is among the judges
     court: the ruling on the tuned model with each judge's estimate, as reports show it
+    looks: after how many prompts the trial ended, and why; None of early versions, which judged all
     """
 
     request: str
@@ -152,15 +160,17 @@ class TrialResult:
     spending: dict[str, Any]
     court: ReportedRuling
     summary: TrialSummary
+    looks: Looks | None = None
 
     @property
     def ruling(self) -> Ruling:
         return self.summary.ruling
 
     def to_json(self) -> dict[str, Any]:
-        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "summary"}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("summary", "looks")}
         judges = [vars(judge) for judge in self.judges]
-        return own | {"judges": judges, "court": self.court.to_json()} | self.summary.to_json()
+        looks = {} if self.looks is None else {"looks": self.looks.to_json()}
+        return own | {"judges": judges, "court": self.court.to_json()} | looks | self.summary.to_json()
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> TrialResult:
@@ -169,11 +179,12 @@ class TrialResult:
         Raises:
             KeyError: a field is missing.
         """
-        typed = ("summary", "judges", "court")
+        typed = ("summary", "judges", "court", "looks")
         own = {field.name: stored[field.name] for field in fields(cls) if field.name not in typed}
         judges = tuple(TrialJudge(**judge) for judge in stored["judges"])
         court = ReportedRuling.from_json(stored["court"])
-        return cls(**own, judges=judges, court=court, summary=TrialSummary.from_json(stored))
+        looks = Looks.from_json(stored["looks"]) if "looks" in stored else None
+        return cls(**own, judges=judges, court=court, summary=TrialSummary.from_json(stored), looks=looks)
 
 
 @dataclass(frozen=True)

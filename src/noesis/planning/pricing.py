@@ -204,8 +204,9 @@ def judge_seconds(task: PlanningTask) -> float:
         return 0.0
     if task.device.kind == "cuda":
         token = DECODE_LAUNCH * shape.layers + DECODE_TRAFFIC * 2 * shape.parameters / task.gpu.bandwidth
-        model = DECODE_START + load_seconds(shape, rented=task.rented) + MERGED_LOAD * shape.parameters
-        return JUDGE_START["cuda"] + 2 * (model + tribunal.max_new_tokens * token)
+        model = DECODE_START + MERGED_LOAD * shape.parameters  # one is loaded, and turned into the other
+        loading = load_seconds(shape, rented=task.rented)
+        return JUDGE_START["cuda"] + loading + 2 * (model + tribunal.max_new_tokens * token)
     speed = RATED_WEIGHTS / shape.parameters / RATED_CORES
     answering = tribunal.max_new_tokens / (ANSWER_RATE * speed * min(task.device.threads, MOST_CORES))
     reading = PROMPT_TOKENS / (PROMPT_RATE * speed * task.device.threads)

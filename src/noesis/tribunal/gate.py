@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,11 +47,18 @@ class Estimate:
         }
 
 
-def estimate(ranges: Sequence[tuple[float, float]], clusters: Sequence[str], *, draws: int = DRAWS) -> Estimate:
-    """Mean and interval of scores that may be ranges, by a bootstrap over clusters."""
+def estimate(
+    ranges: Sequence[tuple[float, float]], clusters: Sequence[str], *, draws: int = DRAWS, level: float = 0.95
+) -> Estimate:
+    """Mean and interval of scores that may be ranges, by a bootstrap over clusters.
+
+    Args:
+        level: of the interval; above 0.95 where it is one of several looks, which together hold with 0.95.
+    """
     lows, counts = clustered([r[0] for r in ranges], clusters)
     highs, _ = clustered([r[1] for r in ranges], clusters)
-    low, high = bootstrap(lows, counts, draws=draws)[0], bootstrap(highs, counts, draws=draws)[1]
+    low = bootstrap(lows, counts, level=level, draws=draws)[0]
+    high = bootstrap(highs, counts, level=level, draws=draws)[1]
     means = (lows + highs) / 2 / counts
     deviation = float(means.std(ddof=1)) if len(means) > 1 else 0.0
     return Estimate(
@@ -65,6 +73,7 @@ def decide(
     *,
     accuracy_drop: float | None = None,
     unfit_reason: str | None = None,
+    level: float = 0.95,
 ) -> tuple[Ruling, dict[str, Estimate]]:
     """The ruling on a model from the court's opinions of its answers, and the estimates of the mean and of each judge.
 
@@ -72,13 +81,15 @@ def decide(
         clusters: the cluster of each answer.
         accuracy_drop: of right answers to keyed items, base to tuned; None where it was not measured.
         unfit_reason: why these judges may not decide, None if they may.
+        level: of the intervals, as in `estimate`.
     """
+    estimated = partial(estimate, level=level)
     with_mean = [(o, c) for o, c in zip(opinions, clusters, strict=True) if o.mean is not None]
     names = [c for _, c in with_mean]
     figures: dict[str, Estimate] = {}
     if with_mean:
-        figures["mean"] = estimate([o.mean for o, _ in with_mean if o.mean is not None], names)
-        figures |= {name: estimate([o.judges[name] for o, _ in with_mean], names) for name in JUDGES}
+        figures["mean"] = estimated([o.mean for o, _ in with_mean if o.mean is not None], names)
+        figures |= {name: estimated([o.judges[name] for o, _ in with_mean], names) for name in JUDGES}
     if unfit_reason:
         return Ruling(UNDECIDED, unfit_reason), figures
     vetoed = [(o.case, o.vetoes[0]) for o in opinions if o.vetoes]
@@ -90,8 +101,8 @@ def decide(
     if 2 * without > len(opinions) or not with_mean:
         return Ruling(UNDECIDED, f"no quorum: {without} of {len(opinions)} answers have fewer than two judges"), figures
     if without:  # an answer without a mean could deserve anything, too
-        figures["mean"] = estimate([o.mean or (0.0, 1.0) for o in opinions], clusters)
-        figures |= {name: estimate([o.judges[name] for o in opinions], clusters) for name in JUDGES}
+        figures["mean"] = estimated([o.mean or (0.0, 1.0) for o in opinions], clusters)
+        figures |= {name: estimated([o.judges[name] for o in opinions], clusters) for name in JUDGES}
     count = figures["mean"].clusters
     if count < section.min_prompts:
         return Ruling(UNDECIDED, f"{count} prompts are too few for an interval", section.min_prompts - count), figures
@@ -127,20 +138,22 @@ def _contains(f: Estimate, boundary: float) -> bool:
 def _prompts_needed(figures: dict[str, Estimate], section: TribunalSection) -> int | None:
     """How many more prompts would decide; None where none would (an estimate on a boundary, or absent judges)."""
     needs = []
-    boundaries = {"mean": [section.approval_threshold, section.conditional_threshold]} | {
-        j: [section.judge_floor] for j in JUDGES
-    }
-    for name, limits in boundaries.items():
+    for name, undecided in undecided_boundaries(figures, section).items():
         f = figures[name]
-        undecided = [b for b in limits if _contains(f, b)]
-        if not undecided:
-            continue
         if any(f.mean_low < b <= f.mean_high for b in undecided):
             return None
         needs.append(prompts_needed(f.mean, f.deviation, undecided))
     if not needs or any(n is None for n in needs):
         return None
     return max(1, max(n for n in needs if n is not None) - figures["mean"].clusters)
+
+
+def undecided_boundaries(figures: dict[str, Estimate], section: TribunalSection) -> dict[str, list[float]]:
+    """The boundaries that lie in the interval of the mean or of a judge: the thresholds, and the floor."""
+    limits = {name: [section.judge_floor] for name in JUDGES}
+    limits["mean"] = [section.approval_threshold, section.conditional_threshold]
+    found = {name: [b for b in own if _contains(figures[name], b)] for name, own in limits.items()}
+    return {name: own for name, own in found.items() if own}
 
 
 def simulate(

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from noesis.core.console import quoted
+from noesis.core.jsonl.loose_object import renamed, scanned
 from noesis.core.text import fill_template, neutralise
 from noesis.llm.clients.cached_client import CachedClient, UnusableReplyError
 from noesis.llm.clients.protocol import ModelClient, ModelReply, ModelRequest, NoReplyError
@@ -30,7 +31,9 @@ LONGEST = 50_000  # characters of a reply in which its objects are looked for
 TOKENS_PER_ITEM, TOKENS_REASONING = 64, 200  # of the longest reply
 LONGEST_ENDING = 120  # characters of how a reply ended, in a reason
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|[\"\\/bfnrt])?")
-_SCORE = re.compile(r"\s{0,9}([012])(?:\.0{1,9})?\s{0,9}", re.ASCII)
+_SCORE = re.compile(
+    r"\s{0,9}([012])(?:\.0{1,9})?(?: points?| pontos?| ?[-–—:(] ?[^\d\s][^\n]{0,300})?\s{0,9}", re.ASCII
+)
 # what JSON makes of LaTeX's \beta, \theta, \nu, \frac, \rho if its backslash is not doubled
 _LATEX = str.maketrans({"\b": r"\b", "\t": r"\t", "\n": r"\n", "\f": r"\f", "\r": r"\r"})
 LONGEST_REPLY = 32_000  # characters, from the end, in which its object is looked for
@@ -191,19 +194,30 @@ def parse_reply(reply: ModelReply, items: tuple[RubricItem, ...]) -> dict[str, s
         UnusableReplyError: there is none; the message says what is wrong with the last object.
     """
     schema = reply_schema(items)
-    problem = ""
-    for found in reversed(list(_objects(reply.text[-LONGEST_REPLY:]))):
+    names = list(schema["properties"])
+    text, problem = reply.text[-LONGEST_REPLY:], ""
+    for written in reversed(list(_objects(text))):
+        found = renamed(written, names)
+        if schema["properties"].keys() - found.keys() == {"reasoning"}:
+            found["reasoning"] = ""  # not asked for twice for its sake
         wrong = _mismatch(found, schema)
         if wrong is None:
-            fields = schema["properties"].items()
-            return {name: _score_in(found[name]) or "" if "enum" in of else found[name] for name, of in fields}
+            return _fields(found, schema)
         problem = problem or wrong
+    loose = scanned(text, names) or scanned(text, [name for name in names if name != "reasoning"])
+    if loose and _mismatch({"reasoning": "", **loose}, schema) is None:
+        return _fields({"reasoning": "", **loose}, schema)
     problem = problem or ("no JSON object" if reply.text.strip() else "an empty reply")
     if reply.finish == "length":
         problem += f"; cut off at {reply.completion_tokens} tokens"
     elif reply.finish != "stop":
         problem += f"; it ended with {quoted(reply.finish)[:LONGEST_ENDING]}"
     raise UnusableReplyError(problem)
+
+
+def _fields(found: dict[str, Any], schema: dict[str, Any]) -> dict[str, str]:
+    properties = schema["properties"].items()
+    return {name: _score_in(found[name]) or "" if "enum" in of else found[name] for name, of in properties}
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:

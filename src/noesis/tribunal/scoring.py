@@ -152,20 +152,29 @@ def answer_prompts(
 
 
 async def score_answers(
-    answers: Sequence[Answer], panel: Judges, section: TribunalSection, constitution: Constitution
+    answers: Sequence[Answer],
+    panel: Judges,
+    section: TribunalSection,
+    constitution: Constitution,
+    *,
+    judged: bool = True,
 ) -> list[ScoredAnswer]:
-    """The court's opinion of each answer that judges are to score; empty answers get 0 without being judged."""
+    """The court's opinion of each answer that judges are to score; empty answers get 0 without being judged.
+
+    Args:
+        judged: False: code alone looks at these answers, whatever they answer.
+    """
     flags = [tuple(screen(a.text, screened_prompt(a.item), constitution)) for a in answers]
-    to_judge = [i for i, a in enumerate(answers) if not a.item.check and "empty" not in flags[i]]
-    judged = await panel.judge([_case(answers[i]) for i in to_judge])
-    verdicts = dict(zip(to_judge, judged, strict=True))
+    to_judge = [i for i, a in enumerate(answers) if judged and not a.item.check and "empty" not in flags[i]]
+    found_by_judges = await panel.judge([_case(answers[i]) for i in to_judge]) if to_judge else []
+    verdicts = dict(zip(to_judge, found_by_judges, strict=True))
     scored = []
     for i, answer in enumerate(answers):
         leaked = ("leaked_system_prompt",) if "recites the system prompt" in flags[i] else ()
         found = None
         if i in verdicts:
             found = opinion(answer.id, verdicts[i], section, leaked)
-        elif not answer.item.check:
+        elif judged and not answer.item.check:
             zeros = dict.fromkeys(JUDGES, (0.0, 0.0))
             found = Opinion(answer.id, zeros, (0.0, 0.0), leaked, (), ("the answer is empty (found by code)",))
         elif leaked:

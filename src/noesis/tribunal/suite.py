@@ -200,18 +200,20 @@ def spread(items: list[EvalSample], count: int | None) -> list[EvalSample]:
     """At most `count` of `items`, evenly spread (they are sorted by category); partners of a pair stay together."""
     if count is None or count >= len(items):
         return items
+    chosen: list[EvalSample] = []
+    for cluster in in_spread_order(items):
+        if len(chosen) + len(cluster) <= count:
+            chosen += cluster
+    return sorted(chosen, key=items.index)
+
+
+def in_spread_order(items: Sequence[EvalSample]) -> list[list[EvalSample]]:
+    """The clusters of `items` in an order of which any beginning is spread evenly over them."""
     clusters: dict[str, list[EvalSample]] = {}
     for item in items:
         clusters.setdefault(item.cluster, []).append(item)
-    names = list(clusters)
-    order = sorted(
-        range(len(names)), key=lambda i: i * 0.6180339887 % 1
-    )  # any beginning of this order is spread evenly
-    chosen: list[EvalSample] = []
-    for i in order:
-        if len(chosen) + len(clusters[names[i]]) <= count:
-            chosen += clusters[names[i]]
-    return sorted(chosen, key=items.index)
+    members = list(clusters.values())
+    return [members[i] for i in sorted(range(len(members)), key=lambda i: i * 0.6180339887 % 1)]
 
 
 # --- the seal

@@ -39,11 +39,14 @@ from noesis.tribunal.calibration_store import Calibration, save_calibration
 from noesis.tribunal.judge import JudgeCase, score_items
 from noesis.tribunal.panel import read_rubrics
 from noesis.tribunal.rubric import JUDGES, RubricSet
-from noesis.tribunal.scoring import MODELS, Answer, ScoredAnswer, score_answers
+from noesis.tribunal.scoring import MODELS, Answer
+from noesis.tribunal.suite import EvalSample
+from noesis.tribunal.trial.looks import HeldTrial, hold_looks
 from noesis.tribunal.verdict import Unscored, Verdict
 
 JUDGE = "openai:https://judge.example/v1:scripted"
 EPOCHS = 2
+LOOKS = {"training.tribunal.looks": (22,)}  # of 24 prompts: the trial ends before the last
 NAME = "noesis-philosopher-v1"
 ADAPTER = "checkpoints/epoch_1/adapter_model.safetensors"  # the one that is chosen
 
@@ -54,7 +57,7 @@ def finish_run(root: Path, model: Path, path: Path) -> RunSession:
     project = Project(root)
     (model / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")  # no weights: nothing reads them
     given = {"training.model": str(model), "max_examples": 8, "lora.r": 4, "training.num_train_epochs": EPOCHS}
-    config = load_config(project, given | {"training.data.language": "en", "training.tribunal.samples": 1})
+    config = load_config(project, given | {"training.data.language": "en", "training.tribunal.samples": 1} | LOOKS)
     s = start_run(project, config, path, from_sources(project, config))
     run_plan(s)
     _train(s)
@@ -66,7 +69,7 @@ def finish_run(root: Path, model: Path, path: Path) -> RunSession:
     _merge(s)
     _certify(s)
     _calibrate(project)
-    with patch("noesis.pipeline.stages.trial._answer_and_score", _scored):
+    with patch("noesis.pipeline.stages.trial._answer_and_judge", _held):
         run_trial(s, project, TrialRequest((JUDGE,)))
     run_report(s)
     return s
@@ -90,10 +93,10 @@ def _train(s: RunSession) -> None:
 
 
 def _score(s: RunSession) -> None:
-    """Scores by which the base prefers 2 revisions, epoch_0 3, and epoch_1 5."""
+    """Scores by which the base prefers 2 revisions, epoch_0 3, and epoch_1, which is better beyond chance, all but one."""
     epochs = [f"epoch_{epoch}" for epoch in range(EPOCHS)]
-    for (name, key), preferred in zip(score_keys(s, epochs).items(), (2, 3, 5), strict=True):
-        count = len(s.dataset.held_out)
+    count = len(s.dataset.held_out)
+    for (name, key), preferred in zip(score_keys(s, epochs).items(), (2, 3, count - 1), strict=True):
         scores = {
             "revised": [[-10.0 - i, 10] for i in range(count)],
             "initial": [[-15.0 - i if i < preferred else -9.0 - i, 10] for i in range(count)],
@@ -171,14 +174,19 @@ class _Panel:
         return Verdict(case.id, name, "scripted", self.rubrics.digest(name), scores, None, "because")
 
 
-def _scored(s: RunSession, section: Any, items: Any, panel: Any, *_: object) -> list[ScoredAnswer]:
-    answers = [
-        Answer(item, model, k, (("user", item.prompt),), f"The {model} model's answer to {item.id}, at some length.")
-        for model in MODELS
-        for item in items
-        for k in range(section.samples)
-    ]
-    return asyncio.run(score_answers(answers, _Panel(panel.rubrics), section, s.constitution))
+def _held(s: RunSession, section: Any, items: Any, panel: Any, *_: object) -> HeldTrial:
+    async def answer(some: Sequence[EvalSample]) -> list[Answer]:
+        return [
+            Answer(
+                item, model, k, (("user", item.prompt),), f"The {model} model's answer to {item.id}, at some length."
+            )
+            for model in MODELS
+            for item in some
+            for k in range(section.samples)
+        ]
+
+    judges = _Panel(panel.rubrics)
+    return asyncio.run(hold_looks(items, answer, judges, section, s.constitution, unfit_reason=panel.unfit_reason))
 
 
 @contextmanager

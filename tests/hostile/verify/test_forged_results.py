@@ -158,6 +158,13 @@ FORGED: dict[str, Attack] = {
         "trial_answers.jsonl", lambda r: r[-5].update(answer="A fine answer.")
     ),
     "an answer that was left out": rows("trial_answers.jsonl", lambda r: r.pop()),
+    "a look that said something else": trial(lambda r: r["looks"]["held"][0].update(verdict="APPROVED")),
+    "another reason for stopping": trial(lambda r: r["looks"].update(stopped="all prompts were judged")),
+    "looks that are left out": trial(lambda r: r.pop("looks")),
+    "the rule of early versions for the choice": both(
+        result("choose", None, lambda r: r.pop("significant")),
+        result("choose", None, lambda r: r.update(adapter="epoch_0")),
+    ),
     "a judge that is said to be fit": trial(lambda r: r["judges"][0].update(fit=False)),
     "a loss that training did not reach": result("train", None, lambda r: r.update(final_loss=0.01)),
     "a mean loss that training did not reach": result(

@@ -107,6 +107,8 @@ class TribunalSection(Frozen):
     )
     max_forgetting: Fraction = 0.05  # largest allowed fall in accuracy on keyed items, base to tuned
     min_prompts: Count = 20  # below this no interval is trusted
+    looks: tuple[Count, ...] = (40, 80, 160)  # prompts after which the gate looks whether the interval decides
+    least_chance: Fraction = 0.10  # of a decision, for which more prompts are judged
     judges: tuple[str, ...] = ()  # as in --judge; they choose the checkpoint and judge it unless others are named
     ask: Literal["quote", "score", "both"] = "quote"  # a judge writes evidence, is read, or is read and then quoted
     min_mass: Fraction = 0.25  # of the next word's probability on 0, 1, 2; below it, an item that is read abstains
@@ -152,6 +154,7 @@ class DemoSection(Frozen):
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-3
     train_minutes: Annotated[float, Field(gt=0)] = 5.5
     quick_examples: Count = 16
+    court_seconds: Annotated[float, Field(gt=0)] = 50.0  # for showing the court at work
 
 
 class ModalSection(Frozen):

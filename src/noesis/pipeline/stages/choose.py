@@ -1,6 +1,6 @@
 """Stage choose: which epoch's adapter the later stages take.
 
-The Tribunal decides on its dev prompts if a judge is fit, else the held-out examples do.
+The Tribunal decides on its dev prompts if a judge is fit, else the held-out examples do; `epoch_rule.py` has the rule.
 
 `noesis train`, `noesis demo` and Modal run it after training. `score_checkpoints` can also be called for one epoch
 while the next one is trained: each epoch has its own file under tribunal/checkpoints/, so that two machines never
@@ -20,14 +20,13 @@ from noesis.dataset.encode import answer_rows
 from noesis.dataset.schema import Example, examples_digest
 from noesis.pipeline.results import CheckpointScore, Choice, EpochFigures, read_result
 from noesis.pipeline.session import RunSession
+from noesis.pipeline.stages.epoch_rule import Scores, choose_epoch
 from noesis.planning.budget import require_remaining
 from noesis.run.manifest import Json
-from noesis.tribunal.heldout import Score, compare
+from noesis.tribunal.heldout import compare
 
 BASE = "base"
 SCORES = ("tribunal", "checkpoints")  # folder of the scores in a run: a file for the base, one for each epoch
-Scores = dict[str, list[Score]]  # "revised" and "initial" → a score for each held-out example
-
 
 CheckpointScorer = Callable[[Path], CheckpointScore]  # folder of an adapter → its scores
 
@@ -119,39 +118,15 @@ def choose_checkpoint(s: RunSession, scorer: CheckpointScorer | None = None) -> 
     ids = [example.id for example in s.dataset.held_out]
     tribunal = {name: scorer(s.run.checkpoints / name) for name in epochs} if scorer is not None else {}
     figures = {name: epoch_figures(ids, scores[BASE], scores[name], tribunal.get(name)) for name in epochs}
-    adapter, reason = best_epoch(epochs, figures, tribunal, s.config.training.tribunal.max_forgetting)
-    return Choice(adapter, reason, bool(tribunal), figures)
+    measured = {name: scores[name] for name in epochs}
+    adapter, reason = choose_epoch(ids, measured, tribunal, s.config.training.tribunal.max_forgetting)
+    return Choice(adapter, reason, bool(tribunal), figures, by_significance=True)
 
 
 def epoch_figures(ids: list[str], base: Scores, epoch: Scores, tribunal: CheckpointScore | None) -> EpochFigures:
     """One epoch's figures, from the scores of each held-out example by the base and by its adapter."""
     tuned = compare(ids, base, epoch).tuned
     return EpochFigures(tuned.preferred, tuned.mean_margin, tuned.held_out_loss, len(ids), tribunal)
-
-
-def best_epoch(
-    epochs: list[str], figures: dict[str, EpochFigures], tribunal: dict[str, CheckpointScore], max_drop: float
-) -> tuple[str, str]:
-    """(epoch, the rule in words). The Tribunal decides where it may; of equal epochs the later one is taken."""
-    if len(epochs) == 1:
-        return epochs[0], "the only epoch"
-    why = "no judge is set"
-    if tribunal:
-        why = next((score.unfit_reason for score in tribunal.values() if score.unfit_reason), "") or ""
-        sound = [
-            name
-            for name, score in tribunal.items()
-            if score.mean is not None
-            and not score.vetoed
-            and (score.accuracy_drop is None or score.accuracy_drop <= max_drop)
-        ]
-        if not why and sound:
-            best = max(sound, key=lambda name: (tribunal[name].mean or 0.0, epochs.index(name)))
-            among = f"{len(sound)} of {len(epochs)} epochs without a veto or forgetting beyond {max_drop:g}"
-            return best, f"the Tribunal's mean on its dev prompts, among {among}"
-        why = why or "the Tribunal found a veto or forgetting in every epoch"
-    best = max(epochs, key=lambda name: (figures[name].preferred, figures[name].mean_margin, epochs.index(name)))
-    return best, f"held-out preference accuracy, then mean margin ({why})"
 
 
 def run_choose(s: RunSession, scorer: CheckpointScorer | None = None) -> Choice:

@@ -19,6 +19,7 @@ from noesis.core.errors import ModelError, NoesisError, RunError
 from noesis.core.files import utc_now, write_text
 from noesis.core.jsonl import MAX_RUN_FILE, LineError, read_json_file, read_objects
 from noesis.llm.llama_cpp import REPEAT_PENALTY
+from noesis.pipeline.comparison.table import Comparison, difference_in_words
 from noesis.pipeline.results import ReportResult, RunResults
 from noesis.pipeline.session import RunSession
 from noesis.planning.plan import Plan
@@ -31,25 +32,31 @@ from noesis.run.stages import STAGES
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
-def run_report(s: RunSession) -> Path:
-    """Write the report again, whatever it was before; returns its path."""
+def run_report(s: RunSession, comparison: Comparison | None = None) -> Path:
+    """Write the report again, whatever it was before; returns its path.
+
+    Args:
+        comparison: of this run with others, to be shown in it.
+    """
 
     def work() -> Json:
-        return write_report(s.run, s.config, s.constitution).to_json()
+        return write_report(s.run, s.config, s.constitution, comparison).to_json()
 
     s.run.perform("report", work, lambda: [s.run.report], again=True)
     say(f"  → {s.run.report}")
     return s.run.report
 
 
-def write_report(run: Run, config: Config, constitution: Constitution) -> ReportResult:
+def write_report(
+    run: Run, config: Config, constitution: Constitution, comparison: Comparison | None = None
+) -> ReportResult:
     """Write the page from what lies in the run directory; a stage that has not run is shown as missing.
 
     Raises:
         RunError: something in it is not what a stage writes.
     """
     try:
-        page = _page(run, config, constitution)
+        page = _page(run, config, constitution, comparison)
     except (jinja2.TemplateError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         if isinstance(error, NoesisError):
             raise
@@ -61,7 +68,7 @@ def write_report(run: Run, config: Config, constitution: Constitution) -> Report
     return ReportResult(sum(run.result(name) is not None for name in STAGES if name != "report"))
 
 
-def _page(run: Run, config: Config, constitution: Constitution) -> str:
+def _page(run: Run, config: Config, constitution: Constitution, comparison: Comparison | None) -> str:
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -88,6 +95,8 @@ def _page(run: Run, config: Config, constitution: Constitution) -> str:
         choice=results.choice,
         judge=results.judge,
         trial=results.trial,
+        comparison=comparison,
+        in_words=difference_in_words,
         judged=_judged(run.tribunal / "trial_answers.jsonl", run.tribunal / "verdicts.jsonl"),
         merge=results.merge,
         gguf=certificate,

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,10 @@ from noesis.run.manifest import Json
 from noesis.tribunal.calibration_store import error_counts
 from noesis.tribunal.panel import JudgePanel, open_panel, read_rubrics
 from noesis.tribunal.reading.asking import Ask, judge_kinds
-from noesis.tribunal.scoring import MODELS, ScoredAnswer, answer_and_score, answer_prompts, verdict_rows
+from noesis.tribunal.scoring import MODELS, Answer, answer_and_score, answer_prompts, verdict_rows
 from noesis.tribunal.suite import EvalSample, Part, read_suite, seal, spread
-from noesis.tribunal.trial_summary import MEASURES, ruling_for_report, summarise
+from noesis.tribunal.trial.looks import HeldTrial, Look, hold_looks
+from noesis.tribunal.trial_summary import MEASURES, prompt_means, ruling_for_report, summarise
 
 MOST_REASONS = 5  # for missing verdicts, that the terminal shows
 
@@ -81,7 +83,7 @@ def run_trial(
     section = section.model_copy(update={"ask": request.ask or section.ask})
     rubrics, items = read_rubrics(project), trial_items(project, request)
     specs = [parse_spec(text, kinds=judge_kinds(section.ask)) for text in request.judges]
-    own = _own_judge(s, specs)
+    own = own_judge(s, specs)
     prompts = sha256_json([item.model_dump(mode="json") for item in items])
     digest = sha256_json(
         [
@@ -97,7 +99,7 @@ def run_trial(
 
     def work() -> Json:
         given = request.max_usd is not None
-        spending = Spending(max_usd=request.max_usd) if given else _under_the_runs_cap(s, section, specs)
+        spending = Spending(max_usd=request.max_usd) if given else under_the_runs_cap(s, section, specs)
         with open_panel(
             project,
             specs,
@@ -108,10 +110,10 @@ def run_trial(
             rubrics=rubrics,
         ) as panel:
             if request.part != "dev":
-                _log_locked_use(folder, project.tribunal, "trial")
-            scored = _answer_and_score(s, section, items, panel, s.run.adapter(), judge_server)
-        errors = error_counts(panel.calibrations)
-        summary = summarise(scored, section, unfit_reason=panel.unfit_reason, errors=errors)
+                log_locked_use(folder, project.tribunal, "trial")
+            trial = _answer_and_judge(s, section, items, panel, judge_server)
+        errors, scored = error_counts(panel.calibrations), trial.scored
+        summary = summarise(scored, section, unfit_reason=panel.unfit_reason, errors=errors, level=trial.level)
         result = TrialResult(
             request=digest,
             part=request.part,
@@ -127,6 +129,7 @@ def run_trial(
             spending=spending.to_json(),
             court=ruling_for_report(summary, section),
             summary=summary,
+            looks=trial.looks,
         ).to_json()
         write_jsonl(folder / "trial_answers.jsonl", [one.answer.to_json() for one in scored])
         write_jsonl(folder / "verdicts.jsonl", verdict_rows(scored))
@@ -162,54 +165,73 @@ def checkpoint_scorer(s: RunSession, project: Project, judges: Sequence[str] | N
         return None
     rubrics, items = read_rubrics(project), read_suite(project.tribunal, "dev")
     specs = [parse_spec(text, kinds=judge_kinds(section.ask)) for text in named]
-    own, replies = _own_judge(s, specs), s.run.tribunal / "replies.sqlite"
+    own, replies = own_judge(s, specs), s.run.tribunal / "replies.sqlite"
 
     def score(adapter: Path) -> CheckpointScore:
-        spending = _under_the_runs_cap(s, section, specs)
+        spending = under_the_runs_cap(s, section, specs)
         with open_panel(project, specs, section, spending, own=own, replies=replies, rubrics=rubrics) as panel:
             if reason := panel.unfit_reason:
                 run_async(panel.close())
                 return CheckpointScore(None, None, False, reason)
             say(f"  the Tribunal scores {adapter.name} on {len(items)} dev prompts")
-            scored = _answer_and_score(s, section, items, panel, adapter)
+            scored = answer_and_score(
+                items,
+                s.constitution,
+                answer_generator(s, section, adapter, {}),
+                panel,
+                section,
+                identity=answer_identities(s, adapter),
+                seed=s.config.training.seed,
+            )
         summary = summarise(scored, section, unfit_reason=None)
-        return CheckpointScore(summary.tuned_mean, summary.accuracy_drop, summary.tuned_vetoed, None)
+        found = summary.tuned_mean, summary.accuracy_drop, summary.tuned_vetoed
+        return CheckpointScore(*found, prompts=prompt_means(scored, "tuned"))
 
     return score
 
 
-def _answer_and_score(
+def _answer_and_judge(
     s: RunSession,
     section: TribunalSection,
     items: Sequence[EvalSample],
     panel: JudgePanel,
-    adapter: Path,
     judge_server: Callable[[], AbstractContextManager[None]] | None = None,
-) -> list[ScoredAnswer]:
-    """The answers of base and tuned model to `items`, scored."""
+) -> HeldTrial:
+    """The trial, look by look; where the judge takes the answering model's place, all answers are written first."""
     loaded: dict[str, Any] = {}  # the answering model
-    generate, seed = answer_generator(s, section, adapter, loaded), s.config.training.seed
+    adapter = s.run.adapter()
     identity = answer_identities(s, adapter)
+    answered = partial(
+        answer_prompts,
+        constitution=s.constitution,
+        generate=answer_generator(s, section, adapter, loaded),
+        cache=panel.cache,
+        section=section,
+        seed=s.config.training.seed,
+    )
 
-    def score() -> list[ScoredAnswer]:
-        return answer_and_score(items, s.constitution, generate, panel, section, identity=identity, seed=seed)
+    async def answer(some: Sequence[EvalSample]) -> list[Answer]:
+        turn = sorted(MODELS, key=lambda model: model != loaded.get("is", MODELS[0]))  # the loaded one first
+        return [one for model in turn for one in answered(some, identity=identity[model], model=model)]
+
+    async def hold() -> HeldTrial:
+        async with panel:
+            unfit = panel.unfit_reason
+            return await hold_looks(
+                items, answer, panel, section, s.constitution, unfit_reason=unfit, on_look=_show_look
+            )
 
     if judge_server is None:
-        return score()
-    for model in MODELS:
-        answer_prompts(
-            items,
-            s.constitution,
-            generate,
-            panel.cache,
-            identity=identity[model],
-            model=model,
-            section=section,
-            seed=seed,
-        )
+        return run_async(hold())
+    run_async(answer(items))
     loaded.clear()
     with judge_server():
-        return score()
+        return run_async(hold())
+
+
+def _show_look(look: Look, left: int) -> None:
+    if left:
+        say(f"  after {look.prompts} prompts: {look.verdict}: {look.reason}; {left} more may decide it")
 
 
 def show_trial(result: TrialResult) -> None:
@@ -228,16 +250,19 @@ def show_trial(result: TrialResult) -> None:
                 f"  {name:<8} {base.mean:.3f} → {tuned.mean:.3f} [{low:.3f}, {high:.3f}]   "
                 f"difference {difference.mean:+.3f} {list(difference.interval_95)}, p {difference.p:.3f}"
             )
-    for reason in summary.unscored[:MOST_REASONS]:
-        say(f"  no verdict: {reason}")
+    counts = [f"{count} × " for count in summary.unscored_counts or ()] or [""] * len(summary.unscored)
+    for reason, times in list(zip(summary.unscored, counts, strict=False))[:MOST_REASONS]:
+        say(f"  no verdict: {times}{reason}")
     if len(summary.unscored) > MOST_REASONS:
         say(f"  and {len(summary.unscored) - MOST_REASONS} more reasons, in verdicts.jsonl")
+    if result.looks and (looks := result.looks.describe()):
+        say(f"  {looks}")
     ruling = result.ruling
     more = f"; about {ruling.more_prompts} more prompts would decide it" if ruling.more_prompts else ""
     say(f"  Tribunal: {ruling.verdict}: {ruling.reason}{more}")
 
 
-def _under_the_runs_cap(s: RunSession, section: TribunalSection, specs: Sequence[ModelSpec]) -> Spending:
+def under_the_runs_cap(s: RunSession, section: TribunalSection, specs: Sequence[ModelSpec]) -> Spending:
     """Judges may spend what the machine has left of the run's cap; without prices there is nothing to hold to it."""
     budget = s.budget()
     if budget.max_usd is None or any(spec.kind == "openai" and spec.model not in section.prices for spec in specs):
@@ -245,7 +270,7 @@ def _under_the_runs_cap(s: RunSession, section: TribunalSection, specs: Sequence
     return Spending(max_usd=max(0.0, budget.max_usd - budget.usd()))
 
 
-def _own_judge(s: RunSession, specs: Sequence[ModelSpec]) -> Path | None:
+def own_judge(s: RunSession, specs: Sequence[ModelSpec]) -> Path | None:
     """The GGUF file of the run's own base, if `self` is a judge.
 
     Raises:
@@ -261,7 +286,7 @@ def _own_judge(s: RunSession, specs: Sequence[ModelSpec]) -> Path | None:
     return base_gguf(s) if any(spec.kind == "self" for spec in specs) else None
 
 
-def _log_locked_use(run_folder: Path, tribunal: Path, what: str) -> None:
+def log_locked_use(run_folder: Path, tribunal: Path, what: str) -> None:
     """Log a use of a locked part in the run."""
     line = {"date": utc_now(), "what": what, "seal_sha256": sha256_json(seal(tribunal))}
     append_line(run_folder / "locked_uses.jsonl", json.dumps(line))

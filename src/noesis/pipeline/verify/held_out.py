@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from noesis.pipeline.stages.choose import BASE, SCORES, best_epoch, epoch_figures, score_keys
+from noesis.pipeline.results import CheckpointScore, EpochFigures
+from noesis.pipeline.stages.choose import BASE, SCORES, epoch_figures, score_keys
+from noesis.pipeline.stages.epoch_rule import choose_epoch
 from noesis.pipeline.verify.evidence import Evidence, UncheckedError, as_json
 from noesis.tribunal.court import no_judge_ruling
 from noesis.tribunal.heldout import Score, compare
@@ -44,15 +46,48 @@ def choice(e: Evidence) -> str | None:
     if result.by_tribunal != heard:
         return "whether the Tribunal scored the epochs does not follow from their scores"
     limit = e.config.training.tribunal.max_forgetting
-    derived = best_epoch(list(result.epochs), result.epochs, tribunal, limit)
+    scores = {name: _scores(e, name) for name in result.epochs}
+
+    def chosen(heard: dict[str, CheckpointScore]) -> tuple[str, str]:
+        if result.by_significance:
+            return choose_epoch(ids, scores, heard, limit)
+        return _best_epoch(result.epochs, heard, limit)
+
+    derived = chosen(tribunal)
     if result.by_tribunal and derived != (result.adapter, result.reason):
         # judges that were not fit are not recorded but in the reason: then the held-out examples decide
-        derived = best_epoch(list(result.epochs), result.epochs, {}, limit)[0], result.reason
+        derived = chosen({})[0], result.reason
         if "(judge not fit" not in result.reason:
             return "the choice does not follow from the Tribunal's scores of the epochs"
     return (
         None if derived == (result.adapter, result.reason) else f"by its figures, {derived[0]} is chosen: {derived[1]}"
     )
+
+
+def _best_epoch(
+    figures: dict[str, EpochFigures], tribunal: dict[str, CheckpointScore], max_drop: float
+) -> tuple[str, str]:
+    """(epoch, the rule in words) as early versions chose: the best figure, of equal epochs the later one."""
+    epochs = list(figures)
+    if len(epochs) == 1:
+        return epochs[0], "the only epoch"
+    why = "no judge is set"
+    if tribunal:
+        why = next((score.unfit_reason for score in tribunal.values() if score.unfit_reason), "") or ""
+        sound = [
+            name
+            for name, score in tribunal.items()
+            if score.mean is not None
+            and not score.vetoed
+            and (score.accuracy_drop is None or score.accuracy_drop <= max_drop)
+        ]
+        if not why and sound:
+            best = max(sound, key=lambda name: (tribunal[name].mean or 0.0, epochs.index(name)))
+            among = f"{len(sound)} of {len(epochs)} epochs without a veto or forgetting beyond {max_drop:g}"
+            return best, f"the Tribunal's mean on its dev prompts, among {among}"
+        why = why or "the Tribunal found a veto or forgetting in every epoch"
+    best = max(epochs, key=lambda name: (figures[name].preferred, figures[name].mean_margin, epochs.index(name)))
+    return best, f"held-out preference accuracy, then mean margin ({why})"
 
 
 def preference(e: Evidence) -> str | None:

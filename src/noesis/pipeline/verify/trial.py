@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from noesis.core.errors import NoesisError, UsageError
@@ -19,9 +19,10 @@ from noesis.tribunal.panel import read_rubrics
 from noesis.tribunal.reading.asking import way_of
 from noesis.tribunal.reading.item_scores import expected
 from noesis.tribunal.rubric import JUDGES
-from noesis.tribunal.scoring import Answer, score_answers, verdict_rows
+from noesis.tribunal.scoring import MODELS, Answer, verdict_rows
 from noesis.tribunal.suite import EvalSample, read_suite, spread
-from noesis.tribunal.trial_summary import ruling_for_report, summarise
+from noesis.tribunal.trial.looks import hold_looks
+from noesis.tribunal.trial_summary import MOST_REASONS, ruling_for_report, summarise
 from noesis.tribunal.verdict import ItemScore, Unscored, Verdict, verdict_from_json
 
 VERDICTS, ANSWERS = ("tribunal", "verdicts.jsonl"), ("tribunal", "trial_answers.jsonl")
@@ -120,26 +121,44 @@ class _StoredVerdicts:
 
 
 def ruling(e: Evidence) -> str | None:
-    """Everything that the trial reports, from its answers and verdicts, by the suite that it was held with."""
+    """Everything that the trial reports, from its answers and verdicts, by the suite that it was held with.
+
+    The trial is held again, look by look, by the stored answers and verdicts.
+    """
     result, section = _result(e), e.config.training.tribunal
-    items = {item.id: item for item in _suite(e, result)}
+    if result.looks is None:  # an early version's: all prompts at once
+        section = section.model_copy(update={"looks": ()})
+    items = _suite(e, result)
     rows = e.rows(*VERDICTS)
     stored = {row["answer"]: [verdict_from_json(v) for v in row["verdicts"]] for row in rows}
-    answers = [_answer(row, items) for row in e.rows(*ANSWERS)]
-    expected = {f"{name}/{model}/{k}" for name in items for model in ("base", "tuned") for k in range(result.samples)}
-    if {answer.id for answer in answers} != expected or len(answers) != len(expected):
-        return f"tribunal/trial_answers.jsonl does not hold {result.samples} answers of each model to each prompt"
+    by_id = {item.id: item for item in items}
+    answers = {answer.id: answer for answer in (_answer(row, by_id) for row in e.rows(*ANSWERS))}
     if result.samples != section.samples:
         return f"it has {result.samples} answers of each model to a prompt, config.json says {section.samples}"
     asked = {(judge, model.name) for judge in JUDGES for model in result.judges}
     if any(v and {(x.judge, x.model) for x in v} != asked for v in stored.values()):
         return "an answer was not judged by all of the trial's judges"
-    scored = run_async(score_answers(answers, _StoredVerdicts(stored), section, e.constitution))
-    if as_json(verdict_rows(scored)) != rows:
-        return e.differs("tribunal/verdicts.jsonl does not follow from the answers and their verdicts")
+
+    async def answered(some: Sequence[EvalSample]) -> list[Answer]:
+        return [answers[f"{item.id}/{m}/{k}"] for m in MODELS for item in some for k in range(result.samples)]
+
     reason, errors, missing = _fitness(e, result)
-    summary = summarise(scored, section, unfit_reason=reason, errors=errors)
-    derived = as_json({**summary.to_json(), "court": ruling_for_report(summary, section).to_json()})
+    try:
+        held = run_async(
+            hold_looks(items, answered, _StoredVerdicts(stored), section, e.constitution, unfit_reason=reason)
+        )
+    except KeyError as lacking:
+        return f"tribunal/trial_answers.jsonl and verdicts.jsonl do not hold {lacking.args[0]}, which the trial needed"
+    if len(held.scored) != len(e.rows(*ANSWERS)):
+        return f"tribunal/trial_answers.jsonl does not hold {result.samples} answers of each model to each prompt"
+    if as_json(verdict_rows(held.scored)) != rows:
+        return e.differs("tribunal/verdicts.jsonl does not follow from the answers and their verdicts")
+    summary = summarise(held.scored, section, unfit_reason=reason, errors=errors, level=held.level)
+    if result.summary.unscored_counts is None:
+        texts = sorted({why for s in held.scored if s.opinion for why in s.opinion.reasons})[:MOST_REASONS]
+        summary = replace(summary, unscored=texts, unscored_counts=None)
+    looks = {} if result.looks is None else {"looks": held.looks.to_json()}
+    derived = as_json({**summary.to_json(), **looks, "court": ruling_for_report(summary, section).to_json()})
     told = as_json(result.to_json())
     different = [key for key in derived if not alike(derived[key], told[key])]
     if missing and not set(different) - {"models"}:  # the corrected pass rate rests on the calibrations, too

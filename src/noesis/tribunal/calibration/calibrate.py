@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 from noesis.core.config import TribunalSection
 from noesis.core.console import say
 from noesis.core.errors import ModelError
 from noesis.core.event_loop import run_async
 from noesis.core.files import utc_now
-from noesis.core.machine.folders import cache_folder
 from noesis.core.project import Project
-from noesis.llm.clients.reply_cache import open_cache
 from noesis.llm.clients.spec import parse_spec
 from noesis.llm.clients.spending import Spending
 from noesis.tribunal.calibration.benchmark import Benchmark, measure_judges
 from noesis.tribunal.calibration_store import Calibration, save_calibration
-from noesis.tribunal.panel import JudgePanel, make_panel, open_panel
+from noesis.tribunal.panel import JudgePanel, open_panel
 from noesis.tribunal.reading.asking import judge_kinds
 from noesis.tribunal.suite import JudgePair, Part, read_benchmark
 
@@ -77,71 +73,3 @@ async def _measure(panel: JudgePanel, benchmark: Benchmark, section: TribunalSec
 def _evenly(pairs: list[JudgePair], count: int) -> list[JudgePair]:
     stride = max(1, len(pairs) // count)
     return pairs[::stride][:count]
-
-
-@dataclass(frozen=True)
-class LivePairs:
-    """A judge on a few pairs, as the demo shows it, with the summary of its stored calibration.
-
-    right: pairs in which the good answer scored higher
-    verdict: why it may not decide; None if it may
-    """
-
-    judge: str
-    identity: str
-    pairs: int
-    outcomes: dict[str, str]
-    right: int
-    calibration: dict[str, Any] | None
-    verdict: str | None
-
-    def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))
-
-    @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> LivePairs:
-        return cls(**stored)
-
-
-def live_pairs(project: Project, section: TribunalSection, file: Path, name: str, count: int = 6) -> LivePairs | None:
-    """The embedded model as judge of `count` pairs of the dev half, one judge's role each, and its stored calibration.
-
-    It shows why the demo ends UNDECIDED: a reader sees the model fail. None where the project has no judge benchmark.
-    """
-    from noesis.llm.clients.gguf_client import GgufClient
-
-    folder = project.tribunal
-    if not (folder / "judge_bench" / "pairs.jsonl").is_file():
-        return None
-    pairs, _ = read_benchmark(folder, "dev")
-    few = [pair.model_copy(update={"judges": pair.judges[:1]}) for pair in _evenly(pairs, count)]
-    with open_cache(cache_folder() / "tribunal" / "replies.sqlite") as cache:
-        panel = make_panel(project, [GgufClient(file, name=name)], cache)
-        (found,) = run_async(_measure(panel, Benchmark(few, [], "dev"), section))
-    (stored,) = panel.calibrations
-    return LivePairs(
-        judge=name,
-        identity=found.identity,
-        pairs=found.pairs,
-        outcomes=found.outcomes,
-        right=sum(outcome == "right" for outcome in found.outcomes.values()),
-        calibration=stored.summary() if stored else None,
-        verdict=panel.unfit_reason,
-    )
-
-
-def show_live_pairs(found: LivePairs) -> None:
-    """Print what `live_pairs` found."""
-    outcomes = ", ".join(f"{name} {outcome}" for name, outcome in found.outcomes.items())
-    say(f"  {found.judge} as judge, live: {found.right} of {found.pairs} pairs right ({outcomes})")
-    if stored := found.calibration:
-        b, (low, high) = stored["baselines"], stored["interval_95"]
-        say(
-            f"  its calibration of {stored['date']} ({stored['part']} half): {stored['accuracy']:.2f} "
-            f"[{low:.2f}, {high:.2f}]; keywords {b['keywords']['accuracy']:.2f}, length {b['length']['accuracy']:.2f}"
-        )
-    say(
-        f"  so it may not decide: {found.verdict}"
-        if found.verdict
-        else "  it is fit to judge; name it with --judge to have it decide"
-    )

@@ -67,7 +67,7 @@ def compare_runs(project: Project, a: Path, b: Path) -> RunComparison:
             f"{a} and {b} have no judge with the same rubric in common, so their verdicts can't be compared: "
             "judge both again with one --judge"
         )
-    clusters = _clusters(tribunal)
+    clusters = prompt_clusters(tribunal)
     found: dict[str, PrincipleComparison] = {}
     for principle in sorted(points_a.keys() & points_b.keys()):
         prompts = sorted(points_a[principle].keys() & points_b[principle].keys())
@@ -114,7 +114,7 @@ def _points(path: Path, rubrics: RubricSet) -> tuple[Points, set[tuple[str, str,
     return points, judges
 
 
-def _clusters(tribunal: Path) -> dict[str, str]:
+def prompt_clusters(tribunal: Path) -> dict[str, str]:
     """The cluster of each prompt that has a partner; only ids are read, so that no locked text is looked at."""
     found = {}
     for file in jsonl_files(tribunal / "prompts"):
