@@ -1,13 +1,18 @@
-"""The paths of a project folder."""
+"""The paths of a project folder, and the one way to find it: for the command line, Modal and Python alike."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from noesis.core.console import command
 from noesis.core.errors import UsageError
 from noesis.core.language import Language
+
+NAMED = (
+    "NOESIS_PROJECT"  # environment variable: the project's folder
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,11 @@ class Project:
     @property
     def constitution(self) -> Path:
         return self.data / "constitution.yaml"
+
+    @property
+    def prompt_lists(self) -> Path:
+        """What prompts are built from: topics, situations, askers."""
+        return self.data / "constitution_prompts.yaml"
 
     @property
     def lora_yaml(self) -> Path:
@@ -61,11 +71,13 @@ class Project:
 
 
 def find_project(path: Path | None = None) -> Project:
-    """The project at `path`, or the nearest one at or above the working directory.
+    """The project at `path`, else where NOESIS_PROJECT says, else the nearest one at or above the working directory.
 
     Raises:
         UsageError: there is none.
     """
+    if path is None and (named := os.environ.get(NAMED)):
+        path = Path(named)
     if path is not None:
         project = Project(path)
         if not project.training_yaml.is_file():
@@ -74,10 +86,19 @@ def find_project(path: Path | None = None) -> Project:
             )
         return project
     here = Path.cwd()
-    for folder in (here, *here.parents):
-        if Project(folder).training_yaml.is_file():
-            return Project(folder)
+    if (found := _at_or_above(here)) is not None:
+        return found
     raise UsageError(
         f"no project at or above {here}: change to one, name one with --project DIR, "
         f"or make one with  {command('init', 'DIR')}"
     )
+
+
+def name_project_unless_here(folder: Path) -> None:
+    """Let `folder` be this process's project, unless one is named or lies at or above the working directory."""
+    if not os.environ.get(NAMED) and _at_or_above(Path.cwd()) is None:
+        os.environ[NAMED] = str(folder)
+
+
+def _at_or_above(here: Path) -> Project | None:
+    return next((Project(f) for f in (here, *here.parents) if Project(f).training_yaml.is_file()), None)

@@ -1,6 +1,6 @@
 r"""The Tribunal as an Inspect task, to look at every answer, judge and span in its viewer (https://inspect.aisi.org.uk).
 
-    pip install -c constraints-inspect.txt 'noesis[judge]'
+    pip install -c constraints-inspect.txt 'noesis-tribunal[judge]'
     inspect eval src/noesis/tribunal/inspect_task.py --model openai-api/local/my-model \
         -T judge=openai:http://127.0.0.1:8080/v1:judge
     inspect view
