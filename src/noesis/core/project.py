@@ -10,9 +10,7 @@ from noesis.core.console import command
 from noesis.core.errors import UsageError
 from noesis.core.language import Language
 
-NAMED = (
-    "NOESIS_PROJECT"  # environment variable: the project's folder
-)
+NAMED = "NOESIS_PROJECT"  # environment variable: the project's folder
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,10 @@ class Project:
     @property
     def training_yaml(self) -> Path:
         return self.training / "training_config.yaml"
+
+    def schema(self, name: str) -> Path:
+        """The JSON Schema of `<name>_config.yaml`, for editors."""
+        return self.training / f"{name}_config.schema.json"
 
     @property
     def runs(self) -> Path:
