@@ -11,7 +11,7 @@ try:
     from noesis.core.project import name_project_unless_here
 
     name_project_unless_here(Path(__file__).resolve().parents[1])
-    from noesis.cloud.train import answer_shard, app, conduct, judge, judge_epoch, main, merge, train
+    from noesis.cloud.app import answer_shard, app, conduct, judge, judge_epoch, main, merge, train
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"error: {error}, in the environment of this `modal`. Set one up with  make setup  and use it:  "

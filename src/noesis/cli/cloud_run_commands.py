@@ -108,7 +108,7 @@ def train(
 ) -> None:
     """Deploy the app, start the run and return: it needs this machine no more. For CI, and for laptops that sleep.
 
-    The run itself is that of  modal run -m noesis.cloud.train  with these options.
+    The run itself is that of  modal run -m noesis.cloud.app  with these options.
 
     Example: noesis cloud train --epochs 3 --max-usd 5
     """

@@ -29,7 +29,8 @@ app = typer.Typer()
 PORT = 8017
 
 LanguageOption = Annotated[
-    Literal["pt", "en"] | None, typer.Option("--language", help="Language of the system prompt; default: the run's.")
+    str | None,
+    typer.Option("--language", metavar="CODE", help="Language of the system prompt; default: the run's."),
 ]
 QuantOption = Annotated[
     str | None,
@@ -190,7 +191,7 @@ def chat(
         return client(file)
 
     tuned = client(files.base or certified_gguf(loaded), files.adapter) if files.tuned is None else client(files.tuned)
-    system = constitution.system_prompt.en if prompt_language == "en" else constitution.system_prompt.pt
+    system = constitution.system_prompt[prompt_language]
     with AsyncRunner() as runner:
         answer = answer_function(
             tuned,
@@ -279,8 +280,15 @@ def _require_serving_extra() -> None:
 def _constitution_and_language(run: Run, language: str | None) -> tuple[Constitution, str]:
     """The run's constitution, and the language of the system prompt."""
     from noesis.constitution.document import load_constitution
+    from noesis.core.errors import UsageError
 
-    return load_constitution(run.data / "constitution.yaml"), language or run.config().training.data.language
+    constitution = load_constitution(run.data / "constitution.yaml")
+    if language is not None and language not in constitution.languages:
+        raise UsageError(
+            f"--language {language}: the run's system prompt speaks {' and '.join(constitution.languages)} only"
+        )
+    chosen = language or run.config().training.data.language
+    return constitution, chosen if chosen in constitution.languages else constitution.languages[0]
 
 
 def _live_judge(

@@ -19,9 +19,9 @@ config_app = typer.Typer(help="The two YAML files: their schema, for editors.", 
 def prepare_completion() -> None:
     """Let typer answer a shell that asks for completions, if this process was started by one."""
     if COMPLETE in os.environ:
-        from typer.completion import completion_init
+        from typer.completion import get_completion_inspect_parameters
 
-        completion_init()
+        get_completion_inspect_parameters()  # registers the shells
 
 
 @app.command()
@@ -38,7 +38,7 @@ def completion(
 
     Example: noesis completion bash >> ~/.bashrc
     """
-    from typer.completion import get_completion_script
+    from typer._completion_shared import get_completion_script
 
     from noesis.core.console import say_text
 

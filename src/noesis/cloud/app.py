@@ -1,4 +1,4 @@
-"""The Modal app: images, volumes, secrets and functions. `modal run -m noesis.cloud.train --epochs 3`.
+"""The Modal app: images, volumes, secrets and functions. `modal run -m noesis.cloud.app --epochs 3`.
 
 The volume's root is the run directory (/data/checkpoints/epoch_0, /data/merged/…); the uploaded dataset is in
 /data/dataset. The functions only call the package's stages (`container/stages.py`), in the order of
@@ -30,7 +30,7 @@ from noesis.core.config import TrainingFile, load_config
 from noesis.core.console import guard_terminal
 from noesis.core.errors import NoesisError
 from noesis.core.libraries import silence_libraries
-from noesis.core.package_files import package_files
+from noesis.core.machine.package_files import package_files
 from noesis.core.project import NAMED, Project, find_project
 from noesis.planning.gpus import CURRENT, use_prices
 from noesis.planning.pricing import JUDGE_MACHINE, MERGE_MACHINE, RENTED, train_machine

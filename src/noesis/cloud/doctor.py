@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import modal
 
 from noesis.cloud.modal_errors import explain, no_token
-from noesis.cloud.typed import export_command
+from noesis.cloud.request import export_command
 from noesis.cloud.volume.remote import ModalVolumeFiles, read_text
 from noesis.cloud.volume.uploaded_data import PARTS, exported_hashes, put_command
 from noesis.core.config import ModalSection

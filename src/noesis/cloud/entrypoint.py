@@ -18,8 +18,7 @@ from noesis.cloud.container.workspace import CallResult
 from noesis.cloud.modal_errors import explained, no_token
 from noesis.cloud.patience import BUILDS_S, patiently
 from noesis.cloud.quote import quote_lines, quoted_seconds
-from noesis.cloud.request import LOCAL_JUDGE, CloudRequest, request_from_options
-from noesis.cloud.typed import modal_run
+from noesis.cloud.request import LOCAL_JUDGE, CloudRequest, modal_run, request_from_options
 from noesis.cloud.volume.uploaded_data import exported_hashes
 from noesis.core.config import Config, ModalSection
 from noesis.core.console import command, complain, guard_terminal, report_error, say

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from noesis.cloud.limits import FETCH_MACHINE, ORCHESTRATOR_MACHINE, function_seconds, worst_case
-from noesis.cloud.request import CloudRequest, gpu_to_rent
-from noesis.cloud.typed import export_command
+from noesis.cloud.request import CloudRequest, export_command, gpu_to_rent
 from noesis.constitution.document import load_constitution
 from noesis.core.config import Config, ModalSection
 from noesis.core.console import duration

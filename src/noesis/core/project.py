@@ -8,8 +8,10 @@ from pathlib import Path
 
 from noesis.core.console import command
 from noesis.core.errors import UsageError
-from noesis.core.language import Language
+from noesis.core.language import ALL, CODES, Language
 
+EXAMPLES = "examples"  # in data/training, a folder for each language
+GUIDE_FOLDERS = {"pt": "philosophical", "en": "philosophical_en"}
 NAMED = "NOESIS_PROJECT"  # environment variable: the project's folder
 
 
@@ -67,9 +69,16 @@ class Project:
         return self.tribunal / "calibrations"
 
     def sources(self, language: Language) -> list[Path]:
-        """The folders of hand-written examples in `language`."""
-        folders = {"pt": ["philosophical"], "en": ["philosophical_en"], "both": ["philosophical", "philosophical_en"]}
-        return [self.training / name for name in folders[language]]
+        """The folders of hand-written examples in `language`; for `both`, of every language that has one.
+
+        `examples/<code>`, unless there is a folder of the names that the first guide gave them.
+        """
+        if language == ALL:
+            found = [folder for code in CODES for folder in self.sources(code) if folder.is_dir()]
+            return found or self.sources("pt")
+        guide = self.training / GUIDE_FOLDERS.get(language, "")
+        own = self.training / EXAMPLES / language
+        return [guide if language in GUIDE_FOLDERS and (guide.is_dir() or not own.is_dir()) else own]
 
 
 def find_project(path: Path | None = None) -> Project:

@@ -14,12 +14,13 @@ from noesis.core.config import Config
 from noesis.core.console import command, say
 from noesis.core.errors import DataError, UsageError
 from noesis.core.jsonl import jsonl_files, read_models
+from noesis.core.language import LanguageCode as Language
 from noesis.core.project import Project
 from noesis.dataset.auxiliary import PAIRS_FILE, REPLAY_FILE, add_auxiliary, read_pairs
 from noesis.dataset.checks.length import find_token_counter
 from noesis.dataset.checks.validate import validate
 from noesis.dataset.export import check_sources, held_out_rows, raise_on_errors
-from noesis.dataset.schema import Dataset, Example, Language, ReplayRow
+from noesis.dataset.schema import Dataset, Example, ReplayRow
 from noesis.dataset.split import in_order
 
 T = TypeVar("T")

@@ -155,10 +155,10 @@ def probe_endpoint(run: Run, client: LLMClient, *, base: Path | None = None) -> 
 
 
 def _probe_conversations(run: Run) -> list[list[Message]]:
-    """The constitution's first principles as prompts, in both languages."""
+    """The constitution's first principles as prompts, in each of its languages."""
     constitution = load_constitution(run.data / "constitution.yaml")
-    system: Message = {"role": "system", "content": constitution.system_prompt.pt}
-    prompts = [text for p in constitution.principles[: PROBE_PROMPTS // 2] for text in (p.pt, p.en)]
+    system: Message = {"role": "system", "content": constitution.system_prompt[constitution.languages[0]]}
+    prompts = [text for p in constitution.principles[:PROBE_PROMPTS] for text in p.texts.values()][:PROBE_PROMPTS]
     return [[system, {"role": "user", "content": text}] for text in prompts]
 
 

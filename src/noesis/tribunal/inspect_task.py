@@ -62,7 +62,7 @@ def tribunal(judge: str, part: str = "dev", project: str | None = None, max_usd:
 
 
 def _sample(item: EvalSample, constitution: Constitution) -> Sample:
-    system = constitution.system_prompt.en if item.language == "en" else constitution.system_prompt.pt
+    system = constitution.system_prompt[item.language]
     return Sample(
         id=item.id,
         input=[ChatMessageSystem(content=system), ChatMessageUser(content=item.messages[0])],

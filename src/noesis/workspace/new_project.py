@@ -8,7 +8,7 @@ from noesis.core.errors import UsageError
 from noesis.core.files import copy_file, copy_folder, write_text
 from noesis.core.jsonl import iter_lines, parse_object
 from noesis.core.language import Language
-from noesis.core.package_files import package_files
+from noesis.core.machine.package_files import package_files
 from noesis.core.project import Project
 
 LANGUAGES: tuple[Language, ...] = ("pt", "en")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.cloud.container.spending import read_charges, write_charges
-from noesis.cloud.typed import modal_run
+from noesis.cloud.request import modal_run
 from noesis.cloud.volume.layout import guard_volume
 from noesis.cloud.volume.sync import HEAVY, VolumeSync, publishing
 from noesis.cloud.volume.writer import Writer, this_input

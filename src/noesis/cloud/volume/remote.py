@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import modal
 
-from noesis.cloud.typed import modal_run
+from noesis.cloud.request import modal_run
 from noesis.core.config import ModalSection
 from noesis.core.errors import RunError
 from noesis.run.manifest import Manifest

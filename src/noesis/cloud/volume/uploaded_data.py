@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from noesis.cloud.typed import export_command
+from noesis.cloud.request import export_command
 from noesis.core.console import say, shell_command
 from noesis.core.errors import DataError, UsageError
 from noesis.core.files import sha256_file
