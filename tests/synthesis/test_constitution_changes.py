@@ -82,12 +82,12 @@ def test_requests_are_no_part_of_what_a_run_is_known_by(tmp_path: Path):
         (
             '    en: "Noesis lays out premises',
             '    fr: "Noesis lays out premises',
-            "(raciocinio-visivel).fr: unknown key",
+            "(raciocinio-visivel).fr: a language that the system prompt lacks",
         ),
         (
             '      en: "Quote each sentence',
             '      fr: "Quote each sentence',
-            "(afirmar-o-que-sustenta).critique.fr: unknown key",
+            "(afirmar-o-que-sustenta).critique.fr: a language that the system prompt lacks",
         ),
     ],
 )

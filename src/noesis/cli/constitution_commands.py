@@ -205,3 +205,24 @@ def diff(
             )
         result["runs"] = behaviour.to_json()
     print_result(result, as_json)
+
+
+@app.command()
+def draft(
+    domain: Annotated[
+        str, typer.Option("--domain", metavar="TEXT", help="What the assistant is for, as in: an assistant for TEXT.")
+    ],
+    again: Annotated[bool, typer.Option("--again", help="Replace the files that are there, edited or not.")] = False,
+    project: ProjectOption = None,
+) -> None:
+    """Draft the judges' rubrics and questions from the constitution, to be edited.
+
+    Example: noesis constitution draft --domain "a biblioteca pública de Olinda"
+    """
+    from noesis.core.console import path_here, say
+    from noesis.core.project import find_project
+    from noesis.workspace.draft_tribunal import draft_tribunal
+
+    for file in draft_tribunal(find_project(project), domain, again=again):
+        say(f"  {path_here(file)}")
+    say("Edit them: the questions are a start, and a verdict needs at least 20")

@@ -16,6 +16,7 @@ from noesis.core.console import command
 from noesis.core.errors import ConstitutionError
 from noesis.core.files import sha256_json
 from noesis.core.language import TEXTS, ByLanguage
+from noesis.core.text import slug_of
 from noesis.core.yaml_file import explain, line_of, read_yaml, validate
 
 Text = Annotated[str, Field(min_length=1)]
@@ -133,6 +134,11 @@ class Constitution(_Frozen):
             for name in ("critique", "revision"):
                 if (request := getattr(entry, name)) is not None:
                     yield from self._other_languages((*place, name), request)
+
+    @property
+    def model_id(self) -> str:
+        """The name as an id, of the served model and in the chat: `Biblioteca São João` → `biblioteca-sao-joao`."""
+        return slug_of(self.name) or "model"
 
     @property
     def languages(self) -> tuple[str, ...]:

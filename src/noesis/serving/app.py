@@ -1,7 +1,7 @@
 """The HTTP application behind `noesis serve RUN`: who may ask, how many at once, and for how long.
 
     GET  /health                 is the server up? (no key)
-    GET  /v1/models              noesis, and noesis-base if the base is served
+    GET  /v1/models              the tuned model, and the base (<model>-base) if it is served
     POST /v1/chat/completions    OpenAI's chat, with the additional fields "include_analysis" and "language"
     POST /noesis/court           the Tribunal's opinion of an answer, if a judge is set
     GET  /noesis/about           languages, models, limits, judge; for the page

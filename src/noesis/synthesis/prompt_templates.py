@@ -112,7 +112,7 @@ WORDS: dict[str, dict[str, str]] = {
 
 
 def words_in(language: str) -> dict[str, str]:
-    """The wording in a language; in English for one that has none, in which a constitution can word its own requests."""
+    """The wording in a language; in English for one that has none (a constitution can word its own requests)."""
     return WORDS.get(language, WORDS["en"])
 
 

@@ -1,7 +1,7 @@
 """The judges' rubrics: `data/tribunal/judges/{veritas,sophia,dike}.yaml`, and `prompt.yaml`, the text around them.
 
-A rubric has 6 to 10 items scored 0, 1 or 2, in Portuguese and English. Its hash, with that of `prompt.yaml`, goes into
-each verdict and decides which calibration belongs to it: a changed word is another judge.
+A rubric has 1 to 10 items scored 0, 1 or 2, in the constitution's languages. Its hash, with that of `prompt.yaml`, goes
+into each verdict and decides which calibration belongs to it: a changed word is another judge.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Rubric(_Frozen):
     name: Text
     weight_note: Any = None  # for readers; part of the digest
     system: Texts
-    items: Annotated[tuple[RubricItem, ...], Field(min_length=6, max_length=10)]
+    items: Annotated[tuple[RubricItem, ...], Field(min_length=1, max_length=10)]
 
     @field_validator("version", mode="before")
     @classmethod

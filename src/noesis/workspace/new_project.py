@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from noesis.core.config.schema import write_schemas
 from noesis.core.errors import UsageError
 from noesis.core.files import copy_file, copy_folder, write_text
 from noesis.core.jsonl import iter_lines, parse_object
 from noesis.core.language import Language
 from noesis.core.machine.package_files import package_files
 from noesis.core.project import Project
+from noesis.workspace.own_project import Purpose, write_own_project
 
 LANGUAGES: tuple[Language, ...] = ("pt", "en")
 EXAMPLES = {  # category: id
@@ -19,8 +21,11 @@ EXAMPLES = {  # category: id
 }
 
 
-def create_project(folder: Path) -> list[Path]:
+def create_project(folder: Path, purpose: Purpose | None = None) -> list[Path]:
     """Write the files of a new project and return them.
+
+    Args:
+        purpose: what it is for; None: Noesis's own constitution and three of its examples, to begin with.
 
     Raises:
         UsageError: the folder is not empty, or the installation is incomplete.
@@ -28,7 +33,14 @@ def create_project(folder: Path) -> list[Path]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is not empty: choose another folder")
     project, starter = Project(folder), Project(package_files())
-    return [*_copy_settings(starter, project), _copy_tribunal(starter, project), *_copy_examples(starter, project)]
+    if purpose is not None:
+        return write_own_project(project, purpose)
+    return [
+        *_copy_settings(starter, project),
+        *write_schemas(project),
+        _copy_tribunal(starter, project),
+        *_copy_examples(starter, project),
+    ]
 
 
 def _copy_settings(starter: Project, project: Project) -> list[Path]:
