@@ -211,8 +211,10 @@ def read_constitution(path: Path) -> tuple[Constitution | None, list[Mistake]]:
         return validate(Constitution, raw), []
     except ValidationError as error:
         found: list[tuple[Location, str]] = []
-        # A misspelt key explains a missing one.
-        for each in sorted(error.errors(), key=lambda e: e["type"] == "missing"):
+        # A misspelt key explains a missing one, and what is wrong in a list why it counts as too short.
+        errors = error.errors()
+        inner = [e for e in errors if not any(f["loc"][: len(e["loc"])] == e["loc"] != f["loc"] for f in errors)]
+        for each in sorted(inner, key=lambda e: e["type"] == "missing"):
             broken = each.get("ctx", {}).get("error")
             if isinstance(broken, _BrokenReferences):
                 found += broken.found

@@ -211,10 +211,11 @@ class _ParityTexts:
 
 
 def _parity_texts(s: RunSession, tokenizer: Any) -> _ParityTexts:
-    """Prompts in both languages, and two whole held-out conversations with system prompt and answer."""
+    """Prompts in each language, and two whole held-out conversations with system prompt and answer."""
     prompts, source = _prompts(s)
 
-    def choose(count: int) -> list[str]:
+    def choose(count: int) -> list[str]:  # of each of two languages; as many in all where there are more or fewer
+        count = -(-2 * count // len(prompts))
         return [
             render(tokenizer, [{"role": "user", "content": record["prompt"]}], add_generation_prompt=True)
             for texts in prompts.values()
@@ -247,8 +248,8 @@ def _prompts(s: RunSession) -> tuple[dict[str, list[str]], str]:
             if not sample.turns and sample.language in found:
                 found[sample.language].append(sample.prompt)
         # the shortest, which cost the least
-        found = {language: sorted(texts, key=len)[:PROMPTS] for language, texts in found.items()}
-    if min(map(len, found.values())) >= PROMPTS:
+        found = {language: sorted(texts, key=len)[: -(-2 * PROMPTS // len(found))] for language, texts in found.items()}
+    if min(map(len, found.values())) >= -(-2 * PROMPTS // len(found)):
         return found, "the Tribunal's open prompts"
     principles = s.constitution.principles
     return {language: [p[language] for p in principles] for language in found}, "the constitution's principles"
