@@ -1,4 +1,4 @@
-# make demo · make test · make setup · make lint · make docs · make bench
+# make demo · make test · make setup · make lint · make docs · make bench · make dist
 # make test-unit (no torch, no attacks, a minute and a half) · make test-all (with minutes of the embedded model and the cloud) · make test-load (timing, on a busy machine)
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest
 PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 STAMP := $(VENV)/.set-up
 
-.PHONY: demo setup test test-unit test-all test-load lint docs bench
+.PHONY: demo setup test test-unit test-all test-load lint docs bench dist
 
 demo: $(STAMP)
 	$(BIN)/noesis demo
@@ -51,6 +51,18 @@ docs: $(STAMP)
 	$(BIN)/python docs/make_costs.py
 	$(BIN)/python docs/make_tree.py
 	$(BIN)/python docs/make_attacks.py
+
+# Wheel and sdist, checked, and the wheel tried in an environment with nothing else; the tools have one of their own.
+dist:
+	rm -rf dist $(VENV)-build $(VENV)-dist
+	$(PYTHON) -m venv $(VENV)-build
+	$(VENV)-build/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-build.txt build hatchling twine
+	$(VENV)-build/bin/python -m build --no-isolation
+	$(VENV)-build/bin/twine check --strict dist/*
+	$(PYTHON) -m venv $(VENV)-dist
+	$(VENV)-dist/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd $(VENV)-dist && bin/noesis init mine && bin/noesis data validate --project mine && bin/noesis data export --project mine
+	cd $(VENV)-dist && bin/noesis init own --domain "the town library" --language en && bin/noesis constitution check --project own
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/startup.py
