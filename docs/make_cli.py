@@ -18,7 +18,7 @@ from noesis.cli import app
 PAGE, MANUAL = Path(__file__).with_name("cli.md"), Path(__file__).with_name("noesis.1")
 SUMMARY = "turn a constitution and about a hundred examples into a small language model that keeps to them"
 ENVIRONMENT = {
-    "NOESIS_PROJECT": "The project's folder, where it is neither given by --project nor at or above the folder you are in.",
+    "NOESIS_PROJECT": "The project's folder, unless --project gives one; else the nearest at or above this folder.",
     "NOESIS_API_KEY": "The key of noesis serve; what is set here is never printed.",
     "NOESIS_CACHE": "Where converted models and judges' replies are kept; default: ~/.cache/noesis.",
     "NOESIS_KEY_<HOST>": "The key of a judge's endpoint at that host.",

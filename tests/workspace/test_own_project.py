@@ -129,7 +129,32 @@ def test_of_a_small_set_a_fifth_is_held_out(library: Project):
     from noesis.dataset.checks.validate import validate
 
     record = example_record()
-    topics = ["o", "mar", "a", "lei", "o", "riso", "a", "chuva", "o", "pão", "a", "dívida", "o", "sono", "a", "fé", "a", "guerra", "o", "jogo", "a", "arte", "o", "medo"]
+    topics = [
+        "o",
+        "mar",
+        "a",
+        "lei",
+        "o",
+        "riso",
+        "a",
+        "chuva",
+        "o",
+        "pão",
+        "a",
+        "dívida",
+        "o",
+        "sono",
+        "a",
+        "fé",
+        "a",
+        "guerra",
+        "o",
+        "jogo",
+        "a",
+        "arte",
+        "o",
+        "medo",
+    ]
     rows = [
         record
         | {"id": f"r{i}", "category": f"c{i % 5}", "prompt": f"{topics[2 * i + 1]}: {i * 7919} {topics[2 * i]}?" * 2}

@@ -13,7 +13,9 @@ from noesis.cli.options import ProjectOption
 COMPLETE = "_NOESIS_COMPLETE"  # environment variable by which a shell's script asks for completions
 
 app = typer.Typer()
-config_app = typer.Typer(help="The two YAML files: their schema, for editors.\n\nExample: noesis config schema", no_args_is_help=True)
+config_app = typer.Typer(
+    help="The two YAML files: their schema, for editors.\n\nExample: noesis config schema", no_args_is_help=True
+)
 
 
 def prepare_completion() -> None:
