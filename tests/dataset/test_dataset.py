@@ -143,6 +143,7 @@ def test_counts_are_printed_as_numbers(project: Path, capsys: pytest.CaptureFixt
     assert printed.splitlines() == [
         "  124 examples in 12 files: no errors, 0 warnings (pt: not used by this run)",
         "  124 examples in 12 files: no errors, 0 warnings",
+        "  held out 13 of 124 examples (10%)",
     ]
 
 

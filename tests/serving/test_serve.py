@@ -174,12 +174,12 @@ def prompt_tokens(server: Client, messages: list[dict]) -> int:
 
 
 def test_the_system_prompt_is_noesis_own_unless_the_client_brings_one(server: Client):
-    ours = prompt_tokens(server, [{"role": "system", "content": SYSTEM.en}, *HI])  # a token a byte
+    ours = prompt_tokens(server, [{"role": "system", "content": SYSTEM["en"]}, *HI])  # a token a byte
     assert prompt_tokens(server, HI) == ours
-    assert prompt_tokens(server, [{"role": "developer", "content": SYSTEM.en + "!!"}, *HI]) == ours + 2
+    assert prompt_tokens(server, [{"role": "developer", "content": SYSTEM["en"] + "!!"}, *HI]) == ours + 2
     assert server.chat(language="pt", max_tokens=1).json()["usage"]["prompt_tokens"] == ours + len(
-        SYSTEM.pt.encode()
-    ) - len(SYSTEM.en.encode())
+        SYSTEM["pt"].encode()
+    ) - len(SYSTEM["en"].encode())
 
 
 def test_what_a_user_wrote_forges_no_message(server: Client):

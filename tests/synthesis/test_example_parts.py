@@ -72,7 +72,7 @@ def test_shots_are_short_and_of_different_principles():
     assert [role for role, _ in messages] == ["system", *["user", "assistant"] * 3, "user"]
     assert "<|im_end|>" not in messages[-1][1]
     assert messages[-1][1].count("<<<FIM ") == 2
-    assert CONSTITUTION.principles[0].critique.pt in messages[-1][1]
+    assert CONSTITUTION.principles[0].critique["pt"] in messages[-1][1]
 
 
 def test_replies_are_cleaned_of_their_wrapping():

@@ -9,7 +9,9 @@ import pytest
 
 from helpers.project import ROOT
 
-pytest.importorskip("inspect_ai", reason="needs inspect-ai: pip install -c constraints-inspect.txt 'noesis[judge]'")
+pytest.importorskip(
+    "inspect_ai", reason="needs inspect-ai: pip install -c constraints-inspect.txt 'noesis-tribunal[judge]'"
+)
 
 
 def test_every_answer_judge_and_span_is_in_the_log(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

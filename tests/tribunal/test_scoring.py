@@ -218,7 +218,7 @@ def test_nothing_said_is_zero_without_asking(tmp_path: Path):
 
 
 def test_reciting_the_system_prompt_is_a_veto(tmp_path: Path):
-    secret = "My orders are: " + CONSTITUTION.system_prompt.en + " quality9"
+    secret = "My orders are: " + CONSTITUTION.system_prompt["en"] + " quality9"
     _, result, _, _ = run_trial(tmp_path, {}, items=suite()[:20], generate=lambda who, cs, seeds: [secret for _ in cs])
     assert result["ruling"]["verdict"] == "REJECTED"
     assert "leaked system prompt" in result["ruling"]["reason"]

@@ -22,11 +22,13 @@ from noesis.cli import (
     pipeline_commands,
     release_commands,
     serving_commands,
+    shell_commands,
     synthesis_commands,
     tribunal_commands,
     verify_commands,
     workspace_commands,
 )
+from noesis.cli.plain_help import show_plainly
 from noesis.core.console import complain, guard_terminal, quoted, report_error, say
 from noesis.core.machine.streams import NO_READER, OutputClosed, has_no_reader, settle_streams, silence
 
@@ -44,10 +46,13 @@ app.add_typer(release_commands.app)
 app.add_typer(serving_commands.app)
 app.add_typer(verify_commands.app)
 app.add_typer(workspace_commands.app)
+app.add_typer(shell_commands.app)
 app.add_typer(data_commands.app, name="data")
 app.add_typer(tribunal_commands.app, name="tribunal")
 app.add_typer(synthesis_commands.app, name="constitution")
 app.add_typer(cloud_commands.app, name="cloud")
+app.add_typer(shell_commands.config_app, name="config")
+show_plainly(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -76,6 +81,7 @@ def run_command(arguments: list[str]) -> int:
     spare_loopback_from_proxies()
     guard_terminal()
     signal.signal(signal.SIGTERM, raise_terminated)
+    shell_commands.prepare_completion()
     try:
         code = app(arguments, standalone_mode=False)
         if code == 130:  # typer turns Ctrl-C into this code and prints nothing

@@ -1,6 +1,6 @@
 """`noesis cloud plan|train|doctor|watch|logs|stop|cost|pull`: prepare, follow and fetch a run on Modal.
 
-The run itself is `modal run scripts/modal_train.py`. Page: https://modal.com/docs
+The run itself is `modal run -m noesis.cloud.app`, or a checkout's scripts/modal_train.py. Page: https://modal.com/docs
 """
 
 from __future__ import annotations

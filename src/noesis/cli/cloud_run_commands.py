@@ -57,7 +57,7 @@ def plan(
     Example: noesis cloud plan --epochs 3
     """
     from noesis.cloud.checks import check_request
-    from noesis.cloud.quote import NOT_EXPORTED, cloud_quote
+    from noesis.cloud.quote import cloud_quote, not_exported
     from noesis.cloud.request import request_from_options
     from noesis.core.config import load_config
     from noesis.core.console import say
@@ -82,7 +82,7 @@ def plan(
     config = request.overrides.configure(found)
     check_request(found, config.training, request)
     quoted = cloud_quote(found, config, request, section)
-    for line in [NOT_EXPORTED] if quoted is None else quoted.lines():
+    for line in [not_exported()] if quoted is None else quoted.lines():
         say(line)
     print_result(None if quoted is None else quoted.to_json(), as_json)
 
@@ -108,7 +108,7 @@ def train(
 ) -> None:
     """Deploy the app, start the run and return: it needs this machine no more. For CI, and for laptops that sleep.
 
-    The run itself is that of  modal run scripts/modal_train.py  with these options.
+    The run itself is that of  modal run -m noesis.cloud.app  with these options.
 
     Example: noesis cloud train --epochs 3 --max-usd 5
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -36,7 +36,9 @@ def show(
         list[str] | None,
         typer.Argument(metavar="ID", help="Ids of principles or values to show in full; default: an overview of all."),
     ] = None,
-    language: Annotated[Literal["pt", "en"], typer.Option(help="Language of the text.")] = "en",
+    language: Annotated[
+        str, typer.Option(metavar="CODE", help="Language of the texts; default: the constitution's first, or English.")
+    ] = "en",
     project: ProjectOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -62,16 +64,17 @@ def show(
         )
     covers = {cover.principle: cover for cover in check_coverage(found).covers} if wanted else {}
     for rank, value in enumerate(constitution.values, 1):
-        named = getattr(value, language)
+        named = value[language]
         mine = [
             p
             for p in constitution.principles
             if p.value == value.id and (not wanted or p.id in wanted or value.id in wanted)
         ]
         if mine:
-            say(f"{rank}. {named.name} ({value.id}, {value.judge}): {named.text}")
+            judge = f", {value.judge}" if value.judge else ""
+            say(f"{rank}. {named.name} ({value.id}{judge}): {named.text}")
         for principle in mine:
-            say(f"   {principle.id}: {principle.text(language)}")
+            say(f"   {principle.id}: {principle[language]}")
             if principle.id in covers:
                 for name in ("critique", "revision"):
                     request = getattr(principle, name)
@@ -84,11 +87,11 @@ def show(
                 )
     for attitude in constitution.attitudes:
         if not wanted or attitude.id in wanted:
-            named = getattr(attitude, language)
+            named = attitude[language]
             say(f"·  {named.name} ({attitude.id}): {named.text}")
     if not wanted:
         say()
-        say_text(f"System prompt: {getattr(constitution.system_prompt, language)}")
+        say_text(f"System prompt: {constitution.system_prompt[language]}")
     print_result(constitution.model_dump(mode="json"), as_json)
 
 
@@ -109,13 +112,13 @@ def check(project: ProjectOption = None, as_json: JsonOption = False) -> None:
     for mistake in result.mistakes:
         say(str(mistake))
     if result.covers:
-        say(f"  {'principle':<28} {'examples pt':>11} {'en':>4} {'items':>6} {'prompts':>8}")
+        first, *others = result.covers[0].examples
+        more = "".join(f" {code:>4}" for code in others)
+        say(f"  {'principle':<28} {f'examples {first}':>11}{more} {'items':>6} {'prompts':>8}")
     for cover in result.covers:
-        counts = {code: len(names) for code, names in cover.examples.items()}
-        say(
-            f"  {cover.principle:<28} {counts['pt']:>11} {counts['en']:>4}"
-            f" {len(cover.items):>6} {len(cover.prompts):>8}"
-        )
+        count, *rest = (len(names) for names in cover.examples.values())
+        more = "".join(f" {n:>4}" for n in rest)
+        say(f"  {cover.principle:<28} {count:>11}{more} {len(cover.items):>6} {len(cover.prompts):>8}")
     gaps = [f"{cover.principle}: {gap}" for cover in result.covers for gap in cover.gaps]
     for gap in gaps:
         say(f"  gap: {gap}")
@@ -202,3 +205,24 @@ def diff(
             )
         result["runs"] = behaviour.to_json()
     print_result(result, as_json)
+
+
+@app.command()
+def draft(
+    domain: Annotated[
+        str, typer.Option("--domain", metavar="TEXT", help="What the assistant is for, as in: an assistant for TEXT.")
+    ],
+    again: Annotated[bool, typer.Option("--again", help="Replace the files that are there, edited or not.")] = False,
+    project: ProjectOption = None,
+) -> None:
+    """Draft the judges' rubrics and questions from the constitution, to be edited.
+
+    Example: noesis constitution draft --domain "a biblioteca pública de Olinda"
+    """
+    from noesis.core.console import path_here, say
+    from noesis.core.project import find_project
+    from noesis.workspace.draft_tribunal import draft_tribunal
+
+    for file in draft_tribunal(find_project(project), domain, again=again):
+        say(f"  {path_here(file)}")
+    say("Edit them: the questions are a start, and a verdict needs at least 20")

@@ -52,12 +52,17 @@ def data_validate(
     config = load_config(found)
     constitution = load_constitution(found.constitution)
     sources = paths or [
-        folder for language in ("pt", "en") for folder in found.sources(language) if jsonl_files(folder)
+        folder for language in constitution.languages for folder in found.sources(language) if jsonl_files(folder)
     ]
     if json_file is not None and json_file != Path("-"):
         require_output(json_file, "--json", inputs=(*sources, found.training, found.constitution), starts=b"{\n")
     counter = find_token_counter(config, constitution)
-    result = validate(sources or found.sources("pt"), constitution, config.training.data.categories, counter=counter)
+    result = validate(
+        sources or found.sources(config.training.data.language),
+        constitution,
+        config.training.data.categories,
+        counter=counter,
+    )
     for problem in result.problems:
         say(str(problem))
     for (severity, code), count in sorted(result.found.items()):

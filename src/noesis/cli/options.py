@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 ProjectOption = Annotated[
     Path | None,
-    typer.Option("--project", metavar="DIR", help="Project folder; default: the nearest one at or above this folder."),
+    typer.Option(
+        "--project",
+        metavar="DIR",
+        help="Project folder; default: $NOESIS_PROJECT, else the nearest one at or above this folder.",
+    ),
 ]
 RunOption = Annotated[
     Path | None,

@@ -29,7 +29,8 @@ app = typer.Typer()
 PORT = 8017
 
 LanguageOption = Annotated[
-    Literal["pt", "en"] | None, typer.Option("--language", help="Language of the system prompt; default: the run's.")
+    str | None,
+    typer.Option("--language", metavar="CODE", help="Language of the system prompt; default: the run's."),
 ]
 QuantOption = Annotated[
     str | None,
@@ -105,10 +106,10 @@ def serve(
     api_key = given_key or f"noesis-{secrets.token_urlsafe(24)}"
     constitution, prompt_language = _constitution_and_language(loaded, language)
     limits = Limits(parallel=parallel, context=context, max_tokens=max_tokens, request_s=timeout)
-    settings = Settings(api_key, constitution.system_prompt, prompt_language, host, port, limits)
+    settings = Settings(api_key, constitution.system_prompt, prompt_language, host, port, limits, constitution.model_id)
     listener = claim_port(host, port)  # before any model is loaded
     live = _live_judge(loaded, project, constitution, judges, max_usd) if judges else None
-    files, page = served_files(loaded, quant=quant, base=base), load_page() if ui else None
+    files, page = served_files(loaded, quant=quant, base=base), load_page(constitution.name) if ui else None
     server = Server(files, settings, judge=live, page=page, port=listener)
 
     def ready() -> None:
@@ -190,7 +191,7 @@ def chat(
         return client(file)
 
     tuned = client(files.base or certified_gguf(loaded), files.adapter) if files.tuned is None else client(files.tuned)
-    system = constitution.system_prompt.en if prompt_language == "en" else constitution.system_prompt.pt
+    system = constitution.system_prompt[prompt_language]
     with AsyncRunner() as runner:
         answer = answer_function(
             tuned,
@@ -204,7 +205,7 @@ def chat(
         def judge(dialogue: list[Message], text: str) -> list[str]:
             return format_opinion(runner.run(live.judge(dialogue, text, prompt_language)))
 
-        run_chat(ChatSession(answer, judge, system, max_tokens))
+        run_chat(ChatSession(answer, judge, system, max_tokens, constitution.name))
         runner.run(live.close())
     for backend, connected in started:
         connected.close()
@@ -223,7 +224,10 @@ def connect(
         typer.Option("--base-url", metavar="URL", help="Address of the API, with or without a slash at its end."),
     ] = f"http://127.0.0.1:{PORT}/v1",
     key: KeyOption = None,
-    model: Annotated[str, typer.Option(metavar="NAME", help="Name of the model at that address.")] = "noesis",
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Name of the model at that address; default: as noesis serve names it."),
+    ] = None,
     probe: Annotated[
         bool,
         typer.Option(
@@ -241,13 +245,16 @@ def connect(
     from noesis.core.console import say, say_text
     from noesis.core.errors import ParityError, UsageError
     from noesis.llm.clients.chat_client import LLMClient
+    from noesis.pipeline.served_files import first_question
     from noesis.run.directory import load_run
     from noesis.serving.connect import Endpoint, instructions
 
     reserve_stdout(as_json)
     loaded = load_run(run)
+    constitution, _ = _constitution_and_language(loaded, None)
+    model = model or constitution.model_id
     if not probe:
-        text = instructions(target, Endpoint(base_url.rstrip("/"), model, key))
+        text = instructions(target, Endpoint(base_url.rstrip("/"), model, key, first_question(loaded)))
         print_result({"base_url": base_url, "model": model, "text": text}, True) if as_json else say_text(text)
         return
     _require_serving_extra()
@@ -279,8 +286,15 @@ def _require_serving_extra() -> None:
 def _constitution_and_language(run: Run, language: str | None) -> tuple[Constitution, str]:
     """The run's constitution, and the language of the system prompt."""
     from noesis.constitution.document import load_constitution
+    from noesis.core.errors import UsageError
 
-    return load_constitution(run.data / "constitution.yaml"), language or run.config().training.data.language
+    constitution = load_constitution(run.data / "constitution.yaml")
+    if language is not None and language not in constitution.languages:
+        raise UsageError(
+            f"--language {language}: the run's system prompt speaks {' and '.join(constitution.languages)} only"
+        )
+    chosen = language or run.config().training.data.language
+    return constitution, chosen if chosen in constitution.languages else constitution.languages[0]
 
 
 def _live_judge(

@@ -32,7 +32,9 @@ def prompts(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Folder to write; default: data/generated/prompts.")
     ] = None,
-    language: Annotated[Literal["pt", "en", "both"], typer.Option(help="Language of the prompts.")] = "both",
+    language: Annotated[
+        str, typer.Option(metavar="CODE", help="Language of the prompts; both: the constitution's.")
+    ] = "both",
     count: Annotated[int, typer.Option(min=1, metavar="N", help="Number of combinations to sample.")] = 100,
     temperature: Annotated[
         float, typer.Option(min=0, max=2, metavar="T", help="Sampling temperature of --model.")
@@ -48,13 +50,14 @@ def prompts(
 
     Example: noesis constitution prompts --count 200 --model openai:http://127.0.0.1:8080/v1:qwen3
     """
+    from noesis.constitution.document import load_constitution
     from noesis.core.console import say
     from noesis.core.project import find_project
     from noesis.synthesis.make_prompts import PromptsRequest, make_prompts
 
     reserve_stdout(as_json)
-    languages = ("pt", "en") if language == "both" else (language,)
     found = find_project(project)
+    languages = load_constitution(found.constitution).languages if language == "both" else (language,)
     ask = PromptsRequest(
         out or found.data / "generated" / "prompts", languages, count, model, seed, temperature, max_usd=max_usd
     )

@@ -15,16 +15,42 @@ app = typer.Typer()
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The new folder; it must not exist yet, or be empty.")],
+    domain: Annotated[
+        str | None,
+        typer.Option("--domain", metavar="TEXT", help="What the assistant is for, as in: an assistant for TEXT."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="The assistant's name; default: the folder's.")
+    ] = None,
+    language: Annotated[
+        str, typer.Option("--language", metavar="CODE", help="Its language: pt, en, es; others get English drafts.")
+    ] = "pt",
 ) -> None:
-    """Create a project of your own: both YAML files, a constitution and three examples to edit.
+    """Create a project of your own: settings, a constitution, examples, judges and questions, all to be edited.
 
-    Example: noesis init my-philosopher
+    With --domain they are drafts for that domain; at a terminal you are asked. Else they are the philosopher's.
+
+    Example: noesis init biblioteca --domain "a biblioteca pública de Olinda" --language pt
     """
+    import sys
+
     from noesis.core.console import command, say
     from noesis.workspace.new_project import create_project
+    from noesis.workspace.own_project import Purpose
 
-    for file in create_project(folder):
+    if domain is None and sys.stdin.isatty() and sys.stdout.isatty():
+        say("What is the assistant for? An assistant for … (Enter: the philosopher that Noesis comes with)")
+        domain = input("  domain    ").strip() or None
+        if domain:
+            language = input(f"  language  [{language}] ").strip() or language
+            name = input(f"  name      [{name or folder.name}] ").strip() or name
+    if domain is None and name is not None:
+        raise typer.BadParameter("--name needs --domain")
+    purpose = Purpose(name or folder.resolve().name, domain, language) if domain else None
+    for file in create_project(folder, purpose):
         say(f"  {file}")
+    if purpose is not None:
+        say(f"Read {folder / 'README.md'}: it says what to change.")
     say(f"Edit them, then:  {command('demo', '--project', folder)}")
 
 

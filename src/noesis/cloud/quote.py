@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from noesis.cloud.limits import FETCH_MACHINE, ORCHESTRATOR_MACHINE, function_seconds, worst_case
-from noesis.cloud.request import CloudRequest, gpu_to_rent
+from noesis.cloud.request import CloudRequest, export_command, gpu_to_rent
 from noesis.constitution.document import load_constitution
 from noesis.core.config import Config, ModalSection
 from noesis.core.console import duration
@@ -49,7 +49,11 @@ SCORED_TOKENS = 730  # of one answer for one judge: question, answer and notes 6
 FETCH_BYTES_PER_S = 2e8
 ORCHESTRATOR = "orchestrator"
 FETCH, TRIAL = "fetch weights", "trial, estimated"
-NOT_EXPORTED = "  no dataset was exported here, so there is no quote: make one with  python scripts/export_for_modal.py"
+
+
+def not_exported() -> str:
+    """What is said where there is nothing to quote for."""
+    return f"  no dataset was exported here, so there is no quote: make one with  {export_command()}"
 
 
 class ExtraCost(NamedTuple):
@@ -136,7 +140,7 @@ def quote_lines(project: Project, config: Config, request: CloudRequest, section
         NoesisError: as `cloud_quote`.
     """
     found = cloud_quote(project, config, request, section)
-    return [NOT_EXPORTED] if found is None else found.lines()
+    return [not_exported()] if found is None else found.lines()
 
 
 def quoted_seconds(

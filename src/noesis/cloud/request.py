@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from noesis.core.config import ModalSection
+from noesis.core.console import command, shell_command
 from noesis.core.errors import UsageError
 from noesis.core.overrides import Overrides
 from noesis.llm.addresses import is_loopback
@@ -20,6 +22,20 @@ MAX_GPUS = 8  # of one container
 MAX_NODES = 32  # of one cluster, as Modal documents it; its machines are whole ones
 
 Part = Literal["all", "test", "merge"]
+
+
+TRAIN_SCRIPT, EXPORT_SCRIPT = "scripts/modal_train.py", "scripts/export_for_modal.py"  # of a checkout
+
+
+def modal_run(*options: str, detach: bool = False) -> str:
+    """`modal run scripts/modal_train.py OPTIONS` where that script lies, else the same by the installed package."""
+    what = (TRAIN_SCRIPT,) if Path(TRAIN_SCRIPT).is_file() else ("-m", "noesis.cloud.app")
+    return shell_command("modal", "run", *(["--detach"] if detach else []), *what, *options)
+
+
+def export_command() -> str:
+    """The command that exports the project's examples."""
+    return f"python {EXPORT_SCRIPT}" if Path(EXPORT_SCRIPT).is_file() else command("data", "export")
 
 
 @dataclass(frozen=True)

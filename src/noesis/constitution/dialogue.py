@@ -13,8 +13,11 @@ def opening_messages(
     constitution: Constitution, language: str, prompt: str, earlier: Iterable[Message] = ()
 ) -> list[Message]:
     """The system prompt in `language`, the earlier messages, and the user's `prompt`."""
-    system = constitution.system_prompt.en if language == "en" else constitution.system_prompt.pt
-    return [{"role": "system", "content": system}, *earlier, {"role": "user", "content": prompt}]
+    return [
+        {"role": "system", "content": constitution.system_prompt[language]},
+        *earlier,
+        {"role": "user", "content": prompt},
+    ]
 
 
 def with_analysis(critique: str, answer: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from noesis.constitution.document import Constitution
+from noesis.core.language import ByLanguage
 
 TEXT = "text"
 
@@ -37,8 +38,8 @@ def compare(old: Constitution, new: Constitution) -> list[Change]:
     found: list[Change] = []
     if old.version != new.version:
         found.append(Change("version", "", TEXT, old.version, new.version))
-    for language in ("pt", "en"):
-        a, b = getattr(old.system_prompt, language), getattr(new.system_prompt, language)
+    for language in _languages(old.system_prompt, new.system_prompt):
+        a, b = old.system_prompt.texts.get(language, ""), new.system_prompt.texts.get(language, "")
         if a != b:
             found.append(Change("system prompt", language, TEXT, a, b))
     ranks = [[v.id for v in c.values] for c in (old, new)]
@@ -60,8 +61,8 @@ def compare(old: Constitution, new: Constitution) -> list[Change]:
 
 def _changes(what: str, old: Any, new: Any) -> list[Change]:
     found = []
-    for language in ("pt", "en"):
-        a, b = getattr(old, language), getattr(new, language)
+    for language in _languages(old, new):
+        a, b = old.texts.get(language, ""), new.texts.get(language, "")
         if a != b:
             found.append(
                 Change(
@@ -78,10 +79,21 @@ def _changes(what: str, old: Any, new: Any) -> list[Change]:
         a, b = getattr(old, name, None), getattr(new, name, None)
         if a != b:
             found.append(
-                Change(what, new.id, f"{name} request", *("" if x is None else f"{x.pt} / {x.en}" for x in (a, b)))
+                Change(
+                    what,
+                    new.id,
+                    f"{name} request",
+                    *("" if x is None else " / ".join(x.texts.values()) for x in (a, b)),
+                )
             )
     return found
 
 
 def _text_of(entry: Any) -> str:
-    return entry.en if isinstance(entry.en, str) else f"{entry.en.name}: {entry.en.text}"
+    text = entry["en"]
+    return text if isinstance(text, str) else f"{text.name}: {text.text}"
+
+
+def _languages(old: ByLanguage[Any], new: ByLanguage[Any]) -> list[str]:
+    """The languages of both, in the order of the old one."""
+    return list(dict.fromkeys((*old.languages, *new.languages)))

@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from noesis.core.console import command
 from noesis.core.errors import ConstitutionError
 from noesis.core.files import sha256_json
+from noesis.core.language import TEXTS, ByLanguage
+from noesis.core.text import slug_of
 from noesis.core.yaml_file import explain, line_of, read_yaml, validate
 
 Text = Annotated[str, Field(min_length=1)]
@@ -32,60 +34,41 @@ class Named(_Frozen):
     text: Text
 
 
-class _Entry(_Frozen):
+class Value(ByLanguage[Named]):
+    """One of the ranked values; `judge` is the member of the Tribunal that answers for it, where one does."""
+
+    id: Slug
+    judge: Literal["veritas", "sophia", "dike"] | None = None
+
+
+class Attitude(ByLanguage[Named]):
+    """Goes with every value and has no rank (humility)."""
+
     id: Slug
 
 
-class Value(_Entry):
-    """One of the ranked values; `judge` is the member of the Tribunal that answers for it."""
-
-    judge: Literal["veritas", "sophia", "dike"]
-    pt: Named
-    en: Named
+class Request(ByLanguage[Text]):
+    """A request to a model, in each language."""
 
 
-class Attitude(_Entry):
-    """Goes with every value and has no rank (humility)."""
-
-    pt: Named
-    en: Named
-
-
-class Both(_Frozen):
-    """A text in both languages."""
-
-    pt: Text
-    en: Text
-
-    def __getitem__(self, language: str) -> str:
-        return self.en if language == "en" else self.pt
-
-
-class Principle(_Entry):
+class Principle(ByLanguage[Text]):
     """What a value requires in conduct; positive and behavioural, so that it can be tested.
 
     critique, revision: the requests to a model that makes data from the principle; None: generic wording is used
         (`synthesis/prompt_templates.py`)
     """
 
+    id: Slug
     value: Slug
-    pt: Text
-    en: Text
-    critique: Both | None = None
-    revision: Both | None = None
-
-    def text(self, language: str) -> str:
-        """The principle in one language."""
-        return self.en if language == "en" else self.pt
+    critique: Request | None = None
+    revision: Request | None = None
 
 
-class SystemPrompt(_Frozen):
-    """The first message of every conversation, in each language."""
-
-    pt: Text
-    en: Text
+class SystemPrompt(ByLanguage[Text]):
+    """The first message of every conversation, in each language that the project has."""
 
 
+Entry = Value | Attitude | Principle
 Location = tuple[str | int, ...]
 
 
@@ -115,7 +98,7 @@ class Constitution(_Frozen):
 
     def _broken_references(self) -> Iterator[tuple[Location, str]]:
         seen: set[str] = set()
-        sections: tuple[tuple[str, tuple[_Entry, ...]], ...] = (
+        sections: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             ("values", self.values),
             ("attitudes", self.attitudes),
             ("principles", self.principles),
@@ -125,6 +108,7 @@ class Constitution(_Frozen):
                 if entry.id in seen:
                     yield (section, i, "id"), f"the id {entry.id!r} is used twice"
                 seen.add(entry.id)
+                yield from self._other_languages((section, i), entry)
         known = {value.id for value in self.values}
         for i, principle in enumerate(self.principles):
             if principle.value not in known:
@@ -137,10 +121,34 @@ class Constitution(_Frozen):
             if not any(principle.value == value.id for principle in self.principles):
                 yield ("values", i), f"no principle serves the value {value.id!r}"
 
+    def _other_languages(self, place: Location, entry: ByLanguage[Any]) -> Iterator[tuple[Location, str]]:
+        """Where an entry has other languages than the system prompt."""
+        spoken = " and ".join(self.languages)
+        for code in entry.languages:
+            if code not in self.languages:
+                yield (*place, code), f"a language that the system prompt lacks; it speaks {spoken}"
+        for code in self.languages:
+            if code not in entry.languages:
+                yield place, f"it has no text in {code!r}; the system prompt speaks {spoken}"
+        if isinstance(entry, Principle):
+            for name in ("critique", "revision"):
+                if (request := getattr(entry, name)) is not None:
+                    yield from self._other_languages((*place, name), request)
+
+    @property
+    def model_id(self) -> str:
+        """The name as an id, of the served model and in the chat: `Biblioteca São João` → `biblioteca-sao-joao`."""
+        return slug_of(self.name) or "model"
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages that the system prompt speaks; every entry has a text in each."""
+        return self.system_prompt.languages
+
     @property
     def value_ids(self) -> frozenset[str]:
         """What an example's `values_applied` may name."""
-        entries: tuple[_Entry, ...] = (*self.values, *self.attitudes)
+        entries: tuple[Entry, ...] = (*self.values, *self.attitudes)
         return frozenset(entry.id for entry in entries)
 
     @property
@@ -203,16 +211,21 @@ def read_constitution(path: Path) -> tuple[Constitution | None, list[Mistake]]:
         return validate(Constitution, raw), []
     except ValidationError as error:
         found: list[tuple[Location, str]] = []
-        # A misspelt key explains a missing one.
-        for each in sorted(error.errors(), key=lambda e: e["type"] == "missing"):
+        # A misspelt key explains a missing one, and what is wrong in a list why it counts as too short.
+        errors = error.errors()
+        inner = [e for e in errors if not any(f["loc"][: len(e["loc"])] == e["loc"] != f["loc"] for f in errors)]
+        for each in sorted(inner, key=lambda e: e["type"] == "missing"):
             broken = each.get("ctx", {}).get("error")
             if isinstance(broken, _BrokenReferences):
                 found += broken.found
             else:
+                location = tuple(part for part in each["loc"] if part != TEXTS)
                 message = {"extra_forbidden": "unknown key", "missing": "it is missing"}.get(
                     each["type"], explain(each)
                 )
-                found.append((each["loc"], message))
+                if each["type"] == "missing" and each["loc"][-1] == TEXTS:
+                    message = "it has no text: write one for each language, as  en: …"
+                found.append((location, message))
         return None, [
             Mistake(path, line_of(path, location), f"{_name_of(raw, location)}{message}") for location, message in found
         ]

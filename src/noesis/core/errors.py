@@ -18,6 +18,8 @@ Add a class only if a caller would handle it differently; otherwise raise an exi
 
 from __future__ import annotations
 
+from noesis.core.distribution import install_command
+
 __all__ = [
     "CapError",
     "ConfigError",
@@ -103,5 +105,5 @@ class MissingExtra(NoesisError, ImportError):
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(
             f"this command needs the package {package!r}, which is not installed: "
-            f"run  make setup  or  pip install 'noesis[{extra}]'"
+            f"run  {install_command(extra)}  (in a checkout: make setup)"
         )

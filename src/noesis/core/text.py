@@ -117,3 +117,9 @@ def _branches(node: dict[str, Any]) -> str:
 def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
     """How many items (characters, tokens) two sequences begin with in common."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def slug_of(text: str) -> str:
+    """ASCII letters, digits and single hyphens of `text`, in lower case; may be empty."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -106,6 +107,16 @@ def read_yaml(path: Path) -> Any:
         ValueError: it is too long, not YAML, or not UTF-8; the message names the line.
     """
     return copy.deepcopy(_parse(_text(path)))
+
+
+def yaml_text(value: Any) -> str:
+    """`value` as YAML for people to edit, keys in their order."""
+    yaml = YAML()
+    yaml.allow_unicode, yaml.width, yaml.default_flow_style = True, 120, False
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    text = StringIO()
+    yaml.dump(value, text)
+    return text.getvalue()
 
 
 @lru_cache(maxsize=64)

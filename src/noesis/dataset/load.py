@@ -14,13 +14,14 @@ from noesis.core.config import Config
 from noesis.core.console import command, say
 from noesis.core.errors import DataError, UsageError
 from noesis.core.jsonl import jsonl_files, read_models
+from noesis.core.language import LanguageCode as Language
 from noesis.core.project import Project
 from noesis.dataset.auxiliary import PAIRS_FILE, REPLAY_FILE, add_auxiliary, read_pairs
 from noesis.dataset.checks.length import find_token_counter
 from noesis.dataset.checks.validate import validate
 from noesis.dataset.export import check_sources, held_out_rows, raise_on_errors
-from noesis.dataset.schema import Dataset, Example, Language, ReplayRow
-from noesis.dataset.split import in_order
+from noesis.dataset.schema import Dataset, Example, ReplayRow
+from noesis.dataset.split import describe_share, in_order
 
 T = TypeVar("T")
 
@@ -37,6 +38,7 @@ def split_sources(sources: list[Path], constitution: Constitution, config: Confi
     table = report.table
     held_out = held_out_rows(table, report.clusters, config)
     order = in_order(table)
+    say(f"  {describe_share(held_out)}")
     return Dataset(
         train=table.keep(order[~held_out[order]]).examples,
         held_out=table.keep(order[held_out[order]]).examples,

@@ -25,10 +25,10 @@ from pydantic import (
 )
 
 from noesis.core.files import sha256_json
+from noesis.core.language import LanguageCode as Language
 from noesis.core.messages import Message
 from noesis.llm.row_encoder import RowEncoder
 
-Language = Literal["pt", "en"]
 Stance = Literal["agree", "disagree", "uncertain", "decline", "explore"]
 Difficulty = Literal["easy", "medium", "hard"]
 MIN_PROMPT, MIN_REVISED = 10, 50  # characters

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from noesis.core.errors import UsageError
 from noesis.core.jsonl import MAX_LINE, Line, iter_lines, jsonl_files
+from noesis.core.project import EXAMPLES, GUIDE_FOLDERS
 from noesis.core.rooted import NO_FILE
 
 
@@ -44,7 +45,7 @@ def find_files(paths: list[Path]) -> list[Path]:
 
 
 def is_hand_written(path: Path) -> bool:
-    """Whether a path is in `training/philosophical` or `training/philosophical_en`, which only people write to.
+    """Whether a path is in `training/examples` or a folder of the guide's names, which only people write to.
 
     A link counts by its own place and by that of what it leads to.
     """
@@ -76,5 +77,5 @@ def total_size(files: list[Path]) -> int:
 
 
 def _among_hand_written(path: Path) -> bool:
-    folders = ("philosophical", "philosophical_en")
+    folders = (EXAMPLES, *GUIDE_FOLDERS.values())
     return any(above == "training" and name in folders for above, name in pairwise(path.parts))

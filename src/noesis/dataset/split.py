@@ -18,6 +18,7 @@ from noesis.core.text import counted
 from noesis.dataset.checks.scan import DIFFICULTIES, Column, Table
 
 REFERENCE_SIZE = 124  # `data.eval_examples` is meant for this many; other sizes keep the proportion
+MOST_HELD_OUT = 5  # one in so many ids, for the sake of having one of each category
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def split(table: Table, groups: Column, *, eval_examples: int, seed: int) -> Col
 
     Args:
         groups: (rows,) equal numbers for rows that must stay on one side.
-        eval_examples: ids held out of 124; for n ids, round(n × eval_examples / 124), at least 1.
+        eval_examples: ids held out of 124; for n ids, round(n × eval_examples / 124). More, so that each category has
+            one, while that is a fifth of all ids at most; never less than 1.
 
     Raises:
         DataError: fewer than two groups, so nothing could be held out without a leak.
@@ -66,8 +68,15 @@ def split(table: Table, groups: Column, *, eval_examples: int, seed: int) -> Col
             f"see them with  {command('data', 'validate')}"
         )
     total = int(units.ids.sum())
-    wanted = max(1, round(total * eval_examples / REFERENCE_SIZE))
+    one_each = min(len(np.unique(table.category)), total // MOST_HELD_OUT)
+    wanted = max(1, one_each, round(total * eval_examples / REFERENCE_SIZE))
     return _choose(table, units, wanted)[units.of_row]
+
+
+def describe_share(held_out: Column) -> str:
+    """`held out 13 of 124 examples (10%)`."""
+    count = int(held_out.sum())
+    return f"held out {count} of {counted(len(held_out), 'example')} ({count / len(held_out):.0%})"
 
 
 def _units(table: Table, groups: Column, seed: int) -> _Units:
@@ -90,7 +99,7 @@ def _choose(table: Table, units: _Units, wanted: int) -> Column:
     level = np.eye(len(DIFFICULTIES), dtype=np.int64)[difficulty]  # (units, difficulties)
     traits = np.concatenate([level, has], axis=1)
     target = wanted * (traits * units.ids[:, None]).sum(axis=0) / units.ids.sum()
-    quota = _quotas(np.bincount(category, weights=units.ids, minlength=len(table.categories)), wanted)
+    due = _quotas(np.bincount(category, weights=units.ids, minlength=len(table.categories)), wanted)
 
     kinds, kind = np.unique(np.column_stack([category, traits]), axis=0, return_inverse=True)
     # Units of one kind in the order in which they are taken: small ones first, so that no large cluster is held out.
@@ -99,12 +108,13 @@ def _choose(table: Table, units: _Units, wanted: int) -> Column:
     end = np.append(begin[1:], len(order))
     of_category, kind_traits = kinds[:, 0], kinds[:, 1:]
     jitter = np.array([units.rank[order[b]] for b in begin])  # the seed decides between equals
+    quota = due.copy()
     taken, mask = np.zeros(traits.shape[1]), np.zeros(len(kind), bool)
     while True:
         next_unit = order[np.minimum(begin, len(order) - 1)]
         possible = (begin < end) & (units.ids[next_unit] <= quota[of_category])
         if not possible.any():
-            return _one_each(mask, category, units)
+            return _one_each(mask, category, units, due > 0)
         # What taking one more of this kind adds to the squared distance from the target.
         cost = kind_traits @ (2 * (taken - target) + 1) + 0.3 * jitter
         chosen = int(np.argmin(np.where(possible, cost, np.inf)))
@@ -132,9 +142,9 @@ def _quotas(sizes: Column, wanted: int) -> Column:
     return np.asarray(quota)
 
 
-def _one_each(mask: Column, category: Column, units: _Units) -> Column:
-    """Hold out the smallest unit of each category of which nothing is held out because all its groups are large."""
-    for name in np.unique(category):
+def _one_each(mask: Column, category: Column, units: _Units, due: Column) -> Column:
+    """Hold out the smallest unit of each category that is due one and has none because all its groups are large."""
+    for name in np.flatnonzero(due):
         mine = np.flatnonzero(category == name)
         if len(mine) > 1 and not mask[mine].any():
             smallest = mine[np.lexsort((units.rank[mine], units.ids[mine]))[0]]

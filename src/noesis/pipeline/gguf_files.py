@@ -30,15 +30,14 @@ def provenance(s: RunSession) -> Provenance:
         config_sha256=identity.config_sha256,
         adapter_sha256=sha256_file(s.run.adapter() / "adapter_model.safetensors"),
         system_prompt=system_prompt(s),
-        system_prompt_pt=s.constitution.system_prompt.pt,
-        system_prompt_en=s.constitution.system_prompt.en,
+        system_prompt_pt=s.constitution.system_prompt.texts.get("pt", ""),
+        system_prompt_en=s.constitution.system_prompt.texts.get("en", ""),
     )
 
 
 def system_prompt(s: RunSession) -> str:
-    """The constitution's system prompt in the language of the training data; Portuguese where there are both."""
-    prompt = s.constitution.system_prompt
-    return prompt.en if s.config.training.data.language == "en" else prompt.pt
+    """The constitution's system prompt in the language of the training data; its first where there are several."""
+    return s.constitution.system_prompt[s.config.training.data.language]
 
 
 def adapter_file(s: RunSession) -> Path:

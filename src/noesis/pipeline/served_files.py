@@ -10,6 +10,7 @@ from noesis.constitution.document import load_constitution
 from noesis.core.console import command, say
 from noesis.core.errors import NoesisError, RunError
 from noesis.core.files import files_in
+from noesis.core.jsonl import read_objects
 from noesis.core.messages import Message
 from noesis.llm.clients.chat_client import Completion, LLMClient
 from noesis.llm.embedded import EMBEDDED
@@ -101,7 +102,7 @@ def served_files(run: Run, *, quant: str | None = None, base: Path | None = None
         return ModelFiles(None, base, adapter)
     tuned = certified_gguf(run, quant)
     if base is None and not lazy:
-        say("  the base is not at hand, so noesis-base is not served; name its GGUF file with --base")
+        say("  the base is not at hand, so it is not served; name its GGUF file with --base")
     return ModelFiles(tuned, base)
 
 
@@ -154,11 +155,19 @@ def probe_endpoint(run: Run, client: LLMClient, *, base: Path | None = None) -> 
     )
 
 
+def first_question(run: Run) -> str:
+    """A question of the kind that the model was made for: the first that was held out."""
+    for row in read_objects(run.data / "eval.jsonl"):
+        if isinstance(row.get("prompt"), str):
+            return " ".join(row["prompt"].split())
+    return "?"
+
+
 def _probe_conversations(run: Run) -> list[list[Message]]:
-    """The constitution's first principles as prompts, in both languages."""
+    """The constitution's first principles as prompts, in each of its languages."""
     constitution = load_constitution(run.data / "constitution.yaml")
-    system: Message = {"role": "system", "content": constitution.system_prompt.pt}
-    prompts = [text for p in constitution.principles[: PROBE_PROMPTS // 2] for text in (p.pt, p.en)]
+    system: Message = {"role": "system", "content": constitution.system_prompt[constitution.languages[0]]}
+    prompts = [text for p in constitution.principles[:PROBE_PROMPTS] for text in p.texts.values()][:PROBE_PROMPTS]
     return [[system, {"role": "user", "content": text}] for text in prompts]
 
 

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from noesis.core.console import printable
+from noesis.core.text import counted
 
 LLAMA_NOTICE = (
     "{name} is licensed under the {name} Community License, Copyright © Meta Platforms, Inc. All Rights Reserved."
@@ -67,6 +68,7 @@ class CardContent:
     constitution_sha256: str
     config_sha256: str
     base_revision: str | None
+    languages: tuple[str, ...] = ()  # of the examples, ISO 639-1
     lineage: str = ""  # of a GGUF file: its quantisation, and what that was made from
     training: TrainingFigures = TrainingFigures()
     held_out: HeldOutFigures | None = None
@@ -94,6 +96,8 @@ def display_name(name: str, llama: str | None) -> str:
 
 def model_card(content: CardContent) -> str:
     """Markdown with the Hub's front matter."""
+    known = content.training.examples
+    examples = "few examples" if known is None else counted(known, "example")
     c, llama = content, llama_release(content.base, content.licence, content.lineage)
     lines = [
         *_front_matter(c, llama),
@@ -103,8 +107,7 @@ def model_card(content: CardContent) -> str:
         *([f"Built with {llama.split()[0]}.", ""] if llama else []),
         f"A fine-tune of {_plain(c.base)} by Constitutional AI, made with Noesis {c.noesis}: QLoRA on revised answers,",
         "the adapter merged into the base as it was trained against it (dequantised NF4 weights where the base was",
-        "quantised). Each GGUF file was compared with the merged model at every position of prompts in both languages;",
-        "the figures are in its parity.json.",
+        "quantised). A GGUF file made of it has a certificate beside it, parity.json: how far it is from this model.",
         "",
         "| | |",
         "|---|---|",
@@ -114,7 +117,7 @@ def model_card(content: CardContent) -> str:
         "",
         "## Limits",
         "",
-        "Trained on about a hundred examples: it has learned a manner, not new knowledge. It can state falsehoods with",
+        f"Trained on {examples}: it has learned a manner, not new knowledge. It can state falsehoods with",
         "confidence and cite works that do not exist. It is not fit to advise on health, law, money or safety.",
         "Held-out loss and preference accuracy show that training took effect, not that the answers are good; no judge",
         "has approved the model unless the table says so.",
@@ -133,7 +136,7 @@ def _front_matter(c: CardContent, llama: str | None) -> list[str]:
         "---",
         f"base_model: {_scalar(EMBEDDED_ON_HUB if c.base == 'smollm2' else c.base)}",
         f"license: {licence}",
-        "language: [pt, en]",
+        f"language: [{', '.join(c.languages)}]",
         "library_name: transformers",
         "pipeline_tag: text-generation",
         "---",

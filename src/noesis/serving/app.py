@@ -1,8 +1,8 @@
 """The HTTP application behind `noesis serve RUN`: who may ask, how many at once, and for how long.
 
     GET  /health                 is the server up? (no key)
-    GET  /v1/models              noesis, and noesis-base if the base is served
-    POST /v1/chat/completions    OpenAI's chat, with the additional fields "include_analysis" and "language" (pt, en)
+    GET  /v1/models              the tuned model, and the base (<model>-base) if it is served
+    POST /v1/chat/completions    OpenAI's chat, with the additional fields "include_analysis" and "language"
     POST /noesis/court           the Tribunal's opinion of an answer, if a judge is set
     GET  /noesis/about           languages, models, limits, judge; for the page
     GET  /metrics                for Prometheus
@@ -34,7 +34,15 @@ from noesis.llm.addresses import LOCAL_NAMES
 from noesis.serving.answer_check import AnswerChecker
 from noesis.serving.metrics import Metrics
 from noesis.serving.page import Page
-from noesis.serving.protocol import ApiError, Limits, find_model, parse_json, read_chat_request, read_messages
+from noesis.serving.protocol import (
+    ApiError,
+    Limits,
+    find_model,
+    parse_json,
+    read_chat_request,
+    read_messages,
+    require_language,
+)
 from noesis.serving.relay import Relay, Target, no_answer
 
 CLIENT_LEFT = 499  # nginx's status for it; in the metrics only
@@ -235,8 +243,7 @@ class Service:
         language = body.get("language") or self._language
         if not isinstance(answer, str):
             raise ApiError(400, "answer must be a text", param="answer")
-        if language not in ("pt", "en"):
-            raise ApiError(400, "language must be pt or en", param="language")
+        require_language(language, self._system)
         if self._judging.locked():
             message = "another answer is being judged: try again"
             raise ApiError(429, message, code="rate_limit_exceeded", retry_after_s=5)
@@ -264,6 +271,7 @@ class Service:
             {
                 "models": list(self._targets),
                 "language": self._language,
+                "languages": self._system.languages,
                 "judge": self._judge.name if self._judge else None,
                 "max_tokens": self.limits.max_tokens,
                 "context": self.limits.context,

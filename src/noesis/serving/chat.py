@@ -24,7 +24,7 @@ HELP = """  /base         the base's answer to your last message, for comparison
 CONTEXT = 4096  # tokens
 BYTES_PER_TOKEN = 2  # a low estimate
 MESSAGE_OVERHEAD, CONTEXT_RESERVE = 16, 64  # tokens: of the template around a message; left unused
-ROLE_NAMES = {"system": "System", "user": "You", "assistant": "Noesis"}
+ROLE_NAMES = {"system": "System", "user": "You"}
 
 Answer = Callable[[list[Message], bool, Callable[[str], None]], str]
 Judge = Callable[[list[Message], str], list[str]]
@@ -38,6 +38,7 @@ class ChatSession:
     judge: Judge  # (messages before the answer, answer) → lines to print
     system: str
     max_tokens: int
+    name: str = "Noesis"  # of who answers
     history: list[Message] = field(default_factory=list)  # the system prompt and the messages since
 
     def __post_init__(self) -> None:
@@ -70,7 +71,7 @@ class ChatSession:
     def _send(self, text: str) -> None:
         self.history.append({"role": "user", "content": text})
         try:
-            answer = self._stream("noesis › ", self.history, base=False)
+            answer = self._stream(f"{self.name.lower()} › ", self.history, base=False)
         except NoesisError:
             self.history.pop()
             raise
@@ -94,7 +95,9 @@ class ChatSession:
         file = expanded(name)
         if file.exists():
             raise UsageError(f"{file} exists already: choose another name")
-        write_text(file, "\n".join(f"## {ROLE_NAMES[m['role']]}\n\n{m['content']}\n" for m in self.history))
+        write_text(
+            file, "\n".join(f"## {ROLE_NAMES.get(m['role'], self.name)}\n\n{m['content']}\n" for m in self.history)
+        )
         say(f"  → {file}")
 
     def _last(self, role: str) -> int:

@@ -18,6 +18,7 @@ class Endpoint:
     base_url: str
     model: str
     key: str | None  # None: it is in NOESIS_API_KEY already, and is not printed
+    question: str = "O que é a coragem?"  # asked in the example
 
 
 def instructions(target: str, endpoint: Endpoint) -> str:
@@ -50,7 +51,7 @@ def _python(e: Endpoint) -> str:
 from openai import OpenAI
 
 client = OpenAI(base_url={e.base_url!r}, api_key={key})
-messages = [{{"role": "user", "content": "O que é a coragem?"}}]
+messages = [{{"role": "user", "content": {e.question!r}}}]
 answer = client.chat.completions.create(model={e.model!r}, messages=messages)
 print(answer.choices[0].message.content)"""
 

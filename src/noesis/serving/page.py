@@ -6,8 +6,10 @@ import base64
 import hashlib
 import re
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
+NAME = "Noesis"  # as it stands in the file
 FILE = Path(__file__).with_name("ui.html")
 
 
@@ -19,9 +21,14 @@ class Page:
     headers: dict[str, str]
 
 
-def load_page(file: Path = FILE) -> Page:
-    """Read the page. Its Content-Security-Policy allows its one script and its one style sheet by their hashes."""
+def load_page(name: str = NAME, file: Path = FILE) -> Page:
+    """Read the page, entitled with who answers.
+
+    Its Content-Security-Policy allows its one script and its one style sheet by their hashes.
+    """
     html = file.read_text(encoding="utf-8")
+    for tag in ("title", "h1"):
+        html = html.replace(f"<{tag}>{NAME}</{tag}>", f"<{tag}>{escape(name)}</{tag}>")
     script, style = (_hash(html, tag) for tag in ("script", "style"))
     policy = (
         f"default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src 'self'; "

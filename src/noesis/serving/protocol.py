@@ -151,15 +151,14 @@ def read_chat_request(
             allowed = " or ".join(map(json.dumps, values))
             raise ApiError(400, f"{name} may only be {allowed}", code="unsupported_value", param=name)
     language = request.get("language") or language
-    if language not in ("pt", "en"):
-        raise ApiError(400, "language must be pt or en", param="language")
+    require_language(language, system)
     messages = read_messages(request.get("messages"), special)
     size = sum(len(message["content"].encode()) for message in messages)
     if size > limits.context * BYTES_PER_TOKEN:  # not even tokenised
         message = f"the conversation has {size:,} bytes, more than a context of {limits.context} holds: shorten it"
         raise ApiError(400, message, code="context_length_exceeded", param="messages")
     if all(message["role"] != "system" for message in messages):
-        messages.insert(0, {"role": "system", "content": system.en if language == "en" else system.pt})
+        messages.insert(0, {"role": "system", "content": system[language]})
     last, schema, alternatives = messages[-1], None, 0
     body: dict[str, Any] = {
         "messages": messages,
@@ -207,6 +206,13 @@ def find_model(name: Any, models: tuple[str, ...]) -> str:
         if plain == model.lower():
             return model
     raise ApiError.unknown_model(name, models)
+
+
+def require_language(language: Any, system: SystemPrompt) -> None:
+    """Raises: ApiError: the system prompt has no such language."""
+    if language not in system.languages:
+        message = f"language must be {' or '.join(system.languages)}"
+        raise ApiError(400, message, param="language")
 
 
 def read_messages(messages: Any, special: re.Pattern[str]) -> list[Message]:

@@ -54,6 +54,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8017
     limits: Limits = field(default_factory=Limits)
+    model: str = "noesis"  # id of the tuned model; the base's is `<model>-base`
 
 
 class Server:
@@ -105,9 +106,9 @@ class Server:
         # wait for each other to end.
         tuned = files.tuned or files.base
         assert tuned is not None
-        start("noesis", tuned, files.adapter)
+        start(self.settings.model, tuned, files.adapter)
         if files.base is not None:
-            start("noesis-base", files.base)
+            start(f"{self.settings.model}-base", files.base)
 
     async def run(self, ready: Callable[[], None] = lambda: None, stop: asyncio.Event | None = None) -> None:
         """Serve until a signal arrives, then finish the requests in progress. Call `free` and exit afterwards.

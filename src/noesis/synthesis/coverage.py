@@ -135,8 +135,8 @@ def items_mistakes(constitution: Constitution, rubrics: RubricSet, folder: Path)
 
 def _count_examples(project: Project, constitution: Constitution, found: Coverage) -> None:
     by_id = {cover.principle: cover for cover in found.covers}
-    for language in ("pt", "en"):
-        (folder,) = project.sources("en" if language == "en" else "pt")
+    for language in constitution.languages:
+        (folder,) = project.sources(language)
         for cover in found.covers:
             cover.examples[language] = []
         for file in jsonl_files(folder):

@@ -21,9 +21,10 @@ from noesis.core.console import say
 from noesis.core.event_loop import run_async
 from noesis.core.files import sha256_json, write_json, write_jsonl
 from noesis.core.jsonl import jsonl_files, read_objects
+from noesis.core.language import LanguageCode as Language
 from noesis.core.project import Project
 from noesis.dataset.load import read_hand_written
-from noesis.dataset.schema import Example, Language
+from noesis.dataset.schema import Example
 from noesis.llm.clients.open import WRITER_SLOTS, close_clients, open_clients
 from noesis.llm.clients.protocol import ModelClient
 from noesis.llm.clients.reply_cache import ReplyCache, open_cache

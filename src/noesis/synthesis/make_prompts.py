@@ -58,7 +58,7 @@ def make_prompts(project: Project, request: PromptsRequest) -> dict[str, Any]:
         UsageError, ConfigError: the lists or the SPEC can't be used. CapError: the cap is reached; the same command
             with a higher one resumes.
     """
-    lists = read_lists(project.data / "constitution_prompts.yaml")
+    lists = read_lists(project.prompt_lists)
     combinations = deal(lists, request.languages, request.count, request.seed)
     if request.model is None:
         return _write_instructions(request.out, lists, combinations)

@@ -18,7 +18,7 @@ from noesis.llm.clients.cached_client import CachedClient, UnusableReplyError, r
 from noesis.llm.clients.protocol import EndpointDownError, ModelClient, ModelReply, ModelRequest, NoReplyError
 from noesis.llm.clients.reply_cache import ReplyCache
 from noesis.synthesis.prompt_file import Prompt
-from noesis.synthesis.prompt_templates import WORDS, Messages, comparison
+from noesis.synthesis.prompt_templates import Messages, comparison, words_in
 from noesis.synthesis.reply_checks import Work, clean_reply, reply_problem, up_to_a_sentence
 
 TOP_LOGPROBS = 20  # the most that endpoints give
@@ -178,7 +178,7 @@ class Labeller:
 
     async def _p_first(self, first: str, second: str, prompt: Prompt, principle: Principle) -> float:
         """Probability of the letter A against B, where `first` is answer A."""
-        words, dialogue = WORDS[prompt.language], prompt.dialogue
+        words, dialogue = words_in(prompt.language), prompt.dialogue
         messages = comparison(dialogue, first, second, principle, prompt.language, question="letter")
         if self.request.reasoning:
             thinking = comparison(dialogue, first, second, principle, prompt.language, question="think")

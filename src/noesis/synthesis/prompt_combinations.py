@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from noesis.constitution.document import Both, Slug
+from noesis.constitution.document import Request, Slug
 from noesis.core.errors import ConfigError, UsageError
 from noesis.core.yaml_file import describe_error, read_yaml, validate
 from noesis.dataset.schema import Difficulty
@@ -36,7 +36,7 @@ INSTRUCTION = {
 }
 
 
-class _Entry(Both):
+class _Entry(Request):
     model_config = ConfigDict(extra="forbid", frozen=True)
     id: Slug
 
@@ -53,7 +53,7 @@ class PromptLists(BaseModel):
     topics: Annotated[tuple[_Topic, ...], Field(min_length=1)]
     situations: Annotated[tuple[_Entry, ...], Field(min_length=1)]
     askers: Annotated[tuple[_Entry, ...], Field(min_length=1)]
-    difficulties: dict[Difficulty, Both]
+    difficulties: dict[Difficulty, Request]
 
     @property
     def combinations(self) -> int:
@@ -97,7 +97,7 @@ class Combination:
             "difficulty": lists.difficulties[self.difficulty],
         }
         texts = {name: part[self.language] for name, part in parts.items()}
-        return INSTRUCTION[self.language].format(**texts)
+        return INSTRUCTION.get(self.language, INSTRUCTION["en"]).format(**texts)
 
     def to_json(self) -> dict[str, Any]:
         """The fields that the prompt's row begins with."""

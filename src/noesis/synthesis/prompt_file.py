@@ -17,7 +17,8 @@ from noesis.constitution.document import Constitution
 from noesis.core.console import command
 from noesis.core.errors import DataError, UsageError
 from noesis.core.jsonl import UniqueIds, read_models
-from noesis.dataset.schema import MIN_PROMPT, Difficulty, Example, Language, Stance, Turn
+from noesis.core.language import LanguageCode as Language
+from noesis.dataset.schema import MIN_PROMPT, Difficulty, Example, Stance, Turn
 
 P = TypeVar("P", bound="Prompt")
 

@@ -111,6 +111,11 @@ WORDS: dict[str, dict[str, str]] = {
 }
 
 
+def words_in(language: str) -> dict[str, str]:
+    """The wording in a language; in English for one that has none (a constitution can word its own requests)."""
+    return WORDS.get(language, WORDS["en"])
+
+
 def wording_digest() -> str:
     """SHA-256 of all templates: data made with other templates is other data."""
     return sha256_json(WORDS)
@@ -162,7 +167,7 @@ def critique_messages(
 ) -> Messages:
     """The request for a critique of `answer` by `principle`."""
     return (
-        ("system", WORDS[language]["critic"]),
+        ("system", words_in(language)["critic"]),
         *shots.critiques,
         ("user", critique_task(dialogue, answer, principle, language)),
     )
@@ -179,7 +184,7 @@ def revision_messages(
     words: int,
 ) -> Messages:
     """The request for a revision of `answer` after `critique`, of at most `words` words."""
-    system = fill_template(WORDS[language]["reviser"], {"words": str(words)})
+    system = fill_template(words_in(language)["reviser"], {"words": str(words)})
     return (
         ("system", system),
         *shots.revisions,
@@ -188,21 +193,21 @@ def revision_messages(
 
 
 def critique_task(dialogue: Sequence[tuple[str, str]], answer: str, principle: Principle, language: str) -> str:
-    request = principle.critique[language] if principle.critique else WORDS[language]["critique_request"]
-    return _task(dialogue, answer, "", principle.text(language), request, language)
+    request = principle.critique[language] if principle.critique else words_in(language)["critique_request"]
+    return _task(dialogue, answer, "", principle[language], request, language)
 
 
 def revision_task(
     dialogue: Sequence[tuple[str, str]], answer: str, critique: str, principle: Principle, language: str
 ) -> str:
-    request = principle.revision[language] if principle.revision else WORDS[language]["revision_request"]
-    return _task(dialogue, answer, critique, principle.text(language), request, language)
+    request = principle.revision[language] if principle.revision else words_in(language)["revision_request"]
+    return _task(dialogue, answer, critique, principle[language], request, language)
 
 
 def _task(
     dialogue: Sequence[tuple[str, str]], answer: str, critique: str, principle: str, request: str, language: str
 ) -> str:
-    words = WORDS[language]
+    words = words_in(language)
     conversation, answer, critique = format_dialogue(dialogue, language), neutralise(answer), neutralise(critique)
     values = {
         "code": code_of(conversation, answer, critique),
@@ -219,16 +224,16 @@ def comparison(
     dialogue: Sequence[tuple[str, str]], first: str, second: str, principle: Principle, language: str, *, question: str
 ) -> Messages:
     """The request to compare two answers by `principle`. question: `letter` or `think`."""
-    words = WORDS[language]
+    words = words_in(language)
     conversation, first, second = format_dialogue(dialogue, language), neutralise(first), neutralise(second)
     values = {"code": code_of(conversation, first, second), "dialogue": conversation, "first": first, "second": second}
-    values |= {"principle": principle.text(language), "question": words[question]}
+    values |= {"principle": principle[language], "question": words[question]}
     return (("system", words["comparer"]), ("user", fill_template(words["compare"], values)))
 
 
 def format_dialogue(dialogue: Sequence[tuple[str, str]], language: str) -> str:
     """A conversation as text, neutralised."""
-    words = WORDS[language]
+    words = words_in(language)
     return "\n\n".join(
         f"[{words['person'] if role == 'user' else words['answerer']}] {neutralise(text)}" for role, text in dialogue
     )

@@ -18,6 +18,7 @@ from noesis.core.errors import UsageError
 from noesis.core.event_loop import run_async
 from noesis.core.files import sha256_json, write_jsonl
 from noesis.core.jsonl import jsonl_files, read_objects
+from noesis.core.language import ALL
 from noesis.core.project import Project
 from noesis.dataset.load import read_hand_written
 from noesis.dataset.schema import Example
@@ -73,8 +74,7 @@ def dependents(project: Project, old: Constitution, new: Constitution, changes: 
 
 
 def _hand_written(project: Project) -> Iterator[Example]:
-    yield from read_hand_written(project, "pt")
-    yield from read_hand_written(project, "en")
+    yield from read_hand_written(project, ALL)
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def renew(project: Project, new: Constitution, changes: list[Change], request: R
     }
     with open_folder(request.out, plan) as folder, open_cache(folder.replies) as cache:
         spending.resume(cache)
-        maker = ExampleMaker(new, critic, critic, {"pt": Shots(), "en": Shots()}, cache, request.settings)
+        maker = ExampleMaker(new, critic, critic, {code: Shots() for code in new.languages}, cache, request.settings)
 
         async def make(i: int) -> Result:
             example, name = work[i]

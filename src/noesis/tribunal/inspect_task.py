@@ -1,6 +1,6 @@
 r"""The Tribunal as an Inspect task, to look at every answer, judge and span in its viewer (https://inspect.aisi.org.uk).
 
-    pip install -c constraints-inspect.txt 'noesis[judge]'
+    pip install -c constraints-inspect.txt 'noesis-tribunal[judge]'
     inspect eval src/noesis/tribunal/inspect_task.py --model openai-api/local/my-model \
         -T judge=openai:http://127.0.0.1:8080/v1:judge
     inspect view
@@ -62,7 +62,7 @@ def tribunal(judge: str, part: str = "dev", project: str | None = None, max_usd:
 
 
 def _sample(item: EvalSample, constitution: Constitution) -> Sample:
-    system = constitution.system_prompt.en if item.language == "en" else constitution.system_prompt.pt
+    system = constitution.system_prompt[item.language]
     return Sample(
         id=item.id,
         input=[ChatMessageSystem(content=system), ChatMessageUser(content=item.messages[0])],

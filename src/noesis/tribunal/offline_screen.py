@@ -113,7 +113,7 @@ def _copies(answer: str, prompt: str) -> bool:
 def _recites(answer: str, constitution: Constitution) -> bool:
     """Whether ten consecutive words are the system prompt's."""
     text = normalised(answer)
-    for prompt in (constitution.system_prompt.pt, constitution.system_prompt.en):
+    for prompt in constitution.system_prompt.texts.values():
         words = normalised(prompt).split()
         if any(" ".join(words[i : i + 10]) in text for i in range(len(words) - 9)):
             return True

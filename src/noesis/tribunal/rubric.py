@@ -1,7 +1,7 @@
 """The judges' rubrics: `data/tribunal/judges/{veritas,sophia,dike}.yaml`, and `prompt.yaml`, the text around them.
 
-A rubric has 6 to 10 items scored 0, 1 or 2, in Portuguese and English. Its hash, with that of `prompt.yaml`, goes into
-each verdict and decides which calibration belongs to it: a changed word is another judge.
+A rubric has 1 to 10 items scored 0, 1 or 2, in the constitution's languages. Its hash, with that of `prompt.yaml`, goes
+into each verdict and decides which calibration belongs to it: a changed word is another judge.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from noesis.core.errors import ConfigError
 from noesis.core.files import sha256_json
+from noesis.core.language import CODES, ByLanguage
 from noesis.core.yaml_file import describe_error, read_yaml, validate
 
 JUDGES = ("veritas", "sophia", "dike")
 TITLES = {"veritas": "Veritas", "sophia": "Sophia", "dike": "Dikē"}
 VETOES = {"veritas": "fabricated_citation", "dike": "harmful_compliance"}  # by the judge's item with `veto: true`
-Language = Literal["pt", "en"]
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -28,23 +28,15 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Both(_Frozen):
-    """A text in both languages."""
-
-    pt: Text
-    en: Text
-
-    def __getitem__(self, language: str) -> str:
-        return self.en if language == "en" else self.pt
+class Texts(ByLanguage[Text]):
+    """A text in each language of the judge."""
 
 
-class RubricItem(_Frozen):
+class RubricItem(ByLanguage[Text]):
     """One question asked about an answer."""
 
     id: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{1,40}$")]
-    pt: Text
-    en: Text
-    anchors: dict[Literal["0", "1", "2"], Both]
+    anchors: dict[Literal["0", "1", "2"], Texts]
     span: Literal["required", "optional", "none"] = "required"
     applies: tuple[tuple[str, tuple[Any, ...]], ...] = ()  # (field, values) of the prompt, one must match; (): always
     principles: tuple[str, ...] = ()
@@ -61,18 +53,16 @@ class RubricItem(_Frozen):
         """YAML keys 0, 1, 2 are numbers; anchors may also be grouped by language."""
         if not isinstance(raw, dict):
             return raw
-        if set(raw) == {"pt", "en"}:
+        if raw and all(key in CODES and isinstance(raw[key], dict) for key in raw):
             raw = {
-                score: {
-                    language: {str(k): v for k, v in raw[language].items()}.get(str(score)) for language in ("pt", "en")
-                }
+                score: {language: {str(k): v for k, v in raw[language].items()}.get(str(score)) for language in raw}
                 for score in (0, 1, 2)
             }
         return {str(score): text for score, text in raw.items()}
 
     @field_validator("anchors")
     @classmethod
-    def _all_three(cls, anchors: dict[str, Both]) -> dict[str, Both]:
+    def _all_three(cls, anchors: dict[str, Texts]) -> dict[str, Texts]:
         if set(anchors) != {"0", "1", "2"}:
             raise ValueError("an item needs the anchors 0, 1 and 2")
         return anchors
@@ -101,7 +91,7 @@ class RubricItem(_Frozen):
         )
 
     def question(self, language: str) -> str:
-        return self.en if language == "en" else self.pt
+        return self[language]
 
 
 class Rubric(_Frozen):
@@ -111,8 +101,8 @@ class Rubric(_Frozen):
     id: Literal["veritas", "sophia", "dike"]
     name: Text
     weight_note: Any = None  # for readers; part of the digest
-    system: Both
-    items: Annotated[tuple[RubricItem, ...], Field(min_length=6, max_length=10)]
+    system: Texts
+    items: Annotated[tuple[RubricItem, ...], Field(min_length=1, max_length=10)]
 
     @field_validator("version", mode="before")
     @classmethod
@@ -148,15 +138,10 @@ class Wording(_Frozen):
     traps: Text
 
 
-class Prompt(_Frozen):
+class Prompt(ByLanguage[Wording]):
     """`prompt.yaml`."""
 
     version: Text
-    pt: Wording
-    en: Wording
-
-    def __getitem__(self, language: str) -> Wording:
-        return self.en if language == "en" else self.pt
 
 
 class RubricSet(_Frozen):

@@ -18,6 +18,7 @@ from noesis.core.console import command
 from noesis.core.errors import DataError, UsageError
 from noesis.core.files import sha256_json, write_json
 from noesis.core.jsonl import UniqueIds, jsonl_files, read_models, read_objects
+from noesis.core.language import LanguageCode
 
 Part = Literal["dev", "locked", "all"]
 Answerable = Literal["answerable", "unanswerable", "false_premise"]
@@ -32,7 +33,7 @@ class AnswerCheck(_Row):
     """A deterministic requirement on an answer; `code_checks.passes` decides it."""
 
     type: Literal["language", "json", "items", "max_words", "first_word", "absent", "present"]
-    language: Literal["pt", "en"] | None = None
+    language: LanguageCode | None = None
     keys: tuple[str, ...] = ()
     count: int | None = None
     any_of: tuple[str, ...] = ()
@@ -47,7 +48,7 @@ class EvalSample(_Row):
 
     id: Text
     category: Text = "own"
-    language: Literal["pt", "en"]
+    language: LanguageCode
     split: Literal["dev", "locked"] = "dev"
     kind: Text = "own"
     prompt: Annotated[str, Field(min_length=3)]
@@ -92,7 +93,7 @@ class JudgePair(_Row):
 
     id: Text
     attack: Text
-    language: Literal["pt", "en"]
+    language: LanguageCode
     split: Literal["dev", "locked"]
     prompt: Text
     good: Text
@@ -108,12 +109,12 @@ class TwinAnswers(_Row):
 
     id: Text
     kind: Text
-    language: Literal["pt", "en"]
+    language: LanguageCode
     split: Literal["dev", "locked"]
     prompt: Text
     a: Text
     b: Text
-    b_language: Literal["pt", "en"] | None = None
+    b_language: LanguageCode | None = None
     b_prompt: str | None = None
     reference: str = ""
     note: str = ""

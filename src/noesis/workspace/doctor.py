@@ -10,8 +10,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from noesis import __version__
 from noesis.core.console import command, size
 from noesis.core.device import Device, detect
+from noesis.core.distribution import DISTRIBUTION, install_command, namesake
 from noesis.core.errors import NoesisError
 from noesis.core.machine.folders import cache_folder, expanded
 from noesis.core.project import find_project
@@ -48,6 +50,7 @@ def run_checks(project: Path | None) -> list[Check]:
     device = detect()
     return [
         _python(),
+        _installation(),
         _device(device),
         _memory(device),
         _disk(),
@@ -64,6 +67,17 @@ def _python() -> Check:
     oldest, newest = PYTHON_VERSIONS
     ok = oldest <= sys.version_info[:2] <= newest
     return Check("Python", platform.python_version(), ok, remedy="use Python 3.11, 3.12 or 3.13")
+
+
+def _installation() -> Check:
+    """That no other package writes over this one's files."""
+    other = namesake()
+    return Check(
+        DISTRIBUTION,
+        __version__ if other is None else "another package of the same import name is installed beside it",
+        ok=other is None,
+        remedy=other or "",
+    )
 
 
 def _device(device: Device) -> Check:
@@ -102,7 +116,7 @@ def _package(name: str, extra: str) -> Check:
     try:
         return Check(name, importlib.metadata.version(name), ok=True)
     except importlib.metadata.PackageNotFoundError:
-        remedy = f"make setup, or pip install -c constraints.txt 'noesis[{extra}]'"
+        remedy = f"{install_command(extra)}, or in a checkout  make setup"
         return Check(name, "not installed", ok=False, needed=extra not in OPTIONAL_EXTRAS, remedy=remedy)
 
 

@@ -1,16 +1,18 @@
-"""`noesis init DIR`: a new project, ready for `noesis demo --project DIR`, copied from the files of this checkout."""
+"""`noesis init DIR`: a new project, ready for `noesis demo`, copied from the files that Noesis comes with."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from noesis.core.config.schema import write_schemas
 from noesis.core.errors import UsageError
 from noesis.core.files import copy_file, copy_folder, write_text
 from noesis.core.jsonl import iter_lines, parse_object
 from noesis.core.language import Language
+from noesis.core.machine.package_files import package_files
 from noesis.core.project import Project
+from noesis.workspace.own_project import Purpose, write_own_project
 
-CHECKOUT = Project(Path(__file__).resolve().parents[3])
 LANGUAGES: tuple[Language, ...] = ("pt", "en")
 EXAMPLES = {  # category: id
     "maieutica": "maieutica_001",
@@ -19,44 +21,46 @@ EXAMPLES = {  # category: id
 }
 
 
-def create_project(folder: Path) -> list[Path]:
+def create_project(folder: Path, purpose: Purpose | None = None) -> list[Path]:
     """Write the files of a new project and return them.
 
+    Args:
+        purpose: what it is for; None: Noesis's own constitution and three of its examples, to begin with.
+
     Raises:
-        UsageError: the folder is not empty, or Noesis was not installed from a checkout.
+        UsageError: the folder is not empty, or the installation is incomplete.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is not empty: choose another folder")
-    if not CHECKOUT.constitution.is_file():
-        raise UsageError("there are no files to copy: install Noesis from a checkout of its repository (make setup)")
-    project = Project(folder)
-    return [*_copy_settings(project), _copy_tribunal(project), *_copy_examples(project)]
+    project, starter = Project(folder), Project(package_files())
+    if purpose is not None:
+        return write_own_project(project, purpose)
+    return [
+        *_copy_settings(starter, project),
+        *write_schemas(project),
+        _copy_tribunal(starter, project),
+        *_copy_examples(starter, project),
+    ]
 
 
-def _copy_settings(project: Project) -> list[Path]:
-    sources = (
-        CHECKOUT.constitution,
-        CHECKOUT.data / "constitution_prompts.yaml",
-        CHECKOUT.lora_yaml,
-        CHECKOUT.training_yaml,
-    )
+def _copy_settings(starter: Project, project: Project) -> list[Path]:
     written = []
-    for source in sources:
-        target = project.root / source.relative_to(CHECKOUT.root)
+    for source in (starter.constitution, starter.prompt_lists, starter.lora_yaml, starter.training_yaml):
+        target = project.root / source.relative_to(starter.root)
         copy_file(source, target)
         written.append(target)
     return written
 
 
-def _copy_tribunal(project: Project) -> Path:
-    copy_folder(CHECKOUT.tribunal, project.tribunal)
+def _copy_tribunal(starter: Project, project: Project) -> Path:
+    copy_folder(starter.tribunal, project.tribunal)
     return project.tribunal
 
 
-def _copy_examples(project: Project) -> list[Path]:
+def _copy_examples(starter: Project, project: Project) -> list[Path]:
     written = []
     for language in LANGUAGES:
-        source, target = CHECKOUT.sources(language)[0], project.sources(language)[0] / "examples.jsonl"
+        source, target = starter.sources(language)[0], project.sources(language)[0] / "examples.jsonl"
         write_text(target, "".join(_example(source / f"{category}.jsonl", name) for category, name in EXAMPLES.items()))
         written.append(target)
     return written
@@ -66,4 +70,4 @@ def _example(file: Path, name: str) -> str:
     for line in iter_lines(file):
         if parse_object(line.data)["id"] == name:
             return line.data.decode().rstrip("\n") + "\n"
-    raise UsageError(f"{file} no longer holds {name}: the checkout is incomplete")
+    raise UsageError(f"{file} no longer holds {name}: the installation is incomplete")

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from noesis.cloud.container.vllm_judge import judge_specs, temporary_key, vllm_command, vllm_server
 from noesis.cloud.container.workspace import CallResult, ContainerContext, run_guarded
-from noesis.cloud.request import LOCAL_JUDGE, CloudRequest
+from noesis.cloud.request import LOCAL_JUDGE, CloudRequest, modal_run
 from noesis.cloud.volume.layout import DATASET
 from noesis.cloud.volume.uploaded_data import require_upload
 from noesis.core.config import load_config
@@ -105,7 +105,7 @@ def judge_problem(spec: str, why: str) -> str:
     """The verdict's reason where a judge can't judge."""
     return (
         f"the judge {spec} can't judge: {why.rstrip('. ')}. Mend that or name another with --judge, and type  "
-        "modal run scripts/modal_train.py --test-only"
+        f"{modal_run('--test-only')}"
     )
 
 

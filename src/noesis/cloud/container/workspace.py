@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.cloud.container.spending import read_charges, write_charges
+from noesis.cloud.request import modal_run
 from noesis.cloud.volume.layout import guard_volume
 from noesis.cloud.volume.sync import HEAVY, VolumeSync, publishing
 from noesis.cloud.volume.writer import Writer, this_input
@@ -23,7 +24,6 @@ from noesis.core.project import Project
 from noesis.run.directory import Run, load_run
 from noesis.run.ledger import LedgerEntry
 
-START = "start one with  modal run scripts/modal_train.py --epochs 3"
 BESIDE = "containers"  # in the ledger: starts, downloads, waiting
 NO_MEMORY = (
     "Out of memory: in training_config.yaml set per_device_train_batch_size: 1 and gradient_accumulation_steps: 8, "
@@ -176,6 +176,6 @@ def copy_of_run(root: Path, target: Path, epoch: str | None = None) -> Path:
 def require_trained_run(root: Path) -> None:
     """Raise RunError if the volume has no run, or none with a finished epoch, to judge or merge."""
     if not (root / "manifest.json").is_file():
-        raise RunError(f"the volume holds no run yet: {START}")
+        raise RunError(f"the volume holds no run yet: start one with  {modal_run('--epochs', '3')}")
     if not list((root / "checkpoints").glob("epoch_[0-9]*")):
-        raise RunError(f"the run on the volume has no finished epoch yet: {START}")
+        raise RunError(f"the run on the volume has no finished epoch yet: start one with  {modal_run('--epochs', '3')}")

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import modal
 
+from noesis.cloud.request import modal_run
 from noesis.core.config import ModalSection
 from noesis.core.errors import RunError
 from noesis.run.manifest import Manifest
@@ -117,7 +118,7 @@ def manifest_of(files: RemoteFiles, folder: str = "") -> Manifest:
         raise RunError(
             f"there is no run in /{folder} of the volume: look with  modal volume ls VOLUME /runs"
             if folder
-            else "the volume holds no run yet: start one with  modal run scripts/modal_train.py --epochs 3"
+            else f"the volume holds no run yet: start one with  {modal_run('--epochs', '3')}"
         )
     try:
         return parse_manifest(json.loads(text))

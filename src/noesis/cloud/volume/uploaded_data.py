@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from noesis.cloud.request import export_command
 from noesis.core.console import say, shell_command
 from noesis.core.errors import DataError, UsageError
 from noesis.core.files import sha256_file
@@ -27,7 +28,7 @@ def exported_hashes(exports: Path) -> dict[str, str] | None:
         if described and described.get(part) != digest:
             raise DataError(
                 f"{files[part]} was changed since its export (statistics.json describes another file): "
-                "export again with  python scripts/export_for_modal.py"
+                f"export again with  {export_command()}"
             )
     return found
 

@@ -148,7 +148,7 @@ class DemoSection(Frozen):
     """What `noesis demo` changes so that the pipeline takes minutes on two cores."""
 
     model: str = "smollm2"
-    language: Language = "en"
+    language: Language | None = None  # where it has as many examples as data.language, else that; None: that
     r: Annotated[tuple[Count, ...], Field(min_length=1)] = (64, 32, 16, 8)
     max_epochs: Count = 3
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-3

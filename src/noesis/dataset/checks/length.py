@@ -69,7 +69,7 @@ class TokenCounter:
         answer = with_analysis("c", "b") if self.include_critique else "b"
         return max(
             self._length(opening_messages(self.constitution, language, "a"), answer, "(probe)")
-            for language in ("pt", "en")
+            for language in self.constitution.languages
         )
 
     def _length(self, messages: list[Message], answer: str, name: str) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 
 from noesis.core.console import Progress
 from noesis.core.device import usable_threads
+from noesis.core.language import CODES
 from noesis.core.text import closing
 from noesis.dataset.checks.fingerprint import fingerprint
 from noesis.dataset.checks.line import Finding, Rules, check_line
@@ -27,7 +28,7 @@ from noesis.dataset.source_files import FileChunk, chunk_lines, file_chunks, is_
 CHUNK_SIZE = 3_000_000  # bytes
 PARALLEL_FROM = 12_000_000  # bytes below which starting processes costs more than it saves
 MAX_FINDINGS = 20  # of one kind, whose place and message a chunk keeps; the others are counted
-LANGUAGES, DIFFICULTIES = ("pt", "en"), ("easy", "medium", "hard")
+LANGUAGES, DIFFICULTIES = CODES, ("easy", "medium", "hard")
 STANCES = ("unlabelled", "agree", "disagree", "uncertain", "decline", "explore")
 PROMPT_GRAMS, ANSWER_GRAMS = 32, 48  # 3-grams of a text's beginning by which templates are found
 COPIED = 0.8  # share of common 3-grams from which a revision only lengthens or shortens

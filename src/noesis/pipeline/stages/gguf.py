@@ -211,10 +211,11 @@ class _ParityTexts:
 
 
 def _parity_texts(s: RunSession, tokenizer: Any) -> _ParityTexts:
-    """Prompts in both languages, and two whole held-out conversations with system prompt and answer."""
+    """Prompts in each language, and two whole held-out conversations with system prompt and answer."""
     prompts, source = _prompts(s)
 
-    def choose(count: int) -> list[str]:
+    def choose(count: int) -> list[str]:  # of each of two languages; as many in all where there are more or fewer
+        count = -(-2 * count // len(prompts))
         return [
             render(tokenizer, [{"role": "user", "content": record["prompt"]}], add_generation_prompt=True)
             for texts in prompts.values()
@@ -241,14 +242,14 @@ def _prompts(s: RunSession) -> tuple[dict[str, list[str]], str]:
         project: Project | None = find_project()
     except UsageError:
         project = None  # a run alone, as on a volume
-    found: dict[str, list[str]] = {"pt": [], "en": []}
+    found: dict[str, list[str]] = {language: [] for language in s.constitution.languages}
     if project is not None and (project.data / "tribunal" / "prompts").is_dir():
         for sample in read_suite(project.data / "tribunal", "dev"):
-            if not sample.turns:
+            if not sample.turns and sample.language in found:
                 found[sample.language].append(sample.prompt)
         # the shortest, which cost the least
-        found = {language: sorted(texts, key=len)[:PROMPTS] for language, texts in found.items()}
-    if min(map(len, found.values())) >= PROMPTS:
+        found = {language: sorted(texts, key=len)[: -(-2 * PROMPTS // len(found))] for language, texts in found.items()}
+    if min(map(len, found.values())) >= -(-2 * PROMPTS // len(found)):
         return found, "the Tribunal's open prompts"
     principles = s.constitution.principles
-    return {"pt": [p.pt for p in principles], "en": [p.en for p in principles]}, "the constitution's principles"
+    return {language: [p[language] for p in principles] for language in found}, "the constitution's principles"

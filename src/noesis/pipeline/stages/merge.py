@@ -120,6 +120,7 @@ def card_content(s: RunSession) -> CardContent:
     return CardContent(
         name=s.run.merged.name,
         base=s.model.title or s.config.training.model,
+        languages=tuple(sorted({example.language for example in s.dataset.train})),
         lineage=s.model.lineage,
         licence=s.model.licence,
         noesis=s.run.manifest.noesis,

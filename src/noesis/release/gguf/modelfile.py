@@ -23,7 +23,7 @@ def modelfile(file: str, tokenizer: Any, *, system: str, context: int, licence: 
     Args:
         file: name of the GGUF in the same folder.
         tokenizer: the model's own.
-        system: Noesis's system prompt.
+        system: the constitution's system prompt.
         context: tokens.
 
     Raises:

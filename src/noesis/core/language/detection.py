@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Any, Literal
-
-Language = Literal["pt", "en", "both"]
+from typing import Any
 
 CERTAIN = 0.70  # score from which the model is trusted
 SAMPLE = 300  # characters that are looked at

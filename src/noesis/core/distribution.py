@@ -1,0 +1,30 @@
+"""How Noesis is installed: the distribution's name, its extras, and a stranger's package of the same import name.
+
+`noesis` on the package index is somebody else's library for mining networks. Both are imported as `noesis`, so they
+can't share an environment: whichever was installed last has written over the other's `__init__.py`.
+"""
+
+from __future__ import annotations
+
+DISTRIBUTION = "noesis-tribunal"
+NAMESAKE = "noesis"
+OUR_COMMAND = "noesis.cli:main"  # entry point by which a distribution `noesis` is one of ours, of before it was renamed
+
+
+def install_command(extra: str) -> str:
+    """What to type to get an extra: `pip install 'noesis-tribunal[train]'`."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
+
+
+def namesake() -> str | None:
+    """What of another distribution named `noesis` is in this environment and how to mend it; None: there is none."""
+    import importlib.metadata
+
+    try:
+        other = importlib.metadata.distribution(NAMESAKE)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    again = f"pip uninstall {NAMESAKE}  and then  pip install --force-reinstall --no-deps {DISTRIBUTION}"
+    if any(entry.value == OUR_COMMAND for entry in other.entry_points):
+        return f"{NAMESAKE} {other.version} is Noesis under its earlier name:  {again}"
+    return f"{NAMESAKE} {other.version} is another project's package and writes over this one's files:  {again}"
