@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from noesis.core.config import TribunalSection
-from noesis.core.console import Progress
+from noesis.core.config import RewardSection, TribunalSection
+from noesis.core.console import Progress, say
 from noesis.core.errors import UsageError
 from noesis.core.machine.folders import cache_folder
 from noesis.core.project import Project
@@ -18,8 +18,12 @@ from noesis.llm.clients.protocol import ModelClient
 from noesis.llm.clients.reply_cache import ReplyCache, open_cache
 from noesis.llm.clients.spec import ModelSpec
 from noesis.llm.clients.spending import Spending
+from noesis.llm.reward.client import RewardClient
 from noesis.tribunal.calibration_store import Calibration, load_calibration, unfit_reason
+from noesis.tribunal.court import REWARD
 from noesis.tribunal.judge import JudgeCase, judge
+from noesis.tribunal.reward.scale import Scale
+from noesis.tribunal.reward.seat import RewardSeat, judge_by_reward, stored_scale, why_not_seated
 from noesis.tribunal.rubric import JUDGES, RubricSet, load_rubrics
 from noesis.tribunal.verdict import Unscored, Verdict
 
@@ -31,12 +35,16 @@ class JudgePanel:
     Use it as `async with panel:` to close its clients at the end, inside the event loop that they were used in.
 
     calibrations: of each client; None where it was never calibrated with these rubrics
+    scales: of reward models among the clients, by identity
+    seat: a reward model beside the judges; its verdict follows theirs
     """
 
     rubrics: RubricSet
     clients: Sequence[ModelClient]
     cache: ReplyCache
     calibrations: Sequence[Calibration | None] = ()
+    scales: Mapping[str, Scale] = field(default_factory=dict)
+    seat: RewardSeat | None = None
 
     @property
     def names(self) -> list[str]:
@@ -59,7 +67,7 @@ class JudgePanel:
         Raises:
             CapError: the cap is reached; what was judged is in the cache.
         """
-        jobs = [
+        jobs: list[tuple[int, ModelClient, str]] = [
             (i, client, name)
             for i in range(len(cases))
             for name in (judges[i] if judges else JUDGES)
@@ -67,7 +75,9 @@ class JudgePanel:
         ]
         # one rubric in one language after another: their prompts share a prefix, which servers cache
         jobs.sort(key=lambda job: (JUDGES.index(job[2]), cases[job[0]].language))
-        slots = {id(client): asyncio.Semaphore(2 * client.concurrency) for client in self.clients}
+        if self.seat is not None:
+            jobs += [(i, self.seat.client, REWARD) for i in range(len(cases))]
+        slots = {id(client): asyncio.Semaphore(2 * client.concurrency) for client in self._all}
         errors: list[BaseException] = []
         with Progress(what, len(jobs), "verdicts") as progress:
 
@@ -76,7 +86,7 @@ class JudgePanel:
                     if errors:
                         raise errors[0]
                     try:
-                        verdict = await judge(client, self.rubrics, self.rubrics.rubrics[name], cases[i], self.cache)
+                        verdict = await self._verdict(client, name, cases[i])
                     except BaseException as error:  # requests under way are paid for and may finish; no other starts
                         errors.append(error)
                         raise
@@ -92,8 +102,19 @@ class JudgePanel:
             verdicts[i].append(verdict)
         return verdicts
 
+    async def _verdict(self, client: ModelClient, name: str, case: JudgeCase) -> Verdict | Unscored:
+        if isinstance(client, RewardClient):
+            scale = self.seat.scale if name == REWARD and self.seat else self.scales.get(client.identity, Scale())
+            digest = "" if name == REWARD else self.rubrics.digest(name)
+            return await judge_by_reward(client, name, digest, case, self.cache, scale)
+        return await judge(client, self.rubrics, self.rubrics.rubrics[name], case, self.cache)
+
+    @property
+    def _all(self) -> list[ModelClient]:
+        return [*self.clients, *([self.seat.client] if self.seat else [])]
+
     async def close(self) -> None:
-        await close_clients(self.clients)
+        await close_clients(self._all)
 
     async def __aenter__(self) -> JudgePanel:
         return self
@@ -117,9 +138,34 @@ def make_panel(
     """
     rubrics = rubrics or read_rubrics(project)
     folder = project.calibrations
+    scales = {client.identity: stored_scale(folder, client.identity, rubrics) for client in clients}
     return JudgePanel(
-        rubrics, clients, cache, [load_calibration(folder, client.identity, rubrics) for client in clients]
+        rubrics,
+        clients,
+        cache,
+        [load_calibration(folder, client.identity, rubrics) for client in clients],
+        {identity: scale for identity, scale in scales.items() if scale is not None},
     )
+
+
+def take_seat(project: Project, section: RewardSection, rubrics: RubricSet) -> RewardSeat | None:
+    """The reward model that the settings seat beside the judges; None if they seat none, or it may not decide.
+
+    Raises:
+        ModelError: there is no such reward model.
+    """
+    if section.role == "off" or section.path is None:
+        return None
+    inside = project.root / section.path
+    client = RewardClient(str(inside if inside.is_dir() else section.path))
+    if why := why_not_seated(project.calibrations, client, section.path, rubrics):
+        say(f"  tribunal.reward has no say: {why}")
+        return None
+    scale = stored_scale(project.calibrations, client.identity, rubrics)
+    assert scale is not None
+    seat = RewardSeat(client, section.role, scale)
+    say(f"  {seat.describe()}")
+    return seat
 
 
 @contextmanager
@@ -152,4 +198,5 @@ def open_panel(
     with open_cache(replies or cache_folder() / "tribunal" / "replies.sqlite") as cache:
         if replies is not None:
             spending.resume(cache)
-        yield make_panel(project, clients, cache, rubrics)
+        panel = make_panel(project, clients, cache, rubrics)
+        yield replace(panel, seat=take_seat(project, section.reward, rubrics))

@@ -25,7 +25,10 @@ class ItemScore:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One judge's scores for one answer; tokens and USD are those of all replies it took."""
+    """One judge's scores for one answer; tokens and USD are those of all replies it took.
+
+    scalar: the score of a reward model, 0..1, which scores no items; None: the items give it
+    """
 
     case: str
     judge: str
@@ -37,14 +40,20 @@ class Verdict:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     usd: float = 0.0
+    scalar: float | None = None
 
     @property
     def score(self) -> float:
         """Share of the points, 0..1."""
+        if self.scalar is not None:
+            return self.scalar
         return sum(item.score for item in self.items) / (2 * len(self.items))
 
     def to_json(self) -> dict[str, Any]:
-        return {"status": "scored", "score": round(self.score, 4), **asdict(self)}
+        fields = asdict(self)
+        if self.scalar is None:
+            del fields["scalar"]
+        return {"status": "scored", "score": round(self.score, 4), **fields}
 
 
 @dataclass(frozen=True)

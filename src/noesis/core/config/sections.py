@@ -89,6 +89,26 @@ class Price(Frozen):
     completion: Annotated[float, Field(ge=0)]
 
 
+class RewardSection(Frozen):
+    """A reward model beside the judges: one number for each answer, and nothing quoted.
+
+    path: as in `reward:NAME`: the folder of one, relative to the project, or a Hub name
+    role: tie_breaker: where an absent verdict leaves an answer between two bands, the reward stands for it;
+        seat: a fourth score in the mean
+    weight: of the seat in the mean; the three judges share the rest as before
+    """
+
+    path: str | None = None
+    role: Literal["off", "tie_breaker", "seat"] = "off"
+    weight: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
+
+    @model_validator(mode="after")
+    def _named(self) -> RewardSection:
+        if self.role != "off" and self.path is None:
+            raise ValueError(f"tribunal.reward.role is {self.role}, and tribunal.reward.path names no reward model")
+        return self
+
+
 # how judges are called and what they cost; changes no verdict
 JUDGE_CALLS = ("concurrency", "timeout_seconds", "attempts", "requests_per_minute", "prices")
 
@@ -108,6 +128,7 @@ class TribunalSection(Frozen):
     max_forgetting: Fraction = 0.05  # largest allowed fall in accuracy on keyed items, base to tuned
     min_prompts: Count = 20  # below this no interval is trusted
     judges: tuple[str, ...] = ()  # as in --judge; they choose the checkpoint and judge it unless others are named
+    reward: RewardSection = RewardSection()
     answers: Annotated[int, Field(ge=0)] = 6
     max_new_tokens: Count = 200
     samples: Count = 2  # answers per model and prompt, at fixed seeds
@@ -131,6 +152,31 @@ class TribunalSection(Frozen):
     def called_as(self, today: TribunalSection) -> TribunalSection:
         """These settings with `today`'s calls: a run, which may be a stranger's, names no price that a cap rests on."""
         return self.model_copy(update={name: getattr(today, name) for name in JUDGE_CALLS})
+
+
+class JudgeTrainingSection(Frozen):
+    """A reward model of the project's own, `noesis tribunal train-judge`.
+
+    sources: examples: the weak against the revised answer, cut to one length; pairs: the file in `dpo: pairs`;
+        planted: faults that code puts into good answers
+    pool: the state of the answer's last token, or the mean over the answer's tokens
+    max_tokens: of a conversation; longer answers are cut at the end of a sentence
+    held_out: share of the prompts that are only measured
+    centring: weight of the squared sum of a pair's rewards
+    """
+
+    sources: Annotated[tuple[Literal["examples", "pairs", "planted"], ...], Field(min_length=1)] = (
+        "examples",
+        "planted",
+    )
+    r: Count = 8
+    lora_alpha: Count = 16
+    epochs: Count = 2
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-4
+    pool: Literal["last", "mean"] = "mean"
+    max_tokens: Annotated[int, Field(ge=64)] = 512
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    centring: Annotated[float, Field(ge=0)] = 0.01
 
 
 class GgufSection(Frozen):

@@ -14,11 +14,15 @@ import numpy as np
 
 from noesis.core.config import TribunalSection
 from noesis.core.files import sha256_json
+from noesis.llm.clients.protocol import ModelClient
+from noesis.llm.reward.client import RewardClient
 from noesis.tribunal.calibration.baselines import baselines
 from noesis.tribunal.calibration_store import Calibration
 from noesis.tribunal.court import EPSILON
 from noesis.tribunal.judge import JudgeCase
 from noesis.tribunal.panel import JudgePanel
+from noesis.tribunal.reward.scale import Scale, fit_scale
+from noesis.tribunal.reward.seat import note_on, rewards_of
 from noesis.tribunal.rubric import JUDGES
 from noesis.tribunal.statistics import auroc, brier, effective_votes, krippendorff_alpha, slope, wilson
 from noesis.tribunal.suite import JudgePair, Part, TwinAnswers
@@ -96,10 +100,31 @@ async def measure_judges(panel: JudgePanel, benchmark: Benchmark, section: Tribu
                 "spans_found": {"found": spans[client.name][0], "given": spans[client.name][1]},
                 "reasons": sorted(set(reasons[client.name]))[:5],
                 "agreement": agreement,
+                **_reward_details(client, panel),
             },
         )
         for number, client in enumerate(panel.clients)
     ]
+
+
+async def fit_scales(panel: JudgePanel, benchmark: Benchmark) -> dict[str, Scale]:
+    """The scale of each reward model on the panel, by identity, from its rewards of the benchmark's pairs."""
+    good, bad = (
+        [
+            _case(pair.id, side, pair.language, pair.prompt, pair.good if side == "good" else pair.bad, pair.reference)
+            for pair in benchmark.pairs
+        ]
+        for side in ("good", "bad")
+    )
+    scales = {}
+    for client in panel.clients:
+        if isinstance(client, RewardClient):
+            found = await rewards_of(client, [*good, *bad], panel.cache)
+            known = [(reward, i < len(good)) for i, reward in enumerate(found) if reward is not None]
+            scales[client.identity] = fit_scale(
+                *([r for r, is_good in known if is_good is want] for want in (True, False))
+            )
+    return scales
 
 
 def _calibration(
@@ -140,6 +165,13 @@ def _calibration(
         specificity=(sum(rejected), len(rejected)),
         details=_details(scores, benchmark, right) | more,
     )
+
+
+def _reward_details(client: ModelClient, panel: JudgePanel) -> dict[str, Any]:
+    """What a reward model's calibration says besides: its scale, and what it is kin to."""
+    if not isinstance(client, RewardClient):
+        return {}
+    return {"scale": panel.scales.get(client.identity, Scale()).to_json(), "note": note_on(client)}
 
 
 def _details(scores: JudgeScores, benchmark: Benchmark, right: dict[str, bool]) -> dict[str, Any]:
