@@ -1,0 +1,1 @@
+"""Faults planted by code in good answers: material to train a judge on, as many pairs as one likes."""
