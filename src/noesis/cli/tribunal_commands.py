@@ -1,8 +1,9 @@
-"""`noesis tribunal calibrate|baselines|lock`: are the judges fit to judge?"""
+"""`noesis tribunal calibrate|train-judge|baselines|lock`: are the judges fit to judge, and one of one's own."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -10,6 +11,9 @@ from noesis.cli.options import (
     JsonOption,
     JudgeOption,
     JudgesMaxUsdOption,
+    MaxMinutesOption,
+    MaxUsdOption,
+    ModelOption,
     PartOption,
     ProjectOption,
     print_result,
@@ -48,13 +52,68 @@ def calibrate(
     from noesis.tribunal.calibration.calibrate import calibrate as measure
 
     if not judges:
-        raise UsageError("name a judge: --judge openai:BASE_URL:MODEL or --judge gguf:PATH")
+        raise UsageError("name a judge: --judge openai:BASE_URL:MODEL, gguf:PATH or reward:NAME")
     reserve_stdout(as_json)
     found = find_project(project)
     results = measure(found, load_config(found).training.tribunal, judges, part, max_usd=max_usd, count=pairs)
     for result in results:
         _show(result)
     print_result([result.to_json() for result in results], as_json)
+
+
+@app.command("train-judge")
+def train_judge(
+    model: ModelOption = None,
+    sources: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="LIST",
+            help="What to train on, of examples, pairs, planted; default: as in training_config.yaml.",
+        ),
+    ] = None,
+    method: Annotated[
+        Literal["lora", "probe"] | None,
+        typer.Option("--method", help="An adapter with a head, or a head alone on the frozen base."),
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", metavar="DIR", help="Folder to work in and to go on from; default: runs/judge."),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="What verdicts call the judge.")] = None,
+    max_pairs: Annotated[
+        int | None, typer.Option("--max-pairs", min=2, metavar="N", help="Train on N pairs, evenly over their kinds.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Passes over the pairs.")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", metavar="RATE", help="Peak rate.")] = None,
+    max_usd: MaxUsdOption = None,
+    max_minutes: MaxMinutesOption = None,
+    project: ProjectOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a reward model on the project's own pairs: a judge that gives one number and quotes nothing.
+
+    A stopped command goes on where it was. Whether the judge is fit, `calibrate --judge reward:DIR/judge` says.
+
+    Example: noesis tribunal train-judge --model smollm2 --from examples,planted
+    """
+    from noesis.core.overrides import JudgeOverrides
+    from noesis.core.project import find_project
+    from noesis.pipeline.train_judge.train import train_judge as train
+
+    reserve_stdout(as_json)
+    found = find_project(project)
+    config = JudgeOverrides(
+        model=model,
+        method=method,
+        sources=sources,
+        max_pairs=max_pairs,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        max_usd=max_usd,
+        max_minutes=max_minutes,
+    ).configure(found)
+    print_result(train(found, config, run or found.runs / "judge", name=name), as_json)
 
 
 @app.command()
@@ -137,6 +196,8 @@ def _show(c: Calibration) -> None:
         f"  injection  {injection['count']}/{injection['of']} succeed; Brier {d['brier']}; "
         f"spans found {spans['found']}/{spans['given']}"
     )
+    if note := d.get("note"):
+        say(f"  note       {note}")
     if agreement := d["agreement"]:
         say(
             f"  agreement  alpha {agreement['alpha']}, {agreement['models']} models are worth "

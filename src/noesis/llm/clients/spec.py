@@ -72,8 +72,8 @@ def parse_spec(text: str, option: str = "--judge", kinds: tuple[Kind, ...] = JUD
             )
         if spec is not None and spec.kind == "reward":
             raise UsageError(
-                f"{option} {text}: a reward model gives one number and quotes nothing, so it fills no criterion; seat it "
-                "beside the judges with  tribunal: reward: {path, role}  in training_config.yaml"
+                f"{option} {text}: a reward model gives one number and quotes nothing, so it fills no criterion; "
+                "seat it beside the judges with  tribunal: reward: {path, role}  in training_config.yaml"
             )
         *most, last = (FORMS[kind] for kind in kinds)
         raise UsageError(f"{option} {without_password(text)!r} is not understood: use {', '.join(most)}, or {last}")

@@ -32,6 +32,7 @@ class JudgeRecord(BaseModel):
     """judge.json; fields that say more about the training are kept as they are.
 
     base, base_revision: the model that it sits on, by name (a file's or folder's without its place) and digest
+    layers: of the base that are computed; None: all
     pool: the state of the last token, or the mean over the answer's
     files: SHA-256 of each other file, by name
     """
@@ -42,6 +43,7 @@ class JudgeRecord(BaseModel):
     name: str = Field(min_length=1, max_length=100)
     base: str = Field(min_length=1, max_length=300)
     base_revision: str = Field(max_length=100)
+    layers: int | None = Field(default=None, ge=1)
     pool: Literal["last", "mean"]
     files: dict[str, str]
     licence: str = ""
@@ -63,7 +65,8 @@ class JudgeFolder:
     @property
     def identity(self) -> str:
         """What calibrations and the reply cache know it by: the same for the same weights on the same base."""
-        return f"reward:{sha256_json([self.record.files, self.record.base_revision, self.record.pool])[:24]}"
+        r = self.record
+        return f"reward:{sha256_json([r.files, r.base_revision, r.pool, r.layers])[:24]}"
 
 
 def read_judge_folder(path: Path) -> JudgeFolder:

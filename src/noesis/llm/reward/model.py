@@ -1,7 +1,7 @@
 """A reward model in memory: conversations packed into rows, hidden states pooled, one scalar each.
 
-Two kinds load alike: what `noesis tribunal train-judge` made (`folder.py`), and sequence-classification models of the
-Hub with one label (Skywork-Reward-V2 and its like), from safetensors and by their own chat template, without their code.
+Two kinds load alike: what `noesis tribunal train-judge` made (`folder.py`), and sequence-classification models with one
+label (Skywork-Reward-V2 and its like), from safetensors and by their own chat template, without their code.
 """
 
 from __future__ import annotations
@@ -96,13 +96,25 @@ def load_judge(judge: JudgeFolder) -> RewardModel:
         raise ModelError(f"{judge.path / HEAD_FILE} is not the head of a model that is {model.config.hidden_size} wide")
     if judge.has_adapter:
         model = put_adapter(model, judge.path).get_base_model()
-    return of_causal_model(model, tokenizer, head, pool=judge.record.pool)
+    return of_causal_model(model, tokenizer, head, pool=judge.record.pool, layers=judge.record.layers)
 
 
 def of_causal_model(
-    model: Any, tokenizer: ChatTokenizer, head: Tensor, *, pool: Literal["last", "mean"]
+    model: Any, tokenizer: ChatTokenizer, head: Tensor, *, pool: Literal["last", "mean"], layers: int | None = None
 ) -> RewardModel:
-    """`model` with `head` in place of its output layer."""
+    """`model` with `head` in place of its output layer.
+
+    Args:
+        layers: only its first, and the last norm after them; None: all.
+
+    Raises:
+        ModelError: it has fewer.
+    """
+    if layers is not None:
+        if layers > len(model.base_model.layers):
+            raise ModelError(f"the base has {len(model.base_model.layers)} layers, and the reward model reads {layers}")
+        model.base_model.layers = model.base_model.layers[:layers]
+        model.config.num_hidden_layers = layers
 
     def tokens(messages: list[Message], answer: str) -> tuple[list[int], int]:
         *messages, last = break_controls(tokenizer, [*messages, {"role": "assistant", "content": answer}])

@@ -38,7 +38,7 @@ class Scale:
 
 
 def fit_scale(good: Sequence[float], bad: Sequence[float]) -> Scale:
-    """The logistic of the rewards of good and bad answers; the natural one without both, or where they are all equal."""
+    """The logistic of the rewards of good and bad answers; the natural one where there is nothing to fit."""
     x = np.array([*good, *bad], float)
     if not len(good) or not len(bad) or not np.isfinite(x).all() or x.std() < 1e-12:
         return Scale()

@@ -75,13 +75,13 @@ async def judge_by_reward(
     Args:
         judge: whose place it takes; a benchmark asks it in the place of each judge.
     """
-    who = {"case": case.id, "judge": judge, "model": client.name, "rubric_sha256": rubric_sha256}
     try:
         reward = await reward_of(client, case, cache)
     except NoReplyError as error:
-        return Unscored(**who, reason=str(error))
+        return Unscored(case.id, judge, client.name, rubric_sha256, str(error))
     note = f"{note_on(client)}; reward {reward:.4f}"
-    return Verdict(**who, items=(), veto=None, reasoning=note, scalar=scale.score(reward))
+    score = scale.score(reward)
+    return Verdict(case.id, judge, client.name, rubric_sha256, (), None, note, scalar=score)
 
 
 def stored_scale(folder: Path, identity: str, rubrics: RubricSet) -> Scale | None:
