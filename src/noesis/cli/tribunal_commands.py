@@ -81,8 +81,9 @@ def train_judge(
         typer.Option("--run", metavar="DIR", help="Folder to work in and to go on from; default: runs/judge."),
     ] = None,
     name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="What verdicts call the judge.")] = None,
-    max_pairs: Annotated[
-        int | None, typer.Option("--max-pairs", min=2, metavar="N", help="Train on N pairs, evenly over their kinds.")
+    max_planted: Annotated[
+        int | None,
+        typer.Option("--max-planted", min=1, metavar="N", help="Plant only N faults, evenly over their kinds."),
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Passes over the pairs.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", metavar="RATE", help="Peak rate.")] = None,
@@ -107,7 +108,7 @@ def train_judge(
         model=model,
         method=method,
         sources=sources,
-        max_pairs=max_pairs,
+        max_planted=max_planted,
         epochs=epochs,
         learning_rate=learning_rate,
         max_usd=max_usd,

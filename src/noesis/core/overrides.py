@@ -72,7 +72,7 @@ class JudgeOverrides:
     model: str | None = None
     method: str | None = None
     sources: str | None = None
-    max_pairs: int | None = None
+    max_planted: int | None = None
     epochs: int | None = None
     learning_rate: float | None = None
     max_usd: float | None = None
@@ -91,7 +91,7 @@ class JudgeOverrides:
             "training.model": self.model,
             "training.judge_training.method": self.method,
             "training.judge_training.sources": sources,
-            "training.judge_training.max_pairs": self.max_pairs,
+            "training.judge_training.max_planted": self.max_planted,
             "training.judge_training.epochs": self.epochs,
             "training.judge_training.learning_rate": self.learning_rate,
             "training.budget.max_usd": self.max_usd,

@@ -160,35 +160,29 @@ class JudgeTrainingSection(Frozen):
     method: lora: an adapter and a head by gradient descent; probe: a head alone, on the states of the frozen base
     sources: examples: the weak against the revised answer, cut to one length; pairs: the file in `dpo: pairs`;
         planted: faults that code puts into good answers
-    max_pairs: evenly over the kinds; None: all
-    layers: of the base that are computed, for a probe; None: all
+    max_planted: how many of the planted pairs, evenly over kinds and languages; None: all
+    depth: share of the base's layers that a probe computes; the middle ones tell more than the last
     pool: the state of the answer's last token, or the mean over the answer's tokens
     max_tokens: of a conversation; longer answers are cut at the end of a sentence
     held_out: share of the prompts that are only measured
     centring: weight of the squared sum of a pair's rewards
     """
 
-    method: Literal["lora", "probe"] = "lora"
+    method: Literal["lora", "probe"] = "probe"
     sources: Annotated[tuple[Literal["examples", "pairs", "planted"], ...], Field(min_length=1)] = (
         "examples",
         "planted",
     )
-    max_pairs: Count | None = None
+    max_planted: Count | None = 300
     r: Count = 8
     lora_alpha: Count = 16
     epochs: Count = 2
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-4
-    layers: Count | None = None
+    depth: Annotated[float, Field(gt=0, le=1)] = 0.8
     pool: Literal["last", "mean"] = "mean"
-    max_tokens: Annotated[int, Field(ge=64)] = 512
+    max_tokens: Annotated[int, Field(ge=64)] = 384
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.15
     centring: Annotated[float, Field(ge=0)] = 0.01
-
-    @model_validator(mode="after")
-    def _consistent(self) -> JudgeTrainingSection:
-        if self.layers is not None and self.method == "lora":
-            raise ValueError("judge_training.layers is for method: probe; set it to null, or method: probe")
-        return self
 
 
 class GgufSection(Frozen):

@@ -77,9 +77,10 @@ def collect_pairs(project: Project, config: Config) -> list[AnswerPair]:
     if "pairs" in section.sources:
         found += _from_file(project, config)
     if "planted" in section.sources:
-        found += _planted(examples, config.training.seed)
+        planted = list(_planted(examples, config.training.seed))
+        found += spread_over_kinds(planted, section.max_planted, config.training.seed)
     refuse_known_prompts({pair.name: pair.prompt for pair in found}, project.tribunal)
-    return spread_over_kinds(found, section.max_pairs, config.training.seed)
+    return found
 
 
 def _from_examples(examples: Sequence[Example]) -> Iterator[AnswerPair]:

@@ -71,6 +71,7 @@ def train_judge(project: Project, config: Config, path: Path, *, name: str | Non
     pairs = read_pairs(project, config, model)
     base = config.training.model if is_hub_name(config.training.model) else Path(config.training.model).name
     name = name or f"{Path(base).stem.lower()}-{section.method}"
+    layers = _layers(model, section.depth) if section.method == "probe" else None
     request: dict[str, Any] = {
         "settings": section.model_dump(mode="json"),
         "seed": config.training.seed,
@@ -95,7 +96,7 @@ def train_judge(project: Project, config: Config, path: Path, *, name: str | Non
             "base_revision": model.revision,
             "licence": f"base: {model.licence}; trained on data under {DATA_LICENCE}",
             "method": section.method,
-            "layers": section.layers,
+            "layers": layers,
             "pool": section.pool,
             "trained_on": _trained_on(pairs),
             "giveaways": found,
@@ -118,7 +119,7 @@ def read_pairs(project: Project, config: Config, model: Model) -> Pairs:
     apart = split_by_prompt([pair.prompt_id for pair, _ in fitting], section.held_out, config.training.seed)
     train, held_out = ([p for p in fitting if (p[0].prompt_id in apart) is out] for out in (False, True))
     if not train:
-        raise DataError("no pair is left to train on: raise judge_training.max_tokens or max_pairs")
+        raise DataError("no pair is left to train on: raise judge_training.max_tokens or max_planted")
     return Pairs(train, held_out)
 
 
@@ -197,7 +198,7 @@ def _fit_head(
                 "with a higher --max-usd or --max-minutes goes on"
             )
 
-    frozen = frozen_model(model.path, pool=section.pool, layers=section.layers)
+    frozen = frozen_model(model.path, pool=section.pool, layers=_layers(model, section.depth))
     conversations = [(pair.dialogue, answer) for pair in pairs.texts for answer in (pair.better, pair.worse)]
     states = pooled_states(frozen, conversations, work.path / "states", between=require_time).astype(np.float64)
     differences, count = states[0::2] - states[1::2], len(pairs.train)
@@ -206,6 +207,10 @@ def _fit_head(
     file = work.path / HEAD_FILE
     save_file({"weight": probe.weight[None].astype(np.float32)}, file)
     return {"penalty": probe.penalty}, {HEAD_FILE: file}
+
+
+def _layers(model: Model, depth: float) -> int:
+    return max(1, round(depth * read_shape(model.path).layers))
 
 
 def _write_judge(target: Path, record: dict[str, Any], files: dict[str, Path]) -> None:
