@@ -42,9 +42,7 @@ def job_of(model: Path, folder: Path, pairs: PreferencePairs, head: RewardHead) 
     config = small(**FLOAT32)
     plan = reward_plan(config, "tiny", read_shape(model), pairs.work, detect())
     data = TrainingSet(pairs=pairs)
-    return TrainJob(
-        model, data, config, plan, detect(), folder / "checkpoints", folder / "metrics.jsonl", reward=head
-    )
+    return TrainJob(model, data, config, plan, detect(), folder / "checkpoints", folder / "metrics.jsonl", reward=head)
 
 
 @pytest.mark.parametrize("pool", ["last", "mean"])

@@ -13,7 +13,7 @@ from noesis.core.config import TribunalSection
 from noesis.core.errors import UsageError
 from noesis.llm.clients.spec import MEASURED_KINDS, parse_spec
 from noesis.tribunal.court import APPROVED, REWARD, UNDECIDED, opinion
-from noesis.tribunal.reward.scale import Scale, fit_scale
+from noesis.tribunal.reward.scale import fit_scale
 from noesis.tribunal.verdict import ItemScore, Unscored, Verdict, verdict_from_json
 
 

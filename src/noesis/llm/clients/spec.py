@@ -4,8 +4,8 @@ openai:BASE_URL:MODEL   an endpoint that speaks OpenAI's protocol (openai:https:
 gguf:PATH               a GGUF file, in a process of its own
 torch:NAME              smollm2, a model folder or a Hub name, in this process; it writes, but can't judge
 self                    the run's own base as judge, which the report then says
-reward:NAME             a reward model: the folder of one, or a Hub name; `noesis tribunal calibrate` measures it, and
-                        `tribunal: reward` in training_config.yaml gives it a seat
+reward:NAME             a reward model: its folder (PATH, or PATH@BASE where its base is elsewhere) or a Hub name;
+                        `noesis tribunal calibrate` measures it, `tribunal: reward` in the settings gives it a seat
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A reward model as a client, `--judge reward:PATH` or `reward:HUB_NAME`: the reply is the number that it gives.
+"""A reward model as a client, `--judge reward:PATH[@BASE]` or `reward:HUB_NAME`: the reply is the number that it gives.
 
 Requests that wait together are scored together; the same conversation is scored once, whoever asks.
 """
@@ -11,10 +11,10 @@ from pathlib import Path
 
 from noesis.core.errors import ModelError
 from noesis.core.files import sha256_json
-from noesis.core.machine.folders import expanded
 from noesis.core.signals import native_request
 from noesis.llm.clients.protocol import ModelReply, ModelRequest, NoReplyError
-from noesis.llm.reward.folder import JUDGE_FILE, read_judge_folder
+from noesis.llm.hub import is_hub_name
+from noesis.llm.reward.folder import read_judge_folder, split_name
 
 BATCH = 32  # conversations that are scored together
 GATHER_S = 0.02  # seconds that the first of a batch waits for others
@@ -37,15 +37,20 @@ class RewardClient:
         """
         from noesis.llm.reward.model import load_classifier, load_judge
 
-        folder = expanded(name)
-        if (folder / JUDGE_FILE).is_file():
+        own = split_name(name)
+        if own is not None:
+            folder, base = own
             judge = read_judge_folder(folder)
-            self._model, self.identity, self.kin = load_judge(judge), judge.identity, bool(judge.record.trained_on)
+            self._model, self.identity, self.kin = (
+                load_judge(judge, base),
+                judge.identity,
+                bool(judge.record.trained_on),
+            )
             self.name = judge.record.name
         else:
             self._model, revision = load_classifier(name)
             self.name, self.kin = Path(name).name, False
-            self.identity = f"reward:{name if '/' in name and not folder.exists() else folder.name}@{revision}"
+            self.identity = f"reward:{name if is_hub_name(name) else self.name}@{revision}"
         self._waiting: Waiting = {}
         self._worker: asyncio.Task[None] | None = None
         self._pool = ThreadPoolExecutor(1)

@@ -16,9 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from noesis.core.errors import ModelError
 from noesis.core.files import sha256_file, sha256_json
 from noesis.core.jsonl import read_json_file
+from noesis.core.machine.folders import expanded
 from noesis.core.rooted import guard
-from noesis.llm.embedded import Model
-from noesis.llm.hub import find_local_model, is_gguf_file
+from noesis.llm.embedded import EMBEDDED, Model
+from noesis.llm.hub import find_local_model, is_gguf_file, is_hub_name
 
 JUDGE_FILE, HEAD_FILE, ADAPTER_FILES = (
     "judge.json",
@@ -97,18 +98,31 @@ def read_judge_folder(path: Path) -> JudgeFolder:
     return JudgeFolder(path, record)
 
 
-def find_judges_base(judge: JudgeFolder) -> Model:
+def split_name(name: str) -> tuple[Path, str | None] | None:
+    """(folder, base) of `PATH` or `PATH@BASE`, where PATH is the folder of a reward model; None where it is none."""
+    path, _, base = name.rpartition("@")
+    for folder, own in ((expanded(name), None), (expanded(path), base)):
+        if (folder / JUDGE_FILE).is_file() and (own is None or path):
+            return folder, own
+    return None
+
+
+def find_judges_base(judge: JudgeFolder, base: str | None = None) -> Model:
     """The base of a reward model, on this machine; nothing is downloaded because a stranger's file names it.
 
-    A base that is a file or folder of its own is looked for beside the reward model and in the working directory.
+    Args:
+        base: where it is; None: as the record names it, a file or folder beside the reward model or in the working
+            directory.
 
     Raises:
         ModelError: it is not here, or it is another one.
     """
-    name = judge.record.base
-    beside = [path for path in (judge.path / name, judge.path.parent / name, Path(name)) if path.exists()]
+    name = base or judge.record.base
+    beside = [path for path in (expanded(name), judge.path / name, judge.path.parent / name) if path.exists()]
     if not beside and is_gguf_file(name):
-        raise ModelError(f"the base of {judge.path} is the file {name}: put it beside that folder")
+        raise ModelError(f"the base of {judge.path} is the file {name}: name it, as reward:{judge.path}@FILE.gguf")
+    if not beside and not is_hub_name(name) and name != EMBEDDED:
+        raise ModelError(f"the base of {judge.path} is the folder {name}: name it, as reward:{judge.path}@FOLDER")
     found = find_local_model(str(beside[0]) if beside else name)
     if found is None:
         raise ModelError(f"the base of {judge.path}, {name}, is not on this machine: fetch it with  hf download {name}")

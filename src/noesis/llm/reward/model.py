@@ -80,16 +80,19 @@ class RewardModel:
         return list(states.float().cpu().split(lengths))
 
 
-def load_judge(judge: JudgeFolder) -> RewardModel:
+def load_judge(judge: JudgeFolder, base: str | None = None) -> RewardModel:
     """The reward model in a folder, unmerged on its base; on a GPU if there is one.
+
+    Args:
+        base: as in `find_judges_base`.
 
     Raises:
         ModelError: its base is not here, or a file is damaged.
     """
     from safetensors.torch import load_file
 
-    base = find_judges_base(judge)
-    model, tokenizer = load_causal_model(base.path, dtype=_dtype()), load_tokenizer(base.path)
+    found = find_judges_base(judge, base)
+    model, tokenizer = load_causal_model(found.path, dtype=_dtype()), load_tokenizer(found.path)
     with library_errors(f"can't load {judge.path / HEAD_FILE}"):
         head = load_file(judge.path / HEAD_FILE)["weight"].float()
     if head.shape != (1, model.config.hidden_size) or not bool(torch.isfinite(head).all()):

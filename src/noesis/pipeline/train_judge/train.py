@@ -107,8 +107,9 @@ def train_judge(project: Project, config: Config, path: Path, *, name: str | Non
             "made_by": command("tribunal", "train-judge"),
         }
         _write_judge(work.judge, record, files)
-        record = _with_held_out(work.judge, pairs.held_out)
-    _show_judge(record, work.judge)
+        record = _with_held_out(work.judge, config.training.model, pairs.held_out)
+    spec = f"reward:{work.judge}" + ("" if base == config.training.model else f"@{config.training.model}")
+    _show_judge(record, spec)
     return record
 
 
@@ -221,12 +222,12 @@ def _write_judge(target: Path, record: dict[str, Any], files: dict[str, Path]) -
         write_json(part / JUDGE_FILE, record | {"files": {name: sha256_file(part / name) for name in files}})
 
 
-def _with_held_out(folder: Path, held_out: Sequence[tuple[AnswerPair, TokenPair]]) -> dict[str, Any]:
+def _with_held_out(folder: Path, base: str, held_out: Sequence[tuple[AnswerPair, TokenPair]]) -> dict[str, Any]:
     """The record with what the reward model, as it will be loaded, makes of the held-out pairs; written."""
     from noesis.llm.reward.model import load_judge
 
     record = json.loads((folder / JUDGE_FILE).read_text(encoding="utf-8"))
-    model = load_judge(read_judge_folder(folder))
+    model = load_judge(read_judge_folder(folder), base)
     texts = [pair for pair, _ in held_out]
     found = model.rewards([(pair.dialogue, answer) for pair in texts for answer in (pair.better, pair.worse)])
     right = [better > worse for better, worse in zip(found[0::2], found[1::2], strict=True)]
@@ -271,11 +272,10 @@ def _show_pairs(pairs: Pairs, found: dict[str, Any]) -> None:
     )
 
 
-def _show_judge(record: dict[str, Any], folder: Path) -> None:
+def _show_judge(record: dict[str, Any], spec: str) -> None:
     held = record["held_out"]
     low, high = held["interval_95"]
     say(
         f"  held out  {held['right']} of {held['pairs']} pairs right [{low:.2f}, {high:.2f}], {held['prompts']} prompts"
     )
-    say(f"  → {folder}")
-    say(f"Next:    {command('tribunal', 'calibrate', '--judge', f'reward:{folder}')}")
+    say(f"Next:    {command('tribunal', 'calibrate', '--judge', spec)}")
