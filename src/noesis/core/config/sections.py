@@ -173,14 +173,14 @@ class JudgeTrainingSection(Frozen):
         "examples",
         "planted",
     )
-    max_planted: Count | None = 300
+    max_planted: Count | None = 200
     r: Count = 8
     lora_alpha: Count = 16
     epochs: Count = 2
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-4
     depth: Annotated[float, Field(gt=0, le=1)] = 0.8
     pool: Literal["last", "mean"] = "mean"
-    max_tokens: Annotated[int, Field(ge=64)] = 384
+    max_tokens: Annotated[int, Field(ge=64)] = 256
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.15
     centring: Annotated[float, Field(ge=0)] = 0.01
 

@@ -60,8 +60,11 @@ class AnswerPair:
         return self.messages[-1][1]
 
 
+FittedPair = tuple[AnswerPair, TokenPair]  # as text and as tokens
+
+
 def collect_pairs(project: Project, config: Config) -> list[AnswerPair]:
-    """The pairs that `judge_training` asks for; none of their prompts is a question of the Tribunal or its benchmark.
+    """All pairs of the sources in `judge_training`; none of their prompts is one of the Tribunal or its benchmark.
 
     Raises:
         UsageError: there are no examples, or no file of pairs.
@@ -77,8 +80,7 @@ def collect_pairs(project: Project, config: Config) -> list[AnswerPair]:
     if "pairs" in section.sources:
         found += _from_file(project, config)
     if "planted" in section.sources:
-        planted = list(_planted(examples, config.training.seed))
-        found += spread_over_kinds(planted, section.max_planted, config.training.seed)
+        found += _planted(examples, config.training.seed)
     refuse_known_prompts({pair.name: pair.prompt for pair in found}, project.tribunal)
     return found
 
@@ -130,19 +132,21 @@ def cut(text: str, words: int) -> str:
     return text[:best].strip()
 
 
-def spread_over_kinds(pairs: Sequence[AnswerPair], count: int | None, seed: int) -> list[AnswerPair]:
-    """`count` of the pairs, as many of each kind and language as possible, drawn by `seed`; all where None."""
-    if count is None or count >= len(pairs):
+def thin_out(pairs: Sequence[FittedPair], most: int | None, seed: int) -> list[FittedPair]:
+    """The pairs with `most` of the planted ones, as many of each kind and language as possible, drawn by `seed`."""
+    if most is None:
         return list(pairs)
     ranks: dict[tuple[str, str], list[tuple[str, int]]] = {}
-    for i, pair in enumerate(pairs):
-        drawn = hashlib.sha256(f"{seed}/{pair.name}".encode()).hexdigest()
-        ranks.setdefault((pair.kind, pair.language), []).append((drawn, i))
+    for i, (pair, _) in enumerate(pairs):
+        if pair.source == "planted":
+            drawn = hashlib.sha256(f"{seed}/{pair.name}".encode()).hexdigest()
+            ranks.setdefault((pair.kind, pair.language), []).append((drawn, i))
     order = sorted((place, drawn, i) for kind in ranks.values() for place, (drawn, i) in enumerate(sorted(kind)))
-    return [pairs[i] for i in sorted(i for _, _, i in order[:count])]
+    dropped = {i for _, _, i in order[most:]}
+    return [pair for i, pair in enumerate(pairs) if i not in dropped]
 
 
-def fit_pairs(pairs: Iterable[AnswerPair], encoder: RowEncoder, max_tokens: int) -> list[tuple[AnswerPair, TokenPair]]:
+def fit_pairs(pairs: Iterable[AnswerPair], encoder: RowEncoder, max_tokens: int) -> list[FittedPair]:
     """The pairs as token rows of at most `max_tokens`; one that is too long, or loses its fault when cut, is dropped.
 
     Raises:

@@ -18,9 +18,16 @@ from noesis.llm.embedded import Model
 from noesis.llm.hub import find_base, is_hub_name
 from noesis.llm.reward.folder import ADAPTER_FILES, HEAD_FILE, JUDGE_FILE, read_judge_folder
 from noesis.llm.row_encoder import open_encoder
-from noesis.llm.token_rows import TokenPair
 from noesis.pipeline.train_judge.folder import PAIRS, JudgeWork, open_work
-from noesis.pipeline.train_judge.pairs import AnswerPair, collect_pairs, fit_pairs, giveaways, split_by_prompt
+from noesis.pipeline.train_judge.pairs import (
+    AnswerPair,
+    FittedPair,
+    collect_pairs,
+    fit_pairs,
+    giveaways,
+    split_by_prompt,
+    thin_out,
+)
 from noesis.planning.budget import quote, require_affordable
 from noesis.planning.by_method import reward_plan
 from noesis.planning.display import show_plan
@@ -40,8 +47,8 @@ DATA_LICENCE = "CC BY 4.0"  # of data/, which the pairs are made of
 class Pairs:
     """The pairs as text and as tokens, those of some prompts held out."""
 
-    train: list[tuple[AnswerPair, TokenPair]]
-    held_out: list[tuple[AnswerPair, TokenPair]]
+    train: list[FittedPair]
+    held_out: list[FittedPair]
 
     @property
     def texts(self) -> list[AnswerPair]:
@@ -117,6 +124,7 @@ def read_pairs(project: Project, config: Config, model: Model) -> Pairs:
     """The pairs as the model reads them, split by prompt. Raises as `collect_pairs` and `fit_pairs`."""
     section = config.training.judge_training
     fitting = fit_pairs(collect_pairs(project, config), open_encoder(model.path), section.max_tokens)
+    fitting = thin_out(fitting, section.max_planted, config.training.seed)
     apart = split_by_prompt([pair.prompt_id for pair, _ in fitting], section.held_out, config.training.seed)
     train, held_out = ([p for p in fitting if (p[0].prompt_id in apart) is out] for out in (False, True))
     if not train:
@@ -222,7 +230,7 @@ def _write_judge(target: Path, record: dict[str, Any], files: dict[str, Path]) -
         write_json(part / JUDGE_FILE, record | {"files": {name: sha256_file(part / name) for name in files}})
 
 
-def _with_held_out(folder: Path, base: str, held_out: Sequence[tuple[AnswerPair, TokenPair]]) -> dict[str, Any]:
+def _with_held_out(folder: Path, base: str, held_out: Sequence[FittedPair]) -> dict[str, Any]:
     """The record with what the reward model, as it will be loaded, makes of the held-out pairs; written."""
     from noesis.llm.reward.model import load_judge
 
