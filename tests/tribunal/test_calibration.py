@@ -25,13 +25,14 @@ from noesis.tribunal.calibration_store import (
     Calibration,
     ErrorCounts,
     error_counts,
+    grown_since,
     load_calibration,
     save_calibration,
     unfit_reason,
 )
 from noesis.tribunal.panel import JudgePanel
 from noesis.tribunal.rubric import RubricSet, load_rubrics
-from noesis.tribunal.suite import JudgePair, TwinAnswers, write_seal
+from noesis.tribunal.suite import JudgePair, TwinAnswers, benchmark_digest, read_benchmark, write_seal
 
 BENCH = load_rubrics(ROOT / "data" / "tribunal" / "judges")
 SECTION = TribunalSection(concurrency=16, attempts=2)
@@ -175,6 +176,34 @@ def test_a_word_changed_in_a_rubric_is_another_judge(tmp_path: Path):
         rubrics=BENCH.rubrics | {"veritas": veritas.model_copy(update={"version": "another"})}, prompt=BENCH.prompt
     )
     assert load_calibration(tmp_path, found.identity, other) is None
+
+
+def test_a_benchmark_that_grew_keeps_its_first_seal_and_calibrations(tmp_path: Path):
+    folder = tmp_path / "judge_bench"
+    folder.mkdir()
+    first = pairs()
+
+    def seal_with(rows: list[JudgePair]) -> dict[str, str]:
+        lines = [row.model_dump_json(exclude_defaults=True) + "\n" for row in rows]
+        (folder / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
+        return write_seal(tmp_path)
+
+    old = seal_with(first)["judge_bench/pairs.jsonl"]
+    (before,) = calibrated(tmp_path, play.good(), rows=[p for p in first if p.split == "locked"])
+    before = replace(before, benchmark_sha256=benchmark_digest([p for p in first if p.split == "locked"], []))
+    assert grown_since(before, tmp_path) is None
+    later = [p.model_copy(update={"id": f"later_{p.id}", "since": "2027-01-01"}) for p in first]
+    sealed = seal_with([*first, *later])
+    assert sealed["judge_bench/pairs.jsonl before 2027-01-01"] == old != sealed["judge_bench/pairs.jsonl"]
+    assert grown_since(before, tmp_path) == "2027-01-01"
+    (whole,) = calibrated(tmp_path, play.good(), rows=[*first, *later])
+    assert {date: f["of"] for date, f in whole.details["by_date"].items()} == {"first": 36, "2027-01-01": 36}
+    assert whole.details["by_date"]["first"]["baselines"] == baselines(first)
+    changed = first[-1].model_copy(update={"bad": "another"})
+    lines = [row.model_dump_json(exclude_defaults=True) + "\n" for row in [*first[:-1], changed, *later]]
+    (folder / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
+    with pytest.raises(DataError, match=r"pairs\.jsonl: its locked part is not the one"):
+        read_benchmark(tmp_path, "locked")
 
 
 def test_who_may_decide(tmp_path: Path):

@@ -181,6 +181,10 @@ def _show(c: Calibration) -> None:
     for name in ("keywords", "length"):
         b = c.baselines[name]
         say(f"  {name:<10} {b['accuracy']:.2f} [{b['interval_95'][0]:.2f}, {b['interval_95'][1]:.2f}]")
+    for date, f in d["by_date"].items() if len(d["by_date"]) > 1 else ():
+        length = f["baselines"]["length"]["accuracy"]
+        rate = f"{f['count']}/{f['of']} [{f['interval_95'][0]:.2f}, {f['interval_95'][1]:.2f}]"
+        say(f"  rows {date:<11} {rate}; keywords {f['baselines']['keywords']['accuracy']:.2f}, length {length:.2f}")
     for attack, f in d["by_attack"].items():
         say(f"    {attack:<20} {f['count']}/{f['of']} [{f['interval_95'][0]:.2f}, {f['interval_95'][1]:.2f}]")
     say(f"  AUROC      {', '.join(f'{judge} {x:.2f}' for judge, x in d['auroc'].items() if x is not None)}")

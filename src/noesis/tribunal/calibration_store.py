@@ -16,7 +16,7 @@ from noesis.core.console import command
 from noesis.core.files import sha256_json, write_json
 from noesis.tribunal.rubric import RubricSet
 from noesis.tribunal.statistics import Interval
-from noesis.tribunal.suite import Part
+from noesis.tribunal.suite import Part, earlier_benchmarks
 
 Counts = tuple[int, int]  # (right, of)
 SUMMARY = ("date", "part", "accuracy", "interval_95", "baselines", "fit", "benchmark_sha256")  # keys that reports show
@@ -121,6 +121,11 @@ def load_calibration(
         if file.is_file():
             return Calibration.from_json(json.loads(file.read_text(encoding="utf-8")))
     return None
+
+
+def grown_since(calibration: Calibration, tribunal: Path) -> str | None:
+    """The date on which the benchmark grew after this calibration; None if it did not, or is another benchmark."""
+    return earlier_benchmarks(tribunal, calibration.part).get(calibration.benchmark_sha256)
 
 
 def save_calibration(folder: Path, calibration: Calibration, rubrics: RubricSet) -> Path:

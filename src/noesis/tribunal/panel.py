@@ -19,7 +19,7 @@ from noesis.llm.clients.reply_cache import ReplyCache, open_cache
 from noesis.llm.clients.spec import ModelSpec
 from noesis.llm.clients.spending import Spending
 from noesis.llm.reward.client import RewardClient
-from noesis.tribunal.calibration_store import Calibration, load_calibration, unfit_reason
+from noesis.tribunal.calibration_store import Calibration, grown_since, load_calibration, unfit_reason
 from noesis.tribunal.court import REWARD
 from noesis.tribunal.judge import JudgeCase, judge
 from noesis.tribunal.reward.scale import Scale
@@ -137,14 +137,13 @@ def make_panel(
         rubrics: the project's, if they have been read before.
     """
     rubrics = rubrics or read_rubrics(project)
-    folder = project.calibrations
-    scales = {client.identity: stored_scale(folder, client.identity, rubrics) for client in clients}
+    found = [load_calibration(project.calibrations, client.identity, rubrics) for client in clients]
+    for client, calibration in zip(clients, found, strict=True):
+        if calibration and (date := grown_since(calibration, project.tribunal)):
+            say(f"  {client.name}: its calibration ({calibration.pairs} pairs) is of the benchmark before {date}")
+    scales = {client.identity: stored_scale(project.calibrations, client.identity, rubrics) for client in clients}
     return JudgePanel(
-        rubrics,
-        clients,
-        cache,
-        [load_calibration(folder, client.identity, rubrics) for client in clients],
-        {identity: scale for identity, scale in scales.items() if scale is not None},
+        rubrics, clients, cache, found, {identity: scale for identity, scale in scales.items() if scale is not None}
     )
 
 

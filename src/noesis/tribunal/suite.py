@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -84,7 +85,10 @@ class EvalSample(_Row):
 
 
 class JudgePair(_Row):
-    """A minimal pair of the judge benchmark: `bad` is `good` with one mutation, the attack."""
+    """A minimal pair of the judge benchmark: `bad` is `good` with one mutation, the attack.
+
+    since: the date on which the row joined the benchmark; empty for the first ones
+    """
 
     id: Text
     attack: Text
@@ -96,6 +100,7 @@ class JudgePair(_Row):
     judges: Annotated[tuple[Literal["veritas", "sophia", "dike"], ...], Field(min_length=1)]
     reference: str = ""
     note: str = ""
+    since: str = ""
 
 
 class TwinAnswers(_Row):
@@ -112,6 +117,7 @@ class TwinAnswers(_Row):
     b_prompt: str | None = None
     reference: str = ""
     note: str = ""
+    since: str = ""
 
 
 R = TypeVar("R", EvalSample, JudgePair, TwinAnswers)
@@ -168,6 +174,28 @@ def read_benchmark(tribunal: Path, part: Part = "dev") -> tuple[list[JudgePair],
     ) if twins.is_file() else []
 
 
+def benchmark_digest(pairs: Sequence[JudgePair], twins: Sequence[TwinAnswers]) -> str:
+    """What a calibration belongs to. The first rows have no date and hash as they did when no row had one."""
+    return sha256_json([_hashed(pairs), _hashed(twins)])
+
+
+def _hashed(rows: Sequence[JudgePair] | Sequence[TwinAnswers]) -> list[dict[str, Any]]:
+    return [row.model_dump(mode="json", exclude=None if row.since else {"since"}) for row in rows]
+
+
+def earlier_benchmarks(tribunal: Path, part: Part) -> dict[str, str]:
+    """Digest of each earlier state of the benchmark → the date on which it grew. Empty where there is no benchmark."""
+    files = [tribunal / "judge_bench" / name for name in ("pairs.jsonl", "invariance.jsonl")]
+    if not files[0].is_file():
+        return {}
+    pairs = read_rows(files[:1], JudgePair, part)
+    twins = read_rows([file for file in files[1:] if file.is_file()], TwinAnswers, part)
+    return {
+        benchmark_digest([p for p in pairs if p.since < date], [t for t in twins if t.since < date]): date
+        for date in sorted(({p.since for p in pairs} | {t.since for t in twins}) - {""})
+    }
+
+
 def spread(items: list[EvalSample], count: int | None) -> list[EvalSample]:
     """At most `count` of `items`, evenly spread (they are sorted by category); partners of a pair stay together."""
     if count is None or count >= len(items):
@@ -190,12 +218,18 @@ def spread(items: list[EvalSample], count: int | None) -> list[EvalSample]:
 
 
 def seal(tribunal: Path) -> dict[str, str]:
-    """The hash of the locked rows of each file under `tribunal` (of their content, not their formatting)."""
+    """The hash of the locked rows of each file under `tribunal` (of their content, not their formatting).
+
+    A file that grew has one more for each earlier state, `FILE before DATE`: what was locked first stays as it was.
+    """
     found = {}
     for file in jsonl_files(tribunal, below=True):
         locked = [row for row in read_objects(file) if row.get("split") == "locked"]
-        if locked:
-            found[file.relative_to(tribunal).as_posix()] = sha256_json(locked)
+        name = file.relative_to(tribunal).as_posix()
+        dates = sorted({str(row.get("since", "")) for row in locked})
+        for date, following in zip_longest(dates, dates[1:]):
+            rows = [row for row in locked if str(row.get("since", "")) <= date]
+            found[f"{name} before {following}" if following else name] = sha256_json(rows)
     return found
 
 
@@ -219,7 +253,8 @@ def _require_seal(tribunal: Path, part: Part) -> None:
     sealed, found = json.loads(file.read_text(encoding="utf-8")), seal(tribunal)
     for name in sorted(sealed.keys() | found.keys()):
         if sealed.get(name) != found.get(name):
+            changed = tribunal / name.partition(" before ")[0]
             raise DataError(
-                f"{tribunal / name}: its locked part is not the one that {file} was written for; restore it, "
+                f"{changed}: its locked part is not the one that {file} was written for; restore it, "
                 f"or seal the new one with  {command('tribunal', 'lock')}"
             )

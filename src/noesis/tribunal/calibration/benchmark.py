@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from noesis.core.config import TribunalSection
-from noesis.core.files import sha256_json
 from noesis.llm.clients.protocol import ModelClient
 from noesis.llm.reward.client import RewardClient
 from noesis.tribunal.calibration.baselines import baselines
@@ -25,7 +24,7 @@ from noesis.tribunal.reward.scale import Scale, fit_scale
 from noesis.tribunal.reward.seat import note_on, rewards_of
 from noesis.tribunal.rubric import JUDGES
 from noesis.tribunal.statistics import auroc, brier, effective_votes, krippendorff_alpha, slope, wilson
-from noesis.tribunal.suite import JudgePair, Part, TwinAnswers
+from noesis.tribunal.suite import JudgePair, Part, TwinAnswers, benchmark_digest
 from noesis.tribunal.verdict import Unscored, Verdict
 
 Place = tuple[str, str, str]  # (row, side, judge)
@@ -42,7 +41,7 @@ class Benchmark:
     part: Part
 
     def digest(self) -> str:
-        return sha256_json([[row.model_dump(mode="json") for row in rows] for rows in (self.pairs, self.twins)])
+        return benchmark_digest(self.pairs, self.twins)
 
     def cases(self) -> tuple[list[tuple[str, str]], list[JudgeCase], list[tuple[str, ...]]]:
         """(row, side), case and judges of each answer; all three judges score twins."""
@@ -187,6 +186,7 @@ def _details(scores: JudgeScores, benchmark: Benchmark, right: dict[str, bool]) 
     return {
         "by_attack": {a: _rate([right[p.id] for p in pairs if p.attack == a]) for a in attacks},
         "by_language": {x: _rate([right[p.id] for p in pairs if p.language == x]) for x in languages},
+        "by_date": _by_date(right, pairs),
         "pt_minus_en": _gap(right, pairs),
         "auroc": {judge: _round(_auroc(scores, pairs, judge)) for judge in JUDGES},
         "brier": _round(brier([x for x, _ in known], [y for _, y in known]) if known else None),
@@ -225,6 +225,13 @@ def _rate(values: list[bool]) -> dict[str, Any]:
 
 def _round(x: float | None) -> float | None:
     return None if x is None else round(x, 4)
+
+
+def _by_date(right: dict[str, bool], pairs: list[JudgePair]) -> dict[str, Any]:
+    """Of a benchmark that grew: the figures, and the baselines', on the rows of each date; "first" had none."""
+    dates = sorted({p.since for p in pairs})
+    parts = {date or "first": [p for p in pairs if p.since == date] for date in dates}
+    return {name: _rate([right[p.id] for p in part]) | {"baselines": baselines(part)} for name, part in parts.items()}
 
 
 def _gap(right: dict[str, bool], pairs: list[JudgePair]) -> dict[str, Any] | None:

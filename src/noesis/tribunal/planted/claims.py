@@ -50,11 +50,12 @@ def certainty_inflated(draft: Draft, phrases: Phrases, rng: random.Random, mater
 
 def arithmetic_slip(draft: Draft, phrases: Phrases, rng: random.Random, material: Material) -> str | None:
     """The result of a calculation is a little wrong."""
-    pattern = re.compile(rf"=|(?<!\w)(?:{'|'.join(map(re.escape, phrases.computing))})(?!\w)", re.IGNORECASE)
+    computing = "|".join(map(re.escape, phrases.computing))
+    before = re.compile(rf"(?:=|(?<!\w)(?:{computing})(?!\w))[^\d.,;]{{0,12}}$", re.IGNORECASE)
 
     def slip(sentence: str) -> str | None:
         numbers = list(_NUMBER.finditer(sentence))
-        results = [found for found in numbers[1:] if pattern.search(sentence[: found.start()][-25:])]
+        results = [found for found in numbers[1:] if before.search(sentence[: found.start()][-30:])]
         return _with_number(sentence, results[-1], rng) if results else None
 
     return change_one(draft, draft.statements(), rng, slip)

@@ -85,8 +85,9 @@ def plant(answer: str, language: str, kind: str, rng: random.Random, material: M
     Raises:
         KeyError: an unknown kind or language.
     """
-    worse = RULES[kind](Draft.of(answer), phrases(language), rng, material or Material())
-    return worse if worse != str(Draft.of(answer)) else None
+    draft = Draft.of(answer)
+    worse = RULES[kind](draft, phrases(language), rng, material or Material())
+    return worse if worse != str(draft) else None
 
 
 def planted_pairs(examples: Sequence[AnsweredPrompt], seed: int, kinds: Sequence[str] = KINDS) -> Iterator[PlantedPair]:
@@ -97,13 +98,13 @@ def planted_pairs(examples: Sequence[AnsweredPrompt], seed: int, kinds: Sequence
     parallel = {(e.id, e.language): e.response_revised for e in examples}
     for example in examples:
         strangers = [e.response_revised for e in examples if e.language == example.language and e.id != example.id]
+        better = str(Draft.of(example.response_revised))
         translation = parallel.get((example.id, "en" if example.language == "pt" else "pt"))
         for kind in kinds:
             if kind == "refused" and example.stance == "decline":
                 continue
             rng = random.Random(f"{seed}/{example.id}/{example.language}/{kind}")  # noqa: S311
             material = Material(other=rng.choice(strangers) if strangers else None, parallel=translation)
-            better = str(Draft.of(example.response_revised))
             worse = plant(better, example.language, kind, rng, material)
             if worse is not None:
                 turns = tuple((turn.role, turn.content) for turn in example.turns)
