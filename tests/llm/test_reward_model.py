@@ -53,7 +53,7 @@ def test_conversations_in_one_row_do_not_see_each_other(judge_folder: Path, monk
     apart = [model.rewards([conversation])[0] for conversation in conversations]
     together = model.rewards(conversations)
     assert together == pytest.approx(apart, abs=1e-4)
-    assert len(set(round(reward, 4) for reward in together)) == len(ANSWERS)
+    assert len({round(reward, 4) for reward in together}) == len(ANSWERS)
     monkeypatch.setattr(module, "ROW_TOKENS", 60)  # the longest has a row of its own
     assert model.rewards(conversations[::-1])[::-1] == pytest.approx(apart, abs=1e-4)
 

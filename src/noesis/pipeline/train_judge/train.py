@@ -78,7 +78,7 @@ def train_judge(project: Project, config: Config, path: Path, *, name: str | Non
     pairs = read_pairs(project, config, model)
     base = config.training.model if is_hub_name(config.training.model) else Path(config.training.model).name
     name = name or f"{Path(base).stem.lower()}-{section.method}"
-    layers = _layers(model, section.depth) if section.method == "probe" else None
+    layers = layers_of(model, section.depth) if section.method == "probe" else None
     request: dict[str, Any] = {
         "settings": section.model_dump(mode="json"),
         "seed": config.training.seed,
@@ -207,7 +207,7 @@ def _fit_head(
                 "with a higher --max-usd or --max-minutes goes on"
             )
 
-    frozen = frozen_model(model.path, pool=section.pool, layers=_layers(model, section.depth))
+    frozen = frozen_model(model.path, pool=section.pool, layers=layers_of(model, section.depth))
     conversations = [(pair.dialogue, answer) for pair in pairs.texts for answer in (pair.better, pair.worse)]
     states = pooled_states(frozen, conversations, work.path / "states", between=require_time).astype(np.float64)
     differences, count = states[0::2] - states[1::2], len(pairs.train)
@@ -218,7 +218,8 @@ def _fit_head(
     return {"penalty": probe.penalty}, {HEAD_FILE: file}
 
 
-def _layers(model: Model, depth: float) -> int:
+def layers_of(model: Model, depth: float) -> int:
+    """How many of the layers a probe of this depth computes; at least one."""
     return max(1, round(depth * read_shape(model.path).layers))
 
 
