@@ -77,7 +77,7 @@ def test_the_adapter_and_the_layers_count(judge_folder: Path, tiny_model: Path):
 
 
 def test_the_clients_reply_is_the_number_and_a_too_long_answer_is_no_reply(judge_folder: Path):
-    from noesis.llm.reward.client import RewardClient
+    from noesis.tribunal.reward.client import RewardClient
 
     async def run() -> tuple[list[str], str]:
         client = RewardClient(str(judge_folder))
@@ -152,8 +152,8 @@ def test_a_sequence_classifier_gives_what_transformers_gives(tiny_model: Path, t
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from noesis.llm.reward.client import RewardClient
     from noesis.llm.reward.model import load_classifier
+    from noesis.tribunal.reward.client import RewardClient
 
     folder = classifier(tiny_model, tmp_path / "classifier")
     theirs = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()

@@ -117,6 +117,8 @@ def test_from_pairs_to_a_seat(
     assert dev.ties == 0
     assert dev.details["abstention"]["count"] == 0
     assert dev.details["note"].endswith("judge trained on the same examples")
+    assert dev.baselines["words"]["pairs"] == dev.pairs
+    assert dev.fit == (dev.interval_95[0] > max(0.5, *(found["accuracy"] for found in dev.baselines.values())))
     stored = load_calibration(small_project.calibrations, dev.identity, read_rubrics(small_project), parts=("dev",))
     assert stored is not None
     assert stored.details["scale"] == dev.details["scale"]

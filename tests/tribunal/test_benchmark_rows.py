@@ -15,7 +15,7 @@ from noesis.dataset.checks.near_duplicates import NEAR
 from noesis.dataset.schema import Example
 from noesis.tribunal.calibration.baselines import baselines
 from noesis.tribunal.calibration_store import Calibration, grown_since
-from noesis.tribunal.suite import JudgePair, read_benchmark, read_suite
+from noesis.tribunal.suite import read_benchmark, read_suite
 
 TRIBUNAL, TRAINING = ROOT / "data" / "tribunal", ROOT / "data" / "training"
 PAIRS, TWINS = read_benchmark(TRIBUNAL, "all")

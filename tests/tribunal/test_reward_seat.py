@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from noesis.core.config import TribunalSection
-from noesis.core.errors import UsageError
+from noesis.core.errors import ModelError, UsageError
 from noesis.llm.clients.spec import MEASURED_KINDS, parse_spec
 from noesis.tribunal.court import APPROVED, REWARD, UNDECIDED, opinion
 from noesis.tribunal.reward.scale import fit_scale
+from noesis.tribunal.reward.words import word_presence, word_scorer
 from noesis.tribunal.verdict import ItemScore, Unscored, Verdict, verdict_from_json
 
 
@@ -106,3 +108,15 @@ def test_a_reward_model_is_calibrated_but_not_named_as_a_judge():
 def test_a_role_without_a_path_is_refused():
     with pytest.raises(ValueError, match=r"tribunal\.reward\.path names no reward model"):
         TribunalSection.model_validate({"reward": {"role": "seat"}})
+
+
+def test_a_bag_of_words_scores_by_the_words_that_are_there(tmp_path: Path):
+    from safetensors.numpy import save_file
+
+    (one,), (other,) = word_presence(["Talvez."]), word_presence(["Certamente."])
+    save_file({"weight": (one - other).astype(np.float32)}, tmp_path / "words.safetensors")
+    score = word_scorer(tmp_path / "words.safetensors")
+    assert score("talvez sim", "veritas") > score("sim", "veritas") > score("certamente sim", "veritas")
+    (tmp_path / "words.safetensors").write_bytes(b"no")
+    with pytest.raises(ModelError, match="is no bag of words"):
+        word_scorer(tmp_path / "words.safetensors")

@@ -173,13 +173,12 @@ def _show(c: Calibration) -> None:
 
     low, high = c.interval_95
     d = c.details
-    say(f"{c.judge} on {c.pairs} pairs ({c.part}): {'beats both baselines' if c.fit else 'NOT FIT'}")
+    say(f"{c.judge} on {c.pairs} pairs ({c.part}): {'beats its baselines' if c.fit else 'NOT FIT'}")
     missing = f"{d['abstention']['count']} of {d['abstention']['of']} scores missing"
     say(f"  accuracy   {c.accuracy or 0.0:.2f} [{low:.2f}, {high:.2f}], {c.ties} ties, {missing}")
     for reason in d["reasons"]:
         say(f"    missing: {reason}")
-    for name in ("keywords", "length"):
-        b = c.baselines[name]
+    for name, b in c.baselines.items():
         say(f"  {name:<10} {b['accuracy']:.2f} [{b['interval_95'][0]:.2f}, {b['interval_95'][1]:.2f}]")
     for date, f in d["by_date"].items() if len(d["by_date"]) > 1 else ():
         length = f["baselines"]["length"]["accuracy"]

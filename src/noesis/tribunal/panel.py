@@ -18,10 +18,10 @@ from noesis.llm.clients.protocol import ModelClient
 from noesis.llm.clients.reply_cache import ReplyCache, open_cache
 from noesis.llm.clients.spec import ModelSpec
 from noesis.llm.clients.spending import Spending
-from noesis.llm.reward.client import RewardClient
 from noesis.tribunal.calibration_store import Calibration, grown_since, load_calibration, unfit_reason
 from noesis.tribunal.court import REWARD
 from noesis.tribunal.judge import JudgeCase, judge
+from noesis.tribunal.reward.client import RewardClient
 from noesis.tribunal.reward.scale import Scale
 from noesis.tribunal.reward.seat import RewardSeat, judge_by_reward, stored_scale, why_not_seated
 from noesis.tribunal.rubric import JUDGES, RubricSet, load_rubrics
@@ -191,7 +191,8 @@ def open_panel(
         ModelError: a judge can't be loaded, or has no price though there is a cap.
     """
     rubrics = rubrics or read_rubrics(project)
-    clients = open_clients(specs, section, spending, own=own)
+    others = iter(open_clients([spec for spec in specs if spec.kind != "reward"], section, spending, own=own))
+    clients = [RewardClient(spec.model) if spec.kind == "reward" else next(others) for spec in specs]
     if len({client.identity for client in clients}) < len(clients):
         raise UsageError("the same judge is named twice: one model has one vote")
     with open_cache(replies or cache_folder() / "tribunal" / "replies.sqlite") as cache:

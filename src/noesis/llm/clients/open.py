@@ -51,10 +51,6 @@ def open_client(
         from noesis.llm.clients.torch_client import TorchClient
 
         return TorchClient(spec.model)
-    if spec.kind == "reward":
-        from noesis.llm.reward.client import RewardClient
-
-        return RewardClient(spec.model)
     from noesis.llm.clients.gguf_client import GgufClient
 
     if spec.kind == "gguf":

@@ -1,8 +1,9 @@
 """The folder of a reward model that `noesis tribunal train-judge` made, `reward:PATH`; torch-free.
 
-judge.json                            what it is, what it was trained on and by which figures it was chosen
-reward_head.safetensors               `weight`, (1, H)
-adapter_model.safetensors, adapter_config.json    PEFT's, where it has an adapter
+judge.json                what it is, what it was trained on and by which figures it was chosen
+reward_head.safetensors   `weight`, (1, H)
+bag_of_words.safetensors  what it has to beat: a bag of words trained on the same pairs
+adapter_model.safetensors, adapter_config.json   PEFT's, where it has an adapter
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ JUDGE_FILE, HEAD_FILE, ADAPTER_FILES = (
     "reward_head.safetensors",
     ("adapter_model.safetensors", "adapter_config.json"),
 )
+WORDS_FILE = "bag_of_words.safetensors"
 LARGEST_RECORD = 1 << 20  # bytes of judge.json
 
 
@@ -64,6 +66,11 @@ class JudgeFolder:
         return ADAPTER_FILES[0] in self.record.files
 
     @property
+    def words(self) -> Path | None:
+        """The file of the bag of words that it has to beat."""
+        return self.path / WORDS_FILE if WORDS_FILE in self.record.files else None
+
+    @property
     def identity(self) -> str:
         """What calibrations and the reply cache know it by: the same for the same weights on the same base."""
         r = self.record
@@ -89,7 +96,7 @@ def read_judge_folder(path: Path) -> JudgeFolder:
     except (ValidationError, ValueError) as error:
         what = error.errors()[0]["loc"] if isinstance(error, ValidationError) else error
         raise ModelError(f"{file} is not the record of a reward model ({what}): fetch it again") from None
-    allowed = {HEAD_FILE, *ADAPTER_FILES}
+    allowed = {HEAD_FILE, WORDS_FILE, *ADAPTER_FILES}
     if HEAD_FILE not in record.files or not record.files.keys() <= allowed:
         raise ModelError(f"{file} names other files than those of a reward model: fetch it again")
     for name, digest in record.files.items():

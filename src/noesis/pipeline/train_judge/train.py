@@ -16,7 +16,7 @@ from noesis.core.files import copy_file, new_folder, sha256_file, sha256_json, u
 from noesis.core.project import Project
 from noesis.llm.embedded import Model
 from noesis.llm.hub import find_base, is_hub_name
-from noesis.llm.reward.folder import ADAPTER_FILES, HEAD_FILE, JUDGE_FILE, read_judge_folder
+from noesis.llm.reward.folder import ADAPTER_FILES, HEAD_FILE, JUDGE_FILE, WORDS_FILE, read_judge_folder
 from noesis.llm.row_encoder import open_encoder
 from noesis.pipeline.train_judge.folder import PAIRS, JudgeWork, open_work
 from noesis.pipeline.train_judge.pairs import (
@@ -96,6 +96,7 @@ def train_judge(project: Project, config: Config, path: Path, *, name: str | Non
         _show_pairs(pairs, found)
         how = _train_adapter if section.method == "lora" else _fit_head
         made, files = how(config, device, model, pairs, work)
+        files[WORDS_FILE] = _fit_words(pairs, work)
         record = {
             "format": FORMAT,
             "name": name,
@@ -216,6 +217,22 @@ def _fit_head(
     file = work.path / HEAD_FILE
     save_file({"weight": probe.weight[None].astype(np.float32)}, file)
     return {"penalty": probe.penalty}, {HEAD_FILE: file}
+
+
+def _fit_words(pairs: Pairs, work: JudgeWork) -> Path:
+    """The bag of words that learns from the same pairs, which the judge has to beat."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from noesis.training.reward.probe import fit_probe
+    from noesis.tribunal.reward.words import word_presence
+
+    better, worse = (word_presence([getattr(pair, side) for pair in pairs.texts]) for side in ("better", "worse"))
+    p, count = np.array([pair.p for pair in pairs.texts]), len(pairs.train)
+    probe = fit_probe((better - worse)[:count], (better - worse)[count:], p[:count], p[count:])
+    file = work.path / WORDS_FILE
+    save_file({"weight": probe.weight.astype(np.float32)}, file)
+    return file
 
 
 def layers_of(model: Model, depth: float) -> int:

@@ -38,9 +38,11 @@ def fit_probe(train: Floats, held_out: Floats, p: Floats, p_held_out: Floats) ->
         p, p_held_out: (pairs,) probability that the better answer is the better one.
     """
     scale = np.sqrt((train**2).mean(0)) + 1e-6  # of differences: there is no mean to take away
+    _, _, axes = np.linalg.svd(train / scale, full_matrices=False)  # with fewer pairs than dimensions, all is in these
+    along = train / scale @ axes.T
     found = []
     for penalty in PENALTIES:
-        weight = _newton(train / scale, p, penalty) / scale
+        weight = axes.T @ _newton(along, p, penalty) / scale
         margin = held_out @ weight
         loss = float(np.mean(p_held_out * np.logaddexp(0, -margin) + (1 - p_held_out) * np.logaddexp(0, margin)))
         found.append(Probe(weight, penalty, float((margin > 0).mean()), loss))

@@ -17,10 +17,10 @@ from noesis.core.project import Project
 from noesis.llm.clients.reply_cache import open_cache
 from noesis.llm.clients.spec import MEASURED_KINDS, parse_spec
 from noesis.llm.clients.spending import Spending
-from noesis.llm.reward.client import RewardClient
 from noesis.tribunal.calibration.benchmark import Benchmark, fit_scales, measure_judges
 from noesis.tribunal.calibration_store import Calibration, save_calibration
 from noesis.tribunal.panel import JudgePanel, make_panel, open_panel
+from noesis.tribunal.reward.client import RewardClient
 from noesis.tribunal.suite import JudgePair, Part, read_benchmark
 
 MOST_REASONS = 3  # that a message names

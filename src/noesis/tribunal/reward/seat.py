@@ -12,9 +12,9 @@ from typing import Literal
 from noesis.llm.clients.cached_client import CachedClient, UnusableReplyError
 from noesis.llm.clients.protocol import ModelReply, ModelRequest, NoReplyError
 from noesis.llm.clients.reply_cache import ReplyCache
-from noesis.llm.reward.client import RewardClient
 from noesis.tribunal.calibration_store import load_calibration, unfit_reason
 from noesis.tribunal.judge import JudgeCase
+from noesis.tribunal.reward.client import RewardClient
 from noesis.tribunal.reward.scale import Scale
 from noesis.tribunal.rubric import RubricSet
 from noesis.tribunal.verdict import Unscored, Verdict

@@ -25,6 +25,7 @@ class RewardClient:
     """Use it inside one event loop. The last message of a request is the answer, whose role is assistant.
 
     kin: whether it was trained on the examples that the models which it judges are trained on
+    words: the file of the bag of words that it has to beat; None for a model of others
     """
 
     concurrency = BATCH
@@ -41,15 +42,12 @@ class RewardClient:
         if own is not None:
             folder, base = own
             judge = read_judge_folder(folder)
-            self._model, self.identity, self.kin = (
-                load_judge(judge, base),
-                judge.identity,
-                bool(judge.record.trained_on),
-            )
-            self.name = judge.record.name
+            self._model, self.identity = load_judge(judge, base), judge.identity
+            self.name, self.kin = judge.record.name, bool(judge.record.trained_on)
+            self.words: Path | None = judge.words
         else:
             self._model, revision = load_classifier(name)
-            self.name, self.kin = Path(name).name, False
+            self.name, self.kin, self.words = Path(name).name, False, None
             self.identity = f"reward:{name if is_hub_name(name) else self.name}@{revision}"
         self._waiting: Waiting = {}
         self._worker: asyncio.Task[None] | None = None
