@@ -5,6 +5,9 @@ python benchmarks/judge_training.py --model smollm2 --out WORK [--methods probe 
 python benchmarks/judge_training.py --model smollm2 --out WORK --ship smollm2-probe
     # a head on the frozen base, put into data/tribunal/judges/, and its calibrations of both halves
 
+python benchmarks/judge_training.py --out WORK --words 80 200
+    # what a bag of words, trained on the same pairs, has right of the dev half, with that many planted pairs; no model
+
 Run it for two models in turn: WORK keeps them apart. `--locked` uses the locked half: once, when nothing is tuned any
 more. Of a probe it also says how many dev pairs of each attack it gets right when no planted fault of that kind was
 trained on (`without_kind`): what it knows of a fault that it has never seen.
@@ -100,6 +103,33 @@ def without_kind(project: Project, config: Config, work: Path) -> dict[str, Any]
     return {"right": right, "of": of, "by_attack": found}
 
 
+def words(options: argparse.Namespace) -> None:
+    """The baseline of a trained judge, for each number of planted pairs in `options.words`."""
+    import numpy as np
+
+    from noesis.llm.hub import find_base
+    from noesis.pipeline.train_judge.train import fit_words, read_pairs
+    from noesis.tribunal.reward.words import word_presence
+    from noesis.tribunal.suite import read_benchmark
+
+    project, base = Project(ROOT), find_base("smollm2")
+    dev, _ = read_benchmark(project.tribunal, "dev")
+    for count in options.words:
+        options.max_planted = count
+        pairs = read_pairs(project, configured(project, options, "probe"), base)
+        probe = fit_words(pairs)
+        better, worse = (
+            word_presence([getattr(pair, side) for pair in dev]) @ probe.weight for side in ("good", "bad")
+        )
+        right, first = better > worse, np.array([not pair.since for pair in dev])
+        print(
+            f"{len(pairs.train)} pairs ({options.max_planted} planted): {right.sum()} of {len(dev)} dev pairs right, "
+            f"{right[first].sum()} of the first {first.sum()}; held-out prompts {probe.accuracy:.2f} of "
+            f"{len(pairs.held_out)} pairs",
+            flush=True,
+        )
+
+
 def train(project: Project, options: argparse.Namespace, method: str, name: str | None = None) -> dict[str, Any]:
     """A trained judge, measured; its folder is `options.out`/MODEL-METHOD/judge."""
     from noesis.pipeline.train_judge.train import train_judge
@@ -161,10 +191,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--locked", action="store_true")
     parser.add_argument("--ship", metavar="NAME")
+    parser.add_argument("--words", type=int, nargs="+", metavar="N")
     options = parser.parse_args()
     options.out = options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
-    ship(options) if options.ship else compare(options)
+    (words if options.words else ship if options.ship else compare)(options)
 
 
 if __name__ == "__main__":

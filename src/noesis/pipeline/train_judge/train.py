@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from noesis.core.config import Config
 from noesis.core.console import command, say
@@ -38,6 +38,9 @@ from noesis.planning.pricing import usd_per_second
 from noesis.training.job import PreferencePairs, RewardHead, TrainingSet, TrainJob
 from noesis.training.methods import remaining_cost
 from noesis.tribunal.statistics import wilson
+
+if TYPE_CHECKING:
+    from noesis.training.reward.probe import Probe
 
 FORMAT = 1
 DATA_LICENCE = "CC BY 4.0"  # of data/, which the pairs are made of
@@ -96,7 +99,7 @@ def train_judge(project: Project, config: Config, path: Path, *, name: str | Non
         _show_pairs(pairs, found)
         how = _train_adapter if section.method == "lora" else _fit_head
         made, files = how(config, device, model, pairs, work)
-        files[WORDS_FILE] = _fit_words(pairs, work)
+        files[WORDS_FILE] = _write_words(pairs, work)
         record = {
             "format": FORMAT,
             "name": name,
@@ -219,19 +222,23 @@ def _fit_head(
     return {"penalty": probe.penalty}, {HEAD_FILE: file}
 
 
-def _fit_words(pairs: Pairs, work: JudgeWork) -> Path:
+def fit_words(pairs: Pairs) -> Probe:
     """The bag of words that learns from the same pairs, which the judge has to beat."""
     import numpy as np
-    from safetensors.numpy import save_file
 
     from noesis.training.reward.probe import fit_probe
     from noesis.tribunal.reward.words import word_presence
 
     better, worse = (word_presence([getattr(pair, side) for pair in pairs.texts]) for side in ("better", "worse"))
     p, count = np.array([pair.p for pair in pairs.texts]), len(pairs.train)
-    probe = fit_probe((better - worse)[:count], (better - worse)[count:], p[:count], p[count:])
+    return fit_probe((better - worse)[:count], (better - worse)[count:], p[:count], p[count:])
+
+
+def _write_words(pairs: Pairs, work: JudgeWork) -> Path:
+    from safetensors.numpy import save_file
+
     file = work.path / WORDS_FILE
-    save_file({"weight": probe.weight.astype(np.float32)}, file)
+    save_file({"weight": fit_words(pairs).weight.astype("float32")}, file)
     return file
 
 
