@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from pathlib import Path
 
@@ -10,13 +11,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from noesis.core.config import TribunalSection
+import noesis.tribunal.calibration.calibrate as calibrate_module
+import noesis.tribunal.panel as panel_module
+from helpers.project import ROOT
+from noesis.core.config import RewardSection, TribunalSection
 from noesis.core.errors import ModelError, UsageError
+from noesis.core.project import Project
+from noesis.llm.clients.protocol import ModelReply, ModelRequest
+from noesis.llm.clients.reply_cache import open_cache
 from noesis.llm.clients.spec import MEASURED_KINDS, parse_spec
 from noesis.tribunal.court import APPROVED, REWARD, UNDECIDED, opinion
-from noesis.tribunal.reward.scale import fit_scale
+from noesis.tribunal.judge import JudgeCase
+from noesis.tribunal.panel import JudgePanel
+from noesis.tribunal.reward.client import RewardClient
+from noesis.tribunal.reward.scale import Scale, fit_scale
+from noesis.tribunal.reward.seat import KIN, ONE_NUMBER, RewardSeat, stored_scale
 from noesis.tribunal.reward.words import word_presence, word_scorer
+from noesis.tribunal.rubric import load_rubrics
 from noesis.tribunal.verdict import ItemScore, Unscored, Verdict, verdict_from_json
+
+RUBRICS = load_rubrics(ROOT / "data" / "tribunal" / "judges")
 
 
 def verdict(judge: str, points: int) -> Verdict:
@@ -120,3 +134,65 @@ def test_a_bag_of_words_scores_by_the_words_that_are_there(tmp_path: Path):
     (tmp_path / "words.safetensors").write_bytes(b"no")
     with pytest.raises(ModelError, match="is no bag of words"):
         word_scorer(tmp_path / "words.safetensors")
+
+
+class Fixed(RewardClient):
+    """Gives longer answers the higher reward; no model is loaded."""
+
+    def __init__(self, name: str = "fixed") -> None:
+        self.name, self.identity, self.kin, self.words = name, f"reward:{name}", True, None
+        self.closed = False
+
+    async def ask(self, request: ModelRequest) -> ModelReply:
+        answer = request.messages[-1][1]
+        return ModelReply("nan" if not answer else repr(float(len(answer))))
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+def test_a_seated_model_judges_each_answer_once_and_says_what_it_is(tmp_path: Path):
+    client = Fixed()
+    seat = RewardSeat(client, "seat", Scale(1.0, -10.0))
+    cases = [JudgeCase(name, "en", (("user", "What is courage?"),), name) for name in ("short", "a longer answer", "")]
+
+    async def run() -> list[list[Verdict | Unscored]]:
+        with open_cache(tmp_path / "cache.sqlite") as cache:
+            async with JudgePanel(RUBRICS, [], cache, seat=seat) as panel:
+                return await panel.judge(cases)
+
+    found = asyncio.run(run())
+    assert client.closed
+    assert [[v.judge for v in verdicts] for verdicts in found] == [[REWARD]] * 3
+    (short,), (longer,), (none,) = found
+    assert isinstance(short, Verdict)
+    assert isinstance(longer, Verdict)
+    assert short.score == pytest.approx(1 / (1 + math.exp(5)))
+    assert longer.score == pytest.approx(1 / (1 + math.exp(-5)))
+    assert longer.reasoning == f"{ONE_NUMBER}; {KIN}; reward 15.0000"
+    assert isinstance(none, Unscored)
+    assert none.reason == "its reward is not a finite number"
+
+
+def test_only_a_fit_model_takes_the_seat(
+    small_project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(panel_module, "RewardClient", Fixed)
+    monkeypatch.setattr(calibrate_module, "RewardClient", Fixed)
+    section = TribunalSection()
+    for part in ("dev", "locked"):
+        calibrate_module.calibrate(small_project, section, ["reward:fixed"], part)  # type: ignore[arg-type]
+    seat = RewardSection(path="fixed", role="tie_breaker")
+    assert panel_module.take_seat(small_project, seat, RUBRICS) is None  # length is a baseline
+    assert "tribunal.reward has no say: judge not fit (accuracy" in capsys.readouterr().out
+    for file in small_project.calibrations.glob("*-locked.json"):
+        file.write_text(file.read_text().replace('"fit": false', '"fit": true'))
+    taken = panel_module.take_seat(small_project, seat, RUBRICS)
+    assert taken is not None
+    assert taken.scale == stored_scale(small_project.calibrations, "reward:fixed", RUBRICS)
+    assert f"fixed breaks ties beside the judges: {ONE_NUMBER}; {KIN}" in capsys.readouterr().out
+
+
+def test_a_strangers_run_seats_no_reward_model():
+    strangers = TribunalSection(reward=RewardSection(path="someone/model", role="seat"))
+    assert strangers.called_as(TribunalSection()).reward.role == "off"

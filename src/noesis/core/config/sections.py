@@ -150,8 +150,10 @@ class TribunalSection(Frozen):
         return self
 
     def called_as(self, today: TribunalSection) -> TribunalSection:
-        """These settings with `today`'s calls: a run, which may be a stranger's, names no price that a cap rests on."""
-        return self.model_copy(update={name: getattr(today, name) for name in JUDGE_CALLS})
+        """These settings with `today`'s calls and reward model: a run, which may be a stranger's, names no price that a
+        cap rests on, and no model that would be loaded or downloaded.
+        """
+        return self.model_copy(update={name: getattr(today, name) for name in (*JUDGE_CALLS, "reward")})
 
 
 class JudgeTrainingSection(Frozen):
