@@ -57,6 +57,12 @@ def bench() -> None:
                 f"{name}: {f['right']}/{f['pairs']} right, {f['accuracy']:.2f} {f['interval_95']}, "
                 f"{f['ties']} ties {f.get('direction', '')}"
             )
+        for name, rows in (("first", [p for p in pairs if not p.since]), ("later", [p for p in pairs if p.since])):
+            of = baselines(rows)
+            print(
+                f"{name} rows, {len(rows)}: keywords {of['keywords']['accuracy']:.2f}, "
+                f"length {of['length']['accuracy']:.2f} ({of['length']['direction']})"
+            )
         print(
             f"{screened['name']}: flags {screened['bad_flagged']}/{screened['bad']} bad answers, "
             f"{screened['good_flagged']}/{screened['good']} good ones"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterable, Sequence
-from functools import partial
 
 from noesis.tribunal.planted.draft import Draft, change_one, words
 from noesis.tribunal.planted.material import Material, Phrases
@@ -14,7 +13,7 @@ _NUMBER = re.compile(r"(?<![\w.,:/^–-])\d+(?:[.,]\d+)*(?![\w:/^–-]|[.,]\d)")
 _LISTED = re.compile(r"(?:art|arts|n|nº|§|p|cap|v|vol)\.?\s*$", re.IGNORECASE)  # before a number that names a place
 _NEGATED = re.compile(r"(?<!\w)(?:não|nem|nunca|ninguém|not|nor|neither|never|nobody|hardly)\s+$", re.IGNORECASE)
 _CONDITION = re.compile(r"(?:if|se|when|quando|suponha|suppose|imagine|pense)\b", re.IGNORECASE)
-MOST_CHANGES = 6  # of hedges in one answer
+LEAST_CHANGES, MOST_CHANGES = 2, 4  # of hedges in one answer
 GROWS = 0.3  # how often a swap should rather add a word; it often can't take one away, so this makes both as frequent
 
 
@@ -39,13 +38,14 @@ def opposite_word(draft: Draft, phrases: Phrases, rng: random.Random, material: 
 
 def certainty_inflated(draft: Draft, phrases: Phrases, rng: random.Random, material: Material) -> str | None:
     """What the answer knows to be uncertain it claims as certain: at least two of its hedges."""
-    text, changes = str(draft), 0
-    for pattern, new in _patterns(phrases.certainty):
-        text, count = pattern.subn(partial(_match_like, new), text, count=MOST_CHANGES - changes)
-        changes += count
-        if changes >= MOST_CHANGES:
-            break
-    return text if changes >= 2 else None
+    text, sure = str(draft), dict(phrases.certainty)
+    found = list(_any_of(sure).finditer(text))
+    if len(found) < LEAST_CHANGES:
+        return None
+    chosen = rng.sample(found, rng.randint(LEAST_CHANGES, min(MOST_CHANGES, len(found))))
+    for hedge in sorted(chosen, key=lambda match: -match.start()):
+        text = f"{text[: hedge.start()]}{_like(hedge[0], sure[hedge[0].lower()])}{text[hedge.end() :]}"
+    return text
 
 
 def arithmetic_slip(draft: Draft, phrases: Phrases, rng: random.Random, material: Material) -> str | None:
@@ -115,14 +115,6 @@ def _any_of(choice: Iterable[str]) -> re.Pattern[str]:
     return re.compile(
         rf"(?<![\w-])(?:{'|'.join(map(re.escape, longest_first))})(?![\w'’-]| (?:not|não)\b)", re.IGNORECASE
     )
-
-
-def _patterns(pairs: Iterable[tuple[str, str]]) -> list[tuple[re.Pattern[str], str]]:
-    return [(re.compile(rf"(?<!\w){re.escape(old)}(?!\w)", re.IGNORECASE), new) for old, new in pairs]
-
-
-def _match_like(new: str, old: re.Match[str]) -> str:
-    return _like(old[0], new)
 
 
 def _like(old: str, new: str) -> str:

@@ -91,7 +91,9 @@ def _runs(draft: Draft, most: int) -> list[tuple[int, int, int]]:
             room = 0
             for end in range(start + 1, len(sentences) + 1):
                 room += words(sentences[end - 1])
-                if LEAST_WORDS <= room <= min(MOST_WORDS, most):
+                if room > min(MOST_WORDS, most):
+                    break
+                if room >= LEAST_WORDS:
                     found.append((p, start, end))
     return found
 
