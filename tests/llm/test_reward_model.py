@@ -116,6 +116,7 @@ def model_controls(folder: Path) -> frozenset[int]:
     ("spoil", "why"),
     [
         (lambda f: (f / HEAD_FILE).write_bytes(b"\0" * 8), "was changed since judge.json was written"),
+        (lambda f: (f / HEAD_FILE).write_bytes(b"\0" * (1 << 21)), "has more than 1,048,576 bytes"),
         (lambda f: (f / JUDGE_FILE).write_text("[1]"), "is not the record of a reward model"),
         (lambda f: (f / JUDGE_FILE).unlink(), "judge.json is missing"),
         (lambda f: write_record(f, base_revision="0" * 12), "was trained on 000000000000"),

@@ -22,13 +22,9 @@ from noesis.core.rooted import guard
 from noesis.llm.embedded import EMBEDDED, Model
 from noesis.llm.hub import find_local_model, is_gguf_file, is_hub_name
 
-JUDGE_FILE, HEAD_FILE, ADAPTER_FILES = (
-    "judge.json",
-    "reward_head.safetensors",
-    ("adapter_model.safetensors", "adapter_config.json"),
-)
-WORDS_FILE = "bag_of_words.safetensors"
-LARGEST_RECORD = 1 << 20  # bytes of judge.json
+JUDGE_FILE, HEAD_FILE, WORDS_FILE = "judge.json", "reward_head.safetensors", "bag_of_words.safetensors"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+LARGEST_RECORD = 1 << 20  # bytes of judge.json, and of each small file: a head 100,000 wide has 400,000
 
 
 class JudgeRecord(BaseModel):
@@ -99,10 +95,16 @@ def read_judge_folder(path: Path) -> JudgeFolder:
     allowed = {HEAD_FILE, WORDS_FILE, *ADAPTER_FILES}
     if HEAD_FILE not in record.files or not record.files.keys() <= allowed:
         raise ModelError(f"{file} names other files than those of a reward model: fetch it again")
+    if big := [name for name in (HEAD_FILE, WORDS_FILE) if _size(path / name) > LARGEST_RECORD]:
+        raise ModelError(f"{path / big[0]} has more than {LARGEST_RECORD:,} bytes: fetch the reward model again")
     for name, digest in record.files.items():
         if not (path / name).is_file() or sha256_file(path / name) != digest:
             raise ModelError(f"{path / name} is missing or was changed since {JUDGE_FILE} was written: fetch it again")
     return JudgeFolder(path, record)
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else 0
 
 
 def split_name(name: str) -> tuple[Path, str | None] | None:
