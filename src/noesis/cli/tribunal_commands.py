@@ -1,8 +1,9 @@
-"""`noesis tribunal calibrate|weigh|baselines|lock`: are the judges fit to judge?"""
+"""`noesis tribunal calibrate|weigh|train-judge|baselines|lock`: are the judges fit, and a judge of one's own."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,6 +12,9 @@ from noesis.cli.options import (
     JsonOption,
     JudgeOption,
     JudgesMaxUsdOption,
+    MaxMinutesOption,
+    MaxUsdOption,
+    ModelOption,
     PartOption,
     ProjectOption,
     print_result,
@@ -50,7 +54,7 @@ def calibrate(
     from noesis.tribunal.calibration.calibrate import calibrate as measure
 
     if not judges:
-        raise UsageError("name a judge: --judge openai:BASE_URL:MODEL or --judge gguf:PATH")
+        raise UsageError("name a judge: --judge openai:BASE_URL:MODEL, gguf:PATH or reward:NAME")
     reserve_stdout(as_json)
     found = find_project(project)
     section = Overrides(ask=ask).configure(found).training.tribunal
@@ -58,6 +62,62 @@ def calibrate(
     for result in results:
         _show(result)
     print_result([result.to_json() for result in results], as_json)
+
+
+@app.command("train-judge")
+def train_judge(
+    model: ModelOption = None,
+    sources: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="LIST",
+            help="What to train on, of examples, pairs, planted; default: as in training_config.yaml.",
+        ),
+    ] = None,
+    method: Annotated[
+        Literal["lora", "probe"] | None,
+        typer.Option("--method", help="An adapter with a head, or a head alone on the frozen base."),
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", metavar="DIR", help="Folder to work in and to go on from; default: runs/judge."),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="What verdicts call the judge.")] = None,
+    max_planted: Annotated[
+        int | None,
+        typer.Option("--max-planted", min=1, metavar="N", help="Plant only N faults, evenly over their kinds."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Passes over the pairs.")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", metavar="RATE", help="Peak rate.")] = None,
+    max_usd: MaxUsdOption = None,
+    max_minutes: MaxMinutesOption = None,
+    project: ProjectOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a reward model on the project's own pairs: a judge that gives one number and quotes nothing.
+
+    A stopped command goes on where it was. Whether the judge is fit, `calibrate --judge reward:DIR/judge` says.
+
+    Example: noesis tribunal train-judge --model smollm2 --from examples,planted
+    """
+    from noesis.core.overrides import JudgeOverrides
+    from noesis.core.project import find_project
+    from noesis.pipeline.train_judge.train import train_judge as train
+
+    reserve_stdout(as_json)
+    found = find_project(project)
+    config = JudgeOverrides(
+        model=model,
+        method=method,
+        sources=sources,
+        max_planted=max_planted,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        max_usd=max_usd,
+        max_minutes=max_minutes,
+    ).configure(found)
+    print_result(train(found, config, run or found.runs / "judge", name=name), as_json)
 
 
 @app.command()
@@ -146,13 +206,12 @@ def _show(c: Calibration) -> None:
 
     low, high = c.interval_95
     d = c.details
-    say(f"{c.judge} on {c.pairs} pairs ({c.part}): {'beats both baselines' if c.fit else 'NOT FIT'}")
+    say(f"{c.judge} on {c.pairs} pairs ({c.part}): {'beats its baselines' if c.fit else 'NOT FIT'}")
     missing = f"{d['abstention']['count']} of {d['abstention']['of']} scores missing"
     say(f"  accuracy   {c.accuracy or 0.0:.2f} [{low:.2f}, {high:.2f}], {c.ties} ties, {missing}")
     for reason in d["reasons"]:
         say(f"    missing: {reason}")
-    for name in ("keywords", "length"):
-        b = c.baselines[name]
+    for name, b in c.baselines.items():
         say(f"  {name:<10} {b['accuracy']:.2f} [{b['interval_95'][0]:.2f}, {b['interval_95'][1]:.2f}]")
     for date, f in d["by_date"].items() if len(d["by_date"]) > 1 else ():
         length = f["baselines"]["length"]["accuracy"]
@@ -176,6 +235,8 @@ def _show(c: Calibration) -> None:
         f"  injection  {injection['count']}/{injection['of']} succeed; Brier {d['brier']}; "
         f"spans found {spans['found']}/{spans['given']}"
     )
+    if note := d.get("note"):
+        say(f"  note       {note}")
     if agreement := d["agreement"]:
         say(
             f"  agreement  alpha {agreement['alpha']}, {agreement['models']} models are worth "

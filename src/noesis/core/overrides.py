@@ -65,3 +65,38 @@ class Overrides:
 
         method = self.method or load_config(project).training.method
         return load_config(project, dict(self.settings(method)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeOverrides:
+    """What the options of `noesis tribunal train-judge` change; None leaves the YAML files' value."""
+
+    model: str | None = None
+    method: str | None = None
+    sources: str | None = None
+    max_planted: int | None = None
+    epochs: int | None = None
+    learning_rate: float | None = None
+    max_usd: float | None = None
+    max_minutes: float | None = None
+
+    def configure(self, project: Project) -> Config:
+        """The project's configuration with these settings applied.
+
+        Raises:
+            ConfigError: a value that the configuration refuses.
+        """
+        from noesis.core.config import load_config
+
+        sources = None if self.sources is None else [name.strip() for name in self.sources.split(",")]
+        found: dict[str, object] = {
+            "training.model": self.model,
+            "training.judge_training.method": self.method,
+            "training.judge_training.sources": sources,
+            "training.judge_training.max_planted": self.max_planted,
+            "training.judge_training.epochs": self.epochs,
+            "training.judge_training.learning_rate": self.learning_rate,
+            "training.budget.max_usd": self.max_usd,
+            "training.budget.max_minutes": self.max_minutes,
+        }
+        return load_config(project, {key: value for key, value in found.items() if value is not None})

@@ -66,6 +66,16 @@ def preference_plan(
     )
 
 
+def reward_plan(
+    config: Config, model: str, shape: Shape, pairs: PairWorkload, device: Device, *, rented: bool = False
+) -> Plan:
+    """The plan of training a reward model (`noesis tribunal train-judge`): as of preferences, without a reference."""
+    plan = _on_one_gpu(config, model, shape, pairs, device, rented=rented)
+    seconds = FORWARD_SHARE * pairs.held_out_tokens * plan.epochs / plan.tokens_per_s
+    training = plan.stages[0].plus(seconds, plan.stages[0].usd * seconds / plan.stages[0].seconds)
+    return replace(plan, stages=(training,), usd=round(training.usd, 4), seconds=round(plan.seconds + seconds, 1))
+
+
 def _on_one_gpu(config: Config, model: str, shape: Shape, work: Workload, device: Device, *, rented: bool) -> Plan:
     """The plan for one of the device's GPUs; the plan still names them all, since all are paid for."""
     plan = draft_plan(config, model, shape, work, replace(device, gpus=min(device.gpus, 1)), rented=rented)

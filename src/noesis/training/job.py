@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from noesis.core.config import Config
 from noesis.core.device import Device
@@ -96,6 +96,18 @@ def count_workload(rows: Sequence[TokenRow]) -> Workload:
 
 
 @dataclass(frozen=True)
+class RewardHead:
+    """What makes of hidden states a reward, and the loss of its pairs.
+
+    pool: the state of the answer's last token, or the mean over the answer's
+    centring: weight of the squared sum of a pair's two rewards, which keeps rewards around 0 (arXiv 2312.09244)
+    """
+
+    pool: Literal["last", "mean"] = "mean"
+    centring: float = 0.0
+
+
+@dataclass(frozen=True)
 class TrainJob:
     """One training, complete: a backend needs nothing else.
 
@@ -105,6 +117,7 @@ class TrainJob:
     metrics: file that receives a line a step
     budget: what may be spent; None: no cap
     parent: folder of an adapter to start from; None: a new one
+    reward: train a reward model on the pairs; None: a model that writes
     """
 
     model_folder: Path
@@ -116,6 +129,7 @@ class TrainJob:
     metrics: Path
     budget: Budget | None = None
     parent: Path | None = None
+    reward: RewardHead | None = None
 
     @property
     def rows(self) -> list[TokenRow]:
@@ -148,6 +162,7 @@ class TrainJob:
             "metrics": str(self.metrics),
             "budget": None if self.budget is None else self.budget.to_json(),
             "parent": None if self.parent is None else str(self.parent),
+            "reward": None if self.reward is None else asdict(self.reward),
         }
 
     @classmethod
@@ -162,6 +177,7 @@ class TrainJob:
             Path(value["metrics"]),
             None if value["budget"] is None else Budget.from_json(value["budget"]),
             None if value["parent"] is None else Path(value["parent"]),
+            None if value["reward"] is None else RewardHead(**value["reward"]),
         )
 
 

@@ -14,8 +14,9 @@ from noesis.training.backends.sft import Sft
 from noesis.training.backends.torchrun import Torchrun
 from noesis.training.backends.unsloth import Unsloth
 from noesis.training.job import Backend, TrainJob, TrainResult
+from noesis.training.reward.backend import RewardBackend
 
-BACKENDS: tuple[Backend, ...] = (PreferenceBackend(), Unsloth(), Torchrun(), Sft())
+BACKENDS: tuple[Backend, ...] = (RewardBackend(), PreferenceBackend(), Unsloth(), Torchrun(), Sft())
 
 
 def choose_backend(job: TrainJob) -> Backend:

@@ -92,17 +92,30 @@ class TransformersModel:
         found = [self._losses(*part) for part in parts if part[1]]
         return torch.cat(found) if found else self._nothing()
 
-    def _losses(self, ids: list[int], positions: list[int], targets: list[int], lengths: list[int]) -> Tensor:
+    def states(self, packed: PackedRow) -> Tensor:
+        """Hidden states after the last norm, for another head than the output layer: (T, H), with gradient."""
+        parts = [(packed.input_ids, packed.lengths)]
+        if not self.packs:
+            parts = [(ids, lengths) for ids, _, _, lengths in _sequences(packed)]
+        with compute_context(self.model, self.config, self.on):
+            found = [self.base.base_model(**self._inputs(*part)).last_hidden_state[0] for part in parts]
+        return torch.cat(found)
+
+    def _inputs(self, ids: list[int], lengths: list[int]) -> dict[str, Any]:
+        """What transformers' layers take of a row."""
         bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(self.device)
         row = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": lengths, "max_length_k": max(lengths)}
+        return {
+            "input_ids": torch.tensor([ids], device=self.device),
+            "position_ids": torch.tensor([[i for n in lengths for i in range(n)]], device=self.device),
+            "use_cache": False,
+            **(row if self.packs else {}),
+        }
+
+    def _losses(self, ids: list[int], positions: list[int], targets: list[int], lengths: list[int]) -> Tensor:
+        keep = torch.tensor(positions, device=self.device)
         with compute_context(self.model, self.config, self.on):
-            logits = self.base(
-                input_ids=torch.tensor([ids], device=self.device),
-                position_ids=torch.tensor([[i for n in lengths for i in range(n)]], device=self.device),
-                use_cache=False,
-                logits_to_keep=torch.tensor(positions, device=self.device),
-                **(row if self.packs else {}),
-            ).logits[0]
+            logits = self.base(**self._inputs(ids, lengths), logits_to_keep=keep).logits[0]
         logits = logits.clone() if self.capped else logits.contiguous()
         return CrossEntropy.apply(logits, torch.tensor(targets, device=self.device))
 

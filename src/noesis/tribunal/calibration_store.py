@@ -112,9 +112,11 @@ class Calibration:
         return {key: whole[key] for key in SUMMARY}
 
 
-def load_calibration(folder: Path, identity: str, rubrics: RubricSet) -> Calibration | None:
+def load_calibration(
+    folder: Path, identity: str, rubrics: RubricSet, *, parts: Sequence[Part] = ("locked", "all", "dev")
+) -> Calibration | None:
     """A judge's stored calibration with these rubrics: of the locked half, else of all pairs, else of the dev half."""
-    for part in ("locked", "all", "dev"):
+    for part in parts:
         file = folder / _name(identity, rubrics, part)
         if file.is_file():
             return Calibration.from_json(json.loads(file.read_text(encoding="utf-8")))

@@ -17,6 +17,7 @@ from noesis.tribunal.verdict import Unscored, Verdict
 
 UNDECIDED, APPROVED, CONDITIONAL, REJECTED = "UNDECIDED", "APPROVED", "CONDITIONAL", "REJECTED"
 Range = tuple[float, float]
+REWARD = "reward"  # the judge's name in a verdict of a reward model that sits beside the judges
 EPSILON = 1e-9  # 0.4 + 0.3 is not 0.7 in binary
 
 
@@ -29,6 +30,7 @@ class Opinion:
     vetoes: reasons to reject whatever the mean
     absent_judges: those that gave no verdict at all
     reasons: why verdicts are missing
+    reward: (low, high) of a reward model beside the judges; None where none sits there
     """
 
     case: str
@@ -37,6 +39,7 @@ class Opinion:
     vetoes: tuple[str, ...]
     absent_judges: tuple[str, ...]
     reasons: tuple[str, ...] = ()
+    reward: Range | None = None
 
     def band(self, section: TribunalSection) -> str:
         """The verdict on this answer alone; UNDECIDED where an absent judge could change it, or below quorum."""
@@ -55,6 +58,7 @@ class Opinion:
             "vetoes": list(self.vetoes),
             "out": list(self.absent_judges),
             "reasons": list(self.reasons),
+            **({} if self.reward is None else {"reward": [round(x, 4) for x in self.reward]}),
         }
 
 
@@ -90,10 +94,34 @@ def opinion(
         raised = [v.veto for v in scored if v.veto]
         if raised and 2 * len(raised) > len(scored):  # by more than half of its models
             vetoes.append(raised[0])
+    reward = _reward(verdicts)
+    if reward is not None and section.reward.role == "tie_breaker" and reward[0] == reward[1]:
+        judges = {name: _between(judges[name], reward[0]) for name in JUDGES}
     low, high = (sum(weights[name] * judges[name][i] for name in JUDGES) for i in (0, 1))
+    if reward is not None and section.reward.role == "seat":
+        low, high = (
+            (1 - section.reward.weight) * x + section.reward.weight * y
+            for x, y in zip((low, high), reward, strict=True)
+        )
     reasons = tuple(f"{v.judge} ({v.model}): {v.reason}" for v in verdicts if isinstance(v, Unscored))
     valid = tuple(dict.fromkeys(v for v in vetoes if v in section.vetoes))
-    return Opinion(case, judges, None if len(absent) >= 2 else (low, high), valid, tuple(absent), reasons)
+    return Opinion(case, judges, None if len(absent) >= 2 else (low, high), valid, tuple(absent), reasons, reward)
+
+
+def _reward(verdicts: Sequence[Verdict | Unscored]) -> Range | None:
+    """The score of the reward model beside the judges; anything where it gave none; None where none sits there."""
+    found = [v for v in verdicts if v.judge == REWARD]
+    if not found:
+        return None
+    return (found[0].score, found[0].score) if isinstance(found[0], Verdict) else (0.0, 1.0)
+
+
+def _between(judge: Range, reward: float) -> Range:
+    """A judge's range with the reward in place of what is missing; as it is where nothing is."""
+    if judge[0] == judge[1]:
+        return judge
+    settled = judge[0] + reward * (judge[1] - judge[0])
+    return settled, settled
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,12 @@ async def judge(
         replies.append(reply)
         return parse_reply(reply, items)
 
-    who = {"case": case.id, "judge": rubric.id, "model": client.name, "rubric_sha256": rubrics.digest(rubric.id)}
+    who: dict[str, Any] = {
+        "case": case.id,
+        "judge": rubric.id,
+        "model": client.name,
+        "rubric_sha256": rubrics.digest(rubric.id),
+    }
     try:
         fields = await CachedClient(client, cache).ask_until_usable(request, read, attempts=ATTEMPTS)
     except NoReplyError as error:

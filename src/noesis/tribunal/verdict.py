@@ -45,7 +45,10 @@ class ItemScore:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One judge's scores for one answer; tokens and USD are those of all replies it took."""
+    """One judge's scores for one answer; tokens and USD are those of all replies it took.
+
+    scalar: the score of a reward model, 0..1, which scores no items; None: the items give it
+    """
 
     case: str
     judge: str
@@ -57,22 +60,29 @@ class Verdict:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     usd: float = 0.0
+    scalar: float | None = None
 
     @property
     def score(self) -> float:
         """Share of the points, 0..1, of the items that were scored."""
+        if self.scalar is not None:
+            return self.scalar
         counted = [item for item in self.items if item.how != "abstained"]
         return sum(item.weight * item.score for item in counted) / (2 * sum(item.weight for item in counted))
 
     @property
     def range(self) -> tuple[float, float]:
         """The score with each item that abstained at 0, and at 2."""
+        if self.scalar is not None:
+            return self.scalar, self.scalar
         total = 2 * sum(item.weight for item in self.items)
         low = sum(item.weight * item.score for item in self.items) / total
         return low, low + sum(2 * item.weight for item in self.items if item.how == "abstained") / total
 
     def to_json(self) -> dict[str, Any]:
         fields = asdict(self) | {"items": [item.to_json() for item in self.items]}
+        if self.scalar is None:
+            del fields["scalar"]
         return {"status": "scored", "score": round(self.score, 4), **fields}
 
 

@@ -18,6 +18,7 @@ from noesis.core.config.sections import (
     Fraction,
     Frozen,
     GgufSection,
+    JudgeTrainingSection,
     ModalSection,
     Quantization,
     ReplaySection,
@@ -31,6 +32,7 @@ NOT_DECIDING = (
     "demo",
     "gguf",
     "tribunal",
+    "judge_training",
     "modal",
     "output_name",
     "engine",
@@ -91,6 +93,7 @@ class TrainingFile(Frozen):
     dpo: DpoSection = DpoSection()
     replay: ReplaySection = ReplaySection()
     tribunal: TribunalSection = TribunalSection()
+    judge_training: JudgeTrainingSection = JudgeTrainingSection()
     gguf: GgufSection = GgufSection()
     demo: DemoSection = DemoSection()
     modal: ModalSection = ModalSection()

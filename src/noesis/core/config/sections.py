@@ -89,6 +89,26 @@ class Price(Frozen):
     completion: Annotated[float, Field(ge=0)]
 
 
+class RewardSection(Frozen):
+    """A reward model beside the judges: one number for each answer, and nothing quoted.
+
+    path: as in `reward:NAME`: the folder of one, relative to the project, or a Hub name
+    role: tie_breaker: where an absent verdict leaves an answer between two bands, the reward stands for it;
+        seat: a fourth score in the mean
+    weight: of the seat in the mean; the three judges share the rest as before
+    """
+
+    path: str | None = None
+    role: Literal["off", "tie_breaker", "seat"] = "off"
+    weight: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
+
+    @model_validator(mode="after")
+    def _named(self) -> RewardSection:
+        if self.role != "off" and self.path is None:
+            raise ValueError(f"tribunal.reward.role is {self.role}, and tribunal.reward.path names no reward model")
+        return self
+
+
 # how judges are called and what they cost; changes no verdict
 JUDGE_CALLS = ("concurrency", "timeout_seconds", "attempts", "requests_per_minute", "prices")
 
@@ -113,6 +133,7 @@ class TribunalSection(Frozen):
     ask: Literal["quote", "score", "both"] = "quote"  # a judge writes evidence, is read, or is read and then quoted
     min_mass: Fraction = 0.25  # of the next word's probability on 0, 1, 2; below it, an item that is read abstains
     item_weights: bool = False  # items that are read count by what `noesis tribunal weigh` has found them worth
+    reward: RewardSection = RewardSection()
     answers: Annotated[int, Field(ge=0)] = 6
     max_new_tokens: Count = 200
     samples: Count = 2  # answers per model and prompt, at fixed seeds
@@ -134,8 +155,41 @@ class TribunalSection(Frozen):
         return self
 
     def called_as(self, today: TribunalSection) -> TribunalSection:
-        """These settings with `today`'s calls: a run, which may be a stranger's, names no price that a cap rests on."""
-        return self.model_copy(update={name: getattr(today, name) for name in JUDGE_CALLS})
+        """These settings with `today`'s calls and reward model: a run, which may be a stranger's, names no price that a
+        cap rests on, and no model that would be loaded or downloaded.
+        """
+        return self.model_copy(update={name: getattr(today, name) for name in (*JUDGE_CALLS, "reward")})
+
+
+class JudgeTrainingSection(Frozen):
+    """A reward model of the project's own, `noesis tribunal train-judge`.
+
+    method: lora: an adapter and a head by gradient descent; probe: a head alone, on the states of the frozen base
+    sources: examples: the weak against the revised answer, cut to one length; pairs: the file in `dpo: pairs`;
+        planted: faults that code puts into good answers
+    max_planted: how many of the planted pairs, evenly over kinds and languages; None: all
+    depth: share of the base's layers that a probe computes; the middle ones tell more than the last
+    pool: the state of the answer's last token, or the mean over the answer's tokens
+    max_tokens: of a conversation; longer answers are cut at the end of a sentence
+    held_out: share of the prompts that are only measured
+    centring: weight of the squared sum of a pair's rewards
+    """
+
+    method: Literal["lora", "probe"] = "probe"
+    sources: Annotated[tuple[Literal["examples", "pairs", "planted"], ...], Field(min_length=1)] = (
+        "examples",
+        "planted",
+    )
+    max_planted: Count | None = 200
+    r: Count = 8
+    lora_alpha: Count = 16
+    epochs: Count = 2
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-4
+    depth: Annotated[float, Field(gt=0, le=1)] = 0.8
+    pool: Literal["last", "mean"] = "mean"
+    max_tokens: Annotated[int, Field(ge=64)] = 256
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    centring: Annotated[float, Field(ge=0)] = 0.01
 
 
 class GgufSection(Frozen):

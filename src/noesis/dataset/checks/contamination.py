@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,27 +53,51 @@ class KnownQuestion:
 
 def known_questions(table: Table, files: list[Path], tribunal: Path) -> Iterator[KnownQuestion]:
     """The training prompts that ask what a question under `tribunal` asks."""
+    for row, place in _matches(table.prompt_key, table.prompt_digest, tribunal):
+        prompt = f"{files[table.file[row]]}:{table.line[row]} ({table.ids[row][:80]})"
+        yield KnownQuestion(row, prompt, place)
+
+
+def refuse_known_prompts(prompts: Mapping[str, str], tribunal: Path) -> None:
+    """As `refuse_known_questions`, for what a judge is trained on.
+
+    Args:
+        prompts: what a message calls a prompt → its text.
+
+    Raises:
+        DataError: naming them.
+    """
+    names = list(prompts)
+    found = fingerprint(list(prompts.values()))
+    shared = [f"{names[i]} asks what {place} asks" for i, place in _matches(found.key, found.minhash(), tribunal)]
+    if shared:
+        raise DataError(
+            f"{len(shared)} prompt(s) of the training pairs are questions of the Tribunal or of its benchmark, so the "
+            "judge's figures would be worthless; remove them:",
+            *shared[:SHOWN],
+        )
+
+
+def _matches(prompt_key: Any, prompt_digest: Any, tribunal: Path) -> Iterator[tuple[int, str]]:
+    """(index of a prompt, place of the question) where both ask the same; near-duplicates count."""
     places, texts = [], []
     for file in jsonl_files(tribunal, below=True):
         for number, text in _questions(file):
             places.append(f"{file}:{number}")
             texts.append(text)
-    if not texts or not len(table):
+    if not texts or not len(prompt_key):
         return
     questions = fingerprint(texts)
     digests = questions.minhash()
     by_key = dict(zip(questions.key.tolist(), places, strict=True))
-    candidates = np.isin(table.prompt_key, questions.key)
+    candidates = np.isin(prompt_key, questions.key)
     for columns in bands():
-        candidates |= np.isin(mix(table.prompt_digest[:, columns]), mix(digests[:, columns]))
+        candidates |= np.isin(mix(prompt_digest[:, columns]), mix(digests[:, columns]))
     for row in np.flatnonzero(candidates).tolist():
-        similarity = (digests == table.prompt_digest[row]).mean(axis=1)
-        place = by_key.get(int(table.prompt_key[row])) or (
-            places[similarity.argmax()] if similarity.max() >= NEAR else None
-        )
+        similarity = (digests == prompt_digest[row]).mean(axis=1)
+        place = by_key.get(int(prompt_key[row])) or (places[similarity.argmax()] if similarity.max() >= NEAR else None)
         if place:
-            prompt = f"{files[table.file[row]]}:{table.line[row]} ({table.ids[row][:80]})"
-            yield KnownQuestion(row, prompt, place)
+            yield row, place
 
 
 def _questions(file: Path) -> Iterator[tuple[int, str]]:

@@ -4,6 +4,8 @@ openai:BASE_URL:MODEL   an endpoint that speaks OpenAI's protocol (openai:https:
 gguf:PATH               a GGUF file, in a process of its own
 torch:NAME              smollm2, a model folder or a Hub name, in this process; it writes, and judges with --ask score
 self                    the run's own base as judge, which the report then says
+reward:NAME             a reward model: its folder (PATH, or PATH@BASE where its base is elsewhere) or a Hub name;
+                        `noesis tribunal calibrate` measures it, `tribunal: reward` in the settings gives it a seat
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from noesis.core.errors import UsageError
 from noesis.core.machine.folders import expanded
 from noesis.llm.addresses import check_url, without_password
 
-Kind = Literal["openai", "gguf", "torch", "self"]
+Kind = Literal["openai", "gguf", "torch", "self", "reward"]
 JUDGE_KINDS: tuple[Kind, ...] = ("openai", "gguf", "self")
 READ_KINDS: tuple[Kind, ...] = ("openai", "gguf", "torch", "self")  # of judges that write nothing
 WRITER_KINDS: tuple[Kind, ...] = ("openai", "gguf", "torch")
@@ -26,6 +28,7 @@ FORMS: dict[Kind, str] = {
     "gguf": "gguf:PATH",
     "torch": "torch:NAME (smollm2, a model folder, a Hub name)",
     "self": "self",
+    "reward": "reward:NAME (the folder of a reward model, or a Hub name)",
 }
 # the user and password that some put there are matched, so that they are refused and not read as host or model
 _OPENAI = re.compile(
@@ -67,6 +70,11 @@ def parse_spec(text: str, option: str = "--judge", kinds: tuple[Kind, ...] = JUD
                 f"{option} {text}: a judge that quotes writes structured verdicts, which torch: can't; "
                 "name a gguf: file or an endpoint, or have it read with --ask score"
             )
+        if spec is not None and spec.kind == "reward":
+            raise UsageError(
+                f"{option} {text}: a reward model gives one number and quotes nothing, so it fills no criterion; "
+                "seat it beside the judges with  tribunal: reward: {path, role}  in training_config.yaml"
+            )
         *most, last = (FORMS[kind] for kind in kinds)
         raise UsageError(f"{option} {without_password(text)!r} is not understood: use {', '.join(most)}, or {last}")
     if spec.kind == "openai":
@@ -87,6 +95,8 @@ def _parse(text: str) -> ModelSpec | None:
     kind, _, rest = text.partition(":")
     if kind == "gguf" and rest:
         return ModelSpec("gguf", str(expanded(rest)))
+    if kind == "reward" and rest:
+        return ModelSpec("reward", rest)
     return ModelSpec("torch", rest) if kind == "torch" and rest else None
 
 

@@ -16,11 +16,11 @@ from transformers import Trainer
 from noesis.core.config import Config
 from noesis.core.console import Progress
 from noesis.core.errors import CapError
-from noesis.core.files import write_jsonl
 from noesis.llm.token_rows import TokenPair
 from noesis.planning.budget import Budget
 from noesis.planning.setup import Setup
 from noesis.training.backends.build_model import build_model
+from noesis.training.backends.pair_trainer import HELD_OUT_FIGURES, PairTrainer
 from noesis.training.backends.preference_loss import (
     PairLosses,
     Scorer,
@@ -31,20 +31,17 @@ from noesis.training.backends.preference_loss import (
     rewards,
 )
 from noesis.training.backends.run_trainer import TrainerParts
-from noesis.training.backends.stepwise import PendingStep, Tensor, WholeStepTrainer
+from noesis.training.backends.stepwise import PendingStep, Tensor
 from noesis.training.backends.trainer_arguments import trainer_arguments
 from noesis.training.job import PreferencePairs, TrainJob
 from noesis.training.state.adapter import load_adapter_into
 from noesis.training.state.reference_cache import ReferenceCache
 
 STEP_FIGURES = ["preference_loss", "nll", "reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected"]
-HELD_OUT_FIGURES = ("held_out_reward_accuracy", "held_out_reward_margin", "held_out_loss")
 
 
-class PreferenceTrainer(WholeStepTrainer, Trainer):  # type: ignore[misc]
-    """Trains on pairs that are tokens already. `attach` gives it its scorer and its reference."""
-
-    rows: list[TokenPair]
+class PreferenceTrainer(PairTrainer, Trainer):  # type: ignore[misc]
+    """`attach` gives it its scorer and its reference."""
 
     def attach(self, scorer: Scorer, config: Config, held_out: Sequence[TokenPair], reference: PairLosses) -> None:
         """reference: (pairs and held-out pairs, 2), summed negative log-likelihoods of chosen and rejected."""
@@ -85,16 +82,6 @@ class PreferenceTrainer(WholeStepTrainer, Trainer):  # type: ignore[misc]
         )
         return total
 
-    def measure_after_step(self, step: int) -> dict[str, float]:
-        return self.measure_held_out() if step % len(self.sampler) == 0 else {}
-
-    def on_state_loaded(self) -> None:
-        """Make the end-of-epoch measurement that a signal prevented."""
-        lines = self.metrics.earlier_lines
-        if lines and lines[-1]["step"] % len(self.sampler) == 0 and HELD_OUT_FIGURES[0] not in lines[-1]:
-            lines[-1] |= self.measure_held_out()
-            write_jsonl(self.metrics.file, lines)
-
     def measure_held_out(self) -> dict[str, float]:
         """Figures of the held-out pairs: `HELD_OUT_FIGURES`; empty without such pairs, or after a signal."""
         if not self.held_out:
@@ -106,9 +93,6 @@ class PreferenceTrainer(WholeStepTrainer, Trainer):  # type: ignore[misc]
         accuracy, margin, _, _ = (reward_sums(reward) / len(reward)).tolist()
         loss = sum(chosen for chosen, _ in found) / sum(pair.chosen.trained for pair in self.held_out)
         return dict(zip(HELD_OUT_FIGURES, (accuracy, margin, loss), strict=True))
-
-    def locate(self, members: list[int]) -> str:
-        return ", ".join(self.rows[m].name for m in members)
 
 
 def build_with_reference(job: TrainJob, parts: TrainerParts) -> PreferenceTrainer:

@@ -18,7 +18,7 @@ from noesis.core.families.shape import SEPARATE
 from noesis.llm.causal_model import library_errors
 from noesis.llm.model_config import read_model_config
 from noesis.planning.setup import Setup
-from noesis.training.engine import attention
+from noesis.training.engine import attention, reference
 from noesis.training.engine.adapters import Adapters
 from noesis.training.engine.attention import Segments
 from noesis.training.engine.blockwise import Scores
@@ -221,6 +221,10 @@ class Engine:
         """Negative log-likelihood of each of the row's trained tokens: (trained tokens,) float32."""
         h = self._layers(packed)
         return TokenLosses.apply(h, self.output, self._to_device(packed.positions), self._to_device(packed.targets))
+
+    def states(self, packed: PackedRow) -> Tensor:
+        """Hidden states after the last norm, for another head than the output layer: (T, H), with gradient."""
+        return reference.rms_norm(self._layers(packed), self.output.norm, self.output.eps)[0]
 
     def _layers(self, packed: PackedRow) -> Tensor:
         """Hidden states after the last layer: (T, H)."""

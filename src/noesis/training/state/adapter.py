@@ -15,6 +15,7 @@ from noesis.core.files import new_folder, write_text
 from noesis.core.rooted import remove
 
 ADAPTER_FILE = "adapter_model.safetensors"
+HEAD_FILE = "reward_head.safetensors"  # beside the adapter of a reward model: `weight`, (1, H)
 
 
 def load_adapter_into(model: Any, adapter: Path) -> None:
@@ -44,9 +45,14 @@ def load_adapter_into(model: Any, adapter: Path) -> None:
 
 
 def save_adapter(model: Any, tokenizer: Any, target: Path) -> None:
-    """Write a complete PEFT adapter with tokenizer into folder `target`, whole or not at all."""
+    """Write a complete PEFT adapter with tokenizer into folder `target`, whole or not at all; a reward head, too."""
+    from safetensors.torch import save_file
+
+    model = getattr(model, "module", model)
     with new_folder(target) as part:
-        getattr(model, "module", model).save_pretrained(part, safe_serialization=True)
+        model.save_pretrained(part, safe_serialization=True)
+        if (head := getattr(model, "reward_head", None)) is not None:
+            save_file({"weight": head.weight.detach().cpu().contiguous()}, part / HEAD_FILE)
         tokenizer.save_pretrained(part)
         remove(part / "README.md")  # PEFT's card template; the run has its own
         _remove_local_path(part / "adapter_config.json")

@@ -14,11 +14,16 @@ from typing import Any
 import numpy as np
 
 from noesis.core.config import TribunalSection
-from noesis.tribunal.calibration.baselines import baselines
+from noesis.llm.clients.protocol import ModelClient
+from noesis.tribunal.calibration.baselines import baselines, pairwise
 from noesis.tribunal.calibration_store import Calibration
 from noesis.tribunal.court import EPSILON
 from noesis.tribunal.judge import JudgeCase
 from noesis.tribunal.panel import JudgePanel
+from noesis.tribunal.reward.client import RewardClient
+from noesis.tribunal.reward.scale import Scale, fit_scale
+from noesis.tribunal.reward.seat import note_on, rewards_of
+from noesis.tribunal.reward.words import word_scorer
 from noesis.tribunal.rubric import JUDGES
 from noesis.tribunal.statistics import auroc, brier, effective_votes, krippendorff_alpha, slope, wilson
 from noesis.tribunal.suite import JudgePair, Part, TwinAnswers, benchmark_digest
@@ -94,15 +99,37 @@ async def measure_judges(panel: JudgePanel, benchmark: Benchmark, section: Tribu
             judge=client.name,
             identity=identity,
             rubrics_sha256=panel.rubrics.digest(),
+            learnt_baselines=_learnt_baselines(client, benchmark.pairs),
             more={
                 "spans_found": {"found": spans[client.name][0], "given": spans[client.name][1]},
                 "items": dict(ways[client.name]),
                 "reasons": sorted(set(reasons[client.name]))[:5],
                 "agreement": agreement,
+                **_reward_details(client, panel),
             },
         )
         for number, (client, identity) in enumerate(zip(panel.clients, panel.identities, strict=True))
     ]
+
+
+async def fit_scales(panel: JudgePanel, benchmark: Benchmark) -> dict[str, Scale]:
+    """The scale of each reward model on the panel, by identity, from its rewards of the benchmark's pairs."""
+    good, bad = (
+        [
+            _case(pair.id, side, pair.language, pair.prompt, pair.good if side == "good" else pair.bad, pair.reference)
+            for pair in benchmark.pairs
+        ]
+        for side in ("good", "bad")
+    )
+    scales = {}
+    for client in panel.clients:
+        if isinstance(client, RewardClient):
+            found = await rewards_of(client, [*good, *bad], panel.cache)
+            known = [(reward, i < len(good)) for i, reward in enumerate(found) if reward is not None]
+            scales[client.identity] = fit_scale(
+                *([r for r, is_good in known if is_good is want] for want in (True, False))
+            )
+    return scales
 
 
 def _calibration(
@@ -113,6 +140,7 @@ def _calibration(
     judge: str,
     identity: str,
     rubrics_sha256: str,
+    learnt_baselines: dict[str, dict[str, Any]],
     more: dict[str, Any],
 ) -> Calibration:
     """What one judge's scores on the benchmark say about it."""
@@ -121,7 +149,7 @@ def _calibration(
     right = {name: outcome == "right" for name, outcome in outcomes.items()}
     count = sum(right.values())
     low, high = wilson(count, len(right))
-    of_baselines = baselines(pairs)
+    of_baselines = baselines(pairs) | learnt_baselines
     good, bad = ([_mean(scores, pair, side) for pair in pairs] for side in ("good", "bad"))
     threshold = section.approval_threshold
     approved = [x >= threshold - EPSILON for x in good if x is not None]
@@ -143,6 +171,20 @@ def _calibration(
         specificity=(sum(rejected), len(rejected)),
         details=_details(scores, benchmark, right) | more,
     )
+
+
+def _learnt_baselines(client: ModelClient, pairs: list[JudgePair]) -> dict[str, dict[str, Any]]:
+    """What a judge that was trained on pairs has to beat besides: a bag of words that was trained on them, too."""
+    if not isinstance(client, RewardClient) or client.words is None:
+        return {}
+    return {"words": pairwise(pairs, word_scorer(client.words))}
+
+
+def _reward_details(client: ModelClient, panel: JudgePanel) -> dict[str, Any]:
+    """What a reward model's calibration says besides: its scale, and what it is kin to."""
+    if not isinstance(client, RewardClient):
+        return {}
+    return {"scale": panel.scales.get(client.identity, Scale()).to_json(), "note": note_on(client)}
 
 
 def _details(scores: JudgeScores, benchmark: Benchmark, right: dict[str, bool]) -> dict[str, Any]:
@@ -173,7 +215,7 @@ def _details(scores: JudgeScores, benchmark: Benchmark, right: dict[str, bool]) 
 
 
 def is_fit(lower: float, of_baselines: dict[str, dict[str, Any]]) -> bool:
-    """Whether a judge whose accuracy is at least `lower` beats each baseline and a coin."""
+    """Whether a judge whose accuracy is at least `lower` beats every baseline and a coin."""
     return bool(lower > max(0.5, *(found["accuracy"] or 0 for found in of_baselines.values())))
 
 

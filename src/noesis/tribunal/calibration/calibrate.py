@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from noesis.core.config import TribunalSection
-from noesis.core.console import say
-from noesis.core.errors import ModelError
+from noesis.core.config import RewardSection, TribunalSection
+from noesis.core.console import command, say
+from noesis.core.errors import ModelError, UsageError
 from noesis.core.event_loop import run_async
 from noesis.core.files import utc_now
 from noesis.core.project import Project
 from noesis.llm.clients.spec import parse_spec
 from noesis.llm.clients.spending import Spending
-from noesis.tribunal.calibration.benchmark import Benchmark, measure_judges
+from noesis.tribunal.calibration.benchmark import Benchmark, fit_scales, measure_judges
 from noesis.tribunal.calibration_store import Calibration, save_calibration
 from noesis.tribunal.panel import JudgePanel, open_panel
 from noesis.tribunal.reading.asking import judge_kinds
+from noesis.tribunal.reward.client import RewardClient
 from noesis.tribunal.suite import JudgePair, Part, read_benchmark
 
 MOST_REASONS = 3  # that a message names
@@ -46,9 +47,10 @@ def calibrate(
     if count is not None:
         pairs, twins = _evenly(pairs, count), []
     spending = Spending(max_usd=max_usd)
-    with open_panel(
-        project, [parse_spec(text, kinds=judge_kinds(section.ask)) for text in judges], section, spending
-    ) as panel:
+    alone = section.model_copy(update={"reward": RewardSection()})
+    specs = [parse_spec(text, kinds=(*judge_kinds(section.ask), "reward")) for text in judges]
+    with open_panel(project, specs, alone, spending) as panel:
+        _require_scales(panel, judges, part)
         measured = run_async(_measure(panel, Benchmark(pairs, twins, part), section))
         measured = [replace(calibration, spending=spending.to_json()) for calibration in measured]
         silent = [calibration for calibration in measured if not calibration.verdicts]
@@ -65,8 +67,23 @@ def _why(calibration: Calibration) -> str:
     return " | ".join(calibration.details["reasons"][:MOST_REASONS]) or "there is nothing to judge"
 
 
+def _require_scales(panel: JudgePanel, judges: Sequence[str], part: Part) -> None:
+    """Refuse to use the locked half for a reward model whose scale is not known.
+
+    Raises:
+        UsageError: it was not calibrated on the dev half.
+    """
+    for client, spec in zip(panel.clients, judges, strict=True):
+        if part != "dev" and isinstance(client, RewardClient) and client.identity not in panel.scales:
+            run_async(panel.close())
+            again = command("tribunal", "calibrate", "--part", "dev", "--judge", spec)
+            raise UsageError(f"{spec} has no scale yet: calibrate it on the dev half first, with  {again}")
+
+
 async def _measure(panel: JudgePanel, benchmark: Benchmark, section: TribunalSection) -> list[Calibration]:
     async with panel:
+        if benchmark.part == "dev":
+            panel = replace(panel, scales=await fit_scales(panel, benchmark))
         return await measure_judges(panel, benchmark, section)
 
 

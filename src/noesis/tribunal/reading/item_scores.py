@@ -9,6 +9,7 @@ hostile text here as in `judge.py`, and is treated the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from noesis.core.text import fill_template
 from noesis.llm.clients.cached_client import CachedClient
@@ -75,7 +76,7 @@ def _verdict(
     name: str,
     asking: Asking,
 ) -> Verdict | Unscored:
-    who = {"case": case.id, "judge": name, "model": client.name, "rubric_sha256": rubrics.digest(name)}
+    who: dict[str, Any] = {"case": case.id, "judge": name, "model": client.name, "rubric_sha256": rubrics.digest(name)}
     abstained = [item for item in items if item.how == "abstained"]
     if len(abstained) > MOST_ABSTENTIONS * len(items) or len(abstained) == len(items):
         least = min(sum(item.read or ()) for item in abstained)

@@ -1,0 +1,1 @@
+"""`noesis tribunal train-judge`: pairs, a reward model trained on them, its folder."""

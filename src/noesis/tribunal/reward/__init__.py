@@ -1,0 +1,1 @@
+"""A reward model before the Tribunal: its number made comparable, and its place beside the judges."""
