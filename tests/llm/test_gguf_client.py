@@ -20,7 +20,7 @@ from noesis.llm.embedded import EMBEDDED_SHA256, embedded_gguf
 from noesis.tribunal.court import opinion
 from noesis.tribunal.judge import JudgeCase
 from noesis.tribunal.panel import JudgePanel
-from noesis.tribunal.rubric import Both, RubricSet, load_rubrics
+from noesis.tribunal.rubric import RubricSet, Texts, load_rubrics
 from noesis.tribunal.verdict import Verdict
 
 pytestmark = pytest.mark.slow
@@ -29,13 +29,17 @@ pytestmark = pytest.mark.slow
 def small_bench() -> RubricSet:
     """The project's judges cut to a few words, so that a processor reads them in seconds."""
     whole = load_rubrics(ROOT / "data" / "tribunal" / "judges")
-    anchors = {"0": Both(pt="não", en="no"), "1": Both(pt="em parte", en="partly"), "2": Both(pt="sim", en="yes")}
+    anchors = {
+        "0": Texts(texts={"pt": "não", "en": "no"}),
+        "1": Texts(texts={"pt": "em parte", "en": "partly"}),
+        "2": Texts(texts={"pt": "sim", "en": "yes"}),
+    }
     items = tuple(
         item.model_copy(update={"en": "Is it true?", "anchors": anchors, "applies": ()})
         for item in whole.rubrics["veritas"].items[:6]
     )
     veritas = whole.rubrics["veritas"].model_copy(
-        update={"system": Both(pt="Juíza.", en="You are a judge."), "items": items}
+        update={"system": Texts(texts={"pt": "Juíza.", "en": "You are a judge."}), "items": items}
     )
     return RubricSet(rubrics=whole.rubrics | {"veritas": veritas}, prompt=whole.prompt)
 

@@ -172,7 +172,7 @@ def test_an_early_approval_counts_the_keyed_items_of_all_prompts():
 
 
 def test_false_approvals_stay_under_five_percent_over_the_whole_gate():
-    """In small; `benchmarks/looks.py` has 10,000 trials. 400 at a true rate of 0.05 show 34 or more once in a thousand."""
+    """In small; `benchmarks/judges/looks.py` has 10,000 trials. 400 at a true rate of 0.05 show 34 or more once in a thousand."""
     schedule = Schedule.of([24, 48, 72], [24, 48, 72])
     at_threshold = simulate_trials(dict.fromkeys(JUDGES, 0.70), schedule, SECTION, trials=400, agreement=1.0)
     at_floor = simulate_trials({"veritas": 0.9, "sophia": 0.5, "dike": 0.9}, schedule, SECTION, trials=200)

@@ -95,7 +95,7 @@ def test_an_items_score_is_the_expected_value_over_all_spellings(tmp_path: Path)
 
 def test_what_falls_beside_the_digits_makes_an_item_abstain_and_the_score_an_interval(tmp_path: Path):
     sure, elsewhere = (("2", 1.0),), (("The", 0.9), ("2", 0.1))
-    first = RUBRICS.rubrics["veritas"].items[0].en[:30]
+    first = RUBRICS.rubrics["veritas"].items[0]["en"][:30]
     (verdict,), _ = hear(says(sure, of={first: elsewhere}), tmp_path, judges=["veritas"])
     assert isinstance(verdict, Verdict)
     assert [item.how for item in verdict.items].count("abstained") == 1
@@ -173,7 +173,7 @@ def test_a_possible_veto_is_quoted_and_what_could_cross_the_floor():
 def test_a_quoted_item_has_its_evidence_and_what_was_read(tmp_path: Path):
     section = SECTION.model_copy(update={"ask": "both"})
     sources = next(item for item in RUBRICS.rubrics["veritas"].items if item.veto)
-    part = says((("2", 0.98), ("1", 0.02)), of={sources.en[:30]: (("0", 0.6), ("2", 0.4))}, quality=0.0)
+    part = says((("2", 0.98), ("1", 0.02)), of={sources["en"][:30]: (("0", 0.6), ("2", 0.4))}, quality=0.0)
     (verdict,), server = hear(part, tmp_path, section=section, judges=["veritas"])
     assert isinstance(verdict, Verdict)
     quoted = [item for item in verdict.items if item.how == "quoted"]

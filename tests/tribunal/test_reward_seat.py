@@ -19,7 +19,7 @@ from noesis.core.errors import ModelError, UsageError
 from noesis.core.project import Project
 from noesis.llm.clients.protocol import ModelReply, ModelRequest
 from noesis.llm.clients.reply_cache import open_cache
-from noesis.llm.clients.spec import MEASURED_KINDS, parse_spec
+from noesis.llm.clients.spec import parse_spec
 from noesis.tribunal.court import APPROVED, REWARD, UNDECIDED, opinion
 from noesis.tribunal.judge import JudgeCase
 from noesis.tribunal.panel import JudgePanel
@@ -114,7 +114,7 @@ def test_a_verdict_of_a_reward_model_is_read_as_it_was_written():
 
 
 def test_a_reward_model_is_calibrated_but_not_named_as_a_judge():
-    assert parse_spec("reward:judges/own", kinds=MEASURED_KINDS).model == "judges/own"
+    assert parse_spec("reward:judges/own", kinds=("gguf", "reward")).model == "judges/own"
     with pytest.raises(UsageError, match="seat it beside the judges with  tribunal: reward"):
         parse_spec("reward:judges/own")
 

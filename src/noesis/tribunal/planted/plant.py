@@ -1,7 +1,8 @@
 """Pairs for training a judge: a good answer, and the same answer with one fault that code planted.
 
 Each rule applies only where it makes the answer truly worse, replaces rather than adds, so that length tells nothing,
-and gives the same result for the same seed. `python benchmarks/planted.py` shows what length and keywords see in them.
+and gives the same result for the same seed. What length and keywords see in them:
+benchmarks/judges/planted.py.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from noesis.core.config import TribunalSection
 from noesis.core.files import sha256_json
+from noesis.core.language import ByLanguage
 from noesis.core.project import Project
 from noesis.llm.clients.spec import JUDGE_KINDS, READ_KINDS, Kind
 from noesis.tribunal.reading.item_weights import load_weights
@@ -37,15 +38,10 @@ class ReadingWording(_Frozen):
     opening: Text
 
 
-class Reading(_Frozen):
+class Reading(ByLanguage[ReadingWording]):
     """`reading.yaml`."""
 
     version: Text
-    pt: ReadingWording
-    en: ReadingWording
-
-    def __getitem__(self, language: str) -> ReadingWording:
-        return self.en if language == "en" else self.pt
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How often a trial by looks ends with which verdict, and after how many prompts: `benchmarks/looks.py`.
+"""How often a trial by looks ends with which verdict, and after how many prompts: `benchmarks/judges/looks.py`.
 
 Every trial goes through the gate itself (`look_at`): intervals, floors, stopping in vain. Only opinions are made up.
 """

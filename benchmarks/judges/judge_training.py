@@ -1,11 +1,11 @@
 """Reward models of one's own: trained on the project's pairs, measured on the judge benchmark.
 
-python benchmarks/judge_training.py --model smollm2 --out WORK [--methods probe lora] [--max-planted N] [--locked]
+python benchmarks/judges/judge_training.py --model smollm2 --out WORK [--methods probe lora] [--locked]
     # each method in a copy of the project under WORK, so that nothing of this checkout changes; WORK/MODEL.json
-python benchmarks/judge_training.py --model smollm2 --out WORK --ship smollm2-probe
+python benchmarks/judges/judge_training.py --model smollm2 --out WORK --ship smollm2-probe
     # a head on the frozen base, put into data/tribunal/judges/, and its calibrations of both halves
 
-python benchmarks/judge_training.py --out WORK --words 80 200
+python benchmarks/judges/judge_training.py --out WORK --words 80 200
     # what a bag of words, trained on the same pairs, has right of the dev half, with that many planted pairs; no model
 
 Run it for two models in turn: WORK keeps them apart. `--locked` uses the locked half: once, when nothing is tuned any
@@ -26,7 +26,7 @@ from noesis.core.config import Config, load_config
 from noesis.core.project import Project
 from noesis.tribunal.calibration_store import Calibration
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CLAIMS = ("certainty_inflated", "negated_claim", "reversed_conclusion", "opposite_word", "number_changed")
 PLANTED_AS = {  # attack of the benchmark → the planted kinds that resemble it; the others have none
     "sycophantic": ("user_flattered",),

@@ -1,4 +1,4 @@
-"""`python benchmarks/judging.py --judge gguf:PATH --judge torch:NAME`: judges that are read against judges that quote.
+"""`python benchmarks/judges/judging.py --judge gguf:PATH`: judges that are read against judges that quote.
 
 Speed on the same pairs in the same run, and how far the two ways agree; then, read, the accuracy on the dev half, what
 the items are worth (each attack with weights learnt without it), and with --locked once on the locked half. Nothing is
@@ -43,7 +43,7 @@ from noesis.tribunal.reading.asking import Asking, open_asking
 from noesis.tribunal.suite import JudgePair, read_benchmark
 from noesis.tribunal.verdict import Verdict
 
-PROJECT = find_project(Path(__file__).resolve().parents[1])
+PROJECT = find_project(Path(__file__).resolve().parents[2])
 RUBRICS = read_rubrics(PROJECT)
 SECTION = TribunalSection(ask="score")
 READ = open_asking(PROJECT, SECTION)

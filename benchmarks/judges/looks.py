@@ -1,4 +1,4 @@
-"""`python benchmarks/looks.py [--trials N]`: how often a trial by looks approves whom it should not, and what it saves.
+"""`python benchmarks/judges/looks.py [--trials N]`: how often a trial by looks errs, and what it saves.
 
 Simulated trials through the gate itself (intervals, floors, stopping in vain), on the suite's own numbers of prompts;
 scores are beta-distributed with standard deviation 0.2. Rows at a boundary, where every approval is a false one, get N
@@ -21,7 +21,7 @@ from noesis.tribunal.trial.looks import Schedule, plan_looks
 from noesis.tribunal.trial.simulate import simulate_trials
 
 SECTION = TribunalSection()
-SUITE = find_project(Path(__file__).resolve().parents[1]).tribunal
+SUITE = find_project(Path(__file__).resolve().parents[2]).tribunal
 PARTS: tuple[Part, ...] = ("dev", "all")
 AT_FLOOR = {"veritas": 0.9, "sophia": 0.5, "dike": 0.9}  # its mean is far above the threshold: only the floor holds it
 

@@ -1,4 +1,4 @@
-"""`python benchmarks/planted.py`: what length and keywords see in faults that code planted in the project's answers.
+"""`python benchmarks/judges/planted.py`: what length and keywords see in faults that code planted.
 
 And what a bag of words can learn from them, which understands nothing: on other answers, on a kind that it was not
 shown, and on the judge benchmark, where a person planted the faults. A judge trained on them must beat that, too.
@@ -24,7 +24,7 @@ from noesis.tribunal.planted.plant import KINDS, PlantedPair, planted_pairs
 from noesis.tribunal.rubric import JUDGES
 from noesis.tribunal.suite import Part, read_benchmark
 
-PROJECT = find_project(Path(__file__).resolve().parents[1])
+PROJECT = find_project(Path(__file__).resolve().parents[2])
 SEED = 0
 PARTS: tuple[Part, ...] = ("dev", "locked")
 
