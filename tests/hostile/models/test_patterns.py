@@ -6,6 +6,7 @@ import ast
 import importlib
 import json
 import pkgutil
+import random
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -17,6 +18,7 @@ import pytest
 import noesis
 from helpers.project import ROOT
 from hostile.models.regex_attacks import growth, quadratic
+from noesis.core.jsonl.loose_object import scanned
 from noesis.core.text import (
     break_control_tokens,
     closing,
@@ -28,6 +30,7 @@ from noesis.dataset.checks.invisible import invisible, stray
 from noesis.dataset.checks.line import Rules, check_line
 from noesis.dataset.checks.placeholders import doubtful, placeholder
 from noesis.dataset.checks.privacy import find_personal
+from noesis.tribunal.planted.plant import plant
 
 SRC = ROOT / "src" / "noesis"
 HEAVY = {"torch", "transformers", "modal", "triton", "unsloth", "trl", "datasets", "inspect_ai", "aiohttp"}
@@ -38,6 +41,7 @@ BUILT = {
     "llm/chat_template.py", "dataset/checks/length.py", "tribunal/code_checks.py", "serving/page.py",
     "llm/clients/openai_client.py", "dataset/checks/privacy.py", "core/text.py",
     "dataset/checks/judges.py", "dataset/checks/placeholders.py",
+    "core/jsonl/loose_object.py", "tribunal/planted/claims.py",
 }  # fmt: skip
 
 
@@ -174,6 +178,9 @@ FUNCTIONS: dict[str, Callable[[str], object]] = {
     "normalised": normalised,
     "closing": closing,
     "neutralise": neutralise,
+    "scanned": lambda text: scanned(text, ("reasoning", "a", "b_span")),
+    "arithmetic_slip": lambda text: plant(text, "en", "arithmetic_slip", random.Random(0)),
+    "certainty_inflated": lambda text: plant(text, "pt", "certainty_inflated", random.Random(0)),
     "break": break_control_tokens,
     "personal": find_personal,
 }

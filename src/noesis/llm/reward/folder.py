@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from noesis.core.console import command
 from noesis.core.errors import ModelError
 from noesis.core.files import sha256_file, sha256_json
 from noesis.core.jsonl import read_json_file
@@ -83,7 +84,7 @@ def read_judge_folder(path: Path) -> JudgeFolder:
     file = path / JUDGE_FILE
     if not file.is_file():
         raise ModelError(
-            f"{path} is no reward model: {JUDGE_FILE} is missing; make one with noesis tribunal train-judge"
+            f"{path} is no reward model: {JUDGE_FILE} is missing; make one with  {command('tribunal', 'train-judge')}"
         )
     if file.stat().st_size > LARGEST_RECORD:
         raise ModelError(f"{file} has more than {LARGEST_RECORD:,} bytes: fetch the reward model again")

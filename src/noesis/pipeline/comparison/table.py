@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from noesis.core.console import path_here, say
+from noesis.core.console import command, path_here, say
 from noesis.core.errors import NoesisError, UsageError
 from noesis.core.project import Project
 from noesis.pipeline.comparison.by_principle import prompt_clusters
@@ -65,7 +65,9 @@ def compare_runs_side_by_side(paths: Sequence[Path], project: Project | None) ->
         UsageError: fewer than two runs, the same twice, or none at a path. RunError: a run is damaged.
     """
     if len({path.resolve() for path in paths}) < max(2, len(paths)):
-        raise UsageError("name at least two different runs to compare: noesis compare runs/before runs/after")
+        raise UsageError(
+            f"name at least two different runs to compare:  {command('compare', 'runs/before', 'runs/after')}"
+        )
     runs = [read_measures(path, project) for path in paths]
     return Comparison(
         tuple(run.name for run in runs),
