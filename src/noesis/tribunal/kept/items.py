@@ -18,6 +18,7 @@ from noesis.core.files import sha256_json
 from noesis.core.jsonl import UniqueIds, jsonl_files, read_models
 from noesis.tribunal.suite import AnswerCheck
 
+Tongue = Literal["pt", "en"]
 Short = Annotated[str, Field(min_length=1, max_length=200)]
 MOST_ITEMS = 5000
 
@@ -35,7 +36,7 @@ class KeptItem(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: Short
-    language: Literal["pt", "en"]
+    language: Tongue
     kind: Short
     tier: Annotated[int, Field(ge=1, le=4)]
     prompt: Annotated[str, Field(min_length=3, max_length=600)]
@@ -79,7 +80,7 @@ def read_kept_items(tribunal: Path, languages: Sequence[str] = ("pt", "en")) -> 
             items.append(item)
             if len(items) > MOST_ITEMS:
                 raise DataError(f"{place}: more than {MOST_ITEMS} items in {file.parent}: take some out")
-    return [item for item in items if item.language in languages]
+    return sorted((i for i in items if i.language in languages), key=lambda i: (i.language, i.kind, i.tier, i.id))
 
 
 def items_digest(items: Sequence[KeptItem]) -> str:
