@@ -114,6 +114,7 @@ class TribunalSection(Frozen):
     min_mass: Fraction = 0.25  # of the next word's probability on 0, 1, 2; below it, an item that is read abstains
     item_weights: bool = False  # items that are read count by what `noesis tribunal weigh` has found them worth
     answers: Annotated[int, Field(ge=0)] = 6
+    kept_items: Annotated[int, Field(ge=0)] = 160  # small tasks that show what training broke
     max_new_tokens: Count = 200
     samples: Count = 2  # answers per model and prompt, at fixed seeds
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
@@ -154,6 +155,7 @@ class DemoSection(Frozen):
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-3
     train_minutes: Annotated[float, Field(gt=0)] = 5.5
     quick_examples: Count = 16
+    kept_items: Annotated[int, Field(ge=0)] = 48
     court_seconds: Annotated[float, Field(gt=0)] = 50.0  # for showing the court at work
 
 

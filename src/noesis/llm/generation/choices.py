@@ -1,6 +1,7 @@
 """How likely a model finds each of a few given answers to a prompt: no token is generated.
 
-The prompt is computed once and its keys and values are shared by its answers; several prompts share a pass.
+Several prompts share a pass: what all of them begin with (a template's own system prompt) is computed once, then the
+rest of each prompt, then its answers, each on the keys and values of what came before.
 """
 
 from __future__ import annotations
@@ -93,21 +94,30 @@ def _shared(model: Any, groups: list[list[list[int]]], firsts: list[int]) -> lis
         min(first - 1, *(common_prefix(rows[0], row) for row in rows))
         for rows, first in zip(groups, firsts, strict=True)
     ]
-    width = max(shared)
-    ids = torch.tensor([[0] * (width - n) + rows[0][:n] for rows, n in zip(groups, shared, strict=True)], device=device)
-    mask = torch.tensor([[0] * (width - n) + [1] * n for n in shared], device=device)
+    heads = [rows[0][:n] for rows, n in zip(groups, shared, strict=True)]
+    common = min(common_prefix(heads[0], head) for head in heads)
+    width = max(shared) - common
+    ids = torch.tensor([[0] * (width + common - len(head)) + head[common:] for head in heads], device=device)
+    mask = torch.tensor(
+        [[1] * common + [0] * (width + common - len(head)) + [1] * (len(head) - common) for head in heads],
+        device=device,
+    )
     counts = torch.tensor([len(rows) for rows in groups], device=device)
     cache = DynamicCache(config=model.config)
+    if common:
+        first = torch.tensor([heads[0][:common]], device=device)
+        model(input_ids=first, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(len(groups))
     if width:
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
         model(
             input_ids=ids,
             attention_mask=mask,
-            position_ids=positions,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:, common:],
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
+    if common or width:
         cache.batch_select_indices(torch.arange(len(groups), device=device).repeat_interleave(counts))
     ends = [row[n:] for rows, n in zip(groups, shared, strict=True) for row in rows]
     skipped = [f - 1 - n for rows, f, n in zip(groups, firsts, shared, strict=True) for _ in rows]
@@ -115,7 +125,7 @@ def _shared(model: Any, groups: list[list[list[int]]], firsts: list[int]) -> lis
     tail = torch.tensor([row + [0] * (longest - len(row)) for row in ends], device=device)
     own = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ends], device=device)
     seen = torch.cat([mask.repeat_interleave(counts, dim=0), own], dim=1)
-    places = (seen.cumsum(1) - 1).clamp(min=0)[:, width:]
+    places = (seen.cumsum(1) - 1).clamp(min=0)[:, mask.shape[1] :]
     logits = model(
         input_ids=tail, attention_mask=seen, position_ids=places, past_key_values=cache, use_cache=True
     ).logits[:, :-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from noesis.pipeline.results import CheckpointScore, EpochFigures
 from noesis.pipeline.stages.choose import BASE, SCORES, epoch_figures, score_keys
 from noesis.pipeline.stages.epoch_rule import choose_epoch
+from noesis.pipeline.stages.kept import KEPT, figures_of
 from noesis.pipeline.verify.evidence import Evidence, UncheckedError, as_json
 from noesis.tribunal.court import no_judge_ruling
 from noesis.tribunal.heldout import Score, compare
@@ -123,6 +124,17 @@ def answers(e: Evidence) -> str | None:
         if tally([row[model]["flags"] for row in rows]) != told:
             return f"the screen's totals for the {model} model do not follow from tribunal/answers.jsonl"
     return None
+
+
+def kept(e: Evidence) -> str | None:
+    """What training broke, from what both models did with each item, and from their answers."""
+    result = e.results.judge
+    assert result is not None
+    if result.kept is None:
+        return None if not e.run.path.joinpath(*KEPT).is_file() or not e.rows(*KEPT) else "its figures are missing"
+    derived = figures_of(e.rows(*KEPT), e.rows("tribunal", "answers.jsonl"))
+    same = derived is not None and as_json(derived.to_json()) == as_json(result.kept.to_json())
+    return None if same else e.differs("gained, kept and lost do not follow from tribunal/kept.jsonl")
 
 
 def ruling_without_judges(e: Evidence) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any
 
 from noesis.core.messages import Message
@@ -11,6 +12,7 @@ from noesis.llm.tokenizer import ChatTokenizer
 from noesis.tribunal.code_checks import passes, refuses
 from noesis.tribunal.kept.items import KeptItem
 
+IMPOSSIBLE = -1e9  # in place of a probability that is no number
 ANSWER_TOKENS = 24  # of an answer in the model's own words
 
 
@@ -71,7 +73,10 @@ def outcomes(
     said = generate_batch(
         model, tokenizer, [conversation(i) for i in written], max_tokens=ANSWER_TOKENS, on_answer=on_items
     )
-    found = {item.id: Outcome(scores=tuple(round(x, 5) for x in s)) for item, s in zip(chosen, scores, strict=True)}
+    found = {
+        item.id: Outcome(scores=tuple(round(x, 5) if isfinite(x) else IMPOSSIBLE for x in s))
+        for item, s in zip(chosen, scores, strict=True)
+    }
     found |= {item.id: Outcome(said=text) for item, text in zip(written, said, strict=True)}
     return [found[item.id] for item in items]
 
