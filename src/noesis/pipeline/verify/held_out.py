@@ -9,6 +9,7 @@ from noesis.pipeline.stages.kept import KEPT, figures_of
 from noesis.pipeline.verify.evidence import Evidence, UncheckedError, as_json
 from noesis.tribunal.court import no_judge_ruling
 from noesis.tribunal.heldout import Score, compare
+from noesis.tribunal.kept.items import KeptItem, read_kept_items
 from noesis.tribunal.offline_screen import ScreenedPrompt, screen, tally
 
 
@@ -133,8 +134,13 @@ def kept(e: Evidence) -> str | None:
     if result.kept is None:
         return None if not e.run.path.joinpath(*KEPT).is_file() or not e.rows(*KEPT) else "its figures are missing"
     derived = figures_of(e.rows(*KEPT), e.rows("tribunal", "answers.jsonl"))
-    same = derived is not None and as_json(derived.to_json()) == as_json(result.kept.to_json())
-    return None if same else e.differs("gained, kept and lost do not follow from tribunal/kept.jsonl")
+    if derived is None or as_json(derived.to_json()) != as_json(result.kept.to_json()):
+        return e.differs("gained, kept and lost do not follow from tribunal/kept.jsonl")
+    known = {item.id: item for item in read_kept_items(e.project.tribunal)} if e.project is not None else {}
+    items = [KeptItem.model_validate(row["item"]) for row in e.rows(*KEPT)]
+    if any(known.get(item.id) != item for item in items):
+        raise UncheckedError("the figures follow, but the items are not those of a project at hand")
+    return None
 
 
 def ruling_without_judges(e: Evidence) -> str | None:
