@@ -26,7 +26,7 @@ MOST_ITEMS = 5000
 class KeptItem(BaseModel):
     """A small task.
 
-    kind: arithmetic, dates, logic, strings, facts, words, format, language, refusal, …
+    kind: arithmetic, dates, logic, strings, facts, words, format, language, harmful, harmless, …
     tier: difficulty, 1 to 4
     answer, distractors: what a model should find likelier, and than what
     check: requirements on its own answer

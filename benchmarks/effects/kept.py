@@ -1,4 +1,4 @@
-"""What training broke in a finished run, and what finding out costs: `python benchmarks/kept.py RUN --items 160`.
+"""What training broke in a finished run, and the cost of finding out: `python benchmarks/effects/kept.py RUN --items 96`.
 
 Small tasks of data/tribunal/kept by the base and by the run's chosen adapter; the run is read, not written. Processor
 seconds are those of this process, so that a busy neighbour changes the wall clock alone.
@@ -16,7 +16,7 @@ from noesis.core.project import Project
 from noesis.pipeline.session import reopen_run
 from noesis.pipeline.stages.kept import figures_of, measure_items, show_kept
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def main() -> None:
