@@ -1,4 +1,4 @@
-"""What training broke in a finished run, and the cost of finding out: `python benchmarks/effects/kept.py RUN --items 96`.
+"""What training broke in a finished run, and what it costs to find out: `python benchmarks/effects/kept.py RUN`.
 
 Small tasks of data/tribunal/kept by the base and by the run's chosen adapter; the run is read, not written. Processor
 seconds are those of this process, so that a busy neighbour changes the wall clock alone.
