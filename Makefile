@@ -47,6 +47,7 @@ lint: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/noesis config schema --project .
+	$(BIN)/python docs/make_kept_items.py
 	$(BIN)/python docs/make_croissant.py
 	$(BIN)/python docs/make_costs.py
 	$(BIN)/python docs/make_tree.py

@@ -46,6 +46,7 @@ OVERRIDES = {
     "max_examples": 8,
     "training.tribunal.answers": 2,
     "training.tribunal.max_new_tokens": 8,
+    "training.tribunal.kept_items": 9,
 }
 
 
@@ -57,7 +58,7 @@ def run_all(project: Project, model: Path, path: Path, **overrides: object):
         project, OVERRIDES | {"training.model": str(model), "training.data.language": "en"} | overrides
     )
     s = start_run(project, config, path, from_sources(project, config))
-    registry.run_all(s)
+    registry.run_all(s, registry.PipelineOptions(project))
     return s
 
 

@@ -54,6 +54,9 @@ def test_every_stage_runs_and_a_second_time_none_does(
     judged = s.run.result("judge")
     assert judged["preference"]["tuned"]["held_out_loss"] < judged["preference"]["base"]["held_out_loss"]
     assert judged["court"]["verdict"] == "UNDECIDED"
+    assert judged["kept"]["all"]["items"] == 9
+    assert judged["kept"]["drift"] > 0
+    assert "What it broke" in s.run.report.read_text(encoding="utf-8")
     assert s.run.result("gguf")["files"]["f16"]["passed"]
     assert s.run.result("merge")["merged_tensors"] == 14
     answers = [json.loads(line) for line in (s.run.tribunal / "answers.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -272,6 +272,7 @@ def judge(
     """
     from noesis.core.errors import UsageError
     from noesis.core.project import find_project
+    from noesis.pipeline.comparison.table import project_or_none
     from noesis.pipeline.consent import judges_to_ask
     from noesis.pipeline.session import locked_session, reopen_run
     from noesis.pipeline.stages.against import run_against
@@ -288,7 +289,7 @@ def judge(
             compared = run_against(s, reopen_run(against), find_project(project), request)
             print_result(compared.to_json(), as_json)
             return
-        result: JudgeResult | TrialResult = run_judge(s, again=again)
+        result: JudgeResult | TrialResult = run_judge(s, project=project_or_none(project), again=again)
         if named:
             result = run_trial(s, find_project(project), request, again=again)
     show_manifest_hash(run)

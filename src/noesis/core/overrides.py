@@ -34,6 +34,7 @@ class Overrides:
     max_usd: float | None = None
     max_minutes: float | None = None
     ask: str | None = None
+    kept_items: int | None = None
 
     def settings(self, method: str) -> dict[str, Setting]:
         """Dotted keys and values for `load_config`.
@@ -52,6 +53,7 @@ class Overrides:
             "training.budget.max_usd": self.max_usd,
             "training.budget.max_minutes": self.max_minutes,
             "training.tribunal.ask": self.ask,
+            "training.tribunal.kept_items": self.kept_items,
         }
         return {key: value for key, value in found.items() if value is not None}
 

@@ -117,6 +117,7 @@ def demo_config(
         max_examples=settings.quick_examples if quick else None,
         max_usd=max_usd,
         max_minutes=max_minutes,
+        kept_items=settings.kept_items,
     )
     return overrides.configure(project)
 

@@ -107,7 +107,7 @@ REGISTRY = {
         Stage(
             SPECS["judge"],
             "base against tuned on the held-out examples",
-            lambda s, _: run_judge(s),
+            lambda s, options: run_judge(s, project=options.project),
             JudgeResult.from_json,
         ),
         Stage(SPECS["merge"], "adapter and base into one model", lambda s, _: run_merge(s), MergeResult.from_json),

@@ -34,7 +34,11 @@ SPECS = {
         StageSpec("plan", needs=("export",)),
         StageSpec("train", needs=("export", "plan"), outputs=("checkpoints/*", "metrics.jsonl")),
         StageSpec("choose", needs=("export", "train"), outputs=("tribunal/checkpoints/*.json",)),
-        StageSpec("judge", needs=("export", "choose"), outputs=("tribunal/answers.jsonl", "tribunal/summary.json")),
+        StageSpec(
+            "judge",
+            needs=("export", "choose"),
+            outputs=("tribunal/answers.jsonl", "tribunal/kept.jsonl", "tribunal/summary.json"),
+        ),
         StageSpec("merge", needs=("choose",), outputs=("merged/*",), derived=("merged/*/README.md",)),
         StageSpec("gguf", needs=("export", "merge"), outputs=("gguf/*",)),
         StageSpec(

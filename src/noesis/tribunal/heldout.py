@@ -12,6 +12,7 @@ from typing import Any
 
 from noesis.core.rooted import is_name
 from noesis.tribunal.court import ReportedRuling
+from noesis.tribunal.kept.figures import KeptFigures
 from noesis.tribunal.offline_screen import ScreenTally
 from noesis.tribunal.statistics import Interval, wilson
 
@@ -96,16 +97,21 @@ class ScreenComparison:
 
 @dataclass(frozen=True)
 class JudgeResult:
-    """The result of the stage judge. court: the ruling as reports show it, which in this stage is that of no judge."""
+    """The result of the stage judge. court: the ruling as reports show it, which in this stage is that of no judge.
+
+    kept: what training broke; None where it was not measured, as in early versions.
+    """
 
     preference: Preference
     screen: ScreenComparison
     court: ReportedRuling
+    kept: KeptFigures | None = None
 
     def to_json(self) -> dict[str, Any]:
         court = self.court.to_json()
         del court["more_prompts"]  # without a judge, no number of prompts decides
-        return {"preference": self.preference.to_json(), "screen": asdict(self.screen), "court": court}
+        found = {"preference": self.preference.to_json(), "screen": asdict(self.screen), "court": court}
+        return found | ({"kept": self.kept.to_json()} if self.kept else {})
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> JudgeResult:
@@ -113,6 +119,7 @@ class JudgeResult:
             Preference.from_json(stored["preference"]),
             ScreenComparison.from_json(stored["screen"]),
             ReportedRuling.from_json(stored["court"]),
+            KeptFigures.from_json(stored["kept"]) if "kept" in stored else None,
         )
 
 

@@ -37,6 +37,7 @@ from noesis.run.stages import STAGES
 from noesis.training.job import TrainResult
 from noesis.tribunal.calibration_store import Calibration, save_calibration
 from noesis.tribunal.judge import JudgeCase, score_items
+from noesis.tribunal.kept.items import read_kept_items
 from noesis.tribunal.panel import read_rubrics
 from noesis.tribunal.rubric import JUDGES, RubricSet
 from noesis.tribunal.scoring import MODELS, Answer
@@ -64,7 +65,10 @@ def finish_run(root: Path, model: Path, path: Path) -> RunSession:
     _score(s)
     run_choose(s)
     said = {m: [f"A thought about courage and prudence, the {i}th by {m}." for i in range(6)] for m in MODELS}
-    with patch("noesis.pipeline.stages.judge.base_and_tuned_answers", lambda *_: said):
+    with (
+        patch("noesis.pipeline.stages.judge.base_and_tuned_answers", lambda *_: said),
+        patch("noesis.pipeline.stages.judge.measure_items", lambda *_: _small_tasks(project)),
+    ):
         run_judge(s)
     _merge(s)
     _certify(s)
@@ -73,6 +77,17 @@ def finish_run(root: Path, model: Path, path: Path) -> RunSession:
         run_trial(s, project, TrialRequest((JUDGE,)))
     run_report(s)
     return s
+
+
+def _small_tasks(project: Project) -> list[dict[str, Any]]:
+    """Outcomes of twelve items: the tuned model prefers a distractor where the base had the answer, on every third."""
+    rows = []
+    for i, item in enumerate([item for item in read_kept_items(project.tribunal) if item.choices][:12]):
+        high, low = [-1.0] + [-2.0] * len(item.distractors), [-3.0] + [-2.0] * len(item.distractors)
+        scores = {"base": high, "tuned": high if i % 3 else low}
+        told = {model: {"scores": found} for model, found in scores.items()}
+        rows.append({"item": item.model_dump(mode="json", exclude_defaults=True), **told, "drift": [1.5, 3]})
+    return rows
 
 
 def _train(s: RunSession) -> None:

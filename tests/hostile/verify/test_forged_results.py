@@ -133,6 +133,12 @@ FORGED: dict[str, Attack] = {
     "no flags on an answer that repeats itself": rows(
         "answers.jsonl", lambda r: r[0]["tuned"].update(answer="the same four words " * 20)
     ),
+    "fewer tasks lost than were": result(
+        "judge", "tribunal/summary.json", lambda r: r["kept"]["all"].update(lost=0, kept=12)
+    ),
+    "a drift that was not measured": result("judge", "tribunal/summary.json", lambda r: r["kept"].update(drift=0.0)),
+    "what was lost, taken out of the result": result("judge", "tribunal/summary.json", lambda r: r.pop("kept")),
+    "outcomes that lose nothing": rows("kept.jsonl", lambda found: found[0].update(tuned=found[0]["base"])),
     "answers to examples of its own": rows("answers.jsonl", lambda r: r[0].update(prompt="An easy one?")),
     "an epoch that was chosen against its figures": result("choose", None, lambda r: r.update(adapter="epoch_0")),
     "another reason for the choice": result("choose", None, lambda r: r.update(by="the Tribunal's mean")),

@@ -167,7 +167,7 @@ def judge(context: ContainerContext, request: CloudRequest, again: bool) -> Call
         with staged_run(context, request.turn) as run:
             s = reopen_run(run.path, fetch=True)
             run_choose(s, _checkpoint_scorer(s, context, request))
-            result = run_judge(s, again=again, no_trial=request.judge_problem).to_json()
+            result = run_judge(s, project=context.project, again=again, no_trial=request.judge_problem).to_json()
             if request.judges and request.judge_problem is None:
                 if request.shards > 1:
                     take_answers(s, context.root, context.project, request)
@@ -175,7 +175,7 @@ def judge(context: ContainerContext, request: CloudRequest, again: bool) -> Call
                     result = trial_with_vllm_judge(s, context.project, request, again=again).to_json()
                 except ModelError as error:  # a judge that was probed and failed later
                     problem = judge_problem(", ".join(request.judges), str(error))
-                    result = run_judge(s, no_trial=problem).to_json()
+                    result = run_judge(s, project=context.project, no_trial=problem).to_json()
             return CallResult(result)
 
     return run_guarded(context, work)

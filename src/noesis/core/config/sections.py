@@ -135,6 +135,7 @@ class TribunalSection(Frozen):
     item_weights: bool = False  # items that are read count by what `noesis tribunal weigh` has found them worth
     reward: RewardSection = RewardSection()
     answers: Annotated[int, Field(ge=0)] = 6
+    kept_items: Annotated[int, Field(ge=0)] = 160  # small tasks that show what training broke
     max_new_tokens: Count = 200
     samples: Count = 2  # answers per model and prompt, at fixed seeds
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
@@ -208,6 +209,7 @@ class DemoSection(Frozen):
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-3
     train_minutes: Annotated[float, Field(gt=0)] = 5.5
     quick_examples: Count = 16
+    kept_items: Annotated[int, Field(ge=0)] = 48
     court_seconds: Annotated[float, Field(gt=0)] = 50.0  # for showing the court at work
 
 

@@ -6,11 +6,13 @@ from typing import Any
 
 from noesis.core.console import say
 from noesis.core.files import write_json, write_jsonl
+from noesis.core.project import Project
 from noesis.dataset.load import evenly_spread
 from noesis.pipeline.answers import base_and_tuned_answers
 from noesis.pipeline.results import RunResults, read_result
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.choose import BASE, score_checkpoints
+from noesis.pipeline.stages.kept import KEPT, figures_of, measure_items, show_kept
 from noesis.pipeline.stages.merge import write_card
 from noesis.planning.budget import require_remaining
 from noesis.run.manifest import Json
@@ -20,10 +22,18 @@ from noesis.tribunal.offline_screen import NAME, ScreenedPrompt, screen, tally
 from noesis.tribunal.scoring import MODELS
 
 
-def run_judge(s: RunSession, *, again: bool = False, answers: bool = True, no_trial: str | None = None) -> JudgeResult:
-    """Compare base and tuned model on the held-out examples: by probabilities, and by the offline screen of answers.
+def run_judge(
+    s: RunSession,
+    *,
+    project: Project | None = None,
+    again: bool = False,
+    answers: bool = True,
+    no_trial: str | None = None,
+) -> JudgeResult:
+    """Compare base and tuned model: by probabilities and the offline screen on held-out examples, and on small tasks.
 
     Args:
+        project: whose small tasks show what training broke; None: they are left out.
         answers: generate answers as well.
         no_trial: why the judges that were named hold no trial; the verdict says it, also where this stage was done.
 
@@ -55,17 +65,20 @@ def run_judge(s: RunSession, *, again: bool = False, answers: bool = True, no_tr
                 }
             )
         write_jsonl(s.run.tribunal / "answers.jsonl", rows)
+        measured = measure_items(s, s.run.checkpoints / chosen, project)
+        write_jsonl(s.run.path.joinpath(*KEPT), measured)
         summary = JudgeResult(
             preference=preference,
             screen=ScreenComparison(NAME, *(tally([row[model]["flags"] for row in rows]) for model in MODELS)),
             court=no_judge_ruling(s.config.training.tribunal, no_trial),
+            kept=figures_of(measured, rows),
         ).to_json()
         write_json(s.run.tribunal / "summary.json", summary)
         return summary
 
     before = RunResults(s.run).judge
     again = again or (no_trial is not None and before is not None and before.court.reason != no_trial)
-    outputs = [s.run.tribunal / name for name in ("answers.jsonl", "summary.json")]
+    outputs = [s.run.tribunal / name for name in ("answers.jsonl", "kept.jsonl", "summary.json")]
     stored = s.run.perform("judge", work, lambda: outputs, again=again)
     result = read_result(s.run, "judge", stored, JudgeResult.from_json)
     write_card(s)
@@ -83,4 +96,5 @@ def show_judgement(result: JudgeResult) -> None:
     screened = result.screen
     flagged = f"{screened.base.flagged} → {screened.tuned.flagged} of {screened.tuned.answers} answers flagged"
     say(f"  {screened.name}: {flagged}")
+    show_kept(result.kept)
     say(f"  Tribunal (Veritas, Sophia, Dikē): {result.court.verdict}: {result.court.reason}")

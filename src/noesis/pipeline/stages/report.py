@@ -22,6 +22,7 @@ from noesis.llm.llama_cpp import REPEAT_PENALTY
 from noesis.pipeline.comparison.table import Comparison, difference_in_words
 from noesis.pipeline.results import ReportResult, RunResults
 from noesis.pipeline.session import RunSession
+from noesis.pipeline.stages.kept import in_words as kept_in_words
 from noesis.planning.plan import Plan
 from noesis.release.parity.certificate import Certificate
 from noesis.run.directory import Run
@@ -97,6 +98,7 @@ def _page(run: Run, config: Config, constitution: Constitution, comparison: Comp
         trial=results.trial,
         comparison=comparison,
         in_words=difference_in_words,
+        kept_in_words=kept_in_words,
         judged=_judged(run.tribunal / "trial_answers.jsonl", run.tribunal / "verdicts.jsonl"),
         merge=results.merge,
         gguf=certificate,

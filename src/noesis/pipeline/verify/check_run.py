@@ -48,6 +48,7 @@ CHECKS = (
     Check("the choice of the checkpoint follows from the scores", "choose", held_out.choice),
     Check("preference and loss follow from the scores", "judge", held_out.preference),
     Check("the screen's flags and totals follow from the answers", "judge", held_out.answers),
+    Check("what training broke follows from both models' outcomes", "judge", held_out.kept),
     Check("there is no verdict where no judge was asked", "judge", held_out.ruling_without_judges),
     Check("the verdicts follow from their evidence", "trial", trial.evidence),
     Check("the trial's opinions and means follow from the verdicts", "trial", trial.opinions),

@@ -5,9 +5,11 @@ from __future__ import annotations
 from noesis.pipeline.results import CheckpointScore, EpochFigures
 from noesis.pipeline.stages.choose import BASE, SCORES, epoch_figures, score_keys
 from noesis.pipeline.stages.epoch_rule import choose_epoch
+from noesis.pipeline.stages.kept import KEPT, figures_of
 from noesis.pipeline.verify.evidence import Evidence, UncheckedError, as_json
 from noesis.tribunal.court import no_judge_ruling
 from noesis.tribunal.heldout import Score, compare
+from noesis.tribunal.kept.items import KeptItem, read_kept_items
 from noesis.tribunal.offline_screen import ScreenedPrompt, screen, tally
 
 
@@ -122,6 +124,22 @@ def answers(e: Evidence) -> str | None:
     for model, told in (("base", result.screen.base), ("tuned", result.screen.tuned)):
         if tally([row[model]["flags"] for row in rows]) != told:
             return f"the screen's totals for the {model} model do not follow from tribunal/answers.jsonl"
+    return None
+
+
+def kept(e: Evidence) -> str | None:
+    """What training broke, from what both models did with each item, and from their answers."""
+    result = e.results.judge
+    assert result is not None
+    if result.kept is None:
+        return None if not e.run.path.joinpath(*KEPT).is_file() or not e.rows(*KEPT) else "its figures are missing"
+    derived = figures_of(e.rows(*KEPT), e.rows("tribunal", "answers.jsonl"))
+    if derived is None or as_json(derived.to_json()) != as_json(result.kept.to_json()):
+        return e.differs("gained, kept and lost do not follow from tribunal/kept.jsonl")
+    known = {item.id: item for item in read_kept_items(e.project.tribunal)} if e.project is not None else {}
+    items = [KeptItem.model_validate(row["item"]) for row in e.rows(*KEPT)]
+    if any(known.get(item.id) != item for item in items):
+        raise UncheckedError("the figures follow, but the items are not those of a project at hand")
     return None
 
 

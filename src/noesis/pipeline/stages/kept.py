@@ -1,0 +1,122 @@
+"""What training broke, as part of the stage judge: the small tasks by base and tuned model, and how far it drifted.
+
+Each item, with what both models did, is a row of `tribunal/kept.jsonl`; every figure follows from these rows.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from noesis.core.console import Progress, duration, say
+from noesis.core.project import Project
+from noesis.llm.tokenizer import load_tokenizer
+from noesis.pipeline.session import RunSession
+from noesis.tribunal.kept.figures import KeptFigures, KeptGroup, kept_figures
+from noesis.tribunal.kept.form import Form, form_of
+from noesis.tribunal.kept.items import KeptItem, items_digest, read_kept_items, subset
+from noesis.tribunal.kept.measure import Outcome, conversation, is_right, outcomes
+
+KEPT = ("tribunal", "kept.jsonl")
+MOST_DRIFT = 24  # of the base's own answers, on which the drift is measured
+
+Rows = list[dict[str, Any]]
+
+
+def measure_items(s: RunSession, adapter: Path, project: Project | None) -> Rows:
+    """A row for each item: the item, what base and tuned model did, and the drift on the base's answer.
+
+    Args:
+        project: whose items are measured; none where it has no `data/tribunal/kept`, or the settings ask for none.
+
+    Raises:
+        DataError: an item is wrong.
+    """
+    count = s.config.training.tribunal.kept_items
+    items = subset(read_kept_items(project.tribunal), count) if project is not None and count else []
+    if not items:
+        return []
+    from noesis.llm.generation.drift import drift_on
+    from noesis.training.base_model import compute_context, load_base, with_adapter
+
+    started = time.monotonic()
+    tokenizer = load_tokenizer(s.model.path)
+    model = with_adapter(load_base(s.model.path, s.as_trained, s.device, longest=1), adapter)
+    found: dict[str, list[Outcome]] = {}
+    with compute_context(model, s.as_trained, s.device):
+        for name in ("base", "tuned"):
+            with Progress(f"small tasks ({name})", len(items), "items") as progress:
+                if name == "base":
+                    with model.disable_adapter():
+                        found[name] = outcomes(model, tokenizer, items, on_items=progress.advance)
+                else:
+                    found[name] = outcomes(model, tokenizer, items, on_items=progress.advance)
+        said = [i for i, outcome in enumerate(found["base"]) if outcome.said][:MOST_DRIFT]
+        drift = drift_on(
+            model, tokenizer, [conversation(items[i]) for i in said], [found["base"][i].said for i in said]
+        )
+    del model
+    gc.collect()
+    rows: Rows = [
+        {"item": item.model_dump(mode="json", exclude_defaults=True), "base": base.to_json(), "tuned": tuned.to_json()}
+        for item, base, tuned in zip(items, found["base"], found["tuned"], strict=True)
+    ]
+    for i, (total, tokens) in zip(said, drift, strict=True):
+        rows[i]["drift"] = [round(total, 5), tokens]
+    say(f"  small tasks: {len(items)} items by both models in {duration(time.monotonic() - started)}")
+    return rows
+
+
+def figures_of(rows: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]]) -> KeptFigures | None:
+    """The figures that follow from the rows of `tribunal/kept.jsonl`; None without a row.
+
+    Args:
+        answers: rows of `tribunal/answers.jsonl`, for length and repetition.
+    """
+    if not rows:
+        return None
+    items = [KeptItem.model_validate(row["item"]) for row in rows]
+    right = {
+        name: [is_right(item, Outcome.from_json(row[name])) for item, row in zip(items, rows, strict=True)]
+        for name in ("base", "tuned")
+    }
+    drift = [(float(row["drift"][0]), int(row["drift"][1])) for row in rows if "drift" in row]
+    form: dict[str, Form] = {}
+    if answers:
+        form = {name: form_of([row[name]["answer"] for row in answers]) for name in ("base", "tuned")}
+    return kept_figures(items_digest(items), items, right["base"], right["tuned"], drift=drift, form=form)
+
+
+def show_kept(figures: KeptFigures | None) -> None:
+    """Print what training broke: all items, and each language and kind."""
+    if figures is None:
+        say("  what it broke          not measured: no items in data/tribunal/kept, kept_items: 0, or a run of before")
+        return
+    say(f"  what it broke          {in_words(figures.all)}")
+    if figures.all.caution:
+        say(f"    {figures.all.caution}")
+    for groups, title in ((figures.by_language, ""), (figures.by_kind, ""), (figures.by_tier, "tier ")):
+        for name, group in groups.items():
+            caution = f" ({group.caution})" if group.caution else ""
+            say(f"    {title + name:<20} kept {group.kept}, lost {group.lost}, gained {group.gained}{caution}")
+    if figures.drift is not None:
+        say(f"    drift                {figures.drift:.3f} nats a token (KL) on the base's own short answers")
+    if figures.form:
+        base, tuned = figures.form["base"], figures.form["tuned"]
+        say(
+            f"    answers              {base.words:g} → {tuned.words:g} words, "
+            f"repeated {base.repeated:.0%} → {tuned.repeated:.0%}"
+        )
+
+
+def in_words(group: KeptGroup) -> str:
+    """`lost 5 of the 40 that the base could do (95%: 5% to 26%), gained 3 of the other 60; McNemar p 0.73`."""
+    low, high = group.lost_95
+    lost = f"lost {group.lost} of the {group.base} that the base could do"
+    return (
+        f"{lost}{f' (95%: {low:.0%} to {high:.0%})' if group.base else ''}, "
+        f"gained {group.gained} of the other {group.items - group.base}; McNemar p {group.p:.2g}"
+    )
