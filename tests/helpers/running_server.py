@@ -15,7 +15,7 @@ import httpx2
 from helpers.tiny_gguf import write_reciter
 from noesis.constitution.document import SystemPrompt
 from noesis.serving.app import AnswerJudge
-from noesis.serving.page import load_page
+from noesis.serving.page.load import load_page
 from noesis.serving.protocol import Limits
 from noesis.serving.server import ModelFiles, Server, Settings
 
