@@ -63,15 +63,19 @@ class PageExamples:
         if unknown := sorted(record.keys() - set(FIELDS)):
             raise DataError(f"an example from the page has no field {unknown[0][:80]!r}")
         row = {name: record[name] for name in FIELDS if record.get(name) not in (None, [])}
-        line = json.dumps({"id": f"page_{sha256_json(row)[:12]}"} | row, ensure_ascii=False, allow_nan=False)
-        if len(line.encode(errors="replace")) > MAX_EXAMPLE:
+        try:
+            name = f"page_{sha256_json(row)[:12]}"
+            line = json.dumps({"id": name} | row, ensure_ascii=False, allow_nan=False).encode()
+        except (ValueError, RecursionError):
+            raise DataError("the example holds half a character, or a number that is none: write it anew") from None
+        if len(line) > MAX_EXAMPLE:
             raise DataError(f"the example has more than {MAX_EXAMPLE:,} bytes: shorten it")
-        example, findings = check_line(line.encode(errors="surrogatepass"), self._rules, hand_written=True)
+        example, findings = check_line(line, self._rules, hand_written=True)
         if example is None:
             raise DataError("; ".join(finding.message for finding in findings if not finding.warning))
         file = self._project.sources(example.language)[0] / FILE
         self._require_new(file, example.id)
-        append_line(file, line)
+        append_line(file, line.decode())
         return {"file": str(file), "id": example.id, "warnings": [finding.message for finding in findings]}
 
     @staticmethod

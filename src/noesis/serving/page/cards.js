@@ -1,6 +1,7 @@
 // An answer's card: the answer, what is said of it, and what can be done with it.
 function makeCard(page, turn, index, model) {
-  const { t } = page, box = make("article", "card " + nameOf(model)), head = make("div", "head"), title = make("h4", "", t(nameOf(model)));
+  const { t } = page, box = make("article", "card " + nameOf(model)), head = make("div", "head");
+  const title = make("h4", "", t(nameOf(model)));
   const note = make("span", "hint"), text = make("div", "answer"), failed = make("div", "error");
   const actions = make("div", "row actions");
   title.dataset.t = nameOf(model);
@@ -9,7 +10,8 @@ function makeCard(page, turn, index, model) {
   box.append(head, text, failed, actions);
 
   function showText(soFar) {
-    text.replaceChildren(...markdown(soFar));
+    text.replaceChildren();
+    fill(text, markdown(soFar));
   }
 
   function button(name, action) {

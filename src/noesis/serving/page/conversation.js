@@ -1,7 +1,8 @@
 // The conversation: what is asked, what each model answered, and its settings. The browser keeps it over a reload.
 const KEPT = "noesis.conversation", KEPT_LANGUAGE = "noesis.language", TEMPERATURE = 0.7;
 
-const empty = (language) => ({ language, system: null, temperature: TEMPERATURE, turns: [] });  // null: the server's own
+// system: null is the server's own
+const empty = (language) => ({ language, system: null, temperature: TEMPERATURE, turns: [] });
 
 // Where the browser keeps nothing (a private window, a full disk), the page works without.
 function keep(name, value) {

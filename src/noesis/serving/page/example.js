@@ -2,13 +2,14 @@
 let exampleOf = "";  // the answer that the form is about: what was typed stays while it is opened again
 
 function openExample(page, index, model) {
-  const turn = page.conversation.turns[index], answer = turn.answers[model].text, name = JSON.stringify([index, model, answer]);
+  const turn = page.conversation.turns[index], answer = turn.answers[model].text;
+  const name = JSON.stringify([index, model, answer]);
   if (exampleOf !== name) {
     exampleOf = name;
     $("exampleForm").reset();
     $("prompt").value = turn.question;
     $("initial").value = $("revised").value = answer;
-    $("exampleLanguage").value = page.conversation.language;
+    $("exampleLanguage").value = page.language;
     $("exampleForm").dataset.turns = JSON.stringify(
       messagesFor(page.conversation, index, model).filter((message) => message.role !== "system").slice(0, -1));
     $("values").replaceChildren(...page.about.examples.values.map((value) => {
@@ -38,13 +39,15 @@ async function saveExample(page) {
   const example = {
     language: text("exampleLanguage"), category: text("category"), prompt: text("prompt"),
     turns: JSON.parse($("exampleForm").dataset.turns), response_initial: text("initial"), critique: text("critique"),
-    response_revised: text("revised"), reasoning: text("reasoning"), values_applied: values, difficulty: text("difficulty"),
+    response_revised: text("revised"), reasoning: text("reasoning"), values_applied: values,
+    difficulty: text("difficulty"),
   };
   try {
     const saved = await (await call(page.key, "/noesis/examples", example)).json();
     exampleOf = "";
     $("example").close();
-    page.say(`${page.t("saved")} ${saved.file}` + (saved.warnings.length ? ` (${saved.warnings.join("; ")})` : ""));
+    const warnings = saved.warnings.length ? ` (${saved.warnings.join("; ")})` : "";
+    page.say(`${page.t("saved")} ${saved.file}${warnings}`);
   } catch (error) {
     sayExample(page.explain(Failure.of(error)));
   }

@@ -9,6 +9,12 @@ const make = (tag, className, text) => {
   return node;
 };
 
+// Append many nodes: as arguments of one call they would have to fit the stack.
+function fill(node, children) {
+  for (const child of children) node.append(child);
+  return node;
+}
+
 // `text` with **bold**, *italic* and `code` as nodes. What isn't closed stays as it is written.
 function inline(text, depth = 0) {
   if (depth === MAX_DEPTH) return [document.createTextNode(text)];
@@ -27,7 +33,7 @@ function inline(text, depth = 0) {
     if (i > plain) nodes.push(document.createTextNode(text.slice(plain, i)));
     const node = make(mark === "`" ? "code" : mark === "**" ? "strong" : "em");
     if (mark === "`") node.textContent = text.slice(start, end);
-    else node.append(...inline(text.slice(start, end), depth + 1));
+    else fill(node, inline(text.slice(start, end), depth + 1));
     nodes.push(node);
     plain = end + mark.length;
     i = plain - 1;
@@ -48,11 +54,7 @@ function closing(text, mark, start) {
   return -1;
 }
 
-const withInline = (tag, text) => {
-  const node = make(tag);
-  node.append(...inline(text));
-  return node;
-};
+const withInline = (tag, text) => fill(make(tag), inline(text));
 
 const isRule = (line) => line.includes("|") && line.includes("-") && TABLE_RULE.test(line);
 const cells = (line) => line.trim().replace(/^\|/, "").replace(/\|$/, "").split("|").map((cell) => cell.trim());
@@ -87,7 +89,8 @@ function markdown(text) {
     } else if (BULLET.test(line)) {
       flush();
       const items = [];
-      for (; i < lines.length && (BULLET.test(lines[i]) || (lines[i].startsWith(" ") && lines[i].trim())); i++) items.push(lines[i]);
+      const belongs = (next) => BULLET.test(next) || (next.startsWith(" ") && next.trim());
+      for (; i < lines.length && belongs(lines[i]); i++) items.push(lines[i]);
       i--;
       blocks.push(list(items));
     } else if (line.includes("|") && i + 1 < lines.length && isRule(lines[i + 1])) {
@@ -117,7 +120,7 @@ function list(lines) {
   for (const line of lines) {
     const bullet = BULLET.exec(line);
     if (!bullet) {
-      (inner?.lastChild || item).append(document.createTextNode("\n"), ...inline(line.trim()));
+      fill(inner?.lastChild || item, [document.createTextNode("\n"), ...inline(line.trim())]);
     } else if (item && bullet[1].length > first[1].length) {
       if (!inner) item.append((inner = make(bullet[2] ? "ol" : "ul")));
       inner.append(withInline("li", line.slice(bullet[0].length)));

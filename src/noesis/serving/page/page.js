@@ -5,12 +5,13 @@ const isLanguage = (name) => name === "pt" || name === "en";
 
 const page = {
   key: settings.get("key") || sessionStorage.getItem("noesis.key") || "",
-  language: [settings.get("lang"), kept(KEPT_LANGUAGE), navigator.language?.startsWith("pt") ? "pt" : "en"].find(isLanguage),
+  language: [settings.get("lang"), kept(KEPT_LANGUAGE), navigator.language?.slice(0, 2), "en"].find(isLanguage),
   about: { models: [], judge: null, examples: null, system: {} },
   conversation: restore(),
   running: null,
   t: (name) => WORDS[page.language][name],
-  number: (x, digits) => x.toLocaleString(document.documentElement.lang, { minimumFractionDigits: digits, maximumFractionDigits: digits }),
+  number: (x, digits) => new Intl.NumberFormat(
+    document.documentElement.lang, { minimumFractionDigits: digits, maximumFractionDigits: digits }).format(x),
 
   // A failure in the page's language; the server's own words, which are English, only where we have none.
   explain({ code, detail }) {
@@ -46,9 +47,12 @@ const page = {
     const answers = await Promise.all(models.map((model) => answerBy(model, index, control.signal)));
     keepConversation();
     const complete = answers.every((answer) => !answer.failure);
-    page.say(control.signal.aborted ? page.t("stopped") : !complete ? "" : page.t(models.length > 1 ? "ready" : "alone"));
-    if (page.about.judge && !control.signal.aborted)
-      for (const model of models) if (turn.answers[model].text && !turn.answers[model].failure) await judge(model, index, control.signal);
+    const end = models.length > 1 ? "ready" : "alone";
+    page.say(control.signal.aborted ? page.t("stopped") : complete ? page.t(end) : "");
+    for (const model of page.about.judge ? models : []) {
+      const { text, failure } = turn.answers[model];
+      if (text && !failure && !control.signal.aborted) await judge(model, index, control.signal);
+    }
     setRunning(null);
     keepConversation();
     // on a phone this would open the keyboard over the answers
@@ -69,7 +73,8 @@ function copyBySelection(text) {
 
 function keepConversation() {
   const { turns } = page.conversation;
-  keep(KEPT, JSON.stringify({ ...page.conversation, turns: turns.map((turn) => ({ ...turn, answers: withoutWaiting(turn.answers) })) }));
+  const settled = turns.map((turn) => ({ ...turn, answers: withoutWaiting(turn.answers) }));
+  keep(KEPT, JSON.stringify({ ...page.conversation, turns: settled }));
 }
 
 const withoutWaiting = (answers) => Object.fromEntries(Object.entries(answers).map(
@@ -106,7 +111,8 @@ async function judge(model, index, signal) {
   answer.opinion = "waiting";
   card.finish();
   try {
-    answer.opinion = await (await call(page.key, "/noesis/court", { messages, answer: answer.text, language: page.language }, signal)).json();
+    const body = { messages, answer: answer.text, language: page.language };
+    answer.opinion = await (await call(page.key, "/noesis/court", body, signal)).json();
   } catch (error) {
     answer.opinion = error.name === "AbortError" ? undefined : { failure: { ...Failure.of(error) } };
   }
@@ -159,6 +165,7 @@ function showSettings() {
 function translate() {
   document.documentElement.lang = page.language === "pt" ? "pt-BR" : "en";
   for (const node of document.querySelectorAll("[data-t]")) node.textContent = page.t(node.dataset.t);
+  $("question").placeholder = page.t("question");
   $("language").textContent = page.t("otherLanguage");
   $("language").lang = page.language === "pt" ? "en" : "pt-BR";
   page.say("");
@@ -232,7 +239,8 @@ $("reset").addEventListener("click", () => {
 });
 $("export").addEventListener("click", () => {
   const link = make("a");
-  link.href = URL.createObjectURL(new Blob([exported(page.conversation, page.about.models, page.t)], { type: "text/markdown" }));
+  const text = exported(page.conversation, page.about.models, page.t);
+  link.href = URL.createObjectURL(new Blob([text], { type: "text/markdown" }));
   link.download = "noesis.md";
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
@@ -252,7 +260,9 @@ $("settings").addEventListener("change", () => {
   keepConversation();
   showSettings();
 });
-$("temperature").addEventListener("input", () => { $("chosen").value = page.number(Number($("temperature").value), 1); });
+$("temperature").addEventListener("input", () => {
+  $("chosen").value = page.number(Number($("temperature").value), 1);
+});
 $("restore").addEventListener("click", () => {
   page.conversation.system = null;
   keepConversation();

@@ -1,4 +1,4 @@
-// Requests to our server. What goes wrong is a Failure: a code, which the page has words for, and the server's own words.
+// Requests to our server. What goes wrong is a Failure: a code, which the page has words for, and the server's words.
 class Failure extends Error {
   constructor(code, detail = "") {
     super(code);
@@ -26,7 +26,8 @@ async function call(key, path, body, signal) {
 
 // The answer to `messages`, shown as it arrives: its text, why it ended, and tokens a second.
 async function streamAnswer(key, body, signal, show) {
-  const reply = await call(key, "/v1/chat/completions", { ...body, stream: true, stream_options: { include_usage: true } }, signal);
+  const asked = { ...body, stream: true, stream_options: { include_usage: true } };
+  const reply = await call(key, "/v1/chat/completions", asked, signal);
   const reader = reply.body.getReader(), decoder = new TextDecoder();
   let rest = "", text = "", finish = "", done = false, tokens = 0, started = 0;
   for (;;) {
