@@ -18,6 +18,7 @@ from noesis.core.console import command, duration, printable, say, size
 from noesis.core.errors import ModelError, NoesisError, RunError
 from noesis.core.files import utc_now, write_text
 from noesis.core.jsonl import MAX_RUN_FILE, LineError, read_json_file, read_objects
+from noesis.core.text import counted
 from noesis.llm.llama_cpp import REPEAT_PENALTY
 from noesis.pipeline.comparison.table import Comparison, difference_in_words
 from noesis.pipeline.results import ReportResult, RunResults
@@ -76,7 +77,7 @@ def _page(run: Run, config: Config, constitution: Constitution, comparison: Comp
         lstrip_blocks=True,
         finalize=lambda value: printable(value) if type(value) is str else value,  # reordering, hiding, half characters
     )
-    environment.filters.update(duration=duration, size=size, signed=lambda x: f"{x:+.4f}")
+    environment.filters.update(duration=duration, size=size, counted=counted, signed=lambda x: f"{x:+.4f}")
     shown = [name for name in STAGES if name != "report"]
     records, results, certificate = run.manifest.stages, RunResults(run), certificate_of(run)
     plan = results.executed_plan

@@ -4,7 +4,7 @@ const settings = new URLSearchParams(location.hash.slice(1));  // key, lang, ask
 const isLanguage = (name) => name === "pt" || name === "en";
 
 const page = {
-  key: settings.get("key") || sessionStorage.getItem("noesis.key") || "",
+  key: settings.get("key") || "",
   language: [settings.get("lang"), kept(KEPT_LANGUAGE), navigator.language?.slice(0, 2), "en"].find(isLanguage),
   about: { models: [], judge: null, examples: null, system: {} },
   conversation: restore(),
@@ -215,7 +215,6 @@ $("ask").addEventListener("submit", (event) => {
 $("keys").addEventListener("submit", (event) => {
   event.preventDefault();
   page.key = $("key").value.trim();
-  sessionStorage.setItem("noesis.key", page.key);  // until the tab is closed
   connect();
 });
 $("question").addEventListener("keydown", (event) => {
