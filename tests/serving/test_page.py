@@ -103,6 +103,9 @@ def test_both_models_answer_and_the_court_speaks(tmp_path: Path):
 
 def test_a_reload_keeps_the_conversation_its_settings_and_the_page_s_language(tmp_path: Path):
     async def what(tab: Tab) -> None:
+        await tab.call("Emulation.setUserAgentOverride", userAgent="a browser", acceptLanguage="pt-BR")
+        await tab.call("Page.reload")
+        await tab.until(f"{READY} && document.documentElement.lang === 'pt-BR'")  # whatever the run's language
         await tab.evaluate("document.getElementById('system').value = 'Seja breve.'")
         await tab.evaluate("document.getElementById('temperature').value = 0")
         await tab.evaluate("document.getElementById('system').dispatchEvent(new Event('change', { bubbles: true }))")
@@ -134,7 +137,7 @@ def test_a_reload_keeps_the_conversation_its_settings_and_the_page_s_language(tm
         await tab.until(f"{READY} && page.conversation.turns.length === 0")
 
     with running(reciters(tmp_path), ROOMY) as server:
-        visit(server.url, tmp_path, what)
+        visit(server.url, tmp_path, what, f"key={KEY}")
 
 
 def test_keys_stop_and_order_of_focus(tmp_path: Path):

@@ -29,6 +29,7 @@ function openExample(page, index, model) {
 function sayExample(nodes = []) {
   $("exampleError").hidden = !nodes.length;
   $("exampleError").replaceChildren(...nodes);
+  if (nodes.length) $("exampleForm").scrollIntoView({ block: "end" });  // the message stands below the fields
 }
 
 async function saveExample(page) {
