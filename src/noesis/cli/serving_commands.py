@@ -294,19 +294,20 @@ def _constitution_and_language(run: Run, language: str | None) -> tuple[Constitu
 
 def _page_examples(named: Path | None, is_private: bool) -> PageExamples | None:
     """Where the page keeps examples: in the named project, or in the one around, if only this machine can ask."""
-    from noesis.core.errors import UsageError
+    from noesis.core.console import say
+    from noesis.core.errors import NoesisError
     from noesis.core.project import find_project
     from noesis.pipeline.page_examples import PageExamples
 
     if named is None and not is_private:
         return None
     try:
-        project = find_project(named)
-    except UsageError:
+        return PageExamples(find_project(named))
+    except NoesisError as error:
         if named is not None:
             raise
+        say(f"  the page can save no examples: {error.args[0]}")
         return None
-    return PageExamples(project)
 
 
 def _live_judge(
