@@ -23,7 +23,9 @@ const page = {
     return nodes;
   },
 
-  say(text) { $("state").textContent = text; },
+  say(text) {
+    if ($("state").textContent !== text) $("state").textContent = text;  // a screen reader says each change
+  },
 
   async copy(text, button) {
     try {
