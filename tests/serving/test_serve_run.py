@@ -223,13 +223,13 @@ def test_ctrl_c_in_a_real_terminal(run: Path, tmp_path: Path):
         seen = seen.split(text, 1)[1]
 
     try:
-        until("you › ")
+        until("you ›")
         for _ in range(2):
             os.write(screen, b"hello\n")
             until("word3")
             os.write(screen, b"\x03")
             until("(stopped)")
-            until("you › ")
+            until("you ›")
         os.write(screen, b"/quit\n")
         assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
     finally:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from noesis.core.messages import Message
     from noesis.llm.clients.chat_client import LLMClient
     from noesis.pipeline.live_judge import LiveJudge
+    from noesis.pipeline.page_examples import PageExamples
     from noesis.run.directory import Run
 
 app = typer.Typer()
@@ -90,9 +91,10 @@ def serve(
     from noesis.core.console import command, say
     from noesis.core.errors import UsageError
     from noesis.core.event_loop import run_async
+    from noesis.llm.addresses import is_loopback_address
     from noesis.pipeline.served_files import served_files
     from noesis.run.directory import load_run
-    from noesis.serving.page import load_page
+    from noesis.serving.page.load import load_page
     from noesis.serving.protocol import Limits
     from noesis.serving.server import Server, Settings, claim_port
 
@@ -110,7 +112,8 @@ def serve(
     listener = claim_port(host, port)  # before any model is loaded
     live = _live_judge(loaded, project, constitution, judges, max_usd) if judges else None
     files, page = served_files(loaded, quant=quant, base=base), load_page(constitution.name) if ui else None
-    server = Server(files, settings, judge=live, page=page, port=listener)
+    examples = _page_examples(project, is_loopback_address(listener.getsockname()[0])) if ui else None
+    server = Server(files, settings, judge=live, examples=examples, page=page, port=listener)
 
     def ready() -> None:
         say(f"Serving {', '.join(server.models)} at {server.url}/v1")
@@ -121,6 +124,8 @@ def serve(
             say("  generated for this start; set NOESIS_API_KEY to use your own")
         if ui:
             say(f"Page    {server.url}/" + ("  (it asks for your key)" if given_key else f"#key={api_key}"))
+        if examples:
+            say(f"  examples that are saved there go to {examples.place}")
         say(f"Try     {command('connect', run, '--base-url', f'{server.url}/v1', '--probe')}")
 
     async def work() -> None:
@@ -155,16 +160,19 @@ def chat(
 
     Example: noesis chat runs/demo
     """
-    _require_serving_extra()
+    from noesis.serving.line_editor import is_terminal, question_reader
+
+    _require_serving_extra(*(["prompt_toolkit"] if is_terminal() else []))
     from noesis.core.console import say
     from noesis.core.errors import UsageError
     from noesis.core.event_loop import AsyncRunner
     from noesis.pipeline.live_judge import format_opinion
     from noesis.pipeline.served_files import certified_gguf, find_base_gguf, served_files
     from noesis.run.directory import load_run
-    from noesis.serving.chat import CONTEXT, ChatSession, answer_function
+    from noesis.serving.chat import COMMANDS, CONTEXT, ChatSession, answer_function
     from noesis.serving.chat import chat as run_chat
 
+    read = question_reader(COMMANDS)
     loaded = load_run(run)
     constitution, prompt_language = _constitution_and_language(loaded, language)
     live = _live_judge(loaded, project, constitution, judges, max_usd)
@@ -205,7 +213,8 @@ def chat(
         def judge(dialogue: list[Message], text: str) -> list[str]:
             return format_opinion(runner.run(live.judge(dialogue, text, prompt_language)))
 
-        run_chat(ChatSession(answer, judge, system, max_tokens, constitution.name))
+        session = ChatSession(answer, judge, system, max_tokens, constitution.name)
+        run_chat(session, read, keys=is_terminal())
         runner.run(live.close())
     for backend, connected in started:
         connected.close()
@@ -272,19 +281,19 @@ def connect(
     say(f"{model} at {base_url} is the model of {run}")
 
 
-def _require_serving_extra() -> None:
+def _require_serving_extra(*more: str) -> None:
     """Raise MissingExtra before any model is loaded, if a package for serving is not installed."""
     import importlib.util
 
     from noesis.core.errors import MissingExtra
 
-    for package in ("aiohttp", "xllamacpp"):
+    for package in ("aiohttp", "xllamacpp", *more):
         if importlib.util.find_spec(package) is None:
             raise MissingExtra(package, "gguf")
 
 
 def _constitution_and_language(run: Run, language: str | None) -> tuple[Constitution, str]:
-    """The run's constitution, and the language of the system prompt."""
+    """The run's constitution, and the language of the system prompt: one that it has, also of a run on all."""
     from noesis.constitution.document import load_constitution
     from noesis.core.errors import UsageError
 
@@ -295,6 +304,24 @@ def _constitution_and_language(run: Run, language: str | None) -> tuple[Constitu
         )
     chosen = language or run.config().training.data.language
     return constitution, chosen if chosen in constitution.languages else constitution.languages[0]
+
+
+def _page_examples(named: Path | None, is_private: bool) -> PageExamples | None:
+    """Where the page keeps examples: in the named project, or in the one around, if only this machine can ask."""
+    from noesis.core.console import say
+    from noesis.core.errors import NoesisError
+    from noesis.core.project import find_project
+    from noesis.pipeline.page_examples import PageExamples
+
+    if named is None and not is_private:
+        return None
+    try:
+        return PageExamples(find_project(named))
+    except NoesisError as error:
+        if named is not None:
+            raise
+        say(f"  the page can save no examples: {error.args[0]}")
+        return None
 
 
 def _live_judge(

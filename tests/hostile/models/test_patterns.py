@@ -38,7 +38,7 @@ HEAVY = {"torch", "transformers", "modal", "triton", "unsloth", "trl", "datasets
 # it), or from a client's schema, which is searched for in a child with limits.
 BUILT = {
     "llm/clients/thoughts.py", "serving/schema_patterns.py",
-    "llm/chat_template.py", "dataset/checks/length.py", "tribunal/code_checks.py", "serving/page.py",
+    "llm/chat_template.py", "dataset/checks/length.py", "tribunal/code_checks.py",
     "llm/clients/openai_client.py", "dataset/checks/privacy.py", "core/text.py",
     "dataset/checks/judges.py", "dataset/checks/placeholders.py",
     "core/jsonl/loose_object.py", "tribunal/planted/claims.py",

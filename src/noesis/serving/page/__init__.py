@@ -1,0 +1,1 @@
+"""The page of `noesis serve --ui`, put together from its parts without a build step."""
