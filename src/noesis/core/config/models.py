@@ -21,6 +21,7 @@ from noesis.core.config.sections import (
     ModalSection,
     Quantization,
     ReplaySection,
+    StrengthSection,
     TribunalSection,
 )
 from noesis.core.files import sha256_json
@@ -39,6 +40,7 @@ NOT_DECIDING = (
     "packing",
     "save_every",
     "budget",
+    "strength",
 )
 
 
@@ -90,6 +92,7 @@ class TrainingFile(Frozen):
     constitutional_ai: ConstitutionalSection = ConstitutionalSection()
     dpo: DpoSection = DpoSection()
     replay: ReplaySection = ReplaySection()
+    strength: StrengthSection = StrengthSection()
     tribunal: TribunalSection = TribunalSection()
     gguf: GgufSection = GgufSection()
     demo: DemoSection = DemoSection()
