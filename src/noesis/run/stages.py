@@ -35,7 +35,9 @@ SPECS = {
         StageSpec("train", needs=("export", "plan"), outputs=("checkpoints/*", "metrics.jsonl")),
         StageSpec("choose", needs=("export", "train"), outputs=("tribunal/checkpoints/*.json",)),
         StageSpec("dial", needs=("export", "choose"), outputs=("dial/*",)),
-        StageSpec("judge", needs=("export", "choose", "dial"), outputs=("tribunal/answers.jsonl", "tribunal/summary.json")),
+        StageSpec(
+            "judge", needs=("export", "choose", "dial"), outputs=("tribunal/answers.jsonl", "tribunal/summary.json")
+        ),
         StageSpec("merge", needs=("choose", "dial"), outputs=("merged/*",), derived=("merged/*/README.md",)),
         StageSpec("gguf", needs=("export", "merge"), outputs=("gguf/*",)),
         StageSpec(

@@ -17,8 +17,9 @@ from noesis.core.config import load_config
 from noesis.core.files import sha256_file, write_json, write_jsonl
 from noesis.core.project import Project
 from noesis.pipeline.gguf_files import provenance
+from noesis.pipeline.results import scores_file
 from noesis.pipeline.session import RunSession
-from noesis.pipeline.stages.choose import SCORES, run_choose, score_keys
+from noesis.pipeline.stages.choose import run_choose, score_keys
 from noesis.pipeline.stages.judge import run_judge
 from noesis.pipeline.stages.merge import card_content
 from noesis.pipeline.stages.plan import run_plan
@@ -101,7 +102,7 @@ def _score(s: RunSession) -> None:
             "revised": [[-10.0 - i, 10] for i in range(count)],
             "initial": [[-15.0 - i if i < preferred else -9.0 - i, 10] for i in range(count)],
         }
-        write_json(s.run.path.joinpath(*SCORES, f"{name}.json"), {"key": key, "scores": scores})
+        write_json(scores_file(s.run, name), {"key": key, "scores": scores})
 
 
 def _merge(s: RunSession) -> None:

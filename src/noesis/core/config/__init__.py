@@ -21,6 +21,7 @@ from noesis.core.config.sections import (
     Price,
     Quantization,
     ReplaySection,
+    StrengthSection,
     TribunalSection,
 )
 
@@ -40,6 +41,7 @@ __all__ = [
     "Quantization",
     "ReplaySection",
     "SaveEvery",
+    "StrengthSection",
     "TrainingFile",
     "TribunalSection",
     "load_config",

@@ -20,7 +20,7 @@ from noesis.core.files import utc_now, write_text
 from noesis.core.jsonl import MAX_RUN_FILE, LineError, read_json_file, read_objects
 from noesis.llm.llama_cpp import REPEAT_PENALTY
 from noesis.pipeline.comparison.table import Comparison, difference_in_words
-from noesis.pipeline.results import ReportResult, RunResults
+from noesis.pipeline.results import Dial, ReportResult, RunResults
 from noesis.pipeline.session import RunSession
 from noesis.planning.plan import Plan
 from noesis.release.parity.certificate import Certificate
@@ -93,6 +93,8 @@ def _page(run: Run, config: Config, constitution: Constitution, comparison: Comp
         compared=compared(run, plan) if plan else [],
         train=results.train,
         choice=results.choice,
+        dial=results.dial,
+        dial_chart=dial_chart(results.dial, config.training.tribunal.max_forgetting) if results.dial else None,
         judge=results.judge,
         trial=results.trial,
         comparison=comparison,
@@ -151,6 +153,59 @@ def parity_chart(certificate: Certificate, width: int = 640) -> dict[str, Any] |
     floor = 16 + 28 * len(bars)
     ticks = [(x(10.0**e), f"1e{e}") for e in range(math.ceil(low), math.floor(high) + 1)]
     return {"width": width, "height": floor + 24, "left": left, "floor": floor, "bars": bars, "ticks": ticks}
+
+
+def dial_chart(dial: Dial, max_forgetting: float, width: int = 640) -> dict[str, Any] | None:
+    """What each strength gains and breaks, as small line charts two by two, in pixels; None if none was measured.
+
+    The chart of the keyed items has a line at the fewest that may be right.
+    """
+    if not dial.curve:
+        return None
+    curves: list[tuple[str, list[float], str]] = [
+        (f"revisions preferred, of {dial.pairs}", [f.preferred for f in dial.curve], ".0f"),
+        ("mean margin, nats a token", [f.mean_margin for f in dial.curve], "+.3f"),
+        ("drift from the base, nats a token", [f.drift for f in dial.curve], ".3f"),
+    ]
+    fewest = None
+    if dial.items:
+        curves.insert(2, (f"keyed items right, of {dial.items}", [f.right for f in dial.curve], ".0f"))
+        fewest = dial.curve[0].right - max_forgetting * dial.items
+    strengths = [f.strength for f in dial.curve]
+    cell, height, left, right, top, bottom = width / 2, 150, 46, 16, 30, 24
+    end = max(*strengths, dial.strength)
+
+    def panel(i: int, title: str, values: list[float], form: str) -> dict[str, Any]:
+        x0, y0 = i % 2 * cell, i // 2 * height
+        limit = fewest if title.startswith("keyed") else None
+        shown = [*values, *([] if limit is None else [limit])]
+        low, high = min(shown), max(shown)
+        low, high = low - 0.1 * (high - low or 1), high + 0.1 * (high - low or 1)
+
+        def x(value: float) -> float:
+            return round(x0 + left + value / end * (cell - left - right), 1)
+
+        def y(value: float) -> float:
+            return round(y0 + top + (high - value) / (high - low) * (height - top - bottom), 1)
+
+        points = [(x(s), y(v), f"{s:g}", format(v, form)) for s, v in zip(strengths, values, strict=True)]
+        return {
+            "title": title,
+            "x": x0 + left,
+            "right": x0 + cell - right,
+            "y": y0 + 16,
+            "top": y0 + top,
+            "floor": y0 + height - bottom,
+            "points": points,
+            "path": " ".join(f"{px},{py}" for px, py, _, _ in points),
+            "x_ticks": [(x(s), f"{s:g}") for s in strengths],
+            "y_ticks": [(y(v), format(v, form)) for v in (min(values), max(values))],
+            "used": x(dial.strength),
+            "limit": None if limit is None else y(limit),
+        }
+
+    panels = [panel(i, *curve) for i, curve in enumerate(curves)]
+    return {"width": width, "height": height * ((len(panels) + 1) // 2), "panels": panels}
 
 
 def _judged(answers: Path, verdicts: Path, most: int = 6) -> list[dict[str, Any]]:
