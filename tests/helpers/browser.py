@@ -21,7 +21,7 @@ FLAGS = [
     "--disable-sync", "--disable-dev-shm-usage", "--lang=en", "--remote-debugging-port=0",
 ]  # fmt: skip
 KEYS = {"Tab": 9, "Enter": 13, "Escape": 27}
-CTRL = 2
+CTRL, SHIFT = 2, 8
 
 
 class Tab:
@@ -58,7 +58,7 @@ class Tab:
         await self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     async def press(self, key: str, modifiers: int = 0) -> None:
-        for kind in ("rawKeyDown", "keyUp"):
+        for kind in ("keyDown", "keyUp"):
             await self.call(
                 "Input.dispatchKeyEvent",
                 type=kind,
@@ -66,6 +66,7 @@ class Tab:
                 code=key,
                 windowsVirtualKeyCode=KEYS[key],
                 modifiers=modifiers,
+                **({"text": "\r"} if key == "Enter" and kind == "keyDown" else {}),
             )
 
     async def write(self, text: str) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,8 +14,8 @@ import httpx2
 
 from helpers.tiny_gguf import write_reciter
 from noesis.constitution.document import SystemPrompt
-from noesis.serving.app import AnswerJudge
-from noesis.serving.page import load_page
+from noesis.serving.app import AnswerJudge, ExampleStore
+from noesis.serving.page.load import load_page
 from noesis.serving.protocol import Limits
 from noesis.serving.server import ModelFiles, Server, Settings
 
@@ -37,19 +37,22 @@ def endless(folder: Path) -> ModelFiles:
 
 
 @contextmanager
-def running(files: ModelFiles, limits: Limits, *, judge: AnswerJudge | None = None) -> Iterator[Client]:
+def running(
+    files: ModelFiles, limits: Limits, *, judge: AnswerJudge | None = None, examples: ExampleStore | None = None
+) -> Iterator[Client]:
     """Serve in a thread until the block ends; stopping must succeed."""
-    server = Server(files, Settings(KEY, SYSTEM, "en", port=0, limits=limits), judge=judge, page=load_page())
+    settings = Settings(KEY, SYSTEM, "en", port=0, limits=limits)
+    server = Server(files, settings, judge=judge, examples=examples, page=load_page())
     loop, up, stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
     thread = threading.Thread(target=lambda: loop.run_until_complete(server.run(up.set, stop)))
     thread.start()
     assert up.wait(60)
-    client = Client(server.url, server.port)
+    client = Client(server.url, server.port, lambda: loop.call_soon_threadsafe(stop.set))
     try:
         yield client
     finally:
         client.http.close()
-        loop.call_soon_threadsafe(stop.set)
+        client.stop()
         thread.join(60)
         assert not thread.is_alive(), "the server did not stop"
         server.free()
@@ -59,8 +62,8 @@ def running(files: ModelFiles, limits: Limits, *, judge: AnswerJudge | None = No
 class Client:
     """Requests to it."""
 
-    def __init__(self, url: str, port: int) -> None:
-        self.url, self.port = url, port
+    def __init__(self, url: str, port: int, stop: Callable[[], object]) -> None:
+        self.url, self.port, self.stop = url, port, stop
         # A connection a request: the server may close one that stays idle at the moment that a request is sent on it.
         self.http = httpx2.Client(
             base_url=url,

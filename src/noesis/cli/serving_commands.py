@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from noesis.core.messages import Message
     from noesis.llm.clients.chat_client import LLMClient
     from noesis.pipeline.live_judge import LiveJudge
+    from noesis.pipeline.page_examples import PageExamples
     from noesis.run.directory import Run
 
 app = typer.Typer()
@@ -89,9 +90,10 @@ def serve(
     from noesis.core.console import command, say
     from noesis.core.errors import UsageError
     from noesis.core.event_loop import run_async
+    from noesis.llm.addresses import is_loopback_address
     from noesis.pipeline.served_files import served_files
     from noesis.run.directory import load_run
-    from noesis.serving.page import load_page
+    from noesis.serving.page.load import load_page
     from noesis.serving.protocol import Limits
     from noesis.serving.server import Server, Settings, claim_port
 
@@ -109,7 +111,8 @@ def serve(
     listener = claim_port(host, port)  # before any model is loaded
     live = _live_judge(loaded, project, constitution, judges, max_usd) if judges else None
     files, page = served_files(loaded, quant=quant, base=base), load_page() if ui else None
-    server = Server(files, settings, judge=live, page=page, port=listener)
+    examples = _page_examples(project, is_loopback_address(listener.getsockname()[0])) if ui else None
+    server = Server(files, settings, judge=live, examples=examples, page=page, port=listener)
 
     def ready() -> None:
         say(f"Serving {', '.join(server.models)} at {server.url}/v1")
@@ -120,6 +123,8 @@ def serve(
             say("  generated for this start; set NOESIS_API_KEY to use your own")
         if ui:
             say(f"Page    {server.url}/" + ("  (it asks for your key)" if given_key else f"#key={api_key}"))
+        if examples:
+            say(f"  examples that are saved there go to {examples.place}")
         say(f"Try     {command('connect', run, '--base-url', f'{server.url}/v1', '--probe')}")
 
     async def work() -> None:
@@ -154,16 +159,19 @@ def chat(
 
     Example: noesis chat runs/demo
     """
-    _require_serving_extra()
+    from noesis.serving.line_editor import is_terminal, question_reader
+
+    _require_serving_extra(*(["prompt_toolkit"] if is_terminal() else []))
     from noesis.core.console import say
     from noesis.core.errors import UsageError
     from noesis.core.event_loop import AsyncRunner
     from noesis.pipeline.live_judge import format_opinion
     from noesis.pipeline.served_files import certified_gguf, find_base_gguf, served_files
     from noesis.run.directory import load_run
-    from noesis.serving.chat import CONTEXT, ChatSession, answer_function
+    from noesis.serving.chat import COMMANDS, CONTEXT, ChatSession, answer_function
     from noesis.serving.chat import chat as run_chat
 
+    read = question_reader(COMMANDS)
     loaded = load_run(run)
     constitution, prompt_language = _constitution_and_language(loaded, language)
     live = _live_judge(loaded, project, constitution, judges, max_usd)
@@ -204,7 +212,7 @@ def chat(
         def judge(dialogue: list[Message], text: str) -> list[str]:
             return format_opinion(runner.run(live.judge(dialogue, text, prompt_language)))
 
-        run_chat(ChatSession(answer, judge, system, max_tokens))
+        run_chat(ChatSession(answer, judge, system, max_tokens), read, keys=is_terminal())
         runner.run(live.close())
     for backend, connected in started:
         connected.close()
@@ -265,22 +273,40 @@ def connect(
     say(f"{model} at {base_url} is the model of {run}")
 
 
-def _require_serving_extra() -> None:
+def _require_serving_extra(*more: str) -> None:
     """Raise MissingExtra before any model is loaded, if a package for serving is not installed."""
     import importlib.util
 
     from noesis.core.errors import MissingExtra
 
-    for package in ("aiohttp", "xllamacpp"):
+    for package in ("aiohttp", "xllamacpp", *more):
         if importlib.util.find_spec(package) is None:
             raise MissingExtra(package, "gguf")
 
 
 def _constitution_and_language(run: Run, language: str | None) -> tuple[Constitution, str]:
-    """The run's constitution, and the language of the system prompt."""
+    """The run's constitution, and the language of the system prompt: pt or en, also of a run on both."""
     from noesis.constitution.document import load_constitution
 
-    return load_constitution(run.data / "constitution.yaml"), language or run.config().training.data.language
+    trained = run.config().training.data.language
+    return load_constitution(run.data / "constitution.yaml"), language or ("en" if trained == "en" else "pt")
+
+
+def _page_examples(named: Path | None, is_private: bool) -> PageExamples | None:
+    """Where the page keeps examples: in the named project, or in the one around, if only this machine can ask."""
+    from noesis.core.errors import UsageError
+    from noesis.core.project import find_project
+    from noesis.pipeline.page_examples import PageExamples
+
+    if named is None and not is_private:
+        return None
+    try:
+        project = find_project(named)
+    except UsageError:
+        if named is not None:
+            raise
+        return None
+    return PageExamples(project)
 
 
 def _live_judge(

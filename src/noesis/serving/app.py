@@ -4,7 +4,8 @@
     GET  /v1/models              noesis, and noesis-base if the base is served
     POST /v1/chat/completions    OpenAI's chat, with the additional fields "include_analysis" and "language" (pt, en)
     POST /noesis/court           the Tribunal's opinion of an answer, if a judge is set
-    GET  /noesis/about           languages, models, limits, judge; for the page
+    POST /noesis/examples        add a hand-written example to the project, if the server has one
+    GET  /noesis/about           languages, models, limits, judge, what examples may name; for the page
     GET  /metrics                for Prometheus
     GET  /                       the page, with --ui (no key: it holds no secret and asks with the key in its address)
 
@@ -33,7 +34,7 @@ from noesis.core.text import any_of
 from noesis.llm.addresses import LOCAL_NAMES
 from noesis.serving.answer_check import AnswerChecker
 from noesis.serving.metrics import Metrics
-from noesis.serving.page import Page
+from noesis.serving.page.load import Page
 from noesis.serving.protocol import ApiError, Limits, find_model, parse_json, read_chat_request, read_messages
 from noesis.serving.relay import Relay, Target, no_answer
 
@@ -55,6 +56,16 @@ class AnswerJudge(Protocol):
         """The Tribunal's opinion of `answer` to `conversation` (without system prompt), as JSON."""
 
 
+class ExampleStore(Protocol):
+    """Keeps examples that a person writes on the page (`noesis.pipeline.page_examples.PageExamples`)."""
+
+    def choices(self) -> dict[str, Any]:
+        """What an example may name, as JSON."""
+
+    def add(self, record: dict[str, Any], /) -> dict[str, Any]:
+        """Check a record and keep it. Returns JSON: where, and what a person should look at; NoesisError: refused."""
+
+
 class Service:
     """The request handlers and their shared state."""
 
@@ -67,6 +78,7 @@ class Service:
         language: str,
         limits: Limits,
         judge: AnswerJudge | None = None,
+        examples: ExampleStore | None = None,
         page: Page | None = None,
         hosts: Sequence[str] | None = (),
     ) -> None:
@@ -81,9 +93,10 @@ class Service:
         self.count_connections: Callable[[], int] = lambda: 0  # set by the server
         self._targets, self._system, self._language, self._judge, self._page = targets, system, language, judge, page
         self._key = hashlib.sha256(key.encode()).digest()
+        self._examples = examples
         self._hosts = None if hosts is None else LOCAL_NAMES | {"host.docker.internal", *map(str.lower, hosts)}
         self._started = int(time.time())
-        self._judging = asyncio.Lock()
+        self._judging, self._saving = asyncio.Lock(), asyncio.Lock()
         self._special = any_of({token for target in targets.values() for token in target.special})
         self._checker = AnswerChecker()
         self._http: dict[str, aiohttp.ClientSession] = {}  # for each model
@@ -102,6 +115,7 @@ class Service:
                 web.get("/v1/models/{name:.+}", self._model),
                 web.post("/v1/chat/completions", self._chat),
                 web.post("/noesis/court", self._judge_answer),
+                web.post("/noesis/examples", self._save_example),
                 web.get("/noesis/about", self._about),
                 web.get("/metrics", self._metrics_page),
             ]
@@ -244,6 +258,17 @@ class Service:
         async with self._judging, asyncio.timeout(self.limits.request_s):
             return web.json_response(await self._judge.judge_answer(conversation, answer, language))
 
+    async def _save_example(self, request: web.Request) -> web.StreamResponse:
+        if self._examples is None:
+            message = "this server keeps no examples: start it in a project, or name one with --project DIR"
+            raise ApiError(404, message, code="no_project")
+        record = await self._body(request)
+        try:
+            async with self._saving:
+                return web.json_response(await asyncio.to_thread(self._examples.add, record))
+        except NoesisError as error:
+            raise ApiError(400, str(error), code="bad_example") from None
+
     # --- the rest
     async def _health(self, request: web.Request) -> web.StreamResponse:
         return web.json_response(
@@ -264,7 +289,9 @@ class Service:
             {
                 "models": list(self._targets),
                 "language": self._language,
+                "system": {"pt": self._system.pt, "en": self._system.en},
                 "judge": self._judge.name if self._judge else None,
+                "examples": self._examples.choices() if self._examples else None,
                 "max_tokens": self.limits.max_tokens,
                 "context": self.limits.context,
                 "parallel": self.limits.parallel,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -20,7 +21,10 @@ HELP = """  /base         the base's answer to your last message, for comparison
   /judge        what the Tribunal says about the last answer
   /save FILE    write the conversation to a file, as Markdown
   /reset        start a new conversation
+  /help         this list
   /quit         leave (also Ctrl-D); Ctrl-C stops an answer"""
+KEYS = "  Enter asks, Alt+Enter starts a new line, ↑ brings back what you asked; pasted lines are one question"
+COMMANDS = ("/base", "/judge", "/save", "/reset", "/help", "/quit", "/exit")
 CONTEXT = 4096  # tokens
 BYTES_PER_TOKEN = 2  # a low estimate
 MESSAGE_OVERHEAD, CONTEXT_RESERVE = 16, 64  # tokens: of the template around a message; left unused
@@ -61,8 +65,13 @@ class ChatSession:
             self._judge_last()
         elif command == "/save":
             self._save(argument.strip())
-        elif text.startswith("/"):
+        elif command == "/help":
             say_text(HELP)
+        elif text.startswith("/") and "\n" not in text:
+            near = difflib.get_close_matches(command, COMMANDS, n=1)
+            raise UsageError(
+                f"there is no command {command[:40]!r}{f': did you mean {near[0]}?' if near else ''} (/help lists them)"
+            )
         elif text:
             self._send(text)
         return True
@@ -122,16 +131,17 @@ class ChatSession:
             say()
 
 
-def chat(session: ChatSession, read: Callable[[str], str] = input) -> None:
+def chat(session: ChatSession, read: Callable[[str], str] = input, *, keys: bool = False) -> None:
     """Run a session until the user leaves.
 
     Args:
-        read: prints a prompt and returns a line; EOFError leaves.
+        read: prints a prompt and returns what was entered; EOFError leaves.
+        keys: explain those of the line editor, too.
     """
-    say_text(HELP)
+    say_text(f"{HELP}\n{KEYS}" if keys else HELP)
     while True:
         try:
-            text = read("\nyou › ").strip()
+            text = _whole(read("\nyou › ")).strip()
         except EOFError:
             say()
             return
@@ -147,6 +157,11 @@ def chat(session: ChatSession, read: Callable[[str], str] = input) -> None:
             say("  stopped")
         except NoesisError as error:
             say(f"  {error}")
+
+
+def _whole(text: str) -> str:
+    """What was entered, without bytes that the terminal's encoding does not know."""
+    return text.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def answer_function(

@@ -23,9 +23,9 @@ from noesis.core.console import complain, say
 from noesis.core.errors import ModelError, UsageError
 from noesis.llm.addresses import is_loopback_address
 from noesis.llm.llama_cpp import LlamaServer
-from noesis.serving.app import AnswerJudge, Service
+from noesis.serving.app import AnswerJudge, ExampleStore, Service
 from noesis.serving.error_log import ErrorLog
-from noesis.serving.page import Page
+from noesis.serving.page.load import Page
 from noesis.serving.protocol import ApiError, Limits
 from noesis.serving.relay import Target
 
@@ -65,6 +65,7 @@ class Server:
         settings: Settings,
         *,
         judge: AnswerJudge | None = None,
+        examples: ExampleStore | None = None,
         page: Page | None = None,
         port: socket.socket | None = None,
     ) -> None:
@@ -82,7 +83,7 @@ class Server:
                 f"the key has {len(settings.key)} characters, but needs at least {MIN_KEY_CHARS}: "
                 "choose a longer one, or leave it out to have one generated"
             )
-        self.settings, self._judge, self._page = settings, judge, page
+        self.settings, self._judge, self._examples, self._page = settings, judge, examples, page
         self._socket = port or claim_port(settings.host, settings.port)
         self.port = int(self._socket.getsockname()[1])
         self.is_private = is_loopback_address(self._socket.getsockname()[0])  # nothing but this machine reaches it
@@ -126,6 +127,7 @@ class Server:
             language=settings.language,
             limits=limits,
             judge=self._judge,
+            examples=self._examples,
             page=self._page,
             hosts=(settings.host,) if self.is_private else None,
         )

@@ -80,6 +80,8 @@ def show_judgement(result: JudgeResult) -> None:
     low, high = tuned.interval_95
     interval = f"95% interval now {low:.2f} to {high:.2f}"
     say(f"  preference accuracy    {base.preferred}/{count} → {tuned.preferred}/{count} ({interval})")
+    fell = " (it fell)" if tuned.mean_margin < base.mean_margin else ""
+    say(f"  mean margin            {base.mean_margin:+.4f} → {tuned.mean_margin:+.4f} nats a token{fell}")
     screened = result.screen
     flagged = f"{screened.base.flagged} → {screened.tuned.flagged} of {screened.tuned.answers} answers flagged"
     say(f"  {screened.name}: {flagged}")

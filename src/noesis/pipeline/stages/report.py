@@ -18,6 +18,7 @@ from noesis.core.console import command, duration, printable, say, size
 from noesis.core.errors import ModelError, NoesisError, RunError
 from noesis.core.files import utc_now, write_text
 from noesis.core.jsonl import MAX_RUN_FILE, LineError, read_json_file, read_objects
+from noesis.core.text import counted
 from noesis.llm.llama_cpp import REPEAT_PENALTY
 from noesis.pipeline.comparison.table import Comparison, difference_in_words
 from noesis.pipeline.results import Dial, ReportResult, RunResults
@@ -76,7 +77,7 @@ def _page(run: Run, config: Config, constitution: Constitution, comparison: Comp
         lstrip_blocks=True,
         finalize=lambda value: printable(value) if type(value) is str else value,  # reordering, hiding, half characters
     )
-    environment.filters.update(duration=duration, size=size, signed=lambda x: f"{x:+.4f}")
+    environment.filters.update(duration=duration, size=size, counted=counted, signed=lambda x: f"{x:+.4f}")
     shown = [name for name in STAGES if name != "report"]
     records, results, certificate = run.manifest.stages, RunResults(run), certificate_of(run)
     plan = results.executed_plan
@@ -131,7 +132,7 @@ def parity_chart(certificate: Certificate, width: int = 640) -> dict[str, Any] |
     ]
     if not known:
         return None
-    left, right, lowest = 110, 20, 1e-9
+    left, right, lowest = 150, 20, 1e-9
     values = [max(v, lowest) for _, kl_mean, f in known for v in (kl_mean, f.tolerance.kl_mean)]
     low, high = math.floor(math.log10(min(values))) - 0.5, math.ceil(math.log10(max(values))) + 0.2
 
@@ -151,8 +152,9 @@ def parity_chart(certificate: Certificate, width: int = 640) -> dict[str, Any] |
         for i, (name, kl_mean, f) in enumerate(known)
     ]
     floor = 16 + 28 * len(bars)
-    ticks = [(x(10.0**e), f"1e{e}") for e in range(math.ceil(low), math.floor(high) + 1)]
-    return {"width": width, "height": floor + 24, "left": left, "floor": floor, "bars": bars, "ticks": ticks}
+    decades = range(math.ceil(low), math.floor(high) + 1)
+    ticks = [(x(10.0**e), f"1e{e}") for e in decades[:: math.ceil(len(decades) / 6)]]  # legible on a phone
+    return {"width": width, "height": floor + 30, "left": left, "floor": floor, "bars": bars, "ticks": ticks}
 
 
 def dial_chart(dial: Dial, max_forgetting: float, width: int = 640) -> dict[str, Any] | None:
@@ -247,7 +249,7 @@ def loss_curve(points: list[tuple[int, float]], width: int = 640, height: int = 
     """Coordinates of a line chart in pixels, with axis labels; None with fewer than two points."""
     if len(points) < 2:
         return None
-    left, right, top, bottom = 46, 10, 10, 26
+    left, right, top, bottom = 64, 10, 14, 32
     steps, losses = [p[0] for p in points], [p[1] for p in points]
     low, high = min(losses), max(losses)
     margin = (high - low or 1) * 0.08
