@@ -76,9 +76,7 @@ def test_every_stage_takes_the_adapter_at_its_strength(trained, small_project: P
     places = dial_figures.pair_places(s)
     margins = [judged.preference.by_example[i].tuned_margin for i in places]
     scaled = whole[0.5].scores
-    expected = [
-        r / n - i / m for (r, n), (i, m) in zip(scaled["revised"], scaled["initial"], strict=True)
-    ]
+    expected = [r / n - i / m for (r, n), (i, m) in zip(scaled["revised"], scaled["initial"], strict=True)]
     assert margins == pytest.approx(expected, abs=2e-3)  # the adapter's files do what was measured
     run_merge(s)
     certificate = run_gguf(s)
@@ -106,9 +104,10 @@ def test_an_interrupted_dial_goes_on_and_lies_about_it_are_found(
     result = run_dial(s, small_project.tribunal)
     assert len(measured) == 3 + 4
     assert result.items == len(ITEMS)
-    assert wrong(s.run.path, small_project) == ["report: what it read: choose"] or [
-        w for w in wrong(s.run.path, small_project) if w.startswith("the ")
-    ] == []
+    assert (
+        wrong(s.run.path, small_project) == ["report: what it read: choose"]
+        or [w for w in wrong(s.run.path, small_project) if w.startswith("the ")] == []
+    )
 
     file = figures_file(s.run)
     stored = json.loads(file.read_text(encoding="utf-8"))

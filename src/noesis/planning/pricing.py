@@ -103,7 +103,7 @@ def train_machine(gpus: int) -> Machine:
 
 
 def stage_costs(task: PlanningTask, chosen: SetupOption) -> list[StageCost]:
-    """Training, choosing epoch and strength, judging, merging, GGUF with its certificate; rented, two on one machine."""
+    """Training, choosing epoch and strength, judging, merging, GGUF and certificate; rented, two on one machine."""
     epochs = task.config.training.num_train_epochs
     if not task.rented:
         on_gpu, cores = task.device.kind == "cuda", task.device.threads

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-SCRIPTS = ("words", "markdown", "conversation", "server", "cards", "example", "page")  # one script, in this order
+SCRIPTS = (
+    "words",
+    "markdown",
+    "conversation",
+    "server",
+    "cards",
+    "example",
+    "strength",
+    "page",
+)  # one script, in this order
 
 
 @dataclass(frozen=True)
