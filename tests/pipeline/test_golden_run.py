@@ -38,7 +38,9 @@ def golden(tmp_path: Path) -> Path:
 
 def test_its_results_are_read(golden: Path):
     run = load_run(golden)
-    assert [name for name in STAGES if run.result(name) is not None] == [name for name in STAGES if name not in ("trial", "dial")]
+    assert [name for name in STAGES if run.result(name) is not None] == [
+        name for name in STAGES if name not in ("trial", "dial")
+    ]
     assert run.config().digest() == run.identity.config_sha256
     assert RunResults(run).ruling.verdict == "UNDECIDED"
     assert round(run.spent()[1]) == 432
