@@ -158,7 +158,7 @@ def parity_chart(certificate: Certificate, width: int = 640) -> dict[str, Any] |
 
 
 def dial_chart(dial: Dial, max_forgetting: float, width: int = 640) -> dict[str, Any] | None:
-    """What each strength gains and breaks, as small line charts two by two, in pixels; None if none was measured.
+    """What each strength gains and breaks, as line charts of one size in pixels; None if none was measured.
 
     The chart of the keyed items has a line at the fewest that may be right.
     """
@@ -174,30 +174,24 @@ def dial_chart(dial: Dial, max_forgetting: float, width: int = 640) -> dict[str,
         curves.insert(2, (f"keyed items right, of {dial.items}", [f.right for f in dial.curve], ".0f"))
         fewest = dial.curve[0].right - max_forgetting * dial.items
     strengths = [f.strength for f in dial.curve]
-    cell, height, left, right, top, bottom = width / 2, 150, 46, 16, 30, 24
+    height, left, right, top, bottom = 240, 90, 30, 44, 34
     end = max(*strengths, dial.strength)
 
-    def panel(i: int, title: str, values: list[float], form: str) -> dict[str, Any]:
-        x0, y0 = i % 2 * cell, i // 2 * height
+    def panel(title: str, values: list[float], form: str) -> dict[str, Any]:
         limit = fewest if title.startswith("keyed") else None
         shown = [*values, *([] if limit is None else [limit])]
         low, high = min(shown), max(shown)
         low, high = low - 0.1 * (high - low or 1), high + 0.1 * (high - low or 1)
 
         def x(value: float) -> float:
-            return round(x0 + left + value / end * (cell - left - right), 1)
+            return round(left + value / end * (width - left - right), 1)
 
         def y(value: float) -> float:
-            return round(y0 + top + (high - value) / (high - low) * (height - top - bottom), 1)
+            return round(top + (high - value) / (high - low) * (height - top - bottom), 1)
 
         points = [(x(s), y(v), f"{s:g}", format(v, form)) for s, v in zip(strengths, values, strict=True)]
         return {
             "title": title,
-            "x": x0 + left,
-            "right": x0 + cell - right,
-            "y": y0 + 16,
-            "top": y0 + top,
-            "floor": y0 + height - bottom,
             "points": points,
             "path": " ".join(f"{px},{py}" for px, py, _, _ in points),
             "x_ticks": [(x(s), f"{s:g}") for s in strengths],
@@ -206,8 +200,8 @@ def dial_chart(dial: Dial, max_forgetting: float, width: int = 640) -> dict[str,
             "limit": None if limit is None else y(limit),
         }
 
-    panels = [panel(i, *curve) for i, curve in enumerate(curves)]
-    return {"width": width, "height": height * ((len(panels) + 1) // 2), "panels": panels}
+    size = {"width": width, "height": height, "left": left, "right": width - right}
+    return size | {"top": top, "floor": height - bottom, "panels": [panel(*curve) for curve in curves]}
 
 
 def _judged(answers: Path, verdicts: Path, most: int = 6) -> list[dict[str, Any]]:
