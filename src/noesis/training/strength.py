@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.files import copy_file, files_in, new_folder
+from noesis.llm.causal_model import library_errors
 from noesis.training.state.adapter import ADAPTER_FILE
 
 NAME = "default"  # PEFT's, of the adapter that `with_adapter` puts on
@@ -54,16 +55,24 @@ def write_scaled_adapter(adapter: Path, target: Path, strength: float) -> None:
 
 
 def is_scaled(adapter: Path, scaled: Path, strength: float) -> bool:
-    """Whether the tensors in folder `scaled` are those of `adapter` at this strength, bit for bit."""
-    import torch
-    from safetensors.torch import load_file
+    """Whether the tensors in folder `scaled` are those of `adapter` at this strength, bit for bit.
 
-    expected, found = _scaled(adapter, strength), load_file(scaled / ADAPTER_FILE)
+    Raises:
+        ModelError: one of them is damaged.
+    """
+    import torch
+
+    expected, found = _scaled(adapter, strength), _tensors(scaled)
     return expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 def _scaled(adapter: Path, strength: float) -> dict[str, Any]:
+    return {name: x * strength if ".lora_B." in name else x for name, x in _tensors(adapter).items()}
+
+
+def _tensors(adapter: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
-    tensors = load_file(adapter / ADAPTER_FILE)
-    return {name: tensor * strength if ".lora_B." in name else tensor for name, tensor in tensors.items()}
+    with library_errors(f"can't read the adapter {adapter}"):
+        tensors: dict[str, Any] = load_file(adapter / ADAPTER_FILE)
+    return tensors
