@@ -89,8 +89,8 @@ class StrengthSection(Frozen):
     fixed: Strength | None = None
     grid: Annotated[tuple[Strength, ...], Field(min_length=1, max_length=20)] = (0.25, 0.5, 0.75, 1.0, 1.25)
     pairs: Count = 8
-    items: Count = 40
-    answers: Count = 8
+    items: Count = 24
+    answers: Count = 4
     answer_tokens: Count = 32
 
     @model_validator(mode="after")
