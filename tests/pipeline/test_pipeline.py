@@ -49,7 +49,7 @@ def test_every_stage_runs_and_a_second_time_none_does(
     s = run_all(small_project, tiny_model, tmp_path / "run")
     stages = s.run.manifest.stages
     assert {name: record.status for name, record in stages.items()} == dict.fromkeys(
-        ("export", "plan", "train", "choose", "judge", "merge", "gguf", "report"), "done"
+        ("export", "plan", "train", "choose", "dial", "judge", "merge", "gguf", "report"), "done"
     )
     judged = s.run.result("judge")
     assert judged["preference"]["tuned"]["held_out_loss"] < judged["preference"]["base"]["held_out_loss"]

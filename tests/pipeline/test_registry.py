@@ -14,7 +14,7 @@ from helpers.project import ROOT
 from noesis.core.errors import RunError, UsageError
 from noesis.core.project import Project
 from noesis.pipeline import registry
-from noesis.pipeline.registry import REGISTRY, PipelineOptions, run_all, stages_to_run
+from noesis.pipeline.registry import REGISTRY, PipelineOptions, run_all, stages_to_run, training_stages
 from noesis.run.manifest_file import parse_manifest
 from noesis.run.stages import SPECS, STAGES
 
@@ -44,15 +44,15 @@ def test_all_stages_run_in_order_under_their_headings(
     monkeypatch.setattr(registry, "REGISTRY", {n: replace(st, run=recording(n)) for n, st in REGISTRY.items()})
     s: Any = None
     run_all(s, done=1)
-    assert ran == ["plan", "train", "choose", "judge", "merge", "gguf", "report"]
-    assert "[2/8] plan — what will be trained" in capsys.readouterr().out
+    assert ran == ["plan", "train", "choose", "dial", "judge", "merge", "gguf", "report"]
+    assert "[2/9] plan — what will be trained" in capsys.readouterr().out
     ran.clear()
     run_all(s, JUDGED)
     assert ran == list(STAGES[1:])  # the trial comes before the report, which shows it
     ran.clear()
-    run_all(s, stages=("plan", "train", "choose"), done=1)
-    assert ran == ["plan", "train", "choose"]
-    assert "[4/4] choose" in capsys.readouterr().out
+    run_all(s, stages=training_stages(), done=1)
+    assert ran == ["plan", "train", "choose", "dial"]
+    assert "[5/5] dial" in capsys.readouterr().out
 
 
 def test_judges_need_a_project_and_an_export_needs_data(tmp_path: Path):

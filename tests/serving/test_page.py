@@ -12,7 +12,7 @@ import pytest
 
 from helpers.browser import CHROMIUM, CTRL, SHIFT, Tab, browser
 from helpers.running_server import KEY, endless, reciters, running
-from helpers.tiny_gguf import write_reciter
+from helpers.tiny_gguf import write_reciter, write_switch
 from noesis.constitution.document import SystemPrompt
 from noesis.core.project import Project
 from noesis.pipeline.page_examples import PageExamples
@@ -241,6 +241,35 @@ def test_an_answer_becomes_an_example_of_the_project(tmp_path: Path):
         (tmp_path / "project/data/training/philosophical/from_page.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     )
     assert json.loads(row)["response_initial"] == "Courage is knowledge." and json.loads(row)["language"] == "pt"
+
+
+def test_the_slider_changes_the_strength_from_the_next_answer_on_and_is_kept(tmp_path: Path):
+    plain, tuned = ["plain", " words"], ["tuned", " speech"]
+    base = write_reciter(tmp_path / "base.gguf", plain, other=tuned)
+    files = ModelFiles(None, base, write_switch(tmp_path / "adapter.gguf", plain, tuned))
+
+    async def what(tab: Tab) -> None:
+        await tab.evaluate("document.getElementById('settings').open = true")
+        assert "Força do ajuste" in await tab.evaluate(TEXT)
+        await tab.evaluate("document.getElementById('question').focus()")
+        await tab.write("Olá")
+        await click(tab, "Perguntar")
+        await tab.until(f"{IDLE} && {TEXT}.includes('tuned speech')")
+        slider = "document.getElementById('strength')"
+        await tab.evaluate(f"{slider}.value = 10; {slider}.dispatchEvent(new Event('change', {{bubbles: true}}))")
+        assert await tab.evaluate("document.getElementById('chosenStrength').value") == "10%"
+        await click(tab, "Responder de novo")
+        await tab.until(f"{IDLE} && !{TEXT}.includes('tuned speech') && {TEXT}.includes('plain words')")
+        assert json.loads(await tab.evaluate("localStorage.getItem('noesis.conversation')"))["strength"] == 0.1
+
+    with running(files, ROOMY) as server:
+        visit(server.url, tmp_path, what)
+    with running(reciters(tmp_path), ROOMY) as server:  # nothing to scale: no slider
+
+        async def hidden(tab: Tab) -> None:
+            assert await tab.evaluate("document.getElementById('strengthField').hidden")
+
+        visit(server.url, tmp_path, hidden)
 
 
 MARKDOWN_CASES = {

@@ -71,6 +71,16 @@ def test_one_file_and_its_adapter_give_both(tmp_path: Path):
                 pool.map(lambda model: client.chat(model=model).json()["choices"][0]["message"]["content"], asked)
             )
             assert said == ["tuned speech", "plain words"] * 2
+        # at once, each at a strength of its own
+        asked = [0.0, 1.5, 0.2, 1.0]
+        said = list(pool.map(lambda x: client.chat(strength=x).json()["choices"][0]["message"]["content"], asked))
+        assert said == ["plain words", "tuned speech", "plain words", "tuned speech"]
+        assert client.http.get("/noesis/about").json()["scaled"] == ["noesis"]
+        for strength in (-0.1, 1.6, "1", True, [1]):
+            error = client.chat(strength=strength).json()["error"]
+            assert (error["param"], error["message"]) == ("strength", "strength must be a number from 0 to 1.5")
+        assert client.chat(model="noesis-base", strength=1).status_code == 200  # as it is served
+        assert "no adapter here" in client.chat(model="noesis-base", strength=0.5).json()["error"]["message"]
         # what was asked of the server's insides is not passed on
         sly = client.chat(
             model="noesis-base", lora=[{"id": 0, "scale": 1.0}], grammar='root ::= "x"', n_predict=1, cache_prompt=True

@@ -59,6 +59,15 @@ MethodOption = Annotated[
         "other; default: as in training_config.yaml.",
     ),
 ]
+StrengthOption = Annotated[
+    float | None,
+    typer.Option(
+        "--strength",
+        metavar="X",
+        help="Use the adapter at this strength: its update of the base times X, 1 as trained; default: the largest "
+        "that loses no more than max_forgetting.",
+    ),
+]
 MaxUsdOption = Annotated[
     float | None,
     typer.Option(

@@ -26,6 +26,7 @@ from noesis.cli.options import (
     ProjectOption,
     RunArgument,
     RunOption,
+    StrengthOption,
     print_result,
     reserve_stdout,
     show_manifest_hash,
@@ -53,6 +54,7 @@ def demo(
     fresh: FreshOption = False,
     judges: JudgeOption = None,
     gate: GateOption = False,
+    strength: StrengthOption = None,
     max_usd: MaxUsdOption = None,
     max_minutes: MaxMinutesOption = None,
 ) -> None:
@@ -73,6 +75,7 @@ def demo(
         quick=quick,
         fresh=fresh,
         judges=judges,
+        strength=strength,
         max_usd=max_usd,
         max_minutes=max_minutes,
     )
@@ -184,6 +187,7 @@ def train(
         Path | None, typer.Option(metavar="RUN", help="Start a new run from the adapter of this one.")
     ] = None,
     judges: JudgeOption = None,
+    strength: StrengthOption = None,
     max_usd: MaxUsdOption = None,
     max_minutes: MaxMinutesOption = None,
     nnodes: Annotated[
@@ -195,7 +199,7 @@ def train(
     node_rank: Annotated[int, typer.Option(metavar="K", min=0, help="Which of them this is; 0 leads.")] = 0,
     master_addr: Annotated[str, typer.Option(metavar="HOST", help="Address of machine 0.")] = "127.0.0.1",
 ) -> None:
-    """Train on the exported examples and choose which epoch to use.
+    """Train on the exported examples; choose which epoch to use, and at which strength.
 
     If it is interrupted, the same command continues where it stopped. Exit code 5: stopped at the cap.
 
@@ -207,7 +211,7 @@ def train(
     from noesis.core.errors import UsageError
     from noesis.core.overrides import Overrides
     from noesis.core.project import find_project
-    from noesis.pipeline.registry import PipelineOptions, run_all
+    from noesis.pipeline.registry import PipelineOptions, run_all, training_stages
     from noesis.pipeline.start_run import from_exports, start_run
     from noesis.run.lock import locked
     from noesis.training.backends.nodes import follow_here, leading, on_all
@@ -227,19 +231,48 @@ def train(
         epochs=epochs,
         max_examples=max_examples,
         method=method,
+        strength=strength,
         max_usd=max_usd,
         max_minutes=max_minutes,
     ).configure(found)
     path = run or found.runs / config.training.output_name
     with locked(path), leading(nodes):
-        heading(1, 4, "data", "the exported examples, checked again")
+        heading(1, 1 + len(training_stages()), "data", "the exported examples, checked again")
         data = from_exports(dataset or found.exports, found)
         s = start_run(found, config, path, data, fresh=fresh, resume=resume, fork=fork)
         s = replace(s, device=on_all(nodes, s.device))
         named = tuple(config.training.tribunal.judges if judges is None else judges)
-        run_all(s, PipelineOptions(found, named), stages=("plan", "train", "choose"), done=1)
+        run_all(s, PipelineOptions(found, named), stages=training_stages(), done=1)
     show_manifest_hash(path)
     say(f"Next: {command('judge', path)}")
+
+
+@app.command()
+def dial(
+    run: RunArgument,
+    strength: StrengthOption = None,
+    project: ProjectOption = None,
+    again: AgainOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose how strongly the adapter is used, by what each strength gains and breaks; or set it with --strength.
+
+    What was made from the run before then has to be made again: judge, merge, gguf.
+
+    Example: noesis dial runs/demo --strength 0.75
+    """
+    from noesis.core.console import command, say
+    from noesis.pipeline.comparison.table import project_or_none
+    from noesis.pipeline.session import locked_session
+    from noesis.pipeline.stages.dial import run_dial, with_strength
+
+    reserve_stdout(as_json)
+    found = project_or_none(project)
+    with locked_session(run) as s:
+        result = run_dial(with_strength(s, strength), found.tribunal if found else None, again=again)
+    show_manifest_hash(run)
+    print_result(result.to_json(), as_json)
+    say(f"Next: {command('judge', run)}")
 
 
 @app.command()

@@ -47,6 +47,7 @@ def _places(run: Run) -> list[str]:
     found = []
     for name, path in (
         ("adapters", run.checkpoints),
+        ("strength", run.dial),
         ("model", run.merged),
         ("GGUF", run.gguf),
         ("report", run.report),

@@ -35,6 +35,7 @@ class Overrides:
     max_minutes: float | None = None
     ask: str | None = None
     kept_items: int | None = None
+    strength: float | None = None
 
     def settings(self, method: str) -> dict[str, Setting]:
         """Dotted keys and values for `load_config`.
@@ -54,6 +55,7 @@ class Overrides:
             "training.budget.max_minutes": self.max_minutes,
             "training.tribunal.ask": self.ask,
             "training.tribunal.kept_items": self.kept_items,
+            "training.strength.fixed": self.strength,
         }
         return {key: value for key, value in found.items() if value is not None}
 

@@ -65,6 +65,7 @@ def demo(
     quick: bool = False,
     fresh: bool = False,
     judges: Sequence[str] | None = None,
+    strength: float | None = None,
     max_usd: float | None = None,
     max_minutes: float | None = None,
 ) -> RunSession:
@@ -73,7 +74,7 @@ def demo(
     Args:
         model: another base than the demo's own; it learns at the project's learning rate.
     """
-    config = demo_config(project, model=model, quick=quick, max_usd=max_usd, max_minutes=max_minutes)
+    config = demo_config(project, model=model, quick=quick, strength=strength, max_usd=max_usd, max_minutes=max_minutes)
     options = PipelineOptions(project, tuple(config.training.tribunal.judges if judges is None else judges))
     heading(1, 1 + len(stages_to_run(options)), "validate and export", "every example checked, some held out")
     _check_other_languages(project, config)
@@ -101,10 +102,11 @@ def demo_config(
     *,
     model: str | None = None,
     quick: bool = False,
+    strength: float | None = None,
     max_usd: float | None = None,
     max_minutes: float | None = None,
 ) -> Config:
-    """The project's configuration with the demo's settings; `quick`: one epoch on a few examples."""
+    """The project's configuration with the demo's settings; `quick`: one epoch on a few examples, used as trained."""
     training = load_config(project).training
     settings = training.demo
     # the demo's rate is one for SFT of its own small model
@@ -115,6 +117,7 @@ def demo_config(
         learning_rate=settings.learning_rate if own_rate else None,
         epochs=1 if quick else None,
         max_examples=settings.quick_examples if quick else None,
+        strength=1.0 if quick and strength is None else strength,
         max_usd=max_usd,
         max_minutes=max_minutes,
         kept_items=settings.kept_items,

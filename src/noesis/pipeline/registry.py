@@ -1,4 +1,4 @@
-"""The whole pipeline: export → plan → train → choose → judge → merge → gguf → trial → report. Start reading here.
+"""The whole pipeline: export → plan → train → choose → dial → judge → merge → gguf → trial → report. Start here.
 
 `noesis demo`, the single commands and Modal's functions all run these stages. A stage finds what it needs in the run
 directory and leaves its outcome there; `run/stages.py` says what each one reads and leaves.
@@ -14,9 +14,10 @@ from noesis.core.console import command, heading
 from noesis.core.errors import RunError, UsageError
 from noesis.core.project import Project
 from noesis.dataset.statistics import ExportStatistics
-from noesis.pipeline.results import Choice, ReportResult, TrialResult
+from noesis.pipeline.results import Choice, Dial, ReportResult, TrialResult
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.choose import run_choose
+from noesis.pipeline.stages.dial import run_dial
 from noesis.pipeline.stages.export import ExportSource, run_export
 from noesis.pipeline.stages.gguf import run_gguf
 from noesis.pipeline.stages.judge import run_judge
@@ -29,7 +30,7 @@ from noesis.planning.plan import Plan
 from noesis.release.merge_weights import MergeResult
 from noesis.release.parity.certificate import Certificate
 from noesis.run.manifest import Json
-from noesis.run.stages import SPECS, StageSpec
+from noesis.run.stages import SPECS, StageSpec, downstream_of
 from noesis.training.job import TrainResult
 from noesis.tribunal.heldout import JudgeResult
 
@@ -93,6 +94,10 @@ def _choose(s: RunSession, options: PipelineOptions) -> Choice:
     return run_choose(s, checkpoint_scorer(s, options.judging_project(), options.judges) if options.judges else None)
 
 
+def _dial(s: RunSession, options: PipelineOptions) -> Dial:
+    return run_dial(s, options.project.tribunal if options.project else None)
+
+
 def _trial(s: RunSession, options: PipelineOptions) -> TrialResult:
     return run_trial(s, options.judging_project(), TrialRequest(options.judges))
 
@@ -104,6 +109,7 @@ REGISTRY = {
         Stage(SPECS["plan"], "what will be trained, and what it should take", lambda s, _: run_plan(s), Plan.from_json),
         Stage(SPECS["train"], "QLoRA, loss on the answers only", lambda s, _: run_train(s), TrainResult.from_json),
         Stage(SPECS["choose"], "which epoch's adapter is used", _choose, Choice.from_json),
+        Stage(SPECS["dial"], "how strongly the adapter is used", _dial, Dial.from_json),
         Stage(
             SPECS["judge"],
             "base against tuned on the held-out examples",
@@ -123,6 +129,11 @@ REGISTRY = {
 def stages_to_run(options: PipelineOptions) -> tuple[str, ...]:
     """The stages of a whole pipeline, in order, for a run that has its data: without judges there is no trial."""
     return tuple(name for name in REGISTRY if name != "export" and (name != "trial" or options.judges))
+
+
+def training_stages() -> tuple[str, ...]:
+    """The stages of `noesis train`: up to the adapter that everything else takes."""
+    return tuple(name for name in REGISTRY if name != "export" and name not in downstream_of("dial"))
 
 
 def run_all(

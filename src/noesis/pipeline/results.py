@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 from noesis.core.errors import RunError
@@ -121,6 +122,63 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class StrengthFigures:
+    """The adapter at one strength; 0 is the base.
+
+    Attributes:
+        preferred: of how many held-out pairs it finds the revised answer likelier.
+        mean_margin, held_out_loss: nats per token.
+        kept, lost, gained: keyed items that base and tuned have right, only the base, only the tuned model.
+        drift: mean KL divergence from the base on the base's own answers, nats per token.
+    """
+
+    strength: float
+    preferred: int
+    mean_margin: float
+    held_out_loss: float
+    kept: int
+    lost: int
+    gained: int
+    drift: float
+
+    @property
+    def right(self) -> int:
+        """Keyed items that it has right."""
+        return self.kept + self.gained
+
+
+@dataclass(frozen=True)
+class Dial:
+    """The result of the stage dial.
+
+    Attributes:
+        strength: the adapter's update is used times this.
+        adapter: name of its folder: of the chosen epoch's at strength 1, else of one below dial/.
+        reason: why this strength, in words.
+        fixed: whether it was set rather than chosen.
+        pairs, items: held-out pairs and keyed items of the curve.
+        curve: the strengths that were measured, ascending from 0; empty where none were.
+    """
+
+    strength: float
+    adapter: str
+    reason: str
+    fixed: bool
+    pairs: int = 0
+    items: int = 0
+    curve: tuple[StrengthFigures, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return vars(self) | {"curve": [vars(figures) for figures in self.curve]}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Dial:
+        if not is_name(value["adapter"]):
+            raise ValueError("an adapter's name is none")
+        return cls(**value | {"curve": tuple(StrengthFigures(**figures) for figures in value["curve"])})
+
+
+@dataclass(frozen=True)
 class TrialJudge:
     """A judge of a trial.
 
@@ -201,6 +259,23 @@ class ReportResult:
         return cls(stored["stages_shown"])
 
 
+def scores_folder(run: Run) -> Path:
+    """Where the scores of the held-out examples lie: a file for the base, one for each epoch."""
+    return run.tribunal / "checkpoints"
+
+
+def adapter_folder(run: Run, name: str) -> Path:
+    """The folder of an adapter by its name: of an epoch's, or of one at another strength."""
+    scaled = run.dial / name
+    return scaled if scaled.is_dir() else run.checkpoints / name
+
+
+def scores_file(run: Run, name: str) -> Path:
+    """The scores of the base or of an adapter; those of an adapter at another strength lie beside it."""
+    folder = run.dial if (run.dial / name).is_dir() else scores_folder(run)
+    return folder / f"{name}.json"
+
+
 def read_result(run: Run, stage: str, stored: S, from_json: Callable[[S], T]) -> T:
     """The result of a stage from the manifest's JSON, with the types that it declares.
 
@@ -253,6 +328,10 @@ class RunResults:
     @property
     def choice(self) -> Choice | None:
         return self._read("choose", Choice.from_json)
+
+    @property
+    def dial(self) -> Dial | None:
+        return self._read("dial", Dial.from_json)
 
     @property
     def judge(self) -> JudgeResult | None:

@@ -41,6 +41,7 @@ PROMPT_TOKENS = 430  # of a prompt with the system prompt
 DECODE_START, DECODE_LAUNCH = 1.0, 1.0e-4  # of a batch on a GPU, seconds; per token and layer
 DECODE_TRAFFIC = 1.5  # bytes moved per byte of the weights and token
 MERGED_LOAD = 3e-9  # seconds per weight to read and merge a model before it answers on a GPU
+KEYED_ROWS, KEYED_TOKENS = 2, 60  # passes a keyed item takes in the dial, and tokens of each
 MERGE_SERIAL, MERGE_PARALLEL = 8e-9, 52e-9  # seconds per weight, and times cores
 CERTIFY_START = 12.0  # strings, templates, audits
 CERTIFIED_TOKENS = 2100  # compared in each file, answers included
@@ -102,12 +103,13 @@ def train_machine(gpus: int) -> Machine:
 
 
 def stage_costs(task: PlanningTask, chosen: SetupOption) -> list[StageCost]:
-    """Training, choosing the epoch, judging, merging, and GGUF with its certificate; rented, two on one machine."""
+    """Training, choosing epoch and strength, judging, merging, GGUF and certificate; rented, two on one machine."""
     epochs = task.config.training.num_train_epochs
     if not task.rented:
         on_gpu, cores = task.device.kind == "cuda", task.device.threads
         after = {
             "choose": choose_seconds(task, epochs=epochs),
+            "dial": dial_seconds(task),
             "judge": judge_seconds(task),
             "merge": merge_seconds(task, cores),
             "gguf": gguf_seconds(task, cores, on_gpu=on_gpu),
@@ -118,7 +120,7 @@ def stage_costs(task: PlanningTask, chosen: SetupOption) -> list[StageCost]:
     train_usd = usd_for(task.device, chosen.seconds, gpus, train_machine(gpus))
     start = CONTAINER_SECONDS + RENTED_IMPORT_SECONDS
     judges = replace(task, device=rented_gpu(JUDGE_GPU))
-    judge = start + choose_seconds(judges, epochs=epochs) + judge_seconds(judges)
+    judge = start + choose_seconds(judges, epochs=epochs) + dial_seconds(judges) + judge_seconds(judges)
     cores = MERGE_MACHINE.cores
     merge = CONTAINER_SECONDS + merge_seconds(task, cores) + gguf_seconds(task, cores, on_gpu=False)
     return [
@@ -195,6 +197,28 @@ def choose_seconds(task: PlanningTask, *, epochs: int) -> float:
         return CHOOSE_START[kind] + load_seconds(task.shape, rented=task.rented) + passes * rows * row
     rate = FORWARD_SPEED * task.cpu_tokens_per_second
     return CHOOSE_START[kind] + load_seconds(task.shape, rented=False) + passes * rows * mean / rate
+
+
+def dial_seconds(task: PlanningTask) -> float:
+    """Measuring each strength of the grid on held-out pairs, keyed items and the base's own answers; scoring the last.
+
+    What choosing the epoch has measured, of the base and of the trained strength, is not measured again.
+    """
+    section = task.config.training.strength
+    if section.fixed == 1.0:
+        return 0.0
+    kind, mean = task.device.kind, task.work.tokens / len(task.work.lengths)
+    loading = CHOOSE_START[kind] + load_seconds(task.shape, rented=task.rented and kind == "cuda")
+    pairs = 2 * task.config.training.data.eval_examples  # of the strength that is used
+    short = 0
+    if section.fixed is None:
+        pairs += 2 * section.pairs * sum(x != 1.0 for x in section.grid)
+        short = (1 + len(section.grid)) * (section.items * KEYED_ROWS + section.answers)
+        loading *= 2
+    if kind == "cuda":
+        row = max(FORWARD_LAUNCH * task.shape.layers, 2 * task.shape.parameters * mean / task.gpu.half)
+        return loading + (pairs + short) * row
+    return loading + (pairs * mean + short * KEYED_TOKENS) / (FORWARD_SPEED * task.cpu_tokens_per_second)
 
 
 def judge_seconds(task: PlanningTask) -> float:

@@ -17,6 +17,7 @@ RUN_FILES = (
     "demo.json",
     "data",
     "checkpoints",
+    "dial",
     "metrics.jsonl",
     "tribunal",
     "merged",

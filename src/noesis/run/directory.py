@@ -63,6 +63,10 @@ class Run:
         return self.path / "checkpoints"
 
     @property
+    def dial(self) -> Path:
+        return self.path / "dial"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
@@ -116,10 +120,28 @@ class Run:
         return whole
 
     def adapter(self) -> Path:
-        """The adapter that the stage `choose` settled on; before it, that of the last finished epoch.
+        """The adapter to use: of the epoch that the stage `choose` settled on (before it, the last one that finished),
+        at the strength that `dial` did.
 
         Raises:
-            RunError: nothing was trained yet, or the chosen adapter is not one that training left.
+            RunError: nothing was trained yet, or the chosen adapter is not one that its stage left.
+        """
+        dialled = self.result("dial") if self.state("dial") == "done" else None
+        scaled = self.dial / str((dialled or {}).get("adapter", ""))
+        if scaled.parent == self.dial and self._relative(scaled / ADAPTER) in self._manifest.stages["dial"].outputs:
+            if (scaled / ADAPTER).is_file():
+                return scaled
+            raise RunError(
+                f"{scaled} is missing, the adapter at the strength that was chosen: choose it again with  "
+                f"{command('dial', self.path)}"
+            )
+        return self.trained_adapter()
+
+    def trained_adapter(self) -> Path:
+        """The adapter of the chosen epoch as it was trained.
+
+        Raises:
+            RunError: as `adapter`.
         """
         epochs = self.epochs()
         choice = self.result("choose") if self.state("choose") == "done" else None

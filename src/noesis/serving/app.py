@@ -2,7 +2,8 @@
 
     GET  /health                 is the server up? (no key)
     GET  /v1/models              the tuned model, and the base (<model>-base) if it is served
-    POST /v1/chat/completions    OpenAI's chat, with the additional fields "include_analysis" and "language"
+    POST /v1/chat/completions    OpenAI's chat, with the additional fields "include_analysis", "language" and
+                                 "strength" (of the adapter: 0 the base, 1 as released, at most 1.5)
     POST /noesis/court           the Tribunal's opinion of an answer, if a judge is set
     POST /noesis/examples        add a hand-written example to the project, if the server has one
     GET  /noesis/about           languages, models, limits, judge, what examples may name; for the page
@@ -108,6 +109,11 @@ class Service:
         self._special = any_of({token for target in targets.values() for token in target.special})
         self._checker = AnswerChecker()
         self._http: dict[str, aiohttp.ClientSession] = {}  # for each model
+
+    @property
+    def _scaled(self) -> tuple[str, ...]:
+        """The models whose adapter a request may scale."""
+        return tuple(name for name, target in self._targets.items() if target.scales)
 
     @property
     def busy(self) -> bool:
@@ -229,6 +235,7 @@ class Service:
             system=self._system,
             language=self._language,
             limits=self.limits,
+            scaled=self._scaled,
         )
         if self.stopping:
             raise ApiError(503, "the server is stopping", code="stopping", retry_after_s=10)
@@ -300,6 +307,7 @@ class Service:
                 "system": self._system.texts,
                 "judge": self._judge.name if self._judge else None,
                 "examples": self._examples.choices() if self._examples else None,
+                "scaled": list(self._scaled),
                 "max_tokens": self.limits.max_tokens,
                 "context": self.limits.context,
                 "parallel": self.limits.parallel,

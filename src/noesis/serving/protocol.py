@@ -2,7 +2,7 @@
 shape of errors.
 
 https://platform.openai.com/docs/api-reference/chat . Only known fields are passed on, each checked: llama.cpp accepts
-many more (grammars, slots, adapters), which are not for clients. Unknown fields are ignored, as in other compatible
+many more (grammars, slots, files), which are not for clients. Unknown fields are ignored, as in other compatible
 servers.
 """
 
@@ -33,6 +33,7 @@ NUMBERS: dict[str, tuple[float, float, bool]] = {
     "repeat_penalty": (0.5, 2, False),
     "seed": (-(2**63), 2**63 - 1, True),
     "top_logprobs": (0, 20, True),
+    "strength": (0, 1.5, False),
 }
 TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 UNSUPPORTED = ("tools", "functions", "audio", "logit_bias", "prediction")
@@ -130,6 +131,7 @@ def read_chat_request(
     system: SystemPrompt,
     language: str,
     limits: Limits,
+    scaled: tuple[str, ...] = (),
 ) -> ChatRequest:
     """Check a chat request and translate it for llama.cpp.
 
@@ -138,6 +140,7 @@ def read_chat_request(
         special: matches the models' control tokens.
         system: added to a conversation without a system prompt of its own.
         language: of that system prompt, unless the request names one.
+        scaled: models whose adapter `strength` may scale: 0 the base, 1 as it is served.
 
     Raises:
         ApiError: 400 or 404, naming the field.
@@ -168,6 +171,12 @@ def read_chat_request(
     for name in NUMBERS:
         if request.get(name) is not None:
             body[name] = _number(request, name)
+    strength = body.pop("strength", 1)
+    if strength != 1:
+        if model not in scaled:
+            message = f"{model} has no adapter here whose strength could be changed: serve the run without --quant"
+            raise ApiError(400, message, code="unsupported_value", param="strength")
+        body["lora"] = [{"id": 0, "scale": strength}]
     if _flag(request, "logprobs"):
         alternatives = int(body.get("top_logprobs", 0))
         body["logprobs"], body["top_logprobs"] = True, max(alternatives, 1)  # llama.cpp gives no log-probability with 0

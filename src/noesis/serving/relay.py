@@ -34,6 +34,7 @@ class Target:
     key: str
     socket: str | None = None  # Unix socket to connect to; None: as `url` says
     special: frozenset[str] = frozenset()  # the model's tokens that no text may contain
+    scales: bool = False  # the model is a base and an adapter, which a request may scale
 
 
 class Relay:

@@ -91,6 +91,7 @@ class Server:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self.url = f"http://{host}:{self.port}"
         self._llama_servers: dict[str, LlamaServer] = {}
+        self._scaled = settings.model if files.adapter is not None else None  # the model whose adapter may be scaled
         self._load(files)
         self.models = tuple(self._llama_servers)
 
@@ -122,7 +123,7 @@ class Server:
         stop, hurry = stop or asyncio.Event(), asyncio.Event()
         _on_signals(stop, hurry)
         service = Service(
-            {name: _target(server) for name, server in self._llama_servers.items()},
+            {name: _target(server, scales=name == self._scaled) for name, server in self._llama_servers.items()},
             key=settings.key,
             system=settings.system,
             language=settings.language,
@@ -158,7 +159,10 @@ class Server:
             return web_server()
 
         listener = await asyncio.get_running_loop().create_server(connect, sock=self._socket, backlog=1024)
-        revivals = [asyncio.create_task(_revive(*item, service)) for item in self._llama_servers.items()]
+        revivals = [
+            asyncio.create_task(_revive(name, server, service, scales=name == self._scaled))
+            for name, server in self._llama_servers.items()
+        ]
         ready()
         await stop.wait()
         service.stopping = True
@@ -219,11 +223,11 @@ def _on_signals(stop: asyncio.Event, hurry: asyncio.Event) -> None:
             return
 
 
-def _target(server: LlamaServer) -> Target:
-    return Target(server.url, server.key, server.socket, server.special)
+def _target(server: LlamaServer, *, scales: bool) -> Target:
+    return Target(server.url, server.key, server.socket, server.special, scales)
 
 
-async def _revive(name: str, server: LlamaServer, service: Service) -> None:
+async def _revive(name: str, server: LlamaServer, service: Service, *, scales: bool) -> None:
     """Start a model's process again when it has ended, at most once each RESTART_S: one that can't live is not spun."""
     while True:
         await asyncio.sleep(POLL_S)
@@ -232,7 +236,7 @@ async def _revive(name: str, server: LlamaServer, service: Service) -> None:
         complain(f"the process of {name} has ended; starting it again …")
         try:
             await asyncio.to_thread(server.restart)
-            await service.replace(name, _target(server))
+            await service.replace(name, _target(server, scales=scales))
         except (ModelError, OSError) as error:
             complain(str(error))
         await asyncio.sleep(RESTART_S)

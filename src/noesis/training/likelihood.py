@@ -1,7 +1,9 @@
-"""How likely a model finds given answers; the Tribunal, which loads no model, gets the numbers."""
+"""How likely a model finds given answers, and how far an adapter moves it; the Tribunal, which loads no model, gets the
+numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,6 +12,7 @@ from noesis.core.console import Progress
 from noesis.core.device import Device
 from noesis.llm.token_rows import IGNORED, TokenRow
 from noesis.training.base_model import compute_context
+from noesis.training.strength import at_strength
 
 
 def log_likelihoods(
@@ -42,3 +45,40 @@ def log_likelihoods(
             scores.append((float(chosen.double().sum()), row.trained))
             progress.advance(len(row.input_ids))
     return scores
+
+
+def divergences(
+    model: Any, rows: Sequence[TokenRow], strengths: Sequence[float], config: Config, device: Device, *, what: str
+) -> list[float]:
+    """Mean KL divergence of the model with its adapter from the base, in nats per labelled token, at each strength.
+
+    The base is computed once for all strengths.
+
+    Args:
+        rows: answers of the base's own, so that the divergence is over what the base would say.
+        what: name of the progress bar.
+    """
+    import torch
+
+    totals, tokens = [0.0] * len(strengths), 0
+    model.eval()
+    with (
+        torch.inference_mode(),
+        compute_context(model, config, device),
+        Progress(what, len(rows) * (1 + len(strengths)), "passes") as progress,
+    ):
+        for row in rows:
+            ids = torch.tensor([row.input_ids], device=model.device)
+            first = next(i for i, label in enumerate(row.labels) if label != IGNORED)
+
+            def likely(strength: float, ids: Any = ids, keep: int = len(row.input_ids) - first + 1) -> Any:
+                with at_strength(model, strength):
+                    logits = model(input_ids=ids, logits_to_keep=keep, use_cache=False).logits
+                progress.advance(1)
+                return torch.log_softmax(logits[0, :-1].float(), dim=-1)  # (answer, vocabulary)
+
+            base = likely(0.0)
+            for i, strength in enumerate(strengths):
+                totals[i] += float((base.exp() * (base - likely(strength))).sum())
+            tokens += len(row.input_ids) - first
+    return [total / tokens for total in totals]

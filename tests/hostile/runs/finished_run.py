@@ -17,12 +17,16 @@ from noesis.core.config import load_config
 from noesis.core.files import sha256_file, write_json, write_jsonl
 from noesis.core.project import Project
 from noesis.pipeline.gguf_files import provenance
+from noesis.pipeline.results import scores_file
 from noesis.pipeline.session import RunSession
-from noesis.pipeline.stages.choose import SCORES, run_choose, score_keys
+from noesis.pipeline.stages.choose import run_choose, score_checkpoints, score_keys
+from noesis.pipeline.stages.dial import run_dial
 from noesis.pipeline.stages.judge import run_judge
 from noesis.pipeline.stages.merge import card_content
 from noesis.pipeline.stages.plan import run_plan
 from noesis.pipeline.stages.report import run_report
+from noesis.pipeline.stages.strength.figures import Figures, figures_file, figures_key, pair_places
+from noesis.pipeline.stages.strength.rule import Measured
 from noesis.pipeline.stages.trial import TrialRequest, run_trial
 from noesis.pipeline.start_run import from_sources, start_run
 from noesis.pipeline.verify.check_run import verify
@@ -37,7 +41,7 @@ from noesis.run.stages import STAGES
 from noesis.training.job import TrainResult
 from noesis.tribunal.calibration_store import Calibration, save_calibration
 from noesis.tribunal.judge import JudgeCase, score_items
-from noesis.tribunal.kept.items import read_kept_items
+from noesis.tribunal.kept.items import items_digest, read_kept_items
 from noesis.tribunal.panel import read_rubrics
 from noesis.tribunal.rubric import JUDGES, RubricSet
 from noesis.tribunal.scoring import MODELS, Answer
@@ -64,6 +68,7 @@ def finish_run(root: Path, model: Path, path: Path) -> RunSession:
     _train(s)
     _score(s)
     run_choose(s)
+    _dial(s)
     said = {m: [f"A thought about courage and prudence, the {i}th by {m}." for i in range(6)] for m in MODELS}
     with (
         patch("noesis.pipeline.stages.judge.base_and_tuned_answers", lambda *_: said),
@@ -116,7 +121,22 @@ def _score(s: RunSession) -> None:
             "revised": [[-10.0 - i, 10] for i in range(count)],
             "initial": [[-15.0 - i if i < preferred else -9.0 - i, 10] for i in range(count)],
         }
-        write_json(s.run.path.joinpath(*SCORES, f"{name}.json"), {"key": key, "scores": scores})
+        write_json(scores_file(s.run, name), {"key": key, "scores": scores})
+
+
+def _dial(s: RunSession) -> None:
+    """Figures by which the adapter is used as it was trained; without keyed items, which would need the model."""
+    places, epoch, items = pair_places(s), f"epoch_{EPOCHS - 1}", items_digest([])
+    scores = {
+        name: {part: [pairs[i] for i in places] for part, pairs in found.items()}
+        for name, found in score_checkpoints(s, [epoch]).items()
+    }
+    strengths = (0.0, *s.config.training.strength.grid)
+    measured = {x: Measured(scores[epoch if x else "base"], (), drift=x / 10) for x in strengths}
+    ids = [s.dataset.held_out[i].id for i in places]
+    figures = Figures(figures_key(s, epoch, items), ids, items, measured, {x: [] for x in strengths})
+    write_json(figures_file(s.run), figures.to_json())
+    run_dial(s)
 
 
 def _merge(s: RunSession) -> None:

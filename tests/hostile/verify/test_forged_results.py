@@ -145,6 +145,13 @@ FORGED: dict[str, Attack] = {
     "a Tribunal that chose, without scores": result("choose", None, lambda r: r.update(heard=True)),
     "better figures of an epoch": result("choose", None, lambda r: r["epochs"]["epoch_0"].update(preferred=13)),
     "a choice without one of the epochs": result("choose", None, lambda r: r["epochs"].pop("epoch_0")),
+    "a strength against its figures": result("dial", None, lambda r: r.update(strength=0.5, adapter="epoch_1_at_0.5")),
+    "a strength that is said to be set": result("dial", None, lambda r: r.update(fixed=True)),
+    "another adapter at the same strength": result("dial", None, lambda r: r.update(adapter="epoch_0")),
+    "a smaller drift": result("dial", None, lambda r: r["curve"][-1].update(drift=0.0)),
+    "figures of another adapter's dial": lambda run, _: edit_json(
+        run / "dial/figures.json", lambda f: f.update(key="0" * 64)
+    ),
     "an adapter that was never scored": scores_of_another_adapter,
     "a trial's forged APPROVED": trial(approved),
     "a trial's forged APPROVED with means to it": trial(approved_with_means),

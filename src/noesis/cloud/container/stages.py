@@ -160,6 +160,7 @@ def judge(context: ContainerContext, request: CloudRequest, again: bool) -> Call
     """Judge the checkpoint that the run chose: on the held-out examples and, if judges are named, by the Tribunal."""
     from noesis.pipeline.session import reopen_run
     from noesis.pipeline.stages.choose import run_choose
+    from noesis.pipeline.stages.dial import run_dial
     from noesis.pipeline.stages.judge import run_judge
 
     def work() -> CallResult:
@@ -167,6 +168,7 @@ def judge(context: ContainerContext, request: CloudRequest, again: bool) -> Call
         with staged_run(context, request.turn) as run:
             s = reopen_run(run.path, fetch=True)
             run_choose(s, _checkpoint_scorer(s, context, request))
+            run_dial(s, context.project.tribunal)
             result = run_judge(s, project=context.project, again=again, no_trial=request.judge_problem).to_json()
             if request.judges and request.judge_problem is None:
                 if request.shards > 1:

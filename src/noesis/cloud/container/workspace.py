@@ -169,7 +169,7 @@ def copy_of_run(root: Path, target: Path, epoch: str | None = None) -> Path:
         copy_file(root / name, target / name)
     copy_folder(run.data, target / "data")
     adapter = run.checkpoints / epoch if epoch else run.adapter()
-    copy_folder(adapter, target / "checkpoints" / adapter.name)
+    copy_folder(adapter, target / adapter.relative_to(run.path))
     return target
 
 

@@ -23,6 +23,7 @@ from noesis.core.config.sections import (
     Quantization,
     ReplaySection,
     RewardSection,
+    StrengthSection,
     TribunalSection,
 )
 
@@ -44,6 +45,7 @@ __all__ = [
     "ReplaySection",
     "RewardSection",
     "SaveEvery",
+    "StrengthSection",
     "TrainingFile",
     "TribunalSection",
     "load_config",

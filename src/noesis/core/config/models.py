@@ -22,6 +22,7 @@ from noesis.core.config.sections import (
     ModalSection,
     Quantization,
     ReplaySection,
+    StrengthSection,
     TribunalSection,
 )
 from noesis.core.files import sha256_json
@@ -41,6 +42,7 @@ NOT_DECIDING = (
     "packing",
     "save_every",
     "budget",
+    "strength",
 )
 
 
@@ -92,6 +94,7 @@ class TrainingFile(Frozen):
     constitutional_ai: ConstitutionalSection = ConstitutionalSection()
     dpo: DpoSection = DpoSection()
     replay: ReplaySection = ReplaySection()
+    strength: StrengthSection = StrengthSection()
     tribunal: TribunalSection = TribunalSection()
     judge_training: JudgeTrainingSection = JudgeTrainingSection()
     gguf: GgufSection = GgufSection()

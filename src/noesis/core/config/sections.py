@@ -74,6 +74,37 @@ class ReplaySection(Frozen):
     share: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of all rows trained on
 
 
+STRONGEST = 2.0  # beyond it an adapter is far from anything that was trained
+Strength = Annotated[float, Field(le=STRONGEST)]
+
+
+class StrengthSection(Frozen):
+    """How strongly the trained adapter is used: its update of the base times a number.
+
+    fixed: this strength; None: the largest of the grid whose losses stay within `tribunal.max_forgetting`
+    grid: the strengths that are measured
+    pairs, items, answers: held-out pairs, keyed items and answers of the base's that each is measured on
+    """
+
+    fixed: Strength | None = None
+    grid: Annotated[tuple[Strength, ...], Field(min_length=1, max_length=20)] = (0.25, 0.5, 0.75, 1.0, 1.25)
+    pairs: Count = 8
+    items: Count = 24
+    answers: Count = 4
+    answer_tokens: Count = 32
+
+    @model_validator(mode="after")
+    def _adapter_is_on(self) -> StrengthSection:
+        if any(x <= 0 for x in (*self.grid, *([] if self.fixed is None else [self.fixed]))):
+            raise ValueError(
+                "a strength of 0 is the base itself and one below 0 its opposite: "
+                f"give a number above 0, at most {STRONGEST:g}"
+            )
+        if list(self.grid) != sorted(set(self.grid)):
+            raise ValueError("strength.grid must ascend")
+        return self
+
+
 class JudgeWeights(Frozen):
     """Weight of each judge in the mean; they add up to 1."""
 

@@ -11,15 +11,13 @@ from noesis.core.files import sha256_json
 from noesis.core.jsonl import MAX_RUN_FILE, read_json_file, read_objects
 from noesis.core.project import Project
 from noesis.dataset.load import read_run_copy
-from noesis.pipeline.results import RunResults
+from noesis.pipeline.results import RunResults, scores_file
 from noesis.run.directory import Run, load_run
 from noesis.tribunal.code_checks import right
 from noesis.tribunal.court import Ruling
 from noesis.tribunal.heldout import margins
 from noesis.tribunal.suite import EvalSample, read_suite
 from noesis.tribunal.trial.code_figures import majority
-
-CHECKPOINTS = ("tribunal", "checkpoints")
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def _read(run: Run, project: Project | None) -> RunMeasures:
         missing["held-out"] = "it was not judged"
     else:
         adapter = judge.preference.adapter or run.adapter().name
-        stored = read_json_file(run.path.joinpath(*CHECKPOINTS, f"{adapter}.json"), constants=False)["scores"]
+        stored = read_json_file(scores_file(run, adapter), constants=False)["scores"]
         scores = {part: [(float(x), int(n)) for x, n in stored[part]] for part in ("revised", "initial")}
         held_out = read_run_copy(run.data, load_constitution(run.data / "constitution.yaml")).held_out
         for example, (total, tokens), margin in zip(held_out, scores["revised"], margins(scores), strict=True):

@@ -18,7 +18,15 @@ from noesis.core.files import files_in, sha256_file, sha256_json, write_json
 from noesis.core.jsonl import read_json_file
 from noesis.dataset.encode import answer_rows
 from noesis.dataset.schema import Example, examples_digest
-from noesis.pipeline.results import CheckpointScore, Choice, EpochFigures, read_result
+from noesis.pipeline.results import (
+    CheckpointScore,
+    Choice,
+    EpochFigures,
+    adapter_folder,
+    read_result,
+    scores_file,
+    scores_folder,
+)
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.epoch_rule import Scores, choose_epoch
 from noesis.planning.budget import require_remaining
@@ -26,7 +34,6 @@ from noesis.run.manifest import Json
 from noesis.tribunal.heldout import compare
 
 BASE = "base"
-SCORES = ("tribunal", "checkpoints")  # folder of the scores in a run: a file for the base, one for each epoch
 
 CheckpointScorer = Callable[[Path], CheckpointScore]  # folder of an adapter → its scores
 
@@ -35,15 +42,17 @@ def score_checkpoints(s: RunSession, epochs: Sequence[str]) -> dict[str, Scores]
     """Log-likelihoods of both answers to each held-out example, by the base (adapter off) and by each epoch's adapter.
 
     Args:
-        epochs: names of folders under checkpoints/. Scores that are stored are read.
+        epochs: names of the epochs, or of adapters at another strength. Scores that are stored are read.
     """
     held_out, keys = s.dataset.held_out, score_keys(s, epochs)
-    adapters = {name: s.run.checkpoints / name for name in epochs}
-    found = {name: scores for name, key in keys.items() if (scores := _stored(_file(s, name), key)) is not None}
+    adapters = {name: adapter_folder(s.run, name) for name in epochs}
+    found = {
+        name: scores for name, key in keys.items() if (scores := _stored(scores_file(s.run, name), key)) is not None
+    }
     missing = [name for name in keys if name not in found]
     if missing:
         for name, scores in _scored(s, held_out, adapters, missing):
-            write_json(_file(s, name), {"key": keys[name], "scores": scores})
+            write_json(scores_file(s.run, name), {"key": keys[name], "scores": scores})
             found[name] = scores
     return found
 
@@ -52,12 +61,8 @@ def score_keys(s: RunSession, epochs: Sequence[str]) -> dict[str, str]:
     """A hash for the base and for each epoch of all that decides its scores: weights, arithmetic and examples."""
     data = examples_digest(s.dataset.held_out)
     base = sha256_json([s.model.revision, s.as_trained.lora.quantization.model_dump(), s.arithmetic, data])
-    adapters = {name: sha256_file(s.run.checkpoints / name / "adapter_model.safetensors") for name in epochs}
+    adapters = {name: sha256_file(adapter_folder(s.run, name) / "adapter_model.safetensors") for name in epochs}
     return {BASE: base} | {name: sha256_json([base, adapter]) for name, adapter in adapters.items()}
-
-
-def _file(s: RunSession, name: str) -> Path:
-    return s.run.path.joinpath(*SCORES, f"{name}.json")
 
 
 def _stored(file: Path, key: str) -> Scores | None:
@@ -143,7 +148,7 @@ def run_choose(s: RunSession, scorer: CheckpointScorer | None = None) -> Choice:
         require_remaining(s.budget(), "choosing the checkpoint")
         return choose_checkpoint(s, scorer).to_json()
 
-    outputs = s.run.path.joinpath(*SCORES)
+    outputs = scores_folder(s.run)
     stored = s.run.perform("choose", work, lambda: files_in(outputs, ".json"))
     choice = read_result(s.run, "choose", stored, Choice.from_json)
     show_choice(choice)

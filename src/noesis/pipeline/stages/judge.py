@@ -65,7 +65,7 @@ def run_judge(
                 }
             )
         write_jsonl(s.run.tribunal / "answers.jsonl", rows)
-        measured = measure_items(s, s.run.checkpoints / chosen, project)
+        measured = measure_items(s, s.run.adapter(), project)
         write_jsonl(s.run.path.joinpath(*KEPT), measured)
         summary = JudgeResult(
             preference=preference,

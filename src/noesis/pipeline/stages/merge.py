@@ -93,8 +93,10 @@ def require_same_base(s: RunSession) -> None:
             f"{s.model.revision}: fetch that revision, or train again"
         )
     file = s.run.adapter() / "adapter_model.safetensors"
-    if s.run.result("train") is not None and not s.run.vouches_for("train", file, thoroughly=True):
-        raise RunError(f"{file} is not the file that training wrote (its hash differs): restore it, or train again")
+    stage = "dial" if file.is_relative_to(s.run.dial) else "train"
+    if s.run.result(stage) is not None and not s.run.vouches_for(stage, file, thoroughly=True):
+        by = "training" if stage == "train" else "the stage dial"
+        raise RunError(f"{file} is not the file that {by} wrote (its hash differs): restore it, or {stage} again")
 
 
 def write_card(s: RunSession) -> None:

@@ -21,7 +21,7 @@ from noesis.core.jsonl import MAX_RUN_FILE, LineError, read_json_file, read_obje
 from noesis.core.text import counted
 from noesis.llm.llama_cpp import REPEAT_PENALTY
 from noesis.pipeline.comparison.table import Comparison, difference_in_words
-from noesis.pipeline.results import ReportResult, RunResults
+from noesis.pipeline.results import Dial, ReportResult, RunResults
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.kept import in_words as kept_in_words
 from noesis.planning.plan import Plan
@@ -95,6 +95,8 @@ def _page(run: Run, config: Config, constitution: Constitution, comparison: Comp
         compared=compared(run, plan) if plan else [],
         train=results.train,
         choice=results.choice,
+        dial=results.dial,
+        dial_chart=dial_chart(results.dial, config.training.tribunal.max_forgetting) if results.dial else None,
         judge=results.judge,
         trial=results.trial,
         comparison=comparison,
@@ -155,6 +157,53 @@ def parity_chart(certificate: Certificate, width: int = 640) -> dict[str, Any] |
     decades = range(math.ceil(low), math.floor(high) + 1)
     ticks = [(x(10.0**e), f"1e{e}") for e in decades[:: math.ceil(len(decades) / 6)]]  # legible on a phone
     return {"width": width, "height": floor + 30, "left": left, "floor": floor, "bars": bars, "ticks": ticks}
+
+
+def dial_chart(dial: Dial, max_forgetting: float, width: int = 640) -> dict[str, Any] | None:
+    """What each strength gains and breaks, as line charts of one size in pixels; None if none was measured.
+
+    The chart of the keyed items has a line at the fewest that may be right.
+    """
+    if not dial.curve:
+        return None
+    curves: list[tuple[str, list[float], str]] = [
+        (f"revisions preferred, of {dial.pairs}", [f.preferred for f in dial.curve], ".0f"),
+        ("mean margin, nats a token", [f.mean_margin for f in dial.curve], "+.3f"),
+        ("drift from the base, nats a token", [f.drift for f in dial.curve], ".3f"),
+    ]
+    fewest = None
+    if dial.items:
+        curves.insert(2, (f"keyed items right, of {dial.items}", [f.right for f in dial.curve], ".0f"))
+        fewest = dial.curve[0].right - max_forgetting * dial.items
+    strengths = [f.strength for f in dial.curve]
+    height, left, right, top, bottom = 240, 90, 30, 44, 34
+    end = max(*strengths, dial.strength)
+
+    def panel(title: str, values: list[float], form: str) -> dict[str, Any]:
+        limit = fewest if title.startswith("keyed") else None
+        shown = [*values, *([] if limit is None else [limit])]
+        low, high = min(shown), max(shown)
+        low, high = low - 0.1 * (high - low or 1), high + 0.1 * (high - low or 1)
+
+        def x(value: float) -> float:
+            return round(left + value / end * (width - left - right), 1)
+
+        def y(value: float) -> float:
+            return round(top + (high - value) / (high - low) * (height - top - bottom), 1)
+
+        points = [(x(s), y(v), f"{s:g}", format(v, form)) for s, v in zip(strengths, values, strict=True)]
+        return {
+            "title": title,
+            "points": points,
+            "path": " ".join(f"{px},{py}" for px, py, _, _ in points),
+            "x_ticks": [(x(s), f"{s:g}") for s in strengths],
+            "y_ticks": [(y(v), format(v, form)) for v in (min(values), max(values))],
+            "used": x(dial.strength),
+            "limit": None if limit is None else y(limit),
+        }
+
+    size = {"width": width, "height": height, "left": left, "right": width - right}
+    return size | {"top": top, "floor": height - bottom, "panels": [panel(*curve) for curve in curves]}
 
 
 def _judged(answers: Path, verdicts: Path, most: int = 6) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from noesis.core.errors import NoesisError, UsageError
 from noesis.core.files import sha256_file
 from noesis.core.project import Project
-from noesis.pipeline.verify import held_out, origin, records, release, training, trial
+from noesis.pipeline.verify import dial, held_out, origin, records, release, training, trial
 from noesis.pipeline.verify.evidence import Evidence, Finding, UncheckedError
 from noesis.run.directory import Run
 
@@ -46,6 +46,9 @@ CHECKS = (
     Check("the saved states are whole", "", training.states),
     Check("the scores are of this base and these adapters", "choose", held_out.scored_models),
     Check("the choice of the checkpoint follows from the scores", "choose", held_out.choice),
+    Check("the dial's figures are of this base, this adapter and these examples", "dial", dial.figures),
+    Check("the strength follows from the dial's figures", "dial", dial.strength),
+    Check("the adapter that is used is the trained one at that strength", "dial", dial.adapter),
     Check("preference and loss follow from the scores", "judge", held_out.preference),
     Check("the screen's flags and totals follow from the answers", "judge", held_out.answers),
     Check("what training broke follows from both models' outcomes", "judge", held_out.kept),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from noesis.pipeline.results import CheckpointScore, EpochFigures
-from noesis.pipeline.stages.choose import BASE, SCORES, epoch_figures, score_keys
+from typing import Any
+
+from noesis.core.jsonl import read_json_file
+from noesis.pipeline.results import CheckpointScore, EpochFigures, adapter_folder, scores_file
+from noesis.pipeline.stages.choose import BASE, epoch_figures, score_keys
 from noesis.pipeline.stages.epoch_rule import choose_epoch
 from noesis.pipeline.stages.kept import KEPT, figures_of
 from noesis.pipeline.verify.evidence import Evidence, UncheckedError, as_json
@@ -13,10 +16,14 @@ from noesis.tribunal.kept.items import KeptItem, read_kept_items
 from noesis.tribunal.offline_screen import ScreenedPrompt, screen, tally
 
 
+def _stored(e: Evidence, name: str) -> Any:
+    return read_json_file(scores_file(e.run, name), constants=False)
+
+
 def _scores(e: Evidence, name: str) -> dict[str, list[Score]]:
     return {
         part: [(float(total), int(tokens)) for total, tokens in pairs]
-        for part, pairs in e.json_of(*SCORES, f"{name}.json")["scores"].items()
+        for part, pairs in _stored(e, name)["scores"].items()
     }
 
 
@@ -24,12 +31,14 @@ def scored_models(e: Evidence) -> str | None:
     """Whether the scores are those of this base, these adapters and these examples: their keys say so."""
     choice = e.results.choice
     assert choice is not None
-    whole = [name for name in choice.epochs if (e.run.checkpoints / name / "adapter_model.safetensors").is_file()]
+    dial = e.results.dial if e.run.state("dial") == "done" else None
+    adapters = list(dict.fromkeys([*choice.epochs, *([dial.adapter] if dial else [])]))
+    whole = [name for name in adapters if (adapter_folder(e.run, name) / "adapter_model.safetensors").is_file()]
     keys = score_keys(e.session, whole)
-    wrong = [name for name, key in keys.items() if e.json_of(*SCORES, f"{name}.json")["key"] != key]
+    wrong = [name for name, key in keys.items() if _stored(e, name)["key"] != key]
     if wrong:
         return f"the scores of {', '.join(wrong)} are of another model, adapter or other examples"
-    if len(whole) < len(choice.epochs):
+    if len(whole) < len(adapters):
         raise UncheckedError("an adapter is missing")
     return None
 
@@ -96,9 +105,11 @@ def preference(e: Evidence) -> str | None:
     result, chosen = e.results.judge, e.results.choice
     assert result is not None
     told = result.preference
-    adapter = told.adapter or (chosen.adapter if chosen else "")
-    if chosen is not None and adapter != chosen.adapter:
-        return f"it is of {adapter}, and {chosen.adapter} was chosen"
+    dial = e.results.dial if e.run.state("dial") == "done" else None
+    used = dial.adapter if dial else chosen.adapter if chosen else ""
+    adapter = told.adapter or used
+    if used and adapter != used:
+        return f"it is of {adapter}, and {used} is used"
     ids = [example.id for example in e.dataset.held_out]
     derived = compare(ids, _scores(e, BASE), _scores(e, adapter), adapter=told.adapter)
     same = as_json(derived.to_json()) == as_json(told.to_json())

@@ -64,13 +64,16 @@ def _finished(run: Run, name: str, record: StageRecord) -> Iterator[Finding]:
 
 
 def _must_have_read(run: Run, name: str, record: StageRecord) -> tuple[str, ...]:
-    """The stages without which `name` can't have been done; a report shows those that were done before it."""
-    if name != "report":
-        return needs_of(name)
+    """The stages without which `name` can't have been done.
+
+    A report shows those that were done before it, and nobody needs to have turned the dial.
+    """
     stages = run.manifest.stages
-    return tuple(
-        n for n in needs_of(name) if n in stages and run.state(n) == "done" and stages[n].started <= record.started
-    )
+
+    def was_there(need: str) -> bool:
+        return need in stages and run.state(need) == "done" and stages[need].started <= record.started
+
+    return tuple(n for n in needs_of(name) if (name != "report" and n != "dial") or was_there(n))
 
 
 def must_list(run: Run, stage: str) -> set[str]:
@@ -87,6 +90,12 @@ def must_list(run: Run, stage: str) -> set[str]:
         case "choose":
             choice = results.choice
             return {f"tribunal/checkpoints/{name}.json" for name in ("base", *(choice.epochs if choice else ()))}
+        case "dial":
+            dial = results.dial
+            own = {"dial/figures.json"} if dial and dial.curve else set()
+            if dial is None or dial.adapter == (results.choice.adapter if results.choice else ""):
+                return own
+            return own | {f"dial/{dial.adapter}/{name}" for name in ADAPTER_FILES} | {f"dial/{dial.adapter}.json"}
         case "judge":
             return {"tribunal/answers.jsonl", "tribunal/summary.json"}
         case "merge":

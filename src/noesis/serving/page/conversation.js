@@ -19,6 +19,7 @@ function restore() {
     const found = JSON.parse(kept(KEPT));
     const sound = found && Array.isArray(found.turns) && typeof found.language === "string"
       && (found.system === null || typeof found.system === "string") && typeof found.temperature === "number"
+      && (found.strength === undefined || (found.strength >= 0 && found.strength <= 1.5))
       && found.turns.every((turn) => typeof turn.question === "string" && Object.values(turn.answers).every(
         (answer) => typeof answer.text === "string" && (!answer.failure || typeof answer.failure.code === "string")));
     return sound ? found : null;

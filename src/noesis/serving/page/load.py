@@ -10,7 +10,16 @@ from pathlib import Path
 
 NAME = "Noesis"  # as it stands in page.html
 FOLDER = Path(__file__).parent
-SCRIPTS = ("words", "markdown", "conversation", "server", "cards", "example", "page")  # one script, in this order
+SCRIPTS = (
+    "words",
+    "markdown",
+    "conversation",
+    "server",
+    "cards",
+    "example",
+    "strength",
+    "page",
+)  # one script, in this order
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ const withoutWaiting = (answers) => Object.fromEntries(Object.entries(answers).m
 async function answerBy(model, index, signal) {
   const turn = page.conversation.turns[index], card = cards.get(index + "/" + model), before = turn.answers[model];
   const { language, temperature } = page.conversation;
-  const body = { model, messages: messagesFor(page.conversation, index, model), language, temperature };
+  const body = { model, messages: messagesFor(page.conversation, index, model), language, temperature, ...strength.of(page, model) };
   let text = "", drawn = 0;
   const answer = {};
   card.begin();
@@ -165,6 +165,7 @@ function showSettings() {
   $("systemLanguage").value = language;
   $("temperature").value = temperature;
   $("chosen").value = page.number(temperature, 1);
+  strength.show(page);
 }
 
 // Each language by its own name.
@@ -272,12 +273,14 @@ $("settings").addEventListener("change", () => {
   page.conversation.system = own === (page.about.system[language] ?? "").trim() || !own ? null : $("system").value;
   page.conversation.language = $("systemLanguage").value;
   page.conversation.temperature = Number($("temperature").value);
+  strength.keep(page);
   keepConversation();
   showSettings();
 });
 $("temperature").addEventListener("input", () => {
   $("chosen").value = page.number(Number($("temperature").value), 1);
 });
+$("strength").addEventListener("input", () => strength.say(page, Number($("strength").value) / 100));
 $("restore").addEventListener("click", () => {
   page.conversation.system = null;
   keepConversation();
