@@ -55,6 +55,16 @@ MethodOption = Annotated[
         "other; default: as in training_config.yaml.",
     ),
 ]
+KlWeightOption = Annotated[
+    float | None,
+    typer.Option(
+        "--kl-weight",
+        min=0.0,
+        metavar="X",
+        help="Against forgetting: hold the model to the base (KL) on replayed rows, which the base writes where no "
+        "file is named; 1 is a start, 0 off; default: replay.kl_weight in training_config.yaml.",
+    ),
+]
 MaxUsdOption = Annotated[
     float | None,
     typer.Option(

@@ -25,8 +25,8 @@ def check_request(project: Project, training: TrainingFile, request: CloudReques
     if request.what == "all":
         if training.method != "sft" and training.dpo.pairs is not None:
             _check_file(project, "dpo.pairs", training.dpo.pairs)
-        if training.method != "dpo" and training.replay.file is not None:
-            _check_file(project, "replay.file", training.replay.file)
+        if training.method != "dpo" and training.replay.rows_file is not None:
+            _check_file(project, "replay.file", training.replay.rows_file)
 
 
 def _check_gguf(request: CloudRequest) -> None:

@@ -34,6 +34,7 @@ class Overrides:
     max_usd: float | None = None
     max_minutes: float | None = None
     ask: str | None = None
+    kl_weight: float | None = None
 
     def settings(self, method: str) -> dict[str, Setting]:
         """Dotted keys and values for `load_config`.
@@ -52,6 +53,7 @@ class Overrides:
             "training.budget.max_usd": self.max_usd,
             "training.budget.max_minutes": self.max_minutes,
             "training.tribunal.ask": self.ask,
+            "training.replay.kl_weight": self.kl_weight,
         }
         return {key: value for key, value in found.items() if value is not None}
 

@@ -6,6 +6,7 @@ A row that could not be trained on as meant is refused, by its name.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from noesis.constitution.dialogue import opening_messages, with_analysis
@@ -13,9 +14,9 @@ from noesis.constitution.document import Constitution
 from noesis.core.errors import TrainingError
 from noesis.core.messages import Message
 from noesis.dataset.schema import Example, PreferencePair, ReplayRow
-from noesis.llm.chat_template import end_of_turn, refusal_reason
+from noesis.llm.chat_template import break_controls, end_of_turn, refusal_reason
 from noesis.llm.row_encoder import RowEncoder
-from noesis.llm.token_rows import TokenPair, TokenRow
+from noesis.llm.token_rows import IGNORED, TokenPair, TokenRow
 
 
 def training_rows(
@@ -46,8 +47,11 @@ def training_rows(
     return rows
 
 
-def replay_rows(rows: Sequence[ReplayRow], encoder: RowEncoder, *, max_length: int) -> list[TokenRow]:
+def replay_rows(rows: Sequence[ReplayRow], encoder: RowEncoder, *, max_length: int, anchored: bool) -> list[TokenRow]:
     """Rows of general conversations, with their own system prompt or none; the last answer is trained on.
+
+    Args:
+        anchored: the model is held to the base's distribution there, instead of to the words.
 
     Raises:
         TrainingError: as `training_rows`.
@@ -57,7 +61,40 @@ def replay_rows(rows: Sequence[ReplayRow], encoder: RowEncoder, *, max_length: i
     for number, row in enumerate(rows, 1):
         *messages, answer = (message.to_json() for message in row.messages)
         token_row = encoder.encode(messages, answer["content"], name=f"replay {number}")
-        encoded.append(_checked(token_row, f"row replay {number} ", stop, max_length))
+        checked = _checked(token_row, f"row replay {number} ", stop, max_length)
+        encoded.append(replace(checked, anchored=anchored))
+    return encoded
+
+
+def own_answer_rows(
+    conversations: Sequence[list[Message]],
+    answers: Sequence[str],
+    encoder: RowEncoder,
+    *,
+    max_length: int,
+    max_new_tokens: int,
+    anchored: bool,
+) -> list[TokenRow]:
+    """Rows of what the base itself answered, control tokens broken up; an answer of nothing makes no row.
+
+    Args:
+        max_new_tokens: length of an answer at which the base was stopped; the end of such a one is not trained.
+        anchored: as in `replay_rows`.
+
+    Raises:
+        TrainingError: as `training_rows`.
+    """
+    encoded = []
+    stop = end_of_turn(encoder.tokenizer, name="everyday") if answers else -1
+    for number, (messages, answer) in enumerate(zip(conversations, answers, strict=True), 1):
+        if not answer.strip():
+            continue
+        name = f"everyday {number}"
+        (broken,) = break_controls(encoder.tokenizer, [{"role": "assistant", "content": answer}])
+        row = _checked(encoder.encode(messages, broken["content"], name=name), f"row {name} ", stop, max_length)
+        if row.trained >= max_new_tokens:  # a token or so may be cut off with the spaces at its end
+            row = replace(row, labels=[*row.labels[:-1], IGNORED])
+        encoded.append(replace(row, anchored=anchored))
     return encoded
 
 

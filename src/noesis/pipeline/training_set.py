@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from noesis.constitution.document import Constitution
 from noesis.core.config import Config
 from noesis.core.messages import Message
 from noesis.dataset.encode import (
     example_pairs,
+    own_answer_rows,
     prompt_messages,
     replay_rows,
     soft_pairs,
     target_text,
     training_rows,
 )
+from noesis.dataset.everyday import own_conversations
 from noesis.dataset.schema import Dataset, Example, PreferencePair
+from noesis.llm.chat_template import render
 from noesis.llm.row_encoder import RowEncoder
 from noesis.planning.model_shapes import TokenRatio
 from noesis.planning.workload import PairWorkload, Workload, Workloads
@@ -25,9 +29,16 @@ Conversation = tuple[str, Sequence[Message], str]  # language, messages, the ans
 
 
 def build_training_set(
-    config: Config, dataset: Dataset, encoder: RowEncoder, constitution: Constitution
+    config: Config,
+    dataset: Dataset,
+    encoder: RowEncoder,
+    constitution: Constitution,
+    own_answers: Sequence[str] | None = None,
 ) -> TrainingSet:
     """The token rows of the configured method. Held-out examples become pairs that are measured, never trained on.
+
+    Args:
+        own_answers: of the base to `own_conversations`; None: there are none, or they are not written yet.
 
     Raises:
         TrainingError: a row that could not be trained on as meant; the message names it.
@@ -37,7 +48,17 @@ def build_training_set(
     rows = pairs = None
     if t.method != "dpo":
         rows = training_rows(dataset.train, encoder, constitution, include_critique=critique, max_length=longest)
-        rows += replay_rows(dataset.replay or (), encoder, max_length=longest)
+        anchored = t.replay.kl_weight > 0
+        rows += replay_rows(dataset.replay or (), encoder, max_length=longest, anchored=anchored)
+        if own_answers is not None:
+            rows += own_answer_rows(
+                [messages for _, messages in own_conversations(config, dataset, constitution)],
+                own_answers,
+                encoder,
+                max_length=longest,
+                max_new_tokens=t.replay.max_new_tokens,
+                anchored=anchored,
+            )
     if t.method != "sft":
         train, held_out = (
             example_pairs(examples, encoder, constitution, include_critique=critique, max_length=longest)
@@ -46,6 +67,25 @@ def build_training_set(
         soft = soft_pairs(dataset.pairs or (), encoder, constitution, max_length=longest)
         pairs = PreferencePairs([*train, *soft], held_out)
     return TrainingSet(rows, pairs)
+
+
+def planned_workloads(
+    config: Config, dataset: Dataset, constitution: Constitution, encoder: RowEncoder, known: TrainingSet
+) -> Workloads:
+    """What a run computes that is not trained yet: answers which the base has still to write count at full length.
+
+    Args:
+        known: the training set without them.
+    """
+    asked = own_conversations(config, dataset, constitution)
+    if known.rows is None or not asked:
+        return known.workloads
+    tokenizer = encoder.tokenizer
+    prompts = [
+        len(tokenizer(render(tokenizer, messages, add_generation_prompt=True), add_special_tokens=False)["input_ids"])
+        for _, messages in asked
+    ]
+    return replace(known.workloads, sft=_with_own(config, known.workloads.sft, prompts))
 
 
 def estimate_workloads(config: Config, dataset: Dataset, constitution: Constitution, ratio: TokenRatio) -> Workloads:
@@ -58,7 +98,12 @@ def estimate_workloads(config: Config, dataset: Dataset, constitution: Constitut
         if dataset.replay:
             conversations = ([message.to_json() for message in row.messages] for row in dataset.replay)
             replay = _estimate((("en", c[:-1], c[-1]["content"]) for c in conversations), ratio)
-            rows = _concatenated(rows, replay)
+            anchored = replay.tokens if t.replay.kl_weight else 0
+            rows = _concatenated(rows, replace(replay, anchored=anchored))
+        asked = own_conversations(config, dataset, constitution)
+        if asked:
+            to_base = _estimate(((language, messages, "") for language, messages in asked), ratio)
+            rows = _with_own(config, rows, to_base.lengths)
     if t.method != "sft":
         prompted: list[Example | PreferencePair] = [*dataset.train, *(dataset.pairs or ())]
         prompts = [(row.language, prompt_messages(constitution, row)) for row in prompted]
@@ -100,9 +145,30 @@ def _estimate(conversations: Iterable[Conversation], ratio: TokenRatio) -> Workl
     return Workload(tuple(lengths), trained, ratio.plus_minus)
 
 
+def _with_own(config: Config, rows: Workload | None, prompts: Sequence[int]) -> Workload:
+    """`rows` and the base's own answers, which are not longer than this.
+
+    Args:
+        prompts: tokens of what it is asked.
+    """
+    assert rows is not None
+    answer = config.training.replay.max_new_tokens + 1
+    lengths = tuple(prompt + answer for prompt in prompts)
+    anchored = sum(lengths) if config.training.replay.kl_weight else 0
+    own = Workload(lengths, answer * len(prompts), anchored=anchored, own_answers=len(prompts))
+    found = _concatenated(rows, own)
+    return replace(found, relative_error=max(found.relative_error, round(answer * len(prompts) / found.tokens, 3)))
+
+
 def _concatenated(a: Workload, b: Workload) -> Workload:
     """The rows of both."""
-    return Workload((*a.lengths, *b.lengths), a.trained + b.trained, max(a.relative_error, b.relative_error))
+    return Workload(
+        (*a.lengths, *b.lengths),
+        a.trained + b.trained,
+        max(a.relative_error, b.relative_error),
+        a.anchored + b.anchored,
+        a.own_answers + b.own_answers,
+    )
 
 
 def _summed(a: Workload, b: Workload) -> Workload:

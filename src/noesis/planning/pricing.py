@@ -198,19 +198,36 @@ def choose_seconds(task: PlanningTask, *, epochs: int) -> float:
 
 
 def judge_seconds(task: PlanningTask) -> float:
-    """Answers of base and tuned model to held-out prompts."""
-    tribunal, shape = task.config.training.tribunal, task.shape
+    """Answers of base and tuned model to held-out prompts; one is loaded, and turned into the other."""
+    tribunal = task.config.training.tribunal
     if not tribunal.answers:
         return 0.0
+    return _start(task) + 2 * _answering(task, tribunal.answers, tribunal.max_new_tokens)
+
+
+def own_answer_seconds(task: PlanningTask, answers: int) -> float:
+    """Answers of the base that it is then held to or trained on."""
+    if not answers:
+        return 0.0
+    return _start(task) + _answering(task, answers, task.config.training.replay.max_new_tokens)
+
+
+def _start(task: PlanningTask) -> float:
+    """Loading a model that answers."""
+    on_gpu = task.device.kind == "cuda"
+    return JUDGE_START[task.device.kind] + load_seconds(task.shape, rented=task.rented and on_gpu)
+
+
+def _answering(task: PlanningTask, answers: int, tokens: int) -> float:
+    """So many answers of one model, of so many tokens each: on a GPU one batch."""
+    shape = task.shape
     if task.device.kind == "cuda":
         token = DECODE_LAUNCH * shape.layers + DECODE_TRAFFIC * 2 * shape.parameters / task.gpu.bandwidth
-        model = DECODE_START + MERGED_LOAD * shape.parameters  # one is loaded, and turned into the other
-        loading = load_seconds(shape, rented=task.rented)
-        return JUDGE_START["cuda"] + loading + 2 * (model + tribunal.max_new_tokens * token)
+        return DECODE_START + MERGED_LOAD * shape.parameters + tokens * token
     speed = RATED_WEIGHTS / shape.parameters / RATED_CORES
-    answering = tribunal.max_new_tokens / (ANSWER_RATE * speed * min(task.device.threads, MOST_CORES))
+    answering = tokens / (ANSWER_RATE * speed * min(task.device.threads, MOST_CORES))
     reading = PROMPT_TOKENS / (PROMPT_RATE * speed * task.device.threads)
-    return JUDGE_START["cpu"] + load_seconds(shape, rented=False) + 2 * tribunal.answers * (answering + reading)
+    return answers * (answering + reading)
 
 
 def merge_seconds(task: PlanningTask, cores: float) -> float:

@@ -92,7 +92,11 @@ class TrainingSet:
 
 def count_workload(rows: Sequence[TokenRow]) -> Workload:
     """The exact workload of token rows."""
-    return Workload(tuple(len(row.input_ids) for row in rows), sum(row.trained for row in rows))
+    return Workload(
+        tuple(len(row.input_ids) for row in rows),
+        sum(row.trained for row in rows),
+        anchored=sum(len(row.input_ids) for row in rows if row.anchored),
+    )
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from noesis.core.config.sections import (
+    SELF,
     BudgetSection,
     ConstitutionalSection,
     Count,
@@ -107,9 +108,12 @@ class TrainingFile(Frozen):
                 f"method: {self.method} and engine: unsloth can't be combined: Unsloth trains with method: sft only; "
                 "set engine: noesis"
             )
-        if self.method == "dpo" and self.replay.file is not None:
+        if self.replay.kl_weight and self.engine == "unsloth":
+            raise ValueError("replay.kl_weight and engine: unsloth can't be combined: set engine: noesis")
+        if self.method == "dpo" and self.replay.active:
             raise ValueError(
-                "replay.file applies to SFT, and method: dpo has no SFT part: set method: sft+dpo, or replay.file: null"
+                "replay applies to SFT, and method: dpo has no SFT part: set method: sft+dpo, or replay.file: null "
+                "and replay.kl_weight: 0"
             )
         return self
 
@@ -160,9 +164,11 @@ class Config(Frozen):
             del training["method"], training["dpo"]
         else:
             del training["dpo"]["pairs"]  # the content of the file decides, and the data's hash covers it
-        del training["replay"]["file"]
-        if self.training.replay.file is None or self.training.method == "dpo":
+        replay = self.training.replay
+        if not replay.active or self.training.method == "dpo":
             del training["replay"]
+        else:
+            training["replay"] = _deciding_replay(replay)
         if self.training.precision == "auto":  # the plan chooses it and records it
             del training["precision"]
         return settings
@@ -178,3 +184,13 @@ class Config(Frozen):
         new_quantization = self.lora.quantization.model_copy(update=quantization)
         new_lora = self.lora.model_copy(update={**(lora or {}), "quantization": new_quantization})
         return self.model_copy(update={"lora": new_lora, "training": self.training.model_copy(update=training)})
+
+
+def _deciding_replay(replay: ReplaySection) -> dict[str, Any]:
+    """Of a user's file the content decides, and the data's hash covers it; early versions had the share alone."""
+    settings: dict[str, Any] = {"share": replay.share}
+    if replay.kl_weight:
+        settings["kl_weight"] = replay.kl_weight
+    if replay.by_base:
+        settings |= {"file": SELF, "max_new_tokens": replay.max_new_tokens}
+    return settings
