@@ -48,11 +48,12 @@ MaxExamplesOption = Annotated[
     int | None, typer.Option("--max-examples", min=1, metavar="N", help="Train on only N of the examples.")
 ]
 MethodOption = Annotated[
-    Literal["sft", "dpo", "sft+dpo"] | None,
+    Literal["sft", "dpo", "sft+dpo", "distill"] | None,
     typer.Option(
         "--method",
         help="sft trains on the examples, dpo on pairs of a weak and a revised answer, sft+dpo on one after the "
-        "other; default: as in training_config.yaml.",
+        "other, distill on the model's own answers as the base scores them that reads critique and revision; "
+        "default: as in training_config.yaml.",
     ),
 ]
 KlWeightOption = Annotated[

@@ -119,9 +119,9 @@ def add_auxiliary(dataset: Dataset, project: Project, config: Config) -> Dataset
     """
     t = config.training
     pairs, replay = dataset.pairs, dataset.replay
-    if t.method != "sft" and t.dpo.pairs is not None:
+    if t.on_pairs and t.dpo.pairs is not None:
         pairs = read_pairs(project.root / t.dpo.pairs, dataset.held_out)
-    if t.method != "dpo" and t.replay.rows_file is not None:
+    if t.on_rows and t.replay.rows_file is not None:
         rows = read_replay(project.root / t.replay.rows_file, dataset.held_out)
         replay = sample_replay(rows, len(dataset.train), t.replay.share, t.seed)
     return replace(dataset, pairs=pairs, replay=replay)

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from noesis.constitution.dialogue import opening_messages, with_analysis
+from noesis.constitution.dialogue import opening_messages, with_analysis, with_revision
 from noesis.constitution.document import Constitution
 from noesis.core.errors import TrainingError
 from noesis.core.messages import Message
 from noesis.dataset.schema import Example, PreferencePair, ReplayRow
 from noesis.llm.chat_template import break_controls, end_of_turn, refusal_reason
 from noesis.llm.row_encoder import RowEncoder
-from noesis.llm.token_rows import IGNORED, TokenPair, TokenRow
+from noesis.llm.token_rows import IGNORED, DistillPrompt, TokenPair, TokenRow
 
 
 def training_rows(
@@ -160,6 +160,43 @@ def soft_pairs(
         encoder,
         max_length,
     )
+
+
+def distill_prompts(
+    examples: Sequence[Example], encoder: RowEncoder, constitution: Constitution, *, max_length: int
+) -> list[DistillPrompt]:
+    """What model and teacher read of each example, in the same order.
+
+    Args:
+        max_length: tokens that are left beside the answer.
+
+    Raises:
+        TrainingError: a prompt is longer, or holds a control token; the message names it.
+    """
+    if examples:
+        end_of_turn(encoder.tokenizer, name=examples[0].name)
+    found = []
+    for example in examples:
+        # encoded with an answer, so that the text is checked as every other row's
+        parts = []
+        for messages in (prompt_messages(constitution, example), teacher_messages(constitution, example)):
+            row = encoder.encode(messages, example.response_revised, name=example.name)
+            ids = row.input_ids[: row.labels.index(next(label for label in row.labels if label != IGNORED))]
+            if len(ids) > max_length:
+                raise TrainingError(
+                    f"row {example.name}: with critique and revised answer its prompt has {len(ids)} tokens, and "
+                    f"max_length leaves {max_length} beside the answer (distill.max_new_tokens): raise max_length in "
+                    "training_config.yaml or shorten the example"
+                )
+            parts.append(ids)
+        found.append(DistillPrompt(*parts))
+    return found
+
+
+def teacher_messages(constitution: Constitution, example: Example) -> list[Message]:
+    """What the teacher of self-distillation reads: the prompt with critique and revised answer."""
+    asked = with_revision(example.language, example.prompt, example.critique, example.response_revised)
+    return opening_messages(constitution, example.language, asked, example.earlier)
 
 
 def prompt_messages(constitution: Constitution, row: Example | PreferencePair) -> list[Message]:

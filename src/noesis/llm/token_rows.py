@@ -32,6 +32,18 @@ class TokenRow:
 
 
 @dataclass(frozen=True)
+class DistillPrompt:
+    """One prompt of self-distillation, up to where the answer begins.
+
+    student: (length,) token ids as the model is asked
+    teacher: (length,) the same with critique and revised answer, which the base reads
+    """
+
+    student: list[int]
+    teacher: list[int]
+
+
+@dataclass(frozen=True)
 class TokenPair:
     """Two answers to one prompt.
 

@@ -9,12 +9,14 @@ from noesis.constitution.document import Constitution
 from noesis.core.config import Config
 from noesis.core.messages import Message
 from noesis.dataset.encode import (
+    distill_prompts,
     example_pairs,
     own_answer_rows,
     prompt_messages,
     replay_rows,
     soft_pairs,
     target_text,
+    teacher_messages,
     training_rows,
 )
 from noesis.dataset.everyday import own_conversations
@@ -23,7 +25,7 @@ from noesis.llm.chat_template import render
 from noesis.llm.row_encoder import RowEncoder
 from noesis.planning.model_shapes import TokenRatio
 from noesis.planning.workload import PairWorkload, Workload, Workloads
-from noesis.training.job import PreferencePairs, TrainingSet
+from noesis.training.job import PreferencePairs, TrainingSet, count_sampled, sampled_workload
 
 Conversation = tuple[str, Sequence[Message], str]  # language, messages, the answer that is trained on
 
@@ -46,7 +48,7 @@ def build_training_set(
     t = config.training
     critique, longest = t.constitutional_ai.include_critique, t.max_length
     rows = pairs = None
-    if t.method != "dpo":
+    if t.on_rows:
         rows = training_rows(dataset.train, encoder, constitution, include_critique=critique, max_length=longest)
         anchored = t.replay.kl_weight > 0
         rows += replay_rows(dataset.replay or (), encoder, max_length=longest, anchored=anchored)
@@ -59,14 +61,17 @@ def build_training_set(
                 max_new_tokens=t.replay.max_new_tokens,
                 anchored=anchored,
             )
-    if t.method != "sft":
+    if t.on_pairs:
         train, held_out = (
             example_pairs(examples, encoder, constitution, include_critique=critique, max_length=longest)
             for examples in (dataset.train, dataset.held_out)
         )
         soft = soft_pairs(dataset.pairs or (), encoder, constitution, max_length=longest)
         pairs = PreferencePairs([*train, *soft], held_out)
-    return TrainingSet(rows, pairs)
+    prompts = None
+    if t.method == "distill":
+        prompts = distill_prompts(dataset.train, encoder, constitution, max_length=longest - t.distill.max_new_tokens)
+    return TrainingSet(rows, pairs, prompts)
 
 
 def planned_workloads(
@@ -78,6 +83,8 @@ def planned_workloads(
         known: the training set without them.
     """
     asked = own_conversations(config, dataset, constitution)
+    if known.prompts is not None:
+        return Workloads(sft=count_sampled(known.prompts, config.training.distill.max_new_tokens))
     if known.rows is None or not asked:
         return known.workloads
     tokenizer = encoder.tokenizer
@@ -93,7 +100,7 @@ def estimate_workloads(config: Config, dataset: Dataset, constitution: Constitut
     t = config.training
     critique = t.constitutional_ai.include_critique
     rows = pairs = None
-    if t.method != "dpo":
+    if t.on_rows:
         rows = estimate_workload(dataset.train, constitution, ratio, include_critique=critique)
         if dataset.replay:
             conversations = ([message.to_json() for message in row.messages] for row in dataset.replay)
@@ -104,7 +111,7 @@ def estimate_workloads(config: Config, dataset: Dataset, constitution: Constitut
         if asked:
             to_base = _estimate(((language, messages, "") for language, messages in asked), ratio)
             rows = _with_own(config, rows, to_base.lengths)
-    if t.method != "sft":
+    if t.on_pairs:
         prompted: list[Example | PreferencePair] = [*dataset.train, *(dataset.pairs or ())]
         prompts = [(row.language, prompt_messages(constitution, row)) for row in prompted]
         chosen = [target_text(e, include_critique=critique) for e in dataset.train]
@@ -118,6 +125,12 @@ def estimate_workloads(config: Config, dataset: Dataset, constitution: Constitut
             )
         )
         pairs = PairWorkload(both.lengths, both.trained, both.relative_error)
+    if t.method == "distill":
+        student, teacher = (
+            _estimate(((e.language, write(constitution, e), "") for e in dataset.train), ratio)
+            for write in (prompt_messages, teacher_messages)
+        )
+        rows = sampled_workload(student.lengths, teacher.lengths, t.distill.max_new_tokens, ratio.plus_minus)
     return Workloads(rows, pairs)
 
 
@@ -156,8 +169,7 @@ def _with_own(config: Config, rows: Workload | None, prompts: Sequence[int]) -> 
     lengths = tuple(prompt + answer for prompt in prompts)
     anchored = sum(lengths) if config.training.replay.kl_weight else 0
     own = Workload(lengths, answer * len(prompts), anchored=anchored, own_answers=len(prompts))
-    found = _concatenated(rows, own)
-    return replace(found, relative_error=max(found.relative_error, round(answer * len(prompts) / found.tokens, 3)))
+    return _concatenated(rows, own)
 
 
 def _concatenated(a: Workload, b: Workload) -> Workload:

@@ -10,7 +10,7 @@ from noesis.core.families.shape import Shape
 from noesis.core.text import counted
 from noesis.planning.draft import draft_plan
 from noesis.planning.plan import Plan
-from noesis.planning.pricing import own_answer_seconds
+from noesis.planning.pricing import own_answer_seconds, sampled_seconds
 from noesis.planning.search import PlanningTask
 from noesis.planning.workload import PairWorkload, Workload, Workloads
 
@@ -25,7 +25,8 @@ def plan_of(
     With `sft+dpo` it is the plan of the second part, and `Plan.sft` is that of the first.
     """
     if workloads.pairs is None:
-        return sft_plan(config, model, shape, workloads.last, device, rented=rented)
+        gpus = 1 if workloads.last.sampled else None
+        return sft_plan(config, model, shape, workloads.last, device, rented=rented, gpus=gpus)
     if workloads.sft is None:
         return preference_plan(config, model, shape, workloads.pairs, device, rented=rented)
     first = sft_plan(config, model, shape, workloads.sft, device, rented=rented, gpus=1)
@@ -66,8 +67,21 @@ def sft_plan(
     writing = reading = 0.0
     if work.own_answers:
         writing = own_answer_seconds(PlanningTask(config, shape, work, used, rented), work.own_answers)
-        reasons.append(f"replay: the base writes {counted(work.own_answers, 'answer')} first; {writing:.0f} s")
-    if work.anchored:
+        answers = counted(work.own_answers, "answer")
+        reasons.append(f"replay: the base writes {answers} first, counted at full length; {writing:.0f} s")
+    if work.sampled:
+        tokens, task = config.training.distill.max_new_tokens, PlanningTask(config, shape, work, used, rented)
+        steps = max(1, plan.steps)
+        sampling = steps * sampled_seconds(task, work.sampled * plan.epochs / steps, tokens)
+        reading = FORWARD_SHARE * work.anchored * plan.epochs / plan.tokens_per_s
+        reasons += [
+            f"distill: answers of {tokens} tokens at most, sampled at every step; {sampling:.0f} s",
+            f"distill: the base reads them after critique and revision; {reading:.0f} s",
+        ]
+        if device.gpus > 1:
+            reasons.append(f"GPUs: 1 of {device.gpus}; self-distillation runs on one")
+        reading += sampling
+    elif work.anchored:
         reading = FORWARD_SHARE * work.anchored * plan.epochs / plan.tokens_per_s
         reasons.append(f"kl_weight: the base reads {work.anchored:,} tokens of an epoch as well; {reading:.0f} s")
     if not reasons:

@@ -42,6 +42,7 @@ DECODE_START, DECODE_LAUNCH = 1.0, 1.0e-4  # of a batch on a GPU, seconds; per t
 DECODE_TRAFFIC = 1.5  # bytes moved per byte of the weights and token
 MERGED_LOAD = 3e-9  # seconds per weight to read and merge a model before it answers on a GPU
 MERGE_SERIAL, MERGE_PARALLEL = 8e-9, 52e-9  # seconds per weight, and times cores
+SAMPLED_LAUNCHES, SAMPLED_SPEED = 4.0, 0.5  # of the engine's sampling beside decoding and training (estimates)
 CERTIFY_START = 12.0  # strings, templates, audits
 CERTIFIED_TOKENS = 2100  # compared in each file, answers included
 WRITE_SECONDS = 20e-9  # per weight and file
@@ -210,6 +211,14 @@ def own_answer_seconds(task: PlanningTask, answers: int) -> float:
     if not answers:
         return 0.0
     return _start(task) + _answering(task, answers, task.config.training.replay.max_new_tokens)
+
+
+def sampled_seconds(task: PlanningTask, answers: float, tokens: int) -> float:
+    """One step's answers of self-distillation, by the engine itself, which writes them all at once."""
+    if task.device.kind == "cuda":
+        token = DECODE_LAUNCH * task.shape.layers + DECODE_TRAFFIC * 2 * task.shape.parameters / task.gpu.bandwidth
+        return SAMPLED_LAUNCHES * tokens * token
+    return answers * tokens / (SAMPLED_SPEED * task.cpu_tokens_per_second)
 
 
 def _start(task: PlanningTask) -> float:

@@ -1,4 +1,5 @@
-"""What a run trains, by its method: `sft` on rows, `dpo` on pairs, `sft+dpo` on one after the other.
+"""What a run trains, by its method: `sft` on rows, `dpo` on pairs, `sft+dpo` on one after the other,
+`distill` on prompts.
 
 The second part of `sft+dpo` starts with the adapter of the first, which stays in `checkpoints/sft/` with its states and
 metrics; the run's own adapters, states and metrics are those of the second. Torch-free until something is trained.

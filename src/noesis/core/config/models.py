@@ -15,6 +15,7 @@ from noesis.core.config.sections import (
     Count,
     DataSection,
     DemoSection,
+    DistillSection,
     DpoSection,
     Fraction,
     Frozen,
@@ -69,7 +70,7 @@ class TrainingFile(Frozen):
     model: str = "smollm2"
     revision: str | None = None
     output_name: Annotated[str, Field(pattern=NAME)] = "noesis-philosopher-v1"
-    method: Literal["sft", "dpo", "sft+dpo"] = "sft"
+    method: Literal["sft", "dpo", "sft+dpo", "distill"] = "sft"
     num_train_epochs: Count = 3
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-4
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
@@ -90,6 +91,7 @@ class TrainingFile(Frozen):
     data: DataSection
     constitutional_ai: ConstitutionalSection = ConstitutionalSection()
     dpo: DpoSection = DpoSection()
+    distill: DistillSection = DistillSection()
     replay: ReplaySection = ReplaySection()
     tribunal: TribunalSection = TribunalSection()
     gguf: GgufSection = GgufSection()
@@ -99,7 +101,17 @@ class TrainingFile(Frozen):
     @property
     def epochs(self) -> int:
         """Epochs of the part of training that produces the run's adapters."""
-        return self.num_train_epochs if self.method == "sft" else self.dpo.epochs
+        return self.dpo.epochs if self.on_pairs else self.num_train_epochs
+
+    @property
+    def on_rows(self) -> bool:
+        """Whether the method trains on the examples' answers, alone or first."""
+        return self.method in ("sft", "sft+dpo")
+
+    @property
+    def on_pairs(self) -> bool:
+        """Whether the method trains on pairs, alone or last."""
+        return self.method in ("dpo", "sft+dpo")
 
     @model_validator(mode="after")
     def _method_fits(self) -> TrainingFile:
@@ -110,10 +122,10 @@ class TrainingFile(Frozen):
             )
         if self.replay.kl_weight and self.engine == "unsloth":
             raise ValueError("replay.kl_weight and engine: unsloth can't be combined: set engine: noesis")
-        if self.method == "dpo" and self.replay.active:
+        if self.replay.active and not self.on_rows:
             raise ValueError(
-                "replay applies to SFT, and method: dpo has no SFT part: set method: sft+dpo, or replay.file: null "
-                "and replay.kl_weight: 0"
+                f"replay applies to SFT, and method: {self.method} has no SFT part: set method: sft or sft+dpo, "
+                "or replay.file: null and replay.kl_weight: 0"
             )
         return self
 
@@ -161,11 +173,15 @@ class Config(Frozen):
         for key in NOT_DECIDING:
             del training[key]
         if self.training.method == "sft":
-            del training["method"], training["dpo"]
-        else:
+            del training["method"]
+        if self.training.on_pairs:
             del training["dpo"]["pairs"]  # the content of the file decides, and the data's hash covers it
+        else:
+            del training["dpo"]
+        if self.training.method != "distill":
+            del training["distill"]
         replay = self.training.replay
-        if not replay.active or self.training.method == "dpo":
+        if not replay.active or not self.training.on_rows:
             del training["replay"]
         else:
             training["replay"] = _deciding_replay(replay)

@@ -70,6 +70,18 @@ class DpoSection(Frozen):
     pairs: str | None = None
 
 
+class DistillSection(Frozen):
+    """Self-distillation (`method: distill`): the model answers, and the base that reads critique and revision scores.
+
+    beta: of the divergence, 0: KL(teacher ‖ model), between: Jensen-Shannon, 1: KL(model ‖ teacher)
+    max_new_tokens: of an answer of the model
+    """
+
+    beta: Fraction = 1.0
+    max_new_tokens: Count = 160
+    temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
+
+
 class ReplaySection(Frozen):
     """General instruction rows mixed into the examples of SFT, against forgetting."""
 

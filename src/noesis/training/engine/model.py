@@ -20,14 +20,14 @@ from noesis.llm.causal_model import library_errors
 from noesis.llm.model_config import read_model_config
 from noesis.planning.setup import Setup
 from noesis.training.anchors import Anchors
-from noesis.training.engine import attention
+from noesis.training.engine import attention, ops
 from noesis.training.engine.adapters import Adapters
 from noesis.training.engine.attention import Segments
 from noesis.training.engine.blockwise import Scores
 from noesis.training.engine.frozen import store
 from noesis.training.engine.head import Divergence, Loss, Output, TokenLosses
 from noesis.training.engine.join import Join, NormedJoin, ScaledJoin
-from noesis.training.engine.layer import DecoderLayer, Layer, Row
+from noesis.training.engine.layer import Attend, DecoderLayer, Layer, Row
 from noesis.training.engine.offload import Offload
 from noesis.training.engine.ops import NO_DROP, Dropout
 from noesis.training.engine.rotary import HeadNorms, Rotary
@@ -248,10 +248,24 @@ class Engine:
             self.training = training
             self.begin_step()
 
+    def divergence_from(self, packed: PackedRow, teacher: Tensor, divisor: Tensor, beta: float) -> Tensor:
+        """Summed divergence of the row's trained tokens from a teacher's hidden states there / `divisor`."""
+        h = self._layers(packed)
+        return Divergence.apply(h, self.output, self._to_device(packed.positions), teacher, divisor, beta)
+
     def token_losses(self, packed: PackedRow) -> Tensor:
         """Negative log-likelihood of each of the row's trained tokens: (trained tokens,) float32."""
         h = self._layers(packed)
         return TokenLosses.apply(h, self.output, self._to_device(packed.positions), self._to_device(packed.targets))
+
+    def last_states(self, packed: PackedRow, attend: Attend) -> Tensor:
+        """Normed hidden states after the last layer, with other attention: (T, H)."""
+        h, row = self._embed(packed)
+        row.attend = attend
+        for layer in self.layers:
+            h, _ = layer.forward(h, row)
+            layer.release()
+        return ops.norm(h, self.output.norm, self.output.eps, NO_DROP, fp8=False)[0].plain
 
     def _layers(self, packed: PackedRow) -> Tensor:
         """Hidden states after the last layer: (T, H)."""
