@@ -70,10 +70,13 @@ def test_an_answer_that_was_cut_does_not_teach_to_stop(tiny_tokenizer_folder: Pa
 
 
 def test_held_to_the_base_needs_sft_and_the_engine():
-    for settings, said in (({"method": "dpo"}, "no SFT part"), ({"engine": "unsloth"}, "kl_weight")):
-        named = {f"training.{key}": value for key, value in settings.items()}
-        with pytest.raises(ConfigError, match=said):
-            small(**{"training.replay.kl_weight": 1.0}, **named)
+    for method in ("dpo", "distill"):
+        with pytest.raises(ConfigError, match=f"method: {method} has no SFT part"):
+            small(**{"training.replay.kl_weight": 1.0, "training.method": method})
+    with pytest.raises(ConfigError, match="kl_weight"):
+        small(**{"training.replay.kl_weight": 1.0, "training.engine": "unsloth"})
+    with pytest.raises(ConfigError, match="include_critique: false"):
+        small(**{"training.method": "distill", "training.constitutional_ai.include_critique": True})
 
 
 def test_what_is_not_configured_leaves_the_digest_as_it_was():

@@ -31,7 +31,7 @@ def own_answers(s: RunSession) -> list[str] | None:
     limit = s.config.training.replay.max_new_tokens
     file = s.run.checkpoints / OWN_ANSWERS_FILE
     key = sha256_json([s.model.revision, conversations, limit])
-    stored = _stored(file, key)
+    stored = _stored(file, key, len(conversations))
     if stored is None:
         say(f"  the base answers {counted(len(asked), 'everyday request')}, which are replayed against forgetting")
         stored = _answers(s, conversations, limit) if conversations else []
@@ -40,11 +40,13 @@ def own_answers(s: RunSession) -> list[str] | None:
     return stored
 
 
-def _stored(file: Path, key: str) -> list[str] | None:
+def _stored(file: Path, key: str, count: int) -> list[str] | None:
+    """The answers as they were written; None: there are none, or they are of other questions, or changed."""
     try:
         found = read_json_file(file, constants=False)
-        answers: list[str] = found["answers"]
-        return answers if found["key"] == key and found["sha256"] == sha256_json(answers) else None
+        answers = found["answers"]
+        valid = found["key"] == key and found["sha256"] == sha256_json(answers) and len(answers) == count
+        return answers if valid and all(isinstance(answer, str) for answer in answers) else None
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -75,8 +75,11 @@ def test_the_bases_own_answers_are_made_once_and_kept_in_the_run(
     assert replay(path).identical
     assert asked == [2, 2]  # made again in a directory of its own
 
-    # answers that somebody changed are not trained on
-    stored["answers"][0] = "Something else."
+    # answers that somebody changed, or that are none, are not trained on
+    from noesis.core.files import sha256_json
+
+    stored["answers"] = ["Something else.", 7]
+    stored["sha256"] = sha256_json(stored["answers"])
     (path / "checkpoints" / "own_answers.json").write_text(json.dumps(stored), encoding="utf-8")
     assert any("own_answers.json" in line for line in wrong(path))
     train(small_project, tiny_model, path, **settings)

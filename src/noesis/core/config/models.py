@@ -120,6 +120,11 @@ class TrainingFile(Frozen):
                 f"method: {self.method} and engine: unsloth can't be combined: Unsloth trains with method: sft only; "
                 "set engine: noesis"
             )
+        if self.method == "distill" and self.constitutional_ai.include_critique:
+            raise ValueError(
+                "method: distill trains on the model's own answers, which have no critique before them: set "
+                "constitutional_ai.include_critique: false"
+            )
         if self.replay.kl_weight and self.engine == "unsloth":
             raise ValueError("replay.kl_weight and engine: unsloth can't be combined: set engine: noesis")
         if self.replay.active and not self.on_rows:
