@@ -61,9 +61,9 @@ class DistillTrainer(WholeStepTrainer, Trainer):  # type: ignore[misc]
         divisor, losses = torch.tensor(float(sampled), device=self.engine.device), []
         with self.interruptible():
             for group in groups:
-                states = [self.engine.base_states(pack([teacher[i]], [])) for i in group]
+                states = self.engine.base_states(pack([teacher[i] for i in group], []))
                 row = pack([student[i] for i in group], [indices[i] for i in group])
-                loss = self.engine.divergence_from(row, torch.cat(states), divisor, self.distill.beta)
+                loss = self.engine.divergence_from(row, states, divisor, self.distill.beta)
                 loss.backward()
                 losses.append(loss.detach())
                 self.stop_if_asked()

@@ -17,7 +17,7 @@ from noesis.training.divergence import token_divergence
 from noesis.training.engine import ops
 
 Tensor = Any
-SHARE = 8  # of a chunk's tokens for a divergence: several float32 copies of the logits are in memory at once
+SHARE = 16  # of a chunk's tokens for a divergence: several float32 copies of the logits are in memory at once
 FEWEST = 16  # tokens of its chunk
 
 
