@@ -1,10 +1,11 @@
-"""SFT, DPO and SFT+DPO, with and without the critique, three seeds each: SmolLM2 on the English examples, 111 to train
-on and 13 held out.
+"""SFT, DPO, SFT+DPO and what is meant to forget less, three seeds each: SmolLM2 on the English examples, 111 to train
+on and 13 held out; the first three with and without the critique.
 
 python benchmarks/preference.py split
     # writes each seed's split to WORK/splits, so that `run` needs torch's packages only
 python benchmarks/preference.py run [--device cuda]
     # trains and measures what WORK/results.jsonl does not hold yet
+python benchmarks/preference.py run --methods sft,less       # only `sft` and the arms that are to forget less
 python benchmarks/preference.py table                        # the table, with paired intervals
 
 Each seed holds out another 13 examples, so that three seeds judge by 39. Measured of each model, in bfloat16, by
@@ -25,16 +26,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from noesis.dataset.schema import Example
+from noesis.dataset.schema import Dataset, Example
+from parts.forgetting import LESS, training_set_of
 from parts.preference_table import read, summary, table
 
 ROOT = Path(__file__).resolve().parents[1]
-METHODS = ("sft", "dpo", "sft+dpo")
+METHODS = ("sft", "dpo", "sft+dpo", "less")  # less: the arms of parts/forgetting.py
+WITH_RATES = ("dpo", "sft+dpo")
 Records = list[Example]
 
 
 def configured(
-    options: argparse.Namespace, seed: int, *, method: str, critique: bool, rate: float | None = None
+    options: argparse.Namespace,
+    seed: int,
+    *,
+    method: str,
+    critique: bool,
+    rate: float | None = None,
+    more: dict[str, Any] | None = None,
 ) -> Any:
     from noesis.core.config import load_config
     from noesis.core.project import Project
@@ -55,7 +64,7 @@ def configured(
         "lora.lora_alpha": 2 * options.r,
         "lora.quantization.load_in_4bit": False,
     }
-    return load_config(Project(ROOT), changes)
+    return load_config(Project(ROOT), changes | (more or {}))
 
 
 def split_of(options: argparse.Namespace, seed: int) -> tuple[Records, Records]:
@@ -210,13 +219,14 @@ def train_cell(
     held_out: Records,
     config: Any,
     start: Path | None,
+    base: Any = None,
 ) -> Any:
     """Train by SFT, or by DPO from `start`; the adapter's folder and training's figures."""
     from noesis.constitution.document import load_constitution
     from noesis.core.project import Project
     from noesis.dataset.encode import example_pairs, training_rows
     from noesis.llm.row_encoder import open_encoder
-    from noesis.planning.by_method import preference_plan
+    from noesis.planning.by_method import plan_of, preference_plan
     from noesis.planning.draft import make_plan
     from noesis.planning.model_shapes import read_shape
     from noesis.training.job import PreferencePairs, TrainingSet, TrainJob
@@ -226,7 +236,11 @@ def train_cell(
     constitution, encoder = load_constitution(Project(ROOT).constitution), open_encoder(folder)
     how = {"include_critique": config.training.constitutional_ai.include_critique, "max_length": 4096}
     shape = read_shape(folder)
-    if config.training.method == "sft":
+    if base is not None:
+        parts = Dataset(tuple(train), tuple(held_out))
+        data, work = training_set_of(config, parts, encoder, constitution, base)
+        plan = plan_of(config, options.model, shape, work, device)
+    elif config.training.method == "sft":
         data = TrainingSet(rows=training_rows(train, encoder, constitution, **how))
         plan = make_plan(config, options.model, shape, data.workloads.last, device)
     else:
@@ -258,10 +272,11 @@ def run(options: argparse.Namespace) -> None:
             tasks += [
                 (f"{method}{mark} {rate:g}", method, critique, rate)
                 for rate in options.dpo_rates
-                for method in METHODS[1:]
+                for method in WITH_RATES
             ]
+        tasks += [(arm, "less", False, None) for arm in LESS]
         for arm, method, critique, rate in tasks:
-            settings = settings_of(options, method)
+            settings = settings_of(options, arm, method)
             if (arm, seed, settings) in done or (method != "base" and method not in options.methods):
                 continue
             adapter, figures = None, {}
@@ -272,10 +287,10 @@ def run(options: argparse.Namespace) -> None:
                     else None
                 )
                 place = options.work / "runs" / f"{arm.replace(' ', '_')}-{seed}"
-                config = configured(
-                    options, seed, method="dpo" if method == "sft+dpo" else method, critique=critique, rate=rate
-                )
-                adapter, figures = train_cell(options, folder, device, place, train, held_out, config, start)
+                own = {"sft+dpo": "dpo", "less": "sft"}.get(method, method)
+                more, base = (LESS[arm], measure.base) if method == "less" else (None, None)
+                config = configured(options, seed, method=own, critique=critique, rate=rate, more=more)
+                adapter, figures = train_cell(options, folder, device, place, train, held_out, config, start, base)
             line = {
                 "arm": arm,
                 "method": method,
@@ -305,14 +320,13 @@ def sft_adapter(
     return Path(train_cell(options, folder, device, place, train, held_out, config, None)[0])
 
 
-def settings_of(options: argparse.Namespace, method: str) -> str:
+def settings_of(options: argparse.Namespace, arm: str, method: str) -> str:
     """What a stored result must have been made with to stand for one of this run."""
     common = [options.model, options.limit, options.answers, options.answer_tokens]
     sft = [options.r, options.sft_epochs, options.sft_rate]
     dpo = [options.dpo_epochs, options.nll_weight, options.reference]
-    return json.dumps(
-        {"base": common, "sft": common + sft, "dpo": [*common, options.r, *dpo], "sft+dpo": common + sft + dpo}[method]
-    )
+    of_method = {"base": common, "sft": common + sft, "dpo": [*common, options.r, *dpo], "sft+dpo": common + sft + dpo}
+    return json.dumps(of_method[method] if method != "less" else common + sft + [LESS[arm]])
 
 
 def main() -> None:

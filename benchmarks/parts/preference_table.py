@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from parts.forgetting import choose
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -69,6 +71,7 @@ def summary(line: dict[str, Any]) -> str:
 
 
 def table(options: argparse.Namespace) -> None:
+    from noesis.core.config import TribunalSection
     from noesis.tribunal.statistics import bootstrap, clustered, mcnemar, sign_flip
 
     lines = [line for file in options.files or [options.work / "results.jsonl"] for line in read(file)]
@@ -147,3 +150,11 @@ def table(options: argparse.Namespace) -> None:
         ]
         lost, won = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
         print(f"| {arm} | {' | '.join(cells_)} | {lost}, {won} (McNemar {mcnemar(lost, won):.2f}) |")
+    if "base" in arms:
+        right = {arm: [ok for line in cells for ok in keyed(line).values()] for arm, cells in arms.items()}
+        share = {arm: sum(oks) / len(oks) for arm, oks in right.items() if oks}
+        preference = {arm: values(arm, "plain", "preference") for arm in share if arm != "base"}
+        if preference:
+            mean_of = {arm: sum(found.values()) / len(found) for arm, found in preference.items()}
+            fall = {arm: share["base"] - share[arm] for arm in preference}
+            print(f"\nThe rule of decision 0046: {choose(mean_of, fall, TribunalSection().max_forgetting)}")

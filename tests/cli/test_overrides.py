@@ -149,7 +149,7 @@ def test_a_quick_demo_trains_one_epoch_by_any_method(project: Path, captured: li
 def test_every_override_reaches_a_setting(project: Path):
     values = {
         "model": "m", "method": "dpo", "epochs": 1, "max_examples": 2, "learning_rate": 1e-6, "language": "en",
-        "max_usd": 1.0, "max_minutes": 2.0, "ask": "both", "kept_items": 3, "strength": 0.5,
+        "max_usd": 1.0, "max_minutes": 2.0, "ask": "both", "kept_items": 3, "strength": 0.5, "kl_weight": 0.5,
     }  # fmt: skip
     assert values.keys() == Overrides.__dataclass_fields__.keys()
     for name, value in values.items():

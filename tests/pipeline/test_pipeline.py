@@ -67,7 +67,7 @@ def test_every_stage_runs_and_a_second_time_none_does(
 
     capsys.readouterr()
     again = run_all(small_project, tiny_model, tmp_path / "run")
-    assert capsys.readouterr().out.count("already done") == 7  # all but the report
+    assert capsys.readouterr().out.count("already done") == 8  # all but the report
     assert {
         n: o.sha256
         for record in again.run.manifest.stages.values()

@@ -15,7 +15,7 @@ from helpers.running_server import KEY, endless, reciters, running
 from helpers.tiny_gguf import write_reciter, write_switch
 from noesis.constitution.document import SystemPrompt
 from noesis.core.project import Project
-from noesis.pipeline.page_examples import PageExamples
+from noesis.pipeline.served.page_examples import PageExamples
 from noesis.serving.protocol import Limits
 from noesis.serving.server import ModelFiles
 from noesis.workspace.new_project import create_project

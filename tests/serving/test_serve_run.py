@@ -22,8 +22,8 @@ from noesis.core.config import load_config
 from noesis.core.errors import RunError, UsageError
 from noesis.core.files import sha256_file
 from noesis.core.project import Project
-from noesis.pipeline.live_judge import AnswerOpinion, LiveJudge, format_opinion
-from noesis.pipeline.served_files import certified_gguf, served_files
+from noesis.pipeline.served.files import certified_gguf, served_files
+from noesis.pipeline.served.live_judge import AnswerOpinion, LiveJudge, format_opinion
 from noesis.release.parity.certificate import AnswerAgreement, Certificate, Comparison, Divergence, Tolerance
 from noesis.run.directory import load_run
 

@@ -52,11 +52,22 @@ MaxExamplesOption = Annotated[
     int | None, typer.Option("--max-examples", min=1, metavar="N", help="Train on only N of the examples.")
 ]
 MethodOption = Annotated[
-    Literal["sft", "dpo", "sft+dpo"] | None,
+    Literal["sft", "dpo", "sft+dpo", "distill"] | None,
     typer.Option(
         "--method",
         help="sft trains on the examples, dpo on pairs of a weak and a revised answer, sft+dpo on one after the "
-        "other; default: as in training_config.yaml.",
+        "other, distill on the model's own answers as the base scores them that reads critique and revision; "
+        "default: as in training_config.yaml.",
+    ),
+]
+KlWeightOption = Annotated[
+    float | None,
+    typer.Option(
+        "--kl-weight",
+        min=0.0,
+        metavar="X",
+        help="Against forgetting: hold the model to the base (KL) on replayed rows, which the base writes where no "
+        "file is named; 1 is a start, 0 off; default: replay.kl_weight in training_config.yaml.",
     ),
 ]
 StrengthOption = Annotated[

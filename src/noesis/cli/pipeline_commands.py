@@ -17,6 +17,7 @@ from noesis.cli.options import (
     JsonOption,
     JudgeOption,
     JudgesMaxUsdOption,
+    KlWeightOption,
     MaxExamplesOption,
     MaxMinutesOption,
     MaxUsdOption,
@@ -118,6 +119,7 @@ def plan(
     epochs: EpochsOption = None,
     max_examples: MaxExamplesOption = None,
     method: MethodOption = None,
+    kl_weight: KlWeightOption = None,
     gpu: Annotated[
         str | None,
         typer.Option(
@@ -152,7 +154,9 @@ def plan(
 
     reserve_stdout(as_json)
     found = find_project(project)
-    config = Overrides(model=model, epochs=epochs, max_examples=max_examples, method=method).configure(found)
+    config = Overrides(
+        model=model, epochs=epochs, max_examples=max_examples, method=method, kl_weight=kl_weight
+    ).configure(found)
     constitution = load_constitution(found.constitution)
     dataset = read_train_export(found, config, constitution)
     if measure:
@@ -172,6 +176,7 @@ def train(
     epochs: EpochsOption = None,
     max_examples: MaxExamplesOption = None,
     method: MethodOption = None,
+    kl_weight: KlWeightOption = None,
     dataset: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder with train.jsonl and eval.jsonl; default: data/training/exports."),
@@ -232,6 +237,7 @@ def train(
         max_examples=max_examples,
         method=method,
         strength=strength,
+        kl_weight=kl_weight,
         max_usd=max_usd,
         max_minutes=max_minutes,
     ).configure(found)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from noesis.constitution.document import Constitution
     from noesis.core.messages import Message
     from noesis.llm.clients.chat_client import LLMClient
-    from noesis.pipeline.live_judge import LiveJudge
-    from noesis.pipeline.page_examples import PageExamples
+    from noesis.pipeline.served.live_judge import LiveJudge
+    from noesis.pipeline.served.page_examples import PageExamples
     from noesis.run.directory import Run
 
 app = typer.Typer()
@@ -92,7 +92,7 @@ def serve(
     from noesis.core.errors import UsageError
     from noesis.core.event_loop import run_async
     from noesis.llm.addresses import is_loopback_address
-    from noesis.pipeline.served_files import served_files
+    from noesis.pipeline.served.files import served_files
     from noesis.run.directory import load_run
     from noesis.serving.page.load import load_page
     from noesis.serving.protocol import Limits
@@ -166,8 +166,8 @@ def chat(
     from noesis.core.console import say
     from noesis.core.errors import UsageError
     from noesis.core.event_loop import AsyncRunner
-    from noesis.pipeline.live_judge import format_opinion
-    from noesis.pipeline.served_files import certified_gguf, find_base_gguf, served_files
+    from noesis.pipeline.served.files import certified_gguf, find_base_gguf, served_files
+    from noesis.pipeline.served.live_judge import format_opinion
     from noesis.run.directory import load_run
     from noesis.serving.chat import COMMANDS, CONTEXT, ChatSession, answer_function
     from noesis.serving.chat import chat as run_chat
@@ -254,7 +254,7 @@ def connect(
     from noesis.core.console import say, say_text
     from noesis.core.errors import ParityError, UsageError
     from noesis.llm.clients.chat_client import LLMClient
-    from noesis.pipeline.served_files import first_question
+    from noesis.pipeline.served.files import first_question
     from noesis.run.directory import load_run
     from noesis.serving.connect import Endpoint, instructions
 
@@ -267,7 +267,7 @@ def connect(
         print_result({"base_url": base_url, "model": model, "text": text}, True) if as_json else say_text(text)
         return
     _require_serving_extra()
-    from noesis.pipeline.served_files import probe_endpoint
+    from noesis.pipeline.served.files import probe_endpoint
 
     api_key = key or os.environ.get("NOESIS_API_KEY")
     if not api_key:
@@ -311,7 +311,7 @@ def _page_examples(named: Path | None, is_private: bool) -> PageExamples | None:
     from noesis.core.console import say
     from noesis.core.errors import NoesisError
     from noesis.core.project import find_project
-    from noesis.pipeline.page_examples import PageExamples
+    from noesis.pipeline.served.page_examples import PageExamples
 
     if named is None and not is_private:
         return None
@@ -328,7 +328,7 @@ def _live_judge(
     run: Run, project: Path | None, constitution: Constitution, judges: list[str] | None, max_usd: float | None
 ) -> LiveJudge:
     from noesis.core.project import Project, find_project
-    from noesis.pipeline.live_judge import LiveJudge
+    from noesis.pipeline.served.live_judge import LiveJudge
 
     found = find_project(project) if judges else Project(run.path)
     return LiveJudge(run, found, constitution, judges or (), max_usd=max_usd)

@@ -23,10 +23,10 @@ def check_request(project: Project, training: TrainingFile, request: CloudReques
     if request.model is not None:
         _check_model(request.model)
     if request.what == "all":
-        if training.method != "sft" and training.dpo.pairs is not None:
+        if training.on_pairs and training.dpo.pairs is not None:
             _check_file(project, "dpo.pairs", training.dpo.pairs)
-        if training.method != "dpo" and training.replay.file is not None:
-            _check_file(project, "replay.file", training.replay.file)
+        if training.on_rows and training.replay.rows_file is not None:
+            _check_file(project, "replay.file", training.replay.rows_file)
 
 
 def _check_gguf(request: CloudRequest) -> None:

@@ -170,8 +170,7 @@ def _planned(
     gpus = int(count or 1) * request.nodes
     if config.training.method != "sft" and gpus > 1:
         raise UsageError(
-            f"--gpus {gpus}: preference training (method: {config.training.method}) runs on one GPU, "
-            "and all of them would be paid for"
+            f"--gpus {gpus}: method {config.training.method} runs on one GPU, and all of them would be paid for"
         )
     constitution = load_constitution(project.constitution)
     dataset = read_train_export(project, config, constitution)

@@ -16,7 +16,7 @@ from noesis.llm.addresses import is_loopback
 from noesis.llm.clients.spec import parse_spec
 from noesis.llm.hub import is_gguf_file
 
-METHODS = ("sft", "dpo", "sft+dpo")
+METHODS = ("sft", "dpo", "sft+dpo", "distill")
 LOCAL_JUDGE = "vllm:"  # a judge that the run serves for itself, on the judging GPU
 MAX_GPUS = 8  # of one container
 MAX_NODES = 32  # of one cluster, as Modal documents it; its machines are whole ones

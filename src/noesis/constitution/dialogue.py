@@ -20,6 +20,22 @@ def opening_messages(
     ]
 
 
+def with_revision(language: str, prompt: str, critique: str, revised: str) -> str:
+    """`prompt` with what an answer to it was criticised for and how it was revised, for the one who knows better.
+
+    In Portuguese, and in English for every other language.
+    """
+    if language == "pt":
+        return (
+            f"{prompt}\n\n---\nUma resposta anterior foi criticada:\n{critique}\n\nFoi revisada assim:\n{revised}"
+            "\n---\nAgora responda à pergunta acima com suas palavras, no espírito da revisão."
+        )
+    return (
+        f"{prompt}\n\n---\nAn earlier answer was criticised:\n{critique}\n\nThis is how it was revised:\n{revised}"
+        "\n---\nNow answer the question above in your own words, in the spirit of the revision."
+    )
+
+
 def with_analysis(critique: str, answer: str) -> str:
     """`answer` after the critique as an analysis block."""
     return f"{ANALYSIS_OPEN}\n{critique}\n{ANALYSIS_CLOSE}\n\n{answer}"

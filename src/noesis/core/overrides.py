@@ -36,6 +36,7 @@ class Overrides:
     ask: str | None = None
     kept_items: int | None = None
     strength: float | None = None
+    kl_weight: float | None = None
 
     def settings(self, method: str) -> dict[str, Setting]:
         """Dotted keys and values for `load_config`.
@@ -56,6 +57,7 @@ class Overrides:
             "training.tribunal.ask": self.ask,
             "training.tribunal.kept_items": self.kept_items,
             "training.strength.fixed": self.strength,
+            "training.replay.kl_weight": self.kl_weight,
         }
         return {key: value for key, value in found.items() if value is not None}
 

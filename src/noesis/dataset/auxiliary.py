@@ -4,6 +4,7 @@
     {"id", "language", "prompt", "turns"?, "chosen", "rejected", "p_chosen": 0.5 to 1}
 (`noesis constitution prefer` writes such a file; its other fields are not read), and `replay.file` one with
     {"prompt", "response", "system"?}  or  {"messages": [{"role", "content"}, …, the assistant's answer last]}
+or says `self`: the base's own answers to `everyday.yaml` (`everyday.py`).
 """
 
 from __future__ import annotations
@@ -21,9 +22,14 @@ from noesis.core.errors import DataError, UsageError
 from noesis.core.jsonl import UniqueIds, read_models
 from noesis.core.project import Project
 from noesis.core.text import normalised
+from noesis.dataset.checks.fingerprint import fingerprint
+from noesis.dataset.everyday import wanted_rows
 from noesis.dataset.schema import Dataset, Example, PreferencePair, ReplayRow
 
 PAIRS_FILE, REPLAY_FILE = "pairs.jsonl", "replay.jsonl"  # in a run's data folder
+
+TAUGHT = 0.5  # share of a held-out answer's word 3-grams from which a row that says them teaches it
+FEWEST_GRAMS = 8  # of an answer; a shorter one is said by chance
 
 R = TypeVar("R", PreferencePair, ReplayRow)
 
@@ -50,13 +56,42 @@ def read_pairs(file: Path, held_out: Iterable[Example]) -> tuple[PreferencePair,
     return tuple(pairs)
 
 
-def read_replay(file: Path) -> tuple[ReplayRow, ...]:
+def read_replay(file: Path, held_out: Sequence[Example] = ()) -> tuple[ReplayRow, ...]:
     """The conversations of a file.
+
+    Args:
+        held_out: examples that must not be trained on: neither their prompts nor, word by word, their answers.
 
     Raises:
         UsageError: there is no such file. DataError: naming file and line.
     """
-    return tuple(row for _, row in _read(file, ReplayRow, "replay.file"))
+    found = _read(file, ReplayRow, "replay.file")
+    prompts = {normalised(example.prompt) for example in held_out}
+    answers = [
+        (example.name, frozenset(fingerprint([text]).grams.tolist()))
+        for example in held_out
+        for text in (example.response_revised, example.response_initial)
+    ]
+    for place, row in found:
+        if any(m.role == "user" and normalised(m.content) in prompts for m in row.messages):
+            raise DataError(
+                f"{place}: its prompt is that of a held-out example, which must not be trained on; remove the row"
+            )
+        if answers and (name := _taught_answer(row, answers)):
+            raise DataError(
+                f"{place}: it teaches the answer to held-out example {name}, which must not be trained on; "
+                "remove the row"
+            )
+    return tuple(row for _, row in found)
+
+
+def _taught_answer(row: ReplayRow, answers: Sequence[tuple[str, frozenset[int]]]) -> str | None:
+    """The example one of whose answers is largely in the row, by word 3-grams; None if there is none."""
+    said = fingerprint(["\n".join(m.content for m in row.messages if m.role == "assistant")]).grams.tolist()
+    for name, grams in answers:
+        if len(grams) >= FEWEST_GRAMS and len(grams.intersection(said)) >= TAUGHT * len(grams):
+            return name
+    return None
 
 
 def sample_replay(rows: Sequence[ReplayRow], examples: int, share: float, seed: int) -> tuple[ReplayRow, ...]:
@@ -66,7 +101,7 @@ def sample_replay(rows: Sequence[ReplayRow], examples: int, share: float, seed: 
         examples: how many other rows are trained on.
         seed: the same seed draws the same rows, whatever their order.
     """
-    wanted = round(examples * share / (1 - share))
+    wanted = wanted_rows(examples, share)
     if len(rows) < wanted:
         say(f"  replay: {share:.0%} would be {wanted} rows, but the file has only {len(rows)}: all are used")
 
@@ -84,10 +119,10 @@ def add_auxiliary(dataset: Dataset, project: Project, config: Config) -> Dataset
     """
     t = config.training
     pairs, replay = dataset.pairs, dataset.replay
-    if t.method != "sft" and t.dpo.pairs is not None:
+    if t.on_pairs and t.dpo.pairs is not None:
         pairs = read_pairs(project.root / t.dpo.pairs, dataset.held_out)
-    if t.method != "dpo" and t.replay.file is not None:
-        rows = read_replay(project.root / t.replay.file)
+    if t.on_rows and t.replay.rows_file is not None:
+        rows = read_replay(project.root / t.replay.rows_file, dataset.held_out)
         replay = sample_replay(rows, len(dataset.train), t.replay.share, t.seed)
     return replace(dataset, pairs=pairs, replay=replay)
 

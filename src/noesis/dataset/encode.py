@@ -6,16 +6,17 @@ A row that could not be trained on as meant is refused, by its name.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
-from noesis.constitution.dialogue import opening_messages, with_analysis
+from noesis.constitution.dialogue import opening_messages, with_analysis, with_revision
 from noesis.constitution.document import Constitution
 from noesis.core.errors import TrainingError
 from noesis.core.messages import Message
 from noesis.dataset.schema import Example, PreferencePair, ReplayRow
-from noesis.llm.chat_template import end_of_turn, refusal_reason
+from noesis.llm.chat_template import break_controls, end_of_turn, refusal_reason
 from noesis.llm.row_encoder import RowEncoder
-from noesis.llm.token_rows import TokenPair, TokenRow
+from noesis.llm.token_rows import IGNORED, DistillPrompt, TokenPair, TokenRow
 
 
 def training_rows(
@@ -46,8 +47,11 @@ def training_rows(
     return rows
 
 
-def replay_rows(rows: Sequence[ReplayRow], encoder: RowEncoder, *, max_length: int) -> list[TokenRow]:
+def replay_rows(rows: Sequence[ReplayRow], encoder: RowEncoder, *, max_length: int, anchored: bool) -> list[TokenRow]:
     """Rows of general conversations, with their own system prompt or none; the last answer is trained on.
+
+    Args:
+        anchored: the model is held to the base's distribution there, instead of to the words.
 
     Raises:
         TrainingError: as `training_rows`.
@@ -57,7 +61,40 @@ def replay_rows(rows: Sequence[ReplayRow], encoder: RowEncoder, *, max_length: i
     for number, row in enumerate(rows, 1):
         *messages, answer = (message.to_json() for message in row.messages)
         token_row = encoder.encode(messages, answer["content"], name=f"replay {number}")
-        encoded.append(_checked(token_row, f"row replay {number} ", stop, max_length))
+        checked = _checked(token_row, f"row replay {number} ", stop, max_length)
+        encoded.append(replace(checked, anchored=anchored))
+    return encoded
+
+
+def own_answer_rows(
+    conversations: Sequence[list[Message]],
+    answers: Sequence[str],
+    encoder: RowEncoder,
+    *,
+    max_length: int,
+    max_new_tokens: int,
+    anchored: bool,
+) -> list[TokenRow]:
+    """Rows of what the base itself answered, control tokens broken up; an answer of nothing makes no row.
+
+    Args:
+        max_new_tokens: length of an answer at which the base was stopped; the end of such a one is not trained.
+        anchored: as in `replay_rows`.
+
+    Raises:
+        TrainingError: as `training_rows`.
+    """
+    encoded = []
+    stop = end_of_turn(encoder.tokenizer, name="everyday") if answers else -1
+    for number, (messages, answer) in enumerate(zip(conversations, answers, strict=True), 1):
+        if not answer.strip():
+            continue
+        name = f"everyday {number}"
+        (broken,) = break_controls(encoder.tokenizer, [{"role": "assistant", "content": answer}])
+        row = _checked(encoder.encode(messages, broken["content"], name=name), f"row {name} ", stop, max_length)
+        if row.trained >= max_new_tokens:  # a token or so may be cut off with the spaces at its end
+            row = replace(row, labels=[*row.labels[:-1], IGNORED])
+        encoded.append(replace(row, anchored=anchored))
     return encoded
 
 
@@ -123,6 +160,43 @@ def soft_pairs(
         encoder,
         max_length,
     )
+
+
+def distill_prompts(
+    examples: Sequence[Example], encoder: RowEncoder, constitution: Constitution, *, max_length: int
+) -> list[DistillPrompt]:
+    """What model and teacher read of each example, in the same order.
+
+    Args:
+        max_length: tokens that are left beside the answer.
+
+    Raises:
+        TrainingError: a prompt is longer, or holds a control token; the message names it.
+    """
+    if examples:
+        end_of_turn(encoder.tokenizer, name=examples[0].name)
+    found = []
+    for example in examples:
+        # encoded with an answer, so that the text is checked as every other row's
+        parts = []
+        for messages in (prompt_messages(constitution, example), teacher_messages(constitution, example)):
+            row = encoder.encode(messages, example.response_revised, name=example.name)
+            ids = row.input_ids[: row.labels.index(next(label for label in row.labels if label != IGNORED))]
+            if len(ids) > max_length:
+                raise TrainingError(
+                    f"row {example.name}: with critique and revised answer its prompt has {len(ids)} tokens, and "
+                    f"max_length leaves {max_length} beside the answer (distill.max_new_tokens): raise max_length in "
+                    "training_config.yaml or shorten the example"
+                )
+            parts.append(ids)
+        found.append(DistillPrompt(*parts))
+    return found
+
+
+def teacher_messages(constitution: Constitution, example: Example) -> list[Message]:
+    """What the teacher of self-distillation reads: the prompt with critique and revised answer."""
+    asked = with_revision(example.language, example.prompt, example.critique, example.response_revised)
+    return opening_messages(constitution, example.language, asked, example.earlier)
 
 
 def prompt_messages(constitution: Constitution, row: Example | PreferencePair) -> list[Message]:

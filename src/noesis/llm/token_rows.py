@@ -13,15 +13,34 @@ class TokenRow:
 
     input_ids: (length,) token ids of the whole conversation
     labels: (length,) the same ids where the token is trained on, -100 elsewhere
+    anchored: at the trained tokens, the model is held to the base's distribution instead of to the token itself
     """
 
     input_ids: list[int]
     labels: list[int]
+    anchored: bool = False
 
     @property
     def trained(self) -> int:
         """Number of tokens that carry loss."""
         return sum(label != IGNORED for label in self.labels)
+
+    @property
+    def predicted(self) -> int:
+        """Number of tokens that carry loss and have a token before them to be predicted from."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
+
+@dataclass(frozen=True)
+class DistillPrompt:
+    """One prompt of self-distillation, up to where the answer begins.
+
+    student: (length,) token ids as the model is asked
+    teacher: (length,) the same with critique and revised answer, which the base reads
+    """
+
+    student: list[int]
+    teacher: list[int]
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def _plan(run: Run, epochs: int) -> Plan:
     plan = RunResults(run).executed_plan
     if plan is None:
         raise RunError(f"{run.path} was planned by an early version of Noesis: such a run can't be made again")
-    if run.config().training.method != "sft":
+    if run.config().training.on_pairs:
         return plan
     return replace(plan, epochs=epochs, steps=plan.steps // plan.epochs * epochs)
 

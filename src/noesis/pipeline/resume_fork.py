@@ -41,7 +41,7 @@ def _why_not_resumable(run: Run, identity: Identity, config: Config) -> list[str
     reasons = [
         f"{key}: {was} there, {asked} asked for"
         for key, was, asked in _differences(old, config)
-        if key != EPOCHS or config.training.method != "sft"
+        if key != EPOCHS or config.training.on_pairs
     ]
     reasons += [f"another {name}" for name in run.identity.differences(identity) if name != "config"]
     reasons += run.manifest.library_differences(always=epochs != old.training.epochs)

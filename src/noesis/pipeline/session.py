@@ -17,11 +17,12 @@ from noesis.llm.embedded import Model
 from noesis.llm.row_encoder import RowEncoder, encoder_for
 from noesis.pipeline.consent import base_model
 from noesis.pipeline.results import RunResults
-from noesis.pipeline.training_set import build_training_set
+from noesis.pipeline.training_set import build_training_set, planned_workloads
 from noesis.planning.budget import Budget, budget_of
 from noesis.planning.plan import Plan, with_planned_storage
 from noesis.planning.precision import compute_dtype
 from noesis.planning.pricing import usd_per_second
+from noesis.planning.workload import Workloads
 from noesis.run.directory import Run, load_run
 from noesis.run.lock import locked
 from noesis.training.job import TrainingSet
@@ -67,8 +68,13 @@ class RunSession:
 
     @cached_property
     def training_set(self) -> TrainingSet:
-        """The token rows that the method trains on."""
+        """The token rows that the method trains on, without answers that the base itself writes."""
         return build_training_set(self.config, self.dataset, self.encoder, self.constitution)
+
+    @property
+    def planned_workloads(self) -> Workloads:
+        """What the run computes; answers that the base has still to write count at full length."""
+        return planned_workloads(self.config, self.dataset, self.constitution, self.encoder, self.training_set)
 
     @property
     def plan(self) -> Plan | None:

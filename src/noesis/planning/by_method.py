@@ -7,8 +7,11 @@ from dataclasses import replace
 from noesis.core.config import Config
 from noesis.core.device import Device
 from noesis.core.families.shape import Shape
+from noesis.core.text import counted
 from noesis.planning.draft import draft_plan
 from noesis.planning.plan import Plan
+from noesis.planning.pricing import own_answer_seconds, sampled_seconds
+from noesis.planning.search import PlanningTask
 from noesis.planning.workload import PairWorkload, Workload, Workloads
 
 FORWARD_SHARE = 0.5  # of a training step's time that the forward pass alone takes
@@ -22,10 +25,11 @@ def plan_of(
     With `sft+dpo` it is the plan of the second part, and `Plan.sft` is that of the first.
     """
     if workloads.pairs is None:
-        return draft_plan(config, model, shape, workloads.last, device, rented=rented)
+        gpus = 1 if workloads.last.sampled else None
+        return sft_plan(config, model, shape, workloads.last, device, rented=rented, gpus=gpus)
     if workloads.sft is None:
         return preference_plan(config, model, shape, workloads.pairs, device, rented=rented)
-    first = _on_one_gpu(config, model, shape, workloads.sft, device, rented=rented)
+    first = sft_plan(config, model, shape, workloads.sft, device, rented=rented, gpus=1)
     # both parts use the same base: an adapter continues on what it started on
     config = config.with_settings(
         quantization={"load_in_4bit": first.setup.precision == "nf4"}, training={"precision": first.setup.precision}
@@ -39,6 +43,56 @@ def plan_of(
         seconds=round(second.seconds + first.seconds, 1),
         fits=first.fits and second.fits,
         reasons=(*second.reasons, summary),
+    )
+
+
+def sft_plan(
+    config: Config,
+    model: str,
+    shape: Shape,
+    work: Workload,
+    device: Device,
+    *,
+    rented: bool = False,
+    gpus: int | None = None,
+) -> Plan:
+    """The plan of supervised training, with what the base adds: its own answers, and reading what it holds to.
+
+    Args:
+        gpus: how many are used at most; None: all.
+    """
+    used = device if gpus is None else replace(device, gpus=min(device.gpus, gpus))
+    plan = replace(draft_plan(config, model, shape, work, used, rented=rented), device=device)
+    reasons = []
+    writing = reading = 0.0
+    if work.own_answers:
+        writing = own_answer_seconds(PlanningTask(config, shape, work, used, rented), work.own_answers)
+        answers = counted(work.own_answers, "answer")
+        reasons.append(f"replay: the base writes {answers} first, counted at full length; {writing:.0f} s")
+    if work.sampled:
+        tokens, task = config.training.distill.max_new_tokens, PlanningTask(config, shape, work, used, rented)
+        steps = max(1, plan.steps)
+        sampling = steps * sampled_seconds(task, work.sampled * plan.epochs / steps, tokens)
+        reading = FORWARD_SHARE * work.anchored * plan.epochs / plan.tokens_per_s
+        reasons += [
+            f"distill: answers of {tokens} tokens at most, sampled at every step; {sampling:.0f} s",
+            f"distill: the base reads them after critique and revision; {reading:.0f} s",
+        ]
+        if device.gpus > 1:
+            reasons.append(f"GPUs: 1 of {device.gpus}; self-distillation runs on one")
+        reading += sampling
+    elif work.anchored:
+        reading = FORWARD_SHARE * work.anchored * plan.epochs / plan.tokens_per_s
+        reasons.append(f"kl_weight: the base reads {work.anchored:,} tokens of an epoch as well; {reading:.0f} s")
+    if not reasons:
+        return plan
+    training = plan.stages[0]
+    more = writing + reading
+    return replace(
+        _with_more_training(plan, more, training.usd * more / training.seconds),
+        start_seconds=round(plan.start_seconds + writing, 1),
+        seconds=round(plan.seconds + more, 1),
+        reasons=(*plan.reasons, *reasons),
     )
 
 

@@ -43,6 +43,7 @@ DECODE_TRAFFIC = 1.5  # bytes moved per byte of the weights and token
 MERGED_LOAD = 3e-9  # seconds per weight to read and merge a model before it answers on a GPU
 KEYED_ROWS, KEYED_TOKENS = 2, 60  # passes a keyed item takes in the dial, and tokens of each
 MERGE_SERIAL, MERGE_PARALLEL = 8e-9, 52e-9  # seconds per weight, and times cores
+SAMPLED_LAUNCHES, SAMPLED_SPEED = 4.0, 0.5  # of the engine's sampling beside decoding and training (estimates)
 CERTIFY_START = 12.0  # strings, templates, audits
 CERTIFIED_TOKENS = 2100  # compared in each file, answers included
 WRITE_SECONDS = 20e-9  # per weight and file
@@ -222,19 +223,44 @@ def dial_seconds(task: PlanningTask) -> float:
 
 
 def judge_seconds(task: PlanningTask) -> float:
-    """Answers of base and tuned model to held-out prompts."""
-    tribunal, shape = task.config.training.tribunal, task.shape
+    """Answers of base and tuned model to held-out prompts; one is loaded, and turned into the other."""
+    tribunal = task.config.training.tribunal
     if not tribunal.answers:
         return 0.0
+    return _start(task) + 2 * _answering(task, tribunal.answers, tribunal.max_new_tokens)
+
+
+def own_answer_seconds(task: PlanningTask, answers: int) -> float:
+    """Answers of the base that it is then held to or trained on."""
+    if not answers:
+        return 0.0
+    return _start(task) + _answering(task, answers, task.config.training.replay.max_new_tokens)
+
+
+def sampled_seconds(task: PlanningTask, answers: float, tokens: int) -> float:
+    """One step's answers of self-distillation, by the engine itself, which writes them all at once."""
+    if task.device.kind == "cuda":
+        token = DECODE_LAUNCH * task.shape.layers + DECODE_TRAFFIC * 2 * task.shape.parameters / task.gpu.bandwidth
+        return SAMPLED_LAUNCHES * tokens * token
+    return answers * tokens / (SAMPLED_SPEED * task.cpu_tokens_per_second)
+
+
+def _start(task: PlanningTask) -> float:
+    """Loading a model that answers."""
+    on_gpu = task.device.kind == "cuda"
+    return JUDGE_START[task.device.kind] + load_seconds(task.shape, rented=task.rented and on_gpu)
+
+
+def _answering(task: PlanningTask, answers: int, tokens: int) -> float:
+    """So many answers of one model, of so many tokens each: on a GPU one batch."""
+    shape = task.shape
     if task.device.kind == "cuda":
         token = DECODE_LAUNCH * shape.layers + DECODE_TRAFFIC * 2 * shape.parameters / task.gpu.bandwidth
-        model = DECODE_START + MERGED_LOAD * shape.parameters  # one is loaded, and turned into the other
-        loading = load_seconds(shape, rented=task.rented)
-        return JUDGE_START["cuda"] + loading + 2 * (model + tribunal.max_new_tokens * token)
+        return DECODE_START + MERGED_LOAD * shape.parameters + tokens * token
     speed = RATED_WEIGHTS / shape.parameters / RATED_CORES
-    answering = tribunal.max_new_tokens / (ANSWER_RATE * speed * min(task.device.threads, MOST_CORES))
+    answering = tokens / (ANSWER_RATE * speed * min(task.device.threads, MOST_CORES))
     reading = PROMPT_TOKENS / (PROMPT_RATE * speed * task.device.threads)
-    return JUDGE_START["cpu"] + load_seconds(shape, rented=False) + 2 * tribunal.answers * (answering + reading)
+    return answers * (answering + reading)
 
 
 def merge_seconds(task: PlanningTask, cores: float) -> float:

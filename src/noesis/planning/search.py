@@ -136,7 +136,7 @@ def enumerate_setups(task: PlanningTask) -> list[SetupOption]:
     need.
     """
     found = list(_cpu_setups(task) if task.device.kind == "cpu" else _gpu_setups(task))
-    if task.gpus > 1:
+    if task.gpus > 1 and not task.work.anchored:  # all GPUs must ask for a layer's weights equally often
         found += list(_gpu_setups(task, sharded=True))
     return sorted(
         found,

@@ -17,11 +17,17 @@ class Workload:
     lengths: tokens of each row
     trained: tokens of all rows that carry loss
     relative_error: of the counts; 0: counted with the model's own tokenizer
+    anchored: tokens of the rows at which the model is held to the base, which reads them, too
+    own_answers: rows whose answer the base has still to write
+    sampled: rows whose answer the model writes anew in every epoch
     """
 
     lengths: tuple[int, ...]
     trained: int
     relative_error: float = 0.0
+    anchored: int = 0
+    own_answers: int = 0
+    sampled: int = 0
 
     @cached_property
     def tokens(self) -> int:

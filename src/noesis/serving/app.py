@@ -55,7 +55,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class AnswerJudge(Protocol):
-    """Judges single answers (`noesis.pipeline.live_judge.LiveJudge`)."""
+    """Judges single answers (`noesis.pipeline.served.live_judge.LiveJudge`)."""
 
     @property
     def name(self) -> str:
@@ -66,7 +66,7 @@ class AnswerJudge(Protocol):
 
 
 class ExampleStore(Protocol):
-    """Keeps examples that a person writes on the page (`noesis.pipeline.page_examples.PageExamples`)."""
+    """Keeps examples that a person writes on the page (`noesis.pipeline.served.page_examples.PageExamples`)."""
 
     def choices(self) -> dict[str, Any]:
         """What an example may name, as JSON."""

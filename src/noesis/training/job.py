@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from noesis.core.config import Config
 from noesis.core.device import Device
-from noesis.llm.token_rows import TokenPair, TokenRow
+from noesis.llm.token_rows import DistillPrompt, TokenPair, TokenRow
 from noesis.planning.budget import Budget
 from noesis.planning.plan import Plan
 from noesis.planning.workload import PairWorkload, Workload, Workloads
@@ -58,10 +58,11 @@ class PreferencePairs:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What a method trains on: rows for SFT, pairs for DPO, both for `sft+dpo`; None for what the method lacks."""
+    """What a method trains on: rows for SFT, pairs for DPO, both for `sft+dpo`, prompts for `distill`; else None."""
 
     rows: list[TokenRow] | None = None
     pairs: PreferencePairs | None = None
+    prompts: list[DistillPrompt] | None = None
 
     @property
     def workloads(self) -> Workloads:
@@ -80,6 +81,7 @@ class TrainingSet:
         return {
             "rows": None if self.rows is None else [asdict(row) for row in self.rows],
             "pairs": None if self.pairs is None else self.pairs.to_json(),
+            "prompts": None if self.prompts is None else [asdict(prompt) for prompt in self.prompts],
         }
 
     @classmethod
@@ -87,12 +89,33 @@ class TrainingSet:
         return cls(
             None if value["rows"] is None else [TokenRow(**row) for row in value["rows"]],
             None if value["pairs"] is None else PreferencePairs.from_json(value["pairs"]),
+            None if value["prompts"] is None else [DistillPrompt(**prompt) for prompt in value["prompts"]],
         )
+
+
+def count_sampled(prompts: Sequence[DistillPrompt], max_new_tokens: int) -> Workload:
+    """The workload of self-distillation, its answers at full length."""
+    student, teacher = ([len(p.student) for p in prompts], [len(p.teacher) for p in prompts])
+    return sampled_workload(student, teacher, max_new_tokens)
+
+
+def sampled_workload(
+    student: Sequence[int], teacher: Sequence[int], max_new_tokens: int, relative_error: float = 0.0
+) -> Workload:
+    """student, teacher: tokens of the prompts of each; the teacher's rows are read by the base alone."""
+    count = len(student)
+    read = sum(teacher) + count * max_new_tokens
+    lengths = tuple(n + max_new_tokens for n in student)
+    return Workload(lengths, count * max_new_tokens, relative_error, anchored=read, sampled=count)
 
 
 def count_workload(rows: Sequence[TokenRow]) -> Workload:
     """The exact workload of token rows."""
-    return Workload(tuple(len(row.input_ids) for row in rows), sum(row.trained for row in rows))
+    return Workload(
+        tuple(len(row.input_ids) for row in rows),
+        sum(row.trained for row in rows),
+        anchored=sum(len(row.input_ids) for row in rows if row.anchored),
+    )
 
 
 @dataclass(frozen=True)
@@ -144,6 +167,18 @@ class TrainJob:
         if self.data.pairs is None:
             raise TypeError("an SFT job has rows, not pairs")
         return self.data.pairs
+
+    @property
+    def prompts(self) -> list[DistillPrompt]:
+        """The prompts of a job of self-distillation."""
+        if self.data.prompts is None:
+            raise TypeError("only self-distillation has prompts")
+        return self.data.prompts
+
+    @property
+    def tokens_per_epoch(self) -> int:
+        """As they are; of answers that are still to be sampled, as planned."""
+        return self.data.tokens if self.data.prompts is None else self.plan.tokens_per_epoch
 
     @property
     def resume_folder(self) -> Path:

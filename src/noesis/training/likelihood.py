@@ -12,7 +12,7 @@ from noesis.core.console import Progress
 from noesis.core.device import Device
 from noesis.llm.token_rows import IGNORED, TokenRow
 from noesis.training.base_model import compute_context
-from noesis.training.strength import at_strength
+from noesis.training.state.strength import at_strength
 
 
 def log_likelihoods(

@@ -1,4 +1,5 @@
-"""What a run trains, by its method: `sft` on rows, `dpo` on pairs, `sft+dpo` on one after the other.
+"""What a run trains, by its method: `sft` on rows, `dpo` on pairs, `sft+dpo` on one after the other,
+`distill` on prompts.
 
 The second part of `sft+dpo` starts with the adapter of the first, which stays in `checkpoints/sft/` with its states and
 metrics; the run's own adapters, states and metrics are those of the second. Torch-free until something is trained.
@@ -21,6 +22,7 @@ from noesis.training.state.checkpoint import SEAL, saved, step_of
 from noesis.training.state.reference_cache import REFERENCE_FILE
 
 SFT_FOLDER = "sft"  # folder of the first part's adapters, states and metrics, in the run's checkpoints
+OWN_ANSWERS_FILE = "own_answers.json"  # in the checkpoints: what the base wrote to be replayed
 RESULT_FILE = "result.json"  # in it: the first part's result, written when it is finished
 
 
@@ -105,7 +107,7 @@ def training_outputs(checkpoints: Path) -> Sequence[Path]:
     sft = checkpoints / SFT_FOLDER
     epochs = [*checkpoints.glob("epoch_*"), *sft.glob("epoch_*")]
     adapters = [file for epoch in epochs for file in files_in(epoch)]
-    others = (checkpoints / REFERENCE_FILE, sft / "metrics.jsonl", sft / RESULT_FILE)
+    others = (checkpoints / REFERENCE_FILE, checkpoints / OWN_ANSWERS_FILE, sft / "metrics.jsonl", sft / RESULT_FILE)
     return adapters + [file for file in others if file.is_file()]
 
 

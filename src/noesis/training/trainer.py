@@ -9,6 +9,7 @@ from noesis.core.console import say
 from noesis.core.errors import TrainingError
 from noesis.core.libraries import quiet_libraries
 from noesis.planning.plan import next_smaller_plan
+from noesis.training.backends.distill.backend import Distill
 from noesis.training.backends.preference import PreferenceBackend
 from noesis.training.backends.sft import Sft
 from noesis.training.backends.torchrun import Torchrun
@@ -16,7 +17,7 @@ from noesis.training.backends.unsloth import Unsloth
 from noesis.training.job import Backend, TrainJob, TrainResult
 from noesis.training.reward.backend import RewardBackend
 
-BACKENDS: tuple[Backend, ...] = (RewardBackend(), PreferenceBackend(), Unsloth(), Torchrun(), Sft())
+BACKENDS: tuple[Backend, ...] = (RewardBackend(), PreferenceBackend(), Distill(), Unsloth(), Torchrun(), Sft())
 
 
 def choose_backend(job: TrainJob) -> Backend:

@@ -17,7 +17,9 @@ from noesis.core.device import Device
 from noesis.core.errors import TrainingError
 from noesis.llm.generation.static_decoder import attends_in_every_layer
 from noesis.planning.setup import Setup
+from noesis.training.anchors import Anchors
 from noesis.training.base_model import EAGER_TOKENS, compute_context, load_base, lora_config
+from noesis.training.divergence import LogitsDivergence
 from noesis.training.dropout import use_byte_dropout
 from noesis.training.engine import ops
 from noesis.training.packing import PackedRow
@@ -62,6 +64,7 @@ class TransformersModel:
         self.base = model.get_base_model()
         self.device = self.base.device
         self.packs = can_be_packed(self.base)
+        self.divergence: Tensor = None  # of the last row that had anchors, without its weight
         # a soft cap is a tanh, whose backward pass reads the logits that the loss overwrites
         self.capped = bool(getattr(self.base.config, "final_logit_softcapping", None))
         if self.packs:
@@ -80,17 +83,46 @@ class TransformersModel:
     def begin_step(self) -> None:
         """Nothing is cached from step to step."""
 
-    def loss(self, packed: PackedRow, divisor: Tensor) -> Tensor:
-        """Summed negative log-likelihood of the row's trained tokens / `divisor` (a float32 scalar on the device)."""
-        return self.token_losses(packed).sum() / divisor
+    def loss(self, packed: PackedRow, divisor: Tensor, anchors: Anchors | None = None) -> Tensor:
+        """Summed loss of the row's trained tokens / `divisor` (a float32 scalar on the device), as the engine's."""
+        if anchors is None:
+            return self.token_losses(packed).sum() / divisor
+        logits, targets = self._logits(packed), torch.tensor(packed.targets, device=self.device)
+        places, others = (
+            torch.tensor(x, dtype=torch.int64, device=self.device) for x in (anchors.places, anchors.others)
+        )
+        losses = CrossEntropy.apply(logits[others], targets[others])
+        divergences = LogitsDivergence.apply(logits[places], self._base_logits(anchors.row), 0.0)
+        self.divergence = divergences.sum() / divisor
+        return losses.sum() / divisor + anchors.weight * self.divergence
 
     def token_losses(self, packed: PackedRow) -> Tensor:
         """Negative log-likelihood of each of the row's trained tokens: (trained tokens,) float32."""
+        found = [
+            CrossEntropy.apply(self._part_logits(ids, positions, lengths), torch.tensor(targets, device=self.device))
+            for ids, positions, targets, lengths in self._parts(packed)
+        ]
+        return torch.cat(found) if found else self._nothing()
+
+    def _base_logits(self, packed: PackedRow) -> Tensor:
+        """Of the base alone at the row's trained tokens: (trained tokens, V)."""
+        training, self.training = self.training, False
+        try:
+            with torch.no_grad(), self.model.disable_adapter():
+                return self._logits(packed)
+        finally:
+            self.training = training
+
+    def _logits(self, packed: PackedRow) -> Tensor:
+        """At the row's trained tokens: (trained tokens, V)."""
+        return torch.cat([self._part_logits(ids, at, lengths) for ids, at, _, lengths in self._parts(packed)])
+
+    def _parts(self, packed: PackedRow) -> list[tuple[list[int], list[int], list[int], list[int]]]:
+        """(ids, positions, targets, lengths) of what is computed together: the row, or each sequence that trains."""
         parts = [(packed.input_ids, packed.positions, packed.targets, packed.lengths)]
         if not self.packs:
             parts = list(_sequences(packed))
-        found = [self._losses(*part) for part in parts if part[1]]
-        return torch.cat(found) if found else self._nothing()
+        return [part for part in parts if part[1]]
 
     def states(self, packed: PackedRow) -> Tensor:
         """Hidden states after the last norm, for another head than the output layer: (T, H), with gradient."""
@@ -112,12 +144,11 @@ class TransformersModel:
             **(row if self.packs else {}),
         }
 
-    def _losses(self, ids: list[int], positions: list[int], targets: list[int], lengths: list[int]) -> Tensor:
+    def _part_logits(self, ids: list[int], positions: list[int], lengths: list[int]) -> Tensor:
         keep = torch.tensor(positions, device=self.device)
         with compute_context(self.model, self.config, self.on):
             logits = self.base(**self._inputs(ids, lengths), logits_to_keep=keep).logits[0]
-        logits = logits.clone() if self.capped else logits.contiguous()
-        return CrossEntropy.apply(logits, torch.tensor(targets, device=self.device))
+        return logits.clone() if self.capped else logits.contiguous()
 
     def _nothing(self) -> Tensor:
         """Of a row that trains nothing: a zero on which every adapter depends, as several GPUs need it."""

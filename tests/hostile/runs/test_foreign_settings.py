@@ -22,7 +22,7 @@ from noesis.llm.clients.openai_client import KEYS, OpenAIClient, key_for, own_va
 from noesis.llm.clients.spec import parse_spec
 from noesis.llm.clients.spending import Spending
 from noesis.pipeline.consent import base_model, judges_to_ask, tribunal_settings
-from noesis.pipeline.live_judge import LiveJudge
+from noesis.pipeline.served.live_judge import LiveJudge
 from noesis.pipeline.session import locked_session, reopen_run
 from noesis.run.directory import load_run
 

@@ -18,7 +18,7 @@ from noesis.cloud.volume.remote import RemoteFile, UnreadableManifest, safe_name
 from noesis.core.errors import ModelError, NoesisError, RunError
 from noesis.core.files import write_json
 from noesis.pipeline.results import RunResults
-from noesis.pipeline.served_files import certified_gguf
+from noesis.pipeline.served.files import certified_gguf
 from noesis.run.directory import load_run
 from noesis.run.manifest_file import parse_manifest
 from noesis.training.state.checkpoint import SEAL, unusable_reason

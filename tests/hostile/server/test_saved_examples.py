@@ -10,8 +10,8 @@ import pytest
 from helpers.running_server import reciters, running
 from noesis.core.errors import NoesisError
 from noesis.core.project import Project
-from noesis.pipeline import page_examples
-from noesis.pipeline.page_examples import PageExamples
+from noesis.pipeline.served import page_examples
+from noesis.pipeline.served.page_examples import PageExamples
 from noesis.serving.protocol import Limits
 from noesis.workspace.new_project import create_project
 

@@ -15,7 +15,7 @@ from hostile.runs.finished_run import ADAPTER, NAME, rehashed
 from noesis.core.device import Device
 from noesis.core.errors import RunError
 from noesis.llm.embedded import Model
-from noesis.pipeline.served_files import certified_gguf, served_files
+from noesis.pipeline.served.files import certified_gguf, served_files
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.merge import require_same_base
 from noesis.pipeline.verify.evidence import Evidence

@@ -133,7 +133,7 @@ def test_no_strength_of_nothing_and_a_warning_beyond_the_grid(
 
 
 def test_a_forged_adapter_and_a_forged_strength_are_found(trained, small_project: Project):
-    from noesis.training.strength import write_scaled_adapter
+    from noesis.training.state.strength import write_scaled_adapter
 
     s = with_strength(trained, 0.5)
     run_dial(s)

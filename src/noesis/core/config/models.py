@@ -9,11 +9,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from noesis.core.config.sections import (
+    SELF,
     BudgetSection,
     ConstitutionalSection,
     Count,
     DataSection,
     DemoSection,
+    DistillSection,
     DpoSection,
     Fraction,
     Frozen,
@@ -72,7 +74,7 @@ class TrainingFile(Frozen):
     model: str = "smollm2"
     revision: str | None = None
     output_name: Annotated[str, Field(pattern=NAME)] = "noesis-philosopher-v1"
-    method: Literal["sft", "dpo", "sft+dpo"] = "sft"
+    method: Literal["sft", "dpo", "sft+dpo", "distill"] = "sft"
     num_train_epochs: Count = 3
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-4
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
@@ -93,6 +95,7 @@ class TrainingFile(Frozen):
     data: DataSection
     constitutional_ai: ConstitutionalSection = ConstitutionalSection()
     dpo: DpoSection = DpoSection()
+    distill: DistillSection = DistillSection()
     replay: ReplaySection = ReplaySection()
     strength: StrengthSection = StrengthSection()
     tribunal: TribunalSection = TribunalSection()
@@ -104,7 +107,17 @@ class TrainingFile(Frozen):
     @property
     def epochs(self) -> int:
         """Epochs of the part of training that produces the run's adapters."""
-        return self.num_train_epochs if self.method == "sft" else self.dpo.epochs
+        return self.dpo.epochs if self.on_pairs else self.num_train_epochs
+
+    @property
+    def on_rows(self) -> bool:
+        """Whether the method trains on the examples' answers, alone or first."""
+        return self.method in ("sft", "sft+dpo")
+
+    @property
+    def on_pairs(self) -> bool:
+        """Whether the method trains on pairs, alone or last."""
+        return self.method in ("dpo", "sft+dpo")
 
     @model_validator(mode="after")
     def _method_fits(self) -> TrainingFile:
@@ -113,9 +126,17 @@ class TrainingFile(Frozen):
                 f"method: {self.method} and engine: unsloth can't be combined: Unsloth trains with method: sft only; "
                 "set engine: noesis"
             )
-        if self.method == "dpo" and self.replay.file is not None:
+        if self.method == "distill" and self.constitutional_ai.include_critique:
             raise ValueError(
-                "replay.file applies to SFT, and method: dpo has no SFT part: set method: sft+dpo, or replay.file: null"
+                "method: distill trains on the model's own answers, which have no critique before them: set "
+                "constitutional_ai.include_critique: false"
+            )
+        if self.replay.kl_weight and self.engine == "unsloth":
+            raise ValueError("replay.kl_weight and engine: unsloth can't be combined: set engine: noesis")
+        if self.replay.active and not self.on_rows:
+            raise ValueError(
+                f"replay applies to SFT, and method: {self.method} has no SFT part: set method: sft or sft+dpo, "
+                "or replay.file: null and replay.kl_weight: 0"
             )
         return self
 
@@ -163,12 +184,18 @@ class Config(Frozen):
         for key in NOT_DECIDING:
             del training[key]
         if self.training.method == "sft":
-            del training["method"], training["dpo"]
-        else:
+            del training["method"]
+        if self.training.on_pairs:
             del training["dpo"]["pairs"]  # the content of the file decides, and the data's hash covers it
-        del training["replay"]["file"]
-        if self.training.replay.file is None or self.training.method == "dpo":
+        else:
+            del training["dpo"]
+        if self.training.method != "distill":
+            del training["distill"]
+        replay = self.training.replay
+        if not replay.active or not self.training.on_rows:
             del training["replay"]
+        else:
+            training["replay"] = _deciding_replay(replay)
         if self.training.precision == "auto":  # the plan chooses it and records it
             del training["precision"]
         return settings
@@ -184,3 +211,13 @@ class Config(Frozen):
         new_quantization = self.lora.quantization.model_copy(update=quantization)
         new_lora = self.lora.model_copy(update={**(lora or {}), "quantization": new_quantization})
         return self.model_copy(update={"lora": new_lora, "training": self.training.model_copy(update=training)})
+
+
+def _deciding_replay(replay: ReplaySection) -> dict[str, Any]:
+    """Of a user's file the content decides, and the data's hash covers it; early versions had the share alone."""
+    settings: dict[str, Any] = {"share": replay.share}
+    if replay.kl_weight:
+        settings["kl_weight"] = replay.kl_weight
+    if replay.by_base:
+        settings |= {"file": SELF, "max_new_tokens": replay.max_new_tokens}
+    return settings

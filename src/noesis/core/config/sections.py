@@ -13,6 +13,9 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
+SELF = "self"  # in place of a file: the base writes the rows
+
+
 class Frozen(BaseModel):
     """A model that can't be changed and refuses unknown keys, infinities and NaN."""
 
@@ -67,11 +70,40 @@ class DpoSection(Frozen):
     pairs: str | None = None
 
 
+class DistillSection(Frozen):
+    """Self-distillation (`method: distill`): the model answers, and the base that reads critique and revision scores.
+
+    beta: of the divergence, 0: KL(teacher ‖ model), between: Jensen-Shannon, 1: KL(model ‖ teacher)
+    max_new_tokens: of an answer of the model
+    """
+
+    beta: Fraction = 1.0
+    max_new_tokens: Count = 160
+    temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
+
+
 class ReplaySection(Frozen):
     """General instruction rows mixed into the examples of SFT, against forgetting."""
 
-    file: str | None = None  # JSONL, relative to the project
+    file: str | None = None  # JSONL, relative to the project; `self`: the base's own answers to the examples' prompts
     share: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of all rows trained on
+    kl_weight: Annotated[float, Field(ge=0)] = 0.0  # above 0: these rows hold the model to the base by KL(base ‖ model)
+    max_new_tokens: Count = 200  # of an answer of the base
+
+    @property
+    def by_base(self) -> bool:
+        """Whether the base writes the rows: as configured, or because it is to be held to and no file is named."""
+        return self.file == SELF or (self.file is None and self.kl_weight > 0)
+
+    @property
+    def rows_file(self) -> str | None:
+        """The user's file; None: there is none, or the base writes the rows."""
+        return None if self.file == SELF else self.file
+
+    @property
+    def active(self) -> bool:
+        """Whether any rows are replayed."""
+        return self.by_base or self.file is not None
 
 
 STRONGEST = 2.0  # beyond it an adapter is far from anything that was trained

@@ -111,7 +111,7 @@ def _choose(s: RunSession, epoch: str, items: list[KeptItem]) -> Dial:
 
 def _write_adapter(s: RunSession, epoch: str, dial: Dial) -> None:
     """Leave below dial/ this strength's adapter with its scores, and no other."""
-    from noesis.training.strength import write_scaled_adapter
+    from noesis.training.state.strength import write_scaled_adapter
 
     keep = {dial.adapter, f"{dial.adapter}.json", *([figures_file(s.run).name] if dial.curve else [])}
     for item in s.run.dial.iterdir():

@@ -18,7 +18,7 @@ from noesis.llm.hub import find_description, find_local_model, find_tokenizer
 from noesis.llm.model_config import require_trainable
 from noesis.llm.row_encoder import open_encoder
 from noesis.pipeline.session import RunSession
-from noesis.pipeline.training_set import build_training_set, estimate_workloads
+from noesis.pipeline.training_set import build_training_set, estimate_workloads, planned_workloads
 from noesis.planning.by_method import plan_of
 from noesis.planning.display import show_plan
 from noesis.planning.draft import require_fit
@@ -108,7 +108,9 @@ def _shape_and_workloads(
     if _has_config(folder):
         require_trainable(folder)
     shape = known.shape if known is not None and not _has_config(folder) else read_shape(folder)
-    return shape, build_training_set(config, dataset, open_encoder(folder), constitution).workloads
+    encoder = open_encoder(folder)
+    rows = build_training_set(config, dataset, encoder, constitution)
+    return shape, planned_workloads(config, dataset, constitution, encoder, rows)
 
 
 def _has_config(folder: Path) -> bool:
@@ -150,7 +152,7 @@ def run_plan(s: RunSession, *, again: bool = False) -> Plan | None:
             config = with_planned_storage(config, earlier)
 
     def work() -> Json:
-        return plan_run(config, s.model.path, s.training_set.workloads, s.device).to_json()
+        return plan_run(config, s.model.path, s.planned_workloads, s.device).to_json()
 
     plan = stored_plan(s.run.perform("plan", work, list, again=again))
     if plan is None:

@@ -10,8 +10,10 @@ from noesis.core.console import command, duration, say
 from noesis.core.errors import RunError
 from noesis.core.rooted import remove
 from noesis.core.text import counted
+from noesis.pipeline.own_answers import own_answers
 from noesis.pipeline.results import RunResults, read_result
 from noesis.pipeline.session import RunSession
+from noesis.pipeline.training_set import build_training_set
 from noesis.planning.budget import quote, require_affordable
 from noesis.planning.plan import with_planned_storage
 from noesis.training.job import TrainJob, TrainResult
@@ -48,9 +50,12 @@ def _train(s: RunSession) -> TrainResult:
     remaining, done = remaining_cost(plan, s.run.checkpoints)
     require_affordable(remaining, budget, done=done)
     config = with_planned_storage(s.config, plan)
-    run = s.run
+    run, answers = s.run, own_answers(s)
+    data = s.training_set
+    if answers is not None:
+        data = build_training_set(s.config, s.dataset, s.encoder, s.constitution, answers)
     result = train_run(
-        TrainJob(s.model.path, s.training_set, config, plan, s.device, run.checkpoints, run.metrics, budget, run.parent)
+        TrainJob(s.model.path, data, config, plan, s.device, run.checkpoints, run.metrics, budget, run.parent)
     )
     return replace(result, states=state_seals(run.checkpoints))
 

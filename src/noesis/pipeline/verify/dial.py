@@ -5,7 +5,7 @@ from __future__ import annotations
 from noesis.pipeline.stages.dial import derive_dial, keyed_items, set_strength
 from noesis.pipeline.stages.strength.figures import Figures, figures_key, pair_places, read_figures
 from noesis.pipeline.verify.evidence import Evidence, UncheckedError
-from noesis.training.strength import is_scaled
+from noesis.training.state.strength import is_scaled
 from noesis.tribunal.kept.items import items_digest
 from noesis.tribunal.kept.measure import is_right
 

@@ -7,7 +7,7 @@ from noesis.dataset.checks.length import find_token_counter
 from noesis.dataset.statistics import describe
 from noesis.llm.hub import find_tokenizer, identify_model
 from noesis.llm.row_encoder import open_encoder
-from noesis.pipeline.training_set import build_training_set
+from noesis.pipeline.training_set import build_training_set, planned_workloads
 from noesis.pipeline.verify.evidence import Evidence, UncheckedError, as_json
 from noesis.run.directory import SETTINGS
 from noesis.run.ledger import total
@@ -66,7 +66,9 @@ def tokens(e: Evidence) -> str | None:
     folder, plan = find_tokenizer(e.config.training.model, e.config.training.revision), e.results.plan
     if plan is None or folder is None:
         raise UncheckedError(NO_MODEL if plan else "an early version made no such plan")
-    found = build_training_set(e.config, e.dataset, open_encoder(folder), e.constitution).workloads.last.tokens
+    encoder = open_encoder(folder)
+    known = build_training_set(e.config, e.dataset, encoder, e.constitution)
+    found = planned_workloads(e.config, e.dataset, e.constitution, encoder, known).last.tokens
     planned = plan.tokens_per_epoch
     return None if found == planned else f"the examples have {found} tokens, the plan says {planned}"
 

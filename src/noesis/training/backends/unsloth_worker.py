@@ -82,7 +82,12 @@ def main(message: dict[str, Any]) -> None:
     trainer = SFTTrainer(
         model=model,
         processing_class=tokenizer,
-        train_dataset=Dataset.from_list([row | {"attention_mask": [1] * len(row["input_ids"])} for row in rows]),
+        train_dataset=Dataset.from_list(
+            [
+                {"input_ids": row["input_ids"], "labels": row["labels"], "attention_mask": [1] * len(row["input_ids"])}
+                for row in rows
+            ]
+        ),
         callbacks=[Recorder()],
         args=SFTConfig(
             output_dir=str(checkpoints / "resume"),

@@ -52,6 +52,11 @@ class Adapters:
                 self.copies = (torch.cat(a), torch.stack([x.T for x in a]), torch.cat(b))
         return self.copies
 
+    def switch_off(self) -> None:
+        """Add nothing until the next step, or until the copies are made again."""
+        a, at, b = self.matrices()
+        self.copies = (a, at, torch.zeros_like(b))
+
     def down(self, x: Tensor) -> Tensor:
         """u = scale · x · Aᵀ: (T, G·R)."""
         a = self.matrices()[0]

@@ -1,19 +1,24 @@
-"""Last norm, output layer and cross-entropy in one, for the trained tokens only, a chunk of logits at a time.
+"""Last norm, output layer and loss in one, for the trained tokens only, a chunk of logits at a time.
 
-The gradient to the hidden states is computed with the loss; backward only returns it, or weighs it by token
-(`TokenLosses`). The idea is that of Liger Kernel's fused linear cross-entropy (https://arxiv.org/abs/2410.10989).
+The loss is cross-entropy, or the divergence from another model (`Divergence`). The gradient to the hidden states is
+computed with it; backward only returns it, or weighs it by token (`TokenLosses`). The idea is that of Liger Kernel's
+fused linear cross-entropy (https://arxiv.org/abs/2410.10989).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from noesis.training.divergence import token_divergence
 from noesis.training.engine import ops
 
 Tensor = Any
+SHARE = 16  # of a chunk's tokens for a divergence: several float32 copies of the logits are in memory at once
+FEWEST = 16  # tokens of its chunk
 
 
 @dataclass(frozen=True)
@@ -34,19 +39,27 @@ class Output:
 
     def losses(self, x: Tensor, targets: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
         """x: (tokens, H), normed → (losses: (tokens,), gradient of `factor` times their sum to x)."""
-        logits = x @ self.weight.T  # (tokens, vocabulary)
-        if self.divisor != 1.0:
-            logits.div_(self.divisor)
-        tanh = None
-        if self.cap is not None:
-            tanh = torch.tanh(logits.div_(self.cap))
-            logits = tanh * self.cap
+        logits, tanh = self.logits(x)
         losses = ops.cross_entropy(logits, targets, factor)
-        if tanh is not None:
-            logits.mul_(1 - tanh * tanh)
+        return losses, self.gradient(logits, tanh)
+
+    def logits(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x: (tokens, H), normed → (logits: (tokens, vocabulary), what `gradient` needs where they are capped)."""
+        logits = x @ self.weight.T
         if self.divisor != 1.0:
             logits.div_(self.divisor)
-        return losses, logits @ self.weight
+        if self.cap is None:
+            return logits, None
+        tanh = torch.tanh(logits.div_(self.cap))
+        return tanh * self.cap, tanh
+
+    def gradient(self, of_logits: Tensor, tanh: Tensor | None) -> Tensor:
+        """The gradient to x: (tokens, H) from that to the logits, which is overwritten."""
+        if tanh is not None:
+            of_logits.mul_(1 - tanh * tanh)
+        if self.divisor != 1.0:
+            of_logits.div_(self.divisor)
+        return of_logits @ self.weight
 
 
 class Loss(torch.autograd.Function):
@@ -60,7 +73,7 @@ class Loss(torch.autograd.Function):
             ctx.gradient = torch.zeros_like(h)
             return torch.zeros((), dtype=torch.float32, device=h.device)
         factor = (1.0 / divisor).reshape(1)
-        losses, dh = _losses(selected, output, targets, factor)
+        losses, dh = chunked(selected, output, lambda x, part: output.losses(x, targets[part], factor))
         ctx.gradient = dh if all_trained else torch.zeros_like(h).index_copy_(0, positions, dh)
         return losses.sum() * factor[0]
 
@@ -77,7 +90,8 @@ class TokenLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, output: Output, positions: Tensor, targets: Tensor) -> Tensor:
         one = torch.ones(1, dtype=torch.float32, device=h.device)
-        losses, ctx.gradient = _losses(h.index_select(0, positions), output, targets, one)
+        selected = h.index_select(0, positions)
+        losses, ctx.gradient = chunked(selected, output, lambda x, part: output.losses(x, targets[part], one))
         ctx.positions, ctx.length = positions, len(h)
         return losses
 
@@ -90,12 +104,54 @@ class TokenLosses(torch.autograd.Function):
         return (gradient, None, None, None)
 
 
-def _losses(h: Tensor, output: Output, targets: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-    """h: (trained tokens, H) → (losses: (trained tokens,), gradient of `factor` times their sum to h)."""
+class Divergence(torch.autograd.Function):
+    """h: (T, H), positions: (n,), teacher: (n, H), divisor: float32 scalar → summed divergence of n tokens / divisor.
+
+    teacher: the other model's hidden states at these tokens, before the last norm
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, h: Tensor, output: Output, positions: Tensor, teacher: Tensor, divisor: Tensor, beta: float
+    ) -> Tensor:
+        factor = 1.0 / divisor
+        other = ops.norm(teacher, output.norm, output.eps, ops.NO_DROP, fp8=False)[0].plain
+
+        def compute(x: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+            logits, tanh = output.logits(x)
+            losses, gradient = token_divergence(logits, output.logits(other[part])[0], beta)
+            return losses, output.gradient(gradient.mul_(factor).to(logits.dtype), tanh)
+
+        selected = h.index_select(0, positions)
+        losses, dh = chunked(selected, output, compute, max(FEWEST, output.chunk // SHARE))
+        ctx.gradient = torch.zeros_like(h).index_copy_(0, positions, dh)
+        return losses.sum() * factor
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:  # type: ignore[override]
+        gradient = ctx.gradient.mul_(upstream)
+        ctx.gradient = None
+        return (gradient, None, None, None, None, None)
+
+
+def chunked(
+    h: Tensor, output: Output, compute: Callable[[Tensor, slice], tuple[Tensor, Tensor]], chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The last norm and what follows it, some tokens at a time.
+
+    Args:
+        h: (trained tokens, H).
+        compute: (normed hidden states of a chunk, which tokens they are of) → (losses, gradient to those states).
+        chunk: tokens at a time; None: as many as `output` says.
+
+    Returns:
+        (losses: (trained tokens,), gradient to h)
+    """
     x, rstd = ops.norm(h, output.norm, output.eps, ops.NO_DROP, fp8=False)
     losses = torch.empty(len(h), dtype=torch.float32, device=h.device)
     dx = torch.empty_like(x.plain)
-    for start in range(0, len(h), output.chunk):
-        part = slice(start, start + output.chunk)
-        losses[part], dx[part] = output.losses(x.plain[part], targets[part], factor)
+    size = output.chunk if chunk is None else chunk
+    for start in range(0, len(h), size):
+        part = slice(start, start + size)
+        losses[part], dx[part] = compute(x.plain[part], part)
     return losses, ops.norm_backward(dx, h, rstd, output.norm, torch.zeros_like(h), fp8=False).plain

@@ -9,6 +9,7 @@ packed row, H hidden width, I intermediate width, R rank, u = scaled low-rank ac
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ from noesis.training.engine.ops import NO_DROP, Dropout, Inputs
 from noesis.training.engine.rotary import Angles, HeadNorms
 
 Tensor = Any
+Attend = Callable[["Layer", Tensor, Tensor, Tensor], attention.Attended]  # of the layer's q, k, v: (T, heads, D)
 
 
 @dataclass
@@ -36,6 +38,7 @@ class Row:
     angles: dict[str, Angles]  # by the layers' `rotary`
     drops: list[list[Dropout]]  # four a layer: for the inputs of q/k/v, of o, of gate/up, of down
     incoming: Inputs | None = None  # the gradient from the layer above, already in FP8
+    attend: Attend | None = None  # what attention is, where it is not within the row's segments
 
 
 @dataclass
@@ -98,7 +101,10 @@ class Layer:
         saved.qkv, saved.raw = ops.rotate(
             qkv, low.by_part(u), low.matrices()[2], row.angles[self.rotary], self.heads, self.head_norms
         )
-        saved.attended = attention.forward(*self._split(saved.qkv), row.segments, self.scores, self.backend)
+        if row.attend is not None:
+            saved.attended = row.attend(self, *self._split(saved.qkv))
+        else:
+            saved.attended = attention.forward(*self._split(saved.qkv), row.segments, self.scores, self.backend)
         o = ops.prepare(saved.attended.out.reshape(len(h), -1), drops[1], fp8=self.fp8)
         saved.o = o.dropped
         u2 = self.adapters["o"].down(o.dropped)

@@ -7,6 +7,7 @@ stores the weights as it needs them. What the layers compute is `core/families`'
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ from noesis.core.families.shape import SEPARATE
 from noesis.llm.causal_model import library_errors
 from noesis.llm.model_config import read_model_config
 from noesis.planning.setup import Setup
-from noesis.training.engine import attention, reference
+from noesis.training.anchors import Anchors
+from noesis.training.engine import attention, ops, reference
 from noesis.training.engine.adapters import Adapters
 from noesis.training.engine.attention import Segments
 from noesis.training.engine.blockwise import Scores
 from noesis.training.engine.frozen import store
-from noesis.training.engine.head import Loss, Output, TokenLosses
+from noesis.training.engine.head import Divergence, Loss, Output, TokenLosses
 from noesis.training.engine.join import Join, NormedJoin, ScaledJoin
-from noesis.training.engine.layer import DecoderLayer, Layer, Row
+from noesis.training.engine.layer import Attend, DecoderLayer, Layer, Row
 from noesis.training.engine.offload import Offload
 from noesis.training.engine.ops import NO_DROP, Dropout
 from noesis.training.engine.rotary import HeadNorms, Rotary
@@ -126,6 +128,7 @@ class Engine:
         self.dtype = reader.dtype  # of the activations; norms may be kept in another
         self.threshold = round(lora.lora_dropout * 256)
         self.training = True
+        self.divergence: Tensor = None  # of the last row that had anchors, without its weight
         self.rotary = Rotary(base.model.rotary_emb, architecture, device)
         self.offload = Offload() if setup.offloads else None
         names = weight_names(architecture)
@@ -207,15 +210,48 @@ class Engine:
 
     def begin_step(self) -> None:
         """The adapter has changed: drop the copies in the activations' dtype."""
-        for layer in self.layers:
-            for adapters in layer.adapters.values():
-                adapters.copies = None
+        for adapters in self._adapters():
+            adapters.copies = None
 
-    def loss(self, packed: PackedRow, divisor: Tensor) -> Tensor:
-        """Summed negative log-likelihood of the row's trained tokens / `divisor` (a float32 scalar on the device)."""
+    def _adapters(self) -> Iterator[Adapters]:
+        return (adapters for layer in self.layers for adapters in layer.adapters.values())
+
+    def loss(self, packed: PackedRow, divisor: Tensor, anchors: Anchors | None = None) -> Tensor:
+        """Summed loss of the row's trained tokens / `divisor` (a float32 scalar on the device).
+
+        Cross-entropy, and at the anchored tokens the divergence from the base, KL(base ‖ model), by its weight.
+        """
+        if anchors is not None:
+            return self._anchored_loss(packed, divisor, anchors)
         h = self._layers(packed)
         positions, targets = self._to_device(packed.positions), self._to_device(packed.targets)
         return Loss.apply(h, self.output, positions, targets, divisor)
+
+    def _anchored_loss(self, packed: PackedRow, divisor: Tensor, anchors: Anchors) -> Tensor:
+        teacher = self.base_states(anchors.row)
+        h = self._layers(packed)
+        positions, targets = self._to_device(packed.positions), self._to_device(packed.targets)
+        places, others = self._to_device(anchors.places), self._to_device(anchors.others)
+        loss = Loss.apply(h, self.output, positions[others], targets[others], divisor)
+        self.divergence = Divergence.apply(h, self.output, positions[places], teacher, divisor, 0.0)
+        return loss + anchors.weight * self.divergence
+
+    def base_states(self, packed: PackedRow) -> Tensor:
+        """Hidden states of the base alone where the row's trained tokens are predicted: (trained tokens, H)."""
+        training, self.training = self.training, False
+        for adapters in self._adapters():
+            adapters.switch_off()
+        try:
+            with torch.no_grad():
+                return self._layers(packed).index_select(0, self._to_device(packed.positions))
+        finally:
+            self.training = training
+            self.begin_step()
+
+    def divergence_from(self, packed: PackedRow, teacher: Tensor, divisor: Tensor, beta: float) -> Tensor:
+        """Summed divergence of the row's trained tokens from a teacher's hidden states there / `divisor`."""
+        h = self._layers(packed)
+        return Divergence.apply(h, self.output, self._to_device(packed.positions), teacher, divisor, beta)
 
     def token_losses(self, packed: PackedRow) -> Tensor:
         """Negative log-likelihood of each of the row's trained tokens: (trained tokens,) float32."""
@@ -225,6 +261,15 @@ class Engine:
     def states(self, packed: PackedRow) -> Tensor:
         """Hidden states after the last norm, for another head than the output layer: (T, H), with gradient."""
         return reference.rms_norm(self._layers(packed), self.output.norm, self.output.eps)[0]
+
+    def last_states(self, packed: PackedRow, attend: Attend) -> Tensor:
+        """Normed hidden states after the last layer, with other attention: (T, H)."""
+        h, row = self._embed(packed)
+        row.attend = attend
+        for layer in self.layers:
+            h, _ = layer.forward(h, row)
+            layer.release()
+        return ops.norm(h, self.output.norm, self.output.eps, NO_DROP, fp8=False)[0].plain
 
     def _layers(self, packed: PackedRow) -> Tensor:
         """Hidden states after the last layer: (T, H)."""

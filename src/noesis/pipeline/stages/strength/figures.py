@@ -155,7 +155,7 @@ def _measure(
     from noesis.llm.tokenizer import load_tokenizer
     from noesis.training.base_model import compute_context, load_base, with_adapter
     from noesis.training.likelihood import divergences, log_likelihoods
-    from noesis.training.strength import at_strength
+    from noesis.training.state.strength import at_strength
 
     rows = {part: answer_rows(held_out, part, s.encoder, s.constitution) for part in ("revised", "initial")}
     longest = max(len(row.input_ids) for part in rows.values() for row in part)

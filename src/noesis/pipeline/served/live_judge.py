@@ -14,7 +14,7 @@ from noesis.core.project import Project
 from noesis.llm.clients.spec import parse_spec
 from noesis.llm.clients.spending import Spending
 from noesis.pipeline.consent import tribunal_settings
-from noesis.pipeline.served_files import find_base_gguf
+from noesis.pipeline.served.files import find_base_gguf
 from noesis.run.directory import Run
 from noesis.tribunal.court import Opinion, opinion
 from noesis.tribunal.judge import JudgeCase

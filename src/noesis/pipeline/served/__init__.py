@@ -1,0 +1,1 @@
+"""What `noesis serve` and `noesis chat` take from a run and its project: files, a judge, examples to keep."""

@@ -1,0 +1,1 @@
+"""Self-distillation: the backend, and the trainer that samples and scores."""
