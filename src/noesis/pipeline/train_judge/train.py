@@ -115,7 +115,7 @@ def train_judge(project: Project, config: Config, path: Path, *, name: str | Non
             "settings": request["settings"] | {"seed": config.training.seed},
             "device": device.name,
             "date": utc_now(),
-            "made_by": command("tribunal", "train-judge"),
+            "made_by": "noesis tribunal train-judge",
         }
         _write_judge(work.judge, record, files)
         record = _with_held_out(work.judge, config.training.model, pairs.held_out)
