@@ -152,16 +152,18 @@ def test_only_capped_scores_keep_a_gpu_from_flash_attention(tmp_path: Path, monk
 
     chosen, choose = [], attention.choose_attention
 
-    def as_on_a_gpu(device, dtype, scores):
-        chosen.append(choose("cuda", dtype, scores))
-        return choose(device, dtype, scores)
+    def as_on_a_gpu(device, dtype, scores, kind):
+        chosen.append(choose("cuda", dtype, scores, kind))
+        return choose(device, dtype, scores, kind)
 
     monkeypatch.setattr(attention, "choose_attention", as_on_a_gpu)
     for name in ("Qwen3", "Gemma-3", "Gemma-2"):
         folder = build_tiny(tmp_path / name, name)
         engine_of(folder, replace(FP32, precision="bf16", compute_dtype="bfloat16"), lora_for(folder))
     assert chosen == ["flash"] * 6 + ["blockwise"] * 3
-    assert choose("cpu", torch.bfloat16, Scores(1.0, 5)) == "torch"
+    assert choose("cpu", torch.bfloat16, Scores(1.0, 5), "flash2") == "torch"
+    assert choose("cuda", torch.bfloat16, Scores(1.0, 5), "flash4") == "flash4"
+    assert choose("cuda", torch.bfloat16, Scores(1.0, 5, 50.0), "flash4") == "blockwise"
 
 
 @pytest.mark.parametrize("window", [None, 1, 100, 300, 5000])
@@ -184,7 +186,7 @@ def test_capped_attention_in_blocks_is_that_of_one_matrix(window: int | None):
     wanted = (raw.masked_fill(~seen, float("-inf")).softmax(-1) @ all_v).transpose(0, 1)
     (wanted * dout).sum().backward()
     segments = attention.Segments.of(lengths, "cpu")
-    backend = attention.choose_attention("cpu", torch.float32, scores)
+    backend = attention.choose_attention("cpu", torch.float32, scores, "flash2")
     assert backend == "blockwise"
     got = attention.forward(q, k, v, segments, scores, backend)
     torch.testing.assert_close(got.out, wanted.detach())

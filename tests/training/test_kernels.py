@@ -162,10 +162,10 @@ def test_attention_keeps_sequences_apart(scores: Scores):
     q, k, v, dout = random(n, 32, d), random(n, 8, d), random(n, 8, d), random(n, 32, d)
     segments = attention.Segments.of(lengths, "cuda")
     *host, back = (x.float().cpu() for x in (q, k, v, dout))
-    backend = attention.choose_attention("cpu", torch.float32, scores)
+    backend = attention.choose_attention("cpu", torch.float32, scores, "flash2")
     apart = attention.Segments.of(lengths, "cpu")
     wanted = attention.forward(*host, apart, scores, backend)
-    chosen = attention.choose_attention("cuda", torch.bfloat16, scores)
+    chosen = attention.choose_attention("cuda", torch.bfloat16, scores, "flash2")
     got = attention.forward(q, k, v, segments, scores, chosen)
     assert error(got.out.cpu(), wanted.out) < 5e-3
     found = attention.backward(dout, q, k, v, got, segments, scores, chosen)

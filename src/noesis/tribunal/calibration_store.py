@@ -65,7 +65,7 @@ class Calibration:
         return int(missing["of"] - missing["count"])
 
     def to_json(self) -> dict[str, Any]:
-        stored = {"date": self.date, "made_by": f"{command('tribunal', 'calibrate')}"} if self.date else {}
+        stored = {"date": self.date, "made_by": "noesis tribunal calibrate"} if self.date else {}
         return stored | {
             "judge": self.judge,
             "identity": self.identity,

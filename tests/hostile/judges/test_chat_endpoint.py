@@ -151,14 +151,25 @@ def test_the_plain_verdict_is_read():
     assert parse_reply(ModelReply("Well: " + verdict()), ITEMS)["reasoning"] == "as it should be"
 
 
+@pytest.mark.parametrize(
+    ("reason", "read"),
+    [
+        pytest.param("\ud800", "\\ud800", id="a reason of half a character, which no file takes"),
+        pytest.param(7, "7", id="a reason that is a number"),
+    ],
+)
+def test_a_reason_that_is_no_text_becomes_one_that_files_take(reason: object, read: str):
+    found = parse_reply(ModelReply(verdict(reasoning=reason)), ITEMS)["reasoning"]
+    assert found == read
+    assert found.encode()
+
+
 NAME = ITEMS[0].id
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        pytest.param(verdict(reasoning="\ud800"), id="a reason of half a character, which no file takes"),
-        pytest.param(verdict(reasoning=7), id="a reason that is a number"),
         pytest.param(verdict(**{NAME: True}), id="a score that is true"),
         pytest.param(verdict(**{NAME: 1.5}), id="a score between two"),
         pytest.param(verdict(**{NAME: None}), id="a score that is null"),

@@ -281,12 +281,12 @@ def test_a_run_names_no_price_of_its_own():
 
 def test_judges_of_a_run_spend_no_more_than_its_cap_leaves():
     """`noesis demo --judge …` names no cap for judges; `budget: max_usd` is for the whole run."""
-    from noesis.pipeline.stages.trial import _under_the_runs_cap
+    from noesis.pipeline.stages.trial import under_the_runs_cap
     from noesis.planning.budget import Budget
 
     spec = parse_spec("openai:http://127.0.0.1:9/v1:m")
     left = Budget(0.0, 4.0, 0.0, 10.0, None, 0.0)
     over = Budget(0.0, 40.0, 0.0, 10.0, None, 0.0)
-    found = [_under_the_runs_cap(SimpleNamespace(budget=lambda b=b: b), SECTION, [spec]).max_usd for b in (left, over)]
+    found = [under_the_runs_cap(SimpleNamespace(budget=lambda b=b: b), SECTION, [spec]).max_usd for b in (left, over)]
     assert found == [6.0, 0.0]
-    assert _under_the_runs_cap(SimpleNamespace(budget=lambda: left), TribunalSection(), [spec]).max_usd is None
+    assert under_the_runs_cap(SimpleNamespace(budget=lambda: left), TribunalSection(), [spec]).max_usd is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from noesis.core.console import command, say
 from noesis.core.device import Device, detect
 from noesis.core.errors import CapError, DataError
 from noesis.core.files import copy_file, new_folder, sha256_file, sha256_json, utc_now, write_json, write_jsonl
+from noesis.core.jsonl import read_json_file
 from noesis.core.project import Project
 from noesis.llm.embedded import Model
 from noesis.llm.hub import find_base, is_hub_name
@@ -115,7 +115,7 @@ def train_judge(project: Project, config: Config, path: Path, *, name: str | Non
             "settings": request["settings"] | {"seed": config.training.seed},
             "device": device.name,
             "date": utc_now(),
-            "made_by": command("tribunal", "train-judge"),
+            "made_by": "noesis tribunal train-judge",
         }
         _write_judge(work.judge, record, files)
         record = _with_held_out(work.judge, config.training.model, pairs.held_out)
@@ -259,7 +259,7 @@ def _with_held_out(folder: Path, base: str, held_out: Sequence[FittedPair]) -> d
     """The record with what the reward model, as it will be loaded, makes of the held-out pairs; written."""
     from noesis.llm.reward.model import load_judge
 
-    record = json.loads((folder / JUDGE_FILE).read_text(encoding="utf-8"))
+    record = read_json_file(folder / JUDGE_FILE)
     model = load_judge(read_judge_folder(folder), base)
     texts = [pair for pair, _ in held_out]
     found = model.rewards([(pair.dialogue, answer) for pair in texts for answer in (pair.better, pair.worse)])

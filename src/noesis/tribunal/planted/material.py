@@ -9,9 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from noesis.core.yaml_file import read_yaml
 from noesis.tribunal.planted.draft import Draft
 
 _FILE = Path(__file__).with_name("phrases.yaml")
@@ -57,7 +57,7 @@ def phrases(language: str) -> Phrases:
     Raises:
         KeyError: another language.
     """
-    return Phrases.model_validate(yaml.safe_load(_FILE.read_text(encoding="utf-8"))[language])
+    return Phrases.model_validate(read_yaml(_FILE)[language])
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class ItemWeights:
     date: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        return {"made_by": command("tribunal", "weigh"), **asdict(self)}
+        return {"made_by": "noesis tribunal weigh", **asdict(self)}
 
 
 class _Stored(BaseModel):
