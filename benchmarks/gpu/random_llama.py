@@ -90,7 +90,7 @@ def report(**values: Any) -> None:
 
 
 def make() -> None:
-    """Random weights of standard deviation 0.02, a file a layer; the tokenizer is SmolLM2's if $TOKENIZER names none."""
+    """Random weights of standard deviation 0.02, a file a layer; SmolLM2's tokenizer if none is named."""
     import torch
     from safetensors.torch import save_file
 
