@@ -44,11 +44,8 @@ IN_IMAGE = "/project"
 FILES = package_files() if not IN_CONTAINER else Path("/root/noesis/files")  # there, the images are built already
 ROOT = Path(os.environ.get("NOESIS_VOLUME_ROOT") or "/data")
 WEIGHTS = "/weights"
-# FlashInfer's sampler is compiled when it is first used, by a CUDA compiler that the image does not have; what vLLM
-# and Triton compile is kept beside the weights, so that only the first start waits for it.
+# What vLLM and Triton compile is kept beside the weights, so that only the first start waits for it.
 VLLM_ENVIRONMENT = {
-    "VLLM_USE_FLASHINFER_SAMPLER": "0",
-    "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CACHE_ROOT": f"{WEIGHTS}/vllm",
     "TRITON_CACHE_DIR": f"{WEIGHTS}/triton",
     "FLASHINFER_WORKSPACE_BASE": f"{WEIGHTS}/flashinfer",

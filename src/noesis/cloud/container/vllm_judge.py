@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import signal
 import socket
 import subprocess
 import time
@@ -38,6 +39,8 @@ PORT = 8811  # fixed, since calibrations and cached replies are stored under the
 STARTS_S = 1200.0  # longest start, with a download of 15 GB
 CONTEXT = 8192  # tokens of a judge's question and reply
 KEY = "NOESIS_KEY_127_0_0_1"
+# FlashInfer's sampler is compiled when it is first used, by a CUDA compiler that the image does not have.
+SWITCHES = {"VLLM_USE_FLASHINFER_SAMPLER": "0", "VLLM_NO_USAGE_STATS": "1"}
 KEPT_LINES, LONGEST_WORDS = 200, 400  # of the server's output; characters of its last words
 # the line of an error, but not those that only say that there was one further up
 ERROR_LINE = re.compile(r"\b(\w+(?:Error|Exception): .+)")
@@ -97,7 +100,7 @@ def server_environment(program: str, key: str) -> dict[str, str]:
     they would replace the Python that runs the container.
     """
     path = os.pathsep.join([str(Path(program).parent), os.environ.get("PATH", os.defpath)])
-    return {**os.environ, "PATH": path, "VLLM_API_KEY": key}
+    return {**os.environ, **SWITCHES, "PATH": path, "VLLM_API_KEY": key}
 
 
 @contextmanager
@@ -131,6 +134,7 @@ def vllm_server(command: list[str], key: str, *, port: int = PORT, starts_s: flo
         stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
+        start_new_session=True,  # a group of its own, with the engine that it starts
     )
     output = _Output(process)
     try:
@@ -143,6 +147,9 @@ def vllm_server(command: list[str], key: str, *, port: int = PORT, starts_s: flo
         except (subprocess.TimeoutExpired, KeyboardInterrupt, Terminated):
             process.kill()
             process.wait()
+        finally:
+            with suppress(ProcessLookupError):  # an engine left behind would hold the GPU's memory
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 class _Output:
