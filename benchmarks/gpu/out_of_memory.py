@@ -10,32 +10,44 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from pathlib import Path
+from typing import Any
 
-LOADED_GIB = 8  # of training, when the other process takes its share
+LOADED_GIB = 8  # of training's model, when the other process takes its share
 
 
 def take(left_gib: float) -> None:
-    """Wait until another process has loaded its model, then hold all memory but `left_gib` until stopped."""
+    """Wait until another process loads its model, then hold all memory but `left_gib` until stopped."""
     import torch
 
     free, total = torch.cuda.mem_get_info()
     while free > total - (LOADED_GIB << 30):
-        time.sleep(0.05)
+        time.sleep(0.02)
         free, _ = torch.cuda.mem_get_info()
     held = torch.empty(max(0, free - int(left_gib * 2**30)), dtype=torch.uint8, device="cuda")
     print(f"another process took {held.numel() / 2**30:.1f} of the {free / 2**30:.1f} GiB that were free", flush=True)
     time.sleep(3600)
 
 
-def main(model: str = "llama-3.1-8b", left_gib: str = "14") -> None:
-    other = subprocess.Popen([sys.executable, __file__, "take", left_gib])
+def main(model: str = "llama-3.1-8b", left_gib: str = "16") -> None:
+    import families
+
+    from noesis.training import trainer
+
+    choose, others = trainer.choose_backend, []
+
+    def choose_beside(job: Any) -> Any:
+        if not others:  # the plan is made, nothing is loaded
+            others.append(subprocess.Popen([sys.executable, __file__, "take", left_gib]))
+            time.sleep(10)  # it is there before the model is
+        return choose(job)
+
+    trainer.choose_backend = choose_beside
     try:
-        families = Path(__file__).with_name("families.py")
-        subprocess.run([sys.executable, families, "train", model], check=True)
+        families.train(model)
     finally:
-        other.terminate()
-        other.wait()
+        for other in others:
+            other.terminate()
+            other.wait()
 
 
 if __name__ == "__main__":
