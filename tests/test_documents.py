@@ -96,10 +96,17 @@ def figure(number: str, portuguese: bool) -> str:
     return number.replace(decimal, ".")
 
 
-ENGLISH = [ROOT / "README.md", *sorted(p for p in DOCS.glob("*.md") if not is_portuguese(p) and p not in ONE_PAGE)]
+ALL = [*ROOT.glob("README*.md"), *(p for p in DOCS.rglob("*.md") if p.parent != DOCS / "decisions")]
+ENGLISH = sorted(page for page in ALL if not is_portuguese(page) and page not in ONE_PAGE)
 PORTUGUESE = [translation_of(page) for page in ENGLISH]
-per_page = pytest.mark.parametrize("page", ENGLISH, ids=lambda page: page.stem)
-per_page_in_both = pytest.mark.parametrize("page", ENGLISH + PORTUGUESE, ids=lambda page: page.name)
+
+
+def by_name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+per_page = pytest.mark.parametrize("page", ENGLISH, ids=by_name)
+per_page_in_both = pytest.mark.parametrize("page", ENGLISH + PORTUGUESE, ids=by_name)
 
 
 def destination(page: Path, link: str) -> tuple[Path, str]:
@@ -125,7 +132,7 @@ def pairs(page: Path) -> list[tuple[Section, Section]]:
 
 
 def test_every_document_is_there_in_both_languages():
-    assert {*ROOT.glob("*.pt-BR.md"), *DOCS.glob("*.pt-BR.md")} == {*PORTUGUESE}
+    assert {page for page in ALL if is_portuguese(page)} == {*PORTUGUESE}
 
 
 @per_page
@@ -173,7 +180,7 @@ def test_links_exist_and_stay_in_the_language(page: Path):
             assert is_portuguese(target) == is_portuguese(page), link
 
 
-@pytest.mark.parametrize("page", PORTUGUESE, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PORTUGUESE, ids=by_name)
 def test_the_glossary_is_obeyed(page: Path):
     """What its last table calls wrong, unless a note in brackets says in which sense only."""
     table = (DOCS / "glossario.md").read_text(encoding="utf-8").rpartition("\n## ")[2]
