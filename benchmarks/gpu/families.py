@@ -55,6 +55,12 @@ SHAPES: dict[str, dict[str, Any]] = {
         "query_pre_attn_scalar": 256,
         **_sizes(34, 2560, 10240, 8, 4, 262208),
     },
+    "gemma-2-2b": {
+        "model_type": "gemma2",
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        **_sizes(26, 2304, 9216, 8, 4, 256000),
+    },
     "phi-3-mini": {"model_type": "phi3", "tie_word_embeddings": False, **_sizes(32, 3072, 8192, 32, 32, 32064)},
     "llama-3.1-8b": {
         "model_type": "llama",
@@ -151,7 +157,8 @@ def train(name: str, *words: str) -> None:
         peak_gib=round(max(line["peak_memory_bytes"] for line in lines) / 2**30, 2),
         planned_gib=round(plan.memory_bytes / 2**30, 2),
         model_tflops=round(rate * flops / 1e12),
-        setup=plan.setup.to_json(),
+        setup=(result.smaller_plan or plan).setup.to_json(),
+        out_of_memory=result.smaller_plan is not None,
         first_steps_s=round(clock[warm - 1], 2),
         wall_s=round(wall, 1),
         train_s=result.seconds,

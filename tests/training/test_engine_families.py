@@ -174,7 +174,7 @@ def test_capped_attention_in_blocks_is_that_of_one_matrix(window: int | None):
     from noesis.training.engine.blockwise import BLOCK, Scores
 
     torch.manual_seed(0)
-    lengths, scores = [2 * BLOCK + 70, 5], Scores(0.3, window, 2.0)
+    lengths, scores = [2 * BLOCK["cpu"] + 70, 5], Scores(0.3, window, 2.0)
     n, d = sum(lengths), 16
     q, k, v, dout = (torch.randn(n, heads, d) for heads in (6, 2, 2, 6))
     exact = [x.clone().requires_grad_() for x in (q, k, v)]

@@ -91,6 +91,8 @@ def exit_at_once(number: int, message: str) -> NoReturn:
 class Interrupt:
     """The signal that arrived while `deferred` recorded them."""
 
+    silent = False  # in all of a process: it says nothing of a first signal
+
     def __init__(self) -> None:
         self.number: int | None = None
         self.breakable = False  # whether the work under way may be abandoned at any point
@@ -115,10 +117,11 @@ class Interrupt:
         if self.number is not None:
             exit_at_once(number, "stopped at once; the last saved step is kept")
         self.number = number
-        os.write(
-            sys.__stderr__.fileno() if sys.__stderr__ else 2,
-            b"\nstopping after this micro-batch; a second signal stops at once\n",
-        )
+        if not self.silent:
+            os.write(
+                sys.__stderr__.fileno() if sys.__stderr__ else 2,
+                b"\nstopping after this micro-batch; a second signal stops at once\n",
+            )
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, PATIENCE_S, 0.5)
 

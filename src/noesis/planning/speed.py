@@ -45,6 +45,7 @@ LAUNCH = {"noesis": 5.0e-3, "transformers": 7.2e-3, "unsloth": 1.5e-3}
 # FlashAttention 4 beside torch's own, fitted on an H100 to Llama-3.1-8B: the share of a row's time that is left, and
 # the seconds that compiling its kernels adds to each start.
 FLASH4_SHARE, FLASH4_SECONDS = 0.965, 6.0
+CAPPED = 2.5e-6  # seconds per layer and token of capped attention (`engine/blockwise.py`), on an H100
 SCALING = 0.956  # share of the ideal rate on two GPUs; assumed for more as well
 SHARDED_SCALING = 0.934  # the same with the base spread over the GPUs
 
@@ -91,6 +92,8 @@ def row_seconds(shape: Shape, adapter: int, setup: Setup, gpu: Gpu, tokens: floa
         seconds *= 1 + DROPOUT_SHARE
     if setup.attention == "flash4":
         seconds *= FLASH4_SHARE
+    if fused and shape.parts.capped:
+        seconds += CAPPED * shape.layers * tokens
     launch = LAUNCH[setup.engine] * shape.layers * (4 / 3 if full else 1)
     return max(seconds, launch)
 

@@ -6,6 +6,7 @@ Every process reads the job; the main one writes the outcome: `{"result": …}`,
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from noesis.core.console import guard_terminal
 from noesis.core.errors import CapError, NoesisError
 from noesis.core.files import write_text
+from noesis.core.signals import Interrupt, Terminated
 from noesis.training.distributed import is_main_process
 from noesis.training.job import TrainJob
 
@@ -41,4 +43,10 @@ def _write(file: Path, outcome: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     guard_terminal()
-    run_worker(Path(sys.argv[1]), Path(sys.argv[2]))
+    Interrupt.silent = True  # the command has said it
+    try:
+        run_worker(Path(sys.argv[1]), Path(sys.argv[2]))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except Terminated:
+        sys.exit(128 + signal.SIGTERM)

@@ -22,9 +22,10 @@ ACTIVATION = "hidden_activation"
 
 def gemma2(raw: Json) -> Architecture:
     """Every other layer has a window; attention and logits are capped."""
-    read = _gemma(raw, Parts(biases=biases(raw), post_norms=True), logits_cap=30.0)
-    types = layer_types(raw, read.shape.layers, lambda i: (i + 1) % 2 != 0)
     cap = optional_number(raw, "attn_logit_softcapping", 50.0)
+    parts = Parts(biases=biases(raw), post_norms=True, capped=cap is not None)
+    read = _gemma(raw, parts, logits_cap=30.0)
+    types = layer_types(raw, read.shape.layers, lambda i: (i + 1) % 2 != 0)
     return replace(read, windows=windows(raw, types, 4096), attention_cap=cap)
 
 

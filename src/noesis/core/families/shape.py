@@ -27,12 +27,14 @@ class Parts:
     biases: groups of projections that have a bias: of qkv, o, gate_up, down
     head_norms: each head of the queries and keys is normed before it is rotated
     post_norms: what attention and MLP give is normed before it is added
+    capped: attention's scores are capped, which no fused kernel does here
     """
 
     fused: bool = False
     biases: tuple[str, ...] = ()
     head_norms: bool = False
     post_norms: bool = False
+    capped: bool = False
 
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:

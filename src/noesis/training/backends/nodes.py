@@ -24,11 +24,13 @@ from noesis.core.console import say
 from noesis.core.device import Device
 from noesis.core.errors import TrainingError, UsageError
 from noesis.core.files import write_text
+from noesis.core.signals import deferred
 from noesis.training.distributed import NODES, Nodes
 from noesis.training.job import TrainJob
 
 WAITS_S = 1800.0  # of a machine for the first: its container's start, its planning, its saving at the end
 LEAVES_S = 30.0  # of the first for the others
+LOOKS_S = 0.2  # between two looks at whether a signal came
 
 
 class _Jobs:
@@ -139,15 +141,21 @@ def run_processes(arguments: list[str], job_file: Path, outcome_file: Path) -> d
     Args:
         arguments: torchrun's: where its processes meet, and how many are of this machine.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", *arguments]
+    command = [sys.executable, "-m", "noesis.training.backends.launcher", str(os.getpid()), *arguments]
     command += ["-m", "noesis.training.worker", str(job_file), str(outcome_file)]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "4")})
-    try:
-        process.wait()
-    except BaseException:  # Ctrl-C and the like: the processes save their last whole step and end before this one
-        process.send_signal(signal.SIGINT)
-        process.wait()
-        raise
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "4")}
+    # in a session of its own: a Ctrl-C that reaches it twice would end the processes before they have saved
+    process = subprocess.Popen(command, env=os.environ | threads, start_new_session=True)
+    with deferred() as interrupt:
+        told = False
+        while process.poll() is None:
+            if interrupt.number is not None and not told:
+                told = True
+                process.send_signal(signal.SIGINT)  # the processes save their last whole step
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(LOOKS_S)
+    if interrupt.number is not None:
+        interrupt.leave()
     if not outcome_file.is_file():
-        return {"error": f"a process ended with code {process.returncode}; see above"}
+        return {"error": "see above; the same command continues from the last saved step"}
     return dict(json.loads(outcome_file.read_text(encoding="utf-8")))

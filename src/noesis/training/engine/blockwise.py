@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 Tensor = Any
-BLOCK = 256  # queries at a time
+BLOCK = {"cpu": 256, "cuda": 1024}  # queries at a time: what stays in a CPU's cache, and few launches on a GPU
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> tuple[Tensor, An
     """(output (n, Q, D), log-sum-exp of each block). q: (n, Q, D), k and v: (n, K, D)."""
     out, sums = torch.empty_like(q), []
     keys, values = k.transpose(0, 1), v.transpose(0, 1)  # (K, n, D)
-    for rows, columns in _blocks(len(q), scores.window):
+    for rows, columns in _blocks(len(q), scores.window, BLOCK[q.device.type]):
         capped, _ = _scores(_grouped(q[rows], len(keys)), keys[:, columns], rows, columns, scores)
         lse = capped.logsumexp(-1, keepdim=True)
         weights = (capped - lse).exp_().to(v.dtype)
@@ -56,7 +56,7 @@ def backward(
     dq, heads = torch.empty_like(q), k.shape[1]
     keys, values = k.transpose(0, 1), v.transpose(0, 1)
     dk, dv = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (keys, values))
-    for (rows, columns), lse in zip(_blocks(len(q), scores.window), sums, strict=True):
+    for (rows, columns), lse in zip(_blocks(len(q), scores.window, BLOCK[q.device.type]), sums, strict=True):
         queries, gradient = _grouped(q[rows], heads), _grouped(d[rows], heads)
         capped, tanh = _scores(queries, keys[:, columns], rows, columns, scores)
         weights = (capped - lse).exp_()
@@ -69,10 +69,10 @@ def backward(
     return dq, dk.transpose(0, 1).to(k.dtype), dv.transpose(0, 1).to(v.dtype)
 
 
-def _blocks(n: int, window: int | None) -> Iterator[tuple[slice, slice]]:
+def _blocks(n: int, window: int | None, block: int) -> Iterator[tuple[slice, slice]]:
     """(queries, the keys that any of them sees)."""
-    for start in range(0, n, BLOCK):
-        end = min(start + BLOCK, n)
+    for start in range(0, n, block):
+        end = min(start + block, n)
         yield slice(start, end), slice(0 if window is None else max(0, start - window + 1), end)
 
 
