@@ -90,16 +90,18 @@ def report(**values: Any) -> None:
 
 
 def make() -> None:
-    """Random weights of standard deviation 0.02, a file a layer."""
+    """Random weights of standard deviation 0.02, a file a layer; SmolLM2's tokenizer if none is named."""
     import torch
     from safetensors.torch import save_file
 
+    from noesis.llm.hub import find_base
+
     MODEL.mkdir(parents=True, exist_ok=True)
     (MODEL / "config.json").write_text(json.dumps(SHAPE))
-    if "TOKENIZER" in os.environ:
-        for file in Path(os.environ["TOKENIZER"]).iterdir():
-            if file.name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-                shutil.copy(file, MODEL)
+    given = os.environ.get("TOKENIZER")
+    for file in (Path(given) if given else find_base("smollm2").path).iterdir():
+        if file.name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            shutil.copy(file, MODEL)
     ones, index = torch.ones(HIDDEN, dtype=torch.bfloat16), {}
 
     def write(i: int) -> None:

@@ -16,7 +16,7 @@ beside other tools.
 
 LLAMA (8b or 70b) and LAYERS (default: all) choose the shape. Every mode trains on the same 192 sequences (log-normal
 lengths, median 520, clipped to 64..2048); padding is never counted. Each prints a RESULT line with loss and gradient
-norm beside the speed. $TOKENIZER: a folder with tokenizer files, needed by `start` and the other tools.
+norm beside the speed. $TOKENIZER: a folder with the tokenizer's files.
 """
 
 from __future__ import annotations

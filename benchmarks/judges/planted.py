@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import argparse
 import random
+import re
+from collections import Counter
 from collections.abc import Sequence
 from difflib import unified_diff
 from pathlib import Path
+
+import numpy as np
 
 from noesis.core.jsonl import jsonl_files, read_models
 from noesis.core.project import find_project
 from noesis.dataset.schema import Example
 from noesis.tribunal.calibration.baselines import keyword_score
-from noesis.tribunal.planted.bag_of_words import BagOfWords
 from noesis.tribunal.planted.draft import Draft
 from noesis.tribunal.planted.plant import KINDS, PlantedPair, planted_pairs
 from noesis.tribunal.rubric import JUDGES
@@ -27,6 +30,37 @@ from noesis.tribunal.suite import Part, read_benchmark
 PROJECT = find_project(Path(__file__).resolve().parents[2])
 SEED = 0
 PARTS: tuple[Part, ...] = ("dev", "locked")
+LEAST = 5  # pairs in which a word must tell the answers apart to count
+STEPS, RATE, L2 = 300, 1.0, 1e-3
+
+
+class BagOfWords:
+    """Logistic regression on which words only the better, and which only the worse answer of a pair has."""
+
+    def __init__(self, pairs: Sequence[tuple[str, str]]) -> None:
+        counts = Counter(word for better, worse in pairs for word in _words(better) ^ _words(worse))
+        self.columns = {word: i for i, word in enumerate(w for w, count in counts.items() if count >= LEAST)}
+        self.weights = np.zeros(len(self.columns))
+        features = self._features(pairs)
+        for _ in range(STEPS):
+            wrong = 1 / (1 + np.exp(features @ self.weights))
+            self.weights += RATE * (features.T @ wrong / len(features) - L2 * self.weights)
+
+    def accuracy(self, pairs: Sequence[tuple[str, str]]) -> float:
+        """The share in which the better answer scores above the worse; a tie is not right."""
+        return float((self._features(pairs) @ self.weights > 1e-9).mean())
+
+    def _features(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """(pairs, words) 1 where only the better answer has the word, -1 where only the worse has it."""
+        table = np.zeros((len(pairs), len(self.columns)))
+        for row, (better, worse) in zip(table, pairs, strict=True):
+            for sign, words in ((1, _words(better) - _words(worse)), (-1, _words(worse) - _words(better))):
+                row[[self.columns[word] for word in words if word in self.columns]] = sign
+        return table
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))
 
 
 def examples() -> list[Example]:

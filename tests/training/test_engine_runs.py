@@ -166,29 +166,30 @@ def test_two_processes_train_what_one_trains(
         assert float((weights - two[name]).norm()) <= 2e-3 * float(weights.norm()) + 1e-6, name
 
 
+def unsloth_job(tiny_shape: Path, folder: Path, record: dict):
+    """A job that is planned for Unsloth on a GPU."""
+    from helpers.tiny_runs import rows_of, small
+    from helpers.training_jobs import sft_job
+    from noesis.core.device import Device
+    from noesis.planning.draft import draft_plan
+    from noesis.planning.model_shapes import read_shape
+    from noesis.training.job import count_workload
+
+    examples, config = rows_of(tiny_shape, 8, record), small(**{"training.engine": "unsloth"})
+    gpu = Device("cuda", "NVIDIA H100", 80 * 10**9, 8, True, True, 1)
+    plan = draft_plan(config, "tiny", read_shape(tiny_shape), count_workload(examples), gpu)
+    return sft_job(tiny_shape, folder, examples, config, plan=plan)
+
+
 def test_unsloth_without_its_environment_is_one_message(
     tiny_shape: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch
 ):
     import sys
 
-    from helpers.tiny_runs import rows_of, small
-    from helpers.training_jobs import sft_job
-    from noesis.core.device import Device
     from noesis.core.errors import TrainingError
-    from noesis.planning.draft import draft_plan
-    from noesis.planning.model_shapes import read_shape
     from noesis.training.backends.unsloth import PYTHON, Unsloth
-    from noesis.training.job import count_workload
 
-    examples, config = rows_of(tiny_shape, 8, record), small(**{"training.engine": "unsloth"})
-    plan = draft_plan(
-        config,
-        "tiny",
-        read_shape(tiny_shape),
-        count_workload(examples),
-        Device("cuda", "NVIDIA H100", 80 * 10**9, 8, True, True, 1),
-    )
-    job = sft_job(tiny_shape, tmp_path, examples, config, plan=plan)
+    job = unsloth_job(tiny_shape, tmp_path, record)
     assert Unsloth().refusal_reason(job) is None
     for value, message in (
         (None, "needs an environment of its own"),
@@ -200,3 +201,19 @@ def test_unsloth_without_its_environment_is_one_message(
             monkeypatch.setenv(PYTHON, value)
         with pytest.raises(TrainingError, match=message):
             Unsloth().train(job)
+
+
+def test_unsloths_worker_takes_the_package_of_its_environment_and_not_the_module_of_that_name(
+    tiny_shape: Path, tmp_path: Path, record: dict, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+):
+    import sys
+
+    from noesis.core.errors import TrainingError
+    from noesis.training.backends.unsloth import PYTHON, Unsloth
+
+    (tmp_path / "unsloth.py").write_text("raise SystemExit('the environment\\'s own')", encoding="utf-8")
+    monkeypatch.setenv(PYTHON, sys.executable)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(TrainingError, match="ended with code 1"):
+        Unsloth().train(unsloth_job(tiny_shape, tmp_path, record))
+    assert "the environment's own" in "".join(capfd.readouterr())

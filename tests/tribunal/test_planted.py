@@ -11,7 +11,6 @@ from helpers.project import ROOT
 from noesis.core.jsonl import jsonl_files, read_models
 from noesis.dataset.schema import Example
 from noesis.tribunal.calibration.baselines import keyword_score
-from noesis.tribunal.planted.bag_of_words import BagOfWords
 from noesis.tribunal.planted.draft import Draft
 from noesis.tribunal.planted.material import Material
 from noesis.tribunal.planted.plant import KINDS, PlantedPair, plant, planted_pairs
@@ -68,14 +67,6 @@ def test_neither_length_nor_keywords_give_them_away(pairs: list[PlantedPair]):
         for p in pairs[::7]
     ]
     assert sum(keywords) / len(keywords) < 0.5
-
-
-def test_a_bag_of_words_learns_the_stock_of_sentences(pairs: list[PlantedPair]):
-    """Which is why it is the baseline of a judge that was trained on such pairs."""
-    flattery = [(pair.better, pair.worse) for pair in pairs if pair.kind == "judge_flattered"]
-    assert BagOfWords(flattery[::2]).accuracy(flattery[1::2]) > 0.9
-    shuffled = [(pair.better, pair.worse) for pair in pairs if pair.kind == "shuffled"]
-    assert BagOfWords(flattery[::2]).accuracy(shuffled) == 0.0  # the same words: a tie is not right
 
 
 def test_most_of_the_answer_stays(pairs: list[PlantedPair]):

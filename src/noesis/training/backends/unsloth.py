@@ -50,7 +50,8 @@ class Unsloth:
             job_file, result_file = Path(folder) / "job.json", Path(folder) / "result.json"
             message = {"job": job.to_json(), "trl": shared_arguments(job), "result": str(result_file)}
             write_text(job_file, json.dumps(message))
-            command = [python, str(Path(__file__).with_name("unsloth_worker.py")), str(job_file)]
+            # -P: this file's folder, where `unsloth` is this file, stays off the worker's import path
+            command = [python, "-P", str(Path(__file__).with_name("unsloth_worker.py")), str(job_file)]
             figures = _run(job, command, Path(folder), result_file)
         remove(job.resume_folder)  # Unsloth's states, which nothing else can read
         losses = [line["loss"] for line in read_metrics(job.metrics)]
@@ -101,6 +102,6 @@ def _find_environment() -> str:
     if shutil.which(python) is None:
         raise TrainingError(f"{PYTHON}={python} can't be run: {HOW}")
     code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('unsloth') is None)"
-    if subprocess.run([python, "-c", code], check=False).returncode != 0:
+    if subprocess.run([python, "-P", "-c", code], check=False).returncode != 0:
         raise TrainingError(f"{PYTHON}={python} has no package unsloth: {HOW}")
     return python

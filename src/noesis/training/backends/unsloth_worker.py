@@ -18,11 +18,12 @@ from typing import Any
 
 def main(message: dict[str, Any]) -> None:
     """Train the job: an adapter an epoch, a metrics line a step."""
+    from unsloth import FastLanguageModel  # isort: skip  # before the libraries that it changes
+
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
-    from unsloth import FastLanguageModel  # before transformers, which it changes
 
     job, trl = message["job"], message["trl"]
     plan, setup, lora, rows = job["plan"], job["plan"]["setup"], job["config"]["lora"], job["data"]["rows"]
