@@ -32,14 +32,16 @@ WORDS = {
         "all": "**3 epochs, everything**",
         "min": "min",
         "h": "h",
+        "usd": "{} USD",
+        "guessed": ("~2 h, ~$3-4", "~30 min, ~$0.50", "~10 min, ~$0.10", "~6-8 h, **~$90**"),
         "cores": "4 cores",
         "fetcher": "2 cores",
         "core": "1/4 core",
         "note": "Planned for meta-llama/Llama-3.1-8B-Instruct on 111 examples ({tokens:,} tokens an epoch, ± "
         "{error:.0%}), "
         "at the prices of {date} ({source}). The trial is estimated from the GPU's data sheet, for a judge of 7 "
-        "billion weights that scores items without writing and is asked about every prompt; a trial that a look ends "
-        "earlier takes less. The 90 USD of the first estimate are the default of `--max-usd`.",
+        "billion weights that scores items without writing and is asked about every prompt; a trial that ends "
+        "at an early look takes less. The 90 USD of the first estimate are the default of `--max-usd`.",
     },
     "pt": {
         "head": ("operação", "máquina", "primeira estimativa", "o planejador diz"),
@@ -55,14 +57,15 @@ WORDS = {
         "all": "**3 épocas, tudo**",
         "min": "min",
         "h": "h",
+        "usd": "US$ {}",
+        "guessed": ("~2 h, ~US$ 3-4", "~30 min, ~US$ 0,50", "~10 min, ~US$ 0,10", "~6-8 h, **~US$ 90**"),
         "cores": "4 núcleos",
         "fetcher": "2 núcleos",
         "core": "1/4 de núcleo",
         "note": "Planejado para meta-llama/Llama-3.1-8B-Instruct com 111 exemplos ({tokens:,} tokens por época, "
         "± {error:.0%}), com os preços de {date} (tabela do Modal). A sessão do Tribunal é estimada pela ficha técnica "
         "da GPU, para um juiz de 7 bilhões de pesos que pontua itens sem escrever e julga todos os prompts; a sessão "
-        "que termina numa olhada anterior leva menos. Os 90 dólares da primeira estimativa são o padrão de "
-        "`--max-usd`.",
+        "que termina numa parcial leva menos. Os US$ 90 da primeira estimativa são o padrão de `--max-usd`.",
     },
 }
 
@@ -96,28 +99,24 @@ def table(language: str) -> str:
     def cell(seconds: float, usd: float) -> str:
         minutes = seconds / 60
         took = f"{minutes:.0f} {w['min']}" if minutes < 100 else f"{minutes / 60:.1f} {w['h']}"
-        return comma(f"{took}, {max(usd, 0.01):.2f} USD")
+        return comma(f"{took}, {w['usd'].format(f'{max(usd, 0.01):.2f}')}")
 
     def comma(text: str) -> str:
         return text.replace(".", ",") if language == "pt" else text
 
+    train, judge, merge, everything = w["guessed"]
     stages = {stage.name: cell(stage.seconds, stage.usd) for stage in three.stages}
     rows = [
         (w["fetch"], w["fetcher"], "", cell(*beside["fetch"])),
-        (w["train1"], "L40S", "~2 h, ~$3-4", cell(one.stages[0].seconds, one.stages[0].usd)),
+        (w["train1"], "L40S", train, cell(one.stages[0].seconds, one.stages[0].usd)),
         (w["train"].format(n=3), "L40S", "", stages["train"]),
-        (w["judge"], "A10", "~30 min, ~$0.50", stages["choose and judge"]),
+        (w["judge"], "A10", judge, stages["choose and judge"]),
         (w["beside"], "A10", "", cell(*beside["judge"])),
         (w["try"], "A10", "", cell(*beside["try"])),
         (w["trial"], "A10", "", cell(*beside["trial,"])),
-        (
-            w["merge"],
-            w["cores"],
-            "~10 min, ~$0.10",
-            stages["merge and gguf"],
-        ),
+        (w["merge"], w["cores"], merge, stages["merge and gguf"]),
         (w["conductor"], w["core"], "", cell(*beside["orchestrator"])),
-        (w["all"], "", "~6-8 h, **~$90**", "**" + cell(waits, total) + "**"),
+        (w["all"], "", everything, "**" + cell(waits, total) + "**"),
     ]
     lines = ["| " + " | ".join(w["head"]) + " |", "|---" * 4 + "|", *("| " + " | ".join(row) + " |" for row in rows)]
     note = w["note"].format(
