@@ -288,7 +288,10 @@ def test_nothing_but_console_prints():
     assert found == []
 
 
-@pytest.mark.parametrize("file", ["cli/__init__.py", "cloud/app.py", "cloud/entrypoint.py", "training/worker.py"])
+@pytest.mark.parametrize(
+    "file",
+    ["cli/__init__.py", "cloud/app.py", "cloud/entrypoint.py", "training/worker.py", "training/backends/launcher.py"],
+)
 def test_every_process_of_ours_that_reaches_a_terminal_is_guarded(file: str):
     assert re.search(
         r"^ *guard_terminal\(\)", (ROOT / "src" / "noesis" / file).read_text(encoding="utf-8"), re.MULTILINE
@@ -298,7 +301,10 @@ def test_every_process_of_ours_that_reaches_a_terminal_is_guarded(file: str):
 @pytest.mark.parametrize("file", ["training/backends/unsloth.py", "cloud/container/vllm_judge.py"])
 def test_what_other_programs_print_comes_through_the_same_place(file: str):
     text = (ROOT / "src" / "noesis" / file).read_text(encoding="utf-8")
-    assert re.search(r"relay\((?:self\._kept\()?process\.stdout\)", text) and text.count("subprocess.Popen(") == 1
+    assert (
+        re.search(r"(?:relay|_Kept)\((?:self\._kept\()?process\.stdout\)", text)
+        and text.count("subprocess.Popen(") == 1
+    )
 
 
 def test_nothing_writes_csv_whose_cells_a_spreadsheet_would_run():

@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 
+from noesis.core.console import guard_terminal
+
 LOOKS_S = 0.5  # between two looks at whether the command is still there
 
 
@@ -40,4 +42,5 @@ def _leave_with(command: int) -> None:
 
 
 if __name__ == "__main__":
+    guard_terminal()
     main(int(sys.argv[1]), sys.argv[2:])

@@ -7,15 +7,18 @@ other environment runs `unsloth_worker.py`. NOESIS_UNSLOTH_PYTHON names that env
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import subprocess
 import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from noesis.core.console import relay
+from noesis.core.console import Progress, complain
 from noesis.core.errors import CapError, TrainingError
 from noesis.core.files import write_text
 from noesis.core.rooted import remove
@@ -25,6 +28,7 @@ from noesis.training.job import TrainJob, TrainResult
 
 PYTHON = "NOESIS_UNSLOTH_PYTHON"
 PRINTED_S = 5.0  # for the last lines; a child of its own may hold the pipe open
+LAST_LINES, LOOKS_S = 40, 0.5  # of its output, shown where it fails; between two looks at its metrics
 HOW = (
     "make one with  python -m venv unsloth-env && unsloth-env/bin/pip install -r constraints-unsloth.txt  "
     f"and set {PYTHON}=unsloth-env/bin/python"
@@ -60,32 +64,59 @@ class Unsloth:
 
 def _run(job: TrainJob, command: list[str], folder: Path, result_file: Path) -> dict[str, Any]:
     """Run Unsloth's process to its end; the figures that it wrote."""
-    seconds = math.inf if job.budget is None else max(job.budget.left_seconds(), 0.0)
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
     process = subprocess.Popen(
         command, cwd=folder, env=environment, encoding="utf-8", errors="replace", stdin=subprocess.DEVNULL, **pipes
     )
-    assert process.stdout is not None
-    printed = relay(process.stdout)  # it can't import `guard_terminal`
+    printed = _Kept(process.stdout)
     try:
-        code = process.wait(None if seconds == math.inf else seconds)
-    except subprocess.TimeoutExpired:
-        spent = "" if job.budget is None else job.budget.describe()
-        raise CapError(
-            f"Unsloth was stopped at the agreed cap: {spent}; "
-            "the same command with a higher cap resumes from its last saved step"
-        ) from None
+        _follow(process, job)
     finally:
         process.kill()
         process.wait()
         printed.join(PRINTED_S)
-    if code != 0 or not result_file.is_file():
+    if process.returncode != 0 or not result_file.is_file():
+        for line in printed.lines:
+            complain(line)
         raise TrainingError(
-            f"Unsloth's process ended with code {code}; its output is above. "
+            f"Unsloth's process ended with code {process.returncode}; its last lines are above. "
             "To train without it: engine: noesis in training_config.yaml"
         )
     return dict(json.loads(result_file.read_text(encoding="utf-8")))
+
+
+def _follow(process: subprocess.Popen[str], job: TrainJob) -> None:
+    """Show the progress of Unsloth's process until it ends.
+
+    Raises:
+        CapError: the budget is spent.
+    """
+    done, total = 0, job.plan.tokens_per_epoch * job.plan.epochs
+    with Progress("train", total, "tok", every_s=15) as progress:
+        while process.poll() is None:
+            if job.budget is not None and job.budget.left_seconds() <= 0:
+                raise CapError(
+                    f"Unsloth was stopped at the agreed cap: {job.budget.describe()}; "
+                    "the same command with a higher cap resumes from its last saved step"
+                )
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(LOOKS_S)
+            if lines := read_metrics(job.metrics):
+                progress.advance(lines[-1]["tokens"] - done, f"loss {lines[-1]['loss']:.3f}")
+                done = lines[-1]["tokens"]
+
+
+class _Kept(threading.Thread):
+    """The last lines that a process prints, which else fill the terminal."""
+
+    def __init__(self, out: Iterable[str] | None) -> None:
+        super().__init__(daemon=True)
+        self.out, self.lines = out or (), deque[str](maxlen=LAST_LINES)
+        self.start()
+
+    def run(self) -> None:
+        self.lines.extend(line.rstrip("\r\n") for line in self.out)
 
 
 def _find_environment() -> str:
