@@ -1,4 +1,4 @@
-# make demo · make test · make setup · make lint · make docs · make bench · make dist
+# make demo · make test · make setup · make lint · make docs · make site · make bench · make dist
 # make test-unit (no torch, no attacks, a minute and a half) · make test-all (with minutes of the embedded model and the cloud) · make test-load (timing, on a busy machine)
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest
 PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 STAMP := $(VENV)/.set-up
 
-.PHONY: demo setup test test-unit test-all test-load lint docs bench dist
+.PHONY: demo setup test test-unit test-all test-load lint docs site bench dist
 
 demo: $(STAMP)
 	$(BIN)/noesis demo
@@ -52,6 +52,16 @@ docs: $(STAMP)
 	$(BIN)/python docs/make_costs.py
 	$(BIN)/python docs/make_tree.py
 	$(BIN)/python docs/make_attacks.py
+
+# The documents as a site, in both languages; a broken link fails it. The tools have an environment of their own.
+site: $(VENV)-site/.set-up
+	$(VENV)-site/bin/python docs/make_site.py
+	$(VENV)-site/bin/python docs/check_site.py
+
+$(VENV)-site/.set-up: constraints-docs.txt
+	$(PYTHON) -m venv $(VENV)-site
+	$(VENV)-site/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-docs.txt zensical mkdocstrings-python ruff
+	@touch $@
 
 # Wheel and sdist, checked, and the wheel tried in an environment with nothing else; the tools have one of their own.
 dist:
