@@ -52,6 +52,7 @@ docs: $(STAMP)
 	$(BIN)/python docs/make_costs.py
 	$(BIN)/python docs/make_tree.py
 	$(BIN)/python docs/make_attacks.py
+	$(BIN)/python docs/make_llms.py
 
 # The documents as a site, in both languages; a broken link fails it. The tools have an environment of their own.
 site: $(VENV)-site/.set-up

@@ -16,41 +16,15 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
 from typing import Any
 
 import yaml
+from make_llms import llms_txt
+from site_pages import DEFAULT, FOLDERS, LANGUAGES, ROOT, SECTIONS, TITLES, Page, documents, find_pages
 
-ROOT = Path(__file__).resolve().parents[1]
 SITE, WORK = ROOT / "site", ROOT / "build" / "site"
-DEFAULT, LANGUAGES = "en", {"en": "English", "pt-BR": "Português"}
-SECTIONS = {  # documents in the order of the navigation; a folder stands for what is in it
-    ("Start here", "Comece aqui"): ["docs/site/index.md", "README.md"],
-    ("Guides", "Guias"): [
-        *("docs/constitution.md", "docs/tribunal.md", "docs/modal.md", "docs/release.md", "docs/integrate.md"),
-        *("docs/run", "docs/verify.md", "docs/scale.md", "docs/families.md", "docs/glossario.md", "docs"),
-    ],
-    ("Reference", "Referência"): ["docs/cli.md", "docs/site/api.md", "docs/agents.md"],
-    ("The project", "O projeto"): [
-        *("CHANGELOG.md", "CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "SECURITY.md"),
-        *("benchmarks/README.md", "tests/wild/README.md", "docs/decisions"),
-    ],
-}
-NAMES = {  # pages that are not named after their file
-    "README.md": "overview.md",
-    "docs/site/index.md": "index.md",
-    "docs/site/api.md": "api.md",
-    "benchmarks/README.md": "benchmarks.md",
-    "tests/wild/README.md": "wild.md",
-    "docs/decisions/README.md": "decisions/index.md",
-}
-TITLES = {"overview.md": ("Overview", "Visão geral")}
-FOLDERS = {
-    "docs/decisions": ("Decisions", "Decisões"),
-    "docs/run": ("Where models are run", "Onde rodar os modelos"),
-}
 THEMES = (("Dark", "Light"), ("Escuro", "Claro"))  # the two buttons' names
 IN_BOTH = ("docs/glossario.md",)  # one document in two languages
 ONLY_ENGLISH = '!!! note ""\n\n    Esta página só existe em inglês.\n\n'
@@ -60,44 +34,6 @@ FENCED = re.compile(r"^(```.*?^```$)", re.M | re.S)
 
 class BrokenLink(Exception):
     """A link of a document leads to no file."""
-
-
-@dataclass(frozen=True)
-class Page:
-    """A document and its place in the site: `source` in the repository, `target` in each language's folder."""
-
-    source: str
-    target: str
-
-    def source_in(self, language: str) -> str:
-        """The document of a language, or the English one."""
-        translated = self.source.removesuffix(".md") + f".{language}.md"
-        return translated if language != DEFAULT and (ROOT / translated).is_file() else self.source
-
-
-def find_pages() -> dict[str, Page]:
-    """Every page by its document, in the order of the navigation."""
-    pages = {}
-    for sources in SECTIONS.values():
-        for source in sources:
-            for name in _documents(source):
-                if name not in pages:
-                    pages[name] = Page(name, NAMES.get(name) or name.removeprefix("docs/").lower())
-    return pages
-
-
-def _documents(source: str) -> list[str]:
-    """The document of that name, or those in the folder of that name, its README.md first."""
-    if not (ROOT / source).is_dir():
-        return [source] if (ROOT / source).is_file() else []
-    names = sorted(file.relative_to(ROOT).as_posix() for file in (ROOT / source).glob("*.md"))
-    listed = {source for sources in SECTIONS.values() for source in sources}
-    names = [name for name in names if name not in listed and not _is_translation(name)]
-    return sorted(names, key=lambda name: not name.endswith("README.md"))
-
-
-def _is_translation(name: str) -> bool:
-    return any(name.endswith(f".{language}.md") for language in LANGUAGES)
 
 
 class Rewriter:
@@ -202,7 +138,7 @@ def configuration(language: str, pages: dict[str, Page]) -> dict[str, Any]:
 
 def _entries(source: str, pages: dict[str, Page], column: int) -> list[Any]:
     """A document's line of the navigation; a folder's lines, under the folder's title if it has one."""
-    targets = [pages[name].target for name in _documents(source)]
+    targets = [pages[name].target for name in documents(source)]
     lines = [{TITLES[target][column]: target} if target in TITLES else target for target in targets]
     return [{FOLDERS[source][column]: lines}] if lines and source in FOLDERS else lines
 
@@ -223,6 +159,8 @@ def main() -> int:
             print(f"the site in {LANGUAGES[language]} was not built", file=sys.stderr)
             return 1
         shutil.copytree(config.parent / "site", SITE if language == DEFAULT else SITE / language, dirs_exist_ok=True)
+    places = {name: page.target.replace(".md", ".html") for name, page in pages.items()}
+    (SITE / "llms.txt").write_text(llms_txt(places), encoding="utf-8")
     return 0
 
 
