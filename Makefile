@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest
 PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 STAMP := $(VENV)/.set-up
 
-.PHONY: demo setup test test-unit test-all test-load lint docs site bench dist
+.PHONY: demo setup test test-unit test-all test-load lint docs docs-check site coverage audit bench dist
 
 demo: $(STAMP)
 	$(BIN)/noesis demo
@@ -39,6 +39,10 @@ test-all: $(STAMP)
 test-load: $(STAMP)
 	$(BIN)/python tests/helpers/under_load.py --runs 20 --busy 4 -- -m "timing and not full"
 
+# which lines of src the tests run, in processes that they start, too; about twice as long as make test
+coverage: $(STAMP)
+	$(PYTEST) $(PARALLEL) -m "not full" --cov --cov-report=term --cov-report=html:build/coverage
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -53,6 +57,9 @@ docs: $(STAMP)
 	$(BIN)/python docs/make_tree.py
 	$(BIN)/python docs/make_attacks.py
 	$(BIN)/python docs/make_llms.py
+
+docs-check: $(STAMP)
+	for made in cli kept_items croissant costs tree attacks llms; do $(BIN)/python docs/make_$$made.py --check || exit 1; done
 
 # The documents as a site, in both languages; a broken link fails it. The tools have an environment of their own.
 site: $(VENV)-site/.set-up

@@ -34,6 +34,7 @@ ABOUT = {  # what is found in a document, where its title does not say it
     "docs/agents.md": "rules, recipes, stages, commands, exit codes",
     "CHANGELOG.md": "what each version brought, and how to come from the one before",
     "CONTRIBUTING.md": "set-up, the layout of the source, rules",
+    "CODE_OF_CONDUCT.md": "how we argue, and whom to tell",
     "SECURITY.md": "what is promised, what is not, how to report, the attacks that are kept as tests",
     "benchmarks/README.md": "figures, with the script, the machine and the date of each",
     "tests/wild/README.md": "odd inputs, the right answer to each, and the test that holds it",
