@@ -89,8 +89,14 @@ def api_page(template: str) -> str:
         for target in node.targets
         if isinstance(target, ast.Name) and target.id in ("__all__", "_MODULES")
     }
-    names = [name for name in values["__all__"] if name in values["_MODULES"]]
-    return template + "".join(f"\n::: {values['_MODULES'][name]}.{name}\n" for name in names)
+    imported = {
+        name.name: f"{node.module}.{name.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for name in node.names
+    }
+    places = imported | {name: f"{module}.{name}" for name, module in values["_MODULES"].items()}
+    return template + "".join(f"\n::: {places[name]}\n" for name in values["__all__"] if name in places)
 
 
 def write_sources(language: str, pages: dict[str, Page]) -> Path:
@@ -123,7 +129,9 @@ def configuration(language: str, pages: dict[str, Page]) -> dict[str, Any]:
     config["theme"]["language"] = language
     for palette, name in zip(config["theme"]["palette"], THEMES[column], strict=True):
         palette["toggle"]["name"] = name
-    config["plugins"]["mkdocstrings"]["handlers"]["python"]["paths"] = [str(ROOT / "src")]
+    python = config["plugins"]["mkdocstrings"]["handlers"]["python"]
+    python["paths"] = [str(ROOT / "src")]
+    python["options"]["extensions"] = [str(ROOT / "docs" / "site" / "doctests.py")]
     to_root = "" if language == DEFAULT else "../"
     config["extra"]["alternate"] = [
         {"name": name, "lang": code, "link": to_root + ("" if code == DEFAULT else f"{code}/")}
