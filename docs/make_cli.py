@@ -1,4 +1,6 @@
-"""Write docs/cli.md and the manual page docs/noesis.1 from the command line itself: `make docs`; --check only compares.
+"""Write docs/cli.md, docs/agents.md and the manual page docs/noesis.1 from the command line itself: `make docs`.
+
+--check only compares.
 
 The wheel installs the manual page, so that `man noesis` finds it where a shell finds `noesis`. Page: man 7 man
 """
@@ -6,63 +8,34 @@ The wheel installs the manual page, so that `man noesis` finds it where a shell 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import typer.main
 
 from noesis import __version__
 from noesis.cli import app
+from noesis.cli.reference.agents import agent_docs
+from noesis.cli.reference.commands import ENVIRONMENT, EXIT_CODES, Command, commands
 
-PAGE, MANUAL = Path(__file__).with_name("cli.md"), Path(__file__).with_name("noesis.1")
+DOCS = Path(__file__).parent
 SUMMARY = "turn a constitution and about a hundred examples into a small language model that keeps to them"
-ENVIRONMENT = {
-    "NOESIS_PROJECT": "The project's folder, unless --project gives one; else the nearest at or above this folder.",
-    "NOESIS_API_KEY": "The key of noesis serve; what is set here is never printed.",
-    "NOESIS_CACHE": "Where converted models and judges' replies are kept; default: ~/.cache/noesis.",
-    "NOESIS_KEY_<HOST>": "The key of a judge's endpoint at that host.",
-    "HF_TOKEN": "For models on the Hugging Face Hub whose licence must be accepted.",
-}
-EXIT_CODES = {
-    "0": "Done; for noesis judge: APPROVED.",
-    "1": "Failed.",
-    "2": "A wrong argument, or a file that is missing.",
-    "3": "REJECTED.",
-    "4": "CONDITIONAL or UNDECIDED.",
-    "5": "Stopped at the agreed cap; a higher one continues.",
-    "130, 143": "Interrupted; the same command continues.",
-}
 
 
-class Section(NamedTuple):
-    """A command and its help."""
-
-    command: str
-    help: str
-
-
-def sections(command: object, name: str, parent: object = None) -> Iterator[Section]:
-    """The help of a command and of those below it."""
-    context = command.make_context(name, [], parent=parent, resilient_parsing=True)
-    context.terminal_width = 100
-    yield Section(context.command_path, command.get_help(context))
-    for child in getattr(command, "commands", {}).values():
-        yield from sections(child, child.name, context)
-
-
-def markdown(found: list[Section]) -> str:
+def markdown(found: list[Command]) -> str:
     """docs/cli.md."""
-    parts = [f"## {section.command}\n\n```\n{section.help}\n```\n" for section in found]
-    return "# Command line\n\nMade from the program by `make docs`.\n\n" + "\n".join(parts)
+    parts = [f"## {section.name}\n\n```\n{section.help}\n```\n" for section in found]
+    return (
+        "# Command line\n\nEvery command with its help, as the program prints it; made by `make docs`.\n\n"
+        + "\n".join(parts)
+    )
 
 
-def manual(found: list[Section]) -> str:
+def manual(found: list[Command]) -> str:
     """A manual page in roff; each command's help stands as the program prints it."""
     lines = [f'.TH NOESIS 1 "" "noesis {__version__}" "User Commands"', ".SH NAME", f"noesis \\- {SUMMARY}"]
     lines += [".SH SYNOPSIS", ".B noesis", ".I COMMAND", "[OPTIONS] [ARGUMENTS]", ".SH COMMANDS"]
     for section in found[1:]:
-        lines += [f".SS {_roff(section.command)}", ".nf", *map(_roff, section.help.split("\n")), ".fi"]
+        lines += [f".SS {_roff(section.name)}", ".nf", *map(_roff, section.help.split("\n")), ".fi"]
     for heading, entries in (("ENVIRONMENT", ENVIRONMENT), ("EXIT STATUS", EXIT_CODES)):
         lines.append(f".SH {heading}")
         for name, meaning in entries.items():
@@ -79,12 +52,14 @@ def _roff(line: str) -> str:
 
 def main() -> int:
     """Write or compare."""
-    found = list(sections(typer.main.get_command(app), "noesis"))
-    for file, text in ((PAGE, markdown(found)), (MANUAL, manual(found))):
+    root = typer.main.get_command(app)
+    found = list(commands(root))
+    for name, text in (("cli.md", markdown(found)), ("noesis.1", manual(found)), ("agents.md", agent_docs(root))):
+        file = DOCS / name
         if "--check" not in sys.argv:
             file.write_text(text, encoding="utf-8")
         elif not file.is_file() or file.read_text(encoding="utf-8") != text:
-            print(f"docs/{file.name} is stale: run  make docs", file=sys.stderr)
+            print(f"docs/{name} is stale: run  make docs", file=sys.stderr)
             return 1
     return 0
 

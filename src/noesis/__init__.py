@@ -8,7 +8,7 @@ The public names below are imported when they are first used, so that `import no
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["Dataset", "LLMClient", "NoesisError", "Project", "__version__", "load_config", "load_run", "start_run"]
 

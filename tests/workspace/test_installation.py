@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from helpers.command import noesis
 from helpers.project import ROOT
 from noesis.core import distribution
-from noesis.core.distribution import DISTRIBUTION, install_command, namesake
+from noesis.core.distribution import DISTRIBUTION, EXTRA_OF, install_command, namesake
 from noesis.core.errors import MissingExtra, UsageError
+from noesis.core.files import explain_error
 from noesis.core.machine import package_files as files
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -40,6 +42,22 @@ def test_messages_name_our_distribution():
     assert PYPROJECT["project"]["name"] == DISTRIBUTION == "noesis-tribunal"
     assert install_command("train") == "pip install 'noesis-tribunal[train]'"
     assert install_command("gguf") in str(MissingExtra("gguf", "gguf"))
+
+
+def test_a_missing_package_is_said_with_the_extra_that_brings_it():
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    brought = {re.split(r"[><=!~]", line)[0]: extra for extra in ("train", "gguf", "modal") for line in extras[extra]}
+    assert brought == EXTRA_OF
+    said = explain_error(ModuleNotFoundError("No module named 'torch.nn'", name="torch.nn"))
+    assert isinstance(said, MissingExtra) and "noesis-tribunal[train]" in str(said)
+    assert explain_error(ModuleNotFoundError("No module named 'nonsense'", name="nonsense")) is None
+
+
+def test_the_demo_asks_for_what_it_needs_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("noesis.pipeline.demo.find_spec", lambda package: package != "xllamacpp" or None)
+    done = noesis("demo", "--quick", "--run", tmp_path / "demo")
+    assert done.returncode == 1 and not (tmp_path / "demo").exists()
+    assert "'xllamacpp'" in done.stderr and "pip install 'noesis-tribunal[train,gguf]'" in done.stderr
 
 
 def installed(folder: Path, name: str, version: str, command: str = "") -> None:
@@ -130,9 +148,9 @@ def test_the_wheel_holds_what_a_project_needs_and_nothing_else(wheel: Path):
 
 
 def _version() -> str:
-    import noesis
+    from noesis import __version__
 
-    return noesis.__version__
+    return __version__
 
 
 @pytest.mark.slow
@@ -145,7 +163,7 @@ def test_a_project_is_made_without_a_checkout_from_a_read_only_installation(whee
     for file in site.rglob("*"):
         file.chmod(0o555)
 
-    def noesis(*words: str, cwd: Path) -> str:
+    def typed(*words: str, cwd: Path) -> str:
         code = "import sys, noesis, noesis_command; assert 'site' in noesis.__file__; noesis_command.main()"
         environment = {
             "PATH": os.environ["PATH"],
@@ -160,12 +178,12 @@ def test_a_project_is_made_without_a_checkout_from_a_read_only_installation(whee
         return done.stdout
 
     try:
-        noesis("init", "mine", cwd=tmp_path)
-        assert "6 valid" in noesis("data", "validate", cwd=tmp_path / "mine")
-        noesis("data", "export", cwd=tmp_path / "mine")
-        assert "0 mistakes" in noesis("constitution", "check", cwd=tmp_path / "mine")
-        noesis("init", "own", "--domain", "the town library", "--language", "en", cwd=tmp_path)
-        assert "3 valid" in noesis("data", "validate", cwd=tmp_path / "own")
+        typed("init", "mine", cwd=tmp_path)
+        assert "6 valid" in typed("data", "validate", cwd=tmp_path / "mine")
+        typed("data", "export", cwd=tmp_path / "mine")
+        assert "0 mistakes" in typed("constitution", "check", cwd=tmp_path / "mine")
+        typed("init", "own", "--domain", "the town library", "--language", "en", cwd=tmp_path)
+        assert "3 valid" in typed("data", "validate", cwd=tmp_path / "own")
         assert {file: file.stat().st_mtime_ns for file in site.rglob("*")} == before
     finally:
         for file in site.rglob("*"):

@@ -1,4 +1,4 @@
-"""`noesis completion SHELL` and `noesis config schema`: what shells and editors need to know of Noesis."""
+"""`noesis completion`, `config schema`, `agent-docs`: what shells, editors and assistants need to know of Noesis."""
 
 from __future__ import annotations
 
@@ -45,6 +45,18 @@ def completion(
     from noesis.core.console import say_text
 
     say_text(get_completion_script(prog_name="noesis", complete_var=COMPLETE, shell=shell))
+
+
+@app.command("agent-docs")
+def agent_docs(context: typer.Context) -> None:
+    """Print what an assistant needs to drive Noesis: rules, tried recipes, stages, commands, exit codes.
+
+    Example: noesis agent-docs > AGENTS.md
+    """
+    from noesis.cli.reference.agents import agent_docs as text
+    from noesis.core.console import say_text
+
+    say_text(text(context.find_root().command))
 
 
 @config_app.command()

@@ -10,6 +10,12 @@ DISTRIBUTION = "noesis-tribunal"
 NAMESAKE = "noesis"
 OUR_COMMAND = "noesis.cli:main"  # entry point by which a distribution `noesis` is one of ours, of before it was renamed
 
+EXTRA_OF = {  # packages that come with an extra, by the name under which they are imported
+    **dict.fromkeys(("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors"), "train"),
+    **dict.fromkeys(("gguf", "xllamacpp", "aiohttp", "prompt_toolkit"), "gguf"),
+    "modal": "modal",
+}
+
 
 def install_command(extra: str) -> str:
     """What to type to get an extra: `pip install 'noesis-tribunal[train]'`."""

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from noesis.core.console import command, size
-from noesis.core.errors import NoesisError, UnsafePathError, UsageError
+from noesis.core.distribution import EXTRA_OF
+from noesis.core.errors import MissingExtra, NoesisError, UnsafePathError, UsageError
 from noesis.core.machine.folders import as_named, in_the_way, variable_of
 from noesis.core.rooted import NO_FILE, guarded_root, move, open_file, open_folder, open_plain, remove, require_plain
 
@@ -378,6 +379,8 @@ def explain_error(error: Exception) -> NoesisError | None:
         return error
     if isinstance(error, OSError):
         return explain_os_error(error)
+    if isinstance(error, ModuleNotFoundError) and (package := (error.name or "").partition(".")[0]) in EXTRA_OF:
+        return MissingExtra(package, EXTRA_OF[package])
     if isinstance(error, MemoryError):
         return NoesisError("out of memory: choose a smaller --model, or lower max_length in training_config.yaml")
     if "os error 28" in str(error):  # safetensors wraps the operating system's error in a class of its own

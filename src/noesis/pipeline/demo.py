@@ -8,12 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from noesis.constitution.document import load_constitution
 from noesis.core.config import Config, TrainingFile, load_config
 from noesis.core.console import heading, say
 from noesis.core.device import detect
+from noesis.core.errors import MissingExtra
 from noesis.core.files import sha256_json, write_json
 from noesis.core.jsonl import MAX_RUN_FILE, iter_lines, jsonl_files, read_json_file, read_objects
 from noesis.core.machine.folders import cache_folder
@@ -73,7 +75,13 @@ def demo(
 
     Args:
         model: another base than the demo's own; it learns at the project's learning rate.
+
+    Raises:
+        MissingExtra: what trains or what converts is not installed; said before minutes are spent.
     """
+    for package in ("torch", "xllamacpp"):
+        if find_spec(package) is None:
+            raise MissingExtra(package, "train,gguf")
     config = demo_config(project, model=model, quick=quick, strength=strength, max_usd=max_usd, max_minutes=max_minutes)
     options = PipelineOptions(project, tuple(config.training.tribunal.judges if judges is None else judges))
     heading(1, 1 + len(stages_to_run(options)), "validate and export", "every example checked, some held out")
