@@ -27,11 +27,9 @@ def merge(
 
     Example: noesis merge runs/demo
     """
-    from noesis.pipeline.session import locked_session
-    from noesis.pipeline.stages.merge import run_merge
+    from noesis.api.runs import merge as merge_run
 
-    with locked_session(run) as s:
-        run_merge(s, again=again, original=original)
+    merge_run(run, again=again, original=original)
     show_manifest_hash(run)
 
 
@@ -61,25 +59,17 @@ def gguf(
 
     Example: noesis gguf runs/demo --quant f16,q8_0 · noesis gguf ./noesis_model --outfile noesis.gguf
     """
+    from noesis.api.runs import export_gguf, known_kinds
     from noesis.core.errors import UsageError
-    from noesis.pipeline.session import locked_session
-    from noesis.pipeline.stages.gguf import run_gguf
     from noesis.release.convert import convert_folder
-    from noesis.release.gguf.quantize import KINDS
 
-    kinds = tuple(dict.fromkeys(quant.split(","))) if quant else None
-    for kind in kinds or ():
-        if kind not in KINDS:
-            raise UsageError(f"--quant {kind!r} is not known; choose from {', '.join(KINDS)}")
+    kinds = known_kinds(quant.split(",")) if quant else None
     if run.is_dir() and not (run / "manifest.json").is_file():
         if adapter:
             raise UsageError(f"--adapter needs a run directory, and {run} is a model folder (it has no manifest.json)")
         convert_folder(run, outfile, kinds or ("f16",))
         return
-    with locked_session(run) as s:
-        if outfile is not None and kinds is None:
-            kinds = (s.config.training.gguf.quantizations[0],)
-        run_gguf(s, kinds=kinds, adapter=adapter, again=again, outfile=outfile)
+    export_gguf(run, kinds, adapter=adapter, again=again, outfile=outfile)
     show_manifest_hash(run)
 
 
@@ -91,11 +81,9 @@ def parity(run: RunArgument, as_json: JsonOption = False) -> None:
 
     Example: noesis parity runs/demo
     """
-    from noesis.pipeline.session import locked_session
-    from noesis.pipeline.stages.gguf import parity
+    from noesis.api.runs import certify
 
     reserve_stdout(as_json)
-    with locked_session(run) as s:
-        result = parity(s)
+    result = certify(run)
     show_manifest_hash(run)
     print_result(result.to_json(), as_json)
