@@ -23,7 +23,7 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False  # as type checkers know it, without the cost of importing typing
 if TYPE_CHECKING:
     from noesis.api.projects import load_project, validate
-    from noesis.api.runs import certify, export_gguf, judge, merge, report
+    from noesis.api.runs import certify, export_gguf, judge, merge, push, report
     from noesis.api.serving import chat, serve
     from noesis.api.training import plan, train
     from noesis.core import errors
@@ -47,6 +47,7 @@ __all__ = [
     "load_run",
     "merge",
     "plan",
+    "push",
     "report",
     "serve",
     "train",
@@ -66,6 +67,7 @@ _MODULES = {
     "load_run": "noesis.run.directory",
     "merge": "noesis.api.runs",
     "plan": "noesis.api.training",
+    "push": "noesis.api.runs",
     "report": "noesis.api.runs",
     "serve": "noesis.api.serving",
     "train": "noesis.api.training",

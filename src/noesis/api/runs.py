@@ -1,11 +1,11 @@
-"""What is done with a trained run: `judge`, `merge`, `export_gguf`, `certify`, `report`.
+"""What is done with a trained run: `judge`, `merge`, `export_gguf`, `certify`, `report`, `push`.
 
 Each takes the run, or its folder, and does nothing again that is done; `again=True` repeats it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,9 @@ from noesis.core.project import Project, find_project
 from noesis.llm.addresses import spare_loopback_from_proxies
 from noesis.pipeline.comparison.table import compare_runs_side_by_side, project_or_none
 from noesis.pipeline.consent import judges_to_ask
+from noesis.pipeline.publish.contents import PushOptions
+from noesis.pipeline.publish.push import PushResult
+from noesis.pipeline.publish.push import push as publish
 from noesis.pipeline.results import TrialResult
 from noesis.pipeline.session import RunSession, locked_session, reopen_run
 from noesis.pipeline.stages.against import AgainstResult, run_against
@@ -189,6 +192,52 @@ def report(run: AnyRun, beside: Sequence[AnyRun] = (), *, project: Project | Non
         others = [folder_of(other) for other in beside]
         comparison = compare_runs_side_by_side([s.run.path, *others], found) if others else None
         return run_report(s, comparison)
+
+
+def push(
+    run: AnyRun,
+    repo: str,
+    *,
+    public: bool = False,
+    allow: Collection[str] = (),
+    dataset: str | None = None,
+    dataset_licence: str | None = None,
+    licence_file: str | Path | None = None,
+) -> PushResult:
+    """Publish the run on the Hugging Face Hub: adapter, merged model, GGUF files and card, in one commit.
+
+    The token is HF_TOKEN, or the one of `hf auth login`. The same call goes on after an interruption.
+
+    >>> noesis.push(run, "my-philosopher")  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    noesis.core.errors.RunError: runs/mine is UNDECIDED (no judge …), so it is not pushed; …
+
+    Args:
+        repo: `owner/name`, or `name` for one's own account.
+        public: let everyone see it.
+        allow: of `undecided`, `conditional`, `rejected`, `uncertified`: push although it is that.
+        dataset: a repository for the run's examples, with their cards; default: they stay here.
+        dataset_licence: as the Hub names it, such as `cc-by-4.0`.
+        licence_file: the text of the base's licence, where the model's folder lacks it.
+
+    Raises:
+        RunError: the run is not merged, approved or certified, or its files were changed.
+        UsageError: the name is taken, or forbidden by the base's licence; no token.
+        ModelError: the Hub refuses, or can't be reached.
+    """
+    options = PushOptions(
+        repo,
+        public=public,
+        allow=tuple(allow),
+        dataset=dataset,
+        dataset_licence=dataset_licence,
+        licence_file=None if licence_file is None else Path(licence_file),
+    )
+    try:
+        return publish(folder_of(run), options)
+    finally:
+        if isinstance(run, Run):
+            run.refresh()
 
 
 def folder_of(run: AnyRun) -> Path:

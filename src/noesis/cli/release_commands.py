@@ -1,4 +1,4 @@
-"""`noesis merge|gguf|parity`: turn a trained run into files that other programs load, and certify them."""
+"""`noesis merge|gguf|parity|push`: turn a trained run into files that other programs load, certify and publish them."""
 
 from __future__ import annotations
 
@@ -85,5 +85,61 @@ def parity(run: RunArgument, as_json: JsonOption = False) -> None:
 
     reserve_stdout(as_json)
     result = certify(run)
+    show_manifest_hash(run)
+    print_result(result.to_json(), as_json)
+
+
+@app.command()
+def push(
+    run: RunArgument,
+    repo: Annotated[
+        str, typer.Option("--repo", metavar="NAME", help="Repository on the Hub: OWNER/NAME, or NAME for your account.")
+    ],
+    public: Annotated[bool, typer.Option("--public", help="Let everyone see it; default: only you.")] = False,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow",
+            metavar="REASON",
+            help="Push although the verdict is undecided, conditional or rejected, or the run uncertified; repeatable.",
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset", metavar="NAME", help="Also push the run's examples, with their cards, to this repository."
+        ),
+    ] = None,
+    dataset_licence: Annotated[
+        str | None,
+        typer.Option("--dataset-licence", metavar="ID", help="Their licence, as the Hub names it: cc-by-4.0, …"),
+    ] = None,
+    licence_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--licence-file", metavar="FILE", help="The text of the base's licence, where the model's folder lacks it."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Publish a run on the Hugging Face Hub: adapter, merged model, GGUF files and card, in one commit.
+
+    Private unless --public. The token is HF_TOKEN, or the one of `hf auth login`. An interrupted push goes on with the
+    same command.
+
+    Example: noesis push runs/demo --repo my-philosopher --allow undecided
+    """
+    from noesis.api.runs import push as push_run
+
+    reserve_stdout(as_json)
+    result = push_run(
+        run,
+        repo,
+        public=public,
+        allow=allow or (),
+        dataset=dataset,
+        dataset_licence=dataset_licence,
+        licence_file=licence_file,
+    )
     show_manifest_hash(run)
     print_result(result.to_json(), as_json)

@@ -6,6 +6,7 @@ repository's root, where other programs look for them, and the adapter in `adapt
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ ALLOWANCES = (UNDECIDED.lower(), CONDITIONAL.lower(), REJECTED.lower(), UNCERTIF
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 LONGEST_LICENCE = 1_000_000  # bytes
+CARD = re.compile(r"---\n(?:[^-].*\n)*---\n")  # the Hub's front matter, line by line
+LICENCE_ID = re.compile(r"[a-z0-9][a-z0-9.-]{0,40}")
 CONSTITUTION = "constitution.yaml"
 
 
@@ -73,6 +76,8 @@ def model_contents(run: Run, options: PushOptions) -> ModelContents:
     for name in options.allow:
         if name not in ALLOWANCES:
             raise UsageError(f"--allow {name!r} is not known; choose from {', '.join(ALLOWANCES)}")
+    if options.dataset_licence is not None and not LICENCE_ID.fullmatch(options.dataset_licence):
+        raise UsageError(f"--dataset-licence {options.dataset_licence!r} is no licence's id: for example cc-by-4.0")
     if run.state("merge") != "done":
         raise RunError(f"{run.path} holds no merged model: run  {command('merge', run.path)}  first")
     base = read_provenance(run.merged)
@@ -95,6 +100,8 @@ def model_contents(run: Run, options: PushOptions) -> ModelContents:
     _require_unchanged(run, [file for file in files.values() if isinstance(file, Path)])
     files |= _licence_files(run, terms, options.licence_file)
     card = read_text(run.merged / "README.md", most=LONGEST_LICENCE)
+    if not CARD.match(card):
+        raise RunError(f"{run.merged / 'README.md'} is no model card: run  {command('merge', run.path, '--again')}")
     return ModelContents(files, card, base, certified, tuple(name for name, _ in filter(None, needed)))
 
 
@@ -143,7 +150,7 @@ def _licence_files(run: Run, terms: Terms, given: Path | None) -> dict[str, Path
         files["LICENSE"] = read_text(given, most=LONGEST_LICENCE).encode()
     elif terms.with_text and not any((run.merged / name).is_file() for name in LICENCE_FILES):
         raise UsageError(
-            f"the base's licence ({terms.licence}) goes with every copy, and the model's folder does not hold its text: "
+            f"the base's licence ({terms.licence}) goes with every copy, and its text is not in {run.merged}: "
             "give it with --licence-file FILE"
         )
     return files

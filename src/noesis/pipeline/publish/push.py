@@ -10,6 +10,7 @@ from pathlib import Path
 
 from noesis.core.console import say
 from noesis.core.jsonl import read_objects
+from noesis.core.language import CODES
 from noesis.pipeline.publish.contents import ModelContents, PushOptions, dataset_contents, model_contents
 from noesis.pipeline.results import RunResults
 from noesis.release.hub.dataset_card import PARTS, DatasetCard
@@ -98,7 +99,7 @@ def published_card(contents: ModelContents, options: PushOptions) -> str:
 
 def _dataset_card(run: Run, repo: str, licence: str | None) -> DatasetCard:
     train, held_out = (read_objects(run.data / file) for file, _ in PARTS.values())
-    languages = sorted({str(row.get("language", "pt")) for row in (*train, *held_out)})
+    languages = sorted({row.get("language", "pt") for row in (*train, *held_out)} & set(CODES))
     return DatasetCard(
         repo=repo,
         folder=run.data,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from noesis.core.console import say, size
-from noesis.core.errors import ModelError, UsageError
+from noesis.core.errors import ModelError, NoesisError, UsageError
 from noesis.core.text import counted
 
 WEIGHTS = (
@@ -157,11 +157,17 @@ def _explained(repo: str) -> Iterator[None]:
 
     try:
         yield
+    except NoesisError:
+        raise
     except OfflineModeIsEnabled:
         raise ModelError("HF_HUB_OFFLINE is set, so nothing can be pushed: unset it and push again") from None
     except HfHubHTTPError as error:
         raise ModelError(_reason(repo, error.response.status_code, error)) from None
-    except (httpx.HTTPError, OSError, RuntimeError) as error:  # RuntimeError: what the Xet client raises
+    except ValueError as error:  # of a card's front matter, or of large files
+        raise ModelError(f"the Hub refuses {repo}: {_without_token(error)}") from None
+    except (httpx.HTTPError, OSError, RuntimeError) as error:  # RuntimeError: the Xet client, or one around the cause
+        if isinstance(error.__cause__, HfHubHTTPError):
+            raise ModelError(_reason(repo, error.__cause__.response.status_code, error.__cause__)) from None
         if isinstance(error, OSError) and error.filename:
             raise  # a file here
         raise ModelError(
