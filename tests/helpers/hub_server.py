@@ -199,7 +199,7 @@ ROUTES: tuple[tuple[str, str, Callable[..., Any]], ...] = (
     ("GET", r"/api/whoami-v2", Handler.whoami),
     ("POST", r"/api/repos/create", Handler.create),
     ("POST", r"/api/validate-yaml", Handler.validate),
-    ("GET", KIND_AND_NAME, Handler.info),
+    ("GET", KIND_AND_NAME + "(?:/revision/main)?", Handler.info),
     ("POST", KIND_AND_NAME + "/preupload/main", Handler.preupload),
     ("POST", r"/(datasets/)?([\w.-]+/[\w.-]+)\.git/info/lfs/objects/batch", Handler.batch),
     ("POST", KIND_AND_NAME + "/commit/main", Handler.commit),
