@@ -16,8 +16,8 @@ from noesis.core.project import Project
 from noesis.pipeline.session import reopen_run
 from noesis.pipeline.tracking import track
 from noesis.run.metrics import read_metrics
-from noesis.training import trackers
-from noesis.training.trackers import Trackers, require_trackers
+from noesis.training.tracking import trackers
+from noesis.training.tracking.trackers import Trackers, require_trackers
 
 SECRETS = {
     "HF_TOKEN": "hf_secret0123456789",

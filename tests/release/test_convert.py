@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.ollama_parser import parse_modelfile
+from helpers.gguf.ollama_parser import parse_modelfile
 from helpers.tiny_tokenizers import STANDINS, write_standin
 from noesis.core.errors import ModelError
 from noesis.llm.chat_template import render

@@ -1,4 +1,4 @@
-"""`noesis push` against a Hub on loopback (tests/helpers/hub_server.py)."""
+"""`noesis push` against a Hub on loopback (tests/helpers/endpoints/hub_server.py)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 import noesis as package
 from helpers.command import noesis
-from helpers.hub_server import OTHERS_TOKEN, TOKEN, Hub, Repository, local_hub
+from helpers.endpoints.hub_server import OTHERS_TOKEN, TOKEN, Hub, Repository, local_hub
 from helpers.project import small_project_in
 from helpers.tiny_runs import toy_tribunal
 from noesis.core.errors import UsageError

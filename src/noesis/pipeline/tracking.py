@@ -29,7 +29,7 @@ def track(s: RunSession, figures: Figures) -> None:
     names = _trusted(s)
     if not names:
         return
-    from noesis.training.trackers import report
+    from noesis.training.tracking.trackers import report
 
     train = RunResults(s.run).train
     known = {f"eval_{name}": float(value) for name, value in figures.items() if value is not None}

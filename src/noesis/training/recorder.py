@@ -16,7 +16,7 @@ from noesis.planning.budget import Budget
 from noesis.planning.plan import Plan
 from noesis.run.metrics import read_metrics
 from noesis.training.state.adapter import save_adapter
-from noesis.training.trackers import Trackers
+from noesis.training.tracking.trackers import Trackers
 
 DEPARTURE = 0.25  # from the planned time, that is worth a word
 DEPARTURE_SHARE, DEPARTURE_S = 0.1, 20.0  # of the tokens, and seconds, before it can be told

@@ -112,8 +112,7 @@ def _verdict_problem(run: Run) -> tuple[str, str] | None:
         return None
     if ruling.verdict == APPROVED:
         return UNDECIDED.lower(), "was changed since it was judged"
-    said = "was not judged" if run.result("judge") is None else f"is {ruling.verdict} ({ruling.reason})"
-    return ruling.verdict.lower(), said
+    return ruling.verdict.lower(), f"is {ruling.verdict} ({ruling.reason})"
 
 
 def _certificate_problem(run: Run) -> tuple[str, str] | None:

@@ -18,7 +18,7 @@ from noesis.planning.budget import quote, require_affordable
 from noesis.planning.plan import with_planned_storage
 from noesis.training.job import TrainJob, TrainResult
 from noesis.training.methods import remaining_cost, saved_states, state_seals, train_run, training_outputs
-from noesis.training.trackers import require_trackers
+from noesis.training.tracking.trackers import require_trackers
 
 
 def run_train(s: RunSession) -> TrainResult:

@@ -23,7 +23,7 @@ from noesis.training.recorder import Metrics, peak_memory, recorder
 from noesis.training.state.adapter import load_adapter_into
 from noesis.training.state.checkpoint import newest_whole, step_of
 from noesis.training.state.save_schedule import SaveSchedule
-from noesis.training.trackers import Trackers
+from noesis.training.tracking.trackers import Trackers
 
 BYTES_PER_WEIGHT = 4  # of an adapter on disk: float32
 

@@ -22,7 +22,7 @@ from noesis.core.rooted import remove
 from noesis.run.metrics import read_metrics
 from noesis.training.backends.trainer_arguments import shared_arguments
 from noesis.training.job import TrainJob, TrainResult
-from noesis.training.trackers import report
+from noesis.training.tracking.trackers import report
 
 PYTHON = "NOESIS_UNSLOTH_PYTHON"
 PRINTED_S = 5.0  # for the last lines; a child of its own may hold the pipe open
