@@ -20,6 +20,7 @@ from noesis.release.hub.dataset_card import PARTS, DatasetCard
 from noesis.release.hub.licence import Terms, terms_of
 from noesis.release.provenance import Provenance, read_provenance
 from noesis.run.directory import Run
+from noesis.run.stages import STAGES
 from noesis.tribunal.court import APPROVED, CONDITIONAL, REJECTED, UNDECIDED
 
 UNCERTIFIED = "uncertified"
@@ -124,11 +125,10 @@ def _certificate_problem(run: Run) -> tuple[str, str] | None:
 
 def _require_unchanged(run: Run, files: list[Path]) -> None:
     """Raises RunError naming the files that are not as their stage left them."""
-    stages = ("train", "dial", "merge", "gguf")
     wrong = [
         file.relative_to(run.path).as_posix()
         for file in files
-        if not any(run.vouches_for(stage, file, thoroughly=True) for stage in stages)
+        if not any(run.vouches_for(stage, file, thoroughly=True) for stage in STAGES)
     ]
     if wrong:
         raise RunError(
