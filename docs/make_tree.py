@@ -13,7 +13,7 @@ BEGIN, END = "<!-- tree -->", "<!-- /tree -->"  # written between these by this 
 ORDER = (  # from the ground up, as the imports go
     *("core", "constitution", "llm", "run", "planning"),
     *("dataset", "training", "tribunal", "release", "serving", "workspace"),
-    *("synthesis", "pipeline", "cloud", "cli"),
+    *("synthesis", "pipeline", "api", "cloud", "cli"),
 )
 COLUMN = 24  # where the descriptions begin
 

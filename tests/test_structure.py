@@ -23,7 +23,7 @@ LAYERS = [  # a package imports from layers above its own line, and from itself;
     {"constitution", "llm", "planning", "run"},
     {"dataset", "training", "tribunal", "release", "serving", "workspace"},
     {"synthesis", "pipeline"},
-    {"cloud"},
+    {"api", "cloud"},
     {"cli"},
     {"__main__"},
 ]

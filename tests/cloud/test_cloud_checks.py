@@ -34,6 +34,11 @@ def test_what_is_no_kind_of_gguf_is_refused_before_anything_starts() -> None:
             check_request(Project(ROOT), training(), asked(gguf=kind))
 
 
+def test_trackers_are_refused_before_a_container_lacks_them() -> None:
+    with pytest.raises(UsageError, match="report_to: wandb is not in the containers"):
+        check_request(Project(ROOT), training(report_to=("wandb",)), asked())
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

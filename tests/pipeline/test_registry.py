@@ -64,6 +64,9 @@ def test_judges_need_a_project_and_an_export_needs_data(tmp_path: Path):
         REGISTRY["export"].run(s, PipelineOptions())
 
 
+PUBLIC_NAMES = ROOT / "src" / "noesis" / "__init__.py"  # of which some functions are called as stages are
+
+
 def test_nowhere_else_is_a_list_of_the_stages():
     """A second list lacked `choose` and `trial`, so that adding epochs left the old choice standing."""
     wrong = []
@@ -71,6 +74,6 @@ def test_nowhere_else_is_a_list_of_the_stages():
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Tuple | ast.List | ast.Set):
                 names = [e.value for e in node.elts if isinstance(e, ast.Constant)]
-                if len(set(names) & set(STAGES)) > 3 and file.name != "stages.py":
+                if len(set(names) & set(STAGES)) > 3 and file.name != "stages.py" and file != PUBLIC_NAMES:
                     wrong.append(f"{file.relative_to(ROOT)}:{node.lineno}")
     assert wrong == []

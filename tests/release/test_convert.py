@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.gguf.ollama_parser import parse_modelfile
 from helpers.tiny_tokenizers import STANDINS, write_standin
 from noesis.core.errors import ModelError
 from noesis.llm.chat_template import render
@@ -133,6 +134,30 @@ def test_a_modelfile_holds_what_ollama_needs(tmp_path: Path):
     assert "SYSTEM \"\"\"Diga '''a verdade'''.\"\"\"" in text
     for line in ("PARAMETER num_ctx 8192", 'PARAMETER stop "<|im_end|>"', 'LICENSE """Apache-2.0"""'):
         assert line in text.splitlines()
+
+
+@pytest.mark.parametrize("name", STANDINS)
+def test_ollamas_parser_reads_what_was_written(name: str, tmp_path: Path):
+    """A quotation mark, a backslash and a no-break space in the prompt: the parser knows no escapes, and drops the last."""
+    tokenizer = load_tokenizer(write_standin(tmp_path, name))
+    system = 'Diga "a\\verdade".\n\nSempre:\u00a0"sim"'
+    text = modelfile("m v1-q8_0.gguf", tokenizer, system=system, context=8192, licence="Apache-2.0")
+    found = parse_modelfile(text)
+    assert found[:4] == [
+        ("from", "./m v1-q8_0.gguf"),
+        ("template", go_template(tokenizer)),
+        ("system", system.replace("\u00a0", " ")),
+        ("parameter num_ctx", "8192"),
+    ]
+    assert [value for key, value in found if key == "parameter stop"] == stop_tokens(tokenizer)
+    assert found[-1] == ("license", "Apache-2.0")
+
+
+def test_a_template_of_which_ollama_would_drop_a_part_has_no_modelfile(tmp_path: Path):
+    template = "{% for m in messages %}{{ m['role'] }}\u00a0{{ m['content'] }}<|im_end|>{% endfor %}"
+    tokenizer = load_tokenizer(write_standin(tmp_path, "smollm2", template=template))
+    with pytest.raises(ModelError, match="Ollama drops"):
+        modelfile("m.gguf", tokenizer, system="x", context=1)
 
 
 def test_a_template_that_drops_a_message_has_no_modelfile(tmp_path: Path):

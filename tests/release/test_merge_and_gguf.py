@@ -21,6 +21,42 @@ TEXTS = [
 ][:12]
 
 
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "default", "rope_theta": 500000.0},
+        {
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    ],
+    ids=["default", "llama3"],
+)
+def test_programs_that_know_the_older_keys_find_the_rotary_base(
+    tiny_model: Path, tiny_adapter: Path, tmp_path: Path, rope: dict
+):
+    """MLX's Llama took 10,000 for SmolLM2's 100,000, without a word, and answered something else."""
+    from transformers import AutoConfig
+
+    from noesis.release.merge_weights import merge
+
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    (base / "config.json").write_text(json.dumps(config | {"rope_parameters": rope}), encoding="utf-8")
+    merge(base, tiny_adapter, tmp_path / "m", quantization=PLAIN, dtype="bfloat16", card="# card")
+    merged = json.loads((tmp_path / "m" / "config.json").read_text(encoding="utf-8"))
+    assert merged["rope_theta"] == 500000.0 and merged["rope_parameters"] == rope
+    scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+    assert merged.get("rope_scaling") == (None if rope["rope_type"] == "default" else scaling)
+    assert (
+        AutoConfig.from_pretrained(tmp_path / "m").rope_parameters == AutoConfig.from_pretrained(base).rope_parameters
+    )
+
+
 @pytest.mark.parametrize("quantization", [PLAIN, NF4], ids=["plain", "nf4"])
 def test_a_model_is_switched_between_base_and_tuned_bit_for_bit(
     tiny_model: Path, tiny_adapter: Path, quantization: Quantization

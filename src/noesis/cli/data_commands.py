@@ -37,32 +37,19 @@ def data_validate(
 
     Example: noesis data validate data/training/philosophical
     """
-    from noesis.constitution.document import load_constitution
+    from noesis.api.projects import sources, validate
     from noesis.core.config import load_config
     from noesis.core.console import say, use_stderr
     from noesis.core.files import require_output, write_json
-    from noesis.core.jsonl import jsonl_files
     from noesis.core.project import find_project
-    from noesis.dataset.checks.length import find_token_counter
-    from noesis.dataset.checks.validate import validate
 
     if json_file == Path("-"):
         use_stderr()
     found = find_project(project)
-    config = load_config(found)
-    constitution = load_constitution(found.constitution)
-    sources = paths or [
-        folder for language in constitution.languages for folder in found.sources(language) if jsonl_files(folder)
-    ]
+    checked = paths or sources(found)
     if json_file is not None and json_file != Path("-"):
-        require_output(json_file, "--json", inputs=(*sources, found.training, found.constitution), starts=b"{\n")
-    counter = find_token_counter(config, constitution)
-    result = validate(
-        sources or found.sources(config.training.data.language),
-        constitution,
-        config.training.data.categories,
-        counter=counter,
-    )
+        require_output(json_file, "--json", inputs=(*checked, found.training, found.constitution), starts=b"{\n")
+    result = validate(found, checked)
     for problem in result.problems:
         say(str(problem))
     for (severity, code), count in sorted(result.found.items()):
@@ -70,7 +57,8 @@ def data_validate(
             say(f"{count:,} {severity}s [{code}], {printed} of them shown")
     say(
         result.window
-        or f"lengths in tokens were not checked: the tokenizer of {config.training.model} is not on this machine"
+        or f"lengths in tokens were not checked: the tokenizer of {load_config(found).training.model} is not on this "
+        "machine"
     )
     say(
         f"{counted(result.rows, 'row')} in {counted(len(result.files), 'file')}: {len(result.table):,} valid, "

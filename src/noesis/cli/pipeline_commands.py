@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,9 +33,7 @@ from noesis.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from noesis.pipeline.results import TrialResult
     from noesis.run.directory import Run
-    from noesis.tribunal.heldout import JudgeResult
 
 app = typer.Typer()
 
@@ -144,26 +141,24 @@ def plan(
 
     Example: noesis plan --model meta-llama/Llama-3.1-8B-Instruct --gpu L40S --epochs 3
     """
-    from noesis.constitution.document import load_constitution
-    from noesis.core.errors import UsageError
-    from noesis.core.overrides import Overrides
+    from noesis.api.training import draft
     from noesis.core.project import find_project
-    from noesis.dataset.load import read_train_export
-    from noesis.pipeline.stages.plan import measure_speed, plan_without_run
     from noesis.planning.display import show_plan
 
     reserve_stdout(as_json)
     found = find_project(project)
-    config = Overrides(
-        model=model, epochs=epochs, max_examples=max_examples, method=method, kl_weight=kl_weight
-    ).configure(found)
-    constitution = load_constitution(found.constitution)
-    dataset = read_train_export(found, config, constitution)
-    if measure:
-        if gpu is not None:
-            raise UsageError(f"--measure measures this machine, and --gpu {gpu} is another: give one of the two")
-        measure_speed(config, dataset, constitution)
-    result, require_fit = plan_without_run(config, dataset, constitution, gpu=gpu, gpus=gpus)
+    result, require_fit = draft(
+        found,
+        exports=found.exports,
+        gpu=gpu,
+        gpus=gpus,
+        measure=measure,
+        model=model,
+        epochs=epochs,
+        max_examples=max_examples,
+        method=method,
+        kl_weight=kl_weight,
+    )
     print_result(result.to_json(), as_json) if as_json else show_plan(result, everything=True)
     require_fit()
 
@@ -212,14 +207,11 @@ def train(
 
     Example: noesis train --model smollm2 --epochs 3 --run runs/mine
     """
-    from noesis.core.console import command, heading, say
+    from noesis.api.training import train as train_run
+    from noesis.core.console import command, say
     from noesis.core.errors import UsageError
-    from noesis.core.overrides import Overrides
     from noesis.core.project import find_project
-    from noesis.pipeline.registry import PipelineOptions, run_all, training_stages
-    from noesis.pipeline.start_run import from_exports, start_run
-    from noesis.run.lock import locked
-    from noesis.training.backends.nodes import follow_here, leading, on_all
+    from noesis.training.backends.nodes import follow_here
     from noesis.training.distributed import Nodes
 
     if resume and (fresh or fork):
@@ -231,7 +223,15 @@ def train(
         follow_here(nodes)
         return
     found = find_project(project)
-    config = Overrides(
+    path = train_run(
+        found,
+        run,
+        exports=dataset or found.exports,
+        judges=judges,
+        fresh=fresh,
+        resume=resume,
+        fork=fork,
+        nodes=nodes,
         model=model,
         epochs=epochs,
         max_examples=max_examples,
@@ -240,15 +240,7 @@ def train(
         kl_weight=kl_weight,
         max_usd=max_usd,
         max_minutes=max_minutes,
-    ).configure(found)
-    path = run or found.runs / config.training.output_name
-    with locked(path), leading(nodes):
-        heading(1, 1 + len(training_stages()), "data", "the exported examples, checked again")
-        data = from_exports(dataset or found.exports, found)
-        s = start_run(found, config, path, data, fresh=fresh, resume=resume, fork=fork)
-        s = replace(s, device=on_all(nodes, s.device))
-        named = tuple(config.training.tribunal.judges if judges is None else judges)
-        run_all(s, PipelineOptions(found, named), stages=training_stages(), done=1)
+    ).path
     show_manifest_hash(path)
     say(f"Next: {command('judge', path)}")
 
@@ -309,28 +301,19 @@ def judge(
 
     Example: noesis judge runs/demo --judge openai:https://api.openai.com/v1:gpt-5-mini --max-usd 2
     """
-    from noesis.core.errors import UsageError
+    from noesis.api.runs import judge as judge_run
+    from noesis.api.runs import judge_against
     from noesis.core.project import find_project
-    from noesis.pipeline.comparison.table import project_or_none
-    from noesis.pipeline.consent import judges_to_ask
-    from noesis.pipeline.session import locked_session, reopen_run
-    from noesis.pipeline.stages.against import run_against
-    from noesis.pipeline.stages.judge import run_judge
-    from noesis.pipeline.stages.trial import TrialRequest, run_trial
 
     reserve_stdout(as_json)
-    with locked_session(run) as s:
-        named = judges_to_ask(run, s.config, judges, project)
-        request = TrialRequest(named, part, prompts, max_usd, ask)
-        if against is not None:
-            if not named:
-                raise UsageError("--against compares by judges: name one with --judge")
-            compared = run_against(s, reopen_run(against), find_project(project), request)
-            print_result(compared.to_json(), as_json)
-            return
-        result: JudgeResult | TrialResult = run_judge(s, project=project_or_none(project), again=again)
-        if named:
-            result = run_trial(s, find_project(project), request, again=again)
+    found = None if project is None else find_project(project)
+    if against is not None:
+        compared = judge_against(
+            run, against, judges, part=part, prompts=prompts, ask=ask, max_usd=max_usd, project=found
+        )
+        print_result(compared.to_json(), as_json)
+        return
+    result = judge_run(run, judges, part=part, prompts=prompts, ask=ask, max_usd=max_usd, project=found, again=again)
     show_manifest_hash(run)
     print_result(result.to_json(), as_json)
     raise typer.Exit(result.court.exit_code)
@@ -369,11 +352,8 @@ def report(
 
     Example: noesis report runs/demo
     """
-    from noesis.pipeline.comparison.table import compare_runs_side_by_side, project_or_none
-    from noesis.pipeline.session import locked_session
-    from noesis.pipeline.stages.report import run_report
+    from noesis.api.runs import report as write_report
+    from noesis.core.project import find_project
 
-    with locked_session(run) as s:
-        comparison = compare_runs_side_by_side([run, *beside], project_or_none(project)) if beside else None
-        run_report(s, comparison)
+    write_report(run, beside or (), project=None if project is None else find_project(project))
     show_manifest_hash(run)

@@ -1,4 +1,4 @@
-"""`noesis merge|gguf|parity`: turn a trained run into files that other programs load, and certify them."""
+"""`noesis merge|gguf|parity|push`: turn a trained run into files that other programs load, certify and publish them."""
 
 from __future__ import annotations
 
@@ -27,11 +27,9 @@ def merge(
 
     Example: noesis merge runs/demo
     """
-    from noesis.pipeline.session import locked_session
-    from noesis.pipeline.stages.merge import run_merge
+    from noesis.api.runs import merge as merge_run
 
-    with locked_session(run) as s:
-        run_merge(s, again=again, original=original)
+    merge_run(run, again=again, original=original)
     show_manifest_hash(run)
 
 
@@ -61,25 +59,17 @@ def gguf(
 
     Example: noesis gguf runs/demo --quant f16,q8_0 · noesis gguf ./noesis_model --outfile noesis.gguf
     """
+    from noesis.api.runs import export_gguf, known_kinds
     from noesis.core.errors import UsageError
-    from noesis.pipeline.session import locked_session
-    from noesis.pipeline.stages.gguf import run_gguf
     from noesis.release.convert import convert_folder
-    from noesis.release.gguf.quantize import KINDS
 
-    kinds = tuple(dict.fromkeys(quant.split(","))) if quant else None
-    for kind in kinds or ():
-        if kind not in KINDS:
-            raise UsageError(f"--quant {kind!r} is not known; choose from {', '.join(KINDS)}")
+    kinds = known_kinds(quant.split(",")) if quant else None
     if run.is_dir() and not (run / "manifest.json").is_file():
         if adapter:
             raise UsageError(f"--adapter needs a run directory, and {run} is a model folder (it has no manifest.json)")
         convert_folder(run, outfile, kinds or ("f16",))
         return
-    with locked_session(run) as s:
-        if outfile is not None and kinds is None:
-            kinds = (s.config.training.gguf.quantizations[0],)
-        run_gguf(s, kinds=kinds, adapter=adapter, again=again, outfile=outfile)
+    export_gguf(run, kinds, adapter=adapter, again=again, outfile=outfile)
     show_manifest_hash(run)
 
 
@@ -91,11 +81,65 @@ def parity(run: RunArgument, as_json: JsonOption = False) -> None:
 
     Example: noesis parity runs/demo
     """
-    from noesis.pipeline.session import locked_session
-    from noesis.pipeline.stages.gguf import parity
+    from noesis.api.runs import certify
 
     reserve_stdout(as_json)
-    with locked_session(run) as s:
-        result = parity(s)
+    result = certify(run)
+    show_manifest_hash(run)
+    print_result(result.to_json(), as_json)
+
+
+@app.command()
+def push(
+    run: RunArgument,
+    repo: Annotated[
+        str, typer.Option("--repo", metavar="NAME", help="Repository on the Hub: OWNER/NAME, or NAME for your account.")
+    ],
+    public: Annotated[bool, typer.Option("--public", help="Let everyone see it; default: only you.")] = False,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow",
+            metavar="REASON",
+            help="Push although the verdict is undecided, conditional or rejected, or the run uncertified; repeatable.",
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset", metavar="NAME", help="Also push the run's examples, with their cards, to this repository."
+        ),
+    ] = None,
+    dataset_licence: Annotated[
+        str | None,
+        typer.Option("--dataset-licence", metavar="ID", help="Their licence, as the Hub names it: cc-by-4.0, …"),
+    ] = None,
+    licence_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--licence-file", metavar="FILE", help="The text of the base's licence, where the model's folder lacks it."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Publish a run on the Hugging Face Hub: adapter, merged model, GGUF files and card, in one commit.
+
+    Private unless --public. The token is HF_TOKEN, or the one of `hf auth login`. An interrupted push goes on with the
+    same command.
+
+    Example: noesis push runs/demo --repo my-philosopher --allow undecided
+    """
+    from noesis.api.runs import push as push_run
+
+    reserve_stdout(as_json)
+    result = push_run(
+        run,
+        repo,
+        public=public,
+        allow=allow or (),
+        dataset=dataset,
+        dataset_licence=dataset_licence,
+        licence_file=licence_file,
+    )
     show_manifest_hash(run)
     print_result(result.to_json(), as_json)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,12 +19,7 @@ from noesis.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from noesis.constitution.document import Constitution
     from noesis.core.messages import Message
-    from noesis.llm.clients.chat_client import LLMClient
-    from noesis.pipeline.served.live_judge import LiveJudge
-    from noesis.pipeline.served.page_examples import PageExamples
-    from noesis.run.directory import Run
 
 app = typer.Typer()
 PORT = 8017
@@ -85,55 +80,53 @@ def serve(
 
     Example: noesis serve runs/demo --ui
     """
-    _require_serving_extra()
-    import secrets
+    from noesis.api.serving import require_serving_extra
 
+    require_serving_extra()
     from noesis.core.console import command, say
-    from noesis.core.errors import UsageError
     from noesis.core.event_loop import run_async
-    from noesis.llm.addresses import is_loopback_address
-    from noesis.pipeline.served.files import served_files
+    from noesis.pipeline.served.open_server import open_server
     from noesis.run.directory import load_run
-    from noesis.serving.page.load import load_page
     from noesis.serving.protocol import Limits
-    from noesis.serving.server import Server, Settings, claim_port
 
-    loaded = load_run(run)
-    if context <= max_tokens:
-        raise UsageError(
-            f"--context {context} leaves no room for a prompt next to --max-tokens {max_tokens}: "
-            "raise --context or lower --max-tokens"
-        )
-    given_key = key or os.environ.get("NOESIS_API_KEY")
-    api_key = given_key or f"noesis-{secrets.token_urlsafe(24)}"
-    constitution, prompt_language = _constitution_and_language(loaded, language)
-    limits = Limits(parallel=parallel, context=context, max_tokens=max_tokens, request_s=timeout)
-    settings = Settings(api_key, constitution.system_prompt, prompt_language, host, port, limits, constitution.model_id)
-    listener = claim_port(host, port)  # before any model is loaded
-    live = _live_judge(loaded, project, constitution, judges, max_usd) if judges else None
-    files, page = served_files(loaded, quant=quant, base=base), load_page(constitution.name) if ui else None
-    examples = _page_examples(project, is_loopback_address(listener.getsockname()[0])) if ui else None
-    server = Server(files, settings, judge=live, examples=examples, page=page, port=listener)
+    opened = open_server(
+        load_run(run),
+        host=host,
+        port=port,
+        key=key,
+        ui=ui,
+        judges=judges,
+        language=language,
+        quant=quant,
+        base=base,
+        limits=Limits(parallel=parallel, context=context, max_tokens=max_tokens, request_s=timeout),
+        max_usd=max_usd,
+        project=project,
+    )
+    server = opened.server
 
     def ready() -> None:
         say(f"Serving {', '.join(server.models)} at {server.url}/v1")
         if not server.is_private:
             say(f"  open to anyone who can reach {host}, and not encrypted: put a proxy with TLS in front of it")
-        if not given_key:
-            say(f"Key     {api_key}")
+        if opened.generated_key:
+            say(f"Key     {opened.key}")
             say("  generated for this start; set NOESIS_API_KEY to use your own")
         if ui:
-            say(f"Page    {server.url}/" + ("  (it asks for your key)" if given_key else f"#key={api_key}"))
-        if examples:
-            say(f"  examples that are saved there go to {examples.place}")
+            say(
+                f"Page    {server.url}/"
+                + (f"#key={opened.key}" if opened.generated_key else "  (it asks for your key)")
+            )
+        if opened.examples:
+            say(f"  examples that are saved there go to {opened.examples.place}")
         say(f"Try     {command('connect', run, '--base-url', f'{server.url}/v1', '--probe')}")
 
     async def work() -> None:
         try:
             await server.run(ready)
         finally:
-            if live:
-                await live.close()
+            if opened.live:
+                await opened.live.close()
 
     run_async(work())
     server.free()
@@ -160,65 +153,33 @@ def chat(
 
     Example: noesis chat runs/demo
     """
+    from noesis.api.serving import require_serving_extra
     from noesis.serving.line_editor import is_terminal, question_reader
 
-    _require_serving_extra(*(["prompt_toolkit"] if is_terminal() else []))
-    from noesis.core.console import say
-    from noesis.core.errors import UsageError
+    require_serving_extra(*(["prompt_toolkit"] if is_terminal() else []))
     from noesis.core.event_loop import AsyncRunner
-    from noesis.pipeline.served.files import certified_gguf, find_base_gguf, served_files
+    from noesis.pipeline.served.chat_models import ChatModels
     from noesis.pipeline.served.live_judge import format_opinion
+    from noesis.pipeline.served.open_server import constitution_and_language, live_judge
     from noesis.run.directory import load_run
-    from noesis.serving.chat import COMMANDS, CONTEXT, ChatSession, answer_function
+    from noesis.serving.chat import COMMANDS, ChatSession
     from noesis.serving.chat import chat as run_chat
 
     read = question_reader(COMMANDS)
     loaded = load_run(run)
-    constitution, prompt_language = _constitution_and_language(loaded, language)
-    live = _live_judge(loaded, project, constitution, judges, max_usd)
-    files = served_files(loaded, quant=quant, base=base, lazy=True)
-    say(f"  loading {(files.adapter or files.tuned or run).name} …")
-    started: list[tuple[Any, LLMClient]] = []
-
-    def client(model: Path, adapter: Path | None = None) -> LLMClient:
-        from noesis.llm.clients.chat_client import LLMClient
-        from noesis.llm.llama_cpp import LlamaServer
-
-        backend = LlamaServer(model, adapter=adapter, parallel=1, context=CONTEXT)
-        started.append(
-            (backend, LLMClient(backend.url + "/v1", backend.key, "noesis", timeout_s=600, socket=backend.socket))
-        )
-        return started[-1][1]
-
-    def base_client() -> LLMClient:
-        if files.tuned is None or len(started) > 1:
-            return started[-1][1]
-        file = base or find_base_gguf(loaded)
-        if file is None:
-            raise UsageError("no GGUF file of the base model was found: name it with --base when you start the chat")
-        return client(file)
-
-    tuned = client(files.base or certified_gguf(loaded), files.adapter) if files.tuned is None else client(files.tuned)
-    system = constitution.system_prompt[prompt_language]
+    constitution, spoken = constitution_and_language(loaded, language)
+    live = live_judge(loaded, project, constitution, judges, max_usd)
+    models = ChatModels(loaded, quant=quant, base=base)
+    answer = models.answers(max_tokens=max_tokens, temperature=temperature)
     with AsyncRunner() as runner:
-        answer = answer_function(
-            tuned,
-            base_client,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            scales=files.adapter is not None,
-            special=started[0][0].special,
-        )
 
         def judge(dialogue: list[Message], text: str) -> list[str]:
-            return format_opinion(runner.run(live.judge(dialogue, text, prompt_language)))
+            return format_opinion(runner.run(live.judge(dialogue, text, spoken)))
 
-        session = ChatSession(answer, judge, system, max_tokens, constitution.name)
+        session = ChatSession(answer, judge, constitution.system_prompt[spoken], max_tokens, constitution.name)
         run_chat(session, read, keys=is_terminal())
         runner.run(live.close())
-    for backend, connected in started:
-        connected.close()
-        backend.stop(10.0)
+    models.close()
 
 
 @app.command()
@@ -251,6 +212,8 @@ def connect(
 
     Example: noesis connect runs/demo --target python
     """
+    from noesis.api.serving import require_serving_extra
+    from noesis.constitution.document import load_constitution
     from noesis.core.console import say, say_text
     from noesis.core.errors import ParityError, UsageError
     from noesis.llm.clients.chat_client import LLMClient
@@ -260,13 +223,12 @@ def connect(
 
     reserve_stdout(as_json)
     loaded = load_run(run)
-    constitution, _ = _constitution_and_language(loaded, None)
-    model = model or constitution.model_id
+    model = model or load_constitution(loaded.data / "constitution.yaml").model_id
     if not probe:
         text = instructions(target, Endpoint(base_url.rstrip("/"), model, key, first_question(loaded)))
         print_result({"base_url": base_url, "model": model, "text": text}, True) if as_json else say_text(text)
         return
-    _require_serving_extra()
+    require_serving_extra()
     from noesis.pipeline.served.files import probe_endpoint
 
     api_key = key or os.environ.get("NOESIS_API_KEY")
@@ -279,56 +241,3 @@ def connect(
     if not result.same:
         raise ParityError(f"{base_url} does not answer as the model of {run}: {result.why}")
     say(f"{model} at {base_url} is the model of {run}")
-
-
-def _require_serving_extra(*more: str) -> None:
-    """Raise MissingExtra before any model is loaded, if a package for serving is not installed."""
-    import importlib.util
-
-    from noesis.core.errors import MissingExtra
-
-    for package in ("aiohttp", "xllamacpp", *more):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtra(package, "gguf")
-
-
-def _constitution_and_language(run: Run, language: str | None) -> tuple[Constitution, str]:
-    """The run's constitution, and the language of the system prompt: one that it has, also of a run on all."""
-    from noesis.constitution.document import load_constitution
-    from noesis.core.errors import UsageError
-
-    constitution = load_constitution(run.data / "constitution.yaml")
-    if language is not None and language not in constitution.languages:
-        raise UsageError(
-            f"--language {language}: the run's system prompt speaks {' and '.join(constitution.languages)} only"
-        )
-    chosen = language or run.config().training.data.language
-    return constitution, chosen if chosen in constitution.languages else constitution.languages[0]
-
-
-def _page_examples(named: Path | None, is_private: bool) -> PageExamples | None:
-    """Where the page keeps examples: in the named project, or in the one around, if only this machine can ask."""
-    from noesis.core.console import say
-    from noesis.core.errors import NoesisError
-    from noesis.core.project import find_project
-    from noesis.pipeline.served.page_examples import PageExamples
-
-    if named is None and not is_private:
-        return None
-    try:
-        return PageExamples(find_project(named))
-    except NoesisError as error:
-        if named is not None:
-            raise
-        say(f"  the page can save no examples: {error.args[0]}")
-        return None
-
-
-def _live_judge(
-    run: Run, project: Path | None, constitution: Constitution, judges: list[str] | None, max_usd: float | None
-) -> LiveJudge:
-    from noesis.core.project import Project, find_project
-    from noesis.pipeline.served.live_judge import LiveJudge
-
-    found = find_project(project) if judges else Project(run.path)
-    return LiveJudge(run, found, constitution, judges or (), max_usd=max_usd)

@@ -14,7 +14,7 @@ MOUNTED = ("/data", "/weights")  # the two volumes, in every container
 
 
 def check_request(project: Project, training: TrainingFile, request: CloudRequest) -> None:
-    """Check the kinds of GGUF, the model, and the files that training_config.yaml names.
+    """Check the kinds of GGUF, the model, and the files and trackers that training_config.yaml names.
 
     Raises:
         UsageError: one of them can't work in a container; the message says what to do.
@@ -22,6 +22,11 @@ def check_request(project: Project, training: TrainingFile, request: CloudReques
     _check_gguf(request)
     if request.model is not None:
         _check_model(request.model)
+    if training.report_to:
+        raise UsageError(
+            f"training_config.yaml, report_to: {', '.join(training.report_to)} is not in the containers: set "
+            "report_to: []  for runs on Modal"
+        )
     if request.what == "all":
         if training.on_pairs and training.dpo.pairs is not None:
             _check_file(project, "dpo.pairs", training.dpo.pairs)

@@ -3,7 +3,7 @@
 A handler that raises inside an event loop surfaces in whichever callback happens to run, and breaks transports and
 cancel scopes: "Fatal write error on socket transport", exit code 1 or a hang. Here the first signal cancels the main
 task; its clean-up runs, and KeyboardInterrupt or `Terminated` is raised after it. Every event loop of the package is
-run by this module.
+run by this module. In a notebook's cell, where a loop is running already, it runs in a thread of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
@@ -49,7 +50,7 @@ class AsyncRunner:
     def close(self) -> None:
         """Close the loop: cancel what is left, and shut generators and threads down."""
         with self._signals():
-            self._runner.close()
+            _outside_a_loop(self._runner.close)
 
     def run(self, main: Coroutine[Any, Any, T]) -> T:
         """The result of `main`.
@@ -59,7 +60,7 @@ class AsyncRunner:
         """
         self._number, self._raised = None, False
         with self._signals():
-            return self._runner.run(self._supervised(main))
+            return _outside_a_loop(lambda: self._runner.run(self._supervised(main)))
 
     async def _supervised(self, main: Coroutine[Any, Any, T]) -> T:
         self._task = asyncio.current_task()
@@ -112,3 +113,13 @@ class AsyncRunner:
         if not task.done():
             task.cancel()
             task.get_loop().call_later(PATIENCE_S, self._cancel, task)
+
+
+def _outside_a_loop(work: Callable[[], T]) -> T:
+    """What `work`, which runs an event loop, returns; from another thread if one is running in this one."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return work()
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()

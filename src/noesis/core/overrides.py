@@ -3,18 +3,37 @@
 The command line, `modal run scripts/modal_train.py`, `noesis demo` and callers of the package all use `Overrides`:
 
     Overrides(method="dpo", epochs=1).configure(project)     # training.dpo.epochs: 1
+
+The functions of `noesis.api` take the same settings as keyword arguments (`Settings`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
     from noesis.core.config import Config
     from noesis.core.project import Project
 
 Setting = str | int | float
+
+
+class Settings(TypedDict, total=False):
+    """The fields of `Overrides` as keyword arguments."""
+
+    model: str | None
+    method: str | None
+    epochs: int | None
+    max_examples: int | None
+    learning_rate: float | None
+    language: str | None
+    max_usd: float | None
+    max_minutes: float | None
+    ask: str | None
+    kept_items: int | None
+    strength: float | None
+    kl_weight: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

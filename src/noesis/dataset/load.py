@@ -82,14 +82,19 @@ def read_run_copy(folder: Path, constitution: Constitution) -> Dataset:
     )
 
 
-def read_train_export(project: Project, config: Config, constitution: Constitution) -> Dataset:
-    """What a run would train on if it started from the project's exports, for a plan or quote; nothing is held out.
+def read_train_export(
+    project: Project, config: Config, constitution: Constitution, folder: Path | None = None
+) -> Dataset:
+    """What a run would train on if it started from exported files, for a plan or quote; nothing is held out.
+
+    Args:
+        folder: with train.jsonl; default: the project's exports.
 
     Raises:
         UsageError: a file is missing.
         DataError: a line that must not be trained on, or an empty file.
     """
-    dataset = Dataset(read_examples(project.exports / "train.jsonl", constitution))
+    dataset = Dataset(read_examples((folder or project.exports) / "train.jsonl", constitution))
     return for_run(dataset, project, config)
 
 

@@ -16,7 +16,8 @@ from typing import Any
 from noesis.core.config import Quantization
 from noesis.core.console import Progress
 from noesis.core.errors import ModelError
-from noesis.core.files import copy_file, files_in, new_folder, require_space, write_text
+from noesis.core.files import copy_file, files_in, new_folder, require_space, write_json, write_text
+from noesis.core.jsonl import read_json_file
 from noesis.core.rooted import file_of_model
 from noesis.llm.weights import (
     INDEX,
@@ -36,6 +37,7 @@ from noesis.release.provenance import FILE_NAME, Provenance
 from noesis.release.shard_writer import verify_shards, write_shard
 
 COPIED = ("*.json", "*.jinja", "*.model", "LICENSE*", "NOTICE*", "USE_POLICY*")
+CONFIG = "config.json"
 NOT_COPIED = (INDEX, "adapter_config.json", FILE_NAME)
 
 
@@ -242,12 +244,29 @@ class _ErrorMeter:
         )
 
 
+def _name_rope_twice(config: Path) -> None:
+    """Let `rope_parameters` of transformers 5 stand under the older keys, too.
+
+    Programs that know only those (MLX's Llama of 2026, for one) take a rotary base of 10,000 where they miss them, and
+    say nothing.
+    """
+    raw = read_json_file(config, constants=False)
+    rope = raw.get("rope_parameters")
+    if not isinstance(rope, dict) or "rope_theta" not in rope or raw.keys() & {"rope_theta", "rope_scaling"}:
+        return
+    raw["rope_theta"] = rope["rope_theta"]
+    if rope.get("rope_type", "default") != "default":
+        raw["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    write_json(config, raw)
+
+
 def _write_other_files(base: Path, folder: Path, card: str, provenance: Provenance | None) -> None:
     """Copy tokenizer, configuration and licence from the base; write the model card and the provenance."""
     for file in files_in(base):
         wanted = any(file.match(pattern) for pattern in COPIED) and file.name not in NOT_COPIED
         if wanted and file.is_file():  # not a link that leads nowhere
             copy_file(file_of_model(base, file.name), folder / file.name)
+    _name_rope_twice(folder / CONFIG)
     write_text(folder / "README.md", card)
     if provenance is not None:
         provenance.save(folder)

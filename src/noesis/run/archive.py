@@ -19,6 +19,7 @@ RUN_FILES = (
     "checkpoints",
     "dial",
     "metrics.jsonl",
+    "tensorboard",
     "tribunal",
     "merged",
     "gguf",

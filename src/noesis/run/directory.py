@@ -160,6 +160,10 @@ class Run:
     def manifest(self) -> Manifest:
         return self._manifest
 
+    def refresh(self) -> None:
+        """Read what others have written meanwhile; RunError if another run has taken its place."""
+        self._manifest = self._stored()
+
     @property
     def identity(self) -> Identity:
         return self._manifest.identity
@@ -229,11 +233,8 @@ class Run:
         self.working_since = meter.started_at
         try:
             result = work()
-            files = {
-                self._relative(file): self._recorded(stage, file)
-                for file in sorted(outputs())
-                if not file.name.startswith(".")
-            }
+            left = [file for file in sorted(outputs()) if not file.name.startswith(".")]
+            files = {self._relative(file): self._recorded(stage, file) for file in left}
         except BaseException as error:
             # reaching the cap is not a failure: the stage continues under a higher cap
             status = "failed" if isinstance(error, Exception) and not isinstance(error, CapError) else "interrupted"
@@ -375,13 +376,14 @@ def _why_archived(old: Manifest | None, identity: Identity) -> str:
     return ", ".join(differences) or "requested with --fresh"
 
 
-def load_run(path: Path) -> Run:
+def load_run(path: str | Path) -> Run:
     """An existing run.
 
     Raises:
         UsageError: there is none at `path`.
         RunError: its manifest can't be read, or names or links in it lead elsewhere.
     """
+    path = Path(path)
     guard_run(path)
     manifest = read_manifest(path)
     if manifest is None and (path / MOVING).is_file():

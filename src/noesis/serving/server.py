@@ -1,7 +1,7 @@
 """`noesis serve RUN`: load the models, listen, and on SIGTERM or Ctrl-C finish the requests in progress before exiting.
 
 The port is claimed before anything is loaded. A second signal cuts requests short. Those that do not end within the
-grace period are abandoned: the process exits all the same.
+grace period are abandoned, and their models freed all the same.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
-import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable
@@ -173,12 +172,11 @@ class Server:
         await runner.cleanup()
 
     def free(self) -> None:
-        """Free the models. If one stays busy, the process could not exit by itself: it is ended here, with code 1."""
+        """Free the models, also those that are still busy."""
         self._socket.close()
         for server in self._llama_servers.values():
             if not server.stop(FREE_S):
-                complain("llama.cpp stays busy; exiting all the same")
-                os._exit(1)
+                complain("llama.cpp was still busy; it is ended all the same")
 
 
 def claim_port(host: str, port: int) -> socket.socket:

@@ -16,6 +16,7 @@ from noesis.planning.budget import Budget
 from noesis.planning.plan import Plan
 from noesis.run.metrics import read_metrics
 from noesis.training.state.adapter import save_adapter
+from noesis.training.tracking.trackers import Trackers
 
 DEPARTURE = 0.25  # from the planned time, that is worth a word
 DEPARTURE_SHARE, DEPARTURE_S = 0.1, 20.0  # of the tokens, and seconds, before it can be told
@@ -43,7 +44,12 @@ class Metrics:
 
     Args:
         step: the step that training resumes from; lines of later steps are dropped, since those steps are repeated.
+
+    Attributes:
+        trackers: those that are told the same; None: none are.
     """
+
+    trackers: Trackers | None = None
 
     def __init__(
         self,
@@ -111,6 +117,8 @@ class Metrics:
             "usd": round(self.budget.usd(), 6) if self.budget else 0.0,
         } | (extra or {})
         append_line(self.file, json.dumps(line, allow_nan=False))
+        if self.trackers is not None:
+            self.trackers.log({name: value for name, value in line.items() if name != "step"}, step=step, epoch=epoch)
         self.progress.advance(tokens, f"step {step}/{steps} · loss {loss:.3f}{self._cost(steps - step)}")
         self._say_departure(seconds)
 

@@ -45,6 +45,7 @@ NOT_DECIDING = (
     "save_every",
     "budget",
     "strength",
+    "report_to",
 )
 
 
@@ -87,6 +88,7 @@ class TrainingFile(Frozen):
     seed: Annotated[int, Field(ge=0)] = 42
     save_every: Annotated[str, Field(pattern=r"^(auto|[1-9]\d* steps?|\d+(\.\d+)? min(utes?)?)$")] = "auto"
     budget: BudgetSection = BudgetSection()
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()
     engine: Literal["noesis", "unsloth"] = "noesis"
     precision: Literal["auto", "fp8", "bf16", "nf4", "fp32"] = "auto"
     gradient_checkpointing: Literal["auto", "none", "selective", "full"] = "auto"

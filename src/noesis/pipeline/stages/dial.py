@@ -22,6 +22,7 @@ from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.choose import score_checkpoints
 from noesis.pipeline.stages.strength.figures import Figures, figures_file, measure_strengths
 from noesis.pipeline.stages.strength.rule import choose_strength, strength_figures
+from noesis.pipeline.tracking import dial_figures, track
 from noesis.planning.budget import require_remaining
 from noesis.run.manifest import Json
 from noesis.tribunal.kept.items import KeptItem, read_kept_items, subset
@@ -51,6 +52,7 @@ def run_dial(s: RunSession, tribunal: Path | None = None, *, again: bool = False
         epoch = s.run.trained_adapter().name
         dial = set_strength(epoch, fixed) if fixed is not None else _choose(s, epoch, keyed_items(s, tribunal))
         _write_adapter(s, epoch, dial)
+        track(s, dial_figures(dial))
         return dial.to_json()
 
     before = s.run.result("dial") or {}

@@ -21,6 +21,7 @@ from noesis.pipeline.gguf_files import adapter_file, base_gguf, system_prompt, w
 from noesis.pipeline.results import RunResults, read_result
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.merge import merge_basis, merge_quantization
+from noesis.pipeline.tracking import certificate_figures, track
 from noesis.planning.budget import require_remaining
 from noesis.release.parity.certificate import Certificate
 from noesis.release.parity.outcome import name_files, require_passed, show_certificate
@@ -172,6 +173,7 @@ def certify_files(
     )
     certificate = name_files(certify(subject, tokenizer), folder, s.run.gguf)
     write_json(s.run.gguf / "parity.json", certificate.to_json())
+    track(s, certificate_figures(certificate))
     require_passed(certificate)
     _write_modelfile(s, files, tokenizer)
     return certificate

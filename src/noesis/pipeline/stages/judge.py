@@ -14,6 +14,7 @@ from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.choose import BASE, score_checkpoints
 from noesis.pipeline.stages.kept import KEPT, figures_of, measure_items, show_kept
 from noesis.pipeline.stages.merge import write_card
+from noesis.pipeline.tracking import judge_figures, track
 from noesis.planning.budget import require_remaining
 from noesis.run.manifest import Json
 from noesis.tribunal.court import no_judge_ruling
@@ -67,14 +68,15 @@ def run_judge(
         write_jsonl(s.run.tribunal / "answers.jsonl", rows)
         measured = measure_items(s, s.run.adapter(), project)
         write_jsonl(s.run.path.joinpath(*KEPT), measured)
-        summary = JudgeResult(
+        found = JudgeResult(
             preference=preference,
             screen=ScreenComparison(NAME, *(tally([row[model]["flags"] for row in rows]) for model in MODELS)),
             court=no_judge_ruling(s.config.training.tribunal, no_trial),
             kept=figures_of(measured, rows),
-        ).to_json()
-        write_json(s.run.tribunal / "summary.json", summary)
-        return summary
+        )
+        write_json(s.run.tribunal / "summary.json", found.to_json())
+        track(s, judge_figures(found))
+        return found.to_json()
 
     before = RunResults(s.run).judge
     again = again or (no_trial is not None and before is not None and before.court.reason != no_trial)

@@ -18,6 +18,7 @@ from noesis.planning.budget import quote, require_affordable
 from noesis.planning.plan import with_planned_storage
 from noesis.training.job import TrainJob, TrainResult
 from noesis.training.methods import remaining_cost, saved_states, state_seals, train_run, training_outputs
+from noesis.training.tracking.trackers import require_trackers
 
 
 def run_train(s: RunSession) -> TrainResult:
@@ -43,6 +44,7 @@ def _train(s: RunSession) -> TrainResult:
     plan, budget = RunResults(s.run).plan, s.budget()
     if plan is None:
         raise RunError(f"{s.run.path} has no plan to train by: start it with  {command('train', '--run', s.run.path)}")
+    require_trackers(s.config.training.report_to)
     if not saved_states(s.run.checkpoints):
         remove(s.run.metrics)
     for line in quote(plan, budget):

@@ -30,6 +30,7 @@ from noesis.pipeline.results import CheckpointScore, RunResults, TrialJudge, Tri
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.choose import CheckpointScorer
 from noesis.pipeline.stages.merge import write_card
+from noesis.pipeline.tracking import track, trial_figures
 from noesis.run.manifest import Json
 from noesis.tribunal.calibration_store import error_counts
 from noesis.tribunal.panel import JudgePanel, open_panel, read_rubrics
@@ -130,11 +131,12 @@ def run_trial(
             court=ruling_for_report(summary, section),
             summary=summary,
             looks=trial.looks,
-        ).to_json()
+        )
         write_jsonl(folder / "trial_answers.jsonl", [one.answer.to_json() for one in scored])
         write_jsonl(folder / "verdicts.jsonl", verdict_rows(scored))
-        write_json(folder / "trial.json", result)
-        return result
+        write_json(folder / "trial.json", result.to_json())
+        track(s, trial_figures(result))
+        return result.to_json()
 
     before = RunResults(s.run).trial
     again = again or (before is not None and before.request != digest)

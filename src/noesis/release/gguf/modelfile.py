@@ -1,11 +1,13 @@
 """Ollama's Modelfile for a GGUF. It always has a TEMPLATE: Ollama would guess one, or fall back to a bare prompt.
 
 The template is derived from what the model's own chat template makes of marked messages, so it works for any family.
-https://github.com/ollama/ollama/blob/main/docs/modelfile.mdx
+https://github.com/ollama/ollama/blob/main/docs/modelfile.mdx and parser/parser.go: what stands in quotes is taken as it
+is, without escapes, but characters that Go does not call printable are dropped.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any
 
 from noesis.core.errors import ModelError
@@ -27,15 +29,19 @@ def modelfile(file: str, tokenizer: Any, *, system: str, context: int, licence: 
         context: tokens.
 
     Raises:
-        ModelError: as `go_template`.
+        ModelError: as `go_template`, or Ollama would drop a part of the template.
     """
+    template, stops = go_template(tokenizer), stop_tokens(tokenizer)
+    if any(_dropped(c) for text in (template, *stops) for c in text):
+        raise ModelError("the model's chat template has characters that Ollama drops: no Ollama template is equivalent")
+    spaced = "".join(" " if _dropped(c) and unicodedata.category(c) == "Zs" else c for c in system)
     lines = [
         f"FROM ./{file}",
-        f"TEMPLATE {_quoted(go_template(tokenizer))}",
-        f"SYSTEM {_quoted(system)}",
+        f"TEMPLATE {_quoted(template)}",
+        f"SYSTEM {_quoted(spaced)}",
         f"PARAMETER num_ctx {context}",
     ]
-    lines += [f"PARAMETER stop {_quoted(token, multiline=False)}" for token in stop_tokens(tokenizer)]
+    lines += [f'PARAMETER stop "{token}"' for token in stops]
     if licence:
         lines.append(f"LICENSE {_quoted(licence)}")
     return "\n".join(lines) + "\n"
@@ -95,8 +101,11 @@ def _split_at_marks(
     return [*pieces, rest]
 
 
-def _quoted(text: str, *, multiline: bool = True) -> str:
-    """Quoted as Ollama reads it: three quotes around a text, one around a word."""
-    if multiline:
-        return '"""' + text.replace('"""', "'''") + '"""'
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+def _quoted(text: str) -> str:
+    """In three quotes, as Ollama reads text of several lines."""
+    return '"""' + text.replace('"""', "'''") + '"""'
+
+
+def _dropped(c: str) -> bool:
+    """Whether Ollama's parser drops a character: what Go's strconv.IsPrint refuses, but line breaks and tabs."""
+    return c not in " \n\r\t" and unicodedata.category(c)[0] not in "LMNPS"

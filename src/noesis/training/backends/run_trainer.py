@@ -23,6 +23,7 @@ from noesis.training.recorder import Metrics, peak_memory, recorder
 from noesis.training.state.adapter import load_adapter_into
 from noesis.training.state.checkpoint import newest_whole, step_of
 from noesis.training.state.save_schedule import SaveSchedule
+from noesis.training.tracking.trackers import Trackers
 
 BYTES_PER_WEIGHT = 4  # of an adapter on disk: float32
 
@@ -62,12 +63,19 @@ def run_trainer(job: TrainJob, build: BuildTrainer, *, load_parent: bool = True)
     trainer = build(job, TrainerParts(tokenizer, callback, metrics))
     trainer.remove_callback(PrinterCallback)
     callback.trainer, trainer.sync_metrics = trainer, metrics.sync
+    names = job.config.training.report_to if is_main_process() else ()
+    if names:
+        metrics.trackers = Trackers(names, job.config, job.metrics.parent, trainer.args)
     if load_parent and job.parent is not None and checkpoint is None:
         load_adapter_into(trainer.model, job.parent)
     if checkpoint is not None:
         say(f"  resuming from step {step}")
     started = time.monotonic()
-    _train(job, trainer, metrics, checkpoint, state_bytes)
+    try:
+        _train(job, trainer, metrics, checkpoint, state_bytes)
+    finally:
+        if metrics.trackers is not None:
+            metrics.trackers.close()
     seconds = time.monotonic() - started
     lines, schedule = read_metrics(job.metrics), trainer.schedule
     losses = [line["loss"] for line in lines]

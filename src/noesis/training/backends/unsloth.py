@@ -25,6 +25,7 @@ from noesis.core.rooted import remove
 from noesis.run.metrics import read_metrics
 from noesis.training.backends.trainer_arguments import shared_arguments
 from noesis.training.job import TrainJob, TrainResult
+from noesis.training.tracking.trackers import report
 
 PYTHON = "NOESIS_UNSLOTH_PYTHON"
 PRINTED_S = 5.0  # for the last lines; a child of its own may hold the pipe open
@@ -58,7 +59,10 @@ class Unsloth:
             command = [python, "-P", str(Path(__file__).with_name("unsloth_worker.py")), str(job_file)]
             figures = _run(job, command, Path(folder), result_file)
         remove(job.resume_folder)  # Unsloth's states, which nothing else can read
-        losses = [line["loss"] for line in read_metrics(job.metrics)]
+        lines = read_metrics(job.metrics)
+        if names := job.config.training.report_to:
+            report(names, job.config, job.metrics.parent, [(line["step"], line) for line in lines])
+        losses = [line["loss"] for line in lines]
         return TrainResult(epochs=job.plan.epochs, first_loss=losses[0], final_loss=losses[-1], **figures)
 
 

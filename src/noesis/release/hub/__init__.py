@@ -1,0 +1,1 @@
+"""Publishing on the Hugging Face Hub: what the base's licence asks for, cards, and the upload."""

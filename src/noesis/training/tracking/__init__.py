@@ -1,0 +1,1 @@
+"""Experiment trackers: TensorBoard and others are told what a run measures."""
