@@ -37,6 +37,7 @@ class Overrides:
     kept_items: int | None = None
     strength: float | None = None
     kl_weight: float | None = None
+    seeds: int | None = None
 
     def settings(self, method: str) -> dict[str, Setting]:
         """Dotted keys and values for `load_config`.
@@ -58,6 +59,7 @@ class Overrides:
             "training.tribunal.kept_items": self.kept_items,
             "training.strength.fixed": self.strength,
             "training.replay.kl_weight": self.kl_weight,
+            "training.seeds": self.seeds,
         }
         return {key: value for key, value in found.items() if value is not None}
 

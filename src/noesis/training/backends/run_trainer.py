@@ -34,6 +34,7 @@ class TrainerParts:
     tokenizer: Any
     callback: Any
     metrics: Metrics
+    step: int = 0  # that it resumes from
 
 
 BuildTrainer = Callable[[TrainJob, TrainerParts], Any]
@@ -48,7 +49,6 @@ def run_trainer(job: TrainJob, build: BuildTrainer, *, load_parent: bool = True)
     Raises:
         As `Backend.train`.
     """
-    import torch
     from transformers import PrinterCallback
 
     # a saved state is the adapter with Adam's two moments
@@ -59,7 +59,7 @@ def run_trainer(job: TrainJob, build: BuildTrainer, *, load_parent: bool = True)
     step = 0 if checkpoint is None else step_of(checkpoint)
     metrics = Metrics(job.metrics, job.plan, job.device, job.tokens_per_epoch, step=step, budget=job.budget)
     callback = recorder(job.checkpoints, metrics, tokenizer)
-    trainer = build(job, TrainerParts(tokenizer, callback, metrics))
+    trainer = build(job, TrainerParts(tokenizer, callback, metrics, step))
     trainer.remove_callback(PrinterCallback)
     callback.trainer, trainer.sync_metrics = trainer, metrics.sync
     if load_parent and job.parent is not None and checkpoint is None:
@@ -69,7 +69,14 @@ def run_trainer(job: TrainJob, build: BuildTrainer, *, load_parent: bool = True)
     started = time.monotonic()
     _train(job, trainer, metrics, checkpoint, state_bytes)
     seconds = time.monotonic() - started
-    lines, schedule = read_metrics(job.metrics), trainer.schedule
+    return result_of(job, trainer, metrics, seconds)
+
+
+def result_of(job: TrainJob, trainer: Any, metrics: Metrics, seconds: float) -> TrainResult:
+    """What was done, by the trainer and by what is in a job's metrics."""
+    import torch
+
+    lines, schedule = read_metrics(metrics.file), trainer.schedule
     losses = [line["loss"] for line in lines]
     held_out = len(job.data.pairs.held_out) if job.data.pairs is not None else 0
     return TrainResult(
