@@ -7,6 +7,7 @@ from dataclasses import replace
 from noesis.core.rooted import remove
 from noesis.planning.memory import gpu_memory
 from noesis.planning.model_shapes import read_shape
+from noesis.planning.search import shares_passes
 from noesis.training.backends.build_model import engine_refusal
 from noesis.training.backends.run_trainer import TrainerParts, result_of, run_trainer
 from noesis.training.job import TrainJob, TrainResult
@@ -69,13 +70,8 @@ def _require_common_state(job: TrainJob) -> None:
 
 def refuses_together(job: TrainJob) -> str | None:
     """Why the seeds of a job are trained one after the other; None if they share their passes."""
-    setup = job.plan.setup
-    if not setup.fused or setup.gpus != 1:
-        return "passes are shared on one GPU, by the engine"
-    if job.data.rows is None or job.data.pairs is not None or job.config.training.replay.kl_weight:
-        return "passes are shared by method: sft without kl_weight"
-    if setup.offloads:
-        return "the plan keeps the layers' inputs in main memory"
+    if not shares_passes(job.config, job.plan.setup):
+        return "passes are shared by the engine, on one GPU, with method: sft and without kl_weight"
     return engine_refusal(job)
 
 
