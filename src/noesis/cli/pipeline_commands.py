@@ -27,6 +27,7 @@ from noesis.cli.options import (
     ProjectOption,
     RunArgument,
     RunOption,
+    SeedsOption,
     StrengthOption,
     print_result,
     reserve_stdout,
@@ -120,6 +121,7 @@ def plan(
     max_examples: MaxExamplesOption = None,
     method: MethodOption = None,
     kl_weight: KlWeightOption = None,
+    seeds: SeedsOption = None,
     gpu: Annotated[
         str | None,
         typer.Option(
@@ -155,7 +157,7 @@ def plan(
     reserve_stdout(as_json)
     found = find_project(project)
     config = Overrides(
-        model=model, epochs=epochs, max_examples=max_examples, method=method, kl_weight=kl_weight
+        model=model, epochs=epochs, max_examples=max_examples, method=method, kl_weight=kl_weight, seeds=seeds
     ).configure(found)
     constitution = load_constitution(found.constitution)
     dataset = read_train_export(found, config, constitution)
@@ -177,6 +179,7 @@ def train(
     max_examples: MaxExamplesOption = None,
     method: MethodOption = None,
     kl_weight: KlWeightOption = None,
+    seeds: SeedsOption = None,
     dataset: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder with train.jsonl and eval.jsonl; default: data/training/exports."),
@@ -238,6 +241,7 @@ def train(
         method=method,
         strength=strength,
         kl_weight=kl_weight,
+        seeds=seeds,
         max_usd=max_usd,
         max_minutes=max_minutes,
     ).configure(found)

@@ -30,6 +30,8 @@ UNLISTED = (
     "checkpoints/resume/torn-*/*",
     "checkpoints/sft/resume/checkpoint-*/*",
     "checkpoints/sft/resume/torn-*/*",
+    "checkpoints/seed_*/resume/checkpoint-*/*",
+    "checkpoints/seed_*/resume/torn-*/*",
     "tribunal/replies.sqlite",
     "tribunal/replies.sqlite-*",
     "tribunal/locked_uses.jsonl",

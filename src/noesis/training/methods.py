@@ -17,6 +17,7 @@ from noesis.core.errors import TrainingError
 from noesis.core.files import files_in, sha256_file, write_json
 from noesis.core.jsonl import read_json_file
 from noesis.planning.plan import Plan
+from noesis.run.adapter_names import seed_folders
 from noesis.training.job import OtherSeed, TrainingSet, TrainJob, TrainResult
 from noesis.training.state.adapter import ADAPTER_FILE
 from noesis.training.state.checkpoint import SEAL, saved, step_of
@@ -37,7 +38,7 @@ def train_run(job: TrainJob) -> TrainResult:
     if job.plan.seeds == 1:
         return _train_method(job)
     jobs = [_job_of(job, seed) for seed in job.config.training.all_seeds]
-    left = [j for j in jobs if _finished(j.checkpoints) is None]
+    left = [j for j in jobs if _finished(j.checkpoints, j.plan) is None]
     if len(left) > 1 and (joined := _joined(left)) is not None:
         say(f"  {len(left)} seeds share their passes")
         found = _train(joined)
@@ -48,7 +49,7 @@ def train_run(job: TrainJob) -> TrainResult:
         for j in left:
             say(f"  seed {j.config.training.seed}: {jobs.index(j) + 1} of {len(jobs)}")
             _record(j, _train_method(j))
-    results = {str(j.config.training.seed): _require_finished(j.checkpoints) for j in jobs}
+    results = {str(j.config.training.seed): _require_finished(j.checkpoints, j.plan) for j in jobs}
     first, *others_ = results.values()
     return replace(first, seeds=dict(zip(list(results)[1:], others_, strict=True)))
 
@@ -84,7 +85,7 @@ def _train_method(job: TrainJob) -> TrainResult:
     if sft_plan is None:
         return _train(job)
     folder = job.checkpoints / SFT_FOLDER
-    sft = _finished(folder)
+    sft = _finished(folder, sft_plan)
     if sft is None:
         say("  first part: SFT")
         sft = _train_sft(job, sft_plan, folder)
@@ -124,18 +125,20 @@ def _last_epoch(folder: Path, plan: Plan) -> Path:
     return folder / f"epoch_{plan.epochs - 1}"
 
 
-def _finished(folder: Path) -> TrainResult | None:
-    """The result of a training, a part of a run, that is finished and whose adapter is unchanged."""
+def _finished(folder: Path, plan: Plan) -> TrainResult | None:
+    """The result of a training, a part of a run, that is finished by this plan and whose adapter is unchanged."""
     try:
         stored = read_json_file(folder / RESULT_FILE, constants=False)
+        if stored["adapter"] != _last_epoch(folder, plan).name:  # epochs were added since
+            return None
         unchanged = sha256_file(folder / str(stored["adapter"]) / ADAPTER_FILE) == stored["sha256"]
         return TrainResult.from_json(stored["result"]) if unchanged else None
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _require_finished(folder: Path) -> TrainResult:
-    found = _finished(folder)
+def _require_finished(folder: Path, plan: Plan) -> TrainResult:
+    found = _finished(folder, plan)
     if found is None:
         raise TrainingError(f"{folder / RESULT_FILE} was changed while the run trained: run the same command again")
     return found
@@ -151,7 +154,7 @@ def seed_folder(checkpoints: Path, seed: int) -> Path:
 
 def _parts(checkpoints: Path) -> list[Path]:
     """The folders of a run's trainings: its own, and of the other seeds; before each, that of its first part."""
-    own = [checkpoints, *sorted(checkpoints.glob("seed_*"))]
+    own = [checkpoints, *seed_folders(checkpoints)]
     return [folder for each in own for folder in (each / SFT_FOLDER, each)]
 
 
@@ -181,13 +184,13 @@ def remaining_cost(plan: Plan, checkpoints: Path) -> tuple[Plan, float]:
     """(the plan with the seconds that the budget must still pay for, share of its own steps that is done)."""
     if plan.seeds > 1:
         folders = [folder for folder in _parts(checkpoints) if folder.name != SFT_FOLDER]
-        done = [1.0 if _finished(folder) else _share_done(plan, folder) for folder in folders]
+        done = [1.0 if _finished(folder, plan) else _share_done(plan, folder) for folder in folders]
         return plan, sum(done) / plan.seeds
     done_ = _share_done(plan, checkpoints)
     sft = plan.sft
     if sft is None:
         return plan, done_
-    sft_done = 1.0 if _finished(checkpoints / SFT_FOLDER) else _share_done(sft, checkpoints / SFT_FOLDER)
+    sft_done = 1.0 if _finished(checkpoints / SFT_FOLDER, sft) else _share_done(sft, checkpoints / SFT_FOLDER)
     # what is left of the first part counts as the second one's start
     start = plan.start_seconds + sft.seconds * (1 - sft_done)
     return replace(plan, start_seconds=start, seconds=plan.seconds - sft.seconds + start - plan.start_seconds), done_
