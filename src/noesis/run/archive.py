@@ -22,6 +22,7 @@ RUN_FILES = (
     "tribunal",
     "merged",
     "gguf",
+    "influence",
     "report.html",
     "parent",
     ".meter",

@@ -38,6 +38,7 @@ UNLISTED = (
     "tribunal/epochs/epoch_*.json",
     "tribunal/shards/*",
     "gguf/*.rejected.gguf",
+    "influence/*.json",
 )
 OF_PARENT = ("parent/adapter_model.safetensors", "parent/adapter_config.json")
 OTHER_FOLDERS = (".archive", "dataset", "runs")  # beside the run on a volume: what they hold is listed nowhere

@@ -21,6 +21,7 @@ from noesis.core.jsonl import MAX_RUN_FILE, LineError, read_json_file, read_obje
 from noesis.core.text import counted
 from noesis.llm.llama_cpp import REPEAT_PENALTY
 from noesis.pipeline.comparison.table import Comparison, difference_in_words
+from noesis.pipeline.influence.figures import stored_influence
 from noesis.pipeline.results import Dial, ReportResult, RunResults
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.choose import spread_lines
@@ -103,6 +104,7 @@ def _page(run: Run, config: Config, constitution: Constitution, comparison: Comp
         dial_chart=dial_chart(results.dial, config.training.tribunal.max_forgetting) if results.dial else None,
         judge=results.judge,
         trial=results.trial,
+        influence=stored_influence(run),
         comparison=comparison,
         in_words=difference_in_words,
         kept_in_words=kept_in_words,

@@ -15,7 +15,7 @@ from noesis.run.manifest import StageRecord
 from noesis.run.stages import SPECS, STAGES, needs_of
 
 MOST_NAMES = 6  # in one message
-OTHER_WORK = {"against", "court", "live_pairs"}  # timed, and no stage; live_pairs: of early versions' demo
+OTHER_WORK = {"against", "court", "influence", "live_pairs"}  # timed, and no stage; live_pairs: of early versions' demo
 
 
 def check_stages(run: Run) -> Iterator[Finding]:
