@@ -90,8 +90,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / ".influence")
     options = parser.parse_args()
-    from noesis.pipeline.influence.figures import stored_influence
     from noesis.pipeline.session import reopen_run
+    from noesis.pipeline.stages.influence.figures import stored_influence
 
     s = reopen_run(options.run)
     found = stored_influence(s.run)

@@ -19,8 +19,8 @@ def influence(run: RunArgument, again: AgainOption = False, as_json: JsonOption 
     Example: noesis influence runs/demo
     """
     from noesis.core.console import command, say
-    from noesis.pipeline.influence.measure import run_influence, show_influence
     from noesis.pipeline.session import locked_session
+    from noesis.pipeline.stages.influence.measure import run_influence, show_influence
 
     reserve_stdout(as_json)
     with locked_session(run) as s:

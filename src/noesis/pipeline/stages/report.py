@@ -21,10 +21,10 @@ from noesis.core.jsonl import MAX_RUN_FILE, LineError, read_json_file, read_obje
 from noesis.core.text import counted
 from noesis.llm.llama_cpp import REPEAT_PENALTY
 from noesis.pipeline.comparison.table import Comparison, difference_in_words
-from noesis.pipeline.influence.figures import stored_influence
 from noesis.pipeline.results import Dial, ReportResult, RunResults
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.choose import spread_lines
+from noesis.pipeline.stages.influence.figures import stored_influence
 from noesis.pipeline.stages.kept import in_words as kept_in_words
 from noesis.planning.plan import Plan
 from noesis.release.parity.certificate import Certificate

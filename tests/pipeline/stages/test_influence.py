@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from noesis.pipeline.influence.figures import ExampleInfluence, Influence
+from noesis.pipeline.stages.influence.figures import ExampleInfluence, Influence
 
 
 def influence(margins: list[float], kept: list[float | None]) -> Influence:
@@ -26,7 +26,7 @@ def test_no_example_is_at_both_ends_of_a_table():
 
 
 def test_few_held_out_pairs_and_nothing_lost_are_said(capsys: pytest.CaptureFixture[str]):
-    from noesis.pipeline.influence.measure import _say_what
+    from noesis.pipeline.stages.influence.measure import _say_what
 
     _say_what(100, 7, 0)
     said = capsys.readouterr().out
@@ -92,8 +92,8 @@ def test_a_runs_influence_is_kept_shown_and_tied_to_its_adapters(
     from noesis.core.errors import RunError, UsageError
     from noesis.core.project import Project
     from noesis.pipeline import registry
-    from noesis.pipeline.influence import figures
-    from noesis.pipeline.influence.measure import run_influence
+    from noesis.pipeline.stages.influence import figures
+    from noesis.pipeline.stages.influence.measure import run_influence
     from noesis.pipeline.start_run import from_sources, start_run
     from noesis.pipeline.verify.check_run import verify
     from noesis.training.influence import gradients

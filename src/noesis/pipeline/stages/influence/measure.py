@@ -19,9 +19,9 @@ from noesis.core.text import counted
 from noesis.dataset.encode import answer_rows, training_rows
 from noesis.llm.chat_template import encode
 from noesis.llm.token_rows import TokenRow
-from noesis.pipeline.influence.figures import FOLDER, QUOTED, SUMMARY, ExampleInfluence, Influence
 from noesis.pipeline.results import RunResults
 from noesis.pipeline.session import RunSession
+from noesis.pipeline.stages.influence.figures import FOLDER, QUOTED, SUMMARY, ExampleInfluence, Influence
 from noesis.pipeline.stages.kept import KEPT
 from noesis.planning.budget import require_remaining
 from noesis.run.adapter_names import name_of
