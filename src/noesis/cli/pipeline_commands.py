@@ -343,6 +343,9 @@ def judge(
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Runs; the others are compared with the first.")],
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write the table as CSV, for a notebook.")
+    ] = None,
     project: ProjectOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -352,32 +355,42 @@ def compare(
 
     Example: noesis compare runs/before runs/after
     """
+    from noesis.core.console import say
+    from noesis.core.csv_table import write_csv
     from noesis.pipeline.comparison.table import compare_runs_side_by_side, project_or_none, show_comparison
+    from noesis.pipeline.stages.tables import comparison_table
 
     reserve_stdout(as_json)
     found = compare_runs_side_by_side(runs, project_or_none(project))
     show_comparison(found)
+    if csv is not None:
+        write_csv(csv, comparison_table(found))
+        say(f"  → {csv}")
     print_result(found.to_json(), as_json)
 
 
 @app.command()
 def report(
-    run: RunArgument,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN", help="The run; others are shown beside it in its report, as `compare` does."),
+    ],
     beside: Annotated[
         list[Path] | None,
-        typer.Option("--with", metavar="RUN", help="Show this run beside it, as `noesis compare` does; repeatable."),
+        typer.Option("--with", metavar="RUN", help="The same as a further RUN; repeatable."),
     ] = None,
     project: ProjectOption = None,
 ) -> None:
-    """Rewrite the run's report, one HTML page that works offline.
+    """Rewrite the run's report, one HTML page that works offline, and its tables as CSV (tables/ in the run).
 
-    Example: noesis report runs/demo
+    Example: noesis report runs/after runs/before
     """
     from noesis.pipeline.comparison.table import compare_runs_side_by_side, project_or_none
     from noesis.pipeline.session import locked_session
     from noesis.pipeline.stages.report import run_report
 
+    run, others = runs[0], [*runs[1:], *(beside or [])]
     with locked_session(run) as s:
-        comparison = compare_runs_side_by_side([run, *beside], project_or_none(project)) if beside else None
+        comparison = compare_runs_side_by_side([run, *others], project_or_none(project)) if others else None
         run_report(s, comparison)
     show_manifest_hash(run)

@@ -24,6 +24,7 @@ RUN_FILES = (
     "gguf",
     "influence",
     "report.html",
+    "tables",
     "parent",
     ".meter",
 )

@@ -26,6 +26,7 @@ from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.choose import spread_lines
 from noesis.pipeline.stages.influence.figures import stored_influence
 from noesis.pipeline.stages.kept import in_words as kept_in_words
+from noesis.pipeline.stages.tables import FOLDER, write_tables
 from noesis.planning.plan import Plan
 from noesis.release.parity.certificate import Certificate
 from noesis.run.directory import Run
@@ -44,11 +45,16 @@ def run_report(s: RunSession, comparison: Comparison | None = None) -> Path:
         comparison: of this run with others, to be shown in it.
     """
 
-    def work() -> Json:
-        return write_report(s.run, s.config, s.constitution, comparison).to_json()
+    tables: list[Path] = []
 
-    s.run.perform("report", work, lambda: [s.run.report], again=True)
+    def work() -> Json:
+        result = write_report(s.run, s.config, s.constitution, comparison).to_json()
+        tables.extend(write_tables(s.run, comparison))
+        return result
+
+    s.run.perform("report", work, lambda: [s.run.report, *tables], again=True)
     say(f"  → {s.run.report}")
+    say(f"  → {s.run.path / FOLDER}: {counted(len(tables), 'table')} as CSV")
     return s.run.report
 
 
