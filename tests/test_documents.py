@@ -19,7 +19,11 @@ from markdown_it.token import Token
 from helpers.project import ROOT
 
 DOCS = ROOT / "docs"
-ONE_PAGE = {DOCS / "cli.md", DOCS / "agents.md", DOCS / "glossario.md"}  # made from the program; in both languages at once
+ONE_PAGE = {
+    DOCS / "cli.md",
+    DOCS / "agents.md",
+    DOCS / "glossario.md",
+}  # made from the program; in both languages at once
 COMMENT = re.compile(r"(^|\s+)#\s.*$", re.M)
 NUMBER = re.compile(r"(?<!\w)\d+(?:[.,]\d+)*(?:e-?\d+)?")
 PORTUGUESE_NAMES = {"meu-filosofo": "my-philosopher"}  # what a page in Portuguese calls a project of one's own

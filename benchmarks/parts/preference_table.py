@@ -1,18 +1,21 @@
-"""The table of preference.py: each arm's figures, and paired differences to `sft` with bootstrap intervals."""
+"""The tables of preference.py: each arm's figures, paired differences to `sft`, and what the rule chooses."""
 
 from __future__ import annotations
 
-import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
+from noesis.tribunal.statistics import bootstrap, clustered, mcnemar, sign_flip
 from parts.forgetting import choose
 
-ROOT = Path(__file__).resolve().parents[2]
+Lines = list[dict[str, Any]]
+Values = dict[tuple[int, str], float]  # (seed, example or item) → figure
 
 
-def read(file: Path) -> list[dict[str, Any]]:
+def read(file: Path) -> Lines:
     """The lines of a results file; one that was cut off is left out."""
     lines = []
     for text in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
@@ -38,123 +41,129 @@ def by_example(line: dict[str, Any], base: dict[str, Any], name: str) -> dict[st
     return found
 
 
-def drifts(line: dict[str, Any], base: dict[str, Any]) -> dict[str, float]:
-    """Loss a token on each of the base's own answers, minus the base's."""
-    return {name: (base["drift"][name][0] - score) / n for name, (score, n) in line.get("drift", {}).items()}
+class Arm:
+    """The lines of one arm, each beside the base's of the same seed."""
+
+    def __init__(self, lines: Lines, bases: dict[int, dict[str, Any]]) -> None:
+        self.lines, self.bases = lines, bases
+
+    def values(self, figure: str, name: str = "plain") -> Values:
+        """A figure of each example; `right`, of each small task; `drift`, of each of the base's answers, a token."""
+        found: Values = {}
+        for line in self.lines:
+            seed, base = line["seed"], self.bases[line["seed"]]
+            if figure == "right":
+                found |= {(seed, item): float(ok) for item, ok in line["kept"].items()}
+            elif figure == "drift":
+                found |= {(seed, str(i)): kl / n for i, (kl, n) in enumerate(line["drift"]) if n}
+            else:
+                found |= {(seed, k): v[figure] for k, v in by_example(line, base, name).items()}
+        return found
+
+    def cell(self, figure: str, name: str = "plain", *, spread: bool = False) -> str:
+        """The mean, with the standard deviation of the seeds' means if there are several."""
+        found = self.values(figure, name)
+        if not found:
+            return "–"
+        seeds = sorted({seed for seed, _ in found})
+        means = [fmean(v for (s, _), v in found.items() if s == seed) for seed in seeds]
+        between = f" ± {stdev(means):.3f}" if spread and len(means) > 1 else ""
+        return f"{fmean(found.values()):.3f}{between}"
+
+    def interval(self, figure: str) -> str:
+        found = self.values(figure)
+        low, high = bootstrap(*clustered(list(found.values()), [key for _, key in found]))
+        return f"[{low:.2f}, {high:.2f}]"
+
+    def kept(self) -> tuple[int, int, int]:
+        """(kept, lost, gained) of all seeds' small tasks."""
+        pairs = [(ok, line["kept"][k]) for line in self.lines for k, ok in self.bases[line["seed"]]["kept"].items()]
+        return (
+            sum(b and t for b, t in pairs),
+            sum(b and not t for b, t in pairs),
+            sum(t and not b for b, t in pairs),
+        )
 
 
-def keyed(line: dict[str, Any]) -> dict[str, bool]:
-    """Whether the answers that code can grade are right."""
-    from noesis.constitution.analysis_block import hide_analysis
-    from noesis.tribunal.code_checks import right
-    from noesis.tribunal.suite import read_suite
-
-    items = {item.id: item for item in read_suite(ROOT / "data" / "tribunal") if not item.turns}
-    graded = {
-        name: right(items[name], hide_analysis(answer))
-        for name, answer in line.get("answers", {}).items()
-        if name in items
-    }
-    return {
-        name: bool(verdict)
-        for name, verdict in graded.items()
-        if verdict is not None or items[name].key or items[name].check
-    }
+def difference(mine: Values, theirs: Values) -> str:
+    """Mean paired difference with its interval, over examples, and p by sign flips."""
+    keys = [key for key in mine if key in theirs]
+    if not keys:
+        return "–"
+    sums, counts = clustered([mine[key] - theirs[key] for key in keys], [name for _, name in keys])
+    low, high = bootstrap(sums, counts)
+    return f"{sums.sum() / counts.sum():+.3f} [{low:+.3f}, {high:+.3f}] p {sign_flip(sums / counts):.3f}"
 
 
-def summary(line: dict[str, Any]) -> str:
-    margins = [e["plain"][0] / e["plain"][1] - e["plain"][2] / e["plain"][3] for e in line["examples"]]
-    loss = -sum(e["plain"][0] for e in line["examples"]) / sum(e["plain"][1] for e in line["examples"])
-    seconds = line["training"].get("seconds", 0)
-    preferred = f"prefers {sum(m > 0 for m in margins)}/{len(margins)}, margin {sum(margins) / len(margins):+.3f}"
-    return f"{preferred}, loss {loss:.3f}, {seconds} s + {line['measure_seconds']} s"
-
-
-def table(options: argparse.Namespace) -> None:
+def table(files: Sequence[Path]) -> None:
+    """Print both tables, the fall of each arm, and the rule's winner."""
     from noesis.core.config import TribunalSection
-    from noesis.tribunal.statistics import bootstrap, clustered, mcnemar, sign_flip
 
-    lines = [line for file in options.files or [options.work / "results.jsonl"] for line in read(file)]
-    bases = {line["seed"]: line for line in lines if line["method"] == "base"}
-    arms: dict[str, list[dict[str, Any]]] = {}
+    lines = [line for file in files for line in read(file)]
+    bases = {line["seed"]: line for line in lines if line["arm"] == "base"}
+    by_arm: dict[str, Lines] = {}
     for line in lines:
         if line["seed"] in bases:
-            arms.setdefault(line["arm"], []).append(line)
+            by_arm.setdefault(line["arm"], []).append(line)
+    if not by_arm:
+        raise SystemExit(f"no base and no arm in {', '.join(map(str, files))}: measure with  preference.py run")
+    arms = {name: Arm(found, bases) for name, found in by_arm.items()}
+    _figures(arms)
+    _differences(arms)
+    tuned = [name for name in arms if name != "base"]
+    if tuned:
+        right = {name: fmean(arms[name].values("right").values()) for name in arms}
+        preference = {name: fmean(arms[name].values("preference").values()) for name in tuned}
+        fall = {name: right["base"] - right[name] for name in tuned}
+        print(f"\nThe rule of decision 0046: {choose(preference, fall, TribunalSection().max_forgetting)}")
 
-    def values(arm: str, name: str, figure: str) -> dict[tuple[int, str], float]:
-        if figure == "drift":
-            return {
-                (line["seed"], key): v for line in arms[arm] for key, v in drifts(line, bases[line["seed"]]).items()
-            }
-        return {
-            (line["seed"], key): v[figure]
-            for line in arms[arm]
-            for key, v in by_example(line, bases[line["seed"]], name).items()
-        }
 
-    def mean(found: dict[tuple[int, str], float]) -> str:
-        return f"{sum(found.values()) / len(found):.3f}" if found else "–"
-
+def _figures(arms: dict[str, Arm]) -> None:
     head = (
         "arm",
         "seeds",
         "prefers the revision",
+        "95%",
         "margin",
         "held-out loss",
-        "the same given the critique",
-        "reward accuracy",
+        "given the critique: prefers, margin, loss",
+        "small tasks right",
+        "kept, lost, gained",
         "drift",
-        "keyed right",
         "s",
     )
-    print(f"| {' | '.join(head)} |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    for arm, cells in sorted(arms.items(), key=lambda pair: (pair[0] != "base", "critique" in pair[0], pair[0])):
-        block = ", ".join(mean(values(arm, "block", figure)) for figure in ("preference", "margin", "loss"))
-        plain = [mean(values(arm, "plain", figure)) for figure in ("preference", "margin", "loss")]
-        right = [verdict for line in cells for verdict in keyed(line).values()]
-        seconds = sum(line["training"].get("seconds", 0) for line in cells) / len(cells)
-        reward = "–" if arm == "base" else mean(values(arm, "plain", "reward"))
-        drift = "–" if arm == "base" else mean(values(arm, "plain", "drift"))
-        print(
-            f"| {arm} | {len(cells)} | {' | '.join(plain)} | {block} | {reward} | {drift} | {sum(right)} of "
-            f"{len(right)} | {seconds:.0f} |"
-        )
-    print(
-        "\nPaired differences to `sft` on the same examples, 95% bootstrap intervals over examples, p by sign flips:\n"
-    )
-    print("| arm | preference | margin | loss | drift | keyed lost, won |")
-    print("|---|---|---|---|---|---|")
-    for arm in sorted(arms):
-        if arm == "sft" or "sft" not in arms:
-            continue
-        cells_ = []
-        for figure in ("preference", "margin", "loss", "drift"):
-            mine, theirs = values(arm, "plain", figure), values("sft", "plain", figure)
-            keys = [key for key in mine if key in theirs]
-            differences, names = [mine[key] - theirs[key] for key in keys], [key[1] for key in keys]
-            if not keys or (arm == "base" and figure == "drift"):
-                cells_.append("–")
-                continue
-            sums, counts = clustered(differences, names)
-            low, high = bootstrap(sums, counts)
-            cells_.append(
-                f"{sum(differences) / len(differences):+.3f} [{low:+.3f}, {high:+.3f}] p {sign_flip(sums / counts):.3f}"
-            )
-        known = {(line["seed"], name): ok for line in arms["sft"] for name, ok in keyed(line).items()}
-        pairs = [
-            (known[line["seed"], name], ok)
-            for line in arms[arm]
-            for name, ok in keyed(line).items()
-            if (line["seed"], name) in known
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    for name, arm in arms.items():
+        block = ", ".join(arm.cell(figure, "block") for figure in ("preference", "margin", "loss"))
+        seconds = fmean(line["training"].get("seconds", 0) for line in arm.lines)
+        cells = [
+            name,
+            str(len(arm.lines)),
+            arm.cell("preference", spread=True),
+            arm.interval("preference"),
+            arm.cell("margin", spread=True),
+            arm.cell("loss", spread=True),
+            block,
+            arm.cell("right", spread=True),
+            ", ".join(map(str, arm.kept())),
+            arm.cell("drift", spread=True),
+            f"{seconds:.0f}",
         ]
-        lost, won = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
-        print(f"| {arm} | {' | '.join(cells_)} | {lost}, {won} (McNemar {mcnemar(lost, won):.2f}) |")
-    if "base" in arms:
-        right = {arm: [ok for line in cells for ok in keyed(line).values()] for arm, cells in arms.items()}
-        share = {arm: sum(oks) / len(oks) for arm, oks in right.items() if oks}
-        preference = {arm: values(arm, "plain", "preference") for arm in share if arm != "base"}
-        if preference:
-            mean_of = {arm: sum(found.values()) / len(found) for arm, found in preference.items()}
-            fall = {arm: share["base"] - share[arm] for arm in preference}
-            print(f"\nThe rule of decision 0046: {choose(mean_of, fall, TribunalSection().max_forgetting)}")
+        print(f"| {' | '.join(cells)} |")
+
+
+def _differences(arms: dict[str, Arm]) -> None:
+    if "sft" not in arms:
+        return
+    print(
+        "\nPaired differences to `sft`, 95% bootstrap intervals over examples (or tasks), p by sign flips; each seed's"
+    )
+    print("McNemar p of lost against gained is of the base beside the arm, on one seed's tasks:\n")
+    head = ("arm", "preference", "margin", "loss", "small tasks right", "drift", "McNemar by seed")
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    for name, arm in arms.items():
+        figures = ("preference", "margin", "loss", "right", "drift")
+        cells = [difference(arm.values(f), arms["sft"].values(f)) if name != "sft" else "–" for f in figures]
+        by_seed = [Arm([line], arm.bases).kept() for line in arm.lines]
+        p = ", ".join(f"{mcnemar(lost, gained):.3f}" for _, lost, gained in by_seed) if name != "base" else "–"
+        print(f"| {name} | {' | '.join(cells)} | {p} |")

@@ -151,6 +151,7 @@ def test_every_override_reaches_a_setting(project: Path):
     values = {
         "model": "m", "method": "dpo", "epochs": 1, "max_examples": 2, "learning_rate": 1e-6, "language": "en",
         "max_usd": 1.0, "max_minutes": 2.0, "ask": "both", "kept_items": 3, "strength": 0.5, "kl_weight": 0.5,
+        "seeds": 2,
     }  # fmt: skip
     assert values.keys() == Overrides.__dataclass_fields__.keys()
     for name, value in values.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -78,9 +79,19 @@ def test_runs_are_compared_and_one_is_judged_against_another(
     assert by_name["the Tribunal's mean"]["items"] == 22
     assert by_name["the Tribunal's mean"]["cells"][1]["difference"] == 0.0
     monkeypatch.setattr("noesis.core.console._quiet_stdout", False)
-    assert run_command(["report", str(b), "--with", str(a), *project]) == 0
+    assert run_command(["report", str(b), str(a), *project]) == 0
+    assert (
+        (b / "tables" / "comparison.csv")
+        .read_text()
+        .startswith("run,measure,shared,value,difference,low,high,p,verdict\n")
+    )
     assert "Beside other runs" in (b / "report.html").read_text(encoding="utf-8")
-    assert run_command(["compare", str(a), str(b), *project]) == 0
+    table = a.parent / "table.csv"
+    assert run_command(["compare", str(a), str(b), "--csv", str(table), *project]) == 0
+    with open(table, encoding="utf-8", newline="") as f:
+        rows = [row for row in csv.DictReader(f) if row["measure"] == "prefers the revised answer"]
+    assert [row["run"] for row in rows] == [a.name, b.name]
+    assert (rows[0]["difference"], rows[1]["shared"]) == ("", rows[0]["shared"])
     assert "UNDECIDED: judge not fit" in capsys.readouterr().out
 
     with pytest.raises(UsageError, match="two different runs"):

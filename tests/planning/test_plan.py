@@ -265,3 +265,46 @@ def test_the_nearest_plan_does_fit():
         "training.gradient_checkpointing": "full",
     }
     assert make_plan(settings(**bare), "m", LLAMA, WORK, rented_gpu("T4"), rented=True).fits
+
+
+@pytest.mark.parametrize(
+    ("method", "work"),
+    [
+        ("sft", Workloads(replace(WORK, anchored=WORK.tokens, own_answers=40))),
+        ("distill", Workloads(replace(WORK, anchored=2 * WORK.tokens, sampled=len(WORK.lengths)))),
+        ("dpo", Workloads(pairs=PairWorkload(LENGTHS, WORK.trained, held_out_tokens=50_000))),
+        ("sft+dpo", Workloads(WORK, PairWorkload(LENGTHS, WORK.trained, held_out_tokens=50_000))),
+    ],
+)
+def test_what_a_method_adds_is_counted_elsewhere_as_it_is_here(method: str, work: Workloads):
+    device = rented_gpu("H100")
+    plan = plan_of(settings(**{"training.method": method}), "m", LLAMA, work, device, rented=True)
+    elsewhere = {option.device: option for option in plan.alternatives}
+    assert elsewhere["H100"].seconds == pytest.approx(plan.stages[0].seconds, rel=0.01)
+    assert elsewhere["H100"].usd == pytest.approx(plan.stages[0].usd, rel=0.01)
+    assert elsewhere["A10"].seconds > elsewhere["H100"].seconds
+
+
+def test_seeds_share_their_start_where_they_share_their_passes():
+    def planned(method: str, seeds: int, device: Device, rented: bool) -> Plan:
+        pairs = PairWorkload(LENGTHS, WORK.trained)
+        work = Workloads(WORK) if method == "sft" else Workloads(pairs=pairs)
+        chosen = settings(**{"training.method": method, "training.seeds": seeds})
+        return plan_of(chosen, "m", SMOL, work, device, rented=rented)
+
+    for method, device, rented in (
+        ("sft", rented_gpu("H100"), True),
+        ("dpo", rented_gpu("H100"), True),
+        ("sft", CPU, False),
+    ):
+        one, three = (planned(method, seeds, device, rented) for seeds in (1, 3))
+        shared = method == "sft" and rented
+        expected = 3 * one.stages[0].seconds - (2 * one.start_seconds if shared else 0)
+        assert three.stages[0].seconds == pytest.approx(expected, abs=0.5)
+        assert three.steps == one.steps and three.seeds == 3
+        assert any(reason.startswith("seeds: 3 adapters") for reason in three.reasons)
+        assert (three.memory.adapter > one.memory.adapter) == shared
+        where = "H100" if rented else "this CPU"
+        seconds = next(option.seconds for option in three.alternatives if option.device == where)
+        assert seconds == pytest.approx(three.stages[0].seconds, rel=0.01)
+        assert Plan.from_json(json.loads(json.dumps(three.to_json()))) == three

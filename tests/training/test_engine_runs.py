@@ -85,8 +85,8 @@ def test_a_row_that_is_not_finite_stops_the_run_and_is_named(
 
     original = engine_model.Engine.loss
 
-    def poisoned(self, packed, divisor):
-        return original(self, packed, divisor) * (float("nan") if 4 in packed.members else 1.0)
+    def poisoned(self, packed, divisor, anchors=None):
+        return original(self, packed, divisor, anchors=None) * (float("nan") if 4 in packed.members else 1.0)
 
     monkeypatch.setattr(engine_model.Engine, "loss", poisoned)
     with pytest.raises(
@@ -107,11 +107,11 @@ def test_out_of_memory_tries_the_next_smaller_plan_once(
 
     original, seen = Engine.loss, []
 
-    def short_of_memory(self, packed, divisor):
+    def short_of_memory(self, packed, divisor, anchors=None):
         seen.append(self.setup.gradient_checkpointing)
         if self.setup.gradient_checkpointing == "none":
             raise torch.cuda.OutOfMemoryError("out of memory")
-        return original(self, packed, divisor)
+        return original(self, packed, divisor, anchors=None)
 
     monkeypatch.setattr(Engine, "loss", short_of_memory)
     result = train_packed(tiny_model, tmp_path, record)

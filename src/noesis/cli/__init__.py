@@ -21,6 +21,7 @@ from noesis.cli import (
     data_commands,
     pipeline_commands,
     release_commands,
+    result_commands,
     serving_commands,
     shell_commands,
     synthesis_commands,
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 app.add_typer(pipeline_commands.app)
 app.add_typer(release_commands.app)
+app.add_typer(result_commands.app)
 app.add_typer(serving_commands.app)
 app.add_typer(verify_commands.app)
 app.add_typer(workspace_commands.app)

@@ -70,6 +70,17 @@ KlWeightOption = Annotated[
         "file is named; 1 is a start, 0 off; default: replay.kl_weight in training_config.yaml.",
     ),
 ]
+SeedsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--seeds",
+        min=1,
+        max=16,
+        metavar="N",
+        help="Train N adapters, of the configured seed and those after it, so that every result has its spread between "
+        "seeds; on a GPU they share their passes over the base; default: seeds in training_config.yaml.",
+    ),
+]
 StrengthOption = Annotated[
     float | None,
     typer.Option(

@@ -26,6 +26,7 @@ from noesis.cli.options import (
     ProjectOption,
     RunArgument,
     RunOption,
+    SeedsOption,
     StrengthOption,
     print_result,
     reserve_stdout,
@@ -117,6 +118,7 @@ def plan(
     max_examples: MaxExamplesOption = None,
     method: MethodOption = None,
     kl_weight: KlWeightOption = None,
+    seeds: SeedsOption = None,
     gpu: Annotated[
         str | None,
         typer.Option(
@@ -158,6 +160,7 @@ def plan(
         max_examples=max_examples,
         method=method,
         kl_weight=kl_weight,
+        seeds=seeds,
     )
     print_result(result.to_json(), as_json) if as_json else show_plan(result, everything=True)
     require_fit()
@@ -172,6 +175,7 @@ def train(
     max_examples: MaxExamplesOption = None,
     method: MethodOption = None,
     kl_weight: KlWeightOption = None,
+    seeds: SeedsOption = None,
     dataset: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder with train.jsonl and eval.jsonl; default: data/training/exports."),
@@ -238,6 +242,7 @@ def train(
         method=method,
         strength=strength,
         kl_weight=kl_weight,
+        seeds=seeds,
         max_usd=max_usd,
         max_minutes=max_minutes,
     ).path
@@ -322,6 +327,9 @@ def judge(
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Runs; the others are compared with the first.")],
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write the table as CSV, for a notebook.")
+    ] = None,
     project: ProjectOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -331,29 +339,39 @@ def compare(
 
     Example: noesis compare runs/before runs/after
     """
+    from noesis.core.console import say
+    from noesis.core.csv_table import write_csv
     from noesis.pipeline.comparison.table import compare_runs_side_by_side, project_or_none, show_comparison
+    from noesis.pipeline.stages.tables import comparison_table
 
     reserve_stdout(as_json)
     found = compare_runs_side_by_side(runs, project_or_none(project))
     show_comparison(found)
+    if csv is not None:
+        write_csv(csv, comparison_table(found))
+        say(f"  → {csv}")
     print_result(found.to_json(), as_json)
 
 
 @app.command()
 def report(
-    run: RunArgument,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN", help="The run; others are shown beside it in its report, as `compare` does."),
+    ],
     beside: Annotated[
         list[Path] | None,
-        typer.Option("--with", metavar="RUN", help="Show this run beside it, as `noesis compare` does; repeatable."),
+        typer.Option("--with", metavar="RUN", help="The same as a further RUN; repeatable."),
     ] = None,
     project: ProjectOption = None,
 ) -> None:
-    """Rewrite the run's report, one HTML page that works offline.
+    """Rewrite the run's report, one HTML page that works offline, and its tables as CSV (tables/ in the run).
 
-    Example: noesis report runs/demo
+    Example: noesis report runs/after runs/before
     """
     from noesis.api.runs import report as write_report
     from noesis.core.project import find_project
 
-    write_report(run, beside or (), project=None if project is None else find_project(project))
-    show_manifest_hash(run)
+    others = [*runs[1:], *(beside or [])]
+    write_report(runs[0], others, project=None if project is None else find_project(project))
+    show_manifest_hash(runs[0])

@@ -34,6 +34,7 @@ class Settings(TypedDict, total=False):
     kept_items: int | None
     strength: float | None
     kl_weight: float | None
+    seeds: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,7 @@ class Overrides:
     kept_items: int | None = None
     strength: float | None = None
     kl_weight: float | None = None
+    seeds: int | None = None
 
     def settings(self, method: str) -> dict[str, Setting]:
         """Dotted keys and values for `load_config`.
@@ -77,6 +79,7 @@ class Overrides:
             "training.tribunal.kept_items": self.kept_items,
             "training.strength.fixed": self.strength,
             "training.replay.kl_weight": self.kl_weight,
+            "training.seeds": self.seeds,
         }
         return {key: value for key, value in found.items() if value is not None}
 

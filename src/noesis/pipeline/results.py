@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any, TypeVar
 
 from noesis.core.errors import RunError
@@ -14,6 +15,7 @@ from noesis.dataset.statistics import ExportStatistics
 from noesis.planning.plan import Plan, stored_plan
 from noesis.release.merge_weights import MergeResult
 from noesis.release.parity.certificate import Certificate
+from noesis.run.adapter_names import folder_of
 from noesis.run.directory import Run
 from noesis.training.job import TrainResult
 from noesis.tribunal.calibration_store import Calibration
@@ -91,6 +93,20 @@ class EpochFigures:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """A figure of several seeds: mean, standard deviation between seeds, lowest and highest."""
+
+    mean: float
+    sd: float
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(round(fmean(values), 5), round(stdev(values), 5), min(values), max(values))
+
+
+@dataclass(frozen=True)
 class Choice:
     """The result of the stage.
 
@@ -100,6 +116,8 @@ class Choice:
         by_tribunal: whether the Tribunal scored the epochs.
         epochs: name of each epoch → its figures.
         by_significance: whether differences counted only beyond chance; early versions took the best figure.
+        seeds: the epoch that was chosen of each seed, by name; empty where there is one.
+        disagreement: in words, where one seed alone would have said something else than another; else empty.
     """
 
     adapter: str
@@ -107,18 +125,40 @@ class Choice:
     by_tribunal: bool
     epochs: dict[str, EpochFigures]
     by_significance: bool = False
+    seeds: dict[str, str] = field(default_factory=dict)
+    disagreement: str = ""
+
+    @property
+    def spread(self) -> dict[str, Spread]:
+        """Of the figures of the seeds' chosen epochs, by name; empty with one seed."""
+        if not self.seeds:
+            return {}
+        figures = [self.epochs[name] for name in self.seeds.values()]
+        return {
+            "preferred": Spread.of([float(f.preferred) for f in figures]),
+            "mean_margin": Spread.of([f.mean_margin for f in figures]),
+            "held_out_loss": Spread.of([f.held_out_loss for f in figures]),
+        }
 
     def to_json(self) -> dict[str, Any]:
         epochs = {name: figures.to_json() for name, figures in self.epochs.items()}
         rule = {"significant": True} if self.by_significance else {}
-        return {"adapter": self.adapter, "by": self.reason, "heard": self.by_tribunal, "epochs": epochs} | rule
+        found = {"adapter": self.adapter, "by": self.reason, "heard": self.by_tribunal, "epochs": epochs} | rule
+        if not self.seeds:
+            return found
+        spread = {name: asdict(each) for name, each in self.spread.items()}
+        return found | {"seeds": self.seeds, "disagreement": self.disagreement, "spread": spread}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Choice:
         epochs = {name: EpochFigures.from_json(figures) for name, figures in value["epochs"].items()}
+        seeds = value.get("seeds", {})
         if not all(is_name(name) for name in (value["adapter"], *epochs)):
             raise ValueError("an epoch's name is none")
-        return cls(value["adapter"], value["by"], value["heard"], epochs, value.get("significant", False))
+        if not set(seeds.values()) <= set(epochs):
+            raise ValueError("a seed's epoch is none of those that were scored")
+        rule = (value.get("significant", False), seeds, value.get("disagreement", ""))
+        return cls(value["adapter"], value["by"], value["heard"], epochs, *rule)
 
 
 @dataclass(frozen=True)
@@ -267,7 +307,7 @@ def scores_folder(run: Run) -> Path:
 def adapter_folder(run: Run, name: str) -> Path:
     """The folder of an adapter by its name: of an epoch's, or of one at another strength."""
     scaled = run.dial / name
-    return scaled if scaled.is_dir() else run.checkpoints / name
+    return scaled if scaled.is_dir() else folder_of(run.checkpoints, name)
 
 
 def scores_file(run: Run, name: str) -> Path:

@@ -10,20 +10,40 @@ from noesis.core.families.shape import Shape
 from noesis.core.text import counted
 from noesis.planning.draft import draft_plan
 from noesis.planning.plan import Plan
-from noesis.planning.pricing import own_answer_seconds, sampled_seconds
-from noesis.planning.search import PlanningTask
+from noesis.planning.pricing import FORWARD_SHARE, MachineOption, more_training, seconds_of_seeds
+from noesis.planning.search import PlanningTask, shares_passes
 from noesis.planning.workload import PairWorkload, Workload, Workloads
-
-FORWARD_SHARE = 0.5  # of a training step's time that the forward pass alone takes
 
 
 def plan_of(
     config: Config, model: str, shape: Shape, workloads: Workloads, device: Device, *, rented: bool = False
 ) -> Plan:
-    """The plan of the run's method, whether it fits or not.
+    """The plan of the run's method and seeds, whether it fits or not.
 
     With `sft+dpo` it is the plan of the second part, and `Plan.sft` is that of the first.
     """
+    return _of_seeds(_plan_of_one(config, model, shape, workloads, device, rented=rented), config)
+
+
+def _of_seeds(plan: Plan, config: Config) -> Plan:
+    """The plan of all seeds, from that of one."""
+    if config.training.seeds == 1:
+        return plan
+    training = plan.stages[0]
+    seconds = seconds_of_seeds(config, plan.setup, training.seconds, plan.start_seconds)
+    more = seconds - training.seconds
+    how = "share their passes over the base" if shares_passes(config, plan.setup) else "are trained one after the other"
+    reason = f"seeds: {config.training.seeds} adapters, which {how}; {seconds:.0f} s together"
+    return replace(
+        _with_more_training(plan, more, training.usd * more / training.seconds),
+        seconds=round(plan.seconds + more, 1),
+        reasons=(*plan.reasons, reason),
+    )
+
+
+def _plan_of_one(
+    config: Config, model: str, shape: Shape, workloads: Workloads, device: Device, *, rented: bool
+) -> Plan:
     if workloads.pairs is None:
         gpus = 1 if workloads.last.sampled else None
         return sft_plan(config, model, shape, workloads.last, device, rented=rented, gpus=gpus)
@@ -43,6 +63,18 @@ def plan_of(
         seconds=round(second.seconds + first.seconds, 1),
         fits=first.fits and second.fits,
         reasons=(*second.reasons, summary),
+        alternatives=tuple(_both(a, b) for a, b in zip(first.alternatives, second.alternatives, strict=True)),
+    )
+
+
+def _both(first: MachineOption, second: MachineOption) -> MachineOption:
+    """Two trainings on one machine, one after the other."""
+    return replace(
+        second,
+        memory_bytes=max(first.memory_bytes, second.memory_bytes),
+        fits=first.fits and second.fits,
+        seconds=round(first.seconds + second.seconds, 1),
+        usd=round(first.usd + second.usd, 4),
     )
 
 
@@ -63,35 +95,28 @@ def sft_plan(
     """
     used = device if gpus is None else replace(device, gpus=min(device.gpus, gpus))
     plan = replace(draft_plan(config, model, shape, work, used, rented=rented), device=device)
+    more = more_training(PlanningTask(config, shape, work, used, rented), plan.tokens_per_s)
     reasons = []
-    writing = reading = 0.0
     if work.own_answers:
-        writing = own_answer_seconds(PlanningTask(config, shape, work, used, rented), work.own_answers)
         answers = counted(work.own_answers, "answer")
-        reasons.append(f"replay: the base writes {answers} first, counted at full length; {writing:.0f} s")
+        reasons.append(f"replay: the base writes {answers} first, counted at full length; {more.writing:.0f} s")
     if work.sampled:
-        tokens, task = config.training.distill.max_new_tokens, PlanningTask(config, shape, work, used, rented)
-        steps = max(1, plan.steps)
-        sampling = steps * sampled_seconds(task, work.sampled * plan.epochs / steps, tokens)
-        reading = FORWARD_SHARE * work.anchored * plan.epochs / plan.tokens_per_s
+        tokens = config.training.distill.max_new_tokens
         reasons += [
-            f"distill: answers of {tokens} tokens at most, sampled at every step; {sampling:.0f} s",
-            f"distill: the base reads them after critique and revision; {reading:.0f} s",
+            f"distill: answers of {tokens} tokens at most, sampled at every step; {more.sampling:.0f} s",
+            f"distill: the base reads them after critique and revision; {more.reading:.0f} s",
         ]
         if device.gpus > 1:
             reasons.append(f"GPUs: 1 of {device.gpus}; self-distillation runs on one")
-        reading += sampling
     elif work.anchored:
-        reading = FORWARD_SHARE * work.anchored * plan.epochs / plan.tokens_per_s
-        reasons.append(f"kl_weight: the base reads {work.anchored:,} tokens of an epoch as well; {reading:.0f} s")
+        reasons.append(f"kl_weight: the base reads {work.anchored:,} tokens of an epoch as well; {more.reading:.0f} s")
     if not reasons:
         return plan
-    training = plan.stages[0]
-    more = writing + reading
+    training, seconds = plan.stages[0], more.seconds
     return replace(
-        _with_more_training(plan, more, training.usd * more / training.seconds),
-        start_seconds=round(plan.start_seconds + writing, 1),
-        seconds=round(plan.seconds + more, 1),
+        _with_more_training(plan, seconds, training.usd * seconds / training.seconds),
+        start_seconds=round(plan.start_seconds + more.writing, 1),
+        seconds=round(plan.seconds + seconds, 1),
         reasons=(*plan.reasons, *reasons),
     )
 
@@ -105,9 +130,8 @@ def preference_plan(
     """
     config = config.with_settings(training={"num_train_epochs": config.training.dpo.epochs})
     plan = _on_one_gpu(config, model, shape, pairs, device, rented=rented)
-    # without gradients: the reference once over all pairs, and the held-out pairs after every epoch
-    evaluated = pairs.tokens + pairs.held_out_tokens * (1 + plan.epochs)
-    seconds = FORWARD_SHARE * evaluated / plan.tokens_per_s
+    one = replace(device, gpus=min(device.gpus, 1))
+    seconds = more_training(PlanningTask(config, shape, pairs, one, rented), plan.tokens_per_s).reading
     reasons = [f"reference: computed once before the first step; {seconds:.0f} s with the held-out pairs"]
     if device.gpus > 1:
         reasons.append(f"GPUs: 1 of {device.gpus}; preference training runs on one")

@@ -59,7 +59,8 @@ def _contents(plan: Plan) -> list[str]:
         _line(
             "steps",
             f"{counted(plan.epochs, 'epoch')}, {counted(plan.steps, 'step')} of "
-            f"{counted(setup.sequences_per_step, 'sequence')}",
+            f"{counted(setup.sequences_per_step, 'sequence')}"
+            + (f", for each of {plan.seeds} seeds" if plan.seeds > 1 else ""),
         ),
         _line("device", f"{where} ({kind}, {size(device.memory_bytes)} free)"),
         _line("setup", plan.precision),

@@ -67,6 +67,7 @@ def draft_plan(
         prices=PriceList(prices().date, prices().source),
         alternatives=tuple(other_machines(task)),
         fallbacks=tuple(PlanVariant.of(option) for option in fallbacks(found, chosen)),
+        seeds=config.training.seeds,
     )
 
 

@@ -122,6 +122,7 @@ class Plan(PlanVariant):
     stages: training first
     fallbacks: the variants that `next_smaller_plan` goes through
     sft: with `method: sft+dpo`, the plan of the first part; time and price of the whole contain it
+    seeds: adapters that are trained; rows, steps and speed are of one, time and price of all
     """
 
     model: str
@@ -144,6 +145,7 @@ class Plan(PlanVariant):
     alternatives: tuple[MachineOption, ...]
     fallbacks: tuple[PlanVariant, ...]
     sft: Plan | None = None
+    seeds: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """The plan as the manifest stores it. The order of the keys never changes: the JSON is hashed as a whole."""
@@ -169,7 +171,7 @@ class Plan(PlanVariant):
             "alternatives": [option.to_json() for option in self.alternatives],
             "fallbacks": [variant.to_json() for variant in self.fallbacks],
             "first": None if self.sft is None else self.sft.to_json(),
-        }
+        } | ({} if self.seeds == 1 else {"seeds": self.seeds})  # so early plans keep their hash
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Plan:
@@ -195,6 +197,7 @@ class Plan(PlanVariant):
             alternatives=tuple(MachineOption.from_json(option) for option in value["alternatives"]),
             fallbacks=tuple(PlanVariant.from_json(variant) for variant in value["fallbacks"]),
             sft=None if value.get("first") is None else Plan.from_json(value["first"]),
+            seeds=value.get("seeds", 1),
         )
 
     @property

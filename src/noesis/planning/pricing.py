@@ -10,10 +10,13 @@ import os
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
+from noesis.core.config import Config
 from noesis.core.device import Device, cpu_device
 from noesis.planning.gpus import gpu_of, prices, rented_gpu
-from noesis.planning.search import PlanningTask, SetupOption, enumerate_setups, fastest_fit
+from noesis.planning.search import PlanningTask, SetupOption, enumerate_setups, fastest_fit, shares_passes
+from noesis.planning.setup import Setup
 from noesis.planning.speed import CONTAINER_SECONDS, RENTED_IMPORT_SECONDS, load_seconds
+from noesis.planning.workload import PairWorkload
 
 
 class Machine(NamedTuple):
@@ -30,6 +33,7 @@ JUDGE_GPU = "A10"
 CHOOSE_AND_JUDGE, MERGE_AND_GGUF = "choose and judge", "merge and gguf"  # stages of a run that share a rented machine
 ALTERNATIVES = ("A10", "L40S", "A100-80GB", "H100")
 
+FORWARD_SHARE = 0.5  # of a training step's time that the forward pass alone takes
 # The stages after training.
 FORWARD_SPEED = 2.4  # of scoring a row over training on it, on a CPU
 FORWARD_LAUNCH = 2.4e-3  # seconds per layer and scored row, on a GPU
@@ -105,7 +109,7 @@ def train_machine(gpus: int) -> Machine:
 
 def stage_costs(task: PlanningTask, chosen: SetupOption) -> list[StageCost]:
     """Training, choosing epoch and strength, judging, merging, GGUF and certificate; rented, two on one machine."""
-    epochs = task.config.training.num_train_epochs
+    epochs = task.config.training.num_train_epochs * task.config.training.seeds  # whose adapters are scored
     if not task.rented:
         on_gpu, cores = task.device.kind == "cuda", task.device.threads
         after = {
@@ -170,9 +174,52 @@ def usd_for(device: Device | None, seconds: float, gpus: int, machine: tuple[flo
     return seconds * (gpu * gpus + cores * p.cpu_core_per_s + gib * p.memory_gib_per_s)
 
 
+@dataclass(frozen=True)
+class MoreTraining:
+    """Seconds that training takes beside the passes over its rows.
+
+    writing: the base's own answers, before the first step
+    sampling: of self-distillation, the model's answers
+    reading: without gradients: what the base reads to be held to, or to score; of pairs, the reference and the
+        held-out ones
+    """
+
+    writing: float = 0.0
+    sampling: float = 0.0
+    reading: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.writing + self.sampling + self.reading
+
+
+def more_training(task: PlanningTask, tokens_per_s: float) -> MoreTraining:
+    """What the task's method adds at this speed of training."""
+    work, epochs = task.work, task.config.training.num_train_epochs
+    if isinstance(work, PairWorkload):  # the reference once over all pairs, and the held-out pairs after every epoch
+        evaluated = work.tokens + work.held_out_tokens * (1 + epochs)
+        return MoreTraining(reading=FORWARD_SHARE * evaluated / tokens_per_s)
+    steps = max(1, task.steps)
+    sampling = 0.0
+    if work.sampled:
+        answers = task.config.training.distill.max_new_tokens
+        sampling = steps * sampled_seconds(task, work.sampled * epochs / steps, answers)
+    reading = FORWARD_SHARE * work.anchored * epochs / tokens_per_s
+    return MoreTraining(own_answer_seconds(task, work.own_answers), sampling, reading)
+
+
+def seconds_of_seeds(config: Config, setup: Setup, seconds: float, start: float) -> float:
+    """Seconds of training all seeds, by those of one, start included; in shared passes they start once."""
+    more = config.training.seeds - 1
+    return seconds + more * (seconds - (start if shares_passes(config, setup) else 0.0))
+
+
 def _on_machine(task: PlanningTask, name: str) -> MachineOption:
     choice = fastest_fit(enumerate_setups(task))
-    usd = usd_for(task.device, choice.seconds, 1, train_machine(1)) if task.rented else 0.0
+    more = more_training(task, choice.tokens_per_s)
+    one, start = choice.seconds + more.seconds, choice.start_seconds + more.writing
+    seconds = seconds_of_seeds(task.config, choice.setup, one, start)
+    usd = usd_for(task.device, seconds, 1, train_machine(1)) if task.rented else 0.0
     return MachineOption(
         device=name,
         precision=choice.setup.precision,
@@ -180,7 +227,7 @@ def _on_machine(task: PlanningTask, name: str) -> MachineOption:
         memory_bytes=round(choice.needed_bytes),
         fits=choice.fits,
         tokens_per_s=round(choice.tokens_per_s, 1),
-        seconds=round(choice.seconds, 1),
+        seconds=round(seconds, 1),
         usd=round(usd, 4),
     )
 

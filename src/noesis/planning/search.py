@@ -129,6 +129,12 @@ class PlanningTask:
         return self.config.training.packing is not False and self.device.bf16
 
 
+def shares_passes(config: Config, setup: Setup) -> bool:
+    """Whether several seeds are trained in the same passes over the base; else one follows the other."""
+    t = config.training
+    return setup.fused and setup.gpus == 1 and not setup.offloads and t.method == "sft" and not t.replay.kl_weight
+
+
 def enumerate_setups(task: PlanningTask) -> list[SetupOption]:
     """Every allowed setup with its costs, fastest first.
 
@@ -294,9 +300,10 @@ def _gpu_option(task: PlanningTask, setup: Setup, *, sharded: bool) -> SetupOpti
     start = start_seconds(task.shape, task.device, rented=task.rented, fused=setup.fused)
     if setup.attention == "flash4":
         start += FLASH4_SECONDS
+    adapters = task.config.training.seeds if shares_passes(task.config, setup) else 1  # in memory at once
     memory = gpu_memory(
         task.shape,
-        task.adapter_weights,
+        task.adapter_weights * adapters,
         setup,
         largest,
         double_quant=lora.quantization.bnb_4bit_use_double_quant,

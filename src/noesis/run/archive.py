@@ -23,7 +23,9 @@ RUN_FILES = (
     "tribunal",
     "merged",
     "gguf",
+    "influence",
     "report.html",
+    "tables",
     "parent",
     ".meter",
 )

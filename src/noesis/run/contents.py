@@ -30,6 +30,8 @@ UNLISTED = (
     "checkpoints/resume/torn-*/*",
     "checkpoints/sft/resume/checkpoint-*/*",
     "checkpoints/sft/resume/torn-*/*",
+    "checkpoints/seed_*/resume/checkpoint-*/*",
+    "checkpoints/seed_*/resume/torn-*/*",
     "tribunal/replies.sqlite",
     "tribunal/replies.sqlite-*",
     "tribunal/locked_uses.jsonl",
@@ -38,6 +40,7 @@ UNLISTED = (
     "gguf/*.rejected.gguf",
     "tensorboard/*",
     "checkpoints/sft/tensorboard/*",
+    "influence/*.json",
 )
 OF_PARENT = ("parent/adapter_model.safetensors", "parent/adapter_config.json")
 OTHER_FOLDERS = (".archive", "dataset", "runs")  # beside the run on a volume: what they hold is listed nowhere

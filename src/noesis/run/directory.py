@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import platform
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from noesis.core.console import command, say
 from noesis.core.errors import CapError, RunError, UsageError
 from noesis.core.files import sha256_file, sweep, sync_file, utc_now, write_json, write_text
 from noesis.core.libraries import library_versions
+from noesis.run.adapter_names import EPOCH, folder_of, seed_folders
 from noesis.run.archive import MOVING, RUN_FILES, archive, finish_archiving
 from noesis.run.folder import guard_run, require_run_folder
 from noesis.run.ledger import LedgerEntry, StageMeter, total, unrecorded_cost
@@ -34,7 +34,6 @@ from noesis.run.stages import is_derived
 
 SETTINGS = "config.json"
 ADAPTER = "adapter_model.safetensors"  # in the folder of an epoch
-EPOCH = re.compile(r"epoch_(0|[1-9][0-9]{0,8})").fullmatch  # the folder of an epoch's adapter
 MANIFEST_LOCK = ".manifest.lock"  # held while the manifest is read, changed and written; a moment
 LONGEST_WRITE_S = 60.0
 
@@ -99,13 +98,15 @@ class Run:
         """
         return read_settings(self.path / SETTINGS)
 
-    def epochs(self) -> list[Path]:
-        """The adapters of the finished epochs, in order.
+    def adapters(self) -> dict[str, list[Path]]:
+        """The adapters of the finished epochs, in order, by seed; "" is the run's first. Raises as `epochs`."""
+        places = {"": self.checkpoints} | {p.name.removeprefix("seed_"): p for p in seed_folders(self.checkpoints)}
+        return {seed: self.epochs(place) for seed, place in places.items()}
 
-        Raises:
-            RunError: nothing was trained yet.
-        """
-        found = {int(p.name.removeprefix("epoch_")): p for p in self.checkpoints.glob("epoch_*") if EPOCH(p.name)}
+    def epochs(self, place: Path | None = None) -> list[Path]:
+        """The adapters of the finished epochs, in order; of another seed, in folder `place`. Raises RunError: none."""
+        place = place or self.checkpoints
+        found = {int(p.name.removeprefix("epoch_")): p for p in place.glob("epoch_*") if EPOCH(p.name)}
         whole = [found[i] for i in sorted(found) if (found[i] / ADAPTER).is_file()]
         if self.result("train") is not None:  # one that training did not leave was put there by somebody
             whole = [p for p in whole if self._relative(p / ADAPTER) in self._manifest.stages["train"].outputs]
@@ -114,7 +115,7 @@ class Run:
             if self.result("train") is None:
                 raise RunError(f"{self.path} holds no trained adapter: run  {train}  first")
             raise RunError(
-                f"the adapters that training left in {self.checkpoints} are missing: restore them from a copy "
+                f"the adapters that training left in {place} are missing: restore them from a copy "
                 f"( {command('verify', self.path)}  lists what is missing), or train again with  {train}"
             )
         return whole
@@ -143,13 +144,13 @@ class Run:
         Raises:
             RunError: as `adapter`.
         """
-        epochs = self.epochs()
+        adapters = self.adapters()
         choice = self.result("choose") if self.state("choose") == "done" else None
         if choice is None:
-            return epochs[-1]
-        for folder in epochs:
-            if folder.name == choice.get("adapter"):
-                return folder
+            return adapters[""][-1]
+        folder = folder_of(self.checkpoints, str(choice.get("adapter")))
+        if any(folder in epochs for epochs in adapters.values()):
+            return folder
         raise RunError(
             f"{self.path} chose {choice.get('adapter')!r}, which is not among the adapters that training left here: "
             f"see  {command('verify', self.path)}"

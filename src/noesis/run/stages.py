@@ -50,8 +50,8 @@ SPECS = {
         StageSpec(
             "report",
             needs=("export", "train", "choose", "dial", "judge", "merge", "gguf", "trial"),
-            outputs=("report.html",),
-            derived=("report.html",),
+            outputs=("report.html", "tables/*.csv"),
+            derived=("report.html", "tables/*.csv"),
         ),
     )
 }

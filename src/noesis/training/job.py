@@ -131,6 +131,22 @@ class RewardHead:
 
 
 @dataclass(frozen=True)
+class OtherSeed:
+    """A further adapter that is trained in the same passes: its seed, and where its adapters and metrics go."""
+
+    seed: int
+    checkpoints: Path
+    metrics: Path
+
+    def to_json(self) -> dict[str, Any]:
+        return {"seed": self.seed, "checkpoints": str(self.checkpoints), "metrics": str(self.metrics)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> OtherSeed:
+        return cls(value["seed"], Path(value["checkpoints"]), Path(value["metrics"]))
+
+
+@dataclass(frozen=True)
 class TrainJob:
     """One training, complete: a backend needs nothing else.
 
@@ -141,6 +157,7 @@ class TrainJob:
     budget: what may be spent; None: no cap
     parent: folder of an adapter to start from; None: a new one
     reward: train a reward model on the pairs; None: a model that writes
+    others: seeds that are trained beside the configured one
     """
 
     model_folder: Path
@@ -153,6 +170,7 @@ class TrainJob:
     budget: Budget | None = None
     parent: Path | None = None
     reward: RewardHead | None = None
+    others: tuple[OtherSeed, ...] = ()
 
     @property
     def rows(self) -> list[TokenRow]:
@@ -198,6 +216,7 @@ class TrainJob:
             "budget": None if self.budget is None else self.budget.to_json(),
             "parent": None if self.parent is None else str(self.parent),
             "reward": None if self.reward is None else asdict(self.reward),
+            "others": [other.to_json() for other in self.others],
         }
 
     @classmethod
@@ -213,6 +232,7 @@ class TrainJob:
             None if value["budget"] is None else Budget.from_json(value["budget"]),
             None if value["parent"] is None else Path(value["parent"]),
             None if value["reward"] is None else RewardHead(**value["reward"]),
+            tuple(OtherSeed.from_json(other) for other in value["others"]),
         )
 
 
@@ -253,6 +273,7 @@ class TrainResult:
     mean_training_loss: by epoch (`epoch_0` …)
     held_out: of preference training with held-out pairs
     sft: the first part of `sft+dpo`
+    seeds: of the run's other seeds, by seed
     states: the saved states by their seals: folder below checkpoints/ → SHA-256 of its manifest; of early runs None
     smaller_plan: what was executed instead of the job's plan, after that ran out of memory
     """
@@ -272,6 +293,7 @@ class TrainResult:
     mean_training_loss: dict[str, float | None] | None = None
     held_out: HeldOutPairs | None = None
     sft: TrainResult | None = None
+    seeds: dict[str, TrainResult] | None = None
     smaller_plan: Plan | None = None
     states: dict[str, str] | None = None
 
@@ -290,6 +312,8 @@ class TrainResult:
             }
         if self.sft is not None:
             figures["sft"] = self.sft.to_json()
+        if self.seeds is not None:
+            figures["seeds"] = {seed: result.to_json() for seed, result in self.seeds.items()}
         if self.smaller_plan is not None:
             figures["smaller_plan"] = self.smaller_plan.to_json()
         return figures | {"out_of_memory_once": self.out_of_memory_once}
@@ -300,6 +324,7 @@ class TrainResult:
         for name, read in (
             ("held_out", HeldOutPairs.from_json),
             ("sft", TrainResult.from_json),
+            ("seeds", lambda seeds: {seed: TrainResult.from_json(result) for seed, result in seeds.items()}),
             ("smaller_plan", Plan.from_json),
         ):
             if known.get(name) is not None:

@@ -44,6 +44,7 @@ class Metrics:
 
     Args:
         step: the step that training resumes from; lines of later steps are dropped, since those steps are repeated.
+        shown: say how far it is.
 
     Attributes:
         trackers: those that are told the same; None: none are.
@@ -60,7 +61,9 @@ class Metrics:
         *,
         step: int = 0,
         budget: Budget | None = None,
+        shown: bool = True,
     ) -> None:
+        self.shown = shown
         self.file, self.device, self.budget = file, device, budget
         self.earlier_lines = [line for line in read_metrics(file) if line["step"] <= step]
         self.total = tokens_per_epoch * plan.epochs
@@ -119,8 +122,9 @@ class Metrics:
         append_line(self.file, json.dumps(line, allow_nan=False))
         if self.trackers is not None:
             self.trackers.log({name: value for name, value in line.items() if name != "step"}, step=step, epoch=epoch)
-        self.progress.advance(tokens, f"step {step}/{steps} · loss {loss:.3f}{self._cost(steps - step)}")
-        self._say_departure(seconds)
+        if self.shown:
+            self.progress.advance(tokens, f"step {step}/{steps} · loss {loss:.3f}{self._cost(steps - step)}")
+            self._say_departure(seconds)
 
     def _say_departure(self, seconds: float) -> None:
         """Say once that training takes clearly longer or shorter than planned, as soon as that can be told."""
@@ -169,9 +173,10 @@ def recorder(checkpoints: Path, metrics: Metrics, tokenizer: Any) -> Any:
             """Write the adapter of an epoch that an earlier process finished, but was killed before it wrote it."""
             per_epoch = state.max_steps // state.num_train_epochs
             epochs, steps = divmod(state.global_step, per_epoch)
-            target = checkpoints / f"epoch_{epochs - 1}"
-            if epochs and not steps and not target.is_dir():
-                save_adapter(model, tokenizer, target)
+            for trained, folder in self.trainer.adapters(model, checkpoints):
+                target = folder / f"epoch_{epochs - 1}"
+                if epochs and not steps and not target.is_dir():
+                    save_adapter(trained, tokenizer, target)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.trainer.step_ended()
@@ -198,6 +203,7 @@ def recorder(checkpoints: Path, metrics: Metrics, tokenizer: Any) -> Any:
         def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
             self.trainer.finish_pending_step()
             if state.is_world_process_zero:
-                save_adapter(model, tokenizer, checkpoints / f"epoch_{math.ceil(state.epoch - 1e-6) - 1}")
+                for trained, folder in self.trainer.adapters(model, checkpoints):
+                    save_adapter(trained, tokenizer, folder / f"epoch_{math.ceil(state.epoch - 1e-6) - 1}")
 
     return Recorder()

@@ -16,8 +16,9 @@ from noesis.training.backends.torchrun import Torchrun
 from noesis.training.backends.unsloth import Unsloth
 from noesis.training.job import Backend, TrainJob, TrainResult
 from noesis.training.reward.backend import RewardBackend
+from noesis.training.seeds.backend import Seeds
 
-BACKENDS: tuple[Backend, ...] = (RewardBackend(), PreferenceBackend(), Distill(), Unsloth(), Torchrun(), Sft())
+BACKENDS: tuple[Backend, ...] = (Seeds(), RewardBackend(), PreferenceBackend(), Distill(), Unsloth(), Torchrun(), Sft())
 
 
 def choose_backend(job: TrainJob) -> Backend:

@@ -108,7 +108,7 @@ def saved_numbers(engine, row) -> int:
 
     layer = engine.layers[0]
     with torch.no_grad():
-        h, shared = engine._embed(row)
+        h, shared = engine.embed(row)
         saved = layer.reduce(layer.forward(h, shared)[1])
     tensors = [value for value in vars(saved).values() if isinstance(value, torch.Tensor)]
     tensors += [*saved.joined, *saved.joined2] + ([saved.attended.out] if saved.attended is not None else [])

@@ -86,6 +86,7 @@ class TrainingFile(Frozen):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     seed: Annotated[int, Field(ge=0)] = 42
+    seeds: Annotated[int, Field(ge=1, le=16)] = 1
     save_every: Annotated[str, Field(pattern=r"^(auto|[1-9]\d* steps?|\d+(\.\d+)? min(utes?)?)$")] = "auto"
     budget: BudgetSection = BudgetSection()
     report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()
@@ -110,6 +111,11 @@ class TrainingFile(Frozen):
     def epochs(self) -> int:
         """Epochs of the part of training that produces the run's adapters."""
         return self.dpo.epochs if self.on_pairs else self.num_train_epochs
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """The seeds of the adapters that are trained: `seed`, and those that follow it."""
+        return tuple(range(self.seed, self.seed + self.seeds))
 
     @property
     def on_rows(self) -> bool:
@@ -187,6 +193,8 @@ class Config(Frozen):
             del training[key]
         if self.training.method == "sft":
             del training["method"]
+        if self.training.seeds == 1:
+            del training["seeds"]
         if self.training.on_pairs:
             del training["dpo"]["pairs"]  # the content of the file decides, and the data's hash covers it
         else:

@@ -29,7 +29,9 @@ from noesis.pipeline.results import (
 )
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.epoch_rule import Scores, choose_epoch
+from noesis.pipeline.stages.seed_rule import choose_seed, disagreement
 from noesis.planning.budget import require_remaining
+from noesis.run.adapter_names import name_of
 from noesis.run.manifest import Json
 from noesis.tribunal.heldout import compare
 
@@ -118,14 +120,43 @@ def choose_checkpoint(s: RunSession, scorer: CheckpointScorer | None = None) -> 
     Args:
         scorer: has the Tribunal score an adapter; None if no judge is set.
     """
-    epochs = [folder.name for folder in s.run.epochs()]
-    scores = score_checkpoints(s, epochs)
+    first = str(s.config.training.seed)
+    by_seed = {seed or first: [name_of(folder) for folder in epochs] for seed, epochs in s.run.adapters().items()}
+    names = [name for of_seed in by_seed.values() for name in of_seed]
+    scores = score_checkpoints(s, names)
     ids = [example.id for example in s.dataset.held_out]
-    tribunal = {name: scorer(s.run.checkpoints / name) for name in epochs} if scorer is not None else {}
-    figures = {name: epoch_figures(ids, scores[BASE], scores[name], tribunal.get(name)) for name in epochs}
-    measured = {name: scores[name] for name in epochs}
-    adapter, reason = choose_epoch(ids, measured, tribunal, s.config.training.tribunal.max_forgetting)
-    return Choice(adapter, reason, bool(tribunal), figures, by_significance=True)
+    own = next(iter(by_seed.values()))
+    tribunal = {name: scorer(s.run.checkpoints / name) for name in own} if scorer is not None else {}
+    figures = {name: epoch_figures(ids, scores[BASE], scores[name], tribunal.get(name)) for name in names}
+    return choose_among(ids, scores, by_seed, figures, tribunal, s.config.training.tribunal.max_forgetting)
+
+
+def choose_among(
+    ids: list[str],
+    scores: dict[str, Scores],
+    by_seed: dict[str, list[str]],
+    figures: dict[str, EpochFigures],
+    tribunal: dict[str, CheckpointScore],
+    max_drop: float,
+) -> Choice:
+    """The choice that follows from the scores of the base and of each adapter.
+
+    Args:
+        by_seed: names of each seed's epochs, the run's first seed first.
+        tribunal: of the first seed's epochs; none where no judge is set. Other seeds are chosen by the held-out
+            examples alone.
+    """
+    own, *_ = by_seed
+    chosen = {
+        seed: choose_epoch(ids, {name: scores[name] for name in names}, tribunal if seed == own else {}, max_drop)
+        for seed, names in by_seed.items()
+    }
+    if len(chosen) == 1:
+        return Choice(*chosen[own], bool(tribunal), figures, by_significance=True)
+    seeds = {seed: name for seed, (name, _) in chosen.items()}
+    adapter, reason = choose_seed(ids, scores, chosen)
+    said = disagreement(ids, scores[BASE], scores, seeds)
+    return Choice(adapter, reason, bool(tribunal), figures, True, seeds, said)
 
 
 def epoch_figures(ids: list[str], base: Scores, epoch: Scores, tribunal: CheckpointScore | None) -> EpochFigures:
@@ -164,4 +195,19 @@ def show_choice(choice: Choice) -> None:
             f"  {name}: prefers {f.preferred} of {f.examples} revisions, margin {f.mean_margin:+.4f}, "
             f"held-out loss {f.held_out_loss:.4f}{verdict}"
         )
+    for line in spread_lines(choice):
+        say(f"  {line}")
     say(f"  {choice.adapter} is used: {choice.reason}")
+
+
+def spread_lines(choice: Choice) -> list[str]:
+    """What the seeds say together, in words; nothing where there is one."""
+    if not choice.seeds:
+        return []
+    spread, examples = choice.spread, choice.epochs[choice.adapter].examples
+    preferred, margin, loss = (spread[name] for name in ("preferred", "mean_margin", "held_out_loss"))
+    line = (
+        f"{len(choice.seeds)} seeds, mean ± SD between them: prefers {preferred.mean:.1f} ± {preferred.sd:.1f} of "
+        f"{examples}, margin {margin.mean:+.4f} ± {margin.sd:.4f}, held-out loss {loss.mean:.4f} ± {loss.sd:.4f}"
+    )
+    return [line, *([choice.disagreement] if choice.disagreement else [])]

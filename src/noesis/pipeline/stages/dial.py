@@ -24,6 +24,7 @@ from noesis.pipeline.stages.strength.figures import Figures, figures_file, measu
 from noesis.pipeline.stages.strength.rule import choose_strength, strength_figures
 from noesis.pipeline.tracking import dial_figures, track
 from noesis.planning.budget import require_remaining
+from noesis.run.adapter_names import folder_of
 from noesis.run.manifest import Json
 from noesis.tribunal.kept.items import KeptItem, read_kept_items, subset
 
@@ -120,7 +121,7 @@ def _write_adapter(s: RunSession, epoch: str, dial: Dial) -> None:
         if item.name not in keep:
             remove(item)
     if dial.adapter != epoch:
-        write_scaled_adapter(s.run.checkpoints / epoch, s.run.dial / dial.adapter, dial.strength)
+        write_scaled_adapter(folder_of(s.run.checkpoints, epoch), s.run.dial / dial.adapter, dial.strength)
         score_checkpoints(s, [dial.adapter])
 
 

@@ -11,7 +11,7 @@ from noesis.dataset.load import evenly_spread
 from noesis.pipeline.answers import base_and_tuned_answers
 from noesis.pipeline.results import RunResults, read_result
 from noesis.pipeline.session import RunSession
-from noesis.pipeline.stages.choose import BASE, score_checkpoints
+from noesis.pipeline.stages.choose import BASE, score_checkpoints, spread_lines
 from noesis.pipeline.stages.kept import KEPT, figures_of, measure_items, show_kept
 from noesis.pipeline.stages.merge import write_card
 from noesis.pipeline.tracking import judge_figures, track
@@ -85,6 +85,9 @@ def run_judge(
     result = read_result(s.run, "judge", stored, JudgeResult.from_json)
     write_card(s)
     show_judgement(result)
+    choice = RunResults(s.run).choice
+    for line in spread_lines(choice) if choice else []:
+        say(f"  {line}")
     return result
 
 

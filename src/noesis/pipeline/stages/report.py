@@ -23,13 +23,17 @@ from noesis.llm.llama_cpp import REPEAT_PENALTY
 from noesis.pipeline.comparison.table import Comparison, difference_in_words
 from noesis.pipeline.results import Dial, ReportResult, RunResults
 from noesis.pipeline.session import RunSession
+from noesis.pipeline.stages.choose import spread_lines
+from noesis.pipeline.stages.influence.figures import stored_influence
 from noesis.pipeline.stages.kept import in_words as kept_in_words
+from noesis.pipeline.stages.tables import FOLDER, write_tables
 from noesis.planning.plan import Plan
 from noesis.release.parity.certificate import Certificate
 from noesis.run.directory import Run
 from noesis.run.manifest import Json
 from noesis.run.metrics import read_metrics
 from noesis.run.stages import STAGES
+from noesis.training.job import TrainResult
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -41,11 +45,16 @@ def run_report(s: RunSession, comparison: Comparison | None = None) -> Path:
         comparison: of this run with others, to be shown in it.
     """
 
-    def work() -> Json:
-        return write_report(s.run, s.config, s.constitution, comparison).to_json()
+    tables: list[Path] = []
 
-    s.run.perform("report", work, lambda: [s.run.report], again=True)
+    def work() -> Json:
+        result = write_report(s.run, s.config, s.constitution, comparison).to_json()
+        tables.extend(write_tables(s.run, comparison))
+        return result
+
+    s.run.perform("report", work, lambda: [s.run.report, *tables], again=True)
     say(f"  → {s.run.report}")
+    say(f"  → {s.run.path / FOLDER}: {counted(len(tables), 'table')} as CSV")
     return s.run.report
 
 
@@ -94,11 +103,14 @@ def _page(run: Run, config: Config, constitution: Constitution, comparison: Comp
         plan=plan,
         compared=compared(run, plan) if plan else [],
         train=results.train,
+        losses=_losses(results.train),
         choice=results.choice,
+        spread_lines=spread_lines(results.choice) if results.choice else [],
         dial=results.dial,
         dial_chart=dial_chart(results.dial, config.training.tribunal.max_forgetting) if results.dial else None,
         judge=results.judge,
         trial=results.trial,
+        influence=stored_influence(run),
         comparison=comparison,
         in_words=difference_in_words,
         kept_in_words=kept_in_words,
@@ -111,6 +123,18 @@ def _page(run: Run, config: Config, constitution: Constitution, comparison: Comp
         stages=[(name, run.state(name), records.get(name)) for name in shown],
         outputs=[item for name in shown if name in records for item in records[name].outputs.items()],
     )
+
+
+def _losses(train: TrainResult | None) -> dict[str, float | None]:
+    """Mean training loss by the name of each epoch's adapter, of all seeds."""
+    if train is None:
+        return {}
+    others = {
+        f"seed_{seed}_{name}": loss
+        for seed, result in (train.seeds or {}).items()
+        for name, loss in (result.mean_training_loss or {}).items()
+    }
+    return (train.mean_training_loss or {}) | others
 
 
 def certificate_of(run: Run) -> Certificate | None:

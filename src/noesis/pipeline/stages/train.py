@@ -78,3 +78,6 @@ def show_training(result: TrainResult) -> None:
         losses = [f"{name} {loss:.3f}" for name, loss in result.mean_training_loss.items() if loss is not None]
         saved = f"{counted(result.saves or 0, 'state')} saved in {result.save_share or 0.0:.1%} of the time"
         say(f"  {saved}; mean training loss {', '.join(losses)}")
+    for seed, other in (result.seeds or {}).items():
+        first, final = (unknown if loss is None else loss for loss in (other.first_loss, other.final_loss))
+        say(f"  seed {seed}: loss {first:.3f} → {final:.3f}")

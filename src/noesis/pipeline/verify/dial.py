@@ -5,6 +5,7 @@ from __future__ import annotations
 from noesis.pipeline.stages.dial import derive_dial, keyed_items, set_strength
 from noesis.pipeline.stages.strength.figures import Figures, figures_key, pair_places, read_figures
 from noesis.pipeline.verify.evidence import Evidence, UncheckedError
+from noesis.run.adapter_names import folder_of
 from noesis.training.state.strength import is_scaled
 from noesis.tribunal.kept.items import items_digest
 from noesis.tribunal.kept.measure import is_right
@@ -41,7 +42,7 @@ def figures(e: Evidence) -> str | None:
     held_out = [s.dataset.held_out[i].id for i in pair_places(s)]
     if found.ids != held_out or set(found.measured) != {0.0, *e.config.training.strength.grid}:
         return "dial/figures.json is of other held-out examples or strengths"
-    if not (e.run.checkpoints / choice.adapter / "adapter_model.safetensors").is_file():
+    if not (folder_of(e.run.checkpoints, choice.adapter) / "adapter_model.safetensors").is_file():
         raise UncheckedError("an adapter is missing")
     if found.key != figures_key(s, choice.adapter, found.items):
         return "dial/figures.json is of another model, adapter or settings"
@@ -66,7 +67,7 @@ def adapter(e: Evidence) -> str | None:
     result, choice = e.results.dial, e.results.choice
     if result is None or choice is None or result.adapter == choice.adapter:
         return None
-    trained = e.run.checkpoints / choice.adapter
+    trained = folder_of(e.run.checkpoints, choice.adapter)
     if not (trained / "adapter_model.safetensors").is_file():
         raise UncheckedError("the trained adapter is missing")
     same = is_scaled(trained, e.run.dial / result.adapter, result.strength)

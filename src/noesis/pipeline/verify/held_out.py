@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from noesis.core.jsonl import read_json_file
-from noesis.pipeline.results import CheckpointScore, EpochFigures, adapter_folder, scores_file
-from noesis.pipeline.stages.choose import BASE, epoch_figures, score_keys
-from noesis.pipeline.stages.epoch_rule import choose_epoch
+from noesis.pipeline.results import CheckpointScore, Choice, EpochFigures, adapter_folder, scores_file
+from noesis.pipeline.stages.choose import BASE, choose_among, epoch_figures, score_keys
 from noesis.pipeline.stages.kept import KEPT, figures_of
 from noesis.pipeline.verify.evidence import Evidence, UncheckedError, as_json
 from noesis.tribunal.court import no_judge_ruling
@@ -46,33 +46,46 @@ def scored_models(e: Evidence) -> str | None:
 def choice(e: Evidence) -> str | None:
     result, train = e.results.choice, e.results.train
     assert result is not None
-    if train is not None and set(result.epochs) != {f"epoch_{epoch}" for epoch in range(train.epochs)}:
-        return f"it chose among {', '.join(result.epochs)}, and training made {train.epochs}"
+    seeds = [str(e.config.training.seed), *(train.seeds or {})] if train is not None else [""]
+    by_seed = {seed: [n for n in result.epochs if _seed_of(n, seeds[0]) == seed] for seed in seeds}
+    if train is not None:
+        made = {f"epoch_{epoch}" for epoch in range(train.epochs)}
+        made |= {f"seed_{seed}_{name}" for seed in seeds[1:] for name in made}
+        if set(result.epochs) != made:
+            return f"it chose among {', '.join(result.epochs)}, and training made {len(made)}"
+    else:
+        by_seed = {"": list(result.epochs)}
     ids, base = [example.id for example in e.dataset.held_out], _scores(e, BASE)
+    scores = {name: _scores(e, name) for name in result.epochs}
     for name, told in result.epochs.items():
-        if epoch_figures(ids, base, _scores(e, name), told.tribunal) != told:
+        if epoch_figures(ids, base, scores[name], told.tribunal) != told:
             return f"{name}'s figures do not follow from tribunal/checkpoints/"
     tribunal = {name: told.tribunal for name, told in result.epochs.items() if told.tribunal is not None}
-    heard = len(tribunal) == len(result.epochs)
+    heard = set(tribunal) == set(next(iter(by_seed.values())))
     if result.by_tribunal != heard:
         return "whether the Tribunal scored the epochs does not follow from their scores"
     limit = e.config.training.tribunal.max_forgetting
-    scores = {name: _scores(e, name) for name in result.epochs}
 
-    def chosen(heard: dict[str, CheckpointScore]) -> tuple[str, str]:
+    def chosen(heard: dict[str, CheckpointScore]) -> Choice:
         if result.by_significance:
-            return choose_epoch(ids, scores, heard, limit)
-        return _best_epoch(result.epochs, heard, limit)
+            return choose_among(ids, scores | {BASE: base}, by_seed, result.epochs, heard, limit)
+        return Choice(*_best_epoch(result.epochs, heard, limit), bool(heard), result.epochs)
 
     derived = chosen(tribunal)
-    if result.by_tribunal and derived != (result.adapter, result.reason):
+    if result.by_tribunal and (derived.adapter, derived.reason) != (result.adapter, result.reason):
         # judges that were not fit are not recorded but in the reason: then the held-out examples decide
-        derived = chosen({})[0], result.reason
+        derived = replace(chosen({}), reason=result.reason)
         if "(judge not fit" not in result.reason:
             return "the choice does not follow from the Tribunal's scores of the epochs"
-    return (
-        None if derived == (result.adapter, result.reason) else f"by its figures, {derived[0]} is chosen: {derived[1]}"
-    )
+    if (derived.seeds, derived.disagreement) != (result.seeds, result.disagreement):
+        return "what it says of the seeds does not follow from their scores"
+    same = (derived.adapter, derived.reason) == (result.adapter, result.reason)
+    return None if same else f"by its figures, {derived.adapter} is chosen: {derived.reason}"
+
+
+def _seed_of(name: str, first: str) -> str:
+    """The seed of an adapter by its name."""
+    return name.split("_")[1] if name.startswith("seed_") else first
 
 
 def _best_epoch(

@@ -15,7 +15,7 @@ from noesis.run.manifest import StageRecord
 from noesis.run.stages import SPECS, STAGES, needs_of
 
 MOST_NAMES = 6  # in one message
-OTHER_WORK = {"against", "court", "live_pairs"}  # timed, and no stage; live_pairs: of early versions' demo
+OTHER_WORK = {"against", "court", "influence", "live_pairs"}  # timed, and no stage; live_pairs: of early versions' demo
 
 
 def check_stages(run: Run) -> Iterator[Finding]:
@@ -85,8 +85,9 @@ def must_list(run: Run, stage: str) -> set[str]:
         case "train":
             train = results.train
             epochs = range(train.epochs if train else 0)
-            adapters = {f"checkpoints/epoch_{epoch}/{name}" for epoch in epochs for name in ADAPTER_FILES}
-            return {"metrics.jsonl", *adapters}
+            places = ["checkpoints", *(f"checkpoints/seed_{seed}" for seed in (train.seeds if train else None) or {})]
+            adapters = {f"{place}/epoch_{epoch}/{n}" for place in places for epoch in epochs for n in ADAPTER_FILES}
+            return {"metrics.jsonl", *(f"{place}/metrics.jsonl" for place in places[1:]), *adapters}
         case "choose":
             choice = results.choice
             return {f"tribunal/checkpoints/{name}.json" for name in ("base", *(choice.epochs if choice else ()))}

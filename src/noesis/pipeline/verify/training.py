@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from noesis.pipeline.verify.evidence import Evidence, UncheckedError
 from noesis.run.metrics import losses_by_epoch, read_metrics
-from noesis.training.methods import saved_states, state_seals
+from noesis.training.job import TrainResult
+from noesis.training.methods import SFT_FOLDER, saved_states, seed_folder, state_seals
 from noesis.training.state.checkpoint import unusable_reason
 
 
@@ -32,22 +35,36 @@ def figures(e: Evidence) -> str | None:
         steps = len(read_metrics(e.run.checkpoints / "sft" / "metrics.jsonl"))
         if steps != result.sft.steps:
             return f"checkpoints/sft/metrics.jsonl has {steps} steps, the manifest {result.sft.steps}"
-    lines = read_metrics(e.run.metrics)
+    for seed, other in (result.seeds or {}).items():
+        file = seed_folder(e.run.checkpoints, int(seed)) / "metrics.jsonl"
+        if wrong := _figures_of(other, read_metrics(file), f"checkpoints/seed_{seed}/metrics.jsonl"):
+            return wrong
+    return _figures_of(result, read_metrics(e.run.metrics), "metrics.jsonl")
+
+
+def _figures_of(result: TrainResult, lines: list[dict[str, Any]], name: str) -> str | None:
     told = (result.steps, result.first_loss, result.final_loss)
     found = (len(lines), lines[0]["loss"], lines[-1]["loss"]) if lines else (0, None, None)
     if told != found:
-        return f"metrics.jsonl says {found} of steps, first and last loss, the manifest {told}"
+        return f"{name} says {found} of steps, first and last loss, the manifest {told}"
     losses = result.mean_training_loss
     same = losses is None or losses == losses_by_epoch(lines, result.epochs)
-    return None if same else "the mean losses of the epochs do not follow from metrics.jsonl"
+    return None if same else f"the mean losses of the epochs do not follow from {name}"
 
 
 def epochs(e: Evidence) -> str | None:
     result = e.results.train
     assert result is not None
-    listed = {name.split("/")[1] for name in e.run.manifest.stages["train"].outputs if name.startswith("checkpoints/e")}
-    made = {f"epoch_{epoch}" for epoch in range(result.epochs)}
+    folders = {name.rpartition("/")[0].removeprefix("checkpoints/") for name in e.run.manifest.stages["train"].outputs}
+    listed = {name for name in folders if name.rpartition("/")[2].startswith("epoch_") and not _of_first_part(name)}
+    own = {f"epoch_{epoch}" for epoch in range(result.epochs)}
+    made = own | {f"seed_{seed}/{epoch}" for seed in result.seeds or {} for epoch in own}
     return None if listed == made else f"it trained {result.epochs}, and lists {', '.join(sorted(listed)) or 'none'}"
+
+
+def _of_first_part(folder: str) -> bool:
+    """Whether an adapter's folder belongs to the first part of `sft+dpo`."""
+    return SFT_FOLDER in folder.split("/")
 
 
 def states(e: Evidence) -> str | None:

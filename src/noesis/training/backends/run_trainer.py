@@ -35,6 +35,7 @@ class TrainerParts:
     tokenizer: Any
     callback: Any
     metrics: Metrics
+    step: int = 0  # that it resumes from
 
 
 BuildTrainer = Callable[[TrainJob, TrainerParts], Any]
@@ -49,7 +50,6 @@ def run_trainer(job: TrainJob, build: BuildTrainer, *, load_parent: bool = True)
     Raises:
         As `Backend.train`.
     """
-    import torch
     from transformers import PrinterCallback
 
     # a saved state is the adapter with Adam's two moments
@@ -60,7 +60,7 @@ def run_trainer(job: TrainJob, build: BuildTrainer, *, load_parent: bool = True)
     step = 0 if checkpoint is None else step_of(checkpoint)
     metrics = Metrics(job.metrics, job.plan, job.device, job.tokens_per_epoch, step=step, budget=job.budget)
     callback = recorder(job.checkpoints, metrics, tokenizer)
-    trainer = build(job, TrainerParts(tokenizer, callback, metrics))
+    trainer = build(job, TrainerParts(tokenizer, callback, metrics, step))
     trainer.remove_callback(PrinterCallback)
     callback.trainer, trainer.sync_metrics = trainer, metrics.sync
     names = job.config.training.report_to if is_main_process() else ()
@@ -77,7 +77,14 @@ def run_trainer(job: TrainJob, build: BuildTrainer, *, load_parent: bool = True)
         if metrics.trackers is not None:
             metrics.trackers.close()
     seconds = time.monotonic() - started
-    lines, schedule = read_metrics(job.metrics), trainer.schedule
+    return result_of(job, trainer, metrics, seconds)
+
+
+def result_of(job: TrainJob, trainer: Any, metrics: Metrics, seconds: float) -> TrainResult:
+    """What was done, by the trainer and by what is in a job's metrics."""
+    import torch
+
+    lines, schedule = read_metrics(metrics.file), trainer.schedule
     losses = [line["loss"] for line in lines]
     held_out = len(job.data.pairs.held_out) if job.data.pairs is not None else 0
     return TrainResult(

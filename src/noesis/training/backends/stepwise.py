@@ -105,29 +105,48 @@ class WholeStepTrainer(Resumable):
 
     def _clip_grad_norm(self, model: Any) -> Tensor:
         self.finish_pending_step()
-        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.args.max_grad_norm)
         current, self.current = self.current, None
         if current is None:
             raise RuntimeError("training_step left no figures in `current`")
-        current.figures[1] = norm
-        optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)
-        if norm.is_cuda:
-            current.ready = torch.cuda.Event(enable_timing=True)
-            current.ready.record()
-        if norm.is_cuda and optimizer.param_groups[0].get("fused"):
-            optimizer.found_inf = (~torch.isfinite(current.figures[:2]).all()).float()
-            in_main_memory = torch.empty(current.figures.shape, dtype=torch.float32, pin_memory=True)
-            in_main_memory.copy_(current.figures, non_blocking=True)
-            current.copied = torch.cuda.Event()
-            current.copied.record()
-            current.figures = in_main_memory
-        else:
-            current.figures = current.figures.cpu()
-            self._require_finite(current)
-        current.step, current.lr = self.state.global_step + 1, float(self.lr_scheduler.get_last_lr()[0])
-        current.epoch = current.step / len(self.sampler)
+        norm = self.clip(current, self.trained)
+        self.hand_over([current])
         self.pending = current
         return norm
+
+    def clip(self, current: PendingStep, parameters: list[Tensor]) -> Tensor:
+        """Clip the gradients of a step, and put their norm into its figures."""
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm)
+        current.figures[1] = norm
+        return norm
+
+    def hand_over(self, steps: list[PendingStep]) -> None:
+        """Send the figures on their way to main memory, and have the optimizer skip what is not finite.
+
+        Raises:
+            TrainingError: they are there already and not finite.
+        """
+        optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)
+        on_gpu = steps[0].figures.is_cuda
+        if on_gpu:
+            ready = torch.cuda.Event(enable_timing=True)
+            ready.record()
+        fused = on_gpu and optimizer.param_groups[0].get("fused")
+        if fused:
+            finite = torch.stack([torch.isfinite(step.figures[:2]).all() for step in steps]).all()
+            optimizer.found_inf = (~finite).float()
+        for step in steps:
+            step.ready = ready if on_gpu else None
+            if fused:
+                in_main_memory = torch.empty(step.figures.shape, dtype=torch.float32, pin_memory=True)
+                in_main_memory.copy_(step.figures, non_blocking=True)
+                step.copied = torch.cuda.Event()
+                step.copied.record()
+                step.figures = in_main_memory
+            else:
+                step.figures = step.figures.cpu()
+                self._require_finite(step)
+            step.step, step.lr = self.state.global_step + 1, float(self.lr_scheduler.get_last_lr()[0])
+            step.epoch = step.step / len(self.sampler)
 
     def _zero_grad(self, set_to_none: bool = True) -> None:
         for parameter in self.trained:
@@ -143,8 +162,15 @@ class WholeStepTrainer(Resumable):
             TrainingError: they are not finite; that step was not applied.
         """
         pending, self.pending = self.pending, None
-        if pending is None:
-            return
+        if pending is not None:
+            self.record(pending, self.metrics)
+
+    def record(self, pending: PendingStep, metrics: Metrics) -> None:
+        """Write the metrics of one step.
+
+        Raises:
+            TrainingError: they are not finite.
+        """
         if pending.copied is not None:
             pending.copied.synchronize()
         self._require_finite(pending)
@@ -153,7 +179,7 @@ class WholeStepTrainer(Resumable):
         named = zip(pending.extra, pending.figures[2 + len(pending.members) :].tolist(), strict=True)
         extra = dict(named) | self.measure_after_step(pending.step)
         if self.accelerator.is_main_process:
-            self.metrics.write(
+            metrics.write(
                 seconds=seconds,
                 step=pending.step,
                 steps=self.state.max_steps,

@@ -39,6 +39,11 @@ class Adapters:
         """A and B of each projection that has them, in order."""
         return [p for pair in self.pairs if pair for p in pair]
 
+    def of_others(self, pairs: list[tuple[Tensor, Tensor] | None]) -> Adapters:
+        """Other matrices for the same projections."""
+        like = (self.sizes, self.inputs, self.rank, self.scale, self.dtype, self.device, self.shared)
+        return Adapters(pairs, *like)
+
     def matrices(self) -> tuple[Tensor, Tensor, Tensor]:
         """(A stacked (G·R, K), A transposed (G, K, R), B stacked (N, R)), made once a step."""
         if self.copies is None:

@@ -6,7 +6,8 @@ The rows of the projections are stacked: weight (N, K), with N the sum of their 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,6 +16,8 @@ from noesis.training.engine import reference
 from noesis.training.engine.ops import Inputs
 
 Tensor = Any
+T = TypeVar("T")
+Asking = Generator[tuple[str, Inputs], Tensor, T]  # asks for products: yields (group, inputs), is sent the product
 
 
 class Dense:
@@ -198,6 +201,46 @@ def gather(part: Tensor) -> Tensor:
 
 
 FrozenWeights = Dense | Fp8 | Nf4 | Biased
+
+
+def forward_products(frozen: Mapping[str, FrozenWeights], asking: Sequence[Asking[T]]) -> list[T]:
+    """Run generators that ask for the same forward products in the same order; each product is made once for all."""
+    return _shared({group: weights.forward for group, weights in frozen.items()}, asking, fp8=_fp8(frozen))
+
+
+def backward_products(frozen: Mapping[str, FrozenWeights], asking: Sequence[Asking[T]]) -> list[T]:
+    """As `forward_products`, for products with the transposed weights."""
+    return _shared({group: weights.backward for group, weights in frozen.items()}, asking, fp8=_fp8(frozen))
+
+
+def _fp8(frozen: Mapping[str, FrozenWeights]) -> bool:
+    return any(weights.fp8 for weights in frozen.values())
+
+
+def _shared(multiply: Mapping[str, Callable[[Inputs], Tensor]], asking: Sequence[Asking[T]], *, fp8: bool) -> list[T]:
+    answers: list[Any] = [None] * len(asking)
+    while True:
+        asked, results = [], []
+        for generator, answer in zip(asking, answers, strict=True):
+            try:
+                asked.append(generator.send(answer))
+            except StopIteration as end:  # all of them end together
+                results.append(end.value)
+        if results:
+            return results
+        group, inputs = asked[0][0], [each for _, each in asked]
+        if len(inputs) == 1:
+            answers = [multiply[group](inputs[0])]
+        else:
+            lengths = [len(each.q if fp8 else each.plain) for each in inputs]
+            answers = list(multiply[group](_joined(inputs, fp8=fp8)).split(lengths))
+
+
+def _joined(inputs: Sequence[Inputs], *, fp8: bool) -> Inputs:
+    """What a product reads of several inputs, one below the other."""
+    if fp8:
+        return Inputs(None, None, torch.cat([each.q for each in inputs]), torch.cat([each.scale for each in inputs]))
+    return Inputs(torch.cat([each.plain for each in inputs]), None)
 
 
 def store(

@@ -5,6 +5,9 @@ saved for them. `gradient_checkpointing` chooses what is saved for the backward 
 recomputes the MLP's wide tensors and the norms, `full` saves the layer's input only (`planning/memory.kept_values`
 counts the same). What families of models differ in is in the layer's fields; there is no other layer. T tokens of a
 packed row, H hidden width, I intermediate width, R rank, u = scaled low-rank activations (T, R).
+
+Layers that differ in their adapters alone share the frozen weights' products (`frozen.py`): each is written as a
+generator that asks for one product at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from noesis.training.engine import attention, ops
 from noesis.training.engine.adapters import Adapters
 from noesis.training.engine.attention import Segments
 from noesis.training.engine.blockwise import Scores
-from noesis.training.engine.frozen import FrozenWeights
+from noesis.training.engine.frozen import Asking, FrozenWeights, backward_products, forward_products
 from noesis.training.engine.join import Join
 from noesis.training.engine.offload import Offload
 from noesis.training.engine.ops import NO_DROP, Dropout, Inputs
@@ -92,11 +95,15 @@ class Layer:
 
     def forward(self, h: Tensor, row: Row) -> tuple[Tensor, Saved]:
         """h: (T, H) → (T, H), and everything that was computed on the way."""
+        return forward_products(self.frozen, [self.asking_forward(h, row)])[0]
+
+    def asking_forward(self, h: Tensor, row: Row) -> Asking[tuple[Tensor, Saved]]:
+        """As `forward`, asking for the frozen weights' products."""
         drops, saved = row.drops[self.index], Saved(h)
         x, saved.rstd = ops.norm(h, self.norm, self.eps, drops[0], fp8=self.fp8)
         saved.x = x.dropped
         u = self.adapters["qkv"].down(x.dropped)
-        qkv = self.frozen["qkv"].forward(x)
+        qkv = yield "qkv", x
         low = self.adapters["qkv"]
         saved.qkv, saved.raw = ops.rotate(
             qkv, low.by_part(u), low.matrices()[2], row.angles[self.rotary], self.heads, self.head_norms
@@ -108,31 +115,28 @@ class Layer:
         o = ops.prepare(saved.attended.out.reshape(len(h), -1), drops[1], fp8=self.fp8)
         saved.o = o.dropped
         u2 = self.adapters["o"].down(o.dropped)
-        y = self.frozen["o"].forward(o)
+        y = yield "o", o
         saved.h2, saved.joined = self.joins[0].forward(y, u2, self.adapters["o"].matrices()[2][None], h)
         saved.u = [u, u2]
-        return self._mlp(saved, drops), saved
-
-    def _mlp(self, saved: Saved, drops: list[Dropout]) -> Tensor:
-        self._gate_up(saved, drops)
+        yield from self._gate_up(saved, drops)
         a = ops.prepare(self._activate(saved), drops[3], fp8=self.fp8)
         saved.act = a.dropped
         u = self.adapters["down"].down(a.dropped)
         saved.u.append(u)
-        y = self.frozen["down"].forward(a)
+        y = yield "down", a
         out, saved.joined2 = self.joins[1].forward(y, u, self.adapters["down"].matrices()[2][None], saved.h2)
-        return out
+        return out, saved
 
     def _activate(self, saved: Saved) -> Tensor:
         low = self.adapters["gate_up"]
         return ops.glu(saved.gu, low.by_part(saved.u[2]), low.matrices()[2], self.activation)
 
-    def _gate_up(self, saved: Saved, drops: list[Dropout]) -> None:
+    def _gate_up(self, saved: Saved, drops: list[Dropout]) -> Asking[None]:
         x, saved.rstd2 = ops.norm(saved.h2, self.norm2, self.eps, drops[2], fp8=self.fp8)
         saved.x2 = x.dropped
         if len(saved.u) == 2:
             saved.u.append(self.adapters["gate_up"].down(x.dropped))
-        saved.gu = self.frozen["gate_up"].forward(x)
+        saved.gu = yield "gate_up", x
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k = self.heads
@@ -150,20 +154,22 @@ class Layer:
             saved.x = saved.x2 = saved.gu = saved.act = None
         return saved
 
-    def restore(self, saved: Saved, row: Row) -> Saved:
+    def asking_restored(self, saved: Saved, row: Row) -> Asking[Saved]:
         """Recompute what `reduce` dropped."""
         drops = row.drops[self.index]
         if self.checkpointing == "full":
             h = saved.h if self.offload is None else self.offload.load(self.index)
-            return self.forward(h, row)[1]
+            return (yield from self.asking_forward(h, row))[1]
         if self.checkpointing == "selective":
             x, _ = ops.norm(saved.h, self.norm, self.eps, drops[0], fp8=False)
             saved.x = x.dropped
-            self._gate_up(saved, drops)
+            yield from self._gate_up(saved, drops)
             saved.act = ops.prepare(self._activate(saved), drops[3], fp8=False).dropped
         return saved
 
-    def backward(self, dh3: Tensor, saved: Saved, row: Row, *, first: bool) -> tuple[Tensor | None, list[Tensor]]:
+    def asking_backward(
+        self, dh3: Tensor, saved: Saved, row: Row, *, first: bool
+    ) -> Asking[tuple[Tensor | None, list[Tensor]]]:
         """(gradient of the input, None for the first layer; adapters' gradients in the order of `parameters`)."""
         drops, low, fp8 = row.drops[self.index], self.adapters, self.fp8
         if row.incoming is not None and row.incoming.plain.data_ptr() == dh3.data_ptr():
@@ -172,7 +178,7 @@ class Layer:
             d = ops.prepare(dh3, NO_DROP, fp8=fp8)
         d = self.joins[1].backward(d, saved.joined2, fp8=fp8)
         du, g_down = low["down"].backward(d.plain, saved.u[3], saved.act)
-        dact = self.frozen["down"].backward(d)
+        dact = yield "down", d
         saved.act = None
         dgu = ops.glu_backward(
             saved.gu, low["gate_up"].by_part(saved.u[2]), low["gate_up"].matrices()[2],
@@ -180,14 +186,14 @@ class Layer:
         )  # fmt: skip
         saved.gu = dact = None
         du, g_gate_up = low["gate_up"].backward(dgu, saved.u[2], saved.x2)
-        dx = self.frozen["gate_up"].backward(ops.prepare(dgu, NO_DROP, fp8=fp8))
+        dx = yield "gate_up", ops.prepare(dgu, NO_DROP, fp8=fp8)
         dgu = saved.x2 = None
         dx = ops.add_low_rank(dx, du, low["gate_up"].matrices()[1], drop=drops[2])
         dh2 = ops.norm_backward(dx, saved.h2, saved.rstd2, self.norm2, dh3, fp8=fp8)
 
         d = self.joins[0].backward(dh2, saved.joined, fp8=fp8)
         du, g_o = low["o"].backward(d.plain, saved.u[1], saved.o)
-        do = self.frozen["o"].backward(d)
+        do = yield "o", d
         do = ops.add_low_rank(do, du, low["o"].matrices()[1], drop=drops[1])
         q, k, v = self._split(saved.qkv)
         dq, dk, dv = attention.backward(
@@ -199,7 +205,7 @@ class Layer:
         gradients = [*g_qkv, *g_o, *g_gate_up, *g_down]
         if first:
             return None, gradients
-        dx = self.frozen["qkv"].backward(ops.prepare(dqkv, NO_DROP, fp8=fp8))
+        dx = yield "qkv", ops.prepare(dqkv, NO_DROP, fp8=fp8)
         dx = ops.add_low_rank(dx, du, low["qkv"].matrices()[1], drop=drops[0])
         row.incoming = ops.norm_backward(dx, saved.h, saved.rstd, self.norm, dh2.plain, fp8=fp8)
         return row.incoming.plain, gradients
@@ -214,19 +220,35 @@ class Layer:
 
 
 class DecoderLayer(torch.autograd.Function):
-    """The layer as autograd sees it: inputs h, the layer, the row, the adapters' parameters."""
+    """The layer as autograd sees it; several at once where they differ in their adapters alone.
+
+    Inputs: the layers, the row of each, the hidden states of each, then the adapters' parameters of all, in order.
+    """
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, layer: Layer, row: Row, *parameters: Tensor) -> Tensor:
-        out, saved = layer.forward(h, row)
-        layer.release()
-        ctx.layer, ctx.row, ctx.saved = layer, row, layer.reduce(saved)
-        return out
+    def forward(ctx: Any, layers: list[Layer], rows: list[Row], *tensors: Tensor) -> tuple[Tensor, ...]:
+        asking = [layer.asking_forward(h, row) for layer, row, h in zip(layers, rows, tensors, strict=False)]
+        found = forward_products(layers[0].frozen, asking)
+        for layer in layers:
+            layer.release()
+        ctx.layers, ctx.rows = layers, rows
+        ctx.saved = [layer.reduce(saved) for layer, (_, saved) in zip(layers, found, strict=True)]
+        return tuple(out for out, _ in found)
 
     @staticmethod
-    def backward(ctx: Any, dh: Tensor) -> Any:  # type: ignore[override]
-        layer, saved = ctx.layer, ctx.layer.restore(ctx.saved, ctx.row)
+    def backward(ctx: Any, *dhs: Tensor) -> Any:
+        layers, rows, frozen = ctx.layers, ctx.rows, ctx.layers[0].frozen
+        restoring = [
+            layer.asking_restored(saved, row) for layer, saved, row in zip(layers, ctx.saved, rows, strict=True)
+        ]
+        restored = forward_products(frozen, restoring)
         ctx.saved = None
-        dh, gradients = layer.backward(dh.contiguous(), saved, ctx.row, first=not ctx.needs_input_grad[0])
-        layer.release()
-        return (dh, None, None, *gradients)
+        first = not ctx.needs_input_grad[2]
+        asking = [
+            layer.asking_backward(dh.contiguous(), saved, row, first=first)
+            for layer, dh, saved, row in zip(layers, dhs, restored, rows, strict=True)
+        ]
+        found = backward_products(frozen, asking)
+        for layer in layers:
+            layer.release()
+        return (None, None, *(dh for dh, _ in found), *(g for _, gradients in found for g in gradients))

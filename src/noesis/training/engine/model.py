@@ -7,7 +7,7 @@ stores the weights as it needs them. What the layers compute is `core/families`'
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +78,32 @@ def build(
         sharded: spread the projections' frozen weights over the GPUs.
         double_quant: quantise NF4's scales too (`bnb_4bit_use_double_quant`).
     """
+    device, dtype = torch.device(device), getattr(torch, setup.compute_dtype)
+    base, model, shapes = adapted_modules(folder, dtype, lora, device)
+    architecture = describe(base.config.to_dict())  # completed by transformers where the file says nothing
+    with Reader(folder, dtype, device) as reader:
+        reader.require(shapes)
+        engine = Engine(base, architecture, setup, lora, reader, device, sharded=sharded, double_quant=double_quant)
+    # DistributedDataParallel would broadcast the frozen base to every GPU
+    model._ddp_params_and_buffers_to_ignore = [n for n, p in model.named_parameters() if not p.requires_grad] + [
+        n for n, _ in model.named_buffers()
+    ]
+    model.forward = engine.loss
+    model.engine = engine
+    return model
+
+
+def adapted_modules(folder: Path, dtype: Any, lora: Any, device: Any) -> tuple[Any, Any, dict[str, tuple[int, ...]]]:
+    """(transformers' modules, PEFT's model of them with a new adapter, shapes of the weights in `folder`).
+
+    Of the frozen weights only the shapes are there: they come later, or are those of another model.
+    """
     from peft import get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    device, dtype = torch.device(device), getattr(torch, setup.compute_dtype)
     with library_errors(f"can't load {folder}"), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         base = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    architecture = describe(config.to_dict())  # completed by transformers where the file says nothing
     shapes = {name: tuple(parameter.shape) for name, parameter in base.named_parameters()}
     for name, module in list(base.named_modules()):
         if isinstance(module, torch.nn.Linear) and name != "lm_head":
@@ -97,16 +115,7 @@ def build(
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    with Reader(folder, dtype, device) as reader:
-        reader.require(shapes)
-        engine = Engine(base, architecture, setup, lora, reader, device, sharded=sharded, double_quant=double_quant)
-    # DistributedDataParallel would broadcast the frozen base to every GPU
-    model._ddp_params_and_buffers_to_ignore = [n for n, p in model.named_parameters() if not p.requires_grad] + [
-        n for n, _ in model.named_buffers()
-    ]
-    model.forward = engine.loss
-    model.engine = engine
-    return model
+    return base, model, shapes
 
 
 class Engine:
@@ -223,7 +232,10 @@ class Engine:
         """
         if anchors is not None:
             return self._anchored_loss(packed, divisor, anchors)
-        h = self._layers(packed)
+        return self.loss_of(self._layers(packed), packed, divisor)
+
+    def loss_of(self, h: Tensor, packed: PackedRow, divisor: Tensor) -> Tensor:
+        """The loss of a row whose hidden states after the last layer are h: (T, H)."""
         positions, targets = self._to_device(packed.positions), self._to_device(packed.targets)
         return Loss.apply(h, self.output, positions, targets, divisor)
 
@@ -264,7 +276,7 @@ class Engine:
 
     def last_states(self, packed: PackedRow, attend: Attend) -> Tensor:
         """Normed hidden states after the last layer, with other attention: (T, H)."""
-        h, row = self._embed(packed)
+        h, row = self.embed(packed)
         row.attend = attend
         for layer in self.layers:
             h, _ = layer.forward(h, row)
@@ -273,12 +285,10 @@ class Engine:
 
     def _layers(self, packed: PackedRow) -> Tensor:
         """Hidden states after the last layer: (T, H)."""
-        h, row = self._embed(packed)
-        for layer, parameters in zip(self.layers, self.parameters, strict=True):
-            h = DecoderLayer.apply(h, layer, row, *parameters)
+        (h,) = through_layers([self], [self.embed(packed)])
         return h
 
-    def _embed(self, packed: PackedRow) -> tuple[Tensor, Row]:
+    def embed(self, packed: PackedRow) -> tuple[Tensor, Row]:
         """Embedded tokens (T, H), and what all layers share."""
         ids = torch.tensor(packed.input_ids)
         h = torch.nn.functional.embedding(ids.to(self.embedding.device), self.embedding).to(self.device)
@@ -297,6 +307,19 @@ class Engine:
     def _to_device(self, values: list[int]) -> Tensor:
         tensor = torch.tensor(values, dtype=torch.int64)
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
+
+def through_layers(engines: Sequence[Engine], embedded: Sequence[tuple[Tensor, Row]]) -> list[Tensor]:
+    """Hidden states after the last layer of rows of several engines that differ in their adapters: (T, H) each.
+
+    The products with the frozen weights are shared; all else is as in a row of one engine alone.
+    """
+    states, rows = [h for h, _ in embedded], [row for _, row in embedded]
+    for i in range(len(engines[0].layers)):
+        layers = [engine.layers[i] for engine in engines]
+        parameters = [p for engine in engines for p in engine.parameters[i]]
+        states = list(DecoderLayer.apply(layers, rows, *states, *parameters))
+    return states
 
 
 def weight_names(architecture: Architecture) -> list[str]:
@@ -322,15 +345,19 @@ def _put(module: Any, name: str, tensor: Tensor) -> None:
     setattr(getattr(inner, "base_layer", inner), attribute, torch.nn.Parameter(tensor, requires_grad=False))
 
 
+def adapter_pairs(module: Any, members: tuple[str, ...]) -> list[tuple[Tensor, Tensor] | None]:
+    """(A, B) of each projection of a layer's module; None where it has no adapter."""
+    linears = [module.get_submodule(_place(name)) for name in members]
+    return [
+        (linear.lora_A["default"].weight, linear.lora_B["default"].weight) if hasattr(linear, "lora_A") else None
+        for linear in linears
+    ]
+
+
 def _adapters(module: Any, group: str, members: tuple[str, ...], weights: list[Tensor], lora: Any) -> Adapters:
-    pairs: list[tuple[Tensor, Tensor] | None] = []
-    for name in members:
-        linear = module.get_submodule(_place(name))
-        has = hasattr(linear, "lora_A")
-        pairs.append((linear.lora_A["default"].weight, linear.lora_B["default"].weight) if has else None)
     like, scale = weights[0], lora.lora_alpha / lora.r
     return Adapters(
-        pairs,
+        adapter_pairs(module, members),
         [len(weight) for weight in weights],
         like.shape[1],
         lora.r,

@@ -47,6 +47,10 @@ class Resumable:
         self._rng_states = rng_states()
         self.schedule.step_ended(self.state.global_step)  # type: ignore[attr-defined]
 
+    def adapters(self, model: Any, checkpoints: Path) -> list[tuple[Any, Path]]:
+        """The models that are trained, each with the folder that receives its `epoch_0 …`."""
+        return [(model, checkpoints)]
+
     # --- stopping
 
     def stop_if_asked(self, *, between_steps: bool = False) -> None:
@@ -90,8 +94,16 @@ class Resumable:
         started = time.monotonic()
         self.finish_pending_step()
         self.sync_metrics()
-        step, main_process = trainer.state.global_step, trainer.accelerator.is_main_process
-        target = Path(trainer.args.output_dir) / f"checkpoint-{step}"
+        step = trainer.state.global_step
+        self.save_state(f"checkpoint-{step}", step)
+        self._saved_step = step
+        self.schedule.saved(time.monotonic() - started)
+
+    def save_state(self, name: str, step: int) -> None:
+        """Publish the state after the last whole step as folder `name`."""
+        trainer: Any = self
+        main_process = trainer.accelerator.is_main_process
+        target = Path(trainer.args.output_dir) / name
         part = target.with_name(f".{target.name}.part")
         if main_process:
             self.schedule.require_space(target.parent)
@@ -113,19 +125,9 @@ class Resumable:
             remove(part)
             raise
         trainer.accelerator.wait_for_everyone()
-        self._saved_step = step
-        self.schedule.saved(time.monotonic() - started)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        import torch
-
-        weights = read_tree(Path(resume_from_checkpoint), "weights")
-        parameters = self._trained_parameters()
-        if weights.keys() != parameters.keys():
-            raise RuntimeError(f"{resume_from_checkpoint} belongs to another adapter")
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(weights[name])
+        load_weights(Path(resume_from_checkpoint), self._trained_parameters())
 
     def _trained_parameters(self) -> dict[str, Any]:
         trainer: Any = self
@@ -137,7 +139,7 @@ class Resumable:
             return
         trainer: Any = self
         folder = Path(checkpoint)
-        trainer.optimizer.load_state_dict(read_tree(folder, "optimizer"))
+        trainer.optimizer.load_state_dict(self.optimizer_state(folder))
         scheduler = getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)
         scheduler.load_state_dict(read_tree(folder, "scheduler"))
         # the rate of the next step by this run's own schedule: the stored one, or that of a run with more epochs
@@ -145,6 +147,10 @@ class Resumable:
         for group, base, rule in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
             group["lr"] = base * rule(scheduler.last_epoch)
         self._saved_step = trainer.state.global_step
+
+    def optimizer_state(self, folder: Path) -> Any:
+        """The optimizer's state as a saved one has it."""
+        return read_tree(folder, "optimizer")
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -157,3 +163,15 @@ class Resumable:
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """Does nothing: gradients are never scaled here, so there is no scaler."""
+
+
+def load_weights(folder: Path, parameters: dict[str, Any]) -> None:
+    """Copy the trained weights of the saved state in `folder` into `parameters`, by name."""
+    import torch
+
+    weights = read_tree(folder, "weights")
+    if weights.keys() != parameters.keys():
+        raise RuntimeError(f"{folder} belongs to another adapter")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])

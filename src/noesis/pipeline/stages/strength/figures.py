@@ -24,6 +24,7 @@ from noesis.pipeline.stages.choose import BASE as BASE_NAME
 from noesis.pipeline.stages.choose import score_checkpoints, score_keys
 from noesis.pipeline.stages.epoch_rule import Scores
 from noesis.pipeline.stages.strength.rule import BASE, Measured
+from noesis.run.adapter_names import folder_of
 from noesis.run.directory import Run
 from noesis.tribunal.kept.items import KeptItem, items_digest
 from noesis.tribunal.kept.measure import Outcome, is_right, outcomes
@@ -160,7 +161,9 @@ def _measure(
     rows = {part: answer_rows(held_out, part, s.encoder, s.constitution) for part in ("revised", "initial")}
     longest = max(len(row.input_ids) for part in rows.values() for row in part)
     config, tokenizer = s.as_trained, load_tokenizer(s.model.path)
-    model = with_adapter(load_base(s.model.path, config, s.device, longest=longest), s.run.checkpoints / epoch)
+    model = with_adapter(
+        load_base(s.model.path, config, s.device, longest=longest), folder_of(s.run.checkpoints, epoch)
+    )
     on = [x for x in missing if x != BASE]
     with at_strength(model, BASE), compute_context(model, config, s.device):
         answers = _own_answers(s, model, tokenizer, items)

@@ -1,0 +1,1 @@
+"""How a training example's gradient lies to that of what is measured: `noesis influence`."""

@@ -1,0 +1,1 @@
+"""Several adapters over one base in the same passes: `noesis train --seeds N` on a GPU."""
