@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from noesis.core.csv_table import Rows, write_csv
 from noesis.core.files import make_folder
 from noesis.core.rooted import remove
+from noesis.pipeline.comparison.csv_table import Rows, write_csv
 from noesis.pipeline.comparison.table import Comparison
 from noesis.pipeline.results import Choice, RunResults
 from noesis.pipeline.stages.influence.figures import stored_influence
