@@ -4,7 +4,7 @@ The commands as functions; `examples/quickstart.ipynb` goes from examples to a c
 
     import noesis
 
-    project = noesis.load_project("my-philosopher")  # `noesis init my-philosopher` makes one
+    project = noesis.create_project("my-philosopher")  # or load_project
     run = noesis.train(project, "runs/mine", epochs=1)
     noesis.judge(run)
     noesis.merge(run)
@@ -22,7 +22,7 @@ __version__ = "0.2.0"
 
 TYPE_CHECKING = False  # as type checkers know it, without the cost of importing typing
 if TYPE_CHECKING:
-    from noesis.api.projects import load_project, validate
+    from noesis.api.projects import create_project, load_project, validate
     from noesis.api.runs import certify, export_gguf, judge, merge, push, report
     from noesis.api.serving import chat, serve
     from noesis.api.training import plan, train
@@ -40,6 +40,7 @@ __all__ = [
     "__version__",
     "certify",
     "chat",
+    "create_project",
     "errors",
     "export_gguf",
     "judge",
@@ -61,6 +62,7 @@ _MODULES = {
     "Run": "noesis.run.directory",
     "certify": "noesis.api.runs",
     "chat": "noesis.api.serving",
+    "create_project": "noesis.api.projects",
     "export_gguf": "noesis.api.runs",
     "judge": "noesis.api.runs",
     "load_project": "noesis.api.projects",

@@ -14,7 +14,7 @@ from helpers.project import small_project_in
 from helpers.tiny_runs import toy_tribunal
 from noesis.core import console
 
-ORDER = ("load_project", "validate", "plan", "train", "judge", "merge", "export_gguf", "certify", "report", "push", "serve", "chat")  # fmt: skip
+ORDER = ("create_project", "load_project", "validate", "plan", "train", "judge", "merge", "export_gguf", "certify", "report", "push", "serve", "chat")  # fmt: skip
 
 
 def set_key(file: Path, key: str, value: object) -> None:

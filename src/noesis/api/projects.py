@@ -1,4 +1,4 @@
-"""A project and its examples: `load_project`, `validate`."""
+"""A project and its examples: `create_project`, `load_project`, `validate`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,31 @@ from noesis.core.project import Project, find_project
 from noesis.dataset.checks.length import find_token_counter
 from noesis.dataset.checks.validate import Report
 from noesis.dataset.checks.validate import validate as check
+from noesis.workspace.new_project import create_project as write_project
+from noesis.workspace.own_project import Purpose
+
+
+def create_project(
+    folder: str | Path, *, domain: str | None = None, name: str | None = None, language: str = "pt"
+) -> Project:
+    """A new project in an empty folder.
+
+    >>> library = noesis.create_project("library", domain="the town library", language="en")
+    >>> library.training_yaml.is_file()
+    True
+
+    Args:
+        domain: what the assistant is for; constitution, examples, judges and questions are drafted for it, to be
+            edited. Default: the philosopher that Noesis comes with, and three examples.
+        name: of the assistant, with `domain`; default: the folder's.
+        language: of the drafts, ISO 639-1.
+
+    Raises:
+        UsageError: the folder is not empty, or a name or language that can't be.
+    """
+    root = Path(folder)
+    write_project(root, Purpose(name or root.resolve().name, domain, language) if domain else None)
+    return Project(root)
 
 
 def load_project(folder: str | Path | None = None) -> Project:

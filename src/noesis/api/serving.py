@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from noesis.pipeline.served.open_server import OpenServer
 
 START_S = 60.0  # from loaded models to accepted requests
-SILENT: Callable[[str], None] = lambda piece: None  # noqa: E731
 
 
 class RunningServer:
@@ -94,7 +93,7 @@ class Conversation:
         self._answer = models.answers(max_tokens=max_tokens, temperature=temperature)
         self.messages: list[Message] = [{"role": "system", "content": system}]
 
-    def ask(self, text: str, *, on_token: Callable[[str], None] = SILENT) -> str:
+    def ask(self, text: str, *, on_token: Callable[[str], None] | None = None) -> str:
         """The model's answer, without its analysis; `on_token` is called with each piece as it comes.
 
         Raises:
@@ -105,7 +104,7 @@ class Conversation:
         self.messages = [*asked, {"role": "assistant", "content": answer}]
         return answer
 
-    def ask_base(self, text: str, *, on_token: Callable[[str], None] = SILENT) -> str:
+    def ask_base(self, text: str, *, on_token: Callable[[str], None] | None = None) -> str:
         """What the base would answer here; it does not enter the conversation.
 
         Raises:
@@ -113,10 +112,10 @@ class Conversation:
         """
         return self._send([*self.messages, {"role": "user", "content": text}], base=True, on_token=on_token)
 
-    def _send(self, messages: list[Message], *, base: bool, on_token: Callable[[str], None]) -> str:
+    def _send(self, messages: list[Message], *, base: bool, on_token: Callable[[str], None] | None) -> str:
         from noesis.serving.chat import fit_context
 
-        return self._answer(fit_context(messages, self._max_tokens), base, on_token)
+        return self._answer(fit_context(messages, self._max_tokens), base, on_token or (lambda _: None))
 
     def close(self) -> None:
         """Free the models."""

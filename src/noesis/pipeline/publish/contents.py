@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from noesis.core.console import command
 from noesis.core.errors import RunError, UsageError
-from noesis.core.files import files_in, read_text
+from noesis.core.files import read_text
 from noesis.core.text import counted
 from noesis.pipeline.results import RunResults
 from noesis.release.hub.dataset_card import PARTS, DatasetCard
 from noesis.release.hub.licence import Terms, terms_of
-from noesis.release.provenance import Provenance, read_provenance
+from noesis.release.provenance import read_provenance
 from noesis.run.directory import Run
 from noesis.run.stages import STAGES
 from noesis.tribunal.court import APPROVED, CONDITIONAL, REJECTED, UNDECIDED
@@ -62,9 +62,7 @@ class ModelContents:
 
     files: dict[str, Path | bytes]
     card: str
-    base: Provenance
     certified: tuple[str, ...] = ()
-    allowed: tuple[str, ...] = field(default=())
 
 
 def model_contents(run: Run, options: PushOptions) -> ModelContents:
@@ -81,14 +79,14 @@ def model_contents(run: Run, options: PushOptions) -> ModelContents:
         raise UsageError(f"--dataset-licence {options.dataset_licence!r} is no licence's id: for example cc-by-4.0")
     if run.state("merge") != "done":
         raise RunError(f"{run.path} holds no merged model: run  {command('merge', run.path)}  first")
-    base = read_provenance(run.merged)
-    terms = terms_of(base)
+    terms = terms_of(read_provenance(run.merged))
     terms.require_name(options.repo)
     needed = [_verdict_problem(run), _certificate_problem(run)]
     for name, problem in filter(None, needed):
         if name not in options.allow:
             raise RunError(f"{run.path} {problem}, so it is not pushed; --allow {name} pushes it all the same")
-    files: dict[str, Path | bytes] = {file.name: file for file in files_in(run.merged)}
+    listed = (run.path / name for name in run.manifest.stages["merge"].outputs)
+    files: dict[str, Path | bytes] = {file.name: file for file in listed if file.parent == run.merged}
     adapter = run.adapter()
     files |= {f"adapter/{name}": adapter / name for name in ADAPTER_FILES}
     certified: tuple[str, ...] = ()
@@ -103,7 +101,7 @@ def model_contents(run: Run, options: PushOptions) -> ModelContents:
     card = read_text(run.merged / "README.md", most=LONGEST_LICENCE)
     if not CARD.match(card):
         raise RunError(f"{run.merged / 'README.md'} is no model card: run  {command('merge', run.path, '--again')}")
-    return ModelContents(files, card, base, certified, tuple(name for name, _ in filter(None, needed)))
+    return ModelContents(files, card, certified)
 
 
 def _verdict_problem(run: Run) -> tuple[str, str] | None:
