@@ -18,6 +18,7 @@ from noesis.core.files import files_in, sha256_file, write_json
 from noesis.core.jsonl import read_json_file
 from noesis.planning.plan import Plan
 from noesis.run.adapter_names import seed_folders
+from noesis.training.distributed import Nodes
 from noesis.training.job import OtherSeed, TrainingSet, TrainJob, TrainResult
 from noesis.training.state.adapter import ADAPTER_FILE
 from noesis.training.state.checkpoint import SEAL, saved, step_of
@@ -37,6 +38,10 @@ def train_run(job: TrainJob) -> TrainResult:
     """
     if job.plan.seeds == 1:
         return _train_method(job)
+    if Nodes.here().count > 1:
+        raise TrainingError(
+            f"seeds: {job.plan.seeds} on several machines is not supported: train with --seeds 1, or on one machine"
+        )
     jobs = [_job_of(job, seed) for seed in job.config.training.all_seeds]
     left = [j for j in jobs if _finished(j.checkpoints, j.plan) is None]
     if len(left) > 1 and (joined := _joined(left)) is not None:

@@ -90,7 +90,10 @@ def test_a_run_of_two_seeds_is_chosen_judged_shown_and_verified(tiny_model: Path
     registry.run_all(s, registry.PipelineOptions(found), stages=stages)
     assert set(s.run.result("choose")["epochs"]) == {"epoch_0", "seed_43_epoch_0"}
     assert set(s.run.result("train")["seeds"]) == {"43"}
-    assert "2 seeds, mean ± SD between them" in s.run.report.read_text(encoding="utf-8")
+    assert set(s.run.result("judge")["kept"]["by_seed"]) == {"43"}
+    page = s.run.report.read_text(encoding="utf-8")
+    assert "2 seeds, mean ± SD between them" in page
+    assert "Between seeds: lost" in page
     assert not [finding for finding in verify(s.run, found) if finding.wrong]
     manifest = json.loads((s.run.path / "manifest.json").read_text())
     manifest["stages"]["choose"]["result"]["adapter"] = "seed_44_epoch_0"

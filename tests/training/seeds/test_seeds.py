@@ -60,17 +60,19 @@ def stop_at_save(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
-def test_each_seed_trains_as_it_would_alone(tiny_model: Path, tmp_path: Path, record: dict, checkpointing: str):
+@pytest.mark.parametrize(("checkpointing", "fork"), [("none", False), ("full", True)])
+def test_each_seed_trains_as_it_would_alone(
+    tiny_model: Path, tiny_adapter: Path, tmp_path: Path, record: dict, checkpointing: str, fork: bool
+):
     from noesis.training.trainer import train
 
-    overrides = {"training.gradient_checkpointing": checkpointing}
+    overrides, parent = {"training.gradient_checkpointing": checkpointing}, tiny_adapter if fork else None
     job = together(tiny_model, tmp_path / "all", record, **overrides)
-    found = train(job)
+    found = train(replace(job, parent=parent))
     folders = [job.checkpoints, *(other.checkpoints for other in job.others)]
     metrics = [job.metrics, *(other.metrics for other in job.others)]
     for seed, folder, file in zip(SEEDS, folders, metrics, strict=True):
-        alone = train(job_of(tiny_model, tmp_path / str(seed), record, seed, **overrides))
+        alone = train(replace(job_of(tiny_model, tmp_path / str(seed), record, seed, **overrides), parent=parent))
         assert losses(file) == pytest.approx(losses(tmp_path / str(seed) / "metrics.jsonl"), rel=1e-5)
         result = found if seed == SEEDS[0] else found.seeds[str(seed)]
         assert result.steps == alone.steps

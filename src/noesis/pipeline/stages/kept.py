@@ -9,12 +9,15 @@ import gc
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from noesis.core.console import Progress, duration, say
 from noesis.core.project import Project
-from noesis.llm.tokenizer import load_tokenizer
+from noesis.llm.tokenizer import ChatTokenizer, load_tokenizer
+from noesis.pipeline.results import RunResults
 from noesis.pipeline.session import RunSession
+from noesis.run.adapter_names import folder_of
 from noesis.tribunal.kept.figures import KeptFigures, KeptGroup, kept_figures
 from noesis.tribunal.kept.form import Form, form_of
 from noesis.tribunal.kept.items import KeptItem, items_digest, read_kept_items, subset
@@ -58,6 +61,7 @@ def measure_items(s: RunSession, adapter: Path, project: Project | None) -> Rows
         drift = drift_on(
             model, tokenizer, [conversation(items[i]) for i in said], [found["base"][i].said for i in said]
         )
+        by_seed = _of_other_seeds(s, model, tokenizer, items)
     del model
     gc.collect()
     rows: Rows = [
@@ -66,8 +70,33 @@ def measure_items(s: RunSession, adapter: Path, project: Project | None) -> Rows
     ]
     for i, (total, tokens) in zip(said, drift, strict=True):
         rows[i]["drift"] = [round(total, 5), tokens]
+    for seed, of_seed in by_seed.items():
+        for row, outcome in zip(rows, of_seed, strict=True):
+            row.setdefault("seeds", {})[seed] = outcome.to_json()
     say(f"  small tasks: {len(items)} items by both models in {duration(time.monotonic() - started)}")
     return rows
+
+
+def _of_other_seeds(
+    s: RunSession, model: Any, tokenizer: ChatTokenizer, items: Sequence[KeptItem]
+) -> dict[str, list[Outcome]]:
+    """What the chosen epochs of the seeds that are not used do, at the strength of the one that is."""
+    from noesis.training.base_model import swap_adapter
+    from noesis.training.state.strength import at_strength
+
+    results = RunResults(s.run)
+    choice, dial = results.choice, results.dial
+    found = {}
+    for seed, name in (choice.seeds if choice else {}).items():
+        if choice is None or name == choice.adapter:
+            continue
+        swap_adapter(model, folder_of(s.run.checkpoints, name))
+        with (
+            at_strength(model, dial.strength if dial else 1.0),
+            Progress(f"seed {seed}", len(items), "items") as progress,
+        ):
+            found[seed] = outcomes(model, tokenizer, items, on_items=progress.advance)
+    return found
 
 
 def figures_of(rows: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]]) -> KeptFigures | None:
@@ -84,10 +113,14 @@ def figures_of(rows: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]]
         for name in ("base", "tuned")
     }
     drift = [(float(row["drift"][0]), int(row["drift"][1])) for row in rows if "drift" in row]
+    seeds = {
+        seed: [is_right(item, Outcome.from_json(row["seeds"][seed])) for item, row in zip(items, rows, strict=True)]
+        for seed in rows[0].get("seeds", {})
+    }
     form: dict[str, Form] = {}
     if answers:
         form = {name: form_of([row[name]["answer"] for row in answers]) for name in ("base", "tuned")}
-    return kept_figures(items_digest(items), items, right["base"], right["tuned"], drift=drift, form=form)
+    return kept_figures(items_digest(items), items, right["base"], right["tuned"], drift=drift, form=form, seeds=seeds)
 
 
 def show_kept(figures: KeptFigures | None) -> None:
@@ -102,6 +135,8 @@ def show_kept(figures: KeptFigures | None) -> None:
         for name, group in groups.items():
             caution = f" ({group.caution})" if group.caution else ""
             say(f"    {title + name:<20} kept {group.kept}, lost {group.lost}, gained {group.gained}{caution}")
+    if figures.by_seed:
+        say(f"    seeds                {seeds_in_words(figures)}")
     if figures.drift is not None:
         say(f"    drift                {figures.drift:.3f} nats a token (KL) on the base's own short answers")
     if figures.form:
@@ -110,6 +145,18 @@ def show_kept(figures: KeptFigures | None) -> None:
             f"    answers              {base.words:g} → {tuned.words:g} words, "
             f"repeated {base.repeated:.0%} → {tuned.repeated:.0%}"
         )
+
+
+def seeds_in_words(figures: KeptFigures) -> str:
+    """`lost 5, 2 (seed 43), 4 (seed 44): 3.7 ± 1.5 of 40; gained 3, …`: the used adapter first."""
+
+    def counted_by_seed(figure: str) -> str:
+        first, others = getattr(figures.all, figure), {n: getattr(g, figure) for n, g in figures.by_seed.items()}
+        each = ", ".join([str(first), *(f"{count} (seed {seed})" for seed, count in others.items())])
+        values = [first, *others.values()]
+        return f"{figure} {each}: {fmean(values):.1f} ± {stdev(values):.1f}"
+
+    return f"{counted_by_seed('lost')} of {figures.all.base}; {counted_by_seed('gained')}"
 
 
 def in_words(group: KeptGroup) -> str:

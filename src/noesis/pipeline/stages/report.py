@@ -26,6 +26,7 @@ from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.choose import spread_lines
 from noesis.pipeline.stages.influence.figures import stored_influence
 from noesis.pipeline.stages.kept import in_words as kept_in_words
+from noesis.pipeline.stages.kept import seeds_in_words
 from noesis.pipeline.stages.tables import FOLDER, write_tables
 from noesis.planning.plan import Plan
 from noesis.release.parity.certificate import Certificate
@@ -114,6 +115,7 @@ def _page(run: Run, config: Config, constitution: Constitution, comparison: Comp
         comparison=comparison,
         in_words=difference_in_words,
         kept_in_words=kept_in_words,
+        seeds_in_words=seeds_in_words,
         judged=_judged(run.tribunal / "trial_answers.jsonl", run.tribunal / "verdicts.jsonl"),
         merge=results.merge,
         gguf=certificate,

@@ -11,6 +11,7 @@ from noesis.planning.search import shares_passes
 from noesis.training.backends.build_model import engine_refusal
 from noesis.training.backends.run_trainer import TrainerParts, result_of, run_trainer
 from noesis.training.job import TrainJob, TrainResult
+from noesis.training.state.adapter import load_adapter_into
 from noesis.training.state.checkpoint import newest_whole, saved, step_of
 
 
@@ -35,10 +36,14 @@ class Seeds:
         job = replace(job, plan=shared)
 
         def build(job: TrainJob, parts: TrainerParts) -> SeedsTrainer:
-            built.append(build_seeds_trainer(job, parts, tokens_of_a_pass(job)))
-            return built[0]
+            trainer = build_seeds_trainer(job, parts, tokens_of_a_pass(job))
+            if job.parent is not None and parts.step == 0:
+                for track in trainer.tracks:
+                    load_adapter_into(track.model, job.parent)
+            built.append(trainer)
+            return trainer
 
-        first = run_trainer(job, build)
+        first = run_trainer(job, build, load_parent=False)
         tracks = built[0].tracks[1:]
         return replace(first, seeds={str(t.seed): result_of(job, built[0], t.metrics, first.seconds) for t in tracks})
 

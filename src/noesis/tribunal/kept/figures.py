@@ -6,7 +6,7 @@ no item right can lose nothing, and where it is no better than chance, what it s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -91,6 +91,7 @@ class KeptFigures:
 
     items_sha256: hash of the items that were measured
     by_kind, by_tier, by_language: the same figures of a part of them
+    by_seed: of all items, by each seed's adapter; empty where one seed was trained
     drift: KL(base ‖ tuned) in nats a token on the base's own short answers; None where it gave none
     form: length and repetition of both models' answers to held-out prompts; empty where there are none
     """
@@ -102,19 +103,27 @@ class KeptFigures:
     by_language: dict[str, KeptGroup] = field(default_factory=dict)
     drift: float | None = None
     form: dict[str, Form] = field(default_factory=dict)
+    by_seed: dict[str, KeptGroup] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         found: dict[str, Any] = {"items_sha256": self.items_sha256, "all": self.all.to_json(), "drift": self.drift}
         for name in PARTS:
             found[name] = {key: group.to_json() for key, group in getattr(self, name).items()}
-        return found | {"form": {model: asdict(form) for model, form in self.form.items()}}
+        found["form"] = {model: asdict(form) for model, form in self.form.items()}
+        seeds = {seed: group.to_json() for seed, group in self.by_seed.items()}
+        return found | ({"by_seed": seeds} if seeds else {})
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> KeptFigures:
         parts = {name: {k: KeptGroup.from_json(v) for k, v in stored[name].items()} for name in PARTS}
         form = {model: Form(**stored["form"][model]) for model in stored["form"]}
         return cls(
-            stored["items_sha256"], KeptGroup.from_json(stored["all"]), **parts, drift=stored["drift"], form=form
+            stored["items_sha256"],
+            KeptGroup.from_json(stored["all"]),
+            **parts,
+            drift=stored["drift"],
+            form=form,
+            by_seed={seed: KeptGroup.from_json(group) for seed, group in stored.get("by_seed", {}).items()},
         )
 
 
@@ -126,13 +135,16 @@ def kept_figures(
     *,
     drift: Sequence[tuple[float, int]] = (),
     form: dict[str, Form] | None = None,
+    seeds: Mapping[str, Sequence[bool]] | None = None,
 ) -> KeptFigures:
     """The figures of all items and of each language, kind and tier.
 
     Args:
         base, tuned: whether each item is right.
         drift: of the base's answers, (sum of KL in nats, tokens).
+        seeds: whether each item is right by each seed's adapter.
     """
+    chances = [item.chance for item in items]
 
     def group(places: Sequence[int]) -> KeptGroup:
         return KeptGroup.of([base[i] for i in places], [tuned[i] for i in places], [items[i].chance for i in places])
@@ -150,6 +162,7 @@ def kept_figures(
         parts("language"),
         round(sum(total for total, _ in drift) / tokens, 4) if tokens else None,
         form or {},
+        {seed: KeptGroup.of(base, right, chances) for seed, right in (seeds or {}).items()},
     )
 
 
