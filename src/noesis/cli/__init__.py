@@ -30,6 +30,7 @@ from noesis.cli import (
 )
 from noesis.cli.plain_help import show_plainly
 from noesis.core.console import complain, guard_terminal, quoted, report_error, say
+from noesis.core.i18n import _
 from noesis.core.machine.streams import NO_READER, OutputClosed, has_no_reader, settle_streams, silence
 
 app = typer.Typer(
@@ -58,7 +59,7 @@ show_plainly(app)
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
-        say(f"noesis {__version__}")
+        say(_("noesis {version}", version=__version__))
         raise typer.Exit()
 
 
@@ -88,7 +89,7 @@ def run_command(arguments: list[str]) -> int:
             raise KeyboardInterrupt
         return int(code) if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        complain("stopped; finished work is kept, and the same command continues from there")
+        complain(_("stopped; finished work is kept, and the same command continues from there"))
         return 130
     except TyperException as error:  # a wrong command, option or value
         if isinstance(error.message, str):  # type: ignore[attr-defined]
@@ -101,7 +102,7 @@ def run_command(arguments: list[str]) -> int:
     except Terminated:
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
-        complain("stopped by SIGTERM; finished work is kept, and the same command continues from there")
+        complain(_("stopped by SIGTERM; finished work is kept, and the same command continues from there"))
         return 143
     except OutputClosed:
         return NO_READER

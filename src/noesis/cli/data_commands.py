@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from noesis.cli.options import JsonOption, ProjectOption, print_result, reserve_stdout
-from noesis.core.text import counted
+from noesis.core.i18n import _, ngettext
 
 app = typer.Typer(
     help="Check, split and inspect the examples.\n\nExample: noesis data validate",
@@ -67,14 +67,31 @@ def data_validate(
         say(str(problem))
     for (severity, code), count in sorted(result.found.items()):
         if count > (printed := sum(p.code == code and p.severity == severity for p in result.problems)):
-            say(f"{count:,} {severity}s [{code}], {printed} of them shown")
+            say(
+                _(
+                    "{count:,} {severity}s [{code}], {printed} of them shown",
+                    count=count,
+                    severity=severity,
+                    code=code,
+                    printed=printed,
+                )
+            )
     say(
         result.window
-        or f"lengths in tokens were not checked: the tokenizer of {config.training.model} is not on this machine"
+        or _(
+            "lengths in tokens were not checked: the tokenizer of {model} is not on this machine",
+            model=config.training.model,
+        )
     )
     say(
-        f"{counted(result.rows, 'row')} in {counted(len(result.files), 'file')}: {len(result.table):,} valid, "
-        f"{counted(result.total('error'), 'error')}, {counted(result.total('warning'), 'warning')}"
+        _(
+            "{rows} in {files}: {table:,} valid, {errors}, {warnings}",
+            rows=ngettext("{count:,} row", "{count:,} rows", result.rows),
+            files=ngettext("{count:,} file", "{count:,} files", len(result.files)),
+            table=len(result.table),
+            errors=ngettext("{count:,} error", "{count:,} errors", result.total("error")),
+            warnings=ngettext("{count:,} warning", "{count:,} warnings", result.total("warning")),
+        )
     )
     for name, counts in result.counts().items():
         if counts:
@@ -131,7 +148,13 @@ def data_export(
         sources, target, load_constitution(found.constitution), config, dedupe=dedupe, tribunal=found.data / "tribunal"
     )
     for part in (statistics.train, statistics.held_out):
-        say(f"  {part.file}: {counted(part.examples, 'example')}")
+        say(
+            _(
+                "  {file}: {examples}",
+                file=part.file,
+                examples=ngettext("{count:,} example", "{count:,} examples", part.examples),
+            )
+        )
     say(f"  {target / 'statistics.json'}")
     print_result(statistics.to_json(), as_json)
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from noesis.core.i18n import _
+
 if TYPE_CHECKING:
     from noesis.core.config import ModalSection
     from noesis.core.project import Project
@@ -158,8 +160,8 @@ def show_manifest_hash(run: Path) -> None:
     from noesis.core.files import sha256_file
 
     kept = command("verify", run, "--sha256", sha256_file(run / "manifest.json"))
-    say(f"Keep     {kept}")
-    say("         shows later whether anything was rewritten, the manifest included")
+    say(_("Keep     {kept}", kept=kept))
+    say(_("         shows later whether anything was rewritten, the manifest included"))
 
 
 def report_checks(checks: Sequence[Check], as_json: bool) -> None:
@@ -174,7 +176,7 @@ def report_checks(checks: Sequence[Check], as_json: bool) -> None:
         state = "ok     " if check.ok else "MISSING" if check.needed else "–      "
         say(f"  {state}  {check.name}: {check.found}")
         if not check.ok:
-            say(f"           what to do: {check.remedy}")
+            say(_("           what to do: {remedy}", remedy=check.remedy))
     print_result([vars(c) for c in checks], as_json)
     if any(not c.ok and c.needed for c in checks):
         raise typer.Exit(1)

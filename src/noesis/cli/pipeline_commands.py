@@ -32,6 +32,7 @@ from noesis.cli.options import (
     reserve_stdout,
     show_manifest_hash,
 )
+from noesis.core.i18n import _
 
 if TYPE_CHECKING:
     from noesis.pipeline.results import TrialResult
@@ -96,20 +97,25 @@ def _show_outcome(run: Run) -> None:
     base, tuned, count = judged.preference.base, judged.preference.tuned, judged.preference.examples
     seconds = sum(stage.seconds for stage in run.manifest.stages.values())
     say()
-    say("Base → tuned")
-    say(f"  held-out loss        {base.held_out_loss:.4f} → {tuned.held_out_loss:.4f}")
+    say(_("Base → tuned"))
+    say(_("  held-out loss        {base.held_out_loss:.4f} → {tuned.held_out_loss:.4f}", base=base, tuned=tuned))
     say(
-        f"  preference accuracy  {base.preferred}/{count} → {tuned.preferred}/{count}   "
-        f"mean margin {base.mean_margin:+.4f} → {tuned.mean_margin:+.4f}"
+        _(
+            "  preference accuracy  {base.preferred}/{count} → {tuned.preferred}/{count}   "
+            "mean margin {base.mean_margin:+.4f} → {tuned.mean_margin:+.4f}",
+            base=base,
+            tuned=tuned,
+            count=count,
+        )
     )
-    say(f"  Tribunal             {ruling.verdict}: {ruling.reason.split(':')[0]}")
-    say(f"Stages took {duration(seconds)} in all.")
-    say(f"Report   {run.report}")
-    say(f"Model    {run.merged}")
-    say(f"GGUF     {run.gguf}")
-    say(f"Adapter  {run.adapter()}")
+    say(_("  Tribunal             {verdict}: {reason}", verdict=ruling.verdict, reason=ruling.reason.split(":")[0]))
+    say(_("Stages took {seconds} in all.", seconds=duration(seconds)))
+    say(_("Report   {report}", report=run.report))
+    say(_("Model    {merged}", merged=run.merged))
+    say(_("GGUF     {gguf}", gguf=run.gguf))
+    say(_("Adapter  {adapter}", adapter=run.adapter()))
     show_manifest_hash(run.path)
-    say(f"Next:    {command('chat', run.path)}")
+    say(_("Next:    {command}", command=command("chat", run.path)))
 
 
 @app.command()
@@ -161,7 +167,9 @@ def plan(
     dataset = read_train_export(found, config, constitution)
     if measure:
         if gpu is not None:
-            raise UsageError(f"--measure measures this machine, and --gpu {gpu} is another: give one of the two")
+            raise UsageError(
+                _("--measure measures this machine, and --gpu {gpu} is another: give one of the two", gpu=gpu)
+            )
         measure_speed(config, dataset, constitution)
     result, require_fit = plan_without_run(config, dataset, constitution, gpu=gpu, gpus=gpus)
     print_result(result.to_json(), as_json) if as_json else show_plan(result, everything=True)
@@ -223,9 +231,16 @@ def train(
     from noesis.training.distributed import Nodes
 
     if resume and (fresh or fork):
-        raise UsageError("--resume continues a run, --fresh and --fork start one: give only one of them")
+        raise UsageError(_("--resume continues a run, --fresh and --fork start one: give only one of them"))
     if node_rank >= nnodes:
-        raise UsageError(f"--node-rank {node_rank}: of {nnodes} machines the last is {nnodes - 1}; give --nnodes, too")
+        raise UsageError(
+            _(
+                "--node-rank {rank}: of {nnodes} machines the last is {last}; give --nnodes, too",
+                rank=node_rank,
+                nnodes=nnodes,
+                last=nnodes - 1,
+            )
+        )
     nodes = Nodes(node_rank, nnodes, master_addr)
     if nodes.rank > 0:
         follow_here(nodes)
@@ -243,14 +258,14 @@ def train(
     ).configure(found)
     path = run or found.runs / config.training.output_name
     with locked(path), leading(nodes):
-        heading(1, 1 + len(training_stages()), "data", "the exported examples, checked again")
+        heading(1, 1 + len(training_stages()), _("data"), _("the exported examples, checked again"))
         data = from_exports(dataset or found.exports, found)
         s = start_run(found, config, path, data, fresh=fresh, resume=resume, fork=fork)
         s = replace(s, device=on_all(nodes, s.device))
         named = tuple(config.training.tribunal.judges if judges is None else judges)
         run_all(s, PipelineOptions(found, named), stages=training_stages(), done=1)
     show_manifest_hash(path)
-    say(f"Next: {command('judge', path)}")
+    say(_("Next: {command}", command=command("judge", path)))
 
 
 @app.command()
@@ -278,7 +293,7 @@ def dial(
         result = run_dial(with_strength(s, strength), found.tribunal if found else None, again=again)
     show_manifest_hash(run)
     print_result(result.to_json(), as_json)
-    say(f"Next: {command('judge', run)}")
+    say(_("Next: {command}", command=command("judge", run)))
 
 
 @app.command()
@@ -324,7 +339,7 @@ def judge(
         request = TrialRequest(named, part, prompts, max_usd, ask)
         if against is not None:
             if not named:
-                raise UsageError("--against compares by judges: name one with --judge")
+                raise UsageError(_("--against compares by judges: name one with --judge"))
             compared = run_against(s, reopen_run(against), find_project(project), request)
             print_result(compared.to_json(), as_json)
             return

@@ -7,6 +7,8 @@ from typing import Any
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperOption
 
+from noesis.core.i18n import _
+
 
 class PlainCommand(TyperCommand):
     """A command whose arguments are shown by their names alone, and whose numbers have their range in words."""
@@ -34,5 +36,5 @@ def show_plainly(app: typer.Typer) -> None:
 
 def _range(low: float | None, high: float | None) -> str | None:
     if low is None:
-        return None if high is None else f"at most {high:g}"
-    return f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
+        return None if high is None else _("at most {high:g}", high=high)
+    return _("at least {low:g}", low=low) if high is None else _("{low:g} to {high:g}", low=low, high=high)

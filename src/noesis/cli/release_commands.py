@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from noesis.cli.options import AgainOption, JsonOption, RunArgument, print_result, reserve_stdout, show_manifest_hash
+from noesis.core.i18n import _
 
 app = typer.Typer()
 
@@ -70,10 +71,12 @@ def gguf(
     kinds = tuple(dict.fromkeys(quant.split(","))) if quant else None
     for kind in kinds or ():
         if kind not in KINDS:
-            raise UsageError(f"--quant {kind!r} is not known; choose from {', '.join(KINDS)}")
+            raise UsageError(_("--quant {kind!r} is not known; choose from {kinds}", kind=kind, kinds=", ".join(KINDS)))
     if run.is_dir() and not (run / "manifest.json").is_file():
         if adapter:
-            raise UsageError(f"--adapter needs a run directory, and {run} is a model folder (it has no manifest.json)")
+            raise UsageError(
+                _("--adapter needs a run directory, and {run} is a model folder (it has no manifest.json)", run=run)
+            )
         convert_folder(run, outfile, kinds or ("f16",))
         return
     with locked_session(run) as s:

@@ -17,6 +17,7 @@ from noesis.cli.options import (
     print_result,
     reserve_stdout,
 )
+from noesis.core.i18n import _
 
 if TYPE_CHECKING:
     from noesis.constitution.document import Constitution
@@ -101,8 +102,12 @@ def serve(
     loaded = load_run(run)
     if context <= max_tokens:
         raise UsageError(
-            f"--context {context} leaves no room for a prompt next to --max-tokens {max_tokens}: "
-            "raise --context or lower --max-tokens"
+            _(
+                "--context {context} leaves no room for a prompt next to --max-tokens {max_tokens}: "
+                "raise --context or lower --max-tokens",
+                context=context,
+                max_tokens=max_tokens,
+            )
         )
     given_key = key or os.environ.get("NOESIS_API_KEY")
     api_key = given_key or f"noesis-{secrets.token_urlsafe(24)}"
@@ -116,17 +121,25 @@ def serve(
     server = Server(files, settings, judge=live, examples=examples, page=page, port=listener)
 
     def ready() -> None:
-        say(f"Serving {', '.join(server.models)} at {server.url}/v1")
+        say(_("Serving {models} at {url}/v1", models=", ".join(server.models), url=server.url))
         if not server.is_private:
-            say(f"  open to anyone who can reach {host}, and not encrypted: put a proxy with TLS in front of it")
+            say(
+                _(
+                    "  open to anyone who can reach {host}, and not encrypted: put a proxy with TLS in front of it",
+                    host=host,
+                )
+            )
         if not given_key:
-            say(f"Key     {api_key}")
-            say("  generated for this start; set NOESIS_API_KEY to use your own")
+            say(_("Key     {api_key}", api_key=api_key))
+            say(_("  generated for this start; set NOESIS_API_KEY to use your own"))
         if ui:
-            say(f"Page    {server.url}/" + ("  (it asks for your key)" if given_key else f"#key={api_key}"))
+            say(
+                _("Page    {url}/", url=server.url)
+                + (_("  (it asks for your key)") if given_key else _("#key={api_key}", api_key=api_key))
+            )
         if examples:
-            say(f"  examples that are saved there go to {examples.place}")
-        say(f"Try     {command('connect', run, '--base-url', f'{server.url}/v1', '--probe')}")
+            say(_("  examples that are saved there go to {place}", place=examples.place))
+        say(_("Try     {command}", command=command("connect", run, "--base-url", f"{server.url}/v1", "--probe")))
 
     async def work() -> None:
         try:
@@ -177,7 +190,7 @@ def chat(
     constitution, prompt_language = _constitution_and_language(loaded, language)
     live = _live_judge(loaded, project, constitution, judges, max_usd)
     files = served_files(loaded, quant=quant, base=base, lazy=True)
-    say(f"  loading {(files.adapter or files.tuned or run).name} …")
+    say(_("  loading {name} …", name=(files.adapter or files.tuned or run).name))
     started: list[tuple[Any, LLMClient]] = []
 
     def client(model: Path, adapter: Path | None = None) -> LLMClient:
@@ -195,7 +208,7 @@ def chat(
             return started[-1][1]
         file = base or find_base_gguf(loaded)
         if file is None:
-            raise UsageError("no GGUF file of the base model was found: name it with --base when you start the chat")
+            raise UsageError(_("no GGUF file of the base model was found: name it with --base when you start the chat"))
         return client(file)
 
     tuned = client(files.base or certified_gguf(loaded), files.adapter) if files.tuned is None else client(files.tuned)
@@ -260,7 +273,7 @@ def connect(
 
     reserve_stdout(as_json)
     loaded = load_run(run)
-    constitution, _ = _constitution_and_language(loaded, None)
+    constitution, _ignored = _constitution_and_language(loaded, None)
     model = model or constitution.model_id
     if not probe:
         text = instructions(target, Endpoint(base_url.rstrip("/"), model, key, first_question(loaded)))
@@ -271,14 +284,16 @@ def connect(
 
     api_key = key or os.environ.get("NOESIS_API_KEY")
     if not api_key:
-        raise UsageError("--probe needs the API key: set NOESIS_API_KEY, or give --key")
+        raise UsageError(_("--probe needs the API key: set NOESIS_API_KEY, or give --key"))
     result = probe_endpoint(loaded, LLMClient(base_url, api_key, model), base=base)
-    say(f"  it answers: {result.chat[:200]!r} ({result.total_tokens} tokens)")
+    say(_("  it answers: {chat!r} ({total_tokens} tokens)", chat=result.chat[:200], total_tokens=result.total_tokens))
     say(f"  {result.why}")
     print_result(result.to_json(), as_json)
     if not result.same:
-        raise ParityError(f"{base_url} does not answer as the model of {run}: {result.why}")
-    say(f"{model} at {base_url} is the model of {run}")
+        raise ParityError(
+            _("{base_url} does not answer as the model of {run}: {why}", base_url=base_url, run=run, why=result.why)
+        )
+    say(_("{model} at {base_url} is the model of {run}", model=model, base_url=base_url, run=run))
 
 
 def _require_serving_extra(*more: str) -> None:
@@ -300,7 +315,11 @@ def _constitution_and_language(run: Run, language: str | None) -> tuple[Constitu
     constitution = load_constitution(run.data / "constitution.yaml")
     if language is not None and language not in constitution.languages:
         raise UsageError(
-            f"--language {language}: the run's system prompt speaks {' and '.join(constitution.languages)} only"
+            _(
+                "--language {language}: the run's system prompt speaks {languages} only",
+                language=language,
+                languages=" and ".join(constitution.languages),
+            )
         )
     chosen = language or run.config().training.data.language
     return constitution, chosen if chosen in constitution.languages else constitution.languages[0]
@@ -320,7 +339,7 @@ def _page_examples(named: Path | None, is_private: bool) -> PageExamples | None:
     except NoesisError as error:
         if named is not None:
             raise
-        say(f"  the page can save no examples: {error.args[0]}")
+        say(_("  the page can save no examples: {args}", args=error.args[0]))
         return None
 
 

@@ -20,6 +20,7 @@ from noesis.cli.options import (
     print_result,
     reserve_stdout,
 )
+from noesis.core.i18n import _
 
 if TYPE_CHECKING:
     from noesis.tribunal.calibration_store import Calibration
@@ -54,7 +55,7 @@ def calibrate(
     from noesis.tribunal.calibration.calibrate import calibrate as measure
 
     if not judges:
-        raise UsageError("name a judge: --judge openai:BASE_URL:MODEL, gguf:PATH or reward:NAME")
+        raise UsageError(_("name a judge: --judge openai:BASE_URL:MODEL, gguf:PATH or reward:NAME"))
     reserve_stdout(as_json)
     found = find_project(project)
     section = Overrides(ask=ask).configure(found).training.tribunal
@@ -165,7 +166,7 @@ def baselines(part: PartOption = "dev", project: ProjectOption = None, as_json: 
 
     reserve_stdout(as_json)
     found = find_project(project)
-    pairs, _ = read_benchmark(found.tribunal, part)
+    pairs, _ignored = read_benchmark(found.tribunal, part)
     result: dict[str, Any] = both(pairs) | {
         "keywords_by_attack": by_attack(pairs, keyword_score),
         "screen": screen_figures(pairs, load_constitution(found.constitution)),
@@ -174,13 +175,27 @@ def baselines(part: PartOption = "dev", project: ProjectOption = None, as_json: 
         f = result[name]
         low, high = f["interval_95"]
         say(
-            f"  {name:<9} {f['right']}/{f['pairs']} pairs right: {f['accuracy']:.2f} [{low:.2f}, {high:.2f}],"
-            f" {f['ties']} ties"
+            _(
+                "  {name:<9} {f}/{f_2} pairs right: {f_3:.2f} [{low:.2f}, {high:.2f}], {f_4} ties",
+                name=name,
+                f=f["right"],
+                f_2=f["pairs"],
+                f_3=f["accuracy"],
+                low=low,
+                high=high,
+                f_4=f["ties"],
+            )
         )
     s = result["screen"]
     say(
-        f"  {s['name']}: flags {s['bad_flagged']} of {s['bad']} bad answers"
-        f" and {s['good_flagged']} of {s['good']} good ones"
+        _(
+            "  {s}: flags {s_2} of {s_3} bad answers and {s_4} of {s_5} good ones",
+            s=s["name"],
+            s_2=s["bad_flagged"],
+            s_3=s["bad"],
+            s_4=s["good_flagged"],
+            s_5=s["good"],
+        )
     )
     print_result(result, as_json)
 
@@ -198,7 +213,7 @@ def lock(project: ProjectOption = None) -> None:
     folder = find_project(project).tribunal
     for name, digest in write_seal(folder).items():
         say(f"  {digest[:16]}  {name}")
-    say(f"  → {folder / 'locked.json'}: commit it")
+    say(_("  → {folder}: commit it", folder=folder / "locked.json"))
 
 
 def _show(c: Calibration) -> None:
@@ -206,39 +221,86 @@ def _show(c: Calibration) -> None:
 
     low, high = c.interval_95
     d = c.details
-    say(f"{c.judge} on {c.pairs} pairs ({c.part}): {'beats its baselines' if c.fit else 'NOT FIT'}")
-    missing = f"{d['abstention']['count']} of {d['abstention']['of']} scores missing"
-    say(f"  accuracy   {c.accuracy or 0.0:.2f} [{low:.2f}, {high:.2f}], {c.ties} ties, {missing}")
+    say(
+        _(
+            "{judge} on {pairs} pairs ({part}): {fit}",
+            judge=c.judge,
+            pairs=c.pairs,
+            part=c.part,
+            fit=_("beats its baselines") if c.fit else _("NOT FIT"),
+        )
+    )
+    missing = _("{count} of {all} scores missing", count=d["abstention"]["count"], all=d["abstention"]["of"])
+    say(
+        _(
+            "  accuracy   {accuracy:.2f} [{low:.2f}, {high:.2f}], {ties} ties, {missing}",
+            accuracy=c.accuracy or 0.0,
+            low=low,
+            high=high,
+            ties=c.ties,
+            missing=missing,
+        )
+    )
     for reason in d["reasons"]:
-        say(f"    missing: {reason}")
+        say(_("    missing: {reason}", reason=reason))
     for name, b in c.baselines.items():
         say(f"  {name:<10} {b['accuracy']:.2f} [{b['interval_95'][0]:.2f}, {b['interval_95'][1]:.2f}]")
     for date, f in d["by_date"].items() if len(d["by_date"]) > 1 else ():
         length = f["baselines"]["length"]["accuracy"]
         rate = f"{f['count']}/{f['of']} [{f['interval_95'][0]:.2f}, {f['interval_95'][1]:.2f}]"
-        say(f"  rows {date:<11} {rate}; keywords {f['baselines']['keywords']['accuracy']:.2f}, length {length:.2f}")
+        say(
+            _(
+                "  rows {date:<11} {rate}; keywords {f:.2f}, length {length:.2f}",
+                date=date,
+                rate=rate,
+                f=f["baselines"]["keywords"]["accuracy"],
+                length=length,
+            )
+        )
     for attack, f in d["by_attack"].items():
         say(f"    {attack:<20} {f['count']}/{f['of']} [{f['interval_95'][0]:.2f}, {f['interval_95'][1]:.2f}]")
-    say(f"  AUROC      {', '.join(f'{judge} {x:.2f}' for judge, x in d['auroc'].items() if x is not None)}")
+    say(
+        _(
+            "  AUROC      {items}",
+            items=", ".join(f"{judge} {x:.2f}" for judge, x in d["auroc"].items() if x is not None),
+        )
+    )
     if d["pt_minus_en"]:
-        say(f"  PT − EN    {d['pt_minus_en']['gap']:+.2f} {d['pt_minus_en']['interval_95']}")
+        say(_("  PT − EN    {d:+.2f} {d_2}", d=d["pt_minus_en"]["gap"], d_2=d["pt_minus_en"]["interval_95"]))
     if d["length"]:
         effect, error = d["length"]["score_per_100_words"], 1.96 * d["length"]["standard_error"]
-        say(f"  length     {effect:+.3f} ± {error:.3f} of the score per 100 more words")
+        say(_("  length     {effect:+.3f} ± {error:.3f} of the score per 100 more words", effect=effect, error=error))
     for kind, f in d["invariance"].items():
         if f["comparisons"]:
-            say(f"    {kind:<20} changes the score by {f['mean_change']:+.3f}, {f['mean_absolute_change']:.3f} in size")
+            say(
+                _(
+                    "    {kind:<20} changes the score by {f:+.3f}, {f_2:.3f} in size",
+                    kind=kind,
+                    f=f["mean_change"],
+                    f_2=f["mean_absolute_change"],
+                )
+            )
     if (ways := d.get("items")) and set(ways) != {"quoted"}:
-        say(f"  items      {', '.join(f'{count} {way}' for way, count in sorted(ways.items()))}")
+        say(_("  items      {items}", items=", ".join(f"{count} {way}" for way, count in sorted(ways.items()))))
     spans, injection = d["spans_found"], d["injection"]
     say(
-        f"  injection  {injection['count']}/{injection['of']} succeed; Brier {d['brier']}; "
-        f"spans found {spans['found']}/{spans['given']}"
+        _(
+            "  injection  {injection}/{injection_2} succeed; Brier {d}; spans found {spans}/{spans_2}",
+            injection=injection["count"],
+            injection_2=injection["of"],
+            d=d["brier"],
+            spans=spans["found"],
+            spans_2=spans["given"],
+        )
     )
     if note := d.get("note"):
-        say(f"  note       {note}")
+        say(_("  note       {note}", note=note))
     if agreement := d["agreement"]:
         say(
-            f"  agreement  alpha {agreement['alpha']}, {agreement['models']} models are worth "
-            f"{agreement['effective_votes']} independent votes"
+            _(
+                "  agreement  alpha {agreement}, {agreement_2} models are worth {agreement_3} independent votes",
+                agreement=agreement["alpha"],
+                agreement_2=agreement["models"],
+                agreement_3=agreement["effective_votes"],
+            )
         )

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from noesis.core.device import Device, cpu_device
+from noesis.core.i18n import N_
 from noesis.planning.gpus import gpu_of, prices, rented_gpu
 from noesis.planning.search import PlanningTask, SetupOption, enumerate_setups, fastest_fit
 from noesis.planning.speed import CONTAINER_SECONDS, RENTED_IMPORT_SECONDS, load_seconds
@@ -27,7 +28,10 @@ JUDGE_MACHINE, MERGE_MACHINE = Machine(2, 32), Machine(4, 24)
 RENTED = "NOESIS_RENTED"  # environment variable in a container: the GPUs that were asked for, separated by commas
 UPGRADED = {"H200": "H100"}  # a GPU that the provider may give in place of another, at the other's price
 JUDGE_GPU = "A10"
-CHOOSE_AND_JUDGE, MERGE_AND_GGUF = "choose and judge", "merge and gguf"  # stages of a run that share a rented machine
+CHOOSE_AND_JUDGE, MERGE_AND_GGUF = (
+    N_("choose and judge"),
+    N_("merge and gguf"),
+)  # stages of a run that share a rented machine
 ALTERNATIVES = ("A10", "L40S", "A100-80GB", "H100")
 
 # The stages after training.

@@ -17,6 +17,7 @@ from noesis.core.config import Quantization
 from noesis.core.console import Progress
 from noesis.core.errors import ModelError
 from noesis.core.files import copy_file, files_in, new_folder, require_space, write_text
+from noesis.core.i18n import _
 from noesis.core.rooted import file_of_model
 from noesis.llm.weights import (
     INDEX,
@@ -138,7 +139,9 @@ def plan_merge(base: Path, adapter_folder: Path, quantization: Quantization | No
     """
     adapter, tensors = read_adapter(adapter_folder), list_tensors(base)
     if not adapter.targets:
-        raise ModelError(f"{adapter_folder} has no LoRA tensors: nothing would be merged")
+        raise ModelError(
+            _("{adapter_folder} has no LoRA tensors: nothing would be merged", adapter_folder=adapter_folder)
+        )
     require_matching_base(adapter, tensors, base)
     return MergePlan(base, adapter, tuple(tensors.values()), quantization, dtype)
 
@@ -186,7 +189,7 @@ def merge(
 def _write_weights(plan: MergePlan, folder: Path, error: _ErrorMeter) -> dict[str, str]:
     """Write the weight files and their index. Returns tensor name → sha256."""
     digests: dict[str, str] = {}
-    with Progress("merge", len(plan.tensors), "tensors") as progress:
+    with Progress(_("merge"), len(plan.tensors), _("tensors")) as progress:
         for file, tensors in plan.files.items():
             for name, sha256 in write_shard(folder / file, tensors, _merged(plan, tensors, error)):
                 digests[name] = sha256
@@ -212,7 +215,10 @@ def _merged(plan: MergePlan, tensors: list[StoredTensor], error: _ErrorMeter) ->
                 weight = update.add_(weight.float())
                 if not torch.isfinite(weight).all():
                     raise ModelError(
-                        f"{tensor.name}: base plus update is not finite: the adapter is damaged, or training diverged"
+                        _(
+                            "{name}: base plus update is not finite: the adapter is damaged, or training diverged",
+                            name=tensor.name,
+                        )
                     )
             yield cast_to(weight, tensor.dtype)
 

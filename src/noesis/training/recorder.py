@@ -12,6 +12,7 @@ from typing import Any
 from noesis.core.console import Progress, duration, say
 from noesis.core.device import Device
 from noesis.core.files import append_line, sync_file, write_jsonl
+from noesis.core.i18n import _
 from noesis.planning.budget import Budget
 from noesis.planning.plan import Plan
 from noesis.run.metrics import read_metrics
@@ -58,7 +59,7 @@ class Metrics:
         self.file, self.device, self.budget = file, device, budget
         self.earlier_lines = [line for line in read_metrics(file) if line["step"] <= step]
         self.total = tokens_per_epoch * plan.epochs
-        self.progress = Progress("train", self.total, "tok", every_s=15)
+        self.progress = Progress(_("train"), self.total, _("tok"), every_s=15)
         self.planned_rate = plan.tokens_per_s
         self.departure_said = False
         self.tokens = 0  # trained on by this process
@@ -126,8 +127,14 @@ class Metrics:
         self.departure_said = True
         expected = first_s + (self.progress.total - self.first[0]) / rate
         say(
-            f"  {rate:,.0f} tokens/s, where the plan said {self.planned_rate:,.0f}: training will take about "
-            f"{duration(expected)}, not {duration(self.progress.total / self.planned_rate)}"
+            _(
+                "  {rate:,.0f} tokens/s, where the plan said {planned_rate:,.0f}: training will take about "
+                "{expected}, not {total}",
+                rate=rate,
+                planned_rate=self.planned_rate,
+                expected=duration(expected),
+                total=duration(self.progress.total / self.planned_rate),
+            )
         )
 
     def sync(self) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from noesis.core.console import Progress
 from noesis.core.device import usable_threads
+from noesis.core.i18n import _
 from noesis.core.language import CODES
 from noesis.core.text import closing
 from noesis.dataset.checks.fingerprint import fingerprint
@@ -144,7 +145,7 @@ def map_chunks(
     total = total_size(files)
     todo = [chunk for file in files for chunk in file_chunks(file, CHUNK_SIZE)]
     processes = processes or (usable_threads() if total >= PARALLEL_FROM else 1)
-    with Progress(what, max(total // 1_000_000, 1), "MB", every_s=5.0) as progress:
+    with Progress(what, max(total // 1_000_000, 1), _("MB"), every_s=5.0) as progress:
         read = 0
         for chunk, result in zip(todo, _in_order(todo, work, processes), strict=True):
             read += chunk.end - chunk.start
@@ -193,7 +194,7 @@ def _scan_chunk(chunk: FileChunk, number: dict[Path, int], rules: Rules, keep_ex
     table, copied = _table(parsed, number[chunk.file], rules)
     if keep_examples:
         table.examples = tuple(p.example for p in parsed)
-    message = "response_revised only lengthens or shortens response_initial: most of the words are the same"
+    message = _("response_revised only lengthens or shortens response_initial: most of the words are the same")
     for i in np.flatnonzero(copied):
         note(parsed[i].line, Finding("length-only", message, warning=True))
     return ChunkResult(chunk, rows, last, findings, counts, table)

@@ -17,6 +17,7 @@ from noesis.core.config import Config
 from noesis.core.console import command, duration, printable, say, size
 from noesis.core.errors import ModelError, NoesisError, RunError
 from noesis.core.files import utc_now, write_text
+from noesis.core.i18n import _
 from noesis.core.jsonl import MAX_RUN_FILE, LineError, read_json_file, read_objects
 from noesis.core.text import counted
 from noesis.llm.llama_cpp import REPEAT_PENALTY
@@ -63,8 +64,14 @@ def write_report(
         if isinstance(error, NoesisError):
             raise
         raise RunError(
-            f"{run.path} holds something that no stage writes, so there is no report of it "
-            f"({type(error).__name__}: {str(error)[:200]}): see  {command('verify', run.path)}"
+            _(
+                "{path} holds something that no stage writes, so there is no report of it "
+                "({name}: {error}): see  {command}",
+                path=run.path,
+                name=type(error).__name__,
+                error=str(error)[:200],
+                command=command("verify", run.path),
+            )
         ) from None
     write_text(run.report, page)
     return ReportResult(sum(run.result(name) is not None for name in STAGES if name != "report"))

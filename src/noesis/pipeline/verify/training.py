@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from noesis.core.i18n import _
 from noesis.pipeline.verify.evidence import Evidence, UncheckedError
 from noesis.run.metrics import losses_by_epoch, read_metrics
 from noesis.training.methods import saved_states, state_seals
@@ -11,17 +12,27 @@ from noesis.training.state.checkpoint import unusable_reason
 def executed_plan(e: Evidence) -> str | None:
     planned, executed, train = e.results.plan, e.results.executed_plan, e.results.train
     if planned is None or executed is None:
-        raise UncheckedError("an early version made no such plan")
+        raise UncheckedError(_("an early version made no such plan"))
     wrong = [
         key for key in ("model", "r", "epochs", "tokens_per_epoch") if getattr(planned, key) != getattr(executed, key)
     ]
     if wrong:
-        return f"training's own plan has another {', '.join(wrong)} than the plan"
+        return _("training's own plan has another {wrong} than the plan", wrong=", ".join(wrong))
     asked = (e.config.lora.r, e.config.training.epochs)
     if (planned.r, planned.epochs) != asked:
-        return f"the plan has rank {planned.r} and {planned.epochs} epochs, config.json {asked[0]} and {asked[1]}"
+        return _(
+            "the plan has rank {r} and {epochs} epochs, config.json {asked} and {asked_2}",
+            r=planned.r,
+            epochs=planned.epochs,
+            asked=asked[0],
+            asked_2=asked[1],
+        )
     if train is not None and train.epochs != executed.epochs:
-        return f"training reports {train.epochs} epochs, its plan has {executed.epochs}"
+        return _(
+            "training reports {epochs} epochs, its plan has {executed_epochs}",
+            epochs=train.epochs,
+            executed_epochs=executed.epochs,
+        )
     return None
 
 
@@ -31,15 +42,21 @@ def figures(e: Evidence) -> str | None:
     if result.sft is not None:
         steps = len(read_metrics(e.run.checkpoints / "sft" / "metrics.jsonl"))
         if steps != result.sft.steps:
-            return f"checkpoints/sft/metrics.jsonl has {steps} steps, the manifest {result.sft.steps}"
+            return _(
+                "checkpoints/sft/metrics.jsonl has {steps} steps, the manifest {sft_steps}",
+                steps=steps,
+                sft_steps=result.sft.steps,
+            )
     lines = read_metrics(e.run.metrics)
     told = (result.steps, result.first_loss, result.final_loss)
     found = (len(lines), lines[0]["loss"], lines[-1]["loss"]) if lines else (0, None, None)
     if told != found:
-        return f"metrics.jsonl says {found} of steps, first and last loss, the manifest {told}"
+        return _(
+            "metrics.jsonl says {found} of steps, first and last loss, the manifest {told}", found=found, told=told
+        )
     losses = result.mean_training_loss
     same = losses is None or losses == losses_by_epoch(lines, result.epochs)
-    return None if same else "the mean losses of the epochs do not follow from metrics.jsonl"
+    return None if same else _("the mean losses of the epochs do not follow from metrics.jsonl")
 
 
 def epochs(e: Evidence) -> str | None:
@@ -47,7 +64,13 @@ def epochs(e: Evidence) -> str | None:
     assert result is not None
     listed = {name.split("/")[1] for name in e.run.manifest.stages["train"].outputs if name.startswith("checkpoints/e")}
     made = {f"epoch_{epoch}" for epoch in range(result.epochs)}
-    return None if listed == made else f"it trained {result.epochs}, and lists {', '.join(sorted(listed)) or 'none'}"
+    return (
+        None
+        if listed == made
+        else _(
+            "it trained {epochs}, and lists {listed}", epochs=result.epochs, listed=", ".join(sorted(listed)) or "none"
+        )
+    )
 
 
 def states(e: Evidence) -> str | None:
@@ -57,7 +80,7 @@ def states(e: Evidence) -> str | None:
     if wrong or not found or train is None:
         return "; ".join(wrong) or None
     if train.states is None and e.run.manifest.is_early:
-        raise UncheckedError("an early version did not record which states training left")
+        raise UncheckedError(_("an early version did not record which states training left"))
     told = train.states or {}
     other = [name for name, sha256 in found.items() if told.get(name) != sha256]
-    return f"training did not leave {', '.join(other)} as it is" if other else None
+    return _("training did not leave {other} as it is", other=", ".join(other)) if other else None

@@ -18,6 +18,7 @@ from typing import Any
 from noesis.core.console import relay
 from noesis.core.errors import CapError, TrainingError
 from noesis.core.files import write_text
+from noesis.core.i18n import N_, _
 from noesis.core.rooted import remove
 from noesis.run.metrics import read_metrics
 from noesis.training.backends.trainer_arguments import shared_arguments
@@ -25,9 +26,10 @@ from noesis.training.job import TrainJob, TrainResult
 
 PYTHON = "NOESIS_UNSLOTH_PYTHON"
 PRINTED_S = 5.0  # for the last lines; a child of its own may hold the pipe open
-HOW = (
+HOW = N_(
     "make one with  python -m venv unsloth-env && unsloth-env/bin/pip install -r constraints-unsloth.txt  "
-    f"and set {PYTHON}=unsloth-env/bin/python"
+    "and set {python}=unsloth-env/bin/python",
+    python=PYTHON,
 )
 
 
@@ -37,7 +39,7 @@ class Unsloth:
     name = "unsloth"
 
     def refusal_reason(self, job: TrainJob) -> str | None:
-        return None if job.plan.setup.engine == "unsloth" else "training_config.yaml does not set engine: unsloth"
+        return None if job.plan.setup.engine == "unsloth" else _("training_config.yaml does not set engine: unsloth")
 
     def train(self, job: TrainJob) -> TrainResult:
         """As `Backend.train`.
@@ -72,8 +74,11 @@ def _run(job: TrainJob, command: list[str], folder: Path, result_file: Path) -> 
     except subprocess.TimeoutExpired:
         spent = "" if job.budget is None else job.budget.describe()
         raise CapError(
-            f"Unsloth was stopped at the agreed cap: {spent}; "
-            "the same command with a higher cap resumes from its last saved step"
+            _(
+                "Unsloth was stopped at the agreed cap: {spent}; "
+                "the same command with a higher cap resumes from its last saved step",
+                spent=spent,
+            )
         ) from None
     finally:
         process.kill()
@@ -81,8 +86,11 @@ def _run(job: TrainJob, command: list[str], folder: Path, result_file: Path) -> 
         printed.join(PRINTED_S)
     if code != 0 or not result_file.is_file():
         raise TrainingError(
-            f"Unsloth's process ended with code {code}; its output is above. "
-            "To train without it: engine: noesis in training_config.yaml"
+            _(
+                "Unsloth's process ended with code {code}; its output is above. "
+                "To train without it: engine: noesis in training_config.yaml",
+                code=code,
+            )
         )
     return dict(json.loads(result_file.read_text(encoding="utf-8")))
 
@@ -96,11 +104,16 @@ def _find_environment() -> str:
     python = os.environ.get(PYTHON)
     if not python:
         raise TrainingError(
-            f"engine: unsloth needs an environment of its own: {HOW}; or set engine: noesis in training_config.yaml"
+            _(
+                "engine: unsloth needs an environment of its own: {how}; or set engine: noesis in training_config.yaml",
+                how=_(HOW),
+            )
         )
     if shutil.which(python) is None:
-        raise TrainingError(f"{PYTHON}={python} can't be run: {HOW}")
-    code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('unsloth') is None)"
+        raise TrainingError(_("{python}={python_2} can't be run: {how}", python=PYTHON, python_2=python, how=_(HOW)))
+    code = _("import importlib.util, sys; sys.exit(importlib.util.find_spec('unsloth') is None)")
     if subprocess.run([python, "-c", code], check=False).returncode != 0:
-        raise TrainingError(f"{PYTHON}={python} has no package unsloth: {HOW}")
+        raise TrainingError(
+            _("{python}={python_2} has no package unsloth: {how}", python=PYTHON, python_2=python, how=_(HOW))
+        )
     return python

@@ -1,0 +1,138 @@
+"""Gather the messages of the package and compile their translations: `make messages`; --check only compares.
+
+Messages are what `_`, `ngettext` and `N_` are called with, the help of every command and option, and the words of typer
+and pydantic that reach a user. New ones are appended to the `.po` files without a translation; those that are gone are
+dropped. Babel does the work: https://babel.pocoo.org/en/latest/api/messages/index.html
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import typer.main
+from babel.messages.catalog import Catalog
+from babel.messages.extract import extract_from_dir
+from babel.messages.mofile import write_mo
+from babel.messages.pofile import read_po, write_po
+
+from noesis.cli import app
+from noesis.core.i18n import speak
+from noesis.core.i18n.catalogue import DOMAIN, FOLDER
+from noesis.core.i18n.speech import LOCALES
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "noesis"
+KEYWORDS = {"_": None, "N_": None, "ngettext": (1, 2)}
+FOREIGN = (  # typer's
+    "Usage: ",
+    "[OPTIONS]",
+    "COMMAND [ARGS]...",
+    "Options",
+    "Arguments",
+    "Commands",
+    "Show this message and exit.",
+    "default: {default}",
+    "required",
+    "env var: {var}",
+    "Try '{command} {option}' for help.",
+    "Error: {message}",
+    "Missing command.",
+    "No such command {name!r}.",
+    "No such option: {name}",
+    "{message} Did you mean {possibilities}?",
+    "{message} (Possible options: {possibilities})",
+    "Got unexpected extra argument(s) ({arguments})",
+    "Invalid value: {message}",
+    "Invalid value for {hint}: {message}",
+    "Missing argument {hint}.",
+    "Missing argument {hint}. {message}",
+    "Missing option {hint}.",
+    "Missing option {hint}. {message}",
+    "Option {name!r} requires an argument.",
+    "Option {name!r} does not take a value.",
+    # pydantic's
+    "Input should be a valid integer",
+    "Input should be a valid integer, unable to parse string as an integer",
+    "Input should be a valid number",
+    "Input should be a valid number, unable to parse string as a number",
+    "Input should be a finite number",
+    "Input should be a valid string",
+    "Input should be a valid boolean",
+    "Input should be a valid boolean, unable to interpret input",
+    "Input should be a valid list",
+    "Input should be a valid tuple",
+    "Input should be a valid array",
+    "Input should be a valid dictionary",
+    "Input should be an object",
+    "Input should be greater than {bound}",
+    "Input should be greater than or equal to {bound}",
+    "Input should be less than {bound}",
+    "Input should be less than or equal to {bound}",
+    "Input should be {choices}",
+    "Input should be a valid path for file or directory",
+    "Input is not a valid path",
+    "String should have at least 1 character",
+    "String should have at least {least} characters",
+    "String should have at most {most} characters",
+    "String should match pattern '{pattern}'",
+    "List should have at least {least} item after validation, not {found}",
+    "List should have at least {least} items after validation, not {found}",
+    "List should have at most {most} items after validation, not {found}",
+    "Extra inputs are not permitted",
+    "Field required",
+    "Value error, {message}",
+)
+
+
+def messages() -> Catalog:
+    """Everything that the package says, in the order of its files."""
+    found = Catalog()
+    for file, _line, text, _comments, context in extract_from_dir(SOURCE, [("**.py", "python")], keywords=KEYWORDS):
+        found.add(text, locations=[(f"noesis/{file}", None)], context=context)
+    speak("en")
+    for text in _help(typer.main.get_command(app)):
+        found.add(text, locations=[("noesis --help", None)])
+    for text in FOREIGN:
+        found.add(text, locations=[("typer, pydantic", None)])
+    return found
+
+
+def _help(command: object) -> Iterator[str]:
+    """What the help of a command, of its options, and of the commands below it says."""
+    if command.help:
+        yield command.help
+    yield from (param.help for param in command.params if getattr(param, "help", None))
+    for child in getattr(command, "commands", {}).values():
+        yield from _help(child)
+
+
+def updated(file: Path, locale: str, template: Catalog) -> tuple[bytes, bytes]:
+    """The `.po` file with today's messages, and what it compiles to."""
+    with file.open("rb") as f:
+        catalogue = read_po(f, locale=locale, domain=DOMAIN)
+    catalogue.update(template, no_fuzzy_matching=True)
+    catalogue.obsolete.clear()
+    source, compiled = io.BytesIO(), io.BytesIO()
+    write_po(source, catalogue, width=120, omit_header=False, include_lineno=False, ignore_obsolete=True)
+    write_mo(compiled, catalogue)
+    return source.getvalue(), compiled.getvalue()
+
+
+def main() -> int:
+    """Write or compare."""
+    template = messages()
+    for locale in LOCALES.values():
+        file = FOLDER / locale / "LC_MESSAGES" / f"{DOMAIN}.po"
+        for target, content in zip((file, file.with_suffix(".mo")), updated(file, locale, template), strict=True):
+            if "--check" not in sys.argv:
+                target.write_bytes(content)
+            elif not target.is_file() or target.read_bytes() != content:
+                print(f"{target.relative_to(SOURCE)} is stale: run  make messages", file=sys.stderr)
+                return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
