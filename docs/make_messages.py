@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import typer.main
@@ -25,6 +26,17 @@ from noesis.core.i18n.speech import LOCALES
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "noesis"
 KEYWORDS = {"_": None, "N_": None, "ngettext": (1, 2)}
+EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+HEADER = """\
+# What Noesis says, in Brazilian Portuguese, in the words of docs/glossario.md. `make messages` adds what is new.
+msgid ""
+msgstr ""
+"Language: pt_BR\\n"
+"Content-Type: text/plain; charset=utf-8\\n"
+"Content-Transfer-Encoding: 8bit\\n"
+"Plural-Forms: nplurals=2; plural=(n != 1);\\n"
+
+"""
 FOREIGN = (  # typer's
     "Usage: ",
     "[OPTIONS]",
@@ -83,6 +95,17 @@ FOREIGN = (  # typer's
     "Extra inputs are not permitted",
     "Field required",
     "Value error, {message}",
+    # the operating system's
+    "Permission denied",
+    "Operation not permitted",
+    "Read-only file system",
+    "No such file or directory",
+    "File exists",
+    "Is a directory",
+    "Not a directory",
+    "Directory not empty",
+    "Input/output error",
+    "Connection refused",
 )
 
 
@@ -109,15 +132,19 @@ def _help(command: object) -> Iterator[str]:
 
 
 def updated(file: Path, locale: str, template: Catalog) -> tuple[bytes, bytes]:
-    """The `.po` file with today's messages, and what it compiles to."""
+    """Today's `.po` file and what it compiles to; without dates, so that equal messages are equal files."""
     with file.open("rb") as f:
-        catalogue = read_po(f, locale=locale, domain=DOMAIN)
-    catalogue.update(template, no_fuzzy_matching=True)
-    catalogue.obsolete.clear()
+        old = read_po(f, locale=locale, domain=DOMAIN)
+    old.update(template, no_fuzzy_matching=True)
+    catalogue = Catalog(locale=locale, domain=DOMAIN)
+    catalogue.creation_date = catalogue.revision_date = EPOCH
+    for message in old:
+        if message.id:
+            catalogue[message.id] = message
     source, compiled = io.BytesIO(), io.BytesIO()
-    write_po(source, catalogue, width=120, omit_header=False, include_lineno=False, ignore_obsolete=True)
+    write_po(source, catalogue, width=120, omit_header=True, include_lineno=False, ignore_obsolete=True)
     write_mo(compiled, catalogue)
-    return source.getvalue(), compiled.getvalue()
+    return HEADER.encode() + source.getvalue(), compiled.getvalue()
 
 
 def main() -> int:

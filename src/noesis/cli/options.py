@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from noesis.core.i18n import _
+from noesis.core.errors import UsageError
+from noesis.core.i18n import SPOKEN, _, speak, spoken
 
 if TYPE_CHECKING:
     from noesis.core.config import ModalSection
@@ -136,6 +137,27 @@ JudgesMaxUsdOption = Annotated[
         help="Stop before judges cost more than this; needs tribunal: prices in training_config.yaml.",
     ),
 ]
+
+
+def speak_as_asked(arguments: list[str]) -> list[str]:
+    """Speak the language of `--lang`, wherever it stands, else what the environment asks for; the other arguments.
+
+    Raises:
+        UsageError: a language that is not spoken.
+    """
+    rest, code = list(arguments), spoken()
+    for place, word in enumerate(rest):
+        name, _equals, value = word.partition("=")
+        if word == "--" or (name == "--lang" and not value and place + 1 == len(rest)):
+            break
+        if name == "--lang":
+            code = value or rest[place + 1]
+            del rest[place : place + (1 if value else 2)]
+            break
+    if code not in SPOKEN:
+        raise UsageError(_("--lang {code!r}: Noesis speaks {languages}", code=code, languages=", ".join(SPOKEN)))
+    speak(code)
+    return rest
 
 
 def reserve_stdout(as_json: bool) -> None:

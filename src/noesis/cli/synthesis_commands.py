@@ -65,10 +65,10 @@ def prompts(
     report = make_prompts(found, ask)
     say(
         _(
-            "{report} of {report_2} kept; the lists make {report_3:,} in each language",
-            report=report["kept"],
-            report_2=report["asked"],
-            report_3=report["of"],
+            "{kept} of {asked} kept; the lists make {combinations:,} in each language",
+            kept=report["kept"],
+            asked=report["asked"],
+            combinations=report["of"],
         )
     )
     if report["left_out"]:
@@ -142,26 +142,26 @@ def prefer(
     report = make_preferences(found, ask)
     say(
         _(
-            "{report} of {report_2} pairs labelled by {report_3}",
-            report=report["labelled"],
-            report_2=report["pairs"],
-            report_3=report["critic"],
+            "{labelled} of {pairs} pairs labelled by {critic}",
+            labelled=report["labelled"],
+            pairs=report["pairs"],
+            critic=report["critic"],
         )
     )
     if report["labelled"]:
         place = report["first_place"]
         say(
             _(
-                "  mean p_chosen {report:.3f}; both orders agree on {report_2:.2f}",
-                report=report["mean_p_chosen"],
-                report_2=report["both_orders_agree"],
+                "  mean p_chosen {mean:.3f}; both orders agree on {agree:.2f}",
+                mean=report["mean_p_chosen"],
+                agree=report["both_orders_agree"],
             )
         )
         say(
             _(
-                "  probability of whatever stands first {place:.2f} {place_2}",
+                "  probability of whatever stands first {place:.2f} {interval}",
                 place=place["mean"],
-                place_2=place["interval_95"] or "",
+                interval=place["interval_95"] or "",
             )
         )
         if report["both_orders_agree"] < 0.6:
@@ -174,9 +174,9 @@ def prefer(
     if "revised_preferred" in report:
         say(
             _(
-                "  the revision is preferred in {report} of {report_2} pairs",
-                report=report["revised_preferred"]["count"],
-                report_2=report["revised_preferred"]["of"],
+                "  the revision is preferred in {preferred} of {pairs} pairs",
+                preferred=report["revised_preferred"]["count"],
+                pairs=report["revised_preferred"]["of"],
             )
         )
     if report["left_out"]:
@@ -253,7 +253,7 @@ def revise(
     folder = out or found.data / "generated" / "revisions"
     ask = ExamplesRequest(model, critic or model, prompts, folder, settings, tuple(judges or ()), max_usd, count)
     _show_report(make_examples(found, ask))
-    say(_("  → {folder}; left out: {folder_2}", folder=folder / "examples.jsonl", folder_2=folder / "left_out.jsonl"))
+    say(_("  → {folder}; left out: {left_out}", folder=folder / "examples.jsonl", left_out=folder / "left_out.jsonl"))
     if as_json:
         import json
 
@@ -265,22 +265,22 @@ def _show_report(report: dict[str, Any]) -> None:
 
     say(
         _(
-            "{report} examples kept of {report_2} prompts ({report_3} made), {report_4}",
-            report=report["kept"],
-            report_2=report["prompts"],
-            report_3=report["made"],
-            report_4=duration(report["seconds"]),
+            "{kept} examples kept of {prompts} prompts ({made} made), {time}",
+            kept=report["kept"],
+            prompts=report["prompts"],
+            made=report["made"],
+            time=duration(report["seconds"]),
         )
     )
     for name, f in report["by_principle"].items():
         low, high = f["interval_95"]
         say(
             _(
-                "  {name:<28} {f}/{f_2} kept: {f_3:.2f} [{low:.2f}, {high:.2f}]",
+                "  {name:<28} {kept}/{drawn} kept: {rate:.2f} [{low:.2f}, {high:.2f}]",
                 name=name,
-                f=f["kept"],
-                f_2=f["drawn"],
-                f_3=f["rate"],
+                kept=f["kept"],
+                drawn=f["drawn"],
+                rate=f["rate"],
                 low=low,
                 high=high,
             )

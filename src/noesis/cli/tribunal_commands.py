@@ -176,25 +176,25 @@ def baselines(part: PartOption = "dev", project: ProjectOption = None, as_json: 
         low, high = f["interval_95"]
         say(
             _(
-                "  {name:<9} {f}/{f_2} pairs right: {f_3:.2f} [{low:.2f}, {high:.2f}], {f_4} ties",
+                "  {name:<9} {right}/{pairs} pairs right: {accuracy:.2f} [{low:.2f}, {high:.2f}], {ties} ties",
                 name=name,
-                f=f["right"],
-                f_2=f["pairs"],
-                f_3=f["accuracy"],
+                right=f["right"],
+                pairs=f["pairs"],
+                accuracy=f["accuracy"],
                 low=low,
                 high=high,
-                f_4=f["ties"],
+                ties=f["ties"],
             )
         )
     s = result["screen"]
     say(
         _(
-            "  {s}: flags {s_2} of {s_3} bad answers and {s_4} of {s_5} good ones",
-            s=s["name"],
-            s_2=s["bad_flagged"],
-            s_3=s["bad"],
-            s_4=s["good_flagged"],
-            s_5=s["good"],
+            "  {name}: flags {bad_flagged} of {bad} bad answers and {good_flagged} of {good} good ones",
+            name=s["name"],
+            bad_flagged=s["bad_flagged"],
+            bad=s["bad"],
+            good_flagged=s["good_flagged"],
+            good=s["good"],
         )
     )
     print_result(result, as_json)
@@ -250,10 +250,10 @@ def _show(c: Calibration) -> None:
         rate = f"{f['count']}/{f['of']} [{f['interval_95'][0]:.2f}, {f['interval_95'][1]:.2f}]"
         say(
             _(
-                "  rows {date:<11} {rate}; keywords {f:.2f}, length {length:.2f}",
+                "  rows {date:<11} {rate}; keywords {keywords:.2f}, length {length:.2f}",
                 date=date,
                 rate=rate,
-                f=f["baselines"]["keywords"]["accuracy"],
+                keywords=f["baselines"]["keywords"]["accuracy"],
                 length=length,
             )
         )
@@ -266,7 +266,13 @@ def _show(c: Calibration) -> None:
         )
     )
     if d["pt_minus_en"]:
-        say(_("  PT − EN    {d:+.2f} {d_2}", d=d["pt_minus_en"]["gap"], d_2=d["pt_minus_en"]["interval_95"]))
+        say(
+            _(
+                "  PT − EN    {gap:+.2f} {interval}",
+                gap=d["pt_minus_en"]["gap"],
+                interval=d["pt_minus_en"]["interval_95"],
+            )
+        )
     if d["length"]:
         effect, error = d["length"]["score_per_100_words"], 1.96 * d["length"]["standard_error"]
         say(_("  length     {effect:+.3f} ± {error:.3f} of the score per 100 more words", effect=effect, error=error))
@@ -274,10 +280,10 @@ def _show(c: Calibration) -> None:
         if f["comparisons"]:
             say(
                 _(
-                    "    {kind:<20} changes the score by {f:+.3f}, {f_2:.3f} in size",
+                    "    {kind:<20} changes the score by {change:+.3f}, {size:.3f} in size",
                     kind=kind,
-                    f=f["mean_change"],
-                    f_2=f["mean_absolute_change"],
+                    change=f["mean_change"],
+                    size=f["mean_absolute_change"],
                 )
             )
     if (ways := d.get("items")) and set(ways) != {"quoted"}:
@@ -285,12 +291,12 @@ def _show(c: Calibration) -> None:
     spans, injection = d["spans_found"], d["injection"]
     say(
         _(
-            "  injection  {injection}/{injection_2} succeed; Brier {d}; spans found {spans}/{spans_2}",
-            injection=injection["count"],
-            injection_2=injection["of"],
-            d=d["brier"],
-            spans=spans["found"],
-            spans_2=spans["given"],
+            "  injection  {succeed}/{of} succeed; Brier {brier}; spans found {found}/{given}",
+            succeed=injection["count"],
+            of=injection["of"],
+            brier=d["brier"],
+            found=spans["found"],
+            given=spans["given"],
         )
     )
     if note := d.get("note"):
@@ -298,9 +304,9 @@ def _show(c: Calibration) -> None:
     if agreement := d["agreement"]:
         say(
             _(
-                "  agreement  alpha {agreement}, {agreement_2} models are worth {agreement_3} independent votes",
-                agreement=agreement["alpha"],
-                agreement_2=agreement["models"],
-                agreement_3=agreement["effective_votes"],
+                "  agreement  alpha {alpha}, {models} models are worth {votes} independent votes",
+                alpha=agreement["alpha"],
+                models=agreement["models"],
+                votes=agreement["effective_votes"],
             )
         )

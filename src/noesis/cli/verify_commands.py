@@ -36,7 +36,7 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
     if loaded.manifest.is_early:
         say(f"  {early_version(loaded.manifest.made_in)}")
     usd, seconds = loaded.spent()
-    say(_("  in all   {value:12} {seconds:>13}  {usd:8.2f} USD", value="", seconds=duration(seconds), usd=usd))
+    say(_("  in all   {blank:12} {seconds:>13}  {usd:8.2f} USD", blank="", seconds=duration(seconds), usd=usd))
     if any(stage.wrong for stage in stages):
         say(
             _(

@@ -109,7 +109,7 @@ def billed(app: str, manifest: Manifest) -> tuple[float | None, str]:
         return None, N_("Modal's billing report is not available here ({brief})", brief=_brief(error))
     tag = tags_of(manifest.output_name)[TAG]
     own = [row for row in rows if row.tags.get(TAG) == tag]
-    whose = N_("the apps with the tag {tag}={tag_2}", tag=TAG, tag_2=tag)
+    whose = N_("the apps with the tag {tag}={run}", tag=TAG, run=tag)
     if not own:
         own = [row for row in rows if row.description in (app, f"{app}-judge") and TAG not in row.tags]
         whose = N_("all runs of the app {app}, none of which has a tag", app=app)

@@ -126,8 +126,8 @@ def metered_lines(manifest: Manifest) -> list[str]:
     return [
         *lines,
         _(
-            "  {value:12} {seconds:>13}  {usd:8.4f} USD   quoted {quoted_usd:.2f}",
-            value=_("in all"),
+            "  {label:12} {seconds:>13}  {usd:8.4f} USD   quoted {quoted_usd:.2f}",
+            label=_("in all"),
             seconds=duration(seconds),
             usd=usd,
             quoted_usd=quoted_usd,

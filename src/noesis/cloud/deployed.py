@@ -63,9 +63,9 @@ def start_deployed(project: Project, section: ModalSection, options: dict[str, A
         if _lease(section) is not None:
             raise RunError(
                 _(
-                    "another run is using this volume: see it with  {command}, or stop it with  {command_2}",
+                    "another run is using this volume: see it with  {command}, or stop it with  {stop}",
                     command=command("cloud", "watch"),
-                    command_2=command("cloud", "stop"),
+                    stop=command("cloud", "stop"),
                 )
             )
         with redirect_stdout(sys.stderr), modal.enable_output():  # standard output is for the result
@@ -78,9 +78,9 @@ def start_deployed(project: Project, section: ModalSection, options: dict[str, A
     say(_("  The run has started and needs this machine no more (call {object_id}).", object_id=call.object_id))
     say(
         _(
-            "  Follow it:  {command}    its log:  {command_2}",
+            "  Follow it:  {command}    its log:  {logs}",
             command=command("cloud", "watch"),
-            command_2=command("cloud", "logs", "--follow"),
+            logs=command("cloud", "logs", "--follow"),
         )
     )
     say(_("  Stop it:    {command}", command=command("cloud", "stop")))

@@ -58,10 +58,10 @@ def _sdk() -> Check:
         version[:1] == TESTED[:1] and version >= TESTED,
         True,
         _(
-            "pip install 'modal>={tested}.{tested_2},<{tested_3}'",
-            tested=TESTED[0],
-            tested_2=TESTED[1],
-            tested_3=TESTED[0] + 1,
+            "pip install 'modal>={major}.{minor},<{below}'",
+            major=TESTED[0],
+            minor=TESTED[1],
+            below=TESTED[0] + 1,
         ),
     )
 

@@ -86,9 +86,9 @@ def pull(remote: RemoteFiles, target: Path, *, state: bool = False, archived: st
     if absent:
         raise RunError(
             _(
-                "the volume lacks {absent} files that the manifest names, for example {absent_2}: see  {command}",
-                absent=len(absent),
-                absent_2=absent[0],
+                "the volume lacks {count} files that the manifest names, for example {example}: see  {command}",
+                count=len(absent),
+                example=absent[0],
                 command=command("cloud", "watch"),
             )
         )

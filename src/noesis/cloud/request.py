@@ -175,11 +175,11 @@ def request_from_options(
     if len(served := [spec for spec in judges if spec.startswith(LOCAL_JUDGE)]) > 1:
         raise UsageError(
             _(
-                "--judge: the GPU has room for one {local_judge} model; name {served!r} or {served_2!r}, "
+                "--judge: the GPU has room for one {local_judge} model; name {one!r} or {other!r}, "
                 "and other judges by their address",
                 local_judge=LOCAL_JUDGE,
-                served=served[0],
-                served_2=served[1],
+                one=served[0],
+                other=served[1],
             )
         )
     return CloudRequest(

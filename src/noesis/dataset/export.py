@@ -67,7 +67,7 @@ def check_sources(
     )
     raise_on_errors(report, _("nothing was exported"))
     if not len(report.table):
-        raise DataError(_("no examples in {s}", s=", ".join(str(s) for s in sources)))
+        raise DataError(_("no examples in {sources}", sources=", ".join(str(s) for s in sources)))
     return report
 
 

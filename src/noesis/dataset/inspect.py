@@ -185,12 +185,12 @@ def total(rows: list[Row], max_length: int) -> str:
     longest = max(len(r.tokens) for r in rows)
     rows_of = ngettext("{count:,} row", "{count:,} rows", len(rows))
     counts = _(
-        "{rows_of}: {tokens:,} tokens, {trained:,} trained ({trained_2:.0%}); "
+        "{rows}: {tokens:,} tokens, {trained:,} trained ({share:.0%}); "
         "longest {longest:,} of max_length {max_length:,}",
-        rows_of=rows_of,
+        rows=rows_of,
         tokens=tokens,
         trained=trained,
-        trained_2=trained / max(tokens, 1),
+        share=trained / max(tokens, 1),
         longest=longest,
         max_length=max_length,
     )

@@ -48,10 +48,10 @@ def load_causal_model(folder: Path, **settings: Any) -> Any:
     if missing := sorted(found["missing_keys"]):
         raise ModelError(
             _(
-                "{folder} lacks {missing} of the model's weights, {missing_2!r} among them: fetch the model again",
+                "{folder} lacks {count} of the model's weights, {example!r} among them: fetch the model again",
                 folder=folder,
-                missing=len(missing),
-                missing_2=missing[0],
+                count=len(missing),
+                example=missing[0],
             )
         )
     return model

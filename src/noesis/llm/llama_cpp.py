@@ -201,7 +201,7 @@ def _raise_on_error(answer: Any) -> None:
         error = answer.get("error", answer)
         raise ModelError(
             _(
-                "llama.cpp refuses the request: {get}",
-                get=error.get("message", error) if isinstance(error, dict) else error,
+                "llama.cpp refuses the request: {why}",
+                why=error.get("message", error) if isinstance(error, dict) else error,
             )
         )

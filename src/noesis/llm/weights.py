@@ -102,9 +102,9 @@ def read_adapter(folder: Path) -> AdapterFile:
     if settings.get("peft_type") != "LORA":
         raise ModelError(
             _(
-                "{folder} is an adapter of type {get!r}; only LORA can be merged",
+                "{folder} is an adapter of type {kind!r}; only LORA can be merged",
                 folder=folder,
-                get=settings.get("peft_type"),
+                kind=settings.get("peft_type"),
             )
         )
     for key in UNSUPPORTED:
@@ -190,12 +190,12 @@ def require_matching_base(adapter: AdapterFile, tensors: dict[str, StoredTensor]
         if len(shape) != 2 or found != ((shape[0], adapter.r), (adapter.r, shape[1])):
             raise ModelError(
                 _(
-                    "{weight}: the adapter's {found} × {found_2} of rank {r} does not fit the base's {shape}: "
+                    "{weight}: the adapter's {rows} × {columns} of rank {rank} does not fit the base's {shape}: "
                     "it was trained on another base",
                     weight=weight,
-                    found=found[0],
-                    found_2=found[1],
-                    r=adapter.r,
+                    rows=found[0],
+                    columns=found[1],
+                    rank=adapter.r,
                     shape=shape,
                 )
             )
@@ -267,10 +267,10 @@ def list_tensors(model: Path) -> dict[str, StoredTensor]:
                     if name in found:
                         raise ModelError(
                             _(
-                                "{name!r} is in {file_name} and in {file_name_2}: fetch the model again",
+                                "{name!r} is in {one} and in {other}: fetch the model again",
                                 name=name,
-                                file_name=found[name].file.name,
-                                file_name_2=file.name,
+                                one=found[name].file.name,
+                                other=file.name,
                             )
                         )
                     header = f.get_slice(name)

@@ -55,10 +55,10 @@ def _why_not_resumable(run: Run, identity: Identity, config: Config) -> list[str
     if epochs < trained:
         reasons.append(
             _(
-                "{epochs}: {trained} are trained already, {epochs_2} asked for",
-                epochs=EPOCHS,
+                "{key}: {trained} are trained already, {epochs} asked for",
+                key=EPOCHS,
                 trained=trained,
-                epochs_2=epochs,
+                epochs=epochs,
             )
         )
     return reasons

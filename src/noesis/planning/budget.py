@@ -175,10 +175,9 @@ def require_affordable(plan: Plan, budget: Budget, *, done: float = 0.0) -> None
     spent = f" ({budget.describe()} spent)" if budget.spent_seconds else ""
     raise CapError(
         _(
-            "training is expected to take {amount} more and {amount_2} of the cap is "
-            "left{spent}; what would fit: {fits}",
-            amount=budget.amount(needed),
-            amount_2=budget.amount(max(left, 0)),
+            "training is expected to take {needed} more and {left} of the cap is left{spent}; what would fit: {fits}",
+            needed=budget.amount(needed),
+            left=budget.amount(max(left, 0)),
             spent=spent,
             fits=", or ".join(fits),
         )

@@ -60,10 +60,10 @@ def _contents(plan: Plan) -> list[str]:
         _line(
             "model",
             _(
-                "{model}: {millions:,.0f} M parameters, adapter of rank {r} with {adapter:.1f} M",
+                "{model}: {millions:,.0f} M parameters, adapter of rank {rank} with {adapter:.1f} M",
                 model=plan.model,
                 millions=millions,
-                r=plan.r,
+                rank=plan.r,
                 adapter=adapter,
             ),
         ),

@@ -118,12 +118,12 @@ def _nearest_settings(plan: Plan, config: Config, shape: Shape, work: Workload, 
     setup = nearest.setup
     return N_(
         "the nearest plan that fits needs {needed_bytes}: "
-        "in lora_config.yaml load_in_4bit: {value}; "
+        "in lora_config.yaml load_in_4bit: {load_in_4bit}; "
         "in training_config.yaml precision and packing: auto, "
         "gradient_checkpointing: {gradient_checkpointing}, per_device_train_batch_size: 1, "
         "gradient_accumulation_steps: {sequences}",
         needed_bytes=size(nearest.needed_bytes),
-        value="true" if setup.precision == "nf4" else "false",
+        load_in_4bit="true" if setup.precision == "nf4" else "false",
         gradient_checkpointing=setup.gradient_checkpointing,
         sequences=sequences,
     )

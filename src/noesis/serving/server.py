@@ -104,7 +104,10 @@ class Server:
         limits = self.settings.limits
 
         def start(name: str, model: Path, adapter: Path | None = None) -> None:
-            say(_("  loading {name}{value} …", name=model.name, value=" with " + adapter.name if adapter else ""))
+            if adapter is None:
+                say(_("  loading {name} …", name=model.name))
+            else:
+                say(_("  loading {name} with {adapter} …", name=model.name, adapter=adapter.name))
             self._llama_servers[name] = LlamaServer(
                 model, adapter=adapter, parallel=limits.parallel, context=limits.context
             )

@@ -160,8 +160,8 @@ def _count_examples(project: Project, constitution: Constitution, found: Coverag
                                 file,
                                 number,
                                 _(
-                                    "{get} names the principle {name!r}, which the constitution does not have",
-                                    get=row.get("id"),
+                                    "{id} names the principle {name!r}, which the constitution does not have",
+                                    id=row.get("id"),
                                     name=name,
                                 ),
                             )

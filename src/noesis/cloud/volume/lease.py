@@ -76,11 +76,11 @@ class Lease:
                 raise RunError(
                     _(
                         "another run is using this volume (last sign of life {lasts_s} ago): "
-                        "see it with  {command}, or stop it with  {command_2}. "
+                        "see it with  {command}, or stop it with  {stop}. "
                         "If it was killed, the same command works in {left}",
                         lasts_s=duration(LASTS_S - left),
                         command=command("cloud", "watch"),
-                        command_2=command("cloud", "stop"),
+                        stop=command("cloud", "stop"),
                         left=duration(left),
                     )
                 )

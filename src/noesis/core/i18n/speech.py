@@ -25,9 +25,13 @@ def preferred(environment: Mapping[str, str]) -> str:
 
 
 def speak(code: str) -> None:
-    """Speak this language (`pt` or `en`) from now on, in the processes that this one starts too."""
+    """Speak this language (`pt` or `en`) from now on, in the processes that this one starts too.
+
+    LANGUAGE is what the standard library's gettext asks, and so typer's own words.
+    """
     global _spoken
     os.environ[VARIABLE] = _spoken = code
+    os.environ["LANGUAGE"] = LOCALES.get(code, code)
 
 
 def spoken() -> str:

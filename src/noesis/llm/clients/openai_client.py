@@ -315,8 +315,8 @@ class OpenAIClient:
         if urlsplit(self._url).scheme == "http" and not is_loopback(self._url):
             return _("no key was sent, since the address is not https")
         return _(
-            "put the key into the environment variable {get}, or name another model",
-            get=KEYS.get(host) or own_variable(host),
+            "put the key into the environment variable {variable}, or name another model",
+            variable=KEYS.get(host) or own_variable(host),
         )
 
 

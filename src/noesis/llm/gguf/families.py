@@ -146,8 +146,8 @@ def _difference(config: ModelConfig, raw: dict[str, Any]) -> str | None:
         width = shape.hidden // shape.heads if shape.layers == LARGE_GEMMAS[arch] else shape.head_dim
         if described.attention_scale != width**-0.5:
             return _(
-                "query_pre_attn_scalar {get} (llama.cpp computes with {width})",
-                get=raw.get("query_pre_attn_scalar"),
+                "query_pre_attn_scalar {value} (llama.cpp computes with {width})",
+                value=raw.get("query_pre_attn_scalar"),
                 width=width,
             )
         period = WINDOW_PERIODS[arch]

@@ -130,9 +130,9 @@ def of_causal_model(
         if layers > len(model.base_model.layers):
             raise ModelError(
                 _(
-                    "the base has {layers} layers, and the reward model reads {layers_2}",
+                    "the base has {layers} layers, and the reward model reads {needed}",
                     layers=len(model.base_model.layers),
-                    layers_2=layers,
+                    needed=layers,
                 )
             )
         model.base_model.layers = model.base_model.layers[:layers]

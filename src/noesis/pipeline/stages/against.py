@@ -165,18 +165,18 @@ def show_against(result: AgainstResult, s: RunSession, other: RunSession) -> Non
     keyed = result.keyed
     if keyed["tuned"]["of"]:
         counts = _(
-            "{keyed} → {keyed_2} of {keyed_3}",
-            keyed=keyed["base"]["count"],
-            keyed_2=keyed["tuned"]["count"],
-            keyed_3=keyed["tuned"]["of"],
+            "{other} → {tuned} of {of}",
+            other=keyed["base"]["count"],
+            tuned=keyed["tuned"]["count"],
+            of=keyed["tuned"]["of"],
         )
         say(
             _(
-                "  keyed items right {counts} (lost {keyed}, won {keyed_2}, p {keyed_3:.3f})",
+                "  keyed items right {counts} (lost {lost}, won {won}, p {p:.3f})",
                 counts=counts,
-                keyed=keyed["lost"],
-                keyed_2=keyed["won"],
-                keyed_3=keyed["p"],
+                lost=keyed["lost"],
+                won=keyed["won"],
+                p=keyed["p"],
             )
         )
     for why in result.missing[:MOST_REASONS]:
@@ -190,9 +190,9 @@ def _difference(found: Figures) -> str:
         return _("no prompt has a score of both")
     low, high = found["interval_95"]
     return _(
-        "difference {found:+.3f} [{low:+.3f}, {high:+.3f}], p {found_2:.3f}",
-        found=found["mean"],
+        "difference {mean:+.3f} [{low:+.3f}, {high:+.3f}], p {p:.3f}",
+        mean=found["mean"],
         low=low,
         high=high,
-        found_2=found["p"],
+        p=found["p"],
     )

@@ -98,9 +98,9 @@ def _by_tribunal(
         max_drop=max_drop,
     )
     return left[0], N_(
-        "the Tribunal's scores, among {among}: {value}",
+        "the Tribunal's scores, among {among}: {said}",
         among=among,
-        value="; ".join([*said, _conclusion(left, tied, N_("its prompts"))]),
+        said="; ".join([*said, _conclusion(left, tied, N_("its prompts"))]),
     )
 
 
@@ -129,9 +129,9 @@ def _told_apart(names: list[str], best: str, better: Compare) -> tuple[list[str]
 def _conclusion(tied: list[str], among: list[str], on: str) -> str:
     if len(tied) > 1:
         return N_(
-            "{tied} and {tied_2} can't be told apart on {on}: the earliest is used",
-            tied=", ".join(tied[:-1]),
-            tied_2=tied[-1],
+            "{names} and {last} can't be told apart on {on}: the earliest is used",
+            names=", ".join(tied[:-1]),
+            last=tied[-1],
             on=on,
         )
     if len(among) == 1:

@@ -148,10 +148,11 @@ def in_words(group: KeptGroup) -> str:
     """`lost 5 of the 40 that the base could do (95%: 5% to 26%), gained 3 of the other 60; McNemar p 0.73`."""
     low, high = group.lost_95
     lost = _("lost {lost} of the {base} that the base could do", lost=group.lost, base=group.base)
+    if group.base:
+        lost = _("{lost} (95%: {low:.0%} to {high:.0%})", lost=lost, low=low, high=high)
     return _(
-        "{lost}{low}, gained {gained} of the other {items}; McNemar p {p:.2g}",
+        "{lost}, gained {gained} of the other {items}; McNemar p {p:.2g}",
         lost=lost,
-        low=f" (95%: {low:.0%} to {high:.0%})" if group.base else "",
         gained=group.gained,
         items=group.items - group.base,
         p=group.p,

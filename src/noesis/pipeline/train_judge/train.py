@@ -304,18 +304,18 @@ def _show_pairs(pairs: Pairs, found: dict[str, Any]) -> None:
     length, keywords = found["length"], found["keywords"]
     say(
         _(
-            "  pairs     {on} of {on_2} prompts ({sources}); {held_out} held out by prompt",
-            on=on["pairs"],
-            on_2=on["prompts"],
+            "  pairs     {pairs} of {prompts} prompts ({sources}); {held_out} held out by prompt",
+            pairs=on["pairs"],
+            prompts=on["prompts"],
             sources=sources,
             held_out=len(pairs.held_out),
         )
     )
     say(
         _(
-            "  giveaways length alone tells {length:.2f} of them ({length_2} is better), keywords {keywords:.2f}",
+            "  giveaways length alone tells {length:.2f} of them ({direction} is better), keywords {keywords:.2f}",
             length=length["accuracy"],
-            length_2=length["direction"],
+            direction=length["direction"],
             keywords=keywords["accuracy"],
         )
     )
@@ -326,12 +326,12 @@ def _show_judge(record: dict[str, Any], spec: str) -> None:
     low, high = held["interval_95"]
     say(
         _(
-            "  held out  {held} of {held_2} pairs right [{low:.2f}, {high:.2f}], {held_3} prompts",
-            held=held["right"],
-            held_2=held["pairs"],
+            "  held out  {right} of {pairs} pairs right [{low:.2f}, {high:.2f}], {prompts} prompts",
+            right=held["right"],
+            pairs=held["pairs"],
             low=low,
             high=high,
-            held_3=held["prompts"],
+            prompts=held["prompts"],
         )
     )
     say(_("Next:    {command}", command=command("tribunal", "calibrate", "--judge", spec)))

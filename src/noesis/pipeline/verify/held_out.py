@@ -78,7 +78,7 @@ def choice(e: Evidence) -> str | None:
     return (
         None
         if derived == (result.adapter, result.reason)
-        else _("by its figures, {derived} is chosen: {derived_2}", derived=derived[0], derived_2=derived[1])
+        else _("by its figures, {name} is chosen: {why}", name=derived[0], why=derived[1])
     )
 
 

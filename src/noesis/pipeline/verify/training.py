@@ -21,11 +21,11 @@ def executed_plan(e: Evidence) -> str | None:
     asked = (e.config.lora.r, e.config.training.epochs)
     if (planned.r, planned.epochs) != asked:
         return _(
-            "the plan has rank {r} and {epochs} epochs, config.json {asked} and {asked_2}",
-            r=planned.r,
+            "the plan has rank {rank} and {epochs} epochs, config.json {asked_rank} and {asked_epochs}",
+            rank=planned.r,
             epochs=planned.epochs,
-            asked=asked[0],
-            asked_2=asked[1],
+            asked_rank=asked[0],
+            asked_epochs=asked[1],
         )
     if train is not None and train.epochs != executed.epochs:
         return _(

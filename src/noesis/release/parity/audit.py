@@ -143,7 +143,7 @@ def _audit_template(reader: Any, model: Path) -> list[Finding]:
     return [
         Finding(
             "template",
-            _("its chat template is {value}", value=_("not the one that the model has") if found else "missing"),
+            _("its chat template is not the one that the model has") if found else _("its chat template is missing"),
         )
     ]
 

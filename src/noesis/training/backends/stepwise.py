@@ -172,7 +172,7 @@ class WholeStepTrainer(Resumable):
 
     def locate(self, members: list[int]) -> str:
         """Where the user finds the rows of these indices."""
-        return _("on lines {m} of the run's data/train.jsonl", m=", ".join(str(m + 1) for m in members))
+        return _("on lines {lines} of the run's data/train.jsonl", lines=", ".join(str(m + 1) for m in members))
 
     def _require_finite(self, pending: PendingStep) -> None:
         if bool(torch.isfinite(pending.figures[:2]).all()):

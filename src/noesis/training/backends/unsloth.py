@@ -110,10 +110,10 @@ def _find_environment() -> str:
             )
         )
     if shutil.which(python) is None:
-        raise TrainingError(_("{python}={python_2} can't be run: {how}", python=PYTHON, python_2=python, how=_(HOW)))
+        raise TrainingError(_("{variable}={python} can't be run: {how}", variable=PYTHON, python=python, how=_(HOW)))
     code = _("import importlib.util, sys; sys.exit(importlib.util.find_spec('unsloth') is None)")
     if subprocess.run([python, "-c", code], check=False).returncode != 0:
         raise TrainingError(
-            _("{python}={python_2} has no package unsloth: {how}", python=PYTHON, python_2=python, how=_(HOW))
+            _("{variable}={python} has no package unsloth: {how}", variable=PYTHON, python=python, how=_(HOW))
         )
     return python

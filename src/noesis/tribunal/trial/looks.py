@@ -57,11 +57,11 @@ class Looks:
         if len(self.planned) < 2:
             return ""
         at = N_(
-            "look {held} of {planned}, {prompts} of {planned_2} prompts",
+            "look {held} of {planned}, {prompts} of {all} prompts",
             held=len(self.held),
             planned=len(self.planned),
             prompts=self.held[-1].prompts,
-            planned_2=self.planned[-1],
+            all=self.planned[-1],
         )
         return N_("stopped at {at}: {stopped}", at=at, stopped=self.stopped)
 
