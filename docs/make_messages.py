@@ -134,13 +134,10 @@ def _help(command: object) -> Iterator[str]:
 def updated(file: Path, locale: str, template: Catalog) -> tuple[bytes, bytes]:
     """Today's `.po` file and what it compiles to; without dates, so that equal messages are equal files."""
     with file.open("rb") as f:
-        old = read_po(f, locale=locale, domain=DOMAIN)
-    old.update(template, no_fuzzy_matching=True)
-    catalogue = Catalog(locale=locale, domain=DOMAIN)
+        catalogue = read_po(f, locale=locale, domain=DOMAIN)
+    catalogue.update(template, no_fuzzy_matching=True)
+    catalogue.obsolete.clear()
     catalogue.creation_date = catalogue.revision_date = EPOCH
-    for message in old:
-        if message.id:
-            catalogue[message.id] = message
     source, compiled = io.BytesIO(), io.BytesIO()
     write_po(source, catalogue, width=120, omit_header=True, include_lineno=False, ignore_obsolete=True)
     write_mo(compiled, catalogue)

@@ -258,7 +258,7 @@ def train(
     ).configure(found)
     path = run or found.runs / config.training.output_name
     with locked(path), leading(nodes):
-        heading(1, 1 + len(training_stages()), _("data"), _("the exported examples, checked again"))
+        heading(1, 1 + len(training_stages()), "data", _("the exported examples, checked again"))
         data = from_exports(dataset or found.exports, found)
         s = start_run(found, config, path, data, fresh=fresh, resume=resume, fork=fork)
         s = replace(s, device=on_all(nodes, s.device))

@@ -135,7 +135,7 @@ def serve(
         if ui:
             say(
                 _("Page    {url}/", url=server.url)
-                + (_("  (it asks for your key)") if given_key else _("#key={api_key}", api_key=api_key))
+                + (_("  (it asks for your key)") if given_key else f"#key={api_key}")
             )
         if examples:
             say(_("  examples that are saved there go to {place}", place=examples.place))

@@ -53,16 +53,11 @@ def _sdk() -> Check:
     found = importlib.metadata.version("modal")
     version = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
     return Check(
-        _("modal"),
+        "modal",
         found,
         version[:1] == TESTED[:1] and version >= TESTED,
         True,
-        _(
-            "pip install 'modal>={major}.{minor},<{below}'",
-            major=TESTED[0],
-            minor=TESTED[1],
-            below=TESTED[0] + 1,
-        ),
+        f"pip install 'modal>={TESTED[0]}.{TESTED[1]},<{TESTED[0] + 1}'",
     )
 
 
@@ -118,7 +113,7 @@ def _uploaded_dataset(project: Project, section: ModalSection) -> Check:
     if absent:
         return Check(
             name,
-            _("Dataset not found") if len(absent) == 2 else _("{absent}.jsonl is missing", absent=absent[0]),
+            "Dataset not found" if len(absent) == 2 else _("{absent}.jsonl is missing", absent=absent[0]),
             False,
             True,
             put_command(section.volume, force=bool(sizes)),

@@ -116,6 +116,7 @@ def _require_accounted(
         RunError: a file should have a hash in the manifest and has none, or another size than there.
     """
     if unknown := strays(wanted, manifest) or runs_code(wanted, None):
+        example = base + unknown[0]
         raise RunError(
             ngettext(
                 "{count:,} file on the volume, for example /{name}, has no hash in the manifest, so nothing was "
@@ -123,7 +124,7 @@ def _require_accounted(
                 "{count:,} files on the volume, for example /{name}, have no hash in the manifest, so nothing was "
                 "copied: remove what no stage has left with  modal volume rm VOLUME FILE",
                 len(unknown),
-                name=f"{base}{unknown[0]}",
+                name=example,
             )
         )
     for name, file in wanted.items():

@@ -15,7 +15,7 @@ OUR_COMMAND = "noesis.cli:main"  # entry point by which a distribution `noesis` 
 
 def install_command(extra: str) -> str:
     """What to type to get an extra: `pip install 'noesis-tribunal[train]'`."""
-    return _("pip install '{distribution}[{extra}]'", distribution=DISTRIBUTION, extra=extra)
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
 def namesake() -> str | None:

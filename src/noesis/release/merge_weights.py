@@ -189,7 +189,7 @@ def merge(
 def _write_weights(plan: MergePlan, folder: Path, error: _ErrorMeter) -> dict[str, str]:
     """Write the weight files and their index. Returns tensor name → sha256."""
     digests: dict[str, str] = {}
-    with Progress(_("merge"), len(plan.tensors), _("tensors")) as progress:
+    with Progress("merge", len(plan.tensors), _("tensors")) as progress:
         for file, tensors in plan.files.items():
             for name, sha256 in write_shard(folder / file, tensors, _merged(plan, tensors, error)):
                 digests[name] = sha256

@@ -34,7 +34,7 @@ def log_likelihoods(
         torch.inference_mode(),
         switch,
         compute_context(model, config, device),
-        Progress(what, sum(len(r.input_ids) for r in rows), _("tok")) as progress,
+        Progress(what, sum(len(r.input_ids) for r in rows), "tok") as progress,
     ):
         for row in rows:
             ids = torch.tensor([row.input_ids], device=model.device)

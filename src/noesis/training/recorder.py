@@ -59,7 +59,7 @@ class Metrics:
         self.file, self.device, self.budget = file, device, budget
         self.earlier_lines = [line for line in read_metrics(file) if line["step"] <= step]
         self.total = tokens_per_epoch * plan.epochs
-        self.progress = Progress(_("train"), self.total, _("tok"), every_s=15)
+        self.progress = Progress("train", self.total, "tok", every_s=15)
         self.planned_rate = plan.tokens_per_s
         self.departure_said = False
         self.tokens = 0  # trained on by this process

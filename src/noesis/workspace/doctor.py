@@ -67,7 +67,7 @@ def run_checks(project: Path | None) -> list[Check]:
 def _python() -> Check:
     oldest, newest = PYTHON_VERSIONS
     ok = oldest <= sys.version_info[:2] <= newest
-    return Check(_("Python"), platform.python_version(), ok, remedy=_("use Python 3.11, 3.12 or 3.13"))
+    return Check("Python", platform.python_version(), ok, remedy=_("use Python 3.11, 3.12 or 3.13"))
 
 
 def _installation() -> Check:
@@ -148,13 +148,13 @@ def _hub_token() -> Check:
     """Whether the token is set; never what it is."""
     found = bool(os.environ.get("HF_TOKEN"))
     state = "set" if found else _("not set (for gated models such as Llama-3.1)")
-    return Check(_("HF_TOKEN"), state, found, needed=False, remedy=_("export HF_TOKEN=hf_…"))
+    return Check("HF_TOKEN", state, found, needed=False, remedy="export HF_TOKEN=hf_…")
 
 
 def _modal_token() -> Check:
     found = bool(os.environ.get("MODAL_TOKEN_ID")) or expanded("~/.modal.toml").is_file()
     state = "found" if found else _("not found (for training in the cloud)")
-    return Check(_("Modal token"), state, found, needed=False, remedy=_("modal token new"))
+    return Check(_("Modal token"), state, found, needed=False, remedy="modal token new")
 
 
 def _project(path: Path | None) -> Check:

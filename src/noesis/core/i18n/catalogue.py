@@ -86,11 +86,16 @@ def joined(separator: str, parts: Iterable[str]) -> str:
 
 
 def in_english(value: Any) -> Any:
-    """`value` with each message in it, at any depth of dicts, lists and tuples, in English: what files hold."""
+    """`value` with each message in it, at any depth of dicts, lists and tuples, in English: what files hold.
+
+    Of an exception, its message.
+    """
     if spoken() == "en":
         return value
     if isinstance(value, Message):
         return value.english
+    if isinstance(value, BaseException):
+        return in_english(str(value))
     if isinstance(value, dict):
         return {in_english(key): in_english(item) for key, item in value.items()}
     if type(value) in (list, tuple):

@@ -145,7 +145,7 @@ def map_chunks(
     total = total_size(files)
     todo = [chunk for file in files for chunk in file_chunks(file, CHUNK_SIZE)]
     processes = processes or (usable_threads() if total >= PARALLEL_FROM else 1)
-    with Progress(what, max(total // 1_000_000, 1), _("MB"), every_s=5.0) as progress:
+    with Progress(what, max(total // 1_000_000, 1), "MB", every_s=5.0) as progress:
         read = 0
         for chunk, result in zip(todo, _in_order(todo, work, processes), strict=True):
             read += chunk.end - chunk.start

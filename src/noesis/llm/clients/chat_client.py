@@ -76,7 +76,7 @@ class LLMClient:
                 )
             )
         self._key, self._timeout_s = api_key, timeout_s
-        headers = {"Authorization": _("Bearer {api_key}", api_key=api_key)}
+        headers = {"Authorization": f"Bearer {api_key}"}
         self._http = Http(self.base_url, headers, timeout_s=timeout_s, unix_socket=socket)
 
     def close(self) -> None:

@@ -91,7 +91,7 @@ class OpenAIClient:
                 )
             )
         self._key = key_for(spec.url)
-        headers = {"Authorization": _("Bearer {key}", key=self._key)} if self._key else {}
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._http = AsyncHttp(self._url, headers, connections=section.concurrency)
         self._slots = asyncio.Semaphore(section.concurrency)
         self._not_before = 0.0  # time.monotonic() before which no request starts

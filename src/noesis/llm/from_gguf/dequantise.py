@@ -69,7 +69,7 @@ def _counted(name: str) -> Iterator[None]:
 
     def counted(tensors: list[Any], **_ignored: Any) -> Iterable[Any]:
         done, total = 0, sum(tensor.n_bytes for tensor in tensors)
-        with Progress(_("dequantising {name}", name=name), total // MEGABYTE, _("MB")) as progress:
+        with Progress(_("dequantising {name}", name=name), total // MEGABYTE, "MB") as progress:
             for tensor in tensors:
                 yield tensor
                 done += tensor.n_bytes

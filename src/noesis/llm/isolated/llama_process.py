@@ -69,7 +69,7 @@ class LlamaProcess:
         self._child = Child("noesis.llm.isolated.llama_worker", memory=memory_limit(settings))
         address = str(self._child.ask(str(self._file), LOAD_S, settings=settings | private))
         self.url = "http://llama.cpp" if self.socket else address
-        headers = {"Authorization": _("Bearer {key}", key=self.key)}
+        headers = {"Authorization": f"Bearer {self.key}"}
         self._http = Http(self.url, headers, timeout_s=ANSWER_S, unix_socket=self.socket)
 
     @property

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from noesis.core.console import Progress
-from noesis.core.i18n import _
 from noesis.release.gguf.vocabulary import turn_end
 from noesis.release.parity.certificate import Divergence
 from noesis.release.parity.figures import DivergenceMeter
@@ -100,7 +99,7 @@ def record_outputs(model: ReferenceModel, inputs: Inputs, file: Path, title: str
 
     stored = np.memmap(file, dtype=np.float32, mode="w+", shape=(inputs.length, inputs.vocabulary))
     views, start = [], 0
-    with Progress(title, inputs.length, _("tok")) as progress:
+    with Progress(title, inputs.length, "tok") as progress:
         for row in model.logits(inputs.rows):
             view = stored[start : start + len(row)]
             view[:] = row[:, : inputs.vocabulary]
@@ -122,7 +121,7 @@ def divergence(reference: Outputs, logits: Iterable[Any], inputs: Inputs) -> Div
 def measure_gguf(model: LlamaModel, inputs: Inputs, references: Iterable[Outputs], title: str) -> list[Divergence]:
     """Run a GGUF model once: its divergence from each reference."""
     meters = [(reference, DivergenceMeter()) for reference in references]
-    with Progress(title, inputs.length, _("tok")) as progress:
+    with Progress(title, inputs.length, "tok") as progress:
         for i, (row, start) in enumerate(zip(inputs.rows, inputs.starts, strict=True)):
             logits = model.logits(row)
             for reference, meter in meters:

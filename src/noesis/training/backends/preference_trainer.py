@@ -136,7 +136,7 @@ def reference_losses(scorer: Scorer, data: PreferencePairs, setup: Setup, budget
         CapError: the budget is spent.
     """
     pairs = [*data.train, *data.held_out]
-    with Progress(_("reference"), sum(pair.tokens for pair in pairs), _("tok"), every_s=15) as progress:
+    with Progress(_("reference"), sum(pair.tokens for pair in pairs), "tok", every_s=15) as progress:
         found = pair_losses(
             scorer, pairs, setup, stop=lambda: budget is not None and budget.left_seconds() <= 0, progress=progress
         )

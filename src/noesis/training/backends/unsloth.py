@@ -111,7 +111,7 @@ def _find_environment() -> str:
         )
     if shutil.which(python) is None:
         raise TrainingError(_("{variable}={python} can't be run: {how}", variable=PYTHON, python=python, how=_(HOW)))
-    code = _("import importlib.util, sys; sys.exit(importlib.util.find_spec('unsloth') is None)")
+    code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('unsloth') is None)"
     if subprocess.run([python, "-c", code], check=False).returncode != 0:
         raise TrainingError(
             _("{variable}={python} has no package unsloth: {how}", variable=PYTHON, python=python, how=_(HOW))
