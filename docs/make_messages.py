@@ -95,6 +95,15 @@ FOREIGN = (  # typer's
     "Extra inputs are not permitted",
     "Field required",
     "Value error, {message}",
+    # what records and settings say
+    "done",
+    "stale",
+    "changed",
+    "interrupted",
+    "failed",
+    "killed",
+    "running",
+    "the price list of Modal",
     # the operating system's
     "Permission denied",
     "Operation not permitted",

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from noesis.cli.options import JsonOption, ProjectOption, print_result, reserve_stdout
-from noesis.core.i18n import _
+from noesis.core.i18n import _, spoken
 
 app = typer.Typer(
     help="Read, check and compare the constitution, and make data from it.\n\nExample: noesis constitution check",
@@ -38,8 +38,8 @@ def show(
         typer.Argument(metavar="ID", help="Ids of principles or values to show in full; default: an overview of all."),
     ] = None,
     language: Annotated[
-        str, typer.Option(metavar="CODE", help="Language of the texts; default: the constitution's first, or English.")
-    ] = "en",
+        str | None, typer.Option(metavar="CODE", help="Language of the texts; default: the one that is spoken.")
+    ] = None,
     project: ProjectOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -56,6 +56,7 @@ def show(
     from noesis.synthesis.coverage import check_coverage
 
     reserve_stdout(as_json)
+    language = language or spoken()
     found = find_project(project)
     constitution = load_constitution(found.constitution)
     wanted = set(ids or ())
@@ -83,18 +84,18 @@ def show(
             if principle.id in covers:
                 for name in ("critique", "revision"):
                     request = getattr(principle, name)
-                    say(f"     {name}: {request[language] if request else '(generic wording)'}")
+                    say(f"     {name}: {request[language] if request else _('(generic wording)')}")
                 cover = covers[principle.id]
                 say(
                     _(
                         "     items: {items}; prompts: {prompts}",
-                        items=", ".join(cover.items) or "none",
+                        items=", ".join(cover.items) or _("none"),
                         prompts=len(cover.prompts),
                     )
                 )
                 say(
                     _("     examples: ")
-                    + "; ".join(f"{code} {', '.join(names) or 'none'}" for code, names in cover.examples.items())
+                    + "; ".join(f"{code} {', '.join(names) or _('none')}" for code, names in cover.examples.items())
                 )
     for attitude in constitution.attitudes:
         if not wanted or attitude.id in wanted:
@@ -125,11 +126,12 @@ def check(project: ProjectOption = None, as_json: JsonOption = False) -> None:
     if result.covers:
         first, *others = result.covers[0].examples
         more = "".join(f" {code:>4}" for code in others)
-        say(f"  {'principle':<28} {f'examples {first}':>11}{more} {'items':>6} {'prompts':>8}")
+        examples = _("examples {language}", language=first)
+        say(f"  {_('principle'):<28} {examples:>11}{more} {_('items'):>6} {_('prompts'):>9}")
     for cover in result.covers:
         count, *rest = (len(names) for names in cover.examples.values())
         more = "".join(f" {n:>4}" for n in rest)
-        say(f"  {cover.principle:<28} {count:>11}{more} {len(cover.items):>6} {len(cover.prompts):>8}")
+        say(f"  {cover.principle:<28} {count:>11}{more} {len(cover.items):>6} {len(cover.prompts):>9}")
     gaps = [f"{cover.principle}: {gap}" for cover in result.covers for gap in cover.gaps]
     for gap in gaps:
         say(_("  gap: {gap}", gap=gap))
@@ -224,11 +226,15 @@ def diff(
         from noesis.pipeline.comparison.by_principle import compare_runs
 
         behaviour = compare_runs(found, *runs)
-        say(f"  {'principle':<28} {'prompts':>7} {'A':>6} {'B':>6}   B − A")
+        say(f"  {_('principle'):<28} {_('prompts'):>9} {'A':>6} {'B':>6}   B − A")
         for name, f in behaviour.by_principle.items():
             say(
-                f"  {name:<28} {f.prompts:>7} {f.a:>6.3f} {f.b:>6.3f}   "
-                f"{f.difference:+.3f} {list(f.interval_95) if f.interval_95 else ''}, p {f.p:.3f}"
+                _(
+                    "  {name:<28} {f.prompts:>9} {f.a:>6.3f} {f.b:>6.3f}   {f.difference:+.3f} {interval}, p {f.p:.3f}",
+                    name=name,
+                    f=f,
+                    interval=list(f.interval_95) if f.interval_95 else "",
+                )
             )
         result["runs"] = behaviour.to_json()
     print_result(result, as_json)

@@ -8,13 +8,27 @@ from typing import Annotated
 import typer
 
 from noesis.cli.options import JsonOption, ProjectOption, print_result, reserve_stdout
-from noesis.core.i18n import _, ngettext
+from noesis.core.i18n import N_, _, ngettext, number
 
 app = typer.Typer(
     help="Check, split and inspect the examples.\n\nExample: noesis data validate",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+
+COLUMNS = {  # of the report of a validation
+    "language": N_("language"),
+    "category": N_("category"),
+    "difficulty": N_("difficulty"),
+    "stance": N_("stance"),
+}
+
+
+def _counted(severity: str, count: int) -> str:
+    if severity == "error":
+        return ngettext("{count:,} error", "{count:,} errors", count)
+    return ngettext("{count:,} warning", "{count:,} warnings", count)
 
 
 @app.command("validate")
@@ -69,9 +83,8 @@ def data_validate(
         if count > (printed := sum(p.code == code and p.severity == severity for p in result.problems)):
             say(
                 _(
-                    "{count:,} {severity}s [{code}], {printed} of them shown",
-                    count=count,
-                    severity=severity,
+                    "{many} [{code}], {printed} of them shown",
+                    many=_counted(severity, count),
                     code=code,
                     printed=printed,
                 )
@@ -89,13 +102,14 @@ def data_validate(
             rows=ngettext("{count:,} row", "{count:,} rows", result.rows),
             files=ngettext("{count:,} file", "{count:,} files", len(result.files)),
             table=len(result.table),
-            errors=ngettext("{count:,} error", "{count:,} errors", result.total("error")),
-            warnings=ngettext("{count:,} warning", "{count:,} warnings", result.total("warning")),
+            errors=_counted("error", result.total("error")),
+            warnings=_counted("warning", result.total("warning")),
         )
     )
     for name, counts in result.counts().items():
         if counts:
-            say(f"  {name}: " + ", ".join(f"{k} {v:,}" for k, v in sorted(counts.items())))
+            counted = ", ".join(f"{key} {number(count, ',')}" for key, count in sorted(counts.items()))
+            say(f"  {_(COLUMNS[name])}: {counted}")
     if json_file == Path("-"):
         print_result(result.to_json(), True)
     elif json_file is not None:

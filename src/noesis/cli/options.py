@@ -195,8 +195,8 @@ def report_checks(checks: Sequence[Check], as_json: bool) -> None:
     from noesis.core.console import say
 
     for check in checks:
-        state = "ok     " if check.ok else "MISSING" if check.needed else "–      "
-        say(f"  {state}  {check.name}: {check.found}")
+        state = "ok" if check.ok else _("MISSING") if check.needed else "–"
+        say(f"  {state:7}  {check.name}: {check.found}")
         if not check.ok:
             say(_("           what to do: {remedy}", remedy=check.remedy))
     print_result([vars(c) for c in checks], as_json)

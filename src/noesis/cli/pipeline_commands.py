@@ -32,7 +32,7 @@ from noesis.cli.options import (
     reserve_stdout,
     show_manifest_hash,
 )
-from noesis.core.i18n import _
+from noesis.core.i18n import _, retold
 
 if TYPE_CHECKING:
     from noesis.pipeline.results import TrialResult
@@ -108,7 +108,13 @@ def _show_outcome(run: Run) -> None:
             count=count,
         )
     )
-    say(_("  Tribunal             {verdict}: {reason}", verdict=ruling.verdict, reason=ruling.reason.split(":")[0]))
+    say(
+        _(
+            "  Tribunal             {verdict}: {reason}",
+            verdict=ruling.verdict,
+            reason=retold(ruling.reason).split(":")[0],
+        )
+    )
     say(_("Stages took {seconds} in all.", seconds=duration(seconds)))
     say(_("Report   {report}", report=run.report))
     say(_("Model    {merged}", merged=run.merged))

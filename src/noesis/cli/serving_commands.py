@@ -150,7 +150,7 @@ def serve(
 
     run_async(work())
     server.free()
-    say("stopped")
+    say(_("stopped"))
 
 
 @app.command()

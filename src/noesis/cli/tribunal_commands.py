@@ -20,7 +20,7 @@ from noesis.cli.options import (
     print_result,
     reserve_stdout,
 )
-from noesis.core.i18n import _
+from noesis.core.i18n import _, retold
 
 if TYPE_CHECKING:
     from noesis.tribunal.calibration_store import Calibration
@@ -190,7 +190,7 @@ def baselines(part: PartOption = "dev", project: ProjectOption = None, as_json: 
     say(
         _(
             "  {name}: flags {bad_flagged} of {bad} bad answers and {good_flagged} of {good} good ones",
-            name=s["name"],
+            name=retold(s["name"]),
             bad_flagged=s["bad_flagged"],
             bad=s["bad"],
             good_flagged=s["good_flagged"],
@@ -242,7 +242,7 @@ def _show(c: Calibration) -> None:
         )
     )
     for reason in d["reasons"]:
-        say(_("    missing: {reason}", reason=reason))
+        say(_("    missing: {reason}", reason=retold(reason)))
     for name, b in c.baselines.items():
         say(f"  {name:<10} {b['accuracy']:.2f} [{b['interval_95'][0]:.2f}, {b['interval_95'][1]:.2f}]")
     for date, f in d["by_date"].items() if len(d["by_date"]) > 1 else ():

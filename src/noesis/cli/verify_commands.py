@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from noesis.cli.options import JsonOption, ProjectOption, RunArgument, print_result, reserve_stdout, show_manifest_hash
-from noesis.core.i18n import _
+from noesis.core.i18n import _, retold
 
 app = typer.Typer()
 
@@ -28,9 +28,17 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
     loaded = load_run(run)
     stages = run_status(loaded)
     for stage in stages:
-        reads = ", ".join(f"{name} {'unchanged' if same else 'CHANGED since'}" for name, same in stage.inputs.items())
-        took = f"{duration(stage.seconds):>13}  {stage.usd:8.2f} USD" if stage.status != "not run" else ""
-        say(f"  {stage.name:12} {stage.status:12} {took}  {'reads ' + reads if reads else ''}".rstrip())
+        reads = ", ".join(
+            _("{name} unchanged", name=name) if same else _("{name} CHANGED since", name=name)
+            for name, same in stage.inputs.items()
+        )
+        read = _("reads {inputs}", inputs=reads) if reads else ""
+        took = (
+            _("{time:>13}  {usd:8.2f} USD", time=duration(stage.seconds), usd=stage.usd)
+            if stage.status != "not run"
+            else ""
+        )
+        say(f"  {stage.name:12} {retold(stage.status):12} {took}  {read}".rstrip())
         for line in stage.wrong:
             say(f"               {line}")
     if loaded.manifest.is_early:
@@ -86,8 +94,8 @@ def verify(
     results = []
     for finding in verify_run(loaded, found, sha256=sha256):
         results.append(asdict(finding) | {"checked": finding.what})
-        state, why = ("WRONG", finding.wrong) if finding.wrong else ("–    ", finding.unchecked)
-        say(f"  {state if why else 'ok   '}  {finding.what}" + (f": {why}" if why else ""))
+        state, why = (_("WRONG"), finding.wrong) if finding.wrong else ("–", finding.unchecked)
+        say(f"  {state if why else 'ok':5}  {finding.what}" + (f": {why}" if why else ""))
     bad = sum(r["wrong"] is not None for r in results)
     unchecked = sum(r["unchecked"] is not None for r in results)
     outcome = [_("{bad} do not match", bad=bad)] if bad else []
@@ -139,4 +147,4 @@ def replay(
             )
         )
         raise typer.Exit(1)
-    say("identical")
+    say(_("identical"))

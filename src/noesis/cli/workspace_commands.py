@@ -88,7 +88,7 @@ def clean(
     for item, why in kept:
         say(_("  kept {path}: {why}", path=item.path, why=why))
     if delete:
-        say(_("deleted {deleted} of {all}", deleted=len(items) - len(kept), all=len(items)) if kept else "deleted")
+        say(_("deleted {deleted} of {all}", deleted=len(items) - len(kept), all=len(items)) if kept else _("deleted"))
     left = {item.path for item, _ in kept}
     print_result(
         [

@@ -24,7 +24,7 @@ from noesis.core.config import Config, ModalSection
 from noesis.core.console import command, complain, guard_terminal, report_error, say
 from noesis.core.errors import UsageError
 from noesis.core.files import explain_error
-from noesis.core.i18n import _
+from noesis.core.i18n import _, retold
 from noesis.core.project import Project
 from noesis.llm.hub import is_hub_name
 from noesis.planning.gpus import use_prices
@@ -109,7 +109,7 @@ def _run(
     for line in result.value.get("lines", ()):
         say(line)
     if result.error is not None:
-        complain(_("error: {error}", error=result.error))
+        complain(_("error: {error}", error=retold(result.error or "")))
     return result.code
 
 
@@ -144,7 +144,7 @@ def with_judge_deployed(request: CloudRequest, deploy_judge: Callable[[], object
     except modal.exception.Error as error:
         why = _("the image with vLLM could not be built ({error})", error=" ".join(str(error).split())[:300])
         problem = judge_problem(LOCAL_JUDGE + request.served_judges[0], why)
-        say(_("  there will be no trial: {problem}", problem=problem))
+        say(_("  there will be no trial: {problem}", problem=retold(problem)))
         return replace(request, judge_problem=problem)
     return request
 

@@ -13,7 +13,7 @@ from noesis.cloud.volume.lease import LeaseRecord
 from noesis.cloud.volume.remote import RemoteFiles, UnreadableManifest, manifest_of, read_text
 from noesis.core.console import duration, printable, say
 from noesis.core.errors import RunError
-from noesis.core.i18n import _
+from noesis.core.i18n import _, retold
 from noesis.run.ledger import FILE as METER
 from noesis.run.ledger import parse_entry
 from noesis.run.manifest import Manifest
@@ -147,7 +147,7 @@ def progress_lines(progress: RunProgress) -> list[str]:
         )
         lines.append(_("  spent {usd:.2f} USD{quoted}", usd=progress.usd, quoted=quoted))
     if progress.error is not None:
-        lines.append(_("  the last run ended: {error}", error=printable(progress.error)))
+        lines.append(_("  the last run ended: {error}", error=printable(retold(progress.error))))
     stopped = [name for name, status in progress.stages.items() if status in ("interrupted", "failed", "running")]
     if not progress.alive and not progress.done and stopped:
         lines.append(

@@ -16,7 +16,7 @@ from typing import Any
 from noesis.core.config import TribunalSection
 from noesis.core.console import quoted, say
 from noesis.core.event_loop import run_async
-from noesis.core.i18n import _
+from noesis.core.i18n import _, retold
 from noesis.tribunal.court import Opinion, Ruling, opinion
 from noesis.tribunal.gate import decide
 from noesis.tribunal.judge import JudgeCase
@@ -161,5 +161,5 @@ def show_court(found: CourtAtWork) -> None:
             )
             say(f"    {model:<6} {said}")
     for why in found.missing:
-        say(_("  no verdict: {why}", why=why))
-    say(_("  Tribunal: {verdict}: {reason}", verdict=found.ruling.verdict, reason=found.ruling.reason))
+        say(_("  no verdict: {why}", why=retold(why)))
+    say(_("  Tribunal: {verdict}: {reason}", verdict=found.ruling.verdict, reason=retold(found.ruling.reason)))

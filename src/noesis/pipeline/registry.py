@@ -157,5 +157,5 @@ def run_all(
     """
     names = stages_to_run(options) if stages is None else stages
     for number, name in enumerate(names, start=done + 1):
-        heading(number, done + len(names), name, REGISTRY[name].title)
+        heading(number, done + len(names), name, _(REGISTRY[name].title))
         REGISTRY[name].run(s, options)

@@ -53,12 +53,12 @@ def environment_differences(run: Run) -> list[str]:
     plan, train, manifest = RunResults(run).executed_plan, RunResults(run).train, run.manifest
     now, device = library_versions(), detect()
     found = [
-        f"{name} {version} then, {now.get(name, 'missing')} here"
+        _("{what} then, {here} here", what=f"{name} {version}", here=now.get(name) or _("missing"))
         for name, version in manifest.libraries.items()
         if now.get(name) != version
     ]
     if (trained_on := plan.device.name if plan else "unknown device") != device.name:
-        found.append(f"{trained_on} then, {device.name} here")
+        found.append(_("{what} then, {here} here", what=trained_on, here=device.name))
     if manifest.python != platform.python_version():
         found.append(
             _(

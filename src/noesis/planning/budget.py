@@ -15,7 +15,7 @@ from typing import Any
 from noesis.core.config import BudgetSection
 from noesis.core.console import duration
 from noesis.core.errors import CapError
-from noesis.core.i18n import _
+from noesis.core.i18n import _, joined
 from noesis.planning.gpus import prices
 from noesis.planning.plan import Plan
 from noesis.planning.pricing import MachineOption
@@ -64,11 +64,10 @@ class Budget:
         """What was spent of the caps: `1.20 of 90.00 USD, 12 min 30 s of 60 min 00 s`; empty without price and cap."""
         parts = []
         if self.usd_per_s > 0 or self.spent_usd > 0:
-            parts.append(
-                f"{self.usd():.2f}"
-                + (_(" of {max_usd:.2f}", max_usd=self.max_usd) if self.max_usd is not None else "")
-                + " USD"
-            )
+            if self.max_usd is None:
+                parts.append(_("{usd:.2f} USD", usd=self.usd()))
+            else:
+                parts.append(_("{usd:.2f} of {max_usd:.2f} USD", usd=self.usd(), max_usd=self.max_usd))
         if self.max_seconds is not None:
             parts.append(
                 _(
@@ -77,7 +76,7 @@ class Budget:
                     max_seconds=duration(self.max_seconds),
                 )
             )
-        return ", ".join(parts)
+        return joined(", ", parts)
 
     def projected(self, seconds: float) -> str:
         """`spent …, … at the end` for the progress line; empty if nothing is paid or capped.
@@ -170,9 +169,16 @@ def require_affordable(plan: Plan, budget: Budget, *, done: float = 0.0) -> None
         )
     cheapest = min(_affordable_machines(plan, budget), key=lambda option: option.usd, default=None)
     if cheapest is not None:
-        fits.append(f"{cheapest.device} ({duration(cheapest.seconds)}, {cheapest.usd:.2f} USD)")
+        fits.append(
+            _(
+                "{device} ({time}, {usd:.2f} USD)",
+                device=cheapest.device,
+                time=duration(cheapest.seconds),
+                usd=cheapest.usd,
+            )
+        )
     fits.append(_("a higher --max-usd or --max-minutes"))
-    spent = f" ({budget.describe()} spent)" if budget.spent_seconds else ""
+    spent = _(" ({budget} spent)", budget=budget.describe()) if budget.spent_seconds else ""
     raise CapError(
         _(
             "training is expected to take {needed} more and {left} of the cap is left{spent}; what would fit: {fits}",

@@ -120,7 +120,7 @@ def stage_costs(task: PlanningTask, chosen: SetupOption) -> list[StageCost]:
             "gguf": gguf_seconds(task, cores, on_gpu=on_gpu),
         }
         seconds = {"train": chosen.seconds} | after
-        return [StageCost(name, "here", round(value, 1), 0.0) for name, value in seconds.items()]
+        return [StageCost(name, N_("here"), round(value, 1), 0.0) for name, value in seconds.items()]
     gpus, name = task.device.gpus, task.device.name  # all GPUs of the machine are paid for, used or not
     train_usd = usd_for(task.device, chosen.seconds, gpus, train_machine(gpus))
     start = CONTAINER_SECONDS + RENTED_IMPORT_SECONDS
@@ -137,7 +137,7 @@ def stage_costs(task: PlanningTask, chosen: SetupOption) -> list[StageCost]:
 
 def other_machines(task: PlanningTask) -> list[MachineOption]:
     """The same training on this machine's CPU and on each of `ALTERNATIVES`."""
-    here = _on_machine(replace(task, device=cpu_device(), rented=False), "this CPU")
+    here = _on_machine(replace(task, device=cpu_device(), rented=False), N_("this CPU"))
     rented = [_on_machine(replace(task, device=rented_gpu(name), rented=True), name) for name in ALTERNATIVES]
     return [here, *rented]
 

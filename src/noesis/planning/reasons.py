@@ -175,7 +175,11 @@ def _gpus(task: PlanningTask, chosen: SetupOption) -> list[str]:
 
 def _cpu(task: PlanningTask, chosen: SetupOption) -> list[str]:
     setup = chosen.setup
-    lines = [f"arithmetic: {setup.compute_dtype}" + ("" if task.device.bf16 else N_(", this CPU has no bfloat16"))]
+    dtype = setup.compute_dtype
+    if task.device.bf16:
+        lines = [N_("arithmetic: {dtype}", dtype=dtype)]
+    else:
+        lines = [N_("arithmetic: {dtype}, this CPU has no bfloat16", dtype=dtype)]
     if setup.gradient_checkpointing != "none":
         why = N_("memory is short") if task.config.training.gradient_checkpointing == "auto" else N_("as configured")
         lines.append(

@@ -13,7 +13,7 @@ from typing import Any
 
 from noesis.core.errors import UnsafePathError
 from noesis.core.files import sha256_json
-from noesis.core.i18n import _
+from noesis.core.i18n import N_, _
 from noesis.core.libraries import library_versions
 from noesis.core.rooted import below, is_name
 from noesis.core.typed import MOST
@@ -261,7 +261,7 @@ class Manifest:
         """The status of a stage, or `not run`. One that is recorded as done is stale if an input has changed since."""
         record = self.stages.get(stage)
         if record is None:
-            return _("not run")
+            return N_("not run")
         if record.status == "done" and not all(
             self.is_as_read(name, digest) for name, digest in record.inputs.items() if name in needs_of(stage)
         ):

@@ -20,7 +20,7 @@ from noesis.core.config import TribunalSection, load_config
 from noesis.core.console import say
 from noesis.core.event_loop import run_async
 from noesis.core.files import sha256_json, write_json, write_jsonl
-from noesis.core.i18n import N_, _
+from noesis.core.i18n import N_, _, retold
 from noesis.core.jsonl import jsonl_files, read_objects
 from noesis.core.language import LanguageCode as Language
 from noesis.core.project import Project
@@ -183,8 +183,8 @@ class _Work:
         """(what the report says of the Tribunal, examples kept, examples dropped); an unfit one judges nothing."""
         panel = make_panel(self.project, self.clients[2:], self.cache)
         if reason := panel.unfit_reason:
-            say(_("  {reason}; the offline screen and the data gate decide alone", reason=reason))
-            return _("did not judge: {reason}", reason=reason), examples, {}
+            say(_("  {reason}; the offline screen and the data gate decide alone", reason=retold(reason)))
+            return N_("did not judge: {reason}", reason=reason), examples, {}
         kept, dropped = await judge_examples(examples, panel, self.section)
         return f"judged: {', '.join(panel.names)}", kept, dropped
 

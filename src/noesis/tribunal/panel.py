@@ -11,7 +11,7 @@ from pathlib import Path
 from noesis.core.config import RewardSection, TribunalSection
 from noesis.core.console import Progress, say
 from noesis.core.errors import UsageError
-from noesis.core.i18n import _
+from noesis.core.i18n import _, retold
 from noesis.core.machine.folders import cache_folder
 from noesis.core.project import Project
 from noesis.llm.clients.open import close_clients, open_clients
@@ -219,7 +219,7 @@ def take_seat(project: Project, section: RewardSection, rubrics: RubricSet) -> R
     inside = project.root / section.path
     client = RewardClient(str(inside if inside.is_dir() else section.path))
     if why := why_not_seated(project.calibrations, client, section.path, rubrics):
-        say(_("  tribunal.reward has no say: {why}", why=why))
+        say(_("  tribunal.reward has no say: {why}", why=retold(why)))
         return None
     scale = stored_scale(project.calibrations, client.identity, rubrics)
     assert scale is not None

@@ -6,6 +6,7 @@ one of them with its fields filled in. What is not found stays English.
 
 from __future__ import annotations
 
+import re
 import struct
 from functools import lru_cache
 from string import Formatter
@@ -16,7 +17,9 @@ from noesis.core.i18n.speech import LOCALES, spoken
 
 LEAST_WORDS = 8  # characters of its own that a key has, to be told from others
 LONGEST = 4000  # characters; what is longer is no message
-DEEPEST = 3  # a reason inside a reason inside a message
+DEEPEST = 4  # a reason inside a reason inside a message
+AMOUNT = re.compile(r"[+-]?\d[\d,]{0,20}(?:\.\d{1,20})? (?:s|B|kB|MB|GB|TB)")
+JOINED = (re.compile(r"([^;]+)(; )(.+)", re.DOTALL), re.compile(r"([^(]+)( \()(.+)(\))", re.DOTALL))
 
 
 class Field(NamedTuple):
@@ -38,7 +41,10 @@ class Key(NamedTuple):
 
 
 def retold(text: str, depth: int = 0) -> str:
-    """An English `text` in the language that is spoken; unchanged where the catalogue has no such message."""
+    """An English `text` in the language that is spoken; unchanged where the catalogue has no such message.
+
+    Of several that are joined (`a; b`, `a (b)`), each is told.
+    """
     if spoken() not in LOCALES or isinstance(text, Message) or len(text) > LONGEST or depth > DEEPEST:
         return text
     catalogue = _catalogue(spoken())
@@ -48,6 +54,12 @@ def retold(text: str, depth: int = 0) -> str:
             told = {name: _told(value, key, name, depth) for name, value in values.items()}
             found = catalogue.ngettext(key.one, key.one, 2) if key.plural else catalogue.gettext(key.one)
             return Message(_fill(found, told), text)
+    if AMOUNT.fullmatch(text):
+        return Message(text.translate(COMMA_AND_POINT), text)
+    for pattern in JOINED:
+        if match := pattern.fullmatch(text):
+            told_parts = [retold(part, depth + 1) for part in match.groups()]
+            return Message("".join(told_parts), text)
     return text
 
 

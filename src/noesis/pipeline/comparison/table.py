@@ -9,7 +9,7 @@ from typing import Any
 
 from noesis.core.console import command, path_here, say
 from noesis.core.errors import NoesisError, UsageError
-from noesis.core.i18n import _
+from noesis.core.i18n import _, number, retold
 from noesis.core.project import Project
 from noesis.pipeline.comparison.by_principle import prompt_clusters
 from noesis.pipeline.comparison.measures import RunMeasures, read_measures
@@ -165,21 +165,24 @@ def show_comparison(found: Comparison) -> None:
     names = [path_here(Path(name)) for name in found.runs]
     width = max(map(len, names))
     for measure in found.measures:
-        on = f" ({measure.items} shared)" if measure.cells else f": {measure.why}"
+        on = _(" ({items} shared)", items=measure.items) if measure.cells else f": {measure.why}"
         say(f"  {measure.name}{on}")
         for name, cell in zip(names, measure.cells, strict=False):
-            say(f"    {name:<{width}}  {cell.value:7.4f}   {difference_in_words(cell)}".rstrip())
+            say(f"    {name:<{width}}  {number(cell.value, '7.4f')}   {difference_in_words(cell)}".rstrip())
     say(_("  the Tribunal's verdict"))
     for name, ruling in zip(names, found.rulings, strict=True):
-        say(f"    {name:<{width}}  {ruling.verdict}: {ruling.reason}")
+        say(f"    {name:<{width}}  {ruling.verdict}: {retold(ruling.reason)}")
 
 
 def difference_in_words(cell: Cell) -> str:
     """`+0.1200 [+0.0400, +0.2000], p 0.010`; empty for the first run."""
     if cell.difference is None:
         return ""
-    interval = "" if cell.interval_95 is None else f" [{cell.interval_95[0]:+.4f}, {cell.interval_95[1]:+.4f}]"
-    return f"{cell.difference:+.4f}{interval}, p {cell.p:.3f}"
+    interval = ""
+    if cell.interval_95 is not None:
+        low, high = (number(end, "+.4f") for end in cell.interval_95)
+        interval = f" [{low}, {high}]"
+    return f"{number(cell.difference, '+.4f')}{interval}, p {number(cell.p or 0.0, '.3f')}"
 
 
 def project_or_none(given: Path | None) -> Project | None:

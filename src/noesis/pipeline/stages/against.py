@@ -13,7 +13,7 @@ from noesis.core.console import path_here, say
 from noesis.core.errors import UsageError
 from noesis.core.event_loop import run_async
 from noesis.core.files import sha256_file, sha256_json
-from noesis.core.i18n import _
+from noesis.core.i18n import _, retold
 from noesis.core.project import Project
 from noesis.llm.clients.spec import parse_spec
 from noesis.llm.clients.spending import Spending
@@ -180,9 +180,9 @@ def show_against(result: AgainstResult, s: RunSession, other: RunSession) -> Non
             )
         )
     for why in result.missing[:MOST_REASONS]:
-        say(_("  no verdict: {why}", why=why))
+        say(_("  no verdict: {why}", why=retold(why)))
     if result.unfit_reason:
-        say(_("  so far an impression: {unfit_reason}", unfit_reason=result.unfit_reason))
+        say(_("  so far an impression: {unfit_reason}", unfit_reason=retold(result.unfit_reason)))
 
 
 def _difference(found: Figures) -> str:

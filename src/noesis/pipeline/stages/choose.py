@@ -15,7 +15,7 @@ from pathlib import Path
 
 from noesis.core.console import say
 from noesis.core.files import files_in, sha256_file, sha256_json, write_json
-from noesis.core.i18n import _
+from noesis.core.i18n import _, retold
 from noesis.core.jsonl import read_json_file
 from noesis.dataset.encode import answer_rows
 from noesis.dataset.schema import Example, examples_digest
@@ -178,4 +178,4 @@ def show_choice(choice: Choice) -> None:
                 verdict=verdict,
             )
         )
-    say(_("  {adapter} is used: {reason}", adapter=choice.adapter, reason=choice.reason))
+    say(_("  {adapter} is used: {reason}", adapter=choice.adapter, reason=retold(choice.reason)))

@@ -16,7 +16,7 @@ from noesis.core.config import StrengthSection
 from noesis.core.console import say
 from noesis.core.errors import UsageError
 from noesis.core.files import files_in, make_folder
-from noesis.core.i18n import N_, _
+from noesis.core.i18n import N_, _, retold
 from noesis.core.rooted import remove
 from noesis.pipeline.results import Dial, read_result
 from noesis.pipeline.session import RunSession
@@ -163,4 +163,4 @@ def show_dial(dial: Dial) -> None:
                 drift=f.drift,
             )
         )
-    say(_("  strength {strength:g} is used: {reason}", strength=dial.strength, reason=dial.reason))
+    say(_("  strength {strength:g} is used: {reason}", strength=dial.strength, reason=retold(dial.reason)))

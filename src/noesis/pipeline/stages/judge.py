@@ -6,7 +6,7 @@ from typing import Any
 
 from noesis.core.console import say
 from noesis.core.files import write_json, write_jsonl
-from noesis.core.i18n import _
+from noesis.core.i18n import _, retold
 from noesis.core.project import Project
 from noesis.dataset.load import evenly_spread
 from noesis.pipeline.answers import base_and_tuned_answers
@@ -130,6 +130,6 @@ def show_judgement(result: JudgeResult) -> None:
         _(
             "  Tribunal (Veritas, Sophia, Dikē): {verdict}: {reason}",
             verdict=result.court.verdict,
-            reason=result.court.reason,
+            reason=retold(result.court.reason),
         )
     )

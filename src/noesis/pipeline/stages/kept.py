@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.console import Progress, duration, say
-from noesis.core.i18n import _
+from noesis.core.i18n import _, retold
 from noesis.core.project import Project
 from noesis.llm.tokenizer import load_tokenizer
 from noesis.pipeline.session import RunSession
@@ -112,7 +112,7 @@ def show_kept(figures: KeptFigures | None) -> None:
         say(f"    {figures.all.caution}")
     for groups, title in ((figures.by_language, ""), (figures.by_kind, ""), (figures.by_tier, "tier ")):
         for name, group in groups.items():
-            caution = f" ({group.caution})" if group.caution else ""
+            caution = f" ({retold(group.caution)})" if group.caution else ""
             say(
                 _(
                     "    {title:<20} kept {kept}, lost {lost}, gained {gained}{caution}",

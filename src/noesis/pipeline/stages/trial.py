@@ -20,7 +20,7 @@ from noesis.core.console import say
 from noesis.core.errors import UsageError
 from noesis.core.event_loop import run_async
 from noesis.core.files import append_line, files_in, sha256_file, sha256_json, utc_now, write_json, write_jsonl
-from noesis.core.i18n import _
+from noesis.core.i18n import _, retold
 from noesis.core.project import Project
 from noesis.llm.clients.spec import ModelSpec, parse_spec, same_model
 from noesis.llm.clients.spending import Spending
@@ -237,7 +237,7 @@ def _show_look(look: Look, left: int) -> None:
                 "  after {prompts} prompts: {verdict}: {reason}; {left} more may decide it",
                 prompts=look.prompts,
                 verdict=look.verdict,
-                reason=look.reason,
+                reason=retold(look.reason),
                 left=left,
             )
         )
@@ -279,7 +279,7 @@ def show_trial(result: TrialResult) -> None:
             )
     counts = [f"{count} × " for count in summary.unscored_counts or ()] or [""] * len(summary.unscored)
     for reason, times in list(zip(summary.unscored, counts, strict=False))[:MOST_REASONS]:
-        say(_("  no verdict: {times}{reason}", times=times, reason=reason))
+        say(_("  no verdict: {times}{reason}", times=times, reason=retold(reason)))
     if len(summary.unscored) > MOST_REASONS:
         say(_("  and {unscored} more reasons, in verdicts.jsonl", unscored=len(summary.unscored) - MOST_REASONS))
     if result.looks and (looks := result.looks.describe()):
@@ -290,7 +290,7 @@ def show_trial(result: TrialResult) -> None:
         if ruling.more_prompts
         else ""
     )
-    say(_("  Tribunal: {verdict}: {reason}{more}", verdict=ruling.verdict, reason=ruling.reason, more=more))
+    say(_("  Tribunal: {verdict}: {reason}{more}", verdict=ruling.verdict, reason=retold(ruling.reason), more=more))
 
 
 def under_the_runs_cap(s: RunSession, section: TribunalSection, specs: Sequence[ModelSpec]) -> Spending:

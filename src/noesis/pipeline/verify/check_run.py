@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from noesis.core.errors import NoesisError, UsageError
 from noesis.core.files import sha256_file
-from noesis.core.i18n import _
+from noesis.core.i18n import N_, _
 from noesis.core.project import Project
 from noesis.pipeline.verify import dial, held_out, origin, records, release, training, trial
 from noesis.pipeline.verify.evidence import Evidence, Finding, UncheckedError
@@ -32,36 +32,36 @@ class Check:
 
 
 CHECKS = (
-    Check(_("nothing lies in the run that does not belong there"), "", records.check_contents),
-    Check(_("the settings that decide the adapter are the manifest's"), "", origin.deciding_settings),
-    Check(_("all other settings are the manifest's"), "", origin.all_settings),
-    Check(_("the examples and the constitution are the manifest's"), "", origin.data),
-    Check(_("the base model is the manifest's"), "", origin.base_model),
-    Check(_("the parent's adapter is the manifest's"), "", origin.parent),
-    Check(_("the ledger adds up"), "", origin.ledger),
-    Check(_("the export's statistics follow from the data"), "export", origin.statistics),
-    Check(_("the plan's tokens follow from the examples"), "plan", origin.tokens),
-    Check(_("what was executed follows the plan"), "train", training.executed_plan),
-    Check(_("training's figures follow from metrics.jsonl"), "train", training.figures),
-    Check(_("the epochs are those that were trained"), "train", training.epochs),
-    Check(_("the saved states are whole"), "", training.states),
-    Check(_("the scores are of this base and these adapters"), "choose", held_out.scored_models),
-    Check(_("the choice of the checkpoint follows from the scores"), "choose", held_out.choice),
-    Check(_("the dial's figures are of this base, this adapter and these examples"), "dial", dial.figures),
-    Check(_("the strength follows from the dial's figures"), "dial", dial.strength),
-    Check(_("the adapter that is used is the trained one at that strength"), "dial", dial.adapter),
-    Check(_("preference and loss follow from the scores"), "judge", held_out.preference),
-    Check(_("the screen's flags and totals follow from the answers"), "judge", held_out.answers),
-    Check(_("what training broke follows from both models' outcomes"), "judge", held_out.kept),
-    Check(_("there is no verdict where no judge was asked"), "judge", held_out.ruling_without_judges),
-    Check(_("the verdicts follow from their evidence"), "trial", trial.evidence),
-    Check(_("the trial's opinions and means follow from the verdicts"), "trial", trial.opinions),
-    Check(_("the ruling has what it needs"), "trial", trial.approval),
-    Check(_("the ruling follows from answers and verdicts"), "trial", trial.ruling),
-    Check(_("the model's provenance is this run's"), "merge", release.origin),
-    Check(_("the model card follows from the results"), "merge", release.card),
-    Check(_("the parity certificate follows from its figures"), "gguf", release.certificate),
-    Check(_("the adapter's GGUF file is the certified one"), "gguf", release.adapter_file),
+    Check(N_("nothing lies in the run that does not belong there"), "", records.check_contents),
+    Check(N_("the settings that decide the adapter are the manifest's"), "", origin.deciding_settings),
+    Check(N_("all other settings are the manifest's"), "", origin.all_settings),
+    Check(N_("the examples and the constitution are the manifest's"), "", origin.data),
+    Check(N_("the base model is the manifest's"), "", origin.base_model),
+    Check(N_("the parent's adapter is the manifest's"), "", origin.parent),
+    Check(N_("the ledger adds up"), "", origin.ledger),
+    Check(N_("the export's statistics follow from the data"), "export", origin.statistics),
+    Check(N_("the plan's tokens follow from the examples"), "plan", origin.tokens),
+    Check(N_("what was executed follows the plan"), "train", training.executed_plan),
+    Check(N_("training's figures follow from metrics.jsonl"), "train", training.figures),
+    Check(N_("the epochs are those that were trained"), "train", training.epochs),
+    Check(N_("the saved states are whole"), "", training.states),
+    Check(N_("the scores are of this base and these adapters"), "choose", held_out.scored_models),
+    Check(N_("the choice of the checkpoint follows from the scores"), "choose", held_out.choice),
+    Check(N_("the dial's figures are of this base, this adapter and these examples"), "dial", dial.figures),
+    Check(N_("the strength follows from the dial's figures"), "dial", dial.strength),
+    Check(N_("the adapter that is used is the trained one at that strength"), "dial", dial.adapter),
+    Check(N_("preference and loss follow from the scores"), "judge", held_out.preference),
+    Check(N_("the screen's flags and totals follow from the answers"), "judge", held_out.answers),
+    Check(N_("what training broke follows from both models' outcomes"), "judge", held_out.kept),
+    Check(N_("there is no verdict where no judge was asked"), "judge", held_out.ruling_without_judges),
+    Check(N_("the verdicts follow from their evidence"), "trial", trial.evidence),
+    Check(N_("the trial's opinions and means follow from the verdicts"), "trial", trial.opinions),
+    Check(N_("the ruling has what it needs"), "trial", trial.approval),
+    Check(N_("the ruling follows from answers and verdicts"), "trial", trial.ruling),
+    Check(N_("the model's provenance is this run's"), "merge", release.origin),
+    Check(N_("the model card follows from the results"), "merge", release.card),
+    Check(N_("the parity certificate follows from its figures"), "gguf", release.certificate),
+    Check(N_("the adapter's GGUF file is the certified one"), "gguf", release.adapter_file),
 )
 
 
@@ -80,7 +80,7 @@ def verify(run: Run, project: Project | None = None, *, sha256: str | None = Non
     yield from _guarded(_("the stages' records"), records.check_stages(run))
     for check in CHECKS:
         if not check.stage or run.state(check.stage) == "done":
-            yield from _guarded(check.what, _made(check, evidence))
+            yield from _guarded(_(check.what), _made(check, evidence))
 
 
 def _digest(text: str) -> str:
@@ -98,9 +98,9 @@ def manifest_sha256(run: Run) -> str:
 
 def _made(check: Check, evidence: Evidence) -> Iterator[Finding]:
     try:
-        yield Finding(check.what, check.find(evidence))
+        yield Finding(_(check.what), check.find(evidence))
     except UncheckedError as reason:
-        yield Finding(check.what, unchecked=str(reason))
+        yield Finding(_(check.what), unchecked=str(reason))
 
 
 def _guarded(what: str, findings: Iterator[Finding]) -> Iterator[Finding]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from noesis.core.i18n import _
+from noesis.core.i18n import _, retold
 from noesis.pipeline.stages.dial import derive_dial, keyed_items, set_strength
 from noesis.pipeline.stages.strength.figures import Figures, figures_key, pair_places, read_figures
 from noesis.pipeline.verify.evidence import Evidence, UncheckedError
@@ -34,7 +34,9 @@ def strength(e: Evidence) -> str | None:
     derived = derive_dial(figures, choice.adapter, config.tribunal.max_forgetting)
     if derived != result:
         return _(
-            "by dial/figures.json, {strength:g} is used: {reason}", strength=derived.strength, reason=derived.reason
+            "by dial/figures.json, {strength:g} is used: {reason}",
+            strength=derived.strength,
+            reason=retold(derived.reason),
         )
     return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from noesis.core.i18n import _
+from noesis.core.i18n import _, retold
 from noesis.core.jsonl import read_json_file
 from noesis.pipeline.results import CheckpointScore, EpochFigures, adapter_folder, scores_file
 from noesis.pipeline.stages.choose import BASE, epoch_figures, score_keys
@@ -78,7 +78,7 @@ def choice(e: Evidence) -> str | None:
     return (
         None
         if derived == (result.adapter, result.reason)
-        else _("by its figures, {name} is chosen: {why}", name=derived[0], why=derived[1])
+        else _("by its figures, {name} is chosen: {why}", name=derived[0], why=retold(derived[1]))
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from noesis.core.config import Quantization
 from noesis.core.console import command
 from noesis.core.errors import ModelError
-from noesis.core.i18n import _
+from noesis.core.i18n import N_, _
 from noesis.llm.gguf.families import ModelConfig, permuted, read_config
 from noesis.llm.gguf.header import REMAKE, read_header
 from noesis.llm.gguf.rope import rope_tensors
@@ -78,11 +78,11 @@ def audit_merge(shares: dict[str, float]) -> list[Finding]:
         if not 0.9 < times < 1.1:
             missing = abs(times) < 0.1
             what = (
-                _("is not in the merged weights")
+                N_("is not in the merged weights")
                 if missing
-                else _("is in the merged weights {times:.2g} times", times=times)
+                else N_("is in the merged weights {times:.2g} times", times=times)
             )
-            return [Finding("merge", _("the adapter {what} (seen in {name})", what=what, name=name))]
+            return [Finding("merge", N_("the adapter {what} (seen in {name})", what=what, name=name))]
     return []
 
 
@@ -91,7 +91,7 @@ def audit_gguf(model: Path, file: Path) -> list[Finding]:
     reader, config = open_gguf(file), read_config(model)
     arch = config.family.arch
     if (found := _field(reader, "general.architecture")) != arch:
-        return [Finding("conversion", _("it is written as {found}, the model is {arch}", found=found, arch=arch))]
+        return [Finding("conversion", N_("it is written as {found}, the model is {arch}", found=found, arch=arch))]
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     return [
         *_audit_pre_tokenizer(reader, model),
@@ -107,11 +107,11 @@ def audit_controls(model: LlamaModel, tokenizer: Any) -> list[Finding]:
     names = dict(zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True))
     findings = []
     if split := [name for i, name in names.items() if model.tokenize(name) != [i]]:
-        findings.append(Finding("tokenizer", _("the control token {split!r} is not read as one", split=split[0])))
+        findings.append(Finding("tokenizer", N_("the control token {split!r} is not read as one", split=split[0])))
     end = turn_end(tokenizer)
     if end is not None and not model.ends_generation(end):
         findings.append(
-            Finding("tokenizer", _("llama.cpp would not stop at {names!r}, which ends an answer", names=names[end]))
+            Finding("tokenizer", N_("llama.cpp would not stop at {names!r}, which ends an answer", names=names[end]))
         )
     return findings
 
@@ -131,7 +131,7 @@ def _audit_pre_tokenizer(reader: Any, model: Path) -> list[Finding]:
     return [
         Finding(
             "tokenizer",
-            _("its pre-tokenizer is {found}, the model's is {expected}", found=found or "lost", expected=expected),
+            N_("its pre-tokenizer is {found}, the model's is {expected}", found=found or "lost", expected=expected),
         )
     ]
 
@@ -143,7 +143,7 @@ def _audit_template(reader: Any, model: Path) -> list[Finding]:
     return [
         Finding(
             "template",
-            _("its chat template is not the one that the model has") if found else _("its chat template is missing"),
+            N_("its chat template is not the one that the model has") if found else N_("its chat template is missing"),
         )
     ]
 
@@ -154,11 +154,11 @@ def _audit_rope_factors(tensors: dict[str, Any], config: ModelConfig) -> list[Fi
     expected = rope_tensors(config.rope)
     for name in sorted(expected.keys() | {found for found in tensors if found.startswith("rope_")}):
         if name not in expected:
-            what = _("it has rotary factors ({name}) that the model does not have", name=name)
+            what = N_("it has rotary factors ({name}) that the model does not have", name=name)
         elif name not in tensors:
-            what = _("the rotary factors ({name}) of the model's scaling are missing", name=name)
+            what = N_("the rotary factors ({name}) of the model's scaling are missing", name=name)
         elif not np.allclose(tensors[name].data.reshape(-1), expected[name], rtol=1e-5):
-            what = _("the rotary factors ({name}) are wrong", name=name)
+            what = N_("the rotary factors ({name}) are wrong", name=name)
         else:
             continue
         return [Finding("conversion", what)]
@@ -176,7 +176,7 @@ def _audit_row_order(tensors: dict[str, Any], source: dict[str, StoredTensor], c
         ("blk.0.attn_k.weight", "model.layers.0.self_attn.k_proj.weight"),
     ):
         if theirs not in tensors or ours not in source:
-            return [Finding("conversion", _("{theirs} is missing", theirs=theirs))]
+            return [Finding("conversion", N_("{theirs} is missing", theirs=theirs))]
         tensor = tensors[theirs]
         weight = read_tensor(source[ours]).float().numpy()
         found = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(weight.shape)
@@ -184,7 +184,7 @@ def _audit_row_order(tensors: dict[str, Any], source: dict[str, StoredTensor], c
         if wrong < right:
             return [
                 Finding(
-                    "conversion", _("the rows of query and key are not in llama.cpp's order ({theirs})", theirs=theirs)
+                    "conversion", N_("the rows of query and key are not in llama.cpp's order ({theirs})", theirs=theirs)
                 )
             ]
     return []

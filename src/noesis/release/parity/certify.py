@@ -19,7 +19,7 @@ from typing import Any
 
 from noesis.core.config import Quantization
 from noesis.core.files import require_space, sha256_file
-from noesis.core.i18n import _
+from noesis.core.i18n import N_, _
 from noesis.core.libraries import library_versions
 from noesis.llm.gguf.families import read_config
 from noesis.llm.gguf.hard_strings import hard_strings
@@ -116,8 +116,8 @@ def certify(subject: Subject, tokenizer: Any) -> Certificate:
     return Certificate(
         texts=len(inputs.rows),
         positions=inputs.positions,
-        reference=(_("the adapter on its base") if subject.adapter else _("the merged model"))
-        + _(" in float32 ({where})", where=where),
+        reference=(N_("the adapter on its base") if subject.adapter else N_("the merged model"))
+        + N_(" in float32 ({where})", where=where),
         strings=len(hard_strings()),
         prompts=len(inputs.prompts),
         answer_tokens=inputs.answer_tokens,
@@ -173,7 +173,7 @@ def _compare_merge(
         answers,
         tolerance,
         stage="merge",
-        symptom=_("the merged model does not behave like the adapter on its base"),
+        symptom=N_("the merged model does not behave like the adapter on its base"),
         findings=[] if within_tolerance(found, tolerance, answers) else audit_merge(shares),
     )
     return replace(comparison, update_kept=shares, on_original_weights=on_originals)
@@ -213,7 +213,7 @@ def _compare_files(
             answer_agreement(merged.answers, answers),
             tolerance_of(kind, weights),
             stage="quantisation" if kind.startswith("q") else "conversion",
-            symptom=_("it does not behave like the merged model"),
+            symptom=N_("it does not behave like the merged model"),
             findings=[*audit_gguf(subject.merged, file), *controls, *_text_findings(tokens, templates)],
         )
         comparisons[kind] = replace(
@@ -230,7 +230,7 @@ def _text_findings(tokens: TokenizerCheck, templates: TemplateCheck) -> list[Fin
     findings = []
     if tokens.different:
         example = tokens.examples[0][:40]
-        what = _(
+        what = N_(
             "{different} of {strings} strings are tokenised differently, {example!r} among them",
             different=tokens.different,
             strings=tokens.strings,
@@ -238,7 +238,7 @@ def _text_findings(tokens: TokenizerCheck, templates: TemplateCheck) -> list[Fin
         )
         findings.append(Finding("tokenizer", what))
     if templates.different:
-        what = _(
+        what = N_(
             "{different} of {conversations} conversations are rendered differently",
             different=templates.different,
             conversations=templates.conversations,
@@ -263,7 +263,7 @@ def _compare_adapter_file(subject: Subject, inputs: Inputs, adapted: Outputs | N
         answer_agreement(adapted.answers, answers),
         TOLERANCES["adapter"],
         stage="adapter",
-        symptom=_("the adapter's GGUF on a GGUF of its base does not behave like the adapter in PEFT"),
+        symptom=N_("the adapter's GGUF on a GGUF of its base does not behave like the adapter in PEFT"),
     )
     return replace(comparison, file=_describe(a.file), base_file=a.base_file.name)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from noesis.core.console import say
 from noesis.core.errors import ParityError
-from noesis.core.i18n import N_, _
+from noesis.core.i18n import N_, _, retold
 from noesis.core.rooted import move
 from noesis.release.parity.certificate import Certificate, Comparison
 
@@ -57,7 +57,7 @@ def require_passed(certificate: Certificate, where: str = "gguf/parity.json") ->
                     "({figures}); all figures are in {where}",
                     part=part,
                     broken_by=comparison.broken_by,
-                    why=comparison.why,
+                    why=retold(comparison.why or ""),
                     figures=_figures(comparison),
                     where=where,
                 )

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from noesis.core.console import say
-from noesis.core.i18n import _
+from noesis.core.i18n import _, retold
 from noesis.training.distributed import is_main_process, local_rank
 from noesis.training.job import TrainJob
 
@@ -29,7 +29,7 @@ def build_model(job: TrainJob) -> Any:
             double_quant=config.lora.quantization.bnb_4bit_use_double_quant,
         )
     if job.device.kind == "cuda" and is_main_process():
-        say(_("  trained on transformers' layers, which is slower than the engine: {refusal}", refusal=refusal))
+        say(_("  trained on transformers' layers, which is slower than the engine: {refusal}", refusal=retold(refusal)))
     from noesis.training import transformers_model
 
     return transformers_model.build(job.model_folder, plan.setup, config, job.device, longest=plan.longest_row)

@@ -10,7 +10,7 @@ from noesis.core.console import command, say
 from noesis.core.errors import ModelError, UsageError
 from noesis.core.event_loop import run_async
 from noesis.core.files import utc_now
-from noesis.core.i18n import _
+from noesis.core.i18n import _, retold
 from noesis.core.project import Project
 from noesis.llm.clients.spec import parse_spec
 from noesis.llm.clients.spending import Spending
@@ -69,7 +69,7 @@ def calibrate(
 
 
 def _why(calibration: Calibration) -> str:
-    return " | ".join(calibration.details["reasons"][:MOST_REASONS]) or _("there is nothing to judge")
+    return " | ".join(map(retold, calibration.details["reasons"][:MOST_REASONS])) or _("there is nothing to judge")
 
 
 def _require_scales(panel: JudgePanel, judges: Sequence[str], part: Part) -> None:

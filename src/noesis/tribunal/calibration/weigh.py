@@ -16,7 +16,7 @@ from noesis.core.config import TribunalSection
 from noesis.core.errors import ModelError
 from noesis.core.event_loop import run_async
 from noesis.core.files import utc_now
-from noesis.core.i18n import _
+from noesis.core.i18n import _, retold
 from noesis.core.project import Project
 from noesis.llm.clients.spec import parse_spec
 from noesis.llm.clients.spending import Spending
@@ -86,7 +86,7 @@ async def _read(panel: JudgePanel, benchmark: Benchmark) -> Differences:
             _(
                 "{names} gave no verdict, so nothing can be learnt: {reasons}",
                 names=panel.names[0],
-                reasons=" | ".join(reasons[:3]),
+                reasons=" | ".join(map(retold, reasons[:3])),
             )
         )
     return differences(benchmark.pairs, found)
