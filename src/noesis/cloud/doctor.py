@@ -113,7 +113,7 @@ def _uploaded_dataset(project: Project, section: ModalSection) -> Check:
     if absent:
         return Check(
             name,
-            "Dataset not found" if len(absent) == 2 else _("{absent}.jsonl is missing", absent=absent[0]),
+            _("Dataset not found") if len(absent) == 2 else _("{absent}.jsonl is missing", absent=absent[0]),
             False,
             True,
             put_command(section.volume, force=bool(sizes)),

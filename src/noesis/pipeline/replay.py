@@ -53,7 +53,7 @@ def environment_differences(run: Run) -> list[str]:
     plan, train, manifest = RunResults(run).executed_plan, RunResults(run).train, run.manifest
     now, device = library_versions(), detect()
     found = [
-        _("{what} then, {here} here", what=f"{name} {version}", here=now.get(name) or _("missing"))
+        _("{what} then, {here} here", what=" ".join((name, version)), here=now.get(name) or _("missing"))
         for name, version in manifest.libraries.items()
         if now.get(name) != version
     ]

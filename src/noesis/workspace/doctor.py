@@ -125,7 +125,10 @@ def _cache() -> Check:
     there = next(place for place in (folder, *folder.parents) if place.exists())
     ok = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
     return Check(
-        _("cache"), f"{folder}{'' if ok else ', not writable'}", ok, remedy=_("set NOESIS_CACHE to another folder")
+        _("cache"),
+        str(folder) if ok else _("{folder}, not writable", folder=folder),
+        ok,
+        remedy=_("set NOESIS_CACHE to another folder"),
     )
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from noesis.core.i18n.catalogue import COMMA_AND_POINT, DOMAIN, FOLDER, Message, _catalogue
 from noesis.core.i18n.speech import LOCALES, spoken
 
-LEAST_WORDS = 8  # characters of its own that a key has, to be told from others
+LEAST_WORDS = 6  # characters of its own that a key has, to be told from others
 LONGEST = 4000  # characters; what is longer is no message
 DEEPEST = 4  # a reason inside a reason inside a message
 AMOUNT = re.compile(r"[+-]?\d[\d,]{0,20}(?:\.\d{1,20})? (?:s|B|kB|MB|GB|TB)")
