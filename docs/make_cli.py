@@ -1,4 +1,6 @@
-"""Write docs/cli.md and the manual page docs/noesis.1 from the command line itself: `make docs`; --check only compares.
+"""Write docs/cli.md, docs/cli.pt-BR.md and the manual page docs/noesis.1 from the command line itself: `make docs`.
+
+--check only compares.
 
 The wheel installs the manual page, so that `man noesis` finds it where a shell finds `noesis`. Page: man 7 man
 """
@@ -14,11 +16,14 @@ import typer.main
 
 from noesis import __version__
 from noesis.cli import app
+from noesis.core.i18n import speak
 
-PAGE, MANUAL = Path(__file__).with_name("cli.md"), Path(__file__).with_name("noesis.1")
+PAGE, PAGE_PT = Path(__file__).with_name("cli.md"), Path(__file__).with_name("cli.pt-BR.md")
+MANUAL = Path(__file__).with_name("noesis.1")
 SUMMARY = "turn a constitution and about a hundred examples into a small language model that keeps to them"
 ENVIRONMENT = {
     "NOESIS_PROJECT": "The project's folder, unless --project gives one; else the nearest at or above this folder.",
+    "NOESIS_LANG": "The language that is spoken, pt or en, unless --lang gives one; else that of the locale.",
     "NOESIS_API_KEY": "The key of noesis serve; what is set here is never printed.",
     "NOESIS_CACHE": "Where converted models and judges' replies are kept; default: ~/.cache/noesis.",
     "NOESIS_KEY_<HOST>": "The key of a judge's endpoint at that host.",
@@ -51,10 +56,10 @@ def sections(command: object, name: str, parent: object = None) -> Iterator[Sect
         yield from sections(child, child.name, context)
 
 
-def markdown(found: list[Section]) -> str:
-    """docs/cli.md."""
+def markdown(found: list[Section], head: str) -> str:
+    """docs/cli.md, or its translation."""
     parts = [f"## {section.command}\n\n```\n{section.help}\n```\n" for section in found]
-    return "# Command line\n\nMade from the program by `make docs`.\n\n" + "\n".join(parts)
+    return f"# {head}\n\n" + "\n".join(parts)
 
 
 def manual(found: list[Section]) -> str:
@@ -79,8 +84,16 @@ def _roff(line: str) -> str:
 
 def main() -> int:
     """Write or compare."""
-    found = list(sections(typer.main.get_command(app), "noesis"))
-    for file, text in ((PAGE, markdown(found)), (MANUAL, manual(found))):
+    help_in = {}
+    for code in ("pt", "en"):
+        speak(code)
+        help_in[code] = list(sections(typer.main.get_command(app), "noesis"))
+    pages = {
+        PAGE: markdown(help_in["en"], "Command line\n\nMade from the program by `make docs`."),
+        PAGE_PT: markdown(help_in["pt"], "Linha de comando\n\nFeita a partir do programa por `make docs`."),
+        MANUAL: manual(help_in["en"]),
+    }
+    for file, text in pages.items():
         if "--check" not in sys.argv:
             file.write_text(text, encoding="utf-8")
         elif not file.is_file() or file.read_text(encoding="utf-8") != text:

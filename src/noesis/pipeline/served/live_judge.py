@@ -9,7 +9,7 @@ from typing import Any
 
 from noesis.constitution.document import Constitution
 from noesis.core.errors import UsageError
-from noesis.core.i18n import N_, _
+from noesis.core.i18n import _, retold
 from noesis.core.messages import Message
 from noesis.core.project import Project
 from noesis.llm.clients.spec import parse_spec
@@ -127,15 +127,19 @@ class LiveJudge:
 
 def format_opinion(found: AnswerOpinion) -> list[str]:
     """An opinion as lines for a terminal."""
-    flags = N_("the screen saw: {flags}", flags=", ".join(found.flags)) if found.flags else N_("the screen saw nothing")
+    flags = (
+        _("the screen saw: {flags}", flags=", ".join(map(retold, found.flags)))
+        if found.flags
+        else _("the screen saw nothing")
+    )
     if found.opinion is None:
         return [
-            f"{found.judge}: {flags}",
-            N_("it flags or abstains, it never approves; name a judge with --judge to ask the Tribunal"),
+            f"{retold(found.judge)}: {flags}",
+            _("it flags or abstains, it never approves; name a judge with --judge to ask the Tribunal"),
         ]
-    mean = N_("below quorum") if found.opinion.mean is None else _range(*found.opinion.mean)
+    mean = _("below quorum") if found.opinion.mean is None else _range(*found.opinion.mean)
     lines = [
-        N_(
+        _(
             "{band} ({mean}); judge: {judge}; one answer, no interval: an impression, not a trial",
             band=found.band,
             mean=mean,
@@ -146,12 +150,12 @@ def format_opinion(found: AnswerOpinion) -> list[str]:
         if isinstance(verdict, Verdict):
             score, why = _range(*found.opinion.judges[verdict.judge]), verdict.reasoning
         else:
-            score, why = N_("no verdict"), verdict.reason
+            score, why = _("no verdict"), retold(verdict.reason)
         lines.append(f"  {verdict.judge:<8} {score}  {why}")
     if found.opinion.vetoes:
-        lines.append(f"  vetoes: {', '.join(found.opinion.vetoes)}")
+        lines.append(_("  vetoes: {vetoes}", vetoes=", ".join(found.opinion.vetoes)))
     return [*lines, f"  {flags}"]
 
 
 def _range(low: float, high: float) -> str:
-    return f"{low:.2f}" if low == high else N_("{low:.2f} to {high:.2f}", low=low, high=high)
+    return f"{low:.2f}" if low == high else _("{low:.2f} to {high:.2f}", low=low, high=high)
