@@ -8,6 +8,7 @@ dropped. Babel does the work: https://babel.pocoo.org/en/latest/api/messages/ind
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -37,6 +38,8 @@ msgstr ""
 "Plural-Forms: nplurals=2; plural=(n != 1);\\n"
 
 """
+METHODS = [("**.py", "python"), ("**/stages/page.html", "jinja2.ext:babel_extract")]
+NOUN = re.compile(r"counted\('([\w -]+)'\)")  # of templates, which count what they name
 FOREIGN = (  # typer's
     "Usage: ",
     "[OPTIONS]",
@@ -102,8 +105,13 @@ FOREIGN = (  # typer's
     "interrupted",
     "failed",
     "killed",
+    "base",
+    "tuned",
     "running",
     "the price list of Modal",
+    "the adapter on its base in float32",
+    "the merged model in float32",
+    "no judge is seated: name one with --judge; the Tribunal needs a language model that was shown to be fit to judge",
     # the operating system's
     "Permission denied",
     "Operation not permitted",
@@ -121,8 +129,12 @@ FOREIGN = (  # typer's
 def messages() -> Catalog:
     """Everything that the package says, in the order of its files."""
     found = Catalog()
-    for file, _line, text, _comments, context in extract_from_dir(SOURCE, [("**.py", "python")], keywords=KEYWORDS):
+    for file, _line, text, _comments, context in extract_from_dir(SOURCE, METHODS, keywords=KEYWORDS):
         found.add(text, locations=[(f"noesis/{file}", None)], context=context)
+    for noun in sorted({noun for file in SOURCE.rglob("*.html") for noun in NOUN.findall(file.read_text("utf-8"))}):
+        found.add(
+            (f"{{count:,}} {noun}", f"{{count:,}} {noun}s"), locations=[("noesis/pipeline/stages/page.html", None)]
+        )
     speak("en")
     for text in _help(typer.main.get_command(app)):
         found.add(text, locations=[("noesis --help", None)])

@@ -20,12 +20,12 @@ from noesis.constitution.document import load_constitution
 from noesis.core.config import Config, ModalSection
 from noesis.core.console import duration
 from noesis.core.errors import UsageError
-from noesis.core.i18n import N_, _, ngettext, retold
+from noesis.core.i18n import N_, _, ngettext
 from noesis.core.project import Project
 from noesis.dataset.load import read_train_export
 from noesis.pipeline.stages.plan import plan_without_run
 from noesis.planning.budget import Budget, budget_of, quote
-from noesis.planning.display import dollars, plan_lines
+from noesis.planning.display import dollars, plan_lines, stage_title
 from noesis.planning.gpus import gpu_of, prices, rented_gpu
 from noesis.planning.plan import Plan
 from noesis.planning.pricing import (
@@ -99,7 +99,7 @@ class CloudQuote:
         lines = ["", *plan_lines(self.plan, everything=True), ""]
         for i, cost in enumerate(self.extra):
             label = _("besides") if i == 0 else ""
-            lines.append(f"  {label:9} {retold(cost.name):15} {duration(cost.seconds):>13}  {dollars(cost.usd)}")
+            lines.append(f"  {label:9} {stage_title(cost.name):15} {duration(cost.seconds):>13}  {dollars(cost.usd)}")
         capped = self.at_most_usd == self.budget.max_usd
         why = (
             _("the cap: no call starts whose time-outs it would not pay for")

@@ -131,6 +131,11 @@ def _memory(plan: Plan) -> str:
     )
 
 
+def stage_title(name: str) -> str:
+    """A stage is named as its command in every language; only several together are put into words."""
+    return retold(name) if " " in name else name
+
+
 def dollars(usd: float) -> str:
     """An amount in a column of them."""
     return _("{usd:8.2f} USD", usd=usd)
@@ -138,7 +143,7 @@ def dollars(usd: float) -> str:
 
 def _stages(plan: Plan) -> list[str]:
     rows = [
-        f"{retold(stage.name):15} {duration(stage.seconds):>13}  {dollars(stage.usd)}  {retold(stage.where)}"
+        f"{stage_title(stage.name):15} {duration(stage.seconds):>13}  {dollars(stage.usd)}  {retold(stage.where)}"
         for stage in plan.stages
     ]
     origin = (

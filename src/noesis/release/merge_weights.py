@@ -17,7 +17,7 @@ from noesis.core.config import Quantization
 from noesis.core.console import Progress
 from noesis.core.errors import ModelError
 from noesis.core.files import copy_file, files_in, new_folder, require_space, write_text
-from noesis.core.i18n import _
+from noesis.core.i18n import N_, _
 from noesis.core.rooted import file_of_model
 from noesis.llm.weights import (
     INDEX,
@@ -168,7 +168,7 @@ def merge(
         NoesisError: the disk has no room for it.
     """
     plan = plan_merge(base, adapter_folder, quantization, dtype)
-    require_space(target.parent, plan.bytes, "the merged model")
+    require_space(target.parent, plan.bytes, _("the merged model"))
     error = _ErrorMeter()
     with new_folder(target) as part:
         digests = _write_weights(plan, part, error)
@@ -179,9 +179,9 @@ def merge(
         merged_tensors=len(plan.adapter.targets),
         bytes=plan.bytes,
         verified=len(digests),
-        into=f"dequantised {quantization.bnb_4bit_quant_type} weights, as trained against"
+        into=N_("dequantised {kind} weights, as trained against", kind=quantization.bnb_4bit_quant_type)
         if plan.quantised
-        else "the original weights",
+        else N_("the original weights"),
         originals=error.result() if plan.quantised else None,
     )
 

@@ -76,6 +76,11 @@ def number(value: float, specification: str) -> str:
     return english if spoken() == "en" else Message(_localised(value, specification), english)
 
 
+def spelled(figures: str) -> str:
+    """Figures that were formatted in English, with the language's comma and point."""
+    return figures if spoken() == "en" else Message(figures.translate(COMMA_AND_POINT), figures)
+
+
 def joined(separator: str, parts: Iterable[str]) -> str:
     """`separator.join(parts)` that keeps the English of messages."""
     found = list(parts)

@@ -12,7 +12,7 @@ from noesis.core.config import Quantization
 from noesis.core.console import say, size
 from noesis.core.errors import RunError
 from noesis.core.files import files_in, read_text
-from noesis.core.i18n import _
+from noesis.core.i18n import _, retold
 from noesis.pipeline.gguf_files import provenance
 from noesis.pipeline.results import RunResults, TrialResult, read_result
 from noesis.pipeline.session import RunSession
@@ -65,7 +65,7 @@ def show_merge(result: MergeResult, folder: Path) -> None:
             "  {merged_tensors} of {tensors} tensors merged into {into}",
             merged_tensors=result.merged_tensors,
             tensors=result.tensors,
-            into=result.into,
+            into=retold(result.into),
         )
     )
     say(f"  {size(result.bytes)} → {folder}")

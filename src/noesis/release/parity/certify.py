@@ -116,8 +116,9 @@ def certify(subject: Subject, tokenizer: Any) -> Certificate:
     return Certificate(
         texts=len(inputs.rows),
         positions=inputs.positions,
-        reference=(N_("the adapter on its base") if subject.adapter else N_("the merged model"))
-        + N_(" in float32 ({where})", where=where),
+        reference=N_("the adapter on its base in float32 ({where})", where=where)
+        if subject.adapter
+        else N_("the merged model in float32 ({where})", where=where),
         strings=len(hard_strings()),
         prompts=len(inputs.prompts),
         answer_tokens=inputs.answer_tokens,
