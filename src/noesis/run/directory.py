@@ -23,7 +23,7 @@ from noesis.core.config import Config
 from noesis.core.console import command, say
 from noesis.core.errors import CapError, RunError, UsageError
 from noesis.core.files import sha256_file, sweep, sync_file, utc_now, write_json, write_text
-from noesis.core.i18n import _, joined
+from noesis.core.i18n import _, in_english, joined
 from noesis.core.libraries import library_versions
 from noesis.run.archive import MOVING, RUN_FILES, archive, finish_archiving
 from noesis.run.folder import guard_run, require_run_folder
@@ -236,7 +236,7 @@ class Run:
         meter = StageMeter(self.path, stage, record.started, self.usd_per_s)
         self.working_since = meter.started_at
         try:
-            result = work()
+            result = in_english(work())
             files = {
                 self._relative(file): self._recorded(stage, file)
                 for file in sorted(outputs())

@@ -12,7 +12,7 @@ from typing import Any
 from noesis.core.console import command, say, size
 from noesis.core.errors import ModelError, RunError, UsageError
 from noesis.core.files import copy_file, require_output, scratch_folder, write_json, write_text
-from noesis.core.i18n import _
+from noesis.core.i18n import N_, _
 from noesis.core.project import Project, find_project
 from noesis.dataset.encode import prompt_messages
 from noesis.dataset.load import evenly_spread
@@ -261,6 +261,6 @@ def _prompts(s: RunSession) -> tuple[dict[str, list[str]], str]:
         # the shortest, which cost the least
         found = {language: sorted(texts, key=len)[: -(-2 * PROMPTS // len(found))] for language, texts in found.items()}
     if min(map(len, found.values())) >= -(-2 * PROMPTS // len(found)):
-        return found, _("the Tribunal's open prompts")
+        return found, N_("the Tribunal's open prompts")
     principles = s.constitution.principles
-    return {language: [p[language] for p in principles] for language in found}, _("the constitution's principles")
+    return {language: [p[language] for p in principles] for language in found}, N_("the constitution's principles")
