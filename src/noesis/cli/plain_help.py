@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
-from noesis.core.i18n import _, retold
+from noesis.core.i18n import _
 from noesis.core.i18n.catalogue import DOMAIN, FOLDER
 
 
@@ -41,7 +41,7 @@ class _Plain:
         """The option --help."""
         option = super().get_help_option(ctx)  # type: ignore[misc]
         if option is not None:
-            option.help = retold(str(option.help))
+            option.help = _(str(option.help))
         return option
 
     def format_usage(self, ctx: Any, formatter: Any) -> None:

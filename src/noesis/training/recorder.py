@@ -112,7 +112,16 @@ class Metrics:
             "usd": round(self.budget.usd(), 6) if self.budget else 0.0,
         } | (extra or {})
         append_line(self.file, json.dumps(line, allow_nan=False))
-        self.progress.advance(tokens, f"step {step}/{steps} · loss {loss:.3f}{self._cost(steps - step)}")
+        self.progress.advance(
+            tokens,
+            _(
+                "step {step}/{steps} · loss {loss:.3f}{cost}",
+                step=step,
+                steps=steps,
+                loss=loss,
+                cost=self._cost(steps - step),
+            ),
+        )
         self._say_departure(seconds)
 
     def _say_departure(self, seconds: float) -> None:

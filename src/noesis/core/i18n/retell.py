@@ -15,7 +15,8 @@ from typing import NamedTuple
 from noesis.core.i18n.catalogue import COMMA_AND_POINT, DOMAIN, FOLDER, Message, _catalogue
 from noesis.core.i18n.speech import LOCALES, spoken
 
-LEAST_WORDS = 6  # characters of its own that a key has, to be told from others
+LEAST = 6  # characters of its own that a key has, to be told from others; with its field first, more
+LEAST_BEHIND = 10
 LONGEST = 4000  # characters; what is longer is no message
 DEEPEST = 4  # a reason inside a reason inside a message
 AMOUNT = re.compile(r"[+-]?\d[\d,]{0,20}(?:\.\d{1,20})? (?:s|B|kB|MB|GB|TB)")
@@ -99,7 +100,12 @@ def _keys(locale: str) -> tuple[Key, ...]:
     for original in _originals((FOLDER / locale / "LC_MESSAGES" / f"{DOMAIN}.mo").read_bytes()):
         one, *many = original.split("\0")
         found += [_key(text, one, plural) for text, plural in ((one, False), *((text, True) for text in many))]
-    return tuple(sorted((key for key in found if key.own >= LEAST_WORDS or not key.fields), key=lambda k: -k.own))
+    return tuple(
+        sorted(
+            (key for key in found if key.own >= (LEAST if key.begins else LEAST_BEHIND) or not key.fields),
+            key=lambda k: -k.own,
+        )
+    )
 
 
 def _key(text: str, one: str, plural: bool) -> Key:

@@ -124,7 +124,7 @@ def show_judgement(result: JudgeResult) -> None:
         tuned_flagged=screened.tuned.flagged,
         answers=screened.tuned.answers,
     )
-    say(f"  {screened.name}: {flagged}")
+    say(f"  {retold(screened.name)}: {flagged}")
     show_kept(result.kept)
     say(
         _(

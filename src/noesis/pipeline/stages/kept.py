@@ -110,7 +110,7 @@ def show_kept(figures: KeptFigures | None) -> None:
     say(_("  what it broke          {in_words}", in_words=in_words(figures.all)))
     if figures.all.caution:
         say(f"    {figures.all.caution}")
-    for groups, title in ((figures.by_language, ""), (figures.by_kind, ""), (figures.by_tier, "tier ")):
+    for groups, title in ((figures.by_language, ""), (figures.by_kind, ""), (figures.by_tier, _("tier") + " ")):
         for name, group in groups.items():
             caution = f" ({retold(group.caution)})" if group.caution else ""
             say(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from noesis.core.console import command, duration, say
 from noesis.core.errors import RunError
-from noesis.core.i18n import _, ngettext
+from noesis.core.i18n import _, ngettext, number
 from noesis.core.rooted import remove
 from noesis.pipeline.own_answers import own_answers
 from noesis.pipeline.results import RunResults, read_result
@@ -95,7 +95,9 @@ def show_training(result: TrainResult) -> None:
             )
         )
     if result.mean_training_loss is not None:
-        losses = [f"{name} {loss:.3f}" for name, loss in result.mean_training_loss.items() if loss is not None]
+        losses = [
+            f"{name} {number(loss, '.3f')}" for name, loss in result.mean_training_loss.items() if loss is not None
+        ]
         saved = _(
             "{states} saved in {save_share:.1%} of the time",
             states=ngettext("{count:,} state", "{count:,} states", result.saves or 0),

@@ -55,7 +55,7 @@ def choose_strength(
     best = kept[-1]
     if out:
         return best, N_("{out}; {best:g} is the largest within the bound", out=out, best=best)
-    why = unknown or f"{best:g} {_fall(base, measured[best]).describe(max_forgetting)}"
+    why = unknown or _fall(base, measured[best]).describe(best, max_forgetting)
     larger = [x for x in grid if x > best]
     if not larger or best < trained:
         return best, N_("{why}; it is the largest of the grid", why=why)
@@ -87,16 +87,18 @@ class _Fall:
     def beyond(self, bound: float) -> bool:
         return self.share.mean > bound and self.share.above
 
-    def describe(self, bound: float) -> str:
+    def describe(self, x: float, bound: float) -> str:
         if self.share.mean <= bound:
             return N_(
-                "loses {share} of the {items} keyed items, within {bound:g}",
+                "{x:g} loses {share} of the {items} keyed items, within {bound:g}",
+                x=x,
                 share=self.share,
                 items=self.items,
                 bound=bound,
             )
         return N_(
-            "loses {share} of the {items} keyed items, above {bound:g} but not beyond chance",
+            "{x:g} loses {share} of the {items} keyed items, above {bound:g} but not beyond chance",
+            x=x,
             share=self.share,
             items=self.items,
             bound=bound,
