@@ -101,6 +101,9 @@ def test_what_a_record_says_is_told_again():
         )
         assert retold("no judge is set; all match") == "não há juiz definido; todas conferem"
         assert retold("mean 0.700 [0.600, 0.800]") == "média 0,700 [0,600, 0,800]"
+        assert retold("1 loses 0.0100 [0.0000, 0.0200] of the 24 keyed items, within 0.05") == (
+            "1 perde 0,0100 [0,0000, 0,0200] dos 24 itens com gabarito, dentro de 0,05"
+        )
         assert retold("the weather in Olinda") == "the weather in Olinda"
         assert retold(retold("no errors")) == "nenhum erro"
     with speaking("en"):

@@ -236,7 +236,7 @@ class Run:
         meter = StageMeter(self.path, stage, record.started, self.usd_per_s)
         self.working_since = meter.started_at
         try:
-            result = in_english(work())
+            result: Json = in_english(work())
             files = {
                 self._relative(file): self._recorded(stage, file)
                 for file in sorted(outputs())

@@ -20,6 +20,7 @@ LEAST_BEHIND = 10
 LONGEST = 4000  # characters; what is longer is no message
 DEEPEST = 4  # a reason inside a reason inside a message
 AMOUNT = re.compile(r"[+-]?\d[\d,]{0,20}(?:\.\d{1,20})? (?:s|B|kB|MB|GB|TB)")
+FIGURE = re.compile(r"[+-]?\d{1,9}\.\d{3,9}(?: \[[+-]?\d{1,9}\.\d{1,9}, [+-]?\d{1,9}\.\d{1,9}\])?")  # an interval
 JOINED = (re.compile(r"([^;]+)(; )(.+)", re.DOTALL), re.compile(r"([^(]+)( \()(.+)(\))", re.DOTALL))
 
 
@@ -57,6 +58,8 @@ def retold(text: str, depth: int = 0) -> str:
             return Message(_fill(found, told), text)
     if AMOUNT.fullmatch(text):
         return Message(text.translate(COMMA_AND_POINT), text)
+    if FIGURE.fullmatch(text):
+        return Message(text.replace(".", ","), text)
     for pattern in JOINED:
         if match := pattern.fullmatch(text):
             told_parts = [retold(part, depth + 1) for part in match.groups()]
@@ -100,12 +103,12 @@ def _keys(locale: str) -> tuple[Key, ...]:
     for original in _originals((FOLDER / locale / "LC_MESSAGES" / f"{DOMAIN}.mo").read_bytes()):
         one, *many = original.split("\0")
         found += [_key(text, one, plural) for text, plural in ((one, False), *((text, True) for text in many))]
-    return tuple(
-        sorted(
-            (key for key in found if key.own >= (LEAST if key.begins else LEAST_BEHIND) or not key.fields),
-            key=lambda k: -k.own,
-        )
-    )
+    return tuple(sorted(filter(_is_telling, found), key=lambda key: -key.own))
+
+
+def _is_telling(key: Key) -> bool:
+    """Whether a text that looks like `key` can be no other."""
+    return not key.fields or key.own >= (LEAST if key.begins or key.plural else LEAST_BEHIND)
 
 
 def _key(text: str, one: str, plural: bool) -> Key:
