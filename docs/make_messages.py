@@ -38,7 +38,8 @@ msgstr ""
 "Plural-Forms: nplurals=2; plural=(n != 1);\\n"
 
 """
-METHODS = [("**.py", "python"), ("**/stages/page.html", "jinja2.ext:babel_extract")]
+TEMPLATES = ("stages/page.html", "dataset/inspect.html")
+METHODS = [("**.py", "python"), *((f"**/{name}", "jinja2.ext:babel_extract") for name in TEMPLATES)]
 NOUN = re.compile(r"counted\('([\w -]+)'\)")  # of templates, which count what they name
 FOREIGN = (  # typer's
     "Usage: ",

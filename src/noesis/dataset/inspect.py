@@ -19,7 +19,7 @@ from noesis.core.config import Config
 from noesis.core.console import printable, say, say_coloured, say_text
 from noesis.core.errors import TrainingError, UsageError
 from noesis.core.files import require_output, write_text
-from noesis.core.i18n import _, ngettext
+from noesis.core.i18n import _, ngettext, number, spoken
 from noesis.core.project import Project
 from noesis.dataset.checks.validate import validate
 from noesis.dataset.encode import prompt_messages, target_text
@@ -210,6 +210,8 @@ def write_page(file: Path, rows: list[Row], notes: list[str], config: Config) ->
         lstrip_blocks=True,
         finalize=lambda v: printable(v) if type(v) is str else v,
     )
+    environment.globals.update(_=_, lang=spoken())
+    environment.filters.update(grouped=lambda count: number(count, ","))
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         rows=rows,
         notes=notes,
