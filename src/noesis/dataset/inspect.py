@@ -79,7 +79,13 @@ class Row:
     @property
     def counts(self) -> str:
         ends = _(", ends with {text!r}", text=self.tokens[-1].text) if self.tokens else ""
-        return f"{len(self.tokens):,} tokens, {self.trained:,} trained ({self.share:.0%}){ends}"
+        return _(
+            "{tokens:,} tokens, {trained:,} trained ({share:.0%}){ends}",
+            tokens=len(self.tokens),
+            trained=self.trained,
+            share=self.share,
+            ends=ends,
+        )
 
 
 def show(
