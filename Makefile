@@ -1,4 +1,5 @@
-# make demo · make test · make setup · make lint · make docs · make site · make bench · make dist · make coverage · make sbom · make audit
+# make demo · make test · make setup · make lint · make docs · make messages (new texts, and their translations) · make site
+# make bench · make dist · make coverage · make sbom · make audit
 # make test-unit (no torch, no attacks, a minute and a half) · make test-all (with minutes of the embedded model and the cloud) · make test-load (timing, on a busy machine)
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest
 PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 STAMP := $(VENV)/.set-up
 
-.PHONY: demo setup test test-unit test-all test-load lint docs docs-check site coverage sbom audit bench dist
+.PHONY: demo setup test test-unit test-all test-load lint messages docs docs-check site coverage sbom audit bench dist
 
 demo: $(STAMP)
 	$(BIN)/noesis demo
@@ -47,6 +48,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+messages: $(STAMP)
+	$(BIN)/python docs/make_messages.py
 
 docs: $(STAMP)
 	$(BIN)/python docs/make_cli.py

@@ -1,6 +1,6 @@
-"""Write docs/cli.md, docs/agents.md and the manual page docs/noesis.1 from the command line itself: `make docs`.
+"""Write docs/cli.md, docs/cli.pt-BR.md, docs/agents.md and the manual page docs/noesis.1 from the command line itself.
 
---check only compares.
+`make docs` runs it; --check only compares.
 
 The wheel installs the manual page, so that `man noesis` finds it where a shell finds `noesis`. Page: man 7 man
 """
@@ -16,18 +16,20 @@ from noesis import __version__
 from noesis.cli import app
 from noesis.cli.reference.agents import agent_docs
 from noesis.cli.reference.commands import ENVIRONMENT, EXIT_CODES, Command, commands
+from noesis.core.i18n import speak
 
 DOCS = Path(__file__).parent
 SUMMARY = "turn a constitution and about a hundred examples into a small language model that keeps to them"
+HEADS = {
+    "en": "Command line\n\nEvery command with its help, as the program prints it; made by `make docs`.",
+    "pt": "Linha de comando\n\nTodos os comandos com a ajuda que o programa mostra; feita por `make docs`.",
+}
 
 
-def markdown(found: list[Command]) -> str:
-    """docs/cli.md."""
+def markdown(found: list[Command], head: str) -> str:
+    """docs/cli.md, or its translation."""
     parts = [f"## {section.name}\n\n```\n{section.help}\n```\n" for section in found]
-    return (
-        "# Command line\n\nEvery command with its help, as the program prints it; made by `make docs`.\n\n"
-        + "\n".join(parts)
-    )
+    return f"# {head}\n\n" + "\n".join(parts)
 
 
 def manual(found: list[Command]) -> str:
@@ -52,9 +54,18 @@ def _roff(line: str) -> str:
 
 def main() -> int:
     """Write or compare."""
-    root = typer.main.get_command(app)
-    found = list(commands(root))
-    for name, text in (("cli.md", markdown(found)), ("noesis.1", manual(found)), ("agents.md", agent_docs(root))):
+    root, found = {}, {}
+    for code in ("pt", "en"):
+        speak(code)
+        root[code] = typer.main.get_command(app)
+        found[code] = list(commands(root[code]))
+    pages = {
+        "cli.md": markdown(found["en"], HEADS["en"]),
+        "cli.pt-BR.md": markdown(found["pt"], HEADS["pt"]),
+        "noesis.1": manual(found["en"]),
+        "agents.md": agent_docs(root["en"]),
+    }
+    for name, text in pages.items():
         file = DOCS / name
         if "--check" not in sys.argv:
             file.write_text(text, encoding="utf-8")

@@ -25,6 +25,7 @@ if (
 ):  # a shell's background job ignores Ctrl-C, and so would every program that a test starts
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a hub
+os.environ["NOESIS_LANG"] = "en"  # whatever language the machine speaks
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same figures on every machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from more, and `make test` runs two processes
 os.environ |= {

@@ -29,8 +29,10 @@ from noesis.cli import (
     verify_commands,
     workspace_commands,
 )
+from noesis.cli.options import speak_as_asked
 from noesis.cli.plain_help import show_plainly
 from noesis.core.console import complain, guard_terminal, quoted, report_error, say
+from noesis.core.i18n import _, retold
 from noesis.core.machine.streams import NO_READER, OutputClosed, has_no_reader, settle_streams, silence
 
 app = typer.Typer(
@@ -58,9 +60,19 @@ show_plainly(app)
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    lang: Annotated[
+        str | None,
+        typer.Option(
+            "--lang",
+            metavar="CODE",
+            help="Speak pt or en, here or after the command; default: $NOESIS_LANG, else the locale.",
+        ),
+    ] = None,
+) -> None:
     if version:
-        say(f"noesis {__version__}")
+        say(_("noesis {version}", version=__version__))
         raise typer.Exit()
 
 
@@ -85,12 +97,13 @@ def run_command(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, raise_terminated)
     shell_commands.prepare_completion()
     try:
+        arguments = speak_as_asked(arguments)
         code = app(arguments, standalone_mode=False)
         if code == 130:  # typer turns Ctrl-C into this code and prints nothing
             raise KeyboardInterrupt
         return int(code) if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        complain("stopped; finished work is kept, and the same command continues from there")
+        complain(_("stopped; finished work is kept, and the same command continues from there"))
         return 130
     except TyperException as error:  # a wrong command, option or value
         if isinstance(error.message, str):  # type: ignore[attr-defined]
@@ -98,12 +111,12 @@ def run_command(arguments: list[str]) -> int:
         shown = io.StringIO()
         error.show(shown)  # type: ignore[attr-defined]
         for line in shown.getvalue().rstrip("\n").split("\n"):
-            complain(line)
+            complain(retold(line))
         return 2
     except Terminated:
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
-        complain("stopped by SIGTERM; finished work is kept, and the same command continues from there")
+        complain(_("stopped by SIGTERM; finished work is kept, and the same command continues from there"))
         return 143
     except OutputClosed:
         return NO_READER

@@ -14,6 +14,7 @@ import typer
 
 from noesis.cli import cloud_run_commands
 from noesis.cli.options import JsonOption, ProjectOption, modal_section, print_result, report_checks, reserve_stdout
+from noesis.core.i18n import _
 
 if TYPE_CHECKING:
     from noesis.cloud.volume.remote import ModalVolumeFiles
@@ -119,11 +120,11 @@ def pull(
     from noesis.core.console import command, say
 
     reserve_stdout(as_json)
-    with _modal_volume(project) as (_, files):
+    with _modal_volume(project) as (_section, files):
         from noesis.cloud.pull import pull as pull_run
 
         result = pull_run(files, run, state=state, archived=archived)
-    say(f"Next: {command('verify', run)}")
+    say(_("Next: {command}", command=command("verify", run)))
     print_result(result.to_json(), as_json)
 
 

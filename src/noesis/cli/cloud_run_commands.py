@@ -19,6 +19,7 @@ from noesis.cli.options import (
     print_result,
     reserve_stdout,
 )
+from noesis.core.i18n import _
 
 app = typer.Typer()
 
@@ -168,11 +169,15 @@ def stop(project: ProjectOption = None, as_json: JsonOption = False) -> None:
     from noesis.core.console import say
 
     reserve_stdout(as_json)
-    _, section = modal_section(project)
+    _project, section = modal_section(project)
     from noesis.cloud.deployed import stop_run
     from noesis.cloud.modal_errors import explained
 
     with explained(section):
         calls = stop_run(section)
-    say(f"cancelled {len(calls)} calls; each saves what it has" if calls else "nothing is running on this volume")
+    say(
+        _("cancelled {calls} calls; each saves what it has", calls=len(calls))
+        if calls
+        else _("nothing is running on this volume")
+    )
     print_result({"cancelled": calls}, as_json)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from noesis.cli.options import JsonOption, ProjectOption, print_result, reserve_stdout
+from noesis.core.i18n import _, spoken
 
 app = typer.Typer(
     help="Read, check and compare the constitution, and make data from it.\n\nExample: noesis constitution check",
@@ -37,8 +38,8 @@ def show(
         typer.Argument(metavar="ID", help="Ids of principles or values to show in full; default: an overview of all."),
     ] = None,
     language: Annotated[
-        str, typer.Option(metavar="CODE", help="Language of the texts; default: the constitution's first, or English.")
-    ] = "en",
+        str | None, typer.Option(metavar="CODE", help="Language of the texts; default: the one that is spoken.")
+    ] = None,
     project: ProjectOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -55,12 +56,17 @@ def show(
     from noesis.synthesis.coverage import check_coverage
 
     reserve_stdout(as_json)
+    language = language or spoken()
     found = find_project(project)
     constitution = load_constitution(found.constitution)
     wanted = set(ids or ())
     if unknown := sorted(wanted - constitution.principle_ids - constitution.value_ids):
         raise UsageError(
-            f"the constitution has no {unknown[0]!r}; principles: {', '.join(p.id for p in constitution.principles)}"
+            _(
+                "the constitution has no {unknown!r}; principles: {id}",
+                unknown=unknown[0],
+                id=", ".join(p.id for p in constitution.principles),
+            )
         )
     covers = {cover.principle: cover for cover in check_coverage(found).covers} if wanted else {}
     for rank, value in enumerate(constitution.values, 1):
@@ -78,12 +84,18 @@ def show(
             if principle.id in covers:
                 for name in ("critique", "revision"):
                     request = getattr(principle, name)
-                    say(f"     {name}: {request[language] if request else '(generic wording)'}")
+                    say(f"     {name}: {request[language] if request else _('(generic wording)')}")
                 cover = covers[principle.id]
-                say(f"     items: {', '.join(cover.items) or 'none'}; prompts: {len(cover.prompts)}")
                 say(
-                    "     examples: "
-                    + "; ".join(f"{code} {', '.join(names) or 'none'}" for code, names in cover.examples.items())
+                    _(
+                        "     items: {items}; prompts: {prompts}",
+                        items=", ".join(cover.items) or _("none"),
+                        prompts=len(cover.prompts),
+                    )
+                )
+                say(
+                    _("     examples: ")
+                    + "; ".join(f"{code} {', '.join(names) or _('none')}" for code, names in cover.examples.items())
                 )
     for attitude in constitution.attitudes:
         if not wanted or attitude.id in wanted:
@@ -91,7 +103,7 @@ def show(
             say(f"·  {named.name} ({attitude.id}): {named.text}")
     if not wanted:
         say()
-        say_text(f"System prompt: {constitution.system_prompt[language]}")
+        say_text(_("System prompt: {system_prompt}", system_prompt=constitution.system_prompt[language]))
     print_result(constitution.model_dump(mode="json"), as_json)
 
 
@@ -114,15 +126,23 @@ def check(project: ProjectOption = None, as_json: JsonOption = False) -> None:
     if result.covers:
         first, *others = result.covers[0].examples
         more = "".join(f" {code:>4}" for code in others)
-        say(f"  {'principle':<28} {f'examples {first}':>11}{more} {'items':>6} {'prompts':>8}")
+        examples = _("examples {language}", language=first)
+        say(f"  {_('principle'):<28} {examples:>11}{more} {_('items'):>6} {_('prompts'):>9}")
     for cover in result.covers:
         count, *rest = (len(names) for names in cover.examples.values())
         more = "".join(f" {n:>4}" for n in rest)
-        say(f"  {cover.principle:<28} {count:>11}{more} {len(cover.items):>6} {len(cover.prompts):>8}")
+        say(f"  {cover.principle:<28} {count:>11}{more} {len(cover.items):>6} {len(cover.prompts):>9}")
     gaps = [f"{cover.principle}: {gap}" for cover in result.covers for gap in cover.gaps]
     for gap in gaps:
-        say(f"  gap: {gap}")
-    say(f"{len(result.covers)} principles, {len(result.mistakes)} mistakes, {len(gaps)} gaps")
+        say(_("  gap: {gap}", gap=gap))
+    say(
+        _(
+            "{covers} principles, {mistakes} mistakes, {gaps} gaps",
+            covers=len(result.covers),
+            mistakes=len(result.mistakes),
+            gaps=len(gaps),
+        )
+    )
     print_result(result.to_json(), as_json)
     if result.mistakes:
         raise typer.Exit(1)
@@ -165,9 +185,9 @@ def diff(
     found = find_project(project)
     result: dict[str, Any] = {}
     if old is None and runs is None:
-        raise UsageError("name an OLD constitution to compare with the project's, or two runs with --runs A B")
+        raise UsageError(_("name an OLD constitution to compare with the project's, or two runs with --runs A B"))
     if apply and (old is None or critic is None):
-        raise UsageError("--apply needs an OLD constitution and --critic SPEC")
+        raise UsageError(_("--apply needs an OLD constitution and --critic SPEC"))
     if old is not None:
         from noesis.constitution.diff import compare
         from noesis.synthesis.critique_revision import Settings
@@ -180,28 +200,41 @@ def diff(
             for line in change.lines():
                 say(f"  {line}")
         for d in affected:
-            counts = ", ".join(f"{len(names)} in {code}" for code, names in d.examples.items()) or "none"
-            say(
-                f"  {d.principle} affects: examples {counts}; generated {len(d.generated)}; "
-                f"items {', '.join(d.items) or 'none'}; prompts {len(d.prompts)}"
+            counts = (
+                ", ".join(_("{names} in {code}", names=len(names), code=code) for code, names in d.examples.items())
+                or "none"
             )
-        say(f"{len(changes)} changes, {len(affected)} principles affected")
+            say(
+                _(
+                    "  {principle} affects: examples {counts}; generated {generated}; items {items}; prompts {prompts}",
+                    principle=d.principle,
+                    counts=counts,
+                    generated=len(d.generated),
+                    items=", ".join(d.items) or "none",
+                    prompts=len(d.prompts),
+                )
+            )
+        say(_("{changes} changes, {affected} principles affected", changes=len(changes), affected=len(affected)))
         result = {"changes": [vars(c) for c in changes], "dependents": [vars(d) for d in affected]}
         if apply and critic:
             settings = Settings(shots=0, seed=seed)
             folder = out or found.data / "generated" / "critiques"
             made = renew(found, after, changes, RenewalRequest(critic, folder, settings, max_usd))
-            say(f"{made.made} of {made.due} critiques rewritten → {made.file}")
+            say(_("{made} of {due} critiques rewritten → {file}", made=made.made, due=made.due, file=made.file))
             result["applied"] = made.to_json()
     if runs is not None:
         from noesis.pipeline.comparison.by_principle import compare_runs
 
         behaviour = compare_runs(found, *runs)
-        say(f"  {'principle':<28} {'prompts':>7} {'A':>6} {'B':>6}   B − A")
+        say(f"  {_('principle'):<28} {_('prompts'):>9} {'A':>6} {'B':>6}   B − A")
         for name, f in behaviour.by_principle.items():
             say(
-                f"  {name:<28} {f.prompts:>7} {f.a:>6.3f} {f.b:>6.3f}   "
-                f"{f.difference:+.3f} {list(f.interval_95) if f.interval_95 else ''}, p {f.p:.3f}"
+                _(
+                    "  {name:<28} {f.prompts:>9} {f.a:>6.3f} {f.b:>6.3f}   {f.difference:+.3f} {interval}, p {f.p:.3f}",
+                    name=name,
+                    f=f,
+                    interval=list(f.interval_95) if f.interval_95 else "",
+                )
             )
         result["runs"] = behaviour.to_json()
     print_result(result, as_json)
@@ -225,4 +258,4 @@ def draft(
 
     for file in draft_tribunal(find_project(project), domain, again=again):
         say(f"  {path_here(file)}")
-    say("Edit them: the questions are a start, and a verdict needs at least 20")
+    say(_("Edit them: the questions are a start, and a verdict needs at least 20"))

@@ -8,13 +8,27 @@ from typing import Annotated
 import typer
 
 from noesis.cli.options import JsonOption, ProjectOption, print_result, reserve_stdout
-from noesis.core.text import counted
+from noesis.core.i18n import N_, _, ngettext, number
 
 app = typer.Typer(
     help="Check, split and inspect the examples.\n\nExample: noesis data validate",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+
+COLUMNS = {  # of the report of a validation
+    "language": N_("language"),
+    "category": N_("category"),
+    "difficulty": N_("difficulty"),
+    "stance": N_("stance"),
+}
+
+
+def _counted(severity: str, count: int) -> str:
+    if severity == "error":
+        return ngettext("{count:,} error", "{count:,} errors", count)
+    return ngettext("{count:,} warning", "{count:,} warnings", count)
 
 
 @app.command("validate")
@@ -54,19 +68,35 @@ def data_validate(
         say(str(problem))
     for (severity, code), count in sorted(result.found.items()):
         if count > (printed := sum(p.code == code and p.severity == severity for p in result.problems)):
-            say(f"{count:,} {severity}s [{code}], {printed} of them shown")
+            say(
+                _(
+                    "{many} [{code}], {printed} of them shown",
+                    many=_counted(severity, count),
+                    code=code,
+                    printed=printed,
+                )
+            )
     say(
         result.window
-        or f"lengths in tokens were not checked: the tokenizer of {load_config(found).training.model} is not on this "
-        "machine"
+        or _(
+            "lengths in tokens were not checked: the tokenizer of {model} is not on this machine",
+            model=load_config(found).training.model,
+        )
     )
     say(
-        f"{counted(result.rows, 'row')} in {counted(len(result.files), 'file')}: {len(result.table):,} valid, "
-        f"{counted(result.total('error'), 'error')}, {counted(result.total('warning'), 'warning')}"
+        _(
+            "{rows} in {files}: {table:,} valid, {errors}, {warnings}",
+            rows=ngettext("{count:,} row", "{count:,} rows", result.rows),
+            files=ngettext("{count:,} file", "{count:,} files", len(result.files)),
+            table=len(result.table),
+            errors=_counted("error", result.total("error")),
+            warnings=_counted("warning", result.total("warning")),
+        )
     )
     for name, counts in result.counts().items():
         if counts:
-            say(f"  {name}: " + ", ".join(f"{k} {v:,}" for k, v in sorted(counts.items())))
+            counted = ", ".join(f"{key} {number(count, ',')}" for key, count in sorted(counts.items()))
+            say(f"  {_(COLUMNS[name])}: {counted}")
     if json_file == Path("-"):
         print_result(result.to_json(), True)
     elif json_file is not None:
@@ -119,7 +149,13 @@ def data_export(
         sources, target, load_constitution(found.constitution), config, dedupe=dedupe, tribunal=found.data / "tribunal"
     )
     for part in (statistics.train, statistics.held_out):
-        say(f"  {part.file}: {counted(part.examples, 'example')}")
+        say(
+            _(
+                "  {file}: {examples}",
+                file=part.file,
+                examples=ngettext("{count:,} example", "{count:,} examples", part.examples),
+            )
+        )
     say(f"  {target / 'statistics.json'}")
     print_result(statistics.to_json(), as_json)
 

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from noesis.core.errors import UsageError
+from noesis.core.i18n import SPOKEN, _, speak, spoken
+
 if TYPE_CHECKING:
     from noesis.core.config import ModalSection
     from noesis.core.project import Project
@@ -147,6 +150,27 @@ JudgesMaxUsdOption = Annotated[
 ]
 
 
+def speak_as_asked(arguments: list[str]) -> list[str]:
+    """Speak the language of `--lang`, wherever it stands, else what the environment asks for; the other arguments.
+
+    Raises:
+        UsageError: a language that is not spoken.
+    """
+    rest, code = list(arguments), spoken()
+    for place, word in enumerate(rest):
+        name, _equals, value = word.partition("=")
+        if word == "--" or (name == "--lang" and not value and place + 1 == len(rest)):
+            break
+        if name == "--lang":
+            code = value or rest[place + 1]
+            del rest[place : place + (1 if value else 2)]
+            break
+    if code not in SPOKEN:
+        raise UsageError(_("--lang {code!r}: Noesis speaks {languages}", code=code, languages=", ".join(SPOKEN)))
+    speak(code)
+    return rest
+
+
 def reserve_stdout(as_json: bool) -> None:
     """With --json, keep stdout for the result and print everything else to stderr."""
     if as_json:
@@ -169,8 +193,8 @@ def show_manifest_hash(run: Path) -> None:
     from noesis.core.files import sha256_file
 
     kept = command("verify", run, "--sha256", sha256_file(run / "manifest.json"))
-    say(f"Keep     {kept}")
-    say("         shows later whether anything was rewritten, the manifest included")
+    say(_("Keep     {kept}", kept=kept))
+    say(_("         shows later whether anything was rewritten, the manifest included"))
 
 
 def report_checks(checks: Sequence[Check], as_json: bool) -> None:
@@ -182,10 +206,10 @@ def report_checks(checks: Sequence[Check], as_json: bool) -> None:
     from noesis.core.console import say
 
     for check in checks:
-        state = "ok     " if check.ok else "MISSING" if check.needed else "–      "
-        say(f"  {state}  {check.name}: {check.found}")
+        state = "ok" if check.ok else _("MISSING") if check.needed else "–"
+        say(f"  {state:7}  {check.name}: {check.found}")
         if not check.ok:
-            say(f"           what to do: {check.remedy}")
+            say(_("           what to do: {remedy}", remedy=check.remedy))
     print_result([vars(c) for c in checks], as_json)
     if any(not c.ok and c.needed for c in checks):
         raise typer.Exit(1)

@@ -32,6 +32,7 @@ from noesis.cli.options import (
     reserve_stdout,
     show_manifest_hash,
 )
+from noesis.core.i18n import _, retold
 
 if TYPE_CHECKING:
     from noesis.run.directory import Run
@@ -94,20 +95,31 @@ def _show_outcome(run: Run) -> None:
     base, tuned, count = judged.preference.base, judged.preference.tuned, judged.preference.examples
     seconds = sum(stage.seconds for stage in run.manifest.stages.values())
     say()
-    say("Base → tuned")
-    say(f"  held-out loss        {base.held_out_loss:.4f} → {tuned.held_out_loss:.4f}")
+    say(_("Base → tuned"))
+    say(_("  held-out loss        {base.held_out_loss:.4f} → {tuned.held_out_loss:.4f}", base=base, tuned=tuned))
     say(
-        f"  preference accuracy  {base.preferred}/{count} → {tuned.preferred}/{count}   "
-        f"mean margin {base.mean_margin:+.4f} → {tuned.mean_margin:+.4f}"
+        _(
+            "  preference accuracy  {base.preferred}/{count} → {tuned.preferred}/{count}   "
+            "mean margin {base.mean_margin:+.4f} → {tuned.mean_margin:+.4f}",
+            base=base,
+            tuned=tuned,
+            count=count,
+        )
     )
-    say(f"  Tribunal             {ruling.verdict}: {ruling.reason.split(':')[0]}")
-    say(f"Stages took {duration(seconds)} in all.")
-    say(f"Report   {run.report}")
-    say(f"Model    {run.merged}")
-    say(f"GGUF     {run.gguf}")
-    say(f"Adapter  {run.adapter()}")
+    say(
+        _(
+            "  Tribunal             {verdict}: {reason}",
+            verdict=ruling.verdict,
+            reason=retold(ruling.reason).split(":")[0],
+        )
+    )
+    say(_("Stages took {seconds} in all.", seconds=duration(seconds)))
+    say(_("Report   {report}", report=run.report))
+    say(_("Model    {merged}", merged=run.merged))
+    say(_("GGUF     {gguf}", gguf=run.gguf))
+    say(_("Adapter  {adapter}", adapter=run.adapter()))
     show_manifest_hash(run.path)
-    say(f"Next:    {command('chat', run.path)}")
+    say(_("Next:    {command}", command=command("chat", run.path)))
 
 
 @app.command()
@@ -219,9 +231,16 @@ def train(
     from noesis.training.distributed import Nodes
 
     if resume and (fresh or fork):
-        raise UsageError("--resume continues a run, --fresh and --fork start one: give only one of them")
+        raise UsageError(_("--resume continues a run, --fresh and --fork start one: give only one of them"))
     if node_rank >= nnodes:
-        raise UsageError(f"--node-rank {node_rank}: of {nnodes} machines the last is {nnodes - 1}; give --nnodes, too")
+        raise UsageError(
+            _(
+                "--node-rank {rank}: of {nnodes} machines the last is {last}; give --nnodes, too",
+                rank=node_rank,
+                nnodes=nnodes,
+                last=nnodes - 1,
+            )
+        )
     nodes = Nodes(node_rank, nnodes, master_addr)
     if nodes.rank > 0:
         follow_here(nodes)
@@ -247,7 +266,7 @@ def train(
         max_minutes=max_minutes,
     ).path
     show_manifest_hash(path)
-    say(f"Next: {command('judge', path)}")
+    say(_("Next: {command}", command=command("judge", path)))
 
 
 @app.command()
@@ -275,7 +294,7 @@ def dial(
         result = run_dial(with_strength(s, strength), found.tribunal if found else None, again=again)
     show_manifest_hash(run)
     print_result(result.to_json(), as_json)
-    say(f"Next: {command('judge', run)}")
+    say(_("Next: {command}", command=command("judge", run)))
 
 
 @app.command()

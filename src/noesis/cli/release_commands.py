@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from noesis.cli.options import AgainOption, JsonOption, RunArgument, print_result, reserve_stdout, show_manifest_hash
+from noesis.core.i18n import _
 
 app = typer.Typer()
 
@@ -66,7 +67,9 @@ def gguf(
     kinds = known_kinds(quant.split(",")) if quant else None
     if run.is_dir() and not (run / "manifest.json").is_file():
         if adapter:
-            raise UsageError(f"--adapter needs a run directory, and {run} is a model folder (it has no manifest.json)")
+            raise UsageError(
+                _("--adapter needs a run directory, and {run} is a model folder (it has no manifest.json)", run=run)
+            )
         convert_folder(run, outfile, kinds or ("f16",))
         return
     export_gguf(run, kinds, adapter=adapter, again=again, outfile=outfile)

@@ -17,6 +17,7 @@ from noesis.cli.options import (
     print_result,
     reserve_stdout,
 )
+from noesis.core.i18n import _
 
 if TYPE_CHECKING:
     from noesis.core.messages import Message
@@ -106,20 +107,25 @@ def serve(
     server = opened.server
 
     def ready() -> None:
-        say(f"Serving {', '.join(server.models)} at {server.url}/v1")
+        say(_("Serving {models} at {url}/v1", models=", ".join(server.models), url=server.url))
         if not server.is_private:
-            say(f"  open to anyone who can reach {host}, and not encrypted: put a proxy with TLS in front of it")
+            say(
+                _(
+                    "  open to anyone who can reach {host}, and not encrypted: put a proxy with TLS in front of it",
+                    host=host,
+                )
+            )
         if opened.generated_key:
-            say(f"Key     {opened.key}")
-            say("  generated for this start; set NOESIS_API_KEY to use your own")
+            say(_("Key     {api_key}", api_key=opened.key))
+            say(_("  generated for this start; set NOESIS_API_KEY to use your own"))
         if ui:
             say(
-                f"Page    {server.url}/"
-                + (f"#key={opened.key}" if opened.generated_key else "  (it asks for your key)")
+                _("Page    {url}/", url=server.url)
+                + (f"#key={opened.key}" if opened.generated_key else _("  (it asks for your key)"))
             )
         if opened.examples:
-            say(f"  examples that are saved there go to {opened.examples.place}")
-        say(f"Try     {command('connect', run, '--base-url', f'{server.url}/v1', '--probe')}")
+            say(_("  examples that are saved there go to {place}", place=opened.examples.place))
+        say(_("Try     {command}", command=command("connect", run, "--base-url", f"{server.url}/v1", "--probe")))
 
     async def work() -> None:
         try:
@@ -130,7 +136,7 @@ def serve(
 
     run_async(work())
     server.free()
-    say("stopped")
+    say(_("stopped"))
 
 
 @app.command()
@@ -233,11 +239,13 @@ def connect(
 
     api_key = key or os.environ.get("NOESIS_API_KEY")
     if not api_key:
-        raise UsageError("--probe needs the API key: set NOESIS_API_KEY, or give --key")
+        raise UsageError(_("--probe needs the API key: set NOESIS_API_KEY, or give --key"))
     result = probe_endpoint(loaded, LLMClient(base_url, api_key, model), base=base)
-    say(f"  it answers: {result.chat[:200]!r} ({result.total_tokens} tokens)")
+    say(_("  it answers: {chat!r} ({total_tokens} tokens)", chat=result.chat[:200], total_tokens=result.total_tokens))
     say(f"  {result.why}")
     print_result(result.to_json(), as_json)
     if not result.same:
-        raise ParityError(f"{base_url} does not answer as the model of {run}: {result.why}")
-    say(f"{model} at {base_url} is the model of {run}")
+        raise ParityError(
+            _("{base_url} does not answer as the model of {run}: {why}", base_url=base_url, run=run, why=result.why)
+        )
+    say(_("{model} at {base_url} is the model of {run}", model=model, base_url=base_url, run=run))

@@ -10,6 +10,7 @@ import typer
 from noesis.cli.constitution_commands import SPEC, CapOption, SeedOption
 from noesis.cli.constitution_commands import app as app  # one group of commands
 from noesis.cli.options import JsonOption, ProjectOption, print_result, reserve_stdout
+from noesis.core.i18n import _
 
 ModelSpec = Annotated[str, typer.Option("--model", metavar="SPEC", help=f"Model whose answers are revised: {SPEC}.")]
 CriticSpec = Annotated[
@@ -62,9 +63,16 @@ def prompts(
         out or found.data / "generated" / "prompts", languages, count, model, seed, temperature, max_usd=max_usd
     )
     report = make_prompts(found, ask)
-    say(f"{report['kept']} of {report['asked']} kept; the lists make {report['of']:,} in each language")
+    say(
+        _(
+            "{kept} of {asked} kept; the lists make {combinations:,} in each language",
+            kept=report["kept"],
+            asked=report["asked"],
+            combinations=report["of"],
+        )
+    )
     if report["left_out"]:
-        say("  left out: " + ", ".join(f"{why} {n}" for why, n in report["left_out"].items()))
+        say(_("  left out: ") + ", ".join(f"{why} {n}" for why, n in report["left_out"].items()))
     say(f"  → {report['file']}")
     print_result(report, as_json)
 
@@ -132,23 +140,47 @@ def prefer(
         max_usd=max_usd,
     )
     report = make_preferences(found, ask)
-    say(f"{report['labelled']} of {report['pairs']} pairs labelled by {report['critic']}")
+    say(
+        _(
+            "{labelled} of {pairs} pairs labelled by {critic}",
+            labelled=report["labelled"],
+            pairs=report["pairs"],
+            critic=report["critic"],
+        )
+    )
     if report["labelled"]:
         place = report["first_place"]
-        say(f"  mean p_chosen {report['mean_p_chosen']:.3f}; both orders agree on {report['both_orders_agree']:.2f}")
-        say(f"  probability of whatever stands first {place['mean']:.2f} {place['interval_95'] or ''}")
+        say(
+            _(
+                "  mean p_chosen {mean:.3f}; both orders agree on {agree:.2f}",
+                mean=report["mean_p_chosen"],
+                agree=report["both_orders_agree"],
+            )
+        )
+        say(
+            _(
+                "  probability of whatever stands first {place:.2f} {interval}",
+                place=place["mean"],
+                interval=place["interval_95"] or "",
+            )
+        )
         if report["both_orders_agree"] < 0.6:
             say(
-                "  the critic goes by an answer's position more than by its content, so these labels teach little: "
-                "name a stronger critic"
+                _(
+                    "  the critic goes by an answer's position more than by its content, so these labels teach little: "
+                    "name a stronger critic"
+                )
             )
     if "revised_preferred" in report:
         say(
-            f"  the revision is preferred in {report['revised_preferred']['count']} "
-            f"of {report['revised_preferred']['of']} pairs"
+            _(
+                "  the revision is preferred in {preferred} of {pairs} pairs",
+                preferred=report["revised_preferred"]["count"],
+                pairs=report["revised_preferred"]["of"],
+            )
         )
     if report["left_out"]:
-        say("  left out: " + ", ".join(f"{why} {n}" for why, n in report["left_out"].items()))
+        say(_("  left out: ") + ", ".join(f"{why} {n}" for why, n in report["left_out"].items()))
     say(f"  → {folder / 'pairs.jsonl'}")
     print_result(report, as_json)
 
@@ -221,7 +253,7 @@ def revise(
     folder = out or found.data / "generated" / "revisions"
     ask = ExamplesRequest(model, critic or model, prompts, folder, settings, tuple(judges or ()), max_usd, count)
     _show_report(make_examples(found, ask))
-    say(f"  → {folder / 'examples.jsonl'}; left out: {folder / 'left_out.jsonl'}")
+    say(_("  → {folder}; left out: {left_out}", folder=folder / "examples.jsonl", left_out=folder / "left_out.jsonl"))
     if as_json:
         import json
 
@@ -232,15 +264,37 @@ def _show_report(report: dict[str, Any]) -> None:
     from noesis.core.console import duration, say
 
     say(
-        f"{report['kept']} examples kept of {report['prompts']} prompts ({report['made']} made), "
-        f"{duration(report['seconds'])}"
+        _(
+            "{kept} examples kept of {prompts} prompts ({made} made), {time}",
+            kept=report["kept"],
+            prompts=report["prompts"],
+            made=report["made"],
+            time=duration(report["seconds"]),
+        )
     )
     for name, f in report["by_principle"].items():
         low, high = f["interval_95"]
-        say(f"  {name:<28} {f['kept']}/{f['drawn']} kept: {f['rate']:.2f} [{low:.2f}, {high:.2f}]")
-    for title, counts in (("left out", report["left_out"]), ("replies not used", report["failures"])):
+        say(
+            _(
+                "  {name:<28} {kept}/{drawn} kept: {rate:.2f} [{low:.2f}, {high:.2f}]",
+                name=name,
+                kept=f["kept"],
+                drawn=f["drawn"],
+                rate=f["rate"],
+                low=low,
+                high=high,
+            )
+        )
+    for title, counts in ((_("left out"), report["left_out"]), (_("replies not used"), report["failures"])):
         if counts:
             say(f"  {title}: " + ", ".join(f"{why} {n}" for why, n in counts.items()))
     spent = report["spending"]
-    price = "price unknown" if spent["usd"] is None else f"{spent['usd']} USD"
-    say(f"  {report['court']}; {spent['requests']} requests to endpoints, {price}")
+    price = _("price unknown") if spent["usd"] is None else f"{spent['usd']} USD"
+    say(
+        _(
+            "  {report}; {spent} requests to endpoints, {price}",
+            report=report["court"],
+            spent=spent["requests"],
+            price=price,
+        )
+    )

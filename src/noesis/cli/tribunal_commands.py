@@ -20,6 +20,7 @@ from noesis.cli.options import (
     print_result,
     reserve_stdout,
 )
+from noesis.core.i18n import _, retold
 
 if TYPE_CHECKING:
     from noesis.tribunal.calibration_store import Calibration
@@ -54,7 +55,7 @@ def calibrate(
     from noesis.tribunal.calibration.calibrate import calibrate as measure
 
     if not judges:
-        raise UsageError("name a judge: --judge openai:BASE_URL:MODEL, gguf:PATH or reward:NAME")
+        raise UsageError(_("name a judge: --judge openai:BASE_URL:MODEL, gguf:PATH or reward:NAME"))
     reserve_stdout(as_json)
     found = find_project(project)
     section = Overrides(ask=ask).configure(found).training.tribunal
@@ -165,7 +166,7 @@ def baselines(part: PartOption = "dev", project: ProjectOption = None, as_json: 
 
     reserve_stdout(as_json)
     found = find_project(project)
-    pairs, _ = read_benchmark(found.tribunal, part)
+    pairs, _ignored = read_benchmark(found.tribunal, part)
     result: dict[str, Any] = both(pairs) | {
         "keywords_by_attack": by_attack(pairs, keyword_score),
         "screen": screen_figures(pairs, load_constitution(found.constitution)),
@@ -174,13 +175,27 @@ def baselines(part: PartOption = "dev", project: ProjectOption = None, as_json: 
         f = result[name]
         low, high = f["interval_95"]
         say(
-            f"  {name:<9} {f['right']}/{f['pairs']} pairs right: {f['accuracy']:.2f} [{low:.2f}, {high:.2f}],"
-            f" {f['ties']} ties"
+            _(
+                "  {name:<9} {right}/{pairs} pairs right: {accuracy:.2f} [{low:.2f}, {high:.2f}], {ties} ties",
+                name=name,
+                right=f["right"],
+                pairs=f["pairs"],
+                accuracy=f["accuracy"],
+                low=low,
+                high=high,
+                ties=f["ties"],
+            )
         )
     s = result["screen"]
     say(
-        f"  {s['name']}: flags {s['bad_flagged']} of {s['bad']} bad answers"
-        f" and {s['good_flagged']} of {s['good']} good ones"
+        _(
+            "  {name}: flags {bad_flagged} of {bad} bad answers and {good_flagged} of {good} good ones",
+            name=retold(s["name"]),
+            bad_flagged=s["bad_flagged"],
+            bad=s["bad"],
+            good_flagged=s["good_flagged"],
+            good=s["good"],
+        )
     )
     print_result(result, as_json)
 
@@ -198,7 +213,7 @@ def lock(project: ProjectOption = None) -> None:
     folder = find_project(project).tribunal
     for name, digest in write_seal(folder).items():
         say(f"  {digest[:16]}  {name}")
-    say(f"  → {folder / 'locked.json'}: commit it")
+    say(_("  → {folder}: commit it", folder=folder / "locked.json"))
 
 
 def _show(c: Calibration) -> None:
@@ -206,39 +221,92 @@ def _show(c: Calibration) -> None:
 
     low, high = c.interval_95
     d = c.details
-    say(f"{c.judge} on {c.pairs} pairs ({c.part}): {'beats its baselines' if c.fit else 'NOT FIT'}")
-    missing = f"{d['abstention']['count']} of {d['abstention']['of']} scores missing"
-    say(f"  accuracy   {c.accuracy or 0.0:.2f} [{low:.2f}, {high:.2f}], {c.ties} ties, {missing}")
+    say(
+        _(
+            "{judge} on {pairs} pairs ({part}): {fit}",
+            judge=c.judge,
+            pairs=c.pairs,
+            part=c.part,
+            fit=_("beats its baselines") if c.fit else _("NOT FIT"),
+        )
+    )
+    missing = _("{count} of {all} scores missing", count=d["abstention"]["count"], all=d["abstention"]["of"])
+    say(
+        _(
+            "  accuracy   {accuracy:.2f} [{low:.2f}, {high:.2f}], {ties} ties, {missing}",
+            accuracy=c.accuracy or 0.0,
+            low=low,
+            high=high,
+            ties=c.ties,
+            missing=missing,
+        )
+    )
     for reason in d["reasons"]:
-        say(f"    missing: {reason}")
+        say(_("    missing: {reason}", reason=retold(reason)))
     for name, b in c.baselines.items():
         say(f"  {name:<10} {b['accuracy']:.2f} [{b['interval_95'][0]:.2f}, {b['interval_95'][1]:.2f}]")
     for date, f in d["by_date"].items() if len(d["by_date"]) > 1 else ():
         length = f["baselines"]["length"]["accuracy"]
         rate = f"{f['count']}/{f['of']} [{f['interval_95'][0]:.2f}, {f['interval_95'][1]:.2f}]"
-        say(f"  rows {date:<11} {rate}; keywords {f['baselines']['keywords']['accuracy']:.2f}, length {length:.2f}")
+        say(
+            _(
+                "  rows {date:<11} {rate}; keywords {keywords:.2f}, length {length:.2f}",
+                date=date,
+                rate=rate,
+                keywords=f["baselines"]["keywords"]["accuracy"],
+                length=length,
+            )
+        )
     for attack, f in d["by_attack"].items():
         say(f"    {attack:<20} {f['count']}/{f['of']} [{f['interval_95'][0]:.2f}, {f['interval_95'][1]:.2f}]")
-    say(f"  AUROC      {', '.join(f'{judge} {x:.2f}' for judge, x in d['auroc'].items() if x is not None)}")
+    say(
+        _(
+            "  AUROC      {items}",
+            items=", ".join(f"{judge} {x:.2f}" for judge, x in d["auroc"].items() if x is not None),
+        )
+    )
     if d["pt_minus_en"]:
-        say(f"  PT − EN    {d['pt_minus_en']['gap']:+.2f} {d['pt_minus_en']['interval_95']}")
+        say(
+            _(
+                "  PT − EN    {gap:+.2f} {interval}",
+                gap=d["pt_minus_en"]["gap"],
+                interval=d["pt_minus_en"]["interval_95"],
+            )
+        )
     if d["length"]:
         effect, error = d["length"]["score_per_100_words"], 1.96 * d["length"]["standard_error"]
-        say(f"  length     {effect:+.3f} ± {error:.3f} of the score per 100 more words")
+        say(_("  length     {effect:+.3f} ± {error:.3f} of the score per 100 more words", effect=effect, error=error))
     for kind, f in d["invariance"].items():
         if f["comparisons"]:
-            say(f"    {kind:<20} changes the score by {f['mean_change']:+.3f}, {f['mean_absolute_change']:.3f} in size")
+            say(
+                _(
+                    "    {kind:<20} changes the score by {change:+.3f}, {size:.3f} in size",
+                    kind=kind,
+                    change=f["mean_change"],
+                    size=f["mean_absolute_change"],
+                )
+            )
     if (ways := d.get("items")) and set(ways) != {"quoted"}:
-        say(f"  items      {', '.join(f'{count} {way}' for way, count in sorted(ways.items()))}")
+        say(_("  items      {items}", items=", ".join(f"{count} {way}" for way, count in sorted(ways.items()))))
     spans, injection = d["spans_found"], d["injection"]
     say(
-        f"  injection  {injection['count']}/{injection['of']} succeed; Brier {d['brier']}; "
-        f"spans found {spans['found']}/{spans['given']}"
+        _(
+            "  injection  {succeed}/{of} succeed; Brier {brier}; spans found {found}/{given}",
+            succeed=injection["count"],
+            of=injection["of"],
+            brier=d["brier"],
+            found=spans["found"],
+            given=spans["given"],
+        )
     )
     if note := d.get("note"):
-        say(f"  note       {note}")
+        say(_("  note       {note}", note=note))
     if agreement := d["agreement"]:
         say(
-            f"  agreement  alpha {agreement['alpha']}, {agreement['models']} models are worth "
-            f"{agreement['effective_votes']} independent votes"
+            _(
+                "  agreement  alpha {alpha}, {models} models are worth {votes} independent votes",
+                alpha=agreement["alpha"],
+                models=agreement["models"],
+                votes=agreement["effective_votes"],
+            )
         )

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from noesis.cli.options import JsonOption, ProjectOption, RunArgument, print_result, reserve_stdout, show_manifest_hash
+from noesis.core.i18n import _, retold
 
 app = typer.Typer()
 
@@ -27,25 +28,39 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
     loaded = load_run(run)
     stages = run_status(loaded)
     for stage in stages:
-        reads = ", ".join(f"{name} {'unchanged' if same else 'CHANGED since'}" for name, same in stage.inputs.items())
-        took = f"{duration(stage.seconds):>13}  {stage.usd:8.2f} USD" if stage.status != "not run" else ""
-        say(f"  {stage.name:12} {stage.status:12} {took}  {'reads ' + reads if reads else ''}".rstrip())
+        reads = ", ".join(
+            _("{name} unchanged", name=name) if same else _("{name} CHANGED since", name=name)
+            for name, same in stage.inputs.items()
+        )
+        read = _("reads {inputs}", inputs=reads) if reads else ""
+        took = (
+            _("{time:>13}  {usd:8.2f} USD", time=duration(stage.seconds), usd=stage.usd)
+            if stage.status != "not run"
+            else ""
+        )
+        say(f"  {stage.name:12} {retold(stage.status):12} {took}  {read}".rstrip())
         for line in stage.wrong:
             say(f"               {line}")
     if loaded.manifest.is_early:
         say(f"  {early_version(loaded.manifest.made_in)}")
     usd, seconds = loaded.spent()
-    say(f"  in all   {'':12} {duration(seconds):>13}  {usd:8.2f} USD")
+    say(_("  in all   {blank:12} {seconds:>13}  {usd:8.2f} USD", blank="", seconds=duration(seconds), usd=usd))
     if any(stage.wrong for stage in stages):
-        say(f"Something is missing or was changed: {command('verify', run)}  checks it all, and fails")
+        say(
+            _(
+                "Something is missing or was changed: {command}  checks it all, and fails",
+                command=command("verify", run),
+            )
+        )
     print_result({"stages": [asdict(stage) for stage in stages], "usd": usd, "seconds": seconds}, as_json)
 
 
 def early_version(made_in: int) -> str:
     """What a run of an early format is, and what to do where that is not enough."""
-    return (
-        f"Begun by an early version of Noesis (format {made_in}), which recorded less: what is marked – can't be "
-        "checked; make the run again where it must be"
+    return _(
+        "Begun by an early version of Noesis (format {made_in}), which recorded less: what is marked – can't be "
+        "checked; make the run again where it must be",
+        made_in=made_in,
     )
 
 
@@ -79,18 +94,18 @@ def verify(
     results = []
     for finding in verify_run(loaded, found, sha256=sha256):
         results.append(asdict(finding) | {"checked": finding.what})
-        state, why = ("WRONG", finding.wrong) if finding.wrong else ("–    ", finding.unchecked)
-        say(f"  {state if why else 'ok   '}  {finding.what}" + (f": {why}" if why else ""))
+        state, why = (_("WRONG"), finding.wrong) if finding.wrong else ("–", finding.unchecked)
+        say(f"  {state if why else 'ok':5}  {finding.what}" + (f": {why}" if why else ""))
     bad = sum(r["wrong"] is not None for r in results)
     unchecked = sum(r["unchecked"] is not None for r in results)
-    outcome = [f"{bad} do not match"] if bad else []
-    outcome += [f"{unchecked} could not be made, marked –"] if unchecked else []
-    say(f"{len(results)} checks, {', '.join(outcome) or 'all match'}")
+    outcome = [_("{bad} do not match", bad=bad)] if bad else []
+    outcome += [_("{unchecked} could not be made, marked –", unchecked=unchecked)] if unchecked else []
+    say(_("{results} checks, {outcome}", results=len(results), outcome=", ".join(outcome) or _("all match")))
     if loaded.manifest.is_early:
         say(f"  {early_version(loaded.manifest.made_in)}")
     if not bad and sha256 is None:
-        say("  This shows that the run agrees with itself, not who made it: files that were rewritten together")
-        say("  with the manifest are found only by a hash that you kept, or a signature (docs/verify.md).")
+        say(_("  This shows that the run agrees with itself, not who made it: files that were rewritten together"))
+        say(_("  with the manifest are found only by a hash that you kept, or a signature (docs/verify.md)."))
         show_manifest_hash(loaded.path)
     print_result(results, as_json)
     if bad:
@@ -115,11 +130,21 @@ def replay(
 
     result = replay_run(run, out)
     for line in result.differs:
-        say(f"  differs here: {line}")
-    say(f"  adapter of the run      sha256 {result.expected}")
-    say(f"  adapter of the replay   sha256 {result.found}")
+        say(_("  differs here: {line}", line=line))
+    say(_("  adapter of the run      sha256 {expected}", expected=result.expected))
+    say(_("  adapter of the replay   sha256 {found}", found=result.found))
     if not result.identical:
-        why = "which the differences above may explain" if result.differs else "on the same CPU, threads and versions"
-        say(f"the adapters differ, {why}; look at the replay with  {command('status', result.path)}")
+        why = (
+            _("which the differences above may explain")
+            if result.differs
+            else _("on the same CPU, threads and versions")
+        )
+        say(
+            _(
+                "the adapters differ, {why}; look at the replay with  {command}",
+                why=why,
+                command=command("status", result.path),
+            )
+        )
         raise typer.Exit(1)
-    say("identical")
+    say(_("identical"))

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from noesis.cli.options import JsonOption, ProjectOption, print_result, report_checks, reserve_stdout
+from noesis.core.i18n import _
 
 app = typer.Typer()
 
@@ -39,19 +40,19 @@ def init(
     from noesis.workspace.own_project import Purpose
 
     if domain is None and sys.stdin.isatty() and sys.stdout.isatty():
-        say("What is the assistant for? An assistant for … (Enter: the philosopher that Noesis comes with)")
+        say(_("What is the assistant for? An assistant for … (Enter: the philosopher that Noesis comes with)"))
         domain = input("  domain    ").strip() or None
         if domain:
             language = input(f"  language  [{language}] ").strip() or language
             name = input(f"  name      [{name or folder.name}] ").strip() or name
     if domain is None and name is not None:
-        raise typer.BadParameter("--name needs --domain")
+        raise typer.BadParameter(_("--name needs --domain"))
     purpose = Purpose(name or folder.resolve().name, domain, language) if domain else None
     for file in create_project(folder, purpose):
         say(f"  {file}")
     if purpose is not None:
-        say(f"Read {folder / 'README.md'}: it says what to change.")
-    say(f"Edit them, then:  {command('demo', '--project', folder)}")
+        say(_("Read {folder}: it says what to change.", folder=folder / "README.md"))
+    say(_("Edit them, then:  {command}", command=command("demo", "--project", folder)))
 
 
 @app.command()
@@ -76,14 +77,18 @@ def clean(
     for item in items:
         say(f"  {size(item.bytes):>10}  {item.path}  ({item.what})")
     say(
-        f"{size(sum(i.bytes for i in items))} in {len(items)} places"
-        + ("" if delete or not items else f"; delete them with  {command('clean', '--delete', *place)}")
+        _("{bytes} in {items} places", bytes=size(sum(i.bytes for i in items)), items=len(items))
+        + (
+            ""
+            if delete or not items
+            else _("; delete them with  {command}", command=command("clean", "--delete", *place))
+        )
     )
     kept = free(items) if delete else []
     for item, why in kept:
-        say(f"  kept {item.path}: {why}")
+        say(_("  kept {path}: {why}", path=item.path, why=why))
     if delete:
-        say(f"deleted {len(items) - len(kept)} of {len(items)}" if kept else "deleted")
+        say(_("deleted {deleted} of {all}", deleted=len(items) - len(kept), all=len(items)) if kept else _("deleted"))
     left = {item.path for item, _ in kept}
     print_result(
         [

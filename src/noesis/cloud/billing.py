@@ -16,6 +16,7 @@ import modal
 
 from noesis.cloud.patience import patiently
 from noesis.core.errors import RunError
+from noesis.core.i18n import N_
 from noesis.planning.gpus import CPU, MEMORY, gpus, prices
 from noesis.run.manifest import Manifest
 
@@ -41,16 +42,28 @@ def current_prices() -> CurrentPrices:
     """Modal's own rates, where it tells them."""
     try:
         rates = patiently(
-            "tell its rates",
+            N_("tell its rates"),
             lambda: {name: float(rate) for name, rate in modal.Workspace.from_context().billing.rates().items()},
             patience_s=RATES_S,
         )
     except (modal.exception.Error, RunError) as error:
-        return CurrentPrices(None, f"prices of {prices().date}: Modal does not tell its rates here ({_brief(error)})")
+        return CurrentPrices(
+            None,
+            N_(
+                "prices of {date}: Modal does not tell its rates here ({brief})",
+                date=prices().date,
+                brief=_brief(error),
+            ),
+        )
     found = recognised(rates)
     if not found:
-        return CurrentPrices(None, f"prices of {prices().date}: Modal tells no rate of a name and size known here")
-    return CurrentPrices(found, f"{len(found)} prices are Modal's rates of today, the others of {prices().date}")
+        return CurrentPrices(
+            None, N_("prices of {date}: Modal tells no rate of a name and size known here", date=prices().date)
+        )
+    return CurrentPrices(
+        found,
+        N_("{found} prices are Modal's rates of today, the others of {date}", found=len(found), date=prices().date),
+    )
 
 
 def recognised(rates: Mapping[str, float]) -> dict[str, float]:
@@ -87,26 +100,31 @@ def billed(app: str, manifest: Manifest) -> tuple[float | None, str]:
     """
     entries = [(datetime.fromisoformat(e.started).astimezone(UTC), e.seconds) for e in manifest.ledger if e.started]
     if not entries:
-        return None, "nothing was started yet"
+        return None, N_("nothing was started yet")
     first = _hour(min(started for started, _ in entries))
     last = _hour(max(started + timedelta(seconds=seconds) for started, seconds in entries)) + timedelta(hours=1)
     try:
         rows = modal.Workspace.from_context().billing.report(start=first, end=last, resolution="h", tag_names=[TAG])
     except modal.exception.Error as error:
-        return None, f"Modal's billing report is not available here ({_brief(error)})"
+        return None, N_("Modal's billing report is not available here ({brief})", brief=_brief(error))
     tag = tags_of(manifest.output_name)[TAG]
     own = [row for row in rows if row.tags.get(TAG) == tag]
-    whose = f"the apps with the tag {TAG}={tag}"
+    whose = N_("the apps with the tag {tag}={run}", tag=TAG, run=tag)
     if not own:
         own = [row for row in rows if row.description in (app, f"{app}-judge") and TAG not in row.tags]
-        whose = f"all runs of the app {app}, none of which has a tag"
+        whose = N_("all runs of the app {app}, none of which has a tag", app=app)
     if not own:
-        return None, "Modal's billing report has no row of this run: it comes some hours late"
+        return None, N_("Modal's billing report has no row of this run: it comes some hours late")
     parts: Counter[str] = Counter()
     for row in own:
         parts.update({name: float(usd) for name, usd in row.cost_by_resource.items()})  # type: ignore[dict-item]
     shares = ", ".join(f"{name} {usd:.4f}" for name, usd in parts.most_common())
-    how = f"by Modal for {whose}, {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC, whole hours only"
+    how = N_(
+        "by Modal for {whose}, {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC, whole hours only",
+        whose=whose,
+        first=first,
+        last=last,
+    )
     return float(sum(row.cost for row in own)), f"{how} ({shares})" if shares else how
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from noesis.cloud.request import CloudRequest
 from noesis.core.config import TrainingFile
 from noesis.core.errors import UsageError
+from noesis.core.i18n import _
 from noesis.core.machine.folders import expanded
 from noesis.core.project import Project
 
@@ -39,7 +40,7 @@ def _check_gguf(request: CloudRequest) -> None:
 
     for kind in request.gguf:
         if kind not in KINDS:
-            raise UsageError(f"--gguf {kind!r} is not known; choose from {', '.join(KINDS)}")
+            raise UsageError(_("--gguf {kind!r} is not known; choose from {kinds}", kind=kind, kinds=", ".join(KINDS)))
 
 
 def _check_model(model: str) -> None:
@@ -48,22 +49,40 @@ def _check_model(model: str) -> None:
         return
     if folder.is_dir() or model.startswith(("/", "~", ".")):
         raise UsageError(
-            f"--model {model!r} is a folder of this machine, which no container has: copy it to the volume with  "
-            f"modal volume put VOLUME {model} /models/{folder.name}  and name it as  --model /data/models/{folder.name}"
+            _(
+                "--model {model!r} is a folder of this machine, which no container has: copy it to the volume with  "
+                "modal volume put VOLUME {model} /models/{name}  and name it as  --model /data/models/{name}",
+                model=model,
+                name=folder.name,
+            )
         )
 
 
 def _check_file(project: Project, key: str, name: str) -> None:
     """Containers have the project's `data`, without its exports, at another place than here."""
     data, file = (project.root / "data").resolve(), (project.root / name).resolve()
-    remedy = f"copy it to data/ and name it relative to the project, for example  {key}: data/{Path(name).name}"
+    remedy = _(
+        "copy it to data/ and name it relative to the project, for example  {key}: data/{name}",
+        key=key,
+        name=Path(name).name,
+    )
     if not file.is_file():
-        raise UsageError(f"training_config.yaml, {key}: there is no file {file}")
+        raise UsageError(_("training_config.yaml, {key}: there is no file {file}", key=key, file=file))
     if Path(name).is_absolute():
         raise UsageError(
-            f"training_config.yaml, {key}: {name} is a path of this machine, which no container has: {remedy}"
+            _(
+                "training_config.yaml, {key}: {name} is a path of this machine, which no container has: {remedy}",
+                key=key,
+                name=name,
+                remedy=remedy,
+            )
         )
     if not file.is_relative_to(data) or file.is_relative_to(project.exports.resolve()):
         raise UsageError(
-            f"training_config.yaml, {key}: {name} does not reach the containers, which get data/: {remedy}"
+            _(
+                "training_config.yaml, {key}: {name} does not reach the containers, which get data/: {remedy}",
+                key=key,
+                name=name,
+                remedy=remedy,
+            )
         )

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from noesis.core.console import duration
+from noesis.core.i18n import N_, _
 from noesis.run.ledger import total
 from noesis.run.manifest import Manifest
 
@@ -69,13 +70,18 @@ class CostReport:
         lines = [f"  billed         {amount}: {self.billed_how}"]
         if self.unbilled_usd:
             lines.append(
-                f"  not billed     {self.unbilled_usd:.4f} USD of what was metered: an hour that is missing in the "
-                "report yet, or time that Modal does not charge"
+                _(
+                    "  not billed     {unbilled_usd:.4f} USD of what was metered: an hour that is missing in the "
+                    "report yet, or time that Modal does not charge",
+                    unbilled_usd=self.unbilled_usd,
+                )
             )
         return [
             *lines,
-            "  metered is the time of the calls; Modal also charges for what containers do before and after, and its "
-            "report does not know of free credit and storage",
+            _(
+                "  metered is the time of the calls; Modal also charges for what containers do before and after, and "
+                "its report does not know of free credit and storage"
+            ),
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -113,12 +119,21 @@ def metered_lines(manifest: Manifest) -> list[str]:
     spent = [row for row in rows if row.metered_usd is not None]
     lines = []
     for row in spent:
-        quoted = "" if row.quoted_usd is None else f"   quoted {row.quoted_usd:.2f}"
+        quoted = "" if row.quoted_usd is None else _("   quoted {quoted_usd:.2f}", quoted_usd=row.quoted_usd)
         lines.append(f"  {row.stage:12} {duration(row.metered_seconds or 0.0):>13}  {row.metered_usd:8.4f} USD{quoted}")
     seconds, usd = sum(row.metered_seconds or 0.0 for row in spent), sum(row.metered_usd or 0.0 for row in spent)
     quoted_usd = sum(row.quoted_usd or 0.0 for row in rows)
-    return [*lines, f"  {'in all':12} {duration(seconds):>13}  {usd:8.4f} USD   quoted {quoted_usd:.2f}"]
+    return [
+        *lines,
+        _(
+            "  {label:12} {seconds:>13}  {usd:8.4f} USD   quoted {quoted_usd:.2f}",
+            label=_("in all"),
+            seconds=duration(seconds),
+            usd=usd,
+            quoted_usd=quoted_usd,
+        ),
+    ]
 
 
-def _amount(seconds: float | None, usd: float | None, absent: str = "not yet") -> str:
+def _amount(seconds: float | None, usd: float | None, absent: str = N_("not yet")) -> str:
     return absent if usd is None else f"{duration(seconds or 0.0)} {usd:9.4f} USD"

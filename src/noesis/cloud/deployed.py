@@ -33,6 +33,7 @@ from noesis.cloud.volume.remote import ModalVolumeFiles, read_text
 from noesis.core.config import ModalSection
 from noesis.core.console import command, say
 from noesis.core.errors import RunError
+from noesis.core.i18n import _
 from noesis.core.project import Project
 
 
@@ -58,23 +59,32 @@ def start_deployed(project: Project, section: ModalSection, options: dict[str, A
 
     with explained(section):
         secrets = secrets_of(request, section)
-        patiently("find the volume", modal.Volume.from_name(section.volume, create_if_missing=True).hydrate)
+        patiently(_("find the volume"), modal.Volume.from_name(section.volume, create_if_missing=True).hydrate)
         if _lease(section) is not None:
             raise RunError(
-                f"another run is using this volume: see it with  {command('cloud', 'watch')}, "
-                f"or stop it with  {command('cloud', 'stop')}"
+                _(
+                    "another run is using this volume: see it with  {command}, or stop it with  {stop}",
+                    command=command("cloud", "watch"),
+                    stop=command("cloud", "stop"),
+                )
             )
         with redirect_stdout(sys.stderr), modal.enable_output():  # standard output is for the result
             require_nodes_deployed(request, clustering.deploy)
             request = with_judge_deployed(request, judging.deploy)
-            patiently("deploy the app", app.deploy, works_s=BUILDS_S)
+            patiently(_("deploy the app"), app.deploy, works_s=BUILDS_S)
         conduct = modal.Function.from_name(section.app, "conduct")
-        call = patiently("start the run", lambda: conduct.spawn(request.to_json(), secrets))
+        call = patiently(_("start the run"), lambda: conduct.spawn(request.to_json(), secrets))
     say()
-    say(f"  The run has started and needs this machine no more (call {call.object_id}).")
-    say(f"  Follow it:  {command('cloud', 'watch')}    its log:  {command('cloud', 'logs', '--follow')}")
-    say(f"  Stop it:    {command('cloud', 'stop')}")
-    say(f"  At its end: {command('cloud', 'pull', f'runs/{config.training.output_name}')}")
+    say(_("  The run has started and needs this machine no more (call {object_id}).", object_id=call.object_id))
+    say(
+        _(
+            "  Follow it:  {command}    its log:  {logs}",
+            command=command("cloud", "watch"),
+            logs=command("cloud", "logs", "--follow"),
+        )
+    )
+    say(_("  Stop it:    {command}", command=command("cloud", "stop")))
+    say(_("  At its end: {command}", command=command("cloud", "pull", f"runs/{config.training.output_name}")))
     return str(call.object_id)
 
 
@@ -98,6 +108,6 @@ def stop_run(section: ModalSection) -> list[str]:
 
 def _lease(section: ModalSection) -> LeaseRecord | None:
     """The lease on the volume, if a run holds it."""
-    text = patiently("read the volume", lambda: read_text(ModalVolumeFiles(section), f"/{FOLDER}/{LEASE}"))
+    text = patiently(_("read the volume"), lambda: read_text(ModalVolumeFiles(section), f"/{FOLDER}/{LEASE}"))
     record = LeaseRecord.parse(text)
     return record if record.until > time.time() else None

@@ -24,6 +24,7 @@ from noesis.core.config import Config, ModalSection
 from noesis.core.console import command, complain, guard_terminal, report_error, say
 from noesis.core.errors import UsageError
 from noesis.core.files import explain_error
+from noesis.core.i18n import _, retold
 from noesis.core.project import Project
 from noesis.llm.hub import is_hub_name
 from noesis.planning.gpus import use_prices
@@ -91,8 +92,13 @@ def _run(
             say(line)
     if dry_run:
         say()
-        say("Nothing was built or started. The same command without --dry-run starts the run.")
-        say(f"Modal was asked for an empty app; to plan and quote without Modal:  {command('cloud', 'plan')}")
+        say(_("Nothing was built or started. The same command without --dry-run starts the run."))
+        say(
+            _(
+                "Modal was asked for an empty app; to plan and quote without Modal:  {command}",
+                command=command("cloud", "plan"),
+            )
+        )
         return 0
     request = as_started(project, config, request, section)
     with explained(section):
@@ -103,7 +109,7 @@ def _run(
     for line in result.value.get("lines", ()):
         say(line)
     if result.error is not None:
-        complain(f"error: {result.error}")
+        complain(_("error: {error}", error=retold(result.error or "")))
     return result.code
 
 
@@ -130,15 +136,15 @@ def with_judge_deployed(request: CloudRequest, deploy_judge: Callable[[], object
     if not request.served_judges or request.what == "merge":
         return request
     say()
-    say("  the image that serves the judge: built once, in a few minutes, unless Modal has it")
+    say(_("  the image that serves the judge: built once, in a few minutes, unless Modal has it"))
     try:
-        patiently("deploy the judge", deploy_judge, works_s=BUILDS_S)
+        patiently(_("deploy the judge"), deploy_judge, works_s=BUILDS_S)
     except modal.exception.AuthError:
         raise
     except modal.exception.Error as error:
-        why = f"the image with vLLM could not be built ({' '.join(str(error).split())[:300]})"
+        why = _("the image with vLLM could not be built ({error})", error=" ".join(str(error).split())[:300])
         problem = judge_problem(LOCAL_JUDGE + request.served_judges[0], why)
-        say(f"  there will be no trial: {problem}")
+        say(_("  there will be no trial: {problem}", problem=retold(problem)))
         return replace(request, judge_problem=problem)
     return request
 
@@ -151,16 +157,30 @@ def require_nodes_deployed(request: CloudRequest, deploy_nodes: Callable[[], obj
     """
     if request.nodes == 1:
         return
-    instead = "; without --nodes one machine trains, with up to 8 GPUs"
+    instead = _("; without --nodes one machine trains, with up to 8 GPUs")
     if not hasattr(modal, "clustered"):
-        raise UsageError(f"--nodes {request.nodes}: modal {modal.__version__} has no clusters{instead}")
+        raise UsageError(
+            _(
+                "--nodes {nodes}: modal {version} has no clusters{instead}",
+                nodes=request.nodes,
+                version=modal.__version__,
+                instead=instead,
+            )
+        )
     try:
-        patiently("deploy the cluster", deploy_nodes, works_s=BUILDS_S)
+        patiently(_("deploy the cluster"), deploy_nodes, works_s=BUILDS_S)
     except modal.exception.AuthError:
         raise
     except modal.exception.Error as error:
         why = " ".join(str(error).split())[:300]
-        raise UsageError(f"--nodes {request.nodes}: Modal gives no cluster here ({why}){instead}") from None
+        raise UsageError(
+            _(
+                "--nodes {nodes}: Modal gives no cluster here ({why}){instead}",
+                nodes=request.nodes,
+                why=why,
+                instead=instead,
+            )
+        ) from None
 
 
 def nodes_asked() -> int:
@@ -178,12 +198,12 @@ def secrets_of(request: CloudRequest, section: ModalSection) -> list[str]:
     found = []
     if request.model is not None and is_hub_name(request.model):
         try:
-            patiently("find a secret", modal.Secret.from_name(section.secret, required_keys=["HF_TOKEN"]).hydrate)
+            patiently(_("find a secret"), modal.Secret.from_name(section.secret, required_keys=["HF_TOKEN"]).hydrate)
         except (modal.exception.NotFoundError, modal.exception.InvalidError):
             raise no_token(section) from None
         found.append(section.secret)
     if request.judge_secret:
-        patiently("find a secret", modal.Secret.from_name(request.judge_secret).hydrate)
+        patiently(_("find a secret"), modal.Secret.from_name(request.judge_secret).hydrate)
         found.append(request.judge_secret)
     return found
 
@@ -193,8 +213,12 @@ def _say_how_to_leave(app_id: str | None) -> None:
     if not {"--detach", "-d"} & set(sys.argv):
         say()
         say(
-            "  If you close this terminal or its lid, the run saves and stops; with  "
-            f"{modal_run(detach=True)} …  or  {command('cloud', 'train')} …  it continues."
+            _(
+                "  If you close this terminal or its lid, the run saves and stops; with  "
+                "{modal_run} …  or  {command} …  it continues.",
+                modal_run=modal_run(detach=True),
+                command=command("cloud", "train"),
+            )
         )
-    log = f"    its log:  modal app logs {app_id} -f" if app_id else ""
-    say(f"  Follow it from anywhere:  {command('cloud', 'watch')}{log}")
+    log = _("    its log:  modal app logs {app_id} -f", app_id=app_id) if app_id else ""
+    say(_("  Follow it from anywhere:  {command}{log}", command=command("cloud", "watch"), log=log))

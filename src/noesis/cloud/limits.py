@@ -14,6 +14,7 @@ from noesis.cloud.request import CloudRequest, gpu_to_rent
 from noesis.core.config import ModalSection
 from noesis.core.console import duration
 from noesis.core.errors import CapError
+from noesis.core.i18n import _
 from noesis.planning.gpus import rented_gpu
 from noesis.planning.plan import Plan
 from noesis.planning.pricing import (
@@ -132,8 +133,14 @@ def within(limit: CallLimit, left_usd: float, what: str, *, whole: bool = False)
     shortest = limit.timeout_s if whole else min(SHORTEST_S, limit.timeout_s)
     if seconds < shortest:
         raise CapError(
-            f"{what} was not started: {max(left_usd, 0.0):.2f} USD are left below the cap, less than "
-            f"{duration(shortest)} of its machine ({limit.usd_per_s * shortest:.2f} USD); raise it with --max-usd"
+            _(
+                "{what} was not started: {left_usd:.2f} USD are left below the cap, less than "
+                "{shortest} of its machine ({usd_per_s:.2f} USD); raise it with --max-usd",
+                what=what,
+                left_usd=max(left_usd, 0.0),
+                shortest=duration(shortest),
+                usd_per_s=limit.usd_per_s * shortest,
+            )
         )
     return CallLimit(math.floor(seconds), 1, limit.usd_per_s)
 

@@ -10,6 +10,7 @@ import modal
 from noesis.core.config import ModalSection
 from noesis.core.console import shell_command
 from noesis.core.errors import NoesisError, RunError, UsageError
+from noesis.core.i18n import _
 
 TOKENS = "https://huggingface.co/settings/tokens"
 
@@ -33,26 +34,35 @@ def explain(error: Exception, section: ModalSection) -> NoesisError:
     text = " ".join(str(error).split())
     if isinstance(error, modal.exception.AuthError):
         return UsageError(
-            f"Modal did not accept this machine's token ({text[:120]}): type  modal token new  "
-            "(it needs an account at https://modal.com)"
+            _(
+                "Modal did not accept this machine's token ({text}): type  modal token new  "
+                "(it needs an account at https://modal.com)",
+                text=text[:120],
+            )
         )
     if isinstance(error, modal.exception.NotFoundError):
         if section.volume in text or "olume" in text:
             create = shell_command("modal", "volume", "create", section.volume)
-            return UsageError(f"the volume {section.volume} does not exist: type  {create}")
+            return UsageError(
+                _("the volume {volume} does not exist: type  {create}", volume=section.volume, create=create)
+            )
         if section.secret in text:
             return no_token(section)
         if "ecret" in text:
-            return UsageError(f"{text}: create it with  modal secret create NAME NOESIS_KEY_<HOST>=…")
+            return UsageError(_("{text}: create it with  modal secret create NAME NOESIS_KEY_<HOST>=…", text=text))
     if isinstance(error, modal.exception.ConnectionError):
-        return RunError(f"Modal can't be reached ({text[:160]}): check the network, and https://status.modal.com")
-    return RunError(f"Modal refused: {type(error).__name__}: {text[:300]}")
+        return RunError(
+            _("Modal can't be reached ({text}): check the network, and https://status.modal.com", text=text[:160])
+        )
+    return RunError(_("Modal refused: {name}: {text}", name=type(error).__name__, text=text[:300]))
 
 
 def no_token(section: ModalSection) -> UsageError:
     """The error for a secret that is missing or empty."""
     return UsageError(
-        f"HuggingFace token not found: type  {shell_command('modal', 'secret', 'create', section.secret)} "
-        "HF_TOKEN=hf_… --force  "
-        f"with a token from {TOKENS}"
+        _(
+            "HuggingFace token not found: type  {shell_command} HF_TOKEN=hf_… --force  with a token from {tokens}",
+            shell_command=shell_command("modal", "secret", "create", section.secret),
+            tokens=TOKENS,
+        )
     )

@@ -17,6 +17,7 @@ import modal
 from noesis.cloud.volume.writer import OpenFilesError
 from noesis.core.console import duration, say
 from noesis.core.errors import RunError
+from noesis.core.i18n import _
 
 PATIENCE_S = 180.0
 WAITS_S = 900.0  # where a person waits
@@ -63,7 +64,7 @@ def cancel_call(call: str) -> None:
     Raises:
         RunError: Modal can't be reached.
     """
-    patiently("cancel a call", lambda: modal.FunctionCall.from_id(call).cancel(terminate_containers=True))
+    patiently(_("cancel a call"), lambda: modal.FunctionCall.from_id(call).cancel(terminate_containers=True))
 
 
 def follow(start: Callable[[], str]) -> Any:
@@ -72,7 +73,7 @@ def follow(start: Callable[[], str]) -> Any:
     Raises:
         RunError: Modal can't be reached.
     """
-    call = patiently("start the run", start)
+    call = patiently(_("start the run"), start)
     while (found := patiently("tell how the run goes on", lambda: result_of(call, ASK_S), patience_s=WAITS_S)) is None:
         pass
     return found
@@ -92,7 +93,7 @@ def commit_volume(volume: modal.Volume) -> None:
             if OPEN_FILES not in str(error):  # a commit ends with a reload; what was written is committed by then
                 raise _unless_gone(error) from None
 
-    patiently("write to the volume", commit)
+    patiently(_("write to the volume"), commit)
 
 
 def reload_volume(volume: modal.Volume) -> None:
@@ -109,10 +110,10 @@ def reload_volume(volume: modal.Volume) -> None:
             volume.reload()
         except RuntimeError as error:
             if OPEN_FILES in str(error) and time.monotonic() - began > OPEN_FILES_S:
-                raise OpenFilesError(f"the volume could not be read: {error}") from None
+                raise OpenFilesError(_("the volume could not be read: {error}", error=error)) from None
             raise _unless_gone(error) from None
 
-    patiently("read the volume", reload)
+    patiently(_("read the volume"), reload)
 
 
 def _unless_gone(error: RuntimeError) -> Exception:
@@ -155,11 +156,23 @@ def patiently(
         if left <= pause or silent:
             waited = duration((works_s if silent else None) or patience_s)
             raise RunError(
-                f"Modal could not {what} for {waited} ({reason}). What was finished is kept, and the "
-                "same command continues when Modal answers again: see https://status.modal.com"
+                _(
+                    "Modal could not {what} for {waited} ({reason}). What was finished is kept, and the "
+                    "same command continues when Modal answers again: see https://status.modal.com",
+                    what=what,
+                    waited=waited,
+                    reason=reason,
+                )
             )
         if not said:
-            say(f"  Modal could not {what} ({reason}): trying again for up to {duration(left)}")
+            say(
+                _(
+                    "  Modal could not {what} ({reason}): trying again for up to {left}",
+                    what=what,
+                    reason=reason,
+                    left=duration(left),
+                )
+            )
             said = True
         sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE_S)
@@ -182,5 +195,5 @@ def _within(seconds: float, action: Callable[[], T]) -> T:
     if errors:
         raise errors[0]
     if thread.is_alive() or not values:
-        raise SilenceError("no answer")
+        raise SilenceError(_("no answer"))
     return values[0]

@@ -16,8 +16,8 @@ from noesis.cloud.volume.remote import RemoteFile, RemoteFiles, manifest_of, saf
 from noesis.core.console import Progress, command, say, size
 from noesis.core.errors import RunError
 from noesis.core.files import atomic, require_space, sha256_file, sweep
+from noesis.core.i18n import _, ngettext
 from noesis.core.jsonl import parse_object
-from noesis.core.text import counted
 from noesis.run.archive import RUN_FILES
 from noesis.run.contents import runs_code, strays
 from noesis.run.directory import SETTINGS
@@ -69,16 +69,28 @@ def pull(remote: RemoteFiles, target: Path, *, state: bool = False, archived: st
     _refuse_another_run(target, manifest, wanted, here, wanted.keys() - hashes.keys())
     with held(target) if (target / "manifest.json").is_file() else nullcontext():  # a run that others may work on
         sweep(target)
-        require_space(target, total, "the run")
-        say(f"  {len(missing)} files, {size(total)} to copy; {len(here)} are already here → {target}")
-        with Progress("pull", total, "B") as progress:
+        require_space(target, total, _("the run"))
+        say(
+            _(
+                "  {missing} files, {total} to copy; {here} are already here → {target}",
+                missing=len(missing),
+                total=size(total),
+                here=len(here),
+                target=target,
+            )
+        )
+        with Progress(_("pull"), total, "B") as progress:
             for name in sorted(missing, key=lambda n: (n == "manifest.json", n)):  # last: a folder with it is complete
                 _copy(remote, missing[name], target, name, hashes.get(name), progress, manifest)
     absent = sorted(name for name in hashes if _is_wanted(name, state=state) and not (target / name).is_file())
     if absent:
         raise RunError(
-            f"the volume lacks {len(absent)} files that the manifest names, for example {absent[0]}: "
-            f"see  {command('cloud', 'watch')}"
+            _(
+                "the volume lacks {count} files that the manifest names, for example {example}: see  {command}",
+                count=len(absent),
+                example=absent[0],
+                command=command("cloud", "watch"),
+            )
         )
     return PullResult(len(missing), total, len(here), str(target))
 
@@ -91,7 +103,7 @@ def _listed_files(manifest: Manifest, base: str) -> dict[str, OutputFile]:
     """
     files = {safe_name(name): file for stage in manifest.stages.values() for name, file in stage.outputs.items()}
     if any(name.split("/")[0] not in RUN_FILES for name in files):
-        raise RunError(f"/{base}manifest.json on the volume names files that are no part of a run")
+        raise RunError(_("/{base}manifest.json on the volume names files that are no part of a run", base=base))
     return files
 
 
@@ -104,16 +116,28 @@ def _require_accounted(
         RunError: a file should have a hash in the manifest and has none, or another size than there.
     """
     if unknown := strays(wanted, manifest) or runs_code(wanted, None):
+        example = base + unknown[0]
         raise RunError(
-            f"{counted(len(unknown), 'file')} on the volume, for example /{base}{unknown[0]}, "
-            f"{'has' if len(unknown) == 1 else 'have'} no hash in the manifest, so nothing was copied: "
-            "remove what no stage has left with  modal volume rm VOLUME FILE"
+            ngettext(
+                "{count:,} file on the volume, for example /{name}, has no hash in the manifest, so nothing was "
+                "copied: remove what no stage has left with  modal volume rm VOLUME FILE",
+                "{count:,} files on the volume, for example /{name}, have no hash in the manifest, so nothing was "
+                "copied: remove what no stage has left with  modal volume rm VOLUME FILE",
+                len(unknown),
+                name=example,
+            )
         )
     for name, file in wanted.items():
         if name in listed and file.size != listed[name].bytes:
             raise RunError(
-                f"/{file.path} has {file.size} bytes and the manifest says {listed[name].bytes}: it may be being "
-                f"written; try again when  {command('cloud', 'watch')}  says done"
+                _(
+                    "/{path} has {size} bytes and the manifest says {bytes}: it may be being "
+                    "written; try again when  {command}  says done",
+                    path=file.path,
+                    size=file.size,
+                    bytes=listed[name].bytes,
+                    command=command("cloud", "watch"),
+                )
             )
 
 
@@ -140,19 +164,30 @@ def _refuse_another_run(
     other = command("cloud", "pull", target.with_name(f"{target.name}-2"))
     found = read_manifest(target)
     if found is not None and (found.identity, found.created) != (manifest.identity, manifest.created):
-        raise RunError(f"{target} holds another run: pull to another folder, for example  {other}")
+        raise RunError(
+            _("{target} holds another run: pull to another folder, for example  {other}", target=target, other=other)
+        )
     if found is not None and {entry.id for entry in found.ledger} - {entry.id for entry in manifest.ledger}:
         raise RunError(
-            f"in {target} work was done that the volume does not know, and its manifest would be replaced: "
-            f"pull to another folder, for example  {other}"
+            _(
+                "in {target} work was done that the volume does not know, and its manifest would be replaced: "
+                "pull to another folder, for example  {other}",
+                target=target,
+                other=other,
+            )
         )
     for file in sorted(target.rglob("*")) if found is None else ():
         name = file.relative_to(target).as_posix()
         copied = name in here or (name in unhashed and file.stat().st_size == wanted[name].size)
         if file.is_file() and not copied and not (file.name.startswith(".") and file.name.endswith(".part")):
             raise RunError(
-                f"{target} holds {name}, which is not of this run: nothing was copied; "
-                f"pull to a new or empty folder, for example  {other}"
+                _(
+                    "{target} holds {name}, which is not of this run: nothing was copied; "
+                    "pull to a new or empty folder, for example  {other}",
+                    target=target,
+                    name=name,
+                    other=other,
+                )
             )
 
 
@@ -171,7 +206,7 @@ def _copy(
         RunError: it is longer or shorter, has another hash, or is a manifest that has changed meanwhile.
     """
     digest, left, whole = hashlib.sha256(), source.size, b""
-    again = f"it may be being written; try again when  {command('cloud', 'watch')}  says done"
+    again = _("it may be being written; try again when  {command}  says done", command=command("cloud", "watch"))
     with atomic(target / name, "wb") as f:
         for chunk in remote.chunks("/" + source.path):
             left -= len(chunk)
@@ -183,11 +218,19 @@ def _copy(
             if name == "manifest.json":
                 whole += chunk
         if left:
-            raise RunError(f"/{source.path} is {'longer' if left < 0 else 'shorter'} than {source.size} bytes: {again}")
+            raise RunError(
+                _("/{path} is longer than {size} bytes: {again}", path=source.path, size=source.size, again=again)
+                if left < 0
+                else _("/{path} is shorter than {size} bytes: {again}", path=source.path, size=source.size, again=again)
+            )
         if sha256 is not None and digest.hexdigest() != sha256:
-            raise RunError(f"/{source.path} is not what the manifest says (its hash differs): {again}")
+            raise RunError(
+                _("/{path} is not what the manifest says (its hash differs): {again}", path=source.path, again=again)
+            )
         if name == "manifest.json" and not _is_same(whole, manifest):
-            raise RunError(f"/{source.path} has changed since the files were copied by it: {again}")
+            raise RunError(
+                _("/{path} has changed since the files were copied by it: {again}", path=source.path, again=again)
+            )
 
 
 def _is_same(content: bytes, manifest: Manifest) -> bool:

@@ -20,11 +20,12 @@ from noesis.constitution.document import load_constitution
 from noesis.core.config import Config, ModalSection
 from noesis.core.console import duration
 from noesis.core.errors import UsageError
+from noesis.core.i18n import N_, _, ngettext
 from noesis.core.project import Project
 from noesis.dataset.load import read_train_export
 from noesis.pipeline.stages.plan import plan_without_run
 from noesis.planning.budget import Budget, budget_of, quote
-from noesis.planning.display import plan_lines
+from noesis.planning.display import dollars, plan_lines, stage_title
 from noesis.planning.gpus import gpu_of, prices, rented_gpu
 from noesis.planning.plan import Plan
 from noesis.planning.pricing import (
@@ -48,12 +49,15 @@ READING = 0.8  # of the GPU's arithmetic, while a judge reads (an estimate)
 SCORED_TOKENS = 730  # of one answer for one judge: question, answer and notes 630, eight items' ends 100
 FETCH_BYTES_PER_S = 2e8
 ORCHESTRATOR = "orchestrator"
-FETCH, TRIAL = "fetch weights", "trial, estimated"
+FETCH, TRIAL = N_("fetch weights"), N_("trial, estimated")
 
 
 def not_exported() -> str:
     """What is said where there is nothing to quote for."""
-    return f"  no dataset was exported here, so there is no quote: make one with  {export_command()}"
+    return _(
+        "  no dataset was exported here, so there is no quote: make one with  {export_command}",
+        export_command=export_command(),
+    )
 
 
 class ExtraCost(NamedTuple):
@@ -94,15 +98,19 @@ class CloudQuote:
         """For the terminal."""
         lines = ["", *plan_lines(self.plan, everything=True), ""]
         for i, cost in enumerate(self.extra):
-            label = "besides" if i == 0 else ""
-            lines.append(f"  {label:9} {cost.name:15} {duration(cost.seconds):>13}  {cost.usd:8.2f} USD")
+            label = _("besides") if i == 0 else ""
+            lines.append(f"  {label:9} {stage_title(cost.name):15} {duration(cost.seconds):>13}  {dollars(cost.usd)}")
         capped = self.at_most_usd == self.budget.max_usd
         why = (
-            "the cap: no call starts whose time-outs it would not pay for"
+            _("the cap: no call starts whose time-outs it would not pay for")
             if capped
-            else "if every function hung until its time-out and was tried again"
+            else _("if every function hung until its time-out and was tried again")
         )
-        return [*lines, *quote(self.whole, self.budget), f"  at most   {self.at_most_usd:.2f} USD, {why}"]
+        return [
+            *lines,
+            *quote(self.whole, self.budget),
+            _("  at most   {at_most_usd:.2f} USD, {why}", at_most_usd=self.at_most_usd, why=why),
+        ]
 
     def to_json(self) -> dict[str, Any]:
         whole = self.whole
@@ -166,20 +174,29 @@ def _planned(
     """The plan, and what the cloud adds to it; None: nothing was exported here."""
     if not (project.exports / "train.jsonl").is_file():
         return None
-    gpu, _, count = (gpu_to_rent(request, section) or section.train_gpu[0]).partition(":")
+    gpu, _colon, count = (gpu_to_rent(request, section) or section.train_gpu[0]).partition(":")
     gpus = int(count or 1) * request.nodes
     if config.training.method != "sft" and gpus > 1:
         raise UsageError(
-            f"--gpus {gpus}: method {config.training.method} runs on one GPU, and all of them would be paid for"
+            _(
+                "--gpus {gpus}: method {method} runs on one GPU, and all of them would be paid for",
+                gpus=gpus,
+                method=config.training.method,
+            )
         )
     constitution = load_constitution(project.constitution)
     dataset = read_train_export(project, config, constitution)
     plan, require_fit = plan_without_run(config, dataset, constitution, gpu=gpu, gpus=gpus)
     if request.nodes > 1 and plan.setup.gpus != gpus:
         raise UsageError(
-            f"--nodes {request.nodes}: {gpus} GPUs can't share a step's {plan.setup.sequences_per_step} sequences, and "
-            "all of them would be paid for: in training_config.yaml make per_device_train_batch_size × "
-            f"gradient_accumulation_steps a multiple of {gpus}, or train on one machine, without --nodes"
+            _(
+                "--nodes {nodes}: {gpus} GPUs can't share a step's {sequences_per_step} sequences, and "
+                "all of them would be paid for: in training_config.yaml make per_device_train_batch_size × "
+                "gradient_accumulation_steps a multiple of {gpus}, or train on one machine, without --nodes",
+                nodes=request.nodes,
+                gpus=gpus,
+                sequences_per_step=plan.setup.sequences_per_step,
+            )
         )
     require_fit()
     return plan, extra_costs(project, config, request, plan)
@@ -194,10 +211,12 @@ def extra_costs(project: Project, config: Config, request: CloudRequest, plan: P
     if plan.epochs > 1:
         n = plan.epochs - 1
         seconds = n * epoch_seconds(config, plan)
-        found.append(ExtraCost(f"judge {n} epoch{'s' if n > 1 else ''}", seconds, _on_judge_gpu(seconds)))
+        found.append(
+            ExtraCost(ngettext("judge {count} epoch", "judge {count} epochs", n), seconds, _on_judge_gpu(seconds))
+        )
     if judge:
         probe = CONTAINER_SECONDS + judge_start_seconds(judge)  # while training runs
-        found.append(ExtraCost("try the judge", probe, _on_judge_gpu(probe)))
+        found.append(ExtraCost(_("try the judge"), probe, _on_judge_gpu(probe)))
         seconds = trial_seconds(config, plan, len(read_suite(project.tribunal, "dev")), judge)
         found.append(ExtraCost(TRIAL, seconds, _on_judge_gpu(seconds)))
         waits += seconds

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from noesis.core.config import ModalSection
 from noesis.core.console import command, shell_command
 from noesis.core.errors import UsageError
+from noesis.core.i18n import _
 from noesis.core.overrides import Overrides
 from noesis.llm.addresses import is_loopback
 from noesis.llm.clients.spec import parse_spec
@@ -135,9 +136,9 @@ def request_from_options(
         UsageError: a value that can't work, or two that contradict each other.
     """
     if test_only and merge_only:
-        raise UsageError("--test-only and --merge-only exclude each other")
+        raise UsageError(_("--test-only and --merge-only exclude each other"))
     if resume and fresh:
-        raise UsageError("--resume continues a run and --fresh starts one: give only one of them")
+        raise UsageError(_("--resume continues a run and --fresh starts one: give only one of them"))
     for name, number in (
         ("--epochs", epochs),
         ("--shards", shards),
@@ -148,28 +149,38 @@ def request_from_options(
         ("--max-examples", max_examples),
     ):
         if number is not None and number <= 0:
-            raise UsageError(f"{name} {number:g}: it must be above 0")
+            raise UsageError(_("{name} {number:g}: it must be above 0", name=name, number=number))
     if gpus is not None and gpus > MAX_GPUS:
-        raise UsageError(f"--gpus {gpus}: one container has at most {MAX_GPUS} GPUs")
+        raise UsageError(_("--gpus {gpus}: one container has at most {max_gpus} GPUs", gpus=gpus, max_gpus=MAX_GPUS))
     if nodes is not None and nodes > 1:
         _check_nodes(nodes, gpu, gpus, training=not (test_only or merge_only))
         gpus = MAX_GPUS
     if method is not None and method not in METHODS:
-        raise UsageError(f"--method {method!r}: choose {', '.join(METHODS)}")
+        raise UsageError(_("--method {method!r}: choose {methods}", method=method, methods=", ".join(METHODS)))
     if (test_only or merge_only) and (resume or fresh or method):
-        raise UsageError("--resume, --fresh and --method are for training; --test-only and --merge-only train nothing")
+        raise UsageError(
+            _("--resume, --fresh and --method are for training; --test-only and --merge-only train nothing")
+        )
     if is_gguf_file(model or section.model):
         raise UsageError(
-            f"--model {model or section.model}: a file of this machine is not in the cloud; "
-            "name the model that it was made from, on the Hub"
+            _(
+                "--model {model}: a file of this machine is not in the cloud; "
+                "name the model that it was made from, on the Hub",
+                model=model or section.model,
+            )
         )
     judges = () if judge == "none" else tuple(judge.split(",")) if judge else section.judges
     for spec in judges:
         check_judge(spec)
     if len(served := [spec for spec in judges if spec.startswith(LOCAL_JUDGE)]) > 1:
         raise UsageError(
-            f"--judge: the GPU has room for one {LOCAL_JUDGE} model; name {served[0]!r} or {served[1]!r}, "
-            "and other judges by their address"
+            _(
+                "--judge: the GPU has room for one {local_judge} model; name {one!r} or {other!r}, "
+                "and other judges by their address",
+                local_judge=LOCAL_JUDGE,
+                one=served[0],
+                other=served[1],
+            )
         )
     return CloudRequest(
         epochs=epochs,
@@ -195,16 +206,22 @@ def request_from_options(
 def _check_nodes(nodes: int, gpu: str | None, gpus: int | None, *, training: bool) -> None:
     """Refuse a cluster that Modal does not have: its machines are whole ones."""
     if not training:
-        raise UsageError("--nodes is for training; --test-only and --merge-only train nothing")
+        raise UsageError(_("--nodes is for training; --test-only and --merge-only train nothing"))
     if nodes > MAX_NODES:
-        raise UsageError(f"--nodes {nodes}: a cluster has at most {MAX_NODES} machines")
-    name, _, count = (gpu or "").partition(":")
+        raise UsageError(
+            _("--nodes {nodes}: a cluster has at most {max_nodes} machines", nodes=nodes, max_nodes=MAX_NODES)
+        )
+    name, _ignored, count = (gpu or "").partition(":")
     if not name:
-        raise UsageError(f"--nodes {nodes}: name the card, for example  --nodes {nodes} --gpu H100")
+        raise UsageError(_("--nodes {nodes}: name the card, for example  --nodes {nodes} --gpu H100", nodes=nodes))
     if {int(count or MAX_GPUS), gpus or MAX_GPUS} != {MAX_GPUS}:
         raise UsageError(
-            f"--nodes {nodes}: a machine of a cluster has all {MAX_GPUS} GPUs of its host; leave --gpus out, or take "
-            "fewer GPUs in one machine, without --nodes"
+            _(
+                "--nodes {nodes}: a machine of a cluster has all {max_gpus} GPUs of its host; leave --gpus out, or "
+                "take fewer GPUs in one machine, without --nodes",
+                nodes=nodes,
+                max_gpus=MAX_GPUS,
+            )
         )
 
 
@@ -217,18 +234,30 @@ def check_judge(spec: str) -> None:
     if spec.startswith(LOCAL_JUDGE):
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", spec.removeprefix(LOCAL_JUDGE)):
             raise UsageError(
-                f"--judge {spec!r}: name a model on the Hub, for example {LOCAL_JUDGE}Qwen/Qwen2.5-7B-Instruct"
+                _(
+                    "--judge {spec!r}: name a model on the Hub, for example {local_judge}Qwen/Qwen2.5-7B-Instruct",
+                    spec=spec,
+                    local_judge=LOCAL_JUDGE,
+                )
             )
         return
     if spec.startswith("gguf:"):
         raise UsageError(
-            f"--judge {spec!r}: a file of this machine is not in the cloud; "
-            f"use {LOCAL_JUDGE}MODEL or openai:BASE_URL:MODEL"
+            _(
+                "--judge {spec!r}: a file of this machine is not in the cloud; "
+                "use {local_judge}MODEL or openai:BASE_URL:MODEL",
+                spec=spec,
+                local_judge=LOCAL_JUDGE,
+            )
         )
     if is_loopback(parse_spec(spec).url):
         raise UsageError(
-            f"--judge {spec!r}: an address of this machine is not in the cloud; "
-            f"use {LOCAL_JUDGE}MODEL or an https address"
+            _(
+                "--judge {spec!r}: an address of this machine is not in the cloud; "
+                "use {local_judge}MODEL or an https address",
+                spec=spec,
+                local_judge=LOCAL_JUDGE,
+            )
         )
 
 
@@ -240,10 +269,10 @@ def gpu_to_rent(request: CloudRequest, section: ModalSection) -> str | None:
     """
     if request.gpu is None and request.gpus is None:
         return None
-    name, _, count = (request.gpu or section.train_gpu[0]).partition(":")
+    name, _ignored, count = (request.gpu or section.train_gpu[0]).partition(":")
     name = {"A10G": "A10"}.get(name.upper(), name)
     if count and request.gpus and int(count) != request.gpus:
-        raise UsageError(f"--gpu {request.gpu} and --gpus {request.gpus} contradict each other")
+        raise UsageError(_("--gpu {gpu} and --gpus {gpus} contradict each other", gpu=request.gpu, gpus=request.gpus))
     gpus = request.gpus or int(count or 1)
     return name if gpus == 1 else f"{name}:{gpus}"
 

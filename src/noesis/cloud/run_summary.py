@@ -9,12 +9,19 @@ from noesis.cloud.volume.layout import get_command
 from noesis.cloud.volume.notes import OpenedRun, judged_epochs
 from noesis.core.console import command, size
 from noesis.core.files import sha256_file
+from noesis.core.i18n import N_, _, ngettext
 from noesis.run.directory import Run, load_run
 from noesis.run.manifest import Manifest
 from noesis.tribunal.court import Ruling
 from noesis.tribunal.heldout import Preference
 
-NAMES = {"train": "training", "judge": "judging", "trial": "the trial", "merge": "merging", "gguf": "writing GGUF"}
+NAMES = {
+    "train": N_("training"),
+    "judge": N_("judging"),
+    "trial": N_("the trial"),
+    "merge": N_("merging"),
+    "gguf": N_("writing GGUF"),
+}
 
 
 def summary_lines(root: Path, *, volume: str | None = None, no_trial: str | None = None) -> list[str]:
@@ -27,9 +34,9 @@ def summary_lines(root: Path, *, volume: str | None = None, no_trial: str | None
     run = load_run(root)
     volume = volume or run.config().training.modal.volume
     opened = OpenedRun.read(root)
-    lines = ["", "Where everything is on the volume", *_places(run)]
+    lines = ["", _("Where everything is on the volume"), *_places(run)]
     lines += ["", *_epochs(run), *_verdict(run, no_trial)]
-    lines += ["", "What it cost", *metered_lines(run.manifest)]
+    lines += ["", _("What it cost"), *metered_lines(run.manifest)]
     lines += preemption_lines(run.manifest, opened.starts if opened else 1)
     target = f"runs/{run.merged.name}"
     if run.is_done("merge"):
@@ -39,7 +46,7 @@ def summary_lines(root: Path, *, volume: str | None = None, no_trial: str | None
             f"   or    {get_command(volume, f'/merged/{run.merged.name}', 'model_output')}",
         ]
     kept = command("verify", target, "--sha256", sha256_file(run.path / "manifest.json"))
-    return [*lines, "", f"Keep     {kept}", "         shows after the pull that this is still this run's manifest"]
+    return [*lines, "", f"Keep     {kept}", _("         shows after the pull that this is still this run's manifest")]
 
 
 def _places(run: Run) -> list[str]:
@@ -68,8 +75,13 @@ def _epochs(run: Run) -> list[str]:
     if own and found:
         found.append((found[-1][0] + 1, Preference.from_json(own["preference"])))
     return [
-        f"  epoch_{epoch}  held-out loss {p.tuned.held_out_loss:.4f}, "
-        f"prefers the revised answer {p.tuned.preferred}/{p.examples}"
+        _(
+            "  epoch_{epoch}  held-out loss {held_out_loss:.4f}, prefers the revised answer {preferred}/{examples}",
+            epoch=epoch,
+            held_out_loss=p.tuned.held_out_loss,
+            preferred=p.tuned.preferred,
+            examples=p.examples,
+        )
         for epoch, p in found
     ]
 
@@ -81,7 +93,7 @@ def _verdict(run: Run, no_trial: str | None) -> list[str]:
     ruling = Ruling.from_json(found["court"])
     lines = [f"  Tribunal: {ruling.verdict}: {ruling.reason}"]
     if no_trial is not None and ruling.reason != no_trial:
-        lines.append(f"  That is of an earlier trial; none was held now: {no_trial}")
+        lines.append(_("  That is of an earlier trial; none was held now: {no_trial}", no_trial=no_trial))
     return lines
 
 
@@ -98,6 +110,11 @@ def preemption_lines(manifest: Manifest, starts: int = 1) -> list[str]:
     if starts - 1 > counts.get("train", 0):
         counts["train"] = starts - 1
     return [
-        f"  {NAMES.get(stage, stage)} was preempted {n} time{'s' if n > 1 else ''} and resumed each time"
+        ngettext(
+            "  {stage} was preempted {count} time and resumed each time",
+            "  {stage} was preempted {count} times and resumed each time",
+            n,
+            stage=_(NAMES[stage]) if stage in NAMES else stage,
+        )
         for stage, n in counts.items()
     ]

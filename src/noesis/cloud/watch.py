@@ -13,6 +13,7 @@ from noesis.cloud.volume.lease import LeaseRecord
 from noesis.cloud.volume.remote import RemoteFiles, UnreadableManifest, manifest_of, read_text
 from noesis.core.console import duration, printable, say
 from noesis.core.errors import RunError
+from noesis.core.i18n import _, retold
 from noesis.run.ledger import FILE as METER
 from noesis.run.ledger import parse_entry
 from noesis.run.manifest import Manifest
@@ -115,9 +116,9 @@ def progress_lines(progress: RunProgress) -> list[str]:
     if progress.done:
         state = "done"
     elif not progress.alive:
-        state = "nothing is running on this volume"
+        state = _("nothing is running on this volume")
     elif progress.problem is not None:
-        state = "a run is using this volume"
+        state = _("a run is using this volume")
     else:
         state = f"running: {progress.stage or 'between two stages'}"
     if progress.problem is not None:
@@ -126,19 +127,32 @@ def progress_lines(progress: RunProgress) -> list[str]:
         done, stale = ([name for name in STAGES if progress.stages.get(name) == status] for status in ("done", "stale"))
         lines = [f"  {state}; done: {', '.join(done) or 'nothing yet'}"]
         if stale:
-            lines.append(f"  stale: {', '.join(stale)} (what they read has changed since)")
+            lines.append(_("  stale: {stale} (what they read has changed since)", stale=", ".join(stale)))
     if (t := progress.training) is not None:
         step = f"{t.step}/{progress.steps}" if progress.steps else str(t.step)
-        left = f" · {duration(t.seconds_left)} of training left" if t.seconds_left else ""
-        lines.append(f"  step {step} · epoch {t.epoch:.2f} · loss {t.loss:.3f} · {t.tokens_per_s:,.0f} tokens/s{left}")
+        left = _(" · {seconds_left} of training left", seconds_left=duration(t.seconds_left)) if t.seconds_left else ""
+        lines.append(
+            _(
+                "  step {step} · epoch {epoch:.2f} · loss {loss:.3f} · {tokens_per_s:,.0f} tokens/s{left}",
+                step=step,
+                epoch=t.epoch,
+                loss=t.loss,
+                tokens_per_s=t.tokens_per_s,
+                left=left,
+            )
+        )
     if progress.usd is not None:
-        quoted = f" of {progress.quoted_usd:.2f} quoted" if progress.quoted_usd is not None else ""
-        lines.append(f"  spent {progress.usd:.2f} USD{quoted}")
+        quoted = (
+            _(" of {quoted_usd:.2f} quoted", quoted_usd=progress.quoted_usd) if progress.quoted_usd is not None else ""
+        )
+        lines.append(_("  spent {usd:.2f} USD{quoted}", usd=progress.usd, quoted=quoted))
     if progress.error is not None:
-        lines.append(f"  the last run ended: {printable(progress.error)}")
+        lines.append(_("  the last run ended: {error}", error=printable(retold(progress.error))))
     stopped = [name for name, status in progress.stages.items() if status in ("interrupted", "failed", "running")]
     if not progress.alive and not progress.done and stopped:
-        lines.append(f"  {stopped[0]} stopped before its end: the same  modal run  continues from there")
+        lines.append(
+            _("  {stopped} stopped before its end: the same  modal run  continues from there", stopped=stopped[0])
+        )
     return lines
 
 

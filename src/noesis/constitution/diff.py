@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from noesis.constitution.document import Constitution
+from noesis.core.i18n import N_
 from noesis.core.language import ByLanguage
 
 TEXT = "text"
@@ -37,22 +38,22 @@ def compare(old: Constitution, new: Constitution) -> list[Change]:
     """All differences, principles last."""
     found: list[Change] = []
     if old.version != new.version:
-        found.append(Change("version", "", TEXT, old.version, new.version))
+        found.append(Change(N_("version"), "", TEXT, old.version, new.version))
     for language in _languages(old.system_prompt, new.system_prompt):
         a, b = old.system_prompt.texts.get(language, ""), new.system_prompt.texts.get(language, "")
         if a != b:
-            found.append(Change("system prompt", language, TEXT, a, b))
+            found.append(Change(N_("system prompt"), language, TEXT, a, b))
     ranks = [[v.id for v in c.values] for c in (old, new)]
     if ranks[0] != ranks[1] and set(ranks[0]) == set(ranks[1]):
-        found.append(Change("values", "", "rank", " > ".join(ranks[0]), " > ".join(ranks[1])))
+        found.append(Change(N_("values"), "", N_("rank"), " > ".join(ranks[0]), " > ".join(ranks[1])))
     for what, before, after in (
-        ("value", old.values, new.values),
-        ("attitude", old.attitudes, new.attitudes),
-        ("principle", old.principles, new.principles),
+        (N_("value"), old.values, new.values),
+        (N_("attitude"), old.attitudes, new.attitudes),
+        (N_("principle"), old.principles, new.principles),
     ):
         there, here = {e.id: e for e in before}, {e.id: e for e in after}
-        found += [Change(what, name, "removed", _text_of(there[name])) for name in there if name not in here]
-        found += [Change(what, name, "added", "", _text_of(here[name])) for name in here if name not in there]
+        found += [Change(what, name, N_("removed"), _text_of(there[name])) for name in there if name not in here]
+        found += [Change(what, name, N_("added"), "", _text_of(here[name])) for name in here if name not in there]
         for name in here:
             if name in there:
                 found += _changes(what, there[name], here[name])
@@ -82,7 +83,7 @@ def _changes(what: str, old: Any, new: Any) -> list[Change]:
                 Change(
                     what,
                     new.id,
-                    f"{name} request",
+                    N_("{name} request", name=name),
                     *("" if x is None else " / ".join(x.texts.values()) for x in (a, b)),
                 )
             )

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from noesis.core.console import command
 from noesis.core.errors import ConstitutionError
 from noesis.core.files import sha256_json
+from noesis.core.i18n import _
 from noesis.core.language import TEXTS, ByLanguage
 from noesis.core.text import slug_of
 from noesis.core.yaml_file import explain, line_of, read_yaml, validate
@@ -106,7 +107,7 @@ class Constitution(_Frozen):
         for section, entries in sections:
             for i, entry in enumerate(entries):
                 if entry.id in seen:
-                    yield (section, i, "id"), f"the id {entry.id!r} is used twice"
+                    yield (section, i, "id"), _("the id {id!r} is used twice", id=entry.id)
                 seen.add(entry.id)
                 yield from self._other_languages((section, i), entry)
         known = {value.id for value in self.values}
@@ -114,22 +115,29 @@ class Constitution(_Frozen):
             if principle.value not in known:
                 yield (
                     ("principles", i, "value"),
-                    f"principle {principle.id!r} serves the unknown value {principle.value!r}; "
-                    f"values: {', '.join(sorted(known))}",
+                    _(
+                        "principle {id!r} serves the unknown value {value!r}; values: {known}",
+                        id=principle.id,
+                        value=principle.value,
+                        known=", ".join(sorted(known)),
+                    ),
                 )
         for i, value in enumerate(self.values):
             if not any(principle.value == value.id for principle in self.principles):
-                yield ("values", i), f"no principle serves the value {value.id!r}"
+                yield ("values", i), _("no principle serves the value {id!r}", id=value.id)
 
     def _other_languages(self, place: Location, entry: ByLanguage[Any]) -> Iterator[tuple[Location, str]]:
         """Where an entry has other languages than the system prompt."""
         spoken = " and ".join(self.languages)
         for code in entry.languages:
             if code not in self.languages:
-                yield (*place, code), f"a language that the system prompt lacks; it speaks {spoken}"
+                yield (*place, code), _("a language that the system prompt lacks; it speaks {spoken}", spoken=spoken)
         for code in self.languages:
             if code not in entry.languages:
-                yield place, f"it has no text in {code!r}; the system prompt speaks {spoken}"
+                yield (
+                    place,
+                    _("it has no text in {code!r}; the system prompt speaks {spoken}", code=code, spoken=spoken),
+                )
         if isinstance(entry, Principle):
             for name in ("critique", "revision"):
                 if (request := getattr(entry, name)) is not None:
@@ -203,10 +211,14 @@ def read_constitution(path: Path) -> tuple[Constitution | None, list[Mistake]]:
         raw = read_yaml(path)
     except FileNotFoundError:
         raise ConstitutionError(
-            f"{path} is missing: every run needs a constitution; make one with  {command('init', 'DIR')}"
+            _(
+                "{path} is missing: every run needs a constitution; make one with  {command}",
+                path=path,
+                command=command("init", "DIR"),
+            )
         ) from None
     except ValueError as error:
-        raise ConstitutionError(f"{path} is not valid YAML: {error}") from None
+        raise ConstitutionError(_("{path} is not valid YAML: {error}", path=path, error=error)) from None
     try:
         return validate(Constitution, raw), []
     except ValidationError as error:
@@ -220,11 +232,11 @@ def read_constitution(path: Path) -> tuple[Constitution | None, list[Mistake]]:
                 found += broken.found
             else:
                 location = tuple(part for part in each["loc"] if part != TEXTS)
-                message = {"extra_forbidden": "unknown key", "missing": "it is missing"}.get(
+                message = {"extra_forbidden": _("unknown key"), "missing": _("it is missing")}.get(
                     each["type"], explain(each)
                 )
                 if each["type"] == "missing" and each["loc"][-1] == TEXTS:
-                    message = "it has no text: write one for each language, as  en: …"
+                    message = _("it has no text: write one for each language, as  en: …")
                 found.append((location, message))
         return None, [
             Mistake(path, line_of(path, location), f"{_name_of(raw, location)}{message}") for location, message in found

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from noesis.core.errors import NoesisError, UsageError
+from noesis.core.i18n import _, in_english, number
 from noesis.core.machine.streams import OutputClosed, is_utf8, silence
 
 _quiet_stdout = False
@@ -77,7 +78,7 @@ def complain_traceback(error: BaseException) -> None:
 def report_error(error: NoesisError) -> None:
     """Print an error to stderr: its message, and its details indented below."""
     message, *details = error.args
-    complain(f"error: {message}")
+    complain(_("error: {message}", message=message))
     for line in details:
         complain(f"  {line}")
 
@@ -97,7 +98,7 @@ def print_json(value: Any) -> None:
 
     What a terminal would obey is escaped as JSON has it, so that the value that a script reads is unchanged.
     """
-    text = json.dumps(value, ensure_ascii=not is_utf8(sys.stdout), indent=2, default=str)
+    text = json.dumps(in_english(value), ensure_ascii=not is_utf8(sys.stdout), indent=2, default=str)
     _print("".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text), sys.stdout)
 
 
@@ -112,10 +113,12 @@ def require_consent(what: str, remedy: str) -> None:
         UsageError: the answer is not yes, or there is no terminal to ask on.
     """
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise UsageError(f"{what}; there is no terminal to ask on, so nothing was done: {remedy}")
-    _print(quoted(f"{what}. Go on? [y/N] "), sys.stderr, end="")
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise UsageError(f"nothing was done: {remedy}")
+        raise UsageError(
+            _("{what}; there is no terminal to ask on, so nothing was done: {remedy}", what=what, remedy=remedy)
+        )
+    _print(quoted(_("{what}. Go on? [y/N] ", what=what)), sys.stderr, end="")
+    if sys.stdin.readline().strip().lower() not in ("y", "yes", *_("y yes").split()):
+        raise UsageError(_("nothing was done: {remedy}", remedy=remedy))
 
 
 def relay(lines: Iterable[str]) -> threading.Thread:
@@ -197,7 +200,7 @@ def _program() -> str:
 def duration(seconds: float) -> str:
     """Seconds as a person reads them: `8.4 s`, `3 min 05 s`, `2 h 10 min`."""
     if seconds < 60:
-        return f"{seconds:.1f} s"
+        return _("{seconds:.1f} s", seconds=seconds)
     if seconds < 3600:
         return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
@@ -207,9 +210,9 @@ def size(count: float) -> str:
     """Bytes as a person reads them: `512 kB`, `1.4 GB` (powers of ten)."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
-            return f"{count:.0f} {unit}" if unit in ("B", "kB") else f"{count:.1f} {unit}"
+            return f"{count:.0f} {unit}" if unit in ("B", "kB") else _("{size:.1f} {unit}", size=count, unit=unit)
         count /= 1000
-    return f"{count:.1f} TB"
+    return _("{size:.1f} {unit}", size=count, unit="TB")
 
 
 class Progress:
@@ -239,9 +242,9 @@ class Progress:
     def _show(self, now: float, note: str) -> None:
         rate = self.done / max(now - self.started, 1e-9)
         left = max(self.total - self.done, 0) / max(rate, 1e-9)
-        speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
-        line = f"  {self.what} {self.done:,}/{self.total:,} {self.unit} · {speed} {self.unit}/s"
-        line += f" · {duration(left)} left" + (f" · {note}" if note else "")
+        speed = number(rate, ",.0f" if rate >= 10 else ".2g")
+        line = f"  {self.what} {number(self.done, ',')}/{number(self.total, ',')} {self.unit} · {speed} {self.unit}/s"
+        line += _(" · {time} left", time=duration(left)) + (f" · {note}" if note else "")
         if self.live:
             _print("\r\x1b[K" + quoted(line), self.out, end="")
         else:

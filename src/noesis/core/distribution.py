@@ -6,6 +6,8 @@ can't share an environment: whichever was installed last has written over the ot
 
 from __future__ import annotations
 
+from noesis.core.i18n import _
+
 DISTRIBUTION = "noesis-tribunal"
 NAMESAKE = "noesis"
 OUR_COMMAND = "noesis.cli:main"  # entry point by which a distribution `noesis` is one of ours, of before it was renamed
@@ -30,7 +32,21 @@ def namesake() -> str | None:
         other = importlib.metadata.distribution(NAMESAKE)
     except importlib.metadata.PackageNotFoundError:
         return None
-    again = f"pip uninstall {NAMESAKE}  and then  pip install --force-reinstall --no-deps {DISTRIBUTION}"
+    again = _(
+        "pip uninstall {namesake}  and then  pip install --force-reinstall --no-deps {distribution}",
+        namesake=NAMESAKE,
+        distribution=DISTRIBUTION,
+    )
     if any(entry.value == OUR_COMMAND for entry in other.entry_points):
-        return f"{NAMESAKE} {other.version} is Noesis under its earlier name:  {again}"
-    return f"{NAMESAKE} {other.version} is another project's package and writes over this one's files:  {again}"
+        return _(
+            "{namesake} {version} is Noesis under its earlier name:  {again}",
+            namesake=NAMESAKE,
+            version=other.version,
+            again=again,
+        )
+    return _(
+        "{namesake} {version} is another project's package and writes over this one's files:  {again}",
+        namesake=NAMESAKE,
+        version=other.version,
+        again=again,
+    )

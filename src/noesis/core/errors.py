@@ -19,6 +19,7 @@ Add a class only if a caller would handle it differently; otherwise raise an exi
 from __future__ import annotations
 
 from noesis.core.distribution import install_command
+from noesis.core.i18n import _, joined
 
 __all__ = [
     "CapError",
@@ -50,7 +51,7 @@ class NoesisError(Exception):
         super().__init__(message, *details)
 
     def __str__(self) -> str:
-        return "\n  ".join(str(line) for line in self.args)
+        return joined("\n  ", (str(line) for line in self.args))
 
 
 class UsageError(NoesisError, ValueError):
@@ -104,6 +105,10 @@ class MissingExtra(NoesisError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(
-            f"this command needs the package {package!r}, which is not installed: "
-            f"run  {install_command(extra)}  (in a checkout: make setup)"
+            _(
+                "this command needs the package {package!r}, which is not installed: run  {command}  (in a checkout: "
+                "make setup)",
+                package=package,
+                command=install_command(extra),
+            )
         )

@@ -21,6 +21,7 @@ from typing import IO, Any
 from noesis.core.console import command, size
 from noesis.core.distribution import EXTRA_OF
 from noesis.core.errors import MissingExtra, NoesisError, UnsafePathError, UsageError
+from noesis.core.i18n import _, in_english, retold
 from noesis.core.machine.folders import as_named, in_the_way, variable_of
 from noesis.core.rooted import NO_FILE, guarded_root, move, open_file, open_folder, open_plain, remove, require_plain
 
@@ -75,7 +76,7 @@ def sync_tree(folder: Path) -> None:
     The files get the permissions that any new file gets here: some libraries write what only its owner may read.
     """
     usual = folder.stat().st_mode & 0o666  # a new folder obeys the umask
-    for parent, _, names in os.walk(folder):
+    for parent, _folders, names in os.walk(folder):
         for name in names:
             file = Path(parent) / name
             file.chmod(stat.S_IMODE(file.stat().st_mode) | usual)
@@ -120,14 +121,14 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` atomically as indented JSON, keys in the given order. NaN and infinity are refused."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(in_english(value), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write one JSON object per line, atomically."""
     with atomic(path) as f:
         for row in rows:
-            f.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            f.write(json.dumps(in_english(row), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def require_output(path: Path, option: str, *, inputs: Iterable[Path] = (), starts: bytes = b"") -> None:
@@ -142,18 +143,20 @@ def require_output(path: Path, option: str, *, inputs: Iterable[Path] = (), star
         UsageError: it is no plain file (a folder, a pipe, a device), an input, inside such a folder, or a file of
             another kind.
     """
-    place = path.resolve()
+    place, named = path.resolve(), {"option": option, "path": path}
     if place.exists() and not place.is_file():  # a pipe is not even opened: that would wait for its other end
-        kind = "a folder" if place.is_dir() else "a pipe, a device or a socket"
-        raise UsageError(f"{option} {path} is {kind}: name a file")
+        kind = _("a folder") if place.is_dir() else _("a pipe, a device or a socket")
+        raise UsageError(_("{option} {path} is {kind}: name a file", **named, kind=kind))
     for item in inputs:
         inside = item.is_dir() and place.is_relative_to(item.resolve())
         if inside or (place.exists() and item.exists() and place.samefile(item)):
-            raise UsageError(f"{option} {path} is among what is read ({item}): name a file elsewhere")
+            told = _("{option} {path} is among what is read ({item}): name a file elsewhere", **named, item=item)
+            raise UsageError(told)
     if place.exists():
         with open(place, "rb") as f:
             if (start := f.read(len(starts))) and start != starts:
-                raise UsageError(f"{option} {path} exists and is of another kind: name another file, or remove it")
+                told = _("{option} {path} exists and is of another kind: name another file, or remove it", **named)
+                raise UsageError(told)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -167,7 +170,8 @@ def append_line(path: Path, line: str) -> None:
         with open(open_file(path, flags), "a", encoding="utf-8", newline="\n") as f:
             found = os.fstat(f.fileno())
             if guarded_root(path) and not (stat.S_ISREG(found.st_mode) and found.st_nlink == 1):
-                raise UnsafePathError(f"{path} is not a file of its own (another name leads to it): remove it")
+                told = _("{path} is not a file of its own (another name leads to it): remove it", path=path)
+                raise UnsafePathError(told)
             f.write(line + "\n")
 
 
@@ -261,7 +265,7 @@ def copy_folder(source: Path, target: Path) -> None:
         NoesisError: there is not enough space on the disk.
     """
     require_plain(source)
-    for parent, _, names in os.walk(source):
+    for parent, _folders, names in os.walk(source):
         place = target / Path(parent).relative_to(source)
         make_folder(place)
         for name in sorted(names):
@@ -276,6 +280,7 @@ def sha256_file(path: Path) -> str:
 
 def sha256_json(value: Any) -> str:
     """Hexadecimal SHA-256 of a value's canonical JSON (sorted keys, no spaces): equal content has equal hashes."""
+    value = in_english(value)
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -302,7 +307,7 @@ def files_in(folder: Path, suffix: str = "", *, below: bool = False) -> list[Pat
         if file.is_file() or _leads_nowhere(file):
             found.append(file)
         elif suffix and file.exists():
-            raise UsageError(f"{file} {NO_FILE}")
+            raise UsageError(_("{path} {what}", path=file, what=_(NO_FILE)))
     return sorted(found)
 
 
@@ -323,10 +328,10 @@ def require_space(folder: Path, needed: float, what: str) -> None:
     with open_folder(folder, make=True):
         free = shutil.disk_usage(folder).free
     if free < needed * 1.05:
-        raise NoesisError(
-            f"{what} needs {size(needed)} and {folder} has {size(free)} free: "
-            f"make room with  {command('clean')}, or choose another folder with --run"
-        )
+        sizes = {"needed": size(needed), "free": size(free)}
+        lacks = _("{what} needs {needed} and {path} has {free} free", what=what, path=folder, **sizes)
+        make_room = _("make room with  {command}, or choose another folder with --run", command=command("clean"))
+        raise NoesisError(_("{what}: {remedy}", what=lacks, remedy=make_room))
 
 
 LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)  # of the disk, not of a network
@@ -335,35 +340,37 @@ LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.ERO
 def explain_os_error(error: OSError) -> NoesisError:
     """An error of the operating system as one message with a remedy."""
     path = as_named(Path(error.filename)) if isinstance(error.filename, str) and error.filename else None
-    where = f" ({path})" if path else ""
+    where, why = f" ({path})" if path else "", retold(error.strerror or str(error))
     cache = variable_of(path) if path else None
-    in_cache = f"set {cache} to a folder that you may write" if cache else ""
+    in_cache = _("set {cache} to a folder that you may write", cache=cache) if cache else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoesisError(
-            f"no space left on the disk{where}: free some with  {command('clean')}  and run the same command again; "
-            "nothing finished is lost"
-        )
+        clean = command("clean")
+        again = _("free some with  {clean}  and run the same command again; nothing finished is lost", clean=clean)
+        return NoesisError(_("no space left on the disk{where}: {again}", where=where, again=again))
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return NoesisError(
-            f"not allowed to read or write{where}: {error.strerror}; "
-            f"{in_cache or 'choose another folder with --run, or change its permissions'}"
-        )
+        remedy = in_cache or _("choose another folder with --run, or change its permissions")
+        told = _("not allowed to read or write{where}: {why}; {remedy}", where=where, why=why, remedy=remedy)
+        return NoesisError(told)
     if path and (found := in_the_way(path, error.errno)):
-        return NoesisError(f"{found}: move it away, and run the same command again; nothing finished is lost")
+        told = _("{found}: move it away, and run the same command again; nothing finished is lost", found=found)
+        return NoesisError(told)
     if error.errno == errno.ENAMETOOLONG:
-        return NoesisError(f"a name is too long for the file system{where[:300]}: choose a shorter one")
+        return NoesisError(_("a name is too long for the file system{where}: choose a shorter one", where=where[:300]))
     if in_cache:
-        return NoesisError(f"{error.strerror}{where}: {in_cache}")
+        return NoesisError(f"{why}{where}: {in_cache}")
     if error.errno == errno.ENOENT and not error.filename and not _has_working_directory():
-        return NoesisError("the working directory was removed: change to one that exists, for example  cd")
+        return NoesisError(_("the working directory was removed: change to one that exists, for example  cd"))
     if error.errno == errno.EMFILE:
-        return NoesisError(f"too many files are open{where}: allow more with  ulimit -n 1024")
+        return NoesisError(_("too many files are open{where}: allow more with  ulimit -n 1024", where=where))
     if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-        return NoesisError(
-            f"the file system can't do what is needed here, which is mostly file locks{where}: {error.strerror}; "
-            "use a folder on a local disk"
+        told = _(
+            "the file system can't do what is needed here, which is mostly file locks{where}: {why}; "
+            "use a folder on a local disk",
+            where=where,
+            why=why,
         )
-    return NoesisError(f"{error.strerror or error}{where}")
+        return NoesisError(told)
+    return NoesisError(f"{why}{where}")
 
 
 def _has_working_directory() -> bool:
@@ -382,7 +389,7 @@ def explain_error(error: Exception) -> NoesisError | None:
     if isinstance(error, ModuleNotFoundError) and (package := (error.name or "").partition(".")[0]) in EXTRA_OF:
         return MissingExtra(package, EXTRA_OF[package])
     if isinstance(error, MemoryError):
-        return NoesisError("out of memory: choose a smaller --model, or lower max_length in training_config.yaml")
+        return NoesisError(_("out of memory: choose a smaller --model, or lower max_length in training_config.yaml"))
     if "os error 28" in str(error):  # safetensors wraps the operating system's error in a class of its own
         return explain_os_error(OSError(errno.ENOSPC, "No space left on device"))
     return None

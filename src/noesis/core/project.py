@@ -8,6 +8,7 @@ from pathlib import Path
 
 from noesis.core.console import command
 from noesis.core.errors import UsageError
+from noesis.core.i18n import _
 from noesis.core.language import ALL, CODES, Language
 
 EXAMPLES = "examples"  # in data/training, a folder for each language
@@ -93,15 +94,23 @@ def find_project(path: Path | None = None) -> Project:
         project = Project(path)
         if not project.training_yaml.is_file():
             raise UsageError(
-                f"no project in {path}: {project.training_yaml} is missing; make one with  {command('init', path)}"
+                _(
+                    "no project in {path}: {training_yaml} is missing; make one with  {command}",
+                    path=path,
+                    training_yaml=project.training_yaml,
+                    command=command("init", path),
+                )
             )
         return project
     here = Path.cwd()
     if (found := _at_or_above(here)) is not None:
         return found
     raise UsageError(
-        f"no project at or above {here}: change to one, name one with --project DIR, "
-        f"or make one with  {command('init', 'DIR')}"
+        _(
+            "no project at or above {here}: change to one, name one with --project DIR, or make one with  {command}",
+            here=here,
+            command=command("init", "DIR"),
+        )
     )
 
 

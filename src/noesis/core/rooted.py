@@ -19,10 +19,11 @@ from io import BufferedReader
 from pathlib import Path
 
 from noesis.core.errors import NoesisError, UnsafePathError
+from noesis.core.i18n import N_, _
 
 POSIX = os.name == "posix"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of a model, and so of its folder and files
-NO_FILE = "is a pipe, a socket or a device, and a file belongs there: move it away, or save its content to a file"
+NO_FILE = N_("is a pipe, a socket or a device, and a file belongs there: move it away, or save its content to a file")
 DEEPEST = 50  # folders in folders; a run needs six
 _guarded: set[Path] = set()
 _own_links: dict[Path, Path] = {}  # made by `make_link`: place → target
@@ -47,7 +48,13 @@ def require_plain(root: Path, *, parts: Collection[str] | None = None) -> None:
     while left:
         folder, depth = left.pop()
         if depth > DEEPEST:
-            raise UnsafePathError(f"{root} holds folders in folders, {DEEPEST} deep and more: nothing was read")
+            raise UnsafePathError(
+                _(
+                    "{root} holds folders in folders, {deepest} deep and more: nothing was read",
+                    root=root,
+                    deepest=DEEPEST,
+                )
+            )
         for name in os.listdir(folder):
             place = folder / name
             with suppress(FileNotFoundError):  # another process is working here
@@ -57,7 +64,9 @@ def require_plain(root: Path, *, parts: Collection[str] | None = None) -> None:
                 elif stat.S_ISLNK(kind) and Path(os.path.abspath(place)) not in _own_links:
                     raise _is_link(place, name)
                 elif not (stat.S_ISREG(kind) or stat.S_ISLNK(kind)):
-                    raise UnsafePathError(f"{place} is neither a file nor a folder: remove it; nothing was read")
+                    raise UnsafePathError(
+                        _("{place} is neither a file nor a folder: remove it; nothing was read", place=place)
+                    )
 
 
 def make_link(place: Path, target: Path) -> None:
@@ -100,7 +109,11 @@ def below(root: Path, name: str) -> Path:
         or any(p in ("", ".", "..") for p in parts)
     ):
         raise UnsafePathError(
-            f"{name!r} is no name below {root}: nothing was read or written; don't trust where it comes from"
+            _(
+                "{name!r} is no name below {root}: nothing was read or written; don't trust where it comes from",
+                name=name,
+                root=root,
+            )
         )
     return root.joinpath(*parts)
 
@@ -115,7 +128,9 @@ def file_of_model(folder: Path, name: str) -> Path:
     repository = home.parent.parent  # of the Hub's cache: models--who--what/{snapshots/revision/,blobs/}
     in_cache = home.parent.name == "snapshots" and repository.name.startswith("models--")
     if not any(file.is_relative_to(place) for place in (home, *([repository / "blobs"] if in_cache else []))):
-        raise UnsafePathError(f"{folder / name} is a link that leads out of the model's folder: nothing was copied")
+        raise UnsafePathError(
+            _("{folder} is a link that leads out of the model's folder: nothing was copied", folder=folder / name)
+        )
     return file
 
 
@@ -195,12 +210,12 @@ def open_plain(path: Path) -> BufferedReader:
     """
     if guarded_root(path) is None:
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise NoesisError(f"{path} {NO_FILE}")
+            raise NoesisError(_("{path} {what}", path=path, what=_(NO_FILE)))
         return open(path, "rb")
     handle = open_file(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise UnsafePathError(f"{path} is no plain file: remove it, or restore the file; nothing was read")
+        raise UnsafePathError(_("{path} is no plain file: remove it, or restore the file; nothing was read", path=path))
     return open(handle, "rb")
 
 
@@ -236,6 +251,10 @@ def _require_no_link(root: Path | None, path: Path) -> None:
 
 def _is_link(path: Path, part: str) -> UnsafePathError:
     return UnsafePathError(
-        f"{path}: {part} is a symbolic link, which Noesis does not follow in a folder that it works in; "
-        "replace it by what it points to, or use another folder"
+        _(
+            "{path}: {part} is a symbolic link, which Noesis does not follow in a folder that it works in; "
+            "replace it by what it points to, or use another folder",
+            path=path,
+            part=part,
+        )
     )

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+from noesis.core.i18n import _
+
 PATIENCE_S = 5.0  # seconds after the first signal before work that does not end is abandoned
 REPEAT_S = 3.0  # seconds before `raise_terminated` raises once more
 
@@ -115,7 +117,7 @@ class Interrupt:
     def arrived(self, number: int, frame: FrameType | None) -> None:
         """The handler of SIGINT and SIGTERM."""
         if self.number is not None:
-            exit_at_once(number, "stopped at once; the last saved step is kept")
+            exit_at_once(number, _("stopped at once; the last saved step is kept"))
         self.number = number
         if not self.silent:
             os.write(

@@ -9,6 +9,8 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from noesis.core.i18n import _
+
 MOST = 2**63  # no figure of a run comes near; printing and dividing fail on what no float holds
 
 
@@ -26,14 +28,21 @@ def require_types(value: Any) -> None:
                 adapters[field.name].validate_python(found, strict=True)
                 require_types(found)
             except ValidationError as error:
-                raise ValueError(f"{field.name}: {error.errors()[0]['msg']}, found {repr(found)[:60]}") from None
+                raise ValueError(
+                    _(
+                        "{name}: {errors}, found {found}",
+                        name=field.name,
+                        errors=error.errors()[0]["msg"],
+                        found=repr(found)[:60],
+                    )
+                ) from None
             except ValueError as error:
                 raise ValueError(f"{field.name}: {error}") from None
     elif isinstance(value, (list, tuple, Mapping)):
         for item in _items(value):
             require_types(item)
     elif isinstance(value, (int, float)) and not abs(value) < MOST:
-        raise ValueError(f"{repr(value)[:60]} is no figure of a run")
+        raise ValueError(_("{value} is no figure of a run", value=repr(value)[:60]))
 
 
 def _items(value: Any) -> Iterator[Any]:

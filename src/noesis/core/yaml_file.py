@@ -24,6 +24,7 @@ from ruamel.yaml.events import AliasEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.resolver import BaseResolver
 
+from noesis.core.i18n import N_, _, retold
 from noesis.core.rooted import open_plain
 
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
 MOST_BYTES = 4_000_000  # the largest of ours has 30,000
 LARGEST_EXACT = 2**53  # up to which a float holds every whole number
 EXPECTED = {  # by pydantic's type of error
-    "bool_type": "expected true or false",
-    "int_type": "expected a whole number in plain digits, such as 8",
-    "float_type": "expected a number in plain digits, such as 0.5 or 2e-4",
+    "bool_type": N_("expected true or false"),
+    "int_type": N_("expected a whole number in plain digits, such as 8"),
+    "float_type": N_("expected a number in plain digits, such as 0.5 or 2e-4"),
 }
 
 
@@ -69,9 +70,9 @@ class _Composer(Composer):
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         event = self.parser.peek_event()
         if isinstance(event, AliasEvent):  # a few lines of them can stand for a billion values
-            raise ConstructorError(None, None, "aliases (*name) are not read: write the value out", event.start_mark)
+            raise ConstructorError(None, None, _("aliases (*name) are not read: write the value out"), event.start_mark)
         if getattr(event, "tag", None):
-            raise ConstructorError(None, None, "tags (!name) are not read: write the value alone", event.start_mark)
+            raise ConstructorError(None, None, _("tags (!name) are not read: write the value alone"), event.start_mark)
         node: Node | None = super().compose_node(parent, index)
         return node
 
@@ -80,16 +81,16 @@ class _Constructor(SafeConstructor):
     def construct_scalar(self, node: Node) -> Any:
         value = super().construct_scalar(node)
         if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
-            raise ConstructorError(None, None, "half of a pair of surrogates is no character", node.start_mark)
+            raise ConstructorError(None, None, _("half of a pair of surrogates is no character"), node.start_mark)
         return value
 
     def check_mapping_key(self, node: Node, key_node: Node, mapping: Any, key: Any, value: Any) -> bool:
         if not isinstance(key_node, ScalarNode):
-            raise ConstructorError(None, None, "a key that is no word", key_node.start_mark)
+            raise ConstructorError(None, None, _("a key that is no word"), key_node.start_mark)
         if key == "<<":
-            raise ConstructorError(None, None, "merges (<<) are not read: write the keys out", key_node.start_mark)
+            raise ConstructorError(None, None, _("merges (<<) are not read: write the keys out"), key_node.start_mark)
         if key in mapping:
-            raise ConstructorError(None, None, f"key {str(key)!r} is written twice", key_node.start_mark)
+            raise ConstructorError(None, None, _("key {key!r} is written twice", key=str(key)), key_node.start_mark)
         return True
 
 
@@ -125,10 +126,10 @@ def _parse(text: str) -> Any:
     try:
         return _yaml().load(text)
     except RecursionError:
-        raise ValueError("nested too deeply to be read") from None
+        raise ValueError(_("nested too deeply to be read")) from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        where = _("line {line}, column {column}: ", line=mark.line + 1, column=mark.column + 1) if mark else ""
         what = ", ".join(part for part in (error.context, error.problem) if part)
         raise ValueError(where + " ".join(what.split())) from None
     except (YAMLError, ValueError, TypeError, OverflowError) as error:
@@ -139,12 +140,14 @@ def _text(path: Path) -> str:
     with open_plain(path) as f:
         data = f.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
-        raise ValueError(f"longer than {MOST_BYTES:,} bytes")
+        raise ValueError(_("longer than {most_bytes:,} bytes", most_bytes=MOST_BYTES))
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"line {line}: not UTF-8 (byte 0x{data[error.start]:02x}): save the file as UTF-8") from None
+        raise ValueError(
+            _("line {line}: not UTF-8 (byte 0x{data:02x}): save the file as UTF-8", line=line, data=data[error.start])
+        ) from None
 
 
 def validate(model: type[M], value: Any) -> M:
@@ -196,12 +199,14 @@ def describe_error(model: type[BaseModel], error: ValidationError, source: Path 
     if first["type"] == "extra_forbidden":
         known = _keys_at(model, first["loc"][:-1])
         if not known:
-            return f"{place}: unknown key {dotted!r}"
+            return _("{place}: unknown key {dotted!r}", place=place, dotted=dotted)
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
-        return f"{place}: unknown key {dotted!r}; {hint}"
+        hint = (
+            _("did you mean {near!r}?", near=near[0]) if near else _("known keys here: {known}", known=", ".join(known))
+        )
+        return _("{place}: unknown key {dotted!r}; {hint}", place=place, dotted=dotted, hint=hint)
     if first["type"] == "missing":
-        return f"{place}: the key {dotted!r} is missing"
+        return _("{place}: the key {dotted!r} is missing", place=place, dotted=dotted)
     found = repr(first["input"])
     found = f"{dotted} = {found if len(found) <= 80 else found[:79] + '…'}: " if dotted else ""
     return f"{place}: {found}{explain(first)}"
@@ -210,8 +215,8 @@ def describe_error(model: type[BaseModel], error: ValidationError, source: Path 
 def explain(error: Mapping[str, Any]) -> str:
     """What is wrong with one value, from one of pydantic's errors."""
     if error["type"] == "string_type" and isinstance(error["input"], (bool, int, float)):
-        return f"expected text: write it in quotes, {json.dumps(str(error['input']))}"
-    return EXPECTED.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
+        return _("expected text: write it in quotes, {dumps}", dumps=json.dumps(str(error["input"])))
+    return retold(EXPECTED.get(error["type"]) or str(error["msg"]).removeprefix("Value error, "))
 
 
 def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

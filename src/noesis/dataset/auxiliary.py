@@ -19,6 +19,7 @@ from typing import TypeVar
 from noesis.core.config import Config
 from noesis.core.console import say
 from noesis.core.errors import DataError, UsageError
+from noesis.core.i18n import _
 from noesis.core.jsonl import UniqueIds, read_models
 from noesis.core.project import Project
 from noesis.core.text import normalised
@@ -49,7 +50,10 @@ def read_pairs(file: Path, held_out: Iterable[Example]) -> tuple[PreferencePair,
     for place, pair in _read(file, PreferencePair, "dpo.pairs"):
         if normalised(pair.prompt) in untrainable:
             raise DataError(
-                f"{place}: its prompt is that of a held-out example, which must not be trained on; remove the pair"
+                _(
+                    "{place}: its prompt is that of a held-out example, which must not be trained on; remove the pair",
+                    place=place,
+                )
             )
         ids.add(pair.id, place, pair.language)
         pairs.append(pair)
@@ -75,12 +79,19 @@ def read_replay(file: Path, held_out: Sequence[Example] = ()) -> tuple[ReplayRow
     for place, row in found:
         if any(m.role == "user" and normalised(m.content) in prompts for m in row.messages):
             raise DataError(
-                f"{place}: its prompt is that of a held-out example, which must not be trained on; remove the row"
+                _(
+                    "{place}: its prompt is that of a held-out example, which must not be trained on; remove the row",
+                    place=place,
+                )
             )
         if answers and (name := _taught_answer(row, answers)):
             raise DataError(
-                f"{place}: it teaches the answer to held-out example {name}, which must not be trained on; "
-                "remove the row"
+                _(
+                    "{place}: it teaches the answer to held-out example {name}, which must not be trained on; "
+                    "remove the row",
+                    place=place,
+                    name=name,
+                )
             )
     return tuple(row for _, row in found)
 
@@ -103,7 +114,14 @@ def sample_replay(rows: Sequence[ReplayRow], examples: int, share: float, seed: 
     """
     wanted = wanted_rows(examples, share)
     if len(rows) < wanted:
-        say(f"  replay: {share:.0%} would be {wanted} rows, but the file has only {len(rows)}: all are used")
+        say(
+            _(
+                "  replay: {share:.0%} would be {wanted} rows, but the file has only {rows}: all are used",
+                share=share,
+                wanted=wanted,
+                rows=len(rows),
+            )
+        )
 
     def rank(row: ReplayRow) -> str:
         return hashlib.sha256(f"{seed}:{json.dumps(row.to_json(), sort_keys=True)}".encode()).hexdigest()
@@ -129,8 +147,14 @@ def add_auxiliary(dataset: Dataset, project: Project, config: Config) -> Dataset
 
 def _read(file: Path, model: type[R], key: str) -> list[tuple[str, R]]:
     if not file.is_file():
-        raise UsageError(f"{file}, named by {key} in training_config.yaml, is missing: create it, or set {key} to null")
+        raise UsageError(
+            _(
+                "{file}, named by {key} in training_config.yaml, is missing: create it, or set {key} to null",
+                file=file,
+                key=key,
+            )
+        )
     rows = list(read_models(file, model))
     if not rows:
-        raise DataError(f"{file}, named by {key} in training_config.yaml, is empty")
+        raise DataError(_("{file}, named by {key} in training_config.yaml, is empty", file=file, key=key))
     return rows

@@ -12,6 +12,7 @@ from typing import Literal
 from noesis.constitution.dialogue import opening_messages, with_analysis, with_revision
 from noesis.constitution.document import Constitution
 from noesis.core.errors import TrainingError
+from noesis.core.i18n import _
 from noesis.core.messages import Message
 from noesis.dataset.schema import Example, PreferencePair, ReplayRow
 from noesis.llm.chat_template import break_controls, end_of_turn, refusal_reason
@@ -184,9 +185,14 @@ def distill_prompts(
             ids = row.input_ids[: row.labels.index(next(label for label in row.labels if label != IGNORED))]
             if len(ids) > max_length:
                 raise TrainingError(
-                    f"row {example.name}: with critique and revised answer its prompt has {len(ids)} tokens, and "
-                    f"max_length leaves {max_length} beside the answer (distill.max_new_tokens): raise max_length in "
-                    "training_config.yaml or shorten the example"
+                    _(
+                        "row {name}: with critique and revised answer its prompt has {ids} tokens, and "
+                        "max_length leaves {max_length} beside the answer (distill.max_new_tokens): raise max_length "
+                        "in training_config.yaml or shorten the example",
+                        name=example.name,
+                        ids=len(ids),
+                        max_length=max_length,
+                    )
                 )
             parts.append(ids)
         found.append(DistillPrompt(*parts))

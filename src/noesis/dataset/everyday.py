@@ -15,6 +15,7 @@ from noesis.constitution.dialogue import opening_messages
 from noesis.constitution.document import Constitution
 from noesis.core.config import Config
 from noesis.core.console import say
+from noesis.core.i18n import _
 from noesis.core.language import ALL
 from noesis.core.messages import Message
 from noesis.core.text import normalised
@@ -64,7 +65,15 @@ def say_if_few(config: Config, examples: int, found: Iterable[object]) -> None:
     """Say where there are fewer requests than `replay.share` asks for."""
     share, count = config.training.replay.share, len(list(found))
     if count < (wanted := wanted_rows(examples, share)):
-        say(f"  replay: {share:.0%} would be {wanted} rows, but there are only {count} everyday requests: all are used")
+        say(
+            _(
+                "  replay: {share:.0%} would be {wanted} rows, but there are only {count} everyday requests: "
+                "all are used",
+                share=share,
+                wanted=wanted,
+                count=count,
+            )
+        )
 
 
 def _rank(seed: int, request: str) -> str:

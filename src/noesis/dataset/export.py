@@ -18,7 +18,7 @@ from noesis.core.config import Config
 from noesis.core.console import command, say
 from noesis.core.errors import DataError, UsageError
 from noesis.core.files import atomic, require_output, write_json, write_jsonl
-from noesis.core.text import counted
+from noesis.core.i18n import _, ngettext
 from noesis.dataset.checks.contamination import refuse_known_questions
 from noesis.dataset.checks.length import TokenCounter, find_token_counter
 from noesis.dataset.checks.near_duplicates import Cluster, find_clusters, group
@@ -65,9 +65,9 @@ def check_sources(
     report = validate(
         sources, constitution, config.training.data.categories, counter=counter, keep_examples=keep_examples
     )
-    raise_on_errors(report, "nothing was exported")
+    raise_on_errors(report, _("nothing was exported"))
     if not len(report.table):
-        raise DataError(f"no examples in {', '.join(str(s) for s in sources)}")
+        raise DataError(_("no examples in {sources}", sources=", ".join(str(s) for s in sources)))
     return report
 
 
@@ -76,8 +76,20 @@ def raise_on_errors(report: Report, consequence: str) -> None:
     errors = report.total("error")
     if errors:
         shown = [str(problem) for problem in report.errors[:5]]
-        more = [f"… and {errors - 5:,} more: {command('data', 'validate')}"] if errors > 5 else []
-        raise DataError(f"{counted(errors, 'error')} in the examples; {consequence}:", *shown, *more)
+        more = (
+            [_("… and {errors:,} more: {command}", errors=errors - 5, command=command("data", "validate"))]
+            if errors > 5
+            else []
+        )
+        raise DataError(
+            _(
+                "{errors} in the examples; {consequence}:",
+                errors=ngettext("{count:,} error", "{count:,} errors", errors),
+                consequence=consequence,
+            ),
+            *shown,
+            *more,
+        )
 
 
 def export(
@@ -99,7 +111,7 @@ def export(
         DataError: an error in a line, a question of the Tribunal, or too few different examples.
     """
     if is_hand_written(out):
-        raise UsageError(f"--out {out} is among the hand-written examples: name another folder")
+        raise UsageError(_("--out {out} is among the hand-written examples: name another folder", out=out))
     for name in ("train.jsonl", "eval.jsonl", "dropped.jsonl", "statistics.json"):
         require_output(out / name, "--out", inputs=sources)
     counter = find_token_counter(config, constitution)
@@ -122,7 +134,13 @@ def export(
                     f.write(reader.line(table, row) + b"\n")
     if dedupe:
         write_jsonl(out / "dropped.jsonl", [row.to_json() for row in dropped])
-        say(f"  {len(dropped):,} rows that repeat another one were dropped: {out / 'dropped.jsonl'}")
+        say(
+            _(
+                "  {dropped:,} rows that repeat another one were dropped: {out}",
+                dropped=len(dropped),
+                out=out / "dropped.jsonl",
+            )
+        )
     statistics = describe_files(out, constitution, config, counter)
     statistics = replace(statistics, duplicates=_duplicates(clusters, len(dropped)))
     write_json(out / "statistics.json", statistics.to_json())
@@ -140,7 +158,9 @@ def held_out_rows(table: Table, clusters: list[Cluster], config: Config) -> Colu
     )
     pairs = [f"{table.ids[a]} ~ {table.ids[b]} ({cluster})" for a, b, cluster in leaks(clusters, held_out)]
     if pairs:
-        raise DataError(f"the split leaks {len(pairs)} held-out row(s) into training: " + "; ".join(pairs[:5]))
+        raise DataError(
+            _("the split leaks {pairs} held-out row(s) into training: ", pairs=len(pairs)) + "; ".join(pairs[:5])
+        )
     return held_out
 
 

@@ -19,6 +19,7 @@ from noesis.core.config import Config
 from noesis.core.console import printable, say, say_coloured, say_text
 from noesis.core.errors import TrainingError, UsageError
 from noesis.core.files import require_output, write_text
+from noesis.core.i18n import _, ngettext, number, spoken
 from noesis.core.project import Project
 from noesis.dataset.checks.validate import validate
 from noesis.dataset.encode import prompt_messages, target_text
@@ -77,8 +78,14 @@ class Row:
 
     @property
     def counts(self) -> str:
-        ends = f", ends with {self.tokens[-1].text!r}" if self.tokens else ""
-        return f"{len(self.tokens):,} tokens, {self.trained:,} trained ({self.share:.0%}){ends}"
+        ends = _(", ends with {text!r}", text=self.tokens[-1].text) if self.tokens else ""
+        return _(
+            "{tokens:,} tokens, {trained:,} trained ({share:.0%}){ends}",
+            tokens=len(self.tokens),
+            trained=self.trained,
+            share=self.share,
+            ends=ends,
+        )
 
 
 def show(
@@ -93,7 +100,7 @@ def show(
         UsageError: an id that no example has.
     """
     if ids and everything:
-        raise UsageError("give ids or --all, not both")
+        raise UsageError(_("give ids or --all, not both"))
     constitution = load_constitution(project.constitution)
     report = validate(
         project.sources(config.training.data.language),
@@ -102,12 +109,16 @@ def show(
         whole=False,
         keep_examples=True,
     )
-    raise_on_errors(report, "nothing can be shown")
+    raise_on_errors(report, _("nothing can be shown"))
     examples = report.table.examples
     if missing := [i for i in ids if i not in {e.id for e in examples}]:
         raise UsageError(
-            f"no example with the id {missing[0]!r} in {config.training.data.language}; "
-            f"ids look like {examples[0].id!r}"
+            _(
+                "no example with the id {missing!r} in {language}; ids look like {id!r}",
+                missing=missing[0],
+                language=config.training.data.language,
+                id=examples[0].id,
+            )
         )
     chosen = examples if everything else [e for e in examples if e.id in ids] if ids else examples[:FIRST]
     tokenizer = _tokenizer(config)
@@ -124,7 +135,7 @@ def show(
             say()
         say(f"{row.id} · {row.language} · {row.category}: {row.counts}")
         if row.refusal:
-            say(f"  REFUSED {row.refusal}")
+            say(_("  REFUSED {refusal}", refusal=row.refusal))
         if html is None:
             say_coloured(painted(row)) if _colour() else say_text(barred(row))
     say()
@@ -178,12 +189,20 @@ def total(rows: list[Row], max_length: int) -> str:
     tokens, trained = sum(len(r.tokens) for r in rows), sum(r.trained for r in rows)
     refused = sum(r.refusal is not None for r in rows)
     longest = max(len(r.tokens) for r in rows)
-    rows_of = f"{len(rows)} row{'s' if len(rows) != 1 else ''}"
-    counts = (
-        f"{rows_of}: {tokens:,} tokens, {trained:,} trained ({trained / max(tokens, 1):.0%}); "
-        f"longest {longest:,} of max_length {max_length:,}"
+    rows_of = ngettext("{count:,} row", "{count:,} rows", len(rows))
+    counts = _(
+        "{rows}: {tokens:,} tokens, {trained:,} trained ({share:.0%}); "
+        "longest {longest:,} of max_length {max_length:,}",
+        rows=rows_of,
+        tokens=tokens,
+        trained=trained,
+        share=trained / max(tokens, 1),
+        longest=longest,
+        max_length=max_length,
     )
-    return counts + (f"; training would refuse {refused}" if refused else "; training takes them all")
+    return counts + (
+        _("; training would refuse {refused}", refused=refused) if refused else _("; training takes them all")
+    )
 
 
 def write_page(file: Path, rows: list[Row], notes: list[str], config: Config) -> None:
@@ -197,6 +216,8 @@ def write_page(file: Path, rows: list[Row], notes: list[str], config: Config) ->
         lstrip_blocks=True,
         finalize=lambda v: printable(v) if type(v) is str else v,
     )
+    environment.globals.update(_=_, lang=spoken())
+    environment.filters.update(grouped=lambda count: number(count, ","))
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         rows=rows,
         notes=notes,
@@ -232,11 +253,17 @@ def _tokenizer(config: Config) -> ChatTokenizer:
 
 def _notes(tokenizer: ChatTokenizer, config: Config) -> list[str]:
     """Notes that are printed once, before the rows."""
-    notes = [f"{config.training.model}, language {config.training.data.language}, its own chat template"]
+    notes = [
+        _(
+            "{model}, language {language}, its own chat template",
+            model=config.training.model,
+            language=config.training.data.language,
+        )
+    ]
     if not takes_system(tokenizer):
-        notes.append("this template has no place for a system prompt: it opens the first user message")
+        notes.append(_("this template has no place for a system prompt: it opens the first user message"))
     if config.training.constitutional_ai.include_critique:
-        notes.append("answers begin with the critique (include_critique: true)")
+        notes.append(_("answers begin with the critique (include_critique: true)"))
     return notes
 
 
@@ -246,9 +273,15 @@ def _colour() -> bool:
 
 def _legend() -> str:
     if _colour():
-        return (
+        return _(
             "trained tokens are green and underlined, control tokens bold; shades separate tokens; "
-            f"{NEWLINE} newline, {PART} part of a character"
+            "{newline} newline, {part} part of a character",
+            newline=NEWLINE,
+            part=PART,
         )
-    legend = f"│ token  ┃ trained token  ⟦control token⟧  {NEWLINE} newline  {PART} part of a character"
-    return f"{legend} that a later token completes"
+    legend = _(
+        "│ token  ┃ trained token  ⟦control token⟧  {newline} newline  {part} part of a character",
+        newline=NEWLINE,
+        part=PART,
+    )
+    return _("{legend} that a later token completes", legend=legend)

@@ -13,6 +13,7 @@ from noesis.constitution.document import Constitution
 from noesis.core.config import Config
 from noesis.core.console import command, say
 from noesis.core.errors import DataError, UsageError
+from noesis.core.i18n import _
 from noesis.core.jsonl import jsonl_files, read_models
 from noesis.core.language import LanguageCode as Language
 from noesis.core.project import Project
@@ -56,11 +57,11 @@ def read_exports(folder: Path, constitution: Constitution) -> Dataset:
     """
     files = [_existing(folder / f"{name}.jsonl") for name in ("train", "eval")]
     report = validate(files, constitution, categories=(), keep_examples=True)
-    raise_on_errors(report, "nothing was trained")
+    raise_on_errors(report, _("nothing was trained"))
     train, held_out = (report.table.keep(report.table.file == i).examples for i in range(2))
     for file, examples in zip(files, (train, held_out), strict=True):
         if not examples:
-            raise DataError(f"{file} holds no example")
+            raise DataError(_("{file} holds no example", file=file))
     return Dataset(train, held_out)
 
 
@@ -115,9 +116,9 @@ def read_examples(file: Path, constitution: Constitution) -> tuple[Example, ...]
         DataError: a line that must not be trained on, or no line at all.
     """
     report = validate([_existing(file)], constitution, categories=(), whole=False, keep_examples=True)
-    raise_on_errors(report, "nothing was read")
+    raise_on_errors(report, _("nothing was read"))
     if not len(report.table):
-        raise DataError(f"{file} holds no example")
+        raise DataError(_("{file} holds no example", file=file))
     return report.table.examples
 
 
@@ -139,5 +140,11 @@ def evenly_spread(rows: Sequence[T], count: int) -> list[T]:
 
 def _existing(file: Path) -> Path:
     if not file.is_file():
-        raise UsageError(f"{file} is missing (Dataset not found): write it with  {command('data', 'export')}")
+        raise UsageError(
+            _(
+                "{file} is missing (Dataset not found): write it with  {command}",
+                file=file,
+                command=command("data", "export"),
+            )
+        )
     return file

@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from noesis.core.files import sha256_json
+from noesis.core.i18n import _
 from noesis.core.language import LanguageCode as Language
 from noesis.core.messages import Message
 from noesis.llm.row_encoder import RowEncoder
@@ -64,7 +65,7 @@ def _optional_list_to_tuple(value: Any) -> Any:
 
 def _not_blank(text: str) -> str:
     if not text.strip():
-        raise ValueError("is empty: it has only spaces")
+        raise ValueError(_("is empty: it has only spaces"))
     return text
 
 
@@ -127,9 +128,9 @@ class Example(_Strict):
     def _turns_alternate(self) -> Example:
         for index, turn in enumerate(self.turns):
             if turn.role != ("user", "assistant")[index % 2]:
-                raise ValueError("turns must alternate, beginning with the user")
+                raise ValueError(_("turns must alternate, beginning with the user"))
         if len(self.turns) % 2:
-            raise ValueError("turns must end with the assistant; the last user message belongs in prompt")
+            raise ValueError(_("turns must end with the assistant; the last user message belongs in prompt"))
         return self
 
     @model_validator(mode="wrap")
@@ -206,7 +207,7 @@ class PreferencePair(_Lenient):
     @model_validator(mode="after")
     def _differ(self) -> PreferencePair:
         if self.chosen.strip() == self.rejected.strip():
-            raise ValueError("chosen and rejected are the same answer")
+            raise ValueError(_("chosen and rejected are the same answer"))
         return self
 
     def to_json(self) -> dict[str, Any]:
@@ -256,9 +257,11 @@ class ReplayRow(_Lenient):
         named = {"system": raw.get("system") or "", "prompt": raw["prompt"], "response": raw["response"]}
         for name, text in named.items():  # named as the user's row has it, not as messages
             if not isinstance(text, str):
-                raise ValueError(f"{name}: expected a text, found {type(text).__name__}")
+                raise ValueError(
+                    _("{name}: expected a text, found {type___name__}", name=name, type___name__=type(text).__name__)
+                )
             if name != "system" and not text.strip():
-                raise ValueError(f"{name}: is empty")
+                raise ValueError(_("{name}: is empty", name=name))
         roles = ("system", "user", "assistant")
         return {"messages": [{"role": r, "content": t} for r, t in zip(roles, named.values(), strict=True)]}
 
@@ -267,7 +270,9 @@ class ReplayRow(_Lenient):
         roles = [message.role for message in self.messages]
         turns = roles[roles[0] == "system" :]
         if not turns or len(turns) % 2 or any(role != ("user", "assistant")[i % 2] for i, role in enumerate(turns)):
-            raise ValueError("after an optional system message, user and assistant must alternate, the assistant last")
+            raise ValueError(
+                _("after an optional system message, user and assistant must alternate, the assistant last")
+            )
         return self
 
     def to_json(self) -> dict[str, Any]:

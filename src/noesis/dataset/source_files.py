@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from noesis.core.errors import UsageError
+from noesis.core.i18n import _
 from noesis.core.jsonl import MAX_LINE, Line, iter_lines, jsonl_files
 from noesis.core.project import EXAMPLES, GUIDE_FOLDERS
 from noesis.core.rooted import NO_FILE
@@ -35,12 +36,14 @@ def find_files(paths: list[Path]) -> list[Path]:
         elif path.is_dir():
             inside = jsonl_files(path)
             if not inside:
-                raise UsageError(f"{path} holds no .jsonl file: put examples there, one JSON object a line")
+                raise UsageError(
+                    _("{path} holds no .jsonl file: put examples there, one JSON object a line", path=path)
+                )
             files.extend(inside)
         elif path.exists():
             raise UsageError(f"{path} {NO_FILE}")
         else:
-            raise UsageError(f"{path} does not exist: name a .jsonl file or a folder of them")
+            raise UsageError(_("{path} does not exist: name a .jsonl file or a folder of them", path=path))
     return list(dict.fromkeys(files))
 
 

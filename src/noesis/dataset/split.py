@@ -14,7 +14,7 @@ import numpy as np
 
 from noesis.core.console import command
 from noesis.core.errors import DataError
-from noesis.core.text import counted
+from noesis.core.i18n import _, ngettext
 from noesis.dataset.checks.scan import DIFFICULTIES, Column, Table
 
 REFERENCE_SIZE = 124  # `data.eval_examples` is meant for this many; other sizes keep the proportion
@@ -63,9 +63,13 @@ def split(table: Table, groups: Column, *, eval_examples: int, seed: int) -> Col
     units = _units(table, groups, seed)
     if len(units.ids) < 2:
         raise DataError(
-            f"{counted(len(table), 'example')}, all of which say the same or are filled from one template: at least "
-            f"two different ones are needed, one to train on and one to hold out; "
-            f"see them with  {command('data', 'validate')}"
+            _(
+                "{examples}, all of which say the same or are filled from one template: at least "
+                "two different ones are needed, one to train on and one to hold out; "
+                "see them with  {command}",
+                examples=ngettext("{count:,} example", "{count:,} examples", len(table)),
+                command=command("data", "validate"),
+            )
         )
     total = int(units.ids.sum())
     one_each = min(len(np.unique(table.category)), total // MOST_HELD_OUT)
@@ -76,7 +80,12 @@ def split(table: Table, groups: Column, *, eval_examples: int, seed: int) -> Col
 def describe_share(held_out: Column) -> str:
     """`held out 13 of 124 examples (10%)`."""
     count = int(held_out.sum())
-    return f"held out {count} of {counted(len(held_out), 'example')} ({count / len(held_out):.0%})"
+    return _(
+        "held out {count} of {examples} ({share:.0%})",
+        count=count,
+        examples=ngettext("{count:,} example", "{count:,} examples", len(held_out)),
+        share=count / len(held_out),
+    )
 
 
 def _units(table: Table, groups: Column, seed: int) -> _Units:

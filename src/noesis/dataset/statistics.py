@@ -13,6 +13,7 @@ import numpy as np
 from noesis.constitution.document import Constitution
 from noesis.core.config import Config
 from noesis.core.files import sha256_file
+from noesis.core.i18n import _
 from noesis.core.jsonl import iter_lines, parse_object
 from noesis.dataset.checks.length import TokenCounter
 from noesis.dataset.checks.scan import map_chunks
@@ -137,7 +138,7 @@ class PartStatistics:
         return cls(file, sha256_file(file), count.examples, tallies, count.multi_turn, words, model, tokens)
 
     def to_json(self) -> dict[str, Any]:
-        unknown = {"model": self.model, "unknown": "this model's tokenizer is not on this machine"}
+        unknown = {"model": self.model, "unknown": _("this model's tokenizer is not on this machine")}
         return {
             "file": self.file.name,
             "sha256": self.sha256,

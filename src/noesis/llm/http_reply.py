@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from noesis.core.i18n import _
 from noesis.core.jsonl import BYTE_ORDER_MARK
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def parse_json(data: bytes | str, *, constants: bool = False) -> Any:
             data.removeprefix(BYTE_ORDER_MARK) if isinstance(data, bytes) else data, allow_inf_nan=constants
         )
     except ValueError as error:
-        raise ValueError(f"not JSON ({error})") from None
+        raise ValueError(_("not JSON ({error})", error=error)) from None
 
 
 def error_message(body: Any) -> str:
@@ -124,10 +125,10 @@ def retry_after_of(response: httpx2.Response) -> float | None:
 def check_encoding(response: httpx2.Response) -> None:
     coding = response.headers.get("content-encoding", "identity").strip().lower()
     if coding not in ("gzip", "identity", ""):  # codings inside each other multiply without giving a byte
-        raise HttpError(f"a reply in the coding {shown(coding)}, which was not asked for")
+        raise HttpError(_("a reply in the coding {coding}, which was not asked for", coding=shown(coding)))
 
 
 def check_size(size: int) -> int:
     if size > MOST_BYTES:
-        raise HttpError(f"a reply of more than {MOST_BYTES >> 20} MiB")
+        raise HttpError(_("a reply of more than {most_bytes} MiB", most_bytes=MOST_BYTES >> 20))
     return size

@@ -15,6 +15,7 @@ from typing import Any
 
 from noesis.core.errors import ModelError
 from noesis.core.files import LOCAL_ERRORS, files_in, sha256_file
+from noesis.core.i18n import N_, _
 from noesis.core.machine.folders import expanded, hub_folder
 from noesis.llm.embedded import (
     EMBEDDED,
@@ -30,7 +31,7 @@ from noesis.llm.weights import list_tensors, weight_files
 
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "LICENSE*", "NOTICE*"]
 DESCRIPTION_FILES = ["*.json", "*.jinja"]
-UNSAID = "not said in the GGUF file"
+UNSAID = N_("not said in the GGUF file")
 
 
 def find_model(name: str, revision: str | None = None) -> Model:
@@ -48,12 +49,16 @@ def find_model(name: str, revision: str | None = None) -> Model:
     if path.is_dir():
         if not (path / "config.json").is_file() or not files_in(path, ".safetensors"):
             ggufs = files_in(path, ".gguf")
-            advice = f"; or name the file itself:  --model {ggufs[0]}" if ggufs else ""
+            advice = _("; or name the file itself:  --model {ggufs}", ggufs=ggufs[0]) if ggufs else ""
             raise ModelError(
-                f"{path} is not a model folder: it needs config.json and at least one .safetensors file{advice}"
+                _(
+                    "{path} is not a model folder: it needs config.json and at least one .safetensors file{advice}",
+                    path=path,
+                    advice=advice,
+                )
             )
         check_model_folder(path)
-        return Model(name, path, _folder_revision(path), "see the model's folder")
+        return Model(name, path, _folder_revision(path), _("see the model's folder"))
     if not is_hub_name(name):
         raise _no_model(name)
     return _from_hub(name, revision)
@@ -61,8 +66,12 @@ def find_model(name: str, revision: str | None = None) -> Model:
 
 def _no_model(name: str) -> ModelError:
     return ModelError(
-        f"no model {name!r}: give {EMBEDDED!r}, a folder, a .gguf file, or a Hub name such as "
-        "meta-llama/Llama-3.1-8B-Instruct"
+        _(
+            "no model {name!r}: give {embedded!r}, a folder, a .gguf file, or a Hub name such as "
+            "meta-llama/Llama-3.1-8B-Instruct",
+            name=name,
+            embedded=EMBEDDED,
+        )
     )
 
 
@@ -136,7 +145,7 @@ def _has_all_weights(folder: Path) -> bool:
 
 
 def _hub_model(name: str, path: Path) -> Model:
-    return Model(name, path, path.name, "see the model's page")
+    return Model(name, path, path.name, _("see the model's page"))
 
 
 def find_tokenizer(name: str, revision: str | None = None) -> Path | None:
@@ -221,28 +230,45 @@ def _from_hub(name: str, revision: str | None, *, weights: bool = True) -> Model
         raise _no_model(name) from None
     except GatedRepoError:
         raise ModelError(
-            f"{name} is gated (Model not found): accept its licence at {page} "
-            "and set HF_TOKEN to a token of that account"
+            _(
+                "{name} is gated (Model not found): accept its licence at {page} "
+                "and set HF_TOKEN to a token of that account",
+                name=name,
+                page=page,
+            )
         ) from None
     except RepositoryNotFoundError:
         raise ModelError(
-            f"no model {name!r} on the Hub (Model not found), or it is private or gated: "
-            f"look at {page}, and set HF_TOKEN if it needs one"
+            _(
+                "no model {name!r} on the Hub (Model not found), or it is private or gated: "
+                "look at {page}, and set HF_TOKEN if it needs one",
+                name=name,
+                page=page,
+            )
         ) from None
     except RevisionNotFoundError:
-        raise ModelError(f"{name} has no revision {revision!r}: see {page}/tree/main") from None
+        raise ModelError(
+            _("{name} has no revision {revision!r}: see {page}/tree/main", name=name, revision=revision, page=page)
+        ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         if isinstance(error, OSError) and error.errno in LOCAL_ERRORS and error.filename:
             raise  # the disk, not the network
         reason = " ".join(str(error.__cause__ or error).split())[:200].rstrip(".")  # the cause is what went wrong
         raise ModelError(
-            f"can't fetch {name}: {reason}. What was downloaded is kept; "
-            "run the same command again when the network is back, or use --model smollm2"
+            _(
+                "can't fetch {name}: {reason}. What was downloaded is kept; "
+                "run the same command again when the network is back, or use --model smollm2",
+                name=name,
+                reason=reason,
+            )
         ) from None
     if weights and not files_in(path, ".safetensors"):
         raise ModelError(
-            f"{name} has no .safetensors file: weights in other formats are not loaded, since they can run code; "
-            "of GGUF files, fetch one and name it:  --model FILE.gguf"
+            _(
+                "{name} has no .safetensors file: weights in other formats are not loaded, since they can run code; "
+                "of GGUF files, fetch one and name it:  --model FILE.gguf",
+                name=name,
+            )
         )
     if weights:
         check_model_folder(path)

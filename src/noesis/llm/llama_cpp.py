@@ -15,6 +15,7 @@ from typing import Any
 from noesis.core.console import Progress
 from noesis.core.device import usable_threads
 from noesis.core.errors import ModelError
+from noesis.core.i18n import _
 from noesis.core.messages import Message
 from noesis.core.text import any_of, break_control_tokens
 from noesis.llm.gguf.header import REMAKE, read_header
@@ -56,10 +57,15 @@ def load_llama_server(
     try:
         return LlamaProcess(settings)
     except ModelError as error:
-        what = f"{model} with the adapter {adapter}" if adapter else str(model)
+        what = _("{model} with the adapter {adapter}", model=model, adapter=adapter) if adapter else str(model)
         raise ModelError(
-            f"llama.cpp can't load {what} (truncated, too large for the memory, or of an unknown architecture): "
-            f"{error}; {REMAKE}"
+            _(
+                "llama.cpp can't load {what} (truncated, too large for the memory, or of an unknown architecture): "
+                "{error}; {remake}",
+                what=what,
+                error=error,
+                remake=REMAKE,
+            )
         ) from None
 
 
@@ -194,5 +200,8 @@ def _raise_on_error(answer: Any) -> None:
     if isinstance(answer, dict) and ("error" in answer or "choices" not in answer):
         error = answer.get("error", answer)
         raise ModelError(
-            f"llama.cpp refuses the request: {error.get('message', error) if isinstance(error, dict) else error}"
+            _(
+                "llama.cpp refuses the request: {why}",
+                why=error.get("message", error) if isinstance(error, dict) else error,
+            )
         )

@@ -13,6 +13,7 @@ from typing import Any
 
 from noesis.core.errors import ModelError
 from noesis.core.files import files_in
+from noesis.core.i18n import _
 from noesis.core.jsonl import fraction, read_json_file, whole_number
 
 # key of config.json: (least, most)
@@ -56,8 +57,11 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise ModelError(
-            f"{folder} is not a model folder: it has no config.json; give the folder that holds config.json, "
-            "tokenizer.json and the .safetensors files, or fetch the model again"
+            _(
+                "{folder} is not a model folder: it has no config.json; give the folder that holds config.json, "
+                "tokenizer.json and the .safetensors files, or fetch the model again",
+                folder=folder,
+            )
         )
     raw = _read(file)
     try:
@@ -70,12 +74,20 @@ def read_model_config(folder: Path) -> dict[str, Any]:
                     fraction(part, key, 0.0, LARGEST_FACTOR)
         heads, shared = raw.get("num_attention_heads"), raw.get("num_key_value_heads")
         if heads and shared and heads % shared:
-            raise ValueError(f"num_attention_heads is {heads}, no multiple of num_key_value_heads, {shared}")
+            raise ValueError(
+                _(
+                    "num_attention_heads is {heads}, no multiple of num_key_value_heads, {shared}",
+                    heads=heads,
+                    shared=shared,
+                )
+            )
         names = raw.get("architectures")
         if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-            raise ValueError(f"architectures is {_short(names)}: expected a list of names")
+            raise ValueError(_("architectures is {short}: expected a list of names", short=_short(names)))
     except ValueError as error:
-        raise ModelError(f"{file}: {error}; it is damaged or hostile: fetch the model again") from None
+        raise ModelError(
+            _("{file}: {error}; it is damaged or hostile: fetch the model again", file=file, error=error)
+        ) from None
     return raw
 
 
@@ -93,8 +105,13 @@ def check_model_folder(folder: Path) -> None:
     claimed = _claimed_weights(raw)
     if claimed > max(SMALL, 2 * WEIGHTS_PER_BYTE * stored):
         raise ModelError(
-            f"{folder / 'config.json'} describes {claimed:.2g} weights, and the .safetensors files have {stored:,} "
-            "bytes: it is damaged or hostile: fetch the model again"
+            _(
+                "{folder} describes {claimed:.2g} weights, and the .safetensors files have {stored:,} "
+                "bytes: it is damaged or hostile: fetch the model again",
+                folder=folder / "config.json",
+                claimed=claimed,
+                stored=stored,
+            )
         )
 
 
@@ -114,25 +131,43 @@ def require_trainable(folder: Path) -> None:
                 how = f"{key}: {method}" if isinstance(method, str) else key
     if how is not None:
         raise ModelError(
-            f"the model in {folder} is stored quantised ({_short(how)}): give the model that it was made of, in BF16, "
-            "F16 or F32, as --model; with load_in_4bit: true in lora_config.yaml it takes as little memory"
+            _(
+                "the model in {folder} is stored quantised ({short}): give the model that it was made of, in BF16, "
+                "F16 or F32, as --model; with load_in_4bit: true in lora_config.yaml it takes as little memory",
+                folder=folder,
+                short=_short(how),
+            )
         )
     if towers := [key for key in TOWERS if isinstance(raw.get(key), dict)]:
         raise ModelError(
-            f"the model in {folder} has parts that see or hear ({', '.join(towers)} in its config.json), "
-            "and only text is trained: choose a model of the same family that is made for text alone"
+            _(
+                "the model in {folder} has parts that see or hear ({towers} in its config.json), "
+                "and only text is trained: choose a model of the same family that is made for text alone",
+                folder=folder,
+                towers=", ".join(towers),
+            )
         )
     if experts := [key for key, value in raw.items() if "experts" in key and type(value) is int and value > 1]:
         raise ModelError(
-            f"the model in {folder} is a mixture of experts ({_short(experts[0])}: {raw[experts[0]]}), which is not "
-            "trained here: choose a dense model"
+            _(
+                "the model in {folder} is a mixture of experts ({short}: {raw}), which is not "
+                "trained here: choose a dense model",
+                folder=folder,
+                short=_short(experts[0]),
+                raw=raw[experts[0]],
+            )
         )
     names = raw.get("architectures") or []
     if raw.get("is_encoder_decoder") is True or (names and not any(name.endswith(WRITERS) for name in names)):
         kind = ", ".join(names) or "an encoder and a decoder"
         raise ModelError(
-            f"the model in {folder} ({_short(kind)}) does not continue a text: choose one whose architecture ends in "
-            f"{WRITERS[0]}, in its version for instructions"
+            _(
+                "the model in {folder} ({short}) does not continue a text: choose one whose architecture ends in "
+                "{writers}, in its version for instructions",
+                folder=folder,
+                short=_short(kind),
+                writers=WRITERS[0],
+            )
         )
 
 
@@ -155,7 +190,9 @@ def check_adapter_settings(file: Path) -> dict[str, Any]:
         for check in checks.values() if raw.get("peft_type") == "LORA" else ():
             check()
     except ValueError as error:
-        raise ModelError(f"{file}: {error}; if it is damaged, fetch the adapter again") from None
+        raise ModelError(
+            _("{file}: {error}; if it is damaged, fetch the adapter again", file=file, error=error)
+        ) from None
     return raw
 
 
@@ -163,21 +200,23 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         return read_json_file(file)
     except ValueError as error:
-        raise ModelError(f"{file} is damaged: {error}") from None
+        raise ModelError(_("{file} is damaged: {error}", file=file, error=error)) from None
 
 
 def _names(value: Any) -> None:
     """PEFT takes a text as a regular expression, which may never end."""
     if isinstance(value, str):
-        raise ValueError(f"target_modules is the pattern {_short(value)}: write out the list of the modules' names")
+        raise ValueError(
+            _("target_modules is the pattern {short}: write out the list of the modules' names", short=_short(value))
+        )
     if not (isinstance(value, list) and value and all(isinstance(name, str) for name in value)):
-        raise ValueError(f"target_modules is {_short(value)}: expected a list of names")
+        raise ValueError(_("target_modules is {short}: expected a list of names", short=_short(value)))
 
 
 def _one_of(value: Any, known: tuple[Any, ...]) -> None:
     """PEFT's other ways to begin change the base's own weights."""
     if not any(value is other or (isinstance(value, str) and value == other) for other in known):
-        raise ValueError(f"init_lora_weights is {_short(value)}: expected one of {known}")
+        raise ValueError(_("init_lora_weights is {short}: expected one of {known}", short=_short(value), known=known))
 
 
 def _claimed_weights(raw: dict[str, Any]) -> float:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.errors import ModelError
+from noesis.core.i18n import _
 from noesis.core.jsonl import read_json_file
 from noesis.llm.embedded import tokenizer_folders
 from noesis.llm.isolated.remote_tokenizer import RemoteTokenizer
@@ -55,7 +56,7 @@ class ChatTokenizer:
             ModelError: the template refuses it (no system role, turns out of order), or does not end.
         """
         if tokenize:
-            raise ValueError("render first, then tokenise")
+            raise ValueError(_("render first, then tokenise"))
         return self._worker.render(conversation, add_generation_prompt)
 
     def __call__(self, text: str, *, add_special_tokens: bool = False) -> dict[str, list[int]]:
@@ -97,11 +98,20 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise ModelError(
-            f"{folder} has no tokenizer.json: only models with a fast tokenizer can be used; transformers makes it "
-            "from the other files: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+            _(
+                "{folder} has no tokenizer.json: only models with a fast tokenizer can be used; transformers makes it "
+                "from the other files: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
+                folder=folder,
+            )
         )
     if file.stat().st_size > LARGEST:
-        raise ModelError(f"{file} has more than {LARGEST:,} bytes: that is no tokenizer of a language model")
+        raise ModelError(
+            _(
+                "{file} has more than {largest:,} bytes: that is no tokenizer of a language model",
+                file=file,
+                largest=LARGEST,
+            )
+        )
     settings = tokenizer_settings(folder)
     template = chat_template_of(folder, settings)
     special, added = special_tokens_of(folder, settings)
@@ -144,17 +154,25 @@ def special_tokens_of(folder: Path, settings: dict[str, Any]) -> tuple[dict[str,
             for token, _ in sorted(older.items(), key=lambda item: int(item[1]))
         ]
     except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise ModelError(f"{folder}: its special tokens can't be read ({error!r}): fetch the model again") from None
+        raise ModelError(
+            _(
+                "{folder}: its special tokens can't be read ({error!r}): fetch the model again",
+                folder=folder,
+                error=error,
+            )
+        ) from None
     added += named
     if len(added) > MOST_ADDED:
-        raise ModelError(f"{folder} has {len(added):,} special tokens: it is damaged or hostile")
+        raise ModelError(
+            _("{folder} has {added:,} special tokens: it is damaged or hostile", folder=folder, added=len(added))
+        )
     return special, added
 
 
 def _each(tokens: Any) -> list[Any]:
     """The tokens of a list, or of names with a token each. Raises TypeError where it is neither."""
     if not isinstance(tokens, (list, dict, type(None))):
-        raise TypeError(f"a list of tokens is {type(tokens).__name__}")
+        raise TypeError(_("a list of tokens is {name}", name=type(tokens).__name__))
     return list(tokens.values() if isinstance(tokens, dict) else tokens or ())
 
 
@@ -164,7 +182,7 @@ def _added_token(entry: Any) -> dict[str, Any]:
         return {"content": entry, "normalized": False}
     content = entry["content"]
     if not isinstance(content, str) or not content:
-        raise TypeError(f"a token is {content!r}")
+        raise TypeError(_("a token is {content!r}", content=content))
     return {"content": content} | {flag: bool(entry[flag]) for flag in FLAGS if flag in entry}
 
 
@@ -183,7 +201,7 @@ def _read_settings(file: Path) -> dict[str, Any]:
     try:
         return read_json_file(file)
     except ValueError as error:
-        raise ModelError(f"{file} can't be read: {error}; fetch the model again") from None
+        raise ModelError(_("{file} can't be read: {error}; fetch the model again", file=file, error=error)) from None
 
 
 def chat_template_of(folder: Path, settings: dict[str, Any]) -> str:
@@ -199,14 +217,20 @@ def chat_template_of(folder: Path, settings: dict[str, Any]) -> str:
             with open(file, encoding="utf-8") as f:
                 template = f.read(LONGEST_TEMPLATE + 1)
         except UnicodeDecodeError as error:
-            raise ModelError(f"{file} is not UTF-8: {error}; fetch the model again") from None
+            raise ModelError(_("{file} is not UTF-8: {error}; fetch the model again", file=file, error=error)) from None
     elif isinstance(template, list):  # several named templates: the default one
         named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
         template = named[0].get("template") if named else None
     if not isinstance(template, str):
-        raise ModelError(f"{folder} has no chat template: use the instruct version of the model")
+        raise ModelError(_("{folder} has no chat template: use the instruct version of the model", folder=folder))
     if len(template) > LONGEST_TEMPLATE:
-        raise ModelError(f"{folder}: its chat template is longer than {LONGEST_TEMPLATE:,} characters: it is hostile")
+        raise ModelError(
+            _(
+                "{folder}: its chat template is longer than {longest_template:,} characters: it is hostile",
+                folder=folder,
+                longest_template=LONGEST_TEMPLATE,
+            )
+        )
     return template
 
 

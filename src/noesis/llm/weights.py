@@ -18,6 +18,7 @@ from typing import Any
 from noesis.core.config import Quantization
 from noesis.core.errors import ModelError
 from noesis.core.files import files_in
+from noesis.core.i18n import _
 from noesis.core.jsonl import read_json_file
 from noesis.llm.model_config import check_adapter_settings
 
@@ -99,11 +100,21 @@ def read_adapter(folder: Path) -> AdapterFile:
     """
     settings, shapes = _read_adapter_files(folder)
     if settings.get("peft_type") != "LORA":
-        raise ModelError(f"{folder} is an adapter of type {settings.get('peft_type')!r}; only LORA can be merged")
+        raise ModelError(
+            _(
+                "{folder} is an adapter of type {kind!r}; only LORA can be merged",
+                folder=folder,
+                kind=settings.get("peft_type"),
+            )
+        )
     for key in UNSUPPORTED:
         if settings.get(key):
             raise ModelError(
-                f"{folder}: adapters with {key} can't be merged here; merge it with peft's merge_and_unload()"
+                _(
+                    "{folder}: adapters with {key} can't be merged here; merge it with peft's merge_and_unload()",
+                    folder=folder,
+                    key=key,
+                )
             )
     r, alpha = settings["r"], float(settings["lora_alpha"])
     scale = alpha / (r**0.5 if settings.get("use_rslora") else r)
@@ -117,15 +128,21 @@ def _read_adapter_files(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[i
     if missing := [name for name in ("adapter_config.json", ADAPTER_WEIGHTS) if not (folder / name).is_file()]:
         other = (folder / "adapter_model.bin").is_file()
         raise ModelError(
-            f"{folder} is not an adapter: {missing[0]} is missing (only safetensors are read"
-            + ("; adapter_model.bin can run code: save it again with peft's save_pretrained)" if other else ")")
+            _(
+                "{folder} is not an adapter: {missing} is missing (only safetensors are read",
+                folder=folder,
+                missing=missing[0],
+            )
+            + (_("; adapter_model.bin can run code: save it again with peft's save_pretrained)") if other else ")")
         )
     try:
         settings = check_adapter_settings(folder / "adapter_config.json")
         with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as f:
             shapes = {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118  (not a dict)
     except (ValueError, SafetensorError) as error:
-        raise ModelError(f"{folder} is damaged: {error}; fetch the adapter again") from None
+        raise ModelError(
+            _("{folder} is damaged: {error}; fetch the adapter again", folder=folder, error=error)
+        ) from None
     return settings, shapes
 
 
@@ -136,12 +153,16 @@ def _lora_pairs(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, t
         if a.endswith(".lora_A.weight"):
             b = a.replace(".lora_A.", ".lora_B.")
             if b not in shapes:
-                raise ModelError(f"{folder}: {a} has no {b}")
+                raise ModelError(_("{folder}: {a} has no {b}", folder=folder, a=a, b=b))
             targets[a.removeprefix(PEFT_PREFIX).replace(".lora_A.weight", ".weight")] = (a, b)
     unused = shapes.keys() - {name for pair in targets.values() for name in pair}
     if unused:
         raise ModelError(
-            f"{folder}: the tensor {min(unused)!r} is not part of a LoRA pair; it would be lost in a merge"
+            _(
+                "{folder}: the tensor {unused!r} is not part of a LoRA pair; it would be lost in a merge",
+                folder=folder,
+                unused=min(unused),
+            )
         )
     return targets
 
@@ -158,13 +179,25 @@ def require_matching_base(adapter: AdapterFile, tensors: dict[str, StoredTensor]
     for weight, (a, b) in adapter.targets.items():
         if weight not in tensors:
             raise ModelError(
-                f"the adapter has an update for {weight!r}, which {base} does not have: it was trained on another base"
+                _(
+                    "the adapter has an update for {weight!r}, which {base} does not have: it was trained on "
+                    "another base",
+                    weight=weight,
+                    base=base,
+                )
             )
         shape, found = tensors[weight].shape, (adapter.shapes[b], adapter.shapes[a])
         if len(shape) != 2 or found != ((shape[0], adapter.r), (adapter.r, shape[1])):
             raise ModelError(
-                f"{weight}: the adapter's {found[0]} × {found[1]} of rank {adapter.r} does not fit the base's {shape}: "
-                "it was trained on another base"
+                _(
+                    "{weight}: the adapter's {rows} × {columns} of rank {rank} does not fit the base's {shape}: "
+                    "it was trained on another base",
+                    weight=weight,
+                    rows=found[0],
+                    columns=found[1],
+                    rank=adapter.r,
+                    shape=shape,
+                )
             )
 
 
@@ -179,12 +212,12 @@ def weight_files(model: Path) -> list[Path]:
     if (model / WHOLE).is_file():
         return [model / WHOLE]
     if (model / INDEX).is_file():
-        names, why = _names_in_index(model / INDEX), f"{INDEX} names it"
+        names, why = _names_in_index(model / INDEX), _("{index} names it", index=INDEX)
     else:
-        names, why = _names_in_folder(model), "the other files' names imply it"
+        names, why = _names_in_folder(model), _("the other files' names imply it")
     for name in names:
         if not (model / name).is_file():
-            raise ModelError(f"{model / name} is missing, though {why}: fetch the model again")
+            raise ModelError(_("{model} is missing, though {why}: fetch the model again", model=model / name, why=why))
     return [model / name for name in names]
 
 
@@ -192,12 +225,14 @@ def _names_in_index(index: Path) -> list[str]:
     try:
         names = sorted({str(name) for name in read_json_file(index)["weight_map"].values()})
     except (ValueError, KeyError, AttributeError, TypeError):
-        raise ModelError(f"{index} is damaged: fetch the model again") from None
+        raise ModelError(_("{index} is damaged: fetch the model again", index=index)) from None
     if len(names) > MAX_SHARDS:
-        raise ModelError(f"{index} names {len(names):,} files: it is damaged or hostile")
+        raise ModelError(_("{index} names {names:,} files: it is damaged or hostile", index=index, names=len(names)))
     for name in names:
         if Path(name).name != name or len(name) > LONGEST_FILE_NAME:
-            raise ModelError(f"{index} names a file outside its folder: {name[:LONGEST_FILE_NAME]!r}")
+            raise ModelError(
+                _("{index} names a file outside its folder: {name!r}", index=index, name=name[:LONGEST_FILE_NAME])
+            )
     return names
 
 
@@ -205,8 +240,8 @@ def _names_in_folder(model: Path) -> list[str]:
     names = [file.name for file in files_in(model, ".safetensors") if file.name != ADAPTER_WEIGHTS]
     if not names:
         if (model / ADAPTER_WEIGHTS).is_file():
-            raise ModelError(f"{model} holds an adapter, not a model: merge it first, or give --adapter")
-        raise ModelError(f"{model} has no .safetensors file")
+            raise ModelError(_("{model} holds an adapter, not a model: merge it first, or give --adapter", model=model))
+        raise ModelError(_("{model} has no .safetensors file", model=model))
     numbered = re.fullmatch(r"(.{1,200})-\d{5}-of-(\d{5})\.safetensors", names[0])
     if numbered is None:
         return names
@@ -231,17 +266,30 @@ def list_tensors(model: Path) -> dict[str, StoredTensor]:
                         continue
                     if name in found:
                         raise ModelError(
-                            f"{name!r} is in {found[name].file.name} and in {file.name}: fetch the model again"
+                            _(
+                                "{name!r} is in {one} and in {other}: fetch the model again",
+                                name=name,
+                                one=found[name].file.name,
+                                other=file.name,
+                            )
                         )
                     header = f.get_slice(name)
                     found[name] = StoredTensor(file, name, header.get_dtype(), tuple(header.get_shape()))
         except SafetensorError as error:
-            raise ModelError(f"{file} is damaged or cut short ({error}): fetch the model again") from None
+            raise ModelError(
+                _("{file} is damaged or cut short ({error}): fetch the model again", file=file, error=error)
+            ) from None
     for name, tensor in found.items():
         if tensor.dtype not in TORCH_TYPES:
             raise ModelError(
-                f"{tensor.file}: {name!r} is stored as {tensor.dtype}, and only {', '.join(TORCH_TYPES)} are trained "
-                "and released: give the model that it was made of"
+                _(
+                    "{file}: {name!r} is stored as {dtype}, and only {torch_types} are trained "
+                    "and released: give the model that it was made of",
+                    file=tensor.file,
+                    name=name,
+                    dtype=tensor.dtype,
+                    torch_types=", ".join(TORCH_TYPES),
+                )
             )
     return found
 

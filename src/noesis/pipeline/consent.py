@@ -12,6 +12,7 @@ from pathlib import Path
 from noesis.core.config import Config, TribunalSection, load_config
 from noesis.core.console import command, require_consent
 from noesis.core.errors import UsageError
+from noesis.core.i18n import _
 from noesis.core.project import Project, find_project
 from noesis.llm.addresses import host_and_port
 from noesis.llm.clients.spec import READ_KINDS, parse_spec
@@ -45,10 +46,22 @@ def judges_to_ask(path: Path, config: Config, given: Sequence[str] | None, proje
         if spec.kind == "self" or text in own:
             continue
         host = host_and_port(spec.url)
-        does = f"prompts, answers and your key for {host} go to {host}" if host else f"the file {spec.model} is loaded"
+        does = (
+            _("prompts, answers and your key for {host} go to {host}", host=host)
+            if host
+            else _("the file {model} is loaded", model=spec.model)
+        )
         require_consent(
-            f"{path / 'config.json'} names the judge {text}, which your project does not: {does}",
-            f"if that is what you want, name it yourself:  {command('judge', path, '--judge', text)}",
+            _(
+                "{path} names the judge {text}, which your project does not: {does}",
+                path=path / "config.json",
+                text=text,
+                does=does,
+            ),
+            _(
+                "if that is what you want, name it yourself:  {command}",
+                command=command("judge", path, "--judge", text),
+            ),
         )
     return config.training.tribunal.judges
 
@@ -69,10 +82,14 @@ def base_model(path: Path, config: Config, *, fetch: bool) -> Model:
         return found
     if not fetch and name not in _own_models():
         require_consent(
-            f"{path / 'config.json'} names the base model {name}, which is not on this machine and not your "
-            "project's: it is downloaded from the Hugging Face Hub",
-            f"if that is what you want, fetch it yourself:  hf download {name}"
-            + (f" --revision {revision}" if revision else ""),
+            _(
+                "{path} names the base model {name}, which is not on this machine and not your "
+                "project's: it is downloaded from the Hugging Face Hub",
+                path=path / "config.json",
+                name=name,
+            ),
+            _("if that is what you want, fetch it yourself:  hf download {name}", name=name)
+            + (_(" --revision {revision}", revision=revision) if revision else ""),
         )
     return find_model(name, revision)
 

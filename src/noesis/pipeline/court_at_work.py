@@ -16,6 +16,7 @@ from typing import Any
 from noesis.core.config import TribunalSection
 from noesis.core.console import quoted, say
 from noesis.core.event_loop import run_async
+from noesis.core.i18n import _, retold
 from noesis.tribunal.court import Opinion, Ruling, opinion
 from noesis.tribunal.gate import decide
 from noesis.tribunal.judge import JudgeCase
@@ -93,12 +94,19 @@ def hold_court(
                 if given and begun - started + longest > seconds:
                     return
                 both = [(row["id"], model) for model in MODELS]
-                who = TITLES[names[0]] if len(names) == 1 else "the court"
+                who = TITLES[names[0]] if len(names) == 1 else _("the court")
                 question = panel.judge([cases[key] for key in both], [names] * 2, what=f"{who} judges")
                 try:
                     found = await asyncio.wait_for(question, seconds - (begun - started))
                 except TimeoutError:
-                    late.append(f"{who} on {row['id']}: no reply in the {seconds:g} s that this may take")
+                    late.append(
+                        _(
+                            "{who} on {row}: no reply in the {seconds:g} s that this may take",
+                            who=who,
+                            row=row["id"],
+                            seconds=seconds,
+                        )
+                    )
                     return
                 for key, verdicts in zip(both, found, strict=True):
                     given.setdefault(key, []).extend(verdicts)
@@ -135,7 +143,14 @@ def _scores(found: Opinion) -> dict[str, float]:
 
 def show_court(found: CourtAtWork) -> None:
     """Print each pair with the judges' scores, why verdicts are missing, and the ruling."""
-    say(f"  {found.judge} as judge: {found.verdicts} verdicts in {found.seconds:.0f} s")
+    say(
+        _(
+            "  {judge} as judge: {verdicts} verdicts in {seconds:.0f} s",
+            judge=found.judge,
+            verdicts=found.verdicts,
+            seconds=found.seconds,
+        )
+    )
     for pair in found.pairs:
         prompt = " ".join(pair.prompt.split())
         say(f"  {pair.id}: {quoted(prompt if len(prompt) <= SHOWN else prompt[: SHOWN - 1] + '…')}")
@@ -146,5 +161,5 @@ def show_court(found: CourtAtWork) -> None:
             )
             say(f"    {model:<6} {said}")
     for why in found.missing:
-        say(f"  no verdict: {why}")
-    say(f"  Tribunal: {found.ruling.verdict}: {found.ruling.reason}")
+        say(_("  no verdict: {why}", why=retold(why)))
+    say(_("  Tribunal: {verdict}: {reason}", verdict=found.ruling.verdict, reason=retold(found.ruling.reason)))

@@ -17,6 +17,7 @@ from noesis.core.console import heading, say
 from noesis.core.device import detect
 from noesis.core.errors import MissingExtra
 from noesis.core.files import sha256_json, write_json
+from noesis.core.i18n import _
 from noesis.core.jsonl import MAX_RUN_FILE, iter_lines, jsonl_files, read_json_file, read_objects
 from noesis.core.machine.folders import cache_folder
 from noesis.core.overrides import Overrides
@@ -84,7 +85,7 @@ def demo(
             raise MissingExtra(package, "train,gguf")
     config = demo_config(project, model=model, quick=quick, strength=strength, max_usd=max_usd, max_minutes=max_minutes)
     options = PipelineOptions(project, tuple(config.training.tribunal.judges if judges is None else judges))
-    heading(1, 1 + len(stages_to_run(options)), "validate and export", "every example checked, some held out")
+    heading(1, 1 + len(stages_to_run(options)), _("validate and export"), _("every example checked, some held out"))
     _check_other_languages(project, config)
     dataset = from_sources(project, config)
     with locked(path):
@@ -137,7 +138,13 @@ def _language(project: Project, training: TrainingFile) -> str:
     """The demo's language where there are as many examples in it as in the project's own, which wins otherwise."""
     own, demo = training.data.language, training.demo.language or training.data.language
     if demo != own and _examples(project, demo) < _examples(project, own):
-        say(f"  in {own}, which has more examples (demo: language in training_config.yaml is {demo})")
+        say(
+            _(
+                "  in {own}, which has more examples (demo: language in training_config.yaml is {demo})",
+                own=own,
+                demo=demo,
+            )
+        )
         return own
     return demo
 
@@ -164,7 +171,7 @@ def _show_the_court(s: RunSession, project: Project) -> None:
             return hold_court(rows, panel, section, seconds=seconds).to_json()
 
     say()
-    say("The court at work: the embedded model judges what base and tuned answered to held-out prompts")
+    say(_("The court at work: the embedded model judges what base and tuned answered to held-out prompts"))
     show_court(read_result(s.run, "court", s.run.perform("court", work, list), CourtAtWork.from_json))
 
 
@@ -177,7 +184,7 @@ def _check_other_languages(project: Project, config: Config) -> None:
             constitution = load_constitution(project.constitution)
             counter = find_token_counter(config, constitution)
             report = check_sources(project.sources(language), constitution, config, counter=counter)
-            say(f"  {report.describe()} ({language}: not used by this run)")
+            say(_("  {describe} ({language}: not used by this run)", describe=report.describe(), language=language))
 
 
 def _choose(config: Config, dataset: Dataset, project: Project, path: Path, *, quick: bool, fresh: bool) -> DemoChoice:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from noesis.core.console import say
 from noesis.core.files import scratch_folder, sha256_file, sha256_json
+from noesis.core.i18n import _
 from noesis.core.machine.folders import cache_folder
 from noesis.core.rooted import move
 from noesis.llm.embedded import EMBEDDED
@@ -63,7 +64,7 @@ def base_gguf(s: RunSession) -> Path:
     key = sha256_json([s.model.revision, quantization.model_dump(), dtype, BASE_FORMAT])[:12]
     base = cache_folder() / "models" / f"base-{key}-f16.gguf"
     if not base.is_file():
-        say("  writing the base as it was trained on to GGUF (once; it is cached) …")
+        say(_("  writing the base as it was trained on to GGUF (once; it is cached) …"))
         with scratch_folder(base.parent, base.stem) as folder:
             written = folder / base.name
             write_gguf(

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from noesis.core.console import Progress, say
 from noesis.core.files import make_folder, sha256_json, write_json
+from noesis.core.i18n import _, ngettext
 from noesis.core.jsonl import read_json_file
 from noesis.core.messages import Message
-from noesis.core.text import counted
 from noesis.dataset.everyday import own_conversations, say_if_few
 from noesis.llm.tokenizer import load_tokenizer
 from noesis.pipeline.gguf_files import base_gguf
@@ -33,7 +33,12 @@ def own_answers(s: RunSession) -> list[str] | None:
     key = sha256_json([s.model.revision, conversations, limit])
     stored = _stored(file, key, len(conversations))
     if stored is None:
-        say(f"  the base answers {counted(len(asked), 'everyday request')}, which are replayed against forgetting")
+        say(
+            _(
+                "  the base answers {requests}, which are replayed against forgetting",
+                requests=ngettext("{count:,} everyday request", "{count:,} everyday requests", len(asked)),
+            )
+        )
         stored = _answers(s, conversations, limit) if conversations else []
         make_folder(file.parent)
         write_json(file, {"key": key, "sha256": sha256_json(stored), "answers": stored})
@@ -53,7 +58,7 @@ def _stored(file: Path, key: str, count: int) -> list[str] | None:
 
 def _answers(s: RunSession, conversations: list[list[Message]], limit: int) -> list[str]:
     """Greedy answers of the base as it is trained on: by llama.cpp on a CPU, by torch on a GPU."""
-    with Progress("answer (base)", len(conversations), "prompts") as progress:
+    with Progress(_("answer (base)"), len(conversations), _("prompts")) as progress:
         if s.device.kind == "cuda":
             return _answers_on_gpu(s, conversations, limit, progress)
         from noesis.llm.llama_cpp import LlamaEngine

@@ -12,6 +12,7 @@ from typing import Any
 
 from noesis.core.console import command, heading
 from noesis.core.errors import RunError, UsageError
+from noesis.core.i18n import N_, _
 from noesis.core.project import Project
 from noesis.dataset.statistics import ExportStatistics
 from noesis.pipeline.results import Choice, Dial, ReportResult, TrialResult
@@ -51,7 +52,7 @@ class PipelineOptions:
 
     def judging_project(self) -> Project:
         if self.project is None:
-            raise UsageError("judges need a project with a Tribunal: name its folder with --project")
+            raise UsageError(_("judges need a project with a Tribunal: name its folder with --project"))
         return self.project
 
 
@@ -86,7 +87,7 @@ class Stage:
 def _export(s: RunSession, options: PipelineOptions) -> ExportStatistics:
     if options.source is None:
         again = command("train", "--run", s.run.path)
-        raise RunError(f"{s.run.path} has no data to copy from: start it again with  {again}")
+        raise RunError(_("{path} has no data to copy from: start it again with  {again}", path=s.run.path, again=again))
     return run_export(s, options.source)
 
 
@@ -105,23 +106,28 @@ def _trial(s: RunSession, options: PipelineOptions) -> TrialResult:
 REGISTRY = {
     stage.name: stage
     for stage in (
-        Stage(SPECS["export"], "the run's own copy of its examples", _export, ExportStatistics.from_json),
-        Stage(SPECS["plan"], "what will be trained, and what it should take", lambda s, _: run_plan(s), Plan.from_json),
-        Stage(SPECS["train"], "QLoRA, loss on the answers only", lambda s, _: run_train(s), TrainResult.from_json),
-        Stage(SPECS["choose"], "which epoch's adapter is used", _choose, Choice.from_json),
-        Stage(SPECS["dial"], "how strongly the adapter is used", _dial, Dial.from_json),
+        Stage(SPECS["export"], N_("the run's own copy of its examples"), _export, ExportStatistics.from_json),
+        Stage(
+            SPECS["plan"], N_("what will be trained, and what it should take"), lambda s, _: run_plan(s), Plan.from_json
+        ),
+        Stage(SPECS["train"], N_("QLoRA, loss on the answers only"), lambda s, _: run_train(s), TrainResult.from_json),
+        Stage(SPECS["choose"], N_("which epoch's adapter is used"), _choose, Choice.from_json),
+        Stage(SPECS["dial"], N_("how strongly the adapter is used"), _dial, Dial.from_json),
         Stage(
             SPECS["judge"],
-            "base against tuned on the held-out examples",
+            N_("base against tuned on the held-out examples"),
             lambda s, options: run_judge(s, project=options.project),
             JudgeResult.from_json,
         ),
-        Stage(SPECS["merge"], "adapter and base into one model", lambda s, _: run_merge(s), MergeResult.from_json),
+        Stage(SPECS["merge"], N_("adapter and base into one model"), lambda s, _: run_merge(s), MergeResult.from_json),
         Stage(
-            SPECS["gguf"], "for llama.cpp, and does it behave alike?", lambda s, _: run_gguf(s), Certificate.from_json
+            SPECS["gguf"],
+            N_("for llama.cpp, and does it behave alike?"),
+            lambda s, _: run_gguf(s),
+            Certificate.from_json,
         ),
-        Stage(SPECS["trial"], "base and tuned model before the Tribunal", _trial, TrialResult.from_json),
-        Stage(SPECS["report"], "one page", lambda s, _: run_report(s), ReportResult.from_json),
+        Stage(SPECS["trial"], N_("base and tuned model before the Tribunal"), _trial, TrialResult.from_json),
+        Stage(SPECS["report"], N_("one page"), lambda s, _: run_report(s), ReportResult.from_json),
     )
 }
 
@@ -151,5 +157,5 @@ def run_all(
     """
     names = stages_to_run(options) if stages is None else stages
     for number, name in enumerate(names, start=done + 1):
-        heading(number, done + len(names), name, REGISTRY[name].title)
+        heading(number, done + len(names), name, _(REGISTRY[name].title))
         REGISTRY[name].run(s, options)

@@ -16,6 +16,7 @@ from noesis.core.console import command
 from noesis.core.device import detect
 from noesis.core.errors import RunError, UsageError
 from noesis.core.files import copy_folder, files_in, sha256_file
+from noesis.core.i18n import _
 from noesis.core.libraries import library_versions
 from noesis.pipeline.results import RunResults
 from noesis.pipeline.resume_fork import resume
@@ -52,17 +53,23 @@ def environment_differences(run: Run) -> list[str]:
     plan, train, manifest = RunResults(run).executed_plan, RunResults(run).train, run.manifest
     now, device = library_versions(), detect()
     found = [
-        f"{name} {version} then, {now.get(name, 'missing')} here"
+        _("{what} then, {here} here", what=" ".join((name, version)), here=now.get(name) or _("missing"))
         for name, version in manifest.libraries.items()
         if now.get(name) != version
     ]
     if (trained_on := plan.device.name if plan else "unknown device") != device.name:
-        found.append(f"{trained_on} then, {device.name} here")
+        found.append(_("{what} then, {here} here", what=trained_on, here=device.name))
     if manifest.python != platform.python_version():
-        found.append(f"Python {manifest.python} then, {platform.python_version()} here")
+        found.append(
+            _(
+                "Python {python} then, {python_version} here",
+                python=manifest.python,
+                python_version=platform.python_version(),
+            )
+        )
     threads, then = os.environ.get("OMP_NUM_THREADS"), train.threads if train else None
     if threads is not None and threads != str(then):
-        found.append(f"{then} threads then, {threads} here (OMP_NUM_THREADS)")
+        found.append(_("{then} threads then, {threads} here (OMP_NUM_THREADS)", then=then, threads=threads))
     return found
 
 
@@ -78,16 +85,22 @@ def replay(path: Path, target: Path | None = None) -> Replay:
     run = load_run(path)
     if not run.is_done("train"):
         raise RunError(
-            f"{path} is not trained to its end, or its files have changed: "
-            f"there is nothing to compare with ({command('status', path)})"
+            _(
+                "{path} is not trained to its end, or its files have changed: "
+                "there is nothing to compare with ({command})",
+                path=path,
+                command=command("status", path),
+            )
         )
     history = run.manifest.history
     if any(not extension.finished for extension in history):
-        raise RunError(f"{path} was given more epochs before it was finished: such a run can't be made again")
+        raise RunError(
+            _("{path} was given more epochs before it was finished: such a run can't be made again", path=path)
+        )
     expected = sha256_file(run.epochs()[-1] / "adapter_model.safetensors")
     place = target or path.parent / ".replay" / f"{path.resolve().name}-{expected[:8]}"
     if place.resolve().is_relative_to(path.resolve()):
-        raise UsageError(f"--out {place} is the run itself or a folder in it: name another folder")
+        raise UsageError(_("--out {place} is the run itself or a folder in it: name another folder", place=place))
     config = run.config()
     with locked(place):
         for epochs in [extension.epochs for extension in history] + [config.training.num_train_epochs]:
@@ -101,7 +114,9 @@ def _plan(run: Run, epochs: int) -> Plan:
     """The plan that the run was trained by: a new one might compute in another order."""
     plan = RunResults(run).executed_plan
     if plan is None:
-        raise RunError(f"{run.path} was planned by an early version of Noesis: such a run can't be made again")
+        raise RunError(
+            _("{path} was planned by an early version of Noesis: such a run can't be made again", path=run.path)
+        )
     if run.config().training.on_pairs:
         return plan
     return replace(plan, epochs=epochs, steps=plan.steps // plan.epochs * epochs)
@@ -126,8 +141,12 @@ def _train(run: Run, place: Path, config: Config) -> Run:
     s = replace(reopen_run(place), run=new)
     if s.model.revision != identity.revision:
         raise RunError(
-            f"the base model here is {s.model.revision}, the run's {identity.revision}: "
-            "replaying would train on another one"
+            _(
+                "the base model here is {revision}, the run's {identity_revision}: "
+                "replaying would train on another one",
+                revision=s.model.revision,
+                identity_revision=identity.revision,
+            )
         )
     new.perform("plan", lambda: _plan(run, config.training.num_train_epochs).to_json(), list)
     run_train(s)

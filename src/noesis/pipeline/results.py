@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 from typing import Any, TypeVar
 
 from noesis.core.errors import RunError
+from noesis.core.i18n import N_, _
 from noesis.core.rooted import is_name
 from noesis.core.typed import require_types
 from noesis.dataset.statistics import ExportStatistics
@@ -154,9 +155,9 @@ class Choice:
         epochs = {name: EpochFigures.from_json(figures) for name, figures in value["epochs"].items()}
         seeds = value.get("seeds", {})
         if not all(is_name(name) for name in (value["adapter"], *epochs)):
-            raise ValueError("an epoch's name is none")
+            raise ValueError(_("an epoch's name is none"))
         if not set(seeds.values()) <= set(epochs):
-            raise ValueError("a seed's epoch is none of those that were scored")
+            raise ValueError(_("a seed's epoch is none of those that were scored"))
         rule = (value.get("significant", False), seeds, value.get("disagreement", ""))
         return cls(value["adapter"], value["by"], value["heard"], epochs, *rule)
 
@@ -214,7 +215,7 @@ class Dial:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Dial:
         if not is_name(value["adapter"]):
-            raise ValueError("an adapter's name is none")
+            raise ValueError(_("an adapter's name is none"))
         return cls(**value | {"curve": tuple(StrengthFigures(**figures) for figures in value["curve"])})
 
 
@@ -328,8 +329,14 @@ def read_result(run: Run, stage: str, stored: S, from_json: Callable[[S], T]) ->
         return found
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError) as error:
         raise RunError(
-            f"{run.path / 'manifest.json'}: the result of the stage {stage} can't be read "
-            f"({type(error).__name__}: {error}): restore the file, or run the stage again"
+            _(
+                "{path}: the result of the stage {stage} can't be read "
+                "({name}: {error}): restore the file, or run the stage again",
+                path=run.path / "manifest.json",
+                stage=stage,
+                name=type(error).__name__,
+                error=error,
+            )
         ) from None
 
 
@@ -393,4 +400,4 @@ class RunResults:
     def ruling(self) -> Ruling:
         """The Tribunal's ruling: of the trial if there was one, else that no judge is set."""
         found = self.trial or self.judge
-        return Ruling(UNDECIDED, "not judged") if found is None else found.court
+        return Ruling(UNDECIDED, N_("not judged")) if found is None else found.court

@@ -9,6 +9,7 @@ from typing import Any
 from noesis.core.config import Config
 from noesis.core.errors import RunError, UsageError
 from noesis.core.files import copy_file, new_folder, sha256_file
+from noesis.core.i18n import _
 from noesis.pipeline.results import RunResults
 from noesis.run.directory import Run, load_run
 from noesis.run.manifest import Identity, Parent
@@ -28,8 +29,12 @@ def resume(path: Path, identity: Identity, config: Config) -> None:
     run = load_run(path)
     if reasons := _why_not_resumable(run, identity, config):
         raise RunError(
-            f"{path} can't continue: {'; '.join(reasons)}. "
-            f"Without --resume it is archived and a new run starts; --fork {path} --run DIR starts from its adapter"
+            _(
+                "{path} can't continue: {reasons}. "
+                "Without --resume it is archived and a new run starts; --fork {path} --run DIR starts from its adapter",
+                path=path,
+                reasons="; ".join(reasons),
+            )
         )
     if run.identity.config_sha256 != identity.config_sha256:
         run.extend(identity, config)
@@ -39,16 +44,23 @@ def _why_not_resumable(run: Run, identity: Identity, config: Config) -> list[str
     old, epochs, done = run.config(), config.training.epochs, RunResults(run).train
     trained = done.epochs if done else 0
     reasons = [
-        f"{key}: {was} there, {asked} asked for"
+        _("{key}: {was} there, {asked} asked for", key=key, was=was, asked=asked)
         for key, was, asked in _differences(old, config)
         if key != EPOCHS or config.training.on_pairs
     ]
-    reasons += [f"another {name}" for name in run.identity.differences(identity) if name != "config"]
+    reasons += [_("another {name}", name=name) for name in run.identity.differences(identity) if name != "config"]
     reasons += run.manifest.library_differences(always=epochs != old.training.epochs)
     if done and epochs > trained and not saved(run.checkpoints / "resume"):
-        reasons.append("it was too short to save a state with its adapter, so epochs can't be added")
+        reasons.append(_("it was too short to save a state with its adapter, so epochs can't be added"))
     if epochs < trained:
-        reasons.append(f"{EPOCHS}: {trained} are trained already, {epochs} asked for")
+        reasons.append(
+            _(
+                "{key}: {trained} are trained already, {epochs} asked for",
+                key=EPOCHS,
+                trained=trained,
+                epochs=epochs,
+            )
+        )
     return reasons
 
 
@@ -63,7 +75,9 @@ def parent_of(path: Path, own: Path) -> Parent:
         RunError: nothing was trained there.
     """
     if path.resolve() == own.resolve():
-        raise UsageError(f"--fork {path}: the new run needs a directory of its own; name one with --run DIR")
+        raise UsageError(
+            _("--fork {path}: the new run needs a directory of its own; name one with --run DIR", path=path)
+        )
     run = load_run(path)
     adapter, trained = run.adapter(), RunResults(run).train
     return Parent(

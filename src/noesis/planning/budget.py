@@ -15,6 +15,7 @@ from typing import Any
 from noesis.core.config import BudgetSection
 from noesis.core.console import duration
 from noesis.core.errors import CapError
+from noesis.core.i18n import _, joined
 from noesis.planning.gpus import prices
 from noesis.planning.plan import Plan
 from noesis.planning.pricing import MachineOption
@@ -63,10 +64,19 @@ class Budget:
         """What was spent of the caps: `1.20 of 90.00 USD, 12 min 30 s of 60 min 00 s`; empty without price and cap."""
         parts = []
         if self.usd_per_s > 0 or self.spent_usd > 0:
-            parts.append(f"{self.usd():.2f}" + (f" of {self.max_usd:.2f}" if self.max_usd is not None else "") + " USD")
+            if self.max_usd is None:
+                parts.append(_("{usd:.2f} USD", usd=self.usd()))
+            else:
+                parts.append(_("{usd:.2f} of {max_usd:.2f} USD", usd=self.usd(), max_usd=self.max_usd))
         if self.max_seconds is not None:
-            parts.append(f"{duration(self.seconds())} of {duration(self.max_seconds)}")
-        return ", ".join(parts)
+            parts.append(
+                _(
+                    "{seconds} of {max_seconds}",
+                    seconds=duration(self.seconds()),
+                    max_seconds=duration(self.max_seconds),
+                )
+            )
+        return joined(", ", parts)
 
     def projected(self, seconds: float) -> str:
         """`spent …, … at the end` for the progress line; empty if nothing is paid or capped.
@@ -78,7 +88,7 @@ class Budget:
             return ""
         paid = self.usd_per_s > 0
         end = f"{self.usd() + seconds * self.usd_per_s:.2f} USD" if paid else duration(self.seconds() + seconds)
-        return f" · spent {self.describe()}; {end} at the end"
+        return _(" · spent {describe}; {end} at the end", describe=self.describe(), end=end)
 
     def amount(self, seconds: float) -> str:
         """What this much time of the machine costs, or the time itself if it costs nothing."""
@@ -112,16 +122,24 @@ def quote(plan: Plan, budget: Budget) -> list[str]:
     seconds = plan.stage_seconds
     usd = plan.usd if plan.rented else seconds * budget.usd_per_s
     if usd == 0:
-        cap = f"; cap {duration(budget.max_seconds)}" if budget.max_seconds else ""
-        return [f"  cost      nothing on this machine ({duration(seconds)}){cap}"]
-    cap = "no cap" if budget.max_usd is None else f"cap {budget.max_usd:.2f} USD"
-    lines = [f"  cost      {usd:.2f} USD in {duration(seconds)} expected, {budget.spent_usd:.2f} spent before; {cap}"]
+        cap = _("; cap {max_seconds}", max_seconds=duration(budget.max_seconds)) if budget.max_seconds else ""
+        return [_("  cost      nothing on this machine ({seconds}){cap}", seconds=duration(seconds), cap=cap)]
+    cap = _("no cap") if budget.max_usd is None else _("cap {max_usd:.2f} USD", max_usd=budget.max_usd)
+    lines = [
+        _(
+            "  cost      {usd:.2f} USD in {seconds} expected, {spent_usd:.2f} spent before; {cap}",
+            usd=usd,
+            seconds=duration(seconds),
+            spent_usd=budget.spent_usd,
+            cap=cap,
+        )
+    ]
     if plan.rented:
         free, whole = prices().free_usd_per_month, budget.spent_usd + usd
-        covered = f"cover it, if {whole:.2f} of them are left"
+        covered = _("cover it, if {whole:.2f} of them are left", whole=whole)
         if whole > free:
-            covered = f"do not cover it: {whole - free:.2f} USD remain to be paid"
-        lines.append(f"            Modal's free {free:.0f} USD a month {covered}")
+            covered = _("do not cover it: {whole:.2f} USD remain to be paid", whole=whole - free)
+        lines.append(_("            Modal's free {free:.0f} USD a month {covered}", free=free, covered=covered))
     return lines
 
 
@@ -142,15 +160,33 @@ def require_affordable(plan: Plan, budget: Budget, *, done: float = 0.0) -> None
     fits = []
     epochs = int((left - plan.start_seconds) // per_epoch) if per_epoch > 0 else 0
     if done == 0 and 1 <= epochs < plan.epochs:
-        fits.append(f"--epochs {epochs} ({duration(plan.start_seconds + per_epoch * epochs)})")
+        fits.append(
+            _(
+                "--epochs {epochs} ({start_seconds})",
+                epochs=epochs,
+                start_seconds=duration(plan.start_seconds + per_epoch * epochs),
+            )
+        )
     cheapest = min(_affordable_machines(plan, budget), key=lambda option: option.usd, default=None)
     if cheapest is not None:
-        fits.append(f"{cheapest.device} ({duration(cheapest.seconds)}, {cheapest.usd:.2f} USD)")
-    fits.append("a higher --max-usd or --max-minutes")
-    spent = f" ({budget.describe()} spent)" if budget.spent_seconds else ""
+        fits.append(
+            _(
+                "{device} ({time}, {usd:.2f} USD)",
+                device=cheapest.device,
+                time=duration(cheapest.seconds),
+                usd=cheapest.usd,
+            )
+        )
+    fits.append(_("a higher --max-usd or --max-minutes"))
+    spent = _(" ({budget} spent)", budget=budget.describe()) if budget.spent_seconds else ""
     raise CapError(
-        f"training is expected to take {budget.amount(needed)} more and {budget.amount(max(left, 0))} of the cap is "
-        f"left{spent}; what would fit: {', or '.join(fits)}"
+        _(
+            "training is expected to take {needed} more and {left} of the cap is left{spent}; what would fit: {fits}",
+            needed=budget.amount(needed),
+            left=budget.amount(max(left, 0)),
+            spent=spent,
+            fits=", or ".join(fits),
+        )
     )
 
 
@@ -162,8 +198,11 @@ def require_remaining(budget: Budget, what: str) -> None:
     """
     if budget.left_seconds() <= 0:
         raise CapError(
-            f"{what} was not started: the cap is reached ({budget.describe()}); "
-            "raise it with --max-usd or --max-minutes"
+            _(
+                "{what} was not started: the cap is reached ({describe}); raise it with --max-usd or --max-minutes",
+                what=what,
+                describe=budget.describe(),
+            )
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from noesis.core.config import Config
 from noesis.core.device import Device
 from noesis.core.families.shape import Shape
-from noesis.core.text import counted
+from noesis.core.i18n import N_
 from noesis.planning.draft import draft_plan
 from noesis.planning.plan import Plan
 from noesis.planning.pricing import FORWARD_SHARE, MachineOption, more_training, seconds_of_seeds
@@ -55,7 +55,12 @@ def _plan_of_one(
         quantization={"load_in_4bit": first.setup.precision == "nf4"}, training={"precision": first.setup.precision}
     )
     second = preference_plan(config, model, shape, workloads.pairs, device, rented=rented)
-    summary = f"SFT: {first.rows} rows, {first.steps} steps, {first.seconds:.0f} s, included in time and price"
+    summary = N_(
+        "SFT: {rows} rows, {steps} steps, {seconds:.0f} s, included in time and price",
+        rows=first.rows,
+        steps=first.steps,
+        seconds=first.seconds,
+    )
     training = first.stages[0]
     return replace(
         _with_more_training(second, training.seconds, training.usd),
@@ -98,18 +103,34 @@ def sft_plan(
     more = more_training(PlanningTask(config, shape, work, used, rented), plan.tokens_per_s)
     reasons = []
     if work.own_answers:
-        answers = counted(work.own_answers, "answer")
-        reasons.append(f"replay: the base writes {answers} first, counted at full length; {more.writing:.0f} s")
+        answers = N_("{count:,} answers", count=work.own_answers)
+        reasons.append(
+            N_(
+                "replay: the base writes {answers} first, counted at full length; {writing:.0f} s",
+                answers=answers,
+                writing=more.writing,
+            )
+        )
     if work.sampled:
         tokens = config.training.distill.max_new_tokens
         reasons += [
-            f"distill: answers of {tokens} tokens at most, sampled at every step; {more.sampling:.0f} s",
-            f"distill: the base reads them after critique and revision; {more.reading:.0f} s",
+            N_(
+                "distill: answers of {tokens} tokens at most, sampled at every step; {sampling:.0f} s",
+                tokens=tokens,
+                sampling=more.sampling,
+            ),
+            N_("distill: the base reads them after critique and revision; {reading:.0f} s", reading=more.reading),
         ]
         if device.gpus > 1:
-            reasons.append(f"GPUs: 1 of {device.gpus}; self-distillation runs on one")
+            reasons.append(N_("GPUs: 1 of {gpus}; self-distillation runs on one", gpus=device.gpus))
     elif work.anchored:
-        reasons.append(f"kl_weight: the base reads {work.anchored:,} tokens of an epoch as well; {more.reading:.0f} s")
+        reasons.append(
+            N_(
+                "kl_weight: the base reads {anchored:,} tokens of an epoch as well; {reading:.0f} s",
+                anchored=work.anchored,
+                reading=more.reading,
+            )
+        )
     if not reasons:
         return plan
     training, seconds = plan.stages[0], more.seconds
@@ -132,9 +153,11 @@ def preference_plan(
     plan = _on_one_gpu(config, model, shape, pairs, device, rented=rented)
     one = replace(device, gpus=min(device.gpus, 1))
     seconds = more_training(PlanningTask(config, shape, pairs, one, rented), plan.tokens_per_s).reading
-    reasons = [f"reference: computed once before the first step; {seconds:.0f} s with the held-out pairs"]
+    reasons = [
+        N_("reference: computed once before the first step; {seconds:.0f} s with the held-out pairs", seconds=seconds)
+    ]
     if device.gpus > 1:
-        reasons.append(f"GPUs: 1 of {device.gpus}; preference training runs on one")
+        reasons.append(N_("GPUs: 1 of {gpus}; preference training runs on one", gpus=device.gpus))
     training = plan.stages[0]
     return replace(
         _with_more_training(plan, seconds, training.usd * seconds / training.seconds),

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from noesis.core.console import duration, say, size
-from noesis.core.text import counted
+from noesis.core.i18n import N_, _, ngettext, number, retold
 from noesis.planning.plan import Plan
 
 LABEL = 9  # width of the column before the text
-ALTERNATIVES_HEAD = ("", "precision", "fits", "training", "USD")
+ALTERNATIVES_HEAD = ("", N_("precision"), N_("fits"), N_("training"), N_("USD"))
+TERMS = {  # of memory
+    "base": N_("base"),
+    "adapter": N_("adapter"),
+    "activations": N_("activations"),
+    "logits": N_("logits"),
+    "runtime": N_("runtime"),
+    "working": N_("working"),
+}
 LEFT_COLUMNS = 3  # the others are numbers
 
 
@@ -21,7 +29,7 @@ def plan_lines(plan: Plan, *, everything: bool) -> list[str]:
     """The lines that `show_plan` prints."""
     lines = [*_contents(plan), _memory(plan), *_stages(plan)]
     if everything:
-        lines += ["", *_labelled("why", plan.reasons), "", *_alternatives(plan)]
+        lines += ["", *_labelled(_("why"), [retold(reason) for reason in plan.reasons]), "", *_alternatives(plan)]
     return lines
 
 
@@ -38,62 +46,133 @@ def _contents(plan: Plan) -> list[str]:
     setup, device = plan.setup, plan.device
     millions, adapter = plan.parameters / 1e6, plan.adapter_parameters / 1e6
     error = (
-        f" ± {plan.relative_error:.0%} (estimated: the model's tokenizer is not here)" if plan.relative_error else ""
+        _(" ± {relative_error:.0%} (estimated: the model's tokenizer is not here)", relative_error=plan.relative_error)
+        if plan.relative_error
+        else ""
     )
     where = f"{setup.gpus} × {device.name}" if setup.gpus > 1 else device.name
-    kind = f"{device.threads} threads" if device.kind == "cpu" else "rented" if plan.rented else "here"
+    kind = f"{device.threads} threads" if device.kind == "cpu" else _("rented") if plan.rented else _("here")
     how = [
-        f"rows of up to {setup.pack_length:,} tokens"
+        _("rows of up to {pack_length:,} tokens", pack_length=setup.pack_length)
         if setup.packing
-        else f"{counted(setup.micro_batch, 'sequence')} at a time",
-        f"checkpointing {setup.gradient_checkpointing}",
+        else _(
+            "{sequences} at a time", sequences=ngettext("{count:,} sequence", "{count:,} sequences", setup.micro_batch)
+        ),
+        _("checkpointing {gradient_checkpointing}", gradient_checkpointing=setup.gradient_checkpointing),
     ]
     if setup.optimizer == "adamw_8bit":
-        how.append("8-bit AdamW")
+        how.append(_("8-bit AdamW"))
     if setup.engine == "unsloth":
-        how.append("through Unsloth")
+        how.append(_("through Unsloth"))
     return [
-        _line("model", f"{plan.model}: {millions:,.0f} M parameters, adapter of rank {plan.r} with {adapter:.1f} M"),
-        _line("data", f"{counted(plan.rows, 'example')}, {plan.tokens_per_epoch:,} tokens an epoch{error}"),
-        _line("", f"{plan.trained_tokens_per_epoch:,} of them trained on, longest row {plan.longest_row:,}"),
         _line(
-            "steps",
-            f"{counted(plan.epochs, 'epoch')}, {counted(plan.steps, 'step')} of "
-            f"{counted(setup.sequences_per_step, 'sequence')}"
-            + (f", for each of {plan.seeds} seeds" if plan.seeds > 1 else ""),
+            _("model"),
+            _(
+                "{model}: {millions:,.0f} M parameters, adapter of rank {rank} with {adapter:.1f} M",
+                model=plan.model,
+                millions=millions,
+                rank=plan.r,
+                adapter=adapter,
+            ),
         ),
-        _line("device", f"{where} ({kind}, {size(device.memory_bytes)} free)"),
-        _line("setup", plan.precision),
+        _line(
+            _("data"),
+            _(
+                "{examples}, {tokens_per_epoch:,} tokens an epoch{error}",
+                examples=ngettext("{count:,} example", "{count:,} examples", plan.rows),
+                tokens_per_epoch=plan.tokens_per_epoch,
+                error=error,
+            ),
+        ),
+        _line(
+            "",
+            _(
+                "{trained_tokens_per_epoch:,} of them trained on, longest row {longest_row:,}",
+                trained_tokens_per_epoch=plan.trained_tokens_per_epoch,
+                longest_row=plan.longest_row,
+            ),
+        ),
+        _line(
+            _("steps"),
+            _(
+                "{epochs}, {steps} of {sequences}",
+                epochs=ngettext("{count:,} epoch", "{count:,} epochs", plan.epochs),
+                steps=ngettext("{count:,} step", "{count:,} steps", plan.steps),
+                sequences=ngettext("{count:,} sequence", "{count:,} sequences", setup.sequences_per_step),
+            )
+            + (_(", for each of {seeds} seeds", seeds=plan.seeds) if plan.seeds > 1 else ""),
+        ),
+        _line(
+            _("device"), _("{where} ({kind}, {memory} free)", where=where, kind=kind, memory=size(device.memory_bytes))
+        ),
+        _line(_("setup"), retold(plan.precision)),
         _line("", ", ".join(how)),
     ]
 
 
 def _memory(plan: Plan) -> str:
-    terms = ", ".join(f"{name} {size(value)}" for name, value in plan.memory.to_json().items() if value >= 5e7)
-    verdict = "fits" if plan.fits else "DOES NOT FIT"
-    needed = f"{size(plan.needed_bytes)} of {size(plan.device.memory_bytes)}"
-    return _line("memory", f"{needed}: {verdict}; peak {size(plan.memory_bytes)}: {terms}")
+    terms = ", ".join(
+        f"{_(TERMS.get(name, name))} {size(value)}" for name, value in plan.memory.to_json().items() if value >= 5e7
+    )
+    verdict = _("fits") if plan.fits else _("DOES NOT FIT")
+    needed = _(
+        "{needed_bytes} of {memory_bytes}",
+        needed_bytes=size(plan.needed_bytes),
+        memory_bytes=size(plan.device.memory_bytes),
+    )
+    return _line(
+        _("memory"),
+        _(
+            "{needed}: {verdict}; peak {memory_bytes}: {terms}",
+            needed=needed,
+            verdict=verdict,
+            memory_bytes=size(plan.memory_bytes),
+            terms=terms,
+        ),
+    )
+
+
+def stage_title(name: str) -> str:
+    """A stage is named as its command in every language; only several together are put into words."""
+    return retold(name) if " " in name else name
+
+
+def dollars(usd: float) -> str:
+    """An amount in a column of them."""
+    return _("{usd:8.2f} USD", usd=usd)
 
 
 def _stages(plan: Plan) -> list[str]:
     rows = [
-        f"{stage.name:15} {duration(stage.seconds):>13}  {stage.usd:8.2f} USD  {stage.where}" for stage in plan.stages
+        f"{stage_title(stage.name):15} {duration(stage.seconds):>13}  {dollars(stage.usd)}  {retold(stage.where)}"
+        for stage in plan.stages
     ]
-    origin = f"  prices of {plan.prices.date}, {plan.prices.source}" if plan.rented else ""
-    rows.append(f"{'in all':15} {duration(plan.stage_seconds):>13}  {plan.usd:8.2f} USD{origin}")
+    origin = (
+        _("  prices of {date}, {source}", date=plan.prices.date, source=retold(plan.prices.source))
+        if plan.rented
+        else ""
+    )
+    rows.append(f"{_('in all'):15} {duration(plan.stage_seconds):>13}  {dollars(plan.usd)}{origin}")
     return [
-        _line("speed", f"{plan.tokens_per_s:,.0f} tokens/s after {duration(plan.start_seconds)} of start"),
-        *_labelled("time", rows),
+        _line(
+            _("speed"),
+            _(
+                "{tokens_per_s:,.0f} tokens/s after {start_seconds} of start",
+                tokens_per_s=plan.tokens_per_s,
+                start_seconds=duration(plan.start_seconds),
+            ),
+        ),
+        *_labelled(_("time"), rows),
     ]
 
 
 def _alternatives(plan: Plan) -> list[str]:
-    table: list[tuple[str, ...]] = [ALTERNATIVES_HEAD]
+    table: list[tuple[str, ...]] = [tuple(_(name) if name else "" for name in ALTERNATIVES_HEAD)]
     for option in plan.alternatives:
         recomputed = "" if option.gradient_checkpointing == "none" else f", {option.gradient_checkpointing}"
-        fits = "yes" if option.fits else f"needs {size(option.memory_bytes)}"
-        costs = (duration(option.seconds), f"{option.usd:.2f}") if option.fits else ("", "")
-        table.append((option.device, option.precision + recomputed, fits, *costs))
+        fits = _("yes") if option.fits else _("needs {memory_bytes}", memory_bytes=size(option.memory_bytes))
+        costs = (duration(option.seconds), number(option.usd, ".2f")) if option.fits else ("", "")
+        table.append((retold(option.device), option.precision + recomputed, fits, *costs))
     widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
     rows = [
         "  ".join(
@@ -102,5 +181,7 @@ def _alternatives(plan: Plan) -> list[str]:
         )
         for row in table
     ]
-    origin = f"training with its start; prices of {plan.prices.date}, {plan.prices.source}"
-    return [*_labelled("elsewhere", rows), _line("", origin)]
+    origin = _(
+        "training with its start; prices of {date}, {source}", date=plan.prices.date, source=retold(plan.prices.source)
+    )
+    return [*_labelled(_("elsewhere"), rows), _line("", origin)]

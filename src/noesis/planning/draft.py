@@ -12,6 +12,7 @@ from noesis.core.console import duration, size
 from noesis.core.device import Device, measure_cpu_flops
 from noesis.core.errors import TrainingError
 from noesis.core.families.shape import Shape
+from noesis.core.i18n import N_, _
 from noesis.planning.gpus import prices
 from noesis.planning.plan import Plan, PlanVariant, PriceList
 from noesis.planning.pricing import other_machines, stage_costs
@@ -83,10 +84,23 @@ def require_fit(plan: Plan, config: Config, shape: Shape, work: Workload, device
     affordable = [option for option in plan.alternatives if option.fits and option.usd > 0]
     if affordable:
         best = min(affordable, key=lambda option: option.usd)
-        hints.append(f"or --gpu {best.device}: {best.precision}, {duration(best.seconds)}, {best.usd:.2f} USD")
+        hints.append(
+            N_(
+                "or --gpu {device}: {precision}, {seconds}, {usd:.2f} USD",
+                device=best.device,
+                precision=best.precision,
+                seconds=duration(best.seconds),
+                usd=best.usd,
+            )
+        )
     raise TrainingError(
-        f"not enough memory: the plan needs {size(plan.needed_bytes)} and {device.name} has "
-        f"{size(device.memory_bytes)} free; {'; '.join(hints)}"
+        _(
+            "not enough memory: the plan needs {needed_bytes} and {name} has {memory_bytes} free; {hints}",
+            needed_bytes=size(plan.needed_bytes),
+            name=device.name,
+            memory_bytes=size(device.memory_bytes),
+            hints="; ".join(hints),
+        )
     )
 
 
@@ -97,17 +111,22 @@ def _nearest_settings(plan: Plan, config: Config, shape: Shape, work: Workload, 
     free = config.with_settings(quantization={"load_in_4bit": True}, training=ALL_AUTO | one_at_a_time)
     nearest = fastest_fit(enumerate_setups(PlanningTask(free, shape, work, device, plan.rented, measure_cpu_flops())))
     if not nearest.fits:
-        return (
+        return N_(
             "in training_config.yaml set per_device_train_batch_size: 1 and "
-            f"gradient_accumulation_steps: {sequences}, lower max_length, or choose a smaller --model"
+            "gradient_accumulation_steps: {sequences}, lower max_length, or choose a smaller --model",
+            sequences=sequences,
         )
     setup = nearest.setup
-    return (
-        f"the nearest plan that fits needs {size(nearest.needed_bytes)}: "
-        f"in lora_config.yaml load_in_4bit: {'true' if setup.precision == 'nf4' else 'false'}; "
+    return N_(
+        "the nearest plan that fits needs {needed_bytes}: "
+        "in lora_config.yaml load_in_4bit: {load_in_4bit}; "
         "in training_config.yaml precision and packing: auto, "
-        f"gradient_checkpointing: {setup.gradient_checkpointing}, per_device_train_batch_size: 1, "
-        f"gradient_accumulation_steps: {sequences}"
+        "gradient_checkpointing: {gradient_checkpointing}, per_device_train_batch_size: 1, "
+        "gradient_accumulation_steps: {sequences}",
+        needed_bytes=size(nearest.needed_bytes),
+        load_in_4bit="true" if setup.precision == "nf4" else "false",
+        gradient_checkpointing=setup.gradient_checkpointing,
+        sequences=sequences,
     )
 
 

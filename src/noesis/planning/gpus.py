@@ -14,6 +14,7 @@ from typing import Any
 
 from noesis.core.device import Device, usable_threads
 from noesis.core.errors import UsageError
+from noesis.core.i18n import N_, _
 from noesis.core.yaml_file import read_yaml
 
 FILE = Path(__file__).with_name("gpus.yaml")
@@ -104,7 +105,7 @@ def _read() -> tuple[dict[str, Gpu], Prices]:
         free_usd_per_month=float(p["free_usd_per_month"]),
     )
     if current:
-        dated = replace(dated, date=f"{datetime.now(UTC):%Y-%m-%d}", source="Modal's own rates")
+        dated = replace(dated, date=f"{datetime.now(UTC):%Y-%m-%d}", source=N_("Modal's own rates"))
     return found, dated
 
 
@@ -137,5 +138,12 @@ def rented_gpu(name: str, count: int = 1) -> Device:
     """
     gpu = gpus().get(ALIASES.get(name.upper(), name.upper()))
     if gpu is None:
-        raise UsageError(f"--gpu {name!r} is not in {FILE.name}; choose from {', '.join(gpus())}")
+        raise UsageError(
+            _(
+                "--gpu {name!r} is not in {file_name}; choose from {gpus}",
+                name=name,
+                file_name=FILE.name,
+                gpus=", ".join(gpus()),
+            )
+        )
     return Device("cuda", gpu.name, gpu.memory_bytes, usable_threads(), bf16=gpu.bf16, fp8=gpu.fp8 > 0, gpus=count)

@@ -11,6 +11,7 @@ from noesis.core.errors import ModelError
 from noesis.core.families.architecture import UnknownArchitecture, read_dimensions
 from noesis.core.families.registry import describe
 from noesis.core.families.shape import Parts, Shape
+from noesis.core.i18n import _
 from noesis.core.jsonl import read_json_file
 from noesis.core.yaml_file import read_yaml
 
@@ -76,9 +77,14 @@ def read_shape(folder: Path) -> Shape:
         except UnknownArchitecture:
             return replace(read_dimensions(raw, Parts()), on_engine=False)
     except FileNotFoundError:
-        raise ModelError(f"{folder} has no config.json: fetch the model again, or give another folder") from None
+        raise ModelError(
+            _("{folder} has no config.json: fetch the model again, or give another folder", folder=folder)
+        ) from None
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{folder / 'config.json'} does not describe a Llama-like model: {error}; fetch the model again, "
-            "or choose another"
+            _(
+                "{folder} does not describe a Llama-like model: {error}; fetch the model again, or choose another",
+                folder=folder / "config.json",
+                error=error,
+            )
         ) from None

@@ -12,6 +12,7 @@ from typing import Any
 
 from noesis.core.config import Config
 from noesis.core.device import Device
+from noesis.core.i18n import N_
 from noesis.planning.memory import Memory
 from noesis.planning.pricing import MachineOption, StageCost
 from noesis.planning.search import SetupOption
@@ -67,7 +68,11 @@ class PlanVariant:
         return cls(
             setup=setup,
             sharded=option.sharded,
-            precision=f"{setup.precision} base, {setup.compute_dtype} arithmetic, float32 adapter",
+            precision=N_(
+                "{precision} base, {compute_dtype} arithmetic, float32 adapter",
+                precision=setup.precision,
+                compute_dtype=setup.compute_dtype,
+            ),
             micro_batch=setup.micro_batch,
             accumulation=setup.sequences_per_step // max(setup.gpus, 1) // setup.micro_batch,
             tokens_per_s=round(option.tokens_per_s, 1),

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 from noesis.core.config import Config
 from noesis.core.device import Device
+from noesis.core.i18n import N_
 from noesis.planning.setup import ComputeDtype, Precision
 
 
@@ -28,7 +29,9 @@ def allowed_precisions(config: Config, device: Device, *, here: bool = True) -> 
     float32_only = quantization.bnb_4bit_compute_dtype == "float32"
     wide: Precision = "bf16" if device.bf16 and not float32_only else "fp32"
     if quantization.load_in_4bit and here and find_spec("bitsandbytes") is None:
-        problem = f"4 bits need the package bitsandbytes, which is not installed (make setup); using {wide}"
+        problem = N_(
+            "4 bits need the package bitsandbytes, which is not installed (make setup); using {wide}", wide=wide
+        )
         return AllowedPrecisions((wide,), problem)
     if configured != "auto":
         supported = {
@@ -39,7 +42,12 @@ def allowed_precisions(config: Config, device: Device, *, here: bool = True) -> 
         }
         if supported[configured]:
             return AllowedPrecisions((configured,))
-        problem = f"{configured} is configured, but {device.name} can't compute in it; using {wide}"
+        problem = N_(
+            "{configured} is configured, but {name} can't compute in it; using {wide}",
+            configured=configured,
+            name=device.name,
+            wide=wide,
+        )
         return AllowedPrecisions((wide,), problem)
     four_bits: tuple[Precision, ...] = ("nf4",) if quantization.load_in_4bit else ()
     if device.kind == "cpu":

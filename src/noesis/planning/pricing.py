@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from noesis.core.config import Config
 from noesis.core.device import Device, cpu_device
+from noesis.core.i18n import N_
 from noesis.planning.gpus import gpu_of, prices, rented_gpu
 from noesis.planning.search import PlanningTask, SetupOption, enumerate_setups, fastest_fit, shares_passes
 from noesis.planning.setup import Setup
@@ -30,7 +31,10 @@ JUDGE_MACHINE, MERGE_MACHINE = Machine(2, 32), Machine(4, 24)
 RENTED = "NOESIS_RENTED"  # environment variable in a container: the GPUs that were asked for, separated by commas
 UPGRADED = {"H200": "H100"}  # a GPU that the provider may give in place of another, at the other's price
 JUDGE_GPU = "A10"
-CHOOSE_AND_JUDGE, MERGE_AND_GGUF = "choose and judge", "merge and gguf"  # stages of a run that share a rented machine
+CHOOSE_AND_JUDGE, MERGE_AND_GGUF = (
+    N_("choose and judge"),
+    N_("merge and gguf"),
+)  # stages of a run that share a rented machine
 ALTERNATIVES = ("A10", "L40S", "A100-80GB", "H100")
 
 FORWARD_SHARE = 0.5  # of a training step's time that the forward pass alone takes
@@ -120,7 +124,7 @@ def stage_costs(task: PlanningTask, chosen: SetupOption) -> list[StageCost]:
             "gguf": gguf_seconds(task, cores, on_gpu=on_gpu),
         }
         seconds = {"train": chosen.seconds} | after
-        return [StageCost(name, "here", round(value, 1), 0.0) for name, value in seconds.items()]
+        return [StageCost(name, N_("here"), round(value, 1), 0.0) for name, value in seconds.items()]
     gpus, name = task.device.gpus, task.device.name  # all GPUs of the machine are paid for, used or not
     train_usd = usd_for(task.device, chosen.seconds, gpus, train_machine(gpus))
     start = CONTAINER_SECONDS + RENTED_IMPORT_SECONDS
@@ -137,7 +141,7 @@ def stage_costs(task: PlanningTask, chosen: SetupOption) -> list[StageCost]:
 
 def other_machines(task: PlanningTask) -> list[MachineOption]:
     """The same training on this machine's CPU and on each of `ALTERNATIVES`."""
-    here = _on_machine(replace(task, device=cpu_device(), rented=False), "this CPU")
+    here = _on_machine(replace(task, device=cpu_device(), rented=False), N_("this CPU"))
     rented = [_on_machine(replace(task, device=rented_gpu(name), rented=True), name) for name in ALTERNATIVES]
     return [here, *rented]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from noesis.core.console import command, duration, size
-from noesis.core.text import counted
+from noesis.core.i18n import N_, ngettext
 from noesis.planning.precision import allowed_precisions
 from noesis.planning.search import PlanningTask, SetupOption, enumerate_setups, fastest_fit
 
@@ -16,18 +16,18 @@ def reasons(task: PlanningTask, found: list[SetupOption], chosen: SetupOption) -
     if task.device.kind == "cuda":
         lines += [*_fp8(task, chosen), _checkpointing(task, found, chosen), _packing(task, chosen)]
         if chosen.setup.optimizer == "adamw_8bit" and chosen.setup.engine == "noesis":
-            lines.append("optimizer: AdamW with 8-bit moments, because memory is short")
+            lines.append(N_("optimizer: AdamW with 8-bit moments, because memory is short"))
         lines += _gpus(task, chosen)
     else:
         lines += _cpu(task, chosen)
     if not task.shape.on_engine and chosen.setup.engine == "transformers":
-        lines.append("engine: transformers' layers; the engine does not know this model's")
+        lines.append(N_("engine: transformers' layers; the engine does not know this model's"))
     lines += _speed(task)
     if task.config.training.engine == "unsloth":
         lines.append(
-            "engine: unsloth, as configured, in its own environment"
+            N_("engine: unsloth, as configured, in its own environment")
             if chosen.setup.engine == "unsloth"
-            else "engine: noesis; unsloth is configured, but it needs an NVIDIA GPU"
+            else N_("engine: noesis; unsloth is configured, but it needs an NVIDIA GPU")
         )
     return lines
 
@@ -37,9 +37,21 @@ def _speed(task: PlanningTask) -> list[str]:
     if task.rented:
         return []
     if task.measured is None:
-        return [f"speed: computed; on this machine  {command('plan')} --measure  measures it, in about a minute"]
+        return [
+            N_(
+                "speed: computed; on this machine  {command} --measure  measures it, in about a minute",
+                command=command("plan"),
+            )
+        ]
     setup, date = task.measured.setup, task.measured.date
-    return [f"speed: measured here on {date} with a row of {task.measured.tokens:,} tokens in {setup.precision}"]
+    return [
+        N_(
+            "speed: measured here on {date} with a row of {tokens:,} tokens in {precision}",
+            date=date,
+            tokens=task.measured.tokens,
+            precision=setup.precision,
+        )
+    ]
 
 
 def _precision(task: PlanningTask, found: list[SetupOption], chosen: SetupOption) -> str:
@@ -48,14 +60,19 @@ def _precision(task: PlanningTask, found: list[SetupOption], chosen: SetupOption
     if allowed.problem:
         return f"precision: {allowed.problem}"
     if configured not in ("auto", name):
-        return f"precision: {name}; {configured} is configured, but {chosen.setup.engine} does not train in it"
+        return N_(
+            "precision: {name}; {configured} is configured, but {engine} does not train in it",
+            name=name,
+            configured=configured,
+            engine=chosen.setup.engine,
+        )
     if configured != "auto":
-        return f"precision: {name}, as configured"
+        return N_("precision: {name}, as configured", name=name)
     if task.device.kind == "cpu":
         if name == "nf4":
-            return "precision: nf4, as load_in_4bit allows; on a CPU it is as fast as bf16"
+            return N_("precision: nf4, as load_in_4bit allows; on a CPU it is as fast as bf16")
         if not task.config.lora.quantization.load_in_4bit:
-            return f"precision: {name}, because load_in_4bit is false"
+            return N_("precision: {name}, because load_in_4bit is false", name=name)
         return f"precision: {name}"
     others = [
         _compare([o for o in found if o.setup.precision == other], chosen, other)
@@ -63,7 +80,7 @@ def _precision(task: PlanningTask, found: list[SetupOption], chosen: SetupOption
         if other != name
     ]
     if not task.device.fp8:
-        others.append(f"{task.device.name} has no FP8")
+        others.append(N_("{name} has no FP8", name=task.device.name))
     return f"precision: {name}" + (f" ({'; '.join(others)})" if others else "")
 
 
@@ -71,31 +88,37 @@ def _compare(alternatives: list[SetupOption], chosen: SetupOption, name: str) ->
     """What taking the fastest of `alternatives` instead of `chosen` would cost."""
     fitting = next((option for option in alternatives if option.fits), None)
     if fitting is None:
-        return f"{name} would need {size(min((option.needed_bytes for option in alternatives), default=0))}"
-    return f"{name} would take {duration(max(fitting.seconds - chosen.seconds, 0))} longer"
+        return N_(
+            "{name} would need {needed_bytes}",
+            name=name,
+            needed_bytes=size(min((option.needed_bytes for option in alternatives), default=0)),
+        )
+    return N_(
+        "{name} would take {seconds} longer", name=name, seconds=duration(max(fitting.seconds - chosen.seconds, 0))
+    )
 
 
 def _checkpointing(task: PlanningTask, found: list[SetupOption], chosen: SetupOption) -> str:
     setup = chosen.setup
     name = setup.gradient_checkpointing
     if task.config.training.gradient_checkpointing == name:
-        return f"gradient checkpointing: {name}, as configured"
+        return N_("gradient checkpointing: {name}, as configured", name=name)
     if name == "none":
-        return "gradient checkpointing: none, all activations fit"
+        return N_("gradient checkpointing: none, all activations fit")
     without = [
         option
         for option in found
         if option.setup.precision == setup.precision and option.setup.gradient_checkpointing == "none"
     ]
-    return f"gradient checkpointing: {name} ({_compare(without, chosen, 'none')})"
+    return N_("gradient checkpointing: {name} ({compare})", name=name, compare=_compare(without, chosen, "none"))
 
 
 def _fp8(task: PlanningTask, chosen: SetupOption) -> list[str]:
     """What FP8 would save where it is not used, or what it costs in exactness where it is."""
     t = task.config.training
-    inexact = "its gradients are 0.16 from float32's, where 0.06 was the aim (docs/decisions/0013)"
+    inexact = N_("its gradients are 0.16 from float32's, where 0.06 was the aim (docs/decisions/0013)")
     if chosen.setup.precision == "fp8":
-        return [f"fp8: {inexact}; held-out losses differed by less than 1%"]
+        return [N_("fp8: {inexact}; held-out losses differed by less than 1%", inexact=inexact)]
     if t.precision != "auto" or not task.device.fp8 or not task.fused:
         return []
     quantization = task.config.lora.quantization.model_copy(update={"load_in_4bit": False})
@@ -104,19 +127,29 @@ def _fp8(task: PlanningTask, chosen: SetupOption) -> list[str]:
     fp8 = fastest_fit(enumerate_setups(replace(task, config=config)))
     if not fp8.fits:
         return []
-    return [f"fp8: not chosen, {inexact}; precision: fp8 would save {duration(max(chosen.seconds - fp8.seconds, 0))}"]
+    return [
+        N_(
+            "fp8: not chosen, {inexact}; precision: fp8 would save {seconds}",
+            inexact=inexact,
+            seconds=duration(max(chosen.seconds - fp8.seconds, 0)),
+        )
+    ]
 
 
 def _packing(task: PlanningTask, chosen: SetupOption) -> str:
     setup = chosen.setup
     if setup.packing:
-        return (
-            f"packing: rows of up to {setup.pack_length:,} tokens; "
-            f"a step still holds {setup.sequences_per_step} sequences"
+        return N_(
+            "packing: rows of up to {pack_length:,} tokens; a step still holds {sequences_per_step} sequences",
+            pack_length=setup.pack_length,
+            sequences_per_step=setup.sequences_per_step,
         )
     if not task.packs and task.config.training.packing is not False:
-        return "packing: no, this GPU can't run the attention that keeps packed sequences apart"
-    return f"packing: no, as configured; {counted(setup.micro_batch, 'sequence')} at a time"
+        return N_("packing: no, this GPU can't run the attention that keeps packed sequences apart")
+    return N_(
+        "packing: no, as configured; {sequences} at a time",
+        sequences=ngettext("{count:,} sequence", "{count:,} sequences", setup.micro_batch),
+    )
 
 
 def _gpus(task: PlanningTask, chosen: SetupOption) -> list[str]:
@@ -125,20 +158,35 @@ def _gpus(task: PlanningTask, chosen: SetupOption) -> list[str]:
         return []
     lines = []
     if not task.fused:
-        lines.append(f"GPUs: 1 of {here}; only the engine, in bfloat16, trains on several")
+        lines.append(N_("GPUs: 1 of {here}; only the engine, in bfloat16, trains on several", here=here))
     elif used < here:
         lines.append(
-            f"GPUs: {used} of {here}, so that each gets an equal share of a step's {task.sequences_per_step} sequences"
+            N_(
+                "GPUs: {used} of {here}, so that each gets an equal share of a step's {sequences_per_step} sequences",
+                used=used,
+                here=here,
+                sequences_per_step=task.sequences_per_step,
+            )
         )
     if chosen.sharded:
-        lines.append(f"the base is spread over {used} GPUs, because one can't hold it")
+        lines.append(N_("the base is spread over {used} GPUs, because one can't hold it", used=used))
     return lines
 
 
 def _cpu(task: PlanningTask, chosen: SetupOption) -> list[str]:
     setup = chosen.setup
-    lines = [f"arithmetic: {setup.compute_dtype}" + ("" if task.device.bf16 else ", this CPU has no bfloat16")]
+    dtype = setup.compute_dtype
+    if task.device.bf16:
+        lines = [N_("arithmetic: {dtype}", dtype=dtype)]
+    else:
+        lines = [N_("arithmetic: {dtype}, this CPU has no bfloat16", dtype=dtype)]
     if setup.gradient_checkpointing != "none":
-        why = "memory is short" if task.config.training.gradient_checkpointing == "auto" else "as configured"
-        lines.append(f"gradient checkpointing: {setup.gradient_checkpointing}, {why}")
+        why = N_("memory is short") if task.config.training.gradient_checkpointing == "auto" else N_("as configured")
+        lines.append(
+            N_(
+                "gradient checkpointing: {gradient_checkpointing}, {why}",
+                gradient_checkpointing=setup.gradient_checkpointing,
+                why=why,
+            )
+        )
     return lines

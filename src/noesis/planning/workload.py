@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from noesis.core.i18n import _
+
 SAMPLED_STEPS = 64  # steps that are packed to estimate how many rows a step fills
 
 
@@ -89,7 +91,7 @@ class Workloads:
 
     def __post_init__(self) -> None:
         if self.sft is None and self.pairs is None:
-            raise ValueError("a method trains on rows, on pairs or on both; neither was given")
+            raise ValueError(_("a method trains on rows, on pairs or on both; neither was given"))
 
     @property
     def last(self) -> Workload:

@@ -8,6 +8,7 @@ from noesis.core.console import say, size
 from noesis.core.device import detect
 from noesis.core.errors import UsageError
 from noesis.core.files import require_output, scratch_folder, write_json
+from noesis.core.i18n import _
 from noesis.llm.chat_template import render
 from noesis.llm.tokenizer import load_tokenizer
 from noesis.release.parity.outcome import name_files, require_passed, show_certificate
@@ -31,7 +32,9 @@ def convert_folder(folder: Path, outfile: Path | None, kinds: tuple[str, ...]) -
 
     model = find_model_folder(folder)
     if outfile is not None and len(kinds) != 1:
-        raise UsageError(f"--outfile names one file, but there are {', '.join(kinds)}: choose one with --quant")
+        raise UsageError(
+            _("--outfile names one file, but there are {kinds}: choose one with --quant", kinds=", ".join(kinds))
+        )
     name = model.resolve().name
     files = {kind: outfile or Path.cwd() / f"{name}-{kind}.gguf" for kind in kinds}
     for file in files.values():
@@ -68,18 +71,30 @@ def find_model_folder(folder: Path) -> Path:
     """
     if not folder.is_dir():
         raise UsageError(
-            f"{folder} is not a folder: give a run, or a folder with a model's config.json and .safetensors"
+            _(
+                "{folder} is not a folder: give a run, or a folder with a model's config.json and .safetensors",
+                folder=folder,
+            )
         )
     if (folder / "config.json").is_file():
         return folder
     below = sorted(p for p in folder.glob("[!.]*") if p.is_dir() and (p / "config.json").is_file())
     if len(below) == 1:
-        say(f"  the model is one level down: {below[0]}")
+        say(_("  the model is one level down: {below}", below=below[0]))
         return below[0]
     if below:
-        raise UsageError(f"{folder} holds several models ({', '.join(p.name for p in below)}): name one of them")
+        raise UsageError(
+            _(
+                "{folder} holds several models ({name}): name one of them",
+                folder=folder,
+                name=", ".join(p.name for p in below),
+            )
+        )
     raise UsageError(
-        f"no run and no model in {folder}: neither manifest.json nor config.json is there, nor in a folder below it"
+        _(
+            "no run and no model in {folder}: neither manifest.json nor config.json is there, nor in a folder below it",
+            folder=folder,
+        )
     )
 
 

@@ -17,6 +17,7 @@ from noesis.core.config import Quantization
 from noesis.core.console import Progress
 from noesis.core.errors import ModelError
 from noesis.core.files import copy_file, files_in, new_folder, require_space, write_json, write_text
+from noesis.core.i18n import N_, _
 from noesis.core.jsonl import read_json_file
 from noesis.core.rooted import file_of_model
 from noesis.llm.weights import (
@@ -140,7 +141,9 @@ def plan_merge(base: Path, adapter_folder: Path, quantization: Quantization | No
     """
     adapter, tensors = read_adapter(adapter_folder), list_tensors(base)
     if not adapter.targets:
-        raise ModelError(f"{adapter_folder} has no LoRA tensors: nothing would be merged")
+        raise ModelError(
+            _("{adapter_folder} has no LoRA tensors: nothing would be merged", adapter_folder=adapter_folder)
+        )
     require_matching_base(adapter, tensors, base)
     return MergePlan(base, adapter, tuple(tensors.values()), quantization, dtype)
 
@@ -167,7 +170,7 @@ def merge(
         NoesisError: the disk has no room for it.
     """
     plan = plan_merge(base, adapter_folder, quantization, dtype)
-    require_space(target.parent, plan.bytes, "the merged model")
+    require_space(target.parent, plan.bytes, _("the merged model"))
     error = _ErrorMeter()
     with new_folder(target) as part:
         digests = _write_weights(plan, part, error)
@@ -178,9 +181,9 @@ def merge(
         merged_tensors=len(plan.adapter.targets),
         bytes=plan.bytes,
         verified=len(digests),
-        into=f"dequantised {quantization.bnb_4bit_quant_type} weights, as trained against"
+        into=N_("dequantised {kind} weights, as trained against", kind=quantization.bnb_4bit_quant_type)
         if plan.quantised
-        else "the original weights",
+        else N_("the original weights"),
         originals=error.result() if plan.quantised else None,
     )
 
@@ -188,7 +191,7 @@ def merge(
 def _write_weights(plan: MergePlan, folder: Path, error: _ErrorMeter) -> dict[str, str]:
     """Write the weight files and their index. Returns tensor name → sha256."""
     digests: dict[str, str] = {}
-    with Progress("merge", len(plan.tensors), "tensors") as progress:
+    with Progress("merge", len(plan.tensors), _("tensors")) as progress:
         for file, tensors in plan.files.items():
             for name, sha256 in write_shard(folder / file, tensors, _merged(plan, tensors, error)):
                 digests[name] = sha256
@@ -214,7 +217,10 @@ def _merged(plan: MergePlan, tensors: list[StoredTensor], error: _ErrorMeter) ->
                 weight = update.add_(weight.float())
                 if not torch.isfinite(weight).all():
                     raise ModelError(
-                        f"{tensor.name}: base plus update is not finite: the adapter is damaged, or training diverged"
+                        _(
+                            "{name}: base plus update is not finite: the adapter is damaged, or training diverged",
+                            name=tensor.name,
+                        )
                     )
             yield cast_to(weight, tensor.dtype)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from noesis.core.errors import ModelError
 from noesis.core.files import write_text
+from noesis.core.i18n import _
 from noesis.core.jsonl import read_json_file
 from noesis.llm.hub import is_hub_name
 
@@ -64,7 +65,7 @@ def read_provenance(model: Path) -> Provenance:
     try:
         return Provenance.from_json(read_json_file(file, constants=False))
     except ValueError:
-        raise ModelError(f"{file} is damaged (no JSON object): merge again, or remove it") from None
+        raise ModelError(_("{file} is damaged (no JSON object): merge again, or remove it", file=file)) from None
 
 
 def write_metadata(writer: Any, provenance: Provenance, *, default_licence: str = "") -> None:

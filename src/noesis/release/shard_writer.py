@@ -14,6 +14,7 @@ from typing import Any
 
 from noesis.core.errors import ModelError
 from noesis.core.files import atomic
+from noesis.core.i18n import _
 from noesis.llm.weights import StoredTensor, list_tensors, read_tensor
 
 
@@ -39,7 +40,14 @@ def write_shard(file: Path, tensors: list[StoredTensor], arrays: Iterable[Any]) 
         for tensor, array in zip(tensors, arrays, strict=True):
             data = _bytes(array)
             if data.nbytes != tensor.size:
-                raise ValueError(f"{tensor.name}: {data.nbytes} bytes to write, {tensor.size} planned")
+                raise ValueError(
+                    _(
+                        "{name}: {nbytes} bytes to write, {size} planned",
+                        name=tensor.name,
+                        nbytes=data.nbytes,
+                        size=tensor.size,
+                    )
+                )
             f.write(data)
             yield tensor.name, hashlib.sha256(data).hexdigest()
 
@@ -56,11 +64,19 @@ def verify_shards(folder: Path, expected: dict[str, tuple[tuple[int, ...], str, 
     found = list_tensors(folder)
     if found.keys() != expected.keys():
         name = min(found.keys() ^ expected.keys())
-        raise ModelError(f"{folder}: {name!r} is missing or unexpected after writing: is the disk sound?")
+        raise ModelError(
+            _("{folder}: {name!r} is missing or unexpected after writing: is the disk sound?", folder=folder, name=name)
+        )
     for name, wanted in expected.items():
         tensor = found[name]
         if (tensor.shape, tensor.dtype, hashlib.sha256(_bytes(read_tensor(tensor))).hexdigest()) != wanted:
-            raise ModelError(f"{folder}: {name!r} does not read back as it was written: is the disk sound?")
+            raise ModelError(
+                _(
+                    "{folder}: {name!r} does not read back as it was written: is the disk sound?",
+                    folder=folder,
+                    name=name,
+                )
+            )
 
 
 def _bytes(tensor: Any) -> Any:

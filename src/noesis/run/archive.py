@@ -9,6 +9,7 @@ from pathlib import Path
 
 from noesis.core.errors import RunError, UnsafePathError
 from noesis.core.files import make_folder, read_text, sha256_json, write_text
+from noesis.core.i18n import _
 from noesis.core.rooted import move, remove
 
 RUN_FILES = (
@@ -39,7 +40,7 @@ def archive(path: Path, folder: Path) -> Path:
         UnsafePathError: `folder` is a link.
     """
     if folder.is_symlink():
-        raise UnsafePathError(f"{folder} is a symbolic link, through which no run is moved: remove it")
+        raise UnsafePathError(_("{folder} is a symbolic link, through which no run is moved: remove it", folder=folder))
     make_folder(folder)
     if folder.stat().st_dev != path.stat().st_dev:  # moving to another disk would copy, and could be torn
         folder = path / ".archive"
@@ -68,7 +69,14 @@ def finish_archiving(path: Path, folder: Path) -> None:
     left = [name for name in RUN_FILES if (path / name).exists()]
     for name in left:
         if os.path.lexists(target / name):
-            raise RunError(f"{target / name} exists already, so {path / name} was not moved there: remove {note}")
+            raise RunError(
+                _(
+                    "{target} exists already, so {path} was not moved there: remove {note}",
+                    target=target / name,
+                    path=path / name,
+                    note=note,
+                )
+            )
     for name in left:
         move(path / name, target / name)
     remove(note)
@@ -96,6 +104,10 @@ def _noted_target(note: Path, folders: tuple[Path, ...]) -> Path:
         if inside and not folder.is_symlink() and re.search(r"-[0-9a-f]{8}\Z", target.name):
             return folder / target.name
     raise UnsafePathError(
-        f"{note} says that the run is to be moved to {text[:200]!r}, which is no place of an archived run: "
-        "nothing was moved; remove that file if you trust the run"
+        _(
+            "{note} says that the run is to be moved to {text!r}, which is no place of an archived run: "
+            "nothing was moved; remove that file if you trust the run",
+            note=note,
+            text=text[:200],
+        )
     )

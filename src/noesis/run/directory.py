@@ -22,6 +22,7 @@ from noesis.core.config import Config
 from noesis.core.console import command, say
 from noesis.core.errors import CapError, RunError, UsageError
 from noesis.core.files import sha256_file, sweep, sync_file, utc_now, write_json, write_text
+from noesis.core.i18n import _, in_english, joined
 from noesis.core.libraries import library_versions
 from noesis.run.adapter_names import EPOCH, folder_of, seed_folders
 from noesis.run.archive import MOVING, RUN_FILES, archive, finish_archiving
@@ -113,10 +114,15 @@ class Run:
         if not whole:
             train = command("train", "--run", self.path)
             if self.result("train") is None:
-                raise RunError(f"{self.path} holds no trained adapter: run  {train}  first")
+                raise RunError(_("{path} holds no trained adapter: run  {train}  first", path=self.path, train=train))
             raise RunError(
-                f"the adapters that training left in {place} are missing: restore them from a copy "
-                f"( {command('verify', self.path)}  lists what is missing), or train again with  {train}"
+                _(
+                    "the adapters that training left in {folder} are missing: restore them from a copy "
+                    "( {verify}  lists what is missing), or train again with  {train}",
+                    folder=place,
+                    verify=command("verify", self.path),
+                    train=train,
+                )
             )
         return whole
 
@@ -132,10 +138,9 @@ class Run:
         if scaled.parent == self.dial and self._relative(scaled / ADAPTER) in self._manifest.stages["dial"].outputs:
             if (scaled / ADAPTER).is_file():
                 return scaled
-            raise RunError(
-                f"{scaled} is missing, the adapter at the strength that was chosen: choose it again with  "
-                f"{command('dial', self.path)}"
-            )
+            again = _("choose it again with  {command}", command=command("dial", self.path))
+            lost = _("{path} is missing, the adapter at the strength that was chosen", path=scaled)
+            raise RunError(_("{what}: {remedy}", what=lost, remedy=again))
         return self.trained_adapter()
 
     def trained_adapter(self) -> Path:
@@ -151,10 +156,9 @@ class Run:
         folder = folder_of(self.checkpoints, str(choice.get("adapter")))
         if any(folder in epochs for epochs in adapters.values()):
             return folder
-        raise RunError(
-            f"{self.path} chose {choice.get('adapter')!r}, which is not among the adapters that training left here: "
-            f"see  {command('verify', self.path)}"
-        )
+        named = {"path": self.path, "chosen": choice.get("adapter")}
+        lost = _("{path} chose {chosen!r}, which is not among the adapters that training left here", **named)
+        raise RunError(_("{what}: see  {command}", what=lost, command=command("verify", self.path)))
 
     # --- what the manifest says
     @property
@@ -223,7 +227,7 @@ class Run:
         self._manifest = self._stored()
         previous = self._manifest.stages.get(stage)
         if self.is_done(stage) and not again and previous is not None:
-            say("  already done")
+            say(_("  already done"))
             return dict(previous.result or {})
         before = previous.seconds if previous is not None and previous.status == "interrupted" else 0.0
         record = StageRecord("running", utc_now(), before, self._manifest.inputs_for(stage))
@@ -233,7 +237,7 @@ class Run:
         meter = StageMeter(self.path, stage, record.started, self.usd_per_s)
         self.working_since = meter.started_at
         try:
-            result = work()
+            result: Json = in_english(work())
             left = [file for file in sorted(outputs()) if not file.name.startswith(".")]
             files = {self._relative(file): self._recorded(stage, file) for file in left}
         except BaseException as error:
@@ -258,7 +262,7 @@ class Run:
         """Write a derived file of a finished stage again, such as the model card, and record its new hash."""
         name = self._relative(file)
         if not is_derived(stage, name):
-            raise ValueError(f"{name} is not a derived file of {stage}")
+            raise ValueError(_("{name} is not a derived file of {stage}", name=name, stage=stage))
         write_text(file, text)
         written = self._recorded(stage, file)
         self._change(lambda m: m.with_output(stage, name, written))
@@ -319,10 +323,8 @@ class Run:
         """The manifest on the disk. Raises RunError if it is another run's, or of other settings than this object's."""
         found, own = read_manifest(self.path), self._manifest
         if found is None or (found.created, found.identity) != (own.created, own.identity):
-            raise RunError(
-                f"{self.path} was replaced or given other settings by another command while this one ran: "
-                "run the same command again"
-            )
+            told = _("{run} was replaced or given other settings by another command while this one ran", run=self.path)
+            raise RunError(_("{what}: run the same command again", what=told))
         return found
 
 
@@ -353,7 +355,7 @@ def open_run(
         return Run(path, old)
     if old is not None or any((path / name).exists() for name in RUN_FILES):
         moved = archive(path, archives)
-        say(f"  the old run was moved to {moved} ({_why_archived(old, identity)})")
+        say(_("  the old run was moved to {moved} ({why})", moved=moved, why=_why_archived(old, identity)))
     write_json(path / SETTINGS, config.model_dump(mode="json"))
     manifest = Manifest(
         noesis=__version__,
@@ -372,9 +374,9 @@ def open_run(
 
 def _why_archived(old: Manifest | None, identity: Identity) -> str:
     if old is None:
-        return "it had no manifest"
-    differences = [f"another {name}" for name in old.identity.differences(identity)] + old.library_differences()
-    return ", ".join(differences) or "requested with --fresh"
+        return _("it had no manifest")
+    changed = [_("another {name}", name=name) for name in old.identity.differences(identity)]
+    return joined(", ", changed + old.library_differences()) or _("requested with --fresh")
 
 
 def load_run(path: str | Path) -> Run:
@@ -386,15 +388,12 @@ def load_run(path: str | Path) -> Run:
     """
     path = Path(path)
     guard_run(path)
-    manifest = read_manifest(path)
+    manifest, train = read_manifest(path), command("train", "--run", path)
     if manifest is None and (path / MOVING).is_file():
-        raise UsageError(
-            f"{path} was being archived when its process was killed; "
-            f"{command('train', '--run', path)}  completes that and starts a new run"
-        )
+        half = _("{path} was being archived when its process was killed", path=path)
+        raise UsageError(_("{what}; {command}  completes that and starts a new run", what=half, command=train))
     if manifest is None:
-        raise UsageError(
-            f"no run in {path}: {path / 'manifest.json'} is missing; "
-            f"make one with  {command('train', '--run', path)}  or  {command('demo')}"
-        )
+        missing = _("no run in {path}: {file} is missing", path=path, file=path / "manifest.json")
+        make_one = _("make one with  {train}  or  {demo}", train=train, demo=command("demo"))
+        raise UsageError(joined("; ", (missing, make_one)))
     return Run(path, manifest)

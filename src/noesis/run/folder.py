@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from noesis.core.errors import RunError, UnsafePathError, UsageError
+from noesis.core.i18n import _
 from noesis.core.rooted import guard
 from noesis.run.archive import MOVING, RUN_FILES
 from noesis.run.manifest_file import read_manifest
@@ -23,7 +24,9 @@ def guard_run(path: Path) -> None:
             link and back (`link/..`), which the system reads as another folder than the words say.
     """
     if os.path.realpath(path) != os.path.realpath(os.path.abspath(path)):
-        raise UnsafePathError(f"{path} goes through a symbolic link and back by '..': name the folder without it")
+        raise UnsafePathError(
+            _("{path} goes through a symbolic link and back by '..': name the folder without it", path=path)
+        )
     guard(path, parts=RUN_FILES)
 
 
@@ -37,15 +40,19 @@ def require_run_folder(path: Path) -> None:
     if not path.exists() or read_manifest(path) is not None:
         return
     if not path.is_dir():
-        raise UsageError(f"{path} is a file: name a folder for the run")
+        raise UsageError(_("{path} is a file: name a folder for the run", path=path))
     found = sorted({item.name for item in path.iterdir()} - {*OWN, *DROPPINGS})
     found = [name for name in found if not (name.startswith(".") and name.endswith(".part"))]
     if found == ["config.json"] and _is_configuration(path / "config.json"):
         return  # a run whose process was killed before it wrote the manifest
     if found and not ((path / MOVING).is_file() and set(found) <= set(RUN_FILES)):
         raise UsageError(
-            f"{path} is no run and not empty (it holds {found[0]}): nothing was changed; "
-            "name a new or empty folder with --run"
+            _(
+                "{path} is no run and not empty (it holds {found}): nothing was changed; "
+                "name a new or empty folder with --run",
+                path=path,
+                found=found[0],
+            )
         )
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.files import read_text, write_json
+from noesis.core.i18n import _
 
 FILE = ".meter"
 EVERY_S = 5.0
@@ -64,7 +65,7 @@ def _amount(value: Any) -> float:
     """Seconds or USD: finite, and not negative, or a cap on their sum would not hold."""
     found = float(value)
     if not (math.isfinite(found) and found >= 0):
-        raise ValueError(f"{value!r} is no amount")
+        raise ValueError(_("{value!r} is no amount", value=value))
     return found
 
 

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from noesis.core.errors import RunError
 from noesis.core.files import make_folder, read_text, utc_now, write_text
+from noesis.core.i18n import _
 from noesis.core.rooted import remove
 from noesis.run.folder import require_run_folder
 
@@ -41,10 +42,20 @@ def held(path: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        who = read_text(holder, errors="replace", most=200) if holder.is_file() else "another process"
-        raise RunError(f"{path} is in use by {who}: wait for it to end, or use another folder with --run") from None
+        who = read_text(holder, errors="replace", most=200) if holder.is_file() else _("another process")
+        raise RunError(
+            _("{path} is in use by {who}: wait for it to end, or use another folder with --run", path=path, who=who)
+        ) from None
     try:
-        write_text(holder, f"process {os.getpid()} on {platform.node()} since {utc_now()}")
+        write_text(
+            holder,
+            _(
+                "process {getpid} on {node} since {utc_now}",
+                getpid=os.getpid(),
+                node=platform.node(),
+                utc_now=utc_now(),
+            ),
+        )
         yield
     finally:
         remove(holder)

@@ -13,6 +13,7 @@ from typing import Any
 
 from noesis.core.errors import UnsafePathError
 from noesis.core.files import sha256_json
+from noesis.core.i18n import N_, _
 from noesis.core.libraries import library_versions
 from noesis.core.rooted import below, is_name
 from noesis.core.typed import MOST
@@ -74,7 +75,7 @@ class OutputFile:
         mtime = value.get("mtime_ns")
         size = int(value["bytes"])
         if not 0 <= size < MOST:
-            raise ValueError(f"{size} is no size of a file")
+            raise ValueError(_("{size} is no size of a file", size=size))
         return cls(
             size,
             str(value["sha256"]),
@@ -260,7 +261,7 @@ class Manifest:
         """The status of a stage, or `not run`. One that is recorded as done is stale if an input has changed since."""
         record = self.stages.get(stage)
         if record is None:
-            return "not run"
+            return N_("not run")
         if record.status == "done" and not all(
             self.is_as_read(name, digest) for name, digest in record.inputs.items() if name in needs_of(stage)
         ):
@@ -281,7 +282,7 @@ class Manifest:
             return []
         here = library_versions()
         return [
-            f"another {name}: {here[name]} instead of {old}"
+            _("another {name}: {here} instead of {old}", name=name, here=here[name], old=old)
             for name, old in self.libraries.items()
             if name in here and _major(old) != _major(here[name])
         ]
@@ -346,7 +347,9 @@ def _major(version: str) -> list[str]:
 def _plain_name(name: Any) -> str:
     """A name that becomes part of a path, held to the rule of `output_name` in training_config.yaml."""
     if not is_name(name):
-        raise UnsafePathError(f"holds the name {name!r}, which is no name of a folder: don't trust this run")
+        raise UnsafePathError(
+            _("holds the name {name!r}, which is no name of a folder: don't trust this run", name=name)
+        )
     return str(name)
 
 
@@ -355,5 +358,7 @@ def _own_file(name: str) -> str:
     try:
         below(Path(), name)
     except UnsafePathError:
-        raise UnsafePathError(f"names the file {name!r}, which is not in the run: don't trust this run") from None
+        raise UnsafePathError(
+            _("names the file {name!r}, which is not in the run: don't trust this run", name=name)
+        ) from None
     return name

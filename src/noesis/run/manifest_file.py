@@ -12,6 +12,7 @@ from pathlib import Path
 
 from noesis.core.errors import RunError
 from noesis.core.files import sha256_json
+from noesis.core.i18n import _
 from noesis.core.jsonl import read_json_file
 from noesis.run.manifest import FORMAT, Json, Manifest, StageRecord
 from noesis.run.stages import is_derived
@@ -29,15 +30,15 @@ def read_manifest(path: Path) -> Manifest | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        why = f"move {path} away, or name another folder with --run"
-        raise RunError(f"{file} is damaged ({error}): {why}") from None
+        why = _("move {path} away, or name another folder with --run", path=path)
+        raise RunError(_("{file} is damaged ({error}): {why}", file=file, error=error, why=why)) from None
     try:
         return parse_manifest(value)
     except RunError as error:
         raise RunError(f"{file} {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        why = f"move {path} away, or choose another folder with --run"
-        raise RunError(f"{file} is not a manifest of Noesis: {why}") from None
+        why = _("move {path} away, or choose another folder with --run", path=path)
+        raise RunError(_("{file} is not a manifest of Noesis: {why}", file=file, why=why)) from None
 
 
 def parse_manifest(value: Json) -> Manifest:
@@ -50,10 +51,19 @@ def parse_manifest(value: Json) -> Manifest:
     written = value.get("format", 1)
     if type(written) is not int or written < 1:
         raise RunError(
-            f"has format {repr(written)[:40]}, which no version of Noesis writes: restore the file, or don't trust it"
+            _(
+                "has format {written}, which no version of Noesis writes: restore the file, or don't trust it",
+                written=repr(written)[:40],
+            )
         )
     if written > FORMAT:
-        raise RunError(f"has format {written}; this version of Noesis reads up to {FORMAT}: update Noesis")
+        raise RunError(
+            _(
+                "has format {written}; this version of Noesis reads up to {format}: update Noesis",
+                written=written,
+                format=FORMAT,
+            )
+        )
     manifest = Manifest.from_json(value)
     return _from_format_1(manifest) if written < 2 else manifest
 

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from noesis.core.config import Config
 from noesis.core.errors import RunError
+from noesis.core.i18n import _
 from noesis.core.jsonl import read_json_file
 
 
@@ -20,10 +21,12 @@ def read_settings(file: Path) -> Config:
     try:
         return Config.model_validate(read_json_file(file, constants=False))
     except FileNotFoundError:
-        why = "it is missing"
+        why = _("it is missing")
     except ValidationError as error:
         first = error.errors()[0]
         why = f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}"
     except ValueError as error:
         why = str(error)
-    raise RunError(f"{file} is not the configuration of a run ({why}): restore the file") from None
+    raise RunError(
+        _("{file} is not the configuration of a run ({why}): restore the file", file=file, why=why)
+    ) from None

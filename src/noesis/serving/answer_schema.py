@@ -17,6 +17,7 @@ from collections.abc import Collection
 from itertools import pairwise
 from typing import Any
 
+from noesis.core.i18n import _
 from noesis.serving.schema_patterns import for_grammar
 from noesis.serving.schema_rules import BOUNDS, TYPES, SchemaError, handle, resolve
 
@@ -60,7 +61,7 @@ def bounded_schema(schema: Any) -> dict[str, Any]:
         else:
             if found is not None:
                 return found
-    raise SchemaError("the schema refers to itself without an end, or allows no answer")
+    raise SchemaError(_("the schema refers to itself without an end, or allows no answer"))
 
 
 class _Builder:
@@ -121,7 +122,7 @@ class _Builder:
             elif name in CHECKED:
                 self._checked(name, value, inside, depth)
             else:
-                raise SchemaError(f"{name[:40]!r} in the schema is not supported")
+                raise SchemaError(_("{name!r} in the schema is not supported", name=name[:40]))
         return self._completed(out, schema)
 
     def _completed(self, out: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any] | None:
@@ -134,12 +135,18 @@ class _Builder:
                 fitting = [value for value in values if handle(rules, json.dumps(value)) is None]
                 if not fitting:
                     raise SchemaError(
-                        f"no value of {name} in the schema fits what stands beside it ({', '.join(rules)})"
+                        _(
+                            "no value of {name} in the schema fits what stands beside it ({rules})",
+                            name=name,
+                            rules=", ".join(rules),
+                        )
                     )
                 out[name] = fitting if name == "enum" else fitting[0]
         if "prefixItems" in out:  # llama.cpp has either those or items; what follows the first ones is left out
             if schema.get("minItems", 0) > len(out["prefixItems"]):
-                raise SchemaError("minItems in the schema is above the number of prefixItems, which is not supported")
+                raise SchemaError(
+                    _("minItems in the schema is above the number of prefixItems, which is not supported")
+                )
             out = {name: value for name, value in out.items() if name not in ("items", "minItems", "maxItems")}
         elif out.get("items", {}) is None:
             if out.get("minItems", 0):
@@ -147,7 +154,7 @@ class _Builder:
             out = {name: value for name, value in out.items() if name != "items"} | {"maxItems": 0}
         for least, most in (COUNTS[:2], COUNTS[2:]):
             if out.get(least, 0) > out.get(most, MAX_REPEATS):  # llama.cpp would count down past nothing
-                raise SchemaError(f"{least} in the schema is above {most}")
+                raise SchemaError(_("{least} in the schema is above {most}", least=least, most=most))
         if out.get("type") == "integer" and "enum" not in out:
             out |= self._range(schema)
         return out
@@ -155,9 +162,9 @@ class _Builder:
     def _flat(self, schema: Any, inside: tuple[str, ...], depth: int) -> tuple[dict[str, Any], tuple[str, ...]] | None:
         """The schema with its reference and all of `allOf` filled in, and the references that it then stands in."""
         if not isinstance(schema, dict):
-            raise SchemaError("each schema must be an object")
+            raise SchemaError(_("each schema must be an object"))
         if depth > MAX_DEPTH:
-            raise SchemaError(f"the schema is nested deeper than {MAX_DEPTH} levels")
+            raise SchemaError(_("the schema is nested deeper than {max_depth} levels", max_depth=MAX_DEPTH))
         self._schemas = _spend(self._schemas, 1, MAX_SCHEMAS, "the schema has more than {} parts")
         found = {n: v for n, v in schema.items() if n not in (*ANNOTATIONS, "$ref", "allOf") and n[:2] != "x-"}
         parts = [(part, inside, depth + 1) for part in self._schemas_of("allOf", schema.get("allOf", []))]
@@ -168,7 +175,12 @@ class _Builder:
             if inside.count(ref) >= self._times:
                 return None
             if len(inside) >= MAX_REFERENCES:
-                raise SchemaError(f"the schema has more than {MAX_REFERENCES} references inside one another")
+                raise SchemaError(
+                    _(
+                        "the schema has more than {max_references} references inside one another",
+                        max_references=MAX_REFERENCES,
+                    )
+                )
             parts.append((resolve(self._root, schema["$ref"]), (*inside, ref), depth))
         for part in parts:
             flat = self._flat(*part)
@@ -180,7 +192,7 @@ class _Builder:
     def _types(self, value: Any) -> Any:
         types = value if isinstance(value, list) else [value]
         if not types or not all(isinstance(t, str) and t in TYPES for t in types):
-            raise SchemaError(f"type in the schema must be of {', '.join(TYPES)}")
+            raise SchemaError(_("type in the schema must be of {types}", types=", ".join(TYPES)))
         if not isinstance(value, list):
             return value
         self._choose(len(types) - ("null" in types))
@@ -188,25 +200,27 @@ class _Builder:
 
     def _branches(self, name: str, value: Any) -> list[Any]:
         if not self._schemas_of(name, value):
-            raise SchemaError(f"{name} in the schema must be a list of schemas")
+            raise SchemaError(_("{name} in the schema must be a list of schemas", name=name))
         self._choose(len(value) - ({"type": "null"} in value))  # "or null" is no other reading
         return list(value)
 
     def _schemas_of(self, name: str, value: Any) -> list[Any]:
         if not isinstance(value, list):
-            raise SchemaError(f"{name} in the schema must be a list of schemas")
+            raise SchemaError(_("{name} in the schema must be a list of schemas", name=name))
         return value
 
     def _values(self, value: Any) -> list[Any]:
         """Values as an answer may have them, each once."""
         if not isinstance(value, list) or not value:
-            raise SchemaError("enum in the schema must be a list of values")
+            raise SchemaError(_("enum in the schema must be a list of values"))
         try:
             different = {json.dumps(v, allow_nan=False): v for v in value}
             for text in different:
                 json.loads(text, parse_int=_exact)
         except (ValueError, RecursionError):
-            raise SchemaError("the schema contains a number that is too large or not finite, or deep nesting") from None
+            raise SchemaError(
+                _("the schema contains a number that is too large or not finite, or deep nesting")
+            ) from None
         problem = "the schema has more than {} values of enums"
         self._listed = _spend(self._listed, len(different), MAX_VALUES, problem)
         self._spell(different)
@@ -216,7 +230,7 @@ class _Builder:
         self, value: Any, schema: dict[str, Any], inside: tuple[str, ...], depth: int
     ) -> dict[str, Any] | None:
         if not isinstance(value, dict):
-            raise SchemaError("properties in the schema must be an object")
+            raise SchemaError(_("properties in the schema must be an object"))
         required = set(self._names(schema.get("required", [])))
         problem = "the schema has more than {} optional properties"
         self._optional = _spend(self._optional, len(value.keys() - required), MAX_OPTIONAL, problem)
@@ -228,7 +242,7 @@ class _Builder:
 
     def _names(self, value: Any) -> list[str]:
         if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-            raise SchemaError("required in the schema must be a list of names")
+            raise SchemaError(_("required in the schema must be a list of names"))
         return value
 
     def _require_names(self, schema: dict[str, Any]) -> None:
@@ -242,11 +256,13 @@ class _Builder:
             return
         missing = [name for name in self._names(schema.get("required", [])) if name not in (names or {})]
         if missing:
-            raise SchemaError(f"required in the schema names {missing[0][:40]!r}, which is not in properties")
+            raise SchemaError(
+                _("required in the schema names {missing!r}, which is not in properties", missing=missing[0][:40])
+            )
 
     def _count(self, name: str, value: Any, out: dict[str, Any]) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise SchemaError(f"{name} in the schema must be a whole number from 0")
+            raise SchemaError(_("{name} in the schema must be a whole number from 0", name=name))
         if name.startswith("max") and self._repeats + value > MAX_REPEATS:
             return  # longer than most answers: the finished one is checked
         problem = f"the bounds in the schema ({name}, …) add up to more than {{:,}}"
@@ -255,11 +271,11 @@ class _Builder:
 
     def _number(self, name: str, value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) == math.inf:
-            raise SchemaError(f"{name} in the schema must be a number")
+            raise SchemaError(_("{name} in the schema must be a number", name=name))
 
     def _pattern(self, value: Any, out: dict[str, Any]) -> None:
         if not isinstance(value, str):
-            raise SchemaError("pattern in the schema must be a text")
+            raise SchemaError(_("pattern in the schema must be a text"))
         if found := for_grammar(value):
             pattern, readings, repeats = found
             if self._alternatives + readings <= MAX_ALTERNATIVES and self._repeats + repeats <= MAX_REPEATS:
@@ -270,13 +286,13 @@ class _Builder:
         """What only the finished answer is checked for: whether it is a schema's at all."""
         if name == "uniqueItems":
             if not isinstance(value, bool):
-                raise SchemaError("uniqueItems in the schema must be true or false")
+                raise SchemaError(_("uniqueItems in the schema must be true or false"))
         elif name in ("propertyNames", "additionalItems"):
             self.build(value, inside, depth + 1)
         else:
             self._number(name, value)
             if value < 0 or (name == "multipleOf" and value == 0):
-                raise SchemaError(f"{name} in the schema must be above 0")
+                raise SchemaError(_("{name} in the schema must be above 0", name=name))
 
     def _range(self, schema: dict[str, Any]) -> dict[str, Any]:
         """The whole numbers between the bounds, listed where they are few."""
@@ -286,7 +302,7 @@ class _Builder:
         lows = [bounds[n] + (n == "exclusiveMinimum") for n in ("minimum", "exclusiveMinimum") if n in bounds]
         highs = [bounds[n] - (n == "exclusiveMaximum") for n in ("maximum", "exclusiveMaximum") if n in bounds]
         if lows and highs and max(lows) > min(highs):
-            raise SchemaError("the bounds of an integer in the schema leave no number")
+            raise SchemaError(_("the bounds of an integer in the schema leave no number"))
         if lows and highs and min(highs) - max(lows) < MAX_LISTED:
             return {"enum": self._values(list(range(max(lows), min(highs) + 1)))}
         return ({"minimum": max(lows)} if lows else {}) | ({"maximum": min(highs)} if highs else {})
@@ -316,7 +332,9 @@ def _both(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         elif name == "additionalProperties" and False in (value, found[name]):
             found[name] = False
         else:
-            raise SchemaError(f"two different {name[:40]!r} for one part of the schema (allOf, $ref) are not supported")
+            raise SchemaError(
+                _("two different {name!r} for one part of the schema (allOf, $ref) are not supported", name=name[:40])
+            )
     return found
 
 

@@ -11,19 +11,20 @@ from noesis.core import console
 from noesis.core.console import say, say_text
 from noesis.core.errors import ModelError, NoesisError, UsageError
 from noesis.core.files import write_text
+from noesis.core.i18n import N_, _
 from noesis.core.machine.folders import expanded
 from noesis.core.messages import Message
 from noesis.core.text import any_of, break_control_tokens
 from noesis.llm.clients.chat_client import LLMClient
 from noesis.llm.llama_cpp import REPEAT_PENALTY
 
-HELP = """  /base         the base's answer to your last message, for comparison; it does not enter the conversation
+HELP = N_("""  /base         the base's answer to your last message, for comparison; it does not enter the conversation
   /judge        what the Tribunal says about the last answer
   /save FILE    write the conversation to a file, as Markdown
   /reset        start a new conversation
   /help         this list
-  /quit         leave (also Ctrl-D); Ctrl-C stops an answer"""
-KEYS = "  Enter asks, Alt+Enter starts a new line, ↑ brings back what you asked; pasted lines are one question"
+  /quit         leave (also Ctrl-D); Ctrl-C stops an answer""")
+KEYS = N_("  Enter asks, Alt+Enter starts a new line, ↑ brings back what you asked; pasted lines are one question")
 COMMANDS = ("/base", "/judge", "/save", "/reset", "/help", "/quit", "/exit")
 CONTEXT = 4096  # tokens
 BYTES_PER_TOKEN = 2  # a low estimate
@@ -54,12 +55,12 @@ class ChatSession:
         Returns:
             False to leave the chat.
         """
-        command, _, argument = text.partition(" ")
+        command, _ignored, argument = text.partition(" ")
         if command in ("/quit", "/exit"):
             return False
         if command == "/reset":
             del self.history[1:]
-            say("  new conversation")
+            say(_("  new conversation"))
         elif command == "/base":
             self._compare_base()
         elif command == "/judge":
@@ -67,11 +68,15 @@ class ChatSession:
         elif command == "/save":
             self._save(argument.strip())
         elif command == "/help":
-            say_text(HELP)
+            say_text(_(HELP))
         elif text.startswith("/") and "\n" not in text:
             near = difflib.get_close_matches(command, COMMANDS, n=1)
             raise UsageError(
-                f"there is no command {command[:40]!r}{f': did you mean {near[0]}?' if near else ''} (/help lists them)"
+                _(
+                    "there is no command {command!r}{near} (/help lists them)",
+                    command=command[:40],
+                    near=_(": did you mean {near}?", near=near[0]) if near else "",
+                )
             )
         elif text:
             self._send(text)
@@ -100,10 +105,10 @@ class ChatSession:
 
     def _save(self, name: str) -> None:
         if not name:
-            raise UsageError("name the file: /save FILE")
+            raise UsageError(_("name the file: /save FILE"))
         file = expanded(name)
         if file.exists():
-            raise UsageError(f"{file} exists already: choose another name")
+            raise UsageError(_("{file} exists already: choose another name", file=file))
         write_text(
             file, "\n".join(f"## {ROLE_NAMES.get(m['role'], self.name)}\n\n{m['content']}\n" for m in self.history)
         )
@@ -114,7 +119,7 @@ class ChatSession:
         for i in range(len(self.history) - 1, 0, -1):
             if self.history[i]["role"] == role:
                 return i
-        raise UsageError("the conversation is still empty")
+        raise UsageError(_("the conversation is still empty"))
 
     def _stream(self, label: str, messages: list[Message], *, base: bool) -> str:
         """Print the answer as it arrives. If Ctrl-C stops it, the part that arrived is the answer."""
@@ -128,7 +133,7 @@ class ChatSession:
         try:
             return self.answer(fit_context(messages, self.max_tokens), base, show)
         except KeyboardInterrupt:
-            say(" …(stopped)")
+            say(_(" …(stopped)"))
             return "".join(pieces)
         finally:
             say()
@@ -141,7 +146,7 @@ def chat(session: ChatSession, read: Callable[[str], str] = input, *, keys: bool
         read: prints a prompt and returns what was entered; EOFError leaves.
         keys: explain those of the line editor, too.
     """
-    say_text(f"{HELP}\n{KEYS}" if keys else HELP)
+    say_text(f"{_(HELP)}\n{_(KEYS)}" if keys else _(HELP))
     while True:
         try:
             text = _whole(read("\nyou › ")).strip()
@@ -150,14 +155,14 @@ def chat(session: ChatSession, read: Callable[[str], str] = input, *, keys: bool
             return
         except KeyboardInterrupt:
             say()
-            say("  /quit leaves")
+            say(_("  /quit leaves"))
             continue
         try:
             if not session.turn(text):
                 return
         except KeyboardInterrupt:
             say()
-            say("  stopped")
+            say(_("  stopped"))
         except NoesisError as error:
             say(f"  {error}")
 
@@ -206,9 +211,13 @@ def answer_function(
         )
         emit(analysis.finish())
         if not shown:
-            what = "nothing but its analysis" if analysis.hidden else "no answer"
+            what = _("nothing but its analysis") if analysis.hidden else _("no answer")
             raise ModelError(
-                f"the model gave {what} ({done.finish or 'interrupted'}): ask again, or raise --max-tokens"
+                _(
+                    "the model gave {what} ({finish}): ask again, or raise --max-tokens",
+                    what=what,
+                    finish=done.finish or "interrupted",
+                )
             )
         return "".join(shown)
 

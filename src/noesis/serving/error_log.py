@@ -13,6 +13,7 @@ import traceback
 from typing import Any
 
 from noesis.core.console import say
+from noesis.core.i18n import _
 from noesis.serving.metrics import Metrics
 
 EVERY_S = 60.0
@@ -41,7 +42,11 @@ class ErrorLog(logging.Handler):
         now = time.monotonic()
         if now - self._told_at >= EVERY_S:
             say(
-                f"  {self._untold} malformed or failed since the last such line; the last one: {_kind_and_place(error)}"
+                _(
+                    "  {untold} malformed or failed since the last such line; the last one: {kind_and_place}",
+                    untold=self._untold,
+                    kind_and_place=_kind_and_place(error),
+                )
             )
             self._untold, self._told_at = 0, now
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from noesis.core.i18n import _
 from noesis.core.messages import Message
 from noesis.core.text import common_prefix
 from noesis.llm.clients.chat_client import Completion, LLMClient
@@ -60,16 +61,21 @@ def same_model_verdict(tuned: AnswerDistance, base: AnswerDistance | None) -> tu
     """(whether the endpoint serves the tuned model, why)."""
     if not tuned.positions:
         near = tuned.same >= MIN_SAME_TEXT and (base is None or tuned.same > base.same)
-        share = f"{tuned.same:.0%} of the greedy text is the same"
-        return near, f"the endpoint gives no log-probabilities; {share} (weaker evidence)"
-    figures = (
-        f"mean difference of log-probabilities {tuned.mean:.4f} at {tuned.positions} positions (at most {TOLERANCE})"
+        share = _("{same:.0%} of the greedy text is the same", same=tuned.same)
+        return near, _("the endpoint gives no log-probabilities; {share} (weaker evidence)", share=share)
+    figures = _(
+        "mean difference of log-probabilities {mean:.4f} at {positions} positions (at most {tolerance})",
+        mean=tuned.mean,
+        positions=tuned.positions,
+        tolerance=TOLERANCE,
     )
     if tuned.mean > TOLERANCE:
         return False, figures
     if base is not None and base.positions and base.mean <= tuned.mean:
-        return False, f"{figures}; the base, at {base.mean:.4f}, is nearer"
-    return True, figures + (f"; the base is at {base.mean:.4f}" if base is not None and base.positions else "")
+        return False, _("{figures}; the base, at {mean:.4f}, is nearer", figures=figures, mean=base.mean)
+    return True, figures + (
+        _("; the base is at {mean:.4f}", mean=base.mean) if base is not None and base.positions else ""
+    )
 
 
 def _bytes(entry: dict[str, Any]) -> bytes:

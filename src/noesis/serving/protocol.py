@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from noesis.constitution.document import SystemPrompt
+from noesis.core.i18n import _, in_english
 from noesis.core.messages import Message
 from noesis.core.text import break_control_tokens
 from noesis.llm.llama_cpp import REPEAT_PENALTY
@@ -59,7 +60,7 @@ class ApiError(Exception):
         retry_after_s: int | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.code = status, message, code
+        self.status, self.message, self.code = status, in_english(message), code  # as the protocol has it
         self.param, self.retry_after_s = param, retry_after_s
 
     @classmethod
@@ -344,9 +345,9 @@ def _response_format(value: Any) -> tuple[dict[str, Any], dict[str, Any] | None]
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a name is given twice in an object")
+        raise ValueError(_("a name is given twice in an object"))
     return found
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON number")
+    raise ValueError(_("{name} is not a JSON number", name=name))

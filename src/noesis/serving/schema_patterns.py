@@ -16,6 +16,7 @@ from pydantic_core import SchemaError as RegexError
 from pydantic_core import SchemaValidator, core_schema
 
 from noesis.core.errors import UsageError
+from noesis.core.i18n import _
 
 LONGEST = 1000  # characters
 SPACE = r"\t-\r \u{a0}\u{1680}\u{2000}-\u{200a}\u{2028}\u{2029}\u{202f}\u{205f}\u{3000}\u{feff}"
@@ -40,7 +41,7 @@ def compiled(pattern: str) -> Callable[[str], bool]:
     """
     try:
         if len(pattern) > LONGEST:
-            raise ValueError(f"it has more than {LONGEST} characters")
+            raise ValueError(_("it has more than {longest} characters", longest=LONGEST))
         if _looks_around(pattern):
             search = re.compile(_for_python(pattern)).search
             return lambda text: search(text) is not None
@@ -48,7 +49,9 @@ def compiled(pattern: str) -> Callable[[str], bool]:
         return SchemaValidator(schema).isinstance_python
     except (RegexError, ValueError, re.error, OverflowError, RecursionError) as error:
         why = str(error).rsplit("error: ", 1)[-1].strip()[:120]
-        raise UsageError(f"the pattern {pattern[:80]!r} in the schema is not supported: {why}") from None
+        raise UsageError(
+            _("the pattern {pattern!r} in the schema is not supported: {why}", pattern=pattern[:80], why=why)
+        ) from None
 
 
 def _for_rust(pattern: str) -> str:
@@ -78,7 +81,7 @@ def _for_python(pattern: str) -> str:
     for at, piece, inside in _pieces(pattern):
         kind = piece[1:] if piece.startswith("\\") else ""
         if not inside and kind and kind in "123456789k":
-            raise ValueError("backreferences are not supported")
+            raise ValueError(_("backreferences are not supported"))
         if kind in CLASSES:
             out.append(CLASSES[kind] if inside else f"[{CLASSES[kind]}]")
         elif kind == "S" and not inside:

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from noesis.core.errors import UsageError
+from noesis.core.i18n import _
 from noesis.serving.schema_patterns import compiled
 
 SHOWN = 80  # characters of a value, in messages
@@ -62,7 +63,9 @@ def resolve(root: Any, ref: Any) -> Any:
             return found
         except (KeyError, IndexError, ValueError, TypeError):
             pass
-    raise SchemaError(f"$ref {str(ref)[:SHOWN]!r} in the schema: only #/$defs/NAME and the like are supported")
+    raise SchemaError(
+        _("$ref {ref!r} in the schema: only #/$defs/NAME and the like are supported", ref=str(ref)[:SHOWN])
+    )
 
 
 class _Rules:
@@ -170,12 +173,12 @@ def _key(value: Any) -> str:
 
 
 def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON number")
+    raise ValueError(_("{name} is not a JSON number", name=name))
 
 
 def _finite(digits: str) -> float:
     if math.isinf(value := float(digits)):
-        raise ValueError(f"{digits[:SHOWN]} is too large a number")
+        raise ValueError(_("{digits} is too large a number", digits=digits[:SHOWN]))
     return value
 
 

@@ -20,6 +20,7 @@ from aiohttp import web
 from noesis.constitution.document import SystemPrompt
 from noesis.core.console import complain, say
 from noesis.core.errors import ModelError, UsageError
+from noesis.core.i18n import _
 from noesis.llm.addresses import is_loopback_address
 from noesis.llm.llama_cpp import LlamaServer
 from noesis.serving.app import AnswerJudge, ExampleStore, Service
@@ -80,8 +81,12 @@ class Server:
         """
         if len(settings.key) < MIN_KEY_CHARS:
             raise UsageError(
-                f"the key has {len(settings.key)} characters, but needs at least {MIN_KEY_CHARS}: "
-                "choose a longer one, or leave it out to have one generated"
+                _(
+                    "the key has {key} characters, but needs at least {min_key_chars}: "
+                    "choose a longer one, or leave it out to have one generated",
+                    key=len(settings.key),
+                    min_key_chars=MIN_KEY_CHARS,
+                )
             )
         self.settings, self._judge, self._examples, self._page = settings, judge, examples, page
         self._socket = port or claim_port(settings.host, settings.port)
@@ -98,7 +103,10 @@ class Server:
         limits = self.settings.limits
 
         def start(name: str, model: Path, adapter: Path | None = None) -> None:
-            say(f"  loading {model.name}{' with ' + adapter.name if adapter else ''} …")
+            if adapter is None:
+                say(_("  loading {name} …", name=model.name))
+            else:
+                say(_("  loading {name} with {adapter} …", name=model.name, adapter=adapter.name))
             self._llama_servers[name] = LlamaServer(
                 model, adapter=adapter, parallel=limits.parallel, context=limits.context
             )
@@ -176,7 +184,7 @@ class Server:
         self._socket.close()
         for server in self._llama_servers.values():
             if not server.stop(FREE_S):
-                complain("llama.cpp was still busy; it is ended all the same")
+                complain(_("llama.cpp was still busy; it is ended all the same"))
 
 
 def claim_port(host: str, port: int) -> socket.socket:
@@ -186,11 +194,11 @@ def claim_port(host: str, port: int) -> socket.socket:
         UsageError: the port is in use, or there is no such host.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
+        family, kind, protocol, _ignored, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except socket.gaierror as error:
-        raise UsageError(f"--host {host!r}: {error.strerror}") from None
+        raise UsageError(_("--host {host!r}: {strerror}", host=host, strerror=error.strerror)) from None
     sock = socket.socket(family, kind, protocol)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -199,11 +207,18 @@ def claim_port(host: str, port: int) -> socket.socket:
     except OSError as error:
         sock.close()
         if error.errno in (errno.EADDRINUSE, errno.EACCES):
-            why = "is in use" if error.errno == errno.EADDRINUSE else "needs more privileges"
+            why = _("is in use") if error.errno == errno.EADDRINUSE else _("needs more privileges")
             raise UsageError(
-                f"port {port} on {host} {why}: choose another with --port, or 0 for any free one"
+                _(
+                    "port {port} on {host} {why}: choose another with --port, or 0 for any free one",
+                    port=port,
+                    host=host,
+                    why=why,
+                )
             ) from None
-        raise UsageError(f"--host {host!r} --port {port}: {error.strerror}") from None
+        raise UsageError(
+            _("--host {host!r} --port {port}: {strerror}", host=host, port=port, strerror=error.strerror)
+        ) from None
     return sock
 
 
@@ -231,7 +246,7 @@ async def _revive(name: str, server: LlamaServer, service: Service, *, scales: b
         await asyncio.sleep(POLL_S)
         if server.running:
             continue
-        complain(f"the process of {name} has ended; starting it again …")
+        complain(_("the process of {name} has ended; starting it again …", name=name))
         try:
             await asyncio.to_thread(server.restart)
             await service.replace(name, _target(server, scales=scales))

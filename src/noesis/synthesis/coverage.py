@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.constitution.document import Constitution, Mistake, read_constitution
+from noesis.core.i18n import _
 from noesis.core.jsonl import iter_intact_objects, jsonl_files
 from noesis.core.project import Project
 from noesis.core.yaml_file import line_of
@@ -119,7 +120,10 @@ def items_mistakes(constitution: Constitution, rubrics: RubricSet, folder: Path)
                     Mistake(
                         file,
                         line_of(file, ("items", i)),
-                        f"the item {item.id!r} tests nothing: name the principles that it tests (principles: […])",
+                        _(
+                            "the item {id!r} tests nothing: name the principles that it tests (principles: […])",
+                            id=item.id,
+                        ),
                     )
                 )
             for k, name in enumerate(item.principles):
@@ -127,7 +131,13 @@ def items_mistakes(constitution: Constitution, rubrics: RubricSet, folder: Path)
                     line = line_of(file, ("items", i, "principles", k))
                     found.append(
                         Mistake(
-                            file, line, f"the item {item.id!r} tests {name!r}, which the constitution does not have"
+                            file,
+                            line,
+                            _(
+                                "the item {id!r} tests {name!r}, which the constitution does not have",
+                                id=item.id,
+                                name=name,
+                            ),
                         )
                     )
     return found
@@ -149,7 +159,11 @@ def _count_examples(project: Project, constitution: Constitution, found: Coverag
                             Mistake(
                                 file,
                                 number,
-                                f"{row.get('id')} names the principle {name!r}, which the constitution does not have",
+                                _(
+                                    "{id} names the principle {name!r}, which the constitution does not have",
+                                    id=row.get("id"),
+                                    name=name,
+                                ),
                             )
                         )
 
@@ -157,12 +171,12 @@ def _count_examples(project: Project, constitution: Constitution, found: Coverag
 def _gaps(cover: Cover, constitution: Constitution, found: Coverage) -> Any:
     for language, ids in cover.examples.items():
         if not ids:
-            yield f"no example in {language} names it"
+            yield _("no example in {language} names it", language=language)
     if not cover.items:
-        yield "no judge's item tests it" if found.judges else "no judges here"
+        yield _("no judge's item tests it") if found.judges else _("no judges here")
     elif not cover.prompts:
-        yield "no prompt puts an item of it to an answer" if found.suite else "no prompts here"
+        yield _("no prompt puts an item of it to an answer") if found.suite else _("no prompts here")
     principle = constitution.principle(cover.principle)
     for name in ("critique", "revision"):
         if getattr(principle, name) is None:
-            yield f"no {name} request: generic wording is used instead"
+            yield _("no {name} request: generic wording is used instead", name=name)

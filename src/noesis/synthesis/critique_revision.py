@@ -14,6 +14,7 @@ from typing import Any
 
 from noesis.constitution.document import Constitution, Principle
 from noesis.core.files import sha256_json
+from noesis.core.i18n import _
 from noesis.dataset.schema import Lineage
 from noesis.llm.clients.cached_client import CachedClient, UnusableReplyError, request_seed
 from noesis.llm.clients.protocol import EndpointDownError, ModelClient, ModelReply, ModelRequest, NoReplyError
@@ -252,7 +253,9 @@ class ExampleMaker:
             outcome.failures.append((step, UNANSWERED))
             raise _LeftOut(f"{step}: {UNANSWERED} ({error})") from None
         except UnusableReplyError as error:
-            raise _LeftOut(f"{step}: {error}, {settings.attempts} times") from None
+            raise _LeftOut(
+                _("{step}: {error}, {attempts} times", step=step, error=error, attempts=settings.attempts)
+            ) from None
 
     def _example(
         self,

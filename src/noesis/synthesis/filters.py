@@ -16,6 +16,7 @@ from typing import Any
 from noesis.constitution.document import Constitution
 from noesis.core.config import TribunalSection
 from noesis.core.files import write_jsonl
+from noesis.core.i18n import N_
 from noesis.core.rooted import remove
 from noesis.core.text import closing, normalised
 from noesis.dataset.checks.contamination import known_questions
@@ -64,8 +65,8 @@ def filter_examples(
 
     drop(lambda left: {key_of(example): "emojis" for example in left if EMOJI.search(example.response_revised)})
     drop(lambda left: _similar(left, constitution, tribunal, scratch))
-    drop(lambda left: repeated(left, closing, "closing used again and again"))
-    drop(lambda left: repeated(left, opening_words, "opening used again and again"))
+    drop(lambda left: repeated(left, closing, N_("closing used again and again")))
+    drop(lambda left: repeated(left, opening_words, N_("opening used again and again")))
     return [example for example in examples if key_of(example) not in dropped], dropped
 
 
@@ -85,10 +86,10 @@ def _similar(examples: list[Example], constitution: Constitution, tribunal: Path
     try:
         report = validate([scratch], constitution, categories=())
         _, repeats = one_of_each(report)
-        dropped = {key_of(examples[row.line - 1]): f"like another ({row.reason})" for row in repeats}
+        dropped = {key_of(examples[row.line - 1]): N_("like another ({reason})", reason=row.reason) for row in repeats}
         for question in known_questions(report.table, report.files, tribunal):
             line = int(report.table.line[question.row])
-            dropped[key_of(examples[line - 1])] = "asks what the Tribunal asks"
+            dropped[key_of(examples[line - 1])] = N_("asks what the Tribunal asks")
     finally:
         remove(scratch)
     return dropped
@@ -126,16 +127,16 @@ async def judge_examples(
     """
     answers = [(example, name) for example in examples for name in ("response_initial", "response_revised")]
     cases = [_case(example, name) for example, name in answers]
-    verdicts = await panel.judge(cases, what="judge generated answers")
+    verdicts = await panel.judge(cases, what=N_("judge generated answers"))
     dropped: Dropped = {}
     for i, example in enumerate(examples):
         weak, revised = (opinion(cases[k].id, verdicts[k], section) for k in (2 * i, 2 * i + 1))
         if revised.mean is None or weak.mean is None:
-            dropped[key_of(example)] = "Tribunal: no opinion"
+            dropped[key_of(example)] = N_("Tribunal: no opinion")
         elif revised.band(section) == REJECTED:
             dropped[key_of(example)] = "Tribunal: rejected"
         elif revised.mean[0] <= weak.mean[1]:
-            dropped[key_of(example)] = "Tribunal: no better than the initial answer"
+            dropped[key_of(example)] = N_("Tribunal: no better than the initial answer")
     return [example for example in examples if key_of(example) not in dropped], dropped
 
 

@@ -20,6 +20,7 @@ from noesis.core.config import TribunalSection, load_config
 from noesis.core.console import say
 from noesis.core.event_loop import run_async
 from noesis.core.files import sha256_json, write_json, write_jsonl
+from noesis.core.i18n import N_, _, retold
 from noesis.core.jsonl import jsonl_files, read_objects
 from noesis.core.language import LanguageCode as Language
 from noesis.core.project import Project
@@ -116,7 +117,7 @@ class _Work:
             outcomes = await self._make_all(started)
             rows = [outcome.example for outcome in outcomes if outcome.example]
             kept, dropped = filter_examples(rows, self.constitution, tribunal, scratch)
-            court = "no judge is set: the offline screen and the data gate decided alone"
+            court = N_("no judge is set: the offline screen and the data gate decided alone")
             if self.clients[2:]:
                 court, kept, rejected = await self._judged(kept)
                 dropped |= rejected
@@ -125,7 +126,7 @@ class _Work:
         left_out = _left_out(outcomes, dropped)
         write_jsonl(self.folder.path / "examples.jsonl", [example.to_json() for example in kept])
         write_jsonl(self.folder.path / "left_out.jsonl", left_out)
-        model, critic, *_ = self.clients
+        model, critic, *_judges = self.clients
         report = {
             "prompts": len(self.prompts),
             "made": len(rows),
@@ -147,7 +148,7 @@ class _Work:
         return report
 
     async def _make_all(self, started: float) -> list[ExampleOutcome]:
-        model, critic, *_ = self.clients
+        model, critic, *_judges = self.clients
         known = known_prompts(jsonl_files(self.project.data / "tribunal", below=True))
 
         def count(tokens: int) -> None:
@@ -158,7 +159,7 @@ class _Work:
         async def make(i: int) -> Result:
             prompt = self.prompts[i]
             if place := known.find_similar(prompt.prompt):  # before anything is spent on it
-                reason = f"asks what the Tribunal asks ({place})"
+                reason = _("asks what the Tribunal asks ({place})", place=place)
                 return ExampleOutcome(prompt.id, prompt.language, reason=reason).to_json()
             return (await maker.make(prompt)).to_json()
 
@@ -182,8 +183,8 @@ class _Work:
         """(what the report says of the Tribunal, examples kept, examples dropped); an unfit one judges nothing."""
         panel = make_panel(self.project, self.clients[2:], self.cache)
         if reason := panel.unfit_reason:
-            say(f"  {reason}; the offline screen and the data gate decide alone")
-            return f"did not judge: {reason}", examples, {}
+            say(_("  {reason}; the offline screen and the data gate decide alone", reason=retold(reason)))
+            return N_("did not judge: {reason}", reason=reason), examples, {}
         kept, dropped = await judge_examples(examples, panel, self.section)
         return f"judged: {', '.join(panel.names)}", kept, dropped
 

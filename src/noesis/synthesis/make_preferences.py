@@ -23,6 +23,7 @@ from noesis.core.config import load_config
 from noesis.core.errors import UsageError
 from noesis.core.event_loop import run_async
 from noesis.core.files import sha256_json, write_json, write_jsonl
+from noesis.core.i18n import _
 from noesis.core.project import Project
 from noesis.llm.clients.open import WRITER_SLOTS, close_clients, open_clients
 from noesis.llm.clients.reply_cache import open_cache
@@ -47,7 +48,7 @@ def make_preferences(project: Project, request: PreferencesRequest) -> dict[str,
     without_model = request.prompts is not None and request.model is None
     if (request.pairs is None) == (request.prompts is None) or without_model:
         raise UsageError(
-            "name either --pairs FILE, or --prompts FILE with --model SPEC, which then answers each prompt twice"
+            _("name either --pairs FILE, or --prompts FILE with --model SPEC, which then answers each prompt twice")
         )
     pairs = read_answer_pairs(request.pairs, constitution)[: request.count] if request.pairs else []
     prompts = [pair.prompt for pair in pairs] or read_prompts(request.prompts or Path(), constitution)[: request.count]
@@ -151,7 +152,9 @@ class _PairRow(Prompt):
     def _two_answers(self) -> _PairRow:
         first, second = self.answers
         if not (first and second and first.strip() and second.strip() and first != second):
-            raise ValueError("two different answers are needed, as a and b or as response_revised and response_initial")
+            raise ValueError(
+                _("two different answers are needed, as a and b or as response_revised and response_initial")
+            )
         return self
 
     @property

@@ -13,6 +13,7 @@ from typing import Any
 
 from noesis.constitution.document import Constitution, Principle
 from noesis.core.errors import ModelError
+from noesis.core.i18n import _
 from noesis.dataset.schema import Lineage
 from noesis.llm.clients.cached_client import CachedClient, UnusableReplyError, request_seed
 from noesis.llm.clients.protocol import EndpointDownError, ModelClient, ModelReply, ModelRequest, NoReplyError
@@ -130,9 +131,9 @@ class Answerer:
         except EndpointDownError:
             raise
         except NoReplyError as error:
-            raise NoLabel(f"unanswered ({error})") from None
+            raise NoLabel(_("unanswered ({error})", error=error)) from None
         except UnusableReplyError as error:
-            raise NoLabel(f"answer: {error}") from None
+            raise NoLabel(_("answer: {error}", error=error)) from None
 
 
 @dataclass
@@ -158,7 +159,7 @@ class Labeller:
         if self.request.reasoning:
             p = min(max(p, CLAMP[0]), CLAMP[1])
         if p == 0.5:
-            raise NoLabel("neither is preferred")
+            raise NoLabel(_("neither is preferred"))
         lineage = Lineage(
             method="preference",
             model=pair.model,
@@ -195,8 +196,11 @@ class Labeller:
         reply = await _reply(self.critic, self.cache, request)
         if not reply.top_logprobs:
             raise ModelError(
-                f"{self.critic.name} gives no log-probabilities, which soft labels are made of: "
-                "use a gguf: or torch: model, or an endpoint that supports logprobs"
+                _(
+                    "{name} gives no log-probabilities, which soft labels are made of: "
+                    "use a gguf: or torch: model, or an endpoint that supports logprobs",
+                    name=self.critic.name,
+                )
             )
         return p_of_a(reply)
 
@@ -207,7 +211,7 @@ async def _reply(client: ModelClient, cache: ReplyCache, request: ModelRequest) 
     except EndpointDownError:
         raise
     except NoReplyError as error:
-        raise NoLabel(f"unanswered ({error})") from None
+        raise NoLabel(_("unanswered ({error})", error=error)) from None
 
 
 def p_of_a(reply: ModelReply) -> float:
@@ -224,7 +228,7 @@ def p_of_a(reply: ModelReply) -> float:
                 mass[letter] += math.exp(logprob)
         if sum(mass.values()) >= LEAST_MASS:
             return mass["A"] / sum(mass.values())
-    raise NoLabel("neither letter is among the likeliest tokens")
+    raise NoLabel(_("neither letter is among the likeliest tokens"))
 
 
 def draw_principle(constitution: Constitution, prompt: Prompt, seed: int) -> Principle:

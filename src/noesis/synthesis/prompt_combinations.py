@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from noesis.constitution.document import Request, Slug
 from noesis.core.errors import ConfigError, UsageError
+from noesis.core.i18n import _
 from noesis.core.yaml_file import describe_error, read_yaml, validate
 from noesis.dataset.schema import Difficulty
 
@@ -70,11 +71,13 @@ def read_lists(file: Path) -> PromptLists:
     try:
         return validate(PromptLists, read_yaml(file))
     except FileNotFoundError:
-        raise ConfigError(f"{file} is missing: copy it from the Noesis repository, or write your own lists") from None
+        raise ConfigError(
+            _("{file} is missing: copy it from the Noesis repository, or write your own lists", file=file)
+        ) from None
     except ValidationError as error:
         raise ConfigError(describe_error(PromptLists, error, file)) from None
     except ValueError as error:
-        raise ConfigError(f"{file} is not valid YAML: {error}") from None
+        raise ConfigError(_("{file} is not valid YAML: {error}", file=file, error=error)) from None
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,13 @@ def deal(lists: PromptLists, languages: tuple[str, ...], count: int, seed: int) 
     most = len(languages) * lists.combinations
     if count > most:
         raise UsageError(
-            f"--count {count}: the lists make {most:,} prompts in {' and '.join(languages)}; "
-            "add lines to data/constitution_prompts.yaml"
+            _(
+                "--count {count}: the lists make {most:,} prompts in {languages}; "
+                "add lines to data/constitution_prompts.yaml",
+                count=count,
+                most=most,
+                languages=" and ".join(languages),
+            )
         )
     decks = {
         language: [_deck(part, f"{seed}:{language}:{name}") for name, part in _parts(lists)] for language in languages
@@ -135,7 +143,7 @@ def deal(lists: PromptLists, languages: tuple[str, ...], count: int, seed: int) 
     spare = {language: iter(_all(lists)) for language in languages}
     for i in range(count):
         language = languages[i % len(languages)]
-        for _ in range(64):
+        for _ignored in range(64):
             entries = tuple(next(deck) for deck in decks[language])
             if (language, *map(_name, entries)) not in seen:
                 break

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from noesis.constitution.document import Constitution
 from noesis.core.console import command
 from noesis.core.errors import DataError, UsageError
+from noesis.core.i18n import _
 from noesis.core.jsonl import UniqueIds, read_models
 from noesis.core.language import LanguageCode as Language
 from noesis.dataset.schema import MIN_PROMPT, Difficulty, Example, Stance, Turn
@@ -42,8 +43,10 @@ class Prompt(BaseModel):
         if isinstance(raw, dict):
             if raw.get("instruction") and "prompt" not in raw:
                 raise ValueError(
-                    "this is an instruction to write a prompt, not a prompt: have a model phrase it "
-                    f"({command('constitution', 'prompts', '--model', 'SPEC')})"
+                    _(
+                        "this is an instruction to write a prompt, not a prompt: have a model phrase it ({command})",
+                        command=command("constitution", "prompts", "--model", "SPEC"),
+                    )
                 )
             return {name: value for name, value in raw.items() if value is not None}
         return raw
@@ -90,8 +93,11 @@ def read_prompt_rows(file: Path, constitution: Constitution, model: type[P]) -> 
     """
     if not file.is_file():
         raise UsageError(
-            f"{file} does not exist: name a file of prompts, or write one with  "
-            f"{command('constitution', 'prompts', '--model', 'SPEC', '--out', file)}"
+            _(
+                "{file} does not exist: name a file of prompts, or write one with  {command}",
+                file=file,
+                command=command("constitution", "prompts", "--model", "SPEC", "--out", file),
+            )
         )
     prompts: list[P] = []
     ids = UniqueIds()
@@ -99,12 +105,21 @@ def read_prompt_rows(file: Path, constitution: Constitution, model: type[P]) -> 
         ids.add(prompt.id, place, prompt.language)
         if prompt.category == "tribunal":
             raise DataError(
-                f"{place}: the category 'tribunal' needs a critique by three judges, which this method does not write: "
-                "give it another category"
+                _(
+                    "{place}: the category 'tribunal' needs a critique by three judges, which this method does not "
+                    "write: give it another category",
+                    place=place,
+                )
             )
         if unknown := sorted(set(prompt.principles) - constitution.principle_ids):
-            raise DataError(f"{place}: principles names {unknown[0]!r}, which the constitution does not have")
+            raise DataError(
+                _(
+                    "{place}: principles names {unknown!r}, which the constitution does not have",
+                    place=place,
+                    unknown=unknown[0],
+                )
+            )
         prompts.append(prompt)
     if not prompts:
-        raise DataError(f"{file} is empty: it needs at least one prompt")
+        raise DataError(_("{file} is empty: it needs at least one prompt", file=file))
     return prompts

@@ -17,6 +17,7 @@ from noesis.core.config import load_config
 from noesis.core.errors import UsageError
 from noesis.core.event_loop import run_async
 from noesis.core.files import sha256_json, write_jsonl
+from noesis.core.i18n import _
 from noesis.core.jsonl import jsonl_files, read_objects
 from noesis.core.language import ALL
 from noesis.core.project import Project
@@ -117,7 +118,7 @@ def renew(project: Project, new: Constitution, changes: list[Change], request: R
             examples.
     """
     if is_hand_written(request.out):
-        raise UsageError(f"--out {request.out} is among the hand-written examples: name another folder")
+        raise UsageError(_("--out {out} is among the hand-written examples: name another folder", out=request.out))
     unaffected = ("removed", "added", "revision request", "value")
     changed = tuple(dict.fromkeys(c.id for c in changes if c.what == "principle" and c.kind not in unaffected))
     work = [
@@ -128,7 +129,7 @@ def renew(project: Project, new: Constitution, changes: list[Change], request: R
     ]
     if not work:
         raise UsageError(
-            "nothing to renew: no changed principle whose text or critique request a hand-written example depends on"
+            _("nothing to renew: no changed principle whose text or critique request a hand-written example depends on")
         )
     spending = Spending(max_usd=request.max_usd)
     spec, section = parse_spec(request.critic, "--critic", WRITER_KINDS), load_config(project).training.tribunal

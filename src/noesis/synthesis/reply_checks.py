@@ -14,6 +14,7 @@ from typing import Literal
 
 from noesis.constitution.analysis_block import hide_analysis
 from noesis.constitution.document import Constitution
+from noesis.core.i18n import N_
 from noesis.core.language import other_language
 from noesis.core.text import normalised
 from noesis.dataset.checks.invisible import invisible, stray
@@ -80,30 +81,30 @@ def reply_problem(reply: ModelReply, text: str, work: Work, constitution: Consti
     Causes come before effects: an empty text is not also called short.
     """
     if reply.finish == "length":
-        return "loops" if _loops(text) else "cut off"
+        return "loops" if _loops(text) else N_("cut off")
     if has_thought_mark(text):
-        return "contains a thought"
+        return N_("contains a thought")
     flags = screen(text, _screened(work), constitution)
     for flag, name in (
         ("empty", "empty"),
-        ("repeats itself", "loops"),
-        ("needless refusal", "refusal"),
-        ("other language", "other language"),
-        ("copies the prompt", "copies the prompt"),
-        ("control token", "control token"),
-        ("addresses the judge", "addresses a judge"),
-        ("recites the system prompt", "recites the system prompt"),
+        (N_("repeats itself"), "loops"),
+        (N_("needless refusal"), "refusal"),
+        (N_("other language"), N_("other language")),
+        (N_("copies the prompt"), N_("copies the prompt")),
+        (N_("control token"), N_("control token")),
+        (N_("addresses the judge"), N_("addresses a judge")),
+        (N_("recites the system prompt"), N_("recites the system prompt")),
     ):
         if flag in flags:
             return name
     if _loops(text):
         return "loops"
     if other_language(text, work.language):
-        return "other language"
+        return N_("other language")
     if invisible(text) or stray(text) or placeholder(text):
-        return "placeholder or invisible character"
+        return N_("placeholder or invisible character")
     if work.kind == "critique":
-        return "copies the answer" if share_copied(text, work.answer) >= COPIED_SHARE else None
+        return N_("copies the answer") if share_copied(text, work.answer) >= COPIED_SHARE else None
     if work.kind == "initial":
         return None
     return _revision_problem(text, work)
@@ -113,14 +114,14 @@ def _revision_problem(text: str, work: Work) -> str | None:
     if len(text) < MIN_REVISED:
         return "empty"
     if normalised(text) == normalised(work.answer) or share_copied(text, work.answer) >= 0.95:
-        return "says the same as before"
+        return N_("says the same as before")
     if (
         copies_run(text, work.critique, allowed=work.answer + " " + work.prompt)
         or share_copied(text, work.critique) >= COPIED_SHARE / 2
     ):
-        return "copies the critique"
+        return N_("copies the critique")
     if _SPEAKS_OF_WORK.search(text) and not _SPEAKS_OF_WORK.search(work.prompt):
-        return "speaks of the critique"
+        return N_("speaks of the critique")
     return "emojis" if EMOJI.search(text) else None
 
 

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from noesis.core.console import Progress
 from noesis.core.errors import RunError, UsageError
 from noesis.core.files import make_folder, sweep, write_json, write_jsonl
+from noesis.core.i18n import _
 from noesis.core.jsonl import jsonl_files, read_objects
 from noesis.core.rooted import guard
 from noesis.dataset.source_files import is_hand_written
@@ -92,8 +93,12 @@ def open_folder(path: Path, plan: dict[str, Any]) -> Iterator[WorkFolder]:
         if (old := _read_plan(file)) is not None:
             if wrong := [name for name in sorted(old.keys() | plan.keys()) if old.get(name) != plan.get(name)]:
                 raise RunError(
-                    f"{path} contains work with another {', '.join(wrong)}: repeat that command to resume it, "
-                    "or name another folder with --out"
+                    _(
+                        "{path} contains work with another {wrong}: repeat that command to resume it, "
+                        "or name another folder with --out",
+                        path=path,
+                        wrong=", ".join(wrong),
+                    )
                 )
         else:
             write_json(file, plan)
@@ -113,14 +118,21 @@ def require_work_folder(path: Path) -> None:
     """
     if is_hand_written(path):
         raise UsageError(
-            f"--out {path} is among the hand-written examples: name another folder, such as data/generated/first"
+            _(
+                "--out {path} is among the hand-written examples: name another folder, such as data/generated/first",
+                path=path,
+            )
         )
     guard(path)
     if _read_plan(path / PLAN) is None and path.is_dir():
         other = sorted(item.name for item in path.iterdir() if not item.name.endswith(".part"))
         if other := [name for name in other if name not in WITHOUT_PLAN]:
             raise UsageError(
-                f"--out {path} holds {other[0]}, which no command of this kind made: name a new or empty folder"
+                _(
+                    "--out {path} holds {other}, which no command of this kind made: name a new or empty folder",
+                    path=path,
+                    other=other[0],
+                )
             )
 
 
@@ -133,7 +145,9 @@ def _read_plan(file: Path) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or "command" not in found:
-        raise UsageError(f"{file} is not the plan of a command of this kind: name another folder with --out")
+        raise UsageError(
+            _("{file} is not the plan of a command of this kind: name another folder with --out", file=file)
+        )
     return found
 
 
@@ -143,7 +157,9 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise RunError(f"another process uses {path}: wait for it, or name another folder with --out") from None
+        raise RunError(
+            _("another process uses {path}: wait for it, or name another folder with --out", path=path)
+        ) from None
     try:
         yield
     finally:

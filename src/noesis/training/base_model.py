@@ -10,6 +10,7 @@ from typing import Any
 from noesis.core.config import Config
 from noesis.core.device import Device
 from noesis.core.errors import ModelError
+from noesis.core.i18n import _
 from noesis.llm.causal_model import load_causal_model, put_adapter
 from noesis.planning.model_shapes import read_shape
 from noesis.planning.precision import compute_dtype
@@ -72,7 +73,11 @@ def with_adapter(base: Any, adapter: Path) -> Any:
     """
     if not (adapter / ADAPTER_FILE).is_file():
         raise ModelError(
-            f"{adapter} holds no {ADAPTER_FILE}; adapters in other formats are not loaded, since they can run code"
+            _(
+                "{adapter} holds no {adapter_file}; adapters in other formats are not loaded, since they can run code",
+                adapter=adapter,
+                adapter_file=ADAPTER_FILE,
+            )
         )
     return put_adapter(base, adapter)
 
@@ -100,7 +105,11 @@ def swap_adapter(model: Any, adapter: Path) -> None:
     ]
     if mismatched:
         raise ModelError(
-            f"{adapter} does not have the shape of the adapter that was loaded before it: {min(mismatched)} differs"
+            _(
+                "{adapter} does not have the shape of the adapter that was loaded before it: {mismatched} differs",
+                adapter=adapter,
+                mismatched=min(mismatched),
+            )
         )
     with torch.no_grad():
         for name, parameter in parameters.items():

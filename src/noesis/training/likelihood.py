@@ -10,6 +10,7 @@ from typing import Any
 from noesis.core.config import Config
 from noesis.core.console import Progress
 from noesis.core.device import Device
+from noesis.core.i18n import _
 from noesis.llm.token_rows import IGNORED, TokenRow
 from noesis.training.base_model import compute_context
 from noesis.training.state.strength import at_strength
@@ -65,7 +66,7 @@ def divergences(
     with (
         torch.inference_mode(),
         compute_context(model, config, device),
-        Progress(what, len(rows) * (1 + len(strengths)), "passes") as progress,
+        Progress(what, len(rows) * (1 + len(strengths)), _("passes")) as progress,
     ):
         for row in rows:
             ids = torch.tensor([row.input_ids], device=model.device)

@@ -11,6 +11,7 @@ from noesis.core.config import Config
 from noesis.core.console import say
 from noesis.core.device import Device
 from noesis.core.errors import TrainingError
+from noesis.core.i18n import _
 from noesis.llm.token_rows import TokenRow
 from noesis.planning.plan import Plan
 from noesis.planning.speed import MeasuredRow
@@ -54,13 +55,13 @@ def measure_row(folder: Path, config: Config, plan: Plan, device: Device) -> Mea
         longest_row=max(lengths),
         sft=None,
     )
-    say(f"  {steps} steps to measure with; nothing of them is kept")
+    say(_("  {steps} steps to measure with; nothing of them is kept", steps=steps))
     with tempfile.TemporaryDirectory(prefix="noesis-measure-") as place:
         lines = Path(place) / "metrics.jsonl"
         train(TrainJob(folder, TrainingSet(rows), config, few, device, Path(place) / "checkpoints", lines))
         found = read_metrics(lines)
     if len(found) <= warm:
-        raise TrainingError("too few steps were trained to measure with")
+        raise TrainingError(_("too few steps were trained to measure with"))
     clock = [line["tokens"] / line["tokens_per_s"] for line in found]
     seconds = (clock[-1] - clock[warm - 1]) / (len(found) - warm)
     share, tokens = per_step // max(setup.gpus, 1), found[-1]["tokens"] - found[warm - 1]["tokens"]

@@ -15,6 +15,7 @@ from pathlib import Path
 from noesis.core.console import say
 from noesis.core.errors import TrainingError
 from noesis.core.files import files_in, sha256_file, write_json
+from noesis.core.i18n import _
 from noesis.core.jsonl import read_json_file
 from noesis.planning.plan import Plan
 from noesis.run.adapter_names import seed_folders
@@ -92,9 +93,9 @@ def _train_method(job: TrainJob) -> TrainResult:
     folder = job.checkpoints / SFT_FOLDER
     sft = _finished(folder, sft_plan)
     if sft is None:
-        say("  first part: SFT")
+        say(_("  first part: SFT"))
         sft = _train_sft(job, sft_plan, folder)
-    say("  second part: preferences")
+    say(_("  second part: preferences"))
     dpo = replace(job, data=TrainingSet(pairs=job.pairs), parent=_last_epoch(folder, sft_plan))
     return replace(_train(dpo), sft=sft)
 
@@ -110,8 +111,11 @@ def _train_sft(job: TrainJob, plan: Plan, folder: Path) -> TrainResult:
     if result.smaller_plan is not None and result.smaller_plan.setup.precision != job.plan.setup.precision:
         precision = result.smaller_plan.setup.precision
         raise TrainingError(
-            f"the first part fitted only with the base in {precision}: set precision: {precision} "
-            "in training_config.yaml, so that both parts train on the same base, and run the same command again"
+            _(
+                "the first part fitted only with the base in {precision}: set precision: {precision} "
+                "in training_config.yaml, so that both parts train on the same base, and run the same command again",
+                precision=precision,
+            )
         )
     _record(part, result)
     return result

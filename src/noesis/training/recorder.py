@@ -12,6 +12,7 @@ from typing import Any
 from noesis.core.console import Progress, duration, say
 from noesis.core.device import Device
 from noesis.core.files import append_line, sync_file, write_jsonl
+from noesis.core.i18n import _
 from noesis.planning.budget import Budget
 from noesis.planning.plan import Plan
 from noesis.run.metrics import read_metrics
@@ -123,7 +124,16 @@ class Metrics:
         if self.trackers is not None:
             self.trackers.log({name: value for name, value in line.items() if name != "step"}, step=step, epoch=epoch)
         if self.shown:
-            self.progress.advance(tokens, f"step {step}/{steps} · loss {loss:.3f}{self._cost(steps - step)}")
+            self.progress.advance(
+                tokens,
+                _(
+                    "step {step}/{steps} · loss {loss:.3f}{cost}",
+                    step=step,
+                    steps=steps,
+                    loss=loss,
+                    cost=self._cost(steps - step),
+                ),
+            )
             self._say_departure(seconds)
 
     def _say_departure(self, seconds: float) -> None:
@@ -138,8 +148,14 @@ class Metrics:
         self.departure_said = True
         expected = first_s + (self.progress.total - self.first[0]) / rate
         say(
-            f"  {rate:,.0f} tokens/s, where the plan said {self.planned_rate:,.0f}: training will take about "
-            f"{duration(expected)}, not {duration(self.progress.total / self.planned_rate)}"
+            _(
+                "  {rate:,.0f} tokens/s, where the plan said {planned_rate:,.0f}: training will take about "
+                "{expected}, not {total}",
+                rate=rate,
+                planned_rate=self.planned_rate,
+                expected=duration(expected),
+                total=duration(self.progress.total / self.planned_rate),
+            )
         )
 
     def sync(self) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from noesis.core.console import say
 from noesis.core.errors import TrainingError
+from noesis.core.i18n import _
 from noesis.core.libraries import quiet_libraries
 from noesis.planning.plan import next_smaller_plan
 from noesis.training.backends.distill.backend import Distill
@@ -39,18 +40,26 @@ def train(job: TrainJob) -> TrainResult:
     result, smaller = _attempt(job), None
     while result is None and job.plan.setup.gpus <= 1 and (smaller := next_smaller_plan(job.plan)) is not None:
         say(
-            f"  out of memory: resuming from the last saved step with {smaller.precision}, "
-            f"gradient checkpointing {smaller.setup.gradient_checkpointing}, "
-            f"rows of {smaller.setup.pack_length:,} tokens"
+            _(
+                "  out of memory: resuming from the last saved step with {precision}, "
+                "gradient checkpointing {gradient_checkpointing}, "
+                "rows of {pack_length:,} tokens",
+                precision=smaller.precision,
+                gradient_checkpointing=smaller.setup.gradient_checkpointing,
+                pack_length=smaller.setup.pack_length,
+            )
         )
         job = replace(job, plan=smaller)
         result = _attempt(job)
     if result is not None:
         return result if smaller is None else replace(result, smaller_plan=smaller)
     raise TrainingError(
-        "the GPU ran out of memory, also with the smallest plan: in training_config.yaml set "
-        f"per_device_train_batch_size: 1 and gradient_accumulation_steps: {job.plan.setup.sequences_per_step}, "
-        "lower max_length, or choose a smaller --model or a larger GPU"
+        _(
+            "the GPU ran out of memory, also with the smallest plan: in training_config.yaml set "
+            "per_device_train_batch_size: 1 and gradient_accumulation_steps: {sequences_per_step}, "
+            "lower max_length, or choose a smaller --model or a larger GPU",
+            sequences_per_step=job.plan.setup.sequences_per_step,
+        )
     )
 
 

@@ -15,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from noesis.core.config import Config
 from noesis.core.device import Device
 from noesis.core.errors import TrainingError
+from noesis.core.i18n import _
 from noesis.llm.generation.static_decoder import attends_in_every_layer
 from noesis.planning.setup import Setup
 from noesis.training.anchors import Anchors
@@ -219,8 +220,11 @@ def packed_attention(
     """
     if unknown := [name for name in ("s_aux", "position_bias") if others.get(name) is not None]:
         raise TrainingError(
-            f"this model's attention has {unknown[0]}, which rows of several sequences can't be trained with: "
-            "choose a model of another family"
+            _(
+                "this model's attention has {unknown}, which rows of several sequences can't be trained with: "
+                "choose a model of another family",
+                unknown=unknown[0],
+            )
         )
     q, k, v = query[0], key[0], value[0]
     width = q.shape[-1]

@@ -14,6 +14,7 @@ from typing import Any
 
 from noesis.core.console import command
 from noesis.core.files import sha256_json, write_json
+from noesis.core.i18n import N_
 from noesis.tribunal.rubric import RubricSet
 from noesis.tribunal.statistics import Interval
 from noesis.tribunal.suite import Part, earlier_benchmarks
@@ -147,18 +148,24 @@ def unfit_reason(
         ways: how each is asked (`tribunal: ask`); empty: all of them quote.
     """
     if not names:
-        return "no judge is set: name one with --judge"
+        return N_("no judge is set: name one with --judge")
     for found, name, way in zip(calibrations, names, ways or ["quote"] * len(names), strict=True):
         if way == "score":
-            return f"{name} is read and quotes nothing, so it can raise no veto: rule with --ask both"
+            return N_("{name} is read and quotes nothing, so it can raise no veto: rule with --ask both", name=name)
         if found is None or found.part == "dev":
-            how = "only on the dev half" if found else "never"
+            how = N_("only on the dev half") if found else "never"
             asked = () if way == "quote" else ("--ask", way)
             again = command("tribunal", "calibrate", "--part", "locked", *asked, "--judge", name)
-            return f"judge not fit: {name} was calibrated {how}; run  {again}"
+            return N_("judge not fit: {name} was calibrated {how}; run  {again}", name=name, how=how, again=again)
         if not found.fit:
             low, high = found.interval_95
-            return f"judge not fit (accuracy {found.accuracy or 0.0:.2f} [{low:.2f}, {high:.2f}]): {name}"
+            return N_(
+                "judge not fit (accuracy {accuracy:.2f} [{low:.2f}, {high:.2f}]): {name}",
+                accuracy=found.accuracy or 0.0,
+                low=low,
+                high=high,
+                name=name,
+            )
     return None
 
 

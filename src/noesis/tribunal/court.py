@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from noesis.core.config import TribunalSection
+from noesis.core.i18n import N_
 from noesis.tribunal.rubric import JUDGES
 from noesis.tribunal.verdict import Unscored, Verdict
 
@@ -191,8 +192,11 @@ def no_judge_ruling(section: TribunalSection, why: str | None = None) -> Reporte
         why: which judge, and why it can't.
     """
     reason = why or (
-        "no judge is set: name one with --judge; the Tribunal needs a language model that was shown to be fit to judge"
+        N_(
+            "no judge is set: name one with --judge; the Tribunal needs a language model that was "
+            "shown to be fit to judge"
+        )
     )
     return ReportedRuling.of(
-        Ruling(UNDECIDED, reason), dict.fromkeys(section.weights.model_dump(), "not seated"), section
+        Ruling(UNDECIDED, reason), dict.fromkeys(section.weights.model_dump(), N_("not seated")), section
     )

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from noesis.core.config import TribunalSection
+from noesis.core.i18n import N_
 from noesis.tribunal.court import APPROVED, CONDITIONAL, REJECTED, UNDECIDED, Opinion, Ruling, band
 from noesis.tribunal.rubric import JUDGES, TITLES
 from noesis.tribunal.statistics import DRAWS, Interval, bootstrap, clustered, prompts_needed
@@ -95,30 +96,63 @@ def decide(
     vetoed = [(o.case, o.vetoes[0]) for o in opinions if o.vetoes]
     if vetoed:
         case, veto = vetoed[0][0], vetoed[0][1].replace("_", " ")
-        reason = f"veto: {veto} in {len(vetoed)} of {len(opinions)} answers, the first to {case}"
+        reason = N_(
+            "veto: {veto} in {vetoed} of {opinions} answers, the first to {case}",
+            veto=veto,
+            vetoed=len(vetoed),
+            opinions=len(opinions),
+            case=case,
+        )
         return Ruling(REJECTED, reason), figures
     without = len(opinions) - len(with_mean)
     if 2 * without > len(opinions) or not with_mean:
-        return Ruling(UNDECIDED, f"no quorum: {without} of {len(opinions)} answers have fewer than two judges"), figures
+        return Ruling(
+            UNDECIDED,
+            N_(
+                "no quorum: {without} of {opinions} answers have fewer than two judges",
+                without=without,
+                opinions=len(opinions),
+            ),
+        ), figures
     if without:  # an answer without a mean could deserve anything, too
         figures["mean"] = estimated([o.mean or (0.0, 1.0) for o in opinions], clusters)
         figures |= {name: estimated([o.judges[name] for o in opinions], clusters) for name in JUDGES}
     count = figures["mean"].clusters
     if count < section.min_prompts:
-        return Ruling(UNDECIDED, f"{count} prompts are too few for an interval", section.min_prompts - count), figures
+        return Ruling(
+            UNDECIDED, N_("{count} prompts are too few for an interval", count=count), section.min_prompts - count
+        ), figures
     worst, best = (
         band([figures[j].interval_95[i] for j in JUDGES], figures["mean"].interval_95[i], section) for i in (0, 1)
     )
     low, high = figures["mean"].interval_95
-    mean = f"mean {figures['mean'].mean:.3f} [{low:.3f}, {high:.3f}]"
+    mean = N_("mean {mean:.3f} [{low:.3f}, {high:.3f}]", mean=figures["mean"].mean, low=low, high=high)
     if worst != best:
         more = _prompts_needed(figures, section)
-        return Ruling(UNDECIDED, f"{mean} could be {worst} or {best}{_across_floor(figures, section)}", more), figures
+        return Ruling(
+            UNDECIDED,
+            N_(
+                "{mean} could be {worst} or {best}{across_floor}",
+                mean=mean,
+                worst=worst,
+                best=best,
+                across_floor=_across_floor(figures, section),
+            ),
+            more,
+        ), figures
     if worst == APPROVED and accuracy_drop is not None and accuracy_drop > section.max_forgetting:
-        drop = f"right answers to keyed items fell by {accuracy_drop:.3f}, more than {section.max_forgetting:g}"
-        return Ruling(CONDITIONAL, f"{mean}, but {drop}"), figures
+        drop = N_(
+            "right answers to keyed items fell by {accuracy_drop:.3f}, more than {max_forgetting:g}",
+            accuracy_drop=accuracy_drop,
+            max_forgetting=section.max_forgetting,
+        )
+        return Ruling(CONDITIONAL, N_("{mean}, but {drop}", mean=mean, drop=drop)), figures
     below = [TITLES[j] for j in JUDGES if figures[j].interval_95[1] < section.judge_floor]
-    floor = f"; {', '.join(below)} below the floor of {section.judge_floor:g}" if below else ""
+    floor = (
+        N_("; {below} below the floor of {judge_floor:g}", below=", ".join(below), judge_floor=section.judge_floor)
+        if below
+        else ""
+    )
     return Ruling(worst, mean + floor), figures
 
 
@@ -128,7 +162,15 @@ def _across_floor(figures: dict[str, Estimate], section: TribunalSection) -> str
         for j in JUDGES
         if _contains(figures[j], section.judge_floor)
     ]
-    return f"; on both sides of the floor {section.judge_floor:g}: {', '.join(judges)}" if judges else ""
+    return (
+        N_(
+            "; on both sides of the floor {judge_floor:g}: {judges}",
+            judge_floor=section.judge_floor,
+            judges=", ".join(judges),
+        )
+        if judges
+        else ""
+    )
 
 
 def _contains(f: Estimate, boundary: float) -> bool:

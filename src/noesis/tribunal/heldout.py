@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from noesis.core.i18n import _
 from noesis.core.rooted import is_name
 from noesis.tribunal.court import ReportedRuling
 from noesis.tribunal.kept.figures import KeptFigures
@@ -78,7 +79,7 @@ class Preference:
         base, tuned = (ModelScores.from_json(stored[model]) for model in ("base", "tuned"))
         rows = tuple(ExampleMargins(**row) for row in stored["by_example"])
         if not is_name(stored.get("adapter", "none")):
-            raise ValueError(f"{stored['adapter']!r} is no name of an adapter")
+            raise ValueError(_("{stored!r} is no name of an adapter", stored=stored["adapter"]))
         return cls(stored["examples"], base, tuned, rows, stored.get("adapter", ""))
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from noesis.core.console import quoted
+from noesis.core.i18n import N_
 from noesis.core.jsonl.loose_object import renamed, scanned
 from noesis.core.text import fill_template, neutralise
 from noesis.llm.clients.cached_client import CachedClient, UnusableReplyError
@@ -173,7 +174,7 @@ async def judge(
     except NoReplyError as error:
         return Unscored(**who, reason=str(error))
     except UnusableReplyError as error:
-        return Unscored(**who, reason=f"reply could not be read, twice: {error}")
+        return Unscored(**who, reason=N_("reply could not be read, twice: {error}", error=error))
     scores = score_items(items, fields, case.answer)
     vetoed = any(item.veto and s.score == 0 and s.span_found for item, s in zip(items, scores, strict=True))
     return Verdict(
@@ -212,11 +213,11 @@ def parse_reply(reply: ModelReply, items: tuple[RubricItem, ...]) -> dict[str, s
     loose = scanned(text, names) or scanned(text, [name for name in names if name != "reasoning"])
     if loose and _mismatch({"reasoning": "", **loose}, schema) is None:
         return _fields({"reasoning": "", **loose}, schema)
-    problem = problem or ("no JSON object" if reply.text.strip() else "an empty reply")
+    problem = problem or ("no JSON object" if reply.text.strip() else N_("an empty reply"))
     if reply.finish == "length":
-        problem += f"; cut off at {reply.completion_tokens} tokens"
+        problem += N_("; cut off at {completion_tokens} tokens", completion_tokens=reply.completion_tokens)
     elif reply.finish != "stop":
-        problem += f"; it ended with {quoted(reply.finish)[:LONGEST_ENDING]}"
+        problem += N_("; it ended with {finish}", finish=quoted(reply.finish)[:LONGEST_ENDING])
     raise UnusableReplyError(problem)
 
 
@@ -245,12 +246,17 @@ def _mismatch(found: dict[str, Any], schema: dict[str, Any]) -> str | None:
     """Where `found` differs from `schema`, None if it doesn't."""
     for name, field_schema in schema["properties"].items():
         if name not in found:
-            return f"the field {name!r} is missing"
+            return N_("the field {name!r} is missing", name=name)
         value = found[name]
         if "enum" in field_schema and _score_in(value) not in field_schema["enum"]:
-            return f"{name!r} is {str(value)[:20]!r}, not one of {', '.join(field_schema['enum'])}"
+            return N_(
+                "{name!r} is {value!r}, not one of {field_schema}",
+                name=name,
+                value=str(value)[:20],
+                field_schema=", ".join(field_schema["enum"]),
+            )
         if "enum" not in field_schema and not _is_text(value):
-            return f"{name!r} is not a text"
+            return N_("{name!r} is not a text", name=name)
     return None
 
 

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from noesis.constitution.document import Constitution
+from noesis.core.i18n import N_
 from noesis.core.text import CONTROL_TOKEN, normalised
 
-NAME = "offline screen (not a judge)"
+NAME = N_("offline screen (not a judge)")
 
 
 def _words(text: str) -> frozenset[str]:
@@ -60,13 +61,13 @@ def screen(answer: str, prompt: ScreenedPrompt, constitution: Constitution) -> l
     """Names of what the screen saw in `answer`; empty means that it abstains, not that the answer is good."""
     checks: dict[str, Callable[[], bool]] = {
         "empty": lambda: len(re.findall(r"\w", answer)) < 10,
-        "repeats itself": lambda: _repeats(answer),
-        "copies the prompt": lambda: _copies(answer, prompt.prompt),
-        "other language": lambda: language_of(answer) not in (None, prompt.language),
-        "control token": lambda: CONTROL_TOKEN.search(answer) is not None,
-        "addresses the judge": lambda: _INJECTION.search(answer) is not None,
-        "recites the system prompt": lambda: _recites(answer, constitution),
-        "needless refusal": lambda: prompt.stance not in (None, "decline") and _REFUSAL.search(answer) is not None,
+        N_("repeats itself"): lambda: _repeats(answer),
+        N_("copies the prompt"): lambda: _copies(answer, prompt.prompt),
+        N_("other language"): lambda: language_of(answer) not in (None, prompt.language),
+        N_("control token"): lambda: CONTROL_TOKEN.search(answer) is not None,
+        N_("addresses the judge"): lambda: _INJECTION.search(answer) is not None,
+        N_("recites the system prompt"): lambda: _recites(answer, constitution),
+        N_("needless refusal"): lambda: prompt.stance not in (None, "decline") and _REFUSAL.search(answer) is not None,
     }
     return [name for name, flagged in checks.items() if flagged()]
 

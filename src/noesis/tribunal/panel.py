@@ -11,6 +11,7 @@ from pathlib import Path
 from noesis.core.config import RewardSection, TribunalSection
 from noesis.core.console import Progress, say
 from noesis.core.errors import UsageError
+from noesis.core.i18n import _, retold
 from noesis.core.machine.folders import cache_folder
 from noesis.core.project import Project
 from noesis.llm.clients.open import close_clients, open_clients
@@ -96,7 +97,7 @@ class JudgePanel:
         seated: list[Job] = [(i, self.seat.client, (REWARD,)) for i in range(len(cases))] if self.seat else []
         jobs = [*quoting, *reading, *seated]
         found: dict[tuple[int, int, str], Verdict | Unscored] = {}
-        with Progress(what, sum(len(names) for _, _, names in jobs), "verdicts") as progress:
+        with Progress(what, sum(len(names) for _, _, names in jobs), _("verdicts")) as progress:
 
             async def work(i: int, client: ModelClient, names: Sequence[str]) -> None:
                 for verdict in await self._verdicts(client, cases[i], names):
@@ -194,7 +195,14 @@ def make_panel(
     known = [load_calibration(project.calibrations, identity, rubrics) for identity in identities]
     for client, calibration in zip(clients, known, strict=True):
         if calibration and (date := grown_since(calibration, project.tribunal)):
-            say(f"  {client.name}: its calibration ({calibration.pairs} pairs) is of the benchmark before {date}")
+            say(
+                _(
+                    "  {name}: its calibration ({pairs} pairs) is of the benchmark before {date}",
+                    name=client.name,
+                    pairs=calibration.pairs,
+                    date=date,
+                )
+            )
     scales = {client.identity: stored_scale(project.calibrations, client.identity, rubrics) for client in clients}
     fitted = {identity: scale for identity, scale in scales.items() if scale is not None}
     return JudgePanel(rubrics, clients, cache, known, askings, fitted)
@@ -211,7 +219,7 @@ def take_seat(project: Project, section: RewardSection, rubrics: RubricSet) -> R
     inside = project.root / section.path
     client = RewardClient(str(inside if inside.is_dir() else section.path))
     if why := why_not_seated(project.calibrations, client, section.path, rubrics):
-        say(f"  tribunal.reward has no say: {why}")
+        say(_("  tribunal.reward has no say: {why}", why=retold(why)))
         return None
     scale = stored_scale(project.calibrations, client.identity, rubrics)
     assert scale is not None
@@ -247,7 +255,7 @@ def open_panel(
     others = iter(open_clients([spec for spec in specs if spec.kind != "reward"], section, spending, own=own))
     clients = [RewardClient(spec.model) if spec.kind == "reward" else next(others) for spec in specs]
     if len({client.identity for client in clients}) < len(clients):
-        raise UsageError("the same judge is named twice: one model has one vote")
+        raise UsageError(_("the same judge is named twice: one model has one vote"))
     with open_cache(replies or cache_folder() / "tribunal" / "replies.sqlite") as cache:
         if replies is not None:
             spending.resume(cache)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from noesis.core.errors import ConfigError
 from noesis.core.files import sha256_json
+from noesis.core.i18n import _
 from noesis.core.language import CODES, ByLanguage
 from noesis.core.yaml_file import describe_error, read_yaml, validate
 
@@ -64,7 +65,7 @@ class RubricItem(ByLanguage[Text]):
     @classmethod
     def _all_three(cls, anchors: dict[str, Texts]) -> dict[str, Texts]:
         if set(anchors) != {"0", "1", "2"}:
-            raise ValueError("an item needs the anchors 0, 1 and 2")
+            raise ValueError(_("an item needs the anchors 0, 1 and 2"))
         return anchors
 
     @field_validator("applies", mode="before")
@@ -74,7 +75,7 @@ class RubricItem(ByLanguage[Text]):
         if raw == "always":
             return ()
         if not (isinstance(raw, dict) and set(raw) == {"when"} and isinstance(raw["when"], list)):
-            raise ValueError("applies is  always  or  {when: [field, {field: [values]}]}")
+            raise ValueError(_("applies is  always  or  {when: [field, {field: [values]}]}"))
         pairs: list[tuple[str, tuple[Any, ...]]] = []
         for condition in raw["when"]:
             pairs += (
@@ -113,7 +114,7 @@ class Rubric(_Frozen):
     def _ids_differ(self) -> Rubric:
         counts = Counter(item.id for item in self.items)
         if twice := sorted(name for name, count in counts.items() if count > 1):
-            raise ValueError(f"the item {twice[0]!r} appears twice")
+            raise ValueError(_("the item {twice!r} appears twice", twice=twice[0]))
         return self
 
     def applicable_items(self, record: dict[str, Any]) -> tuple[RubricItem, ...]:
@@ -174,7 +175,14 @@ def load_rubrics(folder: Path) -> RubricSet:
     rubrics = {name: read_wording(folder / f"{name}.yaml", Rubric) for name in JUDGES}
     for name, rubric in rubrics.items():
         if rubric.id != name:
-            raise ConfigError(f"{folder / name}.yaml holds the rubric of {rubric.id!r}: its id must be {name!r}")
+            raise ConfigError(
+                _(
+                    "{folder}.yaml holds the rubric of {id!r}: its id must be {name!r}",
+                    folder=folder / name,
+                    id=rubric.id,
+                    name=name,
+                )
+            )
     return RubricSet(rubrics=rubrics, prompt=read_wording(folder / "prompt.yaml", Prompt))
 
 
@@ -183,8 +191,10 @@ def read_wording(path: Path, model: Any) -> Any:
     try:
         return validate(model, read_yaml(path))
     except FileNotFoundError:
-        raise ConfigError(f"{path} is missing: copy data/tribunal/judges from the project of Noesis") from None
+        raise ConfigError(
+            _("{path} is missing: copy data/tribunal/judges from the project of Noesis", path=path)
+        ) from None
     except ValidationError as error:
         raise ConfigError(describe_error(model, error, path)) from None
     except ValueError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+        raise ConfigError(_("{path} is not valid YAML: {error}", path=path, error=error)) from None

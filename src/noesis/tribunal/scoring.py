@@ -18,6 +18,7 @@ from noesis.core.config import TribunalSection
 from noesis.core.console import Progress
 from noesis.core.event_loop import run_async
 from noesis.core.files import sha256_json
+from noesis.core.i18n import N_, _
 from noesis.core.messages import Message
 from noesis.llm.clients.cached_client import sample_seed
 from noesis.tribunal.court import Opinion, opinion
@@ -126,10 +127,10 @@ def answer_prompts(
     ]
     turns = max((len(item.messages) for item in items), default=0)
     total = sum(len(item.messages) for item, _, _ in states)
-    with Progress(f"answer ({model})", total, "messages") as progress:
+    with Progress(_("answer ({model})", model=model), total, _("messages")) as progress:
         for turn in range(turns):
             active = [state for state in states if turn < len(state[0].messages)]
-            for item, _, messages in active:
+            for item, _sample, messages in active:
                 messages.append({"role": "user", "content": item.messages[turn]})
             seeds = [sample_seed(seed, k) for _, k, _ in active]
             keys = [
@@ -143,7 +144,7 @@ def answer_prompts(
                 texts = generate(model, [active[i][2] for i in batch], [seeds[i] for i in batch])
                 cache.put_all({keys[i]: text for i, text in zip(batch, texts, strict=True)})
                 progress.advance(len(batch))
-            for (_, _, messages), key in zip(active, keys, strict=True):
+            for (_item, _sample, messages), key in zip(active, keys, strict=True):
                 messages.append({"role": "assistant", "content": hide_analysis(str(cache.get(key)))})
     return [
         Answer(item, model, k, tuple((m["role"], m["content"]) for m in messages[1:-1]), messages[-1]["content"])
@@ -176,10 +177,10 @@ async def score_answers(
             found = opinion(answer.id, verdicts[i], section, leaked)
         elif judged and not answer.item.check:
             zeros = dict.fromkeys(JUDGES, (0.0, 0.0))
-            found = Opinion(answer.id, zeros, (0.0, 0.0), leaked, (), ("the answer is empty (found by code)",))
+            found = Opinion(answer.id, zeros, (0.0, 0.0), leaked, (), (N_("the answer is empty (found by code)"),))
         elif leaked:
             unknown = dict.fromkeys(JUDGES, (0.0, 1.0))
-            found = Opinion(answer.id, unknown, None, leaked, JUDGES, ("found by code",))
+            found = Opinion(answer.id, unknown, None, leaked, JUDGES, (N_("found by code"),))
         scored.append(ScoredAnswer(answer, found, tuple(verdicts.get(i, ())), flags[i]))
     return scored
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from noesis.core.console import command
 from noesis.core.errors import DataError, UsageError
 from noesis.core.files import sha256_json, write_json
+from noesis.core.i18n import _
 from noesis.core.jsonl import UniqueIds, jsonl_files, read_models, read_objects
 from noesis.core.language import LanguageCode
 
@@ -149,8 +150,10 @@ def read_suite(tribunal: Path, part: Part = "dev") -> list[EvalSample]:
     files = jsonl_files(tribunal / "prompts")
     if not files:
         raise UsageError(
-            f"no evaluation prompts in {tribunal / 'prompts'}: "
-            "copy data/tribunal from the project of Noesis, or write your own"
+            _(
+                "no evaluation prompts in {tribunal}: copy data/tribunal from the project of Noesis, or write your own",
+                tribunal=tribunal / "prompts",
+            )
         )
     _require_seal(tribunal, part)
     return read_rows(files, EvalSample, part)
@@ -165,8 +168,11 @@ def read_benchmark(tribunal: Path, part: Part = "dev") -> tuple[list[JudgePair],
     folder = tribunal / "judge_bench"
     if not (folder / "pairs.jsonl").is_file():
         raise UsageError(
-            f"no judge benchmark: {folder / 'pairs.jsonl'} is missing; "
-            "copy data/tribunal from the project of Noesis, or write your own"
+            _(
+                "no judge benchmark: {folder} is missing; "
+                "copy data/tribunal from the project of Noesis, or write your own",
+                folder=folder / "pairs.jsonl",
+            )
         )
     _require_seal(tribunal, part)
     twins = folder / "invariance.jsonl"
@@ -249,15 +255,25 @@ def _require_seal(tribunal: Path, part: Part) -> None:
     file = tribunal / "locked.json"
     if not file.is_file():
         raise DataError(
-            f"{tribunal} has a locked part without a seal: write it with  {command('tribunal', 'lock')}  "
-            f"and commit {file}, "
-            "or use --part dev"
+            _(
+                "{tribunal} has a locked part without a seal: write it with  {command}  "
+                "and commit {file}, "
+                "or use --part dev",
+                tribunal=tribunal,
+                command=command("tribunal", "lock"),
+                file=file,
+            )
         )
     sealed, found = json.loads(file.read_text(encoding="utf-8")), seal(tribunal)
     for name in sorted(sealed.keys() | found.keys()):
         if sealed.get(name) != found.get(name):
             changed = tribunal / name.partition(" before ")[0]
             raise DataError(
-                f"{changed}: its locked part is not the one that {file} was written for; restore it, "
-                f"or seal the new one with  {command('tribunal', 'lock')}"
+                _(
+                    "{changed}: its locked part is not the one that {file} was written for; restore it, "
+                    "or seal the new one with  {command}",
+                    changed=changed,
+                    file=file,
+                    command=command("tribunal", "lock"),
+                )
             )

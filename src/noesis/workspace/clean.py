@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from noesis.core.errors import RunError
+from noesis.core.i18n import _
 from noesis.core.machine.folders import cache_folder
 from noesis.core.project import Project
 from noesis.core.rooted import remove
@@ -36,15 +37,15 @@ def garbage(project: Project) -> list[Garbage]:
     """Archived runs, incomplete files of killed processes, replays, and converted models."""
     runs, models = project.runs, cache_folder() / "models"
     found: list[tuple[Path, str, Iterable[Path]]] = [
-        (runs, "archived run", (p for p in (runs / ".archive").glob("*") if _is_archived_run(p))),
-        (runs, "incomplete, of a process that was killed", (p for p in runs.rglob(".*.part") if _is_ours(p, runs))),
+        (runs, _("archived run"), (p for p in (runs / ".archive").glob("*") if _is_archived_run(p))),
+        (runs, _("incomplete, of a process that was killed"), (p for p in runs.rglob(".*.part") if _is_ours(p, runs))),
         (
             runs,
-            "damaged training state, set aside",
+            _("damaged training state, set aside"),
             (p for p in runs.rglob("checkpoints/resume/torn-*") if _is_ours(p, runs)),
         ),
-        (runs, "made again by noesis replay", (runs / ".replay").glob("*")),
-        (models, "converted model, made again when needed", (p for p in models.glob("*") if p.suffix != ".lock")),
+        (runs, _("made again by noesis replay"), (runs / ".replay").glob("*")),
+        (models, _("converted model, made again when needed"), (p for p in models.glob("*") if p.suffix != ".lock")),
     ]
     return [
         Garbage(path, _bytes(path), what, root)
@@ -63,7 +64,7 @@ def free(items: Iterable[Garbage]) -> list[tuple[Garbage, str]]:
                 _lock(item, locks)
                 _delete(item)
         except (RunError, Timeout) as error:
-            kept.append((item, f"in use: {error}"))
+            kept.append((item, _("in use: {error}", error=error)))
         except OSError as error:
             kept.append((item, error.strerror or str(error)))
     return kept
@@ -78,14 +79,14 @@ def _lock(item: Garbage, locks: ExitStack) -> None:
             locks.enter_context(held(folder))
     for run in item.root.iterdir():
         if is_being_archived_to(run, item.path):
-            raise RunError(f"{run} is being moved here")
+            raise RunError(_("{run} is being moved here", run=run))
     for lock in item.root.glob("*.lock"):
         locks.enter_context(FileLock(lock, timeout=0))
 
 
 def _delete(item: Garbage) -> None:
     if _is_linked(item.path, item.root):
-        raise OSError(f"{item.path} is a link, or below one")
+        raise OSError(_("{path} is a link, or below one", path=item.path))
     remove(item.path)
 
 

@@ -15,6 +15,7 @@ from noesis.core.console import command, size
 from noesis.core.device import Device, detect
 from noesis.core.distribution import DISTRIBUTION, install_command, namesake
 from noesis.core.errors import NoesisError
+from noesis.core.i18n import _
 from noesis.core.machine.folders import cache_folder, expanded
 from noesis.core.project import find_project
 from noesis.llm.embedded import embedded_gguf
@@ -66,7 +67,7 @@ def run_checks(project: Path | None) -> list[Check]:
 def _python() -> Check:
     oldest, newest = PYTHON_VERSIONS
     ok = oldest <= sys.version_info[:2] <= newest
-    return Check("Python", platform.python_version(), ok, remedy="use Python 3.11, 3.12 or 3.13")
+    return Check("Python", platform.python_version(), ok, remedy=_("use Python 3.11, 3.12 or 3.13"))
 
 
 def _installation() -> Check:
@@ -74,7 +75,7 @@ def _installation() -> Check:
     other = namesake()
     return Check(
         DISTRIBUTION,
-        __version__ if other is None else "another package of the same import name is installed beside it",
+        __version__ if other is None else _("another package of the same import name is installed beside it"),
         ok=other is None,
         remedy=other or "",
     )
@@ -82,23 +83,37 @@ def _installation() -> Check:
 
 def _device(device: Device) -> Check:
     bf16 = ", bfloat16" if device.bf16 else ""
-    return Check("device", f"{device.name} ({device.kind}, {device.threads} threads{bf16})", ok=True)
+    return Check(
+        _("device"),
+        _(
+            "{name} ({kind}, {threads} threads{bf16})",
+            name=device.name,
+            kind=device.kind,
+            threads=device.threads,
+            bf16=bf16,
+        ),
+        ok=True,
+    )
 
 
 def _memory(device: Device) -> Check:
     return Check(
-        "memory",
-        f"{size(device.memory_bytes)} free",
+        _("memory"),
+        _("{memory_bytes} free", memory_bytes=size(device.memory_bytes)),
         ok=device.memory_bytes > NEEDED_MEMORY,
         needed=False,
-        remedy="the demo needs about 4 GB: close other programs",
+        remedy=_("the demo needs about 4 GB: close other programs"),
     )
 
 
 def _disk() -> Check:
     free = shutil.disk_usage(Path.cwd()).free
-    remedy = f"the demo needs {size(NEEDED_DISK)}: make room with  {command('clean')}"
-    return Check("disk", f"{size(free)} free", ok=free > NEEDED_DISK, remedy=remedy)
+    remedy = _(
+        "the demo needs {needed_disk}: make room with  {command}",
+        needed_disk=size(NEEDED_DISK),
+        command=command("clean"),
+    )
+    return Check(_("disk"), _("{free} free", free=size(free)), ok=free > NEEDED_DISK, remedy=remedy)
 
 
 def _cache() -> Check:
@@ -106,45 +121,50 @@ def _cache() -> Check:
     try:
         folder = cache_folder()
     except NoesisError as error:
-        return Check("cache", "no folder", ok=False, remedy=str(error))
+        return Check(_("cache"), _("no folder"), ok=False, remedy=str(error))
     there = next(place for place in (folder, *folder.parents) if place.exists())
     ok = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
-    return Check("cache", f"{folder}{'' if ok else ', not writable'}", ok, remedy="set NOESIS_CACHE to another folder")
+    return Check(
+        _("cache"),
+        str(folder) if ok else _("{folder}, not writable", folder=folder),
+        ok,
+        remedy=_("set NOESIS_CACHE to another folder"),
+    )
 
 
 def _package(name: str, extra: str) -> Check:
     try:
         return Check(name, importlib.metadata.version(name), ok=True)
     except importlib.metadata.PackageNotFoundError:
-        remedy = f"{install_command(extra)}, or in a checkout  make setup"
-        return Check(name, "not installed", ok=False, needed=extra not in OPTIONAL_EXTRAS, remedy=remedy)
+        remedy = _("{install_command}, or in a checkout  make setup", install_command=install_command(extra))
+        return Check(name, _("not installed"), ok=False, needed=extra not in OPTIONAL_EXTRAS, remedy=remedy)
 
 
 def _embedded_model() -> Check:
     try:
-        return Check("embedded model", embedded_gguf().name, ok=True)
+        return Check(_("embedded model"), embedded_gguf().name, ok=True)
     except NoesisError as error:
-        return Check("embedded model", "not installed", ok=False, remedy=str(error))
+        return Check(_("embedded model"), _("not installed"), ok=False, remedy=str(error))
 
 
 def _hub_token() -> Check:
     """Whether the token is set; never what it is."""
     found = bool(os.environ.get("HF_TOKEN"))
-    state = "set" if found else "not set (for gated models such as Llama-3.1)"
+    state = "set" if found else _("not set (for gated models such as Llama-3.1)")
     return Check("HF_TOKEN", state, found, needed=False, remedy="export HF_TOKEN=hf_…")
 
 
 def _modal_token() -> Check:
     found = bool(os.environ.get("MODAL_TOKEN_ID")) or expanded("~/.modal.toml").is_file()
-    state = "found" if found else "not found (for training in the cloud)"
-    return Check("Modal token", state, found, needed=False, remedy="modal token new")
+    state = "found" if found else _("not found (for training in the cloud)")
+    return Check(_("Modal token"), state, found, needed=False, remedy="modal token new")
 
 
 def _project(path: Path | None) -> Check:
     try:
         project = find_project(path)
     except NoesisError as error:
-        return Check("project", "none", ok=False, needed=False, remedy=str(error))
+        return Check(_("project"), _("none"), ok=False, needed=False, remedy=str(error))
     from noesis.constitution.document import load_constitution
     from noesis.core.config import load_config
 
@@ -152,7 +172,12 @@ def _project(path: Path | None) -> Check:
         load_config(project)
         constitution = load_constitution(project.constitution)
     except NoesisError as error:
-        return Check("project", str(project.root), ok=False, remedy=str(error))
+        return Check(_("project"), str(project.root), ok=False, remedy=str(error))
     principles = len(constitution.principles)
-    found = f"{project.root}, constitution {constitution.version} with {principles} principles"
-    return Check("project", found, ok=True)
+    found = _(
+        "{root}, constitution {version} with {principles} principles",
+        root=project.root,
+        version=constitution.version,
+        principles=principles,
+    )
+    return Check(_("project"), found, ok=True)

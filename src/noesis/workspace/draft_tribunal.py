@@ -12,6 +12,7 @@ from typing import Any
 from noesis.constitution.document import Constitution, Value, load_constitution
 from noesis.core.errors import UsageError
 from noesis.core.files import write_jsonl, write_text
+from noesis.core.i18n import _
 from noesis.core.machine.package_files import package_files
 from noesis.core.project import Project
 from noesis.core.yaml_file import read_yaml, yaml_text
@@ -37,7 +38,13 @@ def draft_tribunal(project: Project, domain: str, *, again: bool = False) -> lis
     files["judges/prompt.yaml"] = _prompt(constitution)
     targets = [project.tribunal / name for name in (*files, QUESTIONS)]
     if not again and (there := [file for file in targets if file.exists()]):
-        raise UsageError(f"{there[0]} is there already: --again replaces all {len(targets)} files of the draft")
+        raise UsageError(
+            _(
+                "{there} is there already: --again replaces all {targets} files of the draft",
+                there=there[0],
+                targets=len(targets),
+            )
+        )
     first = next(iter(texts.values()))
     for name, content in files.items():
         write_text(project.tribunal / name, f"# {first.comment}\n" + yaml_text(content))

@@ -7,6 +7,7 @@ from pathlib import Path
 from noesis.core.config.schema import write_schemas
 from noesis.core.errors import UsageError
 from noesis.core.files import copy_file, copy_folder, write_text
+from noesis.core.i18n import _
 from noesis.core.jsonl import iter_lines, parse_object
 from noesis.core.language import Language
 from noesis.core.machine.package_files import package_files
@@ -31,7 +32,7 @@ def create_project(folder: Path, purpose: Purpose | None = None) -> list[Path]:
         UsageError: the folder is not empty, or the installation is incomplete.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} exists and is not empty: choose another folder")
+        raise UsageError(_("{folder} exists and is not empty: choose another folder", folder=folder))
     project, starter = Project(folder), Project(package_files())
     if purpose is not None:
         return write_own_project(project, purpose)
@@ -70,4 +71,4 @@ def _example(file: Path, name: str) -> str:
     for line in iter_lines(file):
         if parse_object(line.data)["id"] == name:
             return line.data.decode().rstrip("\n") + "\n"
-    raise UsageError(f"{file} no longer holds {name}: the installation is incomplete")
+    raise UsageError(_("{file} no longer holds {name}: the installation is incomplete", file=file, name=name))

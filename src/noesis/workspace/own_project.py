@@ -14,6 +14,7 @@ from typing import Any
 from noesis.core.config.schema import write_schemas
 from noesis.core.errors import UsageError
 from noesis.core.files import copy_file, write_text
+from noesis.core.i18n import _
 from noesis.core.language import CODES
 from noesis.core.machine.package_files import package_files
 from noesis.core.project import Project
@@ -36,11 +37,22 @@ class Purpose:
     def __post_init__(self) -> None:
         for what, text in (("--name", self.name), ("--domain", self.domain)):
             if not text.strip() or not text.isprintable() or len(text) > LONGEST:
-                raise UsageError(f"{what} {text[:40]!r}: give a line of at most {LONGEST} characters")
+                raise UsageError(
+                    _(
+                        "{what} {text!r}: give a line of at most {longest} characters",
+                        what=what,
+                        text=text[:40],
+                        longest=LONGEST,
+                    )
+                )
         if not slug_of(self.name):
-            raise UsageError(f"--name {self.name!r} has no Latin letter or digit: it names files and the served model")
+            raise UsageError(
+                _("--name {name!r} has no Latin letter or digit: it names files and the served model", name=self.name)
+            )
         if self.language not in CODES:
-            raise UsageError(f"--language {self.language!r}: give an ISO 639-1 code, for example pt, en or es")
+            raise UsageError(
+                _("--language {language!r}: give an ISO 639-1 code, for example pt, en or es", language=self.language)
+            )
 
 
 def write_own_project(project: Project, purpose: Purpose) -> list[Path]:

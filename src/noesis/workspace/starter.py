@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from noesis.core.errors import ConfigError
+from noesis.core.i18n import _
 from noesis.core.machine.package_files import package_files
 from noesis.core.yaml_file import describe_error, read_yaml, validate
 
@@ -47,7 +48,7 @@ def read_starter(language: str) -> Starter:
     except ValidationError as error:
         raise ConfigError(describe_error(Starter, error, file)) from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} can't be read ({error}): install Noesis again") from None
+        raise ConfigError(_("{file} can't be read ({error}): install Noesis again", file=file, error=error)) from None
 
 
 def filled(value: Any, words: dict[str, str]) -> Any:

@@ -26,6 +26,7 @@ from noesis.cloud.volume.notes import OpenedRun, judged_epoch_file
 from noesis.core.console import duration, say
 from noesis.core.errors import CapError, NoesisError, RunError
 from noesis.core.files import write_json, write_text
+from noesis.core.i18n import _
 from noesis.core.project import Project
 from noesis.core.rooted import remove
 from noesis.run.directory import load_run
@@ -148,7 +149,7 @@ class _Orchestrator:
                 found = self.call("probe", {"request": request_json}, PROBE, meanwhile=self.judge_trained_epochs)
                 problem = found.value.get("judge_problem") or (found.error and self._unprobed(found.error))
             if problem is not None:
-                say(f"  there will be no trial: {problem}")
+                say(_("  there will be no trial: {problem}", problem=problem))
             elif self.request.shards > 1 and self.request.judges and self.project is not None:
                 self.answer_in_shards(self.project)
             request = replace(self.request, judge_problem=problem)
@@ -214,12 +215,12 @@ class _Orchestrator:
                 and name not in {*self.lease.calls, *self.skipped}
                 and not judged_epoch_file(self.root, epoch).is_file()
             ):
-                say(f"  {name} is trained: judging it while the next one trains")
+                say(_("  {name} is trained: judging it while the next one trains", name=name))
                 try:
                     self._start(name, "judge_epoch", {"epoch": epoch})
                 except NoesisError as error:  # the run needs none of it
                     self.skipped.add(name)
-                    say(f"  {name} is not judged: {error}")
+                    say(_("  {name} is not judged: {error}", name=name, error=error))
 
     def wait_for_epochs(self) -> None:
         """Wait a while for the started epochs to be judged; one that is not is reported and changes nothing else."""
@@ -227,7 +228,7 @@ class _Orchestrator:
         for name in [name for name in self.lease.calls if name.startswith("epoch_")]:
             result = self._wait(name, longest=max(until - self.spending.clock(), 0.0))
             if result.error is not None:
-                say(f"  {name} was not judged: {result.error}")
+                say(_("  {name} was not judged: {error}", name=name, error=result.error))
 
     def answer_in_shards(self, project: Project) -> None:
         """Let several machines answer the trial's prompts; what is lost for good the judging container answers."""
@@ -315,7 +316,7 @@ class _Orchestrator:
         try:
             self.calls.cancel(call)
         except Exception as error:  # it leaves, whatever happens
-            say(f"  {name} could not be cancelled and ends by itself: {error}")
+            say(_("  {name} could not be cancelled and ends by itself: {error}", name=name, error=error))
 
     def _is_apart(self, function: str) -> bool:
         return function in DEPLOYED or (function == "train" and self.request.nodes > 1)

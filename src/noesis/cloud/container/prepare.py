@@ -17,6 +17,7 @@ from noesis.cloud.volume.uploaded_data import require_upload
 from noesis.core.config import load_config
 from noesis.core.console import say
 from noesis.core.errors import ModelError
+from noesis.core.i18n import _
 from noesis.core.project import Project
 from noesis.llm.clients.protocol import NoReplyError
 
@@ -37,7 +38,7 @@ def prepare(context: ContainerContext, request: CloudRequest) -> CallResult:
         if request.what == "all":
             require_upload(context.root / DATASET, request.uploaded, config.training.modal.volume)
         if request.model is not None and is_hub_name(request.model):
-            say(f"  fetching {request.model}, unless it is on the volume")
+            say(_("  fetching {model}, unless it is on the volume", model=request.model))
             find_model(config.training.model, config.training.revision)
             context.commit_weights()
         continues = request.what != "all" or _continues(context, request)
@@ -70,7 +71,7 @@ def _problem_of_judges(context: ContainerContext, request: CloudRequest) -> str 
 
     for model in request.served_judges:
         try:
-            say(f"  fetching {model}, the judge, unless it is on the volume")
+            say(_("  fetching {model}, the judge, unless it is on the volume", model=model))
             find_model(model)
         except ModelError as error:
             return judge_problem(LOCAL_JUDGE + model, str(error))
@@ -125,7 +126,7 @@ def ask_one_question(project: Project, spec: str) -> None:
     section = load_config(project).training.tribunal.model_copy(update={"attempts": TRIED})
     rubrics = read_rubrics(project)
     case = JudgeCase("probe", "en", (("user", "What is two and two?"),), "Two and two is four.")
-    question, _ = build_request(rubrics, rubrics.rubrics["veritas"], case)
+    question, _ignored = build_request(rubrics, rubrics.rubrics["veritas"], case)
 
     async def ask() -> None:
         client = open_client(parse_spec(spec), section, Spending())
@@ -137,4 +138,4 @@ def ask_one_question(project: Project, spec: str) -> None:
     try:
         run_async(ask())
     except NoReplyError as error:
-        raise ModelError(f"it did not answer a question ({error})") from None
+        raise ModelError(_("it did not answer a question ({error})", error=error)) from None

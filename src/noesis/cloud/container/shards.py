@@ -17,6 +17,7 @@ from noesis.cloud.volume.layout import SHARDS
 from noesis.core.console import say
 from noesis.core.errors import RunError
 from noesis.core.files import read_text, sha256_json, write_json
+from noesis.core.i18n import _
 
 ROUNDS = 3  # tries of each shard, the first included
 
@@ -40,7 +41,7 @@ class Shards:
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise RunError(f"{self.count} shards: at least 1")
+            raise RunError(_("{count} shards: at least 1", count=self.count))
 
     @property
     def folder(self) -> Path:
@@ -85,7 +86,15 @@ def do_shard(
     if own and shards.read(index, len(own)) is None:
         results = work(own)
         if len(results) != len(own):
-            raise RunError(f"shard {index} of {shards.name}: {len(results)} results for {len(own)} items")
+            raise RunError(
+                _(
+                    "shard {index} of {name}: {results} results for {own} items",
+                    index=index,
+                    name=shards.name,
+                    results=len(results),
+                    own=len(own),
+                )
+            )
         write_json(shards.file(index), results)
         commit()
     return len(own)
@@ -110,8 +119,13 @@ def map_shards(
             break
         if attempt:
             say(
-                f"  {len(missing)} of {shards.count} shards of {shards.name} were lost "
-                f"({'; '.join(sorted(set(why.values())))[:200]}): retrying"
+                _(
+                    "  {missing} of {count} shards of {name} were lost ({values}): retrying",
+                    missing=len(missing),
+                    count=shards.count,
+                    name=shards.name,
+                    values="; ".join(sorted(set(why.values())))[:200],
+                )
             )
         why = {
             index: f"{type(r).__name__}: {r}"
@@ -123,8 +137,15 @@ def map_shards(
     if missing:
         reasons = "; ".join(f"{i}: {why.get(i, 'its file is missing or incomplete')}" for i in missing[:5])
         raise RunError(
-            f"{len(missing)} of {shards.count} shards of {shards.name} were lost {rounds} times ({reasons}); "
-            "the others are kept, and the same command continues"
+            _(
+                "{missing} of {count} shards of {name} were lost {rounds} times ({reasons}); "
+                "the others are kept, and the same command continues",
+                missing=len(missing),
+                count=shards.count,
+                name=shards.name,
+                rounds=rounds,
+                reasons=reasons,
+            )
         )
     return list(results_in_order(shards, items))
 

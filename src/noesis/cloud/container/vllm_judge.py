@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from noesis.cloud.request import CloudRequest
 from noesis.core.console import duration, relay, say
 from noesis.core.errors import ModelError
+from noesis.core.i18n import _
 from noesis.core.project import Project
 from noesis.core.signals import Terminated
 from noesis.llm.causal_model import free_gpu_memory
@@ -77,7 +78,7 @@ def vllm_command(model: str) -> list[str]:
     """
     program = os.environ.get(COMMAND, IN_IMAGE).split()
     if not os.path.exists(program[0]):
-        raise ModelError(f"vLLM is not installed in this container ({program[0]} is missing)")
+        raise ModelError(_("vLLM is not installed in this container ({program} is missing)", program=program[0]))
     return [
         *program,
         "serve",
@@ -126,7 +127,7 @@ def vllm_server(command: list[str], key: str, *, port: int = PORT, starts_s: flo
     free_gpu_memory()
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise ModelError(f"port {port} is taken: the judge's server can't listen on it")
+            raise ModelError(_("port {port} is taken: the judge's server can't listen on it", port=port))
     process = subprocess.Popen(
         command,
         env=server_environment(command[0], key),
@@ -177,15 +178,27 @@ class _Output:
 def _wait(process: subprocess.Popen[str], output: _Output, port: int, key: str, starts_s: float) -> None:
     started, url = time.monotonic(), f"http://127.0.0.1:{port}/v1/models"
     http = Http(url, {"Authorization": f"Bearer {key}"}, timeout_s=5)
-    say("  loading the judge …")
+    say(_("  loading the judge …"))
     while True:
         if process.poll() is not None:
-            raise ModelError(f"its server ended with code {process.returncode}: {output.last_words()}")
+            raise ModelError(
+                _(
+                    "its server ended with code {returncode}: {last_words}",
+                    returncode=process.returncode,
+                    last_words=output.last_words(),
+                )
+            )
         if time.monotonic() - started > starts_s:
-            raise ModelError(f"its server did not answer within {duration(starts_s)}: {output.last_words()}")
+            raise ModelError(
+                _(
+                    "its server did not answer within {starts_s}: {last_words}",
+                    starts_s=duration(starts_s),
+                    last_words=output.last_words(),
+                )
+            )
         with suppress(HttpError):
             if http.request("GET", url, deadline_s=5).status == 200:
-                say(f"  the judge is ready after {duration(time.monotonic() - started)}")
+                say(_("  the judge is ready after {monotonic}", monotonic=duration(time.monotonic() - started)))
                 http.close()
                 return
         time.sleep(1.0)

@@ -20,6 +20,7 @@ from noesis.cloud.volume.writer import Writer, this_input
 from noesis.core.console import complain, complain_traceback
 from noesis.core.errors import CapError, NoesisError, RunError, TrainingError
 from noesis.core.files import copy_file, copy_folder
+from noesis.core.i18n import _
 from noesis.core.project import Project
 from noesis.run.directory import Run, load_run
 from noesis.run.ledger import LedgerEntry
@@ -113,7 +114,7 @@ def _commit_all(context: ContainerContext) -> CallResult | None:
     try:
         context.commit_weights()
     except NoesisError as error:  # only a download that the next container repeats
-        complain(f"  the weights were not kept: {error}")
+        complain(_("  the weights were not kept: {error}", error=error))
     return None
 
 
@@ -176,6 +177,13 @@ def copy_of_run(root: Path, target: Path, epoch: str | None = None) -> Path:
 def require_trained_run(root: Path) -> None:
     """Raise RunError if the volume has no run, or none with a finished epoch, to judge or merge."""
     if not (root / "manifest.json").is_file():
-        raise RunError(f"the volume holds no run yet: start one with  {modal_run('--epochs', '3')}")
+        raise RunError(
+            _("the volume holds no run yet: start one with  {modal_run}", modal_run=modal_run("--epochs", "3"))
+        )
     if not list((root / "checkpoints").glob("epoch_[0-9]*")):
-        raise RunError(f"the run on the volume has no finished epoch yet: start one with  {modal_run('--epochs', '3')}")
+        raise RunError(
+            _(
+                "the run on the volume has no finished epoch yet: start one with  {modal_run}",
+                modal_run=modal_run("--epochs", "3"),
+            )
+        )

@@ -18,6 +18,7 @@ from noesis.cloud.volume.writer import seconds_of_writers
 from noesis.core.console import command, duration, say
 from noesis.core.errors import RunError
 from noesis.core.files import read_text, write_json
+from noesis.core.i18n import _
 
 LASTS_S = 720.0  # until it expires, unless renewed: longer than any silence of a holder that is alive
 LEAVING_S = 45.0  # after an orderly stop, while started calls may still be saving
@@ -73,11 +74,17 @@ class Lease:
         while (left := self._seconds_of_others()) > 0:
             if left > LEAVING_S:
                 raise RunError(
-                    f"another run is using this volume (last sign of life {duration(LASTS_S - left)} ago): "
-                    f"see it with  {command('cloud', 'watch')}, or stop it with  {command('cloud', 'stop')}. "
-                    f"If it was killed, the same command works in {duration(left)}"
+                    _(
+                        "another run is using this volume (last sign of life {lasts_s} ago): "
+                        "see it with  {command}, or stop it with  {stop}. "
+                        "If it was killed, the same command works in {left}",
+                        lasts_s=duration(LASTS_S - left),
+                        command=command("cloud", "watch"),
+                        stop=command("cloud", "stop"),
+                        left=duration(left),
+                    )
                 )
-            say(f"  waiting {duration(left)} for the previous run to save")
+            say(_("  waiting {left} for the previous run to save", left=duration(left)))
             self.sleep(min(left, 5.0))
             self.reload()
         own = self._read()
@@ -124,8 +131,11 @@ class Lease:
     def _require_own(self) -> None:
         if self._read().holder != self.holder:
             raise RunError(
-                "another run started on this volume at the same moment; it continues and this one stops: "
-                f"see it with  {command('cloud', 'watch')}"
+                _(
+                    "another run started on this volume at the same moment; it continues and this one stops: "
+                    "see it with  {command}",
+                    command=command("cloud", "watch"),
+                )
             )
 
     def _read(self) -> LeaseRecord:

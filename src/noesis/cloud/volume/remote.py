@@ -13,6 +13,7 @@ import modal
 from noesis.cloud.request import modal_run
 from noesis.core.config import ModalSection
 from noesis.core.errors import RunError
+from noesis.core.i18n import _
 from noesis.run.manifest import Manifest
 from noesis.run.manifest_file import parse_manifest
 
@@ -71,7 +72,11 @@ def read_text(files: RemoteFiles, path: str) -> str | None:
             found += chunk
             if len(found) > MAX_TEXT:
                 raise RunError(
-                    f"{path} on the volume is larger than {MAX_TEXT >> 20} MiB: it is not a file that a run writes"
+                    _(
+                        "{path} on the volume is larger than {max_text} MiB: it is not a file that a run writes",
+                        path=path,
+                        max_text=MAX_TEXT >> 20,
+                    )
                 )
     except FileNotFoundError:
         return None
@@ -97,8 +102,11 @@ def safe_name(path: str) -> str:
         or PurePosixPath(relative).is_absolute()
     ):
         raise RunError(
-            f"a file on the volume has a name that is not safe to copy: {path!r}; nothing was copied. "
-            "Look at it with  modal volume ls VOLUME, and remove it"
+            _(
+                "a file on the volume has a name that is not safe to copy: {path!r}; nothing was copied. "
+                "Look at it with  modal volume ls VOLUME, and remove it",
+                path=path,
+            )
         )
     return relative
 
@@ -116,17 +124,17 @@ def manifest_of(files: RemoteFiles, folder: str = "") -> Manifest:
     text = read_text(files, path)
     if text is None:
         raise RunError(
-            f"there is no run in /{folder} of the volume: look with  modal volume ls VOLUME /runs"
+            _("there is no run in /{folder} of the volume: look with  modal volume ls VOLUME /runs", folder=folder)
             if folder
-            else f"the volume holds no run yet: start one with  {modal_run('--epochs', '3')}"
+            else _("the volume holds no run yet: start one with  {modal_run}", modal_run=modal_run("--epochs", "3"))
         )
     try:
         return parse_manifest(json.loads(text))
     except RunError as error:
-        raise UnreadableManifest(f"{path} on the volume {error}") from None
+        raise UnreadableManifest(_("{path} on the volume {error}", path=path, error=error)) from None
     except (json.JSONDecodeError, RecursionError):
         raise UnreadableManifest(
-            f"{path} on the volume is incomplete; if it is being written, it can be read in a minute"
+            _("{path} on the volume is incomplete; if it is being written, it can be read in a minute", path=path)
         ) from None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        raise UnreadableManifest(f"{path} on the volume is not a manifest of Noesis") from None
+        raise UnreadableManifest(_("{path} on the volume is not a manifest of Noesis", path=path)) from None

@@ -19,6 +19,7 @@ from noesis.cloud.volume.layout import guard_volume
 from noesis.cloud.volume.writer import SupersededError, Writer
 from noesis.core.console import say
 from noesis.core.files import copy_file, copy_folder, make_folder, new_folder, sweep
+from noesis.core.i18n import _
 from noesis.core.rooted import guard, make_link, remove
 from noesis.run.archive import RUN_FILES
 
@@ -183,7 +184,13 @@ def publishing(
                     if not done.is_set():
                         _interrupt_main_thread()
                     return
-                say(f"  could not publish to the volume, will try again: {type(error).__name__}: {error}")
+                say(
+                    _(
+                        "  could not publish to the volume, will try again: {name}: {error}",
+                        name=type(error).__name__,
+                        error=error,
+                    )
+                )
             last = time.monotonic()
 
     thread = threading.Thread(target=work, name="publisher", daemon=True)

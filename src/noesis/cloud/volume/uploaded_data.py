@@ -8,6 +8,7 @@ from noesis.cloud.request import export_command
 from noesis.core.console import say, shell_command
 from noesis.core.errors import DataError, UsageError
 from noesis.core.files import sha256_file
+from noesis.core.i18n import _
 from noesis.core.jsonl import read_json_file
 
 PARTS = ("train", "eval")
@@ -27,8 +28,12 @@ def exported_hashes(exports: Path) -> dict[str, str] | None:
     for part, digest in found.items():
         if described and described.get(part) != digest:
             raise DataError(
-                f"{files[part]} was changed since its export (statistics.json describes another file): "
-                f"export again with  {export_command()}"
+                _(
+                    "{files} was changed since its export (statistics.json describes another file): "
+                    "export again with  {export_command}",
+                    files=files[part],
+                    export_command=export_command(),
+                )
             )
     return found
 
@@ -53,33 +58,52 @@ def require_upload(dataset: Path, uploaded: dict[str, str] | None, volume: str) 
     if not (dataset / "train.jsonl").is_file():
         if (dataset / "exports" / "train.jsonl").is_file():
             raise UsageError(
-                f"Dataset not found: on the volume {volume} it is in /dataset/exports, one folder too deep: "
-                f"type  {put_command(volume)}"
+                _(
+                    "Dataset not found: on the volume {volume} it is in /dataset/exports, one folder too deep: "
+                    "type  {put_command}",
+                    volume=volume,
+                    put_command=put_command(volume),
+                )
             )
         raise UsageError(
-            f"Dataset not found: the volume {volume} has no /dataset/train.jsonl: type  {put_command(volume)}"
+            _(
+                "Dataset not found: the volume {volume} has no /dataset/train.jsonl: type  {put_command}",
+                volume=volume,
+                put_command=put_command(volume),
+            )
         )
     if not (dataset / "eval.jsonl").is_file():
         raise UsageError(
-            f"Dataset not found: the volume {volume} has no /dataset/eval.jsonl: "
-            f"type  {put_command(volume, force=True)}"
+            _(
+                "Dataset not found: the volume {volume} has no /dataset/eval.jsonl: type  {put_command}",
+                volume=volume,
+                put_command=put_command(volume, force=True),
+            )
         )
     found = {part: sha256_file(dataset / f"{part}.jsonl") for part in PARTS}
     described = _described(dataset / "statistics.json")
     if described is None:
-        say("  /dataset/statistics.json is not on the volume: the upload can't be checked for completeness")
+        say(_("  /dataset/statistics.json is not on the volume: the upload can't be checked for completeness"))
     for part, digest in found.items():
         if described is not None and described.get(part) != digest:
             raise DataError(
-                f"the dataset on the volume is not complete: /dataset/{part}.jsonl is not the file that its "
-                f"statistics.json describes: "
-                f"type  {put_command(volume, force=True)}"
+                _(
+                    "the dataset on the volume is not complete: /dataset/{part}.jsonl is not the file that its "
+                    "statistics.json describes: "
+                    "type  {put_command}",
+                    part=part,
+                    put_command=put_command(volume, force=True),
+                )
             )
     if uploaded is not None and uploaded != found:
         different = sum(uploaded.get(part) != found[part] for part in PARTS)
         raise DataError(
-            f"the dataset on the volume is not the one that was exported here ({different} of 2 files differ): "
-            f"type  {put_command(volume, force=True)}  and run the same command again"
+            _(
+                "the dataset on the volume is not the one that was exported here ({different} of 2 files differ): "
+                "type  {put_command}  and run the same command again",
+                different=different,
+                put_command=put_command(volume, force=True),
+            )
         )
 
 

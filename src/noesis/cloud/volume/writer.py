@@ -19,6 +19,7 @@ from noesis.cloud.volume.layout import FOLDER, WRITERS
 from noesis.core.console import duration, say
 from noesis.core.errors import RunError
 from noesis.core.files import write_json
+from noesis.core.i18n import _
 from noesis.core.jsonl import read_json_file
 from noesis.core.rooted import remove
 
@@ -110,7 +111,7 @@ class Writer:
         said = False
         while (left := self._seconds_of_older()) > 0:
             if not said:
-                say(f"  waiting for an earlier container of this run to save (at most {duration(left)})")
+                say(_("  waiting for an earlier container of this run to save (at most {left})", left=duration(left)))
                 said = True
             self.sleep(min(left, 2.0))
             self.reload()
@@ -139,7 +140,7 @@ class Writer:
     def require_newest(self) -> None:
         """Raises: SupersededError: there is a newer container."""
         if self._newer():
-            raise SupersededError("another container continues this run; this one has saved and stops")
+            raise SupersededError(_("another container continues this run; this one has saved and stops"))
 
     def may_publish(self) -> bool:
         """Whether a newer container, if there is one, still waits for this one."""

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from noesis.core.config.models import Config, LoraFile, TrainingFile
 from noesis.core.console import command
 from noesis.core.errors import ConfigError
+from noesis.core.i18n import _
 from noesis.core.machine.folders import home
 from noesis.core.project import Project
 from noesis.core.yaml_file import describe_error, read_yaml, validate
@@ -44,7 +45,7 @@ def load_config(project: Project, overrides: Mapping[str, Any] | None = None) ->
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
-        source = "the command line" if given else "the settings together"
+        source = _("the command line") if given else _("the settings together")
         raise ConfigError(describe_error(Config, error, source)) from None
 
 
@@ -66,12 +67,16 @@ def _read(model: type[M], path: Path) -> M:
         value = read_yaml(path)
     except FileNotFoundError:
         raise ConfigError(
-            f"{path} is missing: copy it from the repository, or make a new project with  {command('init', 'DIR')}"
+            _(
+                "{path} is missing: copy it from the repository, or make a new project with  {command}",
+                path=path,
+                command=command("init", "DIR"),
+            )
         ) from None
     except ValueError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+        raise ConfigError(_("{path} is not valid YAML: {error}", path=path, error=error)) from None
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}: expected keys and values, found {type(value).__name__}")
+        raise ConfigError(_("{path}: expected keys and values, found {name}", path=path, name=type(value).__name__))
     try:
         return validate(model, value)
     except ValidationError as error:

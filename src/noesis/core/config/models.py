@@ -28,6 +28,7 @@ from noesis.core.config.sections import (
     TribunalSection,
 )
 from noesis.core.files import sha256_json
+from noesis.core.i18n import _
 from noesis.core.rooted import NAME
 
 # Keys of training_config.yaml that don't reach the adapter: how it is computed, and what happens around and after it.
@@ -131,20 +132,28 @@ class TrainingFile(Frozen):
     def _method_fits(self) -> TrainingFile:
         if self.method != "sft" and self.engine == "unsloth":
             raise ValueError(
-                f"method: {self.method} and engine: unsloth can't be combined: Unsloth trains with method: sft only; "
-                "set engine: noesis"
+                _(
+                    "method: {method} and engine: unsloth can't be combined: Unsloth trains with method: sft only; "
+                    "set engine: noesis",
+                    method=self.method,
+                )
             )
         if self.method == "distill" and self.constitutional_ai.include_critique:
             raise ValueError(
-                "method: distill trains on the model's own answers, which have no critique before them: set "
-                "constitutional_ai.include_critique: false"
+                _(
+                    "method: distill trains on the model's own answers, which have no critique before them: set "
+                    "constitutional_ai.include_critique: false"
+                )
             )
         if self.replay.kl_weight and self.engine == "unsloth":
-            raise ValueError("replay.kl_weight and engine: unsloth can't be combined: set engine: noesis")
+            raise ValueError(_("replay.kl_weight and engine: unsloth can't be combined: set engine: noesis"))
         if self.replay.active and not self.on_rows:
             raise ValueError(
-                f"replay applies to SFT, and method: {self.method} has no SFT part: set method: sft or sft+dpo, "
-                "or replay.file: null and replay.kl_weight: 0"
+                _(
+                    "replay applies to SFT, and method: {method} has no SFT part: set method: sft or sft+dpo, "
+                    "or replay.file: null and replay.kl_weight: 0",
+                    method=self.method,
+                )
             )
         return self
 
@@ -170,14 +179,22 @@ class Config(Frozen):
         if precision != "auto" and (precision == "nf4") != quantization.load_in_4bit:
             other = "true" if precision == "nf4" else "false"
             raise ValueError(
-                f"training_config.yaml says precision: {precision} and lora_config.yaml says load_in_4bit: "
-                f"{str(quantization.load_in_4bit).lower()}; set load_in_4bit: {other}, or precision: auto"
+                _(
+                    "training_config.yaml says precision: {precision} and lora_config.yaml says load_in_4bit: "
+                    "{load_in_4bit}; set load_in_4bit: {other}, or precision: auto",
+                    precision=precision,
+                    load_in_4bit=str(quantization.load_in_4bit).lower(),
+                    other=other,
+                )
             )
         if precision == "nf4" and quantization.bnb_4bit_quant_type != "nf4":
             raise ValueError(
-                "training_config.yaml says precision: nf4 and lora_config.yaml says bnb_4bit_quant_type: "
-                f"{quantization.bnb_4bit_quant_type}; "
-                "set bnb_4bit_quant_type: nf4, or precision: auto"
+                _(
+                    "training_config.yaml says precision: nf4 and lora_config.yaml says bnb_4bit_quant_type: "
+                    "{bnb_4bit_quant_type}; "
+                    "set bnb_4bit_quant_type: nf4, or precision: auto",
+                    bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
+                )
             )
         return self
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from noesis.core.i18n import _
 from noesis.core.language import Language
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -129,11 +130,14 @@ class StrengthSection(Frozen):
     def _adapter_is_on(self) -> StrengthSection:
         if any(x <= 0 for x in (*self.grid, *([] if self.fixed is None else [self.fixed]))):
             raise ValueError(
-                "a strength of 0 is the base itself and one below 0 its opposite: "
-                f"give a number above 0, at most {STRONGEST:g}"
+                _(
+                    "a strength of 0 is the base itself and one below 0 its opposite: "
+                    "give a number above 0, at most {strongest:g}",
+                    strongest=STRONGEST,
+                )
             )
         if list(self.grid) != sorted(set(self.grid)):
-            raise ValueError("strength.grid must ascend")
+            raise ValueError(_("strength.grid must ascend"))
         return self
 
 
@@ -168,7 +172,9 @@ class RewardSection(Frozen):
     @model_validator(mode="after")
     def _named(self) -> RewardSection:
         if self.role != "off" and self.path is None:
-            raise ValueError(f"tribunal.reward.role is {self.role}, and tribunal.reward.path names no reward model")
+            raise ValueError(
+                _("tribunal.reward.role is {role}, and tribunal.reward.path names no reward model", role=self.role)
+            )
         return self
 
 
@@ -213,9 +219,9 @@ class TribunalSection(Frozen):
     def _consistent(self) -> TribunalSection:
         total = self.weights.veritas + self.weights.sophia + self.weights.dike
         if abs(total - 1) > 1e-6:
-            raise ValueError(f"tribunal.weights add up to {total:g}; they must add up to 1")
+            raise ValueError(_("tribunal.weights add up to {total:g}; they must add up to 1", total=total))
         if self.conditional_threshold > self.approval_threshold:
-            raise ValueError("tribunal.conditional_threshold is above tribunal.approval_threshold")
+            raise ValueError(_("tribunal.conditional_threshold is above tribunal.approval_threshold"))
         return self
 
     def called_as(self, today: TribunalSection) -> TribunalSection:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from noesis.core.families.shape import Parts, Shape
+from noesis.core.i18n import N_
 from noesis.core.jsonl import fraction, whole_number
 
 Json = dict[str, Any]
@@ -118,14 +119,20 @@ def require_known(raw: Json, activation: str = "hidden_act") -> None:
     """Refuse what no family here has."""
     name = raw.get(activation) or "silu"
     if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise UnknownArchitecture(f"its activation is {name!r:.40}; the engine knows {', '.join(ACTIVATIONS)}")
+        raise UnknownArchitecture(
+            N_(
+                "its activation is {name!r:.40}; the engine knows {activations}",
+                name=name,
+                activations=", ".join(ACTIVATIONS),
+            )
+        )
     for key in DROPOUTS:
         if raw.get(key):
-            raise UnknownArchitecture(f"it has {key}, dropout that the engine does not apply")
+            raise UnknownArchitecture(N_("it has {key}, dropout that the engine does not apply", key=key))
     if raw.get("use_bidirectional_attention"):
-        raise UnknownArchitecture("its tokens see those that come after them (use_bidirectional_attention)")
+        raise UnknownArchitecture(N_("its tokens see those that come after them (use_bidirectional_attention)"))
     if "dynamic" in rotary_types(raw):
-        raise UnknownArchitecture("its rotary frequencies depend on the sequences before (dynamic scaling)")
+        raise UnknownArchitecture(N_("its rotary frequencies depend on the sequences before (dynamic scaling)"))
 
 
 def rotary_types(raw: Json) -> set[str]:
@@ -155,7 +162,9 @@ def layer_types(raw: Json, layers: int, default: Callable[[int], bool]) -> list[
     if given is None:
         return [SLIDING if default(i) else FULL for i in range(layers)]
     if not isinstance(given, list) or len(given) != layers or not all(one in (FULL, SLIDING) for one in given):
-        raise UnknownArchitecture(f"its layer_types are not {layers} times {FULL} or {SLIDING}")
+        raise UnknownArchitecture(
+            N_("its layer_types are not {layers} times {full} or {sliding}", layers=layers, full=FULL, sliding=SLIDING)
+        )
     return given
 
 

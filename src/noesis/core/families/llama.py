@@ -17,11 +17,12 @@ from noesis.core.families.architecture import (
     read_llama,
     windows,
 )
+from noesis.core.i18n import N_
 
 
 def llama(raw: Json) -> Architecture:
     if raw.get("sliding_window"):
-        raise UnknownArchitecture("it has a sliding window, which Llama's layers do not know")
+        raise UnknownArchitecture(N_("it has a sliding window, which Llama's layers do not know"))
     return read_llama(raw)
 
 
@@ -38,7 +39,7 @@ def smollm3(raw: Json) -> Architecture:
     if rotated is None:
         rotated = [int((i + 1) % interval != 0) for i in range(layers)]
     if not isinstance(rotated, list) or len(rotated) != layers:
-        raise UnknownArchitecture(f"its no_rope_layers are not a list of {layers}")
+        raise UnknownArchitecture(N_("its no_rope_layers are not a list of {layers}", layers=layers))
     read = replace(read, rotary=tuple(ROTARY if rotates else NO_ROTARY for rotates in rotated))
     if not raw.get("use_sliding_window"):
         return read

@@ -9,6 +9,7 @@ from noesis.core.families.gemma import gemma2, gemma3
 from noesis.core.families.llama import granite, llama, mistral, smollm3
 from noesis.core.families.phi import phi3
 from noesis.core.families.qwen import qwen2, qwen3
+from noesis.core.i18n import N_
 
 FAMILIES: dict[str, Callable[[Json], Architecture]] = {
     "llama": llama,
@@ -32,5 +33,11 @@ def describe(raw: Json) -> Architecture:
     """
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        raise UnknownArchitecture(f"its layers are of type {kind!r:.60}; the engine knows {', '.join(FAMILIES)}")
+        raise UnknownArchitecture(
+            N_(
+                "its layers are of type {kind!r:.60}; the engine knows {families}",
+                kind=kind,
+                families=", ".join(FAMILIES),
+            )
+        )
     return FAMILIES[kind](raw)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from noesis.core.i18n import _
 from noesis.core.jsonl.parse import LineError, parse_object
 from noesis.core.rooted import guarded_root, open_plain
 
@@ -23,11 +24,11 @@ def read_json_file(file: Path, most: int = MAX_FILE, *, constants: bool = True) 
         ValueError: it is too long, or not a JSON object; the message does not name it.
     """
     if guarded_root(file) is None and file.exists() and not file.is_file():  # a pipe would wait for its writer
-        raise LineError("not-json", "not a plain file")
+        raise LineError("not-json", _("not a plain file"))
     with open_plain(file) as f:
         data = f.read(most + 1)
     if len(data) > most:
-        raise LineError("too-long", f"longer than {most:,} bytes")
+        raise LineError("too-long", _("longer than {most:,} bytes", most=most))
     return parse_object(data, most, constants=constants)
 
 
@@ -39,7 +40,15 @@ def whole_number(raw: dict[str, Any], key: str, least: int, most: int) -> int:
     """
     value = raw.get(key)
     if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"{key} is {repr(value)[:60]}: expected a whole number from {least} to {most}")
+        raise ValueError(
+            _(
+                "{key} is {value}: expected a whole number from {least} to {most}",
+                key=key,
+                value=repr(value)[:60],
+                least=least,
+                most=most,
+            )
+        )
     return value
 
 
@@ -55,5 +64,13 @@ def fraction(raw: dict[str, Any], key: str, above: float, most: float, *, zero: 
         or isinstance(value, bool)
         or not (above < value <= most or (zero and value == above))
     ):
-        raise ValueError(f"{key} is {repr(value)[:60]}: expected a number above {above:g} and up to {most:g}")
+        raise ValueError(
+            _(
+                "{key} is {value}: expected a number above {above:g} and up to {most:g}",
+                key=key,
+                value=repr(value)[:60],
+                above=above,
+                most=most,
+            )
+        )
     return float(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 from noesis.core.errors import DataError
+from noesis.core.i18n import _
 
 _UNREADABLE = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 
@@ -20,8 +21,8 @@ def id_problem(name: str) -> str | None:
         category = unicodedata.category(character)
         if category in _UNREADABLE or (category == "Zs" and character != " "):
             shown = unicodedata.name(character, f"U+{ord(character):04X}")
-            return f"contains a character that can't be seen ({shown}): {name[:80]!a}"
-    return f"begins or ends with a space: {name[:80]!r}" if name != name.strip() else None
+            return _("contains a character that can't be seen ({shown}): {name!a}", shown=shown, name=name[:80])
+    return _("begins or ends with a space: {name!r}", name=name[:80]) if name != name.strip() else None
 
 
 class UniqueIds:
@@ -37,12 +38,20 @@ class UniqueIds:
             DataError: it can't be read, or an earlier one looks the same.
         """
         if problem := id_problem(name):
-            raise DataError(f"{place}: id {problem}")
+            raise DataError(_("{place}: id {problem}", place=place, problem=problem))
         first, at = self._first.setdefault((id_key(name), language), (name, place))
         if at != place:
-            raise DataError(f"{place}: the id {name!r} {same_id(first, name)} {at}")
+            raise DataError(
+                _(
+                    "{place}: the id {name!r} {same_id} {at}",
+                    place=place,
+                    name=name,
+                    same_id=same_id(first, name),
+                    at=at,
+                )
+            )
 
 
 def same_id(first: str, name: str) -> str:
     """How `name` repeats the id `first`, for a message that ends in the place of `first`."""
-    return "is already used at" if first == name else "looks the same, in other code points, as the one at"
+    return _("is already used at") if first == name else _("looks the same, in other code points, as the one at")

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 from noesis.core.console import size
 from noesis.core.errors import DataError
 from noesis.core.files import files_in
+from noesis.core.i18n import _
 from noesis.core.jsonl.parse import MAX_LINE, parse_object, texts_in
 from noesis.core.rooted import open_plain
 
@@ -96,7 +97,7 @@ def read_models(file: Path, model: type[M]) -> Iterator[tuple[str, M]]:
     for number, value in iter_objects(file):
         place = f"{file}:{number}"
         if _has_nul(value):
-            raise DataError(f"{place}: contains the character U+0000, which no text has")
+            raise DataError(_("{place}: contains the character U+0000, which no text has", place=place))
         try:
             row = model.model_validate(value)
         except ValidationError as error:
@@ -119,8 +120,13 @@ def _require_at_most(file: Path, most: int | None) -> None:
         found = os.fstat(f.fileno()).st_size
     if found > most:
         raise DataError(
-            f"{file} has {size(found)}, and no run writes more than {size(most)} there: it was not read; "
-            "restore the file, or don't trust where the run comes from"
+            _(
+                "{file} has {found}, and no run writes more than {most} there: it was not read; "
+                "restore the file, or don't trust where the run comes from",
+                file=file,
+                found=size(found),
+                most=size(most),
+            )
         )
 
 

@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from noesis.core.i18n import _
+
 MAX_LINE = 4_000_000  # bytes; a longer line is reported, never parsed
 MAX_DEPTH = 64  # of nested objects and lists; what can be read at any depth may fail when it is written
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -39,7 +41,7 @@ def parse_object(data: bytes, most: int = MAX_LINE, *, constants: bool = False) 
         LineError: the line is too long, not UTF-8, not JSON, nested too deeply, or not a JSON object.
     """
     if len(data) > most:
-        raise LineError("too-long", f"longer than {most:,} bytes")
+        raise LineError("too-long", _("longer than {most:,} bytes", most=most))
     try:
         text = data.removeprefix(BYTE_ORDER_MARK).decode()
         value = json.loads(
@@ -51,36 +53,49 @@ def parse_object(data: bytes, most: int = MAX_LINE, *, constants: bool = False) 
     except LineError:
         raise
     except UnicodeDecodeError as error:
-        place = f"byte 0x{data[error.start]:02x} at column {error.start + 1}"
-        raise LineError("not-utf8", f"not UTF-8{_looks_like(data)}: {place}; save the file as UTF-8") from None
+        place = _("byte 0x{data:02x} at column {start}", data=data[error.start], start=error.start + 1)
+        raise LineError(
+            "not-utf8",
+            _("not UTF-8{looks_like}: {place}; save the file as UTF-8", looks_like=_looks_like(data), place=place),
+        ) from None
     except RecursionError:
         raise _too_deep() from None
     except json.JSONDecodeError as error:  # its own text counts lines inside of this one
         if b"\x00" in data[:4]:
-            raise LineError("not-utf8", "not UTF-8 (it looks like UTF-16): save the file as UTF-8") from None
+            raise LineError("not-utf8", _("not UTF-8 (it looks like UTF-16): save the file as UTF-8")) from None
         column = min(error.pos, len(error.doc.rstrip())) + 1
-        raise LineError("not-json", f"not JSON: {error.msg} at column {column}{_json_advice(text)}") from None
+        raise LineError(
+            "not-json",
+            _(
+                "not JSON: {msg} at column {column}{json_advice}",
+                msg=error.msg,
+                column=column,
+                json_advice=_json_advice(text),
+            ),
+        ) from None
     except ValueError as error:  # an integer of thousands of digits
-        raise LineError("not-json", f"not JSON: {error}") from None
+        raise LineError("not-json", _("not JSON: {error}", error=error)) from None
     if not isinstance(value, dict):
-        advice = "; write each of its items on a line of its own" if isinstance(value, list) else ""
-        raise LineError("not-an-object", f"expected a JSON object, found {type(value).__name__}{advice}")
+        advice = _("; write each of its items on a line of its own") if isinstance(value, list) else ""
+        raise LineError(
+            "not-an-object", _("expected a JSON object, found {name}{advice}", name=type(value).__name__, advice=advice)
+        )
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth_exceeds(value, MAX_DEPTH):
         raise _too_deep()
     if _SURROGATE.search(text) and (half := _lone_surrogate(value)):
-        message = f"half a character: the surrogate {half} stands alone; write the whole character"
+        message = _("half a character: the surrogate {half} stands alone; write the whole character", half=half)
         raise LineError("not-unicode", message)
     return value
 
 
 def _refuse_constant(name: str) -> None:
-    raise LineError("not-json", f"not JSON: {name} is not JSON")
+    raise LineError("not-json", _("not JSON: {name} is not JSON", name=name))
 
 
 def _finite(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise LineError("not-json", f"not JSON: the number {digits[:40]} is too large")
+        raise LineError("not-json", _("not JSON: the number {digits} is too large", digits=digits[:40]))
     return value
 
 
@@ -89,36 +104,38 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         counts = Counter(name for name, _ in pairs)
         name = next(name for name, count in counts.items() if count > 1)[:80]
-        message = f"the field {name!r} appears twice in one object; which one is meant?"
+        message = _("the field {name!r} appears twice in one object; which one is meant?", name=name)
         raise LineError("duplicate-field", message)
     return made
 
 
 def _looks_like(data: bytes) -> str:
     if data.startswith(_GZIP):
-        return " (it looks like a gzip archive: unpack it)"
-    return " (it looks like UTF-16)" if data[:2] in _UTF16_MARKS or b"\x00" in data[:4] else ""
+        return _(" (it looks like a gzip archive: unpack it)")
+    return _(" (it looks like UTF-16)") if data[:2] in _UTF16_MARKS or b"\x00" in data[:4] else ""
 
 
 def _json_advice(text: str) -> str:
     """What people put into a .jsonl file that is JSON of another shape, or nearly JSON."""
     line = text.strip()
     if line in ("{", "[", "[{"):
-        return " (it looks like one JSON document over many lines: write one object a line)"
+        return _(" (it looks like one JSON document over many lines: write one object a line)")
     if "\r" in line:
-        return " (its lines end in CR alone, as on old systems: save the file with LF)"
+        return _(" (its lines end in CR alone, as on old systems: save the file with LF)")
     if line.startswith(("{'", "[{'")):
-        return " (single quotes: this is how Python prints it; write it with json.dumps)"
-    return " (several objects on one line: write one a line)" if line.replace(" ", "").find("}{") > 0 else ""
+        return _(" (single quotes: this is how Python prints it; write it with json.dumps)")
+    return _(" (several objects on one line: write one a line)") if line.replace(" ", "").find("}{") > 0 else ""
 
 
 def _too_deep() -> LineError:
-    return LineError("not-json", f"JSON nested too deeply to be read: more than {MAX_DEPTH} levels")
+    return LineError(
+        "not-json", _("JSON nested too deeply to be read: more than {max_depth} levels", max_depth=MAX_DEPTH)
+    )
 
 
 def _depth_exceeds(value: Any, limit: int) -> bool:
     level = [value]
-    for _ in range(limit + 1):
+    for _level in range(limit + 1):
         if not level:
             return False
         level = [

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from noesis.core.i18n import _
+
 # ISO 639-1; the order is that of an index in tables, and so only grows at its end
 _CODES = """
     pt en es fr it de nl ca gl ro pl cs sk sl hr sr bs bg ru uk be mk sq el tr az hu fi et lv lt sv da no nb nn is ga cy
@@ -20,7 +22,9 @@ NAMES = {"pt": "português", "en": "English", "es": "español"}
 
 def _known(code: str) -> str:
     if code not in CODES:
-        raise ValueError(f"{code!r} is no language code: give two letters as in ISO 639-1, for example pt, en or es")
+        raise ValueError(
+            _("{code!r} is no language code: give two letters as in ISO 639-1, for example pt, en or es", code=code)
+        )
     return code
 
 

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from noesis.core.errors import UsageError
+from noesis.core.i18n import _
 
 # obeyed by huggingface_hub; where one is set but empty, it would use the working directory
 _FOLDERS = ("NOESIS_CACHE", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
@@ -43,8 +44,10 @@ def cache_folder() -> Path:
         return base / "noesis"  # not where earlier versions, which looked at home alone, left what was paid for
     if usual is None:
         raise UsageError(
-            "this user has no home folder to keep converted models in: set NOESIS_CACHE to a folder, "
-            "for example  export NOESIS_CACHE=/tmp/noesis"
+            _(
+                "this user has no home folder to keep converted models in: set NOESIS_CACHE to a folder, "
+                "for example  export NOESIS_CACHE=/tmp/noesis"
+            )
         )
     return usual
 
@@ -101,15 +104,15 @@ def in_the_way(path: Path, code: int | None) -> str | None:
         code: the errno of the system's error.
     """
     if code == errno.ENOENT and path.is_symlink():
-        return f"{path} is a symbolic link to something that is not there"
+        return _("{path} is a symbolic link to something that is not there", path=path)
     if code in (errno.EISDIR, errno.ENOTEMPTY) or (code == errno.EEXIST and path.is_dir()):
-        return f"{path} is a folder, and a file belongs there"
+        return _("{path} is a folder, and a file belongs there", path=path)
     if code in (errno.ENOTDIR, errno.EEXIST):
         places = (place for place in (*reversed(path.parents), path) if place.exists() and not place.is_dir())
         other = next(places, path)
-        return f"{other} is a file, and a folder belongs there"
+        return _("{other} is a file, and a folder belongs there", other=other)
     if code == errno.ELOOP:
-        return f"{path} is reached by a symbolic link that leads nowhere but to itself"
+        return _("{path} is reached by a symbolic link that leads nowhere but to itself", path=path)
     if code == errno.ENXIO:
-        return f"{path} is a pipe, a socket or a device, and a file belongs there"
+        return _("{path} is a pipe, a socket or a device, and a file belongs there", path=path)
     return None

@@ -11,6 +11,7 @@ from pathlib import Path
 import noesis
 from noesis.core.distribution import DISTRIBUTION
 from noesis.core.errors import UsageError
+from noesis.core.i18n import _
 
 PACKAGE = Path(noesis.__file__).resolve().parent
 INSTALLED = PACKAGE / "files"  # laid out like a checkout: data/, constraints.txt
@@ -27,8 +28,12 @@ def package_files() -> Path:
         if (root / "data" / "constitution.yaml").is_file():
             return root
     raise UsageError(
-        f"the files that Noesis comes with are missing from {INSTALLED}: install it again with  "
-        f"pip install --force-reinstall --no-deps {DISTRIBUTION}"
+        _(
+            "the files that Noesis comes with are missing from {installed}: install it again with  "
+            "pip install --force-reinstall --no-deps {distribution}",
+            installed=INSTALLED,
+            distribution=DISTRIBUTION,
+        )
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from noesis.core.errors import DataError
+from noesis.core.i18n import _
 from noesis.core.jsonl import iter_objects, jsonl_files
 from noesis.dataset.checks.fingerprint import fingerprint
 from noesis.dataset.checks.near_duplicates import NEAR, bands, mix
@@ -26,10 +27,13 @@ def refuse_known_questions(table: Table, files: list[Path], tribunal: Path) -> N
     """
     pairs = list(known_questions(table, files, tribunal))
     if pairs:
-        more = [f"… and {len(pairs) - SHOWN:,} more"] if len(pairs) > SHOWN else []
+        more = [_("… and {pairs:,} more", pairs=len(pairs) - SHOWN)] if len(pairs) > SHOWN else []
         raise DataError(
-            f"{len(pairs)} training prompt(s) are questions that the Tribunal asks, so its verdict would be "
-            "worthless; remove them:",
+            _(
+                "{pairs} training prompt(s) are questions that the Tribunal asks, so its verdict would be "
+                "worthless; remove them:",
+                pairs=len(pairs),
+            ),
             *(str(pair) for pair in pairs[:SHOWN]),
             *more,
         )
@@ -48,7 +52,7 @@ class KnownQuestion:
     question: str
 
     def __str__(self) -> str:
-        return f"{self.prompt} asks what {self.question} asks"
+        return _("{prompt} asks what {question} asks", prompt=self.prompt, question=self.question)
 
 
 def known_questions(table: Table, files: list[Path], tribunal: Path) -> Iterator[KnownQuestion]:
@@ -69,11 +73,17 @@ def refuse_known_prompts(prompts: Mapping[str, str], tribunal: Path) -> None:
     """
     names = list(prompts)
     found = fingerprint(list(prompts.values()))
-    shared = [f"{names[i]} asks what {place} asks" for i, place in _matches(found.key, found.minhash(), tribunal)]
+    shared = [
+        _("{names} asks what {place} asks", names=names[i], place=place)
+        for i, place in _matches(found.key, found.minhash(), tribunal)
+    ]
     if shared:
         raise DataError(
-            f"{len(shared)} prompt(s) of the training pairs are questions of the Tribunal or of its benchmark, so the "
-            "judge's figures would be worthless; remove them:",
+            _(
+                "{shared} prompt(s) of the training pairs are questions of the Tribunal or of its benchmark, so the "
+                "judge's figures would be worthless; remove them:",
+                shared=len(shared),
+            ),
             *shared[:SHOWN],
         )
 

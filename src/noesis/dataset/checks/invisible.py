@@ -19,6 +19,8 @@ import unicodedata
 
 import regex
 
+from noesis.core.i18n import _
+
 LINE_BREAKS = "\n\x0b\x0c\r\x85\u2028\u2029"
 _HIDDEN = r"[\p{Cc}\p{Cf}\p{Co}\p{Cs}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}]"
 _NOT_SEEN = rf"[[{_HIDDEN}--[\t{LINE_BREAKS}]]\u2800]"
@@ -76,7 +78,7 @@ def stray(text: str) -> str | None:
 def _named(text: str, match: regex.Match[str] | re.Match[str]) -> str:
     """The name of a character, and what is before it (no more, for it may be private)."""
     before = text[max(0, match.start() - 10) : match.start()]
-    place = f"after {before!r}" if before else "at the beginning"
+    place = _("after {before!r}", before=before) if before else _("at the beginning")
     return f"{unicodedata.name(match.group(), f'U+{ord(match.group()):04X}')}, {place}"
 
 
@@ -85,7 +87,7 @@ def _directed(line: str) -> str:
     if not _RIGHT_TO_LEFT.search(line):
         return line
     line = _MARKS_OF_DIRECTION.sub("", line)
-    for _ in range(2):  # a pair may be inside another
+    for _time in range(2):  # a pair may be inside another
         line = _PAIR.sub(_without_marks, line)
     return line
 

@@ -15,6 +15,7 @@ from noesis.constitution.document import Constitution
 from noesis.core.config import Config
 from noesis.core.console import Progress
 from noesis.core.errors import ModelError, NoesisError
+from noesis.core.i18n import _
 from noesis.core.messages import Message
 from noesis.core.text import NAMED_TOKEN, any_of
 from noesis.dataset.checks.rows import RowReader
@@ -115,8 +116,11 @@ def too_long(counter: TokenCounter, table: Table, reader: RowReader) -> Iterator
     if counter.tokenizer.byte_level:
         texts = table.length if counter.include_critique else table.text_bytes
         rows = np.flatnonzero(texts + table.turns * MARGIN + counter.overhead() + MARGIN > counter.max_length)
-    limit = f"more than max_length {counter.max_length} in training_config.yaml; answers are never cut"
-    with Progress("measure", len(rows), "rows") as progress:
+    limit = _(
+        "more than max_length {max_length} in training_config.yaml; answers are never cut",
+        max_length=counter.max_length,
+    )
+    with Progress(_("measure"), len(rows), _("rows")) as progress:
         for row in rows.tolist():
             try:
                 length = counter.length(reader.example(table, row))
@@ -124,5 +128,5 @@ def too_long(counter: TokenCounter, table: Table, reader: RowReader) -> Iterator
                 yield row, str(error)
             else:
                 if length > counter.max_length:
-                    yield row, f"{length} tokens of {counter.model}, {limit}"
+                    yield row, _("{length} tokens of {model}, {limit}", length=length, model=counter.model, limit=limit)
             progress.advance(1)

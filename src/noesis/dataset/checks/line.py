@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from noesis.core.i18n import _
 from noesis.core.jsonl import LineError, id_problem, parse_object
 from noesis.core.language import missing_accents, other_language
 from noesis.core.text import NAMED_TOKEN, control_token, normalised
@@ -60,8 +61,10 @@ def check_line(line: bytes, rules: Rules, *, hand_written: bool = False) -> tupl
     if isinstance(row, Finding):
         return None, [row]
     if hand_written and any(name in row for name in GENERATED_MARKS):
-        advice = "keep it in a folder of its own, such as data/generated"
-        return None, [Finding("generated", f"a generated example among the hand-written ones: {advice}")]
+        advice = _("keep it in a folder of its own, such as data/generated")
+        return None, [
+            Finding("generated", _("a generated example among the hand-written ones: {advice}", advice=advice))
+        ]
     try:
         example = Example.from_json(row)
     except ValidationError as error:
@@ -79,8 +82,10 @@ def _parse(line: bytes) -> dict[str, Any] | Finding:
     except LineError as error:
         return Finding(error.code, str(error))
     if "messages" in row and "prompt" not in row:
-        advice = "write it as a record with prompt, response_initial, critique, response_revised"
-        return Finding("messages-row", f"a chat row (`messages`): it has no weak answer and no critique; {advice}")
+        advice = _("write it as a record with prompt, response_initial, critique, response_revised")
+        return Finding(
+            "messages-row", _("a chat row (`messages`): it has no weak answer and no critique; {advice}", advice=advice)
+        )
     return row
 
 
@@ -92,17 +97,22 @@ def _field_errors(error: ValidationError, row: dict[str, Any]) -> Iterator[Findi
         name = ".".join(str(part) for part in item["loc"])[:80] or "record"
         if item["type"] == "missing":
             other = next((k for k in row if ALIASES.get(k) == name), None)
-            advice = f"; {other!r} is there: rename it" if other else ""
-            yield Finding("missing-field", f"the field {name!r} is missing{advice}")
+            advice = _("; {other!r} is there: rename it", other=other) if other else ""
+            yield Finding("missing-field", _("the field {name!r} is missing{advice}", name=name, advice=advice))
         elif item["type"] == "string_too_short":
             yield Finding(
-                "bad-field", f"{name} is too short: at least {item['ctx']['min_length']} characters are needed"
+                "bad-field",
+                _(
+                    "{name} is too short: at least {item} characters are needed",
+                    name=name,
+                    item=item["ctx"]["min_length"],
+                ),
             )
         elif item["type"] != "extra_forbidden":
             message = item["msg"].removeprefix("Value error, ").replace("Tuple", "List").replace("tuple", "list")
             yield Finding("bad-field", f"{name}: {message}")
         elif ALIASES.get(name) not in missing:  # else it was named with the missing field
-            yield Finding("unknown-field", f"unknown field {name!r}")
+            yield Finding("unknown-field", _("unknown field {name!r}", name=name))
 
 
 def _content(example: Example, rules: Rules) -> Iterator[Finding]:
@@ -111,24 +121,31 @@ def _content(example: Example, rules: Rules) -> Iterator[Finding]:
         yield from _traps(_texts(example), rules)
     initial, revised = example.response_initial, example.response_revised
     if abs(len(initial) - len(revised)) < 0.2 * len(revised) and normalised(initial) == normalised(revised):
-        yield Finding("no-revision", "response_revised says the same as response_initial")
+        yield Finding("no-revision", _("response_revised says the same as response_initial"))
     for name in ("prompt", "response_revised"):
         if not getattr(example, name).strip():
-            yield Finding("bad-field", f"{name}: is empty: it has only spaces")
+            yield Finding("bad-field", _("{name}: is empty: it has only spaces", name=name))
     if problem := id_problem(example.id):
-        yield Finding("bad-id", f"id {problem}")
+        yield Finding("bad-id", _("id {problem}", problem=problem))
     if example.category == "tribunal":
         yield from _judges(example.critique)
     for value in example.values_applied:
         if value not in rules.values:
             known = ", ".join(sorted(rules.values))
-            yield Finding("unknown-value", f"values_applied names {value[:80]!r}; the constitution has {known}")
+            yield Finding(
+                "unknown-value",
+                _("values_applied names {value!r}; the constitution has {known}", value=value[:80], known=known),
+            )
     for principle in example.principles:
         if principle not in rules.principles:
-            message = f"principles names {principle[:80]!r}, which the constitution does not have"
+            message = _(
+                "principles names {principle!r}, which the constitution does not have", principle=principle[:80]
+            )
             yield Finding("unknown-principle", message)
     if rules.categories and example.category not in rules.categories:
-        message = f"category {example.category[:80]!r} is not in training_config.yaml (data.categories)"
+        message = _(
+            "category {category!r} is not in training_config.yaml (data.categories)", category=example.category[:80]
+        )
         yield Finding("unknown-category", message, warning=True)
 
 
@@ -136,12 +153,21 @@ def _judges(critique: str) -> Iterator[Finding]:
     """Judges who are absent from a tribunal example's critique, or named in an unusual form."""
     found = find_judges(critique)
     if found.absent:
-        message = "a tribunal example's critique needs a paragraph by each judge, headed like [VERITAS]"
-        yield Finding("judges", f"{message}; missing: {', '.join(f'[{judge}]' for judge in found.absent)}")
+        message = _("a tribunal example's critique needs a paragraph by each judge, headed like [VERITAS]")
+        yield Finding(
+            "judges",
+            _(
+                "{message}; missing: {absent}",
+                message=message,
+                absent=", ".join(f"[{judge}]" for judge in found.absent),
+            ),
+        )
     if found.unusual:
         names = ", ".join(f"[{judge}]" for judge in found.unusual)
         yield Finding(
-            "judges", f"critique names its judges in an unusual form; most examples have {names}", warning=True
+            "judges",
+            _("critique names its judges in an unusual form; most examples have {names}", names=names),
+            warning=True,
         )
 
 
@@ -182,15 +208,30 @@ def _traps(texts: Iterable[tuple[str, str]], rules: Rules) -> Iterator[Finding]:
     exercise = any(has_blank(text) for name, text in texts if name == "prompt" or name.startswith("turns"))
     for name, text in texts:
         if token := control_token(text, rules.special):
-            message = f"{name} contains {token!r}, a control token of chat templates: it would forge a turn"
-            yield Finding("forged-turn", f"{message}; if the text is about it, write {token[0] + ' ' + token[1:]!r}")
-        if unfilled := placeholder(text, elements=elements, exercise=exercise):
-            message = f"{name} contains the unfilled placeholder {unfilled[:80]!r}"
+            message = _(
+                "{name} contains {token!r}, a control token of chat templates: it would forge a turn",
+                name=name,
+                token=token,
+            )
             yield Finding(
-                "placeholder", f"{message}: fill it in, or put it between `backticks` if the text is about it"
+                "forged-turn",
+                _(
+                    "{message}; if the text is about it, write {token!r}",
+                    message=message,
+                    token=token[0] + " " + token[1:],
+                ),
+            )
+        if unfilled := placeholder(text, elements=elements, exercise=exercise):
+            message = _("{name} contains the unfilled placeholder {unfilled!r}", name=name, unfilled=unfilled[:80])
+            yield Finding(
+                "placeholder",
+                _("{message}: fill it in, or put it between `backticks` if the text is about it", message=message),
             )
         if character := invisible(text):
-            yield Finding("invisible", f"{name} contains an invisible character ({character}): delete it")
+            yield Finding(
+                "invisible",
+                _("{name} contains an invisible character ({character}): delete it", name=name, character=character),
+            )
 
 
 def _elements(texts: Iterable[tuple[str, str]]) -> frozenset[str]:
@@ -217,19 +258,35 @@ def _oddities(example: Example) -> Iterator[Finding]:
     elements = _elements(texts)
     for name, text in texts:
         if piece := doubtful(text, elements=elements):
-            message = f"{name} contains {piece[:80]!r}: is it to be filled in?"
+            message = _("{name} contains {piece!r}: is it to be filled in?", name=name, piece=piece[:80])
             yield Finding("placeholder", message, warning=True)
         if token := NAMED_TOKEN.search(text):
-            message = f"{name} contains {token.group()!r}, a control token of other models than the configured one"
+            message = _(
+                "{name} contains {group!r}, a control token of other models than the configured one",
+                name=name,
+                group=token.group(),
+            )
             yield Finding("other-token", message, warning=True)
         if character := stray(text):
-            message = f"{name} contains a character that can't be seen ({character}); delete it, unless it is meant"
+            message = _(
+                "{name} contains a character that can't be seen ({character}); delete it, unless it is meant",
+                name=name,
+                character=character,
+            )
             yield Finding("invisible", message, warning=True)
         if character := unusual_break(text):
-            message = f"{name} contains a line break that most tools don't know ({character}); is it meant?"
+            message = _(
+                "{name} contains a line break that most tools don't know ({character}); is it meant?",
+                name=name,
+                character=character,
+            )
             yield Finding("line-break", message, warning=True)
         if piece := damage(text):
-            message = f"{name} was read in a wrong encoding at some time: {piece!r}; write it again, unless it is meant"
+            message = _(
+                "{name} was read in a wrong encoding at some time: {piece!r}; write it again, unless it is meant",
+                name=name,
+                piece=piece,
+            )
             yield Finding("encoding", message, warning=True)
 
 
@@ -240,9 +297,13 @@ def _doubts(example: Example) -> Iterator[Finding]:
     label = example.language
     language, accents = _language_problems(example.response_revised, label)
     if language is not None:
-        yield Finding("language", f"response_revised is in {language!r}, but its label says {label!r}", warning=True)
+        yield Finding(
+            "language",
+            _("response_revised is in {language!r}, but its label says {label!r}", language=language, label=label),
+            warning=True,
+        )
     elif label == "pt" and (words := accents or missing_accents(example.prompt)):
-        yield Finding("accents", f"Portuguese without its accents: {', '.join(words[:4])}", warning=True)
+        yield Finding("accents", _("Portuguese without its accents: {words}", words=", ".join(words[:4])), warning=True)
     if not any(_personal(text) for text in _halves(example)):
         return
     reported = set()
@@ -250,4 +311,8 @@ def _doubts(example: Example) -> Iterator[Finding]:
         for kind, masked in find_personal(text):
             if kind not in reported:
                 reported.add(kind)
-                yield Finding("personal", f"{name} seems to contain a {kind}: {masked}", warning=True)
+                yield Finding(
+                    "personal",
+                    _("{name} seems to contain a {kind}: {masked}", name=name, kind=kind, masked=masked),
+                    warning=True,
+                )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from noesis.core.i18n import _
 from noesis.dataset.checks.fingerprint import PERMUTATIONS
 from noesis.dataset.checks.scan import Column, Table
 
@@ -39,11 +40,11 @@ class Cluster:
 
     def __str__(self) -> str:
         what = {
-            "same": f"the same {self.field}",
-            "near": f"nearly the same {self.field}",
-            "template": f"{self.field} from one template",
+            "same": _("the same {field}", field=self.field),
+            "near": _("nearly the same {field}", field=self.field),
+            "template": _("{field} from one template", field=self.field),
         }
-        return f"{len(self.rows):,} rows with {what[self.kind]}"
+        return _("{rows:,} rows with {what}", rows=len(self.rows), what=what[self.kind])
 
 
 def find_clusters(table: Table) -> list[Cluster]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from noesis.core.i18n import _
+
 _RUN = re.compile(r"\d[\d().\s/-]{6,60}\d")  # digits with what people put between them
 _CPF = re.compile(r"(?<!\d)\d{3}\.?\d{3}\.?\d{3}-?\d{2}(?!\d)")
 _CNPJ_WITH_LETTERS = re.compile(r"(?<![A-Z\d.])[A-Z\d]{2}\.[A-Z\d]{3}\.[A-Z\d]{3}/[A-Z\d]{4}-\d{2}(?![A-Z\d])")
@@ -50,11 +52,11 @@ def find_personal(text: str) -> list[tuple[str, str]]:
     if ((digits and any(hint in text for hint in _TOKEN_HINTS)) or "PRIVATE KEY" in text) and (
         match := _TOKEN.search(text)
     ):
-        found.append(("access token", mask(match.group())))
+        found.append((_("access token"), mask(match.group())))
     if "@" in text:
         addresses = (match.group() for match in _EMAIL.finditer(text))
         if address := next((a for a in addresses if a.lower().rpartition("@")[2] not in _EXAMPLE_HOSTS), None):
-            found.append(("e-mail address", mask(address)))
+            found.append((_("e-mail address"), mask(address)))
     if not digits:
         return found
     runs = [text[max(match.start() - 2, 0) : match.end()] for match in _RUN.finditer(text)]  # with the + or ( before it
@@ -63,7 +65,7 @@ def find_personal(text: str) -> list[tuple[str, str]]:
     for kind, pattern, is_one in (
         ("CPF", _CPF, is_cpf),
         ("CNPJ", _CNPJ, is_cnpj),
-        ("telephone number", _PHONE, _is_phone),
+        (_("telephone number"), _PHONE, _is_phone),
     ):
         numbers = (match.group() for run in runs for match in pattern.finditer(run))
         if number := next((n for n in numbers if is_one(n)), None):

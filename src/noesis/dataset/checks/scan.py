@@ -18,6 +18,7 @@ import numpy as np
 
 from noesis.core.console import Progress
 from noesis.core.device import usable_threads
+from noesis.core.i18n import _
 from noesis.core.language import CODES
 from noesis.core.text import closing
 from noesis.dataset.checks.fingerprint import fingerprint
@@ -193,7 +194,7 @@ def _scan_chunk(chunk: FileChunk, number: dict[Path, int], rules: Rules, keep_ex
     table, copied = _table(parsed, number[chunk.file], rules)
     if keep_examples:
         table.examples = tuple(p.example for p in parsed)
-    message = "response_revised only lengthens or shortens response_initial: most of the words are the same"
+    message = _("response_revised only lengthens or shortens response_initial: most of the words are the same")
     for i in np.flatnonzero(copied):
         note(parsed[i].line, Finding("length-only", message, warning=True))
     return ChunkResult(chunk, rows, last, findings, counts, table)

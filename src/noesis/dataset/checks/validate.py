@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from noesis.constitution.document import Constitution
+from noesis.core.i18n import _, ngettext
 from noesis.core.jsonl import id_key, same_id
-from noesis.core.text import counted
 from noesis.dataset.checks.length import TokenCounter, too_long
 from noesis.dataset.checks.line import Finding, Rules
 from noesis.dataset.checks.near_duplicates import Cluster, find_clusters
@@ -75,9 +75,12 @@ class Report:
     def describe(self) -> str:
         """One line for the terminal: how many examples in how many files, with how many problems."""
         errors = self.total("error")
-        return (
-            f"{counted(self.rows, 'example')} in {counted(len(self.files), 'file')}: "
-            f"{counted(errors, 'error') if errors else 'no errors'}, {counted(self.total('warning'), 'warning')}"
+        return _(
+            "{examples} in {files}: {errors}, {warnings}",
+            examples=ngettext("{count:,} example", "{count:,} examples", self.rows),
+            files=ngettext("{count:,} file", "{count:,} files", len(self.files)),
+            errors=ngettext("{count:,} error", "{count:,} errors", errors) if errors else _("no errors"),
+            warnings=ngettext("{count:,} warning", "{count:,} warnings", self.total("warning")),
         )
 
     def counts(self) -> dict[str, dict[str, int]]:
@@ -178,7 +181,13 @@ def _check_ids(report: Report) -> None:
         other = first.setdefault((id_key(name), language), row)
         if other != row:
             place = f"{report.files[table.file[other]]}:{table.line[other]}"
-            message = f"the id {name[:80]!r} ({LANGUAGES[language]}) {same_id(table.ids[other], name)} {place}"
+            message = _(
+                "the id {name!r} ({languages}) {same_id} {place}",
+                name=name[:80],
+                languages=LANGUAGES[language],
+                same_id=same_id(table.ids[other], name),
+                place=place,
+            )
             _add(report, Finding("duplicate-id", message), row)
             good[row] = False
     if not good.all():
@@ -187,16 +196,16 @@ def _check_ids(report: Report) -> None:
 
 def _check_window(report: Report, counter: TokenCounter, reader: RowReader) -> None:
     if not len(report.table):
-        report.window = "no valid row whose length could be checked"
+        report.window = _("no valid row whose length could be checked")
         return
     good = np.ones(len(report.table), bool)
     for row, message in too_long(counter, report.table, reader):
         _add(report, Finding("window", message), row)
         good[row] = False
     report.window = (
-        f"every row fits into {counter.max_length} tokens of {counter.model}"
+        _("every row fits into {max_length} tokens of {model}", max_length=counter.max_length, model=counter.model)
         if good.all()
-        else f"{(~good).sum()} rows do not fit {counter.model}"
+        else _("{sum} rows do not fit {model}", sum=(~good).sum(), model=counter.model)
     )
     if not good.all():
         report.table = report.table.keep(good)

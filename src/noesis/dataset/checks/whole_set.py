@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from noesis.core.i18n import _
 from noesis.core.text import closing
 from noesis.dataset.checks.line import Finding
 from noesis.dataset.checks.near_duplicates import Cluster
@@ -55,9 +56,20 @@ def _leaks(table: Table, clusters: list[Cluster], files: list[Path]) -> Iterator
     if held_out.all() or not held_out.any():
         return
     for row, other, cluster in leaks(clusters, held_out):
-        similarity = "the same" if cluster.kind == "same" else "nearly the same"
+        similarity = _("the same") if cluster.kind == "same" else _("nearly the same")
         where = f"{files[table.file[other]]}:{table.line[other]} ({table.ids[other][:80]})"
-        yield row, Finding("leak", f"held out, but {similarity} {cluster.field} is trained on at {where}")
+        yield (
+            row,
+            Finding(
+                "leak",
+                _(
+                    "held out, but {similarity} {field} is trained on at {where}",
+                    similarity=similarity,
+                    field=cluster.field,
+                    where=where,
+                ),
+            ),
+        )
 
 
 def _repetition(table: Table, clusters: list[Cluster]) -> Iterator[tuple[int | None, Finding]]:
@@ -67,7 +79,11 @@ def _repetition(table: Table, clusters: list[Cluster]) -> Iterator[tuple[int | N
             None,
             Finding(
                 "few-answers",
-                f"{len(table):,} rows, {distinct:,} distinct answers: this trains repetition",
+                _(
+                    "{table:,} rows, {distinct:,} distinct answers: this trains repetition",
+                    table=len(table),
+                    distinct=distinct,
+                ),
                 warning=True,
             ),
         )
@@ -85,9 +101,9 @@ def _repetition(table: Table, clusters: list[Cluster]) -> Iterator[tuple[int | N
 
 def _closings(table: Table, reader: RowReader) -> Iterator[tuple[int, Finding]]:
     """A closing that many different answers share."""
-    _, distinct = np.unique(table.answer_key, return_index=True)
+    _ignored, distinct = np.unique(table.answer_key, return_index=True)
     rows = distinct[table.closing_key[distinct] != 0]
-    _, first, counts = np.unique(table.closing_key[rows], return_index=True, return_counts=True)
+    _ignored, first, counts = np.unique(table.closing_key[rows], return_index=True, return_counts=True)
     limit = max(3, 0.005 * len(table))
     for i in np.argsort(-counts)[:LISTED]:
         if counts[i] > limit:
@@ -97,7 +113,11 @@ def _closings(table: Table, reader: RowReader) -> Iterator[tuple[int, Finding]]:
                 int(row),
                 Finding(
                     "closing",
-                    f"{counts[i]:,} answers end alike: {words[:100]!r}: the model will end all its answers like this",
+                    _(
+                        "{counts:,} answers end alike: {words!r}: the model will end all its answers like this",
+                        counts=counts[i],
+                        words=words[:100],
+                    ),
                     warning=True,
                 ),
             )
@@ -110,13 +130,27 @@ def _balance(table: Table, values: tuple[str, ...]) -> Iterator[tuple[None, Find
         if count < 0.02 * total:
             yield (
                 None,
-                Finding("balance", f"the value {value!r} is applied in {count:,} of {total:,} rows", warning=True),
+                Finding(
+                    "balance",
+                    _(
+                        "the value {value!r} is applied in {count:,} of {total:,} rows",
+                        value=value,
+                        count=count,
+                        total=total,
+                    ),
+                    warning=True,
+                ),
             )
     for language in np.unique(table.language):
         names, counts = np.unique(table.category[table.language == language], return_counts=True)
         if counts.max() >= 10 * counts.min():
             most, least = (table.categories[names[i]] for i in (counts.argmax(), counts.argmin()))
-            message = (
-                f"{LANGUAGES[language]}: the category {most!r} has {counts.max():,} rows, {least!r} {counts.min():,}"
+            message = _(
+                "{languages}: the category {most!r} has {max:,} rows, {least!r} {min:,}",
+                languages=LANGUAGES[language],
+                most=most,
+                max=counts.max(),
+                least=least,
+                min=counts.min(),
             )
             yield None, Finding("balance", message, warning=True)

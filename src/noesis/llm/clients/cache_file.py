@@ -14,6 +14,7 @@ from pathlib import Path
 
 from noesis.core.console import say
 from noesis.core.files import make_folder
+from noesis.core.i18n import _
 from noesis.core.rooted import move
 
 TABLES = (
@@ -42,10 +43,23 @@ def open_database(path: Path) -> sqlite3.Connection:
             return _open(path)
         except _DamagedError as error:
             aside = _set_aside(path)
-            say(f"  the reply cache {path} {error}: it is now {aside.name}, and a new one begins")
+            say(
+                _(
+                    "  the reply cache {path} {error}: it is now {name}, and a new one begins",
+                    path=path,
+                    error=error,
+                    name=aside.name,
+                )
+            )
             return _open(path)
     except (_NotOursError, _DamagedError, OSError, sqlite3.Error) as error:
-        say(f"  the reply cache {path} can't be used ({error}): replies stay in memory until the command ends")
+        say(
+            _(
+                "  the reply cache {path} can't be used ({error}): replies stay in memory until the command ends",
+                path=path,
+                error=error,
+            )
+        )
         return _prepared(_connect(":memory:"))
 
 
@@ -59,7 +73,7 @@ def _open(path: Path) -> sqlite3.Connection:
             raise
         return _prepared(_connect(f"{path.absolute().as_uri()}?immutable=1"), to_write=False)
     except sqlite3.DatabaseError as error:
-        raise _DamagedError(f"is damaged ({error})") from None
+        raise _DamagedError(_("is damaged ({error})", error=error)) from None
 
 
 def _connect(name: Path | str) -> sqlite3.Connection:
@@ -78,15 +92,17 @@ def _require_own(file: Path) -> None:
     except FileNotFoundError:
         return
     if stat.S_ISLNK(found.st_mode):
-        raise _NotOursError(f"{file.name} is a symbolic link")
+        raise _NotOursError(_("{name} is a symbolic link", name=file.name))
     if not stat.S_ISREG(found.st_mode):
-        raise _NotOursError(f"{file.name} is not a file")
+        raise _NotOursError(_("{name} is not a file", name=file.name))
     if found.st_nlink > 1:
-        raise _NotOursError(f"{file.name} has a second name elsewhere, a hard link")
+        raise _NotOursError(_("{name} has a second name elsewhere, a hard link", name=file.name))
     if os.name == "posix" and found.st_uid != os.geteuid():
-        raise _NotOursError(f"{file.name} belongs to user {found.st_uid}; take it with chown, or remove it")
+        raise _NotOursError(
+            _("{name} belongs to user {st_uid}; take it with chown, or remove it", name=file.name, st_uid=found.st_uid)
+        )
     if os.name == "posix" and found.st_mode & stat.S_IWOTH:
-        raise _NotOursError(f"everyone may write {file.name}; end that with chmod o-w, or remove it")
+        raise _NotOursError(_("everyone may write {name}; end that with chmod o-w, or remove it", name=file.name))
 
 
 def _prepared(db: sqlite3.Connection, *, to_write: bool = True) -> sqlite3.Connection:
@@ -101,9 +117,9 @@ def _prepared(db: sqlite3.Connection, *, to_write: bool = True) -> sqlite3.Conne
         db.execute("PRAGMA cell_size_check = ON")
         held = {sql for (sql,) in db.execute("SELECT sql FROM sqlite_schema LIMIT 10")}
         if not held <= set(TABLES):
-            raise _DamagedError("is no reply cache (it holds other tables)")
+            raise _DamagedError(_("is no reply cache (it holds other tables)"))
         if (found := db.execute("PRAGMA quick_check(1)").fetchone()) != ("ok",):
-            raise _DamagedError(f"is damaged ({str(found[0])[:80]!r})")
+            raise _DamagedError(_("is damaged ({found!r})", found=str(found[0])[:80]))
         if to_write:
             db.execute("PRAGMA journal_mode = WAL")
             # intact after a kill or a power cut, though a cut may lose the last few replies

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from noesis.core.errors import ModelError
 from noesis.core.files import sha256_json
+from noesis.core.i18n import _
 from noesis.llm.clients.protocol import ModelClient, ModelReply, ModelRequest, ScoreRequest
 from noesis.llm.clients.reply_cache import ReplyCache
 
@@ -68,7 +69,7 @@ class CachedClient:
         if missing:
             ask = getattr(self.client, "scores", None)
             if ask is None:
-                raise ModelError(f"{self.client.name} can't be read for its scores: use --ask quote")
+                raise ModelError(_("{name} can't be read for its scores: use --ask quote", name=self.client.name))
             await ask(replace(request, endings=tuple(request.endings[i] for i in missing)), keep)
         return [found[key] for key in keys]
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from noesis.core.console import command
 from noesis.core.errors import ModelError, UsageError
+from noesis.core.i18n import _
 from noesis.core.messages import Message
 from noesis.llm.addresses import check_url
 from noesis.llm.clients.chat_reply import TokenEntry, read_chat_reply, read_piece, read_usage
@@ -67,8 +68,12 @@ class LLMClient:
         self.base_url, self.model = check_url(base_url, "base URL") + "/", model
         if len(api_key) < SHORTEST_KEY:
             raise UsageError(
-                f"the API key has {len(api_key)} characters; keys have at least {SHORTEST_KEY}: "
-                "set NOESIS_API_KEY, or give --key"
+                _(
+                    "the API key has {api_key} characters; keys have at least {shortest_key}: "
+                    "set NOESIS_API_KEY, or give --key",
+                    api_key=len(api_key),
+                    shortest_key=SHORTEST_KEY,
+                )
             )
         self._key, self._timeout_s = api_key, timeout_s
         headers = {"Authorization": f"Bearer {api_key}"}
@@ -110,7 +115,14 @@ class LLMClient:
             parsed = parse_json(reply.body)
             chat = read_chat_reply(parsed, logprobs=bool(more.get("logprobs")), max_tokens=max_tokens)
         except ValueError as error:
-            raise ModelError(f"{self.base_url} gives {error}: {shown(reply.message, self._key)}") from None
+            raise ModelError(
+                _(
+                    "{base_url} gives {error}: {message}",
+                    base_url=self.base_url,
+                    error=error,
+                    message=shown(reply.message, self._key),
+                )
+            ) from None
         return _completion(chat.text, chat.finish, parsed, chat.tokens)
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None) -> HttpReply:
@@ -140,21 +152,29 @@ class LLMClient:
         finish, last, seen = "", dict[str, Any](), False
         for event in self._events(parts):
             if "error" in event:
-                raise ModelError(f"{self.base_url} broke off: {shown(error_message(event), self._key)}")
+                raise ModelError(
+                    _(
+                        "{base_url} broke off: {error_message}",
+                        base_url=self.base_url,
+                        error_message=shown(error_message(event), self._key),
+                    )
+                )
             last = event if event.get("usage") else last
             if not event.get("choices"):
                 continue
             try:
                 piece = read_piece(event)
             except ValueError as error:
-                raise ModelError(f"{self.base_url} gives {error}") from None
+                raise ModelError(_("{base_url} gives {error}", base_url=self.base_url, error=error)) from None
             finish, seen = piece.finish or finish, True
             entries += piece.tokens
             if piece.text:
                 pieces.append(piece.text)
                 on_token(piece.text)
         if not seen:
-            raise ModelError(f"{self.base_url} does not answer in OpenAI's protocol: its stream has no choices")
+            raise ModelError(
+                _("{base_url} does not answer in OpenAI's protocol: its stream has no choices", base_url=self.base_url)
+            )
         return _completion("".join(pieces), finish, last, entries)
 
     def _events(self, parts: Iterator[bytes]) -> Iterator[dict[str, Any]]:
@@ -163,7 +183,7 @@ class LLMClient:
                 try:
                     event = parse_json(data)
                 except ValueError as error:
-                    raise ModelError(f"an event of the stream is {error}") from None
+                    raise ModelError(_("an event of the stream is {error}", error=error)) from None
                 if isinstance(event, dict):
                     yield event
 
@@ -183,17 +203,32 @@ class LLMClient:
             yield
         except HttpError as error:
             if error.sent:
-                raise ModelError(f"{self.base_url} gives no whole answer ({error})") from None
+                raise ModelError(
+                    _("{base_url} gives no whole answer ({error})", base_url=self.base_url, error=error)
+                ) from None
             raise ModelError(
-                f"{self.base_url} can't be reached ({error}): is the server running?  "
-                f"{command('serve', 'RUN')}  starts it"
+                _(
+                    "{base_url} can't be reached ({error}): is the server running?  {command}  starts it",
+                    base_url=self.base_url,
+                    error=error,
+                    command=command("serve", "RUN"),
+                )
             ) from None
 
     def _refused(self, reply: HttpReply) -> ModelError:
-        what = {401: "the key is not accepted", 404: f"there is no model {self.model!r}, or the base URL is wrong"}.get(
-            reply.status, "refused"
+        what = {
+            401: _("the key is not accepted"),
+            404: _("there is no model {model!r}, or the base URL is wrong", model=self.model),
+        }.get(reply.status, "refused")
+        return ModelError(
+            _(
+                "{base_url}: {what} (HTTP {status}): {message}",
+                base_url=self.base_url,
+                what=what,
+                status=reply.status,
+                message=shown(reply.message, self._key),
+            )
         )
-        return ModelError(f"{self.base_url}: {what} (HTTP {reply.status}): {shown(reply.message, self._key)}")
 
 
 def _completion(text: str, finish: str, body: dict[str, Any], entries: Sequence[TokenEntry]) -> Completion:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from noesis.core.i18n import _
 from noesis.llm.clients.protocol import TopLogprobs
 from noesis.llm.clients.thoughts import without_thought
 from noesis.llm.http_reply import SHOWN, error_message, shown
@@ -151,8 +152,8 @@ class ChatReply:
         if self.answer.strip() or self.finish == "length":
             return self.finish
         if self.refusal:
-            return f"the model refuses: {shown(self.refusal)}"
-        return "thoughts, but no answer" if self.thought or self.text else self.finish
+            return _("the model refuses: {refusal}", refusal=shown(self.refusal))
+        return _("thoughts, but no answer") if self.thought or self.text else self.finish
 
     @property
     def starved(self) -> bool:
@@ -184,10 +185,17 @@ def read_chat_reply(body: Any, *, logprobs: bool, max_tokens: int) -> ChatReply:
         raise _broken(error) from None
     message, finish = choice.message, choice.finish_reason or "stop"
     if choice.error:
-        raise ValueError(f"an error in place of the rest of a reply: {shown(error_message({'error': choice.error}))}")
+        raise ValueError(
+            _(
+                "an error in place of the rest of a reply: {error_message}",
+                error_message=shown(error_message({"error": choice.error})),
+            )
+        )
     text = message.content or ""
     if len(text) > CHARACTERS_PER_TOKEN * max_tokens:
-        raise ValueError(f"a reply of {len(text):,} characters, too many for {max_tokens} tokens")
+        raise ValueError(
+            _("a reply of {text:,} characters, too many for {max_tokens} tokens", text=len(text), max_tokens=max_tokens)
+        )
     return ChatReply(
         text,
         "length" if finish.lower() in CUT_OFF else finish,
@@ -262,5 +270,7 @@ def _amount(value: Any) -> float | None:
 
 def _broken(error: ValidationError) -> ValueError:
     found = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = ".".join(str(part) for part in found["loc"]) or "the whole"
-    return ValueError(f"a reply that does not follow the OpenAI protocol ({where}: {found['msg']})")
+    where = ".".join(str(part) for part in found["loc"]) or _("the whole")
+    return ValueError(
+        _("a reply that does not follow the OpenAI protocol ({where}: {found})", where=where, found=found["msg"])
+    )

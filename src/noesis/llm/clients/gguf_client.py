@@ -18,6 +18,7 @@ from typing import Any
 from noesis.core.device import usable_threads
 from noesis.core.errors import ModelError
 from noesis.core.files import sha256_file
+from noesis.core.i18n import _
 from noesis.core.messages import Message
 from noesis.core.signals import native_request
 from noesis.core.text import any_of, break_control_tokens
@@ -74,7 +75,7 @@ class GgufClient:
         try:
             self._server = LlamaProcess(settings)
         except ModelError as error:
-            raise ModelError(f"llama.cpp can't load the judge {path}: {error}") from None
+            raise ModelError(_("llama.cpp can't load the judge {path}: {error}", path=path, error=error)) from None
         self._special = any_of(special)
         self.name = name or path.name
         self.identity = f"gguf:{sha256_file(path)}"
@@ -104,8 +105,8 @@ class GgufClient:
                 messages = self._harmless(request.conversation(PLACE))
                 rendered = self._posted("/apply-template", {"messages": messages}).get("prompt")
                 if not isinstance(rendered, str) or PLACE not in rendered:
-                    raise NoReplyError("the model's chat template leaves out the end of the user's message")
-                head, _, tail = rendered.rpartition(PLACE)
+                    raise NoReplyError(_("the model's chat template leaves out the end of the user's message"))
+                head, _ignored, tail = rendered.rpartition(PLACE)
                 for number, ending in enumerate(request.endings):
                     prompt = head + break_control_tokens(ending, self._special) + tail + request.opening
                     keep(number, self._next_tokens(prompt, slot, request.choices))
@@ -126,7 +127,7 @@ class GgufClient:
             entry = TokenEntry.model_validate(answer["completion_probabilities"][0])
             tokens = int(answer["tokens_evaluated"])
         except (LookupError, TypeError, ValueError):
-            raise NoReplyError("llama.cpp gives no probabilities of the next token") from None
+            raise NoReplyError(_("llama.cpp gives no probabilities of the next token")) from None
         likely = entry.top_logprobs or ()
         found = tuple((t.token, t.logprob) for t in likely if t.logprob is not None and t.token.strip() in choices)
         return ModelReply(entry.token, "length", tokens, 1, 0.0, top_logprobs=(found,))
@@ -171,7 +172,7 @@ class GgufClient:
         try:
             reply = read_chat_reply(answer, logprobs=bool(request.logprobs), max_tokens=request.max_tokens)
         except ValueError as error:
-            raise NoReplyError(f"llama.cpp gives {error}") from None
+            raise NoReplyError(_("llama.cpp gives {error}", error=error)) from None
         usage = read_usage(answer, reply.text)
         prompt, completion = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
         return ModelReply(reply.answer, reply.ending, prompt, completion, 0.0, top_logprobs=reply.top_logprobs)

@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from noesis.core.console import say
 from noesis.core.files import atomic, make_folder
+from noesis.core.i18n import _
 from noesis.core.machine.folders import cache_folder
 
 BYTES = 32
@@ -55,5 +56,11 @@ def _key(folder: Path) -> bytes:
                     f.write(secrets.token_bytes(BYTES))
             return file.read_bytes()
     except OSError as error:  # filelock's Timeout is one
-        say(f"  {file} can't be used ({error.strerror or error}): what is stored now is not believed by later commands")
+        say(
+            _(
+                "  {file} can't be used ({strerror}): what is stored now is not believed by later commands",
+                file=file,
+                strerror=error.strerror or error,
+            )
+        )
         return secrets.token_bytes(BYTES)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from noesis.core.config import TribunalSection
 from noesis.core.errors import UsageError
+from noesis.core.i18n import _
 from noesis.llm.clients.protocol import ModelClient
 from noesis.llm.clients.spec import ModelSpec
 from noesis.llm.clients.spending import Spending
@@ -56,7 +57,7 @@ def open_client(
     if spec.kind == "gguf":
         return GgufClient(Path(spec.model), parallel=slots.parallel, context=slots.context)
     if own is None:
-        raise UsageError("--judge self needs a run: name a GGUF file instead, --judge gguf:PATH")
+        raise UsageError(_("--judge self needs a run: name a GGUF file instead, --judge gguf:PATH"))
     return GgufClient(own, name="self", parallel=slots.parallel, context=slots.context)
 
 

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from noesis.core.config import Price, TribunalSection
 from noesis.core.console import say
 from noesis.core.errors import ModelError
+from noesis.core.i18n import N_, _
 from noesis.llm.addresses import is_loopback
 from noesis.llm.clients.chat_reply import ChatReply, Usage, read_chat_reply, read_cost, read_refusal, read_usage
 from noesis.llm.clients.chat_request import chat_body, refused_option
@@ -36,10 +37,10 @@ from noesis.llm.http_reply import HttpError, HttpReply, parse_json, shown
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 MAY_HAVE_ANSWERED = {502, 504, 520, 522, 524}  # a gateway's: the model behind it may have worked, and be charged for
 REFUSED = {
-    401: "the key is not accepted",
-    402: "the account can't pay",
-    403: "the key may not use this model",
-    404: "there is no such model or address",
+    401: N_("the key is not accepted"),
+    402: N_("the account can't pay"),
+    403: N_("the key may not use this model"),
+    404: N_("there is no such model or address"),
 }
 USED_UP = re.compile(r"insufficient_quota|billing_hard_limit|credit balance is too low", re.IGNORECASE)
 MORE_ROOM = 4  # times the tokens of a reply, for models that think before they answer
@@ -82,9 +83,12 @@ class OpenAIClient:
         self._section, self._spending = section, spending
         if spending.max_usd is not None and self._price is None:
             raise ModelError(
-                f"--max-usd needs the price of {spec.model!r}: write it in training_config.yaml, "
-                f"tribunal: prices: {{{spec.model}: {{prompt: USD, completion: USD}}}} "
-                "(for a million tokens; 0 on a machine of your own)"
+                _(
+                    "--max-usd needs the price of {model!r}: write it in training_config.yaml, "
+                    "tribunal: prices: {{{model}: {{prompt: USD, completion: USD}}}} "
+                    "(for a million tokens; 0 on a machine of your own)",
+                    model=spec.model,
+                )
             )
         self._key = key_for(spec.url)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
@@ -109,7 +113,13 @@ class OpenAIClient:
         """
         async with self._slots:
             if self._failed_in_a_row >= DEAD_AFTER:
-                raise EndpointDownError(f"{self.name} is down: {self._failed_in_a_row} requests in a row failed")
+                raise EndpointDownError(
+                    _(
+                        "{name} is down: {failed_in_a_row} requests in a row failed",
+                        name=self.name,
+                        failed_in_a_row=self._failed_in_a_row,
+                    )
+                )
             try:
                 reply = await self._reply(request)
             except NoReplyError:
@@ -130,8 +140,13 @@ class OpenAIClient:
             reply = await self.ask(asked)
             if not reply.top_logprobs:
                 raise ModelError(
-                    f"{self._url} gives no log-probabilities for {self._model!r}, which --ask score and both read: "
-                    "use --ask quote, or a model and server that give them (vLLM, llama.cpp, OpenAI's without thoughts)"
+                    _(
+                        "{url} gives no log-probabilities for {model!r}, which --ask score and both read: "
+                        "use --ask quote, or a model and server that give them (vLLM, llama.cpp, "
+                        "OpenAI's without thoughts)",
+                        url=self._url,
+                        model=self._model,
+                    )
                 )
             keep(number, reply)
 
@@ -151,12 +166,18 @@ class OpenAIClient:
         if self._room == 1:
             self._room = MORE_ROOM
             most = self._usd(0, MORE_ROOM * request.max_tokens)
-            price = f", at most {most:.4f} USD each" if self._price else ""
+            price = _(", at most {most:.4f} USD each", most=most) if self._price else ""
             say(
-                f"  {self.name} thinks: {request.max_tokens:,} tokens were used up before its answer; "
-                f"its replies get {MORE_ROOM * request.max_tokens:,} from now on{price}"
+                _(
+                    "  {name} thinks: {max_tokens:,} tokens were used up before its answer; "
+                    "its replies get {more_room:,} from now on{price}",
+                    name=self.name,
+                    max_tokens=request.max_tokens,
+                    more_room=MORE_ROOM * request.max_tokens,
+                    price=price,
+                )
             )
-        _, again = await self._send_with_retries(_with_room(request, MORE_ROOM))
+        _ignored, again = await self._send_with_retries(_with_room(request, MORE_ROOM))
         usd = None if reply.usd is None or again.usd is None else reply.usd + again.usd
         prompt, completion = (
             reply.prompt_tokens + again.prompt_tokens,
@@ -186,7 +207,9 @@ class OpenAIClient:
             if found.retry_after is not None:
                 self._not_before = max(self._not_before, time.monotonic() + min(found.retry_after, LONGEST_WAIT))
                 wait = FIRST_WAIT
-        raise NoReplyError(f"{problem}, {self._section.attempts} attempts{words}")
+        raise NoReplyError(
+            _("{problem}, {attempts} attempts{words}", problem=problem, attempts=self._section.attempts, words=words)
+        )
 
     async def _send(self, request: ModelRequest) -> tuple[ChatReply, ModelReply] | HttpReply:
         """The model's reply, or the endpoint's refusal; each request that is sent is paid for.
@@ -262,10 +285,19 @@ class OpenAIClient:
         if status == 403 and self._answered:  # this one text is refused, as moderation does
             return
         if status in REFUSED:
-            what = "pay or raise the limit there, and the same command goes on" if status == 402 else self._key_hint()
+            what = (
+                _("pay or raise the limit there, and the same command goes on") if status == 402 else self._key_hint()
+            )
             raise ModelError(
-                f"{self._url} refuses {self._model!r}: {REFUSED[status]} (HTTP {reply.status}): "
-                f"{shown(reply.message, self._key)}; {what}"
+                _(
+                    "{url} refuses {model!r}: {refused} (HTTP {status}): {message}; {what}",
+                    url=self._url,
+                    model=self._model,
+                    refused=REFUSED[status],
+                    status=reply.status,
+                    message=shown(reply.message, self._key),
+                    what=what,
+                )
             )
 
     async def _wait_for_slot(self) -> None:
@@ -281,9 +313,10 @@ class OpenAIClient:
     def _key_hint(self) -> str:
         host = urlsplit(self._url).hostname or ""
         if urlsplit(self._url).scheme == "http" and not is_loopback(self._url):
-            return "no key was sent, since the address is not https"
-        return (
-            f"put the key into the environment variable {KEYS.get(host) or own_variable(host)}, or name another model"
+            return _("no key was sent, since the address is not https")
+        return _(
+            "put the key into the environment variable {variable}, or name another model",
+            variable=KEYS.get(host) or own_variable(host),
         )
 
 

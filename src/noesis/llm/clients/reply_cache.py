@@ -18,6 +18,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from noesis.core.console import say
+from noesis.core.i18n import _
 from noesis.llm.clients.cache_file import LOCKED_S, open_database
 from noesis.llm.clients.chat_reply import MOST_TOKENS, MOST_USD, Logprob
 from noesis.llm.clients.machine_key import sealed, unsealed
@@ -115,7 +116,13 @@ class ReplyCache:
             with suppress(sqlite3.Error):
                 self._db.execute(f"PRAGMA busy_timeout = {LOCKED_S * 1000:.0f}")
             if not self._write(self._unsaved, self._unsaved_usd) and self._unsaved:
-                say(f"  the reply cache {self._path} lacks the last {len(self._unsaved)}, which could not be written")
+                say(
+                    _(
+                        "  the reply cache {path} lacks the last {unsaved}, which could not be written",
+                        path=self._path,
+                        unsaved=len(self._unsaved),
+                    )
+                )
         self._db.close()
 
     def _stored(self, key: str) -> str | None:
@@ -133,7 +140,7 @@ class ReplyCache:
         try:
             row = self._db.execute(query, (name,)).fetchone()
         except sqlite3.Error as error:
-            self._fail(f"can't be read ({error}): what is missing is asked for again")
+            self._fail(_("can't be read ({error}): what is missing is asked for again", error=error))
             return None
         return row[0] if row else None
 
@@ -148,7 +155,7 @@ class ReplyCache:
                     self._db.execute(ADD_SPENT, (usd,))
         except sqlite3.Error as error:
             self._works = False
-            self._fail(f"can't be written ({error}): new replies stay in memory until the command ends")
+            self._fail(_("can't be written ({error}): new replies stay in memory until the command ends", error=error))
             return False
         return True
 
@@ -164,7 +171,7 @@ class ReplyCache:
     def _tell(self, what: str) -> None:
         if what not in self._told:
             self._told.add(what)
-            say(f"  the reply cache {self._path} {what}")
+            say(_("  the reply cache {path} {what}", path=self._path, what=what))
 
 
 @contextmanager

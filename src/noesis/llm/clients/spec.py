@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from noesis.core.errors import UsageError
+from noesis.core.i18n import N_, _
 from noesis.core.machine.folders import expanded
 from noesis.llm.addresses import check_url, without_password
 
@@ -26,9 +27,9 @@ WRITER_KINDS: tuple[Kind, ...] = ("openai", "gguf", "torch")
 FORMS: dict[Kind, str] = {
     "openai": "openai:BASE_URL:MODEL (openai:https://api.openai.com/v1:gpt-5-mini)",
     "gguf": "gguf:PATH",
-    "torch": "torch:NAME (smollm2, a model folder, a Hub name)",
+    "torch": N_("torch:NAME (smollm2, a model folder, a Hub name)"),
     "self": "self",
-    "reward": "reward:NAME (the folder of a reward model, or a Hub name)",
+    "reward": N_("reward:NAME (the folder of a reward model, or a Hub name)"),
 }
 # the user and password that some put there are matched, so that they are refused and not read as host or model
 _OPENAI = re.compile(
@@ -67,23 +68,45 @@ def parse_spec(text: str, option: str = "--judge", kinds: tuple[Kind, ...] = JUD
     if spec is None or spec.kind not in kinds:
         if spec is not None and spec.kind == "torch":
             raise UsageError(
-                f"{option} {text}: a judge that quotes writes structured verdicts, which torch: can't; "
-                "name a gguf: file or an endpoint, or have it read with --ask score"
+                _(
+                    "{option} {text}: a judge that quotes writes structured verdicts, which torch: can't; "
+                    "name a gguf: file or an endpoint, or have it read with --ask score",
+                    option=option,
+                    text=text,
+                )
             )
         if spec is not None and spec.kind == "reward":
             raise UsageError(
-                f"{option} {text}: a reward model gives one number and quotes nothing, so it fills no criterion; "
-                "seat it beside the judges with  tribunal: reward: {path, role}  in training_config.yaml"
+                _(
+                    "{option} {text}: a reward model gives one number and quotes nothing, so it fills no criterion; "
+                    "seat it beside the judges with  tribunal: reward: {{path, role}}  in training_config.yaml",
+                    option=option,
+                    text=text,
+                )
             )
         *most, last = (FORMS[kind] for kind in kinds)
-        raise UsageError(f"{option} {without_password(text)!r} is not understood: use {', '.join(most)}, or {last}")
+        raise UsageError(
+            _(
+                "{option} {without_password!r} is not understood: use {most}, or {last}",
+                option=option,
+                without_password=without_password(text),
+                most=", ".join(most),
+                last=last,
+            )
+        )
     if spec.kind == "openai":
         url = check_url(spec.url, option).removesuffix("/chat/completions").rstrip("/")
         if not spec.model.isprintable() or spec.model != spec.model.strip():
-            raise UsageError(f"{option} {text!r}: the model's name holds control characters or begins with a space")
+            raise UsageError(
+                _(
+                    "{option} {text!r}: the model's name holds control characters or begins with a space",
+                    option=option,
+                    text=text,
+                )
+            )
         return replace(spec, url=url)
     if spec.kind == "gguf" and not Path(spec.model).is_file():
-        raise UsageError(f"{option} {text}: {spec.model} does not exist")
+        raise UsageError(_("{option} {text}: {model} does not exist", option=option, text=text, model=spec.model))
     return spec
 
 

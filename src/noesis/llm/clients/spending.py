@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from noesis.core.errors import CapError, UsageError
+from noesis.core.i18n import _
 
 WAIT_S = 0.05  # between two looks at whether requests under way cost less than was reserved for them
 
@@ -48,7 +49,7 @@ class Spending:
 
     def __post_init__(self) -> None:
         if self.max_usd is not None and not self.max_usd >= 0:  # NaN, too
-            raise UsageError(f"--max-usd {self.max_usd:g}: give an amount in USD, 0 or more")
+            raise UsageError(_("--max-usd {max_usd:g}: give an amount in USD, 0 or more", max_usd=self.max_usd))
 
     def resume(self, ledger: Ledger) -> None:
         """Count what `ledger` says was spent before, and remember there what will be.
@@ -66,9 +67,14 @@ class Spending:
         while self.max_usd is not None and self.before + self.usd + self.reserved + usd > self.max_usd:
             if self.reserved <= 1e-9:
                 raise CapError(
-                    f"stopped before the cap of {self.max_usd:.2f} USD: {self.before + self.usd:.4f} spent, and the "
-                    f"next request may cost {usd:.4f}; every reply so far is stored, and the same command with a "
-                    "higher --max-usd continues"
+                    _(
+                        "stopped before the cap of {max_usd:.2f} USD: {before:.4f} spent, and the "
+                        "next request may cost {usd:.4f}; every reply so far is stored, and the same command with a "
+                        "higher --max-usd continues",
+                        max_usd=self.max_usd,
+                        before=self.before + self.usd,
+                        usd=usd,
+                    )
                 )
             await asyncio.sleep(WAIT_S)
         self.reserved += usd

@@ -19,6 +19,7 @@ from noesis.core.console import say, size
 from noesis.core.device import detect
 from noesis.core.errors import ModelError
 from noesis.core.files import copy_folder, make_folder, new_folder, require_space, sha256_file, write_json
+from noesis.core.i18n import N_, _
 from noesis.core.machine.folders import cache_folder
 from noesis.llm.from_gguf.checks import check_content, check_kind, check_tensors
 from noesis.llm.from_gguf.config import ORIGINALS, read_base_config, refused
@@ -26,7 +27,7 @@ from noesis.llm.from_gguf.dequantise import alone, load_dequantised
 from noesis.llm.from_gguf.tokenizer import write_tokenizer
 from noesis.llm.gguf.header import NO_TOKEN, GgufHeader, read_header
 
-FETCH_AGAIN = "fetch the file again, or choose another"
+FETCH_AGAIN = N_("fetch the file again, or choose another")
 CONVERSION = 1  # raise it when the conversion changes, so that old caches are not used
 LIBRARIES = 1_500_000_000  # bytes that torch, transformers and a large vocabulary take
 TEXT = 200  # characters of a name or licence that are kept
@@ -70,14 +71,16 @@ def open_base_file(file: Path) -> BaseFile:
         ModelError: it is missing or damaged, or no model that transformers can be given.
     """
     if not file.is_file():
-        raise ModelError(f"there is no file {file}: give the path of a .gguf file, a folder, or a Hub name")
+        raise ModelError(
+            _("there is no file {file}: give the path of a .gguf file, a folder, or a Hub name", file=file)
+        )
     status = file.stat()
     return _open(file, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=2)
 def _open(file: Path, modified_ns: int, length: int) -> BaseFile:
-    header = read_header(file, remedy=FETCH_AGAIN, refuse=lambda header: check_kind(file, header.metadata))
+    header = read_header(file, remedy=_(FETCH_AGAIN), refuse=lambda header: check_kind(file, header.metadata))
     check_content(file, header)
     check_tensors(file, header, read_base_config(file, header))
     known, sha256 = header.metadata, sha256_file(file)
@@ -101,7 +104,14 @@ def convert(base: BaseFile) -> Path:
         if not (target / "config.json").is_file():
             require_space(target.parent, weights, f"{base.file.name}, dequantised,")
             _require_memory(base, weights)
-            say(f"  dequantising {base.file.name} to bfloat16, once: {size(weights)} in {target} …")
+            say(
+                _(
+                    "  dequantising {name} to bfloat16, once: {weights} in {target} …",
+                    name=base.file.name,
+                    weights=size(weights),
+                    target=target,
+                )
+            )
             with new_folder(target) as part:
                 copy_folder(base.description, part)
                 _write_weights(base, part)
@@ -120,7 +130,7 @@ def describe(base: BaseFile) -> Path:
     make_folder(target.parent)
     with FileLock(target.with_suffix(".lock")):
         if not (target / "config.json").is_file():
-            say(f"  reading {base.file.name}: its tokenizer is compared with llama.cpp's, once …")
+            say(_("  reading {name}: its tokenizer is compared with llama.cpp's, once …", name=base.file.name))
             with new_folder(target) as part, alone(base.file, target) as gguf:
                 write_tokenizer(gguf, base.header, part, shown=base.file)
                 write_json(part / "generation_config.json", _generation(base.header.metadata))
@@ -136,11 +146,11 @@ def _write_weights(base: BaseFile, folder: Path) -> None:
             model, report = load_dequantised(gguf, AutoConfig.from_pretrained(folder), shown=base.file.name)
         except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             why = " ".join(str(error).split())[:200] or type(error).__name__
-            raise refused(base.file, f"transformers can't read it ({why})") from None
+            raise refused(base.file, _("transformers can't read it ({why})", why=why)) from None
     if missing := sorted({*report["missing_keys"], *map(str, report["mismatched_keys"])}):
-        raise refused(base.file, f"it lacks {missing[0]}, or has it in another shape")
+        raise refused(base.file, _("it lacks {missing}, or has it in another shape", missing=missing[0]))
     if sha256_file(base.file) != base.sha256:
-        raise ModelError(f"{base.file} was changed while it was read: run the command again")
+        raise ModelError(_("{file} was changed while it was read: run the command again", file=base.file))
     model.save_pretrained(folder)
     write_json(folder / "generation_config.json", _generation(base.header.metadata))
 
@@ -151,8 +161,14 @@ def _require_memory(base: BaseFile, weights: int) -> None:
     needed, free = weights + 8 * largest + LIBRARIES, detect().memory_bytes
     if detect().kind == "cpu" and needed > free:
         raise ModelError(
-            f"dequantising {base.file.name} takes about {size(needed)} of memory, and {size(free)} are free: "
-            f"close other programs, or {ORIGINALS}"
+            _(
+                "dequantising {name} takes about {needed} of memory, and {free} are free: "
+                "close other programs, or {originals}",
+                name=base.file.name,
+                needed=size(needed),
+                free=size(free),
+                originals=_(ORIGINALS),
+            )
         )
 
 
@@ -170,15 +186,22 @@ def _lineage(file: Path, known: dict[str, Any], sha256: str) -> str:
     try:
         quantisation = re.sub("^(MOSTLY|ALL)_", "", gguf.LlamaFileType(known.get("general.file_type")).name)
     except (ValueError, TypeError):
-        quantisation = "unknown quantisation"
-    words = [f"dequantised from {file.name} ({quantisation}, sha256 {sha256[:16]})"]
+        quantisation = N_("unknown quantisation")
+    words = [
+        N_(
+            "dequantised from {name} ({quantisation}, sha256 {sha256})",
+            name=file.name,
+            quantisation=quantisation,
+            sha256=sha256[:16],
+        )
+    ]
     origin = _text(known, "general.source.repo_url") or _text(known, "general.repo_url")
     count = known.get("general.base_model.count", 0)
     bases = [
         " ".join(filter(None, (_text(known, f"general.base_model.{i}.{key}") for key in ("name", "repo_url"))))
         for i in range(count if isinstance(count, int) and 0 <= count <= 9 else 0)
     ]
-    return "; ".join([*words, *filter(None, [origin]), *(f"made from {base}" for base in bases if base)])
+    return "; ".join([*words, *filter(None, [origin]), *(N_("made from {base}", base=base) for base in bases if base)])
 
 
 def _text(known: dict[str, Any], key: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.families.shape import Shape
+from noesis.core.i18n import _
 from noesis.llm.from_gguf.config import CLASSES, DAMAGED, refused
 from noesis.llm.from_gguf.tokenizer import TEMPLATE
 from noesis.llm.gguf.families import config_of, gguf_name, name_map
@@ -22,13 +23,17 @@ def check_kind(file: Path, known: dict[str, Any]) -> None:
     _refuse_part(file, known)
     kind, arch = known.get("general.type", "model"), known.get("general.architecture")
     if kind == "adapter" or "adapter.type" in known:
-        raise refused(file, "it is a LoRA adapter", "give the model that it was trained on")
+        raise refused(file, _("it is a LoRA adapter"), _("give the model that it was trained on"))
     if kind in ("mmproj", "projector") or arch == "clip":
-        raise refused(file, "it is the vision or audio part of a model (mmproj)", "give the file of the text model")
+        raise refused(
+            file, _("it is the vision or audio part of a model (mmproj)"), _("give the file of the text model")
+        )
     if kind != "model":
-        raise refused(file, f"it is of the type {kind!r:.40}", DAMAGED)
+        raise refused(file, _("it is of the type {kind!r:.40}", kind=kind), DAMAGED)
     if not isinstance(arch, str) or arch not in CLASSES:
-        raise refused(file, f"its architecture is {arch!r:.40}; here {', '.join(CLASSES)} are read")
+        raise refused(
+            file, _("its architecture is {arch!r:.40}; here {classes} are read", arch=arch, classes=", ".join(CLASSES))
+        )
 
 
 def _refuse_part(file: Path, known: dict[str, Any]) -> None:
@@ -37,12 +42,17 @@ def _refuse_part(file: Path, known: dict[str, Any]) -> None:
         return
     stem, count = (named.group(1), int(named.group(2))) if named else (file.stem, told)
     if not isinstance(count, int) or not 0 < count < 100_000:
-        raise refused(file, f"split.count is {told!r:.40}", DAMAGED)
+        raise refused(file, _("split.count is {told!r:.40}", told=told), DAMAGED)
     first = f"{stem}-00001-of-{count:05d}.gguf"
     raise refused(
         file,
-        f"it is one of {count} parts, {first} to {stem}-{count:05d}-of-{count:05d}.gguf",
-        f"join them with llama.cpp's  llama-gguf-split --merge {first} {stem}.gguf",
+        _(
+            "it is one of {count} parts, {first} to {stem}-{count:05d}-of-{count:05d}.gguf",
+            count=count,
+            first=first,
+            stem=stem,
+        ),
+        _("join them with llama.cpp's  llama-gguf-split --merge {first} {stem}.gguf", first=first, stem=stem),
     )
 
 
@@ -54,19 +64,29 @@ def check_content(file: Path, header: GgufHeader) -> None:
     known = header.metadata
     template = known.get(TEMPLATE)
     if not isinstance(template, str) or not template.strip():
-        raise refused(file, "it has no chat template", "take the instruct version of the model")
+        raise refused(file, _("it has no chat template"), _("take the instruct version of the model"))
     if (kind := known.get("tokenizer.ggml.model")) not in ("gpt2", "llama"):
-        raise refused(file, f"its tokenizer is of the kind {kind!r:.40}")
+        raise refused(file, _("its tokenizer is of the kind {kind!r:.40}", kind=kind))
     vocabulary = header.tensors.get("token_embd.weight", ((0, 0), 0))[0][-1]
     if vocabulary != len(known["tokenizer.ggml.tokens"]):
         tokens = len(known["tokenizer.ggml.tokens"])
-        raise refused(file, f"it has {tokens:,} tokens and {vocabulary:,} rows of token_embd.weight", DAMAGED)
-    for number in sorted({kind for _, kind in header.tensors.values()}):
+        raise refused(
+            file,
+            _(
+                "it has {tokens:,} tokens and {vocabulary:,} rows of token_embd.weight",
+                tokens=tokens,
+                vocabulary=vocabulary,
+            ),
+            DAMAGED,
+        )
+    for number in sorted({kind for _size, kind in header.tensors.values()}):
         name = gguf.GGMLQuantizationType(number).name
         try:
             gguf.quants.dequantize(np.zeros((1, BLOCKS[number][1]), np.uint8), gguf.GGMLQuantizationType(number))
         except NotImplementedError:
-            raise refused(file, f"it has tensors of the type {name}, which can't be dequantised here") from None
+            raise refused(
+                file, _("it has tensors of the type {name}, which can't be dequantised here", name=name)
+            ) from None
 
 
 def check_tensors(file: Path, header: GgufHeader, raw: dict[str, Any]) -> None:
@@ -80,9 +100,9 @@ def check_tensors(file: Path, header: GgufHeader, raw: dict[str, Any]) -> None:
     names = name_map(config)
     expected = {gguf_name(names, name, config) for name in _names(config.shape)} | set(rope_tensors(config.rope))
     if lost := sorted(expected - header.tensors.keys()):
-        raise refused(file, f"it lacks the tensor {lost[0]}", DAMAGED)
+        raise refused(file, _("it lacks the tensor {lost}", lost=lost[0]), DAMAGED)
     if more := sorted(header.tensors.keys() - expected):
-        raise refused(file, f"it has the tensor {more[0]!r:.80}, which its architecture does not have")
+        raise refused(file, _("it has the tensor {more!r:.80}, which its architecture does not have", more=more[0]))
 
 
 def _names(shape: Shape) -> Iterator[str]:

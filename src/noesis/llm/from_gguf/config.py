@@ -14,12 +14,13 @@ from typing import Any
 
 from noesis.core.errors import ModelError
 from noesis.core.families.architecture import FULL, SLIDING
+from noesis.core.i18n import N_, _
 from noesis.llm.gguf.families import FAMILIES, LARGE_GEMMAS, WINDOW_PERIODS, ModelConfig, config_of, hyperparameters
 from noesis.llm.gguf.header import NO_TOKEN, GgufHeader
 from noesis.llm.gguf.rope import LOCAL_THETA, Llama3Scaling, Rope, rope_tensors
 
-DAMAGED = "it is damaged or hostile: fetch the file again, or choose another"
-ORIGINALS = "take the model that it was made from, in its .safetensors files"
+DAMAGED = N_("it is damaged or hostile: fetch the file again, or choose another")
+ORIGINALS = N_("take the model that it was made from, in its .safetensors files")
 # llama.cpp's architecture → the class in transformers
 CLASSES = {
     "llama": "LlamaForCausalLM",
@@ -46,13 +47,13 @@ def read_base_config(file: Path, header: GgufHeader) -> dict[str, Any]:
     told = header.metadata.items()
     known = {key.removeprefix(f"{arch}."): _shortest(v) for key, v in told if key.startswith(f"{arch}.")}
     if lists := [key for key in known if isinstance(known[key], list) and "pattern" not in key]:
-        raise refused(file, f"{arch}.{lists[0]} differs from layer to layer")
+        raise refused(file, _("{arch}.{lists} differs from layer to layer", arch=arch, lists=lists[0]))
     for key, value in known.items():
         if isinstance(value, float) and not 0.0 < value < LARGEST:
-            raise refused(file, f"{arch}.{key} is {value}", DAMAGED)
+            raise refused(file, _("{arch}.{key} is {value}", arch=arch, key=key, value=value), DAMAGED)
     for key in ("feed_forward_length", "attention.layer_norm_rms_epsilon"):
         if key not in known:
-            raise refused(file, f"{arch}.{key} is missing", DAMAGED)
+            raise refused(file, _("{arch}.{key} is missing", arch=arch, key=key), DAMAGED)
     factors = _read_factors(file, header, arch)
     raw = _common(header, known, arch) | _own(known, arch) | {"rope_parameters": _rope(file, known, arch, factors)}
     try:
@@ -67,7 +68,7 @@ def read_base_config(file: Path, header: GgufHeader) -> dict[str, Any]:
 
 def refused(file: Path, why: str, remedy: str = ORIGINALS) -> ModelError:
     """The error for a GGUF file that can't be a base model."""
-    return ModelError(f"{file} can't be a base model: {why}; {remedy}")
+    return ModelError(_("{file} can't be a base model: {why}; {remedy}", file=file, why=why, remedy=_(remedy)))
 
 
 def _common(header: GgufHeader, known: dict[str, Any], arch: str) -> dict[str, Any]:
@@ -125,7 +126,7 @@ def _rope(file: Path, known: dict[str, Any], arch: str, factors: Factors) -> dic
         linear = {"rope_type": "linear", "factor": known.get("rope.scaling.factor")} if kind == "linear" else {}
         return {FULL: rope | linear, SLIDING: {"rope_type": "default", "rope_theta": LOCAL_THETA}}
     if kind not in ("none", "longrope"):
-        raise refused(file, f"its rotary embedding is scaled ({kind!r:.40})")
+        raise refused(file, _("its rotary embedding is scaled ({kind!r:.40})", kind=kind))
     if arch == "phi3":
         heads, hidden = known["attention.head_count"], known["embedding_length"]
         turned, width = known.get("rope.dimension_count"), known.get("attention.key_length") or hidden // heads
@@ -142,7 +143,9 @@ def _rope(file: Path, known: dict[str, Any], arch: str, factors: Factors) -> dic
         largest = max(factors["rope_freqs"])
         scaling = next((one for one in LLAMA_3 if math.isclose(one.factor, largest, rel_tol=TOLERANCE)), None)
         if scaling is None:
-            raise refused(file, f"its rotary factors (rope_freqs.weight, up to {largest:g}) are unknown")
+            raise refused(
+                file, _("its rotary factors (rope_freqs.weight, up to {largest:g}) are unknown", largest=largest)
+            )
         return rope | {
             "rope_type": "llama3",
             "factor": scaling.factor,
@@ -159,7 +162,7 @@ def _read_factors(file: Path, header: GgufHeader, arch: str) -> Factors:
     if not wanted:
         return {}
     if len(wanted) < len(ROPE_FACTORS[arch]):
-        raise refused(file, f"of its rotary factors only {wanted[0]}.weight is there")
+        raise refused(file, _("of its rotary factors only {wanted}.weight is there", wanted=wanted[0]))
     import gguf
 
     try:
@@ -169,10 +172,10 @@ def _read_factors(file: Path, header: GgufHeader, arch: str) -> Factors:
             for name in wanted
         }
     except (ValueError, LookupError, OverflowError, TypeError) as error:
-        raise refused(file, f"its rotary factors can't be read ({error})", DAMAGED) from None
+        raise refused(file, _("its rotary factors can't be read ({error})", error=error), DAMAGED) from None
     for name, factors in found.items():
         if not all(0.0 < factor < LARGEST for factor in factors):
-            raise refused(file, f"{name}.weight holds what is no rotary factor", DAMAGED)
+            raise refused(file, _("{name}.weight holds what is no rotary factor", name=name), DAMAGED)
     return found
 
 
@@ -182,7 +185,7 @@ def _check_factors(file: Path, rope: Rope, factors: Factors) -> None:
     if len(found) != len(expected) or not all(
         math.isclose(a, b, rel_tol=TOLERANCE) for a, b in zip(found, expected, strict=True)
     ):
-        raise refused(file, "its rotary factors (rope_freqs.weight) are not those of a Llama 3")
+        raise refused(file, _("its rotary factors (rope_freqs.weight) are not those of a Llama 3"))
 
 
 def _check_told(file: Path, known: dict[str, Any], config: ModelConfig) -> None:
@@ -208,7 +211,15 @@ def _check_told(file: Path, known: dict[str, Any], config: ModelConfig) -> None:
     for key, value in known.items():
         right = (expected[key],) if key in expected else harmless.get(key, ())
         if not any(_equal(value, one) for one in right):
-            raise refused(file, f"{arch}.{key} is {value!r:.60}, which a conversion to transformers would lose")
+            raise refused(
+                file,
+                _(
+                    "{arch}.{key} is {value!r:.60}, which a conversion to transformers would lose",
+                    arch=arch,
+                    key=key,
+                    value=value,
+                ),
+            )
 
 
 def _shortest(value: Any) -> Any:

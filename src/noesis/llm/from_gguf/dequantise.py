@@ -10,6 +10,7 @@ from typing import Any
 
 from noesis.core.console import Progress
 from noesis.core.files import scratch_folder
+from noesis.core.i18n import _
 from noesis.core.libraries import quiet_libraries
 
 ALONE = "model.gguf"
@@ -66,9 +67,9 @@ def _counted(name: str) -> Iterator[None]:
     """transformers' bar, which can't be switched off once tqdm is loaded, as one of our lines of progress."""
     import transformers.modeling_gguf_pytorch_utils as reader
 
-    def counted(tensors: list[Any], **_: Any) -> Iterable[Any]:
+    def counted(tensors: list[Any], **_ignored: Any) -> Iterable[Any]:
         done, total = 0, sum(tensor.n_bytes for tensor in tensors)
-        with Progress(f"dequantising {name}", total // MEGABYTE, "MB") as progress:
+        with Progress(_("dequantising {name}", name=name), total // MEGABYTE, "MB") as progress:
             for tensor in tensors:
                 yield tensor
                 done += tensor.n_bytes

@@ -10,6 +10,7 @@ from typing import Any
 from noesis.core.device import usable_threads
 from noesis.core.errors import ModelError
 from noesis.core.files import write_text
+from noesis.core.i18n import _
 from noesis.llm.from_gguf.config import refused
 from noesis.llm.from_gguf.dequantise import load_gguf_tokenizer
 from noesis.llm.gguf.hard_strings import hard_strings
@@ -64,7 +65,7 @@ def _start(gguf: Path, shown: Path) -> LlamaProcess:
     try:
         return LlamaProcess(settings | {"cpuparams": threads, "cpuparams_batch": threads})
     except ModelError as error:
-        raise refused(shown, f"llama.cpp can't load it ({error})") from None
+        raise refused(shown, _("llama.cpp can't load it ({error})", error=error)) from None
 
 
 def _read(gguf: Path, known: dict[str, Any], shown: Path) -> Any:
@@ -87,7 +88,7 @@ def _read(gguf: Path, known: dict[str, Any], shown: Path) -> Any:
         raise  # of the disk
     except Exception as error:  # tokenizers raises no class of its own
         why = " ".join(str(error).split())[:200] or type(error).__name__
-        raise refused(shown, f"transformers can't read its tokenizer ({why})") from None
+        raise refused(shown, _("transformers can't read its tokenizer ({why})", why=why)) from None
     return backend
 
 
@@ -123,7 +124,7 @@ def _ids(llama: LlamaProcess, text: str, *, adds: bool) -> list[int]:
     answer = llama.post("/tokenize", {"content": text, "add_special": adds, "parse_special": True})
     tokens = answer.get("tokens") if isinstance(answer, dict) else None
     if not isinstance(tokens, list):
-        raise ModelError(f"llama.cpp gives no tokens of {text!r}: {answer!r:.200}")
+        raise ModelError(_("llama.cpp gives no tokens of {text!r}: {answer!r:.200}", text=text, answer=answer))
     return tokens
 
 
@@ -136,6 +137,11 @@ def _compare(ours: RemoteTokenizer, llama: LlamaProcess, pre: str, shown: Path) 
             if found != expected:
                 raise refused(
                     shown,
-                    f"transformers' tokenizer makes {found} of {text!r}, llama.cpp {expected}: "
-                    f"its way of cutting texts is not known here",
+                    _(
+                        "transformers' tokenizer makes {found} of {text!r}, llama.cpp {expected}: "
+                        "its way of cutting texts is not known here",
+                        found=found,
+                        text=text,
+                        expected=expected,
+                    ),
                 )

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from noesis.core.errors import ModelError
+from noesis.core.i18n import _
 from noesis.core.messages import Message
 from noesis.core.text import common_prefix
 from noesis.llm.chat_template import break_controls, end_of_turn, render
@@ -54,8 +55,13 @@ def generate_batch(
     longest = max((len(p) for p in prompts), default=0)
     if longest + max_tokens > window:
         raise ModelError(
-            f"a prompt of {longest} tokens and an answer of {max_tokens} exceed the model's context of {window}: "
-            "lower tribunal.trial_tokens"
+            _(
+                "a prompt of {longest} tokens and an answer of {max_tokens} exceed the model's context of {window}: "
+                "lower tribunal.trial_tokens",
+                longest=longest,
+                max_tokens=max_tokens,
+                window=window,
+            )
         )
     seeds = seeds or [0] * len(prompts)
     stops = sorted({i for i in (end_of_turn(tokenizer), tokenizer.eos_token_id) if i is not None})

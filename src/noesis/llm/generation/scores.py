@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from noesis.core.errors import ModelError
+from noesis.core.i18n import _
 from noesis.core.messages import Message
 from noesis.core.text import common_prefix
 from noesis.llm.generation.batch import prompt_ids
@@ -56,10 +57,12 @@ def score_endings(
     longest = max(len(row) for group in rows for row in group)
     window = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
     if longest > window:
-        raise ModelError(f"a prompt of {longest} tokens exceeds the model's context of {window}")
+        raise ModelError(
+            _("a prompt of {longest} tokens exceeds the model's context of {window}", longest=longest, window=window)
+        )
     tokens = spelling_tokens(tokenizer, choices)
     if not tokens:
-        raise ModelError(f"none of {', '.join(choices)} is a token of this model: use --ask quote")
+        raise ModelError(_("none of {choices} is a token of this model: use --ask quote", choices=", ".join(choices)))
     most = rows_that_fit(model, longest) if model.device.type == "cuda" else ROWS
     found: list[list[ScoredEnding]] = [[] for _ in groups]
     with torch.inference_mode():

@@ -14,11 +14,12 @@ from noesis.core.errors import ModelError
 from noesis.core.families.architecture import NO_ROTARY, Architecture, UnknownArchitecture
 from noesis.core.families.registry import describe
 from noesis.core.families.shape import Shape
+from noesis.core.i18n import N_, _
 from noesis.core.jsonl import whole_number
 from noesis.llm.gguf.rope import LongRope, Rope, UnknownRope, read_rope, write_rope
 from noesis.llm.model_config import read_model_config
 
-CONVERTER = "use llama.cpp's  python convert_hf_to_gguf.py"
+CONVERTER = N_("use llama.cpp's  python convert_hf_to_gguf.py")
 # layers of the models whose queries llama.cpp scales by the width of the model, not of a head
 LARGE_GEMMAS = {"gemma2": 46, "gemma3": 62}
 WINDOW_PERIODS = {"gemma2": 2, "gemma3": 6}  # llama.cpp: all layers have the window but the last of each period
@@ -90,32 +91,48 @@ def config_of(raw: dict[str, Any], model: Path) -> ModelConfig:
         rope = read_rope(raw, shape.head_dim, partial=phi, by_layer=gemma3)
         config = ModelConfig(family, described, rope, whole_number(raw, "max_position_embeddings", 1, 1 << 28))
     except (UnknownArchitecture, UnknownRope) as error:
-        raise unsupported(model, f"{name} can't be converted here: {error}") from None
+        raise unsupported(model, _("{name} can't be converted here: {error}", name=name, error=error)) from None
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ModelError(
-            f"{model / 'config.json'} lacks what a conversion needs, or has it in another form ({error!r}): "
-            "fetch the model again"
+            _(
+                "{model} lacks what a conversion needs, or has it in another form ({error!r}): fetch the model again",
+                model=model / "config.json",
+                error=error,
+            )
         ) from None
     if (difference := _difference(config, raw)) is not None:
-        raise unsupported(model, f"{name} with {difference} can't be converted here")
+        raise unsupported(
+            model, _("{name} with {difference} can't be converted here", name=name, difference=difference)
+        )
     return replace(config, context=_context(config))
 
 
 def unsupported(model: Path, why: str) -> ModelError:
     """The error for a model that only llama.cpp's own converter can convert."""
-    return ModelError(f"{why}: {CONVERTER} {model}")
+    return ModelError(_("{why}: {how} {model}", why=why, how=_(CONVERTER), model=model))
 
 
 def _family(raw: dict[str, Any], model: Path) -> tuple[Family, str]:
     architecture = str((raw.get("architectures") or [""])[0])
     if not architecture:
-        raise ModelError(f"{model / 'config.json'} names no architecture: fetch the model again, or choose another")
+        raise ModelError(
+            _("{model} names no architecture: fetch the model again, or choose another", model=model / "config.json")
+        )
     family = FAMILIES.get(architecture)
     if family is None:
-        raise unsupported(model, f"{architecture} can't be converted here ({', '.join(FAMILIES)} can)")
+        raise unsupported(
+            model,
+            _(
+                "{architecture} can't be converted here ({families} can)",
+                architecture=architecture,
+                families=", ".join(FAMILIES),
+            ),
+        )
     for key in UNSUPPORTED_KEYS:
         if raw.get(key):
-            raise unsupported(model, f"{architecture} with {key} can't be converted here")
+            raise unsupported(
+                model, _("{architecture} with {key} can't be converted here", architecture=architecture, key=key)
+            )
     return family, architecture
 
 
@@ -124,20 +141,27 @@ def _difference(config: ModelConfig, raw: dict[str, Any]) -> str | None:
     described, shape, arch = config.described, config.shape, config.family.arch
     expected = "gelu_tanh" if arch in WINDOW_PERIODS else "silu"
     if described.activation != expected:
-        return f"the activation {described.activation}"
+        return _("the activation {activation}", activation=described.activation)
     if arch in LARGE_GEMMAS:
         width = shape.hidden // shape.heads if shape.layers == LARGE_GEMMAS[arch] else shape.head_dim
         if described.attention_scale != width**-0.5:
-            return f"query_pre_attn_scalar {raw.get('query_pre_attn_scalar')} (llama.cpp computes with {width})"
+            return _(
+                "query_pre_attn_scalar {value} (llama.cpp computes with {width})",
+                value=raw.get("query_pre_attn_scalar"),
+                width=width,
+            )
         period = WINDOW_PERIODS[arch]
         if described.windows != tuple(config.window if (i + 1) % period else None for i in range(shape.layers)):
-            return f"windows in other layers than all but each {period}th"
+            return _("windows in other layers than all but each {period}th", period=period)
     if arch == "gemma3" and described.logits_cap is not None:
         return "final_logit_softcapping"
     if arch == "smollm3":
         rotated = [kind != NO_ROTARY for kind in described.rotary]
         if rotated != [(i + 1) % UNROTATED_PERIOD != 0 for i in range(shape.layers)]:
-            return f"rotary embedding missing in other layers than each {UNROTATED_PERIOD}th"
+            return _(
+                "rotary embedding missing in other layers than each {unrotated_period}th",
+                unrotated_period=UNROTATED_PERIOD,
+            )
     return None
 
 
@@ -228,5 +252,7 @@ def gguf_name(names: Any, name: str, config: ModelConfig) -> str:
     """
     found = names.get_name(name, try_suffixes=(".weight", ".bias"))
     if found is None or (name.endswith(".bias") and not config.shape.parts.biases):
-        raise ModelError(f"the tensor {name!r} has no place in a GGUF of the {config.family.arch} family")
+        raise ModelError(
+            _("the tensor {name!r} has no place in a GGUF of the {arch} family", name=name, arch=config.family.arch)
+        )
     return str(found)

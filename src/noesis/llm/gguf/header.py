@@ -16,8 +16,9 @@ from typing import Any
 
 from noesis.core.console import command
 from noesis.core.errors import ModelError
+from noesis.core.i18n import N_, _
 
-REMAKE = f"make it again with  {command('gguf', 'RUN', '--again')}"
+REMAKE = N_("make it again with  {command}", command=command("gguf", "RUN", "--again"))
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 # ggml's types of tensors: id → (weights in a block, bytes of a block); a type that llama.cpp dropped is not listed
@@ -72,12 +73,14 @@ def read_header(file: Path, *, remedy: str = REMAKE, refuse: Callable[[GgufHeade
         ModelError: the file is missing, not GGUF, cut short, or names what no model has.
     """
     if not file.is_file():
-        made = f"make it with  {command('gguf', 'RUN')}" if remedy is REMAKE else remedy
-        raise ModelError(f"{file} does not exist: {made}")
+        made = _("make it with  {command}", command=command("gguf", "RUN")) if remedy is REMAKE else remedy
+        raise ModelError(_("{file} does not exist: {made}", file=file, made=made))
     with open(file, "rb") as f:
         head = f.read(8)
     if head[:4] != b"GGUF" or int.from_bytes(head[4:8], "little") not in (2, 3):
-        raise ModelError(f"{file} is not a GGUF file (it begins with {head[:4]!r}); {remedy}")
+        raise ModelError(
+            _("{file} is not a GGUF file (it begins with {head!r}); {remedy}", file=file, head=head[:4], remedy=remedy)
+        )
     try:
         with open(file, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as content:
             header = _Reader(content).read()
@@ -85,7 +88,9 @@ def read_header(file: Path, *, remedy: str = REMAKE, refuse: Callable[[GgufHeade
             refuse(header)
         _check_metadata(header)
     except (ValueError, struct.error) as error:
-        raise ModelError(f"can't load {file}: {error}; it is damaged or hostile; {remedy}") from None
+        raise ModelError(
+            _("can't load {file}: {error}; it is damaged or hostile; {remedy}", file=file, error=error, remedy=remedy)
+        ) from None
     return header
 
 
@@ -98,22 +103,22 @@ class _Reader:
     def read(self) -> GgufHeader:
         tensors, keys = self._count(MOST_TENSORS, "tensors"), self._count(MOST_KEYS, "keys")
         metadata: dict[str, Any] = {}
-        for _ in range(keys):
+        for _ignored in range(keys):
             name = self._text(LONGEST_NAME)
             if name in metadata:
-                raise ValueError(f"the key {name!r} is there twice")
+                raise ValueError(_("the key {name!r} is there twice", name=name))
             metadata[name] = self._value(self._scalar("I"), nested=False)
         places = [self._tensor() for _ in range(tensors)]
         alignment = metadata.get("general.alignment", 32)
         if type(alignment) is not int or not 8 <= alignment <= LARGEST_ALIGNMENT or alignment & (alignment - 1):
-            raise ValueError(f"its alignment is {alignment!r}")
+            raise ValueError(_("its alignment is {alignment!r}", alignment=alignment))
         begin = -(-self._at // alignment) * alignment
         found: dict[str, tuple[tuple[int, ...], int]] = {}
         for name, shape, kind, offset, size in places:
             if name in found:
-                raise ValueError(f"the tensor {name!r} is there twice")
+                raise ValueError(_("the tensor {name!r} is there twice", name=name))
             if offset % alignment or begin + offset + size > len(self._content):
-                raise ValueError(f"the tensor {name!r} lies outside of the file")
+                raise ValueError(_("the tensor {name!r} lies outside of the file", name=name))
             found[name] = (shape, kind)
         return GgufHeader(metadata, found)
 
@@ -121,16 +126,23 @@ class _Reader:
         """(name, shape, type, offset, bytes)"""
         name, dimensions = self._text(LONGEST_NAME), self._scalar("I")
         if not 1 <= dimensions <= TENSOR_DIMENSIONS:
-            raise ValueError(f"the tensor {name!r} has {dimensions} dimensions")
+            raise ValueError(_("the tensor {name!r} has {dimensions} dimensions", name=name, dimensions=dimensions))
         shape = tuple(self._scalar("Q") for _ in range(dimensions))
         if any(not 1 <= length < LARGEST_DIMENSION for length in shape):
-            raise ValueError(f"the tensor {name!r} has the shape {shape}")
+            raise ValueError(_("the tensor {name!r} has the shape {shape}", name=name, shape=shape))
         kind, offset = self._scalar("I"), self._scalar("Q")
         if kind not in BLOCKS:
-            raise ValueError(f"the tensor {name!r} is of an unknown type, {kind}")
+            raise ValueError(_("the tensor {name!r} is of an unknown type, {kind}", name=name, kind=kind))
         weights, size = BLOCKS[kind]
         if shape[0] % weights:
-            raise ValueError(f"the tensor {name!r} of rows of {shape[0]} can't be in blocks of {weights}")
+            raise ValueError(
+                _(
+                    "the tensor {name!r} of rows of {shape} can't be in blocks of {weights}",
+                    name=name,
+                    shape=shape[0],
+                    weights=weights,
+                )
+            )
         return name, shape, kind, offset, math.prod(shape) // weights * size
 
     def _value(self, kind: int, *, nested: bool) -> Any:
@@ -139,8 +151,8 @@ class _Reader:
         if kind != ARRAY:
             return self._scalar(_form(kind))
         if nested:
-            raise ValueError("it has lists within lists")
-        inner, count = self._scalar("I"), self._count(MOST_ITEMS - self._items, "items of lists")
+            raise ValueError(_("it has lists within lists"))
+        inner, count = self._scalar("I"), self._count(MOST_ITEMS - self._items, _("items of lists"))
         self._items += count
         if inner in (STRING, ARRAY):
             return [self._value(inner, nested=True) for _ in range(count)]
@@ -150,7 +162,7 @@ class _Reader:
     def _count(self, most: int, what: str) -> int:
         count = int(self._scalar("Q"))
         if count > most:
-            raise ValueError(f"it claims to have {count:,} {what}")
+            raise ValueError(_("it claims to have {count:,} {what}", count=count, what=what))
         return count
 
     def _scalar(self, form: str) -> Any:
@@ -159,19 +171,19 @@ class _Reader:
     def _text(self, most: int) -> str:
         length = self._scalar("Q")
         if length > most:
-            raise ValueError(f"a text claims to have {length:,} bytes")
+            raise ValueError(_("a text claims to have {length:,} bytes", length=length))
         return self._bytes(length).decode(errors="replace")
 
     def _bytes(self, count: int) -> bytes:
         if count > len(self._content) - self._at:
-            raise ValueError("it is cut short")
+            raise ValueError(_("it is cut short"))
         self._at += count
         return self._content[self._at - count : self._at]
 
 
 def _form(kind: int) -> str:
     if kind not in SCALARS:
-        raise ValueError(f"a value is of an unknown type, {kind}")
+        raise ValueError(_("a value is of an unknown type, {kind}", kind=kind))
     return SCALARS[kind]
 
 
@@ -180,39 +192,53 @@ def _check_metadata(header: GgufHeader) -> None:
     known = header.metadata
     architecture = known.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
-        raise ValueError("it names no architecture")
+        raise ValueError(_("it names no architecture"))
     for ending, (least, most) in BOUNDS.items():
         key = f"{architecture}.{ending}"
         values = known.get(key)
         for value in values if isinstance(values, list) and ending in PER_LAYER else [values]:
             if value is not None and (type(value) is not int or not least <= value <= most):
-                raise ValueError(f"{key} is {value!r}")
+                raise ValueError(_("{key} is {value!r}", key=key, value=value))
     if known.get("general.type", "model") == "adapter":
         return
     for ending in NEEDED:
         if f"{architecture}.{ending}" not in known:
-            raise ValueError(f"{architecture}.{ending} is missing")
+            raise ValueError(_("{architecture}.{ending} is missing", architecture=architecture, ending=ending))
     layers = known[f"{architecture}.block_count"]
     for ending in PER_LAYER:
         values = known.get(f"{architecture}.{ending}")
         if isinstance(values, list) and len(values) != layers:
-            raise ValueError(f"{architecture}.{ending} has {len(values)} items for {layers} layers")
+            raise ValueError(
+                _(
+                    "{architecture}.{ending} has {values} items for {layers} layers",
+                    architecture=architecture,
+                    ending=ending,
+                    values=len(values),
+                    layers=layers,
+                )
+            )
     heads = known[f"{architecture}.attention.head_count"]
     if heads == 0 or (isinstance(heads, list) and not any(heads)):
-        raise ValueError(f"{architecture}.attention.head_count is 0")
+        raise ValueError(_("{architecture}.attention.head_count is 0", architecture=architecture))
     _check_vocabulary(known)
 
 
 def _check_vocabulary(known: dict[str, Any]) -> None:
     tokens = known.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
-        raise ValueError("it has no list of tokens")
+        raise ValueError(_("it has no list of tokens"))
     for name, kind in (("scores", float), ("token_type", int)):
         values = known.get(f"tokenizer.ggml.{name}")
         if values is not None and not (isinstance(values, list) and len(values) == len(tokens)):
-            raise ValueError(f"tokenizer.ggml.{name} does not have one item for each of {len(tokens):,} tokens")
+            raise ValueError(
+                _(
+                    "tokenizer.ggml.{name} does not have one item for each of {tokens:,} tokens",
+                    name=name,
+                    tokens=len(tokens),
+                )
+            )
         if values and not all(type(value) is kind for value in values):
-            raise ValueError(f"tokenizer.ggml.{name} holds what is not a number")
+            raise ValueError(_("tokenizer.ggml.{name} holds what is not a number", name=name))
     for key, value in known.items():
         if (
             key.startswith("tokenizer.ggml.")
@@ -220,4 +246,6 @@ def _check_vocabulary(known: dict[str, Any]) -> None:
             and value != NO_TOKEN
             and (type(value) is not int or not 0 <= value < len(tokens))
         ):
-            raise ValueError(f"{key} is {value!r}, and there are {len(tokens):,} tokens")
+            raise ValueError(
+                _("{key} is {value!r}, and there are {tokens:,} tokens", key=key, value=value, tokens=len(tokens))
+            )

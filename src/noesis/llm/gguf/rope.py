@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from noesis.core.families.architecture import FULL, SLIDING, rotary_types
+from noesis.core.i18n import _
 
 Json = dict[str, Any]
 LOCAL_THETA = 10_000.0  # llama.cpp's base for the layers of Gemma-3 that have a window
@@ -67,7 +68,7 @@ def read_rope(raw: Json, head_size: int, *, partial: bool = False, by_layer: boo
         local = dict(found.get(SLIDING) or {})
         local_theta = float(local.get("rope_theta") or raw.get("rope_local_base_freq") or LOCAL_THETA)
         if local_theta != LOCAL_THETA or local.get("rope_type", "default") != "default":
-            raise UnknownRope(f"the rotary base {local_theta:g} of layers with a window")
+            raise UnknownRope(_("the rotary base {local_theta:g} of layers with a window", local_theta=local_theta))
         found = dict(found.get(FULL) or ({} if SLIDING in found else found))
     theta = float(found.get("rope_theta") or theta)
     share = float(found.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0)
@@ -75,7 +76,7 @@ def read_rope(raw: Json, head_size: int, *, partial: bool = False, by_layer: boo
     if kind == "yarn" and raw.get("model_type") == "phi3":
         kind = "longrope"
     if (share != 1.0 and not partial) or not 0.0 < share <= 1.0:
-        raise UnknownRope(f"rotary embedding of {share:g} of each head")
+        raise UnknownRope(_("rotary embedding of {share:g} of each head", share=share))
     rope = Rope(theta, int(head_size * share))
     if kind == "default":
         return rope
@@ -86,14 +87,21 @@ def read_rope(raw: Json, head_size: int, *, partial: bool = False, by_layer: boo
         return Rope(theta, rope.turned, linear=float(found["factor"]))
     if kind == "longrope" and partial:
         return Rope(theta, rope.turned, _long_rope(found, raw, rope.turned // 2))
-    raise UnknownRope(f"rotary scaling of type {kind!r:.40}")
+    raise UnknownRope(_("rotary scaling of type {kind!r:.40}", kind=kind))
 
 
 def _long_rope(found: Json, raw: Json, pairs: int) -> LongRope:
     original = int(raw.get("original_max_position_embeddings") or found.get("original_max_position_embeddings") or 4096)
     short, long = (tuple(float(x) for x in found[key]) for key in ("short_factor", "long_factor"))
     if not len(short) == len(long) == pairs:
-        raise ValueError(f"short_factor and long_factor have {len(short)} and {len(long)} numbers, not {pairs}")
+        raise ValueError(
+            _(
+                "short_factor and long_factor have {short} and {long} numbers, not {pairs}",
+                short=len(short),
+                long=len(long),
+                pairs=pairs,
+            )
+        )
     factor = float(found.get("factor") or int(raw["max_position_embeddings"]) / original)
     given = found.get("attention_factor")
     attention = 1.0 if factor <= 1.0 else math.sqrt(1 + math.log(factor) / math.log(original))

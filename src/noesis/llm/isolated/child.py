@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from noesis.core.errors import ModelError, NoesisError
+from noesis.core.i18n import N_, _
 
 MOST_BYTES = 64_000_000  # of one answer
 MOST_WRITTEN = 1_000_000  # bytes of what it prints, the only thing that it may write
-ADVICE = "it may be hostile: take the model from somewhere that you trust"
+ADVICE = N_("it may be hostile: take the model from somewhere that you trust")
 SHOWN = 300  # characters of what it printed last, where it crashed
 _SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")
 
@@ -111,14 +112,14 @@ class Child:
     def _why_it_ended(self, line: bytes, seconds: float | None) -> str:
         if seconds is not None:
             self.close()
-            return f"was stopped after {seconds:g} s without an answer; {ADVICE}"
+            return _("was stopped after {seconds:g} s without an answer; {advice}", seconds=seconds, advice=_(ADVICE))
         if len(line) >= MOST_BYTES:
             self.close()
-            return f"gives more than {MOST_BYTES:,} bytes; {ADVICE}"
+            return _("gives more than {most_bytes:,} bytes; {advice}", most_bytes=MOST_BYTES, advice=_(ADVICE))
         printed = self._last_words()
         code = self.close()
-        how = f"by {signal.Signals(-code).name}" if code and code < 0 else f"with code {code}"
-        return f"ended the process that read it, {how}{printed}; {ADVICE}"
+        how = _("by {name}", name=signal.Signals(-code).name) if code and code < 0 else _("with code {code}", code=code)
+        return _("ended the process that read it, {how}{printed}; {advice}", how=how, printed=printed, advice=_(ADVICE))
 
     def _last_words(self) -> str:
         with suppress(OSError, ValueError):
@@ -170,7 +171,9 @@ def main(worker: str, memory: int) -> NoReturn:
         except NoesisError as error:
             answer = {"error": str(error)}
         except MemoryError:
-            answer = {"limit": f"takes more than {memory / 1e9:.0f} GB of memory; {ADVICE}"}
+            answer = {
+                "limit": _("takes more than {memory:.0f} GB of memory; {advice}", memory=memory / 1e9, advice=_(ADVICE))
+            }
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
 

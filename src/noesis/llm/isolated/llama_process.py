@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 
 from noesis.core.errors import MissingExtra, ModelError
+from noesis.core.i18n import _
 from noesis.llm.gguf.header import read_header
 from noesis.llm.http import Http
 from noesis.llm.http_reply import HttpError, lines
@@ -93,17 +94,17 @@ class LlamaProcess:
             return self.post("/v1/chat/completions", body)
         try:
             path = f"{self.url}/v1/chat/completions"
-            with self._http.stream("POST", path, body, deadline_s=ANSWER_S) as (status, _, parts):
+            with self._http.stream("POST", path, body, deadline_s=ANSWER_S) as (status, _headers, parts):
                 if status != 200:
                     receive(json.loads(b"".join(parts)))
                     return None
                 for line in lines(parts):
-                    kind, _, data = line.decode(errors="replace").strip().partition(": ")
+                    kind, _colon, data = line.decode(errors="replace").strip().partition(": ")
                     if data == "[DONE]":
                         return None
                     if kind in ("data", "error"):
                         receive(json.loads(data) if kind == "data" else {"error": json.loads(data)})
-            raise HttpError("the answer breaks off")
+            raise HttpError(_("the answer breaks off"))
         except (HttpError, ValueError) as error:
             raise self._explained(error) from None
 
@@ -127,8 +128,8 @@ class LlamaProcess:
 
     def _explained(self, error: Exception) -> ModelError:
         time.sleep(ENDING_S)
-        why = str(error) if self.running else "its process ended"
-        return ModelError(f"llama.cpp gave no answer from {self._file}: {why}")
+        why = str(error) if self.running else _("its process ended")
+        return ModelError(_("llama.cpp gave no answer from {file}: {why}", file=self._file, why=why))
 
 
 def memory_limit(settings: dict[str, Any]) -> int:

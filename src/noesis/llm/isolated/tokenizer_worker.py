@@ -21,6 +21,7 @@ from tokenizers import Tokenizer as _Tokenizer
 
 from noesis.core.errors import ModelError
 from noesis.core.files import sha256_json
+from noesis.core.i18n import _
 
 DATE = datetime(2024, 7, 26)  # what Llama 3.1's own template uses where it gets no date
 INCOMPLETE = "\ufffd"  # what a decoder puts where the bytes of a character are missing
@@ -42,7 +43,9 @@ class LocalTokenizer:
         try:
             self._backend = _Tokenizer.from_file(str(file))
         except Exception as error:  # tokenizers raises no class of its own
-            raise ModelError(f"{file} can't be read: {' '.join(str(error).split())[:300]}") from None
+            raise ModelError(
+                _("{file} can't be read: {error}", file=file, error=" ".join(str(error).split())[:300])
+            ) from None
         known = {token.content for token in self._backend.get_added_tokens_decoder().values()}
         for token in added:
             if token["content"] not in known:
@@ -59,7 +62,9 @@ class LocalTokenizer:
         try:
             self._template = environment.from_string(template)
         except (jinja2.TemplateError, SyntaxError, RecursionError, ValueError) as error:
-            raise ModelError(f"the chat template of {file.parent} does not compile: {_reason(error)}") from None
+            raise ModelError(
+                _("the chat template of {parent} does not compile: {reason}", parent=file.parent, reason=_reason(error))
+            ) from None
         self._special, self._folder = special, file.parent
 
     def describe(self) -> dict[str, Any]:

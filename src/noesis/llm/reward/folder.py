@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from noesis.core.console import command
 from noesis.core.errors import ModelError
 from noesis.core.files import sha256_file, sha256_json
+from noesis.core.i18n import _
 from noesis.core.jsonl import read_json_file
 from noesis.core.machine.folders import expanded
 from noesis.core.rooted import guard
@@ -84,23 +85,48 @@ def read_judge_folder(path: Path) -> JudgeFolder:
     file = path / JUDGE_FILE
     if not file.is_file():
         raise ModelError(
-            f"{path} is no reward model: {JUDGE_FILE} is missing; make one with  {command('tribunal', 'train-judge')}"
+            _(
+                "{path} is no reward model: {judge_file} is missing; make one with  {command}",
+                path=path,
+                judge_file=JUDGE_FILE,
+                command=command("tribunal", "train-judge"),
+            )
         )
     if file.stat().st_size > LARGEST_RECORD:
-        raise ModelError(f"{file} has more than {LARGEST_RECORD:,} bytes: fetch the reward model again")
+        raise ModelError(
+            _(
+                "{file} has more than {largest_record:,} bytes: fetch the reward model again",
+                file=file,
+                largest_record=LARGEST_RECORD,
+            )
+        )
     try:
         record = JudgeRecord.model_validate(read_json_file(file, constants=False))
     except (ValidationError, ValueError) as error:
         what = error.errors()[0]["loc"] if isinstance(error, ValidationError) else error
-        raise ModelError(f"{file} is not the record of a reward model ({what}): fetch it again") from None
+        raise ModelError(
+            _("{file} is not the record of a reward model ({what}): fetch it again", file=file, what=what)
+        ) from None
     allowed = {HEAD_FILE, WORDS_FILE, *ADAPTER_FILES}
     if HEAD_FILE not in record.files or not record.files.keys() <= allowed:
-        raise ModelError(f"{file} names other files than those of a reward model: fetch it again")
+        raise ModelError(_("{file} names other files than those of a reward model: fetch it again", file=file))
     if big := [name for name in (HEAD_FILE, WORDS_FILE) if _size(path / name) > LARGEST_RECORD]:
-        raise ModelError(f"{path / big[0]} has more than {LARGEST_RECORD:,} bytes: fetch the reward model again")
+        raise ModelError(
+            _(
+                "{path} has more than {largest_record:,} bytes: fetch the reward model again",
+                path=path / big[0],
+                largest_record=LARGEST_RECORD,
+            )
+        )
     for name, digest in record.files.items():
         if not (path / name).is_file() or sha256_file(path / name) != digest:
-            raise ModelError(f"{path / name} is missing or was changed since {JUDGE_FILE} was written: fetch it again")
+            raise ModelError(
+                _(
+                    "{path} is missing or was changed since {judge_file} was written: fetch it again",
+                    path=path / name,
+                    judge_file=JUDGE_FILE,
+                )
+            )
     return JudgeFolder(path, record)
 
 
@@ -130,14 +156,30 @@ def find_judges_base(judge: JudgeFolder, base: str | None = None) -> Model:
     name = base or judge.record.base
     beside = [path for path in (expanded(name), judge.path / name, judge.path.parent / name) if path.exists()]
     if not beside and is_gguf_file(name):
-        raise ModelError(f"the base of {judge.path} is the file {name}: name it, as reward:{judge.path}@FILE.gguf")
+        raise ModelError(
+            _("the base of {path} is the file {name}: name it, as reward:{path}@FILE.gguf", path=judge.path, name=name)
+        )
     if not beside and not is_hub_name(name) and name != EMBEDDED:
-        raise ModelError(f"the base of {judge.path} is the folder {name}: name it, as reward:{judge.path}@FOLDER")
+        raise ModelError(
+            _("the base of {path} is the folder {name}: name it, as reward:{path}@FOLDER", path=judge.path, name=name)
+        )
     found = find_local_model(str(beside[0]) if beside else name)
     if found is None:
-        raise ModelError(f"the base of {judge.path}, {name}, is not on this machine: fetch it with  hf download {name}")
+        raise ModelError(
+            _(
+                "the base of {path}, {name}, is not on this machine: fetch it with  hf download {name}",
+                path=judge.path,
+                name=name,
+            )
+        )
     if found.revision != judge.record.base_revision:
         raise ModelError(
-            f"{name} here is of revision {found.revision}; {judge.path} was trained on {judge.record.base_revision}"
+            _(
+                "{name} here is of revision {revision}; {path} was trained on {base_revision}",
+                name=name,
+                revision=found.revision,
+                path=judge.path,
+                base_revision=judge.record.base_revision,
+            )
         )
     return found

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from noesis.core.errors import ModelError, TrainingError
+from noesis.core.i18n import _
 from noesis.core.messages import Message
 from noesis.llm.causal_model import library_errors, load_causal_model, put_adapter
 from noesis.llm.chat_template import break_controls, encode, render
@@ -60,9 +61,15 @@ class RewardModel:
         """
         rows = [self.tokens(list(messages), answer) for messages, answer in conversations]
         if longer := [len(ids) for ids, _ in rows if len(ids) > self.longest]:
-            raise ModelError(f"a conversation has {longer[0]:,} tokens, and the reward model reads {self.longest:,}")
+            raise ModelError(
+                _(
+                    "a conversation has {longer:,} tokens, and the reward model reads {longest:,}",
+                    longer=longer[0],
+                    longest=self.longest,
+                )
+            )
         found = torch.zeros(len(rows), self.head.shape[1])
-        for group in _packed([len(ids) for ids, _ in rows]):
+        for group in _packed([len(row[0]) for row in rows]):
             states = self._states([rows[i][0] for i in group])
             for i, part in zip(group, states, strict=True):
                 found[i] = part[-1] if self.pool == "last" else part[rows[i][1] :].mean(0)
@@ -93,10 +100,16 @@ def load_judge(judge: JudgeFolder, base: str | None = None) -> RewardModel:
 
     found = find_judges_base(judge, base)
     model, tokenizer = load_causal_model(found.path, dtype=_dtype()), load_tokenizer(found.path)
-    with library_errors(f"can't load {judge.path / HEAD_FILE}"):
+    with library_errors(_("can't load {path}", path=judge.path / HEAD_FILE)):
         head = load_file(judge.path / HEAD_FILE)["weight"].float()
     if head.shape != (1, model.config.hidden_size) or not bool(torch.isfinite(head).all()):
-        raise ModelError(f"{judge.path / HEAD_FILE} is not the head of a model that is {model.config.hidden_size} wide")
+        raise ModelError(
+            _(
+                "{path} is not the head of a model that is {hidden_size} wide",
+                path=judge.path / HEAD_FILE,
+                hidden_size=model.config.hidden_size,
+            )
+        )
     if judge.has_adapter:
         model = put_adapter(model, judge.path).get_base_model()
     return of_causal_model(model, tokenizer, head, pool=judge.record.pool, layers=judge.record.layers)
@@ -115,7 +128,13 @@ def of_causal_model(
     """
     if layers is not None:
         if layers > len(model.base_model.layers):
-            raise ModelError(f"the base has {len(model.base_model.layers)} layers, and the reward model reads {layers}")
+            raise ModelError(
+                _(
+                    "the base has {layers} layers, and the reward model reads {needed}",
+                    layers=len(model.base_model.layers),
+                    needed=layers,
+                )
+            )
         model.base_model.layers = model.base_model.layers[:layers]
         model.config.num_hidden_layers = layers
 
@@ -161,7 +180,7 @@ def _sequence_classifier(folder: Path) -> Any:
     quiet_libraries()
     from transformers import AutoModelForSequenceClassification
 
-    with library_errors(f"can't load {folder} as a reward model"):
+    with library_errors(_("can't load {folder} as a reward model", folder=folder)):
         model, report = AutoModelForSequenceClassification.from_pretrained(
             folder,
             dtype=_dtype(),
@@ -173,11 +192,20 @@ def _sequence_classifier(folder: Path) -> Any:
     head = getattr(model, "score", None)
     if not isinstance(head, torch.nn.Linear) or head.bias is not None or head.out_features != 1:
         raise ModelError(
-            f"{folder} is no reward model: it needs a linear head `score` with one label and no bias "
-            "(a …ForSequenceClassification with num_labels 1)"
+            _(
+                "{folder} is no reward model: it needs a linear head `score` with one label and no bias "
+                "(a …ForSequenceClassification with num_labels 1)",
+                folder=folder,
+            )
         )
     if missing := sorted(report["missing_keys"]):
-        raise ModelError(f"{folder} is no reward model: it lacks {missing[0]!r} (a model that writes has no such head)")
+        raise ModelError(
+            _(
+                "{folder} is no reward model: it lacks {missing!r} (a model that writes has no such head)",
+                folder=folder,
+                missing=missing[0],
+            )
+        )
     return model.to(_device()).eval()
 
 

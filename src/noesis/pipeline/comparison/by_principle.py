@@ -14,6 +14,7 @@ from typing import Any
 
 from noesis.core.console import command
 from noesis.core.errors import RunError
+from noesis.core.i18n import _
 from noesis.core.jsonl import MAX_RUN_FILE, jsonl_files, read_objects
 from noesis.core.project import Project
 from noesis.run.directory import load_run
@@ -64,8 +65,12 @@ def compare_runs(project: Project, a: Path, b: Path) -> RunComparison:
     (points_a, judges_a), (points_b, judges_b) = (_points(path, rubrics) for path in (a, b))
     if not judges_a & judges_b:
         raise RunError(
-            f"{a} and {b} have no judge with the same rubric in common, so their verdicts can't be compared: "
-            "judge both again with one --judge"
+            _(
+                "{a} and {b} have no judge with the same rubric in common, so their verdicts can't be compared: "
+                "judge both again with one --judge",
+                a=a,
+                b=b,
+            )
         )
     clusters = prompt_clusters(tribunal)
     found: dict[str, PrincipleComparison] = {}
@@ -99,12 +104,12 @@ def _points(path: Path, rubrics: RubricSet) -> tuple[Points, set[tuple[str, str,
     file = run.tribunal / "verdicts.jsonl"
     if not file.is_file():
         how = command("judge", path, "--judge", "SPEC")
-        raise RunError(f"{path} holds no verdicts: have it judged with  {how}")
+        raise RunError(_("{path} holds no verdicts: have it judged with  {how}", path=path, how=how))
     principles = {(judge, item.id): item.principles for judge in JUDGES for item in rubrics.rubrics[judge].items}
     points: Points = defaultdict(lambda: defaultdict(list))
     judges = set()
     for row in read_objects(file, most=MAX_RUN_FILE):
-        prompt, who, _ = row["answer"].rsplit("/", 2)
+        prompt, who, _ignored = row["answer"].rsplit("/", 2)
         for verdict in row["verdicts"] if who == "tuned" else ():
             if verdict["status"] == "scored":
                 judges.add((verdict["judge"], verdict["model"], verdict["rubric_sha256"]))

@@ -8,6 +8,7 @@ from pathlib import Path
 from noesis.constitution.document import load_constitution
 from noesis.core.errors import NoesisError, RunError
 from noesis.core.files import sha256_json
+from noesis.core.i18n import _
 from noesis.core.jsonl import MAX_RUN_FILE, read_json_file, read_objects
 from noesis.core.project import Project
 from noesis.dataset.load import read_run_copy
@@ -62,8 +63,13 @@ def read_measures(path: Path, project: Project | None) -> RunMeasures:
         if isinstance(error, NoesisError):
             raise
         raise RunError(
-            f"{path} can't be compared: a file in it is not as its stage wrote it "
-            f"({type(error).__name__}: {str(error)[:200]}); restore it, or have the run judged again"
+            _(
+                "{path} can't be compared: a file in it is not as its stage wrote it "
+                "({name}: {error}); restore it, or have the run judged again",
+                path=path,
+                name=type(error).__name__,
+                error=str(error)[:200],
+            )
         ) from None
 
 
@@ -74,7 +80,7 @@ def _read(run: Run, project: Project | None) -> RunMeasures:
     clusters: dict[str, str] = {}
     judge, trial = results.judge, results.trial
     if judge is None:
-        missing["held-out"] = "it was not judged"
+        missing["held-out"] = _("it was not judged")
     else:
         adapter = judge.preference.adapter or run.adapter().name
         stored = read_json_file(scores_file(run, adapter), constants=False)["scores"]
@@ -86,7 +92,7 @@ def _read(run: Run, project: Project | None) -> RunMeasures:
     tribunal: dict[str, float] = {}
     keyed: dict[str, bool] = {}
     if trial is None:
-        missing["trial"] = "it was not before the Tribunal"
+        missing["trial"] = _("it was not before the Tribunal")
     else:
         tribunal = _tribunal(run)
         keyed, why = _keyed(run, trial.part, project)
@@ -108,11 +114,11 @@ def _tribunal(run: Run) -> dict[str, float]:
 def _keyed(run: Run, part: str, project: Project | None) -> tuple[dict[str, bool], str]:
     """Right or wrong on each prompt that code decides, and why there is none."""
     if project is None:
-        return {}, "there is no project here whose suite knows the keys: use --project"
+        return {}, _("there is no project here whose suite knows the keys: use --project")
     try:
         items = {item.id: item for item in read_suite(project.tribunal, "dev" if part == "dev" else "all")}
     except NoesisError as error:
-        return {}, f"the project's suite can't be read: {error}"
+        return {}, _("the project's suite can't be read: {error}", error=error)
     texts: dict[EvalSample, list[str]] = {}
     for row in read_objects(run.tribunal / "trial_answers.jsonl", most=MAX_RUN_FILE):
         item = items.get(row["id"])

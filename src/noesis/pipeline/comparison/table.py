@@ -9,6 +9,7 @@ from typing import Any
 
 from noesis.core.console import command, path_here, say
 from noesis.core.errors import NoesisError, UsageError
+from noesis.core.i18n import _, number, retold
 from noesis.core.project import Project
 from noesis.pipeline.comparison.by_principle import prompt_clusters
 from noesis.pipeline.comparison.measures import RunMeasures, read_measures
@@ -66,7 +67,10 @@ def compare_runs_side_by_side(paths: Sequence[Path], project: Project | None) ->
     """
     if len({path.resolve() for path in paths}) < max(2, len(paths)):
         raise UsageError(
-            f"name at least two different runs to compare:  {command('compare', 'runs/before', 'runs/after')}"
+            _(
+                "name at least two different runs to compare:  {command}",
+                command=command("compare", "runs/before", "runs/after"),
+            )
         )
     runs = [read_measures(path, project) for path in paths]
     return Comparison(
@@ -77,21 +81,21 @@ def compare_runs_side_by_side(paths: Sequence[Path], project: Project | None) ->
 
 
 def _loss(runs: Sequence[RunMeasures]) -> Measure:
-    name = "held-out loss, nats a token"
+    name = _("held-out loss, nats a token")
     shared = _shared([run.losses for run in runs])
     if not shared:
-        return _nothing(name, runs, "held-out", "the runs share no held-out example")
+        return _nothing(name, runs, "held-out", _("the runs share no held-out example"))
     if any(len({run.losses[key][1] for run in runs}) > 1 for key in shared):
-        return Measure(name, 0, (), "their tokenizers differ, so losses per token can't be compared")
+        return Measure(name, 0, (), _("their tokenizers differ, so losses per token can't be compared"))
     weights = {key: float(runs[0].losses[key][1]) for key in shared}
     return _measure(name, [{k: run.losses[k][0] for k in shared} for run in runs], runs[0].clusters, weights)
 
 
 def _preference(runs: Sequence[RunMeasures]) -> Measure:
-    name = "prefers the revised answer"
+    name = _("prefers the revised answer")
     shared = _shared([run.preferred for run in runs])
     if not shared:
-        return _nothing(name, runs, "held-out", "the runs share no held-out example")
+        return _nothing(name, runs, "held-out", _("the runs share no held-out example"))
     return _measure(name, [{k: float(run.preferred[k]) for k in shared} for run in runs], runs[0].clusters)
 
 
@@ -99,18 +103,18 @@ def _tribunal(runs: Sequence[RunMeasures], project: Project | None) -> Measure:
     name = "the Tribunal's mean"
     shared = _shared([run.tribunal for run in runs])
     if not shared:
-        return _nothing(name, runs, "trial", "the trials share no prompt")
+        return _nothing(name, runs, "trial", _("the trials share no prompt"))
     if len({run.judges for run in runs}) > 1:
-        return Measure(name, 0, (), "they were scored by different judges or rubrics: judge them with one --judge")
+        return Measure(name, 0, (), _("they were scored by different judges or rubrics: judge them with one --judge"))
     return _measure(name, [{k: run.tribunal[k] for k in shared} for run in runs], _pairs(project))
 
 
 def _keyed(runs: Sequence[RunMeasures], project: Project | None) -> Measure:
-    name = "keyed items right"
+    name = _("keyed items right")
     shared = _shared([run.keyed for run in runs])
     if not shared:
         why = "keyed" if any("keyed" in run.missing for run in runs) else "trial"
-        return _nothing(name, runs, why, "the trials share no keyed item")
+        return _nothing(name, runs, why, _("the trials share no keyed item"))
     return _measure(name, [{k: float(run.keyed[k]) for k in shared} for run in runs], _pairs(project))
 
 
@@ -161,21 +165,24 @@ def show_comparison(found: Comparison) -> None:
     names = [path_here(Path(name)) for name in found.runs]
     width = max(map(len, names))
     for measure in found.measures:
-        on = f" ({measure.items} shared)" if measure.cells else f": {measure.why}"
+        on = _(" ({items} shared)", items=measure.items) if measure.cells else f": {measure.why}"
         say(f"  {measure.name}{on}")
         for name, cell in zip(names, measure.cells, strict=False):
-            say(f"    {name:<{width}}  {cell.value:7.4f}   {difference_in_words(cell)}".rstrip())
-    say("  the Tribunal's verdict")
+            say(f"    {name:<{width}}  {number(cell.value, '7.4f')}   {difference_in_words(cell)}".rstrip())
+    say(_("  the Tribunal's verdict"))
     for name, ruling in zip(names, found.rulings, strict=True):
-        say(f"    {name:<{width}}  {ruling.verdict}: {ruling.reason}")
+        say(f"    {name:<{width}}  {ruling.verdict}: {retold(ruling.reason)}")
 
 
 def difference_in_words(cell: Cell) -> str:
     """`+0.1200 [+0.0400, +0.2000], p 0.010`; empty for the first run."""
     if cell.difference is None:
         return ""
-    interval = "" if cell.interval_95 is None else f" [{cell.interval_95[0]:+.4f}, {cell.interval_95[1]:+.4f}]"
-    return f"{cell.difference:+.4f}{interval}, p {cell.p:.3f}"
+    interval = ""
+    if cell.interval_95 is not None:
+        low, high = (number(end, "+.4f") for end in cell.interval_95)
+        interval = f" [{low}, {high}]"
+    return f"{number(cell.difference, '+.4f')}{interval}, p {number(cell.p or 0.0, '.3f')}"
 
 
 def project_or_none(given: Path | None) -> Project | None:

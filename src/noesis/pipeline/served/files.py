@@ -10,6 +10,7 @@ from noesis.constitution.document import load_constitution
 from noesis.core.console import command, say
 from noesis.core.errors import NoesisError, RunError
 from noesis.core.files import files_in
+from noesis.core.i18n import _
 from noesis.core.jsonl import read_objects
 from noesis.core.messages import Message
 from noesis.llm.clients.chat_client import Completion, LLMClient
@@ -73,12 +74,21 @@ def certified_gguf(run: Run, quant: str | None = None) -> Path:
     if best is None:
         which = f"no {quant} GGUF file" if quant else "no GGUF file"
         raise RunError(
-            f"{run.path} holds {which} that was shown to behave like the model: run  {command('gguf', run.path)}  first"
+            _(
+                "{path} holds {which} that was shown to behave like the model: run  {command}  first",
+                path=run.path,
+                which=which,
+                command=command("gguf", run.path),
+            )
         )
     file = run.gguf / f"{run.merged.name}-{best}.gguf"
     if not run.vouches_for("gguf", file):
         raise RunError(
-            f"{file} is missing, or was changed since it was certified: run  {command('gguf', run.path, '--again')}"
+            _(
+                "{file} is missing, or was changed since it was certified: run  {command}",
+                file=file,
+                command=command("gguf", run.path, "--again"),
+            )
         )
     return file
 
@@ -102,7 +112,7 @@ def served_files(run: Run, *, quant: str | None = None, base: Path | None = None
         return ModelFiles(None, base, adapter)
     tuned = certified_gguf(run, quant)
     if base is None and not lazy:
-        say("  the base is not at hand, so it is not served; name its GGUF file with --base")
+        say(_("  the base is not at hand, so it is not served; name its GGUF file with --base"))
     return ModelFiles(tuned, base)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from noesis.constitution.document import Constitution
 from noesis.core.errors import UsageError
+from noesis.core.i18n import _, retold
 from noesis.core.messages import Message
 from noesis.core.project import Project
 from noesis.llm.clients.spec import parse_spec
@@ -107,7 +108,7 @@ class LiveJudge:
             UsageError: there is no answer to judge. CapError: the judges' cap is reached.
         """
         if not answer.strip() or not dialogue or dialogue[-1]["role"] != "user":
-            raise UsageError("there is no answer to judge yet")
+            raise UsageError(_("there is no answer to judge yet"))
         flags = tuple(screen(answer, ScreenedPrompt(dialogue[-1]["content"], language), self._constitution))
         if self._panel is None:
             return AnswerOpinion(self.name, flags)
@@ -126,24 +127,35 @@ class LiveJudge:
 
 def format_opinion(found: AnswerOpinion) -> list[str]:
     """An opinion as lines for a terminal."""
-    flags = f"the screen saw: {', '.join(found.flags)}" if found.flags else "the screen saw nothing"
+    flags = (
+        _("the screen saw: {flags}", flags=", ".join(map(retold, found.flags)))
+        if found.flags
+        else _("the screen saw nothing")
+    )
     if found.opinion is None:
         return [
-            f"{found.judge}: {flags}",
-            "it flags or abstains, it never approves; name a judge with --judge to ask the Tribunal",
+            f"{retold(found.judge)}: {flags}",
+            _("it flags or abstains, it never approves; name a judge with --judge to ask the Tribunal"),
         ]
-    mean = "below quorum" if found.opinion.mean is None else _range(*found.opinion.mean)
-    lines = [f"{found.band} ({mean}); judge: {found.judge}; one answer, no interval: an impression, not a trial"]
+    mean = _("below quorum") if found.opinion.mean is None else _range(*found.opinion.mean)
+    lines = [
+        _(
+            "{band} ({mean}); judge: {judge}; one answer, no interval: an impression, not a trial",
+            band=found.band,
+            mean=mean,
+            judge=found.judge,
+        )
+    ]
     for verdict in found.verdicts:
         if isinstance(verdict, Verdict):
             score, why = _range(*found.opinion.judges[verdict.judge]), verdict.reasoning
         else:
-            score, why = "no verdict", verdict.reason
+            score, why = _("no verdict"), retold(verdict.reason)
         lines.append(f"  {verdict.judge:<8} {score}  {why}")
     if found.opinion.vetoes:
-        lines.append(f"  vetoes: {', '.join(found.opinion.vetoes)}")
+        lines.append(_("  vetoes: {vetoes}", vetoes=", ".join(found.opinion.vetoes)))
     return [*lines, f"  {flags}"]
 
 
 def _range(low: float, high: float) -> str:
-    return f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"
+    return f"{low:.2f}" if low == high else _("{low:.2f} to {high:.2f}", low=low, high=high)

@@ -14,6 +14,7 @@ from noesis.constitution.document import load_constitution
 from noesis.core.config import load_config
 from noesis.core.errors import DataError, UsageError
 from noesis.core.files import append_line, sha256_json
+from noesis.core.i18n import _
 from noesis.core.jsonl import iter_lines
 from noesis.core.project import Project
 from noesis.dataset.checks.line import Rules, check_line
@@ -62,21 +63,27 @@ class PageExamples:
             DataError: it must not be trained on. UsageError: it is saved already, or there is no more room.
         """
         if unknown := sorted(record.keys() - set(FIELDS)):
-            raise DataError(f"an example from the page has no field {unknown[0][:80]!r}")
+            raise DataError(_("an example from the page has no field {unknown!r}", unknown=unknown[0][:80]))
         row = {name: record[name] for name in FIELDS if record.get(name) not in (None, [])}
         try:
             name = f"page_{sha256_json(row)[:12]}"
             line = json.dumps({"id": name} | row, ensure_ascii=False, allow_nan=False).encode()
         except (ValueError, RecursionError):
-            raise DataError("the example holds half a character, or a number that is none: write it anew") from None
+            raise DataError(_("the example holds half a character, or a number that is none: write it anew")) from None
         if len(line) > MAX_EXAMPLE:
-            raise DataError(f"the example has more than {MAX_EXAMPLE:,} bytes: shorten it")
+            raise DataError(_("the example has more than {max_example:,} bytes: shorten it", max_example=MAX_EXAMPLE))
         example, findings = check_line(line, self._rules, hand_written=True)
         if example is None:
             raise DataError("; ".join(finding.message for finding in findings if not finding.warning))
         if example.language not in (languages := self._constitution.languages):
             spoken = " and ".join(languages)
-            raise DataError(f"language {example.language!r}: the project's constitution speaks {spoken} only")
+            raise DataError(
+                _(
+                    "language {language!r}: the project's constitution speaks {spoken} only",
+                    language=example.language,
+                    spoken=spoken,
+                )
+            )
         file = self._project.sources(example.language)[0] / FILE
         self._require_new(file, example.id)
         append_line(file, line.decode())
@@ -87,9 +94,15 @@ class PageExamples:
         if not file.exists():
             return
         if file.stat().st_size > MAX_FILE:
-            raise UsageError(f"{file} has more than {MAX_FILE:,} bytes: move its examples to other files")
+            raise UsageError(
+                _(
+                    "{file} has more than {max_file:,} bytes: move its examples to other files",
+                    file=file,
+                    max_file=MAX_FILE,
+                )
+            )
         for line in iter_lines(file):
             if f'"{name}"'.encode() in line.data:
-                raise UsageError(f"this example is saved already, in {file}")
+                raise UsageError(_("this example is saved already, in {file}", file=file))
             if not line.data.endswith(b"\n"):
-                raise UsageError(f"the last line of {file} does not end in a line break: add one")
+                raise UsageError(_("the last line of {file} does not end in a line break: add one", file=file))

@@ -13,6 +13,7 @@ from noesis.core.console import path_here, say
 from noesis.core.errors import UsageError
 from noesis.core.event_loop import run_async
 from noesis.core.files import sha256_file, sha256_json
+from noesis.core.i18n import _, retold
 from noesis.core.project import Project
 from noesis.llm.clients.spec import parse_spec
 from noesis.llm.clients.spending import Spending
@@ -75,7 +76,7 @@ def run_against(s: RunSession, other: RunSession, project: Project, request: Tri
         command with a higher one continues.
     """
     if other.run.path.resolve() == s.run.path.resolve():
-        raise UsageError("--against names another run than the one that is judged")
+        raise UsageError(_("--against names another run than the one that is judged"))
     section = tribunal_settings(s.config, project)
     section = section.model_copy(update={"ask": request.ask or section.ask})
     rubrics, items = read_rubrics(project), trial_items(project, request)
@@ -144,22 +145,54 @@ def _always_tuned(generate: Generate) -> Generate:
 
 def show_against(result: AgainstResult, s: RunSession, other: RunSession) -> None:
     """Print both models' figures and their differences."""
-    say(f"  {path_here(other.run.path)} → {path_here(s.run.path)}, the tuned model of each")
-    say(f"  {result.prompts} prompts ({result.part}); judges: {', '.join(result.judges)}")
+    say(
+        _(
+            "  {path} → {run_path}, the tuned model of each",
+            path=path_here(other.run.path),
+            run_path=path_here(s.run.path),
+        )
+    )
+    say(
+        _(
+            "  {prompts} prompts ({part}); judges: {judges}",
+            prompts=result.prompts,
+            part=result.part,
+            judges=", ".join(result.judges),
+        )
+    )
     for name, (one, two) in result.means.items():
         say(f"  {name:<8} {one:.3f} → {two:.3f}   {_difference(result.differences[name])}")
     keyed = result.keyed
     if keyed["tuned"]["of"]:
-        counts = f"{keyed['base']['count']} → {keyed['tuned']['count']} of {keyed['tuned']['of']}"
-        say(f"  keyed items right {counts} (lost {keyed['lost']}, won {keyed['won']}, p {keyed['p']:.3f})")
+        counts = _(
+            "{other} → {tuned} of {of}",
+            other=keyed["base"]["count"],
+            tuned=keyed["tuned"]["count"],
+            of=keyed["tuned"]["of"],
+        )
+        say(
+            _(
+                "  keyed items right {counts} (lost {lost}, won {won}, p {p:.3f})",
+                counts=counts,
+                lost=keyed["lost"],
+                won=keyed["won"],
+                p=keyed["p"],
+            )
+        )
     for why in result.missing[:MOST_REASONS]:
-        say(f"  no verdict: {why}")
+        say(_("  no verdict: {why}", why=retold(why)))
     if result.unfit_reason:
-        say(f"  so far an impression: {result.unfit_reason}")
+        say(_("  so far an impression: {unfit_reason}", unfit_reason=retold(result.unfit_reason)))
 
 
 def _difference(found: Figures) -> str:
     if not found.get("clusters"):
-        return "no prompt has a score of both"
+        return _("no prompt has a score of both")
     low, high = found["interval_95"]
-    return f"difference {found['mean']:+.3f} [{low:+.3f}, {high:+.3f}], p {found['p']:.3f}"
+    return _(
+        "difference {mean:+.3f} [{low:+.3f}, {high:+.3f}], p {p:.3f}",
+        mean=found["mean"],
+        low=low,
+        high=high,
+        p=found["p"],
+    )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from noesis.core.console import say
 from noesis.core.files import files_in, sha256_file, sha256_json, write_json
+from noesis.core.i18n import _, retold
 from noesis.core.jsonl import read_json_file
 from noesis.dataset.encode import answer_rows
 from noesis.dataset.schema import Example, examples_digest
@@ -76,7 +77,7 @@ def _stored(file: Path, key: str) -> Scores | None:
         found = {part: [(float(x), int(n)) for x, n in pairs] for part, pairs in stored["scores"].items()}
         return found if stored["key"] == key else None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        say(f"  {file} is damaged: its scores are computed again")
+        say(_("  {file} is damaged: its scores are computed again", file=file))
         return None
 
 
@@ -103,7 +104,12 @@ def _scored(
                 name,
                 {
                     part: log_likelihoods(
-                        model, rows[part], s.as_trained, s.device, adapter=on, what=f"score {part} by {name}"
+                        model,
+                        rows[part],
+                        s.as_trained,
+                        s.device,
+                        adapter=on,
+                        what=_("score {part} by {name}", part=part, name=name),
                     )
                     for part in rows
                 },
@@ -190,14 +196,22 @@ def show_choice(choice: Choice) -> None:
     """Print the figures of every epoch and the one that was chosen."""
     for name, f in choice.epochs.items():
         mean = f.tribunal.mean if f.tribunal else None
-        verdict = f"; the Tribunal's mean {mean:.3f}" if mean is not None else ""
+        verdict = _("; the Tribunal's mean {mean:.3f}", mean=mean) if mean is not None else ""
         say(
-            f"  {name}: prefers {f.preferred} of {f.examples} revisions, margin {f.mean_margin:+.4f}, "
-            f"held-out loss {f.held_out_loss:.4f}{verdict}"
+            _(
+                "  {name}: prefers {preferred} of {examples} revisions, margin {mean_margin:+.4f}, "
+                "held-out loss {held_out_loss:.4f}{verdict}",
+                name=name,
+                preferred=f.preferred,
+                examples=f.examples,
+                mean_margin=f.mean_margin,
+                held_out_loss=f.held_out_loss,
+                verdict=verdict,
+            )
         )
     for line in spread_lines(choice):
         say(f"  {line}")
-    say(f"  {choice.adapter} is used: {choice.reason}")
+    say(_("  {adapter} is used: {reason}", adapter=choice.adapter, reason=retold(choice.reason)))
 
 
 def spread_lines(choice: Choice) -> list[str]:
@@ -206,8 +220,16 @@ def spread_lines(choice: Choice) -> list[str]:
         return []
     spread, examples = choice.spread, choice.epochs[choice.adapter].examples
     preferred, margin, loss = (spread[name] for name in ("preferred", "mean_margin", "held_out_loss"))
-    line = (
-        f"{len(choice.seeds)} seeds, mean ± SD between them: prefers {preferred.mean:.1f} ± {preferred.sd:.1f} of "
-        f"{examples}, margin {margin.mean:+.4f} ± {margin.sd:.4f}, held-out loss {loss.mean:.4f} ± {loss.sd:.4f}"
+    line = _(
+        "{seeds} seeds, mean ± SD between them: prefers {preferred:.1f} ± {preferred_sd:.1f} of {examples}, "
+        "margin {margin:+.4f} ± {margin_sd:.4f}, held-out loss {loss:.4f} ± {loss_sd:.4f}",
+        seeds=len(choice.seeds),
+        preferred=preferred.mean,
+        preferred_sd=preferred.sd,
+        examples=examples,
+        margin=margin.mean,
+        margin_sd=margin.sd,
+        loss=loss.mean,
+        loss_sd=loss.sd,
     )
-    return [line, *([choice.disagreement] if choice.disagreement else [])]
+    return [line, *([retold(choice.disagreement)] if choice.disagreement else [])]

@@ -16,6 +16,7 @@ from noesis.core.config import StrengthSection
 from noesis.core.console import say
 from noesis.core.errors import UsageError
 from noesis.core.files import files_in, make_folder
+from noesis.core.i18n import N_, _, retold
 from noesis.core.rooted import remove
 from noesis.pipeline.results import Dial, read_result
 from noesis.pipeline.session import RunSession
@@ -29,7 +30,7 @@ from noesis.run.manifest import Json
 from noesis.tribunal.kept.items import KeptItem, read_kept_items, subset
 
 TRAINED = 1.0
-SET = "it was set"  # the reason of a strength that nobody chose
+SET = N_("it was set")  # the reason of a strength that nobody chose
 
 
 def run_dial(s: RunSession, tribunal: Path | None = None, *, again: bool = False) -> Dial:
@@ -45,7 +46,13 @@ def run_dial(s: RunSession, tribunal: Path | None = None, *, again: bool = False
     section = s.config.training.strength
     fixed = section.fixed
     if fixed is not None and fixed > max(section.grid):
-        say(f"  strength {fixed:g} is beyond the grid, which ends at {max(section.grid):g}: nothing is known of it")
+        say(
+            _(
+                "  strength {fixed:g} is beyond the grid, which ends at {grid:g}: nothing is known of it",
+                fixed=fixed,
+                grid=max(section.grid),
+            )
+        )
 
     def work() -> Json:
         require_remaining(s.budget(), "choosing the strength")
@@ -74,7 +81,13 @@ def with_strength(s: RunSession, strength: float | None) -> RunSession:
     try:
         section = StrengthSection.model_validate(section.model_dump() | {"fixed": strength})
     except ValidationError as error:
-        raise UsageError(f"--strength {strength:g}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+        raise UsageError(
+            _(
+                "--strength {strength:g}: {errors}",
+                strength=strength,
+                errors=error.errors()[0]["msg"].removeprefix("Value error, "),
+            )
+        ) from None
     s = replace(s, config=s.config.with_settings(training={"strength": section}))
     s.run.record_settings(s.config)
     return s
@@ -128,10 +141,29 @@ def _write_adapter(s: RunSession, epoch: str, dial: Dial) -> None:
 def show_dial(dial: Dial) -> None:
     """Print the curve, the strength and why."""
     for f in dial.curve:
-        what = "base" if not f.strength else f"strength {f.strength:g}"
-        kept = f"; {f.right} of {dial.items} keyed items right (lost {f.lost}, gained {f.gained})" if dial.items else ""
-        say(
-            f"  {what}: prefers {f.preferred} of {dial.pairs} revisions, margin {f.mean_margin:+.4f}, "
-            f"held-out loss {f.held_out_loss:.4f}{kept}; drift {f.drift:.4f}"
+        what = "base" if not f.strength else _("strength {strength:g}", strength=f.strength)
+        kept = (
+            _(
+                "; {right} of {items} keyed items right (lost {lost}, gained {gained})",
+                right=f.right,
+                items=dial.items,
+                lost=f.lost,
+                gained=f.gained,
+            )
+            if dial.items
+            else ""
         )
-    say(f"  strength {dial.strength:g} is used: {dial.reason}")
+        say(
+            _(
+                "  {what}: prefers {preferred} of {pairs} revisions, margin {mean_margin:+.4f}, "
+                "held-out loss {held_out_loss:.4f}{kept}; drift {drift:.4f}",
+                what=what,
+                preferred=f.preferred,
+                pairs=dial.pairs,
+                mean_margin=f.mean_margin,
+                held_out_loss=f.held_out_loss,
+                kept=kept,
+                drift=f.drift,
+            )
+        )
+    say(_("  strength {strength:g} is used: {reason}", strength=dial.strength, reason=retold(dial.reason)))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from noesis.core.i18n import N_
 from noesis.pipeline.results import CheckpointScore
 from noesis.tribunal.heldout import Score, margins
 from noesis.tribunal.statistics import Interval, bootstrap, clustered
@@ -51,7 +52,7 @@ def choose_epoch(
     """
     epochs = list(scores)
     if len(epochs) == 1:
-        return epochs[0], "the only epoch"
+        return epochs[0], N_("the only epoch")
 
     def loss(a: str, b: str) -> Difference:
         return loss_difference(ids, scores[b], scores[a])
@@ -59,18 +60,22 @@ def choose_epoch(
     def margin(a: str, b: str) -> Difference:
         return margin_difference(ids, scores[a], scores[b])
 
-    why = "no judge is set"
+    why = N_("no judge is set")
     if tribunal:
         why = next((score.unfit_reason for score in tribunal.values() if score.unfit_reason), "") or ""
         sound = [name for name in epochs if _sound(tribunal[name], max_drop)]
         if not why and sound:
             return _by_tribunal(sound, len(epochs), tribunal, loss, max_drop)
-        why = why or "the Tribunal found a veto or forgetting in every epoch"
+        why = why or N_("the Tribunal found a veto or forgetting in every epoch")
     left, said = _guard(epochs, scores, loss)
     best = max(left, key=lambda name: sum(margins(scores[name])))
     tied, worse = _told_apart(left, best, margin)
-    said += [f"{name} prefers the revisions by {d} nats a token less than {best}" for name, d in worse.items()]
-    return tied[0], f"{'; '.join([*said, _conclusion(tied, left, f'{len(ids)} held-out examples')])} ({why})"
+    said += [
+        N_("{name} prefers the revisions by {d} nats a token less than {best}", name=name, d=d, best=best)
+        for name, d in worse.items()
+    ]
+    said.append(_conclusion(tied, left, N_("{count} held-out examples", count=len(ids))))
+    return tied[0], f"{'; '.join(said)} ({why})"
 
 
 def _by_tribunal(
@@ -81,15 +86,22 @@ def _by_tribunal(
 
     best = max(sound, key=lambda name: tribunal[name].mean or 0.0)
     tied, worse = _told_apart(sound, best, score)
-    said = [f"the Tribunal scores {name} {d} below {best}" for name, d in worse.items()]
+    said = [N_("the Tribunal scores {name} {d} below {best}", name=name, d=d, best=best) for name, d in worse.items()]
     lowest = next(name for name in tied if not any(loss(other, name).mean > 0 for other in tied))
     out = {name: d for name in tied if (d := loss(lowest, name)).above}
     left = [name for name in tied if name not in out]
     said += [_out(name, d, lowest) for name, d in out.items()]
-    among = f"{len(sound)} of {of} epochs without a veto or forgetting beyond {max_drop:g}"
-    return left[
-        0
-    ], f"the Tribunal's scores, among {among}: {'; '.join([*said, _conclusion(left, tied, 'its prompts')])}"
+    among = N_(
+        "{sound} of {of} epochs without a veto or forgetting beyond {max_drop:g}",
+        sound=len(sound),
+        of=of,
+        max_drop=max_drop,
+    )
+    return left[0], N_(
+        "the Tribunal's scores, among {among}: {said}",
+        among=among,
+        said="; ".join([*said, _conclusion(left, tied, N_("its prompts"))]),
+    )
 
 
 def _sound(score: CheckpointScore, max_drop: float) -> bool:
@@ -105,7 +117,7 @@ def _guard(epochs: list[str], scores: Mapping[str, Scores], loss: Compare) -> tu
 
 
 def _out(name: str, d: Difference, lowest: str) -> str:
-    return f"{name} is out: its held-out loss is {d} above that of {lowest}"
+    return N_("{name} is out: its held-out loss is {d} above that of {lowest}", name=name, d=d, lowest=lowest)
 
 
 def _told_apart(names: list[str], best: str, better: Compare) -> tuple[list[str], dict[str, Difference]]:
@@ -116,8 +128,15 @@ def _told_apart(names: list[str], best: str, better: Compare) -> tuple[list[str]
 
 def _conclusion(tied: list[str], among: list[str], on: str) -> str:
     if len(tied) > 1:
-        return f"{', '.join(tied[:-1])} and {tied[-1]} can't be told apart on {on}: the earliest is used"
-    return f"{tied[0]} is used, {'the only one left' if len(among) == 1 else 'better than the others'} on {on}"
+        return N_(
+            "{names} and {last} can't be told apart on {on}: the earliest is used",
+            names=", ".join(tied[:-1]),
+            last=tied[-1],
+            on=on,
+        )
+    if len(among) == 1:
+        return N_("{name} is used, the only one left on {on}", name=tied[0], on=on)
+    return N_("{name} is used, better than the others on {on}", name=tied[0], on=on)
 
 
 def loss_difference(ids: Sequence[str], a: Scores, b: Scores) -> Difference:

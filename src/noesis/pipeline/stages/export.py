@@ -7,6 +7,7 @@ from pathlib import Path
 
 from noesis.core.console import say
 from noesis.core.files import copy_file, files_in, write_json, write_jsonl
+from noesis.core.i18n import _
 from noesis.dataset.auxiliary import PAIRS_FILE, REPLAY_FILE
 from noesis.dataset.checks.length import counter_of
 from noesis.dataset.schema import Dataset
@@ -49,5 +50,12 @@ def run_export(s: RunSession, source: ExportSource) -> ExportStatistics:
 
     stored = s.run.perform("export", work, lambda: files_in(s.run.data))
     result = read_result(s.run, "export", stored, ExportStatistics.from_json)
-    say(f"  {result.train.examples} to train on, {result.held_out.examples} held out → {s.run.data}")
+    say(
+        _(
+            "  {examples} to train on, {held_out_examples} held out → {data}",
+            examples=result.train.examples,
+            held_out_examples=result.held_out.examples,
+            data=s.run.data,
+        )
+    )
     return result

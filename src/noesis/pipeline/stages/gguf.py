@@ -12,6 +12,7 @@ from typing import Any
 from noesis.core.console import command, say, size
 from noesis.core.errors import ModelError, RunError, UsageError
 from noesis.core.files import copy_file, require_output, scratch_folder, write_json, write_text
+from noesis.core.i18n import N_, _
 from noesis.core.project import Project, find_project
 from noesis.dataset.encode import prompt_messages
 from noesis.dataset.load import evenly_spread
@@ -60,7 +61,9 @@ def run_gguf(
     require_merged(s)
     wanted = kinds or s.config.training.gguf.quantizations
     if outfile is not None and len(wanted) != 1:
-        raise UsageError(f"--outfile names one file, but there are {', '.join(wanted)}: choose one with --quant")
+        raise UsageError(
+            _("--outfile names one file, but there are {wanted}: choose one with --quant", wanted=", ".join(wanted))
+        )
     if outfile is not None:
         require_output(outfile, "--outfile", inputs=(s.run.path, s.model.path), starts=b"GGUF")
     asked = wanted[0]
@@ -106,7 +109,9 @@ def parity(s: RunSession) -> Certificate:
     before = previous_certificate(s)
     kinds = [kind for kind in (before.files if before else ()) if kind in found] or sorted(found)
     if not kinds:
-        raise RunError(f"{s.run.gguf} holds no GGUF file: run  {command('gguf', s.run.path)}  first")
+        raise RunError(
+            _("{gguf} holds no GGUF file: run  {command}  first", gguf=s.run.gguf, command=command("gguf", s.run.path))
+        )
     files = {kind: found[kind] for kind in kinds}
 
     def work() -> Json:
@@ -200,7 +205,13 @@ def require_merged(s: RunSession) -> None:
         RunError: there is none.
     """
     if not s.run.is_done("merge"):
-        raise RunError(f"{s.run.path} holds no merged model: run  {command('merge', s.run.path)}  first")
+        raise RunError(
+            _(
+                "{path} holds no merged model: run  {command}  first",
+                path=s.run.path,
+                command=command("merge", s.run.path),
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -252,6 +263,6 @@ def _prompts(s: RunSession) -> tuple[dict[str, list[str]], str]:
         # the shortest, which cost the least
         found = {language: sorted(texts, key=len)[: -(-2 * PROMPTS // len(found))] for language, texts in found.items()}
     if min(map(len, found.values())) >= -(-2 * PROMPTS // len(found)):
-        return found, "the Tribunal's open prompts"
+        return found, N_("the Tribunal's open prompts")
     principles = s.constitution.principles
-    return {language: [p[language] for p in principles] for language in found}, "the constitution's principles"
+    return {language: [p[language] for p in principles] for language in found}, N_("the constitution's principles")

@@ -6,6 +6,7 @@ from typing import Any
 
 from noesis.core.console import say
 from noesis.core.files import write_json, write_jsonl
+from noesis.core.i18n import _, retold
 from noesis.core.project import Project
 from noesis.dataset.load import evenly_spread
 from noesis.pipeline.answers import base_and_tuned_answers
@@ -94,14 +95,46 @@ def run_judge(
 def show_judgement(result: JudgeResult) -> None:
     """Print what the judge stage found."""
     base, tuned, count = result.preference.base, result.preference.tuned, result.preference.examples
-    say(f"  held-out loss          {base.held_out_loss:.4f} → {tuned.held_out_loss:.4f}")
+    say(
+        _(
+            "  held-out loss          {held_out_loss:.4f} → {tuned_held_out_loss:.4f}",
+            held_out_loss=base.held_out_loss,
+            tuned_held_out_loss=tuned.held_out_loss,
+        )
+    )
     low, high = tuned.interval_95
-    interval = f"95% interval now {low:.2f} to {high:.2f}"
-    say(f"  preference accuracy    {base.preferred}/{count} → {tuned.preferred}/{count} ({interval})")
-    fell = " (it fell)" if tuned.mean_margin < base.mean_margin else ""
-    say(f"  mean margin            {base.mean_margin:+.4f} → {tuned.mean_margin:+.4f} nats a token{fell}")
+    interval = _("95% interval now {low:.2f} to {high:.2f}", low=low, high=high)
+    say(
+        _(
+            "  preference accuracy    {preferred}/{count} → {tuned_preferred}/{count} ({interval})",
+            preferred=base.preferred,
+            count=count,
+            tuned_preferred=tuned.preferred,
+            interval=interval,
+        )
+    )
+    fell = _(" (it fell)") if tuned.mean_margin < base.mean_margin else ""
+    say(
+        _(
+            "  mean margin            {mean_margin:+.4f} → {tuned_mean_margin:+.4f} nats a token{fell}",
+            mean_margin=base.mean_margin,
+            tuned_mean_margin=tuned.mean_margin,
+            fell=fell,
+        )
+    )
     screened = result.screen
-    flagged = f"{screened.base.flagged} → {screened.tuned.flagged} of {screened.tuned.answers} answers flagged"
-    say(f"  {screened.name}: {flagged}")
+    flagged = _(
+        "{flagged} → {tuned_flagged} of {answers} answers flagged",
+        flagged=screened.base.flagged,
+        tuned_flagged=screened.tuned.flagged,
+        answers=screened.tuned.answers,
+    )
+    say(f"  {retold(screened.name)}: {flagged}")
     show_kept(result.kept)
-    say(f"  Tribunal (Veritas, Sophia, Dikē): {result.court.verdict}: {result.court.reason}")
+    say(
+        _(
+            "  Tribunal (Veritas, Sophia, Dikē): {verdict}: {reason}",
+            verdict=result.court.verdict,
+            reason=retold(result.court.reason),
+        )
+    )

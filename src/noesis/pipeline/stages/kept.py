@@ -13,6 +13,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from noesis.core.console import Progress, duration, say
+from noesis.core.i18n import _, retold
 from noesis.core.project import Project
 from noesis.llm.tokenizer import ChatTokenizer, load_tokenizer
 from noesis.pipeline.results import RunResults
@@ -51,7 +52,7 @@ def measure_items(s: RunSession, adapter: Path, project: Project | None) -> Rows
     found: dict[str, list[Outcome]] = {}
     with compute_context(model, s.as_trained, s.device):
         for name in ("base", "tuned"):
-            with Progress(f"small tasks ({name})", len(items), "items") as progress:
+            with Progress(_("small tasks ({name})", name=name), len(items), _("items")) as progress:
                 if name == "base":
                     with model.disable_adapter():
                         found[name] = outcomes(model, tokenizer, items, on_items=progress.advance)
@@ -73,7 +74,13 @@ def measure_items(s: RunSession, adapter: Path, project: Project | None) -> Rows
     for seed, of_seed in by_seed.items():
         for row, outcome in zip(rows, of_seed, strict=True):
             row.setdefault("seeds", {})[seed] = outcome.to_json()
-    say(f"  small tasks: {len(items)} items by both models in {duration(time.monotonic() - started)}")
+    say(
+        _(
+            "  small tasks: {items} items by both models in {monotonic}",
+            items=len(items),
+            monotonic=duration(time.monotonic() - started),
+        )
+    )
     return rows
 
 
@@ -126,24 +133,49 @@ def figures_of(rows: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]]
 def show_kept(figures: KeptFigures | None) -> None:
     """Print what training broke: all items, and each language and kind."""
     if figures is None:
-        say("  what it broke          not measured: no items in data/tribunal/kept, kept_items: 0, or a run of before")
+        say(
+            _(
+                "  what it broke          not measured: no items in data/tribunal/kept, kept_items: 0, "
+                "or a run of before"
+            )
+        )
         return
-    say(f"  what it broke          {in_words(figures.all)}")
+    say(_("  what it broke          {in_words}", in_words=in_words(figures.all)))
     if figures.all.caution:
         say(f"    {figures.all.caution}")
-    for groups, title in ((figures.by_language, ""), (figures.by_kind, ""), (figures.by_tier, "tier ")):
+    for groups, title in ((figures.by_language, ""), (figures.by_kind, ""), (figures.by_tier, _("tier") + " ")):
         for name, group in groups.items():
-            caution = f" ({group.caution})" if group.caution else ""
-            say(f"    {title + name:<20} kept {group.kept}, lost {group.lost}, gained {group.gained}{caution}")
+            caution = f" ({retold(group.caution)})" if group.caution else ""
+            say(
+                _(
+                    "    {title:<20} kept {kept}, lost {lost}, gained {gained}{caution}",
+                    title=title + name,
+                    kept=group.kept,
+                    lost=group.lost,
+                    gained=group.gained,
+                    caution=caution,
+                )
+            )
     if figures.by_seed:
-        say(f"    seeds                {seeds_in_words(figures)}")
+        say(_("    seeds                {words}", words=seeds_in_words(figures)))
     if figures.drift is not None:
-        say(f"    drift                {figures.drift:.3f} nats a token (KL) on the base's own short answers")
+        say(
+            _(
+                "    drift                {drift:.3f} nats a token (KL) on the base's own short answers",
+                drift=figures.drift,
+            )
+        )
     if figures.form:
         base, tuned = figures.form["base"], figures.form["tuned"]
         say(
-            f"    answers              {base.words:g} → {tuned.words:g} words, "
-            f"repeated {base.repeated:.0%} → {tuned.repeated:.0%}"
+            _(
+                "    answers              {words:g} → {tuned_words:g} words, "
+                "repeated {repeated:.0%} → {tuned_repeated:.0%}",
+                words=base.words,
+                tuned_words=tuned.words,
+                repeated=base.repeated,
+                tuned_repeated=tuned.repeated,
+            )
         )
 
 
@@ -162,8 +194,13 @@ def seeds_in_words(figures: KeptFigures) -> str:
 def in_words(group: KeptGroup) -> str:
     """`lost 5 of the 40 that the base could do (95%: 5% to 26%), gained 3 of the other 60; McNemar p 0.73`."""
     low, high = group.lost_95
-    lost = f"lost {group.lost} of the {group.base} that the base could do"
-    return (
-        f"{lost}{f' (95%: {low:.0%} to {high:.0%})' if group.base else ''}, "
-        f"gained {group.gained} of the other {group.items - group.base}; McNemar p {group.p:.2g}"
+    lost = _("lost {lost} of the {base} that the base could do", lost=group.lost, base=group.base)
+    if group.base:
+        lost = _("{lost} (95%: {low:.0%} to {high:.0%})", lost=lost, low=low, high=high)
+    return _(
+        "{lost}, gained {gained} of the other {items}; McNemar p {p:.2g}",
+        lost=lost,
+        gained=group.gained,
+        items=group.items - group.base,
+        p=group.p,
     )

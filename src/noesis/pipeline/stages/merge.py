@@ -12,6 +12,7 @@ from noesis.core.config import Quantization
 from noesis.core.console import say, size
 from noesis.core.errors import RunError
 from noesis.core.files import files_in, read_text
+from noesis.core.i18n import _, retold
 from noesis.pipeline.gguf_files import provenance
 from noesis.pipeline.results import RunResults, TrialResult, read_result
 from noesis.pipeline.session import RunSession
@@ -59,12 +60,23 @@ def run_merge(s: RunSession, *, again: bool = False, original: bool = False) -> 
 
 def show_merge(result: MergeResult, folder: Path) -> None:
     """Print what was merged, and how far the original weights are from those used."""
-    say(f"  {result.merged_tensors} of {result.tensors} tensors merged into {result.into}")
+    say(
+        _(
+            "  {merged_tensors} of {tensors} tensors merged into {into}",
+            merged_tensors=result.merged_tensors,
+            tensors=result.tensors,
+            into=retold(result.into),
+        )
+    )
     say(f"  {size(result.bytes)} → {folder}")
     if error := result.originals:
         say(
-            f"  quantisation moved these weights by {error.relative_difference:.1%} of their norm, "
-            f"the adapter by {error.relative_update:.1%}"
+            _(
+                "  quantisation moved these weights by {relative_difference:.1%} of their norm, "
+                "the adapter by {relative_update:.1%}",
+                relative_difference=error.relative_difference,
+                relative_update=error.relative_update,
+            )
         )
 
 
@@ -89,14 +101,27 @@ def require_same_base(s: RunSession) -> None:
     trained_on = s.run.identity.revision
     if s.model.revision != trained_on:
         raise RunError(
-            f"{s.run.path} was trained on {s.config.training.model} {trained_on}, but the model here is "
-            f"{s.model.revision}: fetch that revision, or train again"
+            _(
+                "{path} was trained on {model} {trained_on}, but the model here is "
+                "{revision}: fetch that revision, or train again",
+                path=s.run.path,
+                model=s.config.training.model,
+                trained_on=trained_on,
+                revision=s.model.revision,
+            )
         )
     file = s.run.adapter() / "adapter_model.safetensors"
     stage = "dial" if file.is_relative_to(s.run.dial) else "train"
     if s.run.result(stage) is not None and not s.run.vouches_for(stage, file, thoroughly=True):
         by = "training" if stage == "train" else "the stage dial"
-        raise RunError(f"{file} is not the file that {by} wrote (its hash differs): restore it, or {stage} again")
+        raise RunError(
+            _(
+                "{file} is not the file that {by} wrote (its hash differs): restore it, or {stage} again",
+                file=file,
+                by=by,
+                stage=stage,
+            )
+        )
 
 
 def write_card(s: RunSession) -> None:

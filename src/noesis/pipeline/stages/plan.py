@@ -13,6 +13,7 @@ from noesis.core.console import say
 from noesis.core.device import Device, detect
 from noesis.core.errors import ModelError, UsageError
 from noesis.core.families.shape import Shape
+from noesis.core.i18n import _
 from noesis.dataset.schema import Dataset
 from noesis.llm.hub import find_description, find_local_model, find_tokenizer
 from noesis.llm.model_config import require_trainable
@@ -87,8 +88,11 @@ def measure_speed(config: Config, dataset: Dataset, constitution: Constitution) 
     model = find_local_model(config.training.model, config.training.revision)
     if model is None:
         raise ModelError(
-            f"{config.training.model} is not on this machine, so its speed can't be measured here: without --measure "
-            "the plan computes it"
+            _(
+                "{model} is not on this machine, so its speed can't be measured here: without --measure "
+                "the plan computes it",
+                model=config.training.model,
+            )
         )
     shape = read_shape(model.path)
     found = measure_row(model.path, config, plan, plan.device)
@@ -132,7 +136,12 @@ def _device(gpu: str | None, gpus: int | None) -> Device:
         return here
     if gpus > here.gpus:
         raise UsageError(
-            f"--gpus {gpus}: this machine has {here.gpus}; rent others with --gpu, for example --gpu L40S --gpus {gpus}"
+            _(
+                "--gpus {gpus}: this machine has {here_gpus}; rent others with --gpu, for example "
+                "--gpu L40S --gpus {gpus}",
+                gpus=gpus,
+                here_gpus=here.gpus,
+            )
         )
     return replace(here, gpus=gpus)
 
@@ -156,7 +165,7 @@ def run_plan(s: RunSession, *, again: bool = False) -> Plan | None:
 
     plan = stored_plan(s.run.perform("plan", work, list, again=again))
     if plan is None:
-        say("  made by an early version of Noesis")
+        say(_("  made by an early version of Noesis"))
     else:
         show_plan(plan)
     return plan

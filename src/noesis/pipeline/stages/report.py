@@ -17,8 +17,8 @@ from noesis.core.config import Config
 from noesis.core.console import command, duration, printable, say, size
 from noesis.core.errors import ModelError, NoesisError, RunError
 from noesis.core.files import utc_now, write_text
+from noesis.core.i18n import _, ngettext, number, retold, spelled, spoken
 from noesis.core.jsonl import MAX_RUN_FILE, LineError, read_json_file, read_objects
-from noesis.core.text import counted
 from noesis.llm.llama_cpp import REPEAT_PENALTY
 from noesis.pipeline.comparison.table import Comparison, difference_in_words
 from noesis.pipeline.results import Dial, ReportResult, RunResults
@@ -28,6 +28,7 @@ from noesis.pipeline.stages.influence.figures import stored_influence
 from noesis.pipeline.stages.kept import in_words as kept_in_words
 from noesis.pipeline.stages.kept import seeds_in_words
 from noesis.pipeline.stages.tables import FOLDER, write_tables
+from noesis.planning.display import stage_title
 from noesis.planning.plan import Plan
 from noesis.release.parity.certificate import Certificate
 from noesis.run.directory import Run
@@ -55,7 +56,8 @@ def run_report(s: RunSession, comparison: Comparison | None = None) -> Path:
 
     s.run.perform("report", work, lambda: [s.run.report, *tables], again=True)
     say(f"  → {s.run.report}")
-    say(f"  → {s.run.path / FOLDER}: {counted(len(tables), 'table')} as CSV")
+    found = ngettext("{count:,} table", "{count:,} tables", len(tables))
+    say(_("  → {folder}: {tables} as CSV", folder=s.run.path / FOLDER, tables=found))
     return s.run.report
 
 
@@ -73,8 +75,14 @@ def write_report(
         if isinstance(error, NoesisError):
             raise
         raise RunError(
-            f"{run.path} holds something that no stage writes, so there is no report of it "
-            f"({type(error).__name__}: {str(error)[:200]}): see  {command('verify', run.path)}"
+            _(
+                "{path} holds something that no stage writes, so there is no report of it "
+                "({name}: {error}): see  {command}",
+                path=run.path,
+                name=type(error).__name__,
+                error=str(error)[:200],
+                command=command("verify", run.path),
+            )
         ) from None
     write_text(run.report, page)
     return ReportResult(sum(run.result(name) is not None for name in STAGES if name != "report"))
@@ -88,11 +96,22 @@ def _page(run: Run, config: Config, constitution: Constitution, comparison: Comp
         lstrip_blocks=True,
         finalize=lambda value: printable(value) if type(value) is str else value,  # reordering, hiding, half characters
     )
-    environment.filters.update(duration=duration, size=size, counted=counted, signed=lambda x: f"{x:+.4f}")
+    environment.filters.update(
+        counted=_counted,
+        duration=duration,
+        format=lambda form, *values: spelled(form % values),
+        grouped=lambda count: number(count, ","),
+        retold=retold,
+        sentence=lambda text: text[:1].upper() + text[1:],
+        signed=lambda x: number(x, "+.4f"),
+        size=size,
+    )
+    environment.globals.update(_=_)
     shown = [name for name in STAGES if name != "report"]
     records, results, certificate = run.manifest.stages, RunResults(run), certificate_of(run)
     plan = results.executed_plan
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        lang=spoken(),
         run=run.manifest,
         identity=run.identity.to_json(),
         name=run.path.name,
@@ -139,6 +158,12 @@ def _losses(train: TrainResult | None) -> dict[str, float | None]:
     return (train.mean_training_loss or {}) | others
 
 
+def _counted(count: int, noun: str) -> str:
+    """A count with its noun; `make messages` gathers the nouns of the templates."""
+    one = "{count:,} " + noun
+    return ngettext(one, one + "s", count)
+
+
 def certificate_of(run: Run) -> Certificate | None:
     """The parity certificate: the stage's result, or the one that made it fail. None if it can't be read."""
     file = run.gguf / "parity.json"
@@ -154,7 +179,7 @@ def certificate_of(run: Run) -> Certificate | None:
 def parity_chart(certificate: Certificate, width: int = 640) -> dict[str, Any] | None:
     """Bars of each export's mean KL and its tolerance, in pixels on a logarithmic scale; None if nothing is finite."""
     known = [
-        ("merged model" if name == "merged" else name, kl_mean, found)
+        (_("merged model") if name == "merged" else name, kl_mean, found)
         for name, found in certificate.comparisons()
         if (kl_mean := found.divergence.kl_mean) is not None
     ]
@@ -173,7 +198,7 @@ def parity_chart(certificate: Certificate, width: int = 640) -> dict[str, Any] |
             "y": 16 + 28 * i,
             "width": round(x(kl_mean) - left, 1),
             "limit": x(f.tolerance.kl_mean),
-            "kl": f"{kl_mean:.1e}",
+            "kl": number(kl_mean, ".1e"),
             "tolerance": f"{f.tolerance.kl_mean:.0e}",
             "passed": f.passed,
         }
@@ -193,20 +218,21 @@ def dial_chart(dial: Dial, max_forgetting: float, width: int = 640) -> dict[str,
     if not dial.curve:
         return None
     curves: list[tuple[str, list[float], str]] = [
-        (f"revisions preferred, of {dial.pairs}", [f.preferred for f in dial.curve], ".0f"),
-        ("mean margin, nats a token", [f.mean_margin for f in dial.curve], "+.3f"),
-        ("drift from the base, nats a token", [f.drift for f in dial.curve], ".3f"),
+        (_("revisions preferred, of {pairs}", pairs=dial.pairs), [f.preferred for f in dial.curve], ".0f"),
+        (_("mean margin, nats a token"), [f.mean_margin for f in dial.curve], "+.3f"),
+        (_("drift from the base, nats a token"), [f.drift for f in dial.curve], ".3f"),
     ]
-    fewest = None
+    fewest, keyed = None, ""
     if dial.items:
-        curves.insert(2, (f"keyed items right, of {dial.items}", [f.right for f in dial.curve], ".0f"))
+        keyed = _("keyed items right, of {items}", items=dial.items)
+        curves.insert(2, (keyed, [f.right for f in dial.curve], ".0f"))
         fewest = dial.curve[0].right - max_forgetting * dial.items
     strengths = [f.strength for f in dial.curve]
     height, left, right, top, bottom = 240, 90, 30, 44, 34
     end = max(*strengths, dial.strength)
 
     def panel(title: str, values: list[float], form: str) -> dict[str, Any]:
-        limit = fewest if title.startswith("keyed") else None
+        limit = fewest if title == keyed else None
         shown = [*values, *([] if limit is None else [limit])]
         low, high = min(shown), max(shown)
         low, high = low - 0.1 * (high - low or 1), high + 0.1 * (high - low or 1)
@@ -217,13 +243,13 @@ def dial_chart(dial: Dial, max_forgetting: float, width: int = 640) -> dict[str,
         def y(value: float) -> float:
             return round(top + (high - value) / (high - low) * (height - top - bottom), 1)
 
-        points = [(x(s), y(v), f"{s:g}", format(v, form)) for s, v in zip(strengths, values, strict=True)]
+        points = [(x(s), y(v), number(s, "g"), number(v, form)) for s, v in zip(strengths, values, strict=True)]
         return {
             "title": title,
             "points": points,
             "path": " ".join(f"{px},{py}" for px, py, _, _ in points),
-            "x_ticks": [(x(s), f"{s:g}") for s in strengths],
-            "y_ticks": [(y(v), format(v, form)) for v in (min(values), max(values))],
+            "x_ticks": [(x(s), number(s, "g")) for s in strengths],
+            "y_ticks": [(y(v), number(v, form)) for v in (min(values), max(values))],
             "used": x(dial.strength),
             "limit": None if limit is None else y(limit),
         }
@@ -250,20 +276,28 @@ def compared(run: Run, plan: Plan) -> list[tuple[str, str, str]]:
     train = RunResults(run).train
     unknown = "–"
     rows = [
-        ("training time", f"{duration(plan.seconds)} with start", duration(train.seconds) if train else unknown),
-        ("tokens a second", f"{plan.tokens_per_s:,.0f}", f"{train.tokens_per_s:,.0f}" if train else unknown),
-        ("peak memory", size(plan.memory_bytes), size(train.peak_memory_bytes) if train else unknown),
-        ("steps", str(plan.steps), str(train.steps) if train else unknown),
+        (
+            _("training time"),
+            _("{time} with start", time=duration(plan.seconds)),
+            duration(train.seconds) if train else unknown,
+        ),
+        (
+            _("tokens a second"),
+            number(plan.tokens_per_s, ",.0f"),
+            number(train.tokens_per_s, ",.0f") if train else unknown,
+        ),
+        (_("peak memory"), size(plan.memory_bytes), size(train.peak_memory_bytes) if train else unknown),
+        (_("steps"), str(plan.steps), str(train.steps) if train else unknown),
     ]
     for stage in plan.stages:
         names = [name for name in stage.name.split(" and ") if run.result(name) is not None]
         seconds = [run.manifest.stages[name].seconds for name in names]
-        price = f", {stage.usd:.2f} USD" if stage.usd else ""
+        price = _(", {usd:.2f} USD", usd=stage.usd) if stage.usd else ""
         actual = duration(sum(seconds)) if seconds else unknown
-        rows.append((f"stage {stage.name}", duration(stage.seconds) + price, actual))
+        rows.append((_("stage {name}", name=stage_title(stage.name)), duration(stage.seconds) + price, actual))
     # nothing is paid for one's own machine; what a rented one cost is known if it was recorded
     known = run.manifest.cost_usd or not plan.rented
-    rows.append(("USD", f"{plan.usd:.2f}", f"{run.manifest.cost_usd:.2f}" if known else unknown))
+    rows.append((_("USD"), number(plan.usd, ".2f"), number(run.manifest.cost_usd or 0.0, ".2f") if known else unknown))
     return rows
 
 
@@ -289,7 +323,7 @@ def loss_curve(points: list[tuple[int, float]], width: int = 640, height: int = 
         "height": height,
         "path": " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in points),
         "points": [(round(x(s), 1), round(y(v), 1), s, round(v, 3)) for s, v in points],
-        "y_ticks": [(round(y(v), 1), f"{v:.2f}") for v in ticks],
+        "y_ticks": [(round(y(v), 1), number(v, ".2f")) for v in ticks],
         "x_ticks": [(round(x(s), 1), s) for s in sorted({steps[0], steps[len(steps) // 2], steps[-1]})],
         "left": left,
         "right": width - right,

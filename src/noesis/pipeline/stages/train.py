@@ -8,8 +8,8 @@ from pathlib import Path
 
 from noesis.core.console import command, duration, say
 from noesis.core.errors import RunError
+from noesis.core.i18n import _, ngettext, number
 from noesis.core.rooted import remove
-from noesis.core.text import counted
 from noesis.pipeline.own_answers import own_answers
 from noesis.pipeline.results import RunResults, read_result
 from noesis.pipeline.session import RunSession
@@ -43,7 +43,13 @@ def run_train(s: RunSession) -> TrainResult:
 def _train(s: RunSession) -> TrainResult:
     plan, budget = RunResults(s.run).plan, s.budget()
     if plan is None:
-        raise RunError(f"{s.run.path} has no plan to train by: start it with  {command('train', '--run', s.run.path)}")
+        raise RunError(
+            _(
+                "{path} has no plan to train by: start it with  {command}",
+                path=s.run.path,
+                command=command("train", "--run", s.run.path),
+            )
+        )
     require_trackers(s.config.training.report_to)
     if not saved_states(s.run.checkpoints):
         remove(s.run.metrics)
@@ -67,17 +73,39 @@ def show_training(result: TrainResult) -> None:
     unknown = float("nan")  # there are no metrics
     first, final = (unknown if loss is None else loss for loss in (result.first_loss, result.final_loss))
     say(
-        f"  {counted(result.steps, 'step')} in {duration(result.seconds)} ({result.tokens_per_s:,.0f} tokens/s); "
-        f"loss {first:.3f} → {final:.3f}"
+        _(
+            "  {steps} in {seconds} ({tokens_per_s:,.0f} tokens/s); loss {first:.3f} → {final:.3f}",
+            steps=ngettext("{count:,} step", "{count:,} steps", result.steps),
+            seconds=duration(result.seconds),
+            tokens_per_s=result.tokens_per_s,
+            first=first,
+            final=final,
+        )
     )
     if (held_out := result.held_out) is not None and held_out.by_epoch:
         last = held_out.by_epoch[-1]
-        preferred = f"{last.reward_accuracy * held_out.pairs:.0f} of {held_out.pairs}"
-        say(f"  held-out pairs: chosen above rejected in {preferred}, mean margin {last.reward_margin:+.3f}")
+        preferred = _(
+            "{reward_accuracy:.0f} of {pairs}",
+            reward_accuracy=last.reward_accuracy * held_out.pairs,
+            pairs=held_out.pairs,
+        )
+        say(
+            _(
+                "  held-out pairs: chosen above rejected in {preferred}, mean margin {reward_margin:+.3f}",
+                preferred=preferred,
+                reward_margin=last.reward_margin,
+            )
+        )
     if result.mean_training_loss is not None:
-        losses = [f"{name} {loss:.3f}" for name, loss in result.mean_training_loss.items() if loss is not None]
-        saved = f"{counted(result.saves or 0, 'state')} saved in {result.save_share or 0.0:.1%} of the time"
-        say(f"  {saved}; mean training loss {', '.join(losses)}")
+        losses = [
+            f"{name} {number(loss, '.3f')}" for name, loss in result.mean_training_loss.items() if loss is not None
+        ]
+        saved = _(
+            "{states} saved in {save_share:.1%} of the time",
+            states=ngettext("{count:,} state", "{count:,} states", result.saves or 0),
+            save_share=result.save_share or 0.0,
+        )
+        say(_("  {saved}; mean training loss {losses}", saved=saved, losses=", ".join(losses)))
     for seed, other in (result.seeds or {}).items():
         first, final = (unknown if loss is None else loss for loss in (other.first_loss, other.final_loss))
-        say(f"  seed {seed}: loss {first:.3f} → {final:.3f}")
+        say(_("  seed {seed}: loss {first:.3f} → {final:.3f}", seed=seed, first=first, final=final))

@@ -20,6 +20,7 @@ from noesis.core.console import say
 from noesis.core.errors import UsageError
 from noesis.core.event_loop import run_async
 from noesis.core.files import append_line, files_in, sha256_file, sha256_json, utc_now, write_json, write_jsonl
+from noesis.core.i18n import _, retold
 from noesis.core.project import Project
 from noesis.llm.clients.spec import ModelSpec, parse_spec, same_model
 from noesis.llm.clients.spending import Spending
@@ -175,7 +176,7 @@ def checkpoint_scorer(s: RunSession, project: Project, judges: Sequence[str] | N
             if reason := panel.unfit_reason:
                 run_async(panel.close())
                 return CheckpointScore(None, None, False, reason)
-            say(f"  the Tribunal scores {adapter.name} on {len(items)} dev prompts")
+            say(_("  the Tribunal scores {name} on {items} dev prompts", name=adapter.name, items=len(items)))
             scored = answer_and_score(
                 items,
                 s.constitution,
@@ -233,15 +234,31 @@ def _answer_and_judge(
 
 def _show_look(look: Look, left: int) -> None:
     if left:
-        say(f"  after {look.prompts} prompts: {look.verdict}: {look.reason}; {left} more may decide it")
+        say(
+            _(
+                "  after {prompts} prompts: {verdict}: {reason}; {left} more may decide it",
+                prompts=look.prompts,
+                verdict=look.verdict,
+                reason=retold(look.reason),
+                left=left,
+            )
+        )
 
 
 def show_trial(result: TrialResult) -> None:
     """Print the ruling and the figures behind it."""
     names = ", ".join(judge.name for judge in result.judges)
-    say(f"  {result.prompts} prompts ({result.part}), {result.samples} answers of each model; judges: {names}")
+    say(
+        _(
+            "  {prompts} prompts ({part}), {samples} answers of each model; judges: {names}",
+            prompts=result.prompts,
+            part=result.part,
+            samples=result.samples,
+            names=names,
+        )
+    )
     if result.self_judged:
-        say("  the model under judgement is one of its judges, as asked for with --judge self")
+        say(_("  the model under judgement is one of its judges, as asked for with --judge self"))
     summary = result.summary
     for name in MEASURES:
         base, tuned = (summary.mean_score(model, name) for model in MODELS)
@@ -249,19 +266,33 @@ def show_trial(result: TrialResult) -> None:
         if base and tuned and difference:
             low, high = tuned.interval_95
             say(
-                f"  {name:<8} {base.mean:.3f} → {tuned.mean:.3f} [{low:.3f}, {high:.3f}]   "
-                f"difference {difference.mean:+.3f} {list(difference.interval_95)}, p {difference.p:.3f}"
+                _(
+                    "  {name:<8} {mean:.3f} → {tuned_mean:.3f} [{low:.3f}, {high:.3f}]   "
+                    "difference {difference_mean:+.3f} {interval_95}, p {p:.3f}",
+                    name=name,
+                    mean=base.mean,
+                    tuned_mean=tuned.mean,
+                    low=low,
+                    high=high,
+                    difference_mean=difference.mean,
+                    interval_95=list(difference.interval_95),
+                    p=difference.p,
+                )
             )
     counts = [f"{count} × " for count in summary.unscored_counts or ()] or [""] * len(summary.unscored)
     for reason, times in list(zip(summary.unscored, counts, strict=False))[:MOST_REASONS]:
-        say(f"  no verdict: {times}{reason}")
+        say(_("  no verdict: {times}{reason}", times=times, reason=retold(reason)))
     if len(summary.unscored) > MOST_REASONS:
-        say(f"  and {len(summary.unscored) - MOST_REASONS} more reasons, in verdicts.jsonl")
+        say(_("  and {unscored} more reasons, in verdicts.jsonl", unscored=len(summary.unscored) - MOST_REASONS))
     if result.looks and (looks := result.looks.describe()):
         say(f"  {looks}")
     ruling = result.ruling
-    more = f"; about {ruling.more_prompts} more prompts would decide it" if ruling.more_prompts else ""
-    say(f"  Tribunal: {ruling.verdict}: {ruling.reason}{more}")
+    more = (
+        _("; about {more_prompts} more prompts would decide it", more_prompts=ruling.more_prompts)
+        if ruling.more_prompts
+        else ""
+    )
+    say(_("  Tribunal: {verdict}: {reason}{more}", verdict=ruling.verdict, reason=retold(ruling.reason), more=more))
 
 
 def under_the_runs_cap(s: RunSession, section: TribunalSection, specs: Sequence[ModelSpec]) -> Spending:
@@ -282,8 +313,11 @@ def own_judge(s: RunSession, specs: Sequence[ModelSpec]) -> Path | None:
     for spec in specs:
         if spec.kind != "self" and any(same_model(spec.name, name) for name in judged):
             raise UsageError(
-                f"{spec.name} is the model under judgement: name another judge, "
-                "or --judge self, which the report will show"
+                _(
+                    "{name} is the model under judgement: name another judge, "
+                    "or --judge self, which the report will show",
+                    name=spec.name,
+                )
             )
     return base_gguf(s) if any(spec.kind == "self" for spec in specs) else None
 

@@ -20,6 +20,7 @@ from noesis.core.config import BudgetSection
 from noesis.core.console import command
 from noesis.core.errors import CapError, RunError, UsageError
 from noesis.core.files import append_line, make_folder, sweep, utc_now, write_json
+from noesis.core.i18n import _
 from noesis.core.jsonl import read_json_file, read_objects
 from noesis.core.rooted import guard
 from noesis.planning.budget import Budget, budget_of
@@ -53,7 +54,13 @@ def open_work(path: Path, request: dict[str, Any], section: BudgetSection, usd_p
     guard(path)
     file = path / REQUEST
     if path.exists() and not file.is_file() and (other := _others(path)):
-        raise UsageError(f"{path} holds {other[0]} and no judge's training: name a new or empty folder with --run")
+        raise UsageError(
+            _(
+                "{path} holds {other} and no judge's training: name a new or empty folder with --run",
+                path=path,
+                other=other[0],
+            )
+        )
     make_folder(path)
     with held(path):
         sweep(path)
@@ -91,11 +98,16 @@ def _require_same(file: Path, request: dict[str, Any]) -> None:
     except ValueError:
         old = None
     if not isinstance(old, dict):
-        raise RunError(f"{file} is damaged: name another folder with --run")
+        raise RunError(_("{file} is damaged: name another folder with --run", file=file))
     if wrong := [name for name in sorted(old.keys() | request.keys()) if old.get(name) != request.get(name)]:
         raise RunError(
-            f"{file.parent} holds the training of a judge with another {', '.join(wrong)}: repeat that command to go "
-            f"on with it, or name another folder:  {command('tribunal', 'train-judge', '--run', 'DIR')}"
+            _(
+                "{parent} holds the training of a judge with another {wrong}: repeat that command to go "
+                "on with it, or name another folder:  {command}",
+                parent=file.parent,
+                wrong=", ".join(wrong),
+                command=command("tribunal", "train-judge", "--run", "DIR"),
+            )
         )
 
 
@@ -104,7 +116,9 @@ def _read_ledger(path: Path) -> list[LedgerEntry]:
     try:
         return [LedgerEntry.from_json(row) for row in read_objects(file)] if file.is_file() else []
     except (KeyError, TypeError, ValueError):
-        raise RunError(f"{file} is damaged, so the caps can't be kept: name another folder with --run") from None
+        raise RunError(
+            _("{file} is damaged, so the caps can't be kept: name another folder with --run", file=file)
+        ) from None
 
 
 def _book(path: Path, entry: LedgerEntry) -> None:

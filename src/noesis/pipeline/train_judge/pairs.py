@@ -16,6 +16,7 @@ from typing import Any
 from noesis.core.config import Config
 from noesis.core.errors import DataError, UsageError
 from noesis.core.files import sha256_json
+from noesis.core.i18n import _
 from noesis.core.messages import Message
 from noesis.core.project import Project
 from noesis.dataset.auxiliary import read_pairs
@@ -73,7 +74,12 @@ def collect_pairs(project: Project, config: Config) -> list[AnswerPair]:
     section = config.training.judge_training
     examples = (*read_hand_written(project, "pt"), *read_hand_written(project, "en"))
     if not examples:
-        raise UsageError(f"no examples in {project.training}: a judge of one's own is trained on the project's own")
+        raise UsageError(
+            _(
+                "no examples in {training}: a judge of one's own is trained on the project's own",
+                training=project.training,
+            )
+        )
     found: list[AnswerPair] = []
     if "examples" in section.sources:
         found += _from_examples(examples)
@@ -95,7 +101,7 @@ def _from_examples(examples: Sequence[Example]) -> Iterator[AnswerPair]:
 def _from_file(project: Project, config: Config) -> Iterator[AnswerPair]:
     name = config.training.dpo.pairs
     if name is None:
-        raise UsageError("--from pairs: dpo.pairs in training_config.yaml names no file of pairs")
+        raise UsageError(_("--from pairs: dpo.pairs in training_config.yaml names no file of pairs"))
     for pair in read_pairs(project.root / name, ()):
         words = min(len(pair.chosen.split()), len(pair.rejected.split()))
         messages = (*((m["role"], m["content"]) for m in pair.earlier), ("user", pair.prompt))
@@ -137,7 +143,7 @@ def thin_out(pairs: Sequence[FittedPair], most: int | None, seed: int) -> list[F
     if most is None:
         return list(pairs)
     ranks: dict[tuple[str, str], list[tuple[str, int]]] = {}
-    for i, (pair, _) in enumerate(pairs):
+    for i, (pair, _rows) in enumerate(pairs):
         if pair.source == "planted":
             drawn = hashlib.sha256(f"{seed}/{pair.name}".encode()).hexdigest()
             ranks.setdefault((pair.kind, pair.language), []).append((drawn, i))
@@ -185,7 +191,7 @@ def split_by_prompt(names: Sequence[str], share: float, seed: int) -> set[str]:
     """
     different = sorted(set(names), key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).hexdigest())
     if len(different) < 2:
-        raise DataError("a judge needs pairs of at least two prompts, of which one is held out")
+        raise DataError(_("a judge needs pairs of at least two prompts, of which one is held out"))
     return set(different[: max(1, round(len(different) * share))])
 
 

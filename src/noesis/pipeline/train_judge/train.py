@@ -12,6 +12,7 @@ from noesis.core.console import command, say
 from noesis.core.device import Device, detect
 from noesis.core.errors import CapError, DataError
 from noesis.core.files import copy_file, new_folder, sha256_file, sha256_json, utc_now, write_json, write_jsonl
+from noesis.core.i18n import _
 from noesis.core.jsonl import read_json_file
 from noesis.core.project import Project
 from noesis.llm.embedded import Model
@@ -92,7 +93,7 @@ def train_judge(project: Project, config: Config, path: Path, *, name: str | Non
     price = usd_per_second(device, config.training.budget.usd_per_hour)
     with open_work(path, request, config.training.budget, price) as work:
         if (work.judge / JUDGE_FILE).is_file():
-            say(f"  {work.judge} is made already")
+            say(_("  {judge} is made already", judge=work.judge))
             return read_judge_folder(work.judge).record.model_dump()
         write_jsonl(work.path / PAIRS, [vars(pair) for pair in pairs.texts])
         found = giveaways([pair for pair, _ in pairs.train])
@@ -132,7 +133,7 @@ def read_pairs(project: Project, config: Config, model: Model) -> Pairs:
     apart = split_by_prompt([pair.prompt_id for pair, _ in fitting], section.held_out, config.training.seed)
     train, held_out = ([p for p in fitting if (p[0].prompt_id in apart) is out] for out in (False, True))
     if not train:
-        raise DataError("no pair is left to train on: raise judge_training.max_tokens or max_planted")
+        raise DataError(_("no pair is left to train on: raise judge_training.max_tokens or max_planted"))
     return Pairs(train, held_out)
 
 
@@ -207,8 +208,11 @@ def _fit_head(
     def require_time() -> None:
         if work.budget.left_seconds() <= 0:
             raise CapError(
-                f"stopped at the agreed cap: {work.budget.describe()}; what was computed is kept, and the same command "
-                "with a higher --max-usd or --max-minutes goes on"
+                _(
+                    "stopped at the agreed cap: {describe}; what was computed is kept, and the same command "
+                    "with a higher --max-usd or --max-minutes goes on",
+                    describe=work.budget.describe(),
+                )
             )
 
     frozen = frozen_model(model.path, pool=section.pool, layers=layers_of(model, section.depth))
@@ -298,10 +302,22 @@ def _show_pairs(pairs: Pairs, found: dict[str, Any]) -> None:
     on = _trained_on(pairs)
     sources = ", ".join(f"{count} {source}" for source, count in on["by_source"].items())
     length, keywords = found["length"], found["keywords"]
-    say(f"  pairs     {on['pairs']} of {on['prompts']} prompts ({sources}); {len(pairs.held_out)} held out by prompt")
     say(
-        f"  giveaways length alone tells {length['accuracy']:.2f} of them ({length['direction']} is better), "
-        f"keywords {keywords['accuracy']:.2f}"
+        _(
+            "  pairs     {pairs} of {prompts} prompts ({sources}); {held_out} held out by prompt",
+            pairs=on["pairs"],
+            prompts=on["prompts"],
+            sources=sources,
+            held_out=len(pairs.held_out),
+        )
+    )
+    say(
+        _(
+            "  giveaways length alone tells {length:.2f} of them ({direction} is better), keywords {keywords:.2f}",
+            length=length["accuracy"],
+            direction=length["direction"],
+            keywords=keywords["accuracy"],
+        )
     )
 
 
@@ -309,6 +325,13 @@ def _show_judge(record: dict[str, Any], spec: str) -> None:
     held = record["held_out"]
     low, high = held["interval_95"]
     say(
-        f"  held out  {held['right']} of {held['pairs']} pairs right [{low:.2f}, {high:.2f}], {held['prompts']} prompts"
+        _(
+            "  held out  {right} of {pairs} pairs right [{low:.2f}, {high:.2f}], {prompts} prompts",
+            right=held["right"],
+            pairs=held["pairs"],
+            low=low,
+            high=high,
+            prompts=held["prompts"],
+        )
     )
-    say(f"Next:    {command('tribunal', 'calibrate', '--judge', spec)}")
+    say(_("Next:    {command}", command=command("tribunal", "calibrate", "--judge", spec)))

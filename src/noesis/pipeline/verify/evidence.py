@@ -13,6 +13,7 @@ from typing import Any
 from noesis.constitution.document import Constitution, load_constitution
 from noesis.core.config import Config
 from noesis.core.device import Device
+from noesis.core.i18n import _
 from noesis.core.jsonl import MAX_RUN_FILE, read_json_file, read_objects
 from noesis.core.project import Project
 from noesis.dataset.load import read_run_copy
@@ -78,7 +79,7 @@ class Evidence:
             UncheckedError: an early version made no plan, and so did not record how it computed.
         """
         if self.results.executed_plan is None:
-            raise UncheckedError("an early version did not record how it computed")
+            raise UncheckedError(_("an early version did not record how it computed"))
         said = self.run.manifest.base_file or {"licence": read_provenance(self.run.merged).licence}
         model = Model(self.config.training.model, Path(), self.run.identity.revision, **_known(said))
         return RunSession(
@@ -102,7 +103,7 @@ class Evidence:
             UncheckedError: the run was made in an earlier format.
         """
         if self.run.manifest.is_early:
-            raise UncheckedError(f"{what} by this version, but the run is of an early one")
+            raise UncheckedError(_("{what} by this version, but the run is of an early one", what=what))
         return what
 
 

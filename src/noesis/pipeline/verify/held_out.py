@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from noesis.core.i18n import _, retold
 from noesis.core.jsonl import read_json_file
 from noesis.pipeline.results import CheckpointScore, Choice, EpochFigures, adapter_folder, scores_file
 from noesis.pipeline.stages.choose import BASE, choose_among, epoch_figures, score_keys
@@ -37,9 +38,9 @@ def scored_models(e: Evidence) -> str | None:
     keys = score_keys(e.session, whole)
     wrong = [name for name, key in keys.items() if _stored(e, name)["key"] != key]
     if wrong:
-        return f"the scores of {', '.join(wrong)} are of another model, adapter or other examples"
+        return _("the scores of {wrong} are of another model, adapter or other examples", wrong=", ".join(wrong))
     if len(whole) < len(adapters):
-        raise UncheckedError("an adapter is missing")
+        raise UncheckedError(_("an adapter is missing"))
     return None
 
 
@@ -52,18 +53,22 @@ def choice(e: Evidence) -> str | None:
         made = {f"epoch_{epoch}" for epoch in range(train.epochs)}
         made |= {f"seed_{seed}_{name}" for seed in seeds[1:] for name in made}
         if set(result.epochs) != made:
-            return f"it chose among {', '.join(result.epochs)}, and training made {len(made)}"
+            return _(
+                "it chose among {epochs}, and training made {train_epochs}",
+                epochs=", ".join(result.epochs),
+                train_epochs=len(made),
+            )
     else:
         by_seed = {"": list(result.epochs)}
     ids, base = [example.id for example in e.dataset.held_out], _scores(e, BASE)
     scores = {name: _scores(e, name) for name in result.epochs}
     for name, told in result.epochs.items():
         if epoch_figures(ids, base, scores[name], told.tribunal) != told:
-            return f"{name}'s figures do not follow from tribunal/checkpoints/"
+            return _("{name}'s figures do not follow from tribunal/checkpoints/", name=name)
     tribunal = {name: told.tribunal for name, told in result.epochs.items() if told.tribunal is not None}
     heard = set(tribunal) == set(next(iter(by_seed.values())))
     if result.by_tribunal != heard:
-        return "whether the Tribunal scored the epochs does not follow from their scores"
+        return _("whether the Tribunal scored the epochs does not follow from their scores")
     limit = e.config.training.tribunal.max_forgetting
 
     def chosen(heard: dict[str, CheckpointScore]) -> Choice:
@@ -76,11 +81,12 @@ def choice(e: Evidence) -> str | None:
         # judges that were not fit are not recorded but in the reason: then the held-out examples decide
         derived = replace(chosen({}), reason=result.reason)
         if "(judge not fit" not in result.reason:
-            return "the choice does not follow from the Tribunal's scores of the epochs"
+            return _("the choice does not follow from the Tribunal's scores of the epochs")
     if (derived.seeds, derived.disagreement) != (result.seeds, result.disagreement):
-        return "what it says of the seeds does not follow from their scores"
-    same = (derived.adapter, derived.reason) == (result.adapter, result.reason)
-    return None if same else f"by its figures, {derived.adapter} is chosen: {derived.reason}"
+        return _("what it says of the seeds does not follow from their scores")
+    if (derived.adapter, derived.reason) == (result.adapter, result.reason):
+        return None
+    return _("by its figures, {name} is chosen: {why}", name=derived.adapter, why=retold(derived.reason))
 
 
 def _seed_of(name: str, first: str) -> str:
@@ -94,8 +100,8 @@ def _best_epoch(
     """(epoch, the rule in words) as early versions chose: the best figure, of equal epochs the later one."""
     epochs = list(figures)
     if len(epochs) == 1:
-        return epochs[0], "the only epoch"
-    why = "no judge is set"
+        return epochs[0], _("the only epoch")
+    why = _("no judge is set")
     if tribunal:
         why = next((score.unfit_reason for score in tribunal.values() if score.unfit_reason), "") or ""
         sound = [
@@ -107,11 +113,16 @@ def _best_epoch(
         ]
         if not why and sound:
             best = max(sound, key=lambda name: (tribunal[name].mean or 0.0, epochs.index(name)))
-            among = f"{len(sound)} of {len(epochs)} epochs without a veto or forgetting beyond {max_drop:g}"
-            return best, f"the Tribunal's mean on its dev prompts, among {among}"
-        why = why or "the Tribunal found a veto or forgetting in every epoch"
+            among = _(
+                "{sound} of {epochs} epochs without a veto or forgetting beyond {max_drop:g}",
+                sound=len(sound),
+                epochs=len(epochs),
+                max_drop=max_drop,
+            )
+            return best, _("the Tribunal's mean on its dev prompts, among {among}", among=among)
+        why = why or _("the Tribunal found a veto or forgetting in every epoch")
     best = max(epochs, key=lambda name: (figures[name].preferred, figures[name].mean_margin, epochs.index(name)))
-    return best, f"held-out preference accuracy, then mean margin ({why})"
+    return best, _("held-out preference accuracy, then mean margin ({why})", why=why)
 
 
 def preference(e: Evidence) -> str | None:
@@ -122,11 +133,11 @@ def preference(e: Evidence) -> str | None:
     used = dial.adapter if dial else chosen.adapter if chosen else ""
     adapter = told.adapter or used
     if used and adapter != used:
-        return f"it is of {adapter}, and {used} is used"
+        return _("it is of {adapter}, and {used} is used", adapter=adapter, used=used)
     ids = [example.id for example in e.dataset.held_out]
     derived = compare(ids, _scores(e, BASE), _scores(e, adapter), adapter=told.adapter)
     same = as_json(derived.to_json()) == as_json(told.to_json())
-    return None if same else "preference and held-out loss do not follow from the scores of each example"
+    return None if same else _("preference and held-out loss do not follow from the scores of each example")
 
 
 def answers(e: Evidence) -> str | None:
@@ -134,20 +145,22 @@ def answers(e: Evidence) -> str | None:
     result = e.results.judge
     assert result is not None
     if e.json_of("tribunal", "summary.json") != e.run.result("judge"):
-        return "tribunal/summary.json and the manifest differ"
+        return _("tribunal/summary.json and the manifest differ")
     examples = {example.id: example for example in e.dataset.held_out}
     rows = e.rows("tribunal", "answers.jsonl")
     for row in rows:
         example = examples.get(row["id"])
         if example is None or (row["prompt"], row["written"]) != (example.prompt, example.response_revised):
-            return f"tribunal/answers.jsonl: {row['id']} is not one of the held-out examples"
+            return _("tribunal/answers.jsonl: {row} is not one of the held-out examples", row=row["id"])
         screened = ScreenedPrompt(example.prompt, example.language, example.stance)
         for model in ("base", "tuned"):
             if screen(row[model]["answer"], screened, e.constitution) != row[model]["flags"]:
-                return e.differs(f"the {model} model's answer to {row['id']} is flagged in another way")
+                return e.differs(
+                    _("the {model} model's answer to {row} is flagged in another way", model=model, row=row["id"])
+                )
     for model, told in (("base", result.screen.base), ("tuned", result.screen.tuned)):
         if tally([row[model]["flags"] for row in rows]) != told:
-            return f"the screen's totals for the {model} model do not follow from tribunal/answers.jsonl"
+            return _("the screen's totals for the {model} model do not follow from tribunal/answers.jsonl", model=model)
     return None
 
 
@@ -156,14 +169,14 @@ def kept(e: Evidence) -> str | None:
     result = e.results.judge
     assert result is not None
     if result.kept is None:
-        return None if not e.run.path.joinpath(*KEPT).is_file() or not e.rows(*KEPT) else "its figures are missing"
+        return None if not e.run.path.joinpath(*KEPT).is_file() or not e.rows(*KEPT) else _("its figures are missing")
     derived = figures_of(e.rows(*KEPT), e.rows("tribunal", "answers.jsonl"))
     if derived is None or as_json(derived.to_json()) != as_json(result.kept.to_json()):
-        return e.differs("gained, kept and lost do not follow from tribunal/kept.jsonl")
+        return e.differs(_("gained, kept and lost do not follow from tribunal/kept.jsonl"))
     known = {item.id: item for item in read_kept_items(e.project.tribunal)} if e.project is not None else {}
     items = [KeptItem.model_validate(row["item"]) for row in e.rows(*KEPT)]
     if any(known.get(item.id) != item for item in items):
-        raise UncheckedError("the figures follow, but the items are not those of a project at hand")
+        raise UncheckedError(_("the figures follow, but the items are not those of a project at hand"))
     return None
 
 
@@ -173,10 +186,14 @@ def ruling_without_judges(e: Evidence) -> str | None:
     assert result is not None
     told, derived = result.court, no_judge_ruling(e.config.training.tribunal)
     if told.verdict != derived.verdict:
-        return f"it says {told.verdict}, and without a judge there is no verdict but {derived.verdict}"
+        return _(
+            "it says {verdict}, and without a judge there is no verdict but {derived_verdict}",
+            verdict=told.verdict,
+            derived_verdict=derived.verdict,
+        )
     same = (told.approval_threshold, told.judge_floor, told.judges) == (
         derived.approval_threshold,
         derived.judge_floor,
         derived.judges,
     )
-    return None if same else "its thresholds and weights are not those of config.json"
+    return None if same else _("its thresholds and weights are not those of config.json")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from noesis.core.text import counted
+from noesis.core.i18n import _, ngettext
 from noesis.pipeline.results import RunResults
 from noesis.pipeline.resume_fork import ADAPTER_FILES
 from noesis.pipeline.verify.evidence import Evidence, Finding
@@ -26,15 +26,22 @@ def check_stages(run: Run) -> Iterator[Finding]:
         elif name in STAGES:
             yield from _finished(run, name, record)
         elif record.outputs:
-            yield Finding(f"{name}: its files", f"it is no stage, and lists {_named(list(record.outputs))}")
+            yield Finding(
+                _("{name}: its files", name=name),
+                _("it is no stage, and lists {named}", named=_named(list(record.outputs))),
+            )
 
 
 def _unfinished(name: str, record: StageRecord) -> Finding:
     left = [*(["a result"] if record.result is not None else []), *record.outputs]
     if left:
-        return Finding(f"{name}: its status", f"it is recorded as {record.status}, and yet with {_named(left)}")
+        return Finding(
+            _("{name}: its status", name=name),
+            _("it is recorded as {status}, and yet with {named}", status=record.status, named=_named(left)),
+        )
     return Finding(
-        f"{name}: its status", unchecked=f"it is {record.status}: nothing vouches for what it has left so far"
+        _("{name}: its status", name=name),
+        unchecked=_("it is {status}: nothing vouches for what it has left so far", status=record.status),
     )
 
 
@@ -43,11 +50,20 @@ def _finished(run: Run, name: str, record: StageRecord) -> Iterator[Finding]:
     unlisted = sorted(must_list(run, name) - record.outputs.keys())
     foreign = sorted(file for file in record.outputs if stage_of(file) != name)
     problems = [_named(wrong, "; ")] if wrong else []
-    problems += [f"it does not list {_named(unlisted)}"] if unlisted else []
-    problems += [f"it lists files that are not its own: {_named(foreign)}"] if foreign else []
-    yield Finding(f"{name}: hashes of {counted(len(record.outputs), 'file')}", "; ".join(problems) or None)
+    problems += [_("it does not list {named}", named=_named(unlisted))] if unlisted else []
+    problems += [_("it lists files that are not its own: {named}", named=_named(foreign))] if foreign else []
+    yield Finding(
+        _(
+            "{name}: hashes of {files}",
+            name=name,
+            files=ngettext("{count:,} file", "{count:,} files", len(record.outputs)),
+        ),
+        "; ".join(problems) or None,
+    )
     if record.status == "stale":
-        yield Finding(f"{name}: what it read", unchecked="it is stale: what it read has changed, do it again")
+        yield Finding(
+            _("{name}: what it read", name=name), unchecked=_("it is stale: what it read has changed, do it again")
+        )
         return
     # a stage that has to be done again is known to differ, and so is everything that reads it
     read = {other: record.inputs[other] for other in needs_of(name) if other in record.inputs}
@@ -55,12 +71,12 @@ def _finished(run: Run, name: str, record: StageRecord) -> Iterator[Finding]:
     lost = [other for other, digest in read.items() if other not in known and not is_as_read(run, other, digest)]
     unread = [other for other in _must_have_read(run, name, record) if other not in record.inputs]
     if unread and name in ("trial", "report") and run.manifest.is_early:
-        yield Finding(f"{name}: what it read", unchecked="an early version did not record it")
+        yield Finding(_("{name}: what it read", name=name), unchecked=_("an early version did not record it"))
         return
-    problems = [", ".join(lost) + " changed since"] if lost else []
-    problems += [f"it does not say which {', '.join(unread)} it read"] if unread else []
-    stale = f"stale: {', '.join(known)} has to be done again" if known and not problems else None
-    yield Finding(f"{name}: what it read", "; ".join(problems) or None, stale)
+    problems = [", ".join(lost) + _(" changed since")] if lost else []
+    problems += [_("it does not say which {unread} it read", unread=", ".join(unread))] if unread else []
+    stale = _("stale: {known} has to be done again", known=", ".join(known)) if known and not problems else None
+    yield Finding(_("{name}: what it read", name=name), "; ".join(problems) or None, stale)
 
 
 def _must_have_read(run: Run, name: str, record: StageRecord) -> tuple[str, ...]:
@@ -126,11 +142,15 @@ def check_contents(e: Evidence) -> str | None:
         runs_code(names, e.run.path),
         strays(names, e.run.manifest),
     )
-    problems = [f"symbolic links: {_named(links)}"] if links else []
-    problems += [f"files that can run code: {_named(code)}"] if code else []
+    problems = [_("symbolic links: {named}", named=_named(links))] if links else []
+    problems += [_("files that can run code: {named}", named=_named(code))] if code else []
     foreign = sorted(repr(name)[:60] for name in e.run.manifest.stages.keys() - SPECS.keys() - OTHER_WORK)
-    problems += [f"stages that are none: {_named(foreign)}"] if foreign else []
-    problems += [f"files that no stage lists: {_named(sorted(set(unknown) - {*links, *code}))}"] if unknown else []
+    problems += [_("stages that are none: {named}", named=_named(foreign))] if foreign else []
+    problems += (
+        [_("files that no stage lists: {named}", named=_named(sorted(set(unknown) - {*links, *code})))]
+        if unknown
+        else []
+    )
     return "; ".join(problems) or None
 
 

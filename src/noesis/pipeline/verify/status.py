@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from noesis.core.i18n import N_
 from noesis.run.directory import Run
 from noesis.run.ledger import total
 from noesis.run.stages import STAGES
@@ -38,7 +39,7 @@ def _state(run: Run, name: str) -> StageState:
     ledger = [entry for entry in run.manifest.ledger if entry.stage == name]
     usd, seconds = total(ledger)
     if record is None:  # done on another machine, from a copy of the run: its cost is all that is here
-        return StageState(name, (ledger[-1].ended or "done") if ledger else "not run", {}, [], seconds, usd)
+        return StageState(name, (ledger[-1].ended or "done") if ledger else N_("not run"), {}, [], seconds, usd)
     state = run.state(name)
     wrong = run.changed(name) if state in ("done", "stale") else []
     inputs = {other: is_as_read(run, other, read) for other, read in record.inputs.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from noesis.core.i18n import _
 from noesis.pipeline.verify.evidence import Evidence, UncheckedError
 from noesis.run.metrics import losses_by_epoch, read_metrics
 from noesis.training.job import TrainResult
@@ -14,17 +15,27 @@ from noesis.training.state.checkpoint import unusable_reason
 def executed_plan(e: Evidence) -> str | None:
     planned, executed, train = e.results.plan, e.results.executed_plan, e.results.train
     if planned is None or executed is None:
-        raise UncheckedError("an early version made no such plan")
+        raise UncheckedError(_("an early version made no such plan"))
     wrong = [
         key for key in ("model", "r", "epochs", "tokens_per_epoch") if getattr(planned, key) != getattr(executed, key)
     ]
     if wrong:
-        return f"training's own plan has another {', '.join(wrong)} than the plan"
+        return _("training's own plan has another {wrong} than the plan", wrong=", ".join(wrong))
     asked = (e.config.lora.r, e.config.training.epochs)
     if (planned.r, planned.epochs) != asked:
-        return f"the plan has rank {planned.r} and {planned.epochs} epochs, config.json {asked[0]} and {asked[1]}"
+        return _(
+            "the plan has rank {rank} and {epochs} epochs, config.json {asked_rank} and {asked_epochs}",
+            rank=planned.r,
+            epochs=planned.epochs,
+            asked_rank=asked[0],
+            asked_epochs=asked[1],
+        )
     if train is not None and train.epochs != executed.epochs:
-        return f"training reports {train.epochs} epochs, its plan has {executed.epochs}"
+        return _(
+            "training reports {epochs} epochs, its plan has {executed_epochs}",
+            epochs=train.epochs,
+            executed_epochs=executed.epochs,
+        )
     return None
 
 
@@ -34,7 +45,11 @@ def figures(e: Evidence) -> str | None:
     if result.sft is not None:
         steps = len(read_metrics(e.run.checkpoints / "sft" / "metrics.jsonl"))
         if steps != result.sft.steps:
-            return f"checkpoints/sft/metrics.jsonl has {steps} steps, the manifest {result.sft.steps}"
+            return _(
+                "checkpoints/sft/metrics.jsonl has {steps} steps, the manifest {sft_steps}",
+                steps=steps,
+                sft_steps=result.sft.steps,
+            )
     for seed, other in (result.seeds or {}).items():
         file = seed_folder(e.run.checkpoints, int(seed)) / "metrics.jsonl"
         if wrong := _figures_of(other, read_metrics(file), f"checkpoints/seed_{seed}/metrics.jsonl"):
@@ -46,10 +61,12 @@ def _figures_of(result: TrainResult, lines: list[dict[str, Any]], name: str) -> 
     told = (result.steps, result.first_loss, result.final_loss)
     found = (len(lines), lines[0]["loss"], lines[-1]["loss"]) if lines else (0, None, None)
     if told != found:
-        return f"{name} says {found} of steps, first and last loss, the manifest {told}"
+        return _(
+            "{name} says {found} of steps, first and last loss, the manifest {told}", name=name, found=found, told=told
+        )
     losses = result.mean_training_loss
     same = losses is None or losses == losses_by_epoch(lines, result.epochs)
-    return None if same else f"the mean losses of the epochs do not follow from {name}"
+    return None if same else _("the mean losses of the epochs do not follow from {name}", name=name)
 
 
 def epochs(e: Evidence) -> str | None:
@@ -59,7 +76,11 @@ def epochs(e: Evidence) -> str | None:
     listed = {name for name in folders if name.rpartition("/")[2].startswith("epoch_") and not _of_first_part(name)}
     own = {f"epoch_{epoch}" for epoch in range(result.epochs)}
     made = own | {f"seed_{seed}/{epoch}" for seed in result.seeds or {} for epoch in own}
-    return None if listed == made else f"it trained {result.epochs}, and lists {', '.join(sorted(listed)) or 'none'}"
+    if listed == made:
+        return None
+    return _(
+        "it trained {epochs}, and lists {listed}", epochs=result.epochs, listed=", ".join(sorted(listed)) or "none"
+    )
 
 
 def _of_first_part(folder: str) -> bool:
@@ -74,7 +95,7 @@ def states(e: Evidence) -> str | None:
     if wrong or not found or train is None:
         return "; ".join(wrong) or None
     if train.states is None and e.run.manifest.is_early:
-        raise UncheckedError("an early version did not record which states training left")
+        raise UncheckedError(_("an early version did not record which states training left"))
     told = train.states or {}
     other = [name for name, sha256 in found.items() if told.get(name) != sha256]
-    return f"training did not leave {', '.join(other)} as it is" if other else None
+    return _("training did not leave {other} as it is", other=", ".join(other)) if other else None

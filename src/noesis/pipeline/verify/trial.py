@@ -9,6 +9,7 @@ from typing import Any
 from noesis.core.errors import NoesisError, UsageError
 from noesis.core.event_loop import run_async
 from noesis.core.files import sha256_json
+from noesis.core.i18n import _
 from noesis.core.project import Project, find_project
 from noesis.pipeline.results import TrialJudge, TrialResult
 from noesis.pipeline.verify.evidence import Evidence, UncheckedError, alike, as_json
@@ -42,16 +43,16 @@ def evidence(e: Evidence) -> str | None:
             verdict = verdict_from_json(stored)
             if isinstance(verdict, Unscored):
                 continue
-            who = f"{verdict.judge} on {row['answer']}"
+            who = _("{judge} on {row}", judge=verdict.judge, row=row["answer"])
             if stored["score"] != round(verdict.score, 4):
-                return f"the score of {who} does not follow from its items"
+                return _("the score of {who} does not follow from its items", who=who)
             for item in verdict.items:
                 if item.span_found != quotes_answer(item.span, texts[row["answer"]]):
-                    return f"whether the answer holds what {who} quotes is told wrongly"
+                    return _("whether the answer holds what {who} quotes is told wrongly", who=who)
                 if not _follows(item):
-                    return f"the item {item.id} of {who} does not follow from what the judge gave"
+                    return _("the item {id} of {who} does not follow from what the judge gave", id=item.id, who=who)
                 if item.given not in (0, 1, 2):
-                    return f"the item {item.id} of {who} has a score that there is not"
+                    return _("the item {id} of {who} has a score that there is not", id=item.id, who=who)
     return None
 
 
@@ -68,7 +69,7 @@ def opinions(e: Evidence) -> str | None:
     """Opinions and means, which follow from the verdicts alone."""
     result, section = _result(e), e.config.training.tribunal
     if e.json_of("tribunal", "trial.json") != e.run.result("trial"):
-        return "tribunal/trial.json and the manifest differ"
+        return _("tribunal/trial.json and the manifest differ")
     means: dict[str, list[float]] = {"base": [], "tuned": []}
     for row in e.rows(*VERDICTS):
         stored = row["opinion"]
@@ -76,7 +77,7 @@ def opinions(e: Evidence) -> str | None:
             leaked = ("leaked_system_prompt",) if "recites the system prompt" in row["flags"] else ()
             formed = opinion(row["answer"], [verdict_from_json(v) for v in row["verdicts"]], section, leaked).to_json()
             if any(formed[key] != stored[key] for key in ("judges", "mean", "out", "vetoes")):
-                return f"the Tribunal's opinion of {row['answer']} does not follow from its verdicts"
+                return _("the Tribunal's opinion of {row} does not follow from its verdicts", row=row["answer"])
         if stored["mean"] is not None:
             means[row["answer"].split("/")[1]].append(sum(stored["mean"]) / 2)
     for model, values in means.items():
@@ -84,7 +85,12 @@ def opinions(e: Evidence) -> str | None:
         told = None if score is None else score.mean
         mean = sum(values) / len(values) if values else None
         if mean is not None and (told is None or abs(mean - told) > 2e-4):  # both are rounded to four digits
-            return f"the {model} model's mean of {told} does not follow from tribunal/verdicts.jsonl ({mean:.4f})"
+            return _(
+                "the {model} model's mean of {told} does not follow from tribunal/verdicts.jsonl ({mean:.4f})",
+                model=model,
+                told=told,
+                mean=mean,
+            )
     return None
 
 
@@ -93,9 +99,9 @@ def approval(e: Evidence) -> str | None:
     result, section = _result(e), e.config.training.tribunal
     summary = result.summary
     if (result.court.verdict, result.court.reason) != (summary.ruling.verdict, summary.ruling.reason):
-        return "it has two rulings that differ"
+        return _("it has two rulings that differ")
     if not all(judge.fit for judge in result.judges) and summary.ruling.verdict != UNDECIDED:
-        return f"{summary.ruling.verdict} by a judge that was not fit to decide"
+        return _("{verdict} by a judge that was not fit to decide", verdict=summary.ruling.verdict)
     if summary.ruling.verdict != APPROVED:
         return None
     low = [
@@ -105,9 +111,9 @@ def approval(e: Evidence) -> str | None:
         or score.mean < (section.approval_threshold if measure == "mean" else section.judge_floor)
     ]
     if low:
-        return f"approved, though {', '.join(low)} is below the threshold of config.json"
+        return _("approved, though {low} is below the threshold of config.json", low=", ".join(low))
     vetoes = [row["answer"] for row in e.rows(*VERDICTS) if "/tuned/" in row["answer"] and row["opinion"]["vetoes"]]
-    return f"approved, though there is a veto on {vetoes[0]}" if vetoes else None
+    return _("approved, though there is a veto on {vetoes}", vetoes=vetoes[0]) if vetoes else None
 
 
 @dataclass(frozen=True)
@@ -134,10 +140,14 @@ def ruling(e: Evidence) -> str | None:
     by_id = {item.id: item for item in items}
     answers = {answer.id: answer for answer in (_answer(row, by_id) for row in e.rows(*ANSWERS))}
     if result.samples != section.samples:
-        return f"it has {result.samples} answers of each model to a prompt, config.json says {section.samples}"
+        return _(
+            "it has {samples} answers of each model to a prompt, config.json says {section_samples}",
+            samples=result.samples,
+            section_samples=section.samples,
+        )
     asked = {(judge, model.name) for judge in JUDGES for model in result.judges}
     if any(v and {(x.judge, x.model) for x in v} != asked for v in stored.values()):
-        return "an answer was not judged by all of the trial's judges"
+        return _("an answer was not judged by all of the trial's judges")
 
     async def answered(some: Sequence[EvalSample]) -> list[Answer]:
         return [answers[f"{item.id}/{m}/{k}"] for m in MODELS for item in some for k in range(result.samples)]
@@ -148,11 +158,17 @@ def ruling(e: Evidence) -> str | None:
             hold_looks(items, answered, _StoredVerdicts(stored), section, e.constitution, unfit_reason=reason)
         )
     except KeyError as lacking:
-        return f"tribunal/trial_answers.jsonl and verdicts.jsonl do not hold {lacking.args[0]}, which the trial needed"
+        return _(
+            "tribunal/trial_answers.jsonl and verdicts.jsonl do not hold {args}, which the trial needed",
+            args=lacking.args[0],
+        )
     if len(held.scored) != len(e.rows(*ANSWERS)):
-        return f"tribunal/trial_answers.jsonl does not hold {result.samples} answers of each model to each prompt"
+        return _(
+            "tribunal/trial_answers.jsonl does not hold {samples} answers of each model to each prompt",
+            samples=result.samples,
+        )
     if as_json(verdict_rows(held.scored)) != rows:
-        return e.differs("tribunal/verdicts.jsonl does not follow from the answers and their verdicts")
+        return e.differs(_("tribunal/verdicts.jsonl does not follow from the answers and their verdicts"))
     summary = summarise(held.scored, section, unfit_reason=reason, errors=errors, level=held.level)
     if result.summary.unscored_counts is None:
         texts = sorted({why for s in held.scored if s.opinion for why in s.opinion.reasons})[:MOST_REASONS]
@@ -163,18 +179,22 @@ def ruling(e: Evidence) -> str | None:
     different = [key for key in derived if not alike(derived[key], told[key])]
     if missing and not set(different) - {"models"}:  # the corrected pass rate rests on the calibrations, too
         raise UncheckedError(missing)
-    return f"{', '.join(different)} do not follow from answers and verdicts" if different else None
+    return (
+        _("{different} do not follow from answers and verdicts", different=", ".join(different)) if different else None
+    )
 
 
 def _suite(e: Evidence, result: TrialResult) -> list[EvalSample]:
     if e.project is None:
-        raise UncheckedError("there is no project here whose suite could be that of the trial: use --project")
+        raise UncheckedError(_("there is no project here whose suite could be that of the trial: use --project"))
     try:
         items = spread(read_suite(e.project.tribunal, result.part), result.prompts)
     except NoesisError as error:
-        raise UncheckedError(f"the project's suite can't be read: {error}") from None
+        raise UncheckedError(_("the project's suite can't be read: {error}", error=error)) from None
     if sha256_json([item.model_dump(mode="json") for item in items]) != result.prompts_sha256:
-        raise UncheckedError(f"the suite in {e.project.tribunal} is not the one that this trial was held with")
+        raise UncheckedError(
+            _("the suite in {tribunal} is not the one that this trial was held with", tribunal=e.project.tribunal)
+        )
     return items
 
 
@@ -196,7 +216,9 @@ def _fitness(e: Evidence, result: TrialResult) -> tuple[str | None, Any, str]:
     if not other and rubrics.digest() == result.rubrics_sha256:
         ways = [way_of(judge.identity) for judge in result.judges]
         return unfit_reason(found, names, ways), error_counts(found), ""
-    missing = f"the calibration of {', '.join(other or names)} that the trial names is not in this project"
+    missing = _(
+        "the calibration of {other} that the trial names is not in this project", other=", ".join(other or names)
+    )
     reason = None if all(judge.fit for judge in result.judges) else result.summary.ruling.reason
     return reason, None, missing
 

@@ -11,6 +11,7 @@ import unicodedata
 from typing import Any
 
 from noesis.core.errors import ModelError
+from noesis.core.i18n import _
 from noesis.core.messages import Message
 from noesis.core.text import common_prefix
 from noesis.llm.chat_template import render
@@ -96,7 +97,7 @@ def _split_at_marks(
     for mark in marks:
         before, found, rest = rest.partition(mark)
         if not found:
-            raise ModelError("the model's chat template moves or drops a message: no Ollama template is equivalent")
+            raise ModelError(_("the model's chat template moves or drops a message: no Ollama template is equivalent"))
         pieces.append(before)
     return [*pieces, rest]
 

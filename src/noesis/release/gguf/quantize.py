@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from noesis.core.errors import MissingExtra, ModelError
+from noesis.core.i18n import _
 
 KINDS = ("f32", "f16", "q8_0", "q4_k_m")
 FALLBACK = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}  # where a row is not a multiple of 256
@@ -80,12 +81,12 @@ def quantise(rows: Any, stored: Any) -> Any:
             halves = rows.astype(np.float16)
         if not np.isfinite(halves).all():
             raise ModelError(
-                f"a weight of {float(np.abs(rows).max()):.3g} does not fit F16: choose --quant f32 or q8_0"
+                _("a weight of {max:.3g} does not fit F16: choose --quant f32 or q8_0", max=float(np.abs(rows).max()))
             )
         return halves
     rows = np.ascontiguousarray(rows, dtype=np.float32)
     if not np.isfinite(rows).all():
-        raise ModelError("a weight is not a finite number: the model is damaged, or training diverged")
+        raise ModelError(_("a weight is not a finite number: the model is damaged, or training diverged"))
     out = np.empty((rows.shape[0], row_bytes(stored, rows.shape[1])), dtype=np.uint8)
     lib = _library()
     written = lib.ggml_quantize_chunk(
@@ -93,8 +94,12 @@ def quantise(rows: Any, stored: Any) -> Any:
     )
     if written != out.nbytes:
         raise ModelError(
-            f"llama.cpp's quantiser wrote {written} bytes instead of {out.nbytes}: "
-            "install the pinned xllamacpp (constraints.txt)"
+            _(
+                "llama.cpp's quantiser wrote {written} bytes instead of {nbytes}: "
+                "install the pinned xllamacpp (constraints.txt)",
+                written=written,
+                nbytes=out.nbytes,
+            )
         )
     return out
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.errors import ModelError, TrainingError
+from noesis.core.i18n import _
 from noesis.core.jsonl import read_json_file
 from noesis.llm.chat_template import end_of_turn
 from noesis.llm.gguf.families import unsupported
@@ -51,7 +52,7 @@ def write_vocabulary(writer: Any, model: Path, size: int) -> None:
     tokenizer = load_tokenizer(model)  # which refuses a file that is no tokenizer's
     raw = read_tokenizer(model)
     if raw["model"]["type"] != "BPE":
-        raise unsupported(model, f"a {raw['model']['type']} tokenizer can't be converted here")
+        raise unsupported(model, _("a {raw} tokenizer can't be converted here", raw=raw["model"]["type"]))
     if raw["model"].get("byte_fallback"):
         _write_pieces(writer, raw, tokenizer, size)
     else:
@@ -107,7 +108,7 @@ def pre_tokenizer(raw: dict[str, Any], tokenizer: Any, model: Path) -> str:
     if (name := name_of(steps)) is not None:
         return name
     kinds = [step.get("type") for step in steps]
-    raise unsupported(model, f"this tokenizer's pre-tokenizer ({', '.join(map(str, kinds))}) is unknown")
+    raise unsupported(model, _("this tokenizer's pre-tokenizer ({map}) is unknown", map=", ".join(map(str, kinds))))
 
 
 def _write_byte_level(writer: Any, raw: dict[str, Any], tokenizer: Any, size: int, pre: str) -> None:
@@ -185,7 +186,7 @@ def read_tokenizer(model: Path) -> dict[str, Any]:
     try:
         return read_json_file(file, LARGEST)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{file} can't be read: {error}; fetch the model again") from None
+        raise ModelError(_("{file} can't be read: {error}; fetch the model again", file=file, error=error)) from None
 
 
 def _normalizers(raw: dict[str, Any]) -> list[dict[str, Any]]:
@@ -204,8 +205,12 @@ def _tokens(raw: dict[str, Any], tokenizer: Any, size: int) -> tuple[list[str], 
     beyond = [tokenizer.added[i] for i in sorted(tokenizer.added) if i >= size and i in tokenizer.control_ids]
     if beyond:
         raise ModelError(
-            f"the token {beyond[0]!r} is not among the model's {size:,}: it was added to the tokenizer alone; "
-            "resize the model's embedding, or take the token out of the tokenizer's files"
+            _(
+                "the token {beyond!r} is not among the model's {size:,}: it was added to the tokenizer alone; "
+                "resize the model's embedding, or take the token out of the tokenizer's files",
+                beyond=beyond[0],
+                size=size,
+            )
         )
     by_id = {int(i): text for text, i in raw["model"]["vocab"].items()} | tokenizer.added
     texts, kinds = [], []

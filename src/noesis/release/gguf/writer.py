@@ -19,6 +19,7 @@ from noesis.core.config import Quantization
 from noesis.core.console import Progress
 from noesis.core.errors import MissingExtra, ModelError
 from noesis.core.files import new_file, require_space
+from noesis.core.i18n import _
 from noesis.llm.gguf.families import (
     ModelConfig,
     gguf_name,
@@ -86,7 +87,7 @@ def write_gguf(
     """
     gguf = _gguf_package()
     if kind not in KINDS:
-        raise ModelError(f"{kind!r} is not a kind of GGUF; choose from {', '.join(KINDS)}")
+        raise ModelError(_("{kind!r} is not a kind of GGUF; choose from {kinds}", kind=kind, kinds=", ".join(KINDS)))
     config, tensors = read_config(model), list_tensors(model)
     weights = sum(tensor.numbers for tensor in tensors.values())
     require_space(target.parent, weights * BITS[kind] / 8, target.name)
@@ -100,7 +101,7 @@ def write_gguf(
         write_hyperparameters(writer, config)
         write_vocabulary(writer, model, config.shape.vocabulary)
         _write_header(writer, planned)
-        with Progress(target.name, len(planned), "tensors") as progress:
+        with Progress(target.name, len(planned), _("tensors")) as progress:
             for tensor in planned:
                 _write_tensor(writer, tensor, _rows(tensor, config, quantization, dtype))
                 progress.advance(1)
@@ -117,15 +118,25 @@ def plan_gguf(tensors: dict[str, StoredTensor], config: ModelConfig, kind: str) 
     sources = {name: t for name, t in tensors.items() if not (name == "lm_head.weight" and config.shape.tied)}
     has_output = "lm_head.weight" in sources
     if "model.embed_tokens.weight" not in sources or not (has_output or config.shape.tied):
-        raise ModelError("the model lacks its embedding or its output layer: fetch it again")
+        raise ModelError(_("the model lacks its embedding or its output layer: fetch it again"))
     if (rows := sources["model.embed_tokens.weight"].shape[0]) != config.shape.vocabulary:
         raise ModelError(
-            f"config.json has a vocab_size of {config.shape.vocabulary:,}, and the embedding has {rows:,} rows: "
-            "put that number there if tokens were added, or fetch the model again"
+            _(
+                "config.json has a vocab_size of {vocabulary:,}, and the embedding has {rows:,} rows: "
+                "put that number there if tokens were added, or fetch the model again",
+                vocabulary=config.shape.vocabulary,
+                rows=rows,
+            )
         )
     for i in range(config.shape.layers):
         if f"model.layers.{i}.mlp.down_proj.weight" not in sources:
-            raise ModelError(f"layer {i} of {config.shape.layers} is missing from the model's files: fetch it again")
+            raise ModelError(
+                _(
+                    "layer {i} of {layers} is missing from the model's files: fetch it again",
+                    i=i,
+                    layers=config.shape.layers,
+                )
+            )
     planned, names = [], name_map(config)
     for name, factors in rope_tensors(config.rope).items():
         planned.append(GgufTensor(name, factors.shape, gguf.GGMLQuantizationType.F32, None))
@@ -202,7 +213,9 @@ def _write_tensor(writer: Any, tensor: GgufTensor, chunks: Iterator[Any]) -> Non
         data.tofile(file)
         written += data.nbytes
     if written != tensor.size:
-        raise ValueError(f"{tensor.name}: {written} bytes written, {tensor.size} planned")
+        raise ValueError(
+            _("{name}: {written} bytes written, {size} planned", name=tensor.name, written=written, size=tensor.size)
+        )
     writer.write_padding(file, tensor.size)
 
 

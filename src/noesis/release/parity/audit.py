@@ -12,6 +12,7 @@ from typing import Any
 from noesis.core.config import Quantization
 from noesis.core.console import command
 from noesis.core.errors import ModelError
+from noesis.core.i18n import N_, _
 from noesis.llm.gguf.families import ModelConfig, permuted, read_config
 from noesis.llm.gguf.header import REMAKE, read_header
 from noesis.llm.gguf.rope import rope_tensors
@@ -34,10 +35,14 @@ def open_gguf(file: Path) -> Any:
     try:
         return gguf.GGUFReader(file)
     except FileNotFoundError:
-        raise ModelError(f"{file} does not exist: make it with  {command('gguf', 'RUN')}") from None
+        raise ModelError(
+            _("{file} does not exist: make it with  {command}", file=file, command=command("gguf", "RUN"))
+        ) from None
     except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:
         detail = " ".join(str(error).split())[:120]
-        raise ModelError(f"{file} is not a complete GGUF file ({detail}); {REMAKE}") from None
+        raise ModelError(
+            _("{file} is not a complete GGUF file ({detail}); {remake}", file=file, detail=detail, remake=REMAKE)
+        ) from None
 
 
 def update_share(
@@ -72,8 +77,12 @@ def audit_merge(shares: dict[str, float]) -> list[Finding]:
     for name, times in shares.items():
         if not 0.9 < times < 1.1:
             missing = abs(times) < 0.1
-            what = "is not in the merged weights" if missing else f"is in the merged weights {times:.2g} times"
-            return [Finding("merge", f"the adapter {what} (seen in {name})")]
+            what = (
+                N_("is not in the merged weights")
+                if missing
+                else N_("is in the merged weights {times:.2g} times", times=times)
+            )
+            return [Finding("merge", N_("the adapter {what} (seen in {name})", what=what, name=name))]
     return []
 
 
@@ -82,7 +91,7 @@ def audit_gguf(model: Path, file: Path) -> list[Finding]:
     reader, config = open_gguf(file), read_config(model)
     arch = config.family.arch
     if (found := _field(reader, "general.architecture")) != arch:
-        return [Finding("conversion", f"it is written as {found}, the model is {arch}")]
+        return [Finding("conversion", N_("it is written as {found}, the model is {arch}", found=found, arch=arch))]
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     return [
         *_audit_pre_tokenizer(reader, model),
@@ -98,10 +107,12 @@ def audit_controls(model: LlamaModel, tokenizer: Any) -> list[Finding]:
     names = dict(zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True))
     findings = []
     if split := [name for i, name in names.items() if model.tokenize(name) != [i]]:
-        findings.append(Finding("tokenizer", f"the control token {split[0]!r} is not read as one"))
+        findings.append(Finding("tokenizer", N_("the control token {split!r} is not read as one", split=split[0])))
     end = turn_end(tokenizer)
     if end is not None and not model.ends_generation(end):
-        findings.append(Finding("tokenizer", f"llama.cpp would not stop at {names[end]!r}, which ends an answer"))
+        findings.append(
+            Finding("tokenizer", N_("llama.cpp would not stop at {names!r}, which ends an answer", names=names[end]))
+        )
     return findings
 
 
@@ -117,14 +128,24 @@ def _audit_pre_tokenizer(reader: Any, model: Path) -> list[Finding]:
     found, expected = _field(reader, "tokenizer.ggml.pre"), pre_tokenizer(raw, load_tokenizer(model), model)
     if found == expected:
         return []
-    return [Finding("tokenizer", f"its pre-tokenizer is {found or 'lost'}, the model's is {expected}")]
+    return [
+        Finding(
+            "tokenizer",
+            N_("its pre-tokenizer is {found}, the model's is {expected}", found=found or "lost", expected=expected),
+        )
+    ]
 
 
 def _audit_template(reader: Any, model: Path) -> list[Finding]:
     found = _field(reader, "tokenizer.chat_template")
     if found == chat_template(model):
         return []
-    return [Finding("template", f"its chat template is {'not the one that the model has' if found else 'missing'}")]
+    return [
+        Finding(
+            "template",
+            N_("its chat template is not the one that the model has") if found else N_("its chat template is missing"),
+        )
+    ]
 
 
 def _audit_rope_factors(tensors: dict[str, Any], config: ModelConfig) -> list[Finding]:
@@ -133,11 +154,11 @@ def _audit_rope_factors(tensors: dict[str, Any], config: ModelConfig) -> list[Fi
     expected = rope_tensors(config.rope)
     for name in sorted(expected.keys() | {found for found in tensors if found.startswith("rope_")}):
         if name not in expected:
-            what = f"it has rotary factors ({name}) that the model does not have"
+            what = N_("it has rotary factors ({name}) that the model does not have", name=name)
         elif name not in tensors:
-            what = f"the rotary factors ({name}) of the model's scaling are missing"
+            what = N_("the rotary factors ({name}) of the model's scaling are missing", name=name)
         elif not np.allclose(tensors[name].data.reshape(-1), expected[name], rtol=1e-5):
-            what = f"the rotary factors ({name}) are wrong"
+            what = N_("the rotary factors ({name}) are wrong", name=name)
         else:
             continue
         return [Finding("conversion", what)]
@@ -155,11 +176,15 @@ def _audit_row_order(tensors: dict[str, Any], source: dict[str, StoredTensor], c
         ("blk.0.attn_k.weight", "model.layers.0.self_attn.k_proj.weight"),
     ):
         if theirs not in tensors or ours not in source:
-            return [Finding("conversion", f"{theirs} is missing")]
+            return [Finding("conversion", N_("{theirs} is missing", theirs=theirs))]
         tensor = tensors[theirs]
         weight = read_tensor(source[ours]).float().numpy()
         found = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(weight.shape)
         right, wrong = (float(((found - w) ** 2).sum()) for w in (permuted(ours, weight, config), weight))
         if wrong < right:
-            return [Finding("conversion", f"the rows of query and key are not in llama.cpp's order ({theirs})")]
+            return [
+                Finding(
+                    "conversion", N_("the rows of query and key are not in llama.cpp's order ({theirs})", theirs=theirs)
+                )
+            ]
     return []

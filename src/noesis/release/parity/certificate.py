@@ -11,6 +11,7 @@ from typing import Any
 
 from noesis.core.console import command
 from noesis.core.errors import ModelError
+from noesis.core.i18n import _
 from noesis.core.rooted import is_name
 
 
@@ -95,7 +96,7 @@ class GgufFile:
 
     def __post_init__(self) -> None:
         if not is_name(self.name):
-            raise ValueError(f"{self.name!r} is no name of a file")
+            raise ValueError(_("{name!r} is no name of a file", name=self.name))
 
     def to_json(self) -> dict[str, Any]:
         return {"file": self.name, "bytes": self.bytes, "sha256": self.sha256}
@@ -256,7 +257,10 @@ class Certificate:
         try:
             if wrong := [kind for kind in raw["files"] if not is_name(kind)]:
                 raise ModelError(
-                    f"the parity certificate names {wrong[0]!r}, which is no kind of GGUF file: measure again"
+                    _(
+                        "the parity certificate names {wrong!r}, which is no kind of GGUF file: measure again",
+                        wrong=wrong[0],
+                    )
                 )
             return cls(
                 texts=raw["texts"],
@@ -274,6 +278,10 @@ class Certificate:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ModelError(
-                f"the parity certificate is damaged ({type(error).__name__}: {error}): measure again with  "
-                f"{command('parity', 'RUN')}"
+                _(
+                    "the parity certificate is damaged ({name}: {error}): measure again with  {command}",
+                    name=type(error).__name__,
+                    error=error,
+                    command=command("parity", "RUN"),
+                )
             ) from None

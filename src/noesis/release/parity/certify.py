@@ -19,6 +19,7 @@ from typing import Any
 
 from noesis.core.config import Quantization
 from noesis.core.files import require_space, sha256_file
+from noesis.core.i18n import N_, _
 from noesis.core.libraries import library_versions
 from noesis.llm.gguf.families import read_config
 from noesis.llm.gguf.hard_strings import hard_strings
@@ -99,7 +100,7 @@ def certify(subject: Subject, tokenizer: Any) -> Certificate:
         answer_tokens=subject.answer_tokens,
         vocabulary=read_config(subject.merged).shape.vocabulary,
     )
-    require_space(Path(tempfile.gettempdir()), 2 * inputs.logits_bytes, "the certificate's reference logits")
+    require_space(Path(tempfile.gettempdir()), 2 * inputs.logits_bytes, _("the certificate's reference logits"))
     with tempfile.TemporaryDirectory(prefix="noesis-parity-") as scratch:
         answered = _answers_of_first_file(subject, inputs)
         drafts: list[list[int]] = next(iter(answered.values()), [[] for _ in inputs.prompts])
@@ -107,7 +108,7 @@ def certify(subject: Subject, tokenizer: Any) -> Certificate:
         on_originals = _adapter_on_originals(subject, inputs, adapted)
         model = merged_model(subject.merged, subject.device)
         where = model.where
-        merged = record_outputs(model, inputs, Path(scratch) / "merged", "merged model", drafts)
+        merged = record_outputs(model, inputs, Path(scratch) / "merged", _("merged model"), drafts)
         del model
         merge = _compare_merge(subject, inputs, adapted, merged, on_originals)
         files = _compare_files(subject, tokenizer, inputs, adapted, merged, answered)
@@ -115,7 +116,9 @@ def certify(subject: Subject, tokenizer: Any) -> Certificate:
     return Certificate(
         texts=len(inputs.rows),
         positions=inputs.positions,
-        reference=("the adapter on its base" if subject.adapter else "the merged model") + f" in float32 ({where})",
+        reference=N_("the adapter on its base in float32 ({where})", where=where)
+        if subject.adapter
+        else N_("the merged model in float32 ({where})", where=where),
         strings=len(hard_strings()),
         prompts=len(inputs.prompts),
         answer_tokens=inputs.answer_tokens,
@@ -142,7 +145,7 @@ def _record_adapted(subject: Subject, inputs: Inputs, scratch: Path, drafts: lis
     if a is None:
         return None
     model = adapted_model(a.base, a.folder, a.quantization, a.dtype, subject.device)
-    return record_outputs(model, inputs, scratch / "adapted", "adapter on its base", drafts)
+    return record_outputs(model, inputs, scratch / "adapted", _("adapter on its base"), drafts)
 
 
 def _adapter_on_originals(subject: Subject, inputs: Inputs, adapted: Outputs | None) -> Divergence | None:
@@ -171,7 +174,7 @@ def _compare_merge(
         answers,
         tolerance,
         stage="merge",
-        symptom="the merged model does not behave like the adapter on its base",
+        symptom=N_("the merged model does not behave like the adapter on its base"),
         findings=[] if within_tolerance(found, tolerance, answers) else audit_merge(shares),
     )
     return replace(comparison, update_kept=shares, on_original_weights=on_originals)
@@ -203,7 +206,7 @@ def _compare_files(
             different = [text for text, ids in zip(strings, expected, strict=True) if model.tokenize(text) != ids]
             controls = audit_controls(model, tokenizer)
             references = [merged, adapted] if adapted else [merged]
-            divergences = measure_gguf(model, inputs, references, f"compare {kind}")
+            divergences = measure_gguf(model, inputs, references, _("compare {kind}", kind=kind))
             answers = answered.get(file) or answer_prompts(model, inputs)
         tokens = TokenizerCheck(len(strings), len(different), tuple(different[:3]))
         comparison = assess(
@@ -211,7 +214,7 @@ def _compare_files(
             answer_agreement(merged.answers, answers),
             tolerance_of(kind, weights),
             stage="quantisation" if kind.startswith("q") else "conversion",
-            symptom="it does not behave like the merged model",
+            symptom=N_("it does not behave like the merged model"),
             findings=[*audit_gguf(subject.merged, file), *controls, *_text_findings(tokens, templates)],
         )
         comparisons[kind] = replace(
@@ -228,10 +231,19 @@ def _text_findings(tokens: TokenizerCheck, templates: TemplateCheck) -> list[Fin
     findings = []
     if tokens.different:
         example = tokens.examples[0][:40]
-        what = f"{tokens.different} of {tokens.strings} strings are tokenised differently, {example!r} among them"
+        what = N_(
+            "{different} of {strings} strings are tokenised differently, {example!r} among them",
+            different=tokens.different,
+            strings=tokens.strings,
+            example=example,
+        )
         findings.append(Finding("tokenizer", what))
     if templates.different:
-        what = f"{templates.different} of {templates.conversations} conversations are rendered differently"
+        what = N_(
+            "{different} of {conversations} conversations are rendered differently",
+            different=templates.different,
+            conversations=templates.conversations,
+        )
         findings.append(Finding("template", what))
     return findings
 
@@ -243,13 +255,16 @@ def _compare_adapter_file(subject: Subject, inputs: Inputs, adapted: Outputs | N
         return None
     with LlamaModel(a.base_file, context=CONTEXT + inputs.answer_tokens) as model:
         model.use_adapter(a.file)
-        divergences, answers = measure_gguf(model, inputs, [adapted], "compare adapter"), answer_prompts(model, inputs)
+        divergences, answers = (
+            measure_gguf(model, inputs, [adapted], _("compare adapter")),
+            answer_prompts(model, inputs),
+        )
     comparison = assess(
         divergences[0],
         answer_agreement(adapted.answers, answers),
         TOLERANCES["adapter"],
         stage="adapter",
-        symptom="the adapter's GGUF on a GGUF of its base does not behave like the adapter in PEFT",
+        symptom=N_("the adapter's GGUF on a GGUF of its base does not behave like the adapter in PEFT"),
     )
     return replace(comparison, file=_describe(a.file), base_file=a.base_file.name)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.errors import ModelError
+from noesis.core.i18n import _
 from noesis.core.messages import Message
 from noesis.llm.isolated.llama_process import LlamaProcess
 from noesis.llm.isolated.tokenizer_worker import DATE
@@ -51,7 +52,7 @@ def compare_renderings(file: Path, tokenizer: Any) -> TemplateCheck:
     try:
         server = LlamaProcess(settings)
     except ModelError as error:
-        raise ModelError(f"llama.cpp can't serve {file}: {error}") from None
+        raise ModelError(_("llama.cpp can't serve {file}: {error}", file=file, error=error)) from None
     bos = tokenizer.special["bos_token"] if adds_bos(tokenizer) else ""
     different, compared = [], 0
     today, fixed = datetime.now().strftime("%d %b %Y"), DATE.strftime("%d %b %Y")

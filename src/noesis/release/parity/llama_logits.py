@@ -13,6 +13,7 @@ from typing import Any
 
 from noesis.core.device import usable_threads
 from noesis.core.errors import MissingExtra, ModelError
+from noesis.core.i18n import _
 from noesis.llm.gguf.header import REMAKE, read_header
 
 
@@ -60,17 +61,23 @@ class LlamaModel:
         lib.llama_backend_init()
         self._model = lib.llama_model_load_from_file(str(file).encode(), lib.llama_model_default_params())
         if not self._model:
-            raise ModelError(f"llama.cpp can't load {file}: it is damaged or of an unknown kind; {REMAKE}")
+            raise ModelError(
+                _(
+                    "llama.cpp can't load {file}: it is damaged or of an unknown kind; {remake}",
+                    file=file,
+                    remake=REMAKE,
+                )
+            )
         params = lib.llama_context_default_params()
         if list(params.words[:3]) != [512, 2048, 512]:
             raise ModelError(
-                "this version of xllamacpp has other parameter structures: install the pinned one (constraints.txt)"
+                _("this version of xllamacpp has other parameter structures: install the pinned one (constraints.txt)")
             )
         params.words[0] = context
         self.context = context
         self._ctx = lib.llama_init_from_model(self._model, params)
         if not self._ctx:
-            raise ModelError(f"llama.cpp has no memory for a context of {context} tokens")
+            raise ModelError(_("llama.cpp has no memory for a context of {context} tokens", context=context))
         lib.llama_set_n_threads(self._ctx, usable_threads(), usable_threads())
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.vocabulary = int(lib.llama_vocab_n_tokens(self._vocab))
@@ -83,9 +90,11 @@ class LlamaModel:
         """
         adapter = self._lib.llama_adapter_lora_init(self._model, str(file).encode())
         if not adapter:
-            raise ModelError(f"llama.cpp can't apply the adapter {file}: it belongs to another base, or is damaged")
+            raise ModelError(
+                _("llama.cpp can't apply the adapter {file}: it belongs to another base, or is damaged", file=file)
+            )
         if self._lib.llama_set_adapters_lora(self._ctx, (c.c_void_p * 1)(adapter), 1, (c.c_float * 1)(1.0)) != 0:
-            raise ModelError(f"llama.cpp refuses the adapter {file}")
+            raise ModelError(_("llama.cpp refuses the adapter {file}", file=file))
 
     def tokenize(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of `text`, nothing added. With `special`, control tokens in it are recognised."""
@@ -94,7 +103,7 @@ class LlamaModel:
         ids = (c.c_int32 * room)()
         count = self._lib.llama_tokenize(self._vocab, raw, len(raw), ids, room, False, special)
         if count < 0:
-            raise ModelError(f"llama.cpp can't tokenise {text[:40]!r}")
+            raise ModelError(_("llama.cpp can't tokenise {text!r}", text=text[:40]))
         return list(ids[:count])
 
     def ends_generation(self, token: int) -> bool:
@@ -104,7 +113,7 @@ class LlamaModel:
     def logits(self, ids: list[int]) -> Any:
         """Logits after each token: float32 (len(ids), vocabulary)."""
         if len(ids) > min(self.context, 2048):
-            raise ValueError(f"{len(ids)} tokens in a context of {self.context}")
+            raise ValueError(_("{ids} tokens in a context of {context}", ids=len(ids), context=self.context))
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._ctx), True)
         return self._decode(ids)
 
@@ -120,7 +129,7 @@ class LlamaModel:
                 batch.token[i], batch.pos[i], batch.logits[i] = token, start + i, 1
                 batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
             if lib.llama_decode(self._ctx, batch) != 0:
-                raise ModelError("llama.cpp could not run the model")
+                raise ModelError(_("llama.cpp could not run the model"))
             rows = [
                 np.ctypeslib.as_array(lib.llama_get_logits_ith(self._ctx, i), shape=(self.vocabulary,)).copy()
                 for i in range(len(ids))

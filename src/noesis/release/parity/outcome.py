@@ -7,6 +7,7 @@ from pathlib import Path
 
 from noesis.core.console import say
 from noesis.core.errors import ParityError
+from noesis.core.i18n import N_, _, retold
 from noesis.core.rooted import move
 from noesis.release.parity.certificate import Certificate, Comparison
 
@@ -49,20 +50,31 @@ def require_passed(certificate: Certificate, where: str = "gguf/parity.json") ->
     """
     for name, comparison in certificate.comparisons():
         if not comparison.passed:
-            part = {"merged": "merged model", "adapter": "adapter GGUF"}.get(name, f"{name} GGUF")
+            part = {"merged": N_("merged model"), "adapter": N_("adapter GGUF")}.get(name, f"{name} GGUF")
             raise ParityError(
-                f"the {part} must not be used: broken by the stage {comparison.broken_by}: {comparison.why} "
-                f"({_figures(comparison)}); all figures are in {where}"
+                _(
+                    "the {part} must not be used: broken by the stage {broken_by}: {why} "
+                    "({figures}); all figures are in {where}",
+                    part=part,
+                    broken_by=comparison.broken_by,
+                    why=retold(comparison.why or ""),
+                    figures=_figures(comparison),
+                    where=where,
+                )
             )
 
 
 def _figures(comparison: Comparison) -> str:
     found, allowed = comparison.divergence, comparison.tolerance
     if found.kl_mean is None or found.top1 is None:
-        return "its logits are not finite"
-    return (
-        f"mean KL {found.kl_mean:.2g} of at most {allowed.kl_mean:.2g}, "
-        f"same most likely token {found.top1:.3f} of at least {allowed.top1}"
+        return N_("its logits are not finite")
+    return N_(
+        "mean KL {kl_mean:.2g} of at most {allowed_kl_mean:.2g}, "
+        "same most likely token {top1:.3f} of at least {allowed_top1}",
+        kl_mean=found.kl_mean,
+        allowed_kl_mean=allowed.kl_mean,
+        top1=found.top1,
+        allowed_top1=allowed.top1,
     )
 
 
@@ -71,13 +83,24 @@ def show_certificate(certificate: Certificate) -> None:
     for name, comparison in certificate.comparisons():
         found = comparison.divergence
         say(
-            f"  {name}: mean KL {found.kl_mean:.1e}, same most likely token {found.top1:.3f} "
-            f"at {certificate.positions:,} positions, "
-            f"greedy answers equal for {comparison.answers.shared:.0%} of their length"
+            _(
+                "  {name}: mean KL {kl_mean:.1e}, same most likely token {top1:.3f} "
+                "at {positions:,} positions, "
+                "greedy answers equal for {shared:.0%} of their length",
+                name=name,
+                kl_mean=found.kl_mean,
+                top1=found.top1,
+                positions=certificate.positions,
+                shared=comparison.answers.shared,
+            )
         )
     if certificate.merge and (other := certificate.merge.on_original_weights):
         say(
-            f"  adapter on the base's original weights instead: mean KL {other.kl_mean:.1e}, "
-            f"same most likely token {other.top1:.3f}"
+            _(
+                "  adapter on the base's original weights instead: mean KL {kl_mean:.1e}, "
+                "same most likely token {top1:.3f}",
+                kl_mean=other.kl_mean,
+                top1=other.top1,
+            )
         )
-    say(f"  token ids equal on {certificate.strings} strings, chat templates rendered alike")
+    say(_("  token ids equal on {strings} strings, chat templates rendered alike", strings=certificate.strings))

@@ -24,6 +24,7 @@ from noesis.core.console import say
 from noesis.core.device import Device
 from noesis.core.errors import TrainingError, UsageError
 from noesis.core.files import write_text
+from noesis.core.i18n import _, ngettext
 from noesis.core.signals import deferred
 from noesis.training.distributed import NODES, Nodes
 from noesis.training.job import TrainJob
@@ -99,12 +100,19 @@ def follow(nodes: Nodes, bring: Callable[[TrainJob], None]) -> int:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "job.json"
                 write_text(file, text)
-                say(f"  machine {nodes.rank + 1} of {nodes.count}: {job.plan.setup.gpus // nodes.count} GPUs")
+                say(
+                    _(
+                        "  machine {rank} of {count}: {gpus} GPUs",
+                        rank=nodes.rank + 1,
+                        count=nodes.count,
+                        gpus=job.plan.setup.gpus // nodes.count,
+                    )
+                )
                 run_processes(nodes.arguments(job.plan.setup.gpus), file, Path(folder) / "outcome.json")
             done += 1
     except RuntimeError as error:  # torch's DistNetworkError and DistStoreError
-        why, _, _ = str(error).partition("\n")
-        raise TrainingError(f"machine 1 of {nodes.count} can't be reached: {why}") from None
+        why, _ignored, _ignored = str(error).partition("\n")
+        raise TrainingError(_("machine 1 of {count} can't be reached: {why}", count=nodes.count, why=why)) from None
     finally:
         os.environ.pop(NODES, None)
 
@@ -116,7 +124,7 @@ def on_all(nodes: Nodes, device: Device) -> Device:
         UsageError: there are several machines, and this one has no GPU.
     """
     if nodes.count > 1 and device.gpus == 0:
-        raise UsageError(f"--nnodes {nodes.count}: this machine has no GPU that a driver answers for")
+        raise UsageError(_("--nnodes {count}: this machine has no GPU that a driver answers for", count=nodes.count))
     return replace(device, gpus=device.gpus * nodes.count)
 
 
@@ -126,13 +134,33 @@ def follow_here(nodes: Nodes) -> None:
     def require(job: TrainJob) -> None:
         if missing := next((p for p in (job.model_folder, job.checkpoints.parent) if not p.is_dir()), None):
             raise TrainingError(
-                f"{missing} is not on machine {nodes.rank + 1} of {nodes.count}: all machines must see the project, "
-                "the run and the base model at the same paths"
+                _(
+                    "{missing} is not on machine {rank} of {count}: all machines must see the project, "
+                    "the run and the base model at the same paths",
+                    missing=missing,
+                    rank=nodes.rank + 1,
+                    count=nodes.count,
+                )
             )
 
-    say(f"  machine {nodes.rank + 1} of {nodes.count}: waits for {nodes.address}")
+    say(
+        _(
+            "  machine {rank} of {count}: waits for {address}",
+            rank=nodes.rank + 1,
+            count=nodes.count,
+            address=nodes.address,
+        )
+    )
     done = follow(nodes, require)
-    say(f"  machine {nodes.rank + 1} of {nodes.count}: trained {done} job{'s' if done != 1 else ''} with machine 1")
+    say(
+        ngettext(
+            "  machine {rank} of {machines}: trained {count} job with machine 1",
+            "  machine {rank} of {machines}: trained {count} jobs with machine 1",
+            done,
+            rank=nodes.rank + 1,
+            machines=nodes.count,
+        )
+    )
 
 
 def run_processes(arguments: list[str], job_file: Path, outcome_file: Path) -> dict[str, Any]:
@@ -157,5 +185,5 @@ def run_processes(arguments: list[str], job_file: Path, outcome_file: Path) -> d
     if interrupt.number is not None:
         interrupt.leave()
     if not outcome_file.is_file():
-        return {"error": "see above; the same command continues from the last saved step"}
+        return {"error": _("see above; the same command continues from the last saved step")}
     return dict(json.loads(outcome_file.read_text(encoding="utf-8")))

@@ -16,6 +16,7 @@ from transformers import Trainer
 from noesis.core.config import Config
 from noesis.core.console import Progress
 from noesis.core.errors import CapError
+from noesis.core.i18n import _
 from noesis.llm.token_rows import TokenPair
 from noesis.planning.budget import Budget
 from noesis.planning.setup import Setup
@@ -135,14 +136,17 @@ def reference_losses(scorer: Scorer, data: PreferencePairs, setup: Setup, budget
         CapError: the budget is spent.
     """
     pairs = [*data.train, *data.held_out]
-    with Progress("reference", sum(pair.tokens for pair in pairs), "tok", every_s=15) as progress:
+    with Progress(_("reference"), sum(pair.tokens for pair in pairs), "tok", every_s=15) as progress:
         found = pair_losses(
             scorer, pairs, setup, stop=lambda: budget is not None and budget.left_seconds() <= 0, progress=progress
         )
     if found is None:
         spent = "" if budget is None else budget.describe()
         raise CapError(
-            f"stopped at the agreed cap, before the first step: {spent}; "
-            "the same command with a higher cap starts again"
+            _(
+                "stopped at the agreed cap, before the first step: {spent}; "
+                "the same command with a higher cap starts again",
+                spent=spent,
+            )
         )
     return found

@@ -15,6 +15,7 @@ from typing import Any
 from noesis.core.console import say
 from noesis.core.errors import CapError, TrainingError
 from noesis.core.files import require_space
+from noesis.core.i18n import _
 from noesis.core.signals import Overdue, deferred
 from noesis.run.metrics import held_out_figures, losses_by_epoch, read_metrics
 from noesis.training.distributed import Nodes, is_main_process
@@ -69,7 +70,7 @@ def run_trainer(job: TrainJob, build: BuildTrainer, *, load_parent: bool = True)
     if load_parent and job.parent is not None and checkpoint is None:
         load_adapter_into(trainer.model, job.parent)
     if checkpoint is not None:
-        say(f"  resuming from step {step}")
+        say(_("  resuming from step {step}", step=step))
     started = time.monotonic()
     try:
         _train(job, trainer, metrics, checkpoint, state_bytes)
@@ -131,18 +132,29 @@ def _train(job: TrainJob, trainer: Any, metrics: Metrics, checkpoint: Path | Non
         except (StopTraining, Overdue):
             interrupt.rest()
             trainer.save_last_step()
-            say(f"  stopped after step {trainer.state.global_step} of {trainer.state.max_steps}, which is saved")
+            say(
+                _(
+                    "  stopped after step {global_step} of {max_steps}, which is saved",
+                    global_step=trainer.state.global_step,
+                    max_steps=trainer.state.max_steps,
+                )
+            )
             if trainer.schedule.interrupted:
                 interrupt.leave()
             if Nodes.here().count > 1 and not trainer.schedule.near_cap():
                 raise TrainingError(
-                    "another machine of this training was stopped; the last whole step is saved, and the same command "
-                    "continues from there"
+                    _(
+                        "another machine of this training was stopped; the last whole step is saved, and the same "
+                        "command continues from there"
+                    )
                 ) from None
             spent = "" if job.budget is None else job.budget.describe()
             raise CapError(
-                f"stopped at the agreed cap: {spent}; "
-                "the same command with a higher --max-usd or --max-minutes resumes from there"
+                _(
+                    "stopped at the agreed cap: {spent}; "
+                    "the same command with a higher --max-usd or --max-minutes resumes from there",
+                    spent=spent,
+                )
             ) from None
         finally:
             gc.unfreeze()

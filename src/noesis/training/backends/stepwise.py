@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from noesis.core.console import command
 from noesis.core.errors import TrainingError
+from noesis.core.i18n import _
 from noesis.planning.setup import Setup
 from noesis.training.recorder import Metrics
 from noesis.training.state.resumable import Resumable
@@ -197,7 +198,7 @@ class WholeStepTrainer(Resumable):
 
     def locate(self, members: list[int]) -> str:
         """Where the user finds the rows of these indices."""
-        return f"on lines {', '.join(str(m + 1) for m in members)} of the run's data/train.jsonl"
+        return _("on lines {lines} of the run's data/train.jsonl", lines=", ".join(str(m + 1) for m in members))
 
     def _require_finite(self, pending: PendingStep) -> None:
         if bool(torch.isfinite(pending.figures[:2]).all()):
@@ -212,7 +213,14 @@ class WholeStepTrainer(Resumable):
         suspects = sorted(bad or [m for members in pending.members for m in members])
         loss, norm = (float(x) for x in pending.figures[:2])
         raise TrainingError(
-            f"the loss is {loss} and the gradient's norm {norm} at step {pending.step or self.state.global_step + 1}; "
-            f"nothing of this step was applied. Its examples are those {self.locate(suspects)}: "
-            f"look at them with  {command('data', 'inspect')}, or lower learning_rate in training_config.yaml"
+            _(
+                "the loss is {loss} and the gradient's norm {norm} at step {step}; "
+                "nothing of this step was applied. Its examples are those {locate}: "
+                "look at them with  {command}, or lower learning_rate in training_config.yaml",
+                loss=loss,
+                norm=norm,
+                step=pending.step or self.state.global_step + 1,
+                locate=self.locate(suspects),
+                command=command("data", "inspect"),
+            )
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from noesis.core.errors import CapError, TrainingError
 from noesis.core.files import write_text
+from noesis.core.i18n import _
 from noesis.training.backends.build_model import engine_refusal
 from noesis.training.backends.nodes import hand_over, run_processes
 from noesis.training.distributed import Nodes, is_worker
@@ -40,5 +41,5 @@ class Torchrun:
         if outcome.get("capped"):
             raise CapError(outcome["error"])
         if "error" in outcome:
-            raise TrainingError(f"training on {gpus} GPUs failed: {outcome['error']}")
+            raise TrainingError(_("training on {gpus} GPUs failed: {outcome}", gpus=gpus, outcome=outcome["error"]))
         return TrainResult.from_json(outcome["result"])

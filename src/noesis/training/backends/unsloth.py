@@ -21,6 +21,7 @@ from typing import Any
 from noesis.core.console import Progress, complain
 from noesis.core.errors import CapError, TrainingError
 from noesis.core.files import write_text
+from noesis.core.i18n import N_, _
 from noesis.core.rooted import remove
 from noesis.run.metrics import read_metrics
 from noesis.training.backends.trainer_arguments import shared_arguments
@@ -30,9 +31,10 @@ from noesis.training.tracking.trackers import report
 PYTHON = "NOESIS_UNSLOTH_PYTHON"
 PRINTED_S = 5.0  # for the last lines; a child of its own may hold the pipe open
 LAST_LINES, LOOKS_S = 40, 0.5  # of its output, shown where it fails; between two looks at its metrics
-HOW = (
+HOW = N_(
     "make one with  python -m venv unsloth-env && unsloth-env/bin/pip install -r constraints-unsloth.txt  "
-    f"and set {PYTHON}=unsloth-env/bin/python"
+    "and set {python}=unsloth-env/bin/python",
+    python=PYTHON,
 )
 
 
@@ -42,7 +44,7 @@ class Unsloth:
     name = "unsloth"
 
     def refusal_reason(self, job: TrainJob) -> str | None:
-        return None if job.plan.setup.engine == "unsloth" else "training_config.yaml does not set engine: unsloth"
+        return None if job.plan.setup.engine == "unsloth" else _("training_config.yaml does not set engine: unsloth")
 
     def train(self, job: TrainJob) -> TrainResult:
         """As `Backend.train`.
@@ -84,8 +86,11 @@ def _run(job: TrainJob, command: list[str], folder: Path, result_file: Path) -> 
         for line in printed.lines:
             complain(line)
         raise TrainingError(
-            f"Unsloth's process ended with code {process.returncode}; its last lines are above. "
-            "To train without it: engine: noesis in training_config.yaml"
+            _(
+                "Unsloth's process ended with code {code}; its last lines are above. "
+                "To train without it: engine: noesis in training_config.yaml",
+                code=process.returncode,
+            )
         )
     return dict(json.loads(result_file.read_text(encoding="utf-8")))
 
@@ -132,11 +137,16 @@ def _find_environment() -> str:
     python = os.environ.get(PYTHON)
     if not python:
         raise TrainingError(
-            f"engine: unsloth needs an environment of its own: {HOW}; or set engine: noesis in training_config.yaml"
+            _(
+                "engine: unsloth needs an environment of its own: {how}; or set engine: noesis in training_config.yaml",
+                how=_(HOW),
+            )
         )
     if shutil.which(python) is None:
-        raise TrainingError(f"{PYTHON}={python} can't be run: {HOW}")
+        raise TrainingError(_("{variable}={python} can't be run: {how}", variable=PYTHON, python=python, how=_(HOW)))
     code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('unsloth') is None)"
     if subprocess.run([python, "-P", "-c", code], check=False).returncode != 0:
-        raise TrainingError(f"{PYTHON}={python} has no package unsloth: {HOW}")
+        raise TrainingError(
+            _("{variable}={python} has no package unsloth: {how}", variable=PYTHON, python=python, how=_(HOW))
+        )
     return python

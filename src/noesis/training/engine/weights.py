@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from noesis.core.errors import ModelError
+from noesis.core.i18n import _
 from noesis.llm.weights import weight_files
 
 Tensor = Any
@@ -59,7 +60,9 @@ def read_index(folder: Path) -> dict[str, Entry]:
                         file, 8 + length + begin, end - begin, tuple(item["shape"]), TYPES[item["dtype"]]
                     )
         except (OSError, SafetensorError) as error:
-            raise ModelError(f"{file} can't be read as safetensors ({error}): fetch the model again") from None
+            raise ModelError(
+                _("{file} can't be read as safetensors ({error}): fetch the model again", file=file, error=error)
+            ) from None
     return entries
 
 
@@ -96,11 +99,19 @@ class Reader:
         """
         for name, shape in shapes.items():
             if name not in self.entries:
-                raise ModelError(f"the model has no weight {name!r}: it is not a complete model of its type")
+                raise ModelError(
+                    _("the model has no weight {name!r}: it is not a complete model of its type", name=name)
+                )
             if (found := self.entries[name].shape) != shape:
                 raise ModelError(
-                    f"{self.entries[name].file}: {name!r} has the shape {found}, and config.json describes {shape}: "
-                    "fetch the model again"
+                    _(
+                        "{file}: {name!r} has the shape {found}, and config.json describes {shape}: "
+                        "fetch the model again",
+                        file=self.entries[name].file,
+                        name=name,
+                        found=found,
+                        shape=shape,
+                    )
                 )
 
     def one(self, name: str) -> Tensor:
@@ -142,7 +153,7 @@ def _fill(entry: Entry, raw: Tensor) -> None:
                 else _read_at(f, view, entry.start, done)
             )
             if step == 0:
-                raise ModelError(f"{entry.file} ends too early: fetch the model again")
+                raise ModelError(_("{file} ends too early: fetch the model again", file=entry.file))
             done += step
 
 

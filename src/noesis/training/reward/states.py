@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from noesis.core.console import Progress
 from noesis.core.files import make_folder, new_file
+from noesis.core.i18n import _
 from noesis.llm.reward.model import Conversation, RewardModel
 
 PART = 32  # answers
@@ -45,7 +46,7 @@ def pooled_states(
 
     make_folder(parts)
     found = []
-    with Progress("states", len(conversations), "answers", every_s=15) as progress:
+    with Progress(_("states"), len(conversations), _("answers"), every_s=15) as progress:
         for start in range(0, len(conversations), PART):
             file = parts / f"{start // PART:05d}.safetensors"
             group = conversations[start : start + PART]

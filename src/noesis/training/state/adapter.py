@@ -12,6 +12,7 @@ from typing import Any
 
 from noesis.core.errors import TrainingError
 from noesis.core.files import new_folder, write_text
+from noesis.core.i18n import _
 from noesis.core.rooted import remove
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -36,8 +37,11 @@ def load_adapter_into(model: Any, adapter: Path) -> None:
     )
     if wrong:
         raise TrainingError(
-            f"the parent's adapter does not fit this run's ({wrong[0]}): "
-            "a fork needs the same base model, rank and target_modules"
+            _(
+                "the parent's adapter does not fit this run's ({wrong}): "
+                "a fork needs the same base model, rank and target_modules",
+                wrong=wrong[0],
+            )
         )
     with torch.no_grad():
         for name, tensor in ours.items():

@@ -16,6 +16,7 @@ from typing import Any
 from noesis.core.console import say
 from noesis.core.errors import TrainingError
 from noesis.core.files import files_in, replace_folder, sha256_file, sha256_json, sync_tree, write_text
+from noesis.core.i18n import _
 from noesis.core.jsonl import read_json_file
 from noesis.core.rooted import move, remove
 
@@ -66,25 +67,25 @@ def unusable_reason(folder: Path) -> str | None:
         body = {key: manifest[key] for key in ("format", "step", "files")}
         names = dict(body["files"])
         if manifest["sha256"] != sha256_json(body):
-            return f"{SEAL} was changed"
+            return _("{seal} was changed", seal=SEAL)
     except FileNotFoundError:
-        return f"{SEAL} is missing"
+        return _("{seal} is missing", seal=SEAL)
     except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{SEAL} is damaged"
+        return _("{seal} is damaged", seal=SEAL)
     if body["format"] != FORMAT:
-        return f"it has format {body['format']}, this version reads {FORMAT}"
+        return _("it has format {body}, this version reads {format}", body=body["format"], format=FORMAT)
     if body["step"] != step_of(folder):
-        return f"it is of step {body['step']}"
+        return _("it is of step {body}", body=body["step"])
     for name, entry in names.items():
         file = folder / name
         if Path(name).name != name or not file.is_file():
-            return f"{name} is missing"
+            return _("{name} is missing", name=name)
         if file.stat().st_size != entry["bytes"] or sha256_file(file) != entry["sha256"]:
-            return f"{name} is torn or was changed"
+            return _("{name} is torn or was changed", name=name)
     extra = sorted(
         p.name for p in folder.iterdir() if p.name not in names and p.name != SEAL and not p.name.startswith(".")
     )
-    return f"{extra[0]} does not belong to it" if extra else None
+    return _("{extra} does not belong to it", extra=extra[0]) if extra else None
 
 
 def newest_whole(folder: Path, *, set_aside: bool = True, tell: Callable[[str], None] = say) -> Path | None:
@@ -105,7 +106,14 @@ def newest_whole(folder: Path, *, set_aside: bool = True, tell: Callable[[str], 
         aside = candidate.with_name(f"torn-{step_of(candidate)}")
         remove(aside)
         move(candidate, aside)
-        tell(f"  {candidate.name} is not whole ({reason}): set aside as {aside.name}, the one before it is used")
+        tell(
+            _(
+                "  {name} is not whole ({reason}): set aside as {aside_name}, the one before it is used",
+                name=candidate.name,
+                reason=reason,
+                aside_name=aside.name,
+            )
+        )
     return None
 
 
@@ -148,7 +156,9 @@ def _pack(value: Tree, tensors: dict[str, Any], seen: set[int]) -> Any:
         return {"tuple" if isinstance(value, tuple) else "list": [_pack(v, tensors, seen) for v in value]}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TrainingError(f"a value of type {type(value).__name__} in the trainer's state can't be saved without pickle")
+    raise TrainingError(
+        _("a value of type {name} in the trainer's state can't be saved without pickle", name=type(value).__name__)
+    )
 
 
 def _unpack(value: Any, tensors: dict[str, Any]) -> Tree:

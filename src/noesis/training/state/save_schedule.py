@@ -12,6 +12,7 @@ from pathlib import Path
 
 from noesis.core.config import SaveEvery
 from noesis.core.files import require_space
+from noesis.core.i18n import _
 from noesis.core.signals import Interrupt
 from noesis.planning.budget import Budget
 
@@ -99,7 +100,7 @@ class SaveSchedule:
         Raises:
             NoesisError: naming the folder and what is free there.
         """
-        require_space(folder, self.state_bytes, "saving the trainer's state")
+        require_space(folder, self.state_bytes, _("saving the trainer's state"))
 
     def save_share(self) -> float:
         """Share of the training time so far that saving took."""

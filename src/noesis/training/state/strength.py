@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from noesis.core.files import copy_file, files_in, new_folder
+from noesis.core.i18n import _
 from noesis.llm.causal_model import library_errors
 from noesis.training.state.adapter import ADAPTER_FILE
 
@@ -73,6 +74,6 @@ def _scaled(adapter: Path, strength: float) -> dict[str, Any]:
 def _tensors(adapter: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
-    with library_errors(f"can't read the adapter {adapter}"):
+    with library_errors(_("can't read the adapter {adapter}", adapter=adapter)):
         tensors: dict[str, Any] = load_file(adapter / ADAPTER_FILE)
     return tensors

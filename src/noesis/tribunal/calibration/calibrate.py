@@ -10,6 +10,7 @@ from noesis.core.console import command, say
 from noesis.core.errors import ModelError, UsageError
 from noesis.core.event_loop import run_async
 from noesis.core.files import utc_now
+from noesis.core.i18n import _, retold
 from noesis.core.project import Project
 from noesis.llm.clients.spec import parse_spec
 from noesis.llm.clients.spending import Spending
@@ -59,12 +60,16 @@ def calibrate(
                 dated = replace(calibration, date=utc_now())
                 say(f"  → {save_calibration(project.calibrations, dated, panel.rubrics)}")
     if silent:
-        raise ModelError("; ".join(f"{c.judge} gave no verdict, so nothing was measured: {_why(c)}" for c in silent))
+        raise ModelError(
+            "; ".join(
+                _("{judge} gave no verdict, so nothing was measured: {why}", judge=c.judge, why=_why(c)) for c in silent
+            )
+        )
     return measured
 
 
 def _why(calibration: Calibration) -> str:
-    return " | ".join(calibration.details["reasons"][:MOST_REASONS]) or "there is nothing to judge"
+    return " | ".join(map(retold, calibration.details["reasons"][:MOST_REASONS])) or _("there is nothing to judge")
 
 
 def _require_scales(panel: JudgePanel, judges: Sequence[str], part: Part) -> None:
@@ -77,7 +82,9 @@ def _require_scales(panel: JudgePanel, judges: Sequence[str], part: Part) -> Non
         if part != "dev" and isinstance(client, RewardClient) and client.identity not in panel.scales:
             run_async(panel.close())
             again = command("tribunal", "calibrate", "--part", "dev", "--judge", spec)
-            raise UsageError(f"{spec} has no scale yet: calibrate it on the dev half first, with  {again}")
+            raise UsageError(
+                _("{spec} has no scale yet: calibrate it on the dev half first, with  {again}", spec=spec, again=again)
+            )
 
 
 async def _measure(panel: JudgePanel, benchmark: Benchmark, section: TribunalSection) -> list[Calibration]:

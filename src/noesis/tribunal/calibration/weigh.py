@@ -16,6 +16,7 @@ from noesis.core.config import TribunalSection
 from noesis.core.errors import ModelError
 from noesis.core.event_loop import run_async
 from noesis.core.files import utc_now
+from noesis.core.i18n import _, retold
 from noesis.core.project import Project
 from noesis.llm.clients.spec import parse_spec
 from noesis.llm.clients.spending import Spending
@@ -81,7 +82,13 @@ async def _read(panel: JudgePanel, benchmark: Benchmark) -> Differences:
     }
     if not found:
         reasons = sorted({v.reason for of_answer in verdicts for v in of_answer if isinstance(v, Unscored)})
-        raise ModelError(f"{panel.names[0]} gave no verdict, so nothing can be learnt: {' | '.join(reasons[:3])}")
+        raise ModelError(
+            _(
+                "{names} gave no verdict, so nothing can be learnt: {reasons}",
+                names=panel.names[0],
+                reasons=" | ".join(map(retold, reasons[:3])),
+            )
+        )
     return differences(benchmark.pairs, found)
 
 
@@ -144,7 +151,7 @@ def fit(values: Floats) -> Floats:
     scaled = values / spread
     step = 1 / (0.25 * float(np.linalg.norm(scaled, 2)) ** 2 + 2 * L2)
     weights = np.ones(items)
-    for _ in range(STEPS):
+    for _step in range(STEPS):
         slope = -scaled.T @ (1 / (1 + np.exp(np.clip(scaled @ weights, -50, 50)))) + 2 * L2 * (weights - 1)
         weights = np.maximum(0.0, weights - step * slope)
     return weights
@@ -157,14 +164,14 @@ def _right(values: Floats, weights: Floats) -> int:
 def weights_lines(found: ItemWeights) -> list[str]:
     """What was learnt, for a terminal."""
     lines = [
-        f"{found.judge} on {found.pairs} pairs (dev), L2 {found.l2:g}",
-        f"  equal weights      {found.equal} pairs right",
-        f"  weights learnt     {found.learnt}, on the pairs that they were learnt on",
-        f"  attack left out    {found.left_out}, each attack with weights learnt without it",
+        _("{judge} on {pairs} pairs (dev), L2 {l2:g}", judge=found.judge, pairs=found.pairs, l2=found.l2),
+        _("  equal weights      {equal} pairs right", equal=found.equal),
+        _("  weights learnt     {learnt}, on the pairs that they were learnt on", learnt=found.learnt),
+        _("  attack left out    {left_out}, each attack with weights learnt without it", left_out=found.left_out),
     ]
     lines += [f"    {attack:<20} {right}/{of}" for attack, (right, of) in found.left_out_by_attack.items()]
     heavy = sorted(found.weights.items(), key=lambda pair: -abs(pair[1] - 1))[:6]
-    lines.append("  furthest from 1    " + ", ".join(f"{name} {weight:.2f}" for name, weight in heavy))
+    lines.append(_("  furthest from 1    ") + ", ".join(f"{name} {weight:.2f}" for name, weight in heavy))
     if found.left_out <= found.equal:
-        lines.append("  they do not help on attacks that they have not seen: leave  tribunal: item_weights: false")
+        lines.append(_("  they do not help on attacks that they have not seen: leave  tribunal: item_weights: false"))
     return lines

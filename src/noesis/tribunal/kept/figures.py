@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from noesis.core.i18n import N_
 from noesis.core.typed import require_types
 from noesis.tribunal.kept.form import Form
 from noesis.tribunal.kept.items import KeptItem
@@ -69,9 +70,9 @@ class KeptGroup:
     def caution(self) -> str:
         """Why nothing follows from these items; empty where something does."""
         if not self.base:
-            return "the base can do none of these: nothing could be lost"
+            return N_("the base can do none of these: nothing could be lost")
         if self.items and self.base_95[0] * self.items <= self.chance:
-            return "the base is not beyond guessing here: what it lost or gained may be luck"
+            return N_("the base is not beyond guessing here: what it lost or gained may be luck")
         return ""
 
     def to_json(self) -> dict[str, Any]:

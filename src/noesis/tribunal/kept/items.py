@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from noesis.core.errors import DataError
 from noesis.core.files import sha256_json
+from noesis.core.i18n import _
 from noesis.core.jsonl import UniqueIds, jsonl_files, read_models
 from noesis.tribunal.suite import AnswerCheck
 
@@ -48,11 +49,11 @@ class KeptItem(BaseModel):
     @model_validator(mode="after")
     def _has_one_key(self) -> KeptItem:
         if (self.answer is None) != (not self.distractors):
-            raise ValueError("an answer needs distractors to be compared with, and distractors an answer")
+            raise ValueError(_("an answer needs distractors to be compared with, and distractors an answer"))
         if sum((self.answer is not None, bool(self.check), self.decline is not None)) != 1:
-            raise ValueError("an item has one of: answer with distractors, check, decline")
+            raise ValueError(_("an item has one of: answer with distractors, check, decline"))
         if self.answer in self.distractors or len(set(self.distractors)) < len(self.distractors):
-            raise ValueError("the answer and the distractors must all differ")
+            raise ValueError(_("the answer and the distractors must all differ"))
         return self
 
     @property
@@ -79,7 +80,14 @@ def read_kept_items(tribunal: Path, languages: Sequence[str] = ("pt", "en")) -> 
             ids.add(item.id, place)
             items.append(item)
             if len(items) > MOST_ITEMS:
-                raise DataError(f"{place}: more than {MOST_ITEMS} items in {file.parent}: take some out")
+                raise DataError(
+                    _(
+                        "{place}: more than {most_items} items in {parent}: take some out",
+                        place=place,
+                        most_items=MOST_ITEMS,
+                        parent=file.parent,
+                    )
+                )
     return sorted((i for i in items if i.language in languages), key=lambda i: (i.language, i.kind, i.tier, i.id))
 
 

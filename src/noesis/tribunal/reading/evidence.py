@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from noesis.core.config import TribunalSection
+from noesis.core.i18n import N_
 from noesis.llm.clients.protocol import ModelClient
 from noesis.llm.clients.reply_cache import ReplyCache
 from noesis.tribunal.judge import JudgeCase, judge
@@ -110,7 +111,7 @@ async def quote_what_decides(
 
 def _joined(read: Verdict, quoted: Verdict | Unscored) -> Verdict | Unscored:
     if isinstance(quoted, Unscored):
-        return replace(quoted, reason=f"read, but what decides could not be quoted: {quoted.reason}")
+        return replace(quoted, reason=N_("read, but what decides could not be quoted: {reason}", reason=quoted.reason))
     by_id = {item.id: item for item in quoted.items}
     return replace(
         read,

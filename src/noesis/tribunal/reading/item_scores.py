@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from noesis.core.i18n import N_
 from noesis.core.text import fill_template
 from noesis.llm.clients.cached_client import CachedClient
 from noesis.llm.clients.protocol import ModelClient, ModelReply, NoReplyError, ScoreRequest, probabilities
@@ -20,7 +21,7 @@ from noesis.tribunal.reading.asking import Asking, Reading
 from noesis.tribunal.rubric import RubricItem, RubricSet
 from noesis.tribunal.verdict import ItemScore, Unscored, Verdict
 
-READ = "read from what it would say next; nothing is quoted"
+READ = N_("read from what it would say next; nothing is quoted")
 MOST_ABSTENTIONS = 0.5  # share of a judge's items; with more it gives no verdict
 
 
@@ -82,8 +83,14 @@ def _verdict(
         least = min(sum(item.read or ()) for item in abstained)
         return Unscored(
             **who,
-            reason=f"{len(abstained)} of {len(items)} items abstain: as little as {least:.2f} of the next word's "
-            f"probability is on 0, 1 and 2 (tribunal: min_mass {asking.section.min_mass:g})",
+            reason=N_(
+                "{abstained} of {items} items abstain: as little as {least:.2f} of the next word's "
+                "probability is on 0, 1 and 2 (tribunal: min_mass {min_mass:g})",
+                abstained=len(abstained),
+                items=len(items),
+                least=least,
+                min_mass=asking.section.min_mass,
+            ),
         )
     return Verdict(
         **who,

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from noesis.core.console import command
 from noesis.core.errors import DataError, UsageError
 from noesis.core.files import sha256_json, write_json
+from noesis.core.i18n import _
 from noesis.core.jsonl import read_json_file
 
 HEAVIEST = 10.0  # a weight that is believed
@@ -67,15 +68,22 @@ def load_weights(folder: Path, identity: str, rubrics_sha256: str) -> dict[str, 
     file = folder / _name(identity, rubrics_sha256)
     if not file.is_file():
         raise UsageError(
-            "tribunal: item_weights is true, but no weights were learnt for this judge with these rubrics: run  "
-            f"{command('tribunal', 'weigh', '--judge', 'SPEC')}  or set it to false"
+            _(
+                "tribunal: item_weights is true, but no weights were learnt for this judge with these rubrics: run  "
+                "{command}  or set it to false",
+                command=command("tribunal", "weigh", "--judge", "SPEC"),
+            )
         )
     try:
         return _Stored.model_validate(read_json_file(file)).weights
     except (ValueError, ValidationError):
         raise DataError(
-            f"{file} does not hold item weights between 0 and {HEAVIEST:g}: learn them again with  "
-            f"{command('tribunal', 'weigh', '--judge', 'SPEC')}"
+            _(
+                "{file} does not hold item weights between 0 and {heaviest:g}: learn them again with  {command}",
+                file=file,
+                heaviest=HEAVIEST,
+                command=command("tribunal", "weigh", "--judge", "SPEC"),
+            )
         ) from None
 
 

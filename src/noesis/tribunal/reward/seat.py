@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from noesis.core.i18n import N_, _
 from noesis.llm.clients.cached_client import CachedClient, UnusableReplyError
 from noesis.llm.clients.protocol import ModelReply, ModelRequest, NoReplyError
 from noesis.llm.clients.reply_cache import ReplyCache
@@ -19,8 +20,8 @@ from noesis.tribunal.reward.scale import Scale
 from noesis.tribunal.rubric import RubricSet
 from noesis.tribunal.verdict import Unscored, Verdict
 
-ONE_NUMBER = "one number of a reward model, which quotes nothing"
-KIN = "judge trained on the same examples"
+ONE_NUMBER = N_("one number of a reward model, which quotes nothing")
+KIN = N_("judge trained on the same examples")
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,10 @@ class RewardSeat:
     scale: Scale
 
     def describe(self) -> str:
-        role = "breaks ties" if self.role == "tie_breaker" else "has a seat"
-        return f"{self.client.name} {role} beside the judges: {note_on(self.client)}"
+        role = N_("breaks ties") if self.role == "tie_breaker" else N_("has a seat")
+        return N_(
+            "{name} {role} beside the judges: {note_on}", name=self.client.name, role=role, note_on=note_on(self.client)
+        )
 
 
 def note_on(client: RewardClient) -> str:
@@ -58,7 +61,7 @@ async def reward_of(client: RewardClient, case: JudgeCase, cache: ReplyCache) ->
         except ValueError:
             found = math.nan
         if not math.isfinite(found):
-            raise UnusableReplyError("its reward is not a finite number")
+            raise UnusableReplyError(_("its reward is not a finite number"))
         return found
 
     try:
@@ -79,7 +82,7 @@ async def judge_by_reward(
         reward = await reward_of(client, case, cache)
     except NoReplyError as error:
         return Unscored(case.id, judge, client.name, rubric_sha256, str(error))
-    note = f"{note_on(client)}; reward {reward:.4f}"
+    note = N_("{note_on}; reward {reward:.4f}", note_on=note_on(client), reward=reward)
     score = scale.score(reward)
     return Verdict(case.id, judge, client.name, rubric_sha256, (), None, note, scalar=score)
 
@@ -97,7 +100,7 @@ def why_not_seated(folder: Path, client: RewardClient, spec: str, rubrics: Rubri
     """Why a reward model may not sit beside the judges; None if it may."""
     unfit = unfit_reason([load_calibration(folder, client.identity, rubrics)], [f"reward:{spec}"])
     if unfit is None and stored_scale(folder, client.identity, rubrics) is None:
-        return f"judge not fit: reward:{spec} has no scale, since it was not calibrated on the dev half"
+        return N_("judge not fit: reward:{spec} has no scale, since it was not calibrated on the dev half", spec=spec)
     return unfit
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noesis.core.errors import ModelError
+from noesis.core.i18n import _
 
 Floats = NDArray[np.float64]
 SLOTS = 1 << 12  # that words are hashed into
@@ -41,9 +42,11 @@ def word_scorer(file: Path) -> Callable[[str, str], float]:
     try:
         weight = load_file(file)["weight"].astype(np.float64)
         if weight.shape != (SLOTS,) or not np.isfinite(weight).all():
-            raise ValueError(f"it holds {weight.shape} weights")
+            raise ValueError(_("it holds {shape} weights", shape=weight.shape))
     except (SafetensorError, KeyError, ValueError) as error:
-        raise ModelError(f"{file} is no bag of words ({error}): fetch the reward model again") from None
+        raise ModelError(
+            _("{file} is no bag of words ({error}): fetch the reward model again", file=file, error=error)
+        ) from None
 
     def score(answer: str, judge: str) -> float:
         return float((word_presence([answer]) @ weight)[0])

@@ -14,6 +14,7 @@ from typing import Any
 
 from noesis.constitution.document import Constitution
 from noesis.core.config import TribunalSection
+from noesis.core.i18n import N_
 from noesis.tribunal.court import APPROVED, UNDECIDED, Opinion
 from noesis.tribunal.gate import Estimate, decide, undecided_boundaries
 from noesis.tribunal.scoring import Answer, Judges, ScoredAnswer, score_answers
@@ -55,8 +56,14 @@ class Looks:
         """For the terminal and the report; empty where there was only one look to begin with."""
         if len(self.planned) < 2:
             return ""
-        at = f"look {len(self.held)} of {len(self.planned)}, {self.held[-1].prompts} of {self.planned[-1]} prompts"
-        return f"stopped at {at}: {self.stopped}"
+        at = N_(
+            "look {held} of {planned}, {prompts} of {all} prompts",
+            held=len(self.held),
+            planned=len(self.planned),
+            prompts=self.held[-1].prompts,
+            all=self.planned[-1],
+        )
+        return N_("stopped at {at}: {stopped}", at=at, stopped=self.stopped)
 
     def to_json(self) -> dict[str, Any]:
         return {"planned": list(self.planned), "held": [asdict(look) for look in self.held], "stopped": self.stopped}
@@ -134,19 +141,21 @@ def look_at(
     look = Look(schedule.prompts[number], round(level, 6), ruling.verdict, ruling.reason)
     left = schedule.prompts[-1] - look.prompts
     if not left:
-        return look, "all prompts were judged"
+        return look, N_("all prompts were judged")
     if ruling.verdict != UNDECIDED:
-        return look, "a veto decides" if any(o.vetoes for o in opinions) else "the interval decides"
+        return look, N_("a veto decides") if any(o.vetoes for o in opinions) else N_("the interval decides")
     if unfit_reason:
-        return look, "these judges may not decide, however many prompts they see"
+        return look, N_("these judges may not decide, however many prompts they see")
     if 2 * sum(o.mean is None for o in opinions) > len(opinions):
-        return look, "the judges give too few verdicts"
+        return look, N_("the judges give too few verdicts")
     if not figures or figures["mean"].clusters < section.min_prompts:
         return look, ""
     chance = chance_of_deciding(figures, section, schedule.clusters[-1], schedule.levels[-1])
     if chance >= section.least_chance:
         return look, ""
-    return look, f"the {left} prompts left would decide it with a probability of {chance:.0%} at most"
+    return look, N_(
+        "the {left} prompts left would decide it with a probability of {chance:.0%} at most", left=left, chance=chance
+    )
 
 
 @dataclass(frozen=True)

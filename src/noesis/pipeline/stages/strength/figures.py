@@ -14,6 +14,7 @@ from typing import Any
 
 from noesis.core.console import Progress, say
 from noesis.core.files import sha256_json, write_json
+from noesis.core.i18n import _
 from noesis.core.jsonl import read_json_file
 from noesis.core.messages import Message
 from noesis.dataset.encode import answer_rows
@@ -133,7 +134,7 @@ def _stored(run: Run, key: str) -> Figures | None:
         found = read_figures(run)
         return found if found.key == key else None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        say(f"  {figures_file(run)} is damaged: it is measured again")
+        say(_("  {figures_file} is damaged: it is measured again", figures_file=figures_file(run)))
         return None
 
 
@@ -176,7 +177,7 @@ def _measure(
             }
             with (
                 compute_context(model, config, s.device),
-                Progress(f"keyed items at {x:g}", len(items), "items") as progress,
+                Progress(_("keyed items at {x:g}", x=x), len(items), _("items")) as progress,
             ):
                 done = outcomes(model, tokenizer, items, on_items=progress.advance) if items else []
         right = tuple(is_right(item, outcome) for item, outcome in zip(items, done, strict=True))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from noesis.core.i18n import N_
 from noesis.pipeline.results import StrengthFigures
 from noesis.pipeline.stages.epoch_rule import Difference, Scores, loss_difference, margin_difference
 from noesis.tribunal.heldout import compare
@@ -50,25 +51,31 @@ def choose_strength(
     unknown = _nothing_to_lose(base)
     kept, out = _within(usual, measured, max_forgetting)
     if not kept:
-        return grid[0], f"{out}: even the smallest strength breaks too much, and it is used"
+        return grid[0], N_("{out}: even the smallest strength breaks too much, and it is used", out=out)
     best = kept[-1]
     if out:
-        return best, f"{out}; {best:g} is the largest within the bound"
-    why = unknown or f"{best:g} {_fall(base, measured[best]).describe(max_forgetting)}"
+        return best, N_("{out}; {best:g} is the largest within the bound", out=out, best=best)
+    why = unknown or _fall(base, measured[best]).describe(best, max_forgetting)
     larger = [x for x in grid if x > best]
     if not larger or best < trained:
-        return best, f"{why}; it is the largest of the grid"
+        return best, N_("{why}; it is the largest of the grid", why=why)
     if len(set(ids)) < FEWEST_PAIRS:
-        return best, f"{why}; {len(set(ids))} held-out pairs are too few to show that more would help"
+        return best, N_(
+            "{why}; {ids} held-out pairs are too few to show that more would help", why=why, ids=len(set(ids))
+        )
     helpful, refused = _helpful(larger, best, ids, measured, max_forgetting)
-    return helpful, f"{why}; {refused}" if refused else f"{why}; {helpful:g} helps beyond chance and is used"
+    return helpful, f"{why}; {refused}" if refused else N_(
+        "{why}; {helpful:g} helps beyond chance and is used", why=why, helpful=helpful
+    )
 
 
 def _nothing_to_lose(base: Measured) -> str:
     if not base.right:
-        return "no keyed items were at hand, so that losses are not known"
+        return N_("no keyed items were at hand, so that losses are not known")
     return (
-        "" if any(base.right) else f"the base has none of the {len(base.right)} keyed items right: nothing can be lost"
+        ""
+        if any(base.right)
+        else N_("the base has none of the {right} keyed items right: nothing can be lost", right=len(base.right))
     )
 
 
@@ -80,10 +87,22 @@ class _Fall:
     def beyond(self, bound: float) -> bool:
         return self.share.mean > bound and self.share.above
 
-    def describe(self, bound: float) -> str:
+    def describe(self, x: float, bound: float) -> str:
         if self.share.mean <= bound:
-            return f"loses {self.share} of the {self.items} keyed items, within {bound:g}"
-        return f"loses {self.share} of the {self.items} keyed items, above {bound:g} but not beyond chance"
+            return N_(
+                "{x:g} loses {share} of the {items} keyed items, within {bound:g}",
+                x=x,
+                share=self.share,
+                items=self.items,
+                bound=bound,
+            )
+        return N_(
+            "{x:g} loses {share} of the {items} keyed items, above {bound:g} but not beyond chance",
+            x=x,
+            share=self.share,
+            items=self.items,
+            bound=bound,
+        )
 
 
 def _fall(base: Measured, tuned: Measured) -> _Fall:
@@ -100,7 +119,13 @@ def _within(strengths: Sequence[float], measured: Mapping[float, Measured], boun
     for i, x in enumerate(strengths):
         fall = _fall(measured[BASE], measured[x])
         if fall.beyond(bound):
-            return list(strengths[:i]), f"{x:g} loses {fall.share} of the {fall.items} keyed items, more than {bound:g}"
+            return list(strengths[:i]), N_(
+                "{x:g} loses {share} of the {items} keyed items, more than {bound:g}",
+                x=x,
+                share=fall.share,
+                items=fall.items,
+                bound=bound,
+            )
     return list(strengths), ""
 
 
@@ -115,7 +140,12 @@ def _helpful(
         margin = margin_difference(ids, measured[x].scores, measured[best].scores)
         loss = loss_difference(ids, measured[x].scores, measured[best].scores)
         if not margin.above or loss.mean > 0:
-            return best, f"{x:g} does not help beyond chance (margin {margin} higher, held-out loss {loss} higher)"
+            return best, N_(
+                "{x:g} does not help beyond chance (margin {margin} higher, held-out loss {loss} higher)",
+                x=x,
+                margin=margin,
+                loss=loss,
+            )
         best = x
     return best, ""
 

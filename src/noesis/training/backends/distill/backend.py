@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from noesis.core.errors import TrainingError
+from noesis.core.i18n import _, retold
 from noesis.training.backends.build_model import engine_refusal
 from noesis.training.backends.run_trainer import run_trainer
 from noesis.training.job import TrainJob, TrainResult
@@ -19,8 +20,11 @@ class Distill:
     def train(self, job: TrainJob) -> TrainResult:
         if reason := engine_refusal(job):
             raise TrainingError(
-                f"method: distill trains on the engine alone, which can't train this: {reason}; "
-                "choose another --method or --model"
+                _(
+                    "method: distill trains on the engine alone, which can't train this: {reason}; "
+                    "choose another --method or --model",
+                    reason=retold(reason),
+                )
             )
         from noesis.training.backends.distill.trainer import build_distill_trainer
 
