@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from noesis.core.errors import UsageError
+from noesis.core.i18n import _
 from noesis.core.libraries import silence_libraries
 from noesis.core.project import Project, find_project
 from noesis.llm.addresses import spare_loopback_from_proxies
@@ -106,7 +107,7 @@ def judge_against(
         folder = None if project is None else project.root
         named = judges_to_ask(s.run.path, s.config, judges, folder)
         if not named:
-            raise UsageError("--against compares by judges: name one with --judge")
+            raise UsageError(_("--against compares by judges: name one with --judge"))
         request = TrialRequest(named, part, prompts, max_usd, ask)
         return run_against(s, reopen_run(folder_of(other)), find_project(folder), request)
 
@@ -161,7 +162,7 @@ def known_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
     """The kinds of GGUF files, each once. Raises UsageError for an unknown one."""
     for kind in kinds:
         if kind not in KINDS:
-            raise UsageError(f"--quant {kind!r} is not known; choose from {', '.join(KINDS)}")
+            raise UsageError(_("--quant {kind!r} is not known; choose from {kinds}", kind=kind, kinds=", ".join(KINDS)))
     return tuple(dict.fromkeys(kinds))
 
 

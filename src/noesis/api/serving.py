@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from noesis.core.errors import MissingExtra, ModelError
+from noesis.core.i18n import _
 from noesis.core.messages import Message
 from noesis.run.directory import Run, load_run
 
@@ -57,7 +58,7 @@ class RunningServer:
         up.wait(START_S)
         if self._failure is not None:
             self.close()
-            raise ModelError(f"the server could not start: {self._failure}") from self._failure
+            raise ModelError(_("the server could not start: {failure}", failure=self._failure)) from self._failure
 
     def client(self, model: str | None = None) -> LLMClient:
         """A client of one of its models; default: the tuned one."""

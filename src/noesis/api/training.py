@@ -10,6 +10,7 @@ from typing import Unpack
 from noesis.constitution.document import load_constitution
 from noesis.core.console import heading
 from noesis.core.errors import UsageError
+from noesis.core.i18n import _
 from noesis.core.libraries import silence_libraries
 from noesis.core.overrides import Overrides, Settings
 from noesis.core.project import Project
@@ -66,7 +67,7 @@ def draft(
 ) -> tuple[Plan, Callable[[], None]]:
     """As `plan`, whether it fits or not; the function raises the TrainingError if it does not."""
     if measure and gpu is not None:
-        raise UsageError(f"--measure measures this machine, and --gpu {gpu} is another: give one of the two")
+        raise UsageError(_("--measure measures this machine, and --gpu {gpu} is another: give one of the two", gpu=gpu))
     config = Overrides(**settings).configure(project)
     constitution = load_constitution(project.constitution)
     if exports is None:
@@ -119,7 +120,7 @@ def train(
     path = project.runs / config.training.output_name if run is None else Path(run)
     nodes = nodes or Nodes()
     with locked(path), leading(nodes):
-        what = "the examples, checked and split" if exports is None else "the exported examples, checked again"
+        what = _("the examples, checked and split") if exports is None else _("the exported examples, checked again")
         heading(1, 1 + len(training_stages()), "data", what)
         data = from_sources(project, config) if exports is None else from_exports(Path(exports), project)
         parent = None if fork is None else Path(fork)

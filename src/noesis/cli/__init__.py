@@ -61,6 +61,7 @@ show_plainly(app)
 
 @app.callback(invoke_without_command=True)
 def _root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     lang: Annotated[
         str | None,
@@ -71,6 +72,7 @@ def _root(
         ),
     ] = None,
 ) -> None:
+    context.obj = app
     if version:
         say(_("noesis {version}", version=__version__))
         raise typer.Exit()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from noesis.cli.options import AgainOption, JsonOption, RunArgument, print_result, reserve_stdout, show_manifest_hash
+from noesis.core.i18n import _
 
 app = typer.Typer()
 
@@ -28,4 +29,4 @@ def influence(run: RunArgument, again: AgainOption = False, as_json: JsonOption 
         show_influence(found)
     print_result(found.to_json(), as_json)
     show_manifest_hash(run)
-    say(f"Next: {command('report', run)}  shows the tables")
+    say(_("Next: {command}  shows the tables", command=command("report", run)))

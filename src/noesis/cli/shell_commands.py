@@ -53,10 +53,14 @@ def agent_docs(context: typer.Context) -> None:
 
     Example: noesis agent-docs > AGENTS.md
     """
+    from typer.main import get_command
+
     from noesis.cli.reference.agents import agent_docs as text
     from noesis.core.console import say_text
+    from noesis.core.i18n import speak
 
-    say_text(text(context.find_root().command))
+    speak("en")  # an assistant's text is one, and so are its commands
+    say_text(text(get_command(context.find_root().obj)))
 
 
 @config_app.command()

@@ -25,8 +25,11 @@ def check_request(project: Project, training: TrainingFile, request: CloudReques
         _check_model(request.model)
     if training.report_to:
         raise UsageError(
-            f"training_config.yaml, report_to: {', '.join(training.report_to)} is not in the containers: set "
-            "report_to: []  for runs on Modal"
+            _(
+                "training_config.yaml, report_to: {report_to} is not in the containers: set "
+                "report_to: []  for runs on Modal",
+                report_to=", ".join(training.report_to),
+            )
         )
     if request.what == "all":
         if training.on_pairs and training.dpo.pairs is not None:

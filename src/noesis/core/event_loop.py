@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
+from noesis.core.i18n import _
 from noesis.core.signals import PATIENCE_S, exit_at_once, raise_for, raise_terminated
 
 T = TypeVar("T")
@@ -101,7 +102,7 @@ class AsyncRunner:
         if hasattr(signal, "SIGALRM") and number == signal.SIGALRM:  # the echo of an earlier SIGTERM
             self._number = self._number or signal.SIGTERM
         elif self._number is not None:
-            exit_at_once(number, "stopped at once")
+            exit_at_once(number, _("stopped at once"))
         else:
             self._number = number
         task = self._task

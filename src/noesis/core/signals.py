@@ -122,7 +122,7 @@ class Interrupt:
         if not self.silent:
             os.write(
                 sys.__stderr__.fileno() if sys.__stderr__ else 2,
-                b"\nstopping after this micro-batch; a second signal stops at once\n",
+                f"\n{_('stopping after this micro-batch; a second signal stops at once')}\n".encode(),
             )
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, PATIENCE_S, 0.5)

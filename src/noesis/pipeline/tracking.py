@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from noesis.core.config import load_config
 from noesis.core.console import say
 from noesis.core.errors import UsageError
+from noesis.core.i18n import _
 from noesis.core.project import find_project
 from noesis.pipeline.results import Dial, RunResults, TrialResult
 from noesis.pipeline.session import RunSession
@@ -86,5 +87,10 @@ def _trusted(s: RunSession) -> tuple[str, ...]:
         own = ()
     left_out = [name for name in named if name != LOCAL and name not in own]
     if left_out:
-        say(f"  the run names {', '.join(left_out)} in report_to, your project does not: nothing is sent there")
+        say(
+            _(
+                "  the run names {left_out} in report_to, your project does not: nothing is sent there",
+                left_out=", ".join(left_out),
+            )
+        )
     return tuple(name for name in named if name not in left_out)

@@ -32,8 +32,11 @@ def _of_seeds(plan: Plan, config: Config) -> Plan:
     training = plan.stages[0]
     seconds = seconds_of_seeds(config, plan.setup, training.seconds, plan.start_seconds)
     more = seconds - training.seconds
-    how = "share their passes over the base" if shares_passes(config, plan.setup) else "are trained one after the other"
-    reason = f"seeds: {config.training.seeds} adapters, which {how}; {seconds:.0f} s together"
+    told = {"count": config.training.seeds, "seconds": seconds}
+    if shares_passes(config, plan.setup):
+        reason = N_("seeds: {count} adapters, which share their passes over the base; {seconds:.0f} s together", **told)
+    else:
+        reason = N_("seeds: {count} adapters, which are trained one after the other; {seconds:.0f} s together", **told)
     return replace(
         _with_more_training(plan, more, training.usd * more / training.seconds),
         seconds=round(plan.seconds + more, 1),

@@ -41,19 +41,29 @@ def train_run(job: TrainJob) -> TrainResult:
         return _train_method(job)
     if Nodes.here().count > 1:
         raise TrainingError(
-            f"seeds: {job.plan.seeds} on several machines is not supported: train with --seeds 1, or on one machine"
+            _(
+                "seeds: {seeds} on several machines is not supported: train with --seeds 1, or on one machine",
+                seeds=job.plan.seeds,
+            )
         )
     jobs = [_job_of(job, seed) for seed in job.config.training.all_seeds]
     left = [j for j in jobs if _finished(j.checkpoints, j.plan) is None]
     if len(left) > 1 and (joined := _joined(left)) is not None:
-        say(f"  {len(left)} seeds share their passes")
+        say(_("  {left} seeds share their passes", left=len(left)))
         found = _train(joined)
         others = found.seeds or {}
         for j in left:
             _record(j, others.get(str(j.config.training.seed), replace(found, seeds=None)))
     else:
         for j in left:
-            say(f"  seed {j.config.training.seed}: {jobs.index(j) + 1} of {len(jobs)}")
+            say(
+                _(
+                    "  seed {seed}: {index} of {jobs}",
+                    seed=j.config.training.seed,
+                    index=jobs.index(j) + 1,
+                    jobs=len(jobs),
+                )
+            )
             _record(j, _train_method(j))
     results = {str(j.config.training.seed): _require_finished(j.checkpoints, j.plan) for j in jobs}
     first, *others_ = results.values()
@@ -149,7 +159,9 @@ def _finished(folder: Path, plan: Plan) -> TrainResult | None:
 def _require_finished(folder: Path, plan: Plan) -> TrainResult:
     found = _finished(folder, plan)
     if found is None:
-        raise TrainingError(f"{folder / RESULT_FILE} was changed while the run trained: run the same command again")
+        raise TrainingError(
+            _("{file} was changed while the run trained: run the same command again", file=folder / RESULT_FILE)
+        )
     return found
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from noesis.core.console import command
 from noesis.core.errors import RunError, UsageError
 from noesis.core.files import read_text
-from noesis.core.text import counted
+from noesis.core.i18n import _, ngettext, retold
 from noesis.pipeline.results import RunResults
 from noesis.release.hub.dataset_card import PARTS, DatasetCard
 from noesis.release.hub.licence import Terms, terms_of
@@ -74,17 +74,37 @@ def model_contents(run: Run, options: PushOptions) -> ModelContents:
     """
     for name in options.allow:
         if name not in ALLOWANCES:
-            raise UsageError(f"--allow {name!r} is not known; choose from {', '.join(ALLOWANCES)}")
+            raise UsageError(
+                _(
+                    "--allow {name!r} is not known; choose from {allowances}",
+                    name=name,
+                    allowances=", ".join(ALLOWANCES),
+                )
+            )
     if options.dataset_licence is not None and not LICENCE_ID.fullmatch(options.dataset_licence):
-        raise UsageError(f"--dataset-licence {options.dataset_licence!r} is no licence's id: for example cc-by-4.0")
+        raise UsageError(
+            _(
+                "--dataset-licence {dataset_licence!r} is no licence's id: for example cc-by-4.0",
+                dataset_licence=options.dataset_licence,
+            )
+        )
     if run.state("merge") != "done":
-        raise RunError(f"{run.path} holds no merged model: run  {command('merge', run.path)}  first")
+        raise RunError(
+            _("{path} holds no merged model: run  {command}  first", path=run.path, command=command("merge", run.path))
+        )
     terms = terms_of(read_provenance(run.merged))
     terms.require_name(options.repo)
     needed = [_verdict_problem(run), _certificate_problem(run)]
     for name, problem in filter(None, needed):
         if name not in options.allow:
-            raise RunError(f"{run.path} {problem}, so it is not pushed; --allow {name} pushes it all the same")
+            raise RunError(
+                _(
+                    "{path} {problem}, so it is not pushed; --allow {name} pushes it all the same",
+                    path=run.path,
+                    problem=problem,
+                    name=name,
+                )
+            )
     listed = (run.path / name for name in run.manifest.stages["merge"].outputs)
     files: dict[str, Path | bytes] = {file.name: file for file in listed if file.parent == run.merged}
     adapter = run.adapter()
@@ -100,7 +120,13 @@ def model_contents(run: Run, options: PushOptions) -> ModelContents:
     files |= _licence_files(run, terms, options.licence_file)
     card = read_text(run.merged / "README.md", most=LONGEST_LICENCE)
     if not CARD.match(card):
-        raise RunError(f"{run.merged / 'README.md'} is no model card: run  {command('merge', run.path, '--again')}")
+        raise RunError(
+            _(
+                "{file} is no model card: run  {command}",
+                file=run.merged / "README.md",
+                command=command("merge", run.path, "--again"),
+            )
+        )
     return ModelContents(files, card, certified)
 
 
@@ -110,15 +136,16 @@ def _verdict_problem(run: Run) -> tuple[str, str] | None:
     if ruling.verdict == APPROVED and run.state("trial") == "done":
         return None
     if ruling.verdict == APPROVED:
-        return UNDECIDED.lower(), "was changed since it was judged"
-    return ruling.verdict.lower(), f"is {ruling.verdict} ({ruling.reason})"
+        return UNDECIDED.lower(), _("was changed since it was judged")
+    told = _("is {verdict} ({reason})", verdict=ruling.verdict, reason=retold(ruling.reason))
+    return ruling.verdict.lower(), told
 
 
 def _certificate_problem(run: Run) -> tuple[str, str] | None:
     certificate = RunResults(run).certificate if run.state("gguf") == "done" else None
     if certificate is not None and any(found.passed for found in certificate.files.values()):
         return None
-    return UNCERTIFIED, f"has no certified GGUF file ( {command('gguf', run.path)}  makes one)"
+    return UNCERTIFIED, _("has no certified GGUF file ( {gguf}  makes one)", gguf=command("gguf", run.path))
 
 
 def _require_unchanged(run: Run, files: list[Path]) -> None:
@@ -130,8 +157,12 @@ def _require_unchanged(run: Run, files: list[Path]) -> None:
     ]
     if wrong:
         raise RunError(
-            f"{run.path}: {counted(len(wrong), 'file')} missing or changed since the run made them, and not pushed: "
-            f"see  {command('verify', run.path)}",
+            _(
+                "{path}: {files} missing or changed since the run made them, and not pushed: see  {command}",
+                path=run.path,
+                files=ngettext("{count:,} file", "{count:,} files", len(wrong)),
+                command=command("verify", run.path),
+            ),
             *wrong[:5],
         )
 
@@ -143,12 +174,16 @@ def _licence_files(run: Run, terms: Terms, given: Path | None) -> dict[str, Path
         files["NOTICE"] = (terms.notice + "\n").encode()
     if given is not None:
         if not given.is_file():
-            raise UsageError(f"--licence-file {given}: there is no such file")
+            raise UsageError(_("--licence-file {given}: there is no such file", given=given))
         files["LICENSE"] = read_text(given, most=LONGEST_LICENCE).encode()
     elif terms.with_text and not any((run.merged / name).is_file() for name in LICENCE_FILES):
         raise UsageError(
-            f"the base's licence ({terms.licence}) goes with every copy, and its text is not in {run.merged}: "
-            "give it with --licence-file FILE"
+            _(
+                "the base's licence ({licence}) goes with every copy, and its text is not in {merged}: "
+                "give it with --licence-file FILE",
+                licence=terms.licence,
+                merged=run.merged,
+            )
         )
     return files
 
@@ -160,9 +195,15 @@ def dataset_contents(run: Run, card: DatasetCard) -> dict[str, Path | bytes]:
         RunError: one was changed since the run began.
     """
     files: dict[str, Path | bytes] = {
-        name: run.data / name for name in (*(file for file, _ in PARTS.values()), CONSTITUTION)
+        name: run.data / name for name in (*(file for file, _split in PARTS.values()), CONSTITUTION)
     }
     wrong = [file.name for file in files.values() if isinstance(file, Path) and not run.vouches_for("export", file)]
     if wrong:
-        raise RunError(f"{run.data}: {', '.join(wrong)} missing or changed since the run began: not pushed")
+        raise RunError(
+            _(
+                "{data}: {wrong} missing or changed since the run began: not pushed",
+                data=run.data,
+                wrong=", ".join(wrong),
+            )
+        )
     return files | {"README.md": card.readme().encode(), "croissant.json": card.croissant().encode()}

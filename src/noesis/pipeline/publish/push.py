@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from noesis.core.console import say
+from noesis.core.i18n import _
 from noesis.core.jsonl import read_objects
 from noesis.core.language import CODES
 from noesis.pipeline.publish.contents import ModelContents, PushOptions, dataset_contents, model_contents
@@ -69,7 +70,7 @@ def _publish(run: Run, contents: ModelContents, options: PushOptions) -> PushRes
     card = published_card(contents, options).encode()
     files = contents.files | {"README.md": card}
     model = upload(Publication(options.repo, "model", files, message), public=options.public)
-    say(f"  {model.url}{'' if not model.private else '  (private)'}")
+    say(f"  {model.url}" + (_("  (private)") if model.private else ""))
     return PushResult(model, dataset)
 
 
@@ -98,7 +99,7 @@ def published_card(contents: ModelContents, options: PushOptions) -> str:
 
 
 def _dataset_card(run: Run, repo: str, licence: str | None) -> DatasetCard:
-    train, held_out = (read_objects(run.data / file) for file, _ in PARTS.values())
+    train, held_out = (read_objects(run.data / file) for file, _split in PARTS.values())
     languages = sorted({row.get("language", "pt") for row in (*train, *held_out)} & set(CODES))
     return DatasetCard(
         repo=repo,

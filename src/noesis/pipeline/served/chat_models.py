@@ -6,6 +6,7 @@ from pathlib import Path
 
 from noesis.core.console import say
 from noesis.core.errors import UsageError
+from noesis.core.i18n import _
 from noesis.llm.clients.chat_client import LLMClient
 from noesis.llm.llama_cpp import LlamaServer
 from noesis.pipeline.served.files import certified_gguf, find_base_gguf, served_files
@@ -31,7 +32,7 @@ class ChatModels:
         self._run, self._base = run, base
         self._files = served_files(run, quant=quant, base=base, lazy=True)
         self._started: list[tuple[LlamaServer, LLMClient]] = []
-        say(f"  loading {(self._files.adapter or self._files.tuned or run.path).name} …")
+        say(_("  loading {name} …", name=(self._files.adapter or self._files.tuned or run.path).name))
         if self._files.tuned is None:
             self._tuned = self._start(self._files.base or certified_gguf(run), self._files.adapter)
         else:
@@ -67,5 +68,5 @@ class ChatModels:
             return self._started[-1][1]
         file = self._base or find_base_gguf(self._run)
         if file is None:
-            raise UsageError("no GGUF file of the base model was found: name it with --base when you start the chat")
+            raise UsageError(_("no GGUF file of the base model was found: name it with --base when you start the chat"))
         return self._start(file)

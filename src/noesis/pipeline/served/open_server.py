@@ -11,6 +11,7 @@ from pathlib import Path
 from noesis.constitution.document import Constitution, load_constitution
 from noesis.core.console import say
 from noesis.core.errors import NoesisError, UsageError
+from noesis.core.i18n import _
 from noesis.core.project import Project, find_project
 from noesis.llm.addresses import is_loopback_address
 from noesis.pipeline.served.files import served_files
@@ -68,8 +69,12 @@ def open_server(
     """
     if limits.context <= limits.max_tokens:
         raise UsageError(
-            f"--context {limits.context} leaves no room for a prompt next to --max-tokens {limits.max_tokens}: "
-            "raise --context or lower --max-tokens"
+            _(
+                "--context {context} leaves no room for a prompt next to --max-tokens {max_tokens}: "
+                "raise --context or lower --max-tokens",
+                context=limits.context,
+                max_tokens=limits.max_tokens,
+            )
         )
     given = key or os.environ.get("NOESIS_API_KEY")
     constitution, spoken = constitution_and_language(run, language)
@@ -95,7 +100,11 @@ def constitution_and_language(run: Run, language: str | None) -> tuple[Constitut
     constitution = load_constitution(run.data / "constitution.yaml")
     if language is not None and language not in constitution.languages:
         raise UsageError(
-            f"--language {language}: the run's system prompt speaks {' and '.join(constitution.languages)} only"
+            _(
+                "--language {language}: the run's system prompt speaks {languages} only",
+                language=language,
+                languages=" and ".join(constitution.languages),
+            )
         )
     chosen = language or run.config().training.data.language
     return constitution, chosen if chosen in constitution.languages else constitution.languages[0]
@@ -118,5 +127,5 @@ def _page_examples(named: Path | None, is_private: bool) -> PageExamples | None:
     except NoesisError as error:
         if named is not None:
             raise
-        say(f"  the page can save no examples: {error.args[0]}")
+        say(_("  the page can save no examples: {args}", args=error.args[0]))
         return None

@@ -13,7 +13,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from noesis.core.console import Progress, duration, say
-from noesis.core.i18n import _, retold
+from noesis.core.i18n import _, joined, retold
 from noesis.core.project import Project
 from noesis.llm.tokenizer import ChatTokenizer, load_tokenizer
 from noesis.pipeline.results import RunResults
@@ -100,7 +100,7 @@ def _of_other_seeds(
         swap_adapter(model, folder_of(s.run.checkpoints, name))
         with (
             at_strength(model, dial.strength if dial else 1.0),
-            Progress(f"seed {seed}", len(items), "items") as progress,
+            Progress(_("seed {seed}", seed=seed), len(items), _("items")) as progress,
         ):
             found[seed] = outcomes(model, tokenizer, items, on_items=progress.advance)
     return found
@@ -184,11 +184,17 @@ def seeds_in_words(figures: KeptFigures) -> str:
 
     def counted_by_seed(figure: str) -> str:
         first, others = getattr(figures.all, figure), {n: getattr(g, figure) for n, g in figures.by_seed.items()}
-        each = ", ".join([str(first), *(f"{count} (seed {seed})" for seed, count in others.items())])
+        of_others = (_("{count} (seed {seed})", count=count, seed=seed) for seed, count in others.items())
         values = [first, *others.values()]
-        return f"{figure} {each}: {fmean(values):.1f} ± {stdev(values):.1f}"
+        spread = {"mean": fmean(values), "sd": stdev(values)}
+        return _("{each}: {mean:.1f} ± {sd:.1f}", each=joined(", ", (str(first), *of_others)), **spread)
 
-    return f"{counted_by_seed('lost')} of {figures.all.base}; {counted_by_seed('gained')}"
+    return _(
+        "lost {lost} of {base}; gained {gained}",
+        lost=counted_by_seed("lost"),
+        base=figures.all.base,
+        gained=counted_by_seed("gained"),
+    )
 
 
 def in_words(group: KeptGroup) -> str:

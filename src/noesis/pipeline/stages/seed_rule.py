@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from noesis.core.i18n import N_
 from noesis.pipeline.stages.epoch_rule import Scores, loss_difference, margin_difference
+
+ROSE, FELL = N_("it rose with {seeds}"), N_("it fell with {seeds}")
+UNCHANGED = N_("it did not change beyond chance with {seeds}")
 
 
 def choose_seed(
@@ -21,16 +25,28 @@ def choose_seed(
         scores: of each adapter.
         chosen: seed → (the adapter of the epoch that was chosen of it, why), the run's first seed first.
     """
-    names = {seed: adapter for seed, (adapter, _) in chosen.items()}
+    names = {seed: adapter for seed, (adapter, _why) in chosen.items()}
     lowest = min(names, key=lambda seed: -sum(total for total, _ in scores[names[seed]]["revised"]))
     higher = {seed: loss_difference(ids, scores[name], scores[names[lowest]]) for seed, name in names.items()}
     tied = [seed for seed in names if seed == lowest or not higher[seed].above]
     used = tied[0]
-    said = [f"the held-out loss of seed {s} is {higher[s]} above that of {lowest}" for s in names if s not in tied]
+    said = [
+        N_("the held-out loss of seed {seed} is {d} above that of {lowest}", seed=seed, d=higher[seed], lowest=lowest)
+        for seed in names
+        if seed not in tied
+    ]
     if len(tied) > 1:
-        said.append(f"seeds {', '.join(tied)} can't be told apart by it: the first of them is used")
+        told = ", ".join(tied)
+        said.append(N_("seeds {seeds} can't be told apart by it: the first of them is used", seeds=told))
     adapter, reason = chosen[used]
-    return adapter, f"of {len(names)} seeds {used}: {'; '.join(said)}. Of its epochs {adapter}: {reason}"
+    return adapter, N_(
+        "of {count} seeds {seed}: {said}. Of its epochs {adapter}: {reason}",
+        count=len(names),
+        seed=used,
+        said="; ".join(said),
+        adapter=adapter,
+        reason=reason,
+    )
 
 
 def disagreement(ids: Sequence[str], base: Scores, scores: Mapping[str, Scores], names: Mapping[str, str]) -> str:
@@ -42,9 +58,9 @@ def disagreement(ids: Sequence[str], base: Scores, scores: Mapping[str, Scores],
     said: dict[str, list[str]] = {}
     for seed, name in names.items():
         found = margin_difference(ids, scores[name], base)
-        verdict = "rose" if found.above else "fell" if found.interval_95[1] < 0 else "did not change beyond chance"
+        verdict = ROSE if found.above else FELL if found.interval_95[1] < 0 else UNCHANGED
         said.setdefault(verdict, []).append(seed)
     if len(said) == 1:
         return ""
-    parts = [f"it {verdict} with {', '.join(seeds)}" for verdict, seeds in said.items()]
-    return f"the seeds disagree on whether the margin rose above the base's: {'; '.join(parts)}"
+    parts = [N_(verdict, seeds=", ".join(seeds)) for verdict, seeds in said.items()]
+    return N_("the seeds disagree on whether the margin rose above the base's: {said}", said="; ".join(parts))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from noesis.core.i18n import _, retold
+from noesis.core.i18n import N_, _, retold
 from noesis.core.jsonl import read_json_file
 from noesis.pipeline.results import CheckpointScore, Choice, EpochFigures, adapter_folder, scores_file
 from noesis.pipeline.stages.choose import BASE, choose_among, epoch_figures, score_keys
@@ -100,8 +100,8 @@ def _best_epoch(
     """(epoch, the rule in words) as early versions chose: the best figure, of equal epochs the later one."""
     epochs = list(figures)
     if len(epochs) == 1:
-        return epochs[0], _("the only epoch")
-    why = _("no judge is set")
+        return epochs[0], N_("the only epoch")
+    why = N_("no judge is set")
     if tribunal:
         why = next((score.unfit_reason for score in tribunal.values() if score.unfit_reason), "") or ""
         sound = [
@@ -113,16 +113,16 @@ def _best_epoch(
         ]
         if not why and sound:
             best = max(sound, key=lambda name: (tribunal[name].mean or 0.0, epochs.index(name)))
-            among = _(
+            among = N_(
                 "{sound} of {epochs} epochs without a veto or forgetting beyond {max_drop:g}",
                 sound=len(sound),
                 epochs=len(epochs),
                 max_drop=max_drop,
             )
-            return best, _("the Tribunal's mean on its dev prompts, among {among}", among=among)
-        why = why or _("the Tribunal found a veto or forgetting in every epoch")
+            return best, N_("the Tribunal's mean on its dev prompts, among {among}", among=among)
+        why = why or N_("the Tribunal found a veto or forgetting in every epoch")
     best = max(epochs, key=lambda name: (figures[name].preferred, figures[name].mean_margin, epochs.index(name)))
-    return best, _("held-out preference accuracy, then mean margin ({why})", why=why)
+    return best, N_("held-out preference accuracy, then mean margin ({why})", why=why)
 
 
 def preference(e: Evidence) -> str | None:

@@ -34,7 +34,9 @@ def modelfile(file: str, tokenizer: Any, *, system: str, context: int, licence: 
     """
     template, stops = go_template(tokenizer), stop_tokens(tokenizer)
     if any(_dropped(c) for text in (template, *stops) for c in text):
-        raise ModelError("the model's chat template has characters that Ollama drops: no Ollama template is equivalent")
+        raise ModelError(
+            _("the model's chat template has characters that Ollama drops: no Ollama template is equivalent")
+        )
     spaced = "".join(" " if _dropped(c) and unicodedata.category(c) == "Zs" else c for c in system)
     lines = [
         f"FROM ./{file}",

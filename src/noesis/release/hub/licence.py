@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from noesis.core.errors import UsageError
+from noesis.core.i18n import _
 from noesis.release.model_card import LLAMA_NOTICE, llama_release
 from noesis.release.provenance import Provenance
 
@@ -36,12 +37,18 @@ class Terms:
         Raises:
             UsageError: it lacks the prefix; the message has one that would do.
         """
-        owner, _, name = repo.rpartition("/")
+        owner, _slash, name = repo.rpartition("/")
         if not name.lower().startswith(self.prefix.lower()):
             fitting = f"{owner}/{self.prefix}-{name}" if owner else f"{self.prefix}-{name}"
             raise UsageError(
-                f"--repo {repo}: the base's licence ({self.licence}) wants a name that begins with {self.prefix}: "
-                f"for example --repo {fitting}"
+                _(
+                    "--repo {repo}: the base's licence ({licence}) wants a name that begins with {prefix}: "
+                    "for example --repo {fitting}",
+                    repo=repo,
+                    licence=self.licence,
+                    prefix=self.prefix,
+                    fitting=fitting,
+                )
             )
 
 

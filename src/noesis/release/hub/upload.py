@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from noesis.core.console import say, size
 from noesis.core.errors import ModelError, NoesisError, UsageError
-from noesis.core.text import counted
+from noesis.core.i18n import _, ngettext
 
 WEIGHTS = (
     ".gguf",
@@ -63,7 +63,10 @@ def full_name(repo: str) -> str:
         validate_repo_id(repo)
     except HFValidationError:
         raise UsageError(
-            f"--repo {repo!r} is no name for the Hub: give OWNER/NAME or NAME, of letters, digits, -, _ and ."
+            _(
+                "--repo {repo!r} is no name for the Hub: give OWNER/NAME or NAME, of letters, digits, -, _ and .",
+                repo=repo,
+            )
         ) from None
     with _explained(repo):
         account = str(_client().whoami()["name"])
@@ -91,7 +94,14 @@ def upload(what: Publication, *, public: bool) -> Published:
             if file.rfilename.endswith(WEIGHTS) and file.rfilename not in what.files
         ]
         total = sum(file.stat().st_size if isinstance(file, Path) else len(file) for file in what.files.values())
-        say(f"  {counted(len(what.files), 'file')}, {size(total)} → {what.repo}")
+        say(
+            _(
+                "  {files}, {total} → {repo}",
+                files=ngettext("{count:,} file", "{count:,} files", len(what.files)),
+                total=size(total),
+                repo=what.repo,
+            )
+        )
         additions = [
             CommitOperationAdd(name, str(file) if isinstance(file, Path) else file)
             for name, file in sorted(what.files.items())
@@ -117,8 +127,10 @@ def _client() -> Any:
     token = get_token()
     if not token:
         raise UsageError(
-            "no token for the Hub: set HF_TOKEN to one that may write (https://huggingface.co/settings/tokens), "
-            "or run  hf auth login"
+            _(
+                "no token for the Hub: set HF_TOKEN to one that may write (https://huggingface.co/settings/tokens), "
+                "or run  hf auth login"
+            )
         )
     if not sys.stderr.isatty():
         disable_progress_bars()
@@ -139,12 +151,19 @@ def _existing(client: Any, what: Publication, *, public: bool) -> Any:
         return None
     if not found.private and not public:
         raise UsageError(
-            f"{what.repo} exists and is public: push with --public if that is meant, or choose another --repo"
+            _(
+                "{repo} exists and is public: push with --public if that is meant, or choose another --repo",
+                repo=what.repo,
+            )
         )
     names = {file.rfilename for file in found.siblings or ()} - UNTOUCHED
     if names and OWN[what.kind] not in names:
         raise UsageError(
-            f"{what.repo} exists and holds what was not pushed from here ({min(names)[:80]!r}): choose another --repo"
+            _(
+                "{repo} exists and holds what was not pushed from here ({names!r}): choose another --repo",
+                repo=what.repo,
+                names=min(names)[:80],
+            )
         )
     return found
 
@@ -160,32 +179,38 @@ def _explained(repo: str) -> Iterator[None]:
     except NoesisError:
         raise
     except OfflineModeIsEnabled:
-        raise ModelError("HF_HUB_OFFLINE is set, so nothing can be pushed: unset it and push again") from None
+        raise ModelError(_("HF_HUB_OFFLINE is set, so nothing can be pushed: unset it and push again")) from None
     except HfHubHTTPError as error:
         raise ModelError(_reason(repo, error.response.status_code, error)) from None
     except ValueError as error:  # of a card's front matter, or of large files
-        raise ModelError(f"the Hub refuses {repo}: {_without_token(error)}") from None
+        raise ModelError(_("the Hub refuses {repo}: {reason}", repo=repo, reason=_without_token(error))) from None
     except (httpx.HTTPError, OSError, RuntimeError) as error:  # RuntimeError: the Xet client, or one around the cause
         if isinstance(error.__cause__, HfHubHTTPError):
             raise ModelError(_reason(repo, error.__cause__.response.status_code, error.__cause__)) from None
         if isinstance(error, OSError) and error.filename:
             raise  # a file here
         raise ModelError(
-            f"the Hub can't be reached ({_without_token(error)}): the same command goes on when the network is back"
+            _(
+                "the Hub can't be reached ({reason}): the same command goes on when the network is back",
+                reason=_without_token(error),
+            )
         ) from None
 
 
 def _reason(repo: str, status: int, error: Exception) -> str:
     if status == NO_TOKEN:
-        return "the Hub does not accept the token: make one that may write at https://huggingface.co/settings/tokens"
+        return _("the Hub does not accept the token: make one that may write at https://huggingface.co/settings/tokens")
     if status in (FORBIDDEN, UNKNOWN):
-        return (
-            f"{repo} is another's, or the token may not write there: choose a --repo of your own account or "
-            "organisation, with a token that may write"
+        return _(
+            "{repo} is another's, or the token may not write there: choose a --repo of your own account or "
+            "organisation, with a token that may write",
+            repo=repo,
         )
     if status == CONFLICT:
-        return f"{repo} exists already and this token does not see it, or it was changed meanwhile: push again"
-    return f"the Hub refuses {repo} (HTTP {status}): {_without_token(error)}"
+        return _(
+            "{repo} exists already and this token does not see it, or it was changed meanwhile: push again", repo=repo
+        )
+    return _("the Hub refuses {repo} (HTTP {status}): {reason}", repo=repo, status=status, reason=_without_token(error))
 
 
 def _without_token(error: Exception) -> str:

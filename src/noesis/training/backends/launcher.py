@@ -12,6 +12,7 @@ import threading
 import time
 
 from noesis.core.console import guard_terminal
+from noesis.core.i18n import _
 
 LOOKS_S = 0.5  # between two looks at whether the command is still there
 
@@ -30,8 +31,9 @@ def main(command: int, arguments: list[str]) -> None:
         sys.exit(128 + stopped.sigval)
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
-        how = f"by {failure.signal_name()}" if failure.exitcode < 0 else f"with code {failure.exitcode}"
-        sys.exit(f"process {rank} of training ended {how}")
+        if failure.exitcode < 0:
+            sys.exit(_("process {rank} of training ended by {name}", rank=rank, name=failure.signal_name()))
+        sys.exit(_("process {rank} of training ended with code {code}", rank=rank, code=failure.exitcode))
 
 
 def _leave_with(command: int) -> None:

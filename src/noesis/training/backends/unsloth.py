@@ -106,8 +106,11 @@ def _follow(process: subprocess.Popen[str], job: TrainJob) -> None:
         while process.poll() is None:
             if job.budget is not None and job.budget.left_seconds() <= 0:
                 raise CapError(
-                    f"Unsloth was stopped at the agreed cap: {job.budget.describe()}; "
-                    "the same command with a higher cap resumes from its last saved step"
+                    _(
+                        "Unsloth was stopped at the agreed cap: {spent}; "
+                        "the same command with a higher cap resumes from its last saved step",
+                        spent=job.budget.describe(),
+                    )
                 )
             with suppress(subprocess.TimeoutExpired):
                 process.wait(LOOKS_S)

@@ -16,6 +16,7 @@ import torch
 from noesis.core.families.architecture import Architecture
 from noesis.core.families.registry import describe
 from noesis.core.families.shape import SEPARATE
+from noesis.core.i18n import _
 from noesis.llm.causal_model import library_errors
 from noesis.llm.model_config import read_model_config
 from noesis.planning.setup import Setup
@@ -48,18 +49,19 @@ def unsupported_reason(folder: Path, target_modules: tuple[str, ...], *, kernels
     """
     raw = read_model_config(folder)
     if "quantization_config" in raw:
-        return "its weights are quantised already"
+        return _("its weights are quantised already")
     try:
         shape = describe(raw).shape
     except ValueError as error:
         return str(error)
     if kernels and (shape.head_dim not in KERNEL_HEADS or shape.hidden % 64 or shape.intermediate % 64):
-        return (
-            f"its heads are {shape.head_dim} wide, or a width is not a multiple of 64; "
-            f"the kernels take heads of {', '.join(map(str, KERNEL_HEADS))}"
+        return _(
+            "its heads are {width} wide, or a width is not a multiple of 64; the kernels take heads of {widths}",
+            width=shape.head_dim,
+            widths=", ".join(map(str, KERNEL_HEADS)),
         )
     other = set(shape.parts.targets(target_modules)) - set(shape.linear())
-    return f"the adapter has other target_modules: {', '.join(sorted(other))}" if other else None
+    return _("the adapter has other target_modules: {other}", other=", ".join(sorted(other))) if other else None
 
 
 def build(

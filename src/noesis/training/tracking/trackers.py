@@ -20,6 +20,7 @@ from typing import Any
 from noesis.core.config import Config
 from noesis.core.console import complain
 from noesis.core.errors import UsageError
+from noesis.core.i18n import _
 from noesis.run.manifest_file import read_manifest
 
 FOLDER = "tensorboard"  # in the run directory
@@ -75,7 +76,14 @@ class Trackers:
         except Exception as error:
             self._callbacks.pop(name, None)
             reason = " ".join(str(error).split())[:LONGEST_REASON]
-            complain(f"{name} failed and is told nothing more of this run ({type(error).__name__}: {reason})")
+            complain(
+                _(
+                    "{name} failed and is told nothing more of this run ({kind}: {reason})",
+                    name=name,
+                    kind=type(error).__name__,
+                    reason=reason,
+                )
+            )
 
 
 def _wandb(config: Config, run: Path) -> dict[str, str]:
@@ -96,8 +104,11 @@ def require_trackers(names: Sequence[str]) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise UsageError(
-                f"report_to in training_config.yaml names {name}, which is not installed: run  pip install {name}  "
-                "or take it out of the list"
+                _(
+                    "report_to in training_config.yaml names {name}, which is not installed: run  pip install {name}  "
+                    "or take it out of the list",
+                    name=name,
+                )
             )
 
 

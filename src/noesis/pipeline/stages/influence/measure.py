@@ -14,8 +14,8 @@ from typing import Any
 from noesis.core.console import Progress, command, say
 from noesis.core.errors import RunError, UsageError
 from noesis.core.files import make_folder, sha256_file, sha256_json, write_json
+from noesis.core.i18n import _, ngettext
 from noesis.core.jsonl import MAX_RUN_FILE, read_json_file, read_objects
-from noesis.core.text import counted
 from noesis.dataset.encode import answer_rows, training_rows
 from noesis.llm.chat_template import encode
 from noesis.llm.token_rows import TokenRow
@@ -44,11 +44,21 @@ def run_influence(s: RunSession, *, again: bool = False) -> Influence:
     method = s.config.training.method
     if method != "sft":
         raise UsageError(
-            f"{s.run.path} was trained by method: {method}, and influence is measured of training on the examples' own "
-            "answers: train with method: sft"
+            _(
+                "{path} was trained by method: {method}, and influence is measured of training on the examples' own "
+                "answers: train with method: sft",
+                path=s.run.path,
+                method=method,
+            )
         )
     if RunResults(s.run).choice is None or s.run.state("choose") != "done":
-        raise RunError(f"{s.run.path} has no epoch chosen yet: run  {command('train', '--run', s.run.path)}  first")
+        raise RunError(
+            _(
+                "{path} has no epoch chosen yet: run  {command}  first",
+                path=s.run.path,
+                command=command("train", "--run", s.run.path),
+            )
+        )
     file = s.run.path / FOLDER / SUMMARY
 
     def work() -> Json:
@@ -58,7 +68,13 @@ def run_influence(s: RunSession, *, again: bool = False) -> Influence:
 
     result = s.run.perform("influence", work, list, again=again or not _is_current(s, file))
     if not file.is_file() or sha256_file(file) != result["sha256"]:
-        raise RunError(f"{file} was changed: measure again with  {command('influence', s.run.path)} --again")
+        raise RunError(
+            _(
+                "{file} was changed: measure again with  {command} --again",
+                file=file,
+                command=command("influence", s.run.path),
+            )
+        )
     return Influence.from_json(read_json_file(file, constants=False))
 
 
@@ -109,12 +125,27 @@ def _measured(s: RunSession) -> Influence:
 
 
 def _say_what(rows: int, pairs: int, lost: int) -> None:
-    say(f"  {counted(rows, 'example')}, by {counted(pairs, 'held-out pair')} and {counted(lost, 'lost task')}")
+    say(
+        _(
+            "  {examples}, by {pairs} and {tasks}",
+            examples=ngettext("{count:,} example", "{count:,} examples", rows),
+            pairs=ngettext("{count:,} held-out pair", "{count:,} held-out pairs", pairs),
+            tasks=ngettext("{count:,} lost task", "{count:,} lost tasks", lost),
+        )
+    )
     if pairs < FEW_PAIRS:
-        say(f"  fewer than {FEW_PAIRS} held-out pairs: the margin's gradient is that of a few answers, read with care")
+        say(
+            _(
+                "  fewer than {few} held-out pairs: the margin's gradient is that of a few answers, read with care",
+                few=FEW_PAIRS,
+            )
+        )
     if not lost:
         say(
-            "  nothing was lost that is compared by likelihood (or the run is not judged): only the margin is looked at"
+            _(
+                "  nothing was lost that is compared by likelihood (or the run is not judged): "
+                "only the margin is looked at"
+            )
         )
 
 
@@ -124,7 +155,9 @@ def _by_epoch(s: RunSession, rows: Sequence[TokenRow], figures: Sequence[Sequenc
 
     plan, place = s.plan, s.run.path / FOLDER
     if plan is None:
-        raise RunError(f"{s.run.path} was planned by an early version: train it again to measure influence")
+        raise RunError(
+            _("{path} was planned by an early version: train it again to measure influence", path=s.run.path)
+        )
     measured = [[(w.row.input_ids, w.weight) for w in figure] for figure in figures]
     key = sha256_json([s.model.revision, s.arithmetic, [(row.input_ids, row.trained) for row in rows], measured])
     keys = {folder: f"{key}-{sha256_file(folder / ADAPTER_FILE)}" for folder in _epochs(s)}
@@ -180,10 +213,23 @@ def _lost(s: RunSession) -> list[list[tuple[Any, float]]]:
 
 def show_influence(found: Influence) -> None:
     """Print the examples at both ends."""
-    tables = [("help most", found.helpful()), ("help least", found.harmful()), ("break most", found.breaking())]
+    tables = [
+        (_("help most"), found.helpful()),
+        (_("help least"), found.harmful()),
+        (_("break most"), found.breaking()),
+    ]
     for title, examples in tables:
         if examples:
             say(f"  {title}")
         for e in examples:
-            kept = "" if e.kept is None else f"  kept {e.kept:+.3f}"
-            say(f"    margin {e.margin:+.3f}{kept}  {e.id} ({e.language})  {e.prompt}")
+            kept = "" if e.kept is None else _("  kept {kept:+.3f}", kept=e.kept)
+            say(
+                _(
+                    "    margin {margin:+.3f}{kept}  {id} ({language})  {prompt}",
+                    margin=e.margin,
+                    kept=kept,
+                    id=e.id,
+                    language=e.language,
+                    prompt=e.prompt,
+                )
+            )
