@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from helpers.command import noesis
+from helpers.command import noesis, speaking
 from helpers.project import ROOT
-from helpers.speaking import speaking
 
 BRAZIL = {"NOESIS_LANG": "", "LC_ALL": "", "LC_MESSAGES": "", "LANG": "pt_BR.UTF-8"}
 ENGLISH = re.compile(r"the|of|and|is|are|with|not|from|this|that|it|to|was|be|which|by|an|or|its|has|have|what")

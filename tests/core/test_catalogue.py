@@ -157,3 +157,35 @@ def test_what_is_looked_up_is_a_text_and_not_before_the_language_is_known():
             if at_import and ast.unparse(call.func) != "N_":
                 wrong.append(f"{file}:{call.lineno}: at import: {ast.unparse(call)[:60]}")
     assert wrong == []
+
+
+SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+def own_nodes(scope: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a function, without those of the scopes inside it."""
+    for child in ast.iter_child_nodes(scope):
+        yield child
+        if not isinstance(child, SCOPES):
+            yield from own_nodes(child)
+
+
+def hides_the_lookup(scope: ast.AST) -> bool:
+    """Whether a throwaway `_` of the scope takes the place of the function that it calls, or one inside it does."""
+    bound = any(
+        (isinstance(node, ast.Name) and node.id == "_" and isinstance(node.ctx, ast.Store))
+        or (isinstance(node, ast.arg) and node.arg == "_")
+        for node in own_nodes(scope)
+    )
+    return bound and any(isinstance(node, ast.Call) and name_of(node) == "_" for node in ast.walk(scope))
+
+
+def test_no_throwaway_hides_the_lookup():
+    assert hides_the_lookup(ast.parse("def f():\n a, _ = g()\n def h(): return _('x')").body[0])
+    found = [
+        f"{file}:{scope.lineno}"
+        for file, tree in modules().items()
+        for scope in ast.walk(tree)
+        if isinstance(scope, SCOPES) and hides_the_lookup(scope)
+    ]
+    assert found == []

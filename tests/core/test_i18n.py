@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.speaking import speaking
+from helpers.command import speaking
 from noesis.core.console import duration, size
 from noesis.core.errors import UsageError
 from noesis.core.files import read_text, sha256_json, write_json

@@ -1,16 +1,21 @@
-"""`noesis …` in this process: what a command prints and its exit code, without the half second that starting Python takes."""
+"""`noesis …` in this process: what a command prints and its exit code, without the half second that starting Python takes.
+
+And `speaking` a language for a while, as another test would not notice.
+"""
 
 from __future__ import annotations
 
 import io
+import os
 import subprocess
-from collections.abc import Mapping
-from contextlib import chdir, redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Mapping
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
 from helpers.project import ROOT
+from noesis.core.i18n import speech
 
 
 def noesis(
@@ -19,7 +24,6 @@ def noesis(
     """Run a command as typed in `cwd`; `env` is added to the environment. An error without a message is raised here."""
     from noesis.cli import run_command
     from noesis.core import console
-    from noesis.core.i18n import speech
 
     out, err = io.StringIO(), io.StringIO()
     words = [str(word) for word in arguments]
@@ -30,3 +34,19 @@ def noesis(
             patch.setenv(name, value)
         code = run_command(words)
     return subprocess.CompletedProcess(["noesis", *words], code, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def speaking(code: str | None = None, **environment: str) -> Iterator[None]:
+    """Speak `code`; None: what the environment asks for, which `environment` adds to."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (speech.VARIABLE, "LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG"):
+            patch.setenv(name, os.environ.get(name, ""))
+        if code is None:
+            patch.setenv(speech.VARIABLE, "")
+            for name, value in environment.items():
+                patch.setenv(name, value)
+        patch.setattr(speech, "_spoken", code)
+        if code is not None:
+            speech.speak(code)
+        yield

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.command import noesis
-from helpers.speaking import speaking
+from helpers.command import noesis, speaking
 from helpers.tiny_runs import run_all
 from noesis.core.project import Project
 

@@ -116,7 +116,7 @@ def hold_court(
     run_async(judge())
     opinions = {key: opinion(f"{key[0]}/{key[1]}", verdicts, section) for key, verdicts in given.items()}
     tuned = [(found, key[0]) for key, found in opinions.items() if key[1] == "tuned"]
-    ruling, _ = decide([o for o, _ in tuned], [c for _, c in tuned], section, unfit_reason=panel.unfit_reason)
+    ruling, _figures = decide([o for o, _ in tuned], [c for _, c in tuned], section, unfit_reason=panel.unfit_reason)
     return CourtAtWork(
         judge=", ".join(panel.names),
         seconds=round(now() - began, 1),
