@@ -21,6 +21,7 @@ from noesis.core.i18n import _, ngettext, number, retold, spelled, spoken
 from noesis.core.jsonl import MAX_RUN_FILE, LineError, read_json_file, read_objects
 from noesis.llm.llama_cpp import REPEAT_PENALTY
 from noesis.pipeline.comparison.table import Comparison, difference_in_words
+from noesis.pipeline.in_short import in_short
 from noesis.pipeline.results import Dial, ReportResult, RunResults
 from noesis.pipeline.session import RunSession
 from noesis.pipeline.stages.choose import spread_lines
@@ -119,6 +120,7 @@ def _page(run: Run, config: Config, constitution: Constitution, comparison: Comp
         repeat_penalty=REPEAT_PENALTY,
         constitution=constitution,
         config=config,
+        in_short=in_short(run),
         data=results.export,
         plan=plan,
         compared=compared(run, plan) if plan else [],
