@@ -6,6 +6,7 @@ what can't be told apart from chance is said to be so.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,12 +50,13 @@ def in_short(run: Run) -> list[Answer]:
 def _helped(results: RunResults, judged: JudgeResult) -> Answer:
     question, found, verdict = _("Did it help?"), judged.preference, results.ruling.verdict
     mean, (low, high) = _margin_gain(found)
+    gain = number(mean, "+.3f")
+    if math.isfinite(low):
+        gain = _("{gain} (95%: {low} to {high})", gain=gain, low=number(low, "+.3f"), high=number(high, "+.3f"))
     figures = _(
-        "against the base, its margin for revised over weak answers moved by {gain} nats a token "
-        "(95%: {low} to {high}); it prefers {tuned} of {examples}, the base {base}",
-        gain=number(mean, "+.3f"),
-        low=number(low, "+.3f"),
-        high=number(high, "+.3f"),
+        "against the base, its margin for revised over weak answers moved by {gain} nats a token; it prefers {tuned} of "
+        "{examples}, the base {base}",
+        gain=gain,
         tuned=found.tuned.preferred,
         base=found.base.preferred,
         examples=found.examples,
